@@ -1,0 +1,32 @@
+# make run     a mail system to play with: two mailbox servers, HAProxy, and Portico in front
+# make test    everything that must hold
+# make bench   memory of a session, CPU of a login
+# make fuzz    each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
+
+FUZZ_SECONDS ?= 600
+
+.PHONY: run test bench fuzz
+
+run:
+	@scripts/install run
+	@echo "run: cargo build (the first time takes some minutes)"
+	@cargo build --quiet --package proxy-app --package portico-tests --bins
+	@cargo run --quiet --package portico-tests --bin stage
+
+test:
+	@scripts/install test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo build --workspace
+	cargo nextest run --workspace
+	cargo test --workspace --doc
+	scripts/deny
+
+bench:
+	@scripts/install run
+	cargo build --release --package proxy-app
+	cargo bench --package portico-tests
+
+fuzz:
+	@scripts/install build
+	@scripts/fuzz $(FUZZ_SECONDS)

@@ -1,0 +1,136 @@
+//! The records of the audit log: what happened at the door, one record for each attempt and each ending.
+//!
+//! Adding a field is an API change: operators' scripts read these.
+
+use serde::Serialize;
+
+/// How a login attempt ended. The words are those of the audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Logged in.
+    Ok,
+    /// The mailbox server refused name or password.
+    BadCredentials,
+    /// The directory knows nobody of this name.
+    UnknownUser,
+    /// The account exists, but there is no way to its server, or not from this client's address.
+    NoRoute,
+    /// The mailbox server could not be reached or could not help.
+    UpstreamDown,
+    /// The directory could not be asked.
+    DirectoryDown,
+    /// Too many attempts.
+    Throttled,
+    /// A password was offered in clear text where that is not allowed.
+    TlsRequired,
+    /// The client does not speak the protocol.
+    ProtocolError,
+    /// The client went away before the attempt ended.
+    ClientGone,
+}
+
+/// What a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// A mail login attempt.
+    Login,
+    /// The end of a mail session.
+    SessionEnd,
+    /// A web login attempt, as seen from the mailbox server's answer.
+    WebLogin,
+    /// The configuration changed.
+    Config,
+    /// A certificate changed, or could not.
+    Certificate,
+}
+
+/// Who ended a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndedBy {
+    /// The client closed, or said LOGOUT / QUIT before login.
+    Client,
+    /// The mailbox server closed.
+    Upstream,
+    /// We did: a limit, a deadline, idle, a drain; `why` says which.
+    Portico,
+}
+
+/// One line of the audit log. Absent values are left out. The writer adds `time`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Record {
+    /// What happened.
+    pub event: Option<Event>,
+    /// Number of the connection, unique on this node: joins the lines of one session.
+    pub conn: String,
+    /// Address of the listener.
+    pub listener: String,
+    /// `imap`, `pop3` or `http`.
+    pub proto: &'static str,
+    /// TLS version and cipher towards the client (`TLSv1.3 TLS_AES_256_GCM_SHA384`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
+    /// Server name that the client asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni: Option<String>,
+    /// Address and port of the client.
+    pub client: String,
+    /// Address and port of the balancer that spoke for it in a PROXY header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// Login name as typed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Canonical name of the account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// `host:port` of the mailbox server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Where the route came from: `memory`, `stale`, `directory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<&'static str>,
+    /// How the client logged in: `LOGIN`, `USER`, `PLAIN`, `SASL-LOGIN`, `BASIC`, `SOAP`, `JSON`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mechanism: Option<&'static str>,
+    /// How the attempt ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// A reason for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Where the dialogue stood.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<&'static str>,
+    /// Milliseconds until the route was known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ms_lookup: Option<u64>,
+    /// Milliseconds until the mailbox server was connected, TLS included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ms_connect: Option<u64>,
+    /// Milliseconds from there to the mailbox server's answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ms_login: Option<u64>,
+    /// Bytes from the client, after login.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_in: Option<u64>,
+    /// Bytes to the client, after login.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_out: Option<u64>,
+    /// Seconds from accept to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<f64>,
+    /// Who ended the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<EndedBy>,
+    /// Number of the configuration that the connection was born with.
+    pub generation: u64,
+}
+
+/// Where records go. Writing must not block the caller.
+pub trait Audit: Send + Sync {
+    /// Takes one record.
+    fn record(&self, record: Record);
+}

@@ -1,0 +1,72 @@
+//! IMAP (RFC 9051, RFC 3501) until a user is logged in: the machine that faces the client ([`Login`]), the one that
+//! faces the mailbox server ([`Upstream`]), and what an operator may choose.
+//!
+//! No command of the authenticated state is known here.
+
+mod command;
+mod login;
+mod upstream;
+
+pub use login::Login;
+pub use upstream::Upstream;
+
+/// The last line of an IMAP session that we end ourselves (MAIL §3.1).
+pub const FAREWELL: &[u8] = b"* BYE IMAP server terminating connection\r\n";
+
+/// What an operator may choose for clients that are not logged in yet.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The greeting behind `* OK `.
+    pub greeting: String,
+    /// The capabilities, without those that depend on the channel. Empty: a short list that is always true.
+    pub capabilities: Vec<String>,
+    /// Whether SASL PLAIN is offered.
+    pub sasl_plain: bool,
+    /// Whether SASL LOGIN is offered.
+    pub sasl_login: bool,
+    /// What we answer to `ID`.
+    pub id: Vec<(String, String)>,
+    /// The dialogue ends with this many bad commands.
+    pub max_errors: u32,
+    /// The dialogue ends with this many failed logins.
+    pub max_logins: u32,
+}
+
+/// `zimbraReverseProxyImapEnabledCapability` as it is shipped (MAIL §3.2).
+const CAPABILITIES: &str = "ACL BINARY CATENATE CHILDREN CONDSTORE ENABLE ESEARCH ESORT I18NLEVEL=1 ID IDLE IMAP4rev1 \
+    LIST-EXTENDED LIST-STATUS LITERAL+ MULTIAPPEND NAMESPACE QRESYNC QUOTA RIGHTS=ektx SASL-IR SEARCHRES SORT \
+    THREAD=ORDEREDSUBJECT UIDPLUS UNSELECT WITHIN XLIST";
+
+/// What stands in where that attribute is empty (MAIL §3.2).
+const FALLBACK_CAPABILITIES: &str = "IMAP4rev1 ID LITERAL+ SASL-IR IDLE NAMESPACE";
+
+impl Default for Settings {
+    fn default() -> Self {
+        let id = [("NAME", "Portico"), ("VERSION", env!("CARGO_PKG_VERSION"))];
+        Settings {
+            greeting: "IMAP4rev1 proxy server ready".to_owned(),
+            capabilities: CAPABILITIES.split_whitespace().map(str::to_owned).collect(),
+            sasl_plain: true,
+            sasl_login: true,
+            id: id.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),
+            max_errors: 5,
+            max_logins: 3,
+        }
+    }
+}
+
+impl Settings {
+    fn capabilities(&self) -> String {
+        match self.capabilities.is_empty() {
+            true => FALLBACK_CAPABILITIES.to_owned(),
+            false => self.capabilities.join(" "),
+        }
+    }
+}
+
+/// A quoted string (RFC 9051 section 9), whatever the value: what such a string cannot hold, or what other parsers
+/// stumble over, is left out.
+fn quoted(value: &str) -> String {
+    let safe: String = value.chars().filter(|char| matches!(char, ' '..='~') && !matches!(char, '"' | '\\')).collect();
+    format!("\"{safe}\"")
+}

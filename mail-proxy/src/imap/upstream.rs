@@ -1,0 +1,458 @@
+//! The IMAP machine that faces the mailbox server until a user is logged in there.
+//!
+//! It introduces the client, says its credentials, and sorts the answers. It believes nothing that is not bounded,
+//! and it writes no value that could end a line or a string.
+
+use std::net::IpAddr;
+
+use super::quoted;
+use crate::failure::one_line;
+use crate::line::{self, Found, Input};
+use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials};
+use crate::sasl;
+
+/// Octets that a server may say until the login is answered. Greeting and answer take about 1 KiB each.
+const MAX_TOTAL: usize = 64 * 1024;
+
+/// Octets of untagged lines that are kept for the client.
+const MAX_UNTAGGED: usize = 16 * 1024;
+
+/// Octets of a LITERAL- (RFC 7888 section 5).
+const MAX_SMALL_LITERAL: usize = 4096;
+
+/// Octets of what a client says of itself inside X-VIA, each. Together with our own part they stay below the 1024
+/// of an ID value (RFC 2971 section 3.3).
+const MAX_VIA: usize = 256;
+
+const ID_TAG: &str = "P1";
+const LOGIN_TAG: &str = "P2";
+
+/// IMAP towards a mailbox server.
+#[derive(Debug)]
+pub struct Upstream {
+    intro: Introduction,
+    input: Input,
+    state: State,
+    can: Capabilities,
+    untagged: Vec<u8>,
+    read: usize,
+}
+
+/// Named by what is awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Banner,
+    /// The answer to ID; the login follows.
+    Id,
+    /// The answer to ID; the login was sent with it.
+    IdThenAnswer,
+    /// The invitation for the user name.
+    Name,
+    /// The invitation for the password.
+    Password,
+    /// The invitation for the message of PLAIN.
+    Message,
+    Answer,
+    Over,
+}
+
+/// What the greeting says that saves round trips.
+#[derive(Debug, Default, Clone, Copy)]
+struct Capabilities {
+    literal_plus: bool,
+    literal_minus: bool,
+    sasl_ir: bool,
+}
+
+impl Upstream {
+    /// A machine for a new connection.
+    pub fn new(intro: Introduction) -> Upstream {
+        Upstream {
+            intro,
+            input: Input::default(),
+            state: State::Banner,
+            can: Capabilities::default(),
+            untagged: Vec::new(),
+            read: 0,
+        }
+    }
+
+    /// Takes one line, if there is one.
+    fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
+        let (text, end) = match line::find_line(self.input.unread(), line::MAX_LINE) {
+            Found::NeedInput => return Ok(None),
+            Found::TooLong => return Err(broken("a line without end")),
+            Found::Line { text, end } => (text, end),
+        };
+        let line = self.input.unread()[..text].to_vec();
+        self.input.consume(end);
+        self.read += end;
+        if self.read > MAX_TOTAL {
+            return Err(broken("it talks without end"));
+        }
+        if !line::is_clean(&line) {
+            return Err(broken("NUL or CR within a line"));
+        }
+        if line::literal_header(&line).is_some() {
+            return Err(broken("a literal before login"));
+        }
+        Ok(Some(line))
+    }
+
+    fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        match Line::parse(line) {
+            Line::Untagged(text) => self.untagged(line, text, out),
+            Line::Invitation => self.invited(out),
+            Line::Tagged(ID_TAG, _) => self.id_answered(out),
+            Line::Tagged(_, text) => self.answered(text),
+            Line::Foreign => Some(broken("a tag that is not ours")),
+        }
+    }
+
+    fn untagged(&mut self, line: &[u8], text: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        let status = Status::parse(text);
+        match (self.state, status) {
+            (_, Status::Bye) => Some(temporary(text)),
+            (State::Banner, Status::Ok) => self.greeted(text, out),
+            (State::Banner, Status::Preauth) => Some(broken("PREAUTH: it would be somebody else's session")),
+            (State::Banner, _) => Some(broken("no greeting")),
+            // Quirk (Exchange and others, Zimbra bug 68678): an untagged BAD as the whole answer to ID.
+            (State::Id | State::IdThenAnswer, Status::Bad) => self.id_answered(out),
+            // An alert is for the user (RFC 9051 section 7.1); other chatter before the login is not.
+            (State::Id | State::IdThenAnswer, _) if !has_code(text, "ALERT") => None,
+            _ => self.keep(line),
+        }
+    }
+
+    fn keep(&mut self, line: &[u8]) -> Option<UpstreamStep> {
+        if self.untagged.len() + line.len() > MAX_UNTAGGED {
+            return Some(broken("too many untagged lines"));
+        }
+        self.untagged.extend_from_slice(line);
+        self.untagged.extend_from_slice(b"\r\n");
+        None
+    }
+
+    /// MAIL §3.5 no. 2 and 4: who the client is comes first. Where the server takes literals and initial responses
+    /// unasked, the login goes along in the same packet.
+    fn greeted(&mut self, text: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if self.intro.login.chars().any(char::is_control) {
+            // Nothing to hold against the server, but a name from the directory that nobody should be sent.
+            return Some(broken("the account's name has control characters"));
+        }
+        self.can = Capabilities::parse(text);
+        if !self.intro.announce {
+            return self.log_in(out);
+        }
+        out.extend_from_slice(self.id_command().as_bytes());
+        self.state = State::Id;
+        if self.can_at_once() {
+            self.log_in(out);
+            self.state = State::IdThenAnswer;
+        }
+        None
+    }
+
+    /// Any answer to ID will do: it is an offer, and the login decides.
+    fn id_answered(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        match self.state {
+            State::Id => self.log_in(out),
+            State::IdThenAnswer => {
+                self.state = State::Answer;
+                None
+            }
+            State::Banner => Some(broken("no greeting")),
+            // The tagged answer that comes behind an untagged BAD.
+            _ => None,
+        }
+    }
+
+    fn can_at_once(&self) -> bool {
+        match self.intro.credentials.mechanism.is_sasl() {
+            true => self.can.sasl_ir,
+            false => [self.name().as_bytes(), self.intro.credentials.password.expose()]
+                .iter()
+                .all(|value| self.can.literal_plus || (self.can.literal_minus && value.len() <= MAX_SMALL_LITERAL)),
+        }
+    }
+
+    fn log_in(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        match (self.intro.credentials.mechanism.is_sasl(), self.can_at_once()) {
+            (true, true) => {
+                out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE PLAIN ").as_bytes());
+                self.say_message(out);
+            }
+            (true, false) => {
+                out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE PLAIN\r\n").as_bytes());
+                self.state = State::Message;
+            }
+            (false, true) => {
+                let name = self.name();
+                out.extend_from_slice(format!("{LOGIN_TAG} LOGIN {{{}+}}\r\n{name}", name.len()).as_bytes());
+                out.extend_from_slice(format!(" {{{}+}}\r\n", self.intro.credentials.password.expose().len()).as_bytes());
+                self.say_password(out);
+            }
+            (false, false) => {
+                out.extend_from_slice(format!("{LOGIN_TAG} LOGIN {{{}}}\r\n", self.name().len()).as_bytes());
+                self.state = State::Name;
+            }
+        }
+        None
+    }
+
+    fn invited(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        match self.state {
+            State::Name => {
+                let password = self.intro.credentials.password.expose().len();
+                out.extend_from_slice(format!("{} {{{password}}}\r\n", self.name()).as_bytes());
+                self.state = State::Password;
+            }
+            State::Password => self.say_password(out),
+            State::Message => self.say_message(out),
+            _ => return Some(broken("an invitation that nobody waits for")),
+        }
+        None
+    }
+
+    fn say_password(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.intro.credentials.password.expose());
+        out.extend_from_slice(b"\r\n");
+        self.state = State::Answer;
+    }
+
+    /// MAIL §3.5 no. 5.
+    fn say_message(&mut self, out: &mut Vec<u8>) {
+        let password = self.intro.credentials.password.expose();
+        let message = match &self.intro.credentials.authenticating_as {
+            None => sasl::encode_plain("", &self.name(), password),
+            Some(other) => sasl::encode_plain(&self.name(), other, password),
+        };
+        out.extend_from_slice(message.expose());
+        out.extend_from_slice(b"\r\n");
+        self.state = State::Answer;
+    }
+
+    /// The account's name with the suffix that the client typed behind it.
+    fn name(&self) -> String {
+        format!("{}{}", self.intro.login, self.intro.credentials.suffix.unwrap_or_default())
+    }
+
+    fn answered(&mut self, text: &[u8]) -> Option<UpstreamStep> {
+        let sent = !matches!(self.state, State::Banner | State::Id);
+        Some(match Status::parse(text) {
+            _ if !sent => broken("an answer before the question"),
+            Status::Ok if matches!(self.state, State::Answer | State::IdThenAnswer) => {
+                UpstreamStep::Accepted(Accepted {
+                    untagged: std::mem::take(&mut self.untagged),
+                    answer: text.to_vec(),
+                    rest: self.input.unread().to_vec(),
+                })
+            }
+            Status::Ok => broken("OK before the password was said"),
+            Status::No => UpstreamStep::Refused(refusal(text)),
+            _ => broken("it does not understand the login"),
+        })
+    }
+
+    /// ```text
+    /// ID ("X-ORIGINATING-IP" "<client>" "name" "<name>" "version" "<version>" "X-VIA" "[<client id>,]<us>")  ; MAIL §3.5
+    /// ```
+    fn id_command(&self) -> String {
+        let (name, version) = &self.intro.product;
+        format!(
+            "{ID_TAG} ID (\"X-ORIGINATING-IP\" {} \"name\" {} \"version\" {} \"X-VIA\" {})\r\n",
+            quoted(&plain(self.intro.client)),
+            quoted(name),
+            quoted(version),
+            quoted(&self.via()),
+        )
+    }
+
+    fn via(&self) -> String {
+        let us = format!("{}(portico/{})", plain(self.intro.local), self.intro.product.1);
+        let id = &self.intro.client_id;
+        match (&id.name, &id.version) {
+            (None, _) => us,
+            (Some(name), None) => format!("{},{us}", via_part(name)),
+            (Some(name), Some(version)) => format!("{}/{},{us}", via_part(name), via_part(version)),
+        }
+    }
+}
+
+/// What a client says of itself. A comma would be one more stop on the way that it claims to have come.
+fn via_part(value: &str) -> String {
+    value.chars().filter(|char| matches!(char, ' '..='~') && *char != ',').take(MAX_VIA).collect()
+}
+
+/// IPv4 addresses look like IPv4 addresses (MAIL §11 no. 2), whatever kind of socket they came through.
+fn plain(address: IpAddr) -> String {
+    address.to_canonical().to_string()
+}
+
+impl UpstreamMachine for Upstream {
+    fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
+        if self.state == State::Over {
+            return broken("the dialogue is over");
+        }
+        self.input.push(bytes);
+        loop {
+            let step = match self.next_line() {
+                Ok(None) => return UpstreamStep::NeedInput,
+                Ok(Some(line)) => self.take(&line, out),
+                Err(step) => Some(step),
+            };
+            if let Some(step) = step {
+                self.state = State::Over;
+                self.input.clear();
+                return step;
+            }
+        }
+    }
+
+    fn phase(&self) -> &'static str {
+        match self.state {
+            State::Banner => "banner",
+            State::Id => "id",
+            State::IdThenAnswer | State::Name | State::Password | State::Message | State::Answer => "login",
+            State::Over => "over",
+        }
+    }
+}
+
+/// A line from a server.
+enum Line<'a> {
+    Untagged(&'a [u8]),
+    Invitation,
+    Tagged(&'static str, &'a [u8]),
+    Foreign,
+}
+
+impl Line<'_> {
+    fn parse(line: &[u8]) -> Line<'_> {
+        match line {
+            [b'*', b' ', text @ ..] => Line::Untagged(text),
+            [b'+'] | [b'+', b' ', ..] => Line::Invitation,
+            [b'P', b'1', b' ', text @ ..] => Line::Tagged(ID_TAG, text),
+            [b'P', b'2', b' ', text @ ..] => Line::Tagged(LOGIN_TAG, text),
+            _ => Line::Foreign,
+        }
+    }
+}
+
+/// The word that says how something went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Ok,
+    No,
+    Bad,
+    Bye,
+    Preauth,
+    Other,
+}
+
+impl Status {
+    fn parse(text: &[u8]) -> Status {
+        let word = text.split(|&byte| byte == b' ').next().unwrap_or_default();
+        match word.to_ascii_uppercase().as_slice() {
+            b"OK" => Status::Ok,
+            b"NO" => Status::No,
+            b"BAD" => Status::Bad,
+            b"BYE" => Status::Bye,
+            b"PREAUTH" => Status::Preauth,
+            _ => Status::Other,
+        }
+    }
+}
+
+impl Capabilities {
+    /// ```text
+    /// resp-text = ["[" resp-text-code "]" SP] text; resp-text-code =/ "CAPABILITY" *(SP capability)  ; RFC 9051 section 9
+    /// ```
+    fn parse(greeting: &[u8]) -> Capabilities {
+        let mut can = Capabilities::default();
+        for word in code(greeting).unwrap_or_default().split_ascii_whitespace() {
+            match word.to_ascii_uppercase().as_str() {
+                "LITERAL+" => can.literal_plus = true,
+                "LITERAL-" => can.literal_minus = true,
+                "SASL-IR" => can.sasl_ir = true,
+                _ => {}
+            }
+        }
+        can
+    }
+}
+
+/// What stands between the brackets behind the status word.
+fn code(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (_, behind) = text.split_once(' ')?;
+    Some(behind.strip_prefix('[')?.split_once(']')?.0)
+}
+
+fn has_code(text: &[u8], name: &str) -> bool {
+    let first = code(text).and_then(|code| code.split(' ').next());
+    first.is_some_and(|first| first.eq_ignore_ascii_case(name))
+}
+
+/// What a server means by NO. Codes: RFC 5530; texts and REFERRAL: MAIL §3.6.
+fn refusal(text: &[u8]) -> Refusal {
+    let shown = one_line(&String::from_utf8_lossy(text));
+    let words = shown.to_ascii_lowercase();
+    if words.contains("(wrong host)") || has_code(text, "REFERRAL") {
+        return Refusal::WrongHost;
+    }
+    let code = code(text).and_then(|code| code.split(' ').next()).unwrap_or_default().to_ascii_uppercase();
+    match code.as_str() {
+        "AUTHENTICATIONFAILED" | "AUTHORIZATIONFAILED" => Refusal::BadCredentials,
+        "UNAVAILABLE" | "INUSE" | "SERVERBUG" => Refusal::Temporary(shown),
+        "" if says_bad_credentials(&words) => Refusal::BadCredentials,
+        _ => Refusal::Text(shown),
+    }
+}
+
+fn broken(why: &'static str) -> UpstreamStep {
+    UpstreamStep::Refused(Refusal::Broken(why))
+}
+
+fn temporary(text: &[u8]) -> UpstreamStep {
+    UpstreamStep::Refused(Refusal::Temporary(one_line(&String::from_utf8_lossy(text))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Refusal) {
+        assert_eq!(refusal(text.as_bytes()), expected, "{text:?}");
+    }
+
+    #[test]
+    fn refusals() {
+        let shown = |text: &str| text.to_owned();
+        for text in ["NO LOGIN failed", "no", "NO [AUTHENTICATIONFAILED] x", "NO [authorizationfailed] x"] {
+            check(text, Refusal::BadCredentials);
+        }
+        for text in ["NO LOGIN failed (wrong host)", "NO [REFERRAL imap://u@h/] LOGIN failed"] {
+            check(text, Refusal::WrongHost);
+        }
+        for text in ["NO [UNAVAILABLE] x", "NO [INUSE] x", "NO [SERVERBUG] LOGIN failed"] {
+            check(text, Refusal::Temporary(shown(text)));
+        }
+        for text in ["NO [CONTACTADMIN] x", "NO [EXPIRED] x", "NO [ALERT] LOGIN failed", "NO account is closed"] {
+            check(text, Refusal::Text(shown(text)));
+        }
+        check("NO \u{1b}[2J", Refusal::Text(shown("NO ?[2J")));
+    }
+
+    #[test]
+    fn greetings() {
+        let can = |text: &str| {
+            let can = Capabilities::parse(text.as_bytes());
+            (can.literal_plus, can.literal_minus, can.sasl_ir)
+        };
+        assert_eq!(can("OK [CAPABILITY IMAP4rev1 literal+ SASL-IR] ready"), (true, false, true));
+        assert_eq!(can("OK [CAPABILITY LITERAL-] ready"), (false, true, false));
+        assert_eq!(can("OK ready [CAPABILITY LITERAL+]"), (false, false, false));
+        assert_eq!(can("OK [CAPABILITY LITERAL+"), (false, false, false));
+    }
+}

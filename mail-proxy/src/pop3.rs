@@ -1,0 +1,43 @@
+//! POP3 (RFC 1939, 2449, 2595, 5034) until a user is logged in: the machine that faces the client ([`Login`]), the
+//! one that faces the mailbox server ([`Upstream`]), and what an operator may choose.
+//!
+//! No command of the transaction state is known here, and no APOP: the proxy has no password to compute with.
+
+mod login;
+mod upstream;
+
+pub use login::Login;
+pub use upstream::Upstream;
+
+/// What an operator may choose for clients that are not logged in yet.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The greeting behind `+OK `.
+    pub greeting: String,
+    /// The capabilities, one line each, without those that depend on the channel.
+    pub capabilities: Vec<String>,
+    /// Whether SASL PLAIN is offered.
+    pub sasl_plain: bool,
+    /// Whether SASL LOGIN is offered.
+    pub sasl_login: bool,
+    /// The dialogue ends with this many bad commands.
+    pub max_errors: u32,
+    /// The dialogue ends with this many failed logins.
+    pub max_logins: u32,
+}
+
+/// `zimbraReverseProxyPop3EnabledCapability` as it is shipped (MAIL §4).
+const CAPABILITIES: [&str; 5] = ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "XOIP"];
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            greeting: "POP3 ready".to_owned(),
+            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            sasl_plain: true,
+            sasl_login: true,
+            max_errors: 5,
+            max_logins: 3,
+        }
+    }
+}

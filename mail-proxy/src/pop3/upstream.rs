@@ -1,0 +1,217 @@
+//! The POP3 machine that faces the mailbox server until a user is logged in there.
+//!
+//! One question, one answer of one line; nothing is pipelined, because a server may answer XOIP as it likes.
+
+use crate::failure::one_line;
+use crate::line::{self, Found, Input};
+use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials};
+use crate::sasl;
+
+/// POP3 towards a mailbox server.
+#[derive(Debug)]
+pub struct Upstream {
+    intro: Introduction,
+    input: Input,
+    state: State,
+}
+
+/// Named by what is awaited. Each awaits one line, so the line limit also bounds the whole dialogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Banner,
+    /// The answer to XOIP.
+    Xoip,
+    /// The answer to USER.
+    User,
+    /// The invitation for the message of PLAIN.
+    Message,
+    Answer,
+    Over,
+}
+
+impl Upstream {
+    /// A machine for a new connection.
+    pub fn new(intro: Introduction) -> Upstream {
+        Upstream { intro, input: Input::default(), state: State::Banner }
+    }
+
+    fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
+        let (text, end) = match line::find_line(self.input.unread(), line::MAX_LINE) {
+            Found::NeedInput => return Ok(None),
+            Found::TooLong => return Err(broken("a line without end")),
+            Found::Line { text, end } => (text, end),
+        };
+        let line = self.input.unread()[..text].to_vec();
+        self.input.consume(end);
+        if !line::is_clean(&line) {
+            return Err(broken("NUL or CR within a line"));
+        }
+        Ok(Some(line))
+    }
+
+    fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        match (self.state, Status::parse(line)) {
+            (_, Status::Other) => Some(broken("neither +OK nor -ERR")),
+            (State::Banner, Status::Ok) => self.greeted(out),
+            (State::Banner, Status::Err) => Some(UpstreamStep::Refused(Refusal::Temporary(shown(line)))),
+            // Any answer will do: it is an offer, and the login decides.
+            (State::Xoip, Status::Ok | Status::Err) => self.log_in(out),
+            (State::User, Status::Ok) => self.say_password(out),
+            (State::Message, Status::Invitation) => self.say_message(out),
+            (State::Answer, Status::Ok) => Some(UpstreamStep::Accepted(Accepted {
+                untagged: Vec::new(),
+                answer: line.to_vec(),
+                rest: self.input.unread().to_vec(),
+            })),
+            (State::User | State::Message | State::Answer, Status::Err) => Some(UpstreamStep::Refused(refusal(line))),
+            (_, Status::Invitation) => Some(broken("an invitation that nobody waits for")),
+            (State::Message, Status::Ok) => Some(broken("+OK before the password was said")),
+            (State::Over, _) => Some(broken("the dialogue is over")),
+        }
+    }
+
+    fn greeted(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if self.intro.login.chars().any(char::is_control) {
+            // Nothing to hold against the server, but a name from the directory that nobody should be sent.
+            return Some(broken("the account's name has control characters"));
+        }
+        if !self.intro.announce {
+            return self.log_in(out);
+        }
+        // IPv4 addresses look like IPv4 addresses (MAIL §11 no. 2), whatever kind of socket they came through.
+        out.extend_from_slice(format!("XOIP {}\r\n", self.intro.client.to_canonical()).as_bytes());
+        self.state = State::Xoip;
+        None
+    }
+
+    /// MAIL §4: the suffix is not put back here.
+    fn log_in(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if self.intro.credentials.mechanism.is_sasl() {
+            out.extend_from_slice(b"AUTH PLAIN\r\n");
+            self.state = State::Message;
+        } else {
+            out.extend_from_slice(format!("USER {}\r\n", self.intro.login).as_bytes());
+            self.state = State::User;
+        }
+        None
+    }
+
+    fn say_password(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        out.extend_from_slice(b"PASS ");
+        out.extend_from_slice(self.intro.credentials.password.expose());
+        out.extend_from_slice(b"\r\n");
+        self.state = State::Answer;
+        None
+    }
+
+    fn say_message(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        let password = self.intro.credentials.password.expose();
+        let message = match &self.intro.credentials.authenticating_as {
+            None => sasl::encode_plain("", &self.intro.login, password),
+            Some(other) => sasl::encode_plain(&self.intro.login, other, password),
+        };
+        out.extend_from_slice(message.expose());
+        out.extend_from_slice(b"\r\n");
+        self.state = State::Answer;
+        None
+    }
+}
+
+impl UpstreamMachine for Upstream {
+    fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
+        if self.state == State::Over {
+            return broken("the dialogue is over");
+        }
+        self.input.push(bytes);
+        loop {
+            let step = match self.next_line() {
+                Ok(None) => return UpstreamStep::NeedInput,
+                Ok(Some(line)) => self.take(&line, out),
+                Err(step) => Some(step),
+            };
+            if let Some(step) = step {
+                self.state = State::Over;
+                self.input.clear();
+                return step;
+            }
+        }
+    }
+
+    fn phase(&self) -> &'static str {
+        match self.state {
+            State::Banner => "banner",
+            State::Xoip => "id",
+            State::User | State::Message | State::Answer => "login",
+            State::Over => "over",
+        }
+    }
+}
+
+/// How a line begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Ok,
+    Err,
+    Invitation,
+    Other,
+}
+
+impl Status {
+    fn parse(line: &[u8]) -> Status {
+        match line.split(|&byte| byte == b' ').next().unwrap_or_default() {
+            b"+OK" => Status::Ok,
+            b"-ERR" => Status::Err,
+            b"+" => Status::Invitation,
+            _ => Status::Other,
+        }
+    }
+}
+
+/// What a server means by -ERR. Codes: RFC 2449 section 8, RFC 3206; texts: MAIL §4.
+fn refusal(line: &[u8]) -> Refusal {
+    let shown = shown(line);
+    let words = shown.to_ascii_lowercase();
+    if words.contains("wrong host (you want") {
+        return Refusal::WrongHost;
+    }
+    let text = words.strip_prefix("-err ").unwrap_or_default();
+    let code = text.strip_prefix('[').and_then(|text| text.split_once(']')).map(|(code, _)| code);
+    match code {
+        Some("auth") => Refusal::BadCredentials,
+        Some("sys/temp" | "in-use" | "login-delay") => Refusal::Temporary(shown),
+        None if says_bad_credentials(&words) => Refusal::BadCredentials,
+        _ => Refusal::Text(shown),
+    }
+}
+
+fn shown(line: &[u8]) -> String {
+    one_line(&String::from_utf8_lossy(line))
+}
+
+fn broken(why: &'static str) -> UpstreamStep {
+    UpstreamStep::Refused(Refusal::Broken(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Refusal) {
+        assert_eq!(refusal(text.as_bytes()), expected, "{text:?}");
+    }
+
+    #[test]
+    fn refusals() {
+        let shown = |text: &str| text.to_owned();
+        for text in ["-ERR", "-ERR LOGIN failed", "-ERR [AUTH] no", "-ERR Authentication failed."] {
+            check(text, Refusal::BadCredentials);
+        }
+        for text in ["-ERR [SYS/TEMP] x", "-ERR [IN-USE] x", "-ERR [LOGIN-DELAY] x"] {
+            check(text, Refusal::Temporary(shown(text)));
+        }
+        for text in ["-ERR your password has expired", "-ERR [SYS/PERM] login failed"] {
+            check(text, Refusal::Text(shown(text)));
+        }
+        check("-ERR operation sent to wrong host (you want 'store2')", Refusal::WrongHost);
+    }
+}

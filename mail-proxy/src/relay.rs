@@ -1,0 +1,357 @@
+//! Bytes both ways between a logged-in client and its mailbox server, until one of them ends it.
+//!
+//! Nothing is parsed. Nothing is held while both sides are idle either: reads go into one scratch buffer per
+//! thread, and only what the other side does not take at once is kept, in a buffer that is freed when drained.
+//! A relay lives for hours and there are many thousands of them, so its future must stay small.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+
+use crate::audit::EndedBy;
+use crate::session::{BoxStream, Drain};
+
+/// What one read may bring. Four full TLS records: larger reads win nothing, smaller ones cost system calls.
+const SCRATCH: usize = 64 * 1024;
+
+/// How long a client that has sent its end may still read answers without any byte moving. A client that
+/// half-closes waits for the answer to a last command, not for new mail.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
+
+/// How long we try to hand over the last words to somebody who does not read.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) by: EndedBy,
+    pub(crate) why: Option<&'static str>,
+    /// From the client.
+    pub(crate) bytes_in: u64,
+    /// To the client.
+    pub(crate) bytes_out: u64,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    /// Read, and not yet taken by the other side.
+    held: Vec<u8>,
+    taken: usize,
+    bytes: u64,
+    last_byte: u8,
+    /// The reading side has ended.
+    ended: bool,
+    /// The writing side has been told so.
+    told: bool,
+    unflushed: bool,
+}
+
+/// Both ends and both directions of one session.
+pub(crate) struct Relay {
+    client: BoxStream,
+    server: BoxStream,
+    to_server: Flow,
+    to_client: Flow,
+    idle: Duration,
+    moved: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+enum Stop {
+    Client,
+    Server,
+    Idle,
+}
+
+impl Relay {
+    /// A relay between these two, which ends when for `idle` no byte moved.
+    pub(crate) fn new(client: BoxStream, server: BoxStream, idle: Duration) -> Self {
+        Relay {
+            client,
+            server,
+            to_server: Flow::default(),
+            to_client: Flow::default(),
+            idle,
+            moved: Instant::now(),
+            timer: Box::pin(tokio::time::sleep(idle)),
+        }
+    }
+
+    /// Bytes that are already owed to the server: what the client pipelined behind its login.
+    pub(crate) fn owe_server(&mut self, bytes: Vec<u8>) {
+        self.to_server.bytes += bytes.len() as u64;
+        self.to_server.held = bytes;
+    }
+
+    /// Bytes that are already owed to the client: the answer to its login.
+    pub(crate) fn owe_client(&mut self, bytes: Vec<u8>) {
+        self.to_client.last_byte = bytes.last().copied().unwrap_or_default();
+        self.to_client.held = bytes;
+    }
+
+    /// Copies until one side ends, nothing moves for too long, or the node ends its sessions. `farewell` is said
+    /// to the client in the last two cases, if what it has read so far ends with a line.
+    pub(crate) async fn run(mut self, drain: &mut watch::Receiver<Drain>, farewell: &[u8]) -> Ended {
+        let stop = tokio::select! {
+            stop = poll_fn(|cx| self.poll(cx)) => Some(stop),
+            () = sessions_end(drain) => None,
+        };
+        match stop {
+            Some(Stop::Client) => self.ended(EndedBy::Client, None),
+            Some(Stop::Server) => self.ended(EndedBy::Upstream, None),
+            Some(Stop::Idle) => {
+                self.say(farewell).await;
+                self.ended(EndedBy::Portico, Some("idle"))
+            }
+            None => {
+                self.say(farewell).await;
+                self.ended(EndedBy::Portico, Some("drain"))
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+        let before = self.to_server.bytes + self.to_client.bytes;
+        // An error on either side ends the relay; whose it was is told by where it showed up.
+        match self.to_server.poll(cx, &mut self.client, &mut self.server) {
+            Poll::Ready(Err(Side::Read)) => return Poll::Ready(Stop::Client),
+            Poll::Ready(Err(Side::Write)) => return Poll::Ready(Stop::Server),
+            // The client has sent its end and the server knows; it may still have answers.
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match self.to_client.poll(cx, &mut self.server, &mut self.client) {
+            Poll::Ready(Err(Side::Write)) => return Poll::Ready(Stop::Client),
+            Poll::Ready(Err(Side::Read)) => return Poll::Ready(Stop::Server),
+            Poll::Ready(Ok(())) if self.to_server.ended => return Poll::Ready(Stop::Client),
+            Poll::Ready(Ok(())) => return Poll::Ready(Stop::Server),
+            Poll::Pending => {}
+        }
+        self.poll_idle(cx, before)
+    }
+
+    /// The timer is not moved with each byte: it is looked at when it fires.
+    fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64) -> Poll<Stop> {
+        if self.to_server.bytes + self.to_client.bytes != before {
+            self.moved = Instant::now();
+        }
+        let limit = if self.to_server.ended { self.idle.min(HALF_CLOSED_IDLE) } else { self.idle };
+        let due = self.moved + limit;
+        if self.timer.deadline() > due {
+            self.timer.as_mut().reset(due);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= due {
+                return Poll::Ready(Stop::Idle);
+            }
+            self.timer.as_mut().reset(due);
+        }
+    }
+
+    /// Last words, if they do not land in the middle of an answer.
+    async fn say(&mut self, farewell: &[u8]) {
+        use tokio::io::AsyncWriteExt;
+        if !self.to_client.held.is_empty() || self.to_client.last_byte != b'\n' {
+            return;
+        }
+        let _ = tokio::time::timeout(FAREWELL, async {
+            self.client.write_all(farewell).await?;
+            self.client.shutdown().await
+        })
+        .await;
+    }
+
+    fn ended(&self, by: EndedBy, why: Option<&'static str>) -> Ended {
+        Ended { by, why, bytes_in: self.to_server.bytes, bytes_out: self.to_client.bytes }
+    }
+}
+
+enum Side {
+    Read,
+    Write,
+}
+
+impl Flow {
+    /// Moves what can be moved. Ready when the reading side has ended and the writing side has been told.
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut BoxStream, to: &mut BoxStream) -> Poll<Result<(), Side>> {
+        loop {
+            ready!(self.poll_drain(cx, to)).map_err(|_| Side::Write)?;
+            if self.ended {
+                if !self.told {
+                    ready!(Pin::new(to).poll_shutdown(cx)).map_err(|_| Side::Write)?;
+                    self.told = true;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_move(cx, from, to) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(side)) => return Poll::Ready(Err(side)),
+                Poll::Pending => return self.poll_flush(cx, to),
+            }
+        }
+    }
+
+    /// One read, and as much of it written as the other side takes.
+    fn poll_move(&mut self, cx: &mut Context<'_>, from: &mut BoxStream, to: &mut BoxStream) -> Poll<Result<(), Side>> {
+        BUFFER.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(from).poll_read(cx, &mut read)).map_err(|_| Side::Read)?;
+            let mut bytes = read.filled();
+            let Some(&last) = bytes.last() else {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            };
+            self.bytes += bytes.len() as u64;
+            self.last_byte = last;
+            self.unflushed = true;
+            while !bytes.is_empty() {
+                match Pin::new(&mut *to).poll_write(cx, bytes) {
+                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return Poll::Ready(Err(Side::Write)),
+                    Poll::Ready(Ok(n)) => bytes = &bytes[n..],
+                    Poll::Pending => {
+                        self.held = bytes.to_vec();
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>, to: &mut BoxStream) -> Poll<Result<(), ()>> {
+        while self.taken < self.held.len() {
+            match ready!(Pin::new(&mut *to).poll_write(cx, &self.held[self.taken..])) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(())),
+                Ok(n) => self.taken += n,
+            }
+            self.unflushed = true;
+        }
+        if !self.held.is_empty() {
+            self.held = Vec::new();
+            self.taken = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, to: &mut BoxStream) -> Poll<Result<(), Side>> {
+        if self.unflushed {
+            ready!(Pin::new(to).poll_flush(cx)).map_err(|_| Side::Write)?;
+            self.unflushed = false;
+        }
+        Poll::Pending
+    }
+}
+
+/// Ready when the node ends its logged-in sessions.
+async fn sessions_end(drain: &mut watch::Receiver<Drain>) {
+    // The sender lives as long as the process; if it is gone, so are we.
+    let _ = drain.wait_for(|drain| *drain == Drain::EndSessions).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    struct Stage {
+        client: DuplexStream,
+        server: DuplexStream,
+        drain: watch::Sender<Drain>,
+        relay: tokio::task::JoinHandle<Ended>,
+    }
+
+    fn stage(pipe: usize, idle: Duration) -> Stage {
+        let (client, near) = duplex(pipe);
+        let (server, far) = duplex(pipe);
+        let (drain, mut watch) = watch::channel(Drain::Running);
+        let mut relay = Relay::new(Box::new(near), Box::new(far), idle);
+        relay.owe_client(b"a OK\r\n".to_vec());
+        relay.owe_server(b"b NOOP\r\n".to_vec());
+        let relay = tokio::spawn(async move { relay.run(&mut watch, b"* BYE\r\n").await });
+        Stage { client, server, drain, relay }
+    }
+
+    async fn expect(stream: &mut DuplexStream, text: &[u8]) {
+        let mut got = vec![0; text.len()];
+        stream.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, text);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn carries_bytes_both_ways_and_the_half_close() {
+        let mut s = stage(16, Duration::from_secs(60));
+        expect(&mut s.client, b"a OK\r\n").await;
+        expect(&mut s.server, b"b NOOP\r\n").await;
+        s.client.write_all(b"c LOGOUT\r\n").await.unwrap();
+        s.client.shutdown().await.unwrap();
+        expect(&mut s.server, b"c LOGOUT\r\n").await;
+        assert_eq!(s.server.read(&mut [0; 8]).await.unwrap(), 0);
+        s.server.write_all(b"* BYE\r\n").await.unwrap();
+        expect(&mut s.client, b"* BYE\r\n").await;
+        drop(s.server);
+        let ended = s.relay.await.unwrap();
+        assert_eq!((ended.by, ended.bytes_in, ended.bytes_out), (EndedBy::Client, 18, 7));
+    }
+
+    #[tokio::test]
+    async fn bulk_through_a_narrow_pipe_is_the_same() {
+        let mut s = stage(100, Duration::from_secs(60));
+        expect(&mut s.client, b"a OK\r\n").await;
+        let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+        let copy = sent.clone();
+        let writer = tokio::spawn(async move {
+            s.server.write_all(&copy).await.unwrap();
+            s.server
+        });
+        let mut got = vec![0; sent.len()];
+        s.client.read_exact(&mut got).await.unwrap();
+        assert!(got == sent);
+        drop(writer.await.unwrap());
+        assert_eq!(s.relay.await.unwrap().by, EndedBy::Upstream);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_ends_with_a_farewell() {
+        let mut s = stage(64, Duration::from_secs(60));
+        expect(&mut s.client, b"a OK\r\n").await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        s.server.write_all(b"* 1 EXISTS\r\n").await.unwrap();
+        expect(&mut s.client, b"* 1 EXISTS\r\n").await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert!(!s.relay.is_finished(), "the clock starts again with each byte");
+        expect(&mut s.client, b"* BYE\r\n").await;
+        assert_eq!(s.relay.await.unwrap().why, Some("idle"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_farewell_in_the_middle_of_a_line() {
+        let mut s = stage(64, Duration::from_secs(60));
+        expect(&mut s.client, b"a OK\r\n").await;
+        s.server.write_all(b"* 1 FETCH (BODY[] {100}\r\nhalf").await.unwrap();
+        expect(&mut s.client, b"* 1 FETCH (BODY[] {100}\r\nhalf").await;
+        s.drain.send(Drain::EndSessions).unwrap();
+        assert_eq!(s.client.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(s.relay.await.unwrap().why, Some("drain"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_left_does_not_hold_the_server_for_long() {
+        let mut s = stage(64, Duration::from_secs(3600));
+        expect(&mut s.client, b"a OK\r\n").await;
+        s.client.shutdown().await.unwrap();
+        let begun = Instant::now();
+        assert_eq!(s.relay.await.unwrap().why, Some("idle"));
+        assert!(begun.elapsed() <= HALF_CLOSED_IDLE + Duration::from_secs(1));
+    }
+}

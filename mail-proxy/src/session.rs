@@ -1,0 +1,716 @@
+//! One mail connection from greeting to end: the only file that awaits in order.
+//!
+//! The types say how far a session is: without `Credentials` there is nothing to look up, without a `Route`
+//! nothing to connect to, and a `LoggedIn` exists only when the mailbox server has said OK.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use route_cache::{Lookup, Route, RouteCache, RouteError, Service, Subject};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::audit::{Audit, EndedBy, Event, Outcome, Record};
+use crate::failure::LoginFailure;
+use crate::login::{
+    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, StartTls, Step,
+    UpstreamMachine, UpstreamStep,
+};
+use crate::relay::Relay;
+use crate::{imap, pop3};
+
+/// What one read before login may bring.
+const READ: usize = 4096;
+
+/// How long we try to hand over the last words before a connection is closed.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A stream of bytes both ways: TCP, TLS, or one end of a test.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Any stream.
+pub type BoxStream = Box<dyn Stream>;
+
+/// Who connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// The client itself, after the PROXY header.
+    pub addr: SocketAddr,
+    /// The balancer that spoke for it, if one did.
+    pub via: Option<SocketAddr>,
+    /// The address on which it was accepted (by the balancer, if there is one).
+    pub local: SocketAddr,
+}
+
+/// What is known of a TLS channel.
+#[derive(Debug, Clone)]
+pub struct TlsFacts {
+    /// Protocol version and cipher, as in `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+    pub cipher: String,
+    /// Name that the client asked for.
+    pub sni: Option<String>,
+}
+
+/// Which protocol a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// IMAP (RFC 9051, RFC 3501).
+    Imap,
+    /// POP3 (RFC 1939).
+    Pop3,
+}
+
+impl Protocol {
+    /// The name in audit records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Imap => "imap",
+            Protocol::Pop3 => "pop3",
+        }
+    }
+
+    fn service(self) -> Service {
+        match self {
+            Protocol::Imap => Service::Imap,
+            Protocol::Pop3 => Service::Pop3,
+        }
+    }
+}
+
+/// One accepted connection.
+pub struct Connection {
+    /// The bytes; TLS is already done where it is implicit.
+    pub stream: BoxStream,
+    /// Number of the connection, unique on this node.
+    pub number: String,
+    /// Address of the listener, for audit records.
+    pub listener: Arc<str>,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Who connected.
+    pub client: Client,
+    /// The TLS channel, if there is one already.
+    pub tls: Option<TlsFacts>,
+    /// Policy while there is none.
+    pub starttls: StartTls,
+    /// When the connection was accepted: the login deadline counts from here.
+    pub accepted: Instant,
+}
+
+/// How sessions are run; immutable, a connection keeps the one it was born with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The IMAP dialogue before login.
+    pub imap: Arc<imap::Settings>,
+    /// The POP3 dialogue before login.
+    pub pop3: Arc<pop3::Settings>,
+    /// How long a client may take from accept to its credentials. Bytes do not extend it; our own work and
+    /// waiting do not count.
+    pub login_deadline: Duration,
+    /// How long a logged-in IMAP session may be silent on both sides.
+    pub imap_idle: Duration,
+    /// The same for POP3.
+    pub pop3_idle: Duration,
+    /// How long a failed login waits for its answer (`zimbraReverseProxyAuthWaitInterval`).
+    pub auth_wait: Duration,
+    /// How long the mailbox server may take for the whole login (`zimbraReverseProxyConnectTimeout`).
+    pub upstream_login: Duration,
+    /// Whether the mailbox server's own reasons reach the client (`zimbraReverseProxyPassErrors`).
+    pub pass_errors: bool,
+    /// Whether an IMAP server is told who the client is (`zimbraReverseProxySendImapId`).
+    pub send_imap_id: bool,
+    /// Whether a POP3 server is told who the client is (`zimbraReverseProxySendPop3Xoip`).
+    pub send_pop3_xoip: bool,
+    /// Name and version of this program, for `ID`.
+    pub product: (String, String),
+}
+
+/// Why a mailbox server could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It refused, or the network did, or TLS failed: said at once.
+    #[error("{0}")]
+    Refused(String),
+    /// It did not answer in time.
+    #[error("{0}")]
+    TimedOut(String),
+}
+
+/// What a session needs from the process around it.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Does the server's side of a TLS handshake on a clear-text stream (STARTTLS).
+    async fn start_tls(&self, stream: BoxStream, protocol: Protocol) -> io::Result<(BoxStream, TlsFacts)>;
+
+    /// Connects to the mailbox server of a route, TLS and its verification included, within the transport's own
+    /// time limit.
+    async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError>;
+}
+
+/// How far a node's shutdown has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drain {
+    /// It has not begun.
+    Running,
+    /// Connections that are not logged in end.
+    EndLogins,
+    /// All end.
+    EndSessions,
+}
+
+/// The process around a session.
+#[derive(Clone)]
+pub struct House {
+    /// Where accounts live.
+    pub routes: Arc<RouteCache>,
+    /// Sockets and TLS.
+    pub transport: Arc<dyn Transport>,
+    /// Where records go.
+    pub audit: Arc<dyn Audit>,
+    /// How sessions are run.
+    pub settings: Arc<Settings>,
+    /// Number of the running configuration.
+    pub generation: u64,
+    /// The shutdown of the node.
+    pub drain: watch::Receiver<Drain>,
+}
+
+/// Takes one connection from greeting to end.
+pub async fn serve(connection: Connection, house: House) {
+    // The dialogue before login is large and short; the relay is small and long. Boxing the first keeps it out
+    // of the future that lives for hours.
+    let Some(logged_in) = Box::pin(login(connection, house)).await else { return };
+    let LoggedIn { relay, mut drain, farewell, end } = logged_in;
+    let ended = relay.run(&mut drain, farewell).await;
+    end.write(ended);
+}
+
+/// A session whose login the mailbox server has accepted.
+struct LoggedIn {
+    relay: Relay,
+    drain: watch::Receiver<Drain>,
+    farewell: &'static [u8],
+    end: Box<SessionEnd>,
+}
+
+/// What the last record of a session needs; kept through the relay.
+struct SessionEnd {
+    record: Record,
+    accepted: Instant,
+    audit: Arc<dyn Audit>,
+}
+
+impl SessionEnd {
+    fn write(self: Box<Self>, ended: crate::relay::Ended) {
+        let SessionEnd { mut record, accepted, audit } = *self;
+        record.bytes_in = Some(ended.bytes_in);
+        record.bytes_out = Some(ended.bytes_out);
+        record.duration = Some(seconds(accepted.elapsed()));
+        record.ended_by = Some(ended.by);
+        record.why = ended.why.map(str::to_owned);
+        audit.record(record);
+    }
+}
+
+/// From greeting to login; `None` when the connection ended before, which has then been recorded.
+async fn login(connection: Connection, house: House) -> Option<LoggedIn> {
+    let mut dialogue = Dialogue::new(connection, house);
+    match dialogue.run().await {
+        Ok(login) => Some(dialogue.into_relay(login)),
+        Err(left) => {
+            dialogue.left(left).await;
+            None
+        }
+    }
+}
+
+/// A connection before login.
+struct Dialogue {
+    stream: BoxStream,
+    machine: Box<dyn LoginMachine>,
+    out: Vec<u8>,
+    deadline: Instant,
+    heard: bool,
+    facts: Facts,
+    house: House,
+}
+
+/// What does not change while a connection lives, except by STARTTLS.
+struct Facts {
+    number: String,
+    listener: Arc<str>,
+    protocol: Protocol,
+    client: Client,
+    tls: Option<TlsFacts>,
+    starttls: StartTls,
+    accepted: Instant,
+}
+
+/// The answer of a mailbox server, and the connection to it.
+struct Login {
+    server: BoxStream,
+    accepted: Accepted,
+    record: Record,
+}
+
+/// Why a connection ended before login.
+enum Left {
+    ClientGone,
+    Deadline,
+    Drain,
+    TlsFailed(String),
+    By(Ended),
+}
+
+impl Dialogue {
+    fn new(connection: Connection, house: House) -> Self {
+        let Connection { stream, number, listener, protocol, client, tls, starttls, accepted } = connection;
+        let facts = Facts { number, listener, protocol, client, tls, starttls, accepted };
+        Dialogue {
+            stream,
+            machine: facts.machine(&house.settings),
+            out: Vec::new(),
+            deadline: accepted + house.settings.login_deadline,
+            heard: false,
+            facts,
+            house,
+        }
+    }
+
+    async fn run(&mut self) -> Result<Login, Left> {
+        self.machine.greet(&mut self.out);
+        loop {
+            let step = self.machine.step(&mut self.out);
+            self.flush().await?;
+            match step {
+                Step::NeedInput => self.read().await?,
+                Step::StartTls => self.start_tls().await?,
+                Step::Login(credentials) => {
+                    if let Some(login) = self.attempt(credentials).await? {
+                        return Ok(login);
+                    }
+                }
+                Step::Reject { mechanism, user } => self.reject(mechanism, user).await?,
+                Step::TlsRequired(mechanism) => self.tls_required(mechanism),
+                Step::Close(ended) => return Err(Left::By(ended)),
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Left> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let written = timeout_at(self.deadline, async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.flush().await
+        })
+        .await;
+        self.out = Vec::new();
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Left::ClientGone),
+            Err(_) => Err(Left::Deadline),
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Left> {
+        let mut buffer = [0; READ];
+        tokio::select! {
+            read = timeout_at(self.deadline, self.stream.read(&mut buffer)) => match read {
+                Ok(Ok(0) | Err(_)) => Err(Left::ClientGone),
+                Ok(Ok(n)) => {
+                    self.heard = true;
+                    self.machine.input(&buffer[..n]);
+                    Ok(())
+                }
+                Err(_) => Err(Left::Deadline),
+            },
+            () = logins_end(&mut self.house.drain) => Err(Left::Drain),
+        }
+    }
+
+    /// The machine dies with the clear-text channel, so nothing said before TLS survives it.
+    async fn start_tls(&mut self) -> Result<(), Left> {
+        let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
+        let handshake = self.house.transport.start_tls(stream, self.facts.protocol);
+        match timeout_at(self.deadline, handshake).await {
+            Ok(Ok((stream, tls))) => {
+                self.stream = stream;
+                self.facts.tls = Some(tls);
+                self.machine = self.facts.machine(&self.house.settings);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(Left::TlsFailed(error.to_string())),
+            Err(_) => Err(Left::Deadline),
+        }
+    }
+
+    /// One login attempt, recorded whatever comes of it. `None`: it failed, the client has been told, and the
+    /// dialogue goes on.
+    async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, Left> {
+        let begun = Instant::now();
+        let mut attempt = Attempt { record: self.facts.record(self.house.generation), facts: &self.facts, house: &self.house };
+        attempt.record.event = Some(Event::Login);
+        attempt.record.mechanism = Some(credentials.mechanism.name());
+        attempt.record.user = Some(credentials.user.clone());
+        let result = attempt.run(&credentials, self.machine.id()).await;
+        let mut record = attempt.record;
+        match result {
+            Ok((server, accepted)) => {
+                record.outcome = Some(Outcome::Ok);
+                self.house.audit.record(record.clone());
+                Ok(Some(Login { server, accepted, record }))
+            }
+            Err(failure) => {
+                record.outcome = Some(failure.outcome());
+                record.why = failure.why();
+                self.house.audit.record(record);
+                self.refuse(failure, begun).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Credentials that no account can have: answered like wrong ones, and as late.
+    async fn reject(&mut self, mechanism: Mechanism, user: Option<String>) -> Result<(), Left> {
+        let begun = Instant::now();
+        let mut record = self.facts.record(self.house.generation);
+        record.event = Some(Event::Login);
+        record.mechanism = Some(mechanism.name());
+        record.user = user;
+        record.outcome = Some(Outcome::UnknownUser);
+        record.why = Some("no account can have this name or password".to_owned());
+        self.house.audit.record(record);
+        self.refuse(LoginFailure::UnknownUser, begun).await
+    }
+
+    /// The machine has said no to a password in clear text already; the audit log hears of it.
+    fn tls_required(&self, mechanism: Mechanism) {
+        let mut record = self.facts.record(self.house.generation);
+        record.event = Some(Event::Login);
+        record.mechanism = Some(mechanism.name());
+        record.outcome = Some(Outcome::TlsRequired);
+        self.house.audit.record(record);
+    }
+
+    /// Tells the client, after the wait where there is one. The wait counts from the moment the credentials were
+    /// complete, so that the time a lookup or a mailbox server took tells nothing.
+    async fn refuse(&mut self, failure: LoginFailure, begun: Instant) -> Result<(), Left> {
+        let failure = match failure {
+            LoginFailure::Refused(_) if !self.house.settings.pass_errors => LoginFailure::BadCredentials,
+            other => other,
+        };
+        if failure.waits() {
+            self.wait_until(begun + self.house.settings.auth_wait).await?;
+        }
+        // Our own work and waiting is not the client's time.
+        self.deadline += begun.elapsed();
+        self.machine.refuse(&failure, &mut self.out);
+        self.flush().await
+    }
+
+    /// Waits, but not for a client that has gone. What it says meanwhile is kept for later, up to the machine's limit.
+    async fn wait_until(&mut self, until: Instant) -> Result<(), Left> {
+        let mut buffer = [0; READ];
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Ok(()),
+                read = self.stream.read(&mut buffer), if self.machine.wants_input() => match read {
+                    Ok(0) | Err(_) => return Err(Left::ClientGone),
+                    Ok(n) => self.machine.input(&buffer[..n]),
+                },
+                () = logins_end(&mut self.house.drain) => return Err(Left::Drain),
+            }
+        }
+    }
+
+    fn into_relay(self, login: Login) -> LoggedIn {
+        let Login { server, accepted, record } = login;
+        let Dialogue { stream, machine, mut out, facts, house, .. } = self;
+        let pipelined = machine.accept(&accepted, &mut out);
+        let (idle, farewell): (_, &'static [u8]) = match facts.protocol {
+            Protocol::Imap => (house.settings.imap_idle, imap::FAREWELL),
+            Protocol::Pop3 => (house.settings.pop3_idle, b""),
+        };
+        let mut relay = Relay::new(stream, server, idle);
+        relay.owe_client(out);
+        relay.owe_server(pipelined);
+        let record = Record {
+            event: Some(Event::SessionEnd),
+            mechanism: None,
+            outcome: None,
+            phase: None,
+            ms_lookup: None,
+            ms_connect: None,
+            ms_login: None,
+            ..record
+        };
+        let end = Box::new(SessionEnd { record, accepted: facts.accepted, audit: house.audit });
+        LoggedIn { relay, drain: house.drain, farewell, end }
+    }
+
+    /// The end of a connection that never logged in.
+    async fn left(mut self, left: Left) {
+        let phase = self.machine.phase();
+        let (by, outcome, why, bye) = left.told();
+        if let Some(text) = bye {
+            self.machine.bye(text, &mut self.out);
+        }
+        let _ = timeout(FAREWELL, async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.shutdown().await
+        })
+        .await;
+        // A balancer's health check connects and leaves; that is no news.
+        if matches!(left, Left::ClientGone) && !self.heard {
+            return;
+        }
+        let mut record = self.facts.record(self.house.generation);
+        record.event = Some(Event::SessionEnd);
+        record.phase = Some(phase);
+        record.outcome = outcome;
+        record.why = why;
+        record.ended_by = Some(by);
+        record.duration = Some(seconds(self.facts.accepted.elapsed()));
+        self.house.audit.record(record);
+    }
+}
+
+impl Left {
+    /// Who ended it, the outcome and the reason for the audit log, and what the client hears.
+    fn told(&self) -> (EndedBy, Option<Outcome>, Option<String>, Option<&'static str>) {
+        match self {
+            Left::ClientGone => (EndedBy::Client, Some(Outcome::ClientGone), None, None),
+            Left::Deadline => (EndedBy::Portico, None, Some("login deadline".to_owned()), Some("login takes too long")),
+            Left::Drain => (EndedBy::Portico, None, Some("drain".to_owned()), Some("server is going down, please try again")),
+            Left::TlsFailed(why) => (EndedBy::Client, Some(Outcome::ProtocolError), Some(format!("STARTTLS: {why}")), None),
+            Left::By(Ended::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
+            Left::By(Ended::TooManyErrors) => (EndedBy::Portico, Some(Outcome::ProtocolError), Some("too many bad commands".to_owned()), None),
+            Left::By(Ended::TooManyLogins) => (EndedBy::Portico, None, Some("too many failed logins".to_owned()), None),
+            Left::By(Ended::TooLong) => (EndedBy::Portico, Some(Outcome::ProtocolError), Some("line or literal too long".to_owned()), None),
+            Left::By(Ended::BytesBehindStartTls) => {
+                (EndedBy::Portico, Some(Outcome::ProtocolError), Some("bytes behind STARTTLS".to_owned()), None)
+            }
+        }
+    }
+}
+
+impl Facts {
+    fn machine(&self, settings: &Settings) -> Box<dyn LoginMachine> {
+        let channel = match self.tls {
+            Some(_) => Channel::Tls,
+            None => Channel::Clear(self.starttls),
+        };
+        match self.protocol {
+            Protocol::Imap => Box::new(imap::Login::new(settings.imap.clone(), channel)),
+            Protocol::Pop3 => Box::new(pop3::Login::new(settings.pop3.clone(), channel)),
+        }
+    }
+
+    /// A record of this connection, to be filled in.
+    fn record(&self, generation: u64) -> Record {
+        Record {
+            conn: self.number.clone(),
+            listener: self.listener.to_string(),
+            proto: self.protocol.name(),
+            tls: self.tls.as_ref().map(|tls| tls.cipher.clone()),
+            sni: self.tls.as_ref().and_then(|tls| tls.sni.clone()),
+            client: self.client.addr.to_string(),
+            via: self.client.via.map(|via| via.to_string()),
+            generation,
+            ..Record::default()
+        }
+    }
+
+    fn lookup(&self, credentials: &Credentials) -> Lookup {
+        Lookup {
+            subject: Subject::Login(credentials.user.clone()),
+            service: self.protocol.service(),
+            client: self.client.addr.ip(),
+            local: self.client.local.ip(),
+            host: self.tls.as_ref().and_then(|tls| tls.sni.clone()),
+        }
+    }
+}
+
+/// One attempt to log a user in at the mailbox server.
+struct Attempt<'a> {
+    record: Record,
+    facts: &'a Facts,
+    house: &'a House,
+}
+
+/// Why one try at one server failed.
+enum TryFailure {
+    /// The route may be stale: worth asking again, once.
+    Suspect(LoginFailure),
+    /// The server kept us waiting: worth another try only somewhere else.
+    Slow(LoginFailure),
+    /// The server has answered.
+    Final(LoginFailure),
+}
+
+impl Attempt<'_> {
+    /// Looks up, connects, logs in. A server that refuses the connection or says that the account lives elsewhere
+    /// makes us forget the route, ask again and try once more, before the client hears anything.
+    async fn run(&mut self, credentials: &Credentials, id: IdFields) -> Result<(BoxStream, Accepted), LoginFailure> {
+        let lookup = self.facts.lookup(credentials);
+        let route = self.route(&lookup).await?;
+        let failure = match self.try_at(&route, credentials, id.clone()).await {
+            Ok(done) => return Ok(done),
+            Err(failure) => failure,
+        };
+        self.house.routes.forget(&lookup);
+        let failure = match failure {
+            TryFailure::Final(failure) => return Err(failure),
+            TryFailure::Suspect(_) => None,
+            TryFailure::Slow(failure) => Some(failure),
+        };
+        let fresh = self.route(&lookup).await?;
+        if let Some(failure) = failure
+            && (&fresh.host, fresh.port) == (&route.host, route.port)
+        {
+            return Err(failure);
+        }
+        match self.try_at(&fresh, credentials, id).await {
+            Ok(done) => Ok(done),
+            Err(TryFailure::Suspect(failure) | TryFailure::Slow(failure) | TryFailure::Final(failure)) => {
+                self.house.routes.forget(&lookup);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn route(&mut self, lookup: &Lookup) -> Result<Route, LoginFailure> {
+        let begun = Instant::now();
+        let result = self.house.routes.route(lookup).await;
+        self.record.ms_lookup = Some(millis(begun.elapsed()));
+        let route = result.map_err(|error| match error {
+            RouteError::UnknownUser => LoginFailure::UnknownUser,
+            RouteError::NotAllowed { .. } => LoginFailure::NotAllowed(error.to_string()),
+            RouteError::NoRoute(why) => LoginFailure::NoRoute(why),
+            RouteError::DirectoryDown(why) => LoginFailure::DirectoryDown(why.to_string()),
+        })?;
+        self.record.account = Some(route.account.to_string());
+        self.record.route = Some(address(&route));
+        self.record.tier = Some(route.tier.name());
+        Ok(route)
+    }
+
+    async fn try_at(&mut self, route: &Route, credentials: &Credentials, id: IdFields) -> Result<(BoxStream, Accepted), TryFailure> {
+        let begun = Instant::now();
+        let connected = self.house.transport.connect(route).await;
+        self.record.ms_connect = Some(millis(begun.elapsed()));
+        let mut server = connected.map_err(|error| {
+            let failure = LoginFailure::UpstreamDown(error.to_string());
+            match error {
+                ConnectError::Refused(_) => TryFailure::Suspect(failure),
+                ConnectError::TimedOut(_) => TryFailure::Slow(failure),
+            }
+        })?;
+        let begun = Instant::now();
+        let mut machine = self.upstream(route, credentials, id);
+        let answer = timeout(self.house.settings.upstream_login, authenticate(&mut server, machine.as_mut())).await;
+        self.record.ms_login = Some(millis(begun.elapsed()));
+        match answer {
+            Ok(Ok(accepted)) => Ok((server, accepted)),
+            Ok(Err(refusal)) => {
+                self.record.phase = Some(machine.phase());
+                Err(failure(refusal))
+            }
+            Err(_) => {
+                self.record.phase = Some(machine.phase());
+                Err(TryFailure::Slow(LoginFailure::UpstreamDown("the mailbox server does not answer".to_owned())))
+            }
+        }
+    }
+
+    fn upstream(&self, route: &Route, credentials: &Credentials, client_id: IdFields) -> Box<dyn UpstreamMachine> {
+        let settings = &self.house.settings;
+        let introduction = Introduction {
+            credentials: credentials.clone(),
+            login: route.login.to_string(),
+            client: unmapped(self.facts.client.addr.ip()),
+            local: unmapped(self.facts.client.local.ip()),
+            client_id,
+            product: settings.product.clone(),
+            announce: match self.facts.protocol {
+                Protocol::Imap => settings.send_imap_id,
+                Protocol::Pop3 => settings.send_pop3_xoip,
+            },
+        };
+        match self.facts.protocol {
+            Protocol::Imap => Box::new(imap::Upstream::new(introduction)),
+            Protocol::Pop3 => Box::new(pop3::Upstream::new(introduction)),
+        }
+    }
+}
+
+/// What a mailbox server's refusal means for the login.
+fn failure(refusal: Refusal) -> TryFailure {
+    match refusal {
+        Refusal::BadCredentials => TryFailure::Final(LoginFailure::BadCredentials),
+        Refusal::Text(text) => TryFailure::Final(LoginFailure::Refused(text)),
+        Refusal::Temporary(why) => TryFailure::Suspect(LoginFailure::UpstreamDown(why)),
+        Refusal::WrongHost => TryFailure::Suspect(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
+        Refusal::Broken(why) => TryFailure::Final(LoginFailure::UpstreamDown(why.to_owned())),
+    }
+}
+
+/// Speaks to the mailbox server until it has answered the login.
+async fn authenticate(server: &mut BoxStream, machine: &mut dyn UpstreamMachine) -> Result<Accepted, Refusal> {
+    let gone = |_| Refusal::Temporary("the mailbox server closed the connection".to_owned());
+    let mut buffer = [0; READ];
+    let mut out = Vec::new();
+    loop {
+        let n = server.read(&mut buffer).await.map_err(gone)?;
+        if n == 0 {
+            return Err(Refusal::Temporary("the mailbox server closed the connection".to_owned()));
+        }
+        let step = machine.input(&buffer[..n], &mut out);
+        if !out.is_empty() {
+            server.write_all(&out).await.map_err(gone)?;
+            server.flush().await.map_err(gone)?;
+            // It may have held a password.
+            out.fill(0);
+            out.clear();
+        }
+        match step {
+            UpstreamStep::NeedInput => {}
+            UpstreamStep::Accepted(accepted) => return Ok(accepted),
+            UpstreamStep::Refused(refusal) => return Err(refusal),
+        }
+    }
+}
+
+/// Ready when the node ends connections that are not logged in.
+async fn logins_end(drain: &mut watch::Receiver<Drain>) {
+    // The sender lives as long as the process; if it is gone, so are we.
+    let _ = drain.wait_for(|drain| *drain >= Drain::EndLogins).await;
+}
+
+fn address(route: &Route) -> String {
+    match route.host.contains(':') {
+        true => format!("[{}]:{}", route.host, route.port),
+        false => format!("{}:{}", route.host, route.port),
+    }
+}
+
+/// An IPv4 client on a dual-stack listener is an IPv4 client.
+fn unmapped(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}

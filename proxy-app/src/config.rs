@@ -1,0 +1,498 @@
+//! The node file: what was written, read strictly. All problems are reported at once, each with its key and line.
+//!
+//! A [`Config`] only says what the file says. What runs is a snapshot, made from it and the directory.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use pingora::server::configuration::ServerConf;
+use route_cache::yaml::{Document, Mapping, Node, Problems};
+
+use crate::logs::Target;
+
+/// Pingora hands at most this many listening sockets to the process that replaces it; above that the new process
+/// dies while the old one stops all the same.
+const MAX_LISTENERS: usize = 32;
+/// And the names of those sockets, joined with blanks, must fit here with some room to spare.
+const MAX_LISTENER_NAMES: usize = 1900;
+
+/// A node file.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Pingora's own settings.
+    pub server: ServerConf,
+    /// Name of this node's server entry in the directory.
+    pub node: String,
+    /// The YAML directory.
+    pub directory: PathBuf,
+    /// The route cache.
+    pub route_cache: RouteCacheConfig,
+    /// The listeners, or `None`: made from the directory's port attributes.
+    pub listeners: Option<Vec<Listener>>,
+    /// Certificates and trust.
+    pub tls: TlsConfig,
+    /// Mail sessions.
+    pub mail: MailConfig,
+    /// The web side.
+    pub web: WebConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// `route_cache`
+#[derive(Debug, Clone)]
+pub struct RouteCacheConfig {
+    /// Routes in memory.
+    pub capacity: u64,
+    /// How long a route is used without asking.
+    pub ttl: Duration,
+    /// How long it may still serve behind that while the directory is down.
+    pub stale: Duration,
+    /// How long "there is no such account" is remembered.
+    pub negative_ttl: Duration,
+}
+
+/// What a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serve {
+    /// The web client and every protocol over HTTP.
+    Web,
+    /// IMAP
+    Imap,
+    /// POP3
+    Pop3,
+    /// The administration console.
+    AdminConsole,
+}
+
+/// TLS on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerTls {
+    /// None.
+    Off,
+    /// From the first byte.
+    Implicit,
+    /// Offered by STARTTLS or STLS, as the directory's policy says.
+    StartTls,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// What is spoken.
+    pub serve: Serve,
+    /// Whether it is inside TLS.
+    pub tls: ListenerTls,
+    /// Networks whose connections begin with a PROXY header; `None`: nobody's do.
+    pub proxy_trusted: Option<Vec<IpNet>>,
+}
+
+/// `tls`
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// Default certificate and key files.
+    pub default: Option<(PathBuf, PathBuf)>,
+    /// Authorities that sign the certificates of mailbox servers.
+    pub upstream_ca_file: Option<PathBuf>,
+    /// Whether mailbox servers must prove who they are.
+    pub upstream_verify: bool,
+}
+
+/// `mail`
+#[derive(Debug, Clone)]
+pub struct MailConfig {
+    /// Time from accept to credentials.
+    pub login_deadline: Duration,
+    /// Silence of a logged-in IMAP session.
+    pub imap_idle: Duration,
+    /// Silence of a logged-in POP3 session.
+    pub pop3_idle: Duration,
+    /// Failed logins in one connection.
+    pub max_logins: u32,
+    /// Bad commands in one connection before login.
+    pub max_bad_commands: u32,
+}
+
+/// `web`
+#[derive(Debug, Clone)]
+pub struct WebConfig {
+    /// Networks whose `X-Forwarded-For` is believed.
+    pub trusted_forwarders: Vec<IpNet>,
+}
+
+/// The form of the audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditFormat {
+    /// One JSON object a line.
+    Json,
+    /// The line of a Carbonio mailbox server's audit.log.
+    Carbonio,
+}
+
+/// `log`
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Where the access log goes.
+    pub access: Target,
+    /// Where the audit log goes.
+    pub audit: Target,
+    /// Its form.
+    pub audit_format: AuditFormat,
+}
+
+impl Config {
+    /// Reads a node file.
+    ///
+    /// # Errors
+    /// Every problem of the file, at once. With a good file the second value holds its warnings.
+    pub fn load(path: &Path) -> Result<(Config, Problems), Problems> {
+        let document = Document::load(path)?;
+        let mut reader = Reader { problems: Problems::new() };
+        let config = reader.config(&document, path);
+        reader.problems.or(config)
+    }
+}
+
+/// The problems found so far, and one method for each section.
+struct Reader {
+    problems: Problems,
+}
+
+impl Reader {
+    fn config(&mut self, document: &Document, path: &Path) -> Config {
+        let Some(mut root) = document.root().mapping(&mut self.problems) else { return self.empty() };
+        let server = self.server(&mut root);
+        let node = self.text(&mut root, "node").unwrap_or_else(host_name);
+        let config = Config {
+            server,
+            node: node.to_ascii_lowercase(),
+            directory: self.directory(&mut root, path),
+            route_cache: self.route_cache(&mut root),
+            listeners: self.listeners(&mut root),
+            tls: self.tls(&mut root),
+            mail: self.mail(&mut root),
+            web: self.web(&mut root),
+            log: self.log(&mut root),
+        };
+        self.admin(&mut root);
+        root.finish(&mut self.problems);
+        config
+    }
+
+    /// Stands in for a file that is not even a mapping; its problem is already noted.
+    fn empty(&mut self) -> Config {
+        Config {
+            server: ServerConf::default(),
+            node: String::new(),
+            directory: PathBuf::new(),
+            route_cache: self.route_cache_of(None),
+            listeners: None,
+            tls: TlsConfig { default: None, upstream_ca_file: None, upstream_verify: true },
+            mail: self.mail_of(None),
+            web: WebConfig { trusted_forwarders: Vec::new() },
+            log: LogConfig { access: Target::Stdout, audit: Target::Stdout, audit_format: AuditFormat::Json },
+        }
+    }
+
+    /// Pingora's own keys, whatever they are in the version at hand.
+    fn server(&mut self, root: &mut Mapping<'_>) -> ServerConf {
+        let known = serde_yaml::to_value(ServerConf::default()).unwrap_or_default();
+        let mut chosen = serde_yaml::Mapping::new();
+        for key in known.as_mapping().into_iter().flat_map(|m| m.keys()).filter_map(|key| key.as_str()) {
+            let Some(node) = root.take(key) else { continue };
+            let mut alone = serde_yaml::Mapping::new();
+            alone.insert(key.into(), node.to_value());
+            match serde_yaml::from_value::<ServerConf>(alone.into()) {
+                Ok(_) => drop(chosen.insert(key.into(), node.to_value())),
+                Err(error) => node.error(error.to_string(), &mut self.problems),
+            }
+        }
+        serde_yaml::from_value(chosen.into()).unwrap_or_default()
+    }
+
+    fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> PathBuf {
+        let beside = path.with_file_name("directory.yaml");
+        let Some(mut section) = self.section(root, "directory") else { return beside };
+        if let Some(source) = section.take("source") {
+            let ldap = source.choice(&[("yaml", false), ("ldap", true)], &mut self.problems);
+            if ldap == Some(true) {
+                source.error("ldap is not available in this version; use yaml", &mut self.problems);
+            }
+        }
+        for key in ["ldap", "lookup"] {
+            self.not_yet(&mut section, key);
+        }
+        let mut file = None;
+        if let Some(mut yaml) = self.section(&mut section, "yaml") {
+            file = yaml.take("path").and_then(|node| node.path_buf(&mut self.problems));
+            yaml.finish(&mut self.problems);
+        }
+        section.finish(&mut self.problems);
+        file.unwrap_or(beside)
+    }
+
+    fn route_cache(&mut self, root: &mut Mapping<'_>) -> RouteCacheConfig {
+        let section = self.section(root, "route_cache");
+        self.route_cache_of(section)
+    }
+
+    fn route_cache_of(&mut self, section: Option<Mapping<'_>>) -> RouteCacheConfig {
+        let mut config = RouteCacheConfig {
+            capacity: 200_000,
+            ttl: Duration::from_secs(3600),
+            stale: Duration::from_secs(24 * 3600),
+            negative_ttl: Duration::from_secs(5),
+        };
+        let Some(mut section) = section else { return config };
+        if let Some(capacity) = section.take("capacity").and_then(|node| node.u64(&mut self.problems)) {
+            config.capacity = capacity;
+        }
+        self.duration(&mut section, "ttl", &mut config.ttl);
+        self.duration(&mut section, "stale", &mut config.stale);
+        self.duration(&mut section, "negative_ttl", &mut config.negative_ttl);
+        self.not_yet(&mut section, "memcached");
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn listeners(&mut self, root: &mut Mapping<'_>) -> Option<Vec<Listener>> {
+        let node = root.take("listeners")?;
+        let items = node.items(&mut self.problems)?;
+        let mut listeners: Vec<Listener> = Vec::new();
+        for item in items {
+            let Some(listener) = self.listener(item) else { continue };
+            if listeners.iter().any(|other| other.address == listener.address) {
+                item.error(format!("{} is already listened on", listener.address), &mut self.problems);
+            }
+            listeners.push(listener);
+        }
+        let names: usize = listeners.iter().map(|listener| listener.address.to_string().len() + 1).sum();
+        if listeners.len() > MAX_LISTENERS || names > MAX_LISTENER_NAMES {
+            let message = format!(
+                "{} listeners are too many: at most {MAX_LISTENERS} can be handed to the next process in an upgrade",
+                listeners.len()
+            );
+            node.error(message, &mut self.problems);
+        }
+        Some(listeners)
+    }
+
+    fn listener(&mut self, item: Node<'_>) -> Option<Listener> {
+        let mut entry = item.mapping(&mut self.problems)?;
+        let address = entry.require("address", &mut self.problems);
+        let address = address.and_then(|node| node.socket_addr(&mut self.problems));
+        let serve_table = [
+            ("web", Serve::Web),
+            ("imap", Serve::Imap),
+            ("pop3", Serve::Pop3),
+            ("admin-console", Serve::AdminConsole),
+        ];
+        let serve = entry.require("serve", &mut self.problems);
+        let serve = serve.and_then(|node| node.choice(&serve_table, &mut self.problems));
+        let tls_table =
+            [("off", ListenerTls::Off), ("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
+        let mut tls = ListenerTls::Off;
+        if let Some(node) = entry.take("tls") {
+            tls = node.choice(&tls_table, &mut self.problems).unwrap_or(tls);
+            if tls == ListenerTls::StartTls && matches!(serve, Some(Serve::Web | Serve::AdminConsole)) {
+                node.error("a web listener has no STARTTLS; use implicit", &mut self.problems);
+            }
+        }
+        let proxy_trusted = self.section(&mut entry, "proxy_protocol").and_then(|mut section| {
+            let trusted = section.require("trusted", &mut self.problems);
+            section.finish(&mut self.problems);
+            trusted.and_then(|node| node.networks(&mut self.problems))
+        });
+        entry.finish(&mut self.problems);
+        Some(Listener { address: address?, serve: serve?, tls, proxy_trusted })
+    }
+
+    fn tls(&mut self, root: &mut Mapping<'_>) -> TlsConfig {
+        let mut config = TlsConfig { default: None, upstream_ca_file: None, upstream_verify: true };
+        let Some(mut section) = self.section(root, "tls") else { return config };
+        let node = section.node();
+        let certificate = section.take("certificate").and_then(|node| node.path_buf(&mut self.problems));
+        let key = section.take("key").and_then(|node| node.path_buf(&mut self.problems));
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => config.default = Some((certificate, key)),
+            (None, None) => {}
+            _ => node.error("certificate and key go together", &mut self.problems),
+        }
+        config.upstream_ca_file = section.take("upstream_ca_file").and_then(|node| node.path_buf(&mut self.problems));
+        if let Some(verify) = section.take("upstream_verify").and_then(|node| node.bool(&mut self.problems)) {
+            config.upstream_verify = verify;
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn mail(&mut self, root: &mut Mapping<'_>) -> MailConfig {
+        let section = self.section(root, "mail");
+        self.mail_of(section)
+    }
+
+    /// Where nothing is written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's
+    /// idle limit at the 10 minutes that RFC 1939 §3 asks for.
+    fn mail_of(&mut self, section: Option<Mapping<'_>>) -> MailConfig {
+        let mut config = MailConfig {
+            login_deadline: Duration::from_secs(60),
+            imap_idle: Duration::from_secs(2100),
+            pop3_idle: Duration::from_secs(600),
+            max_logins: 3,
+            max_bad_commands: 5,
+        };
+        let Some(mut section) = section else { return config };
+        self.duration(&mut section, "login_deadline", &mut config.login_deadline);
+        self.duration(&mut section, "imap_idle", &mut config.imap_idle);
+        self.duration(&mut section, "pop3_idle", &mut config.pop3_idle);
+        if let Some(n) = section.take("max_logins").and_then(|node| node.u32(&mut self.problems)) {
+            config.max_logins = n;
+        }
+        if let Some(n) = section.take("max_bad_commands").and_then(|node| node.u32(&mut self.problems)) {
+            config.max_bad_commands = n;
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn web(&mut self, root: &mut Mapping<'_>) -> WebConfig {
+        let mut config = WebConfig { trusted_forwarders: Vec::new() };
+        let Some(mut section) = self.section(root, "web") else { return config };
+        if let Some(networks) = section.take("trusted_forwarders").and_then(|node| node.networks(&mut self.problems)) {
+            config.trusted_forwarders = networks;
+        }
+        if let Some(node) = section.take("locations") {
+            node.warning("has no effect in this version", &mut self.problems);
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn log(&mut self, root: &mut Mapping<'_>) -> LogConfig {
+        let mut config = LogConfig { access: Target::Stdout, audit: Target::Stdout, audit_format: AuditFormat::Json };
+        let Some(mut section) = self.section(root, "log") else { return config };
+        if let Some(target) = self.target(&mut section, "access") {
+            config.access = target;
+        }
+        if let Some(target) = self.target(&mut section, "audit") {
+            config.audit = target;
+        }
+        let formats = [("json", AuditFormat::Json), ("carbonio", AuditFormat::Carbonio)];
+        if let Some(format) = section.take("audit_format").and_then(|node| node.choice(&formats, &mut self.problems)) {
+            config.audit_format = format;
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn target(&mut self, section: &mut Mapping<'_>, key: &str) -> Option<Target> {
+        let node = section.take(key)?;
+        match node.text(&mut self.problems)?.as_ref() {
+            "-" => Some(Target::Stdout),
+            _ => node.path_buf(&mut self.problems).map(Target::File),
+        }
+    }
+
+    fn admin(&mut self, root: &mut Mapping<'_>) {
+        if let Some(node) = root.take("admin") {
+            node.warning("has no effect in this version", &mut self.problems);
+        }
+    }
+
+    fn section<'a>(&mut self, parent: &mut Mapping<'a>, key: &str) -> Option<Mapping<'a>> {
+        parent.take(key).filter(|node| !node.is_null())?.mapping(&mut self.problems)
+    }
+
+    fn text(&mut self, parent: &mut Mapping<'_>, key: &str) -> Option<String> {
+        Some(parent.take(key)?.text(&mut self.problems)?.into_owned())
+    }
+
+    fn duration(&mut self, section: &mut Mapping<'_>, key: &str, value: &mut Duration) {
+        if let Some(duration) = section.take(key).and_then(|node| node.duration(&mut self.problems)) {
+            *value = duration;
+        }
+    }
+
+    fn not_yet(&mut self, section: &mut Mapping<'_>, key: &str) {
+        if let Some(node) = section.take(key) {
+            node.warning("has no effect in this version", &mut self.problems);
+        }
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| String::new(), |name| name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<(Config, Problems), Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("portico.yaml");
+        std::fs::write(&path, text).unwrap();
+        let folder = format!("{}/", dir.path().display());
+        Config::load(&path)
+            .map_err(|problems| problems.iter().map(|problem| problem.to_string().replace(&folder, "")).collect())
+    }
+
+    #[test]
+    fn the_shipped_example_is_good() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/portico.yaml");
+        let (config, _) = Config::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(config.listeners.unwrap().len(), 6);
+    }
+
+    #[test]
+    fn an_empty_file_has_defaults() {
+        let (config, problems) = load("").unwrap();
+        assert!(problems.is_empty());
+        assert!(config.listeners.is_none());
+        assert_eq!(config.mail.login_deadline, Duration::from_secs(60));
+        assert!(config.tls.upstream_verify);
+    }
+
+    #[test]
+    fn all_problems_at_once_with_key_and_line() {
+        let problems = load(concat!(
+            "version: 1\n",
+            "threads: many\n",
+            "listenners: []\n",
+            "listeners:\n",
+            "  - {address: '127.0.0.1:143', serve: imap, tls: maybe}\n",
+            "  - {address: nowhere, serve: smtp}\n",
+            "  - {address: '127.0.0.1:143', serve: pop3, proxy_protocol: {trusted: [10.0.0.0/99]}}\n",
+            "route_cache: {ttl: soon}\n",
+            "tls: {certificate: a.crt}\n",
+        ))
+        .unwrap_err();
+        let expected = [
+            ("2", "threads"),
+            ("3", "listenners"),
+            ("5", "listeners[0].tls"),
+            ("6", "listeners[1].address"),
+            ("6", "listeners[1].serve"),
+            ("7", "listeners[2].proxy_protocol.trusted[0]"),
+            ("8", "route_cache.ttl"),
+            ("9", "tls"),
+        ];
+        for (line, key) in expected {
+            let start = format!("portico.yaml:{line}: {key}: ");
+            assert!(problems.iter().any(|problem| problem.starts_with(&start)), "no {start} in {problems:#?}");
+        }
+        assert!(problems.iter().any(|problem| problem.contains("already listened on")), "{problems:#?}");
+    }
+
+    #[test]
+    fn too_many_listeners_for_an_upgrade() {
+        let lines: String =
+            (0..33).map(|i| format!("  - {{address: '127.0.0.1:{}', serve: imap}}\n", 2000 + i)).collect();
+        let problems = load(&format!("listeners:\n{lines}")).unwrap_err();
+        assert!(problems[0].contains("33 listeners are too many"), "{problems:?}");
+    }
+}

@@ -1,0 +1,96 @@
+//! Sockets and TLS for mail sessions: the [`Transport`] that `mail_proxy` asks for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mail_proxy::{BoxStream, ConnectError, Protocol, TlsFacts, Transport};
+use route_cache::{Route, UpstreamTls};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use crate::names::{IpMode, Names};
+use crate::tls::{self, Acceptors, UpstreamTrust};
+
+/// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and the
+/// user with it; a server in the same data centre that needs more than this is down.
+pub const CONNECT: Duration = Duration::from_secs(4);
+
+/// A peer that vanished without a word is noticed after about this time.
+const KEEPALIVE: Duration = Duration::from_secs(300);
+
+/// The network and TLS of a snapshot.
+pub struct MailTransport {
+    /// TLS towards clients.
+    pub acceptors: Arc<Acceptors>,
+    /// TLS towards mailbox servers.
+    pub trust: Arc<UpstreamTrust>,
+    /// Host names.
+    pub names: Arc<Names>,
+    /// Address families.
+    pub ip_mode: IpMode,
+}
+
+#[async_trait]
+impl Transport for MailTransport {
+    async fn start_tls(&self, stream: BoxStream, protocol: Protocol) -> io::Result<(BoxStream, TlsFacts)> {
+        let stream = self.acceptors.accept(tls::inside(protocol), stream).await?;
+        let facts = tls::facts(stream.ssl());
+        Ok((Box::new(stream), facts))
+    }
+
+    async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError> {
+        let deadline = Instant::now() + CONNECT;
+        let failed = |what: &str, error: io::Error| {
+            let text = format!("{what} {}:{}: {error}", route.host, route.port);
+            match error.kind() {
+                io::ErrorKind::TimedOut => ConnectError::TimedOut(text),
+                _ => ConnectError::Refused(text),
+            }
+        };
+        let late = |what: &str| ConnectError::TimedOut(format!("{what} {}:{}: no answer in time", route.host, route.port));
+        let tcp = match timeout_at(deadline, self.tcp(route)).await {
+            Ok(connected) => connected.map_err(|error| failed("connect to", error))?,
+            Err(_) => return Err(late("connect to")),
+        };
+        match &route.tls {
+            UpstreamTls::Clear => Ok(Box::new(tcp)),
+            UpstreamTls::Implicit { name } => match timeout_at(deadline, self.trust.connect(name, Box::new(tcp))).await {
+                Ok(connected) => connected.map_err(|error| failed("TLS with", error)),
+                Err(_) => Err(late("TLS with")),
+            },
+        }
+    }
+}
+
+impl MailTransport {
+    /// The first address that accepts.
+    async fn tcp(&self, route: &Route) -> io::Result<TcpStream> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in self.names.resolve(&route.host, route.port, self.ip_mode).await? {
+            match dial(address).await {
+                Ok(tcp) => return Ok(tcp),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect(address).await?;
+    tune(&tcp)?;
+    Ok(tcp)
+}
+
+/// Small answers leave at once, and a peer that vanished is noticed.
+///
+/// # Errors
+/// The socket is already gone.
+pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    SockRef::from(tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 5))
+}

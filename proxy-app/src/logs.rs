@@ -1,0 +1,161 @@
+//! The audit log and the access log: lines to files or to standard output, written by threads of their own.
+//!
+//! A full disk or a stalled pipe must not hold up a login, so a writer takes lines from a bounded queue. What
+//! does not fit is counted, and the count is said as soon as there is room again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use jiff::{Timestamp, Zoned};
+use mail_proxy::audit::{Audit, Record};
+use serde::Serialize;
+
+/// Lines that wait while the disk is slow: some seconds of a busy node.
+const QUEUE: usize = 65_536;
+
+/// Where a log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Standard output (`-`).
+    Stdout,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+impl Target {
+    /// Opens it, to be sure that it can be written.
+    ///
+    /// # Errors
+    /// The file cannot be made or appended to.
+    pub fn open(&self) -> io::Result<Box<dyn Write + Send>> {
+        match self {
+            Target::Stdout => Ok(Box::new(io::stdout())),
+            Target::File(path) => Ok(Box::new(append(path)?)),
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+/// One log: lines go in, a thread writes them.
+pub struct Log {
+    queue: SyncSender<String>,
+    dropped: &'static AtomicU64,
+}
+
+impl Log {
+    /// Starts the writer. Must be called after the process has gone into the background: a fork keeps no threads.
+    ///
+    /// # Errors
+    /// The target cannot be opened.
+    pub fn start(name: &'static str, target: &Target) -> io::Result<Log> {
+        let file = target.open()?;
+        let (queue, lines) = sync_channel(QUEUE);
+        // A log lives as long as the process.
+        let dropped: &'static AtomicU64 = Box::leak(Box::default());
+        std::thread::Builder::new().name(format!("log {name}")).spawn(move || write(name, file, &lines, dropped))?;
+        Ok(Log { queue, dropped })
+    }
+
+    /// Takes one line, without its end.
+    pub fn line(&self, line: String) {
+        if self.queue.try_send(line).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn write(name: &str, file: Box<dyn Write + Send>, lines: &Receiver<String>, dropped: &AtomicU64) {
+    let mut file = BufWriter::new(file);
+    let mut failing = false;
+    while let Ok(line) = lines.recv() {
+        let mut result = writeln!(file, "{line}");
+        // As long as lines wait, they go out together.
+        for line in lines.try_iter() {
+            result = result.and(writeln!(file, "{line}"));
+        }
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            log::error!("{name} log: {lost} lines were dropped because it cannot be written fast enough");
+        }
+        match result.and_then(|()| file.flush()) {
+            Ok(()) => failing = false,
+            Err(error) if !failing => {
+                log::error!("{name} log: {error}");
+                failing = true;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// The audit log: one JSON line a record.
+pub struct AuditLog(pub Log);
+
+#[derive(Serialize)]
+struct Timed<'a> {
+    time: String,
+    #[serde(flatten)]
+    record: &'a Record,
+}
+
+impl Audit for AuditLog {
+    fn record(&self, record: Record) {
+        match serde_json::to_string(&Timed { time: utc(), record: &record }) {
+            Ok(line) => self.0.line(line),
+            Err(error) => log::error!("audit log: a record cannot be written: {error}"),
+        }
+    }
+}
+
+/// The time as audit records have it: `2026-11-23T10:00:00.123Z`.
+fn utc() -> String {
+    format!("{:.3}", Timestamp::now())
+}
+
+/// The time as access logs have it: `23/Nov/2026:10:00:00 +0000`.
+pub fn local_time() -> String {
+    Zoned::now().strftime("%d/%b/%Y:%H:%M:%S %z").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mail_proxy::audit::{Event, Outcome};
+
+    #[test]
+    fn a_record_is_one_json_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new folder/audit.log");
+        let log = AuditLog(Log::start("audit", &Target::File(path.clone())).unwrap());
+        log.record(Record {
+            event: Some(Event::Login),
+            user: Some("a\r\nb\x1b\"".to_owned()),
+            outcome: Some(Outcome::UnknownUser),
+            ..Record::default()
+        });
+        let begun = std::time::Instant::now();
+        let text = loop {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if text.ends_with('\n') || begun.elapsed() > Duration::from_secs(10) {
+                break text;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(text.lines().count(), 1);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["outcome"], "unknown_user");
+        assert_eq!(value["user"], "a\r\nb\u{1b}\"");
+        assert!(value["time"].as_str().unwrap().ends_with('Z'));
+    }
+}

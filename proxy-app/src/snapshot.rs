@@ -1,0 +1,346 @@
+//! What runs: made from the node file and the directory as they are at one moment, immutable, swapped whole.
+//!
+//! A mail session keeps the snapshot it was born with; a web request takes the one of its moment.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_proxy::{Settings, StartTls, imap, pop3};
+use openssl::ssl::SslVersion;
+use openssl::x509::X509;
+use route_cache::attributes as a;
+use route_cache::directory::View;
+use route_cache::yaml::{Problem, Problems, Severity};
+use route_cache::{Service, System};
+
+use crate::config::{Config, Listener, ListenerTls, Serve};
+use crate::connector::MailTransport;
+use crate::names::{IpMode, Names};
+use crate::tls::{Acceptors, CertKey, CertStore, Certificates, TlsPolicy, UpstreamTrust};
+
+/// Name and version as this program tells them.
+pub const PRODUCT: (&str, &str) = ("Portico", env!("CARGO_PKG_VERSION"));
+
+/// One running configuration.
+pub struct Snapshot {
+    /// Its number: 1 at start, one more with each change.
+    pub generation: u64,
+    /// The directory's entries, as they were.
+    pub system: Arc<System>,
+    /// How mail sessions are run.
+    pub mail: Arc<Settings>,
+    /// STARTTLS policy for IMAP.
+    pub imap_starttls: StartTls,
+    /// STLS policy for POP3.
+    pub pop3_starttls: StartTls,
+    /// How web requests are handled.
+    pub web: WebPolicy,
+    /// TLS towards clients.
+    pub acceptors: Arc<Acceptors>,
+    /// Sockets and TLS for mail sessions.
+    pub transport: Arc<MailTransport>,
+}
+
+/// What the clear web port does (`zimbraReverseProxyMailMode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MailMode {
+    /// It refuses.
+    Https,
+    /// It sends everybody to HTTPS.
+    Redirect,
+    /// It serves like the TLS port.
+    Both,
+}
+
+/// How web requests are handled.
+pub struct WebPolicy {
+    /// What the clear port does.
+    pub mode: MailMode,
+    /// Port to send clients to (`zimbraMailSSLProxyPort`).
+    pub https_port: u16,
+    /// Connecting to a server.
+    pub connect_timeout: Duration,
+    /// Silence of a server that owes an answer.
+    pub read_timeout: Duration,
+    /// A server that takes no bytes.
+    pub send_timeout: Duration,
+    /// Silence on requests that wait for news.
+    pub polling_timeout: Duration,
+    /// Authorities that sign the servers' certificates; `None`: the system's.
+    pub upstream_ca: Option<Arc<Box<[X509]>>>,
+    /// Whether servers must prove who they are.
+    pub upstream_verify: bool,
+    /// Address families towards servers.
+    pub ip_mode: IpMode,
+}
+
+/// A snapshot and what goes with it.
+pub struct Built {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// The certificates of the directory and the node file.
+    pub certificates: CertStore,
+    /// Warnings: what was left out, and why.
+    pub warnings: Problems,
+}
+
+/// Builds what runs.
+///
+/// # Errors
+/// All problems that make the configuration unusable; a bad certificate of one domain is only a warning.
+pub fn build(
+    config: &Config,
+    system: Arc<System>,
+    names: Arc<Names>,
+    certificates: &Certificates,
+    generation: u64,
+) -> Result<Built, Problems> {
+    let mut problems = Problems::new();
+    let node = system.node(&config.node);
+    let store = cert_store(config, &system, &node, &mut problems);
+    let parts = tls_parts(config, &node, certificates, &mut problems);
+    let Some((acceptors, trust, upstream_ca)) = parts.filter(|_| !problems.has_errors()) else { return Err(problems) };
+    let ip_mode = ip_mode(&node);
+    let snapshot = Snapshot {
+        generation,
+        mail: Arc::new(mail_settings(config, &node)),
+        imap_starttls: starttls(&node, &a::REVERSE_PROXY_IMAP_START_TLS_MODE),
+        pop3_starttls: starttls(&node, &a::REVERSE_PROXY_POP3_START_TLS_MODE),
+        web: WebPolicy {
+            mode: mail_mode(&node),
+            https_port: node.port(&a::MAIL_SSL_PROXY_PORT).unwrap_or(443),
+            connect_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT).unwrap_or(Duration::from_secs(25)),
+            read_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_READ_TIMEOUT).unwrap_or(Duration::from_secs(60)),
+            send_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_SEND_TIMEOUT).unwrap_or(Duration::from_secs(60)),
+            polling_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT).unwrap_or(Duration::from_secs(3600)),
+            upstream_ca,
+            upstream_verify: config.tls.upstream_verify,
+            ip_mode,
+        },
+        transport: Arc::new(MailTransport { acceptors: acceptors.clone(), trust, names, ip_mode }),
+        acceptors,
+        system,
+    };
+    Ok(Built { snapshot, certificates: store, warnings: problems })
+}
+
+type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>, Option<Arc<Box<[X509]>>>);
+
+fn tls_parts(config: &Config, node: &View<'_>, certificates: &Certificates, problems: &mut Problems) -> Option<TlsParts> {
+    let policy = tls_policy(node);
+    let acceptors = Acceptors::new(certificates, &policy)
+        .map_err(|error| problems.push(problem("zimbraReverseProxySSLCiphers", error)))
+        .ok();
+    let ca_file = config.tls.upstream_ca_file.as_deref();
+    let trust = UpstreamTrust::new(ca_file, config.tls.upstream_verify)
+        .map_err(|error| problems.push(problem("tls.upstream_ca_file", error)))
+        .ok();
+    let upstream_ca = ca_file.and_then(|path| authorities(path, problems));
+    Some((Arc::new(acceptors?), Arc::new(trust?), upstream_ca))
+}
+
+fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>> {
+    let read = std::fs::read(path).map_err(anyhow::Error::from);
+    match read.and_then(|pem| Ok(X509::stack_from_pem(&pem)?)) {
+        Ok(certificates) if !certificates.is_empty() => Some(Arc::new(certificates.into())),
+        Ok(_) => {
+            problems.push(problem("tls.upstream_ca_file", format!("{} holds no certificate", path.display())));
+            None
+        }
+        Err(error) => {
+            problems.push(problem("tls.upstream_ca_file", format!("{}: {error}", path.display())));
+            None
+        }
+    }
+}
+
+fn problem(key: &str, message: impl ToString) -> Problem {
+    Problem { file: None, line: None, key: key.to_owned(), message: message.to_string(), severity: Severity::Error }
+}
+
+fn warning(key: String, message: impl ToString) -> Problem {
+    Problem { file: None, line: None, key, message: message.to_string(), severity: Severity::Warning }
+}
+
+/// The default certificate, and those of the domains under all their virtual host names. A domain whose pair
+/// cannot be used is left out, with a warning; the default is shown for its names.
+fn cert_store(config: &Config, system: &System, node: &View<'_>, problems: &mut Problems) -> CertStore {
+    let mut store = CertStore { default: default_certificate(config, node, problems), ..CertStore::default() };
+    for domain in system.domains() {
+        let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
+        let (Some(certificate), Some(key)) = (domain.text(&a::SSL_CERTIFICATE), domain.text(&a::SSL_PRIVATE_KEY)) else {
+            continue;
+        };
+        match CertKey::from_pem(certificate.as_bytes(), key.as_bytes()) {
+            Ok(pair) => {
+                let pair = Arc::new(pair);
+                for name in pair.uncovered(names.iter().copied()) {
+                    problems.push(warning(
+                        format!("domains.{}", domain.name()),
+                        format!("its certificate is not good for {name}"),
+                    ));
+                }
+                for name in names {
+                    store.add(name, pair.clone());
+                }
+            }
+            Err(error) => problems.push(warning(format!("domains.{}.zimbraSSLCertificate", domain.name()), error)),
+        }
+    }
+    store
+}
+
+fn default_certificate(config: &Config, node: &View<'_>, problems: &mut Problems) -> Option<Arc<CertKey>> {
+    let pair = match &config.tls.default {
+        Some((certificate, key)) => {
+            let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+            match (read(certificate), read(key)) {
+                (Ok(certificate), Ok(key)) => CertKey::from_pem(&certificate, &key),
+                (certificate, key) => {
+                    for error in [certificate.err(), key.err()].into_iter().flatten() {
+                        problems.push(problem("tls", error));
+                    }
+                    return None;
+                }
+            }
+        }
+        None => {
+            let certificate = node.text(&a::SSL_CERTIFICATE)?;
+            let key = node.text(&a::SSL_PRIVATE_KEY)?;
+            CertKey::from_pem(certificate.as_bytes(), key.as_bytes())
+        }
+    };
+    pair.map(Arc::new).map_err(|error| problems.push(problem("tls.certificate", error))).ok()
+}
+
+fn tls_policy(node: &View<'_>) -> TlsPolicy {
+    let versions: Vec<SslVersion> = node
+        .list(&a::REVERSE_PROXY_SSL_PROTOCOLS)
+        .iter()
+        .flat_map(|value| value.split_whitespace())
+        .filter_map(|name| match name {
+            "TLSv1" => Some(SslVersion::TLS1),
+            "TLSv1.1" => Some(SslVersion::TLS1_1),
+            "TLSv1.2" => Some(SslVersion::TLS1_2),
+            "TLSv1.3" => Some(SslVersion::TLS1_3),
+            _ => None,
+        })
+        .collect();
+    // OpenSSL's numbers grow with the versions.
+    let by_age = |version: &&SslVersion| age(**version);
+    TlsPolicy {
+        min: versions.iter().min_by_key(by_age).copied().unwrap_or(SslVersion::TLS1_2),
+        max: versions.iter().max_by_key(by_age).copied().unwrap_or(SslVersion::TLS1_3),
+        ciphers: node.text(&a::REVERSE_PROXY_SSL_CIPHERS).map(str::to_owned),
+    }
+}
+
+fn age(version: SslVersion) -> u8 {
+    match version {
+        SslVersion::TLS1 => 0,
+        SslVersion::TLS1_1 => 1,
+        SslVersion::TLS1_2 => 2,
+        _ => 3,
+    }
+}
+
+fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
+    let (name, version) = PRODUCT;
+    let (imap_default, pop3_default) = (imap::Settings::default(), pop3::Settings::default());
+    let imap_plain = node.flag(&a::REVERSE_PROXY_IMAP_SASL_PLAIN_ENABLED);
+    let pop3_plain = node.flag(&a::REVERSE_PROXY_POP3_SASL_PLAIN_ENABLED);
+    let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let imap_banner = node.flag(&a::REVERSE_PROXY_IMAP_EXPOSE_VERSION_ON_BANNER);
+    let pop3_banner = node.flag(&a::REVERSE_PROXY_POP3_EXPOSE_VERSION_ON_BANNER);
+    Settings {
+        imap: Arc::new(imap::Settings {
+            greeting: if imap_banner { format!("{name} {version} IMAP4 ready") } else { imap_default.greeting.clone() },
+            capabilities: owned(node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY)),
+            sasl_plain: imap_plain,
+            sasl_login: imap_plain,
+            id: vec![("NAME".to_owned(), name.to_owned()), ("VERSION".to_owned(), version.to_owned())],
+            max_errors: config.mail.max_bad_commands,
+            max_logins: config.mail.max_logins,
+        }),
+        pop3: Arc::new(pop3::Settings {
+            greeting: if pop3_banner { format!("{name} {version} POP3 ready") } else { pop3_default.greeting.clone() },
+            capabilities: owned(node.list(&a::REVERSE_PROXY_POP3_ENABLED_CAPABILITY)),
+            sasl_plain: pop3_plain,
+            sasl_login: pop3_plain,
+            max_errors: config.mail.max_bad_commands,
+            max_logins: config.mail.max_logins,
+        }),
+        login_deadline: config.mail.login_deadline,
+        imap_idle: config.mail.imap_idle,
+        pop3_idle: config.mail.pop3_idle,
+        auth_wait: node.duration(&a::REVERSE_PROXY_AUTH_WAIT_INTERVAL).unwrap_or(Duration::from_secs(10)),
+        upstream_login: node.duration(&a::REVERSE_PROXY_CONNECT_TIMEOUT).unwrap_or(Duration::from_secs(120)),
+        pass_errors: node.flag(&a::REVERSE_PROXY_PASS_ERRORS),
+        send_imap_id: node.flag(&a::REVERSE_PROXY_SEND_IMAP_ID),
+        send_pop3_xoip: node.flag(&a::REVERSE_PROXY_SEND_POP3_XOIP),
+        product: (name.to_owned(), version.to_owned()),
+    }
+}
+
+fn starttls(node: &View<'_>, attribute: &a::Attribute) -> StartTls {
+    match node.text(attribute) {
+        Some("off") => StartTls::Off,
+        Some("on") => StartTls::On,
+        _ => StartTls::Only,
+    }
+}
+
+fn mail_mode(node: &View<'_>) -> MailMode {
+    match node.text(&a::REVERSE_PROXY_MAIL_MODE) {
+        Some("https") => MailMode::Https,
+        Some("both") => MailMode::Both,
+        _ => MailMode::Redirect,
+    }
+}
+
+fn ip_mode(node: &View<'_>) -> IpMode {
+    match node.text(&a::IP_MODE) {
+        Some("ipv6") => IpMode::V6,
+        Some("both") => IpMode::Both,
+        _ => IpMode::V4,
+    }
+}
+
+/// The listeners of a node whose file names none, from the directory's switches and ports (MAIL §6.1, HTTP §1.1).
+pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener> {
+    let node = system.node(&config.node);
+    let web = node.flag(&a::REVERSE_PROXY_HTTP_ENABLED);
+    let mail = node.flag(&a::REVERSE_PROXY_MAIL_ENABLED);
+    let table = [
+        (web && mail_mode(&node) != MailMode::Https, &a::MAIL_PROXY_PORT, Serve::Web, ListenerTls::Off),
+        (web, &a::MAIL_SSL_PROXY_PORT, Serve::Web, ListenerTls::Implicit),
+        (mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAP_ENABLED), &a::IMAP_PROXY_BIND_PORT, Serve::Imap, ListenerTls::StartTls),
+        (mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAPS_ENABLED), &a::IMAP_SSL_PROXY_BIND_PORT, Serve::Imap, ListenerTls::Implicit),
+        (mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3_ENABLED), &a::POP3_PROXY_BIND_PORT, Serve::Pop3, ListenerTls::StartTls),
+        (mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3S_ENABLED), &a::POP3_SSL_PROXY_BIND_PORT, Serve::Pop3, ListenerTls::Implicit),
+        (web, &a::CARBONIO_ADMIN_PROXY_PORT, Serve::AdminConsole, ListenerTls::Implicit),
+    ];
+    let addresses: &[IpAddr] = match ip_mode(&node) {
+        IpMode::V4 => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
+        IpMode::V6 => &[IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
+        IpMode::Both => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
+    };
+    let ports = table.iter().filter(|row| row.0).filter_map(|row| Some((node.port(row.1)?, row.2, row.3)));
+    ports
+        .flat_map(|(port, serve, tls)| {
+            addresses.iter().map(move |ip| Listener {
+                address: SocketAddr::new(*ip, port),
+                serve,
+                tls,
+                proxy_trusted: None,
+            })
+        })
+        .collect()
+}
+
+/// The service that a listener's web requests want.
+pub fn web_service(admin: bool) -> Service {
+    if admin { Service::Admin } else { Service::Web }
+}

@@ -1,0 +1,336 @@
+//! A web connection in front of Pingora's HTTP engine: who it is, how long it may be silent, and which request
+//! heads may come in.
+//!
+//! Pingora has no limit on the time a request head takes, takes heads of 1 MiB, tolerates bare LF, and keeps
+//! large buffers for idle connections. So HTTP/1 heads are gathered here, whole, under a deadline and a size limit, and checked for
+//! the forms that two HTTP parsers may read differently; while a connection is idle no buffer is held. HTTP/2
+//! goes to the engine as it comes.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use mail_proxy::{Client, TlsFacts};
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
+    UniqueID,
+};
+use pingora::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_openssl::SslStream;
+
+use super::Web;
+
+/// How long a connection may be kept between requests: nginx's default.
+const KEEPALIVE: Duration = Duration::from_secs(75);
+/// How long a request head may take from its first byte to its last. nginx gives 60 s for each read; this is for all.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest request head: nginx's four buffers of 8 KiB.
+pub(super) const HEAD_MAX: usize = 32 * 1024;
+/// How long a last answer may take to be written.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What is known of a web connection; reaches the phases of a request through its digest.
+#[derive(Debug)]
+pub struct WebClient {
+    /// Number of the connection.
+    pub number: String,
+    /// Address of the listener.
+    pub listener: Arc<str>,
+    /// Who connected.
+    pub client: Client,
+    /// Its TLS channel.
+    pub tls: Option<TlsFacts>,
+    /// Whether the listener is the administration console's.
+    pub admin: bool,
+}
+
+/// The bytes of a web connection.
+pub enum Channel {
+    /// Clear text.
+    Plain(TcpStream),
+    /// TLS
+    Tls(SslStream<TcpStream>),
+}
+
+/// A web connection as Pingora wants it.
+pub struct WebStream {
+    channel: Channel,
+    fd: RawFd,
+    h2: bool,
+    tls: Option<Arc<SslDigest>>,
+    socket: Arc<SocketDigest>,
+    carrier: Arc<ProxyDigest>,
+}
+
+impl WebStream {
+    /// Wraps a connection whose TLS handshake is done.
+    ///
+    /// # Errors
+    /// Never in practice: an empty response head could not be made.
+    pub fn new(channel: Channel, client: WebClient) -> pingora::Result<WebStream> {
+        let (fd, h2, tls) = match &channel {
+            Channel::Plain(tcp) => (tcp.as_raw_fd(), false, None),
+            Channel::Tls(tls) => {
+                let digest = SslDigest::from_ssl(tls.ssl());
+                (tls.get_ref().as_raw_fd(), tls.ssl().selected_alpn_protocol() == Some(b"h2"), Some(Arc::new(digest)))
+            }
+        };
+        let socket = SocketDigest::from_raw_fd(fd);
+        let _ = socket.peer_addr.set(Some(client.client.addr.into()));
+        let _ = socket.local_addr.set(Some(client.client.local.into()));
+        // Pingora carries a value of ours only in the digest that it has for CONNECT proxies.
+        let carrier = ProxyDigest::new(Box::new(ResponseHeader::build(200, Some(0))?), Some(Box::new(client)));
+        Ok(WebStream { channel, fd, h2, tls, socket: Arc::new(socket), carrier: Arc::new(carrier) })
+    }
+}
+
+/// What is known of the connection of a request.
+pub fn client_of(session: &pingora_proxy::Session) -> Option<&WebClient> {
+    session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+}
+
+/// Serves a connection to its end.
+pub async fn serve(proxy: &Arc<HttpProxy<Web>>, stream: WebStream, shutdown: &ShutdownWatch) {
+    if stream.h2 {
+        ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
+        return;
+    }
+    let mut stream: Stream = Box::new(stream);
+    let mut kept = None;
+    loop {
+        let head = match read_head(&mut stream, shutdown.clone()).await {
+            Ok(Some(head)) => head,
+            Ok(None) | Err(HeadError::Io) => return,
+            Err(HeadError::Answer(answer)) => return refuse(&mut stream, answer).await,
+        };
+        let mut session = ServerSession::new_http1(stream);
+        match kept {
+            Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
+            None => session.set_keepalive(Some(KEEPALIVE.as_secs())),
+        }
+        if *shutdown.borrow() {
+            session.set_keepalive(None);
+        }
+        session.set_pipelined_prefix(head);
+        // The phases of a request are a large future, and an idle connection must not keep it.
+        let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else { return };
+        (stream, kept) = reused.consume();
+    }
+}
+
+enum HeadError {
+    Io,
+    Answer(&'static str),
+}
+
+const BAD_REQUEST: &str = "400 Bad Request";
+const TIMED_OUT: &str = "408 Request Timeout";
+const TOO_LARGE: &str = "431 Request Header Fields Too Large";
+
+/// A whole request head and what came with it; `None` at the end of the connection.
+async fn read_head(stream: &mut Stream, mut shutdown: ShutdownWatch) -> Result<Option<BytesMut>, HeadError> {
+    let mut head = BytesMut::new();
+    let first = tokio::select! {
+        read = timeout(KEEPALIVE, first_bytes(stream)) => read,
+        _ = shutdown.wait_for(|down| *down) => return Ok(None),
+    };
+    match first {
+        Ok(Ok(bytes)) if !bytes.is_empty() => head.extend_from_slice(&bytes),
+        _ => return Ok(None),
+    }
+    let deadline = Instant::now() + HEAD_DEADLINE;
+    while !complete(&head)? {
+        if head.len() > HEAD_MAX {
+            return Err(HeadError::Answer(TOO_LARGE));
+        }
+        match timeout_at(deadline, stream.read_buf(&mut head)).await {
+            Ok(Ok(0) | Err(_)) => return Err(HeadError::Io),
+            Ok(Ok(_)) => {}
+            Err(_) => return Err(HeadError::Answer(TIMED_OUT)),
+        }
+    }
+    Ok(Some(head))
+}
+
+/// The first read of a request. Its buffer lives only while bytes are there, not while we wait for them.
+async fn first_bytes(stream: &mut Stream) -> io::Result<Vec<u8>> {
+    std::future::poll_fn(|cx| {
+        let mut buffer = [0; 4096];
+        let mut read = ReadBuf::new(&mut buffer);
+        match Pin::new(&mut *stream).poll_read(cx, &mut read) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(read.filled().to_vec())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Is the head whole? Lines end with CRLF and nothing else (RFC 9112 §2.2 lets a server refuse bare LF); a line
+/// that begins with a blank would be a continuation (obs-fold, §5.2). Parsers differ on all of these, and where
+/// they differ requests are smuggled.
+fn complete(head: &[u8]) -> Result<bool, HeadError> {
+    let mut rest = head;
+    let mut first = true;
+    loop {
+        let Some(end) = rest.iter().position(|&b| b == b'\n') else {
+            return match rest.contains(&0) {
+                true => Err(HeadError::Answer(BAD_REQUEST)),
+                false if head.len() > HEAD_MAX => Err(HeadError::Answer(TOO_LARGE)),
+                false => Ok(false),
+            };
+        };
+        let line = rest[..end].strip_suffix(b"\r").ok_or(HeadError::Answer(BAD_REQUEST))?;
+        if line.is_empty() && !first {
+            return Ok(true);
+        }
+        let folded = matches!(line.first(), Some(b' ' | b'\t'));
+        if line.iter().any(|b| matches!(b, 0 | b'\r')) || folded {
+            return Err(HeadError::Answer(BAD_REQUEST));
+        }
+        // An empty line before the request line is tolerated (RFC 9112 §2.2).
+        first = first && line.is_empty();
+        rest = &rest[end + 1..];
+    }
+}
+
+async fn refuse(stream: &mut Stream, status: &str) {
+    let _ = timeout(FAREWELL, async {
+        stream.write_all(plain_answer(status, status).as_bytes()).await?;
+        stream.flush().await?;
+        AsyncWriteExt::shutdown(stream).await
+    })
+    .await;
+}
+
+/// A whole answer with a short text, for requests that the engine never sees.
+pub fn plain_answer(status: &str, text: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}\n",
+        text.len() + 1
+    )
+}
+
+impl AsyncRead for WebStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Channel::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for WebStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Channel::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_flush(cx),
+            Channel::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Channel::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for WebStream {
+    async fn shutdown(&mut self) {
+        let _ = timeout(FAREWELL, AsyncWriteExt::shutdown(self)).await;
+    }
+}
+
+impl UniqueID for WebStream {
+    fn id(&self) -> i32 {
+        self.fd
+    }
+}
+
+impl Ssl for WebStream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.tls.clone()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.tls.as_ref().map(|_| if self.h2 { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+impl GetTimingDigest for WebStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for WebStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.carrier.clone())
+    }
+}
+
+impl GetSocketDigest for WebStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.socket.clone())
+    }
+}
+
+impl Peek for WebStream {}
+
+impl std::fmt::Debug for WebStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WebStream({})", self.fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(head: &str, expected: Result<bool, &str>) {
+        let got = match complete(head.as_bytes()) {
+            Ok(whole) => Ok(whole),
+            Err(HeadError::Answer(answer)) => Err(answer),
+            Err(HeadError::Io) => unreachable!("nothing is read here"),
+        };
+        assert_eq!(got, expected, "{head:?}");
+    }
+
+    #[test]
+    fn heads() {
+        check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Ok(true));
+        check("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nbody", Ok(true));
+        check("GET / HTTP/1.1\r\nHost: a\r\n\r", Ok(false));
+        check("GET / HT", Ok(false));
+        check("GET / HTTP/1.1\nHost: a\n\n", Err(BAD_REQUEST));
+        check("GET / HTTP/1.1\r\nHost: a\n", Err(BAD_REQUEST));
+        check("GET / HTTP/1.1\r\nX: a\rb\r\n\r\n", Err(BAD_REQUEST));
+        check("GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", Err(BAD_REQUEST));
+        check("GET / HTTP/1.1\r\nX: \0\r\n", Err(BAD_REQUEST));
+        check(&"x".repeat(HEAD_MAX + 1), Err(TOO_LARGE));
+    }
+}

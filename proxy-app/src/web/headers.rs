@@ -1,0 +1,717 @@
+//! What a mailbox server may learn from a request's headers, and what a log may learn from a request.
+//!
+//! Decisions only: the caller changes the message and writes the line. Message framing (Content-Length,
+//! Transfer-Encoding, Expect) is not touched; it belongs to who copies the body.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName};
+use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
+
+/// How many hops of an X-Forwarded-For chain are followed. A content network, a balancer and a firewall are three.
+const HOPS_MAX: usize = 32;
+
+/// Facts about a client, which the servers behind us believe. Only we may state them.
+const FACTS: &[&str] = &[
+    "forwarded",
+    "x-forwarded",
+    "x-real-ip",
+    "x-originating-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-remote-ip",
+    "x-remote-addr",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "x-via",
+    // Some frameworks take these for the path, behind every rule that we apply to the real one.
+    "x-original-url",
+    "x-rewrite-url",
+    // CGI programs find it as HTTP_PROXY and send their requests there.
+    "proxy",
+];
+
+/// Families of such facts. `x-forwarded-client-cert` and `x-envoy-*` steer the mesh's sidecars, to which all that
+/// comes from us is internal and thus trusted.
+const FACT_PREFIXES: &[&str] = &["x-forwarded-", "x-proxy-", "x-envoy-"];
+
+/// The language between a proxy and the lookup service (HTTP §3.5). A list and not `auth-*`: other services may
+/// have headers of that beginning.
+const LOOKUP: &[&str] = &[
+    "auth-method",
+    "auth-user",
+    "auth-pass",
+    "auth-protocol",
+    "auth-login-attempt",
+    "auth-id",
+    "auth-admin-user",
+    "auth-admin-pass",
+    "auth-zimbra-admin",
+    "auth-zimbra-zx",
+    "auth-status",
+    "auth-server",
+    "auth-port",
+    "auth-wait",
+    "auth-cache-alias",
+    "auth-error-code",
+    "client-ip",
+];
+
+/// Headers that end at the next hop (RFC 9110 §7.6.1). `http2-settings` only serves to smuggle an upgrade to
+/// HTTP/2 past a proxy.
+const HOP_BY_HOP: &[&str] = &[
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "upgrade",
+    "http2-settings",
+];
+
+/// What `Connection` cannot name away: without them the two sides would disagree where a message ends or whom it
+/// is for.
+const NEVER_NOMINATED: &[&str] = &["host", "content-length", "transfer-encoding", "expect"];
+
+/// Words that make a query argument's value unfit for a log, anywhere in its name.
+const SECRET_WORDS: &[&str] = &[
+    "token",
+    "jwt",
+    "pass",
+    "pwd",
+    "secret",
+    "preauth",
+    "otp",
+    "saml",
+    "session",
+    "ticket",
+    "csrf",
+    "credential",
+    "signature",
+];
+
+/// Short names that would be too common as a part of others.
+const SECRET_NAMES: &[&str] = &["code", "key", "sig", "sid", "pin"];
+
+const HIDDEN: &str = "***";
+
+/// The client's address: that of the TCP peer, unless it is one of our own balancers. Then it is the right-most
+/// one of X-Forwarded-For that is not ours; whatever stands left of it was written by the client itself.
+///
+/// When all are ours, the left-most is the client. An entry that is no address ends the search at the hop that
+/// wrote it.
+pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
+    let mut client = peer.to_canonical();
+    for hop in hops(headers).take(HOPS_MAX) {
+        if !is_trusted(&client) {
+            break;
+        }
+        match hop {
+            Some(address) => client = address,
+            None => break,
+        }
+    }
+    client
+}
+
+/// The request headers that must not go on to any server, whatever they say:
+///
+/// - facts about the client that only we may state (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, …);
+/// - the language of the lookup service (`Auth-User`, `Client-IP`, …);
+/// - names with an underscore, which CGI-like servers take for the same with a hyphen (nginx drops them too);
+/// - hop-by-hop headers, and those that `Connection` names. For a WebSocket upgrade `Connection` and `Upgrade`
+///   stay; an upgrade to anything else would be a tunnel past our rules.
+pub fn dropped(headers: &HeaderMap) -> Vec<HeaderName> {
+    let nominated = connection_options(headers);
+    let websocket = is_websocket(headers);
+    let is_dropped = |name: &&HeaderName| match name.as_str() {
+        "connection" | "upgrade" if websocket => false,
+        name => is_ours(name) || HOP_BY_HOP.contains(&name) || is_nominated(name, &nominated),
+    };
+    headers.keys().filter(is_dropped).cloned().collect()
+}
+
+/// Whether a request asks to become a WebSocket (RFC 6455 §4.1).
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    let asked = headers
+        .get(header::UPGRADE)
+        .is_some_and(|kind| kind.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    asked
+        && headers.get_all(header::UPGRADE).iter().count() == 1
+        && connection_options(headers).iter().any(|o| o == "upgrade")
+}
+
+/// The hop of a request from the client to us.
+#[derive(Debug, Clone, Copy)]
+pub struct Hop<'a> {
+    /// The client's address, after [`client_address`].
+    pub client: IpAddr,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// The Host header as sent, port included; `None` when there was none.
+    pub host: Option<&'a str>,
+    /// Port of the listener.
+    pub port: u16,
+}
+
+/// The request headers to set towards a server, after those of [`dropped`] are gone. One address and never a
+/// chain: mailbox servers compare the whole value (HTTP §6.2).
+pub fn added(hop: Hop<'_>) -> Vec<(&'static str, String)> {
+    let mut lines = vec![
+        ("X-Forwarded-For", hop.client.to_canonical().to_string()),
+        ("X-Forwarded-Proto", hop.scheme.to_owned()),
+        ("X-Forwarded-Port", hop.port.to_string()),
+    ];
+    if let Some(host) = hop.host {
+        lines.push(("X-Forwarded-Host", host.to_owned()));
+    }
+    lines
+}
+
+/// A request target or other URL, fit for a log: values of tokens, passwords and the like are hidden, also in a
+/// URL within the URL, and what could break a line or a quotation is escaped.
+pub fn redact(target: &str) -> Cow<'_, str> {
+    match hidden(target) {
+        Cow::Borrowed(same) => escaped(same),
+        Cow::Owned(clean) => Cow::Owned(escaped(&clean).into_owned()),
+    }
+}
+
+/// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`access_line`].
+#[derive(Debug, Clone, Copy)]
+pub struct AccessEntry<'a> {
+    /// The client's address.
+    pub client: &'a str,
+    /// The client's port.
+    pub client_port: u16,
+    /// The user of Basic authentication.
+    pub user: Option<&'a str>,
+    /// Time at the end of the request, as `02/Jan/2026:15:04:05 +0000`.
+    pub time: &'a str,
+    /// The method.
+    pub method: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// The requested host, without port.
+    pub host: Option<&'a str>,
+    /// Path and query as sent.
+    pub target: &'a str,
+    /// `HTTP/1.1`, `HTTP/2.0`.
+    pub protocol: &'a str,
+    /// Status of the answer; 0 when there was none.
+    pub status: u16,
+    /// Bytes sent, headers included.
+    pub bytes: u64,
+    /// The Referer header.
+    pub referer: Option<&'a str>,
+    /// The User-Agent header.
+    pub user_agent: Option<&'a str>,
+    /// Address and port of each server that was tried, joined by `, `; `None` for an answer of our own.
+    pub upstream: Option<&'a str>,
+    /// Our address.
+    pub local: &'a str,
+    /// Our port.
+    pub local_port: u16,
+}
+
+/// One line of the access log, without line end, in the format of HTTP §6.5 (two blanks after the bracket; IPv6
+/// addresses without brackets, as nginx writes them).
+pub fn access_line(entry: &AccessEntry<'_>) -> String {
+    let user = text(entry.user).replace(' ', "\\x20");
+    let request = format!(
+        "{} {}://{}{} {}",
+        escaped(entry.method),
+        entry.scheme,
+        text(entry.host),
+        redact(entry.target),
+        entry.protocol
+    );
+    let referer = entry
+        .referer
+        .filter(|referer| !referer.is_empty())
+        .map_or(Cow::Borrowed("-"), redact);
+    format!(
+        "{}:{} - {user} [{}]  \"{request}\" {:03} {} \"{referer}\" \"{}\" \"{}\" \"{}:{}\"",
+        entry.client,
+        entry.client_port,
+        entry.time,
+        entry.status,
+        entry.bytes,
+        text(entry.user_agent),
+        text(entry.upstream),
+        entry.local,
+        entry.local_port,
+    )
+}
+
+/// The hops of X-Forwarded-For from right to left, over all lines of it. `None` for what is no address.
+fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
+    let lines: Vec<&[u8]> = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .map(|line| line.as_bytes())
+        .collect();
+    let entries = lines.into_iter().rev().flat_map(|line| line.rsplit(|&b| b == b','));
+    let entries = entries
+        .map(|entry| entry.trim_ascii())
+        .filter(|entry| !entry.is_empty());
+    entries.map(|entry| hop_address(std::str::from_utf8(entry).ok()?))
+}
+
+/// An address, as `192.0.2.1`, `2001:db8::1`, `[2001:db8::1]`, or any of these with the port that some balancers add.
+fn hop_address(entry: &str) -> Option<IpAddr> {
+    let bare = entry
+        .strip_prefix('[')
+        .and_then(|entry| entry.strip_suffix(']'))
+        .unwrap_or(entry);
+    let address = bare
+        .parse()
+        .or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
+    address.ok().map(|address| address.to_canonical())
+}
+
+fn is_ours(name: &str) -> bool {
+    let in_family = FACT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    in_family || FACTS.contains(&name) || LOOKUP.contains(&name) || name.contains('_')
+}
+
+fn is_nominated(name: &str, nominated: &[String]) -> bool {
+    nominated.iter().any(|option| option == name) && !NEVER_NOMINATED.contains(&name)
+}
+
+/// The options of all Connection headers, in lower case.
+fn connection_options(headers: &HeaderMap) -> Vec<String> {
+    let lines = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok());
+    let options = lines.flat_map(|line| line.split(','));
+    options.map(|option| option.trim().to_ascii_lowercase()).collect()
+}
+
+/// `-` for what is absent or empty, as in every access log.
+fn text(value: Option<&str>) -> Cow<'_, str> {
+    match value {
+        None | Some("") => Cow::Borrowed("-"),
+        Some(value) => escaped(value),
+    }
+}
+
+/// `\xHH` for quotes, backslashes and all that is not printable ASCII, as nginx writes it: a client must not be
+/// able to forge a line or to reach the terminal of who reads it.
+fn escaped(value: &str) -> Cow<'_, str> {
+    let plain = |b: u8| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\';
+    if value.bytes().all(plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut clean = String::with_capacity(value.len() + 16);
+    for byte in value.bytes() {
+        if plain(byte) {
+            clean.push(char::from(byte));
+        } else {
+            write!(clean, "\\x{byte:02X}").expect("a String takes everything");
+        }
+    }
+    Cow::Owned(clean)
+}
+
+/// Path parameters (`;jsessionid=…`) carry secrets as well as query arguments do.
+fn hidden(target: &str) -> Cow<'_, str> {
+    let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+    let pieces = path.split_inclusive('/').chain(query.split_inclusive('&'));
+    if pieces.clone().all(|piece| secret_at(piece).is_none()) {
+        return Cow::Borrowed(target);
+    }
+    let mut clean = String::with_capacity(target.len());
+    for piece in pieces {
+        match secret_at(piece) {
+            None => clean.push_str(piece),
+            Some(at) => {
+                let separator = if piece.ends_with(['/', '&']) {
+                    &piece[piece.len() - 1..]
+                } else {
+                    ""
+                };
+                clean.extend([&piece[..at], HIDDEN, separator]);
+            }
+        }
+    }
+    Cow::Owned(clean)
+}
+
+/// Where in `a=…;b=…` the first secret value begins. All behind it is hidden with it: servers differ in whether a
+/// semicolon ends a value.
+fn secret_at(piece: &str) -> Option<usize> {
+    let mut start = 0;
+    for pair in piece.split_inclusive([';', '?', '#']) {
+        if let Some((name, value)) = pair.split_once('=')
+            && (is_secret(name) || has_secret(value))
+        {
+            return Some(start + name.len() + 1);
+        }
+        start += pair.len();
+    }
+    None
+}
+
+/// Whether a value is itself a URL or query with a secret, as in `?redirect=%2Fhome%3Fzauthtoken%3D…`, encoded
+/// once or twice (a login page that was asked to return to a login page).
+fn has_secret(value: &str) -> bool {
+    if !value.contains(['%', '=']) {
+        return false;
+    }
+    let once = percent_decode_str(value).decode_utf8_lossy();
+    let twice = percent_decode_str(&once).decode_utf8_lossy();
+    let mut pairs = once
+        .split(['&', ';', '?', '#', '/'])
+        .chain(twice.split(['&', ';', '?', '#', '/']));
+    pairs.any(|pair| pair.split_once('=').is_some_and(|(name, _)| is_secret(name)))
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
+    SECRET_NAMES.contains(&name.as_str()) || SECRET_WORDS.iter().any(|word| name.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::header::HeaderValue;
+
+    fn headers(lines: &[&str]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for line in lines {
+            let (name, value) = line.split_once(": ").unwrap();
+            map.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        map
+    }
+
+    #[test]
+    fn client_addresses() {
+        let trusted: Vec<IpNet> = ["10.0.0.0/8", "2001:db8:1::/48"]
+            .map(|net| net.parse().unwrap())
+            .to_vec();
+        let long = format!("x-forwarded-for: 192.0.2.1{}", ", 10.0.0.1".repeat(40));
+        for (peer, lines, expected) in [
+            ("192.0.2.9", vec![], "192.0.2.9"),
+            ("192.0.2.9", vec!["x-forwarded-for: 198.51.100.7"], "192.0.2.9"),
+            ("10.0.0.1", vec![], "10.0.0.1"),
+            ("10.0.0.1", vec!["x-forwarded-for: 198.51.100.7"], "198.51.100.7"),
+            (
+                "10.0.0.1",
+                vec!["x-forwarded-for: 1.1.1.1, 198.51.100.7"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.1",
+                vec!["x-forwarded-for: 1.1.1.1, 198.51.100.7,10.0.0.2 "],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.1",
+                vec!["x-forwarded-for: 1.1.1.1", "x-forwarded-for: 198.51.100.7"],
+                "198.51.100.7",
+            ),
+            ("10.0.0.1", vec!["x-forwarded-for: 10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            ("10.0.0.1", vec!["x-forwarded-for: 198.51.100.7, ,"], "198.51.100.7"),
+            ("10.0.0.1", vec!["x-forwarded-for: 198.51.100.7, unknown"], "10.0.0.1"),
+            (
+                "10.0.0.1",
+                vec!["x-forwarded-for: 198.51.100.7, unknown, 10.0.0.2"],
+                "10.0.0.2",
+            ),
+            ("10.0.0.1", vec!["x-forwarded-for: ü"], "10.0.0.1"),
+            ("10.0.0.1", vec!["x-forwarded-for: 198.51.100.7:4711"], "198.51.100.7"),
+            ("10.0.0.1", vec!["x-forwarded-for: 2001:DB8::7"], "2001:db8::7"),
+            ("10.0.0.1", vec!["x-forwarded-for: [2001:db8::7]"], "2001:db8::7"),
+            ("10.0.0.1", vec!["x-forwarded-for: [2001:db8::7]:4711"], "2001:db8::7"),
+            ("10.0.0.1", vec!["x-forwarded-for: ::ffff:198.51.100.7"], "198.51.100.7"),
+            ("::ffff:10.0.0.1", vec!["x-forwarded-for: 198.51.100.7"], "198.51.100.7"),
+            ("::ffff:192.0.2.9", vec![], "192.0.2.9"),
+            ("2001:db8:1::1", vec!["x-forwarded-for: 2001:db8:2::1"], "2001:db8:2::1"),
+            (
+                "10.0.0.1",
+                vec!["x-real-ip: 198.51.100.7", "forwarded: for=198.51.100.7"],
+                "10.0.0.1",
+            ),
+            ("10.0.0.1", vec![long.as_str()], "10.0.0.1"),
+        ] {
+            let client = client_address(peer.parse().unwrap(), &headers(&lines), &trusted);
+            assert_eq!(client.to_string(), expected, "{peer} {lines:?}");
+        }
+        let peer = "10.0.0.1".parse().unwrap();
+        assert_eq!(client_address(peer, &headers(&["x-forwarded-for: 1.1.1.1"]), &[]), peer);
+    }
+
+    #[track_caller]
+    fn check_dropped(lines: &[&str], expected: &[&str]) {
+        let names = dropped(&headers(lines));
+        let mut names: Vec<&str> = names.iter().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, expected, "{lines:?}");
+    }
+
+    #[test]
+    fn what_is_dropped() {
+        check_dropped(
+            &[
+                "host: a",
+                "cookie: a=b",
+                "authorization: Basic x",
+                "content-length: 1",
+                "via: 1.1 x",
+                "origin: x",
+            ],
+            &[],
+        );
+        check_dropped(
+            &[
+                "x-zimbra-csrf-token: x",
+                "user-agent: x",
+                "x-forwardedfoo: x",
+                "auth-token: x",
+                "expect: 100-continue",
+            ],
+            &[],
+        );
+        check_dropped(
+            &["X-Forwarded-For: a", "X-Forwarded-For: b", "Forwarded: for=x"],
+            &["forwarded", "x-forwarded-for"],
+        );
+        check_dropped(
+            &["x-forwarded-client-cert: a", "x-envoy-retry-on: 5xx", "x-proxy-ip: a"],
+            &["x-envoy-retry-on", "x-forwarded-client-cert", "x-proxy-ip"],
+        );
+        check_dropped(
+            &["x-real-ip: a", "x-originating-ip: a", "x-via: a", "proxy: http://x"],
+            &["proxy", "x-originating-ip", "x-real-ip", "x-via"],
+        );
+        check_dropped(&["auth-user: a", "client-ip: a"], &["auth-user", "client-ip"]);
+        check_dropped(
+            &["x_forwarded_for: a", "my_header: a"],
+            &["my_header", "x_forwarded_for"],
+        );
+        check_dropped(
+            &[
+                "te: trailers",
+                "keep-alive: 5",
+                "proxy-authorization: x",
+                "transfer-encoding: chunked",
+            ],
+            &["keep-alive", "proxy-authorization", "te"],
+        );
+    }
+
+    #[test]
+    fn connection_names_headers_away() {
+        check_dropped(&["connection: close"], &["connection"]);
+        check_dropped(
+            &["connection: Foo, keep-alive", "foo: 1", "bar: 1"],
+            &["connection", "foo"],
+        );
+        check_dropped(
+            &["connection: foo", "connection: BAR", "foo: 1", "bar: 1"],
+            &["bar", "connection", "foo"],
+        );
+        check_dropped(
+            &[
+                "connection: host, content-length, transfer-encoding, expect",
+                "host: a",
+                "content-length: 1",
+                "transfer-encoding: chunked",
+                "expect: x",
+            ],
+            &["connection"],
+        );
+    }
+
+    #[test]
+    fn only_web_sockets_may_upgrade() {
+        let key = "sec-websocket-key: x";
+        check_dropped(&["connection: Upgrade", "upgrade: websocket", key], &[]);
+        check_dropped(
+            &[
+                "connection: keep-alive, upgrade, foo",
+                "upgrade: WebSocket",
+                "foo: 1",
+                "keep-alive: 5",
+                key,
+            ],
+            &["foo", "keep-alive"],
+        );
+        check_dropped(&["connection: close", "upgrade: websocket"], &["connection", "upgrade"]);
+        check_dropped(&["upgrade: websocket"], &["upgrade"]);
+        check_dropped(
+            &[
+                "connection: upgrade, http2-settings",
+                "upgrade: h2c",
+                "http2-settings: x",
+            ],
+            &["connection", "http2-settings", "upgrade"],
+        );
+        check_dropped(
+            &["connection: upgrade", "upgrade: websocket, h2c"],
+            &["connection", "upgrade"],
+        );
+        check_dropped(
+            &["connection: upgrade", "upgrade: websocket", "upgrade: h2c"],
+            &["connection", "upgrade"],
+        );
+    }
+
+    #[test]
+    fn what_is_added() {
+        let hop = Hop {
+            client: "::ffff:198.51.100.7".parse().unwrap(),
+            scheme: "https",
+            host: Some("mail.example.com:8443"),
+            port: 8443,
+        };
+        let expected = [
+            ("X-Forwarded-For", "198.51.100.7"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Port", "8443"),
+            ("X-Forwarded-Host", "mail.example.com:8443"),
+        ];
+        assert_eq!(added(hop), expected.map(|(name, value)| (name, value.to_owned())));
+        let bare = Hop {
+            host: None,
+            client: "2001:db8::1".parse().unwrap(),
+            ..hop
+        };
+        assert_eq!(added(bare)[0].1, "2001:db8::1");
+        assert!(added(bare).iter().all(|(name, _)| *name != "X-Forwarded-Host"));
+        // What we add is what we never let through.
+        for (name, _) in added(hop) {
+            check_dropped(&[&format!("{name}: x")], &[&name.to_ascii_lowercase()]);
+        }
+    }
+
+    #[track_caller]
+    fn check_redacted(target: &str, expected: &str) {
+        assert_eq!(redact(target), expected, "{target}");
+    }
+
+    #[test]
+    fn harmless_targets_stay() {
+        for target in [
+            "/",
+            "*",
+            "",
+            "/home/~/inbox?fmt=json&query=in:inbox&auth=co",
+            "/a?b",
+            "/a?=b",
+            "/a?x=YQ==&y=%2Fb%3Fc%3Dd",
+            "/a;v=1/b",
+        ] {
+            assert!(
+                matches!(redact(target), Cow::Borrowed(same) if same == target),
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
+    fn secrets_are_hidden() {
+        check_redacted("/a?zauthtoken=0_1_2", "/a?zauthtoken=***");
+        check_redacted("/a?x=1&zauthtoken=0_1_2&y=2", "/a?x=1&zauthtoken=***&y=2");
+        check_redacted("/a?zjwt=a.b.c&zjwt=d.e.f", "/a?zjwt=***&zjwt=***");
+        check_redacted("/a?code=9", "/a?code=***");
+        check_redacted("/a?ZAuthToken=x", "/a?ZAuthToken=***");
+        check_redacted("/a?%7aauthtoken=x", "/a?%7aauthtoken=***");
+        check_redacted("/a?zauthtoken=", "/a?zauthtoken=***");
+        check_redacted("/a?x=1;zauthtoken=y;z&w=1", "/a?x=1;zauthtoken=***&w=1");
+        check_redacted(
+            "/a?user=bob&password=s%26t&newPasswd=x&code=9",
+            "/a?user=bob&password=***&newPasswd=***&code=***",
+        );
+        check_redacted(
+            "/service/preauth?account=bob&preauth=ab12",
+            "/service/preauth?account=bob&preauth=***",
+        );
+        check_redacted("/a;jsessionid=x/b;v=1?y=2", "/a;jsessionid=***/b;v=1?y=2");
+        check_redacted("/a?to=/b?zauthtoken=x", "/a?to=/b?zauthtoken=***");
+        check_redacted("/a?to=%2Fb%3Fzauthtoken%3Dx&y=1", "/a?to=***&y=1");
+        check_redacted("/a?to=%252Fb%253Fzauthtoken%253Dx", "/a?to=***");
+        check_redacted("/a?zauthtoken=a/b?c", "/a?zauthtoken=***");
+        check_redacted(
+            "https://mail.example.com/a?zjwt=x",
+            "https://mail.example.com/a?zjwt=***",
+        );
+    }
+
+    #[test]
+    fn lines_cannot_be_forged() {
+        check_redacted("/a\" 200\r\n", "/a\\x22 200\\x0D\\x0A");
+        check_redacted("/\\\u{1b}[2J\u{7f}", "/\\x5C\\x1B[2J\\x7F");
+        check_redacted("/ü?zjwt=\"", "/\\xC3\\xBC?zjwt=***");
+        check_redacted("/a?zjwt=x&y=\n", "/a?zjwt=***&y=\\x0A");
+    }
+
+    const ENTRY: AccessEntry<'static> = AccessEntry {
+        client: "198.51.100.7",
+        client_port: 50000,
+        user: None,
+        time: "02/Jan/2026:15:04:05 +0100",
+        method: "GET",
+        scheme: "https",
+        host: Some("mail.example.com"),
+        target: "/home/~/?fmt=json",
+        protocol: "HTTP/2.0",
+        status: 200,
+        bytes: 1234,
+        referer: None,
+        user_agent: None,
+        upstream: None,
+        local: "192.0.2.1",
+        local_port: 443,
+    };
+
+    #[track_caller]
+    fn check_line(entry: AccessEntry<'_>, expected: &str) {
+        assert_eq!(access_line(&entry), expected);
+    }
+
+    #[test]
+    fn access_lines() {
+        check_line(
+            ENTRY,
+            r#"198.51.100.7:50000 - - [02/Jan/2026:15:04:05 +0100]  "GET https://mail.example.com/home/~/?fmt=json HTTP/2.0" 200 1234 "-" "-" "-" "192.0.2.1:443""#,
+        );
+        check_line(
+            AccessEntry {
+                client: "2001:db8::7",
+                user: Some("bob"),
+                referer: Some("https://mail.example.com/carbonio/?zjwt=x"),
+                user_agent: Some("Mozilla/5.0 (X11)"),
+                upstream: Some("10.0.0.1:8443, 10.0.0.2:8443"),
+                local: "2001:db8::1",
+                ..ENTRY
+            },
+            r#"2001:db8::7:50000 - bob [02/Jan/2026:15:04:05 +0100]  "GET https://mail.example.com/home/~/?fmt=json HTTP/2.0" 200 1234 "https://mail.example.com/carbonio/?zjwt=***" "Mozilla/5.0 (X11)" "10.0.0.1:8443, 10.0.0.2:8443" "2001:db8::1:443""#,
+        );
+        check_line(
+            AccessEntry {
+                user: Some("bob [x]\n"),
+                host: None,
+                target: "/?zauthtoken=0_1_2",
+                status: 0,
+                bytes: 0,
+                referer: Some(""),
+                user_agent: Some("x\" \"y\r\nz"),
+                ..ENTRY
+            },
+            r#"198.51.100.7:50000 - bob\x20[x]\x0A [02/Jan/2026:15:04:05 +0100]  "GET https://-/?zauthtoken=*** HTTP/2.0" 000 0 "-" "x\x22 \x22y\x0D\x0Az" "-" "192.0.2.1:443""#,
+        );
+    }
+}

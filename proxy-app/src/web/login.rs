@@ -1,0 +1,672 @@
+//! Web logins for the audit log: who tried, read from the request, and how it ended, read from the answer.
+//!
+//! A view, not a guard: nothing is refused or delayed here, and what cannot be read gives no name. The mailbox
+//! server decides about the password, which is never given out.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use http::HeaderMap;
+use mail_proxy::audit::Outcome;
+use quick_xml::XmlVersion;
+use quick_xml::events::{BytesRef, BytesStart, Event};
+use quick_xml::reader::Reader;
+use route_cache::Secret;
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::account;
+
+/// How much of a request body is kept: a login has under 1 KiB, and a batch of them may be somewhat longer.
+const BODY_MAX: usize = 64 * 1024;
+
+/// How many pieces a body is kept in. A login comes in one or two packets; thousands of pieces of one byte would
+/// cost fifty times their size.
+const PIECES_MAX: usize = 256;
+
+/// How deep XML may nest. A login is four deep, a long calendar request twelve.
+const DEPTH_MAX: usize = 64;
+
+/// What kind of login it is: this decides where the name stands and what the answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `Authorization: Basic`, on any path.
+    Basic,
+    /// SOAP `AuthRequest`, as XML or as JSON.
+    Soap,
+    /// SOAP `AuthRequest` inside a `BatchRequest`. Never given by [`is_login_path`]: only the body tells.
+    Batch,
+    /// JSON of the authentication service.
+    Json,
+}
+
+/// A login attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// `BASIC`, `SOAP` (also when written as JSON) or `JSON`, for the audit record.
+    pub mechanism: &'static str,
+    /// The user as typed.
+    pub user: String,
+    /// What [`outcome`] wants to know. The body's word, which may differ from the path's.
+    pub form: Form,
+}
+
+impl Seen {
+    fn new(form: Form, typed: &str) -> Option<Seen> {
+        let mechanism = match form {
+            Form::Basic => "BASIC",
+            Form::Soap | Form::Batch => "SOAP",
+            Form::Json => "JSON",
+        };
+        account::user(typed).map(|user| Seen { mechanism, user, form })
+    }
+}
+
+/// The attempt in an `Authorization: Basic` header.
+pub fn basic(headers: &HeaderMap) -> Option<Seen> {
+    Seen::new(Form::Basic, &account::basic_user(headers)?)
+}
+
+/// Whether a body posted to this path may hold a login: all of `/service/soap` and `/service/admin/soap`, and
+/// `login` anywhere below `/zx/auth/`. `path` as in the request, not decoded.
+///
+/// The SOAP paths are taken whole since the mailbox server goes by the body alone: an `AuthRequest` works when
+/// posted to `/service/soap/NoOpRequest`, and who guesses passwords would do just that.
+pub fn is_login_path(path: &str) -> Option<Form> {
+    let path = account::decoded(path)?;
+    let mut segments = account::segments(&path)?;
+    segments.retain(|segment| !segment.is_empty());
+    match segments.as_slice() {
+        ["service", "soap", ..] | ["service", "admin", "soap", ..] => Some(Form::Soap),
+        ["zx", "auth", .., "login"] => Some(Form::Json),
+        _ => None,
+    }
+}
+
+/// What the answer to an attempt means. `None`: it says nothing about name and password.
+///
+/// - A wrong password is a SOAP fault, which HTTP carries with status 500.
+/// - A SOAP or JSON answer of 200 is [`Outcome::Ok`] even without a cookie: with a second factor the cookie only
+///   comes with the next request, but the password was right. Only a batch needs the cookie, as its 200 may wrap
+///   faults, and nobody but a guesser batches logins.
+/// - 403 to Basic is no verdict: right credentials get it too, at a folder that is not shared with their owner.
+pub fn outcome(status: u16, sets_auth_cookie: bool, form: Form) -> Option<Outcome> {
+    match (form, status) {
+        (_, 502..=504) => Some(Outcome::UpstreamDown),
+        (Form::Batch, 200..=299) if !sets_auth_cookie => Some(Outcome::BadCredentials),
+        (_, 200..=299) | (Form::Basic, 100..=399) => Some(Outcome::Ok),
+        (_, 401) | (Form::Soap | Form::Batch, 403 | 500) | (Form::Json, 403) => Some(Outcome::BadCredentials),
+        _ => None,
+    }
+}
+
+/// Keeps the beginning of a request body until the name can be read from it. All of it is wiped when dropped.
+///
+/// A body longer than 64 KiB is let go at once, and gives no name.
+pub struct Body {
+    form: Form,
+    kept: Kept,
+}
+
+enum Kept {
+    /// One secret for each chunk: a growing buffer would leave unwiped copies behind.
+    Pieces {
+        pieces: Vec<Secret<Vec<u8>>>,
+        len: usize,
+    },
+    TooLong,
+}
+
+impl Body {
+    /// An empty body of a request whose path has this form.
+    pub fn new(form: Form) -> Body {
+        let kept = Kept::Pieces {
+            pieces: Vec::new(),
+            len: 0,
+        };
+        Body { form, kept }
+    }
+
+    /// Copies the next chunk.
+    pub fn push(&mut self, chunk: &[u8]) {
+        let Kept::Pieces { pieces, len } = &mut self.kept else {
+            return;
+        };
+        if *len + chunk.len() > BODY_MAX || pieces.len() == PIECES_MAX {
+            self.kept = Kept::TooLong;
+            return;
+        }
+        *len += chunk.len();
+        pieces.push(Secret::new(chunk.to_vec()));
+    }
+
+    /// The attempt in the body. To be called when the request body has ended, not the answer: a long poll would
+    /// keep the copy for its whole life.
+    pub fn user(self) -> Option<Seen> {
+        let Kept::Pieces { pieces, len } = self.kept else {
+            return None;
+        };
+        let mut whole = Vec::with_capacity(len);
+        for piece in &pieces {
+            whole.extend_from_slice(piece.expose());
+        }
+        let whole = Secret::new(whole);
+        let text = std::str::from_utf8(whole.expose()).ok()?;
+        let text = text.trim_start_matches('\u{feff}').trim_start();
+        match self.form {
+            Form::Basic => None,
+            Form::Json => json_login(text),
+            Form::Soap | Form::Batch if text.starts_with('{') => json_soap(text),
+            Form::Soap | Form::Batch => xml_soap(text),
+        }
+    }
+}
+
+/// `{"auth_method":"password","user":"…","password":"…"}`. The password is skipped in place, never copied.
+fn json_login(text: &str) -> Option<Seen> {
+    #[derive(Deserialize)]
+    struct Login {
+        user: String,
+    }
+
+    let First(login) = serde_json::from_str::<First<Login>>(text).ok()?;
+    Seen::new(Form::Json, &login.user)
+}
+
+/// `{"Body":{"AuthRequest":{"account":{"by":"name","_content":"…"},"password":"…"}}}`, also in a batch.
+fn json_soap(text: &str) -> Option<Seen> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        #[serde(rename = "Body")]
+        body: First<Requests>,
+    }
+
+    #[derive(Deserialize)]
+    struct Requests {
+        #[serde(rename = "AuthRequest")]
+        auth: Option<First<AuthRequest>>,
+        #[serde(rename = "BatchRequest")]
+        batch: Option<First<Batch>>,
+    }
+
+    #[derive(Deserialize)]
+    struct Batch {
+        #[serde(rename = "AuthRequest")]
+        auth: First<AuthRequest>,
+    }
+
+    /// The admin's request may say `name` instead.
+    #[derive(Deserialize)]
+    struct AuthRequest {
+        account: Option<Name>,
+        name: Option<Name>,
+    }
+
+    let First(envelope) = serde_json::from_str::<First<Envelope>>(text).ok()?;
+    let (form, First(auth)) = match envelope.body.0 {
+        Requests { auth: Some(auth), .. } => (Form::Soap, auth),
+        Requests {
+            batch: Some(First(batch)),
+            ..
+        } => (Form::Batch, batch.auth),
+        _ => return None,
+    };
+    Seen::new(form, auth.account.or(auth.name)?.typed()?)
+}
+
+/// An element with text, in the ways that the mailbox server reads it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Name {
+    Text(String),
+    Element {
+        #[serde(rename = "_content")]
+        content: String,
+    },
+    List(Vec<Name>),
+}
+
+impl Name {
+    fn typed(&self) -> Option<&str> {
+        match self {
+            Name::Text(typed) | Name::Element { content: typed } => Some(typed),
+            Name::List(names) => names.first()?.typed(),
+        }
+    }
+}
+
+/// An element as object, or as list of objects of which the first counts. By hand, as the derived forms would
+/// copy the whole content, and the password with it.
+struct First<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FirstVisitor(PhantomData))
+    }
+}
+
+struct FirstVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstVisitor<T> {
+    type Value = First<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object or a list of objects")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<First<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(First)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<First<T>, A::Error> {
+        let first = list.next_element::<First<T>>()?;
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        first.ok_or_else(|| serde::de::Error::invalid_length(0, &self))
+    }
+}
+
+/// Where in a SOAP document we are. The `account` of the header's context is [`Place::Elsewhere`]: it names whom
+/// the request is about, not who logs in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Document,
+    Envelope,
+    Body,
+    Batch,
+    AuthRequest(Form),
+    Account(Form),
+    Elsewhere,
+}
+
+impl Place {
+    /// The place of a child element. Namespaces are not compared: the mailbox server would refuse a wrong one,
+    /// and the worst we could do is to note that.
+    fn child(self, name: &str) -> Place {
+        match (self, name) {
+            (Place::Document, "Envelope") => Place::Envelope,
+            (Place::Envelope, "Body") => Place::Body,
+            (Place::Body, "BatchRequest") => Place::Batch,
+            (Place::Body, "AuthRequest") => Place::AuthRequest(Form::Soap),
+            (Place::Batch, "AuthRequest") => Place::AuthRequest(Form::Batch),
+            (Place::AuthRequest(form), "account" | "name") => Place::Account(form),
+            _ => Place::Elsewhere,
+        }
+    }
+}
+
+/// `<Envelope><Body><AuthRequest><account by="name">…</account>…`, also in a batch, or `<AuthRequest name="…">`.
+///
+/// A document type ends the reading: SOAP forbids it (SOAP 1.2 part 1 §5), and it is the only source of entities
+/// other than XML's own five.
+fn xml_soap(text: &str) -> Option<Seen> {
+    let mut reader = Reader::from_str(text);
+    let mut places = vec![Place::Document];
+    let mut typed = String::new();
+    loop {
+        let place = *places.last()?;
+        match reader.read_event().ok()? {
+            Event::Start(start) if places.len() < DEPTH_MAX => {
+                let child = place.child(start.local_name().into_inner());
+                if let Some(seen) = in_attribute(child, &start) {
+                    return Some(seen);
+                }
+                places.push(child);
+            }
+            Event::Empty(start) => {
+                let child = place.child(start.local_name().into_inner());
+                if let Some(seen) = in_attribute(child, &start) {
+                    return Some(seen);
+                }
+            }
+            Event::End(_) => {
+                if let Place::Account(form) = place {
+                    return Seen::new(form, typed.trim());
+                }
+                places.pop();
+            }
+            Event::Start(_) | Event::DocType(_) | Event::Eof => return None,
+            // All that follows is text; only a name's is read, so that the password is not even copied.
+            text if matches!(place, Place::Account(_)) => match text {
+                Event::Text(text) => typed.push_str(&text.xml10_content()),
+                Event::CData(text) => typed.push_str(&text.xml10_content()),
+                Event::GeneralRef(reference) => typed.push(resolved(&reference)?),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+}
+
+/// The administrator's request may carry the name as an attribute.
+fn in_attribute(place: Place, start: &BytesStart<'_>) -> Option<Seen> {
+    let Place::AuthRequest(form) = place else {
+        return None;
+    };
+    let name = start.try_get_attribute("name").ok()??;
+    Seen::new(form, &name.normalized_value(XmlVersion::Implicit1_0).ok()?)
+}
+
+/// A character reference, or one of the five entities that XML itself has.
+fn resolved(reference: &BytesRef<'_>) -> Option<char> {
+    if reference.is_char_ref() {
+        return reference.resolve_char_ref().ok()?;
+    }
+    let text = quick_xml::escape::resolve_xml_entity(&reference.xml10_content())?;
+    text.chars().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::header::{AUTHORIZATION, HeaderValue};
+
+    const SECRET: &str = "s3cr3t";
+
+    fn seen(form: Form, mechanism: &'static str, user: &str) -> Option<Seen> {
+        let user = user.to_owned();
+        Some(Seen { mechanism, user, form })
+    }
+
+    fn soap(user: &str) -> Option<Seen> {
+        seen(Form::Soap, "SOAP", user)
+    }
+
+    fn read(form: Form, chunks: &[&[u8]]) -> Option<Seen> {
+        let mut body = Body::new(form);
+        for chunk in chunks {
+            body.push(chunk);
+        }
+        body.user()
+    }
+
+    /// Whole, cut in two at every position, and in small pieces: always the same.
+    #[track_caller]
+    fn check(form: Form, text: &str, expected: Option<Seen>) {
+        let bytes = text.as_bytes();
+        assert_eq!(read(form, &[bytes]), expected, "{text}");
+        for cut in 0..bytes.len().min(400) {
+            assert_eq!(
+                read(form, &[&bytes[..cut], &bytes[cut..]]),
+                expected,
+                "{text} cut at {cut}"
+            );
+        }
+        let pieces: Vec<&[u8]> = bytes.chunks(bytes.len() / 200 + 1).collect();
+        assert_eq!(read(form, &pieces), expected, "{text} in pieces");
+    }
+
+    fn in_body(request: &str) -> String {
+        format!(
+            r#"<soap:Envelope xmlns:soap="http://www.w3.org/2003/05/soap-envelope"><soap:Header><context xmlns="urn:zimbra"><account by="name">header@example.com</account></context></soap:Header><soap:Body>{request}</soap:Body></soap:Envelope>"#
+        )
+    }
+
+    #[test]
+    fn names_in_xml() {
+        for (request, expected) in [
+            (
+                r#"<AuthRequest xmlns="urn:zimbraAccount"><account by="name">bob@example.com</account><password>s3cr3t</password></AuthRequest>"#,
+                soap("bob@example.com"),
+            ),
+            (
+                r#"<a:AuthRequest xmlns:a="urn:zimbraAccount"><a:password>s3cr3t</a:password><a:account>bob</a:account></a:AuthRequest>"#,
+                soap("bob"),
+            ),
+            (
+                "<AuthRequest><!-- x --><account>\n bob&amp;co&#64;<![CDATA[x<y]]>\n</account></AuthRequest>",
+                soap("bob&co@x<y"),
+            ),
+            (
+                "<AuthRequest><account>b<!-- x -->ob</account></AuthRequest>",
+                soap("bob"),
+            ),
+            (
+                r#"<AuthRequest xmlns="urn:zimbraAdmin" name="adm&#105;n" password="s3cr3t"/>"#,
+                soap("admin"),
+            ),
+            (
+                r#"<AuthRequest xmlns="urn:zimbraAdmin" name="admin" password="s3cr3t"></AuthRequest>"#,
+                soap("admin"),
+            ),
+            (
+                "<AuthRequest><name>admin</name><password>s3cr3t</password></AuthRequest>",
+                soap("admin"),
+            ),
+            (
+                "<AuthRequest><password>&unknown;</password><account>bob</account></AuthRequest>",
+                soap("bob"),
+            ),
+            (
+                "<BatchRequest><NoOpRequest/><AuthRequest><account>bob</account></AuthRequest></BatchRequest>",
+                seen(Form::Batch, "SOAP", "bob"),
+            ),
+            ("<AuthRequest><account>&unknown;</account></AuthRequest>", None),
+            ("<AuthRequest><account></account></AuthRequest>", None),
+            ("<AuthRequest><account/></AuthRequest>", None),
+            ("<AuthRequest><account>a&#10;b</account></AuthRequest>", None),
+            ("<AuthRequest><authToken>0_1_2</authToken></AuthRequest>", None),
+            ("<AuthRequest><x><account>bob</account></x></AuthRequest>", None),
+            ("<SearchRequest><account>bob</account></SearchRequest>", None),
+            ("<AuthRequest><account>bob", None),
+            ("<AuthRequest><account>bob</acount>", None),
+        ] {
+            check(Form::Soap, &in_body(request), expected.clone());
+            check(Form::Soap, &format!("\u{feff}  {}", in_body(request)), expected);
+        }
+        check(
+            Form::Soap,
+            &format!(
+                r#"<?xml version="1.0"?>{}"#,
+                in_body("<AuthRequest><account>bob</account></AuthRequest>")
+            ),
+            soap("bob"),
+        );
+        check(Form::Soap, "<AuthRequest><account>bob</account></AuthRequest>", None);
+    }
+
+    #[test]
+    fn hostile_xml() {
+        let login = in_body("<AuthRequest><account>bob</account></AuthRequest>");
+        check(Form::Soap, &format!(r#"<!DOCTYPE a [<!ENTITY b "eve">]>{login}"#), None);
+        check(Form::Soap, &format!("{}{login}", "<a>".repeat(20_000)), None);
+        check(Form::Soap, "<", None);
+        check(Form::Soap, "", None);
+        assert_eq!(read(Form::Soap, &[b"<Envelope>\xff</Envelope>"]), None);
+    }
+
+    #[test]
+    fn names_in_json_soap() {
+        for (text, expected) in [
+            (
+                r#"{"Body":{"AuthRequest":{"_jsns":"urn:zimbraAccount","account":{"by":"name","_content":"bob@example.com"},"password":{"_content":"s3cr3t"}}}}"#,
+                soap("bob@example.com"),
+            ),
+            (
+                r#"{"Header":{"context":{"account":{"by":"name","_content":"eve"}}},"Body":{"AuthRequest":{"account":"bob","password":"s3cr3t"}}}"#,
+                soap("bob"),
+            ),
+            (
+                r#" {"Body":{"AuthRequest":[{"account":[{"by":"name","_content":"bob"}]},{"account":"eve"}]}}"#,
+                soap("bob"),
+            ),
+            (
+                r#"{"Body":{"AuthRequest":{"password":"s3\u0063r3t","account":"b\u006fb"}}}"#,
+                soap("bob"),
+            ),
+            (r#"{"Body":{"Auth\u0052equest":{"account":"bob"}}}"#, soap("bob")),
+            (
+                r#"{"Body":{"AuthRequest":{"_jsns":"urn:zimbraAdmin","name":"admin","password":"s3cr3t"}}}"#,
+                soap("admin"),
+            ),
+            (
+                r#"{"Body":{"BatchRequest":{"AuthRequest":[{"account":"bob"},{"account":"eve"}]}}}"#,
+                seen(Form::Batch, "SOAP", "bob"),
+            ),
+            (r#"{"Body":{"BatchRequest":{"NoOpRequest":{}}}}"#, None),
+            (r#"{"Body":{"SearchRequest":{"account":"bob"}}}"#, None),
+            (r#"{"Body":{"AuthRequest":{"authToken":"0_1_2"}}}"#, None),
+            (r#"{"Body":{"AuthRequest":{"account":7}}}"#, None),
+            (r#"{"Body":{"AuthRequest":[]}}"#, None),
+            (r#"{"Body":{"AuthRequest":["bob"]}}"#, None),
+            (r#"{"Body":{"AuthRequest":{"account":"a\nb"}}}"#, None),
+            (r#"{"Body":{"AuthRequest":{"account":"bob"}}"#, None),
+            (r#"{"Body":{"AuthRequest":{"account":"bob","account":"eve"}}}"#, None),
+            (r#"{"AuthRequest":{"account":"bob"}}"#, None),
+            ("{}", None),
+        ] {
+            check(Form::Soap, text, expected);
+        }
+        check(Form::Soap, &format!(r#"{{"x":{}"#, "[".repeat(30_000)), None);
+        check(Form::Soap, &format!(r#"{{"Body":{}"#, "[".repeat(30_000)), None);
+        check(
+            Form::Soap,
+            &format!(r#"{{"Body":{{"AuthRequest":{{"account":{}"#, "[".repeat(30_000)),
+            None,
+        );
+    }
+
+    #[test]
+    fn names_in_json_logins() {
+        for (text, expected) in [
+            (
+                r#"{"auth_method":"password","user":"bob@example.com","password":"s3cr3t"}"#,
+                Some("bob@example.com"),
+            ),
+            (r#"{"password":"s3\"cr3t","user":"bob"}"#, Some("bob")),
+            (r#"{"auth_method":"otp","otp":"123456"}"#, None),
+            (r#"{"user":{"x":"bob"}}"#, None),
+            (r#"{"user":""}"#, None),
+            (r#""bob""#, None),
+            (r#"["bob"]"#, None),
+            ("user=bob&password=s3cr3t", None),
+            ("<user>bob</user>", None),
+        ] {
+            check(
+                Form::Json,
+                text,
+                expected.and_then(|user| seen(Form::Json, "JSON", user)),
+            );
+            check(Form::Basic, text, None);
+        }
+    }
+
+    #[test]
+    fn long_bodies_are_let_go() {
+        let login = |fill: usize| format!(r#"{{"user":"bob","x":"{}"}}"#, "a".repeat(fill));
+        let fits = BODY_MAX - login(0).len();
+        assert!(read(Form::Json, &[login(fits).as_bytes()]).is_some());
+        assert_eq!(read(Form::Json, &[login(fits + 1).as_bytes()]), None);
+        assert_eq!(read(Form::Json, &[login(fits).as_bytes(), b" "]), None);
+        assert_eq!(
+            read(Form::Json, &[login(BODY_MAX).as_bytes(), login(0).as_bytes()]),
+            None
+        );
+        let many = vec![b" ".as_slice(); PIECES_MAX - 1];
+        assert!(read(Form::Json, &[many.as_slice(), &[login(0).as_bytes()]].concat()).is_some());
+        assert_eq!(
+            read(Form::Json, &[many.as_slice(), &[b" ", login(0).as_bytes()]].concat()),
+            None
+        );
+    }
+
+    #[test]
+    fn nothing_seen_holds_the_password() {
+        let xml = in_body("<AuthRequest><password>s3cr3t</password><account>bob</account></AuthRequest>");
+        for text in [
+            xml.as_str(),
+            r#"{"Body":{"AuthRequest":{"password":"s3cr3t","account":"bob"}}}"#,
+        ] {
+            let seen = format!("{:?}", read(Form::Soap, &[text.as_bytes()]));
+            assert!(seen.contains("bob") && !seen.contains(SECRET), "{seen}");
+        }
+    }
+
+    #[test]
+    fn paths() {
+        for (path, expected) in [
+            ("/service/soap", Some(Form::Soap)),
+            ("/service/soap/", Some(Form::Soap)),
+            ("/service/soap/AuthRequest", Some(Form::Soap)),
+            ("/service/soap/BatchRequest", Some(Form::Soap)),
+            ("/service/soap/NoOpRequest", Some(Form::Soap)),
+            ("//service/./s%6fap/AuthRequest", Some(Form::Soap)),
+            ("/service/admin/soap", Some(Form::Soap)),
+            ("/service/admin/soap/AuthRequest", Some(Form::Soap)),
+            ("/zx/auth/login", Some(Form::Json)),
+            ("/zx/auth/v1/login", Some(Form::Json)),
+            ("/zx/auth/v2/login/", Some(Form::Json)),
+            ("/zx/auth/v3/saml/login", Some(Form::Json)),
+            ("/zx/auth/v2/logout", None),
+            ("/zx/auth/v2/login/x", None),
+            ("/zx/login/v3/config", None),
+            ("/zx/auth", None),
+            ("/service/soapy", None),
+            ("/x/service/soap", None),
+            ("/service/home/~/", None),
+            ("/../service/soap", None),
+            ("/service/%ff", None),
+            ("/", None),
+        ] {
+            assert_eq!(is_login_path(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn basic_logins() {
+        for (value, expected) in [
+            ("Basic RVhcYm9iOnB3", Some("EX\\bob")),
+            ("basic Ym9iOnB3", Some("bob")),
+            ("Basic OnB3", None),
+            ("Bearer Ym9iOnB3", None),
+        ] {
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]);
+            assert_eq!(
+                basic(&headers),
+                expected.and_then(|user| seen(Form::Basic, "BASIC", user)),
+                "{value}"
+            );
+        }
+        assert_eq!(basic(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn outcomes() {
+        use Outcome::{BadCredentials, Ok, UpstreamDown};
+        for (form, status, cookie, expected) in [
+            (Form::Basic, 101, false, Some(Ok)),
+            (Form::Basic, 200, false, Some(Ok)),
+            (Form::Basic, 207, false, Some(Ok)),
+            (Form::Basic, 304, false, Some(Ok)),
+            (Form::Basic, 401, false, Some(BadCredentials)),
+            (Form::Basic, 403, false, None),
+            (Form::Basic, 404, false, None),
+            (Form::Basic, 500, false, None),
+            (Form::Basic, 501, false, None),
+            (Form::Soap, 200, true, Some(Ok)),
+            (Form::Soap, 200, false, Some(Ok)),
+            (Form::Soap, 302, false, None),
+            (Form::Soap, 401, false, Some(BadCredentials)),
+            (Form::Soap, 403, false, Some(BadCredentials)),
+            (Form::Soap, 404, false, None),
+            (Form::Soap, 500, false, Some(BadCredentials)),
+            (Form::Batch, 200, true, Some(Ok)),
+            (Form::Batch, 200, false, Some(BadCredentials)),
+            (Form::Batch, 500, false, Some(BadCredentials)),
+            (Form::Json, 200, true, Some(Ok)),
+            (Form::Json, 200, false, Some(Ok)),
+            (Form::Json, 400, false, None),
+            (Form::Json, 401, false, Some(BadCredentials)),
+            (Form::Json, 403, false, Some(BadCredentials)),
+            (Form::Json, 500, false, None),
+        ] {
+            assert_eq!(outcome(status, cookie, form), expected, "{form:?} {status} {cookie}");
+        }
+        for form in [Form::Basic, Form::Soap, Form::Batch, Form::Json] {
+            for status in [502, 503, 504] {
+                assert_eq!(outcome(status, false, form), Some(UpstreamDown), "{form:?} {status}");
+            }
+            assert_eq!(outcome(429, false, form), None);
+        }
+    }
+}

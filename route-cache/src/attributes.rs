@@ -1,0 +1,465 @@
+//! What each attribute means: its kind, its default, where it may stand. One table for every source.
+//!
+//! Only attributes with a meaning in this program stand here; all others are carried but not understood. The
+//! constants are named like the attribute, without `zimbra`: [`IMAP_BIND_PORT`] is `zimbraImapBindPort`.
+//! Reading values through inheritance is the business of [`crate::directory::View`].
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use crate::yaml::{nearest, network};
+
+/// An attribute of the directory.
+#[derive(Debug)]
+pub struct Attribute {
+    /// Name as administrators write it. Compared without regard to case.
+    pub name: &'static str,
+    /// What a value looks like.
+    pub kind: Kind,
+    /// Values where no entry has one. Empty: there is no default.
+    pub default: &'static [&'static str],
+    /// Entries on which it has a meaning. One with [`Scope::Global`] is inherited from the global config.
+    pub scopes: &'static [Scope],
+    /// What it does, in one or two sentences.
+    pub meaning: &'static str,
+}
+
+/// What the values of an attribute look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `TRUE` or `FALSE`, in any case.
+    Flag,
+    /// One text.
+    Text,
+    /// Any number of texts.
+    List,
+    /// A TCP port. 0, which LDAP uses for "unset", counts as absent.
+    Port,
+    /// A whole number.
+    Number,
+    /// `120000ms`, `10s`, `1m`, `1h`, `2d`, or a bare number of seconds.
+    Duration,
+    /// One of these words, in any case.
+    Enum(&'static [&'static str]),
+    /// Any number of these words, in any case.
+    Words(&'static [&'static str]),
+    /// Any number of IP addresses.
+    Addresses,
+    /// Any number of networks or addresses.
+    Networks,
+    /// PEM text with at least one block whose label ends so.
+    Pem(&'static str),
+}
+
+/// A kind of entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The global config.
+    Global,
+    /// A server; inherits from the global config.
+    Server,
+    /// A domain; inherits from the global config.
+    Domain,
+    /// A domain, but never inherited from the global config: a certificate is good for its own names only.
+    DomainAlone,
+    /// A class of service.
+    Cos,
+    /// An account; inherits from its class of service.
+    Account,
+}
+
+impl Attribute {
+    /// Whether it has a meaning on entries of this kind.
+    pub fn is_for(&self, scope: Scope) -> bool {
+        let alone = scope == Scope::Domain && self.scopes.contains(&Scope::DomainAlone);
+        alone || self.scopes.contains(&scope)
+    }
+
+    /// True if more than one value makes sense.
+    pub fn is_multi(&self) -> bool {
+        matches!(self.kind, Kind::List | Kind::Words(_) | Kind::Addresses | Kind::Networks)
+    }
+
+    /// What is wrong with `value`; the message never repeats key material.
+    pub fn check(&self, value: &str) -> Result<(), String> {
+        let wrong = |what: &str| Err(format!("expected {what}, found {value:?}"));
+        match self.kind {
+            Kind::Text | Kind::List => Ok(()),
+            Kind::Flag if flag(value).is_none() => wrong("TRUE or FALSE"),
+            Kind::Port if value.parse::<u16>().is_err() => wrong("a port from 1 to 65535"),
+            Kind::Number if value.parse::<u64>().is_err() => wrong("a whole number"),
+            Kind::Duration if duration(value).is_none() => {
+                wrong("a duration such as 120000ms, 10s, 1m, 1h, 2d or seconds")
+            }
+            Kind::Enum(words) | Kind::Words(words) if word(value, words).is_none() => {
+                wrong(&format!("one of {}", words.join(", ")))
+            }
+            Kind::Addresses if value.parse::<IpAddr>().is_err() => wrong("an IP address"),
+            Kind::Networks if network(value).is_none() => wrong("a network such as 10.0.0.0/8"),
+            Kind::Pem(label) if !is_pem(value, label) => {
+                Err(format!("expected PEM text with a block -----BEGIN … {label}-----"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The attribute of this name, in any case.
+pub fn find(name: &str) -> Option<&'static Attribute> {
+    static INDEX: LazyLock<HashMap<String, &'static Attribute>> =
+        LazyLock::new(|| ALL.iter().map(|a| (a.name.to_ascii_lowercase(), *a)).collect());
+    INDEX.get(&name.to_ascii_lowercase()).copied()
+}
+
+/// The attribute that `name`, which is not one, was probably meant to be.
+pub fn similar(name: &str) -> Option<&'static str> {
+    let lower = name.to_ascii_lowercase();
+    if find(&lower).is_some() || NOT_MISTYPED.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+        return None;
+    }
+    nearest(&lower, ALL.iter().map(|a| a.name))
+}
+
+/// Attributes of real directories that have no meaning here but look like one that has.
+const NOT_MISTYPED: &[&str] = &["zimbraLmtpBindPort", "zimbraSmtpPort", "zimbraMailMode", "zimbraCOSID"];
+
+/// `TRUE` or `FALSE` in any case.
+pub(crate) fn flag(value: &str) -> Option<bool> {
+    match value {
+        _ if value.eq_ignore_ascii_case("true") => Some(true),
+        _ if value.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
+/// A duration in one of the forms of Zimbra.
+pub(crate) fn duration(value: &str) -> Option<Duration> {
+    let value = value.trim();
+    let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+    let number: u64 = value[..digits].parse().ok()?;
+    let seconds = match &value[digits..] {
+        "ms" => return Some(Duration::from_millis(number)),
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        _ => return None,
+    };
+    number.checked_mul(seconds).map(Duration::from_secs)
+}
+
+/// The word of the table that `value` is, in any case.
+pub(crate) fn word(value: &str, words: &[&'static str]) -> Option<&'static str> {
+    words.iter().copied().find(|word| word.eq_ignore_ascii_case(value))
+}
+
+/// Whether `text` holds well-formed PEM blocks, at least one of them with a label that ends in `label`. What
+/// is inside is for OpenSSL to judge.
+fn is_pem(text: &str, label: &str) -> bool {
+    let mut found = false;
+    let mut open: Option<&str> = None;
+    let mut letters = 0;
+    for line in text.lines().map(str::trim) {
+        match (open, boundary(line, "-----BEGIN "), boundary(line, "-----END ")) {
+            (None, Some(begin), _) => (open, letters) = (Some(begin), 0),
+            (None, None, None) => {}
+            (Some(begin), None, Some(end)) if begin == end && letters > 0 && letters % 4 == 0 => {
+                found |= begin.ends_with(label);
+                open = None;
+            }
+            (Some(_), None, None) if line.bytes().all(is_base64) => letters += line.len(),
+            // Headers of old encrypted keys: "Proc-Type: …". They are not counted as content.
+            (Some(_), None, None) if line.contains(": ") => {}
+            _ => return false,
+        }
+    }
+    found && open.is_none()
+}
+
+fn boundary<'a>(line: &'a str, start: &str) -> Option<&'a str> {
+    line.strip_prefix(start)?.strip_suffix("-----")
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+}
+
+/// The reference page of all attributes: docs/attributes.md is exactly this.
+pub fn markdown() -> String {
+    let mut page = String::from(INTRODUCTION);
+    for (title, attributes) in SECTIONS {
+        let _ = write!(page, "\n## {title}\n\n| attribute | on | values | default | meaning |\n|---|---|---|---|---|\n");
+        for attribute in *attributes {
+            let _ = writeln!(
+                page,
+                "| `{}` | {} | {} | {} | {} |",
+                attribute.name,
+                scopes_text(attribute.scopes),
+                kind_text(attribute.kind),
+                default_text(attribute.default),
+                attribute.meaning,
+            );
+        }
+    }
+    page
+}
+
+const INTRODUCTION: &str = "# Attributes
+
+The attributes of the directory that have a meaning for Portico, whether they come from LDAP or from the YAML
+file. Names are compared without regard to case. A server and a domain inherit what they lack from the global
+config, an account from its class of service. Durations are written `120000ms`, `10s`, `1m`, `1h`, `2d`; a bare
+number is seconds. Flags are `TRUE` or `FALSE`. All other attributes are kept but have no effect.
+";
+
+fn scopes_text(scopes: &[Scope]) -> String {
+    let names = scopes.iter().map(|scope| match scope {
+        Scope::Global => "config",
+        Scope::Server => "server",
+        Scope::Domain | Scope::DomainAlone => "domain",
+        Scope::Cos => "cos",
+        Scope::Account => "account",
+    });
+    names.collect::<Vec<_>>().join(", ")
+}
+
+fn kind_text(kind: Kind) -> String {
+    match kind {
+        Kind::Flag => "flag".to_owned(),
+        Kind::Text => "text".to_owned(),
+        Kind::List => "texts".to_owned(),
+        Kind::Port => "port".to_owned(),
+        Kind::Number => "number".to_owned(),
+        Kind::Duration => "duration".to_owned(),
+        Kind::Enum(words) => format!("`{}`", words.join("`, `")),
+        Kind::Words(words) => format!("any of `{}`", words.join("`, `")),
+        Kind::Addresses => "addresses".to_owned(),
+        Kind::Networks => "networks".to_owned(),
+        Kind::Pem(_) => "PEM".to_owned(),
+    }
+}
+
+fn default_text(default: &[&str]) -> String {
+    match default {
+        [] => "–".to_owned(),
+        values => format!("`{}`", values.join("`, `")),
+    }
+}
+
+/// Defines a constant for each attribute, and the lists of all of them.
+macro_rules! attributes {
+    ($($title:literal {
+        $($constant:ident: $name:literal, $kind:expr, $default:expr, $scopes:expr, $meaning:literal;)*
+    })*) => {
+        $($(
+            #[doc = concat!("`", $name, "`: ", $meaning)]
+            pub static $constant: Attribute = Attribute {
+                name: $name,
+                kind: $kind,
+                default: &$default,
+                scopes: &$scopes,
+                meaning: $meaning,
+            };
+        )*)*
+
+        /// Every attribute that has a meaning here.
+        pub static ALL: &[&Attribute] = &[$($(&$constant,)*)*];
+
+        /// The same, by subject, in the order of the reference page.
+        static SECTIONS: &[(&str, &[&Attribute])] = &[$(($title, &[$(&$constant,)*]),)*];
+    };
+}
+
+attributes! {
+    "Web listeners" {
+        REVERSE_PROXY_HTTP_ENABLED: "zimbraReverseProxyHttpEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Serve web users on this node.";
+        REVERSE_PROXY_MAIL_MODE: "zimbraReverseProxyMailMode", Kind::Enum(&["https", "redirect", "both"]), ["redirect"], [Scope::Global, Scope::Server],
+            "What the clear web port does. `https`: there is no such port; `redirect`: every request is sent to HTTPS; `both`: it serves like the TLS port.";
+        MAIL_PROXY_PORT: "zimbraMailProxyPort", Kind::Port, ["80"], [Scope::Global, Scope::Server],
+            "Clear web port; 0 counts as unset.";
+        MAIL_SSL_PROXY_PORT: "zimbraMailSSLProxyPort", Kind::Port, ["443"], [Scope::Global, Scope::Server],
+            "TLS web port; 0 counts as unset.";
+        CARBONIO_ADMIN_PROXY_PORT: "carbonioAdminProxyPort", Kind::Port, ["6071"], [Scope::Global, Scope::Server],
+            "TLS port of the administration console.";
+        IP_MODE: "zimbraIPMode", Kind::Enum(&["ipv4", "ipv6", "both"]), ["ipv4"], [Scope::Global, Scope::Server],
+            "Address families of the listeners.";
+    }
+    "Mail listeners" {
+        REVERSE_PROXY_MAIL_ENABLED: "zimbraReverseProxyMailEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Serve IMAP and POP3 users on this node.";
+        REVERSE_PROXY_MAIL_IMAP_ENABLED: "zimbraReverseProxyMailImapEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Listen for IMAP on the clear port.";
+        REVERSE_PROXY_MAIL_IMAPS_ENABLED: "zimbraReverseProxyMailImapsEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Listen for IMAP on the TLS port.";
+        REVERSE_PROXY_MAIL_POP3_ENABLED: "zimbraReverseProxyMailPop3Enabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Listen for POP3 on the clear port.";
+        REVERSE_PROXY_MAIL_POP3S_ENABLED: "zimbraReverseProxyMailPop3sEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Listen for POP3 on the TLS port.";
+        IMAP_PROXY_BIND_PORT: "zimbraImapProxyBindPort", Kind::Port, ["143"], [Scope::Global, Scope::Server],
+            "Clear IMAP port of the proxy.";
+        IMAP_SSL_PROXY_BIND_PORT: "zimbraImapSSLProxyBindPort", Kind::Port, ["993"], [Scope::Global, Scope::Server],
+            "TLS IMAP port of the proxy.";
+        POP3_PROXY_BIND_PORT: "zimbraPop3ProxyBindPort", Kind::Port, ["110"], [Scope::Global, Scope::Server],
+            "Clear POP3 port of the proxy.";
+        POP3_SSL_PROXY_BIND_PORT: "zimbraPop3SSLProxyBindPort", Kind::Port, ["995"], [Scope::Global, Scope::Server],
+            "TLS POP3 port of the proxy.";
+    }
+    "Login dialogue" {
+        REVERSE_PROXY_IMAP_START_TLS_MODE: "zimbraReverseProxyImapStartTlsMode", Kind::Enum(&["on", "off", "only"]), ["only"], [Scope::Global, Scope::Server],
+            "STARTTLS on the clear IMAP port: offered (`on`), absent (`off`), or required before login (`only`).";
+        REVERSE_PROXY_IMAP_SASL_PLAIN_ENABLED: "zimbraReverseProxyImapSaslPlainEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Offer AUTH PLAIN to IMAP clients.";
+        REVERSE_PROXY_IMAP_EXPOSE_VERSION_ON_BANNER: "zimbraReverseProxyImapExposeVersionOnBanner", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
+            "Show name and version in the IMAP greeting.";
+        REVERSE_PROXY_POP3_START_TLS_MODE: "zimbraReverseProxyPop3StartTlsMode", Kind::Enum(&["on", "off", "only"]), ["only"], [Scope::Global, Scope::Server],
+            "STLS on the clear POP3 port: offered (`on`), absent (`off`), or required before login (`only`).";
+        REVERSE_PROXY_POP3_SASL_PLAIN_ENABLED: "zimbraReverseProxyPop3SaslPlainEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Offer AUTH PLAIN to POP3 clients.";
+        REVERSE_PROXY_POP3_EXPOSE_VERSION_ON_BANNER: "zimbraReverseProxyPop3ExposeVersionOnBanner", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
+            "Show name and version in the POP3 greeting.";
+        REVERSE_PROXY_IMAP_ENABLED_CAPABILITY: "zimbraReverseProxyImapEnabledCapability", Kind::List, ["ACL", "BINARY", "CATENATE", "CHILDREN", "CONDSTORE", "ENABLE", "ESEARCH", "ESORT", "I18NLEVEL=1", "ID", "IDLE", "IMAP4rev1", "LIST-EXTENDED", "LIST-STATUS", "LITERAL+", "MULTIAPPEND", "NAMESPACE", "QRESYNC", "QUOTA", "RIGHTS=ektx", "SASL-IR", "SEARCHRES", "SORT", "THREAD=ORDEREDSUBJECT", "UIDPLUS", "UNSELECT", "WITHIN", "XLIST"], [Scope::Global, Scope::Server],
+            "IMAP capabilities shown before login.";
+        REVERSE_PROXY_POP3_ENABLED_CAPABILITY: "zimbraReverseProxyPop3EnabledCapability", Kind::List, ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "XOIP"], [Scope::Global, Scope::Server],
+            "POP3 capabilities shown before login.";
+        REVERSE_PROXY_PASS_ERRORS: "zimbraReverseProxyPassErrors", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Pass the mailbox server's own words on a failed login to the client.";
+        REVERSE_PROXY_AUTH_WAIT_INTERVAL: "zimbraReverseProxyAuthWaitInterval", Kind::Duration, ["10s"], [Scope::Global, Scope::Server],
+            "How long a client waits for the answer to a failed login.";
+    }
+    "Towards mailbox servers" {
+        REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED: "zimbraReverseProxySSLToUpstreamEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Speak TLS to mailbox servers; also chooses between the clear and the TLS port of the server.";
+        REVERSE_PROXY_CONNECT_TIMEOUT: "zimbraReverseProxyConnectTimeout", Kind::Duration, ["120000ms"], [Scope::Global, Scope::Server],
+            "Longest time for connecting and logging in a mail client at its server.";
+        REVERSE_PROXY_SEND_IMAP_ID: "zimbraReverseProxySendImapId", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Tell the IMAP server the client's address with ID.";
+        REVERSE_PROXY_SEND_POP3_XOIP: "zimbraReverseProxySendPop3Xoip", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Tell the POP3 server the client's address with XOIP.";
+        REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT: "zimbraReverseProxyUpstreamConnectTimeout", Kind::Duration, ["25"], [Scope::Global, Scope::Server],
+            "Longest time for connecting to a web server; a bare number is seconds.";
+        REVERSE_PROXY_UPSTREAM_READ_TIMEOUT: "zimbraReverseProxyUpstreamReadTimeout", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
+            "Longest silence of a web server that owes an answer.";
+        REVERSE_PROXY_UPSTREAM_SEND_TIMEOUT: "zimbraReverseProxyUpstreamSendTimeout", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
+            "Longest time a web server may take no bytes of a request.";
+        REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT: "zimbraReverseProxyUpstreamPollingTimeout", Kind::Duration, ["1h"], [Scope::Global, Scope::Server],
+            "Longest silence on requests that wait for news: ActiveSync.";
+    }
+    "TLS" {
+        SSL_CERTIFICATE: "zimbraSSLCertificate", Kind::Pem("CERTIFICATE"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],
+            "Certificate, leaf then chain, as PEM. That of a domain serves its virtual host names.";
+        SSL_PRIVATE_KEY: "zimbraSSLPrivateKey", Kind::Pem("PRIVATE KEY"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],
+            "Private key of the certificate, as PEM, not encrypted.";
+        REVERSE_PROXY_SSL_PROTOCOLS: "zimbraReverseProxySSLProtocols", Kind::Words(&["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]), ["TLSv1.2", "TLSv1.3"], [Scope::Global, Scope::Server],
+            "TLS versions to accept.";
+        REVERSE_PROXY_SSL_CIPHERS: "zimbraReverseProxySSLCiphers", Kind::Text, ["ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384"], [Scope::Global, Scope::Server],
+            "Ciphers up to TLS 1.2, as OpenSSL names them.";
+    }
+    "Servers" {
+        SERVICE_HOSTNAME: "zimbraServiceHostname", Kind::Text, [], [Scope::Server],
+            "Name or address at which the server is reached; absent: the name of the entry.";
+        SERVICE_ENABLED: "zimbraServiceEnabled", Kind::List, [], [Scope::Server],
+            "Services that run on the server: `mailbox`, `proxy`, …";
+        SERVICE_INSTALLED: "zimbraServiceInstalled", Kind::List, [], [Scope::Server],
+            "Services that are installed on the server.";
+        REVERSE_PROXY_LOOKUP_TARGET: "zimbraReverseProxyLookupTarget", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
+            "The server takes web users who are not known yet, and answers lookups.";
+        REVERSE_PROXY_AVAILABLE_LOOKUP_TARGETS: "zimbraReverseProxyAvailableLookupTargets", Kind::List, [], [Scope::Global, Scope::Server],
+            "Servers that this node may ask for routes.";
+        IMAP_BIND_PORT: "zimbraImapBindPort", Kind::Port, ["7143"], [Scope::Global, Scope::Server],
+            "Clear IMAP port of the mailbox server.";
+        IMAP_SSL_BIND_PORT: "zimbraImapSSLBindPort", Kind::Port, ["7993"], [Scope::Global, Scope::Server],
+            "TLS IMAP port of the mailbox server.";
+        POP3_BIND_PORT: "zimbraPop3BindPort", Kind::Port, ["7110"], [Scope::Global, Scope::Server],
+            "Clear POP3 port of the mailbox server.";
+        POP3_SSL_BIND_PORT: "zimbraPop3SSLBindPort", Kind::Port, ["7995"], [Scope::Global, Scope::Server],
+            "TLS POP3 port of the mailbox server.";
+        MAIL_PORT: "zimbraMailPort", Kind::Port, ["8080"], [Scope::Global, Scope::Server],
+            "Clear web port of the mailbox server.";
+        MAIL_SSL_PORT: "zimbraMailSSLPort", Kind::Port, ["8443"], [Scope::Global, Scope::Server],
+            "TLS web port of the mailbox server.";
+        ADMIN_PORT: "zimbraAdminPort", Kind::Port, ["7071"], [Scope::Global, Scope::Server],
+            "TLS administration port of the mailbox server.";
+    }
+    "Domains" {
+        DEFAULT_DOMAIN_NAME: "zimbraDefaultDomainName", Kind::Text, [], [Scope::Global],
+            "Domain of logins without a domain, where neither the host name nor the address tells.";
+        DOMAIN_NAME: "zimbraDomainName", Kind::Text, [], [Scope::Domain],
+            "Name of the domain.";
+        DOMAIN_TYPE: "zimbraDomainType", Kind::Enum(&["local", "alias"]), ["local"], [Scope::Domain],
+            "`alias`: addresses here stand for the same addresses of the target domain.";
+        DOMAIN_ALIAS_TARGET_ID: "zimbraDomainAliasTargetId", Kind::Text, [], [Scope::Domain],
+            "`zimbraId` of the target domain of an alias domain.";
+        DOMAIN_DEFAULT_COS_ID: "zimbraDomainDefaultCOSId", Kind::Text, [], [Scope::Domain],
+            "Class of service, by id, of accounts that name none.";
+        VIRTUAL_HOSTNAME: "zimbraVirtualHostname", Kind::List, [], [Scope::Domain],
+            "Host names that belong to the domain; `*.name` stands for all names below.";
+        VIRTUAL_IP_ADDRESS: "zimbraVirtualIPAddress", Kind::Addresses, [], [Scope::Domain],
+            "Local addresses that belong to the domain.";
+        DOMAIN_ALLOWED_IPS: "zimbraDomainAllowedIPs", Kind::Networks, [], [Scope::Domain],
+            "Networks from which accounts of the domain may log in; absent: from everywhere.";
+        PUBLIC_SERVICE_HOSTNAME: "zimbraPublicServiceHostname", Kind::Text, [], [Scope::Global, Scope::Domain],
+            "Host name under which users see the service.";
+    }
+    "Accounts" {
+        ID: "zimbraId", Kind::Text, [], [Scope::Server, Scope::Domain, Scope::Cos, Scope::Account],
+            "Unchanging id of the entry.";
+        MAIL_DELIVERY_ADDRESS: "zimbraMailDeliveryAddress", Kind::Text, [], [Scope::Account],
+            "Canonical name of the account; absent: the name of the entry.";
+        MAIL_ALIAS: "zimbraMailAlias", Kind::List, [], [Scope::Account],
+            "Further addresses of the account.";
+        MAIL_HOST: "zimbraMailHost", Kind::Text, [], [Scope::Account],
+            "Server that holds the mailbox, by its `zimbraServiceHostname` or entry name.";
+        COS_ID: "zimbraCOSId", Kind::Text, [], [Scope::Account],
+            "Class of service of the account, by id or name.";
+    }
+    "Routing" {
+        REVERSE_PROXY_MAIL_HOST_ATTRIBUTE: "zimbraReverseProxyMailHostAttribute", Kind::Text, ["zimbraMailHost"], [Scope::Global],
+            "Attribute of the account that names its server.";
+        REVERSE_PROXY_USER_NAME_ATTRIBUTE: "zimbraReverseProxyUserNameAttribute", Kind::Text, [], [Scope::Global],
+            "Attribute of the account that holds the name to log in with at the server.";
+        REVERSE_PROXY_IMAP_PORT_ATTRIBUTE: "zimbraReverseProxyImapPortAttribute", Kind::Text, ["zimbraImapBindPort"], [Scope::Global],
+            "Attribute of the server that holds the port for Imap.";
+        REVERSE_PROXY_IMAP_SSL_PORT_ATTRIBUTE: "zimbraReverseProxyImapSSLPortAttribute", Kind::Text, ["zimbraImapSSLBindPort"], [Scope::Global],
+            "Attribute of the server that holds the port for ImapSSL.";
+        REVERSE_PROXY_POP3_PORT_ATTRIBUTE: "zimbraReverseProxyPop3PortAttribute", Kind::Text, ["zimbraPop3BindPort"], [Scope::Global],
+            "Attribute of the server that holds the port for Pop3.";
+        REVERSE_PROXY_POP3_SSL_PORT_ATTRIBUTE: "zimbraReverseProxyPop3SSLPortAttribute", Kind::Text, ["zimbraPop3SSLBindPort"], [Scope::Global],
+            "Attribute of the server that holds the port for Pop3SSL.";
+        REVERSE_PROXY_HTTP_PORT_ATTRIBUTE: "zimbraReverseProxyHttpPortAttribute", Kind::Text, ["zimbraMailPort"], [Scope::Global],
+            "Attribute of the server that holds the port for Http.";
+        REVERSE_PROXY_HTTP_SSL_PORT_ATTRIBUTE: "zimbraReverseProxyHttpSSLPortAttribute", Kind::Text, ["zimbraMailSSLPort"], [Scope::Global],
+            "Attribute of the server that holds the port for HttpSSL.";
+        REVERSE_PROXY_ADMIN_PORT_ATTRIBUTE: "zimbraReverseProxyAdminPortAttribute", Kind::Text, ["zimbraAdminPort"], [Scope::Global],
+            "Attribute of the server that holds the port for Admin.";
+        REVERSE_PROXY_USE_EXTERNAL_ROUTE: "zimbraReverseProxyUseExternalRoute", Kind::Flag, [], [Scope::Domain, Scope::Account],
+            "Send mail clients of the account, or of the domain, to the external server.";
+        REVERSE_PROXY_USE_EXTERNAL_ROUTE_IF_ACCOUNT_NOT_EXIST: "zimbraReverseProxyUseExternalRouteIfAccountNotExist", Kind::Flag, ["FALSE"], [Scope::Domain],
+            "Send mail clients whose account is not in the directory to the external server.";
+        REVERSE_PROXY_EXTERNAL_ROUTE_INCLUDE_ORIGINAL_AUTHUSERNAME: "zimbraReverseProxyExternalRouteIncludeOriginalAuthusername", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Domain],
+            "Log in at the external server with the name as the user typed it.";
+        EXTERNAL_IMAP_HOSTNAME: "zimbraExternalImapHostname", Kind::Text, [], [Scope::Domain, Scope::Account],
+            "External server for clear IMAP.";
+        EXTERNAL_IMAP_PORT: "zimbraExternalImapPort", Kind::Port, [], [Scope::Domain, Scope::Account],
+            "Port of the external server for clear IMAP.";
+        EXTERNAL_IMAP_SSL_HOSTNAME: "zimbraExternalImapSSLHostname", Kind::Text, [], [Scope::Domain, Scope::Account],
+            "External server for TLS IMAP.";
+        EXTERNAL_IMAP_SSL_PORT: "zimbraExternalImapSSLPort", Kind::Port, [], [Scope::Domain, Scope::Account],
+            "Port of the external server for TLS IMAP.";
+        EXTERNAL_POP3_HOSTNAME: "zimbraExternalPop3Hostname", Kind::Text, [], [Scope::Domain, Scope::Account],
+            "External server for clear POP3.";
+        EXTERNAL_POP3_PORT: "zimbraExternalPop3Port", Kind::Port, [], [Scope::Domain, Scope::Account],
+            "Port of the external server for clear POP3.";
+        EXTERNAL_POP3_SSL_HOSTNAME: "zimbraExternalPop3SSLHostname", Kind::Text, [], [Scope::Domain, Scope::Account],
+            "External server for TLS POP3.";
+        EXTERNAL_POP3_SSL_PORT: "zimbraExternalPop3SSLPort", Kind::Port, [], [Scope::Domain, Scope::Account],
+            "Port of the external server for TLS POP3.";
+    }
+    "Route cache" {
+        REVERSE_PROXY_CACHE_ENTRY_TTL: "zimbraReverseProxyCacheEntryTTL", Kind::Duration, ["1h"], [Scope::Global],
+            "Life of a route in the cache, where the node file says nothing.";
+    }
+}

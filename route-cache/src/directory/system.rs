@@ -1,0 +1,212 @@
+//! Everything of the directory but the accounts, indexed for the questions that logins ask.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::entry::Entry;
+use super::view::{Inherits, View};
+use super::{domain_of, fold};
+use crate::attributes::{self, Attribute};
+use crate::yaml::Problems;
+
+/// Global config, servers, domains and classes of service at one moment. Never changed: a change of the
+/// directory makes a new one.
+#[derive(Debug, Default)]
+pub struct System {
+    pub(super) config: Entry,
+    pub(super) servers: Entries,
+    pub(super) domains: Entries,
+    pub(super) cos: Entries,
+    servers_by_host: HashMap<String, Arc<str>>,
+    domains_by_host: HashMap<String, Arc<str>>,
+    domains_by_address: HashMap<IpAddr, Arc<str>>,
+    domains_by_id: HashMap<String, Arc<str>>,
+    cos_by_id: HashMap<String, Arc<str>>,
+}
+
+/// Entries by folded name.
+pub(super) type Entries = BTreeMap<Arc<str>, Entry>;
+
+impl System {
+    /// Indexes the entries. Where two claim the same name or address the first in the alphabet has it;
+    /// [`System::check`] reports the other.
+    pub fn new(
+        config: Entry,
+        servers: impl IntoIterator<Item = Entry>,
+        domains: impl IntoIterator<Item = Entry>,
+        cos: impl IntoIterator<Item = Entry>,
+    ) -> Self {
+        let servers = by_name(servers);
+        let domains = by_name(domains);
+        let cos = by_name(cos);
+        System {
+            servers_by_host: servers_by_host(&servers),
+            domains_by_host: index(&domains, &attributes::VIRTUAL_HOSTNAME, |v| Some(host_name(v))),
+            domains_by_address: index(&domains, &attributes::VIRTUAL_IP_ADDRESS, address),
+            domains_by_id: index(&domains, &attributes::ID, |v| Some(fold(v))),
+            cos_by_id: index(&cos, &attributes::ID, |v| Some(fold(v))),
+            config,
+            servers,
+            domains,
+            cos,
+        }
+    }
+
+    /// The global config with the defaults of the attributes.
+    pub fn global(&self) -> View<'_> {
+        View::new(Some(&self.config), None, Inherits::ServerFromGlobal)
+    }
+
+    /// What counts on the node of this name: its server entry, found by entry name or `zimbraServiceHostname`,
+    /// over the global config. Without an entry the global config alone.
+    pub fn node(&self, name: &str) -> View<'_> {
+        let own = self.server_key(name).and_then(|key| self.servers.get(key));
+        View::new(own, Some(&self.config), Inherits::ServerFromGlobal)
+    }
+
+    /// The server with this `zimbraServiceHostname` or entry name.
+    pub fn server(&self, host: &str) -> Option<View<'_>> {
+        self.servers.get(self.server_key(host)?).map(|entry| self.server_view(entry))
+    }
+
+    /// All servers, by name.
+    pub fn servers(&self) -> impl Iterator<Item = View<'_>> {
+        self.servers.values().map(|entry| self.server_view(entry))
+    }
+
+    /// Servers that hold mailboxes: those with `mailbox` in `zimbraServiceEnabled`. An entry that does not say
+    /// so is not one, even if it says nothing.
+    pub fn mailbox_servers(&self) -> impl Iterator<Item = View<'_>> {
+        self.servers().filter(|server| {
+            server.list(&attributes::SERVICE_ENABLED).iter().any(|s| s.eq_ignore_ascii_case("mailbox"))
+        })
+    }
+
+    /// Mailbox servers that take web users who are not known yet: those with `zimbraReverseProxyLookupTarget`
+    /// TRUE. Where no server has it, all mailbox servers but those whose own entry says FALSE.
+    pub fn web_servers(&self) -> impl Iterator<Item = View<'_>> {
+        let target = &attributes::REVERSE_PROXY_LOOKUP_TARGET;
+        let chosen = self.mailbox_servers().any(|server| server.flag(target));
+        self.mailbox_servers().filter(move |server| match chosen {
+            true => server.flag(target),
+            false => server.entry().is_none_or(|e| e.first(target.name).and_then(attributes::flag) != Some(false)),
+        })
+    }
+
+    /// The domain of this name.
+    pub fn domain(&self, name: &str) -> Option<View<'_>> {
+        self.domains.get(fold(name).as_str()).map(|entry| self.domain_view(entry))
+    }
+
+    /// All domains, by name.
+    pub fn domains(&self) -> impl Iterator<Item = View<'_>> {
+        self.domains.values().map(|entry| self.domain_view(entry))
+    }
+
+    /// The domain of an address, if it is one of ours.
+    pub fn domain_of(&self, address: &str) -> Option<View<'_>> {
+        self.domain(domain_of(address)?)
+    }
+
+    /// The domain that has `host` as a virtual host name: exactly, else by the longest `*.` pattern.
+    pub fn domain_by_host(&self, host: &str) -> Option<View<'_>> {
+        let host = host_name(host);
+        if let Some(name) = self.domains_by_host.get(&host) {
+            return self.domain(name);
+        }
+        let parents = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
+        parents.filter_map(|pattern| self.domains_by_host.get(&pattern)).find_map(|name| self.domain(name))
+    }
+
+    /// The domain that has this local address as a virtual address.
+    pub fn domain_by_address(&self, local: IpAddr) -> Option<View<'_>> {
+        self.domain(self.domains_by_address.get(&local.to_canonical())?)
+    }
+
+    /// The domain with this `zimbraId`.
+    pub fn domain_by_id(&self, id: &str) -> Option<View<'_>> {
+        self.domain(self.domains_by_id.get(&fold(id))?)
+    }
+
+    /// All classes of service, by name.
+    pub fn classes(&self) -> impl Iterator<Item = &Entry> {
+        self.cos.values()
+    }
+
+    /// An account over its class of service: `zimbraCOSId` (an id or a name), else that of its domain, else
+    /// `default`.
+    pub fn account<'a>(&'a self, account: &'a Entry) -> View<'a> {
+        let name = account.first(attributes::MAIL_DELIVERY_ADDRESS.name).unwrap_or(account.name());
+        let own = account.first(attributes::COS_ID.name);
+        let domains = || self.domain_of(name).and_then(|d| d.text(&attributes::DOMAIN_DEFAULT_COS_ID));
+        let cos = own.and_then(|id| self.class(id)).or_else(|| self.class(domains()?));
+        View::new(Some(account), cos.or_else(|| self.class("default")), Inherits::AccountFromCos)
+    }
+
+    /// The class of service of this id or name.
+    pub fn class(&self, id_or_name: &str) -> Option<&Entry> {
+        let key = fold(id_or_name);
+        let name = self.cos_by_id.get(&key).map_or(key.as_str(), |name| name);
+        self.cos.get(name)
+    }
+
+    /// What is wrong with the entries: values that cannot be read, names claimed twice, targets that are not
+    /// there, attributes that look mistyped.
+    pub fn check(&self) -> Problems {
+        super::check::system(self)
+    }
+
+    /// The folded entry name of the server that `host` means, shared with this system.
+    pub(crate) fn server_key(&self, host: &str) -> Option<&Arc<str>> {
+        self.servers_by_host.get(&host_name(host))
+    }
+
+    fn server_view<'a>(&'a self, entry: &'a Entry) -> View<'a> {
+        View::new(Some(entry), Some(&self.config), Inherits::ServerFromGlobal)
+    }
+
+    fn domain_view<'a>(&'a self, entry: &'a Entry) -> View<'a> {
+        View::new(Some(entry), Some(&self.config), Inherits::DomainFromGlobal)
+    }
+}
+
+/// A host name as it is compared: folded, without the final dot.
+pub(super) fn host_name(host: &str) -> String {
+    fold(host.strip_suffix('.').unwrap_or(host))
+}
+
+pub(super) fn address(value: &str) -> Option<IpAddr> {
+    value.parse().ok().map(|address: IpAddr| address.to_canonical())
+}
+
+fn by_name(entries: impl IntoIterator<Item = Entry>) -> Entries {
+    entries.into_iter().map(|entry| (Arc::from(fold(entry.name())), entry)).collect()
+}
+
+/// Every value of an attribute → the first entry that has it.
+fn index<K: std::hash::Hash + Eq>(
+    entries: &Entries,
+    attribute: &Attribute,
+    key: impl Fn(&str) -> Option<K>,
+) -> HashMap<K, Arc<str>> {
+    let mut index = HashMap::new();
+    for (name, entry) in entries {
+        for key in entry.values(attribute.name).iter().filter_map(|value| key(value)) {
+            index.entry(key).or_insert_with(|| name.clone());
+        }
+    }
+    index
+}
+
+/// Entry names go before host names, so that one server cannot take another's name.
+fn servers_by_host(servers: &Entries) -> HashMap<String, Arc<str>> {
+    let mut index: HashMap<String, Arc<str>> =
+        servers.keys().map(|name| (host_name(name), name.clone())).collect();
+    for (name, entry) in servers {
+        for host in entry.values(attributes::SERVICE_HOSTNAME.name) {
+            index.entry(host_name(host)).or_insert_with(|| name.clone());
+        }
+    }
+    index
+}

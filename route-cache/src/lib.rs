@@ -1,0 +1,22 @@
+//! On which server does this account live?
+//!
+//! This library answers that one question for the whole house. [`RouteCache::route`] takes a [`Lookup`] (who
+//! logs in, to which service, from where) and gives a [`Route`] (which address, how to speak to it). Behind it
+//! stand a cache in memory and a [`Directory`]: the entries and attributes that describe the mail system.
+//!
+//! What is deliberately not here: passwords (no type of this crate can hold one for a lookup), sockets to
+//! mailbox servers, and any knowledge of IMAP, POP3 or HTTP beyond their names.
+#![forbid(unsafe_code)]
+
+pub mod attributes;
+mod cache;
+pub mod directory;
+mod resolve;
+mod route;
+mod secret;
+pub mod yaml;
+
+pub use cache::{RouteCache, Settings};
+pub use directory::{AccountBy, Directory, DirectoryError, Entry, System};
+pub use route::{Lookup, Route, RouteError, Service, Subject, Tier, UpstreamTls};
+pub use secret::Secret;

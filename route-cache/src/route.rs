@@ -1,0 +1,108 @@
+//! The question ([`Lookup`]) and the answer ([`Route`]).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::directory::DirectoryError;
+
+/// Which service of the mailbox server is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// IMAP: `zimbraImapBindPort` / `zimbraImapSSLBindPort`.
+    Imap,
+    /// POP3: `zimbraPop3BindPort` / `zimbraPop3SSLBindPort`.
+    Pop3,
+    /// Web client, SOAP, REST, DAV, ActiveSync: `zimbraMailPort` / `zimbraMailSSLPort`.
+    Web,
+    /// Administration: `zimbraAdminPort`, always TLS.
+    Admin,
+}
+
+/// Whom to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A login name as typed, without the `/tb` `/wm` `/ni` suffix; qualified (`user@domain`) or not.
+    Login(String),
+    /// A `zimbraId`, taken from an auth token.
+    Id(String),
+}
+
+/// The question: who, for which service, and what is known of the connection.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    /// Whom to find.
+    pub subject: Subject,
+    /// For which service.
+    pub service: Service,
+    /// Address of the client, checked against `zimbraDomainAllowedIPs`.
+    pub client: IpAddr,
+    /// Address on which the client was accepted; names the domain of unqualified logins through
+    /// `zimbraVirtualIPAddress`.
+    pub local: IpAddr,
+    /// Name the client asked for (SNI, or the Host header without port); names the domain of unqualified
+    /// logins through `zimbraVirtualHostname`, before the local address is asked.
+    pub host: Option<String>,
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// The cache of this process.
+    Memory,
+    /// The cache of this process, past its life, because the directory does not answer.
+    Stale,
+    /// The directory, asked now.
+    Directory,
+}
+
+/// How to speak to the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamTls {
+    /// Clear text.
+    Clear,
+    /// TLS from the first byte; the certificate must be good for this name (a host name or an address).
+    Implicit {
+        /// Name for SNI and verification.
+        name: Arc<str>,
+    },
+}
+
+/// The answer: the server that holds the account, and how to reach it.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Canonical name of the account (its delivery address).
+    pub account: Arc<str>,
+    /// Name under which to log in at the server: the canonical name, or for an external server the name as
+    /// the domain wants it.
+    pub login: Arc<str>,
+    /// Name of the server entry, or the external host.
+    pub server: Arc<str>,
+    /// Host name or address to connect to.
+    pub host: Arc<str>,
+    /// TCP port.
+    pub port: u16,
+    /// TLS towards the server.
+    pub tls: UpstreamTls,
+    /// Where the answer came from.
+    pub tier: Tier,
+}
+
+/// Why there is no route. "Nobody has this name" and "could not ask" are different answers.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RouteError {
+    /// No account has this name or id.
+    #[error("no such account")]
+    UnknownUser,
+    /// The account's domain does not admit this client address (`zimbraDomainAllowedIPs`).
+    #[error("client address is not allowed on domain {domain}")]
+    NotAllowed {
+        /// The domain with the list.
+        domain: String,
+    },
+    /// The account exists but the directory does not say how to reach its server.
+    #[error("{0}")]
+    NoRoute(String),
+    /// The directory could not be asked.
+    #[error("directory: {0}")]
+    DirectoryDown(#[from] DirectoryError),
+}

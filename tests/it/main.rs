@@ -1,0 +1,13 @@
+//! The built program between real peers, from outside: what "Done" means.
+
+mod clients;
+mod demo;
+mod hostile;
+mod logins;
+mod outage;
+mod proxy_protocol;
+mod scene;
+mod sessions;
+mod tls;
+mod upstreams;
+mod web;

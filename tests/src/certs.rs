@@ -1,0 +1,177 @@
+//! A certificate authority for development and tests: makes certificates good, wrong and expired.
+
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use openssl::asn1::Asn1Time;
+use openssl::bn::{BigNum, MsbOption};
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::{PKey, Private};
+use openssl::ssl::{SslAcceptor, SslConnector, SslMethod};
+use openssl::x509::extension::{
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName, SubjectKeyIdentifier,
+};
+use openssl::x509::store::X509StoreBuilder;
+use openssl::x509::{X509, X509Builder, X509Name};
+
+const DAY: i64 = 24 * 60 * 60;
+
+/// Signs certificates. Its own certificate stands in a file that clients can be pointed to.
+pub struct Authority {
+    certificate: X509,
+    key: PKey<Private>,
+    dir: PathBuf,
+}
+
+/// A certificate and its key in PEM, as files and as text.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// File with the certificate, then its issuer.
+    pub certificate_file: PathBuf,
+    /// File with the key.
+    pub key_file: PathBuf,
+    /// The certificate, then its issuer.
+    pub certificate: String,
+    /// The key.
+    pub key: String,
+}
+
+impl Authority {
+    /// Makes an authority that keeps its files in `dir`.
+    pub fn new(dir: &Path) -> Result<Authority> {
+        let key = p256()?;
+        let name = common_name("Portico development CA")?;
+        let mut cert = builder(&name, &key, 3650)?;
+        cert.set_issuer_name(&name)?;
+        cert.append_extension(BasicConstraints::new().critical().ca().build()?)?;
+        cert.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
+        let id = SubjectKeyIdentifier::new().build(&cert.x509v3_context(None, None))?;
+        cert.append_extension(id)?;
+        cert.sign(&key, MessageDigest::sha256())?;
+        let authority = Authority {
+            certificate: cert.build(),
+            key,
+            dir: dir.to_owned(),
+        };
+        fs::write(authority.file(), authority.certificate.to_pem()?)?;
+        Ok(authority)
+    }
+
+    /// PEM file with the authority's certificate.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join("ca.pem")
+    }
+
+    /// A server certificate for these names; a name that is an IP address becomes an address in it.
+    /// The first one is the common name, and the name of the files.
+    pub fn server(&self, names: &[&str]) -> Result<Pair> {
+        self.issue(names, 365)
+    }
+
+    /// The same, but its time was over yesterday.
+    pub fn expired(&self, names: &[&str]) -> Result<Pair> {
+        self.issue(names, -1)
+    }
+
+    /// A client's side of TLS that trusts this authority alone, and offers these protocols.
+    pub fn connector(&self, alpn: &[&str]) -> Result<SslConnector> {
+        let mut tls = SslConnector::builder(SslMethod::tls_client())?;
+        let mut store = X509StoreBuilder::new()?;
+        store.add_cert(self.certificate.clone())?;
+        tls.set_cert_store(store.build());
+        if !alpn.is_empty() {
+            let list: Vec<u8> = alpn
+                .iter()
+                .flat_map(|p| [&[p.len() as u8], p.as_bytes()].concat())
+                .collect();
+            tls.set_alpn_protos(&list)?;
+        }
+        Ok(tls.build())
+    }
+
+    fn issue(&self, names: &[&str], days: i64) -> Result<Pair> {
+        let first = names.first().context("a certificate needs a name")?;
+        let key = p256()?;
+        let mut cert = builder(&common_name(first)?, &key, days)?;
+        cert.set_issuer_name(self.certificate.subject_name())?;
+        let mut alternative = SubjectAlternativeName::new();
+        for name in names {
+            match name.parse::<std::net::IpAddr>() {
+                Ok(_) => alternative.ip(name),
+                Err(_) => alternative.dns(name),
+            };
+        }
+        let context = cert.x509v3_context(Some(&self.certificate), None);
+        let alternative = alternative.build(&context)?;
+        let issuer = AuthorityKeyIdentifier::new().keyid(true).build(&context)?;
+        cert.append_extension(alternative)?;
+        cert.append_extension(issuer)?;
+        cert.append_extension(BasicConstraints::new().critical().build()?)?;
+        cert.append_extension(ExtendedKeyUsage::new().server_auth().build()?)?;
+        cert.sign(&self.key, MessageDigest::sha256())?;
+        self.write(&first.replace('*', "_"), &cert.build(), &key)
+    }
+
+    fn write(&self, stem: &str, cert: &X509, key: &PKey<Private>) -> Result<Pair> {
+        let certificate = [cert.to_pem()?, self.certificate.to_pem()?].concat();
+        let key = key.private_key_to_pem_pkcs8()?;
+        let certificate_file = self.dir.join(format!("{stem}.crt"));
+        let key_file = self.dir.join(format!("{stem}.key"));
+        fs::write(&certificate_file, &certificate)?;
+        let mut secret = fs::OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&key_file)?;
+        std::io::Write::write_all(&mut secret, &key)?;
+        Ok(Pair {
+            certificate_file,
+            key_file,
+            certificate: String::from_utf8(certificate)?,
+            key: String::from_utf8(key)?,
+        })
+    }
+}
+
+impl Pair {
+    /// A server's side of TLS with this certificate.
+    pub fn acceptor(&self) -> Result<SslAcceptor> {
+        let mut tls = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
+        tls.set_certificate_chain_file(&self.certificate_file)?;
+        tls.set_private_key_file(&self.key_file, openssl::ssl::SslFiletype::PEM)?;
+        tls.check_private_key()?;
+        Ok(tls.build())
+    }
+}
+
+fn p256() -> Result<PKey<Private>> {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+    Ok(PKey::from_ec_key(EcKey::generate(&group)?)?)
+}
+
+fn common_name(name: &str) -> Result<X509Name> {
+    let mut subject = X509Name::builder()?;
+    subject.append_entry_by_nid(Nid::COMMONNAME, name)?;
+    Ok(subject.build())
+}
+
+fn builder(subject: &X509Name, key: &PKey<Private>, days: i64) -> Result<X509Builder> {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs() as i64;
+    let mut serial = BigNum::new()?;
+    serial.rand(127, MsbOption::MAYBE_ZERO, false)?;
+    let mut cert = X509::builder()?;
+    cert.set_version(2)?;
+    cert.set_serial_number(&*serial.to_asn1_integer()?)?;
+    cert.set_subject_name(subject)?;
+    cert.set_pubkey(key)?;
+    cert.set_not_before(&*Asn1Time::from_unix(now - 30 * DAY)?)?;
+    cert.set_not_after(&*Asn1Time::from_unix(now + days * DAY)?)?;
+    Ok(cert)
+}

@@ -1,0 +1,169 @@
+//! Mailbox servers that lie, stall or break: what a real one does only on its worst day.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use openssl::ssl::SslAcceptor;
+
+/// A server that plays a script on every connection and remembers what it heard. It ends when dropped.
+pub struct Fake {
+    address: SocketAddrV4,
+    heard: Arc<Mutex<Vec<u8>>>,
+    ended: Arc<AtomicBool>,
+    connections: Arc<Mutex<usize>>,
+}
+
+/// The server's end of a connection.
+pub struct Peer {
+    stream: BufReader<Box<dyn Stream>>,
+    heard: Arc<Mutex<Vec<u8>>>,
+    ended: Arc<AtomicBool>,
+}
+
+trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
+
+impl Fake {
+    /// Starts one in clear text, or in TLS.
+    pub fn start(
+        address: SocketAddrV4,
+        tls: Option<SslAcceptor>,
+        script: impl Fn(&mut Peer) -> Result<()> + Send + Sync + 'static,
+    ) -> Result<Fake> {
+        let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
+        let fake = Fake {
+            address,
+            heard: Arc::default(),
+            ended: Arc::default(),
+            connections: Arc::default(),
+        };
+        let (heard, ended, connections) = (fake.heard.clone(), fake.ended.clone(), fake.connections.clone());
+        let script = Arc::new(script);
+        thread::spawn(move || {
+            for tcp in listener.incoming().flatten() {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                *connections.lock().expect("nobody panics holding it") += 1;
+                let (heard, ended, tls, script) = (heard.clone(), ended.clone(), tls.clone(), script.clone());
+                thread::spawn(move || {
+                    let _other_side_left = Peer::accept(tcp, tls, heard, ended).and_then(|mut peer| script(&mut peer));
+                });
+            }
+        });
+        Ok(fake)
+    }
+
+    /// Every byte it heard, from all connections.
+    pub fn heard(&self) -> String {
+        String::from_utf8_lossy(&self.heard.lock().expect("nobody panics holding it")).into_owned()
+    }
+
+    /// How many connections it accepted.
+    pub fn connections(&self) -> usize {
+        *self.connections.lock().expect("nobody panics holding it")
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        let _wakes_it = TcpStream::connect(self.address);
+    }
+}
+
+impl Peer {
+    fn accept(
+        tcp: TcpStream,
+        tls: Option<SslAcceptor>,
+        heard: Arc<Mutex<Vec<u8>>>,
+        ended: Arc<AtomicBool>,
+    ) -> Result<Peer> {
+        let stream: Box<dyn Stream> = match tls {
+            Some(tls) => Box::new(tls.accept(tcp)?),
+            None => Box::new(tcp),
+        };
+        Ok(Peer {
+            stream: BufReader::new(stream),
+            heard,
+            ended,
+        })
+    }
+
+    /// Sends bytes.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<()> {
+        self.stream.get_mut().write_all(bytes.as_ref())?;
+        Ok(self.stream.get_mut().flush()?)
+    }
+
+    /// Sends a line.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        self.send(format!("{line}\r\n"))
+    }
+
+    /// The next line.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = Vec::new();
+        if self.stream.read_until(b'\n', &mut line)? == 0 {
+            bail!("the other side left");
+        }
+        self.heard
+            .lock()
+            .expect("nobody panics holding it")
+            .extend_from_slice(&line);
+        Ok(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned())
+    }
+
+    /// Says nothing more, and listens until the other side leaves or the server ends.
+    pub fn freeze(&mut self) -> Result<()> {
+        while !self.ended.load(Ordering::SeqCst) {
+            match self.line() {
+                Ok(_) => {}
+                Err(e) => return Err(e),
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// An IMAP dialogue from greeting to login, which is answered with `answer` behind its tag.
+    pub fn imap_login(&mut self, answer: &str) -> Result<()> {
+        self.say("* OK ready")?;
+        loop {
+            let line = self.line()?;
+            let mut words = line.split(' ');
+            let (tag, command) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            match command.to_ascii_uppercase().as_str() {
+                "LOGIN" => {
+                    self.literals(&line)?;
+                    return self.say(&format!("{tag} {answer}"));
+                }
+                "AUTHENTICATE" => {
+                    if words.nth(1).is_none() {
+                        self.say("+ ")?;
+                        self.line()?;
+                    }
+                    return self.say(&format!("{tag} {answer}"));
+                }
+                _ => self.say(&format!("{tag} OK done"))?,
+            }
+        }
+    }
+
+    /// Reads on while lines end in a literal, which comes as a line of its own here.
+    fn literals(&mut self, first: &str) -> Result<()> {
+        let mut line = first.to_owned();
+        while line.ends_with('}') {
+            if !line.ends_with("+}") {
+                self.say("+ go on")?;
+            }
+            line = self.line()?;
+        }
+        Ok(())
+    }
+}

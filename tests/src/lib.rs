@@ -1,0 +1,22 @@
+//! The stage: everything around the program that the tests, the demo and the benchmarks need.
+//!
+//! Real peers run as children on ports of their own, in a temporary directory: Dovecot as mailbox server,
+//! HAProxy as balancer, and the built `portico` between them. What cannot be had from a real peer is played
+//! here: a web mail server that says what it was asked ([`web`]), mailbox servers that lie ([`fake`]).
+//!
+//! What is deliberately not here: any code of the program. The stage knows it from outside only.
+
+pub mod certs;
+pub mod child;
+pub mod config;
+pub mod dovecot;
+pub mod fake;
+pub mod haproxy;
+pub mod player;
+pub mod portico;
+mod stage;
+pub mod town;
+pub mod web;
+pub mod wire;
+
+pub use stage::{Stage, until};

@@ -1,0 +1,179 @@
+//! The program under test: started from its built binary, watched through its files.
+
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::child::Child;
+use crate::config::{Directory, Node};
+use crate::{Stage, until};
+
+/// How long a record of the audit log may take to appear.
+const RECORD: Duration = Duration::from_secs(10);
+
+/// A running Portico. It is killed when dropped.
+pub struct Portico {
+    dir: PathBuf,
+    node: Node,
+    child: Child,
+}
+
+impl Portico {
+    /// Writes the two files and starts it, with `RUST_LOG` as given.
+    pub fn start(stage: &Stage, node: &Node, directory: &Directory, rust_log: &str) -> Result<Portico> {
+        let dir = stage.dir("portico")?;
+        std::fs::write(dir.join("portico.yaml"), node.yaml(&dir))?;
+        std::fs::write(dir.join("directory.yaml"), directory.yaml())?;
+        let child = spawn(&dir, node, rust_log)?;
+        Ok(Portico {
+            dir,
+            node: node.clone(),
+            child,
+        })
+    }
+
+    /// Replaces the directory file, in one step.
+    pub fn replace_directory(&self, directory: &Directory) -> Result<()> {
+        let new = self.dir.join("directory.new");
+        std::fs::write(&new, directory.yaml())?;
+        Ok(std::fs::rename(&new, self.dir.join("directory.yaml"))?)
+    }
+
+    /// The directory with its files: configuration, logs, what it printed.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.is_running()
+    }
+
+    /// All records of the audit log so far.
+    pub fn audit(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete
+            .lines()
+            .map(|l| serde_json::from_str(l).with_context(|| format!("audit line {l:?}")))
+            .collect()
+    }
+
+    /// Waits for a record in which all these fields have these values, and gives it.
+    pub fn record(&self, fields: &[(&str, &str)]) -> Result<Value> {
+        let found = until(&format!("an audit record with {fields:?}"), RECORD, || {
+            Ok(self.audit()?.into_iter().find(|r| matches(r, fields)))
+        });
+        found.with_context(|| format!("records: {:#?}", self.audit().unwrap_or_default()))
+    }
+
+    /// How many records have these values now.
+    pub fn count(&self, fields: &[(&str, &str)]) -> Result<usize> {
+        Ok(self.audit()?.iter().filter(|r| matches(r, fields)).count())
+    }
+
+    /// The access log so far.
+    pub fn access_log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("access.log")).unwrap_or_default()
+    }
+
+    /// Resident memory, in KiB.
+    pub fn rss_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+    }
+
+    /// CPU time used so far, user and system, in clock ticks of 10 ms.
+    pub fn cpu_ticks(&self) -> Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
+        let ticks = |at: usize| -> Result<u64> { Ok(fields.get(at).context("stat")?.parse()?) };
+        Ok(ticks(11)? + ticks(12)?)
+    }
+
+    /// Asks it to end and waits until it has.
+    pub fn stop(&mut self) -> Result<()> {
+        self.child.signal(Signal::SIGTERM)?;
+        self.child.wait(Duration::from_secs(20)).map(drop)
+    }
+
+    /// Ends it and starts it again with the same files.
+    pub fn restart(&mut self, rust_log: &str) -> Result<()> {
+        self.stop()?;
+        self.child = spawn(&self.dir, &self.node, rust_log)?;
+        Ok(())
+    }
+
+    /// Fails if any of these secrets stands in any file that it wrote.
+    pub fn must_not_have_written(&self, secrets: &[Vec<u8>]) -> Result<()> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.is_file() {
+                let written = std::fs::read(&path)?;
+                let found = secrets
+                    .iter()
+                    .find(|s| written.windows(s.len()).any(|w| w == s.as_slice()));
+                let found = found.map(|s| String::from_utf8_lossy(s).into_owned());
+                ensure!(found.is_none(), "{} has the secret {found:?}", path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The built program: `PORTICO_BIN`, or `portico` in the build directory of the running executable.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("PORTICO_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let me = std::env::current_exe()?;
+    for dir in me.ancestors().skip(1).take(2) {
+        let path = dir.join("portico");
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    bail!(
+        "there is no `portico` beside {}: run `cargo build --workspace` first, or set PORTICO_BIN",
+        me.display()
+    )
+}
+
+fn spawn(dir: &Path, node: &Node, rust_log: &str) -> Result<Child> {
+    let config = dir.join("portico.yaml");
+    let binary = binary()?;
+    let args = ["-c", config.to_str().context("path")?];
+    let binary = binary.to_str().context("path")?;
+    let mut child = Child::spawn(
+        "portico",
+        binary,
+        &args,
+        &[("RUST_LOG", rust_log)],
+        &dir.join("output.log"),
+    )?;
+    let addresses: Vec<SocketAddrV4> = node.listeners.iter().map(|l| l.address).collect();
+    child.wait_listening(&addresses)?;
+    Ok(child)
+}
+
+fn matches(record: &Value, fields: &[(&str, &str)]) -> bool {
+    fields.iter().all(|(key, value)| match record.get(*key) {
+        Some(Value::String(text)) => text == value,
+        Some(Value::Number(number)) => number.to_string().as_str() == *value,
+        Some(_) => false,
+        None => false,
+    })
+}
