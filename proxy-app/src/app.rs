@@ -11,7 +11,7 @@ use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 use route_cache::directory::yaml::YamlDirectory;
 use route_cache::yaml::Problems;
-use route_cache::{Directory, RouteCache};
+use route_cache::{Directory, RouteCache, Service};
 use tokio::sync::watch;
 
 use crate::config::{AuditFormat, Config, Listener, ListenerTls};
@@ -20,7 +20,7 @@ use crate::names::Names;
 use crate::snapshot::{self, Built, Snapshot};
 use crate::tls::{CertStore, Certificates};
 use crate::web::Web;
-use crate::web::upstreams::MailboxServers;
+use crate::web::upstreams::Group;
 
 /// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives
 /// the fork into the background.
@@ -99,12 +99,12 @@ pub struct App {
     pub access: Log,
     /// Host names of mailbox servers.
     pub names: Arc<Names>,
-    /// The mailbox servers, as a group for web requests of nobody in particular.
-    pub servers: Arc<MailboxServers>,
     /// Connections that are open.
     pub open: Open,
     /// The node's shutdown.
     pub drain: watch::Sender<Drain>,
+    web_servers: Arc<Group>,
+    admin_servers: Arc<Group>,
     directory: Arc<YamlDirectory>,
     certificates: Certificates,
     born: u64,
@@ -133,14 +133,16 @@ impl App {
             AuditFormat::Carbonio => Arc::new(CarbonioLog(audit)),
         };
         let access = open_log("access", &config.log.access)?;
-        let servers = Arc::new(MailboxServers::new(directory.clone(), config.node.clone(), names.clone()));
+        let group = |service| Arc::new(Group::new(routes.clone(), names.clone(), service));
+        let (web_servers, admin_servers) = (group(Service::Web), group(Service::Admin));
         let app = Arc::new(App {
             snapshot: ArcSwap::from_pointee(snapshot),
             routes,
             audit,
             access,
             names,
-            servers,
+            web_servers,
+            admin_servers,
             open: Open::default(),
             drain: watch::Sender::new(Drain::Running),
             directory,
@@ -189,6 +191,19 @@ impl App {
             generation,
             ..Record::default()
         });
+    }
+
+    /// The mailbox servers, for web requests of nobody in particular.
+    pub fn group(&self, service: Service) -> &Arc<Group> {
+        match service {
+            Service::Admin => &self.admin_servers,
+            _ => &self.web_servers,
+        }
+    }
+
+    /// All groups.
+    pub fn groups(&self) -> [&Arc<Group>; 2] {
+        [&self.web_servers, &self.admin_servers]
     }
 
     /// The HTTP engine of this house.

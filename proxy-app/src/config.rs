@@ -19,7 +19,7 @@ const MAX_LISTENERS: usize = 32;
 const MAX_LISTENER_NAMES: usize = 1900;
 
 /// A node file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Config {
     /// Pingora's own settings.
     pub server: ServerConf,

@@ -1,1 +1,18 @@
-//! The front door program.
+//! The front door: process, sockets, TLS and HTTP around `mail_proxy` and `route_cache`.
+//!
+//! A library only so that its parts can be tested and fuzzed; the program is `main.rs`.
+// Not `forbid`: taking over a listening socket is unsafe by nature, and stands alone in inherited.rs.
+#![deny(unsafe_code)]
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod connector;
+pub mod inherited;
+pub mod listener;
+pub mod logs;
+pub mod names;
+pub mod proxy_protocol;
+pub mod snapshot;
+pub mod tls;
+pub mod web;

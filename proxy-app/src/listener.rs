@@ -25,7 +25,7 @@ use crate::inherited;
 use crate::proxy_protocol::{self, Header};
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Inside};
-use crate::web::Web;
+use crate::web::{Greeted, Web};
 use crate::web::connection::{self, Channel, WebClient, WebStream};
 
 /// How long a balancer may take for its header. It sends it with the first segment.
@@ -103,13 +103,16 @@ impl Service for Doors {
                 std::process::exit(1);
             }
         };
-        let servers = tokio::spawn(app.servers.clone().watch(shutdown.clone()));
-        let reloads = tokio::spawn(reload_on_hangup(app.clone()));
-        let accepting: Vec<_> =
-            doors.into_iter().map(|(door, socket)| tokio::spawn(accept(door, socket))).collect();
+        let mut tasks = Vec::new();
+        for group in app.groups() {
+            group.prepare().await;
+            tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
+        }
+        tasks.push(tokio::spawn(reload_on_hangup(app.clone())));
+        tasks.extend(doors.into_iter().map(|(door, socket)| tokio::spawn(accept(door, socket))));
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
-        accepting.into_iter().chain([servers, reloads]).for_each(|task| task.abort());
+        tasks.into_iter().for_each(|task| task.abort());
         drain(&app, self.conf.grace_period_seconds.map_or(GRACE, Duration::from_secs)).await;
     }
 
@@ -262,7 +265,14 @@ impl Door {
             },
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None),
         };
-        let client = WebClient { number: self.app.number(), listener: self.name.clone(), client, tls, admin };
+        let client = WebClient {
+            number: self.app.number(),
+            listener: self.name.clone(),
+            client,
+            tls,
+            admin,
+            greeted: Greeted::default(),
+        };
         match WebStream::new(channel, client) {
             Ok(stream) => connection::serve(&self.web, stream, &self.shutdown).await,
             Err(error) => log::error!("{}: {error}", self.name),

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use jiff::{Timestamp, Zoned};
-use mail_proxy::audit::{Audit, Record};
+use jiff::{Timestamp, ZonedDateTime};
+use mail_proxy::audit::{Audit, Event, Outcome, Record};
 use serde::Serialize;
 
 /// Lines that wait while the disk is slow: some seconds of a busy node.
@@ -118,6 +118,66 @@ impl Audit for AuditLog {
     }
 }
 
+/// The audit log in the words of a Carbonio mailbox server's audit.log (MAIL §8.1), so that existing fail2ban
+/// filters match. Only logins have a line there.
+pub struct CarbonioLog(pub Log);
+
+impl Audit for CarbonioLog {
+    fn record(&self, record: Record) {
+        if let Some(line) = carbonio_line(&record, &ZonedDateTime::now()) {
+            self.0.line(line);
+        }
+    }
+}
+
+fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
+    let outcome = record.outcome.filter(|_| matches!(record.event, Some(Event::Login | Event::WebLogin)))?;
+    let user = record.user.as_deref().unwrap_or_default();
+    let error = match outcome {
+        Outcome::Ok => None,
+        Outcome::BadCredentials => Some(format!("authentication failed for [{user}], invalid password")),
+        Outcome::UnknownUser => Some(format!("authentication failed for [{user}], account not found")),
+        other => Some(format!("authentication failed for [{user}], {}", word(other))),
+    };
+    let peer = record.via.as_deref().unwrap_or(&record.client);
+    let mut line = format!(
+        "{},{:03} {:<5} [{}-{}] [ip={};oip={};cid={};] security - cmd=Auth; account={}; protocol={};",
+        now.strftime("%Y-%m-%d %H:%M:%S"),
+        now.millisecond(),
+        if error.is_some() { "WARN" } else { "INFO" },
+        record.proto,
+        record.conn,
+        address(peer),
+        address(&record.client),
+        record.conn,
+        value(record.account.as_deref().unwrap_or(user)),
+        match record.mechanism {
+            Some("SOAP" | "JSON") => "soap",
+            Some("BASIC") => "http_basic",
+            _ => record.proto,
+        },
+    );
+    if let Some(error) = error {
+        line.push_str(&format!(" error={};", value(&error)));
+    }
+    Some(line)
+}
+
+/// The word of an outcome in the JSON log.
+fn word(outcome: Outcome) -> String {
+    serde_json::to_value(outcome).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// The address without its port.
+fn address(with_port: &str) -> String {
+    with_port.parse::<std::net::SocketAddr>().map_or_else(|_| value(with_port), |address| address.ip().to_string())
+}
+
+/// A value between `=` and `;`: a semicolon is doubled, and what is not printable is a blank.
+fn value(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().replace(';', ";;")
+}
+
 /// The time as audit records have it: `2026-11-23T10:00:00.123Z`.
 fn utc() -> String {
     format!("{:.3}", Timestamp::now())
@@ -125,13 +185,12 @@ fn utc() -> String {
 
 /// The time as access logs have it: `23/Nov/2026:10:00:00 +0000`.
 pub fn local_time() -> String {
-    Zoned::now().strftime("%d/%b/%Y:%H:%M:%S %z").to_string()
+    ZonedDateTime::now().strftime("%d/%b/%Y:%H:%M:%S %z").to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mail_proxy::audit::{Event, Outcome};
 
     #[test]
     fn a_record_is_one_json_line() {
@@ -157,5 +216,30 @@ mod tests {
         assert_eq!(value["outcome"], "unknown_user");
         assert_eq!(value["user"], "a\r\nb\u{1b}\"");
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn carbonio_lines() {
+        let now: ZonedDateTime = "2026-01-02T10:00:01.004[UTC]".parse().unwrap();
+        let mut record = Record {
+            event: Some(Event::Login),
+            conn: "7".to_owned(),
+            proto: "imap",
+            client: "203.0.113.9:4711".to_owned(),
+            via: Some("192.0.2.10:9".to_owned()),
+            user: Some("ro;ssi\r\nx".to_owned()),
+            outcome: Some(Outcome::UnknownUser),
+            ..Record::default()
+        };
+        assert_eq!(
+            carbonio_line(&record, &now).unwrap(),
+            "2026-01-02 10:00:01,004 WARN  [imap-7] [ip=192.0.2.10;oip=203.0.113.9;cid=7;] security - cmd=Auth; \
+             account=ro;;ssi  x; protocol=imap; error=authentication failed for [ro;;ssi  x], account not found;"
+        );
+        record.outcome = Some(Outcome::Ok);
+        record.account = Some("rossi@example.com".to_owned());
+        assert!(carbonio_line(&record, &now).unwrap().ends_with("account=rossi@example.com; protocol=imap;"));
+        record.event = Some(Event::SessionEnd);
+        assert_eq!(carbonio_line(&record, &now), None);
     }
 }

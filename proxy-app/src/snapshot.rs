@@ -111,10 +111,10 @@ pub fn build(
         web: WebPolicy {
             mode: mail_mode(&node),
             https_port: node.port(&a::MAIL_SSL_PROXY_PORT).unwrap_or(443),
-            connect_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT).unwrap_or(Duration::from_secs(25)),
-            read_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_READ_TIMEOUT).unwrap_or(Duration::from_secs(60)),
-            send_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_SEND_TIMEOUT).unwrap_or(Duration::from_secs(60)),
-            polling_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT).unwrap_or(Duration::from_secs(3600)),
+            connect_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT),
+            read_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_READ_TIMEOUT),
+            send_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_SEND_TIMEOUT),
+            polling_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT),
             upstream_ca,
             upstream_verify: config.tls.upstream_verify,
             ip_mode,
@@ -167,7 +167,7 @@ fn warning(key: String, message: impl ToString) -> Problem {
 /// The default certificate, and those of the domains under all their virtual host names. A domain whose pair
 /// cannot be used is left out, with a warning; the default is shown for its names.
 fn cert_store(config: &Config, system: &System, node: &View<'_>, problems: &mut Problems) -> CertStore {
-    let mut store = CertStore { default: default_certificate(config, node, problems), ..CertStore::default() };
+    let mut store = CertStore::new(default_certificate(config, node, problems));
     for domain in system.domains() {
         let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
         let (Some(certificate), Some(key)) = (domain.text(&a::SSL_CERTIFICATE), domain.text(&a::SSL_PRIVATE_KEY)) else {
@@ -275,8 +275,8 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
         login_deadline: config.mail.login_deadline,
         imap_idle: config.mail.imap_idle,
         pop3_idle: config.mail.pop3_idle,
-        auth_wait: node.duration(&a::REVERSE_PROXY_AUTH_WAIT_INTERVAL).unwrap_or(Duration::from_secs(10)),
-        upstream_login: node.duration(&a::REVERSE_PROXY_CONNECT_TIMEOUT).unwrap_or(Duration::from_secs(120)),
+        auth_wait: node.duration(&a::REVERSE_PROXY_AUTH_WAIT_INTERVAL),
+        upstream_login: node.duration(&a::REVERSE_PROXY_CONNECT_TIMEOUT),
         pass_errors: node.flag(&a::REVERSE_PROXY_PASS_ERRORS),
         send_imap_id: node.flag(&a::REVERSE_PROXY_SEND_IMAP_ID),
         send_pop3_xoip: node.flag(&a::REVERSE_PROXY_SEND_POP3_XOIP),
@@ -285,25 +285,25 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
 }
 
 fn starttls(node: &View<'_>, attribute: &a::Attribute) -> StartTls {
-    match node.text(attribute) {
-        Some("off") => StartTls::Off,
-        Some("on") => StartTls::On,
+    match node.choice(attribute) {
+        "off" => StartTls::Off,
+        "on" => StartTls::On,
         _ => StartTls::Only,
     }
 }
 
 fn mail_mode(node: &View<'_>) -> MailMode {
-    match node.text(&a::REVERSE_PROXY_MAIL_MODE) {
-        Some("https") => MailMode::Https,
-        Some("both") => MailMode::Both,
+    match node.choice(&a::REVERSE_PROXY_MAIL_MODE) {
+        "https" => MailMode::Https,
+        "both" => MailMode::Both,
         _ => MailMode::Redirect,
     }
 }
 
 fn ip_mode(node: &View<'_>) -> IpMode {
-    match node.text(&a::IP_MODE) {
-        Some("ipv6") => IpMode::V6,
-        Some("both") => IpMode::Both,
+    match node.choice(&a::IP_MODE) {
+        "ipv6" => IpMode::V6,
+        "both" => IpMode::Both,
         _ => IpMode::V4,
     }
 }

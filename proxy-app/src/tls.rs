@@ -112,6 +112,11 @@ pub struct CertStore {
 }
 
 impl CertStore {
+    /// A store with a default and nothing else.
+    pub fn new(default: Option<Arc<CertKey>>) -> CertStore {
+        CertStore { default, ..CertStore::default() }
+    }
+
     /// Shows `certificate` to clients that ask for `name`, which may be `*.something`.
     pub fn add(&mut self, name: &str, certificate: Arc<CertKey>) {
         let name = name.to_ascii_lowercase();

@@ -80,7 +80,10 @@ impl Attribute {
 
     /// True if more than one value makes sense.
     pub fn is_multi(&self) -> bool {
-        matches!(self.kind, Kind::List | Kind::Words(_) | Kind::Addresses | Kind::Networks)
+        matches!(
+            self.kind,
+            Kind::List | Kind::Words(_) | Kind::Addresses | Kind::Networks
+        )
     }
 
     /// What is wrong with `value`; the message never repeats key material.
@@ -191,7 +194,10 @@ fn is_base64(byte: u8) -> bool {
 pub fn markdown() -> String {
     let mut page = String::from(INTRODUCTION);
     for (title, attributes) in SECTIONS {
-        let _ = write!(page, "\n## {title}\n\n| attribute | on | values | default | meaning |\n|---|---|---|---|---|\n");
+        let _ = write!(
+            page,
+            "\n## {title}\n\n| attribute | on | values | default | meaning |\n|---|---|---|---|---|\n"
+        );
         for attribute in *attributes {
             let _ = writeln!(
                 page,
@@ -461,5 +467,123 @@ attributes! {
     "Route cache" {
         REVERSE_PROXY_CACHE_ENTRY_TTL: "zimbraReverseProxyCacheEntryTTL", Kind::Duration, ["1h"], [Scope::Global],
             "Life of a route in the cache, where the node file says nothing.";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\nBBB=\n-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn names_are_unique_and_defaults_are_good() {
+        let mut names: Vec<_> = ALL.iter().map(|a| a.name.to_ascii_lowercase()).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for attribute in ALL {
+            assert!(
+                attribute.default.iter().all(|value| attribute.check(value).is_ok()),
+                "{}",
+                attribute.name
+            );
+            assert!(
+                attribute.default.len() <= 1 || attribute.is_multi(),
+                "{}",
+                attribute.name
+            );
+            assert!(attribute.meaning.ends_with('.'), "{}", attribute.name);
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_any_case_and_guessed_when_mistyped() {
+        assert_eq!(find("ZIMBRAMAILHOST").map(|a| a.name), Some("zimbraMailHost"));
+        assert!(find("zimbraFoo").is_none());
+        assert_eq!(similar("zimbraMailHots"), Some("zimbraMailHost"));
+        assert_eq!(similar("zimbraVirtualHostnames"), Some("zimbraVirtualHostname"));
+        assert_eq!(similar("zimbramailhost"), None);
+        assert_eq!(similar("zimbraLmtpBindPort"), None);
+        assert_eq!(similar("displayName"), None);
+    }
+
+    #[test]
+    fn durations_have_all_forms_of_zimbra() {
+        let ms = Duration::from_millis;
+        for (text, duration_) in [
+            ("10s", Some(ms(10_000))),
+            ("1m", Some(ms(60_000))),
+            ("1h", Some(ms(3_600_000))),
+            ("2d", Some(ms(172_800_000))),
+            ("120000ms", Some(ms(120_000))),
+            ("25", Some(ms(25_000))),
+            ("0", Some(ms(0))),
+            ("", None),
+            ("h", None),
+            ("-1s", None),
+            ("1w", None),
+            ("18446744073709551615d", None),
+        ] {
+            assert_eq!(duration(text), duration_, "{text}");
+        }
+    }
+
+    #[test]
+    fn values_are_checked_by_kind() {
+        let good: &[(&Attribute, &str)] = &[
+            (&REVERSE_PROXY_MAIL_ENABLED, "true"),
+            (&REVERSE_PROXY_MAIL_ENABLED, "FALSE"),
+            (&IMAP_BIND_PORT, "0"),
+            (&REVERSE_PROXY_MAIL_MODE, "HTTPS"),
+            (&DOMAIN_ALLOWED_IPS, "fd00::/8"),
+            (&DOMAIN_ALLOWED_IPS, "192.0.2.1"),
+            (&VIRTUAL_IP_ADDRESS, "::1"),
+            (&REVERSE_PROXY_SSL_PROTOCOLS, "tlsv1.2"),
+            (&SSL_CERTIFICATE, CERTIFICATE),
+            (
+                &SSL_PRIVATE_KEY,
+                "text\n-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----",
+            ),
+        ];
+        for (attribute, value) in good {
+            assert_eq!(attribute.check(value), Ok(()), "{}", attribute.name);
+        }
+        let bad: &[(&Attribute, &str)] = &[
+            (&REVERSE_PROXY_MAIL_ENABLED, "yes"),
+            (&IMAP_BIND_PORT, "65536"),
+            (&REVERSE_PROXY_MAIL_MODE, "mixed"),
+            (&REVERSE_PROXY_AUTH_WAIT_INTERVAL, "soon"),
+            (&DOMAIN_ALLOWED_IPS, "10.0.0.0/33"),
+            (&VIRTUAL_IP_ADDRESS, "mail"),
+            (&SSL_CERTIFICATE, "MIIB"),
+            (&SSL_CERTIFICATE, "-----BEGIN CERTIFICATE-----\nAAAA\n"),
+            (
+                &SSL_CERTIFICATE,
+                "-----BEGIN CERTIFICATE-----\nA!AA\n-----END CERTIFICATE-----",
+            ),
+            (
+                &SSL_CERTIFICATE,
+                "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----",
+            ),
+            (&SSL_PRIVATE_KEY, CERTIFICATE),
+        ];
+        for (attribute, value) in bad {
+            let message = attribute.check(value).unwrap_err();
+            assert!(!message.contains("AAAA"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_reference_page_has_every_attribute_once() {
+        let page = markdown();
+        for attribute in ALL {
+            assert_eq!(
+                page.matches(&format!("\n| `{}` |", attribute.name)).count(),
+                1,
+                "{}",
+                attribute.name
+            );
+        }
     }
 }

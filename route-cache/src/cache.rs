@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::directory::{Directory, DirectoryError, System};
 use crate::resolve::{self, Key, Placement, Reading};
-use crate::route::{Lookup, Route, RouteError, Tier};
+use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
@@ -54,6 +55,8 @@ pub struct RouteCache {
     /// Names that nobody has, with the time of that answer.
     nobody: Cache<Key, Millis>,
     flights: Flights,
+    /// How what is kept was read.
+    reading: ArcSwap<Reading>,
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
@@ -87,11 +90,11 @@ struct Landed {
 impl RouteCache {
     /// An empty cache in front of `directory`.
     pub fn new(settings: Settings, directory: Arc<dyn Directory>) -> Self {
-        let reading = Reading::of(&directory.system());
         RouteCache {
+            reading: ArcSwap::from_pointee(Reading::of(&directory.system())),
             known: Cache::new(settings.capacity),
             nobody: Cache::new((settings.capacity / NOBODY_SHARE).max(1)),
-            flights: Flights::new(reading),
+            flights: Flights(Mutex::default()),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
             settings,
@@ -106,33 +109,25 @@ impl RouteCache {
         let key = Key::of(lookup, &system)?;
         self.follow(&system);
         let old = self.find(&key);
-        if let Some(route) = self.from_memory(lookup, &key, old.as_ref(), &system) {
+        if let Some(route) = self.remembered(lookup, &key, old.as_ref(), &system) {
             return route;
         }
-        match self.fly(&key, &system).await {
-            Ok(landed) => self.answer(lookup, &key, landed.placement.as_deref(), &system, Tier::Directory),
-            Err(error) => match old.filter(|old| self.serves_stale(old)) {
-                Some(old) => self.answer(lookup, &key, Some(&old.placement), &system, Tier::Stale),
-                None => Err(RouteError::DirectoryDown(error)),
-            },
-        }
+        let asked = self.fly(&key, &system).await.map(|landed| landed.placement);
+        self.conclude(lookup, &key, asked, old, &system)
     }
 
     /// What [`RouteCache::route`] would answer now, without leaving a trace in the cache.
     pub async fn explain(&self, lookup: &Lookup) -> Result<Route, RouteError> {
         let system = self.directory.system();
         let key = Key::of(lookup, &system)?;
-        let old = self.find(&key).filter(|_| self.flights.reads_as(&Reading::of(&system)));
-        if let Some(route) = self.from_memory(lookup, &key, old.as_ref(), &system) {
+        let old = self.find(&key).filter(|_| self.reading.load().is_of(&system));
+        if let Some(route) = self.remembered(lookup, &key, old.as_ref(), &system) {
             return route;
         }
-        match resolve::place(&*self.directory, &system, &key).await {
-            Ok(placement) => self.answer(lookup, &key, placement.as_ref(), &system, Tier::Directory),
-            Err(error) => match old.filter(|old| self.serves_stale(old)) {
-                Some(old) => self.answer(lookup, &key, Some(&old.placement), &system, Tier::Stale),
-                None => Err(RouteError::DirectoryDown(error)),
-            },
-        }
+        let asked = resolve::place(&*self.directory, &system, &key)
+            .await
+            .map(|found| found.map(Arc::new));
+        self.conclude(lookup, &key, asked, old, &system)
     }
 
     /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. An
@@ -141,22 +136,28 @@ impl RouteCache {
         let Ok(key) = Key::of(lookup, &self.directory.system()) else {
             return;
         };
-        self.flights.exclusively(|state| {
-            let account = match self.known.get(&key).map(|known| known.what) {
-                Some(What::See(account)) => Some(Key::Name(account)),
-                Some(What::Here(_)) | None => None,
-            };
-            for key in std::iter::once(key).chain(account) {
-                state.forget(&key);
-                self.known.invalidate(&key);
-                self.nobody.invalidate(&key);
-            }
-        });
+        let mut state = self.flights.0.lock();
+        let account = match self.known.get(&key).map(|known| known.what) {
+            Some(What::See(account)) => Some(Key::Name(account)),
+            Some(What::Here(_)) | None => None,
+        };
+        for key in std::iter::once(key).chain(account) {
+            state.forget(&key);
+            self.known.invalidate(&key);
+            self.nobody.invalidate(&key);
+        }
+    }
+
+    /// The servers that offer a web service to requests of nobody in particular.
+    pub fn servers(&self, service: Service) -> Vec<Server> {
+        resolve::servers(service, &self.directory.system(), &self.settings.node)
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
-        self.flights.exclusively(|state| self.clear_within(state));
+        self.flights.0.lock().forget_all();
+        self.known.invalidate_all();
+        self.nobody.invalidate_all();
     }
 
     /// How many answers are kept, about: names, ids, and names that nobody has.
@@ -172,7 +173,7 @@ impl RouteCache {
     }
 
     /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
-    fn from_memory(
+    fn remembered(
         &self,
         lookup: &Lookup,
         key: &Key,
@@ -190,19 +191,42 @@ impl RouteCache {
                 .then(|| self.answer(lookup, key, placement, system, Tier::Stale));
         }
         let at = self.nobody.get(key)?;
-        (now < at + millis(self.settings.negative_ttl))
-            .then(|| self.answer(lookup, key, None, system, Tier::Memory))
+        (now < at + millis(self.settings.negative_ttl)).then(|| self.answer(lookup, key, None, system, Tier::Memory))
+    }
+
+    /// The answer after the directory was asked: its own, or if it is down an old one.
+    fn conclude(
+        &self,
+        lookup: &Lookup,
+        key: &Key,
+        asked: Result<Option<Arc<Placement>>, DirectoryError>,
+        old: Option<Old>,
+        system: &System,
+    ) -> Result<Route, RouteError> {
+        match (asked, old.filter(|old| self.serves_stale(old))) {
+            (Ok(placement), _) => self.answer(lookup, key, placement.as_deref(), system, Tier::Directory),
+            (Err(_), Some(old)) => self.answer(lookup, key, Some(&old.placement), system, Tier::Stale),
+            (Err(error), None) => Err(RouteError::DirectoryDown(error)),
+        }
     }
 
     /// What is kept of an account, however old. An alias is as old as the older of its two parts.
     fn find(&self, key: &Key) -> Option<Old> {
         let known = self.known.get(key)?;
         let account = match known.what {
-            What::Here(placement) => return Some(Old { at: known.at, placement }),
+            What::Here(placement) => {
+                return Some(Old {
+                    at: known.at,
+                    placement,
+                });
+            }
             What::See(account) => self.known.get(&Key::Name(account))?,
         };
         match account.what {
-            What::Here(placement) => Some(Old { at: known.at.min(account.at), placement }),
+            What::Here(placement) => Some(Old {
+                at: known.at.min(account.at),
+                placement,
+            }),
             What::See(_) => None,
         }
     }
@@ -224,23 +248,33 @@ impl RouteCache {
 
     /// Asks the directory together with all who want the same key, and keeps the answer.
     async fn fly(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
-        let flight = self.flights.board(key);
-        let result = flight.cell.get_or_init(|| self.ask(key, system)).await;
-        if let Ok(landed) = result {
-            self.flights.exclusively(|state| {
-                if state.may_keep(&flight, landed) {
-                    self.keep(key, landed);
-                }
-            });
+        let seat = self.flights.board(key);
+        let Some(flight) = &seat.flight else {
+            return self.ask(key, system).await;
+        };
+        let result = flight.answer.get_or_init(|| self.ask(key, system)).await;
+        let mut state = self.flights.0.lock();
+        if state.land(key, flight, result.as_ref().ok())
+            && let Ok(landed) = result
+        {
+            self.keep(key, landed);
         }
+        drop(state);
         result.clone()
     }
 
     async fn ask(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
         let result = resolve::place(&*self.directory, system, key).await;
-        let pause_end = if result.is_err() { self.now() + millis(DOWN_PAUSE) } else { 0 };
+        let pause_end = if result.is_err() {
+            self.now() + millis(DOWN_PAUSE)
+        } else {
+            0
+        };
         self.down_until.store(pause_end, Ordering::Relaxed);
-        Ok(Landed { at: self.now(), placement: result?.map(Arc::new) })
+        Ok(Landed {
+            at: self.now(),
+            placement: result?.map(Arc::new),
+        })
     }
 
     fn keep(&self, key: &Key, landed: &Landed) {
@@ -257,25 +291,21 @@ impl RouteCache {
         for key in [key, &account] {
             self.nobody.invalidate(key);
         }
-        self.known.insert(account, Known { at: landed.at, what: What::Here(placement.clone()) });
+        self.known.insert(
+            account,
+            Known {
+                at: landed.at,
+                what: What::Here(placement.clone()),
+            },
+        );
     }
 
     /// Forgets everything when the global config names other attributes to read accounts by.
     fn follow(&self, system: &System) {
-        let reading = Reading::of(system);
-        if self.flights.reads_as(&reading) {
-            return;
+        if !self.reading.load().is_of(system) {
+            self.reading.store(Arc::new(Reading::of(system)));
+            self.clear();
         }
-        self.flights.exclusively(|state| {
-            self.clear_within(state);
-            state.reading = Arc::new(reading);
-        });
-    }
-
-    fn clear_within(&self, state: &mut InFlight) {
-        state.forget_all();
-        self.known.invalidate_all();
-        self.nobody.invalidate_all();
     }
 
     fn now(&self) -> Millis {
@@ -291,50 +321,133 @@ struct Old {
 
 fn millis(duration: Duration) -> Millis {
     // Half of the range, so that sums of three cannot overflow.
-    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX).min(Millis::MAX / 4)
+    Millis::try_from(duration.as_millis())
+        .unwrap_or(Millis::MAX)
+        .min(Millis::MAX / 4)
 }
 
 /// The questions under way. Its lock also orders keeping against forgetting; it is held for some hash table
 /// work and never over an await.
-struct Flights {
-    state: Mutex<InFlight>,
-}
+struct Flights(Mutex<InFlight>);
 
+#[derive(Default)]
 struct InFlight {
-    cells: HashMap<Key, Arc<Cell>>,
+    flights: HashMap<Key, Arc<Flight>>,
     /// Counts flights and forgets, to tell what was before what.
     clock: u64,
-    /// By hash of the key, when it was last forgotten.
-    forgotten: Box<[u64]>,
-    all_forgotten: u64,
-    hasher: RandomState,
-    reading: Arc<Reading>,
+    forgotten: Forgotten,
 }
 
-/// The place where the first who asks leaves the answer for the others. If he goes away before, the next one
-/// asks in his place.
-type Cell = OnceCell<Result<Landed, DirectoryError>>;
+/// One question, and the place where the first who asks leaves the answer for the others. If he goes away
+/// before, the next one asks in his place.
+struct Flight {
+    since: u64,
+    answer: OnceCell<Result<Landed, DirectoryError>>,
+}
+
+/// When what was forgotten last.
+struct Forgotten {
+    /// By hash of the key.
+    slots: Box<[u64]>,
+    all: u64,
+    hasher: RandomState,
+}
 
 /// A seat in a flight. When the last one leaves, the flight is over.
 struct Seat<'a> {
     flights: &'a Flights,
-    key: Key,
-    cell: Arc<Cell>,
-    /// The clock when this seat was taken: the flight may have begun before, but see [`InFlight::forget`].
-    since: u64,
+    key: &'a Key,
+    /// Given back under the lock, so that the count of seats is right there.
+    flight: Option<Arc<Flight>>,
 }
 
 impl Flights {
-    fn new(reading: Reading) -> Self {
-        Flights {
-            state: Mutex::new(InFlight {
-                cells: HashMap::new(),
-                clock: 0,
-                forgotten: vec![0; FORGET_SLOTS].into_boxed_slice(),
-                all_forgotten: 0,
-                hasher: RandomState::new(),
-                reading: Arc::new(reading),
-            }),
+    /// A seat in the flight for `key`, which begins now if there is none.
+    fn board<'a>(&'a self, key: &'a Key) -> Seat<'a> {
+        let mut state = self.0.lock();
+        state.clock += 1;
+        let since = state.clock;
+        let begin = || {
+            Arc::new(Flight {
+                since,
+                answer: OnceCell::new(),
+            })
+        };
+        let flight = state.flights.entry(key.clone()).or_insert_with(begin).clone();
+        Seat {
+            flights: self,
+            key,
+            flight: Some(flight),
+        }
+    }
+}
+
+impl InFlight {
+    fn forget(&mut self, key: &Key) {
+        self.clock += 1;
+        self.flights.remove(key);
+        *self.forgotten.slot(key) = self.clock;
+    }
+
+    fn forget_all(&mut self) {
+        self.clock += 1;
+        self.flights.clear();
+        self.forgotten.all = self.clock;
+    }
+
+    /// Ends the flight. False if another passenger did, or if what it brings was forgotten while it flew: the
+    /// directory may have been asked before the change because of which somebody said forget.
+    fn land(&mut self, key: &Key, flight: &Arc<Flight>, landed: Option<&Landed>) -> bool {
+        if !self
+            .flights
+            .get(key)
+            .is_some_and(|current| Arc::ptr_eq(current, flight))
+        {
+            return false;
+        }
+        self.flights.remove(key);
+        let account = landed
+            .and_then(|l| l.placement.as_ref())
+            .map(|p| Key::Name(p.account.clone()));
+        let kept = |key: &Key, forgotten: &mut Forgotten| *forgotten.slot(key) <= flight.since;
+        self.forgotten.all <= flight.since
+            && kept(key, &mut self.forgotten)
+            && account.is_none_or(|account| kept(&account, &mut self.forgotten))
+    }
+}
+
+impl Forgotten {
+    fn slot(&mut self, key: &Key) -> &mut u64 {
+        let hash = self.hasher.hash_one(key) % FORGET_SLOTS as u64;
+        &mut self.slots[hash as usize]
+    }
+}
+
+impl Default for Forgotten {
+    fn default() -> Self {
+        Forgotten {
+            slots: vec![0; FORGET_SLOTS].into_boxed_slice(),
+            all: 0,
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut state = self.flights.0.lock();
+        let Some(flight) = self.flight.take() else {
+            return;
+        };
+        // This one and the one in the table: nobody else waits.
+        let last = Arc::strong_count(&flight) == 2;
+        if last
+            && state
+                .flights
+                .get(self.key)
+                .is_some_and(|current| Arc::ptr_eq(current, &flight))
+        {
+            state.flights.remove(self.key);
         }
     }
 }

@@ -18,5 +18,5 @@ pub mod yaml;
 
 pub use cache::{RouteCache, Settings};
 pub use directory::{AccountBy, Directory, DirectoryError, Entry, System};
-pub use route::{Lookup, Route, RouteError, Service, Subject, Tier, UpstreamTls};
+pub use route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use secret::Secret;

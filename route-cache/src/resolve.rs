@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::attributes::{self, Attribute};
-use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, domain_of, fold};
-use crate::route::{Lookup, Route, RouteError, Service, Subject, Tier, UpstreamTls};
+use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, fold};
+use crate::route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 
 /// Longest login name or id. Mail addresses end at 254; the mail proxy of nginx takes 256.
 const MAX_SUBJECT: usize = 512;
@@ -56,9 +56,13 @@ fn qualify(name: &str, lookup: &Lookup, system: &System) -> Result<String, Route
         return Ok(name.to_owned());
     }
     let by_host = || lookup.host.as_deref().and_then(|host| system.domain_by_host(host));
-    let domain = by_host().or_else(|| system.domain_by_address(lookup.local)).map(|domain| domain.name());
+    let domain = by_host()
+        .or_else(|| system.domain_by_address(lookup.local))
+        .map(|domain| domain.name());
     let domain = domain.or_else(|| system.global().text(&attributes::DEFAULT_DOMAIN_NAME));
-    domain.map(|domain| format!("{name}@{domain}")).ok_or(RouteError::UnknownUser)
+    domain
+        .map(|domain| format!("{name}@{domain}"))
+        .ok_or(RouteError::UnknownUser)
 }
 
 /// What the directory says of an account, as far as routes depend on it. Small: there may be a million.
@@ -85,14 +89,20 @@ struct External {
 /// Attributes of external servers.
 const EXTERNAL: [(&Attribute, &Attribute); 4] = [
     (&attributes::EXTERNAL_IMAP_HOSTNAME, &attributes::EXTERNAL_IMAP_PORT),
-    (&attributes::EXTERNAL_IMAP_SSL_HOSTNAME, &attributes::EXTERNAL_IMAP_SSL_PORT),
+    (
+        &attributes::EXTERNAL_IMAP_SSL_HOSTNAME,
+        &attributes::EXTERNAL_IMAP_SSL_PORT,
+    ),
     (&attributes::EXTERNAL_POP3_HOSTNAME, &attributes::EXTERNAL_POP3_PORT),
-    (&attributes::EXTERNAL_POP3_SSL_HOSTNAME, &attributes::EXTERNAL_POP3_SSL_PORT),
+    (
+        &attributes::EXTERNAL_POP3_SSL_HOSTNAME,
+        &attributes::EXTERNAL_POP3_SSL_PORT,
+    ),
 ];
 
 /// Names of the attributes that a [`Placement`] was read from. When the global config names others, what was
 /// kept is no longer true.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub(crate) struct Reading {
     mail_host: String,
     login: Option<String>,
@@ -102,9 +112,21 @@ impl Reading {
     /// What the global config says now.
     pub(crate) fn of(system: &System) -> Reading {
         let global = system.global();
-        let mail_host = global.text(&attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE).unwrap_or_default();
+        let mail_host = global
+            .text(&attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE)
+            .unwrap_or_default();
         let login = global.text(&attributes::REVERSE_PROXY_USER_NAME_ATTRIBUTE);
-        Reading { mail_host: mail_host.to_owned(), login: login.map(str::to_owned) }
+        Reading {
+            mail_host: mail_host.to_owned(),
+            login: login.map(str::to_owned),
+        }
+    }
+
+    /// Whether this is still what the global config says. Asked at every lookup, so it copies nothing.
+    pub(crate) fn is_of(&self, system: &System) -> bool {
+        let global = system.global();
+        global.text(&attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE) == Some(&self.mail_host)
+            && global.text(&attributes::REVERSE_PROXY_USER_NAME_ATTRIBUTE) == self.login.as_deref()
     }
 }
 
@@ -133,23 +155,38 @@ fn in_target_domain(key: &Key, system: &System) -> Option<String> {
         return None;
     };
     let (user, domain) = name.rsplit_once('@')?;
-    let domain = system.domain(domain).filter(|d| d.choice(&attributes::DOMAIN_TYPE) == "alias")?;
+    let domain = system
+        .domain(domain)
+        .filter(|d| d.choice(&attributes::DOMAIN_TYPE) == "alias")?;
     let target = system.domain_by_id(domain.text(&attributes::DOMAIN_ALIAS_TARGET_ID)?)?;
     Some(format!("{user}@{}", fold(target.name())))
 }
 
 fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
     let reading = Reading::of(system);
-    let account = fold(entry.first(attributes::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name()));
-    let mail_host = entry.first(&reading.mail_host).map(|host| match system.server_key(host) {
-        Some(shared) => shared.clone(),
-        None => Arc::from(host),
-    });
+    let account = fold(
+        entry
+            .first(attributes::MAIL_DELIVERY_ADDRESS.name)
+            .unwrap_or(entry.name()),
+    );
+    let mail_host = entry
+        .first(&reading.mail_host)
+        .map(|host| match system.server_key(host) {
+            Some(shared) => shared.clone(),
+            None => Arc::from(host),
+        });
     Placement {
         // One text for the key and the value, where they are the same.
-        account: if **key.text() == *account { key.text().clone() } else { Arc::from(account) },
+        account: if **key.text() == *account {
+            key.text().clone()
+        } else {
+            Arc::from(account)
+        },
         mail_host,
-        login: reading.login.and_then(|attribute| entry.first(&attribute)).map(Arc::from),
+        login: reading
+            .login
+            .and_then(|attribute| entry.first(&attribute))
+            .map(Arc::from),
         external: external(system.account(entry)),
     }
 }
@@ -175,7 +212,13 @@ pub(crate) fn route(
     let name = placement.map_or(key.text(), |placement| &placement.account);
     let domain = system.domain_of(name);
     allowed(domain, lookup.client)?;
-    let wanted = Wanted { lookup, name, domain, protocol: Protocol::of(lookup.service, system.node(node)), tier };
+    let wanted = Wanted {
+        lookup,
+        name,
+        domain,
+        protocol: Protocol::of(lookup.service, system.node(node)),
+        tier,
+    };
     let Some(placement) = placement else {
         return wanted.split_domain().ok_or(RouteError::UnknownUser);
     };
@@ -199,7 +242,9 @@ fn allowed(domain: Option<View<'_>>, client: IpAddr) -> Result<(), RouteError> {
     if domain.networks(list).iter().any(|network| network.contains(&client)) {
         return Ok(());
     }
-    Err(RouteError::NotAllowed { domain: domain.name().to_owned() })
+    Err(RouteError::NotAllowed {
+        domain: domain.name().to_owned(),
+    })
 }
 
 /// A service together with whether it is spoken in TLS: what Zimbra calls the protocol.
@@ -226,7 +271,31 @@ impl Protocol {
             (Service::Web, true) => ("httpssl", &attributes::REVERSE_PROXY_HTTP_SSL_PORT_ATTRIBUTE, None),
             (Service::Admin, _) => ("httpssl", &attributes::REVERSE_PROXY_ADMIN_PORT_ATTRIBUTE, None),
         };
-        Protocol { name, port, external, tls }
+        Protocol {
+            name,
+            port,
+            external,
+            tls,
+        }
+    }
+
+    /// Step 6: how a server is reached. The error says what is missing.
+    fn at(self, server: View<'_>, system: &System) -> Result<Server, String> {
+        let port = system.global().text(self.port).and_then(|name| server.port_named(name));
+        let Some(port) = port else {
+            return Err(format!(
+                "missing port for protocol {} on server {}",
+                self.name,
+                server.name()
+            ));
+        };
+        let host = server.text(&attributes::SERVICE_HOSTNAME).unwrap_or(server.name());
+        Ok(Server {
+            name: Arc::from(server.name()),
+            host: Arc::from(host),
+            port,
+            tls: self.upstream_tls(certified_name(host, server.name())),
+        })
     }
 
     fn upstream_tls(self, name: &str) -> UpstreamTls {
@@ -268,7 +337,11 @@ impl Wanted<'_> {
         }
         let route = self.external_server(own, placement.login.as_ref());
         if route.is_none() {
-            log::info!("external route of {} is incomplete for {}", self.name, self.protocol.name);
+            log::info!(
+                "external route of {} is incomplete for {}",
+                self.name,
+                self.protocol.name
+            );
         }
         route
     }
@@ -311,21 +384,27 @@ impl Wanted<'_> {
         let Some(server) = system.server(mail_host) else {
             return missing(format!("server {mail_host} is not in the directory"));
         };
-        let port = system.global().text(self.protocol.port).and_then(|name| server.port_named(name));
-        let Some(port) = port else {
-            return missing(format!("missing port for protocol {} on server {mail_host}", self.protocol.name));
-        };
-        let host = server.text(&attributes::SERVICE_HOSTNAME).unwrap_or(server.name());
+        let server = self.protocol.at(server, system).map_err(RouteError::NoRoute)?;
         Ok(Route {
             account: placement.account.clone(),
             login: placement.login.as_ref().unwrap_or(&placement.account).clone(),
-            server: Arc::from(server.name()),
-            host: Arc::from(host),
-            port,
-            tls: self.protocol.upstream_tls(certified_name(host, server.name())),
+            server: server.name,
+            host: server.host,
+            port: server.port,
+            tls: server.tls,
             tier: self.tier,
         })
     }
+}
+
+/// The servers of the directory that offer a web service to requests of nobody in particular; `node` names the
+/// proxy whose modes count. A server whose port is missing is left out.
+pub(crate) fn servers(service: Service, system: &System, node: &str) -> Vec<Server> {
+    let protocol = Protocol::of(service, system.node(node));
+    system
+        .web_servers()
+        .filter_map(|server| protocol.at(server, system).ok())
+        .collect()
 }
 
 /// The name that the server's certificate should have: its host name, or where that is an address the name of

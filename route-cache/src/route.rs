@@ -55,6 +55,17 @@ pub enum Tier {
     Directory,
 }
 
+impl Tier {
+    /// The word in audit records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Memory => "memory",
+            Tier::Stale => "stale",
+            Tier::Directory => "directory",
+        }
+    }
+}
+
 /// How to speak to the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UpstreamTls {
@@ -85,6 +96,31 @@ pub struct Route {
     pub tls: UpstreamTls,
     /// Where the answer came from.
     pub tier: Tier,
+}
+
+/// A mailbox server, and how to reach one of its services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Name of the server entry, or the external host.
+    pub name: Arc<str>,
+    /// Host name or address to connect to.
+    pub host: Arc<str>,
+    /// TCP port.
+    pub port: u16,
+    /// TLS towards the server.
+    pub tls: UpstreamTls,
+}
+
+impl Server {
+    /// The server of a route.
+    pub fn of(route: &Route) -> Server {
+        Server {
+            name: route.server.clone(),
+            host: route.host.clone(),
+            port: route.port,
+            tls: route.tls.clone(),
+        }
+    }
 }
 
 /// Why there is no route. "Nobody has this name" and "could not ask" are different answers.

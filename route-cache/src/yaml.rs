@@ -6,13 +6,20 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
+
+mod problem;
+mod tree;
+
+pub use problem::{Problem, Problems, Severity};
+use tree::{Builder, Content, Duplicate, Raw, Step};
 
 /// Longest text of a document. A directory of 100,000 accounts has about 20 MB.
 pub const MAX_TEXT: usize = 64 * 1024 * 1024;
@@ -23,204 +30,33 @@ pub const MAX_NODES: usize = 8_000_000;
 /// Longest file behind `!file`: a certificate with a long chain has 20 kB.
 pub const MAX_FILE: u64 = 1024 * 1024;
 
-/// How bad a [`Problem`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Severity {
-    /// What was written cannot be used.
-    Error,
-    /// What was written can be used, but hardly says what was meant.
-    Warning,
-}
-
-/// One thing that is wrong with a file or an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// The file, or `None` for an entry that comes from LDAP.
-    pub file: Option<Arc<Path>>,
-    /// Line in the file, counted from 1.
-    pub line: Option<usize>,
-    /// Path of the key (`listeners[2].tls`) or the entry and attribute; empty for the whole file.
-    pub key: String,
-    /// What is wrong and what was expected.
-    pub message: String,
-    /// How bad it is.
-    pub severity: Severity,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
-            if let Some(line) = self.line {
-                write!(f, "{line}:")?;
-            }
-            f.write_str(" ")?;
-        }
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        if self.severity == Severity::Warning {
-            f.write_str("warning: ")?;
-        }
-        f.write_str(&self.message)
-    }
-}
-
-/// All problems found so far. As an error it displays one problem per line.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Problems(Vec<Problem>);
-
-impl Problems {
-    /// No problems yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds one.
-    pub fn push(&mut self, problem: Problem) {
-        self.0.push(problem);
-    }
-
-    /// Adds all of `other`.
-    pub fn extend(&mut self, other: Problems) {
-        self.0.extend(other.0);
-    }
-
-    /// True if there is neither an error nor a warning.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// How many, warnings included.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// True if at least one is an error.
-    pub fn has_errors(&self) -> bool {
-        self.0.iter().any(|p| p.severity == Severity::Error)
-    }
-
-    /// All of them in the order they were found.
-    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
-        self.0.iter()
-    }
-
-    /// `value` if there is no error, with the warnings; else everything.
-    pub fn or<T>(self, value: T) -> Result<(T, Problems), Problems> {
-        if self.has_errors() {
-            return Err(self);
-        }
-        Ok((value, self))
-    }
-}
-
-impl IntoIterator for Problems {
-    type Item = Problem;
-    type IntoIter = std::vec::IntoIter<Problem>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
-    }
-}
-
-impl<'a> IntoIterator for &'a Problems {
-    type Item = &'a Problem;
-    type IntoIter = std::slice::Iter<'a, Problem>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.iter()
-    }
-}
-
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, problem) in self.0.iter().enumerate() {
-            if i > 0 {
-                f.write_str("\n")?;
-            }
-            problem.fmt(f)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Problems {}
-
 /// A parsed document: a tree of [`Node`]s.
-#[derive(Debug)]
 pub struct Document {
     origin: Arc<Path>,
     nodes: Vec<Raw>,
     root: usize,
 }
 
-/// A node of the tree as stored. `parent` and `step` together give its path.
-#[derive(Debug)]
-struct Raw {
-    line: usize,
-    parent: usize,
-    step: Step,
-    tag: Option<Box<str>>,
-    /// How many collections stand inside each other from here on.
-    height: usize,
-    content: Content,
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Root,
-    Key(Box<str>),
-    Index(usize),
-}
-
-#[derive(Debug, Clone)]
-enum Content {
-    Scalar { text: Box<str>, plain: bool },
-    Sequence(Vec<usize>),
-    Mapping { entries: Vec<usize>, duplicates: Vec<Duplicate> },
-}
-
-impl Content {
-    fn children(&self) -> &[usize] {
-        match self {
-            Content::Scalar { .. } => &[],
-            Content::Sequence(children) | Content::Mapping { entries: children, .. } => children,
-        }
-    }
-}
-
-/// A key that stood in its mapping already: the key, its line, and the line of the first.
-#[derive(Debug, Clone)]
-struct Duplicate {
-    key: Box<str>,
-    line: usize,
-    first: usize,
-}
-
 impl Document {
     /// Parses one YAML document. `origin` is shown in problems, and relative paths start from its folder. An
     /// empty text is an empty mapping. Fails only where there is no tree: bad syntax, or a limit.
     pub fn parse(text: &str, origin: &Path) -> Result<Document, Problems> {
-        let origin: Arc<Path> = Arc::from(origin);
-        Builder::default()
-            .build(text)
-            .map(|(nodes, root)| Document { origin: origin.clone(), nodes, root })
-            .map_err(|(line, message)| {
-                let file = Some(origin);
-                let severity = Severity::Error;
-                Problems(vec![Problem { file, line: Some(line), key: String::new(), message, severity }])
-            })
+        match Builder::default().build(text) {
+            Ok((nodes, root)) => Ok(Document {
+                origin: Arc::from(origin),
+                nodes,
+                root,
+            }),
+            Err((line, message)) => Err(Problems::of_file(origin, Some(line), message)),
+        }
     }
 
     /// Reads and parses the file `path`.
     pub fn load(path: &Path) -> Result<Document, Problems> {
-        let text = read_limited(path, MAX_TEXT as u64).map_err(|message| {
-            let file = Some(Arc::from(path));
-            let severity = Severity::Error;
-            Problems(vec![Problem { file, line: None, key: String::new(), message, severity }])
-        })?;
-        Document::parse(&text, path)
+        match read_limited(path, MAX_TEXT as u64) {
+            Ok(text) => Document::parse(&text, path),
+            Err(message) => Err(Problems::of_file(path, None, message)),
+        }
     }
 
     /// The file this came from.
@@ -230,7 +66,17 @@ impl Document {
 
     /// The outermost node.
     pub fn root(&self) -> Node<'_> {
-        Node { document: self, index: self.root }
+        Node {
+            document: self,
+            index: self.root,
+        }
+    }
+}
+
+/// The content is left out: a file behind `!file` is not in it, but a private key may be.
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Document({}, {} nodes)", self.origin.display(), self.nodes.len())
     }
 }
 
@@ -308,7 +154,13 @@ impl<'a> Node<'a> {
         };
         self.refuse_tag(problems)?;
         let index = entries.iter().map(|&i| (self.key_of(i), i)).collect();
-        Some(Mapping { node: *self, entries, index, taken: Vec::new(), asked: Vec::new() })
+        Some(Mapping {
+            node: *self,
+            entries,
+            index,
+            taken: Vec::new(),
+            asked: Vec::new(),
+        })
     }
 
     /// The items of the sequence here. Nothing at all reads as an empty one.
@@ -462,7 +314,11 @@ impl<'a> Node<'a> {
         problems: &mut Problems,
         read: impl Fn(&Node<'a>, &mut Problems) -> Option<T>,
     ) -> Option<Vec<T>> {
-        let values: Vec<_> = self.one_or_many(problems)?.iter().map(|item| read(item, problems)).collect();
+        let values: Vec<_> = self
+            .one_or_many(problems)?
+            .iter()
+            .map(|item| read(item, problems))
+            .collect();
         values.into_iter().collect()
     }
 
@@ -475,7 +331,9 @@ impl<'a> Node<'a> {
             Content::Scalar { text, .. } => plain_value(text),
             Content::Sequence(items) => items.iter().map(|&i| self.at(i).to_value()).collect(),
             Content::Mapping { entries, .. } => {
-                let pairs = entries.iter().map(|&i| (Value::from(self.key_of(i)), self.at(i).to_value()));
+                let pairs = entries
+                    .iter()
+                    .map(|&i| (Value::from(self.key_of(i)), self.at(i).to_value()));
                 Value::Mapping(pairs.collect())
             }
         }
@@ -486,7 +344,10 @@ impl<'a> Node<'a> {
     }
 
     fn at(&self, index: usize) -> Node<'a> {
-        Node { document: self.document, index }
+        Node {
+            document: self.document,
+            index,
+        }
     }
 
     fn key_of(&self, index: usize) -> &'a str {
@@ -502,7 +363,13 @@ impl<'a> Node<'a> {
 
     fn problem(&self, severity: Severity, message: String, problems: &mut Problems) {
         let file = Some(self.origin().clone());
-        problems.push(Problem { file, line: Some(self.line()), key: self.path(), message, severity });
+        problems.push(Problem {
+            file,
+            line: Some(self.line()),
+            key: self.path(),
+            message,
+            severity,
+        });
     }
 
     fn duplicate(&self, duplicate: &Duplicate, problems: &mut Problems) {
@@ -611,7 +478,9 @@ impl<'a> Mapping<'a> {
     /// Every key with its value, in the order of the file, for mappings whose keys are names. Nothing is taken.
     pub fn entries(&self) -> impl Iterator<Item = (&'a str, Node<'a>)> + use<'a> {
         let node = self.node;
-        self.entries.iter().map(move |&index| (node.key_of(index), node.at(index)))
+        self.entries
+            .iter()
+            .map(move |&index| (node.key_of(index), node.at(index)))
     }
 
     /// Every key that was not taken, as an error that names the nearest known key.
@@ -645,7 +514,9 @@ fn duration(text: &str) -> Option<Duration> {
 
 /// A network, or a bare address as the network of one.
 pub(crate) fn network(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
 }
 
 /// The known name that `name` was probably meant to be: at most two slips away, and at most one in four letters.
@@ -683,7 +554,11 @@ fn slips(a: &str, b: &str) -> usize {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// At most 40 letters of a value, so that a certificate in the wrong place does not fill the screen.
@@ -721,248 +596,240 @@ fn plain_value(text: &str) -> serde_yaml::Value {
     }
 }
 
-/// The text of a file of at most `most` bytes, or what went wrong.
+/// The text of a file of at most `most` bytes, or what went wrong. Reads no further than that: the size of a
+/// device or a pipe is not known before.
 fn read_limited(path: &Path, most: u64) -> Result<String, String> {
     let failed = |e: std::io::Error| format!("cannot read {}: {e}", path.display());
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > most {
-        return Err(format!("{} has {size} bytes, more than {most}", path.display()));
+    let mut text = String::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(most + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > most {
+        return Err(format!("{} has more than {most} bytes", path.display()));
     }
-    std::fs::read_to_string(path).map_err(failed)
+    Ok(text)
 }
 
-/// Builds the tree from the parser's events. Errors are the line and a message.
-#[derive(Default)]
-struct Builder {
-    nodes: Vec<Raw>,
-    open: Vec<Open>,
-    anchors: HashMap<usize, usize>,
-    root: Option<usize>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A collection whose end has not come yet.
-struct Open {
-    line: usize,
-    anchor: usize,
-    tag: Option<Box<str>>,
-    items: Vec<usize>,
-    /// For a mapping: the key that waits for its value.
-    mapping: Option<MappingState>,
-}
+    fn parse(text: &str) -> Document {
+        Document::parse(text, Path::new("conf/p.yaml")).unwrap()
+    }
 
-#[derive(Default)]
-struct MappingState {
-    key: Option<(Box<str>, usize)>,
-    lines: HashMap<Box<str>, usize>,
-    duplicates: Vec<Duplicate>,
-    merges: Vec<(usize, usize)>,
-}
+    /// Reads the value of `k` with `read`: the value, or the problems as shown to the user.
+    fn check<T>(text: &str, read: impl Fn(Node<'_>, &mut Problems) -> Option<T>) -> Result<T, String> {
+        let document = parse(text);
+        let mut problems = Problems::new();
+        let mut mapping = document.root().mapping(&mut problems).unwrap();
+        let value = mapping.take("k").and_then(|node| read(node, &mut problems));
+        mapping.finish(&mut problems);
+        value.filter(|_| problems.is_empty()).ok_or(problems.to_string())
+    }
 
-type Failed = (usize, String);
-
-impl Builder {
-    fn build(mut self, text: &str) -> Result<(Vec<Raw>, usize), Failed> {
-        if text.len() > MAX_TEXT {
-            return Err((1, format!("more than {MAX_TEXT} bytes")));
+    #[test]
+    fn values_are_read_by_type() {
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            check("k: hello", |n, p| n.str(p).map(str::to_owned)),
+            Ok("hello".to_owned())
+        );
+        assert_eq!(check("k: 12", |n, p| n.str(p).map(str::to_owned)), Ok("12".to_owned()));
+        assert_eq!(check("k: true", |n, p| n.bool(p)), Ok(true));
+        assert_eq!(check("k: 65535", |n, p| n.u16(p)), Ok(65535));
+        assert_eq!(check("k: 4294967295", |n, p| n.u32(p)), Ok(u32::MAX));
+        assert_eq!(check("k: 7", |n, p| n.usize(p)), Ok(7));
+        assert_eq!(check("k: 993", |n, p| n.port(p)), Ok(993));
+        for (text, duration) in [
+            ("200ms", Duration::from_millis(200)),
+            ("3s", seconds(3)),
+            ("5m", seconds(300)),
+            ("1h", seconds(3600)),
+            ("1d", seconds(86400)),
+        ] {
+            assert_eq!(check(&format!("k: {text}"), |n, p| n.duration(p)), Ok(duration));
         }
-        for event in Parser::new_from_str(text) {
-            let (event, span) = event.map_err(|e| (e.marker().line(), e.info().to_owned()))?;
-            self.event(event, span)?;
-        }
-        let root = match self.root {
-            Some(root) => root,
-            None => self.push(1, None, Content::Mapping { entries: Vec::new(), duplicates: Vec::new() })?,
+        assert_eq!(
+            check("k: [a, b]", |n, p| Some(n.strs(p)?.concat())),
+            Ok("ab".to_owned())
+        );
+        assert_eq!(check("k: a", |n, p| Some(n.strs(p)?.concat())), Ok("a".to_owned()));
+        assert_eq!(check("k: x/y", |n, p| n.path_buf(p)), Ok(PathBuf::from("conf/x/y")));
+        assert_eq!(check("k: /x", |n, p| n.path_buf(p)), Ok(PathBuf::from("/x")));
+        assert_eq!(
+            check("k: '[::]:80'", |n, p| n.socket_addr(p)),
+            Ok("[::]:80".parse().unwrap())
+        );
+        assert_eq!(
+            check("k: 10.0.0.0/8", |n, p| n.network(p)),
+            Ok("10.0.0.0/8".parse().unwrap())
+        );
+        assert_eq!(
+            check("k: 192.0.2.1", |n, p| n.network(p)),
+            Ok("192.0.2.1/32".parse().unwrap())
+        );
+        assert_eq!(check("k: b", |n, p| n.choice(&[("a", 1), ("b", 2)], p)), Ok(2));
+    }
+
+    #[test]
+    fn wrong_values_name_key_line_and_what_was_expected() {
+        let shown = |text: &str| format!("conf/p.yaml:1: k: {text}");
+        let wrong = |text: &str, message: &str, read: fn(Node<'_>, &mut Problems) -> Option<()>| {
+            assert_eq!(check(text, read), Err(shown(message)), "{text}");
         };
-        Ok((self.nodes, root))
+        wrong("k: [1]", "expected a text, found a list", |n, p| n.str(p).map(drop));
+        wrong("k: yes", "expected true or false, found \"yes\"", |n, p| {
+            n.bool(p).map(drop)
+        });
+        wrong(
+            "k: 65536",
+            "expected a whole number from 0 to 65535, found \"65536\"",
+            |n, p| n.u16(p).map(drop),
+        );
+        wrong(
+            "k: -1",
+            "expected a whole number from 0 to 4294967295, found \"-1\"",
+            |n, p| n.u32(p).map(drop),
+        );
+        wrong("k: 0", "expected a port from 1 to 65535, found \"0\"", |n, p| {
+            n.port(p).map(drop)
+        });
+        for bad in ["3", "3 s", "s", "3w", "-3s", "99999999999999999999s"] {
+            let message = format!("expected a duration such as 200ms, 3s, 5m, 1h or 1d, found {bad:?}");
+            wrong(&format!("k: {bad}"), &message, |n, p| n.duration(p).map(drop));
+        }
+        wrong("k: {a: 1}", "expected a list, found a mapping", |n, p| {
+            n.strs(p).map(drop)
+        });
+        wrong(
+            "k: 10/8",
+            "expected a network such as 10.0.0.0/8, fd00::/8 or 192.0.2.1, found \"10/8\"",
+            |n, p| n.networks(p).map(drop),
+        );
+        wrong("k: c", "expected one of a, b, found \"c\"", |n, p| {
+            n.choice(&[("a", 1), ("b", 2)], p).map(drop)
+        });
+        wrong("k: !what x", "the tag !what has no meaning here", |n, p| {
+            n.str(p).map(drop)
+        });
+        wrong("k: x", "expected a mapping (key: value), found \"x\"", |n, p| {
+            n.mapping(p).map(drop)
+        });
     }
 
-    fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Failed> {
-        let line = span.start.line();
-        match event {
-            Event::Scalar(text, style, anchor, tag) => self.scalar(line, &text, style, anchor, tag),
-            Event::SequenceStart(anchor, tag) => self.start(line, anchor, tag, None),
-            Event::MappingStart(anchor, tag) => self.start(line, anchor, tag, Some(MappingState::default())),
-            Event::SequenceEnd | Event::MappingEnd => self.end(line),
-            Event::Alias(anchor) => self.alias(line, anchor),
-            Event::DocumentStart(_) if self.root.is_some() => {
-                Err((line, "a second document begins here; one is enough".to_owned()))
-            }
-            Event::Nothing
-            | Event::StreamStart
-            | Event::StreamEnd
-            | Event::DocumentStart(_)
-            | Event::DocumentEnd => Ok(()),
+    #[test]
+    fn all_problems_are_found_at_once_with_their_paths() {
+        let document = parse("a: 1\nlisteners:\n  - {tls: x}\n  -\n    tls: y\n    prot: 1\na: 2\n");
+        let mut problems = Problems::new();
+        let mut root = document.root().mapping(&mut problems).unwrap();
+        root.take("a");
+        root.require("node", &mut problems);
+        for item in root.take("listeners").unwrap().items(&mut problems).unwrap() {
+            let mut listener = item.mapping(&mut problems).unwrap();
+            listener.take("tls").unwrap().bool(&mut problems);
+            listener.take("port");
+            listener.finish(&mut problems);
+        }
+        root.finish(&mut problems);
+        let expected = "conf/p.yaml:7: a: stands here twice; the first is in line 1\n\
+            conf/p.yaml:1: node is missing\n\
+            conf/p.yaml:3: listeners[0].tls: expected true or false, found \"x\"\n\
+            conf/p.yaml:5: listeners[1].tls: expected true or false, found \"y\"\n\
+            conf/p.yaml:6: listeners[1].prot: unknown key; did you mean port?";
+        assert_eq!(problems.to_string(), expected);
+    }
+
+    #[test]
+    fn nothing_is_an_empty_mapping_and_an_absent_value() {
+        for text in ["", "# only a comment\n", "---\n", "~"] {
+            let document = parse(text);
+            let mut problems = Problems::new();
+            let mapping = document.root().mapping(&mut problems).unwrap();
+            assert_eq!(mapping.entries().count(), 0, "{text:?}");
+        }
+        assert_eq!(check("k:", |n, p| n.str(p).map(str::to_owned)), Err(String::new()));
+        assert_eq!(check("k: ''", |n, p| n.str(p).map(str::to_owned)), Ok(String::new()));
+    }
+
+    #[test]
+    fn anchors_and_merges_are_followed() {
+        let document = parse("x: &x {a: 1, b: 2}\nk: {b: 3, <<: *x}\nl: [*x]\n");
+        let value = document.root().to_value();
+        assert_eq!(
+            value["k"],
+            serde_yaml::from_str::<serde_yaml::Value>("{b: 3, a: 1}").unwrap()
+        );
+        let mut problems = Problems::new();
+        let root = document.root().mapping(&mut problems).unwrap();
+        let (_, list) = root.entries().nth(2).unwrap();
+        let item = list.items(&mut problems).unwrap()[0];
+        let (_, b) = item.mapping(&mut problems).unwrap().entries().nth(1).unwrap();
+        assert_eq!((b.path().as_str(), b.str(&mut problems)), ("l[0].b", Some("2")));
+    }
+
+    #[test]
+    fn values_for_serde_are_those_of_serde_yaml() {
+        let text = "a: 1\nb: -2\nc: 1.5\nd: true\ne: 'true'\nf: ~\ng: x\nh: [1, two]\ni: {j: k}\nl: \"3\"\nm: nan\n";
+        let theirs: serde_yaml::Value = serde_yaml::from_str(text).unwrap();
+        assert_eq!(parse(text).root().to_value(), theirs);
+    }
+
+    #[test]
+    fn a_file_stands_for_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.crt"), "PEM").unwrap();
+        let document = Document::parse("k: !file a.crt\nl: !file b.crt\n", &folder.path().join("d.yaml")).unwrap();
+        let mut problems = Problems::new();
+        let mut root = document.root().mapping(&mut problems).unwrap();
+        assert_eq!(root.take("k").unwrap().text(&mut problems).as_deref(), Some("PEM"));
+        assert_eq!(root.take("l").unwrap().text(&mut problems), None);
+        let shown = problems.to_string();
+        assert!(
+            shown.contains("d.yaml:2: l: cannot read") && shown.contains("b.crt"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_document_is_refused_with_its_line() {
+        let deep = "[".repeat(MAX_DEPTH + 1);
+        let nested: String = (0..40)
+            .map(|i| format!("a{i}: &a{i} [[[*a{}]]]\n", i - 1))
+            .skip(1)
+            .collect();
+        let laughs: String = (1..12)
+            .map(|i| format!("a{i}: &a{i} [{}]\n", format!("*a{},", i - 1).repeat(9)))
+            .collect();
+        for (text, line, what) in [
+            ("a: [1\nb: 2\n", None, ""),
+            ("a: 'x", None, ""),
+            ("a: 1\n---\nb: 1\n", Some(2), "a second document"),
+            ("? [a]\n: 1\n", Some(1), "a key must be a plain word"),
+            ("<<: 1\n", Some(1), "<< wants a mapping"),
+            ("a: *none\n", None, ""),
+            (&deep, Some(1), "nested deeper than 32"),
+            (&format!("a0: &a0 x\n{nested}"), None, "nested deeper than 32"),
+            (&format!("a0: &a0 x\n{laughs}"), None, "aliases counted"),
+        ] {
+            let problems = Document::parse(text, Path::new("p")).map(|_| text).unwrap_err();
+            let problem = problems.iter().next().unwrap();
+            assert!(line.is_none() || problem.line == line, "{problem}");
+            assert!(problem.message.contains(what), "{problem}");
         }
     }
 
-    fn scalar(
-        &mut self,
-        line: usize,
-        text: &str,
-        style: ScalarStyle,
-        anchor: usize,
-        tag: Option<Cow<'_, Tag>>,
-    ) -> Result<(), Failed> {
-        if let Some(state) = self.key_wanted() {
-            state.key = Some((Box::from(text), line));
-            if anchor > 0 {
-                return Err((line, "an anchor on a key is not supported".to_owned()));
-            }
-            return Ok(());
-        }
-        let plain = style == ScalarStyle::Plain;
-        let index = self.push(line, name_of(tag), Content::Scalar { text: Box::from(text), plain })?;
-        self.place(index, anchor, line)
-    }
-
-    fn start(
-        &mut self,
-        line: usize,
-        anchor: usize,
-        tag: Option<Cow<'_, Tag>>,
-        mapping: Option<MappingState>,
-    ) -> Result<(), Failed> {
-        if self.key_wanted().is_some() {
-            return Err((line, "a key must be a plain word".to_owned()));
-        }
-        if self.open.len() == MAX_DEPTH {
-            return Err((line, format!("nested deeper than {MAX_DEPTH}")));
-        }
-        self.open.push(Open { line, anchor, tag: name_of(tag), items: Vec::new(), mapping });
-        Ok(())
-    }
-
-    fn end(&mut self, line: usize) -> Result<(), Failed> {
-        let Some(mut open) = self.open.pop() else {
-            return Err((line, "an end without a beginning".to_owned()));
-        };
-        let content = match open.mapping.take() {
-            None => Content::Sequence(open.items),
-            Some(state) => self.merge(open.items, state)?,
-        };
-        let index = self.push(open.line, open.tag, content)?;
-        self.adopt(index);
-        self.place(index, open.anchor, line)
-    }
-
-    fn alias(&mut self, line: usize, anchor: usize) -> Result<(), Failed> {
-        if self.key_wanted().is_some() {
-            return Err((line, "an alias cannot be a key".to_owned()));
-        }
-        let Some(&original) = self.anchors.get(&anchor) else {
-            return Err((line, "an alias inside of what it stands for".to_owned()));
-        };
-        let copy = self.copy(original, line)?;
-        self.place(copy, 0, line)
-    }
-
-    /// The innermost mapping, if its next event is a key.
-    fn key_wanted(&mut self) -> Option<&mut MappingState> {
-        let state = self.open.last_mut()?.mapping.as_mut()?;
-        state.key.is_none().then_some(state)
-    }
-
-    fn push(&mut self, line: usize, tag: Option<Box<str>>, content: Content) -> Result<usize, Failed> {
-        if self.nodes.len() >= MAX_NODES {
-            return Err((line, format!("more than {MAX_NODES} values, aliases counted")));
-        }
-        let height = content.children().iter().map(|&child| self.nodes[child].height + 1).max().unwrap_or(0);
-        if height > MAX_DEPTH {
-            return Err((line, format!("nested deeper than {MAX_DEPTH}, aliases counted")));
-        }
-        self.nodes.push(Raw { line, parent: 0, step: Step::Root, tag, height, content });
-        Ok(self.nodes.len() - 1)
-    }
-
-    /// Puts a finished node where the open collection wants it.
-    fn place(&mut self, index: usize, anchor: usize, line: usize) -> Result<(), Failed> {
-        if anchor > 0 {
-            self.anchors.insert(anchor, index);
-        }
-        let Some(open) = self.open.last_mut() else {
-            self.root = Some(index);
-            return Ok(());
-        };
-        let Some(state) = &mut open.mapping else {
-            self.nodes[index].step = Step::Index(open.items.len());
-            open.items.push(index);
-            return Ok(());
-        };
-        let Some((key, key_line)) = state.key.take() else {
-            return Err((line, "a value without a key".to_owned()));
-        };
-        if &*key == "<<" {
-            state.merges.push((index, key_line));
-        } else if let Some(&first) = state.lines.get(&key) {
-            state.duplicates.push(Duplicate { key, line: key_line, first });
-        } else {
-            state.lines.insert(key.clone(), key_line);
-            self.nodes[index].step = Step::Key(key);
-            self.nodes[index].line = key_line;
-            open.items.push(index);
-        }
-        Ok(())
-    }
-
-    /// The end of a mapping: `<<` adds what is not there yet; earlier mappings win over later ones.
-    fn merge(&mut self, mut entries: Vec<usize>, mut state: MappingState) -> Result<Content, Failed> {
-        for (source, line) in std::mem::take(&mut state.merges) {
-            for entry in self.merged_entries(source, line)? {
-                let Step::Key(key) = self.nodes[entry].step.clone() else {
-                    continue;
-                };
-                if state.lines.contains_key(&key) {
-                    continue;
-                }
-                let copy = self.copy(entry, line)?;
-                self.nodes[copy].step = Step::Key(key.clone());
-                state.lines.insert(key, line);
-                entries.push(copy);
-            }
-        }
-        Ok(Content::Mapping { entries, duplicates: state.duplicates })
-    }
-
-    fn merged_entries(&self, source: usize, line: usize) -> Result<Vec<usize>, Failed> {
-        match &self.nodes[source].content {
-            Content::Mapping { entries, .. } => Ok(entries.clone()),
-            Content::Sequence(items) => {
-                let each: Result<Vec<_>, _> = items.iter().map(|&i| self.merged_entries(i, line)).collect();
-                Ok(each?.concat())
-            }
-            Content::Scalar { .. } => Err((line, "<< wants a mapping or a list of mappings".to_owned())),
+    #[test]
+    fn hints_are_near() {
+        let known = ["listeners", "node", "tls", "log"];
+        for (name, near) in [
+            ("listener", Some("listeners")),
+            ("lisetners", Some("listeners")),
+            ("Node", Some("node")),
+            ("tsl", Some("tls")),
+            ("web", None),
+            ("directory", None),
+        ] {
+            assert_eq!(nearest(name, known.into_iter()), near, "{name}");
         }
     }
-
-    /// A copy of a subtree, with the lines of the original. No deeper than [`MAX_DEPTH`], as no node is.
-    fn copy(&mut self, original: usize, line: usize) -> Result<usize, Failed> {
-        let tag = self.nodes[original].tag.clone();
-        let mut content = self.nodes[original].content.clone();
-        if let Content::Sequence(children) | Content::Mapping { entries: children, .. } = &mut content {
-            for child in children {
-                let step = self.nodes[*child].step.clone();
-                *child = self.copy(*child, line)?;
-                self.nodes[*child].step = step;
-            }
-        }
-        let index = self.push(self.nodes[original].line, tag, content)?;
-        self.adopt(index);
-        Ok(index)
-    }
-
-    /// Tells the children of `index` who their parent is.
-    fn adopt(&mut self, index: usize) {
-        for child in self.nodes[index].content.children().to_vec() {
-            self.nodes[child].parent = index;
-        }
-    }
-}
-
-/// A tag as it was written: `!file`. Tags of YAML itself (`!!str`) say nothing new to the readers here.
-fn name_of(tag: Option<Cow<'_, Tag>>) -> Option<Box<str>> {
-    let tag = tag?;
-    if tag.is_yaml_core_schema() {
-        return None;
-    }
-    Some(format!("{}{}", tag.handle, tag.suffix).into_boxed_str())
 }

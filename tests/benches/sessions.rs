@@ -1,2 +1,255 @@
-//! x
-fn main() {}
+//! What a session costs: memory of an idle logged-in one, CPU of a login. Prints numbers, judges nothing.
+//!
+//! A mailbox simulator that admits everybody stands behind the release binary, in clear text, in this process.
+//! CPU and memory are read from `/proc` of Portico alone.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use openssl::ssl::SslConnector;
+use portico_tests::Stage;
+use portico_tests::certs::Authority;
+use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
+use portico_tests::portico::Portico;
+use portico_tests::wire::Wire;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+const THREADS: usize = 4;
+const SESSIONS: usize = 2000;
+const LOGINS: usize = 4000;
+const ACCOUNTS: usize = 100;
+const STORE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const FRONT: &str = "mail.example.test";
+
+fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    Stage::run(|stage| {
+        let house = House::open(stage, &runtime)?;
+        for (what, door) in [("IMAP", Door::Imap), ("IMAPS", Door::Imaps)] {
+            let kib = house.idle_session(door)?;
+            println!("{what:5}  an idle logged-in session       {kib:8.2} KiB resident, of {SESSIONS}");
+        }
+        for (what, door) in [("IMAP", Door::Imap), ("IMAPS", Door::Imaps)] {
+            let ms = house.login(door)?;
+            println!("{what:5}  connect, log in, log out         {ms:8.3} ms of CPU, of {LOGINS}");
+        }
+        Ok(())
+    })
+}
+
+/// Portico between this process's clients and this process's simulator.
+struct House {
+    portico: Portico,
+    imap: SocketAddrV4,
+    imaps: SocketAddrV4,
+    tls: SslConnector,
+}
+
+#[derive(Clone, Copy)]
+enum Door {
+    Imap,
+    Imaps,
+}
+
+impl House {
+    fn open(stage: &Stage, runtime: &tokio::runtime::Runtime) -> Result<House> {
+        let ca = Authority::new(&stage.dir("ca")?)?;
+        let pair = ca.server(&[FRONT])?;
+        let store = SocketAddrV4::new(STORE, stage.port()?);
+        let listener = runtime.block_on(TcpListener::bind(store))?;
+        runtime.spawn(simulate(listener));
+        let imap = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+        let imaps = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+        let node = Node {
+            name: "proxy1.example.test".into(),
+            listeners: vec![listen(imap, Tls::StartTls), listen(imaps, Tls::Implicit)],
+            certificate: (pair.certificate_file, pair.key_file),
+            upstream_ca: ca.file(),
+            more: Vec::new(),
+        };
+        let portico = Portico::start(stage, &node, &directory(store), "warn")?;
+        Ok(House {
+            portico,
+            imap,
+            imaps,
+            tls: ca.connector(&[])?,
+        })
+    }
+
+    /// KiB by which memory grows for each session that is logged in and silent.
+    fn idle_session(&self, door: Door) -> Result<f64> {
+        drop(self.sessions(door, SESSIONS / 4)?);
+        self.settle()?;
+        let before = self.portico.rss_kib()?;
+        let sessions = self.sessions(door, SESSIONS)?;
+        self.settle()?;
+        let grown = self.portico.rss_kib()?.saturating_sub(before);
+        drop(sessions);
+        self.settle()?;
+        Ok(grown as f64 / SESSIONS as f64)
+    }
+
+    /// Milliseconds of CPU, user and system, for each login.
+    fn login(&self, door: Door) -> Result<f64> {
+        self.logins(door, ACCOUNTS)?;
+        let before = self.portico.cpu_ticks()?;
+        self.logins(door, LOGINS)?;
+        let ticks = self.portico.cpu_ticks()? - before;
+        Ok(ticks as f64 * 10.0 / LOGINS as f64)
+    }
+
+    fn sessions(&self, door: Door, count: usize) -> Result<Vec<Wire>> {
+        let open = |thread| {
+            (0..count / THREADS)
+                .map(|n| self.session(door, thread * count + n))
+                .collect()
+        };
+        let parts: Vec<Result<Vec<Wire>>> = in_threads(open);
+        Ok(parts
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect())
+    }
+
+    fn logins(&self, door: Door, count: usize) -> Result<()> {
+        let act = |thread| {
+            (0..count / THREADS).try_for_each(|n| {
+                let mut session = self.session(door, thread * count + n)?;
+                session.imap_ok("b LOGOUT").map(drop)
+            })
+        };
+        in_threads(act).into_iter().collect()
+    }
+
+    fn session(&self, door: Door, number: usize) -> Result<Wire> {
+        let mut wire = match door {
+            Door::Imap => Wire::clear(self.imap)?,
+            Door::Imaps => Wire::tls(self.imaps, &self.tls, FRONT)?,
+        };
+        ensure!(wire.line()?.starts_with("* OK"), "no greeting");
+        wire.imap_ok(&format!("a LOGIN {} secret", account(number % ACCOUNTS)))?;
+        Ok(wire)
+    }
+
+    /// Waits until its memory has not moved for a second.
+    fn settle(&self) -> Result<()> {
+        let mut last = HashSet::new();
+        for _ in 0..30 {
+            std::thread::sleep(Duration::from_secs(1));
+            if !last.insert(self.portico.rss_kib()?) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn in_threads<T: Send>(act: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let act = &act;
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || act(thread))).collect();
+        threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+    })
+}
+
+fn listen(address: SocketAddrV4, tls: Tls) -> Listener {
+    Listener {
+        address,
+        serve: Serve::Imap,
+        tls,
+        proxies: Vec::new(),
+    }
+}
+
+fn account(number: usize) -> String {
+    format!("user{number}@a.example")
+}
+
+fn directory(store: SocketAddrV4) -> Directory {
+    let mut directory = Directory::default();
+    directory.config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
+    directory.config("zimbraReverseProxyImapStartTlsMode", "on");
+    directory
+        .server("proxy1.example.test")
+        .insert("zimbraServiceEnabled".into(), ["proxy"].into());
+    let server = directory.server("store1.example.test");
+    server.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
+    server.insert("zimbraServiceHostname".into(), store.ip().to_string().into());
+    server.insert("zimbraImapBindPort".into(), store.port().into());
+    directory.domain("a.example");
+    for number in 0..ACCOUNTS {
+        let entry = directory.account(&account(number));
+        entry.insert(
+            "zimbraId".into(),
+            format!("{number:08}-2222-3333-4444-555555555555").into(),
+        );
+        entry.insert("zimbraMailHost".into(), "store1.example.test".into());
+    }
+    directory
+}
+
+/// Accepts for ever.
+async fn simulate(listener: TcpListener) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let _the_other_side_left = serve(stream).await;
+        });
+    }
+}
+
+/// An IMAP server that admits everybody and has nothing to say.
+async fn serve(stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::with_capacity(1024, stream);
+    stream.write_all(b"* OK simulator\r\n").await?;
+    let mut line = String::new();
+    while stream.read_line(&mut line).await? > 0 {
+        let text = line.trim_end().to_owned();
+        line.clear();
+        let (tag, rest) = text.split_once(' ').context("no command")?;
+        let command = rest.split(' ').next().unwrap_or_default().to_ascii_uppercase();
+        match command.as_str() {
+            "LOGIN" => {
+                literals(&mut stream, text.clone()).await?;
+                answer(&mut stream, tag, "OK [CAPABILITY IMAP4rev1 IDLE] in").await?;
+            }
+            "LOGOUT" => {
+                stream.write_all(b"* BYE\r\n").await?;
+                return answer(&mut stream, tag, "OK out").await;
+            }
+            _ => answer(&mut stream, tag, "OK done").await?,
+        }
+    }
+    Ok(())
+}
+
+/// Reads the literals of a command: `{n}` is asked for, `{n+}` comes by itself.
+async fn literals(stream: &mut BufReader<TcpStream>, mut line: String) -> Result<()> {
+    while let Some(length) = line
+        .strip_suffix('}')
+        .and_then(|l| l.rsplit_once('{'))
+        .map(|(_, n)| n.to_owned())
+    {
+        if !length.ends_with('+') {
+            stream.write_all(b"+ go on\r\n").await?;
+        }
+        let mut literal = vec![0; length.trim_end_matches('+').parse()?];
+        stream.read_exact(&mut literal).await?;
+        line.clear();
+        stream.read_line(&mut line).await?;
+        line.truncate(line.trim_end().len());
+    }
+    Ok(())
+}
+
+async fn answer(stream: &mut BufReader<TcpStream>, tag: &str, text: &str) -> Result<()> {
+    Ok(stream.write_all(format!("{tag} {text}\r\n").as_bytes()).await?)
+}

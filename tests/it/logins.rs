@@ -19,7 +19,11 @@ const IMAP: [(&str, &str, Login); 8] = [
     ("PLAIN", "PLAIN", imap_plain),
     ("PLAIN with initial response", "PLAIN", imap_plain_at_once),
     ("LOGIN mechanism", "SASL-LOGIN", imap_sasl_login),
-    ("LOGIN mechanism with initial response", "SASL-LOGIN", imap_sasl_login_at_once),
+    (
+        "LOGIN mechanism with initial response",
+        "SASL-LOGIN",
+        imap_sasl_login_at_once,
+    ),
 ];
 
 const POP3: [(&str, &str, Login); 5] = [
@@ -27,7 +31,11 @@ const POP3: [(&str, &str, Login); 5] = [
     ("PLAIN", "PLAIN", pop3_plain),
     ("PLAIN with initial response", "PLAIN", pop3_plain_at_once),
     ("LOGIN mechanism", "SASL-LOGIN", pop3_sasl_login),
-    ("LOGIN mechanism with initial response", "SASL-LOGIN", pop3_sasl_login_at_once),
+    (
+        "LOGIN mechanism with initial response",
+        "SASL-LOGIN",
+        pop3_sasl_login_at_once,
+    ),
 ];
 
 #[test]
@@ -40,11 +48,17 @@ fn every_imap_mechanism_reaches_the_right_store() -> Result<()> {
                 for connect in [Scene::imaps, Scene::imap_starttls] {
                     let mut wire = connect(scene)?;
                     login(&mut wire, &person.name, &person.password).with_context(|| format!("{what}, {local}"))?;
-                    scene.is_inbox_of(&mut wire, local).with_context(|| format!("{what}, {local}"))?;
+                    scene
+                        .is_inbox_of(&mut wire, local)
+                        .with_context(|| format!("{what}, {local}"))?;
                     wire.imap_ok("z LOGOUT")?;
                 }
-                let fields =
-                    [("event", "login"), ("proto", "imap"), ("mechanism", mechanism), ("account", &person.name)];
+                let fields = [
+                    ("event", "login"),
+                    ("proto", "imap"),
+                    ("mechanism", mechanism),
+                    ("account", &person.name),
+                ];
                 scene.portico.record(&[&fields[..], &[("outcome", "ok")]].concat())?;
             }
         }
@@ -58,7 +72,10 @@ fn an_atom_will_do() -> Result<()> {
         let mut wire = scene.imaps()?;
         let answer = wire.imap_ok("A.1 login alice@a.example alice-c4n4ry-one")?;
         let last = answer.last().context("no answer")?;
-        assert!(last.starts_with("A.1 OK [CAPABILITY IMAP4rev1"), "the server's own words: {last}");
+        assert!(
+            last.starts_with("A.1 OK [CAPABILITY IMAP4rev1"),
+            "the server's own words: {last}"
+        );
         Ok(())
     })
 }
@@ -78,8 +95,12 @@ fn every_pop3_mechanism_reaches_the_right_store() -> Result<()> {
                     while wire.line()? != "." {}
                     wire.pop_ok("QUIT")?;
                 }
-                let fields =
-                    [("event", "login"), ("proto", "pop3"), ("mechanism", mechanism), ("account", &person.name)];
+                let fields = [
+                    ("event", "login"),
+                    ("proto", "pop3"),
+                    ("mechanism", mechanism),
+                    ("account", &person.name),
+                ];
                 scene.portico.record(&[&fields[..], &[("outcome", "ok")]].concat())?;
             }
         }
@@ -99,7 +120,9 @@ fn odd_passwords_pass_unharmed() -> Result<()> {
     ];
     let long = "l".repeat(200);
     let people = passwords.iter().copied().chain([long.as_str()]).enumerate();
-    let people = people.map(|(n, password)| Person::new(&format!("odd{n}@a.example"), n % 2, password)).collect();
+    let people = people
+        .map(|(n, password)| Person::new(&format!("odd{n}@a.example"), n % 2, password))
+        .collect();
     play_with(
         people,
         |_, _, _| Ok(()),
@@ -137,9 +160,15 @@ fn aliases_and_short_names_find_their_account() -> Result<()> {
         for (typed, server_name, local) in cases {
             let mut wire = greeted(scene.tls(scene.town.doors.imaps, server_name)?, "* OK ")?;
             let person = scene.town.person(local)?;
-            wire.imap_ok(&format!("a1 LOGIN {typed} {}", person.password())).with_context(|| typed.to_owned())?;
+            wire.imap_ok(&format!("a1 LOGIN {typed} {}", person.password()))
+                .with_context(|| typed.to_owned())?;
             scene.is_inbox_of(&mut wire, local)?;
-            let fields = [("user", typed), ("account", &person.name), ("sni", server_name), ("outcome", "ok")];
+            let fields = [
+                ("user", typed),
+                ("account", &person.name),
+                ("sni", server_name),
+                ("outcome", "ok"),
+            ];
             scene.portico.record(&fields)?;
         }
         Ok(())
@@ -158,7 +187,12 @@ fn wrong_password_and_unknown_user_look_alike() -> Result<()> {
         };
         let ((known, wait), (unknown, other)) = (attempt("alice@a.example")?, attempt("nobody@a.example")?);
         assert_eq!(known, unknown);
-        assert!(known.last().is_some_and(|l| l.starts_with("a1 NO [AUTHENTICATIONFAILED]")), "{known:?}");
+        assert!(
+            known
+                .last()
+                .is_some_and(|l| l.starts_with("a1 NO [AUTHENTICATIONFAILED]")),
+            "{known:?}"
+        );
         is_same_wait(wait, other)?;
         let attempt = |name: &str| {
             timed(|| {
@@ -171,15 +205,22 @@ fn wrong_password_and_unknown_user_look_alike() -> Result<()> {
         assert_eq!(known, unknown);
         assert!(known.starts_with("-ERR"), "{known:?}");
         is_same_wait(wait, other)?;
-        scene.portico.record(&[("user", "alice@a.example"), ("outcome", "bad_credentials")])?;
-        scene.portico.record(&[("user", "nobody@a.example"), ("outcome", "unknown_user")])?;
+        scene
+            .portico
+            .record(&[("user", "alice@a.example"), ("outcome", "bad_credentials")])?;
+        scene
+            .portico
+            .record(&[("user", "nobody@a.example"), ("outcome", "unknown_user")])?;
         scene.portico.must_not_have_written(&[b"wr0ng-c4n4ry".to_vec()])
     })
 }
 
 /// The usual wait is set to one second.
 fn is_same_wait(one: Duration, other: Duration) -> Result<()> {
-    ensure!(one >= Duration::from_millis(900) && other >= Duration::from_millis(900), "{one:?} {other:?}");
+    ensure!(
+        one >= Duration::from_millis(900) && other >= Duration::from_millis(900),
+        "{one:?} {other:?}"
+    );
     ensure!(one.abs_diff(other) < Duration::from_millis(500), "{one:?} {other:?}");
     Ok(())
 }
@@ -189,13 +230,22 @@ fn no_password_in_clear_text_unless_allowed() -> Result<()> {
     play(|scene| {
         let mut wire = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
         let list = wire.imap_ok("a1 CAPABILITY")?.join(" ");
-        assert!(list.contains(" STARTTLS") && list.contains(" LOGINDISABLED") && !list.contains("AUTH=PLAIN"), "{list}");
+        assert!(
+            list.contains(" STARTTLS") && list.contains(" LOGINDISABLED") && !list.contains("AUTH=PLAIN"),
+            "{list}"
+        );
         let refused = wire.imap("a2 LOGIN alice@a.example alice-c4n4ry-one")?;
-        assert!(refused.last().is_some_and(|l| l.starts_with("a2 NO [PRIVACYREQUIRED]")), "{refused:?}");
+        assert!(
+            refused.last().is_some_and(|l| l.starts_with("a2 NO [PRIVACYREQUIRED]")),
+            "{refused:?}"
+        );
         let mut wire = greeted(Wire::clear(scene.town.doors.pop3)?, "+OK")?;
         let _user = wire.pop("USER alice@a.example")?;
         assert!(wire.pop("PASS alice-c4n4ry-one")?.starts_with("-ERR"));
-        scene.portico.record(&[("proto", "imap"), ("outcome", "tls_required")]).map(drop)
+        scene
+            .portico
+            .record(&[("proto", "imap"), ("outcome", "tls_required")])
+            .map(drop)
     })
 }
 
@@ -204,7 +254,9 @@ fn clear_text_all_the_way_where_the_directory_says_so() -> Result<()> {
     play_with(
         people(),
         |_, _, directory| {
-            directory.config("zimbraReverseProxyImapStartTlsMode", "on").config("zimbraReverseProxyPop3StartTlsMode", "on");
+            directory
+                .config("zimbraReverseProxyImapStartTlsMode", "on")
+                .config("zimbraReverseProxyPop3StartTlsMode", "on");
             directory.config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
             Ok(())
         },
@@ -215,8 +267,14 @@ fn clear_text_all_the_way_where_the_directory_says_so() -> Result<()> {
             scene.is_inbox_of(&mut wire, "bob")?;
             let mut wire = greeted(Wire::clear(scene.town.doors.pop3)?, "+OK")?;
             pop3_user(&mut wire, "alice@a.example", b"alice-c4n4ry-one")?;
-            let clear = format!("{}:{}", scene.town.stores[1].dovecot.ip, scene.town.stores[1].dovecot.imap);
-            scene.portico.record(&[("account", "bob@a.example"), ("route", &clear)]).map(drop)
+            let clear = format!(
+                "{}:{}",
+                scene.town.stores[1].dovecot.ip, scene.town.stores[1].dovecot.imap
+            );
+            scene
+                .portico
+                .record(&[("account", "bob@a.example"), ("route", &clear)])
+                .map(drop)
         },
     )
 }
@@ -225,14 +283,27 @@ fn clear_text_all_the_way_where_the_directory_says_so() -> Result<()> {
 fn a_second_try_on_the_same_connection_is_good() -> Result<()> {
     play(|scene| {
         let mut wire = scene.imaps()?;
-        assert!(wire.imap("a1 LOGIN alice@a.example wr0ng-c4n4ry")?.last().is_some_and(|l| l.starts_with("a1 NO")));
+        assert!(
+            wire.imap("a1 LOGIN alice@a.example wr0ng-c4n4ry")?
+                .last()
+                .is_some_and(|l| l.starts_with("a1 NO"))
+        );
         wire.imap_ok("a2 LOGIN alice@a.example alice-c4n4ry-one")?;
         Ok(())
     })
 }
 
 fn imap_quoted(wire: &mut Wire, name: &str, password: &[u8]) -> Result<()> {
-    wire.send([b"q1 LOGIN ", &quoted(name.as_bytes())[..], b" ", &quoted(password), b"\r\n"].concat())?;
+    wire.send(
+        [
+            b"q1 LOGIN ",
+            &quoted(name.as_bytes())[..],
+            b" ",
+            &quoted(password),
+            b"\r\n",
+        ]
+        .concat(),
+    )?;
     imap_is_in(wire, "q1")
 }
 
@@ -289,7 +360,10 @@ fn imap_sasl_password(wire: &mut Wire, password: &[u8]) -> Result<()> {
 
 fn imap_is_in(wire: &mut Wire, tag: &str) -> Result<()> {
     let answer = wire.imap_answer(tag)?;
-    ensure!(answer.last().is_some_and(|l| l.starts_with(&format!("{tag} OK"))), "{answer:?}");
+    ensure!(
+        answer.last().is_some_and(|l| l.starts_with(&format!("{tag} OK"))),
+        "{answer:?}"
+    );
     Ok(())
 }
 
@@ -307,7 +381,8 @@ fn pop3_plain(wire: &mut Wire, name: &str, password: &[u8]) -> Result<()> {
 }
 
 fn pop3_plain_at_once(wire: &mut Wire, name: &str, password: &[u8]) -> Result<()> {
-    wire.pop_ok(&format!("AUTH PLAIN {}", sasl_plain(name, password))).map(drop)
+    wire.pop_ok(&format!("AUTH PLAIN {}", sasl_plain(name, password)))
+        .map(drop)
 }
 
 fn pop3_sasl_login(wire: &mut Wire, name: &str, password: &[u8]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod clients;
 mod demo;
+mod dialogues;
 mod hostile;
 mod logins;
 mod outage;

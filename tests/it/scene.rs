@@ -13,19 +13,19 @@ use portico_tests::town::{FRONT, Person, Town, people};
 use portico_tests::wire::Wire;
 
 /// Everybody is in place.
-pub struct Scene<'a> {
-    pub stage: &'a Stage,
-    pub town: Town,
-    pub portico: Portico,
+pub(crate) struct Scene<'a> {
+    pub(crate) stage: &'a Stage,
+    pub(crate) town: Town,
+    pub(crate) portico: Portico,
 }
 
 /// Plays a test with the usual people and the usual configuration.
-pub fn play(test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+pub(crate) fn play(test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     play_with(people(), |_, _, _| Ok(()), test)
 }
 
 /// Plays a test with a changed configuration.
-pub fn play_with(
+pub(crate) fn play_with(
     people: Vec<Person>,
     change: impl FnOnce(&Town, &mut Node, &mut Directory) -> Result<()>,
     test: impl FnOnce(&mut Scene) -> Result<()>,
@@ -37,60 +37,69 @@ pub fn play_with(
         let portico = Portico::start(stage, &node, &directory, "debug")?;
         let mut scene = Scene { stage, town, portico };
         test(&mut scene)?;
-        ensure!(scene.portico.is_running(), "Portico has ended");
-        scene.portico.must_not_have_written(&scene.town.secrets())
+        scene.end()
     })
 }
 
 impl Scene<'_> {
+    /// What must hold after every test: it still runs, and has written no password anywhere.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        ensure!(self.portico.is_running(), "Portico has ended");
+        self.portico.must_not_have_written(&self.town.secrets())
+    }
+
     /// IMAP in TLS, greeting read.
-    pub fn imaps(&self) -> Result<Wire> {
+    pub(crate) fn imaps(&self) -> Result<Wire> {
         greeted(self.tls(self.town.doors.imaps, FRONT)?, "* OK ")
     }
 
     /// IMAP after STARTTLS.
-    pub fn imap_starttls(&self) -> Result<Wire> {
+    pub(crate) fn imap_starttls(&self) -> Result<Wire> {
         let mut wire = greeted(Wire::clear(self.town.doors.imap)?, "* OK ")?;
         wire.imap_ok("s0 STARTTLS")?;
         wire.start_tls(&self.town.ca.connector(&[])?, FRONT)
     }
 
     /// POP3 in TLS, greeting read.
-    pub fn pop3s(&self) -> Result<Wire> {
+    pub(crate) fn pop3s(&self) -> Result<Wire> {
         greeted(self.tls(self.town.doors.pop3s, FRONT)?, "+OK")
     }
 
     /// POP3 after STLS.
-    pub fn pop3_stls(&self) -> Result<Wire> {
+    pub(crate) fn pop3_stls(&self) -> Result<Wire> {
         let mut wire = greeted(Wire::clear(self.town.doors.pop3)?, "+OK")?;
         wire.pop_ok("STLS")?;
         wire.start_tls(&self.town.ca.connector(&[])?, FRONT)
     }
 
     /// TLS to a door, asking for a name.
-    pub fn tls(&self, door: SocketAddrV4, name: &str) -> Result<Wire> {
+    pub(crate) fn tls(&self, door: SocketAddrV4, name: &str) -> Result<Wire> {
         Wire::clear(door)?.start_tls_any_name(&self.town.ca.connector(&[])?, name)
     }
 
     /// Logs somebody in over IMAPS.
-    pub fn login(&self, local: &str) -> Result<Wire> {
+    pub(crate) fn login(&self, local: &str) -> Result<Wire> {
         let (mut wire, person) = (self.imaps()?, self.town.person(local)?);
-        wire.imap_ok(&format!("l0 LOGIN {} {}", person.name, person.password())).with_context(|| person.name.clone())?;
+        wire.imap_ok(&format!("l0 LOGIN {} {}", person.name, person.password()))
+            .with_context(|| person.name.clone())?;
         Ok(wire)
     }
 
     /// Puts a message into everybody's inbox that says on which store it lies.
-    pub fn deliver_marks(&self) -> Result<()> {
+    pub(crate) fn deliver_marks(&self) -> Result<()> {
         for person in &self.town.people {
             let store = &self.town.stores[person.store];
-            let message = format!("Subject: {} on {}\r\n\r\nbody of {}\r\n", person.name, store.name, person.name);
+            let message = format!(
+                "Subject: {} on {}\r\n\r\nbody of {}\r\n",
+                person.name, store.name, person.name
+            );
             store.dovecot.deliver(&person.name, &message)?;
         }
         Ok(())
     }
 
     /// Checks by the mark that this logged-in IMAP session is this person's.
-    pub fn is_inbox_of(&self, wire: &mut Wire, local: &str) -> Result<()> {
+    pub(crate) fn is_inbox_of(&self, wire: &mut Wire, local: &str) -> Result<()> {
         let person = self.town.person(local)?;
         wire.imap_ok("m1 SELECT INBOX")?;
         let mail = wire.imap_ok("m2 FETCH 1 BODY.PEEK[HEADER.FIELDS (SUBJECT)]")?;
@@ -100,8 +109,11 @@ impl Scene<'_> {
     }
 
     /// Runs a program that must succeed; gives what it printed.
-    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        let out = Command::new(program).args(args).output().with_context(|| format!("{program}: try scripts/install"))?;
+    pub(crate) fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let out = Command::new(program)
+            .args(args)
+            .output()
+            .with_context(|| format!("{program}: try scripts/install"))?;
         let printed = String::from_utf8_lossy(&out.stdout).into_owned();
         let (status, errors) = (out.status, String::from_utf8_lossy(&out.stderr).into_owned());
         ensure!(status.success(), "{program} {args:?}: {status}\n{printed}\n{errors}");
@@ -110,19 +122,19 @@ impl Scene<'_> {
 }
 
 /// Reads a greeting.
-pub fn greeted(mut wire: Wire, start: &str) -> Result<Wire> {
+pub(crate) fn greeted(mut wire: Wire, start: &str) -> Result<Wire> {
     let line = wire.line()?;
     ensure!(line.starts_with(start), "greeting {line:?}");
     Ok(wire)
 }
 
 /// The message of SASL PLAIN.
-pub fn sasl_plain(name: &str, password: &[u8]) -> String {
+pub(crate) fn sasl_plain(name: &str, password: &[u8]) -> String {
     encode_block(&[b"\0", name.as_bytes(), b"\0", password].concat())
 }
 
 /// A quoted string of IMAP.
-pub fn quoted(text: &[u8]) -> Vec<u8> {
+pub(crate) fn quoted(text: &[u8]) -> Vec<u8> {
     let mut out = vec![b'"'];
     for byte in text {
         if matches!(byte, b'"' | b'\\') {
@@ -135,7 +147,7 @@ pub fn quoted(text: &[u8]) -> Vec<u8> {
 }
 
 /// How long something took.
-pub fn timed<T>(act: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+pub(crate) fn timed<T>(act: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     let start = std::time::Instant::now();
     Ok((act()?, start.elapsed()))
 }

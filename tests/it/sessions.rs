@@ -26,10 +26,15 @@ fn twenty_megabytes_come_back_as_they_went() -> Result<()> {
         wire.say("a3 FETCH 1 BODY.PEEK[]")?;
         let head = wire.line()?;
         ensure!(head.ends_with(&format!("{{{}}}", message.len())), "{head}");
-        ensure!(wire.bytes(message.len())? == message, "the message has changed on its way");
+        ensure!(
+            wire.bytes(message.len())? == message,
+            "the message has changed on its way"
+        );
         wire.imap_answer("a3")?;
         wire.imap_ok("a4 LOGOUT")?;
-        let ended = scene.portico.record(&[("event", "session_end"), ("account", "bob@a.example")])?;
+        let ended = scene
+            .portico
+            .record(&[("event", "session_end"), ("account", "bob@a.example")])?;
         ensure!(ended["bytes_in"].as_u64() > Some(BIG as u64), "{ended}");
         ensure!(ended["bytes_out"].as_u64() > Some(BIG as u64), "{ended}");
         Ok(())
@@ -41,7 +46,9 @@ fn big_message() -> Vec<u8> {
     let mut message = b"Subject: big\r\n\r\n".to_vec();
     let mut number: u64 = 1;
     while message.len() < BIG {
-        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        number = number
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         message.extend_from_slice(format!("{number:016x}{:016x}\r\n", number.rotate_left(23)).as_bytes());
     }
     message
@@ -55,7 +62,9 @@ fn idle_hears_of_new_mail() -> Result<()> {
         wire.imap_ok("a1 SELECT INBOX")?;
         wire.say("a2 IDLE")?;
         ensure!(wire.line()?.starts_with('+'), "IDLE refused");
-        scene.town.stores[0].dovecot.deliver("alice@a.example", "Subject: new\r\n\r\nmail\r\n")?;
+        scene.town.stores[0]
+            .dovecot
+            .deliver("alice@a.example", "Subject: new\r\n\r\nmail\r\n")?;
         while wire.line()? != "* 2 EXISTS" {}
         wire.say("DONE")?;
         wire.imap_answer("a2").map(drop)
@@ -70,7 +79,9 @@ fn five_hundred_sessions_at_once() -> Result<()> {
             (0..MANY / 10).map(|n| scene.login(names[n % names.len()])).collect()
         };
         let mut sessions = std::thread::scope(|scope| -> Result<Vec<Wire>> {
-            let threads: Vec<_> = (0..10).map(|_| scope.spawn(|| open(&["alice", "bob", "carol", "dave"]))).collect();
+            let threads: Vec<_> = (0..10)
+                .map(|_| scope.spawn(|| open(&["alice", "bob", "carol", "dave"])))
+                .collect();
             let mut all = Vec::new();
             for thread in threads {
                 all.extend(thread.join().expect("no panic")?);
@@ -99,7 +110,10 @@ fn pipelined_commands_are_answered_in_order() -> Result<()> {
         )?;
         for tag in ["a1", "a2", "a3", "a4", "a5"] {
             let answer = wire.imap_answer(tag)?;
-            ensure!(answer.last().is_some_and(|l| l.starts_with(&format!("{tag} OK"))), "{answer:?}");
+            ensure!(
+                answer.last().is_some_and(|l| l.starts_with(&format!("{tag} OK"))),
+                "{answer:?}"
+            );
         }
         let mut wire = scene.pop3s()?;
         wire.send("CAPA\r\nUSER dave@b.example\r\nPASS dave-c4n4ry-four\r\nSTAT\r\nNOOP\r\nQUIT\r\n")?;
@@ -123,10 +137,18 @@ fn the_mailbox_server_hears_the_clients_address_from_us_alone() -> Result<()> {
         wire.imap_ok("a1 ID (\"name\" \"Liar\" \"X-ORIGINATING-IP\" \"198.51.100.66\" \"x-originating-port\" \"1\")")?;
         wire.imap_ok("a2 LOGIN alice@a.example alice-c4n4ry-one")?;
         let log = scene.town.stores[0].dovecot.log();
-        ensure!(log.contains("Login: user=<alice@a.example>") && log.contains("rip=127.0.0.77"), "{log}");
+        ensure!(
+            log.contains("Login: user=<alice@a.example>") && log.contains("rip=127.0.0.77"),
+            "{log}"
+        );
         ensure!(!log.contains("198.51.100.66"), "{log}");
-        let login = scene.portico.record(&[("account", "alice@a.example"), ("outcome", "ok")])?;
-        ensure!(login["client"].as_str().is_some_and(|c| c.starts_with("127.0.0.77:")), "{login}");
+        let login = scene
+            .portico
+            .record(&[("account", "alice@a.example"), ("outcome", "ok")])?;
+        ensure!(
+            login["client"].as_str().is_some_and(|c| c.starts_with("127.0.0.77:")),
+            "{login}"
+        );
         Ok(())
     })
 }
@@ -138,11 +160,17 @@ fn every_session_has_its_end_in_the_audit_log() -> Result<()> {
         wire.imap_ok("a1 LOGOUT")?;
         drop(wire);
         drop(scene.login("bob")?);
-        let by_server = scene.portico.record(&[("event", "session_end"), ("account", "alice@a.example")])?;
-        let by_client = scene.portico.record(&[("event", "session_end"), ("account", "bob@a.example")])?;
+        let by_server = scene
+            .portico
+            .record(&[("event", "session_end"), ("account", "alice@a.example")])?;
+        let by_client = scene
+            .portico
+            .record(&[("event", "session_end"), ("account", "bob@a.example")])?;
         for record in [&by_server, &by_client] {
             let conn = record["conn"].as_str().context("no conn")?;
-            scene.portico.record(&[("event", "login"), ("conn", conn), ("outcome", "ok")])?;
+            scene
+                .portico
+                .record(&[("event", "login"), ("conn", conn), ("outcome", "ok")])?;
             ensure!(record["duration"].as_f64().is_some_and(|d| d < 60.0), "{record}");
         }
         assert_eq!(by_client["ended_by"], "client");

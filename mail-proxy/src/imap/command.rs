@@ -364,7 +364,8 @@ mod tests {
     fn names() {
         check("a cApAbIlItY  \r\n", "a Capability ");
         check("a CAPABILITY x\r\n", "a Capability Invalid");
-        check("a NOOP\0\r\n", "a Unknown Invalid");
+        check("a NOOP\0\r\n", "a Unknown ");
+        check("a NOOP\r \r\n", "a Noop Invalid");
         check("a  NOOP\r\n", "a Unknown Invalid");
         check("a\r\n", "a Unknown ");
         check("GET / HTTP/1.1\r\n", "GET Unknown Invalid");

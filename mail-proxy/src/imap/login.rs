@@ -91,7 +91,7 @@ impl Login {
     fn command(&mut self, end: usize, out: &mut Vec<u8>) -> Option<Step> {
         let request = Request::parse(&self.input.unread()[..end], Extent::Whole);
         let Some(tag) = request.tag.clone() else {
-            self.input.consume_secret(end);
+            self.next_command(end);
             return self.invalid(None, out);
         };
         match request.verb {
@@ -148,7 +148,7 @@ impl Login {
             return self.tls_required(&tag, end, Mechanism::Login, out);
         }
         let parsed = Request::parse(&self.input.unread()[..end], Extent::Whole).login();
-        self.next_command(end);
+        self.next_command_wiping(end);
         match parsed {
             Ok((user, password)) => {
                 self.decide(tag, Mechanism::Login, Credentials::parse(Mechanism::Login, &user, password.expose()))
@@ -160,11 +160,11 @@ impl Login {
     fn authenticate(&mut self, tag: Tag, end: usize, out: &mut Vec<u8>) -> Option<Step> {
         let parsed = Request::parse(&self.input.unread()[..end], Extent::Whole).authenticate();
         let Ok((name, initial)) = parsed else {
-            self.next_command(end);
+            self.next_command_wiping(end);
             return self.invalid(Some(&tag), out);
         };
         let Some(exchange) = Exchange::begin(name).filter(|exchange| self.offers(exchange)) else {
-            self.next_command(end);
+            self.next_command_wiping(end);
             return self.tagged(&tag, "NO [CANNOT] mechanism not supported", out);
         };
         if !self.channel.takes_passwords() {
@@ -174,7 +174,7 @@ impl Login {
             Some(token) => exchange.initial(token),
             None => Progress::Prompt(exchange),
         };
-        self.next_command(end);
+        self.next_command_wiping(end);
         self.progress(tag, progress, out)
     }
 
@@ -246,20 +246,20 @@ impl Login {
             out.extend_from_slice(b"+ \r\n");
             return None;
         }
-        self.next_command(end);
+        self.next_command_wiping(end);
         self.invalid(tag.as_ref(), out)
     }
 
     /// Not even one look at the password (RFC 9051 section 6.2.3; the code is RFC 5530's).
     fn tls_required(&mut self, tag: &Tag, end: usize, mechanism: Mechanism, out: &mut Vec<u8>) -> Option<Step> {
-        self.next_command(end);
+        self.next_command_wiping(end);
         self.tagged(tag, "NO [PRIVACYREQUIRED] cleartext logins disabled", out);
         Some(Step::TlsRequired(mechanism))
     }
 
     fn too_big(&mut self, end: usize, out: &mut Vec<u8>) -> Option<Step> {
         let tag = Request::parse(&self.input.unread()[..end], Extent::UpToLiteral).tag;
-        self.next_command(end);
+        self.next_command_wiping(end);
         match tag {
             Some(tag) => self.error(Some(&tag), "NO [TOOBIG] literal is too big", out),
             None => self.invalid(None, out),
@@ -301,8 +301,14 @@ impl Login {
         out.extend_from_slice(format!("{tag} {text}\r\n").as_bytes());
     }
 
-    /// Done with a command, which may have held a password.
+    /// Done with a command.
     fn next_command(&mut self, end: usize) {
+        self.input.consume(end);
+        self.state = State::Command(Framer::default());
+    }
+
+    /// Done with a command that may have held a password.
+    fn next_command_wiping(&mut self, end: usize) {
         self.input.consume_secret(end);
         self.state = State::Command(Framer::default());
     }

@@ -102,7 +102,7 @@ impl Login {
             false => Vec::new(),
         };
         // Quirk (scripts): trailing blanks behind commands without parameters.
-        let words = params.unwrap_or_default().trim_ascii();
+        let words = without_blanks(params.unwrap_or_default());
         let state = State::Command(user);
         match (keyword.as_slice(), words.is_empty()) {
             (b"USER", false) => {
@@ -110,12 +110,12 @@ impl Login {
                 self.next_command(end, state);
                 self.user(name, out)
             }
-            (b"PASS", _) => self.pass(state, end, out),
+            (b"PASS", _) => self.pass(state, text, end, out),
             (b"AUTH", true) => {
                 self.next_command(end, state);
                 self.reply(&self.mechanism_list(), out)
             }
-            (b"AUTH", false) => self.auth(state, end, out),
+            (b"AUTH", false) => self.auth(state, text, end, out),
             (b"CAPA", true) => {
                 self.next_command(end, state);
                 self.reply(&self.capability_list(), out)
@@ -152,46 +152,43 @@ impl Login {
 
     /// The password is the rest of the line, blanks included (RFC 1939 section 7). An empty one is refused here:
     /// some directories take a bind without password for a success.
-    fn pass(&mut self, state: State, end: usize, out: &mut Vec<u8>) -> Option<Step> {
+    fn pass(&mut self, state: State, text: usize, end: usize, out: &mut Vec<u8>) -> Option<Step> {
         if !self.channel.takes_passwords() {
-            self.next_command(end, state);
+            self.next_command_wiping(end, state);
             self.reply(TLS_REQUIRED, out);
             return Some(Step::TlsRequired(Mechanism::UserPass));
         }
         let State::Command(Some(user)) = state else {
-            self.next_command(end, state);
+            self.next_command_wiping(end, state);
             return self.error(INVALID, out);
         };
-        let line = &self.input.unread()[..end];
-        let line = line.strip_suffix(b"\n").unwrap_or(line);
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let password = line.get("PASS ".len()..).unwrap_or_default();
+        let password = self.input.unread()[..text].get("PASS ".len()..).unwrap_or_default();
         let parsed = match password {
             b"" => Credentials::reject(Mechanism::UserPass, &user),
             _ => Credentials::parse(Mechanism::UserPass, &user, password),
         };
-        self.next_command(end, State::Decision);
+        self.next_command_wiping(end, State::Decision);
         Some(parsed.into())
     }
 
     /// ```text
     /// auth = "AUTH" SP mechanism [SP initial-response]       ; RFC 5034 section 4
     /// ```
-    fn auth(&mut self, state: State, end: usize, out: &mut Vec<u8>) -> Option<Step> {
-        let words = &self.input.unread()["AUTH ".len()..end];
-        let mut words = words.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    fn auth(&mut self, state: State, text: usize, end: usize, out: &mut Vec<u8>) -> Option<Step> {
+        let words = &self.input.unread()["AUTH ".len()..text];
+        let mut words = words.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
         let (name, initial, surplus) = (words.next().unwrap_or_default(), words.next(), words.next());
         if surplus.is_some() {
-            self.next_command(end, state);
+            self.next_command_wiping(end, state);
             return self.error(INVALID, out);
         }
         let Some(exchange) = Exchange::begin(name).filter(|exchange| self.offers(exchange)) else {
-            self.next_command(end, state);
+            self.next_command_wiping(end, state);
             return self.reply("-ERR mechanism not supported", out);
         };
         if !self.channel.takes_passwords() {
             let mechanism = exchange.mechanism();
-            self.next_command(end, state);
+            self.next_command_wiping(end, state);
             self.reply(TLS_REQUIRED, out);
             return Some(Step::TlsRequired(mechanism));
         }
@@ -199,7 +196,7 @@ impl Login {
             Some(token) => exchange.initial(token),
             None => Progress::Prompt(exchange),
         };
-        self.next_command(end, state);
+        self.next_command_wiping(end, state);
         self.progress(progress, out)
     }
 
@@ -216,7 +213,7 @@ impl Login {
             b"*" => None,
             response => Some(exchange.response(response)),
         };
-        self.next_command(end, State::Command(None));
+        self.next_command_wiping(end, State::Command(None));
         match progress {
             Some(progress) => self.progress(progress, out),
             None => self.reply("-ERR authentication aborted", out),
@@ -269,8 +266,14 @@ impl Login {
         None
     }
 
-    /// Done with a line, which may have held a password.
+    /// Done with a line.
     fn next_command(&mut self, end: usize, state: State) {
+        self.input.consume(end);
+        self.state = state;
+    }
+
+    /// Done with a line that may have held a password.
+    fn next_command_wiping(&mut self, end: usize, state: State) {
         self.input.consume_secret(end);
         self.state = state;
     }
@@ -308,6 +311,13 @@ impl Login {
         }
         list + "."
     }
+}
+
+fn without_blanks(mut text: &[u8]) -> &[u8] {
+    while let [b' ', rest @ ..] | [rest @ .., b' '] = text {
+        text = rest;
+    }
+    text
 }
 
 impl LoginMachine for Login {

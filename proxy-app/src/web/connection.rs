@@ -32,7 +32,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
-use super::Web;
+use super::{Greeted, Web};
 
 /// How long a connection may be kept between requests: nginx's default.
 const KEEPALIVE: Duration = Duration::from_secs(75);
@@ -56,6 +56,15 @@ pub struct WebClient {
     pub tls: Option<TlsFacts>,
     /// Whether the listener is the administration console's.
     pub admin: bool,
+    /// Users who are known to have logged in on it.
+    pub greeted: Greeted,
+}
+
+impl WebClient {
+    /// True the first time for a user.
+    pub fn greets(&self, user: &str) -> bool {
+        self.greeted.greets(user)
+    }
 }
 
 /// The bytes of a web connection.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::entry::Entry;
-use super::system::{Entries, System, address, host_name};
 use super::fold;
+use super::system::{Entries, System, address, host_name};
 use crate::attributes::{self, Attribute, Scope};
 use crate::yaml::{Problem, Problems, Severity};
 
@@ -23,9 +23,27 @@ pub(super) fn system(system: &System) -> Problems {
             entry(one, &format!("{room}.{}", one.name()), scope, &mut problems);
         }
     }
-    unique(&system.domains, "domains", &attributes::VIRTUAL_HOSTNAME, |v| Some(host_name(v)), &mut problems);
-    unique(&system.domains, "domains", &attributes::VIRTUAL_IP_ADDRESS, address, &mut problems);
-    unique(&system.domains, "domains", &attributes::ID, |v| Some(fold(v)), &mut problems);
+    unique(
+        &system.domains,
+        "domains",
+        &attributes::VIRTUAL_HOSTNAME,
+        |v| Some(host_name(v)),
+        &mut problems,
+    );
+    unique(
+        &system.domains,
+        "domains",
+        &attributes::VIRTUAL_IP_ADDRESS,
+        address,
+        &mut problems,
+    );
+    unique(
+        &system.domains,
+        "domains",
+        &attributes::ID,
+        |v| Some(fold(v)),
+        &mut problems,
+    );
     unique(&system.cos, "cos", &attributes::ID, |v| Some(fold(v)), &mut problems);
     alias_targets(system, &mut problems);
     problems
@@ -55,7 +73,13 @@ pub(super) fn report(
 ) {
     let file = entry.origin().map(|origin| origin.file.clone());
     let key = format!("{path}.{attribute}");
-    problems.push(Problem { file, line: entry.line_of(attribute), key, message, severity });
+    problems.push(Problem {
+        file,
+        line: entry.line_of(attribute),
+        key,
+        message,
+        severity,
+    });
 }
 
 fn entry(entry: &Entry, path: &str, scope: Scope, problems: &mut Problems) {
@@ -67,14 +91,7 @@ fn entry(entry: &Entry, path: &str, scope: Scope, problems: &mut Problems) {
     }
 }
 
-fn known(
-    entry: &Entry,
-    path: &str,
-    scope: Scope,
-    attribute: &Attribute,
-    values: &[String],
-    problems: &mut Problems,
-) {
+fn known(entry: &Entry, path: &str, scope: Scope, attribute: &Attribute, values: &[String], problems: &mut Problems) {
     for message in values.iter().filter_map(|value| attribute.check(value).err()) {
         report(entry, path, attribute.name, message, Severity::Error, problems);
     }
@@ -124,7 +141,10 @@ fn unique<K: Hash + Eq>(
 }
 
 fn alias_targets(system: &System, problems: &mut Problems) {
-    for domain in system.domains().filter(|d| d.choice(&attributes::DOMAIN_TYPE) == "alias") {
+    for domain in system
+        .domains()
+        .filter(|d| d.choice(&attributes::DOMAIN_TYPE) == "alias")
+    {
         let Some(entry) = domain.entry() else {
             continue;
         };
@@ -134,6 +154,13 @@ fn alias_targets(system: &System, problems: &mut Problems) {
             Some(_) => continue,
         };
         let attribute = attributes::DOMAIN_ALIAS_TARGET_ID.name;
-        report(entry, &format!("domains.{}", entry.name()), attribute, message, Severity::Error, problems);
+        report(
+            entry,
+            &format!("domains.{}", entry.name()),
+            attribute,
+            message,
+            Severity::Error,
+            problems,
+        );
     }
 }

@@ -38,12 +38,19 @@ impl Entry {
     /// An entry without attributes. `name` is what the directory calls it: the host name of a server, the
     /// domain, the address of an account.
     pub fn new(name: impl Into<String>) -> Self {
-        Entry { name: name.into(), ..Entry::default() }
+        Entry {
+            name: name.into(),
+            ..Entry::default()
+        }
     }
 
     /// The same, and where it was written.
     pub fn written_at(name: impl Into<String>, origin: Origin) -> Self {
-        Entry { name: name.into(), origin: Some(origin), values: Vec::new() }
+        Entry {
+            name: name.into(),
+            origin: Some(origin),
+            values: Vec::new(),
+        }
     }
 
     /// Replaces the values of `attribute`; no values removes it.
@@ -103,7 +110,8 @@ impl Entry {
 
     fn position(&self, attribute: &str) -> Result<usize, usize> {
         let key = || attribute.bytes().map(|b| b.to_ascii_lowercase());
-        self.values.binary_search_by(|v| v.name.bytes().map(|b| b.to_ascii_lowercase()).cmp(key()))
+        self.values
+            .binary_search_by(|v| v.name.bytes().map(|b| b.to_ascii_lowercase()).cmp(key()))
     }
 }
 

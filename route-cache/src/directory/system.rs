@@ -67,7 +67,9 @@ impl System {
 
     /// The server with this `zimbraServiceHostname` or entry name.
     pub fn server(&self, host: &str) -> Option<View<'_>> {
-        self.servers.get(self.server_key(host)?).map(|entry| self.server_view(entry))
+        self.servers
+            .get(self.server_key(host)?)
+            .map(|entry| self.server_view(entry))
     }
 
     /// All servers, by name.
@@ -79,7 +81,10 @@ impl System {
     /// so is not one, even if it says nothing.
     pub fn mailbox_servers(&self) -> impl Iterator<Item = View<'_>> {
         self.servers().filter(|server| {
-            server.list(&attributes::SERVICE_ENABLED).iter().any(|s| s.eq_ignore_ascii_case("mailbox"))
+            server
+                .list(&attributes::SERVICE_ENABLED)
+                .iter()
+                .any(|s| s.eq_ignore_ascii_case("mailbox"))
         })
     }
 
@@ -90,13 +95,17 @@ impl System {
         let chosen = self.mailbox_servers().any(|server| server.flag(target));
         self.mailbox_servers().filter(move |server| match chosen {
             true => server.flag(target),
-            false => server.entry().is_none_or(|e| e.first(target.name).and_then(attributes::flag) != Some(false)),
+            false => server
+                .entry()
+                .is_none_or(|e| e.first(target.name).and_then(attributes::flag) != Some(false)),
         })
     }
 
     /// The domain of this name.
     pub fn domain(&self, name: &str) -> Option<View<'_>> {
-        self.domains.get(fold(name).as_str()).map(|entry| self.domain_view(entry))
+        self.domains
+            .get(fold(name).as_str())
+            .map(|entry| self.domain_view(entry))
     }
 
     /// All domains, by name.
@@ -116,7 +125,9 @@ impl System {
             return self.domain(name);
         }
         let parents = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
-        parents.filter_map(|pattern| self.domains_by_host.get(&pattern)).find_map(|name| self.domain(name))
+        parents
+            .filter_map(|pattern| self.domains_by_host.get(&pattern))
+            .find_map(|name| self.domain(name))
     }
 
     /// The domain that has this local address as a virtual address.
@@ -137,11 +148,20 @@ impl System {
     /// An account over its class of service: `zimbraCOSId` (an id or a name), else that of its domain, else
     /// `default`.
     pub fn account<'a>(&'a self, account: &'a Entry) -> View<'a> {
-        let name = account.first(attributes::MAIL_DELIVERY_ADDRESS.name).unwrap_or(account.name());
+        let name = account
+            .first(attributes::MAIL_DELIVERY_ADDRESS.name)
+            .unwrap_or(account.name());
         let own = account.first(attributes::COS_ID.name);
-        let domains = || self.domain_of(name).and_then(|d| d.text(&attributes::DOMAIN_DEFAULT_COS_ID));
+        let domains = || {
+            self.domain_of(name)
+                .and_then(|d| d.text(&attributes::DOMAIN_DEFAULT_COS_ID))
+        };
         let cos = own.and_then(|id| self.class(id)).or_else(|| self.class(domains()?));
-        View::new(Some(account), cos.or_else(|| self.class("default")), Inherits::AccountFromCos)
+        View::new(
+            Some(account),
+            cos.or_else(|| self.class("default")),
+            Inherits::AccountFromCos,
+        )
     }
 
     /// The class of service of this id or name.
@@ -181,7 +201,10 @@ pub(super) fn address(value: &str) -> Option<IpAddr> {
 }
 
 fn by_name(entries: impl IntoIterator<Item = Entry>) -> Entries {
-    entries.into_iter().map(|entry| (Arc::from(fold(entry.name())), entry)).collect()
+    entries
+        .into_iter()
+        .map(|entry| (Arc::from(fold(entry.name())), entry))
+        .collect()
 }
 
 /// Every value of an attribute → the first entry that has it.
@@ -201,12 +224,190 @@ fn index<K: std::hash::Hash + Eq>(
 
 /// Entry names go before host names, so that one server cannot take another's name.
 fn servers_by_host(servers: &Entries) -> HashMap<String, Arc<str>> {
-    let mut index: HashMap<String, Arc<str>> =
-        servers.keys().map(|name| (host_name(name), name.clone())).collect();
+    let mut index: HashMap<String, Arc<str>> = servers.keys().map(|name| (host_name(name), name.clone())).collect();
     for (name, entry) in servers {
         for host in entry.values(attributes::SERVICE_HOSTNAME.name) {
             index.entry(host_name(host)).or_insert_with(|| name.clone());
         }
     }
     index
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attributes::*;
+    use std::time::Duration;
+
+    fn entry(name: &str, attributes: &[(&str, &str)]) -> Entry {
+        let mut entry = Entry::new(name);
+        for (attribute, values) in attributes {
+            entry.set(attribute, values.split(' '));
+        }
+        entry
+    }
+
+    fn system() -> System {
+        let config = [
+            ("zimbraImapProxyBindPort", "1143"),
+            ("zimbraReverseProxyConnectTimeout", "5s"),
+            ("zimbraSSLCertificate", "global"),
+            ("zimbraPublicServiceHostname", "public.test"),
+            ("zimbraReverseProxyMailMode", "nonsense"),
+            ("zimbraServiceEnabled", "mailbox"),
+        ];
+        let servers = [
+            entry(
+                "Store1.test",
+                &[
+                    ("zimbraServiceHostname", "127.0.0.1"),
+                    ("ZIMBRASERVICEENABLED", "mailbox"),
+                ],
+            ),
+            entry(
+                "store2.test",
+                &[
+                    ("zimbraServiceHostname", "127.0.0.1"),
+                    ("zimbraServiceEnabled", "mailbox"),
+                ],
+            ),
+            entry(
+                "proxy.test",
+                &[
+                    ("zimbraImapProxyBindPort", "0"),
+                    ("zimbraReverseProxyConnectTimeout", "bad"),
+                ],
+            ),
+        ];
+        let domains = [
+            entry(
+                "a.test",
+                &[
+                    ("zimbraVirtualHostname", "mail.A.test"),
+                    ("zimbraVirtualIPAddress", "192.0.2.7"),
+                ],
+            ),
+            entry(
+                "b.test",
+                &[("zimbraVirtualHostname", "*.b.test *.x.b.test"), ("zimbraId", "ID-B")],
+            ),
+            entry(
+                "c.test",
+                &[("zimbraVirtualHostname", "*.x.b.test mail.a.test m.x.b.test")],
+            ),
+        ];
+        let cos = [entry("default", &[]), entry("gold", &[("zimbraId", "id-gold")])];
+        System::new(entry("config", &config), servers, domains, cos)
+    }
+
+    #[test]
+    fn nodes_inherit_from_the_global_config_and_then_from_the_defaults() {
+        let system = system();
+        let node = system.node("PROXY.test");
+        assert_eq!(node.name(), "proxy.test");
+        assert_eq!(node.port(&IMAP_PROXY_BIND_PORT), Some(1143));
+        assert_eq!(node.port(&IMAP_SSL_PROXY_BIND_PORT), Some(993));
+        assert_eq!(node.duration(&REVERSE_PROXY_CONNECT_TIMEOUT), Duration::from_secs(5));
+        assert_eq!(node.choice(&REVERSE_PROXY_MAIL_MODE), "redirect");
+        assert!(node.flag(&REVERSE_PROXY_MAIL_ENABLED) && !node.flag(&REVERSE_PROXY_LOOKUP_TARGET));
+        assert_eq!(node.list(&REVERSE_PROXY_SSL_PROTOCOLS), ["TLSv1.2", "TLSv1.3"]);
+        assert_eq!(node.text(&SSL_CERTIFICATE), Some("global"));
+        assert_eq!(node.list(&SERVICE_ENABLED), Vec::<&str>::new());
+        assert_eq!(system.node("nobody").port(&IMAP_PROXY_BIND_PORT), Some(1143));
+    }
+
+    #[test]
+    fn domains_inherit_but_not_certificates() {
+        let system = system();
+        let domain = system.domain("A.test").unwrap();
+        assert_eq!(domain.text(&PUBLIC_SERVICE_HOSTNAME), Some("public.test"));
+        assert_eq!(domain.text(&SSL_CERTIFICATE), None);
+    }
+
+    #[test]
+    fn servers_are_found_by_entry_name_before_host_name() {
+        let system = system();
+        for (host, name) in [
+            ("store1.test", Some("Store1.test")),
+            ("STORE2.test.", Some("store2.test")),
+            ("127.0.0.1", Some("Store1.test")),
+            ("127.0.0.2", None),
+        ] {
+            assert_eq!(system.server(host).map(|s| s.name()), name, "{host}");
+        }
+        let names: Vec<_> = system.mailbox_servers().map(|s| s.name()).collect();
+        assert_eq!(names, ["Store1.test", "store2.test"]);
+    }
+
+    #[test]
+    fn web_servers_are_the_lookup_targets_if_there_are_any() {
+        let server = |name: &str, target: &str| {
+            entry(
+                name,
+                &[
+                    ("zimbraServiceEnabled", "mailbox"),
+                    ("zimbraReverseProxyLookupTarget", target),
+                ],
+            )
+        };
+        for (targets, expected) in [
+            (["", ""], vec!["0", "1"]),
+            (["TRUE", ""], vec!["0"]),
+            (["FALSE", ""], vec!["1"]),
+            (["FALSE", "TRUE"], vec!["1"]),
+        ] {
+            let servers = targets
+                .iter()
+                .enumerate()
+                .map(|(i, target)| server(&i.to_string(), target));
+            let system = System::new(Entry::new("config"), servers, [], []);
+            let names: Vec<_> = system.web_servers().map(|s| s.name()).collect();
+            assert_eq!(names, expected, "{targets:?}");
+        }
+    }
+
+    #[test]
+    fn domains_are_found_by_host_name_address_and_id() {
+        let system = system();
+        for (host, name) in [
+            ("mail.a.test", Some("a.test")),
+            ("MAIL.A.TEST.", Some("a.test")),
+            ("www.b.test", Some("b.test")),
+            ("b.test", None),
+            ("y.x.b.test", Some("b.test")),
+            ("m.x.b.test", Some("c.test")),
+            ("", None),
+        ] {
+            assert_eq!(system.domain_by_host(host).map(|d| d.name()), name, "{host}");
+        }
+        let by_address = |a: &str| system.domain_by_address(a.parse().unwrap()).map(|d| d.name());
+        assert_eq!(by_address("192.0.2.7"), Some("a.test"));
+        assert_eq!(by_address("::ffff:192.0.2.7"), Some("a.test"));
+        assert_eq!(by_address("192.0.2.8"), None);
+        assert_eq!(system.domain_by_id("id-b").map(|d| d.name()), Some("b.test"));
+    }
+
+    #[test]
+    fn classes_are_found_by_id_name_domain_or_default() {
+        let mut domain = Entry::new("a.test");
+        domain.set("zimbraDomainDefaultCOSId", ["id-gold"]);
+        let mut cos = [Entry::new("default"), Entry::new("gold"), Entry::new("iron")];
+        for class in &mut cos {
+            let name = class.name().to_owned();
+            class.set("zimbraId", [format!("id-{name}")]);
+        }
+        let system = System::new(Entry::new("config"), [], [domain], cos);
+        for (account, own, class) in [
+            ("u@a.test", None, "id-gold"),
+            ("u@b.test", None, "id-default"),
+            ("u@a.test", Some("iron"), "id-iron"),
+            ("u@a.test", Some("ID-iron"), "id-iron"),
+            ("u@b.test", Some("gone"), "id-default"),
+        ] {
+            let mut entry = Entry::new(account);
+            entry.set("zimbraCOSId", own);
+            let found = system.account(&entry).parent_name();
+            assert_eq!(format!("id-{found}"), class, "{account} {own:?}");
+        }
+    }
 }

@@ -25,7 +25,7 @@ pub(super) enum Inherits {
     DomainFromGlobal,
     /// Everything that may stand in the global config.
     ServerFromGlobal,
-    /// Everything that may stand on a class of service, except its own id.
+    /// What may stand on a class of service, except its own id.
     AccountFromCos,
 }
 
@@ -44,9 +44,15 @@ impl<'a> View<'a> {
         self.own.map_or("", Entry::name)
     }
 
+    /// Name of the entry that this one inherits from, or nothing.
+    pub fn parent_name(&self) -> &'a str {
+        self.parent.map_or("", Entry::name)
+    }
+
     /// `TRUE`? False where nothing is set and there is no default.
     pub fn flag(&self, attribute: &Attribute) -> bool {
-        self.flag_if_set(attribute).unwrap_or_else(|| attribute.default.first().is_some_and(|d| *d == "TRUE"))
+        self.flag_if_set(attribute)
+            .unwrap_or_else(|| attribute.default.first().is_some_and(|d| *d == "TRUE"))
     }
 
     /// What the entry or its parent says, without the default.
@@ -81,7 +87,11 @@ impl<'a> View<'a> {
             return self.port(attribute);
         }
         let levels = [self.own, self.parent];
-        levels.into_iter().flatten().filter_map(|entry| entry.first(name)).find_map(port)
+        levels
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.first(name))
+            .find_map(port)
     }
 
     /// The number; 0 where nothing is set and there is no default.
@@ -101,13 +111,18 @@ impl<'a> View<'a> {
             Kind::Enum(words) => words,
             _ => &[],
         };
-        self.read(attribute, |value| attributes::word(value, words)).unwrap_or("")
+        self.read(attribute, |value| attributes::word(value, words))
+            .unwrap_or("")
     }
 
     /// The addresses; those that cannot be read are left out. IPv4 in IPv6 form counts as IPv4.
     pub fn addresses(&self, attribute: &Attribute) -> Vec<IpAddr> {
         let values = self.list(attribute);
-        values.iter().filter_map(|v| v.parse().ok()).map(|a: IpAddr| a.to_canonical()).collect()
+        values
+            .iter()
+            .filter_map(|v| v.parse().ok())
+            .map(|a: IpAddr| a.to_canonical())
+            .collect()
     }
 
     /// The networks; those that cannot be read are left out.
@@ -116,11 +131,13 @@ impl<'a> View<'a> {
     }
 
     fn read<T>(&self, attribute: &Attribute, read: impl Fn(&'a str) -> Option<T>) -> Option<T> {
-        self.set(attribute, &read).or_else(|| attribute.default.first().copied().and_then(read))
+        self.set(attribute, &read)
+            .or_else(|| attribute.default.first().copied().and_then(read))
     }
 
     fn set<T>(&self, attribute: &Attribute, read: impl Fn(&'a str) -> Option<T>) -> Option<T> {
-        self.levels(attribute).find_map(|entry| read(entry.first(attribute.name)?))
+        self.levels(attribute)
+            .find_map(|entry| read(entry.first(attribute.name)?))
     }
 
     /// The entry, then what it inherits this attribute from.
@@ -130,9 +147,7 @@ impl<'a> View<'a> {
             Inherits::DomainFromGlobal => {
                 attribute.scopes.contains(&Scope::Global) && !attribute.scopes.contains(&Scope::DomainAlone)
             }
-            Inherits::AccountFromCos => {
-                attribute.scopes.contains(&Scope::Cos) && attribute.name != attributes::ID.name
-            }
+            Inherits::AccountFromCos => attribute.scopes.contains(&Scope::Cos) && attribute.name != attributes::ID.name,
         };
         self.own.into_iter().chain(self.parent.filter(|_| inherited))
     }

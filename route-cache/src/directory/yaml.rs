@@ -42,14 +42,20 @@ impl YamlDirectory {
     /// Reads the file. Gives the directory with the warnings, or all problems if one of them is an error.
     pub fn load(path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
         let (content, warnings) = Content::read(&Document::load(path)?)?;
-        let directory = YamlDirectory { path: path.to_owned(), content: ArcSwap::from_pointee(content) };
+        let directory = YamlDirectory {
+            path: path.to_owned(),
+            content: ArcSwap::from_pointee(content),
+        };
         Ok((directory, warnings))
     }
 
     /// The same from a text, as if it stood in the file `path`.
     pub fn parse(text: &str, path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
         let (content, warnings) = Content::read(&Document::parse(text, path)?)?;
-        let directory = YamlDirectory { path: path.to_owned(), content: ArcSwap::from_pointee(content) };
+        let directory = YamlDirectory {
+            path: path.to_owned(),
+            content: ArcSwap::from_pointee(content),
+        };
         Ok((directory, warnings))
     }
 
@@ -76,7 +82,10 @@ impl YamlDirectory {
     pub fn accounts(&self) -> Vec<Arc<Entry>> {
         let content = self.content.load();
         let names = content.accounts.by_name.iter();
-        names.filter(|(name, entry)| **name == account_name(entry)).map(|(_, entry)| entry.clone()).collect()
+        names
+            .filter(|(name, entry)| **name == account_name(entry))
+            .map(|(_, entry)| entry.clone())
+            .collect()
     }
 }
 
@@ -103,7 +112,11 @@ impl Content {
         let (system, accounts) = reader.read(document.root(), problems);
         problems.extend(system.check());
         let accounts = Accounts::index(&system, accounts, problems);
-        let content = Content { system: Arc::new(system), accounts, files: reader.files };
+        let content = Content {
+            system: Arc::new(system),
+            accounts,
+            files: reader.files,
+        };
         std::mem::take(problems).or(content)
     }
 }
@@ -127,7 +140,11 @@ impl Accounts {
                 check::report(&entry, &path, attribute.name, message, Severity::Error, problems);
             }
         };
-        claim(&mut self.by_name, account_name(&entry), &attributes::MAIL_DELIVERY_ADDRESS);
+        claim(
+            &mut self.by_name,
+            account_name(&entry),
+            &attributes::MAIL_DELIVERY_ADDRESS,
+        );
         for alias in entry.values(attributes::MAIL_ALIAS.name) {
             claim(&mut self.by_name, fold(alias), &attributes::MAIL_ALIAS);
         }
@@ -139,7 +156,11 @@ impl Accounts {
 
 /// The folded delivery address; the key of the account where it has none.
 fn account_name(entry: &Entry) -> String {
-    fold(entry.first(attributes::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name()))
+    fold(
+        entry
+            .first(attributes::MAIL_DELIVERY_ADDRESS.name)
+            .unwrap_or(entry.name()),
+    )
 }
 
 /// Turns the tree of the document into entries.
@@ -172,14 +193,23 @@ impl Reader {
         let mut seen = HashMap::new();
         for (name, node) in entries.entries() {
             if let Some(first) = seen.insert(fold(name), node.line()) {
-                node.error(format!("stands here twice in another spelling; the first is in line {first}"), problems);
+                node.error(
+                    format!("stands here twice in another spelling; the first is in line {first}"),
+                    problems,
+                );
             }
         }
-        entries.entries().map(|(name, node)| self.entry(name, node, problems)).collect()
+        entries
+            .entries()
+            .map(|(name, node)| self.entry(name, node, problems))
+            .collect()
     }
 
     fn entry(&mut self, name: &str, node: Node<'_>, problems: &mut Problems) -> Entry {
-        let origin = Origin { file: node.origin().clone(), line: node.line() };
+        let origin = Origin {
+            file: node.origin().clone(),
+            line: node.line(),
+        };
         let mut entry = Entry::written_at(name, origin);
         let Some(attributes) = node.mapping(problems) else {
             return entry;
@@ -203,5 +233,160 @@ impl Reader {
             values.extend(item.text(problems).map(std::borrow::Cow::into_owned));
         }
         values
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+config:
+  zimbraReverseProxyMailMode: redirect
+  zimbraDefaultDomainName: a.example
+servers:
+  store1.example.test:
+    zimbraServiceEnabled: [mailbox]
+    zimbraServiceHostname: 127.0.0.2
+    zimbraImapBindPort: 7143
+domains:
+  a.example:
+    zimbraVirtualHostname: [mail.a.example]
+cos: {default: {}}
+accounts:
+  alice@a.example:
+    zimbraId: 11111111-2222-3333-4444-55555555555A
+    zimbraMailAlias: [Al@a.example]
+    zimbraMailHost: store1.example.test
+  bob:
+    zimbraMailDeliveryAddress: Bob@a.example
+    ZIMBRAMAILHOST: 127.0.0.2
+";
+
+    fn parse(text: &str) -> Result<(YamlDirectory, Problems), Problems> {
+        YamlDirectory::parse(text, Path::new("d.yaml"))
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: &[&str]) {
+        let problems = match parse(text) {
+            Ok((_, warnings)) => warnings,
+            Err(problems) => problems,
+        };
+        let shown: Vec<_> = problems.iter().map(Problem::to_string).collect();
+        assert_eq!(shown, expected, "{text}");
+    }
+
+    use crate::yaml::Problem;
+
+    #[tokio::test]
+    async fn accounts_are_found_by_address_alias_and_id() {
+        let (directory, warnings) = parse(GOOD).unwrap();
+        assert!(warnings.is_empty(), "{warnings}");
+        let find = async |by: AccountBy| directory.account(&by).await.unwrap().map(|e| e.name().to_owned());
+        let name = |name: &str| AccountBy::Name(name.to_owned());
+        let id = AccountBy::Id("11111111-2222-3333-4444-55555555555a".to_owned());
+        assert_eq!(find(name("alice@a.example")).await.as_deref(), Some("alice@a.example"));
+        assert_eq!(find(name("al@a.example")).await.as_deref(), Some("alice@a.example"));
+        assert_eq!(find(id).await.as_deref(), Some("alice@a.example"));
+        assert_eq!(find(name("bob@a.example")).await.as_deref(), Some("bob"));
+        assert_eq!(find(name("bob")).await, None);
+        assert_eq!(directory.account_count(), 2);
+    }
+
+    #[test]
+    fn problems_are_reported_together() {
+        check(
+            "servres: {}\nacounts: {}\n",
+            &[
+                "d.yaml:1: servres: unknown key; did you mean servers?",
+                "d.yaml:2: acounts: unknown key; did you mean accounts?",
+            ],
+        );
+        check(
+            "config:\n  zimbraReverseProxyMailMode: mixed\n  zimbraImapProxyBindPort: [143, 70000]\n",
+            &[
+                "d.yaml:3: config.zimbraImapProxyBindPort: expected a port from 1 to 65535, found \"70000\"",
+                "d.yaml:3: config.zimbraImapProxyBindPort: has 2 values, but only the first counts",
+                "d.yaml:2: config.zimbraReverseProxyMailMode: expected one of https, redirect, both, found \"mixed\"",
+            ],
+        );
+        check(
+            "domains:\n  a: {zimbraVirtualHostname: M.x}\n  b: {zimbraVirtualHostname: [n.x, m.x]}\n",
+            &["d.yaml:3: domains.b.zimbraVirtualHostname: m.x already belongs to a"],
+        );
+        check(
+            "domains:\n  a: {zimbraDomainType: alias}\n  b: {zimbraDomainType: alias, zimbraDomainAliasTargetId: x}\n",
+            &[
+                "d.yaml:2: domains.a.zimbraDomainAliasTargetId: is an alias domain, but names no target",
+                "d.yaml:3: domains.b.zimbraDomainAliasTargetId: no domain has the zimbraId x",
+            ],
+        );
+        check(
+            "accounts:\n  a@x: {zimbraMailAlias: C@x, zimbraId: 1}\n  b@x: {zimbraMailAlias: c@x, zimbraId: 1}\n",
+            &[
+                "d.yaml:3: accounts.b@x.zimbraMailAlias: already belongs to a@x",
+                "d.yaml:3: accounts.b@x.zimbraId: already belongs to a@x",
+            ],
+        );
+        check(
+            "accounts:\n  a@x:\n    zimbraMailHots: s\n    zimbraMailHost: s\n    displayName: A\n",
+            &[
+                "d.yaml:4: accounts.a@x.zimbraMailHost: warning: server s is not in the directory",
+                "d.yaml:3: accounts.a@x.zimbraMailHots: warning: is not a known attribute; did you mean zimbraMailHost?",
+            ],
+        );
+        check(
+            "servers:\n  s:\n    zimbraMailPort: 1\n    zimbramailport: 2\n  S: {}\n",
+            &[
+                "d.yaml:5: servers.S: stands here twice in another spelling; the first is in line 2",
+                "d.yaml:4: servers.s.zimbramailport: stands here twice in another spelling",
+            ],
+        );
+        check(
+            "domains: {a: {zimbraSSLCertificate: !file none.crt}}",
+            &["d.yaml:1: domains.a.zimbraSSLCertificate: cannot read none.crt: No such file or directory (os error 2)"],
+        );
+        check(
+            "servers: [a]",
+            &["d.yaml:1: servers: expected a mapping (key: value), found a list"],
+        );
+        check("", &[]);
+    }
+
+    #[test]
+    fn a_bad_file_leaves_the_old_content_in_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.yaml");
+        std::fs::write(&path, GOOD).unwrap();
+        let (directory, _) = YamlDirectory::load(&path).unwrap();
+        std::fs::write(&path, "accounts: {x@y: {}}\nservers: 1\n").unwrap();
+        assert!(directory.reload().unwrap_err().has_errors());
+        assert_eq!(directory.account_count(), 2);
+        std::fs::write(&path, "accounts: {x@y: {}}\n").unwrap();
+        assert!(directory.reload().unwrap().is_empty());
+        assert_eq!(directory.account_count(), 1);
+        assert_eq!(directory.accounts()[0].name(), "x@y");
+        assert_eq!(directory.files(), [path]);
+    }
+
+    /// Not a benchmark: it only shows that nothing is quadratic.
+    #[test]
+    fn twenty_thousand_accounts_are_no_burden() {
+        let mut text = String::from(GOOD);
+        for i in 0..20_000 {
+            text.push_str(&format!(
+                "  user{i}@a.example:\n    zimbraId: id-{i}\n    zimbraMailAlias: [u{i}@a.example]\n    zimbraMailHost: store1.example.test\n"
+            ));
+        }
+        let start = std::time::Instant::now();
+        let (directory, _) = parse(&text).unwrap();
+        assert_eq!(directory.account_count(), 20_002);
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(10),
+            "{:?}",
+            start.elapsed()
+        );
+        println!("20,000 accounts in {:?}", start.elapsed());
     }
 }

@@ -1,0 +1,103 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use pingora::server::Server;
+use pingora::server::configuration::Opt;
+use route_cache::yaml::Problems;
+
+use crate::app::Plan;
+use crate::listener::Doors;
+
+/// Where the node file is looked for.
+const NODE_FILE: &str = "/etc/portico/portico.yaml";
+
+/// The front door of a mail system: takes HTTPS, IMAP(S) and POP3(S) users to the server that holds their mail.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    /// The node file.
+    #[arg(short, long, global = true, value_name = "FILE", default_value = NODE_FILE)]
+    pub conf: PathBuf,
+    /// Run in the background.
+    #[arg(short, long)]
+    pub daemon: bool,
+    /// Take over the listening sockets of the running process, which must be told with SIGQUIT.
+    #[arg(short, long)]
+    pub upgrade: bool,
+    /// Test the configuration and exit.
+    #[arg(short, long)]
+    pub test: bool,
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Load the node file, the directory and every certificate, and print all problems.
+    Check,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// What cannot be done, in one line.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.verb {
+        Some(Verb::Check) => Ok(check(&cli.conf)),
+        None if cli.test => Ok(check(&cli.conf)),
+        None => serve(&cli),
+    }
+}
+
+fn check(conf: &Path) -> ExitCode {
+    match Plan::load(conf) {
+        Ok((plan, warnings)) => {
+            print(&warnings);
+            println!("{}: good ({} listeners)", conf.display(), plan.listeners.len());
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            print(&problems);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(problems: &Problems) {
+    for problem in problems {
+        eprintln!("{problem}");
+    }
+}
+
+/// Runs until it is told to end. What is wrong with the configuration is said before anything is started or
+/// taken over.
+fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let (mut plan, warnings) = match Plan::load(&cli.conf) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            print(&problems);
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    print(&warnings);
+    raise_file_limit();
+    let opt = Opt { upgrade: cli.upgrade, daemon: cli.daemon, nocapture: false, test: false, conf: None };
+    let mut server = Server::new_with_opt_and_conf(opt, std::mem::take(&mut plan.config.server));
+    server.bootstrap();
+    let conf = Arc::clone(&server.configuration);
+    server.add_service(Doors::new(plan, conf));
+    server.run_forever()
+}
+
+/// As many open files as the system lets us have: each session takes two.
+fn raise_file_limit() {
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        log::warn!("the limit of open files cannot be raised: {error}");
+    }
+}

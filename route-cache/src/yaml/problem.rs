@@ -1,0 +1,141 @@
+//! What is wrong with a file or an entry, and where. One form for the node file and the directory.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How bad a [`Problem`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// What was written cannot be used.
+    Error,
+    /// What was written can be used, but hardly says what was meant.
+    Warning,
+}
+
+/// One thing that is wrong with a file or an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, or `None` for an entry that comes from LDAP.
+    pub file: Option<Arc<Path>>,
+    /// Line in the file, counted from 1.
+    pub line: Option<usize>,
+    /// Path of the key (`listeners[2].tls`) or the entry and attribute; empty for the whole file.
+    pub key: String,
+    /// What is wrong and what was expected.
+    pub message: String,
+    /// How bad it is.
+    pub severity: Severity,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}:", file.display())?;
+            if let Some(line) = self.line {
+                write!(f, "{line}:")?;
+            }
+            f.write_str(" ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        if self.severity == Severity::Warning {
+            f.write_str("warning: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// All problems found so far. As an error it displays one problem per line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// No problems yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One error about a file as a whole, or one of its lines.
+    pub fn of_file(file: &Path, line: Option<usize>, message: impl Into<String>) -> Self {
+        let file = Some(Arc::from(file));
+        Problems(vec![Problem {
+            file,
+            line,
+            key: String::new(),
+            message: message.into(),
+            severity: Severity::Error,
+        }])
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, problem: Problem) {
+        self.0.push(problem);
+    }
+
+    /// Adds all of `other`.
+    pub fn extend(&mut self, other: Problems) {
+        self.0.extend(other.0);
+    }
+
+    /// True if there is neither an error nor a warning.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many, warnings included.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if at least one is an error.
+    pub fn has_errors(&self) -> bool {
+        self.0.iter().any(|p| p.severity == Severity::Error)
+    }
+
+    /// All of them in the order they were found.
+    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
+        self.0.iter()
+    }
+
+    /// `value` if there is no error, with the warnings; else everything.
+    pub fn or<T>(self, value: T) -> Result<(T, Problems), Problems> {
+        if self.has_errors() {
+            return Err(self);
+        }
+        Ok((value, self))
+    }
+}
+
+impl IntoIterator for Problems {
+    type Item = Problem;
+    type IntoIter = std::vec::IntoIter<Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Problems {
+    type Item = &'a Problem;
+    type IntoIter = std::slice::Iter<'a, Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}

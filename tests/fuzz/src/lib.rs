@@ -1,0 +1,164 @@
+//! What the fuzz targets have in common: a player that does for a machine what a session would do, and notes what
+//! comes of it.
+//!
+//! The invariants of every machine: no panic, bounded memory, bounded output, and the same words and deeds however
+//! the input was cut.
+
+use std::net::IpAddr;
+
+use mail_proxy::failure::LoginFailure;
+use mail_proxy::line::{MAX_HELD, MAX_LINE};
+use mail_proxy::{
+    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
+    UpstreamMachine, UpstreamStep,
+};
+
+/// Octets of one read.
+const READ: usize = 4096;
+
+/// Octets that a login machine may say in all: its own limit on answers, one long answer more, refusals, a goodbye.
+const MAX_SAID: usize = 80 * 1024;
+
+/// The first octets of an input choose the channel and the cut, the rest is what is read.
+pub struct Plan<'a> {
+    /// The channel of the client.
+    pub channel: Channel,
+    /// Whether an upstream machine is to use SASL.
+    pub sasl: bool,
+    /// What is read.
+    pub bytes: &'a [u8],
+    cut: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// `None`: too short to say anything.
+    pub fn parse(data: &'a [u8]) -> Option<Plan<'a>> {
+            let (&[choice, high, low], bytes) = data.split_first_chunk::<3>()?;
+        let channel = match choice & 3 {
+            0 => Channel::Tls,
+            1 => Channel::Clear(StartTls::Off),
+            2 => Channel::Clear(StartTls::On),
+            _ => Channel::Clear(StartTls::Only),
+        };
+        let cut = usize::from(u16::from_be_bytes([high, low])) % (bytes.len() + 1);
+        Some(Plan { channel, sasl: choice & 4 != 0, bytes, cut })
+    }
+
+    /// The same input, whole, cut in two, and octet by octet.
+    fn ways(&self) -> [Vec<&'a [u8]>; 3] {
+        let (first, second) = self.bytes.split_at(self.cut);
+        [vec![self.bytes], vec![first, second], self.bytes.chunks(1).collect()]
+    }
+}
+
+/// Plays a login machine in every way. `held` tells how many octets the machine keeps.
+pub fn check_login<M: LoginMachine>(plan: &Plan<'_>, new: impl Fn(Channel) -> M, held: impl Fn(&M) -> usize) {
+    let [whole, others @ ..] = plan.ways().map(|pieces| login(new(plan.channel), &pieces, &held));
+    for other in others {
+        // Octets behind STARTTLS are an attack if they are there when it is read, and TLS records otherwise.
+        if !whole.contains("StartTls") && !whole.contains("BytesBehindStartTls") {
+            assert_eq!(whole, other);
+        }
+    }
+}
+
+/// Plays a machine that faces a server in every way.
+pub fn check_upstream<M: UpstreamMachine>(plan: &Plan<'_>, new: impl Fn(Introduction) -> M) {
+    let [whole, others @ ..] = plan.ways().map(|pieces| upstream(new(introduction(plan.sasl)), &pieces));
+    for other in others {
+        assert_eq!(whole, other);
+    }
+}
+
+fn login<M: LoginMachine>(mut machine: M, pieces: &[&[u8]], held: impl Fn(&M) -> usize) -> String {
+    let mut out = Vec::new();
+    let mut did = String::new();
+    let mut logins = 0;
+    for read in pieces.iter().flat_map(|piece| piece.chunks(READ)) {
+        assert!(machine.wants_input(), "it neither goes on nor wants input");
+        machine.input(read);
+        assert!(held(&machine) <= MAX_HELD + READ);
+        loop {
+            let step = machine.step(&mut out);
+            assert!(out.len() <= MAX_SAID);
+            match step {
+                Step::NeedInput => break,
+                Step::Login(credentials) => {
+                    check_credentials(&credentials);
+                    did += &format!("{credentials:?} {:?}\n", credentials.password.expose());
+                    logins += 1;
+                    if logins == 2 {
+                        let rest = accept(machine, &mut out);
+                        let seen: usize = pieces.iter().map(|piece| piece.len()).sum();
+                        assert!(rest <= seen);
+                        return did + &String::from_utf8_lossy(&out);
+                    }
+                    machine.refuse(&LoginFailure::Refused("NO \r\nx".to_owned()), &mut out);
+                }
+                Step::Close(ended) => {
+                    did += &format!("{ended:?}\n");
+                    assert_eq!(held(&machine), 0);
+                    assert!(ended != Ended::BytesBehindStartTls || out.windows(5).all(|five| five != b"* OK "));
+                    return did + &String::from_utf8_lossy(&out);
+                }
+                Step::Reject { .. } => {
+                    did += "Reject\n";
+                    machine.refuse(&LoginFailure::BadCredentials, &mut out);
+                }
+                step => did += &format!("{step:?}\n"),
+            }
+        }
+    }
+    did + machine.phase() + &String::from_utf8_lossy(&out)
+}
+
+fn accept<M: LoginMachine>(machine: M, out: &mut Vec<u8>) -> usize {
+    let accepted = Accepted { untagged: b"* X\r\n".to_vec(), answer: b"OK".to_vec(), rest: b"* Y\r\n".to_vec() };
+    Box::new(machine).accept(&accepted, out).len()
+}
+
+/// What the rest of the house relies on.
+pub fn check_credentials(credentials: &Credentials) {
+    for name in [Some(&credentials.user), credentials.authenticating_as.as_ref()].into_iter().flatten() {
+        assert!(!name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control));
+    }
+    let password = credentials.password.expose();
+    assert!(password.len() <= 1024 && !password.iter().any(|byte| b"\0\r\n".contains(byte)));
+}
+
+fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
+    let mut out = Vec::new();
+    let mut reads = pieces.iter().flat_map(|piece| piece.chunks(READ));
+    let mut did = String::new();
+    while let Some(read) = reads.next() {
+        match machine.input(read, &mut out) {
+            UpstreamStep::NeedInput => {}
+            UpstreamStep::Accepted(Accepted { untagged, answer, rest }) => {
+                assert!(untagged.len() <= 16 * 1024 && answer.len() <= MAX_LINE && rest.len() <= read.len());
+                let rest = [rest, reads.flatten().copied().collect()].concat();
+                did = format!("{untagged:?} {answer:?} {rest:?}");
+                break;
+            }
+            UpstreamStep::Refused(refusal) => {
+                did = format!("{refusal:?}");
+                break;
+            }
+        }
+    }
+    // At most: ID or XOIP, a login, a password, each on its line.
+    assert!(out.len() <= 4096 && out.iter().filter(|&&byte| byte == b'\n').count() <= 4);
+    did + machine.phase() + &String::from_utf8_lossy(&out)
+}
+
+fn introduction(sasl: bool) -> Introduction {
+    let mechanism = if sasl { Mechanism::SaslPlain } else { Mechanism::Login };
+    Introduction {
+        credentials: Credentials::parse(mechanism, b"al/tb", b"secret").expect("good credentials"),
+        login: "alice@a.example".to_owned(),
+        client: IpAddr::from([203, 0, 113, 7]),
+        local: IpAddr::from([192, 0, 2, 10]),
+        client_id: IdFields { name: Some("x\"\r\n".to_owned()), version: Some("1,2".to_owned()) },
+        product: ("Portico".to_owned(), "1.0".to_owned()),
+        announce: true,
+    }
+}

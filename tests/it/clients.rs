@@ -1,0 +1,164 @@
+//! Real mail clients: Python's imaplib and poplib, curl, mbsync, openssl s_client.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::scene::{Scene, play};
+
+const IMAPLIB: &str = r#"
+import imaplib, ssl, sys
+host, imap, imaps, ca, user, password = sys.argv[1:7]
+tls = ssl.create_default_context(cafile=ca)
+def use(m):
+    m.create("Sent of %s" % m.port)
+    assert m.append("INBOX", r"(\Seen)", None, b"Subject: by imaplib\r\n\r\nhello\r\n")[0] == "OK"
+    assert m.select("INBOX")[0] == "OK"
+    numbers = m.search(None, "SUBJECT", '"by imaplib"')[1][0].split()
+    data = m.fetch(numbers[-1], "(RFC822)")[1]
+    assert b"hello" in data[0][1], data
+    m.close()
+    m.logout()
+m = imaplib.IMAP4_SSL(host, int(imaps), ssl_context=tls)
+assert "IDLE" in m.capabilities, m.capabilities
+m.login(user, password)
+use(m)
+m = imaplib.IMAP4(host, int(imap))
+m.starttls(tls)
+m.authenticate("PLAIN", lambda _: ("\0%s\0%s" % (user, password)).encode())
+use(m)
+m = imaplib.IMAP4_SSL(host, int(imaps), ssl_context=tls)
+try:
+    m.login(user, "not it")
+    sys.exit("a wrong password was taken")
+except imaplib.IMAP4.error as e:
+    assert b"AUTHENTICATIONFAILED" in e.args[0], e
+"#;
+
+const POPLIB: &str = r#"
+import poplib, ssl, sys
+host, pop3, pop3s, ca, user, password = sys.argv[1:7]
+tls = ssl.create_default_context(cafile=ca)
+def use(m):
+    m.user(user)
+    m.pass_(password)
+    count, _ = m.stat()
+    assert count == 1, count
+    assert any(user.encode() in line for line in m.retr(1)[1])
+    m.uidl()
+    m.quit()
+m = poplib.POP3_SSL(host, int(pop3s), context=tls)
+assert "USER" in m.capa(), m.capa()
+use(m)
+m = poplib.POP3(host, int(pop3))
+assert "STLS" in m.capa(), m.capa()
+m.stls(tls)
+use(m)
+m = poplib.POP3_SSL(host, int(pop3s), context=tls)
+m.user(user)
+try:
+    m.pass_("not it")
+    sys.exit("a wrong password was taken")
+except poplib.error_proto:
+    pass
+"#;
+
+#[test]
+fn python() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        let (doors, ca) = (scene.town.doors, ca(scene)?);
+        for local in ["alice", "bob"] {
+            let person = scene.town.person(local)?;
+            let (name, password) = (person.name.as_str(), person.password());
+            let run = |script, clear: u16, tls: u16| {
+                let (clear, tls) = (clear.to_string(), tls.to_string());
+                scene.run(
+                    "python3",
+                    &["-c", script, "127.0.0.1", &clear, &tls, &ca, name, &password],
+                )
+            };
+            run(POPLIB, doors.pop3.port(), doors.pop3s.port())?;
+            run(IMAPLIB, doors.imap.port(), doors.imaps.port())?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn curl() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        let (doors, ca) = (scene.town.doors, ca(scene)?);
+        for local in ["alice", "bob"] {
+            let person = scene.town.person(local)?;
+            let mark = format!("Subject: {} on {}", person.name, scene.town.stores[person.store].name);
+            let user = format!("{}:{}", person.name, person.password());
+            let urls = [
+                format!("imaps://{}/INBOX;MAILINDEX=1", doors.imaps),
+                format!("imap://{}/INBOX;MAILINDEX=1", doors.imap),
+                format!("pop3s://{}/1", doors.pop3s),
+                format!("pop3://{}/1", doors.pop3),
+            ];
+            for url in urls {
+                let mail = scene.run("curl", &["-sS", "--ssl-reqd", "--cacert", &ca, "--user", &user, &url])?;
+                ensure!(mail.contains(&mark), "{url}: {mail:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn mbsync() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        scene.town.stores[1]
+            .dovecot
+            .deliver("bob@a.example", "Subject: second\r\n\r\ntwo\r\n")?;
+        let local = scene.stage.dir("mbsync")?;
+        let config = format!(
+            "IMAPAccount bob\nHost localhost\nPort {}\nUser bob@a.example\nPass bob-c4n4ry-two\nSSLType IMAPS\n\
+             CertificateFile {}\n\nIMAPStore far\nAccount bob\n\nMaildirStore near\nPath {}/\nInbox {}/INBOX\n\n\
+             Channel bob\nFar :far:\nNear :near:\nPatterns INBOX\nCreate Near\nSync All\nSyncState *\n",
+            scene.town.doors.imaps.port(),
+            ca(scene)?,
+            local.display(),
+            local.display(),
+        );
+        let rc = scene.stage.file("mbsync/rc", config)?;
+        let rc = rc.to_str().context("path")?;
+        scene.run("mbsync", &["-c", rc, "bob"])?;
+        assert_eq!(std::fs::read_dir(local.join("INBOX/new"))?.count(), 2);
+        std::fs::write(local.join("INBOX/new/1.2.three"), "Subject: third\n\nthree\n")?;
+        scene.run("mbsync", &["-c", rc, "bob"])?;
+        let mut wire = scene.login("bob")?;
+        let inbox = wire.imap_ok("a1 SELECT INBOX")?;
+        ensure!(inbox.contains(&"* 3 EXISTS".to_owned()), "{inbox:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn openssl() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        let (doors, ca) = (scene.town.doors, ca(scene)?);
+        let imap = "printf '%s\\n' 'a LOGIN bob@a.example bob-c4n4ry-two' 'b STATUS INBOX (MESSAGES)' 'c LOGOUT'";
+        let pop3 = "printf '%s\\n' 'USER bob@a.example' 'PASS bob-c4n4ry-two' 'STAT' 'QUIT'";
+        let client = format!("openssl s_client -quiet -crlf -verify_return_error -CAfile {ca}");
+        let cases = [
+            (imap, format!("-starttls imap -connect {}", doors.imap), "(MESSAGES 1)"),
+            (imap, format!("-connect {}", doors.imaps), "(MESSAGES 1)"),
+            (pop3, format!("-starttls pop3 -connect {}", doors.pop3), "+OK 1 "),
+            (pop3, format!("-connect {}", doors.pop3s), "+OK 1 "),
+        ];
+        for (input, how, expected) in cases {
+            let said = scene.run("sh", &["-c", &format!("{input} | {client} {how}")])?;
+            ensure!(said.contains(expected), "{how}: {said:?}");
+        }
+        Ok(())
+    })
+}
+
+fn ca(scene: &Scene) -> Result<String> {
+    Ok(scene.town.ca.file().to_str().context("path")?.to_owned())
+}

@@ -1,0 +1,289 @@
+//! Behind a balancer: its PROXY header says who the client is, and nobody else's does.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use portico_tests::haproxy::Header;
+use portico_tests::town::{BALANCER, FRONT, people};
+use portico_tests::wire::Wire;
+
+use crate::scene::{Scene, greeted, play, play_with};
+
+const CLIENT: &str = "127.0.0.77";
+const SPOOFED: &str = "198.51.100.66";
+const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+#[test]
+fn through_haproxy_with_version_1() -> Result<()> {
+    play(|scene| through_haproxy(scene, Header::V1))
+}
+
+#[test]
+fn through_haproxy_with_version_2() -> Result<()> {
+    play(|scene| through_haproxy(scene, Header::V2))
+}
+
+fn through_haproxy(scene: &mut Scene, header: Header) -> Result<()> {
+    let (_haproxy, front) = scene.town.balancer(scene.stage, header, None)?;
+    let ca = scene.town.ca.file();
+    let ca = ca.to_str().context("path")?;
+    let mails = [
+        ("imaps", front.imaps, "/", "alice@a.example", "alice-c4n4ry-one"),
+        ("imap", front.imap, "/", "bob@a.example", "bob-c4n4ry-two"),
+        ("pop3s", front.pop3s, "/", "carol@b.example", "carol-c4n4ry-three"),
+        ("pop3", front.pop3, "/", "dave@b.example", "dave-c4n4ry-four"),
+    ];
+    for (scheme, door, path, name, password) in mails {
+        let (url, user) = (format!("{scheme}://{door}{path}"), format!("{name}:{password}"));
+        scene.run(
+            "curl",
+            &[
+                "-sS",
+                "--ssl-reqd",
+                "--cacert",
+                ca,
+                "--interface",
+                CLIENT,
+                "--user",
+                &user,
+                &url,
+            ],
+        )?;
+        is_from_client(
+            &scene
+                .portico
+                .record(&[("event", "login"), ("account", name), ("outcome", "ok")])?,
+        )?;
+    }
+    let log = scene.town.stores[0].dovecot.log();
+    ensure!(
+        log.contains(&format!("rip={CLIENT}")),
+        "the mailbox server saw somebody else: {log}"
+    );
+    let url = format!("https://{}/service/soap/AuthRequest", front.https);
+    let login = "<account by=\"name\">alice@a.example</account><password>alice-c4n4ry-one</password>";
+    scene.run(
+        "curl",
+        &["-sS", "--cacert", ca, "--interface", CLIENT, "-d", login, &url],
+    )?;
+    is_from_client(&scene.portico.record(&[("event", "web_login"), ("outcome", "ok")])?)?;
+    let page = scene.run(
+        "curl",
+        &[
+            "-sS",
+            "--cacert",
+            ca,
+            "--interface",
+            CLIENT,
+            &format!("https://{}/x", front.https),
+        ],
+    )?;
+    ensure!(
+        page.contains(&format!("[\"X-Forwarded-For\",\"{CLIENT}\"]"))
+            || page
+                .to_lowercase()
+                .contains(&format!("[\"x-forwarded-for\",\"{CLIENT}\"]")),
+        "{page}"
+    );
+    let redirect = scene.run(
+        "curl",
+        &[
+            "-sS",
+            "-D",
+            "-",
+            "--interface",
+            CLIENT,
+            &format!("http://{}/x", front.http),
+        ],
+    )?;
+    ensure!(redirect.starts_with("HTTP/1.1 302"), "{redirect}");
+    Ok(())
+}
+
+fn is_from_client(record: &serde_json::Value) -> Result<()> {
+    ensure!(
+        record["client"]
+            .as_str()
+            .is_some_and(|c| c.starts_with(&format!("{CLIENT}:"))),
+        "{record}"
+    );
+    ensure!(
+        record["via"]
+            .as_str()
+            .is_some_and(|v| v.starts_with(&format!("{BALANCER}:"))),
+        "{record}"
+    );
+    Ok(())
+}
+
+/// A header that arrives in pieces, with the client's first bytes right behind it, in clear text and before TLS.
+#[test]
+fn headers_of_all_forms_are_read() -> Result<()> {
+    let v1 = format!("PROXY TCP4 {SPOOFED} 192.0.2.1 5555 143\r\n").into_bytes();
+    let v1_ipv6 = b"PROXY TCP6 2001:db8::77 2001:db8::1 5555 143\r\n".to_vec();
+    let v2 = v2(
+        0x21,
+        0x11,
+        &[
+            &[198, 51, 100, 66, 192, 0, 2, 1][..],
+            &5555u16.to_be_bytes(),
+            &143u16.to_be_bytes(),
+        ]
+        .concat(),
+    );
+    let with_tlv = v2_with_tlv();
+    let cases = [
+        ("v1", v1, "198.51.100.66:5555"),
+        ("v1 IPv6", v1_ipv6, "[2001:db8::77]:5555"),
+        ("v1 UNKNOWN", b"PROXY UNKNOWN\r\n".to_vec(), "127.0.0.9:"),
+        ("v2", v2, "198.51.100.66:5555"),
+        ("v2 with TLV", with_tlv, "198.51.100.66:5556"),
+        ("v2 LOCAL", v2_local(), "127.0.0.9:"),
+    ];
+    play_with(
+        people(),
+        |_, _, directory| {
+            directory.config("zimbraReverseProxyImapStartTlsMode", "on");
+            Ok(())
+        },
+        |scene| {
+            for (number, (what, header, client)) in cases.iter().enumerate() {
+                let name = format!("nobody{number}@a.example");
+                let mut wire = from_balancer(scene.town.behind.imap)?;
+                let (start, end) = header.split_at(header.len() / 2);
+                wire.send(start)?;
+                std::thread::sleep(Duration::from_millis(20));
+                wire.send([end, format!("a1 LOGIN {name} c4n4ry-x\r\n").as_bytes()].concat())?;
+                wire.imap_answer("a1").with_context(|| what.to_string())?;
+                let record = scene.portico.record(&[("event", "login"), ("user", &name)])?;
+                ensure!(
+                    record["client"].as_str().is_some_and(|c| c.starts_with(client)),
+                    "{what}: {record}"
+                );
+
+                let mut wire = from_balancer(scene.town.behind.imaps)?;
+                wire.send(header)?;
+                let mut wire = greeted(wire.start_tls(&scene.town.ca.connector(&[])?, FRONT)?, "* OK ")?;
+                wire.imap_ok("a1 NOOP").with_context(|| what.to_string())?;
+            }
+            Ok(())
+        },
+    )
+}
+
+fn v2(version_command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+    let length = (addresses.len() as u16).to_be_bytes();
+    [V2_SIGNATURE, &[version_command, family], &length, addresses].concat()
+}
+
+fn v2_local() -> Vec<u8> {
+    v2(0x20, 0x00, &[])
+}
+
+fn v2_with_tlv() -> Vec<u8> {
+    let addresses = [
+        &[198, 51, 100, 66, 192, 0, 2, 1][..],
+        &5556u16.to_be_bytes(),
+        &143u16.to_be_bytes(),
+    ]
+    .concat();
+    let unique_id = [&[0x05, 0, 8][..], b"balancer"].concat();
+    v2(0x21, 0x11, &[addresses, unique_id].concat())
+}
+
+fn from_balancer(door: SocketAddrV4) -> Result<Wire> {
+    Wire::clear_from(IpAddr::V4(BALANCER), door)
+}
+
+#[test]
+fn nobody_else_may_say_who_the_client_is() -> Result<()> {
+    let header = format!("PROXY TCP4 {SPOOFED} 192.0.2.1 5555 143\r\n").into_bytes();
+    let v2 = v2(
+        0x21,
+        0x11,
+        &[
+            &[198, 51, 100, 66, 192, 0, 2, 1][..],
+            &5555u16.to_be_bytes(),
+            &143u16.to_be_bytes(),
+        ]
+        .concat(),
+    );
+    play(|scene| {
+        let (doors, behind) = (scene.town.doors, scene.town.behind);
+        for header in [&header, &v2] {
+            for door in [
+                doors.imap,
+                behind.imap,
+                doors.pop3,
+                behind.pop3,
+                doors.http,
+                behind.http,
+            ] {
+                let mut wire = Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), door)?;
+                wire.send(header)?;
+                let _closed_already = wire.say("a1 LOGIN spoofer@a.example x");
+                let _closed_already = wire.say("USER spoofer@a.example\r\nQUIT");
+                let _closed_already = wire.shut();
+                wire.rest().with_context(|| format!("{door}"))?;
+            }
+            for door in [doors.imaps, behind.imaps, doors.pop3s, doors.https, behind.https] {
+                let mut wire = Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), door)?;
+                wire.send(header)?;
+                let tls = wire.start_tls_any_name(&scene.town.ca.connector(&[])?, FRONT);
+                ensure!(tls.is_err(), "a header before TLS was taken on {door}");
+            }
+        }
+        let spoofed = scene
+            .portico
+            .audit()?
+            .into_iter()
+            .find(|r| r.to_string().contains(SPOOFED));
+        ensure!(spoofed.is_none(), "{spoofed:?}");
+        ensure!(
+            !scene.portico.access_log().contains(SPOOFED),
+            "{}",
+            scene.portico.access_log()
+        );
+        scene.login("alice").map(drop)
+    })
+}
+
+/// From the balancer's address nothing counts before the header, and the wait for it ends.
+#[test]
+fn the_balancer_must_send_a_header() -> Result<()> {
+    play_with(
+        people(),
+        |_, node, _| {
+            node.more.push(("mail".into(), "{login_deadline: 3s}".into()));
+            Ok(())
+        },
+        |scene| {
+            let behind = scene.town.behind;
+            let bad: [&[u8]; 5] = [
+                b"a1 NOOP\r\n",
+                b"PROXY TCP4 nonsense\r\n",
+                b"PROXY ",
+                &[b'P'; 300],
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xFF\xFF",
+            ];
+            for bytes in bad {
+                for door in [behind.imap, behind.imaps, behind.pop3, behind.pop3s] {
+                    let mut wire = from_balancer(door)?;
+                    wire.patience(Duration::from_secs(6))?;
+                    wire.send(bytes)?;
+                    let said = wire.rest().with_context(|| format!("{door} waits on {bytes:?}"))?;
+                    ensure!(
+                        !said.starts_with(b"* OK") && !said.starts_with(b"+OK"),
+                        "{door} greeted after {bytes:?}"
+                    );
+                }
+            }
+            let mut wire = from_balancer(behind.imap)?;
+            wire.patience(Duration::from_secs(6))?;
+            let said = wire.rest()?;
+            ensure!(!said.starts_with(b"* OK"), "greeted without a header");
+            Ok(())
+        },
+    )
+}

@@ -1,0 +1,86 @@
+//! Which certificate a client sees, by the name it asks for; and what is agreed by ALPN.
+
+use std::net::SocketAddrV4;
+
+use anyhow::{Context, Result};
+use portico_tests::wire::Wire;
+
+use crate::scene::{Scene, greeted, play};
+
+const NAMES: [(&str, &str); 7] = [
+    ("mail.a.example", "mail.a.example"),
+    ("imap.a.example", "mail.a.example"),
+    ("MAIL.B.example", "mail.b.example"),
+    ("anything.c.example", "*.c.example"),
+    ("mail.example.test", "mail.example.test"),
+    ("unknown.example", "mail.example.test"),
+    ("127.0.0.1", "mail.example.test"),
+];
+
+type Connect = fn(&Scene, &str) -> Result<Wire>;
+
+#[test]
+fn each_name_has_its_certificate_on_every_door() -> Result<()> {
+    let doors: [(&str, Connect); 5] = [
+        ("HTTPS", |s, name| s.tls(s.town.doors.https, name)),
+        ("IMAPS", |s, name| s.tls(s.town.doors.imaps, name)),
+        ("POP3S", |s, name| s.tls(s.town.doors.pop3s, name)),
+        ("STARTTLS", |s, name| {
+            starttls(s, s.town.doors.imap, "* OK ", "s1 STARTTLS", "s1 OK", name)
+        }),
+        ("STLS", |s, name| {
+            starttls(s, s.town.doors.pop3, "+OK", "STLS", "+OK", name)
+        }),
+    ];
+    play(|scene| {
+        for (door, connect) in doors {
+            for (asked, shown) in NAMES {
+                let wire = connect(scene, asked).with_context(|| format!("{door}, {asked}"))?;
+                assert_eq!(wire.certificate_name()?, shown, "{door}, {asked}");
+            }
+        }
+        Ok(())
+    })
+}
+
+fn starttls(scene: &Scene, door: SocketAddrV4, greeting: &str, command: &str, ok: &str, name: &str) -> Result<Wire> {
+    let mut wire = greeted(Wire::clear(door)?, greeting)?;
+    wire.say(command)?;
+    let wire = greeted(wire, ok)?;
+    wire.start_tls_any_name(&scene.town.ca.connector(&[])?, name)
+}
+
+#[test]
+fn the_chain_verifies() -> Result<()> {
+    play(|scene| {
+        let tls = scene.town.ca.connector(&[])?;
+        for (door, name) in [
+            (scene.town.doors.https, "mail.a.example"),
+            (scene.town.doors.imaps, "x.c.example"),
+        ] {
+            Wire::tls(door, &tls, name)?;
+        }
+        Wire::tls(scene.town.doors.pop3s, &tls, "127.0.0.1").map(drop)
+    })
+}
+
+#[test]
+fn alpn_is_agreed_or_refused() -> Result<()> {
+    play(|scene| {
+        let doors = scene.town.doors;
+        let agreed = |door, offered: &[&str]| -> Result<Option<String>> {
+            Ok(Wire::clear(door)?
+                .start_tls_any_name(&scene.town.ca.connector(offered)?, "mail.a.example")?
+                .alpn())
+        };
+        assert_eq!(agreed(doors.https, &["h2", "http/1.1"])?.as_deref(), Some("h2"));
+        assert_eq!(agreed(doors.https, &["http/1.1"])?.as_deref(), Some("http/1.1"));
+        assert_eq!(agreed(doors.imaps, &["imap"])?.as_deref(), Some("imap"));
+        assert_eq!(agreed(doors.pop3s, &["pop3"])?.as_deref(), Some("pop3"));
+        assert_eq!(agreed(doors.imaps, &[])?, None);
+        // A browser that was lured to a mail port (ALPACA) is turned away in the handshake.
+        assert!(agreed(doors.imaps, &["http/1.1"]).is_err());
+        assert!(agreed(doors.pop3s, &["h2", "http/1.1"]).is_err());
+        Ok(())
+    })
+}
