@@ -64,10 +64,13 @@ pub struct Record {
     /// What happened.
     pub event: Option<Event>,
     /// Number of the connection, unique on this node: joins the lines of one session.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub conn: String,
     /// Address of the listener.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub listener: String,
     /// `imap`, `pop3` or `http`.
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub proto: &'static str,
     /// TLS version and cipher towards the client (`TLSv1.3 TLS_AES_256_GCM_SHA384`).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,6 +79,7 @@ pub struct Record {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
     /// Address and port of the client.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub client: String,
     /// Address and port of the balancer that spoke for it in a PROXY header.
     #[serde(skip_serializing_if = "Option::is_none")]

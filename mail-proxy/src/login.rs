@@ -88,10 +88,10 @@ pub struct Credentials {
 }
 
 /// Octets of a user name (MAIL §3.1).
-pub const MAX_USER: usize = 256;
+const MAX_USER: usize = 256;
 
 /// Octets of a password (MAIL §3.1).
-pub const MAX_PASSWORD: usize = 1024;
+const MAX_PASSWORD: usize = 1024;
 
 /// What may stand behind a user name (MAIL §3.3): mailbox servers switch on quirks for Thunderbird, Windows Mobile,
 /// and for clients that must not be offered IDLE.

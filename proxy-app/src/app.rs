@@ -201,11 +201,6 @@ impl App {
         }
     }
 
-    /// All groups.
-    pub fn groups(&self) -> [&Arc<Group>; 2] {
-        [&self.web_servers, &self.admin_servers]
-    }
-
     /// The HTTP engine of this house.
     pub fn web(self: &Arc<Self>, conf: &Arc<ServerConf>) -> Arc<HttpProxy<Web>> {
         let mut proxy = pingora_proxy::http_proxy(conf, Web::new(self.clone()));

@@ -14,6 +14,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora_proxy::HttpProxy;
+use route_cache::Service as Wanted;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -104,7 +105,12 @@ impl Service for Doors {
             }
         };
         let mut tasks = Vec::new();
-        for group in app.groups() {
+        let serves = |serve| doors.iter().any(|(door, _)| door.listener.serve == serve);
+        for (serve, service) in [(Serve::Web, Wanted::Web), (Serve::AdminConsole, Wanted::Admin)] {
+            if !serves(serve) {
+                continue;
+            }
+            let group = app.group(service);
             group.prepare().await;
             tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
         }

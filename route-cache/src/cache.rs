@@ -451,3 +451,332 @@ impl Drop for Seat<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    use async_trait::async_trait;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::directory::{AccountBy, Entry};
+    use crate::route::{Service, Subject};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A directory that counts, fails and waits as it is told. Everybody lives here, but for `nobody…`;
+    /// `alias…@x` is an alias of `user…@x`, and so is the id `id…`.
+    struct Fake {
+        asked: AtomicUsize,
+        down: AtomicBool,
+        host: Mutex<String>,
+        system: ArcSwap<System>,
+        /// One permit per answer.
+        gate: Semaphore,
+    }
+
+    impl Fake {
+        fn new() -> Arc<Fake> {
+            Arc::new(Fake {
+                asked: AtomicUsize::new(0),
+                down: AtomicBool::new(false),
+                host: Mutex::new("s1".to_owned()),
+                system: ArcSwap::from_pointee(system(7993)),
+                gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            })
+        }
+
+        fn shut(self: Arc<Fake>) -> Arc<Fake> {
+            self.gate.forget_permits(Semaphore::MAX_PERMITS);
+            self
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::SeqCst)
+        }
+    }
+
+    fn system(port: u16) -> System {
+        let servers = ["s1", "s2"].map(|name| {
+            let mut server = Entry::new(name);
+            server.set("zimbraImapSSLBindPort", [port.to_string()]);
+            server
+        });
+        System::new(Entry::new("config"), servers, [], [])
+    }
+
+    #[async_trait]
+    impl Directory for Fake {
+        fn system(&self) -> Arc<System> {
+            self.system.load_full()
+        }
+
+        async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let host = self.host.lock().clone();
+            let _permit = self.gate.acquire().await.unwrap();
+            if self.down.load(Ordering::SeqCst) {
+                return Err(DirectoryError("down".to_owned()));
+            }
+            let name = match by {
+                AccountBy::Name(name) => name.replace("alias", "user"),
+                AccountBy::Id(id) => format!("{}@x", id.replace("id", "user")),
+            };
+            if name.starts_with("nobody") {
+                return Ok(None);
+            }
+            let mut entry = Entry::new(name);
+            entry.set("zimbraMailHost", [host]);
+            entry.set("other", ["s2"]);
+            Ok(Some(Arc::new(entry)))
+        }
+    }
+
+    fn cache(fake: &Arc<Fake>) -> Arc<RouteCache> {
+        let settings = Settings {
+            node: "proxy".to_owned(),
+            capacity: 100_000,
+            ttl: 60 * SECOND,
+            stale: 600 * SECOND,
+            negative_ttl: 5 * SECOND,
+        };
+        Arc::new(RouteCache::new(settings, fake.clone()))
+    }
+
+    fn login(name: &str) -> Lookup {
+        let address = "192.0.2.1".parse().unwrap();
+        let subject = match name.strip_prefix('#') {
+            Some(id) => Subject::Id(id.to_owned()),
+            None => Subject::Login(name.to_owned()),
+        };
+        Lookup {
+            subject,
+            service: Service::Imap,
+            client: address,
+            local: address,
+            host: None,
+        }
+    }
+
+    /// Server, port and tier of the answer, or the error.
+    async fn ask(cache: &RouteCache, name: &str) -> String {
+        match cache.route(&login(name)).await {
+            Ok(route) => format!("{}:{} {:?}", route.server, route.port, route.tier),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_live_for_their_time() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Directory");
+        tokio::time::advance(59 * SECOND).await;
+        assert_eq!(ask(&cache, "USER@x").await, "s1:7993 Memory");
+        *fake.host.lock() = "s2".to_owned();
+        tokio::time::advance(SECOND).await;
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
+        assert_eq!(
+            (ask(&cache, "user@x").await.as_str(), fake.asked()),
+            ("s2:7993 Memory", 2)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_accounts_are_asked_for_again_sooner() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        for (after, asked) in [(0, 1), (4, 1), (1, 2), (0, 2)] {
+            tokio::time::advance(after * SECOND).await;
+            assert_eq!(ask(&cache, "nobody@x").await, "no such account");
+            assert_eq!(fake.asked(), asked);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_entry_serves_all_services_and_a_changed_port_acts_at_once() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        ask(&cache, "user@x").await;
+        for service in [Service::Imap, Service::Pop3, Service::Web, Service::Admin] {
+            cache
+                .route(&Lookup {
+                    service,
+                    ..login("user@x")
+                })
+                .await
+                .unwrap();
+        }
+        fake.system.store(Arc::new(system(1)));
+        assert_eq!(ask(&cache, "user@x").await, "s1:1 Memory");
+        assert_eq!((fake.asked(), cache.len()), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_mail_host_attribute_empties_the_cache() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        ask(&cache, "user@x").await;
+        let mut config = Entry::new("config");
+        config.set("zimbraReverseProxyMailHostAttribute", ["other"]);
+        fake.system
+            .store(Arc::new(System::new(config, [Entry::new("s2")], [], [])));
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_answers_serve_while_the_directory_is_down() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        ask(&cache, "user@x").await;
+        ask(&cache, "nobody@x").await;
+        fake.down.store(true, Ordering::SeqCst);
+        assert_eq!(ask(&cache, "other@x").await, "directory: down");
+        assert_eq!(ask(&cache, "other@x").await, "directory: down");
+        assert_eq!(fake.asked(), 4, "errors are not kept");
+        tokio::time::advance(60 * SECOND).await;
+        assert_eq!(ask(&cache, "nobody@x").await, "directory: down");
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Stale");
+        assert_eq!(fake.asked(), 5, "just failed, so not asked again");
+        tokio::time::advance(DOWN_PAUSE).await;
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Stale");
+        assert_eq!(fake.asked(), 6);
+        tokio::time::advance(599 * SECOND).await;
+        assert_eq!(ask(&cache, "user@x").await, "directory: down");
+        fake.down.store(false, Ordering::SeqCst);
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Directory");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn aliases_and_ids_share_the_account() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        assert_eq!(ask(&cache, "alias@x").await, "s1:7993 Directory");
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
+        assert_eq!(ask(&cache, "#id").await, "s1:7993 Directory");
+        assert_eq!(ask(&cache, "#ID").await, "s1:7993 Memory");
+        *fake.host.lock() = "s2".to_owned();
+        // Whatever name it is forgotten by, it is forgotten under all of them.
+        cache.forget(&login("#id"));
+        assert_eq!(ask(&cache, "alias@x").await, "s2:7993 Directory");
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
+        cache.clear();
+        assert!(cache.is_empty());
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn explaining_leaves_no_trace() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        for _ in 0..2 {
+            assert_eq!(cache.explain(&login("user@x")).await.unwrap().tier, Tier::Directory);
+        }
+        assert!(cache.is_empty());
+        ask(&cache, "user@x").await;
+        assert_eq!(cache.explain(&login("user@x")).await.unwrap().tier, Tier::Memory);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_who_ask_the_same_ask_once() {
+        let fake = Fake::new().shut();
+        let cache = cache(&fake);
+        let tasks: Vec<_> = (0..10_000)
+            .map(|i| {
+                let cache = cache.clone();
+                tokio::spawn(async move { ask(&cache, &format!("user{}@x", i % 100)).await })
+            })
+            .collect();
+        fake.gate.add_permits(100);
+        for task in tasks {
+            assert!(task.await.unwrap().starts_with("s1:7993"));
+        }
+        assert_eq!((fake.asked(), cache.len()), (100, 100));
+        assert!(cache.flights.0.lock().flights.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_shared_by_all_who_wait_and_then_gone() {
+        let fake = Fake::new().shut();
+        fake.down.store(true, Ordering::SeqCst);
+        let cache = cache(&fake);
+        let tasks: Vec<_> = (0..100).map(|_| spawn(&cache, "user@x")).collect();
+        tokio::task::yield_now().await;
+        fake.gate.add_permits(1);
+        for task in tasks {
+            assert_eq!(task.await.unwrap(), "directory: down");
+        }
+        assert_eq!((fake.asked(), cache.len()), (1, 0));
+        assert!(cache.flights.0.lock().flights.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_away_does_not_take_the_others_along() {
+        let fake = Fake::new().shut();
+        let cache = cache(&fake);
+        let first = spawn(&cache, "user@x");
+        tokio::task::yield_now().await;
+        let second = spawn(&cache, "user@x");
+        tokio::task::yield_now().await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        fake.gate.add_permits(1);
+        assert_eq!(second.await.unwrap(), "s1:7993 Directory");
+        fake.gate.forget_permits(1);
+        let alone = spawn(&cache, "other@x");
+        tokio::task::yield_now().await;
+        alone.abort();
+        assert!(alone.await.unwrap_err().is_cancelled());
+        assert!(cache.flights.0.lock().flights.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_fetched_before_forget_is_not_kept() {
+        for (asked_as, forgotten_as) in [("user@x", "user@x"), ("alias@x", "user@x"), ("#id", "user@x")] {
+            let fake = Fake::new().shut();
+            let cache = cache(&fake);
+            let early = spawn(&cache, asked_as);
+            tokio::task::yield_now().await;
+            *fake.host.lock() = "s2".to_owned();
+            cache.forget(&login(forgotten_as));
+            let joins = spawn(&cache, asked_as);
+            tokio::task::yield_now().await;
+            fake.gate.add_permits(10);
+            assert_eq!(early.await.unwrap(), "s1:7993 Directory");
+            joins.await.unwrap();
+            assert!(ask(&cache, asked_as).await.starts_with("s2:7993"), "{asked_as}");
+            assert!(cache.flights.0.lock().flights.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn invented_names_push_out_no_accounts() {
+        let fake = Fake::new();
+        let settings = Settings {
+            capacity: 80,
+            ..cache(&fake).settings.clone()
+        };
+        let cache = RouteCache::new(settings, fake.clone());
+        for i in 0..50 {
+            ask(&cache, &format!("user{i}@x")).await;
+        }
+        for i in 0..2000 {
+            ask(&cache, &format!("nobody{i}@x")).await;
+        }
+        assert!(cache.len() <= 90, "{}", cache.len());
+        for i in 0..50 {
+            assert_eq!(ask(&cache, &format!("user{i}@x")).await, "s1:7993 Memory");
+        }
+        for i in 0..2000 {
+            ask(&cache, &format!("user{i}@x")).await;
+        }
+        assert!(cache.len() <= 90, "{}", cache.len());
+    }
+
+    fn spawn(cache: &Arc<RouteCache>, name: &str) -> tokio::task::JoinHandle<String> {
+        let (cache, name) = (cache.clone(), name.to_owned());
+        tokio::spawn(async move { ask(&cache, &name).await })
+    }
+}

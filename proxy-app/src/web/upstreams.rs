@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use pingora_load_balancing::discovery::ServiceDiscovery;
-use pingora_load_balancing::health_check::TcpHealthCheck;
+use pingora_load_balancing::health_check::{HealthObserve, TcpHealthCheck};
 use pingora_load_balancing::selection::RoundRobin;
 use pingora_load_balancing::{Backend, Backends, LoadBalancer};
 use route_cache::{RouteCache, Server, Service};
@@ -49,7 +49,9 @@ impl Group {
     pub fn new(routes: Arc<RouteCache>, names: Arc<Names>, service: Service) -> Group {
         let discovery = Discovery { routes, names, service };
         let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(discovery)));
-        balancer.set_health_check(TcpHealthCheck::new());
+        let mut check = TcpHealthCheck::new();
+        check.health_changed_callback = Some(Box::new(Announce));
+        balancer.set_health_check(check);
         balancer.update_frequency = Some(LOOK);
         balancer.health_check_frequency = Some(LOOK);
         balancer.parallel_health_check = true;
@@ -87,6 +89,20 @@ impl Group {
 
     fn is_ejected(&self, address: SocketAddr) -> bool {
         self.ejected.lock().get(&address).is_some_and(|until| *until > Instant::now())
+    }
+}
+
+/// Says in one line what changed.
+struct Announce;
+
+#[async_trait]
+impl HealthObserve for Announce {
+    async fn observe(&self, backend: &Backend, healthy: bool) {
+        let name = member(backend).map_or("?", |member| &*member.server.name);
+        match healthy {
+            true => log::info!("mailbox server {name} ({}) accepts web connections again", backend.addr),
+            false => log::warn!("mailbox server {name} ({}) accepts no web connections", backend.addr),
+        }
     }
 }
 

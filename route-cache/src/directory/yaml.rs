@@ -117,6 +117,7 @@ impl Content {
             accounts,
             files: reader.files,
         };
+        problems.sort();
         std::mem::take(problems).or(content)
     }
 }
@@ -239,6 +240,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::yaml::Problem;
 
     const GOOD: &str = "
 config:
@@ -277,8 +279,6 @@ accounts:
         assert_eq!(shown, expected, "{text}");
     }
 
-    use crate::yaml::Problem;
-
     #[tokio::test]
     async fn accounts_are_found_by_address_alias_and_id() {
         let (directory, warnings) = parse(GOOD).unwrap();
@@ -306,9 +306,9 @@ accounts:
         check(
             "config:\n  zimbraReverseProxyMailMode: mixed\n  zimbraImapProxyBindPort: [143, 70000]\n",
             &[
+                "d.yaml:2: config.zimbraReverseProxyMailMode: expected one of https, redirect, both, found \"mixed\"",
                 "d.yaml:3: config.zimbraImapProxyBindPort: expected a port from 1 to 65535, found \"70000\"",
                 "d.yaml:3: config.zimbraImapProxyBindPort: has 2 values, but only the first counts",
-                "d.yaml:2: config.zimbraReverseProxyMailMode: expected one of https, redirect, both, found \"mixed\"",
             ],
         );
         check(
@@ -332,15 +332,15 @@ accounts:
         check(
             "accounts:\n  a@x:\n    zimbraMailHots: s\n    zimbraMailHost: s\n    displayName: A\n",
             &[
-                "d.yaml:4: accounts.a@x.zimbraMailHost: warning: server s is not in the directory",
                 "d.yaml:3: accounts.a@x.zimbraMailHots: warning: is not a known attribute; did you mean zimbraMailHost?",
+                "d.yaml:4: accounts.a@x.zimbraMailHost: warning: server s is not in the directory",
             ],
         );
         check(
             "servers:\n  s:\n    zimbraMailPort: 1\n    zimbramailport: 2\n  S: {}\n",
             &[
-                "d.yaml:5: servers.S: stands here twice in another spelling; the first is in line 2",
                 "d.yaml:4: servers.s.zimbramailport: stands here twice in another spelling",
+                "d.yaml:5: servers.S: stands here twice in another spelling; the first is in line 2",
             ],
         );
         check(

@@ -79,6 +79,11 @@ impl Problems {
         self.0.extend(other.0);
     }
 
+    /// Puts them in the order of the file, those without a line first.
+    pub fn sort(&mut self) {
+        self.0.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+    }
+
     /// True if there is neither an error nor a warning.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
