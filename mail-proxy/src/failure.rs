@@ -95,7 +95,13 @@ impl LoginFailure {
 /// A server's answer without the word that says how it ended: each protocol has its own.
 fn without_status(text: &str) -> &str {
     match text.split_once(' ') {
-        Some((status, rest)) if ["NO", "BAD", "-ERR"].iter().any(|word| status.eq_ignore_ascii_case(word)) => rest,
+        Some((status, rest))
+            if ["NO", "BAD", "-ERR"]
+                .iter()
+                .any(|word| status.eq_ignore_ascii_case(word)) =>
+        {
+            rest
+        }
         _ => text,
     }
 }
@@ -112,7 +118,10 @@ mod tests {
 
     fn check(failure: LoginFailure, imap: &str, pop3: &str) {
         assert_eq!(failure.imap(Mechanism::Login), imap);
-        assert_eq!(failure.imap(Mechanism::SaslPlain), imap.replace("LOGIN", "AUTHENTICATE"));
+        assert_eq!(
+            failure.imap(Mechanism::SaslPlain),
+            imap.replace("LOGIN", "AUTHENTICATE")
+        );
         assert_eq!(failure.pop3(), pop3);
     }
 
@@ -121,7 +130,11 @@ mod tests {
         let (imap, pop3) = ("NO [AUTHENTICATIONFAILED] LOGIN failed", "-ERR [AUTH] LOGIN failed");
         check(LoginFailure::BadCredentials, imap, pop3);
         check(LoginFailure::UnknownUser, imap, pop3);
-        check(LoginFailure::NotAllowed("10.0.0.1 is not in 192.0.2.0/24".into()), imap, pop3);
+        check(
+            LoginFailure::NotAllowed("10.0.0.1 is not in 192.0.2.0/24".into()),
+            imap,
+            pop3,
+        );
     }
 
     #[test]
@@ -129,14 +142,22 @@ mod tests {
         let imap = "NO [UNAVAILABLE] service temporarily unavailable, please try again later";
         let pop3 = "-ERR [SYS/TEMP] service temporarily unavailable, please try again later";
         check(LoginFailure::NoRoute("no such server: store9".into()), imap, pop3);
-        check(LoginFailure::UpstreamDown("store1: connection refused".into()), imap, pop3);
+        check(
+            LoginFailure::UpstreamDown("store1: connection refused".into()),
+            imap,
+            pop3,
+        );
         check(LoginFailure::DirectoryDown("ldap://10.0.0.1: busy".into()), imap, pop3);
     }
 
     #[test]
     fn a_servers_words_stay_one_line() {
         let refused = |text: &str| LoginFailure::Refused(text.to_owned());
-        check(refused("NO [ALERT] change it"), "NO [ALERT] change it", "-ERR [ALERT] change it");
+        check(
+            refused("NO [ALERT] change it"),
+            "NO [ALERT] change it",
+            "-ERR [ALERT] change it",
+        );
         check(refused("-ERR expired"), "NO expired", "-ERR expired");
         check(refused("no\r\na1 OK"), "NO no??a1 OK", "-ERR no??a1 OK");
         check(refused("NO gr\u{fc}n\0"), "NO gr?n?", "-ERR gr?n?");

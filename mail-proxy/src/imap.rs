@@ -67,6 +67,9 @@ impl Settings {
 /// A quoted string (RFC 9051 section 9), whatever the value: what such a string cannot hold, or what other parsers
 /// stumble over, is left out.
 fn quoted(value: &str) -> String {
-    let safe: String = value.chars().filter(|char| matches!(char, ' '..='~') && !matches!(char, '"' | '\\')).collect();
+    let safe: String = value
+        .chars()
+        .filter(|char| matches!(char, ' '..='~') && !matches!(char, '"' | '\\'))
+        .collect();
     format!("\"{safe}\"")
 }

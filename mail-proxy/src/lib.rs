@@ -19,7 +19,7 @@ pub mod sasl;
 mod session;
 
 pub use login::{
-    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, StartTls, Step,
+    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, Rejected, StartTls, Step,
     UpstreamMachine, UpstreamStep,
 };
 pub use session::{

@@ -121,7 +121,10 @@ pub fn find_line(bytes: &[u8], limit: usize) -> Found {
     match window.iter().position(|&byte| byte == b'\n') {
         Some(lf) => {
             let cr = usize::from(window[..lf].ends_with(b"\r"));
-            Found::Line { text: lf - cr, end: lf + 1 }
+            Found::Line {
+                text: lf - cr,
+                end: lf + 1,
+            }
         }
         None if bytes.len() >= limit => Found::TooLong,
         None => Found::NeedInput,
@@ -155,7 +158,11 @@ pub fn literal_header(text: &[u8]) -> Option<LiteralHeader> {
         Some(shorter) => (shorter.len(), false),
         None => (inner.len(), true),
     };
-    let digits = inner[..digits_end].iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    let digits = inner[..digits_end]
+        .iter()
+        .rev()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
     let start = (digits_end - digits).checked_sub(1)?;
     if digits == 0 || text[start] != b'{' {
         return None;
@@ -270,14 +277,20 @@ mod tests {
         let all = b"a {2}\r\n\r\n {1+}\r\n}\r\n";
         check(&all[..7], &[Framed::Waits { end: 7 }, Framed::NeedInput]);
         check(all, &[Framed::Waits { end: 7 }, Framed::Command { end: 19 }]);
-        check(b"a {0}\r\n\r\n", &[Framed::Waits { end: 7 }, Framed::Command { end: 9 }]);
+        check(
+            b"a {0}\r\n\r\n",
+            &[Framed::Waits { end: 7 }, Framed::Command { end: 9 }],
+        );
         check(b"a {0+}\r\n\r\n", &[Framed::Command { end: 10 }]);
         check(b"a {16384}\r\n", &[Framed::Waits { end: 11 }]);
         check(b"a {16385}\r\n", &[Framed::TooBig { end: 11 }]);
         check(b"a {16385+}\r\n", &[Framed::TooLong]);
         check(b"a {18446744073709551616+}\r\n", &[Framed::TooLong]);
         check(b"a {18446744073709551616}\r\n", &[Framed::TooBig { end: 26 }]);
-        check(b"a {1}\r\nx {16384}\r\n", &[Framed::Waits { end: 7 }, Framed::TooBig { end: 18 }]);
+        check(
+            b"a {1}\r\nx {16384}\r\n",
+            &[Framed::Waits { end: 7 }, Framed::TooBig { end: 18 }],
+        );
     }
 
     #[test]

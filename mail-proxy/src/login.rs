@@ -101,7 +101,9 @@ impl Credentials {
     /// Takes a name and a password as they were typed.
     pub fn parse(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Credentials, Rejected> {
         let parsed = parse_user(user).filter(|_| is_password(password));
-        let Some((name, suffix)) = parsed else { return Credentials::reject(mechanism, user) };
+        let Some((name, suffix)) = parsed else {
+            return Credentials::reject(mechanism, user);
+        };
         Ok(Credentials {
             mechanism,
             user: name.to_owned(),
@@ -113,7 +115,10 @@ impl Credentials {
 
     /// Credentials that no server may be asked about.
     pub fn reject(mechanism: Mechanism, user: &[u8]) -> Result<Credentials, Rejected> {
-        Err(Rejected { mechanism, user: displayable(user) })
+        Err(Rejected {
+            mechanism,
+            user: displayable(user),
+        })
     }
 
     /// Takes the two identities of a SASL message. Both naming the same account is a plain login; otherwise the
@@ -156,7 +161,10 @@ fn is_password(typed: &[u8]) -> bool {
 /// A name for the audit log, however bad it is.
 fn displayable(typed: &[u8]) -> Option<String> {
     let shown = String::from_utf8_lossy(&typed[..typed.len().min(MAX_USER)]);
-    let shown = shown.replace(|char: char| char.is_control() || char == char::REPLACEMENT_CHARACTER, "?");
+    let shown = shown.replace(
+        |char: char| char.is_control() || char == char::REPLACEMENT_CHARACTER,
+        "?",
+    );
     (!shown.is_empty()).then_some(shown)
 }
 

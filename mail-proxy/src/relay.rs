@@ -102,7 +102,7 @@ impl Relay {
 
     /// Copies until one side ends, nothing moves for too long, or the node ends its sessions. `farewell` is said
     /// to the client in the last two cases, if what it has read so far ends with a line.
-    pub(crate) async fn run(mut self, drain: &mut watch::Receiver<Drain>, farewell: &[u8]) -> Ended {
+    pub(crate) async fn run(&mut self, drain: &mut watch::Receiver<Drain>, farewell: &[u8]) -> Ended {
         let stop = tokio::select! {
             stop = poll_fn(|cx| self.poll(cx)) => Some(stop),
             () = sessions_end(drain) => None,

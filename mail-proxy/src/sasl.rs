@@ -80,9 +80,7 @@ impl Exchange {
         match self {
             Exchange::Plain => plain(message),
             Exchange::LoginName => Progress::Prompt(Exchange::LoginPassword(message.to_vec())),
-            Exchange::LoginPassword(name) => {
-                Progress::Done(Credentials::parse(Mechanism::SaslLogin, &name, message))
-            }
+            Exchange::LoginPassword(name) => Progress::Done(Credentials::parse(Mechanism::SaslLogin, &name, message)),
         }
     }
 }
@@ -138,7 +136,13 @@ mod tests {
                 Progress::Malformed => return assert_eq!("malformed", expected),
                 Progress::Done(Err(rejected)) => return assert_eq!(format!("{:?}", rejected.user), expected),
                 Progress::Done(Ok(credentials)) => {
-                    let Credentials { user, authenticating_as, suffix, password, .. } = credentials;
+                    let Credentials {
+                        user,
+                        authenticating_as,
+                        suffix,
+                        password,
+                        ..
+                    } = credentials;
                     let password = String::from_utf8_lossy(password.expose()).into_owned();
                     found = format!("{user} {authenticating_as:?} {suffix:?} {password}");
                     break;
@@ -152,9 +156,17 @@ mod tests {
     fn plain_messages() {
         check("plain", &[b"\0alice\0secret"], "alice None None secret");
         check("PLAIN", &[b"alice\0alice\0secret"], "alice None None secret");
-        check("PLAIN", &[b"alice/tb\0alice\0secret"], "alice None Some(\"/tb\") secret");
+        check(
+            "PLAIN",
+            &[b"alice/tb\0alice\0secret"],
+            "alice None Some(\"/tb\") secret",
+        );
         check("PLAIN", &[b"alice\0admin\0secret"], "alice Some(\"admin\") None secret");
-        check("PLAIN", &[b"alice/wm\0admin/tb\0s"], "alice Some(\"admin/tb\") Some(\"/wm\") s");
+        check(
+            "PLAIN",
+            &[b"alice/wm\0admin/tb\0s"],
+            "alice Some(\"admin/tb\") Some(\"/wm\") s",
+        );
         check("PLAIN", &[b"\0alice\0"], "alice None None ");
         check("PLAIN", &[b"\0alice"], "malformed");
         check("PLAIN", &[b""], "malformed");

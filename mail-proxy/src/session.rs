@@ -26,6 +26,10 @@ use crate::{imap, pop3};
 /// What one read before login may bring.
 const READ: usize = 4096;
 
+/// How long a mailbox server may take for its first word. One that accepts connections and says nothing is frozen,
+/// and its users should hear so within 5 seconds.
+const GREETING: Duration = Duration::from_secs(4);
+
 /// How long we try to hand over the last words before a connection is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -181,13 +185,16 @@ pub struct House {
 }
 
 /// Takes one connection from greeting to end.
-pub async fn serve(connection: Connection, house: House) {
-    // The dialogue before login is large and short; the relay is small and long. Boxing the first keeps it out
-    // of the future that lives for hours.
-    let Some(logged_in) = Box::pin(login(connection, house)).await else { return };
-    let LoggedIn { relay, mut drain, farewell, end } = logged_in;
-    let ended = relay.run(&mut drain, farewell).await;
-    end.write(ended);
+pub fn serve(connection: Connection, house: House) -> impl Future<Output = ()> + Send {
+    // The dialogue before login is large and short, the relay small and long: the first is boxed, so that the
+    // future that lives for hours holds no room for it.
+    let login = Box::pin(login(connection, house));
+    async move {
+        let Some(mut session) = login.await else { return };
+        let LoggedIn { relay, drain, farewell, .. } = &mut *session;
+        let ended = relay.run(drain, farewell).await;
+        session.write(ended);
+    }
 }
 
 /// A session whose login the mailbox server has accepted.
@@ -195,19 +202,15 @@ struct LoggedIn {
     relay: Relay,
     drain: watch::Receiver<Drain>,
     farewell: &'static [u8],
-    end: Box<SessionEnd>,
-}
-
-/// What the last record of a session needs; kept through the relay.
-struct SessionEnd {
+    /// What the last record of the session needs.
     record: Record,
     accepted: Instant,
     audit: Arc<dyn Audit>,
 }
 
-impl SessionEnd {
+impl LoggedIn {
     fn write(self: Box<Self>, ended: crate::relay::Ended) {
-        let SessionEnd { mut record, accepted, audit } = *self;
+        let LoggedIn { mut record, accepted, audit, .. } = *self;
         record.bytes_in = Some(ended.bytes_in);
         record.bytes_out = Some(ended.bytes_out);
         record.duration = Some(seconds(accepted.elapsed()));
@@ -218,7 +221,7 @@ impl SessionEnd {
 }
 
 /// From greeting to login; `None` when the connection ended before, which has then been recorded.
-async fn login(connection: Connection, house: House) -> Option<LoggedIn> {
+async fn login(connection: Connection, house: House) -> Option<Box<LoggedIn>> {
     let mut dialogue = Dialogue::new(connection, house);
     match dialogue.run().await {
         Ok(login) => Some(dialogue.into_relay(login)),
@@ -430,7 +433,7 @@ impl Dialogue {
         }
     }
 
-    fn into_relay(self, login: Login) -> LoggedIn {
+    fn into_relay(self, login: Login) -> Box<LoggedIn> {
         let Login { server, accepted, record } = login;
         let Dialogue { stream, machine, mut out, facts, house, .. } = self;
         let pipelined = machine.accept(&accepted, &mut out);
@@ -451,8 +454,8 @@ impl Dialogue {
             ms_login: None,
             ..record
         };
-        let end = Box::new(SessionEnd { record, accepted: facts.accepted, audit: house.audit });
-        LoggedIn { relay, drain: house.drain, farewell, end }
+        let House { drain, audit, .. } = house;
+        Box::new(LoggedIn { relay, drain, farewell, record, accepted: facts.accepted, audit })
     }
 
     /// The end of a connection that never logged in.
@@ -616,19 +619,21 @@ impl Attempt<'_> {
         })?;
         let begun = Instant::now();
         let mut machine = self.upstream(route, credentials, id);
-        let answer = timeout(self.house.settings.upstream_login, authenticate(&mut server, machine.as_mut())).await;
+        let limit = self.house.settings.upstream_login;
+        let answer = match timeout(limit, authenticate(&mut server, machine.as_mut())).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Unanswered::Silent),
+        };
         self.record.ms_login = Some(millis(begun.elapsed()));
-        match answer {
-            Ok(Ok(accepted)) => Ok((server, accepted)),
-            Ok(Err(refusal)) => {
-                self.record.phase = Some(machine.phase());
-                Err(failure(refusal))
+        answer.map(|accepted| (server, accepted)).map_err(|unanswered| {
+            self.record.phase = Some(machine.phase());
+            match unanswered {
+                Unanswered::Refused(refusal) => failure(refusal),
+                Unanswered::Silent => {
+                    TryFailure::Slow(LoginFailure::UpstreamDown("the mailbox server does not answer".to_owned()))
+                }
             }
-            Err(_) => {
-                self.record.phase = Some(machine.phase());
-                Err(TryFailure::Slow(LoginFailure::UpstreamDown("the mailbox server does not answer".to_owned())))
-            }
-        }
+        })
     }
 
     fn upstream(&self, route: &Route, credentials: &Credentials, client_id: IdFields) -> Box<dyn UpstreamMachine> {
@@ -663,29 +668,36 @@ fn failure(refusal: Refusal) -> TryFailure {
     }
 }
 
+/// Why a mailbox server did not take a login.
+enum Unanswered {
+    Refused(Refusal),
+    Silent,
+}
+
 /// Speaks to the mailbox server until it has answered the login.
-async fn authenticate(server: &mut BoxStream, machine: &mut dyn UpstreamMachine) -> Result<Accepted, Refusal> {
-    let gone = |_| Refusal::Temporary("the mailbox server closed the connection".to_owned());
+async fn authenticate(server: &mut BoxStream, machine: &mut dyn UpstreamMachine) -> Result<Accepted, Unanswered> {
+    let gone = || Unanswered::Refused(Refusal::Temporary("the mailbox server closed the connection".to_owned()));
     let mut buffer = [0; READ];
-    let mut out = Vec::new();
+    // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
+    let mut out = Vec::with_capacity(READ);
+    let mut n = timeout(GREETING, server.read(&mut buffer)).await.map_err(|_| Unanswered::Silent)?.unwrap_or(0);
     loop {
-        let n = server.read(&mut buffer).await.map_err(gone)?;
         if n == 0 {
-            return Err(Refusal::Temporary("the mailbox server closed the connection".to_owned()));
+            return Err(gone());
         }
         let step = machine.input(&buffer[..n], &mut out);
         if !out.is_empty() {
-            server.write_all(&out).await.map_err(gone)?;
-            server.flush().await.map_err(gone)?;
-            // It may have held a password.
+            server.write_all(&out).await.map_err(|_| gone())?;
+            server.flush().await.map_err(|_| gone())?;
             out.fill(0);
             out.clear();
         }
         match step {
             UpstreamStep::NeedInput => {}
             UpstreamStep::Accepted(accepted) => return Ok(accepted),
-            UpstreamStep::Refused(refusal) => return Err(refusal),
+            UpstreamStep::Refused(refusal) => return Err(Unanswered::Refused(refusal)),
         }
+        n = server.read(&mut buffer).await.unwrap_or(0);
     }
 }
 

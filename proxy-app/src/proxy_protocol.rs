@@ -77,7 +77,11 @@ fn begins(bytes: &[u8], signature: &[u8]) -> bool {
 fn parse_v1(bytes: &[u8]) -> Result<Progress, ProxyError> {
     let window = &bytes[..bytes.len().min(V1_MAX)];
     let Some(end) = window.iter().position(|&b| b == b'\n') else {
-        return if bytes.len() < V1_MAX { Ok(Progress::Incomplete) } else { Err(ProxyError::TooLong) };
+        return if bytes.len() < V1_MAX {
+            Ok(Progress::Incomplete)
+        } else {
+            Err(ProxyError::TooLong)
+        };
     };
     let line = window[..end].strip_suffix(b"\r").ok_or(ProxyError::Bad)?;
     let line = std::str::from_utf8(line).map_err(|_| ProxyError::Bad)?;
@@ -114,7 +118,9 @@ fn v1_port(text: &str) -> Option<u16> {
 }
 
 fn parse_v2(bytes: &[u8]) -> Result<Progress, ProxyError> {
-    let Some((fixed, rest)) = bytes.split_first_chunk::<V2_FIXED>() else { return Ok(Progress::Incomplete) };
+    let Some((fixed, rest)) = bytes.split_first_chunk::<V2_FIXED>() else {
+        return Ok(Progress::Incomplete);
+    };
     let [version_command, family, length @ ..] = [fixed[12], fixed[13], fixed[14], fixed[15]];
     let length = usize::from(u16::from_be_bytes(length));
     if version_command >> 4 != 2 {
@@ -123,7 +129,9 @@ fn parse_v2(bytes: &[u8]) -> Result<Progress, ProxyError> {
     if length > V2_MAX {
         return Err(ProxyError::TooLong);
     }
-    let Some(rest) = rest.get(..length) else { return Ok(Progress::Incomplete) };
+    let Some(rest) = rest.get(..length) else {
+        return Ok(Progress::Incomplete);
+    };
     let header = match version_command & 0xf {
         0 => Header::Local,
         1 => v2_addresses(family, rest)?,
@@ -169,7 +177,9 @@ fn proxied(source: IpAddr, destination: IpAddr, source_port: u16, destination_po
 /// We use no TLV, but a header whose TLVs overrun it is a broken or hostile one.
 fn check_tlvs(mut tlvs: &[u8]) -> Result<(), ProxyError> {
     while !tlvs.is_empty() {
-        let [_, high, low, rest @ ..] = tlvs else { return Err(ProxyError::Bad) };
+        let [_, high, low, rest @ ..] = tlvs else {
+            return Err(ProxyError::Bad);
+        };
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         tlvs = rest.get(length..).ok_or(ProxyError::Bad)?;
     }
@@ -227,13 +237,22 @@ mod tests {
     }
 
     fn from(source: &str, destination: &str) -> Header {
-        Header::Proxied { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+        Header::Proxied {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+        }
     }
 
     #[test]
     fn version_1() {
-        check(b"PROXY TCP4 192.0.2.1 198.51.100.9 56324 993\r\n", from("192.0.2.1:56324", "198.51.100.9:993"));
-        check(b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n", from("[2001:db8::1]:1", "[::1]:65535"));
+        check(
+            b"PROXY TCP4 192.0.2.1 198.51.100.9 56324 993\r\n",
+            from("192.0.2.1:56324", "198.51.100.9:993"),
+        );
+        check(
+            b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n",
+            from("[2001:db8::1]:1", "[::1]:65535"),
+        );
         check(b"PROXY UNKNOWN\r\n", Header::Local);
         check(b"PROXY UNKNOWN ffff:f:f ::1 1 2\r\n", Header::Local);
     }
@@ -270,7 +289,10 @@ mod tests {
             (b"PROXY TCP4 ::1 ::1 1 2\r\n".to_vec(), ProxyError::Bad),
             (b"PROXY TCP4 192.0.2.1 198.51.100.9 +1 2\r\n".to_vec(), ProxyError::Bad),
             (b"PROXY TCP4 192.0.2.1 198.51.100.9 01 2\r\n".to_vec(), ProxyError::Bad),
-            (b"PROXY TCP4 192.0.2.1 198.51.100.9 1 65536\r\n".to_vec(), ProxyError::Bad),
+            (
+                b"PROXY TCP4 192.0.2.1 198.51.100.9 1 65536\r\n".to_vec(),
+                ProxyError::Bad,
+            ),
             (b"PROXY TCP4 192.0.2.1 198.51.100.9 1 2 3\r\n".to_vec(), ProxyError::Bad),
             (b"PROXY TCP4  192.0.2.1 198.51.100.9 1 2\r\n".to_vec(), ProxyError::Bad),
             (b"PROXY UNKNOWN\n".to_vec(), ProxyError::Bad),
@@ -301,7 +323,10 @@ mod tests {
             }
             client
         });
-        assert_eq!(read(&mut server).await.unwrap(), from("192.0.2.1:56324", "198.51.100.9:993"));
+        assert_eq!(
+            read(&mut server).await.unwrap(),
+            from("192.0.2.1:56324", "198.51.100.9:993")
+        );
         let mut rest = [0; 6];
         server.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"a NOOP");

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -19,6 +18,7 @@ use tokio::time::Instant;
 use crate::directory::{Directory, DirectoryError, System};
 use crate::resolve::{self, Key, Placement, Reading};
 use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
+use crate::shelf::Shelf;
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
@@ -51,9 +51,9 @@ pub struct RouteCache {
     settings: Settings,
     directory: Arc<dyn Directory>,
     /// Accounts, and where other names of them point.
-    known: Cache<Key, Known>,
+    known: Shelf<Key, Known>,
     /// Names that nobody has, with the time of that answer.
-    nobody: Cache<Key, Millis>,
+    nobody: Shelf<Key, Millis>,
     flights: Flights,
     /// How what is kept was read.
     reading: ArcSwap<Reading>,
@@ -75,7 +75,7 @@ struct Known {
 #[derive(Debug, Clone)]
 enum What {
     /// The key is the account's canonical name.
-    Here(Arc<Placement>),
+    Here(Placement),
     /// The key is an alias or an id; the account has this name.
     See(Arc<str>),
 }
@@ -84,7 +84,7 @@ enum What {
 #[derive(Debug, Clone)]
 struct Landed {
     at: Millis,
-    placement: Option<Arc<Placement>>,
+    placement: Option<Placement>,
 }
 
 impl RouteCache {
@@ -92,8 +92,8 @@ impl RouteCache {
     pub fn new(settings: Settings, directory: Arc<dyn Directory>) -> Self {
         RouteCache {
             reading: ArcSwap::from_pointee(Reading::of(&directory.system())),
-            known: Cache::new(settings.capacity),
-            nobody: Cache::new((settings.capacity / NOBODY_SHARE).max(1)),
+            known: Shelf::new(settings.capacity),
+            nobody: Shelf::new((settings.capacity / NOBODY_SHARE).max(1)),
             flights: Flights(Mutex::default()),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
@@ -124,9 +124,7 @@ impl RouteCache {
         if let Some(route) = self.remembered(lookup, &key, old.as_ref(), &system) {
             return route;
         }
-        let asked = resolve::place(&*self.directory, &system, &key)
-            .await
-            .map(|found| found.map(Arc::new));
+        let asked = resolve::place(&*self.directory, &system, &key).await;
         self.conclude(lookup, &key, asked, old, &system)
     }
 
@@ -143,8 +141,8 @@ impl RouteCache {
         };
         for key in std::iter::once(key).chain(account) {
             state.forget(&key);
-            self.known.invalidate(&key);
-            self.nobody.invalidate(&key);
+            self.known.remove(&key);
+            self.nobody.remove(&key);
         }
     }
 
@@ -156,15 +154,13 @@ impl RouteCache {
     /// Forgets everything.
     pub fn clear(&self) {
         self.flights.0.lock().forget_all();
-        self.known.invalidate_all();
-        self.nobody.invalidate_all();
+        self.known.clear();
+        self.nobody.clear();
     }
 
-    /// How many answers are kept, about: names, ids, and names that nobody has.
+    /// How many answers are kept: names, ids, and names that nobody has.
     pub fn len(&self) -> usize {
-        self.known.run_pending_tasks();
-        self.nobody.run_pending_tasks();
-        usize::try_from(self.known.entry_count() + self.nobody.entry_count()).unwrap_or(usize::MAX)
+        self.known.len() + self.nobody.len()
     }
 
     /// True if nothing is kept.
@@ -182,7 +178,7 @@ impl RouteCache {
     ) -> Option<Result<Route, RouteError>> {
         let now = self.now();
         if let Some(old) = old {
-            let placement = Some(&*old.placement);
+            let placement = Some(&old.placement);
             if now < old.at + millis(self.settings.ttl) {
                 return Some(self.answer(lookup, key, placement, system, Tier::Memory));
             }
@@ -199,12 +195,12 @@ impl RouteCache {
         &self,
         lookup: &Lookup,
         key: &Key,
-        asked: Result<Option<Arc<Placement>>, DirectoryError>,
+        asked: Result<Option<Placement>, DirectoryError>,
         old: Option<Old>,
         system: &System,
     ) -> Result<Route, RouteError> {
         match (asked, old.filter(|old| self.serves_stale(old))) {
-            (Ok(placement), _) => self.answer(lookup, key, placement.as_deref(), system, Tier::Directory),
+            (Ok(placement), _) => self.answer(lookup, key, placement.as_ref(), system, Tier::Directory),
             (Err(_), Some(old)) => self.answer(lookup, key, Some(&old.placement), system, Tier::Stale),
             (Err(error), None) => Err(RouteError::DirectoryDown(error)),
         }
@@ -273,13 +269,13 @@ impl RouteCache {
         self.down_until.store(pause_end, Ordering::Relaxed);
         Ok(Landed {
             at: self.now(),
-            placement: result?.map(Arc::new),
+            placement: result?,
         })
     }
 
     fn keep(&self, key: &Key, landed: &Landed) {
         let Some(placement) = &landed.placement else {
-            self.known.invalidate(key);
+            self.known.remove(key);
             self.nobody.insert(key.clone(), landed.at);
             return;
         };
@@ -289,7 +285,7 @@ impl RouteCache {
             self.known.insert(key.clone(), Known { at: landed.at, what });
         }
         for key in [key, &account] {
-            self.nobody.invalidate(key);
+            self.nobody.remove(key);
         }
         self.known.insert(
             account,
@@ -316,7 +312,7 @@ impl RouteCache {
 /// What was kept of an account, and since when.
 struct Old {
     at: Millis,
-    placement: Arc<Placement>,
+    placement: Placement,
 }
 
 fn millis(duration: Duration) -> Millis {

@@ -14,6 +14,7 @@ pub mod directory;
 mod resolve;
 mod route;
 mod secret;
+mod shelf;
 pub mod yaml;
 
 pub use cache::{RouteCache, Settings};

@@ -72,16 +72,17 @@ pub(crate) struct Placement {
     pub(crate) account: Arc<str>,
     /// Its server, as `zimbraMailHost` names it; shared with the system where it knows that server.
     mail_host: Option<Arc<str>>,
-    /// The name to log in with, where `zimbraReverseProxyUserNameAttribute` says so.
-    login: Option<Arc<str>>,
-    /// What the account itself says about an external server; mostly nothing.
-    external: Option<Box<External>>,
+    /// What few accounts have.
+    special: Option<Box<Special>>,
 }
 
-/// The external route attributes of one account.
+/// What an account says about its login name and its external server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct External {
-    wanted: Option<bool>,
+struct Special {
+    /// The name to log in with, where `zimbraReverseProxyUserNameAttribute` says so.
+    login: Option<Arc<str>>,
+    /// `zimbraReverseProxyUseExternalRoute`.
+    external: Option<bool>,
     /// Host and port by place in [`EXTERNAL`].
     servers: [(Option<Box<str>>, Option<u16>); 4],
 }
@@ -175,6 +176,7 @@ fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
             Some(shared) => shared.clone(),
             None => Arc::from(host),
         });
+    let login = reading.login.and_then(|attribute| entry.first(&attribute));
     Placement {
         // One text for the key and the value, where they are the same.
         account: if **key.text() == *account {
@@ -183,20 +185,25 @@ fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
             Arc::from(account)
         },
         mail_host,
-        login: reading
-            .login
-            .and_then(|attribute| entry.first(&attribute))
-            .map(Arc::from),
-        external: external(system.account(entry)),
+        special: special(system.account(entry), login),
     }
 }
 
-fn external(account: View<'_>) -> Option<Box<External>> {
-    let found = External {
-        wanted: account.flag_if_set(&attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE),
+fn special(account: View<'_>, login: Option<&str>) -> Option<Box<Special>> {
+    let found = Special {
+        login: login.map(Arc::from),
+        external: account.flag_if_set(&attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE),
         servers: EXTERNAL.map(|(host, port)| (account.text(host).map(Box::from), account.port(port))),
     };
-    (found != External::default()).then(|| Box::new(found))
+    (found != Special::default()).then(|| Box::new(found))
+}
+
+impl Placement {
+    /// The name to log in with at the server.
+    fn login(&self) -> &Arc<str> {
+        let special = self.special.as_ref().and_then(|special| special.login.as_ref());
+        special.unwrap_or(&self.account)
+    }
 }
 
 /// The route for a lookup, given what is known of its subject (`None`: no such account). `node` names the
@@ -322,20 +329,20 @@ impl Wanted<'_> {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE_IF_ACCOUNT_NOT_EXIST;
         let is_name = matches!(self.lookup.subject, Subject::Login(_));
         self.domain.filter(|domain| is_name && domain.flag(flag))?;
-        self.external_server(None, None)
+        self.external_server(None)
     }
 
     /// Step 5: the account's own word, else that of its domain. An incomplete address is as good as none.
     fn external(&self, placement: &Placement) -> Option<Route> {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
-        let own = placement.external.as_deref();
+        let own = placement.special.as_deref();
         let wanted = own
-            .and_then(|own| own.wanted)
+            .and_then(|own| own.external)
             .unwrap_or_else(|| self.domain.is_some_and(|domain| domain.flag(flag)));
         if !wanted || self.protocol.external.is_none() {
             return None;
         }
-        let route = self.external_server(own, placement.login.as_ref());
+        let route = self.external_server(Some(placement));
         if route.is_none() {
             log::info!(
                 "external route of {} is incomplete for {}",
@@ -346,9 +353,10 @@ impl Wanted<'_> {
         route
     }
 
-    fn external_server(&self, own: Option<&External>, login: Option<&Arc<str>>) -> Option<Route> {
+    fn external_server(&self, placement: Option<&Placement>) -> Option<Route> {
         let place = self.protocol.external?;
         let (host_attribute, port_attribute) = EXTERNAL[place];
+        let own = placement.and_then(|placement| placement.special.as_ref());
         let (own_host, own_port) = own.map_or((None, None), |own| {
             let (host, port) = &own.servers[place];
             (host.as_deref(), *port)
@@ -358,7 +366,7 @@ impl Wanted<'_> {
         let server: Arc<str> = Arc::from(host);
         Some(Route {
             account: self.name.clone(),
-            login: self.external_login(login),
+            login: self.external_login(placement.map_or(self.name, Placement::login)),
             host: server.clone(),
             server,
             port,
@@ -367,11 +375,11 @@ impl Wanted<'_> {
         })
     }
 
-    fn external_login(&self, login: Option<&Arc<str>>) -> Arc<str> {
+    fn external_login(&self, login: &Arc<str>) -> Arc<str> {
         let flag = &attributes::REVERSE_PROXY_EXTERNAL_ROUTE_INCLUDE_ORIGINAL_AUTHUSERNAME;
         match &self.lookup.subject {
             Subject::Login(typed) if self.domain.is_some_and(|domain| domain.flag(flag)) => Arc::from(&**typed),
-            Subject::Login(_) | Subject::Id(_) => login.unwrap_or(self.name).clone(),
+            Subject::Login(_) | Subject::Id(_) => login.clone(),
         }
     }
 
@@ -387,7 +395,7 @@ impl Wanted<'_> {
         let server = self.protocol.at(server, system).map_err(RouteError::NoRoute)?;
         Ok(Route {
             account: placement.account.clone(),
-            login: placement.login.as_ref().unwrap_or(&placement.account).clone(),
+            login: placement.login().clone(),
             server: server.name,
             host: server.host,
             port: server.port,

@@ -26,7 +26,8 @@ pub const MAX_TEXT: usize = 64 * 1024 * 1024;
 /// Deepest nesting. The node file needs 5; the reader of the tree is recursive in places.
 pub const MAX_DEPTH: usize = 32;
 /// Most nodes in a document, aliases and merges counted as often as they are used: a "billion laughs" ends here.
-pub const MAX_NODES: usize = 8_000_000;
+/// 200,000 accounts have 1.6 million.
+pub const MAX_NODES: usize = 2_000_000;
 /// Longest file behind `!file`: a certificate with a long chain has 20 kB.
 pub const MAX_FILE: u64 = 1024 * 1024;
 

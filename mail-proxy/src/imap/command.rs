@@ -63,7 +63,9 @@ impl Verb {
     ];
 
     fn parse(name: &[u8]) -> Verb {
-        let known = Verb::ALL.iter().find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()));
+        let known = Verb::ALL
+            .iter()
+            .find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()));
         known.map_or(Verb::Unknown, |(_, verb)| *verb)
     }
 }
@@ -108,7 +110,12 @@ impl<'a> Request<'a> {
         };
         let (tag, rest) = word(bytes);
         let (verb, args) = word(rest.strip_prefix(b" ").unwrap_or_default());
-        Request { tag: Tag::parse(tag), verb: Verb::parse(verb), args, extent }
+        Request {
+            tag: Tag::parse(tag),
+            verb: Verb::parse(verb),
+            args,
+            extent,
+        }
     }
 
     /// For commands without arguments. Quirk (old telnet scripts, some IoT mailers): trailing blanks.
@@ -176,7 +183,10 @@ impl<'a> Request<'a> {
     }
 
     fn cursor(&self) -> Cursor<'a> {
-        Cursor { rest: self.args, extent: self.extent }
+        Cursor {
+            rest: self.args,
+            extent: self.extent,
+        }
     }
 }
 
@@ -197,7 +207,10 @@ fn without_line_end(bytes: &[u8]) -> &[u8] {
 
 /// Splits before the first blank or line end.
 fn word(bytes: &[u8]) -> (&[u8], &[u8]) {
-    let end = bytes.iter().position(|byte| matches!(byte, b' ' | b'\r' | b'\n')).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| matches!(byte, b' ' | b'\r' | b'\n'))
+        .unwrap_or(bytes.len());
     bytes.split_at(end)
 }
 
@@ -210,7 +223,11 @@ struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     fn end(&self) -> Result<(), Fault> {
         let whole = self.extent == Extent::Whole;
-        if whole && self.rest.iter().all(|&byte| byte == b' ') { Ok(()) } else { Err(Fault::Invalid) }
+        if whole && self.rest.iter().all(|&byte| byte == b' ') {
+            Ok(())
+        } else {
+            Err(Fault::Invalid)
+        }
     }
 
     fn byte(&mut self, byte: u8) -> Result<(), Fault> {
@@ -248,7 +265,11 @@ impl<'a> Cursor<'a> {
         let length = self.rest.iter().take_while(|byte| belongs(byte)).count();
         let (taken, rest) = self.rest.split_at(length);
         self.rest = rest;
-        if taken.is_empty() { Err(Fault::Invalid) } else { Ok(taken) }
+        if taken.is_empty() {
+            Err(Fault::Invalid)
+        } else {
+            Ok(taken)
+        }
     }
 
     /// ```text
@@ -330,7 +351,11 @@ mod tests {
         let tag = request.tag.as_ref().map_or("-", Tag::as_str).to_owned();
         let args = match request.verb {
             Verb::Login => request.login().map(|(user, password)| {
-                format!("{:?} {:?}", String::from_utf8_lossy(&user), String::from_utf8_lossy(password.expose()))
+                format!(
+                    "{:?} {:?}",
+                    String::from_utf8_lossy(&user),
+                    String::from_utf8_lossy(password.expose())
+                )
             }),
             Verb::Authenticate => request
                 .authenticate()
@@ -338,7 +363,11 @@ mod tests {
             Verb::Id => request.id().map(|id| format!("{:?} {:?}", id.name, id.version)),
             _ => request.nothing().map(|()| String::new()),
         };
-        format!("{tag} {:?} {}", request.verb, args.unwrap_or_else(|fault| format!("{fault:?}")))
+        format!(
+            "{tag} {:?} {}",
+            request.verb,
+            args.unwrap_or_else(|fault| format!("{fault:?}"))
+        )
     }
 
     fn check(command: &str, expected: &str) {
@@ -353,7 +382,10 @@ mod tests {
     fn tags() {
         check("a1 NOOP\r\n", "a1 Noop ");
         check("]!#$&',-./:;<=>?@[^_`|}~ noop\n", "]!#$&',-./:;<=>?@[^_`|}~ Noop ");
-        check(&format!("{} NOOP\r\n", "t".repeat(126)), &format!("{} Noop ", "t".repeat(126)));
+        check(
+            &format!("{} NOOP\r\n", "t".repeat(126)),
+            &format!("{} Noop ", "t".repeat(126)),
+        );
         check(&format!("{} NOOP\r\n", "t".repeat(127)), "- Noop ");
         for bad in ["+", "a+", "a*", "a%", "(", "a{", "\"a\"", "a\\", "\u{e9}", "a\t", ""] {
             check(&format!("{bad} NOOP\r\n"), "- Noop ");
@@ -380,7 +412,19 @@ mod tests {
         check("a LOGIN \"\" \"\"\r\n", r#"a Login "" """#);
         check("a LOGIN {5}\r\nalice {0+}\r\n\r\n", r#"a Login "alice" """#);
         check("a LOGIN {5+}\nal\r\ne \"s\"\n", r#"a Login "al\r\ne" "s""#);
-        for bad in ["", "alice", "alice ", "a b c", "\"a b", "\"a\\b\" c", "(a) b", "a b{", "\"a\"b c", "a b\rc", "a b\0"] {
+        for bad in [
+            "",
+            "alice",
+            "alice ",
+            "a b c",
+            "\"a b",
+            "\"a\\b\" c",
+            "(a) b",
+            "a b{",
+            "\"a\"b c",
+            "a b\rc",
+            "a b\0",
+        ] {
             check(&format!("a LOGIN {bad}\r\n"), "a Login Invalid");
         }
     }
@@ -420,8 +464,21 @@ mod tests {
         check("a ID (\"name\" \"n\" \"version\" \"1\")\r\n", both);
         check("a ID  ( \"NAME\"  \"n\"  \"x\" NIL  \"Version\" {1}\r\n1 )\r\n", both);
         check("a ID (\"x-originating-ip\" \"10.0.0.1\" \"name\" NIL)\r\n", none);
-        check("a ID (\"os\" {12}\r\n123456789012 \"version\" \"1\" \"name\" \"n\")\r\n", both);
-        for bad in ["", "(", "(\"name\")", "(\"a\" \"b\" \"c\")", "NILS", "(())", "name", "(\"a\" b)", "() x"] {
+        check(
+            "a ID (\"os\" {12}\r\n123456789012 \"version\" \"1\" \"name\" \"n\")\r\n",
+            both,
+        );
+        for bad in [
+            "",
+            "(",
+            "(\"name\")",
+            "(\"a\" \"b\" \"c\")",
+            "NILS",
+            "(())",
+            "name",
+            "(\"a\" b)",
+            "() x",
+        ] {
             check(&format!("a ID {bad}\r\n"), "a Id Invalid");
         }
         check(&format!("a ID ({})\r\n", "\"a\" \"b\" ".repeat(30)), none);

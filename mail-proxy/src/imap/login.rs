@@ -9,9 +9,7 @@ use super::command::{Extent, Fault, Request, Tag, Verb};
 use super::{FAREWELL, Settings, quoted};
 use crate::failure::{LoginFailure, one_line};
 use crate::line::{self, Found, Framed, Framer, Input};
-use crate::login::{
-    Accepted, Channel, Credentials, Ended, IdFields, LoginMachine, Mechanism, Rejected, Step,
-};
+use crate::login::{Accepted, Channel, Credentials, Ended, IdFields, LoginMachine, Mechanism, Rejected, Step};
 use crate::sasl::{Exchange, Progress};
 
 /// Octets of answers after which a client that never logs in is sent away. A short command can ask for a long
@@ -137,7 +135,9 @@ impl Login {
     fn identify(&mut self, tag: Tag, end: usize, out: &mut Vec<u8>) -> Option<Step> {
         let parsed = Request::parse(&self.input.unread()[..end], Extent::Whole).id();
         self.next_command(end);
-        let Ok(id) = parsed else { return self.invalid(Some(&tag), out) };
+        let Ok(id) = parsed else {
+            return self.invalid(Some(&tag), out);
+        };
         self.id = id;
         out.extend_from_slice(self.id_line().as_bytes());
         self.tagged(&tag, "OK completed", out)
@@ -150,9 +150,11 @@ impl Login {
         let parsed = Request::parse(&self.input.unread()[..end], Extent::Whole).login();
         self.next_command_wiping(end);
         match parsed {
-            Ok((user, password)) => {
-                self.decide(tag, Mechanism::Login, Credentials::parse(Mechanism::Login, &user, password.expose()))
-            }
+            Ok((user, password)) => self.decide(
+                tag,
+                Mechanism::Login,
+                Credentials::parse(Mechanism::Login, &user, password.expose()),
+            ),
             Err(_) => self.invalid(Some(&tag), out),
         }
     }
@@ -333,7 +335,11 @@ impl Login {
     }
 
     fn id_line(&self) -> String {
-        let pairs = self.settings.id.iter().map(|(key, value)| format!("{} {}", quoted(key), quoted(value)));
+        let pairs = self
+            .settings
+            .id
+            .iter()
+            .map(|(key, value)| format!("{} {}", quoted(key), quoted(value)));
         match self.settings.id.is_empty() {
             true => "* ID NIL\r\n".to_owned(),
             false => format!("* ID ({})\r\n", pairs.collect::<Vec<_>>().join(" ")),
@@ -373,7 +379,9 @@ impl LoginMachine for Login {
     }
 
     fn refuse(&mut self, failure: &LoginFailure, out: &mut Vec<u8>) {
-        let State::Decision { tag, mechanism } = &self.state else { return };
+        let State::Decision { tag, mechanism } = &self.state else {
+            return;
+        };
         self.answer(Some(tag), &failure.imap(*mechanism), out);
         self.state = State::Command(Framer::default());
         self.logins += 1;

@@ -189,7 +189,9 @@ impl Upstream {
             (false, true) => {
                 let name = self.name();
                 out.extend_from_slice(format!("{LOGIN_TAG} LOGIN {{{}+}}\r\n{name}", name.len()).as_bytes());
-                out.extend_from_slice(format!(" {{{}+}}\r\n", self.intro.credentials.password.expose().len()).as_bytes());
+                out.extend_from_slice(
+                    format!(" {{{}+}}\r\n", self.intro.credentials.password.expose().len()).as_bytes(),
+                );
                 self.say_password(out);
             }
             (false, false) => {
@@ -234,7 +236,11 @@ impl Upstream {
 
     /// The account's name with the suffix that the client typed behind it.
     fn name(&self) -> String {
-        format!("{}{}", self.intro.login, self.intro.credentials.suffix.unwrap_or_default())
+        format!(
+            "{}{}",
+            self.intro.login,
+            self.intro.credentials.suffix.unwrap_or_default()
+        )
     }
 
     fn answered(&mut self, text: &[u8]) -> Option<UpstreamStep> {
@@ -281,7 +287,11 @@ impl Upstream {
 
 /// What a client says of itself. A comma would be one more stop on the way that it claims to have come.
 fn via_part(value: &str) -> String {
-    value.chars().filter(|char| matches!(char, ' '..='~') && *char != ',').take(MAX_VIA).collect()
+    value
+        .chars()
+        .filter(|char| matches!(char, ' '..='~') && *char != ',')
+        .take(MAX_VIA)
+        .collect()
 }
 
 /// IPv4 addresses look like IPv4 addresses (MAIL §11 no. 2), whatever kind of socket they came through.
@@ -401,7 +411,10 @@ fn refusal(text: &[u8]) -> Refusal {
     if words.contains("(wrong host)") || has_code(text, "REFERRAL") {
         return Refusal::WrongHost;
     }
-    let code = code(text).and_then(|code| code.split(' ').next()).unwrap_or_default().to_ascii_uppercase();
+    let code = code(text)
+        .and_then(|code| code.split(' ').next())
+        .unwrap_or_default()
+        .to_ascii_uppercase();
     match code.as_str() {
         "AUTHENTICATIONFAILED" | "AUTHORIZATIONFAILED" => Refusal::BadCredentials,
         "UNAVAILABLE" | "INUSE" | "SERVERBUG" => Refusal::Temporary(shown),
@@ -429,7 +442,12 @@ mod tests {
     #[test]
     fn refusals() {
         let shown = |text: &str| text.to_owned();
-        for text in ["NO LOGIN failed", "no", "NO [AUTHENTICATIONFAILED] x", "NO [authorizationfailed] x"] {
+        for text in [
+            "NO LOGIN failed",
+            "no",
+            "NO [AUTHENTICATIONFAILED] x",
+            "NO [authorizationfailed] x",
+        ] {
             check(text, Refusal::BadCredentials);
         }
         for text in ["NO LOGIN failed (wrong host)", "NO [REFERRAL imap://u@h/] LOGIN failed"] {
@@ -438,7 +456,12 @@ mod tests {
         for text in ["NO [UNAVAILABLE] x", "NO [INUSE] x", "NO [SERVERBUG] LOGIN failed"] {
             check(text, Refusal::Temporary(shown(text)));
         }
-        for text in ["NO [CONTACTADMIN] x", "NO [EXPIRED] x", "NO [ALERT] LOGIN failed", "NO account is closed"] {
+        for text in [
+            "NO [CONTACTADMIN] x",
+            "NO [EXPIRED] x",
+            "NO [ALERT] LOGIN failed",
+            "NO account is closed",
+        ] {
             check(text, Refusal::Text(shown(text)));
         }
         check("NO \u{1b}[2J", Refusal::Text(shown("NO ?[2J")));
@@ -450,7 +473,10 @@ mod tests {
             let can = Capabilities::parse(text.as_bytes());
             (can.literal_plus, can.literal_minus, can.sasl_ir)
         };
-        assert_eq!(can("OK [CAPABILITY IMAP4rev1 literal+ SASL-IR] ready"), (true, false, true));
+        assert_eq!(
+            can("OK [CAPABILITY IMAP4rev1 literal+ SASL-IR] ready"),
+            (true, false, true)
+        );
         assert_eq!(can("OK [CAPABILITY LITERAL-] ready"), (false, true, false));
         assert_eq!(can("OK ready [CAPABILITY LITERAL+]"), (false, false, false));
         assert_eq!(can("OK [CAPABILITY LITERAL+"), (false, false, false));

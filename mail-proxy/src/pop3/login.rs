@@ -257,7 +257,11 @@ impl Login {
     fn error(&mut self, text: &str, out: &mut Vec<u8>) -> Option<Step> {
         self.reply(text, out);
         self.errors += 1;
-        if self.errors < self.settings.max_errors { None } else { self.end(Ended::TooManyErrors) }
+        if self.errors < self.settings.max_errors {
+            None
+        } else {
+            self.end(Ended::TooManyErrors)
+        }
     }
 
     fn reply(&self, text: &str, out: &mut Vec<u8>) -> Option<Step> {
@@ -287,7 +291,11 @@ impl Login {
     fn mechanisms(&self) -> Vec<&'static str> {
         let takes = self.channel.takes_passwords();
         let offered = [(self.settings.sasl_plain, "PLAIN"), (self.settings.sasl_login, "LOGIN")];
-        offered.iter().filter(|(on, _)| *on && takes).map(|(_, name)| *name).collect()
+        offered
+            .iter()
+            .filter(|(on, _)| *on && takes)
+            .map(|(_, name)| *name)
+            .collect()
     }
 
     /// RFC 5034 section 4, after RFC 1734.
@@ -299,7 +307,11 @@ impl Login {
     /// MAIL §4. RFC 2595 section 4: no USER where USER is refused.
     fn capability_list(&self) -> String {
         let takes = self.channel.takes_passwords();
-        let configured = self.settings.capabilities.iter().filter(|name| takes || !name.eq_ignore_ascii_case("USER"));
+        let configured = self
+            .settings
+            .capabilities
+            .iter()
+            .filter(|name| takes || !name.eq_ignore_ascii_case("USER"));
         let mut list = String::from("+OK Capability list follows\r\n");
         list.extend(configured.map(|name| format!("{name}\r\n")));
         let mechanisms = self.mechanisms();

@@ -32,7 +32,11 @@ enum State {
 impl Upstream {
     /// A machine for a new connection.
     pub fn new(intro: Introduction) -> Upstream {
-        Upstream { intro, input: Input::default(), state: State::Banner }
+        Upstream {
+            intro,
+            input: Input::default(),
+            state: State::Banner,
+        }
     }
 
     fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
@@ -175,7 +179,10 @@ fn refusal(line: &[u8]) -> Refusal {
         return Refusal::WrongHost;
     }
     let text = words.strip_prefix("-err ").unwrap_or_default();
-    let code = text.strip_prefix('[').and_then(|text| text.split_once(']')).map(|(code, _)| code);
+    let code = text
+        .strip_prefix('[')
+        .and_then(|text| text.split_once(']'))
+        .map(|(code, _)| code);
     match code {
         Some("auth") => Refusal::BadCredentials,
         Some("sys/temp" | "in-use" | "login-delay") => Refusal::Temporary(shown),
@@ -203,7 +210,12 @@ mod tests {
     #[test]
     fn refusals() {
         let shown = |text: &str| text.to_owned();
-        for text in ["-ERR", "-ERR LOGIN failed", "-ERR [AUTH] no", "-ERR Authentication failed."] {
+        for text in [
+            "-ERR",
+            "-ERR LOGIN failed",
+            "-ERR [AUTH] no",
+            "-ERR Authentication failed.",
+        ] {
             check(text, Refusal::BadCredentials);
         }
         for text in ["-ERR [SYS/TEMP] x", "-ERR [IN-USE] x", "-ERR [LOGIN-DELAY] x"] {
@@ -212,6 +224,9 @@ mod tests {
         for text in ["-ERR your password has expired", "-ERR [SYS/PERM] login failed"] {
             check(text, Refusal::Text(shown(text)));
         }
-        check("-ERR operation sent to wrong host (you want 'store2')", Refusal::WrongHost);
+        check(
+            "-ERR operation sent to wrong host (you want 'store2')",
+            Refusal::WrongHost,
+        );
     }
 }

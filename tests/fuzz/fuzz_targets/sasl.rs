@@ -17,12 +17,18 @@ fuzz_target!(|data: &[u8]| {
 /// No dialogue takes more than two responses.
 fn play(data: &[u8], encode: impl Fn(&[u8]) -> Vec<u8>) {
     let mut lines = data.split(|&byte| byte == b'\n');
-    let Some(mut exchange) = Exchange::begin(lines.next().unwrap_or_default()) else { return };
+    let Some(mut exchange) = Exchange::begin(lines.next().unwrap_or_default()) else {
+        return;
+    };
     let mechanism = exchange.mechanism();
     for (count, line) in lines.enumerate() {
         assert!(count < 2);
         let line = encode(line);
-        let progress = if count == 0 { exchange.initial(&line) } else { exchange.response(&line) };
+        let progress = if count == 0 {
+            exchange.initial(&line)
+        } else {
+            exchange.response(&line)
+        };
         match progress {
             Progress::Prompt(next) => exchange = next,
             Progress::Malformed => return,

@@ -33,7 +33,7 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// `None`: too short to say anything.
     pub fn parse(data: &'a [u8]) -> Option<Plan<'a>> {
-            let (&[choice, high, low], bytes) = data.split_first_chunk::<3>()?;
+        let (&[choice, high, low], bytes) = data.split_first_chunk::<3>()?;
         let channel = match choice & 3 {
             0 => Channel::Tls,
             1 => Channel::Clear(StartTls::Off),
@@ -41,7 +41,12 @@ impl<'a> Plan<'a> {
             _ => Channel::Clear(StartTls::Only),
         };
         let cut = usize::from(u16::from_be_bytes([high, low])) % (bytes.len() + 1);
-        Some(Plan { channel, sasl: choice & 4 != 0, bytes, cut })
+        Some(Plan {
+            channel,
+            sasl: choice & 4 != 0,
+            bytes,
+            cut,
+        })
     }
 
     /// The same input, whole, cut in two, and octet by octet.
@@ -64,7 +69,9 @@ pub fn check_login<M: LoginMachine>(plan: &Plan<'_>, new: impl Fn(Channel) -> M,
 
 /// Plays a machine that faces a server in every way.
 pub fn check_upstream<M: UpstreamMachine>(plan: &Plan<'_>, new: impl Fn(Introduction) -> M) {
-    let [whole, others @ ..] = plan.ways().map(|pieces| upstream(new(introduction(plan.sasl)), &pieces));
+    let [whole, others @ ..] = plan
+        .ways()
+        .map(|pieces| upstream(new(introduction(plan.sasl)), &pieces));
     for other in others {
         assert_eq!(whole, other);
     }
@@ -113,13 +120,20 @@ fn login<M: LoginMachine>(mut machine: M, pieces: &[&[u8]], held: impl Fn(&M) ->
 }
 
 fn accept<M: LoginMachine>(machine: M, out: &mut Vec<u8>) -> usize {
-    let accepted = Accepted { untagged: b"* X\r\n".to_vec(), answer: b"OK".to_vec(), rest: b"* Y\r\n".to_vec() };
+    let accepted = Accepted {
+        untagged: b"* X\r\n".to_vec(),
+        answer: b"OK".to_vec(),
+        rest: b"* Y\r\n".to_vec(),
+    };
     Box::new(machine).accept(&accepted, out).len()
 }
 
 /// What the rest of the house relies on.
 pub fn check_credentials(credentials: &Credentials) {
-    for name in [Some(&credentials.user), credentials.authenticating_as.as_ref()].into_iter().flatten() {
+    for name in [Some(&credentials.user), credentials.authenticating_as.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         assert!(!name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control));
     }
     let password = credentials.password.expose();
@@ -157,7 +171,10 @@ fn introduction(sasl: bool) -> Introduction {
         login: "alice@a.example".to_owned(),
         client: IpAddr::from([203, 0, 113, 7]),
         local: IpAddr::from([192, 0, 2, 10]),
-        client_id: IdFields { name: Some("x\"\r\n".to_owned()), version: Some("1,2".to_owned()) },
+        client_id: IdFields {
+            name: Some("x\"\r\n".to_owned()),
+            version: Some("1,2".to_owned()),
+        },
         product: ("Portico".to_owned(), "1.0".to_owned()),
         announce: true,
     }

@@ -1,0 +1,44 @@
+# The image of one Portico node.
+#
+#   docker build -t portico .
+#   docker run -v /srv/portico:/etc/portico:ro -p 143:143 -p 993:993 -p 443:443 portico
+#
+# /etc/portico holds portico.yaml, directory.yaml and the certificates they name; all must be readable by the
+# user `portico` (uid 10001). In a container let the logs go to standard output: `log: {access: "-", audit: "-"}`.
+#
+# Ports below 1024. The process is no root. Docker (20.10 and later) lets everybody in a container bind every port.
+# Where that is not so, as in some Kubernetes clusters, choose one:
+#   - listen on high ports in portico.yaml and map them (`-p 993:1993`);
+#   - --sysctl net.ipv4.ip_unprivileged_port_start=0 (Kubernetes: securityContext.sysctls);
+#   - --cap-add NET_BIND_SERVICE helps only together with a file capability on the binary (setcap in an image of
+#     your own), because the user is not root.
+#
+# SIGHUP reads the directory and the certificates again (`docker kill -s HUP`). SIGTERM drains: give `docker stop -t`
+# (Kubernetes: terminationGracePeriodSeconds) some seconds more than grace_period_seconds in portico.yaml. The
+# upgrade by `-u` does not work here, because the container ends with its first process: start a new container.
+
+FROM rust:1-bookworm AS build
+# The same packages as in `scripts/install build`.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends build-essential ca-certificates cmake libssl-dev pkg-config \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+# .cargo/config.toml, which is copied too, links Debian's OpenSSL (docs/adr/0003-system-openssl.md).
+RUN cargo build --release --locked --package proxy-app
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates libssl3 \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --system --uid 10001 --user-group --home-dir /nonexistent --shell /usr/sbin/nologin portico \
+ && install -d /etc/portico \
+ && install -d -o portico -g portico /run/portico /var/log/portico
+COPY --from=build /src/target/release/portico /usr/local/bin/portico
+COPY --from=build /src/conf /usr/share/portico/conf
+USER portico
+WORKDIR /etc/portico
+EXPOSE 80 443 143 993 110 995 6071
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/portico"]
+CMD ["-c", "/etc/portico/portico.yaml"]

@@ -1,0 +1,457 @@
+//! Whole sessions in memory, with time standing still: what the client hears, when, and what the audit log says.
+//!
+//! Both ends are pipes; the mailbox servers are scripts, the directory is a YAML text. Real peers come elsewhere.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
+use mail_proxy::{
+    BoxStream, Client, ConnectError, Connection, Drain, House, Protocol, Settings, StartTls, TlsFacts, Transport, imap,
+    pop3, serve,
+};
+use route_cache::directory::yaml::YamlDirectory;
+use route_cache::{AccountBy, Directory, DirectoryError, Entry, Route, RouteCache, System};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+const DIRECTORY: &str = "
+config: {zimbraReverseProxySSLToUpstreamEnabled: FALSE, zimbraDefaultDomainName: a.example}
+servers:
+  one.example: {zimbraServiceEnabled: mailbox}
+  two.example: {zimbraServiceEnabled: mailbox}
+domains: {a.example: {}}
+accounts:
+  alice@a.example: {zimbraMailHost: one.example, zimbraMailAlias: al@a.example}
+  lost@a.example: {zimbraMailHost: nowhere.example}
+";
+
+/// The YAML directory, which can be told to be down, or that Alice has moved once it has been asked.
+struct Fake {
+    yaml: YamlDirectory,
+    asked: AtomicUsize,
+    down: bool,
+    moves: bool,
+}
+
+#[async_trait]
+impl Directory for Fake {
+    fn system(&self) -> Arc<System> {
+        self.yaml.system()
+    }
+
+    async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError> {
+        let before = self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.down {
+            return Err(DirectoryError("connection refused by ldap7.internal".to_owned()));
+        }
+        let entry = self.yaml.account(by).await?;
+        Ok(entry.map(|entry| {
+            if !self.moves || before == 0 {
+                return entry;
+            }
+            let mut moved = Entry::clone(&entry);
+            moved.set("zimbraMailHost", ["two.example"]);
+            Arc::new(moved)
+        }))
+    }
+}
+
+/// How a mailbox server behaves.
+#[derive(Clone, Copy)]
+enum Store {
+    /// Takes any login whose password is `right`.
+    Good,
+    /// Says that the account lives elsewhere.
+    WrongHost,
+    /// Refuses connections.
+    Refuses,
+    /// Accepts, and never says a word.
+    Frozen,
+    /// Hangs up in the middle of the login.
+    HangsUp,
+}
+
+struct Network {
+    stores: HashMap<&'static str, Store>,
+    connects: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Transport for Network {
+    async fn start_tls(&self, stream: BoxStream, _protocol: Protocol) -> io::Result<(BoxStream, TlsFacts)> {
+        Ok((stream, TlsFacts { cipher: "TLSv1.3 TEST".to_owned(), sni: None }))
+    }
+
+    async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError> {
+        self.connects.fetch_add(1, Ordering::Relaxed);
+        let store = self.stores[&*route.host];
+        if matches!(store, Store::Refuses) {
+            return Err(ConnectError::Refused(format!("connect to {}: refused", route.host)));
+        }
+        let (near, far) = duplex(4096);
+        tokio::spawn(store.run(far));
+        Ok(Box::new(near))
+    }
+}
+
+impl Store {
+    async fn run(self, mut pipe: DuplexStream) -> io::Result<()> {
+        if matches!(self, Store::Frozen) {
+            return std::future::pending().await;
+        }
+        pipe.write_all(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n").await?;
+        let id = line(&mut pipe).await?;
+        let tag = id.split(' ').next().unwrap_or_default().to_owned();
+        pipe.write_all(format!("* ID NIL\r\n{tag} OK done\r\n").as_bytes()).await?;
+        // LOGIN {n+} CRLF user {m+} CRLF password CRLF
+        let login = line(&mut pipe).await?;
+        let tag = login.split(' ').next().unwrap_or_default().to_owned();
+        line(&mut pipe).await?;
+        let password = line(&mut pipe).await?;
+        match self {
+            Store::HangsUp => return Ok(()),
+            Store::WrongHost => pipe.write_all(format!("{tag} NO LOGIN failed (wrong host)\r\n").as_bytes()).await?,
+            _ if password != "right" => {
+                pipe.write_all(format!("{tag} NO [AUTHENTICATIONFAILED] you are not alice\r\n").as_bytes()).await?;
+            }
+            _ => {
+                let ok = format!("* CAPABILITY IMAP4rev1 IDLE\r\n{tag} OK [CAPABILITY IMAP4rev1 IDLE] hello\r\n");
+                pipe.write_all(ok.as_bytes()).await?;
+            }
+        }
+        // From here on an echo, so that a relay can be told from a dialogue.
+        let (mut read, mut write) = tokio::io::split(pipe);
+        tokio::io::copy(&mut read, &mut write).await.map(drop)
+    }
+}
+
+async fn line(pipe: &mut DuplexStream) -> io::Result<String> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(pipe.read_u8().await?);
+    }
+    Ok(String::from_utf8_lossy(&line[..line.len() - 2]).into_owned())
+}
+
+#[derive(Default)]
+struct Records(Mutex<Vec<Record>>);
+
+impl Audit for Records {
+    fn record(&self, record: Record) {
+        self.0.lock().unwrap().push(record);
+    }
+}
+
+/// One client and everything around it.
+struct Stage {
+    client: DuplexStream,
+    records: Arc<Records>,
+    connects: Arc<AtomicUsize>,
+    drain: watch::Sender<Drain>,
+    session: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Plan {
+    one: Option<Store>,
+    two: Option<Store>,
+    down: bool,
+    moves: bool,
+    pop3: bool,
+    starttls: bool,
+}
+
+fn settings() -> Settings {
+    Settings {
+        imap: Arc::new(imap::Settings::default()),
+        pop3: Arc::new(pop3::Settings::default()),
+        login_deadline: Duration::from_secs(60),
+        imap_idle: Duration::from_secs(2100),
+        pop3_idle: Duration::from_secs(600),
+        auth_wait: Duration::from_secs(10),
+        upstream_login: Duration::from_secs(120),
+        pass_errors: true,
+        send_imap_id: true,
+        send_pop3_xoip: true,
+        product: ("Portico".to_owned(), "0".to_owned()),
+    }
+}
+
+fn stage(plan: Plan) -> Stage {
+    let (yaml, _) = YamlDirectory::parse(DIRECTORY, Path::new("test.yaml")).unwrap();
+    let directory = Fake { yaml, asked: AtomicUsize::new(0), down: plan.down, moves: plan.moves };
+    let cache = route_cache::Settings {
+        node: "proxy.example".to_owned(),
+        capacity: 1000,
+        ttl: Duration::from_secs(3600),
+        stale: Duration::from_secs(3600),
+        negative_ttl: Duration::from_secs(5),
+    };
+    let connects = Arc::new(AtomicUsize::new(0));
+    let stores = [("one.example", plan.one.unwrap_or(Store::Good)), ("two.example", plan.two.unwrap_or(Store::Good))];
+    let network = Network { stores: stores.into_iter().collect(), connects: connects.clone() };
+    let records = Arc::new(Records::default());
+    let drain = watch::Sender::new(Drain::Running);
+    let house = House {
+        routes: Arc::new(RouteCache::new(cache, Arc::new(directory))),
+        transport: Arc::new(network),
+        audit: records.clone(),
+        settings: Arc::new(settings()),
+        generation: 7,
+        drain: drain.subscribe(),
+    };
+    let (client, near) = duplex(4096);
+    let connection = Connection {
+        stream: Box::new(near),
+        number: "c1".to_owned(),
+        listener: "127.0.0.1:143".into(),
+        protocol: if plan.pop3 { Protocol::Pop3 } else { Protocol::Imap },
+        client: Client {
+            addr: "192.0.2.7:4711".parse().unwrap(),
+            via: None,
+            local: "198.51.100.1:143".parse().unwrap(),
+        },
+        tls: None,
+        starttls: if plan.starttls { StartTls::Only } else { StartTls::Off },
+        accepted: Instant::now(),
+    };
+    let session = tokio::spawn(serve(connection, house));
+    Stage { client, records, connects, drain, session }
+}
+
+impl Stage {
+    async fn say(&mut self, text: &str) {
+        self.client.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    #[track_caller]
+    fn expect<'a>(&'a mut self, wanted: &'a str) -> impl Future<Output = ()> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            let got = line(&mut self.client).await.unwrap_or_else(|error| panic!("{caller}: {error}, not {wanted:?}"));
+            assert!(got.starts_with(wanted), "{caller}: {got:?}, not {wanted:?}");
+        }
+    }
+
+    /// The records, once the session has ended.
+    async fn ended(self) -> Vec<Record> {
+        drop(self.client);
+        self.session.await.unwrap();
+        self.records.0.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_and_what_is_pipelined_behind_it() {
+    let mut s = stage(Plan::default());
+    s.expect("* OK IMAP4rev1").await;
+    s.say("a LOGIN al@a.example right\r\nb NOOP\r\n").await;
+    s.expect("* CAPABILITY IMAP4rev1 IDLE").await;
+    s.expect("a OK [CAPABILITY IMAP4rev1 IDLE] hello").await;
+    s.expect("b NOOP").await;
+    let records = s.ended().await;
+    assert_eq!(records.len(), 2, "{records:#?}");
+    let login = &records[0];
+    assert_eq!((login.event, login.outcome), (Some(Event::Login), Some(Outcome::Ok)));
+    assert_eq!((login.user.as_deref(), login.account.as_deref()), (Some("al@a.example"), Some("alice@a.example")));
+    assert_eq!(login.route.as_deref(), Some("one.example:7143"));
+    assert_eq!((login.tier, login.generation), (Some("directory"), 7));
+    let end = &records[1];
+    assert_eq!((end.event, end.ended_by), (Some(Event::SessionEnd), Some(EndedBy::Client)));
+    assert_eq!((end.bytes_in, end.bytes_out), (Some(8), Some(8)));
+}
+
+/// The answer to a wrong password and the answer to an unknown name are the same, byte for byte and to the moment.
+#[tokio::test(start_paused = true)]
+async fn nobody_learns_who_exists() {
+    let mut answers = Vec::new();
+    for user in ["alice@a.example", "nobody@a.example", "\"odd\\\\name\"", "\"bell\x07\""] {
+        let mut s = stage(Plan::default());
+        s.expect("* OK").await;
+        let begun = Instant::now();
+        s.say(&format!("a LOGIN {user} wrong\r\n")).await;
+        answers.push((line(&mut s.client).await.unwrap(), begun.elapsed()));
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    assert_eq!(answers[0].0, "a NO [AUTHENTICATIONFAILED] LOGIN failed");
+    assert_eq!(answers[0].1.as_secs(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_route_is_mended_before_the_client_hears_anything() {
+    for store in [Store::WrongHost, Store::Refuses, Store::HangsUp] {
+        let mut s = stage(Plan { one: Some(store), moves: true, ..Plan::default() });
+        s.expect("* OK").await;
+        s.say("a LOGIN alice@a.example right\r\n").await;
+        s.expect("* CAPABILITY").await;
+        s.expect("a OK").await;
+        let records = s.ended().await;
+        assert_eq!(records[0].route.as_deref(), Some("two.example:7143"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_server_is_told_at_once_and_tried_twice() {
+    let mut s = stage(Plan { one: Some(Store::Refuses), ..Plan::default() });
+    s.expect("* OK").await;
+    let begun = Instant::now();
+    s.say("a LOGIN alice@a.example right\r\nb NOOP\r\n").await;
+    s.expect("a NO [UNAVAILABLE]").await;
+    s.expect("b OK").await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(s.connects.load(Ordering::Relaxed), 2);
+    let records = s.ended().await;
+    assert_eq!(records[0].outcome, Some(Outcome::UpstreamDown));
+    assert_eq!(records.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_server_costs_its_greeting_limit_once() {
+    let mut s = stage(Plan { one: Some(Store::Frozen), ..Plan::default() });
+    s.expect("* OK").await;
+    let begun = Instant::now();
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    s.expect("a NO [UNAVAILABLE]").await;
+    assert_eq!(begun.elapsed().as_secs(), 4);
+    assert_eq!(s.connects.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_known_is_not_called_wrong() {
+    let mut s = stage(Plan { down: true, ..Plan::default() });
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    s.expect("a NO [UNAVAILABLE] service temporarily unavailable, please try again later").await;
+    let records = s.ended().await;
+    assert_eq!(records[0].outcome, Some(Outcome::DirectoryDown));
+    assert!(records[0].why.as_deref().unwrap().contains("ldap7.internal"));
+
+    let mut s = stage(Plan::default());
+    s.expect("* OK").await;
+    s.say("a LOGIN lost@a.example right\r\n").await;
+    s.expect("a NO [UNAVAILABLE]").await;
+    assert_eq!(s.ended().await[0].outcome, Some(Outcome::NoRoute));
+}
+
+/// Bytes do not extend the deadline; our own waiting does.
+#[tokio::test(start_paused = true)]
+async fn the_login_deadline() {
+    let mut s = stage(Plan::default());
+    s.expect("* OK").await;
+    let begun = Instant::now();
+    let writer = tokio::spawn(async move {
+        while s.client.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+    });
+    s.session.await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 60);
+    writer.abort();
+
+    let mut s = stage(Plan::default());
+    s.expect("* OK").await;
+    let begun = Instant::now();
+    s.say("a LOGIN nobody@a.example x\r\n").await;
+    s.expect("a NO").await;
+    s.expect("* BYE").await;
+    assert_eq!(begun.elapsed().as_secs(), 70);
+    let records = s.ended().await;
+    assert_eq!(records[1].why.as_deref(), Some("login deadline"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_does_not_wait_with_us() {
+    let mut s = stage(Plan::default());
+    s.expect("* OK").await;
+    s.say("a LOGIN nobody@a.example x\r\n").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    let records = s.ended().await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(records[1].outcome, Some(Outcome::ClientGone));
+}
+
+/// A balancer's health check is no news.
+#[tokio::test(start_paused = true)]
+async fn a_silent_visit_leaves_no_record() {
+    let mut s = stage(Plan::default());
+    s.expect("* OK").await;
+    assert!(s.ended().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn passwords_in_clear_text_are_refused_and_recorded() {
+    let mut s = stage(Plan { starttls: true, ..Plan::default() });
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    s.expect("a NO [PRIVACYREQUIRED]").await;
+    s.say("b STARTTLS\r\n").await;
+    s.expect("b OK").await;
+    s.say("c LOGIN alice@a.example right\r\n").await;
+    s.expect("* CAPABILITY").await;
+    s.expect("c OK").await;
+    let connects = s.connects.load(Ordering::Relaxed);
+    let records = s.ended().await;
+    assert_eq!((records[0].outcome, connects), (Some(Outcome::TlsRequired), 1));
+    assert_eq!((records[1].outcome, records[1].tls.as_deref()), (Some(Outcome::Ok), Some("TLSv1.3 TEST")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_behind_starttls_close_the_connection() {
+    let mut s = stage(Plan { starttls: true, ..Plan::default() });
+    s.expect("* OK").await;
+    s.say("a STARTTLS\r\nb LOGIN alice@a.example right\r\n").await;
+    let mut rest = Vec::new();
+    s.client.read_to_end(&mut rest).await.unwrap();
+    assert!(!rest.windows(4).any(|w| w == b"a OK" || w == b"b OK"), "{:?}", String::from_utf8_lossy(&rest));
+    assert_eq!(s.ended().await[0].why.as_deref(), Some("bytes behind STARTTLS"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_logins_first_and_sessions_last() {
+    let mut early = stage(Plan::default());
+    early.expect("* OK").await;
+    early.drain.send(Drain::EndLogins).unwrap();
+    early.expect("* BYE").await;
+
+    let mut late = stage(Plan::default());
+    late.expect("* OK").await;
+    late.say("a LOGIN alice@a.example right\r\n").await;
+    late.expect("* CAPABILITY").await;
+    late.expect("a OK").await;
+    late.drain.send(Drain::EndLogins).unwrap();
+    late.say("b NOOP\r\n").await;
+    late.expect("b NOOP").await;
+    late.drain.send(Drain::EndSessions).unwrap();
+    late.expect("* BYE").await;
+    assert_eq!(late.ended().await[1].why.as_deref(), Some("drain"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pop3_fails_in_its_own_words() {
+    let mut s = stage(Plan { pop3: true, one: Some(Store::Refuses), ..Plan::default() });
+    s.expect("+OK POP3 ready").await;
+    s.say("USER alice@a.example\r\nPASS right\r\n").await;
+    s.expect("+OK").await;
+    s.expect("-ERR [SYS/TEMP]").await;
+    s.say("USER nobody@a.example\r\nPASS right\r\n").await;
+    s.expect("+OK").await;
+    s.expect("-ERR [AUTH]").await;
+}
+
+/// Thousands of these live for hours.
+#[test]
+fn the_future_of_a_session_is_small() {
+    fn future_size<F: Future>(_: impl FnOnce(Connection, House) -> F) -> usize {
+        size_of::<F>()
+    }
+    let size = future_size(serve);
+    assert!(size <= 384, "{size} octets");
+}
