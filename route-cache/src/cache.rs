@@ -176,18 +176,23 @@ impl RouteCache {
         old: Option<&Old>,
         system: &System,
     ) -> Option<Result<Route, RouteError>> {
+        if let Some(landed) = self.fresh(key, old) {
+            return Some(self.answer(lookup, key, landed.placement.as_ref(), system, Tier::Memory));
+        }
+        let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
+        let old = old.filter(|old| pausing && self.serves_stale(old))?;
+        Some(self.answer(lookup, key, Some(&old.placement), system, Tier::Stale))
+    }
+
+    /// What is kept under `key` and still in its life; `old` is what [`RouteCache::find`] found there.
+    fn fresh(&self, key: &Key, old: Option<&Old>) -> Option<Landed> {
         let now = self.now();
         if let Some(old) = old {
-            let placement = Some(&old.placement);
-            if now < old.at + millis(self.settings.ttl) {
-                return Some(self.answer(lookup, key, placement, system, Tier::Memory));
-            }
-            let pausing = now < self.down_until.load(Ordering::Relaxed);
-            return (pausing && self.serves_stale(old))
-                .then(|| self.answer(lookup, key, placement, system, Tier::Stale));
+            let placement = Some(old.placement.clone());
+            return (now < old.at + millis(self.settings.ttl)).then_some(Landed { at: old.at, placement });
         }
         let at = self.nobody.get(key)?;
-        (now < at + millis(self.settings.negative_ttl)).then(|| self.answer(lookup, key, None, system, Tier::Memory))
+        (now < at + millis(self.settings.negative_ttl)).then_some(Landed { at, placement: None })
     }
 
     /// The answer after the directory was asked: its own, or if it is down an old one.
@@ -260,6 +265,10 @@ impl RouteCache {
     }
 
     async fn ask(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
+        // Somebody may have landed with it after this one looked and before he boarded.
+        if let Some(landed) = self.fresh(key, self.find(key).as_ref()) {
+            return Ok(landed);
+        }
         let result = resolve::place(&*self.directory, system, key).await;
         let pause_end = if result.is_err() {
             self.now() + millis(DOWN_PAUSE)

@@ -151,3 +151,12 @@ pub(crate) fn timed<T>(act: impl FnOnce() -> Result<T>) -> Result<(T, Duration)>
     let start = std::time::Instant::now();
     Ok((act()?, start.elapsed()))
 }
+
+/// A web login.
+pub(crate) fn soap_login(name: &str, password: &str) -> String {
+    format!(
+        "<soap:Envelope xmlns:soap=\"http://www.w3.org/2003/05/soap-envelope\"><soap:Body>\
+         <AuthRequest xmlns=\"urn:zimbraAccount\"><account by=\"name\">{name}</account>\
+         <password>{password}</password></AuthRequest></soap:Body></soap:Envelope>"
+    )
+}

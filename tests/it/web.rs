@@ -11,7 +11,7 @@ use portico_tests::until;
 use portico_tests::web::{auth_token, file_sha256, pattern_file, pattern_sha256};
 use serde_json::Value;
 
-use crate::scene::{Scene, play, play_with};
+use crate::scene::{Scene, play, play_with, soap_login};
 
 const HOST: &str = "mail.a.example";
 const BIG: u64 = 100 * 1024 * 1024;
@@ -221,18 +221,6 @@ fn requests_of_nobody_go_to_a_healthy_server() -> Result<()> {
 }
 
 #[test]
-fn a_server_that_is_not_ready_gets_no_requests_of_nobody() -> Result<()> {
-    play(|scene| {
-        scene.town.stores[1].web.set_ready(false);
-        until("the second server to be left alone", Duration::from_secs(30), || {
-            let all = (0..8).map(|n| scene.store_of("/x", &["--interface", &format!("127.0.0.{}", 20 + n)]));
-            let all: Vec<String> = all.collect::<Result<_>>()?;
-            Ok(all.iter().all(|server| server == "store1").then_some(()))
-        })
-    })
-}
-
-#[test]
 fn forwarded_headers_have_one_clean_value() -> Result<()> {
     play(|scene| {
         let lies = [
@@ -332,21 +320,9 @@ fn websockets_pass() -> Result<()> {
 #[test]
 fn web_logins_are_in_the_audit_log() -> Result<()> {
     play(|scene| {
-        let soap = |password: &str| {
-            format!(
-                "<soap:Envelope xmlns:soap=\"http://www.w3.org/2003/05/soap-envelope\"><soap:Body>\
-                 <AuthRequest xmlns=\"urn:zimbraAccount\"><account by=\"name\">alice@a.example</account>\
-                 <password>{password}</password></AuthRequest></soap:Body></soap:Envelope>"
-            )
-        };
-        let json = |password: &str| {
-            format!(
-                "{{\"Body\":{{\"AuthRequest\":{{\"_jsns\":\"urn:zimbraAccount\",\"account\":{{\"by\":\"name\",\
-                 \"_content\":\"bob@a.example\"}},\"password\":\"{password}\"}}}}}}"
-            )
-        };
-        let path = "/service/soap/AuthRequest";
-        let good = scene.https(path, &["-d", &soap("alice-c4n4ry-one")])?;
+        let wrong = "wr0ng-c4n4ry";
+        let soap = "/service/soap/AuthRequest";
+        let good = scene.https(soap, &["-d", &soap_login("alice@a.example", "alice-c4n4ry-one")])?;
         assert_eq!(good.status(), "200");
         ensure!(
             good.header("set-cookie")
@@ -354,42 +330,54 @@ fn web_logins_are_in_the_audit_log() -> Result<()> {
             "{}",
             good.head
         );
-        assert_eq!(scene.https(path, &["-d", &soap("wr0ng-c4n4ry")])?.status(), "500");
-        assert_eq!(scene.https(path, &["-d", &json("bob-c4n4ry-two")])?.status(), "200");
-        assert_eq!(scene.https(path, &["-d", &json("wr0ng-c4n4ry")])?.status(), "500");
-        let dav = "/dav/carol@b.example/Calendar/";
-        assert_eq!(
-            scene
-                .https(dav, &["-u", "carol@b.example:carol-c4n4ry-three"])?
-                .status(),
-            "200"
-        );
-        assert_eq!(
-            scene.https(dav, &["-u", "carol@b.example:wr0ng-c4n4ry"])?.status(),
-            "401"
-        );
-        for (mechanism, user) in [
-            ("SOAP", "alice@a.example"),
-            ("JSON", "bob@a.example"),
-            ("BASIC", "carol@b.example"),
-        ] {
-            for outcome in ["ok", "bad_credentials"] {
-                let fields = [
-                    ("event", "web_login"),
-                    ("mechanism", mechanism),
-                    ("user", user),
-                    ("outcome", outcome),
-                ];
-                let record = scene.portico.record(&fields)?;
-                ensure!(
-                    record["client"].as_str().is_some_and(|c| c.starts_with("127.0.0.1:")),
-                    "{record}"
-                );
-            }
+        let (zx, dav) = ("/zx/auth/v2/login", "/dav/carol@b.example/Calendar/");
+        let tries = [
+            (soap, "-d", soap_login("alice@a.example", wrong), "500"),
+            (soap, "-d", soap_json("bob-c4n4ry-two"), "200"),
+            (soap, "-d", soap_json(wrong), "500"),
+            (zx, "-d", json("dave-c4n4ry-four"), "200"),
+            (zx, "-d", json(wrong), "401"),
+            (dav, "-u", "carol@b.example:carol-c4n4ry-three".to_owned(), "200"),
+            (dav, "-u", format!("carol@b.example:{wrong}"), "401"),
+        ];
+        for (path, how, what, status) in tries {
+            assert_eq!(scene.https(path, &[how, &what])?.status(), status, "{path} {what}");
         }
-        let basic = encode_block(b"carol@b.example:wr0ng-c4n4ry").into_bytes();
-        scene.portico.must_not_have_written(&[b"wr0ng-c4n4ry".to_vec(), basic])
+        for outcome in ["ok", "bad_credentials"] {
+            is_recorded(scene, "SOAP", "alice@a.example", outcome)?;
+            is_recorded(scene, "SOAP", "bob@a.example", outcome)?;
+            is_recorded(scene, "JSON", "dave@b.example", outcome)?;
+            is_recorded(scene, "BASIC", "carol@b.example", outcome)?;
+        }
+        let basic = encode_block(format!("carol@b.example:{wrong}").as_bytes()).into_bytes();
+        scene.portico.must_not_have_written(&[wrong.into(), basic])
     })
+}
+
+fn soap_json(password: &str) -> String {
+    let request = serde_json::json!({
+        "_jsns": "urn:zimbraAccount", "account": {"by": "name", "_content": "bob@a.example"}, "password": password,
+    });
+    serde_json::json!({"Body": {"AuthRequest": request}}).to_string()
+}
+
+fn json(password: &str) -> String {
+    serde_json::json!({"auth_method": "password", "user": "dave@b.example", "password": password}).to_string()
+}
+
+fn is_recorded(scene: &Scene, mechanism: &str, user: &str, outcome: &str) -> Result<()> {
+    let fields = [
+        ("event", "web_login"),
+        ("mechanism", mechanism),
+        ("user", user),
+        ("outcome", outcome),
+    ];
+    let record = scene.portico.record(&fields)?;
+    ensure!(
+        record["client"].as_str().is_some_and(|c| c.starts_with("127.0.0.1:")),
+        "{record}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::unistd::User;
 
-use crate::Stage;
 use crate::certs::Pair;
 use crate::child::Child;
+use crate::{Stage, until};
 
 /// A mailbox server with a few users.
 pub struct Dovecot {
@@ -83,6 +83,16 @@ impl Dovecot {
             Some(mut child) => child.stop(Duration::from_secs(5)),
             None => Ok(()),
         }
+    }
+
+    /// Waits until its log says this.
+    pub fn wait_log(&self, text: &str) -> Result<()> {
+        let said = until(
+            &format!("the mailbox server to log {text:?}"),
+            Duration::from_secs(5),
+            || Ok(self.log().contains(text).then_some(())),
+        );
+        said.with_context(|| self.log())
     }
 
     /// Its log: every login with the client's address (`rip=`).
@@ -283,7 +293,7 @@ mod tests {
             wire.say(&format!("a1 LOGIN odd@a.example {{{}+}}\r\n{ODD}", ODD.len()))?;
             let answer = wire.imap_answer("a1")?;
             assert!(answer.last().is_some_and(|l| l.starts_with("a1 OK")), "{answer:?}");
-            assert!(dovecot.log().contains("rip=192.0.2.77"), "{}", dovecot.log());
+            dovecot.wait_log("rip=192.0.2.77")?;
             dovecot.stop()?;
             assert!(Wire::clear(SocketAddrV4::new(dovecot.ip, dovecot.imap)).is_err());
             dovecot.start_again()?;

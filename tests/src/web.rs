@@ -205,6 +205,9 @@ impl House {
         if request.path().ends_with("/AuthRequest") {
             return login::answer(&self.accounts, &body.head, stream.get_mut());
         }
+        if request.path().starts_with("/zx/auth/") {
+            return login::answer_zx(&self.accounts, &body.head, stream.get_mut());
+        }
         if login::wants_basic(request.path()) && !login::basic_is_good(&self.accounts, request) {
             let challenge = [("WWW-Authenticate", "Basic realm=\"mail\"")];
             return respond(stream.get_mut(), 401, &challenge, b"authentication required\n");

