@@ -52,8 +52,9 @@ pub struct RouteCache {
     directory: Arc<dyn Directory>,
     /// Accounts, and where other names of them point.
     known: Shelf<Key, Known>,
-    /// Names that nobody has, with the time of that answer.
-    nobody: Shelf<Key, Millis>,
+    /// Names that nobody has, with the time of that answer. Short-lived and few, so a general cache is at home
+    /// here; for a million accounts it would take three times the memory of the shelf.
+    nobody: moka::sync::Cache<Key, Millis>,
     flights: Flights,
     /// How what is kept was read.
     reading: ArcSwap<Reading>,
@@ -93,7 +94,10 @@ impl RouteCache {
         RouteCache {
             reading: ArcSwap::from_pointee(Reading::of(&directory.system())),
             known: Shelf::new(settings.capacity),
-            nobody: Shelf::new((settings.capacity / NOBODY_SHARE).max(1)),
+            nobody: moka::sync::Cache::builder()
+                .max_capacity((settings.capacity / NOBODY_SHARE).max(1))
+                .time_to_live(settings.negative_ttl)
+                .build(),
             flights: Flights(Mutex::default()),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
@@ -142,7 +146,7 @@ impl RouteCache {
         for key in std::iter::once(key).chain(account) {
             state.forget(&key);
             self.known.remove(&key);
-            self.nobody.remove(&key);
+            self.nobody.invalidate(&key);
         }
     }
 
@@ -155,12 +159,13 @@ impl RouteCache {
     pub fn clear(&self) {
         self.flights.0.lock().forget_all();
         self.known.clear();
-        self.nobody.clear();
+        self.nobody.invalidate_all();
     }
 
     /// How many answers are kept: names, ids, and names that nobody has.
     pub fn len(&self) -> usize {
-        self.known.len() + self.nobody.len()
+        self.nobody.run_pending_tasks();
+        self.known.len() + usize::try_from(self.nobody.entry_count()).unwrap_or(usize::MAX)
     }
 
     /// True if nothing is kept.
@@ -294,7 +299,7 @@ impl RouteCache {
             self.known.insert(key.clone(), Known { at: landed.at, what });
         }
         for key in [key, &account] {
-            self.nobody.remove(key);
+            self.nobody.invalidate(key);
         }
         self.known.insert(
             account,
