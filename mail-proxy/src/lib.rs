@@ -19,8 +19,8 @@ pub mod sasl;
 mod session;
 
 pub use login::{
-    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, Rejected, StartTls, Step,
-    UpstreamMachine, UpstreamStep,
+    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, Rejected,
+    StartTls, Step, UpstreamMachine, UpstreamStep,
 };
 pub use session::{
     BoxStream, Client, ConnectError, Connection, Drain, House, Protocol, Settings, Stream, TlsFacts, Transport, serve,

@@ -145,7 +145,11 @@ impl Relay {
         if self.to_server.bytes + self.to_client.bytes != before {
             self.moved = Instant::now();
         }
-        let limit = if self.to_server.ended { self.idle.min(HALF_CLOSED_IDLE) } else { self.idle };
+        let limit = if self.to_server.ended {
+            self.idle.min(HALF_CLOSED_IDLE)
+        } else {
+            self.idle
+        };
         let due = self.moved + limit;
         if self.timer.deadline() > due {
             self.timer.as_mut().reset(due);
@@ -173,7 +177,12 @@ impl Relay {
     }
 
     fn ended(&self, by: EndedBy, why: Option<&'static str>) -> Ended {
-        Ended { by, why, bytes_in: self.to_server.bytes, bytes_out: self.to_client.bytes }
+        Ended {
+            by,
+            why,
+            bytes_in: self.to_server.bytes,
+            bytes_out: self.to_client.bytes,
+        }
     }
 }
 
@@ -279,7 +288,12 @@ mod tests {
         relay.owe_client(b"a OK\r\n".to_vec());
         relay.owe_server(b"b NOOP\r\n".to_vec());
         let relay = tokio::spawn(async move { relay.run(&mut watch, b"* BYE\r\n").await });
-        Stage { client, server, drain, relay }
+        Stage {
+            client,
+            server,
+            drain,
+            relay,
+        }
     }
 
     async fn expect(stream: &mut DuplexStream, text: &[u8]) {

@@ -191,7 +191,9 @@ pub fn serve(connection: Connection, house: House) -> impl Future<Output = ()> +
     let login = Box::pin(login(connection, house));
     async move {
         let Some(mut session) = login.await else { return };
-        let LoggedIn { relay, drain, farewell, .. } = &mut *session;
+        let LoggedIn {
+            relay, drain, farewell, ..
+        } = &mut *session;
         let ended = relay.run(drain, farewell).await;
         session.write(ended);
     }
@@ -210,7 +212,12 @@ struct LoggedIn {
 
 impl LoggedIn {
     fn write(self: Box<Self>, ended: crate::relay::Ended) {
-        let LoggedIn { mut record, accepted, audit, .. } = *self;
+        let LoggedIn {
+            mut record,
+            accepted,
+            audit,
+            ..
+        } = *self;
         record.bytes_in = Some(ended.bytes_in);
         record.bytes_out = Some(ended.bytes_out);
         record.duration = Some(seconds(accepted.elapsed()));
@@ -272,8 +279,25 @@ enum Left {
 
 impl Dialogue {
     fn new(connection: Connection, house: House) -> Self {
-        let Connection { stream, number, listener, protocol, client, tls, starttls, accepted } = connection;
-        let facts = Facts { number, listener, protocol, client, tls, starttls, accepted };
+        let Connection {
+            stream,
+            number,
+            listener,
+            protocol,
+            client,
+            tls,
+            starttls,
+            accepted,
+        } = connection;
+        let facts = Facts {
+            number,
+            listener,
+            protocol,
+            client,
+            tls,
+            starttls,
+            accepted,
+        };
         Dialogue {
             stream,
             machine: facts.machine(&house.settings),
@@ -358,7 +382,11 @@ impl Dialogue {
     /// dialogue goes on.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, Left> {
         let begun = Instant::now();
-        let mut attempt = Attempt { record: self.facts.record(self.house.generation), facts: &self.facts, house: &self.house };
+        let mut attempt = Attempt {
+            record: self.facts.record(self.house.generation),
+            facts: &self.facts,
+            house: &self.house,
+        };
         attempt.record.event = Some(Event::Login);
         attempt.record.mechanism = Some(credentials.mechanism.name());
         attempt.record.user = Some(credentials.user.clone());
@@ -368,7 +396,11 @@ impl Dialogue {
             Ok((server, accepted)) => {
                 record.outcome = Some(Outcome::Ok);
                 self.house.audit.record(record.clone());
-                Ok(Some(Login { server, accepted, record }))
+                Ok(Some(Login {
+                    server,
+                    accepted,
+                    record,
+                }))
             }
             Err(failure) => {
                 record.outcome = Some(failure.outcome());
@@ -434,8 +466,19 @@ impl Dialogue {
     }
 
     fn into_relay(self, login: Login) -> Box<LoggedIn> {
-        let Login { server, accepted, record } = login;
-        let Dialogue { stream, machine, mut out, facts, house, .. } = self;
+        let Login {
+            server,
+            accepted,
+            record,
+        } = login;
+        let Dialogue {
+            stream,
+            machine,
+            mut out,
+            facts,
+            house,
+            ..
+        } = self;
         let pipelined = machine.accept(&accepted, &mut out);
         let (idle, farewell): (_, &'static [u8]) = match facts.protocol {
             Protocol::Imap => (house.settings.imap_idle, imap::FAREWELL),
@@ -455,7 +498,14 @@ impl Dialogue {
             ..record
         };
         let House { drain, audit, .. } = house;
-        Box::new(LoggedIn { relay, drain, farewell, record, accepted: facts.accepted, audit })
+        Box::new(LoggedIn {
+            relay,
+            drain,
+            farewell,
+            record,
+            accepted: facts.accepted,
+            audit,
+        })
     }
 
     /// The end of a connection that never logged in.
@@ -490,16 +540,44 @@ impl Left {
     fn told(&self) -> (EndedBy, Option<Outcome>, Option<String>, Option<&'static str>) {
         match self {
             Left::ClientGone => (EndedBy::Client, Some(Outcome::ClientGone), None, None),
-            Left::Deadline => (EndedBy::Portico, None, Some("login deadline".to_owned()), Some("login takes too long")),
-            Left::Drain => (EndedBy::Portico, None, Some("drain".to_owned()), Some("server is going down, please try again")),
-            Left::TlsFailed(why) => (EndedBy::Client, Some(Outcome::ProtocolError), Some(format!("STARTTLS: {why}")), None),
+            Left::Deadline => (
+                EndedBy::Portico,
+                None,
+                Some("login deadline".to_owned()),
+                Some("login takes too long"),
+            ),
+            Left::Drain => (
+                EndedBy::Portico,
+                None,
+                Some("drain".to_owned()),
+                Some("server is going down, please try again"),
+            ),
+            Left::TlsFailed(why) => (
+                EndedBy::Client,
+                Some(Outcome::ProtocolError),
+                Some(format!("STARTTLS: {why}")),
+                None,
+            ),
             Left::By(Ended::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
-            Left::By(Ended::TooManyErrors) => (EndedBy::Portico, Some(Outcome::ProtocolError), Some("too many bad commands".to_owned()), None),
+            Left::By(Ended::TooManyErrors) => (
+                EndedBy::Portico,
+                Some(Outcome::ProtocolError),
+                Some("too many bad commands".to_owned()),
+                None,
+            ),
             Left::By(Ended::TooManyLogins) => (EndedBy::Portico, None, Some("too many failed logins".to_owned()), None),
-            Left::By(Ended::TooLong) => (EndedBy::Portico, Some(Outcome::ProtocolError), Some("line or literal too long".to_owned()), None),
-            Left::By(Ended::BytesBehindStartTls) => {
-                (EndedBy::Portico, Some(Outcome::ProtocolError), Some("bytes behind STARTTLS".to_owned()), None)
-            }
+            Left::By(Ended::TooLong) => (
+                EndedBy::Portico,
+                Some(Outcome::ProtocolError),
+                Some("line or literal too long".to_owned()),
+                None,
+            ),
+            Left::By(Ended::BytesBehindStartTls) => (
+                EndedBy::Portico,
+                Some(Outcome::ProtocolError),
+                Some("bytes behind STARTTLS".to_owned()),
+                None,
+            ),
         }
     }
 }
@@ -606,7 +684,12 @@ impl Attempt<'_> {
         Ok(route)
     }
 
-    async fn try_at(&mut self, route: &Route, credentials: &Credentials, id: IdFields) -> Result<(BoxStream, Accepted), TryFailure> {
+    async fn try_at(
+        &mut self,
+        route: &Route,
+        credentials: &Credentials,
+        id: IdFields,
+    ) -> Result<(BoxStream, Accepted), TryFailure> {
         let begun = Instant::now();
         let connected = self.house.transport.connect(route).await;
         self.record.ms_connect = Some(millis(begun.elapsed()));
@@ -629,9 +712,9 @@ impl Attempt<'_> {
             self.record.phase = Some(machine.phase());
             match unanswered {
                 Unanswered::Refused(refusal) => failure(refusal),
-                Unanswered::Silent => {
-                    TryFailure::Slow(LoginFailure::UpstreamDown("the mailbox server does not answer".to_owned()))
-                }
+                Unanswered::Silent => TryFailure::Slow(LoginFailure::UpstreamDown(
+                    "the mailbox server does not answer".to_owned(),
+                )),
             }
         })
     }
@@ -676,11 +759,18 @@ enum Unanswered {
 
 /// Speaks to the mailbox server until it has answered the login.
 async fn authenticate(server: &mut BoxStream, machine: &mut dyn UpstreamMachine) -> Result<Accepted, Unanswered> {
-    let gone = || Unanswered::Refused(Refusal::Temporary("the mailbox server closed the connection".to_owned()));
+    let gone = || {
+        Unanswered::Refused(Refusal::Temporary(
+            "the mailbox server closed the connection".to_owned(),
+        ))
+    };
     let mut buffer = [0; READ];
     // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
     let mut out = Vec::with_capacity(READ);
-    let mut n = timeout(GREETING, server.read(&mut buffer)).await.map_err(|_| Unanswered::Silent)?.unwrap_or(0);
+    let mut n = timeout(GREETING, server.read(&mut buffer))
+        .await
+        .map_err(|_| Unanswered::Silent)?
+        .unwrap_or(0);
     loop {
         if n == 0 {
             return Err(gone());

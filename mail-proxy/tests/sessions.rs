@@ -86,7 +86,13 @@ struct Network {
 #[async_trait]
 impl Transport for Network {
     async fn start_tls(&self, stream: BoxStream, _protocol: Protocol) -> io::Result<(BoxStream, TlsFacts)> {
-        Ok((stream, TlsFacts { cipher: "TLSv1.3 TEST".to_owned(), sni: None }))
+        Ok((
+            stream,
+            TlsFacts {
+                cipher: "TLSv1.3 TEST".to_owned(),
+                sni: None,
+            },
+        ))
     }
 
     async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError> {
@@ -106,10 +112,12 @@ impl Store {
         if matches!(self, Store::Frozen) {
             return std::future::pending().await;
         }
-        pipe.write_all(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n").await?;
+        pipe.write_all(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n")
+            .await?;
         let id = line(&mut pipe).await?;
         let tag = id.split(' ').next().unwrap_or_default().to_owned();
-        pipe.write_all(format!("* ID NIL\r\n{tag} OK done\r\n").as_bytes()).await?;
+        pipe.write_all(format!("* ID NIL\r\n{tag} OK done\r\n").as_bytes())
+            .await?;
         // LOGIN {n+} CRLF user {m+} CRLF password CRLF
         let login = line(&mut pipe).await?;
         let tag = login.split(' ').next().unwrap_or_default().to_owned();
@@ -117,9 +125,13 @@ impl Store {
         let password = line(&mut pipe).await?;
         match self {
             Store::HangsUp => return Ok(()),
-            Store::WrongHost => pipe.write_all(format!("{tag} NO LOGIN failed (wrong host)\r\n").as_bytes()).await?,
+            Store::WrongHost => {
+                pipe.write_all(format!("{tag} NO LOGIN failed (wrong host)\r\n").as_bytes())
+                    .await?
+            }
             _ if password != "right" => {
-                pipe.write_all(format!("{tag} NO [AUTHENTICATIONFAILED] you are not alice\r\n").as_bytes()).await?;
+                pipe.write_all(format!("{tag} NO [AUTHENTICATIONFAILED] you are not alice\r\n").as_bytes())
+                    .await?;
             }
             _ => {
                 let ok = format!("* CAPABILITY IMAP4rev1 IDLE\r\n{tag} OK [CAPABILITY IMAP4rev1 IDLE] hello\r\n");
@@ -186,7 +198,12 @@ fn settings() -> Settings {
 
 fn stage(plan: Plan) -> Stage {
     let (yaml, _) = YamlDirectory::parse(DIRECTORY, Path::new("test.yaml")).unwrap();
-    let directory = Fake { yaml, asked: AtomicUsize::new(0), down: plan.down, moves: plan.moves };
+    let directory = Fake {
+        yaml,
+        asked: AtomicUsize::new(0),
+        down: plan.down,
+        moves: plan.moves,
+    };
     let cache = route_cache::Settings {
         node: "proxy.example".to_owned(),
         capacity: 1000,
@@ -195,8 +212,14 @@ fn stage(plan: Plan) -> Stage {
         negative_ttl: Duration::from_secs(5),
     };
     let connects = Arc::new(AtomicUsize::new(0));
-    let stores = [("one.example", plan.one.unwrap_or(Store::Good)), ("two.example", plan.two.unwrap_or(Store::Good))];
-    let network = Network { stores: stores.into_iter().collect(), connects: connects.clone() };
+    let stores = [
+        ("one.example", plan.one.unwrap_or(Store::Good)),
+        ("two.example", plan.two.unwrap_or(Store::Good)),
+    ];
+    let network = Network {
+        stores: stores.into_iter().collect(),
+        connects: connects.clone(),
+    };
     let records = Arc::new(Records::default());
     let drain = watch::Sender::new(Drain::Running);
     let house = House {
@@ -223,7 +246,13 @@ fn stage(plan: Plan) -> Stage {
         accepted: Instant::now(),
     };
     let session = tokio::spawn(serve(connection, house));
-    Stage { client, records, connects, drain, session }
+    Stage {
+        client,
+        records,
+        connects,
+        drain,
+        session,
+    }
 }
 
 impl Stage {
@@ -235,7 +264,9 @@ impl Stage {
     fn expect<'a>(&'a mut self, wanted: &'a str) -> impl Future<Output = ()> + 'a {
         let caller = std::panic::Location::caller();
         async move {
-            let got = line(&mut self.client).await.unwrap_or_else(|error| panic!("{caller}: {error}, not {wanted:?}"));
+            let got = line(&mut self.client)
+                .await
+                .unwrap_or_else(|error| panic!("{caller}: {error}, not {wanted:?}"));
             assert!(got.starts_with(wanted), "{caller}: {got:?}, not {wanted:?}");
         }
     }
@@ -260,11 +291,17 @@ async fn a_login_and_what_is_pipelined_behind_it() {
     assert_eq!(records.len(), 2, "{records:#?}");
     let login = &records[0];
     assert_eq!((login.event, login.outcome), (Some(Event::Login), Some(Outcome::Ok)));
-    assert_eq!((login.user.as_deref(), login.account.as_deref()), (Some("al@a.example"), Some("alice@a.example")));
+    assert_eq!(
+        (login.user.as_deref(), login.account.as_deref()),
+        (Some("al@a.example"), Some("alice@a.example"))
+    );
     assert_eq!(login.route.as_deref(), Some("one.example:7143"));
     assert_eq!((login.tier, login.generation), (Some("directory"), 7));
     let end = &records[1];
-    assert_eq!((end.event, end.ended_by), (Some(Event::SessionEnd), Some(EndedBy::Client)));
+    assert_eq!(
+        (end.event, end.ended_by),
+        (Some(Event::SessionEnd), Some(EndedBy::Client))
+    );
     assert_eq!((end.bytes_in, end.bytes_out), (Some(8), Some(8)));
 }
 
@@ -287,7 +324,11 @@ async fn nobody_learns_who_exists() {
 #[tokio::test(start_paused = true)]
 async fn a_stale_route_is_mended_before_the_client_hears_anything() {
     for store in [Store::WrongHost, Store::Refuses, Store::HangsUp] {
-        let mut s = stage(Plan { one: Some(store), moves: true, ..Plan::default() });
+        let mut s = stage(Plan {
+            one: Some(store),
+            moves: true,
+            ..Plan::default()
+        });
         s.expect("* OK").await;
         s.say("a LOGIN alice@a.example right\r\n").await;
         s.expect("* CAPABILITY").await;
@@ -299,7 +340,10 @@ async fn a_stale_route_is_mended_before_the_client_hears_anything() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_server_is_told_at_once_and_tried_twice() {
-    let mut s = stage(Plan { one: Some(Store::Refuses), ..Plan::default() });
+    let mut s = stage(Plan {
+        one: Some(Store::Refuses),
+        ..Plan::default()
+    });
     s.expect("* OK").await;
     let begun = Instant::now();
     s.say("a LOGIN alice@a.example right\r\nb NOOP\r\n").await;
@@ -314,7 +358,10 @@ async fn a_dead_server_is_told_at_once_and_tried_twice() {
 
 #[tokio::test(start_paused = true)]
 async fn a_frozen_server_costs_its_greeting_limit_once() {
-    let mut s = stage(Plan { one: Some(Store::Frozen), ..Plan::default() });
+    let mut s = stage(Plan {
+        one: Some(Store::Frozen),
+        ..Plan::default()
+    });
     s.expect("* OK").await;
     let begun = Instant::now();
     s.say("a LOGIN alice@a.example right\r\n").await;
@@ -325,10 +372,14 @@ async fn a_frozen_server_costs_its_greeting_limit_once() {
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_known_is_not_called_wrong() {
-    let mut s = stage(Plan { down: true, ..Plan::default() });
+    let mut s = stage(Plan {
+        down: true,
+        ..Plan::default()
+    });
     s.expect("* OK").await;
     s.say("a LOGIN alice@a.example right\r\n").await;
-    s.expect("a NO [UNAVAILABLE] service temporarily unavailable, please try again later").await;
+    s.expect("a NO [UNAVAILABLE] service temporarily unavailable, please try again later")
+        .await;
     let records = s.ended().await;
     assert_eq!(records[0].outcome, Some(Outcome::DirectoryDown));
     assert!(records[0].why.as_deref().unwrap().contains("ldap7.internal"));
@@ -388,7 +439,10 @@ async fn a_silent_visit_leaves_no_record() {
 
 #[tokio::test(start_paused = true)]
 async fn passwords_in_clear_text_are_refused_and_recorded() {
-    let mut s = stage(Plan { starttls: true, ..Plan::default() });
+    let mut s = stage(Plan {
+        starttls: true,
+        ..Plan::default()
+    });
     s.expect("* OK").await;
     s.say("a LOGIN alice@a.example right\r\n").await;
     s.expect("a NO [PRIVACYREQUIRED]").await;
@@ -400,17 +454,27 @@ async fn passwords_in_clear_text_are_refused_and_recorded() {
     let connects = s.connects.load(Ordering::Relaxed);
     let records = s.ended().await;
     assert_eq!((records[0].outcome, connects), (Some(Outcome::TlsRequired), 1));
-    assert_eq!((records[1].outcome, records[1].tls.as_deref()), (Some(Outcome::Ok), Some("TLSv1.3 TEST")));
+    assert_eq!(
+        (records[1].outcome, records[1].tls.as_deref()),
+        (Some(Outcome::Ok), Some("TLSv1.3 TEST"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn bytes_behind_starttls_close_the_connection() {
-    let mut s = stage(Plan { starttls: true, ..Plan::default() });
+    let mut s = stage(Plan {
+        starttls: true,
+        ..Plan::default()
+    });
     s.expect("* OK").await;
     s.say("a STARTTLS\r\nb LOGIN alice@a.example right\r\n").await;
     let mut rest = Vec::new();
     s.client.read_to_end(&mut rest).await.unwrap();
-    assert!(!rest.windows(4).any(|w| w == b"a OK" || w == b"b OK"), "{:?}", String::from_utf8_lossy(&rest));
+    assert!(
+        !rest.windows(4).any(|w| w == b"a OK" || w == b"b OK"),
+        "{:?}",
+        String::from_utf8_lossy(&rest)
+    );
     assert_eq!(s.ended().await[0].why.as_deref(), Some("bytes behind STARTTLS"));
 }
 
@@ -436,7 +500,11 @@ async fn a_drain_ends_logins_first_and_sessions_last() {
 
 #[tokio::test(start_paused = true)]
 async fn pop3_fails_in_its_own_words() {
-    let mut s = stage(Plan { pop3: true, one: Some(Store::Refuses), ..Plan::default() });
+    let mut s = stage(Plan {
+        pop3: true,
+        one: Some(Store::Refuses),
+        ..Plan::default()
+    });
     s.expect("+OK POP3 ready").await;
     s.say("USER alice@a.example\r\nPASS right\r\n").await;
     s.expect("+OK").await;

@@ -54,7 +54,11 @@ impl Plan {
         let certificates = Certificates::default();
         let system = directory.system();
         let built = snapshot::build(&config, system.clone(), names.clone(), &certificates, 1);
-        let Built { snapshot, certificates: store, warnings } = match built {
+        let Built {
+            snapshot,
+            certificates: store,
+            warnings,
+        } = match built {
             Ok(built) => built,
             Err(errors) => {
                 problems.extend(errors);
@@ -62,11 +66,20 @@ impl Plan {
             }
         };
         problems.extend(warnings);
-        let listeners =
-            config.listeners.clone().unwrap_or_else(|| snapshot::listeners_of_directory(&config, &system));
+        let listeners = config
+            .listeners
+            .clone()
+            .unwrap_or_else(|| snapshot::listeners_of_directory(&config, &system));
         check_certificates(&listeners, &store, &mut problems);
         certificates.store(Arc::new(store));
-        let plan = Plan { config, listeners, directory: Arc::new(directory), names, certificates, snapshot };
+        let plan = Plan {
+            config,
+            listeners,
+            directory: Arc::new(directory),
+            names,
+            certificates,
+            snapshot,
+        };
         problems.or(plan)
     }
 }
@@ -80,7 +93,8 @@ fn check_certificates(listeners: &[Listener], store: &CertStore, problems: &mut 
         file: None,
         line: None,
         key: "tls.certificate".to_owned(),
-        message: "a listener has TLS, but there is no default certificate here or at the node's server entry".to_owned(),
+        message: "a listener has TLS, but there is no default certificate here or at the node's server entry"
+            .to_owned(),
         severity: route_cache::yaml::Severity::Error,
     });
 }
@@ -117,7 +131,14 @@ impl App {
     /// # Errors
     /// A log cannot be opened.
     pub fn start(plan: Plan) -> anyhow::Result<Arc<App>> {
-        let Plan { config, directory, names, certificates, snapshot, .. } = plan;
+        let Plan {
+            config,
+            directory,
+            names,
+            certificates,
+            snapshot,
+            ..
+        } = plan;
         let cache = &config.route_cache;
         let settings = route_cache::Settings {
             node: config.node.clone(),
@@ -157,7 +178,11 @@ impl App {
 
     /// A number for a new connection: unique on this node, also across restarts.
     pub fn number(&self) -> String {
-        format!("{:08x}-{:x}", self.born, self.connections.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "{:08x}-{:x}",
+            self.born,
+            self.connections.fetch_add(1, Ordering::Relaxed)
+        )
     }
 
     /// Reads the directory and the certificates again and runs what they say now. What cannot be used changes
@@ -166,10 +191,20 @@ impl App {
         let generation = self.snapshot.load().generation + 1;
         let reloaded = self.directory.reload().and_then(|warnings| {
             report(&warnings);
-            snapshot::build(&self.config, self.directory.system(), self.names.clone(), &self.certificates, generation)
+            snapshot::build(
+                &self.config,
+                self.directory.system(),
+                self.names.clone(),
+                &self.certificates,
+                generation,
+            )
         });
         match reloaded {
-            Ok(Built { snapshot, certificates, warnings }) => {
+            Ok(Built {
+                snapshot,
+                certificates,
+                warnings,
+            }) => {
                 report(&warnings);
                 self.certificates.store(Arc::new(certificates));
                 self.snapshot.store(Arc::new(snapshot));

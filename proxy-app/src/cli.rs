@@ -87,7 +87,13 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     };
     print(&warnings);
     raise_file_limit();
-    let opt = Opt { upgrade: cli.upgrade, daemon: cli.daemon, nocapture: false, test: false, conf: None };
+    let opt = Opt {
+        upgrade: cli.upgrade,
+        daemon: cli.daemon,
+        nocapture: false,
+        test: false,
+        conf: None,
+    };
     let mut server = Server::new_with_opt_and_conf(opt, std::mem::take(&mut plan.config.server));
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);

@@ -151,7 +151,9 @@ impl Config {
     /// Every problem of the file, at once. With a good file the second value holds its warnings.
     pub fn load(path: &Path) -> Result<(Config, Problems), Problems> {
         let document = Document::load(path)?;
-        let mut reader = Reader { problems: Problems::new() };
+        let mut reader = Reader {
+            problems: Problems::new(),
+        };
         let config = reader.config(&document, path);
         reader.problems.or(config)
     }
@@ -164,7 +166,9 @@ struct Reader {
 
 impl Reader {
     fn config(&mut self, document: &Document, path: &Path) -> Config {
-        let Some(mut root) = document.root().mapping(&mut self.problems) else { return self.empty() };
+        let Some(mut root) = document.root().mapping(&mut self.problems) else {
+            return self.empty();
+        };
         let server = self.server(&mut root);
         let node = self.text(&mut root, "node").unwrap_or_else(host_name);
         let config = Config {
@@ -191,10 +195,20 @@ impl Reader {
             directory: PathBuf::new(),
             route_cache: self.route_cache_of(None),
             listeners: None,
-            tls: TlsConfig { default: None, upstream_ca_file: None, upstream_verify: true },
+            tls: TlsConfig {
+                default: None,
+                upstream_ca_file: None,
+                upstream_verify: true,
+            },
             mail: self.mail_of(None),
-            web: WebConfig { trusted_forwarders: Vec::new() },
-            log: LogConfig { access: Target::Stdout, audit: Target::Stdout, audit_format: AuditFormat::Json },
+            web: WebConfig {
+                trusted_forwarders: Vec::new(),
+            },
+            log: LogConfig {
+                access: Target::Stdout,
+                audit: Target::Stdout,
+                audit_format: AuditFormat::Json,
+            },
         }
     }
 
@@ -202,7 +216,12 @@ impl Reader {
     fn server(&mut self, root: &mut Mapping<'_>) -> ServerConf {
         let known = serde_yaml::to_value(ServerConf::default()).unwrap_or_default();
         let mut chosen = serde_yaml::Mapping::new();
-        for key in known.as_mapping().into_iter().flat_map(|m| m.keys()).filter_map(|key| key.as_str()) {
+        for key in known
+            .as_mapping()
+            .into_iter()
+            .flat_map(|m| m.keys())
+            .filter_map(|key| key.as_str())
+        {
             let Some(node) = root.take(key) else { continue };
             let mut alone = serde_yaml::Mapping::new();
             alone.insert(key.into(), node.to_value());
@@ -216,7 +235,9 @@ impl Reader {
 
     fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> PathBuf {
         let beside = path.with_file_name("directory.yaml");
-        let Some(mut section) = self.section(root, "directory") else { return beside };
+        let Some(mut section) = self.section(root, "directory") else {
+            return beside;
+        };
         if let Some(source) = section.take("source") {
             let ldap = source.choice(&[("yaml", false), ("ldap", true)], &mut self.problems);
             if ldap == Some(true) {
@@ -266,11 +287,17 @@ impl Reader {
         for item in items {
             let Some(listener) = self.listener(item) else { continue };
             if listeners.iter().any(|other| other.address == listener.address) {
-                item.error(format!("{} is already listened on", listener.address), &mut self.problems);
+                item.error(
+                    format!("{} is already listened on", listener.address),
+                    &mut self.problems,
+                );
             }
             listeners.push(listener);
         }
-        let names: usize = listeners.iter().map(|listener| listener.address.to_string().len() + 1).sum();
+        let names: usize = listeners
+            .iter()
+            .map(|listener| listener.address.to_string().len() + 1)
+            .sum();
         if listeners.len() > MAX_LISTENERS || names > MAX_LISTENER_NAMES {
             let message = format!(
                 "{} listeners are too many: at most {MAX_LISTENERS} can be handed to the next process in an upgrade",
@@ -293,8 +320,11 @@ impl Reader {
         ];
         let serve = entry.require("serve", &mut self.problems);
         let serve = serve.and_then(|node| node.choice(&serve_table, &mut self.problems));
-        let tls_table =
-            [("off", ListenerTls::Off), ("implicit", ListenerTls::Implicit), ("starttls", ListenerTls::StartTls)];
+        let tls_table = [
+            ("off", ListenerTls::Off),
+            ("implicit", ListenerTls::Implicit),
+            ("starttls", ListenerTls::StartTls),
+        ];
         let mut tls = ListenerTls::Off;
         if let Some(node) = entry.take("tls") {
             tls = node.choice(&tls_table, &mut self.problems).unwrap_or(tls);
@@ -308,22 +338,40 @@ impl Reader {
             trusted.and_then(|node| node.networks(&mut self.problems))
         });
         entry.finish(&mut self.problems);
-        Some(Listener { address: address?, serve: serve?, tls, proxy_trusted })
+        Some(Listener {
+            address: address?,
+            serve: serve?,
+            tls,
+            proxy_trusted,
+        })
     }
 
     fn tls(&mut self, root: &mut Mapping<'_>) -> TlsConfig {
-        let mut config = TlsConfig { default: None, upstream_ca_file: None, upstream_verify: true };
-        let Some(mut section) = self.section(root, "tls") else { return config };
+        let mut config = TlsConfig {
+            default: None,
+            upstream_ca_file: None,
+            upstream_verify: true,
+        };
+        let Some(mut section) = self.section(root, "tls") else {
+            return config;
+        };
         let node = section.node();
-        let certificate = section.take("certificate").and_then(|node| node.path_buf(&mut self.problems));
+        let certificate = section
+            .take("certificate")
+            .and_then(|node| node.path_buf(&mut self.problems));
         let key = section.take("key").and_then(|node| node.path_buf(&mut self.problems));
         match (certificate, key) {
             (Some(certificate), Some(key)) => config.default = Some((certificate, key)),
             (None, None) => {}
             _ => node.error("certificate and key go together", &mut self.problems),
         }
-        config.upstream_ca_file = section.take("upstream_ca_file").and_then(|node| node.path_buf(&mut self.problems));
-        if let Some(verify) = section.take("upstream_verify").and_then(|node| node.bool(&mut self.problems)) {
+        config.upstream_ca_file = section
+            .take("upstream_ca_file")
+            .and_then(|node| node.path_buf(&mut self.problems));
+        if let Some(verify) = section
+            .take("upstream_verify")
+            .and_then(|node| node.bool(&mut self.problems))
+        {
             config.upstream_verify = verify;
         }
         section.finish(&mut self.problems);
@@ -352,7 +400,10 @@ impl Reader {
         if let Some(n) = section.take("max_logins").and_then(|node| node.u32(&mut self.problems)) {
             config.max_logins = n;
         }
-        if let Some(n) = section.take("max_bad_commands").and_then(|node| node.u32(&mut self.problems)) {
+        if let Some(n) = section
+            .take("max_bad_commands")
+            .and_then(|node| node.u32(&mut self.problems))
+        {
             config.max_bad_commands = n;
         }
         section.finish(&mut self.problems);
@@ -360,9 +411,16 @@ impl Reader {
     }
 
     fn web(&mut self, root: &mut Mapping<'_>) -> WebConfig {
-        let mut config = WebConfig { trusted_forwarders: Vec::new() };
-        let Some(mut section) = self.section(root, "web") else { return config };
-        if let Some(networks) = section.take("trusted_forwarders").and_then(|node| node.networks(&mut self.problems)) {
+        let mut config = WebConfig {
+            trusted_forwarders: Vec::new(),
+        };
+        let Some(mut section) = self.section(root, "web") else {
+            return config;
+        };
+        if let Some(networks) = section
+            .take("trusted_forwarders")
+            .and_then(|node| node.networks(&mut self.problems))
+        {
             config.trusted_forwarders = networks;
         }
         if let Some(node) = section.take("locations") {
@@ -373,8 +431,14 @@ impl Reader {
     }
 
     fn log(&mut self, root: &mut Mapping<'_>) -> LogConfig {
-        let mut config = LogConfig { access: Target::Stdout, audit: Target::Stdout, audit_format: AuditFormat::Json };
-        let Some(mut section) = self.section(root, "log") else { return config };
+        let mut config = LogConfig {
+            access: Target::Stdout,
+            audit: Target::Stdout,
+            audit_format: AuditFormat::Json,
+        };
+        let Some(mut section) = self.section(root, "log") else {
+            return config;
+        };
         if let Some(target) = self.target(&mut section, "access") {
             config.access = target;
         }
@@ -382,7 +446,10 @@ impl Reader {
             config.audit = target;
         }
         let formats = [("json", AuditFormat::Json), ("carbonio", AuditFormat::Carbonio)];
-        if let Some(format) = section.take("audit_format").and_then(|node| node.choice(&formats, &mut self.problems)) {
+        if let Some(format) = section
+            .take("audit_format")
+            .and_then(|node| node.choice(&formats, &mut self.problems))
+        {
             config.audit_format = format;
         }
         section.finish(&mut self.problems);
@@ -404,7 +471,10 @@ impl Reader {
     }
 
     fn section<'a>(&mut self, parent: &mut Mapping<'a>, key: &str) -> Option<Mapping<'a>> {
-        parent.take(key).filter(|node| !node.is_null())?.mapping(&mut self.problems)
+        parent
+            .take(key)
+            .filter(|node| !node.is_null())?
+            .mapping(&mut self.problems)
     }
 
     fn text(&mut self, parent: &mut Mapping<'_>, key: &str) -> Option<String> {
@@ -437,8 +507,12 @@ mod tests {
         let path = dir.path().join("portico.yaml");
         std::fs::write(&path, text).unwrap();
         let folder = format!("{}/", dir.path().display());
-        Config::load(&path)
-            .map_err(|problems| problems.iter().map(|problem| problem.to_string().replace(&folder, "")).collect())
+        Config::load(&path).map_err(|problems| {
+            problems
+                .iter()
+                .map(|problem| problem.to_string().replace(&folder, ""))
+                .collect()
+        })
     }
 
     #[test]
@@ -483,15 +557,22 @@ mod tests {
         ];
         for (line, key) in expected {
             let start = format!("portico.yaml:{line}: {key}: ");
-            assert!(problems.iter().any(|problem| problem.starts_with(&start)), "no {start} in {problems:#?}");
+            assert!(
+                problems.iter().any(|problem| problem.starts_with(&start)),
+                "no {start} in {problems:#?}"
+            );
         }
-        assert!(problems.iter().any(|problem| problem.contains("already listened on")), "{problems:#?}");
+        assert!(
+            problems.iter().any(|problem| problem.contains("already listened on")),
+            "{problems:#?}"
+        );
     }
 
     #[test]
     fn too_many_listeners_for_an_upgrade() {
-        let lines: String =
-            (0..33).map(|i| format!("  - {{address: '127.0.0.1:{}', serve: imap}}\n", 2000 + i)).collect();
+        let lines: String = (0..33)
+            .map(|i| format!("  - {{address: '127.0.0.1:{}', serve: imap}}\n", 2000 + i))
+            .collect();
         let problems = load(&format!("listeners:\n{lines}")).unwrap_err();
         assert!(problems[0].contains("33 listeners are too many"), "{problems:?}");
     }

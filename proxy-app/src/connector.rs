@@ -51,14 +51,16 @@ impl Transport for MailTransport {
                 _ => ConnectError::Refused(text),
             }
         };
-        let late = |what: &str| ConnectError::TimedOut(format!("{what} {}:{}: no answer in time", route.host, route.port));
+        let late =
+            |what: &str| ConnectError::TimedOut(format!("{what} {}:{}: no answer in time", route.host, route.port));
         let tcp = match timeout_at(deadline, self.tcp(route)).await {
             Ok(connected) => connected.map_err(|error| failed("connect to", error))?,
             Err(_) => return Err(late("connect to")),
         };
         match &route.tls {
             UpstreamTls::Clear => Ok(Box::new(tcp)),
-            UpstreamTls::Implicit { name } => match timeout_at(deadline, self.trust.connect(name, Box::new(tcp))).await {
+            UpstreamTls::Implicit { name } => match timeout_at(deadline, self.trust.connect(name, Box::new(tcp))).await
+            {
                 Ok(connected) => connected.map_err(|error| failed("TLS with", error)),
                 Err(_) => Err(late("TLS with")),
             },

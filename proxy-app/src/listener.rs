@@ -26,8 +26,8 @@ use crate::inherited;
 use crate::proxy_protocol::{self, Header};
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Inside};
-use crate::web::{Greeted, Web};
 use crate::web::connection::{self, Channel, WebClient, WebStream};
+use crate::web::{Greeted, Web};
 
 /// How long a balancer may take for its header. It sends it with the first segment.
 const PROXY_HEADER: Duration = Duration::from_secs(5);
@@ -57,20 +57,33 @@ struct Door {
 impl Doors {
     /// The doors of a checked configuration.
     pub fn new(plan: Plan, conf: Arc<ServerConf>) -> Doors {
-        let keys = plan.listeners.iter().map(|listener| inherited::key(listener.address)).collect();
-        Doors { plan: Some(plan), conf, keys }
+        let keys = plan
+            .listeners
+            .iter()
+            .map(|listener| inherited::key(listener.address))
+            .collect();
+        Doors {
+            plan: Some(plan),
+            conf,
+            keys,
+        }
     }
 
     /// Opens everything, or says what cannot be opened.
-    fn open(&mut self, plan: Plan, fds: Option<&ListenFds>, shutdown: &ShutdownWatch) -> anyhow::Result<(Arc<App>, Vec<(Arc<Door>, TcpListener)>)> {
+    fn open(
+        &mut self,
+        plan: Plan,
+        fds: Option<&ListenFds>,
+        shutdown: &ShutdownWatch,
+    ) -> anyhow::Result<(Arc<App>, Vec<(Arc<Door>, TcpListener)>)> {
         use anyhow::Context;
         let listeners = plan.listeners.clone();
         let mut sockets = Vec::new();
         for listener in &listeners {
             // With a listener of its own for IPv4 on the same port, the IPv6 one must leave IPv4 alone.
-            let only_v6 = listeners.iter().any(|other| {
-                other.address.is_ipv4() && other.address.port() == listener.address.port()
-            });
+            let only_v6 = listeners
+                .iter()
+                .any(|other| other.address.is_ipv4() && other.address.port() == listener.address.port());
             let socket = inherited::listen(listener.address, only_v6, fds)
                 .with_context(|| format!("cannot listen on {}", listener.address))?;
             sockets.push(socket);
@@ -78,7 +91,12 @@ impl Doors {
         let app = App::start(plan)?;
         let web = app.web(&self.conf);
         let doors = listeners.into_iter().zip(sockets).map(|(listener, socket)| {
-            log::info!("listening on {} ({:?}, TLS {:?})", listener.address, listener.serve, listener.tls);
+            log::info!(
+                "listening on {} ({:?}, TLS {:?})",
+                listener.address,
+                listener.serve,
+                listener.tls
+            );
             let door = Door {
                 name: listener.address.to_string().into(),
                 listener,
@@ -115,7 +133,11 @@ impl Service for Doors {
             tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
         }
         tasks.push(tokio::spawn(reload_on_hangup(app.clone())));
-        tasks.extend(doors.into_iter().map(|(door, socket)| tokio::spawn(accept(door, socket))));
+        tasks.extend(
+            doors
+                .into_iter()
+                .map(|(door, socket)| tokio::spawn(accept(door, socket))),
+        );
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
         tasks.into_iter().for_each(|task| task.abort());
@@ -152,7 +174,9 @@ async fn drain(app: &App, grace: Duration) {
 
 /// SIGHUP reads the directory and the certificates again.
 async fn reload_on_hangup(app: Arc<App>) {
-    let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else { return };
+    let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else {
+        return;
+    };
     while hangups.recv().await.is_some() {
         let app = app.clone();
         // Reading files blocks.
@@ -179,7 +203,9 @@ async fn accept(door: Arc<Door>, socket: TcpListener) {
 impl Door {
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
         let _entered = self.app.open.enter();
-        let Some(client) = self.identify(&mut tcp, peer).await else { return };
+        let Some(client) = self.identify(&mut tcp, peer).await else {
+            return;
+        };
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
             Serve::Imap => self.mail(Protocol::Imap, tcp, client, &snapshot, accepted).await,
@@ -193,7 +219,11 @@ impl Door {
     async fn identify(&self, tcp: &mut TcpStream, peer: SocketAddr) -> Option<Client> {
         connector::tune(tcp).ok()?;
         let peer = canonical(peer);
-        let direct = Client { addr: peer, via: None, local: canonical(tcp.local_addr().ok()?) };
+        let direct = Client {
+            addr: peer,
+            via: None,
+            local: canonical(tcp.local_addr().ok()?),
+        };
         let trusted = self.listener.proxy_trusted.as_deref().unwrap_or_default();
         if !trusted.iter().any(|network| network.contains(&peer.ip())) {
             return Some(direct);
@@ -203,12 +233,17 @@ impl Door {
             Err(late) => Err(late.into()),
         };
         match header {
-            Ok(Header::Proxied { source, destination }) => {
-                Some(Client { addr: canonical(source), via: Some(peer), local: canonical(destination) })
-            }
+            Ok(Header::Proxied { source, destination }) => Some(Client {
+                addr: canonical(source),
+                via: Some(peer),
+                local: canonical(destination),
+            }),
             Ok(Header::Local) => Some(direct),
             Err(error) => {
-                log::warn!("{}: no PROXY header from {peer}, which must send one: {error}", self.name);
+                log::warn!(
+                    "{}: no PROXY header from {peer}, which must send one: {error}",
+                    self.name
+                );
                 None
             }
         }
@@ -299,7 +334,8 @@ async fn web_handshake(
     let n = tcp.peek(&mut first).await?;
     if n == 1 && first[0].is_ascii_uppercase() {
         let text = "The plain HTTP request was sent to HTTPS port";
-        tcp.write_all(connection::plain_answer("400 Bad Request", text).as_bytes()).await?;
+        tcp.write_all(connection::plain_answer("400 Bad Request", text).as_bytes())
+            .await?;
         tcp.shutdown().await?;
         return Ok(None);
     }

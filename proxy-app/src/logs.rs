@@ -62,7 +62,9 @@ impl Log {
         let (queue, lines) = sync_channel(QUEUE);
         // A log lives as long as the process.
         let dropped: &'static AtomicU64 = Box::leak(Box::default());
-        std::thread::Builder::new().name(format!("log {name}")).spawn(move || write(name, file, &lines, dropped))?;
+        std::thread::Builder::new()
+            .name(format!("log {name}"))
+            .spawn(move || write(name, file, &lines, dropped))?;
         Ok(Log { queue, dropped })
     }
 
@@ -111,7 +113,10 @@ struct Timed<'a> {
 
 impl Audit for AuditLog {
     fn record(&self, record: Record) {
-        match serde_json::to_string(&Timed { time: utc(), record: &record }) {
+        match serde_json::to_string(&Timed {
+            time: utc(),
+            record: &record,
+        }) {
             Ok(line) => self.0.line(line),
             Err(error) => log::error!("audit log: a record cannot be written: {error}"),
         }
@@ -131,7 +136,9 @@ impl Audit for CarbonioLog {
 }
 
 fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
-    let outcome = record.outcome.filter(|_| matches!(record.event, Some(Event::Login | Event::WebLogin)))?;
+    let outcome = record
+        .outcome
+        .filter(|_| matches!(record.event, Some(Event::Login | Event::WebLogin)))?;
     let user = record.user.as_deref().unwrap_or_default();
     let error = match outcome {
         Outcome::Ok => None,
@@ -165,17 +172,25 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
 
 /// The word of an outcome in the JSON log.
 fn word(outcome: Outcome) -> String {
-    serde_json::to_value(outcome).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(outcome)
+        .ok()
+        .and_then(|word| word.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 /// The address without its port.
 fn address(with_port: &str) -> String {
-    with_port.parse::<std::net::SocketAddr>().map_or_else(|_| value(with_port), |address| address.ip().to_string())
+    with_port
+        .parse::<std::net::SocketAddr>()
+        .map_or_else(|_| value(with_port), |address| address.ip().to_string())
 }
 
 /// A value between `=` and `;`: a semicolon is doubled, and what is not printable is a blank.
 fn value(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().replace(';', ";;")
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect::<String>()
+        .replace(';', ";;")
 }
 
 /// The time as audit records have it: `2026-11-23T10:00:00.123Z`.
@@ -238,7 +253,11 @@ mod tests {
         );
         record.outcome = Some(Outcome::Ok);
         record.account = Some("rossi@example.com".to_owned());
-        assert!(carbonio_line(&record, &now).unwrap().ends_with("account=rossi@example.com; protocol=imap;"));
+        assert!(
+            carbonio_line(&record, &now)
+                .unwrap()
+                .ends_with("account=rossi@example.com; protocol=imap;")
+        );
         record.event = Some(Event::SessionEnd);
         assert_eq!(carbonio_line(&record, &now), None);
     }

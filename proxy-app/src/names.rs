@@ -53,7 +53,10 @@ impl Names {
         let mut wanted: Vec<_> = addresses.iter().copied().filter(|ip| mode.admits(*ip)).collect();
         wanted.sort_by_key(|ip| ip.is_ipv6());
         if wanted.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address of a wanted family")));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{host} has no address of a wanted family"),
+            ));
         }
         Ok(wanted.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
     }
@@ -77,7 +80,13 @@ impl Names {
     fn keep(&self, host: &str, addresses: Arc<[IpAddr]>) {
         self.answers.rcu(|answers| {
             let mut answers = HashMap::clone(answers);
-            answers.insert(host.to_owned(), Answer { addresses: addresses.clone(), asked: Instant::now() });
+            answers.insert(
+                host.to_owned(),
+                Answer {
+                    addresses: addresses.clone(),
+                    asked: Instant::now(),
+                },
+            );
             answers
         });
     }
@@ -96,7 +105,12 @@ impl IpMode {
 async fn ask(host: &str) -> io::Result<Arc<[IpAddr]>> {
     let answer = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, 0)))
         .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("the resolver does not answer for {host}")))??;
+        .map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the resolver does not answer for {host}"),
+            )
+        })??;
     let mut addresses: Vec<IpAddr> = answer.map(|address| address.ip()).collect();
     addresses.dedup();
     Ok(addresses.into())

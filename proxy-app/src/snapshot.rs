@@ -101,7 +101,9 @@ pub fn build(
     let node = system.node(&config.node);
     let store = cert_store(config, &system, &node, &mut problems);
     let parts = tls_parts(config, &node, certificates, &mut problems);
-    let Some((acceptors, trust, upstream_ca)) = parts.filter(|_| !problems.has_errors()) else { return Err(problems) };
+    let Some((acceptors, trust, upstream_ca)) = parts.filter(|_| !problems.has_errors()) else {
+        return Err(problems);
+    };
     let ip_mode = ip_mode(&node);
     let snapshot = Snapshot {
         generation,
@@ -119,16 +121,30 @@ pub fn build(
             upstream_verify: config.tls.upstream_verify,
             ip_mode,
         },
-        transport: Arc::new(MailTransport { acceptors: acceptors.clone(), trust, names, ip_mode }),
+        transport: Arc::new(MailTransport {
+            acceptors: acceptors.clone(),
+            trust,
+            names,
+            ip_mode,
+        }),
         acceptors,
         system,
     };
-    Ok(Built { snapshot, certificates: store, warnings: problems })
+    Ok(Built {
+        snapshot,
+        certificates: store,
+        warnings: problems,
+    })
 }
 
 type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>, Option<Arc<Box<[X509]>>>);
 
-fn tls_parts(config: &Config, node: &View<'_>, certificates: &Certificates, problems: &mut Problems) -> Option<TlsParts> {
+fn tls_parts(
+    config: &Config,
+    node: &View<'_>,
+    certificates: &Certificates,
+    problems: &mut Problems,
+) -> Option<TlsParts> {
     let policy = tls_policy(node);
     let acceptors = Acceptors::new(certificates, &policy)
         .map_err(|error| problems.push(problem("zimbraReverseProxySSLCiphers", error)))
@@ -146,7 +162,10 @@ fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>>
     match read.and_then(|pem| Ok(X509::stack_from_pem(&pem)?)) {
         Ok(certificates) if !certificates.is_empty() => Some(Arc::new(certificates.into())),
         Ok(_) => {
-            problems.push(problem("tls.upstream_ca_file", format!("{} holds no certificate", path.display())));
+            problems.push(problem(
+                "tls.upstream_ca_file",
+                format!("{} holds no certificate", path.display()),
+            ));
             None
         }
         Err(error) => {
@@ -157,11 +176,23 @@ fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>>
 }
 
 fn problem(key: &str, message: impl ToString) -> Problem {
-    Problem { file: None, line: None, key: key.to_owned(), message: message.to_string(), severity: Severity::Error }
+    Problem {
+        file: None,
+        line: None,
+        key: key.to_owned(),
+        message: message.to_string(),
+        severity: Severity::Error,
+    }
 }
 
 fn warning(key: String, message: impl ToString) -> Problem {
-    Problem { file: None, line: None, key, message: message.to_string(), severity: Severity::Warning }
+    Problem {
+        file: None,
+        line: None,
+        key,
+        message: message.to_string(),
+        severity: Severity::Warning,
+    }
 }
 
 /// The default certificate, and those of the domains under all their virtual host names. A domain whose pair
@@ -170,7 +201,8 @@ fn cert_store(config: &Config, system: &System, node: &View<'_>, problems: &mut 
     let mut store = CertStore::new(default_certificate(config, node, problems));
     for domain in system.domains() {
         let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
-        let (Some(certificate), Some(key)) = (domain.text(&a::SSL_CERTIFICATE), domain.text(&a::SSL_PRIVATE_KEY)) else {
+        let (Some(certificate), Some(key)) = (domain.text(&a::SSL_CERTIFICATE), domain.text(&a::SSL_PRIVATE_KEY))
+        else {
             continue;
         };
         match CertKey::from_pem(certificate.as_bytes(), key.as_bytes()) {
@@ -186,7 +218,10 @@ fn cert_store(config: &Config, system: &System, node: &View<'_>, problems: &mut 
                     store.add(name, pair.clone());
                 }
             }
-            Err(error) => problems.push(warning(format!("domains.{}.zimbraSSLCertificate", domain.name()), error)),
+            Err(error) => problems.push(warning(
+                format!("domains.{}.zimbraSSLCertificate", domain.name()),
+                error,
+            )),
         }
     }
     store
@@ -212,7 +247,9 @@ fn default_certificate(config: &Config, node: &View<'_>, problems: &mut Problems
             CertKey::from_pem(certificate.as_bytes(), key.as_bytes())
         }
     };
-    pair.map(Arc::new).map_err(|error| problems.push(problem("tls.certificate", error))).ok()
+    pair.map(Arc::new)
+        .map_err(|error| problems.push(problem("tls.certificate", error)))
+        .ok()
 }
 
 fn tls_policy(node: &View<'_>) -> TlsPolicy {
@@ -231,8 +268,16 @@ fn tls_policy(node: &View<'_>) -> TlsPolicy {
     // OpenSSL's numbers grow with the versions.
     let by_age = |version: &&SslVersion| age(**version);
     TlsPolicy {
-        min: versions.iter().min_by_key(by_age).copied().unwrap_or(SslVersion::TLS1_2),
-        max: versions.iter().max_by_key(by_age).copied().unwrap_or(SslVersion::TLS1_3),
+        min: versions
+            .iter()
+            .min_by_key(by_age)
+            .copied()
+            .unwrap_or(SslVersion::TLS1_2),
+        max: versions
+            .iter()
+            .max_by_key(by_age)
+            .copied()
+            .unwrap_or(SslVersion::TLS1_3),
         ciphers: node.text(&a::REVERSE_PROXY_SSL_CIPHERS).map(str::to_owned),
     }
 }
@@ -256,16 +301,27 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
     let pop3_banner = node.flag(&a::REVERSE_PROXY_POP3_EXPOSE_VERSION_ON_BANNER);
     Settings {
         imap: Arc::new(imap::Settings {
-            greeting: if imap_banner { format!("{name} {version} IMAP4 ready") } else { imap_default.greeting.clone() },
+            greeting: if imap_banner {
+                format!("{name} {version} IMAP4 ready")
+            } else {
+                imap_default.greeting.clone()
+            },
             capabilities: owned(node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY)),
             sasl_plain: imap_plain,
             sasl_login: imap_plain,
-            id: vec![("NAME".to_owned(), name.to_owned()), ("VERSION".to_owned(), version.to_owned())],
+            id: vec![
+                ("NAME".to_owned(), name.to_owned()),
+                ("VERSION".to_owned(), version.to_owned()),
+            ],
             max_errors: config.mail.max_bad_commands,
             max_logins: config.mail.max_logins,
         }),
         pop3: Arc::new(pop3::Settings {
-            greeting: if pop3_banner { format!("{name} {version} POP3 ready") } else { pop3_default.greeting.clone() },
+            greeting: if pop3_banner {
+                format!("{name} {version} POP3 ready")
+            } else {
+                pop3_default.greeting.clone()
+            },
             capabilities: owned(node.list(&a::REVERSE_PROXY_POP3_ENABLED_CAPABILITY)),
             sasl_plain: pop3_plain,
             sasl_login: pop3_plain,
@@ -314,20 +370,53 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
     let web = node.flag(&a::REVERSE_PROXY_HTTP_ENABLED);
     let mail = node.flag(&a::REVERSE_PROXY_MAIL_ENABLED);
     let table = [
-        (web && mail_mode(&node) != MailMode::Https, &a::MAIL_PROXY_PORT, Serve::Web, ListenerTls::Off),
+        (
+            web && mail_mode(&node) != MailMode::Https,
+            &a::MAIL_PROXY_PORT,
+            Serve::Web,
+            ListenerTls::Off,
+        ),
         (web, &a::MAIL_SSL_PROXY_PORT, Serve::Web, ListenerTls::Implicit),
-        (mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAP_ENABLED), &a::IMAP_PROXY_BIND_PORT, Serve::Imap, ListenerTls::StartTls),
-        (mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAPS_ENABLED), &a::IMAP_SSL_PROXY_BIND_PORT, Serve::Imap, ListenerTls::Implicit),
-        (mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3_ENABLED), &a::POP3_PROXY_BIND_PORT, Serve::Pop3, ListenerTls::StartTls),
-        (mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3S_ENABLED), &a::POP3_SSL_PROXY_BIND_PORT, Serve::Pop3, ListenerTls::Implicit),
-        (web, &a::CARBONIO_ADMIN_PROXY_PORT, Serve::AdminConsole, ListenerTls::Implicit),
+        (
+            mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAP_ENABLED),
+            &a::IMAP_PROXY_BIND_PORT,
+            Serve::Imap,
+            ListenerTls::StartTls,
+        ),
+        (
+            mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAPS_ENABLED),
+            &a::IMAP_SSL_PROXY_BIND_PORT,
+            Serve::Imap,
+            ListenerTls::Implicit,
+        ),
+        (
+            mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3_ENABLED),
+            &a::POP3_PROXY_BIND_PORT,
+            Serve::Pop3,
+            ListenerTls::StartTls,
+        ),
+        (
+            mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3S_ENABLED),
+            &a::POP3_SSL_PROXY_BIND_PORT,
+            Serve::Pop3,
+            ListenerTls::Implicit,
+        ),
+        (
+            web,
+            &a::CARBONIO_ADMIN_PROXY_PORT,
+            Serve::AdminConsole,
+            ListenerTls::Implicit,
+        ),
     ];
     let addresses: &[IpAddr] = match ip_mode(&node) {
         IpMode::V4 => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
         IpMode::V6 => &[IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
         IpMode::Both => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
     };
-    let ports = table.iter().filter(|row| row.0).filter_map(|row| Some((node.port(row.1)?, row.2, row.3)));
+    let ports = table
+        .iter()
+        .filter(|row| row.0)
+        .filter_map(|row| Some((node.port(row.1)?, row.2, row.3)));
     ports
         .flat_map(|(port, serve, tls)| {
             addresses.iter().map(move |ip| Listener {

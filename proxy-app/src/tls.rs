@@ -80,7 +80,10 @@ impl CertKey {
             .flatten()
             .filter_map(|name| name.dnsname().map(str::to_ascii_lowercase))
             .collect();
-        names.into_iter().filter(|name| !own.iter().any(|pattern| covers(pattern, name))).collect()
+        names
+            .into_iter()
+            .filter(|name| !own.iter().any(|pattern| covers(pattern, name)))
+            .collect()
     }
 
     fn install(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
@@ -114,7 +117,10 @@ pub struct CertStore {
 impl CertStore {
     /// A store with a default and nothing else.
     pub fn new(default: Option<Arc<CertKey>>) -> CertStore {
-        CertStore { default, ..CertStore::default() }
+        CertStore {
+            default,
+            ..CertStore::default()
+        }
     }
 
     /// Shows `certificate` to clients that ask for `name`, which may be `*.something`.
@@ -130,7 +136,9 @@ impl CertStore {
     fn find(&self, name: Option<&str>) -> Option<&Arc<CertKey>> {
         let named = name.and_then(|name| {
             let name = name.trim_end_matches('.').to_ascii_lowercase();
-            self.exact.get(&name).or_else(|| self.wildcard.get(name.split_once('.')?.1))
+            self.exact
+                .get(&name)
+                .or_else(|| self.wildcard.get(name.split_once('.')?.1))
         });
         named.or(self.default.as_ref())
     }
@@ -216,7 +224,8 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
     if let Some(ciphers) = &policy.ciphers {
         builder.set_cipher_list(ciphers)?;
     }
-    builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION | SslOptions::NO_COMPRESSION);
+    builder
+        .set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION | SslOptions::NO_COMPRESSION);
     // Buffers of an idle session go back to the allocator; with tickets, a cache of sessions is only memory.
     builder.set_mode(SslMode::RELEASE_BUFFERS);
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
@@ -225,7 +234,9 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
     builder.set_servername_callback(move |ssl, _| {
         let store = store.load();
         let name = ssl.servername(NameType::HOST_NAME).map(str::to_owned);
-        let Some(certificate) = store.find(name.as_deref()) else { return Err(SniError::ALERT_FATAL) };
+        let Some(certificate) = store.find(name.as_deref()) else {
+            return Err(SniError::ALERT_FATAL);
+        };
         certificate.install(ssl).map_err(|error| {
             log::error!("a certificate cannot be used: {error}");
             SniError::ALERT_FATAL
@@ -272,9 +283,16 @@ impl UpstreamTrust {
         if let Some(path) = ca_file {
             builder.set_ca_file(path)?;
         }
-        builder.set_verify(if verify { SslVerifyMode::PEER } else { SslVerifyMode::NONE });
+        builder.set_verify(if verify {
+            SslVerifyMode::PEER
+        } else {
+            SslVerifyMode::NONE
+        });
         builder.set_mode(SslMode::RELEASE_BUFFERS);
-        Ok(UpstreamTrust { connector: builder.build(), verify })
+        Ok(UpstreamTrust {
+            connector: builder.build(),
+            verify,
+        })
     }
 
     /// Does the client's side of a handshake with a server that must prove to be `name`.
@@ -282,7 +300,11 @@ impl UpstreamTrust {
     /// # Errors
     /// The handshake failed; the text says why, and what the verification found.
     pub async fn connect(&self, name: &str, stream: BoxStream) -> io::Result<BoxStream> {
-        let ssl = self.connector.configure()?.verify_hostname(self.verify).into_ssl(name)?;
+        let ssl = self
+            .connector
+            .configure()?
+            .verify_hostname(self.verify)
+            .into_ssl(name)?;
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).connect().await {
             Ok(()) => Ok(Box::new(stream)),
@@ -296,4 +318,3 @@ impl UpstreamTrust {
         }
     }
 }
-

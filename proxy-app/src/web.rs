@@ -78,11 +78,16 @@ impl Web {
 
     /// Where the account of this request lives, if it has one that is known.
     async fn locate(&self, exchange: &mut Exchange) -> Result<Option<Target>> {
-        let Some(lookup) = &exchange.lookup else { return Ok(None) };
+        let Some(lookup) = &exchange.lookup else {
+            return Ok(None);
+        };
         let route = match self.app.routes.route(lookup).await {
             Ok(route) => route,
             Err(RouteError::NotAllowed { .. }) => {
-                return Error::e_explain(ErrorType::HTTPStatus(403), "client address is not allowed on this domain");
+                return Error::e_explain(
+                    ErrorType::HTTPStatus(403),
+                    "client address is not allowed on this domain",
+                );
             }
             // Any server can answer for anybody; what it says of an unknown user is for it to say.
             Err(error) => {
@@ -91,11 +96,21 @@ impl Web {
             }
         };
         let mode = exchange.snapshot.web.ip_mode;
-        let addresses = self.app.names.resolve(&route.host, route.port, mode).await.map_err(|error| {
-            Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", route.host)).into_up()
-        })?;
-        let address = addresses.iter().find(|address| !exchange.tried.contains(address)).or(addresses.first());
-        let target = address.map(|&address| Target { server: Server::of(&route), address, own: true });
+        let addresses = self
+            .app
+            .names
+            .resolve(&route.host, route.port, mode)
+            .await
+            .map_err(|error| Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", route.host)).into_up())?;
+        let address = addresses
+            .iter()
+            .find(|address| !exchange.tried.contains(address))
+            .or(addresses.first());
+        let target = address.map(|&address| Target {
+            server: Server::of(&route),
+            address,
+            own: true,
+        });
         exchange.route = Some(route);
         Ok(target)
     }
@@ -106,7 +121,11 @@ impl Web {
         let Some(member) = member else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no mailbox server is up");
         };
-        Ok(Target { server: member.server, address: member.address, own: false })
+        Ok(Target {
+            server: member.server,
+            address: member.address,
+            own: false,
+        })
     }
 }
 
@@ -144,7 +163,11 @@ impl ProxyHttp for Web {
         );
         let clear = web.tls.is_none() && !web.admin;
         exchange.client = Some(client);
-        if let Some(claim) = if web.admin { account::admin(&request.headers) } else { account::of(&request.uri, &request.headers) } {
+        if let Some(claim) = if web.admin {
+            account::admin(&request.headers)
+        } else {
+            account::of(&request.uri, &request.headers)
+        } {
             exchange.lookup = Some(Lookup {
                 subject: match claim {
                     Claim::Login(name) => Subject::Login(name),
@@ -201,11 +224,17 @@ impl ProxyHttp for Web {
         upstream: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        let Some(web) = connection::client_of(session) else { return Ok(()) };
+        let Some(web) = connection::client_of(session) else {
+            return Ok(());
+        };
         for name in headers::dropped(&session.req_header().headers) {
             upstream.remove_header(&name);
         }
-        let host = upstream.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        let host = upstream
+            .headers
+            .get(http::header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .map(str::to_owned);
         let hop = headers::Hop {
             client: exchange.client.unwrap_or(web.client.addr.ip()),
             scheme: scheme(web),
@@ -240,7 +269,9 @@ impl ProxyHttp for Web {
         exchange: &mut Exchange,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let Some(target) = exchange.target.take() else { return error };
+        let Some(target) = exchange.target.take() else {
+            return error;
+        };
         let admin = connection::client_of(session).is_some_and(|web| web.admin);
         self.app.group(web_service(admin)).eject(target.address);
         exchange.tried.push(target.address);
@@ -266,12 +297,19 @@ impl ProxyHttp for Web {
                 log::debug!("an error page could not be sent: {error}");
             }
         }
-        FailToProxy { error_code: code, can_reuse_downstream: false }
+        FailToProxy {
+            error_code: code,
+            can_reuse_downstream: false,
+        }
     }
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
-        let Some(web) = connection::client_of(session) else { return };
-        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let Some(web) = connection::client_of(session) else {
+            return;
+        };
+        let status = session
+            .response_written()
+            .map_or(0, |response| response.status.as_u16());
         self.log_access(session, web, exchange, status);
         if let Some(seen) = exchange.seen.take() {
             self.record_login(web, exchange, seen, status);
@@ -305,9 +343,16 @@ impl Web {
             443 => String::new(),
             port => format!(":{port}"),
         };
-        let target = session.req_header().uri.path_and_query().map_or("/", |target| target.as_str());
+        let target = session
+            .req_header()
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
         let location = format!("https://{host}{port}{target}");
-        let headers = [("Location", location.as_str()), ("Content-Type", "text/html; charset=utf-8")];
+        let headers = [
+            ("Location", location.as_str()),
+            ("Content-Type", "text/html; charset=utf-8"),
+        ];
         let text = page("302 Found", "This page has moved to HTTPS.");
         answer(session, 302, &headers, text).await?;
         Ok(true)
@@ -315,13 +360,24 @@ impl Web {
 
     fn log_access(&self, session: &Session, web: &WebClient, exchange: &Exchange, status: u16) {
         let request = session.req_header();
-        let text = |name| request.headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+        let text = |name| {
+            request
+                .headers
+                .get(name)
+                .and_then(|value: &http::HeaderValue| value.to_str().ok())
+        };
         let host = account::host(&request.uri, &request.headers);
         let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
         let tried: Vec<String> = exchange
             .tried
             .iter()
-            .chain(exchange.target.iter().map(|target| &target.address).filter(|a| !exchange.tried.contains(a)))
+            .chain(
+                exchange
+                    .target
+                    .iter()
+                    .map(|target| &target.address)
+                    .filter(|a| !exchange.tried.contains(a)),
+            )
             .map(SocketAddr::to_string)
             .collect();
         let client = exchange.client.unwrap_or(web.client.addr.ip()).to_string();
@@ -351,7 +407,9 @@ impl Web {
     /// A login as the answer shows it. Basic credentials come with every request; good ones are recorded once for
     /// a connection.
     fn record_login(&self, web: &WebClient, exchange: &Exchange, seen: login::Seen, status: u16) {
-        let Some(outcome) = login::outcome(status, exchange.sets_cookie, seen.form) else { return };
+        let Some(outcome) = login::outcome(status, exchange.sets_cookie, seen.form) else {
+            return;
+        };
         if outcome == mail_proxy::audit::Outcome::Ok && seen.form == login::Form::Basic && !web.greets(&seen.user) {
             return;
         }
@@ -362,7 +420,8 @@ impl Web {
             proto: "http",
             tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
             sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
-            client: SocketAddr::new(exchange.client.unwrap_or(web.client.addr.ip()), web.client.addr.port()).to_string(),
+            client: SocketAddr::new(exchange.client.unwrap_or(web.client.addr.ip()), web.client.addr.port())
+                .to_string(),
             via: web.client.via.map(|via| via.to_string()),
             user: Some(seen.user),
             account: exchange.route.as_ref().map(|route| route.account.to_string()),
@@ -454,16 +513,24 @@ fn status_of(error: &Error) -> u16 {
 }
 
 fn error_page(code: u16, number: &str) -> String {
-    let reason = StatusCode::from_u16(code).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error");
+    let reason = StatusCode::from_u16(code)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Error");
     let text = match code {
         502..=504 => "The mail server cannot be reached at the moment. Please try again in a minute.",
         _ => "The request could not be handled.",
     };
-    page(&format!("{code} {reason}"), &format!("{text}</p><p><small>Reference: {number}</small>"))
+    page(
+        &format!("{code} {reason}"),
+        &format!("{text}</p><p><small>Reference: {number}</small>"),
+    )
 }
 
 fn page(title: &str, text: &str) -> String {
-    format!("<!DOCTYPE html>\n<html lang=\"en\"><head><title>{title}</title></head><body><h1>{title}</h1><p>{text}</p></body></html>\n")
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><title>{title}</title></head><body><h1>{title}</h1><p>{text}</p></body></html>\n"
+    )
 }
 
 /// An answer of our own.

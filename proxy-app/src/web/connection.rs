@@ -95,7 +95,11 @@ impl WebStream {
             Channel::Plain(tcp) => (tcp.as_raw_fd(), false, None),
             Channel::Tls(tls) => {
                 let digest = SslDigest::from_ssl(tls.ssl());
-                (tls.get_ref().as_raw_fd(), tls.ssl().selected_alpn_protocol() == Some(b"h2"), Some(Arc::new(digest)))
+                (
+                    tls.get_ref().as_raw_fd(),
+                    tls.ssl().selected_alpn_protocol() == Some(b"h2"),
+                    Some(Arc::new(digest)),
+                )
             }
         };
         let socket = SocketDigest::from_raw_fd(fd);
@@ -103,13 +107,26 @@ impl WebStream {
         let _ = socket.local_addr.set(Some(client.client.local.into()));
         // Pingora carries a value of ours only in the digest that it has for CONNECT proxies.
         let carrier = ProxyDigest::new(Box::new(ResponseHeader::build(200, Some(0))?), Some(Box::new(client)));
-        Ok(WebStream { channel, fd, h2, tls, socket: Arc::new(socket), carrier: Arc::new(carrier) })
+        Ok(WebStream {
+            channel,
+            fd,
+            h2,
+            tls,
+            socket: Arc::new(socket),
+            carrier: Arc::new(carrier),
+        })
     }
 }
 
 /// What is known of the connection of a request.
 pub fn client_of(session: &pingora_proxy::Session) -> Option<&WebClient> {
-    session.digest()?.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+    session
+        .digest()?
+        .proxy_digest
+        .as_ref()?
+        .user_data
+        .as_ref()?
+        .downcast_ref()
 }
 
 /// Serves a connection to its end.
@@ -136,7 +153,9 @@ pub async fn serve(proxy: &Arc<HttpProxy<Web>>, stream: WebStream, shutdown: &Sh
         }
         session.set_pipelined_prefix(head);
         // The phases of a request are a large future, and an idle connection must not keep it.
-        let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else { return };
+        let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else {
+            return;
+        };
         (stream, kept) = reused.consume();
     }
 }

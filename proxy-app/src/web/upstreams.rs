@@ -55,7 +55,10 @@ impl Group {
         balancer.update_frequency = Some(LOOK);
         balancer.health_check_frequency = Some(LOOK);
         balancer.parallel_health_check = true;
-        Group { balancer, ejected: Mutex::default() }
+        Group {
+            balancer,
+            ejected: Mutex::default(),
+        }
     }
 
     /// Asks the directory once, so that the first request finds members.
@@ -88,7 +91,10 @@ impl Group {
     }
 
     fn is_ejected(&self, address: SocketAddr) -> bool {
-        self.ejected.lock().get(&address).is_some_and(|until| *until > Instant::now())
+        self.ejected
+            .lock()
+            .get(&address)
+            .is_some_and(|until| *until > Instant::now())
     }
 }
 
