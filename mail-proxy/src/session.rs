@@ -26,9 +26,9 @@ use crate::{imap, pop3};
 /// What one read before login may bring.
 const READ: usize = 4096;
 
-/// How long a mailbox server may take for its first word. One that accepts connections and says nothing is frozen,
-/// and its users should hear so within 5 seconds.
-const GREETING: Duration = Duration::from_secs(4);
+/// How long a mailbox server may take from the call to its first word. One that accepts connections and says
+/// nothing is frozen, and its users should hear so within 5 seconds.
+const GREETING: Duration = Duration::from_millis(4500);
 
 /// How long we try to hand over the last words before a connection is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -690,9 +690,9 @@ impl Attempt<'_> {
         credentials: &Credentials,
         id: IdFields,
     ) -> Result<(BoxStream, Accepted), TryFailure> {
-        let begun = Instant::now();
+        let called = Instant::now();
         let connected = self.house.transport.connect(route).await;
-        self.record.ms_connect = Some(millis(begun.elapsed()));
+        self.record.ms_connect = Some(millis(called.elapsed()));
         let mut server = connected.map_err(|error| {
             let failure = LoginFailure::UpstreamDown(error.to_string());
             match error {
@@ -703,7 +703,8 @@ impl Attempt<'_> {
         let begun = Instant::now();
         let mut machine = self.upstream(route, credentials, id);
         let limit = self.house.settings.upstream_login;
-        let answer = match timeout(limit, authenticate(&mut server, machine.as_mut())).await {
+        let greeting = called + GREETING;
+        let answer = match timeout(limit, authenticate(&mut server, machine.as_mut(), greeting)).await {
             Ok(answer) => answer,
             Err(_) => Err(Unanswered::Silent),
         };
@@ -758,7 +759,11 @@ enum Unanswered {
 }
 
 /// Speaks to the mailbox server until it has answered the login.
-async fn authenticate(server: &mut BoxStream, machine: &mut dyn UpstreamMachine) -> Result<Accepted, Unanswered> {
+async fn authenticate(
+    server: &mut BoxStream,
+    machine: &mut dyn UpstreamMachine,
+    greeting: Instant,
+) -> Result<Accepted, Unanswered> {
     let gone = || {
         Unanswered::Refused(Refusal::Temporary(
             "the mailbox server closed the connection".to_owned(),
@@ -767,7 +772,7 @@ async fn authenticate(server: &mut BoxStream, machine: &mut dyn UpstreamMachine)
     let mut buffer = [0; READ];
     // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
     let mut out = Vec::with_capacity(READ);
-    let mut n = timeout(GREETING, server.read(&mut buffer))
+    let mut n = timeout_at(greeting, server.read(&mut buffer))
         .await
         .map_err(|_| Unanswered::Silent)?
         .unwrap_or(0);

@@ -366,7 +366,7 @@ async fn a_frozen_server_costs_its_greeting_limit_once() {
     let begun = Instant::now();
     s.say("a LOGIN alice@a.example right\r\n").await;
     s.expect("a NO [UNAVAILABLE]").await;
-    assert_eq!(begun.elapsed().as_secs(), 4);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(s.connects.load(Ordering::Relaxed), 1);
 }
 

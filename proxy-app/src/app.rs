@@ -117,6 +117,7 @@ pub struct App {
     pub open: Open,
     /// The node's shutdown.
     pub drain: watch::Sender<Drain>,
+    listeners: Vec<Listener>,
     web_servers: Arc<Group>,
     admin_servers: Arc<Group>,
     directory: Arc<YamlDirectory>,
@@ -133,11 +134,11 @@ impl App {
     pub fn start(plan: Plan) -> anyhow::Result<Arc<App>> {
         let Plan {
             config,
+            listeners,
             directory,
             names,
             certificates,
             snapshot,
-            ..
         } = plan;
         let cache = &config.route_cache;
         let settings = route_cache::Settings {
@@ -154,7 +155,8 @@ impl App {
             AuditFormat::Carbonio => Arc::new(CarbonioLog(audit)),
         };
         let access = open_log("access", &config.log.access)?;
-        let group = |service| Arc::new(Group::new(routes.clone(), names.clone(), service));
+        let ip_mode = snapshot.web.ip_mode;
+        let group = |service| Arc::new(Group::new(routes.clone(), names.clone(), service, ip_mode));
         let (web_servers, admin_servers) = (group(Service::Web), group(Service::Admin));
         let app = Arc::new(App {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -162,6 +164,7 @@ impl App {
             audit,
             access,
             names,
+            listeners,
             web_servers,
             admin_servers,
             open: Open::default(),
@@ -188,26 +191,13 @@ impl App {
     /// Reads the directory and the certificates again and runs what they say now. What cannot be used changes
     /// nothing.
     pub fn reload(&self) {
-        let generation = self.snapshot.load().generation + 1;
-        let reloaded = self.directory.reload().and_then(|warnings| {
-            report(&warnings);
-            snapshot::build(
-                &self.config,
-                self.directory.system(),
-                self.names.clone(),
-                &self.certificates,
-                generation,
-            )
-        });
-        match reloaded {
-            Ok(Built {
-                snapshot,
-                certificates,
-                warnings,
-            }) => {
-                report(&warnings);
-                self.certificates.store(Arc::new(certificates));
-                self.snapshot.store(Arc::new(snapshot));
+        match self.reread() {
+            Ok((directory, built)) => {
+                self.directory.adopt(directory);
+                self.certificates.store(Arc::new(built.certificates));
+                self.snapshot.store(Arc::new(built.snapshot));
+                // An account may have moved.
+                self.routes.clear();
                 self.applied("reloaded");
             }
             Err(problems) => {
@@ -215,6 +205,19 @@ impl App {
                 log::error!("the configuration was not changed");
             }
         }
+    }
+
+    /// What would run, with nothing put in place yet.
+    fn reread(&self) -> Result<(YamlDirectory, Built), Problems> {
+        let (directory, mut problems) = self.directory.reread()?;
+        let generation = self.snapshot.load().generation + 1;
+        let names = self.names.clone();
+        let built = snapshot::build(&self.config, directory.system(), names, &self.certificates, generation)?;
+        problems.extend(built.warnings.clone());
+        check_certificates(&self.listeners, &built.certificates, &mut problems);
+        let (parts, warnings) = problems.or((directory, built))?;
+        report(&warnings);
+        Ok(parts)
     }
 
     fn applied(&self, why: &str) {

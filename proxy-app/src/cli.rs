@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pingora::server::Server;
 use pingora::server::configuration::Opt;
@@ -78,7 +79,9 @@ fn print(problems: &Problems) {
 /// Runs until it is told to end. What is wrong with the configuration is said before anything is started or
 /// taken over.
 fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let (mut plan, warnings) = match Plan::load(&cli.conf) {
+    // In the background the working directory is another one, and the file is read again on SIGHUP.
+    let conf = std::path::absolute(&cli.conf).context("the working directory is gone")?;
+    let (mut plan, warnings) = match Plan::load(&conf) {
         Ok(loaded) => loaded,
         Err(problems) => {
             print(&problems);

@@ -45,6 +45,9 @@ pub struct Doors {
     keys: Vec<String>,
 }
 
+/// A door and its socket.
+type Open = (Arc<Door>, TcpListener);
+
 /// A listener in service.
 struct Door {
     listener: Listener,
@@ -75,7 +78,7 @@ impl Doors {
         plan: Plan,
         fds: Option<&ListenFds>,
         shutdown: &ShutdownWatch,
-    ) -> anyhow::Result<(Arc<App>, Vec<(Arc<Door>, TcpListener)>)> {
+    ) -> anyhow::Result<(Arc<App>, Vec<Open>)> {
         use anyhow::Context;
         let listeners = plan.listeners.clone();
         let mut sockets = Vec::new();

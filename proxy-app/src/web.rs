@@ -435,7 +435,8 @@ impl Web {
     }
 }
 
-/// Users whose Basic credentials were good on a connection, so that each is recorded once.
+/// The last user whose Basic credentials were good on a connection: a client that sends them with every request
+/// is recorded once.
 #[derive(Debug, Default)]
 pub struct Greeted(Mutex<Option<String>>);
 

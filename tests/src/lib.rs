@@ -6,6 +6,8 @@
 //!
 //! What is deliberately not here: any code of the program. The stage knows it from outside only.
 
+#![forbid(unsafe_code)]
+
 pub mod certs;
 pub mod child;
 pub mod config;

@@ -56,7 +56,7 @@ pub struct WebClient {
     pub tls: Option<TlsFacts>,
     /// Whether the listener is the administration console's.
     pub admin: bool,
-    /// Users who are known to have logged in on it.
+    /// Who is known to have logged in on it.
     pub greeted: Greeted,
 }
 

@@ -46,8 +46,13 @@ pub struct Group {
 
 impl Group {
     /// The servers that offer `service`.
-    pub fn new(routes: Arc<RouteCache>, names: Arc<Names>, service: Service) -> Group {
-        let discovery = Discovery { routes, names, service };
+    pub fn new(routes: Arc<RouteCache>, names: Arc<Names>, service: Service, ip_mode: IpMode) -> Group {
+        let discovery = Discovery {
+            routes,
+            names,
+            service,
+            ip_mode,
+        };
         let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(discovery)));
         let mut check = TcpHealthCheck::new();
         check.health_changed_callback = Some(Box::new(Announce));
@@ -120,6 +125,7 @@ struct Discovery {
     routes: Arc<RouteCache>,
     names: Arc<Names>,
     service: Service,
+    ip_mode: IpMode,
 }
 
 #[async_trait]
@@ -127,7 +133,7 @@ impl ServiceDiscovery for Discovery {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
         let mut backends = BTreeSet::new();
         for server in self.routes.servers(self.service) {
-            let addresses = match self.names.resolve(&server.host, server.port, IpMode::Both).await {
+            let addresses = match self.names.resolve(&server.host, server.port, self.ip_mode).await {
                 Ok(addresses) => addresses,
                 Err(error) => {
                     log::warn!("mailbox server {}: {error}", server.name);

@@ -59,12 +59,15 @@ impl YamlDirectory {
         Ok((directory, warnings))
     }
 
-    /// Reads the file again and, if it is good, puts the new content in place of the old one, all at once.
-    /// Gives the warnings. After an error everything is as before.
-    pub fn reload(&self) -> Result<Problems, Problems> {
-        let (content, warnings) = Content::read(&Document::load(&self.path)?)?;
-        self.content.store(Arc::new(content));
-        Ok(warnings)
+    /// Reads the file again, without putting it in place: see [`YamlDirectory::adopt`]. The second value holds the
+    /// warnings.
+    pub fn reread(&self) -> Result<(YamlDirectory, Problems), Problems> {
+        YamlDirectory::load(&self.path)
+    }
+
+    /// Puts the content of `other` in place of what is here, all at once.
+    pub fn adopt(&self, other: YamlDirectory) {
+        self.content.store(other.content.into_inner());
     }
 
     /// The files whose change is a change of this directory: itself, and those named with `!file`.
@@ -361,10 +364,13 @@ accounts:
         std::fs::write(&path, GOOD).unwrap();
         let (directory, _) = YamlDirectory::load(&path).unwrap();
         std::fs::write(&path, "accounts: {x@y: {}}\nservers: 1\n").unwrap();
-        assert!(directory.reload().unwrap_err().has_errors());
+        assert!(directory.reread().unwrap_err().has_errors());
         assert_eq!(directory.account_count(), 2);
         std::fs::write(&path, "accounts: {x@y: {}}\n").unwrap();
-        assert!(directory.reload().unwrap().is_empty());
+        let (fresh, warnings) = directory.reread().unwrap();
+        assert!(warnings.is_empty());
+        assert_eq!(directory.account_count(), 2);
+        directory.adopt(fresh);
         assert_eq!(directory.account_count(), 1);
         assert_eq!(directory.accounts()[0].name(), "x@y");
         assert_eq!(directory.files(), [path]);

@@ -102,7 +102,7 @@ fn explain(town: &Town, balancer: &Doors, dir: &Path) {
     println!("\nThe web");
     println!(
         "  curl -sS -D - {}",
-        at("http", town.doors.http, "/any/page?is=redirected")
+        at("http", town.doors.http, "/any/page")
     );
     println!(
         "  {curl} -D - {} -d '{}'",
