@@ -14,7 +14,7 @@ pub mod imap;
 pub mod line;
 mod login;
 pub mod pop3;
-mod relay;
+pub mod relay;
 pub mod sasl;
 mod session;
 

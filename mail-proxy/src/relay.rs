@@ -1,4 +1,5 @@
-//! Bytes both ways between a logged-in client and its mailbox server, until one of them ends it.
+//! Bytes both ways between a logged-in client and its mailbox server, until one of them ends it. Web sockets end
+//! up here too.
 //!
 //! Nothing is parsed. Nothing is held while both sides are idle either: reads go into one scratch buffer per
 //! thread, and only what the other side does not take at once is kept, in a buffer that is freed when drained.
@@ -33,13 +34,15 @@ thread_local! {
 
 /// How a relay ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ended {
-    pub(crate) by: EndedBy,
-    pub(crate) why: Option<&'static str>,
+pub struct Ended {
+    /// Who ended it.
+    pub by: EndedBy,
+    /// What made us end it.
+    pub why: Option<&'static str>,
     /// From the client.
-    pub(crate) bytes_in: u64,
+    pub bytes_in: u64,
     /// To the client.
-    pub(crate) bytes_out: u64,
+    pub bytes_out: u64,
 }
 
 /// One direction.
@@ -58,7 +61,7 @@ struct Flow {
 }
 
 /// Both ends and both directions of one session.
-pub(crate) struct Relay {
+pub struct Relay {
     client: BoxStream,
     server: BoxStream,
     to_server: Flow,
@@ -76,7 +79,7 @@ enum Stop {
 
 impl Relay {
     /// A relay between these two, which ends when for `idle` no byte moved.
-    pub(crate) fn new(client: BoxStream, server: BoxStream, idle: Duration) -> Self {
+    pub fn new(client: BoxStream, server: BoxStream, idle: Duration) -> Self {
         Relay {
             client,
             server,
@@ -89,20 +92,20 @@ impl Relay {
     }
 
     /// Bytes that are already owed to the server: what the client pipelined behind its login.
-    pub(crate) fn owe_server(&mut self, bytes: Vec<u8>) {
+    pub fn owe_server(&mut self, bytes: Vec<u8>) {
         self.to_server.bytes += bytes.len() as u64;
         self.to_server.held = bytes;
     }
 
     /// Bytes that are already owed to the client: the answer to its login.
-    pub(crate) fn owe_client(&mut self, bytes: Vec<u8>) {
+    pub fn owe_client(&mut self, bytes: Vec<u8>) {
         self.to_client.last_byte = bytes.last().copied().unwrap_or_default();
         self.to_client.held = bytes;
     }
 
     /// Copies until one side ends, nothing moves for too long, or the node ends its sessions. `farewell` is said
     /// to the client in the last two cases, if what it has read so far ends with a line.
-    pub(crate) async fn run(&mut self, drain: &mut watch::Receiver<Drain>, farewell: &[u8]) -> Ended {
+    pub async fn run(&mut self, drain: &mut watch::Receiver<Drain>, farewell: &[u8]) -> Ended {
         let stop = tokio::select! {
             stop = poll_fn(|cx| self.poll(cx)) => Some(stop),
             () = sessions_end(drain) => None,

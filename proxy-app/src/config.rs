@@ -460,6 +460,7 @@ impl Reader {
         let node = section.take(key)?;
         match node.text(&mut self.problems)?.as_ref() {
             "-" => Some(Target::Stdout),
+            "off" => Some(Target::Off),
             _ => node.path_buf(&mut self.problems).map(Target::File),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mail_proxy::{BoxStream, ConnectError, Protocol, TlsFacts, Transport};
-use route_cache::{Route, UpstreamTls};
+use route_cache::{Route, Server, UpstreamTls};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -43,21 +43,31 @@ impl Transport for MailTransport {
     }
 
     async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError> {
+        self.dial(&Server::of(route)).await
+    }
+}
+
+impl MailTransport {
+    /// Connects to a server, TLS and its verification included.
+    ///
+    /// # Errors
+    /// It refuses, cannot prove who it is, or does not answer within [`CONNECT`].
+    pub async fn dial(&self, server: &Server) -> Result<BoxStream, ConnectError> {
         let deadline = Instant::now() + CONNECT;
         let failed = |what: &str, error: io::Error| {
-            let text = format!("{what} {}:{}: {error}", route.host, route.port);
+            let text = format!("{what} {}:{}: {error}", server.host, server.port);
             match error.kind() {
                 io::ErrorKind::TimedOut => ConnectError::TimedOut(text),
                 _ => ConnectError::Refused(text),
             }
         };
         let late =
-            |what: &str| ConnectError::TimedOut(format!("{what} {}:{}: no answer in time", route.host, route.port));
-        let tcp = match timeout_at(deadline, self.tcp(route)).await {
+            |what: &str| ConnectError::TimedOut(format!("{what} {}:{}: no answer in time", server.host, server.port));
+        let tcp = match timeout_at(deadline, self.tcp(server)).await {
             Ok(connected) => connected.map_err(|error| failed("connect to", error))?,
             Err(_) => return Err(late("connect to")),
         };
-        match &route.tls {
+        match &server.tls {
             UpstreamTls::Clear => Ok(Box::new(tcp)),
             UpstreamTls::Implicit { name } => match timeout_at(deadline, self.trust.connect(name, Box::new(tcp))).await
             {
@@ -66,14 +76,12 @@ impl Transport for MailTransport {
             },
         }
     }
-}
 
-impl MailTransport {
     /// The first address that accepts.
-    async fn tcp(&self, route: &Route) -> io::Result<TcpStream> {
+    async fn tcp(&self, server: &Server) -> io::Result<TcpStream> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for address in self.names.resolve(&route.host, route.port, self.ip_mode).await? {
-            match dial(address).await {
+        for address in self.names.resolve(&server.host, server.port, self.ip_mode).await? {
+            match tcp_to(address).await {
                 Ok(tcp) => return Ok(tcp),
                 Err(error) => last = error,
             }
@@ -82,7 +90,7 @@ impl MailTransport {
     }
 }
 
-async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect(address).await?;
     tune(&tcp)?;
     Ok(tcp)

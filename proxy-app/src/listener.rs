@@ -318,7 +318,7 @@ impl Door {
             greeted: Greeted::default(),
         };
         match WebStream::new(channel, client) {
-            Ok(stream) => connection::serve(&self.web, stream, &self.shutdown).await,
+            Ok(stream) => connection::serve(&self.app, &self.web, stream, &self.shutdown).await,
             Err(error) => log::error!("{}: {error}", self.name),
         }
     }

@@ -3,6 +3,7 @@
 //! A full disk or a stalled pipe must not hold up a login, so a writer takes lines from a bounded queue. What
 //! does not fit is counted, and the count is said as soon as there is room again.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -17,9 +18,56 @@ use serde::Serialize;
 /// Lines that wait while the disk is slow: some seconds of a busy node.
 const QUEUE: usize = 65_536;
 
+/// What the diagnostic log shows unless `RUST_LOG` says otherwise. Pingora tells of each start and each failed
+/// health check at length; ours are shorter.
+const FILTER: &str = "info,pingora_core=warn,pingora_load_balancing=error";
+
+/// Our own crates. Only these are trusted to keep passwords and tokens out of what they say in detail.
+const OURS: [&str; 3] = ["proxy_app", "mail_proxy", "route_cache"];
+
+/// The diagnostic log, on standard error. Libraries write whole requests with their cookies at the levels below
+/// `info`, so these levels are ours alone, whatever `RUST_LOG` says.
+struct Diagnostics(env_logger::Logger);
+
+/// Starts the diagnostic log.
+pub fn start_diagnostics() {
+    let environment = env_logger::Env::default().default_filter_or(FILTER);
+    let logger = env_logger::Builder::from_env(environment).build();
+    log::set_max_level(logger.filter());
+    if log::set_boxed_logger(Box::new(Diagnostics(logger))).is_err() {
+        eprintln!("portico: there is a diagnostic log already");
+    }
+}
+
+impl log::Log for Diagnostics {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        (metadata.level() <= log::Level::Info || is_ours(metadata.target())) && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+fn is_ours(target: &str) -> bool {
+    OURS.contains(&target.split("::").next().unwrap_or_default())
+}
+
+/// How long a writer gathers lines before it writes them all at once. Waking it for each line would cost a busy
+/// node more than all else that it does with a small request.
+const GATHER: Duration = Duration::from_millis(20);
+
 /// Where a log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
+    /// Nowhere (`off`).
+    Off,
     /// Standard output (`-`).
     Stdout,
     /// A file, appended to.
@@ -33,6 +81,7 @@ impl Target {
     /// The file cannot be made or appended to.
     pub fn open(&self) -> io::Result<Box<dyn Write + Send>> {
         match self {
+            Target::Off => Ok(Box::new(io::sink())),
             Target::Stdout => Ok(Box::new(io::stdout())),
             Target::File(path) => Ok(Box::new(append(path)?)),
         }
@@ -48,7 +97,8 @@ fn append(path: &Path) -> io::Result<File> {
 
 /// One log: lines go in, a thread writes them.
 pub struct Log {
-    queue: SyncSender<String>,
+    /// `None` for a log that is off.
+    queue: Option<SyncSender<String>>,
     dropped: &'static AtomicU64,
 }
 
@@ -59,18 +109,30 @@ impl Log {
     /// The target cannot be opened.
     pub fn start(name: &'static str, target: &Target) -> io::Result<Log> {
         let file = target.open()?;
-        let (queue, lines) = sync_channel(QUEUE);
         // A log lives as long as the process.
         let dropped: &'static AtomicU64 = Box::leak(Box::default());
+        if *target == Target::Off {
+            return Ok(Log { queue: None, dropped });
+        }
+        let (queue, lines) = sync_channel(QUEUE);
         std::thread::Builder::new()
             .name(format!("log {name}"))
             .spawn(move || write(name, file, &lines, dropped))?;
-        Ok(Log { queue, dropped })
+        Ok(Log {
+            queue: Some(queue),
+            dropped,
+        })
+    }
+
+    /// Whether lines go anywhere.
+    pub fn is_on(&self) -> bool {
+        self.queue.is_some()
     }
 
     /// Takes one line, without its end.
     pub fn line(&self, line: String) {
-        if self.queue.try_send(line).is_err() {
+        let Some(queue) = &self.queue else { return };
+        if queue.try_send(line).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -80,6 +142,7 @@ fn write(name: &str, file: Box<dyn Write + Send>, lines: &Receiver<String>, drop
     let mut file = BufWriter::new(file);
     let mut failing = false;
     while let Ok(line) = lines.recv() {
+        std::thread::sleep(GATHER);
         let mut result = writeln!(file, "{line}");
         // As long as lines wait, they go out together.
         for line in lines.try_iter() {
@@ -199,8 +262,20 @@ fn utc() -> String {
 }
 
 /// The time as access logs have it: `23/Nov/2026:10:00:00 +0000`.
+///
+/// Formatted once a second for each thread: a busy node writes thousands of lines in one.
 pub fn local_time() -> String {
-    ZonedDateTime::now().strftime("%d/%b/%Y:%H:%M:%S %z").to_string()
+    thread_local! {
+        static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+    }
+    let now = Timestamp::now();
+    LAST.with_borrow_mut(|(second, text)| {
+        if *second != now.as_second() {
+            *second = now.as_second();
+            *text = ZonedDateTime::now().strftime("%d/%b/%Y:%H:%M:%S %z").to_string();
+        }
+        text.clone()
+    })
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod connection;
 pub mod headers;
 pub mod login;
 pub mod upstreams;
+mod websocket;
 
 use account::Claim;
 use connection::WebClient;
@@ -152,33 +153,13 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();
-        let host = account::host(&request.uri, &request.headers);
+        let Asked { client, host, lookup } = asked(&self.app, web, request);
         if host.is_none() && request.version > http::Version::HTTP_10 {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
-        let client = headers::client_address(
-            web.client.addr.ip(),
-            &request.headers,
-            &self.app.config.web.trusted_forwarders,
-        );
         let clear = web.tls.is_none() && !web.admin;
         exchange.client = Some(client);
-        if let Some(claim) = if web.admin {
-            account::admin(&request.headers)
-        } else {
-            account::of(&request.uri, &request.headers)
-        } {
-            exchange.lookup = Some(Lookup {
-                subject: match claim {
-                    Claim::Login(name) => Subject::Login(name),
-                    Claim::Id(id) => Subject::Id(id),
-                },
-                service: web_service(web.admin),
-                client,
-                local: web.client.local.ip(),
-                host: host.clone(),
-            });
-        }
+        exchange.lookup = lookup;
         exchange.seen = login::basic(&request.headers);
         exchange.body = login::is_login_path(request.uri.path()).map(login::Body::new);
         if clear && exchange.snapshot.web.mode != MailMode::Both {
@@ -359,49 +340,24 @@ impl Web {
     }
 
     fn log_access(&self, session: &Session, web: &WebClient, exchange: &Exchange, status: u16) {
-        let request = session.req_header();
-        let text = |name| {
-            request
-                .headers
-                .get(name)
-                .and_then(|value: &http::HeaderValue| value.to_str().ok())
-        };
-        let host = account::host(&request.uri, &request.headers);
-        let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
-        let tried: Vec<String> = exchange
+        if !self.app.access.is_on() {
+            return;
+        }
+        let last = exchange.target.iter().map(|target| &target.address);
+        let addresses = exchange
             .tried
             .iter()
-            .chain(
-                exchange
-                    .target
-                    .iter()
-                    .map(|target| &target.address)
-                    .filter(|a| !exchange.tried.contains(a)),
-            )
-            .map(SocketAddr::to_string)
-            .collect();
-        let client = exchange.client.unwrap_or(web.client.addr.ip()).to_string();
+            .chain(last.filter(|address| !exchange.tried.contains(address)));
+        let upstream: Vec<String> = addresses.map(SocketAddr::to_string).collect();
         let seen = exchange.seen.as_ref().filter(|seen| seen.form == login::Form::Basic);
-        let upstream = tried.join(", ");
-        let line = headers::access_line(&headers::AccessEntry {
-            client: &client,
-            client_port: web.client.addr.port(),
+        let visit = Visit {
+            client: exchange.client.unwrap_or(web.client.addr.ip()),
             user: seen.map(|seen| seen.user.as_str()),
-            time: &logs::local_time(),
-            method: request.method.as_str(),
-            scheme: scheme(web),
-            host: host.as_deref(),
-            target,
-            protocol: protocol(request.version),
             status,
             bytes: session.body_bytes_sent() as u64,
-            referer: text(http::header::REFERER),
-            user_agent: text(http::header::USER_AGENT),
-            upstream: (!upstream.is_empty()).then_some(upstream.as_str()),
-            local: &web.client.local.ip().to_string(),
-            local_port: web.client.local.port(),
-        });
-        self.app.access.line(line);
+            upstream: &upstream.join(", "),
+        };
+        self.app.access.line(access_line(web, session.req_header(), visit));
     }
 
     /// A login as the answer shows it. Basic credentials come with every request; good ones are recorded once for
@@ -433,6 +389,75 @@ impl Web {
             ..Record::default()
         });
     }
+}
+
+/// What a request asks for, before anything is looked up.
+struct Asked {
+    /// The client, after PROXY header and trusted forwarders.
+    client: IpAddr,
+    /// The requested host, if there is a good one.
+    host: Option<String>,
+    /// The question for the account's server, if the request belongs to an account.
+    lookup: Option<Lookup>,
+}
+
+fn asked(app: &App, web: &WebClient, request: &http::request::Parts) -> Asked {
+    let trusted = &app.config.web.trusted_forwarders;
+    let client = headers::client_address(web.client.addr.ip(), &request.headers, trusted);
+    let host = account::host(&request.uri, &request.headers);
+    let claim = match web.admin {
+        true => account::admin(&request.headers),
+        false => account::of(&request.uri, &request.headers),
+    };
+    let lookup = claim.map(|claim| Lookup {
+        subject: match claim {
+            Claim::Login(name) => Subject::Login(name),
+            Claim::Id(id) => Subject::Id(id),
+        },
+        service: web_service(web.admin),
+        client,
+        local: web.client.local.ip(),
+        host: host.clone(),
+    });
+    Asked { client, host, lookup }
+}
+
+/// What became of a request, for the access log.
+struct Visit<'a> {
+    client: IpAddr,
+    /// User of Basic authentication.
+    user: Option<&'a str>,
+    status: u16,
+    bytes: u64,
+    /// The servers that were tried.
+    upstream: &'a str,
+}
+
+fn access_line(web: &WebClient, request: &http::request::Parts, visit: Visit<'_>) -> String {
+    let text = |name| {
+        request
+            .headers
+            .get(name)
+            .and_then(|value: &http::HeaderValue| value.to_str().ok())
+    };
+    headers::access_line(&headers::AccessEntry {
+        client: &visit.client.to_string(),
+        client_port: web.client.addr.port(),
+        user: visit.user,
+        time: &logs::local_time(),
+        method: request.method.as_str(),
+        scheme: scheme(web),
+        host: account::host(&request.uri, &request.headers).as_deref(),
+        target: request.uri.path_and_query().map_or("/", |target| target.as_str()),
+        protocol: protocol(request.version),
+        status: visit.status,
+        bytes: visit.bytes,
+        referer: text(http::header::REFERER),
+        user_agent: text(http::header::USER_AGENT),
+        upstream: (!visit.upstream.is_empty()).then_some(visit.upstream),
+        local: &web.client.local.ip().to_string(),
+        local_port: web.client.local.port(),
+    })
 }
 
 /// The last user whose Basic credentials were good on a connection: a client that sends them with every request

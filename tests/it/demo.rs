@@ -71,7 +71,7 @@ fn works(line: &str) -> Result<()> {
         l if l.contains("MAILINDEX") || l.contains("/1'") => format!("This mail lives on {store}"),
         l if l.contains("/home/") => format!("\"server\":\"{store}\""),
         l if l.contains("AuthRequest") => "ZM_AUTH_TOKEN=".to_owned(),
-        l if l.contains("redirected") => "302".to_owned(),
+        l if l.contains("/any/page") => "302".to_owned(),
         l if l.contains("STATUS") => "MESSAGES 3".to_owned(),
         _ => "+OK 3 ".to_owned(),
     };

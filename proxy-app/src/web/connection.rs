@@ -32,7 +32,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
-use super::{Greeted, Web};
+use super::{Greeted, Web, websocket};
+use crate::app::App;
 
 /// How long a connection may be kept between requests: nginx's default.
 const KEEPALIVE: Duration = Duration::from_secs(75);
@@ -120,21 +121,20 @@ impl WebStream {
 
 /// What is known of the connection of a request.
 pub fn client_of(session: &pingora_proxy::Session) -> Option<&WebClient> {
-    session
-        .digest()?
-        .proxy_digest
-        .as_ref()?
-        .user_data
-        .as_ref()?
-        .downcast_ref()
+    client_in(session.digest()?.proxy_digest.as_ref()?)
+}
+
+fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
+    carrier.user_data.as_ref()?.downcast_ref()
 }
 
 /// Serves a connection to its end.
-pub async fn serve(proxy: &Arc<HttpProxy<Web>>, stream: WebStream, shutdown: &ShutdownWatch) {
+pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, stream: WebStream, shutdown: &ShutdownWatch) {
     if stream.h2 {
         ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
         return;
     }
+    let carrier = stream.carrier.clone();
     let mut stream: Stream = Box::new(stream);
     let mut kept = None;
     loop {
@@ -143,6 +143,11 @@ pub async fn serve(proxy: &Arc<HttpProxy<Web>>, stream: WebStream, shutdown: &Sh
             Ok(None) | Err(HeadError::Io) => return,
             Err(HeadError::Answer(answer)) => return refuse(&mut stream, answer).await,
         };
+        if let Some(web) = client_in(&carrier)
+            && let Some(switched) = Box::pin(websocket::ask(app, web, &head)).await
+        {
+            return switched.relay(app, web, Box::new(stream)).await;
+        }
         let mut session = ServerSession::new_http1(stream);
         match kept {
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),

@@ -100,10 +100,7 @@ fn explain(town: &Town, balancer: &Doors, dir: &Path) {
     }
     let alice = &town.people[0];
     println!("\nThe web");
-    println!(
-        "  curl -sS -D - {}",
-        at("http", town.doors.http, "/any/page")
-    );
+    println!("  curl -sS -D - {}", at("http", town.doors.http, "/any/page"));
     println!(
         "  {curl} -D - {} -d '{}'",
         at("https", town.doors.https, "/service/soap/AuthRequest"),
