@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,6 +41,8 @@ const KEEPALIVE: Duration = Duration::from_secs(75);
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest request head: nginx's four buffers of 8 KiB.
 pub(super) const HEAD_MAX: usize = 32 * 1024;
+/// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
+const GATHERED: usize = 4096;
 /// How long a last answer may take to be written.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -84,6 +86,9 @@ pub struct WebStream {
     tls: Option<Arc<SslDigest>>,
     socket: Arc<SocketDigest>,
     carrier: Arc<ProxyDigest>,
+    /// Written, and not yet flushed.
+    held: Vec<u8>,
+    sent: usize,
 }
 
 impl WebStream {
@@ -115,6 +120,8 @@ impl WebStream {
             tls,
             socket: Arc::new(socket),
             carrier: Arc::new(carrier),
+            held: Vec::new(),
+            sent: 0,
         })
     }
 }
@@ -267,15 +274,20 @@ impl AsyncRead for WebStream {
     }
 }
 
+/// Small writes are gathered until the engine flushes: it writes head and body of an answer one after the other,
+/// and they should leave as one packet and one TLS record. The buffer lives only from write to flush.
 impl AsyncWrite for WebStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.channel {
-            Channel::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Channel::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        if self.held.len() + buf.len() <= GATHERED {
+            self.held.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
         }
+        ready!(self.poll_held(cx))?;
+        self.poll_through(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_held(cx))?;
         match &mut self.channel {
             Channel::Plain(io) => Pin::new(io).poll_flush(cx),
             Channel::Tls(io) => Pin::new(io).poll_flush(cx),
@@ -283,10 +295,38 @@ impl AsyncWrite for WebStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_held(cx))?;
         match &mut self.channel {
             Channel::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Channel::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
+    }
+}
+
+impl WebStream {
+    fn poll_through(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Channel::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    /// Writes what was gathered.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.held.len() {
+            let held = std::mem::take(&mut self.held);
+            let written = self.poll_through(cx, &held[self.sent..]);
+            self.held = held;
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.sent += n,
+            }
+        }
+        if self.sent > 0 {
+            self.held = Vec::new();
+            self.sent = 0;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
