@@ -370,6 +370,27 @@ async fn a_frozen_server_costs_its_greeting_limit_once() {
     assert_eq!(s.connects.load(Ordering::Relaxed), 1);
 }
 
+/// A login under way is recorded too when its client leaves, or when the node goes down.
+#[tokio::test(start_paused = true)]
+async fn a_login_under_way_is_not_forgotten() {
+    let frozen = || Plan { one: Some(Store::Frozen), ..Plan::default() };
+    let mut s = stage(frozen());
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let records = s.ended().await;
+    assert_eq!((records[0].event, records[0].outcome), (Some(Event::Login), Some(Outcome::ClientGone)));
+
+    let mut s = stage(frozen());
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    s.drain.send(Drain::EndLogins).unwrap();
+    s.expect("* BYE").await;
+    let records = s.ended().await;
+    assert_eq!(records[0].why.as_deref(), Some("drain"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_known_is_not_called_wrong() {
     let mut s = stage(Plan {

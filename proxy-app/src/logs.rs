@@ -207,7 +207,8 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         Outcome::Ok => None,
         Outcome::BadCredentials => Some(format!("authentication failed for [{user}], invalid password")),
         Outcome::UnknownUser => Some(format!("authentication failed for [{user}], account not found")),
-        other => Some(format!("authentication failed for [{user}], {}", word(other))),
+        // Not the user's fault: in words that no filter takes for a guessed password.
+        other => Some(word(other)),
     };
     let peer = record.via.as_deref().unwrap_or(&record.client);
     let mut line = format!(
@@ -248,10 +249,11 @@ fn address(with_port: &str) -> String {
         .map_or_else(|_| value(with_port), |address| address.ip().to_string())
 }
 
-/// A value between `=` and `;`: a semicolon is doubled, and what is not printable is a blank.
+/// A value between `=` and `;`: a semicolon is doubled; what is not printable, or would look like the next field, is a
+/// blank.
 fn value(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if c.is_control() || c == '=' { ' ' } else { c })
         .collect::<String>()
         .replace(';', ";;")
 }
