@@ -400,7 +400,11 @@ impl Dialogue {
             Ok(Ok((server, accepted))) => {
                 record.outcome = Some(Outcome::Ok);
                 self.house.audit.record(record.clone());
-                return Ok(Some(Login { server, accepted, record }));
+                return Ok(Some(Login {
+                    server,
+                    accepted,
+                    record,
+                }));
             }
             Ok(Err(failure)) => failure,
             Err(left) => {

@@ -373,13 +373,19 @@ async fn a_frozen_server_costs_its_greeting_limit_once() {
 /// A login under way is recorded too when its client leaves, or when the node goes down.
 #[tokio::test(start_paused = true)]
 async fn a_login_under_way_is_not_forgotten() {
-    let frozen = || Plan { one: Some(Store::Frozen), ..Plan::default() };
+    let frozen = || Plan {
+        one: Some(Store::Frozen),
+        ..Plan::default()
+    };
     let mut s = stage(frozen());
     s.expect("* OK").await;
     s.say("a LOGIN alice@a.example right\r\n").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let records = s.ended().await;
-    assert_eq!((records[0].event, records[0].outcome), (Some(Event::Login), Some(Outcome::ClientGone)));
+    assert_eq!(
+        (records[0].event, records[0].outcome),
+        (Some(Event::Login), Some(Outcome::ClientGone))
+    );
 
     let mut s = stage(frozen());
     s.expect("* OK").await;

@@ -71,6 +71,7 @@ impl Plan {
             .clone()
             .unwrap_or_else(|| snapshot::listeners_of_directory(&config, &system));
         check_certificates(&listeners, &store, &mut problems);
+        check_logs(&config, &mut problems);
         certificates.store(Arc::new(store));
         let plan = Plan {
             config,
@@ -81,6 +82,21 @@ impl Plan {
             snapshot,
         };
         problems.or(plan)
+    }
+}
+
+/// A log that cannot be written is found out before anything is taken over.
+fn check_logs(config: &Config, problems: &mut Problems) {
+    for (key, target) in [("log.access", &config.log.access), ("log.audit", &config.log.audit)] {
+        if let Err(error) = target.probe() {
+            problems.push(route_cache::yaml::Problem {
+                file: None,
+                line: None,
+                key: key.to_owned(),
+                message: format!("{target:?} cannot be opened: {error}"),
+                severity: route_cache::yaml::Severity::Error,
+            });
+        }
     }
 }
 

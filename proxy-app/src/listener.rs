@@ -81,19 +81,26 @@ impl Doors {
     ) -> anyhow::Result<(Arc<App>, Vec<Open>)> {
         use anyhow::Context;
         let listeners = plan.listeners.clone();
-        let mut sockets = Vec::new();
+        // After a take-over the old process is on its way out, and a new listener that fails must not take the others
+        // with it.
+        let taken_over = fds.is_some_and(|fds| !fds.lock().is_empty());
+        let mut open = Vec::new();
         for listener in &listeners {
             // With a listener of its own for IPv4 on the same port, the IPv6 one must leave IPv4 alone.
             let only_v6 = listeners
                 .iter()
                 .any(|other| other.address.is_ipv4() && other.address.port() == listener.address.port());
             let socket = inherited::listen(listener.address, only_v6, fds)
-                .with_context(|| format!("cannot listen on {}", listener.address))?;
-            sockets.push(socket);
+                .with_context(|| format!("cannot listen on {}", listener.address));
+            match socket {
+                Ok(socket) => open.push((listener.clone(), socket)),
+                Err(error) if taken_over => log::error!("{error:#}; the other listeners serve"),
+                Err(error) => return Err(error),
+            }
         }
         let app = App::start(plan)?;
         let web = app.web(&self.conf);
-        let doors = listeners.into_iter().zip(sockets).map(|(listener, socket)| {
+        let doors = open.into_iter().map(|(listener, socket)| {
             log::info!(
                 "listening on {} ({:?}, TLS {:?})",
                 listener.address,
@@ -211,10 +218,10 @@ impl Door {
         };
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
-            Serve::Imap => self.mail(Protocol::Imap, tcp, client, &snapshot, accepted).await,
-            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, &snapshot, accepted).await,
-            Serve::Web => self.web(tcp, client, &snapshot, accepted, false).await,
-            Serve::AdminConsole => self.web(tcp, client, &snapshot, accepted, true).await,
+            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted).await,
+            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted).await,
+            Serve::Web => self.web(tcp, client, snapshot, accepted, false).await,
+            Serve::AdminConsole => self.web(tcp, client, snapshot, accepted, true).await,
         }
     }
 
@@ -252,7 +259,14 @@ impl Door {
         }
     }
 
-    async fn mail(&self, protocol: Protocol, tcp: TcpStream, client: Client, snapshot: &Snapshot, accepted: Instant) {
+    async fn mail(
+        &self,
+        protocol: Protocol,
+        tcp: TcpStream,
+        client: Client,
+        snapshot: Arc<Snapshot>,
+        accepted: Instant,
+    ) {
         let deadline = accepted + snapshot.mail.login_deadline;
         let (stream, tls): (BoxStream, _) = match self.listener.tls {
             ListenerTls::Implicit => {
@@ -292,13 +306,16 @@ impl Door {
             generation: snapshot.generation,
             drain: self.app.drain.subscribe(),
         };
-        mail_proxy::serve(connection, house).await;
+        let session = mail_proxy::serve(connection, house);
+        // A session may live for days; the configuration that it was born with lives on only in what it uses.
+        drop(snapshot);
+        session.await;
     }
 
-    async fn web(&self, tcp: TcpStream, client: Client, snapshot: &Snapshot, accepted: Instant, admin: bool) {
+    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, admin: bool) {
         let deadline = accepted + snapshot.mail.login_deadline;
         let (channel, tls) = match self.listener.tls {
-            ListenerTls::Implicit => match timeout_at(deadline, Box::pin(web_handshake(tcp, snapshot))).await {
+            ListenerTls::Implicit => match timeout_at(deadline, Box::pin(web_handshake(tcp, &snapshot))).await {
                 Ok(Ok(None)) => return,
                 Ok(Ok(Some(stream))) => {
                     let facts = tls::facts(stream.ssl());
@@ -309,6 +326,7 @@ impl Door {
             },
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None),
         };
+        drop(snapshot);
         let client = WebClient {
             number: self.app.number(),
             listener: self.name.clone(),

@@ -75,7 +75,19 @@ pub enum Target {
 }
 
 impl Target {
-    /// Opens it, to be sure that it can be written.
+    /// Whether it can be written, as far as can be said without making a file: whoever tests a configuration may be
+    /// somebody else than the user that will run it.
+    ///
+    /// # Errors
+    /// The file is there and cannot be appended to.
+    pub fn probe(&self) -> io::Result<()> {
+        match self {
+            Target::File(path) if path.exists() => append(path).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens it.
     ///
     /// # Errors
     /// The file cannot be made or appended to.

@@ -20,6 +20,7 @@ use openssl::ssl::{
     SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
 };
 use openssl::x509::X509;
+use openssl::x509::store::X509StoreBuilder;
 use tokio_openssl::SslStream;
 
 /// A certificate, its chain and its key, checked to belong together.
@@ -281,7 +282,13 @@ impl UpstreamTrust {
     pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<UpstreamTrust, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         if let Some(path) = ca_file {
-            builder.set_ca_file(path)?;
+            // These authorities and no others: the builder has loaded the system's already.
+            let mut store = X509StoreBuilder::new()?;
+            let pem = std::fs::read(path).unwrap_or_default();
+            for authority in X509::stack_from_pem(&pem)? {
+                store.add_cert(authority)?;
+            }
+            builder.set_cert_store(store.build());
         }
         builder.set_verify(if verify {
             SslVerifyMode::PEER
