@@ -100,9 +100,14 @@ impl Dovecot {
         std::fs::read_to_string(self.dir.join("dovecot.log")).unwrap_or_default()
     }
 
+    /// The folder with a Maildir for each user.
+    pub fn mail_dir(&self) -> PathBuf {
+        self.dir.join("mail")
+    }
+
     /// Puts a message into a user's inbox, as a delivery does.
     pub fn deliver(&self, user: &str, message: &str) -> Result<()> {
-        let maildir = self.dir.join("mail").join(user);
+        let maildir = self.mail_dir().join(user);
         for part in ["", "tmp", "new", "cur"] {
             let part = maildir.join(part);
             std::fs::create_dir_all(&part)?;

@@ -318,9 +318,11 @@ fn build_store(stage: &Stage, ca: &Authority, number: usize, people: &[Person]) 
     };
     // As with real ones: any server takes anybody's web login, and knows where the mailbox is.
     let accounts = people.iter().map(account).collect();
+    let dovecot = Dovecot::start(stage, &short, ip, &pair, &logins)?;
+    let mail = dovecot.mail_dir();
     Ok(Store {
-        dovecot: Dovecot::start(stage, &short, ip, &pair, &logins)?,
-        web: WebBackend::start(stage, &short, ip, &pair, accounts)?,
+        dovecot,
+        web: WebBackend::start(stage, &short, ip, &pair, accounts, mail)?,
         name,
     })
 }

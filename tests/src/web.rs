@@ -1,13 +1,16 @@
-//! A small web mail server: says in JSON what it was asked, takes logins, streams bodies, echoes WebSockets.
+//! A small web mail server: a page to log in and read mail, and for all else it says in JSON what it was asked; it
+//! takes logins, streams bodies, echoes WebSockets.
 //!
 //! It stands in for the mailbox server's HTTP side, of which the tests need the outside only. A thread for each
 //! connection, in clear text and TLS.
 
 mod http;
 mod login;
+mod webmail;
 
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -46,6 +49,8 @@ pub struct WebBackend {
 
 struct House {
     name: String,
+    /// A Maildir for each account that lives here.
+    mail: PathBuf,
     accounts: Vec<Account>,
     ready: AtomicBool,
     asked: AtomicUsize,
@@ -59,10 +64,18 @@ struct Open {
 }
 
 impl WebBackend {
-    /// Starts one that calls itself `name`.
-    pub fn start(stage: &Stage, name: &str, ip: Ipv4Addr, pair: &Pair, accounts: Vec<Account>) -> Result<WebBackend> {
+    /// Starts one that calls itself `name` and shows the mails below `mail`.
+    pub fn start(
+        stage: &Stage,
+        name: &str,
+        ip: Ipv4Addr,
+        pair: &Pair,
+        accounts: Vec<Account>,
+        mail: PathBuf,
+    ) -> Result<WebBackend> {
         let house = House {
             name: name.to_owned(),
+            mail,
             accounts,
             ready: AtomicBool::new(true),
             asked: AtomicUsize::new(0),
@@ -201,6 +214,9 @@ impl House {
         if let Some(count) = request.path().rsplit_once("/bytes-").and_then(|(_, n)| n.parse().ok()) {
             return stream_pattern(stream.get_mut(), count);
         }
+        if webmail::answer(&self.name, &self.accounts, &self.mail, request, stream.get_mut())? {
+            return Ok(());
+        }
         let body = Body::read(request, stream)?;
         if request.path().ends_with("/AuthRequest") {
             return login::answer(&self.accounts, &body.head, stream.get_mut());
@@ -282,7 +298,14 @@ mod tests {
                 id: "11".into(),
                 password: "pass <1>".into(),
             };
-            let backend = WebBackend::start(stage, "store1", Ipv4Addr::new(127, 0, 0, 2), &pair, vec![alice])?;
+            let backend = WebBackend::start(
+                stage,
+                "store1",
+                Ipv4Addr::new(127, 0, 0, 2),
+                &pair,
+                vec![alice],
+                stage.path().join("mail"),
+            )?;
             let mut wire = Wire::tls(backend.https, &ca.connector(&[])?, "store1.example.test")?;
             wire.send("POST /x?y=1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")?;
             while !wire.line()?.is_empty() {}

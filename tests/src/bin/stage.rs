@@ -100,6 +100,10 @@ fn explain(town: &Town, balancer: &Doors, dir: &Path) {
     }
     let alice = &town.people[0];
     println!("\nThe web");
+    println!(
+        "  in a browser, which will warn of the development CA: {}",
+        at("https", town.doors.https, "/").trim_matches('\'')
+    );
     println!("  curl -sS -D - {}", at("http", town.doors.http, "/any/page"));
     println!(
         "  {curl} -D - {} -d '{}'",
