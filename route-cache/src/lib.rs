@@ -11,6 +11,7 @@
 pub mod attributes;
 mod cache;
 pub mod directory;
+pub mod memcached;
 mod resolve;
 mod route;
 mod secret;
