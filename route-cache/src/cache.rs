@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::directory::{Directory, Entry, System};
+use crate::directory::{Directory, System};
 use crate::lookup::Services;
 use crate::resolve::{self, Key, Placement, Protocol, Reading};
 use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
@@ -185,11 +185,7 @@ impl RouteCache {
         }
     }
 
-    /// Forgets an account by all the names and ids that its entry has: it has changed.
-    pub fn forget_account(&self, account: &Entry) {
-        self.forget_keys(Key::all_of(account));
-    }
-
+    /// Forgets what these keys stand for, here and in the shared cache.
     fn forget_keys(&self, mut keys: Vec<Key>) {
         let mut state = self.flights.0.lock();
         for at in 0..keys.len() {
@@ -669,7 +665,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::directory::{AccountBy, DirectoryError};
+    use crate::directory::{AccountBy, DirectoryError, Entry};
     use crate::route::{Service, Subject};
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -55,16 +55,6 @@ impl Key {
         }
     }
 
-    /// Every name and id of an account's entry.
-    pub(crate) fn all_of(account: &Entry) -> Vec<Key> {
-        let named = [attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name];
-        let names = named.into_iter().flat_map(|attribute| account.values(attribute));
-        let names = names.map(String::as_str).chain([account.name()]);
-        let ids = account.values(attributes::ID.name).iter();
-        let names = names.map(|name| Key::Name(Arc::from(fold(name))));
-        names.chain(ids.map(|id| Key::Id(Arc::from(fold(id))))).collect()
-    }
-
     pub(crate) fn text(&self) -> &Arc<str> {
         match self {
             Key::Name(text) | Key::Id(text) | Key::Bare(text) => text,
