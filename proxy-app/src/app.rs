@@ -10,15 +10,16 @@ use mail_proxy::audit::{Audit, Event, Record};
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 use route_cache::directory::yaml::YamlDirectory;
-use route_cache::yaml::Problems;
-use route_cache::{Directory, RouteCache, Service};
+use route_cache::yaml::{Problem, Problems, Severity};
+use route_cache::{AddressBook, Directory, RouteCache, Service};
 use tokio::sync::watch;
 
 use crate::config::{AuditFormat, Config, Listener, ListenerTls};
 use crate::logs::{AuditLog, CarbonioLog, Log};
 use crate::names::Names;
+use crate::routes::{self, Routes};
 use crate::snapshot::{self, Built, Snapshot};
-use crate::tls::{CertStore, Certificates};
+use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
 use crate::web::upstreams::Group;
 
@@ -30,6 +31,7 @@ pub struct Plan {
     /// The listeners to open.
     pub listeners: Vec<Listener>,
     directory: Arc<YamlDirectory>,
+    lookup_trust: Option<Arc<UpstreamTrust>>,
     names: Arc<Names>,
     certificates: Certificates,
     snapshot: Snapshot,
@@ -72,10 +74,15 @@ impl Plan {
             .unwrap_or_else(|| snapshot::listeners_of_directory(&config, &system));
         check_certificates(&listeners, &store, &mut problems);
         certificates.store(Arc::new(store));
+        let lookup_trust = routes::trust(&config).unwrap_or_else(|error| {
+            problems.push(error_at("directory.lookup.ca_file", error));
+            None
+        });
         let plan = Plan {
             config,
             listeners,
             directory: Arc::new(directory),
+            lookup_trust,
             names,
             certificates,
             snapshot,
@@ -89,14 +96,18 @@ fn check_certificates(listeners: &[Listener], store: &CertStore, problems: &mut 
     if store.default.is_some() || listeners.iter().all(|listener| listener.tls == ListenerTls::Off) {
         return;
     }
-    problems.push(route_cache::yaml::Problem {
+    let message = "a listener has TLS, but there is no default certificate here or at the node's server entry";
+    problems.push(error_at("tls.certificate", message.to_owned()));
+}
+
+fn error_at(key: &str, message: String) -> Problem {
+    Problem {
         file: None,
         line: None,
-        key: "tls.certificate".to_owned(),
-        message: "a listener has TLS, but there is no default certificate here or at the node's server entry"
-            .to_owned(),
-        severity: route_cache::yaml::Severity::Error,
-    });
+        key: key.to_owned(),
+        message,
+        severity: Severity::Error,
+    }
 }
 
 /// The running house.
@@ -107,6 +118,8 @@ pub struct App {
     pub snapshot: ArcSwap<Snapshot>,
     /// Where accounts live.
     pub routes: Arc<RouteCache>,
+    /// Which mailbox server has which address.
+    pub book: Arc<AddressBook>,
     /// Where audit records go.
     pub audit: Arc<dyn Audit>,
     /// Where lines about web requests go.
@@ -136,19 +149,12 @@ impl App {
             config,
             listeners,
             directory,
+            lookup_trust,
             names,
             certificates,
             snapshot,
         } = plan;
-        let cache = &config.route_cache;
-        let settings = route_cache::Settings {
-            node: config.node.clone(),
-            capacity: cache.capacity,
-            ttl: cache.ttl,
-            stale: cache.stale,
-            negative_ttl: cache.negative_ttl,
-        };
-        let routes = Arc::new(RouteCache::new(settings, directory.clone()));
+        let Routes { cache: routes, book } = Routes::new(&config, directory.clone(), &names, lookup_trust);
         let audit = open_log("audit", &config.log.audit)?;
         let audit: Arc<dyn Audit> = match config.log.audit_format {
             AuditFormat::Json => Arc::new(AuditLog(audit)),
@@ -161,6 +167,7 @@ impl App {
         let app = Arc::new(App {
             snapshot: ArcSwap::from_pointee(snapshot),
             routes,
+            book,
             audit,
             access,
             names,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
+use route_cache::lookup::{Dialect, HandlerUrl};
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
 use crate::logs::Target;
@@ -18,6 +19,10 @@ const MAX_LISTENERS: usize = 32;
 /// And the names of those sockets, joined with blanks, must fit here with some room to spare.
 const MAX_LISTENER_NAMES: usize = 1900;
 
+/// Most memcached servers and lookup services: each may cost a login some waiting.
+const MAX_MEMCACHED: usize = 16;
+const MAX_HANDLERS: usize = 16;
+
 /// A node file.
 #[derive(Debug)]
 pub struct Config {
@@ -27,6 +32,8 @@ pub struct Config {
     pub node: String,
     /// The YAML directory.
     pub directory: PathBuf,
+    /// Services to ask for routes instead of reading accounts.
+    pub lookup: Option<LookupConfig>,
     /// The route cache.
     pub route_cache: RouteCacheConfig,
     /// The listeners, or `None`: made from the directory's port attributes.
@@ -52,6 +59,30 @@ pub struct RouteCacheConfig {
     pub stale: Duration,
     /// How long "there is no such account" is remembered.
     pub negative_ttl: Duration,
+    /// The tier that nodes share.
+    pub memcached: Option<MemcachedConfig>,
+}
+
+/// `route_cache.memcached`
+#[derive(Debug, Clone)]
+pub struct MemcachedConfig {
+    /// `host:port`; the order counts.
+    pub servers: Vec<String>,
+    /// For one request.
+    pub timeout: Duration,
+}
+
+/// `directory.lookup`
+#[derive(Debug, Clone)]
+pub struct LookupConfig {
+    /// What the services speak.
+    pub protocol: Dialect,
+    /// Where they are.
+    pub handlers: Vec<HandlerUrl>,
+    /// For one lookup.
+    pub timeout: Duration,
+    /// Authorities that sign their certificates; `None`: those of mailbox servers.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// What a listener serves.
@@ -65,6 +96,8 @@ pub enum Serve {
     Pop3,
     /// The administration console.
     AdminConsole,
+    /// Zimbra's lookup protocol, for proxies that are not replaced yet.
+    Lookup,
 }
 
 /// TLS on a listener.
@@ -89,6 +122,8 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// Networks whose connections begin with a PROXY header; `None`: nobody's do.
     pub proxy_trusted: Option<Vec<IpNet>>,
+    /// Networks whose connections are taken; `None`: all.
+    pub allow: Option<Vec<IpNet>>,
 }
 
 /// `tls`
@@ -171,10 +206,12 @@ impl Reader {
         };
         let server = self.server(&mut root);
         let node = self.text(&mut root, "node").unwrap_or_else(host_name);
+        let (directory, lookup) = self.directory(&mut root, path);
         let config = Config {
             server,
             node: node.to_ascii_lowercase(),
-            directory: self.directory(&mut root, path),
+            directory,
+            lookup,
             route_cache: self.route_cache(&mut root),
             listeners: self.listeners(&mut root),
             tls: self.tls(&mut root),
@@ -193,6 +230,7 @@ impl Reader {
             server: ServerConf::default(),
             node: String::new(),
             directory: PathBuf::new(),
+            lookup: None,
             route_cache: self.route_cache_of(None),
             listeners: None,
             tls: TlsConfig {
@@ -233,10 +271,10 @@ impl Reader {
         serde_yaml::from_value(chosen.into()).unwrap_or_default()
     }
 
-    fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> PathBuf {
+    fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> (PathBuf, Option<LookupConfig>) {
         let beside = path.with_file_name("directory.yaml");
         let Some(mut section) = self.section(root, "directory") else {
-            return beside;
+            return (beside, None);
         };
         if let Some(source) = section.take("source") {
             let ldap = source.choice(&[("yaml", false), ("ldap", true)], &mut self.problems);
@@ -244,16 +282,57 @@ impl Reader {
                 source.error("ldap is not available in this version; use yaml", &mut self.problems);
             }
         }
-        for key in ["ldap", "lookup"] {
-            self.not_yet(&mut section, key);
-        }
+        self.not_yet(&mut section, "ldap");
+        let lookup = self.lookup(&mut section);
         let mut file = None;
         if let Some(mut yaml) = self.section(&mut section, "yaml") {
             file = yaml.take("path").and_then(|node| node.path_buf(&mut self.problems));
             yaml.finish(&mut self.problems);
         }
         section.finish(&mut self.problems);
-        file.unwrap_or(beside)
+        (file.unwrap_or(beside), lookup)
+    }
+
+    fn lookup(&mut self, directory: &mut Mapping<'_>) -> Option<LookupConfig> {
+        let mut section = self.section(directory, "lookup")?;
+        let words = [("zimbra", Dialect::Zimbra), ("nginx", Dialect::Nginx)];
+        let protocol = section.require("protocol", &mut self.problems);
+        let protocol = protocol.and_then(|node| node.choice(&words, &mut self.problems));
+        let handlers = section.require("handlers", &mut self.problems);
+        let handlers = handlers.map(|node| self.some_items(node, MAX_HANDLERS));
+        let ca_file = section
+            .take("ca_file")
+            .and_then(|node| node.path_buf(&mut self.problems));
+        let mut timeout = Duration::from_secs(5);
+        self.duration(&mut section, "timeout", &mut timeout);
+        section.finish(&mut self.problems);
+        let protocol = protocol?;
+        let handlers = handlers?
+            .into_iter()
+            .filter_map(|node| self.handler(node, protocol))
+            .collect();
+        Some(LookupConfig {
+            protocol,
+            handlers,
+            timeout,
+            ca_file,
+        })
+    }
+
+    fn handler(&mut self, node: Node<'_>, protocol: Dialect) -> Option<HandlerUrl> {
+        let url = HandlerUrl::parse(&node.text(&mut self.problems)?, protocol);
+        url.map_err(|why| node.error(why, &mut self.problems)).ok()
+    }
+
+    /// At least one and at most `most` items.
+    fn some_items<'a>(&mut self, node: Node<'a>, most: usize) -> Vec<Node<'a>> {
+        let Some(items) = node.items(&mut self.problems) else {
+            return Vec::new();
+        };
+        if items.is_empty() || items.len() > most {
+            node.error(format!("wants 1 to {most} items"), &mut self.problems);
+        }
+        items
     }
 
     fn route_cache(&mut self, root: &mut Mapping<'_>) -> RouteCacheConfig {
@@ -267,6 +346,7 @@ impl Reader {
             ttl: Duration::from_secs(3600),
             stale: Duration::from_secs(24 * 3600),
             negative_ttl: Duration::from_secs(5),
+            memcached: None,
         };
         let Some(mut section) = section else { return config };
         if let Some(capacity) = section.take("capacity").and_then(|node| node.u64(&mut self.problems)) {
@@ -275,9 +355,39 @@ impl Reader {
         self.duration(&mut section, "ttl", &mut config.ttl);
         self.duration(&mut section, "stale", &mut config.stale);
         self.duration(&mut section, "negative_ttl", &mut config.negative_ttl);
-        self.not_yet(&mut section, "memcached");
+        config.memcached = self.memcached(&mut section);
         section.finish(&mut self.problems);
         config
+    }
+
+    fn memcached(&mut self, cache: &mut Mapping<'_>) -> Option<MemcachedConfig> {
+        let mut section = self.section(cache, "memcached")?;
+        let mut config = MemcachedConfig {
+            servers: Vec::new(),
+            timeout: Duration::from_millis(200),
+        };
+        if let Some(node) = section.require("servers", &mut self.problems) {
+            let items = self.some_items(node, MAX_MEMCACHED);
+            config.servers = items.into_iter().filter_map(|node| self.host_and_port(node)).collect();
+        }
+        self.duration(&mut section, "timeout", &mut config.timeout);
+        section.finish(&mut self.problems);
+        Some(config)
+    }
+
+    fn host_and_port(&mut self, node: Node<'_>) -> Option<String> {
+        let text = node.text(&mut self.problems)?;
+        let port = text
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none() {
+            node.error(
+                "expected a host name or address and a port, as in 127.0.0.1:11211",
+                &mut self.problems,
+            );
+        }
+        port.map(|_| text.into_owned())
     }
 
     fn listeners(&mut self, root: &mut Mapping<'_>) -> Option<Vec<Listener>> {
@@ -317,6 +427,7 @@ impl Reader {
             ("imap", Serve::Imap),
             ("pop3", Serve::Pop3),
             ("admin-console", Serve::AdminConsole),
+            ("lookup", Serve::Lookup),
         ];
         let serve = entry.require("serve", &mut self.problems);
         let serve = serve.and_then(|node| node.choice(&serve_table, &mut self.problems));
@@ -328,10 +439,11 @@ impl Reader {
         let mut tls = ListenerTls::Off;
         if let Some(node) = entry.take("tls") {
             tls = node.choice(&tls_table, &mut self.problems).unwrap_or(tls);
-            if tls == ListenerTls::StartTls && matches!(serve, Some(Serve::Web | Serve::AdminConsole)) {
-                node.error("a web listener has no STARTTLS; use implicit", &mut self.problems);
+            if tls == ListenerTls::StartTls && matches!(serve, Some(Serve::Web | Serve::AdminConsole | Serve::Lookup)) {
+                node.error("a listener for HTTP has no STARTTLS; use implicit", &mut self.problems);
             }
         }
+        let allow = self.allow(&mut entry, serve);
         let proxy_trusted = self.section(&mut entry, "proxy_protocol").and_then(|mut section| {
             let trusted = section.require("trusted", &mut self.problems);
             section.finish(&mut self.problems);
@@ -343,7 +455,20 @@ impl Reader {
             serve: serve?,
             tls,
             proxy_trusted,
+            allow,
         })
+    }
+
+    /// Who may ask where accounts are learns who has one, so the networks must be named there; elsewhere they would
+    /// look like a protection of mail and web that is not there.
+    fn allow(&mut self, entry: &mut Mapping<'_>, serve: Option<Serve>) -> Option<Vec<IpNet>> {
+        if serve == Some(Serve::Lookup) {
+            let node = entry.require("allow", &mut self.problems)?;
+            return node.networks(&mut self.problems);
+        }
+        let node = entry.take("allow")?;
+        node.error("goes with serve: lookup only", &mut self.problems);
+        None
     }
 
     fn tls(&mut self, root: &mut Mapping<'_>) -> TlsConfig {
@@ -567,6 +692,44 @@ mod tests {
             problems.iter().any(|problem| problem.contains("already listened on")),
             "{problems:#?}"
         );
+    }
+
+    #[test]
+    fn shared_caches_and_lookup_services() {
+        let (config, _) = load(concat!(
+            "directory: {lookup: {protocol: zimbra, handlers: ['https://10.0.0.11:7072/x'], timeout: 2s}}\n",
+            "route_cache: {memcached: {servers: [127.0.0.1:11211, 'cache.test:11211']}}\n",
+            "listeners:\n",
+            "  - {address: '127.0.0.1:7072', serve: lookup, tls: implicit, allow: [10.0.0.0/8]}\n",
+        ))
+        .unwrap();
+        assert_eq!(config.lookup.unwrap().handlers[0].host, "10.0.0.11");
+        assert_eq!(
+            config.route_cache.memcached.unwrap().servers,
+            ["127.0.0.1:11211", "cache.test:11211"]
+        );
+        assert_eq!(config.listeners.unwrap()[0].allow.as_ref().unwrap().len(), 1);
+        let problems = load(concat!(
+            "directory: {lookup: {protocol: zimbra, handlers: ['10.0.0.11']}}\n",
+            "route_cache: {memcached: {servers: [cache.test]}}\n",
+            "listeners:\n",
+            "  - {address: '127.0.0.1:7072', serve: lookup}\n",
+            "  - {address: '127.0.0.1:7073', serve: lookup, tls: starttls, allow: [10.0.0.0/8]}\n",
+            "  - {address: '127.0.0.1:7074', serve: imap, allow: [10.0.0.0/8]}\n",
+        ))
+        .unwrap_err();
+        for key in [
+            "directory.lookup.handlers[0]",
+            "route_cache.memcached.servers[0]",
+            "listeners[0]",
+            "listeners[1].tls",
+            "listeners[2].allow",
+        ] {
+            assert!(
+                problems.iter().any(|problem| problem.contains(&format!(" {key}"))),
+                "no {key} in {problems:#?}"
+            );
+        }
     }
 
     #[test]

@@ -424,6 +424,7 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
                 serve,
                 tls,
                 proxy_trusted: None,
+                allow: None,
             })
         })
         .collect()

@@ -156,6 +156,8 @@ pub enum Inside {
     Imap,
     /// `pop3`
     Pop3,
+    /// `http/1.1`
+    Lookup,
 }
 
 impl Inside {
@@ -165,6 +167,7 @@ impl Inside {
             Inside::Web => b"\x02h2\x08http/1.1",
             Inside::Imap => b"\x04imap",
             Inside::Pop3 => b"\x04pop3",
+            Inside::Lookup => b"\x08http/1.1",
         }
     }
 }
@@ -185,6 +188,7 @@ pub struct Acceptors {
     web: SslAcceptor,
     imap: SslAcceptor,
     pop3: SslAcceptor,
+    lookup: SslAcceptor,
 }
 
 impl Acceptors {
@@ -197,6 +201,7 @@ impl Acceptors {
             web: acceptor(certificates, policy, Inside::Web)?,
             imap: acceptor(certificates, policy, Inside::Imap)?,
             pop3: acceptor(certificates, policy, Inside::Pop3)?,
+            lookup: acceptor(certificates, policy, Inside::Lookup)?,
         })
     }
 
@@ -209,6 +214,7 @@ impl Acceptors {
             Inside::Web => &self.web,
             Inside::Imap => &self.imap,
             Inside::Pop3 => &self.pop3,
+            Inside::Lookup => &self.lookup,
         };
         let ssl = Ssl::new(acceptor.context())?;
         let mut stream = SslStream::new(ssl, stream)?;

@@ -1,4 +1,4 @@
-//! Routes from memory, and one question to the directory where many ask the same.
+//! Routes from memory, then from the cache that nodes share, and one question to the source where many ask the same.
 //!
 //! What is kept is where an account *is* ([`Placement`]), one entry for all services. Servers, ports and modes
 //! are looked up in the directory's system at every answer, so a change there acts at once. Errors are never
@@ -15,10 +15,13 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::directory::{Directory, DirectoryError, System};
-use crate::resolve::{self, Key, Placement, Reading};
+use crate::directory::{Directory, System};
+use crate::lookup::Services;
+use crate::resolve::{self, Key, Placement, Protocol, Reading};
 use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
+use crate::shared::{self, SharedCache};
 use crate::shelf::Shelf;
+use crate::source::{Said, Source};
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
@@ -27,6 +30,10 @@ const DOWN_PAUSE: Duration = Duration::from_secs(2);
 /// Of the capacity, the part that "no such account" may take in addition. A flood of invented names pushes out
 /// other invented names, but no real account.
 const NOBODY_SHARE: u64 = 8;
+
+/// How long an answer of the shared cache is kept here. It may be as old as the life of an entry there already, so
+/// it is asked for again soon, which costs next to nothing.
+const SHARED_LIFE: Duration = Duration::from_secs(60);
 
 /// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one answer not kept.
 const FORGET_SLOTS: usize = 4096;
@@ -50,6 +57,8 @@ pub struct Settings {
 pub struct RouteCache {
     settings: Settings,
     directory: Arc<dyn Directory>,
+    source: Source,
+    shared: Option<SharedCache>,
     /// Accounts, and where other names of them point.
     known: Shelf<Key, Known>,
     /// Names that nobody has, with the time of that answer. Short-lived and few, so a general cache is at home
@@ -63,7 +72,8 @@ pub struct RouteCache {
     down_until: AtomicU64,
 }
 
-/// Milliseconds since the cache was made; half the size of an `Instant`, and follows tokio's paused clock.
+/// Milliseconds since one `ttl` before the cache was made, so that an answer may be older than the cache; half the
+/// size of an `Instant`, and follows tokio's paused clock.
 type Millis = u64;
 
 /// What is kept under a key.
@@ -86,6 +96,9 @@ enum What {
 struct Landed {
     at: Millis,
     placement: Option<Placement>,
+    tier: Tier,
+    /// Whether the name that was asked for may be kept as another name of the account.
+    alias: bool,
 }
 
 impl RouteCache {
@@ -102,52 +115,104 @@ impl RouteCache {
             born: Instant::now(),
             down_until: AtomicU64::new(0),
             settings,
+            source: Source::Directory(directory.clone()),
+            shared: None,
             directory,
         }
+    }
+
+    /// With a second tier that other nodes share.
+    pub fn with_shared(mut self, shared: SharedCache) -> Self {
+        self.shared = Some(shared);
+        self
+    }
+
+    /// With lookup services to ask for accounts, instead of the directory.
+    pub fn with_lookup(mut self, services: Services) -> Self {
+        self.source = Source::Services(Box::new(services));
+        self
     }
 
     /// On which server does this account live, and how is it reached? Asks the directory only if nothing
     /// fresh is known, and only once for all who ask the same at the same time.
     pub async fn route(&self, lookup: &Lookup) -> Result<Route, RouteError> {
         let system = self.directory.system();
-        let key = Key::of(lookup, &system)?;
-        self.follow(&system);
-        let old = self.find(&key);
-        if let Some(route) = self.remembered(lookup, &key, old.as_ref(), &system) {
+        let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
+        self.route_by(lookup, protocol, &system).await
+    }
+
+    /// The same for a protocol that this node may not speak itself.
+    pub(crate) async fn route_by(
+        &self,
+        lookup: &Lookup,
+        protocol: Protocol,
+        system: &Arc<System>,
+    ) -> Result<Route, RouteError> {
+        let asking = self.asking(lookup, protocol, system)?;
+        self.follow(system);
+        let old = self.find(&asking);
+        if let Some(route) = self.remembered(&asking, old.as_ref()) {
             return route;
         }
-        let asked = self.fly(&key, &system).await.map(|landed| landed.placement);
-        self.conclude(lookup, &key, asked, old, &system)
+        let asked = self.fly(&asking).await;
+        self.conclude(&asking, asked, old)
     }
 
     /// What [`RouteCache::route`] would answer now, without leaving a trace in the cache.
     pub async fn explain(&self, lookup: &Lookup) -> Result<Route, RouteError> {
         let system = self.directory.system();
-        let key = Key::of(lookup, &system)?;
-        let old = self.find(&key).filter(|_| self.reading.load().is_of(&system));
-        if let Some(route) = self.remembered(lookup, &key, old.as_ref(), &system) {
+        let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
+        let asking = self.asking(lookup, protocol, &system)?;
+        let old = self.find(&asking).filter(|_| self.reading.load().is_of(&system));
+        if let Some(route) = self.remembered(&asking, old.as_ref()) {
             return route;
         }
-        let asked = resolve::place(&*self.directory, &system, &key).await;
-        self.conclude(lookup, &key, asked, old, &system)
+        let asked = match self.ask_shared(&asking, Trace::None).await {
+            Some(landed) => Ok(landed),
+            None => self.ask_source(&asking).await,
+        };
+        self.conclude(&asking, asked, old)
     }
 
     /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. An
     /// answer that is under way now will be given to those who wait for it, but not kept.
     pub fn forget(&self, lookup: &Lookup) {
-        let Ok(key) = Key::of(lookup, &self.directory.system()) else {
+        let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
             return;
         };
-        let mut state = self.flights.0.lock();
-        let account = match self.known.get(&key).map(|known| known.what) {
-            Some(What::See(account)) => Some(Key::Name(account)),
-            Some(What::Here(_)) | None => None,
-        };
-        for key in std::iter::once(key).chain(account) {
-            state.forget(&key);
-            self.known.remove(&key);
-            self.nobody.invalidate(&key);
+        self.forget_keys(vec![key]);
+        if let Some(shared) = &self.shared {
+            shared.forget_alias(lookup);
         }
+    }
+
+    /// Forgets what these keys stand for, here and in the shared cache.
+    fn forget_keys(&self, mut keys: Vec<Key>) {
+        let mut state = self.flights.0.lock();
+        for at in 0..keys.len() {
+            if let Some(What::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
+                keys.push(Key::Name(account));
+            }
+        }
+        for key in &keys {
+            state.forget(key);
+            self.known.remove(key);
+            self.nobody.invalidate(key);
+        }
+        // Under the lock, so that no write of an older answer comes behind the delete.
+        if let Some(shared) = &self.shared {
+            shared.forget(&keys);
+        }
+    }
+
+    /// The entries of the directory as they are now.
+    pub(crate) fn system(&self) -> Arc<System> {
+        self.directory.system()
+    }
+
+    /// Name of this node's server entry.
+    pub(crate) fn node(&self) -> &str {
+        &self.settings.node
     }
 
     /// The servers that offer a web service to requests of nobody in particular.
@@ -155,11 +220,15 @@ impl RouteCache {
         resolve::servers(service, &self.directory.system(), &self.settings.node)
     }
 
-    /// Forgets everything.
+    /// Forgets everything. What other nodes share is left to them, but not believed until it has expired.
     pub fn clear(&self) {
-        self.flights.0.lock().forget_all();
+        let mut state = self.flights.0.lock();
+        state.forget_all();
         self.known.clear();
         self.nobody.invalidate_all();
+        if let Some(shared) = &self.shared {
+            shared.forget_all();
+        }
     }
 
     /// How many answers are kept: names, ids, and names that nobody has.
@@ -173,51 +242,72 @@ impl RouteCache {
         self.len() == 0
     }
 
-    /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
-    fn remembered(
+    fn asking<'a>(
         &self,
-        lookup: &Lookup,
-        key: &Key,
-        old: Option<&Old>,
-        system: &System,
-    ) -> Option<Result<Route, RouteError>> {
-        if let Some(landed) = self.fresh(key, old) {
-            return Some(self.answer(lookup, key, landed.placement.as_ref(), system, Tier::Memory));
+        lookup: &'a Lookup,
+        protocol: Protocol,
+        system: &'a Arc<System>,
+    ) -> Result<Asking<'a>, RouteError> {
+        let key = self.source.key(lookup, system)?;
+        Ok(Asking {
+            lookup,
+            key,
+            protocol,
+            system,
+        })
+    }
+
+    /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
+    fn remembered(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Result<Route, RouteError>> {
+        if let Some(landed) = self.fresh(asking, old) {
+            return Some(asking.answer(landed.placement.as_ref(), Tier::Memory));
         }
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
         let old = old.filter(|old| pausing && self.serves_stale(old))?;
-        Some(self.answer(lookup, key, Some(&old.placement), system, Tier::Stale))
+        Some(asking.answer(Some(&old.placement), Tier::Stale))
     }
 
-    /// What is kept under `key` and still in its life; `old` is what [`RouteCache::find`] found there.
-    fn fresh(&self, key: &Key, old: Option<&Old>) -> Option<Landed> {
-        let now = self.now();
+    /// What is kept and still in its life; `old` is what [`RouteCache::find`] found.
+    fn fresh(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Landed> {
+        let landed = |at, placement| Landed {
+            at,
+            placement,
+            tier: Tier::Memory,
+            alias: true,
+        };
         if let Some(old) = old {
-            let placement = Some(old.placement.clone());
-            return (now < old.at + millis(self.settings.ttl)).then_some(Landed { at: old.at, placement });
+            return self.is_fresh(old).then(|| landed(old.at, Some(old.placement.clone())));
         }
-        let at = self.nobody.get(key)?;
-        (now < at + millis(self.settings.negative_ttl)).then_some(Landed { at, placement: None })
+        let at = self.nobody.get(&asking.key)?;
+        (self.now() < at + millis(self.settings.negative_ttl)).then(|| landed(at, None))
     }
 
-    /// The answer after the directory was asked: its own, or if it is down an old one.
+    fn is_fresh(&self, old: &Old) -> bool {
+        self.now() < old.at + millis(self.settings.ttl)
+    }
+
+    /// The answer after others were asked: theirs, or if they are down an old one.
     fn conclude(
         &self,
-        lookup: &Lookup,
-        key: &Key,
-        asked: Result<Option<Placement>, DirectoryError>,
+        asking: &Asking<'_>,
+        asked: Result<Landed, RouteError>,
         old: Option<Old>,
-        system: &System,
     ) -> Result<Route, RouteError> {
         match (asked, old.filter(|old| self.serves_stale(old))) {
-            (Ok(placement), _) => self.answer(lookup, key, placement.as_ref(), system, Tier::Directory),
-            (Err(_), Some(old)) => self.answer(lookup, key, Some(&old.placement), system, Tier::Stale),
-            (Err(error), None) => Err(RouteError::DirectoryDown(error)),
+            (Ok(landed), _) => asking.answer(landed.placement.as_ref(), landed.tier),
+            (Err(RouteError::DirectoryDown(_)), Some(old)) => asking.answer(Some(&old.placement), Tier::Stale),
+            (Err(error), _) => Err(error),
         }
+    }
+
+    /// What is kept of an account, however old, if it says where to go for the protocol.
+    fn find(&self, asking: &Asking<'_>) -> Option<Old> {
+        self.find_key(&asking.key)
+            .filter(|old| old.placement.answers(asking.protocol))
     }
 
     /// What is kept of an account, however old. An alias is as old as the older of its two parts.
-    fn find(&self, key: &Key) -> Option<Old> {
+    fn find_key(&self, key: &Key) -> Option<Old> {
         let known = self.known.get(key)?;
         let account = match known.what {
             What::Here(placement) => {
@@ -241,73 +331,137 @@ impl RouteCache {
         self.now() < old.at + millis(self.settings.ttl) + millis(self.settings.stale)
     }
 
-    fn answer(
-        &self,
-        lookup: &Lookup,
-        key: &Key,
-        placement: Option<&Placement>,
-        system: &System,
-        tier: Tier,
-    ) -> Result<Route, RouteError> {
-        resolve::route(lookup, key, placement, system, &self.settings.node, tier)
+    /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
+    /// else and is none for this lookup (another protocol, another client) is not shared.
+    async fn fly(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        let seat = self.flights.board(&asking.key);
+        let Some(flight) = &seat.flight else {
+            return self.ask(asking).await;
+        };
+        let mut own = false;
+        let ask = || {
+            own = true;
+            self.ask(asking)
+        };
+        let result = flight.answer.get_or_init(ask).await;
+        self.land(asking, flight, result);
+        if own || asking.is_answered_by(result) {
+            return result.clone();
+        }
+        let (since, result) = (self.flights.now(), self.ask(asking).await);
+        let mut state = self.flights.0.lock();
+        if let Ok(landed) = &result
+            && state.is_wanted(&asking.key, landed, since)
+        {
+            self.keep(asking, landed);
+        }
+        result
     }
 
-    /// Asks the directory together with all who want the same key, and keeps the answer.
-    async fn fly(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
-        let seat = self.flights.board(key);
-        let Some(flight) = &seat.flight else {
-            return self.ask(key, system).await;
-        };
-        let result = flight.answer.get_or_init(|| self.ask(key, system)).await;
+    fn land(&self, asking: &Asking<'_>, flight: &Arc<Flight>, result: &Result<Landed, RouteError>) {
         let mut state = self.flights.0.lock();
-        if state.land(key, flight, result.as_ref().ok())
+        if state.land(&asking.key, flight, result.as_ref().ok())
             && let Ok(landed) = result
         {
-            self.keep(key, landed);
+            self.keep(asking, landed);
         }
-        drop(state);
-        result.clone()
     }
 
-    async fn ask(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
+    async fn ask(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
         // Somebody may have landed with it after this one looked and before he boarded.
-        if let Some(landed) = self.fresh(key, self.find(key).as_ref()) {
+        if let Some(landed) = self.fresh(asking, self.find(asking).as_ref()) {
             return Ok(landed);
         }
-        let result = resolve::place(&*self.directory, system, key).await;
-        let pause_end = if result.is_err() {
-            self.now() + millis(DOWN_PAUSE)
-        } else {
-            0
+        if let Some(landed) = self.ask_shared(asking, Trace::Left).await {
+            return Ok(landed);
+        }
+        let result = self.ask_source(asking).await;
+        let pause_end = match &result {
+            Err(RouteError::DirectoryDown(_)) => self.now() + millis(DOWN_PAUSE),
+            _ => 0,
         };
         self.down_until.store(pause_end, Ordering::Relaxed);
-        Ok(Landed {
-            at: self.now(),
-            placement: result?,
+        result
+    }
+
+    /// What the nodes share. It is born old, so that it is soon asked for again.
+    async fn ask_shared(&self, asking: &Asking<'_>, trace: Trace) -> Option<Landed> {
+        let shared = self.shared.as_ref()?;
+        let placement = match shared.find(&asking.key, asking.protocol, asking.system).await {
+            shared::Found::Here(placement) => placement,
+            shared::Found::Unbelievable if trace == Trace::Left => {
+                shared.discard(&asking.key, asking.protocol);
+                return None;
+            }
+            shared::Found::Unbelievable | shared::Found::Nothing => return None,
+        };
+        let age = self.settings.ttl.saturating_sub(SHARED_LIFE);
+        Some(Landed {
+            at: self.now() - millis(age),
+            placement: Some(placement),
+            tier: Tier::Memcached,
+            alias: true,
         })
     }
 
-    fn keep(&self, key: &Key, landed: &Landed) {
+    async fn ask_source(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        let Said { placement, alias } = self
+            .source
+            .ask(asking.lookup, &asking.key, asking.protocol, asking.system)
+            .await?;
+        if let (Some(shared), Some(_)) = (&self.shared, &placement) {
+            shared.prepare(asking.system).await;
+        }
+        Ok(Landed {
+            at: self.now(),
+            placement,
+            tier: Tier::Directory,
+            alias,
+        })
+    }
+
+    /// Called with the lock of the flights held.
+    fn keep(&self, asking: &Asking<'_>, landed: &Landed) {
+        let Asking {
+            key, protocol, system, ..
+        } = asking;
         let Some(placement) = &landed.placement else {
             self.known.remove(key);
             self.nobody.insert(key.clone(), landed.at);
             return;
         };
-        let account = Key::Name(placement.account.clone());
-        if account != *key {
+        if landed.tier == Tier::Directory
+            && let Some(shared) = &self.shared
+        {
+            shared.keep(key, placement, *protocol, system);
+        }
+        // Whom nobody gave a full name is known by what he was asked by.
+        let account = match key {
+            Key::Id(text) | Key::Bare(text) if *text == placement.account => key.clone(),
+            _ => Key::Name(placement.account.clone()),
+        };
+        if account != *key && landed.alias {
             let what = What::See(placement.account.clone());
             self.known.insert(key.clone(), Known { at: landed.at, what });
         }
         for key in [key, &account] {
             self.nobody.invalidate(key);
         }
-        self.known.insert(
-            account,
-            Known {
-                at: landed.at,
-                what: What::Here(placement.clone()),
-            },
-        );
+        let known = self.joined(&account, landed.at, placement.clone());
+        self.known.insert(account, known);
+    }
+
+    /// An answer together with what is kept of other protocols of the account; as old as its oldest part.
+    fn joined(&self, account: &Key, mut at: Millis, mut placement: Placement) -> Known {
+        if let Some(old) = self.find_key(account).filter(|old| self.is_fresh(old))
+            && placement.join(&old.placement)
+        {
+            at = at.min(old.at);
+        }
+        Known {
+            at,
+            what: What::Here(placement),
+        }
     }
 
     /// Forgets everything when the global config names other attributes to read accounts by.
@@ -319,7 +473,40 @@ impl RouteCache {
     }
 
     fn now(&self) -> Millis {
-        millis(self.born.elapsed())
+        millis(self.settings.ttl) + millis(self.born.elapsed())
+    }
+}
+
+/// Whether a question may change what others see.
+#[derive(PartialEq, Eq)]
+enum Trace {
+    Left,
+    None,
+}
+
+/// One question, with what it goes by.
+struct Asking<'a> {
+    lookup: &'a Lookup,
+    key: Key,
+    protocol: Protocol,
+    system: &'a Arc<System>,
+}
+
+impl Asking<'_> {
+    fn answer(&self, placement: Option<&Placement>, tier: Tier) -> Result<Route, RouteError> {
+        resolve::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
+    }
+
+    /// Whether what somebody else was told is an answer to this question.
+    fn is_answered_by(&self, result: &Result<Landed, RouteError>) -> bool {
+        match result {
+            Ok(landed) => landed
+                .placement
+                .as_ref()
+                .is_none_or(|placement| placement.answers(self.protocol)),
+            Err(RouteError::DirectoryDown(_) | RouteError::UnknownUser) => true,
+            Err(RouteError::NotAllowed { .. } | RouteError::NoRoute(_)) => false,
+        }
     }
 }
 
@@ -352,7 +539,7 @@ struct InFlight {
 /// before, the next one asks in his place.
 struct Flight {
     since: u64,
-    answer: OnceCell<Result<Landed, DirectoryError>>,
+    answer: OnceCell<Result<Landed, RouteError>>,
 }
 
 /// When what was forgotten last.
@@ -372,6 +559,13 @@ struct Seat<'a> {
 }
 
 impl Flights {
+    /// A point in the order of flights and forgets.
+    fn now(&self) -> u64 {
+        let mut state = self.0.lock();
+        state.clock += 1;
+        state.clock
+    }
+
     /// A seat in the flight for `key`, which begins now if there is none.
     fn board<'a>(&'a self, key: &'a Key) -> Seat<'a> {
         let mut state = self.0.lock();
@@ -416,13 +610,15 @@ impl InFlight {
             return false;
         }
         self.flights.remove(key);
-        let account = landed
-            .and_then(|l| l.placement.as_ref())
-            .map(|p| Key::Name(p.account.clone()));
-        let kept = |key: &Key, forgotten: &mut Forgotten| *forgotten.slot(key) <= flight.since;
-        self.forgotten.all <= flight.since
-            && kept(key, &mut self.forgotten)
-            && account.is_none_or(|account| kept(&account, &mut self.forgotten))
+        landed.is_some_and(|landed| self.is_wanted(key, landed, flight.since))
+    }
+
+    /// Whether nobody has said forget after `since`, of the key or of the account that was found.
+    fn is_wanted(&mut self, key: &Key, landed: &Landed, since: u64) -> bool {
+        let account = landed.placement.as_ref().map(|p| Key::Name(p.account.clone()));
+        self.forgotten.all <= since
+            && *self.forgotten.slot(key) <= since
+            && account.is_none_or(|account| *self.forgotten.slot(&account) <= since)
     }
 }
 
@@ -470,7 +666,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::directory::{AccountBy, Entry};
+    use crate::directory::{AccountBy, DirectoryError, Entry};
     use crate::route::{Service, Subject};
 
     const SECOND: Duration = Duration::from_secs(1);
