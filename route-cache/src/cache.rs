@@ -4,7 +4,7 @@
 //! are looked up in the directory's system at every answer, so a change there acts at once. Errors are never
 //! kept. The meaning of the attributes is not here but in `resolve.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::directory::{Directory, DirectoryError, System};
+use crate::directory::{Directory, DirectoryError, System, Touched};
 use crate::resolve::{self, Key, Placement, Reading};
 use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
 use crate::shelf::Shelf;
@@ -28,7 +28,11 @@ const DOWN_PAUSE: Duration = Duration::from_secs(2);
 /// other invented names, but no real account.
 const NOBODY_SHARE: u64 = 8;
 
-/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one answer not kept.
+/// How often one lookup asks again because the account was forgotten while the directory answered. Once is the
+/// rule; an account that changes faster than the directory answers gets what there is.
+const MOST_FLIGHTS: usize = 3;
+
+/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one question more.
 const FORGET_SLOTS: usize = 4096;
 
 /// How the cache behaves.
@@ -49,7 +53,7 @@ pub struct Settings {
 /// Answers [`Lookup`]s. One per process.
 pub struct RouteCache {
     settings: Settings,
-    directory: Arc<dyn Directory>,
+    pub(crate) directory: Arc<dyn Directory>,
     /// Accounts, and where other names of them point.
     known: Shelf<Key, Known>,
     /// Names that nobody has, with the time of that answer. Short-lived and few, so a general cache is at home
@@ -61,6 +65,8 @@ pub struct RouteCache {
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
+    /// What was kept before is not fresh any more.
+    valid_from: AtomicU64,
 }
 
 /// Milliseconds since the cache was made; half the size of an `Instant`, and follows tokio's paused clock.
@@ -88,6 +94,29 @@ struct Landed {
     placement: Option<Placement>,
 }
 
+/// A flight's end.
+enum Flown {
+    /// What it brings is the truth of now.
+    Current(Landed),
+    /// It was forgotten while it flew.
+    Outdated(Landed),
+}
+
+impl Flown {
+    fn current(self) -> Option<Landed> {
+        match self {
+            Flown::Current(landed) => Some(landed),
+            Flown::Outdated(_) => None,
+        }
+    }
+
+    fn landed(self) -> Landed {
+        match self {
+            Flown::Current(landed) | Flown::Outdated(landed) => landed,
+        }
+    }
+}
+
 impl RouteCache {
     /// An empty cache in front of `directory`.
     pub fn new(settings: Settings, directory: Arc<dyn Directory>) -> Self {
@@ -101,6 +130,7 @@ impl RouteCache {
             flights: Flights(Mutex::default()),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
+            valid_from: AtomicU64::new(0),
             settings,
             directory,
         }
@@ -117,6 +147,8 @@ impl RouteCache {
             return route;
         }
         let asked = self.fly(&key, &system).await.map(|landed| landed.placement);
+        // What was known before may have been forgotten meanwhile.
+        let old = old.and_then(|_| self.find(&key));
         self.conclude(lookup, &key, asked, old, &system)
     }
 
@@ -132,8 +164,8 @@ impl RouteCache {
         self.conclude(lookup, &key, asked, old, &system)
     }
 
-    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. An
-    /// answer that is under way now will be given to those who wait for it, but not kept.
+    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. So do
+    /// those who wait for an answer that is under way now.
     pub fn forget(&self, lookup: &Lookup) {
         let Ok(key) = Key::of(lookup, &self.directory.system()) else {
             return;
@@ -148,6 +180,47 @@ impl RouteCache {
             self.known.remove(&key);
             self.nobody.invalidate(&key);
         }
+    }
+
+    /// Forgets all names and ids of accounts that changed. An alias that one of them had and has no more goes too:
+    /// whatever stands for one of their names.
+    pub fn forget_accounts(&self, accounts: &[Touched]) {
+        let names = accounts
+            .iter()
+            .flat_map(|account| &account.names)
+            .map(|name| Key::Name(name.as_str().into()));
+        let ids = accounts
+            .iter()
+            .flat_map(|account| &account.ids)
+            .map(|id| Key::Id(id.as_str().into()));
+        let mut keys: HashSet<Key> = names.chain(ids).collect();
+        let mut state = self.flights.0.lock();
+        // The id may know a name that the directory does not tell any more.
+        let seen = |key: &Key| match self.known.get(key).map(|known| known.what) {
+            Some(What::See(account)) => Some(Key::Name(account)),
+            Some(What::Here(_)) | None => None,
+        };
+        let former: Vec<Key> = keys.iter().filter_map(seen).collect();
+        keys.extend(former);
+        for key in &keys {
+            state.forget(key);
+            self.known.remove(key);
+            self.nobody.invalidate(key);
+        }
+        drop(state);
+        self.known.retain(|known| match &known.what {
+            What::See(account) => !keys.contains(&Key::Name(account.clone())),
+            What::Here(_) => true,
+        });
+    }
+
+    /// Takes everything for old: the next lookup of each account asks the directory. Unlike after
+    /// [`RouteCache::clear`], what is kept may still serve while the directory is down.
+    pub fn expire(&self) {
+        self.flights.0.lock().forget_all();
+        // What is kept within this millisecond is old, too.
+        self.valid_from.store(self.now() + 1, Ordering::Relaxed);
+        self.nobody.invalidate_all();
     }
 
     /// The servers that offer a web service to requests of nobody in particular.
@@ -194,7 +267,8 @@ impl RouteCache {
         let now = self.now();
         if let Some(old) = old {
             let placement = Some(old.placement.clone());
-            return (now < old.at + millis(self.settings.ttl)).then_some(Landed { at: old.at, placement });
+            let fresh = now < old.at + millis(self.settings.ttl) && old.at >= self.valid_from.load(Ordering::Relaxed);
+            return fresh.then_some(Landed { at: old.at, placement });
         }
         let at = self.nobody.get(key)?;
         (now < at + millis(self.settings.negative_ttl)).then_some(Landed { at, placement: None })
@@ -252,21 +326,35 @@ impl RouteCache {
         resolve::route(lookup, key, placement, system, &self.settings.node, tier)
     }
 
-    /// Asks the directory together with all who want the same key, and keeps the answer.
+    /// Asks the directory, again if the account was forgotten while it answered: the answer may be from before
+    /// the change because of which somebody said forget.
     async fn fly(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
+        for _ in 1..MOST_FLIGHTS {
+            if let Some(landed) = self.fly_once(key, system).await?.current() {
+                return Ok(landed);
+            }
+        }
+        self.fly_once(key, system).await.map(Flown::landed)
+    }
+
+    /// Asks the directory together with all who want the same key, and keeps the answer.
+    async fn fly_once(&self, key: &Key, system: &System) -> Result<Flown, DirectoryError> {
         let seat = self.flights.board(key);
         let Some(flight) = &seat.flight else {
-            return self.ask(key, system).await;
+            return self.ask(key, system).await.map(Flown::Current);
         };
-        let result = flight.answer.get_or_init(|| self.ask(key, system)).await;
+        let landed = flight.answer.get_or_init(|| self.ask(key, system)).await;
         let mut state = self.flights.0.lock();
-        if state.land(key, flight, result.as_ref().ok())
-            && let Ok(landed) = result
-        {
-            self.keep(key, landed);
+        let first = state.end(key, flight);
+        let landed = landed.clone()?;
+        if state.is_outdated(key, flight, &landed) {
+            return Ok(Flown::Outdated(landed));
+        }
+        if first {
+            self.keep(key, &landed);
         }
         drop(state);
-        result.clone()
+        Ok(Flown::Current(landed))
     }
 
     async fn ask(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
@@ -405,24 +493,28 @@ impl InFlight {
         self.forgotten.all = self.clock;
     }
 
-    /// Ends the flight. False if another passenger did, or if what it brings was forgotten while it flew: the
-    /// directory may have been asked before the change because of which somebody said forget.
-    fn land(&mut self, key: &Key, flight: &Arc<Flight>, landed: Option<&Landed>) -> bool {
-        if !self
+    /// Ends the flight. False if another passenger did, or if its key was forgotten while it flew.
+    fn end(&mut self, key: &Key, flight: &Arc<Flight>) -> bool {
+        let current = self
             .flights
             .get(key)
-            .is_some_and(|current| Arc::ptr_eq(current, flight))
-        {
-            return false;
+            .is_some_and(|current| Arc::ptr_eq(current, flight));
+        if current {
+            self.flights.remove(key);
         }
-        self.flights.remove(key);
+        current
+    }
+
+    /// Whether what the flight brings was forgotten while it flew.
+    fn is_outdated(&mut self, key: &Key, flight: &Flight, landed: &Landed) -> bool {
         let account = landed
-            .and_then(|l| l.placement.as_ref())
-            .map(|p| Key::Name(p.account.clone()));
-        let kept = |key: &Key, forgotten: &mut Forgotten| *forgotten.slot(key) <= flight.since;
-        self.forgotten.all <= flight.since
-            && kept(key, &mut self.forgotten)
-            && account.is_none_or(|account| kept(&account, &mut self.forgotten))
+            .placement
+            .as_ref()
+            .map(|placement| Key::Name(placement.account.clone()));
+        let forgotten = |key: &Key, forgotten: &mut Forgotten| *forgotten.slot(key) > flight.since;
+        self.forgotten.all > flight.since
+            || forgotten(key, &mut self.forgotten)
+            || account.is_some_and(|account| forgotten(&account, &mut self.forgotten))
     }
 }
 
@@ -754,11 +846,53 @@ mod tests {
             let joins = spawn(&cache, asked_as);
             tokio::task::yield_now().await;
             fake.gate.add_permits(10);
-            assert_eq!(early.await.unwrap(), "s1:7993 Directory");
+            assert_eq!(early.await.unwrap(), "s2:7993 Directory");
             joins.await.unwrap();
             assert!(ask(&cache, asked_as).await.starts_with("s2:7993"), "{asked_as}");
             assert!(cache.flights.0.lock().flights.is_empty());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_accounts_are_forgotten_under_all_names() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        for name in ["user@x", "alias@x", "#id", "user2@x", "nobody@x"] {
+            ask(&cache, name).await;
+        }
+        *fake.host.lock() = "s2".to_owned();
+        let touched = |names: &[&str], ids: &[&str]| Touched {
+            names: names.iter().map(|name| name.to_string()).collect(),
+            ids: ids.iter().map(|id| id.to_string()).collect(),
+        };
+        // Only the id is known of it: the directory does not tell the old name any more.
+        cache.forget_accounts(&[touched(&["new@x"], &["id"]), touched(&["nobody@x"], &[])]);
+        assert_eq!(cache.len(), 1, "the alias is gone, too");
+        for name in ["user@x", "alias@x", "#id"] {
+            assert!(ask(&cache, name).await.starts_with("s2"), "{name}");
+        }
+        assert_eq!(ask(&cache, "user2@x").await, "s1:7993 Memory");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_expired_serves_only_while_the_directory_is_down() {
+        let fake = Fake::new().shut();
+        let cache = cache(&fake);
+        fake.gate.add_permits(1);
+        ask(&cache, "user@x").await;
+        fake.gate.forget_permits(1);
+        let early = spawn(&cache, "user2@x");
+        tokio::task::yield_now().await;
+        cache.expire();
+        *fake.host.lock() = "s2".to_owned();
+        fake.gate.add_permits(10);
+        assert_eq!(early.await.unwrap(), "s2:7993 Directory");
+        fake.down.store(true, Ordering::SeqCst);
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Stale");
+        fake.down.store(false, Ordering::SeqCst);
+        tokio::time::advance(DOWN_PAUSE).await;
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@
 pub mod attributes;
 mod cache;
 pub mod directory;
+mod follow;
 mod resolve;
 mod route;
 mod secret;
@@ -18,6 +19,6 @@ mod shelf;
 pub mod yaml;
 
 pub use cache::{RouteCache, Settings};
-pub use directory::{AccountBy, Directory, DirectoryError, Entry, System};
+pub use directory::{AccountBy, Directory, DirectoryError, Entry, News, System, Touched};
 pub use route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use secret::Secret;
