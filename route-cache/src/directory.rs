@@ -16,6 +16,8 @@ use crate::yaml::Problems;
 
 mod check;
 mod entry;
+mod last_good;
+pub mod ldap;
 mod system;
 mod view;
 pub mod yaml;
