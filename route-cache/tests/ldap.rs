@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ldap3::Mod;
+use route_cache::directory::Judge;
 use route_cache::directory::ldap::{LdapDirectory, Settings, Trust, Url};
+use route_cache::yaml::Problems;
 use route_cache::{
     AccountBy, Directory, Lookup, RouteCache, RouteError, Secret, Service, Settings as CacheSettings, Subject, Tier,
 };
@@ -63,7 +65,7 @@ impl House {
         let cache = Arc::new(RouteCache::new(settings, directory.clone()));
         let follower = cache.clone();
         let tasks = vec![
-            tokio::spawn((directory.clone() as Arc<dyn Directory>).watch(POLL)),
+            tokio::spawn((directory.clone() as Arc<dyn Directory>).watch(POLL, everything())),
             tokio::spawn(async move { follower.follow_directory().await }),
         ];
         House {
@@ -90,6 +92,11 @@ impl Drop for House {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+/// A judge who takes everything.
+fn everything() -> Arc<Judge> {
+    Arc::new(|_| Ok(()))
 }
 
 fn shown(route: Result<route_cache::Route, RouteError>) -> String {
@@ -422,7 +429,7 @@ async fn a_directory_that_may_no_longer_be_read_changes_nothing() {
             .unwrap();
     }
     let refused = (house.directory.clone() as Arc<dyn Directory>)
-        .refresh()
+        .refresh(everything())
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("all servers are gone"), "{refused}");
@@ -454,6 +461,37 @@ async fn the_last_good_reading_serves_where_the_directory_is_down_at_the_start()
     house.until("alice", "alice@a.test store1.test:7990").await;
     let refused = LdapDirectory::load(settings(&["ldap://localhost:1".to_owned()])).await;
     assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn what_the_judge_refuses_is_not_put_in_force() {
+    let mut slapd = Slapd::start("");
+    let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
+    let directory: Arc<dyn Directory> = Arc::new(directory);
+    let judged = Arc::new(AtomicUsize::new(0));
+    let count = judged.clone();
+    let nobody: Arc<Judge> = Arc::new(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Err(Problems::of_file("x".as_ref(), None, "not now"))
+    });
+    let mut admin = slapd.admin().await;
+    set(
+        &mut admin,
+        &domain_dn("a.test"),
+        "zimbraVirtualHostname",
+        &["new.a.test"],
+    )
+    .await;
+    for times in 1..3 {
+        let refused = directory.clone().refresh(nobody.clone()).await.unwrap_err();
+        assert!(refused.to_string().contains("x: not now"), "{refused}");
+        assert!(directory.system().domain_by_host("new.a.test").is_none());
+        assert_eq!(judged.load(Ordering::SeqCst), times);
+    }
+    // The judge may be asked for another reason than the directory, so also while that is down.
+    slapd.stop();
+    assert!(directory.clone().refresh(everything()).await.is_err());
+    assert!(directory.system().domain_by_host("new.a.test").is_some());
 }
 
 /// The account moves to and fro while many log in all the time. Each answer carries the number of the move that it
@@ -492,7 +530,10 @@ async fn after_a_move_is_seen_nobody_gets_the_old_server() {
     for i in 1..=MOVES {
         move_alice(&mut admin, i).await;
         // Looking at once is what a poll does; waiting for 200 of them would take too long.
-        (house.directory.clone() as Arc<dyn Directory>).refresh().await.unwrap();
+        (house.directory.clone() as Arc<dyn Directory>)
+            .refresh(everything())
+            .await
+            .unwrap();
         until("the move to be seen", async || {
             known_move(&house.cache, "alice").await == i
         })

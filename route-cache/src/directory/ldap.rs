@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use ldap3::Scope as Reach;
 use native_tls::{Certificate, Protocol, TlsConnector};
@@ -20,7 +20,7 @@ use self::pool::{Extent, Pool, Search, Trouble};
 use self::reading::Reading;
 use super::entry::Entry;
 use super::system::System;
-use super::{AccountBy, Announcer, Directory, DirectoryError, News, fold, last_good};
+use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, fold, last_good, off_the_runtime};
 use crate::Secret;
 use crate::attributes::{self, Scope};
 use crate::yaml::{Problem, Problems, Severity};
@@ -146,6 +146,8 @@ pub struct LdapDirectory {
     /// What the last look saw. The one lock that is held over an await: there is one look at a time, whether the
     /// watch or somebody else asked for it.
     reading: Mutex<Reading>,
+    /// What was read but refused.
+    refused: ArcSwapOption<System>,
     announcer: Announcer,
 }
 
@@ -167,9 +169,11 @@ impl LdapDirectory {
             snapshot: settings.snapshot,
             system: ArcSwap::from_pointee(kept.unwrap_or_default()),
             reading: Mutex::default(),
+            refused: ArcSwapOption::empty(),
             announcer: Announcer::new(),
         };
-        let looked = directory.look().await;
+        let everything: Arc<Judge> = Arc::new(|_| Ok(()));
+        let looked = directory.look(&everything).await;
         // They are driven by the runtime of the caller, which may not be the one that serves.
         directory.pool.close();
         match looked {
@@ -187,12 +191,12 @@ impl LdapDirectory {
     }
 
     /// Looks for changes and takes them over. Gives what is wrong with the entries that changed.
-    async fn look(&self) -> Result<Problems, Trouble> {
+    async fn look(&self, judge: &Arc<Judge>) -> Result<Problems, Trouble> {
         let mut reading = self.reading.lock().await;
         let mut problems = Problems::new();
-        if let Some(system) = reading.renew(&self.pool, &self.system.load(), &mut problems).await? {
-            self.system.store(Arc::new(system));
-            self.announcer.changed();
+        let renewed = reading.renew(&self.pool, &self.system.load(), &mut problems).await?;
+        if let Some(system) = renewed {
+            self.adopt(Arc::new(system), judge, &mut problems).await;
         }
         match reading.accounts(&self.pool).await? {
             News::Touched(touched) if touched.is_empty() => {}
@@ -201,12 +205,30 @@ impl LdapDirectory {
         Ok(problems)
     }
 
+    /// Puts a system in force, unless it is refused.
+    async fn adopt(&self, system: Arc<System>, judge: &Arc<Judge>, problems: &mut Problems) {
+        let (judge, candidate) = (judge.clone(), system.clone());
+        match off_the_runtime(move || judge(&candidate)).await.flatten() {
+            Ok(()) => {
+                self.refused.store(None);
+                self.system.store(system);
+                self.announcer.changed();
+            }
+            Err(reasons) => {
+                self.refused.store(Some(system));
+                problems.extend(reasons);
+                let message = "what was read cannot be put in force; what was before stays".to_owned();
+                problems.push(problem(String::new(), message, Severity::Error));
+            }
+        }
+    }
+
     /// The same, said in the log: what is wrong with entries each time that they change, and that the directory
     /// cannot be read once.
-    async fn look_aloud(&self, failing: &mut bool) {
-        match self.look().await {
+    async fn look_aloud(&self, judge: &Arc<Judge>, failing: &mut bool) {
+        match self.look(judge).await {
             Ok(problems) => {
-                problems.iter().for_each(|problem| log::warn!("directory: {problem}"));
+                say(&problems);
                 if std::mem::take(failing) {
                     log::info!("the directory can be read again");
                 }
@@ -241,10 +263,10 @@ impl LdapDirectory {
         }
     }
 
-    async fn watch_changes(&self, poll: Duration) {
+    async fn watch_changes(&self, poll: Duration, judge: Arc<Judge>) {
         let (mut failing, mut kept) = (false, None);
         loop {
-            self.look_aloud(&mut failing).await;
+            self.look_aloud(&judge, &mut failing).await;
             self.keep(&mut kept, failing).await;
             tokio::time::sleep(poll).await;
         }
@@ -287,23 +309,32 @@ impl Directory for LdapDirectory {
         self.announcer.news()
     }
 
-    async fn watch(self: Arc<Self>, poll: Duration) {
-        tokio::join!(self.watch_changes(poll), self.pool.recover());
+    async fn watch(self: Arc<Self>, poll: Duration, judge: Arc<Judge>) {
+        tokio::join!(self.watch_changes(poll, judge), self.pool.recover());
     }
 
-    async fn refresh(self: Arc<Self>) -> Result<(), Problems> {
-        match self.look().await {
-            Ok(problems) => {
-                problems.iter().for_each(|problem| log::warn!("directory: {problem}"));
-                Ok(())
-            }
-            Err(error) => {
-                let mut problems = Problems::new();
-                problems.push(problem(String::new(), error.to_string(), Severity::Error));
-                Err(problems)
-            }
+    /// Also while the directory is down: the judge may have something else to put in force.
+    async fn refresh(self: Arc<Self>, judge: Arc<Judge>) -> Result<(), Problems> {
+        let before = self.system.load_full();
+        let (mut problems, trouble) = match self.look(&judge).await {
+            Ok(problems) => (problems, None),
+            Err(trouble) => (Problems::new(), Some(trouble)),
+        };
+        if Arc::ptr_eq(&before, &self.system.load()) && !problems.has_errors() {
+            let candidate = self.refused.load_full().unwrap_or(before);
+            self.adopt(candidate, &judge, &mut problems).await;
         }
+        if let Some(trouble) = trouble {
+            problems.push(problem(String::new(), trouble.to_string(), Severity::Error));
+        }
+        let ((), warnings) = problems.or(())?;
+        say(&warnings);
+        Ok(())
     }
+}
+
+fn say(problems: &Problems) {
+    problems.iter().for_each(|problem| log::warn!("directory: {problem}"));
 }
 
 /// Who of the found has the name: an address goes before an alias. Where several claim it in the same way the first
