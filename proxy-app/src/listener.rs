@@ -143,6 +143,7 @@ impl Service for Doors {
             tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
         }
         tasks.push(tokio::spawn(reload_on_hangup(app.clone())));
+        tasks.push(tokio::spawn(app.clone().follow_directory()));
         tasks.extend(
             doors
                 .into_iter()
@@ -188,9 +189,7 @@ async fn reload_on_hangup(app: Arc<App>) {
         return;
     };
     while hangups.recv().await.is_some() {
-        let app = app.clone();
-        // Reading files blocks.
-        let _ = tokio::task::spawn_blocking(move || app.reload()).await;
+        app.reload().await;
     }
 }
 

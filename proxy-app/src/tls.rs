@@ -113,6 +113,7 @@ pub struct CertStore {
     pub default: Option<Arc<CertKey>>,
     exact: HashMap<String, Arc<CertKey>>,
     wildcard: HashMap<String, Arc<CertKey>>,
+    domains: HashMap<String, Arc<CertKey>>,
 }
 
 impl CertStore {
@@ -131,6 +132,16 @@ impl CertStore {
             Some(parent) => self.wildcard.insert(parent.to_owned(), certificate),
             None => self.exact.insert(name, certificate),
         };
+    }
+
+    /// Notes which certificate a domain has.
+    pub fn keep(&mut self, domain: &str, certificate: Arc<CertKey>) {
+        self.domains.insert(domain.to_owned(), certificate);
+    }
+
+    /// The certificate that was noted for a domain.
+    pub fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
+        self.domains.get(domain).cloned()
     }
 
     /// The certificate for a requested name: exact, then wildcard, then the default.
