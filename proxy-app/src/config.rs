@@ -280,20 +280,20 @@ impl Reader {
         let snapshot = section
             .take("snapshot")
             .and_then(|node| node.path_buf(&mut self.problems));
-        for (_, kind) in kinds {
-            let Some(node) = section.take(kind).filter(|node| !node.is_null()) else {
-                if kind == chosen && kind == "ldap" {
-                    section
-                        .node()
-                        .error("source is ldap, but there is no section ldap", &mut self.problems);
-                }
-                continue;
-            };
-            match (kind == chosen, kind) {
-                (false, _) => node.warning(format!("has no effect: source is {chosen}"), &mut self.problems),
-                (true, "ldap") => self.ldap(node, snapshot.as_deref(), &mut config),
-                (true, _) => self.yaml(node, &mut config),
+        let yaml = section.take("yaml").filter(|node| !node.is_null());
+        let ldap = section.take("ldap").filter(|node| !node.is_null());
+        let (wanted, idle) = if chosen == "ldap" { (ldap, yaml) } else { (yaml, ldap) };
+        if let Some(node) = idle {
+            node.warning(format!("has no effect: source is {chosen}"), &mut self.problems);
+        }
+        match wanted {
+            Some(node) if chosen == "ldap" => self.ldap(node, snapshot.as_deref(), &mut config),
+            Some(node) => self.yaml(node, &mut config),
+            None if chosen == "ldap" => {
+                let message = "source is ldap, but there is no section ldap";
+                section.node().error(message, &mut self.problems);
             }
+            None => {}
         }
         section.finish(&mut self.problems);
         config

@@ -32,6 +32,8 @@ pub(super) struct Reading {
     begun: Option<Marks>,
     /// Versions of the accounts of the last look, where there is nothing better than our clock.
     recent: HashMap<String, String>,
+    /// Entries changed, and no system was made of them yet: what was asked for next may have failed.
+    changed: bool,
     /// Problems that have been told.
     told: BTreeSet<String>,
 }
@@ -66,18 +68,17 @@ impl Reading {
         before: &System,
         problems: &mut Problems,
     ) -> Result<Option<System>, Trouble> {
-        let mut changed = false;
         if self.records.is_empty() {
-            changed = self.read_all(pool, before).await?;
+            self.read_all(pool, before).await?;
         }
         // Before the entries, so that a change meanwhile is found in the next look.
         let marks = Marks::read(pool, |context| self.stands_in(context)).await?;
         let quiet = self.marks.as_ref().is_some_and(|last| marks.since(last) == Since::Now);
         self.begun = Some(marks);
         if !quiet {
-            changed |= self.read_changed(pool, before).await?;
+            self.read_changed(pool, before).await?;
         }
-        if !changed {
+        if !std::mem::take(&mut self.changed) {
             return Ok(None);
         }
         let system = self.system();
@@ -140,7 +141,7 @@ impl Reading {
         Ok(News::Touched(touched))
     }
 
-    async fn read_all(&mut self, pool: &Pool, before: &System) -> Result<bool, Trouble> {
+    async fn read_all(&mut self, pool: &Pool, before: &System) -> Result<(), Trouble> {
         let mut records = BTreeMap::new();
         // The global config comes first: it names attributes of servers.
         let mut ports = Vec::new();
@@ -155,13 +156,15 @@ impl Reading {
                     .map(|found| (found.key(), Record::of(room, found, before))),
             );
         }
-        self.check_rights(|room| records.values().filter(|record: &&Record| record.room == room).count())?;
-        let changed = !same(&self.records, &records);
+        check_rights(before, |room| {
+            records.values().filter(|record: &&Record| record.room == room).count()
+        })?;
+        self.changed |= !same(&self.records, &records);
         self.records = records;
-        Ok(changed)
+        Ok(())
     }
 
-    async fn read_changed(&mut self, pool: &Pool, before: &System) -> Result<bool, Trouble> {
+    async fn read_changed(&mut self, pool: &Pool, before: &System) -> Result<(), Trouble> {
         let mut listed = BTreeMap::new();
         for room in Room::ALL {
             let found = room
@@ -173,7 +176,9 @@ impl Reading {
                     .map(|found| (found.key(), (room, Version::of(&found), found.dn))),
             );
         }
-        self.check_rights(|room| listed.values().filter(|(other, ..)| *other == room).count())?;
+        check_rights(before, |room| {
+            listed.values().filter(|(other, ..)| *other == room).count()
+        })?;
         let known = |dn: &String| self.records.get(dn).map(|record| &record.version);
         // A server that tells no versions has every entry read each time.
         let is_new = |dn, version: &Version| known(dn) != Some(version) || *version == Version::default();
@@ -184,14 +189,14 @@ impl Reading {
         }
         let count = self.records.len();
         self.records.retain(|dn, _| listed.contains_key(dn));
-        let mut changed = self.records.len() != count;
+        self.changed |= self.records.len() != count;
         for (room, dn) in new {
-            changed |= self.read_one(pool, before, room, dn).await?;
+            self.read_one(pool, before, room, dn).await?;
         }
-        Ok(changed)
+        Ok(())
     }
 
-    async fn read_one(&mut self, pool: &Pool, before: &System, room: Room, dn: String) -> Result<bool, Trouble> {
+    async fn read_one(&mut self, pool: &Pool, before: &System, room: Room, dn: String) -> Result<(), Trouble> {
         let ports = self.records.values().find(|record| record.room == Room::Config);
         let ports = ports.map(|record| ports_of(&record.entry)).unwrap_or_default();
         let search = Search {
@@ -203,29 +208,11 @@ impl Reading {
         };
         // Deleted since it was listed: the next look will know.
         let Some(found) = pool.search(search).await?.entries.into_iter().next() else {
-            return Ok(false);
+            return Ok(());
         };
         let (key, record) = (found.key(), Record::of(room, found, before));
-        let changed = self.records.get(&key).is_none_or(|old| old.entry != record.entry);
+        self.changed |= self.records.get(&key).is_none_or(|old| old.entry != record.entry);
         self.records.insert(key, record);
-        Ok(changed)
-    }
-
-    /// A directory that suddenly has no config, no server or no domain is one that we may no longer read.
-    fn check_rights(&self, count: impl Fn(Room) -> usize) -> Result<(), Trouble> {
-        if count(Room::Config) == 0 {
-            return Err(Trouble::Refused(
-                "there is no cn=config,cn=zimbra, or no right to read it".to_owned(),
-            ));
-        }
-        for room in [Room::Servers, Room::Domains] {
-            if count(room) == 0 && self.records.values().any(|record| record.room == room) {
-                return Err(Trouble::Refused(format!(
-                    "all {} are gone; are the rights?",
-                    room.name()
-                )));
-            }
-        }
         Ok(())
     }
 
@@ -262,6 +249,24 @@ impl Reading {
             });
         }
     }
+}
+
+/// A directory that suddenly has no config, no server or no domain is one that we may no longer read.
+fn check_rights(before: &System, count: impl Fn(Room) -> usize) -> Result<(), Trouble> {
+    if count(Room::Config) == 0 {
+        return Err(Trouble::Refused(
+            "there is no cn=config,cn=zimbra, or no right to read it".to_owned(),
+        ));
+    }
+    for (room, entries) in [(Room::Servers, &before.servers), (Room::Domains, &before.domains)] {
+        if count(room) == 0 && !entries.is_empty() {
+            return Err(Trouble::Refused(format!(
+                "all {} are gone; are the rights?",
+                room.name()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn same(old: &BTreeMap<String, Record>, new: &BTreeMap<String, Record>) -> bool {
