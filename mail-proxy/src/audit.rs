@@ -12,6 +12,9 @@ pub enum Outcome {
     Ok,
     /// The mailbox server refused name or password.
     BadCredentials,
+    /// The mailbox server had another reason to refuse, which stands in `why`: maintenance, a limit, a password
+    /// that must be changed.
+    Refused,
     /// The directory knows nobody of this name.
     UnknownUser,
     /// The account exists, but there is no way to its server, or not from this client's address.

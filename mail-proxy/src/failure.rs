@@ -32,7 +32,8 @@ impl LoginFailure {
     /// The word in the audit log.
     pub fn outcome(&self) -> Outcome {
         match self {
-            LoginFailure::BadCredentials | LoginFailure::Refused(_) => Outcome::BadCredentials,
+            LoginFailure::BadCredentials => Outcome::BadCredentials,
+            LoginFailure::Refused(_) => Outcome::Refused,
             LoginFailure::UnknownUser => Outcome::UnknownUser,
             LoginFailure::NoRoute(_) | LoginFailure::NotAllowed(_) => Outcome::NoRoute,
             LoginFailure::UpstreamDown(_) => Outcome::UpstreamDown,

@@ -390,26 +390,34 @@ impl Dialogue {
         attempt.record.event = Some(Event::Login);
         attempt.record.mechanism = Some(credentials.mechanism.name());
         attempt.record.user = Some(credentials.user.clone());
-        let result = attempt.run(&credentials, self.machine.id()).await;
+        let mut drain = self.house.drain.clone();
+        let watched = tokio::select! {
+            result = attempt.run(&credentials, self.machine.id()) => Ok(result),
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut drain) => Err(left),
+        };
         let mut record = attempt.record;
-        match result {
-            Ok((server, accepted)) => {
+        let failure = match watched {
+            Ok(Ok((server, accepted))) => {
                 record.outcome = Some(Outcome::Ok);
                 self.house.audit.record(record.clone());
-                Ok(Some(Login {
+                return Ok(Some(Login {
                     server,
                     accepted,
                     record,
-                }))
+                }));
             }
-            Err(failure) => {
-                record.outcome = Some(failure.outcome());
-                record.why = failure.why();
+            Ok(Err(failure)) => failure,
+            Err(left) => {
+                (_, record.outcome, record.why, _) = left.told();
                 self.house.audit.record(record);
-                self.refuse(failure, begun).await?;
-                Ok(None)
+                return Err(left);
             }
-        }
+        };
+        record.outcome = Some(failure.outcome());
+        record.why = failure.why();
+        self.house.audit.record(record);
+        self.refuse(failure, begun).await?;
+        Ok(None)
     }
 
     /// Credentials that no account can have: answered like wrong ones, and as late.
@@ -452,16 +460,9 @@ impl Dialogue {
 
     /// Waits, but not for a client that has gone. What it says meanwhile is kept for later, up to the machine's limit.
     async fn wait_until(&mut self, until: Instant) -> Result<(), Left> {
-        let mut buffer = [0; READ];
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => return Ok(()),
-                read = self.stream.read(&mut buffer), if self.machine.wants_input() => match read {
-                    Ok(0) | Err(_) => return Err(Left::ClientGone),
-                    Ok(n) => self.machine.input(&buffer[..n]),
-                },
-                () = logins_end(&mut self.house.drain) => return Err(Left::Drain),
-            }
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => Ok(()),
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain) => Err(left),
         }
     }
 
@@ -631,7 +632,7 @@ struct Attempt<'a> {
 enum TryFailure {
     /// The route may be stale: worth asking again, once.
     Suspect(LoginFailure),
-    /// The server kept us waiting: worth another try only somewhere else.
+    /// The server kept us waiting, or cannot help now: worth another try only somewhere else.
     Slow(LoginFailure),
     /// The server has answered.
     Final(LoginFailure),
@@ -647,12 +648,13 @@ impl Attempt<'_> {
             Ok(done) => return Ok(done),
             Err(failure) => failure,
         };
-        self.house.routes.forget(&lookup);
         let failure = match failure {
+            // A wrong password says nothing about the route, which may be needed while the directory is down.
             TryFailure::Final(failure) => return Err(failure),
             TryFailure::Suspect(_) => None,
             TryFailure::Slow(failure) => Some(failure),
         };
+        self.house.routes.forget(&lookup);
         let fresh = self.route(&lookup).await?;
         if let Some(failure) = failure
             && (&fresh.host, fresh.port) == (&route.host, route.port)
@@ -661,10 +663,11 @@ impl Attempt<'_> {
         }
         match self.try_at(&fresh, credentials, id).await {
             Ok(done) => Ok(done),
-            Err(TryFailure::Suspect(failure) | TryFailure::Slow(failure) | TryFailure::Final(failure)) => {
+            Err(TryFailure::Suspect(failure) | TryFailure::Slow(failure)) => {
                 self.house.routes.forget(&lookup);
                 Err(failure)
             }
+            Err(TryFailure::Final(failure)) => Err(failure),
         }
     }
 
@@ -713,6 +716,9 @@ impl Attempt<'_> {
             self.record.phase = Some(machine.phase());
             match unanswered {
                 Unanswered::Refused(refusal) => failure(refusal),
+                Unanswered::Gone => TryFailure::Suspect(LoginFailure::UpstreamDown(
+                    "the mailbox server closed the connection".to_owned(),
+                )),
                 Unanswered::Silent => TryFailure::Slow(LoginFailure::UpstreamDown(
                     "the mailbox server does not answer".to_owned(),
                 )),
@@ -746,7 +752,7 @@ fn failure(refusal: Refusal) -> TryFailure {
     match refusal {
         Refusal::BadCredentials => TryFailure::Final(LoginFailure::BadCredentials),
         Refusal::Text(text) => TryFailure::Final(LoginFailure::Refused(text)),
-        Refusal::Temporary(why) => TryFailure::Suspect(LoginFailure::UpstreamDown(why)),
+        Refusal::Temporary(why) => TryFailure::Slow(LoginFailure::UpstreamDown(why)),
         Refusal::WrongHost => TryFailure::Suspect(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
         Refusal::Broken(why) => TryFailure::Final(LoginFailure::UpstreamDown(why.to_owned())),
     }
@@ -755,6 +761,7 @@ fn failure(refusal: Refusal) -> TryFailure {
 /// Why a mailbox server did not take a login.
 enum Unanswered {
     Refused(Refusal),
+    Gone,
     Silent,
 }
 
@@ -764,11 +771,6 @@ async fn authenticate(
     machine: &mut dyn UpstreamMachine,
     greeting: Instant,
 ) -> Result<Accepted, Unanswered> {
-    let gone = || {
-        Unanswered::Refused(Refusal::Temporary(
-            "the mailbox server closed the connection".to_owned(),
-        ))
-    };
     let mut buffer = [0; READ];
     // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
     let mut out = Vec::with_capacity(READ);
@@ -778,12 +780,12 @@ async fn authenticate(
         .unwrap_or(0);
     loop {
         if n == 0 {
-            return Err(gone());
+            return Err(Unanswered::Gone);
         }
         let step = machine.input(&buffer[..n], &mut out);
         if !out.is_empty() {
-            server.write_all(&out).await.map_err(|_| gone())?;
-            server.flush().await.map_err(|_| gone())?;
+            server.write_all(&out).await.map_err(|_| Unanswered::Gone)?;
+            server.flush().await.map_err(|_| Unanswered::Gone)?;
             out.fill(0);
             out.clear();
         }
@@ -793,6 +795,25 @@ async fn authenticate(
             UpstreamStep::Refused(refusal) => return Err(Unanswered::Refused(refusal)),
         }
         n = server.read(&mut buffer).await.unwrap_or(0);
+    }
+}
+
+/// Ready when nobody waits for us any more: the client has gone, or the node ends its logins. What the client says
+/// meanwhile is kept for later, up to the machine's limit.
+async fn left_alone(
+    stream: &mut BoxStream,
+    machine: &mut dyn LoginMachine,
+    drain: &mut watch::Receiver<Drain>,
+) -> Left {
+    let mut buffer = [0; READ];
+    loop {
+        tokio::select! {
+            read = stream.read(&mut buffer), if machine.wants_input() => match read {
+                Ok(0) | Err(_) => return Left::ClientGone,
+                Ok(n) => machine.input(&buffer[..n]),
+            },
+            () = logins_end(drain) => return Left::Drain,
+        }
     }
 }
 

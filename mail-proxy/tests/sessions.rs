@@ -2,6 +2,9 @@
 //!
 //! Both ends are pipes; the mailbox servers are scripts, the directory is a YAML text. Real peers come elsewhere.
 
+// The helpers of a test file are tests too; clippy knows only the functions marked so.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
@@ -368,6 +371,33 @@ async fn a_frozen_server_costs_its_greeting_limit_once() {
     s.expect("a NO [UNAVAILABLE]").await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(s.connects.load(Ordering::Relaxed), 1);
+}
+
+/// A login under way is recorded too when its client leaves, or when the node goes down.
+#[tokio::test(start_paused = true)]
+async fn a_login_under_way_is_not_forgotten() {
+    let frozen = || Plan {
+        one: Some(Store::Frozen),
+        ..Plan::default()
+    };
+    let mut s = stage(frozen());
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let records = s.ended().await;
+    assert_eq!(
+        (records[0].event, records[0].outcome),
+        (Some(Event::Login), Some(Outcome::ClientGone))
+    );
+
+    let mut s = stage(frozen());
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    s.drain.send(Drain::EndLogins).unwrap();
+    s.expect("* BYE").await;
+    let records = s.ended().await;
+    assert_eq!(records[0].why.as_deref(), Some("drain"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,11 +3,14 @@
 //! A [`Config`] only says what the file says. What runs is a snapshot, made from it and the directory.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
+use route_cache::Secret;
+use route_cache::directory::ldap;
 use route_cache::lookup::{Dialect, HandlerUrl};
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
@@ -23,6 +26,13 @@ const MAX_LISTENER_NAMES: usize = 1900;
 const MAX_MEMCACHED: usize = 16;
 const MAX_HANDLERS: usize = 16;
 
+/// How often changes of the directory are looked for, and how often at most: a look is a question to the server.
+const POLL: Duration = Duration::from_secs(5);
+const MIN_POLL: Duration = Duration::from_millis(100);
+/// Where the last good reading of an LDAP directory is kept. Not beside the pid file, which may lie in a folder that
+/// everybody can write or that is empty after a boot: it is for starting then.
+const SNAPSHOT: &str = "/var/lib/portico/directory.snapshot";
+
 /// A node file.
 #[derive(Debug)]
 pub struct Config {
@@ -30,8 +40,8 @@ pub struct Config {
     pub server: ServerConf,
     /// Name of this node's server entry in the directory.
     pub node: String,
-    /// The YAML directory.
-    pub directory: PathBuf,
+    /// Where the directory is.
+    pub directory: DirectoryConfig,
     /// Services to ask for routes instead of reading accounts.
     pub lookup: Option<LookupConfig>,
     /// The route cache.
@@ -46,6 +56,24 @@ pub struct Config {
     pub web: WebConfig,
     /// Logs.
     pub log: LogConfig,
+}
+
+/// `directory`
+#[derive(Debug, Clone)]
+pub struct DirectoryConfig {
+    /// Which kind, and where.
+    pub source: Source,
+    /// How often changes are looked for.
+    pub poll: Duration,
+}
+
+/// A kind of directory.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file.
+    Yaml(PathBuf),
+    /// LDAP servers.
+    Ldap(Box<ldap::Settings>),
 }
 
 /// `route_cache`
@@ -229,7 +257,10 @@ impl Reader {
         Config {
             server: ServerConf::default(),
             node: String::new(),
-            directory: PathBuf::new(),
+            directory: DirectoryConfig {
+                source: Source::Yaml(PathBuf::new()),
+                poll: POLL,
+            },
             lookup: None,
             route_cache: self.route_cache_of(None),
             listeners: None,
@@ -271,26 +302,148 @@ impl Reader {
         serde_yaml::from_value(chosen.into()).unwrap_or_default()
     }
 
-    fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> (PathBuf, Option<LookupConfig>) {
-        let beside = path.with_file_name("directory.yaml");
-        let Some(mut section) = self.section(root, "directory") else {
-            return (beside, None);
+    fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> (DirectoryConfig, Option<LookupConfig>) {
+        let mut config = DirectoryConfig {
+            source: Source::Yaml(path.with_file_name("directory.yaml")),
+            poll: POLL,
         };
-        if let Some(source) = section.take("source") {
-            let ldap = source.choice(&[("yaml", false), ("ldap", true)], &mut self.problems);
-            if ldap == Some(true) {
-                source.error("ldap is not available in this version; use yaml", &mut self.problems);
-            }
-        }
-        self.not_yet(&mut section, "ldap");
+        let Some(mut section) = self.section(root, "directory") else {
+            return (config, None);
+        };
+        let source = section.take("source");
+        let kinds = [("yaml", "yaml"), ("ldap", "ldap")];
+        let chosen = source.and_then(|source| source.choice(&kinds, &mut self.problems));
+        let chosen = chosen.unwrap_or("yaml");
         let lookup = self.lookup(&mut section);
-        let mut file = None;
-        if let Some(mut yaml) = self.section(&mut section, "yaml") {
-            file = yaml.take("path").and_then(|node| node.path_buf(&mut self.problems));
-            yaml.finish(&mut self.problems);
+        let snapshot = section
+            .take("snapshot")
+            .and_then(|node| node.path_buf(&mut self.problems));
+        let yaml = section.take("yaml").filter(|node| !node.is_null());
+        let ldap = section.take("ldap").filter(|node| !node.is_null());
+        let (wanted, idle) = if chosen == "ldap" { (ldap, yaml) } else { (yaml, ldap) };
+        if let Some(node) = idle {
+            node.warning(format!("has no effect: source is {chosen}"), &mut self.problems);
+        }
+        match wanted {
+            Some(node) if chosen == "ldap" => self.ldap(node, snapshot.as_deref(), &mut config),
+            Some(node) => self.yaml(node, &mut config),
+            None if chosen == "ldap" => {
+                let message = "source is ldap, but there is no section ldap";
+                section.node().error(message, &mut self.problems);
+            }
+            None => {}
         }
         section.finish(&mut self.problems);
-        (file.unwrap_or(beside), lookup)
+        (config, lookup)
+    }
+
+    fn yaml(&mut self, node: Node<'_>, config: &mut DirectoryConfig) {
+        let Some(mut section) = node.mapping(&mut self.problems) else {
+            return;
+        };
+        if let Some(path) = section.take("path").and_then(|node| node.path_buf(&mut self.problems)) {
+            config.source = Source::Yaml(path);
+        }
+        self.poll(&mut section, config);
+        section.finish(&mut self.problems);
+    }
+
+    fn ldap(&mut self, node: Node<'_>, snapshot: Option<&Path>, config: &mut DirectoryConfig) {
+        let Some(mut section) = node.mapping(&mut self.problems) else {
+            return;
+        };
+        let urls = section.require("urls", &mut self.problems);
+        let urls = urls
+            .and_then(|node| node.one_or_many(&mut self.problems))
+            .unwrap_or_default();
+        let urls = urls.into_iter().filter_map(|node| self.url(node)).collect();
+        let starttls = section.take("starttls").and_then(|node| node.bool(&mut self.problems));
+        let trust = section.take("ca_file").and_then(|node| self.trust(node));
+        let mut settings = ldap::Settings {
+            urls,
+            starttls: starttls.unwrap_or(true),
+            trust: trust.unwrap_or_default(),
+            bind: self.bind(&mut section),
+            timeout: Duration::from_secs(3),
+            snapshot: Some(snapshot.unwrap_or(Path::new(SNAPSHOT)).to_owned()),
+        };
+        self.duration(&mut section, "timeout", &mut settings.timeout);
+        if settings.timeout.is_zero() {
+            node.error("a timeout of zero lets no server answer", &mut self.problems);
+        }
+        if settings.urls.is_empty() {
+            node.error("urls names no server", &mut self.problems);
+        }
+        let clear = |url: &ldap::Url| !url.is_tls() && !settings.starttls;
+        if settings.bind.is_some() && settings.urls.iter().any(clear) {
+            node.warning(
+                "the password goes over the network in clear text: use ldaps or starttls",
+                &mut self.problems,
+            );
+        }
+        self.poll(&mut section, config);
+        section.finish(&mut self.problems);
+        config.source = Source::Ldap(Box::new(settings));
+    }
+
+    fn url(&mut self, node: Node<'_>) -> Option<ldap::Url> {
+        let url = ldap::Url::parse(node.str(&mut self.problems)?);
+        url.map_err(|message| node.error(message, &mut self.problems)).ok()
+    }
+
+    fn trust(&mut self, node: Node<'_>) -> Option<ldap::Trust> {
+        let path = node.path_buf(&mut self.problems)?;
+        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let trust = read.and_then(|pem| ldap::Trust::only(&pem));
+        trust
+            .map_err(|error| node.error(format!("{}: {error}", path.display()), &mut self.problems))
+            .ok()
+    }
+
+    /// A name without a password would be let in as nobody (RFC 4513 §5.1.2).
+    fn bind(&mut self, section: &mut Mapping<'_>) -> Option<(String, Secret<String>)> {
+        let dn = self.text(section, "bind_dn").filter(|dn| !dn.is_empty());
+        let password = section.take("bind_password_file").and_then(|node| self.password(node));
+        if dn.is_some() != password.is_some() {
+            section
+                .node()
+                .error("bind_dn and bind_password_file go together", &mut self.problems);
+        }
+        dn.zip(password)
+    }
+
+    fn password(&mut self, node: Node<'_>) -> Option<Secret<String>> {
+        let path = node.path_buf(&mut self.problems)?;
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => Secret::new(text),
+            Err(error) => {
+                node.error(format!("{}: {error}", path.display()), &mut self.problems);
+                return None;
+            }
+        };
+        if std::fs::metadata(&path).is_ok_and(|file| file.mode() & 0o007 != 0) {
+            node.warning(
+                format!("{} can be read by everybody", path.display()),
+                &mut self.problems,
+            );
+        }
+        let line = text.expose().trim_end_matches(['\r', '\n']);
+        if line.is_empty() {
+            node.error(format!("{} is empty", path.display()), &mut self.problems);
+            return None;
+        }
+        Some(Secret::new(line.to_owned()))
+    }
+
+    fn poll(&mut self, section: &mut Mapping<'_>, config: &mut DirectoryConfig) {
+        let Some(node) = section.take("poll") else { return };
+        match node.duration(&mut self.problems) {
+            Some(poll) if poll < MIN_POLL => {
+                node.error(format!("expected at least {MIN_POLL:?}"), &mut self.problems);
+            }
+            Some(poll) => config.poll = poll,
+            None => {}
+        }
     }
 
     fn lookup(&mut self, directory: &mut Mapping<'_>) -> Option<LookupConfig> {
@@ -612,12 +765,6 @@ impl Reader {
             *value = duration;
         }
     }
-
-    fn not_yet(&mut self, section: &mut Mapping<'_>, key: &str) {
-        if let Some(node) = section.take(key) {
-            node.warning("has no effect in this version", &mut self.problems);
-        }
-    }
 }
 
 fn host_name() -> String {
@@ -728,6 +875,57 @@ mod tests {
             assert!(
                 problems.iter().any(|problem| problem.contains(&format!(" {key}"))),
                 "no {key} in {problems:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_ldap_directory_needs_servers_and_a_whole_bind() {
+        let (config, problems) = load(concat!(
+            "directory:\n",
+            "  source: ldap\n",
+            "  ldap: {urls: ['ldap://a:389', 'ldaps://b'], starttls: false, timeout: 1s, poll: 2s}\n",
+        ))
+        .unwrap();
+        assert!(problems.is_empty(), "{problems}");
+        assert_eq!(config.directory.poll, Duration::from_secs(2));
+        let Source::Ldap(settings) = config.directory.source else {
+            panic!("no LDAP")
+        };
+        assert_eq!((settings.urls.len(), settings.timeout), (2, Duration::from_secs(1)));
+        assert_eq!(settings.snapshot.as_deref(), Some(Path::new(SNAPSHOT)));
+        for (text, expected) in [
+            ("directory: {source: ldap}", "no section ldap"),
+            ("directory: {source: ldap, ldap: {urls: []}}", "names no server"),
+            (
+                "directory: {source: ldap, ldap: {urls: 'http://a'}}",
+                "expected ldap://host:port",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', bind_dn: x}}",
+                "go together",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', ca_file: none.pem}}",
+                "No such file",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', bind_password_file: none}}",
+                "No such file",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', poll: 1ms}}",
+                "at least 100ms",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', timeout: 0s}}",
+                "timeout of zero",
+            ),
+        ] {
+            let problems = load(text).unwrap_err();
+            assert!(
+                problems.iter().any(|problem| problem.contains(expected)),
+                "{text}: {problems:?}"
             );
         }
     }

@@ -10,7 +10,7 @@ use mail_proxy::{BoxStream, ConnectError, Protocol, TlsFacts, Transport};
 use route_cache::{Route, Server, UpstreamTls};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::names::{IpMode, Names};
 use crate::tls::{self, Acceptors, UpstreamTrust};
@@ -80,10 +80,14 @@ impl MailTransport {
     /// The first address that accepts.
     async fn tcp(&self, server: &Server) -> io::Result<TcpStream> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for address in self.names.resolve(&server.host, server.port, self.ip_mode).await? {
-            match tcp_to(address).await {
-                Ok(tcp) => return Ok(tcp),
-                Err(error) => last = error,
+        let addresses = self.names.resolve(&server.host, server.port, self.ip_mode).await?;
+        // One that swallows packets must leave time for the others.
+        let share = CONNECT / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+        for address in addresses {
+            match timeout(share, tcp_to(address)).await {
+                Ok(Ok(tcp)) => return Ok(tcp),
+                Ok(Err(error)) => last = error,
+                Err(late) => last = late.into(),
             }
         }
         Err(last)

@@ -84,19 +84,26 @@ impl Doors {
     ) -> anyhow::Result<(Arc<App>, Vec<Open>)> {
         use anyhow::Context;
         let listeners = plan.listeners.clone();
-        let mut sockets = Vec::new();
+        // After a take-over the old process is on its way out, and a new listener that fails must not take the others
+        // with it.
+        let taken_over = fds.is_some_and(|fds| !fds.lock().is_empty());
+        let mut open = Vec::new();
         for listener in &listeners {
             // With a listener of its own for IPv4 on the same port, the IPv6 one must leave IPv4 alone.
             let only_v6 = listeners
                 .iter()
                 .any(|other| other.address.is_ipv4() && other.address.port() == listener.address.port());
             let socket = inherited::listen(listener.address, only_v6, fds)
-                .with_context(|| format!("cannot listen on {}", listener.address))?;
-            sockets.push(socket);
+                .with_context(|| format!("cannot listen on {}", listener.address));
+            match socket {
+                Ok(socket) => open.push((listener.clone(), socket)),
+                Err(error) if taken_over => log::error!("{error:#}; the other listeners serve"),
+                Err(error) => return Err(error),
+            }
         }
         let app = App::start(plan)?;
         let web = app.web(&self.conf);
-        let doors = listeners.into_iter().zip(sockets).map(|(listener, socket)| {
+        let doors = open.into_iter().map(|(listener, socket)| {
             log::info!(
                 "listening on {} ({:?}, TLS {:?})",
                 listener.address,
@@ -139,6 +146,7 @@ impl Service for Doors {
             tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
         }
         tasks.push(tokio::spawn(reload_on_hangup(app.clone())));
+        tasks.push(tokio::spawn(app.clone().follow_directory()));
         tasks.extend(
             doors
                 .into_iter()
@@ -184,9 +192,7 @@ async fn reload_on_hangup(app: Arc<App>) {
         return;
     };
     while hangups.recv().await.is_some() {
-        let app = app.clone();
-        // Reading files blocks.
-        let _ = tokio::task::spawn_blocking(move || app.reload()).await;
+        app.reload().await;
     }
 }
 
@@ -214,11 +220,11 @@ impl Door {
         };
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
-            Serve::Imap => self.mail(Protocol::Imap, tcp, client, &snapshot, accepted).await,
-            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, &snapshot, accepted).await,
-            Serve::Web => self.web(tcp, client, &snapshot, accepted, false).await,
-            Serve::AdminConsole => self.web(tcp, client, &snapshot, accepted, true).await,
-            Serve::Lookup => self.lookup(tcp, client, &snapshot, accepted).await,
+            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted).await,
+            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted).await,
+            Serve::Web => self.web(tcp, client, snapshot, accepted, false).await,
+            Serve::AdminConsole => self.web(tcp, client, snapshot, accepted, true).await,
+            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted).await,
         }
     }
 
@@ -256,7 +262,14 @@ impl Door {
         }
     }
 
-    async fn mail(&self, protocol: Protocol, tcp: TcpStream, client: Client, snapshot: &Snapshot, accepted: Instant) {
+    async fn mail(
+        &self,
+        protocol: Protocol,
+        tcp: TcpStream,
+        client: Client,
+        snapshot: Arc<Snapshot>,
+        accepted: Instant,
+    ) {
         let deadline = accepted + snapshot.mail.login_deadline;
         let (stream, tls): (BoxStream, _) = match self.listener.tls {
             ListenerTls::Implicit => {
@@ -296,13 +309,16 @@ impl Door {
             generation: snapshot.generation,
             drain: self.app.drain.subscribe(),
         };
-        mail_proxy::serve(connection, house).await;
+        let session = mail_proxy::serve(connection, house);
+        // A session may live for days; the configuration that it was born with lives on only in what it uses.
+        drop(snapshot);
+        session.await;
     }
 
-    async fn web(&self, tcp: TcpStream, client: Client, snapshot: &Snapshot, accepted: Instant, admin: bool) {
+    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, admin: bool) {
         let deadline = accepted + snapshot.mail.login_deadline;
         let (channel, tls) = match self.listener.tls {
-            ListenerTls::Implicit => match timeout_at(deadline, Box::pin(web_handshake(tcp, snapshot))).await {
+            ListenerTls::Implicit => match timeout_at(deadline, Box::pin(web_handshake(tcp, &snapshot))).await {
                 Ok(Ok(None)) => return,
                 Ok(Ok(Some(stream))) => {
                     let facts = tls::facts(stream.ssl());
@@ -313,6 +329,7 @@ impl Door {
             },
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None),
         };
+        drop(snapshot);
         let client = WebClient {
             number: self.app.number(),
             listener: self.name.clone(),
@@ -328,7 +345,7 @@ impl Door {
     }
 
     /// An old proxy, asking where accounts are.
-    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: &Snapshot, accepted: Instant) {
+    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
         let stream: route_cache::lookup::BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, tcp));
@@ -340,6 +357,7 @@ impl Door {
             }
             ListenerTls::Off | ListenerTls::StartTls => Box::new(tcp),
         };
+        drop(snapshot);
         let mut drain = self.app.drain.subscribe();
         let serve = serve_lookup(stream, &self.app.routes, &self.app.book);
         tokio::pin!(serve);

@@ -75,7 +75,19 @@ pub enum Target {
 }
 
 impl Target {
-    /// Opens it, to be sure that it can be written.
+    /// Whether it can be written, as far as can be said without making a file: whoever tests a configuration may be
+    /// somebody else than the user that will run it.
+    ///
+    /// # Errors
+    /// The file is there and cannot be appended to.
+    pub fn probe(&self) -> io::Result<()> {
+        match self {
+            Target::File(path) if path.exists() => append(path).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens it.
     ///
     /// # Errors
     /// The file cannot be made or appended to.
@@ -207,7 +219,8 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         Outcome::Ok => None,
         Outcome::BadCredentials => Some(format!("authentication failed for [{user}], invalid password")),
         Outcome::UnknownUser => Some(format!("authentication failed for [{user}], account not found")),
-        other => Some(format!("authentication failed for [{user}], {}", word(other))),
+        // Not the user's fault: in words that no filter takes for a guessed password.
+        other => Some(word(other)),
     };
     let peer = record.via.as_deref().unwrap_or(&record.client);
     let mut line = format!(
@@ -248,10 +261,11 @@ fn address(with_port: &str) -> String {
         .map_or_else(|_| value(with_port), |address| address.ip().to_string())
 }
 
-/// A value between `=` and `;`: a semicolon is doubled, and what is not printable is a blank.
+/// A value between `=` and `;`: a semicolon is doubled; what is not printable, or would look like the next field, is a
+/// blank.
 fn value(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if c.is_control() || c == '=' { ' ' } else { c })
         .collect::<String>()
         .replace(';', ";;")
 }

@@ -73,7 +73,12 @@ impl Names {
                 self.keep(host, addresses.clone());
                 Ok(addresses)
             }
-            Err(error) => known.map(|answer| answer.addresses).ok_or(error),
+            Err(error) => {
+                let addresses = known.map(|answer| answer.addresses).ok_or(error)?;
+                // The resolver is down: the next connections must not wait for it too.
+                self.keep(host, addresses.clone());
+                Ok(addresses)
+            }
         }
     }
 

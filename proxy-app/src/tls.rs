@@ -20,6 +20,7 @@ use openssl::ssl::{
     SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
 };
 use openssl::x509::X509;
+use openssl::x509::store::X509StoreBuilder;
 use tokio_openssl::SslStream;
 
 /// A certificate, its chain and its key, checked to belong together.
@@ -112,6 +113,7 @@ pub struct CertStore {
     pub default: Option<Arc<CertKey>>,
     exact: HashMap<String, Arc<CertKey>>,
     wildcard: HashMap<String, Arc<CertKey>>,
+    domains: HashMap<String, Arc<CertKey>>,
 }
 
 impl CertStore {
@@ -130,6 +132,16 @@ impl CertStore {
             Some(parent) => self.wildcard.insert(parent.to_owned(), certificate),
             None => self.exact.insert(name, certificate),
         };
+    }
+
+    /// Notes which certificate a domain has.
+    pub fn keep(&mut self, domain: &str, certificate: Arc<CertKey>) {
+        self.domains.insert(domain.to_owned(), certificate);
+    }
+
+    /// The certificate that was noted for a domain.
+    pub fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
+        self.domains.get(domain).cloned()
     }
 
     /// The certificate for a requested name: exact, then wildcard, then the default.
@@ -287,7 +299,13 @@ impl UpstreamTrust {
     pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<UpstreamTrust, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         if let Some(path) = ca_file {
-            builder.set_ca_file(path)?;
+            // These authorities and no others: the builder has loaded the system's already.
+            let mut store = X509StoreBuilder::new()?;
+            let pem = std::fs::read(path).unwrap_or_default();
+            for authority in X509::stack_from_pem(&pem)? {
+                store.add_cert(authority)?;
+            }
+            builder.set_cert_store(store.build());
         }
         builder.set_verify(if verify {
             SslVerifyMode::PEER

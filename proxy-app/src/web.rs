@@ -36,6 +36,8 @@ use connection::WebClient;
 
 /// An HTTP/2 connection without streams is closed after this.
 pub const H2_IDLE: Duration = Duration::from_secs(180);
+/// How long a client may take nothing of an answer: nginx's `send_timeout`.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// How many servers a request without an account may try.
 const TRIES: usize = 3;
 /// Connections to servers are kept this long without use: less than Jetty's 60 s.
@@ -60,6 +62,8 @@ pub struct Exchange {
     body: Option<login::Body>,
     seen: Option<login::Seen>,
     sets_cookie: bool,
+    /// A server has answered.
+    answered: bool,
 }
 
 /// Where a request goes.
@@ -145,6 +149,7 @@ impl ProxyHttp for Web {
             body: None,
             seen: None,
             sets_cookie: false,
+            answered: false,
         }
     }
 
@@ -157,18 +162,27 @@ impl ProxyHttp for Web {
         if host.is_none() && request.version > http::Version::HTTP_10 {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
+        if !has_one_length(&request.headers) {
+            return Error::e_explain(
+                ErrorType::HTTPStatus(400),
+                "a request with more than one Content-Length",
+            );
+        }
+        if request.method == http::Method::TRACE {
+            // It would tell a script the cookies that it must not see.
+            return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
+        }
         let clear = web.tls.is_none() && !web.admin;
         exchange.client = Some(client);
         exchange.lookup = lookup;
-        exchange.seen = login::basic(&request.headers);
-        exchange.body = login::is_login_path(request.uri.path()).map(login::Body::new);
+        let form = login::is_login_path(request.uri.path());
+        let basic = login::basic(&request.uri, &request.headers);
+        session.set_write_timeout(Some(CLIENT_PATIENCE));
         if clear && exchange.snapshot.web.mode != MailMode::Both {
             return self.clear_port(session, exchange, host).await;
         }
-        if session.is_upgrade_req() {
-            // A WebSocket may be silent as long as both sides like.
-            session.set_read_timeout(None);
-        }
+        exchange.seen = basic;
+        exchange.body = form.map(login::Body::new);
         Ok(false)
     }
 
@@ -234,6 +248,7 @@ impl ProxyHttp for Web {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        exchange.answered = true;
         exchange.sets_cookie = response.headers.get_all(http::header::SET_COOKIE).iter().any(|cookie| {
             let name = cookie.as_bytes().split(|&b| b == b'=').next().unwrap_or_default();
             matches!(name, b"ZM_AUTH_TOKEN" | b"ZM_ADMIN_AUTH_TOKEN")
@@ -270,7 +285,10 @@ impl ProxyHttp for Web {
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, _exchange: &mut Exchange) -> FailToProxy {
         let code = status_of(error);
-        if code > 0 && session.response_written().is_none() {
+        let begun = session
+            .response_written()
+            .is_some_and(|response| !response.status.is_informational());
+        if code > 0 && !begun {
             let number = connection::client_of(session).map_or(String::new(), |web| web.number.clone());
             session.set_keepalive(None);
             let page = error_page(code, &number);
@@ -292,7 +310,7 @@ impl ProxyHttp for Web {
             .response_written()
             .map_or(0, |response| response.status.as_u16());
         self.log_access(session, web, exchange, status);
-        if let Some(seen) = exchange.seen.take() {
+        if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
             self.record_login(web, exchange, seen, status);
         }
     }
@@ -389,6 +407,13 @@ impl Web {
             ..Record::default()
         });
     }
+}
+
+/// Two lengths, even equal ones, are a request that two servers may read differently (RFC 9112 §6.3).
+fn has_one_length(headers: &http::HeaderMap) -> bool {
+    let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
+    let single = lengths.next().is_none_or(|length| !length.as_bytes().contains(&b','));
+    single && lengths.next().is_none()
 }
 
 /// What a request asks for, before anything is looked up.
@@ -501,10 +526,7 @@ fn peer(target: &Target, session: &Session, snapshot: &Snapshot) -> HttpPeer {
     peer.options.total_connection_timeout = Some(connect);
     peer.options.idle_timeout = Some(UPSTREAM_IDLE);
     peer.options.write_timeout = Some(policy.send_timeout);
-    peer.options.read_timeout = match session.is_upgrade_req() {
-        true => None,
-        false => Some(patience(session.req_header().uri.path(), snapshot)),
-    };
+    peer.options.read_timeout = Some(patience(session.req_header().uri.path(), snapshot));
     peer.options.alpn = ALPN::H1;
     peer.options.verify_cert = policy.upstream_verify;
     peer.options.verify_hostname = policy.upstream_verify;

@@ -4,7 +4,7 @@
 //! are looked up in the directory's system at every answer, so a change there acts at once. Errors are never
 //! kept. The meaning of the attributes is not here but in `resolve.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::directory::{Directory, System};
+use crate::directory::{Directory, System, Touched};
 use crate::lookup::Services;
 use crate::resolve::{self, Key, Placement, Protocol, Reading};
 use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
@@ -35,7 +35,14 @@ const NOBODY_SHARE: u64 = 8;
 /// it is asked for again soon, which costs next to nothing.
 const SHARED_LIFE: Duration = Duration::from_secs(60);
 
-/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one answer not kept.
+/// How often one lookup asks again because the account was forgotten while the directory answered. Once is the
+/// rule; an account that changes faster than the directory answers gets what there is.
+const MOST_FLIGHTS: usize = 3;
+
+/// Accounts that are forgotten while the lock is held once.
+const FORGET_AT_ONCE: usize = 1000;
+
+/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one question more.
 const FORGET_SLOTS: usize = 4096;
 
 /// How the cache behaves.
@@ -56,7 +63,7 @@ pub struct Settings {
 /// Answers [`Lookup`]s. One per process.
 pub struct RouteCache {
     settings: Settings,
-    directory: Arc<dyn Directory>,
+    pub(crate) directory: Arc<dyn Directory>,
     source: Source,
     shared: Option<SharedCache>,
     /// Accounts, and where other names of them point.
@@ -70,6 +77,8 @@ pub struct RouteCache {
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
+    /// What was kept before is not fresh any more.
+    valid_from: AtomicU64,
 }
 
 /// Milliseconds since one `ttl` before the cache was made, so that an answer may be older than the cache; half the
@@ -101,6 +110,29 @@ struct Landed {
     alias: bool,
 }
 
+/// A flight's end.
+enum Flown {
+    /// What it brings is the truth of now.
+    Current(Landed),
+    /// It was forgotten while it flew.
+    Outdated(Landed),
+}
+
+impl Flown {
+    fn current(self) -> Option<Landed> {
+        match self {
+            Flown::Current(landed) => Some(landed),
+            Flown::Outdated(_) => None,
+        }
+    }
+
+    fn landed(self) -> Landed {
+        match self {
+            Flown::Current(landed) | Flown::Outdated(landed) => landed,
+        }
+    }
+}
+
 impl RouteCache {
     /// An empty cache in front of `directory`.
     pub fn new(settings: Settings, directory: Arc<dyn Directory>) -> Self {
@@ -114,6 +146,7 @@ impl RouteCache {
             flights: Flights(Mutex::default()),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
+            valid_from: AtomicU64::new(0),
             settings,
             source: Source::Directory(directory.clone()),
             shared: None,
@@ -155,6 +188,8 @@ impl RouteCache {
             return route;
         }
         let asked = self.fly(&asking).await;
+        // What was known before may have been forgotten meanwhile.
+        let old = old.and_then(|_| self.find(&asking));
         self.conclude(&asking, asked, old)
     }
 
@@ -174,8 +209,8 @@ impl RouteCache {
         self.conclude(&asking, asked, old)
     }
 
-    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. An
-    /// answer that is under way now will be given to those who wait for it, but not kept.
+    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. So do
+    /// those who wait for an answer that is under way now.
     pub fn forget(&self, lookup: &Lookup) {
         let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
             return;
@@ -186,8 +221,27 @@ impl RouteCache {
         }
     }
 
-    /// Forgets what these keys stand for, here and in the shared cache.
-    fn forget_keys(&self, mut keys: Vec<Key>) {
+    /// Forgets all names and ids of accounts that changed. An alias that one of them had and has no more goes too:
+    /// whatever stands for one of their names.
+    pub fn forget_accounts(&self, accounts: &[Touched]) {
+        let mut forgotten: HashSet<Key> = HashSet::new();
+        for some in accounts.chunks(FORGET_AT_ONCE) {
+            let names = some.iter().flat_map(|account| &account.names);
+            let ids = some.iter().flat_map(|account| &account.ids);
+            let keys = names
+                .map(|name| Key::Name(name.as_str().into()))
+                .chain(ids.map(|id| Key::Id(id.as_str().into())));
+            forgotten.extend(self.forget_keys(keys.collect()));
+        }
+        self.known.retain(|known| match &known.what {
+            What::See(account) => !forgotten.contains(&Key::Name(account.clone())),
+            What::Here(_) => true,
+        });
+    }
+
+    /// Forgets what these keys stand for, here and in the shared cache, and says what that was: a key may know a name
+    /// that nobody tells any more.
+    fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
         let mut state = self.flights.0.lock();
         for at in 0..keys.len() {
             if let Some(What::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
@@ -202,6 +256,22 @@ impl RouteCache {
         // Under the lock, so that no write of an older answer comes behind the delete.
         if let Some(shared) = &self.shared {
             shared.forget(&keys);
+        }
+        drop(state);
+        keys
+    }
+
+    /// Takes everything for old: the next lookup of each account asks the directory. Unlike after
+    /// [`RouteCache::clear`], what is kept may still serve while the directory is down. What other nodes share is
+    /// left to them, but not believed until it has expired.
+    pub fn expire(&self) {
+        let mut state = self.flights.0.lock();
+        state.forget_all();
+        // What is kept within this millisecond is old, too.
+        self.valid_from.store(self.now() + 1, Ordering::Relaxed);
+        self.nobody.invalidate_all();
+        if let Some(shared) = &self.shared {
+            shared.forget_all();
         }
     }
 
@@ -229,6 +299,14 @@ impl RouteCache {
         if let Some(shared) = &self.shared {
             shared.forget_all();
         }
+    }
+
+    /// Forgets everything that this node keeps.
+    pub(crate) fn clear_here(&self) {
+        let mut state = self.flights.0.lock();
+        state.forget_all();
+        self.known.clear();
+        self.nobody.invalidate_all();
     }
 
     /// How many answers are kept: names, ids, and names that nobody has.
@@ -283,7 +361,7 @@ impl RouteCache {
     }
 
     fn is_fresh(&self, old: &Old) -> bool {
-        self.now() < old.at + millis(self.settings.ttl)
+        old.at >= self.valid_from.load(Ordering::Relaxed) && self.now() < old.at + millis(self.settings.ttl)
     }
 
     /// The answer after others were asked: theirs, or if they are down an old one.
@@ -331,12 +409,23 @@ impl RouteCache {
         self.now() < old.at + millis(self.settings.ttl) + millis(self.settings.stale)
     }
 
+    /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
+    /// because of which somebody said forget.
+    async fn fly(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        for _ in 1..MOST_FLIGHTS {
+            if let Some(landed) = self.fly_once(asking).await?.current() {
+                return Ok(landed);
+            }
+        }
+        self.fly_once(asking).await.map(Flown::landed)
+    }
+
     /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
     /// else and is none for this lookup (another protocol, another client) is not shared.
-    async fn fly(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+    async fn fly_once(&self, asking: &Asking<'_>) -> Result<Flown, RouteError> {
         let seat = self.flights.board(&asking.key);
         let Some(flight) = &seat.flight else {
-            return self.ask(asking).await;
+            return self.ask(asking).await.map(Flown::Current);
         };
         let mut own = false;
         let ask = || {
@@ -344,27 +433,38 @@ impl RouteCache {
             self.ask(asking)
         };
         let result = flight.answer.get_or_init(ask).await;
-        self.land(asking, flight, result);
+        let flown = self.land(asking, flight, result);
         if own || asking.is_answered_by(result) {
-            return result.clone();
+            return flown;
         }
-        let (since, result) = (self.flights.now(), self.ask(asking).await);
+        let since = self.flights.now();
+        let landed = self.ask(asking).await?;
         let mut state = self.flights.0.lock();
-        if let Ok(landed) = &result
-            && state.is_wanted(&asking.key, landed, since)
-        {
-            self.keep(asking, landed);
+        if !state.is_wanted(&asking.key, &landed, since) {
+            return Ok(Flown::Outdated(landed));
         }
-        result
+        self.keep(asking, &landed);
+        drop(state);
+        Ok(Flown::Current(landed))
     }
 
-    fn land(&self, asking: &Asking<'_>, flight: &Arc<Flight>, result: &Result<Landed, RouteError>) {
+    /// What the flight brought, kept if it is the truth of now.
+    fn land(
+        &self,
+        asking: &Asking<'_>,
+        flight: &Arc<Flight>,
+        result: &Result<Landed, RouteError>,
+    ) -> Result<Flown, RouteError> {
         let mut state = self.flights.0.lock();
-        if state.land(&asking.key, flight, result.as_ref().ok())
-            && let Ok(landed) = result
-        {
-            self.keep(asking, landed);
+        let first = state.end(&asking.key, flight);
+        let landed = result.clone()?;
+        if !state.is_wanted(&asking.key, &landed, flight.since) {
+            return Ok(Flown::Outdated(landed));
         }
+        if first {
+            self.keep(asking, &landed);
+        }
+        Ok(Flown::Current(landed))
     }
 
     async fn ask(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
@@ -599,18 +699,16 @@ impl InFlight {
         self.forgotten.all = self.clock;
     }
 
-    /// Ends the flight. False if another passenger did, or if what it brings was forgotten while it flew: the
-    /// directory may have been asked before the change because of which somebody said forget.
-    fn land(&mut self, key: &Key, flight: &Arc<Flight>, landed: Option<&Landed>) -> bool {
-        if !self
+    /// Ends the flight. False if another passenger did, or if its key was forgotten while it flew.
+    fn end(&mut self, key: &Key, flight: &Arc<Flight>) -> bool {
+        let current = self
             .flights
             .get(key)
-            .is_some_and(|current| Arc::ptr_eq(current, flight))
-        {
-            return false;
+            .is_some_and(|current| Arc::ptr_eq(current, flight));
+        if current {
+            self.flights.remove(key);
         }
-        self.flights.remove(key);
-        landed.is_some_and(|landed| self.is_wanted(key, landed, flight.since))
+        current
     }
 
     /// Whether nobody has said forget after `since`, of the key or of the account that was found.
@@ -950,11 +1048,53 @@ mod tests {
             let joins = spawn(&cache, asked_as);
             tokio::task::yield_now().await;
             fake.gate.add_permits(10);
-            assert_eq!(early.await.unwrap(), "s1:7993 Directory");
+            assert_eq!(early.await.unwrap(), "s2:7993 Directory");
             joins.await.unwrap();
             assert!(ask(&cache, asked_as).await.starts_with("s2:7993"), "{asked_as}");
             assert!(cache.flights.0.lock().flights.is_empty());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_accounts_are_forgotten_under_all_names() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        for name in ["user@x", "alias@x", "#id", "user2@x", "nobody@x"] {
+            ask(&cache, name).await;
+        }
+        *fake.host.lock() = "s2".to_owned();
+        let touched = |names: &[&str], ids: &[&str]| Touched {
+            names: names.iter().map(|name| name.to_string()).collect(),
+            ids: ids.iter().map(|id| id.to_string()).collect(),
+        };
+        // Only the id is known of it: the directory does not tell the old name any more.
+        cache.forget_accounts(&[touched(&["new@x"], &["id"]), touched(&["nobody@x"], &[])]);
+        assert_eq!(cache.len(), 1, "the alias is gone, too");
+        for name in ["user@x", "alias@x", "#id"] {
+            assert!(ask(&cache, name).await.starts_with("s2"), "{name}");
+        }
+        assert_eq!(ask(&cache, "user2@x").await, "s1:7993 Memory");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_expired_serves_only_while_the_directory_is_down() {
+        let fake = Fake::new().shut();
+        let cache = cache(&fake);
+        fake.gate.add_permits(1);
+        ask(&cache, "user@x").await;
+        fake.gate.forget_permits(1);
+        let early = spawn(&cache, "user2@x");
+        tokio::task::yield_now().await;
+        cache.expire();
+        *fake.host.lock() = "s2".to_owned();
+        fake.gate.add_permits(10);
+        assert_eq!(early.await.unwrap(), "s2:7993 Directory");
+        fake.down.store(true, Ordering::SeqCst);
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Stale");
+        fake.down.store(false, Ordering::SeqCst);
+        tokio::time::advance(DOWN_PAUSE).await;
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
     }
 
     #[tokio::test]

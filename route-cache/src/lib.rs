@@ -14,6 +14,7 @@ pub mod addresses;
 pub mod attributes;
 mod cache;
 pub mod directory;
+mod follow;
 pub mod lookup;
 pub mod memcached;
 mod resolve;
@@ -26,7 +27,7 @@ pub mod yaml;
 
 pub use addresses::AddressBook;
 pub use cache::{RouteCache, Settings};
-pub use directory::{AccountBy, Directory, DirectoryError, Entry, System};
+pub use directory::{AccountBy, Directory, DirectoryError, Entry, News, System, Touched};
 pub use route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use secret::Secret;
 pub use shared::SharedCache;

@@ -414,3 +414,38 @@ fn every_request_has_its_line_in_the_access_log() -> Result<()> {
         scene.portico.must_not_have_written(&[token.into_bytes()])
     })
 }
+
+/// What two HTTP parsers may read differently is refused before a server hears of it.
+#[test]
+fn doubtful_requests_are_refused() -> Result<()> {
+    play(|scene| {
+        let tls = scene.town.ca.connector(&["http/1.1"])?;
+        for (request, status) in [
+            ("GET / HTTP/1.1\r\n\r\n".to_owned(), "400"),
+            (format!("GET / HTTP/1.1\nHost: {HOST}\n\n"), "400"),
+            (format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX: a\r\n b\r\n\r\n"), "400"),
+            (
+                format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"),
+                "400",
+            ),
+            (
+                format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1, 1\r\n\r\nx"),
+                "400",
+            ),
+            (format!("TRACE / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"), "405"),
+            (
+                format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nX: {}\r\n\r\n", "x".repeat(40_000)),
+                "431",
+            ),
+        ] {
+            let mut wire = portico_tests::wire::Wire::tls(scene.town.doors.https, &tls, HOST)?;
+            wire.send(&request)?;
+            let answer = wire.line()?;
+            ensure!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{request:.60?}: {answer}"
+            );
+        }
+        Ok(())
+    })
+}

@@ -43,6 +43,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 pub(super) const HEAD_MAX: usize = 32 * 1024;
 /// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
 const GATHERED: usize = 4096;
+/// Length of what an HTTP/2 client says first (RFC 9113 §3.4).
+const H2_PREFACE: usize = 24;
 /// How long a last answer may take to be written.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -86,6 +88,8 @@ pub struct WebStream {
     tls: Option<Arc<SslDigest>>,
     socket: Arc<SocketDigest>,
     carrier: Arc<ProxyDigest>,
+    /// Read before the engine asked.
+    ahead: Vec<u8>,
     /// Written, and not yet flushed.
     held: Vec<u8>,
     sent: usize,
@@ -120,9 +124,20 @@ impl WebStream {
             tls,
             socket: Arc::new(socket),
             carrier: Arc::new(carrier),
+            ahead: Vec::new(),
             held: Vec::new(),
             sent: 0,
         })
+    }
+}
+
+impl WebStream {
+    /// Waits until this many bytes are there, and keeps them for the next reads.
+    async fn read_ahead(&mut self, count: usize) -> io::Result<()> {
+        let mut bytes = vec![0; count];
+        self.read_exact(&mut bytes).await?;
+        self.ahead = bytes;
+        Ok(())
     }
 }
 
@@ -136,8 +151,12 @@ fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
 }
 
 /// Serves a connection to its end.
-pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, stream: WebStream, shutdown: &ShutdownWatch) {
+pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     if stream.h2 {
+        // The engine waits for the preface without a limit.
+        let Ok(Ok(())) = timeout(HEAD_DEADLINE, stream.read_ahead(H2_PREFACE)).await else {
+            return;
+        };
         ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
         return;
     }
@@ -151,9 +170,9 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, stream: WebStream, sh
             Err(HeadError::Answer(answer)) => return refuse(&mut stream, answer).await,
         };
         if let Some(web) = client_in(&carrier)
-            && let Some(switched) = Box::pin(websocket::ask(app, web, &head)).await
+            && let Some(answered) = Box::pin(websocket::ask(app, web, &head)).await
         {
-            return switched.relay(app, web, Box::new(stream)).await;
+            return answered.finish(app, web, Box::new(stream)).await;
         }
         let mut session = ServerSession::new_http1(stream);
         match kept {
@@ -236,7 +255,12 @@ fn complete(head: &[u8]) -> Result<bool, HeadError> {
         };
         let line = rest[..end].strip_suffix(b"\r").ok_or(HeadError::Answer(BAD_REQUEST))?;
         if line.is_empty() && !first {
-            return Ok(true);
+            let length = head.len() - rest.len() + end + 1;
+            return if length > HEAD_MAX {
+                Err(HeadError::Answer(TOO_LARGE))
+            } else {
+                Ok(true)
+            };
         }
         let folded = matches!(line.first(), Some(b' ' | b'\t'));
         if line.iter().any(|b| matches!(b, 0 | b'\r')) || folded {
@@ -267,6 +291,12 @@ pub fn plain_answer(status: &str, text: &str) -> String {
 
 impl AsyncRead for WebStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let n = buf.remaining().min(self.ahead.len());
+            buf.put_slice(&self.ahead[..n]);
+            self.ahead.drain(..n);
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.channel {
             Channel::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Channel::Tls(io) => Pin::new(io).poll_read(cx, buf),
@@ -405,5 +435,7 @@ mod tests {
         check("GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", Err(BAD_REQUEST));
         check("GET / HTTP/1.1\r\nX: \0\r\n", Err(BAD_REQUEST));
         check(&"x".repeat(HEAD_MAX + 1), Err(TOO_LARGE));
+        let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX));
+        check(&long, Err(TOO_LARGE));
     }
 }

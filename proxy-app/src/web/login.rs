@@ -6,7 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use http::HeaderMap;
+use http::{HeaderMap, Uri};
 use mail_proxy::audit::Outcome;
 use quick_xml::XmlVersion;
 use quick_xml::events::{BytesRef, BytesStart, Event};
@@ -63,9 +63,30 @@ impl Seen {
     }
 }
 
-/// The attempt in an `Authorization: Basic` header.
-pub fn basic(headers: &HeaderMap) -> Option<Seen> {
+/// The attempt in an `Authorization: Basic` header, on a path where servers ask for it. Elsewhere the header says
+/// nothing: a static file is given to everybody, and its 200 would call any password right.
+pub fn basic(uri: &Uri, headers: &HeaderMap) -> Option<Seen> {
+    if !asks_for_basic(uri.path()) {
+        return None;
+    }
     Seen::new(Form::Basic, &account::basic_user(headers)?)
+}
+
+/// ActiveSync, EWS, autodiscover, DAV and REST (HTTP §2.3, P16 to P22).
+fn asks_for_basic(path: &str) -> bool {
+    let Some(path) = account::decoded(path) else {
+        return false;
+    };
+    let Some(mut segments) = account::segments(&path) else {
+        return false;
+    };
+    segments.retain(|segment| !segment.is_empty());
+    let (first, second) = (segments.first().copied(), segments.get(1).copied());
+    match first.map(str::to_ascii_lowercase).as_deref() {
+        Some("microsoft-server-activesync" | "ews" | "autodiscover" | "dav" | "principals" | "home" | "user") => true,
+        Some("service") => matches!(second, Some("home" | "user" | "dav")),
+        _ => false,
+    }
 }
 
 /// Whether a body posted to this path may hold a login: all of `/service/soap` and `/service/admin/soap`, and
@@ -621,13 +642,26 @@ mod tests {
             ("Bearer Ym9iOnB3", None),
         ] {
             let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]);
+            let uri = Uri::from_static("/dav/bob/Calendar/");
             assert_eq!(
-                basic(&headers),
+                basic(&uri, &headers),
                 expected.and_then(|user| seen(Form::Basic, "BASIC", user)),
                 "{value}"
             );
         }
-        assert_eq!(basic(&HeaderMap::new()), None);
+        assert_eq!(basic(&Uri::from_static("/dav/bob/"), &HeaderMap::new()), None);
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static("Basic Ym9iOnB3"))]);
+        for (path, asks) in [
+            ("/Microsoft-Server-ActiveSync?User=x", true),
+            ("/EWS/Exchange.asmx", true),
+            ("/home/bob/inbox", true),
+            ("/service/home/~/inbox", true),
+            ("/service/soap/NoOpRequest", false),
+            ("/static/logo.png", false),
+            ("/", false),
+        ] {
+            assert_eq!(basic(&Uri::from_static(path), &headers).is_some(), asks, "{path}");
+        }
     }
 
     #[test]

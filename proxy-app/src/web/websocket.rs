@@ -1,9 +1,9 @@
 //! WebSocket upgrades: asked for at the server first, and relayed once it has agreed.
 //!
 //! The HTTP engine loses some of them: with a server that answers quickly, it takes the end of the (empty) request
-//! for the end of the web socket. So the upgrade is done here. A request that is not a plain upgrade, and one
-//! that the server does not answer with 101, goes to the engine like any other; no byte that a client sends before
-//! the 101 reaches a server as anything but its request.
+//! for the end of the web socket. So the upgrade is done here. A request that is not a plain upgrade goes to the
+//! engine like any other. Any other answer than 101 is passed on, and both connections end with it: no byte that a
+//! client sends behind its request reaches a server that has not agreed.
 
 use std::time::Duration;
 
@@ -15,27 +15,43 @@ use route_cache::{RouteError, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::connection::{HEAD_MAX, WebClient};
+use super::connection::{self, HEAD_MAX, WebClient};
 use super::{Asked, Visit, asked, headers, scheme, web_service};
 use crate::app::App;
 use crate::snapshot::{MailMode, Snapshot};
 
+/// How long either side may be silent while an answer that is not a web socket is passed on.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Most headers of a request that we take over: Pingora's own limit.
 const HEADERS_MAX: usize = 256;
 
-/// A server that has agreed to a web socket.
-pub(super) struct Switched {
-    server: BoxStream,
-    /// Its answer, and what it sent behind it.
-    answer: Vec<u8>,
+/// What a server said to an upgrade.
+pub(super) struct Answered {
+    verdict: Verdict,
     idle: Duration,
     request: Parts,
     asked: Asked,
     name: String,
 }
 
-/// Asks for the upgrade, if this is a request for one. `None`: it is something for the engine.
-pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Switched> {
+enum Verdict {
+    /// It agrees: its answer, and what it sent behind it.
+    Switched { server: BoxStream, answer: Vec<u8> },
+    /// It has another answer, of which this much has come.
+    Refused {
+        server: BoxStream,
+        status: u16,
+        head: Vec<u8>,
+        body: Vec<u8>,
+        rest: Option<u64>,
+    },
+    /// It does not answer.
+    Silent,
+}
+
+/// Asks for the upgrade, if this is a request for one. `None`: it is something for the engine, and no server has
+/// heard of it.
+pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answered> {
     let request = parse(head).filter(is_upgrade)?;
     let snapshot = app.snapshot.load_full();
     if web.tls.is_none() && !web.admin && snapshot.web.mode != MailMode::Both {
@@ -44,15 +60,13 @@ pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Switc
     let asked = asked(app, web, &request);
     asked.host.as_ref()?;
     let server = locate(app, web, &asked).await?;
-    let mut stream = snapshot.transport.dial(&server).await.ok()?;
+    let stream = snapshot.transport.dial(&server).await.ok()?;
     let head = upstream_head(web, &request, &asked);
-    let answer = timeout(snapshot.web.read_timeout, exchange(&mut stream, &head))
-        .await
-        .ok()??;
+    let verdict = timeout(snapshot.web.read_timeout, exchange(stream, &head)).await;
     let name = format!("{}:{}", server.host, server.port);
-    Some(Switched {
-        server: stream,
-        answer,
+    let verdict = verdict.ok().flatten().unwrap_or(Verdict::Silent);
+    Some(Answered {
+        verdict,
         idle: idle(&snapshot),
         request,
         asked,
@@ -65,22 +79,71 @@ fn idle(snapshot: &Snapshot) -> Duration {
     snapshot.web.polling_timeout
 }
 
-impl Switched {
-    /// Relays until one side ends it.
-    pub(super) async fn relay(self, app: &App, web: &WebClient, client: BoxStream) {
-        let mut relay = Box::new(Relay::new(client, self.server, self.idle));
-        let answered = self.answer.len() as u64;
-        relay.owe_client(self.answer);
-        let Ended { bytes_out, .. } = relay.run(&mut app.drain.subscribe(), b"").await;
+impl Answered {
+    /// Relays until one side ends it, or passes the answer on.
+    pub(super) async fn finish(self, app: &App, web: &WebClient, mut client: BoxStream) {
+        let (status, bytes) = match self.verdict {
+            Verdict::Switched { server, answer } => {
+                let answered = answer.len() as u64;
+                let mut relay = Box::new(Relay::new(client, server, self.idle));
+                relay.owe_client(answer);
+                let Ended { bytes_out, .. } = relay.run(&mut app.drain.subscribe(), b"").await;
+                (101, answered + bytes_out)
+            }
+            Verdict::Refused {
+                server,
+                status,
+                head,
+                body,
+                rest,
+            } => {
+                let bytes = pass_on(&mut client, server, [head, body].concat(), rest).await;
+                let _ = timeout(PATIENCE, client.shutdown()).await;
+                (status, bytes)
+            }
+            Verdict::Silent => {
+                let page = connection::plain_answer("504 Gateway Timeout", "The mail server does not answer.");
+                let bytes = page.len() as u64;
+                let _ = timeout(PATIENCE, client.write_all(page.as_bytes())).await;
+                let _ = timeout(PATIENCE, client.shutdown()).await;
+                (504, bytes)
+            }
+        };
         let visit = Visit {
             client: self.asked.client,
             user: None,
-            status: 101,
-            bytes: answered + bytes_out,
+            status,
+            bytes,
             upstream: &self.name,
         };
         app.access.line(super::access_line(web, &self.request, visit));
     }
+}
+
+/// Copies an answer that is not 101 to its end. Gives the bytes that the client got.
+async fn pass_on(client: &mut BoxStream, mut server: BoxStream, begun: Vec<u8>, mut rest: Option<u64>) -> u64 {
+    let mut bytes = 0;
+    let mut chunk = begun;
+    loop {
+        match timeout(PATIENCE, client.write_all(&chunk)).await {
+            Ok(Ok(())) => bytes += chunk.len() as u64,
+            _ => return bytes,
+        }
+        if rest == Some(0) {
+            break;
+        }
+        chunk = vec![0; 16 * 1024];
+        match timeout(PATIENCE, server.read(&mut chunk)).await {
+            Ok(Ok(n)) if n > 0 => chunk.truncate(n),
+            _ => break,
+        }
+        if let Some(rest) = &mut rest {
+            chunk.truncate(usize::try_from(*rest).unwrap_or(usize::MAX));
+            *rest -= chunk.len() as u64;
+        }
+    }
+    let _ = timeout(PATIENCE, client.flush()).await;
+    bytes
 }
 
 /// The request, if the head is whole, good, and nothing stands behind it.
@@ -163,8 +226,8 @@ fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked) -> Vec<u8> {
     head
 }
 
-/// Sends the request; gives the answer if it is a 101 to a web socket, with what came behind it.
-async fn exchange(server: &mut BoxStream, head: &[u8]) -> Option<Vec<u8>> {
+/// Sends the request and reads the head of the answer.
+async fn exchange(mut server: BoxStream, head: &[u8]) -> Option<Verdict> {
     server.write_all(head).await.ok()?;
     server.flush().await.ok()?;
     let mut answer = Vec::with_capacity(1024);
@@ -172,16 +235,56 @@ async fn exchange(server: &mut BoxStream, head: &[u8]) -> Option<Vec<u8>> {
         if server.read_buf(&mut answer).await.ok()? == 0 || answer.len() > HEAD_MAX {
             return None;
         }
-        let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
-        let mut parsed = httparse::Response::new(&mut fields);
-        if parsed.parse(&answer).ok()?.is_complete() {
-            let upgrades = |field: &httparse::Header<'_>| {
-                field.name.eq_ignore_ascii_case("upgrade") && field.value.eq_ignore_ascii_case(b"websocket")
-            };
-            let switched = parsed.code == Some(101) && parsed.headers.iter().any(upgrades);
-            return switched.then_some(answer);
+        if let Some((length, status, switched, head, rest)) = head_of(&answer)? {
+            if switched {
+                return Some(Verdict::Switched { server, answer });
+            }
+            let body = answer.split_off(length);
+            let rest = rest.map(|rest| rest.saturating_sub(body.len() as u64));
+            return Some(Verdict::Refused {
+                server,
+                status,
+                head,
+                body,
+                rest,
+            });
         }
     }
+}
+
+type Head = (usize, u16, bool, Vec<u8>, Option<u64>);
+
+/// The head of an answer, if it is whole: its length, its status, whether it is a 101 to a web socket, the same head
+/// with an end of the connection announced, and the length of the body where it is told. `None`: it is none.
+fn head_of(answer: &[u8]) -> Option<Option<Head>> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Response::new(&mut fields);
+    let httparse::Status::Complete(length) = parsed.parse(answer).ok()? else {
+        return Some(None);
+    };
+    let status = parsed.code?;
+    let mut head = format!("HTTP/1.1 {status} {}\r\n", parsed.reason.unwrap_or_default()).into_bytes();
+    let (mut switched, mut rest) = (false, None);
+    for field in parsed.headers.iter() {
+        let name = field.name.to_ascii_lowercase();
+        switched |= name == "upgrade" && field.value.eq_ignore_ascii_case(b"websocket");
+        if name == "content-length" {
+            rest = std::str::from_utf8(field.value)
+                .ok()
+                .and_then(|value| value.trim().parse().ok());
+        }
+        if !matches!(name.as_str(), "connection" | "keep-alive" | "upgrade") {
+            head.extend_from_slice(field.name.as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(field.value);
+            head.extend_from_slice(b"\r\n");
+        }
+    }
+    head.extend_from_slice(b"Connection: close\r\n\r\n");
+    if matches!(status, 204 | 304) {
+        rest = Some(0);
+    }
+    Some(Some((length, status, switched && status == 101, head, rest)))
 }
 
 #[cfg(test)]
@@ -217,5 +320,25 @@ mod tests {
             false,
         );
         check("GET /ws HTTP/1.1\r\nHost: a\r\n\r\n", false);
+    }
+
+    #[test]
+    fn heads_of_answers() {
+        assert_eq!(head_of(b"HTTP/1.1 101 Sw"), Some(None));
+        assert_eq!(head_of(b"* OK IMAP ready\r\n"), None);
+        let (length, status, switched, ..) = head_of(b"HTTP/1.1 101 x\r\nUpgrade: WebSocket\r\n\r\nframe")
+            .unwrap()
+            .unwrap();
+        assert_eq!((length, status, switched), (37 + 1, 101, true));
+        let answer = b"HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: keep-alive\r\nUpgrade: websocket\r\n\r\nno!";
+        let (length, status, switched, head, rest) = head_of(answer).unwrap().unwrap();
+        assert_eq!(
+            (&answer[length..], status, switched, rest),
+            (&b"no!"[..], 403, false, Some(3))
+        );
+        assert_eq!(
+            head,
+            b"HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+        );
     }
 }

@@ -394,7 +394,9 @@ async fn ten_thousand_logins_of_a_hundred_users_ask_a_hundred_times() {
         assert!(found.contains(" 127.0.0.2:1993 "), "{found}");
     }
     assert!(heard.lock().len() <= 100, "{}", heard.lock().len());
-    assert!(node.tcp.dialled.load(Ordering::SeqCst) <= 64 + 1);
+    // Fewer connections are kept for the next question than there are questions at once.
+    let dialled = node.tcp.dialled.load(Ordering::SeqCst);
+    assert!(dialled <= 100, "{dialled}");
 }
 
 /// Portico as a lookup service in front of its own directory.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use route_cache::memcached::{Settings, choice};
-use route_cache::{RouteCache, Service, SharedCache};
+use route_cache::{RouteCache, Service, SharedCache, Touched};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stage::{Counting, Memcached, ask, book, cache, login, system, until};
@@ -66,6 +66,45 @@ async fn what_nginx_wrote_is_read() {
     })
     .await;
     assert_eq!(memcached.value("route:proto=pop3ssl;user=alice@a.test").await, None);
+}
+
+#[tokio::test]
+async fn what_changed_in_the_directory_is_not_read_any_more() {
+    let memcached = Memcached::start().await;
+    let directory = Counting::new(&system());
+    let node = node(&directory, &[memcached.address()]);
+    let (by_pop3, by_id) = (
+        "route:proto=pop3ssl;user=alice@a.test",
+        "route:proto=httpssl;id=id-alice",
+    );
+    memcached
+        .add("route:proto=imapssl;user=alice@a.test", "127.0.0.3:7993")
+        .await;
+    memcached.add(by_pop3, "127.0.0.3:7995").await;
+    memcached.add(by_id, "127.0.0.3:8443").await;
+    let imap = login("alice@a.test", Service::Imap);
+    assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memcached");
+    // To begin to follow the directory is no reason to distrust what other nodes share.
+    node.follow_directory().await;
+    assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memcached");
+    assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memory");
+    let alice = Touched {
+        names: vec!["alice@a.test".to_owned()],
+        ids: vec!["id-alice".to_owned()],
+    };
+    node.forget_accounts(&[alice]);
+    assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.2:1993 directory");
+    for name in [by_pop3, by_id] {
+        until("the old route is gone", || memcached.value(name), Option::is_none).await;
+    }
+    // Some account changed, and nobody can say which.
+    memcached
+        .add("route:proto=imapssl;user=user0@a.test", "127.0.0.3:7993")
+        .await;
+    node.expire();
+    let other = login("user0@a.test", Service::Imap);
+    assert_eq!(ask(&node, &other).await, "user0@a.test 127.0.0.2:1993 directory");
+    assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.2:1993 directory");
 }
 
 #[tokio::test]
