@@ -1,24 +1,30 @@
 //! Wires the house once, and swaps what runs when the directory or a certificate has changed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mail_proxy::Drain;
 use mail_proxy::audit::{Audit, Event, Record};
+use parking_lot::Mutex;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
+use route_cache::directory::Judge;
+use route_cache::directory::ldap::{self, LdapDirectory};
 use route_cache::directory::yaml::YamlDirectory;
-use route_cache::yaml::Problems;
-use route_cache::{Directory, RouteCache, Service};
+use route_cache::yaml::{Problem, Problems, Severity};
+use route_cache::{AddressBook, Directory, RouteCache, Service, System};
 use tokio::sync::watch;
 
-use crate::config::{AuditFormat, Config, Listener, ListenerTls};
+use crate::config::{AuditFormat, Config, Listener, ListenerTls, Source};
 use crate::logs::{AuditLog, CarbonioLog, Log};
 use crate::names::Names;
+use crate::routes::{self, Routes};
 use crate::snapshot::{self, Built, Snapshot};
-use crate::tls::{CertStore, Certificates};
+use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
 use crate::web::upstreams::Group;
 
@@ -29,7 +35,8 @@ pub struct Plan {
     pub config: Config,
     /// The listeners to open.
     pub listeners: Vec<Listener>,
-    directory: Arc<YamlDirectory>,
+    directory: Arc<dyn Directory>,
+    lookup_trust: Option<Arc<UpstreamTrust>>,
     names: Arc<Names>,
     certificates: Certificates,
     snapshot: Snapshot,
@@ -42,8 +49,8 @@ impl Plan {
     /// All problems at once. With a good configuration the second value holds its warnings.
     pub fn load(path: &Path) -> Result<(Plan, Problems), Problems> {
         let (config, mut problems) = Config::load(path)?;
-        let (directory, warnings) = match YamlDirectory::load(&config.directory) {
-            Ok(loaded) => loaded,
+        let (directory, warnings) = match open_directory(&config.directory.source) {
+            Ok(opened) => opened,
             Err(errors) => {
                 problems.extend(errors);
                 return Err(problems);
@@ -73,10 +80,15 @@ impl Plan {
         check_certificates(&listeners, &store, &mut problems);
         check_logs(&config, &mut problems);
         certificates.store(Arc::new(store));
+        let lookup_trust = routes::trust(&config).unwrap_or_else(|error| {
+            problems.push(error_at("directory.lookup.ca_file", error));
+            None
+        });
         let plan = Plan {
             config,
             listeners,
-            directory: Arc::new(directory),
+            directory,
+            lookup_trust,
             names,
             certificates,
             snapshot,
@@ -89,13 +101,7 @@ impl Plan {
 fn check_logs(config: &Config, problems: &mut Problems) {
     for (key, target) in [("log.access", &config.log.access), ("log.audit", &config.log.audit)] {
         if let Err(error) = target.probe() {
-            problems.push(route_cache::yaml::Problem {
-                file: None,
-                line: None,
-                key: key.to_owned(),
-                message: format!("{target:?} cannot be opened: {error}"),
-                severity: route_cache::yaml::Severity::Error,
-            });
+            problems.push(error_at(key, format!("{target:?} cannot be opened: {error}")));
         }
     }
 }
@@ -105,14 +111,18 @@ fn check_certificates(listeners: &[Listener], store: &CertStore, problems: &mut 
     if store.default.is_some() || listeners.iter().all(|listener| listener.tls == ListenerTls::Off) {
         return;
     }
-    problems.push(route_cache::yaml::Problem {
+    let message = "a listener has TLS, but there is no default certificate here or at the node's server entry";
+    problems.push(error_at("tls.certificate", message.to_owned()));
+}
+
+fn error_at(key: &str, message: String) -> Problem {
+    Problem {
         file: None,
         line: None,
-        key: "tls.certificate".to_owned(),
-        message: "a listener has TLS, but there is no default certificate here or at the node's server entry"
-            .to_owned(),
-        severity: route_cache::yaml::Severity::Error,
-    });
+        key: key.to_owned(),
+        message,
+        severity: Severity::Error,
+    }
 }
 
 /// The running house.
@@ -123,6 +133,8 @@ pub struct App {
     pub snapshot: ArcSwap<Snapshot>,
     /// Where accounts live.
     pub routes: Arc<RouteCache>,
+    /// Which mailbox server has which address.
+    pub book: Arc<AddressBook>,
     /// Where audit records go.
     pub audit: Arc<dyn Audit>,
     /// Where lines about web requests go.
@@ -136,8 +148,10 @@ pub struct App {
     listeners: Vec<Listener>,
     web_servers: Arc<Group>,
     admin_servers: Arc<Group>,
-    directory: Arc<YamlDirectory>,
+    directory: Arc<dyn Directory>,
     certificates: Certificates,
+    /// The warnings of what runs now. Its lock keeps changes apart.
+    told: Mutex<BTreeSet<String>>,
     born: u64,
     connections: AtomicU64,
 }
@@ -152,19 +166,12 @@ impl App {
             config,
             listeners,
             directory,
+            lookup_trust,
             names,
             certificates,
             snapshot,
         } = plan;
-        let cache = &config.route_cache;
-        let settings = route_cache::Settings {
-            node: config.node.clone(),
-            capacity: cache.capacity,
-            ttl: cache.ttl,
-            stale: cache.stale,
-            negative_ttl: cache.negative_ttl,
-        };
-        let routes = Arc::new(RouteCache::new(settings, directory.clone()));
+        let Routes { cache: routes, book } = Routes::new(&config, directory.clone(), &names, lookup_trust);
         let audit = open_log("audit", &config.log.audit)?;
         let audit: Arc<dyn Audit> = match config.log.audit_format {
             AuditFormat::Json => Arc::new(AuditLog(audit)),
@@ -177,6 +184,7 @@ impl App {
         let app = Arc::new(App {
             snapshot: ArcSwap::from_pointee(snapshot),
             routes,
+            book,
             audit,
             access,
             names,
@@ -187,6 +195,7 @@ impl App {
             drain: watch::Sender::new(Drain::Running),
             directory,
             certificates,
+            told: Mutex::default(),
             born: u64::from(rand::random::<u32>()),
             connections: AtomicU64::new(0),
             config,
@@ -206,34 +215,42 @@ impl App {
 
     /// Reads the directory and the certificates again and runs what they say now. What cannot be used changes
     /// nothing.
-    pub fn reload(&self) {
-        match self.reread() {
-            Ok((directory, built)) => {
-                self.directory.adopt(directory);
-                self.certificates.store(Arc::new(built.certificates));
-                self.snapshot.store(Arc::new(built.snapshot));
-                // An account may have moved.
-                self.routes.clear();
-                self.applied("reloaded");
-            }
-            Err(problems) => {
-                report(&problems);
-                log::error!("the configuration was not changed");
-            }
+    pub async fn reload(self: &Arc<Self>) {
+        if let Err(problems) = self.directory.clone().refresh(self.judge("reloaded")).await {
+            report(&problems);
+            log::error!("not everything could be read again; what cannot be used changes nothing");
         }
+        // An account may have moved.
+        self.routes.expire();
     }
 
-    /// What would run, with nothing put in place yet.
-    fn reread(&self) -> Result<(YamlDirectory, Built), Problems> {
-        let (directory, mut problems) = self.directory.reread()?;
+    /// Follows the directory, until it is dropped: its system, and the accounts that change.
+    pub async fn follow_directory(self: Arc<Self>) {
+        let judge = self.judge("the directory changed");
+        let watch = self.directory.clone().watch(self.config.directory.poll, judge);
+        tokio::join!(watch, self.routes.follow_directory());
+    }
+
+    fn judge(self: &Arc<Self>, why: &'static str) -> Arc<Judge> {
+        let app = self.clone();
+        Arc::new(move |system: &Arc<System>| app.adopt(system, why))
+    }
+
+    /// Runs what this system says, with nothing put in place before all of it is known to be good.
+    fn adopt(&self, system: &Arc<System>, why: &str) -> Result<(), Problems> {
+        // One after the other: each has its number.
+        let mut told = self.told.lock();
         let generation = self.snapshot.load().generation + 1;
         let names = self.names.clone();
-        let built = snapshot::build(&self.config, directory.system(), names, &self.certificates, generation)?;
-        problems.extend(built.warnings.clone());
+        let built = snapshot::build(&self.config, system.clone(), names, &self.certificates, generation)?;
+        let mut problems = built.warnings;
         check_certificates(&self.listeners, &built.certificates, &mut problems);
-        let (parts, warnings) = problems.or((directory, built))?;
-        report(&warnings);
-        Ok(parts)
+        let ((), warnings) = problems.or(())?;
+        report_new(&mut told, &warnings);
+        self.certificates.store(Arc::new(built.certificates));
+        self.snapshot.store(Arc::new(built.snapshot));
+        self.applied(why);
+        Ok(())
     }
 
     fn applied(&self, why: &str) {
@@ -270,6 +287,40 @@ fn report(problems: &Problems) {
         log::warn!("{problem}");
     }
 }
+
+/// A change is made every few seconds; what was wrong before it need not be said again.
+fn report_new(told: &mut BTreeSet<String>, problems: &Problems) {
+    let texts: BTreeSet<String> = problems.iter().map(ToString::to_string).collect();
+    texts.difference(told).for_each(|text| log::warn!("{text}"));
+    *told = texts;
+}
+
+/// Opens the directory that the node file names.
+fn open_directory(source: &Source) -> Result<(Arc<dyn Directory>, Problems), Problems> {
+    match source {
+        Source::Yaml(path) => {
+            let (directory, warnings) = YamlDirectory::load(path)?;
+            Ok((Arc::new(directory), warnings))
+        }
+        Source::Ldap(settings) => {
+            let (directory, warnings) = load_ldap((**settings).clone())?;
+            Ok((Arc::new(directory), warnings))
+        }
+    }
+}
+
+/// On a runtime of its own, which is gone before the process goes into the background.
+fn load_ldap(settings: ldap::Settings) -> Result<(LdapDirectory, Problems), Problems> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Problems::of_file(Path::new("tokio"), None, error.to_string()))?;
+    let loaded = runtime.block_on(LdapDirectory::load(settings));
+    // A name that cannot be resolved must not hold us up.
+    runtime.shutdown_timeout(RUNTIME_END);
+    loaded
+}
+
+/// How long what the reading of the directory started may take to end.
+const RUNTIME_END: Duration = Duration::from_secs(1);
 
 fn open_log(name: &'static str, target: &crate::logs::Target) -> anyhow::Result<Log> {
     use anyhow::Context;

@@ -3,11 +3,15 @@
 //! A [`Config`] only says what the file says. What runs is a snapshot, made from it and the directory.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
+use route_cache::Secret;
+use route_cache::directory::ldap;
+use route_cache::lookup::{Dialect, HandlerUrl};
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
 use crate::logs::Target;
@@ -18,6 +22,17 @@ const MAX_LISTENERS: usize = 32;
 /// And the names of those sockets, joined with blanks, must fit here with some room to spare.
 const MAX_LISTENER_NAMES: usize = 1900;
 
+/// Most memcached servers and lookup services: each may cost a login some waiting.
+const MAX_MEMCACHED: usize = 16;
+const MAX_HANDLERS: usize = 16;
+
+/// How often changes of the directory are looked for, and how often at most: a look is a question to the server.
+const POLL: Duration = Duration::from_secs(5);
+const MIN_POLL: Duration = Duration::from_millis(100);
+/// Where the last good reading of an LDAP directory is kept. Not beside the pid file, which may lie in a folder that
+/// everybody can write or that is empty after a boot: it is for starting then.
+const SNAPSHOT: &str = "/var/lib/portico/directory.snapshot";
+
 /// A node file.
 #[derive(Debug)]
 pub struct Config {
@@ -25,8 +40,10 @@ pub struct Config {
     pub server: ServerConf,
     /// Name of this node's server entry in the directory.
     pub node: String,
-    /// The YAML directory.
-    pub directory: PathBuf,
+    /// Where the directory is.
+    pub directory: DirectoryConfig,
+    /// Services to ask for routes instead of reading accounts.
+    pub lookup: Option<LookupConfig>,
     /// The route cache.
     pub route_cache: RouteCacheConfig,
     /// The listeners, or `None`: made from the directory's port attributes.
@@ -41,6 +58,24 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+/// `directory`
+#[derive(Debug, Clone)]
+pub struct DirectoryConfig {
+    /// Which kind, and where.
+    pub source: Source,
+    /// How often changes are looked for.
+    pub poll: Duration,
+}
+
+/// A kind of directory.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file.
+    Yaml(PathBuf),
+    /// LDAP servers.
+    Ldap(Box<ldap::Settings>),
+}
+
 /// `route_cache`
 #[derive(Debug, Clone)]
 pub struct RouteCacheConfig {
@@ -52,6 +87,30 @@ pub struct RouteCacheConfig {
     pub stale: Duration,
     /// How long "there is no such account" is remembered.
     pub negative_ttl: Duration,
+    /// The tier that nodes share.
+    pub memcached: Option<MemcachedConfig>,
+}
+
+/// `route_cache.memcached`
+#[derive(Debug, Clone)]
+pub struct MemcachedConfig {
+    /// `host:port`; the order counts.
+    pub servers: Vec<String>,
+    /// For one request.
+    pub timeout: Duration,
+}
+
+/// `directory.lookup`
+#[derive(Debug, Clone)]
+pub struct LookupConfig {
+    /// What the services speak.
+    pub protocol: Dialect,
+    /// Where they are.
+    pub handlers: Vec<HandlerUrl>,
+    /// For one lookup.
+    pub timeout: Duration,
+    /// Authorities that sign their certificates; `None`: those of mailbox servers.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// What a listener serves.
@@ -65,6 +124,8 @@ pub enum Serve {
     Pop3,
     /// The administration console.
     AdminConsole,
+    /// Zimbra's lookup protocol, for proxies that are not replaced yet.
+    Lookup,
 }
 
 /// TLS on a listener.
@@ -89,6 +150,8 @@ pub struct Listener {
     pub tls: ListenerTls,
     /// Networks whose connections begin with a PROXY header; `None`: nobody's do.
     pub proxy_trusted: Option<Vec<IpNet>>,
+    /// Networks whose connections are taken; `None`: all.
+    pub allow: Option<Vec<IpNet>>,
 }
 
 /// `tls`
@@ -171,10 +234,12 @@ impl Reader {
         };
         let server = self.server(&mut root);
         let node = self.text(&mut root, "node").unwrap_or_else(host_name);
+        let (directory, lookup) = self.directory(&mut root, path);
         let config = Config {
             server,
             node: node.to_ascii_lowercase(),
-            directory: self.directory(&mut root, path),
+            directory,
+            lookup,
             route_cache: self.route_cache(&mut root),
             listeners: self.listeners(&mut root),
             tls: self.tls(&mut root),
@@ -192,7 +257,11 @@ impl Reader {
         Config {
             server: ServerConf::default(),
             node: String::new(),
-            directory: PathBuf::new(),
+            directory: DirectoryConfig {
+                source: Source::Yaml(PathBuf::new()),
+                poll: POLL,
+            },
+            lookup: None,
             route_cache: self.route_cache_of(None),
             listeners: None,
             tls: TlsConfig {
@@ -233,27 +302,190 @@ impl Reader {
         serde_yaml::from_value(chosen.into()).unwrap_or_default()
     }
 
-    fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> PathBuf {
-        let beside = path.with_file_name("directory.yaml");
-        let Some(mut section) = self.section(root, "directory") else {
-            return beside;
+    fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> (DirectoryConfig, Option<LookupConfig>) {
+        let mut config = DirectoryConfig {
+            source: Source::Yaml(path.with_file_name("directory.yaml")),
+            poll: POLL,
         };
-        if let Some(source) = section.take("source") {
-            let ldap = source.choice(&[("yaml", false), ("ldap", true)], &mut self.problems);
-            if ldap == Some(true) {
-                source.error("ldap is not available in this version; use yaml", &mut self.problems);
+        let Some(mut section) = self.section(root, "directory") else {
+            return (config, None);
+        };
+        let source = section.take("source");
+        let kinds = [("yaml", "yaml"), ("ldap", "ldap")];
+        let chosen = source.and_then(|source| source.choice(&kinds, &mut self.problems));
+        let chosen = chosen.unwrap_or("yaml");
+        let lookup = self.lookup(&mut section);
+        let snapshot = section
+            .take("snapshot")
+            .and_then(|node| node.path_buf(&mut self.problems));
+        let yaml = section.take("yaml").filter(|node| !node.is_null());
+        let ldap = section.take("ldap").filter(|node| !node.is_null());
+        let (wanted, idle) = if chosen == "ldap" { (ldap, yaml) } else { (yaml, ldap) };
+        if let Some(node) = idle {
+            node.warning(format!("has no effect: source is {chosen}"), &mut self.problems);
+        }
+        match wanted {
+            Some(node) if chosen == "ldap" => self.ldap(node, snapshot.as_deref(), &mut config),
+            Some(node) => self.yaml(node, &mut config),
+            None if chosen == "ldap" => {
+                let message = "source is ldap, but there is no section ldap";
+                section.node().error(message, &mut self.problems);
             }
-        }
-        for key in ["ldap", "lookup"] {
-            self.not_yet(&mut section, key);
-        }
-        let mut file = None;
-        if let Some(mut yaml) = self.section(&mut section, "yaml") {
-            file = yaml.take("path").and_then(|node| node.path_buf(&mut self.problems));
-            yaml.finish(&mut self.problems);
+            None => {}
         }
         section.finish(&mut self.problems);
-        file.unwrap_or(beside)
+        (config, lookup)
+    }
+
+    fn yaml(&mut self, node: Node<'_>, config: &mut DirectoryConfig) {
+        let Some(mut section) = node.mapping(&mut self.problems) else {
+            return;
+        };
+        if let Some(path) = section.take("path").and_then(|node| node.path_buf(&mut self.problems)) {
+            config.source = Source::Yaml(path);
+        }
+        self.poll(&mut section, config);
+        section.finish(&mut self.problems);
+    }
+
+    fn ldap(&mut self, node: Node<'_>, snapshot: Option<&Path>, config: &mut DirectoryConfig) {
+        let Some(mut section) = node.mapping(&mut self.problems) else {
+            return;
+        };
+        let urls = section.require("urls", &mut self.problems);
+        let urls = urls
+            .and_then(|node| node.one_or_many(&mut self.problems))
+            .unwrap_or_default();
+        let urls = urls.into_iter().filter_map(|node| self.url(node)).collect();
+        let starttls = section.take("starttls").and_then(|node| node.bool(&mut self.problems));
+        let trust = section.take("ca_file").and_then(|node| self.trust(node));
+        let mut settings = ldap::Settings {
+            urls,
+            starttls: starttls.unwrap_or(true),
+            trust: trust.unwrap_or_default(),
+            bind: self.bind(&mut section),
+            timeout: Duration::from_secs(3),
+            snapshot: Some(snapshot.unwrap_or(Path::new(SNAPSHOT)).to_owned()),
+        };
+        self.duration(&mut section, "timeout", &mut settings.timeout);
+        if settings.timeout.is_zero() {
+            node.error("a timeout of zero lets no server answer", &mut self.problems);
+        }
+        if settings.urls.is_empty() {
+            node.error("urls names no server", &mut self.problems);
+        }
+        let clear = |url: &ldap::Url| !url.is_tls() && !settings.starttls;
+        if settings.bind.is_some() && settings.urls.iter().any(clear) {
+            node.warning(
+                "the password goes over the network in clear text: use ldaps or starttls",
+                &mut self.problems,
+            );
+        }
+        self.poll(&mut section, config);
+        section.finish(&mut self.problems);
+        config.source = Source::Ldap(Box::new(settings));
+    }
+
+    fn url(&mut self, node: Node<'_>) -> Option<ldap::Url> {
+        let url = ldap::Url::parse(node.str(&mut self.problems)?);
+        url.map_err(|message| node.error(message, &mut self.problems)).ok()
+    }
+
+    fn trust(&mut self, node: Node<'_>) -> Option<ldap::Trust> {
+        let path = node.path_buf(&mut self.problems)?;
+        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let trust = read.and_then(|pem| ldap::Trust::only(&pem));
+        trust
+            .map_err(|error| node.error(format!("{}: {error}", path.display()), &mut self.problems))
+            .ok()
+    }
+
+    /// A name without a password would be let in as nobody (RFC 4513 §5.1.2).
+    fn bind(&mut self, section: &mut Mapping<'_>) -> Option<(String, Secret<String>)> {
+        let dn = self.text(section, "bind_dn").filter(|dn| !dn.is_empty());
+        let password = section.take("bind_password_file").and_then(|node| self.password(node));
+        if dn.is_some() != password.is_some() {
+            section
+                .node()
+                .error("bind_dn and bind_password_file go together", &mut self.problems);
+        }
+        dn.zip(password)
+    }
+
+    fn password(&mut self, node: Node<'_>) -> Option<Secret<String>> {
+        let path = node.path_buf(&mut self.problems)?;
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => Secret::new(text),
+            Err(error) => {
+                node.error(format!("{}: {error}", path.display()), &mut self.problems);
+                return None;
+            }
+        };
+        if std::fs::metadata(&path).is_ok_and(|file| file.mode() & 0o007 != 0) {
+            node.warning(
+                format!("{} can be read by everybody", path.display()),
+                &mut self.problems,
+            );
+        }
+        let line = text.expose().trim_end_matches(['\r', '\n']);
+        if line.is_empty() {
+            node.error(format!("{} is empty", path.display()), &mut self.problems);
+            return None;
+        }
+        Some(Secret::new(line.to_owned()))
+    }
+
+    fn poll(&mut self, section: &mut Mapping<'_>, config: &mut DirectoryConfig) {
+        let Some(node) = section.take("poll") else { return };
+        match node.duration(&mut self.problems) {
+            Some(poll) if poll < MIN_POLL => {
+                node.error(format!("expected at least {MIN_POLL:?}"), &mut self.problems);
+            }
+            Some(poll) => config.poll = poll,
+            None => {}
+        }
+    }
+
+    fn lookup(&mut self, directory: &mut Mapping<'_>) -> Option<LookupConfig> {
+        let mut section = self.section(directory, "lookup")?;
+        let words = [("zimbra", Dialect::Zimbra), ("nginx", Dialect::Nginx)];
+        let protocol = section.require("protocol", &mut self.problems);
+        let protocol = protocol.and_then(|node| node.choice(&words, &mut self.problems));
+        let handlers = section.require("handlers", &mut self.problems);
+        let handlers = handlers.map(|node| self.some_items(node, MAX_HANDLERS));
+        let ca_file = section
+            .take("ca_file")
+            .and_then(|node| node.path_buf(&mut self.problems));
+        let mut timeout = Duration::from_secs(5);
+        self.duration(&mut section, "timeout", &mut timeout);
+        section.finish(&mut self.problems);
+        let protocol = protocol?;
+        let handlers = handlers?
+            .into_iter()
+            .filter_map(|node| self.handler(node, protocol))
+            .collect();
+        Some(LookupConfig {
+            protocol,
+            handlers,
+            timeout,
+            ca_file,
+        })
+    }
+
+    fn handler(&mut self, node: Node<'_>, protocol: Dialect) -> Option<HandlerUrl> {
+        let url = HandlerUrl::parse(&node.text(&mut self.problems)?, protocol);
+        url.map_err(|why| node.error(why, &mut self.problems)).ok()
+    }
+
+    /// At least one and at most `most` items.
+    fn some_items<'a>(&mut self, node: Node<'a>, most: usize) -> Vec<Node<'a>> {
+        let Some(items) = node.items(&mut self.problems) else {
+            return Vec::new();
+        };
+        if items.is_empty() || items.len() > most {
+            node.error(format!("wants 1 to {most} items"), &mut self.problems);
+        }
+        items
     }
 
     fn route_cache(&mut self, root: &mut Mapping<'_>) -> RouteCacheConfig {
@@ -267,6 +499,7 @@ impl Reader {
             ttl: Duration::from_secs(3600),
             stale: Duration::from_secs(24 * 3600),
             negative_ttl: Duration::from_secs(5),
+            memcached: None,
         };
         let Some(mut section) = section else { return config };
         if let Some(capacity) = section.take("capacity").and_then(|node| node.u64(&mut self.problems)) {
@@ -275,9 +508,39 @@ impl Reader {
         self.duration(&mut section, "ttl", &mut config.ttl);
         self.duration(&mut section, "stale", &mut config.stale);
         self.duration(&mut section, "negative_ttl", &mut config.negative_ttl);
-        self.not_yet(&mut section, "memcached");
+        config.memcached = self.memcached(&mut section);
         section.finish(&mut self.problems);
         config
+    }
+
+    fn memcached(&mut self, cache: &mut Mapping<'_>) -> Option<MemcachedConfig> {
+        let mut section = self.section(cache, "memcached")?;
+        let mut config = MemcachedConfig {
+            servers: Vec::new(),
+            timeout: Duration::from_millis(200),
+        };
+        if let Some(node) = section.require("servers", &mut self.problems) {
+            let items = self.some_items(node, MAX_MEMCACHED);
+            config.servers = items.into_iter().filter_map(|node| self.host_and_port(node)).collect();
+        }
+        self.duration(&mut section, "timeout", &mut config.timeout);
+        section.finish(&mut self.problems);
+        Some(config)
+    }
+
+    fn host_and_port(&mut self, node: Node<'_>) -> Option<String> {
+        let text = node.text(&mut self.problems)?;
+        let port = text
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none() {
+            node.error(
+                "expected a host name or address and a port, as in 127.0.0.1:11211",
+                &mut self.problems,
+            );
+        }
+        port.map(|_| text.into_owned())
     }
 
     fn listeners(&mut self, root: &mut Mapping<'_>) -> Option<Vec<Listener>> {
@@ -317,6 +580,7 @@ impl Reader {
             ("imap", Serve::Imap),
             ("pop3", Serve::Pop3),
             ("admin-console", Serve::AdminConsole),
+            ("lookup", Serve::Lookup),
         ];
         let serve = entry.require("serve", &mut self.problems);
         let serve = serve.and_then(|node| node.choice(&serve_table, &mut self.problems));
@@ -328,10 +592,11 @@ impl Reader {
         let mut tls = ListenerTls::Off;
         if let Some(node) = entry.take("tls") {
             tls = node.choice(&tls_table, &mut self.problems).unwrap_or(tls);
-            if tls == ListenerTls::StartTls && matches!(serve, Some(Serve::Web | Serve::AdminConsole)) {
-                node.error("a web listener has no STARTTLS; use implicit", &mut self.problems);
+            if tls == ListenerTls::StartTls && matches!(serve, Some(Serve::Web | Serve::AdminConsole | Serve::Lookup)) {
+                node.error("a listener for HTTP has no STARTTLS; use implicit", &mut self.problems);
             }
         }
+        let allow = self.allow(&mut entry, serve);
         let proxy_trusted = self.section(&mut entry, "proxy_protocol").and_then(|mut section| {
             let trusted = section.require("trusted", &mut self.problems);
             section.finish(&mut self.problems);
@@ -343,7 +608,20 @@ impl Reader {
             serve: serve?,
             tls,
             proxy_trusted,
+            allow,
         })
+    }
+
+    /// Who may ask where accounts are learns who has one, so the networks must be named there; elsewhere they would
+    /// look like a protection of mail and web that is not there.
+    fn allow(&mut self, entry: &mut Mapping<'_>, serve: Option<Serve>) -> Option<Vec<IpNet>> {
+        if serve == Some(Serve::Lookup) {
+            let node = entry.require("allow", &mut self.problems)?;
+            return node.networks(&mut self.problems);
+        }
+        let node = entry.take("allow")?;
+        node.error("goes with serve: lookup only", &mut self.problems);
+        None
     }
 
     fn tls(&mut self, root: &mut Mapping<'_>) -> TlsConfig {
@@ -487,12 +765,6 @@ impl Reader {
             *value = duration;
         }
     }
-
-    fn not_yet(&mut self, section: &mut Mapping<'_>, key: &str) {
-        if let Some(node) = section.take(key) {
-            node.warning("has no effect in this version", &mut self.problems);
-        }
-    }
 }
 
 fn host_name() -> String {
@@ -567,6 +839,95 @@ mod tests {
             problems.iter().any(|problem| problem.contains("already listened on")),
             "{problems:#?}"
         );
+    }
+
+    #[test]
+    fn shared_caches_and_lookup_services() {
+        let (config, _) = load(concat!(
+            "directory: {lookup: {protocol: zimbra, handlers: ['https://10.0.0.11:7072/x'], timeout: 2s}}\n",
+            "route_cache: {memcached: {servers: [127.0.0.1:11211, 'cache.test:11211']}}\n",
+            "listeners:\n",
+            "  - {address: '127.0.0.1:7072', serve: lookup, tls: implicit, allow: [10.0.0.0/8]}\n",
+        ))
+        .unwrap();
+        assert_eq!(config.lookup.unwrap().handlers[0].host, "10.0.0.11");
+        assert_eq!(
+            config.route_cache.memcached.unwrap().servers,
+            ["127.0.0.1:11211", "cache.test:11211"]
+        );
+        assert_eq!(config.listeners.unwrap()[0].allow.as_ref().unwrap().len(), 1);
+        let problems = load(concat!(
+            "directory: {lookup: {protocol: zimbra, handlers: ['10.0.0.11']}}\n",
+            "route_cache: {memcached: {servers: [cache.test]}}\n",
+            "listeners:\n",
+            "  - {address: '127.0.0.1:7072', serve: lookup}\n",
+            "  - {address: '127.0.0.1:7073', serve: lookup, tls: starttls, allow: [10.0.0.0/8]}\n",
+            "  - {address: '127.0.0.1:7074', serve: imap, allow: [10.0.0.0/8]}\n",
+        ))
+        .unwrap_err();
+        for key in [
+            "directory.lookup.handlers[0]",
+            "route_cache.memcached.servers[0]",
+            "listeners[0]",
+            "listeners[1].tls",
+            "listeners[2].allow",
+        ] {
+            assert!(
+                problems.iter().any(|problem| problem.contains(&format!(" {key}"))),
+                "no {key} in {problems:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_ldap_directory_needs_servers_and_a_whole_bind() {
+        let (config, problems) = load(concat!(
+            "directory:\n",
+            "  source: ldap\n",
+            "  ldap: {urls: ['ldap://a:389', 'ldaps://b'], starttls: false, timeout: 1s, poll: 2s}\n",
+        ))
+        .unwrap();
+        assert!(problems.is_empty(), "{problems}");
+        assert_eq!(config.directory.poll, Duration::from_secs(2));
+        let Source::Ldap(settings) = config.directory.source else {
+            panic!("no LDAP")
+        };
+        assert_eq!((settings.urls.len(), settings.timeout), (2, Duration::from_secs(1)));
+        assert_eq!(settings.snapshot.as_deref(), Some(Path::new(SNAPSHOT)));
+        for (text, expected) in [
+            ("directory: {source: ldap}", "no section ldap"),
+            ("directory: {source: ldap, ldap: {urls: []}}", "names no server"),
+            (
+                "directory: {source: ldap, ldap: {urls: 'http://a'}}",
+                "expected ldap://host:port",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', bind_dn: x}}",
+                "go together",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', ca_file: none.pem}}",
+                "No such file",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', bind_password_file: none}}",
+                "No such file",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', poll: 1ms}}",
+                "at least 100ms",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', timeout: 0s}}",
+                "timeout of zero",
+            ),
+        ] {
+            let problems = load(text).unwrap_err();
+            assert!(
+                problems.iter().any(|problem| problem.contains(expected)),
+                "{text}: {problems:?}"
+            );
+        }
     }
 
     #[test]

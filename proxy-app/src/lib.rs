@@ -13,6 +13,7 @@ pub mod listener;
 pub mod logs;
 pub mod names;
 pub mod proxy_protocol;
+pub mod routes;
 pub mod snapshot;
 pub mod tls;
 pub mod web;

@@ -15,6 +15,7 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora_proxy::HttpProxy;
 use route_cache::Service as Wanted;
+use route_cache::lookup::serve::serve_lookup;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -31,6 +32,8 @@ use crate::web::{Greeted, Web};
 
 /// How long a balancer may take for its header. It sends it with the first segment.
 const PROXY_HEADER: Duration = Duration::from_secs(5);
+/// How long an old proxy may take for its handshake; it does it before anything else.
+const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, which mostly means that the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Pingora ends the process this long after a shutdown began, unless the node file says otherwise.
@@ -143,6 +146,7 @@ impl Service for Doors {
             tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
         }
         tasks.push(tokio::spawn(reload_on_hangup(app.clone())));
+        tasks.push(tokio::spawn(app.clone().follow_directory()));
         tasks.extend(
             doors
                 .into_iter()
@@ -188,9 +192,7 @@ async fn reload_on_hangup(app: Arc<App>) {
         return;
     };
     while hangups.recv().await.is_some() {
-        let app = app.clone();
-        // Reading files blocks.
-        let _ = tokio::task::spawn_blocking(move || app.reload()).await;
+        app.reload().await;
     }
 }
 
@@ -213,7 +215,7 @@ async fn accept(door: Arc<Door>, socket: TcpListener) {
 impl Door {
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
         let _entered = self.app.open.enter();
-        let Some(client) = self.identify(&mut tcp, peer).await else {
+        let Some(client) = self.identify(&mut tcp, peer).await.filter(|client| self.admits(client)) else {
             return;
         };
         let snapshot = self.app.snapshot.load_full();
@@ -222,6 +224,7 @@ impl Door {
             Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted).await,
             Serve::Web => self.web(tcp, client, snapshot, accepted, false).await,
             Serve::AdminConsole => self.web(tcp, client, snapshot, accepted, true).await,
+            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted).await,
         }
     }
 
@@ -339,6 +342,43 @@ impl Door {
             Ok(stream) => connection::serve(&self.app, &self.web, stream, &self.shutdown).await,
             Err(error) => log::error!("{}: {error}", self.name),
         }
+    }
+
+    /// An old proxy, asking where accounts are.
+    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
+        let stream: route_cache::lookup::BoxStream = match self.listener.tls {
+            ListenerTls::Implicit => {
+                let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, tcp));
+                match timeout_at(accepted + LOOKUP_HANDSHAKE, handshake).await {
+                    Ok(Ok(stream)) => Box::new(stream),
+                    Ok(Err(error)) => return self.no_handshake(client, &error),
+                    Err(late) => return self.no_handshake(client, &late.into()),
+                }
+            }
+            ListenerTls::Off | ListenerTls::StartTls => Box::new(tcp),
+        };
+        drop(snapshot);
+        let mut drain = self.app.drain.subscribe();
+        let serve = serve_lookup(stream, &self.app.routes, &self.app.book);
+        tokio::pin!(serve);
+        tokio::select! {
+            () = &mut serve => return,
+            _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => {}
+        }
+        // An answer that is under way is given; a connection that only waits is not waited for long.
+        let _ = timeout(GOODBYE, serve).await;
+    }
+
+    /// Whether this client may talk to this listener at all.
+    fn admits(&self, client: &Client) -> bool {
+        let Some(networks) = &self.listener.allow else {
+            return true;
+        };
+        let admitted = networks.iter().any(|network| network.contains(&client.addr.ip()));
+        if !admitted {
+            log::info!("{}: {} is in none of the networks of allow", self.name, client.addr);
+        }
+        admitted
     }
 
     fn no_handshake(&self, client: Client, error: &std::io::Error) {

@@ -99,7 +99,7 @@ pub fn build(
 ) -> Result<Built, Problems> {
     let mut problems = Problems::new();
     let node = system.node(&config.node);
-    let store = cert_store(config, &system, &node, &mut problems);
+    let store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
     let parts = tls_parts(config, &node, certificates, &mut problems);
     let Some((acceptors, trust, upstream_ca)) = parts.filter(|_| !problems.has_errors()) else {
         return Err(problems);
@@ -146,8 +146,19 @@ fn tls_parts(
     problems: &mut Problems,
 ) -> Option<TlsParts> {
     let policy = tls_policy(node);
-    let acceptors = Acceptors::new(certificates, &policy)
-        .map_err(|error| problems.push(problem("zimbraReverseProxySSLCiphers", error)))
+    let acceptors = Acceptors::new(certificates, &policy).or_else(|error| {
+        let message = format!("{error}; the ciphers that Portico chooses are used");
+        problems.push(warning("zimbraReverseProxySSLCiphers".to_owned(), message));
+        Acceptors::new(
+            certificates,
+            &TlsPolicy {
+                ciphers: None,
+                ..policy
+            },
+        )
+    });
+    let acceptors = acceptors
+        .map_err(|error| problems.push(problem("zimbraReverseProxySSLProtocols", error)))
         .ok();
     let ca_file = config.tls.upstream_ca_file.as_deref();
     let trust = UpstreamTrust::new(ca_file, config.tls.upstream_verify)
@@ -195,56 +206,93 @@ fn warning(key: String, message: impl ToString) -> Problem {
     }
 }
 
-/// The default certificate, and those of the domains under all their virtual host names. A domain whose pair
-/// cannot be used is left out, with a warning; the default is shown for its names.
-fn cert_store(config: &Config, system: &System, node: &View<'_>, problems: &mut Problems) -> CertStore {
-    let mut store = CertStore::new(default_certificate(config, node, problems));
+/// The default certificate, and those of the domains under all their virtual host names. A pair of the directory
+/// that cannot be used is left out, with a warning: the one before stays, and where there was none the default is
+/// shown.
+fn cert_store(
+    config: &Config,
+    system: &System,
+    node: &View<'_>,
+    before: &CertStore,
+    problems: &mut Problems,
+) -> CertStore {
+    let mut store = CertStore::new(default_certificate(config, node, before, problems));
     for domain in system.domains() {
-        let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
-        let (Some(certificate), Some(key)) = (domain.text(&a::SSL_CERTIFICATE), domain.text(&a::SSL_PRIVATE_KEY))
-        else {
+        let key = format!("domains.{}.zimbraSSLCertificate", domain.name());
+        let fresh = own_pair(&domain).transpose().map(|pair| pair.map(Arc::new));
+        let Some(pair) = usable(fresh, before.of_domain(domain.name()), key, problems) else {
             continue;
         };
-        match CertKey::from_pem(certificate.as_bytes(), key.as_bytes()) {
-            Ok(pair) => {
-                let pair = Arc::new(pair);
-                for name in pair.uncovered(names.iter().copied()) {
-                    problems.push(warning(
-                        format!("domains.{}", domain.name()),
-                        format!("its certificate is not good for {name}"),
-                    ));
-                }
-                for name in names {
-                    store.add(name, pair.clone());
-                }
-            }
-            Err(error) => problems.push(warning(
-                format!("domains.{}.zimbraSSLCertificate", domain.name()),
-                error,
-            )),
+        let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
+        for name in pair.uncovered(names.iter().copied()) {
+            problems.push(warning(
+                format!("domains.{}", domain.name()),
+                format!("its certificate is not good for {name}"),
+            ));
         }
+        for name in names {
+            store.add(name, pair.clone());
+        }
+        store.keep(domain.name(), pair);
     }
     store
 }
 
-fn default_certificate(config: &Config, node: &View<'_>, problems: &mut Problems) -> Option<Arc<CertKey>> {
-    let pair = match &config.tls.default {
-        Some((certificate, key)) => {
-            let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-            match (read(certificate), read(key)) {
-                (Ok(certificate), Ok(key)) => CertKey::from_pem(&certificate, &key),
-                (certificate, key) => {
-                    for error in [certificate.err(), key.err()].into_iter().flatten() {
-                        problems.push(problem("tls", error));
-                    }
-                    return None;
-                }
-            }
+/// The certificate and key of an entry, if it has them.
+fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
+    match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => {
+            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes());
+            pair.map(Some).map_err(|error| error.to_string())
         }
-        None => {
-            let certificate = node.text(&a::SSL_CERTIFICATE)?;
-            let key = node.text(&a::SSL_PRIVATE_KEY)?;
-            CertKey::from_pem(certificate.as_bytes(), key.as_bytes())
+        _ => Err("there is a certificate without a key, or a key without a certificate".to_owned()),
+    }
+}
+
+/// What an entry has, or if that cannot be used what it had before.
+fn usable(
+    fresh: Option<Result<Arc<CertKey>, String>>,
+    before: Option<Arc<CertKey>>,
+    key: String,
+    problems: &mut Problems,
+) -> Option<Arc<CertKey>> {
+    match (fresh?, before) {
+        (Ok(pair), _) => Some(pair),
+        (Err(error), None) => {
+            problems.push(warning(key, error));
+            None
+        }
+        (Err(error), before) => {
+            problems.push(warning(key, format!("{error}; the certificate before stays in use")));
+            before
+        }
+    }
+}
+
+fn default_certificate(
+    config: &Config,
+    node: &View<'_>,
+    before: &CertStore,
+    problems: &mut Problems,
+) -> Option<Arc<CertKey>> {
+    let Some((certificate, key)) = &config.tls.default else {
+        let fresh = own_pair(node).transpose().map(|pair| pair.map(Arc::new));
+        return usable(
+            fresh,
+            before.default.clone(),
+            "zimbraSSLCertificate of the node".to_owned(),
+            problems,
+        );
+    };
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    let pair = match (read(certificate), read(key)) {
+        (Ok(certificate), Ok(key)) => CertKey::from_pem(&certificate, &key),
+        (certificate, key) => {
+            for error in [certificate.err(), key.err()].into_iter().flatten() {
+                problems.push(problem("tls", error));
+            }
+            return None;
         }
     };
     pair.map(Arc::new)
@@ -424,6 +472,7 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
                 serve,
                 tls,
                 proxy_trusted: None,
+                allow: None,
             })
         })
         .collect()

@@ -113,6 +113,7 @@ pub struct CertStore {
     pub default: Option<Arc<CertKey>>,
     exact: HashMap<String, Arc<CertKey>>,
     wildcard: HashMap<String, Arc<CertKey>>,
+    domains: HashMap<String, Arc<CertKey>>,
 }
 
 impl CertStore {
@@ -131,6 +132,16 @@ impl CertStore {
             Some(parent) => self.wildcard.insert(parent.to_owned(), certificate),
             None => self.exact.insert(name, certificate),
         };
+    }
+
+    /// Notes which certificate a domain has.
+    pub fn keep(&mut self, domain: &str, certificate: Arc<CertKey>) {
+        self.domains.insert(domain.to_owned(), certificate);
+    }
+
+    /// The certificate that was noted for a domain.
+    pub fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
+        self.domains.get(domain).cloned()
     }
 
     /// The certificate for a requested name: exact, then wildcard, then the default.
@@ -157,6 +168,8 @@ pub enum Inside {
     Imap,
     /// `pop3`
     Pop3,
+    /// `http/1.1`
+    Lookup,
 }
 
 impl Inside {
@@ -166,6 +179,7 @@ impl Inside {
             Inside::Web => b"\x02h2\x08http/1.1",
             Inside::Imap => b"\x04imap",
             Inside::Pop3 => b"\x04pop3",
+            Inside::Lookup => b"\x08http/1.1",
         }
     }
 }
@@ -186,6 +200,7 @@ pub struct Acceptors {
     web: SslAcceptor,
     imap: SslAcceptor,
     pop3: SslAcceptor,
+    lookup: SslAcceptor,
 }
 
 impl Acceptors {
@@ -198,6 +213,7 @@ impl Acceptors {
             web: acceptor(certificates, policy, Inside::Web)?,
             imap: acceptor(certificates, policy, Inside::Imap)?,
             pop3: acceptor(certificates, policy, Inside::Pop3)?,
+            lookup: acceptor(certificates, policy, Inside::Lookup)?,
         })
     }
 
@@ -210,6 +226,7 @@ impl Acceptors {
             Inside::Web => &self.web,
             Inside::Imap => &self.imap,
             Inside::Pop3 => &self.pop3,
+            Inside::Lookup => &self.lookup,
         };
         let ssl = Ssl::new(acceptor.context())?;
         let mut stream = SslStream::new(ssl, stream)?;

@@ -467,6 +467,10 @@ attributes! {
     "Route cache" {
         REVERSE_PROXY_CACHE_ENTRY_TTL: "zimbraReverseProxyCacheEntryTTL", Kind::Duration, ["1h"], [Scope::Global],
             "Life of a route in the cache, where the node file says nothing.";
+        REVERSE_PROXY_CACHE_RECONNECT_INTERVAL: "zimbraReverseProxyCacheReconnectInterval", Kind::Duration, ["1m"], [Scope::Global, Scope::Server],
+            "How long a memcached server that failed is left alone.";
+        REVERSE_PROXY_ROUTE_LOOKUP_TIMEOUT_CACHE: "zimbraReverseProxyRouteLookupTimeoutCache", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
+            "How long a lookup service that failed is asked only when no other is left.";
     }
 }
 

@@ -1,10 +1,10 @@
-//! Routes from memory, and one question to the directory where many ask the same.
+//! Routes from memory, then from the cache that nodes share, and one question to the source where many ask the same.
 //!
 //! What is kept is where an account *is* ([`Placement`]), one entry for all services. Servers, ports and modes
 //! are looked up in the directory's system at every answer, so a change there acts at once. Errors are never
 //! kept. The meaning of the attributes is not here but in `resolve.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +15,13 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::directory::{Directory, DirectoryError, System};
-use crate::resolve::{self, Key, Placement, Reading};
+use crate::directory::{Directory, System, Touched};
+use crate::lookup::Services;
+use crate::resolve::{self, Key, Placement, Protocol, Reading};
 use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
+use crate::shared::{self, SharedCache};
 use crate::shelf::Shelf;
+use crate::source::{Said, Source};
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
@@ -28,7 +31,18 @@ const DOWN_PAUSE: Duration = Duration::from_secs(2);
 /// other invented names, but no real account.
 const NOBODY_SHARE: u64 = 8;
 
-/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one answer not kept.
+/// How long an answer of the shared cache is kept here. It may be as old as the life of an entry there already, so
+/// it is asked for again soon, which costs next to nothing.
+const SHARED_LIFE: Duration = Duration::from_secs(60);
+
+/// How often one lookup asks again because the account was forgotten while the directory answered. Once is the
+/// rule; an account that changes faster than the directory answers gets what there is.
+const MOST_FLIGHTS: usize = 3;
+
+/// Accounts that are forgotten while the lock is held once.
+const FORGET_AT_ONCE: usize = 1000;
+
+/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one question more.
 const FORGET_SLOTS: usize = 4096;
 
 /// How the cache behaves.
@@ -49,7 +63,9 @@ pub struct Settings {
 /// Answers [`Lookup`]s. One per process.
 pub struct RouteCache {
     settings: Settings,
-    directory: Arc<dyn Directory>,
+    pub(crate) directory: Arc<dyn Directory>,
+    source: Source,
+    shared: Option<SharedCache>,
     /// Accounts, and where other names of them point.
     known: Shelf<Key, Known>,
     /// Names that nobody has, with the time of that answer. Short-lived and few, so a general cache is at home
@@ -61,9 +77,12 @@ pub struct RouteCache {
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
+    /// What was kept before is not fresh any more.
+    valid_from: AtomicU64,
 }
 
-/// Milliseconds since the cache was made; half the size of an `Instant`, and follows tokio's paused clock.
+/// Milliseconds since one `ttl` before the cache was made, so that an answer may be older than the cache; half the
+/// size of an `Instant`, and follows tokio's paused clock.
 type Millis = u64;
 
 /// What is kept under a key.
@@ -86,6 +105,32 @@ enum What {
 struct Landed {
     at: Millis,
     placement: Option<Placement>,
+    tier: Tier,
+    /// Whether the name that was asked for may be kept as another name of the account.
+    alias: bool,
+}
+
+/// A flight's end.
+enum Flown {
+    /// What it brings is the truth of now.
+    Current(Landed),
+    /// It was forgotten while it flew.
+    Outdated(Landed),
+}
+
+impl Flown {
+    fn current(self) -> Option<Landed> {
+        match self {
+            Flown::Current(landed) => Some(landed),
+            Flown::Outdated(_) => None,
+        }
+    }
+
+    fn landed(self) -> Landed {
+        match self {
+            Flown::Current(landed) | Flown::Outdated(landed) => landed,
+        }
+    }
 }
 
 impl RouteCache {
@@ -101,53 +146,143 @@ impl RouteCache {
             flights: Flights(Mutex::default()),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
+            valid_from: AtomicU64::new(0),
             settings,
+            source: Source::Directory(directory.clone()),
+            shared: None,
             directory,
         }
+    }
+
+    /// With a second tier that other nodes share.
+    pub fn with_shared(mut self, shared: SharedCache) -> Self {
+        self.shared = Some(shared);
+        self
+    }
+
+    /// With lookup services to ask for accounts, instead of the directory.
+    pub fn with_lookup(mut self, services: Services) -> Self {
+        self.source = Source::Services(Box::new(services));
+        self
     }
 
     /// On which server does this account live, and how is it reached? Asks the directory only if nothing
     /// fresh is known, and only once for all who ask the same at the same time.
     pub async fn route(&self, lookup: &Lookup) -> Result<Route, RouteError> {
         let system = self.directory.system();
-        let key = Key::of(lookup, &system)?;
-        self.follow(&system);
-        let old = self.find(&key);
-        if let Some(route) = self.remembered(lookup, &key, old.as_ref(), &system) {
+        let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
+        self.route_by(lookup, protocol, &system).await
+    }
+
+    /// The same for a protocol that this node may not speak itself.
+    pub(crate) async fn route_by(
+        &self,
+        lookup: &Lookup,
+        protocol: Protocol,
+        system: &Arc<System>,
+    ) -> Result<Route, RouteError> {
+        let asking = self.asking(lookup, protocol, system)?;
+        self.follow(system);
+        let old = self.find(&asking);
+        if let Some(route) = self.remembered(&asking, old.as_ref()) {
             return route;
         }
-        let asked = self.fly(&key, &system).await.map(|landed| landed.placement);
-        self.conclude(lookup, &key, asked, old, &system)
+        let asked = self.fly(&asking).await;
+        // What was known before may have been forgotten meanwhile.
+        let old = old.and_then(|_| self.find(&asking));
+        self.conclude(&asking, asked, old)
     }
 
     /// What [`RouteCache::route`] would answer now, without leaving a trace in the cache.
     pub async fn explain(&self, lookup: &Lookup) -> Result<Route, RouteError> {
         let system = self.directory.system();
-        let key = Key::of(lookup, &system)?;
-        let old = self.find(&key).filter(|_| self.reading.load().is_of(&system));
-        if let Some(route) = self.remembered(lookup, &key, old.as_ref(), &system) {
+        let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
+        let asking = self.asking(lookup, protocol, &system)?;
+        let old = self.find(&asking).filter(|_| self.reading.load().is_of(&system));
+        if let Some(route) = self.remembered(&asking, old.as_ref()) {
             return route;
         }
-        let asked = resolve::place(&*self.directory, &system, &key).await;
-        self.conclude(lookup, &key, asked, old, &system)
+        let asked = match self.ask_shared(&asking, Trace::None).await {
+            Some(landed) => Ok(landed),
+            None => self.ask_source(&asking).await,
+        };
+        self.conclude(&asking, asked, old)
     }
 
-    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. An
-    /// answer that is under way now will be given to those who wait for it, but not kept.
+    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. So do
+    /// those who wait for an answer that is under way now.
     pub fn forget(&self, lookup: &Lookup) {
-        let Ok(key) = Key::of(lookup, &self.directory.system()) else {
+        let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
             return;
         };
-        let mut state = self.flights.0.lock();
-        let account = match self.known.get(&key).map(|known| known.what) {
-            Some(What::See(account)) => Some(Key::Name(account)),
-            Some(What::Here(_)) | None => None,
-        };
-        for key in std::iter::once(key).chain(account) {
-            state.forget(&key);
-            self.known.remove(&key);
-            self.nobody.invalidate(&key);
+        self.forget_keys(vec![key]);
+        if let Some(shared) = &self.shared {
+            shared.forget_alias(lookup);
         }
+    }
+
+    /// Forgets all names and ids of accounts that changed. An alias that one of them had and has no more goes too:
+    /// whatever stands for one of their names.
+    pub fn forget_accounts(&self, accounts: &[Touched]) {
+        let mut forgotten: HashSet<Key> = HashSet::new();
+        for some in accounts.chunks(FORGET_AT_ONCE) {
+            let names = some.iter().flat_map(|account| &account.names);
+            let ids = some.iter().flat_map(|account| &account.ids);
+            let keys = names
+                .map(|name| Key::Name(name.as_str().into()))
+                .chain(ids.map(|id| Key::Id(id.as_str().into())));
+            forgotten.extend(self.forget_keys(keys.collect()));
+        }
+        self.known.retain(|known| match &known.what {
+            What::See(account) => !forgotten.contains(&Key::Name(account.clone())),
+            What::Here(_) => true,
+        });
+    }
+
+    /// Forgets what these keys stand for, here and in the shared cache, and says what that was: a key may know a name
+    /// that nobody tells any more.
+    fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
+        let mut state = self.flights.0.lock();
+        for at in 0..keys.len() {
+            if let Some(What::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
+                keys.push(Key::Name(account));
+            }
+        }
+        for key in &keys {
+            state.forget(key);
+            self.known.remove(key);
+            self.nobody.invalidate(key);
+        }
+        // Under the lock, so that no write of an older answer comes behind the delete.
+        if let Some(shared) = &self.shared {
+            shared.forget(&keys);
+        }
+        drop(state);
+        keys
+    }
+
+    /// Takes everything for old: the next lookup of each account asks the directory. Unlike after
+    /// [`RouteCache::clear`], what is kept may still serve while the directory is down. What other nodes share is
+    /// left to them, but not believed until it has expired.
+    pub fn expire(&self) {
+        let mut state = self.flights.0.lock();
+        state.forget_all();
+        // What is kept within this millisecond is old, too.
+        self.valid_from.store(self.now() + 1, Ordering::Relaxed);
+        self.nobody.invalidate_all();
+        if let Some(shared) = &self.shared {
+            shared.forget_all();
+        }
+    }
+
+    /// The entries of the directory as they are now.
+    pub(crate) fn system(&self) -> Arc<System> {
+        self.directory.system()
+    }
+
+    /// Name of this node's server entry.
+    pub(crate) fn node(&self) -> &str {
+        &self.settings.node
     }
 
     /// The servers that offer a web service to requests of nobody in particular.
@@ -155,9 +290,21 @@ impl RouteCache {
         resolve::servers(service, &self.directory.system(), &self.settings.node)
     }
 
-    /// Forgets everything.
+    /// Forgets everything. What other nodes share is left to them, but not believed until it has expired.
     pub fn clear(&self) {
-        self.flights.0.lock().forget_all();
+        let mut state = self.flights.0.lock();
+        state.forget_all();
+        self.known.clear();
+        self.nobody.invalidate_all();
+        if let Some(shared) = &self.shared {
+            shared.forget_all();
+        }
+    }
+
+    /// Forgets everything that this node keeps.
+    pub(crate) fn clear_here(&self) {
+        let mut state = self.flights.0.lock();
+        state.forget_all();
         self.known.clear();
         self.nobody.invalidate_all();
     }
@@ -173,51 +320,72 @@ impl RouteCache {
         self.len() == 0
     }
 
-    /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
-    fn remembered(
+    fn asking<'a>(
         &self,
-        lookup: &Lookup,
-        key: &Key,
-        old: Option<&Old>,
-        system: &System,
-    ) -> Option<Result<Route, RouteError>> {
-        if let Some(landed) = self.fresh(key, old) {
-            return Some(self.answer(lookup, key, landed.placement.as_ref(), system, Tier::Memory));
+        lookup: &'a Lookup,
+        protocol: Protocol,
+        system: &'a Arc<System>,
+    ) -> Result<Asking<'a>, RouteError> {
+        let key = self.source.key(lookup, system)?;
+        Ok(Asking {
+            lookup,
+            key,
+            protocol,
+            system,
+        })
+    }
+
+    /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
+    fn remembered(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Result<Route, RouteError>> {
+        if let Some(landed) = self.fresh(asking, old) {
+            return Some(asking.answer(landed.placement.as_ref(), Tier::Memory));
         }
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
         let old = old.filter(|old| pausing && self.serves_stale(old))?;
-        Some(self.answer(lookup, key, Some(&old.placement), system, Tier::Stale))
+        Some(asking.answer(Some(&old.placement), Tier::Stale))
     }
 
-    /// What is kept under `key` and still in its life; `old` is what [`RouteCache::find`] found there.
-    fn fresh(&self, key: &Key, old: Option<&Old>) -> Option<Landed> {
-        let now = self.now();
+    /// What is kept and still in its life; `old` is what [`RouteCache::find`] found.
+    fn fresh(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Landed> {
+        let landed = |at, placement| Landed {
+            at,
+            placement,
+            tier: Tier::Memory,
+            alias: true,
+        };
         if let Some(old) = old {
-            let placement = Some(old.placement.clone());
-            return (now < old.at + millis(self.settings.ttl)).then_some(Landed { at: old.at, placement });
+            return self.is_fresh(old).then(|| landed(old.at, Some(old.placement.clone())));
         }
-        let at = self.nobody.get(key)?;
-        (now < at + millis(self.settings.negative_ttl)).then_some(Landed { at, placement: None })
+        let at = self.nobody.get(&asking.key)?;
+        (self.now() < at + millis(self.settings.negative_ttl)).then(|| landed(at, None))
     }
 
-    /// The answer after the directory was asked: its own, or if it is down an old one.
+    fn is_fresh(&self, old: &Old) -> bool {
+        old.at >= self.valid_from.load(Ordering::Relaxed) && self.now() < old.at + millis(self.settings.ttl)
+    }
+
+    /// The answer after others were asked: theirs, or if they are down an old one.
     fn conclude(
         &self,
-        lookup: &Lookup,
-        key: &Key,
-        asked: Result<Option<Placement>, DirectoryError>,
+        asking: &Asking<'_>,
+        asked: Result<Landed, RouteError>,
         old: Option<Old>,
-        system: &System,
     ) -> Result<Route, RouteError> {
         match (asked, old.filter(|old| self.serves_stale(old))) {
-            (Ok(placement), _) => self.answer(lookup, key, placement.as_ref(), system, Tier::Directory),
-            (Err(_), Some(old)) => self.answer(lookup, key, Some(&old.placement), system, Tier::Stale),
-            (Err(error), None) => Err(RouteError::DirectoryDown(error)),
+            (Ok(landed), _) => asking.answer(landed.placement.as_ref(), landed.tier),
+            (Err(RouteError::DirectoryDown(_)), Some(old)) => asking.answer(Some(&old.placement), Tier::Stale),
+            (Err(error), _) => Err(error),
         }
+    }
+
+    /// What is kept of an account, however old, if it says where to go for the protocol.
+    fn find(&self, asking: &Asking<'_>) -> Option<Old> {
+        self.find_key(&asking.key)
+            .filter(|old| old.placement.answers(asking.protocol))
     }
 
     /// What is kept of an account, however old. An alias is as old as the older of its two parts.
-    fn find(&self, key: &Key) -> Option<Old> {
+    fn find_key(&self, key: &Key) -> Option<Old> {
         let known = self.known.get(key)?;
         let account = match known.what {
             What::Here(placement) => {
@@ -241,73 +409,159 @@ impl RouteCache {
         self.now() < old.at + millis(self.settings.ttl) + millis(self.settings.stale)
     }
 
-    fn answer(
-        &self,
-        lookup: &Lookup,
-        key: &Key,
-        placement: Option<&Placement>,
-        system: &System,
-        tier: Tier,
-    ) -> Result<Route, RouteError> {
-        resolve::route(lookup, key, placement, system, &self.settings.node, tier)
-    }
-
-    /// Asks the directory together with all who want the same key, and keeps the answer.
-    async fn fly(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
-        let seat = self.flights.board(key);
-        let Some(flight) = &seat.flight else {
-            return self.ask(key, system).await;
-        };
-        let result = flight.answer.get_or_init(|| self.ask(key, system)).await;
-        let mut state = self.flights.0.lock();
-        if state.land(key, flight, result.as_ref().ok())
-            && let Ok(landed) = result
-        {
-            self.keep(key, landed);
+    /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
+    /// because of which somebody said forget.
+    async fn fly(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        for _ in 1..MOST_FLIGHTS {
+            if let Some(landed) = self.fly_once(asking).await?.current() {
+                return Ok(landed);
+            }
         }
-        drop(state);
-        result.clone()
+        self.fly_once(asking).await.map(Flown::landed)
     }
 
-    async fn ask(&self, key: &Key, system: &System) -> Result<Landed, DirectoryError> {
+    /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
+    /// else and is none for this lookup (another protocol, another client) is not shared.
+    async fn fly_once(&self, asking: &Asking<'_>) -> Result<Flown, RouteError> {
+        let seat = self.flights.board(&asking.key);
+        let Some(flight) = &seat.flight else {
+            return self.ask(asking).await.map(Flown::Current);
+        };
+        let mut own = false;
+        let ask = || {
+            own = true;
+            self.ask(asking)
+        };
+        let result = flight.answer.get_or_init(ask).await;
+        let flown = self.land(asking, flight, result);
+        if own || asking.is_answered_by(result) {
+            return flown;
+        }
+        let since = self.flights.now();
+        let landed = self.ask(asking).await?;
+        let mut state = self.flights.0.lock();
+        if !state.is_wanted(&asking.key, &landed, since) {
+            return Ok(Flown::Outdated(landed));
+        }
+        self.keep(asking, &landed);
+        drop(state);
+        Ok(Flown::Current(landed))
+    }
+
+    /// What the flight brought, kept if it is the truth of now.
+    fn land(
+        &self,
+        asking: &Asking<'_>,
+        flight: &Arc<Flight>,
+        result: &Result<Landed, RouteError>,
+    ) -> Result<Flown, RouteError> {
+        let mut state = self.flights.0.lock();
+        let first = state.end(&asking.key, flight);
+        let landed = result.clone()?;
+        if !state.is_wanted(&asking.key, &landed, flight.since) {
+            return Ok(Flown::Outdated(landed));
+        }
+        if first {
+            self.keep(asking, &landed);
+        }
+        Ok(Flown::Current(landed))
+    }
+
+    async fn ask(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
         // Somebody may have landed with it after this one looked and before he boarded.
-        if let Some(landed) = self.fresh(key, self.find(key).as_ref()) {
+        if let Some(landed) = self.fresh(asking, self.find(asking).as_ref()) {
             return Ok(landed);
         }
-        let result = resolve::place(&*self.directory, system, key).await;
-        let pause_end = if result.is_err() {
-            self.now() + millis(DOWN_PAUSE)
-        } else {
-            0
+        if let Some(landed) = self.ask_shared(asking, Trace::Left).await {
+            return Ok(landed);
+        }
+        let result = self.ask_source(asking).await;
+        let pause_end = match &result {
+            Err(RouteError::DirectoryDown(_)) => self.now() + millis(DOWN_PAUSE),
+            _ => 0,
         };
         self.down_until.store(pause_end, Ordering::Relaxed);
-        Ok(Landed {
-            at: self.now(),
-            placement: result?,
+        result
+    }
+
+    /// What the nodes share. It is born old, so that it is soon asked for again.
+    async fn ask_shared(&self, asking: &Asking<'_>, trace: Trace) -> Option<Landed> {
+        let shared = self.shared.as_ref()?;
+        let placement = match shared.find(&asking.key, asking.protocol, asking.system).await {
+            shared::Found::Here(placement) => placement,
+            shared::Found::Unbelievable if trace == Trace::Left => {
+                shared.discard(&asking.key, asking.protocol);
+                return None;
+            }
+            shared::Found::Unbelievable | shared::Found::Nothing => return None,
+        };
+        let age = self.settings.ttl.saturating_sub(SHARED_LIFE);
+        Some(Landed {
+            at: self.now() - millis(age),
+            placement: Some(placement),
+            tier: Tier::Memcached,
+            alias: true,
         })
     }
 
-    fn keep(&self, key: &Key, landed: &Landed) {
+    async fn ask_source(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        let Said { placement, alias } = self
+            .source
+            .ask(asking.lookup, &asking.key, asking.protocol, asking.system)
+            .await?;
+        if let (Some(shared), Some(_)) = (&self.shared, &placement) {
+            shared.prepare(asking.system).await;
+        }
+        Ok(Landed {
+            at: self.now(),
+            placement,
+            tier: Tier::Directory,
+            alias,
+        })
+    }
+
+    /// Called with the lock of the flights held.
+    fn keep(&self, asking: &Asking<'_>, landed: &Landed) {
+        let Asking {
+            key, protocol, system, ..
+        } = asking;
         let Some(placement) = &landed.placement else {
             self.known.remove(key);
             self.nobody.insert(key.clone(), landed.at);
             return;
         };
-        let account = Key::Name(placement.account.clone());
-        if account != *key {
+        if landed.tier == Tier::Directory
+            && let Some(shared) = &self.shared
+        {
+            shared.keep(key, placement, *protocol, system);
+        }
+        // Whom nobody gave a full name is known by what he was asked by.
+        let account = match key {
+            Key::Id(text) | Key::Bare(text) if *text == placement.account => key.clone(),
+            _ => Key::Name(placement.account.clone()),
+        };
+        if account != *key && landed.alias {
             let what = What::See(placement.account.clone());
             self.known.insert(key.clone(), Known { at: landed.at, what });
         }
         for key in [key, &account] {
             self.nobody.invalidate(key);
         }
-        self.known.insert(
-            account,
-            Known {
-                at: landed.at,
-                what: What::Here(placement.clone()),
-            },
-        );
+        let known = self.joined(&account, landed.at, placement.clone());
+        self.known.insert(account, known);
+    }
+
+    /// An answer together with what is kept of other protocols of the account; as old as its oldest part.
+    fn joined(&self, account: &Key, mut at: Millis, mut placement: Placement) -> Known {
+        if let Some(old) = self.find_key(account).filter(|old| self.is_fresh(old))
+            && placement.join(&old.placement)
+        {
+            at = at.min(old.at);
+        }
+        Known {
+            at,
+            what: What::Here(placement),
+        }
     }
 
     /// Forgets everything when the global config names other attributes to read accounts by.
@@ -319,7 +573,40 @@ impl RouteCache {
     }
 
     fn now(&self) -> Millis {
-        millis(self.born.elapsed())
+        millis(self.settings.ttl) + millis(self.born.elapsed())
+    }
+}
+
+/// Whether a question may change what others see.
+#[derive(PartialEq, Eq)]
+enum Trace {
+    Left,
+    None,
+}
+
+/// One question, with what it goes by.
+struct Asking<'a> {
+    lookup: &'a Lookup,
+    key: Key,
+    protocol: Protocol,
+    system: &'a Arc<System>,
+}
+
+impl Asking<'_> {
+    fn answer(&self, placement: Option<&Placement>, tier: Tier) -> Result<Route, RouteError> {
+        resolve::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
+    }
+
+    /// Whether what somebody else was told is an answer to this question.
+    fn is_answered_by(&self, result: &Result<Landed, RouteError>) -> bool {
+        match result {
+            Ok(landed) => landed
+                .placement
+                .as_ref()
+                .is_none_or(|placement| placement.answers(self.protocol)),
+            Err(RouteError::DirectoryDown(_) | RouteError::UnknownUser) => true,
+            Err(RouteError::NotAllowed { .. } | RouteError::NoRoute(_)) => false,
+        }
     }
 }
 
@@ -352,7 +639,7 @@ struct InFlight {
 /// before, the next one asks in his place.
 struct Flight {
     since: u64,
-    answer: OnceCell<Result<Landed, DirectoryError>>,
+    answer: OnceCell<Result<Landed, RouteError>>,
 }
 
 /// When what was forgotten last.
@@ -372,6 +659,13 @@ struct Seat<'a> {
 }
 
 impl Flights {
+    /// A point in the order of flights and forgets.
+    fn now(&self) -> u64 {
+        let mut state = self.0.lock();
+        state.clock += 1;
+        state.clock
+    }
+
     /// A seat in the flight for `key`, which begins now if there is none.
     fn board<'a>(&'a self, key: &'a Key) -> Seat<'a> {
         let mut state = self.0.lock();
@@ -405,24 +699,24 @@ impl InFlight {
         self.forgotten.all = self.clock;
     }
 
-    /// Ends the flight. False if another passenger did, or if what it brings was forgotten while it flew: the
-    /// directory may have been asked before the change because of which somebody said forget.
-    fn land(&mut self, key: &Key, flight: &Arc<Flight>, landed: Option<&Landed>) -> bool {
-        if !self
+    /// Ends the flight. False if another passenger did, or if its key was forgotten while it flew.
+    fn end(&mut self, key: &Key, flight: &Arc<Flight>) -> bool {
+        let current = self
             .flights
             .get(key)
-            .is_some_and(|current| Arc::ptr_eq(current, flight))
-        {
-            return false;
+            .is_some_and(|current| Arc::ptr_eq(current, flight));
+        if current {
+            self.flights.remove(key);
         }
-        self.flights.remove(key);
-        let account = landed
-            .and_then(|l| l.placement.as_ref())
-            .map(|p| Key::Name(p.account.clone()));
-        let kept = |key: &Key, forgotten: &mut Forgotten| *forgotten.slot(key) <= flight.since;
-        self.forgotten.all <= flight.since
-            && kept(key, &mut self.forgotten)
-            && account.is_none_or(|account| kept(&account, &mut self.forgotten))
+        current
+    }
+
+    /// Whether nobody has said forget after `since`, of the key or of the account that was found.
+    fn is_wanted(&mut self, key: &Key, landed: &Landed, since: u64) -> bool {
+        let account = landed.placement.as_ref().map(|p| Key::Name(p.account.clone()));
+        self.forgotten.all <= since
+            && *self.forgotten.slot(key) <= since
+            && account.is_none_or(|account| *self.forgotten.slot(&account) <= since)
     }
 }
 
@@ -470,7 +764,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::directory::{AccountBy, Entry};
+    use crate::directory::{AccountBy, DirectoryError, Entry};
     use crate::route::{Service, Subject};
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -754,11 +1048,53 @@ mod tests {
             let joins = spawn(&cache, asked_as);
             tokio::task::yield_now().await;
             fake.gate.add_permits(10);
-            assert_eq!(early.await.unwrap(), "s1:7993 Directory");
+            assert_eq!(early.await.unwrap(), "s2:7993 Directory");
             joins.await.unwrap();
             assert!(ask(&cache, asked_as).await.starts_with("s2:7993"), "{asked_as}");
             assert!(cache.flights.0.lock().flights.is_empty());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_accounts_are_forgotten_under_all_names() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        for name in ["user@x", "alias@x", "#id", "user2@x", "nobody@x"] {
+            ask(&cache, name).await;
+        }
+        *fake.host.lock() = "s2".to_owned();
+        let touched = |names: &[&str], ids: &[&str]| Touched {
+            names: names.iter().map(|name| name.to_string()).collect(),
+            ids: ids.iter().map(|id| id.to_string()).collect(),
+        };
+        // Only the id is known of it: the directory does not tell the old name any more.
+        cache.forget_accounts(&[touched(&["new@x"], &["id"]), touched(&["nobody@x"], &[])]);
+        assert_eq!(cache.len(), 1, "the alias is gone, too");
+        for name in ["user@x", "alias@x", "#id"] {
+            assert!(ask(&cache, name).await.starts_with("s2"), "{name}");
+        }
+        assert_eq!(ask(&cache, "user2@x").await, "s1:7993 Memory");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_expired_serves_only_while_the_directory_is_down() {
+        let fake = Fake::new().shut();
+        let cache = cache(&fake);
+        fake.gate.add_permits(1);
+        ask(&cache, "user@x").await;
+        fake.gate.forget_permits(1);
+        let early = spawn(&cache, "user2@x");
+        tokio::task::yield_now().await;
+        cache.expire();
+        *fake.host.lock() = "s2".to_owned();
+        fake.gate.add_permits(10);
+        assert_eq!(early.await.unwrap(), "s2:7993 Directory");
+        fake.down.store(true, Ordering::SeqCst);
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Stale");
+        fake.down.store(false, Ordering::SeqCst);
+        tokio::time::advance(DOWN_PAUSE).await;
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
     }
 
     #[tokio::test]

@@ -4,12 +4,20 @@
 //! memory as a [`System`]; accounts are asked for one by one. Inheritance and the reading of values are here;
 //! what follows from them for a login is in `resolve.rs`.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
+
+use crate::attributes;
+use crate::yaml::Problems;
 
 mod check;
 mod entry;
+mod last_good;
+pub mod ldap;
 mod system;
 mod view;
 pub mod yaml;
@@ -40,6 +48,121 @@ pub trait Directory: Send + Sync + 'static {
 
     /// The entry of one account, or `None` if there is none.
     async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError>;
+
+    /// A number that goes up with each change of [`Directory::system`].
+    fn changes(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+
+    /// Which accounts changed, from now on.
+    fn news(&self) -> broadcast::Receiver<News> {
+        broadcast::channel(1).1
+    }
+
+    /// Looks for changes every `poll`, until it is dropped; what `judge` refuses is not put in force. Without it a
+    /// directory stays as it was read, but for the accounts that are asked for.
+    async fn watch(self: Arc<Self>, _poll: Duration, _judge: Arc<Judge>) {
+        std::future::pending::<()>().await;
+    }
+
+    /// Looks for changes now, and asks `judge` also if there are none.
+    ///
+    /// # Errors
+    /// It could not, or what it found cannot be used; then everything stays as it was.
+    async fn refresh(self: Arc<Self>, _judge: Arc<Judge>) -> Result<(), Problems> {
+        Ok(())
+    }
+}
+
+/// Decides whether a system can be put in force, and with Ok does so with whatever else depends on it. It may take
+/// its time: it is not called on a thread that serves.
+pub type Judge = dyn Fn(&Arc<System>) -> Result<(), Problems> + Send + Sync;
+
+/// Reading files and judging systems block.
+async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problems> {
+    let task = tokio::task::spawn_blocking(work).await;
+    task.map_err(|error| Problems::of_file(Path::new(""), None, error.to_string()))
+}
+
+/// What became of accounts.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// These changed, or are gone.
+    Touched(Arc<[Touched]>),
+    /// Some may have changed, and it cannot be told which.
+    Unknown,
+}
+
+/// An account that changed or is gone: every name and id it has or had, as far as the directory knows them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Addresses, folded.
+    pub names: Vec<String>,
+    /// `zimbraId`s, folded.
+    pub ids: Vec<String>,
+}
+
+impl Touched {
+    /// Everything by which this account may be known.
+    pub(crate) fn of(entry: &Entry) -> Touched {
+        let names = [
+            attributes::MAIL_DELIVERY_ADDRESS.name,
+            attributes::MAIL_ALIAS.name,
+            OLD_ADDRESS,
+        ];
+        let names = names.iter().flat_map(|name| entry.values(name));
+        Touched {
+            names: names.map(String::as_str).chain([entry.name()]).map(fold).collect(),
+            ids: entry.values(attributes::ID.name).iter().map(|id| fold(id)).collect(),
+        }
+    }
+}
+
+/// Where a renamed account keeps its old addresses. They are no names to log in with (MAIL §1.7), but a route may
+/// still be kept under them.
+pub(crate) const OLD_ADDRESS: &str = "zimbraOldMailAddress";
+
+/// News that a slow listener may be behind with; who is further behind is told [`broadcast::error::RecvError::Lagged`]
+/// and has to take all accounts for changed. One comes with each look at the directory.
+const NEWS_KEPT: usize = 64;
+
+/// Tells who listens.
+#[derive(Debug)]
+pub(crate) struct Announcer {
+    changes: watch::Sender<u64>,
+    news: broadcast::Sender<News>,
+}
+
+impl Announcer {
+    pub(crate) fn new() -> Announcer {
+        Announcer {
+            changes: watch::Sender::new(0),
+            news: broadcast::Sender::new(NEWS_KEPT),
+        }
+    }
+
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|generation| *generation += 1);
+    }
+
+    /// Nobody listening is no failure.
+    pub(crate) fn tell(&self, news: News) {
+        let _ = self.news.send(news);
+    }
+
+    pub(crate) fn tell_touched(&self, touched: Vec<Touched>) {
+        if !touched.is_empty() {
+            self.tell(News::Touched(touched.into()));
+        }
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
+    }
 }
 
 /// The form in which names of accounts, domains, hosts and servers are compared and used as keys: lower case,

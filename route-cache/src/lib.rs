@@ -2,22 +2,32 @@
 //!
 //! This library answers that one question for the whole house. [`RouteCache::route`] takes a [`Lookup`] (who
 //! logs in, to which service, from where) and gives a [`Route`] (which address, how to speak to it). Behind it
-//! stand a cache in memory and a [`Directory`]: the entries and attributes that describe the mail system.
+//! stand a cache in memory, where configured one that several nodes share ([`SharedCache`]), and a [`Directory`]:
+//! the entries and attributes that describe the mail system. Lookup services ([`lookup`]) may be asked for accounts
+//! in its place.
 //!
 //! What is deliberately not here: passwords (no type of this crate can hold one for a lookup), sockets to
 //! mailbox servers, and any knowledge of IMAP, POP3 or HTTP beyond their names.
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod attributes;
 mod cache;
 pub mod directory;
+mod follow;
+pub mod lookup;
+pub mod memcached;
 mod resolve;
 mod route;
 mod secret;
+mod shared;
 mod shelf;
+mod source;
 pub mod yaml;
 
+pub use addresses::AddressBook;
 pub use cache::{RouteCache, Settings};
-pub use directory::{AccountBy, Directory, DirectoryError, Entry, System};
+pub use directory::{AccountBy, Directory, DirectoryError, Entry, News, System, Touched};
 pub use route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use secret::Secret;
+pub use shared::SharedCache;

@@ -22,6 +22,9 @@ pub(crate) enum Key {
     Name(Arc<str>),
     /// A `zimbraId`.
     Id(Arc<str>),
+    /// A name without domain that only a lookup service can qualify, with what it goes by:
+    /// `user@[address;host]`.
+    Bare(Arc<str>),
 }
 
 impl Key {
@@ -34,9 +37,27 @@ impl Key {
         Ok(key)
     }
 
-    fn text(&self) -> &Arc<str> {
+    /// The subject of a lookup as a lookup service hears it: it knows better which domain belongs to a name that
+    /// has none. For the cache such a name belongs to the address and host it was typed at.
+    pub(crate) fn for_service(lookup: &Lookup) -> Result<Key, RouteError> {
+        match &lookup.subject {
+            Subject::Login(name) if !name.contains('@') => {
+                let host = lookup
+                    .host
+                    .as_deref()
+                    .filter(|_| matches!(lookup.service, Service::Web | Service::Admin));
+                let local = lookup.local.to_canonical();
+                let name = format!("{}@[{local};{}]", acceptable(name)?, host.unwrap_or_default());
+                Ok(Key::Bare(Arc::from(fold(&name))))
+            }
+            Subject::Login(name) => Ok(Key::Name(Arc::from(fold(acceptable(name)?)))),
+            Subject::Id(id) => Ok(Key::Id(Arc::from(fold(acceptable(id)?)))),
+        }
+    }
+
+    pub(crate) fn text(&self) -> &Arc<str> {
         match self {
-            Key::Name(text) | Key::Id(text) => text,
+            Key::Name(text) | Key::Id(text) | Key::Bare(text) => text,
         }
     }
 }
@@ -51,7 +72,7 @@ fn acceptable(name: &str) -> Result<&str, RouteError> {
 
 /// Adds the domain to a name without one: that of the host name the client asked for, else that of the local
 /// address, else the default domain (MAIL §1.7 step 1, for all services alike).
-fn qualify(name: &str, lookup: &Lookup, system: &System) -> Result<String, RouteError> {
+pub(crate) fn qualify(name: &str, lookup: &Lookup, system: &System) -> Result<String, RouteError> {
     if name.contains('@') {
         return Ok(name.to_owned());
     }
@@ -85,6 +106,8 @@ struct Special {
     external: Option<bool>,
     /// Host and port by place in [`EXTERNAL`].
     servers: [(Option<Box<str>>, Option<u16>); 4],
+    /// A lookup service gave these servers, each for its own protocol; it has to be asked for the others.
+    piecemeal: bool,
 }
 
 /// Attributes of external servers.
@@ -110,6 +133,11 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
+    /// Whether the name to log in with is another attribute than the name of the account.
+    pub(crate) fn names_logins(&self) -> bool {
+        self.login.is_some()
+    }
+
     /// What the global config says now.
     pub(crate) fn of(system: &System) -> Reading {
         let global = system.global();
@@ -138,7 +166,7 @@ pub(crate) async fn place(
     key: &Key,
 ) -> Result<Option<Placement>, DirectoryError> {
     let by = match key {
-        Key::Name(name) => AccountBy::Name(name.to_string()),
+        Key::Name(name) | Key::Bare(name) => AccountBy::Name(name.to_string()),
         Key::Id(id) => AccountBy::Id(id.to_string()),
     };
     let mut entry = directory.account(&by).await?;
@@ -194,11 +222,85 @@ fn special(account: View<'_>, login: Option<&str>) -> Option<Box<Special>> {
         login: login.map(Arc::from),
         external: account.flag_if_set(&attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE),
         servers: EXTERNAL.map(|(host, port)| (account.text(host).map(Box::from), account.port(port))),
+        piecemeal: false,
     };
     (found != Special::default()).then(|| Box::new(found))
 }
 
 impl Placement {
+    /// An account on a server of the directory, where somebody else than its entry said so. He had the last word
+    /// about external servers, too.
+    pub(crate) fn on(server: &Arc<str>, account: Arc<str>, login: Option<Arc<str>>, system: &System) -> Placement {
+        let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
+        let elsewhere = system.domain_of(&account).is_some_and(|domain| domain.flag(flag));
+        let special = Special {
+            login,
+            external: elsewhere.then_some(false),
+            ..Special::default()
+        };
+        Placement {
+            account,
+            mail_host: Some(server.clone()),
+            special: (special != Special::default()).then(|| Box::new(special)),
+        }
+    }
+
+    /// An account on a server that is not in the directory, known for one mail protocol only. `None` for the web.
+    pub(crate) fn outside(
+        protocol: Protocol,
+        host: &str,
+        port: u16,
+        account: Arc<str>,
+        login: Option<Arc<str>>,
+    ) -> Option<Placement> {
+        let mut special = Special {
+            login,
+            external: Some(true),
+            piecemeal: true,
+            ..Special::default()
+        };
+        special.servers[protocol.external?] = (Some(Box::from(host)), Some(port));
+        Some(Placement {
+            account,
+            mail_host: None,
+            special: Some(Box::new(special)),
+        })
+    }
+
+    /// Whether this says where to go for a protocol. If not, somebody has to be asked for it.
+    pub(crate) fn answers(&self, protocol: Protocol) -> bool {
+        self.pieces()
+            .is_none_or(|own| protocol.external.is_some_and(|place| own.servers[place].1.is_some()))
+    }
+
+    /// Adds what an older answer said of other protocols. False if there was nothing to add.
+    pub(crate) fn join(&mut self, older: &Placement) -> bool {
+        let (Some(_), Some(theirs)) = (self.pieces(), older.pieces()) else {
+            return false;
+        };
+        let Some(own) = self.special.as_mut().filter(|own| own.login == theirs.login) else {
+            return false;
+        };
+        let mut joined = false;
+        for (mine, other) in own.servers.iter_mut().zip(&theirs.servers) {
+            if mine.1.is_none() && other.1.is_some() {
+                mine.clone_from(other);
+                joined = true;
+            }
+        }
+        joined
+    }
+
+    /// The server of the directory that the account is on. `None` if it may be elsewhere for some protocol.
+    pub(crate) fn server(&self) -> Option<&Arc<str>> {
+        let inside = self.special.as_ref().is_none_or(|own| own.external != Some(true));
+        self.mail_host.as_ref().filter(|_| inside)
+    }
+
+    fn pieces(&self) -> Option<&Special> {
+        self.special.as_deref().filter(|own| own.piecemeal)
+    }
+
     /// The name to log in with at the server.
     fn login(&self) -> &Arc<str> {
         let special = self.special.as_ref().and_then(|special| special.login.as_ref());
@@ -206,14 +308,13 @@ impl Placement {
     }
 }
 
-/// The route for a lookup, given what is known of its subject (`None`: no such account). `node` names the
-/// proxy whose modes count.
+/// The route for a lookup in one protocol, given what is known of its subject (`None`: no such account).
 pub(crate) fn route(
     lookup: &Lookup,
     key: &Key,
     placement: Option<&Placement>,
     system: &System,
-    node: &str,
+    protocol: Protocol,
     tier: Tier,
 ) -> Result<Route, RouteError> {
     let name = placement.map_or(key.text(), |placement| &placement.account);
@@ -223,7 +324,7 @@ pub(crate) fn route(
         lookup,
         name,
         domain,
-        protocol: Protocol::of(lookup.service, system.node(node)),
+        protocol,
         tier,
     };
     let Some(placement) = placement else {
@@ -256,7 +357,8 @@ fn allowed(domain: Option<View<'_>>, client: IpAddr) -> Result<(), RouteError> {
 
 /// A service together with whether it is spoken in TLS: what Zimbra calls the protocol.
 #[derive(Debug, Clone, Copy)]
-struct Protocol {
+pub(crate) struct Protocol {
+    service: Service,
     /// As in the error texts and the lookup protocol of Zimbra.
     name: &'static str,
     /// The attribute that names the attribute with the port (step 6).
@@ -267,27 +369,75 @@ struct Protocol {
 }
 
 impl Protocol {
-    fn of(service: Service, node: View<'_>) -> Protocol {
-        let tls = service == Service::Admin || node.flag(&attributes::REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED);
-        let (name, port, external) = match (service, tls) {
-            (Service::Imap, false) => ("imap", &attributes::REVERSE_PROXY_IMAP_PORT_ATTRIBUTE, Some(0)),
-            (Service::Imap, true) => ("imapssl", &attributes::REVERSE_PROXY_IMAP_SSL_PORT_ATTRIBUTE, Some(1)),
-            (Service::Pop3, false) => ("pop3", &attributes::REVERSE_PROXY_POP3_PORT_ATTRIBUTE, Some(2)),
-            (Service::Pop3, true) => ("pop3ssl", &attributes::REVERSE_PROXY_POP3_SSL_PORT_ATTRIBUTE, Some(3)),
-            (Service::Web, false) => ("http", &attributes::REVERSE_PROXY_HTTP_PORT_ATTRIBUTE, None),
-            (Service::Web, true) => ("httpssl", &attributes::REVERSE_PROXY_HTTP_SSL_PORT_ATTRIBUTE, None),
-            (Service::Admin, _) => ("httpssl", &attributes::REVERSE_PROXY_ADMIN_PORT_ATTRIBUTE, None),
-        };
-        Protocol {
-            name,
-            port,
-            external,
-            tls,
+    /// What a node speaks to mailbox servers.
+    pub(crate) fn of(service: Service, node: View<'_>) -> Protocol {
+        match service == Service::Admin || node.flag(&attributes::REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED) {
+            true => Protocol::tls(service),
+            false => Protocol::clear(service),
         }
     }
 
+    /// The protocol of this name; administration is told from the web by another header.
+    pub(crate) fn named(name: &str) -> Option<Protocol> {
+        let services = [Service::Imap, Service::Pop3, Service::Web];
+        let mut all = services.into_iter().flat_map(Protocol::both);
+        all.find(|protocol| protocol.name == name)
+    }
+
+    pub(crate) fn tls(service: Service) -> Protocol {
+        let (name, port, external) = match service {
+            Service::Imap => ("imapssl", &attributes::REVERSE_PROXY_IMAP_SSL_PORT_ATTRIBUTE, Some(1)),
+            Service::Pop3 => ("pop3ssl", &attributes::REVERSE_PROXY_POP3_SSL_PORT_ATTRIBUTE, Some(3)),
+            Service::Web => ("httpssl", &attributes::REVERSE_PROXY_HTTP_SSL_PORT_ATTRIBUTE, None),
+            Service::Admin => ("httpssl", &attributes::REVERSE_PROXY_ADMIN_PORT_ATTRIBUTE, None),
+        };
+        Protocol {
+            service,
+            name,
+            port,
+            external,
+            tls: true,
+        }
+    }
+
+    /// A service without and with TLS.
+    pub(crate) fn both(service: Service) -> [Protocol; 2] {
+        [Protocol::clear(service), Protocol::tls(service)]
+    }
+
+    fn clear(service: Service) -> Protocol {
+        let (name, port, external) = match service {
+            Service::Imap => ("imap", &attributes::REVERSE_PROXY_IMAP_PORT_ATTRIBUTE, Some(0)),
+            Service::Pop3 => ("pop3", &attributes::REVERSE_PROXY_POP3_PORT_ATTRIBUTE, Some(2)),
+            Service::Web => ("http", &attributes::REVERSE_PROXY_HTTP_PORT_ATTRIBUTE, None),
+            Service::Admin => return Protocol::tls(Service::Admin),
+        };
+        Protocol {
+            service,
+            name,
+            port,
+            external,
+            tls: false,
+        }
+    }
+
+    /// The service that is spoken.
+    pub(crate) fn service(self) -> Service {
+        self.service
+    }
+
+    /// Zimbra's word for it.
+    pub(crate) fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Whether it is for mail programs, whose names are written with `%XX`.
+    pub(crate) fn is_mail(self) -> bool {
+        self.external.is_some()
+    }
+
     /// Step 6: how a server is reached. The error says what is missing.
-    fn at(self, server: View<'_>, system: &System) -> Result<Server, String> {
+    pub(crate) fn at(self, server: View<'_>, system: &System) -> Result<Server, String> {
         let port = system.global().text(self.port).and_then(|name| server.port_named(name));
         let Some(port) = port else {
             return Err(format!(
@@ -505,7 +655,8 @@ accounts:
         let result = async {
             let key = Key::of(lookup, &system)?;
             let placement = place(directory, &system, &key).await?;
-            route(lookup, &key, placement.as_ref(), &system, node, Tier::Directory)
+            let protocol = Protocol::of(lookup.service, system.node(node));
+            route(lookup, &key, placement.as_ref(), &system, protocol, Tier::Directory)
         };
         match result.await {
             Err(error) => error.to_string(),

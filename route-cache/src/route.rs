@@ -51,7 +51,9 @@ pub enum Tier {
     Memory,
     /// The cache of this process, past its life, because the directory does not answer.
     Stale,
-    /// The directory, asked now.
+    /// The cache that nodes share.
+    Memcached,
+    /// The directory, or a lookup service in its place, asked now.
     Directory,
 }
 
@@ -61,6 +63,7 @@ impl Tier {
         match self {
             Tier::Memory => "memory",
             Tier::Stale => "stale",
+            Tier::Memcached => "memcached",
             Tier::Directory => "directory",
         }
     }

@@ -89,6 +89,21 @@ impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
         }
     }
 
+    /// Takes out what `stays` does not want to stay. Looks at everything, one shard after the other.
+    pub(crate) fn retain(&self, stays: impl Fn(&V) -> bool) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let mut place = 0;
+            while place < shard.slots.len() {
+                match stays(&shard.slots[place].value) {
+                    true => place += 1,
+                    // The last one moves into this place.
+                    false => shard.remove(place, &self.hasher),
+                }
+            }
+        }
+    }
+
     /// Takes out everything.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {

@@ -115,6 +115,13 @@ impl Entry {
     }
 }
 
+/// Two entries are the same if they say the same, wherever they were written.
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        self.name == other.name && self.iter().eq(other.iter())
+    }
+}
+
 /// Values are left out: one of them may be a private key.
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

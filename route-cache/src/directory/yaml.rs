@@ -3,15 +3,19 @@
 //! A file that is not good is not taken: the one before stays in force. Writing the file is not done here.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, watch};
 
 use super::entry::{Entry, Origin};
 use super::system::System;
-use super::{AccountBy, Directory, DirectoryError, check, fold};
+use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, check, fold, off_the_runtime};
 use crate::attributes::{self, Attribute};
 use crate::yaml::{Document, Node, Problems, Severity};
 
@@ -20,6 +24,9 @@ use crate::yaml::{Document, Node, Problems, Severity};
 pub struct YamlDirectory {
     path: PathBuf,
     content: ArcSwap<Content>,
+    /// The files as they were at the last reading, good or bad. Its lock also keeps readings apart.
+    seen: Mutex<Vec<(PathBuf, Look)>>,
+    announcer: Announcer,
 }
 
 /// What one reading of the file gave.
@@ -38,36 +45,67 @@ struct Accounts {
     by_id: HashMap<String, Arc<Entry>>,
 }
 
+/// How a file looks from outside: its device, number, size and time in nanoseconds. `None`: it is not there.
+type Look = Option<(u64, u64, u64, i64, i64)>;
+
 impl YamlDirectory {
     /// Reads the file. Gives the directory with the warnings, or all problems if one of them is an error.
     pub fn load(path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
-        let (content, warnings) = Content::read(&Document::load(path)?)?;
-        let directory = YamlDirectory {
-            path: path.to_owned(),
-            content: ArcSwap::from_pointee(content),
-        };
+        let before = look(path);
+        let (content, warnings) = Content::read(&Document::load(path)?).1?;
+        let directory = YamlDirectory::new(path, content);
+        // Changed while it was read: the first look of the watch will read it again.
+        directory.seen.lock()[0].1 = before;
         Ok((directory, warnings))
     }
 
     /// The same from a text, as if it stood in the file `path`.
     pub fn parse(text: &str, path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
-        let (content, warnings) = Content::read(&Document::parse(text, path)?)?;
+        let (content, warnings) = Content::read(&Document::parse(text, path)?).1?;
+        Ok((YamlDirectory::new(path, content), warnings))
+    }
+
+    fn new(path: &Path, content: Content) -> YamlDirectory {
         let directory = YamlDirectory {
             path: path.to_owned(),
             content: ArcSwap::from_pointee(content),
+            seen: Mutex::default(),
+            announcer: Announcer::new(),
         };
-        Ok((directory, warnings))
+        *directory.seen.lock() = looks(directory.files());
+        directory
     }
 
-    /// Reads the file again, without putting it in place: see [`YamlDirectory::adopt`]. The second value holds the
-    /// warnings.
-    pub fn reread(&self) -> Result<(YamlDirectory, Problems), Problems> {
-        YamlDirectory::load(&self.path)
+    /// Reads the file again and, if it is good, puts the new content in place of the old one, all at once.
+    /// Gives the warnings. After an error, or if `judge` does not want it, everything is as before.
+    pub fn reload(&self, judge: &Judge) -> Result<Problems, Problems> {
+        let mut seen = self.seen.lock();
+        self.read_again(&mut seen, judge)
     }
 
-    /// Puts the content of `other` in place of what is here, all at once.
-    pub fn adopt(&self, other: YamlDirectory) {
-        self.content.store(other.content.into_inner());
+    /// The same, if one of the files changed since the last reading.
+    fn reload_if_changed(&self, judge: &Judge) -> Option<Result<Problems, Problems>> {
+        let mut seen = self.seen.lock();
+        let changed = seen.iter().any(|(path, before)| look(path) != *before);
+        changed.then(|| self.read_again(&mut seen, judge))
+    }
+
+    fn read_again(&self, seen: &mut Vec<(PathBuf, Look)>, judge: &Judge) -> Result<Problems, Problems> {
+        // As they are before the reading: a change meanwhile is found the next time.
+        let own = (self.path.clone(), look(&self.path));
+        let (files, read) = match Document::load(&self.path) {
+            Ok(document) => Content::read(&document),
+            Err(problems) => (self.content.load().files.clone(), Err(problems)),
+        };
+        *seen = std::iter::once(own).chain(looks(files)).collect();
+        let (content, warnings) = read?;
+        judge(&content.system)?;
+        let before = self.content.swap(Arc::new(content));
+        let now = self.content.load();
+        // Comparing is not worth it: a system is built from its file in any case.
+        self.announcer.changed();
+        self.announcer.tell_touched(now.accounts.changes(&before.accounts));
+        Ok(warnings)
     }
 
     /// The files whose change is a change of this directory: itself, and those named with `!file`.
@@ -106,22 +144,81 @@ impl Directory for YamlDirectory {
         }
         .cloned())
     }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.announcer.changes()
+    }
+
+    fn news(&self) -> broadcast::Receiver<News> {
+        self.announcer.news()
+    }
+
+    async fn watch(self: Arc<Self>, poll: Duration, judge: Arc<Judge>) {
+        loop {
+            tokio::time::sleep(poll).await;
+            let (directory, judge) = (self.clone(), judge.clone());
+            match off_the_runtime(move || directory.reload_if_changed(&*judge)).await {
+                Ok(Some(read)) => say(&self.path, &read),
+                Ok(None) => {}
+                Err(problems) => log::error!("{problems}"),
+            }
+        }
+    }
+
+    async fn refresh(self: Arc<Self>, judge: Arc<Judge>) -> Result<(), Problems> {
+        let warnings = off_the_runtime(move || self.reload(&*judge)).await??;
+        warnings.iter().for_each(|problem| log::warn!("{problem}"));
+        Ok(())
+    }
+}
+
+/// In the log, once for each change of a file.
+fn say(path: &Path, read: &Result<Problems, Problems>) {
+    let problems = match read {
+        Ok(warnings) => warnings,
+        Err(problems) => {
+            log::error!("{} cannot be used; what it said before stays in force", path.display());
+            problems
+        }
+    };
+    problems.iter().for_each(|problem| log::warn!("{problem}"));
+}
+
+fn looks(paths: Vec<PathBuf>) -> Vec<(PathBuf, Look)> {
+    paths.into_iter().map(|path| (path.clone(), look(&path))).collect()
+}
+
+fn look(path: &Path) -> Look {
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+}
+
+/// What a file of this form says of everything but the accounts. Values that cannot be read are no problem here.
+///
+/// # Errors
+/// It has not this form.
+pub(super) fn system_of(path: &Path) -> Result<System, Problems> {
+    let document = Document::load(path)?;
+    let mut problems = Problems::new();
+    let (system, _) = Reader::default().read(document.root(), &mut problems);
+    problems.or(system).map(|(system, _)| system)
 }
 
 impl Content {
-    fn read(document: &Document) -> Result<(Content, Problems), Problems> {
+    /// The files that were named with `!file`, and the content if it is good.
+    fn read(document: &Document) -> (Vec<PathBuf>, Result<(Content, Problems), Problems>) {
         let mut reader = Reader::default();
-        let problems = &mut Problems::new();
-        let (system, accounts) = reader.read(document.root(), problems);
+        let mut problems = Problems::new();
+        let (system, accounts) = reader.read(document.root(), &mut problems);
         problems.extend(system.check());
-        let accounts = Accounts::index(&system, accounts, problems);
+        let accounts = Accounts::index(&system, accounts, &mut problems);
         let content = Content {
             system: Arc::new(system),
             accounts,
-            files: reader.files,
+            files: reader.files.clone(),
         };
         problems.sort();
-        std::mem::take(problems).or(content)
+        (reader.files, problems.or(content))
     }
 }
 
@@ -133,6 +230,22 @@ impl Accounts {
             accounts.add(Arc::new(entry), problems);
         }
         accounts
+    }
+
+    /// Who is not what he was in `before`, with all names of both times.
+    fn changes(&self, before: &Accounts) -> Vec<Touched> {
+        let differs = |mine: &Accounts, other: &Accounts| {
+            let changed = mine.by_name.values().filter(|entry| {
+                let same = other.by_name.get(&account_name(entry));
+                !same.is_some_and(|same| same == *entry)
+            });
+            // Once for each name that it has.
+            let each: HashMap<&str, &Arc<Entry>> = changed.map(|entry| (entry.name(), entry)).collect();
+            each.into_values().map(|entry| Touched::of(entry)).collect::<Vec<_>>()
+        };
+        let mut touched = differs(before, self);
+        touched.extend(differs(self, before));
+        touched
     }
 
     fn add(&mut self, entry: Arc<Entry>, problems: &mut Problems) {
@@ -364,13 +477,13 @@ accounts:
         std::fs::write(&path, GOOD).unwrap();
         let (directory, _) = YamlDirectory::load(&path).unwrap();
         std::fs::write(&path, "accounts: {x@y: {}}\nservers: 1\n").unwrap();
-        assert!(directory.reread().unwrap_err().has_errors());
+        let (yes, no): (&Judge, &Judge) = (&|_| Ok(()), &|_| Err(Problems::of_file(Path::new("x"), None, "no")));
+        assert!(directory.reload(yes).unwrap_err().has_errors());
         assert_eq!(directory.account_count(), 2);
         std::fs::write(&path, "accounts: {x@y: {}}\n").unwrap();
-        let (fresh, warnings) = directory.reread().unwrap();
-        assert!(warnings.is_empty());
+        assert_eq!(directory.reload(no).unwrap_err().to_string(), "x: no");
         assert_eq!(directory.account_count(), 2);
-        directory.adopt(fresh);
+        assert!(directory.reload(yes).unwrap().is_empty());
         assert_eq!(directory.account_count(), 1);
         assert_eq!(directory.accounts()[0].name(), "x@y");
         assert_eq!(directory.files(), [path]);

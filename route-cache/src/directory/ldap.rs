@@ -1,0 +1,459 @@
+//! The directory in LDAP: a real Carbonio or Zimbra tree (MAIL §7), only ever read.
+//!
+//! Global config, servers, domains and classes of service are read whole and looked at again every `poll`;
+//! accounts are searched for one by one. How a server is reached is in `pool.rs`, what a reading consists of in
+//! `reading.rs`, how a change is noticed in `marks.rs`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use async_trait::async_trait;
+use ldap3::Scope as Reach;
+use native_tls::{Certificate, Protocol, TlsConnector};
+use tokio::sync::{Mutex, broadcast, watch};
+
+use self::found::Found;
+use self::pool::{Extent, Pool, Search, Trouble};
+use self::reading::Reading;
+use super::entry::Entry;
+use super::system::System;
+use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, fold, last_good, off_the_runtime};
+use crate::Secret;
+use crate::attributes::{self, Scope};
+use crate::yaml::{Problem, Problems, Severity};
+
+mod filter;
+mod found;
+mod marks;
+mod pool;
+mod reading;
+
+/// Entries of one account search. Two would do to see that a name has more than one owner; the rest is for the
+/// warning.
+const ACCOUNTS: i32 = 4;
+
+/// Where the directory is, and how to get in.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Servers in the order in which they are tried.
+    pub urls: Vec<Url>,
+    /// Begin TLS on `ldap://` connections, and go no further without it.
+    pub starttls: bool,
+    /// Who may vouch for the servers.
+    pub trust: Trust,
+    /// Name and password to bind with; `None` binds anonymously.
+    pub bind: Option<(String, Secret<String>)>,
+    /// Longest wait for an answer from one server.
+    pub timeout: Duration,
+    /// File that keeps the last good reading.
+    pub snapshot: Option<PathBuf>,
+}
+
+/// `ldap://host[:port]` or `ldaps://host[:port]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Url(String);
+
+impl Url {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Says what was expected.
+    pub fn parse(text: &str) -> Result<Url, String> {
+        let wrong = || format!("expected ldap://host:port or ldaps://host:port, found {text:?}");
+        let text = text.strip_suffix('/').unwrap_or(text);
+        let (scheme, place) = text.split_once("://").ok_or_else(wrong)?;
+        let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        let has_host = !place.is_empty() && !place.starts_with(':') && place.chars().all(is_host);
+        let port = match place.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => Some(port),
+            _ => None,
+        };
+        let good_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+        match ["ldap", "ldaps"].contains(&scheme) && has_host && good_port {
+            true => Ok(Url(text.to_owned())),
+            false => Err(wrong()),
+        }
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a connection is in TLS from its first byte.
+    pub fn is_tls(&self) -> bool {
+        self.0.starts_with("ldaps")
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who may vouch for the servers' certificates. They are always verified.
+#[derive(Clone, Default)]
+pub struct Trust(Option<TlsConnector>);
+
+impl Trust {
+    /// The system's authorities.
+    pub fn system() -> Trust {
+        Trust(None)
+    }
+
+    /// The authorities in this PEM text, and nobody else.
+    ///
+    /// # Errors
+    /// There is no certificate in it, or it cannot be read.
+    pub fn only(pem: &[u8]) -> Result<Trust, String> {
+        let authorities = Certificate::stack_from_pem(pem).map_err(|error| error.to_string())?;
+        if authorities.is_empty() {
+            return Err("there is no certificate in it".to_owned());
+        }
+        let mut builder = TlsConnector::builder();
+        builder
+            .disable_built_in_roots(true)
+            .min_protocol_version(Some(Protocol::Tlsv12));
+        for authority in authorities {
+            builder.add_root_certificate(authority);
+        }
+        builder
+            .build()
+            .map(|connector| Trust(Some(connector)))
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "Trust(file)"
+        } else {
+            "Trust(system)"
+        })
+    }
+}
+
+/// A directory in LDAP.
+pub struct LdapDirectory {
+    pool: Pool,
+    snapshot: Option<PathBuf>,
+    system: ArcSwap<System>,
+    /// What the last look saw. The one lock that is held over an await: there is one look at a time, whether the
+    /// watch or somebody else asked for it.
+    reading: Mutex<Reading>,
+    /// What was read but refused.
+    refused: ArcSwapOption<System>,
+    announcer: Announcer,
+}
+
+impl LdapDirectory {
+    /// Reads the directory, or if it is down the last good reading. Gives the warnings with it.
+    ///
+    /// # Errors
+    /// The directory cannot be read, and there is no last good reading.
+    pub async fn load(settings: Settings) -> Result<(LdapDirectory, Problems), Problems> {
+        let kept = settings.snapshot.as_deref().map_or(Ok(None), last_good::read);
+        let (kept, mut problems) = match kept {
+            Ok(kept) => (kept, Problems::new()),
+            // A broken snapshot is no reason not to start from the directory itself.
+            Err(broken) => (None, warnings(broken)),
+        };
+        let has_kept = kept.is_some();
+        let directory = LdapDirectory {
+            pool: Pool::new(&settings),
+            snapshot: settings.snapshot,
+            system: ArcSwap::from_pointee(kept.unwrap_or_default()),
+            reading: Mutex::default(),
+            refused: ArcSwapOption::empty(),
+            announcer: Announcer::new(),
+        };
+        let everything: Arc<Judge> = Arc::new(|_| Ok(()));
+        let looked = directory.look(&everything).await;
+        // They are driven by the runtime of the caller, which may not be the one that serves.
+        directory.pool.close();
+        match looked {
+            Ok(warnings) => problems.extend(warnings),
+            Err(error) if has_kept => {
+                let message = format!("{error}; starting from the last good reading");
+                problems.push(problem(String::new(), message, Severity::Warning));
+            }
+            Err(error) => {
+                problems.push(problem(String::new(), error.to_string(), Severity::Error));
+                return Err(problems);
+            }
+        }
+        Ok((directory, problems))
+    }
+
+    /// Looks for changes and takes them over. Gives what is wrong with the entries that changed.
+    async fn look(&self, judge: &Arc<Judge>) -> Result<Problems, Trouble> {
+        let mut reading = self.reading.lock().await;
+        let mut problems = Problems::new();
+        let renewed = reading.renew(&self.pool, &self.system.load(), &mut problems).await?;
+        if let Some(system) = renewed {
+            self.adopt(Arc::new(system), judge, &mut problems).await;
+        }
+        match reading.accounts(&self.pool).await? {
+            News::Touched(touched) if touched.is_empty() => {}
+            news => self.announcer.tell(news),
+        }
+        Ok(problems)
+    }
+
+    /// Puts a system in force, unless it is refused.
+    async fn adopt(&self, system: Arc<System>, judge: &Arc<Judge>, problems: &mut Problems) {
+        let (judge, candidate) = (judge.clone(), system.clone());
+        match off_the_runtime(move || judge(&candidate)).await.flatten() {
+            Ok(()) => {
+                self.refused.store(None);
+                self.system.store(system);
+                self.announcer.changed();
+            }
+            Err(reasons) => {
+                self.refused.store(Some(system));
+                problems.extend(reasons);
+                let message = "what was read cannot be put in force; what was before stays".to_owned();
+                problems.push(problem(String::new(), message, Severity::Error));
+            }
+        }
+    }
+
+    /// The same, said in the log: what is wrong with entries each time that they change, and that the directory
+    /// cannot be read once.
+    async fn look_aloud(&self, judge: &Arc<Judge>, failing: &mut bool) {
+        match self.look(judge).await {
+            Ok(problems) => {
+                say(&problems);
+                if std::mem::take(failing) {
+                    log::info!("the directory can be read again");
+                }
+            }
+            Err(error) if !*failing => {
+                *failing = true;
+                log::error!("the directory cannot be read; what it said before stays in force: {error}");
+            }
+            Err(error) => log::debug!("directory: {error}"),
+        }
+    }
+
+    /// Writes the last good reading if it is not in the file yet. `kept` is what is there.
+    async fn keep(&self, kept: &mut Option<Arc<System>>, failing: bool) {
+        let system = self.system.load_full();
+        let (Some(path), false) = (self.snapshot.clone(), failing) else {
+            return;
+        };
+        if kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, &system)) {
+            return;
+        }
+        *kept = Some(system.clone());
+        // Writing a file blocks.
+        let written = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || last_good::write(&path, &system)
+        });
+        match written.await {
+            Ok(Ok(())) => log::debug!("the directory is kept in {}", path.display()),
+            Ok(Err(error)) => log::warn!("the directory cannot be kept in {}: {error}", path.display()),
+            Err(error) => log::error!("keeping the directory: {error}"),
+        }
+    }
+
+    async fn watch_changes(&self, poll: Duration, judge: Arc<Judge>) {
+        let (mut failing, mut kept) = (false, None);
+        loop {
+            self.look_aloud(&judge, &mut failing).await;
+            self.keep(&mut kept, failing).await;
+            tokio::time::sleep(poll).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Directory for LdapDirectory {
+    fn system(&self) -> Arc<System> {
+        self.system.load_full()
+    }
+
+    async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError> {
+        let search = Search {
+            base: String::new(),
+            scope: Reach::Subtree,
+            filter: filter::account(by),
+            attributes: account_attributes(&self.system.load()),
+            extent: Extent::Few(ACCOUNTS),
+        };
+        let reply = self
+            .pool
+            .search(search)
+            .await
+            .map_err(|error| DirectoryError(error.to_string()))?;
+        // Without the root nobody could be found, so this says nothing about anybody.
+        if !reply.has_base {
+            return Err(DirectoryError(
+                "the root of the directory cannot be searched".to_owned(),
+            ));
+        }
+        Ok(owner(reply.entries, by).map(|found| Arc::new(account_entry(found))))
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.announcer.changes()
+    }
+
+    fn news(&self) -> broadcast::Receiver<News> {
+        self.announcer.news()
+    }
+
+    async fn watch(self: Arc<Self>, poll: Duration, judge: Arc<Judge>) {
+        tokio::join!(self.watch_changes(poll, judge), self.pool.recover());
+    }
+
+    /// Also while the directory is down: the judge may have something else to put in force.
+    async fn refresh(self: Arc<Self>, judge: Arc<Judge>) -> Result<(), Problems> {
+        let before = self.system.load_full();
+        let (mut problems, trouble) = match self.look(&judge).await {
+            Ok(problems) => (problems, None),
+            Err(trouble) => (Problems::new(), Some(trouble)),
+        };
+        if Arc::ptr_eq(&before, &self.system.load()) && !problems.has_errors() {
+            let candidate = self.refused.load_full().unwrap_or(before);
+            self.adopt(candidate, &judge, &mut problems).await;
+        }
+        if let Some(trouble) = trouble {
+            problems.push(problem(String::new(), trouble.to_string(), Severity::Error));
+        }
+        let ((), warnings) = problems.or(())?;
+        say(&warnings);
+        Ok(())
+    }
+}
+
+fn say(problems: &Problems) {
+    problems.iter().for_each(|problem| log::warn!("directory: {problem}"));
+}
+
+/// Who of the found has the name: an address goes before an alias. Where several claim it in the same way the first
+/// in the alphabet has it, each time.
+fn owner(mut found: Vec<Found>, by: &AccountBy) -> Option<Found> {
+    found.sort_by_cached_key(|found| (!has_address(found, by), found.key()));
+    if found.len() > 1 && has_address(&found[0], by) == has_address(&found[1], by) {
+        log::warn!("{by:?} belongs to {} and to {}", found[0].dn, found[1].dn);
+    }
+    found.into_iter().next()
+}
+
+fn has_address(found: &Found, by: &AccountBy) -> bool {
+    let own = found.first(attributes::MAIL_DELIVERY_ADDRESS.name);
+    matches!((by, own), (AccountBy::Name(name), Some(own)) if fold(own) == *name)
+}
+
+/// An account is called by its delivery address. One without could never be found by name; its place in the tree
+/// will do.
+fn account_entry(found: Found) -> Entry {
+    let own = found.first(attributes::MAIL_DELIVERY_ADDRESS.name);
+    let name = own.unwrap_or(&found.dn).to_owned();
+    found.into_entry(&name)
+}
+
+/// What is asked of an account: what has a meaning there, and what the global config names.
+fn account_attributes(system: &System) -> Arc<[String]> {
+    let global = system.global();
+    let named = [
+        &attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE,
+        &attributes::REVERSE_PROXY_USER_NAME_ATTRIBUTE,
+    ];
+    let named = named.iter().filter_map(|attribute| global.text(attribute));
+    attribute_names(Scope::Account, named)
+}
+
+/// The attributes of the table for one kind of entry, and some more.
+fn attribute_names<'a>(scope: Scope, more: impl Iterator<Item = &'a str>) -> Arc<[String]> {
+    let known = attributes::ALL.iter().filter(|attribute| attribute.is_for(scope));
+    let known = known.map(|attribute| attribute.name);
+    known
+        .chain(more.filter(|name| is_attribute(name)))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// RFC 4512 §1.4, `keystring`. Anything else could be a request for everything (`*`).
+fn is_attribute(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+fn problem(key: String, message: String, severity: Severity) -> Problem {
+    Problem {
+        file: None,
+        line: None,
+        key,
+        message,
+        severity,
+    }
+}
+
+/// The same, but no reason to give up.
+fn warnings(problems: Problems) -> Problems {
+    let mut warnings = Problems::new();
+    for problem in problems {
+        warnings.push(Problem {
+            severity: Severity::Warning,
+            ..problem
+        });
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_a_scheme_and_a_host() {
+        for good in [
+            "ldap://a",
+            "ldap://a:389",
+            "ldaps://a.b-c:636/",
+            "ldap://[::1]:389",
+            "ldap://127.0.0.1:1",
+        ] {
+            assert!(Url::parse(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "a",
+            "ldapi://a",
+            "http://a",
+            "ldap://",
+            "ldap://:389",
+            "ldap://a:0",
+            "ldap://a:x",
+            "ldap://a/b",
+            "ldap://u@a",
+        ] {
+            assert!(Url::parse(bad).is_err(), "{bad}");
+        }
+        assert!(Url::parse("ldaps://a").unwrap().is_tls() && !Url::parse("ldap://a").unwrap().is_tls());
+    }
+
+    #[test]
+    fn only_names_of_attributes_are_asked_for() {
+        let mut config = Entry::new("config");
+        config.set("zimbraReverseProxyMailHostAttribute", ["*"]);
+        config.set("zimbraReverseProxyUserNameAttribute", ["carLicense"]);
+        let names = account_attributes(&System::new(config, [], [], []));
+        assert!(names.iter().any(|name| name == "carLicense"));
+        assert!(names.iter().any(|name| name == "zimbraMailHost"));
+        assert!(!names.iter().any(|name| name == "*"));
+    }
+
+    #[test]
+    fn trust_needs_a_certificate() {
+        assert!(Trust::only(b"").is_err());
+        assert!(Trust::only(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
+    }
+}

@@ -1,0 +1,55 @@
+//! Search filters: the only place where text of others becomes part of one (RFC 4515 §3).
+
+use std::borrow::Cow;
+
+use crate::attributes;
+use crate::directory::AccountBy;
+
+/// Class of all accounts. Lists and groups have addresses too, and must not get a route.
+pub(super) const ACCOUNTS: &str = "(objectClass=zimbraAccount)";
+
+/// Finds one account (MAIL §7.3).
+pub(super) fn account(by: &AccountBy) -> String {
+    let (delivery, alias) = (attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name);
+    match by {
+        AccountBy::Name(name) => {
+            let name = escape(name);
+            format!("(&(|({delivery}={name})({alias}={name})){ACCOUNTS})")
+        }
+        AccountBy::Id(id) => format!("(&({}={}){ACCOUNTS})", attributes::ID.name, escape(id)),
+    }
+}
+
+/// Finds accounts whose `stamp` (`entryCSN` or `modifyTimestamp`) is not older than `since`.
+pub(super) fn accounts_since(stamp: &str, since: &str) -> String {
+    format!("(&{ACCOUNTS}({stamp}>={}))", escape(since))
+}
+
+/// A value as it may stand in a filter, whoever wrote it.
+fn escape(value: &str) -> Cow<'_, str> {
+    ldap3::ldap_escape(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_can_end_the_filter() {
+        for (name, written) in [
+            ("a@b", "a@b"),
+            ("*)(uid=*", r"\2a\29\28uid=\2a"),
+            ("a\\2a\0", r"a\5c2a\00"),
+            ("müller@b", "müller@b"),
+        ] {
+            let by_name = account(&AccountBy::Name(name.to_owned()));
+            let expected = format!(
+                "(&(|(zimbraMailDeliveryAddress={written})(zimbraMailAlias={written}))(objectClass=zimbraAccount))"
+            );
+            assert_eq!(by_name, expected);
+            assert!(ldap3::parse_filter(&by_name).is_ok());
+            let by_id = account(&AccountBy::Id(name.to_owned()));
+            assert_eq!(by_id, format!("(&(zimbraId={written})(objectClass=zimbraAccount))"));
+        }
+    }
+}

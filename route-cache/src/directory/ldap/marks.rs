@@ -1,0 +1,181 @@
+//! How far the directory has come: what must be asked to know whether something changed, and since when.
+//!
+//! OpenLDAP says so itself where it replicates: `contextCSN` names, for each server that takes changes, the last
+//! one that arrived. Where it does not, the versions of entries and our clock must do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use ldap3::Scope;
+
+use super::found::{ENTRY_CSN, Found, MODIFIED};
+use super::pool::{Extent, Pool, Search, Trouble};
+
+/// Clocks of mail servers are kept together, but not to the second; a change may also be on its way for a while.
+const SKEW: Duration = Duration::from_secs(120);
+
+/// The state of the directory at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Marks {
+    /// The last change of each server, by its number.
+    Csn(BTreeMap<String, String>),
+    /// Nothing better than our time.
+    Clock(Timestamp),
+}
+
+/// Since when accounts must be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Since {
+    /// Nothing changed.
+    Now,
+    /// Changes from here on, the oldest that may be missing.
+    Csn(String),
+    /// It cannot be told.
+    Unknown,
+}
+
+impl Marks {
+    /// Asks the server. `holds` says whether entries of ours stand under a naming context.
+    pub(super) async fn read(pool: &Pool, holds: impl Fn(&str) -> bool) -> Result<Marks, Trouble> {
+        let clock = Marks::Clock(Timestamp::now());
+        let root = base(pool, "").await?;
+        let mut csns = Vec::new();
+        for context in root.values(NAMING_CONTEXTS).iter().filter(|context| holds(context)) {
+            // The root entry answers for a database without a suffix.
+            let found = if context.is_empty() {
+                root.clone()
+            } else {
+                base(pool, context).await?
+            };
+            match found.values(CONTEXT_CSN) {
+                [] => return Ok(clock),
+                own => csns.extend(own.to_vec()),
+            }
+        }
+        match csns.is_empty() {
+            true => Ok(clock),
+            false => Ok(Marks::of(csns)),
+        }
+    }
+
+    fn of(csns: Vec<String>) -> Marks {
+        let mut last = BTreeMap::new();
+        for csn in csns {
+            let server = server_of(&csn).to_owned();
+            let known: &mut String = last.entry(server).or_default();
+            if *known < csn {
+                *known = csn;
+            }
+        }
+        Marks::Csn(last)
+    }
+
+    /// What may have changed between `before` and these.
+    pub(super) fn since(&self, before: &Marks) -> Since {
+        let (Marks::Csn(before), Marks::Csn(now)) = (before, self) else {
+            return match (before, self) {
+                (Marks::Clock(before), Marks::Clock(_)) => Since::Csn(csn_of(*before - SKEW)),
+                _ => Since::Unknown,
+            };
+        };
+        let mut oldest: Option<&String> = None;
+        for (server, last) in now {
+            match before.get(server) {
+                Some(known) if known == last => {}
+                Some(known) if known < last => oldest = Some(oldest.map_or(known, |oldest| oldest.min(known))),
+                // We came to a server that lags behind, or one that we never heard of takes changes.
+                _ => return Since::Unknown,
+            }
+        }
+        oldest.map_or(Since::Now, |oldest| Since::Csn(oldest.clone()))
+    }
+
+    /// Whether a change was there already when these were read.
+    pub(super) fn has_seen(&self, csn: &str) -> bool {
+        match self {
+            Marks::Csn(last) => last.get(server_of(csn)).is_some_and(|last| csn <= last.as_str()),
+            Marks::Clock(_) => false,
+        }
+    }
+}
+
+const NAMING_CONTEXTS: &str = "namingContexts";
+const CONTEXT_CSN: &str = "contextCSN";
+
+async fn base(pool: &Pool, dn: &str) -> Result<Found, Trouble> {
+    let search = Search {
+        base: dn.to_owned(),
+        scope: Scope::Base,
+        filter: "(objectClass=*)".to_owned(),
+        attributes: Arc::new([NAMING_CONTEXTS, CONTEXT_CSN].map(str::to_owned)),
+        extent: Extent::Few(1),
+    };
+    Ok(pool
+        .search(search)
+        .await?
+        .entries
+        .into_iter()
+        .next()
+        .unwrap_or_default())
+}
+
+/// `time#count#server#modification`: the number of the server that took the change.
+fn server_of(csn: &str) -> &str {
+    csn.split('#').nth(2).unwrap_or_default()
+}
+
+fn csn_of(time: Timestamp) -> String {
+    format!("{}.000000Z#000000#000#000000", time.strftime("%Y%m%d%H%M%S"))
+}
+
+/// The attribute that tells the versions of entries, and `since` in its form.
+pub(super) fn stamp(since: &str, has_csn: bool) -> (&'static str, String) {
+    match has_csn {
+        true => (ENTRY_CSN, since.to_owned()),
+        false => (MODIFIED, format!("{}Z", since.split('.').next().unwrap_or_default())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(csns: &[&str]) -> Marks {
+        Marks::of(csns.iter().map(|csn| csn.to_string()).collect())
+    }
+
+    #[track_caller]
+    fn check(before: &[&str], now: &[&str], expected: Since) {
+        assert_eq!(marks(now).since(&marks(before)), expected);
+    }
+
+    const A1: &str = "20260101000001.000000Z#000000#001#000000";
+    const A2: &str = "20260101000002.000000Z#000000#001#000000";
+    const B1: &str = "20260101000001.500000Z#000000#002#000000";
+    const B2: &str = "20260101000003.000000Z#000000#002#000000";
+
+    #[test]
+    fn each_server_is_followed_on_its_own() {
+        check(&[A1], &[A1], Since::Now);
+        check(&[A1], &[A2], Since::Csn(A1.to_owned()));
+        check(&[A2, B1], &[A2, B2], Since::Csn(B1.to_owned()));
+        check(&[A1, B1], &[A2, B2], Since::Csn(A1.to_owned()));
+        check(&[A1], &[A1, B1], Since::Unknown);
+        check(&[A2], &[A1], Since::Unknown);
+        assert!(marks(&[A1, B2]).has_seen(A1) && marks(&[A1, B2]).has_seen(B1));
+        assert!(!marks(&[A1, B2]).has_seen(A2) && !marks(&[A1]).has_seen(B1));
+    }
+
+    #[test]
+    fn our_clock_is_not_trusted_to_the_second() {
+        let time = |text: &str| Marks::Clock(text.parse().unwrap());
+        let since = time("2026-01-01T00:02:05Z").since(&time("2026-01-01T00:02:01.5Z"));
+        assert_eq!(since, Since::Csn("20260101000001.000000Z#000000#000#000000".to_owned()));
+        assert_eq!(time("2026-01-01T00:02:05Z").since(&marks(&[A1])), Since::Unknown);
+        let csn = "20260101000001.000000Z#000000#000#000000";
+        assert_eq!(stamp(csn, false), ("modifyTimestamp", "20260101000001Z".to_owned()));
+        assert_eq!(stamp(csn, true), ("entryCSN", csn.to_owned()));
+    }
+}

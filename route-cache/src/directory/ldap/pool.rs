@@ -1,0 +1,445 @@
+//! Connections to the LDAP servers: some to the first server that works, opened when they are needed.
+//!
+//! Every wait has a deadline. A server that fails is left at once for the next one, and taken back when it
+//! answers again. What is searched for is not known here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ldap3::controls::{ControlType, PagedResults};
+use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, LdapResult, Scope, SearchOptions};
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use super::found::Found;
+use super::{Settings, Url};
+
+/// Connections to a server. One carries many questions at once, but the server reads it with one thread.
+const CONNECTIONS: usize = 4;
+/// Questions under way. slapd closes a connection on which 1000 wait (`conn_max_pending_auth`); the rest waits here.
+const QUESTIONS: usize = CONNECTIONS * 100;
+/// Entries in a page (RFC 2696): slapd's default `sizelimit` is 500.
+const PAGE: i32 = 500;
+/// Most entries of one search. A reading takes every domain; nobody has half a million of them.
+const MAX_FOUND: usize = 500_000;
+/// How long a failed server is left alone at first, and at most. The first is a restart of slapd, the second what
+/// an operator takes for "at once".
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+/// How often failed servers are looked at, whether their time has come.
+const RECOVER: Duration = Duration::from_millis(250);
+
+/// Result codes of RFC 4511 §4.1.9 that are answers.
+const SUCCESS: u32 = 0;
+const SIZE_LIMIT_EXCEEDED: u32 = 4;
+const NO_SUCH_OBJECT: u32 = 32;
+
+/// A search.
+#[derive(Debug, Clone)]
+pub(super) struct Search {
+    /// Where to begin.
+    pub(super) base: String,
+    /// How far below.
+    pub(super) scope: Scope,
+    /// What to find.
+    pub(super) filter: String,
+    /// What to bring.
+    pub(super) attributes: Arc<[String]>,
+    /// How much of it.
+    pub(super) extent: Extent,
+}
+
+/// How much of what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// At most so many.
+    Few(i32),
+    /// Everything, in pages.
+    All,
+}
+
+/// What a search brings.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    /// The entries.
+    pub(super) entries: Vec<Found>,
+    /// Whether the base of the search exists.
+    pub(super) has_base: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Trouble {
+    /// The server cannot be reached, or does not let us in.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The connection ended under the question.
+    #[error("the connection ended: {0}")]
+    Broken(String),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    /// The server does not want to answer this.
+    #[error("{0}")]
+    Refused(String),
+    /// There is more than we take.
+    #[error("more than {MAX_FOUND} entries")]
+    TooMuch,
+    /// No server may be tried now.
+    #[error("no server answers; the last one said: {0}")]
+    AllDown(String),
+}
+
+/// The servers in the order in which they are tried.
+pub(super) struct Pool {
+    servers: Vec<Server>,
+    questions: Semaphore,
+    timeout: Duration,
+}
+
+impl Pool {
+    pub(super) fn new(settings: &Settings) -> Pool {
+        let door = Arc::new(Door::new(settings));
+        let server = |url: &Url| Server::new(url.clone(), door.clone());
+        Pool {
+            servers: settings.urls.iter().map(server).collect(),
+            questions: Semaphore::new(QUESTIONS),
+            timeout: settings.timeout,
+        }
+    }
+
+    /// Asks the first server that answers. Takes at most the timeout with each server that has to be tried, and with
+    /// each page.
+    pub(super) async fn search(&self, search: Search) -> Result<Reply, Trouble> {
+        let waited = timeout_at(Instant::now() + self.timeout, self.questions.acquire()).await;
+        let Ok(Ok(_permit)) = waited else {
+            return Err(Trouble::Late(self.timeout));
+        };
+        let search = Arc::new(search);
+        let mut trouble = None;
+        for server in self.candidates() {
+            match server.ask(&search, self.timeout).await {
+                Ok(reply) => {
+                    self.close_others(server);
+                    return Ok(reply);
+                }
+                Err(error) => trouble = Some(error),
+            }
+        }
+        Err(trouble.unwrap_or_else(|| Trouble::AllDown(self.last_words())))
+    }
+
+    /// Tries failed servers again when their time has come, until it is dropped.
+    pub(super) async fn recover(&self) {
+        loop {
+            tokio::time::sleep(RECOVER).await;
+            for server in self.servers.iter().filter(|server| server.is_due()) {
+                let _ = server.connection(Instant::now() + self.timeout).await;
+            }
+        }
+    }
+
+    /// Closes all connections.
+    pub(super) fn close(&self) {
+        self.servers.iter().for_each(Server::close);
+    }
+
+    /// Servers that work in their order, then those that failed but may be tried again.
+    fn candidates(&self) -> impl Iterator<Item = &Server> {
+        let up = self.servers.iter().filter(|server| server.is_up());
+        let due = self.servers.iter().filter(|server| server.is_due());
+        let order: Vec<&Server> = up.chain(due).collect();
+        order.into_iter()
+    }
+
+    /// Servers behind the one that answers are not needed; their connections end with their last question.
+    fn close_others(&self, used: &Server) {
+        let behind = self.servers.iter().skip_while(|server| !std::ptr::eq(*server, used));
+        behind.skip(1).for_each(Server::close);
+    }
+
+    fn last_words(&self) -> String {
+        let words = self.servers.iter().filter_map(|server| server.last_words());
+        words
+            .last()
+            .unwrap_or_else(|| "they are left alone for a moment".to_owned())
+    }
+}
+
+/// How to get in.
+struct Door {
+    settings: LdapConnSettings,
+    bind: Option<(String, crate::Secret<String>)>,
+}
+
+impl Door {
+    fn new(settings: &Settings) -> Door {
+        let mut door = LdapConnSettings::new().set_starttls(settings.starttls);
+        if let Some(connector) = &settings.trust.0 {
+            door = door.set_connector(connector.clone());
+        }
+        Door {
+            settings: door,
+            bind: settings.bind.clone(),
+        }
+    }
+
+    /// Connects, does TLS, binds.
+    async fn enter(&self, url: &Url) -> Result<Connection, LdapError> {
+        let (driver, mut ldap) = LdapConnAsync::with_settings(self.settings.clone(), url.as_str()).await?;
+        let driver = tokio::spawn(async move {
+            let _ = driver.drive().await;
+        });
+        let connection = Connection {
+            ldap: ldap.clone(),
+            driver,
+        };
+        // Without a name this is the anonymous bind; it also proves that somebody answers.
+        let (dn, password) = self
+            .bind
+            .as_ref()
+            .map_or(("", ""), |(dn, password)| (dn, password.expose()));
+        ldap.simple_bind(dn, password).await?.success()?;
+        Ok(connection)
+    }
+}
+
+/// An open connection, and the task that reads and writes it.
+struct Connection {
+    ldap: Ldap,
+    driver: JoinHandle<()>,
+}
+
+impl Connection {
+    /// True once the server has closed it.
+    fn is_over(&self) -> bool {
+        self.driver.is_finished()
+    }
+}
+
+/// The task may hang in a write to a server that reads no more.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// One server of the list.
+struct Server {
+    url: Url,
+    door: Arc<Door>,
+    slots: [Mutex<Arc<Slot>>; CONNECTIONS],
+    next: AtomicUsize,
+    health: Mutex<Health>,
+}
+
+/// A connection, or the place where the first who needs it opens it for all who wait.
+type Slot = OnceCell<Arc<Connection>>;
+
+#[derive(Default)]
+struct Health {
+    /// Until when it is left alone, if it failed.
+    down_until: Option<Instant>,
+    failures: u32,
+    said: Option<String>,
+}
+
+impl Server {
+    fn new(url: Url, door: Arc<Door>) -> Server {
+        Server {
+            url,
+            door,
+            slots: std::array::from_fn(|_| Mutex::default()),
+            next: AtomicUsize::new(0),
+            health: Mutex::default(),
+        }
+    }
+
+    /// Puts the question on one of the connections. The server may have closed that one long ago, so an end of the
+    /// connection is only believed of a new one.
+    async fn ask(&self, search: &Arc<Search>, timeout: Duration) -> Result<Reply, Trouble> {
+        let deadline = Instant::now() + timeout;
+        let mut connection = self.connection(deadline).await?;
+        let mut reply = converse(&connection, search, deadline, timeout).await;
+        if matches!(reply, Err(Trouble::Broken(_))) {
+            self.discard(&connection);
+            connection = self.connection(deadline).await?;
+            reply = converse(&connection, search, deadline, timeout).await;
+        }
+        if let Err(trouble @ (Trouble::Broken(_) | Trouble::Late(_))) = &reply {
+            self.failed(trouble);
+        }
+        reply
+    }
+
+    /// A connection that is open as far as we know, else a new one.
+    async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, Trouble> {
+        let slot = self.slot();
+        match timeout_at(deadline, slot.get_or_try_init(|| self.open())).await {
+            Ok(opened) => opened.cloned(),
+            Err(_) => {
+                let trouble = Trouble::Unreachable(format!("{} does not take a connection in time", self.url));
+                self.failed(&trouble);
+                Err(trouble)
+            }
+        }
+    }
+
+    /// The next place in turn; emptied if its connection is over.
+    fn slot(&self) -> Arc<Slot> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % CONNECTIONS;
+        let mut slot = self.slots[turn].lock();
+        if slot.get().is_some_and(|connection| connection.is_over()) {
+            *slot = Arc::default();
+        }
+        slot.clone()
+    }
+
+    /// Those who waited while somebody else failed do not try again on their own.
+    async fn open(&self) -> Result<Arc<Connection>, Trouble> {
+        if !self.is_up() && !self.is_due() {
+            return Err(Trouble::AllDown(self.last_words().unwrap_or_default()));
+        }
+        match self.door.enter(&self.url).await {
+            Ok(connection) => {
+                self.works();
+                Ok(Arc::new(connection))
+            }
+            Err(error) => {
+                let trouble = Trouble::Unreachable(format!("{}: {error}", self.url));
+                self.failed(&trouble);
+                Err(trouble)
+            }
+        }
+    }
+
+    fn last_words(&self) -> Option<String> {
+        self.health.lock().said.clone()
+    }
+
+    fn is_up(&self) -> bool {
+        self.health.lock().down_until.is_none()
+    }
+
+    fn is_due(&self) -> bool {
+        self.health
+            .lock()
+            .down_until
+            .is_some_and(|until| until <= Instant::now())
+    }
+
+    fn works(&self) {
+        let was = std::mem::take(&mut *self.health.lock());
+        if was.down_until.is_some() {
+            log::info!("directory server {} is back", self.url);
+        }
+    }
+
+    fn failed(&self, trouble: &Trouble) {
+        self.close();
+        let mut health = self.health.lock();
+        if health.down_until.is_none() {
+            log::error!("directory server {} failed: {trouble}", self.url);
+        }
+        let (first, most) = BACK_OFF;
+        // Doubled so often it is beyond the longest in any case.
+        let pause = first * 2_u32.pow(health.failures.min(16));
+        health.failures += 1;
+        health.down_until = Some(Instant::now() + pause.min(most));
+        health.said = Some(trouble.to_string());
+    }
+
+    /// Questions under way keep their connection until they are answered.
+    fn close(&self) {
+        for slot in &self.slots {
+            *slot.lock() = Arc::default();
+        }
+    }
+
+    fn discard(&self, connection: &Arc<Connection>) {
+        for slot in &self.slots {
+            let mut slot = slot.lock();
+            if slot.get().is_some_and(|other| Arc::ptr_eq(other, connection)) {
+                *slot = Arc::default();
+            }
+        }
+    }
+}
+
+/// One question in a task of its own: whoever waits for it may go away without leaving half an answer on the
+/// connection, and an answer so malformed that the library panics is only the end of this connection.
+async fn converse(
+    connection: &Arc<Connection>,
+    search: &Arc<Search>,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<Reply, Trouble> {
+    let (connection, search) = (connection.clone(), search.clone());
+    let task = tokio::spawn(async move { read(&connection, &search, deadline, timeout).await });
+    match task.await {
+        Ok(reply) => reply,
+        Err(panic) => Err(Trouble::Broken(panic.to_string())),
+    }
+}
+
+/// All pages of the answer; each gets the timeout.
+async fn read(
+    connection: &Connection,
+    search: &Search,
+    mut deadline: Instant,
+    timeout: Duration,
+) -> Result<Reply, Trouble> {
+    let mut reply = Reply::default();
+    let mut cookie = Vec::new();
+    loop {
+        let page = page(connection.ldap.clone(), search, cookie, &mut reply.entries);
+        let result = timeout_at(deadline, page).await.map_err(|_| Trouble::Late(timeout))??;
+        reply.has_base = match (result.rc, search.extent) {
+            (SUCCESS, _) | (SIZE_LIMIT_EXCEEDED, Extent::Few(_)) => true,
+            (NO_SUCH_OBJECT, _) => false,
+            _ => return Err(Trouble::Refused(result.to_string())),
+        };
+        cookie = next_page(&result);
+        if cookie.is_empty() {
+            return Ok(reply);
+        }
+        deadline = Instant::now() + timeout;
+    }
+}
+
+async fn page(mut ldap: Ldap, search: &Search, cookie: Vec<u8>, found: &mut Vec<Found>) -> Result<LdapResult, Trouble> {
+    match search.extent {
+        Extent::Few(most) => drop(ldap.with_search_options(SearchOptions::new().sizelimit(most))),
+        Extent::All => drop(ldap.with_controls(PagedResults { size: PAGE, cookie })),
+    }
+    let attributes = search.attributes.to_vec();
+    let mut stream = ldap
+        .streaming_search(&search.base, search.scope, &search.filter, attributes)
+        .await?;
+    while let Some(item) = stream.next().await? {
+        found.extend(Found::of(item));
+        if found.len() > MAX_FOUND {
+            return Err(Trouble::TooMuch);
+        }
+    }
+    Ok(stream.finish().await)
+}
+
+fn next_page(result: &LdapResult) -> Vec<u8> {
+    let paged = result
+        .ctrls
+        .iter()
+        .find(|control| matches!(control.0, Some(ControlType::PagedResults)));
+    paged.map_or_else(Vec::new, |control| control.1.parse::<PagedResults>().cookie)
+}
+
+impl From<LdapError> for Trouble {
+    fn from(error: LdapError) -> Trouble {
+        match error {
+            LdapError::FilterParsing | LdapError::LdapResult { .. } => Trouble::Refused(error.to_string()),
+            _ => Trouble::Broken(error.to_string()),
+        }
+    }
+}

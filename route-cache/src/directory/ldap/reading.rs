@@ -1,0 +1,449 @@
+//! One reading of everything but the accounts, and what changed since the one before.
+//!
+//! Only entries whose version changed are read again. Which value means what is not known here, but a value that
+//! cannot be read gives way to the one before it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use ldap3::Scope as Reach;
+
+use super::found::{ENTRY_CSN, Found, MODIFIED};
+use super::marks::{Marks, Since, stamp};
+use super::pool::{Extent, Pool, Search, Trouble};
+use super::{account_entry, attribute_names, filter, problem};
+use crate::attributes::{self, Attribute, Scope};
+use crate::directory::entry::Entry;
+use crate::directory::system::System;
+use crate::directory::{News, OLD_ADDRESS, Touched, fold};
+use crate::yaml::{Problem, Problems, Severity};
+
+/// With more changed entries than this, everything is read: some pages are quicker than many single searches.
+const FEW: usize = 64;
+
+/// What the last look saw.
+#[derive(Default)]
+pub(super) struct Reading {
+    /// By folded distinguished name.
+    records: BTreeMap<String, Record>,
+    /// How far the accounts have been looked at.
+    marks: Option<Marks>,
+    /// How far the directory was when the look under way began.
+    begun: Option<Marks>,
+    /// Versions of the accounts of the last look, where there is nothing better than our clock.
+    recent: HashMap<String, String>,
+    /// Entries changed, and no system was made of them yet: what was asked for next may have failed.
+    changed: bool,
+    /// Problems that have been told.
+    told: BTreeSet<String>,
+}
+
+struct Record {
+    room: Room,
+    version: Version,
+    entry: Entry,
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Version {
+    csn: Option<String>,
+    modified: Option<String>,
+}
+
+/// A kind of entry, and where it stands (MAIL §7.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Config,
+    Servers,
+    Domains,
+    Cos,
+}
+
+impl Reading {
+    /// The system as it is now, or `None` if it is what it was. `before` is what is in force.
+    pub(super) async fn renew(
+        &mut self,
+        pool: &Pool,
+        before: &System,
+        problems: &mut Problems,
+    ) -> Result<Option<System>, Trouble> {
+        if self.records.is_empty() {
+            self.read_all(pool, before).await?;
+        }
+        // Before the entries, so that a change meanwhile is found in the next look.
+        let marks = Marks::read(pool, |context| self.stands_in(context)).await?;
+        let quiet = self.marks.as_ref().is_some_and(|last| marks.since(last) == Since::Now);
+        self.begun = Some(marks);
+        if !quiet {
+            self.read_changed(pool, before).await?;
+        }
+        if !std::mem::take(&mut self.changed) {
+            return Ok(None);
+        }
+        let system = self.system();
+        self.tell(&system, problems);
+        Ok(Some(system))
+    }
+
+    /// Which accounts changed since the last time.
+    pub(super) async fn accounts(&mut self, pool: &Pool) -> Result<News, Trouble> {
+        let Some(begun) = self.begun.clone() else {
+            return Ok(News::Unknown);
+        };
+        let since = self.marks.as_ref().map_or(Since::Unknown, |last| begun.since(last));
+        let news = match &since {
+            Since::Now => News::Touched(Arc::new([])),
+            Since::Unknown => News::Unknown,
+            Since::Csn(since) => self.accounts_since(pool, since).await?,
+        };
+        self.marks = Some(begun);
+        Ok(news)
+    }
+
+    async fn accounts_since(&mut self, pool: &Pool, since: &str) -> Result<News, Trouble> {
+        let has_csn = self.records.values().any(|record| record.version.csn.is_some());
+        let (name, since) = stamp(since, has_csn);
+        let wanted = [
+            attributes::ID.name,
+            attributes::MAIL_DELIVERY_ADDRESS.name,
+            attributes::MAIL_ALIAS.name,
+            OLD_ADDRESS,
+            ENTRY_CSN,
+            MODIFIED,
+        ];
+        let search = Search {
+            base: String::new(),
+            scope: Reach::Subtree,
+            filter: filter::accounts_since(name, &since),
+            attributes: wanted.map(str::to_owned).into(),
+            extent: Extent::All,
+        };
+        let found = match pool.search(search).await {
+            Ok(reply) => reply.entries,
+            Err(Trouble::TooMuch) => return Ok(News::Unknown),
+            Err(trouble) => return Err(trouble),
+        };
+        let versions = found
+            .iter()
+            .filter_map(|found| Some((found.key(), found.first(name)?.to_owned())));
+        let recent: HashMap<String, String> = versions.collect();
+        let is_new = |found: &Found| match (found.first(ENTRY_CSN), &self.marks) {
+            (Some(csn), Some(last @ Marks::Csn(_))) => !last.has_seen(csn),
+            _ => recent.get(&found.key()) != self.recent.get(&found.key()),
+        };
+        let touched = found
+            .into_iter()
+            .filter(is_new)
+            .map(|found| Touched::of(&account_entry(found)))
+            .collect();
+        self.recent = recent;
+        Ok(News::Touched(touched))
+    }
+
+    async fn read_all(&mut self, pool: &Pool, before: &System) -> Result<(), Trouble> {
+        let mut records = BTreeMap::new();
+        // The global config comes first: it names attributes of servers.
+        let mut ports = Vec::new();
+        for room in Room::ALL {
+            let found = room.search(pool, room.attributes(&ports)).await?;
+            if room == Room::Config {
+                ports = found.first().map(named_ports).unwrap_or_default();
+            }
+            records.extend(
+                found
+                    .into_iter()
+                    .map(|found| (found.key(), Record::of(room, found, before))),
+            );
+        }
+        check_rights(before, |room| {
+            records.values().filter(|record: &&Record| record.room == room).count()
+        })?;
+        self.changed |= !same(&self.records, &records);
+        self.records = records;
+        Ok(())
+    }
+
+    async fn read_changed(&mut self, pool: &Pool, before: &System) -> Result<(), Trouble> {
+        let mut listed = BTreeMap::new();
+        for room in Room::ALL {
+            let found = room
+                .search(pool, [ENTRY_CSN, MODIFIED].map(str::to_owned).into())
+                .await?;
+            listed.extend(
+                found
+                    .into_iter()
+                    .map(|found| (found.key(), (room, Version::of(&found), found.dn))),
+            );
+        }
+        check_rights(before, |room| {
+            listed.values().filter(|(other, ..)| *other == room).count()
+        })?;
+        let known = |dn: &String| self.records.get(dn).map(|record| &record.version);
+        // A server that tells no versions has every entry read each time.
+        let is_new = |dn, version: &Version| known(dn) != Some(version) || *version == Version::default();
+        let new = listed.iter().filter(|(dn, (_, version, _))| is_new(dn, version));
+        let new: Vec<(Room, String)> = new.map(|(_, (room, _, dn))| (*room, dn.clone())).collect();
+        if new.len() > FEW || new.iter().any(|(room, _)| *room == Room::Config) {
+            return self.read_all(pool, before).await;
+        }
+        let count = self.records.len();
+        self.records.retain(|dn, _| listed.contains_key(dn));
+        self.changed |= self.records.len() != count;
+        for (room, dn) in new {
+            self.read_one(pool, before, room, dn).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_one(&mut self, pool: &Pool, before: &System, room: Room, dn: String) -> Result<(), Trouble> {
+        let ports = self.records.values().find(|record| record.room == Room::Config);
+        let ports = ports.map(|record| ports_of(&record.entry)).unwrap_or_default();
+        let search = Search {
+            base: dn,
+            scope: Reach::Base,
+            filter: "(objectClass=*)".to_owned(),
+            attributes: room.attributes(&ports),
+            extent: Extent::Few(1),
+        };
+        // Deleted since it was listed: the next look will know.
+        let Some(found) = pool.search(search).await?.entries.into_iter().next() else {
+            return Ok(());
+        };
+        let (key, record) = (found.key(), Record::of(room, found, before));
+        self.changed |= self.records.get(&key).is_none_or(|old| old.entry != record.entry);
+        self.records.insert(key, record);
+        Ok(())
+    }
+
+    fn stands_in(&self, context: &str) -> bool {
+        let context = fold(context);
+        let is_below = |dn: &String| {
+            dn.strip_suffix(&context)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with(','))
+        };
+        context.is_empty() || self.records.keys().any(is_below)
+    }
+
+    fn system(&self) -> System {
+        let of = |room| {
+            self.records
+                .values()
+                .filter(move |record| record.room == room)
+                .map(|record| record.entry.clone())
+        };
+        let config = of(Room::Config).next().unwrap_or_default();
+        System::new(config, of(Room::Servers), of(Room::Domains), of(Room::Cos))
+    }
+
+    /// Adds the problems that were not there before.
+    fn tell(&mut self, system: &System, problems: &mut Problems) {
+        let own = self.records.values().flat_map(|record| record.problems.iter().cloned());
+        let all: Vec<Problem> = own.chain(system.check()).collect();
+        let texts = all.iter().map(Problem::to_string).collect();
+        let told = std::mem::replace(&mut self.told, texts);
+        for problem in all.into_iter().filter(|problem| !told.contains(&problem.to_string())) {
+            problems.push(Problem {
+                severity: Severity::Warning,
+                ..problem
+            });
+        }
+    }
+}
+
+/// A directory that suddenly has no config, no server or no domain is one that we may no longer read.
+fn check_rights(before: &System, count: impl Fn(Room) -> usize) -> Result<(), Trouble> {
+    if count(Room::Config) == 0 {
+        return Err(Trouble::Refused(
+            "there is no cn=config,cn=zimbra, or no right to read it".to_owned(),
+        ));
+    }
+    for (room, entries) in [(Room::Servers, &before.servers), (Room::Domains, &before.domains)] {
+        if count(room) == 0 && !entries.is_empty() {
+            return Err(Trouble::Refused(format!(
+                "all {} are gone; are the rights?",
+                room.name()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn same(old: &BTreeMap<String, Record>, new: &BTreeMap<String, Record>) -> bool {
+    old.len() == new.len() && old.iter().zip(new).all(|(a, b)| a.0 == b.0 && a.1.entry == b.1.entry)
+}
+
+/// The attributes that hold ports, as the global config names them.
+fn named_ports(config: &Found) -> Vec<String> {
+    ports_of(&config.clone().into_entry("config"))
+}
+
+fn ports_of(config: &Entry) -> Vec<String> {
+    let names = PORT_ATTRIBUTES
+        .iter()
+        .filter_map(|attribute| config.first(attribute.name));
+    names.map(str::to_owned).collect()
+}
+
+const PORT_ATTRIBUTES: [&Attribute; 7] = [
+    &attributes::REVERSE_PROXY_IMAP_PORT_ATTRIBUTE,
+    &attributes::REVERSE_PROXY_IMAP_SSL_PORT_ATTRIBUTE,
+    &attributes::REVERSE_PROXY_POP3_PORT_ATTRIBUTE,
+    &attributes::REVERSE_PROXY_POP3_SSL_PORT_ATTRIBUTE,
+    &attributes::REVERSE_PROXY_HTTP_PORT_ATTRIBUTE,
+    &attributes::REVERSE_PROXY_HTTP_SSL_PORT_ATTRIBUTE,
+    &attributes::REVERSE_PROXY_ADMIN_PORT_ATTRIBUTE,
+];
+
+impl Version {
+    fn of(found: &Found) -> Version {
+        Version {
+            csn: found.first(ENTRY_CSN).map(str::to_owned),
+            modified: found.first(MODIFIED).map(str::to_owned),
+        }
+    }
+}
+
+impl Record {
+    fn of(room: Room, found: Found, before: &System) -> Record {
+        let version = Version::of(&found);
+        let name = room.name_of(&found);
+        let mut entry = found.into_entry(&name);
+        let problems = mend(&mut entry, room, before);
+        Record {
+            room,
+            version,
+            entry,
+            problems,
+        }
+    }
+}
+
+/// Puts the value before in place of one that cannot be read. Where there is none before it stays: to those who
+/// read it, it is absent.
+fn mend(entry: &mut Entry, room: Room, before: &System) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let Some(old) = room.entry(before, entry.name()) else {
+        return problems;
+    };
+    let bad = |values: &[String], attribute: &Attribute| values.iter().find_map(|value| attribute.check(value).err());
+    let broken = entry.iter().filter_map(|(name, values)| {
+        let attribute = attributes::find(name)?;
+        Some((attribute, bad(values, attribute)?))
+    });
+    let broken: Vec<(&Attribute, String)> = broken.collect();
+    for (attribute, message) in broken {
+        let values = old.values(attribute.name);
+        if values.is_empty() || bad(values, attribute).is_some() {
+            continue;
+        }
+        entry.set(attribute.name, values.to_vec());
+        let key = format!("{}.{}.{}", room.name(), entry.name(), attribute.name);
+        let message = format!("{message}; the value before stays in force");
+        problems.push(problem(key, message, Severity::Warning));
+    }
+    problems
+}
+
+impl Room {
+    const ALL: [Room; 4] = [Room::Config, Room::Servers, Room::Domains, Room::Cos];
+
+    fn name(self) -> &'static str {
+        match self {
+            Room::Config => "config",
+            Room::Servers => "servers",
+            Room::Domains => "domains",
+            Room::Cos => "cos",
+        }
+    }
+
+    async fn search(self, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<Found>, Trouble> {
+        let (base, scope, filter) = match self {
+            Room::Config => ("cn=config,cn=zimbra", Reach::Base, "(objectClass=*)"),
+            Room::Servers => ("cn=servers,cn=zimbra", Reach::OneLevel, "(objectClass=zimbraServer)"),
+            Room::Domains => ("", Reach::Subtree, "(objectClass=zimbraDomain)"),
+            Room::Cos => ("cn=cos,cn=zimbra", Reach::OneLevel, "(objectClass=zimbraCOS)"),
+        };
+        let search = Search {
+            base: base.to_owned(),
+            scope,
+            filter: filter.to_owned(),
+            attributes,
+            extent: Extent::All,
+        };
+        Ok(pool.search(search).await?.entries)
+    }
+
+    /// What has a meaning on such an entry. Ports may stand in attributes of any name.
+    fn attributes(self, ports: &[String]) -> Arc<[String]> {
+        let (scope, name) = match self {
+            Room::Config => (Scope::Global, "cn"),
+            Room::Servers => (Scope::Server, "cn"),
+            Room::Domains => (Scope::Domain, attributes::DOMAIN_NAME.name),
+            Room::Cos => (Scope::Cos, "cn"),
+        };
+        let ports = ports.iter().map(String::as_str).filter(|_| self == Room::Servers);
+        attribute_names(scope, [name, ENTRY_CSN, MODIFIED].into_iter().chain(ports))
+    }
+
+    fn name_of(self, found: &Found) -> String {
+        let own = match self {
+            Room::Config => Some("config"),
+            Room::Servers | Room::Cos => found.first("cn"),
+            Room::Domains => found.first(attributes::DOMAIN_NAME.name),
+        };
+        own.map_or_else(|| name_from(&found.dn), str::to_owned)
+    }
+
+    fn entry<'a>(self, system: &'a System, name: &str) -> Option<&'a Entry> {
+        match self {
+            Room::Config => Some(&system.config),
+            Room::Servers => system.servers.get(fold(name).as_str()),
+            Room::Domains => system.domains.get(fold(name).as_str()),
+            Room::Cos => system.cos.get(fold(name).as_str()),
+        }
+    }
+}
+
+/// `dc=a,dc=example` → `a.example`; `cn=x,…` → `x`: for entries without a readable name.
+fn name_from(dn: &str) -> String {
+    let parts: Vec<&str> = dn
+        .split(',')
+        .filter_map(|part| part.trim().strip_prefix("dc="))
+        .collect();
+    match parts.is_empty() {
+        true => dn.split([',', '=']).nth(1).unwrap_or(dn).to_owned(),
+        false => parts.join("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_cannot_be_read_gives_way_to_the_one_before() {
+        let entry = |mode: &str, timeout: &str| {
+            let mut config = Entry::new("config");
+            config.set("zimbraReverseProxyMailMode", [mode]);
+            config.set("zimbraReverseProxyConnectTimeout", [timeout]);
+            config
+        };
+        let before = System::new(entry("https", "soon"), [], [], []);
+        let mut now = entry("nonsense", "later");
+        let problems = mend(&mut now, Room::Config, &before);
+        assert_eq!(now.first("zimbraReverseProxyMailMode"), Some("https"));
+        // Nothing good before: it stays, and counts as absent.
+        assert_eq!(now.first("zimbraReverseProxyConnectTimeout"), Some("later"));
+        let shown: Vec<String> = problems.iter().map(Problem::to_string).collect();
+        let expected = "config.config.zimbraReverseProxyMailMode: warning: expected one of https, redirect, both, found \"nonsense\"; the value before stays in force";
+        assert_eq!(shown, [expected]);
+    }
+
+    #[test]
+    fn names_can_be_made_from_the_place() {
+        assert_eq!(name_from("dc=a,dc=example"), "a.example");
+        assert_eq!(name_from("cn=gold,cn=cos,cn=zimbra"), "gold");
+        assert_eq!(name_from("odd"), "odd");
+    }
+}

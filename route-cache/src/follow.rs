@@ -1,0 +1,26 @@
+//! Keeps the cache in step with the directory: what is said to have changed there is forgotten here.
+
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::cache::RouteCache;
+use crate::directory::News;
+
+impl RouteCache {
+    /// Forgets accounts as the directory says that they changed, until it is dropped or the directory has no more
+    /// to say. Somebody else must see to it that the directory looks ([`crate::Directory::watch`]).
+    pub async fn follow_directory(&self) {
+        let mut news = self.directory.news();
+        // What was said before we listened. That is at the start, and other nodes were listening.
+        self.clear_here();
+        loop {
+            match news.recv().await {
+                Ok(News::Touched(accounts)) => {
+                    log::debug!("{} accounts changed in the directory", accounts.len());
+                    self.forget_accounts(&accounts);
+                }
+                Ok(News::Unknown) | Err(RecvError::Lagged(_)) => self.expire(),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+}

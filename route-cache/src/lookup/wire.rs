@@ -1,0 +1,580 @@
+//! The text of the lookup protocols, as their client sees it: a question becomes a request, a response an answer.
+//! Pure functions; no socket, no time.
+//!
+//! Only as much HTTP/1.1 as a lookup needs, and strict: a response that can be read in two ways is not read.
+
+use std::net::IpAddr;
+
+use super::{Dialect, HandlerUrl};
+use crate::resolve::Protocol;
+use crate::route::Service;
+use crate::shared::escape;
+
+/// Longest head of a response. The proxies that are replaced take 1 KiB, nginx 4 KiB.
+pub const MAX_HEAD: usize = 16 * 1024;
+/// Longest body that is read to its end, to use the connection again.
+pub const MAX_BODY: usize = 16 * 1024;
+/// Most header fields.
+const MAX_FIELDS: usize = 100;
+/// Longest name of a user, as everywhere in the house.
+const MAX_USER: usize = 512;
+
+/// Stands where the protocols want a password. The real one is for the mailbox server alone.
+const PLACEHOLDER: &str = "_password_";
+
+/// What is asked.
+pub(crate) struct Question<'a> {
+    pub(crate) by_id: bool,
+    /// A name or an id.
+    pub(crate) user: &'a str,
+    pub(crate) protocol: Protocol,
+    pub(crate) client: IpAddr,
+    pub(crate) local: IpAddr,
+    /// The host that a web client asked for.
+    pub(crate) host: Option<&'a str>,
+}
+
+/// The bytes are no HTTP response that we read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("its answer is not understood: {0}")]
+pub struct Malformed(&'static str);
+
+/// The head of a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// Header fields; names in lower case.
+    pub fields: Vec<(String, String)>,
+    /// Length of the head in bytes.
+    pub head: usize,
+    /// Length of the body, if the connection can be used again behind it.
+    pub body: Option<usize>,
+}
+
+/// What a service says of an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It lives there.
+    Route {
+        /// Address, or name of a server.
+        server: String,
+        /// TCP port.
+        port: u16,
+        /// Name to log in with.
+        user: Option<String>,
+        /// Whether the name that was asked for may be kept as another name of it.
+        alias: bool,
+    },
+    /// There is no such account.
+    Nobody,
+    /// Not from this client address.
+    NotAllowed,
+    /// It exists, but there is no way to it.
+    NoRoute(String),
+    /// The service could not find out.
+    CannotTell(String),
+}
+
+impl Question<'_> {
+    /// The request, header fields in the order of MAIL §1.3 and §1.11.
+    pub(crate) fn request(&self, dialect: Dialect, url: &HandlerUrl) -> Vec<u8> {
+        let host = if url.host.contains(':') {
+            format!("[{}]", url.host)
+        } else {
+            url.host.clone()
+        };
+        let mut head = format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", url.path);
+        let mut add = |name: &str, value: &str| head.push_str(&format!("{name}: {value}\r\n"));
+        add("Auth-Method", self.method(dialect));
+        add("Auth-User", &escape(self.user));
+        add("Auth-Pass", PLACEHOLDER);
+        add("Auth-Protocol", self.protocol_word(dialect));
+        add("Auth-Login-Attempt", if self.protocol.is_mail() { "1" } else { "0" });
+        if dialect == Dialect::Zimbra {
+            add("X-Proxy-IP", &self.local.to_canonical().to_string());
+        }
+        add("Client-IP", &self.client.to_canonical().to_string());
+        if dialect == Dialect::Zimbra && self.protocol.service() == Service::Admin {
+            add("Auth-Zimbra-Admin", "True");
+        }
+        let host = self
+            .host
+            .filter(|host| dialect == Dialect::Zimbra && !self.protocol.is_mail() && is_host(host));
+        if let Some(host) = host {
+            add("X-Proxy-Host", host);
+        }
+        head.push_str("\r\n");
+        head.into_bytes()
+    }
+
+    fn method(&self, dialect: Dialect) -> &'static str {
+        match (dialect, self.by_id) {
+            (Dialect::Nginx, _) => "plain",
+            (Dialect::Zimbra, true) => "zimbraId",
+            (Dialect::Zimbra, false) => "username",
+        }
+    }
+
+    /// nginx's protocol has one word for a protocol with and without TLS, and none for the web.
+    fn protocol_word(&self, dialect: Dialect) -> &'static str {
+        match (dialect, self.protocol.service()) {
+            (Dialect::Zimbra, _) => self.protocol.name(),
+            (Dialect::Nginx, Service::Pop3) => "pop3",
+            (Dialect::Nginx, Service::Imap | Service::Web | Service::Admin) => "imap",
+        }
+    }
+}
+
+/// What may stand in a header field without being escaped.
+fn is_host(host: &str) -> bool {
+    !host.is_empty()
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte))
+}
+
+/// Reads the head of a response from the beginning of `bytes`; `None` if it is not complete.
+///
+/// # Errors
+/// It is too long, or cannot be read without a doubt.
+pub fn response(bytes: &[u8]) -> Result<Option<Response>, Malformed> {
+    let seen = &bytes[..bytes.len().min(MAX_HEAD)];
+    let Some(end) = seen.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return if bytes.len() >= MAX_HEAD {
+            Err(Malformed("its head is too long"))
+        } else {
+            Ok(None)
+        };
+    };
+    let head = std::str::from_utf8(&seen[..end]).map_err(|_| Malformed("it is not in UTF-8"))?;
+    let mut lines = head.split("\r\n");
+    let (version, status) = status(lines.next().unwrap_or_default()).ok_or(Malformed("the status line"))?;
+    let fields = lines
+        .map(field)
+        .collect::<Option<Vec<_>>>()
+        .ok_or(Malformed("a header field"))?;
+    if fields.len() > MAX_FIELDS {
+        return Err(Malformed("too many header fields"));
+    }
+    let doubled = |(at, (name, _)): (usize, &(String, String))| {
+        let counts = name.starts_with("auth-") || name == "content-length";
+        counts && fields[..at].iter().any(|(other, _)| other == name)
+    };
+    if fields.iter().enumerate().any(doubled) {
+        return Err(Malformed("a header field stands there twice"));
+    }
+    let mut response = Response {
+        status,
+        fields,
+        head: end + 4,
+        body: None,
+    };
+    response.body = response.reusable(version);
+    Ok(Some(response))
+}
+
+/// `HTTP/1.x NNN …`: the minor version and the status.
+fn status(line: &str) -> Option<(u8, u16)> {
+    let rest = line.strip_prefix("HTTP/1.")?;
+    let minor = rest.bytes().next().filter(u8::is_ascii_digit)? - b'0';
+    let code = rest.get(1..)?.strip_prefix(' ')?.get(..3)?;
+    let rest = &rest[5..];
+    let digits = code.bytes().all(|byte| byte.is_ascii_digit());
+    let ends = rest.is_empty() || rest.starts_with(' ');
+    code.parse().ok().filter(|_| digits && ends).map(|code| (minor, code))
+}
+
+/// `Name: value`, name in lower case. No continued lines, no control characters.
+pub(super) fn field(line: &str) -> Option<(String, String)> {
+    let (name, value) = line.split_once(':')?;
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let bad = |c: char| c.is_control() && c != '\t';
+    if name.is_empty() || !name.bytes().all(token) || value.contains(bad) {
+        return None;
+    }
+    Some((name.to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned()))
+}
+
+impl Response {
+    /// The value of a field; its name in lower case.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields
+            .iter()
+            .find(|(field, _)| field == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The length of the body, if it is certain where it ends and the server wants another request.
+    fn reusable(&self, minor: u8) -> Option<usize> {
+        let connection = self.field("connection").unwrap_or_default().to_ascii_lowercase();
+        let stays = match minor {
+            0 => connection == "keep-alive",
+            _ => connection.is_empty() || connection == "keep-alive",
+        };
+        let length = self
+            .field("content-length")
+            .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+        length
+            .parse()
+            .ok()
+            .filter(|_| stays && self.field("transfer-encoding").is_none())
+    }
+}
+
+impl Answer {
+    /// What a response with status 200 says.
+    pub(crate) fn read(response: &Response, dialect: Dialect, question: &Question<'_>) -> Answer {
+        match response.field("auth-status") {
+            None => Answer::CannotTell("there is no Auth-Status in its answer".to_owned()),
+            Some("OK") => Answer::route(response).unwrap_or_else(|why| Answer::CannotTell(why.to_owned())),
+            Some(text) => match dialect {
+                Dialect::Zimbra => Answer::refused_by_zimbra(text, question.user),
+                Dialect::Nginx => Answer::refused_by_nginx(text, response),
+            },
+        }
+    }
+
+    fn route(response: &Response) -> Result<Answer, &'static str> {
+        let server = response.field("auth-server").filter(|server| !server.is_empty());
+        let port = response
+            .field("auth-port")
+            .and_then(|port| port.parse().ok())
+            .filter(|port| *port > 0);
+        let user = response
+            .field("auth-user")
+            .map(|user| unescape(user).ok_or("its Auth-User is no name"))
+            .transpose()?;
+        let alias = response
+            .field("auth-cache-alias")
+            .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        match (server, port) {
+            (Some(server), Some(port)) => Ok(Answer::Route {
+                server: bare(server).to_owned(),
+                port,
+                user,
+                alias,
+            }),
+            _ => Err("there is no Auth-Server or Auth-Port in its answer"),
+        }
+    }
+
+    /// The texts of MAIL §1.8. What is not among them is an exception of the servlet, and no word about the user.
+    fn refused_by_zimbra(text: &str, user: &str) -> Answer {
+        let nobody = [
+            "user not found:",
+            "account not found:",
+            "domain not found for user:",
+            "User '",
+        ];
+        let no_route = ["mailhost not found for user:", "missing port for protocol "];
+        let begins = |starts: &[&str]| starts.iter().any(|start| text.starts_with(start));
+        let named = text
+            .strip_prefix("account ")
+            .and_then(|rest| rest.strip_suffix(" not found"));
+        if begins(&nobody) || named.is_some_and(|name| name.eq_ignore_ascii_case(user)) {
+            return Answer::Nobody;
+        }
+        if text.starts_with("Client-IP ") && text.ends_with(" is not allowed on this domain") {
+            return Answer::NotAllowed;
+        }
+        if begins(&no_route) || text.ends_with(" is not admin or delegated admin") {
+            return Answer::NoRoute(text.to_owned());
+        }
+        Answer::CannotTell(text.to_owned())
+    }
+
+    /// Here the text is for the user, so any text is a no; but for `WAIT`, and for what says that it is temporary: a
+    /// code of the 400s, or the word itself, as in nginx's own example.
+    fn refused_by_nginx(text: &str, response: &Response) -> Answer {
+        let code = response.field("auth-error-code").unwrap_or_default();
+        let temporary = text.to_ascii_lowercase().contains("temporar") || code.starts_with('4');
+        match text == "WAIT" || temporary {
+            true => Answer::CannotTell(text.to_owned()),
+            false => Answer::Nobody,
+        }
+    }
+}
+
+/// An IPv6 address may come in brackets.
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
+/// `%XX` to bytes. `None` if that is no name: not UTF-8, with control characters, or too long. A `%` that begins no
+/// such triple stands for itself.
+pub(crate) fn unescape(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let escaped = bytes[at..].strip_prefix(b"%").and_then(|rest| hex(rest.get(..2)?));
+        out.push(escaped.unwrap_or(bytes[at]));
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    let name = String::from_utf8(out).ok()?;
+    (name.len() <= MAX_USER && !name.contains(char::is_control)).then_some(name)
+}
+
+fn hex(digits: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(digits)
+        .ok()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+    u8::from_str_radix(text, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "https://10.0.0.11:7072/service/extension/nginx-lookup";
+
+    fn question(user: &str, protocol: Protocol) -> Question<'_> {
+        Question {
+            by_id: false,
+            user,
+            protocol,
+            client: "203.0.113.7".parse().unwrap(),
+            local: "::ffff:192.0.2.10".parse().unwrap(),
+            host: Some("mail.example.com"),
+        }
+    }
+
+    fn text(question: &Question<'_>, dialect: Dialect) -> String {
+        let url = HandlerUrl::parse(URL, dialect).unwrap();
+        String::from_utf8(question.request(dialect, &url)).unwrap()
+    }
+
+    #[test]
+    fn a_mail_question_is_that_of_mail_1_4() {
+        let expected = "GET /service/extension/nginx-lookup HTTP/1.1\r\nHost: 10.0.0.11\r\nAuth-Method: username\r\n\
+            Auth-User: rossi%20b%25@example.com\r\nAuth-Pass: _password_\r\nAuth-Protocol: imapssl\r\n\
+            Auth-Login-Attempt: 1\r\nX-Proxy-IP: 192.0.2.10\r\nClient-IP: 203.0.113.7\r\n\r\n";
+        let asked = question("rossi b%@example.com", Protocol::tls(Service::Imap));
+        assert_eq!(text(&asked, Dialect::Zimbra), expected);
+    }
+
+    #[test]
+    fn web_questions_name_the_host_and_administrators() {
+        let id = "11111111-2222-3333-4444-555555555555";
+        let asked = Question {
+            by_id: true,
+            ..question(id, Protocol::tls(Service::Admin))
+        };
+        let head = text(&asked, Dialect::Zimbra);
+        assert!(
+            head.contains("Auth-Method: zimbraId\r\nAuth-User: 11111111-2222"),
+            "{head}"
+        );
+        assert!(
+            head.contains("Auth-Protocol: httpssl\r\nAuth-Login-Attempt: 0\r\n"),
+            "{head}"
+        );
+        assert!(
+            head.ends_with("Auth-Zimbra-Admin: True\r\nX-Proxy-Host: mail.example.com\r\n\r\n"),
+            "{head}"
+        );
+        let evil = Question {
+            host: Some("a\r\nX: y"),
+            ..question("a@b", Protocol::tls(Service::Web))
+        };
+        assert!(!text(&evil, Dialect::Zimbra).contains("X: y"));
+    }
+
+    #[test]
+    fn nginx_is_asked_in_its_own_words() {
+        let expected = "GET /service/extension/nginx-lookup HTTP/1.1\r\nHost: 10.0.0.11\r\nAuth-Method: plain\r\n\
+            Auth-User: a@b\r\nAuth-Pass: _password_\r\nAuth-Protocol: pop3\r\nAuth-Login-Attempt: 1\r\n\
+            Client-IP: 203.0.113.7\r\n\r\n";
+        assert_eq!(
+            text(&question("a@b", Protocol::tls(Service::Pop3)), Dialect::Nginx),
+            expected
+        );
+        let web = text(&question("a@b", Protocol::tls(Service::Web)), Dialect::Nginx);
+        assert!(
+            web.contains("Auth-Protocol: imap\r\n") && !web.contains("X-Proxy"),
+            "{web}"
+        );
+    }
+
+    #[test]
+    fn heads_are_read_at_every_cut() {
+        let head = b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n";
+        for cut in 0..head.len() {
+            assert_eq!(response(&head[..cut]), Ok(None), "{cut}");
+        }
+        let read = response(&[head, b"more".as_slice()].concat()).unwrap().unwrap();
+        assert_eq!((read.status, read.head, read.body), (200, head.len(), Some(0)));
+        assert_eq!(
+            (read.field("auth-status"), read.field("x-empty")),
+            (Some("OK"), Some(""))
+        );
+    }
+
+    #[test]
+    fn a_connection_is_used_again_only_where_the_end_is_certain() {
+        for (head, body) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 7", Some(7)),
+            ("HTTP/1.1 503\r\nContent-Length: 7\r\nConnection: Keep-Alive", Some(7)),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close", None),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 7", None),
+            (
+                "HTTP/1.0 200 OK\r\nContent-Length: 7\r\nConnection: keep-alive",
+                Some(7),
+            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: +7", None),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked",
+                None,
+            ),
+            ("HTTP/1.1 200 OK", None),
+        ] {
+            let read = response(format!("{head}\r\n\r\n").as_bytes()).unwrap().unwrap();
+            assert_eq!(read.body, body, "{head}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_not_read() {
+        let long = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(MAX_HEAD));
+        let many = format!("HTTP/1.1 200 OK{}", "\r\nX: y".repeat(MAX_FIELDS + 1));
+        for head in [
+            "",
+            "HTTP/1.1",
+            "HTTP/2 200 OK",
+            "HTTP/1.1 2000",
+            "HTTP/1.1 20",
+            "HTTP/1.1 +20 OK",
+            "HTTP/1.x 200",
+            "SSH-2.0-x",
+            "HTTP/1.1 200 OK\r\nno colon",
+            "HTTP/1.1 200 OK\r\n: x",
+            "HTTP/1.1 200 OK\r\nA b: x",
+            "HTTP/1.1 200 OK\r\n a: x",
+            "HTTP/1.1 200 OK\r\nA: x\n y",
+            "HTTP/1.1 200 OK\r\nA: \0",
+            "HTTP/1.1 200 é\r\nA : x",
+            "HTTP/1.1 200 OK\r\nAuth-Port: 1\r\nauth-port: 2",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1",
+            &long,
+            &many,
+        ] {
+            assert!(response(format!("{head}\r\n\r\n").as_bytes()).is_err(), "{head:?}");
+        }
+        assert!(response(b"HTTP/1.1 200 OK\r\nA: \xff\r\n\r\n").is_err());
+        assert!(response(&[b'x'; MAX_HEAD]).is_err());
+    }
+
+    fn answer(fields: &str, dialect: Dialect) -> Answer {
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n");
+        let response = response(head.as_bytes()).unwrap().unwrap();
+        Answer::read(
+            &response,
+            dialect,
+            &question("foo@example.com", Protocol::tls(Service::Imap)),
+        )
+    }
+
+    #[test]
+    fn routes_are_read() {
+        let route = |server: &str, port, user: Option<&str>, alias| Answer::Route {
+            server: server.to_owned(),
+            port,
+            user: user.map(str::to_owned),
+            alias,
+        };
+        let full = "Auth-Status: OK\r\nAuth-Server: 10.0.0.11\r\nAuth-Port: 7993\r\nAuth-Cache-Alias: TRUE\r\nAuth-User: a%20b@c";
+        let v6 = "Auth-Status: OK\r\nAuth-Server: [fd00::1]\r\nAuth-Port: 143";
+        assert_eq!(
+            answer(full, Dialect::Zimbra),
+            route("10.0.0.11", 7993, Some("a b@c"), true)
+        );
+        assert_eq!(answer(v6, Dialect::Zimbra), route("fd00::1", 143, None, false));
+        for broken in [
+            "Auth-Status: OK\r\nAuth-Server: 10.0.0.11",
+            "Auth-Status: OK\r\nAuth-Server:\r\nAuth-Port: 143",
+            "Auth-Status: OK\r\nAuth-Server: a\r\nAuth-Port: 0",
+            "Auth-Status: OK\r\nAuth-Server: a\r\nAuth-Port: 65536",
+            "Auth-Status: OK\r\nAuth-Server: a\r\nAuth-Port: 1\r\nAuth-User: a%0D%0Ab",
+            "X: y",
+        ] {
+            assert!(
+                matches!(answer(broken, Dialect::Zimbra), Answer::CannotTell(_)),
+                "{broken}"
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_and_cannot_tell_are_told_apart() {
+        for (text, kind) in [
+            ("user not found:foo@example.com", "nobody"),
+            ("account not found: foo@example.com", "nobody"),
+            ("account foo@example.com not found", "nobody"),
+            ("domain not found for user:foo@example.com", "nobody"),
+            (
+                "User 'foo@example.com' not found. No external route info on domain 'example.com' but 'x=TRUE'",
+                "nobody",
+            ),
+            ("Client-IP 203.0.113.7 is not allowed on this domain", "not allowed"),
+            ("mailhost not found for user: foo@example.com", "no route"),
+            ("missing port for protocol imapssl on server s", "no route"),
+            ("foo@example.com is not admin or delegated admin", "no route"),
+            ("unable to search LDAP", "cannot tell"),
+            ("query returned empty result: (x=y)", "cannot tell"),
+            ("empty attribute: zimbraReverseProxyMailHostQuery", "cannot tell"),
+            ("missing attr in config: x", "cannot tell"),
+            ("missing attr in search result: x", "cannot tell"),
+            ("missing header field Auth-User", "cannot tell"),
+            ("admin account zmnginx not found", "cannot tell"),
+            ("X-Proxy-IP 192.0.2.10 is not allowed", "cannot tell"),
+            (
+                "com.zimbra.common.service.ServiceException: system failure: account x not found",
+                "cannot tell",
+            ),
+            ("java.net.UnknownHostException: store1", "cannot tell"),
+            ("", "cannot tell"),
+        ] {
+            let found = match answer(&format!("Auth-Status: {text}\r\nAuth-Wait: 10"), Dialect::Zimbra) {
+                Answer::Route { .. } => "route",
+                Answer::Nobody => "nobody",
+                Answer::NotAllowed => "not allowed",
+                Answer::NoRoute(_) => "no route",
+                Answer::CannotTell(_) => "cannot tell",
+            };
+            assert_eq!(found, kind, "{text}");
+        }
+        for (fields, nobody) in [
+            ("Auth-Status: Invalid login or password", true),
+            (
+                "Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8",
+                true,
+            ),
+            ("Auth-Status: Temporary server problem, try again later", false),
+            ("Auth-Status: Oops\r\nAuth-Error-Code: 451 4.3.0", false),
+            ("Auth-Status: WAIT\r\nAuth-Wait: 3", false),
+        ] {
+            assert_eq!(answer(fields, Dialect::Nginx) == Answer::Nobody, nobody, "{fields}");
+        }
+    }
+
+    #[test]
+    fn names_are_unescaped_once() {
+        for (text, expected) in [
+            ("a%20b", Some("a b")),
+            ("%2520", Some("%20")),
+            ("50%", Some("50%")),
+            ("%zz%4", Some("%zz%4")),
+            ("%C3%A9", Some("é")),
+            ("%2f%2F", Some("//")),
+            ("%+1", Some("%+1")),
+            ("%ff", None),
+            ("%00", None),
+            ("a%0Ab", None),
+        ] {
+            assert_eq!(unescape(text).as_deref(), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Who is asked where an account is, when no cache knows: the directory, or lookup services in its place.
+
+use std::sync::Arc;
+
+use crate::directory::{Directory, System};
+use crate::lookup::Services;
+use crate::resolve::{self, Key, Placement, Protocol};
+use crate::route::{Lookup, RouteError};
+
+/// Who is asked.
+pub(crate) enum Source {
+    /// The account's entry.
+    Directory(Arc<dyn Directory>),
+    /// Services that know the answer. Servers and domains are the directory's all the same.
+    Services(Box<Services>),
+}
+
+/// What he said.
+pub(crate) struct Said {
+    /// Where the account is; `None`: there is no such account.
+    pub(crate) placement: Option<Placement>,
+    /// Whether the name that was asked for is, wherever it is typed, another name of that account.
+    pub(crate) alias: bool,
+}
+
+impl Source {
+    /// Normalises the subject of a lookup to the form in which this source is asked.
+    pub(crate) fn key(&self, lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
+        match self {
+            Source::Directory(_) => Key::of(lookup, system),
+            Source::Services(_) => Key::for_service(lookup),
+        }
+    }
+
+    /// Where is the account? Of the lookup only what it says of the connection counts.
+    pub(crate) async fn ask(
+        &self,
+        lookup: &Lookup,
+        key: &Key,
+        protocol: Protocol,
+        system: &Arc<System>,
+    ) -> Result<Said, RouteError> {
+        match self {
+            Source::Directory(directory) => {
+                let placement = resolve::place(&**directory, system, key).await?;
+                Ok(Said { placement, alias: true })
+            }
+            Source::Services(services) => services.place(lookup, key, protocol, system).await,
+        }
+    }
+}

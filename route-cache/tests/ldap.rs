@@ -1,0 +1,573 @@
+//! The LDAP directory against a real slapd with a Carbonio-like tree.
+// What cannot be done here is the end of the test.
+#![allow(clippy::unwrap_used)]
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ldap3::Mod;
+use route_cache::directory::Judge;
+use route_cache::directory::ldap::{LdapDirectory, Settings, Trust, Url};
+use route_cache::yaml::Problems;
+use route_cache::{
+    AccountBy, Directory, Lookup, RouteCache, RouteError, Secret, Service, Settings as CacheSettings, Subject, Tier,
+};
+use tokio::task::JoinHandle;
+
+#[path = "ldap/slapd.rs"]
+mod slapd;
+
+use slapd::{ADMIN, Kind, Slapd, account, account_dn, domain, domain_dn, set};
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(200);
+/// For what happens within a poll, on a machine with other things to do.
+const SOON: Duration = Duration::from_secs(10);
+
+fn settings(urls: &[String]) -> Settings {
+    Settings {
+        urls: urls.iter().map(|url| Url::parse(url).unwrap()).collect(),
+        starttls: false,
+        trust: Trust::system(),
+        bind: Some((ADMIN.0.to_owned(), Secret::new(ADMIN.1.to_owned()))),
+        timeout: TIMEOUT,
+        snapshot: None,
+    }
+}
+
+/// A directory, the cache in front of it, and the tasks that keep them up to date.
+struct House {
+    directory: Arc<LdapDirectory>,
+    cache: Arc<RouteCache>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl House {
+    async fn open(settings: Settings) -> House {
+        let (directory, _) = LdapDirectory::load(settings)
+            .await
+            .unwrap_or_else(|problems| panic!("{problems}"));
+        House::around(directory, Duration::from_secs(3600))
+    }
+
+    fn around(directory: LdapDirectory, ttl: Duration) -> House {
+        let directory = Arc::new(directory);
+        let settings = CacheSettings {
+            node: "proxy.test".to_owned(),
+            capacity: 10_000,
+            ttl,
+            stale: Duration::from_secs(3600),
+            negative_ttl: Duration::from_millis(50),
+        };
+        let cache = Arc::new(RouteCache::new(settings, directory.clone()));
+        let follower = cache.clone();
+        let tasks = vec![
+            tokio::spawn((directory.clone() as Arc<dyn Directory>).watch(POLL, everything())),
+            tokio::spawn(async move { follower.follow_directory().await }),
+        ];
+        House {
+            directory,
+            cache,
+            tasks,
+        }
+    }
+
+    /// Server and port, or the error.
+    async fn ask(&self, name: &str) -> String {
+        shown(self.cache.route(&login(name)).await)
+    }
+
+    async fn until(&self, name: &str, expected: &str) {
+        until(&format!("{name} to be {expected}"), async || {
+            self.ask(name).await == expected
+        })
+        .await;
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A judge who takes everything.
+fn everything() -> Arc<Judge> {
+    Arc::new(|_| Ok(()))
+}
+
+fn shown(route: Result<route_cache::Route, RouteError>) -> String {
+    match route {
+        Ok(route) => format!("{} {}:{}", route.account, route.server, route.port),
+        Err(RouteError::UnknownUser) => "unknown".to_owned(),
+        Err(RouteError::DirectoryDown(_)) => "down".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn login(name: &str) -> Lookup {
+    let address = IpAddr::from([192, 0, 2, 1]);
+    let subject = match name.strip_prefix('#') {
+        Some(id) => Subject::Id(id.to_owned()),
+        None => Subject::Login(name.to_owned()),
+    };
+    Lookup {
+        subject,
+        service: Service::Imap,
+        client: address,
+        local: address,
+        host: None,
+    }
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !condition().await {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn accounts_are_found_by_name_alias_and_id() {
+    let more = account(
+        "carl@a.test",
+        "zimbraMailHost: store1.test\nzimbraMailAlias: bob@a.test\n",
+    ) + &account("dora@a.test", "zimbraMailHost: store1.test\nzimbraCOSId: cos-away\n");
+    let slapd = Slapd::start(&more);
+    let house = House::open(settings(&[slapd.url()])).await;
+    let alice = "alice@a.test store1.test:7990";
+    for (name, expected) in [
+        ("alice@a.test", alice),
+        ("ALICE@A.Test", alice),
+        ("alice", alice),
+        ("al@a.test", alice),
+        ("O'Hara+x@a.test", alice),
+        ("#ID-alice@a.test", alice),
+        ("#id-ALICE@a.test", alice),
+        ("alice@alias.test", alice),
+        ("al@alias.test", alice),
+        // An address goes before an alias of somebody else.
+        ("bob@a.test", "bob@a.test store2.test:7991"),
+        ("list@a.test", "unknown"),
+        ("nobody@a.test", "unknown"),
+        ("#nobody", "unknown"),
+        ("*", "unknown"),
+        ("*@a.test", "unknown"),
+        ("*)(uid=*", "unknown"),
+        ("alice@a.test)(objectClass=*", "unknown"),
+        ("al\\69ce@a.test", "unknown"),
+        ("(|(uid=alice)", "unknown"),
+        ("älice@a.test", "unknown"),
+        ("#*", "unknown"),
+    ] {
+        assert_eq!(house.ask(name).await, expected, "{name}");
+    }
+    let system = house.directory.system();
+    let class = async |name: &str| {
+        let account = house
+            .directory
+            .account(&AccountBy::Name(name.to_owned()))
+            .await
+            .unwrap()
+            .unwrap();
+        system.account(&account).parent_name().to_owned()
+    };
+    assert_eq!(class("dora@a.test").await, "away");
+    assert_eq!(class("alice@a.test").await, "default");
+    assert_eq!(system.domain_by_host("mail.a.test").unwrap().name(), "a.test");
+    assert_eq!(system.servers().count(), 2);
+}
+
+#[tokio::test]
+async fn more_domains_than_a_page_has_are_all_read() {
+    let more: String = (0..1200)
+        .map(|i| domain(&format!("d{i}.test"), &format!("zimbraVirtualHostname: m{i}.test\n")))
+        .collect();
+    let slapd = Slapd::start(&more);
+    let house = House::open(settings(&[slapd.url()])).await;
+    let system = house.directory.system();
+    assert_eq!(system.domains().count(), 1202);
+    assert_eq!(system.domain_by_host("m1199.test").unwrap().name(), "d1199.test");
+}
+
+#[tokio::test]
+async fn a_directory_without_a_tree_or_without_the_right_to_read_it_is_refused() {
+    let slapd = Slapd::start("");
+    let wrong = Some((ADMIN.0.to_owned(), Secret::new("wrong".to_owned())));
+    for bind in [None, wrong] {
+        let refused = LdapDirectory::load(Settings {
+            bind,
+            ..settings(&[slapd.url()])
+        })
+        .await;
+        let said = refused.err().unwrap().to_string();
+        assert!(
+            said.contains("insufficientAccessRights") || said.contains("invalidCredentials"),
+            "{said}"
+        );
+        assert!(!said.contains("wrong"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_server_is_left_when_it_fails_and_taken_again_when_it_is_back() {
+    let mut first = Slapd::start("");
+    let second = Slapd::start(&account("second@a.test", "zimbraMailHost: store2.test\n"));
+    let house = House::open(settings(&[first.url(), second.url()])).await;
+    assert_eq!(house.ask("second@a.test").await, "unknown");
+    first.stop();
+    let before = Instant::now();
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
+    assert!(before.elapsed() < TIMEOUT, "the next server is asked at once");
+    first.resume();
+    until("the first server to be asked again", async || {
+        house.cache.clear();
+        house.ask("second@a.test").await == "unknown"
+    })
+    .await;
+    // A server that hangs costs one timeout, and then nothing.
+    first.signal("STOP");
+    house.cache.clear();
+    let before = Instant::now();
+    assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
+    assert!(before.elapsed() < TIMEOUT * 2, "{:?}", before.elapsed());
+    house.cache.clear();
+    let before = Instant::now();
+    assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
+    assert!(before.elapsed() < TIMEOUT / 2, "{:?}", before.elapsed());
+    first.signal("CONT");
+}
+
+#[tokio::test]
+async fn tls_is_verified() {
+    let slapd = Slapd::start("");
+    let other = Slapd::start("");
+    let right = || Trust::only(&slapd.ca()).unwrap();
+    let wrong = || Trust::only(&other.ca()).unwrap();
+    for (url, starttls) in [(slapd.url(), true), (slapd.tls_url(), false), (slapd.tls_url(), true)] {
+        let with = |trust| Settings {
+            starttls,
+            trust,
+            ..settings(std::slice::from_ref(&url))
+        };
+        let house = House::open(with(right())).await;
+        assert_eq!(house.ask("al@a.test").await, "alice@a.test store1.test:7990", "{url}");
+        for (trust, url) in [
+            (wrong(), url.clone()),
+            (Trust::system(), url.clone()),
+            (right(), url.replace("localhost", "127.0.0.1")),
+        ] {
+            let refused = LdapDirectory::load(Settings {
+                urls: vec![Url::parse(&url).unwrap()],
+                ..with(trust)
+            })
+            .await;
+            let said = refused.err().unwrap().to_string();
+            assert!(said.contains("TLS") || said.contains("certificate"), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
+    let mut slapd = Slapd::start("");
+    let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
+    let house = House::around(directory, Duration::from_millis(500));
+    let alice = "alice@a.test store1.test:7990";
+    house.until("alice", alice).await;
+    slapd.signal("STOP");
+    let before = Instant::now();
+    assert_eq!(house.ask("bob").await, "down");
+    assert!(
+        before.elapsed() < TIMEOUT + Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+    let stale = house.cache.route(&login("alice")).await.unwrap();
+    assert_eq!(stale.tier, Tier::Stale);
+    slapd.signal("CONT");
+    house.until("bob", "bob@a.test store2.test:7991").await;
+    slapd.stop();
+    assert_eq!(house.ask("carl@a.test").await, "down");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(house.ask("al").await, "down", "this name was not seen before");
+    assert_eq!(house.cache.route(&login("alice")).await.unwrap().tier, Tier::Stale);
+    assert_eq!(house.directory.system().domains().count(), 2);
+    slapd.resume();
+    house.until("al", alice).await;
+    until("fresh answers", async || {
+        house.cache.route(&login("alice")).await.unwrap().tier != Tier::Stale
+    })
+    .await;
+}
+
+async fn changes_are_seen(kind: Kind) {
+    let slapd = Slapd::start_as(kind, "");
+    let house = House::open(settings(&[slapd.url()])).await;
+    let mut generations = house.directory.changes();
+    let mut admin = slapd.admin().await;
+    let alice = "alice@a.test store1.test:7990";
+    assert_eq!(house.ask("alice").await, alice);
+    assert_eq!(house.ask("al").await, alice);
+
+    // A server's port, a domain's host names, a new domain, a domain less.
+    set(
+        &mut admin,
+        "cn=store1.test,cn=servers,cn=zimbra",
+        "zimbraImapSSLBindPort",
+        &["1993"],
+    )
+    .await;
+    house.until("alice", "alice@a.test store1.test:1993").await;
+    assert!(generations.has_changed().unwrap());
+    generations.mark_unchanged();
+    set(
+        &mut admin,
+        &domain_dn("a.test"),
+        "zimbraVirtualHostname",
+        &["new.a.test"],
+    )
+    .await;
+    until("the host name", async || {
+        house.directory.system().domain_by_host("new.a.test").is_some()
+    })
+    .await;
+    assert!(house.directory.system().domain_by_host("mail.a.test").is_none());
+    admin
+        .delete(&format!("ou=people,{}", domain_dn("alias.test")))
+        .await
+        .unwrap()
+        .success()
+        .unwrap();
+    admin.delete(&domain_dn("alias.test")).await.unwrap().success().unwrap();
+    until("the domain to go", async || {
+        house.directory.system().domain("alias.test").is_none()
+    })
+    .await;
+
+    // A bad value: its predecessor stays, and the rest is taken over.
+    let config = "cn=config,cn=zimbra";
+    set(&mut admin, config, "zimbraReverseProxyMailMode", &["nonsense"]).await;
+    set(&mut admin, config, "zimbraReverseProxyConnectTimeout", &["7s"]).await;
+    let timeout = &route_cache::attributes::REVERSE_PROXY_CONNECT_TIMEOUT;
+    until("the timeout", async || {
+        house.directory.system().global().duration(timeout) == Duration::from_secs(7)
+    })
+    .await;
+    let mode = &route_cache::attributes::REVERSE_PROXY_MAIL_MODE;
+    assert_eq!(house.directory.system().global().choice(mode), "https");
+
+    // Accounts: an alias goes, an account moves, an attribute is named anew.
+    set(
+        &mut admin,
+        &account_dn("alice@a.test"),
+        "zimbraMailAlias",
+        &["new@a.test"],
+    )
+    .await;
+    house.until("al", "unknown").await;
+    set(
+        &mut admin,
+        &account_dn("alice@a.test"),
+        "zimbraMailHost",
+        &["store2.test"],
+    )
+    .await;
+    house.until("new", "alice@a.test store2.test:7991").await;
+    assert_eq!(house.ask("alice").await, "alice@a.test store2.test:7991");
+    set(&mut admin, &account_dn("alice@a.test"), "carLicense", &["store1.test"]).await;
+    set(
+        &mut admin,
+        config,
+        "zimbraReverseProxyMailHostAttribute",
+        &["carLicense"],
+    )
+    .await;
+    house.until("alice", "alice@a.test store1.test:1993").await;
+
+    // Nothing changes: nobody is told so.
+    tokio::time::sleep(POLL * 3).await;
+    generations.mark_unchanged();
+    let asked = house.cache.route(&login("alice")).await.unwrap();
+    tokio::time::sleep(POLL * 4).await;
+    assert!(!generations.has_changed().unwrap());
+    assert_eq!(
+        (asked.tier, house.cache.route(&login("alice")).await.unwrap().tier),
+        (Tier::Memory, Tier::Memory)
+    );
+}
+
+#[tokio::test]
+async fn changes_are_seen_where_the_server_says_how_far_it_is() {
+    changes_are_seen(Kind::default()).await;
+}
+
+#[tokio::test]
+async fn changes_are_seen_where_the_server_does_not_say_how_far_it_is() {
+    changes_are_seen(Kind {
+        without_context_csn: true,
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_directory_that_may_no_longer_be_read_changes_nothing() {
+    let slapd = Slapd::start("");
+    let house = House::open(settings(&[slapd.url()])).await;
+    let mut admin = slapd.admin().await;
+    for server in ["store1.test", "store2.test"] {
+        admin
+            .delete(&format!("cn={server},cn=servers,cn=zimbra"))
+            .await
+            .unwrap()
+            .success()
+            .unwrap();
+    }
+    let refused = (house.directory.clone() as Arc<dyn Directory>)
+        .refresh(everything())
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("all servers are gone"), "{refused}");
+    assert_eq!(house.directory.system().servers().count(), 2);
+}
+
+#[tokio::test]
+async fn the_last_good_reading_serves_where_the_directory_is_down_at_the_start() {
+    let mut slapd = Slapd::start("");
+    let snapshot: PathBuf = slapd.path("snapshot");
+    let with_snapshot = || Settings {
+        snapshot: Some(snapshot.clone()),
+        ..settings(&[slapd.url()])
+    };
+    let (with, again) = (with_snapshot(), with_snapshot());
+    let house = House::open(with).await;
+    until("the snapshot", async || snapshot.exists()).await;
+    drop(house);
+    slapd.stop();
+    let (directory, warnings) = LdapDirectory::load(again).await.unwrap();
+    assert!(warnings.to_string().contains("last good reading"), "{warnings}");
+    let house = House::around(directory, SOON);
+    assert_eq!(
+        house.directory.system().domain_by_host("mail.a.test").unwrap().name(),
+        "a.test"
+    );
+    assert_eq!(house.ask("alice").await, "down");
+    slapd.resume();
+    house.until("alice", "alice@a.test store1.test:7990").await;
+    let refused = LdapDirectory::load(settings(&["ldap://localhost:1".to_owned()])).await;
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn what_the_judge_refuses_is_not_put_in_force() {
+    let mut slapd = Slapd::start("");
+    let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
+    let directory: Arc<dyn Directory> = Arc::new(directory);
+    let judged = Arc::new(AtomicUsize::new(0));
+    let count = judged.clone();
+    let nobody: Arc<Judge> = Arc::new(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Err(Problems::of_file("x".as_ref(), None, "not now"))
+    });
+    let mut admin = slapd.admin().await;
+    set(
+        &mut admin,
+        &domain_dn("a.test"),
+        "zimbraVirtualHostname",
+        &["new.a.test"],
+    )
+    .await;
+    for times in 1..3 {
+        let refused = directory.clone().refresh(nobody.clone()).await.unwrap_err();
+        assert!(refused.to_string().contains("x: not now"), "{refused}");
+        assert!(directory.system().domain_by_host("new.a.test").is_none());
+        assert_eq!(judged.load(Ordering::SeqCst), times);
+    }
+    // The judge may be asked for another reason than the directory, so also while that is down.
+    slapd.stop();
+    assert!(directory.clone().refresh(everything()).await.is_err());
+    assert!(directory.system().domain_by_host("new.a.test").is_some());
+}
+
+/// The account moves to and fro while many log in all the time. Each answer carries the number of the move that it
+/// knows of; none may be older than the last one that had been seen when it was asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_move_is_seen_nobody_gets_the_old_server() {
+    const MOVES: usize = 200;
+    const NAMES: [&str; 4] = ["alice@a.test", "al@a.test", "#id-alice@a.test", "ALICE"];
+    let slapd = Slapd::start("");
+    let mut admin = slapd.admin().await;
+    set(
+        &mut admin,
+        "cn=config,cn=zimbra",
+        "zimbraReverseProxyUserNameAttribute",
+        &["carLicense"],
+    )
+    .await;
+    move_alice(&mut admin, 0).await;
+    let house = House::open(settings(&[slapd.url()])).await;
+    let seen = Arc::new(AtomicUsize::new(0));
+    let done = Arc::new(AtomicBool::new(false));
+    let look_up = |i: usize| {
+        let (cache, seen, done) = (house.cache.clone(), seen.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut count = 0;
+            while !done.load(Ordering::SeqCst) {
+                let before = seen.load(Ordering::SeqCst);
+                assert!(known_move(&cache, NAMES[i % 4]).await >= before);
+                count += 1;
+                tokio::task::yield_now().await;
+            }
+            count
+        })
+    };
+    let lookups: Vec<JoinHandle<usize>> = (0..8).map(look_up).collect();
+    for i in 1..=MOVES {
+        move_alice(&mut admin, i).await;
+        // Looking at once is what a poll does; waiting for 200 of them would take too long.
+        (house.directory.clone() as Arc<dyn Directory>)
+            .refresh(everything())
+            .await
+            .unwrap();
+        until("the move to be seen", async || {
+            known_move(&house.cache, "alice").await == i
+        })
+        .await;
+        seen.store(i, Ordering::SeqCst);
+        for name in NAMES {
+            assert_eq!(known_move(&house.cache, name).await, i, "{name}");
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    for task in lookups {
+        assert!(task.await.unwrap() > MOVES);
+    }
+}
+
+/// The name to log in with is the number of the move.
+async fn move_alice(admin: &mut ldap3::Ldap, number: usize) {
+    let one = |value: String| [value].into_iter().collect();
+    let host = ["store1.test", "store2.test"][number % 2].to_owned();
+    let changes = vec![
+        Mod::Replace("zimbraMailHost".to_owned(), one(host)),
+        Mod::Replace("carLicense".to_owned(), one(number.to_string())),
+    ];
+    admin
+        .modify(&account_dn("alice@a.test"), changes)
+        .await
+        .unwrap()
+        .success()
+        .unwrap();
+}
+
+async fn known_move(cache: &RouteCache, name: &str) -> usize {
+    let route = cache.route(&login(name)).await.unwrap();
+    let number: usize = route.login.parse().unwrap();
+    assert_eq!(&*route.server, ["store1.test", "store2.test"][number % 2]);
+    number
+}
