@@ -243,8 +243,11 @@ fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
     match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
-            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes());
-            pair.map(Some).map_err(|error| error.to_string())
+            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
+            match pair.expired() {
+                Some(when) => Err(format!("the certificate expired on {when}")),
+                None => Ok(Some(pair)),
+            }
         }
         _ => Err("there is a certificate without a key, or a key without a certificate".to_owned()),
     }
@@ -295,9 +298,14 @@ fn default_certificate(
             return None;
         }
     };
-    pair.map(Arc::new)
+    let pair = pair
         .map_err(|error| problems.push(problem("tls.certificate", error)))
-        .ok()
+        .ok()?;
+    if let Some(when) = pair.expired() {
+        // Users can click a warning away; they cannot read mail at a door that does not open.
+        problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));
+    }
+    Some(Arc::new(pair))
 }
 
 fn tls_policy(node: &View<'_>) -> TlsPolicy {

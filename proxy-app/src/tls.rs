@@ -45,16 +45,13 @@ pub enum CertError {
     /// The key is another certificate's.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
-    /// Its time is over.
-    #[error("the certificate expired on {0}")]
-    Expired(String),
 }
 
 impl CertKey {
     /// Reads PEM texts: leaf first, then its chain; and the key.
     ///
     /// # Errors
-    /// They do not parse, do not belong together, or the leaf has expired.
+    /// They do not parse, or do not belong together.
     pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<CertKey, CertError> {
         let mut chain = X509::stack_from_pem(certificate).map_err(CertError::Certificate)?;
         if chain.is_empty() {
@@ -65,11 +62,13 @@ impl CertKey {
         if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
             return Err(CertError::Mismatch);
         }
-        let now = Asn1Time::days_from_now(0).map_err(CertError::Certificate)?;
-        if leaf.not_after() < now {
-            return Err(CertError::Expired(leaf.not_after().to_string()));
-        }
         Ok(CertKey { leaf, chain, key })
+    }
+
+    /// When its time was over, if it is.
+    pub fn expired(&self) -> Option<String> {
+        let now = Asn1Time::days_from_now(0).ok()?;
+        (self.leaf.not_after() < now).then(|| self.leaf.not_after().to_string())
     }
 
     /// Names that the certificate is good for and that none of its own covers.
