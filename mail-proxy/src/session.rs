@@ -735,10 +735,12 @@ impl Attempt<'_> {
             local: unmapped(self.facts.client.local.ip()),
             client_id,
             product: settings.product.clone(),
-            announce: match self.facts.protocol {
-                Protocol::Imap => settings.send_imap_id,
-                Protocol::Pop3 => settings.send_pop3_xoip,
-            },
+            // Where a client is, and what stands in front of it, is no business of somebody else's server.
+            announce: !route.external
+                && match self.facts.protocol {
+                    Protocol::Imap => settings.send_imap_id,
+                    Protocol::Pop3 => settings.send_pop3_xoip,
+                },
         };
         match self.facts.protocol {
             Protocol::Imap => Box::new(imap::Upstream::new(introduction)),

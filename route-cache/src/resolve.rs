@@ -521,6 +521,7 @@ impl Wanted<'_> {
             server,
             port,
             tls: self.protocol.upstream_tls(host),
+            external: true,
             tier: self.tier,
         })
     }
@@ -550,6 +551,7 @@ impl Wanted<'_> {
             host: server.host,
             port: server.port,
             tls: server.tls,
+            external: false,
             tier: self.tier,
         })
     }

@@ -97,6 +97,8 @@ pub struct Route {
     pub port: u16,
     /// TLS towards the server.
     pub tls: UpstreamTls,
+    /// The server is somebody else's: it is not in the directory.
+    pub external: bool,
     /// Where the answer came from.
     pub tier: Tier,
 }
