@@ -15,7 +15,7 @@ use pingora_proxy::HttpProxy;
 use route_cache::directory::Judge;
 use route_cache::directory::ldap::{self, LdapDirectory};
 use route_cache::directory::yaml::YamlDirectory;
-use route_cache::yaml::{Problem, Problems, Severity};
+use route_cache::yaml::Problems;
 use route_cache::{AddressBook, Directory, RouteCache, Service, System};
 use tokio::sync::watch;
 
@@ -23,7 +23,7 @@ use crate::config::{AuditFormat, Config, Listener, ListenerTls, Source};
 use crate::logs::{AuditLog, CarbonioLog, Log};
 use crate::names::Names;
 use crate::routes::{self, Routes};
-use crate::snapshot::{self, Built, Snapshot};
+use crate::snapshot::{self, Built, Snapshot, problem};
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
 use crate::web::upstreams::Group;
@@ -81,7 +81,7 @@ impl Plan {
         check_logs(&config, &mut problems);
         certificates.store(Arc::new(store));
         let lookup_trust = routes::trust(&config).unwrap_or_else(|error| {
-            problems.push(error_at("directory.lookup.ca_file", error));
+            problems.push(problem("directory.lookup.ca_file", error));
             None
         });
         let plan = Plan {
@@ -101,7 +101,7 @@ impl Plan {
 fn check_logs(config: &Config, problems: &mut Problems) {
     for (key, target) in [("log.access", &config.log.access), ("log.audit", &config.log.audit)] {
         if let Err(error) = target.probe() {
-            problems.push(error_at(key, format!("{target:?} cannot be opened: {error}")));
+            problems.push(problem(key, format!("{target:?} cannot be opened: {error}")));
         }
     }
 }
@@ -112,17 +112,7 @@ fn check_certificates(listeners: &[Listener], store: &CertStore, problems: &mut 
         return;
     }
     let message = "a listener has TLS, but there is no default certificate here or at the node's server entry";
-    problems.push(error_at("tls.certificate", message.to_owned()));
-}
-
-fn error_at(key: &str, message: String) -> Problem {
-    Problem {
-        file: None,
-        line: None,
-        key: key.to_owned(),
-        message,
-        severity: Severity::Error,
-    }
+    problems.push(problem("tls.certificate", message));
 }
 
 /// The running house.

@@ -186,7 +186,8 @@ fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>>
     }
 }
 
-fn problem(key: &str, message: impl ToString) -> Problem {
+/// An error that belongs to a key and not to a line.
+pub(crate) fn problem(key: &str, message: impl ToString) -> Problem {
     Problem {
         file: None,
         line: None,
