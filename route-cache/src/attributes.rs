@@ -284,7 +284,7 @@ attributes! {
         REVERSE_PROXY_HTTP_ENABLED: "zimbraReverseProxyHttpEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Serve web users on this node.";
         REVERSE_PROXY_MAIL_MODE: "zimbraReverseProxyMailMode", Kind::Enum(&["https", "redirect", "both"]), ["redirect"], [Scope::Global, Scope::Server],
-            "What the clear web port does. `https`: there is no such port; `redirect`: every request is sent to HTTPS; `both`: it serves like the TLS port.";
+            "What the clear web port does. `https`: there is no such port, and one that the node file names answers 403; `redirect`: every request is sent to HTTPS; `both`: it serves like the TLS port.";
         MAIL_PROXY_PORT: "zimbraMailProxyPort", Kind::Port, ["80"], [Scope::Global, Scope::Server],
             "Clear web port; 0 counts as unset.";
         MAIL_SSL_PROXY_PORT: "zimbraMailSSLProxyPort", Kind::Port, ["443"], [Scope::Global, Scope::Server],
@@ -292,7 +292,7 @@ attributes! {
         CARBONIO_ADMIN_PROXY_PORT: "carbonioAdminProxyPort", Kind::Port, ["6071"], [Scope::Global, Scope::Server],
             "TLS port of the administration console.";
         IP_MODE: "zimbraIPMode", Kind::Enum(&["ipv4", "ipv6", "both"]), ["ipv4"], [Scope::Global, Scope::Server],
-            "Address families of the listeners.";
+            "Address families of the listeners that are made from port attributes, and towards servers.";
     }
     "Mail listeners" {
         REVERSE_PROXY_MAIL_ENABLED: "zimbraReverseProxyMailEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
@@ -340,19 +340,19 @@ attributes! {
         REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED: "zimbraReverseProxySSLToUpstreamEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Speak TLS to mailbox servers; also chooses between the clear and the TLS port of the server.";
         REVERSE_PROXY_CONNECT_TIMEOUT: "zimbraReverseProxyConnectTimeout", Kind::Duration, ["120000ms"], [Scope::Global, Scope::Server],
-            "Longest time for connecting and logging in a mail client at its server.";
+            "Longest time for logging in a mail client at its server; connecting and the server's first word have limits of their own, under 5 seconds together.";
         REVERSE_PROXY_SEND_IMAP_ID: "zimbraReverseProxySendImapId", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Tell the IMAP server the client's address with ID.";
         REVERSE_PROXY_SEND_POP3_XOIP: "zimbraReverseProxySendPop3Xoip", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Tell the POP3 server the client's address with XOIP.";
         REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT: "zimbraReverseProxyUpstreamConnectTimeout", Kind::Duration, ["25"], [Scope::Global, Scope::Server],
-            "Longest time for connecting to a web server; a bare number is seconds.";
+            "Longest time for connecting to a web server, but never more than 4 seconds; a bare number is seconds.";
         REVERSE_PROXY_UPSTREAM_READ_TIMEOUT: "zimbraReverseProxyUpstreamReadTimeout", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
             "Longest silence of a web server that owes an answer.";
         REVERSE_PROXY_UPSTREAM_SEND_TIMEOUT: "zimbraReverseProxyUpstreamSendTimeout", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
             "Longest time a web server may take no bytes of a request.";
         REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT: "zimbraReverseProxyUpstreamPollingTimeout", Kind::Duration, ["1h"], [Scope::Global, Scope::Server],
-            "Longest silence on requests that wait for news: ActiveSync.";
+            "Longest silence on requests that wait for news (ActiveSync, EWS), and on WebSockets.";
     }
     "TLS" {
         SSL_CERTIFICATE: "zimbraSSLCertificate", Kind::Pem("CERTIFICATE"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],
@@ -370,11 +370,11 @@ attributes! {
         SERVICE_ENABLED: "zimbraServiceEnabled", Kind::List, [], [Scope::Server],
             "Services that run on the server: `mailbox`, `proxy`, …";
         SERVICE_INSTALLED: "zimbraServiceInstalled", Kind::List, [], [Scope::Server],
-            "Services that are installed on the server.";
+            "Services that are installed on the server. Checked, but not used yet.";
         REVERSE_PROXY_LOOKUP_TARGET: "zimbraReverseProxyLookupTarget", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
             "The server takes web users who are not known yet, and answers lookups.";
         REVERSE_PROXY_AVAILABLE_LOOKUP_TARGETS: "zimbraReverseProxyAvailableLookupTargets", Kind::List, [], [Scope::Global, Scope::Server],
-            "Servers that this node may ask for routes.";
+            "Servers that this node may ask for routes. Checked, but not used: the node file names the lookup services.";
         IMAP_BIND_PORT: "zimbraImapBindPort", Kind::Port, ["7143"], [Scope::Global, Scope::Server],
             "Clear IMAP port of the mailbox server.";
         IMAP_SSL_BIND_PORT: "zimbraImapSSLBindPort", Kind::Port, ["7993"], [Scope::Global, Scope::Server],
@@ -408,7 +408,7 @@ attributes! {
         DOMAIN_ALLOWED_IPS: "zimbraDomainAllowedIPs", Kind::Networks, [], [Scope::Domain],
             "Networks from which accounts of the domain may log in; absent: from everywhere.";
         PUBLIC_SERVICE_HOSTNAME: "zimbraPublicServiceHostname", Kind::Text, [], [Scope::Global, Scope::Domain],
-            "Host name under which users see the service.";
+            "Host name under which users see the service. Checked, but not used yet.";
     }
     "Accounts" {
         ID: "zimbraId", Kind::Text, [], [Scope::Server, Scope::Domain, Scope::Cos, Scope::Account],
@@ -466,7 +466,7 @@ attributes! {
     }
     "Route cache" {
         REVERSE_PROXY_CACHE_ENTRY_TTL: "zimbraReverseProxyCacheEntryTTL", Kind::Duration, ["1h"], [Scope::Global],
-            "Life of a route in the cache, where the node file says nothing.";
+            "Life of a route in the cache. Checked, but not used: `route_cache.ttl` of the node file counts.";
         REVERSE_PROXY_CACHE_RECONNECT_INTERVAL: "zimbraReverseProxyCacheReconnectInterval", Kind::Duration, ["1m"], [Scope::Global, Scope::Server],
             "How long a memcached server that failed is left alone.";
         REVERSE_PROXY_ROUTE_LOOKUP_TIMEOUT_CACHE: "zimbraReverseProxyRouteLookupTimeoutCache", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
