@@ -1,6 +1,6 @@
 # make run     a mail system to play with: two mailbox servers, HAProxy, and Portico in front
 # make test    everything that must hold
-# make bench   memory of a session, CPU of a login
+# make bench   load on every door, memory of a session, CPU of a login (release build)
 # make fuzz    each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
 
 FUZZ_SECONDS ?= 600
@@ -23,7 +23,7 @@ test:
 	scripts/deny
 
 bench:
-	@scripts/install run
+	@scripts/install bench
 	cargo build --release --package proxy-app
 	cargo bench --package portico-tests
 

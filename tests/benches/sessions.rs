@@ -7,15 +7,16 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use openssl::ssl::SslConnector;
 use portico_tests::Stage;
 use portico_tests::certs::Authority;
 use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
+use portico_tests::load::Mail;
 use portico_tests::portico::Portico;
+use portico_tests::simulator;
 use portico_tests::wire::Wire;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 const THREADS: usize = 4;
 const SESSIONS: usize = 2000;
@@ -70,7 +71,7 @@ impl House {
         let pair = ca.server(&[FRONT])?;
         let store = SocketAddrV4::new(STORE, stage.port()?);
         let listener = runtime.block_on(TcpListener::bind(store))?;
-        runtime.spawn(simulate(listener));
+        runtime.spawn(simulator::serve(listener, Mail::Imap, None));
         let imap = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let imaps = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let node = Node {
@@ -200,62 +201,4 @@ fn directory(store: SocketAddrV4) -> Directory {
         entry.insert("zimbraMailHost".into(), "store1.example.test".into());
     }
     directory
-}
-
-/// Accepts for ever.
-async fn simulate(listener: TcpListener) {
-    while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(async move {
-            let _the_other_side_left = serve(stream).await;
-        });
-    }
-}
-
-/// An IMAP server that admits everybody and has nothing to say.
-async fn serve(stream: TcpStream) -> Result<()> {
-    stream.set_nodelay(true)?;
-    let mut stream = BufReader::with_capacity(1024, stream);
-    stream.write_all(b"* OK simulator\r\n").await?;
-    let mut line = String::new();
-    while stream.read_line(&mut line).await? > 0 {
-        let text = line.trim_end().to_owned();
-        line.clear();
-        let (tag, rest) = text.split_once(' ').context("no command")?;
-        let command = rest.split(' ').next().unwrap_or_default().to_ascii_uppercase();
-        match command.as_str() {
-            "LOGIN" => {
-                literals(&mut stream, text.clone()).await?;
-                answer(&mut stream, tag, "OK [CAPABILITY IMAP4rev1 IDLE] in").await?;
-            }
-            "LOGOUT" => {
-                stream.write_all(b"* BYE\r\n").await?;
-                return answer(&mut stream, tag, "OK out").await;
-            }
-            _ => answer(&mut stream, tag, "OK done").await?,
-        }
-    }
-    Ok(())
-}
-
-/// Reads the literals of a command: `{n}` is asked for, `{n+}` comes by itself.
-async fn literals(stream: &mut BufReader<TcpStream>, mut line: String) -> Result<()> {
-    while let Some(length) = line
-        .strip_suffix('}')
-        .and_then(|l| l.rsplit_once('{'))
-        .map(|(_, n)| n.to_owned())
-    {
-        if !length.ends_with('+') {
-            stream.write_all(b"+ go on\r\n").await?;
-        }
-        let mut literal = vec![0; length.trim_end_matches('+').parse()?];
-        stream.read_exact(&mut literal).await?;
-        line.clear();
-        stream.read_line(&mut line).await?;
-        line.truncate(line.trim_end().len());
-    }
-    Ok(())
-}
-
-async fn answer(stream: &mut BufReader<TcpStream>, tag: &str, text: &str) -> Result<()> {
-    Ok(stream.write_all(format!("{tag} {text}\r\n").as_bytes()).await?)
 }

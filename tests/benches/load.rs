@@ -1,0 +1,465 @@
+//! Load on every door: throughput, latency, CPU and memory of Portico, beside the same load straight on the servers.
+//!
+//! The web side is loaded by wrk and h2load and answered by nginx, the mail side by this project's own generator
+//! ([`portico_tests::load`]) and simulator. It prints a table and judges nothing: machines differ, and what else
+//! they do. Compare ratios within one run. docs/load-testing.md says more.
+//!
+//! `cargo bench -p portico-tests --bench load -- --scale 0.1 --only imap` runs a tenth of it, of what has `imap` in
+//! its name.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use portico_tests::Stage;
+use portico_tests::certs::{Authority, Pair};
+use portico_tests::child::Child;
+use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
+use portico_tests::load::{Act, Load, Mail};
+use portico_tests::portico::Portico;
+use portico_tests::simulator;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+const ACCOUNTS: usize = 200;
+const STORE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const FRONT: &str = "mail.example.test";
+const SMALL: usize = 512;
+const LARGE: usize = 1024 * 1024;
+
+fn main() -> Result<()> {
+    let wanted = Wanted::read()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    println!(
+        "{:22} {:8} {:>12} {:>10} {:>10} {:>14} {:>10}",
+        "load", "through", "units/s", "p50 ms", "p99 ms", "CPU ms/unit", "RSS MiB"
+    );
+    for case in cases(wanted.scale) {
+        if case.name.contains(&wanted.only) {
+            // Each with a process of its own: one that had work before keeps memory for more.
+            Stage::run(|stage| House::open(stage, &runtime)?.measure(&case))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the command line asks for.
+struct Wanted {
+    scale: f64,
+    only: String,
+}
+
+impl Wanted {
+    fn read() -> Result<Wanted> {
+        let mut wanted = Wanted {
+            scale: 1.0,
+            only: String::new(),
+        };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--scale" => wanted.scale = words.next().context("--scale N")?.parse()?,
+                "--only" => wanted.only = words.next().context("--only PART")?,
+                // Cargo says it to every benchmark.
+                "--bench" => {}
+                other => bail!("{other}? There are --scale N and --only PART"),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+/// One load, and the two places that it is put on.
+struct Case {
+    name: &'static str,
+    load: Kind,
+}
+
+enum Kind {
+    /// wrk with this many connections, for so many seconds; each request on a new one if so.
+    Wrk {
+        door: Door,
+        large: bool,
+        clients: u32,
+        seconds: u64,
+        new: bool,
+    },
+    /// h2load with so many requests.
+    H2 { requests: usize },
+    /// Our own generator.
+    Mail {
+        door: Door,
+        mail: Mail,
+        act: Act,
+        clients: usize,
+        units: usize,
+    },
+}
+
+#[derive(Clone, Copy)]
+enum Door {
+    Plain,
+    Tls,
+}
+
+fn cases(scale: f64) -> Vec<Case> {
+    let times = |count: usize| ((count as f64 * scale) as usize).max(64);
+    let seconds = ((10.0 * scale) as u64).max(2);
+    let wrk = |door, large, clients, new| Kind::Wrk {
+        door,
+        large,
+        clients,
+        seconds,
+        new,
+    };
+    let mail = |door, mail, act, clients, units| Kind::Mail {
+        door,
+        mail,
+        act,
+        clients,
+        units: times(units),
+    };
+    let case = |name, load| Case { name, load };
+    vec![
+        case("http_small", wrk(Door::Plain, false, 32, false)),
+        case("https_small", wrk(Door::Tls, false, 32, false)),
+        case("https_new_connections", wrk(Door::Tls, false, 32, true)),
+        case("https_1MiB", wrk(Door::Tls, true, 8, false)),
+        case(
+            "h2_small",
+            Kind::H2 {
+                requests: times(200_000),
+            },
+        ),
+        case("imap_login", mail(Door::Plain, Mail::Imap, Act::Login, 64, 20_000)),
+        case("imaps_login", mail(Door::Tls, Mail::Imap, Act::Login, 64, 10_000)),
+        case("pop3s_login", mail(Door::Tls, Mail::Pop3, Act::Login, 64, 10_000)),
+        case(
+            "imaps_fetch_1MiB",
+            mail(Door::Tls, Mail::Imap, Act::Fetch(LARGE), 8, 2_000),
+        ),
+    ]
+}
+
+/// What a run gives.
+struct Figures {
+    rate: f64,
+    p50: f64,
+    p99: f64,
+    units: f64,
+}
+
+/// Portico in front of nginx and the simulator.
+struct House<'a> {
+    runtime: &'a Runtime,
+    portico: Portico,
+    front: Addresses,
+    back: Addresses,
+    // Held: it ends when dropped.
+    _nginx: Child,
+}
+
+/// Where everything is, at Portico or at the servers.
+struct Addresses {
+    http: SocketAddrV4,
+    https: SocketAddrV4,
+    mail: [[SocketAddrV4; 2]; 2],
+}
+
+impl Addresses {
+    fn new(stage: &Stage, ip: Ipv4Addr) -> Result<Addresses> {
+        let any = || anyhow::Ok(SocketAddrV4::new(ip, stage.port()?));
+        Ok(Addresses {
+            http: any()?,
+            https: any()?,
+            mail: [[any()?, any()?], [any()?, any()?]],
+        })
+    }
+
+    fn mail(&self, mail: Mail, door: Door) -> SocketAddrV4 {
+        self.mail[mail as usize][door as usize]
+    }
+
+    fn url(&self, door: Door, large: bool) -> String {
+        let file = if large { "large" } else { "small" };
+        match door {
+            Door::Plain => format!("http://{}/service/{file}", self.http),
+            Door::Tls => format!("https://{}/service/{file}", self.https),
+        }
+    }
+}
+
+impl House<'_> {
+    fn open<'a>(stage: &Stage, runtime: &'a Runtime) -> Result<House<'a>> {
+        let ca = Authority::new(&stage.dir("ca")?)?;
+        let pair = ca.server(&[FRONT])?;
+        let (front, back) = (
+            Addresses::new(stage, Ipv4Addr::LOCALHOST)?,
+            Addresses::new(stage, STORE)?,
+        );
+        for mail in [Mail::Imap, Mail::Pop3] {
+            for door in [Door::Plain, Door::Tls] {
+                let listener =
+                    runtime.block_on(TcpListener::bind(std::net::SocketAddr::from(back.mail(mail, door))))?;
+                let tls = match door {
+                    Door::Plain => None,
+                    Door::Tls => Some(pair.acceptor()?),
+                };
+                runtime.spawn(simulator::serve(listener, mail, tls));
+            }
+        }
+        let nginx = nginx(stage, &back, &pair)?;
+        let listen = |address, serve, tls| Listener {
+            address,
+            serve,
+            tls,
+            proxies: Vec::new(),
+        };
+        let node = Node {
+            name: "proxy1.example.test".into(),
+            listeners: vec![
+                listen(front.http, Serve::Web, Tls::No),
+                listen(front.https, Serve::Web, Tls::Implicit),
+                listen(front.mail(Mail::Imap, Door::Plain), Serve::Imap, Tls::StartTls),
+                listen(front.mail(Mail::Imap, Door::Tls), Serve::Imap, Tls::Implicit),
+                listen(front.mail(Mail::Pop3, Door::Plain), Serve::Pop3, Tls::StartTls),
+                listen(front.mail(Mail::Pop3, Door::Tls), Serve::Pop3, Tls::Implicit),
+            ],
+            certificate: (pair.certificate_file, pair.key_file),
+            upstream_ca: ca.file(),
+            more: Vec::new(),
+        };
+        let portico = Portico::start(stage, &node, &directory(&back), "warn")?;
+        Ok(House {
+            runtime,
+            portico,
+            front,
+            back,
+            _nginx: nginx,
+        })
+    }
+
+    fn measure(&self, case: &Case) -> Result<()> {
+        let direct = self.put(case, &self.back)?;
+        row(case.name, "direct", &direct, None);
+        let before = self.portico.cpu_ticks()?;
+        let through = self.put(case, &self.front)?;
+        let ticks = self.portico.cpu_ticks()? - before;
+        let cpu = ticks as f64 * 10.0 / through.units;
+        row(case.name, "portico", &through, Some((cpu, self.portico.rss_kib()?)));
+        Ok(())
+    }
+
+    fn put(&self, case: &Case, at: &Addresses) -> Result<Figures> {
+        match case.load {
+            Kind::Wrk {
+                door,
+                large,
+                clients,
+                seconds,
+                new,
+            } => wrk(&at.url(door, large), clients, seconds, new),
+            Kind::H2 { requests } => h2load(&at.url(Door::Tls, false), requests),
+            Kind::Mail {
+                door,
+                mail,
+                act,
+                clients,
+                units,
+            } => self.mail(Load {
+                address: at.mail(mail, door),
+                mail,
+                tls: matches!(door, Door::Tls),
+                act,
+                clients,
+                units,
+                accounts: ACCOUNTS,
+            }),
+        }
+    }
+
+    fn mail(&self, load: Load) -> Result<Figures> {
+        let outcome = self.runtime.block_on(load.run())?;
+        Ok(Figures {
+            rate: outcome.rate(),
+            p50: outcome.percentile(0.5),
+            p99: outcome.percentile(0.99),
+            units: outcome.each.len() as f64,
+        })
+    }
+}
+
+fn row(name: &str, through: &str, figures: &Figures, own: Option<(f64, u64)>) {
+    let mut line = format!(
+        "{name:22} {through:8} {:12.0} {:10.2} {:10.2}",
+        figures.rate, figures.p50, figures.p99
+    );
+    if let Some((cpu, rss)) = own {
+        let _fits = write!(line, " {cpu:14.4} {:10.1}", rss as f64 / 1024.0);
+    }
+    println!("{line}");
+}
+
+/// nginx as web server: a small and a large answer, on both ports.
+fn nginx(stage: &Stage, at: &Addresses, pair: &Pair) -> Result<Child> {
+    let dir = stage.dir("nginx")?;
+    let service = stage.dir("nginx/html/service")?;
+    std::fs::write(service.join("small"), vec![b'x'; SMALL])?;
+    std::fs::write(service.join("large"), vec![b'x'; LARGE])?;
+    std::fs::create_dir_all(service.join("health"))?;
+    std::fs::write(service.join("health/ready"), "{}")?;
+    let text = format!(
+        "daemon off; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log; user root;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n  access_log off; sendfile on; tcp_nodelay on; keepalive_requests 100000000;\n\
+           client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
+           uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
+           server {{\n    listen {http}; listen {https} ssl http2;\n    root {dir}/html; default_type text/plain;\n\
+             ssl_certificate {certificate}; ssl_certificate_key {key};\n  }}\n}}\n",
+        dir = dir.display(),
+        http = at.http,
+        https = at.https,
+        certificate = pair.certificate_file.display(),
+        key = pair.key_file.display(),
+    );
+    let config = stage.file("nginx/nginx.conf", text)?;
+    let args = ["-c", config.to_str().context("path")?, "-e", "stderr"];
+    let mut child = Child::spawn("nginx", "nginx", &args, &[], &dir.join("output.log"))?;
+    child.wait_listening(&[at.http, at.https])?;
+    Ok(child)
+}
+
+fn directory(store: &Addresses) -> Directory {
+    let mut directory = Directory::default();
+    directory.config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
+    directory.config("zimbraReverseProxyMailMode", "both");
+    directory.config("zimbraReverseProxyImapStartTlsMode", "on");
+    directory.config("zimbraReverseProxyPop3StartTlsMode", "on");
+    directory
+        .server("proxy1.example.test")
+        .insert("zimbraServiceEnabled".into(), ["proxy"].into());
+    let server = directory.server("store1.example.test");
+    server.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
+    server.insert("zimbraServiceHostname".into(), STORE.to_string().into());
+    server.insert("zimbraMailPort".into(), store.http.port().into());
+    server.insert(
+        "zimbraImapBindPort".into(),
+        store.mail(Mail::Imap, Door::Plain).port().into(),
+    );
+    server.insert(
+        "zimbraPop3BindPort".into(),
+        store.mail(Mail::Pop3, Door::Plain).port().into(),
+    );
+    directory.domain("a.example");
+    for number in 0..ACCOUNTS {
+        let entry = directory.account(&format!("user{number}@a.example"));
+        entry.insert(
+            "zimbraId".into(),
+            format!("{number:08}-2222-3333-4444-555555555555").into(),
+        );
+        entry.insert("zimbraMailHost".into(), "store1.example.test".into());
+    }
+    directory
+}
+
+fn wrk(url: &str, clients: u32, seconds: u64, new: bool) -> Result<Figures> {
+    let (clients, time) = (format!("-c{clients}"), format!("-d{seconds}s"));
+    let mut args = vec!["-t1", &clients, &time, "--latency", "--timeout", "10s"];
+    if new {
+        args.extend(["-H", "Connection: close"]);
+    }
+    args.push(url);
+    let printed = run("wrk", &args)?;
+    if let Some(line) = printed
+        .lines()
+        .find(|l| l.contains("Socket errors") || l.contains("Non-2xx"))
+    {
+        bail!("wrk {url}: {}", line.trim());
+    }
+    let after = |word: &str| find(&printed, word).with_context(|| format!("wrk: no {word} in {printed}"));
+    let requests = printed
+        .lines()
+        .find(|line| line.contains("requests in"))
+        .and_then(|line| line.split_whitespace().next())
+        .context("wrk: no requests")?;
+    Ok(Figures {
+        rate: after("Requests/sec:")?.parse()?,
+        p50: milliseconds(after("50%")?)?,
+        p99: milliseconds(after("99%")?)?,
+        units: requests.parse()?,
+    })
+}
+
+fn h2load(url: &str, requests: usize) -> Result<Figures> {
+    let count = requests.to_string();
+    let printed = run("h2load", &["-n", &count, "-c8", "-m16", "-t1", url])?;
+    let good = printed
+        .lines()
+        .find(|line| line.starts_with("requests:"))
+        .context("h2load: no requests")?;
+    if !good.contains(&format!("{requests} succeeded")) || !printed.contains(&format!("{requests} 2xx")) {
+        bail!("h2load {url}: {good}\n{printed}");
+    }
+    let rate = printed
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("finished in ")?
+                .split(", ")
+                .nth(1)?
+                .strip_suffix(" req/s")
+        })
+        .context("h2load: no rate")?;
+    // It prints no percentiles, but smallest, largest, mean and deviation.
+    let times: Vec<&str> = printed
+        .lines()
+        .find_map(|line| line.strip_prefix("time for request:"))
+        .context("h2load: no times")?
+        .split_whitespace()
+        .collect();
+    let mean = milliseconds(times.get(2).context("h2load: no mean")?)?;
+    let deviation = milliseconds(times.get(3).context("h2load: no deviation")?)?;
+    Ok(Figures {
+        rate: rate.parse()?,
+        p50: mean,
+        p99: mean + 2.33 * deviation,
+        units: requests as f64,
+    })
+}
+
+fn run(program: &str, args: &[&str]) -> Result<String> {
+    let out = Command::new(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("{program}: try scripts/install bench"))?;
+    let printed = String::from_utf8_lossy(&out.stdout).into_owned();
+    if !out.status.success() {
+        bail!(
+            "{program} {args:?}: {}\n{printed}{}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+    Ok(printed)
+}
+
+/// The word behind `word` on the line that begins with it.
+fn find<'a>(text: &'a str, word: &str) -> Option<&'a str> {
+    text.lines()
+        .find_map(|line| line.trim().strip_prefix(word)?.split_whitespace().next())
+}
+
+/// `1.20ms`, `340us`, `2.1s`.
+fn milliseconds(text: &str) -> Result<f64> {
+    for (unit, factor) in [("us", 0.001), ("ms", 1.0), ("s", 1000.0), ("m", 60_000.0)] {
+        if let Some(number) = text.strip_suffix(unit)
+            && let Ok(number) = number.parse::<f64>()
+        {
+            return Ok(number * factor);
+        }
+    }
+    bail!("{text:?} is no time")
+}
