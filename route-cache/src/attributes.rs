@@ -354,6 +354,18 @@ attributes! {
         REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT: "zimbraReverseProxyUpstreamPollingTimeout", Kind::Duration, ["1h"], [Scope::Global, Scope::Server],
             "Longest silence on requests that wait for news (ActiveSync, EWS), and on WebSockets.";
     }
+    "Web pages and answers" {
+        CARBONIO_WEB_UI_LOGIN_URL: "carbonioWebUILoginURL", Kind::Text, [], [Scope::Global, Scope::Domain],
+            "Where the web client's users log in; absent: what the location says, `/static/login/`.";
+        CARBONIO_WEB_UI_LOGOUT_URL: "carbonioWebUILogoutURL", Kind::Text, [], [Scope::Global, Scope::Domain],
+            "Where the web client goes after a logout. With it, `/logout` answers 200 and the client goes there itself.";
+        CARBONIO_ADMIN_UI_LOGIN_URL: "carbonioAdminUILoginURL", Kind::Text, [], [Scope::Global, Scope::Domain],
+            "Where administrators log in; absent: what the location says, `/static/login/`.";
+        CARBONIO_ADMIN_UI_LOGOUT_URL: "carbonioAdminUILogoutURL", Kind::Text, [], [Scope::Global, Scope::Domain],
+            "Where the administration console goes after a logout. With it, `/logout` answers 200 there.";
+        REVERSE_PROXY_UPSTREAM_EWS_SERVERS: "zimbraReverseProxyUpstreamEwsServers", Kind::List, [], [Scope::Global, Scope::Server],
+            "Mailbox servers for Exchange Web Services; absent: those requests go to any server's web side.";
+    }
     "TLS" {
         SSL_CERTIFICATE: "zimbraSSLCertificate", Kind::Pem("CERTIFICATE"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],
             "Certificate, leaf then chain, as PEM. That of a domain serves its virtual host names.";

@@ -141,6 +141,11 @@ impl<'a> Node<'a> {
             && self.raw().tag.is_none()
     }
 
+    /// True for a mapping that is written as one.
+    pub fn is_mapping(&self) -> bool {
+        matches!(self.raw().content, Content::Mapping { .. })
+    }
+
     /// The mapping here. Nothing at all reads as an empty one. Keys that stand twice are errors.
     pub fn mapping(&self, problems: &mut Problems) -> Option<Mapping<'a>> {
         let entries = match &self.raw().content {

@@ -252,7 +252,7 @@ fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a [u8]> {
 
 /// The first cookie of exactly this name, over all Cookie headers (HTTP/2 may send one for each cookie).
 /// Read as bytes: a neighbour with a UTF-8 value must not hide it.
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     let lines = headers.get_all(COOKIE).iter();
     let mut pairs = lines.flat_map(|line| line.as_bytes().split(|&b| b == b';'));
     pairs.find_map(|pair| {
@@ -269,7 +269,7 @@ fn unquoted(value: &[u8]) -> &[u8] {
 
 /// The first query argument of this name, percent-decoded. A plus sign stays one: names like `bob+lists@…` are
 /// sent bare, and none of the arguments read here has blanks.
-fn argument(uri: &Uri, name: &str) -> Option<Vec<u8>> {
+pub(super) fn argument(uri: &Uri, name: &str) -> Option<Vec<u8>> {
     uri.query()?.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=')?;
         percent_decode_str(key)
