@@ -433,6 +433,12 @@ attributes! {
             "Server that holds the mailbox, by its `zimbraServiceHostname` or entry name.";
         COS_ID: "zimbraCOSId", Kind::Text, [], [Scope::Account],
             "Class of service of the account, by id or name.";
+        ACCOUNT_STATUS: "zimbraAccountStatus", Kind::Enum(&["active", "lockout", "locked", "maintenance", "closed", "pending"]), ["active"], [Scope::Account],
+            "Whether the account may log in. The mailbox server decides; `portico route explain` shows it.";
+        IMAP_ENABLED: "zimbraImapEnabled", Kind::Flag, ["TRUE"], [Scope::Cos, Scope::Account],
+            "Whether the account may use IMAP. The mailbox server decides; `portico route explain` shows it.";
+        POP3_ENABLED: "zimbraPop3Enabled", Kind::Flag, ["TRUE"], [Scope::Cos, Scope::Account],
+            "Whether the account may use POP3. The mailbox server decides; `portico route explain` shows it.";
     }
     "Routing" {
         REVERSE_PROXY_MAIL_HOST_ATTRIBUTE: "zimbraReverseProxyMailHostAttribute", Kind::Text, ["zimbraMailHost"], [Scope::Global],

@@ -23,6 +23,10 @@ use crate::shared::{self, SharedCache};
 use crate::shelf::Shelf;
 use crate::source::{Said, Source};
 
+mod explain;
+
+pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
+
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
 const DOWN_PAUSE: Duration = Duration::from_secs(2);
@@ -190,22 +194,6 @@ impl RouteCache {
         let asked = self.fly(&asking).await;
         // What was known before may have been forgotten meanwhile.
         let old = old.and_then(|_| self.find(&asking));
-        self.conclude(&asking, asked, old)
-    }
-
-    /// What [`RouteCache::route`] would answer now, without leaving a trace in the cache.
-    pub async fn explain(&self, lookup: &Lookup) -> Result<Route, RouteError> {
-        let system = self.directory.system();
-        let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
-        let asking = self.asking(lookup, protocol, &system)?;
-        let old = self.find(&asking).filter(|_| self.reading.load().is_of(&system));
-        if let Some(route) = self.remembered(&asking, old.as_ref()) {
-            return route;
-        }
-        let asked = match self.ask_shared(&asking, Trace::None).await {
-            Some(landed) => Ok(landed),
-            None => self.ask_source(&asking).await,
-        };
         self.conclude(&asking, asked, old)
     }
 
@@ -976,11 +964,14 @@ mod tests {
         let fake = Fake::new();
         let cache = cache(&fake);
         for _ in 0..2 {
-            assert_eq!(cache.explain(&login("user@x")).await.unwrap().tier, Tier::Directory);
+            assert_eq!(
+                cache.explain(&login("user@x")).await.route.unwrap().tier,
+                Tier::Directory
+            );
         }
         assert!(cache.is_empty());
         ask(&cache, "user@x").await;
-        assert_eq!(cache.explain(&login("user@x")).await.unwrap().tier, Tier::Memory);
+        assert_eq!(cache.explain(&login("user@x")).await.route.unwrap().tier, Tier::Memory);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -1124,5 +1115,68 @@ mod tests {
     fn spawn(cache: &Arc<RouteCache>, name: &str) -> tokio::task::JoinHandle<String> {
         let (cache, name) = (cache.clone(), name.to_owned());
         tokio::spawn(async move { ask(&cache, &name).await })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_explanation_leaves_no_trace() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        let unknown = cache.explain(&login("alias1@x")).await;
+        assert!(cache.is_empty());
+        assert_eq!(unknown.tiers[0].said, Answer::Nothing);
+        assert_eq!(unknown.route.as_ref().unwrap().tier, Tier::Directory);
+        let AccountSaid::Found(facts) = &unknown.account else {
+            panic!("{:?}", unknown.account)
+        };
+        assert_eq!((facts.name.as_str(), facts.alias), ("user1@x", true));
+        assert_eq!(facts.status, "active");
+
+        assert_eq!(ask(&cache, "alias1@x").await, "s1:7993 Directory");
+        let kept = cache.len();
+        "s2".clone_into(&mut fake.host.lock());
+        tokio::time::sleep(7 * SECOND).await;
+        let known = cache.explain(&login("alias1@x")).await;
+        assert_eq!(known.tiers[0].age, Some(7 * SECOND));
+        assert_eq!(known.route.as_ref().unwrap().tier, Tier::Memory);
+        assert!(
+            known
+                .hindrances
+                .iter()
+                .any(|what| matches!(what, Hindrance::Moved { kept, now } if kept == "s1" && now == "s2")),
+            "{:?}",
+            known.hindrances
+        );
+        assert_eq!(cache.len(), kept);
+        assert_eq!(ask(&cache, "alias1@x").await, "s1:7993 Memory");
+
+        fake.down.store(true, Ordering::SeqCst);
+        let down = cache.explain(&login("alias2@x")).await;
+        assert!(matches!(down.account, AccountSaid::Failed(_)));
+        assert!(matches!(down.route, Err(RouteError::DirectoryDown(_))));
+        // Nobody is kept waiting because somebody was curious.
+        fake.down.store(false, Ordering::SeqCst);
+        assert_eq!(ask(&cache, "alias2@x").await, "s2:7993 Directory");
+        let nobody = cache.explain(&login("nobody@x")).await;
+        assert_eq!(nobody.account, AccountSaid::Nobody);
+        assert!(matches!(nobody.route, Err(RouteError::UnknownUser)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_purge_says_what_it_forgot() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        ask(&cache, "alias1@x").await;
+        ask(&cache, "#id1").await;
+        ask(&cache, "user2@x").await;
+        let mut purged = cache.purge(&login("user1@x")).await.unwrap();
+        purged.sort_by(|one, other| one.key.cmp(&other.key));
+        let said: Vec<(&str, bool)> = purged.iter().map(|p| (p.key.as_str(), p.in_memory)).collect();
+        assert_eq!(said, [("alias1@x", true), ("id1", true), ("user1@x", true)]);
+        assert_eq!(cache.len(), 1);
+        "s2".clone_into(&mut fake.host.lock());
+        assert_eq!(ask(&cache, "alias1@x").await, "s2:7993 Directory");
+        let nothing = cache.purge(&login("user3@x")).await.unwrap();
+        assert_eq!(nothing.len(), 1);
+        assert!(!nothing[0].in_memory);
     }
 }

@@ -26,7 +26,10 @@ mod source;
 pub mod yaml;
 
 pub use addresses::AddressBook;
-pub use cache::{RouteCache, Settings};
+pub use cache::{
+    AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, RouteCache, Settings,
+    TierSaid,
+};
 pub use directory::{AccountBy, Directory, DirectoryError, Entry, News, System, Touched};
 pub use route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use secret::Secret;

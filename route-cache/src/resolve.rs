@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::attributes::{self, Attribute};
+use crate::cache::FoundBy;
 use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, fold};
 use crate::route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 
@@ -76,14 +77,25 @@ pub(crate) fn qualify(name: &str, lookup: &Lookup, system: &System) -> Result<St
     if name.contains('@') {
         return Ok(name.to_owned());
     }
-    let by_host = || lookup.host.as_deref().and_then(|host| system.domain_by_host(host));
-    let domain = by_host()
-        .or_else(|| system.domain_by_address(lookup.local))
-        .map(|domain| domain.name());
-    let domain = domain.or_else(|| system.global().text(&attributes::DEFAULT_DOMAIN_NAME));
-    domain
-        .map(|domain| format!("{name}@{domain}"))
-        .ok_or(RouteError::UnknownUser)
+    let (domain, _) = domain_for(name, lookup, system).ok_or(RouteError::UnknownUser)?;
+    Ok(format!("{name}@{domain}"))
+}
+
+/// The domain of a name, and how it is found.
+pub(crate) fn domain_for(name: &str, lookup: &Lookup, system: &System) -> Option<(String, FoundBy)> {
+    if let Some((_, domain)) = name.rsplit_once('@') {
+        return Some((domain.to_owned(), FoundBy::Given));
+    }
+    if let Some(host) = &lookup.host
+        && let Some(domain) = system.domain_by_host(host)
+    {
+        return Some((domain.name().to_owned(), FoundBy::VirtualHost(host.clone())));
+    }
+    if let Some(domain) = system.domain_by_address(lookup.local) {
+        return Some((domain.name().to_owned(), FoundBy::VirtualAddress(lookup.local)));
+    }
+    let default = system.global().text(&attributes::DEFAULT_DOMAIN_NAME)?;
+    Some((default.to_owned(), FoundBy::Default))
 }
 
 /// What the directory says of an account, as far as routes depend on it. Small: there may be a million.
@@ -159,12 +171,22 @@ impl Reading {
     }
 }
 
-/// Asks the directory where an account is. In an alias domain the target domain is asked next (step 4).
+/// Asks the directory where an account is.
 pub(crate) async fn place(
     directory: &dyn Directory,
     system: &System,
     key: &Key,
 ) -> Result<Option<Placement>, DirectoryError> {
+    let entry = entry(directory, system, key).await?;
+    Ok(entry.map(|entry| placement(&entry, key, system)))
+}
+
+/// Asks the directory for an account. In an alias domain the target domain is asked next (step 4).
+pub(crate) async fn entry(
+    directory: &dyn Directory,
+    system: &System,
+    key: &Key,
+) -> Result<Option<Arc<Entry>>, DirectoryError> {
     let by = match key {
         Key::Name(name) | Key::Bare(name) => AccountBy::Name(name.to_string()),
         Key::Id(id) => AccountBy::Id(id.to_string()),
@@ -175,7 +197,7 @@ pub(crate) async fn place(
     {
         entry = directory.account(&AccountBy::Name(name)).await?;
     }
-    Ok(entry.map(|entry| placement(&entry, key, system)))
+    Ok(entry)
 }
 
 /// `user@alias.domain` → `user@target.domain`.

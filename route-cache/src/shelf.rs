@@ -58,6 +58,20 @@ impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
         Some(slot.value.clone())
     }
 
+    /// The value under `key`, which does not count as used.
+    pub(crate) fn peek(&self, key: &K) -> Option<V> {
+        let hash = self.hasher.hash_one(key);
+        let shard = self.shard(hash).lock();
+        Some(shard.slots[shard.find(hash, key)?].value.clone())
+    }
+
+    /// Shows everything, one shard after the other.
+    pub(crate) fn each(&self, mut show: impl FnMut(&K, &V)) {
+        for shard in &self.shards {
+            shard.lock().slots.iter().for_each(|slot| show(&slot.key, &slot.value));
+        }
+    }
+
     /// Puts `value` under `key`, in place of what was there.
     pub(crate) fn insert(&self, key: K, value: V) {
         let hash = self.hasher.hash_one(&key);

@@ -185,7 +185,7 @@ async fn addresses_that_are_no_mailbox_server_of_the_protocol_are_not_believed()
         // A new cache knows nothing; explaining leaves no trace.
         let reader = cache(&directory).with_shared(shared(&[memcached.address()], Duration::from_secs(60)));
         let lookup = login("alice@a.test", Service::Imap);
-        let explained = reader.explain(&lookup).await.unwrap();
+        let explained = reader.explain(&lookup).await.route.unwrap();
         assert_eq!(explained.tier.name(), "directory", "{value}");
         assert!(
             memcached
