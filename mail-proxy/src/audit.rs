@@ -47,6 +47,8 @@ pub enum Event {
     Config,
     /// A certificate changed, or could not.
     Certificate,
+    /// Somebody did something over the admin API.
+    Admin,
 }
 
 /// Who ended a session.
@@ -132,6 +134,12 @@ pub struct Record {
     /// Who ended the session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<EndedBy>,
+    /// Who did it over the admin API: `uid 0`, or address and port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub who: Option<String>,
+    /// What was done there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act: Option<String>,
     /// Number of the configuration that the connection was born with.
     pub generation: u64,
 }

@@ -19,6 +19,7 @@ use route_cache::yaml::Problems;
 use route_cache::{AddressBook, Directory, RouteCache, Service, System};
 use tokio::sync::watch;
 
+use crate::changes;
 use crate::config::{AuditFormat, Config, Listener, ListenerTls, Source};
 use crate::logs::{AuditLog, CarbonioLog, Log};
 use crate::names::Names;
@@ -203,15 +204,23 @@ impl App {
         )
     }
 
-    /// Reads the directory and the certificates again and runs what they say now. What cannot be used changes
-    /// nothing.
-    pub async fn reload(self: &Arc<Self>) {
-        if let Err(problems) = self.directory.clone().refresh(self.judge("reloaded")).await {
-            report(&problems);
-            log::error!("not everything could be read again; what cannot be used changes nothing");
-        }
+    /// Reads the directory and the certificates again and runs what they say now. Says what is different.
+    ///
+    /// # Errors
+    /// What cannot be used; it changes nothing.
+    pub async fn reload(self: &Arc<Self>) -> Result<Vec<String>, Problems> {
+        let before = (self.snapshot.load_full(), self.certificates.load());
+        let result = self.directory.clone().refresh(self.judge("reloaded")).await;
         // An account may have moved.
         self.routes.expire();
+        if let Err(problems) = result {
+            report(&problems);
+            log::error!("not everything could be read again; what cannot be used changes nothing");
+            return Err(problems);
+        }
+        let mut changes = changes::of_systems(&before.0.system, &self.snapshot.load().system);
+        changes.extend(changes::of_certificates(&before.1, &self.certificates.load()));
+        Ok(changes)
     }
 
     /// Follows the directory, until it is dropped: its system, and the accounts that change.

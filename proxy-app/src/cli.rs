@@ -10,6 +10,7 @@ use pingora::server::Server;
 use pingora::server::configuration::Opt;
 use route_cache::yaml::Problems;
 
+use crate::admin::verbs;
 use crate::app::Plan;
 use crate::listener::Doors;
 
@@ -42,6 +43,9 @@ pub struct Cli {
 pub enum Verb {
     /// Load the node file, the directory and every certificate, and print all problems.
     Check,
+    /// Ask the running process.
+    #[command(flatten)]
+    Ask(verbs::Verb),
 }
 
 /// Does what the command line says.
@@ -51,6 +55,7 @@ pub enum Verb {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         Some(Verb::Check) => Ok(check(&cli.conf)),
+        Some(Verb::Ask(verb)) => verbs::run(verb, &cli.conf),
         None if cli.test => Ok(check(&cli.conf)),
         None => serve(&cli),
     }

@@ -22,6 +22,9 @@ const MAX_LISTENERS: usize = 32;
 /// And the names of those sockets, joined with blanks, must fit here with some room to spare.
 const MAX_LISTENER_NAMES: usize = 1900;
 
+/// Shortest admin token: nobody guesses 16 letters in the life of a node.
+const MIN_TOKEN: usize = 16;
+
 /// Most memcached servers and lookup services: each may cost a login some waiting.
 const MAX_MEMCACHED: usize = 16;
 const MAX_HANDLERS: usize = 16;
@@ -56,6 +59,8 @@ pub struct Config {
     pub web: WebConfig,
     /// Logs.
     pub log: LogConfig,
+    /// The admin API.
+    pub admin: AdminConfig,
 }
 
 /// `directory`
@@ -207,6 +212,35 @@ pub struct LogConfig {
     pub audit_format: AuditFormat,
 }
 
+/// `admin`
+#[derive(Debug, Clone, Default)]
+pub struct AdminConfig {
+    /// The Unix socket of the admin API.
+    pub socket: Option<PathBuf>,
+    /// Its TCP address.
+    pub http: Option<SocketAddr>,
+    /// What a client on TCP must show; `None`: it may only read.
+    pub token: Option<Secret<String>>,
+}
+
+/// The admin socket that a node file names, whatever else is wrong with the file: a running process must be reachable.
+///
+/// # Errors
+/// The file cannot be read, or the key is no path.
+pub fn admin_socket(path: &Path) -> Result<Option<PathBuf>, Problems> {
+    let document = Document::load(path)?;
+    let mut problems = Problems::new();
+    let socket = || {
+        let admin = document.root().mapping(&mut problems)?.take("admin")?;
+        admin.mapping(&mut problems)?.take("socket")?.path_buf(&mut problems)
+    };
+    let socket = { socket }();
+    match problems.has_errors() {
+        true => Err(problems),
+        false => Ok(socket),
+    }
+}
+
 impl Config {
     /// Reads a node file.
     ///
@@ -246,8 +280,8 @@ impl Reader {
             mail: self.mail(&mut root),
             web: self.web(&mut root),
             log: self.log(&mut root),
+            admin: self.admin(&mut root),
         };
-        self.admin(&mut root);
         root.finish(&mut self.problems);
         config
     }
@@ -278,6 +312,7 @@ impl Reader {
                 audit: Target::Stdout,
                 audit_format: AuditFormat::Json,
             },
+            admin: AdminConfig::default(),
         }
     }
 
@@ -743,10 +778,37 @@ impl Reader {
         }
     }
 
-    fn admin(&mut self, root: &mut Mapping<'_>) {
-        if let Some(node) = root.take("admin") {
-            node.warning("has no effect in this version", &mut self.problems);
+    fn admin(&mut self, root: &mut Mapping<'_>) -> AdminConfig {
+        let mut config = AdminConfig::default();
+        let Some(mut section) = self.section(root, "admin") else {
+            return config;
+        };
+        config.socket = section
+            .take("socket")
+            .and_then(|node| node.path_buf(&mut self.problems));
+        config.http = section
+            .take("http")
+            .and_then(|node| node.socket_addr(&mut self.problems));
+        config.token = section.take("token_file").and_then(|node| self.token(node));
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn token(&mut self, node: Node<'_>) -> Option<Secret<String>> {
+        let path = node.path_buf(&mut self.problems)?;
+        let token = match std::fs::read_to_string(&path) {
+            Ok(text) => Secret::new(text.trim().to_owned()),
+            Err(error) => {
+                node.error(format!("{}: {error}", path.display()), &mut self.problems);
+                return None;
+            }
+        };
+        let good = token.expose().len() >= MIN_TOKEN && token.expose().bytes().all(|byte| byte.is_ascii_graphic());
+        if !good {
+            let message = format!("a token has at least {MIN_TOKEN} printable letters and no blank");
+            node.error(message, &mut self.problems);
         }
+        Some(token)
     }
 
     fn section<'a>(&mut self, parent: &mut Mapping<'a>, key: &str) -> Option<Mapping<'a>> {

@@ -4,7 +4,9 @@
 // Not `forbid`: taking over a listening socket is unsafe by nature, and stands alone in inherited.rs.
 #![deny(unsafe_code)]
 
+pub mod admin;
 pub mod app;
+pub mod changes;
 pub mod cli;
 pub mod config;
 pub mod connector;

@@ -20,6 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::admin::{self, Upgrade};
 use crate::app::{App, Plan};
 use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
@@ -66,7 +67,9 @@ impl Doors {
         let keys = plan
             .listeners
             .iter()
-            .map(|listener| inherited::key(listener.address))
+            .map(|listener| listener.address)
+            .chain(plan.config.admin.http)
+            .map(inherited::key)
             .collect();
         Doors {
             plan: Some(plan),
@@ -81,7 +84,7 @@ impl Doors {
         plan: Plan,
         fds: Option<&ListenFds>,
         shutdown: &ShutdownWatch,
-    ) -> anyhow::Result<(Arc<App>, Vec<Open>)> {
+    ) -> anyhow::Result<(Arc<App>, Vec<Open>, admin::Sockets)> {
         use anyhow::Context;
         let listeners = plan.listeners.clone();
         // After a take-over the old process is on its way out, and a new listener that fails must not take the others
@@ -101,6 +104,14 @@ impl Doors {
                 Err(error) => return Err(error),
             }
         }
+        let upgrade = if taken_over { Upgrade::Yes } else { Upgrade::No };
+        let admin = match admin::Sockets::open(&plan.config.admin, upgrade, fds) {
+            Err(error) if taken_over => {
+                log::error!("{error:#}; the other listeners serve");
+                admin::Sockets::default()
+            }
+            opened => opened?,
+        };
         let app = App::start(plan)?;
         let web = app.web(&self.conf);
         let doors = open.into_iter().map(|(listener, socket)| {
@@ -119,7 +130,7 @@ impl Doors {
             };
             (Arc::new(door), socket)
         });
-        Ok((app.clone(), doors.collect()))
+        Ok((app.clone(), doors.collect(), admin))
     }
 }
 
@@ -127,7 +138,7 @@ impl Doors {
 impl Service for Doors {
     async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _listeners_per_fd: usize) {
         let Some(plan) = self.plan.take() else { return };
-        let (app, doors) = match self.open(plan, fds.as_ref(), &shutdown) {
+        let (app, doors, admin) = match self.open(plan, fds.as_ref(), &shutdown) {
             Ok(opened) => opened,
             Err(error) => {
                 log::error!("{error:#}");
@@ -145,6 +156,8 @@ impl Service for Doors {
             group.prepare().await;
             tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
         }
+        // Not one of the tasks: it answers until the process ends.
+        tokio::spawn(admin.serve(app.clone(), shutdown.clone()));
         tasks.push(tokio::spawn(reload_on_hangup(app.clone())));
         tasks.push(tokio::spawn(app.clone().follow_directory()));
         tasks.extend(
@@ -192,7 +205,8 @@ async fn reload_on_hangup(app: Arc<App>) {
         return;
     };
     while hangups.recv().await.is_some() {
-        app.reload().await;
+        // What is wrong stands in the log.
+        let _ = app.reload().await;
     }
 }
 

@@ -86,6 +86,17 @@ impl CertKey {
             .collect()
     }
 
+    /// SHA-256 of the certificate: two are the same if this is.
+    pub fn fingerprint(&self) -> Vec<u8> {
+        let digest = self.leaf.digest(openssl::hash::MessageDigest::sha256());
+        digest.map(|digest| digest.to_vec()).unwrap_or_default()
+    }
+
+    /// The certificate itself.
+    pub fn leaf(&self) -> &X509 {
+        &self.leaf
+    }
+
     fn install(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
         ssl.set_certificate(&self.leaf)?;
         ssl.set_private_key(&self.key)?;
@@ -131,6 +142,13 @@ impl CertStore {
             Some(parent) => self.wildcard.insert(parent.to_owned(), certificate),
             None => self.exact.insert(name, certificate),
         };
+    }
+
+    /// Every certificate, with whose it is: `default`, or a domain.
+    pub fn all(&self) -> Vec<(String, &Arc<CertKey>)> {
+        let default = self.default.iter().map(|pair| ("default".to_owned(), pair));
+        let domains = self.domains.iter().map(|(name, pair)| (format!("domain {name}"), pair));
+        default.chain(domains).collect()
     }
 
     /// Notes which certificate a domain has.

@@ -79,6 +79,7 @@ impl House {
             listeners: vec![listen(imap, Tls::StartTls), listen(imaps, Tls::Implicit)],
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),
+            admin: Vec::new(),
             more: Vec::new(),
         };
         let portico = Portico::start(stage, &node, &directory(store), "warn")?;

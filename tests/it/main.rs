@@ -1,5 +1,6 @@
 //! The built program between real peers, from outside: what "Done" means.
 
+mod admin;
 mod clients;
 mod demo;
 mod dialogues;

@@ -51,6 +51,8 @@ pub struct Node {
     pub certificate: (PathBuf, PathBuf),
     /// Verifies mailbox servers.
     pub upstream_ca: PathBuf,
+    /// Further lines of the section `admin`: `http: 127.0.0.1:7180`.
+    pub admin: Vec<String>,
     /// Further top-level lines, as they stand: `("mail", "{login_deadline: 3s}")`.
     pub more: Vec<(String, String)>,
 }
@@ -92,6 +94,7 @@ impl Node {
             quote(dir.join("audit.log"))
         )?;
         writeln!(out, "admin:\n  socket: {}", quote(dir.join("admin.sock")))?;
+        self.admin.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
         self.more
             .iter()
             .try_for_each(|(key, value)| writeln!(out, "{key}: {value}"))

@@ -212,6 +212,7 @@ impl Town {
                 .collect(),
             certificate: (self.default.certificate_file.clone(), self.default.key_file.clone()),
             upstream_ca: self.ca.file(),
+            admin: Vec::new(),
             more: Vec::new(),
         }
     }

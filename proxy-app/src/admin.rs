@@ -1,0 +1,268 @@
+//! The admin API of a running node: JSON over HTTP on a Unix socket, and where the node file says so on a TCP address.
+//!
+//! Here are its sockets and its connections, with their limits. What may be asked stands in `admin/api.rs`, who may
+//! ask in `admin/caller.rs`; the verbs of the command line (`admin/verbs.rs`) are clients of it and of nothing else.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use pingora::server::{ListenFds, ShutdownWatch};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use crate::app::App;
+use crate::config::AdminConfig;
+use crate::inherited;
+use caller::Caller;
+
+pub mod api;
+pub mod caller;
+pub mod client;
+pub mod route;
+pub mod verbs;
+
+/// Connections at one time on each of the two; a console and a scraper need a handful.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a request head may take, and how long a connection may wait for the next one.
+const HEAD: Duration = Duration::from_secs(10);
+/// Most of a request head.
+const HEAD_MAX: usize = 16 * 1024;
+/// How long a client may take nothing of an answer.
+const STALLED: Duration = Duration::from_secs(30);
+/// Pause after a failed accept, which mostly means that the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Owner and group may use the socket: the permissions are its access control.
+const SOCKET_MODE: u32 = 0o660;
+
+/// The sockets of the API, opened and not yet served.
+#[derive(Default)]
+pub struct Sockets {
+    unix: Option<(UnixListener, Place)>,
+    http: Option<TcpListener>,
+}
+
+/// A socket file, and which one it was when we made it.
+struct Place {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Sockets {
+    /// Opens what the node file names. With `upgrade` the path is taken over from the process before.
+    ///
+    /// # Errors
+    /// The address or the path cannot be bound, or another process answers at the path.
+    pub fn open(config: &AdminConfig, upgrade: Upgrade, fds: Option<&ListenFds>) -> anyhow::Result<Sockets> {
+        use anyhow::Context;
+        let unix = config.socket.as_deref().map(|path| {
+            let socket = unix(path, upgrade);
+            socket.with_context(|| format!("cannot listen on admin.socket {}", path.display()))
+        });
+        let http = config.http.map(|address| {
+            let socket = inherited::listen(address, true, fds);
+            socket.with_context(|| format!("cannot listen on admin.http {address}"))
+        });
+        Ok(Sockets {
+            unix: unix.transpose()?,
+            http: http.transpose()?,
+        })
+    }
+
+    /// Answers until the process ends. After an upgrade the new process answers on TCP, and only there.
+    pub async fn serve(self, app: Arc<App>, shutdown: ShutdownWatch) {
+        let router = api::router(app);
+        let place = self.unix.as_ref().map(|(_, place)| (place.path.clone(), place.inode));
+        let unix = async {
+            if let Some((socket, _place)) = &self.unix {
+                serve_unix(socket, &router).await;
+            }
+        };
+        let tcp = async {
+            let Some(socket) = self.http else { return };
+            tokio::select! {
+                () = serve_tcp(&socket, &router) => {}
+                () = replaced(shutdown, place) => {}
+            }
+        };
+        tokio::join!(unix, tcp);
+    }
+}
+
+/// Whether this process takes over from another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upgrade {
+    /// It does.
+    Yes,
+    /// It starts on its own.
+    No,
+}
+
+/// Ready when the node shuts down because another process has taken its place.
+async fn replaced(mut shutdown: ShutdownWatch, place: Option<(PathBuf, u64)>) {
+    let _ = shutdown.wait_for(|down| *down).await;
+    // Without a socket file nobody can tell.
+    let replaced = place.is_none_or(|(path, inode)| inode_of(&path).is_some_and(|now| now != inode));
+    if !replaced {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The socket under its name. It is made beside it and moved there: nobody finds one that does not listen yet, and
+/// an old one is replaced in one step.
+fn unix(path: &Path, upgrade: Upgrade) -> io::Result<(UnixListener, Place)> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is a file that is no socket",
+            ));
+        }
+        Ok(_) if upgrade == Upgrade::No && answers(path) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process answers there",
+            ));
+        }
+        Ok(_) => {}
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let new = path.with_file_name(name);
+    let _ = std::fs::remove_file(&new);
+    let listener = UnixListener::bind(&new)?;
+    let ready = std::fs::set_permissions(&new, std::fs::Permissions::from_mode(SOCKET_MODE))
+        .and_then(|()| std::fs::metadata(&new))
+        .and_then(|made| std::fs::rename(&new, path).map(|()| made.ino()));
+    match ready {
+        Ok(inode) => {
+            let path = path.to_owned();
+            Ok((listener, Place { path, inode }))
+        }
+        Err(error) => {
+            let _ = std::fs::remove_file(&new);
+            Err(error)
+        }
+    }
+}
+
+fn answers(path: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(path).is_ok()
+}
+
+fn inode_of(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|found| found.ino())
+}
+
+impl Drop for Place {
+    /// The file goes with the process that made it, if it is still its own.
+    fn drop(&mut self) {
+        if inode_of(&self.path) == Some(self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn serve_unix(socket: &UnixListener, router: &Router) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(seat) = room.clone().acquire_owned().await else {
+            return;
+        };
+        match socket.accept().await {
+            Ok((stream, _)) => {
+                let uid = stream.peer_cred().map(|peer| peer.uid()).ok();
+                let connection = connection(stream, Caller::Socket { uid }, router);
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(seat);
+                });
+            }
+            Err(error) => pause("admin.socket", &error).await,
+        }
+    }
+}
+
+async fn serve_tcp(socket: &TcpListener, router: &Router) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(seat) = room.clone().acquire_owned().await else {
+            return;
+        };
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                let tuned = SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED));
+                if tuned.and_then(|()| stream.set_nodelay(true)).is_err() {
+                    continue;
+                }
+                let connection = connection(stream, Caller::Http { address: peer }, router);
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(seat);
+                });
+            }
+            Err(error) => pause("admin.http", &error).await,
+        }
+    }
+}
+
+async fn pause(name: &str, error: &io::Error) {
+    log::warn!("accept on {name}: {error}");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// One connection to its end. What goes wrong on it is its client's affair.
+fn connection<S>(stream: S, caller: Caller, router: &Router) -> impl Future<Output = ()> + Send + 'static
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = router.clone().layer(axum::Extension(caller));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    async move {
+        if let Err(error) = served.await {
+            log::debug!("admin connection: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_file_is_taken_from_the_dead_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let (first, place) = unix(&path, Upgrade::No).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        let error = unix(&path, Upgrade::No).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        // A process that was killed leaves its file.
+        std::mem::forget(place);
+        drop(first);
+        let (second, place) = unix(&path, Upgrade::No).unwrap();
+        // An upgrade takes it from the living, whose end then leaves it alone.
+        let (_third, _place) = unix(&path, Upgrade::Yes).unwrap();
+        drop((second, place));
+        assert!(answers(&path));
+        std::fs::write(dir.path().join("file"), "x").unwrap();
+        let error = unix(&dir.path().join("file"), Upgrade::Yes).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert!(unix(&dir.path().join("none/admin.sock"), Upgrade::No).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

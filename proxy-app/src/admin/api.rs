@@ -1,0 +1,157 @@
+//! What may be asked of the admin API: its paths, the description that is made from them, and how it says no.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Json, Router};
+use mail_proxy::audit::{Event, Record};
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::OpenApi;
+use utoipa::{OpenApi as _, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::caller::{Caller, guard};
+use super::route;
+use crate::app::App;
+
+/// Most of a request's body.
+const BODY_MAX: usize = 64 * 1024;
+/// How long a request may take, its body included. A reload asks the directory, which has its own limits below this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "Portico",
+    description = "The admin API of a running node. On the socket its file permissions decide who may use it; on \
+                   TCP it is read-only unless a token is configured."
+))]
+struct Description;
+
+/// Why a request was refused or failed.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Failure {
+    /// One line for people.
+    pub error: String,
+    /// All problems, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    #[serde(skip)]
+    status: StatusCode,
+}
+
+impl Failure {
+    /// A failure with one reason.
+    pub fn new(status: StatusCode, error: impl Into<String>) -> Failure {
+        Failure {
+            error: error.into(),
+            problems: Vec::new(),
+            status,
+        }
+    }
+
+    /// The request makes no sense.
+    pub fn bad(error: impl Into<String>) -> Failure {
+        Failure::new(StatusCode::BAD_REQUEST, error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(&self)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = axum::http::HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(axum::http::header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+/// The API of this node.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, description) = described();
+    let description = Json(description);
+    router
+        .route("/v1/openapi.json", get(move || std::future::ready(description.clone())))
+        .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "there is no such path") })
+        .method_not_allowed_fallback(|| async {
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(patience))
+        .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .with_state(app)
+}
+
+/// The OpenAPI description.
+pub fn description() -> OpenApi {
+    described().1
+}
+
+fn described() -> (Router<Arc<App>>, OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(route::explain))
+        .routes(routes!(route::purge))
+        .routes(routes!(reload))
+        .split_for_parts()
+}
+
+/// A body that does not come, or work that does not end.
+async fn patience(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(PATIENCE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "this takes too long").into_response(),
+    }
+}
+
+/// Writes down what somebody did.
+pub fn audit(app: &App, caller: Caller, act: String) {
+    log::info!("{caller}: {act}");
+    app.audit.record(Record {
+        event: Some(Event::Admin),
+        who: Some(caller.to_string()),
+        act: Some(act),
+        generation: app.snapshot.load().generation,
+        ..Record::default()
+    });
+}
+
+/// What a reload did.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Reloaded {
+    /// Number of the configuration that is in force now.
+    pub generation: u64,
+    /// What is different from before, a sentence each. Empty: nothing.
+    pub changes: Vec<String>,
+}
+
+/// Reads the node's directory and certificates again, as SIGHUP does.
+///
+/// What cannot be used changes nothing; the answer then names every problem.
+#[utoipa::path(post, path = "/v1/reload", responses(
+    (status = 200, body = Reloaded),
+    (status = 422, description = "Something cannot be used", body = Failure),
+))]
+async fn reload(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Result<Json<Reloaded>, Failure> {
+    audit(&app, caller, "reload".to_owned());
+    match app.reload().await {
+        Ok(changes) => Ok(Json(Reloaded {
+            generation: app.snapshot.load().generation,
+            changes,
+        })),
+        Err(problems) => Err(Failure {
+            problems: problems.iter().map(ToString::to_string).collect(),
+            ..Failure::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "not everything could be read again; what cannot be used changes nothing",
+            )
+        }),
+    }
+}

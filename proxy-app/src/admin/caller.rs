@@ -1,0 +1,175 @@
+//! Who asks the admin API, and what he may.
+//!
+//! On the socket the permissions of the file decide. On TCP everybody may read who reaches the address, until a token
+//! is configured; nobody changes anything there without it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use route_cache::Secret;
+
+use super::api::Failure;
+use crate::app::App;
+
+/// Whoever sent a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// A process of this machine, with its user as the kernel says it.
+    Socket {
+        /// The user's number; `None` if the kernel does not say.
+        uid: Option<u32>,
+    },
+    /// A client of `admin.http`.
+    Http {
+        /// Its address.
+        address: SocketAddr,
+    },
+}
+
+impl fmt::Display for Caller {
+    /// As the audit log has it: `uid 0`, or address and port.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Caller::Socket { uid: Some(uid) } => write!(f, "uid {uid}"),
+            Caller::Socket { uid: None } => f.write_str("socket"),
+            Caller::Http { address } => write!(f, "{address}"),
+        }
+    }
+}
+
+/// Paths that say nothing of accounts and are asked by machines without a secret.
+const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
+
+/// Lets through who may ask.
+pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let caller = request.extensions().get::<Caller>().copied();
+    let Some(caller) = caller else {
+        return Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a request of nobody").into_response();
+    };
+    let asked = Asked {
+        method: request.method(),
+        path: request.uri().path(),
+        headers: request.headers(),
+    };
+    match asked.admit(caller, app.config.admin.token.as_ref(), &app.config.node) {
+        Ok(()) => next.run(request).await,
+        Err((status, why)) => Failure::new(status, why).into_response(),
+    }
+}
+
+struct Asked<'a> {
+    method: &'a Method,
+    path: &'a str,
+    headers: &'a HeaderMap,
+}
+
+impl Asked<'_> {
+    fn admit(
+        &self,
+        caller: Caller,
+        token: Option<&Secret<String>>,
+        node: &str,
+    ) -> Result<(), (StatusCode, &'static str)> {
+        let reads = matches!(*self.method, Method::GET | Method::HEAD);
+        if matches!(caller, Caller::Socket { .. }) || (reads && OPEN.contains(&self.path)) {
+            return Ok(());
+        }
+        match token {
+            Some(token) if self.bears(token) => Ok(()),
+            Some(_) => Err((StatusCode::UNAUTHORIZED, "this needs the token of admin.token_file")),
+            None if !reads => Err((
+                StatusCode::FORBIDDEN,
+                "admin.http is read-only without admin.token_file; use the socket",
+            )),
+            None if !self.names_us(node) => Err((
+                StatusCode::FORBIDDEN,
+                "the Host is neither an address nor localhost nor this node",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn bears(&self, token: &Secret<String>) -> bool {
+        let value = self.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+        let Some(given) = value.and_then(|value| value.strip_prefix(b"Bearer ")) else {
+            return false;
+        };
+        let wanted = token.expose().as_bytes();
+        given.len() == wanted.len() && openssl::memcmp::eq(given, wanted)
+    }
+
+    /// A web page of somebody else can make a browser ask us under a name that he lets point here; it would read
+    /// who is logged in.
+    fn names_us(&self, node: &str) -> bool {
+        let host = self.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let Some(host) = host else { return true };
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost") || name.eq_ignore_ascii_case(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admit(caller: Caller, line: &str, headers: &[(&'static str, &str)], token: Option<&str>) -> u16 {
+        let (method, path) = line.split_once(' ').unwrap();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().unwrap());
+        }
+        let asked = Asked {
+            method: &method.parse().unwrap(),
+            path,
+            headers: &map,
+        };
+        let token = token.map(|token| Secret::new(token.to_owned()));
+        asked
+            .admit(caller, token.as_ref(), "proxy1.example.test")
+            .map_or_else(|(status, _)| status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn tcp_reads_without_a_token_and_does_all_with_it() {
+        let tcp = Caller::Http {
+            address: "192.0.2.1:5".parse().unwrap(),
+        };
+        let socket = Caller::Socket { uid: Some(0) };
+        let good = [("authorization", "Bearer 0123456789abcdef")];
+        let bad = [("authorization", "Bearer 0123456789abcdeX")];
+        let token = Some("0123456789abcdef");
+        for (caller, line, headers, token, expected) in [
+            (socket, "POST /v1/reload", &[][..], None, 200),
+            (socket, "POST /v1/reload", &[], token, 200),
+            (tcp, "GET /v1/status", &[], None, 200),
+            (tcp, "POST /v1/reload", &[], None, 403),
+            (tcp, "POST /metrics", &[], None, 403),
+            (tcp, "GET /v1/status", &[], token, 401),
+            (tcp, "GET /v1/status", &bad, token, 401),
+            (tcp, "POST /v1/reload", &bad, token, 401),
+            (tcp, "POST /v1/reload", &good, token, 200),
+            (tcp, "GET /metrics", &[], token, 200),
+            (tcp, "GET /v1/status", &[("host", "evil.example:7180")], None, 403),
+            (tcp, "GET /metrics", &[("host", "evil.example")], None, 200),
+            (tcp, "GET /v1/status", &[("host", "127.0.0.1:7180")], None, 200),
+            (tcp, "GET /v1/status", &[("host", "[::1]:7180")], None, 200),
+            (tcp, "GET /v1/status", &[("host", "LOCALHOST")], None, 200),
+            (tcp, "GET /v1/status", &[("host", "proxy1.example.test:1")], None, 200),
+        ] {
+            assert_eq!(
+                admit(caller, line, headers, token),
+                expected,
+                "{caller} {line} {headers:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! Routes, explained and forgotten, over the admin API.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::{Extension, Json};
+use mail_proxy::{Credentials, Mechanism};
+use route_cache::{
+    AccountSaid, Answer, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierSaid, UpstreamTls,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::api::{self, Failure};
+use super::caller::Caller;
+use crate::app::App;
+
+/// Most logins in one purge.
+const MAX_PURGE: usize = 1000;
+
+/// What a client wants to be served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Wanted {
+    /// IMAP
+    #[default]
+    Imap,
+    /// POP3
+    Pop3,
+    /// Web client, SOAP, DAV, ActiveSync.
+    Web,
+    /// Administration.
+    Admin,
+}
+
+impl Wanted {
+    fn service(self) -> Service {
+        match self {
+            Wanted::Imap => Service::Imap,
+            Wanted::Pop3 => Service::Pop3,
+            Wanted::Web => Service::Web,
+            Wanted::Admin => Service::Admin,
+        }
+    }
+}
+
+/// Whose login is to be explained, and from where it comes.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Question {
+    /// The login as typed, or a `zimbraId`.
+    login: String,
+    /// What is wanted; `imap` if absent.
+    #[serde(default)]
+    #[param(inline)]
+    protocol: Wanted,
+    /// Address of the client. Absent: one that every domain admits.
+    #[param(value_type = Option<String>)]
+    ip: Option<IpAddr>,
+    /// Name that the client asks for, in TLS or as Host.
+    host: Option<String>,
+    /// Address that the client connects to.
+    #[param(value_type = Option<String>)]
+    local: Option<IpAddr>,
+}
+
+/// How a login would be routed now.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Explained {
+    /// The login as typed, without suffix.
+    pub login: String,
+    /// What was taken off: `/tb`, `/wm` or `/ni`.
+    pub suffix: Option<String>,
+    /// The name or id under which the caches and the directory are asked.
+    pub name: Option<String>,
+    /// The domain of the name.
+    pub domain: Option<DomainOf>,
+    /// The account's entry in the directory.
+    pub account: Option<Account>,
+    /// Why there is no entry.
+    pub no_account: Option<String>,
+    /// What each tier says, in the order in which they are asked.
+    pub tiers: Vec<TierAnswer>,
+    /// Where the login goes.
+    pub route: Option<Way>,
+    /// Why it goes nowhere.
+    pub no_route: Option<String>,
+    /// What stands in its way all the same, a sentence each.
+    pub in_the_way: Vec<String>,
+    /// Number of the configuration in force.
+    pub generation: u64,
+}
+
+/// A domain, and how the login came to it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DomainOf {
+    /// Its name.
+    pub name: String,
+    /// `given`, `virtual_host`, `virtual_address`, `default` or `service`.
+    pub found_by: String,
+    /// How it was found, for people.
+    pub because: String,
+    /// Whether the directory has it.
+    pub known: bool,
+    /// The domain for which this alias domain stands.
+    pub target: Option<String>,
+}
+
+/// An account's entry.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Account {
+    /// Canonical name.
+    pub name: String,
+    /// `zimbraId`
+    pub id: Option<String>,
+    /// `zimbraAccountStatus`
+    pub status: String,
+    /// The login is another name of it.
+    pub alias: bool,
+    /// Its server, as the entry names it.
+    pub server: Option<String>,
+}
+
+/// What a tier says.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TierAnswer {
+    /// `memory`, `stale`, `memcached` or `directory`.
+    pub tier: String,
+    /// `account`, `nobody`, `nothing` or `failed`.
+    pub says: String,
+    /// The account.
+    pub account: Option<String>,
+    /// Its server; absent for an external one.
+    pub server: Option<String>,
+    /// Why it failed.
+    pub why: Option<String>,
+    /// How many seconds old the answer is at most.
+    pub age: Option<u64>,
+}
+
+/// Where a login goes.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Way {
+    /// Name under which to log in there.
+    pub login: String,
+    /// The server's name.
+    pub server: String,
+    /// Host or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Name that the server must prove in TLS; absent: clear text.
+    pub tls: Option<String>,
+    /// The server is not in the directory.
+    pub external: bool,
+    /// The tier that answered.
+    pub tier: String,
+    /// How many seconds old the answer is at most.
+    pub age: Option<u64>,
+}
+
+/// Says how a login would be routed now, and why. Nothing is kept, forgotten, connected to or counted.
+#[utoipa::path(get, path = "/v1/routes/explain", params(Question), responses(
+    (status = 200, body = Explained),
+    (status = 400, body = Failure),
+))]
+pub async fn explain(
+    State(app): State<Arc<App>>,
+    Query(question): Query<Question>,
+) -> Result<Json<Explained>, Failure> {
+    let (lookup, suffix) = question.lookup()?;
+    let generation = app.snapshot.load().generation;
+    let explanation = app.routes.explain(&lookup).await;
+    let (Subject::Login(login) | Subject::Id(login)) = lookup.subject;
+    Ok(Json(Explained::new(login, suffix, explanation, generation)))
+}
+
+impl Question {
+    fn lookup(&self) -> Result<(Lookup, Option<&'static str>), Failure> {
+        let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let (subject, suffix) = subject(&self.login)?;
+        let lookup = Lookup {
+            subject,
+            service: self.protocol.service(),
+            client: self.ip.unwrap_or(anywhere),
+            local: self.local.unwrap_or(anywhere),
+            host: self.host.clone(),
+        };
+        Ok((lookup, suffix))
+    }
+}
+
+/// Who is meant: a login as a mail program would send it, or an id.
+fn subject(typed: &str) -> Result<(Subject, Option<&'static str>), Failure> {
+    if is_id(typed) {
+        return Ok((Subject::Id(typed.to_owned()), None));
+    }
+    let Ok(credentials) = Credentials::parse(Mechanism::Login, typed.as_bytes(), b"") else {
+        return Err(Failure::bad("no account can have this name"));
+    };
+    Ok((Subject::Login(credentials.user), credentials.suffix))
+}
+
+/// The form of a `zimbraId`: 8-4-4-4-12 hexadecimal digits.
+fn is_id(text: &str) -> bool {
+    let groups: Vec<&str> = text.split('-').collect();
+    let lengths = groups.iter().map(|group| group.len());
+    lengths.eq([8, 4, 4, 4, 12]) && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+}
+
+impl Explained {
+    fn new(login: String, suffix: Option<&str>, explanation: Explanation, generation: u64) -> Explained {
+        let tiers: Vec<TierAnswer> = explanation.tiers.into_iter().map(TierAnswer::new).collect();
+        let (account, no_account) = match explanation.account {
+            AccountSaid::Found(found) => {
+                let account = Account {
+                    name: found.name,
+                    id: found.id,
+                    status: found.status,
+                    alias: found.alias,
+                    server: found.server,
+                };
+                (Some(account), None)
+            }
+            AccountSaid::Nobody => (None, Some("the directory has no such account".to_owned())),
+            AccountSaid::NotAsked => (None, Some("the directory is not asked for accounts".to_owned())),
+            AccountSaid::Failed(why) => (None, Some(format!("the directory does not answer: {why}"))),
+        };
+        let (route, no_route) = match explanation.route {
+            Ok(route) => (Some(Way::new(&route, &tiers)), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        Explained {
+            login,
+            suffix: suffix.map(str::to_owned),
+            name: explanation.name,
+            domain: explanation.domain.map(DomainOf::new),
+            account,
+            no_account,
+            tiers,
+            route,
+            no_route,
+            in_the_way: explanation.hindrances.iter().map(ToString::to_string).collect(),
+            generation,
+        }
+    }
+}
+
+impl DomainOf {
+    fn new(domain: NameDomain) -> DomainOf {
+        let (found_by, because) = match domain.by {
+            FoundBy::Given => ("given", "it was typed".to_owned()),
+            FoundBy::VirtualHost(host) => (
+                "virtual_host",
+                format!("the client asked for {host} (zimbraVirtualHostname)"),
+            ),
+            FoundBy::VirtualAddress(address) => (
+                "virtual_address",
+                format!("the client connected to {address} (zimbraVirtualIPAddress)"),
+            ),
+            FoundBy::Default => ("default", "it is the default (zimbraDefaultDomainName)".to_owned()),
+            FoundBy::Service => ("service", "a lookup service finds it".to_owned()),
+        };
+        DomainOf {
+            name: domain.name,
+            found_by: found_by.to_owned(),
+            because,
+            known: domain.known,
+            target: domain.target,
+        }
+    }
+}
+
+impl TierAnswer {
+    fn new(tier: TierSaid) -> TierAnswer {
+        let (says, account, server, why) = match tier.said {
+            Answer::Nothing => ("nothing", None, None, None),
+            Answer::Account { name, server } => ("account", Some(name), server, None),
+            Answer::Nobody => ("nobody", None, None, None),
+            Answer::Failed(why) => ("failed", None, None, Some(why)),
+        };
+        TierAnswer {
+            tier: tier.tier.name().to_owned(),
+            says: says.to_owned(),
+            account,
+            server,
+            why,
+            age: tier.age.map(|age| age.as_secs()),
+        }
+    }
+}
+
+impl Way {
+    fn new(route: &Route, tiers: &[TierAnswer]) -> Way {
+        let tier = route.tier.name();
+        Way {
+            login: route.login.to_string(),
+            server: route.server.to_string(),
+            host: route.host.to_string(),
+            port: route.port,
+            tls: match &route.tls {
+                UpstreamTls::Clear => None,
+                UpstreamTls::Implicit { name } => Some(name.to_string()),
+            },
+            external: route.external,
+            age: tiers
+                .iter()
+                .find(|answer| answer.tier == tier)
+                .and_then(|answer| answer.age),
+            tier: tier.to_owned(),
+        }
+    }
+}
+
+/// What to forget.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Purge {
+    /// Logins as typed, names, aliases or ids.
+    #[serde(default)]
+    pub logins: Vec<String>,
+    /// Everything.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// What was forgotten.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Forgotten {
+    /// By account.
+    pub accounts: Vec<ForgottenAccount>,
+    /// How many answers were in memory, where everything was forgotten.
+    pub all: Option<u64>,
+}
+
+/// What was forgotten of one account.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ForgottenAccount {
+    /// As asked for.
+    pub login: String,
+    /// Every name and id.
+    pub names: Vec<ForgottenName>,
+}
+
+/// A name that was forgotten.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ForgottenName {
+    /// Name, alias or id.
+    pub name: String,
+    /// Something stood under it in memory. In memcached it is removed without looking.
+    pub in_memory: bool,
+}
+
+/// Forgets routes: of accounts, under every name and id that is known of them, in memory and in memcached; or all in
+/// memory, and what stands in memcached is then not believed until it has expired.
+#[utoipa::path(post, path = "/v1/routes/purge", request_body = Purge, responses(
+    (status = 200, body = Forgotten),
+    (status = 400, body = Failure),
+))]
+pub async fn purge(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Json(purge): Json<Purge>,
+) -> Result<Json<Forgotten>, Failure> {
+    if purge.all != purge.logins.is_empty() || purge.logins.len() > MAX_PURGE {
+        return Err(Failure::bad(format!("expected all, or 1 to {MAX_PURGE} logins")));
+    }
+    let lookups = purge.logins.iter().map(|login| Ok((login, of_anywhere(login)?)));
+    let lookups = lookups.collect::<Result<Vec<_>, Failure>>()?;
+    if purge.all {
+        let all = app.routes.len() as u64;
+        app.routes.clear();
+        api::audit(&app, caller, "purge all routes".to_owned());
+        return Ok(Json(Forgotten {
+            accounts: Vec::new(),
+            all: Some(all),
+        }));
+    }
+    let mut accounts = Vec::new();
+    for (login, lookup) in lookups {
+        let purged = app.routes.purge(&lookup).await;
+        let purged = purged.map_err(|error| Failure::bad(format!("{login}: {error}")))?;
+        api::audit(&app, caller, format!("purge route of {login}"));
+        accounts.push(ForgottenAccount {
+            login: login.clone(),
+            names: purged
+                .into_iter()
+                .map(|purged| ForgottenName {
+                    name: purged.key,
+                    in_memory: purged.in_memory,
+                })
+                .collect(),
+        });
+    }
+    Ok(Json(Forgotten { accounts, all: None }))
+}
+
+fn of_anywhere(login: &str) -> Result<Lookup, Failure> {
+    let question = Question {
+        login: login.to_owned(),
+        protocol: Wanted::Imap,
+        ip: None,
+        host: None,
+        local: None,
+    };
+    Ok(question.lookup()?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_a_name_or_an_id() {
+        for (typed, expected) in [
+            ("al/tb", Some((Subject::Login("al".to_owned()), Some("/tb")))),
+            ("al@a.test", Some((Subject::Login("al@a.test".to_owned()), None))),
+            (
+                "11111111-2222-3333-4444-55555555555F",
+                Some((Subject::Id("11111111-2222-3333-4444-55555555555F".to_owned()), None)),
+            ),
+            (
+                "11111111-2222-3333-4444-55555555555g",
+                Some((Subject::Login("11111111-2222-3333-4444-55555555555g".to_owned()), None)),
+            ),
+            ("", None),
+            ("a\r\nb", None),
+        ] {
+            assert_eq!(subject(typed).ok(), expected, "{typed:?}");
+        }
+    }
+}

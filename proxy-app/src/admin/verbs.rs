@@ -1,0 +1,315 @@
+//! The verbs of the command line that ask the running process, and how they show what it says.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+
+use super::api::Reloaded;
+use super::client::Client;
+use super::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
+use crate::config;
+
+/// Width of the words in front of the sentences.
+const LABEL: usize = 11;
+
+/// How to reach the running process.
+#[derive(Debug, Args)]
+pub struct To {
+    /// Its admin socket; without it, the one that the node file names.
+    #[arg(long, value_name = "FILE")]
+    pub socket: Option<PathBuf>,
+    /// Print what it answers as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What the running process can be asked.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Routes: where logins go.
+    Route {
+        /// What about them.
+        #[command(subcommand)]
+        verb: RouteVerb,
+    },
+    /// Read the directory and the certificates again, and say what changed.
+    Reload {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
+}
+
+/// What can be done about routes.
+#[derive(Debug, Subcommand)]
+pub enum RouteVerb {
+    /// Say how this login would be routed now and why, without side effects.
+    Explain(Explain),
+    /// Forget where accounts are, in memory and in memcached.
+    Purge {
+        /// Names, aliases or ids of accounts.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        logins: Vec<String>,
+        /// Forget everything.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
+}
+
+/// `portico route explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The login as typed, or a zimbraId.
+    pub login: String,
+    /// What is wanted.
+    #[arg(long, value_enum, default_value = "imap")]
+    pub protocol: Wanted,
+    /// Address of the client; without it, one that every domain admits.
+    #[arg(long)]
+    pub ip: Option<std::net::IpAddr>,
+    /// Name that the client asks for, in TLS or as Host.
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Address that the client connects to.
+    #[arg(long)]
+    pub local: Option<std::net::IpAddr>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub to: To,
+}
+
+/// Asks, and prints the answer.
+///
+/// # Errors
+/// Nobody answers, or the answer is no.
+pub fn run(verb: Verb, conf: &Path) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let text = runtime.block_on(ask(verb, conf))?;
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever reads may have seen enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
+}
+
+async fn ask(verb: Verb, conf: &Path) -> anyhow::Result<String> {
+    match verb {
+        Verb::Route {
+            verb: RouteVerb::Explain(explain),
+        } => {
+            let answer: Explained = explain.to.client(conf)?.get(&explain.path()).await?;
+            explain.to.show(&answer, explained)
+        }
+        Verb::Route {
+            verb: RouteVerb::Purge { logins, all, to },
+        } => {
+            let body = Purge { logins, all };
+            let answer: Forgotten = to.client(conf)?.send(Method::POST, "/v1/routes/purge", &body).await?;
+            to.show(&answer, forgotten)
+        }
+        Verb::Reload { to } => {
+            let answer: Reloaded = to.client(conf)?.send(Method::POST, "/v1/reload", &()).await?;
+            to.show(&answer, reloaded)
+        }
+    }
+}
+
+impl To {
+    fn client(&self, conf: &Path) -> anyhow::Result<Client> {
+        if let Some(socket) = &self.socket {
+            return Ok(Client::new(socket));
+        }
+        let socket = config::admin_socket(conf).map_err(|problems| {
+            let first = problems.iter().next().map(ToString::to_string);
+            anyhow::anyhow!("{}", first.unwrap_or_default())
+        })?;
+        let missing = || format!("{} names no admin.socket; use --socket", conf.display());
+        Ok(Client::new(&socket.with_context(missing)?))
+    }
+
+    fn show<T: Serialize>(&self, answer: &T, text: impl Fn(&T) -> String) -> anyhow::Result<String> {
+        match self.json {
+            true => Ok(serde_json::to_string_pretty(answer)? + "\n"),
+            false => Ok(text(answer)),
+        }
+    }
+}
+
+impl Explain {
+    fn path(&self) -> String {
+        let protocol = clap::ValueEnum::to_possible_value(&self.protocol);
+        let protocol = protocol.map(|value| value.get_name().to_owned());
+        let fields = [
+            ("login", Some(self.login.clone())),
+            ("protocol", protocol),
+            ("ip", self.ip.map(|ip| ip.to_string())),
+            ("host", self.host.clone()),
+            ("local", self.local.map(|ip| ip.to_string())),
+        ];
+        path_with("/v1/routes/explain", fields)
+    }
+}
+
+/// A path with the parameters that have a value.
+fn path_with<const N: usize>(path: &str, fields: [(&str, Option<String>); N]) -> String {
+    let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let pairs: Vec<String> = fields
+        .map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, NON_ALPHANUMERIC)))
+        .collect();
+    match pairs.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{}", pairs.join("&")),
+    }
+}
+
+/// Lines of a word and a sentence.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn line(&mut self, label: &str, sentence: impl AsRef<str>) {
+        let _fits = writeln!(self.0, "{label:LABEL$} {}", printable(sentence.as_ref()));
+    }
+}
+
+/// Names come from whoever typed them: nothing of them may move the cursor of a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn explained(answer: &Explained) -> String {
+    let mut lines = Lines::default();
+    let suffix = answer.suffix.as_ref().map(|suffix| format!(", typed with {suffix}"));
+    lines.line("login", format!("{}{}", answer.login, suffix.unwrap_or_default()));
+    if let Some(domain) = &answer.domain {
+        let mut text = format!("{}: {}", domain.name, domain.because);
+        if let Some(target) = &domain.target {
+            let _fits = write!(text, "; it stands for {target}");
+        }
+        if !domain.known && domain.found_by != "service" {
+            text.push_str("; the directory does not have it");
+        }
+        lines.line("domain", text.trim_start_matches(": "));
+    }
+    if let Some(name) = &answer.name {
+        lines.line("asked as", name);
+    }
+    match (&answer.account, &answer.no_account) {
+        (Some(account), _) => {
+            let alias = if account.alias {
+                ", of which the login is an alias"
+            } else {
+                ""
+            };
+            lines.line("account", format!("{}{alias}", account.name));
+            lines.line("id", account.id.as_deref().unwrap_or("it has no zimbraId"));
+            lines.line("status", &account.status);
+            let server = account.server.as_deref();
+            lines.line(
+                "mailbox",
+                server.map_or("its entry names no server".to_owned(), |server| format!("on {server}")),
+            );
+        }
+        (None, why) => lines.line("account", why.as_deref().unwrap_or_default()),
+    }
+    answer
+        .tiers
+        .iter()
+        .for_each(|tier| lines.line(&tier.tier, tier_said(tier)));
+    match (&answer.route, &answer.no_route) {
+        (Some(way), _) => {
+            let tls = way
+                .tls
+                .as_ref()
+                .map_or("in clear text".to_owned(), |name| format!("in TLS as {name}"));
+            let host = if way.host.contains(':') {
+                format!("[{}]", way.host)
+            } else {
+                way.host.clone()
+            };
+            lines.line(
+                "goes to",
+                format!("{host}:{} {tls}, from {}{}", way.port, way.tier, old(way.age)),
+            );
+            let external = if way.external {
+                ", which is not in the directory"
+            } else {
+                ""
+            };
+            lines.line("server", format!("{}{external}", way.server));
+            lines.line("logs in as", &way.login);
+        }
+        (None, why) => lines.line("goes to", format!("nowhere: {}", why.as_deref().unwrap_or_default())),
+    }
+    for sentence in &answer.in_the_way {
+        lines.line("in the way", sentence);
+    }
+    if answer.in_the_way.is_empty() && answer.route.is_some() {
+        lines.line("in the way", "nothing");
+    }
+    lines.line("generation", answer.generation.to_string());
+    lines.0
+}
+
+fn tier_said(tier: &TierAnswer) -> String {
+    let account = tier.account.as_deref().unwrap_or_default();
+    match (tier.says.as_str(), &tier.server) {
+        ("account", Some(server)) => format!("{account} is on {server}{}", old(tier.age)),
+        ("account", None) => format!("{account} is on an external server, or on none{}", old(tier.age)),
+        ("nobody", _) => "there is no such account".to_owned(),
+        ("failed", _) => format!("could not be asked: {}", tier.why.as_deref().unwrap_or_default()),
+        _ => "knows nothing".to_owned(),
+    }
+}
+
+fn old(age: Option<u64>) -> String {
+    match age {
+        Some(0) | None => String::new(),
+        Some(seconds) => format!(", {seconds} s old"),
+    }
+}
+
+fn forgotten(answer: &Forgotten) -> String {
+    let mut out = String::new();
+    if let Some(all) = answer.all {
+        let _fits = writeln!(out, "forgotten: all {all} answers in memory");
+    }
+    for account in &answer.accounts {
+        for name in &account.names {
+            let place = if name.in_memory {
+                "in memory and memcached"
+            } else {
+                "in memcached; memory had nothing"
+            };
+            let _fits = writeln!(out, "forgotten: {} ({place})", printable(&name.name));
+        }
+    }
+    out
+}
+
+fn reloaded(answer: &Reloaded) -> String {
+    let mut out = String::new();
+    for change in &answer.changes {
+        let _fits = writeln!(out, "{}", printable(change));
+    }
+    if answer.changes.is_empty() {
+        out.push_str("nothing has changed\n");
+    }
+    let _fits = writeln!(out, "configuration {} is in force", answer.generation);
+    out
+}

@@ -1,0 +1,109 @@
+//! What is different between two configurations, a sentence each, for whoever made the change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use route_cache::System;
+use route_cache::directory::Entry;
+
+use crate::tls::CertStore;
+
+/// Entries and attributes that are not as they were. Values are not told: keys stand among them.
+pub fn of_systems(before: &System, now: &System) -> Vec<String> {
+    let mut changes = attributes(before.global().entry(), now.global().entry())
+        .map(|what| format!("global config: {what}"))
+        .into_iter()
+        .collect();
+    let servers = |system| System::servers(system).filter_map(|view| view.entry());
+    let domains = |system| System::domains(system).filter_map(|view| view.entry());
+    entries("server", servers(before), servers(now), &mut changes);
+    entries("domain", domains(before), domains(now), &mut changes);
+    entries("class of service", before.classes(), now.classes(), &mut changes);
+    changes
+}
+
+/// Certificates that are not as they were.
+pub fn of_certificates(before: &CertStore, now: &CertStore) -> Vec<String> {
+    let prints = |store: &CertStore| -> BTreeMap<String, Vec<u8>> {
+        let all = store.all().into_iter();
+        all.map(|(owner, pair)| (owner, pair.fingerprint())).collect()
+    };
+    let (before, now) = (prints(before), prints(now));
+    let changed = now.iter().filter(|(owner, print)| before.get(*owner) != Some(*print));
+    let gone = before.keys().filter(|owner| !now.contains_key(*owner));
+    changed
+        .map(|(owner, _)| format!("{owner}: another certificate is shown"))
+        .chain(gone.map(|owner| format!("{owner}: its certificate is shown no more")))
+        .collect()
+}
+
+fn entries<'a>(
+    kind: &str,
+    before: impl Iterator<Item = &'a Entry>,
+    now: impl Iterator<Item = &'a Entry>,
+    changes: &mut Vec<String>,
+) {
+    let before: BTreeMap<&str, &Entry> = before.map(|entry| (entry.name(), entry)).collect();
+    let now: BTreeMap<&str, &Entry> = now.map(|entry| (entry.name(), entry)).collect();
+    let names: BTreeSet<&str> = before.keys().chain(now.keys()).copied().collect();
+    for name in names {
+        let what = match (before.get(name), now.get(name)) {
+            (None, _) => Some("added".to_owned()),
+            (_, None) => Some("removed".to_owned()),
+            (Some(before), Some(now)) => attributes(Some(before), Some(now)),
+        };
+        changes.extend(what.map(|what| format!("{kind} {name}: {what}")));
+    }
+}
+
+/// The attributes that differ; `None` if none does.
+fn attributes(before: Option<&Entry>, now: Option<&Entry>) -> Option<String> {
+    let values = |entry: Option<&Entry>| -> BTreeMap<String, Vec<String>> {
+        let all = entry.into_iter().flat_map(Entry::iter);
+        all.map(|(name, values)| (name.to_owned(), values.to_vec())).collect()
+    };
+    let (before, now) = (values(before), values(now));
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let differ: Vec<&str> = names
+        .into_iter()
+        .filter(|name| before.get(*name) != now.get(*name))
+        .map(String::as_str)
+        .collect();
+    (!differ.is_empty()).then(|| format!("{} changed", differ.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, attribute: &str, value: &str) -> Entry {
+        let mut entry = Entry::new(name);
+        entry.set(attribute, [value]);
+        entry
+    }
+
+    #[test]
+    fn changes_name_entries_and_attributes() {
+        let before = System::new(
+            entry("config", "zimbraReverseProxyMailMode", "https"),
+            [entry("s1", "zimbraMailPort", "1"), entry("s2", "zimbraMailPort", "1")],
+            [entry("a.test", "zimbraSSLPrivateKey", "secret one")],
+            [],
+        );
+        let now = System::new(
+            entry("config", "zimbraReverseProxyMailMode", "both"),
+            [entry("s1", "zimbraMailPort", "1"), entry("s3", "zimbraMailPort", "1")],
+            [entry("a.test", "zimbraSSLPrivateKey", "secret two")],
+            [],
+        );
+        assert_eq!(
+            of_systems(&before, &now),
+            [
+                "global config: zimbraReverseProxyMailMode changed",
+                "server s2: removed",
+                "server s3: added",
+                "domain a.test: zimbraSSLPrivateKey changed",
+            ]
+        );
+        assert!(of_systems(&now, &now).is_empty());
+    }
+}

@@ -1,0 +1,276 @@
+//! The admin socket of a running Portico, asked by its own command line and by hand.
+
+use std::io::{Read, Write};
+use std::net::SocketAddrV4;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use portico_tests::portico::{Portico, binary};
+use portico_tests::town::people;
+use serde_json::Value;
+
+use crate::scene::{Scene, play, play_with};
+
+/// What a verb printed, and its exit code.
+struct Said {
+    out: String,
+    err: String,
+    code: i32,
+}
+
+/// Runs a verb against this Portico.
+fn said(portico: &Portico, args: &[&str]) -> Result<Said> {
+    let conf = portico.dir().join("portico.yaml");
+    let out = Command::new(binary()?).arg("-c").arg(conf).args(args).output()?;
+    Ok(Said {
+        out: String::from_utf8(out.stdout)?,
+        err: String::from_utf8(out.stderr)?,
+        code: out.status.code().context("killed")?,
+    })
+}
+
+/// The same for one that must succeed.
+fn done(portico: &Portico, args: &[&str]) -> Result<String> {
+    let said = said(portico, args)?;
+    ensure!(said.code == 0, "{args:?}: {} {}", said.code, said.err);
+    Ok(said.out)
+}
+
+fn json(portico: &Portico, args: &[&str]) -> Result<Value> {
+    let out = done(portico, &[args, &["--json"]].concat())?;
+    serde_json::from_str(&out).with_context(|| format!("{args:?}: {out}"))
+}
+
+/// The line that begins with this word.
+fn line<'a>(out: &'a str, word: &str) -> Result<&'a str> {
+    let found = out.lines().find(|line| line.starts_with(&format!("{word} ")));
+    found.with_context(|| format!("no line {word} in {out}"))
+}
+
+/// One request by hand; the whole answer.
+fn http(mut stream: impl Read + Write, request: &str) -> Result<String> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn tcp(address: SocketAddrV4, line: &str, headers: &str) -> Result<String> {
+    let stream = std::net::TcpStream::connect(address)?;
+    http(
+        stream,
+        &format!("{line} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n"),
+    )
+}
+
+#[test]
+fn explain_says_all_and_leaves_nothing() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        let out = done(portico, &["route", "explain", "al/tb"])?;
+        ensure!(line(&out, "login")?.contains("al, typed with /tb"), "{out}");
+        ensure!(line(&out, "domain")?.contains("a.example: it is the default"), "{out}");
+        ensure!(line(&out, "asked as")?.ends_with(" al@a.example"), "{out}");
+        ensure!(
+            line(&out, "account")?.contains("alice@a.example, of which the login is an alias"),
+            "{out}"
+        );
+        ensure!(line(&out, "status")?.ends_with("active"), "{out}");
+        ensure!(line(&out, "memory")?.ends_with("knows nothing"), "{out}");
+        ensure!(
+            line(&out, "directory")?.contains("alice@a.example is on store1.example.test"),
+            "{out}"
+        );
+        let goes = format!(
+            "127.0.0.2:{} in TLS as store1.example.test",
+            scene.town.stores[0].dovecot.imaps
+        );
+        ensure!(line(&out, "goes to")?.contains(&goes), "{out}");
+        ensure!(line(&out, "in the way")?.ends_with("nothing"), "{out}");
+        // Nothing was kept: the first login asks the directory.
+        drop(scene.login("alice")?);
+        let record = portico.record(&[("event", "login"), ("outcome", "ok")])?;
+        ensure!(record["tier"] == "directory", "{record}");
+        let known = json(portico, &["route", "explain", "alice@a.example"])?;
+        ensure!(known["tiers"][0]["says"] == "account", "{known}");
+        ensure!(known["route"]["tier"] == "memory", "{known}");
+        // Another protocol has another port, and another domain by the name in TLS.
+        let pop = json(
+            portico,
+            &[
+                "route",
+                "explain",
+                "dave",
+                "--protocol",
+                "pop3",
+                "--host",
+                "mail.b.example",
+            ],
+        )?;
+        ensure!(pop["domain"]["found_by"] == "virtual_host", "{pop}");
+        ensure!(pop["route"]["port"] == scene.town.stores[1].dovecot.pop3s, "{pop}");
+        let nobody = done(portico, &["route", "explain", "nobody"])?;
+        ensure!(
+            line(&nobody, "goes to")?.contains("nowhere: no such account"),
+            "{nobody}"
+        );
+        let by_id = json(portico, &["route", "explain", &scene.town.person("bob")?.id])?;
+        ensure!(by_id["route"]["login"] == "bob@a.example", "{by_id}");
+        Ok(())
+    })
+}
+
+#[test]
+fn explain_names_what_stands_in_the_way() -> Result<()> {
+    let change = |_: &_, _: &mut _, directory: &mut portico_tests::config::Directory| {
+        let bob = directory.account("bob@a.example");
+        bob.insert("zimbraAccountStatus".into(), "closed".into());
+        bob.insert("zimbraImapEnabled".into(), "FALSE".into());
+        let domain = directory.domain("b.example");
+        domain.insert("zimbraDomainAllowedIPs".into(), ["10.0.0.0/8"].into());
+        directory
+            .account("carol@b.example")
+            .insert("zimbraMailHost".into(), "gone.example".into());
+        Ok(())
+    };
+    play_with(people(), change, |scene| {
+        let portico = &scene.portico;
+        let bob = done(portico, &["route", "explain", "bob"])?;
+        ensure!(
+            bob.contains("zimbraAccountStatus is closed") && bob.contains("zimbraImapEnabled is FALSE"),
+            "{bob}"
+        );
+        let dave = done(portico, &["route", "explain", "dave@b.example"])?;
+        ensure!(dave.contains("admits clients from 10.0.0.0/8 only"), "{dave}");
+        let outside = done(portico, &["route", "explain", "dave@b.example", "--ip", "192.0.2.1"])?;
+        ensure!(
+            line(&outside, "goes to")?.contains("not allowed on domain b.example"),
+            "{outside}"
+        );
+        let carol = done(portico, &["route", "explain", "carol@b.example", "--ip", "10.1.1.1"])?;
+        ensure!(
+            line(&carol, "goes to")?.contains("server gone.example is not in the directory"),
+            "{carol}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn purge_forgets_every_name() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        let mut wire = scene.imaps()?;
+        let alice = scene.town.person("alice")?;
+        wire.imap_ok(&format!("a LOGIN al@a.example {}", alice.password()))?;
+        let purged = done(portico, &["route", "purge", "alice@a.example"])?;
+        for name in ["alice@a.example (in memory", "al@a.example (in memory", &alice.id] {
+            ensure!(purged.contains(name), "no {name} in {purged}");
+        }
+        let after = json(portico, &["route", "explain", "al@a.example"])?;
+        ensure!(after["tiers"][0]["says"] == "nothing", "{after}");
+        let who = format!("uid {}", nix::unistd::getuid());
+        portico.record(&[
+            ("event", "admin"),
+            ("act", "purge route of alice@a.example"),
+            ("who", &who),
+        ])?;
+        drop(scene.login("bob")?);
+        let all = json(portico, &["route", "purge", "--all"])?;
+        ensure!(all["all"].as_u64() > Some(0), "{all}");
+        let bad = said(portico, &["route", "purge", "a\nb"])?;
+        ensure!(
+            bad.code == 1 && bad.err.lines().count() == 1,
+            "{} {}",
+            bad.code,
+            bad.err
+        );
+        ensure!(said(portico, &["route", "purge"])?.code == 2, "purge of nothing");
+        Ok(())
+    })
+}
+
+#[test]
+fn reload_says_what_changed_or_what_is_wrong() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        let mut directory = scene.town.directory();
+        directory.domain("new.example");
+        directory.config("zimbraReverseProxyMailMode", "both");
+        portico.replace_directory(&directory)?;
+        // The file is looked at every few seconds, too, and may have been found changed already.
+        let reloaded = done(portico, &["reload"])?;
+        ensure!(reloaded.contains("is in force"), "{reloaded}");
+        let path = portico.dir().join("directory.yaml");
+        std::fs::write(&path, "servers: [\n")?;
+        let wrong = said(portico, &["reload"])?;
+        ensure!(
+            wrong.code == 1 && wrong.err.contains("directory.yaml"),
+            "{} {}",
+            wrong.code,
+            wrong.err
+        );
+        portico.replace_directory(&directory)?;
+        done(portico, &["reload"])?;
+        drop(scene.login("alice")?);
+        portico.record(&[("event", "admin"), ("act", "reload")]).map(drop)
+    })
+}
+
+#[test]
+fn tcp_is_read_only_without_a_token_and_bounded() -> Result<()> {
+    let seen = std::cell::Cell::new(None);
+    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let free = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
+        seen.set(Some(free));
+        node.admin.push(format!("http: {free}"));
+        Ok(())
+    };
+    play_with(people(), change, |scene| {
+        let address = seen.get().context("no address")?;
+        let explained = tcp(address, "GET /v1/routes/explain?login=alice", "")?;
+        ensure!(
+            explained.starts_with("HTTP/1.1 200 ") && explained.contains("store1.example.test"),
+            "{explained}"
+        );
+        let purge = tcp(address, "POST /v1/routes/purge", "Content-Length: 0\r\n")?;
+        ensure!(purge.starts_with("HTTP/1.1 403 "), "{purge}");
+        let nothing = tcp(address, "GET /nothing", "")?;
+        ensure!(nothing.starts_with("HTTP/1.1 404 "), "{nothing}");
+        let huge = tcp(
+            address,
+            "GET /v1/openapi.json",
+            &format!("X: {}\r\n", "x".repeat(40_000)),
+        )?;
+        ensure!(!huge.starts_with("HTTP/1.1 200 "), "{}", &huge[..huge.len().min(200)]);
+        let socket = UnixStream::connect(scene.portico.dir().join("admin.sock"))?;
+        let api = http(
+            socket,
+            "GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        )?;
+        ensure!(
+            api.contains("/v1/routes/explain") && api.contains("\"openapi\":\"3.1"),
+            "{api}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_answers_when_nobody_runs() -> Result<()> {
+    play(|scene: &mut Scene<'_>| {
+        let said = Command::new(binary()?)
+            .args(["reload", "--socket", "/nowhere/admin.sock"])
+            .output()?;
+        ensure!(said.status.code() == Some(1), "{:?}", said.status);
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        ensure!(text.contains("no Portico answers at /nowhere/admin.sock"), "{text}");
+        // A second one is not let in where a first one answers.
+        let conf = scene.portico.dir().join("portico.yaml");
+        let second = Command::new(binary()?).arg("-c").arg(conf).output()?;
+        ensure!(second.status.code() == Some(1), "{:?}", second.status);
+        Ok(())
+    })
+}
