@@ -51,6 +51,7 @@ pub struct Sockets {
 }
 
 /// A socket file, and which one it was when we made it.
+#[derive(Debug)]
 struct Place {
     path: PathBuf,
     inode: u64,
