@@ -148,8 +148,14 @@ pub enum ConnectError {
 /// What a session needs from the process around it.
 #[async_trait]
 pub trait Transport: Send + Sync {
-    /// Does the server's side of a TLS handshake on a clear-text stream (STARTTLS).
-    async fn start_tls(&self, stream: BoxStream, protocol: Protocol) -> io::Result<(BoxStream, TlsFacts)>;
+    /// Does the server's side of a TLS handshake on a clear-text stream (STARTTLS) whose client came to this local
+    /// address.
+    async fn start_tls(
+        &self,
+        stream: BoxStream,
+        protocol: Protocol,
+        local: IpAddr,
+    ) -> io::Result<(BoxStream, TlsFacts)>;
 
     /// Connects to the mailbox server of a route, TLS and its verification included, within the transport's own
     /// time limit.
@@ -365,7 +371,8 @@ impl Dialogue {
     /// The machine dies with the clear-text channel, so nothing said before TLS survives it.
     async fn start_tls(&mut self) -> Result<(), Left> {
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
-        let handshake = self.house.transport.start_tls(stream, self.facts.protocol);
+        let local = self.facts.client.local.ip();
+        let handshake = self.house.transport.start_tls(stream, self.facts.protocol, local);
         match timeout_at(self.deadline, handshake).await {
             Ok(Ok((stream, tls))) => {
                 self.stream = stream;

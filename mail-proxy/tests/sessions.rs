@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -88,7 +89,12 @@ struct Network {
 
 #[async_trait]
 impl Transport for Network {
-    async fn start_tls(&self, stream: BoxStream, _protocol: Protocol) -> io::Result<(BoxStream, TlsFacts)> {
+    async fn start_tls(
+        &self,
+        stream: BoxStream,
+        _protocol: Protocol,
+        _local: IpAddr,
+    ) -> io::Result<(BoxStream, TlsFacts)> {
         Ok((
             stream,
             TlsFacts {

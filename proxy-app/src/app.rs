@@ -61,7 +61,7 @@ impl Plan {
         let names = Arc::new(Names::default());
         let certificates = Certificates::default();
         let system = directory.system();
-        let built = snapshot::build(&config, system.clone(), names.clone(), &certificates, 1);
+        let built = snapshot::build(&config, system.clone(), names.clone(), &certificates, None);
         let Built {
             snapshot,
             certificates: store,
@@ -239,9 +239,9 @@ impl App {
     fn adopt(&self, system: &Arc<System>, why: &str) -> Result<(), Problems> {
         // One after the other: each has its number.
         let mut told = self.told.lock();
-        let generation = self.snapshot.load().generation + 1;
+        let before = self.snapshot.load_full();
         let names = self.names.clone();
-        let built = snapshot::build(&self.config, system.clone(), names, &self.certificates, generation)?;
+        let built = snapshot::build(&self.config, system.clone(), names, &self.certificates, Some(&before))?;
         let mut problems = built.warnings;
         check_certificates(&self.listeners, &built.certificates, &mut problems);
         let ((), warnings) = problems.or(())?;

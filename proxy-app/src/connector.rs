@@ -1,7 +1,7 @@
 //! Sockets and TLS for mail sessions: the [`Transport`] that `mail_proxy` asks for.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +36,13 @@ pub struct MailTransport {
 
 #[async_trait]
 impl Transport for MailTransport {
-    async fn start_tls(&self, stream: BoxStream, protocol: Protocol) -> io::Result<(BoxStream, TlsFacts)> {
-        let stream = self.acceptors.accept(tls::inside(protocol), stream).await?;
+    async fn start_tls(
+        &self,
+        stream: BoxStream,
+        protocol: Protocol,
+        local: IpAddr,
+    ) -> io::Result<(BoxStream, TlsFacts)> {
+        let stream = self.acceptors.accept(tls::inside(protocol), local, stream).await?;
         let facts = tls::facts(stream.ssl());
         Ok((Box::new(stream), facts))
     }

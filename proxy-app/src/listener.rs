@@ -4,7 +4,7 @@
 //! The accept loop only accepts. PROXY header, TLS handshake and login happen in the connection's own task, under
 //! one deadline. All listening sockets belong to one Pingora service, so they take part in its upgrade.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -288,7 +288,7 @@ impl Door {
         let (stream, tls): (BoxStream, _) = match self.listener.tls {
             ListenerTls::Implicit => {
                 // Boxed: a handshake is short, and its future large.
-                let handshake = Box::pin(snapshot.acceptors.accept(tls::inside(protocol), tcp));
+                let handshake = Box::pin(snapshot.acceptors.accept(tls::inside(protocol), client.local.ip(), tcp));
                 match timeout_at(deadline, handshake).await {
                     Ok(Ok(stream)) => {
                         let facts = tls::facts(stream.ssl());
@@ -331,17 +331,23 @@ impl Door {
 
     async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, admin: bool) {
         let deadline = accepted + snapshot.mail.login_deadline;
-        let (channel, tls) = match self.listener.tls {
-            ListenerTls::Implicit => match timeout_at(deadline, Box::pin(web_handshake(tcp, &snapshot))).await {
-                Ok(Ok(None)) => return,
-                Ok(Ok(Some(stream))) => {
-                    let facts = tls::facts(stream.ssl());
-                    (Channel::Tls(stream), Some(facts))
+        let (channel, tls, shown) = match self.listener.tls {
+            ListenerTls::Implicit => {
+                match timeout_at(deadline, Box::pin(web_handshake(tcp, client.local.ip(), &snapshot))).await {
+                    Ok(Ok(None)) => return,
+                    Ok(Ok(Some(stream))) => {
+                        let facts = tls::facts(stream.ssl());
+                        let shown = match tls::shown(stream.ssl()) {
+                            Ok(shown) => shown,
+                            Err(error) => return self.no_handshake(client, &error.into()),
+                        };
+                        (Channel::Tls(stream), Some(facts), Some(shown))
+                    }
+                    Ok(Err(error)) => return self.no_handshake(client, &error),
+                    Err(late) => return self.no_handshake(client, &late.into()),
                 }
-                Ok(Err(error)) => return self.no_handshake(client, &error),
-                Err(late) => return self.no_handshake(client, &late.into()),
-            },
-            ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None),
+            }
+            ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None, None),
         };
         drop(snapshot);
         let client = WebClient {
@@ -349,6 +355,7 @@ impl Door {
             listener: self.name.clone(),
             client,
             tls,
+            shown,
             admin,
             greeted: Greeted::default(),
         };
@@ -362,7 +369,7 @@ impl Door {
     async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
         let stream: route_cache::lookup::BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
-                let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, tcp));
+                let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
                 match timeout_at(accepted + LOOKUP_HANDSHAKE, handshake).await {
                     Ok(Ok(stream)) => Box::new(stream),
                     Ok(Err(error)) => return self.no_handshake(client, &error),
@@ -403,6 +410,7 @@ impl Door {
 /// The handshake of a web connection; `None` for somebody who speaks clear text, who is told so.
 async fn web_handshake(
     mut tcp: TcpStream,
+    local: IpAddr,
     snapshot: &Snapshot,
 ) -> std::io::Result<Option<tokio_openssl::SslStream<TcpStream>>> {
     let mut first = [0];
@@ -414,7 +422,7 @@ async fn web_handshake(
         tcp.shutdown().await?;
         return Ok(None);
     }
-    snapshot.acceptors.accept(Inside::Web, tcp).await.map(Some)
+    snapshot.acceptors.accept(Inside::Web, local, tcp).await.map(Some)
 }
 
 /// An IPv4 client on a dual-stack listener is an IPv4 client.

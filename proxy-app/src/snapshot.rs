@@ -18,6 +18,7 @@ use route_cache::{Service, System};
 use crate::config::{Config, Listener, ListenerTls, Serve};
 use crate::connector::MailTransport;
 use crate::names::{IpMode, Names};
+use crate::sites::{Site, Sites};
 use crate::tls::{Acceptors, CertKey, CertStore, Certificates, TlsPolicy, UpstreamTrust};
 
 /// Name and version as this program tells them.
@@ -56,6 +57,8 @@ pub enum MailMode {
 
 /// How web requests are handled.
 pub struct WebPolicy {
+    /// The virtual hosts.
+    pub sites: Arc<Sites>,
     /// What the clear port does.
     pub mode: MailMode,
     /// Port to send clients to (`zimbraMailSSLProxyPort`).
@@ -76,6 +79,13 @@ pub struct WebPolicy {
     pub ip_mode: IpMode,
 }
 
+impl WebPolicy {
+    /// The site that a request belongs to: by its host (in lower case, without port), else by the local address.
+    pub fn site(&self, host: Option<&str>, local: IpAddr) -> &Arc<Site> {
+        self.sites.of(host, local)
+    }
+}
+
 /// A snapshot and what goes with it.
 pub struct Built {
     /// The snapshot.
@@ -86,7 +96,7 @@ pub struct Built {
     pub warnings: Problems,
 }
 
-/// Builds what runs.
+/// Builds what runs, to follow on what ran before.
 ///
 /// # Errors
 /// All problems that make the configuration unusable; a bad certificate of one domain is only a warning.
@@ -95,22 +105,30 @@ pub fn build(
     system: Arc<System>,
     names: Arc<Names>,
     certificates: &Certificates,
-    generation: u64,
+    before: Option<&Snapshot>,
 ) -> Result<Built, Problems> {
     let mut problems = Problems::new();
     let node = system.node(&config.node);
-    let store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
-    let parts = tls_parts(config, &node, certificates, &mut problems);
+    let old_sites = before.map(|before| before.web.sites.as_ref());
+    let sites = Arc::new(Sites::build(&system, &config.node, old_sites, &mut problems));
+    let mut store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
+    store.sites = Some(sites.clone());
+    let policy = tls_policy(&node, &sites);
+    let old_acceptors = before.map(|before| before.acceptors.clone());
+    let acceptors = old_acceptors.filter(|acceptors| acceptors.are_for(&policy));
+    let acceptors = acceptors.or_else(|| acceptors_for(policy, certificates, &mut problems));
+    let parts = tls_parts(config, acceptors, &mut problems);
     let Some((acceptors, trust, upstream_ca)) = parts.filter(|_| !problems.has_errors()) else {
         return Err(problems);
     };
     let ip_mode = ip_mode(&node);
     let snapshot = Snapshot {
-        generation,
+        generation: before.map_or(1, |before| before.generation + 1),
         mail: Arc::new(mail_settings(config, &node)),
         imap_starttls: starttls(&node, &a::REVERSE_PROXY_IMAP_START_TLS_MODE),
         pop3_starttls: starttls(&node, &a::REVERSE_PROXY_POP3_START_TLS_MODE),
         web: WebPolicy {
+            sites,
             mode: mail_mode(&node),
             https_port: node.port(&a::MAIL_SSL_PROXY_PORT).unwrap_or(443),
             connect_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT),
@@ -139,33 +157,27 @@ pub fn build(
 
 type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>, Option<Arc<Box<[X509]>>>);
 
-fn tls_parts(
-    config: &Config,
-    node: &View<'_>,
-    certificates: &Certificates,
-    problems: &mut Problems,
-) -> Option<TlsParts> {
-    let policy = tls_policy(node);
-    let acceptors = Acceptors::new(certificates, &policy).or_else(|error| {
+/// New acceptors: sessions that were begun with the ones before are not resumed.
+fn acceptors_for(policy: TlsPolicy, certificates: &Certificates, problems: &mut Problems) -> Option<Arc<Acceptors>> {
+    let acceptors = Acceptors::new(certificates, policy.clone()).or_else(|error| {
         let message = format!("{error}; the ciphers that Portico chooses are used");
         problems.push(warning("zimbraReverseProxySSLCiphers".to_owned(), message));
-        Acceptors::new(
-            certificates,
-            &TlsPolicy {
-                ciphers: None,
-                ..policy
-            },
-        )
+        let ciphers = None;
+        Acceptors::new(certificates, TlsPolicy { ciphers, ..policy })
     });
-    let acceptors = acceptors
+    acceptors
+        .map(Arc::new)
         .map_err(|error| problems.push(problem("zimbraReverseProxySSLProtocols", error)))
-        .ok();
+        .ok()
+}
+
+fn tls_parts(config: &Config, acceptors: Option<Arc<Acceptors>>, problems: &mut Problems) -> Option<TlsParts> {
     let ca_file = config.tls.upstream_ca_file.as_deref();
     let trust = UpstreamTrust::new(ca_file, config.tls.upstream_verify)
         .map_err(|error| problems.push(problem("tls.upstream_ca_file", error)))
         .ok();
     let upstream_ca = ca_file.and_then(|path| authorities(path, problems));
-    Some((Arc::new(acceptors?), Arc::new(trust?), upstream_ca))
+    Some((acceptors?, Arc::new(trust?), upstream_ca))
 }
 
 fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>> {
@@ -233,6 +245,9 @@ fn cert_store(
         }
         for name in names {
             store.add(name, pair.clone());
+        }
+        for address in domain.addresses(&a::VIRTUAL_IP_ADDRESS) {
+            store.add_address(address, pair.clone());
         }
         store.keep(domain.name(), pair);
     }
@@ -309,7 +324,7 @@ fn default_certificate(
     Some(Arc::new(pair))
 }
 
-fn tls_policy(node: &View<'_>) -> TlsPolicy {
+fn tls_policy(node: &View<'_>, sites: &Sites) -> TlsPolicy {
     let versions: Vec<SslVersion> = node
         .list(&a::REVERSE_PROXY_SSL_PROTOCOLS)
         .iter()
@@ -336,6 +351,7 @@ fn tls_policy(node: &View<'_>) -> TlsPolicy {
             .copied()
             .unwrap_or(SslVersion::TLS1_3),
         ciphers: node.text(&a::REVERSE_PROXY_SSL_CIPHERS).map(str::to_owned),
+        rules: sites.rules(),
     }
 }
 

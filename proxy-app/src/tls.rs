@@ -4,24 +4,29 @@
 //! Certificates are chosen while a handshake runs, from the store of that moment: a changed certificate is served
 //! with the next handshake, and no listener and no session is touched.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwap;
 use mail_proxy::{BoxStream, Protocol, Stream, TlsFacts};
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
+use openssl::ex_data::Index;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    AlpnError, NameType, SniError, Ssl, SslAcceptor, SslConnector, SslMethod, SslMode, SslOptions, SslRef,
+    AlpnError, NameType, SniError, Ssl, SslAcceptor, SslAlert, SslConnector, SslMethod, SslMode, SslOptions, SslRef,
     SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
 };
-use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
+use openssl::x509::{X509, X509VerifyResult};
 use tokio_openssl::SslStream;
+
+use crate::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
+use crate::sites::Sites;
 
 /// A certificate, its chain and its key, checked to belong together.
 pub struct CertKey {
@@ -121,8 +126,11 @@ fn covers(pattern: &str, name: &str) -> bool {
 pub struct CertStore {
     /// Shown where no name matches, and to clients that ask for none.
     pub default: Option<Arc<CertKey>>,
+    /// What the names mean on web listeners; absent only before the first configuration.
+    pub sites: Option<Arc<Sites>>,
     exact: HashMap<String, Arc<CertKey>>,
     wildcard: HashMap<String, Arc<CertKey>>,
+    by_address: HashMap<IpAddr, Arc<CertKey>>,
     domains: HashMap<String, Arc<CertKey>>,
 }
 
@@ -135,12 +143,13 @@ impl CertStore {
         }
     }
 
-    /// Shows `certificate` to clients that ask for `name`, which may be `*.something`.
+    /// Shows `certificate` to clients that ask for `name`, which may be `*.something`. Where two domains claim a
+    /// name, the first one has it, as in the rest of the directory.
     pub fn add(&mut self, name: &str, certificate: Arc<CertKey>) {
         let name = name.to_ascii_lowercase();
         match name.strip_prefix("*.") {
-            Some(parent) => self.wildcard.insert(parent.to_owned(), certificate),
-            None => self.exact.insert(name, certificate),
+            Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert(certificate),
+            None => self.exact.entry(name).or_insert(certificate),
         };
     }
 
@@ -149,6 +158,11 @@ impl CertStore {
         let default = self.default.iter().map(|pair| ("default".to_owned(), pair));
         let domains = self.domains.iter().map(|(name, pair)| (format!("domain {name}"), pair));
         default.chain(domains).collect()
+    }
+
+    /// Shows `certificate` to clients that come to this local address and ask for no name that is known.
+    pub fn add_address(&mut self, local: IpAddr, certificate: Arc<CertKey>) {
+        self.by_address.entry(local).or_insert(certificate);
     }
 
     /// Notes which certificate a domain has.
@@ -161,15 +175,15 @@ impl CertStore {
         self.domains.get(domain).cloned()
     }
 
-    /// The certificate for a requested name: exact, then wildcard, then the default.
-    fn find(&self, name: Option<&str>) -> Option<&Arc<CertKey>> {
+    /// The certificate for a requested name (in lower case): exact, then wildcard, then that of the local address,
+    /// then the default.
+    fn find(&self, name: Option<&str>, local: Option<IpAddr>) -> Option<&Arc<CertKey>> {
         let named = name.and_then(|name| {
-            let name = name.trim_end_matches('.').to_ascii_lowercase();
             self.exact
-                .get(&name)
+                .get(name)
                 .or_else(|| self.wildcard.get(name.split_once('.')?.1))
         });
-        named.or(self.default.as_ref())
+        named.or_else(|| self.by_address.get(&local?)).or(self.default.as_ref())
     }
 }
 
@@ -210,10 +224,13 @@ pub struct TlsPolicy {
     pub max: SslVersion,
     /// OpenSSL cipher list for TLS 1.2; `None` for the library's intermediate profile.
     pub ciphers: Option<String>,
+    /// Which names have which client certificate rules: a session from before such a rule must not be resumed.
+    pub rules: BTreeMap<String, PolicyId>,
 }
 
 /// The server's side of TLS, for each kind of content.
 pub struct Acceptors {
+    policy: TlsPolicy,
     web: SslAcceptor,
     imap: SslAcceptor,
     pop3: SslAcceptor,
@@ -225,31 +242,95 @@ impl Acceptors {
     ///
     /// # Errors
     /// OpenSSL does not take the policy.
-    pub fn new(certificates: &Certificates, policy: &TlsPolicy) -> Result<Acceptors, ErrorStack> {
+    pub fn new(certificates: &Certificates, policy: TlsPolicy) -> Result<Acceptors, ErrorStack> {
         Ok(Acceptors {
-            web: acceptor(certificates, policy, Inside::Web)?,
-            imap: acceptor(certificates, policy, Inside::Imap)?,
-            pop3: acceptor(certificates, policy, Inside::Pop3)?,
-            lookup: acceptor(certificates, policy, Inside::Lookup)?,
+            web: acceptor(certificates, &policy, Inside::Web)?,
+            imap: acceptor(certificates, &policy, Inside::Imap)?,
+            pop3: acceptor(certificates, &policy, Inside::Pop3)?,
+            lookup: acceptor(certificates, &policy, Inside::Lookup)?,
+            policy,
         })
     }
 
-    /// Does the server's side of a handshake. The caller sets the time limit.
+    /// Whether these are what this policy asks for. Acceptors that stay let clients resume their sessions.
+    pub fn are_for(&self, policy: &TlsPolicy) -> bool {
+        self.policy == *policy
+    }
+
+    /// Does the server's side of a handshake with a client that came to this local address. The caller sets the time
+    /// limit.
     ///
     /// # Errors
     /// The handshake failed; the text says why.
-    pub async fn accept<S: Stream>(&self, inside: Inside, stream: S) -> io::Result<SslStream<S>> {
+    pub async fn accept<S: Stream>(&self, inside: Inside, local: IpAddr, stream: S) -> io::Result<SslStream<S>> {
         let acceptor = match inside {
             Inside::Web => &self.web,
             Inside::Imap => &self.imap,
             Inside::Pop3 => &self.pop3,
             Inside::Lookup => &self.lookup,
         };
-        let ssl = Ssl::new(acceptor.context())?;
+        let mut ssl = Ssl::new(acceptor.context())?;
+        let local = local.to_canonical();
+        let asked = Asked { local, rules: None };
+        ssl.set_ex_data(*ASKED, asked);
         let mut stream = SslStream::new(ssl, stream)?;
-        Pin::new(&mut stream).accept().await.map_err(io::Error::other)?;
-        Ok(stream)
+        match Pin::new(&mut stream).accept().await {
+            Ok(()) => certified(stream.ssl()).map(|()| stream),
+            Err(error) => Err(explained(stream.ssl(), error)),
+        }
     }
+}
+
+/// What a handshake knows of its client beside its first message.
+struct Asked {
+    /// Where it came to.
+    local: IpAddr,
+    /// What is asked of it, once its first message has been read.
+    rules: Option<Arc<ClientCerts>>,
+}
+
+static ASKED: LazyLock<Index<Ssl, Asked>> =
+    LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has thousands of them, and this is the only one"));
+
+/// What went wrong, with the reason that a client's certificate was not good.
+fn explained(ssl: &SslRef, error: openssl::ssl::Error) -> io::Error {
+    match ssl.verify_result() {
+        X509VerifyResult::OK => io::Error::other(error),
+        verified => io::Error::other(format!("its certificate is not good: {verified}")),
+    }
+}
+
+/// OpenSSL has checked this already; but a session that is resumed has been checked elsewhere, and where a
+/// certificate is required nothing less than one may do.
+fn certified(ssl: &SslRef) -> io::Result<()> {
+    let required = rules_of(ssl).mode() == CertMode::On;
+    let good = ssl.peer_certificate().is_some() && ssl.verify_result() == X509VerifyResult::OK;
+    match required && !good {
+        true => Err(io::Error::other("no client certificate")),
+        false => Ok(()),
+    }
+}
+
+fn rules_of(ssl: &SslRef) -> Arc<ClientCerts> {
+    let asked = ssl.ex_data(*ASKED).and_then(|asked| asked.rules.clone());
+    asked.unwrap_or_else(ClientCerts::off)
+}
+
+/// What the client of a channel has shown of itself.
+///
+/// # Errors
+/// OpenSSL has no memory.
+pub fn shown(ssl: &SslRef) -> Result<Shown, ErrorStack> {
+    let policy = rules_of(ssl);
+    let certificate = match policy.mode() {
+        CertMode::Off => None,
+        CertMode::Optional | CertMode::On => ssl.peer_certificate(),
+    };
+    let certificate = certificate.map(|certificate| ClientCertificate::of(&certificate).map(Arc::new));
+    Ok(Shown {
+        policy,
+        certificate: certificate.transpose()?,
+    })
 }
 
 fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> Result<SslAcceptor, ErrorStack> {
@@ -266,10 +347,14 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     builder.set_session_id_context(b"portico")?;
     let store = certificates.clone();
-    builder.set_servername_callback(move |ssl, _| {
+    builder.set_servername_callback(move |ssl, alert| {
         let store = store.load();
-        let name = ssl.servername(NameType::HOST_NAME).map(str::to_owned);
-        let Some(certificate) = store.find(name.as_deref()) else {
+        let name = requested(ssl);
+        let local = ssl.ex_data(*ASKED).map(|asked| asked.local);
+        if let (Inside::Web, Some(sites)) = (inside, &store.sites) {
+            rule(ssl, alert, sites, name.as_deref(), local)?;
+        }
+        let Some(certificate) = store.find(name.as_deref(), local) else {
             return Err(SniError::ALERT_FATAL);
         };
         certificate.install(ssl).map_err(|error| {
@@ -283,6 +368,50 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
         select_next_proto(inside.alpn(), offered).ok_or(AlpnError::ALERT_FATAL)
     });
     Ok(builder.build())
+}
+
+/// The name that a client asks for, in the form in which names are compared.
+fn requested(ssl: &SslRef) -> Option<String> {
+    let name = ssl.servername(NameType::HOST_NAME)?;
+    Some(name.trim_end_matches('.').to_ascii_lowercase())
+}
+
+/// Applies the rules of the site that a web client asks for.
+fn rule(
+    ssl: &mut SslRef,
+    alert: &mut SslAlert,
+    sites: &Sites,
+    name: Option<&str>,
+    local: Option<IpAddr>,
+) -> Result<(), SniError> {
+    if name.is_some_and(|name| !sites.admits(name)) {
+        *alert = SslAlert::UNRECOGNIZED_NAME;
+        return Err(SniError::ALERT_FATAL);
+    }
+    let named = name.and_then(|name| sites.by_name(name));
+    let site = match (named, local) {
+        (Some(site), _) => site,
+        (None, Some(local)) => sites.of(None, local),
+        (None, None) => return Err(SniError::ALERT_FATAL),
+    };
+    let rules = site.client_certs.clone();
+    // A session that was begun for another name, and resumed here, would bring along what was shown there, or nothing
+    // (as in CVE-2025-23419). TLS 1.2 binds a session to its name, and gives us that name and not the new one; a
+    // TLS 1.3 ticket does not say for whom it was made, so these rules give out none, and take none.
+    let bound = ssl.version2() == Some(SslVersion::TLS1_2) && named.is_some();
+    if rules.mode() != CertMode::Off && ssl.session_reused() && !bound {
+        log::info!("a session from elsewhere is not resumed where client certificates are asked for");
+        *alert = SslAlert::HANDSHAKE_FAILURE;
+        return Err(SniError::ALERT_FATAL);
+    }
+    let asking = rules.ask(ssl);
+    if let Some(asked) = ssl.ex_data_mut(*ASKED) {
+        asked.rules = Some(rules);
+    }
+    asking.map_err(|error| {
+        log::error!("client certificates cannot be asked for: {error}");
+        SniError::ALERT_FATAL
+    })
 }
 
 /// What is known of a channel after its handshake.

@@ -20,6 +20,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use route_cache::{Lookup, Route, RouteError, Server, Subject, UpstreamTls};
 
 use crate::app::App;
+use crate::client_certs::Shown;
 use crate::connector;
 use crate::logs;
 use crate::snapshot::{MailMode, Snapshot, web_service};
@@ -163,6 +164,9 @@ impl ProxyHttp for Web {
         if host.is_none() && request.version > http::Version::HTTP_10 {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
+        if let Err(refusal) = web.may_ask_for(host.as_deref(), &exchange.snapshot.web.sites) {
+            return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
+        }
         if !has_one_length(&request.headers) {
             return Error::e_explain(
                 ErrorType::HTTPStatus(400),
@@ -238,6 +242,9 @@ impl ProxyHttp for Web {
             port: web.client.local.port(),
         };
         for (name, value) in headers::added(hop) {
+            upstream.insert_header(name, value)?;
+        }
+        for (name, value) in web.shown.iter().flat_map(Shown::headers) {
             upstream.insert_header(name, value)?;
         }
         Ok(())

@@ -291,6 +291,8 @@ attributes! {
             "TLS web port; 0 counts as unset.";
         CARBONIO_ADMIN_PROXY_PORT: "carbonioAdminProxyPort", Kind::Port, ["6071"], [Scope::Global, Scope::Server],
             "TLS port of the administration console.";
+        REVERSE_PROXY_STRICT_SERVER_NAME_ENABLED: "zimbraReverseProxyStrictServerNameEnabled", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
+            "Serve only host names that belong to a domain or to this node: another Host is answered 400, another name in a TLS handshake with the alert `unrecognized_name`. LDAP's own default is TRUE, but the installer and the container of Carbonio write FALSE, and its proxy would not start otherwise; so FALSE is what deployed systems have.";
         IP_MODE: "zimbraIPMode", Kind::Enum(&["ipv4", "ipv6", "both"]), ["ipv4"], [Scope::Global, Scope::Server],
             "Address families of the listeners that are made from port attributes, and towards servers.";
     }
@@ -376,6 +378,14 @@ attributes! {
         REVERSE_PROXY_SSL_CIPHERS: "zimbraReverseProxySSLCiphers", Kind::Text, ["ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384"], [Scope::Global, Scope::Server],
             "Ciphers up to TLS 1.2, as OpenSSL names them.";
     }
+    "Client certificates" {
+        REVERSE_PROXY_CLIENT_CERT_MODE: "zimbraReverseProxyClientCertMode", Kind::Enum(&["off", "optional", "on"]), ["off"], [Scope::Global, Scope::Server, Scope::Domain],
+            "Whether web clients are asked for a certificate: not (`off`), asked (`optional`), or refused without a good one (`on`). A domain's counts for its virtual hosts, a server's for all other names.";
+        REVERSE_PROXY_CLIENT_CERT_CA: "zimbraReverseProxyClientCertCA", Kind::Pem("CERTIFICATE"), [], [Scope::Global, Scope::Server, Scope::Domain],
+            "Authorities whose client certificates are good, as PEM; at most 64.";
+        REVERSE_PROXY_CLIENT_CERT_DEPTH: "zimbraReverseProxyClientCertDepth", Kind::Number, ["10"], [Scope::Global, Scope::Server, Scope::Domain],
+            "Most certificates between an authority and a client's certificate.";
+    }
     "Servers" {
         SERVICE_HOSTNAME: "zimbraServiceHostname", Kind::Text, [], [Scope::Server],
             "Name or address at which the server is reached; absent: the name of the entry.";
@@ -420,7 +430,11 @@ attributes! {
         DOMAIN_ALLOWED_IPS: "zimbraDomainAllowedIPs", Kind::Networks, [], [Scope::Domain],
             "Networks from which accounts of the domain may log in; absent: from everywhere.";
         PUBLIC_SERVICE_HOSTNAME: "zimbraPublicServiceHostname", Kind::Text, [], [Scope::Global, Scope::Domain],
-            "Host name under which users see the service. Checked, but not used yet.";
+            "Host name under which users see the service; ours where host names are strict.";
+        REVERSE_PROXY_RESPONSE_HEADERS: "zimbraReverseProxyResponseHeaders", Kind::List, ["Strict-Transport-Security: max-age=31536000", "Permissions-Policy: geolocation=(self), microphone=(self)", "Referrer-Policy: same-origin", "X-Content-Type-Options: nosniff", "X-Robots-Tag: noindex, nofollow", "X-Frame-Options: sameorigin"], [Scope::Global, Scope::Domain],
+            "Headers of web answers, one `Name: value` each.";
+        CARBONIO_REVERSE_PROXY_RESPONSE_CSP_HEADER: "carbonioReverseProxyResponseCSPHeader", Kind::Text, ["default-src 'self' data: blob: cid:; script-src 'self' 'unsafe-inline' 'unsafe-eval' *.zextras.tools *.jsdelivr.net; style-src * 'unsafe-inline'; img-src * data: blob: cid:; font-src * data:; connect-src 'self' *.zextras.tools *.jsdelivr.net; media-src * blob: data: cid:; object-src 'self'; child-src 'self' blob: data: cid:; frame-src 'self' blob: data: cid:; frame-ancestors 'self'; form-action 'self';"], [Scope::Global, Scope::Domain],
+            "Content-Security-Policy of web answers; the hosts of the login and logout URLs are added to its `connect-src`.";
     }
     "Accounts" {
         ID: "zimbraId", Kind::Text, [], [Scope::Server, Scope::Domain, Scope::Cos, Scope::Account],

@@ -34,6 +34,8 @@ use tokio_openssl::SslStream;
 
 use super::{Greeted, Web, websocket};
 use crate::app::App;
+use crate::client_certs::Shown;
+use crate::sites::{Refusal, Sites};
 
 /// How long a connection may be kept between requests: nginx's default.
 const KEEPALIVE: Duration = Duration::from_secs(75);
@@ -59,6 +61,8 @@ pub struct WebClient {
     pub client: Client,
     /// Its TLS channel.
     pub tls: Option<TlsFacts>,
+    /// What it has shown of itself there.
+    pub shown: Option<Shown>,
     /// Whether the listener is the administration console's.
     pub admin: bool,
     /// Who is known to have logged in on it.
@@ -69,6 +73,15 @@ impl WebClient {
     /// True the first time for a user.
     pub fn greets(&self, user: &str) -> bool {
         self.greeted.greets(user)
+    }
+
+    /// Whether requests for this host may be served on this connection.
+    ///
+    /// # Errors
+    /// They may not, and why.
+    pub fn may_ask_for(&self, host: Option<&str>, sites: &Sites) -> Result<(), Refusal> {
+        let shown = self.shown.as_ref().map(|shown| shown.policy.id());
+        sites.check(host, self.client.local.ip(), shown)
     }
 }
 

@@ -27,6 +27,15 @@ const FACTS: &[&str] = &[
     "true-client-ip",
     "cf-connecting-ip",
     "x-via",
+    // What a client has proved of itself in the handshake: see `client_certs`, and the names that other proxies use.
+    "x-client-verify",
+    "x-client-s-dn",
+    "x-client-i-dn",
+    "x-client-serial",
+    "x-client-fingerprint",
+    "x-client-cert",
+    "client-cert",
+    "client-cert-chain",
     // Some frameworks take these for the path, behind every rule that we apply to the real one.
     "x-original-url",
     "x-rewrite-url",
@@ -36,7 +45,7 @@ const FACTS: &[&str] = &[
 
 /// Families of such facts. `x-forwarded-client-cert` and `x-envoy-*` steer the mesh's sidecars, to which all that
 /// comes from us is internal and thus trusted.
-const FACT_PREFIXES: &[&str] = &["x-forwarded-", "x-proxy-", "x-envoy-"];
+const FACT_PREFIXES: &[&str] = &["x-forwarded-", "x-proxy-", "x-envoy-", "x-ssl-", "ssl-client-"];
 
 /// The language between a proxy and the lookup service (HTTP §3.5). A list and not `auth-*`: other services may
 /// have headers of that beginning.

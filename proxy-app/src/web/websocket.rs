@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::connection::{self, HEAD_MAX, WebClient};
 use super::{Asked, Visit, asked, headers, scheme, web_service};
 use crate::app::App;
+use crate::client_certs::Shown;
 use crate::snapshot::{MailMode, Snapshot};
 
 /// How long either side may be silent while an answer that is not a web socket is passed on.
@@ -59,6 +60,8 @@ pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answe
     }
     let asked = asked(app, web, &request);
     asked.host.as_ref()?;
+    // The engine says why not.
+    web.may_ask_for(asked.host.as_deref(), &snapshot.web.sites).ok()?;
     let server = locate(app, web, &asked).await?;
     let stream = snapshot.transport.dial(&server).await.ok()?;
     let head = upstream_head(web, &request, &asked);
@@ -221,6 +224,9 @@ fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked) -> Vec<u8> {
     };
     for (name, value) in headers::added(hop) {
         line(name, value.as_bytes());
+    }
+    for (name, value) in web.shown.iter().flat_map(Shown::headers) {
+        line(name.as_str(), value.as_bytes());
     }
     head.extend_from_slice(b"\r\n");
     head

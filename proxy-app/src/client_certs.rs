@@ -1,0 +1,309 @@
+//! Client certificates: what a site asks for, what a client has shown, and how upstreams are told of it.
+//!
+//! The handshake itself is in [`crate::tls`]; which site has which rules is in [`crate::sites`]. Who a certificate
+//! belongs to is not decided here.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, LazyLock};
+
+use http::{HeaderName, HeaderValue};
+use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
+use openssl::sha::Sha256;
+use openssl::ssl::{SslRef, SslVerifyMode};
+use openssl::x509::store::X509StoreBuilder;
+use openssl::x509::{X509, X509NameRef, X509Ref};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+
+/// Most authorities in one list: their names are all sent in the handshake, which has 16 KiB for them.
+const AUTHORITIES_MAX: usize = 64;
+/// Longest certificate that is passed on, encoded: Jetty takes 8 KiB for all headers of a request together, and some
+/// room must be left for the others.
+const CERTIFICATE_MAX: usize = 6 * 1024;
+/// Longest name that is passed on.
+const NAME_MAX: usize = 1024;
+
+/// Whether a site asks for certificates (`zimbraReverseProxyClientCertMode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertMode {
+    /// No.
+    Off,
+    /// It asks; a client may have none, but not a bad one.
+    Optional,
+    /// Without a good one there is no connection.
+    On,
+}
+
+/// What tells the rules of two sites apart: equal rules have equal ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PolicyId([u8; 32]);
+
+/// What a site asks of clients.
+#[derive(Debug, Clone)]
+pub struct ClientCerts {
+    id: PolicyId,
+    mode: CertMode,
+    authorities: Vec<X509>,
+    depth: u32,
+}
+
+/// Why rules cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// A mode without authorities.
+    #[error("client certificates are asked for, but no authority is named")]
+    NoAuthority,
+    /// The list does not parse.
+    #[error("the authorities do not parse: {0}")]
+    Authorities(ErrorStack),
+    /// More than a handshake can carry.
+    #[error("{0} authorities are too many: at most {AUTHORITIES_MAX} fit into a handshake")]
+    TooMany(usize),
+}
+
+impl ClientCerts {
+    /// Rules with these authorities (PEM), and at most `depth` certificates between them and the client's.
+    ///
+    /// # Errors
+    /// The mode needs authorities, and there are none that can be used.
+    pub fn new(mode: CertMode, authorities: &str, depth: u32) -> Result<ClientCerts, RulesError> {
+        if mode == CertMode::Off {
+            return Ok(ClientCerts::off().as_ref().clone());
+        }
+        let authorities = X509::stack_from_pem(authorities.as_bytes()).map_err(RulesError::Authorities)?;
+        match authorities.len() {
+            0 => Err(RulesError::NoAuthority),
+            n if n > AUTHORITIES_MAX => Err(RulesError::TooMany(n)),
+            _ => Ok(ClientCerts::of(mode, authorities, depth)),
+        }
+    }
+
+    /// No certificates.
+    pub fn off() -> Arc<ClientCerts> {
+        static OFF: LazyLock<Arc<ClientCerts>> =
+            LazyLock::new(|| Arc::new(ClientCerts::of(CertMode::Off, Vec::new(), 0)));
+        OFF.clone()
+    }
+
+    /// Rules that no certificate fulfils.
+    pub fn nobody(mode: CertMode) -> ClientCerts {
+        ClientCerts::of(mode, Vec::new(), 0)
+    }
+
+    fn of(mode: CertMode, authorities: Vec<X509>, depth: u32) -> ClientCerts {
+        let mut hash = Sha256::new();
+        hash.update(&[mode as u8]);
+        hash.update(&depth.to_be_bytes());
+        for authority in &authorities {
+            // A certificate that cannot be digested does not exist; an empty digest would only join what is equal.
+            let digest = authority.digest(MessageDigest::sha256());
+            hash.update(digest.as_deref().unwrap_or_default());
+        }
+        ClientCerts {
+            id: PolicyId(hash.finish()),
+            mode,
+            authorities,
+            depth,
+        }
+    }
+
+    /// What tells these rules from others.
+    pub fn id(&self) -> PolicyId {
+        self.id
+    }
+
+    /// Whether certificates are asked for.
+    pub fn mode(&self) -> CertMode {
+        self.mode
+    }
+
+    /// Makes a handshake that has not answered yet ask as these rules say.
+    ///
+    /// # Errors
+    /// OpenSSL has no memory.
+    pub fn ask(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
+        let verify = match self.mode {
+            CertMode::Off => return Ok(()),
+            CertMode::Optional => SslVerifyMode::PEER,
+            CertMode::On => SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
+        };
+        let mut store = X509StoreBuilder::new()?;
+        for authority in &self.authorities {
+            store.add_cert(authority.clone())?;
+            ssl.add_client_ca(authority)?;
+        }
+        ssl.set_verify_cert_store(store.build())?;
+        ssl.param_mut().set_depth(i32::try_from(self.depth).unwrap_or(i32::MAX));
+        ssl.set_verify(verify);
+        // A TLS 1.3 ticket does not say for which name it was made. Without tickets, nothing can be resumed here.
+        ssl.set_num_tickets(0)
+    }
+}
+
+/// What a client has shown on a connection.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// The rules that it was asked by.
+    pub policy: Arc<ClientCerts>,
+    /// Its certificate, which is good by these rules.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+/// A client's certificate, ready to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Whom it names, as in RFC 4514.
+    pub subject: String,
+    /// Who vouches for it, as in RFC 4514.
+    pub issuer: String,
+    /// Its number, in hexadecimal.
+    pub serial: String,
+    /// SHA-256 of it, in hexadecimal.
+    pub fingerprint: String,
+    /// All of it: PEM with everything but letters and digits percent-encoded; `None` if that is too long for a header.
+    pub pem: Option<String>,
+}
+
+impl ClientCertificate {
+    /// What there is to tell of a certificate.
+    ///
+    /// # Errors
+    /// OpenSSL has no memory.
+    pub fn of(certificate: &X509Ref) -> Result<ClientCertificate, ErrorStack> {
+        let pem = percent_encode(&certificate.to_pem()?, NON_ALPHANUMERIC).to_string();
+        Ok(ClientCertificate {
+            subject: name(certificate.subject_name()),
+            issuer: name(certificate.issuer_name()),
+            serial: certificate.serial_number().to_bn()?.to_hex_str()?.to_string(),
+            fingerprint: hex(&certificate.digest(MessageDigest::sha256())?),
+            pem: Some(pem).filter(|pem| pem.len() <= CERTIFICATE_MAX),
+        })
+    }
+}
+
+/// Headers that tell an upstream of a certificate. A client's own never pass: see [`crate::web::headers`].
+pub const VERIFY: HeaderName = HeaderName::from_static("x-client-verify");
+const SUBJECT: HeaderName = HeaderName::from_static("x-client-s-dn");
+const ISSUER: HeaderName = HeaderName::from_static("x-client-i-dn");
+const SERIAL: HeaderName = HeaderName::from_static("x-client-serial");
+const FINGERPRINT: HeaderName = HeaderName::from_static("x-client-fingerprint");
+const CERTIFICATE: HeaderName = HeaderName::from_static("x-client-cert");
+
+impl Shown {
+    /// What an upstream is told; nothing where no certificates are asked for.
+    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        if self.policy.mode() == CertMode::Off {
+            return Vec::new();
+        }
+        let Some(certificate) = &self.certificate else {
+            return vec![(VERIFY, HeaderValue::from_static("NONE"))];
+        };
+        let facts = [
+            (SUBJECT, Some(&certificate.subject)),
+            (ISSUER, Some(&certificate.issuer)),
+            (SERIAL, Some(&certificate.serial)),
+            (FINGERPRINT, Some(&certificate.fingerprint)),
+            (CERTIFICATE, certificate.pem.as_ref()),
+        ];
+        let facts = facts
+            .into_iter()
+            .filter_map(|(name, fact)| Some((name, HeaderValue::from_str(fact?).ok()?)));
+        let verified = (VERIFY, HeaderValue::from_static("SUCCESS"));
+        std::iter::once(verified).chain(facts).collect()
+    }
+}
+
+/// A name as RFC 4514 writes it: the last part first, `,` between them. Only printable ASCII is left as it is, so
+/// that nothing in it can end a header or a log line. Parts beyond the limit are left out.
+fn name(name: &X509NameRef) -> String {
+    let mut parts: Vec<String> = name
+        .entries()
+        .map(|entry| {
+            let object = entry.object();
+            let key = object
+                .nid()
+                .short_name()
+                .map_or_else(|_| object.to_string(), str::to_owned);
+            let value = entry.data();
+            let value = value
+                .to_string()
+                .unwrap_or_else(|_| String::from_utf8_lossy(value.as_slice()).into_owned());
+            format!("{key}={}", escaped(&value))
+        })
+        .collect();
+    parts.reverse();
+    let mut text = String::new();
+    for part in parts {
+        if text.len() + part.len() > NAME_MAX {
+            break;
+        }
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&part);
+    }
+    text
+}
+
+/// RFC 4514 §2.4.
+fn escaped(value: &str) -> String {
+    let mut text = String::new();
+    let last = value.len().saturating_sub(1);
+    for (at, byte) in value.bytes().enumerate() {
+        let edge = (byte == b' ' && (at == 0 || at == last)) || (byte == b'#' && at == 0);
+        match byte {
+            b'"' | b'+' | b',' | b';' | b'<' | b'>' | b'\\' | b'=' => drop(write!(text, "\\{}", char::from(byte))),
+            _ if edge => drop(write!(text, "\\{}", char::from(byte))),
+            b' '..=b'~' => text.push(char::from(byte)),
+            _ => drop(write!(text, "\\{byte:02X}")),
+        }
+    }
+    text
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openssl::nid::Nid;
+    use openssl::x509::X509Name;
+
+    #[test]
+    fn names_cannot_leave_their_place() {
+        let mut builder = X509Name::builder().unwrap();
+        builder.append_entry_by_text("C", "IT").unwrap();
+        builder.append_entry_by_text("O", "Rossi, Bianchi + \"Figli\"").unwrap();
+        builder.append_entry_by_nid(Nid::COMMONNAME, " Zoë\r\nX: y ").unwrap();
+        assert_eq!(
+            name(&builder.build()),
+            r#"CN=\ Zo\C3\AB\0D\0AX: y\ ,O=Rossi\, Bianchi \+ \"Figli\",C=IT"#
+        );
+        assert_eq!(escaped("#1"), r"\#1");
+        assert_eq!(escaped("a=b\0"), r"a\=b\00");
+        assert_eq!(escaped(""), "");
+    }
+
+    #[test]
+    fn rules_need_authorities() {
+        assert!(matches!(
+            ClientCerts::new(CertMode::On, "", 1),
+            Err(RulesError::NoAuthority)
+        ));
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(
+            ClientCerts::new(CertMode::On, broken, 1),
+            Err(RulesError::Authorities(_))
+        ));
+        assert!(ClientCerts::new(CertMode::Off, broken, 1).is_ok());
+        assert_ne!(
+            ClientCerts::nobody(CertMode::On).id(),
+            ClientCerts::nobody(CertMode::Optional).id()
+        );
+    }
+}
