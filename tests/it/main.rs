@@ -12,4 +12,5 @@ mod scene;
 mod sessions;
 mod tls;
 mod upstreams;
+mod vhosts;
 mod web;

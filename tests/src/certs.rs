@@ -43,8 +43,13 @@ pub struct Pair {
 impl Authority {
     /// Makes an authority that keeps its files in `dir`.
     pub fn new(dir: &Path) -> Result<Authority> {
+        Authority::called("Portico development CA", dir)
+    }
+
+    /// The same, with a name of its own.
+    pub fn called(name: &str, dir: &Path) -> Result<Authority> {
         let key = p256()?;
-        let name = common_name("Portico development CA")?;
+        let name = common_name(name)?;
         let mut cert = builder(&name, &key, 3650)?;
         cert.set_issuer_name(&name)?;
         cert.append_extension(BasicConstraints::new().critical().ca().build()?)?;
@@ -69,12 +74,22 @@ impl Authority {
     /// A server certificate for these names; a name that is an IP address becomes an address in it.
     /// The first one is the common name, and the name of the files.
     pub fn server(&self, names: &[&str]) -> Result<Pair> {
-        self.issue(names, 365)
+        self.issue(names, 365, ExtendedKeyUsage::new().server_auth())
+    }
+
+    /// A certificate that a client can show.
+    pub fn client(&self, name: &str) -> Result<Pair> {
+        self.issue(&[name], 365, ExtendedKeyUsage::new().client_auth())
+    }
+
+    /// The same, but its time was over yesterday.
+    pub fn expired_client(&self, name: &str) -> Result<Pair> {
+        self.issue(&[name], -1, ExtendedKeyUsage::new().client_auth())
     }
 
     /// The same, but its time was over yesterday.
     pub fn expired(&self, names: &[&str]) -> Result<Pair> {
-        self.issue(names, -1)
+        self.issue(names, -1, ExtendedKeyUsage::new().server_auth())
     }
 
     /// A client's side of TLS that trusts this authority alone, and offers these protocols.
@@ -93,7 +108,7 @@ impl Authority {
         Ok(tls.build())
     }
 
-    fn issue(&self, names: &[&str], days: i64) -> Result<Pair> {
+    fn issue(&self, names: &[&str], days: i64, usage: &ExtendedKeyUsage) -> Result<Pair> {
         let first = names.first().context("a certificate needs a name")?;
         let key = p256()?;
         let mut cert = builder(&common_name(first)?, &key, days)?;
@@ -111,7 +126,7 @@ impl Authority {
         cert.append_extension(alternative)?;
         cert.append_extension(issuer)?;
         cert.append_extension(BasicConstraints::new().critical().build()?)?;
-        cert.append_extension(ExtendedKeyUsage::new().server_auth().build()?)?;
+        cert.append_extension(usage.build()?)?;
         cert.sign(&self.key, MessageDigest::sha256())?;
         self.write(&first.replace('*', "_"), &cert.build(), &key)
     }
