@@ -27,7 +27,7 @@ use crate::routes::{self, Routes};
 use crate::snapshot::{self, Built, Snapshot, problem};
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
-use crate::web::upstreams::Group;
+use crate::web::upstreams::{self, Basis, Group, Groups};
 
 /// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives
 /// the fork into the background.
@@ -136,9 +136,9 @@ pub struct App {
     pub open: Open,
     /// The node's shutdown.
     pub drain: watch::Sender<Drain>,
+    /// Groups of servers, for web requests of nobody in particular.
+    pub groups: Arc<Groups>,
     listeners: Vec<Listener>,
-    web_servers: Arc<Group>,
-    admin_servers: Arc<Group>,
     directory: Arc<dyn Directory>,
     certificates: Certificates,
     /// The warnings of what runs now. Its lock keeps changes apart.
@@ -169,9 +169,7 @@ impl App {
             AuditFormat::Carbonio => Arc::new(CarbonioLog(audit)),
         };
         let access = open_log("access", &config.log.access)?;
-        let ip_mode = snapshot.web.ip_mode;
-        let group = |service| Arc::new(Group::new(routes.clone(), names.clone(), service, ip_mode));
-        let (web_servers, admin_servers) = (group(Service::Web), group(Service::Admin));
+        let groups = Arc::new(Groups::new(basis(&config, &snapshot), names.clone(), &[]));
         let app = Arc::new(App {
             snapshot: ArcSwap::from_pointee(snapshot),
             routes,
@@ -180,8 +178,7 @@ impl App {
             access,
             names,
             listeners,
-            web_servers,
-            admin_servers,
+            groups,
             open: Open::default(),
             drain: watch::Sender::new(Drain::Running),
             directory,
@@ -247,6 +244,7 @@ impl App {
         let ((), warnings) = problems.or(())?;
         report_new(&mut told, &warnings);
         self.certificates.store(Arc::new(built.certificates));
+        self.groups.adopt(basis(&self.config, &built.snapshot), &[]);
         self.snapshot.store(Arc::new(built.snapshot));
         self.applied(why);
         Ok(())
@@ -264,11 +262,12 @@ impl App {
     }
 
     /// The mailbox servers, for web requests of nobody in particular.
-    pub fn group(&self, service: Service) -> &Arc<Group> {
-        match service {
-            Service::Admin => &self.admin_servers,
-            _ => &self.web_servers,
-        }
+    pub fn group(&self, service: Service) -> Arc<Group> {
+        let name = match service {
+            Service::Admin => upstreams::ADMIN,
+            _ => upstreams::MAILBOX,
+        };
+        self.groups.get(name).expect("groups of the directory are always there")
     }
 
     /// The HTTP engine of this house.
@@ -278,6 +277,17 @@ impl App {
         options.h2_idle_timeout = Some(crate::web::H2_IDLE);
         proxy.server_options = Some(options);
         Arc::new(proxy)
+    }
+}
+
+/// What the groups of servers are made from.
+fn basis(config: &Config, snapshot: &Snapshot) -> Basis {
+    Basis {
+        system: snapshot.system.clone(),
+        node: config.node.clone(),
+        ip_mode: snapshot.web.ip_mode,
+        ca: snapshot.web.upstream_ca.clone(),
+        verify: snapshot.web.upstream_verify,
     }
 }
 

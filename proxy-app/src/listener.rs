@@ -14,7 +14,6 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora_proxy::HttpProxy;
-use route_cache::Service as Wanted;
 use route_cache::lookup::serve::serve_lookup;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -147,14 +146,10 @@ impl Service for Doors {
             }
         };
         let mut tasks = Vec::new();
-        let serves = |serve| doors.iter().any(|(door, _)| door.listener.serve == serve);
-        for (serve, service) in [(Serve::Web, Wanted::Web), (Serve::AdminConsole, Wanted::Admin)] {
-            if !serves(serve) {
-                continue;
-            }
-            let group = app.group(service);
-            group.prepare().await;
-            tasks.push(tokio::spawn(group.clone().watch(shutdown.clone())));
+        let web = |listener: &Listener| matches!(listener.serve, Serve::Web | Serve::AdminConsole);
+        if doors.iter().any(|(door, _)| web(&door.listener)) {
+            app.groups.prepare().await;
+            tasks.push(tokio::spawn(app.groups.clone().watch(shutdown.clone())));
         }
         // Not one of the tasks: it answers until the process ends.
         tokio::spawn(admin.serve(app.clone(), shutdown.clone()));

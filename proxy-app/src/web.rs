@@ -30,6 +30,7 @@ pub mod connection;
 pub mod headers;
 pub mod locations;
 pub mod login;
+pub mod static_ui;
 pub mod upstreams;
 mod websocket;
 

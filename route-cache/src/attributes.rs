@@ -127,7 +127,7 @@ pub fn similar(name: &str) -> Option<&'static str> {
 }
 
 /// Attributes of real directories that have no meaning here but look like one that has.
-const NOT_MISTYPED: &[&str] = &["zimbraLmtpBindPort", "zimbraSmtpPort", "zimbraMailMode", "zimbraCOSID"];
+const NOT_MISTYPED: &[&str] = &["zimbraLmtpBindPort", "zimbraSmtpPort", "zimbraCOSID"];
 
 /// `TRUE` or `FALSE` in any case.
 pub(crate) fn flag(value: &str) -> Option<bool> {
@@ -366,7 +366,17 @@ attributes! {
         CARBONIO_ADMIN_UI_LOGOUT_URL: "carbonioAdminUILogoutURL", Kind::Text, [], [Scope::Global, Scope::Domain],
             "Where the administration console goes after a logout. With it, `/logout` answers 200 there.";
         REVERSE_PROXY_UPSTREAM_EWS_SERVERS: "zimbraReverseProxyUpstreamEwsServers", Kind::List, [], [Scope::Global, Scope::Server],
-            "Mailbox servers for Exchange Web Services; absent: those requests go to any server's web side.";
+            "Mailbox servers for Exchange Web Services: the group `ews`; absent: those requests go to any server's web side.";
+    }
+    "Groups of web servers" {
+        MAIL_MODE: "zimbraMailMode", Kind::Text, ["http"], [Scope::Global, Scope::Server],
+            "Whether the mailbox server serves web users: `http`, `https`, `both`, `mixed` and `redirect` say that it does. Any other word keeps requests of nobody away from it.";
+        MAIL_PROXY_MAX_FAILS: "zimbraMailProxyMaxFails", Kind::Number, ["1"], [Scope::Global, Scope::Server],
+            "How many requests must find that the mailbox server does not answer, within the reconnect timeout, before requests of nobody leave it alone; 0: none do.";
+        MAIL_PROXY_RECONNECT_TIMEOUT: "zimbraMailProxyReconnectTimeout", Kind::Duration, ["10"], [Scope::Global, Scope::Server],
+            "How long requests of nobody leave such a server alone; longer each time it fails again. A bare number is seconds.";
+        REVERSE_PROXY_UPSTREAM_LOGIN_SERVERS: "zimbraReverseProxyUpstreamLoginServers", Kind::List, [], [Scope::Global, Scope::Server],
+            "Mailbox servers for logins: the group `login`.";
     }
     "TLS" {
         SSL_CERTIFICATE: "zimbraSSLCertificate", Kind::Pem("CERTIFICATE"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::directory::{Directory, System, Touched};
 use crate::lookup::Services;
 use crate::resolve::{self, Key, Placement, Protocol, Reading};
-use crate::route::{Lookup, Route, RouteError, Server, Service, Tier};
+use crate::route::{Lookup, Route, RouteError, Tier};
 use crate::shared::{self, SharedCache};
 use crate::shelf::Shelf;
 use crate::source::{Said, Source};
@@ -271,11 +271,6 @@ impl RouteCache {
     /// Name of this node's server entry.
     pub(crate) fn node(&self) -> &str {
         &self.settings.node
-    }
-
-    /// The servers that offer a web service to requests of nobody in particular.
-    pub fn servers(&self, service: Service) -> Vec<Server> {
-        resolve::servers(service, &self.directory.system(), &self.settings.node)
     }
 
     /// Forgets everything. What other nodes share is left to them, but not believed until it has expired.

@@ -31,6 +31,6 @@ pub use cache::{
     TierSaid,
 };
 pub use directory::{AccountBy, Directory, DirectoryError, Entry, News, System, Touched};
-pub use route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
+pub use route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use secret::Secret;
 pub use shared::SharedCache;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::attributes::{self, Attribute};
 use crate::cache::FoundBy;
 use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, fold};
-use crate::route::{Lookup, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
+use crate::route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 
 /// Longest login name or id. Mail addresses end at 254; the mail proxy of nginx takes 256.
 const MAX_SUBJECT: usize = 512;
@@ -579,14 +579,29 @@ impl Wanted<'_> {
     }
 }
 
-/// The servers of the directory that offer a web service to requests of nobody in particular; `node` names the
-/// proxy whose modes count. A server whose port is missing is left out.
-pub(crate) fn servers(service: Service, system: &System, node: &str) -> Vec<Server> {
-    let protocol = Protocol::of(service, system.node(node));
-    system
-        .web_servers()
-        .filter_map(|server| protocol.at(server, system).ok())
-        .collect()
+impl Offer {
+    /// The servers of this group; `node` names the proxy whose modes count. A server whose port is missing, or that
+    /// is named and not there, is left out.
+    pub fn servers(self, system: &System, node: &str) -> Vec<Server> {
+        let node = system.node(node);
+        let (service, named) = match self {
+            Offer::Web => (Service::Web, None),
+            Offer::Admin => (Service::Admin, None),
+            Offer::Ews => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_EWS_SERVERS)),
+            Offer::Login => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_LOGIN_SERVERS)),
+        };
+        let protocol = Protocol::of(service, node);
+        let found: Vec<View<'_>> = match named {
+            None => system.web_servers().collect(),
+            Some(list) => node
+                .list(list)
+                .into_iter()
+                .filter_map(|name| system.server(name))
+                .collect(),
+        };
+        let reached = found.into_iter().filter_map(|server| protocol.at(server, system).ok());
+        reached.collect()
+    }
 }
 
 /// The name that the server's certificate should have: its host name, or where that is an address the name of

@@ -128,6 +128,19 @@ impl Server {
     }
 }
 
+/// A group of mailbox servers of the directory, any of which will do for a web request of nobody in particular.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Offer {
+    /// Web client, SOAP, REST, DAV: all that take web users who are not known yet.
+    Web,
+    /// The same servers' administration side.
+    Admin,
+    /// `zimbraReverseProxyUpstreamEwsServers`
+    Ews,
+    /// `zimbraReverseProxyUpstreamLoginServers`
+    Login,
+}
+
 /// Why there is no route. "Nobody has this name" and "could not ask" are different answers.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RouteError {

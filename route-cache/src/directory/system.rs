@@ -89,11 +89,13 @@ impl System {
     }
 
     /// Mailbox servers that take web users who are not known yet: those with `zimbraReverseProxyLookupTarget`
-    /// TRUE. Where no server has it, all mailbox servers but those whose own entry says FALSE.
+    /// TRUE. Where no server has it, all mailbox servers but those whose own entry says FALSE. And never one whose
+    /// `zimbraMailMode` is no word for serving web users (HTTP §4.1).
     pub fn web_servers(&self) -> impl Iterator<Item = View<'_>> {
         let target = &attributes::REVERSE_PROXY_LOOKUP_TARGET;
         let chosen = self.mailbox_servers().any(|server| server.flag(target));
-        self.mailbox_servers().filter(move |server| match chosen {
+        let servers = self.mailbox_servers().filter(serves_web_users);
+        servers.filter(move |server| match chosen {
             true => server.flag(target),
             false => server
                 .entry()
@@ -220,6 +222,13 @@ fn index<K: std::hash::Hash + Eq>(
         }
     }
     index
+}
+
+/// HTTP §4.1.
+fn serves_web_users(server: &View<'_>) -> bool {
+    let mode = server.text(&attributes::MAIL_MODE).unwrap_or_default();
+    let modes = ["http", "https", "both", "mixed", "redirect"];
+    modes.iter().any(|known| mode.eq_ignore_ascii_case(known))
 }
 
 /// Entry names go before host names, so that one server cannot take another's name.
@@ -363,6 +372,19 @@ mod tests {
             let system = System::new(Entry::new("config"), servers, [], []);
             let names: Vec<_> = system.web_servers().map(|s| s.name()).collect();
             assert_eq!(names, expected, "{targets:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_serves_no_web_users_is_no_web_server() {
+        for (mode, serves) in [("", true), ("both", true), ("Redirect", true), ("off", false)] {
+            let mut server = Entry::new("store.test");
+            server.set("zimbraServiceEnabled", ["mailbox"]);
+            if !mode.is_empty() {
+                server.set("zimbraMailMode", [mode]);
+            }
+            let system = System::new(Entry::new("config"), [server], [], []);
+            assert_eq!(system.web_servers().count() == 1, serves, "{mode}");
         }
     }
 

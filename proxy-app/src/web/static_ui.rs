@@ -1,0 +1,550 @@
+//! Files below a folder: the pages of the web clients.
+//!
+//! tower-http finds, opens and reads them, off the threads that serve requests, and knows conditional requests and
+//! ranges. Here stands what of the disk may be seen: nothing outside the folder, no names that begin with a dot, no
+//! list of a folder. Symbolic links are followed as long as they end inside, as Carbonio's `current` does.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorType, OrErr, Result};
+use pingora_proxy::Session;
+use tower_http::services::ServeDir;
+use tower_http::services::fs::{
+    Backend, DefaultServeDirFallback, ServeFileSystemResponseBody, TokioBackend, TokioFile,
+};
+
+/// What is read from a file at once, and with it the memory of one answer.
+const CHUNK: usize = 64 * 1024;
+/// What stands in a path as it is.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+/// Endings whose files are bytes; with any other ending that is not known a file counts as text, as in nginx.
+const BINARY: [&str; 11] = [
+    "bin", "exe", "dll", "deb", "rpm", "dmg", "iso", "img", "msi", "msp", "dat",
+];
+
+/// Linux: symbolic links lead around in a circle. The standard library has no stable name for it yet.
+const ELOOP: i32 = 40;
+
+/// How a tree is served.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Always this file of the folder, whatever the path: a program that runs in the browser reads the path itself.
+    pub file: Option<PathBuf>,
+    /// The file that stands for a folder; `None`: a folder is not found.
+    pub index: Option<String>,
+    /// The Cache-Control of its answers.
+    pub cache_control: Option<String>,
+    /// Names that begin with a dot are served too, as `.well-known` needs it.
+    pub dot_files: bool,
+    /// Folders into which symbolic links may lead, beside the tree's own.
+    pub also: Vec<PathBuf>,
+}
+
+/// A folder whose files are served.
+pub struct Tree {
+    files: ServeDir<DefaultServeDirFallback, Inside>,
+    options: Options,
+    cache_control: Option<HeaderValue>,
+}
+
+type Answer = Response<ServeFileSystemResponseBody>;
+
+impl Tree {
+    /// The files below `root`. It need not be there yet.
+    pub fn new(root: impl Into<PathBuf>, options: Options) -> Tree {
+        let root = root.into();
+        let mut roots = vec![root.clone()];
+        roots.extend(options.also.iter().cloned());
+        let files = ServeDir::with_backend(root, Inside(Arc::new(roots)))
+            .append_index_html_on_directories(options.index.is_some())
+            .with_buf_chunk_size(CHUNK)
+            // Several ranges at once are answered with the whole file.
+            .ignore_multi_range_requests(true)
+            .precompressed_br()
+            .precompressed_gzip()
+            .precompressed_zstd();
+        let cache_control = options.cache_control.as_deref();
+        Tree {
+            files,
+            cache_control: cache_control.and_then(|value| HeaderValue::from_str(value).ok()),
+            options,
+        }
+    }
+
+    /// Answers a request with the file at this path below the root. `path` is decoded; `finish` may add to the head
+    /// of the answer.
+    ///
+    /// # Errors
+    /// 404 if there is no such file, and 500 if it cannot be read, as [`ErrorType::HTTPStatus`], with nothing sent.
+    /// The connection failed.
+    pub async fn serve(
+        &self,
+        session: &mut Session,
+        path: &str,
+        finish: impl FnOnce(&mut ResponseHeader),
+    ) -> Result<()> {
+        let request = session.req_header();
+        if request.headers.contains_key(header::CONTENT_LENGTH)
+            || request.headers.contains_key(header::TRANSFER_ENCODING)
+        {
+            // The body is not read.
+            session.set_keepalive(None);
+        }
+        let request = session.req_header();
+        let (method, headers, query) = (request.method.clone(), request.headers.clone(), request.uri.query());
+        let (head, mut body) = match self.answer(&method, &headers, path, query).await {
+            Ok(Some(answer)) => answer.into_parts(),
+            Ok(None) => return Error::e_explain(ErrorType::HTTPStatus(404), "no such file"),
+            Err(error) => {
+                log::warn!("static file {path:?}: {error}");
+                return Error::e_explain(ErrorType::HTTPStatus(500), "a file cannot be read");
+            }
+        };
+        let mut response = ResponseHeader::build(head.status, Some(head.headers.len() + 4))?;
+        for (name, value) in &head.headers {
+            response.append_header(name.clone(), value.clone())?;
+        }
+        if !head.headers.contains_key(header::CONTENT_LENGTH) && head.status != StatusCode::NOT_MODIFIED {
+            response.insert_header(header::CONTENT_LENGTH, "0")?;
+        }
+        finish(&mut response);
+        let head_only = method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
+        session.write_response_header(Box::new(response), head_only).await?;
+        if head_only {
+            return Ok(());
+        }
+        while let Some(frame) = body.frame().await {
+            let frame = frame.or_err(ErrorType::FileReadError, "a static file")?;
+            if let Ok(chunk) = frame.into_data() {
+                session.write_response_body(Some(chunk), false).await?;
+            }
+        }
+        session.write_response_body(None, true).await
+    }
+
+    /// The answer, as far as the disk is concerned; `None`: there is no such file.
+    async fn answer(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        path: &str,
+        query: Option<&str>,
+    ) -> io::Result<Option<Answer>> {
+        let Some(path) = self.inside(path) else {
+            return Ok(None);
+        };
+        let mut headers = headers.clone();
+        if headers.contains_key(header::IF_RANGE) && !self.is_still(&headers, &path).await? {
+            headers.remove(header::RANGE);
+        }
+        let Some(mut answer) = self.ask(method, &headers, &path).await? else {
+            return Ok(None);
+        };
+        let kind = answer.headers().get(header::CONTENT_TYPE);
+        if let Some(kind) = kind.and_then(|kind| better_kind(&path, kind)) {
+            answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        }
+        if answer.headers().contains_key(header::LOCATION) {
+            *answer.status_mut() = StatusCode::MOVED_PERMANENTLY;
+            answer.headers_mut().insert(header::LOCATION, below(&path, query));
+        }
+        let good = answer.status().is_success() || answer.status() == StatusCode::NOT_MODIFIED;
+        if let Some(value) = self.cache_control.clone().filter(|_| good) {
+            answer.headers_mut().insert(header::CACHE_CONTROL, value);
+        }
+        Ok(Some(answer))
+    }
+
+    async fn ask(&self, method: &Method, headers: &HeaderMap, path: &str) -> io::Result<Option<Answer>> {
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = path.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        *request.headers_mut() = headers.clone();
+        match self.files.clone().try_call(request).await {
+            Ok(answer) if answer.status() == StatusCode::NOT_FOUND => Ok(None),
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if is_nothing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A path for tower-http: encoded, and only if it may be seen.
+    fn inside(&self, path: &str) -> Option<String> {
+        if let Some(file) = &self.options.file {
+            return Some(encoded(file.to_str()?.trim_start_matches('/')));
+        }
+        let hidden = |name: &str| name.starts_with('.') && !self.options.dot_files;
+        let names = path.split('/').filter(|name| !name.is_empty());
+        if names.clone().any(|name| matches!(name, "." | "..") || hidden(name)) || path.contains('\0') {
+            return None;
+        }
+        let index = self
+            .options
+            .index
+            .as_deref()
+            .filter(|_| path.is_empty() || path.ends_with('/'));
+        let path = path.trim_start_matches('/');
+        Some(encoded(&format!("{path}{}", index.unwrap_or_default())))
+    }
+
+    /// Whether the file is still what `If-Range` names (RFC 9110 §13.1.5): the same strong tag, or the same date.
+    async fn is_still(&self, headers: &HeaderMap, path: &str) -> io::Result<bool> {
+        let mut only_encoding = HeaderMap::new();
+        if let Some(encoding) = headers.get(header::ACCEPT_ENCODING) {
+            only_encoding.insert(header::ACCEPT_ENCODING, encoding.clone());
+        }
+        let Some(now) = self.ask(&Method::HEAD, &only_encoding, path).await? else {
+            return Ok(false);
+        };
+        let known = headers.get(header::IF_RANGE);
+        let same = |name| known.is_some() && now.headers().get(name) == known;
+        let weak = known.is_some_and(|known| known.as_bytes().starts_with(b"W/"));
+        Ok(!weak && (same(header::ETAG) || same(header::LAST_MODIFIED)))
+    }
+}
+
+fn encoded(path: &str) -> String {
+    format!("/{}", utf8_percent_encode(path, PLAIN))
+}
+
+/// Where a folder is that was asked for without its slash, seen from there: whatever the folder is called outside.
+fn below(path: &str, query: Option<&str>) -> HeaderValue {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    HeaderValue::from_str(&format!("./{name}/{query}")).unwrap_or(HeaderValue::from_static("./"))
+}
+
+/// A content type where tower-http's is not that of Carbonio's proxy (HTTP §7.2).
+fn better_kind(path: &str, kind: &HeaderValue) -> Option<HeaderValue> {
+    let ending = path.rsplit('/').next().and_then(|name| name.rsplit_once('.'));
+    let ending = ending.map_or(String::new(), |(_, ending)| ending.to_ascii_lowercase());
+    match ending.as_str() {
+        "mjs" => Some(HeaderValue::from_static("application/javascript")),
+        _ if kind == "application/octet-stream" && !BINARY.contains(&ending.as_str()) => {
+            Some(HeaderValue::from_static("text/plain"))
+        }
+        _ => None,
+    }
+}
+
+/// Errors that mean: there is nothing that could be shown.
+fn is_nothing(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    let nothing = [NotFound, PermissionDenied, NotADirectory, InvalidFilename, InvalidInput];
+    nothing.contains(&error.kind()) || error.raw_os_error() == Some(ELOOP)
+}
+
+/// The disk, as far as it lies within these folders.
+#[derive(Clone)]
+struct Inside(Arc<Vec<PathBuf>>);
+
+type Waiting<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+
+impl Backend for Inside {
+    type File = TokioFile;
+    type Metadata = std::fs::Metadata;
+    type OpenFuture = Waiting<TokioFile>;
+    type MetadataFuture = Waiting<std::fs::Metadata>;
+
+    fn open(&self, path: PathBuf) -> Self::OpenFuture {
+        let roots = self.0.clone();
+        Box::pin(async move {
+            let (path, found) = real(path, roots).await?;
+            if !found.is_file() {
+                // Opening a pipe would wait for somebody to write.
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            TokioBackend.open(path).await
+        })
+    }
+
+    fn metadata(&self, path: PathBuf) -> Self::MetadataFuture {
+        let roots = self.0.clone();
+        Box::pin(async move { Ok(real(path, roots).await?.1) })
+    }
+}
+
+/// Where a path leads when all symbolic links are followed, if that is within one of these folders.
+async fn real(path: PathBuf, roots: Arc<Vec<PathBuf>>) -> io::Result<(PathBuf, std::fs::Metadata)> {
+    let look = move || {
+        let path = path.canonicalize()?;
+        let within = |root: &PathBuf| root.canonicalize().is_ok_and(|root| Path::starts_with(&path, root));
+        if !roots.iter().any(within) {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        let found = path.metadata()?;
+        Ok((path, found))
+    };
+    tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A folder as Carbonio lays it out, and something beside it.
+    struct Disk(tempfile::TempDir);
+
+    impl Disk {
+        fn new() -> Disk {
+            let disk = Disk(tempfile::tempdir().unwrap());
+            let web = disk.web();
+            fs::create_dir_all(web.join("shell/abc/.git")).unwrap();
+            fs::create_dir(web.join("empty")).unwrap();
+            for (name, text) in [
+                ("shell/abc/index.html", "<p>shell"),
+                ("shell/abc/app.js", "let a = 1;"),
+                ("shell/abc/app.js.br", "(brotli)"),
+                ("shell/abc/app.js.gz", "(gzip)"),
+                ("shell/abc/app.js.zst", "(zstandard)"),
+                ("shell/abc/mod.mjs", "export {};"),
+                ("shell/abc/LICENSE", "free"),
+                ("shell/abc/a.unheard-of", "text"),
+                ("shell/abc/a.bin", "\u{1}"),
+                ("shell/abc/a b%?.txt", "odd"),
+                ("shell/abc/.git/config", "secret"),
+                ("../outside.txt", "secret"),
+                ("secret.js", "secret"),
+            ] {
+                fs::write(web.join(name), text).unwrap();
+            }
+            symlink("abc", web.join("shell/current")).unwrap();
+            symlink("../outside.txt", web.join("out.txt")).unwrap();
+            symlink("..", web.join("up")).unwrap();
+            symlink(disk.0.path().join("outside.txt"), web.join("secret.js.gz")).unwrap();
+            symlink("loop", web.join("loop")).unwrap();
+            nix_fifo(&web.join("pipe"));
+            disk
+        }
+
+        fn web(&self) -> PathBuf {
+            self.0.path().join("web")
+        }
+
+        fn tree(&self) -> Tree {
+            self.tree_with(Options {
+                index: Some("index.html".to_owned()),
+                cache_control: Some("no-cache".to_owned()),
+                ..Options::default()
+            })
+        }
+
+        fn tree_with(&self, options: Options) -> Tree {
+            Tree::new(self.web(), options)
+        }
+    }
+
+    fn nix_fifo(path: &Path) {
+        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(made.success());
+    }
+
+    struct Got {
+        status: u16,
+        headers: HeaderMap,
+        body: String,
+    }
+
+    impl Got {
+        fn header(&self, name: &str) -> &str {
+            self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        }
+    }
+
+    async fn ask(tree: &Tree, method: Method, path: &str, headers: &[(header::HeaderName, &str)]) -> Got {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()));
+        let answer = tree
+            .answer(&method, &headers.collect(), path, Some("q=1"))
+            .await
+            .unwrap();
+        let Some(answer) = answer else {
+            return Got {
+                status: 404,
+                headers: HeaderMap::new(),
+                body: String::new(),
+            };
+        };
+        let (head, body) = answer.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Got {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: String::from_utf8(body.to_vec()).unwrap(),
+        }
+    }
+
+    async fn get(tree: &Tree, path: &str, headers: &[(header::HeaderName, &str)]) -> Got {
+        ask(tree, Method::GET, path, headers).await
+    }
+
+    #[tokio::test]
+    async fn files_are_found_and_named() {
+        let disk = Disk::new();
+        let tree = disk.tree();
+        for (path, kind, body) in [
+            ("/shell/abc/app.js", "text/javascript", "let a = 1;"),
+            ("/shell/current/mod.mjs", "application/javascript", "export {};"),
+            ("/shell/current/", "text/html", "<p>shell"),
+            ("shell/abc/LICENSE", "text/plain", "free"),
+            ("/shell/abc/a.unheard-of", "text/plain", "text"),
+            ("/shell/abc/a.bin", "application/octet-stream", "\u{1}"),
+            ("/shell/abc/a b%?.txt", "text/plain", "odd"),
+        ] {
+            let got = get(&tree, path, &[]).await;
+            assert_eq!(
+                (got.status, got.header("content-type"), &*got.body),
+                (200, kind, body),
+                "{path}"
+            );
+            assert_eq!(got.header("cache-control"), "no-cache");
+            assert_ne!(got.header("etag"), "", "{path}");
+            assert_ne!(got.header("last-modified"), "", "{path}");
+            let head = ask(&tree, Method::HEAD, path, &[]).await;
+            assert_eq!(
+                (head.status, head.header("content-length")),
+                (200, &*body.len().to_string())
+            );
+            assert_eq!(head.body, "");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_else_is() {
+        let disk = Disk::new();
+        let tree = disk.tree();
+        for path in [
+            "/none",
+            "/shell/abc/app.js/",
+            "/shell/abc/app.js/x",
+            "/../outside.txt",
+            "/shell/../../outside.txt",
+            "/%2e%2e/outside.txt",
+            "/shell/abc/.git/config",
+            "/./shell/abc/app.js",
+            "/out.txt",
+            "/up/outside.txt",
+            "/up/",
+            "/up",
+            "/loop",
+            "/pipe",
+            "/empty/",
+            "/shell/abc/app.js\0",
+            "/etc/passwd",
+        ] {
+            assert_eq!(get(&tree, path, &[]).await.status, 404, "{path}");
+        }
+        let packed = [(header::ACCEPT_ENCODING, "gzip")];
+        assert_eq!(get(&tree, "/secret.js", &packed).await.body, "secret");
+        assert_eq!(get(&tree, "/secret.js", &packed).await.header("content-encoding"), "");
+        let plain = disk.tree_with(Options::default());
+        assert_eq!(get(&plain, "/shell/abc/", &[]).await.status, 404, "no index, no list");
+        let dots = disk.tree_with(Options {
+            dot_files: true,
+            also: vec![disk.0.path().to_owned()],
+            ..Options::default()
+        });
+        assert_eq!(get(&dots, "/shell/abc/.git/config", &[]).await.status, 200);
+        assert_eq!(get(&dots, "/out.txt", &[]).await.status, 200);
+        assert_eq!(get(&dots, "/../outside.txt", &[]).await.status, 404);
+    }
+
+    #[tokio::test]
+    async fn a_folder_without_its_slash_is_sent_there() {
+        let disk = Disk::new();
+        let got = get(&disk.tree(), "/shell/current", &[]).await;
+        assert_eq!((got.status, got.header("location")), (301, "./current/?q=1"));
+    }
+
+    #[tokio::test]
+    async fn one_file_for_all_paths() {
+        let disk = Disk::new();
+        let tree = disk.tree_with(Options {
+            file: Some("shell/current/index.html".into()),
+            ..Options::default()
+        });
+        for path in ["", "/", "/mails/folder/2", "/../x", "/a.js", "/.x"] {
+            let got = get(&tree, path, &[]).await;
+            assert_eq!((got.status, &*got.body), (200, "<p>shell"), "{path}");
+            assert_eq!(got.header("content-type"), "text/html");
+        }
+        assert_eq!(ask(&tree, Method::POST, "/", &[]).await.status, 405);
+        assert_eq!(ask(&tree, Method::POST, "/", &[]).await.header("allow"), "GET,HEAD");
+    }
+
+    #[tokio::test]
+    async fn what_is_packed_already_is_sent_so() {
+        let disk = Disk::new();
+        let tree = disk.tree();
+        for (accept, encoding, body) in [
+            ("br, gzip", "br", "(brotli)"),
+            ("gzip", "gzip", "(gzip)"),
+            ("zstd;q=1, gzip;q=0.5", "zstd", "(zstandard)"),
+            ("br;q=0, gzip", "gzip", "(gzip)"),
+            ("compress", "", "let a = 1;"),
+        ] {
+            let got = get(&tree, "/shell/abc/app.js", &[(header::ACCEPT_ENCODING, accept)]).await;
+            assert_eq!(
+                (got.header("content-encoding"), &*got.body),
+                (encoding, body),
+                "{accept}"
+            );
+            assert_eq!(got.header("vary"), "accept-encoding");
+            assert_eq!(got.header("content-type"), "text/javascript");
+        }
+    }
+
+    #[tokio::test]
+    async fn conditions_and_ranges() {
+        let disk = Disk::new();
+        let tree = disk.tree();
+        let path = "/shell/abc/app.js";
+        let first = get(&tree, path, &[]).await;
+        let (tag, date) = (first.header("etag"), first.header("last-modified"));
+        let (old, range) = ("Thu, 01 Jan 1970 00:00:10 GMT", (header::RANGE, "bytes=4-6"));
+        for (headers, status, body) in [
+            (vec![(header::IF_NONE_MATCH, tag)], 304, ""),
+            (vec![(header::IF_NONE_MATCH, "\"other\"")], 200, "let a = 1;"),
+            (vec![(header::IF_MODIFIED_SINCE, date)], 304, ""),
+            (vec![(header::IF_MODIFIED_SINCE, old)], 200, "let a = 1;"),
+            (vec![(header::IF_MATCH, "\"other\"")], 412, ""),
+            (vec![range.clone()], 206, "a ="),
+            (vec![range.clone(), (header::IF_RANGE, tag)], 206, "a ="),
+            (vec![range.clone(), (header::IF_RANGE, date)], 206, "a ="),
+            (vec![range.clone(), (header::IF_RANGE, "\"other\"")], 200, "let a = 1;"),
+            (vec![range.clone(), (header::IF_RANGE, old)], 200, "let a = 1;"),
+            (vec![(header::RANGE, "bytes=100-")], 416, ""),
+            (vec![(header::RANGE, "bytes=-3")], 206, " 1;"),
+            (vec![(header::RANGE, "bytes=0-0,4-4")], 200, "let a = 1;"),
+        ] {
+            let got = get(&tree, path, &headers).await;
+            assert_eq!((got.status, &*got.body), (status, body), "{headers:?}");
+            if status == 304 {
+                assert_eq!(got.header("etag"), tag, "{headers:?}");
+                assert_eq!(got.header("cache-control"), "no-cache");
+            }
+        }
+        let got = get(&tree, path, &[range]).await;
+        assert_eq!(got.header("content-range"), "bytes 4-6/10");
+        assert_eq!(got.header("content-length"), "3");
+    }
+}

@@ -1,0 +1,168 @@
+//! Active checks: is this server up?
+//!
+//! A mailbox server is asked what it says of itself, over a connection that is kept, so that it need not log a TLS
+//! handshake every few seconds. Of others it is enough that they take a connection, unless the file names a path.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::http::RequestHeader;
+use pingora::protocols::ALPN;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
+use pingora_load_balancing::Backend;
+use pingora_load_balancing::health_check::HealthCheck;
+use route_cache::UpstreamTls;
+use tokio::time::timeout;
+
+use super::House;
+use super::group::Table;
+use super::seat::{Description, Health, Seat};
+use crate::web::locations::group::Check;
+
+/// How long one check may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the connection of a check is kept: to the next one, and less than Jetty keeps it.
+const KEPT: Duration = Duration::from_secs(25);
+/// Checks that must fail before a server is left out, and succeed before it is taken back. Requests find a dead one
+/// before that.
+const FALL: usize = 2;
+const RISE: usize = 2;
+/// The most that is read of an answer to a check.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// Pingora's way to ask for a check.
+pub(super) struct HealthProbe(pub(super) Arc<Table>);
+
+#[async_trait]
+impl HealthCheck for HealthProbe {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        let Some(seat) = target.addr.as_inet().and_then(|address| self.0.seat(*address)) else {
+            return Ok(());
+        };
+        let found = timeout(PATIENCE, self.ask(&seat)).await;
+        let found = found.unwrap_or_else(|_| Err(Failure::Unreachable("it does not answer".to_owned())));
+        let (health, why) = match found {
+            Ok(()) => (Health::Up, None),
+            Err(Failure::NotReady(why)) => (Health::NotReady, Some(why)),
+            Err(Failure::Unreachable(why)) => (Health::Unreachable, Some(why)),
+        };
+        seat.check_found(health, why.clone());
+        match why {
+            None => Ok(()),
+            Some(why) => Error::e_explain(ErrorType::ConnectError, why),
+        }
+    }
+
+    async fn health_status_change(&self, target: &Backend, healthy: bool) {
+        let seat = target.addr.as_inet().and_then(|address| self.0.seat(*address));
+        if let Some(seat) = seat.filter(|_| healthy) {
+            seat.is_back();
+        }
+    }
+
+    fn backend_summary(&self, target: &Backend) -> String {
+        let seat = target.addr.as_inet().and_then(|address| self.0.seat(*address));
+        let name = seat.map_or_else(String::new, |seat| seat.told().server.name.to_string());
+        format!("{name} ({}) in group {}", target.addr, self.0.name)
+    }
+
+    fn health_threshold(&self, success: bool) -> usize {
+        if success { RISE } else { FALL }
+    }
+}
+
+enum Failure {
+    /// It answers, but not well.
+    NotReady(String),
+    Unreachable(String),
+}
+
+impl HealthProbe {
+    async fn ask(&self, seat: &Seat) -> Result<(), Failure> {
+        let told = seat.told();
+        let peer = peer(&self.0.house, seat, &told);
+        let Check::Http { path } = self.0.check() else {
+            let connected = self.0.house.sockets.new_stream(&peer).await;
+            return connected.map(drop).map_err(|error| unreachable(&error));
+        };
+        let status = match get(&self.0.house, &peer, &told, &path).await {
+            // A connection that was kept may have ended meanwhile: that says nothing.
+            Err(Asked { kept: true, .. }) => get(&self.0.house, &peer, &told, &path).await,
+            asked => asked,
+        };
+        match status.map_err(|asked| unreachable(&asked.error))? {
+            200..400 => Ok(()),
+            400..500 if self.0.tolerates_unknown_path() => Ok(()),
+            status => Err(Failure::NotReady(format!("{path} says {status}"))),
+        }
+    }
+}
+
+fn unreachable(error: &Error) -> Failure {
+    Failure::Unreachable(match &error.context {
+        Some(context) => format!("{}: {}", error.etype().as_str(), context.as_str()),
+        None => error.etype().as_str().to_owned(),
+    })
+}
+
+/// A question that was not answered.
+struct Asked {
+    error: Box<Error>,
+    /// It was asked over a connection of before.
+    kept: bool,
+}
+
+/// The status of an answer.
+async fn get(house: &House, peer: &HttpPeer, told: &Description, path: &str) -> Result<u16, Asked> {
+    let failed = |kept| move |error| Asked { error, kept };
+    let (mut session, kept) = house.connector.get_http_session(peer).await.map_err(failed(false))?;
+    let request = request(told, path).map_err(failed(false))?;
+    session.set_write_timeout(Some(PATIENCE));
+    session.set_read_timeout(Some(PATIENCE));
+    session
+        .write_request_header(Box::new(request))
+        .await
+        .map_err(failed(kept))?;
+    session.finish_request_body().await.map_err(failed(kept))?;
+    session.read_response_header().await.map_err(failed(kept))?;
+    let status = session.response_header().map_or(0, |answer| answer.status.as_u16());
+    let mut length = 0;
+    while let Some(chunk) = session.read_response_body().await.map_err(failed(kept))? {
+        length += chunk.len();
+        if length > ANSWER_MAX {
+            // Not to the end; the connection cannot be kept.
+            return Ok(status);
+        }
+    }
+    house.connector.release_http_session(session, peer, Some(KEPT)).await;
+    Ok(status)
+}
+
+fn request(told: &Description, path: &str) -> pingora::Result<RequestHeader> {
+    let mut request = RequestHeader::build("GET", path.as_bytes(), Some(2))?;
+    let host = match told.server.host.contains(':') {
+        true => format!("[{}]:{}", told.server.host, told.server.port),
+        false => format!("{}:{}", told.server.host, told.server.port),
+    };
+    request.insert_header("Host", host)?;
+    request.insert_header("User-Agent", "Portico health check")?;
+    Ok(request)
+}
+
+fn peer(house: &House, seat: &Seat, told: &Description) -> HttpPeer {
+    let name = match &told.server.tls {
+        UpstreamTls::Clear => None,
+        UpstreamTls::Implicit { name } => Some(name.to_string()),
+    };
+    let mut peer = HttpPeer::new(seat.address, name.is_some(), name.unwrap_or_default());
+    peer.options.connection_timeout = Some(PATIENCE);
+    peer.options.total_connection_timeout = Some(PATIENCE);
+    peer.options.idle_timeout = Some(KEPT);
+    peer.options.alpn = ALPN::H1;
+    peer.options.verify_cert = told.verify;
+    peer.options.verify_hostname = told.verify;
+    peer.options.ca = house.basis.load().ca.clone();
+    peer
+}

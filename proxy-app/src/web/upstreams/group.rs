@@ -1,0 +1,402 @@
+//! One group: its members, and who of them gets a request.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora_load_balancing::discovery::ServiceDiscovery;
+use pingora_load_balancing::{Backend, Backends};
+use route_cache::attributes as a;
+use route_cache::{Offer, Server, UpstreamTls};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::House;
+use super::check::HealthProbe;
+use super::seat::{Busy, Description, Health, Limits, Orders, Seat, State};
+use crate::web::locations::group::{Check, GroupSpec};
+
+/// How many addresses of one host are members.
+const ADDRESSES_MAX: usize = 16;
+/// What mailbox servers say of themselves (HTTP §4.4).
+const READY: &str = "/service/health/ready";
+/// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §4.1).
+const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
+/// Where a file says nothing else: nginx's `max_fails` and `fail_timeout`.
+const LIMITS: Limits = Limits {
+    max_fails: 1,
+    patience: Duration::from_secs(10),
+};
+
+/// Where the members of a group come from.
+pub(super) enum Source {
+    /// Mailbox servers of the directory.
+    Directory(Offer),
+    /// The extensions of mailbox servers.
+    Extensions,
+    /// A file.
+    File(GroupSpec),
+}
+
+/// A member that was chosen for a request. While it lives, the server counts as busy with it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The server.
+    pub server: Server,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether it must prove who it is.
+    pub verify: bool,
+    _busy: Arc<Busy>,
+}
+
+/// A group.
+pub struct Group {
+    table: Arc<Table>,
+    backends: Backends,
+    /// The turn of the last one that was chosen.
+    turn: AtomicU64,
+}
+
+/// What discovery, checks and requests share.
+pub(super) struct Table {
+    pub(super) name: String,
+    pub(super) house: Arc<House>,
+    source: ArcSwap<Source>,
+    seats: ArcSwap<Vec<Arc<Seat>>>,
+    orders: Mutex<HashMap<String, Orders>>,
+    /// Hosts that could not be resolved; said once.
+    unknown: Mutex<BTreeSet<String>>,
+}
+
+impl Group {
+    pub(super) fn new(name: &str, source: Source, house: &Arc<House>) -> Group {
+        let table = Arc::new(Table {
+            name: name.to_owned(),
+            house: house.clone(),
+            source: ArcSwap::from_pointee(source),
+            seats: ArcSwap::default(),
+            orders: Mutex::default(),
+            unknown: Mutex::default(),
+        });
+        let mut backends = Backends::new(Box::new(Discovery(table.clone())));
+        backends.set_health_check(Box::new(HealthProbe(table.clone())));
+        Group {
+            table,
+            backends,
+            turn: AtomicU64::new(0),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.table.name
+    }
+
+    pub(super) fn set_source(&self, source: Source) {
+        self.table.source.store(Arc::new(source));
+    }
+
+    /// Looks up who belongs to it.
+    pub(super) async fn find_members(&self) {
+        if let Err(error) = self.backends.update(|_| ()).await {
+            log::warn!("group {}: {error}", self.name());
+        }
+    }
+
+    /// Looks up who belongs to it, and asks each whether it is up.
+    pub(super) async fn look(&self) {
+        self.find_members().await;
+        self.backends.run_health_check(true).await;
+    }
+
+    /// Who gets a request of nobody that these have not answered: of two that are drawn by weight, the less busy
+    /// one, and of equals the one whose turn it is.
+    ///
+    /// Members that requests have found silent come after all others, those that answer and say that they are not
+    /// ready last: where no better one is left, they may still know better than we do.
+    pub fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
+        let seats = self.table.seats.load();
+        let now = Instant::now();
+        let free: Vec<(&Arc<Seat>, f64)> = seats
+            .iter()
+            .filter(|seat| !tried.contains(&seat.address))
+            .map(|seat| (seat, seat.share(now)))
+            .filter(|(_, share)| *share > 0.0)
+            .collect();
+        let ready = |seat: &Seat| backend(seat.address).is_some_and(|backend| self.backends.ready(&backend));
+        let classes: [&dyn Fn(&Seat) -> bool; 3] = [
+            &|seat| ready(seat) && !seat.is_ejected(now),
+            &|seat| ready(seat),
+            &|seat| seat.health() == Health::NotReady,
+        ];
+        let (seat, share) = classes.iter().find_map(|class| {
+            let class: Vec<_> = free.iter().copied().filter(|(seat, _)| class(seat)).collect();
+            better_of_two(&class)
+        })?;
+        let turn = self.turn.load(Ordering::Relaxed).max(seat.turn());
+        self.turn.store(turn, Ordering::Relaxed);
+        let told = seat.told();
+        Some(Member {
+            server: told.server.clone(),
+            address: seat.address,
+            verify: told.verify,
+            _busy: Arc::new(seat.take(turn, share)),
+        })
+    }
+
+    /// Counts a request that goes to this address for another reason, while the value lives.
+    pub fn busy(&self, address: SocketAddr) -> Option<Busy> {
+        self.seat(address).map(|seat| seat.enter())
+    }
+
+    /// A request found that nobody answers there.
+    pub fn eject(&self, address: SocketAddr) {
+        if let Some(seat) = self.seat(address)
+            && seat.failed(Instant::now())
+        {
+            let name = &seat.told().server.name;
+            log::warn!("{name} ({address}) in group {} does not answer requests", self.name());
+        }
+    }
+
+    /// A request was answered from there.
+    pub fn answered(&self, address: SocketAddr) {
+        if let Some(seat) = self.seat(address) {
+            seat.answered(Instant::now());
+        }
+    }
+
+    /// Keeps a server out, or takes it back, for requests of nobody. `server` is the name of its entry, or its host
+    /// in a file. It counts until the process ends. False: there is no such server here.
+    pub fn set_maintenance(&self, server: &str, on: bool) -> bool {
+        self.order(server, |orders| orders.maintenance = on)
+    }
+
+    /// Gives a server another weight; `None`: the configured one. False: there is no such server here.
+    pub fn set_weight(&self, server: &str, weight: Option<u32>) -> bool {
+        self.order(server, |orders| orders.weight = weight)
+    }
+
+    fn order(&self, server: &str, change: impl FnOnce(&mut Orders)) -> bool {
+        let seats = self.table.seats.load();
+        let named: Vec<_> = seats
+            .iter()
+            .filter(|seat| *seat.told().server.name == *server)
+            .collect();
+        if named.is_empty() {
+            return false;
+        }
+        let mut all = self.table.orders.lock();
+        let orders = all.entry(server.to_owned()).or_default();
+        change(orders);
+        named.iter().for_each(|seat| seat.obey(*orders));
+        true
+    }
+
+    /// What is known of its members.
+    pub fn state(&self) -> Vec<State> {
+        let seats = self.table.seats.load();
+        let ready = |seat: &Seat| backend(seat.address).is_some_and(|backend| self.backends.ready(&backend));
+        seats.iter().map(|seat| seat.state(ready(seat))).collect()
+    }
+
+    /// Whether checks say that nobody answers at this address. `false` where they say nothing.
+    pub fn is_unreachable(&self, address: SocketAddr) -> bool {
+        let unreachable = |seat: Arc<Seat>| {
+            let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
+            !ready && seat.health() == Health::Unreachable
+        };
+        self.seat(address).is_some_and(unreachable)
+    }
+
+    fn seat(&self, address: SocketAddr) -> Option<Arc<Seat>> {
+        self.table.seat(address)
+    }
+}
+
+/// Of two that are drawn by their shares.
+fn better_of_two<'a>(seats: &[(&'a Arc<Seat>, f64)]) -> Option<(&'a Arc<Seat>, f64)> {
+    let first = draw(seats, None)?;
+    let Some(second) = draw(seats, Some(first)) else {
+        return Some(seats[first]);
+    };
+    let order = |at: usize| (seats[at].0.load(seats[at].1), seats[at].0.turn());
+    let (first_load, first_turn) = order(first);
+    let (second_load, second_turn) = order(second);
+    let first_is_better = first_load < second_load || first_load == second_load && first_turn <= second_turn;
+    Some(seats[if first_is_better { first } else { second }])
+}
+
+/// One that is drawn by its share, and is not `but`.
+fn draw(seats: &[(&Arc<Seat>, f64)], but: Option<usize>) -> Option<usize> {
+    let candidates = || seats.iter().enumerate().filter(move |(at, _)| Some(*at) != but);
+    let all: f64 = candidates().map(|(_, (_, share))| share).sum();
+    let mut left = all * rand::random::<f64>();
+    for (at, (_, share)) in candidates() {
+        left -= share;
+        if left <= 0.0 {
+            return Some(at);
+        }
+    }
+    // The sum was rounded.
+    candidates().next_back().map(|(at, _)| at)
+}
+
+/// The form in which Pingora knows an address.
+fn backend(address: SocketAddr) -> Option<Backend> {
+    Backend::new(&address.to_string()).ok()
+}
+
+impl Table {
+    pub(super) fn seat(&self, address: SocketAddr) -> Option<Arc<Seat>> {
+        self.seats.load().iter().find(|seat| seat.address == address).cloned()
+    }
+
+    /// How its members are checked.
+    pub(super) fn check(&self) -> Check {
+        match &**self.source.load() {
+            Source::Directory(_) | Source::Extensions => Check::Http { path: READY.to_owned() },
+            Source::File(spec) => spec.check.clone(),
+        }
+    }
+
+    /// Whether a server without the path of the check is up nevertheless: older ones do not have it.
+    pub(super) fn tolerates_unknown_path(&self) -> bool {
+        !matches!(&**self.source.load(), Source::File(_))
+    }
+
+    /// Who shall be a member, by the directory or the file.
+    fn described(&self) -> Vec<Description> {
+        let basis = self.house.basis.load();
+        let of_directory = |offer: Offer| {
+            let servers = offer.servers(&basis.system, &basis.node);
+            servers.into_iter().map(|server| {
+                let view = basis.system.server(&server.name);
+                let limits = view.map_or(LIMITS, |view| Limits {
+                    max_fails: view.number(&a::MAIL_PROXY_MAX_FAILS),
+                    patience: view
+                        .duration(&a::MAIL_PROXY_RECONNECT_TIMEOUT)
+                        .max(Duration::from_secs(1)),
+                });
+                Description {
+                    server,
+                    weight: 1,
+                    limits,
+                    verify: basis.verify,
+                }
+            })
+        };
+        match &**self.source.load() {
+            Source::Directory(offer) => of_directory(*offer).collect(),
+            Source::Extensions => {
+                let mut servers: Vec<_> = of_directory(Offer::Web).collect();
+                for told in &mut servers {
+                    told.server.port = match told.server.tls {
+                        UpstreamTls::Clear => EXTENSION_PORTS.0,
+                        UpstreamTls::Implicit { .. } => EXTENSION_PORTS.1,
+                    };
+                }
+                servers
+            }
+            Source::File(spec) => of_file(spec).collect(),
+        }
+    }
+
+    /// Where these are reached.
+    async fn addresses(&self, told: Vec<Description>) -> Vec<(SocketAddr, Description)> {
+        let ip_mode = self.house.basis.load().ip_mode;
+        // A mailbox server is one; the host of a file may be the name of many.
+        let most = match &**self.source.load() {
+            Source::File(_) => ADDRESSES_MAX,
+            _ => 1,
+        };
+        let mut lookups = JoinSet::new();
+        for (at, told) in told.into_iter().enumerate() {
+            let names = self.house.names.clone();
+            lookups.spawn(async move {
+                let addresses = names.resolve(&told.server.host, told.server.port, ip_mode).await;
+                (at, told, addresses)
+            });
+        }
+        let mut found = lookups.join_all().await;
+        found.sort_by_key(|(at, ..)| *at);
+        let mut reached = Vec::new();
+        for (_, told, addresses) in found {
+            match addresses {
+                Ok(addresses) => {
+                    self.unknown.lock().remove(&*told.server.host);
+                    reached.extend(addresses.into_iter().take(most).map(|address| (address, told.clone())));
+                }
+                Err(error) => {
+                    if self.unknown.lock().insert(told.server.host.to_string()) {
+                        log::warn!("server {} of group {}: {error}", told.server.host, self.name);
+                    }
+                }
+            }
+        }
+        reached
+    }
+
+    /// Gives everybody a seat; who has one keeps it.
+    fn seat_all(&self, members: Vec<(SocketAddr, Description)>) {
+        let before = self.seats.load_full();
+        let orders = self.orders.lock();
+        let mut seats: Vec<Arc<Seat>> = Vec::new();
+        for (address, told) in members {
+            if seats.iter().any(|seat| seat.address == address) {
+                continue;
+            }
+            let orders = orders.get(&*told.server.name).copied().unwrap_or_default();
+            let known = before
+                .iter()
+                .find(|seat| seat.address == address && seat.told().server.name == told.server.name);
+            seats.push(match known {
+                Some(seat) => {
+                    seat.tell(told, orders);
+                    seat.clone()
+                }
+                None => Arc::new(Seat::new(address, told, orders)),
+            });
+        }
+        self.seats.store(Arc::new(seats));
+    }
+}
+
+fn of_file(spec: &GroupSpec) -> impl Iterator<Item = Description> {
+    spec.servers.iter().map(|server| Description {
+        server: Server {
+            name: server.host.as_str().into(),
+            host: server.host.as_str().into(),
+            port: server.port,
+            tls: match &spec.tls {
+                None => UpstreamTls::Clear,
+                Some(tls) => UpstreamTls::Implicit {
+                    name: tls.name.as_deref().unwrap_or(&server.host).into(),
+                },
+            },
+        },
+        weight: server.weight,
+        limits: LIMITS,
+        verify: spec.tls.as_ref().is_some_and(|tls| tls.verify),
+    })
+}
+
+struct Discovery(Arc<Table>);
+
+#[async_trait]
+impl ServiceDiscovery for Discovery {
+    async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        let table = &self.0;
+        let members = table.addresses(table.described()).await;
+        table.seat_all(members);
+        let seats = table.seats.load();
+        let backends = seats.iter().filter_map(|seat| backend(seat.address)).collect();
+        Ok((backends, HashMap::new()))
+    }
+}

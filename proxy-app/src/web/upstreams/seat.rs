@@ -1,0 +1,392 @@
+//! One server of a group as requests see it: how busy it is, what it may bear, whether it is left alone.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use route_cache::Server;
+use tokio::time::Instant;
+
+/// How long a server that comes back gets less than its share, so that its caches can warm up.
+const SLOW_START: Duration = Duration::from_secs(10);
+/// What it gets of its share at first: without any request nothing would warm up.
+const SLOW_START_LEAST: f64 = 0.1;
+/// The longest time for which requests leave a server alone.
+const EJECTED_MAX: Duration = Duration::from_secs(300);
+/// What one request advances the turn of a server of weight 1.
+const TURN: f64 = 1_000_000.0;
+
+/// What active checks say of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It takes requests.
+    Up,
+    /// It answers, and says that it is not ready.
+    NotReady,
+    /// Nobody answers.
+    Unreachable,
+}
+
+/// When requests leave a server alone that did not answer one: `zimbraMailProxyMaxFails` failures within
+/// `zimbraMailProxyReconnectTimeout`, for that long, and longer each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Failures before it is left alone; 0: it never is.
+    pub(super) max_fails: u64,
+    /// For how long at first.
+    pub(super) patience: Duration,
+}
+
+/// What the operator has said at run time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Orders {
+    /// It gets no requests of nobody.
+    pub(super) maintenance: bool,
+    /// Another weight than the configured one.
+    pub(super) weight: Option<u32>,
+}
+
+/// A member as the directory or a file describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Description {
+    pub(super) server: Server,
+    pub(super) weight: u32,
+    pub(super) limits: Limits,
+    /// Whether it must prove who it is.
+    pub(super) verify: bool,
+}
+
+/// One server of a group. What is told of it changes, what is known of it stays.
+pub(super) struct Seat {
+    pub(super) address: SocketAddr,
+    told: Mutex<Arc<Description>>,
+    weight: AtomicU32,
+    maintenance: AtomicBool,
+    busy: AtomicUsize,
+    requests: AtomicU64,
+    /// Where it stands in the order of turns.
+    turn: AtomicU64,
+    trouble: Mutex<Trouble>,
+    /// Whether `trouble` holds anything; requests that went well need not look.
+    troubled: AtomicBool,
+    checked: Mutex<Checked>,
+}
+
+/// What requests found out.
+#[derive(Default)]
+struct Trouble {
+    fails: u64,
+    first: Option<Instant>,
+    /// How often it was left alone without a good request in between.
+    streak: u32,
+    until: Option<Instant>,
+}
+
+/// What checks found out.
+struct Checked {
+    health: Health,
+    why: Option<String>,
+    back: Option<Instant>,
+}
+
+/// What is known of a server, for the operator.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Name of its entry, or its host in a file.
+    pub server: String,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Its share of the requests, as configured or as set at run time.
+    pub weight: u32,
+    /// What checks say.
+    pub health: Health,
+    /// What the last check that failed found.
+    pub why: Option<String>,
+    /// Whether it is kept out at run time.
+    pub maintenance: bool,
+    /// How long requests still leave it alone.
+    pub ejected: Option<Duration>,
+    /// Requests that it is answering now.
+    pub busy: usize,
+    /// Requests that it was chosen for since the process started.
+    pub requests: u64,
+}
+
+/// A request that a server is answering. It ends when the value is dropped.
+pub struct Busy(Arc<Seat>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Busy({})", self.0.address)
+    }
+}
+
+impl Seat {
+    pub(super) fn new(address: SocketAddr, told: Description, orders: Orders) -> Seat {
+        let seat = Seat {
+            address,
+            weight: AtomicU32::new(told.weight),
+            told: Mutex::new(Arc::new(told)),
+            maintenance: AtomicBool::new(false),
+            busy: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            trouble: Mutex::default(),
+            troubled: AtomicBool::new(false),
+            checked: Mutex::new(Checked {
+                health: Health::Up,
+                why: None,
+                back: None,
+            }),
+        };
+        seat.obey(orders);
+        seat
+    }
+
+    /// What it is described as.
+    pub(super) fn told(&self) -> Arc<Description> {
+        self.told.lock().clone()
+    }
+
+    /// It is described anew.
+    pub(super) fn tell(&self, told: Description, orders: Orders) {
+        if **self.told.lock() != told {
+            *self.told.lock() = Arc::new(told);
+        }
+        self.obey(orders);
+    }
+
+    pub(super) fn obey(&self, orders: Orders) {
+        let weight = orders.weight.unwrap_or(self.told.lock().weight);
+        self.weight.store(weight, Ordering::Relaxed);
+        if self.maintenance.swap(orders.maintenance, Ordering::Relaxed) && !orders.maintenance {
+            self.checked.lock().back = Some(Instant::now());
+        }
+    }
+
+    /// What requests may be given to it now, compared with others; 0: none.
+    pub(super) fn share(&self, now: Instant) -> f64 {
+        if self.maintenance.load(Ordering::Relaxed) {
+            return 0.0;
+        }
+        let since = self.checked.lock().back;
+        let since = match self.troubled.load(Ordering::Relaxed) {
+            true => since.max(self.trouble.lock().until),
+            false => since,
+        };
+        let warm = since.map_or(1.0, |since| {
+            let warm = now.saturating_duration_since(since).as_secs_f64() / SLOW_START.as_secs_f64();
+            warm.clamp(SLOW_START_LEAST, 1.0)
+        });
+        f64::from(self.weight.load(Ordering::Relaxed)) * warm
+    }
+
+    /// How busy it is for its share.
+    pub(super) fn load(&self, share: f64) -> f64 {
+        self.busy.load(Ordering::Relaxed) as f64 / share
+    }
+
+    pub(super) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    /// It gets a request; its next turn is the later the smaller its share.
+    pub(super) fn take(self: &Arc<Self>, turn: u64, share: f64) -> Busy {
+        self.turn.store(turn + (TURN / share) as u64, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.enter()
+    }
+
+    pub(super) fn enter(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    /// A request found that it does not answer. True if it is left alone from now on.
+    pub(super) fn failed(&self, now: Instant) -> bool {
+        let limits = self.told.lock().limits;
+        let mut trouble = self.trouble.lock();
+        let left_alone = trouble.until.is_some_and(|until| until > now);
+        if limits.max_fails == 0 || left_alone {
+            return false;
+        }
+        if trouble.first.is_none_or(|first| now - first > limits.patience) {
+            trouble.first = Some(now);
+            trouble.fails = 0;
+        }
+        trouble.fails += 1;
+        self.troubled.store(true, Ordering::Relaxed);
+        if trouble.fails < limits.max_fails {
+            return false;
+        }
+        let wait = limits.patience.saturating_mul(1 << trouble.streak.min(16));
+        let longest = EJECTED_MAX.max(limits.patience);
+        *trouble = Trouble {
+            streak: trouble.streak.saturating_add(1),
+            until: Some(now + wait.min(longest)),
+            ..Trouble::default()
+        };
+        true
+    }
+
+    /// It has answered a request.
+    pub(super) fn answered(&self, now: Instant) {
+        if !self.troubled.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut trouble = self.trouble.lock();
+        if trouble.until.is_some_and(|until| until > now) {
+            // An answer to a request of before, or of an account that lives there.
+            return;
+        }
+        trouble.fails = 0;
+        trouble.first = None;
+        trouble.streak = 0;
+        let warm = trouble.until.is_none_or(|until| now - until > SLOW_START);
+        if warm {
+            trouble.until = None;
+            self.troubled.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_ejected(&self, now: Instant) -> bool {
+        self.troubled.load(Ordering::Relaxed) && self.trouble.lock().until.is_some_and(|until| until > now)
+    }
+
+    pub(super) fn health(&self) -> Health {
+        self.checked.lock().health
+    }
+
+    /// What a check found; counts at once, also before the group leaves the server out or takes it back.
+    pub(super) fn check_found(&self, health: Health, why: Option<String>) {
+        let mut checked = self.checked.lock();
+        checked.health = health;
+        checked.why = why;
+    }
+
+    /// The group takes it back.
+    pub(super) fn is_back(&self) {
+        *self.trouble.lock() = Trouble::default();
+        self.troubled.store(false, Ordering::Relaxed);
+        self.checked.lock().back = Some(Instant::now());
+    }
+
+    pub(super) fn state(&self, ready: bool) -> State {
+        let now = Instant::now();
+        let until = self.trouble.lock().until;
+        let checked = self.checked.lock();
+        let health = match (ready, checked.health) {
+            (true, _) => Health::Up,
+            (false, Health::Up) => Health::NotReady,
+            (false, health) => health,
+        };
+        State {
+            server: self.told.lock().server.name.to_string(),
+            address: self.address,
+            weight: self.weight.load(Ordering::Relaxed),
+            health,
+            why: checked.why.clone().filter(|_| !ready),
+            maintenance: self.maintenance.load(Ordering::Relaxed),
+            ejected: until
+                .map(|until| until.saturating_duration_since(now))
+                .filter(|left| !left.is_zero()),
+            busy: self.busy.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use route_cache::UpstreamTls;
+
+    use super::*;
+
+    fn seat(max_fails: u64, weight: u32) -> Seat {
+        let told = Description {
+            server: Server {
+                name: "store".into(),
+                host: "127.0.0.1".into(),
+                port: 1,
+                tls: UpstreamTls::Clear,
+            },
+            weight,
+            limits: Limits {
+                max_fails,
+                patience: Duration::from_secs(10),
+            },
+            verify: false,
+        };
+        Seat::new(SocketAddr::from(([127, 0, 0, 1], 1)), told, Orders::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn is_left_alone_longer_each_time() {
+        let seat = seat(1, 1);
+        for expected in [10, 20, 40, 80, 160, 300, 300] {
+            assert!(seat.failed(Instant::now()));
+            assert!(
+                !seat.failed(Instant::now()),
+                "failures of requests under way count once"
+            );
+            tokio::time::advance(Duration::from_secs(expected - 1)).await;
+            assert!(seat.is_ejected(Instant::now()), "{expected}");
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(!seat.is_ejected(Instant::now()), "{expected}");
+        }
+        seat.answered(Instant::now());
+        assert!(seat.failed(Instant::now()));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(!seat.is_ejected(Instant::now()), "an answer makes it short again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn some_failures_may_be_allowed() {
+        let seat = seat(2, 1);
+        assert!(!seat.failed(Instant::now()));
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert!(!seat.failed(Instant::now()), "the first is long ago");
+        assert!(seat.failed(Instant::now()));
+        let never = self::seat(0, 1);
+        assert!((0..100).all(|_| !never.failed(Instant::now())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_back_gets_less_at_first() {
+        let seat = seat(1, 8);
+        assert_eq!(seat.share(Instant::now()), 8.0);
+        seat.is_back();
+        assert_eq!(seat.share(Instant::now()), 0.8);
+        tokio::time::advance(SLOW_START / 2).await;
+        assert_eq!(seat.share(Instant::now()), 4.0);
+        tokio::time::advance(SLOW_START).await;
+        assert_eq!(seat.share(Instant::now()), 8.0);
+        assert!(seat.failed(Instant::now()));
+        tokio::time::advance(Duration::from_secs(15)).await;
+        assert_eq!(seat.share(Instant::now()), 4.0, "after it was left alone, too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_operator_keeps_one_out_and_takes_it_back() {
+        let seat = seat(1, 8);
+        let mut orders = Orders {
+            maintenance: true,
+            weight: Some(2),
+        };
+        seat.obey(orders);
+        assert_eq!(seat.share(Instant::now()), 0.0);
+        orders.maintenance = false;
+        seat.obey(orders);
+        assert_eq!(seat.share(Instant::now()), 0.2);
+        tokio::time::advance(SLOW_START).await;
+        assert_eq!(seat.share(Instant::now()), 2.0);
+    }
+}
