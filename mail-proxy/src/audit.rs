@@ -2,6 +2,8 @@
 //!
 //! Adding a field is an API change: operators' scripts read these.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// How a login attempt ended. The words are those of the audit log.
@@ -61,6 +63,8 @@ pub enum EndedBy {
     Upstream,
     /// We did: a limit, a deadline, idle, a drain; `why` says which.
     Portico,
+    /// An administrator did.
+    Kick,
 }
 
 /// One line of the audit log. Absent values are left out. The writer adds `time`.
@@ -144,8 +148,26 @@ pub struct Record {
     pub generation: u64,
 }
 
+/// A part of a login that takes time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// From accept to the client's own address: with a PROXY header, the wait for it.
+    Accept,
+    /// The TLS handshake with the client.
+    Tls,
+    /// Asking where the account lives.
+    Lookup,
+    /// Connecting to the mailbox server, TLS included.
+    Connect,
+    /// From there to the mailbox server's answer.
+    Login,
+}
+
 /// Where records go. Writing must not block the caller.
 pub trait Audit: Send + Sync {
     /// Takes one record.
     fn record(&self, record: Record);
+
+    /// Takes the time that a part of a login took, whatever came of it. `proto` is `imap`, `pop3` or `http`.
+    fn phase(&self, _phase: Phase, _proto: &'static str, _took: Duration) {}
 }

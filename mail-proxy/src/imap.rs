@@ -13,6 +13,9 @@ pub use upstream::Upstream;
 /// The last line of an IMAP session that we end ourselves (MAIL §3.1).
 pub const FAREWELL: &[u8] = b"* BYE IMAP server terminating connection\r\n";
 
+/// What a logged-in client hears when an administrator ends its session.
+pub const KICKED: &[u8] = b"* BYE session ended by the administrator\r\n";
+
 /// What an operator may choose for clients that are not logged in yet.
 #[derive(Debug, Clone)]
 pub struct Settings {

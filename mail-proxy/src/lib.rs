@@ -12,12 +12,14 @@ pub mod audit;
 pub mod failure;
 pub mod imap;
 pub mod line;
+mod live;
 mod login;
 pub mod pop3;
 pub mod relay;
 pub mod sasl;
 mod session;
 
+pub use live::{Live, LoggedIn, Order};
 pub use login::{
     Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, Rejected,
     StartTls, Step, UpstreamMachine, UpstreamStep,

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use crate::audit::EndedBy;
+use crate::live::{Live, Order};
 use crate::session::{BoxStream, Drain};
 
 /// What one read may bring. Four full TLS records: larger reads win nothing, smaller ones cost system calls.
@@ -43,6 +44,15 @@ pub struct Ended {
     pub bytes_in: u64,
     /// To the client.
     pub bytes_out: u64,
+}
+
+/// What a client hears when it is not the one who ends the session.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Farewell {
+    /// In most cases.
+    pub usual: &'static [u8],
+    /// When an administrator ends it.
+    pub kick: &'static [u8],
 }
 
 /// One direction.
@@ -75,6 +85,7 @@ enum Stop {
     Client,
     Server,
     Idle,
+    Ordered(Order),
 }
 
 impl Relay {
@@ -103,29 +114,34 @@ impl Relay {
         self.to_client.held = bytes;
     }
 
-    /// Copies until one side ends, nothing moves for too long, or the node ends its sessions. `farewell` is said
-    /// to the client in the last two cases, if what it has read so far ends with a line.
-    pub async fn run(&mut self, drain: &mut watch::Receiver<Drain>, farewell: &[u8]) -> Ended {
+    /// Copies until one side ends, nothing moves for too long, or the node or an administrator ends it. `farewell` is
+    /// said to the client in the last cases, if what it has read so far ends with a line.
+    pub async fn run(&mut self, drain: &mut watch::Receiver<Drain>, live: &Live, farewell: Farewell) -> Ended {
         let stop = tokio::select! {
-            stop = poll_fn(|cx| self.poll(cx)) => Some(stop),
-            () = sessions_end(drain) => None,
+            stop = poll_fn(|cx| self.poll(cx, live)) => stop,
+            () = sessions_end(drain) => Stop::Ordered(Order::Drain),
+            order = live.ended() => Stop::Ordered(order),
         };
         match stop {
-            Some(Stop::Client) => self.ended(EndedBy::Client, None),
-            Some(Stop::Server) => self.ended(EndedBy::Upstream, None),
-            Some(Stop::Idle) if self.to_server.ended => self.ended(EndedBy::Client, None),
-            Some(Stop::Idle) => {
-                self.say(farewell).await;
+            Stop::Client => self.ended(EndedBy::Client, None),
+            Stop::Server => self.ended(EndedBy::Upstream, None),
+            Stop::Idle if self.to_server.ended => self.ended(EndedBy::Client, None),
+            Stop::Idle => {
+                self.say(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("idle"))
             }
-            None => {
-                self.say(farewell).await;
+            Stop::Ordered(Order::Drain) => {
+                self.say(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("drain"))
+            }
+            Stop::Ordered(Order::Kick) => {
+                self.say(farewell.kick).await;
+                self.ended(EndedBy::Kick, None)
             }
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+    fn poll(&mut self, cx: &mut Context<'_>, live: &Live) -> Poll<Stop> {
         let before = self.to_server.bytes + self.to_client.bytes;
         let was_ended = self.to_server.ended;
         // An error on either side ends the relay; whose it was is told by where it showed up.
@@ -145,13 +161,14 @@ impl Relay {
             Poll::Ready(Ok(())) => return Poll::Ready(Stop::Server),
             Poll::Pending => {}
         }
-        self.poll_idle(cx, before)
+        self.poll_idle(cx, before, live)
     }
 
     /// The timer is not moved with each byte: it is looked at when it fires.
-    fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64) -> Poll<Stop> {
+    fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64, live: &Live) -> Poll<Stop> {
         if self.to_server.bytes + self.to_client.bytes != before {
             self.moved = Instant::now();
+            live.count(self.to_server.bytes, self.to_client.bytes, self.moved);
         }
         let limit = if self.to_server.ended {
             self.idle.min(HALF_CLOSED_IDLE)
@@ -278,6 +295,8 @@ async fn sessions_end(drain: &mut watch::Receiver<Drain>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
@@ -285,6 +304,7 @@ mod tests {
         client: DuplexStream,
         server: DuplexStream,
         drain: watch::Sender<Drain>,
+        live: Arc<Live>,
         relay: tokio::task::JoinHandle<Ended>,
     }
 
@@ -295,8 +315,15 @@ mod tests {
         let mut relay = Relay::new(Box::new(near), Box::new(far), idle);
         relay.owe_client(b"a OK\r\n".to_vec());
         relay.owe_server(b"b NOOP\r\n".to_vec());
-        let relay = tokio::spawn(async move { relay.run(&mut watch, b"* BYE\r\n").await });
+        let live = Arc::new(Live::new());
+        let seen = live.clone();
+        let farewell = Farewell {
+            usual: b"* BYE\r\n",
+            kick: b"* BYE kicked\r\n",
+        };
+        let relay = tokio::spawn(async move { relay.run(&mut watch, &seen, farewell).await });
         Stage {
+            live,
             client,
             server,
             drain,
@@ -354,6 +381,21 @@ mod tests {
         assert!(!s.relay.is_finished(), "the clock starts again with each byte");
         expect(&mut s.client, b"* BYE\r\n").await;
         assert_eq!(s.relay.await.unwrap().why, Some("idle"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kick_ends_with_its_own_words() {
+        let mut s = stage(64, Duration::from_secs(60));
+        expect(&mut s.client, b"a OK\r\n").await;
+        expect(&mut s.server, b"b NOOP\r\n").await;
+        s.server.write_all(b"* 1 EXISTS\r\n").await.unwrap();
+        expect(&mut s.client, b"* 1 EXISTS\r\n").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!((s.live.bytes(), s.live.idle().as_secs()), ((8, 12), 5));
+        s.live.end(Order::Kick);
+        expect(&mut s.client, b"* BYE kicked\r\n").await;
+        assert_eq!(s.client.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(s.relay.await.unwrap().by, EndedBy::Kick);
     }
 
     #[tokio::test(start_paused = true)]

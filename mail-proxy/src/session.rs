@@ -14,13 +14,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::audit::{Audit, EndedBy, Event, Outcome, Record};
+use crate::audit::{Audit, EndedBy, Event, Outcome, Phase, Record};
 use crate::failure::LoginFailure;
+use crate::live::{Live, LoggedIn, Order};
 use crate::login::{
     Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, StartTls, Step,
     UpstreamMachine, UpstreamStep,
 };
-use crate::relay::Relay;
+use crate::relay::{Farewell, Relay};
 use crate::{imap, pop3};
 
 /// What one read before login may bring.
@@ -104,6 +105,8 @@ pub struct Connection {
     pub starttls: StartTls,
     /// When the connection was accepted: the login deadline counts from here.
     pub accepted: Instant,
+    /// What the process sees of it, and its way to end it.
+    pub live: Arc<Live>,
 }
 
 /// How sessions are run; immutable, a connection keeps the one it was born with.
@@ -197,28 +200,33 @@ pub fn serve(connection: Connection, house: House) -> impl Future<Output = ()> +
     let login = Box::pin(login(connection, house));
     async move {
         let Some(mut session) = login.await else { return };
-        let LoggedIn {
-            relay, drain, farewell, ..
+        let Established {
+            relay,
+            drain,
+            live,
+            farewell,
+            ..
         } = &mut *session;
-        let ended = relay.run(drain, farewell).await;
+        let ended = relay.run(drain, live, *farewell).await;
         session.write(ended);
     }
 }
 
 /// A session whose login the mailbox server has accepted.
-struct LoggedIn {
+struct Established {
     relay: Relay,
     drain: watch::Receiver<Drain>,
-    farewell: &'static [u8],
+    live: Arc<Live>,
+    farewell: Farewell,
     /// What the last record of the session needs.
     record: Record,
     accepted: Instant,
     audit: Arc<dyn Audit>,
 }
 
-impl LoggedIn {
+impl Established {
     fn write(self: Box<Self>, ended: crate::relay::Ended) {
-        let LoggedIn {
+        let Established {
             mut record,
             accepted,
             audit,
@@ -234,7 +242,7 @@ impl LoggedIn {
 }
 
 /// From greeting to login; `None` when the connection ended before, which has then been recorded.
-async fn login(connection: Connection, house: House) -> Option<Box<LoggedIn>> {
+async fn login(connection: Connection, house: House) -> Option<Box<Established>> {
     let mut dialogue = Dialogue::new(connection, house);
     match dialogue.run().await {
         Ok(login) => Some(dialogue.into_relay(login)),
@@ -265,6 +273,7 @@ struct Facts {
     tls: Option<TlsFacts>,
     starttls: StartTls,
     accepted: Instant,
+    live: Arc<Live>,
 }
 
 /// The answer of a mailbox server, and the connection to it.
@@ -278,7 +287,7 @@ struct Login {
 enum Left {
     ClientGone,
     Deadline,
-    Drain,
+    Ordered(Order),
     TlsFailed(String),
     By(Ended),
 }
@@ -294,6 +303,7 @@ impl Dialogue {
             tls,
             starttls,
             accepted,
+            live,
         } = connection;
         let facts = Facts {
             number,
@@ -303,6 +313,7 @@ impl Dialogue {
             tls,
             starttls,
             accepted,
+            live,
         };
         Dialogue {
             stream,
@@ -364,7 +375,7 @@ impl Dialogue {
                 }
                 Err(_) => Err(Left::Deadline),
             },
-            () = logins_end(&mut self.house.drain) => Err(Left::Drain),
+            order = logins_end(&mut self.house.drain, &self.facts.live) => Err(Left::Ordered(order)),
         }
     }
 
@@ -400,7 +411,7 @@ impl Dialogue {
         let mut drain = self.house.drain.clone();
         let watched = tokio::select! {
             result = attempt.run(&credentials, self.machine.id()) => Ok(result),
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut drain) => Err(left),
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut drain, &self.facts.live) => Err(left),
         };
         let mut record = attempt.record;
         let failure = match watched {
@@ -469,11 +480,11 @@ impl Dialogue {
     async fn wait_until(&mut self, until: Instant) -> Result<(), Left> {
         tokio::select! {
             () = tokio::time::sleep_until(until) => Ok(()),
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain) => Err(left),
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, &self.facts.live) => Err(left),
         }
     }
 
-    fn into_relay(self, login: Login) -> Box<LoggedIn> {
+    fn into_relay(self, login: Login) -> Box<Established> {
         let Login {
             server,
             accepted,
@@ -488,10 +499,18 @@ impl Dialogue {
             ..
         } = self;
         let pipelined = machine.accept(&accepted, &mut out);
-        let (idle, farewell): (_, &'static [u8]) = match facts.protocol {
-            Protocol::Imap => (house.settings.imap_idle, imap::FAREWELL),
-            Protocol::Pop3 => (house.settings.pop3_idle, b""),
+        let (idle, farewell) = match facts.protocol {
+            Protocol::Imap => {
+                let farewell = Farewell {
+                    usual: imap::FAREWELL,
+                    kick: imap::KICKED,
+                };
+                (house.settings.imap_idle, farewell)
+            }
+            // A POP3 server says nothing that was not asked for.
+            Protocol::Pop3 => (house.settings.pop3_idle, Farewell::default()),
         };
+        note_login(&facts.live, &record);
         let mut relay = Relay::new(stream, server, idle);
         relay.owe_client(out);
         relay.owe_server(pipelined);
@@ -506,9 +525,10 @@ impl Dialogue {
             ..record
         };
         let House { drain, audit, .. } = house;
-        Box::new(LoggedIn {
+        Box::new(Established {
             relay,
             drain,
+            live: facts.live,
             farewell,
             record,
             accepted: facts.accepted,
@@ -554,12 +574,13 @@ impl Left {
                 Some("login deadline".to_owned()),
                 Some("login takes too long"),
             ),
-            Left::Drain => (
+            Left::Ordered(Order::Drain) => (
                 EndedBy::Portico,
                 None,
                 Some("drain".to_owned()),
                 Some("server is going down, please try again"),
             ),
+            Left::Ordered(Order::Kick) => (EndedBy::Kick, None, None, Some("session ended by the administrator")),
             Left::TlsFailed(why) => (
                 EndedBy::Client,
                 Some(Outcome::ProtocolError),
@@ -628,6 +649,18 @@ impl Facts {
     }
 }
 
+/// Whose session it is now, for whoever lists and ends sessions.
+fn note_login(live: &Live, record: &Record) {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let account = text(&record.account);
+    let login = || LoggedIn {
+        user: text(&record.user),
+        account: account.clone(),
+        route: text(&record.route),
+    };
+    live.log_in(login, &account);
+}
+
 /// One attempt to log a user in at the mailbox server.
 struct Attempt<'a> {
     record: Record,
@@ -678,10 +711,17 @@ impl Attempt<'_> {
         }
     }
 
+    /// Milliseconds since `begun`, told to whoever counts.
+    fn took(&self, phase: Phase, begun: Instant) -> u64 {
+        let took = begun.elapsed();
+        self.house.audit.phase(phase, self.facts.protocol.name(), took);
+        millis(took)
+    }
+
     async fn route(&mut self, lookup: &Lookup) -> Result<Route, LoginFailure> {
         let begun = Instant::now();
         let result = self.house.routes.route(lookup).await;
-        self.record.ms_lookup = Some(millis(begun.elapsed()));
+        self.record.ms_lookup = Some(self.took(Phase::Lookup, begun));
         let route = result.map_err(|error| match error {
             RouteError::UnknownUser => LoginFailure::UnknownUser,
             RouteError::NotAllowed { .. } => LoginFailure::NotAllowed(error.to_string()),
@@ -702,7 +742,7 @@ impl Attempt<'_> {
     ) -> Result<(BoxStream, Accepted), TryFailure> {
         let called = Instant::now();
         let connected = self.house.transport.connect(route).await;
-        self.record.ms_connect = Some(millis(called.elapsed()));
+        self.record.ms_connect = Some(self.took(Phase::Connect, called));
         let mut server = connected.map_err(|error| {
             let failure = LoginFailure::UpstreamDown(error.to_string());
             match error {
@@ -718,7 +758,7 @@ impl Attempt<'_> {
             Ok(answer) => answer,
             Err(_) => Err(Unanswered::Silent),
         };
-        self.record.ms_login = Some(millis(begun.elapsed()));
+        self.record.ms_login = Some(self.took(Phase::Login, begun));
         answer.map(|accepted| (server, accepted)).map_err(|unanswered| {
             self.record.phase = Some(machine.phase());
             match unanswered {
@@ -813,6 +853,7 @@ async fn left_alone(
     stream: &mut BoxStream,
     machine: &mut dyn LoginMachine,
     drain: &mut watch::Receiver<Drain>,
+    live: &Live,
 ) -> Left {
     let mut buffer = [0; READ];
     loop {
@@ -821,15 +862,18 @@ async fn left_alone(
                 Ok(0) | Err(_) => return Left::ClientGone,
                 Ok(n) => machine.input(&buffer[..n]),
             },
-            () = logins_end(drain) => return Left::Drain,
+            order = logins_end(drain, live) => return Left::Ordered(order),
         }
     }
 }
 
-/// Ready when the node ends connections that are not logged in.
-async fn logins_end(drain: &mut watch::Receiver<Drain>) {
-    // The sender lives as long as the process; if it is gone, so are we.
-    let _ = drain.wait_for(|drain| *drain >= Drain::EndLogins).await;
+/// Ready when the node ends connections that are not logged in, or an administrator this one.
+async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) -> Order {
+    tokio::select! {
+        // The sender lives as long as the process; if it is gone, so are we.
+        _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => Order::Drain,
+        order = live.ended() => order,
+    }
 }
 
 fn address(route: &Route) -> String {

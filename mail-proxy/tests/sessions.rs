@@ -16,8 +16,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::{
-    BoxStream, Client, ConnectError, Connection, Drain, House, Protocol, Settings, StartTls, TlsFacts, Transport, imap,
-    pop3, serve,
+    BoxStream, Client, ConnectError, Connection, Drain, House, Live, Order, Protocol, Settings, StartTls, TlsFacts,
+    Transport, imap, pop3, serve,
 };
 use route_cache::directory::yaml::YamlDirectory;
 use route_cache::{AccountBy, Directory, DirectoryError, Entry, Route, RouteCache, System};
@@ -176,6 +176,7 @@ struct Stage {
     records: Arc<Records>,
     connects: Arc<AtomicUsize>,
     drain: watch::Sender<Drain>,
+    live: Arc<Live>,
     session: tokio::task::JoinHandle<()>,
 }
 
@@ -240,6 +241,7 @@ fn stage(plan: Plan) -> Stage {
         drain: drain.subscribe(),
     };
     let (client, near) = duplex(4096);
+    let live = Arc::new(Live::new());
     let connection = Connection {
         stream: Box::new(near),
         number: "c1".to_owned(),
@@ -253,6 +255,7 @@ fn stage(plan: Plan) -> Stage {
         tls: None,
         starttls: if plan.starttls { StartTls::Only } else { StartTls::Off },
         accepted: Instant::now(),
+        live: live.clone(),
     };
     let session = tokio::spawn(serve(connection, house));
     Stage {
@@ -260,6 +263,7 @@ fn stage(plan: Plan) -> Stage {
         records,
         connects,
         drain,
+        live,
         session,
     }
 }
@@ -515,6 +519,33 @@ async fn bytes_behind_starttls_close_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kick_ends_a_session_before_and_after_login() {
+    let mut early = stage(Plan::default());
+    early.expect("* OK IMAP4rev1").await;
+    early.live.end(Order::Kick);
+    early.expect("* BYE session ended by the administrator").await;
+    let records = early.ended().await;
+    assert_eq!(records.len(), 1, "{records:#?}");
+    assert_eq!(records[0].ended_by, Some(EndedBy::Kick));
+
+    let mut late = stage(Plan::default());
+    late.expect("* OK IMAP4rev1").await;
+    late.say("a LOGIN al@a.example right\r\n").await;
+    late.expect("* CAPABILITY IMAP4rev1 IDLE").await;
+    late.expect("a OK").await;
+    let logins = late.live.logins();
+    assert_eq!(
+        (logins[0].user.as_str(), logins[0].account.as_str()),
+        ("al@a.example", "alice@a.example")
+    );
+    late.live.end(Order::Kick);
+    late.expect("* BYE session ended by the administrator").await;
+    let records = late.ended().await;
+    assert_eq!(records[1].event, Some(Event::SessionEnd));
+    assert_eq!(records[1].ended_by, Some(EndedBy::Kick));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_ends_logins_first_and_sessions_last() {
     let mut early = stage(Plan::default());
     early.expect("* OK").await;
@@ -557,5 +588,5 @@ fn the_future_of_a_session_is_small() {
         size_of::<F>()
     }
     let size = future_size(serve);
-    assert!(size <= 384, "{size} octets");
+    assert!(size <= 416, "{size} octets");
 }

@@ -1,0 +1,209 @@
+//! What the process around a connection sees of it while it lives, and its way to end it.
+//!
+//! Counters are atomics that the connection's own task writes; nobody waits for anybody. It knows no list of
+//! connections: that is the process's.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Accounts that are remembered of one connection. A mail session has one; a web connection can be shared by a few.
+const MAX_LOGINS: usize = 8;
+
+/// One connection while it lives.
+#[derive(Debug)]
+pub struct Live {
+    born: Instant,
+    /// Milliseconds after `born` at which the last byte moved.
+    moved: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    logins: Mutex<Vec<LoggedIn>>,
+    order: AtomicU8,
+    ordered: Notify,
+}
+
+/// Who is logged in on a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoggedIn {
+    /// Login name as typed; empty where it was a token.
+    pub user: String,
+    /// Canonical name of the account.
+    pub account: String,
+    /// `host:port` of the mailbox server.
+    pub route: String,
+}
+
+/// Why a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// An administrator wants it gone.
+    Kick,
+    /// The node is being emptied.
+    Drain,
+}
+
+impl Live {
+    /// A connection that was accepted now.
+    pub fn new() -> Live {
+        Live::born(Instant::now())
+    }
+
+    /// A connection that was accepted then.
+    pub fn born(born: Instant) -> Live {
+        Live {
+            born,
+            moved: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            logins: Mutex::default(),
+            order: AtomicU8::new(0),
+            ordered: Notify::new(),
+        }
+    }
+
+    /// Has it end soon. The first order counts.
+    pub fn end(&self, order: Order) {
+        let code = match order {
+            Order::Kick => 1,
+            Order::Drain => 2,
+        };
+        let _ = self
+            .order
+            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        self.ordered.notify_waiters();
+    }
+
+    /// What was ordered.
+    pub fn order(&self) -> Option<Order> {
+        match self.order.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(Order::Kick),
+            _ => Some(Order::Drain),
+        }
+    }
+
+    /// Ready when it is to end.
+    pub async fn ended(&self) -> Order {
+        loop {
+            // Made before the look, so that an order between the two is heard.
+            let ordered = self.ordered.notified();
+            if let Some(order) = self.order() {
+                return order;
+            }
+            ordered.await;
+        }
+    }
+
+    /// Ready when an administrator wants it gone.
+    pub async fn kicked(&self) {
+        if self.ended().await != Order::Kick {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Notes who is logged in; once for each account.
+    pub fn log_in(&self, login: impl FnOnce() -> LoggedIn, account: &str) {
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        if logins.len() < MAX_LOGINS && logins.iter().all(|known| known.account != account) {
+            logins.push(login());
+        }
+    }
+
+    /// Who is logged in.
+    pub fn logins(&self) -> Vec<LoggedIn> {
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether anybody is.
+    pub fn is_logged_in(&self) -> bool {
+        !self.logins.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Notes how far the bytes have come by now.
+    pub fn count(&self, bytes_in: u64, bytes_out: u64, now: Instant) {
+        self.bytes_in.store(bytes_in, Ordering::Relaxed);
+        self.bytes_out.store(bytes_out, Ordering::Relaxed);
+        self.touch(now);
+    }
+
+    /// Notes bytes that went to the client besides.
+    pub fn add_out(&self, bytes: u64) {
+        self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+        self.touch(Instant::now());
+    }
+
+    fn touch(&self, now: Instant) {
+        let age = now.saturating_duration_since(self.born);
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        self.moved.store(age, Ordering::Relaxed);
+    }
+
+    /// Bytes from and to the client so far.
+    pub fn bytes(&self) -> (u64, u64) {
+        (
+            self.bytes_in.load(Ordering::Relaxed),
+            self.bytes_out.load(Ordering::Relaxed),
+        )
+    }
+
+    /// How old it is.
+    pub fn age(&self) -> Duration {
+        self.born.elapsed()
+    }
+
+    /// How long no byte has moved.
+    pub fn idle(&self) -> Duration {
+        let moved = Duration::from_millis(self.moved.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(moved)
+    }
+}
+
+impl Default for Live {
+    fn default() -> Live {
+        Live::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_order_is_heard_before_and_after_it_is_waited_for() {
+        let live = std::sync::Arc::new(Live::new());
+        let wait = || {
+            let live = live.clone();
+            tokio::spawn(async move { live.ended().await })
+        };
+        let waits = [wait(), wait()];
+        tokio::task::yield_now().await;
+        live.end(Order::Kick);
+        live.end(Order::Drain);
+        for wait in waits {
+            assert_eq!(wait.await.unwrap(), Order::Kick);
+        }
+        live.kicked().await;
+        assert_eq!(live.ended().await, Order::Kick);
+    }
+
+    #[test]
+    fn accounts_are_noted_once_and_not_without_end() {
+        let live = Live::new();
+        for i in 0..20 {
+            for _ in 0..2 {
+                let account = format!("u{i}@a.test");
+                let login = || LoggedIn {
+                    user: String::new(),
+                    account: account.clone(),
+                    route: String::new(),
+                };
+                live.log_in(login, &account);
+            }
+        }
+        assert_eq!(live.logins().len(), MAX_LOGINS);
+    }
+}
