@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::app::App;
 use crate::config::AdminConfig;
+use crate::connector;
 use crate::inherited;
 use caller::Caller;
 
@@ -28,6 +29,7 @@ pub mod api;
 pub mod caller;
 pub mod client;
 pub mod route;
+pub mod sessions;
 pub mod verbs;
 
 /// Connections at one time on each of the two; a console and a scraper need a handful.
@@ -203,7 +205,7 @@ async fn serve_tcp(socket: &TcpListener, router: &Router) {
         match socket.accept().await {
             Ok((stream, peer)) => {
                 let tuned = SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED));
-                if tuned.and_then(|()| stream.set_nodelay(true)).is_err() {
+                if tuned.and_then(|()| connector::tune(&stream)).is_err() {
                     continue;
                 }
                 let connection = connection(stream, Caller::Http { address: peer }, router);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use mail_proxy::Drain;
@@ -21,9 +21,11 @@ use tokio::sync::watch;
 
 use crate::changes;
 use crate::config::{AuditFormat, Config, Listener, ListenerTls, Source};
+use crate::logins::{Logins, Watched};
 use crate::logs::{AuditLog, CarbonioLog, Log};
 use crate::names::Names;
 use crate::routes::{self, Routes};
+use crate::sessions::Sessions;
 use crate::snapshot::{self, Built, Snapshot, problem};
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
@@ -134,6 +136,14 @@ pub struct App {
     pub names: Arc<Names>,
     /// Connections that are open.
     pub open: Open,
+    /// Every connection, to be listed and ended.
+    pub sessions: Arc<Sessions>,
+    /// Login attempts, for those who watch.
+    pub logins: Arc<Logins>,
+    /// Whether an administrator has taken the node out of service.
+    pub out_of_service: watch::Sender<bool>,
+    /// When this process started.
+    pub started: Instant,
     /// The node's shutdown.
     pub drain: watch::Sender<Drain>,
     /// Groups of servers, for web requests of nobody in particular.
@@ -168,6 +178,11 @@ impl App {
             AuditFormat::Json => Arc::new(AuditLog(audit)),
             AuditFormat::Carbonio => Arc::new(CarbonioLog(audit)),
         };
+        let logins = Arc::new(Logins::default());
+        let audit = Arc::new(Watched {
+            log: audit,
+            logins: logins.clone(),
+        });
         let access = open_log("access", &config.log.access)?;
         let groups = Arc::new(Groups::new(basis(&config, &snapshot), names.clone(), &[]));
         let app = Arc::new(App {
@@ -180,6 +195,10 @@ impl App {
             listeners,
             groups,
             open: Open::default(),
+            sessions: Arc::default(),
+            logins,
+            out_of_service: watch::Sender::new(false),
+            started: Instant::now(),
             drain: watch::Sender::new(Drain::Running),
             directory,
             certificates,
@@ -190,6 +209,17 @@ impl App {
         });
         app.applied("started");
         Ok(app)
+    }
+
+    /// Why no new clients should be sent here; empty if they should.
+    pub fn not_ready(&self) -> Vec<&'static str> {
+        let shuts_down = *self.drain.borrow() != Drain::Running;
+        let reasons = [
+            (shuts_down, "the process is shutting down"),
+            (*self.out_of_service.borrow(), "an administrator has drained the node"),
+        ];
+        let holds = reasons.into_iter().filter(|(holds, _)| *holds);
+        holds.map(|(_, reason)| reason).collect()
     }
 
     /// A number for a new connection: unique on this node, also across restarts.

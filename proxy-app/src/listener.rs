@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mail_proxy::{BoxStream, Client, Connection, Drain, House, Protocol, StartTls};
+use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Protocol, StartTls};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
@@ -25,6 +25,7 @@ use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
 use crate::inherited;
 use crate::proxy_protocol::{self, Header};
+use crate::sessions::Session;
 use crate::snapshot::Snapshot;
 use crate::tls::{self, Inside};
 use crate::web::connection::{self, Channel, WebClient, WebStream};
@@ -34,6 +35,8 @@ use crate::web::{Greeted, Web};
 const PROXY_HEADER: Duration = Duration::from_secs(5);
 /// How long an old proxy may take for its handshake; it does it before anything else.
 const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a web connection that is to end may still do so by itself.
+const KICKED: Duration = Duration::from_millis(200);
 /// Pause after a failed accept, which mostly means that the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Pingora ends the process this long after a shutdown began, unless the node file says otherwise.
@@ -300,15 +303,26 @@ impl Door {
             (ListenerTls::StartTls, Protocol::Pop3) => snapshot.pop3_starttls,
             _ => StartTls::Off,
         };
+        let number = self.app.number();
+        let live = Arc::new(Live::born(accepted));
+        let session = Session::new(
+            number.clone(),
+            self.name.clone(),
+            protocol.name(),
+            tls.is_some(),
+            &client,
+            live.clone(),
+        );
         let connection = Connection {
             stream,
-            number: self.app.number(),
+            number,
             listener: self.name.clone(),
             protocol,
             client,
             tls,
             starttls,
             accepted,
+            live,
         };
         let house = House {
             routes: self.app.routes.clone(),
@@ -318,6 +332,7 @@ impl Door {
             generation: snapshot.generation,
             drain: self.app.drain.subscribe(),
         };
+        let _entered = self.app.sessions.enter(session);
         let session = mail_proxy::serve(connection, house);
         // A session may live for days; the configuration that it was born with lives on only in what it uses.
         drop(snapshot);
@@ -345,19 +360,40 @@ impl Door {
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None, None),
         };
         drop(snapshot);
+        let number = self.app.number();
+        let live = Arc::new(Live::born(accepted));
+        let session = Session::new(
+            number.clone(),
+            self.name.clone(),
+            "http",
+            tls.is_some(),
+            &client,
+            live.clone(),
+        );
+        let _entered = self.app.sessions.enter(session);
         let client = WebClient {
-            number: self.app.number(),
+            number,
             listener: self.name.clone(),
             client,
             tls,
             shown,
             admin,
             greeted: Greeted::default(),
+            live: live.clone(),
         };
-        match WebStream::new(channel, client) {
-            Ok(stream) => connection::serve(&self.app, &self.web, stream, &self.shutdown).await,
-            Err(error) => log::error!("{}: {error}", self.name),
+        let stream = match WebStream::new(channel, client) {
+            Ok(stream) => stream,
+            Err(error) => return log::error!("{}: {error}", self.name),
+        };
+        let serve = connection::serve(&self.app, &self.web, stream, &self.shutdown);
+        tokio::pin!(serve);
+        tokio::select! {
+            () = &mut serve => return,
+            // In a drain, requests are served on.
+            () = live.kicked() => {}
         }
+        // A web socket hears of it by itself and says in the access log that it was there.
+        let _ = timeout(KICKED, serve).await;
     }
 
     /// An old proxy, asking where accounts are.

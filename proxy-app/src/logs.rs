@@ -188,14 +188,18 @@ struct Timed<'a> {
 
 impl Audit for AuditLog {
     fn record(&self, record: Record) {
-        match serde_json::to_string(&Timed {
-            time: utc(),
-            record: &record,
-        }) {
-            Ok(line) => self.0.line(line),
-            Err(error) => log::error!("audit log: a record cannot be written: {error}"),
-        }
+        self.0.line(json(Timestamp::now(), &record));
     }
+}
+
+/// A record as the audit log has it, without the end of the line.
+pub fn json(time: Timestamp, record: &Record) -> String {
+    let time = utc(time);
+    serde_json::to_string(&Timed { time, record }).unwrap_or_else(|error| {
+        // Plain texts and numbers: nothing of it can fail.
+        log::error!("audit log: a record cannot be written: {error}");
+        String::new()
+    })
 }
 
 /// The audit log in the words of a Carbonio mailbox server's audit.log (MAIL §8.1), so that existing fail2ban
@@ -271,8 +275,8 @@ fn value(text: &str) -> String {
 }
 
 /// The time as audit records have it: `2026-11-23T10:00:00.123Z`.
-fn utc() -> String {
-    format!("{:.3}", Timestamp::now())
+pub fn utc(time: Timestamp) -> String {
+    format!("{time:.3}")
 }
 
 /// The time as access logs have it: `23/Nov/2026:10:00:00 +0000`.

@@ -195,7 +195,12 @@ impl ProxyHttp for Web {
     async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let admin = connection::client_of(session).is_some_and(|web| web.admin);
         let target = match self.locate(exchange).await? {
-            Some(target) => target,
+            Some(target) => {
+                if let (Some(web), Some(route)) = (connection::client_of(session), &exchange.route) {
+                    web.note(route);
+                }
+                target
+            }
             None => self.any_server(admin, exchange)?,
         };
         let peer = peer(&target, session, &exchange.snapshot);
@@ -318,6 +323,7 @@ impl ProxyHttp for Web {
         let status = session
             .response_written()
             .map_or(0, |response| response.status.as_u16());
+        web.live.add_out(session.body_bytes_sent() as u64);
         self.log_access(session, web, exchange, status);
         if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
             self.record_login(web, exchange, seen, status);

@@ -274,3 +274,146 @@ fn nobody_answers_when_nobody_runs() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn sessions_are_listed_and_kicked() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        let (mut alice, mut bob) = (scene.login("alice")?, scene.login("bob")?);
+        alice.imap_ok("a1 NOOP")?;
+        let list = json(portico, &["sessions"])?;
+        ensure!(list["sessions"].as_array().map(Vec::len) == Some(2), "{list}");
+        let hers = json(portico, &["sessions", "--user", "ALICE@a.example"])?;
+        let hers = &hers["sessions"][0];
+        ensure!(hers["bytes_in"].as_u64() > Some(0) && hers["tls"] == true, "{hers}");
+        ensure!(hers["logins"][0]["account"] == "alice@a.example", "{hers}");
+        let text = done(portico, &["sessions", "--ip", "127.0.0.1"])?;
+        ensure!(text.lines().count() == 3 && text.contains("bob@a.example"), "{text}");
+        let status = done(portico, &["status"])?;
+        ensure!(line(&status, "imap")?.contains("2 logged in"), "{status}");
+        ensure!(line(&status, "ready")?.ends_with("yes"), "{status}");
+
+        let kicked = json(portico, &["kick", "--user", "alice@a.example"])?;
+        ensure!(kicked["sessions"].as_array().map(Vec::len) == Some(1), "{kicked}");
+        let bye = alice.line()?;
+        ensure!(bye.starts_with("* BYE session ended by the administrator"), "{bye}");
+        ensure!(alice.line().is_err(), "it goes on");
+        let end = portico.record(&[("event", "session_end"), ("account", "alice@a.example")])?;
+        ensure!(end["ended_by"] == "kick", "{end}");
+        portico.record(&[("event", "admin"), ("act", "kick user alice@a.example: 1 sessions")])?;
+        bob.imap_ok("b1 NOOP")?;
+        let number = json(portico, &["sessions"])?["sessions"][0]["session"]
+            .as_str()
+            .map(str::to_owned);
+        let number = number.context("no number")?;
+        done(portico, &["kick", "--session", &number])?;
+        ensure!(bob.line()?.starts_with("* BYE"), "bob stays");
+        let nobody = done(portico, &["kick", "--user", "bob@a.example"])?;
+        ensure!(nobody.contains("no such session"), "{nobody}");
+        ensure!(said(portico, &["kick"])?.code == 2, "kick of nobody in particular");
+        // Who is not logged in yet can be found by address.
+        let mut silent = scene.imaps()?;
+        done(portico, &["kick", "--ip", "127.0.0.1"])?;
+        ensure!(silent.line()?.starts_with("* BYE session ended"), "silent stays");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_kick_cuts_web_connections_too() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        let alice = scene.town.person("alice")?;
+        let mut web = scene.tls(scene.town.doors.https, "mail.a.example")?;
+        let basic = openssl::base64::encode_block(format!("{}:{}", alice.name, alice.password()).as_bytes());
+        web.send(format!(
+            "GET /home/alice@a.example/inbox HTTP/1.1\r\nHost: mail.a.example\r\nAuthorization: Basic {basic}\r\n\r\n"
+        ))?;
+        ensure!(web.line()?.starts_with("HTTP/1.1 "), "no answer");
+        let found = portico_tests::until("her web connection", std::time::Duration::from_secs(10), || {
+            let list = json(portico, &["sessions", "--user", "alice@a.example"])?;
+            Ok(list["sessions"].get(0).filter(|one| one["proto"] == "http").cloned())
+        })?;
+        ensure!(
+            found["logins"][0]["route"] == format!("127.0.0.2:{}", scene.town.stores[0].web.https.port()),
+            "{found}"
+        );
+        done(portico, &["kick", "--user", "alice@a.example"])?;
+        // What was sent before may still be read; then it ends.
+        while web.line().is_ok() {}
+        portico_tests::until("its end", std::time::Duration::from_secs(10), || {
+            let list = json(portico, &["sessions"])?;
+            Ok(list["sessions"].as_array().is_some_and(Vec::is_empty).then_some(()))
+        })
+    })
+}
+
+#[test]
+fn a_drained_node_serves_on_and_can_come_back() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        let mut alice = scene.login("alice")?;
+        let out = done(portico, &["drain"])?;
+        ensure!(out.contains("out of service; 1 sessions live"), "{out}");
+        let status = json(portico, &["status"])?;
+        ensure!(
+            status["ready"] == false && status["not_ready"][0].as_str().is_some(),
+            "{status}"
+        );
+        drop(scene.login("bob")?);
+        alice.imap_ok("a1 NOOP")?;
+        ensure!(done(portico, &["drain", "--undo"])?.contains("in service"), "not back");
+        ensure!(json(portico, &["status"])?["ready"] == true, "not ready");
+        done(portico, &["drain", "--end-sessions-over", "0"])?;
+        ensure!(alice.line()?.starts_with("* BYE"), "alice stays");
+        let end = portico.record(&[("event", "session_end"), ("account", "alice@a.example")])?;
+        ensure!(end["ended_by"] == "portico" && end["why"] == "drain", "{end}");
+        Ok(())
+    })
+}
+
+#[test]
+fn logins_are_followed() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        drop(scene.login("alice")?);
+        portico.record(&[("event", "login"), ("outcome", "ok")])?;
+        let recent = done(portico, &["logins"])?;
+        ensure!(
+            recent.contains("imap ok") && recent.contains("alice@a.example"),
+            "{recent}"
+        );
+        let conf = portico.dir().join("portico.yaml");
+        let mut watcher = Command::new(binary()?)
+            .arg("-c")
+            .arg(conf)
+            .args(["logins", "--follow", "--failed", "--json"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()?;
+        let out = watcher.stdout.take().context("no output")?;
+        let (send, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in std::io::BufRead::lines(std::io::BufReader::new(out)) {
+                let Ok(line) = line else { return };
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut wire = scene.imaps()?;
+        wire.say("a LOGIN bob@a.example wrong")?;
+        let line = lines.recv_timeout(std::time::Duration::from_secs(20));
+        watcher.kill()?;
+        watcher.wait()?;
+        let record: Value = serde_json::from_str(&line?)?;
+        ensure!(
+            record["outcome"] == "bad_credentials" && record["user"] == "bob@a.example",
+            "{record}"
+        );
+        ensure!(
+            record["time"].as_str().is_some_and(|time| time.ends_with('Z')),
+            "{record}"
+        );
+        Ok(())
+    })
+}

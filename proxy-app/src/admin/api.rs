@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::caller::{Caller, guard};
-use super::route;
+use super::{route, sessions};
 use crate::app::App;
 
 /// Most of a request's body.
@@ -100,6 +100,11 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
         .routes(routes!(route::explain))
         .routes(routes!(route::purge))
         .routes(routes!(reload))
+        .routes(routes!(sessions::status))
+        .routes(routes!(sessions::list))
+        .routes(routes!(sessions::kick))
+        .routes(routes!(sessions::drain, sessions::undrain))
+        .routes(routes!(sessions::logins))
         .split_for_parts()
 }
 

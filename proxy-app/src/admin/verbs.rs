@@ -1,11 +1,13 @@
 //! The verbs of the command line that ask the running process, and how they show what it says.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use http_body_util::BodyExt;
 use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -13,7 +15,11 @@ use serde::Serialize;
 use super::api::Reloaded;
 use super::client::Client;
 use super::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
+use super::sessions::{DrainOrder, Drained, Kick, OneSession, SessionList, Status};
 use crate::config;
+
+/// Longest line of a login; names in it are bounded.
+const MAX_LINE: usize = 64 * 1024;
 
 /// Width of the words in front of the sentences.
 const LABEL: usize = 11;
@@ -44,6 +50,74 @@ pub enum Verb {
         #[allow(missing_docs)]
         to: To,
     },
+    /// Say how the node is.
+    Status {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
+    /// List mail sessions and web connections.
+    Sessions {
+        /// Those of this user: the login as typed, or the account's name.
+        #[arg(long)]
+        user: Option<String>,
+        /// Those of this client address.
+        #[arg(long)]
+        ip: Option<IpAddr>,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
+    /// End sessions and web connections now.
+    #[command(group = clap::ArgGroup::new("whose").required(true).multiple(true).args(["user", "ip", "session"]))]
+    Kick {
+        /// Those of this user: the login as typed, or the account's name.
+        #[arg(long)]
+        user: Option<String>,
+        /// Those of this client address.
+        #[arg(long)]
+        ip: Option<IpAddr>,
+        /// The one with this number.
+        #[arg(long)]
+        session: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
+    /// Take the node out of service: balancers hear that it is not ready, and it serves on who comes.
+    Drain {
+        /// End the sessions, too, one after the other over this many seconds.
+        #[arg(long, value_name = "SECONDS")]
+        end_sessions_over: Option<u64>,
+        /// Put the node in service again.
+        #[arg(long, conflicts_with = "end_sessions_over")]
+        undo: bool,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
+    /// Show login attempts, mail and web: the last ones, and with --follow all that come.
+    Logins(Logins),
+}
+
+/// `portico logins`
+#[derive(Debug, Args)]
+pub struct Logins {
+    /// Go on with those that come, until interrupted.
+    #[arg(long)]
+    pub follow: bool,
+    /// Only those that failed.
+    #[arg(long)]
+    pub failed: bool,
+    /// Those for this user: the login as typed, or the account's name.
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Those of this client address.
+    #[arg(long)]
+    pub ip: Option<IpAddr>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub to: To,
 }
 
 /// What can be done about routes.
@@ -75,13 +149,13 @@ pub struct Explain {
     pub protocol: Wanted,
     /// Address of the client; without it, one that every domain admits.
     #[arg(long)]
-    pub ip: Option<std::net::IpAddr>,
+    pub ip: Option<IpAddr>,
     /// Name that the client asks for, in TLS or as Host.
     #[arg(long)]
     pub host: Option<String>,
     /// Address that the client connects to.
     #[arg(long)]
-    pub local: Option<std::net::IpAddr>,
+    pub local: Option<IpAddr>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub to: To,
@@ -93,8 +167,12 @@ pub struct Explain {
 /// Nobody answers, or the answer is no.
 pub fn run(verb: Verb, conf: &Path) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let text = runtime.block_on(ask(verb, conf))?;
-    print(&text)?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Logins(logins) => logins.run(conf).await,
+            verb => print(&ask(verb, conf).await?),
+        }
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -126,6 +204,62 @@ async fn ask(verb: Verb, conf: &Path) -> anyhow::Result<String> {
             let answer: Reloaded = to.client(conf)?.send(Method::POST, "/v1/reload", &()).await?;
             to.show(&answer, reloaded)
         }
+        Verb::Status { to } => {
+            let answer: Status = to.client(conf)?.get("/v1/status").await?;
+            to.show(&answer, status)
+        }
+        Verb::Sessions { user, ip, to } => {
+            let fields = [("user", user), ("ip", ip.map(|ip| ip.to_string()))];
+            let answer: SessionList = to.client(conf)?.get(&path_with("/v1/sessions", fields)).await?;
+            to.show(&answer, |list| sessions(&list.sessions))
+        }
+        Verb::Kick { user, ip, session, to } => {
+            let body = Kick { user, ip, session };
+            let answer: SessionList = to.client(conf)?.send(Method::POST, "/v1/sessions/kick", &body).await?;
+            to.show(&answer, kicked)
+        }
+        Verb::Drain {
+            end_sessions_over,
+            undo,
+            to,
+        } => {
+            let method = if undo { Method::DELETE } else { Method::POST };
+            let body = DrainOrder { end_sessions_over };
+            let answer: Drained = to.client(conf)?.send(method, "/v1/drain", &body).await?;
+            to.show(&answer, drained)
+        }
+        // It prints as it goes.
+        Verb::Logins(_) => Ok(String::new()),
+    }
+}
+
+impl Logins {
+    async fn run(self, conf: &Path) -> anyhow::Result<()> {
+        let flag = |set: bool| set.then(|| "true".to_owned());
+        let fields = [
+            ("user", self.user.clone()),
+            ("ip", self.ip.map(|ip| ip.to_string())),
+            ("failed", flag(self.failed)),
+            ("follow", flag(self.follow)),
+        ];
+        let path = path_with("/v1/logins", fields);
+        let mut body = self.to.client(conf)?.open(Method::GET, &path, &()).await?;
+        let mut held = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            held.extend_from_slice(&data);
+            while let Some(end) = held.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = held.drain(..=end).collect();
+                let line = String::from_utf8_lossy(&line);
+                print(&if self.to.json {
+                    line.into_owned()
+                } else {
+                    attempt(&line)
+                })?;
+            }
+            anyhow::ensure!(held.len() <= MAX_LINE, "the answer is not what it should be");
+        }
+        Ok(())
     }
 }
 
@@ -312,4 +446,111 @@ fn reloaded(answer: &Reloaded) -> String {
     }
     let _fits = writeln!(out, "configuration {} is in force", answer.generation);
     out
+}
+
+fn status(answer: &Status) -> String {
+    let mut lines = Lines::default();
+    lines.line(
+        "node",
+        format!("{}, Portico {}, process {}", answer.node, answer.version, answer.pid),
+    );
+    lines.line("up", format!("{} s", answer.uptime));
+    match answer.not_ready.as_slice() {
+        [] => lines.line("ready", "yes"),
+        reasons => lines.line("ready", format!("no: {}", reasons.join("; "))),
+    }
+    lines.line("generation", answer.generation.to_string());
+    lines.line("connections", answer.connections.to_string());
+    for count in &answer.sessions {
+        lines.line(
+            &count.proto,
+            format!("{} logged in, {} others", count.logged_in, count.others),
+        );
+    }
+    lines.line("routes", format!("{} in memory", answer.routes));
+    lines.0
+}
+
+fn sessions(list: &[OneSession]) -> String {
+    let mut rows = vec![
+        [
+            "SESSION", "PROTO", "AGE", "IDLE", "IN", "OUT", "CLIENT", "ACCOUNT", "SERVER",
+        ]
+        .map(str::to_owned),
+    ];
+    for session in list {
+        let each = |part: fn(&super::sessions::OneLogin) -> &str| {
+            let parts: Vec<&str> = session.logins.iter().map(part).collect();
+            if parts.is_empty() {
+                "-".to_owned()
+            } else {
+                parts.join(",")
+            }
+        };
+        rows.push([
+            session.session.clone(),
+            session.proto.clone(),
+            session.age.to_string(),
+            session.idle.to_string(),
+            session.bytes_in.to_string(),
+            session.bytes_out.to_string(),
+            session.client.clone(),
+            each(|login| &login.account),
+            each(|login| &login.route),
+        ]);
+    }
+    table(&rows)
+}
+
+/// Columns as wide as their widest value.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] =
+        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
+    let mut out = String::new();
+    for row in rows {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{:width$}", printable(cell)));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let _fits = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+fn kicked(answer: &SessionList) -> String {
+    match answer.sessions.len() {
+        0 => "there is no such session\n".to_owned(),
+        count => format!("{count} sessions end:\n{}", sessions(&answer.sessions)),
+    }
+}
+
+fn drained(answer: &Drained) -> String {
+    let ready = if answer.ready { "in service" } else { "out of service" };
+    format!("the node is {ready}; {} sessions live\n", answer.sessions)
+}
+
+/// A line of the stream, for people.
+fn attempt(line: &str) -> String {
+    let Ok(record) = serde_json::from_str::<serde_json::Value>(line) else {
+        return printable(line) + "\n";
+    };
+    if let Some(lost) = record["lost"].as_u64() {
+        return format!("({lost} logins were not shown: this terminal is too slow)\n");
+    }
+    let text = |field: &str| record[field].as_str().unwrap_or("-");
+    let mut out = format!(
+        "{} {:4} {:15} {} from {}",
+        text("time"),
+        text("proto"),
+        text("outcome"),
+        text("user"),
+        text("client")
+    );
+    for (word, field) in [("to", "route"), ("because", "why")] {
+        if let Some(value) = record[field].as_str() {
+            let _fits = write!(out, " {word} {value}");
+        }
+    }
+    printable(&out) + "\n"
 }

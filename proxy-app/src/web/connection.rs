@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use mail_proxy::{Client, TlsFacts};
+use mail_proxy::{Client, Live, LoggedIn, TlsFacts};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -27,6 +27,7 @@ use pingora::protocols::{
 };
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
+use route_cache::Route;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -67,9 +68,21 @@ pub struct WebClient {
     pub admin: bool,
     /// Who is known to have logged in on it.
     pub greeted: Greeted,
+    /// What the process sees of it.
+    pub live: Arc<Live>,
 }
 
 impl WebClient {
+    /// Notes whose request goes which way.
+    pub(super) fn note(&self, route: &Route) {
+        let login = || LoggedIn {
+            user: String::new(),
+            account: route.account.to_string(),
+            route: format!("{}:{}", route.host, route.port),
+        };
+        self.live.log_in(login, &route.account);
+    }
+
     /// True the first time for a user.
     pub fn greets(&self, user: &str) -> bool {
         self.greeted.greets(user)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Uri, Version};
 use mail_proxy::BoxStream;
-use mail_proxy::relay::{Ended, Relay};
+use mail_proxy::relay::{Ended, Farewell, Relay};
 use route_cache::{RouteError, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -90,7 +90,9 @@ impl Answered {
                 let answered = answer.len() as u64;
                 let mut relay = Box::new(Relay::new(client, server, self.idle));
                 relay.owe_client(answer);
-                let Ended { bytes_out, .. } = relay.run(&mut app.drain.subscribe(), b"").await;
+                let Ended { bytes_out, .. } = relay
+                    .run(&mut app.drain.subscribe(), &web.live, Farewell::default())
+                    .await;
                 (101, answered + bytes_out)
             }
             Verdict::Refused {
@@ -186,7 +188,10 @@ fn is_upgrade(request: &Parts) -> bool {
 async fn locate(app: &App, web: &WebClient, asked: &Asked) -> Option<Server> {
     if let Some(lookup) = &asked.lookup {
         match app.routes.route(lookup).await {
-            Ok(route) => return Some(Server::of(&route)),
+            Ok(route) => {
+                web.note(&route);
+                return Some(Server::of(&route));
+            }
             Err(RouteError::NotAllowed { .. }) => return None,
             Err(_) => {}
         }

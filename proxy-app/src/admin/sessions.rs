@@ -1,0 +1,372 @@
+//! Connections and logins over the admin API: listed, ended, followed; and the node itself: its state, its drain.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use utoipa::{IntoParams, ToSchema};
+
+use super::api::{self, Failure};
+use super::caller::Caller;
+use crate::app::App;
+use crate::logins::{Attempt, Filter};
+use crate::logs;
+use crate::sessions::{Session, Which};
+use crate::snapshot::PRODUCT;
+
+/// Longest time over which sessions are ended in a drain.
+const MAX_SPREAD: u64 = 24 * 60 * 60;
+
+/// The state of the node.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Name of the node.
+    pub node: String,
+    /// Version of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime: u64,
+    /// Whether new clients may be sent here.
+    pub ready: bool,
+    /// Why not.
+    pub not_ready: Vec<String>,
+    /// Number of the configuration in force.
+    pub generation: u64,
+    /// Open connections of all kinds.
+    pub connections: u64,
+    /// Sessions by protocol.
+    pub sessions: Vec<Count>,
+    /// Names and ids in the route cache.
+    pub routes: u64,
+}
+
+/// Sessions of a protocol.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Count {
+    /// `imap`, `pop3` or `http`.
+    pub proto: String,
+    /// Where the account is known.
+    pub logged_in: u64,
+    /// Where it is not, or not yet.
+    pub others: u64,
+}
+
+/// Says how the node is.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
+    let counts = app.sessions.counts();
+    let count = |proto, logged_in| counts.get(&(proto, logged_in)).copied().unwrap_or(0);
+    let not_ready = app.not_ready();
+    Json(Status {
+        node: app.config.node.clone(),
+        version: PRODUCT.1.to_owned(),
+        pid: std::process::id(),
+        uptime: app.started.elapsed().as_secs(),
+        ready: not_ready.is_empty(),
+        not_ready: not_ready.into_iter().map(str::to_owned).collect(),
+        generation: app.snapshot.load().generation,
+        connections: app.open.count() as u64,
+        sessions: ["imap", "pop3", "http"]
+            .map(|proto| Count {
+                proto: proto.to_owned(),
+                logged_in: count(proto, true),
+                others: count(proto, false),
+            })
+            .into(),
+        routes: app.routes.len() as u64,
+    })
+}
+
+/// Which sessions, or logins.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Meant {
+    /// Those of this user: the login as typed, or the account's name.
+    user: Option<String>,
+    /// Those of this client address.
+    #[param(value_type = Option<String>)]
+    ip: Option<IpAddr>,
+}
+
+/// All that were found.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct SessionList {
+    /// Oldest first.
+    pub sessions: Vec<OneSession>,
+}
+
+/// A mail session or a web connection.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct OneSession {
+    /// Its number, as `conn` in the audit log.
+    pub session: String,
+    /// `imap`, `pop3` or `http`.
+    pub proto: String,
+    /// TLS from the first byte.
+    pub tls: bool,
+    /// Address of the listener.
+    pub listener: String,
+    /// Address of the client.
+    pub client: String,
+    /// The balancer in between.
+    pub via: Option<String>,
+    /// When it was accepted, UTC.
+    pub since: String,
+    /// Seconds since then.
+    pub age: u64,
+    /// Seconds since the last byte.
+    pub idle: u64,
+    /// Bytes from the client after login; of the web only web sockets are counted.
+    pub bytes_in: u64,
+    /// Bytes to the client after login; of the web bodies and web sockets.
+    pub bytes_out: u64,
+    /// Who is logged in; more than one only on the web.
+    pub logins: Vec<OneLogin>,
+}
+
+/// Who is logged in.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct OneLogin {
+    /// The login as typed; empty where it was a token.
+    pub user: String,
+    /// The account.
+    pub account: String,
+    /// `host:port` of its server.
+    pub route: String,
+}
+
+impl OneSession {
+    fn of(session: &Session) -> OneSession {
+        let (bytes_in, bytes_out) = session.live.bytes();
+        OneSession {
+            session: session.number.clone(),
+            proto: session.proto.to_owned(),
+            tls: session.tls,
+            listener: session.listener.to_string(),
+            client: session.client.to_string(),
+            via: session.via.map(|via| via.to_string()),
+            since: logs::utc(session.since),
+            age: session.live.age().as_secs(),
+            idle: session.live.idle().as_secs(),
+            bytes_in,
+            bytes_out,
+            logins: session
+                .live
+                .logins()
+                .into_iter()
+                .map(|login| OneLogin {
+                    user: login.user,
+                    account: login.account,
+                    route: login.route,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Lists mail sessions and web connections.
+#[utoipa::path(get, path = "/v1/sessions", params(Meant), responses((status = 200, body = SessionList)))]
+pub async fn list(State(app): State<Arc<App>>, Query(meant): Query<Meant>) -> Json<SessionList> {
+    let which = Which {
+        user: meant.user,
+        ip: meant.ip,
+        number: None,
+    };
+    let found = app.sessions.list(&which);
+    Json(SessionList {
+        sessions: found.iter().map(|session| OneSession::of(session)).collect(),
+    })
+}
+
+/// Whose sessions to end. What is named counts together.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Kick {
+    /// The login as typed, or the account's name.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// A client address.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub ip: Option<IpAddr>,
+    /// The number of a session.
+    #[serde(default)]
+    pub session: Option<String>,
+}
+
+/// Ends sessions and web connections now. Their clients may come back: what is to stay out must be closed in the
+/// directory, too.
+#[utoipa::path(post, path = "/v1/sessions/kick", request_body = Kick, responses(
+    (status = 200, body = SessionList),
+    (status = 400, body = Failure),
+))]
+pub async fn kick(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Json(kick): Json<Kick>,
+) -> Result<Json<SessionList>, Failure> {
+    let named = [
+        kick.user.as_ref().map(|user| format!("user {user}")),
+        kick.ip.map(|ip| format!("ip {ip}")),
+        kick.session.as_ref().map(|session| format!("session {session}")),
+    ];
+    let named: Vec<String> = named.into_iter().flatten().collect();
+    if named.is_empty() {
+        return Err(Failure::bad("expected a user, an ip or a session"));
+    }
+    let ended = app.sessions.kick(&Which {
+        user: kick.user,
+        ip: kick.ip,
+        number: kick.session,
+    });
+    api::audit(
+        &app,
+        caller,
+        format!("kick {}: {} sessions", named.join(", "), ended.len()),
+    );
+    Ok(Json(SessionList {
+        sessions: ended.iter().map(|session| OneSession::of(session)).collect(),
+    }))
+}
+
+/// How far a drain goes.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainOrder {
+    /// End the sessions, too, one after the other over this many seconds. Absent: they live on.
+    #[serde(default)]
+    pub end_sessions_over: Option<u64>,
+}
+
+/// What a drain has done.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Drained {
+    /// Whether new clients may be sent here.
+    pub ready: bool,
+    /// Sessions that live.
+    pub sessions: u64,
+}
+
+/// Takes the node out of service: `/readyz` says no from now on, so that balancers send nobody. It still serves who
+/// comes. On demand its sessions are ended, spread over some time.
+#[utoipa::path(post, path = "/v1/drain", request_body = DrainOrder, responses(
+    (status = 200, body = Drained),
+    (status = 400, body = Failure),
+))]
+pub async fn drain(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Json(order): Json<DrainOrder>,
+) -> Result<Json<Drained>, Failure> {
+    let over = order.end_sessions_over;
+    if over.is_some_and(|seconds| seconds > MAX_SPREAD) {
+        return Err(Failure::bad(format!("at most {MAX_SPREAD} seconds")));
+    }
+    let what = over.map_or("drain".to_owned(), |seconds| {
+        format!("drain, sessions end over {seconds} s")
+    });
+    api::audit(&app, caller, what);
+    app.out_of_service.send_replace(true);
+    if let Some(seconds) = over {
+        let app = app.clone();
+        tokio::spawn(async move {
+            let mut state = app.out_of_service.subscribe();
+            let undone = async {
+                let _ = state.wait_for(|out| !out).await;
+            };
+            app.sessions.empty(Duration::from_secs(seconds), undone).await;
+        });
+    }
+    Ok(Json(drained(&app)))
+}
+
+/// Puts the node in service again.
+#[utoipa::path(delete, path = "/v1/drain", responses((status = 200, body = Drained)))]
+pub async fn undrain(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Drained> {
+    api::audit(&app, caller, "drain undone".to_owned());
+    app.out_of_service.send_replace(false);
+    Json(drained(&app))
+}
+
+fn drained(app: &App) -> Drained {
+    Drained {
+        ready: app.not_ready().is_empty(),
+        sessions: app.sessions.counts().values().sum(),
+    }
+}
+
+/// Which logins.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Watch {
+    /// Those for this user: the login as typed, or the account's name.
+    user: Option<String>,
+    /// Those of this client address.
+    #[param(value_type = Option<String>)]
+    ip: Option<IpAddr>,
+    /// Only those that failed.
+    #[serde(default)]
+    failed: bool,
+    /// Go on with those that come, until the client closes.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Login attempts, mail and web, as lines of JSON in the form of the audit log: the last ones, and with `follow` all
+/// that come. Who does not read fast enough gets a line `{"lost": N}` in their place.
+#[utoipa::path(get, path = "/v1/logins", params(Watch), responses(
+    (status = 200, content_type = "application/x-ndjson", body = String),
+))]
+pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> Response {
+    let filter = Filter {
+        failed: watch.failed,
+        user: watch.user,
+        ip: watch.ip,
+    };
+    // First, so that nobody falls between the two; who comes in this moment is told twice at worst.
+    let coming = app.logins.follow();
+    let recent: String = app
+        .logins
+        .recent(&filter)
+        .iter()
+        .map(|attempt| json_line(attempt))
+        .collect();
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    if !watch.follow {
+        return (kind, recent).into_response();
+    }
+    let first = stream::iter(Some(recent).filter(|recent| !recent.is_empty()));
+    let rest = stream::unfold((coming, filter), |(mut coming, filter)| async move {
+        let line = next(&mut coming, &filter).await?;
+        Some((line, (coming, filter)))
+    });
+    let lines = first.chain(rest).map(Ok::<_, std::convert::Infallible>);
+    (kind, Body::from_stream(lines)).into_response()
+}
+
+/// The next line for a watcher.
+async fn next(coming: &mut Receiver<Arc<Attempt>>, filter: &Filter) -> Option<String> {
+    loop {
+        match coming.recv().await {
+            Ok(attempt) if filter.means(&attempt.record) => return Some(json_line(&attempt)),
+            Ok(_) => {}
+            Err(RecvError::Lagged(lost)) => return Some(format!("{{\"lost\":{lost}}}\n")),
+            Err(RecvError::Closed) => return None,
+        }
+    }
+}
+
+fn json_line(attempt: &Attempt) -> String {
+    logs::json(attempt.time, &attempt.record) + "\n"
+}

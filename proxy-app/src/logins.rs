@@ -1,0 +1,188 @@
+//! Login attempts as they happen, for those who watch: the last ones, and all from now on.
+//!
+//! It stands in front of the audit log and takes a copy of what goes there. A watcher that does not keep up loses
+//! lines and is told how many; nobody waits for him.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mail_proxy::audit::{Audit, Event, Outcome, Phase, Record};
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+/// Attempts that are remembered.
+const RECENT: usize = 256;
+/// Attempts that a watcher may be behind with.
+const BEHIND: usize = 1024;
+
+/// An attempt, and when it ended.
+#[derive(Debug)]
+pub struct Attempt {
+    /// When.
+    pub time: Timestamp,
+    /// The record of the audit log.
+    pub record: Record,
+}
+
+/// Which attempts are meant. What is not named does not matter.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Those that failed.
+    pub failed: bool,
+    /// Those for this user: the login as typed, or the account's name, in any case.
+    pub user: Option<String>,
+    /// Those of this client address.
+    pub ip: Option<IpAddr>,
+}
+
+/// The attempts of this node.
+pub struct Logins {
+    recent: Mutex<VecDeque<Arc<Attempt>>>,
+    now: broadcast::Sender<Arc<Attempt>>,
+}
+
+impl Default for Logins {
+    fn default() -> Logins {
+        Logins {
+            recent: Mutex::default(),
+            now: broadcast::Sender::new(BEHIND),
+        }
+    }
+}
+
+impl Logins {
+    /// The last ones, oldest first.
+    pub fn recent(&self, filter: &Filter) -> Vec<Arc<Attempt>> {
+        let recent = self.recent.lock();
+        recent
+            .iter()
+            .filter(|attempt| filter.means(&attempt.record))
+            .cloned()
+            .collect()
+    }
+
+    /// All from now on.
+    pub fn follow(&self) -> broadcast::Receiver<Arc<Attempt>> {
+        self.now.subscribe()
+    }
+
+    fn take(&self, record: &Record) {
+        if !matches!(record.event, Some(Event::Login | Event::WebLogin)) {
+            return;
+        }
+        let attempt = Arc::new(Attempt {
+            time: Timestamp::now(),
+            record: record.clone(),
+        });
+        // Nobody watching is no failure.
+        let _ = self.now.send(attempt.clone());
+        let mut recent = self.recent.lock();
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(attempt);
+    }
+}
+
+impl Filter {
+    /// Whether this record is meant.
+    pub fn means(&self, record: &Record) -> bool {
+        let failed = record.outcome != Some(Outcome::Ok);
+        (failed || !self.failed)
+            && self
+                .ip
+                .is_none_or(|ip| address_of(&record.client) == Some(ip.to_canonical()))
+            && self.user.as_ref().is_none_or(|user| is_of(record, user))
+    }
+}
+
+fn address_of(client: &str) -> Option<IpAddr> {
+    client.parse().ok().map(|address: SocketAddr| address.ip())
+}
+
+fn is_of(record: &Record, user: &str) -> bool {
+    let names = [&record.user, &record.account];
+    let mut names = names.into_iter().flatten();
+    names.any(|name| name.to_lowercase() == user.to_lowercase())
+}
+
+/// The audit log, with those who watch in front of it.
+pub struct Watched {
+    /// The log.
+    pub log: Arc<dyn Audit>,
+    /// Who watches.
+    pub logins: Arc<Logins>,
+}
+
+impl Audit for Watched {
+    fn record(&self, record: Record) {
+        self.logins.take(&record);
+        self.log.record(record);
+    }
+
+    fn phase(&self, phase: Phase, proto: &'static str, took: Duration) {
+        self.log.phase(phase, proto, took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(user: &str, client: &str, outcome: Outcome) -> Record {
+        Record {
+            event: Some(Event::Login),
+            user: Some(user.to_owned()),
+            client: client.to_owned(),
+            outcome: Some(outcome),
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn the_last_ones_are_kept_and_found() {
+        let logins = Logins::default();
+        for i in 0..300 {
+            logins.take(&record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
+        }
+        logins.take(&record("Eve", "192.0.2.2:5", Outcome::BadCredentials));
+        logins.take(&Record {
+            event: Some(Event::SessionEnd),
+            ..record("u1", "192.0.2.1:5", Outcome::Ok)
+        });
+        let count = |filter: &Filter| logins.recent(filter).len();
+        assert_eq!(count(&Filter::default()), RECENT);
+        let failed = Filter {
+            failed: true,
+            ..Filter::default()
+        };
+        assert_eq!(count(&failed), 1);
+        let eve = Filter {
+            user: Some("eve".to_owned()),
+            ip: Some("192.0.2.2".parse().unwrap()),
+            ..Filter::default()
+        };
+        assert_eq!(count(&eve), 1);
+        let elsewhere = Filter {
+            ip: Some("192.0.2.3".parse().unwrap()),
+            ..eve
+        };
+        assert_eq!(count(&elsewhere), 0);
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_is_told_what_he_lost() {
+        let logins = Logins::default();
+        let mut watcher = logins.follow();
+        for i in 0..BEHIND + 10 {
+            logins.take(&record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
+        }
+        let lost = watcher.recv().await.unwrap_err();
+        assert!(matches!(lost, broadcast::error::RecvError::Lagged(10)), "{lost:?}");
+        let next = watcher.recv().await.unwrap();
+        assert_eq!(next.record.user.as_deref(), Some("u10"));
+    }
+}

@@ -1,0 +1,248 @@
+//! Every connection of this node while it lives: mail sessions and web connections, to be listed and ended.
+//!
+//! A connection is entered once and leaves by itself; in between its own task writes its counters ([`Live`]), and
+//! nobody else is waited for.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mail_proxy::{Client, Live, Order};
+use parking_lot::Mutex;
+
+/// Locks that share the connections among them: accepting does not wait for listing.
+const SHARDS: usize = 16;
+
+/// One connection.
+pub struct Session {
+    /// Its number, unique on this node.
+    pub number: String,
+    /// Address of the listener.
+    pub listener: Arc<str>,
+    /// `imap`, `pop3` or `http`.
+    pub proto: &'static str,
+    /// Whether the client speaks TLS from the first byte.
+    pub tls: bool,
+    /// Address of the client.
+    pub client: SocketAddr,
+    /// The balancer that spoke for it.
+    pub via: Option<SocketAddr>,
+    /// When it was accepted.
+    pub since: Timestamp,
+    /// What its task says of it, and how it is ended.
+    pub live: Arc<Live>,
+}
+
+/// Which connections are meant. What is not named does not matter.
+#[derive(Debug, Clone, Default)]
+pub struct Which {
+    /// Those of this user: the login as typed, or the account's name, in any case.
+    pub user: Option<String>,
+    /// Those of this client address.
+    pub ip: Option<IpAddr>,
+    /// The one with this number.
+    pub number: Option<String>,
+}
+
+/// All connections.
+#[derive(Default)]
+pub struct Sessions {
+    shards: [Mutex<HashMap<u64, Arc<Session>>>; SHARDS],
+    next: AtomicU64,
+}
+
+impl Sessions {
+    /// Enters a connection, until the value is dropped.
+    pub fn enter(self: &Arc<Self>, session: Session) -> Entered {
+        let key = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shard(key).lock().insert(key, Arc::new(session));
+        Entered {
+            sessions: self.clone(),
+            key,
+        }
+    }
+
+    /// The connections that are meant, oldest first.
+    pub fn list(&self, which: &Which) -> Vec<Arc<Session>> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            found.extend(shard.iter().map(|(key, session)| (*key, session.clone())));
+        }
+        found.retain(|(_, session)| which.means(session));
+        found.sort_by_key(|(key, _)| *key);
+        found.into_iter().map(|(_, session)| session).collect()
+    }
+
+    /// How many there are, by protocol and whether somebody is logged in.
+    pub fn counts(&self) -> HashMap<(&'static str, bool), u64> {
+        let mut counts = HashMap::new();
+        for shard in &self.shards {
+            for session in shard.lock().values() {
+                *counts.entry((session.proto, session.live.is_logged_in())).or_insert(0) += 1;
+            }
+        }
+        counts
+    }
+
+    /// Ends those that are meant; gives them.
+    pub fn kick(&self, which: &Which) -> Vec<Arc<Session>> {
+        let meant = self.list(which);
+        meant.iter().for_each(|session| session.live.end(Order::Kick));
+        meant
+    }
+
+    /// Ends all that live now, one after the other over this time, so that their clients do not come back at once.
+    /// Ready when all have been told, or `undone` is.
+    pub async fn empty(&self, over: Duration, undone: impl Future<Output = ()>) {
+        let all = self.list(&Which::default());
+        // In at most one step each millisecond, which is as fine as timers are.
+        let steps = usize::try_from(over.as_millis())
+            .unwrap_or(usize::MAX)
+            .clamp(1, all.len().max(1));
+        let pause = over / u32::try_from(steps).unwrap_or(u32::MAX);
+        let tell = async {
+            for some in all.chunks(all.len().div_ceil(steps).max(1)) {
+                tokio::time::sleep(pause).await;
+                some.iter().for_each(|session| session.live.end(Order::Drain));
+            }
+        };
+        tokio::select! {
+            () = tell => {}
+            () = undone => {}
+        }
+    }
+
+    fn shard(&self, key: u64) -> &Mutex<HashMap<u64, Arc<Session>>> {
+        &self.shards[key as usize % SHARDS]
+    }
+}
+
+impl Session {
+    /// A connection of this client.
+    pub fn new(
+        number: String,
+        listener: Arc<str>,
+        proto: &'static str,
+        tls: bool,
+        client: &Client,
+        live: Arc<Live>,
+    ) -> Session {
+        Session {
+            number,
+            listener,
+            proto,
+            tls,
+            client: client.addr,
+            via: client.via,
+            since: Timestamp::now(),
+            live,
+        }
+    }
+}
+
+impl Which {
+    fn means(&self, session: &Session) -> bool {
+        self.number.as_ref().is_none_or(|number| *number == session.number)
+            && self.ip.is_none_or(|ip| ip.to_canonical() == session.client.ip())
+            && self.user.as_ref().is_none_or(|user| is_of(session, user))
+    }
+}
+
+fn is_of(session: &Session, user: &str) -> bool {
+    let same = |name: &str| !name.is_empty() && name.to_lowercase() == user.to_lowercase();
+    let logins = session.live.logins();
+    logins.iter().any(|login| same(&login.user) || same(&login.account))
+}
+
+/// A connection's place in the list.
+pub struct Entered {
+    sessions: Arc<Sessions>,
+    key: u64,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.sessions.shard(self.key).lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mail_proxy::LoggedIn;
+
+    use super::*;
+
+    fn enter(sessions: &Arc<Sessions>, number: &str, ip: &str, account: &str) -> (Entered, Arc<Live>) {
+        let live = Arc::new(Live::new());
+        if !account.is_empty() {
+            let login = || LoggedIn {
+                user: "typed".to_owned(),
+                account: account.to_owned(),
+                route: String::new(),
+            };
+            live.log_in(login, account);
+        }
+        let client = Client {
+            addr: SocketAddr::new(ip.parse().unwrap(), 1),
+            via: None,
+            local: "127.0.0.1:143".parse().unwrap(),
+        };
+        let session = Session::new(number.to_owned(), "l".into(), "imap", false, &client, live.clone());
+        (sessions.enter(session), live)
+    }
+
+    fn numbers(sessions: &Sessions, user: Option<&str>, ip: Option<&str>, number: Option<&str>) -> String {
+        let which = Which {
+            user: user.map(str::to_owned),
+            ip: ip.map(|ip| ip.parse().unwrap()),
+            number: number.map(str::to_owned),
+        };
+        let found = sessions.list(&which);
+        found.iter().map(|session| session.number.as_str()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_are_listed_and_ended_by_what_is_named() {
+        let sessions = Arc::new(Sessions::default());
+        let (a, live_a) = enter(&sessions, "a", "192.0.2.1", "alice@a.test");
+        let (_b, live_b) = enter(&sessions, "b", "192.0.2.1", "bob@a.test");
+        let (_c, live_c) = enter(&sessions, "c", "192.0.2.2", "");
+        assert_eq!(numbers(&sessions, None, None, None), "abc");
+        assert_eq!(numbers(&sessions, Some("Alice@a.test"), None, None), "a");
+        assert_eq!(numbers(&sessions, Some("typed"), None, None), "ab");
+        assert_eq!(numbers(&sessions, None, Some("::ffff:192.0.2.1"), None), "ab");
+        assert_eq!(numbers(&sessions, Some("bob@a.test"), Some("192.0.2.2"), None), "");
+        assert_eq!(numbers(&sessions, None, None, Some("c")), "c");
+        assert_eq!(sessions.counts()[&("imap", true)], 2);
+        let which = Which {
+            user: Some("bob@a.test".to_owned()),
+            ..Which::default()
+        };
+        assert_eq!(sessions.kick(&which).len(), 1);
+        assert_eq!(live_b.order(), Some(Order::Kick));
+        assert_eq!(live_a.order(), None);
+        drop(a);
+        assert_eq!(numbers(&sessions, None, None, None), "bc");
+        let begun = tokio::time::Instant::now();
+        sessions.empty(Duration::from_secs(10), std::future::pending()).await;
+        assert_eq!(live_c.order(), Some(Order::Drain));
+        assert!(begun.elapsed() >= Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_are_ended_in_the_time_given() {
+        let sessions = Arc::new(Sessions::default());
+        let all: Vec<_> = (0..5000)
+            .map(|i| enter(&sessions, &i.to_string(), "192.0.2.1", ""))
+            .collect();
+        let begun = tokio::time::Instant::now();
+        sessions.empty(Duration::from_secs(1), std::future::pending()).await;
+        assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
+        assert!(all.iter().all(|(_, live)| live.order() == Some(Order::Drain)));
+        sessions.empty(Duration::from_secs(1000), std::future::ready(())).await;
+    }
+}
