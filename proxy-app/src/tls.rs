@@ -76,7 +76,13 @@ impl CertKey {
         (self.leaf.not_after() < now).then(|| self.leaf.not_after().to_string())
     }
 
-    /// Names that the certificate is good for and that none of its own covers.
+    /// When its time begins, if that has not come yet.
+    pub fn not_yet(&self) -> Option<String> {
+        let now = Asn1Time::days_from_now(0).ok()?;
+        (self.leaf.not_before() > now).then(|| self.leaf.not_before().to_string())
+    }
+
+    /// Those of these names that none of the certificate's own covers.
     pub fn uncovered<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
         let own: Vec<String> = self
             .leaf

@@ -15,6 +15,7 @@ use crate::attributes;
 use crate::yaml::Problems;
 
 mod check;
+pub mod edit;
 mod entry;
 mod last_good;
 pub mod ldap;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub(crate) mod layout;
 mod problem;
 mod tree;
 

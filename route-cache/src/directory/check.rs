@@ -23,13 +23,21 @@ pub(super) fn system(system: &System) -> Problems {
             entry(one, &format!("{room}.{}", one.name()), scope, &mut problems);
         }
     }
+    // As in Carbonio, this is said and taken: the first domain in the alphabet has the name.
+    let mut shared = Problems::new();
     unique(
         &system.domains,
         "domains",
         &attributes::VIRTUAL_HOSTNAME,
         |v| Some(host_name(v)),
-        &mut problems,
+        &mut shared,
     );
+    for problem in shared {
+        problems.push(Problem {
+            severity: Severity::Warning,
+            ..problem
+        });
+    }
     unique(
         &system.domains,
         "domains",

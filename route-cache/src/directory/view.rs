@@ -130,6 +130,25 @@ impl<'a> View<'a> {
         self.list(attribute).iter().filter_map(|value| network(value)).collect()
     }
 
+    /// Everything that counts, as one entry: what is written on it, what it inherits, and the defaults of what has
+    /// a meaning on it.
+    pub fn as_it_counts(&self) -> Entry {
+        let mut entry = self.own.cloned().unwrap_or_default();
+        for attribute in attributes::ALL.iter().filter(|attribute| self.has_meaning(attribute)) {
+            entry.set(attribute.name, self.list(attribute));
+        }
+        entry
+    }
+
+    fn has_meaning(&self, attribute: &Attribute) -> bool {
+        match (self.inherits, self.parent) {
+            (Inherits::ServerFromGlobal, None) => attribute.is_for(Scope::Global),
+            (Inherits::ServerFromGlobal, _) => attribute.is_for(Scope::Server),
+            (Inherits::DomainFromGlobal, _) => attribute.is_for(Scope::Domain),
+            (Inherits::AccountFromCos, _) => attribute.is_for(Scope::Account),
+        }
+    }
+
     fn read<T>(&self, attribute: &Attribute, read: impl Fn(&'a str) -> Option<T>) -> Option<T> {
         self.set(attribute, &read)
             .or_else(|| attribute.default.first().copied().and_then(read))

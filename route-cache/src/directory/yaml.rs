@@ -1,6 +1,6 @@
 //! The directory in a YAML file: the same entries and attributes as in LDAP, all accounts in memory.
 //!
-//! A file that is not good is not taken: the one before stays in force. Writing the file is not done here.
+//! A file that is not good is not taken: the one before stays in force. How it is written is in `edit.rs`.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -18,6 +18,11 @@ use super::system::System;
 use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, check, fold, off_the_runtime};
 use crate::attributes::{self, Attribute};
 use crate::yaml::{Document, Node, Problems, Severity};
+
+mod edit;
+mod rewrite;
+
+pub use edit::YamlEditor;
 
 /// A directory read from a file, whole.
 #[derive(Debug)]
@@ -429,7 +434,7 @@ accounts:
         );
         check(
             "domains:\n  a: {zimbraVirtualHostname: M.x}\n  b: {zimbraVirtualHostname: [n.x, m.x]}\n",
-            &["d.yaml:3: domains.b.zimbraVirtualHostname: m.x already belongs to a"],
+            &["d.yaml:3: domains.b.zimbraVirtualHostname: warning: m.x already belongs to a"],
         );
         check(
             "domains:\n  a: {zimbraDomainType: alias}\n  b: {zimbraDomainType: alias, zimbraDomainAliasTargetId: x}\n",

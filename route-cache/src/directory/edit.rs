@@ -1,0 +1,196 @@
+//! Changing the directory: what can be asked of whatever holds it, and why it may not be done.
+//!
+//! Whether a change makes sense is for the caller to judge (`portico prov`); here it is only carried out, whole or
+//! not at all. Attribute names are compared without regard to case, and so are values where one is added or taken
+//! away: addresses, host names and words are what lists hold.
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use super::entry::Entry;
+use super::fold;
+
+/// A kind of entry, and where those stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Room {
+    /// The global config: one entry, called `config`.
+    Config,
+    /// Servers.
+    Servers,
+    /// Domains.
+    Domains,
+    /// Classes of service.
+    Cos,
+    /// Accounts.
+    Accounts,
+}
+
+impl Room {
+    /// What one entry of it is called.
+    pub fn one(self) -> &'static str {
+        match self {
+            Room::Config => "config",
+            Room::Servers => "server",
+            Room::Domains => "domain",
+            Room::Cos => "cos",
+            Room::Accounts => "account",
+        }
+    }
+}
+
+/// A change of one attribute.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Name of the attribute.
+    pub attribute: String,
+    /// What becomes of its values.
+    pub act: Act,
+}
+
+/// What becomes of the values of an attribute.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Act {
+    /// These take the place of all; none unsets the attribute.
+    Replace(Vec<String>),
+    /// One more, unless it is there.
+    Add(String),
+    /// One less, if it is there.
+    Remove(String),
+}
+
+/// Values are left out: one of them may be a private key.
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let act = match &self.act {
+            Act::Replace(values) => format!("= {} values", values.len()),
+            Act::Add(_) => "+".to_owned(),
+            Act::Remove(_) => "-".to_owned(),
+        };
+        write!(f, "Change({} {act})", self.attribute)
+    }
+}
+
+/// Why nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// There is no such entry.
+    #[error("no such {}: {}", .0.one(), .1)]
+    NoSuch(Room, String),
+    /// There is one already.
+    #[error("{} already exists: {}", .0.one(), .1)]
+    Exists(Room, String),
+    /// Other entries need it.
+    #[error("{0}")]
+    InUse(String),
+    /// The directory does not know the attribute, or not on such an entry.
+    #[error("{0}")]
+    Name(String),
+    /// The directory does not take the value.
+    #[error("{0}")]
+    Value(String),
+    /// The account that we bind as may not do this.
+    #[error("{0}")]
+    Denied(String),
+    /// It could not be done: unreachable, read-only, locked, unreadable.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What holds the directory, open for changes. Each act stands alone and is done when it returns.
+#[async_trait]
+pub trait Editor: Send {
+    /// All entries of a kind, with all their attributes, by name.
+    async fn entries(&mut self, room: Room) -> Result<Vec<Entry>, EditError>;
+
+    /// The entry of this name or `zimbraId`; an account also by its aliases. For [`Room::Config`] the name counts
+    /// for nothing.
+    async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError>;
+
+    /// Changes the entry of this name. Values that the changes do not name are as they are at that moment.
+    async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError>;
+
+    /// Makes an entry. The directory adds what its own form wants.
+    async fn create(&mut self, room: Room, name: &str, attributes: &[Change]) -> Result<(), EditError>;
+
+    /// Takes an entry away.
+    async fn delete(&mut self, room: Room, name: &str) -> Result<(), EditError>;
+
+    /// Whether accounts have passwords in this directory.
+    fn keeps_passwords(&self) -> bool;
+}
+
+/// The entry as it is after the changes, one after the other.
+pub fn changed(entry: &Entry, changes: &[Change]) -> Entry {
+    let mut entry = entry.clone();
+    for change in changes {
+        let mut values = entry.values(&change.attribute).to_vec();
+        match &change.act {
+            Act::Replace(new) => {
+                values.clear();
+                new.iter().for_each(|value| add(&mut values, value));
+            }
+            Act::Add(value) => add(&mut values, value),
+            Act::Remove(value) => values.retain(|other| !same_value(other, value)),
+        }
+        // Known names are spelled as in the table; others keep the spelling that they have.
+        let written = entry
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(&change.attribute));
+        let name = written.map_or(change.attribute.clone(), |(name, _)| name.to_owned());
+        entry.set(&name, values);
+    }
+    entry
+}
+
+fn add(values: &mut Vec<String>, value: &str) {
+    if !values.iter().any(|other| same_value(other, value)) {
+        values.push(value.to_owned());
+    }
+}
+
+/// Whether two values of an attribute are one.
+pub(crate) fn same_value(a: &str, b: &str) -> bool {
+    a == b || fold(a) == fold(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(attribute: &str, act: Act) -> Change {
+        Change {
+            attribute: attribute.to_owned(),
+            act,
+        }
+    }
+
+    #[test]
+    fn changes_follow_each_other_and_compare_without_case() {
+        let mut entry = Entry::new("a.test");
+        entry.set("zimbraVirtualHostname", ["m.a.test", "n.a.test"]);
+        let name = "ZIMBRAvirtualHOSTname";
+        let text = |t: &str| t.to_owned();
+        for (acts, expected) in [
+            (vec![Act::Add(text("M.A.test"))], vec!["m.a.test", "n.a.test"]),
+            (vec![Act::Add(text("o"))], vec!["m.a.test", "n.a.test", "o"]),
+            (vec![Act::Remove(text("N.a.test"))], vec!["m.a.test"]),
+            (vec![Act::Remove(text("x"))], vec!["m.a.test", "n.a.test"]),
+            (
+                vec![Act::Replace(vec![text("x"), text("X"), text("y")])],
+                vec!["x", "y"],
+            ),
+            (vec![Act::Replace(vec![])], vec![]),
+            (vec![Act::Replace(vec![text("x")]), Act::Add(text("y"))], vec!["x", "y"]),
+        ] {
+            let changes: Vec<Change> = acts.into_iter().map(|act| change(name, act)).collect();
+            assert_eq!(changed(&entry, &changes).values("zimbraVirtualHostname"), expected);
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_values() {
+        let key = change("zimbraSSLPrivateKey", Act::Replace(vec!["secret".to_owned()]));
+        assert_eq!(format!("{key:?}"), "Change(zimbraSSLPrivateKey = 1 values)");
+    }
+}
