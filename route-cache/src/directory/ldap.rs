@@ -1,4 +1,4 @@
-//! The directory in LDAP: a real Carbonio or Zimbra tree (MAIL §7), only ever read.
+//! The directory in LDAP: a real Carbonio or Zimbra tree (MAIL §7). It is only read here; `edit.rs` changes it.
 //!
 //! Global config, servers, domains and classes of service are read whole and looked at again every `poll`;
 //! accounts are searched for one by one. How a server is reached is in `pool.rs`, what a reading consists of in
@@ -25,11 +25,14 @@ use crate::Secret;
 use crate::attributes::{self, Scope};
 use crate::yaml::{Problem, Problems, Severity};
 
+mod edit;
 mod filter;
 mod found;
 mod marks;
 mod pool;
 mod reading;
+
+pub use edit::LdapEditor;
 
 /// Entries of one account search. Two would do to see that a name has more than one owner; the rest is for the
 /// warning.

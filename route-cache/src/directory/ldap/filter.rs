@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::attributes;
 use crate::directory::AccountBy;
+use crate::directory::edit::Room;
 
 /// Class of all accounts. Lists and groups have addresses too, and must not get a route.
 pub(super) const ACCOUNTS: &str = "(objectClass=zimbraAccount)";
@@ -23,6 +24,36 @@ pub(super) fn account(by: &AccountBy) -> String {
 /// Finds accounts whose `stamp` (`entryCSN` or `modifyTimestamp`) is not older than `since`.
 pub(super) fn accounts_since(stamp: &str, since: &str) -> String {
     format!("(&{ACCOUNTS}({stamp}>={}))", escape(since))
+}
+
+/// Finds every entry of a kind.
+pub(super) fn every(room: Room) -> String {
+    match room {
+        Room::Config => "(objectClass=*)".to_owned(),
+        Room::Servers => "(objectClass=zimbraServer)".to_owned(),
+        Room::Domains => "(objectClass=zimbraDomain)".to_owned(),
+        Room::Cos => "(objectClass=zimbraCOS)".to_owned(),
+        Room::Accounts => ACCOUNTS.to_owned(),
+    }
+}
+
+/// Finds the entry of this name or id; an account also by alias.
+pub(super) fn entry(room: Room, key: &str) -> String {
+    let names: &[&str] = match room {
+        Room::Config => return every(room),
+        Room::Servers | Room::Cos => &["cn"],
+        Room::Domains => &[attributes::DOMAIN_NAME.name],
+        Room::Accounts => &[attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name],
+    };
+    let key = escape(key);
+    let names = names.iter().chain([&attributes::ID.name]);
+    let any: String = names.map(|name| format!("({name}={key})")).collect();
+    format!("(&{}(|{any}))", every(room))
+}
+
+/// Finds the alias entries of the account with this id.
+pub(super) fn aliases_of(id: &str) -> String {
+    format!("(&(objectClass=zimbraAlias)(zimbraAliasTargetId={}))", escape(id))
 }
 
 /// A value as it may stand in a filter, whoever wrote it.
@@ -48,6 +79,12 @@ mod tests {
             );
             assert_eq!(by_name, expected);
             assert!(ldap3::parse_filter(&by_name).is_ok());
+            let by_key = entry(Room::Servers, name);
+            assert_eq!(
+                by_key,
+                format!("(&(objectClass=zimbraServer)(|(cn={written})(zimbraId={written})))")
+            );
+            assert!(ldap3::parse_filter(&by_key).is_ok() && ldap3::parse_filter(aliases_of(name)).is_ok());
             let by_id = account(&AccountBy::Id(name.to_owned()));
             assert_eq!(by_id, format!("(&(zimbraId={written})(objectClass=zimbraAccount))"));
         }

@@ -169,13 +169,13 @@ impl Pool {
 }
 
 /// How to get in.
-struct Door {
+pub(super) struct Door {
     settings: LdapConnSettings,
     bind: Option<(String, crate::Secret<String>)>,
 }
 
 impl Door {
-    fn new(settings: &Settings) -> Door {
+    pub(super) fn new(settings: &Settings) -> Door {
         let mut door = LdapConnSettings::new().set_starttls(settings.starttls);
         if let Some(connector) = &settings.trust.0 {
             door = door.set_connector(connector.clone());
@@ -187,7 +187,7 @@ impl Door {
     }
 
     /// Connects, does TLS, binds.
-    async fn enter(&self, url: &Url) -> Result<Connection, LdapError> {
+    pub(super) async fn enter(&self, url: &Url) -> Result<Connection, LdapError> {
         let (driver, mut ldap) = LdapConnAsync::with_settings(self.settings.clone(), url.as_str()).await?;
         let driver = tokio::spawn(async move {
             let _ = driver.drive().await;
@@ -207,12 +207,17 @@ impl Door {
 }
 
 /// An open connection, and the task that reads and writes it.
-struct Connection {
+pub(super) struct Connection {
     ldap: Ldap,
     driver: JoinHandle<()>,
 }
 
 impl Connection {
+    /// For one question of another kind.
+    pub(super) fn ldap(&self) -> Ldap {
+        self.ldap.clone()
+    }
+
     /// True once the server has closed it.
     fn is_over(&self) -> bool {
         self.driver.is_finished()
