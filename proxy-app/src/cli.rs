@@ -13,6 +13,7 @@ use route_cache::yaml::Problems;
 use crate::admin::verbs;
 use crate::app::Plan;
 use crate::listener::Doors;
+use crate::prov;
 
 /// Where the node file is looked for.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";
@@ -46,6 +47,13 @@ pub enum Verb {
     /// Ask the running process.
     #[command(flatten)]
     Ask(verbs::Verb),
+    /// Look at the directory and change it, as with Carbonio's `prov`.
+    #[command(disable_help_flag = true)]
+    Prov {
+        /// A verb and its words; `help` shows them all.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// Does what the command line says.
@@ -56,6 +64,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         Some(Verb::Check) => Ok(check(&cli.conf)),
         Some(Verb::Ask(verb)) => verbs::run(verb, &cli.conf),
+        Some(Verb::Prov { words }) => prov::run(&cli.conf, &words),
         None if cli.test => Ok(check(&cli.conf)),
         None => serve(&cli),
     }

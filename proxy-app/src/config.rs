@@ -70,6 +70,8 @@ pub struct DirectoryConfig {
     pub source: Source,
     /// How often changes are looked for.
     pub poll: Duration,
+    /// Whom `portico prov` binds as, and the file with the password; a node that serves has no need to read it.
+    pub admin: Option<(String, PathBuf)>,
 }
 
 /// A kind of directory.
@@ -294,6 +296,7 @@ impl Reader {
             directory: DirectoryConfig {
                 source: Source::Yaml(PathBuf::new()),
                 poll: POLL,
+                admin: None,
             },
             lookup: None,
             route_cache: self.route_cache_of(None),
@@ -341,6 +344,7 @@ impl Reader {
         let mut config = DirectoryConfig {
             source: Source::Yaml(path.with_file_name("directory.yaml")),
             poll: POLL,
+            admin: None,
         };
         let Some(mut section) = self.section(root, "directory") else {
             return (config, None);
@@ -416,6 +420,7 @@ impl Reader {
                 &mut self.problems,
             );
         }
+        config.admin = self.admin_bind(&mut section);
         self.poll(&mut section, config);
         section.finish(&mut self.problems);
         config.source = Source::Ldap(Box::new(settings));
@@ -445,6 +450,17 @@ impl Reader {
                 .error("bind_dn and bind_password_file go together", &mut self.problems);
         }
         dn.zip(password)
+    }
+
+    fn admin_bind(&mut self, section: &mut Mapping<'_>) -> Option<(String, PathBuf)> {
+        let dn = self.text(section, "admin_bind_dn").filter(|dn| !dn.is_empty());
+        let file = section.take("admin_bind_password_file");
+        let file = file.and_then(|node| node.path_buf(&mut self.problems));
+        if dn.is_some() != file.is_some() {
+            let message = "admin_bind_dn and admin_bind_password_file go together";
+            section.node().error(message, &mut self.problems);
+        }
+        dn.zip(file)
     }
 
     fn password(&mut self, node: Node<'_>) -> Option<Secret<String>> {
@@ -965,6 +981,10 @@ mod tests {
             ),
             (
                 "directory: {source: ldap, ldap: {urls: 'ldap://a', bind_dn: x}}",
+                "go together",
+            ),
+            (
+                "directory: {source: ldap, ldap: {urls: 'ldap://a', admin_bind_dn: x}}",
                 "go together",
             ),
             (

@@ -16,6 +16,7 @@ pub mod listener;
 pub mod logins;
 pub mod logs;
 pub mod names;
+pub mod prov;
 pub mod proxy_protocol;
 pub mod routes;
 pub mod sessions;

@@ -58,16 +58,29 @@ impl CertKey {
     /// # Errors
     /// They do not parse, or do not belong together.
     pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<CertKey, CertError> {
-        let mut chain = X509::stack_from_pem(certificate).map_err(CertError::Certificate)?;
-        if chain.is_empty() {
-            return Err(CertError::Empty);
-        }
+        let mut chain = certificates(certificate)?;
         let leaf = chain.remove(0);
-        let key = PKey::private_key_from_pem_callback(key, |_| Ok(0)).map_err(CertError::Key)?;
+        let key = private_key(key)?;
         if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
             return Err(CertError::Mismatch);
         }
         Ok(CertKey { leaf, chain, key })
+    }
+
+    /// Looks at a certificate whose key is not at hand.
+    ///
+    /// # Errors
+    /// It does not parse.
+    pub fn check_certificate(certificate: &[u8]) -> Result<(), CertError> {
+        certificates(certificate).map(drop)
+    }
+
+    /// Looks at a key whose certificate is not at hand.
+    ///
+    /// # Errors
+    /// It does not parse.
+    pub fn check_key(key: &[u8]) -> Result<(), CertError> {
+        private_key(key).map(drop)
     }
 
     /// When its time was over, if it is.
@@ -116,6 +129,19 @@ impl CertKey {
         }
         Ok(())
     }
+}
+
+/// At least one.
+fn certificates(pem: &[u8]) -> Result<Vec<X509>, CertError> {
+    let chain = X509::stack_from_pem(pem).map_err(CertError::Certificate)?;
+    match chain.is_empty() {
+        true => Err(CertError::Empty),
+        false => Ok(chain),
+    }
+}
+
+fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
+    PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(CertError::Key)
 }
 
 /// RFC 6125 §6.4.3: `*` stands for the whole left-most label and nothing else.

@@ -1,0 +1,74 @@
+//! Certificates before they are stored: readable, with their key, in date, and good for which names.
+
+use route_cache::Entry;
+use route_cache::attributes as a;
+use route_cache::directory::edit::Room;
+
+use super::{Answer, Failure};
+use crate::tls::CertKey;
+
+/// Looks at the pair that an entry would have. What is wrong with it is an error, what is missing a warning.
+///
+/// # Errors
+/// The certificate cannot be read, is not that of the key, or is not in date.
+pub(super) fn judge(room: Room, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), Failure> {
+    let changed = |attribute: &a::Attribute| before.values(attribute.name) != after.values(attribute.name);
+    let parts = (
+        after.first(a::SSL_CERTIFICATE.name),
+        after.first(a::SSL_PRIVATE_KEY.name),
+    );
+    let pair_changed = changed(&a::SSL_CERTIFICATE) || changed(&a::SSL_PRIVATE_KEY);
+    if !pair_changed && !changed(&a::VIRTUAL_HOSTNAME) {
+        return Ok(());
+    }
+    match parts {
+        (Some(certificate), Some(key)) => {
+            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes());
+            match pair {
+                Ok(pair) => whole(room, &pair, after, pair_changed, answer),
+                // It was so before.
+                Err(_) if !pair_changed => Ok(()),
+                Err(error) => Err(Failure::value(error)),
+            }
+        }
+        (Some(certificate), None) if pair_changed => {
+            CertKey::check_certificate(certificate.as_bytes()).map_err(Failure::value)?;
+            answer.warn(missing(&a::SSL_PRIVATE_KEY, "certificate"));
+            Ok(())
+        }
+        (None, Some(key)) if pair_changed => {
+            CertKey::check_key(key.as_bytes()).map_err(Failure::value)?;
+            answer.warn(missing(&a::SSL_CERTIFICATE, "private key"));
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn missing(attribute: &a::Attribute, what: &str) -> String {
+    format!(
+        "WARNING: there is no {}: the {what} has no effect without it",
+        attribute.name
+    )
+}
+
+fn whole(room: Room, pair: &CertKey, entry: &Entry, is_new: bool, answer: &mut Answer) -> Result<(), Failure> {
+    let dates = [
+        pair.expired().map(|when| format!("the certificate expired on {when}")),
+        pair.not_yet()
+            .map(|when| format!("the certificate is not valid before {when}")),
+    ];
+    if let Some(message) = dates.into_iter().flatten().next().filter(|_| is_new) {
+        return Err(Failure::value(message));
+    }
+    let names = entry.values(a::VIRTUAL_HOSTNAME.name).iter().map(String::as_str);
+    let uncovered = pair.uncovered(names.filter(|_| room == Room::Domains));
+    if !uncovered.is_empty() {
+        answer.warn(format!(
+            "WARNING: the certificate of {} is not good for these virtual host names: {}",
+            entry.name(),
+            uncovered.join(", ")
+        ));
+    }
+    Ok(())
+}

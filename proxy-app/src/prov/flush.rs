@@ -1,0 +1,63 @@
+//! `flushCache`: tells the running process to forget routes, or to read the directory now.
+
+use hyper::Method;
+
+use super::{Answer, Failure, Prov};
+use crate::admin::api::Reloaded;
+use crate::admin::client::Client;
+use crate::admin::route::{Forgotten, Purge};
+
+/// Types that mean routes here, and types that mean the rest of the directory.
+const ROUTES: [&str; 3] = ["all", "account", "reverseproxylookup"];
+const SYSTEM: [&str; 5] = ["all", "config", "cos", "domain", "server"];
+/// What Carbonio can flush, too, and Portico does not keep.
+const NOT_KEPT: [&str; 9] = [
+    "acl",
+    "galgroup",
+    "globalgrant",
+    "group",
+    "license",
+    "locale",
+    "mime",
+    "uistrings",
+    "zimlet",
+];
+
+impl Prov {
+    pub(super) async fn flush_cache(&mut self, words: &[String]) -> Result<Answer, Failure> {
+        let types: Vec<String> = words[0]
+            .split(',')
+            .map(|word| word.trim().to_ascii_lowercase())
+            .collect();
+        let known = |word: &&String| {
+            let word = word.as_str();
+            ROUTES.contains(&word) || SYSTEM.contains(&word) || NOT_KEPT.contains(&word)
+        };
+        if let Some(word) = types.iter().find(|word| !known(word)) {
+            return Err(Failure::request(format!("invalid cache type {word}")));
+        }
+        let is_any = |list: &[&str]| types.iter().any(|word| list.contains(&word.as_str()));
+        if is_any(&SYSTEM) {
+            self.tell::<Reloaded>("/v1/reload", &()).await?;
+        }
+        if is_any(&ROUTES) {
+            let logins = words[1..].to_vec();
+            let all = logins.is_empty();
+            self.tell::<Forgotten>("/v1/routes/purge", &Purge { logins, all })
+                .await?;
+        }
+        Ok(Answer::default())
+    }
+
+    async fn tell<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<T, Failure> {
+        let failed = |message: String| Failure::service("service.FAILURE", format!("system failure: {message}"));
+        let socket = self.socket.as_deref();
+        let socket = socket.ok_or_else(|| failed("the node file names no admin.socket".to_owned()))?;
+        let answer = Client::new(socket).send(Method::POST, path, body).await;
+        answer.map_err(|error| failed(format!("{error:#}")))
+    }
+}

@@ -1,0 +1,371 @@
+//! Whether an entry may become what a change would make of it. Nothing is written before this says yes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use openssl::ssl::{SslContextBuilder, SslMethod};
+use route_cache::attributes::{self as a, Attribute, Scope};
+use route_cache::directory::edit::Room;
+use route_cache::{Entry, System};
+
+use super::{Answer, Failure, certificate, values};
+
+/// Never changed once they are there: other entries and the place in the tree go by them.
+const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];
+/// Attributes that hold one host name or address.
+const HOSTS: [&Attribute; 6] = [
+    &a::SERVICE_HOSTNAME,
+    &a::PUBLIC_SERVICE_HOSTNAME,
+    &a::EXTERNAL_IMAP_HOSTNAME,
+    &a::EXTERNAL_IMAP_SSL_HOSTNAME,
+    &a::EXTERNAL_POP3_HOSTNAME,
+    &a::EXTERNAL_POP3_SSL_HOSTNAME,
+];
+/// Ports that one node listens on at the same time.
+const LISTENERS: [&Attribute; 7] = [
+    &a::MAIL_PROXY_PORT,
+    &a::MAIL_SSL_PROXY_PORT,
+    &a::CARBONIO_ADMIN_PROXY_PORT,
+    &a::IMAP_PROXY_BIND_PORT,
+    &a::IMAP_SSL_PROXY_BIND_PORT,
+    &a::POP3_PROXY_BIND_PORT,
+    &a::POP3_SSL_PROXY_BIND_PORT,
+];
+
+/// An entry before and after the change.
+pub(super) struct Case<'a> {
+    pub(super) system: &'a System,
+    pub(super) room: Room,
+    pub(super) before: &'a Entry,
+    pub(super) after: &'a Entry,
+}
+
+impl Case<'_> {
+    /// Says no, or yes with warnings.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub(super) fn judge(&self, answer: &mut Answer) -> Result<(), Failure> {
+        for (name, values) in self.after.iter() {
+            if self.before.values(name) != values {
+                self.attribute(name, values, answer)?;
+            }
+        }
+        for attribute in IMMUTABLE {
+            let before = self.before.values(attribute.name);
+            if !before.is_empty() && before != self.after.values(attribute.name) {
+                return Err(Failure::request(format!("{} is immutable", attribute.name)));
+            }
+        }
+        self.ports()?;
+        self.virtual_hosts(answer);
+        certificate::judge(self.room, self.before, self.after, answer)
+    }
+
+    fn attribute(&self, name: &str, values: &[String], answer: &mut Answer) -> Result<(), Failure> {
+        let Some(attribute) = a::find(name) else {
+            return self.unknown(name);
+        };
+        if !attribute.is_for(scope(self.room)) {
+            answer.warn(format!("WARNING: {name} has no effect on a {}", self.room.one()));
+        }
+        if values.len() > 1 && !attribute.is_multi() {
+            return Err(Failure::value(format!(
+                "{name}: it takes one value, not {}",
+                values.len()
+            )));
+        }
+        let before = self.before.values(name);
+        for value in values.iter().filter(|value| !before.contains(value)) {
+            let judged = attribute.check(value).and_then(|()| self.value(attribute, value));
+            judged.map_err(|message| Failure::value(format!("{name}: {message}")))?;
+        }
+        Ok(())
+    }
+
+    /// A name like one of the table is a slip; any other is somebody else's business.
+    fn unknown(&self, name: &str) -> Result<(), Failure> {
+        match a::similar(name).filter(|_| self.before.values(name).is_empty()) {
+            None => Ok(()),
+            Some(near) => Err(Failure::service(
+                "account.INVALID_ATTR_NAME",
+                format!("invalid attr name: {name} is not known; did you mean {near}?"),
+            )),
+        }
+    }
+
+    /// What the kind of the attribute does not say.
+    fn value(&self, attribute: &Attribute, value: &str) -> Result<(), String> {
+        let is = |other: &Attribute| std::ptr::eq(attribute, other);
+        let system = self.system;
+        let wrong = |what: &str| Err(format!("{value:?} {what}"));
+        match value {
+            _ if is(&a::VIRTUAL_HOSTNAME) && !values::is_virtual_host(value) => {
+                wrong("is not a host name with its domain, such as mail.example.com or *.example.com")
+            }
+            _ if HOSTS.iter().any(|host| is(host)) && !values::is_host(value) => wrong("is not a host name or address"),
+            _ if is(&a::MAIL_HOST) && system.server(value).is_none() => wrong("is not the name of a server"),
+            _ if is(&a::MAIL_ALIAS) && !values::is_address(value) => wrong("is not an address"),
+            _ if is(&a::DOMAIN_ALIAS_TARGET_ID) && system.domain_by_id(value).is_none() => {
+                wrong("is not the zimbraId of a domain")
+            }
+            _ if (is(&a::COS_ID) || is(&a::DOMAIN_DEFAULT_COS_ID)) && system.class(value).is_none() => {
+                wrong("is not a class of service")
+            }
+            _ if is(&a::VIRTUAL_IP_ADDRESS) => self.free_address(value),
+            _ if is(&a::REVERSE_PROXY_SSL_CIPHERS) => ciphers(value),
+            _ => Ok(()),
+        }
+    }
+
+    fn free_address(&self, value: &str) -> Result<(), String> {
+        let address: Option<IpAddr> = value.parse().ok();
+        let owner = address.and_then(|address| self.system.domain_by_address(address));
+        match owner
+            .map(|domain| domain.name())
+            .filter(|name| *name != self.before.name())
+        {
+            Some(other) => Err(format!("{value} already belongs to {other}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Two listeners of a node cannot have one port.
+    fn ports(&self) -> Result<(), Failure> {
+        let is_changed = |port: &&Attribute| self.before.values(port.name) != self.after.values(port.name);
+        if !matches!(self.room, Room::Servers | Room::Config) || !LISTENERS.iter().any(is_changed) {
+            return Ok(());
+        }
+        let config = match self.room {
+            Room::Config => self.after.clone(),
+            _ => self.system.global().entry().cloned().unwrap_or_default(),
+        };
+        let server = (self.room == Room::Servers).then(|| self.after.clone());
+        let system = System::new(config, server, [], []);
+        let node = system.node(if self.room == Room::Servers {
+            self.after.name()
+        } else {
+            ""
+        });
+        let mut taken = BTreeMap::new();
+        for attribute in LISTENERS {
+            let Some(port) = node.port(attribute) else { continue };
+            if let Some(other) = taken.insert(port, attribute.name) {
+                let names = format!("{other} and {}", attribute.name);
+                return Err(Failure::request(format!(
+                    "port {port} conflict between {names} on {}",
+                    self.after.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Names that another domain has, too: said and taken, as in Carbonio.
+    fn virtual_hosts(&self, answer: &mut Answer) {
+        let name = a::VIRTUAL_HOSTNAME.name;
+        let (before, after) = (self.before.values(name), self.after.values(name));
+        let new = after.iter().filter(|host| !before.contains(host));
+        let conflicts = new.filter_map(|host| {
+            let others = self
+                .system
+                .domains()
+                .filter(|domain| !domain.name().eq_ignore_ascii_case(self.after.name()));
+            let owner = others
+                .filter(|domain| {
+                    domain
+                        .list(&a::VIRTUAL_HOSTNAME)
+                        .iter()
+                        .any(|other| other.eq_ignore_ascii_case(host))
+                })
+                .map(|domain| domain.name())
+                .next()?;
+            Some(format!("{host} ({owner})"))
+        });
+        let conflicts: Vec<String> = conflicts.collect();
+        if self.room == Room::Domains && !conflicts.is_empty() {
+            answer.line(format!(
+                "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by \
+                 other domains: {}  This may cause routing issues.",
+                conflicts.join(", ")
+            ));
+        }
+    }
+}
+
+/// OpenSSL knows which ciphers there are.
+fn ciphers(value: &str) -> Result<(), String> {
+    let taken = SslContextBuilder::new(SslMethod::tls_server()).and_then(|mut builder| builder.set_cipher_list(value));
+    taken.map_err(|_| format!("{value:?} names no cipher that OpenSSL has"))
+}
+
+fn scope(room: Room) -> Scope {
+    match room {
+        Room::Config => Scope::Global,
+        Room::Servers => Scope::Server,
+        Room::Domains => Scope::Domain,
+        Room::Cos => Scope::Cos,
+        Room::Accounts => Scope::Account,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, attributes: &[(&str, &[&str])]) -> Entry {
+        let mut entry = Entry::new(name);
+        for (attribute, values) in attributes {
+            entry.set(attribute, values.iter().copied());
+        }
+        entry
+    }
+
+    /// What is said of a change that adds these attributes to an entry with a `zimbraId` and one virtual host.
+    fn judged(room: Room, attributes: &[(&str, &[&str])]) -> String {
+        let system = System::new(
+            entry("config", &[("zimbraImapProxyBindPort", &["1143"])]),
+            [entry("s.test", &[])],
+            [
+                entry(
+                    "a.test",
+                    &[("zimbraId", &["1"]), ("zimbraVirtualHostname", &["m.a.test"])],
+                ),
+                entry(
+                    "b.test",
+                    &[("zimbraId", &["2"]), ("zimbraVirtualIPAddress", &["192.0.2.7"])],
+                ),
+            ],
+            [entry("default", &[])],
+        );
+        let before = match room {
+            Room::Domains => entry(
+                "a.test",
+                &[("zimbraId", &["1"]), ("zimbraVirtualHostname", &["m.a.test"])],
+            ),
+            _ => entry("s.test", &[("zimbraId", &["1"])]),
+        };
+        let mut after = before.clone();
+        for (attribute, values) in attributes {
+            after.set(attribute, values.iter().copied());
+        }
+        let case = Case {
+            system: &system,
+            room,
+            before: &before,
+            after: &after,
+        };
+        let mut answer = Answer::default();
+        match case.judge(&mut answer) {
+            Ok(()) => answer.out + &answer.warnings.join("\n"),
+            Err(Failure::Service { code, message }) => format!("{code} {message}"),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn refused(room: Room, attribute: &str, values: &[&str], expected: &str) {
+        let said = judged(room, &[(attribute, values)]);
+        assert!(said.starts_with("account.") || said.starts_with("service."), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+
+    #[test]
+    fn good_changes_are_taken_in_silence() {
+        for (room, attribute, values) in [
+            (Room::Servers, "zimbraReverseProxyMailMode", &["redirect"][..]),
+            (Room::Servers, "zimbraImapProxyBindPort", &["0"]),
+            (Room::Servers, "zimbraReverseProxySSLCiphers", &["ECDHE+AESGCM"]),
+            (Room::Domains, "zimbraVirtualHostname", &["m.a.test", "*.a.test"]),
+            (Room::Domains, "zimbraVirtualIPAddress", &["192.0.2.8"]),
+            (Room::Domains, "zimbraDomainDefaultCOSId", &["default"]),
+            (Room::Accounts, "zimbraMailHost", &["S.test"]),
+            (Room::Accounts, "displayName", &["anything"]),
+        ] {
+            assert_eq!(judged(room, &[(attribute, values)]), "", "{attribute}");
+        }
+    }
+
+    #[test]
+    fn bad_changes_are_refused() {
+        for (attribute, value, expected) in [
+            (
+                "zimbraReverseProxyMailMode",
+                "mixed",
+                "expected one of https, redirect, both",
+            ),
+            ("zimbraReverseProxyMailEnabled", "yes", "expected TRUE or FALSE"),
+            ("zimbraImapProxyBindPort", "70000", "expected a port"),
+            ("zimbraReverseProxyConnectTimeout", "soon", "expected a duration"),
+            ("zimbraServiceHostname", "a b", "is not a host name or address"),
+            ("zimbraReverseProxySSLCiphers", "NONSENSE", "names no cipher"),
+            (
+                "zimbraImapProxyBindPort",
+                "993",
+                "port 993 conflict between zimbraImapProxyBindPort and zimbraImapSSLProxyBindPort",
+            ),
+            ("zimbraPop3ProxyBindPort", "1143", "port 1143 conflict"),
+            ("zimbraId", "2", "zimbraId is immutable"),
+            ("zimbraId", "", "zimbraId is immutable"),
+            ("zimbraMailHots", "x", "did you mean zimbraMailHost?"),
+        ] {
+            refused(Room::Servers, attribute, &[value], expected);
+        }
+        refused(
+            Room::Servers,
+            "zimbraReverseProxyMailMode",
+            &["https", "both"],
+            "takes one value",
+        );
+        for (attribute, value, expected) in [
+            ("zimbraVirtualHostname", "mail", "is not a host name with its domain"),
+            ("zimbraVirtualIPAddress", "192.0.2.7", "already belongs to b.test"),
+            ("zimbraVirtualIPAddress", "mail", "expected an IP address"),
+            ("zimbraDomainAllowedIPs", "10.0.0.0/40", "expected a network"),
+            ("zimbraDomainAliasTargetId", "9", "is not the zimbraId of a domain"),
+            ("zimbraDomainDefaultCOSId", "gold", "is not a class of service"),
+            ("zimbraSSLCertificate", "MIIB", "expected PEM text"),
+        ] {
+            refused(Room::Domains, attribute, &[value], expected);
+        }
+        refused(
+            Room::Accounts,
+            "zimbraMailHost",
+            &["x.test"],
+            "is not the name of a server",
+        );
+        refused(Room::Accounts, "zimbraMailAlias", &["x"], "is not an address");
+    }
+
+    #[test]
+    fn names_of_other_domains_are_taken_with_a_warning() {
+        let domain = [
+            entry("a.test", &[]),
+            entry("b.test", &[("zimbraVirtualHostname", &["M.b.test"])]),
+        ];
+        let system = System::new(Entry::new("config"), [], domain, []);
+        let (before, after) = (
+            entry("a.test", &[]),
+            entry("a.test", &[("zimbraVirtualHostname", &["m.b.test", "m.a.test"])]),
+        );
+        let mut answer = Answer::default();
+        let case = Case {
+            system: &system,
+            room: Room::Domains,
+            before: &before,
+            after: &after,
+        };
+        case.judge(&mut answer).unwrap();
+        assert_eq!(
+            answer.out,
+            "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by other \
+             domains: m.b.test (b.test)  This may cause routing issues.\n"
+        );
+    }
+
+    #[test]
+    fn what_has_no_effect_is_said() {
+        let said = judged(Room::Servers, &[("zimbraVirtualHostname", &["m.a.test"])]);
+        assert_eq!(said, "WARNING: zimbraVirtualHostname has no effect on a server");
+    }
+}

@@ -1,0 +1,190 @@
+//! The verbs that only look.
+
+use std::collections::BTreeSet;
+
+use route_cache::attributes as a;
+use route_cache::directory::edit::Room;
+use route_cache::{Entry, System};
+
+use super::{Answer, Failure, Flags, Prov, dump};
+
+/// Port and path of the lookup service of a mailbox server (MAIL §1.1).
+const EXTENSION_PORT: u16 = 7072;
+const LOOKUP_PATH: &str = "/service/extension/nginx-lookup";
+/// What anybody may know of a domain.
+const PUBLIC: [&str; 7] = [
+    "zimbraDomainName",
+    "zimbraDomainType",
+    "zimbraId",
+    "zimbraVirtualHostname",
+    "zimbraPublicServiceHostname",
+    "zimbraPublicServiceProtocol",
+    "zimbraPublicServicePort",
+];
+
+impl Prov {
+    /// Everything but the accounts.
+    pub(super) async fn system(&mut self) -> Result<System, Failure> {
+        let config = self.editor.entries(Room::Config).await?.pop().unwrap_or_default();
+        Ok(System::new(
+            config,
+            self.editor.entries(Room::Servers).await?,
+            self.editor.entries(Room::Domains).await?,
+            self.editor.entries(Room::Cos).await?,
+        ))
+    }
+
+    pub(super) async fn existing(&mut self, room: Room, key: &str) -> Result<Entry, Failure> {
+        let found = self.editor.find(room, key).await?;
+        found.ok_or_else(|| Failure::no_such(room, key))
+    }
+
+    pub(super) async fn get(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+        let mut entry = self.existing(room, &words[0]).await?;
+        if !flags.own {
+            entry = as_it_counts(&self.system().await?, room, entry);
+        }
+        let mut answer = Answer::default();
+        dump::entry(&entry, &words[1..], flags, &mut answer);
+        Ok(answer)
+    }
+
+    pub(super) async fn get_all(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+        let system = self.system().await?;
+        let entries = self.editor.entries(room).await?;
+        let mut answer = Answer::default();
+        let wanted: &[String] = if room == Room::Domains { words } else { &[] };
+        for entry in entries
+            .into_iter()
+            .filter(|entry| is_chosen(&system, room, entry, words))
+        {
+            let verbose = flags.verbose || !wanted.is_empty();
+            let shown = match flags.own || !verbose {
+                true => entry,
+                false => as_it_counts(&system, room, entry),
+            };
+            match verbose {
+                true => dump::entry(&shown, wanted, flags, &mut answer),
+                false => answer.line(shown.name()),
+            }
+        }
+        Ok(answer)
+    }
+
+    pub(super) async fn get_config(&mut self, wanted: &[String], flags: Flags) -> Result<Answer, Failure> {
+        let own = self.editor.entries(Room::Config).await?.pop().unwrap_or_default();
+        let mut answer = Answer::default();
+        let shown = match flags.own {
+            true => own,
+            false => System::new(own, [], [], []).global().as_it_counts(),
+        };
+        dump::attributes(&shown, wanted, flags, &mut answer);
+        Ok(answer)
+    }
+
+    pub(super) async fn get_domain_info(&mut self, words: &[String]) -> Result<Answer, Failure> {
+        let (by, value) = (words[0].to_ascii_lowercase(), words[1].as_str());
+        let system = self.system().await?;
+        let found = match by.as_str() {
+            "name" => system.domain(value),
+            "id" => system.domain_by_id(value),
+            "virtualhostname" => system.domain_by_host(value),
+            _ => {
+                return Err(Failure::request(format!(
+                    "{} is not name, id or virtualHostname",
+                    words[0]
+                )));
+            }
+        };
+        let domain = found.ok_or_else(|| Failure::no_such(Room::Domains, value))?;
+        let mut public = domain.as_it_counts();
+        let names: Vec<String> = public.iter().map(|(name, _)| name.to_owned()).collect();
+        for name in names.iter().filter(|name| !PUBLIC.contains(&name.as_str())) {
+            public.set(name, None::<String>);
+        }
+        let mut answer = Answer::default();
+        dump::entry(&public, &words[2..], Flags::default(), &mut answer);
+        Ok(answer)
+    }
+
+    pub(super) async fn proxy_urls(&mut self) -> Result<Answer, Failure> {
+        let system = self.system().await?;
+        let urls = system.web_servers().map(|server| {
+            let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
+            let port = server.port_named("zimbraExtensionBindPort").unwrap_or(EXTENSION_PORT);
+            format!("{host}:{port}{LOOKUP_PATH} ")
+        });
+        let mut answer = Answer::default();
+        answer.line(urls.collect::<String>());
+        Ok(answer)
+    }
+
+    pub(super) async fn proxy_backends(&mut self) -> Result<Answer, Failure> {
+        let system = self.system().await?;
+        let mut answer = Answer::default();
+        for server in system.web_servers() {
+            let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
+            let port = match server.flag(&a::REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED) {
+                true => &a::MAIL_SSL_PORT,
+                false => &a::MAIL_PORT,
+            };
+            answer.line(format!("    server {host}:{};", server.port(port).unwrap_or_default()));
+        }
+        if answer.out.is_empty() {
+            answer.line("    server localhost:8080;");
+        }
+        Ok(answer)
+    }
+
+    pub(super) async fn proxy_domains(&mut self) -> Result<Answer, Failure> {
+        let system = self.system().await?;
+        let mut answer = Answer::default();
+        for domain in system.domains() {
+            let names = domain.list(&a::VIRTUAL_HOSTNAME);
+            let has_pair = [&a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY]
+                .iter()
+                .all(|part| domain.text(part).is_some());
+            if has_pair && !names.is_empty() {
+                answer.line(format!("{} {} ", domain.name(), names.join(" ")));
+            }
+        }
+        Ok(answer)
+    }
+}
+
+/// With what it inherits, and the defaults.
+fn as_it_counts(system: &System, room: Room, entry: Entry) -> Entry {
+    let view = match room {
+        Room::Servers => system.server(entry.name()),
+        Room::Domains => system.domain(entry.name()),
+        Room::Accounts => Some(system.account(&entry)),
+        Room::Config => Some(system.global()),
+        Room::Cos => None,
+    };
+    match view {
+        Some(view) => view.as_it_counts(),
+        None => entry,
+    }
+}
+
+/// Servers are chosen by service, accounts by domain.
+fn is_chosen(system: &System, room: Room, entry: &Entry, words: &[String]) -> bool {
+    let Some(word) = words.first() else { return true };
+    match room {
+        Room::Servers => {
+            let own = system.server(entry.name());
+            let services: BTreeSet<String> = own
+                .iter()
+                .flat_map(|server| server.list(&a::SERVICE_ENABLED))
+                .map(str::to_ascii_lowercase)
+                .collect();
+            services.contains(&word.to_ascii_lowercase())
+        }
+        Room::Accounts => {
+            let name = entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name());
+            name.rsplit_once('@')
+                .is_some_and(|(_, domain)| domain.eq_ignore_ascii_case(word))
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,263 @@
+//! The verbs that change something.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use openssl::sha::Sha512;
+use route_cache::attributes as a;
+use route_cache::directory::edit::{Act, Change, Room, changed};
+use route_cache::{Entry, Secret, System};
+use uuid::Uuid;
+
+use super::judge::Case;
+use super::{Answer, Failure, Flags, Prov, values, words};
+
+/// Bytes of salt behind a password's hash.
+const SALT: usize = 8;
+
+impl Prov {
+    pub(super) async fn modify(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+        let mut answer = Answer::default();
+        let (key, pairs) = match (room, words) {
+            (Room::Config, pairs) => ("config", pairs),
+            (_, [key, pairs @ ..]) => (key.as_str(), pairs),
+            (_, []) => return Err(Failure::Usage(String::new())),
+        };
+        let changes = words::changes(pairs, flags.replace, &mut answer)?;
+        let before = match self.editor.find(room, key).await? {
+            Some(entry) => entry,
+            None => return Err(Failure::no_such(room, key)),
+        };
+        self.judge(room, &before, &changes, &mut answer).await?;
+        self.editor.modify(room, before.name(), &changes).await?;
+        Ok(answer)
+    }
+
+    pub(super) async fn create(&mut self, room: Room, words: &[String]) -> Result<Answer, Failure> {
+        let mut answer = Answer::default();
+        let (name, pairs) = match room {
+            Room::Accounts => (&words[0], &words[2..]),
+            _ => (&words[0], &words[1..]),
+        };
+        let mut changes = words::changes(pairs, true, &mut answer)?;
+        if room == Room::Accounts {
+            self.account(name, &words[1], &mut changes, &mut answer).await?;
+        }
+        self.make(room, name, changes, answer).await
+    }
+
+    pub(super) async fn create_alias_domain(&mut self, words: &[String]) -> Result<Answer, Failure> {
+        let mut answer = Answer::default();
+        let mut changes = words::changes(&words[2..], true, &mut answer)?;
+        let target = self.existing(Room::Domains, &words[1]).await?;
+        let id = match target.first(a::ID.name) {
+            Some(id) => id.to_owned(),
+            None => {
+                let id = new_id();
+                self.editor
+                    .modify(Room::Domains, target.name(), &[set(a::ID.name, &id)])
+                    .await?;
+                id
+            }
+        };
+        changes.push(set(a::DOMAIN_TYPE.name, "alias"));
+        changes.push(set(a::DOMAIN_ALIAS_TARGET_ID.name, &id));
+        self.make(Room::Domains, &words[0], changes, answer).await
+    }
+
+    pub(super) async fn delete(&mut self, room: Room, key: &str) -> Result<Answer, Failure> {
+        let entry = self.existing(room, key).await?;
+        match room {
+            Room::Servers => self.unused_server(&entry).await?,
+            Room::Domains => self.unused_domain(&entry).await?,
+            _ => {}
+        }
+        self.editor.delete(room, entry.name()).await?;
+        Ok(Answer::default())
+    }
+
+    async fn judge(
+        &mut self,
+        room: Room,
+        before: &Entry,
+        changes: &[Change],
+        answer: &mut Answer,
+    ) -> Result<(), Failure> {
+        let system = self.system().await?;
+        let after = changed(before, changes);
+        let case = Case {
+            system: &system,
+            room,
+            before,
+            after: &after,
+        };
+        case.judge(answer)?;
+        let known = before.values(a::MAIL_ALIAS.name);
+        for alias in after
+            .values(a::MAIL_ALIAS.name)
+            .iter()
+            .filter(|alias| !known.contains(alias))
+        {
+            self.free_address(alias, before.name()).await?;
+        }
+        Ok(())
+    }
+
+    async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
+        let found = self.editor.find(Room::Accounts, address).await?;
+        match found.filter(|entry| !entry.name().eq_ignore_ascii_case(owner)) {
+            Some(_) => Err(super::exists("account.ACCOUNT_EXISTS", "email address", address)),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes an entry with an id of its own, and tells the id.
+    async fn make(
+        &mut self,
+        room: Room,
+        name: &str,
+        mut changes: Vec<Change>,
+        mut answer: Answer,
+    ) -> Result<Answer, Failure> {
+        let is_good = match room {
+            Room::Accounts => values::is_address(name),
+            _ => values::is_host_name(name),
+        };
+        if !is_good {
+            return Err(Failure::request(format!(
+                "{name:?} is not a good name for a {}",
+                room.one()
+            )));
+        }
+        let name = name.to_lowercase();
+        if self.editor.find(room, &name).await?.is_some() {
+            return Err(route_cache::directory::edit::EditError::Exists(room, name).into());
+        }
+        let given = changes.iter().find(|change| change.attribute == a::ID.name);
+        let id = match given.map(|change| &change.act) {
+            Some(Act::Replace(values)) if values.len() == 1 => values[0].clone(),
+            _ => {
+                let id = new_id();
+                changes.insert(0, set(a::ID.name, &id));
+                id
+            }
+        };
+        self.judge(room, &Entry::new(name.as_str()), &changes, &mut answer)
+            .await?;
+        self.editor.create(room, &name, &changes).await?;
+        answer.line(id);
+        Ok(answer)
+    }
+
+    /// An account needs a domain, a server, and where the directory keeps it a password.
+    async fn account(
+        &mut self,
+        name: &str,
+        password: &str,
+        changes: &mut Vec<Change>,
+        answer: &mut Answer,
+    ) -> Result<(), Failure> {
+        let domain = name.rsplit_once('@').map_or("", |(_, domain)| domain);
+        self.existing(Room::Domains, domain).await?;
+        if !changes.iter().any(|change| change.attribute == a::MAIL_HOST.name) {
+            match only_mailbox_server(&self.system().await?) {
+                Some(host) => changes.push(set(a::MAIL_HOST.name, &host)),
+                None => answer.warn("WARNING: there is no zimbraMailHost: nobody can log in to this account"),
+            }
+        }
+        if password.is_empty() {
+            return Ok(());
+        }
+        match self.editor.keeps_passwords() {
+            true => changes.push(set("userPassword", hashed(&Secret::new(password.to_owned())).expose())),
+            false => answer.warn("WARNING: this directory keeps no passwords: the mailbox server has to be told"),
+        }
+        Ok(())
+    }
+
+    async fn unused_server(&mut self, server: &Entry) -> Result<(), Failure> {
+        let system = self.system().await?;
+        let accounts = self.editor.entries(Room::Accounts).await?;
+        let is_here = |account: &&Entry| {
+            let host = account.first(a::MAIL_HOST.name).and_then(|host| system.server(host));
+            host.is_some_and(|host| host.name() == server.name())
+        };
+        match accounts.iter().filter(is_here).count() {
+            0 => Ok(()),
+            count => Err(Failure::request(format!("{} holds {count} accounts", server.name()))),
+        }
+    }
+
+    async fn unused_domain(&mut self, domain: &Entry) -> Result<(), Failure> {
+        let accounts = self.editor.entries(Room::Accounts).await?;
+        let is_in = |account: &Entry| {
+            let name = account.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(account.name());
+            name.rsplit_once('@')
+                .is_some_and(|(_, own)| own.eq_ignore_ascii_case(domain.name()))
+        };
+        if accounts.iter().any(is_in) {
+            let message = format!("domain not empty: {}", domain.name());
+            return Err(Failure::service("account.DOMAIN_NOT_EMPTY", message));
+        }
+        let id = domain.first(a::ID.name).unwrap_or_default();
+        let domains = self.editor.entries(Room::Domains).await?;
+        let is_alias = |other: &&Entry| {
+            let target = other.first(a::DOMAIN_ALIAS_TARGET_ID.name);
+            target.is_some_and(|target| !id.is_empty() && target.eq_ignore_ascii_case(id))
+        };
+        match domains.iter().find(is_alias) {
+            Some(alias) => Err(Failure::request(format!(
+                "{} is an alias of {}",
+                alias.name(),
+                domain.name()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn only_mailbox_server(system: &System) -> Option<String> {
+    let mut servers = system.mailbox_servers();
+    let (first, more) = (servers.next()?, servers.next());
+    let name = first.text(&a::SERVICE_HOSTNAME).unwrap_or(first.name());
+    more.is_none().then(|| name.to_owned())
+}
+
+fn set(attribute: &str, value: &str) -> Change {
+    Change {
+        attribute: attribute.to_owned(),
+        act: Act::Replace(vec![value.to_owned()]),
+    }
+}
+
+/// An id as Zimbra makes them.
+fn new_id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+/// `{SSHA512}`, as the mailbox server writes it: the hash of password and salt, and the salt.
+fn hashed(password: &Secret<String>) -> Secret<String> {
+    let salt: [u8; SALT] = rand::random();
+    let mut hash = Sha512::new();
+    hash.update(password.expose().as_bytes());
+    hash.update(&salt);
+    let bytes = [&hash.finish()[..], &salt].concat();
+    Secret::new(format!("{{SSHA512}}{}", STANDARD.encode(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_hashed_with_salt() {
+        let password = Secret::new("secret".to_owned());
+        let (one, two) = (hashed(&password), hashed(&password));
+        assert_ne!(one.expose(), two.expose());
+        let bytes = STANDARD
+            .decode(one.expose().strip_prefix("{SSHA512}").unwrap())
+            .unwrap();
+        let (hash, salt) = bytes.split_at(64);
+        assert_eq!(openssl::sha::sha512(&[b"secret", salt].concat()), hash);
+        assert_eq!(salt.len(), SALT);
+    }
+}
