@@ -78,7 +78,7 @@ pub struct Record {
     /// Address of the listener.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub listener: String,
-    /// `imap`, `pop3` or `http`.
+    /// `imap`, `pop3`, `http` or `stream`.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub proto: &'static str,
     /// TLS version and cipher towards the client (`TLSv1.3 TLS_AES_256_GCM_SHA384`).

@@ -29,6 +29,11 @@ const MIN_TOKEN: usize = 16;
 const MAX_MEMCACHED: usize = 16;
 const MAX_HANDLERS: usize = 16;
 
+/// Most upstreams of a stream listener: each may cost a connection some waiting.
+const MAX_UPSTREAMS: usize = 8;
+/// How long a stream may be silent: XMPP clients that save power speak a few times an hour.
+const STREAM_IDLE: Duration = Duration::from_secs(3600);
+
 /// How often changes of the directory are looked for, and how often at most: a look is a question to the server.
 const POLL: Duration = Duration::from_secs(5);
 const MIN_POLL: Duration = Duration::from_millis(100);
@@ -133,6 +138,39 @@ pub enum Serve {
     AdminConsole,
     /// Zimbra's lookup protocol, for proxies that are not replaced yet.
     Lookup,
+    /// Bytes, to the server that the listener names.
+    Stream,
+}
+
+/// Where a listener with `serve: stream` sends its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamConfig {
+    /// Servers, tried in this order.
+    pub upstreams: Vec<Upstream>,
+    /// Whether TLS is spoken with them.
+    pub upstream_tls: bool,
+    /// Silence on both sides.
+    pub idle: Duration,
+    /// Whether they are told of the client in a PROXY header (version 2).
+    pub send_proxy: bool,
+}
+
+/// A server, by name or address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Its host name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
 }
 
 /// TLS on a listener.
@@ -159,6 +197,8 @@ pub struct Listener {
     pub proxy_trusted: Option<Vec<IpNet>>,
     /// Networks whose connections are taken; `None`: all.
     pub allow: Option<Vec<IpNet>>,
+    /// Where the bytes go, with [`Serve::Stream`].
+    pub stream: Option<StreamConfig>,
 }
 
 /// `tls`
@@ -632,6 +672,7 @@ impl Reader {
             ("pop3", Serve::Pop3),
             ("admin-console", Serve::AdminConsole),
             ("lookup", Serve::Lookup),
+            ("stream", Serve::Stream),
         ];
         let serve = entry.require("serve", &mut self.problems);
         let serve = serve.and_then(|node| node.choice(&serve_table, &mut self.problems));
@@ -643,11 +684,15 @@ impl Reader {
         let mut tls = ListenerTls::Off;
         if let Some(node) = entry.take("tls") {
             tls = node.choice(&tls_table, &mut self.problems).unwrap_or(tls);
-            if tls == ListenerTls::StartTls && matches!(serve, Some(Serve::Web | Serve::AdminConsole | Serve::Lookup)) {
-                node.error("a listener for HTTP has no STARTTLS; use implicit", &mut self.problems);
+            if tls == ListenerTls::StartTls && !matches!(serve, None | Some(Serve::Imap | Serve::Pop3)) {
+                node.error("only mail listeners have STARTTLS; use implicit", &mut self.problems);
             }
         }
         let allow = self.allow(&mut entry, serve);
+        let stream = match serve {
+            Some(Serve::Stream) => self.stream(&mut entry),
+            _ => None,
+        };
         let proxy_trusted = self.section(&mut entry, "proxy_protocol").and_then(|mut section| {
             let trusted = section.require("trusted", &mut self.problems);
             section.finish(&mut self.problems);
@@ -660,6 +705,41 @@ impl Reader {
             tls,
             proxy_trusted,
             allow,
+            stream,
+        })
+    }
+
+    fn stream(&mut self, entry: &mut Mapping<'_>) -> Option<StreamConfig> {
+        let upstream = entry.require("upstream", &mut self.problems);
+        let nodes = upstream.and_then(|node| node.one_or_many(&mut self.problems))?;
+        let texts: Vec<String> = nodes.into_iter().filter_map(|node| self.host_and_port(node)).collect();
+        let upstreams = texts.iter().filter_map(|text| {
+            let (host, port) = text.rsplit_once(':')?;
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            Some(Upstream {
+                host,
+                port: port.parse().ok()?,
+            })
+        });
+        let upstreams: Vec<Upstream> = upstreams.collect();
+        if upstreams.is_empty() || upstreams.len() > MAX_UPSTREAMS {
+            entry.node().error(
+                format!("upstream names 1 to {MAX_UPSTREAMS} servers"),
+                &mut self.problems,
+            );
+        }
+        let upstream_tls = entry
+            .take("upstream_tls")
+            .and_then(|node| node.bool(&mut self.problems));
+        let send_proxy = entry.take("send_proxy");
+        let send_proxy = send_proxy.and_then(|node| node.choice(&[("off", false), ("v2", true)], &mut self.problems));
+        let mut idle = STREAM_IDLE;
+        self.duration(entry, "idle", &mut idle);
+        Some(StreamConfig {
+            upstreams,
+            upstream_tls: upstream_tls.unwrap_or(false),
+            idle,
+            send_proxy: send_proxy.unwrap_or(false),
         })
     }
 
@@ -1008,6 +1088,43 @@ mod tests {
             assert!(
                 problems.iter().any(|problem| problem.contains(expected)),
                 "{text}: {problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn streams_name_their_upstreams() {
+        let (config, _) = load(concat!(
+            "listeners:\n",
+            "  - {address: '127.0.0.1:8636', serve: stream, tls: implicit, upstream: 'a.test:636', upstream_tls: true,\n",
+            "     idle: 5m, send_proxy: v2}\n",
+            "  - {address: '127.0.0.1:5222', serve: stream, tls: implicit, upstream: ['127.0.0.2:1', '[::1]:2']}\n",
+        ))
+        .unwrap();
+        let streams: Vec<StreamConfig> = config.listeners.unwrap().into_iter().filter_map(|l| l.stream).collect();
+        assert!(streams[0].upstream_tls && streams[0].send_proxy && !streams[1].upstream_tls);
+        assert_eq!(
+            (streams[0].idle, streams[1].idle),
+            (Duration::from_secs(300), STREAM_IDLE)
+        );
+        let names: Vec<String> = streams
+            .iter()
+            .flat_map(|s| &s.upstreams)
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(names, ["a.test:636", "127.0.0.2:1", "[::1]:2"]);
+        for (listener, expected) in [
+            ("serve: stream", "upstream"),
+            ("serve: stream, upstream: []", "1 to 8"),
+            ("serve: stream, upstream: nowhere", "expected a host name"),
+            ("serve: stream, upstream: 'a:1', tls: starttls", "only mail listeners"),
+            ("serve: stream, upstream: 'a:1', send_proxy: v1", "send_proxy"),
+            ("serve: imap, upstream: 'a:1'", "upstream"),
+        ] {
+            let problems = load(&format!("listeners: [{{address: '127.0.0.1:1', {listener}}}]")).unwrap_err();
+            assert!(
+                problems.iter().any(|p| p.contains(expected)),
+                "{listener}: {problems:?}"
             );
         }
     }

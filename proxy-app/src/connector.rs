@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use mail_proxy::{BoxStream, ConnectError, Protocol, TlsFacts, Transport};
 use route_cache::{Route, Server, UpstreamTls};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -58,6 +59,14 @@ impl MailTransport {
     /// # Errors
     /// It refuses, cannot prove who it is, or does not answer within [`CONNECT`].
     pub async fn dial(&self, server: &Server) -> Result<BoxStream, ConnectError> {
+        self.dial_after(server, b"").await
+    }
+
+    /// The same, with some bytes sent in clear text before all else: a PROXY header.
+    ///
+    /// # Errors
+    /// As [`MailTransport::dial`].
+    pub async fn dial_after(&self, server: &Server, header: &[u8]) -> Result<BoxStream, ConnectError> {
         let deadline = Instant::now() + CONNECT;
         let failed = |what: &str, error: io::Error| {
             let text = format!("{what} {}:{}: {error}", server.host, server.port);
@@ -68,7 +77,11 @@ impl MailTransport {
         };
         let late =
             |what: &str| ConnectError::TimedOut(format!("{what} {}:{}: no answer in time", server.host, server.port));
-        let tcp = match timeout_at(deadline, self.tcp(server)).await {
+        let opened = async {
+            let mut tcp = self.tcp(server).await?;
+            tcp.write_all(header).await.map(|()| tcp)
+        };
+        let tcp = match timeout_at(deadline, opened).await {
             Ok(connected) => connected.map_err(|error| failed("connect to", error))?,
             Err(_) => return Err(late("connect to")),
         };

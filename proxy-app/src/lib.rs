@@ -22,5 +22,6 @@ pub mod routes;
 pub mod sessions;
 pub mod sites;
 pub mod snapshot;
+pub mod stream;
 pub mod tls;
 pub mod web;

@@ -27,6 +27,7 @@ use crate::inherited;
 use crate::proxy_protocol::{self, Header};
 use crate::sessions::Session;
 use crate::snapshot::Snapshot;
+use crate::stream::{self, Caller};
 use crate::tls::{self, Inside};
 use crate::web::connection::{self, Channel, WebClient, WebStream};
 use crate::web::{Greeted, Web};
@@ -237,6 +238,7 @@ impl Door {
             Serve::Web => self.web(tcp, client, snapshot, accepted, false).await,
             Serve::AdminConsole => self.web(tcp, client, snapshot, accepted, true).await,
             Serve::Lookup => self.lookup(tcp, client, snapshot, accepted).await,
+            Serve::Stream => self.stream(tcp, client, snapshot, accepted).await,
         }
     }
 
@@ -419,6 +421,44 @@ impl Door {
         }
         // An answer that is under way is given; a connection that only waits is not waited for long.
         let _ = timeout(GOODBYE, serve).await;
+    }
+
+    async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
+        let Some(door) = &self.listener.stream else { return };
+        let (stream, tls): (BoxStream, _) = match self.listener.tls {
+            ListenerTls::Implicit => {
+                let handshake = Box::pin(snapshot.acceptors.accept(Inside::Stream, client.local.ip(), tcp));
+                match timeout_at(accepted + stream::HANDSHAKE, handshake).await {
+                    Ok(Ok(stream)) => {
+                        let facts = tls::facts(stream.ssl());
+                        (Box::new(stream), Some(facts))
+                    }
+                    Ok(Err(error)) => return self.no_handshake(client, &error),
+                    Err(late) => return self.no_handshake(client, &late.into()),
+                }
+            }
+            ListenerTls::Off | ListenerTls::StartTls => (Box::new(tcp), None),
+        };
+        drop(snapshot);
+        let (number, live) = (self.app.number(), Arc::new(Live::born(accepted)));
+        let session = Session::new(
+            number.clone(),
+            self.name.clone(),
+            "stream",
+            tls.is_some(),
+            &client,
+            live.clone(),
+        );
+        let _entered = self.app.sessions.enter(session);
+        let caller = Caller {
+            stream,
+            client,
+            tls,
+            listener: self.name.clone(),
+            number,
+            live,
+        };
+        stream::serve(&self.app, door, caller).await;
     }
 
     /// Whether this client may talk to this listener at all.

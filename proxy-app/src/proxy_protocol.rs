@@ -1,4 +1,4 @@
-//! The PROXY protocol, versions 1 and 2, as receiver: who is the client behind the balancer?
+//! The PROXY protocol, versions 1 and 2, as receiver: who is the client behind the balancer? And version 2 as sender.
 //!
 //! [`parse`] is a pure function over the bytes read so far; [`read`] feeds it from a socket without taking one
 //! byte more than the header. Whether a peer is trusted to send one is the listener's business.
@@ -54,6 +54,36 @@ pub enum ProxyError {
     /// The header says that it is longer than we take.
     #[error("PROXY header is too long")]
     TooLong,
+}
+
+/// The version 2 header for a connection that is relayed for `source`, which had connected to `destination`. Where
+/// only one of them is IPv4, it is written as IPv6 (RFC 4291 §2.5.5.2).
+pub fn encode(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let mut header = V2_SIGNATURE.to_vec();
+    // Version 2, PROXY.
+    header.push(0x21);
+    match (source.ip().to_canonical(), destination.ip().to_canonical()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            header.extend([0x11, 0, 12]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+        }
+        (from, to) => {
+            header.extend([0x21, 0, 36]);
+            header.extend(as_v6(from).octets());
+            header.extend(as_v6(to).octets());
+        }
+    }
+    header.extend(source.port().to_be_bytes());
+    header.extend(destination.port().to_be_bytes());
+    header
+}
+
+fn as_v6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
 }
 
 /// Looks at the bytes read so far.
@@ -331,5 +361,34 @@ mod tests {
         server.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"a NOOP");
         drop(sender.await.unwrap());
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        for (source, destination) in [
+            ("192.0.2.1:50000", "198.51.100.2:8636"),
+            ("[2001:db8::1]:50000", "[2001:db8::2]:8636"),
+            ("192.0.2.1:50000", "[2001:db8::2]:8636"),
+        ] {
+            let (source, destination): (SocketAddr, SocketAddr) =
+                (source.parse().unwrap(), destination.parse().unwrap());
+            let bytes = encode(source, destination);
+            let Ok(Progress::Complete(
+                Header::Proxied {
+                    source: from,
+                    destination: to,
+                },
+                length,
+            )) = parse(&bytes)
+            else {
+                panic!("{source}: {bytes:?}");
+            };
+            assert_eq!(length, bytes.len());
+            assert_eq!((from.ip().to_canonical(), from.port()), (source.ip(), source.port()));
+            assert_eq!(
+                (to.ip().to_canonical(), to.port()),
+                (destination.ip(), destination.port())
+            );
+        }
     }
 }

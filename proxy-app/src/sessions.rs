@@ -22,7 +22,7 @@ pub struct Session {
     pub number: String,
     /// Address of the listener.
     pub listener: Arc<str>,
-    /// `imap`, `pop3` or `http`.
+    /// `imap`, `pop3`, `http` or `stream`.
     pub proto: &'static str,
     /// Whether the client speaks TLS from the first byte.
     pub tls: bool,

@@ -498,6 +498,7 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
                 tls,
                 proxy_trusted: None,
                 allow: None,
+                stream: None,
             })
         })
         .collect()

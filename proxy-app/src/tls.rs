@@ -233,6 +233,8 @@ pub enum Inside {
     Pop3,
     /// `http/1.1`
     Lookup,
+    /// Nobody knows, so nothing is agreed.
+    Stream,
 }
 
 impl Inside {
@@ -243,6 +245,20 @@ impl Inside {
             Inside::Imap => b"\x04imap",
             Inside::Pop3 => b"\x04pop3",
             Inside::Lookup => b"\x08http/1.1",
+            Inside::Stream => b"",
+        }
+    }
+
+    /// The answer to an offer. A client that asks for another protocol has been lured to the wrong port (ALPACA); one
+    /// that asks for nothing is welcome.
+    fn agree(self, offered: &[u8]) -> Result<&[u8], AlpnError> {
+        match self {
+            // We do not know what is right here, but browsers are never.
+            Inside::Stream => match select_next_proto(Inside::Web.alpn(), offered) {
+                Some(_) => Err(AlpnError::ALERT_FATAL),
+                None => Err(AlpnError::NOACK),
+            },
+            known => select_next_proto(known.alpn(), offered).ok_or(AlpnError::ALERT_FATAL),
         }
     }
 }
@@ -267,6 +283,7 @@ pub struct Acceptors {
     imap: SslAcceptor,
     pop3: SslAcceptor,
     lookup: SslAcceptor,
+    stream: SslAcceptor,
 }
 
 impl Acceptors {
@@ -280,6 +297,7 @@ impl Acceptors {
             imap: acceptor(certificates, &policy, Inside::Imap)?,
             pop3: acceptor(certificates, &policy, Inside::Pop3)?,
             lookup: acceptor(certificates, &policy, Inside::Lookup)?,
+            stream: acceptor(certificates, &policy, Inside::Stream)?,
             policy,
         })
     }
@@ -300,6 +318,7 @@ impl Acceptors {
             Inside::Imap => &self.imap,
             Inside::Pop3 => &self.pop3,
             Inside::Lookup => &self.lookup,
+            Inside::Stream => &self.stream,
         };
         let mut ssl = Ssl::new(acceptor.context())?;
         let local = local.to_canonical();
@@ -394,11 +413,7 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
             SniError::ALERT_FATAL
         })
     });
-    // A client that asks for another protocol has been lured to the wrong port (ALPACA); one that asks for
-    // nothing is welcome.
-    builder.set_alpn_select_callback(move |_, offered| {
-        select_next_proto(inside.alpn(), offered).ok_or(AlpnError::ALERT_FATAL)
-    });
+    builder.set_alpn_select_callback(move |_, offered| inside.agree(offered));
     Ok(builder.build())
 }
 

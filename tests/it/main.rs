@@ -10,6 +10,7 @@ mod outage;
 mod proxy_protocol;
 mod scene;
 mod sessions;
+mod streams;
 mod tls;
 mod upstreams;
 mod vhosts;

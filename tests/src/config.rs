@@ -14,6 +14,19 @@ pub enum Serve {
     Imap,
     /// POP3.
     Pop3,
+    /// Bytes, to somewhere else.
+    Stream(StreamTo),
+}
+
+/// Where a stream goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamTo {
+    /// The server.
+    pub upstream: SocketAddrV4,
+    /// Whether TLS is spoken with it.
+    pub tls: bool,
+    /// Whether it is told of the client.
+    pub send_proxy: bool,
 }
 
 /// TLS on a listener.
@@ -107,6 +120,14 @@ impl Listener {
             Serve::Web => "web",
             Serve::Imap => "imap",
             Serve::Pop3 => "pop3",
+            Serve::Stream(_) => "stream",
+        };
+        let stream = match self.serve {
+            Serve::Stream(to) => {
+                let proxy = if to.send_proxy { ", send_proxy: v2" } else { "" };
+                format!(", upstream: \"{}\", upstream_tls: {}{proxy}", to.upstream, to.tls)
+            }
+            _ => String::new(),
         };
         let tls = match self.tls {
             Tls::No => "",
@@ -117,7 +138,10 @@ impl Listener {
             [] => String::new(),
             networks => format!(", proxy_protocol: {{trusted: {networks:?}}}"),
         };
-        format!("{{address: \"{}\", serve: {serve}{tls}{proxies}}}", self.address)
+        format!(
+            "{{address: \"{}\", serve: {serve}{tls}{proxies}{stream}}}",
+            self.address
+        )
     }
 }
 

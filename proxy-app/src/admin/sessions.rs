@@ -54,7 +54,7 @@ pub struct Status {
 /// Sessions of a protocol.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Count {
-    /// `imap`, `pop3` or `http`.
+    /// `imap`, `pop3`, `http` or `stream`.
     pub proto: String,
     /// Where the account is known.
     pub logged_in: u64,
@@ -77,7 +77,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
         not_ready: not_ready.into_iter().map(str::to_owned).collect(),
         generation: app.snapshot.load().generation,
         connections: app.open.count() as u64,
-        sessions: ["imap", "pop3", "http"]
+        sessions: ["imap", "pop3", "http", "stream"]
             .map(|proto| Count {
                 proto: proto.to_owned(),
                 logged_in: count(proto, true),
@@ -111,7 +111,7 @@ pub struct SessionList {
 pub struct OneSession {
     /// Its number, as `conn` in the audit log.
     pub session: String,
-    /// `imap`, `pop3` or `http`.
+    /// `imap`, `pop3`, `http` or `stream`.
     pub proto: String,
     /// TLS from the first byte.
     pub tls: bool,
