@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -287,10 +288,25 @@ impl Flow {
     }
 }
 
-/// Ready when the node ends its logged-in sessions.
+/// Ready when the node ends this session.
 async fn sessions_end(drain: &mut watch::Receiver<Drain>) {
-    // The sender lives as long as the process; if it is gone, so are we.
-    let _ = drain.wait_for(|drain| *drain == Drain::EndSessions).await;
+    let over = match drain.wait_for(|drain| *drain > Drain::EndLogins).await.as_deref() {
+        Ok(Drain::SpreadSessions(over)) => *over,
+        // The sender lives as long as the process; if it is gone, so are we.
+        _ => return,
+    };
+    // Boxed: few sessions ever come here, and all carry the room for it.
+    let own_moment = Box::pin(tokio::time::sleep(over.mul_f64(lot())));
+    tokio::select! {
+        () = own_moment => {}
+        _ = drain.wait_for(|drain| *drain == Drain::EndSessions) => {}
+    }
+}
+
+/// A number between 0 and 1, by chance.
+fn lot() -> f64 {
+    let seed = RandomState::new().build_hasher().finish();
+    f64::from((seed >> 32) as u32) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

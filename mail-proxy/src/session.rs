@@ -172,6 +172,9 @@ pub enum Drain {
     Running,
     /// Connections that are not logged in end.
     EndLogins,
+    /// Those who are logged in end too, each at a moment of its own within this time, so that their clients do not
+    /// come back all at once.
+    SpreadSessions(Duration),
     /// All end.
     EndSessions,
 }

@@ -566,6 +566,26 @@ async fn a_drain_ends_logins_first_and_sessions_last() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_spread_drain_ends_each_session_within_its_time() {
+    let mut ends = Vec::new();
+    for _ in 0..8 {
+        let mut s = stage(Plan::default());
+        s.expect("* OK").await;
+        s.say("a LOGIN alice@a.example right\r\n").await;
+        s.expect("* CAPABILITY").await;
+        s.expect("a OK").await;
+        let begun = tokio::time::Instant::now();
+        s.drain.send(Drain::SpreadSessions(Duration::from_secs(1000))).unwrap();
+        s.expect("* BYE").await;
+        ends.push(begun.elapsed());
+    }
+    assert!(ends.iter().all(|end| *end <= Duration::from_secs(1001)), "{ends:?}");
+    // Eight by chance in the same hundredth: once in ten million runs of millions.
+    let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+    assert!(*last - *first > Duration::from_secs(10), "{ends:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn pop3_fails_in_its_own_words() {
     let mut s = stage(Plan {
         pop3: true,

@@ -64,7 +64,7 @@ impl Sockets {
     ///
     /// # Errors
     /// The address or the path cannot be bound, or another process answers at the path.
-    pub fn open(config: &AdminConfig, upgrade: Upgrade, fds: Option<&ListenFds>) -> anyhow::Result<Sockets> {
+    pub fn open(config: &AdminConfig, upgrade: Upgrade, fds: &ListenFds) -> anyhow::Result<Sockets> {
         use anyhow::Context;
         let unix = config.socket.as_deref().map(|path| {
             let socket = unix(path, upgrade);

@@ -1,7 +1,7 @@
 //! Wires the house once, and swaps what runs when the directory or a certificate has changed.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,15 +18,17 @@ use route_cache::directory::yaml::YamlDirectory;
 use route_cache::yaml::Problems;
 use route_cache::{AddressBook, Directory, RouteCache, Service, System};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::changes;
-use crate::config::{AuditFormat, Config, Listener, ListenerTls, Source};
+use crate::config::{self, AuditFormat, Config, Listener, ListenerTls, Source};
 use crate::logins::{Logins, Watched};
-use crate::logs::{AuditLog, CarbonioLog, Log};
+use crate::logs::{self, AuditLog, CarbonioLog, Log};
 use crate::names::Names;
 use crate::routes::{self, Routes};
 use crate::sessions::Sessions;
 use crate::snapshot::{self, Built, Snapshot, problem};
+use crate::systemd;
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
 use crate::web::upstreams::{self, Basis, Group, Groups};
@@ -36,6 +38,7 @@ use crate::web::upstreams::{self, Basis, Group, Groups};
 pub struct Plan {
     /// The node file.
     pub config: Config,
+    path: PathBuf,
     /// The listeners to open.
     pub listeners: Vec<Listener>,
     directory: Arc<dyn Directory>,
@@ -76,10 +79,7 @@ impl Plan {
             }
         };
         problems.extend(warnings);
-        let listeners = config
-            .listeners
-            .clone()
-            .unwrap_or_else(|| snapshot::listeners_of_directory(&config, &system));
+        let listeners = listeners(&config, &system);
         check_certificates(&listeners, &store, &mut problems);
         check_logs(&config, &mut problems);
         certificates.store(Arc::new(store));
@@ -89,6 +89,7 @@ impl Plan {
         });
         let plan = Plan {
             config,
+            path: path.to_owned(),
             listeners,
             directory,
             lookup_trust,
@@ -120,8 +121,8 @@ fn check_certificates(listeners: &[Listener], store: &CertStore, problems: &mut 
 
 /// The running house.
 pub struct App {
-    /// The node file.
-    pub config: Config,
+    /// The node file, as far as it is in force.
+    pub config: ArcSwap<Config>,
     /// What runs now.
     pub snapshot: ArcSwap<Snapshot>,
     /// Where accounts live.
@@ -130,6 +131,7 @@ pub struct App {
     pub book: Arc<AddressBook>,
     /// Where audit records go.
     pub audit: Arc<dyn Audit>,
+    audit_log: Log,
     /// Where lines about web requests go.
     pub access: Log,
     /// Host names of mailbox servers.
@@ -148,7 +150,13 @@ pub struct App {
     pub drain: watch::Sender<Drain>,
     /// Groups of servers, for web requests of nobody in particular.
     pub groups: Arc<Groups>,
-    listeners: Vec<Listener>,
+    /// The file, and as it was when the process started.
+    node_file: (PathBuf, serde_yaml::Value),
+    /// One reload after the other.
+    reloading: tokio::sync::Mutex<()>,
+    listeners: watch::Sender<ListenerList>,
+    /// How far the doors have followed that list, and what they could not open.
+    opened: watch::Sender<(u64, Problems)>,
     directory: Arc<dyn Directory>,
     certificates: Certificates,
     /// The warnings of what runs now. Its lock keeps changes apart.
@@ -165,6 +173,7 @@ impl App {
     pub fn start(plan: Plan) -> anyhow::Result<Arc<App>> {
         let Plan {
             config,
+            path,
             listeners,
             directory,
             lookup_trust,
@@ -173,10 +182,10 @@ impl App {
             snapshot,
         } = plan;
         let Routes { cache: routes, book } = Routes::new(&config, directory.clone(), &names, lookup_trust);
-        let audit = open_log("audit", &config.log.audit)?;
+        let audit_log = open_log("audit", &config.log.audit)?;
         let audit: Arc<dyn Audit> = match config.log.audit_format {
-            AuditFormat::Json => Arc::new(AuditLog(audit)),
-            AuditFormat::Carbonio => Arc::new(CarbonioLog(audit)),
+            AuditFormat::Json => Arc::new(AuditLog(audit_log.clone())),
+            AuditFormat::Carbonio => Arc::new(CarbonioLog(audit_log.clone())),
         };
         let logins = Arc::new(Logins::default());
         let audit = Arc::new(Watched {
@@ -190,9 +199,13 @@ impl App {
             routes,
             book,
             audit,
+            audit_log,
             access,
             names,
-            listeners,
+            node_file: (path, config.written.clone()),
+            reloading: tokio::sync::Mutex::default(),
+            listeners: watch::Sender::new(ListenerList { number: 0, listeners }),
+            opened: watch::Sender::new((0, Problems::new())),
             groups,
             open: Open::default(),
             sessions: Arc::default(),
@@ -205,7 +218,7 @@ impl App {
             told: Mutex::default(),
             born: u64::from(rand::random::<u32>()),
             connections: AtomicU64::new(0),
-            config,
+            config: ArcSwap::from_pointee(config),
         });
         app.applied("started");
         Ok(app)
@@ -231,53 +244,159 @@ impl App {
         )
     }
 
-    /// Reads the directory and the certificates again and runs what they say now. Says what is different.
-    ///
-    /// # Errors
-    /// What cannot be used; it changes nothing.
-    pub async fn reload(self: &Arc<Self>) -> Result<Vec<String>, Problems> {
-        let before = (self.snapshot.load_full(), self.certificates.load());
-        let result = self.directory.clone().refresh(self.judge("reloaded")).await;
+    /// Reads the node file, the directory and the certificates again and runs what they say now. What cannot be used
+    /// changes nothing.
+    pub async fn reload(self: &Arc<Self>) -> Reloaded {
+        let _one = self.reloading.lock().await;
+        systemd::reloading();
+        let mut reloaded = Reloaded::default();
+        let before = self.config.load_full();
+        let config = self.node_file_now(&before, &mut reloaded);
+        let (access, audit) = (config.log.access.clone(), config.log.audit.clone());
+        let old = (self.snapshot.load_full(), self.certificates.load());
+        if self.adopt_all(&config, &mut reloaded).await {
+            let (live, _) = config::changes(&before.written, &config.written);
+            let sentence = |key: &String| format!("node file: {key} is in force");
+            reloaded.changes.extend(live.iter().map(sentence));
+        }
+        let systems = changes::of_systems(&old.0.system, &self.snapshot.load().system);
+        let certificates = changes::of_certificates(&old.1, &self.certificates.load());
+        reloaded.changes.extend(systems.into_iter().chain(certificates));
+        self.reopen_logs(&access, &audit, &mut reloaded);
+        reloaded.problems.extend(self.listeners_settled().await);
         // An account may have moved.
         self.routes.expire();
-        if let Err(problems) = result {
-            report(&problems);
-            log::error!("not everything could be read again; what cannot be used changes nothing");
-            return Err(problems);
+        reloaded.say();
+        systemd::serves("serving");
+        reloaded
+    }
+
+    /// What the node file says now, as far as this process can take it over; what it said before, if it is no good.
+    fn node_file_now(&self, before: &Arc<Config>, reloaded: &mut Reloaded) -> Arc<Config> {
+        let (path, started) = &self.node_file;
+        match Config::load(path) {
+            Ok((new, warnings)) => {
+                reloaded.problems.extend(warnings);
+                (_, reloaded.needs_upgrade) = config::changes(started, &new.written);
+                let new = before.reloaded(&new);
+                let mut problems = Problems::new();
+                check_logs(&new, &mut problems);
+                let usable = !problems.has_errors();
+                reloaded.problems.extend(problems);
+                if usable { Arc::new(new) } else { before.clone() }
+            }
+            Err(problems) => {
+                reloaded.problems.extend(problems);
+                before.clone()
+            }
         }
-        let mut changes = changes::of_systems(&before.0.system, &self.snapshot.load().system);
-        changes.extend(changes::of_certificates(&before.1, &self.certificates.load()));
-        Ok(changes)
+    }
+
+    /// Puts node file and directory in force, or neither. Says whether this node file is in force now.
+    async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, reloaded: &mut Reloaded) -> bool {
+        let judge: Arc<Judge> = {
+            let (app, config) = (self.clone(), config.clone());
+            Arc::new(move |system: &Arc<System>| app.adopt(&config, system, "reloaded"))
+        };
+        let Err(problems) = self.directory.clone().refresh(judge).await else {
+            return true;
+        };
+        reloaded.problems.extend(problems);
+        // The directory cannot be read, or the node file is no good for it. The node file may be good with what the
+        // directory said last.
+        match self.adopt(config, &self.directory.system(), "reloaded") {
+            Ok(()) => true,
+            Err(problems) => {
+                for problem in problems {
+                    if !reloaded.problems.iter().any(|known| *known == problem) {
+                        reloaded.problems.push(problem);
+                    }
+                }
+                false
+            }
+        }
+    }
+
+    /// Opens the log files anew: they may have been renamed, or be other ones now.
+    fn reopen_logs(&self, access: &logs::Target, audit: &logs::Target, reloaded: &mut Reloaded) {
+        for (log, target, key) in [
+            (&self.access, access, "log.access"),
+            (&self.audit_log, audit, "log.audit"),
+        ] {
+            if let Err(error) = log.reopen(target) {
+                let message = format!("{target:?} cannot be opened: {error}; the file before is written on");
+                reloaded.problems.push(problem(key, message));
+            }
+        }
+    }
+
+    /// Waits until the doors are as they should be; says which cannot be opened.
+    async fn listeners_settled(&self) -> Problems {
+        let number = self.listeners.borrow().number;
+        let mut opened = self.opened.subscribe();
+        match timeout(SETTLING, opened.wait_for(|opened| opened.0 >= number)).await {
+            Ok(Ok(opened)) => opened.1.clone(),
+            _ => Problems::new(),
+        }
+    }
+
+    /// The listeners that there should be.
+    pub fn wanted(&self) -> ListenerList {
+        self.listeners.borrow().clone()
+    }
+
+    /// The list of listeners, whenever it changes.
+    pub fn subscribe_listeners(&self) -> watch::Receiver<ListenerList> {
+        self.listeners.subscribe()
+    }
+
+    /// The doors have followed the list with this number, but for these problems.
+    pub fn listeners_are(&self, number: u64, problems: Problems) {
+        self.opened.send_replace((number, problems));
     }
 
     /// Follows the directory, until it is dropped: its system, and the accounts that change.
     pub async fn follow_directory(self: Arc<Self>) {
-        let judge = self.judge("the directory changed");
-        let watch = self.directory.clone().watch(self.config.directory.poll, judge);
+        let app = self.clone();
+        let judge: Arc<Judge> =
+            Arc::new(move |system: &Arc<System>| app.adopt(&app.config.load_full(), system, "the directory changed"));
+        let poll = self.config.load().directory.poll;
+        let watch = self.directory.clone().watch(poll, judge);
         tokio::join!(watch, self.routes.follow_directory());
     }
 
-    fn judge(self: &Arc<Self>, why: &'static str) -> Arc<Judge> {
-        let app = self.clone();
-        Arc::new(move |system: &Arc<System>| app.adopt(system, why))
-    }
-
-    /// Runs what this system says, with nothing put in place before all of it is known to be good.
-    fn adopt(&self, system: &Arc<System>, why: &str) -> Result<(), Problems> {
+    /// Runs what this node file and this system say, with nothing put in place before all of it is known to be good.
+    fn adopt(&self, config: &Arc<Config>, system: &Arc<System>, why: &str) -> Result<(), Problems> {
         // One after the other: each has its number.
         let mut told = self.told.lock();
         let before = self.snapshot.load_full();
         let names = self.names.clone();
-        let built = snapshot::build(&self.config, system.clone(), names, &self.certificates, Some(&before))?;
+        let built = snapshot::build(config, system.clone(), names, &self.certificates, Some(&before))?;
         let mut problems = built.warnings;
-        check_certificates(&self.listeners, &built.certificates, &mut problems);
+        let listeners = listeners(config, system);
+        check_certificates(&listeners, &built.certificates, &mut problems);
         let ((), warnings) = problems.or(())?;
         report_new(&mut told, &warnings);
         self.certificates.store(Arc::new(built.certificates));
-        self.groups.adopt(basis(&self.config, &built.snapshot), &[]);
+        self.groups.adopt(basis(config, &built.snapshot), &[]);
         self.snapshot.store(Arc::new(built.snapshot));
+        self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
+        self.config.store(config.clone());
+        self.want(listeners);
         self.applied(why);
         Ok(())
+    }
+
+    /// The doors follow this list.
+    fn want(&self, listeners: Vec<Listener>) {
+        self.listeners.send_if_modified(|list| {
+            let changed = list.listeners != listeners;
+            if changed {
+                list.number += 1;
+                list.listeners = listeners;
+            }
+            changed
+        });
     }
 
     fn applied(&self, why: &str) {
@@ -321,10 +440,50 @@ fn basis(config: &Config, snapshot: &Snapshot) -> Basis {
     }
 }
 
-fn report(problems: &Problems) {
-    for problem in problems {
-        log::warn!("{problem}");
+/// Which listeners there should be.
+#[derive(Debug, Clone)]
+pub struct ListenerList {
+    /// One more with each change.
+    pub number: u64,
+    /// The listeners.
+    pub listeners: Vec<Listener>,
+}
+
+/// How long the doors may take to follow the list: opening a socket takes no time.
+const SETTLING: Duration = Duration::from_secs(10);
+
+/// What a reload has done.
+#[derive(Debug, Default)]
+pub struct Reloaded {
+    /// What is different from before, a sentence each.
+    pub changes: Vec<String>,
+    /// Keys of the node file whose new values only a new process will take.
+    pub needs_upgrade: Vec<String>,
+    /// What is wrong. What has an error changes nothing.
+    pub problems: Problems,
+}
+
+impl Reloaded {
+    fn say(&self) {
+        for problem in self.problems.iter() {
+            log::warn!("{problem}");
+        }
+        for change in &self.changes {
+            log::info!("{change}");
+        }
+        if !self.needs_upgrade.is_empty() {
+            log::warn!("node file: needs an upgrade: {}", self.needs_upgrade.join(", "));
+        }
+        if self.problems.has_errors() {
+            log::error!("not everything could be read again; what cannot be used changes nothing");
+        }
     }
+}
+
+/// The listeners of the node file, or else those of the directory.
+fn listeners(config: &Config, system: &System) -> Vec<Listener> {
+    let written = config.listeners.clone();
+    written.unwrap_or_else(|| snapshot::listeners_of_directory(config, system))
 }
 
 /// A change is made every few seconds; what was wrong before it need not be said again.

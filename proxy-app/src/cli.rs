@@ -6,17 +6,22 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use pingora::server::Server;
 use pingora::server::configuration::Opt;
+use pingora::server::{RunArgs, Server};
 use route_cache::yaml::Problems;
 
 use crate::admin::verbs;
 use crate::app::Plan;
+use crate::end::End;
 use crate::listener::Doors;
 use crate::prov;
+use crate::upgrade::{Again, Asking};
 
 /// Where the node file is looked for.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";
+
+/// Longer than any drain. Seconds.
+const PINGORA_WAITS: u64 = 10 * 365 * 24 * 3600;
 
 /// The front door of a mail system: takes HTTPS, IMAP(S) and POP3(S) users to the server that holds their mail.
 #[derive(Debug, Parser)]
@@ -28,7 +33,7 @@ pub struct Cli {
     /// Run in the background.
     #[arg(short, long)]
     pub daemon: bool,
-    /// Take over the listening sockets of the running process, which must be told with SIGQUIT.
+    /// Take over the listening sockets of the running process, which then lets its sessions end by themselves.
     #[arg(short, long)]
     pub upgrade: bool,
     /// Test the configuration and exit.
@@ -104,6 +109,16 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     };
     print(&warnings);
     raise_file_limit();
+    let again = Again::new(&conf)
+        .map_err(|error| log::warn!("the file of this program is not known, SIGUSR2 will do nothing: {error}"))
+        .ok();
+    let mut server_conf = std::mem::take(&mut plan.config.server);
+    let asking = match cli.upgrade {
+        true => Some(Asking::new(Path::new(&server_conf.upgrade_sock))?),
+        false => None,
+    };
+    // How the process ends is end.rs's; Pingora only waits.
+    server_conf.grace_period_seconds = Some(PINGORA_WAITS);
     let opt = Opt {
         upgrade: cli.upgrade,
         daemon: cli.daemon,
@@ -111,11 +126,15 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
         test: false,
         conf: None,
     };
-    let mut server = Server::new_with_opt_and_conf(opt, std::mem::take(&mut plan.config.server));
+    let mut server = Server::new_with_opt_and_conf(opt, server_conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
-    server.add_service(Doors::new(plan, conf));
-    server.run_forever()
+    let end = End::default();
+    server.add_service(Doors::new(plan, conf, end.clone(), again, asking));
+    server.run(RunArgs {
+        shutdown_signal: Box::new(end),
+    });
+    Ok(ExitCode::SUCCESS)
 }
 
 /// As many open files as the system lets us have: each session takes two.

@@ -66,7 +66,47 @@ pub struct Config {
     pub log: LogConfig,
     /// The admin API.
     pub admin: AdminConfig,
+    /// How the process ends.
+    pub ends: Ends,
+    /// The file as it was written, to see what has changed.
+    pub written: serde_yaml::Value,
 }
+
+/// `shutdown_timeout`, `drain_max`, `drain_spread`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// From SIGTERM to the end of the process.
+    pub shutdown_timeout: Duration,
+    /// How long sessions may go on after a new process has taken over.
+    pub drain_max: Duration,
+    /// How long it then takes to end those that are left, each at a moment of its own.
+    pub drain_spread: Duration,
+}
+
+impl Default for Ends {
+    fn default() -> Ends {
+        Ends {
+            shutdown_timeout: Duration::from_secs(30),
+            drain_max: Duration::from_secs(24 * 3600),
+            drain_spread: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Keys that a reload puts in force. All others are read at the start only. A key stands for all below it.
+const LIVE: [&str; 11] = [
+    "listeners",
+    "tls",
+    "mail",
+    "web.trusted_forwarders",
+    "log.access",
+    "log.audit",
+    "route_cache.ttl",
+    "route_cache.stale",
+    "shutdown_timeout",
+    "drain_max",
+    "drain_spread",
+];
 
 /// `directory`
 #[derive(Debug, Clone)]
@@ -293,8 +333,81 @@ impl Config {
         let mut reader = Reader {
             problems: Problems::new(),
         };
-        let config = reader.config(&document, path);
+        let mut config = reader.config(&document, path);
+        config.written = document.root().to_value();
         reader.problems.or(config)
+    }
+
+    /// This configuration, with what a reload may take from a newer one.
+    #[must_use]
+    pub fn reloaded(&self, new: &Config) -> Config {
+        Config {
+            // Pingora has its own copy.
+            server: ServerConf::default(),
+            node: self.node.clone(),
+            directory: self.directory.clone(),
+            lookup: self.lookup.clone(),
+            route_cache: RouteCacheConfig {
+                ttl: new.route_cache.ttl,
+                stale: new.route_cache.stale,
+                ..self.route_cache.clone()
+            },
+            listeners: new.listeners.clone(),
+            tls: new.tls.clone(),
+            mail: new.mail.clone(),
+            web: new.web.clone(),
+            log: LogConfig {
+                access: new.log.access.clone(),
+                audit: new.log.audit.clone(),
+                ..self.log
+            },
+            admin: self.admin.clone(),
+            ends: new.ends,
+            written: new.written.clone(),
+        }
+    }
+}
+
+/// Keys whose values differ, as they are written: `(put in force by a reload, only by a new process)`.
+pub fn changes(old: &serde_yaml::Value, new: &serde_yaml::Value) -> (Vec<String>, Vec<String>) {
+    let mut changed = Vec::new();
+    differences("", Some(old), Some(new), &mut changed);
+    let live = |key: &String| {
+        LIVE.iter().any(|live| {
+            key.strip_prefix(live)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    };
+    changed.into_iter().partition(live)
+}
+
+fn differences(key: &str, old: Option<&serde_yaml::Value>, new: Option<&serde_yaml::Value>, changed: &mut Vec<String>) {
+    let nothing = |value: Option<&serde_yaml::Value>| value.is_none_or(serde_yaml::Value::is_null);
+    if old == new || (nothing(old) && nothing(new)) {
+        return;
+    }
+    let mappings = [old, new].map(|value| value.and_then(serde_yaml::Value::as_mapping));
+    // A section that comes or goes as a whole is its keys that come or go; one that is empty is nothing.
+    let is_section =
+        |value: Option<&serde_yaml::Value>| value.is_none_or(|value| value.is_null() || value.is_mapping());
+    if mappings.iter().all(Option::is_none) || !is_section(old) || !is_section(new) {
+        changed.push(key.to_owned());
+        return;
+    }
+    let mut names: Vec<&str> = mappings
+        .iter()
+        .flatten()
+        .flat_map(|mapping| mapping.keys().filter_map(serde_yaml::Value::as_str))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let [old, new] = mappings.map(|mapping| mapping.and_then(|mapping| mapping.get(name)));
+        let below = match key {
+            "" => name.to_owned(),
+            _ => format!("{key}.{name}"),
+        };
+        differences(&below, old, new, changed);
     }
 }
 
@@ -309,6 +422,7 @@ impl Reader {
             return self.empty();
         };
         let server = self.server(&mut root);
+        let grace = server.grace_period_seconds.map(Duration::from_secs);
         let node = self.text(&mut root, "node").unwrap_or_else(host_name);
         let (directory, lookup) = self.directory(&mut root, path);
         let config = Config {
@@ -323,6 +437,8 @@ impl Reader {
             web: self.web(&mut root),
             log: self.log(&mut root),
             admin: self.admin(&mut root),
+            ends: self.ends(&mut root, grace),
+            written: serde_yaml::Value::Null,
         };
         root.finish(&mut self.problems);
         config
@@ -356,7 +472,19 @@ impl Reader {
                 audit_format: AuditFormat::Json,
             },
             admin: AdminConfig::default(),
+            ends: Ends::default(),
+            written: serde_yaml::Value::Null,
         }
+    }
+
+    /// Pingora's `grace_period_seconds` says the same as `shutdown_timeout`, which counts where both are written.
+    fn ends(&mut self, root: &mut Mapping<'_>, grace: Option<Duration>) -> Ends {
+        let mut ends = Ends::default();
+        ends.shutdown_timeout = grace.unwrap_or(ends.shutdown_timeout);
+        self.duration(root, "shutdown_timeout", &mut ends.shutdown_timeout);
+        self.duration(root, "drain_max", &mut ends.drain_max);
+        self.duration(root, "drain_spread", &mut ends.drain_spread);
+        ends
     }
 
     /// Pingora's own keys, whatever they are in the version at hand.
@@ -1127,6 +1255,23 @@ mod tests {
                 "{listener}: {problems:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_a_reload_can_do() {
+        let value = |text: &str| serde_yaml::from_str(text).unwrap();
+        let (live, not) = changes(
+            &value("{threads: 2, listeners: [{a: 1}], route_cache: {ttl: 1h, capacity: 5}, log: {}, tls: {key: a}}"),
+            &value("{threads: 4, listeners: [{a: 2}], route_cache: {ttl: 2h, capacity: 6}, tls: {key: a}, web: ~}"),
+        );
+        assert_eq!(live, ["listeners", "route_cache.ttl"]);
+        assert_eq!(not, ["route_cache.capacity", "threads"]);
+        let (live, not) = changes(
+            &value("{}"),
+            &value("{mail: {pop3_idle: 1m}, memcached: {servers: []}, drain_max: 1h, web: {locations: x}}"),
+        );
+        assert_eq!(live, ["drain_max", "mail.pop3_idle"]);
+        assert_eq!(not, ["memcached.servers", "web.locations"]);
     }
 
     #[test]

@@ -1,12 +1,16 @@
-//! Listening sockets, taken over from the process that this one replaces or bound anew.
+//! Listening sockets, taken over from the process that this one replaces, from systemd, or bound anew.
 //!
-//! This is the one place of the house that needs `unsafe`: Pingora hands listening sockets from the old process
-//! to the new one as numbers, and Rust cannot know that nobody else owns a number.
+//! This is the one place of the house that needs `unsafe`: listening sockets come from the old process and from
+//! systemd as numbers, and Rust cannot know that nobody else owns a number.
+//!
+//! The table of Pingora's server holds a descriptor of its own for each of them: it is what the next process is
+//! given, and it keeps the kernel's queue while a door is changed.
 #![allow(unsafe_code)]
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, RawFd};
 
 use pingora::server::ListenFds;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -20,22 +24,52 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// The address cannot be bound (in use, not ours, a port below 1024 without the right to it).
-pub fn listen(address: SocketAddr, only_v6: bool, fds: Option<&ListenFds>) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, only_v6: bool, fds: &ListenFds) -> io::Result<TcpListener> {
     let key = key(address);
-    if let Some(fds) = fds
-        && let Some(&fd) = fds.lock().get(&key)
-    {
-        // SAFETY: Pingora received this descriptor from the old process for this key, keeps it as a plain number
-        // and never closes it; each key belongs to one listener of this process, which takes it once.
-        let listener = unsafe { std::net::TcpListener::from_raw_fd(fd) };
-        listener.set_nonblocking(true)?;
-        return TcpListener::from_std(listener);
+    let mut table = fds.lock();
+    let listener = match table.get(&key) {
+        Some(&fd) => {
+            // SAFETY: the table owns this descriptor and closes it only together with its entry, and while the
+            // table is locked the entry stays.
+            let held = unsafe { BorrowedFd::borrow_raw(fd) };
+            std::net::TcpListener::from(held.try_clone_to_owned()?)
+        }
+        None => {
+            let listener = bind(address, only_v6)?;
+            table.add(key, listener.try_clone()?.into_raw_fd());
+            listener
+        }
+    };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Whether the table has a socket for this address.
+pub fn holds(address: SocketAddr, fds: &ListenFds) -> bool {
+    fds.lock().get(&key(address)).is_some()
+}
+
+/// Closes what the table holds for other addresses than these, so that nobody waits in a queue that nobody serves.
+/// Says which.
+pub fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) -> Vec<String> {
+    let keep: HashSet<String> = keep.map(key).collect();
+    fds.lock().close_unclaimed(&keep)
+}
+
+/// Puts the sockets that systemd has opened for us into the table, under their addresses. Says what is wrong with
+/// those that cannot be used.
+pub fn take_activated(passed: impl Iterator<Item = RawFd>, fds: &ListenFds) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for fd in passed {
+        // SAFETY: systemd opened this descriptor for this process, as LISTEN_PID says, and it is taken once, here.
+        let socket = unsafe { Socket::from_raw_fd(fd) };
+        let address = socket.local_addr().ok().and_then(|address| address.as_socket());
+        match address.filter(|_| socket.is_listener().unwrap_or(false)) {
+            Some(address) => fds.lock().add(key(address), socket.into_raw_fd()),
+            None => wrong.push(format!("descriptor {fd} is no listening TCP socket")),
+        }
     }
-    let listener = bind(address, only_v6)?;
-    if let Some(fds) = fds {
-        fds.lock().add(key, listener.as_raw_fd());
-    }
-    Ok(listener)
+    wrong
 }
 
 /// The name of a listening socket in the hand-over. Pingora joins the names with blanks, so there is none in it.
@@ -43,14 +77,13 @@ pub fn key(address: SocketAddr) -> String {
     address.to_string()
 }
 
-fn bind(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, only_v6: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }

@@ -4,6 +4,7 @@
 //! The accept loop only accepts. PROXY header, TLS handshake and login happen in the connection's own task, under
 //! one deadline. All listening sockets belong to one Pingora service, so they take part in its upgrade.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,20 +16,27 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora_proxy::HttpProxy;
 use route_cache::lookup::serve::serve_lookup;
+use route_cache::yaml::Problems;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::SignalKind;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admin::{self, Upgrade};
 use crate::app::{App, Plan};
 use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
+use crate::end::{self, End, Ending, On, Signals};
 use crate::inherited;
 use crate::proxy_protocol::{self, Header};
 use crate::sessions::Session;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, problem};
 use crate::stream::{self, Caller};
+use crate::systemd;
 use crate::tls::{self, Inside};
+use crate::upgrade::{Again, Asking};
 use crate::web::connection::{self, Channel, WebClient, WebStream};
 use crate::web::{Greeted, Web};
 
@@ -40,20 +48,24 @@ const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
 const KICKED: Duration = Duration::from_millis(200);
 /// Pause after a failed accept, which mostly means that the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Pingora ends the process this long after a shutdown began, unless the node file says otherwise.
-const GRACE: Duration = Duration::from_secs(300);
-/// Before that, sessions are told goodbye; this is how long that takes.
-const GOODBYE: Duration = Duration::from_secs(3);
+/// How often a listener that could not be opened is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// The Pingora service that owns all listeners.
 pub struct Doors {
     plan: Option<Plan>,
     conf: Arc<ServerConf>,
     keys: Vec<String>,
+    end: End,
+    again: Option<Again>,
+    asking: Option<Asking>,
 }
 
-/// A door and its socket.
-type Open = (Arc<Door>, TcpListener);
+/// The hall, its doors that are not served yet, and the sockets of the admin API.
+type Opened = (Hall, Vec<(Listener, TcpListener)>, admin::Sockets);
+
+/// A listener and its socket, or why there is none.
+type Bound = (Listener, io::Result<TcpListener>);
 
 /// A listener in service.
 struct Door {
@@ -65,8 +77,9 @@ struct Door {
 }
 
 impl Doors {
-    /// The doors of a checked configuration.
-    pub fn new(plan: Plan, conf: Arc<ServerConf>) -> Doors {
+    /// The doors of a checked configuration. `again` starts this program once more; `asking` is there if another
+    /// process is to give way to this one.
+    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, again: Option<Again>, asking: Option<Asking>) -> Doors {
         let keys = plan
             .listeners
             .iter()
@@ -78,70 +91,241 @@ impl Doors {
             plan: Some(plan),
             conf,
             keys,
+            end,
+            again,
+            asking,
         }
     }
 
     /// Opens everything, or says what cannot be opened.
-    fn open(
-        &mut self,
-        plan: Plan,
-        fds: Option<&ListenFds>,
-        shutdown: &ShutdownWatch,
-    ) -> anyhow::Result<(Arc<App>, Vec<Open>, admin::Sockets)> {
+    fn open(&mut self, plan: Plan, fds: ListenFds, shutdown: &ShutdownWatch) -> anyhow::Result<Opened> {
         use anyhow::Context;
-        let listeners = plan.listeners.clone();
-        // After a take-over the old process is on its way out, and a new listener that fails must not take the others
-        // with it.
-        let taken_over = fds.is_some_and(|fds| !fds.lock().is_empty());
-        let mut open = Vec::new();
-        for listener in &listeners {
-            // With a listener of its own for IPv4 on the same port, the IPv6 one must leave IPv4 alone.
-            let only_v6 = listeners
-                .iter()
-                .any(|other| other.address.is_ipv4() && other.address.port() == listener.address.port());
-            let socket = inherited::listen(listener.address, only_v6, fds)
-                .with_context(|| format!("cannot listen on {}", listener.address));
-            match socket {
-                Ok(socket) => open.push((listener.clone(), socket)),
-                Err(error) if taken_over => log::error!("{error:#}; the other listeners serve"),
-                Err(error) => return Err(error),
+        for wrong in inherited::take_activated(systemd::activated().into_iter(), &fds) {
+            log::error!("a socket of systemd cannot be used: {wrong}");
+        }
+        // Sockets that are there already come from the old process, which is on its way out, or from systemd: a new
+        // listener that fails must not take the others with it. Nor may one that the directory made up.
+        let all_or_nothing = fds.lock().is_empty() && plan.config.listeners.is_some();
+        let addresses = plan.listeners.iter().map(|listener| listener.address);
+        close_others(addresses.chain(plan.config.admin.http), &fds);
+        let bound = bind(&plan.listeners, &fds);
+        let some = bound.iter().any(|(_, socket)| socket.is_ok());
+        let mut sockets = Vec::new();
+        for (listener, socket) in bound {
+            match socket.with_context(|| format!("cannot listen on {}", listener.address)) {
+                Ok(socket) => sockets.push((listener, socket)),
+                Err(error) if all_or_nothing || !some => return Err(error),
+                Err(error) => log::error!("{error:#}; the other listeners serve"),
             }
         }
-        let upgrade = if taken_over { Upgrade::Yes } else { Upgrade::No };
-        let admin = match admin::Sockets::open(&plan.config.admin, upgrade, fds) {
-            Err(error) if taken_over => {
-                log::error!("{error:#}; the other listeners serve");
-                admin::Sockets::default()
+        let config = plan.config.admin.clone();
+        let (app, admin) = match self.asking {
+            None => {
+                let admin = admin::Sockets::open(&config, Upgrade::No, &fds)?;
+                (App::start(plan)?, admin)
             }
-            opened => opened?,
+            Some(_) => {
+                let app = App::start(plan)?;
+                // Last, when nothing else can go wrong: the socket file is taken from the process before.
+                let admin = admin::Sockets::open(&config, Upgrade::Yes, &fds).unwrap_or_else(|error| {
+                    log::error!("{error:#}; the other listeners serve");
+                    admin::Sockets::default()
+                });
+                (app, admin)
+            }
         };
-        let app = App::start(plan)?;
         let web = app.web(&self.conf);
-        let doors = open.into_iter().map(|(listener, socket)| {
-            log::info!(
-                "listening on {} ({:?}, TLS {:?})",
-                listener.address,
-                listener.serve,
-                listener.tls
-            );
-            let door = Door {
-                name: listener.address.to_string().into(),
-                listener,
-                app: app.clone(),
-                web: web.clone(),
-                shutdown: shutdown.clone(),
-            };
-            (Arc::new(door), socket)
+        let hall = Hall {
+            app,
+            web,
+            shutdown: shutdown.clone(),
+            fds,
+            open: Vec::new(),
+            watches_groups: false,
+        };
+        Ok((hall, sockets, admin))
+    }
+}
+
+/// The sockets of these listeners.
+fn bind(listeners: &[Listener], fds: &ListenFds) -> Vec<Bound> {
+    let socket = |listener: &Listener| {
+        let only_v6 = shares_port(listener, listeners);
+        (listener.clone(), inherited::listen(listener.address, only_v6, fds))
+    };
+    listeners.iter().map(socket).collect()
+}
+
+/// Whether there is a listener of its own for IPv4 on the same port; then the IPv6 one must leave IPv4 alone.
+fn shares_port(listener: &Listener, listeners: &[Listener]) -> bool {
+    listeners
+        .iter()
+        .any(|other| other.address.is_ipv4() && other.address.port() == listener.address.port())
+}
+
+/// Closes the sockets of all other addresses.
+fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) {
+    for address in inherited::close_others(keep, fds) {
+        log::info!("not listening on {address} any more");
+    }
+}
+
+/// The doors that are open.
+struct Hall {
+    app: Arc<App>,
+    web: Arc<HttpProxy<Web>>,
+    shutdown: ShutdownWatch,
+    fds: ListenFds,
+    open: Vec<OpenDoor>,
+    /// Whether the groups of web servers are looked after.
+    watches_groups: bool,
+}
+
+/// An accept loop. It ends when `stop` is dropped.
+struct OpenDoor {
+    listener: Listener,
+    only_v6: bool,
+    stop: oneshot::Sender<Last>,
+    task: JoinHandle<()>,
+}
+
+/// What becomes of the connections that the kernel has taken and nobody has accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// They are served: after this the socket is gone.
+    Served,
+    /// They stay in the socket's queue: somebody else accepts from it, too.
+    Left,
+}
+
+impl Hall {
+    async fn serve(&mut self, listener: Listener, socket: TcpListener) {
+        self.watch_groups(listener.serve).await;
+        log::info!(
+            "listening on {} ({:?}, TLS {:?})",
+            listener.address,
+            listener.serve,
+            listener.tls
+        );
+        let only_v6 = shares_port(&listener, &self.app.wanted().listeners);
+        let door = Arc::new(Door {
+            name: listener.address.to_string().into(),
+            listener: listener.clone(),
+            app: self.app.clone(),
+            web: self.web.clone(),
+            shutdown: self.shutdown.clone(),
         });
-        Ok((app.clone(), doors.collect(), admin))
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(accept(door, socket, stopped));
+        self.open.push(OpenDoor {
+            listener,
+            only_v6,
+            stop,
+            task,
+        });
+    }
+
+    /// Web servers are looked after from the first door on that needs them; before it opens, it is known who is well.
+    async fn watch_groups(&mut self, serve: Serve) {
+        if self.watches_groups || !matches!(serve, Serve::Web | Serve::AdminConsole) {
+            return;
+        }
+        self.watches_groups = true;
+        self.app.groups.prepare().await;
+        tokio::spawn(self.app.groups.clone().watch(self.shutdown.clone()));
+    }
+
+    /// Opens and closes doors, until they are the ones that are wanted. The others are not touched. Says what cannot
+    /// be opened.
+    async fn follow(&mut self, wanted: &[Listener]) -> Problems {
+        let stays = |open: &OpenDoor, wanted: &[Listener]| {
+            wanted.contains(&open.listener) && open.only_v6 == shares_port(&open.listener, wanted)
+        };
+        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.open)
+            .into_iter()
+            .partition(|open| stays(open, wanted));
+        self.open = stay;
+        // A door that only changes keeps its socket, and with it who is waiting there.
+        let keeps_socket = |gone: &OpenDoor| {
+            let same = |new: &&Listener| new.address == gone.listener.address;
+            wanted
+                .iter()
+                .find(same)
+                .is_some_and(|new| gone.only_v6 == shares_port(new, wanted))
+        };
+        let kept: Vec<SocketAddr> = self
+            .open
+            .iter()
+            .chain(go.iter().filter(|gone| keeps_socket(gone)))
+            .map(|open| open.listener.address)
+            .chain(self.app.config.load().admin.http)
+            .collect();
+        for door in go {
+            let last = if keeps_socket(&door) { Last::Left } else { Last::Served };
+            let _ = door.stop.send(last);
+            let _ = door.task.await;
+        }
+        close_others(kept.into_iter(), &self.fds);
+        let missing = |listener: &&Listener| self.open.iter().all(|open| open.listener != **listener);
+        let missing: Vec<Listener> = wanted.iter().filter(missing).cloned().collect();
+        let mut problems = Problems::new();
+        for listener in missing {
+            match inherited::listen(listener.address, shares_port(&listener, wanted), &self.fds) {
+                Ok(socket) => self.serve(listener, socket).await,
+                Err(error) => problems.push(problem(
+                    "listeners",
+                    format!("cannot listen on {}: {error}", listener.address),
+                )),
+            }
+        }
+        problems
+    }
+
+    /// Serves, and follows the list of listeners, until the process is to end.
+    async fn run(mut self, told: impl Future<Output = Ending>) -> (Ending, Hall) {
+        let mut lists = self.app.subscribe_listeners();
+        tokio::pin!(told);
+        let mut failing = Problems::new();
+        loop {
+            let list = tokio::select! {
+                ending = &mut told => return (ending, self),
+                Ok(()) = lists.changed() => lists.borrow_and_update().clone(),
+                () = tokio::time::sleep(AGAIN), if !failing.is_empty() => lists.borrow().clone(),
+            };
+            let problems = self.follow(&list.listeners).await;
+            if problems != failing {
+                problems
+                    .iter()
+                    .for_each(|problem| log::error!("{problem}; the other listeners serve"));
+            }
+            failing = problems.clone();
+            self.app.listeners_are(list.number, problems);
+        }
+    }
+
+    /// Accepts no more.
+    async fn close(&mut self, last: Last) {
+        let mut tasks = Vec::new();
+        for door in std::mem::take(&mut self.open) {
+            let _ = door.stop.send(last);
+            tasks.push(door.task);
+        }
+        for task in tasks {
+            let _ = task.await;
+        }
+        close_others(std::iter::empty(), &self.fds);
     }
 }
 
 #[async_trait]
 impl Service for Doors {
     async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _listeners_per_fd: usize) {
-        let Some(plan) = self.plan.take() else { return };
-        let (app, doors, admin) = match self.open(plan, fds.as_ref(), &shutdown) {
+        let (Some(plan), Some(fds)) = (self.plan.take(), fds) else {
+            return;
+        };
+        // Before anybody can see that we are here: a signal that nobody catches ends the process.
+        let (mut signals, hangups) = (Signals::new(), On::new(SignalKind::hangup()));
+        let (mut hall, sockets, admin) = match self.open(plan, fds, &shutdown) {
             Ok(opened) => opened,
             Err(error) => {
                 log::error!("{error:#}");
@@ -149,25 +333,36 @@ impl Service for Doors {
                 std::process::exit(1);
             }
         };
-        let mut tasks = Vec::new();
-        let web = |listener: &Listener| matches!(listener.serve, Serve::Web | Serve::AdminConsole);
-        if doors.iter().any(|(door, _)| web(&door.listener)) {
-            app.groups.prepare().await;
-            tasks.push(tokio::spawn(app.groups.clone().watch(shutdown.clone())));
-        }
+        let app = hall.app.clone();
         // Not one of the tasks: it answers until the process ends.
         tokio::spawn(admin.serve(app.clone(), shutdown.clone()));
-        tasks.push(tokio::spawn(reload_on_hangup(app.clone())));
-        tasks.push(tokio::spawn(app.clone().follow_directory()));
-        tasks.extend(
-            doors
-                .into_iter()
-                .map(|(door, socket)| tokio::spawn(accept(door, socket))),
-        );
+        for (listener, socket) in sockets {
+            hall.serve(listener, socket).await;
+        }
+        let tasks = [
+            tokio::spawn(reload_on_hangup(app.clone(), hangups)),
+            tokio::spawn(app.clone().follow_directory()),
+            tokio::spawn(systemd::say_alive()),
+        ];
+        if let Some(asking) = self.asking.take()
+            && let Err(error) = asking.serves()
+        {
+            log::warn!("the process before this one cannot be told that this one serves: {error}");
+        }
+        systemd::serves("serving");
+        let gate = end::gate(&self.conf);
+        let told = self.end.told(&mut signals, self.again.take(), gate, hall.fds.clone());
+        let (ending, mut hall) = hall.run(told).await;
+        hall.close(match ending {
+            Ending::Stop => Last::Served,
+            Ending::Replaced => Last::Left,
+        })
+        .await;
+        self.end.tell(ending);
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
-        tasks.into_iter().for_each(|task| task.abort());
-        drain(&app, self.conf.grace_period_seconds.map_or(GRACE, Duration::from_secs)).await;
+        tasks.iter().for_each(JoinHandle::abort);
+        end::drain(&app, ending, signals).await;
     }
 
     fn name(&self) -> &str {
@@ -179,53 +374,44 @@ impl Service for Doors {
     }
 }
 
-/// Ends what is not logged in, waits for the rest as long as it may, says goodbye, and leaves. Pingora alone would
-/// wait its whole grace period with nobody there, and then cut everybody off in mid-word.
-async fn drain(app: &App, grace: Duration) {
-    let end = Instant::now() + grace.saturating_sub(GOODBYE);
-    app.drain.send_replace(Drain::EndLogins);
-    while app.open.count() > 0 && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    app.drain.send_replace(Drain::EndSessions);
-    let end = Instant::now() + GOODBYE;
-    while app.open.count() > 0 && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    // What the log writers still hold goes out.
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    log::info!("all connections have ended");
-    std::process::exit(0);
-}
-
-/// SIGHUP reads the directory and the certificates again.
-async fn reload_on_hangup(app: Arc<App>) {
-    let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else {
-        return;
-    };
-    while hangups.recv().await.is_some() {
-        // What is wrong stands in the log.
-        let _ = app.reload().await;
-    }
-}
-
-async fn accept(door: Arc<Door>, socket: TcpListener) {
+/// SIGHUP reads the node file, the directory and the certificates again.
+async fn reload_on_hangup(app: Arc<App>, mut hangups: On) {
     loop {
-        match socket.accept().await {
-            Ok((tcp, peer)) => {
-                let accepted = Instant::now();
-                // On Pingora's runtime of single threads, this picks one of them.
-                pingora_runtime::current_handle().spawn(door.clone().serve(tcp, peer, accepted));
-            }
-            Err(error) => {
-                log::warn!("accept on {}: {error}", door.name);
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+        hangups.next().await;
+        app.reload().await;
+    }
+}
+
+async fn accept(door: Arc<Door>, socket: TcpListener, mut stop: oneshot::Receiver<Last>) {
+    let last = loop {
+        tokio::select! {
+            accepted = socket.accept() => door.take(accepted).await,
+            last = &mut stop => break last.unwrap_or(Last::Left),
+        }
+    };
+    if last == Last::Served {
+        // A timeout of nothing looks once.
+        while let Ok(Ok(accepted)) = timeout(Duration::ZERO, socket.accept()).await {
+            door.take(Ok(accepted)).await;
         }
     }
 }
 
 impl Door {
+    async fn take(self: &Arc<Self>, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        match accepted {
+            Ok((tcp, peer)) => {
+                let accepted = Instant::now();
+                // On Pingora's runtime of single threads, this picks one of them.
+                pingora_runtime::current_handle().spawn(self.clone().serve(tcp, peer, accepted));
+            }
+            Err(error) => {
+                log::warn!("accept on {}: {error}", self.name);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
         let _entered = self.app.open.enter();
         let Some(client) = self.identify(&mut tcp, peer).await.filter(|client| self.admits(client)) else {
@@ -420,7 +606,7 @@ impl Door {
             _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => {}
         }
         // An answer that is under way is given; a connection that only waits is not waited for long.
-        let _ = timeout(GOODBYE, serve).await;
+        let _ = timeout(end::GOODBYE, serve).await;
     }
 
     async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {

@@ -6,10 +6,11 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, ZonedDateTime};
 use mail_proxy::audit::{Audit, Event, Outcome, Record};
@@ -107,11 +108,21 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
+/// How often a file is looked at: whether it is still the one that its path names.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// One log: lines go in, a thread writes them.
+#[derive(Clone)]
 pub struct Log {
     /// `None` for a log that is off.
-    queue: Option<SyncSender<String>>,
+    queue: Option<SyncSender<Item>>,
     dropped: &'static AtomicU64,
+}
+
+enum Item {
+    Line(String),
+    /// From here on lines go elsewhere.
+    Writer(Writer),
 }
 
 impl Log {
@@ -120,16 +131,16 @@ impl Log {
     /// # Errors
     /// The target cannot be opened.
     pub fn start(name: &'static str, target: &Target) -> io::Result<Log> {
-        let file = target.open()?;
+        let writer = Writer::open(target)?;
         // A log lives as long as the process.
         let dropped: &'static AtomicU64 = Box::leak(Box::default());
         if *target == Target::Off {
             return Ok(Log { queue: None, dropped });
         }
-        let (queue, lines) = sync_channel(QUEUE);
+        let (queue, items) = sync_channel(QUEUE);
         std::thread::Builder::new()
             .name(format!("log {name}"))
-            .spawn(move || write(name, file, &lines, dropped))?;
+            .spawn(move || write(name, writer, &items, dropped))?;
         Ok(Log {
             queue: Some(queue),
             dropped,
@@ -144,27 +155,100 @@ impl Log {
     /// Takes one line, without its end.
     pub fn line(&self, line: String) {
         let Some(queue) = &self.queue else { return };
-        if queue.try_send(line).is_err() {
+        if queue.try_send(Item::Line(line)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
+
+    /// Lets the lines from now on go to `target`, opened anew: the file may have been renamed, or be another one.
+    ///
+    /// # Errors
+    /// The target cannot be opened, the log was off when the process started, or its queue is full; then the lines go
+    /// where they went.
+    pub fn reopen(&self, target: &Target) -> io::Result<()> {
+        let Some(queue) = &self.queue else {
+            return match target {
+                Target::Off => Ok(()),
+                _ => Err(io::Error::other(
+                    "it was off when the process started: needs an upgrade",
+                )),
+            };
+        };
+        let writer = Writer::open(target)?;
+        let sent = queue.try_send(Item::Writer(writer));
+        sent.map_err(|_| io::Error::other("too many lines wait to be written"))
+    }
 }
 
-fn write(name: &str, file: Box<dyn Write + Send>, lines: &Receiver<String>, dropped: &AtomicU64) {
-    let mut file = BufWriter::new(file);
+/// Where lines go, and whether that is still the place.
+struct Writer {
+    out: BufWriter<Box<dyn Write + Send>>,
+    file: Option<Opened>,
+}
+
+/// A file, as it was when it was opened and last looked at.
+struct Opened {
+    path: PathBuf,
+    identity: Option<(u64, u64)>,
+    looked: Instant,
+}
+
+impl Writer {
+    fn open(target: &Target) -> io::Result<Writer> {
+        let out = BufWriter::new(target.open()?);
+        let file = match target {
+            Target::File(path) => Some(Opened {
+                path: path.clone(),
+                identity: identity(path),
+                looked: Instant::now(),
+            }),
+            Target::Off | Target::Stdout => None,
+        };
+        Ok(Writer { out, file })
+    }
+
+    /// Opens the file anew if somebody has renamed or removed it. So a process that lives on for a day after an
+    /// upgrade, and hears of no rotation, writes to the new file like all others.
+    fn follow(&mut self) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        if file.looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        file.looked = Instant::now();
+        if file.identity.is_some() && identity(&file.path) == file.identity {
+            return Ok(());
+        }
+        let target = Target::File(file.path.clone());
+        *self = Writer::open(&target)?;
+        Ok(())
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
+}
+
+fn write(name: &str, mut writer: Writer, items: &Receiver<Item>, dropped: &AtomicU64) {
     let mut failing = false;
-    while let Ok(line) = lines.recv() {
+    while let Ok(first) = items.recv() {
         std::thread::sleep(GATHER);
-        let mut result = writeln!(file, "{line}");
+        let mut result = writer.follow();
         // As long as lines wait, they go out together.
-        for line in lines.try_iter() {
-            result = result.and(writeln!(file, "{line}"));
+        for item in std::iter::once(first).chain(items.try_iter()) {
+            match item {
+                Item::Line(line) => result = result.and(writeln!(writer.out, "{line}")),
+                Item::Writer(new) => {
+                    result = result.and(writer.out.flush());
+                    writer = new;
+                }
+            }
         }
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             log::error!("{name} log: {lost} lines were dropped because it cannot be written fast enough");
         }
-        match result.and_then(|()| file.flush()) {
+        match result.and_then(|()| writer.out.flush()) {
             Ok(()) => failing = false,
             Err(error) if !failing => {
                 log::error!("{name} log: {error}");
@@ -324,6 +408,39 @@ mod tests {
         assert_eq!(value["outcome"], "unknown_user");
         assert_eq!(value["user"], "a\r\nb\u{1b}\"");
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn a_log_follows_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old, other) = (
+            dir.path().join("a.log"),
+            dir.path().join("a.log.1"),
+            dir.path().join("b.log"),
+        );
+        let log = Log::start("audit", &Target::File(path.clone())).unwrap();
+        let wait = |path: &Path, text: &str| {
+            let begun = Instant::now();
+            while !std::fs::read_to_string(path).is_ok_and(|all| all.contains(text)) {
+                assert!(
+                    begun.elapsed() < Duration::from_secs(10),
+                    "no {text} in {}",
+                    path.display()
+                );
+                log.line("again".to_owned());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        log.line("one".to_owned());
+        wait(&path, "one");
+        // Renamed, with nobody saying so: the lines soon go to the new file.
+        std::fs::rename(&path, &old).unwrap();
+        wait(&path, "again");
+        log.reopen(&Target::File(other.clone())).unwrap();
+        log.line("two".to_owned());
+        wait(&other, "two");
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("two"));
+        assert!(log.reopen(&Target::File(dir.path().to_owned())).is_err());
     }
 
     #[test]

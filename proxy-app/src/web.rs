@@ -351,7 +351,7 @@ impl Web {
             answer(session, 403, &[("Content-Type", "text/html; charset=utf-8")], text).await?;
             return Ok(true);
         }
-        let host = host.unwrap_or_else(|| self.app.config.node.clone());
+        let host = host.unwrap_or_else(|| self.app.config.load().node.clone());
         let host = if host.contains(':') { format!("[{host}]") } else { host };
         let port = match exchange.snapshot.web.https_port {
             443 => String::new(),
@@ -442,7 +442,8 @@ struct Asked {
 }
 
 fn asked(app: &App, web: &WebClient, request: &http::request::Parts) -> Asked {
-    let trusted = &app.config.web.trusted_forwarders;
+    let config = app.config.load();
+    let trusted = &config.web.trusted_forwarders;
     let client = headers::client_address(web.client.addr.ip(), &request.headers, trusted);
     let host = account::host(&request.uri, &request.headers);
     let claim = match web.admin {

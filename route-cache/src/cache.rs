@@ -67,6 +67,9 @@ pub struct Settings {
 /// Answers [`Lookup`]s. One per process.
 pub struct RouteCache {
     settings: Settings,
+    /// Life of an answer, and how much longer it may serve; milliseconds. They may change while the cache lives.
+    ttl: AtomicU64,
+    stale: AtomicU64,
     pub(crate) directory: Arc<dyn Directory>,
     source: Source,
     shared: Option<SharedCache>,
@@ -151,11 +154,20 @@ impl RouteCache {
             born: Instant::now(),
             down_until: AtomicU64::new(0),
             valid_from: AtomicU64::new(0),
+            ttl: AtomicU64::new(millis(settings.ttl)),
+            stale: AtomicU64::new(millis(settings.stale)),
             settings,
             source: Source::Directory(directory.clone()),
             shared: None,
             directory,
         }
+    }
+
+    /// From now on answers live for `ttl`, and serve for `stale` longer while the directory is down. What is kept
+    /// already is judged by the new lives, too. The life of entries that other nodes share stays as it was made.
+    pub fn set_lives(&self, ttl: Duration, stale: Duration) {
+        self.ttl.store(millis(ttl), Ordering::Relaxed);
+        self.stale.store(millis(stale), Ordering::Relaxed);
     }
 
     /// With a second tier that other nodes share.
@@ -344,7 +356,7 @@ impl RouteCache {
     }
 
     fn is_fresh(&self, old: &Old) -> bool {
-        old.at >= self.valid_from.load(Ordering::Relaxed) && self.now() < old.at + millis(self.settings.ttl)
+        old.at >= self.valid_from.load(Ordering::Relaxed) && self.now() < old.at + self.ttl.load(Ordering::Relaxed)
     }
 
     /// The answer after others were asked: theirs, or if they are down an old one.
@@ -389,7 +401,7 @@ impl RouteCache {
     }
 
     fn serves_stale(&self, old: &Old) -> bool {
-        self.now() < old.at + millis(self.settings.ttl) + millis(self.settings.stale)
+        self.now() < old.at + self.ttl.load(Ordering::Relaxed) + self.stale.load(Ordering::Relaxed)
     }
 
     /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
@@ -478,9 +490,9 @@ impl RouteCache {
             }
             shared::Found::Unbelievable | shared::Found::Nothing => return None,
         };
-        let age = self.settings.ttl.saturating_sub(SHARED_LIFE);
+        let age = self.ttl.load(Ordering::Relaxed).saturating_sub(millis(SHARED_LIFE));
         Some(Landed {
-            at: self.now() - millis(age),
+            at: self.now().saturating_sub(age),
             placement: Some(placement),
             tier: Tier::Memcached,
             alias: true,

@@ -6,6 +6,7 @@ mod demo;
 mod dialogues;
 mod hostile;
 mod logins;
+mod operate;
 mod outage;
 mod proxy_protocol;
 mod scene;

@@ -58,7 +58,7 @@ pub struct Listener {
 pub struct Node {
     /// Name of the node's server entry.
     pub name: String,
-    /// The listeners.
+    /// The listeners; none: they are made from the directory.
     pub listeners: Vec<Listener>,
     /// Certificate and key where no name matches.
     pub certificate: (PathBuf, PathBuf),
@@ -89,7 +89,9 @@ impl Node {
         )?;
         writeln!(out, "node: {}", self.name)?;
         writeln!(out, "directory:\n  source: yaml\n  yaml: {{path: directory.yaml}}")?;
-        writeln!(out, "listeners:")?;
+        if !self.listeners.is_empty() {
+            writeln!(out, "listeners:")?;
+        }
         for listener in &self.listeners {
             writeln!(out, "  - {}", listener.yaml())?;
         }

@@ -14,6 +14,10 @@ use crate::{Stage, until};
 
 /// How long a record of the audit log may take to appear.
 const RECORD: Duration = Duration::from_secs(10);
+/// How long an upgrade may take.
+const HAND_OVER: Duration = Duration::from_secs(40);
+/// What the old process says when the new one serves.
+const TAKEN_OVER: &str = "a new process has taken over";
 
 /// A running Portico. It is killed when dropped.
 pub struct Portico {
@@ -25,10 +29,15 @@ pub struct Portico {
 impl Portico {
     /// Writes the two files and starts it, with `RUST_LOG` as given.
     pub fn start(stage: &Stage, node: &Node, directory: &Directory, rust_log: &str) -> Result<Portico> {
+        Portico::start_in(stage, node, directory, &[("RUST_LOG", rust_log)])
+    }
+
+    /// The same with this environment.
+    pub fn start_in(stage: &Stage, node: &Node, directory: &Directory, env: &[(&str, &str)]) -> Result<Portico> {
         let dir = stage.dir("portico")?;
         std::fs::write(dir.join("portico.yaml"), node.yaml(&dir))?;
         std::fs::write(dir.join("directory.yaml"), directory.yaml())?;
-        let child = spawn(&dir, node, rust_log)?;
+        let child = spawn(&dir, node, "info", env)?;
         Ok(Portico {
             dir,
             node: node.clone(),
@@ -104,6 +113,61 @@ impl Portico {
         Ok(ticks(11)? + ticks(12)?)
     }
 
+    /// Replaces the node file.
+    pub fn replace_node(&mut self, node: &Node) -> Result<()> {
+        std::fs::write(self.dir.join("portico.yaml"), node.yaml(&self.dir))?;
+        self.node = node.clone();
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.child.signal(signal)
+    }
+
+    /// What it, and everybody else with these files, printed so far.
+    pub fn output(&self) -> String {
+        self.child.output()
+    }
+
+    /// Starts a process with these files that is to take over (`-u`), and returns at once.
+    pub fn successor(&self, rust_log: &str) -> Result<Child> {
+        spawn_with(&self.dir, &["-u"], rust_log, &[])
+    }
+
+    /// Lets a new process take over. From here on this is the new one; gives the old one.
+    pub fn upgrade(&mut self, rust_log: &str) -> Result<Child> {
+        let before = self.output().matches(TAKEN_OVER).count();
+        let mut successor = self.successor(rust_log)?;
+        until("the new process to take over", HAND_OVER, || {
+            ensure!(successor.is_running(), "the new process ended:\n{}", successor.output());
+            Ok((self.output().matches(TAKEN_OVER).count() > before).then_some(()))
+        })?;
+        Ok(std::mem::replace(&mut self.child, successor))
+    }
+
+    /// The same files with another process, which has taken over.
+    pub fn adopt(&self, child: Child) -> Portico {
+        Portico {
+            dir: self.dir.clone(),
+            node: self.node.clone(),
+            child,
+        }
+    }
+
+    /// Reads everything again (SIGHUP) and waits until it has.
+    pub fn reload(&self) -> Result<()> {
+        let reloads = || self.count(&[("event", "config"), ("why", "reloaded")]);
+        let before = reloads()?;
+        self.signal(Signal::SIGHUP)?;
+        until("the reload", RECORD, || Ok((reloads()? > before).then_some(())))
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self, deadline: Duration) -> Result<std::process::ExitStatus> {
+        self.child.wait(deadline)
+    }
+
     /// Asks it to end and waits until it has.
     pub fn stop(&mut self) -> Result<()> {
         self.child.signal(Signal::SIGTERM)?;
@@ -113,7 +177,12 @@ impl Portico {
     /// Ends it and starts it again with the same files.
     pub fn restart(&mut self, rust_log: &str) -> Result<()> {
         self.stop()?;
-        self.child = spawn(&self.dir, &self.node, rust_log)?;
+        self.start_again(rust_log)
+    }
+
+    /// Starts it again with the same files after it has ended.
+    pub fn start_again(&mut self, rust_log: &str) -> Result<()> {
+        self.child = spawn(&self.dir, &self.node, rust_log, &[])?;
         Ok(())
     }
 
@@ -152,21 +221,20 @@ pub fn binary() -> Result<PathBuf> {
     )
 }
 
-fn spawn(dir: &Path, node: &Node, rust_log: &str) -> Result<Child> {
-    let config = dir.join("portico.yaml");
-    let binary = binary()?;
-    let args = ["-c", config.to_str().context("path")?];
-    let binary = binary.to_str().context("path")?;
-    let mut child = Child::spawn(
-        "portico",
-        binary,
-        &args,
-        &[("RUST_LOG", rust_log)],
-        &dir.join("output.log"),
-    )?;
+fn spawn(dir: &Path, node: &Node, rust_log: &str, env: &[(&str, &str)]) -> Result<Child> {
+    let mut child = spawn_with(dir, &[], rust_log, env)?;
     let addresses: Vec<SocketAddrV4> = node.listeners.iter().map(|l| l.address).collect();
     child.wait_listening(&addresses)?;
     Ok(child)
+}
+
+fn spawn_with(dir: &Path, more: &[&str], rust_log: &str, env: &[(&str, &str)]) -> Result<Child> {
+    let config = dir.join("portico.yaml");
+    let binary = binary()?;
+    let binary = binary.to_str().context("path")?;
+    let args = [&["-c", config.to_str().context("path")?], more].concat();
+    let env = [&[("RUST_LOG", rust_log)], env].concat();
+    Child::spawn("portico", binary, &args, &env, &dir.join("output.log"))
 }
 
 fn matches(record: &Value, fields: &[(&str, &str)]) -> bool {

@@ -135,9 +135,13 @@ pub struct Reloaded {
     pub generation: u64,
     /// What is different from before, a sentence each. Empty: nothing.
     pub changes: Vec<String>,
+    /// Keys of the node file whose new values only a new process will take.
+    pub needs_upgrade: Vec<String>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
 }
 
-/// Reads the node's directory and certificates again, as SIGHUP does.
+/// Reads the node file, the directory and the certificates again, as SIGHUP does.
 ///
 /// What cannot be used changes nothing; the answer then names every problem.
 #[utoipa::path(post, path = "/v1/reload", responses(
@@ -146,17 +150,21 @@ pub struct Reloaded {
 ))]
 async fn reload(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Result<Json<Reloaded>, Failure> {
     audit(&app, caller, "reload".to_owned());
-    match app.reload().await {
-        Ok(changes) => Ok(Json(Reloaded {
-            generation: app.snapshot.load().generation,
-            changes,
-        })),
-        Err(problems) => Err(Failure {
-            problems: problems.iter().map(ToString::to_string).collect(),
+    let reloaded = app.reload().await;
+    let problems = reloaded.problems.iter().map(ToString::to_string).collect();
+    if reloaded.problems.has_errors() {
+        return Err(Failure {
+            problems,
             ..Failure::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "not everything could be read again; what cannot be used changes nothing",
             )
-        }),
+        });
     }
+    Ok(Json(Reloaded {
+        generation: app.snapshot.load().generation,
+        changes: reloaded.changes,
+        needs_upgrade: reloaded.needs_upgrade,
+        warnings: problems,
+    }))
 }

@@ -56,7 +56,8 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
         path: request.uri().path(),
         headers: request.headers(),
     };
-    match asked.admit(caller, app.config.admin.token.as_ref(), &app.config.node) {
+    let config = app.config.load_full();
+    match asked.admit(caller, config.admin.token.as_ref(), &config.node) {
         Ok(()) => next.run(request).await,
         Err((status, why)) => Failure::new(status, why).into_response(),
     }

@@ -69,7 +69,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
     let count = |proto, logged_in| counts.get(&(proto, logged_in)).copied().unwrap_or(0);
     let not_ready = app.not_ready();
     Json(Status {
-        node: app.config.node.clone(),
+        node: app.config.load().node.clone(),
         version: PRODUCT.1.to_owned(),
         pid: std::process::id(),
         uptime: app.started.elapsed().as_secs(),

@@ -444,6 +444,12 @@ fn reloaded(answer: &Reloaded) -> String {
     if answer.changes.is_empty() {
         out.push_str("nothing has changed\n");
     }
+    if !answer.needs_upgrade.is_empty() {
+        let _fits = writeln!(out, "needs an upgrade: {}", printable(&answer.needs_upgrade.join(", ")));
+    }
+    for warning in &answer.warnings {
+        let _fits = writeln!(out, "{}", printable(warning));
+    }
     let _fits = writeln!(out, "configuration {} is in force", answer.generation);
     out
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use mail_proxy::{Client, Live, LoggedIn, TlsFacts};
+use mail_proxy::{Client, Drain, Live, LoggedIn, TlsFacts};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -30,6 +30,7 @@ use pingora_proxy::HttpProxy;
 use route_cache::Route;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
@@ -190,7 +191,7 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
     let mut stream: Stream = Box::new(stream);
     let mut kept = None;
     loop {
-        let head = match read_head(&mut stream, shutdown.clone()).await {
+        let head = match read_head(&mut stream, app.drain.subscribe()).await {
             Ok(Some(head)) => head,
             Ok(None) | Err(HeadError::Io) => return,
             Err(HeadError::Answer(answer)) => return refuse(&mut stream, answer).await,
@@ -205,6 +206,8 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
             None => session.set_keepalive(Some(KEEPALIVE.as_secs())),
         }
+        // The client learns from the answer that this connection ends. Closing it while it waits would cross with the
+        // client's next request.
         if *shutdown.borrow() {
             session.set_keepalive(None);
         }
@@ -227,11 +230,11 @@ const TIMED_OUT: &str = "408 Request Timeout";
 const TOO_LARGE: &str = "431 Request Header Fields Too Large";
 
 /// A whole request head and what came with it; `None` at the end of the connection.
-async fn read_head(stream: &mut Stream, mut shutdown: ShutdownWatch) -> Result<Option<BytesMut>, HeadError> {
+async fn read_head(stream: &mut Stream, mut drain: watch::Receiver<Drain>) -> Result<Option<BytesMut>, HeadError> {
     let mut head = BytesMut::new();
     let first = tokio::select! {
         read = timeout(KEEPALIVE, first_bytes(stream)) => read,
-        _ = shutdown.wait_for(|down| *down) => return Ok(None),
+        _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => return Ok(None),
     };
     match first {
         Ok(Ok(bytes)) if !bytes.is_empty() => head.extend_from_slice(&bytes),

@@ -1,0 +1,272 @@
+//! How the process ends: what tells it to, and how those who are here are sent away.
+//!
+//! A node that is stopped has little time, which is stated. A node that was replaced by a new process has a day: it
+//! only waits for its sessions to end by themselves.
+
+use std::future::pending;
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mail_proxy::Drain;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::systemd;
+use crate::upgrade::{self, Again, Gate};
+
+/// How long it takes to say goodbye to everybody.
+pub(crate) const GOODBYE: Duration = Duration::from_secs(3);
+/// How long those who are about to log in may go on when the node is stopped: whoever has come just before the door
+/// closed gets in.
+const LAST_LOGINS: Duration = Duration::from_secs(2);
+/// How often is looked whether anybody is still here.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long what the log writers still hold takes to go out.
+const LAST_LINES: Duration = Duration::from_millis(100);
+
+/// Why a process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It is stopped.
+    Stop,
+    /// A new process has its place.
+    Replaced,
+}
+
+/// Where the doors tell Pingora's server that the process ends.
+#[derive(Clone)]
+pub struct End(watch::Sender<Option<Ending>>);
+
+impl Default for End {
+    fn default() -> End {
+        End(watch::Sender::new(None))
+    }
+}
+
+/// Signals are ours: Pingora is only told the result.
+#[async_trait]
+impl ShutdownSignalWatch for End {
+    async fn recv(&self) -> ShutdownSignal {
+        let mut told = self.0.subscribe();
+        // The sender is here.
+        let _ = told.wait_for(Option::is_some).await;
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+impl End {
+    /// Tells Pingora.
+    pub(crate) fn tell(&self, ending: Ending) {
+        self.0.send_replace(Some(ending));
+    }
+
+    /// Waits until a signal or a new process ends this one.
+    pub(crate) async fn told(
+        &self,
+        signals: &mut Signals,
+        again: Option<Again>,
+        gate: Option<Gate>,
+        fds: ListenFds,
+    ) -> Ending {
+        let mut upgrade: Option<JoinHandle<anyhow::Result<()>>> = None;
+        loop {
+            tokio::select! {
+                () = signals.end.next() => {
+                    if let Some(gate) = gate {
+                        gate.close();
+                    }
+                    return Ending::Stop;
+                }
+                () = signals.now.next() => at_once().await,
+                () = signals.upgrade.next() => start(again.as_ref()),
+                () = signals.quit.next() => {
+                    log::warn!("SIGQUIT alone does nothing: a new process that is started with -u asks by itself");
+                }
+                asker = asked(gate.as_ref()), if upgrade.is_none() => {
+                    log::info!("a new process asks for the listening sockets");
+                    let path = gate.as_ref().map(Gate::upgrade_sock).unwrap_or_default();
+                    upgrade = Some(tokio::spawn(upgrade::hand_over(asker, fds.clone(), path)));
+                }
+                result = finished(&mut upgrade) => {
+                    upgrade = None;
+                    match result {
+                        Ok(()) => return Ending::Replaced,
+                        Err(error) => log::error!("the upgrade failed, this process serves on: {error:#}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Opens the place where a new process asks. Without it there is no upgrade, which is no reason not to serve.
+pub(crate) fn gate(conf: &ServerConf) -> Option<Gate> {
+    Gate::open(Path::new(&conf.upgrade_sock))
+        .map_err(|error| log::error!("{}.ask: {error}; no upgrade is possible", conf.upgrade_sock))
+        .ok()
+}
+
+async fn asked(gate: Option<&Gate>) -> tokio::net::UnixStream {
+    match gate {
+        Some(gate) => gate.asked().await,
+        None => pending().await,
+    }
+}
+
+async fn finished(upgrade: &mut Option<JoinHandle<anyhow::Result<()>>>) -> anyhow::Result<()> {
+    match upgrade {
+        Some(task) => task.await?,
+        None => pending().await,
+    }
+}
+
+/// SIGUSR2: starts the program anew; it will ask for the sockets. Its end, if it fails, is waited for, so that no
+/// dead process is left.
+fn start(again: Option<&Again>) {
+    let started = again.map(Again::start);
+    match started {
+        Some(Ok(mut child)) => {
+            log::info!("started process {} to take over", child.id());
+            tokio::task::spawn_blocking(move || match child.wait() {
+                Ok(status) if status.success() => {}
+                Ok(status) => log::error!("the process that was to take over has ended: {status}"),
+                Err(error) => log::error!("the process that was to take over: {error}"),
+            });
+        }
+        Some(Err(error)) => log::error!("no upgrade: {error:#}"),
+        None => log::error!("no upgrade: the file of this program is not known"),
+    }
+}
+
+async fn at_once() {
+    log::warn!("ending at once, as told");
+    tokio::time::sleep(LAST_LINES).await;
+    std::process::exit(0);
+}
+
+/// One kind of signal.
+pub(crate) struct On(Option<Signal>);
+
+impl On {
+    pub(crate) fn new(kind: SignalKind) -> On {
+        On(signal(kind)
+            .map_err(|error| log::error!("signal {}: {error}", kind.as_raw_value()))
+            .ok())
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        match &mut self.0 {
+            Some(signal) => {
+                if signal.recv().await.is_none() {
+                    pending::<()>().await;
+                }
+            }
+            None => pending().await,
+        }
+    }
+}
+
+/// The signals that this process knows. They are caught from the moment on at which this is made.
+pub(crate) struct Signals {
+    /// SIGTERM
+    end: On,
+    /// SIGINT
+    now: On,
+    /// SIGUSR2
+    upgrade: On,
+    /// SIGQUIT
+    quit: On,
+}
+
+impl Signals {
+    pub(crate) fn new() -> Signals {
+        Signals {
+            end: On::new(SignalKind::terminate()),
+            now: On::new(SignalKind::interrupt()),
+            upgrade: On::new(SignalKind::user_defined2()),
+            quit: On::new(SignalKind::quit()),
+        }
+    }
+}
+
+/// Sends away who is here, and ends the process. Pingora alone would wait its whole grace period with nobody there,
+/// and then cut everybody off in mid-word.
+pub(crate) async fn drain(app: &App, ending: Ending, mut signals: Signals) {
+    if ending == Ending::Replaced {
+        log::info!(
+            "a new process has taken over; {} connections go on here",
+            app.open.count()
+        );
+        tokio::select! {
+            () = wait_long(app) => return leave(app).await,
+            () = signals.end.next() => {}
+            () = signals.now.next() => at_once().await,
+        }
+    }
+    systemd_stops(ending, app);
+    tokio::select! {
+        () = wait_short(app) => {}
+        () = signals.end.next() => at_once().await,
+        () = signals.now.next() => at_once().await,
+    }
+    leave(app).await;
+}
+
+/// After an upgrade the service is the new process, and what this one says is not for systemd.
+fn systemd_stops(ending: Ending, app: &App) {
+    log::info!("ending; {} connections are open", app.open.count());
+    if ending == Ending::Stop {
+        systemd::stopping("draining");
+    }
+}
+
+/// Sessions end by themselves; after a day or so they are asked to, each at a moment of its own.
+async fn wait_long(app: &App) {
+    let ends = app.config.load().ends;
+    idle(app, ends.drain_max).await;
+    app.drain.send_replace(Drain::SpreadSessions(ends.drain_spread));
+    idle(app, ends.drain_spread + GOODBYE).await;
+}
+
+/// Everybody is gone within the time that was promised.
+async fn wait_short(app: &App) {
+    let limit = app.config.load().ends.shutdown_timeout;
+    let end = Instant::now() + limit;
+    let goodbye = GOODBYE.min(limit / 4);
+    idle(app, LAST_LOGINS.min(limit / 4)).await;
+    app.drain.send_if_modified(|drain| {
+        let further = *drain < Drain::EndLogins;
+        if further {
+            *drain = Drain::EndLogins;
+        }
+        further
+    });
+    idle(
+        app,
+        end.saturating_duration_since(Instant::now()).saturating_sub(goodbye),
+    )
+    .await;
+    app.drain.send_replace(Drain::EndSessions);
+    idle(app, goodbye).await;
+}
+
+/// Waits until nobody is here, and at most this long.
+async fn idle(app: &App, limit: Duration) {
+    let end = Instant::now() + limit;
+    while app.open.count() > 0 && Instant::now() < end {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn leave(app: &App) {
+    tokio::time::sleep(LAST_LINES).await;
+    log::info!("ended; {} connections were left", app.open.count());
+    std::process::exit(0);
+}

@@ -1,0 +1,60 @@
+//! What systemd is told: ready, reloading, stopping, alive. Without systemd nobody is told anything.
+//!
+//! Which sockets it has opened for us is asked here, too; taking them is `inherited`'s.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// This process serves, and is the one that counts: after an upgrade the service is the new process.
+pub fn serves(status: &str) {
+    tell(&[
+        NotifyState::Ready,
+        NotifyState::MainPid(std::process::id()),
+        NotifyState::Status(status),
+    ]);
+}
+
+/// The configuration is being read; [`serves`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => log::debug!("no monotonic clock: {error}"),
+    }
+}
+
+/// The process ends.
+pub fn stopping(status: &str) {
+    tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+}
+
+/// Says that we live as often as systemd wants to hear it (`WatchdogSec`). It is said from the runtime of the doors:
+/// when that one hangs, nothing is said.
+pub async fn say_alive() {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut beat = tokio::time::interval((limit / 3).max(Duration::from_millis(1)));
+    loop {
+        beat.tick().await;
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+/// The sockets that systemd has opened for this process.
+pub fn activated() -> Vec<RawFd> {
+    match sd_notify::listen_fds() {
+        Ok(fds) => fds.collect(),
+        Err(error) => {
+            log::error!("the sockets of systemd cannot be taken: {error}");
+            Vec::new()
+        }
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::warn!("systemd cannot be told: {error}");
+    }
+}

@@ -1,0 +1,191 @@
+//! One process takes the place of another: the new one asks, is given the listening sockets, and says that it serves.
+//!
+//! The sockets themselves go by Pingora's way (`upgrade_sock`). Around it stands a second socket, `upgrade_sock` with
+//! `.ask` behind it, at which the running process always listens. The new process connects to it, and as long as
+//! that connection lives the old one knows that the new one does. Only when the new one has said that it serves does
+//! the old one stop to accept: whatever goes wrong before, the old one serves on.
+
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use pingora::server::ListenFds;
+use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
+
+/// What the new process says first, and what it says when it serves.
+const ASK: &[u8; 8] = b"upgrade\n";
+const SERVES: &[u8; 7] = b"serves\n";
+
+/// How long somebody may take to say what he wants.
+const QUESTION: Duration = Duration::from_secs(2);
+/// How long the new process may take to open Pingora's socket after it has asked. It does so at once.
+const MEETING: Duration = Duration::from_secs(5);
+/// How long it may take from the sockets to its first connection. It has checked its configuration before it asked.
+const START: Duration = Duration::from_secs(60);
+
+/// Where the running process is asked to give way.
+fn gate(upgrade_sock: &Path) -> PathBuf {
+    let mut name = upgrade_sock.as_os_str().to_owned();
+    name.push(".ask");
+    name.into()
+}
+
+/// A new process that has asked the old one to give way.
+pub struct Asking(std::os::unix::net::UnixStream);
+
+impl Asking {
+    /// Asks the running process.
+    ///
+    /// # Errors
+    /// Nobody runs.
+    pub fn new(upgrade_sock: &Path) -> anyhow::Result<Asking> {
+        let gate = gate(upgrade_sock);
+        let mut stream = std::os::unix::net::UnixStream::connect(&gate)
+            .with_context(|| format!("no running process can be asked at {} to give way", gate.display()))?;
+        stream.write_all(ASK).context("the running process does not listen")?;
+        Ok(Asking(stream))
+    }
+
+    /// Tells the old process that this one serves.
+    ///
+    /// # Errors
+    /// It has gone.
+    pub fn serves(mut self) -> io::Result<()> {
+        self.0.write_all(SERVES)
+    }
+}
+
+/// The place where a running process is asked to give way.
+pub struct Gate {
+    path: PathBuf,
+    socket: UnixListener,
+}
+
+impl Gate {
+    /// Opens it. What is left of a process before is replaced; two processes that run at once would have quarrelled
+    /// about their listening sockets before.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn open(upgrade_sock: &Path) -> io::Result<Gate> {
+        let path = gate(upgrade_sock);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = UnixListener::bind(&path)?;
+        Ok(Gate { path, socket })
+    }
+
+    /// Pingora's socket, as text for its functions.
+    pub fn upgrade_sock(&self) -> String {
+        let path = self.path.to_string_lossy();
+        path.strip_suffix(".ask").unwrap_or(&path).to_owned()
+    }
+
+    /// The next process that asks.
+    pub async fn asked(&self) -> UnixStream {
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, _)) => match timeout(QUESTION, question(stream)).await {
+                    Ok(Ok(stream)) => return stream,
+                    Ok(Err(error)) => log::warn!("somebody who may not asked us to give way: {error:#}"),
+                    Err(_) => log::warn!("somebody connected to {} and said nothing", self.path.display()),
+                },
+                Err(error) => {
+                    log::warn!("{}: {error}", self.path.display());
+                    sleep(QUESTION).await;
+                }
+            }
+        }
+    }
+
+    /// Nobody is to find it any more.
+    pub fn close(self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn question(mut stream: UnixStream) -> anyhow::Result<UnixStream> {
+    let asker = stream.peer_cred()?.uid();
+    ensure!(is_ours(asker), "user {asker}");
+    let mut word = [0; ASK.len()];
+    stream.read_exact(&mut word).await?;
+    ensure!(word == *ASK, "not our language");
+    Ok(stream)
+}
+
+/// Root, or the user that we are.
+fn is_ours(user: u32) -> bool {
+    user == 0 || std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == user)
+}
+
+/// Gives the listening sockets to the process that asked, and waits until it serves.
+///
+/// # Errors
+/// It does not. The sockets are still ours, too.
+pub async fn hand_over(mut asker: UnixStream, fds: ListenFds, upgrade_sock: String) -> anyhow::Result<()> {
+    let meeting = Instant::now() + MEETING;
+    while std::fs::metadata(&upgrade_sock).is_err() {
+        ensure!(Instant::now() < meeting, "the new process did not open {upgrade_sock}");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let owner = std::fs::metadata(&upgrade_sock)?.uid();
+    ensure!(is_ours(owner), "{upgrade_sock} belongs to user {owner}");
+    // Pingora waits for the other side with the whole thread.
+    let sent = tokio::task::spawn_blocking(move || fds.lock().send_to_sock(upgrade_sock.as_str())).await?;
+    if let Err(error) = sent {
+        bail!("the new process did not take the sockets: {error}");
+    }
+    let mut word = [0; SERVES.len()];
+    match timeout(START, asker.read_exact(&mut word)).await {
+        Ok(Ok(_)) if word == *SERVES => Ok(()),
+        Ok(_) => bail!("the new process ended before it served"),
+        Err(_) => bail!("the new process did not serve within {START:?}"),
+    }
+}
+
+/// How this process was started, to start its successor the same way.
+pub struct Again {
+    program: PathBuf,
+    arguments: Vec<std::ffi::OsString>,
+}
+
+impl Again {
+    /// Remembers it: later the file of the program is another one, which is the point. In the background the working
+    /// directory is another one, too, so the node file is given whole.
+    ///
+    /// # Errors
+    /// The system does not say which file this program is.
+    pub fn new(node_file: &Path) -> io::Result<Again> {
+        Ok(Again {
+            program: std::env::current_exe()?,
+            arguments: vec!["-u".into(), "-c".into(), node_file.into()],
+        })
+    }
+
+    /// Starts the successor, which will ask for the sockets.
+    ///
+    /// # Errors
+    /// It cannot be started, or we are the first process of a container, which ends with us.
+    pub fn start(&self) -> anyhow::Result<Child> {
+        ensure!(
+            std::process::id() != 1,
+            "the first process of a container cannot be replaced: start a new container"
+        );
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments);
+        // These were said to this process alone.
+        for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
+            command.env_remove(name);
+        }
+        command
+            .spawn()
+            .with_context(|| format!("{} cannot be started", self.program.display()))
+    }
+}
