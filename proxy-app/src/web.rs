@@ -27,6 +27,7 @@ use crate::snapshot::{MailMode, Snapshot, web_service};
 
 pub mod account;
 pub mod connection;
+mod frames;
 pub mod headers;
 pub mod locations;
 pub mod login;

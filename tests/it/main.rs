@@ -11,6 +11,7 @@ mod outage;
 mod proxy_protocol;
 mod scene;
 mod sessions;
+mod smuggling;
 mod streams;
 mod tls;
 mod upstreams;

@@ -4,7 +4,7 @@
 //! Pingora has no limit on the time a request head takes, takes heads of 1 MiB, tolerates bare LF, and keeps
 //! large buffers for idle connections. So HTTP/1 heads are gathered here, whole, under a deadline and a size limit, and checked for
 //! the forms that two HTTP parsers may read differently; while a connection is idle no buffer is held. HTTP/2
-//! goes to the engine as it comes.
+//! goes to the engine as it comes, with its frames counted.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -31,9 +31,10 @@ use route_cache::Route;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
+use super::frames::Frames;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
 use crate::client_certs::Shown;
@@ -112,6 +113,8 @@ pub struct WebStream {
     channel: Channel,
     fd: RawFd,
     h2: bool,
+    /// What is seen of an HTTP/2 client's frames.
+    frames: Option<Box<Watch>>,
     tls: Option<Arc<SslDigest>>,
     socket: Arc<SocketDigest>,
     carrier: Arc<ProxyDigest>,
@@ -148,6 +151,7 @@ impl WebStream {
             channel,
             fd,
             h2,
+            frames: None,
             tls,
             socket: Arc::new(socket),
             carrier: Arc::new(carrier),
@@ -165,6 +169,45 @@ impl WebStream {
         self.read_exact(&mut bytes).await?;
         self.ahead = bytes;
         Ok(())
+    }
+
+    /// From here on frames are counted.
+    fn watch_frames(&mut self) {
+        self.frames = Some(Box::new(Watch {
+            frames: Frames::new(),
+            alarm: None,
+        }));
+    }
+}
+
+/// The frames of an HTTP/2 client, and the time by which those on their way must be here.
+struct Watch {
+    frames: Frames,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watch {
+    /// Takes note of what was read; fails if it is too much or too slow.
+    fn look(&mut self, cx: &mut Context<'_>, read: Option<&[u8]>) -> io::Result<()> {
+        if let Some(bytes) = read {
+            let passed = self.frames.pass(bytes, Instant::now());
+            passed.map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))?;
+        }
+        let Some(deadline) = self.frames.deadline() else {
+            self.alarm = None;
+            return Ok(());
+        };
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if alarm.deadline() != deadline {
+            alarm.as_mut().reset(deadline);
+        }
+        match alarm.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "an HTTP/2 frame takes too long",
+            )),
+            Poll::Pending => Ok(()),
+        }
     }
 }
 
@@ -184,6 +227,7 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
         let Ok(Ok(())) = timeout(HEAD_DEADLINE, stream.read_ahead(H2_PREFACE)).await else {
             return;
         };
+        stream.watch_frames();
         ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
         return;
     }
@@ -326,10 +370,19 @@ impl AsyncRead for WebStream {
             self.ahead.drain(..n);
             return Poll::Ready(Ok(()));
         }
-        match &mut self.channel {
+        let before = buf.filled().len();
+        let polled = match &mut self.channel {
             Channel::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Channel::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        };
+        if let Some(watch) = &mut self.frames {
+            let read = polled.is_ready().then(|| &buf.filled()[before..]);
+            if let Err(error) = watch.look(cx, read) {
+                log::info!("a connection is ended: {error}");
+                return Poll::Ready(Err(error));
+            }
         }
+        polled
     }
 }
 

@@ -1,0 +1,836 @@
+//! Hostile web clients: requests that two parsers would read differently, floods of HTTP/2 frames, and slowness. What
+//! counts is what the mailbox server saw.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use portico_tests::Stage;
+use portico_tests::portico::Portico;
+use portico_tests::town::{Town, people};
+use portico_tests::wire::Wire;
+
+use crate::scene::{Scene, timed};
+
+const HOST: &str = "mail.a.example";
+const RECORDER: &str = "recorder.example.test";
+const RECORDER_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 5);
+/// What an attack may take to be answered or cut, on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A request as the server read it.
+#[derive(Debug, Clone)]
+struct Seen {
+    line: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Seen {
+    fn values(&self, name: &str) -> Vec<&str> {
+        let named = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        named.map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+/// A web server that reads strictly, answers everything with 200, and remembers. It ends when dropped.
+struct Recorder {
+    at: SocketAddrV4,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    /// What it could not read.
+    garbage: Arc<Mutex<Vec<String>>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Recorder {
+    fn start(at: SocketAddrV4) -> Result<Recorder> {
+        let listener = TcpListener::bind(at)?;
+        let recorder = Recorder {
+            at,
+            seen: Arc::default(),
+            garbage: Arc::default(),
+            ended: Arc::default(),
+        };
+        let (seen, garbage, ended) = (recorder.seen.clone(), recorder.garbage.clone(), recorder.ended.clone());
+        thread::spawn(move || {
+            for tcp in listener.incoming().flatten() {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (seen, garbage) = (seen.clone(), garbage.clone());
+                thread::spawn(move || {
+                    if let Err(error) = record(tcp, &seen) {
+                        garbage
+                            .lock()
+                            .expect("nobody panics holding it")
+                            .push(format!("{error:#}"));
+                    }
+                });
+            }
+        });
+        Ok(recorder)
+    }
+
+    /// What was asked since the last call.
+    fn take(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen.lock().expect("nobody panics holding it"))
+    }
+
+    fn garbage(&self) -> Vec<String> {
+        self.garbage.lock().expect("nobody panics holding it").clone()
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        let _wakes_it = TcpStream::connect(self.at);
+    }
+}
+
+fn record(tcp: TcpStream, seen: &Mutex<Vec<Seen>>) -> Result<()> {
+    let mut stream = BufReader::new(tcp);
+    loop {
+        let Some(line) = read_line(&mut stream)? else {
+            return Ok(());
+        };
+        let mut request = Seen {
+            line,
+            headers: Vec::new(),
+            body: Vec::new(),
+        };
+        loop {
+            let line = read_line(&mut stream)?.context("the head has no end")?;
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(": ").with_context(|| format!("no header: {line:?}"))?;
+            request.headers.push((name.to_owned(), value.to_owned()));
+        }
+        let whole = read_body(&mut stream, &mut request);
+        let is_check = request.line.starts_with("GET /service/health/ready ");
+        if !is_check {
+            seen.lock().expect("nobody panics holding it").push(request.clone());
+        }
+        if !whole? {
+            return Ok(());
+        }
+        let body = match request.line.split(' ').nth(1) {
+            Some("/service/big") => vec![b'x'; 64 << 20],
+            _ => b"fine".to_vec(),
+        };
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        if stream.get_mut().write_all(head.as_bytes()).is_err() || stream.get_mut().write_all(&body).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// False: the other side left in the middle of it.
+fn read_body(stream: &mut BufReader<TcpStream>, request: &mut Seen) -> Result<bool> {
+    let lengths: Vec<String> = request.values("content-length").iter().map(|&v| v.to_owned()).collect();
+    let codings: Vec<String> = request
+        .values("transfer-encoding")
+        .iter()
+        .map(|&v| v.to_owned())
+        .collect();
+    match (&lengths[..], &codings[..]) {
+        ([], []) => Ok(true),
+        ([length], []) => read_exactly(stream, length.parse().context("length")?, &mut request.body),
+        ([], [coding]) if coding == "chunked" => loop {
+            let Some(line) = read_line(stream)? else {
+                return Ok(false);
+            };
+            let size = u64::from_str_radix(&line, 16).with_context(|| format!("chunk {line:?}"))?;
+            if !read_exactly(stream, size, &mut request.body)? {
+                return Ok(false);
+            }
+            match read_line(stream)? {
+                Some(line) if line.is_empty() => {}
+                None => return Ok(false),
+                Some(line) => bail!("behind a chunk: {line:?}"),
+            }
+            if size == 0 {
+                return Ok(true);
+            }
+        },
+        both => bail!("unclear body: {both:?}"),
+    }
+}
+
+fn read_exactly(stream: &mut BufReader<TcpStream>, count: u64, into: &mut Vec<u8>) -> Result<bool> {
+    Ok(stream.take(count).read_to_end(into)? as u64 == count)
+}
+
+/// A line that ends with CRLF; none at the end of the connection.
+fn read_line(stream: &mut BufReader<TcpStream>) -> Result<Option<String>> {
+    let mut line = Vec::new();
+    if stream.read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&line).into_owned();
+    match text.strip_suffix("\r\n") {
+        Some(line) if !line.contains(['\r', '\0']) => Ok(Some(line.to_owned())),
+        _ => bail!("a bad line: {text:?}"),
+    }
+}
+
+/// Portico in front of the recorder, which takes all requests of nobody; the clear port serves.
+fn play_recorded(test: impl FnOnce(&mut Scene, &Recorder) -> Result<()>) -> Result<()> {
+    Stage::run(|stage| {
+        let town = Town::build(stage, people())?;
+        let recorder = Recorder::start(SocketAddrV4::new(RECORDER_IP, stage.port()?))?;
+        let mut directory = town.directory();
+        directory
+            .config("zimbraReverseProxyMailMode", "both")
+            .config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
+        for store in &town.stores {
+            let entry = directory.server(&store.name);
+            entry.insert("zimbraReverseProxyLookupTarget".into(), "FALSE".into());
+        }
+        let entry = directory.server(RECORDER);
+        entry.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
+        entry.insert("zimbraServiceHostname".into(), RECORDER_IP.to_string().into());
+        entry.insert("zimbraReverseProxyLookupTarget".into(), "TRUE".into());
+        entry.insert("zimbraMailPort".into(), recorder.at.port().into());
+        let portico = Portico::start(stage, &town.node(), &directory, "debug")?;
+        let mut scene = Scene { stage, town, portico };
+        test(&mut scene, &recorder)?;
+        scene.end()
+    })
+}
+
+/// What a client sends behind its attack, on the same connection.
+fn last() -> String {
+    format!("GET /service/last HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")
+}
+
+/// A request that must not be seen as one.
+fn smuggled() -> String {
+    format!("GET /smuggled HTTP/1.1\r\nHost: {HOST}\r\nX: y\r\n\r\n")
+}
+
+/// Attacks: a name, and what is sent.
+fn attacks() -> Vec<(&'static str, Vec<u8>)> {
+    let smuggled = smuggled();
+    let inner = smuggled.len();
+    let post =
+        |headers: &str, body: &str| format!("POST /service/first HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n\r\n{body}");
+    let get =
+        |headers: &str, body: &str| format!("GET /service/first HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n\r\n{body}");
+    let chunked = format!("0\r\n\r\n{smuggled}");
+    let with_both = |coding: &str| post(&format!("Content-Length: {}\r\n{coding}", chunked.len()), &chunked);
+    let with_coding = |coding: &str| post(coding, &chunked);
+    let with_length = |length: &str| post(length, &smuggled);
+    let with_chunk = |chunk: &str| post("Transfer-Encoding: chunked", &format!("{chunk}{smuggled}"));
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let all = vec![
+        (
+            "CL.TE",
+            post("Content-Length: 6\r\nTransfer-Encoding: chunked", &chunked),
+        ),
+        (
+            "TE.CL",
+            post(
+                "Content-Length: 4\r\nTransfer-Encoding: chunked",
+                &format!("{inner:x}\r\n{smuggled}\r\n0\r\n\r\n"),
+            ),
+        ),
+        ("both, whole", with_both("Transfer-Encoding: chunked")),
+        ("an unknown coding", with_both("Transfer-Encoding: xchunked")),
+        ("a blank before the colon", with_both("Transfer-Encoding : chunked")),
+        ("a tab before the colon", with_both("Transfer-Encoding\t: chunked")),
+        (
+            "chunked twice",
+            with_both("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+        ),
+        (
+            "chunked and another",
+            with_both("Transfer-Encoding: chunked\r\nTransfer-Encoding: x"),
+        ),
+        (
+            "another and chunked",
+            with_both("Transfer-Encoding: x\r\nTransfer-Encoding: chunked"),
+        ),
+        ("chunked not last", with_both("Transfer-Encoding: chunked, identity")),
+        ("identity", with_both("Transfer-Encoding: identity")),
+        ("a vertical tab", with_both("Transfer-Encoding: \x0bchunked")),
+        ("quoted", with_both("Transfer-Encoding: \"chunked\"")),
+        ("an empty coding", with_both("Transfer-Encoding: ")),
+        ("a bare LF before it", with_both("X: y\nTransfer-Encoding: chunked")),
+        ("a bare CR before it", with_both("X: y\rTransfer-Encoding: chunked")),
+        ("NUL before it", with_both("X: y\0\r\nTransfer-Encoding: chunked")),
+        ("folded", with_both("Transfer-Encoding:\r\n chunked")),
+        ("a folded name", with_both("Transfer-Encoding\r\n : chunked")),
+        ("an underscore", with_both("Transfer_Encoding: chunked")),
+        (
+            "a coding that nobody knows, alone",
+            with_coding("Transfer-Encoding: cow"),
+        ),
+        (
+            "chunked in HTTP/1.0",
+            with_coding("Transfer-Encoding: chunked").replace("HTTP/1.1", "HTTP/1.0"),
+        ),
+        (
+            "two lengths",
+            with_length(&format!("Content-Length: 0\r\nContent-Length: {inner}")),
+        ),
+        (
+            "two lengths the other way",
+            with_length(&format!("Content-Length: {inner}\r\nContent-Length: 0")),
+        ),
+        (
+            "a list of lengths",
+            with_length(&format!("Content-Length: {inner}, {inner}")),
+        ),
+        ("a signed length", with_length("Content-Length: +0")),
+        ("a negative length", with_length("Content-Length: -1")),
+        ("a hexadecimal length", with_length("Content-Length: 0x0")),
+        ("an octal length", with_length(&format!("Content-Length: 0{inner}"))),
+        ("a fraction", with_length("Content-Length: 0.0")),
+        ("two numbers", with_length("Content-Length: 0 0")),
+        ("an empty length", with_length("Content-Length: ")),
+        ("a huge length", with_length("Content-Length: 18446744073709551616")),
+        ("a length with a blank name", with_length("Content-Length : 0")),
+        ("0.CL", get(&format!("Content-Length: {inner}"), &smuggled)),
+        ("CL.0", post(&format!("Content-Length: {inner}"), &smuggled)),
+        ("a chunk that is too long", with_chunk("FFFFFFFFFFFFFFFFF\r\n")),
+        ("a chunk of 2^64", with_chunk("10000000000000000\r\n")),
+        ("a chunk with 0x", with_chunk("0x0\r\n\r\n")),
+        ("a signed chunk", with_chunk("+0\r\n\r\n")),
+        ("a negative chunk", with_chunk("-1\r\n")),
+        ("a chunk with a bare LF", with_chunk("0\n\n")),
+        ("a chunk extension with a bare LF", with_chunk("0;a\nb\r\n\r\n")),
+        ("a chunk extension with a bare CR", with_chunk("0;a\rb\r\n\r\n")),
+        ("a chunk without its end", with_chunk("3\r\nabcX0\r\n\r\n")),
+        ("no chunk size", with_chunk("\r\n\r\n")),
+        (
+            "a trailer that is a length",
+            with_chunk("0\r\nContent-Length: 900\r\nHost: evil.example\r\n\r\n"),
+        ),
+        ("an upgrade that is not answered", get(upgrade, &smuggled)),
+        (
+            "an upgrade with a body",
+            get(&format!("{upgrade}\r\nContent-Length: {inner}"), &smuggled),
+        ),
+        (
+            "an upgrade to h2c",
+            get(
+                "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
+                &smuggled,
+            ),
+        ),
+        (
+            "expect",
+            post(&format!("Expect: 100-continue\r\nContent-Length: {inner}"), &smuggled),
+        ),
+        (
+            "an odd expectation",
+            post(&format!("Expect: nothing\r\nContent-Length: {inner}"), &smuggled),
+        ),
+        ("two hosts", get("Host: evil.example", "")),
+        ("a header without colon", get("GET /smuggled HTTP/1.1", "")),
+        (
+            "a blank in front of the first header",
+            get("", "").replace("\r\nHost", "\r\n Host"),
+        ),
+        (
+            "a host with a path",
+            format!("GET /service/first HTTP/1.1\r\nHost: {HOST}/smuggled\r\n\r\n"),
+        ),
+        (
+            "another authority",
+            format!("GET http://evil.example/service/first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
+        ),
+        (
+            "CONNECT",
+            format!("CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}\r\n\r\n{smuggled}"),
+        ),
+        (
+            "two blanks in the request line",
+            format!("GET  /service/first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
+        ),
+        (
+            "a tab in the request line",
+            format!("GET\t/service/first\tHTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
+        ),
+        (
+            "a blank in the target",
+            format!("GET /service/a HTTP/1.1 /smuggled HTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
+        ),
+        (
+            "a version that is none",
+            format!("GET /service/first HTTP/1.9\r\nHost: {HOST}\r\n\r\n"),
+        ),
+        ("HTTP/0.9", "GET /service/first\r\n".to_owned()),
+        (
+            "CR LF in the target",
+            format!("GET /service/a%0d%0aX:%20y HTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
+        ),
+        (
+            "a method with a colon",
+            format!("GET: /service/first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
+        ),
+        (
+            "lines that end with CR",
+            format!("GET /service/first HTTP/1.1\rHost: {HOST}\r\r{smuggled}"),
+        ),
+        ("no method", format!(" /service/first HTTP/1.1\r\nHost: {HOST}\r\n\r\n")),
+        (
+            "a preface of HTTP/2",
+            format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{smuggled}"),
+        ),
+    ];
+    all.into_iter().map(|(name, text)| (name, text.into_bytes())).collect()
+}
+
+/// Sends everything and reads what comes until the connection ends or nothing comes any more.
+fn talk(mut wire: Wire, bytes: &[u8]) -> Result<String> {
+    let _may_be_cut_in_the_middle = wire.send(bytes);
+    wire.patience(Duration::from_millis(700))?;
+    let mut heard = Vec::new();
+    loop {
+        match wire.bytes(1) {
+            Ok(byte) => heard.extend(byte),
+            Err(_) => return Ok(String::from_utf8_lossy(&heard).into_owned()),
+        }
+    }
+}
+
+#[test]
+fn no_server_sees_a_request_that_was_not_sent() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        let tls = scene.town.ca.connector(&["http/1.1"])?;
+        let (http, https) = (scene.town.doors.http, scene.town.doors.https);
+        let mut seen: Vec<Seen> = Vec::new();
+        let mut number = 0;
+        for (name, bytes) in attacks() {
+            for secure in [false, true] {
+                number += 1;
+                let wire = match secure {
+                    false => Wire::clear(http)?,
+                    true => Wire::tls(https, &tls, HOST)?,
+                };
+                let sent = String::from_utf8([bytes.clone(), last().into_bytes()].concat())?;
+                let sent = sent.replace("/service/first", &format!("/service/first-{number}-"));
+                let sent = sent.replace("/service/last", &format!("/service/last-{number}-"));
+                let heard = talk(wire, sent.as_bytes())?;
+                seen.extend(recorder.take());
+                let twice = |kind: &str| {
+                    let target = format!(" /service/{kind}-{number}-");
+                    seen.iter().filter(|request| request.line.contains(&target)).count() > 1
+                };
+                let story = || format!("{name}, TLS {secure}: heard {heard:?}, the server saw {seen:#?}");
+                ensure!(!twice("first") && !twice("last"), "{}", story());
+                for request in &seen {
+                    let target = request.line.split(' ').nth(1).unwrap_or_default();
+                    ensure!(!target.contains("smuggled"), "{}", story());
+                    ensure!(request.values("host").len() == 1, "{}", story());
+                    ensure!(
+                        !request.values("host").iter().any(|h| h.contains("evil")),
+                        "{}",
+                        story()
+                    );
+                    ensure!(request.values("transfer_encoding").is_empty(), "{}", story());
+                }
+                ensure!(recorder.garbage().is_empty(), "{}: {:?}", story(), recorder.garbage());
+            }
+        }
+        ensure!(seen.len() >= 10, "hardly anything has arrived: {seen:#?}");
+        // After all that, an honest one is served.
+        let heard = talk(Wire::tls(https, &tls, HOST)?, last().as_bytes())?;
+        ensure!(heard.starts_with("HTTP/1.1 200 "), "{heard}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_client_cannot_have_headers_of_the_proxy_dropped() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        for nominated in [
+            "x-forwarded-for",
+            "X-Forwarded-Proto, close",
+            "cookie",
+            "host",
+            "authorization",
+        ] {
+            let request = format!(
+                "GET /service/first HTTP/1.1\r\nHost: {HOST}\r\nCookie: a=b\r\nX-Forwarded-For: 198.51.100.66\r\nConnection: {nominated}\r\n\r\n"
+            );
+            let heard = talk(Wire::clear(scene.town.doors.http)?, request.as_bytes())?;
+            for seen in recorder.take() {
+                assert_eq!(seen.values("x-forwarded-for"), ["127.0.0.1"], "{nominated} {heard}");
+                assert_eq!(seen.values("x-forwarded-proto"), ["http"], "{nominated}");
+                assert_eq!(seen.values("host").len(), 1, "{nominated}");
+                assert!(seen.values("connection").iter().all(|v| !v.contains('x')), "{seen:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_slow_head_is_cut_and_others_are_served() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        let mut slow: Vec<Wire> = Vec::new();
+        for _ in 0..200 {
+            let mut wire = Wire::clear(scene.town.doors.http)?;
+            wire.send("GET /service/slow HTTP/1.1\r\nHost: ")?;
+            slow.push(wire);
+        }
+        let mut bodies: Vec<Wire> = Vec::new();
+        for _ in 0..50 {
+            let mut wire = Wire::clear(scene.town.doors.http)?;
+            wire.send(format!(
+                "POST /service/slow HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1000000\r\n\r\nx"
+            ))?;
+            bodies.push(wire);
+        }
+        let (heard, took) = timed(|| talk(Wire::clear(scene.town.doors.http)?, last().as_bytes()))?;
+        ensure!(heard.starts_with("HTTP/1.1 200 ") && took < SOON, "{took:?} {heard}");
+        // Bytes do not extend the deadline of a head.
+        let begun = Instant::now();
+        while !slow.is_empty() {
+            ensure!(begun.elapsed() < 3 * SOON, "{} slow heads are still taken", slow.len());
+            thread::sleep(Duration::from_millis(500));
+            slow.retain_mut(|wire| wire.send("x").is_ok());
+        }
+        ensure!(
+            recorder
+                .take()
+                .iter()
+                .all(|seen| !seen.line.contains("GET /service/slow"))
+        );
+        Ok(())
+    })
+}
+
+/// A client of HTTP/2 that says what it likes.
+struct Raw {
+    wire: Wire,
+    next: u32,
+}
+
+const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+impl Raw {
+    fn connect(scene: &Scene) -> Result<Raw> {
+        Raw::connect_with(scene, &[])
+    }
+
+    fn connect_with(scene: &Scene, settings: &[u8]) -> Result<Raw> {
+        let mut wire = Wire::tls(scene.town.doors.https, &scene.town.ca.connector(&["h2"])?, HOST)?;
+        ensure!(wire.alpn().as_deref() == Some("h2"), "no HTTP/2");
+        wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
+        wire.send(frame(SETTINGS, 0, 0, settings))?;
+        Ok(Raw { wire, next: 1 })
+    }
+
+    /// Opens a stream with these fields behind the usual ones.
+    fn ask(&mut self, path: &str, more: &[(&str, &str)], end: bool) -> Result<u32> {
+        let stream = self.next;
+        self.next += 2;
+        let block = block(&[&usual(path)[..], more].concat());
+        self.wire.send(frame(HEADERS, 4 | u8::from(end), stream, &block))?;
+        Ok(stream)
+    }
+
+    /// The next frame: kind, flags, stream, payload; none at the end of the connection.
+    fn frame(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        let head = self.wire.bytes(9).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let payload = self.wire.bytes(length as usize).ok()?;
+        Some((head[3], head[4], stream, payload))
+    }
+
+    /// Whether an answer begins on this stream; no if it is reset or the connection ends.
+    fn is_answered(&mut self, stream: u32) -> Result<bool> {
+        self.wire.patience(SOON)?;
+        while let Some((kind, _, on, _)) = self.frame() {
+            match kind {
+                HEADERS if on == stream => return Ok(true),
+                RST_STREAM if on == stream => return Ok(false),
+                GOAWAY => return Ok(false),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Sends until the connection is ended from the other side; how many were sent.
+    fn flood(&mut self, most: usize, mut next: impl FnMut(&mut Raw) -> Vec<u8>) -> Result<usize> {
+        for sent in 0..most {
+            let frames = next(self);
+            if self.wire.send(frames).is_err() {
+                return Ok(sent);
+            }
+        }
+        // All of it may have been taken by the kernel.
+        self.wire.patience(Duration::from_secs(5))?;
+        while let Some((kind, ..)) = self.frame() {
+            if kind == GOAWAY {
+                return Ok(most);
+            }
+        }
+        ensure!(
+            self.wire.send(frame(PING, 0, 0, &[0; 8])).is_err() || self.wire.rest().is_ok(),
+            "it is still open"
+        );
+        Ok(most)
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+fn usual(path: &str) -> [(&str, &str); 4] {
+    [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":path", path),
+        (":authority", HOST),
+    ]
+}
+
+/// HPACK without a table: literals (RFC 7541 §6.2.2).
+fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, value) in fields {
+        out.push(0);
+        for text in [name, value] {
+            let mut left = text.len();
+            if left < 127 {
+                out.push(left as u8);
+            } else {
+                out.push(127);
+                left -= 127;
+                while left >= 128 {
+                    out.push((left % 128) as u8 | 128);
+                    left /= 128;
+                }
+                out.push(left as u8);
+            }
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+    out
+}
+
+/// On the way from HTTP/2 to HTTP/1.1 nothing becomes a second request.
+#[test]
+fn nothing_is_smuggled_from_http2() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        let evil = format!("x\r\n\r\n{}", smuggled());
+        let split = format!("GET /smuggled HTTP/1.1\r\nHost: {HOST}\r\n\r\nGET");
+        let path = format!("/service/a HTTP/1.1\r\nHost: {HOST}\r\n\r\nGET /smuggled");
+        let cases: Vec<Vec<(&str, &str)>> = vec![
+            [&usual("/service/a")[..], &[("transfer-encoding", "chunked")]].concat(),
+            [&usual("/service/a")[..], &[("connection", "keep-alive")]].concat(),
+            [&usual("/service/a")[..], &[("x", &evil)]].concat(),
+            [&usual("/service/a")[..], &[("x: y\r\nz", "1")]].concat(),
+            [&usual("/service/a")[..], &[("Upper", "case")]].concat(),
+            [&usual("/service/a")[..], &[("host", "evil.example")]].concat(),
+            [&usual("/service/a")[..], &[("content-length", "5")]].concat(),
+            [
+                &usual("/service/a")[..],
+                &[("content-length", "0"), ("content-length", "9")],
+            ]
+            .concat(),
+            [&usual("/service/a")[..], &[(":path", "/smuggled")]].concat(),
+            [&usual("/service/a")[..], &[("x", "y"), (":path", "/smuggled")]].concat(),
+            usual(&path).to_vec(),
+            usual("/service/a b").to_vec(),
+            usual("").to_vec(),
+            usual("*").to_vec(),
+            vec![
+                (":method", &split),
+                (":scheme", "https"),
+                (":path", "/service/a"),
+                (":authority", HOST),
+            ],
+            vec![(":method", "GET"), (":scheme", "https"), (":path", "/service/a")],
+            vec![(":method", "GET"), (":scheme", "https"), (":authority", HOST)],
+            vec![(":method", "CONNECT"), (":authority", HOST)],
+            vec![
+                (":method", "GET"),
+                (":scheme", "https"),
+                (":path", "/service/a"),
+                (":authority", "a\r\nb"),
+            ],
+        ];
+        for fields in cases {
+            let mut raw = Raw::connect(scene)?;
+            raw.wire.send(frame(HEADERS, 5, 1, &block(&fields)))?;
+            let answered = raw.is_answered(1)?;
+            for seen in recorder.take() {
+                ensure!(!seen.line.contains("smuggled"), "{fields:?}: {seen:?}");
+                assert_eq!(seen.values("host"), [HOST], "{fields:?}");
+                ensure!(answered, "{fields:?}: {seen:?}");
+            }
+            ensure!(recorder.garbage().is_empty(), "{fields:?}: {:?}", recorder.garbage());
+        }
+        let mut honest = Raw::connect(scene)?;
+        let stream = honest.ask("/service/fine", &[], true)?;
+        ensure!(honest.is_answered(stream)?, "an honest request is not answered");
+        assert_eq!(recorder.take().len(), 1);
+        Ok(())
+    })
+}
+
+/// Each flood ends its connection soon, and costs neither memory nor the others.
+#[test]
+fn floods_of_frames_end_their_connection() -> Result<()> {
+    type Flood = fn(&mut Raw) -> Vec<u8>;
+    let floods: [(&str, Flood); 9] = [
+        ("rapid reset", |raw| {
+            let stream = raw.next;
+            raw.next += 2;
+            let head = frame(HEADERS, 5, stream, &block(&usual("/service/reset")));
+            [head, frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+        }),
+        ("ping", |_| frame(PING, 0, 0, &[7; 8])),
+        ("settings", |_| frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100])),
+        ("empty settings", |_| frame(SETTINGS, 0, 0, &[])),
+        ("priority", |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])),
+        ("window updates of one byte", |_| {
+            frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])
+        }),
+        ("frames that nobody knows", |_| frame(0xEE, 0, 0, &[1; 64])),
+        ("empty continuations", |raw| {
+            let first = raw.next == 1;
+            raw.next = 3;
+            match first {
+                true => frame(HEADERS, 1, 1, &block(&usual("/service/endless"))),
+                false => frame(CONTINUATION, 0, 1, &[]),
+            }
+        }),
+        ("resets that we make", |raw| {
+            // A window that overflows is an error of the stream, which we have to reset.
+            let stream = raw.next;
+            raw.next += 2;
+            let head = frame(HEADERS, 5, stream, &block(&usual("/service/reset")));
+            [head, frame(WINDOW_UPDATE, 0, stream, &[0x7F, 0xFF, 0xFF, 0xFF])].concat()
+        }),
+    ];
+    play_recorded(|scene, recorder| {
+        let warm = scene.portico.rss_kib()?;
+        for (name, flood) in floods {
+            let ticks = scene.portico.cpu_ticks()?;
+            let mut raw = Raw::connect(scene)?;
+            let (_sent, took) = timed(|| raw.flood(20_000, flood)).with_context(|| name.to_owned())?;
+            ensure!(took < SOON, "{name}: {took:?}");
+            let ticks = scene.portico.cpu_ticks()? - ticks;
+            ensure!(ticks < 500, "{name} cost {ticks} ticks of 10 ms");
+            let resets = recorder.take().len();
+            ensure!(resets <= 5000, "{name}: the server saw {resets} requests");
+            let mut honest = Raw::connect(scene)?;
+            let stream = honest.ask("/service/fine", &[], true)?;
+            ensure!(honest.is_answered(stream)?, "{name}: an honest request is not answered");
+        }
+        let grown = scene.portico.rss_kib()?.saturating_sub(warm);
+        ensure!(grown < 64 * 1024, "memory has grown by {grown} KiB");
+        Ok(())
+    })
+}
+
+/// Heads that are too large are refused, in bytes and in number, and cost no memory.
+#[test]
+fn large_heads_of_http2_are_refused() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        let warm = scene.portico.rss_kib()?;
+        let long = "v".repeat(1000);
+        let many: Vec<(&str, &str)> = std::iter::repeat_n(("a", ""), 50_000).collect();
+        let big: Vec<(&str, &str)> = std::iter::repeat_n(("x", long.as_str()), 1000).collect();
+        for fields in [&many, &big] {
+            let mut raw = Raw::connect(scene)?;
+            let all = block(&[&usual("/service/large")[..], fields].concat());
+            let mut parts = all.chunks(16_384).peekable();
+            let mut kind = HEADERS;
+            while let Some(part) = parts.next() {
+                let end = if parts.peek().is_none() { 4 } else { 0 };
+                let begin = u8::from(kind == HEADERS);
+                if raw.wire.send(frame(kind, end | begin, 1, part)).is_err() {
+                    break;
+                }
+                kind = CONTINUATION;
+            }
+            raw.is_answered(1)?;
+            assert_eq!(recorder.take().len(), 0, "a head of {} bytes", all.len());
+        }
+        // One byte in a table of ours becomes a field of thousands: the sum of what they stand for counts.
+        let mut raw = Raw::connect(scene)?;
+        let value = "v".repeat(4000);
+        let mut bomb = block(&usual("/service/bomb"));
+        bomb.push(0x40);
+        bomb.extend_from_slice(&block(&[("x", &value)])[1..]);
+        bomb.extend(std::iter::repeat_n(0x80 | 62, 12_000));
+        raw.wire.send(frame(HEADERS, 5, 1, &bomb[..16_000]))?;
+        raw.is_answered(1)?;
+        assert_eq!(recorder.take().len(), 0, "a bomb");
+        let grown = scene.portico.rss_kib()?.saturating_sub(warm);
+        ensure!(grown < 64 * 1024, "memory has grown by {grown} KiB");
+        Ok(())
+    })
+}
+
+/// A client that asks for much and takes nothing: what waits for it does not wait in our memory.
+#[test]
+fn a_client_that_reads_nothing_costs_little() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        let warm = scene.portico.rss_kib()?;
+        let mut clients = Vec::new();
+        for _ in 0..5 {
+            // A window of nothing for each stream.
+            let mut raw = Raw::connect_with(scene, &[0, 4, 0, 0, 0, 0])?;
+            for _ in 0..20 {
+                raw.ask("/service/big", &[], true)?;
+            }
+            clients.push(raw);
+        }
+        let mut asked = 0;
+        portico_tests::until("the requests to be on their way", SOON, || {
+            asked += recorder.take().len();
+            Ok((asked >= 100).then_some(()))
+        })?;
+        let mut honest = Raw::connect(scene)?;
+        let stream = honest.ask("/service/fine", &[], true)?;
+        ensure!(honest.is_answered(stream)?, "an honest request is not answered");
+        let grown = scene.portico.rss_kib()?.saturating_sub(warm);
+        ensure!(
+            grown < 128 * 1024,
+            "memory has grown by {grown} KiB for 100 answers of 64 MB"
+        );
+        Ok(())
+    })
+}
+
+/// A head of HTTP/2 that does not end has the deadline of one of HTTP/1.
+#[test]
+fn a_slow_head_of_http2_is_cut() -> Result<()> {
+    play_recorded(|scene, _| {
+        let mut raw = Raw::connect(scene)?;
+        raw.wire.send(frame(HEADERS, 1, 1, &block(&usual("/service/slow"))))?;
+        raw.wire.patience(Duration::from_secs(60))?;
+        let ((), took) = timed(|| {
+            while raw.frame().is_some() {}
+            Ok(())
+        })?;
+        ensure!(took < Duration::from_secs(50), "{took:?}");
+        ensure!(raw.wire.rest().is_ok(), "the connection is still open after {took:?}");
+        Ok(())
+    })
+}
