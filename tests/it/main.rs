@@ -1,9 +1,11 @@
 //! The built program between real peers, from outside: what "Done" means.
 
 mod admin;
+mod anger;
 mod clients;
 mod demo;
 mod dialogues;
+mod fail2ban;
 mod hostile;
 mod logins;
 mod operate;
