@@ -22,6 +22,7 @@ use crate::route::{Lookup, Route, RouteError, Tier};
 use crate::shared::{self, SharedCache};
 use crate::shelf::Shelf;
 use crate::source::{Said, Source};
+use crate::tallies::Tallies;
 
 mod explain;
 
@@ -79,6 +80,7 @@ pub struct RouteCache {
     /// here; for a million accounts it would take three times the memory of the shelf.
     nobody: moka::sync::Cache<Key, Millis>,
     flights: Flights,
+    tallies: Tallies,
     /// How what is kept was read.
     reading: ArcSwap<Reading>,
     born: Instant,
@@ -151,6 +153,7 @@ impl RouteCache {
                 .time_to_live(settings.negative_ttl)
                 .build(),
             flights: Flights(Mutex::default()),
+            tallies: Tallies::default(),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
             valid_from: AtomicU64::new(0),
@@ -187,7 +190,19 @@ impl RouteCache {
     pub async fn route(&self, lookup: &Lookup) -> Result<Route, RouteError> {
         let system = self.directory.system();
         let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
-        self.route_by(lookup, protocol, &system).await
+        let answer = self.route_by(lookup, protocol, &system).await;
+        self.tallies.answered(&answer);
+        answer
+    }
+
+    /// How often which answer was given.
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
+    /// The servers of the shared cache, and whether they answered when they were last needed.
+    pub fn memcached(&self) -> Vec<(String, bool)> {
+        self.shared.as_ref().map(SharedCache::servers).unwrap_or_default()
     }
 
     /// The same for a protocol that this node may not speak itself.
@@ -470,6 +485,7 @@ impl RouteCache {
         if let Some(landed) = self.ask_shared(asking, Trace::Left).await {
             return Ok(landed);
         }
+        self.tallies.asked();
         let result = self.ask_source(asking).await;
         let pause_end = match &result {
             Err(RouteError::DirectoryDown(_)) => self.now() + millis(DOWN_PAUSE),

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 use crate::attributes;
 use crate::yaml::Problems;
@@ -49,6 +51,11 @@ pub trait Directory: Send + Sync + 'static {
 
     /// The entry of one account, or `None` if there is none.
     async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError>;
+
+    /// How long ago it was last read with success; `None` if it does not say.
+    fn age(&self) -> Option<Duration> {
+        None
+    }
 
     /// A number that goes up with each change of [`Directory::system`].
     fn changes(&self) -> watch::Receiver<u64> {
@@ -132,6 +139,7 @@ const NEWS_KEPT: usize = 64;
 pub(crate) struct Announcer {
     changes: watch::Sender<u64>,
     news: broadcast::Sender<News>,
+    read: Mutex<Option<Instant>>,
 }
 
 impl Announcer {
@@ -139,7 +147,18 @@ impl Announcer {
         Announcer {
             changes: watch::Sender::new(0),
             news: broadcast::Sender::new(NEWS_KEPT),
+            read: Mutex::new(None),
         }
+    }
+
+    /// The directory was read with success.
+    pub(crate) fn was_read(&self) {
+        *self.read.lock() = Some(Instant::now());
+    }
+
+    /// How long ago that was.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        Some(self.read.lock().as_ref()?.elapsed())
     }
 
     pub(crate) fn changed(&self) {

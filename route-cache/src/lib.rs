@@ -23,6 +23,7 @@ mod secret;
 mod shared;
 mod shelf;
 mod source;
+mod tallies;
 pub mod yaml;
 
 pub use addresses::AddressBook;
@@ -34,3 +35,4 @@ pub use directory::{AccountBy, Directory, DirectoryError, Entry, News, System, T
 pub use route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use secret::Secret;
 pub use shared::SharedCache;
+pub use tallies::Tallies;

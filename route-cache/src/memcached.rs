@@ -45,6 +45,11 @@ impl Memcached {
         }
     }
 
+    /// The servers, and whether they answered when they were last needed.
+    pub fn servers(&self) -> Vec<(String, bool)> {
+        self.links.iter().map(|link| link.is_up()).collect()
+    }
+
     /// The time limit of one request.
     pub fn timeout(&self) -> Duration {
         self.timeout

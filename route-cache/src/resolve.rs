@@ -213,7 +213,8 @@ fn in_target_domain(key: &Key, system: &System) -> Option<String> {
     Some(format!("{user}@{}", fold(target.name())))
 }
 
-fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
+/// What an entry says of its account's place.
+pub(crate) fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
     let reading = Reading::of(system);
     let account = fold(
         entry

@@ -64,6 +64,11 @@ impl SharedCache {
         }
     }
 
+    /// The servers, and whether they answered when they were last needed.
+    pub fn servers(&self) -> Vec<(String, bool)> {
+        self.memcached.servers()
+    }
+
     /// Where the account is, within the time limit of one request.
     pub(crate) async fn find(&self, key: &Key, protocol: Protocol, system: &Arc<System>) -> Found {
         if self.is_quiet() || self.suspects.contains_key(key) {

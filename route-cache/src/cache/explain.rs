@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Asking, Known, Old, RouteCache, Trace, What};
+use super::{Asking, Known, Landed, Old, RouteCache, Trace, What};
 use crate::attributes as a;
-use crate::directory::{Entry, System, Touched};
+use crate::directory::{DirectoryError, Entry, System, Touched};
 use crate::resolve::{self, Key, Placement, Protocol};
 use crate::route::{Lookup, Route, RouteError, Service, Subject, Tier};
 use crate::source::Source;
@@ -195,7 +195,10 @@ impl RouteCache {
                 shared.as_ref().map(|landed| landed.placement.as_ref()),
             ));
         }
-        let asked = self.ask_source(&asking).await;
+        let asked = match self.directory_said(&asking, entry.as_deref(), &account) {
+            Some(said) => said,
+            None => self.ask_source(&asking).await,
+        };
         tiers.push(match &asked {
             Ok(landed) => TierSaid {
                 age: Some(Duration::ZERO),
@@ -317,6 +320,25 @@ impl RouteCache {
             server: host.and_then(|host| entry.first(host)).map(str::to_owned),
         };
         (Some(entry), AccountSaid::Found(facts))
+    }
+
+    /// What the directory would answer, out of what it has just said; `None` where somebody else is asked.
+    fn directory_said(
+        &self,
+        asking: &Asking<'_>,
+        entry: Option<&Entry>,
+        account: &AccountSaid,
+    ) -> Option<Result<Landed, RouteError>> {
+        match account {
+            AccountSaid::NotAsked => None,
+            AccountSaid::Failed(why) => Some(Err(DirectoryError(why.clone()).into())),
+            AccountSaid::Found(_) | AccountSaid::Nobody => Some(Ok(Landed {
+                at: self.now(),
+                placement: entry.map(|entry| resolve::placement(entry, &asking.key, asking.system)),
+                tier: Tier::Directory,
+                alias: true,
+            })),
+        }
     }
 
     /// Like [`RouteCache::find_key`], without counting as use.

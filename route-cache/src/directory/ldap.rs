@@ -205,6 +205,7 @@ impl LdapDirectory {
             News::Touched(touched) if touched.is_empty() => {}
             news => self.announcer.tell(news),
         }
+        self.announcer.was_read();
         Ok(problems)
     }
 
@@ -302,6 +303,10 @@ impl Directory for LdapDirectory {
             ));
         }
         Ok(owner(reply.entries, by).map(|found| Arc::new(account_entry(found))))
+    }
+
+    fn age(&self) -> Option<Duration> {
+        self.announcer.age()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -32,6 +33,8 @@ pub struct YamlDirectory {
     /// The files as they were at the last reading, good or bad. Its lock also keeps readings apart.
     seen: Mutex<Vec<(PathBuf, Look)>>,
     announcer: Announcer,
+    /// What the file says is in force.
+    good: AtomicBool,
 }
 
 /// What one reading of the file gave.
@@ -76,8 +79,10 @@ impl YamlDirectory {
             content: ArcSwap::from_pointee(content),
             seen: Mutex::default(),
             announcer: Announcer::new(),
+            good: AtomicBool::new(true),
         };
         *directory.seen.lock() = looks(directory.files());
+        directory.announcer.was_read();
         directory
     }
 
@@ -92,10 +97,14 @@ impl YamlDirectory {
     fn reload_if_changed(&self, judge: &Judge) -> Option<Result<Problems, Problems>> {
         let mut seen = self.seen.lock();
         let changed = seen.iter().any(|(path, before)| look(path) != *before);
+        if !changed && self.good.load(Ordering::Relaxed) {
+            self.announcer.was_read();
+        }
         changed.then(|| self.read_again(&mut seen, judge))
     }
 
     fn read_again(&self, seen: &mut Vec<(PathBuf, Look)>, judge: &Judge) -> Result<Problems, Problems> {
+        self.good.store(false, Ordering::Relaxed);
         // As they are before the reading: a change meanwhile is found the next time.
         let own = (self.path.clone(), look(&self.path));
         let (files, read) = match Document::load(&self.path) {
@@ -110,6 +119,8 @@ impl YamlDirectory {
         // Comparing is not worth it: a system is built from its file in any case.
         self.announcer.changed();
         self.announcer.tell_touched(now.accounts.changes(&before.accounts));
+        self.good.store(true, Ordering::Relaxed);
+        self.announcer.was_read();
         Ok(warnings)
     }
 
@@ -148,6 +159,10 @@ impl Directory for YamlDirectory {
             AccountBy::Id(id) => content.accounts.by_id.get(id),
         }
         .cloned())
+    }
+
+    fn age(&self) -> Option<Duration> {
+        self.announcer.age()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -80,6 +80,12 @@ impl Link {
         }
     }
 
+    /// Its name, and whether it answered when it was last needed.
+    pub(super) fn is_up(&self) -> (String, bool) {
+        let up = matches!(&*self.state.lock(), State::New | State::Up(_));
+        (self.server.clone(), up)
+    }
+
     /// Sends a command; `None` if the server is down or too much waits for it.
     pub(super) fn ask(self: &Arc<Self>, command: &Command) -> Option<Pending> {
         let queue = self.queue()?;

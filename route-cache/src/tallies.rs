@@ -1,0 +1,56 @@
+//! How often which answer was given. Only counted here; what it is good for is the reader's affair.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::route::{Route, RouteError, Tier};
+
+/// Answers since the process started.
+#[derive(Debug, Default)]
+pub struct Tallies {
+    memory: AtomicU64,
+    stale: AtomicU64,
+    memcached: AtomicU64,
+    directory: AtomicU64,
+    nobody: AtomicU64,
+    failed: AtomicU64,
+    questions: AtomicU64,
+}
+
+impl Tallies {
+    /// Answers by the tier that gave the route; `nobody` where the account does not exist, `failed` where there is no
+    /// route for another reason.
+    pub fn answers(&self) -> [(&'static str, u64); 6] {
+        [
+            ("memory", &self.memory),
+            ("stale", &self.stale),
+            ("memcached", &self.memcached),
+            ("directory", &self.directory),
+            ("nobody", &self.nobody),
+            ("failed", &self.failed),
+        ]
+        .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+    }
+
+    /// Questions for accounts to the directory or the services in its place. Explanations are not counted.
+    pub fn questions(&self) -> u64 {
+        self.questions.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn answered(&self, answer: &Result<Route, RouteError>) {
+        let count = match answer {
+            Ok(route) => match route.tier {
+                Tier::Memory => &self.memory,
+                Tier::Stale => &self.stale,
+                Tier::Memcached => &self.memcached,
+                Tier::Directory => &self.directory,
+            },
+            Err(RouteError::UnknownUser) => &self.nobody,
+            Err(_) => &self.failed,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn asked(&self) {
+        self.questions.fetch_add(1, Ordering::Relaxed);
+    }
+}
