@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use route_cache::Route;
 use serde::Serialize;
 
 /// How a login attempt ended. The words are those of the audit log.
@@ -33,6 +34,25 @@ pub enum Outcome {
     ProtocolError,
     /// The client went away before the attempt ended.
     ClientGone,
+}
+
+impl Outcome {
+    /// The word in the audit log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::BadCredentials => "bad_credentials",
+            Outcome::Refused => "refused",
+            Outcome::UnknownUser => "unknown_user",
+            Outcome::NoRoute => "no_route",
+            Outcome::UpstreamDown => "upstream_down",
+            Outcome::DirectoryDown => "directory_down",
+            Outcome::Throttled => "throttled",
+            Outcome::TlsRequired => "tls_required",
+            Outcome::ProtocolError => "protocol_error",
+            Outcome::ClientGone => "client_gone",
+        }
+    }
 }
 
 /// What a record is about.
@@ -170,4 +190,12 @@ pub trait Audit: Send + Sync {
 
     /// Takes the time that a part of a login took, whatever came of it. `proto` is `imap`, `pop3` or `http`.
     fn phase(&self, _phase: Phase, _proto: &'static str, _took: Duration) {}
+
+    /// How many records were lost since the process started.
+    fn lost(&self) -> u64 {
+        0
+    }
+
+    /// Takes whether a mailbox server could be connected to.
+    fn connected(&self, _route: &Route, _ok: bool) {}
 }

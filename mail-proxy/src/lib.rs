@@ -19,7 +19,7 @@ pub mod relay;
 pub mod sasl;
 mod session;
 
-pub use live::{Live, LoggedIn, Order};
+pub use live::{Live, LoggedIn, Order, Totals};
 pub use login::{
     Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, Rejected,
     StartTls, Step, UpstreamMachine, UpstreamStep,

@@ -4,7 +4,7 @@
 //! connections: that is the process's.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,9 +13,27 @@ use tokio::time::Instant;
 /// Accounts that are remembered of one connection. A mail session has one; a web connection can be shared by a few.
 const MAX_LOGINS: usize = 8;
 
+/// Bytes of many connections, added up while they live.
+#[derive(Debug, Default)]
+pub struct Totals {
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+impl Totals {
+    /// From clients and to clients.
+    pub fn bytes(&self) -> (u64, u64) {
+        (
+            self.bytes_in.load(Ordering::Relaxed),
+            self.bytes_out.load(Ordering::Relaxed),
+        )
+    }
+}
+
 /// One connection while it lives.
 #[derive(Debug)]
 pub struct Live {
+    totals: Arc<Totals>,
     born: Instant,
     /// Milliseconds after `born` at which the last byte moved.
     moved: AtomicU64,
@@ -49,12 +67,13 @@ pub enum Order {
 impl Live {
     /// A connection that was accepted now.
     pub fn new() -> Live {
-        Live::born(Instant::now())
+        Live::born(Instant::now(), Arc::default())
     }
 
-    /// A connection that was accepted then.
-    pub fn born(born: Instant) -> Live {
+    /// A connection that was accepted then, and whose bytes are added up there.
+    pub fn born(born: Instant, totals: Arc<Totals>) -> Live {
         Live {
+            totals,
             born,
             moved: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
@@ -125,8 +144,13 @@ impl Live {
 
     /// Notes how far the bytes have come by now.
     pub fn count(&self, bytes_in: u64, bytes_out: u64, now: Instant) {
+        // Only the connection's own task writes.
+        let before = self.bytes();
         self.bytes_in.store(bytes_in, Ordering::Relaxed);
         self.bytes_out.store(bytes_out, Ordering::Relaxed);
+        let more = (bytes_in.saturating_sub(before.0), bytes_out.saturating_sub(before.1));
+        self.totals.bytes_in.fetch_add(more.0, Ordering::Relaxed);
+        self.totals.bytes_out.fetch_add(more.1, Ordering::Relaxed);
         self.touch(now);
     }
 
@@ -174,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_order_is_heard_before_and_after_it_is_waited_for() {
-        let live = std::sync::Arc::new(Live::new());
+        let live = Arc::new(Live::new());
         let wait = || {
             let live = live.clone();
             tokio::spawn(async move { live.ended().await })

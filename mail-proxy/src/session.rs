@@ -386,9 +386,12 @@ impl Dialogue {
     async fn start_tls(&mut self) -> Result<(), Left> {
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
         let local = self.facts.client.local.ip();
+        let begun = Instant::now();
         let handshake = self.house.transport.start_tls(stream, self.facts.protocol, local);
         match timeout_at(self.deadline, handshake).await {
             Ok(Ok((stream, tls))) => {
+                let proto = self.facts.protocol.name();
+                self.house.audit.phase(Phase::Tls, proto, begun.elapsed());
                 self.stream = stream;
                 self.facts.tls = Some(tls);
                 self.machine = self.facts.machine(&self.house.settings);
@@ -746,6 +749,7 @@ impl Attempt<'_> {
         let called = Instant::now();
         let connected = self.house.transport.connect(route).await;
         self.record.ms_connect = Some(self.took(Phase::Connect, called));
+        self.house.audit.connected(route, connected.is_ok());
         let mut server = connected.map_err(|error| {
             let failure = LoginFailure::UpstreamDown(error.to_string());
             match error {
