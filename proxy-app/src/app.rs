@@ -24,6 +24,7 @@ use crate::changes;
 use crate::config::{self, AuditFormat, Config, Listener, ListenerTls, Source};
 use crate::logins::{Logins, Watched};
 use crate::logs::{self, AuditLog, CarbonioLog, Log};
+use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::routes::{self, Routes};
 use crate::sessions::Sessions;
@@ -142,6 +143,8 @@ pub struct App {
     pub sessions: Arc<Sessions>,
     /// Login attempts, for those who watch.
     pub logins: Arc<Logins>,
+    /// What is counted and measured.
+    pub metrics: Arc<Metrics>,
     /// Whether an administrator has taken the node out of service.
     pub out_of_service: watch::Sender<bool>,
     /// When this process started.
@@ -188,9 +191,11 @@ impl App {
             AuditFormat::Carbonio => Arc::new(CarbonioLog(audit_log.clone())),
         };
         let logins = Arc::new(Logins::default());
+        let metrics = Arc::new(Metrics::new()?);
         let audit = Arc::new(Watched {
             log: audit,
             logins: logins.clone(),
+            metrics: metrics.clone(),
         });
         let access = open_log("access", &config.log.access)?;
         let groups = Arc::new(Groups::new(basis(&config, &snapshot), names.clone(), &[]));
@@ -210,6 +215,7 @@ impl App {
             open: Open::default(),
             sessions: Arc::default(),
             logins,
+            metrics,
             out_of_service: watch::Sender::new(false),
             started: Instant::now(),
             drain: watch::Sender::new(Drain::Running),
@@ -233,6 +239,21 @@ impl App {
         ];
         let holds = reasons.into_iter().filter(|(holds, _)| *holds);
         holds.map(|(_, reason)| reason).collect()
+    }
+
+    /// The certificates that are shown.
+    pub fn certificates(&self) -> Arc<CertStore> {
+        self.certificates.load_full()
+    }
+
+    /// How many lines each log has lost.
+    pub fn lost_lines(&self) -> [(&'static str, u64); 2] {
+        [("audit", self.audit.lost()), ("access", self.access.lost())]
+    }
+
+    /// How long ago the directory was last read with success.
+    pub fn directory_age(&self) -> Option<Duration> {
+        self.directory.age()
     }
 
     /// A number for a new connection: unique on this node, also across restarts.

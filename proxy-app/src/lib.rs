@@ -16,6 +16,7 @@ pub mod inherited;
 pub mod listener;
 pub mod logins;
 pub mod logs;
+pub mod metrics;
 pub mod names;
 pub mod prov;
 pub mod proxy_protocol;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mail_proxy::audit::Phase;
 use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Protocol, StartTls};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -30,6 +31,7 @@ use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
 use crate::end::{self, End, Ending, On, Signals};
 use crate::inherited;
+use crate::metrics::Refused;
 use crate::proxy_protocol::{self, Header};
 use crate::sessions::Session;
 use crate::snapshot::{Snapshot, problem};
@@ -414,9 +416,11 @@ impl Door {
 
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
         let _entered = self.app.open.enter();
+        self.app.metrics.accepted(&self.name).inc();
         let Some(client) = self.identify(&mut tcp, peer).await.filter(|client| self.admits(client)) else {
             return;
         };
+        self.took(Phase::Accept, accepted);
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
             Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted).await,
@@ -453,6 +457,7 @@ impl Door {
             }),
             Ok(Header::Local) => Some(direct),
             Err(error) => {
+                self.app.metrics.refused(&self.name, Refused::Proxy);
                 log::warn!(
                     "{}: no PROXY header from {peer}, which must send one: {error}",
                     self.name
@@ -471,12 +476,14 @@ impl Door {
         accepted: Instant,
     ) {
         let deadline = accepted + snapshot.mail.login_deadline;
+        let begun = Instant::now();
         let (stream, tls): (BoxStream, _) = match self.listener.tls {
             ListenerTls::Implicit => {
                 // Boxed: a handshake is short, and its future large.
                 let handshake = Box::pin(snapshot.acceptors.accept(tls::inside(protocol), client.local.ip(), tcp));
                 match timeout_at(deadline, handshake).await {
                     Ok(Ok(stream)) => {
+                        self.took(Phase::Tls, begun);
                         let facts = tls::facts(stream.ssl());
                         (Box::new(stream), Some(facts))
                     }
@@ -492,7 +499,7 @@ impl Door {
             _ => StartTls::Off,
         };
         let number = self.app.number();
-        let live = Arc::new(Live::born(accepted));
+        let live = Arc::new(Live::born(accepted, self.app.metrics.totals(protocol.name())));
         let session = Session::new(
             number.clone(),
             self.name.clone(),
@@ -529,11 +536,13 @@ impl Door {
 
     async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, admin: bool) {
         let deadline = accepted + snapshot.mail.login_deadline;
+        let begun = Instant::now();
         let (channel, tls, shown) = match self.listener.tls {
             ListenerTls::Implicit => {
                 match timeout_at(deadline, Box::pin(web_handshake(tcp, client.local.ip(), &snapshot))).await {
                     Ok(Ok(None)) => return,
                     Ok(Ok(Some(stream))) => {
+                        self.took(Phase::Tls, begun);
                         let facts = tls::facts(stream.ssl());
                         let shown = match tls::shown(stream.ssl()) {
                             Ok(shown) => shown,
@@ -549,7 +558,7 @@ impl Door {
         };
         drop(snapshot);
         let number = self.app.number();
-        let live = Arc::new(Live::born(accepted));
+        let live = Arc::new(Live::born(accepted, self.app.metrics.totals("http")));
         let session = Session::new(
             number.clone(),
             self.name.clone(),
@@ -654,12 +663,25 @@ impl Door {
         };
         let admitted = networks.iter().any(|network| network.contains(&client.addr.ip()));
         if !admitted {
+            self.app.metrics.refused(&self.name, Refused::Network);
             log::info!("{}: {} is in none of the networks of allow", self.name, client.addr);
         }
         admitted
     }
 
+    /// Measures what comes before the login.
+    fn took(&self, phase: Phase, begun: Instant) {
+        let proto = match self.listener.serve {
+            Serve::Imap => "imap",
+            Serve::Pop3 => "pop3",
+            Serve::Web | Serve::AdminConsole => "http",
+            Serve::Lookup => return,
+        };
+        self.app.metrics.phase(phase, proto, begun.elapsed());
+    }
+
     fn no_handshake(&self, client: Client, error: &std::io::Error) {
+        self.app.metrics.refused(&self.name, Refused::Tls);
         log::info!("{}: no TLS with {}: {error}", self.name, client.addr);
     }
 }

@@ -11,7 +11,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mail_proxy::audit::{Audit, Event, Outcome, Phase, Record};
 use parking_lot::Mutex;
+use route_cache::Route;
 use tokio::sync::broadcast;
+
+use crate::metrics::Metrics;
 
 /// Attempts that are remembered.
 const RECENT: usize = 256;
@@ -109,22 +112,41 @@ fn is_of(record: &Record, user: &str) -> bool {
     names.any(|name| name.to_lowercase() == user.to_lowercase())
 }
 
-/// The audit log, with those who watch in front of it.
+/// A server as a label and a text.
+pub fn address(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
+/// The audit log, with those who watch and count in front of it.
 pub struct Watched {
     /// The log.
     pub log: Arc<dyn Audit>,
     /// Who watches.
     pub logins: Arc<Logins>,
+    /// Who counts.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Audit for Watched {
     fn record(&self, record: Record) {
         self.logins.take(&record);
+        self.metrics.record(&record);
         self.log.record(record);
     }
 
     fn phase(&self, phase: Phase, proto: &'static str, took: Duration) {
-        self.log.phase(phase, proto, took);
+        self.metrics.phase(phase, proto, took);
+    }
+
+    fn lost(&self) -> u64 {
+        self.log.lost()
+    }
+
+    fn connected(&self, route: &Route, ok: bool) {
+        self.metrics.connected(&address(&route.host, route.port), ok);
     }
 }
 

@@ -116,6 +116,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Log {
     /// `None` for a log that is off.
     queue: Option<SyncSender<Item>>,
+    /// Lines that were lost since the process started.
     dropped: &'static AtomicU64,
 }
 
@@ -150,6 +151,11 @@ impl Log {
     /// Whether lines go anywhere.
     pub fn is_on(&self) -> bool {
         self.queue.is_some()
+    }
+
+    /// How many lines were lost since the process started.
+    pub fn lost(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Takes one line, without its end.
@@ -231,22 +237,31 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 fn write(name: &str, mut writer: Writer, items: &Receiver<Item>, dropped: &AtomicU64) {
     let mut failing = false;
+    let mut told = 0;
     while let Ok(first) = items.recv() {
         std::thread::sleep(GATHER);
         let mut result = writer.follow();
         // As long as lines wait, they go out together.
         for item in std::iter::once(first).chain(items.try_iter()) {
             match item {
-                Item::Line(line) => result = result.and(writeln!(writer.out, "{line}")),
+                Item::Line(line) => {
+                    let written = writeln!(writer.out, "{line}");
+                    if written.is_err() {
+                        dropped.fetch_add(1, Ordering::Relaxed);
+                    }
+                    result = result.and(written);
+                }
                 Item::Writer(new) => {
                     result = result.and(writer.out.flush());
                     writer = new;
                 }
             }
         }
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            log::error!("{name} log: {lost} lines were dropped because it cannot be written fast enough");
+        let lost = dropped.load(Ordering::Relaxed);
+        if lost > told {
+            let more = lost - told;
+            log::error!("{name} log: {more} lines were dropped because it cannot be written fast enough");
+            told = lost;
         }
         match result.and_then(|()| writer.out.flush()) {
             Ok(()) => failing = false,
@@ -274,6 +289,10 @@ impl Audit for AuditLog {
     fn record(&self, record: Record) {
         self.0.line(json(Timestamp::now(), &record));
     }
+
+    fn lost(&self) -> u64 {
+        self.0.lost()
+    }
 }
 
 /// A record as the audit log has it, without the end of the line.
@@ -296,6 +315,10 @@ impl Audit for CarbonioLog {
             self.0.line(line);
         }
     }
+
+    fn lost(&self) -> u64 {
+        self.0.lost()
+    }
 }
 
 fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
@@ -308,7 +331,7 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         Outcome::BadCredentials => Some(format!("authentication failed for [{user}], invalid password")),
         Outcome::UnknownUser => Some(format!("authentication failed for [{user}], account not found")),
         // Not the user's fault: in words that no filter takes for a guessed password.
-        other => Some(word(other)),
+        other => Some(other.name().to_owned()),
     };
     let peer = record.via.as_deref().unwrap_or(&record.client);
     let mut line = format!(
@@ -332,14 +355,6 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         line.push_str(&format!(" error={};", value(&error)));
     }
     Some(line)
-}
-
-/// The word of an outcome in the JSON log.
-fn word(outcome: Outcome) -> String {
-    serde_json::to_value(outcome)
-        .ok()
-        .and_then(|word| word.as_str().map(str::to_owned))
-        .unwrap_or_default()
 }
 
 /// The address without its port.

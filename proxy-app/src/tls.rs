@@ -116,6 +116,13 @@ impl CertKey {
         digest.map(|digest| digest.to_vec()).unwrap_or_default()
     }
 
+    /// Seconds until its time is over; negative if it is.
+    pub fn seconds_left(&self) -> i64 {
+        let now = Asn1Time::days_from_now(0);
+        let left = now.and_then(|now| now.diff(self.leaf.not_after()));
+        left.map_or(0, |left| i64::from(left.days) * 86_400 + i64::from(left.secs))
+    }
+
     /// The certificate itself.
     pub fn leaf(&self) -> &X509 {
         &self.leaf

@@ -5,12 +5,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use mail_proxy::audit::{Event, Record};
+use mail_proxy::audit::{Event, Phase, Record};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::ALPN;
@@ -90,7 +90,10 @@ impl Web {
         let Some(lookup) = &exchange.lookup else {
             return Ok(None);
         };
-        let route = match self.app.routes.route(lookup).await {
+        let begun = Instant::now();
+        let found = self.app.routes.route(lookup).await;
+        self.app.metrics.phase(Phase::Lookup, "http", begun.elapsed());
+        let route = match found {
             Ok(route) => route,
             Err(RouteError::NotAllowed { .. }) => {
                 return Error::e_explain(
@@ -285,6 +288,7 @@ impl ProxyHttp for Web {
         };
         let admin = connection::client_of(session).is_some_and(|web| web.admin);
         self.app.group(web_service(admin)).eject(target.address);
+        self.app.metrics.connected(&target.address.to_string(), false);
         exchange.tried.push(target.address);
         let again = match (target.own, &exchange.lookup) {
             (true, Some(lookup)) => {
@@ -325,6 +329,12 @@ impl ProxyHttp for Web {
             .response_written()
             .map_or(0, |response| response.status.as_u16());
         web.live.add_out(session.body_bytes_sent() as u64);
+        let group = match &exchange.target {
+            None => "none",
+            Some(_) if web.admin => upstreams::ADMIN,
+            Some(_) => upstreams::MAILBOX,
+        };
+        self.app.metrics.web_request(group, status);
         self.log_access(session, web, exchange, status);
         if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
             self.record_login(web, exchange, seen, status);

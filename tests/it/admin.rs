@@ -417,3 +417,167 @@ fn logins_are_followed() -> Result<()> {
         Ok(())
     })
 }
+
+/// The value of a metric with these labels, in the order in which they are written.
+fn metric(text: &str, name: &str) -> Result<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(line.with_context(|| format!("no {name} in {text}"))?.trim().parse()?)
+}
+
+#[test]
+fn metrics_move_and_name_nobody() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let seen = std::cell::Cell::new(None);
+    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let free = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
+        seen.set(Some(free));
+        let token = folder.path().join("token");
+        std::fs::write(&token, "0123456789abcdef0123\n")?;
+        node.admin.push(format!("http: {free}"));
+        node.admin.push(format!("token_file: {}", token.display()));
+        Ok(())
+    };
+    play_with(people(), change, |scene| {
+        let (portico, address) = (&scene.portico, seen.get().context("no address")?);
+        let read = || tcp(address, "GET /metrics", "");
+        let before = read()?;
+        ensure!(
+            before.starts_with("HTTP/1.1 200 ") && before.contains("text/plain"),
+            "{before}"
+        );
+        ensure!(metric(&before, "portico_ready")? == 1.0, "{before}");
+        ensure!(metric(&before, "portico_directory_age_seconds")? < 60.0, "{before}");
+        let days = metric(&before, "portico_certificate_expiry_seconds{certificate=\"default\"}")?;
+        ensure!(days > 0.0, "{before}");
+        let mut alice = scene.login("alice")?;
+        alice.imap_ok("a1 NOOP")?;
+        drop(scene.login("alice")?);
+        let mut bob = scene.imaps()?;
+        bob.say("a LOGIN bob@a.example wrong")?;
+        portico.record(&[("event", "login"), ("outcome", "bad_credentials")])?;
+        done(portico, &["route", "explain", "carol@b.example"])?;
+        let after = read()?;
+        let imaps = scene.town.doors.imaps;
+        let upstream = format!("127.0.0.2:{}", scene.town.stores[0].dovecot.imaps);
+        for (name, expected) in [
+            ("portico_logins_total{outcome=\"ok\",protocol=\"imap\"}".to_owned(), 2.0),
+            (
+                "portico_logins_total{outcome=\"bad_credentials\",protocol=\"imap\"}".to_owned(),
+                1.0,
+            ),
+            ("portico_lookups_total{tier=\"directory\"}".to_owned(), 2.0),
+            ("portico_lookups_total{tier=\"memory\"}".to_owned(), 1.0),
+            // An explanation is none.
+            ("portico_directory_questions_total".to_owned(), 2.0),
+            (
+                "portico_phase_seconds_count{phase=\"login\",protocol=\"imap\"}".to_owned(),
+                3.0,
+            ),
+            (
+                "portico_phase_seconds_count{phase=\"tls\",protocol=\"imap\"}".to_owned(),
+                3.0,
+            ),
+            (format!("portico_connections_total{{listener=\"{imaps}\"}}"), 3.0),
+            (
+                format!("portico_upstream_connects_total{{outcome=\"ok\",upstream=\"{upstream}\"}}"),
+                2.0,
+            ),
+        ] {
+            ensure!(
+                metric(&after, &name)? == expected,
+                "{name} is not {expected} in {after}"
+            );
+        }
+        ensure!(
+            metric(&after, "portico_relay_bytes_total{direction=\"in\",protocol=\"imap\"}")? > 0.0,
+            "{after}"
+        );
+        ensure!(!after.contains("alice") && !after.contains("bob@"), "{after}");
+        ensure!(tcp(address, "GET /healthz", "")?.contains("alive"), "not alive");
+        ensure!(
+            tcp(address, "GET /readyz", "")?.starts_with("HTTP/1.1 200 "),
+            "not ready"
+        );
+        let token =
+            "Authorization: Bearer 0123456789abcdef0123\r\nContent-Type: application/json\r\nContent-Length: 2\r\n";
+        let unproven = tcp(address, "GET /v1/sessions", "")?;
+        ensure!(unproven.starts_with("HTTP/1.1 401 "), "{unproven}");
+        let stream = std::net::TcpStream::connect(address)?;
+        let drained = http(
+            stream,
+            &format!("POST /v1/drain HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{token}\r\n{{}}"),
+        )?;
+        ensure!(drained.starts_with("HTTP/1.1 200 "), "{drained}");
+        let ready = tcp(address, "GET /readyz", "")?;
+        ensure!(
+            ready.starts_with("HTTP/1.1 503 ") && ready.contains("drained"),
+            "{ready}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn upstreams_and_certificates_are_shown() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        let list = json(portico, &["upstreams"])?;
+        let of = |list: &Value, server: &str| -> Result<Value> {
+            let all = list["upstreams"].as_array().context("no list")?;
+            let found = all
+                .iter()
+                .find(|one| one["group"] == "mailbox" && one["server"] == server);
+            found.cloned().with_context(|| format!("no {server} in {list}"))
+        };
+        ensure!(of(&list, "store1.example.test")?["maintenance"] == false, "{list}");
+        let out = done(
+            portico,
+            &["upstreams", "mailbox", "store1.example.test", "--maintenance", "on"],
+        )?;
+        ensure!(out.contains("maintenance"), "{out}");
+        let list = json(portico, &["upstreams"])?;
+        ensure!(of(&list, "store1.example.test")?["maintenance"] == true, "{list}");
+        let explained = done(portico, &["route", "explain", "alice", "--protocol", "web"])?;
+        ensure!(
+            explained.contains("store1.example.test is in maintenance"),
+            "{explained}"
+        );
+        done(
+            portico,
+            &[
+                "upstreams",
+                "mailbox",
+                "store1.example.test",
+                "--maintenance",
+                "off",
+                "--weight",
+                "7",
+            ],
+        )?;
+        ensure!(
+            of(&json(portico, &["upstreams"])?, "store1.example.test")?["weight"] == 7,
+            "weight"
+        );
+        let act = "upstream store1.example.test in mailbox: maintenance off, weight 7";
+        portico.record(&[("event", "admin"), ("act", act)])?;
+        let missing = said(portico, &["upstreams", "mailbox", "nobody", "--weight", "1"])?;
+        ensure!(
+            missing.code == 1 && missing.err.contains("has no server nobody"),
+            "{}",
+            missing.err
+        );
+        let certificates = json(portico, &["certificates"])?;
+        let all = certificates["certificates"].as_array().context("no list")?;
+        ensure!(all.len() == 4, "{certificates}");
+        let of_a = all
+            .iter()
+            .find(|one| one["used_for"] == "domain a.example")
+            .context("a.example")?;
+        ensure!(
+            of_a["names"][0] == "mail.a.example" && of_a["days_left"].as_i64() > Some(0),
+            "{of_a}"
+        );
+        Ok(())
+    })
+}

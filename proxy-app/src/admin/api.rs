@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::caller::{Caller, guard};
-use super::{route, sessions};
+use super::{health, route, sessions};
 use crate::app::App;
 
 /// Most of a request's body.
@@ -105,6 +105,12 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
         .routes(routes!(sessions::kick))
         .routes(routes!(sessions::drain, sessions::undrain))
         .routes(routes!(sessions::logins))
+        .routes(routes!(health::upstreams))
+        .routes(routes!(health::order_upstream))
+        .routes(routes!(health::certificates))
+        .routes(routes!(health::metrics))
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
         .split_for_parts()
 }
 

@@ -15,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::api::{self, Failure};
 use super::caller::Caller;
 use crate::app::App;
+use crate::web::upstreams::Health;
 
 /// Most logins in one purge.
 const MAX_PURGE: usize = 1000;
@@ -173,7 +174,23 @@ pub async fn explain(
     let generation = app.snapshot.load().generation;
     let explanation = app.routes.explain(&lookup).await;
     let (Subject::Login(login) | Subject::Id(login)) = lookup.subject;
-    Ok(Json(Explained::new(login, suffix, explanation, generation)))
+    let mut explained = Explained::new(login, suffix, explanation, generation);
+    let health = explained.route.as_ref().and_then(|way| unwell(&app, &way.server));
+    explained.in_the_way.extend(health);
+    Ok(Json(explained))
+}
+
+/// What checks of the web side say against a server.
+fn unwell(app: &App, server: &str) -> Option<String> {
+    let groups = app.groups.all();
+    let mut states = groups.iter().flat_map(|group| group.state());
+    let state = states.find(|state| state.server == server && (state.health != Health::Up || state.maintenance))?;
+    let why = state.why.map_or(String::new(), |why| format!(": {why}"));
+    Some(match state.health {
+        Health::Up => format!("server {server} is in maintenance for web requests of nobody in particular"),
+        Health::NotReady => format!("server {server} says that it is not ready{why}"),
+        Health::Unreachable => format!("server {server} does not answer web checks{why}"),
+    })
 }
 
 impl Question {

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::api::Reloaded;
 use super::client::Client;
+use super::health::{self, Certificates, UpstreamOrder};
 use super::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
 use super::sessions::{DrainOrder, Drained, Kick, OneSession, SessionList, Status};
 use crate::config;
@@ -96,8 +97,34 @@ pub enum Verb {
         #[allow(missing_docs)]
         to: To,
     },
+    /// List the servers of all groups with their health, or keep one out of requests of nobody in particular.
+    Upstreams(Upstreams),
+    /// List the certificates that are shown to clients.
+    Certificates {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
     /// Show login attempts, mail and web: the last ones, and with --follow all that come.
     Logins(Logins),
+}
+
+/// `portico upstreams`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").multiple(true).args(["maintenance", "weight"]))]
+pub struct Upstreams {
+    /// The server to change, with its group.
+    #[arg(num_args = 2, value_names = ["GROUP", "SERVER"], requires = "change")]
+    pub which: Vec<String>,
+    /// Keep it out, or take it back.
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"], requires = "which")]
+    pub maintenance: Option<String>,
+    /// Give it this share of the requests; 0: the configured one.
+    #[arg(long, requires = "which")]
+    pub weight: Option<u32>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub to: To,
 }
 
 /// `portico logins`
@@ -228,6 +255,25 @@ async fn ask(verb: Verb, conf: &Path) -> anyhow::Result<String> {
             let answer: Drained = to.client(conf)?.send(method, "/v1/drain", &body).await?;
             to.show(&answer, drained)
         }
+        Verb::Upstreams(order) => {
+            let client = order.to.client(conf)?;
+            let answer: health::Upstreams = match order.which.as_slice() {
+                [group, server] => {
+                    let path = format!("/v1/upstreams/{}/{}", encoded(group), encoded(server));
+                    let body = UpstreamOrder {
+                        maintenance: order.maintenance.as_ref().map(|word| word == "on"),
+                        weight: order.weight,
+                    };
+                    client.send(Method::PUT, &path, &body).await?
+                }
+                _ => client.get("/v1/upstreams").await?,
+            };
+            order.to.show(&answer, upstreams)
+        }
+        Verb::Certificates { to } => {
+            let answer: Certificates = to.client(conf)?.get("/v1/certificates").await?;
+            to.show(&answer, certificates)
+        }
         // It prints as it goes.
         Verb::Logins(_) => Ok(String::new()),
     }
@@ -303,12 +349,16 @@ impl Explain {
 fn path_with<const N: usize>(path: &str, fields: [(&str, Option<String>); N]) -> String {
     let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let pairs: Vec<String> = fields
-        .map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, NON_ALPHANUMERIC)))
+        .map(|(name, value)| format!("{name}={}", encoded(&value)))
         .collect();
     match pairs.is_empty() {
         true => path.to_owned(),
         false => format!("{path}?{}", pairs.join("&")),
     }
+}
+
+fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
 /// Lines of a word and a sentence.
@@ -529,6 +579,42 @@ fn kicked(answer: &SessionList) -> String {
         0 => "there is no such session\n".to_owned(),
         count => format!("{count} sessions end:\n{}", sessions(&answer.sessions)),
     }
+}
+
+fn upstreams(answer: &health::Upstreams) -> String {
+    let mut rows = vec![["GROUP", "SERVER", "ADDRESS", "STATE", "WEIGHT", "BUSY", "REQUESTS"].map(str::to_owned)];
+    for server in &answer.upstreams {
+        let why = server.why.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+        let state = match (server.maintenance, server.ejected) {
+            (true, _) => "maintenance".to_owned(),
+            (false, Some(left)) => format!("ejected for {left} s"),
+            (false, None) => format!("{}{why}", server.health),
+        };
+        rows.push([
+            server.group.clone(),
+            server.server.clone(),
+            server.address.clone(),
+            state,
+            server.weight.to_string(),
+            server.busy.to_string(),
+            server.requests.to_string(),
+        ]);
+    }
+    table(&rows)
+}
+
+fn certificates(answer: &Certificates) -> String {
+    let mut rows = vec![["USED FOR", "DAYS LEFT", "NOT AFTER", "SUBJECT", "NAMES"].map(str::to_owned)];
+    for one in &answer.certificates {
+        rows.push([
+            one.used_for.clone(),
+            one.days_left.to_string(),
+            one.not_after.clone(),
+            one.subject.clone(),
+            one.names.join(","),
+        ]);
+    }
+    table(&rows)
 }
 
 fn drained(answer: &Drained) -> String {

@@ -1,0 +1,229 @@
+//! The node's health for machines, its servers and its certificates for people.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::api::{self, Failure};
+use super::caller::Caller;
+use crate::app::App;
+use crate::tls::CertKey;
+use crate::web::upstreams::{self, Health};
+
+/// Heaviest share of requests.
+const MAX_WEIGHT: u32 = 1000;
+
+/// The counters of this process, as Prometheus reads them.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String)))]
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    match app.metrics.text(&app) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Says that the process lives.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, content_type = "text/plain", body = String)))]
+pub async fn alive() -> &'static str {
+    "alive\n"
+}
+
+/// Says whether new clients may be sent here: the directory was read, the listeners are open, and the node is not
+/// being drained.
+#[utoipa::path(get, path = "/readyz", responses(
+    (status = 200, content_type = "text/plain", body = String),
+    (status = 503, description = "Why not, a line each", content_type = "text/plain", body = String),
+))]
+pub async fn ready(State(app): State<Arc<App>>) -> Response {
+    let reasons = app.not_ready();
+    match reasons.is_empty() {
+        true => "ready\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response(),
+    }
+}
+
+/// All servers of all groups.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Upstreams {
+    /// By group.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// A server of a group.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Upstream {
+    /// The group.
+    pub group: String,
+    /// Name of the server's entry, or its host.
+    pub server: String,
+    /// Where it is reached.
+    pub address: String,
+    /// `up`, `not_ready` (it says so itself) or `unreachable`.
+    pub health: String,
+    /// What the last check that failed found.
+    pub why: Option<String>,
+    /// It is kept out by an administrator.
+    pub maintenance: bool,
+    /// Seconds for which requests still leave it alone because it did not answer one.
+    pub ejected: Option<u64>,
+    /// Its share of the requests.
+    pub weight: u32,
+    /// Requests that it is answering.
+    pub busy: u64,
+    /// Requests that it was chosen for.
+    pub requests: u64,
+}
+
+/// Lists the servers of all groups, with their health.
+#[utoipa::path(get, path = "/v1/upstreams", responses((status = 200, body = Upstreams)))]
+pub async fn upstreams(State(app): State<Arc<App>>) -> Json<Upstreams> {
+    let groups = app.groups.all();
+    let of_group = |group: &Arc<upstreams::Group>| {
+        let name = group.name().to_owned();
+        group.state().into_iter().map(move |state| Upstream::new(&name, state))
+    };
+    Json(Upstreams {
+        upstreams: groups.iter().flat_map(of_group).collect(),
+    })
+}
+
+impl Upstream {
+    fn new(group: &str, state: upstreams::State) -> Upstream {
+        let health = match state.health {
+            Health::Up => "up",
+            Health::NotReady => "not_ready",
+            Health::Unreachable => "unreachable",
+        };
+        Upstream {
+            group: group.to_owned(),
+            server: state.server,
+            address: state.address.to_string(),
+            health: health.to_owned(),
+            why: state.why,
+            maintenance: state.maintenance,
+            ejected: state.ejected.map(|left| left.as_secs()),
+            weight: state.weight,
+            busy: state.busy as u64,
+            requests: state.requests,
+        }
+    }
+}
+
+/// What to change of a server. What is absent stays.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamOrder {
+    /// Keep it out, or take it back.
+    #[serde(default)]
+    pub maintenance: Option<bool>,
+    /// Give it this share; 0: the configured one again.
+    #[serde(default)]
+    pub weight: Option<u32>,
+}
+
+/// Keeps a server of a group out of requests of nobody in particular, or gives it another weight. It counts until the
+/// process ends. Requests of accounts that live there go there all the same.
+#[utoipa::path(put, path = "/v1/upstreams/{group}/{server}", request_body = UpstreamOrder, params(
+    ("group" = String, Path, description = "The group"),
+    ("server" = String, Path, description = "Name of the server's entry, or its host"),
+), responses(
+    (status = 200, body = Upstreams),
+    (status = 400, body = Failure),
+    (status = 404, body = Failure),
+))]
+pub async fn order_upstream(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path((group, server)): Path<(String, String)>,
+    Json(order): Json<UpstreamOrder>,
+) -> Result<Json<Upstreams>, Failure> {
+    if order.maintenance.is_none() && order.weight.is_none() {
+        return Err(Failure::bad("expected maintenance or weight"));
+    }
+    if order.weight.is_some_and(|weight| weight > MAX_WEIGHT) {
+        return Err(Failure::bad(format!("a weight is at most {MAX_WEIGHT}")));
+    }
+    let missing = || Failure::new(StatusCode::NOT_FOUND, format!("group {group} has no server {server}"));
+    let found = app.groups.get(&group).ok_or_else(missing)?;
+    let mut acts = Vec::new();
+    if let Some(on) = order.maintenance {
+        found.set_maintenance(&server, on).then_some(()).ok_or_else(missing)?;
+        acts.push(if on {
+            "maintenance on".to_owned()
+        } else {
+            "maintenance off".to_owned()
+        });
+    }
+    if let Some(weight) = order.weight {
+        let chosen = Some(weight).filter(|weight| *weight > 0);
+        found.set_weight(&server, chosen).then_some(()).ok_or_else(missing)?;
+        acts.push(chosen.map_or("weight as configured".to_owned(), |weight| format!("weight {weight}")));
+    }
+    api::audit(
+        &app,
+        caller,
+        format!("upstream {server} in {group}: {}", acts.join(", ")),
+    );
+    let state = found.state().into_iter().filter(|state| state.server == server);
+    Ok(Json(Upstreams {
+        upstreams: state.map(|state| Upstream::new(&group, state)).collect(),
+    }))
+}
+
+/// All certificates that are shown.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Certificates {
+    /// The soonest to end first.
+    pub certificates: Vec<Certificate>,
+}
+
+/// A certificate.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Certificate {
+    /// Where it is used: `default`, or the domain.
+    pub used_for: String,
+    /// Whose it is.
+    pub subject: String,
+    /// Names that it is good for.
+    pub names: Vec<String>,
+    /// When it ends.
+    pub not_after: String,
+    /// Days until then; negative if it has ended.
+    pub days_left: i64,
+}
+
+/// Lists the certificates that are shown to clients.
+#[utoipa::path(get, path = "/v1/certificates", responses((status = 200, body = Certificates)))]
+pub async fn certificates(State(app): State<Arc<App>>) -> Json<Certificates> {
+    let store = app.certificates();
+    let mut certificates: Vec<Certificate> = store
+        .all()
+        .into_iter()
+        .map(|(owner, pair)| Certificate::new(owner, pair))
+        .collect();
+    certificates.sort_by(|one, other| (one.days_left, &one.used_for).cmp(&(other.days_left, &other.used_for)));
+    Json(Certificates { certificates })
+}
+
+impl Certificate {
+    fn new(used_for: String, pair: &CertKey) -> Certificate {
+        let leaf = pair.leaf();
+        let names = leaf.subject_alt_names().into_iter().flatten();
+        let subject = leaf.subject_name().entries().map(|entry| {
+            let value = entry.data().to_string().unwrap_or_default();
+            format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))
+        });
+        Certificate {
+            used_for,
+            subject: subject.collect::<Vec<_>>().join(", "),
+            names: names.filter_map(|name| name.dnsname().map(str::to_owned)).collect(),
+            not_after: leaf.not_after().to_string(),
+            days_left: pair.seconds_left().div_euclid(86_400),
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! What is counted and measured, for Prometheus.
+//!
+//! Every metric stands in one table with its labels; docs/metrics.md explains each. Nothing here is told of accounts,
+//! and labels that come from configurations are bounded. Counting takes no lock that anybody waits for; what other
+//! rooms know already (sessions, health, ages) is asked for when somebody reads.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_proxy::Totals;
+use mail_proxy::audit::{Event, Outcome, Phase, Record};
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+};
+
+use crate::app::App;
+use crate::web::upstreams::Health;
+
+/// Most values of a label that names servers; what is beyond is `other`.
+const MAX_SERVERS: usize = 256;
+
+/// Upper ends of the histograms of phases, in seconds: from an answer out of memory to the longest wait there is.
+const BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// Protocols, as labels.
+const PROTOCOLS: [&str; 3] = ["imap", "pop3", "http"];
+/// Phases, as labels, in the order of [`Phase`].
+const PHASES: [&str; 5] = ["accept", "tls", "lookup", "connect", "login"];
+
+/// One metric.
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+}
+
+const fn metric(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, help, labels }
+}
+
+const ACCEPTED: Metric = metric("portico_connections_total", &["listener"], "Accepted connections.");
+const REFUSED: Metric = metric(
+    "portico_connections_refused_total",
+    &["listener", "reason"],
+    "Connections that ended before anything was said: no PROXY header (proxy), no TLS (tls), a foreign network (network).",
+);
+const PHASE: Metric = metric(
+    "portico_phase_seconds",
+    &["protocol", "phase"],
+    "How long a part of a login took: accept (to the PROXY header), tls, lookup, connect, login.",
+);
+const LOGINS: Metric = metric(
+    "portico_logins_total",
+    &["protocol", "outcome"],
+    "Login attempts by outcome, in the words of the audit log.",
+);
+const CONNECTS: Metric = metric(
+    "portico_upstream_connects_total",
+    &["upstream", "outcome"],
+    "Connections to mailbox servers for mail, and failed ones for the web: ok or failed.",
+);
+const WEB: Metric = metric(
+    "portico_web_requests_total",
+    &["group", "class"],
+    "Web requests by group of servers and by class of the status.",
+);
+const BYTES: Metric = metric(
+    "portico_relay_bytes_total",
+    &["protocol", "direction"],
+    "Bytes of logged-in sessions and web sockets, from clients (in) and to them (out).",
+);
+const LOOKUPS: Metric = metric(
+    "portico_lookups_total",
+    &["tier"],
+    "Answers to lookups by the tier that gave them; nobody and failed where there was no route.",
+);
+const QUESTIONS: Metric = metric(
+    "portico_directory_questions_total",
+    &[],
+    "Questions for accounts to the directory or the lookup services.",
+);
+const DROPPED: Metric = metric(
+    "portico_log_dropped_lines_total",
+    &["log"],
+    "Lines that a log could not take.",
+);
+const SESSIONS: Metric = metric(
+    "portico_sessions",
+    &["protocol", "state"],
+    "Connections that live: logged_in, or other.",
+);
+const OPEN: Metric = metric("portico_connections_open", &[], "Open connections of all kinds.");
+const ROUTES: Metric = metric("portico_routes", &[], "Names and ids in the route cache.");
+const GENERATION: Metric = metric("portico_generation", &[], "Number of the configuration in force.");
+const READY: Metric = metric("portico_ready", &[], "1 if new clients may be sent here.");
+const UPTIME: Metric = metric("portico_uptime_seconds", &[], "Age of the process.");
+const CERTIFICATE: Metric = metric(
+    "portico_certificate_expiry_seconds",
+    &["certificate"],
+    "Time until a certificate ends; negative if it has.",
+);
+const DIRECTORY: Metric = metric(
+    "portico_directory_age_seconds",
+    &[],
+    "Time since the directory was last read with success.",
+);
+const MEMCACHED: Metric = metric(
+    "portico_memcached_up",
+    &["upstream"],
+    "1 if the server answered when it was last needed.",
+);
+const HEALTHY: Metric = metric(
+    "portico_upstream_healthy",
+    &["group", "upstream"],
+    "1 if a server of a group takes requests of nobody in particular.",
+);
+const BUSY: Metric = metric(
+    "portico_upstream_busy",
+    &["group", "upstream"],
+    "Requests that a server of a group is answering.",
+);
+
+/// All there are.
+pub const ALL: [&Metric; 21] = [
+    &ACCEPTED,
+    &REFUSED,
+    &PHASE,
+    &LOGINS,
+    &CONNECTS,
+    &WEB,
+    &BYTES,
+    &LOOKUPS,
+    &QUESTIONS,
+    &DROPPED,
+    &SESSIONS,
+    &OPEN,
+    &ROUTES,
+    &GENERATION,
+    &READY,
+    &UPTIME,
+    &CERTIFICATE,
+    &DIRECTORY,
+    &MEMCACHED,
+    &HEALTHY,
+    &BUSY,
+];
+
+/// The counters of this process.
+pub struct Metrics {
+    registry: Registry,
+    accepted: IntCounterVec,
+    refused: IntCounterVec,
+    phases: [[Histogram; PHASES.len()]; PROTOCOLS.len()],
+    logins: IntCounterVec,
+    connects: IntCounterVec,
+    web: IntCounterVec,
+    /// Servers that have a label of their own.
+    servers: Mutex<HashSet<String>>,
+    /// Bytes by protocol.
+    pub bytes: [Arc<Totals>; PROTOCOLS.len()],
+    read: Mutex<Read>,
+}
+
+/// What is filled in when somebody reads.
+struct Read {
+    bytes: IntCounterVec,
+    lookups: IntCounterVec,
+    questions: IntCounterVec,
+    dropped: IntCounterVec,
+    gauges: Vec<(&'static str, GaugeVec)>,
+}
+
+/// Why a connection was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It should have begun with a PROXY header.
+    Proxy,
+    /// The handshake failed.
+    Tls,
+    /// Its network may not ask here.
+    Network,
+}
+
+impl Metrics {
+    /// All at zero.
+    ///
+    /// # Errors
+    /// Never in practice: the table holds no name twice.
+    pub fn new() -> prometheus::Result<Metrics> {
+        let registry = Registry::new();
+        let counters = |metric: &Metric| -> prometheus::Result<IntCounterVec> {
+            register(
+                &registry,
+                IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels)?,
+            )
+        };
+        let options = HistogramOpts::new(PHASE.name, PHASE.help).buckets(BUCKETS.to_vec());
+        let phases = register(&registry, HistogramVec::new(options, PHASE.labels)?)?;
+        let gauges = [
+            &SESSIONS,
+            &OPEN,
+            &ROUTES,
+            &GENERATION,
+            &READY,
+            &UPTIME,
+            &CERTIFICATE,
+            &DIRECTORY,
+            &MEMCACHED,
+            &HEALTHY,
+            &BUSY,
+        ];
+        let gauge = |metric: &Metric| -> prometheus::Result<(&'static str, GaugeVec)> {
+            let gauge = GaugeVec::new(Opts::new(metric.name, metric.help), metric.labels)?;
+            Ok((metric.name, register(&registry, gauge)?))
+        };
+        Ok(Metrics {
+            accepted: counters(&ACCEPTED)?,
+            refused: counters(&REFUSED)?,
+            phases: PROTOCOLS.map(|protocol| PHASES.map(|phase| phases.with_label_values(&[protocol, phase]))),
+            logins: counters(&LOGINS)?,
+            connects: counters(&CONNECTS)?,
+            web: counters(&WEB)?,
+            servers: Mutex::default(),
+            bytes: Default::default(),
+            read: Mutex::new(Read {
+                bytes: counters(&BYTES)?,
+                lookups: counters(&LOOKUPS)?,
+                questions: counters(&QUESTIONS)?,
+                dropped: counters(&DROPPED)?,
+                gauges: gauges.map(gauge).into_iter().collect::<Result<_, _>>()?,
+            }),
+            registry,
+        })
+    }
+
+    /// The counter of a listener's connections.
+    pub fn accepted(&self, listener: &str) -> IntCounter {
+        self.accepted.with_label_values(&[listener])
+    }
+
+    /// A connection ended before anything was said.
+    pub fn refused(&self, listener: &str, why: Refused) {
+        let reason = match why {
+            Refused::Proxy => "proxy",
+            Refused::Tls => "tls",
+            Refused::Network => "network",
+        };
+        self.refused.with_label_values(&[listener, reason]).inc();
+    }
+
+    /// A part of a login took this long.
+    pub fn phase(&self, phase: Phase, protocol: &str, took: Duration) {
+        if let Some(at) = place(protocol) {
+            self.phases[at][phase as usize].observe(took.as_secs_f64());
+        }
+    }
+
+    /// Where the bytes of a protocol are added up.
+    pub fn totals(&self, protocol: &str) -> Arc<Totals> {
+        self.bytes[place(protocol).unwrap_or_default()].clone()
+    }
+
+    /// A record for the audit log.
+    pub fn record(&self, record: &Record) {
+        if !matches!(record.event, Some(Event::Login | Event::WebLogin)) {
+            return;
+        }
+        // A client that was cut off by us has no outcome.
+        let outcome = record.outcome.map_or("ended", Outcome::name);
+        self.logins.with_label_values(&[record.proto, outcome]).inc();
+    }
+
+    /// A mailbox server was connected to, or could not be.
+    pub fn connected(&self, server: &str, ok: bool) {
+        let outcome = if ok { "ok" } else { "failed" };
+        self.connects.with_label_values(&[self.known(server), outcome]).inc();
+    }
+
+    /// A web request was answered.
+    pub fn web_request(&self, group: &str, status: u16) {
+        let class = match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            5 => "5xx",
+            _ => "none",
+        };
+        self.web.with_label_values(&[group, class]).inc();
+    }
+
+    /// The name of a server, as long as there are not too many.
+    fn known<'a>(&self, server: &'a str) -> &'a str {
+        let mut servers = self.servers.lock();
+        if servers.contains(server) {
+            return server;
+        }
+        if servers.len() == MAX_SERVERS {
+            return "other";
+        }
+        servers.insert(server.to_owned());
+        server
+    }
+
+    /// Everything in Prometheus' text form.
+    ///
+    /// # Errors
+    /// Never in practice: all names are good.
+    pub fn text(&self, app: &App) -> prometheus::Result<String> {
+        let read = self.read.lock();
+        read.fill(app, &self.bytes);
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn place(protocol: &str) -> Option<usize> {
+    PROTOCOLS.iter().position(|known| *known == protocol)
+}
+
+impl Read {
+    fn fill(&self, app: &App, bytes: &[Arc<Totals>]) {
+        for (protocol, totals) in PROTOCOLS.iter().zip(bytes) {
+            let (bytes_in, bytes_out) = totals.bytes();
+            set(&self.bytes, &[protocol, "in"], bytes_in);
+            set(&self.bytes, &[protocol, "out"], bytes_out);
+        }
+        let tallies = app.routes.tallies();
+        for (tier, count) in tallies.answers() {
+            set(&self.lookups, &[tier], count);
+        }
+        set(&self.questions, &[], tallies.questions());
+        for (log, count) in app.lost_lines() {
+            set(&self.dropped, &[log], count);
+        }
+        // What is no more must not stay.
+        self.gauges.iter().for_each(|(_, gauge)| gauge.reset());
+        let counts = app.sessions.counts();
+        for protocol in PROTOCOLS {
+            for (state, logged_in) in [("logged_in", true), ("other", false)] {
+                let count = counts.get(&(protocol, logged_in)).copied().unwrap_or(0);
+                self.set(&SESSIONS, &[protocol, state], count as f64);
+            }
+        }
+        self.set(&OPEN, &[], app.open.count() as f64);
+        self.set(&ROUTES, &[], app.routes.len() as f64);
+        self.set(&GENERATION, &[], app.snapshot.load().generation as f64);
+        self.set(&READY, &[], if app.not_ready().is_empty() { 1.0 } else { 0.0 });
+        self.set(&UPTIME, &[], app.started.elapsed().as_secs_f64());
+        for (owner, certificate) in app.certificates().all() {
+            self.set(&CERTIFICATE, &[&owner], certificate.seconds_left() as f64);
+        }
+        if let Some(age) = app.directory_age() {
+            self.set(&DIRECTORY, &[], age.as_secs_f64());
+        }
+        for (server, up) in app.routes.memcached() {
+            self.set(&MEMCACHED, &[&server], if up { 1.0 } else { 0.0 });
+        }
+        for group in app.groups.all() {
+            for state in group.state() {
+                let labels = [group.name(), state.server.as_str()];
+                self.set(
+                    &HEALTHY,
+                    &labels,
+                    if state.health == Health::Up && !state.maintenance && state.ejected.is_none() {
+                        1.0
+                    } else {
+                        0.0
+                    },
+                );
+                self.set(&BUSY, &labels, state.busy as f64);
+            }
+        }
+    }
+
+    fn set(&self, metric: &Metric, labels: &[&str], value: f64) {
+        let gauge = self.gauges.iter().find(|(name, _)| *name == metric.name);
+        if let Some((_, gauge)) = gauge {
+            gauge.with_label_values(labels).set(value);
+        }
+    }
+}
+
+/// Brings a counter up to what somebody else has counted.
+fn set(counter: &IntCounterVec, labels: &[&str], value: u64) {
+    let counter = counter.with_label_values(labels);
+    counter.inc_by(value.saturating_sub(counter.get()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_good_and_counting_counts() {
+        let metrics = Metrics::new().unwrap();
+        metrics.accepted("127.0.0.1:993").inc();
+        metrics.refused("127.0.0.1:993", Refused::Tls);
+        metrics.phase(Phase::Lookup, "imap", Duration::from_millis(3));
+        metrics.web_request("mailbox", 304);
+        for i in 0..1000 {
+            metrics.connected(&format!("10.0.0.{i}:7993"), false);
+        }
+        metrics.record(&Record {
+            event: Some(Event::Login),
+            proto: "imap",
+            user: Some("alice@a.test".to_owned()),
+            outcome: Some(Outcome::BadCredentials),
+            ..Record::default()
+        });
+        let text = TextEncoder::new().encode_to_string(&metrics.registry.gather()).unwrap();
+        for line in [
+            "portico_connections_total{listener=\"127.0.0.1:993\"} 1",
+            "portico_connections_refused_total{listener=\"127.0.0.1:993\",reason=\"tls\"} 1",
+            "portico_phase_seconds_bucket{phase=\"lookup\",protocol=\"imap\",le=\"0.0025\"} 0",
+            "portico_phase_seconds_bucket{phase=\"lookup\",protocol=\"imap\",le=\"0.005\"} 1",
+            "portico_logins_total{outcome=\"bad_credentials\",protocol=\"imap\"} 1",
+            "portico_web_requests_total{class=\"3xx\",group=\"mailbox\"} 1",
+            "portico_upstream_connects_total{outcome=\"failed\",upstream=\"other\"} 744",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
+        assert!(!text.contains("alice"), "{text}");
+        let names: HashSet<&str> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
