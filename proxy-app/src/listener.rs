@@ -620,11 +620,13 @@ impl Door {
 
     async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
         let Some(door) = &self.listener.stream else { return };
+        let begun = Instant::now();
         let (stream, tls): (BoxStream, _) = match self.listener.tls {
             ListenerTls::Implicit => {
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Stream, client.local.ip(), tcp));
                 match timeout_at(accepted + stream::HANDSHAKE, handshake).await {
                     Ok(Ok(stream)) => {
+                        self.took(Phase::Tls, begun);
                         let facts = tls::facts(stream.ssl());
                         (Box::new(stream), Some(facts))
                     }
@@ -635,7 +637,8 @@ impl Door {
             ListenerTls::Off | ListenerTls::StartTls => (Box::new(tcp), None),
         };
         drop(snapshot);
-        let (number, live) = (self.app.number(), Arc::new(Live::born(accepted)));
+        let live = Arc::new(Live::born(accepted, self.app.metrics.totals("stream")));
+        let number = self.app.number();
         let session = Session::new(
             number.clone(),
             self.name.clone(),
@@ -675,6 +678,7 @@ impl Door {
             Serve::Imap => "imap",
             Serve::Pop3 => "pop3",
             Serve::Web | Serve::AdminConsole => "http",
+            Serve::Stream => "stream",
             Serve::Lookup => return,
         };
         self.app.metrics.phase(phase, proto, begun.elapsed());

@@ -28,7 +28,7 @@ const BUCKETS: [f64; 14] = [
 ];
 
 /// Protocols, as labels.
-const PROTOCOLS: [&str; 3] = ["imap", "pop3", "http"];
+const PROTOCOLS: [&str; 4] = ["imap", "pop3", "http", "stream"];
 /// Phases, as labels, in the order of [`Phase`].
 const PHASES: [&str; 5] = ["accept", "tls", "lookup", "connect", "login"];
 
