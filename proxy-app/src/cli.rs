@@ -17,6 +17,8 @@ use crate::listener::Doors;
 use crate::prov;
 use crate::upgrade::{Again, Asking};
 
+pub mod pages;
+
 /// Where the node file is looked for.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";
 
@@ -59,6 +61,16 @@ pub enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Print completions for a shell.
+    Completions {
+        /// Which one.
+        shell: pages::Shell,
+    },
+    /// Write a man page for each verb into a folder.
+    Man {
+        /// The folder, such as /usr/local/share/man/man1.
+        folder: PathBuf,
+    },
 }
 
 /// Does what the command line says.
@@ -69,6 +81,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         Some(Verb::Check) => Ok(check(&cli.conf)),
         Some(Verb::Ask(verb)) => verbs::run(verb, &cli.conf),
+        Some(Verb::Completions { shell }) => Ok(pages::completions(shell)),
+        Some(Verb::Man { folder }) => pages::man(&folder),
         Some(Verb::Prov { words }) => prov::run(&cli.conf, &words),
         None if cli.test => Ok(check(&cli.conf)),
         None => serve(&cli),
