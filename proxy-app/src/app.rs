@@ -338,6 +338,14 @@ impl App {
         }
     }
 
+    /// Opens the log files anew where they are; says which cannot be.
+    pub fn reopen(&self) -> Problems {
+        let config = self.config.load();
+        let mut reloaded = Reloaded::default();
+        self.reopen_logs(&config.log.access, &config.log.audit, &mut reloaded);
+        reloaded.problems
+    }
+
     /// Opens the log files anew: they may have been renamed, or be other ones now.
     fn reopen_logs(&self, access: &logs::Target, audit: &logs::Target, reloaded: &mut Reloaded) {
         for (log, target, key) in [

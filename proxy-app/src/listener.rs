@@ -327,6 +327,7 @@ impl Service for Doors {
         };
         // Before anybody can see that we are here: a signal that nobody catches ends the process.
         let (mut signals, hangups) = (Signals::new(), On::new(SignalKind::hangup()));
+        let rotations = On::new(SignalKind::user_defined1());
         let (mut hall, sockets, admin) = match self.open(plan, fds, &shutdown) {
             Ok(opened) => opened,
             Err(error) => {
@@ -343,6 +344,7 @@ impl Service for Doors {
         }
         let tasks = [
             tokio::spawn(reload_on_hangup(app.clone(), hangups)),
+            tokio::spawn(reopen_logs(app.clone(), rotations)),
             tokio::spawn(app.clone().follow_directory()),
             tokio::spawn(systemd::say_alive()),
         ];
@@ -381,6 +383,16 @@ async fn reload_on_hangup(app: Arc<App>, mut hangups: On) {
     loop {
         hangups.next().await;
         app.reload().await;
+    }
+}
+
+/// SIGUSR1 opens the log files anew, and nothing else: what nginx's users send after a rotation.
+async fn reopen_logs(app: Arc<App>, mut rotations: On) {
+    loop {
+        rotations.next().await;
+        for problem in app.reopen() {
+            log::error!("{problem}");
+        }
     }
 }
 

@@ -459,6 +459,23 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_blocks_nobody_and_what_is_lost_is_counted() {
+        let log = Log::start("test", &Target::File(PathBuf::from("/dev/full"))).unwrap();
+        let (begun, mut sent) = (std::time::Instant::now(), 0);
+        while log.lost() == 0 {
+            let one = std::time::Instant::now();
+            log.line("x".repeat(100));
+            sent += 1;
+            assert!(one.elapsed() < Duration::from_secs(5), "a line waited for the disk");
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "{sent} lines, and none is missed"
+            );
+        }
+        assert!(log.lost() <= sent);
+    }
+
+    #[test]
     fn carbonio_lines() {
         let now: ZonedDateTime = "2026-01-02T10:00:01.004[UTC]".parse().unwrap();
         let mut record = Record {

@@ -581,3 +581,25 @@ fn upstreams_and_certificates_are_shown() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_rotation_is_followed_at_a_signal() -> Result<()> {
+    play(|scene| {
+        let portico = &scene.portico;
+        drop(scene.login("alice")?);
+        portico.record(&[("event", "login"), ("account", "alice@a.example")])?;
+        std::fs::rename(portico.dir().join("audit.log"), portico.dir().join("audit.log.1"))?;
+        let pid = nix::unistd::Pid::from_raw(portico.pid().try_into()?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1)?;
+        portico_tests::until("a new file", std::time::Duration::from_secs(10), || {
+            Ok(portico.dir().join("audit.log").exists().then_some(()))
+        })?;
+        drop(scene.login("bob")?);
+        portico.record(&[("event", "login"), ("account", "bob@a.example")])?;
+        ensure!(
+            portico.count(&[("event", "login"), ("account", "alice@a.example")])? == 0,
+            "the old file"
+        );
+        Ok(())
+    })
+}
