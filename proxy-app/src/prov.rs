@@ -266,16 +266,14 @@ fn editor(config: &Config, options: &Options) -> anyhow::Result<Box<dyn Editor>>
         Source::Ldap(settings) => settings,
     };
     let mut settings = (**settings).clone();
-    let (dn, file) = match &config.directory.admin {
-        Some((dn, file)) => (Some(dn.clone()), Some(file.clone())),
-        None => (None, None),
-    };
-    let dn = options.bind_dn.clone().or(dn);
-    let file = options.bind_password_file.clone().or(file);
-    match (dn, file) {
-        (Some(dn), Some(file)) => settings.bind = Some((dn, password(&file)?)),
-        (None, None) => {}
+    // A name goes with its own password: the two are not taken from different places.
+    let account = match (&options.bind_dn, &options.bind_password_file) {
+        (Some(dn), Some(file)) => Some((dn, file)),
+        (None, None) => config.directory.admin.as_ref().map(|(dn, file)| (dn, file)),
         _ => anyhow::bail!("--bind-dn and --bind-password-file go together"),
+    };
+    if let Some((dn, file)) = account {
+        settings.bind = Some((dn.clone(), password(file)?));
     }
     Ok(Box::new(LdapEditor::new(&settings)))
 }
