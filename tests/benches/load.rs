@@ -221,6 +221,7 @@ impl House<'_> {
         };
         let node = Node {
             name: "proxy1.example.test".into(),
+            directory: portico_tests::config::yaml_source("5s"),
             listeners: vec![
                 listen(front.http, Serve::Web, Tls::No),
                 listen(front.https, Serve::Web, Tls::Implicit),

@@ -76,6 +76,7 @@ impl House {
         let imaps = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let node = Node {
             name: "proxy1.example.test".into(),
+            directory: portico_tests::config::yaml_source("5s"),
             listeners: vec![listen(imap, Tls::StartTls), listen(imaps, Tls::Implicit)],
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),

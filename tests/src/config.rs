@@ -1,6 +1,6 @@
 //! The two files that tell Portico what to do, as values: the node file and the YAML directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,8 @@ pub struct Listener {
 pub struct Node {
     /// Name of the node's server entry.
     pub name: String,
+    /// Lines of the section `directory`.
+    pub directory: Vec<String>,
     /// The listeners; none: they are made from the directory.
     pub listeners: Vec<Listener>,
     /// Certificate and key where no name matches.
@@ -68,6 +70,14 @@ pub struct Node {
     pub admin: Vec<String>,
     /// Further top-level lines, as they stand: `("mail", "{login_deadline: 3s}")`.
     pub more: Vec<(String, String)>,
+}
+
+/// The lines for the directory in the file beside the node file, looked at every `poll`.
+pub fn yaml_source(poll: &str) -> Vec<String> {
+    vec![
+        "source: yaml".to_owned(),
+        format!("yaml: {{path: directory.yaml, poll: {poll}}}"),
+    ]
 }
 
 impl Node {
@@ -88,7 +98,8 @@ impl Node {
             quote(dir.join("upgrade.sock"))
         )?;
         writeln!(out, "node: {}", self.name)?;
-        writeln!(out, "directory:\n  source: yaml\n  yaml: {{path: directory.yaml}}")?;
+        writeln!(out, "directory:")?;
+        self.directory.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
         if !self.listeners.is_empty() {
             writeln!(out, "listeners:")?;
         }
@@ -240,6 +251,97 @@ impl Directory {
         out.push_str("cos: {default: {}}\n");
         out
     }
+}
+
+impl Directory {
+    /// The same entries in the places of a Carbonio tree (LDIF, RFC 2849), with all that stands above them.
+    pub fn ldif(&self) -> String {
+        let mut out = String::new();
+        let folder = |dn: &str, class: &str| (dn.to_owned(), vec![class.to_owned()]);
+        let mut put = |(dn, classes): (String, Vec<String>), entry: &Entry| record(&mut out, &dn, &classes, entry);
+        put(folder("cn=zimbra", "organizationalRole"), &Entry::new());
+        put(folder("cn=config,cn=zimbra", "zimbraGlobalConfig"), &self.config);
+        for base in ["cn=servers,cn=zimbra", "cn=cos,cn=zimbra"] {
+            put(folder(base, "organizationalRole"), &Entry::new());
+        }
+        put(folder("cn=default,cn=cos,cn=zimbra", "zimbraCOS"), &Entry::new());
+        for (name, entry) in &self.servers {
+            put(
+                folder(&format!("cn={name},cn=servers,cn=zimbra"), "zimbraServer"),
+                entry,
+            );
+        }
+        let above = |name: &str| -> Vec<String> {
+            name.match_indices('.')
+                .map(|(at, _)| name[at + 1..].to_owned())
+                .collect()
+        };
+        let parents: BTreeSet<(usize, String)> = self
+            .domains
+            .keys()
+            .flat_map(|name| above(name))
+            .map(|p| (p.len(), p))
+            .collect();
+        let plain = ["dcObject".to_owned(), "organization".to_owned()];
+        for (_, parent) in parents.iter().filter(|(_, parent)| !self.domains.contains_key(parent)) {
+            put(
+                (domain_dn(parent), plain.to_vec()),
+                &Entry::from([("o".to_owned(), parent.as_str().into())]),
+            );
+        }
+        for (name, entry) in &self.domains {
+            let mut entry = entry.clone();
+            entry.insert("o".to_owned(), name.as_str().into());
+            entry.insert("zimbraDomainName".to_owned(), name.as_str().into());
+            put(
+                (domain_dn(name), [&plain[..], &["zimbraDomain".to_owned()]].concat()),
+                &entry,
+            );
+            put(
+                folder(&format!("ou=people,{}", domain_dn(name)), "organizationalUnit"),
+                &Entry::new(),
+            );
+        }
+        for (name, entry) in &self.accounts {
+            let (user, domain) = name.split_once('@').unwrap_or((name, ""));
+            let mut entry = entry.clone();
+            for (attribute, value) in [("cn", user), ("sn", user), ("zimbraMailDeliveryAddress", name)] {
+                entry.insert(attribute.to_owned(), value.into());
+            }
+            let dn = format!("uid={user},ou=people,{}", domain_dn(domain));
+            put(
+                (dn, vec!["inetOrgPerson".to_owned(), "zimbraAccount".to_owned()]),
+                &entry,
+            );
+        }
+        out
+    }
+}
+
+fn domain_dn(name: &str) -> String {
+    format!("dc={}", name.replace('.', ",dc="))
+}
+
+/// One record; the attribute of its own name comes from its place.
+fn record(out: &mut String, dn: &str, classes: &[String], entry: &Entry) {
+    let _fits = writeln!(out, "dn: {dn}");
+    for class in classes {
+        let _fits = writeln!(out, "objectClass: {class}");
+    }
+    if let Some((attribute, value)) = dn.split(',').next().and_then(|first| first.split_once('=')) {
+        let _fits = writeln!(out, "{attribute}: {value}");
+    }
+    for (attribute, value) in entry {
+        let values = match value {
+            Value::One(one) => vec![one.clone()],
+            Value::List(list) => list.clone(),
+            Value::File(file) => vec![std::fs::read_to_string(file).unwrap_or_default()],
+        };
+        for value in values {
+            let _fits = writeln!(out, "{attribute}:: {}", openssl::base64::encode_block(value.as_bytes()));
+        }
+    }
+    out.push('\n');
 }
 
 fn write_entry(entry: &Entry, indent: &str, out: &mut String) {

@@ -18,6 +18,7 @@ pub mod load;
 pub mod player;
 pub mod portico;
 pub mod simulator;
+pub mod slapd;
 mod stage;
 pub mod town;
 pub mod web;

@@ -203,6 +203,7 @@ impl Town {
         };
         Node {
             name: NODE.to_owned(),
+            directory: crate::config::yaml_source("5s"),
             listeners: self
                 .doors
                 .each()

@@ -1,0 +1,189 @@
+//! A real slapd with a directory as Carbonio would hold it, in clear text on a loopback port.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::Stage;
+use crate::child::Child;
+use crate::config::Directory;
+
+/// The name and password that may do everything.
+pub const ADMIN: (&str, &str) = ("uid=zimbra,cn=admins,cn=zimbra", "admin-s3cret");
+/// The same for who may only read.
+pub const READER: (&str, &str) = ("uid=zmnginx,cn=appaccts,cn=zimbra", "reader-s3cret");
+
+/// A running server. It is killed when dropped.
+pub struct Slapd {
+    dir: PathBuf,
+    address: SocketAddrV4,
+    child: Child,
+}
+
+impl Slapd {
+    /// Starts one with this content; `name` is that of its folder.
+    pub fn start(stage: &Stage, name: &str, directory: &Directory) -> Result<Slapd> {
+        Slapd::launch(stage, name, Some(&directory.ldif()), None)
+    }
+
+    /// Starts a copy that follows this one and takes no changes itself.
+    pub fn replica(&self, stage: &Stage, name: &str) -> Result<Slapd> {
+        let (url, (dn, password)) = (self.url(), ADMIN);
+        let follow = format!(
+            "syncrepl rid=1 provider={url} type=refreshAndPersist retry=\"1 +\" searchbase=\"\" bindmethod=simple \
+             binddn=\"{dn}\" credentials=\"{password}\"\nupdateref {url}\n"
+        );
+        Slapd::launch(stage, name, None, Some(&follow))
+    }
+
+    fn launch(stage: &Stage, name: &str, content: Option<&str>, more: Option<&str>) -> Result<Slapd> {
+        let dir = stage.dir(name)?;
+        fs::create_dir_all(dir.join("db"))?;
+        let conf = dir.join("slapd.conf");
+        fs::write(&conf, config(&dir, more.unwrap_or_default()))?;
+        if let Some(content) = content {
+            let ldif = dir.join("tree.ldif");
+            fs::write(&ldif, content.to_owned() + &reader())?;
+            run(Command::new("/usr/sbin/slapadd")
+                .arg("-q")
+                .arg("-w")
+                .arg("-f")
+                .arg(&conf)
+                .arg("-l")
+                .arg(&ldif))?;
+        }
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+        let (url, log) = (format!("ldap://{address}"), dir.join("slapd.log"));
+        let conf = conf.to_str().context("path")?;
+        let mut child = Child::spawn(
+            "slapd",
+            "/usr/sbin/slapd",
+            &["-d", "0", "-h", &url, "-f", conf],
+            &[],
+            &log,
+        )?;
+        child.wait_listening(&[address])?;
+        for (name, (_, password)) in [("admin.password", ADMIN), ("reader.password", READER)] {
+            fs::write(dir.join(name), password)?;
+        }
+        Ok(Slapd { dir, address, child })
+    }
+
+    /// `ldap://…`
+    pub fn url(&self) -> String {
+        format!("ldap://{}", self.address)
+    }
+
+    /// A file with the password of [`ADMIN`] or of [`READER`].
+    pub fn password_file(&self, (dn, _): (&str, &str)) -> PathBuf {
+        let name = if dn == ADMIN.0 {
+            "admin.password"
+        } else {
+            "reader.password"
+        };
+        self.dir.join(name)
+    }
+
+    /// The lines of the section `directory` of a node that reads here, looks for changes every `poll`, and may be
+    /// changed by `portico prov`.
+    pub fn source(&self, poll: &str) -> Vec<String> {
+        self.source_of(&[&self.url()], poll)
+    }
+
+    /// The same with these servers.
+    pub fn source_of(&self, urls: &[&str], poll: &str) -> Vec<String> {
+        let bind = |key: &str, who: (&str, &str)| {
+            let file = self.password_file(who);
+            format!(
+                "  {key}bind_dn: \"{}\"\n    {key}bind_password_file: \"{}\"",
+                who.0,
+                file.display()
+            )
+        };
+        vec![
+            "source: ldap".to_owned(),
+            format!("snapshot: \"{}\"", self.dir.join("snapshot").display()),
+            "ldap:".to_owned(),
+            format!("  urls: {urls:?}"),
+            "  starttls: false".to_owned(),
+            format!("  poll: {poll}"),
+            bind("", READER),
+            bind("admin_", ADMIN),
+        ]
+    }
+
+    /// What a search from the root finds, as `ldapsearch` prints it without wrapping.
+    pub fn search(&self, filter: &str, attributes: &[&str]) -> Result<String> {
+        let (url, (dn, password)) = (self.url(), ADMIN);
+        let options = [
+            "-x",
+            "-LLL",
+            "-o",
+            "ldif-wrap=no",
+            "-H",
+            &url,
+            "-D",
+            dn,
+            "-w",
+            password,
+            "-b",
+            "",
+            filter,
+        ];
+        run(Command::new("ldapsearch").args(options).args(attributes))
+    }
+
+    /// Makes the changes of an LDIF text.
+    pub fn change(&self, ldif: &str) -> Result<()> {
+        let path = self.dir.join("change.ldif");
+        fs::write(&path, ldif)?;
+        let (url, (dn, password)) = (self.url(), ADMIN);
+        run(Command::new("ldapmodify")
+            .args(["-x", "-H", &url, "-D", dn, "-w", password, "-f"])
+            .arg(&path))
+        .map(drop)
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.is_running()
+    }
+}
+
+fn config(dir: &Path, more: &str) -> String {
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("ldap/zimbra.schema");
+    let ((dn, password), dir) = (ADMIN, dir.display());
+    format!(
+        "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
+         include /etc/ldap/schema/inetorgperson.schema\ninclude {schema}\n\
+         modulepath /usr/lib/ldap\nmoduleload back_mdb\nmoduleload syncprov\n\
+         database mdb\nmaxsize 268435456\nsuffix \"\"\ndirectory {dir}/db\ndbnosync\nrootdn \"{dn}\"\nrootpw \"{password}\"\n\
+         index objectClass,entryCSN,entryUUID,zimbraId,zimbraMailDeliveryAddress,zimbraMailAlias,zimbraDomainName eq\n\
+         access to attrs=userPassword by anonymous auth by * none\n\
+         access to * by dn.exact=\"{reader}\" read by anonymous auth by * none\n{more}overlay syncprov\n",
+        schema = schema.display(),
+        reader = READER.0,
+    )
+}
+
+/// Who may only read.
+fn reader() -> String {
+    let (dn, password) = READER;
+    format!(
+        "dn: cn=appaccts,cn=zimbra\nobjectClass: organizationalRole\ncn: appaccts\n\n\
+         dn: {dn}\nobjectClass: inetOrgPerson\nobjectClass: zimbraAccount\nuid: zmnginx\ncn: zmnginx\nsn: zmnginx\n\
+         zimbraId: zmnginx\nuserPassword: {password}\n"
+    )
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("{command:?}: try scripts/install"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {errors}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
