@@ -3,6 +3,7 @@
 //! Counters are atomics that the connection's own task writes; nobody waits for anybody. It knows no list of
 //! connections: that is the process's.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub struct Live {
     logins: Mutex<Vec<LoggedIn>>,
     order: AtomicU8,
     ordered: Notify,
+    /// Held by those who are not logged in.
+    waiting: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 /// Who is logged in on a connection.
@@ -81,6 +84,7 @@ impl Live {
             logins: Mutex::default(),
             order: AtomicU8::new(0),
             ordered: Notify::new(),
+            waiting: Mutex::default(),
         }
     }
 
@@ -124,8 +128,14 @@ impl Live {
         }
     }
 
+    /// Keeps something until somebody logs in, or the connection ends.
+    pub fn hold_until_login(&self, held: Box<dyn Any + Send>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+    }
+
     /// Notes who is logged in; once for each account.
     pub fn log_in(&self, login: impl FnOnce() -> LoggedIn, account: &str) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         if logins.len() < MAX_LOGINS && logins.iter().all(|known| known.account != account) {
             logins.push(login());

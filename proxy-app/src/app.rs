@@ -1,6 +1,7 @@
 //! Wires the house once, and swaps what runs when the directory or a certificate has changed.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use tokio::time::timeout;
 
 use crate::changes;
 use crate::config::{self, AuditFormat, Config, Listener, ListenerTls, Source};
+use crate::limits::Limits;
 use crate::logins::{Logins, Watched};
 use crate::logs::{self, AuditLog, CarbonioLog, Log};
 use crate::metrics::Metrics;
@@ -139,6 +141,8 @@ pub struct App {
     pub names: Arc<Names>,
     /// Connections that are open.
     pub open: Open,
+    /// How many there may be.
+    pub limits: Arc<Limits>,
     /// Every connection, to be listed and ended.
     pub sessions: Arc<Sessions>,
     /// Login attempts, for those who watch.
@@ -184,6 +188,7 @@ impl App {
             certificates,
             snapshot,
         } = plan;
+        names.never(addresses(&listeners));
         let Routes { cache: routes, book } = Routes::new(&config, directory.clone(), &names, lookup_trust);
         let audit_log = open_log("audit", &config.log.audit)?;
         let audit: Arc<dyn Audit> = match config.log.audit_format {
@@ -213,6 +218,7 @@ impl App {
             opened: watch::Sender::new((0, Problems::new())),
             groups,
             open: Open::default(),
+            limits: Limits::new(config.limits.clone()),
             sessions: Arc::default(),
             logins,
             metrics,
@@ -410,6 +416,7 @@ impl App {
         self.groups.adopt(basis(config, &built.snapshot), &[]);
         self.snapshot.store(Arc::new(built.snapshot));
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
+        self.limits.change(config.limits.clone());
         self.config.store(config.clone());
         self.want(listeners);
         self.applied(why);
@@ -418,6 +425,7 @@ impl App {
 
     /// The doors follow this list.
     fn want(&self, listeners: Vec<Listener>) {
+        self.names.never(addresses(&listeners));
         self.listeners.send_if_modified(|list| {
             let changed = list.listeners != listeners;
             if changed {
@@ -507,6 +515,10 @@ impl Reloaded {
             log::error!("not everything could be read again; what cannot be used changes nothing");
         }
     }
+}
+
+fn addresses(listeners: &[Listener]) -> Vec<SocketAddr> {
+    listeners.iter().map(|listener| listener.address).collect()
 }
 
 /// The listeners of the node file, or else those of the directory.

@@ -14,6 +14,7 @@ use route_cache::directory::ldap;
 use route_cache::lookup::{Dialect, HandlerUrl};
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
+use crate::limits::LimitsConfig;
 use crate::logs::Target;
 
 /// Pingora hands at most this many listening sockets to the process that replaces it; above that the new process
@@ -58,6 +59,8 @@ pub struct Config {
     pub listeners: Option<Vec<Listener>>,
     /// Certificates and trust.
     pub tls: TlsConfig,
+    /// How many connections may wait.
+    pub limits: LimitsConfig,
     /// Mail sessions.
     pub mail: MailConfig,
     /// The web side.
@@ -94,9 +97,10 @@ impl Default for Ends {
 }
 
 /// Keys that a reload puts in force. All others are read at the start only. A key stands for all below it.
-const LIVE: [&str; 11] = [
+const LIVE: [&str; 12] = [
     "listeners",
     "tls",
+    "limits",
     "mail",
     "web.trusted_forwarders",
     "log.access",
@@ -354,6 +358,7 @@ impl Config {
             },
             listeners: new.listeners.clone(),
             tls: new.tls.clone(),
+            limits: new.limits.clone(),
             mail: new.mail.clone(),
             web: new.web.clone(),
             log: LogConfig {
@@ -433,6 +438,7 @@ impl Reader {
             route_cache: self.route_cache(&mut root),
             listeners: self.listeners(&mut root),
             tls: self.tls(&mut root),
+            limits: self.limits(&mut root),
             mail: self.mail(&mut root),
             web: self.web(&mut root),
             log: self.log(&mut root),
@@ -462,6 +468,7 @@ impl Reader {
                 upstream_ca_file: None,
                 upstream_verify: true,
             },
+            limits: LimitsConfig::default(),
             mail: self.mail_of(None),
             web: WebConfig {
                 trusted_forwarders: Vec::new(),
@@ -910,6 +917,34 @@ impl Reader {
             .and_then(|node| node.bool(&mut self.problems))
         {
             config.upstream_verify = verify;
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn limits(&mut self, root: &mut Mapping<'_>) -> LimitsConfig {
+        let mut config = LimitsConfig::default();
+        let Some(mut section) = self.section(root, "limits") else {
+            return config;
+        };
+        if let Some(count) = section
+            .take("connections")
+            .and_then(|node| node.u32(&mut self.problems))
+        {
+            config.connections = count as usize;
+        }
+        let per_address = section.take("connections_per_address");
+        if let Some(count) = per_address.and_then(|node| node.u32(&mut self.problems)) {
+            config.connections_per_address = count as usize;
+        }
+        if let Some(count) = section.take("handshakes").and_then(|node| node.u32(&mut self.problems)) {
+            config.handshakes = count as usize;
+        }
+        if let Some(networks) = section
+            .take("exempt")
+            .and_then(|node| node.networks(&mut self.problems))
+        {
+            config.exempt = networks;
         }
         section.finish(&mut self.problems);
         config

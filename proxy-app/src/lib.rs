@@ -13,6 +13,7 @@ pub mod config;
 pub mod connector;
 pub mod end;
 pub mod inherited;
+pub mod limits;
 pub mod listener;
 pub mod logins;
 pub mod logs;

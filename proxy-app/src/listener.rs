@@ -31,6 +31,7 @@ use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
 use crate::end::{self, End, Ending, On, Signals};
 use crate::inherited;
+use crate::limits::Ticket;
 use crate::metrics::Refused;
 use crate::proxy_protocol::{self, Header};
 use crate::sessions::Session;
@@ -429,14 +430,20 @@ impl Door {
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
         let _entered = self.app.open.enter();
         self.app.metrics.accepted(&self.name).inc();
+        let Some(mut ticket) = self.app.limits.enter() else {
+            return self.app.metrics.refused(&self.name, Refused::Connections);
+        };
         let Some(client) = self.identify(&mut tcp, peer).await.filter(|client| self.admits(client)) else {
             return;
         };
+        if !ticket.is_from(client.addr.ip()) {
+            return self.app.metrics.refused(&self.name, Refused::PerAddress);
+        }
         self.took(Phase::Accept, accepted);
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
-            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted).await,
-            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted).await,
+            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, ticket).await,
+            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, ticket).await,
             Serve::Web => self.web(tcp, client, snapshot, accepted, false).await,
             Serve::AdminConsole => self.web(tcp, client, snapshot, accepted, true).await,
             Serve::Lookup => self.lookup(tcp, client, snapshot, accepted).await,
@@ -486,11 +493,15 @@ impl Door {
         client: Client,
         snapshot: Arc<Snapshot>,
         accepted: Instant,
+        ticket: Ticket,
     ) {
         let deadline = accepted + snapshot.mail.login_deadline;
         let begun = Instant::now();
         let (stream, tls): (BoxStream, _) = match self.listener.tls {
             ListenerTls::Implicit => {
+                let Some(_counted) = self.app.limits.handshake() else {
+                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
+                };
                 // Boxed: a handshake is short, and its future large.
                 let handshake = Box::pin(snapshot.acceptors.accept(tls::inside(protocol), client.local.ip(), tcp));
                 match timeout_at(deadline, handshake).await {
@@ -520,6 +531,7 @@ impl Door {
             &client,
             live.clone(),
         );
+        live.hold_until_login(Box::new(ticket));
         let connection = Connection {
             stream,
             number,
@@ -551,6 +563,9 @@ impl Door {
         let begun = Instant::now();
         let (channel, tls, shown) = match self.listener.tls {
             ListenerTls::Implicit => {
+                let Some(_counted) = self.app.limits.handshake() else {
+                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
+                };
                 match timeout_at(deadline, Box::pin(web_handshake(tcp, client.local.ip(), &snapshot))).await {
                     Ok(Ok(None)) => return,
                     Ok(Ok(Some(stream))) => {
@@ -609,6 +624,9 @@ impl Door {
     async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
         let stream: route_cache::lookup::BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
+                let Some(_counted) = self.app.limits.handshake() else {
+                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
+                };
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
                 match timeout_at(accepted + LOOKUP_HANDSHAKE, handshake).await {
                     Ok(Ok(stream)) => Box::new(stream),
@@ -635,6 +653,9 @@ impl Door {
         let begun = Instant::now();
         let (stream, tls): (BoxStream, _) = match self.listener.tls {
             ListenerTls::Implicit => {
+                let Some(_counted) = self.app.limits.handshake() else {
+                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
+                };
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Stream, client.local.ip(), tcp));
                 match timeout_at(accepted + stream::HANDSHAKE, handshake).await {
                     Ok(Ok(stream)) => {

@@ -50,7 +50,7 @@ const ACCEPTED: Metric = metric("portico_connections_total", &["listener"], "Acc
 const REFUSED: Metric = metric(
     "portico_connections_refused_total",
     &["listener", "reason"],
-    "Connections that ended before anything was said: no PROXY header (proxy), no TLS (tls), a foreign network (network).",
+    "Connections that ended before anything was said: no PROXY header (proxy), no TLS (tls), a foreign network (network), or a limit (connections, per_address, handshakes).",
 );
 const PHASE: Metric = metric(
     "portico_phase_seconds",
@@ -187,6 +187,12 @@ pub enum Refused {
     Tls,
     /// Its network may not ask here.
     Network,
+    /// There are too many.
+    Connections,
+    /// There are too many from its address.
+    PerAddress,
+    /// There are too many in a handshake.
+    Handshakes,
 }
 
 impl Metrics {
@@ -252,6 +258,9 @@ impl Metrics {
             Refused::Proxy => "proxy",
             Refused::Tls => "tls",
             Refused::Network => "network",
+            Refused::Connections => "connections",
+            Refused::PerAddress => "per_address",
+            Refused::Handshakes => "handshakes",
         };
         self.refused.with_label_values(&[listener, reason]).inc();
     }

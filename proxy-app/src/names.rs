@@ -4,7 +4,7 @@
 //! worked goes on serving while the resolver does not answer.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,14 +38,36 @@ struct Answer {
 #[derive(Default)]
 pub struct Names {
     answers: ArcSwap<HashMap<String, Answer>>,
+    /// Listeners of this node.
+    own: ArcSwap<Vec<SocketAddr>>,
 }
 
 impl Names {
     /// The addresses of a host (a name or an address), with this port, in the order to try them.
     ///
     /// # Errors
-    /// The name is unknown, or the resolver does not answer and never did for this name.
+    /// The name is unknown, or the resolver does not answer and never did for this name. Or it leads to one of our own
+    /// listeners: a connection there would come back to us, and again, until nothing is left.
     pub async fn resolve(&self, host: &str, port: u16, mode: IpMode) -> io::Result<Vec<SocketAddr>> {
+        let mut addresses = self.addresses(host, port, mode).await?;
+        let own = self.own.load();
+        if let Some(looped) = addresses.iter().copied().find(|address| leads_to(*address, &own)) {
+            addresses.retain(|address| !leads_to(*address, &own));
+            let message = format!("{host}:{port} leads to {looped}, a listener of this node: a loop");
+            log::error!("{message}");
+            if addresses.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Takes these for listeners of this node, to which nobody is sent.
+    pub fn never(&self, own: Vec<SocketAddr>) {
+        self.own.store(Arc::new(own));
+    }
+
+    async fn addresses(&self, host: &str, port: u16, mode: IpMode) -> io::Result<Vec<SocketAddr>> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
@@ -107,6 +129,33 @@ impl IpMode {
     }
 }
 
+/// Whether a connection to this address would be accepted by one of these listeners.
+fn leads_to(address: SocketAddr, own: &[SocketAddr]) -> bool {
+    let ip = address.ip().to_canonical();
+    own.iter().filter(|own| own.port() == address.port()).any(|own| {
+        let listened = own.ip().to_canonical();
+        listened == ip || (listened.is_unspecified() && is_local(ip))
+    })
+}
+
+/// Whether an address is this machine's: the way there begins where it ends. No packet is sent. It is asked only for
+/// ports that we listen on at all addresses.
+fn is_local(ip: IpAddr) -> bool {
+    if ip.is_loopback() || ip.is_unspecified() {
+        return true;
+    }
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    // Port 9 is as good as any.
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == ip)
+}
+
 async fn ask(host: &str) -> io::Result<Arc<[IpAddr]>> {
     let answer = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, 0)))
         .await
@@ -119,4 +168,40 @@ async fn ask(host: &str) -> io::Result<Arc<[IpAddr]>> {
     let mut addresses: Vec<IpAddr> = answer.map(|address| address.ip()).collect();
     addresses.dedup();
     Ok(addresses.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_seen() {
+        let own: Vec<SocketAddr> = ["0.0.0.0:143", "[::]:443", "127.0.0.1:993"]
+            .map(|address| address.parse().unwrap())
+            .into();
+        for (address, looped) in [
+            ("127.0.0.1:143", true),
+            ("127.9.9.9:143", true),
+            ("[::1]:443", true),
+            ("127.0.0.1:993", true),
+            ("[::ffff:127.0.0.1]:993", true),
+            ("0.0.0.0:143", true),
+            ("127.0.0.2:993", false),
+            ("127.0.0.1:7143", false),
+            // Reserved for documentation: nobody's.
+            ("192.0.2.1:143", false),
+        ] {
+            assert_eq!(leads_to(address.parse().unwrap(), &own), looped, "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_sent_in_a_circle() {
+        let names = Names::default();
+        assert!(names.resolve("127.0.0.1", 143, IpMode::V4).await.is_ok());
+        names.never(vec!["0.0.0.0:143".parse().unwrap()]);
+        let error = names.resolve("127.0.0.1", 143, IpMode::V4).await.unwrap_err();
+        assert!(error.to_string().contains("a loop"), "{error}");
+        assert!(names.resolve("127.0.0.1", 7143, IpMode::V4).await.is_ok());
+    }
 }

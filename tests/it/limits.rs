@@ -1,0 +1,146 @@
+//! Limits on connections, each of them reached: it must be nothing special. And servers that lead back to us.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::Result;
+use portico_tests::town::{FRONT, people};
+use portico_tests::until;
+use portico_tests::wire::Wire;
+
+use crate::scene::{Scene, greeted, play_with};
+
+/// How long a place that has become free may take to be noticed.
+const FREE: Duration = Duration::from_secs(20);
+const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 77));
+
+fn play_limited(limits: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+    play_with(
+        people(),
+        |_, node, _| {
+            node.more.push(("limits".to_owned(), limits.to_owned()));
+            Ok(())
+        },
+        test,
+    )
+}
+
+/// Whether a connection is greeted; one that is refused ends without a byte.
+fn is_greeted(door: SocketAddrV4, from: IpAddr) -> Result<Option<Wire>> {
+    let mut wire = Wire::clear_from(from, door)?;
+    // The connection may be closed so early that reading is an error.
+    let line = wire.line_or_end().unwrap_or(None);
+    Ok(line.map(|_| wire))
+}
+
+fn until_greeted(door: SocketAddrV4, from: IpAddr) -> Result<Wire> {
+    until("a free place", FREE, || is_greeted(door, from))
+}
+
+#[test]
+fn an_address_has_so_many_connections_before_login_and_more_behind_it() -> Result<()> {
+    let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    play_limited("{connections_per_address: 2}", |scene| {
+        let door = scene.town.doors.imap;
+        let first = until_greeted(door, here)?;
+        let second = until_greeted(door, here)?;
+        assert!(is_greeted(door, here)?.is_none(), "a third one is refused");
+        assert!(is_greeted(scene.town.doors.pop3, here)?.is_none(), "at other doors too");
+        drop(until_greeted(door, ELSEWHERE)?);
+        drop((first, second));
+        // Who is logged in is counted no more.
+        let mut users = Vec::new();
+        for _ in 0..5 {
+            users.push(until("a login", FREE, || Ok(scene.login("alice").ok()))?);
+        }
+        for user in &mut users {
+            user.imap_ok("n1 NOOP")?;
+        }
+        drop(until_greeted(door, here)?);
+        let log = std::fs::read_to_string(scene.portico.dir().join("output.log"))?;
+        assert!(log.contains("limits.connections_per_address"), "{log}");
+        Ok(())
+    })
+}
+
+#[test]
+fn every_limit_is_one() -> Result<()> {
+    let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let limits = "{connections: 1, connections_per_address: 1, handshakes: 1}";
+    play_limited(limits, |scene| {
+        let door = scene.town.doors.imap;
+        for _ in 0..3 {
+            let held = until_greeted(door, here)?;
+            for from in [here, ELSEWHERE] {
+                assert!(is_greeted(door, from)?.is_none(), "{from}");
+            }
+            drop(held);
+            until("a login", FREE, || Ok(scene.login("bob").ok()))?;
+            until("a web request", FREE, || {
+                let wire = Wire::tls(scene.town.doors.https, &scene.town.ca.connector(&[])?, FRONT);
+                let Ok(mut wire) = wire else { return Ok(None) };
+                wire.send(format!(
+                    "GET /echo HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
+                ))?;
+                Ok(wire.line()?.contains(" 200 ").then_some(()))
+            })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn handshakes_are_limited_and_their_places_come_back() -> Result<()> {
+    play_limited("{handshakes: 1}", |scene| {
+        let connect = |scene: &Scene| scene.imaps().ok();
+        let silent = until("a silent one to be in its handshake", FREE, || {
+            // It says nothing, and so its handshake does not end; if it got the place.
+            let silent = Wire::clear(scene.town.doors.imaps)?;
+            Ok(connect(scene).is_none().then_some(silent))
+        })?;
+        greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+        drop(silent);
+        until("a free place", FREE, || Ok(connect(scene)))?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_server_that_leads_back_to_us_is_refused_with_a_clear_word() -> Result<()> {
+    play_with(
+        people(),
+        |town, _, directory| {
+            let name = town.stores[town.person("alice")?.store].name.clone();
+            let entry = directory.server(&name);
+            entry.insert("zimbraServiceHostname".into(), "127.0.0.1".into());
+            entry.insert("zimbraImapSSLBindPort".into(), town.doors.imaps.port().into());
+            entry.insert("zimbraMailSSLPort".into(), town.doors.https.port().into());
+            directory
+                .account("alice@a.example")
+                .insert("zimbraMailHost".into(), name.into());
+            Ok(())
+        },
+        |scene| {
+            assert!(scene.login("alice").is_err());
+            let record = scene
+                .portico
+                .record(&[("event", "login"), ("outcome", "upstream_down")])?;
+            assert!(
+                record["why"].as_str().is_some_and(|why| why.contains("a loop")),
+                "{record}"
+            );
+            let tls = scene.town.ca.connector(&["http/1.1"])?;
+            let mut wire = Wire::tls(scene.town.doors.https, &tls, FRONT)?;
+            let request =
+                format!("GET /home/alice@a.example/inbox HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n");
+            wire.send(request)?;
+            let status = wire.line()?;
+            assert!(status.contains(" 502 ") || status.contains(" 503 "), "{status}");
+            let log = std::fs::read_to_string(scene.portico.dir().join("output.log"))?;
+            assert!(log.contains("a listener of this node: a loop"), "{log}");
+            // The others are not concerned.
+            drop(scene.login("bob")?);
+            Ok(())
+        },
+    )
+}
