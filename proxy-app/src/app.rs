@@ -390,14 +390,14 @@ impl App {
         self.opened.send_replace((number, problems));
     }
 
-    /// Follows the directory, until it is dropped: its system, and the accounts that change.
+    /// Follows the directory, until it is dropped: its system, and the accounts that change. Keeps routes fresh.
     pub async fn follow_directory(self: Arc<Self>) {
         let app = self.clone();
         let judge: Arc<Judge> =
             Arc::new(move |system: &Arc<System>| app.adopt(&app.config.load_full(), system, "the directory changed"));
         let poll = self.config.load().directory.poll;
         let watch = self.directory.clone().watch(poll, judge);
-        tokio::join!(watch, self.routes.follow_directory());
+        tokio::join!(watch, self.routes.follow_directory(), self.routes.clone().keep_fresh());
     }
 
     /// Runs what this node file and this system say, with nothing put in place before all of it is known to be good.

@@ -24,8 +24,10 @@ use crate::shelf::Shelf;
 use crate::source::{Said, Source};
 use crate::tallies::Tallies;
 
+mod ahead;
 mod explain;
 
+use ahead::Ahead;
 pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
@@ -81,6 +83,7 @@ pub struct RouteCache {
     nobody: moka::sync::Cache<Key, Millis>,
     flights: Flights,
     tallies: Tallies,
+    ahead: Ahead,
     /// How what is kept was read.
     reading: ArcSwap<Reading>,
     born: Instant,
@@ -90,9 +93,12 @@ pub struct RouteCache {
     valid_from: AtomicU64,
 }
 
-/// Milliseconds since one `ttl` before the cache was made, so that an answer may be older than the cache; half the
+/// Milliseconds since long before the cache was made, so that an answer may be older than the cache; half the
 /// size of an `Instant`, and follows tokio's paused clock.
 type Millis = u64;
+
+/// When the cache was made: a hundred years after zero, longer than any life of an answer.
+const BEFORE_BIRTH: Millis = 100 * 365 * 86_400_000;
 
 /// What is kept under a key.
 #[derive(Debug, Clone)]
@@ -154,6 +160,7 @@ impl RouteCache {
                 .build(),
             flights: Flights(Mutex::default()),
             tallies: Tallies::default(),
+            ahead: Ahead::default(),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
             valid_from: AtomicU64::new(0),
@@ -342,12 +349,16 @@ impl RouteCache {
             key,
             protocol,
             system,
+            want: Want::Fresh,
         })
     }
 
     /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
     fn remembered(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Result<Route, RouteError>> {
         if let Some(landed) = self.fresh(asking, old) {
+            if let Some(old) = old {
+                self.order_ahead(asking, old);
+            }
             return Some(asking.answer(landed.placement.as_ref(), Tier::Memory));
         }
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
@@ -364,7 +375,11 @@ impl RouteCache {
             alias: true,
         };
         if let Some(old) = old {
-            return self.is_fresh(old).then(|| landed(old.at, Some(old.placement.clone())));
+            let good = match asking.want {
+                Want::Fresh => self.is_fresh(old),
+                Want::Young => self.is_young(old),
+            };
+            return good.then(|| landed(old.at, Some(old.placement.clone())));
         }
         let at = self.nobody.get(&asking.key)?;
         (self.now() < at + millis(self.settings.negative_ttl)).then(|| landed(at, None))
@@ -372,6 +387,10 @@ impl RouteCache {
 
     fn is_fresh(&self, old: &Old) -> bool {
         old.at >= self.valid_from.load(Ordering::Relaxed) && self.now() < old.at + self.ttl.load(Ordering::Relaxed)
+    }
+
+    fn is_young(&self, old: &Old) -> bool {
+        self.is_fresh(old) && self.now() < self.age_of(old.at)
     }
 
     /// The answer after others were asked: theirs, or if they are down an old one.
@@ -562,9 +581,10 @@ impl RouteCache {
         self.known.insert(account, known);
     }
 
-    /// An answer together with what is kept of other protocols of the account; as old as its oldest part.
+    /// An answer together with what is kept of other protocols of the account; as old as its oldest part. A part
+    /// near its end is left out, or it would make the new one old, too.
     fn joined(&self, account: &Key, mut at: Millis, mut placement: Placement) -> Known {
-        if let Some(old) = self.find_key(account).filter(|old| self.is_fresh(old))
+        if let Some(old) = self.find_key(account).filter(|old| self.is_young(old))
             && placement.join(&old.placement)
         {
             at = at.min(old.at);
@@ -584,7 +604,7 @@ impl RouteCache {
     }
 
     fn now(&self) -> Millis {
-        millis(self.settings.ttl) + millis(self.born.elapsed())
+        BEFORE_BIRTH + millis(self.born.elapsed())
     }
 }
 
@@ -601,6 +621,16 @@ struct Asking<'a> {
     key: Key,
     protocol: Protocol,
     system: &'a Arc<System>,
+    want: Want,
+}
+
+/// What is good enough of what is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    /// Whatever is in its life.
+    Fresh,
+    /// What is not near the end of its life.
+    Young,
 }
 
 impl Asking<'_> {
@@ -896,6 +926,118 @@ mod tests {
             (ask(&cache, "user@x").await.as_str(), fake.asked()),
             ("s2:7993 Memory", 2)
         );
+    }
+
+    /// A cache whose routes are kept fresh, and the task that does it.
+    fn fresh_cache(fake: &Arc<Fake>) -> (Arc<RouteCache>, tokio::task::JoinHandle<()>) {
+        let cache = cache(fake);
+        (cache.clone(), tokio::spawn(cache.keep_fresh()))
+    }
+
+    /// Lets everything run that can.
+    async fn settle() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn routes_in_use_are_renewed_before_they_expire() {
+        let fake = Fake::new();
+        let (cache, task) = fresh_cache(&fake);
+        for name in ["user@x", "alias@x", "#id", "nobody@x"] {
+            ask(&cache, name).await;
+        }
+        let asked = fake.asked();
+        *fake.host.lock() = "s2".to_owned();
+        tokio::time::advance(53 * SECOND).await;
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
+        settle().await;
+        assert_eq!(fake.asked(), asked, "not old yet");
+        tokio::time::advance(SECOND).await;
+        for name in ["alias@x", "#id"] {
+            // Who asks gets the old answer, without waiting; one question is asked for all who do.
+            for _ in 0..3 {
+                assert_eq!(ask(&cache, name).await, "s1:7993 Memory");
+            }
+        }
+        settle().await;
+        assert_eq!(fake.asked(), asked + 2);
+        tokio::time::advance(30 * SECOND).await;
+        for name in ["user@x", "alias@x", "#id"] {
+            assert_eq!(ask(&cache, name).await, "s2:7993 Memory");
+        }
+        settle().await;
+        assert_eq!(fake.asked(), asked + 2);
+        task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewing_is_bounded_and_gives_way_to_forgetting() {
+        let fake = Fake::new().shut();
+        let (cache, task) = fresh_cache(&fake);
+        fake.gate.add_permits(2000);
+        for i in 0..2000 {
+            ask(&cache, &format!("user{i}@x")).await;
+        }
+        fake.gate.forget_permits(2000);
+        *fake.host.lock() = "s2".to_owned();
+        tokio::time::advance(55 * SECOND).await;
+        for i in 0..2000 {
+            ask(&cache, &format!("user{i}@x")).await;
+        }
+        settle().await;
+        assert_eq!(fake.asked(), 2000 + 16, "at one time");
+        assert!(cache.ahead.ordered.lock().len() <= 1024 + 16 + 1);
+        // Somebody knows better while it is asked for.
+        cache.forget(&login("user0@x"));
+        *fake.host.lock() = "s1".to_owned();
+        fake.gate.add_permits(10_000);
+        until_settled(&cache).await;
+        assert!(ask(&cache, "user0@x").await.starts_with("s1"));
+        assert_eq!(ask(&cache, "user1@x").await, "s2:7993 Memory");
+        assert_eq!(
+            ask(&cache, "user1999@x").await,
+            "s1:7993 Memory",
+            "there was no place for it"
+        );
+        task.abort();
+    }
+
+    async fn until_settled(cache: &RouteCache) {
+        while !cache.ahead.ordered.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewing_fails_without_harm_and_rests_while_the_directory_is_down() {
+        let fake = Fake::new();
+        let (cache, task) = fresh_cache(&fake);
+        ask(&cache, "user@x").await;
+        fake.down.store(true, Ordering::SeqCst);
+        tokio::time::advance(55 * SECOND).await;
+        for _ in 0..10 {
+            assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
+            settle().await;
+        }
+        assert_eq!(fake.asked(), 2);
+        tokio::time::advance(DOWN_PAUSE).await;
+        fake.down.store(false, Ordering::SeqCst);
+        *fake.host.lock() = "s2".to_owned();
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
+        settle().await;
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
+        // Who is gone meanwhile is gone.
+        task.abort();
+        let _ = task.await;
+        let again = tokio::spawn(cache.clone().keep_fresh());
+        tokio::time::advance(55 * SECOND).await;
+        ask(&cache, "user@x").await;
+        settle().await;
+        tokio::time::advance(10 * SECOND).await;
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
+        again.abort();
     }
 
     #[tokio::test(start_paused = true)]

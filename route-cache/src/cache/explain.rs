@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Asking, Known, Landed, Old, RouteCache, Trace, What};
+use super::{Asking, Known, Landed, Old, RouteCache, Trace, Want, What};
 use crate::attributes as a;
 use crate::directory::{DirectoryError, Entry, System, Touched};
 use crate::resolve::{self, Key, Placement, Protocol};
@@ -179,6 +179,7 @@ impl RouteCache {
             key,
             protocol,
             system: &system,
+            want: Want::Fresh,
         };
         let old = self.peek(&asking.key);
         let mut tiers = vec![self.memory_said(&asking.key, old.as_ref())];

@@ -1,0 +1,111 @@
+//! Routes that are in use are asked for again before they expire, so that nobody waits for them.
+//!
+//! Who is served an answer near the end of its life orders a new one and does not wait. [`RouteCache::keep_fresh`]
+//! works the orders off; where nobody runs it they are lost, and answers simply expire.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{Asking, Millis, Old, RouteCache, SHARED_LIFE, Want, millis};
+use crate::resolve::{Key, Protocol};
+use crate::route::Lookup;
+
+/// Of the life of an answer, the part at its end in which it is asked for again.
+const LAST_PART: u64 = 10;
+/// Orders that wait. With more, answers expire as if there were no orders.
+const MAX_WAITING: usize = 1024;
+/// Orders that are worked off at one time: a small part of what the directory takes, since nobody waits for them.
+const MAX_UNDER_WAY: usize = 16;
+
+/// The orders.
+pub(super) struct Ahead {
+    /// What is ordered and not done yet.
+    pub(super) ordered: Mutex<HashSet<Key>>,
+    orders: mpsc::Sender<Order>,
+    taken: tokio::sync::Mutex<mpsc::Receiver<Order>>,
+}
+
+struct Order {
+    key: Key,
+    lookup: Lookup,
+    protocol: Protocol,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        let (orders, taken) = mpsc::channel(MAX_WAITING);
+        Ahead {
+            ordered: Mutex::default(),
+            orders,
+            taken: tokio::sync::Mutex::new(taken),
+        }
+    }
+}
+
+impl RouteCache {
+    /// Asks again for routes that are in use and about to expire, until it is dropped.
+    pub async fn keep_fresh(self: Arc<Self>) {
+        let mut orders = self.ahead.taken.lock().await;
+        // Of somebody who did this before and was dropped over it.
+        self.ahead.ordered.lock().clear();
+        let mut under_way = JoinSet::new();
+        while let Some(order) = orders.recv().await {
+            while under_way.len() >= MAX_UNDER_WAY {
+                under_way.join_next().await;
+            }
+            while under_way.try_join_next().is_some() {}
+            let cache = self.clone();
+            under_way.spawn(async move { cache.carry_out(order).await });
+        }
+    }
+
+    /// Orders an answer anew if the one that is served ends soon and the directory is not known to be down.
+    pub(super) fn order_ahead(&self, asking: &Asking<'_>, served: &Old) {
+        let now = self.now();
+        if now < self.age_of(served.at) || now < self.down_until.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut ordered = self.ahead.ordered.lock();
+        if !ordered.insert(asking.key.clone()) {
+            return;
+        }
+        let order = Order {
+            key: asking.key.clone(),
+            lookup: asking.lookup.clone(),
+            protocol: asking.protocol,
+        };
+        if self.ahead.orders.try_send(order).is_err() {
+            ordered.remove(&asking.key);
+        }
+    }
+
+    /// When an answer of this time begins to age. What the shared cache says lives shortly, and so does what is
+    /// read there anew.
+    pub(super) fn age_of(&self, at: Millis) -> Millis {
+        let ttl = self.ttl.load(Ordering::Relaxed);
+        let life = match self.shared {
+            Some(_) => ttl.min(millis(SHARED_LIFE)),
+            None => ttl,
+        };
+        at + ttl - life / LAST_PART
+    }
+
+    async fn carry_out(&self, order: Order) {
+        let system = self.directory.system();
+        if let Ok(asking) = self.asking(&order.lookup, order.protocol, &system) {
+            let asking = Asking {
+                want: Want::Young,
+                ..asking
+            };
+            if let Err(error) = self.fly(&asking).await {
+                log::debug!("a route is not renewed before it expires: {error}");
+            }
+        }
+        self.ahead.ordered.lock().remove(&order.key);
+    }
+}
