@@ -112,6 +112,19 @@ fn the_attributes_page_is_that_of_the_table() {
 }
 
 #[test]
+fn the_schema_of_the_tests_knows_every_attribute() {
+    let schema = text("tests/ldap/zimbra.schema");
+    let missing = route_cache::attributes::ALL
+        .iter()
+        .filter(|attribute| !schema.contains(&format!("NAME '{}'", attribute.name)));
+    let missing = missing.map(|attribute| format!("it lacks {}", attribute.name));
+    none(
+        "tests/ldap/zimbra.schema has the attributes of the table, and names them at their object classes",
+        missing.collect(),
+    );
+}
+
+#[test]
 fn every_audit_field_and_word_is_documented() {
     let source = code("mail-proxy/src/audit.rs");
     let page = text("docs/audit.md");

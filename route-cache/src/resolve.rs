@@ -38,21 +38,29 @@ impl Key {
         Ok(key)
     }
 
-    /// The subject of a lookup as a lookup service hears it: it knows better which domain belongs to a name that
-    /// has none. For the cache such a name belongs to the address and host it was typed at.
-    pub(crate) fn for_service(lookup: &Lookup) -> Result<Key, RouteError> {
-        match &lookup.subject {
-            Subject::Login(name) if !name.contains('@') => {
+    /// The subject of a lookup as a lookup service hears it. A name without domain gets that of the virtual host or
+    /// the virtual address that the client came to, if the directory knows it: Zimbra's service looks at the host
+    /// for `http` alone (HTTP §3.5), and nginx's hears of neither. For others the service knows better, and for the
+    /// cache such a name belongs to the address and host it was typed at.
+    pub(crate) fn for_service(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
+        let typed = match &lookup.subject {
+            Subject::Login(name) => acceptable(name)?,
+            Subject::Id(id) => return Ok(Key::Id(Arc::from(fold(acceptable(id)?)))),
+        };
+        match domain_for(typed, lookup, system) {
+            Some((_, FoundBy::Given)) => Ok(Key::Name(Arc::from(fold(typed)))),
+            Some((domain, FoundBy::VirtualHost(_) | FoundBy::VirtualAddress(_))) => {
+                Ok(Key::Name(Arc::from(fold(&format!("{typed}@{domain}")))))
+            }
+            Some((_, FoundBy::Default | FoundBy::Service)) | None => {
                 let host = lookup
                     .host
                     .as_deref()
                     .filter(|_| matches!(lookup.service, Service::Web | Service::Admin));
                 let local = lookup.local.to_canonical();
-                let name = format!("{}@[{local};{}]", acceptable(name)?, host.unwrap_or_default());
+                let name = format!("{typed}@[{local};{}]", host.unwrap_or_default());
                 Ok(Key::Bare(Arc::from(fold(&name))))
             }
-            Subject::Login(name) => Ok(Key::Name(Arc::from(fold(acceptable(name)?)))),
-            Subject::Id(id) => Ok(Key::Id(Arc::from(fold(acceptable(id)?)))),
         }
     }
 

@@ -28,7 +28,7 @@ impl Source {
     pub(crate) fn key(&self, lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
         match self {
             Source::Directory(_) => Key::of(lookup, system),
-            Source::Services(_) => Key::for_service(lookup),
+            Source::Services(_) => Key::for_service(lookup, system),
         }
     }
 

@@ -8,7 +8,7 @@ use portico_tests::config::Directory;
 use portico_tests::town::{Person, people};
 use portico_tests::wire::Wire;
 
-use crate::scene::{Scene, greeted, play, play_with, quoted, sasl_plain, timed};
+use crate::scene::{Scene, Source, greeted, quoted, sasl_plain, timed};
 
 type Login = fn(&mut Wire, &str, &[u8]) -> Result<()>;
 
@@ -39,9 +39,41 @@ const POP3: [(&str, &str, Login); 5] = [
     ),
 ];
 
-#[test]
-fn every_imap_mechanism_reaches_the_right_store() -> Result<()> {
-    play(|scene| {
+/// All logins, wherever Portico learns who lives where.
+macro_rules! on_every_source {
+    ($($test:ident)*) => {
+        on_every_source! { yaml Yaml: $($test)* }
+        on_every_source! { ldap Ldap: $($test)* }
+        on_every_source! { zimbra Zimbra: $($test)* }
+        on_every_source! { nginx Nginx: $($test)* }
+    };
+    ($module:ident $source:ident: $($test:ident)*) => {
+        mod $module {
+            use crate::scene::Source;
+            $(
+                #[test]
+                fn $test() -> anyhow::Result<()> {
+                    super::$test(Source::$source)
+                }
+            )*
+        }
+    };
+}
+
+on_every_source! {
+    every_imap_mechanism_reaches_the_right_store
+    an_atom_will_do
+    every_pop3_mechanism_reaches_the_right_store
+    odd_passwords_pass_unharmed
+    aliases_and_short_names_find_their_account
+    wrong_password_and_unknown_user_look_alike
+    no_password_in_clear_text_unless_allowed
+    clear_text_all_the_way_where_the_directory_says_so
+    a_second_try_on_the_same_connection_is_good
+}
+
+fn every_imap_mechanism_reaches_the_right_store(source: Source) -> Result<()> {
+    source.play(|scene| {
         scene.deliver_marks()?;
         for local in ["alice", "bob"] {
             let person = scene.town.person(local)?.clone();
@@ -67,9 +99,8 @@ fn every_imap_mechanism_reaches_the_right_store() -> Result<()> {
     })
 }
 
-#[test]
-fn an_atom_will_do() -> Result<()> {
-    play(|scene| {
+fn an_atom_will_do(source: Source) -> Result<()> {
+    source.play(|scene| {
         let mut wire = scene.imaps()?;
         let answer = wire.imap_ok("A.1 login alice@a.example alice-c4n4ry-one")?;
         let last = answer.last().context("no answer")?;
@@ -81,9 +112,8 @@ fn an_atom_will_do() -> Result<()> {
     })
 }
 
-#[test]
-fn every_pop3_mechanism_reaches_the_right_store() -> Result<()> {
-    play(|scene| {
+fn every_pop3_mechanism_reaches_the_right_store(source: Source) -> Result<()> {
+    source.play(|scene| {
         scene.deliver_marks()?;
         for local in ["carol", "dave"] {
             let person = scene.town.person(local)?.clone();
@@ -109,8 +139,7 @@ fn every_pop3_mechanism_reaches_the_right_store() -> Result<()> {
     })
 }
 
-#[test]
-fn odd_passwords_pass_unharmed() -> Result<()> {
+fn odd_passwords_pass_unharmed(source: Source) -> Result<()> {
     let passwords = [
         "qu\"o\"te-c4n4ry",
         "back\\sl\\\\ash-c4n4ry",
@@ -124,7 +153,7 @@ fn odd_passwords_pass_unharmed() -> Result<()> {
     let people = people
         .map(|(n, password)| Person::new(&format!("odd{n}@a.example"), n % 2, password))
         .collect();
-    play_with(
+    source.play_with(
         people,
         |_, _, _| Ok(()),
         |scene| {
@@ -145,9 +174,8 @@ fn odd_passwords_pass_unharmed() -> Result<()> {
     )
 }
 
-#[test]
-fn aliases_and_short_names_find_their_account() -> Result<()> {
-    play(|scene| {
+fn aliases_and_short_names_find_their_account(source: Source) -> Result<()> {
+    source.play(|scene| {
         scene.deliver_marks()?;
         let cases = [
             ("al@a.example", "mail.example.test", "alice"),
@@ -179,13 +207,12 @@ fn aliases_and_short_names_find_their_account() -> Result<()> {
 /// How long a failed login waits here: longer than a busy machine takes to ask a mailbox server.
 const WAIT: Duration = Duration::from_secs(2);
 
-#[test]
-fn wrong_password_and_unknown_user_look_alike() -> Result<()> {
+fn wrong_password_and_unknown_user_look_alike(source: Source) -> Result<()> {
     let wait = |_: &_, _: &mut _, directory: &mut Directory| {
         directory.config("zimbraReverseProxyAuthWaitInterval", "2s");
         Ok(())
     };
-    play_with(people(), wait, |scene| {
+    source.play_with(people(), wait, |scene| {
         let attempt = |name: &str| {
             let mut wire = scene.imaps()?;
             timed(|| wire.imap(&format!("a1 LOGIN {name} wr0ng-c4n4ry")))
@@ -225,9 +252,8 @@ fn look_alike<T: PartialEq + std::fmt::Debug>(one: &(T, Duration), other: &(T, D
     Ok(())
 }
 
-#[test]
-fn no_password_in_clear_text_unless_allowed() -> Result<()> {
-    play(|scene| {
+fn no_password_in_clear_text_unless_allowed(source: Source) -> Result<()> {
+    source.play(|scene| {
         let mut wire = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
         let list = wire.imap_ok("a1 CAPABILITY")?.join(" ");
         assert!(
@@ -249,9 +275,8 @@ fn no_password_in_clear_text_unless_allowed() -> Result<()> {
     })
 }
 
-#[test]
-fn clear_text_all_the_way_where_the_directory_says_so() -> Result<()> {
-    play_with(
+fn clear_text_all_the_way_where_the_directory_says_so(source: Source) -> Result<()> {
+    source.play_with(
         people(),
         |_, _, directory| {
             directory
@@ -279,9 +304,8 @@ fn clear_text_all_the_way_where_the_directory_says_so() -> Result<()> {
     )
 }
 
-#[test]
-fn a_second_try_on_the_same_connection_is_good() -> Result<()> {
-    play(|scene| {
+fn a_second_try_on_the_same_connection_is_good(source: Source) -> Result<()> {
+    source.play(|scene| {
         let mut wire = scene.imaps()?;
         assert!(
             wire.imap("a1 LOGIN alice@a.example wr0ng-c4n4ry")?

@@ -1,6 +1,6 @@
 //! A scene for a test: the usual town with Portico in front, and the usual ways to talk to it.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,7 +8,9 @@ use anyhow::{Context, Result, ensure};
 use openssl::base64::encode_block;
 use portico_tests::Stage;
 use portico_tests::config::{Directory, Node};
+use portico_tests::lookup::LookupService;
 use portico_tests::portico::Portico;
+use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Person, Town, people};
 use portico_tests::wire::Wire;
 
@@ -30,15 +32,64 @@ pub(crate) fn play_with(
     change: impl FnOnce(&Town, &mut Node, &mut Directory) -> Result<()>,
     test: impl FnOnce(&mut Scene) -> Result<()>,
 ) -> Result<()> {
-    Stage::run(|stage| {
-        let town = Town::build(stage, people)?;
-        let (mut node, mut directory) = (town.node(), town.directory());
-        change(&town, &mut node, &mut directory)?;
-        let portico = Portico::start(stage, &node, &directory, "debug")?;
-        let mut scene = Scene { stage, town, portico };
-        test(&mut scene)?;
-        scene.end()
-    })
+    Source::Yaml.play_with(people, change, test)
+}
+
+/// Where Portico learns who lives where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The YAML file.
+    Yaml,
+    /// A real slapd.
+    Ldap,
+    /// A lookup service that speaks Zimbra's protocol.
+    Zimbra,
+    /// A lookup service that speaks that of nginx's `auth_http`.
+    Nginx,
+}
+
+impl Source {
+    /// Plays a test with the usual people and the usual configuration.
+    pub(crate) fn play(self, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+        self.play_with(people(), |_, _, _| Ok(()), test)
+    }
+
+    /// Plays a test with a changed configuration.
+    pub(crate) fn play_with(
+        self,
+        people: Vec<Person>,
+        change: impl FnOnce(&Town, &mut Node, &mut Directory) -> Result<()>,
+        test: impl FnOnce(&mut Scene) -> Result<()>,
+    ) -> Result<()> {
+        Stage::run(|stage| {
+            let town = Town::build(stage, people)?;
+            let (mut node, mut directory) = (town.node(), town.directory());
+            change(&town, &mut node, &mut directory)?;
+            // Held until the test is over.
+            let (mut _slapd, mut _service) = (None, None);
+            match self {
+                Source::Yaml => {}
+                Source::Ldap => {
+                    let slapd = Slapd::start(stage, "slapd", &directory)?;
+                    node.directory = slapd.source("200ms");
+                    _slapd = Some(slapd);
+                }
+                Source::Zimbra | Source::Nginx => {
+                    let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+                    let service = LookupService::start(address, &town)?;
+                    let protocol = if self == Source::Zimbra { "zimbra" } else { "nginx" };
+                    node.directory = service.source(protocol);
+                    // Who would read accounts from the file would find nobody.
+                    directory.forget_accounts();
+                    _service = Some(service);
+                }
+            }
+            let portico = Portico::start(stage, &node, &directory, "debug")?;
+            let mut scene = Scene { stage, town, portico };
+            test(&mut scene)?;
+            scene.end()
+        })
+    }
 }
 
 impl Scene<'_> {

@@ -233,6 +233,11 @@ impl Directory {
         self.accounts.entry(name.to_owned()).or_default()
     }
 
+    /// Takes all accounts out.
+    pub fn forget_accounts(&mut self) {
+        self.accounts.clear();
+    }
+
     /// The YAML text.
     pub fn yaml(&self) -> String {
         let mut out = String::from("config:\n");

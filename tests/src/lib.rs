@@ -15,6 +15,7 @@ pub mod dovecot;
 pub mod fake;
 pub mod haproxy;
 pub mod load;
+pub mod lookup;
 pub mod player;
 pub mod portico;
 pub mod simulator;

@@ -4,8 +4,10 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 
 use crate::Stage;
 use crate::child::Child;
@@ -15,6 +17,9 @@ use crate::config::Directory;
 pub const ADMIN: (&str, &str) = ("uid=zimbra,cn=admins,cn=zimbra", "admin-s3cret");
 /// The same for who may only read.
 pub const READER: (&str, &str) = ("uid=zmnginx,cn=appaccts,cn=zimbra", "reader-s3cret");
+
+/// How long it may take to end.
+const END: Duration = Duration::from_secs(20);
 
 /// A running server. It is killed when dropped.
 pub struct Slapd {
@@ -56,16 +61,7 @@ impl Slapd {
                 .arg(&ldif))?;
         }
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
-        let (url, log) = (format!("ldap://{address}"), dir.join("slapd.log"));
-        let conf = conf.to_str().context("path")?;
-        let mut child = Child::spawn(
-            "slapd",
-            "/usr/sbin/slapd",
-            &["-d", "0", "-h", &url, "-f", conf],
-            &[],
-            &log,
-        )?;
-        child.wait_listening(&[address])?;
+        let child = spawn(&dir, address)?;
         for (name, (_, password)) in [("admin.password", ADMIN), ("reader.password", READER)] {
             fs::write(dir.join(name), password)?;
         }
@@ -147,10 +143,68 @@ impl Slapd {
         .map(drop)
     }
 
+    /// Changes an attribute of an account.
+    pub fn set_account(&self, name: &str, attribute: &str, value: &str) -> Result<()> {
+        let dn = account_dn(name)?;
+        self.change(&format!(
+            "dn: {dn}\nchangetype: modify\nreplace: {attribute}\n{attribute}: {value}\n"
+        ))
+    }
+
+    /// Takes an account away.
+    pub fn delete_account(&self, name: &str) -> Result<()> {
+        self.change(&format!("dn: {}\nchangetype: delete\n", account_dn(name)?))
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddrV4 {
+        self.address
+    }
+
+    /// Ends it as an operator does.
+    pub fn stop(&mut self) -> Result<()> {
+        self.child.stop(END)
+    }
+
+    /// Starts it again with what it holds, after it has ended.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.child = spawn(&self.dir, self.address)?;
+        Ok(())
+    }
+
+    /// Kills it, as a power cut does.
+    pub fn kill(&mut self) {
+        self.child.kill();
+    }
+
+    /// Stops it in the middle of whatever it does.
+    pub fn freeze(&self) -> Result<()> {
+        self.child.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.child.signal(Signal::SIGCONT)
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.is_running()
     }
+}
+
+fn spawn(dir: &Path, address: SocketAddrV4) -> Result<Child> {
+    let (url, conf) = (format!("ldap://{address}"), dir.join("slapd.conf"));
+    let args = ["-d", "0", "-h", &url, "-f", conf.to_str().context("path")?];
+    let mut child = Child::spawn("slapd", "/usr/sbin/slapd", &args, &[], &dir.join("slapd.log"))?;
+    child.wait_listening(&[address])?;
+    Ok(child)
+}
+
+/// Place of an account in the tree.
+fn account_dn(name: &str) -> Result<String> {
+    let (user, domain) = name.split_once('@').with_context(|| format!("{name} has no domain"))?;
+    Ok(format!("uid={user},ou=people,dc={}", domain.replace('.', ",dc=")))
 }
 
 fn config(dir: &Path, more: &str) -> String {

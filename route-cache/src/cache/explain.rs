@@ -285,9 +285,10 @@ impl RouteCache {
         let Subject::Login(login) = &lookup.subject else {
             return None;
         };
-        let (name, by) = match &self.source {
-            Source::Services(_) if !login.contains('@') => (String::new(), FoundBy::Service),
-            _ => resolve::domain_for(login, lookup, system)?,
+        let found = resolve::domain_for(login, lookup, system);
+        let (name, by) = match (&self.source, found) {
+            (Source::Services(_), Some((_, FoundBy::Default)) | None) => (String::new(), FoundBy::Service),
+            (_, found) => found?,
         };
         let known = system.domain(&name);
         let target = known
