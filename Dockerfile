@@ -1,7 +1,8 @@
-# The image of one Portico node.
+# The image of one Portico node: the program, the libraries that it loads, and nothing else. No shell is in it.
 #
-#   docker build -t portico .
+#   docker build -t portico .          or: make image
 #   docker run -v /srv/portico:/etc/portico:ro -p 143:143 -p 993:993 -p 443:443 portico
+#   docker run -v … portico check      what is wrong with the configuration
 #
 # /etc/portico holds portico.yaml, directory.yaml and the certificates they name; all must be readable by the
 # user `portico` (uid 10001). In a container let the logs go to standard output: `log: {access: "-", audit: "-"}`.
@@ -13,9 +14,12 @@
 #   - --cap-add NET_BIND_SERVICE helps only together with a file capability on the binary (setcap in an image of
 #     your own), because the user is not root.
 #
-# SIGHUP reads the directory and the certificates again (`docker kill -s HUP`). SIGTERM drains: give `docker stop -t`
-# (Kubernetes: terminationGracePeriodSeconds) some seconds more than grace_period_seconds in portico.yaml. The
-# upgrade by `-u` does not work here, because the container ends with its first process: start a new container.
+# SIGHUP reads the node file, the directory and the certificates again (`docker kill -s HUP`). SIGTERM stops within
+# `shutdown_timeout` of portico.yaml (30 seconds): give `docker stop -t` and Kubernetes'
+# terminationGracePeriodSeconds some seconds more; docker's own 10 are too few for that, so set one of them. The
+# upgrade does not work here, because the container ends with its first process: start a new container.
+#
+# A root file system that is read only is enough: `--read-only --tmpfs /run/portico`.
 
 FROM rust:1-bookworm AS build
 # The same packages as in `scripts/install build`.
@@ -25,17 +29,15 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 # .cargo/config.toml, which is copied too, links Debian's OpenSSL (docs/adr/0003-system-openssl.md).
-RUN cargo build --release --locked --package proxy-app
+RUN cargo build --release --locked --package proxy-app \
+ && scripts/rootfs /rootfs target/release/portico
 
-FROM debian:bookworm-slim
-RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates libssl3 \
- && rm -rf /var/lib/apt/lists/* \
- && useradd --system --uid 10001 --user-group --home-dir /nonexistent --shell /usr/sbin/nologin portico \
- && install -d /etc/portico \
- && install -d -o portico -g portico /run/portico /var/log/portico
-COPY --from=build /src/target/release/portico /usr/local/bin/portico
-COPY --from=build /src/conf /usr/share/portico/conf
+FROM scratch
+COPY --from=build /rootfs /
+# A copy belongs to root; these are written by the program.
+COPY --from=build --chown=10001:10001 /rootfs/run/portico /run/portico
+COPY --from=build --chown=10001:10001 /rootfs/var/log/portico /var/log/portico
+COPY --from=build --chown=10001:10001 /rootfs/var/lib/portico /var/lib/portico
 USER portico
 WORKDIR /etc/portico
 EXPOSE 80 443 143 993 110 995 6071

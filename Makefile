@@ -2,10 +2,13 @@
 # make test    everything that must hold
 # make bench   load on every door, memory of a session, CPU of a login (release build)
 # make fuzz    each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
+# make image   the image of the Dockerfile, with docker or what ENGINE says (podman, buildah)
+# make check-image   the same without a registry and without Docker, started and used
 
 FUZZ_SECONDS ?= 600
+ENGINE ?= docker
 
-.PHONY: run test bench fuzz
+.PHONY: run test bench fuzz image check-image
 
 run:
 	@scripts/install run
@@ -30,3 +33,10 @@ bench:
 fuzz:
 	@scripts/install build
 	@scripts/fuzz $(FUZZ_SECONDS)
+
+image:
+	$(ENGINE) build --tag portico .
+
+check-image:
+	@scripts/install image
+	@scripts/check-image

@@ -7,6 +7,7 @@ mod demo;
 mod dialogues;
 mod fail2ban;
 mod hostile;
+mod image;
 mod limits;
 mod logins;
 mod operate;
