@@ -21,6 +21,9 @@ const RECENT: usize = 256;
 /// Attempts that a watcher may be behind with.
 const BEHIND: usize = 1024;
 
+/// Watchers at one time: fewer than there are admin connections, so that they do not shut out everybody else.
+const WATCHERS: usize = 16;
+
 /// An attempt, and when it ended.
 #[derive(Debug)]
 pub struct Attempt {
@@ -67,9 +70,9 @@ impl Logins {
             .collect()
     }
 
-    /// All from now on.
-    pub fn follow(&self) -> broadcast::Receiver<Arc<Attempt>> {
-        self.now.subscribe()
+    /// All from now on; `None` if too many watch already.
+    pub fn follow(&self) -> Option<broadcast::Receiver<Arc<Attempt>>> {
+        (self.now.receiver_count() < WATCHERS).then(|| self.now.subscribe())
     }
 
     fn take(&self, record: &Record) {
@@ -198,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn a_slow_watcher_is_told_what_he_lost() {
         let logins = Logins::default();
-        let mut watcher = logins.follow();
+        let mut watcher = logins.follow().unwrap();
         for i in 0..BEHIND + 10 {
             logins.take(&record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
         }
@@ -206,5 +209,9 @@ mod tests {
         assert!(matches!(lost, broadcast::error::RecvError::Lagged(10)), "{lost:?}");
         let next = watcher.recv().await.unwrap();
         assert_eq!(next.record.user.as_deref(), Some("u10"));
+        let others: Vec<_> = std::iter::from_fn(|| logins.follow()).collect();
+        assert_eq!(others.len(), WATCHERS - 1);
+        drop(watcher);
+        assert!(logins.follow().is_some());
     }
 }

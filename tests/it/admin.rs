@@ -603,3 +603,71 @@ fn a_rotation_is_followed_at_a_signal() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn admin_clients_that_say_nothing_are_closed() -> Result<()> {
+    play(|scene| {
+        let path = scene.portico.dir().join("admin.sock");
+        let limit = Some(std::time::Duration::from_secs(40));
+        let mut silent = UnixStream::connect(&path)?;
+        let mut kept = UnixStream::connect(&path)?;
+        let mut slow = UnixStream::connect(&path)?;
+        for stream in [&silent, &kept, &slow] {
+            stream.set_read_timeout(limit)?;
+        }
+        kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        slow.write_all(b"GET /healthz HTTP/1.1\r\nHost")?;
+        let mut heard = Vec::new();
+        silent.read_to_end(&mut heard)?;
+        slow.read_to_end(&mut heard)?;
+        ensure!(
+            !heard.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&heard)
+        );
+        heard.clear();
+        kept.read_to_end(&mut heard)?;
+        ensure!(heard.ends_with(b"alive\n"), "{}", String::from_utf8_lossy(&heard));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_upgrade_takes_the_admin_socket_over() -> Result<()> {
+    let seen = std::cell::Cell::new(None);
+    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let free = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
+        seen.set(Some(free));
+        node.admin.push(format!("http: {free}"));
+        Ok(())
+    };
+    play_with(people(), change, |scene| {
+        let address = seen.get().context("no address")?;
+        let mut alice = scene.login("alice")?;
+        let first = json(&scene.portico, &["status"])?["pid"].clone();
+        let old = scene.portico.upgrade("info")?;
+        let status = json(&scene.portico, &["status"])?;
+        ensure!(
+            status["pid"] == scene.portico.pid() && status["pid"] != first,
+            "{status}"
+        );
+        // The old one keeps its session, and answers no more.
+        alice.imap_ok("a1 NOOP")?;
+        portico_tests::until("the new one alone on TCP", std::time::Duration::from_secs(20), || {
+            let answers = (0..8).map(|_| tcp(address, "GET /v1/status", ""));
+            let pid = format!("\"pid\":{}", scene.portico.pid());
+            for answer in answers {
+                if !answer?.contains(&pid) {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })?;
+        alice.imap_ok("a2 LOGOUT")?;
+        drop(old);
+        drop(scene.login("bob")?);
+        ensure!(json(&scene.portico, &["status"])?["ready"] == true, "not ready");
+        Ok(())
+    })
+}

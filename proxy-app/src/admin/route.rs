@@ -175,8 +175,11 @@ pub async fn explain(
     let explanation = app.routes.explain(&lookup).await;
     let (Subject::Login(login) | Subject::Id(login)) = lookup.subject;
     let mut explained = Explained::new(login, suffix, explanation, generation);
-    let health = explained.route.as_ref().and_then(|way| unwell(&app, &way.server));
-    explained.in_the_way.extend(health);
+    // A mail server may be well where its web side is not.
+    if matches!(question.protocol, Wanted::Web | Wanted::Admin) {
+        let health = explained.route.as_ref().and_then(|way| unwell(&app, &way.server));
+        explained.in_the_way.extend(health);
+    }
     Ok(Json(explained))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::{StreamExt, stream};
@@ -327,6 +327,7 @@ pub struct Watch {
 /// that come. Who does not read fast enough gets a line `{"lost": N}` in their place.
 #[utoipa::path(get, path = "/v1/logins", params(Watch), responses(
     (status = 200, content_type = "application/x-ndjson", body = String),
+    (status = 503, description = "Too many follow already", body = Failure),
 ))]
 pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> Response {
     let filter = Filter {
@@ -335,7 +336,7 @@ pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> 
         ip: watch.ip,
     };
     // First, so that nobody falls between the two; who comes in this moment is told twice at worst.
-    let coming = app.logins.follow();
+    let coming = Some(()).filter(|()| watch.follow).map(|()| app.logins.follow());
     let recent: String = app
         .logins
         .recent(&filter)
@@ -343,9 +344,13 @@ pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> 
         .map(|attempt| json_line(attempt))
         .collect();
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    if !watch.follow {
-        return (kind, recent).into_response();
-    }
+    let coming = match coming {
+        None => return (kind, recent).into_response(),
+        Some(Some(coming)) => coming,
+        Some(None) => {
+            return Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many follow the logins already").into_response();
+        }
+    };
     let first = stream::iter(Some(recent).filter(|recent| !recent.is_empty()));
     let rest = stream::unfold((coming, filter), |(mut coming, filter)| async move {
         let line = next(&mut coming, &filter).await?;
