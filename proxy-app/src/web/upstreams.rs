@@ -177,3 +177,293 @@ impl Groups {
         self.groups.load().values().any(|group| group.is_unreachable(address))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+
+    use route_cache::Entry;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::locations::group::{Check, GroupServer};
+    use super::*;
+
+    /// A server that answers checks with a status, and counts its connections.
+    struct Peer {
+        address: SocketAddr,
+        status: Arc<AtomicU16>,
+        connections: Arc<AtomicUsize>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Peer {
+        async fn start() -> Peer {
+            Peer::at("127.0.0.1:0".parse().unwrap()).await
+        }
+
+        async fn at(address: SocketAddr) -> Peer {
+            let listener = TcpListener::bind(address).await.unwrap();
+            let (status, connections) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicUsize::new(0)));
+            let (told, counted) = (status.clone(), connections.clone());
+            Peer {
+                address: listener.local_addr().unwrap(),
+                status,
+                connections,
+                task: tokio::spawn(async move {
+                    let mut all = tokio::task::JoinSet::new();
+                    while let Ok((mut tcp, _)) = listener.accept().await {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        let told = told.clone();
+                        all.spawn(async move {
+                            let mut asked = [0; 4096];
+                            while tcp.read(&mut asked).await.is_ok_and(|count| count > 0) {
+                                let status = told.load(Ordering::SeqCst);
+                                let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}");
+                                let _gone = tcp.write_all(answer.as_bytes()).await;
+                            }
+                        });
+                    }
+                }),
+            }
+        }
+
+        /// It is gone, with its connections.
+        async fn stop(self) -> SocketAddr {
+            self.task.abort();
+            let _ended = self.task.await;
+            self.address
+        }
+    }
+
+    fn basis(system: System) -> Basis {
+        Basis {
+            system: Arc::new(system),
+            node: "node.test".to_owned(),
+            ip_mode: IpMode::V4,
+            ca: None,
+            verify: true,
+        }
+    }
+
+    fn empty() -> System {
+        System::new(Entry::new("config"), [], [], [])
+    }
+
+    fn spec(name: &str, servers: &[(&Peer, u32)], check: Check) -> GroupSpec {
+        let servers = servers.iter().map(|(peer, weight)| GroupServer {
+            host: peer.address.ip().to_string(),
+            port: peer.address.port(),
+            weight: *weight,
+        });
+        GroupSpec {
+            name: name.to_owned(),
+            servers: servers.collect(),
+            tls: None,
+            check,
+        }
+    }
+
+    async fn groups(specs: &[GroupSpec]) -> Groups {
+        let groups = Groups::new(basis(empty()), Arc::default(), specs);
+        groups.prepare().await;
+        groups
+    }
+
+    /// How often each is chosen, one request after the other.
+    fn spread(group: &Group, count: usize) -> HashMap<SocketAddr, usize> {
+        let mut chosen = HashMap::new();
+        for _ in 0..count {
+            let member = group.pick(&[]).expect("somebody is up");
+            *chosen.entry(member.address).or_default() += 1;
+        }
+        chosen
+    }
+
+    const TCP: Check = Check::Tcp;
+
+    fn ready() -> Check {
+        Check::Http {
+            path: "/ready".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_are_spread_by_weight() {
+        let (a, b, c) = (Peer::start().await, Peer::start().await, Peer::start().await);
+        let groups = groups(&[
+            spec("even", &[(&a, 1), (&b, 1)], TCP),
+            spec("weighted", &[(&a, 3), (&b, 1)], TCP),
+            spec("three", &[(&a, 2), (&b, 1), (&c, 1)], TCP),
+        ])
+        .await;
+        for (name, expected) in [
+            ("even", [500, 500, 0]),
+            ("weighted", [750, 250, 0]),
+            ("three", [500, 250, 250]),
+        ] {
+            let chosen = spread(&groups.get(name).unwrap(), 1000);
+            for (peer, expected) in [&a, &b, &c].into_iter().zip(expected) {
+                let got = chosen.get(&peer.address).copied().unwrap_or_default();
+                assert!(got.abs_diff(expected) <= 75, "{name}: {got} for {expected}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_less_busy_one_gets_it() {
+        let (a, b) = (Peer::start().await, Peer::start().await);
+        let groups = groups(&[spec("g", &[(&a, 1), (&b, 1)], TCP)]).await;
+        let group = groups.get("g").unwrap();
+        let busy: Vec<_> = (0..10).map(|_| group.busy(a.address).unwrap()).collect();
+        let held: Vec<_> = (0..10).map(|_| group.pick(&[]).unwrap()).collect();
+        assert!(held.iter().all(|member| member.address == b.address));
+        assert_eq!(group.state().iter().map(|state| state.busy).sum::<usize>(), 20);
+        drop((busy, held));
+        assert_eq!(group.state().iter().map(|state| state.busy).sum::<usize>(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_fails_is_left_alone_and_used_if_there_is_nobody_else() {
+        let (a, b) = (Peer::start().await, Peer::start().await);
+        let groups = groups(&[spec("g", &[(&a, 1), (&b, 1)], TCP)]).await;
+        let group = groups.get("g").unwrap();
+        group.eject(a.address);
+        assert_eq!(spread(&group, 100).get(&a.address), None);
+        assert_eq!(group.pick(&[b.address]).map(|member| member.address), Some(a.address));
+        assert!(group.pick(&[a.address, b.address]).is_none());
+        let state = group.state();
+        let ejected = state.iter().find(|state| state.address == a.address).unwrap().ejected;
+        assert!(ejected.is_some_and(|left| left > Duration::from_secs(8)), "{ejected:?}");
+    }
+
+    #[tokio::test]
+    async fn checks_find_the_dead_and_the_unready() {
+        let (a, b) = (Peer::start().await, Peer::start().await);
+        let groups = groups(&[spec("g", &[(&a, 1), (&b, 1)], ready())]).await;
+        let group = groups.get("g").unwrap();
+        for _ in 0..5 {
+            group.look().await;
+        }
+        assert_eq!(spread(&group, 100).len(), 2);
+        assert_eq!(
+            a.connections.load(Ordering::SeqCst),
+            1,
+            "the connection of a check is kept"
+        );
+        a.status.store(500, Ordering::SeqCst);
+        group.look().await;
+        assert_eq!(spread(&group, 100).len(), 2, "once is not enough");
+        group.look().await;
+        assert_eq!(spread(&group, 100).get(&a.address), None);
+        assert!(!groups.is_unreachable(a.address));
+        let address = b.stop().await;
+        group.look().await;
+        group.look().await;
+        assert!(groups.is_unreachable(address));
+        assert_eq!(
+            spread(&group, 10).get(&a.address),
+            Some(&10),
+            "it answers, if only that it is not ready"
+        );
+        a.status.store(204, Ordering::SeqCst);
+        let b = Peer::at(address).await;
+        group.look().await;
+        group.look().await;
+        assert_eq!(spread(&group, 100).len(), 2);
+        assert_eq!(
+            group.state().iter().filter(|state| state.health == Health::Up).count(),
+            2
+        );
+        b.status.store(404, Ordering::SeqCst);
+        group.look().await;
+        group.look().await;
+        assert_eq!(
+            spread(&group, 100).get(&b.address),
+            None,
+            "a path of a file must be there"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_operator_decides() {
+        let (a, b) = (Peer::start().await, Peer::start().await);
+        let mut named = spec("g", &[(&a, 1), (&b, 1)], TCP);
+        named.servers[1].host = "localhost".to_owned();
+        let groups = groups(std::slice::from_ref(&named)).await;
+        let group = groups.get("g").unwrap();
+        assert!(!group.set_maintenance("nobody", true));
+        assert!(group.set_maintenance("localhost", true));
+        assert_eq!(spread(&group, 100).get(&b.address), None);
+        assert!(group.pick(&[a.address]).is_none(), "not even if nobody else is left");
+        groups.adopt(basis(empty()), &[named]);
+        group.look().await;
+        assert_eq!(spread(&group, 100).get(&b.address), None, "a reload does not end it");
+        assert!(group.set_maintenance("localhost", false));
+        assert!(group.set_weight("localhost", Some(0)));
+        assert_eq!(spread(&group, 100).get(&b.address), None);
+        assert!(group.set_weight("localhost", None));
+        assert_eq!(spread(&group, 200).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_reload_keeps_what_is_known() {
+        let (a, b) = (Peer::start().await, Peer::start().await);
+        let groups = groups(&[spec("g", &[(&a, 1), (&b, 1)], TCP), spec("gone", &[(&a, 1)], TCP)]).await;
+        let group = groups.get("g").unwrap();
+        group.eject(a.address);
+        groups.adopt(
+            basis(empty()),
+            &[spec("g", &[(&a, 5), (&b, 1)], ready()), spec("new", &[(&b, 1)], TCP)],
+        );
+        groups.prepare().await;
+        assert!(groups.get("gone").is_none());
+        assert!(groups.get("new").unwrap().pick(&[]).is_some());
+        let state = groups.get("g").unwrap().state();
+        let known = state.iter().find(|state| state.address == a.address).unwrap();
+        assert!(known.ejected.is_some() && known.weight == 5, "{known:?}");
+    }
+
+    #[tokio::test]
+    async fn the_directory_makes_groups() {
+        let server = |name: &str, more: &[(&str, &str)]| {
+            let mut entry = Entry::new(name);
+            entry.set("zimbraServiceEnabled", ["mailbox"]);
+            entry.set("zimbraServiceHostname", ["127.0.0.9"]);
+            more.iter().for_each(|(key, value)| entry.set(key, [*value]));
+            entry
+        };
+        let mut config = Entry::new("config");
+        config.set("zimbraReverseProxyUpstreamEwsServers", ["b.test"]);
+        config.set("zimbraReverseProxySSLToUpstreamEnabled", ["TRUE"]);
+        let servers = [
+            server("a.test", &[("zimbraMailSSLPort", "8443")]),
+            server(
+                "b.test",
+                &[
+                    ("zimbraMailSSLPort", "9443"),
+                    ("zimbraReverseProxyLookupTarget", "FALSE"),
+                ],
+            ),
+            server("c.test", &[("zimbraMailSSLPort", "9444"), ("zimbraMailMode", "off")]),
+        ];
+        let groups = Groups::new(basis(System::new(config, servers, [], [])), Arc::default(), &[]);
+        groups.prepare().await;
+        let members = |name: &str| -> Vec<String> {
+            let state = groups.get(name).unwrap().state();
+            state
+                .iter()
+                .map(|state| format!("{} {}", state.server, state.address))
+                .collect()
+        };
+        assert_eq!(members(MAILBOX), ["a.test 127.0.0.9:8443"]);
+        assert_eq!(members(ADMIN), ["a.test 127.0.0.9:7071"]);
+        assert_eq!(members(ZX), ["a.test 127.0.0.9:8743"]);
+        assert_eq!(members(EWS), ["b.test 127.0.0.9:9443"]);
+        assert_eq!(members(LOGIN), Vec::<String>::new());
+        groups.adopt(basis(empty()), &[]);
+        groups.prepare().await;
+        assert_eq!(groups.get(MAILBOX).unwrap().state().len(), 0);
+    }
+}
