@@ -95,6 +95,9 @@ pub struct Record {
     /// Number of the connection, unique on this node: joins the lines of one session.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub conn: String,
+    /// Id of the web request, which the server and the client got too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// Address of the listener.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub listener: String,

@@ -17,7 +17,7 @@ use route_cache::directory::Judge;
 use route_cache::directory::ldap::{self, LdapDirectory};
 use route_cache::directory::yaml::YamlDirectory;
 use route_cache::yaml::Problems;
-use route_cache::{AddressBook, Directory, RouteCache, Service, System};
+use route_cache::{AddressBook, Directory, RouteCache, System};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -34,7 +34,8 @@ use crate::snapshot::{self, Built, Snapshot, problem};
 use crate::systemd;
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
-use crate::web::upstreams::{self, Basis, Group, Groups};
+use crate::web::locations::Live;
+use crate::web::upstreams::{Basis, Groups};
 
 /// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives
 /// the fork into the background.
@@ -48,6 +49,7 @@ pub struct Plan {
     lookup_trust: Option<Arc<UpstreamTrust>>,
     names: Arc<Names>,
     certificates: Certificates,
+    locations: Live,
     snapshot: Snapshot,
 }
 
@@ -86,6 +88,16 @@ impl Plan {
         check_certificates(&listeners, &store, &mut problems);
         check_logs(&config, &mut problems);
         certificates.store(Arc::new(store));
+        let locations = match Live::load(&config.web.locations, &config.node, &system) {
+            Ok((locations, warnings)) => {
+                problems.extend(warnings);
+                locations
+            }
+            Err(errors) => {
+                problems.extend(errors);
+                return Err(problems);
+            }
+        };
         let lookup_trust = routes::trust(&config).unwrap_or_else(|error| {
             problems.push(problem("directory.lookup.ca_file", error));
             None
@@ -98,6 +110,7 @@ impl Plan {
             lookup_trust,
             names,
             certificates,
+            locations,
             snapshot,
         };
         problems.or(plan)
@@ -139,6 +152,8 @@ pub struct App {
     pub access: Log,
     /// Host names of mailbox servers.
     pub names: Arc<Names>,
+    /// Which web request goes where.
+    pub locations: Live,
     /// Connections that are open.
     pub open: Open,
     /// How many there may be.
@@ -186,6 +201,7 @@ impl App {
             lookup_trust,
             names,
             certificates,
+            locations,
             snapshot,
         } = plan;
         names.never(addresses(&listeners));
@@ -203,7 +219,11 @@ impl App {
             metrics: metrics.clone(),
         });
         let access = open_log("access", &config.log.access)?;
-        let groups = Arc::new(Groups::new(basis(&config, &snapshot), names.clone(), &[]));
+        let groups = Arc::new(Groups::new(
+            basis(&config, &snapshot),
+            names.clone(),
+            &locations.written().groups,
+        ));
         let app = Arc::new(App {
             snapshot: ArcSwap::from_pointee(snapshot),
             routes,
@@ -212,6 +232,7 @@ impl App {
             audit_log,
             access,
             names,
+            locations,
             node_file: (path, config.written.clone()),
             reloading: tokio::sync::Mutex::default(),
             listeners: watch::Sender::new(ListenerList { number: 0, listeners }),
@@ -271,7 +292,12 @@ impl App {
         )
     }
 
-    /// Reads the node file, the directory and the certificates again and runs what they say now. What cannot be used
+    /// How many connections there were since the start.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What cannot be used
     /// changes nothing.
     pub async fn reload(self: &Arc<Self>) -> Reloaded {
         let _one = self.reloading.lock().await;
@@ -289,6 +315,9 @@ impl App {
         let systems = changes::of_systems(&old.0.system, &self.snapshot.load().system);
         let certificates = changes::of_certificates(&old.1, &self.certificates.load());
         reloaded.changes.extend(systems.into_iter().chain(certificates));
+        if let Err(problems) = self.reload_locations("reloaded") {
+            reloaded.problems.extend(problems);
+        }
         self.reopen_logs(&access, &audit, &mut reloaded);
         reloaded.problems.extend(self.listeners_settled().await);
         // An account may have moved.
@@ -397,7 +426,40 @@ impl App {
             Arc::new(move |system: &Arc<System>| app.adopt(&app.config.load_full(), system, "the directory changed"));
         let poll = self.config.load().directory.poll;
         let watch = self.directory.clone().watch(poll, judge);
-        tokio::join!(watch, self.routes.follow_directory(), self.routes.clone().keep_fresh());
+        tokio::join!(
+            watch,
+            self.routes.follow_directory(),
+            self.routes.clone().keep_fresh(),
+            self.follow_locations()
+        );
+    }
+
+    /// Takes changes of the files of locations over as they come.
+    async fn follow_locations(&self) {
+        loop {
+            tokio::time::sleep(self.config.load().directory.poll).await;
+            if self.locations.has_changed()
+                && let Err(problems) = self.reload_locations("the locations changed")
+            {
+                problems.iter().for_each(|problem| log::warn!("{problem}"));
+                log::error!("the locations cannot be read; those before stay in force");
+            }
+        }
+    }
+
+    fn reload_locations(&self, why: &str) -> Result<(), Problems> {
+        // One change after the other.
+        let _told = self.told.lock();
+        let (config, snapshot) = (self.config.load_full(), self.snapshot.load());
+        let warnings = self.locations.reload(&config.web.locations, &snapshot.system)?;
+        self.groups
+            .adopt(basis(&config, &snapshot), &self.locations.written().groups);
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        log::info!(
+            "{} locations are in force ({why})",
+            self.locations.table().entries().len()
+        );
+        Ok(())
     }
 
     /// Runs what this node file and this system say, with nothing put in place before all of it is known to be good.
@@ -413,7 +475,9 @@ impl App {
         let ((), warnings) = problems.or(())?;
         report_new(&mut told, &warnings);
         self.certificates.store(Arc::new(built.certificates));
-        self.groups.adopt(basis(config, &built.snapshot), &[]);
+        self.locations.adopt(system);
+        let basis = basis(config, &built.snapshot);
+        self.groups.adopt(basis, &self.locations.written().groups);
         self.snapshot.store(Arc::new(built.snapshot));
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
         self.limits.change(config.limits.clone());
@@ -445,15 +509,6 @@ impl App {
             generation,
             ..Record::default()
         });
-    }
-
-    /// The mailbox servers, for web requests of nobody in particular.
-    pub fn group(&self, service: Service) -> Arc<Group> {
-        let name = match service {
-            Service::Admin => upstreams::ADMIN,
-            _ => upstreams::MAILBOX,
-        };
-        self.groups.get(name).expect("groups of the directory are always there")
     }
 
     /// The HTTP engine of this house.

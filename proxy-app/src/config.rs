@@ -97,13 +97,16 @@ impl Default for Ends {
 }
 
 /// Keys that a reload puts in force. All others are read at the start only. A key stands for all below it.
-const LIVE: [&str; 12] = [
+const LIVE: [&str; 15] = [
     "listeners",
     "tls",
     "limits",
     "mail",
     "web.trusted_forwarders",
+    "web.locations",
+    "web.acme_dir",
     "log.access",
+    "log.access_format",
     "log.audit",
     "route_cache.ttl",
     "route_cache.stale",
@@ -276,6 +279,19 @@ pub struct MailConfig {
 pub struct WebConfig {
     /// Networks whose `X-Forwarded-For` is believed.
     pub trusted_forwarders: Vec<IpNet>,
+    /// The files of locations, in order; none: the built-in table.
+    pub locations: Vec<PathBuf>,
+    /// Where another program puts the answers to challenges of an ACME authority.
+    pub acme_dir: Option<PathBuf>,
+}
+
+/// The form of the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessFormat {
+    /// The line of a Carbonio proxy.
+    Carbonio,
+    /// One JSON object a line.
+    Json,
 }
 
 /// The form of the audit log.
@@ -292,6 +308,8 @@ pub enum AuditFormat {
 pub struct LogConfig {
     /// Where the access log goes.
     pub access: Target,
+    /// Its form.
+    pub access_format: AccessFormat,
     /// Where the audit log goes.
     pub audit: Target,
     /// Its form.
@@ -363,6 +381,7 @@ impl Config {
             web: new.web.clone(),
             log: LogConfig {
                 access: new.log.access.clone(),
+                access_format: new.log.access_format,
                 audit: new.log.audit.clone(),
                 ..self.log
             },
@@ -472,9 +491,12 @@ impl Reader {
             mail: self.mail_of(None),
             web: WebConfig {
                 trusted_forwarders: Vec::new(),
+                locations: Vec::new(),
+                acme_dir: None,
             },
             log: LogConfig {
                 access: Target::Stdout,
+                access_format: AccessFormat::Carbonio,
                 audit: Target::Stdout,
                 audit_format: AuditFormat::Json,
             },
@@ -985,6 +1007,8 @@ impl Reader {
     fn web(&mut self, root: &mut Mapping<'_>) -> WebConfig {
         let mut config = WebConfig {
             trusted_forwarders: Vec::new(),
+            locations: Vec::new(),
+            acme_dir: None,
         };
         let Some(mut section) = self.section(root, "web") else {
             return config;
@@ -996,8 +1020,12 @@ impl Reader {
             config.trusted_forwarders = networks;
         }
         if let Some(node) = section.take("locations") {
-            node.warning("has no effect in this version", &mut self.problems);
+            let files = node.each(&mut self.problems, |item, problems| item.path_buf(problems));
+            config.locations = files.unwrap_or_default();
         }
+        config.acme_dir = section
+            .take("acme_dir")
+            .and_then(|node| node.path_buf(&mut self.problems));
         section.finish(&mut self.problems);
         config
     }
@@ -1005,6 +1033,7 @@ impl Reader {
     fn log(&mut self, root: &mut Mapping<'_>) -> LogConfig {
         let mut config = LogConfig {
             access: Target::Stdout,
+            access_format: AccessFormat::Carbonio,
             audit: Target::Stdout,
             audit_format: AuditFormat::Json,
         };
@@ -1013,6 +1042,13 @@ impl Reader {
         };
         if let Some(target) = self.target(&mut section, "access") {
             config.access = target;
+        }
+        let formats = [("carbonio", AccessFormat::Carbonio), ("json", AccessFormat::Json)];
+        if let Some(format) = section
+            .take("access_format")
+            .and_then(|node| node.choice(&formats, &mut self.problems))
+        {
+            config.access_format = format;
         }
         if let Some(target) = self.target(&mut section, "audit") {
             config.audit = target;
@@ -1305,8 +1341,8 @@ mod tests {
             &value("{}"),
             &value("{mail: {pop3_idle: 1m}, memcached: {servers: []}, drain_max: 1h, web: {locations: x}}"),
         );
-        assert_eq!(live, ["drain_max", "mail.pop3_idle"]);
-        assert_eq!(not, ["memcached.servers", "web.locations"]);
+        assert_eq!(live, ["drain_max", "mail.pop3_idle", "web.locations"]);
+        assert_eq!(not, ["memcached.servers"]);
     }
 
     #[test]

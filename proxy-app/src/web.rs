@@ -3,13 +3,13 @@
 //! A request goes to the mailbox server of its account where one can be told, and to any healthy one otherwise:
 //! every server can answer for every account, only slower. Passwords and tokens are not checked here.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
 use mail_proxy::audit::{Event, Phase, Record};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -17,26 +17,36 @@ use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use route_cache::{Lookup, Route, RouteError, Server, Subject, UpstreamTls};
+use route_cache::attributes as a;
+use route_cache::{Route, RouteError, Server, UpstreamTls};
 
 use crate::app::App;
 use crate::client_certs::Shown;
+use crate::config::AccessFormat;
 use crate::connector;
 use crate::logs;
-use crate::snapshot::{MailMode, Snapshot, web_service};
+use crate::sites::Site;
+use crate::snapshot::{MailMode, Snapshot};
 
 pub mod account;
+mod answers;
 pub mod connection;
 mod frames;
 pub mod headers;
 pub mod locations;
 pub mod login;
+mod relocation;
 pub mod static_ui;
 pub mod upstreams;
+mod way;
 mod websocket;
 
-use account::Claim;
+use answers::{Answer, Form};
 use connection::WebClient;
+use locations::{Action, Files, Found, HostRule, Mailbox, Timeouts};
+use relocation::Relocation;
+use upstreams::Member;
+use way::{Asked, Onward, Way};
 
 /// An HTTP/2 connection without streams is closed after this.
 pub const H2_IDLE: Duration = Duration::from_secs(180);
@@ -46,23 +56,34 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 const TRIES: usize = 3;
 /// Connections to servers are kept this long without use: less than Jetty's 60 s.
 const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
-/// The longest wait of `NoOpRequest` and `WaitSetRequest` (1200 s) and a little more (HTTP §2.3).
-const LONG_POLL: Duration = Duration::from_secs(1220);
+/// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §3.5).
+const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
 /// The web side of the house.
 pub struct Web {
     app: Arc<App>,
+    requests: AtomicU64,
 }
 
 /// What is known of one request, from its first phase to its last.
 pub struct Exchange {
     snapshot: Arc<Snapshot>,
-    /// The client, after PROXY header and trusted forwarders.
-    client: Option<IpAddr>,
-    lookup: Option<Lookup>,
+    begun: Instant,
+    /// What it asks for; `None` before it was read.
+    asked: Option<Asked>,
+    /// The virtual host that it asks for.
+    site: Option<Arc<Site>>,
+    /// Where it goes, if to a server.
+    onward: Option<Box<Onward>>,
+    /// Its location, for logs and for the headers of the answer.
+    found: Option<Found>,
+    /// In which form its client is told of errors.
+    form: Form,
     route: Option<Route>,
     target: Option<Target>,
     tried: Vec<SocketAddr>,
+    /// Bytes of the body so far.
+    body_bytes: u64,
     body: Option<login::Body>,
     seen: Option<login::Seen>,
     sets_cookie: bool,
@@ -75,68 +96,139 @@ pub struct Exchange {
 struct Target {
     server: Server,
     address: SocketAddr,
+    /// Whether the server must prove who it is.
+    verify: bool,
     /// The account's own server; nobody else will do.
     own: bool,
+    /// Counts the server as busy while it lives.
+    _member: Option<Member>,
+}
+
+impl Exchange {
+    fn id(&self) -> &str {
+        self.asked.as_ref().map_or("-", |asked| &asked.id)
+    }
+}
+
+/// Where the account of a request lives, if it has one that is known: the server, and how it was found.
+enum Home {
+    /// Its own server.
+    Known(Box<Route>, Server),
+    /// Anybody may answer.
+    Anybody,
+    /// Its domain does not admit this client.
+    NotAllowed,
+}
+
+/// Asks where the account of a request lives.
+async fn home(app: &App, snapshot: &Snapshot, onward: &Onward) -> Home {
+    let (Some(lookup), Some(mailbox)) = (&onward.lookup, onward.mailbox()) else {
+        return Home::Anybody;
+    };
+    match app.routes.route(lookup).await {
+        Ok(route) => match own_server(app, snapshot, mailbox, &route) {
+            Some(server) => Home::Known(Box::new(route), server),
+            None => Home::Anybody,
+        },
+        Err(RouteError::NotAllowed { .. }) => Home::NotAllowed,
+        // Any server can answer for anybody; what it says of an unknown user is for it to say.
+        Err(error) => {
+            log::debug!("no route for a web request: {error}");
+            Home::Anybody
+        }
+    }
+}
+
+/// The account's server with the service that is asked for. A web server for Exchange is only one that is named so.
+fn own_server(app: &App, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -> Option<Server> {
+    let mut server = Server::of(route);
+    match mailbox {
+        Mailbox::Web | Mailbox::Admin => {}
+        Mailbox::Zx => {
+            server.port = match server.tls {
+                UpstreamTls::Clear => EXTENSION_PORTS.0,
+                UpstreamTls::Implicit { .. } => EXTENSION_PORTS.1,
+            }
+        }
+        Mailbox::Ews => {
+            let node = snapshot.system.node(&app.config.load().node);
+            let named = node.list(&a::REVERSE_PROXY_UPSTREAM_EWS_SERVERS);
+            let mut entries = named.into_iter().filter_map(|name| snapshot.system.server(name));
+            entries.find(|entry| entry.name() == &*server.name)?;
+        }
+    }
+    Some(server)
 }
 
 impl Web {
     /// The web side of `app`.
     pub fn new(app: Arc<App>) -> Web {
-        Web { app }
+        Web {
+            app,
+            requests: AtomicU64::new(0),
+        }
     }
 
-    /// Where the account of this request lives, if it has one that is known.
+    /// The server of the request's account, if it has one that is known.
     async fn locate(&self, exchange: &mut Exchange) -> Result<Option<Target>> {
-        let Some(lookup) = &exchange.lookup else {
+        let Some(onward) = &exchange.onward else {
             return Ok(None);
         };
         let begun = Instant::now();
-        let found = self.app.routes.route(lookup).await;
-        self.app.metrics.phase(Phase::Lookup, "http", begun.elapsed());
-        let route = match found {
-            Ok(route) => route,
-            Err(RouteError::NotAllowed { .. }) => {
+        let found = home(&self.app, &exchange.snapshot, onward).await;
+        if onward.lookup.is_some() {
+            self.app.metrics.phase(Phase::Lookup, "http", begun.elapsed());
+        }
+        let (route, server) = match found {
+            Home::Known(route, server) => (route, server),
+            Home::Anybody => return Ok(None),
+            Home::NotAllowed => {
                 return Error::e_explain(
                     ErrorType::HTTPStatus(403),
                     "client address is not allowed on this domain",
                 );
-            }
-            // Any server can answer for anybody; what it says of an unknown user is for it to say.
-            Err(error) => {
-                log::debug!("no route for a web request: {error}");
-                return Ok(None);
             }
         };
         let mode = exchange.snapshot.web.ip_mode;
         let addresses = self
             .app
             .names
-            .resolve(&route.host, route.port, mode)
+            .resolve(&server.host, server.port, mode)
             .await
-            .map_err(|error| Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", route.host)).into_up())?;
+            .map_err(|error| {
+                Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", server.host)).into_up()
+            })?;
         let address = addresses
             .iter()
             .find(|address| !exchange.tried.contains(address))
             .or(addresses.first());
+        let verify = exchange.snapshot.web.upstream_verify;
         let target = address.map(|&address| Target {
-            server: Server::of(&route),
+            server,
             address,
+            verify,
             own: true,
+            _member: None,
         });
-        exchange.route = Some(route);
+        exchange.route = Some(*route);
         Ok(target)
     }
 
-    fn any_server(&self, admin: bool, exchange: &Exchange) -> Result<Target> {
-        let group = self.app.group(web_service(admin));
-        let member = group.pick(&exchange.tried).filter(|_| exchange.tried.len() < TRIES);
+    fn any_server(&self, exchange: &Exchange) -> Result<Target> {
+        let name = exchange.onward.as_ref().map_or("", |onward| onward.group());
+        let group = self.app.groups.get(name);
+        let member = group
+            .filter(|_| exchange.tried.len() < TRIES)
+            .and_then(|group| group.pick(&exchange.tried));
         let Some(member) = member else {
-            return Error::e_explain(ErrorType::HTTPStatus(503), "no mailbox server is up");
+            return Error::e_explain(ErrorType::HTTPStatus(503), format!("no server of group {name} is up"));
         };
         Ok(Target {
-            server: member.server,
+            server: member.server.clone(),
             address: member.address,
+            verify: member.verify,
             own: false,
+            _member: Some(member),
         })
     }
 }
@@ -148,11 +240,16 @@ impl ProxyHttp for Web {
     fn new_ctx(&self) -> Exchange {
         Exchange {
             snapshot: self.app.snapshot.load_full(),
-            client: None,
-            lookup: None,
+            begun: Instant::now(),
+            asked: None,
+            site: None,
+            onward: None,
+            found: None,
+            form: Form::Json,
             route: None,
             target: None,
             tried: Vec::new(),
+            body_bytes: 0,
             body: None,
             seen: None,
             sets_cookie: false,
@@ -161,15 +258,21 @@ impl ProxyHttp for Web {
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let Some(web) = connection::client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();
-        let Asked { client, host, lookup } = asked(&self.app, web, request);
-        if host.is_none() && request.version > http::Version::HTTP_10 {
+        let asked = Asked::read(&self.app, web, request);
+        exchange.form = Form::of(request);
+        let no_host = asked.host.is_none() && request.version > http::Version::HTTP_10;
+        exchange.asked = Some(asked.clone());
+        let sites = &exchange.snapshot.web.sites;
+        exchange.site = Some(sites.of(asked.host.as_deref(), web.client.local.ip()).clone());
+        if no_host {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
-        if let Err(refusal) = web.may_ask_for(host.as_deref(), &exchange.snapshot.web.sites) {
+        if let Err(refusal) = web.may_ask_for(asked.host.as_deref(), &exchange.snapshot.web.sites) {
             return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
         }
         if !has_one_length(&request.headers) {
@@ -183,21 +286,19 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
         }
         let clear = web.tls.is_none() && !web.admin;
-        exchange.client = Some(client);
-        exchange.lookup = lookup;
-        let form = login::is_login_path(request.uri.path());
-        let basic = login::basic(&request.uri, &request.headers);
         session.set_write_timeout(Some(CLIENT_PATIENCE));
-        if clear && exchange.snapshot.web.mode != MailMode::Both {
-            return self.clear_port(session, exchange, host).await;
+        if self.challenge(session, exchange).await? {
+            return Ok(true);
         }
-        exchange.seen = basic;
-        exchange.body = form.map(login::Body::new);
-        Ok(false)
+        if clear && exchange.snapshot.web.mode != MailMode::Both {
+            return self.clear_port(session, exchange, &asked).await;
+        }
+        self.go(session, exchange, &asked).await
     }
 
     async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
-        let admin = connection::client_of(session).is_some_and(|web| web.admin);
+        // What was tried before is not busy with it any more.
+        exchange.target = None;
         let target = match self.locate(exchange).await? {
             Some(target) => {
                 if let (Some(web), Some(route)) = (connection::client_of(session), &exchange.route) {
@@ -205,9 +306,12 @@ impl ProxyHttp for Web {
                 }
                 target
             }
-            None => self.any_server(admin, exchange)?,
+            None => self.any_server(exchange)?,
         };
-        let peer = peer(&target, session, &exchange.snapshot);
+        let Some(onward) = &exchange.onward else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a location");
+        };
+        let peer = peer(&target, onward, &exchange.snapshot);
         exchange.target = Some(target);
         Ok(Box::new(peer))
     }
@@ -219,8 +323,13 @@ impl ProxyHttp for Web {
         end: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if let (Some(body), Some(chunk)) = (&mut exchange.body, chunk) {
+        if let (Some(body), Some(chunk)) = (&mut exchange.body, &chunk) {
             body.push(chunk);
+        }
+        exchange.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        let most = exchange.onward.as_ref().and_then(|onward| onward.forward().max_body);
+        if most.is_some_and(|most| exchange.body_bytes > most) {
+            return Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location");
         }
         if end && let Some(seen) = exchange.body.take().and_then(login::Body::user) {
             exchange.seen = Some(seen);
@@ -234,27 +343,32 @@ impl ProxyHttp for Web {
         upstream: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        let Some(web) = connection::client_of(session) else {
+        let (Some(web), Some(onward)) = (connection::client_of(session), &exchange.onward) else {
+            return Ok(());
+        };
+        let (Some(asked), Some(target)) = (&exchange.asked, &exchange.target) else {
             return Ok(());
         };
         for name in headers::dropped(&session.req_header().headers) {
             upstream.remove_header(&name);
         }
-        let host = upstream
-            .headers
-            .get(http::header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .map(str::to_owned);
-        let hop = headers::Hop {
-            client: exchange.client.unwrap_or(web.client.addr.ip()),
-            scheme: scheme(web),
-            host: host.as_deref(),
-            port: web.client.local.port(),
-        };
-        for (name, value) in headers::added(hop) {
-            upstream.insert_header(name, value)?;
+        for name in [http::header::UPGRADE, http::header::CONNECTION] {
+            // Web sockets do not come this way.
+            upstream.remove_header(&name);
         }
-        for (name, value) in web.shown.iter().flat_map(Shown::headers) {
+        let lines = onward_headers(web, asked, onward, &target.server);
+        for name in &onward.forward().remove_headers {
+            upstream.remove_header(name);
+        }
+        // Without an authority in it, so that Host is what it is set to.
+        let target = onward.target.parse::<http::Uri>();
+        upstream.set_uri(target.map_err(|error| {
+            Error::explain(
+                ErrorType::HTTPStatus(400),
+                format!("the path cannot be sent on: {error}"),
+            )
+        })?);
+        for (name, value) in lines {
             upstream.insert_header(name, value)?;
         }
         Ok(())
@@ -262,7 +376,7 @@ impl ProxyHttp for Web {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
@@ -271,14 +385,30 @@ impl ProxyHttp for Web {
             let name = cookie.as_bytes().split(|&b| b == b'=').next().unwrap_or_default();
             matches!(name, b"ZM_AUTH_TOKEN" | b"ZM_ADMIN_AUTH_TOKEN")
         });
-        Ok(())
+        if let Some(target) = &exchange.target
+            && let Some(group) = exchange
+                .onward
+                .as_ref()
+                .and_then(|onward| self.app.groups.get(onward.group()))
+        {
+            group.answered(target.address);
+        }
+        let status = response.status.as_u16();
+        if matches!(status, 404 | 502..=504) && exchange.form == Form::Page {
+            // A person gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
+            return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
+        }
+        if let Some(web) = connection::client_of(session) {
+            relocate(web, exchange, response)?;
+        }
+        dress(exchange, response)
     }
 
     /// Nothing has been sent yet: the route is forgotten and asked for again, once; a request of nobody goes to
     /// another server.
     fn fail_to_connect(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         _peer: &HttpPeer,
         exchange: &mut Exchange,
         mut error: Box<Error>,
@@ -286,11 +416,14 @@ impl ProxyHttp for Web {
         let Some(target) = exchange.target.take() else {
             return error;
         };
-        let admin = connection::client_of(session).is_some_and(|web| web.admin);
-        self.app.group(web_service(admin)).eject(target.address);
         self.app.metrics.connected(&target.address.to_string(), false);
+        let onward = exchange.onward.as_ref();
+        if let Some(group) = onward.and_then(|onward| self.app.groups.get(onward.group())) {
+            group.eject(target.address);
+        }
         exchange.tried.push(target.address);
-        let again = match (target.own, &exchange.lookup) {
+        let lookup = onward.and_then(|onward| onward.lookup.as_ref());
+        let again = match (target.own, lookup) {
             (true, Some(lookup)) => {
                 self.app.routes.forget(lookup);
                 exchange.tried.len() == 1
@@ -302,18 +435,23 @@ impl ProxyHttp for Web {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, _exchange: &mut Exchange) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
         let code = status_of(error);
         let begun = session
             .response_written()
             .is_some_and(|response| !response.status.is_informational());
         if code > 0 && !begun {
-            let number = connection::client_of(session).map_or(String::new(), |web| web.number.clone());
             session.set_keepalive(None);
-            let page = error_page(code, &number);
-            if let Err(error) = answer(session, code, &[("Content-Type", "text/html; charset=utf-8")], page).await {
+            let sent = match Answer::error(code, exchange.form, exchange.id()) {
+                Ok(answer) => answer_with(answer, session, exchange).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
                 log::debug!("an error page could not be sent: {error}");
             }
+        }
+        if matches!(code, 500 | 502..=504) && !exchange.answered {
+            log::warn!("request {}: {code}: {error}", exchange.id());
         }
         FailToProxy {
             error_code: code,
@@ -329,11 +467,8 @@ impl ProxyHttp for Web {
             .response_written()
             .map_or(0, |response| response.status.as_u16());
         web.live.add_out(session.body_bytes_sent() as u64);
-        let group = match &exchange.target {
-            None => "none",
-            Some(_) if web.admin => upstreams::ADMIN,
-            Some(_) => upstreams::MAILBOX,
-        };
+        let onward = exchange.onward.as_ref().filter(|_| exchange.target.is_some());
+        let group = onward.map_or("none", |onward| onward.group());
         self.app.metrics.web_request(group, status);
         self.log_access(session, web, exchange, status);
         if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
@@ -348,21 +483,31 @@ impl ProxyHttp for Web {
 }
 
 impl Web {
+    /// Answers the challenge of an ACME authority, on every listener and in every mode. One that is not here goes on
+    /// like any other request: another program may have it.
+    async fn challenge(&self, session: &mut Session, exchange: &Exchange) -> Result<bool> {
+        let Some(folder) = self.app.config.load().web.acme_dir.clone() else {
+            return Ok(false);
+        };
+        let Some(proof) = answers::challenge(&folder, session.req_header().uri.path()).await else {
+            return Ok(false);
+        };
+        let answer = Answer::text(200, "application/octet-stream", proof)?;
+        answer_with(answer, session, exchange).await?;
+        Ok(true)
+    }
+
     /// A clear-text web port, where it does not serve: HTTP §1.5, §1.6.
-    async fn clear_port(&self, session: &mut Session, exchange: &Exchange, host: Option<String>) -> Result<bool> {
-        let request = session.req_header();
-        if request.headers.contains_key(http::header::CONTENT_LENGTH)
-            || request.headers.contains_key(http::header::TRANSFER_ENCODING)
-        {
-            // The body is not read.
-            session.set_keepalive(None);
-        }
+    async fn clear_port(&self, session: &mut Session, exchange: &Exchange, asked: &Asked) -> Result<bool> {
         if exchange.snapshot.web.mode == MailMode::Https {
-            let text = page("403 Forbidden", "This server speaks HTTPS only.");
-            answer(session, 403, &[("Content-Type", "text/html; charset=utf-8")], text).await?;
+            let answer = Answer::error(403, exchange.form, &asked.id)?;
+            answer_with(answer, session, exchange).await?;
             return Ok(true);
         }
-        let host = host.unwrap_or_else(|| self.app.config.load().node.clone());
+        let host = asked
+            .host
+            .clone()
+            .unwrap_or_else(|| self.app.config.load().node.clone());
         let host = if host.contains(':') { format!("[{host}]") } else { host };
         let port = match exchange.snapshot.web.https_port {
             443 => String::new(),
@@ -373,20 +518,85 @@ impl Web {
             .uri
             .path_and_query()
             .map_or("/", |target| target.as_str());
-        let location = format!("https://{host}{port}{target}");
-        let headers = [
-            ("Location", location.as_str()),
-            ("Content-Type", "text/html; charset=utf-8"),
-        ];
-        let text = page("302 Found", "This page has moved to HTTPS.");
-        answer(session, 302, &headers, text).await?;
+        let answer = Answer::redirect(302, &format!("https://{host}{port}{target}"))?;
+        answer_with(answer, session, exchange).await?;
         Ok(true)
     }
 
-    fn log_access(&self, session: &Session, web: &WebClient, exchange: &Exchange, status: u16) {
-        if !self.app.access.is_on() {
-            return;
+    /// Answers, or lets the request go on to a server.
+    async fn go(&self, session: &mut Session, exchange: &mut Exchange, asked: &Asked) -> Result<bool> {
+        let Some(web) = connection::client_of(session) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a connection");
+        };
+        let request = session.req_header();
+        match way::way(&self.app, &exchange.snapshot, web, request, asked) {
+            Way::Forward(onward) => {
+                exchange.found = Some(onward.found.clone());
+                check_length(&onward, &request.headers)?;
+                exchange.seen = login::basic(&request.uri, &request.headers);
+                exchange.body = login::is_login_path(request.uri.path()).map(login::Body::new);
+                exchange.onward = Some(onward);
+                Ok(false)
+            }
+            Way::Elsewhere { to, status, found } => {
+                exchange.found = Some(found);
+                let answer = Answer::redirect(status, &to)?;
+                answer_with(answer, session, exchange).await?;
+                Ok(true)
+            }
+            Way::Local(found, path) => {
+                exchange.found = Some(found.clone());
+                self.local(session, exchange, asked, &found, &path).await?;
+                Ok(true)
+            }
+            Way::Refused { status, why } => Error::e_explain(ErrorType::HTTPStatus(status), why),
         }
+    }
+
+    /// The answer that a location has itself.
+    async fn local(
+        &self,
+        session: &mut Session,
+        exchange: &Exchange,
+        asked: &Asked,
+        found: &Found,
+        path: &str,
+    ) -> Result<()> {
+        let secure = asked.scheme == "https";
+        let answer = match &found.entry.location.action {
+            Action::Files(files) => return file(session, exchange, found, files, path).await,
+            Action::Answer { status, body: None, .. } if *status >= 400 => {
+                Answer::error(*status, exchange.form, &asked.id)?
+            }
+            Action::Answer { status, kind, body } => Answer::text(*status, kind, body.clone().unwrap_or_default())?,
+            Action::Logout { to, cookies } => {
+                // Where the domain says a place, the web client goes there itself (HTTP §2.2, S3).
+                let elsewhere = exchange.site.as_ref().and_then(|site| to.of_site(site));
+                let to = elsewhere.is_none().then_some(to.to.as_str());
+                Answer::logout(cookies, to, secure)?
+            }
+            Action::Status => Answer::text(200, "text/plain", self.status())?,
+            Action::Forward(_) | Action::Redirect { .. } => {
+                return Error::e_explain(ErrorType::InternalError, "a location that has no answer");
+            }
+        };
+        answer_with(answer, session, exchange).await
+    }
+
+    /// As nginx's stub_status writes it, for exporters that read that. Connections are those of all listeners.
+    fn status(&self) -> String {
+        let (open, all) = (self.app.open.count(), self.app.connections());
+        let requests = self.requests.load(Ordering::Relaxed);
+        format!(
+            "Active connections: {open} \nserver accepts handled requests\n {all} {all} {requests} \n\
+             Reading: 0 Writing: {open} Waiting: 0 \n"
+        )
+    }
+
+    fn log_access(&self, session: &Session, web: &WebClient, exchange: &Exchange, status: u16) {
+        let Some(asked) = exchange.asked.as_ref().filter(|_| self.app.access.is_on()) else {
+            return;
+        };
         let last = exchange.target.iter().map(|target| &target.address);
         let addresses = exchange
             .tried
@@ -395,13 +605,16 @@ impl Web {
         let upstream: Vec<String> = addresses.map(SocketAddr::to_string).collect();
         let seen = exchange.seen.as_ref().filter(|seen| seen.form == login::Form::Basic);
         let visit = Visit {
-            client: exchange.client.unwrap_or(web.client.addr.ip()),
             user: seen.map(|seen| seen.user.as_str()),
             status,
             bytes: session.body_bytes_sent() as u64,
             upstream: &upstream.join(", "),
+            location: exchange.found.as_ref().map(|found| found.entry.location.name.as_str()),
+            begun: exchange.begun,
         };
-        self.app.access.line(access_line(web, session.req_header(), visit));
+        self.app
+            .access
+            .line(access_line(&self.app, web, session.req_header(), asked, visit));
     }
 
     /// A login as the answer shows it. Basic credentials come with every request; good ones are recorded once for
@@ -413,15 +626,19 @@ impl Web {
         if outcome == mail_proxy::audit::Outcome::Ok && seen.form == login::Form::Basic && !web.greets(&seen.user) {
             return;
         }
+        let client = exchange
+            .asked
+            .as_ref()
+            .map_or(web.client.addr.ip(), |asked| asked.client);
         self.app.audit.record(Record {
             event: Some(Event::WebLogin),
             conn: web.number.clone(),
+            request: exchange.asked.as_ref().map(|asked| asked.id.clone()),
             listener: web.listener.to_string(),
             proto: "http",
             tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
             sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
-            client: SocketAddr::new(exchange.client.unwrap_or(web.client.addr.ip()), web.client.addr.port())
-                .to_string(),
+            client: SocketAddr::new(client, web.client.addr.port()).to_string(),
             via: web.client.via.map(|via| via.to_string()),
             user: Some(seen.user),
             account: exchange.route.as_ref().map(|route| route.account.to_string()),
@@ -442,64 +659,159 @@ fn has_one_length(headers: &http::HeaderMap) -> bool {
     single && lengths.next().is_none()
 }
 
-/// What a request asks for, before anything is looked up.
-struct Asked {
-    /// The client, after PROXY header and trusted forwarders.
-    client: IpAddr,
-    /// The requested host, if there is a good one.
-    host: Option<String>,
-    /// The question for the account's server, if the request belongs to an account.
-    lookup: Option<Lookup>,
+/// A body that says beforehand that it is too long is refused before any of it is read.
+fn check_length(onward: &Onward, headers: &http::HeaderMap) -> Result<()> {
+    let length = headers.get(http::header::CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    match (length, onward.forward().max_body) {
+        (Some(length), Some(most)) if length > most => {
+            Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location")
+        }
+        _ => Ok(()),
+    }
 }
 
-fn asked(app: &App, web: &WebClient, request: &http::request::Parts) -> Asked {
-    let config = app.config.load();
-    let trusted = &config.web.trusted_forwarders;
-    let client = headers::client_address(web.client.addr.ip(), &request.headers, trusted);
-    let host = account::host(&request.uri, &request.headers);
-    let claim = match web.admin {
-        true => account::admin(&request.headers),
-        false => account::of(&request.uri, &request.headers),
+/// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
+fn onward_headers(web: &WebClient, asked: &Asked, onward: &Onward, server: &Server) -> Vec<(http::HeaderName, String)> {
+    let forward = onward.forward();
+    let mut lines = Vec::with_capacity(8);
+    if forward.forwarded {
+        let hop = headers::Hop {
+            client: asked.client,
+            scheme: asked.scheme,
+            host: asked.host_as_sent.as_deref(),
+            port: web.client.local.port(),
+        };
+        let told = headers::added(hop).into_iter();
+        lines.extend(told.map(|(name, value)| (http::HeaderName::from_static(name), value)));
+    }
+    let shown = web.shown.iter().flat_map(Shown::headers);
+    lines.extend(shown.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned()))));
+    lines.push((http::HeaderName::from_static(headers::REQUEST_ID), asked.id.clone()));
+    let host = match &forward.host {
+        HostRule::Keep => asked
+            .host_as_sent
+            .clone()
+            .unwrap_or_else(|| web.client.local.to_string()),
+        HostRule::Upstream if onward.mailbox().is_none() => onward.group().to_owned(),
+        HostRule::Upstream => format!("{}:{}", server.host, server.port),
+        HostRule::Text(text) => {
+            let host = asked.host.clone().unwrap_or_else(|| web.client.local.ip().to_string());
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            text.replace("{host}", &host)
+                .replace("{port}", &server.port.to_string())
+        }
     };
-    let lookup = claim.map(|claim| Lookup {
-        subject: match claim {
-            Claim::Login(name) => Subject::Login(name),
-            Claim::Id(id) => Subject::Id(id),
-        },
-        service: web_service(web.admin),
-        client,
-        local: web.client.local.ip(),
-        host: host.clone(),
-    });
-    Asked { client, host, lookup }
+    lines.push((http::header::HOST, host));
+    let set = forward.set_headers.iter();
+    lines.extend(set.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned()))));
+    lines
+}
+
+/// Leads `Location` and `Refresh` of a server's answer back to us.
+fn relocate(web: &WebClient, exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
+    let (Some(onward), Some(asked), Some(target)) = (&exchange.onward, &exchange.asked, &exchange.target) else {
+        return Ok(());
+    };
+    let (Some(host), Some(host_as_sent)) = (&asked.host, &asked.host_as_sent) else {
+        return Ok(());
+    };
+    if !onward.forward().rewrite_location {
+        return Ok(());
+    }
+    let address = target.address.ip().to_string();
+    let relocation = Relocation {
+        scheme: asked.scheme,
+        host_as_sent,
+        host,
+        our_port: web.client.local.port(),
+        server: &[&target.server.name, &target.server.host, &address],
+        server_port: target.server.port,
+    };
+    for (name, value) in relocation.of(&response.headers) {
+        response.insert_header(name, value)?;
+    }
+    Ok(())
+}
+
+/// Answers with a file of a location's folder.
+async fn file(session: &mut Session, exchange: &Exchange, found: &Found, files: &Files, path: &str) -> Result<()> {
+    let Some(tree) = &found.entry.tree else {
+        return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
+    };
+    let below = path.strip_prefix(files.strip.as_str()).unwrap_or(path);
+    tree.serve(session, below, |head| {
+        if let Err(error) = dress(exchange, head) {
+            log::warn!("request {}: {error}", exchange.id());
+        }
+    })
+    .await
+}
+
+/// Gives an answer of our own to the client, with the headers that every answer has.
+async fn answer_with(mut answer: Answer, session: &mut Session, exchange: &Exchange) -> Result<()> {
+    let request = session.req_header();
+    let unread = request.headers.contains_key(http::header::TRANSFER_ENCODING)
+        || request
+            .headers
+            .get(http::header::CONTENT_LENGTH)
+            .is_some_and(|length| length != "0");
+    if unread {
+        session.set_keepalive(None);
+    }
+    dress(exchange, &mut answer.head)?;
+    answer.send(session).await
+}
+
+/// The headers that every answer has: its request's id, those of the site, those of the location. What the server
+/// says itself of a header of the site stays: it knows its page, and two of them would contradict each other.
+fn dress(exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
+    if let Some(asked) = &exchange.asked {
+        response.insert_header(headers::REQUEST_ID, asked.id.as_str())?;
+    }
+    let location = exchange.found.as_ref().map(|found| &found.entry.location);
+    let site = exchange
+        .site
+        .iter()
+        .filter(|_| location.is_none_or(|location| location.security_headers));
+    for (name, value) in site.flat_map(|site| &site.headers) {
+        if !response.headers.contains_key(name) {
+            response.insert_header(name, value)?;
+        }
+    }
+    for (name, value) in location.iter().flat_map(|location| &location.answer_headers) {
+        response.insert_header(name, value)?;
+    }
+    Ok(())
 }
 
 /// What became of a request, for the access log.
 struct Visit<'a> {
-    client: IpAddr,
     /// User of Basic authentication.
     user: Option<&'a str>,
     status: u16,
     bytes: u64,
     /// The servers that were tried.
     upstream: &'a str,
+    location: Option<&'a str>,
+    begun: Instant,
 }
 
-fn access_line(web: &WebClient, request: &http::request::Parts, visit: Visit<'_>) -> String {
+fn access_line(app: &App, web: &WebClient, request: &http::request::Parts, asked: &Asked, visit: Visit<'_>) -> String {
     let text = |name| {
         request
             .headers
             .get(name)
             .and_then(|value: &http::HeaderValue| value.to_str().ok())
     };
-    headers::access_line(&headers::AccessEntry {
-        client: &visit.client.to_string(),
+    let entry = headers::AccessEntry {
+        client: &asked.client.to_string(),
         client_port: web.client.addr.port(),
         user: visit.user,
         time: &logs::local_time(),
         method: request.method.as_str(),
-        scheme: scheme(web),
-        host: account::host(&request.uri, &request.headers).as_deref(),
+        scheme: asked.scheme,
+        host: asked.host.as_deref(),
         target: request.uri.path_and_query().map_or("/", |target| target.as_str()),
         protocol: protocol(request.version),
         status: visit.status,
@@ -509,7 +821,19 @@ fn access_line(web: &WebClient, request: &http::request::Parts, visit: Visit<'_>
         upstream: (!visit.upstream.is_empty()).then_some(visit.upstream),
         local: &web.client.local.ip().to_string(),
         local_port: web.client.local.port(),
-    })
+    };
+    match app.config.load().log.access_format {
+        AccessFormat::Carbonio => headers::access_line(&entry),
+        AccessFormat::Json => headers::access_json(
+            &entry,
+            headers::AccessMore {
+                request: &asked.id,
+                conn: &web.number,
+                location: visit.location,
+                duration: visit.begun.elapsed().as_secs_f64(),
+            },
+        ),
+    }
 }
 
 /// The last user whose Basic credentials were good on a connection: a client that sends them with every request
@@ -529,10 +853,6 @@ impl Greeted {
     }
 }
 
-fn scheme(web: &WebClient) -> &'static str {
-    if web.tls.is_some() { "https" } else { "http" }
-}
-
 fn protocol(version: http::Version) -> &'static str {
     match version {
         http::Version::HTTP_10 => "HTTP/1.0",
@@ -541,37 +861,42 @@ fn protocol(version: http::Version) -> &'static str {
     }
 }
 
-fn peer(target: &Target, session: &Session, snapshot: &Snapshot) -> HttpPeer {
+fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> HttpPeer {
     let policy = &snapshot.web;
+    let waits = waits(onward, snapshot);
     let name = match &target.server.tls {
         UpstreamTls::Clear => None,
         UpstreamTls::Implicit { name } => Some(name.to_string()),
     };
-    let mut peer = HttpPeer::new(target.address, name.is_some(), name.unwrap_or_default());
-    let connect = policy.connect_timeout.min(connector::CONNECT);
+    // What is in the pool was made under these rules.
+    let is_tls = name.is_some();
+    let mut peer = HttpPeer::new(target.address, is_tls, name.unwrap_or_default());
+    let connect = waits.connect.min(connector::CONNECT);
     peer.options.connection_timeout = Some(connect);
     peer.options.total_connection_timeout = Some(connect);
     peer.options.idle_timeout = Some(UPSTREAM_IDLE);
-    peer.options.write_timeout = Some(policy.send_timeout);
-    peer.options.read_timeout = Some(patience(session.req_header().uri.path(), snapshot));
-    peer.options.alpn = ALPN::H1;
-    peer.options.verify_cert = policy.upstream_verify;
-    peer.options.verify_hostname = policy.upstream_verify;
+    peer.options.write_timeout = Some(waits.send);
+    peer.options.read_timeout = Some(waits.read);
+    peer.options.alpn = if is_tls && onward.forward().http2 {
+        ALPN::H2H1
+    } else {
+        ALPN::H1
+    };
+    peer.options.verify_cert = target.verify;
+    peer.options.verify_hostname = target.verify;
     peer.options.ca = policy.upstream_ca.clone();
     peer
 }
 
-/// How long a server may be silent before it answers: some requests wait for news (HTTP §2.3, P16 to P21).
-fn patience(path: &str, snapshot: &Snapshot) -> Duration {
+/// The waits of a request's location on this node.
+fn waits(onward: &Onward, snapshot: &Snapshot) -> Timeouts<Duration> {
     let policy = &snapshot.web;
-    let lower = path.get(..32).unwrap_or(path).to_ascii_lowercase();
-    if lower.starts_with("/microsoft-server-activesync") || lower.starts_with("/ews/") {
-        policy.polling_timeout
-    } else if path.starts_with("/service/soap/NoOpRequest") || path.starts_with("/service/soap/WaitSetRequest") {
-        LONG_POLL
-    } else {
-        policy.read_timeout
-    }
+    onward.found.entry.timeouts.unwrap_or(Timeouts {
+        connect: policy.connect_timeout,
+        send: policy.send_timeout,
+        read: policy.read_timeout,
+        idle: policy.polling_timeout,
+    })
 }
 
 /// The status that a failure is told with; 0 if nobody is there to be told.
@@ -585,40 +910,4 @@ fn status_of(error: &Error) -> u16 {
         (_, ErrorSource::Downstream) => 400,
         _ => 500,
     }
-}
-
-fn error_page(code: u16, number: &str) -> String {
-    let reason = StatusCode::from_u16(code)
-        .ok()
-        .and_then(|status| status.canonical_reason())
-        .unwrap_or("Error");
-    let text = match code {
-        502..=504 => "The mail server cannot be reached at the moment. Please try again in a minute.",
-        _ => "The request could not be handled.",
-    };
-    page(
-        &format!("{code} {reason}"),
-        &format!("{text}</p><p><small>Reference: {number}</small>"),
-    )
-}
-
-fn page(title: &str, text: &str) -> String {
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><title>{title}</title></head><body><h1>{title}</h1><p>{text}</p></body></html>\n"
-    )
-}
-
-/// An answer of our own.
-async fn answer(session: &mut Session, status: u16, headers: &[(&'static str, &str)], body: String) -> Result<()> {
-    let mut response = ResponseHeader::build(status, Some(headers.len() + 1))?;
-    for (name, value) in headers {
-        response.insert_header(*name, *value)?;
-    }
-    response.insert_header("Content-Length", body.len().to_string())?;
-    let head_only = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(response), head_only).await?;
-    if !head_only {
-        session.write_response_body(Some(Bytes::from(body)), true).await?;
-    }
-    Ok(())
 }

@@ -233,6 +233,7 @@ impl House<'_> {
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),
             admin: Vec::new(),
+            web: Vec::new(),
             more: Vec::new(),
         };
         let portico = Portico::start(stage, &node, &directory(&back), "warn")?;

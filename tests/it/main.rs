@@ -9,6 +9,7 @@ mod fail2ban;
 mod hostile;
 mod image;
 mod limits;
+mod locations;
 mod logins;
 mod operate;
 mod outage;

@@ -786,6 +786,7 @@ impl House {
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),
             admin: Vec::new(),
+            web: Vec::new(),
             more: Vec::new(),
         };
         let portico = Portico::start(stage, &node, &directory, "info")?;

@@ -13,24 +13,24 @@ use serde_json::Value;
 
 use crate::scene::{Scene, play, play_with, soap_login};
 
-const HOST: &str = "mail.a.example";
+pub(crate) const HOST: &str = "mail.a.example";
 const BIG: u64 = 100 * 1024 * 1024;
 /// How far memory may move while 100 MB pass.
 const FLAT_KIB: u64 = 32 * 1024;
 
 /// What curl got.
-struct Answer {
-    head: String,
-    body: PathBuf,
+pub(crate) struct Answer {
+    pub(crate) head: String,
+    pub(crate) body: PathBuf,
 }
 
 impl Answer {
-    fn status(&self) -> &str {
+    pub(crate) fn status(&self) -> &str {
         let last = self.head.lines().rfind(|l| l.starts_with("HTTP/")).unwrap_or_default();
         last.split(' ').nth(1).unwrap_or_default()
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let fields = self.head.lines().filter_map(|l| l.split_once(':'));
         fields
             .filter(|(n, _)| n.eq_ignore_ascii_case(name))
@@ -38,18 +38,18 @@ impl Answer {
             .next_back()
     }
 
-    fn text(&self) -> Result<String> {
+    pub(crate) fn text(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&std::fs::read(&self.body)?).into_owned())
     }
 
-    fn echo(&self) -> Result<Value> {
+    pub(crate) fn echo(&self) -> Result<Value> {
         let text = self.text()?;
         serde_json::from_str(&text).with_context(|| format!("{}{text}", self.head))
     }
 }
 
 /// The values of a header, as the mailbox server saw it.
-fn seen<'a>(echo: &'a Value, name: &str) -> Vec<&'a str> {
+pub(crate) fn seen<'a>(echo: &'a Value, name: &str) -> Vec<&'a str> {
     let headers = echo["headers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let pairs = headers.iter().filter_map(|h| Some((h[0].as_str()?, h[1].as_str()?)));
     pairs
@@ -60,7 +60,7 @@ fn seen<'a>(echo: &'a Value, name: &str) -> Vec<&'a str> {
 
 impl Scene<'_> {
     /// Asks `https://mail.a.example` for a path, with more arguments for curl.
-    fn https(&self, path: &str, args: &[&str]) -> Result<Answer> {
+    pub(crate) fn https(&self, path: &str, args: &[&str]) -> Result<Answer> {
         let door = self.town.doors.https;
         let resolve = format!("{HOST}:{}:127.0.0.1", door.port());
         let ca = self.town.ca.file();
@@ -78,7 +78,7 @@ impl Scene<'_> {
         )
     }
 
-    fn curl(&self, url: &str, args: &[&str]) -> Result<Answer> {
+    pub(crate) fn curl(&self, url: &str, args: &[&str]) -> Result<Answer> {
         let (head, body) = (self.stage.path().join("head"), self.stage.path().join("body"));
         let mut curl = Command::new("curl");
         curl.args(["-sS", "-g", "--path-as-is", "-D"])

@@ -14,6 +14,8 @@ pub enum Serve {
     Imap,
     /// POP3.
     Pop3,
+    /// The administration console.
+    AdminConsole,
     /// Bytes, to somewhere else.
     Stream(StreamTo),
 }
@@ -68,6 +70,8 @@ pub struct Node {
     pub upstream_ca: PathBuf,
     /// Further lines of the section `admin`: `http: 127.0.0.1:7180`.
     pub admin: Vec<String>,
+    /// The section `web`: `("acme_dir", "acme")`.
+    pub web: Vec<(String, String)>,
     /// Further top-level lines, as they stand: `("mail", "{login_deadline: 3s}")`.
     pub more: Vec<(String, String)>,
 }
@@ -119,6 +123,12 @@ impl Node {
             quote(dir.join("access.log")),
             quote(dir.join("audit.log"))
         )?;
+        if !self.web.is_empty() {
+            writeln!(out, "web:")?;
+        }
+        for (key, value) in &self.web {
+            writeln!(out, "  {key}: {value}")?;
+        }
         writeln!(out, "admin:\n  socket: {}", quote(dir.join("admin.sock")))?;
         self.admin.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
         self.more
@@ -133,6 +143,7 @@ impl Listener {
             Serve::Web => "web",
             Serve::Imap => "imap",
             Serve::Pop3 => "pop3",
+            Serve::AdminConsole => "admin-console",
             Serve::Stream(_) => "stream",
         };
         let stream = match self.serve {
@@ -361,7 +372,7 @@ fn write_entry(entry: &Entry, indent: &str, out: &mut String) {
 }
 
 /// A double-quoted scalar. What JSON escapes, YAML reads the same way.
-fn quote(text: impl AsRef<Path>) -> String {
+pub fn quote(text: impl AsRef<Path>) -> String {
     serde_json::Value::from(text.as_ref().to_string_lossy()).to_string()
 }
 

@@ -1,6 +1,7 @@
 //! The usual set-up: two mailbox servers with a few people, and what Portico in front of them needs to know.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -143,6 +144,8 @@ pub struct Town {
     pub stores: [Store; 2],
     /// Who lives there.
     pub people: Vec<Person>,
+    /// The file of web locations.
+    pub locations: PathBuf,
     /// Portico's doors.
     pub doors: Doors,
     /// Portico's doors where PROXY headers are spoken.
@@ -172,6 +175,7 @@ impl Town {
             ("c.example", ca.server(&["*.c.example"])?),
         ];
         Ok(Town {
+            locations: write_locations(stage, &stores[0])?,
             stores,
             people,
             doors: Doors::new(stage, ports[0])?,
@@ -214,6 +218,7 @@ impl Town {
             certificate: (self.default.certificate_file.clone(), self.default.key_file.clone()),
             upstream_ca: self.ca.file(),
             admin: Vec::new(),
+            web: vec![("locations".to_owned(), crate::config::quote(&self.locations))],
             more: Vec::new(),
         }
     }
@@ -279,6 +284,17 @@ impl Town {
         });
         all.filter(|secret| secret.len() > 6).collect()
     }
+}
+
+/// Carbonio's locations, with what stands in for its authentication service, and the page of the demo at `/`.
+fn write_locations(stage: &Stage, store: &Store) -> Result<PathBuf> {
+    let file = stage.dir("locations")?.join("town.yaml");
+    let text = format!(
+        "groups:\n  carbonio-auth: {{servers: [\"{}\"]}}\nlocations:\n- {{exact: /, mailbox: web}}\n- include: carbonio\n",
+        store.web.http
+    );
+    std::fs::write(&file, text)?;
+    Ok(file)
 }
 
 impl Store {

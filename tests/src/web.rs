@@ -80,9 +80,27 @@ impl WebBackend {
             ready: AtomicBool::new(true),
             asked: AtomicUsize::new(0),
         };
+        let http = SocketAddrV4::new(ip, stage.port()?);
+        let https = SocketAddrV4::new(ip, stage.port()?);
+        WebBackend::open(house, http, https, pair)
+    }
+
+    /// Starts one that only echoes, at these addresses.
+    pub fn echo(name: &str, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<WebBackend> {
+        let house = House {
+            name: name.to_owned(),
+            mail: PathBuf::new(),
+            accounts: Vec::new(),
+            ready: AtomicBool::new(true),
+            asked: AtomicUsize::new(0),
+        };
+        WebBackend::open(house, http, https, pair)
+    }
+
+    fn open(house: House, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<WebBackend> {
         let mut backend = WebBackend {
-            http: SocketAddrV4::new(ip, stage.port()?),
-            https: SocketAddrV4::new(ip, stage.port()?),
+            http,
+            https,
             house: Arc::new(house),
             acceptor: pair.acceptor()?,
             open: None,
@@ -218,10 +236,13 @@ impl House {
             return Ok(());
         }
         let body = Body::read(request, stream)?;
+        if let Some(told) = request.header("x-answer") {
+            return answer_as_told(told, stream.get_mut());
+        }
         if request.path().ends_with("/AuthRequest") {
             return login::answer(&self.accounts, &body.head, stream.get_mut());
         }
-        if request.path().starts_with("/zx/auth/") {
+        if request.method == "POST" && request.path().starts_with("/zx/auth/") {
             return login::answer_zx(&self.accounts, &body.head, stream.get_mut());
         }
         if login::wants_basic(request.path()) && !login::basic_is_good(&self.accounts, request) {
@@ -240,6 +261,23 @@ impl House {
             text.as_bytes(),
         )
     }
+}
+
+/// Answers what the request's `X-Answer` says: `{"status": 302, "headers": [["Location", "…"]], "body": "…"}`.
+fn answer_as_told(told: &str, out: &mut dyn Stream) -> Result<()> {
+    let told: serde_json::Value = serde_json::from_str(told)?;
+    let headers = told["headers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let headers: Vec<(&str, &str)> = headers
+        .iter()
+        .filter_map(|pair| Some((pair[0].as_str()?, pair[1].as_str()?)))
+        .collect();
+    let status = told["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+    respond(
+        out,
+        status.context("no status")?,
+        &headers,
+        told["body"].as_str().unwrap_or_default().as_bytes(),
+    )
 }
 
 fn stream_pattern(out: &mut dyn Stream, count: u64) -> Result<()> {

@@ -75,6 +75,14 @@ pub fn host(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     host_of(only.to_str().ok()?)
 }
 
+/// The same host as it was sent, with its port.
+pub(super) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    match uri.authority() {
+        Some(authority) => Some(authority.as_str().to_owned()),
+        None => headers.get(HOST)?.to_str().ok().map(str::to_owned),
+    }
+}
+
 /// The user of `Authorization: Basic`, as typed. The password is wiped unread.
 pub(super) fn basic_user(headers: &HeaderMap) -> Option<String> {
     let encoded = authorization(headers, "basic")?;

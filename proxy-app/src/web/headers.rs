@@ -36,6 +36,7 @@ const FACTS: &[&str] = &[
     "x-client-cert",
     "client-cert",
     "client-cert-chain",
+    "x-request-id",
     // Some frameworks take these for the path, behind every rule that we apply to the real one.
     "x-original-url",
     "x-rewrite-url",
@@ -156,6 +157,19 @@ pub fn is_websocket(headers: &HeaderMap) -> bool {
         && connection_options(headers).iter().any(|o| o == "upgrade")
 }
 
+/// The scheme that a trusted forwarder saw, in lower case; of several the last one, which it wrote itself.
+pub fn forwarded_scheme(headers: &HeaderMap) -> Option<String> {
+    let line = headers.get_all("x-forwarded-proto").iter().next_back()?.to_str().ok()?;
+    Some(line.rsplit(',').next()?.trim().to_ascii_lowercase())
+}
+
+/// The id that a trusted forwarder gave a request, if it is one that can stand in every log.
+pub fn forwarded_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    let good = (8..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    good.then(|| id.to_owned())
+}
+
 /// The hop of a request from the client to us.
 #[derive(Debug, Clone, Copy)]
 pub struct Hop<'a> {
@@ -169,16 +183,19 @@ pub struct Hop<'a> {
     pub port: u16,
 }
 
+/// Header of a request's id, towards the server and in the answer.
+pub const REQUEST_ID: &str = "x-request-id";
+
 /// The request headers to set towards a server, after those of [`dropped`] are gone. One address and never a
 /// chain: mailbox servers compare the whole value (HTTP §6.2).
 pub fn added(hop: Hop<'_>) -> Vec<(&'static str, String)> {
     let mut lines = vec![
-        ("X-Forwarded-For", hop.client.to_canonical().to_string()),
-        ("X-Forwarded-Proto", hop.scheme.to_owned()),
-        ("X-Forwarded-Port", hop.port.to_string()),
+        ("x-forwarded-for", hop.client.to_canonical().to_string()),
+        ("x-forwarded-proto", hop.scheme.to_owned()),
+        ("x-forwarded-port", hop.port.to_string()),
     ];
     if let Some(host) = hop.host {
-        lines.push(("X-Forwarded-Host", host.to_owned()));
+        lines.push(("x-forwarded-host", host.to_owned()));
     }
     lines
 }
@@ -227,6 +244,52 @@ pub struct AccessEntry<'a> {
     pub local: &'a str,
     /// Our port.
     pub local_port: u16,
+}
+
+/// What a line in JSON tells beside an [`AccessEntry`].
+#[derive(Debug, Clone, Copy)]
+pub struct AccessMore<'a> {
+    /// Id of the request.
+    pub request: &'a str,
+    /// Number of the connection.
+    pub conn: &'a str,
+    /// The location.
+    pub location: Option<&'a str>,
+    /// Seconds from the request's head to the end of the answer.
+    pub duration: f64,
+}
+
+/// One line of the access log as JSON, without line end. Absent texts are left out.
+pub fn access_json(entry: &AccessEntry<'_>, more: AccessMore<'_>) -> String {
+    let mut line = serde_json::json!({
+        "time": entry.time,
+        "request": more.request,
+        "conn": more.conn,
+        "client": entry.client,
+        "client_port": entry.client_port,
+        "method": entry.method,
+        "scheme": entry.scheme,
+        "target": redact(entry.target),
+        "protocol": entry.protocol,
+        "status": entry.status,
+        "bytes": entry.bytes,
+        "local": entry.local,
+        "local_port": entry.local_port,
+        "duration": (more.duration * 1e6).round() / 1e6,
+    });
+    for (name, value) in [
+        ("user", entry.user.map(Cow::Borrowed)),
+        ("host", entry.host.map(Cow::Borrowed)),
+        ("referer", entry.referer.map(redact)),
+        ("user_agent", entry.user_agent.map(Cow::Borrowed)),
+        ("upstream", entry.upstream.map(Cow::Borrowed)),
+        ("location", more.location.map(Cow::Borrowed)),
+    ] {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            line[name] = value.into_owned().into();
+        }
+    }
+    line.to_string()
 }
 
 /// One line of the access log, without line end, in the format of HTTP §6.5 (two blanks after the bracket; IPv6
@@ -587,10 +650,10 @@ mod tests {
             port: 8443,
         };
         let expected = [
-            ("X-Forwarded-For", "198.51.100.7"),
-            ("X-Forwarded-Proto", "https"),
-            ("X-Forwarded-Port", "8443"),
-            ("X-Forwarded-Host", "mail.example.com:8443"),
+            ("x-forwarded-for", "198.51.100.7"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-port", "8443"),
+            ("x-forwarded-host", "mail.example.com:8443"),
         ];
         assert_eq!(added(hop), expected.map(|(name, value)| (name, value.to_owned())));
         let bare = Hop {
@@ -599,7 +662,7 @@ mod tests {
             ..hop
         };
         assert_eq!(added(bare)[0].1, "2001:db8::1");
-        assert!(added(bare).iter().all(|(name, _)| *name != "X-Forwarded-Host"));
+        assert!(added(bare).iter().all(|(name, _)| *name != "x-forwarded-host"));
         // What we add is what we never let through.
         for (name, _) in added(hop) {
             check_dropped(&[&format!("{name}: x")], &[&name.to_ascii_lowercase()]);
@@ -689,6 +752,42 @@ mod tests {
     #[track_caller]
     fn check_line(entry: AccessEntry<'_>, expected: &str) {
         assert_eq!(access_line(&entry), expected);
+    }
+
+    #[test]
+    fn access_lines_in_json() {
+        let more = AccessMore {
+            request: "0123456789abcdef",
+            conn: "1-2",
+            location: Some("prefix /home/"),
+            duration: 0.012_345_678,
+        };
+        let entry = AccessEntry {
+            target: "/home/~/?zauthtoken=0_1_2",
+            user_agent: Some("x\"\n"),
+            ..ENTRY
+        };
+        let line = access_json(&entry, more);
+        assert!(!line.contains('\n') && !line.contains("0_1_2"), "{line}");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["request"], "0123456789abcdef");
+        assert_eq!(value["location"], "prefix /home/");
+        assert_eq!(value["duration"], 0.012_346);
+        assert_eq!(value["user_agent"], "x\"\n");
+        assert_eq!(value.get("referer"), None);
+    }
+
+    #[test]
+    fn what_forwarders_say() {
+        let scheme = |lines: &[&str]| forwarded_scheme(&headers(lines));
+        assert_eq!(scheme(&["x-forwarded-proto: HTTPS"]).as_deref(), Some("https"));
+        assert_eq!(scheme(&["x-forwarded-proto: https, http"]).as_deref(), Some("http"));
+        assert_eq!(scheme(&[]), None);
+        let id = |value: &str| forwarded_id(&headers(&[&format!("x-request-id: {value}")]));
+        assert_eq!(id("abc-DEF_1.2").as_deref(), Some("abc-DEF_1.2"));
+        assert_eq!(id("short"), None);
+        assert_eq!(id("a b c d e f g"), None);
+        assert_eq!(id(&"x".repeat(129)), None);
     }
 
     #[test]

@@ -18,11 +18,15 @@ use route_cache::attributes::Attribute;
 use route_cache::directory::View;
 
 use super::account;
+use super::static_ui::{self, Tree};
+use crate::sites::Site;
 
 pub mod group;
+mod live;
 pub mod path;
 mod reader;
 
+pub use live::Live;
 pub use reader::Locations;
 
 /// Which kind of listener a request came in by.
@@ -103,8 +107,21 @@ pub struct Gate {
 pub struct Destination {
     /// The place, if no attribute says another one. A relative one stays relative.
     pub to: String,
-    /// The attribute of the domain that may say another one.
-    pub attribute: Option<&'static Attribute>,
+    /// What of the site may say another one.
+    pub site: Option<SiteUrl>,
+}
+
+/// A place that a domain may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteUrl {
+    /// `carbonioWebUILoginURL`
+    Login,
+    /// `carbonioWebUILogoutURL`
+    Logout,
+    /// `carbonioAdminUILoginURL`
+    AdminLogin,
+    /// `carbonioAdminUILogoutURL`
+    AdminLogout,
 }
 
 /// What becomes of a request.
@@ -273,12 +290,13 @@ impl Timeouts<Wait> {
 }
 
 /// A location in force.
-#[derive(Debug)]
 pub struct Entry {
     /// What is written.
     pub location: Location,
     /// Its waits on this node, if it is one that forwards.
     pub timeouts: Option<Timeouts<Duration>>,
+    /// Its folder, if it is one that answers with files.
+    pub tree: Option<Tree>,
 }
 
 /// The location of a request.
@@ -339,9 +357,14 @@ impl Table {
                 Action::Forward(forward) => Some(forward.timeouts.of(node)),
                 _ => None,
             };
+            let tree = match &location.action {
+                Action::Files(files) => Some(files.tree()),
+                _ => None,
+            };
             table.entries.push(Arc::new(Entry {
                 location: location.clone(),
                 timeouts,
+                tree,
             }));
         }
         // A stable sort: what is written first stays first.
@@ -487,6 +510,24 @@ impl HostMatch {
     }
 }
 
+impl Destination {
+    /// The place that the site of a request names, if it names one.
+    pub fn of_site<'a>(&self, site: &'a Site) -> Option<&'a str> {
+        let url = match self.site? {
+            SiteUrl::Login => &site.login_url,
+            SiteUrl::Logout => &site.logout_url,
+            SiteUrl::AdminLogin => &site.admin_login_url,
+            SiteUrl::AdminLogout => &site.admin_logout_url,
+        };
+        url.as_ref()?.to_str().ok()
+    }
+
+    /// The place for the site of a request.
+    pub fn at(&self, site: &Site) -> String {
+        self.of_site(site).unwrap_or(&self.to).to_owned()
+    }
+}
+
 impl Gate {
     /// Where a request is sent that does not come in; `None`: it comes in.
     pub fn turns_away(&self, path: &str, request: &Parts) -> Option<&Destination> {
@@ -509,6 +550,25 @@ impl Found {
             None => uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
             Some(with) => path::replaced(uri, asking.path, self.matched, with),
         }
+    }
+}
+
+impl Files {
+    fn tree(&self) -> Tree {
+        let options = static_ui::Options {
+            file: self.file.clone(),
+            index: Some("index.html".to_owned()),
+            cache_control: self.cache_control.clone(),
+            dot_files: self.dot_files,
+            also: Vec::new(),
+        };
+        Tree::new(&self.root, options)
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({})", self.location.name)
     }
 }
 

@@ -5,20 +5,20 @@
 //! engine like any other. Any other answer than 101 is passed on, and both connections end with it: no byte that a
 //! client sends behind its request reaches a server that has not agreed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Uri, Version};
 use mail_proxy::BoxStream;
 use mail_proxy::relay::{Ended, Farewell, Relay};
-use route_cache::{RouteError, Server};
+use route_cache::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::connection::{self, HEAD_MAX, WebClient};
-use super::{Asked, Visit, asked, headers, scheme, web_service};
+use super::way::{Asked, Onward, Way, way};
+use super::{Home, Visit, headers, home, onward_headers, waits};
 use crate::app::App;
-use crate::client_certs::Shown;
 use crate::snapshot::{MailMode, Snapshot};
 
 /// How long either side may be silent while an answer that is not a web socket is passed on.
@@ -33,6 +33,8 @@ pub(super) struct Answered {
     request: Parts,
     asked: Asked,
     name: String,
+    location: String,
+    begun: Instant,
 }
 
 enum Verdict {
@@ -53,33 +55,36 @@ enum Verdict {
 /// Asks for the upgrade, if this is a request for one. `None`: it is something for the engine, and no server has
 /// heard of it.
 pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answered> {
+    let begun = Instant::now();
     let request = parse(head).filter(is_upgrade)?;
     let snapshot = app.snapshot.load_full();
     if web.tls.is_none() && !web.admin && snapshot.web.mode != MailMode::Both {
         return None;
     }
-    let asked = asked(app, web, &request);
+    let asked = Asked::read(app, web, &request);
     asked.host.as_ref()?;
     // The engine says why not.
     web.may_ask_for(asked.host.as_deref(), &snapshot.web.sites).ok()?;
-    let server = locate(app, web, &asked).await?;
+    let Way::Forward(onward) = way(app, &snapshot, web, &request, &asked) else {
+        return None;
+    };
+    if !onward.forward().websocket {
+        return None;
+    }
+    let waits = waits(&onward, &snapshot);
+    let server = locate(app, &snapshot, web, &onward).await?;
     let stream = snapshot.transport.dial(&server).await.ok()?;
-    let head = upstream_head(web, &request, &asked);
-    let verdict = timeout(snapshot.web.read_timeout, exchange(stream, &head)).await;
-    let name = format!("{}:{}", server.host, server.port);
-    let verdict = verdict.ok().flatten().unwrap_or(Verdict::Silent);
+    let head = upstream_head(web, &request, &asked, &onward, &server);
+    let verdict = timeout(waits.read, exchange(stream, &head)).await;
     Some(Answered {
-        verdict,
-        idle: idle(&snapshot),
+        verdict: verdict.ok().flatten().unwrap_or(Verdict::Silent),
+        idle: waits.idle,
         request,
         asked,
-        name,
+        name: format!("{}:{}", server.host, server.port),
+        location: onward.found.entry.location.name.clone(),
+        begun,
     })
-}
-
-/// Nothing is known of what is said on it; servers that wait for news speak at least this often.
-fn idle(snapshot: &Snapshot) -> Duration {
-    snapshot.web.polling_timeout
 }
 
 impl Answered {
@@ -115,13 +120,15 @@ impl Answered {
             }
         };
         let visit = Visit {
-            client: self.asked.client,
             user: None,
             status,
             bytes,
             upstream: &self.name,
+            location: Some(&self.location),
+            begun: self.begun,
         };
-        app.access.line(super::access_line(web, &self.request, visit));
+        let line = super::access_line(app, web, &self.request, &self.asked, visit);
+        app.access.line(line);
     }
 }
 
@@ -185,25 +192,28 @@ fn is_upgrade(request: &Parts) -> bool {
 }
 
 /// The account's server, or any healthy one. `None` where the engine has something to say.
-async fn locate(app: &App, web: &WebClient, asked: &Asked) -> Option<Server> {
-    if let Some(lookup) = &asked.lookup {
-        match app.routes.route(lookup).await {
-            Ok(route) => {
-                web.note(&route);
-                return Some(Server::of(&route));
-            }
-            Err(RouteError::NotAllowed { .. }) => return None,
-            Err(_) => {}
+async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward) -> Option<Server> {
+    match home(app, snapshot, onward).await {
+        Home::Known(route, server) => {
+            web.note(&route);
+            Some(server)
         }
+        Home::NotAllowed => None,
+        Home::Anybody => app
+            .groups
+            .get(onward.group())?
+            .pick(&[])
+            .map(|member| member.server.clone()),
     }
-    app.group(web_service(web.admin)).pick(&[]).map(|member| member.server)
 }
 
 /// The request as the server gets it: the same header rules as for any other.
-fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked) -> Vec<u8> {
+fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked, onward: &Onward, server: &Server) -> Vec<u8> {
     let dropped = headers::dropped(&request.headers);
-    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
-    let mut head = format!("GET {target} HTTP/1.1\r\n").into_bytes();
+    let ours = onward_headers(web, asked, onward, server);
+    let is_ours = |name: &HeaderName| ours.iter().any(|(our, _)| our == name);
+    let removed = &onward.forward().remove_headers;
+    let mut head = format!("GET {} HTTP/1.1\r\n", onward.target).into_bytes();
     let mut line = |name: &str, value: &[u8]| {
         head.extend_from_slice(name.as_bytes());
         head.extend_from_slice(b": ");
@@ -212,25 +222,14 @@ fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked) -> Vec<u8> {
     };
     for (name, value) in &request.headers {
         // The two are written anew: `Connection` may have named more.
-        if !dropped.contains(name) && !matches!(name, &http::header::CONNECTION | &http::header::UPGRADE) {
+        let anew = matches!(name, &http::header::CONNECTION | &http::header::UPGRADE) || is_ours(name);
+        if !anew && !dropped.contains(name) && !removed.contains(name) {
             line(name.as_str(), value.as_bytes());
         }
     }
     line("connection", b"Upgrade");
     line("upgrade", b"websocket");
-    let hop = headers::Hop {
-        client: asked.client,
-        scheme: scheme(web),
-        host: request
-            .headers
-            .get(http::header::HOST)
-            .and_then(|host| host.to_str().ok()),
-        port: web.client.local.port(),
-    };
-    for (name, value) in headers::added(hop) {
-        line(name, value.as_bytes());
-    }
-    for (name, value) in web.shown.iter().flat_map(Shown::headers) {
+    for (name, value) in &ours {
         line(name.as_str(), value.as_bytes());
     }
     head.extend_from_slice(b"\r\n");

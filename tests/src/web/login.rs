@@ -74,9 +74,12 @@ pub(super) fn wants_basic(path: &str) -> bool {
 
 /// Whether the request has the right one.
 pub(super) fn basic_is_good(accounts: &[Account], request: &Request) -> bool {
-    let Some(basic) = request.header("authorization").and_then(|a| a.strip_prefix("Basic ")) else {
+    let Some((scheme, basic)) = request.header("authorization").and_then(|a| a.split_once(' ')) else {
         return false;
     };
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return false;
+    }
     let Ok(decoded) = decode_block(basic) else { return false };
     let text = String::from_utf8_lossy(&decoded).into_owned();
     accounts.iter().any(|a| text == format!("{}:{}", a.name, a.password))

@@ -10,8 +10,8 @@ use route_cache::yaml::{Document, Mapping, Node, Problems};
 
 use super::group::{Check, GroupServer, GroupSpec, GroupTls};
 use super::{
-    Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, Timeouts, To,
-    Wait,
+    Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, SiteUrl,
+    Timeouts, To, Wait,
 };
 
 /// Carbonio's whole table.
@@ -279,6 +279,7 @@ impl Reader {
         if paths.is_empty() && self.problems.len() == before {
             node.error("says no path: exact, prefix or regex", &mut self.problems);
         }
+        let action = self.action(&mut entry, &paths);
         let location = Location {
             name: name_of(&paths),
             ignore_case,
@@ -291,11 +292,12 @@ impl Reader {
             gate: self.gate(&mut entry),
             security_headers: self.flag(&mut entry, "security_headers", true),
             answer_headers: self.headers(&mut entry, "answer_headers"),
-            action: self.action(&mut entry, &paths)?,
+            // One that has none is left out below, after all of its mistakes have been found.
+            action: action.clone().unwrap_or(Action::Status),
             paths,
         };
         entry.finish(&mut self.problems);
-        Some(location)
+        action.map(|_| location)
     }
 
     fn paths(&mut self, entry: &mut Mapping<'_>, ignore_case: bool) -> Vec<PathMatch> {
@@ -420,8 +422,15 @@ impl Reader {
     /// `to`, and the attribute that may say another place.
     fn destination(&mut self, section: &mut Mapping<'_>) -> Option<Destination> {
         let to = section.require("to", &mut self.problems);
-        let attribute = section.take("attribute");
-        let attribute = attribute.and_then(|node| self.attribute(node, |kind| matches!(kind, Kind::Text)));
+        let urls = [
+            ("carbonioWebUILoginURL", SiteUrl::Login),
+            ("carbonioWebUILogoutURL", SiteUrl::Logout),
+            ("carbonioAdminUILoginURL", SiteUrl::AdminLogin),
+            ("carbonioAdminUILogoutURL", SiteUrl::AdminLogout),
+        ];
+        let site = section
+            .take("attribute")
+            .and_then(|node| node.choice(&urls, &mut self.problems));
         let node = to?;
         let to = node.str(&mut self.problems)?;
         let good = to.starts_with('/') || to.starts_with("https://") || to.starts_with("http://");
@@ -430,13 +439,13 @@ impl Reader {
         }
         Some(Destination {
             to: to.to_owned(),
-            attribute,
+            site,
         })
     }
 
-    fn attribute(&mut self, node: Node<'_>, is_good: fn(Kind) -> bool) -> Option<&'static Attribute> {
+    fn attribute(&mut self, node: Node<'_>) -> Option<&'static Attribute> {
         let name = node.str(&mut self.problems)?;
-        let found = attributes::find(name).filter(|attribute| is_good(attribute.kind));
+        let found = attributes::find(name).filter(|attribute| attribute.kind == Kind::Duration);
         if found.is_none() {
             node.error(
                 format!("{name} is no attribute that could stand here"),
@@ -682,7 +691,7 @@ impl Reader {
     fn wait(&mut self, node: Node<'_>) -> Option<Wait> {
         let text = node.str(&mut self.problems)?;
         if text.starts_with(|c: char| c.is_ascii_alphabetic()) {
-            let attribute = self.attribute(node, |kind| matches!(kind, Kind::Duration))?;
+            let attribute = self.attribute(node)?;
             return Some(Wait::Attribute(attribute));
         }
         let wait = node.duration(&mut self.problems)?;

@@ -1,0 +1,187 @@
+//! Which way a request goes: what it asks for, its location, and whether it may go on. Nothing is answered or sent
+//! here; HTTP requests and WebSockets share it, so that neither is a way past the other's rules.
+
+use std::net::IpAddr;
+
+use http::request::Parts;
+use route_cache::{Lookup, Service, Subject};
+
+use super::account::{self, Claim};
+use super::connection::WebClient;
+use super::headers;
+use super::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
+use crate::app::App;
+use crate::snapshot::Snapshot;
+
+/// What a request says before anything is looked up.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    /// Its id, for logs and for the server; from a trusted forwarder, or made here.
+    pub(super) id: String,
+    /// The client, after PROXY header and trusted forwarders.
+    pub(super) client: IpAddr,
+    /// The requested host, if there is a good one.
+    pub(super) host: Option<String>,
+    /// The same as it was sent, with its port.
+    pub(super) host_as_sent: Option<String>,
+    /// `http` or `https`, as the client sees it.
+    pub(super) scheme: &'static str,
+}
+
+impl Asked {
+    /// Reads a request.
+    pub(super) fn read(app: &App, web: &WebClient, request: &Parts) -> Asked {
+        let config = app.config.load();
+        let (peer, trusted) = (web.client.addr.ip(), &config.web.trusted_forwarders);
+        let is_trusted = trusted.iter().any(|network| network.contains(&peer));
+        let forwarded = |read: fn(&http::HeaderMap) -> Option<String>| is_trusted.then(|| read(&request.headers))?;
+        let https = web.tls.is_some() || forwarded(headers::forwarded_scheme).is_some_and(|scheme| scheme == "https");
+        let host = account::host(&request.uri, &request.headers);
+        Asked {
+            id: forwarded(headers::forwarded_id).unwrap_or_else(new_id),
+            client: headers::client_address(peer, &request.headers, trusted),
+            host_as_sent: host
+                .as_ref()
+                .and_then(|_| account::host_as_sent(&request.uri, &request.headers)),
+            host,
+            scheme: if https { "https" } else { "http" },
+        }
+    }
+}
+
+/// 128 random bits, so that ids of all nodes can meet in one log.
+fn new_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// A request on its way to a server.
+#[derive(Debug, Clone)]
+pub(super) struct Onward {
+    /// Its location.
+    pub(super) found: Found,
+    /// Path and query as the server gets them.
+    pub(super) target: String,
+    /// The question for the account's server, if it belongs to an account.
+    pub(super) lookup: Option<Lookup>,
+}
+
+impl Onward {
+    /// The rules of its location.
+    pub(super) fn forward(&self) -> &Forward {
+        self.found.forward().expect("only made for locations that forward")
+    }
+
+    /// Whether it is one for the mailbox servers, and which of their services.
+    pub(super) fn mailbox(&self) -> Option<Mailbox> {
+        match self.forward().to {
+            To::Mailbox(service) => Some(service),
+            To::Group(_) => None,
+        }
+    }
+
+    /// The group that any of its servers will do from.
+    pub(super) fn group(&self) -> &str {
+        match &self.forward().to {
+            To::Mailbox(service) => service.group(),
+            To::Group(name) => name,
+        }
+    }
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// It goes to a server.
+    Forward(Box<Onward>),
+    /// Its location has the answer; here with the decoded path.
+    Local(Found, String),
+    /// The browser is sent elsewhere.
+    Elsewhere { to: String, status: u16, found: Found },
+    /// It is refused.
+    Refused { status: u16, why: &'static str },
+}
+
+/// The way of a request.
+pub(super) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, asked: &Asked) -> Way {
+    let raw = request.uri.path();
+    let Some(path) = path::normalized(raw) else {
+        let (status, why) = match has_line_end(raw) {
+            true => (403, "a line end in the path"),
+            false => (400, "a path that servers read differently"),
+        };
+        return Way::Refused { status, why };
+    };
+    let asking = Asking {
+        door: if web.admin { Door::Admin } else { Door::Web },
+        path: &path,
+        host: asked.host.as_deref(),
+        request,
+    };
+    let Some(found) = app.locations.table().find(asking) else {
+        return Way::Refused {
+            status: 404,
+            why: "no location",
+        };
+    };
+    let location = &found.entry.location;
+    let site = snapshot.web.site(asked.host.as_deref(), web.client.local.ip());
+    if !location.allows(asked.client) {
+        return Way::Refused {
+            status: 403,
+            why: "the location does not allow this client",
+        };
+    }
+    let gate = location.gate.as_ref();
+    if let Some(to) = gate.and_then(|gate| gate.turns_away(&path, request)) {
+        let to = to.at(site);
+        return Way::Elsewhere { to, status: 307, found };
+    }
+    match &location.action {
+        Action::Forward(forward) => {
+            // For mailbox servers also in the query, as ever (HTTP §2.3, P22).
+            if matches!(forward.to, To::Mailbox(_)) && request.uri.query().is_some_and(has_line_end) {
+                return Way::Refused {
+                    status: 403,
+                    why: "a line end in the query",
+                };
+            }
+            let target = found.target(forward, asking);
+            let lookup = lookup(forward, web, request, asked);
+            Way::Forward(Box::new(Onward { found, target, lookup }))
+        }
+        Action::Redirect { to, status } => {
+            let (to, status) = (to.at(site), *status);
+            Way::Elsewhere { to, status, found }
+        }
+        _ => Way::Local(found, path.into_owned()),
+    }
+}
+
+/// Whom to look for. The administration side knows only its own token (HTTP §3.1).
+fn lookup(forward: &Forward, web: &WebClient, request: &Parts, asked: &Asked) -> Option<Lookup> {
+    let To::Mailbox(mailbox) = forward.to else {
+        return None;
+    };
+    let (service, claim) = match mailbox {
+        Mailbox::Admin => (Service::Admin, account::admin(&request.headers)),
+        Mailbox::Web | Mailbox::Zx | Mailbox::Ews => (Service::Web, account::of(&request.uri, &request.headers)),
+    };
+    Some(Lookup {
+        subject: match claim? {
+            Claim::Login(name) => Subject::Login(name),
+            Claim::Id(id) => Subject::Id(id),
+        },
+        service,
+        client: asked.client,
+        local: web.client.local.ip(),
+        host: asked.host.clone(),
+    })
+}
+
+/// An encoded line end; no client has a use for one, and what is built from the text behind us may break at it.
+fn has_line_end(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes
+        .windows(3)
+        .any(|part| part.eq_ignore_ascii_case(b"%0a") || part.eq_ignore_ascii_case(b"%0d"))
+}
