@@ -8,13 +8,15 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::rewrite::{self, Place};
-use super::{Accounts, Reader, account_name, look};
+use super::{Accounts, Look, Reader, account_name, look};
 use crate::attributes;
 use crate::directory::edit::{Change, EditError, Editor, Room, changed};
 use crate::directory::entry::Entry;
@@ -30,33 +32,53 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct YamlEditor {
     path: PathBuf,
+    /// What was read last, and how the file looked before that. Only for questions: a change reads anew.
+    seen: Arc<Mutex<Seen>>,
 }
+
+/// A reading, and how the file looked before it.
+type Seen = Option<(Look, Arc<Reading>)>;
 
 impl YamlEditor {
     /// Will change this file. Nothing is read yet.
     pub fn new(path: &Path) -> YamlEditor {
-        YamlEditor { path: path.to_owned() }
+        YamlEditor {
+            path: path.to_owned(),
+            seen: Arc::default(),
+        }
+    }
+
+    /// What the file says now. A command asks many questions, and a big file takes its time.
+    fn reading(&self) -> Result<Arc<Reading>, EditError> {
+        let mut seen = self.seen.lock();
+        let before = look(&self.path);
+        if let Some((then, reading)) = &*seen
+            && *then == before
+            && before.is_some()
+        {
+            return Ok(reading.clone());
+        }
+        let reading = Arc::new(Reading::of(&read(&self.path)?, &self.path)?);
+        *seen = Some((before, reading.clone()));
+        Ok(reading)
     }
 }
 
 #[async_trait]
 impl Editor for YamlEditor {
     async fn entries(&mut self, room: Room) -> Result<Vec<Entry>, EditError> {
-        let path = self.path.clone();
+        let editor = self.clone();
         off_the_runtime(move || {
-            let whole = Reading::of(&read(&path)?, &path)?.entries;
-            Ok(whole
-                .into_iter()
-                .filter(|((of, _), _)| *of == room)
-                .map(|(_, entry)| entry)
-                .collect())
+            let reading = editor.reading()?;
+            let entries = reading.entries.iter().filter(|((of, _), _)| *of == room);
+            Ok(entries.map(|(_, entry)| entry.clone()).collect())
         })
         .await
     }
 
     async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError> {
-        let (path, key) = (self.path.clone(), key.to_owned());
-        off_the_runtime(move || Ok(Reading::of(&read(&path)?, &path)?.find(room, &key).cloned())).await
+        let (editor, key) = (self.clone(), key.to_owned());
+        off_the_runtime(move || Ok(editor.reading()?.find(room, &key).cloned())).await
     }
 
     async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError> {
@@ -89,7 +111,7 @@ async fn off_the_runtime<T: Send + 'static>(
 }
 
 /// What a file says, and what is wrong with it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Reading {
     entries: Whole,
     errors: BTreeSet<String>,
@@ -591,6 +613,19 @@ accounts:
         assert_eq!(folder.text(), text);
         folder.editor.modify(Room::Domains, "b", &new).await.unwrap();
         assert_eq!(difference(text, &folder.text()), ["+    zimbraDomainType: local"]);
+    }
+
+    #[tokio::test]
+    async fn what_others_write_is_seen() {
+        let mut folder = Folder::new(TEXT);
+        assert!(folder.editor.find(Room::Servers, "s2.test").await.unwrap().is_none());
+        fs::write(&folder.editor.path, TEXT.replace("s1.test:", "s2.test:")).unwrap();
+        assert!(folder.editor.find(Room::Servers, "s2.test").await.unwrap().is_some());
+        let mut other = YamlEditor::new(&folder.editor.path);
+        other.create(Room::Servers, "s3.test", &[]).await.unwrap();
+        assert_eq!(folder.editor.entries(Room::Servers).await.unwrap().len(), 2);
+        fs::remove_file(&folder.editor.path).unwrap();
+        assert!(folder.editor.entries(Room::Servers).await.is_err());
     }
 
     #[tokio::test]
