@@ -443,7 +443,7 @@ attributes! {
             "Host name under which users see the service; ours where host names are strict.";
         REVERSE_PROXY_RESPONSE_HEADERS: "zimbraReverseProxyResponseHeaders", Kind::List, ["Strict-Transport-Security: max-age=31536000", "Permissions-Policy: geolocation=(self), microphone=(self)", "Referrer-Policy: same-origin", "X-Content-Type-Options: nosniff", "X-Robots-Tag: noindex, nofollow", "X-Frame-Options: sameorigin"], [Scope::Global, Scope::Domain],
             "Headers of web answers, one `Name: value` each.";
-        CARBONIO_REVERSE_PROXY_RESPONSE_CSP_HEADER: "carbonioReverseProxyResponseCSPHeader", Kind::Text, ["default-src 'self' data: blob: cid:; script-src 'self' 'unsafe-inline' 'unsafe-eval' *.zextras.tools *.jsdelivr.net; style-src * 'unsafe-inline'; img-src * data: blob: cid:; font-src * data:; connect-src 'self' *.zextras.tools *.jsdelivr.net; media-src * blob: data: cid:; object-src 'self'; child-src 'self' blob: data: cid:; frame-src 'self' blob: data: cid:; frame-ancestors 'self'; form-action 'self';"], [Scope::Global, Scope::Domain],
+        CARBONIO_REVERSE_PROXY_RESPONSE_CSP_HEADER: "carbonioReverseProxyResponseCSPHeader", Kind::Text, ["default-src 'self' data: blob: cid:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src * data: blob: cid:; font-src 'self' data:; connect-src 'self'; media-src * blob: data: cid:; object-src 'none'; child-src 'self' blob: data: cid:; frame-src 'self' blob: data: cid:; frame-ancestors 'self'; form-action 'self';"], [Scope::Global, Scope::Domain],
             "Content-Security-Policy of web answers; the hosts of the login and logout URLs are added to its `connect-src`.";
     }
     "Accounts" {

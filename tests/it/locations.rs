@@ -867,8 +867,6 @@ fn forwarders_that_are_trusted() -> Result<()> {
             directory.config("zimbraReverseProxyMailMode", "both");
             node.web
                 .push(("trusted_forwarders".to_owned(), "[127.0.0.50]".to_owned()));
-            node.more.push(("log_format".to_owned(), String::new()));
-            node.more.pop();
         },
         |carbonio| {
             let said = [
