@@ -31,7 +31,7 @@ fn said(portico: &Portico, args: &[&str]) -> Result<Said> {
 }
 
 /// The same for one that must succeed.
-fn done(portico: &Portico, args: &[&str]) -> Result<String> {
+pub(crate) fn done(portico: &Portico, args: &[&str]) -> Result<String> {
     let said = said(portico, args)?;
     ensure!(said.code == 0, "{args:?}: {} {}", said.code, said.err);
     Ok(said.out)

@@ -16,6 +16,7 @@ pub mod fake;
 pub mod haproxy;
 pub mod load;
 pub mod lookup;
+pub mod memcached;
 pub mod player;
 pub mod portico;
 pub mod simulator;

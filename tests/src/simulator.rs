@@ -18,16 +18,21 @@ const CHUNK: usize = 64 * 1024;
 
 /// Serves for ever, inside TLS where there is an acceptor.
 pub async fn serve(listener: TcpListener, mail: Mail, tls: Option<SslAcceptor>) {
+    serve_as("in", listener, mail, tls).await;
+}
+
+/// The same, with this as last word of its answer to an IMAP login.
+pub async fn serve_as(word: &'static str, listener: TcpListener, mail: Mail, tls: Option<SslAcceptor>) {
     let tls = tls.map(Arc::new);
     while let Ok((tcp, _)) = listener.accept().await {
         let tls = tls.clone();
         tokio::spawn(async move {
-            let _the_other_side_left = session(tcp, mail, tls).await;
+            let _the_other_side_left = session(word, tcp, mail, tls).await;
         });
     }
 }
 
-async fn session(tcp: TcpStream, mail: Mail, tls: Option<Arc<SslAcceptor>>) -> Result<()> {
+async fn session(word: &str, tcp: TcpStream, mail: Mail, tls: Option<Arc<SslAcceptor>>) -> Result<()> {
     tcp.set_nodelay(true)?;
     let stream: Box<dyn Channel> = match tls {
         None => Box::new(tcp),
@@ -39,14 +44,14 @@ async fn session(tcp: TcpStream, mail: Mail, tls: Option<Arc<SslAcceptor>>) -> R
     };
     let stream = BufReader::with_capacity(1024, stream);
     match mail {
-        Mail::Imap => imap(stream).await,
+        Mail::Imap => imap(word, stream).await,
         Mail::Pop3 => pop3(stream).await,
     }
 }
 
 type Stream = BufReader<Box<dyn Channel>>;
 
-async fn imap(mut stream: Stream) -> Result<()> {
+async fn imap(word: &str, mut stream: Stream) -> Result<()> {
     stream.write_all(b"* OK simulator\r\n").await?;
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
@@ -57,7 +62,7 @@ async fn imap(mut stream: Stream) -> Result<()> {
         match words.next().unwrap_or_default().to_ascii_uppercase().as_str() {
             "LOGIN" => {
                 literals(&mut stream, text.clone()).await?;
-                say(&mut stream, &format!("{tag} OK [CAPABILITY IMAP4rev1 IDLE] in")).await?;
+                say(&mut stream, &format!("{tag} OK [CAPABILITY IMAP4rev1 IDLE] {word}")).await?;
             }
             "FETCH" => {
                 let size: usize = words.next().context("no size")?.parse()?;

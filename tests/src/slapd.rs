@@ -156,6 +156,18 @@ impl Slapd {
         self.change(&format!("dn: {}\nchangetype: delete\n", account_dn(name)?))
     }
 
+    /// The filters of all searches for accounts that it was asked so far.
+    pub fn questions(&self) -> Result<Vec<String>> {
+        let log = String::from_utf8_lossy(&fs::read(self.dir.join("slapd.log"))?).into_owned();
+        let filters = log
+            .lines()
+            .filter_map(|line| line.split_once(" filter=").map(|(_, filter)| filter));
+        Ok(filters
+            .filter(|filter| filter.contains("zimbraMailDeliveryAddress=") || filter.contains("(zimbraId="))
+            .map(str::to_owned)
+            .collect())
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddrV4 {
         self.address
@@ -195,7 +207,8 @@ impl Slapd {
 
 fn spawn(dir: &Path, address: SocketAddrV4) -> Result<Child> {
     let (url, conf) = (format!("ldap://{address}"), dir.join("slapd.conf"));
-    let args = ["-d", "0", "-h", &url, "-f", conf.to_str().context("path")?];
+    // It writes down what it is asked.
+    let args = ["-d", "stats", "-h", &url, "-f", conf.to_str().context("path")?];
     let mut child = Child::spawn("slapd", "/usr/sbin/slapd", &args, &[], &dir.join("slapd.log"))?;
     child.wait_listening(&[address])?;
     Ok(child)
