@@ -22,6 +22,8 @@ use crate::app::App;
 
 /// Most of a request's body.
 const BODY_MAX: usize = 64 * 1024;
+/// Longest refusal of the framework; it may name what was asked.
+const REFUSAL_MAX: usize = 128 * 1024;
 /// How long a request may take, its body included. A reload asks the directory, which has its own limits below this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -117,9 +119,24 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
 /// A body that does not come, or work that does not end.
 async fn patience(request: Request, next: Next) -> Response {
     match tokio::time::timeout(PATIENCE, next.run(request)).await {
-        Ok(response) => response,
+        Ok(response) => in_json(response).await,
         Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "this takes too long").into_response(),
     }
+}
+
+/// The framework says no in plain text where a question or a body is not what it should be; ours is JSON.
+async fn in_json(response: Response) -> Response {
+    let is_text = response
+        .headers()
+        .get(axum::http::header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    let status = response.status();
+    if !status.is_client_error() || !is_text {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), REFUSAL_MAX).await;
+    let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
+    Failure::new(status, text).into_response()
 }
 
 /// Writes down what somebody did.
@@ -173,4 +190,22 @@ async fn reload(State(app): State<Arc<App>>, Extension(caller): Extension<Caller
         needs_upgrade: reloaded.needs_upgrade,
         warnings: problems,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn refusals_of_the_framework_are_json_and_other_texts_stay() {
+        let refused = (StatusCode::BAD_REQUEST, "missing field \"login\"").into_response();
+        let response = in_json(refused).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        let body = axum::body::to_bytes(response.into_body(), REFUSAL_MAX).await.unwrap();
+        let failure: Failure = serde_json::from_slice(&body).unwrap();
+        assert_eq!(failure.error, "missing field \"login\"");
+        let text = in_json("ready\n".into_response()).await;
+        let body = axum::body::to_bytes(text.into_body(), REFUSAL_MAX).await.unwrap();
+        assert_eq!(&body[..], b"ready\n");
+    }
 }
