@@ -30,14 +30,14 @@ WORKDIR /src
 COPY . .
 # .cargo/config.toml, which is copied too, links Debian's OpenSSL (docs/adr/0003-system-openssl.md).
 RUN cargo build --release --locked --package proxy-app \
- && scripts/rootfs /rootfs target/release/portico
+ && scripts/rootfs /rootfs target/release/portico \
+ && mkdir /own \
+ && mv /rootfs/run /rootfs/var /own/
 
 FROM scratch
 COPY --from=build /rootfs /
 # A copy belongs to root; these are written by the program.
-COPY --from=build --chown=10001:10001 /rootfs/run/portico /run/portico
-COPY --from=build --chown=10001:10001 /rootfs/var/log/portico /var/log/portico
-COPY --from=build --chown=10001:10001 /rootfs/var/lib/portico /var/lib/portico
+COPY --from=build --chown=10001:10001 /own /
 USER portico
 WORKDIR /etc/portico
 EXPOSE 80 443 143 993 110 995 6071

@@ -402,3 +402,42 @@ fn links(page: &str) -> Vec<String> {
     let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.map(str::to_owned).collect()
 }
+
+/// Whoever finds a message in the log finds it in docs/messages.md.
+#[test]
+fn every_message_of_the_log_is_explained() {
+    let page = text("docs/messages.md");
+    let mut missing = Vec::new();
+    let folders = ["proxy-app/src", "mail-proxy/src", "route-cache/src"];
+    for path in folders.iter().flat_map(|folder| files(folder, "rs")) {
+        let source = code(&path);
+        let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+        for call in ["log::error!(", "log::warn!("] {
+            for rest in source.split(call).skip(1) {
+                let Some(message) = message(rest) else { continue };
+                if !page.contains(&format!("`{message}")) {
+                    missing.push(format!("{path}: {message}"));
+                }
+            }
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "docs/messages.md lacks:\n  {}",
+        missing.join("\n  ")
+    );
+}
+
+/// The text of a logging call, with `…` for what is filled in; `None` where it has no word of its own.
+fn message(call: &str) -> Option<String> {
+    let literal = call.trim_start().strip_prefix('"')?.split('"').next()?;
+    // Of a text of several lines the first is enough.
+    let literal = literal.split('\\').next()?.trim_end();
+    let mut parts = literal.split(['{', '}']);
+    let mut message = parts.next()?.to_owned();
+    while let (Some(_), Some(more)) = (parts.next(), parts.next()) {
+        message.push('…');
+        message.push_str(more);
+    }
+    message.contains(char::is_alphabetic).then_some(message)
+}

@@ -85,6 +85,13 @@ impl Dovecot {
         }
     }
 
+    /// Ends all of it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill();
+        }
+    }
+
     /// Waits until its log says this.
     pub fn wait_log(&self, text: &str) -> Result<()> {
         let said = until(

@@ -30,17 +30,28 @@ pub struct Way {
 
 /// A running HAProxy. It is killed when dropped.
 pub struct HaProxy {
-    _child: Child,
+    child: Child,
 }
 
 impl HaProxy {
-    /// Starts it with these ways; it connects from the address `source`.
-    pub fn start(stage: &Stage, source: Ipv4Addr, ways: &[Way]) -> Result<HaProxy> {
-        let config = stage.file("haproxy/haproxy.cfg", config(source, ways)?)?;
+    /// Starts it with this configuration, which listens on these addresses.
+    pub fn start_with(stage: &Stage, config: &str, listens: &[SocketAddrV4]) -> Result<HaProxy> {
+        let config = stage.file("haproxy/haproxy.cfg", config)?;
         let args = ["-db", "-f", config.to_str().context("path")?];
         let mut child = Child::spawn("haproxy", "haproxy", &args, &[], &config.with_file_name("output.log"))?;
-        child.wait_listening(&ways.iter().map(|w| w.from).collect::<Vec<_>>())?;
-        Ok(HaProxy { _child: child })
+        child.wait_listening(listens)?;
+        Ok(HaProxy { child })
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        self.child.kill();
+    }
+
+    /// Starts it with these ways; it connects from the address `source`.
+    pub fn start(stage: &Stage, source: Ipv4Addr, ways: &[Way]) -> Result<HaProxy> {
+        let listens: Vec<SocketAddrV4> = ways.iter().map(|w| w.from).collect();
+        HaProxy::start_with(stage, &config(source, ways)?, &listens)
     }
 }
 

@@ -34,7 +34,18 @@ impl Portico {
 
     /// The same with this environment.
     pub fn start_in(stage: &Stage, node: &Node, directory: &Directory, env: &[(&str, &str)]) -> Result<Portico> {
-        let dir = stage.dir("portico")?;
+        Portico::start_at(stage, "portico", node, directory, env)
+    }
+
+    /// The same in a directory of this name, where there are several.
+    pub fn start_at(
+        stage: &Stage,
+        name: &str,
+        node: &Node,
+        directory: &Directory,
+        env: &[(&str, &str)],
+    ) -> Result<Portico> {
+        let dir = stage.dir(name)?;
         std::fs::write(dir.join("portico.yaml"), node.yaml(&dir))?;
         std::fs::write(dir.join("directory.yaml"), directory.yaml())?;
         let child = spawn(&dir, node, "info", env)?;
@@ -166,6 +177,11 @@ impl Portico {
     /// Waits until it has ended by itself.
     pub fn wait(&mut self, deadline: Duration) -> Result<std::process::ExitStatus> {
         self.child.wait(deadline)
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        self.child.kill();
     }
 
     /// Asks it to end and waits until it has.

@@ -124,7 +124,8 @@ impl Doors {
         })
     }
 
-    fn each(&self) -> [(SocketAddrV4, Serve, Tls); 6] {
+    /// Each door with what it serves.
+    pub fn each(&self) -> [(SocketAddrV4, Serve, Tls); 6] {
         [
             (self.http, Serve::Web, Tls::No),
             (self.https, Serve::Web, Tls::Implicit),
