@@ -399,6 +399,18 @@ mod tests {
 
     use super::*;
 
+    /// Somebody's, only to be read.
+    const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\n\
+        MIIBiDCCAS2gAwIBAgIULjBPhoHZAP0cGSXuXYjkYpshMtswCgYIKoZIzj0EAwIw\n\
+        GTEXMBUGA1UEAwwObWFpbC5hLmV4YW1wbGUwHhcNMjYxMTI1MTQyMTE4WhcNMjYx\n\
+        MjI1MTQyMTE4WjAZMRcwFQYDVQQDDA5tYWlsLmEuZXhhbXBsZTBZMBMGByqGSM49\n\
+        AgEGCCqGSM49AwEHA0IABAziH4xnKcDPoeRXYa3EGhpSgyF/7d2JSsKrcx7HRGmL\n\
+        VDSG+4RZ6hblDcyYw5ceuSZLTJVbRO5L1FqnxcRzSuqjUzBRMB0GA1UdDgQWBBTt\n\
+        mFrtcUgiLbnfQQhgWNEORoQLaDAfBgNVHSMEGDAWgBTtmFrtcUgiLbnfQQhgWNEO\n\
+        RoQLaDAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQDtdHRNIZtG\n\
+        WqA91LZe121Wtvg3HVpjBIU5G6JRlGdT+AIhAPrVV8hSCNzFHAh3Wx8RSXzTOue6\n\
+        GVi8mTKw0diEW4l0\n\
+        -----END CERTIFICATE-----\n";
     const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99));
 
     fn entry(name: &str, attributes: &[(&str, &str)]) -> Entry {
@@ -559,5 +571,21 @@ mod tests {
         // On the whole node it is a mistake that locks everybody out.
         let (_, problems) = build(&[("zimbraReverseProxyClientCertMode", "optional")], vec![]);
         assert!(problems.has_errors(), "{problems}");
+    }
+
+    #[test]
+    fn authorities_that_break_do_not_lock_everybody_out() {
+        let mut domains = two_domains();
+        let system = |domains: Vec<Entry>| System::new(Entry::new("config"), [], domains, []);
+        domains[0].set("zimbraReverseProxyClientCertMode", ["on"]);
+        domains[0].set("zimbraReverseProxyClientCertCA", [AUTHORITY]);
+        let mut problems = Problems::new();
+        let good = Sites::build(&system(domains.clone()), "proxy.test", None, &mut problems);
+        assert!(problems.is_empty(), "{problems}");
+        domains[0].set("zimbraReverseProxyClientCertCA", ["no certificate"]);
+        let broken = Sites::build(&system(domains), "proxy.test", Some(&good), &mut problems);
+        assert!(problems.to_string().contains("stay in use"), "{problems}");
+        assert_eq!(broken.rules(), good.rules());
+        assert!(!good.rules().is_empty());
     }
 }

@@ -128,6 +128,8 @@ impl CertKey {
         &self.leaf
     }
 
+    /// Costs at most a hundredth of a millisecond, of the third of one that a handshake takes; a context for each
+    /// certificate would save that, and cost some 20 KiB for each domain and protocol.
     fn install(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
         ssl.set_certificate(&self.leaf)?;
         ssl.set_private_key(&self.key)?;
