@@ -105,6 +105,7 @@ const LIVE: [&str; 15] = [
     "web.trusted_forwarders",
     "web.locations",
     "web.acme_dir",
+    "web.compress_authenticated",
     "log.access",
     "log.access_format",
     "log.audit",
@@ -283,6 +284,8 @@ pub struct WebConfig {
     pub locations: Vec<PathBuf>,
     /// Where another program puts the answers to challenges of an ACME authority.
     pub acme_dir: Option<PathBuf>,
+    /// Whether answers to requests that somebody is logged in with may be compressed.
+    pub compress_authenticated: bool,
 }
 
 /// The form of the access log.
@@ -493,6 +496,7 @@ impl Reader {
                 trusted_forwarders: Vec::new(),
                 locations: Vec::new(),
                 acme_dir: None,
+                compress_authenticated: false,
             },
             log: LogConfig {
                 access: Target::Stdout,
@@ -1009,6 +1013,7 @@ impl Reader {
             trusted_forwarders: Vec::new(),
             locations: Vec::new(),
             acme_dir: None,
+            compress_authenticated: false,
         };
         let Some(mut section) = self.section(root, "web") else {
             return config;
@@ -1019,6 +1024,10 @@ impl Reader {
         {
             config.trusted_forwarders = networks;
         }
+        config.compress_authenticated = section
+            .take("compress_authenticated")
+            .and_then(|node| node.bool(&mut self.problems))
+            .unwrap_or(false);
         if let Some(node) = section.take("locations") {
             let files = node.each(&mut self.problems, |item, problems| item.path_buf(problems));
             config.locations = files.unwrap_or_default();

@@ -20,6 +20,7 @@ use crate::connector::MailTransport;
 use crate::names::{IpMode, Names};
 use crate::sites::{Site, Sites};
 use crate::tls::{Acceptors, CertKey, CertStore, Certificates, TlsPolicy, UpstreamTrust};
+use crate::web::compression;
 
 /// Name and version as this program tells them.
 pub const PRODUCT: (&str, &str) = ("Portico", env!("CARGO_PKG_VERSION"));
@@ -77,6 +78,8 @@ pub struct WebPolicy {
     pub upstream_verify: bool,
     /// Address families towards servers.
     pub ip_mode: IpMode,
+    /// Which answers are compressed for the client.
+    pub compression: compression::Rules,
 }
 
 impl WebPolicy {
@@ -138,6 +141,10 @@ pub fn build(
             upstream_ca,
             upstream_verify: config.tls.upstream_verify,
             ip_mode,
+            compression: compression::Rules {
+                enabled: node.flag(&a::HTTP_COMPRESSION_ENABLED),
+                authenticated: config.web.compress_authenticated,
+            },
         },
         transport: Arc::new(MailTransport {
             acceptors: acceptors.clone(),

@@ -367,6 +367,8 @@ attributes! {
             "Where the administration console goes after a logout. With it, `/logout` answers 200 there.";
         REVERSE_PROXY_UPSTREAM_EWS_SERVERS: "zimbraReverseProxyUpstreamEwsServers", Kind::List, [], [Scope::Global, Scope::Server],
             "Mailbox servers for Exchange Web Services: the group `ews`; absent: those requests go to any server's web side.";
+        HTTP_COMPRESSION_ENABLED: "zimbraHttpCompressionEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Compress answers for clients that ask for it. Which ones: the node file's `web.compress_authenticated`.";
     }
     "Groups of web servers" {
         MAIL_MODE: "zimbraMailMode", Kind::Text, ["http"], [Scope::Global, Scope::Server],

@@ -82,7 +82,11 @@ impl Crowd {
                 while !ended.load(Ordering::SeqCst) {
                     let (status, server) = client.ask("/service/of-nobody", "")?;
                     ensure!(status == "200", "a client got {status}");
-                    *heard.lock().expect("nobody panics holding it").entry(server).or_default() += 1;
+                    *heard
+                        .lock()
+                        .expect("nobody panics holding it")
+                        .entry(server)
+                        .or_default() += 1;
                 }
                 Ok(())
             }));
@@ -154,7 +158,10 @@ fn a_server_that_is_not_ready_is_left_out() -> Result<()> {
             Ok((share(&crowd.next(100)?, "store2") == 0.0).then_some(()))
         })?;
         // Its own accounts are its own.
-        let cookie = format!("Cookie: ZM_AUTH_TOKEN={}\r\n", auth_token(&scene.town.person("bob")?.id));
+        let cookie = format!(
+            "Cookie: ZM_AUTH_TOKEN={}\r\n",
+            auth_token(&scene.town.person("bob")?.id)
+        );
         let (status, server) = Client::new(scene)?.ask("/service/of-bob", &cookie)?;
         assert_eq!((&*status, &*server), ("200", "store2"));
         scene.town.stores[1].web.set_ready(true);
@@ -168,13 +175,19 @@ fn a_server_that_is_not_ready_is_left_out() -> Result<()> {
 #[test]
 fn an_accounts_own_server_that_is_down_is_told_at_once() -> Result<()> {
     play(|scene| {
-        let cookie = format!("Cookie: ZM_AUTH_TOKEN={}\r\n", auth_token(&scene.town.person("bob")?.id));
+        let cookie = format!(
+            "Cookie: ZM_AUTH_TOKEN={}\r\n",
+            auth_token(&scene.town.person("bob")?.id)
+        );
         let mut client = Client::new(scene)?;
         assert_eq!(client.ask("/service/of-bob", &cookie)?.0, "200");
         scene.town.stores[1].web.stop();
         for _ in 0..20 {
             let ((status, _), took) = timed(|| client.ask("/service/of-bob", &cookie))?;
-            ensure!(status == "502" && took < Duration::from_secs(3), "{status} after {took:?}");
+            ensure!(
+                status == "502" && took < Duration::from_secs(3),
+                "{status} after {took:?}"
+            );
         }
         scene.town.stores[1].web.start_again()?;
         until("his server to serve him again", SOON, || {

@@ -8,6 +8,7 @@ mod dialogues;
 mod directory;
 mod fail2ban;
 mod failures;
+mod groups;
 mod hostile;
 mod image;
 mod limits;

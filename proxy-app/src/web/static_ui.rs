@@ -23,6 +23,8 @@ use tower_http::services::fs::{
     Backend, DefaultServeDirFallback, ServeFileSystemResponseBody, TokioBackend, TokioFile,
 };
 
+use super::compression;
+
 /// What is read from a file at once, and with it the memory of one answer.
 const CHUNK: usize = 64 * 1024;
 /// What stands in a path as it is.
@@ -53,6 +55,8 @@ pub struct Options {
     pub dot_files: bool,
     /// Folders into which symbolic links may lead, beside the tree's own.
     pub also: Vec<PathBuf>,
+    /// What is not packed beforehand is compressed by these rules.
+    pub compression: compression::Rules,
 }
 
 /// A folder whose files are served.
@@ -123,6 +127,7 @@ impl Tree {
             response.insert_header(header::CONTENT_LENGTH, "0")?;
         }
         finish(&mut response);
+        let _until_it_is_sent = compression::begin(session, &mut response, self.options.compression);
         let head_only = method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
         session.write_response_header(Box::new(response), head_only).await?;
         if head_only {

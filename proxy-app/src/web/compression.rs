@@ -1,0 +1,362 @@
+//! Which answers are compressed for the client, and how (HTTP §6.4). Pingora's module does it.
+//!
+//! An answer with a secret and with something of the request in it must not be compressed: from its length a
+//! listener on the wire finds the secret, guess by guess (BREACH). So answers to requests that somebody is logged in
+//! with stay as they are, unless the node file says otherwise; scripts, styles and fonts hold no secret.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::header::{self, HeaderMap, HeaderName};
+use http::{HeaderValue, Method, StatusCode, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::compression::ResponseCompression;
+use pingora::protocols::http::compression::Algorithm;
+use pingora_proxy::Session;
+
+/// Shorter answers are not worth it: nginx's `gzip_min_length` in Carbonio's configuration.
+const LENGTH_LEAST: u64 = 256;
+/// Most answers that are compressed at one moment; others stay as they are. An encoder takes up to 2 MB, and a client
+/// that reads slowly keeps it.
+const AT_ONCE: usize = 256;
+/// Levels: gzip's is that of Carbonio's configuration, the others cost about as much time.
+const LEVELS: [(Algorithm, u32); 3] = [(Algorithm::Brotli, 4), (Algorithm::Zstd, 3), (Algorithm::Gzip, 6)];
+/// Content types that shrink, beside those of [`NO_SECRETS`].
+const TEXTS: [&str; 13] = [
+    "text/html",
+    "text/plain",
+    "text/xml",
+    "application/json",
+    "application/ld+json",
+    "application/geo+json",
+    "application/manifest+json",
+    "application/xml",
+    "application/xhtml+xml",
+    "application/atom+xml",
+    "application/rss+xml",
+    "application/rdf+xml",
+    "application/soap+xml",
+];
+/// Content types that shrink and hold nothing of who asks.
+const NO_SECRETS: [&str; 9] = [
+    "text/css",
+    "text/javascript",
+    "application/javascript",
+    "application/x-javascript",
+    "font/eot",
+    "font/otf",
+    "font/ttf",
+    "font/woff2",
+    "image/svg+xml",
+];
+
+/// What the node wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// `zimbraHttpCompressionEnabled`
+    pub enabled: bool,
+    /// `web.compress_authenticated`
+    pub authenticated: bool,
+}
+
+/// How many answers are being compressed in this process.
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+
+/// One answer that is being compressed, until the value is dropped.
+#[derive(Debug)]
+pub struct Packing(());
+
+impl Drop for Packing {
+    fn drop(&mut self) {
+        AT_WORK.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Packing {
+    fn begin() -> Option<Packing> {
+        let room = |count| (count < AT_ONCE).then_some(count + 1);
+        let taken = AT_WORK.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
+        taken.ok().map(|_| Packing(()))
+    }
+}
+
+/// Has this answer compressed if that is good, before its head is written. The value that is given must be kept until
+/// the answer ends.
+pub fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules) -> Option<Packing> {
+    let verdict = judge(session.req_header(), response, rules);
+    if verdict == Verdict::AsItIs {
+        return None;
+    }
+    vary(response);
+    let Verdict::Packed(algorithm) = verdict else {
+        return None;
+    };
+    let module = session.downstream_modules_ctx.get_mut::<ResponseCompression>()?;
+    if !module.is_header_phase() {
+        return None;
+    }
+    let level = LEVELS.iter().find(|(known, _)| *known == algorithm)?.1;
+    // The module reads the client's wishes without their weights. It is told what was made of them.
+    let mut wish = RequestHeader::build(Method::GET, b"/", Some(1)).ok()?;
+    wish.insert_header(header::ACCEPT_ENCODING, algorithm.as_str()).ok()?;
+    let packing = Packing::begin()?;
+    module.adjust_algorithm_level(algorithm, level);
+    module.request_filter(&wish);
+    Some(packing)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing of it depends on what the client accepts.
+    AsItIs,
+    /// It would be compressed for others.
+    NotForThis,
+    Packed(Algorithm),
+}
+
+fn judge(request: &RequestHeader, response: &ResponseHeader, rules: Rules) -> Verdict {
+    let kind = text(&response.headers, header::CONTENT_TYPE);
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let no_secret = NO_SECRETS.contains(&kind.as_str());
+    if !rules.enabled || !(no_secret || TEXTS.contains(&kind.as_str())) || !may_be_changed(response) {
+        return Verdict::AsItIs;
+    }
+    if !no_secret && !rules.authenticated && has_secrets(request, response) {
+        return Verdict::AsItIs;
+    }
+    let wanted = wanted(&request.headers);
+    match wanted.filter(|_| request.version >= Version::HTTP_11 && request.method != Method::HEAD) {
+        Some(algorithm) => Verdict::Packed(algorithm),
+        None => Verdict::NotForThis,
+    }
+}
+
+fn may_be_changed(response: &ResponseHeader) -> bool {
+    let headers = &response.headers;
+    let has_body = !matches!(
+        response.status,
+        StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED
+    ) && !response.status.is_informational();
+    let length = text(headers, header::CONTENT_LENGTH).parse::<u64>();
+    let fixed = [
+        header::CONTENT_ENCODING,
+        header::CONTENT_RANGE,
+        HeaderName::from_static("digest"),
+    ];
+    let no_transform = |value: &HeaderValue| {
+        let value = value.to_str().unwrap_or_default();
+        value
+            .split(',')
+            .any(|word| word.trim().eq_ignore_ascii_case("no-transform"))
+    };
+    has_body
+        && length.unwrap_or(u64::MAX) >= LENGTH_LEAST
+        && !fixed.iter().any(|name| headers.contains_key(name))
+        && !headers.get_all(header::CACHE_CONTROL).iter().any(no_transform)
+}
+
+/// Somebody is logged in, or is being logged in.
+fn has_secrets(request: &RequestHeader, response: &ResponseHeader) -> bool {
+    let credentials = [header::COOKIE, header::AUTHORIZATION];
+    let query = request.uri.query().unwrap_or_default();
+    credentials.iter().any(|name| request.headers.contains_key(name))
+        || query
+            .split('&')
+            .any(|part| matches!(part.split('=').next(), Some("zauthtoken" | "zjwt")))
+        || response.headers.contains_key(header::SET_COOKIE)
+}
+
+/// What the client likes best (RFC 9110 §12.5.3); of equals the one that packs best.
+fn wanted(headers: &HeaderMap) -> Option<Algorithm> {
+    let wishes: Vec<(String, f32)> = headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(wish)
+        .collect();
+    let weight = |name: &str| {
+        let named = |wanted: &str| {
+            wishes
+                .iter()
+                .find(|(name, _)| name == wanted)
+                .map(|(_, weight)| *weight)
+        };
+        named(name).or_else(|| named("*")).unwrap_or(0.0)
+    };
+    let mut best = None;
+    let mut best_weight = 0.0;
+    for (algorithm, _) in LEVELS {
+        let weight = weight(algorithm.as_str());
+        if weight > best_weight {
+            (best, best_weight) = (Some(algorithm), weight);
+        }
+    }
+    best.filter(|_| best_weight >= weight_of_identity(&wishes))
+}
+
+/// Without a word, what is not compressed comes last.
+fn weight_of_identity(wishes: &[(String, f32)]) -> f32 {
+    let named = wishes.iter().find(|(name, _)| name == "identity");
+    named.map_or(0.0, |(_, weight)| *weight)
+}
+
+fn wish(text: &str) -> (String, f32) {
+    let mut parts = text.split(';');
+    let name = parts.next().unwrap_or_default().trim().to_ascii_lowercase();
+    let weight = parts.find_map(|part| part.trim().strip_prefix("q=")?.parse::<f32>().ok());
+    (name, weight.unwrap_or(1.0))
+}
+
+fn vary(response: &mut ResponseHeader) {
+    let known = response.headers.get_all(header::VARY).iter().any(|value| {
+        let value = value.to_str().unwrap_or_default();
+        value.split(',').any(|name| {
+            let name = name.trim();
+            name == "*" || name.eq_ignore_ascii_case("accept-encoding")
+        })
+    });
+    if !known {
+        let value = HeaderValue::from_static("Accept-Encoding");
+        if let Err(error) = response.append_header(header::VARY, value) {
+            log::debug!("no Vary: {error}");
+        }
+    }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: Rules = Rules {
+        enabled: true,
+        authenticated: false,
+    };
+    const BROWSER: &str = "Accept-Encoding: gzip, deflate, br, zstd";
+
+    fn request(lines: &[&str]) -> RequestHeader {
+        let mut request = RequestHeader::build(Method::GET, b"/x?y=1", None).unwrap();
+        for (name, value) in lines.iter().filter_map(|line| line.split_once(": ")) {
+            request.append_header(name.to_owned(), value).unwrap();
+        }
+        request
+    }
+
+    fn response(lines: &[&str]) -> ResponseHeader {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in lines.iter().filter_map(|line| line.split_once(": ")) {
+            response.append_header(name.to_owned(), value).unwrap();
+        }
+        response
+    }
+
+    #[track_caller]
+    fn check(asked: &[&str], answered: &[&str], rules: Rules, expected: Verdict) {
+        let got = judge(&request(asked), &response(answered), rules);
+        assert_eq!(got, expected, "{asked:?} {answered:?}");
+    }
+
+    #[test]
+    fn clients_choose() {
+        for (wish, expected) in [
+            ("gzip, deflate, br, zstd", Verdict::Packed(Algorithm::Brotli)),
+            ("gzip, zstd", Verdict::Packed(Algorithm::Zstd)),
+            ("gzip", Verdict::Packed(Algorithm::Gzip)),
+            ("GZIP;q=1.0, br;q=0.5", Verdict::Packed(Algorithm::Gzip)),
+            ("br;q=0, gzip", Verdict::Packed(Algorithm::Gzip)),
+            ("*", Verdict::Packed(Algorithm::Brotli)),
+            ("*;q=0.5, br;q=0", Verdict::Packed(Algorithm::Zstd)),
+            ("gzip;q=0.5, identity", Verdict::NotForThis),
+            ("gzip;q=0, br;q=0, zstd;q=0", Verdict::NotForThis),
+            ("deflate", Verdict::NotForThis),
+            ("", Verdict::NotForThis),
+            ("gzip;q=x", Verdict::Packed(Algorithm::Gzip)),
+        ] {
+            let line = format!("Accept-Encoding: {wish}");
+            check(&[&line], &["Content-Type: text/html; charset=utf-8"], RULES, expected);
+        }
+        check(&[], &["Content-Type: text/html"], RULES, Verdict::NotForThis);
+    }
+
+    #[test]
+    fn only_what_may_be_changed_is() {
+        let packed = Verdict::Packed(Algorithm::Brotli);
+        for (lines, expected) in [
+            (&["Content-Type: application/json", "Content-Length: 256"][..], packed),
+            (&["Content-Type: Text/HTML"], packed),
+            (&["Content-Type: text/html", "Content-Length: 255"], Verdict::AsItIs),
+            (&["Content-Type: text/html", "Content-Encoding: gzip"], Verdict::AsItIs),
+            (
+                &["Content-Type: text/html", "Content-Range: bytes 0-999/1000"],
+                Verdict::AsItIs,
+            ),
+            (
+                &["Content-Type: text/html", "Cache-Control: private, No-Transform"],
+                Verdict::AsItIs,
+            ),
+            (&["Content-Type: text/event-stream"], Verdict::AsItIs),
+            (&["Content-Type: image/jpeg"], Verdict::AsItIs),
+            (&["Content-Type: application/zip"], Verdict::AsItIs),
+            (&["Content-Type: multipart/mixed"], Verdict::AsItIs),
+            (&[], Verdict::AsItIs),
+        ] {
+            check(&[BROWSER], lines, RULES, expected);
+        }
+        let off = Rules {
+            enabled: false,
+            ..RULES
+        };
+        check(&[BROWSER], &["Content-Type: text/html"], off, Verdict::AsItIs);
+        let mut head = request(&[BROWSER]);
+        head.set_method(Method::HEAD);
+        assert_eq!(
+            judge(&head, &response(&["Content-Type: text/html"]), RULES),
+            Verdict::NotForThis
+        );
+        let mut old = request(&[BROWSER]);
+        old.set_version(Version::HTTP_10);
+        assert_eq!(
+            judge(&old, &response(&["Content-Type: text/html"]), RULES),
+            Verdict::NotForThis
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_packed_unless_the_node_says_so() {
+        let packed = Verdict::Packed(Algorithm::Brotli);
+        let wanted = Rules {
+            authenticated: true,
+            ..RULES
+        };
+        for (asked, answered) in [
+            ("Cookie: ZM_AUTH_TOKEN=0_x", "X: y"),
+            ("Authorization: Basic eA==", "X: y"),
+            ("X: y", "Set-Cookie: ZM_AUTH_TOKEN=0_x"),
+        ] {
+            let asked = [BROWSER, asked];
+            check(&asked, &["Content-Type: text/html", answered], RULES, Verdict::AsItIs);
+            check(&asked, &["Content-Type: text/html", answered], wanted, packed);
+            check(&asked, &["Content-Type: text/css", answered], RULES, packed);
+        }
+        let mut token = request(&[BROWSER]);
+        token.set_uri("/service/x?fmt=json&zauthtoken=0_x".parse().unwrap());
+        assert_eq!(
+            judge(&token, &response(&["Content-Type: text/html"]), RULES),
+            Verdict::AsItIs
+        );
+    }
+
+    #[test]
+    fn there_are_so_many_at_once() {
+        let mut all: Vec<_> = (0..AT_ONCE).map(|_| Packing::begin().expect("there is room")).collect();
+        assert!(Packing::begin().is_none());
+        all.pop();
+        assert!(Packing::begin().is_some());
+    }
+}
