@@ -97,7 +97,7 @@ impl Default for Ends {
 }
 
 /// Keys that a reload puts in force. All others are read at the start only. A key stands for all below it.
-const LIVE: [&str; 15] = [
+const LIVE: [&str; 16] = [
     "listeners",
     "tls",
     "limits",

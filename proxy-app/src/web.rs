@@ -43,6 +43,7 @@ mod way;
 mod websocket;
 
 use answers::{Answer, Form};
+use compression::Packing;
 use connection::WebClient;
 use locations::{Action, Files, Found, HostRule, Mailbox, Timeouts};
 use relocation::Relocation;
@@ -53,6 +54,10 @@ use way::{Asked, Onward, Way};
 pub const H2_IDLE: Duration = Duration::from_secs(180);
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// A request body may take this long, whatever it is.
+const BODY_GRACE: Duration = Duration::from_secs(60);
+/// After that it must have brought so many bytes a second on average: a modem does a hundred times as many.
+const BODY_LEAST: u64 = 64;
 /// How many servers a request without an account may try.
 const TRIES: usize = 3;
 /// Connections to servers are kept this long without use: less than Jetty's 60 s.
@@ -90,6 +95,8 @@ pub struct Exchange {
     sets_cookie: bool,
     /// A server has answered.
     answered: bool,
+    /// The answer is being compressed.
+    _packing: Option<Packing>,
 }
 
 /// Where a request goes.
@@ -175,44 +182,50 @@ impl Web {
         let Some(onward) = &exchange.onward else {
             return Ok(None);
         };
-        let begun = Instant::now();
-        let found = home(&self.app, &exchange.snapshot, onward).await;
-        if onward.lookup.is_some() {
-            self.app.metrics.phase(Phase::Lookup, "http", begun.elapsed());
-        }
-        let (route, server) = match found {
-            Home::Known(route, server) => (route, server),
-            Home::Anybody => return Ok(None),
-            Home::NotAllowed => {
-                return Error::e_explain(
-                    ErrorType::HTTPStatus(403),
-                    "client address is not allowed on this domain",
-                );
-            }
-        };
         let mode = exchange.snapshot.web.ip_mode;
-        let addresses = self
-            .app
-            .names
-            .resolve(&server.host, server.port, mode)
-            .await
-            .map_err(|error| {
+        for last in [false, true] {
+            let begun = Instant::now();
+            let found = home(&self.app, &exchange.snapshot, onward).await;
+            if onward.lookup.is_some() {
+                self.app.metrics.phase(Phase::Lookup, "http", begun.elapsed());
+            }
+            let (route, server) = match found {
+                Home::Known(route, server) => (route, server),
+                Home::Anybody => return Ok(None),
+                Home::NotAllowed => {
+                    return Error::e_explain(
+                        ErrorType::HTTPStatus(403),
+                        "client address is not allowed on this domain",
+                    );
+                }
+            };
+            let addresses = self.app.names.resolve(&server.host, server.port, mode).await;
+            let addresses = addresses.map_err(|error| {
                 Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", server.host)).into_up()
             })?;
-        let address = addresses
-            .iter()
-            .find(|address| !exchange.tried.contains(address))
-            .or(addresses.first());
-        let verify = exchange.snapshot.web.upstream_verify;
-        let target = address.map(|&address| Target {
-            server,
-            address,
-            verify,
-            own: true,
-            _member: None,
-        });
-        exchange.route = Some(*route);
-        Ok(target)
+            let mut alive = addresses
+                .iter()
+                .filter(|address| !self.app.groups.is_unreachable(**address));
+            let first = alive.clone().next();
+            let Some(&address) = alive.find(|address| !exchange.tried.contains(address)).or(first) else {
+                // Nobody waits for a server that checks find dead. But the account may have moved.
+                if let Some(lookup) = onward.lookup.as_ref().filter(|_| !last) {
+                    self.app.routes.forget(lookup);
+                    continue;
+                }
+                let why = format!("checks find nobody at {}:{}", server.host, server.port);
+                return Err(Error::explain(ErrorType::ConnectNoRoute, why).into_up());
+            };
+            exchange.route = Some(*route);
+            return Ok(Some(Target {
+                server,
+                address,
+                verify: exchange.snapshot.web.upstream_verify,
+                own: true,
+                _member: None,
+            }));
+        }
+        Ok(None)
     }
 
     fn any_server(&self, exchange: &Exchange) -> Result<Target> {
@@ -255,6 +268,7 @@ impl ProxyHttp for Web {
             seen: None,
             sets_cookie: false,
             answered: false,
+            _packing: None,
         }
     }
 
@@ -328,6 +342,9 @@ impl ProxyHttp for Web {
             body.push(chunk);
         }
         exchange.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if is_dripping(exchange.begun.elapsed(), exchange.body_bytes) && !end {
+            return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
+        }
         let most = exchange.onward.as_ref().and_then(|onward| onward.forward().max_body);
         if most.is_some_and(|most| exchange.body_bytes > most) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location");
@@ -402,7 +419,49 @@ impl ProxyHttp for Web {
         if let Some(web) = connection::client_of(session) {
             relocate(web, exchange, response)?;
         }
-        dress(exchange, response)
+        dress(exchange, response)?;
+        exchange._packing = compression::begin(session, response, exchange.snapshot.web.compression);
+        Ok(())
+    }
+
+    /// The request was on its way. It goes to another server of its group only if it can be repeated without harm and
+    /// nothing was answered yet; a connection that was kept may have ended before the server read anything.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        exchange: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        let request = session.req_header();
+        if exchange.answered || !request.method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
+            error.set_retry(false);
+            return error;
+        }
+        let broken = *error.esource() == ErrorSource::Upstream
+            && !matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let address = exchange
+            .target
+            .as_ref()
+            .filter(|target| !target.own)
+            .map(|target| target.address);
+        match address {
+            Some(address) if broken && !reused => {
+                if let Some(group) = exchange
+                    .onward
+                    .as_ref()
+                    .and_then(|onward| self.app.groups.get(onward.group()))
+                {
+                    group.eject(address);
+                }
+                exchange.tried.push(address);
+                error.set_retry(exchange.tried.len() < TRIES);
+            }
+            _ => error.retry.decide_reuse(reused),
+        }
+        error
     }
 
     /// Nothing has been sent yet: the route is forgotten and asked for again, once; a request of nobody goes to
@@ -735,13 +794,19 @@ fn relocate(web: &WebClient, exchange: &Exchange, response: &mut ResponseHeader)
     Ok(())
 }
 
+/// Whether a body that has brought so many bytes in this time is only there to hold a connection.
+fn is_dripping(elapsed: Duration, bytes: u64) -> bool {
+    elapsed > BODY_GRACE && bytes < (elapsed - BODY_GRACE).as_secs() * BODY_LEAST
+}
+
 /// Answers with a file of a location's folder.
 async fn file(session: &mut Session, exchange: &Exchange, found: &Found, files: &Files, path: &str) -> Result<()> {
     let Some(tree) = &found.entry.tree else {
         return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
     };
     let below = path.strip_prefix(files.strip.as_str()).unwrap_or(path);
-    tree.serve(session, below, |head| {
+    let rules = exchange.snapshot.web.compression;
+    tree.serve(session, below, rules, |head| {
         if let Err(error) = dress(exchange, head) {
             log::warn!("request {}: {error}", exchange.id());
         }
@@ -910,5 +975,20 @@ fn status_of(error: &Error) -> u16 {
         (ErrorType::ReadTimedout, ErrorSource::Downstream) => 408,
         (_, ErrorSource::Downstream) => 400,
         _ => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_may_be_slow_but_not_drip() {
+        let after = Duration::from_secs;
+        assert!(!is_dripping(after(59), 0));
+        assert!(!is_dripping(after(120), 60 * BODY_LEAST));
+        assert!(is_dripping(after(120), 60 * BODY_LEAST - 1));
+        assert!(is_dripping(after(3600), 1000));
+        assert!(!is_dripping(after(3600), 1_000_000));
     }
 }

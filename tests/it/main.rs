@@ -22,6 +22,7 @@ mod proxy_protocol;
 mod scene;
 mod sessions;
 mod smuggling;
+mod static_files;
 mod storms;
 mod streams;
 mod tls;

@@ -55,8 +55,6 @@ pub struct Options {
     pub dot_files: bool,
     /// Folders into which symbolic links may lead, beside the tree's own.
     pub also: Vec<PathBuf>,
-    /// What is not packed beforehand is compressed by these rules.
-    pub compression: compression::Rules,
 }
 
 /// A folder whose files are served.
@@ -90,8 +88,8 @@ impl Tree {
         }
     }
 
-    /// Answers a request with the file at this path below the root. `path` is decoded; `finish` may add to the head
-    /// of the answer.
+    /// Answers a request with the file at this path below the root. `path` is decoded; what is not packed beforehand
+    /// is compressed by `rules`; `finish` may add to the head of the answer.
     ///
     /// # Errors
     /// 404 if there is no such file, and 500 if it cannot be read, as [`ErrorType::HTTPStatus`], with nothing sent.
@@ -100,6 +98,7 @@ impl Tree {
         &self,
         session: &mut Session,
         path: &str,
+        rules: compression::Rules,
         finish: impl FnOnce(&mut ResponseHeader),
     ) -> Result<()> {
         let request = session.req_header();
@@ -127,7 +126,7 @@ impl Tree {
             response.insert_header(header::CONTENT_LENGTH, "0")?;
         }
         finish(&mut response);
-        let _until_it_is_sent = compression::begin(session, &mut response, self.options.compression);
+        let _until_it_is_sent = compression::begin(session, &mut response, rules);
         let head_only = method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
         session.write_response_header(Box::new(response), head_only).await?;
         if head_only {
