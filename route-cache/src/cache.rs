@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -26,6 +26,7 @@ use crate::tallies::Tallies;
 
 mod ahead;
 mod explain;
+mod sweep;
 
 use ahead::Ahead;
 pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
@@ -89,8 +90,8 @@ pub struct RouteCache {
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
-    /// What was kept before is not fresh any more.
-    valid_from: AtomicU64,
+    /// What was kept in an earlier one is not fresh any more.
+    epoch: AtomicU32,
 }
 
 /// Milliseconds since long before the cache was made, so that an answer may be older than the cache; half the
@@ -104,6 +105,7 @@ const BEFORE_BIRTH: Millis = 100 * 365 * 86_400_000;
 #[derive(Debug, Clone)]
 struct Known {
     at: Millis,
+    epoch: u32,
     what: What,
 }
 
@@ -163,7 +165,7 @@ impl RouteCache {
             ahead: Ahead::default(),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
-            valid_from: AtomicU64::new(0),
+            epoch: AtomicU32::new(0),
             ttl: AtomicU64::new(millis(settings.ttl)),
             stale: AtomicU64::new(millis(settings.stale)),
             settings,
@@ -283,18 +285,31 @@ impl RouteCache {
         keys
     }
 
+    /// Takes what this node keeps for old: the next lookup of each account asks again. Whether what other nodes share
+    /// can be believed is for the directory to say, which tells what changed; lookup services tell nothing, so with
+    /// them this is [`RouteCache::expire`].
+    pub fn ask_anew(&self) {
+        match self.source {
+            Source::Directory(_) => self.expire_here(),
+            Source::Services(_) => self.expire(),
+        }
+    }
+
     /// Takes everything for old: the next lookup of each account asks the directory. Unlike after
     /// [`RouteCache::clear`], what is kept may still serve while the directory is down. What other nodes share is
-    /// left to them, but not believed until it has expired.
+    /// left to them; what stands there now is not believed until it has expired.
     pub fn expire(&self) {
-        let mut state = self.flights.0.lock();
-        state.forget_all();
-        // What is kept within this millisecond is old, too.
-        self.valid_from.store(self.now() + 1, Ordering::Relaxed);
-        self.nobody.invalidate_all();
         if let Some(shared) = &self.shared {
             shared.forget_all();
         }
+        self.expire_here();
+    }
+
+    fn expire_here(&self) {
+        let mut state = self.flights.0.lock();
+        state.forget_all();
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.nobody.invalidate_all();
     }
 
     /// The entries of the directory as they are now.
@@ -386,7 +401,7 @@ impl RouteCache {
     }
 
     fn is_fresh(&self, old: &Old) -> bool {
-        old.at >= self.valid_from.load(Ordering::Relaxed) && self.now() < old.at + self.ttl.load(Ordering::Relaxed)
+        old.epoch == self.epoch.load(Ordering::Relaxed) && self.now() < old.at + self.ttl.load(Ordering::Relaxed)
     }
 
     fn is_young(&self, old: &Old) -> bool {
@@ -416,21 +431,9 @@ impl RouteCache {
     /// What is kept of an account, however old. An alias is as old as the older of its two parts.
     fn find_key(&self, key: &Key) -> Option<Old> {
         let known = self.known.get(key)?;
-        let account = match known.what {
-            What::Here(placement) => {
-                return Some(Old {
-                    at: known.at,
-                    placement,
-                });
-            }
-            What::See(account) => self.known.get(&Key::Name(account))?,
-        };
-        match account.what {
-            What::Here(placement) => Some(Old {
-                at: known.at.min(account.at),
-                placement,
-            }),
-            What::See(_) => None,
+        match &known.what {
+            What::Here(_) => Old::of(&known, &known),
+            What::See(account) => Old::of(&known, &self.known.get(&Key::Name(account.clone()))?),
         }
     }
 
@@ -571,8 +574,8 @@ impl RouteCache {
             _ => Key::Name(placement.account.clone()),
         };
         if account != *key && landed.alias {
-            let what = What::See(placement.account.clone());
-            self.known.insert(key.clone(), Known { at: landed.at, what });
+            let see = self.known_now(landed.at, What::See(placement.account.clone()));
+            self.known.insert(key.clone(), see);
         }
         for key in [key, &account] {
             self.nobody.invalidate(key);
@@ -589,10 +592,12 @@ impl RouteCache {
         {
             at = at.min(old.at);
         }
-        Known {
-            at,
-            what: What::Here(placement),
-        }
+        self.known_now(at, What::Here(placement))
+    }
+
+    fn known_now(&self, at: Millis, what: What) -> Known {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        Known { at, epoch, what }
     }
 
     /// Forgets everything when the global config names other attributes to read accounts by.
@@ -654,7 +659,22 @@ impl Asking<'_> {
 /// What was kept of an account, and since when.
 struct Old {
     at: Millis,
+    epoch: u32,
     placement: Placement,
+}
+
+impl Old {
+    /// What is kept under a name and of its account, which may be the same: as old as the older of them.
+    fn of(name: &Known, account: &Known) -> Option<Old> {
+        match &account.what {
+            What::Here(placement) => Some(Old {
+                at: name.at.min(account.at),
+                epoch: name.epoch.min(account.epoch),
+                placement: placement.clone(),
+            }),
+            What::See(_) => None,
+        }
+    }
 }
 
 fn millis(duration: Duration) -> Millis {

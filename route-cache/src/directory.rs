@@ -57,6 +57,12 @@ pub trait Directory: Send + Sync + 'static {
         None
     }
 
+    /// Which of these addresses, folded, are the delivery address of no account. Only for a directory whose news are
+    /// [`News::MayBeGone`]; others tell what is gone.
+    async fn gone(&self, _names: &[Arc<str>]) -> Result<Vec<Arc<str>>, DirectoryError> {
+        Ok(Vec::new())
+    }
+
     /// A number that goes up with each change of [`Directory::system`].
     fn changes(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
@@ -97,6 +103,8 @@ async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
 pub enum News {
     /// These changed, or are gone.
     Touched(Arc<[Touched]>),
+    /// Some may be gone; [`Directory::gone`] tells which.
+    MayBeGone,
     /// Some may have changed, and it cannot be told which.
     Unknown,
 }

@@ -1,14 +1,25 @@
 //! Keeps the cache in step with the directory: what is said to have changed there is forgotten here.
 
+use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::cache::RouteCache;
 use crate::directory::News;
 
 impl RouteCache {
-    /// Forgets accounts as the directory says that they changed, until it is dropped or the directory has no more
-    /// to say. Somebody else must see to it that the directory looks ([`crate::Directory::watch`]).
+    /// Forgets accounts as the directory says that they changed, and looks for those that are gone, until it is
+    /// dropped or the directory has no more to say. Somebody else must see to it that the directory looks
+    /// ([`crate::Directory::watch`]).
     pub async fn follow_directory(&self) {
+        let moved = Notify::new();
+        // Apart from each other: what changed must not wait for a question about others.
+        tokio::select! {
+            () = self.follow_news(&moved) => {}
+            () = self.sweep(&moved) => {}
+        }
+    }
+
+    async fn follow_news(&self, moved: &Notify) {
         let mut news = self.directory.news();
         // What was said before we listened. That is at the start, and other nodes were listening.
         self.clear_here();
@@ -18,6 +29,7 @@ impl RouteCache {
                     log::debug!("{} accounts changed in the directory", accounts.len());
                     self.forget_accounts(&accounts);
                 }
+                Ok(News::MayBeGone) => moved.notify_one(),
                 Ok(News::Unknown) | Err(RecvError::Lagged(_)) => self.expire(),
                 Err(RecvError::Closed) => return,
             }

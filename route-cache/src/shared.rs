@@ -32,6 +32,8 @@ pub struct SharedCache {
     suspects: moka::sync::Cache<Key, ()>,
     /// The same for everything, as milliseconds since `born`.
     quiet_until: AtomicU64,
+    /// Names that were written here since then: what stands there now is new.
+    renewed: moka::sync::Cache<String, ()>,
     born: Instant,
 }
 
@@ -55,10 +57,8 @@ impl SharedCache {
             memcached: Memcached::new(settings),
             book,
             ttl,
-            suspects: moka::sync::Cache::builder()
-                .max_capacity(MAX_SUSPECTS)
-                .time_to_live(ttl)
-                .build(),
+            suspects: remembered(ttl),
+            renewed: remembered(ttl),
             quiet_until: AtomicU64::new(0),
             born: Instant::now(),
         }
@@ -71,12 +71,13 @@ impl SharedCache {
 
     /// Where the account is, within the time limit of one request.
     pub(crate) async fn find(&self, key: &Key, protocol: Protocol, system: &Arc<System>) -> Found {
-        if self.is_quiet() || self.suspects.contains_key(key) {
-            return Found::Nothing;
-        }
         let Some(name) = route_name(protocol, key) else {
             return Found::Nothing;
         };
+        let is_old = self.is_quiet() && !self.renewed.contains_key(&name);
+        if is_old || self.suspects.contains_key(key) {
+            return Found::Nothing;
+        }
         let limit = self.memcached.timeout();
         let asked = timeout(limit, async {
             let page = self.book.page(system, limit).await.filter(|page| page.suffice())?;
@@ -119,6 +120,9 @@ impl SharedCache {
         let names = [Some(&account), id].into_iter().flatten();
         for name in names.filter_map(|key| route_name(protocol, key)) {
             self.memcached.set(&name, &value, self.ttl);
+            if self.is_quiet() {
+                self.renewed.insert(name, ());
+            }
         }
     }
 
@@ -146,8 +150,9 @@ impl SharedCache {
         }
     }
 
-    /// Believes nothing until all that stands there now has expired. It is not ours alone, so it is not emptied.
+    /// Believes nothing that stands there now, until all of it has expired. It is not ours alone, so it is not emptied.
     pub(crate) fn forget_all(&self) {
+        self.renewed.invalidate_all();
         let until = self.born.elapsed() + self.ttl;
         self.quiet_until.store(millis(until), Ordering::Relaxed);
     }
@@ -155,6 +160,14 @@ impl SharedCache {
     fn is_quiet(&self) -> bool {
         millis(self.born.elapsed()) < self.quiet_until.load(Ordering::Relaxed)
     }
+}
+
+/// Remembers keys for as long as an entry lives.
+fn remembered<K: std::hash::Hash + Eq + Send + Sync + 'static>(ttl: Duration) -> moka::sync::Cache<K, ()> {
+    moka::sync::Cache::builder()
+        .max_capacity(MAX_SUSPECTS)
+        .time_to_live(ttl)
+        .build()
 }
 
 fn millis(duration: Duration) -> u64 {

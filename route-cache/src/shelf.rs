@@ -21,6 +21,14 @@ pub(crate) struct Shelf<K, V> {
     hasher: RandomState,
 }
 
+/// How far a walk has come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    shard: usize,
+    /// Slots of the shard that are still to be shown.
+    left: usize,
+}
+
 struct Shard<K, V> {
     /// Places in `slots`, by hash of the key there.
     index: HashTable<u32>,
@@ -70,6 +78,39 @@ impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
         for shard in &self.shards {
             shard.lock().slots.iter().for_each(|slot| show(&slot.key, &slot.value));
         }
+    }
+
+    /// Where [`Shelf::walk`] begins.
+    pub(crate) fn begin(&self) -> Place {
+        Place {
+            shard: 0,
+            left: usize::MAX,
+        }
+    }
+
+    /// At most `most` of what `pick` picks, from `place` on, which goes along; nothing: this was all. What stays on the
+    /// shelf during a whole walk is shown at least once: it goes from the last slot to the first, and only what was
+    /// in the last one changes its place.
+    pub(crate) fn walk<T>(&self, place: &mut Place, most: usize, pick: impl Fn(&K, &V) -> Option<T>) -> Vec<T> {
+        let mut picked = Vec::new();
+        while picked.len() < most
+            && let Some(shard) = self.shards.get(place.shard)
+        {
+            let shard = shard.lock();
+            let mut left = place.left.min(shard.slots.len());
+            while left > 0 && picked.len() < most {
+                left -= 1;
+                picked.extend(pick(&shard.slots[left].key, &shard.slots[left].value));
+            }
+            *place = match left {
+                0 => Place {
+                    shard: place.shard + 1,
+                    left: usize::MAX,
+                },
+                _ => Place { left, ..*place },
+            };
+        }
+        picked
     }
 
     /// Puts `value` under `key`, in place of what was there.
@@ -219,6 +260,35 @@ mod tests {
         assert!(model.iter().all(|(key, value)| shelf.get(key) == Some(*value)));
         shelf.clear();
         assert_eq!((shelf.len(), shelf.get(&1)), (0, None));
+    }
+
+    #[test]
+    fn a_walk_shows_everything_that_stays() {
+        for capacity in [1, 100, 100_000] {
+            let shelf = Shelf::new(capacity);
+            for i in 0..5000_u64 {
+                shelf.insert(i, i);
+            }
+            let mut stay: std::collections::HashSet<u64> = (0..5000).filter(|i| shelf.peek(i).is_some()).collect();
+            let (mut place, mut seen, mut next) = (shelf.begin(), std::collections::HashSet::new(), 0);
+            loop {
+                let some = shelf.walk(&mut place, 7, |key, _| (key % 2 == 0).then_some(*key));
+                if some.is_empty() {
+                    break;
+                }
+                assert!(some.len() <= 7);
+                seen.extend(some);
+                // Some go and others come while it lasts.
+                for _ in 0..3 {
+                    next = (next + 1237) % 5000;
+                    shelf.remove(&next);
+                    stay.remove(&next);
+                    shelf.insert(10_001 + 2 * next, 0);
+                }
+            }
+            stay.retain(|key| key % 2 == 0 && shelf.peek(key).is_some());
+            assert!(stay.is_subset(&seen), "{capacity}");
+        }
     }
 
     #[test]

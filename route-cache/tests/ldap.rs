@@ -415,6 +415,55 @@ async fn changes_are_seen_where_the_server_does_not_say_how_far_it_is() {
     .await;
 }
 
+/// Of an account that is deleted LDAP tells nothing: it is looked for, of what is kept, once something has moved.
+async fn deleted_accounts_are_noticed(kind: Kind) {
+    let many: String = (0..450)
+        .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
+        .collect();
+    let slapd = Slapd::start_as(kind, &many);
+    let house = House::open(settings(&[slapd.url()])).await;
+    let mut admin = slapd.admin().await;
+    let (alice, bob) = ("alice@a.test store1.test:7990", "bob@a.test store2.test:7991");
+    // The first look of the watch makes the cache forget.
+    until("routes to stay in memory", async || {
+        house.cache.route(&login("alice")).await.unwrap().tier == Tier::Memory
+    })
+    .await;
+    for i in 0..450 {
+        house.ask(&format!("u{i}@a.test")).await;
+    }
+    assert_eq!(
+        (house.ask("al").await, house.ask("bob").await),
+        (alice.to_owned(), bob.to_owned())
+    );
+    for gone in ["bob@a.test", "u7@a.test"] {
+        admin.delete(&account_dn(gone)).await.unwrap().success().unwrap();
+    }
+    house.until("bob", "unknown").await;
+    house.until("u7@a.test", "unknown").await;
+    // Nobody else was forgotten over it.
+    for name in ["alice@a.test", "u8@a.test", "u449@a.test"] {
+        assert_eq!(
+            house.cache.route(&login(name)).await.unwrap().tier,
+            Tier::Memory,
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn deleted_accounts_are_noticed_where_the_server_says_how_far_it_is() {
+    deleted_accounts_are_noticed(Kind::default()).await;
+}
+
+#[tokio::test]
+async fn deleted_accounts_are_noticed_where_the_server_does_not_say_how_far_it_is() {
+    deleted_accounts_are_noticed(Kind {
+        without_context_csn: true,
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_directory_that_may_no_longer_be_read_changes_nothing() {
     let slapd = Slapd::start("");

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Asking, Known, Landed, Old, RouteCache, Trace, Want, What};
+use super::{Asking, Landed, Old, RouteCache, Trace, Want, What};
 use crate::attributes as a;
 use crate::directory::{DirectoryError, Entry, System, Touched};
 use crate::resolve::{self, Key, Placement, Protocol};
@@ -347,8 +347,8 @@ impl RouteCache {
     fn peek(&self, key: &Key) -> Option<Old> {
         let known = self.known.peek(key)?;
         match &known.what {
-            What::Here(_) => Old::of(&known, known.at),
-            What::See(account) => Old::of(&self.known.peek(&Key::Name(account.clone()))?, known.at),
+            What::Here(_) => Old::of(&known, &known),
+            What::See(account) => Old::of(&known, &self.known.peek(&Key::Name(account.clone()))?),
         }
     }
 
@@ -372,18 +372,6 @@ impl RouteCache {
             return None;
         }
         self.remembered(asking, old)
-    }
-}
-
-impl Old {
-    fn of(known: &Known, at: super::Millis) -> Option<Old> {
-        match &known.what {
-            What::Here(placement) => Some(Old {
-                at: at.min(known.at),
-                placement: placement.clone(),
-            }),
-            What::See(_) => None,
-        }
     }
 }
 

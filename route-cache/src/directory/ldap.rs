@@ -4,6 +4,7 @@
 //! accounts are searched for one by one. How a server is reached is in `pool.rs`, what a reading consists of in
 //! `reading.rs`, how a change is noticed in `marks.rs`.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +38,9 @@ pub use edit::LdapEditor;
 /// Entries of one account search. Two would do to see that a name has more than one owner; the rest is for the
 /// warning.
 const ACCOUNTS: i32 = 4;
+
+/// What is said of a directory that would find nobody.
+const NO_ROOT: &str = "the root of the directory cannot be searched";
 
 /// Where the directory is, and how to get in.
 #[derive(Debug, Clone)]
@@ -205,6 +209,9 @@ impl LdapDirectory {
             News::Touched(touched) if touched.is_empty() => {}
             news => self.announcer.tell(news),
         }
+        if reading.has_moved() {
+            self.announcer.tell(News::MayBeGone);
+        }
         self.announcer.was_read();
         Ok(problems)
     }
@@ -298,15 +305,39 @@ impl Directory for LdapDirectory {
             .map_err(|error| DirectoryError(error.to_string()))?;
         // Without the root nobody could be found, so this says nothing about anybody.
         if !reply.has_base {
-            return Err(DirectoryError(
-                "the root of the directory cannot be searched".to_owned(),
-            ));
+            return Err(DirectoryError(NO_ROOT.to_owned()));
         }
         Ok(owner(reply.entries, by).map(|found| Arc::new(account_entry(found))))
     }
 
     fn age(&self) -> Option<Duration> {
         self.announcer.age()
+    }
+
+    async fn gone(&self, names: &[Arc<str>]) -> Result<Vec<Arc<str>>, DirectoryError> {
+        let search = Search {
+            base: String::new(),
+            scope: Reach::Subtree,
+            filter: filter::addresses(names),
+            attributes: Arc::new([attributes::MAIL_DELIVERY_ADDRESS.name.to_owned()]),
+            extent: Extent::All,
+        };
+        let reply = self
+            .pool
+            .search(search)
+            .await
+            .map_err(|error| DirectoryError(error.to_string()))?;
+        if !reply.has_base {
+            return Err(DirectoryError(NO_ROOT.to_owned()));
+        }
+        let addresses = |found: &Found| found.values(attributes::MAIL_DELIVERY_ADDRESS.name).to_vec();
+        let there: HashSet<String> = reply
+            .entries
+            .iter()
+            .flat_map(addresses)
+            .map(|name| fold(&name))
+            .collect();
+        Ok(names.iter().filter(|name| !there.contains(&***name)).cloned().collect())
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

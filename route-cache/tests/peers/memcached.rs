@@ -105,6 +105,36 @@ async fn what_changed_in_the_directory_is_not_read_any_more() {
     let other = login("user0@a.test", Service::Imap);
     assert_eq!(ask(&node, &other).await, "user0@a.test 127.0.0.2:1993 directory");
     assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.2:1993 directory");
+    // What is written after that is believed, and only that.
+    let written = || memcached.value("route:proto=imapssl;user=user0@a.test");
+    until("the new route is written", written, |v| {
+        v.as_deref() == Some("127.0.0.2:1993")
+    })
+    .await;
+    memcached
+        .add("route:proto=pop3ssl;user=user2@a.test", "127.0.0.3:7995")
+        .await;
+    node.follow_directory().await;
+    assert_eq!(ask(&node, &other).await, "user0@a.test 127.0.0.2:1993 memcached");
+    let by_pop3 = login("user2@a.test", Service::Pop3);
+    assert_eq!(ask(&node, &by_pop3).await, "user2@a.test 127.0.0.2:7995 directory");
+}
+
+#[tokio::test]
+async fn asking_anew_distrusts_what_is_shared_only_where_nobody_tells_of_changes() {
+    let memcached = Memcached::start().await;
+    let directory = Counting::new(&system());
+    let node = node(&directory, &[memcached.address()]);
+    memcached
+        .add("route:proto=imapssl;user=alice@a.test", "127.0.0.3:7993")
+        .await;
+    let imap = login("alice@a.test", Service::Imap);
+    for _ in 0..2 {
+        assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memcached");
+        assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memory");
+        node.ask_anew();
+    }
+    assert_eq!(directory.asked(), 0);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Search filters: the only place where text of others becomes part of one (RFC 4515 §3).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::attributes;
 use crate::directory::AccountBy;
@@ -19,6 +20,16 @@ pub(super) fn account(by: &AccountBy) -> String {
         }
         AccountBy::Id(id) => format!("(&({}={}){ACCOUNTS})", attributes::ID.name, escape(id)),
     }
+}
+
+/// Finds the accounts that have one of these as delivery address.
+pub(super) fn addresses(names: &[Arc<str>]) -> String {
+    let delivery = attributes::MAIL_DELIVERY_ADDRESS.name;
+    let any: String = names
+        .iter()
+        .map(|name| format!("({delivery}={})", escape(name)))
+        .collect();
+    format!("(&(|{any}){ACCOUNTS})")
 }
 
 /// Finds accounts whose `stamp` (`entryCSN` or `modifyTimestamp`) is not older than `since`.
@@ -85,6 +96,14 @@ mod tests {
                 format!("(&(objectClass=zimbraServer)(|(cn={written})(zimbraId={written})))")
             );
             assert!(ldap3::parse_filter(&by_key).is_ok() && ldap3::parse_filter(aliases_of(name)).is_ok());
+            let one_of = addresses(&[Arc::from(name), Arc::from("x")]);
+            assert_eq!(
+                one_of,
+                format!(
+                    "(&(|(zimbraMailDeliveryAddress={written})(zimbraMailDeliveryAddress=x))(objectClass=zimbraAccount))"
+                )
+            );
+            assert!(ldap3::parse_filter(&one_of).is_ok());
             let by_id = account(&AccountBy::Id(name.to_owned()));
             assert_eq!(by_id, format!("(&(zimbraId={written})(objectClass=zimbraAccount))"));
         }

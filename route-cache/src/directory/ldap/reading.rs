@@ -28,6 +28,8 @@ pub(super) struct Reading {
     records: BTreeMap<String, Record>,
     /// How far the accounts have been looked at.
     marks: Option<Marks>,
+    /// Whether something happened there between the last two looks.
+    moved: bool,
     /// How far the directory was when the look under way began.
     begun: Option<Marks>,
     /// Versions of the accounts of the last look, where there is nothing better than our clock.
@@ -92,6 +94,7 @@ impl Reading {
             return Ok(News::Unknown);
         };
         let since = self.marks.as_ref().map_or(Since::Unknown, |last| begun.since(last));
+        self.moved = since != Since::Now;
         let news = match &since {
             Since::Now => News::Touched(Arc::new([])),
             Since::Unknown => News::Unknown,
@@ -99,6 +102,11 @@ impl Reading {
         };
         self.marks = Some(begun);
         Ok(news)
+    }
+
+    /// Whether something happened between the last two times, so that accounts may be gone.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved
     }
 
     async fn accounts_since(&mut self, pool: &Pool, since: &str) -> Result<News, Trouble> {

@@ -1,0 +1,85 @@
+//! Routes of accounts that are gone. LDAP tells what changed, but not what was deleted; so when something there has
+//! moved, the directory is asked, some names at a time, whether those that are kept still exist.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::{Known, RouteCache, What};
+use crate::directory::{Touched, domain_of};
+use crate::resolve::Key;
+use crate::source::Source;
+
+/// Names in one question: a filter of some kilobytes, which an indexed directory answers in milliseconds.
+const AT_ONCE: usize = 200;
+/// Time between questions, so that a large cache is no load: a hundred thousand accounts take eight minutes.
+const PAUSE: Duration = Duration::from_secs(1);
+/// With more names than this it cannot be that all of them are gone: that is a right that was lost.
+const BELIEVABLE: usize = 20;
+
+impl RouteCache {
+    /// Goes once through all that is kept each time that `moved` is told, until it is dropped.
+    pub(crate) async fn sweep(&self, moved: &Notify) {
+        if matches!(self.source, Source::Services(_)) {
+            // They know accounts that this directory need not know.
+            return std::future::pending().await;
+        }
+        loop {
+            moved.notified().await;
+            self.sweep_once().await;
+        }
+    }
+
+    async fn sweep_once(&self) {
+        let mut place = self.known.begin();
+        loop {
+            sleep(PAUSE).await;
+            let mut next = place;
+            let names = self.known.walk(&mut next, AT_ONCE, name_on_a_server);
+            if names.is_empty() {
+                return;
+            }
+            match self.directory.gone(&names).await {
+                Ok(gone) => {
+                    self.forget_gone(&names, gone);
+                    place = next;
+                }
+                Err(error) => log::debug!("accounts that are gone cannot be looked for: {error}"),
+            }
+        }
+    }
+
+    fn forget_gone(&self, asked: &[Arc<str>], gone: Vec<Arc<str>>) {
+        if gone.is_empty() {
+            return;
+        }
+        if gone.len() == asked.len() && asked.len() > BELIEVABLE {
+            log::warn!(
+                "the directory knows none of {} accounts any more; are the rights?",
+                gone.len()
+            );
+            return;
+        }
+        log::debug!("{} accounts are gone from the directory", gone.len());
+        let touched: Vec<Touched> = gone
+            .iter()
+            .map(|name| Touched {
+                names: vec![name.to_string()],
+                ids: Vec::new(),
+            })
+            .collect();
+        self.forget_accounts(&touched);
+    }
+}
+
+/// The address of an account that lives on a server here. Who is sent to an external server may have no entry.
+fn name_on_a_server(key: &Key, known: &Known) -> Option<Arc<str>> {
+    match (key, &known.what) {
+        (Key::Name(name), What::Here(placement)) if placement.server().is_some() => {
+            Some(name.clone()).filter(|name| domain_of(name).is_some())
+        }
+        _ => None,
+    }
+}
