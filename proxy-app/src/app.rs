@@ -145,6 +145,7 @@ pub struct App {
     pub routes: Arc<RouteCache>,
     /// Which mailbox server has which address.
     pub book: Arc<AddressBook>,
+    lookup_trust: Option<Arc<ArcSwap<UpstreamTrust>>>,
     /// Where audit records go.
     pub audit: Arc<dyn Audit>,
     audit_log: Log,
@@ -205,7 +206,11 @@ impl App {
             snapshot,
         } = plan;
         names.never(addresses(&listeners));
-        let Routes { cache: routes, book } = Routes::new(&config, directory.clone(), &names, lookup_trust);
+        let Routes {
+            cache: routes,
+            book,
+            lookup_trust,
+        } = Routes::new(&config, directory.clone(), &names, lookup_trust);
         let audit_log = open_log("audit", &config.log.audit)?;
         let audit: Arc<dyn Audit> = match config.log.audit_format {
             AuditFormat::Json => Arc::new(AuditLog(audit_log.clone())),
@@ -228,6 +233,7 @@ impl App {
             snapshot: ArcSwap::from_pointee(snapshot),
             routes,
             book,
+            lookup_trust,
             audit,
             audit_log,
             access,
@@ -320,8 +326,9 @@ impl App {
         }
         self.reopen_logs(&access, &audit, &mut reloaded);
         reloaded.problems.extend(self.listeners_settled().await);
+        self.renew_lookup_trust(&config, &mut reloaded);
         // An account may have moved.
-        self.routes.expire();
+        self.routes.ask_anew();
         reloaded.say();
         systemd::serves("serving");
         reloaded
@@ -379,6 +386,15 @@ impl App {
         let mut reloaded = Reloaded::default();
         self.reopen_logs(&config.log.access, &config.log.audit, &mut reloaded);
         reloaded.problems
+    }
+
+    /// The authorities of lookup services may be others now.
+    fn renew_lookup_trust(&self, config: &Config, reloaded: &mut Reloaded) {
+        let Some(trust) = &self.lookup_trust else { return };
+        match routes::trust(config) {
+            Ok(new) => new.into_iter().for_each(|new| trust.store(new)),
+            Err(error) => reloaded.problems.push(problem("directory.lookup.ca_file", error)),
+        }
     }
 
     /// Opens the log files anew: they may have been renamed, or be other ones now.

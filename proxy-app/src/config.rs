@@ -26,9 +26,10 @@ const MAX_LISTENER_NAMES: usize = 1900;
 /// Shortest admin token: nobody guesses 16 letters in the life of a node.
 const MIN_TOKEN: usize = 16;
 
-/// Most memcached servers and lookup services: each may cost a login some waiting.
+/// Most memcached servers: each may cost a login some waiting.
 const MAX_MEMCACHED: usize = 16;
-const MAX_HANDLERS: usize = 16;
+/// The same for lookup services.
+pub const MAX_HANDLERS: usize = 16;
 
 /// Most upstreams of a stream listener: each may cost a connection some waiting.
 const MAX_UPSTREAMS: usize = 8;
@@ -165,7 +166,7 @@ pub struct MemcachedConfig {
 pub struct LookupConfig {
     /// What the services speak.
     pub protocol: Dialect,
-    /// Where they are.
+    /// Where they are; empty: where the directory says.
     pub handlers: Vec<HandlerUrl>,
     /// For one lookup.
     pub timeout: Duration,
@@ -703,7 +704,11 @@ impl Reader {
         let words = [("zimbra", Dialect::Zimbra), ("nginx", Dialect::Nginx)];
         let protocol = section.require("protocol", &mut self.problems);
         let protocol = protocol.and_then(|node| node.choice(&words, &mut self.problems));
-        let handlers = section.require("handlers", &mut self.problems);
+        let handlers = match protocol {
+            // Where they are absent, the directory names them.
+            Some(Dialect::Zimbra) => section.take("handlers"),
+            _ => section.require("handlers", &mut self.problems),
+        };
         let handlers = handlers.map(|node| self.some_items(node, MAX_HANDLERS));
         let ca_file = section
             .take("ca_file")
@@ -712,7 +717,8 @@ impl Reader {
         self.duration(&mut section, "timeout", &mut timeout);
         section.finish(&mut self.problems);
         let protocol = protocol?;
-        let handlers = handlers?
+        let handlers = handlers
+            .unwrap_or_default()
             .into_iter()
             .filter_map(|node| self.handler(node, protocol))
             .collect();
@@ -1222,6 +1228,16 @@ mod tests {
             ["127.0.0.1:11211", "cache.test:11211"]
         );
         assert_eq!(config.listeners.unwrap()[0].allow.as_ref().unwrap().len(), 1);
+        // Zimbra's services stand in the directory, others nowhere else.
+        let (config, _) = load("directory: {lookup: {protocol: zimbra}}\n").unwrap();
+        assert!(config.lookup.unwrap().handlers.is_empty());
+        for wrong in ["{protocol: nginx}", "{protocol: zimbra, handlers: []}"] {
+            let problems = load(&format!("directory: {{lookup: {wrong}}}\n")).unwrap_err();
+            assert!(
+                problems.iter().any(|problem| problem.contains("directory.lookup")),
+                "{wrong}"
+            );
+        }
         let problems = load(concat!(
             "directory: {lookup: {protocol: zimbra, handlers: ['10.0.0.11']}}\n",
             "route_cache: {memcached: {servers: [cache.test]}}\n",

@@ -6,14 +6,15 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use route_cache::addresses::{AddressBook, Resolve};
 use route_cache::attributes as a;
 use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
-use route_cache::{Directory, RouteCache, SharedCache, memcached};
+use route_cache::{Directory, RouteCache, SharedCache, System, memcached};
 use tokio::net::TcpStream;
 
-use crate::config::Config;
+use crate::config::{Config, LookupConfig, MAX_HANDLERS};
 use crate::connector;
 use crate::names::{IpMode, Names};
 use crate::tls::UpstreamTrust;
@@ -24,6 +25,8 @@ pub struct Routes {
     pub cache: Arc<RouteCache>,
     /// Which server has which address.
     pub book: Arc<AddressBook>,
+    /// Whom lookup services must be known by. New connections go by what is here then.
+    pub lookup_trust: Option<Arc<ArcSwap<UpstreamTrust>>>,
 }
 
 /// Whom lookup services must be known by; `None` where there are none. They must always prove who they are: they
@@ -58,32 +61,65 @@ impl Routes {
         let node = system.node(&config.node);
         let book = AddressBook::new(Arc::new(NodeNames(names.clone())));
         let mut routes = RouteCache::new(settings, directory.clone());
-        if let Some(shared) = &cache.memcached {
+        let use_shared = node.flag(&a::REVERSE_PROXY_ZMLOOKUP_CACHING_ENABLED);
+        if let Some(shared) = cache.memcached.as_ref().filter(|_| use_shared) {
+            let life = system.global().duration(&a::REVERSE_PROXY_CACHE_ENTRY_TTL);
             let settings = memcached::Settings {
                 servers: shared.servers.clone(),
                 timeout: shared.timeout,
                 retry: node.duration(&a::REVERSE_PROXY_CACHE_RECONNECT_INTERVAL),
             };
-            routes = routes.with_shared(SharedCache::new(&settings, cache.ttl, book.clone()));
+            routes = routes.with_shared(SharedCache::new(&settings, life, book.clone()));
         }
-        if let (Some(services), Some(trust)) = (&config.lookup, trust) {
+        let lookup_trust = trust.map(|trust| Arc::new(ArcSwap::new(trust)));
+        if let (Some(services), Some(trust)) = (&config.lookup, &lookup_trust) {
             let settings = lookup::Settings {
                 dialect: services.protocol,
-                handlers: services.handlers.clone(),
+                handlers: handlers(services, &system, &config.node),
                 timeout: services.timeout,
                 retry: node.duration(&a::REVERSE_PROXY_ROUTE_LOOKUP_TIMEOUT_CACHE),
             };
             let dial = Arc::new(Dialler {
                 names: names.clone(),
-                trust,
+                trust: trust.clone(),
             });
             routes = routes.with_lookup(Services::new(settings, dial, book.clone()));
         }
         Routes {
             cache: Arc::new(routes),
             book,
+            lookup_trust,
         }
     }
+}
+
+/// The services of the node file; where it names none, those that Zimbra's proxy would ask (MAIL §1.1).
+fn handlers(services: &LookupConfig, system: &System, node: &str) -> Vec<HandlerUrl> {
+    if !services.handlers.is_empty() {
+        return services.handlers.clone();
+    }
+    let chosen = system.node(node).list(&a::REVERSE_PROXY_AVAILABLE_LOOKUP_TARGETS);
+    let is_chosen = |name: &str| chosen.iter().any(|chosen| chosen.eq_ignore_ascii_case(name));
+    let targets = system.servers().filter(|server| {
+        let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
+        server.flag(&a::REVERSE_PROXY_LOOKUP_TARGET)
+            && (chosen.is_empty() || is_chosen(server.name()) || is_chosen(host))
+    });
+    let urls: Vec<HandlerUrl> = targets
+        .filter_map(|server| {
+            Some(HandlerUrl {
+                tls: true,
+                host: server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name()).to_owned(),
+                port: server.port(&a::EXTENSION_BIND_PORT)?,
+                path: lookup::serve::PATH.to_owned(),
+            })
+        })
+        .take(MAX_HANDLERS)
+        .collect();
+    if urls.is_empty() {
+        log::error!("directory.lookup names no handlers, and no server of the directory is a lookup target");
+    }
+    urls
 }
 
 /// The names that connections use, too, in all address families: an address of a server is one, whether or not we
@@ -101,7 +137,7 @@ impl Resolve for NodeNames {
 /// Connects to lookup services. The caller sets the time limit.
 struct Dialler {
     names: Arc<Names>,
-    trust: Arc<UpstreamTrust>,
+    trust: Arc<ArcSwap<UpstreamTrust>>,
 }
 
 #[async_trait]
@@ -122,8 +158,63 @@ impl Dialler {
     async fn greet(&self, url: &HandlerUrl, tcp: TcpStream) -> io::Result<BoxStream> {
         connector::tune(&tcp)?;
         match url.tls {
-            true => Ok(Box::new(self.trust.connect(&url.host, Box::new(tcp)).await?)),
+            true => Ok(Box::new(
+                self.trust.load_full().connect(&url.host, Box::new(tcp)).await?,
+            )),
             false => Ok(Box::new(tcp)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use route_cache::Entry;
+
+    use super::*;
+
+    fn server(name: &str, attributes: &[(&str, &str)]) -> Entry {
+        let mut server = Entry::new(name);
+        for (attribute, value) in attributes {
+            server.set(attribute, [*value]);
+        }
+        server
+    }
+
+    #[test]
+    fn lookup_targets_of_the_directory_are_asked_where_the_node_file_names_none() {
+        let target = ("zimbraReverseProxyLookupTarget", "TRUE");
+        let servers = || {
+            [
+                server("s1", &[target, ("zimbraServiceHostname", "one.test")]),
+                server("s2", &[target, ("zimbraExtensionBindPort", "17072")]),
+                server("s3", &[("zimbraReverseProxyLookupTarget", "FALSE")]),
+            ]
+        };
+        let shown = |handlers: Vec<HandlerUrl>| -> Vec<String> {
+            let one = |url: &HandlerUrl| format!("{} {}:{}{}", url.tls, url.host, url.port, url.path);
+            handlers.iter().map(one).collect()
+        };
+        let path = "/service/extension/nginx-lookup";
+        let (one, two) = (format!("true one.test:7072{path}"), format!("true s2:17072{path}"));
+        let mut services = LookupConfig {
+            protocol: lookup::Dialect::Zimbra,
+            handlers: Vec::new(),
+            timeout: Duration::from_secs(1),
+            ca_file: None,
+        };
+        let check = |services: &LookupConfig, chosen: &[&str], expected: &[&str]| {
+            let mut node = Entry::new("proxy.test");
+            node.set("zimbraReverseProxyAvailableLookupTargets", chosen.to_vec());
+            let system = System::new(Entry::new("config"), servers().into_iter().chain([node]), [], []);
+            assert_eq!(shown(handlers(services, &system, "proxy.test")), expected, "{chosen:?}");
+        };
+        check(&services, &[], &[&one, &two]);
+        check(&services, &["ONE.test", "s3"], &[&one]);
+        check(&services, &["s2"], &[&two]);
+        check(&services, &["nobody"], &[]);
+        services.handlers = vec![HandlerUrl::parse("http://x.test/y", lookup::Dialect::Zimbra).unwrap()];
+        check(&services, &["s2"], &["false x.test:7072/y"]);
     }
 }

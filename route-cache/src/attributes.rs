@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use crate::yaml::{nearest, network};
 
+mod ignored;
+
 /// An attribute of the directory.
 #[derive(Debug)]
 pub struct Attribute {
@@ -120,14 +122,11 @@ pub fn find(name: &str) -> Option<&'static Attribute> {
 /// The attribute that `name`, which is not one, was probably meant to be.
 pub fn similar(name: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
-    if find(&lower).is_some() || NOT_MISTYPED.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+    if find(&lower).is_some() || ignored::is_ignored(name) {
         return None;
     }
     nearest(&lower, ALL.iter().map(|a| a.name))
 }
-
-/// Attributes of real directories that have no meaning here but look like one that has.
-const NOT_MISTYPED: &[&str] = &["zimbraLmtpBindPort", "zimbraSmtpPort", "zimbraCOSID"];
 
 /// `TRUE` or `FALSE` in any case.
 pub(crate) fn flag(value: &str) -> Option<bool> {
@@ -210,6 +209,12 @@ pub fn markdown() -> String {
             );
         }
     }
+    page.push_str(IGNORED_INTRODUCTION);
+    for ignored in ignored::IGNORED {
+        for name in ignored.names {
+            let _ = writeln!(page, "| `{name}` | {} |", ignored.why);
+        }
+    }
     page
 }
 
@@ -219,6 +224,16 @@ The attributes of the directory that have a meaning for Portico, whether they co
 file. Names are compared without regard to case. A server and a domain inherit what they lack from the global
 config, an account from its class of service. Durations are written `120000ms`, `10s`, `1m`, `1h`, `2d`; a bare
 number is seconds. Flags are `TRUE` or `FALSE`. All other attributes are kept but have no effect.
+";
+
+const IGNORED_INTRODUCTION: &str = "
+## Ignored
+
+These have a meaning for the proxy of Carbonio or Zimbra, or look as if they had, but none here. They may stay in
+the directory; `portico check` says nothing about them.
+
+| attribute | why |
+|---|---|
 ";
 
 fn scopes_text(scopes: &[Scope]) -> String {
@@ -404,11 +419,13 @@ attributes! {
         SERVICE_ENABLED: "zimbraServiceEnabled", Kind::List, [], [Scope::Server],
             "Services that run on the server: `mailbox`, `proxy`, …";
         SERVICE_INSTALLED: "zimbraServiceInstalled", Kind::List, [], [Scope::Server],
-            "Services that are installed on the server. Checked, but not used yet.";
+            "Services that are installed on the server: for administrators. What runs is `zimbraServiceEnabled`.";
         REVERSE_PROXY_LOOKUP_TARGET: "zimbraReverseProxyLookupTarget", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
             "The server takes web users who are not known yet, and answers lookups.";
         REVERSE_PROXY_AVAILABLE_LOOKUP_TARGETS: "zimbraReverseProxyAvailableLookupTargets", Kind::List, [], [Scope::Global, Scope::Server],
-            "Servers that this node may ask for routes. Checked, but not used: the node file names the lookup services.";
+            "Servers that this node may ask for routes, by name, where `directory.lookup` of the node file names no handlers; of these, those that are lookup targets. Absent: all lookup targets. Read at the start.";
+        EXTENSION_BIND_PORT: "zimbraExtensionBindPort", Kind::Port, ["7072"], [Scope::Global, Scope::Server],
+            "TLS port at which the mailbox server answers lookups.";
         IMAP_BIND_PORT: "zimbraImapBindPort", Kind::Port, ["7143"], [Scope::Global, Scope::Server],
             "Clear IMAP port of the mailbox server.";
         IMAP_SSL_BIND_PORT: "zimbraImapSSLBindPort", Kind::Port, ["7993"], [Scope::Global, Scope::Server],
@@ -510,7 +527,9 @@ attributes! {
     }
     "Route cache" {
         REVERSE_PROXY_CACHE_ENTRY_TTL: "zimbraReverseProxyCacheEntryTTL", Kind::Duration, ["1h"], [Scope::Global],
-            "Life of a route in the cache. Checked, but not used: `route_cache.ttl` of the node file counts.";
+            "Life of what is written to memcached; in memory `route_cache.ttl` of the node file counts. Read at the start.";
+        REVERSE_PROXY_ZMLOOKUP_CACHING_ENABLED: "zimbraReverseProxyZmlookupCachingEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
+            "Use memcached, where the node file names servers. Read at the start.";
         REVERSE_PROXY_CACHE_RECONNECT_INTERVAL: "zimbraReverseProxyCacheReconnectInterval", Kind::Duration, ["1m"], [Scope::Global, Scope::Server],
             "How long a memcached server that failed is left alone.";
         REVERSE_PROXY_ROUTE_LOOKUP_TIMEOUT_CACHE: "zimbraReverseProxyRouteLookupTimeoutCache", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
@@ -565,6 +584,13 @@ mod tests {
             ("1h", Some(ms(3_600_000))),
             ("2d", Some(ms(172_800_000))),
             ("120000ms", Some(ms(120_000))),
+            ("0ms", Some(ms(0))),
+            ("007m", Some(ms(420_000))),
+            ("1H", None),
+            ("1.5h", None),
+            ("1 h", None),
+            ("+1s", None),
+            ("1hm", None),
             ("25", Some(ms(25_000))),
             ("0", Some(ms(0))),
             ("", None),
@@ -620,6 +646,21 @@ mod tests {
             let message = attribute.check(value).unwrap_err();
             assert!(!message.contains("AAAA"), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_ignored_is_known_to_be_and_nothing_else() {
+        let ignored = || ignored::IGNORED.iter().flat_map(|ignored| ignored.names);
+        for name in ignored() {
+            assert!(find(name).is_none() && similar(name).is_none(), "{name}");
+            assert_eq!(markdown().matches(&format!("\n| `{name}` |")).count(), 1, "{name}");
+            assert_eq!(
+                ignored().filter(|other| other.eq_ignore_ascii_case(name)).count(),
+                1,
+                "{name}"
+            );
+        }
+        assert!(ignored::IGNORED.iter().all(|ignored| ignored.why.ends_with('.')));
     }
 
     #[test]

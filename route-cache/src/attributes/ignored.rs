@@ -1,0 +1,150 @@
+//! Attributes of Carbonio's and Zimbra's proxy that mean nothing here, and why.
+//!
+//! They may stand in any directory, and nobody is warned of them. An attribute that gets a meaning moves from here to
+//! the table of all attributes.
+
+/// Names that are ignored for one reason.
+pub(super) struct Ignored {
+    pub(super) names: &'static [&'static str],
+    pub(super) why: &'static str,
+}
+
+/// The attribute is one that is ignored, in any case.
+pub(super) fn is_ignored(name: &str) -> bool {
+    let mut names = IGNORED.iter().flat_map(|ignored| ignored.names);
+    names.any(|ignored| ignored.eq_ignore_ascii_case(name))
+}
+
+/// MAIL §6, HTTP §9.
+pub(super) static IGNORED: &[Ignored] = &[
+    Ignored {
+        names: &[
+            "zimbraReverseProxyWorkerProcesses",
+            "zimbraReverseProxyWorkerConnections",
+            "zimbraReverseProxyAcceptMutex",
+            "zimbraReverseProxyUpstreamFairShmSize",
+        ],
+        why: "There is one process, without workers: threads and limits are the node file's.",
+    },
+    Ignored {
+        names: &["zimbraReverseProxyLogLevel"],
+        why: "Logging is the node file's business.",
+    },
+    Ignored {
+        names: &[
+            "zimbraReverseProxySNIEnabled",
+            "zimbraReverseProxyGenConfigPerVirtualHostname",
+        ],
+        why: "Certificates are always chosen by server name, and virtual hosts always known.",
+    },
+    Ignored {
+        names: &["zimbraReverseProxySSLECDHCurve", "zimbraSSLDHParam"],
+        why: "Key exchange is what OpenSSL chooses.",
+    },
+    Ignored {
+        names: &[
+            "zimbraReverseProxySSLSessionTimeout",
+            "zimbraReverseProxySSLSessionCacheSize",
+        ],
+        why: "No sessions are kept in the server: tickets do it.",
+    },
+    Ignored {
+        names: &["zimbraMailSSLProxyClientCertPort"],
+        why: "Client certificates are asked for on the TLS web port itself.",
+    },
+    Ignored {
+        names: &["zimbraReverseProxyAdminEnabled", "zimbraAdminProxyPort"],
+        why: "The administration console is that of `carbonioAdminProxyPort`.",
+    },
+    Ignored {
+        names: &["zimbraReverseProxyExactServerVersionCheck"],
+        why: "Versions of mailbox servers are not compared.",
+    },
+    Ignored {
+        names: &[
+            "zimbraReverseProxyIPLoginLimit",
+            "zimbraReverseProxyIPLoginLimitTime",
+            "zimbraReverseProxyIPLoginImapLimit",
+            "zimbraReverseProxyIPLoginImapLimitTime",
+            "zimbraReverseProxyIPLoginPop3Limit",
+            "zimbraReverseProxyIPLoginPop3LimitTime",
+            "zimbraReverseProxyIPThrottleWhitelist",
+            "zimbraReverseProxyIPThrottleWhitelistTime",
+            "zimbraReverseProxyIpThrottleMsg",
+            "zimbraReverseProxyUserLoginLimit",
+            "zimbraReverseProxyUserLoginLimitTime",
+            "zimbraReverseProxyUserThrottleMsg",
+        ],
+        why: "Logins are not counted here; the audit log has what fail2ban needs.",
+    },
+    Ignored {
+        names: &["zimbraReverseProxyRouteLookupTimeout"],
+        why: "`directory.lookup.timeout` of the node file counts.",
+    },
+    Ignored {
+        names: &["zimbraReverseProxyCacheFetchTimeout"],
+        why: "`route_cache.memcached.timeout` of the node file counts: with the 3 seconds that are usual here, a frozen memcached would cost a login more than the directory does.",
+    },
+    Ignored {
+        names: &[
+            "zimbraReverseProxyMailHostQuery",
+            "zimbraReverseProxyMailHostSearchBase",
+            "zimbraReverseProxyPortQuery",
+            "zimbraReverseProxyPortSearchBase",
+            "zimbraReverseProxyDomainNameQuery",
+            "zimbraReverseProxyDomainNameSearchBase",
+            "zimbraReverseProxyDomainNameAttribute",
+        ],
+        why: "Accounts are found by address, alias and id, servers by name, domains by virtual address: no filter is taken from the directory.",
+    },
+    Ignored {
+        names: &[
+            "zimbraReverseProxyImapSaslGssapiEnabled",
+            "zimbraReverseProxyPop3SaslGssapiEnabled",
+            "zimbraReverseProxyDefaultRealm",
+            "zimbraReverseProxyAdminIPAddress",
+        ],
+        why: "Logins with Kerberos are not offered.",
+    },
+    Ignored {
+        names: &[
+            "zimbraMtaAuthTarget",
+            "zimbraLmtpBindPort",
+            "zimbraSmtpPort",
+            "zimbraImapCleartextLoginEnabled",
+            "zimbraPop3CleartextLoginEnabled",
+            "zimbraMailTrustedIP",
+        ],
+        why: "For other programs of the mail system.",
+    },
+    Ignored {
+        names: &[
+            "zimbraMemcachedBindAddress",
+            "zimbraMemcachedBindPort",
+            "zimbraMemcachedClientServerList",
+            "zimbraMemcachedClientBinaryProtocolEnabled",
+            "zimbraMemcachedClientHashAlgorithm",
+            "zimbraMemcachedClientExpirySeconds",
+            "zimbraMemcachedClientTimeoutMillis",
+            "carbonioMemcachedEndpoint",
+        ],
+        why: "The mailbox server's own memcached. That of the proxies stands in `route_cache.memcached.servers` of the node file.",
+    },
+    Ignored {
+        names: &[
+            "zimbraReverseProxyInactivityTimeout",
+            "zimbraReverseProxyUpstreamServers",
+            "zimbraReverseProxyUpstreamImapServers",
+            "zimbraReverseProxyDnsLookupInServerEnabled",
+            "zimbraReverseProxyErrorHandlerURL",
+            "zimbraFileUploadMaxSize",
+            "zimbraReverseProxyXmppBoshEnabled",
+            "zimbraReverseProxyXmppBoshHostname",
+            "zimbraReverseProxyXmppBoshLocalHttpBindURL",
+            "zimbraReverseProxyXmppBoshPort",
+            "zimbraReverseProxyXmppBoshSSL",
+            "zimbraReverseProxyXmppBoshTimeout",
+        ],
+        why: "Without effect in the proxy of Carbonio, too.",
+    },
+];
