@@ -14,9 +14,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use portico_tests::Stage;
 use portico_tests::certs::{Authority, Pair};
-use portico_tests::child::Child;
 use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
 use portico_tests::load::{Act, Load, Mail};
+use portico_tests::nginx::Nginx;
 use portico_tests::portico::Portico;
 use portico_tests::simulator;
 use tokio::net::TcpListener;
@@ -160,7 +160,7 @@ struct House<'a> {
     front: Addresses,
     back: Addresses,
     // Held: it ends when dropped.
-    _nginx: Child,
+    _nginx: Nginx,
 }
 
 /// Where everything is, at Portico or at the servers.
@@ -308,32 +308,12 @@ fn row(name: &str, through: &str, figures: &Figures, own: Option<(f64, u64)>) {
 }
 
 /// nginx as web server: a small and a large answer, on both ports.
-fn nginx(stage: &Stage, at: &Addresses, pair: &Pair) -> Result<Child> {
-    let dir = stage.dir("nginx")?;
-    let service = stage.dir("nginx/html/service")?;
+fn nginx(stage: &Stage, at: &Addresses, pair: &Pair) -> Result<Nginx> {
+    let service = stage.dir("nginx-store1/html/service")?;
     std::fs::write(service.join("small"), vec![b'x'; SMALL])?;
     std::fs::write(service.join("large"), vec![b'x'; LARGE])?;
-    std::fs::create_dir_all(service.join("health"))?;
-    std::fs::write(service.join("health/ready"), "{}")?;
-    let text = format!(
-        "daemon off; worker_processes 1; pid {dir}/pid; error_log {dir}/error.log; user root;\n\
-         events {{ worker_connections 4096; }}\n\
-         http {{\n  access_log off; sendfile on; tcp_nodelay on; keepalive_requests 100000000;\n\
-           client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
-           uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
-           server {{\n    listen {http}; listen {https} ssl http2;\n    root {dir}/html; default_type text/plain;\n\
-             ssl_certificate {certificate}; ssl_certificate_key {key};\n  }}\n}}\n",
-        dir = dir.display(),
-        http = at.http,
-        https = at.https,
-        certificate = pair.certificate_file.display(),
-        key = pair.key_file.display(),
-    );
-    let config = stage.file("nginx/nginx.conf", text)?;
-    let args = ["-c", config.to_str().context("path")?, "-e", "stderr"];
-    let mut child = Child::spawn("nginx", "nginx", &args, &[], &dir.join("output.log"))?;
-    child.wait_listening(&[at.http, at.https])?;
-    Ok(child)
+    let locations = "location / { root html; access_log off; }";
+    Nginx::start(stage, "store1", [at.http, at.https], pair, locations)
 }
 
 fn directory(store: &Addresses) -> Directory {

@@ -19,6 +19,7 @@ mod operate;
 mod outage;
 mod prov;
 mod proxy_protocol;
+mod real_web;
 mod scene;
 mod sessions;
 mod smuggling;

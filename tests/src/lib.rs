@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod browser;
 pub mod certs;
 pub mod child;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod haproxy;
 pub mod load;
 pub mod lookup;
 pub mod memcached;
+pub mod nginx;
 pub mod player;
 pub mod portico;
 pub mod simulator;

@@ -71,6 +71,12 @@ impl Wire {
         Ok(name.data().to_string()?)
     }
 
+    /// The server's certificate, as it came (DER).
+    pub fn certificate(&self) -> Result<Vec<u8>> {
+        let Link::Tls(tls) = &self.link else { bail!("no TLS") };
+        Ok(tls.ssl().peer_certificate().context("no certificate")?.to_der()?)
+    }
+
     /// The protocol agreed upon by ALPN.
     pub fn alpn(&self) -> Option<String> {
         match &self.link {

@@ -619,7 +619,7 @@ impl Reader {
             websocket: self.flag(entry, "websocket", false),
             max_body: self.max_body(entry),
             rewrite_location: self.flag(entry, "rewrite_location", is_mailbox),
-            http2: self.flag(entry, "http2", true),
+            http2: self.flag(entry, "http2", false),
             to,
         }
     }
