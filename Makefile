@@ -28,7 +28,7 @@ test:
 bench:
 	@scripts/install bench
 	cargo build --release --package proxy-app
-	cargo bench --package portico-tests
+	cargo bench --package portico-tests --package route-cache
 
 fuzz:
 	@scripts/install build

@@ -1,0 +1,173 @@
+//! What a route costs: a hit in memory, the memory of a million routes, and a miss that a real slapd answers. Prints
+//! numbers, judges nothing.
+// What cannot be done here is the end of the bench.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use route_cache::directory::ldap::{self, LdapDirectory, Trust, Url};
+use route_cache::{
+    AccountBy, Directory, DirectoryError, Entry, Lookup, RouteCache, Secret, Service, Settings, Subject, System, Tier,
+};
+
+// The bench starts it in one way only.
+#[allow(dead_code)]
+#[path = "../tests/ldap/slapd.rs"]
+mod slapd;
+
+/// Accounts in memory.
+const MANY: usize = 1_000_000;
+/// Hits that are timed.
+const HITS: usize = 2_000_000;
+/// Names that all of the hits are for, where they are few.
+const FEW: usize = 1000;
+/// Accounts in slapd; each is asked for once.
+const MISSES: usize = 5000;
+/// Of them, those that are not counted: connections are made and files read.
+const WARM_UP: usize = 500;
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(async {
+        in_memory().await;
+        from_slapd().await;
+    });
+}
+
+async fn in_memory() {
+    let before = resident_mib();
+    let cache = cache(Arc::new(Everybody::new()));
+    for i in 0..MANY {
+        cache.route(&login(&name(i))).await.unwrap();
+    }
+    assert_eq!(cache.len(), MANY);
+    println!(
+        "memory of {MANY} routes       {:8.1} MiB resident",
+        resident_mib() - before
+    );
+    let lookups: Vec<Lookup> = (0..FEW).map(|i| login(&name(i))).collect();
+    let begin = Instant::now();
+    for i in 0..HITS {
+        let route = cache.route(&lookups[i % FEW]).await.unwrap();
+        assert_eq!(route.tier, Tier::Memory);
+    }
+    println!(
+        "a hit, of {FEW} names           {:8.0} ns",
+        nanos(begin.elapsed()) / HITS as f64
+    );
+    println!("a hit, each name once           {:8.0} ns", cold_hits(&cache).await);
+}
+
+/// Every account once, so that none is in the processor's cache; without the time that it takes to write its name.
+async fn cold_hits(cache: &RouteCache) -> f64 {
+    let mut spent = Duration::ZERO;
+    for chunk in 0..MANY / FEW {
+        let place = |i: usize| (chunk * FEW + i) * 7919 % MANY;
+        let lookups: Vec<Lookup> = (0..FEW).map(|i| login(&name(place(i)))).collect();
+        let begin = Instant::now();
+        for lookup in &lookups {
+            cache.route(lookup).await.unwrap();
+        }
+        spent += begin.elapsed();
+    }
+    nanos(spent) / MANY as f64
+}
+
+async fn from_slapd() {
+    let accounts: String = (0..MISSES)
+        .map(|i| slapd::account(&format!("user{i}@a.test"), "zimbraMailHost: store1.test\n"))
+        .collect();
+    let slapd = slapd::Slapd::start(&accounts);
+    let settings = ldap::Settings {
+        urls: vec![Url::parse(&slapd.url()).unwrap()],
+        starttls: false,
+        trust: Trust::system(),
+        bind: Some((slapd::ADMIN.0.to_owned(), Secret::new(slapd::ADMIN.1.to_owned()))),
+        timeout: Duration::from_secs(10),
+        snapshot: None,
+    };
+    let loaded = LdapDirectory::load(settings).await;
+    let (directory, _) = loaded.unwrap_or_else(|problems| panic!("{problems}"));
+    let cache = cache(Arc::new(directory));
+    let mut times = Vec::new();
+    for i in 0..MISSES {
+        let lookup = login(&format!("user{i}@a.test"));
+        let begin = Instant::now();
+        let route = cache.route(&lookup).await.unwrap();
+        times.push(begin.elapsed());
+        assert_eq!(route.tier, Tier::Directory);
+    }
+    let mut times = times.split_off(WARM_UP);
+    times.sort();
+    let at = |part: usize| nanos(times[times.len() * part / 100]) / 1000.0;
+    println!(
+        "a miss, answered by slapd       {:8.0} µs p50 {:8.0} µs p99, of {}",
+        at(50),
+        at(99),
+        times.len()
+    );
+}
+
+fn cache(directory: Arc<dyn Directory>) -> RouteCache {
+    let settings = Settings {
+        node: "proxy.test".to_owned(),
+        capacity: MANY as u64,
+        ttl: Duration::from_secs(86_400),
+        stale: Duration::from_secs(86_400),
+        negative_ttl: Duration::from_secs(5),
+    };
+    RouteCache::new(settings, directory)
+}
+
+fn name(i: usize) -> String {
+    format!("some.user.{i:07}@example.test")
+}
+
+fn login(name: &str) -> Lookup {
+    let address = IpAddr::from([192, 0, 2, 1]);
+    Lookup {
+        subject: Subject::Login(name.to_owned()),
+        service: Service::Imap,
+        client: address,
+        local: address,
+        host: None,
+    }
+}
+
+fn nanos(time: Duration) -> f64 {
+    time.as_nanos() as f64
+}
+
+fn resident_mib() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0
+}
+
+/// A directory in which everybody lives on the one server that there is.
+struct Everybody(Arc<System>);
+
+impl Everybody {
+    fn new() -> Everybody {
+        let config = Entry::new("config");
+        Everybody(Arc::new(System::new(config, [Entry::new("store1.test")], [], [])))
+    }
+}
+
+#[async_trait]
+impl Directory for Everybody {
+    fn system(&self) -> Arc<System> {
+        self.0.clone()
+    }
+
+    async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError> {
+        let AccountBy::Name(name) = by else { return Ok(None) };
+        let mut entry = Entry::new(name.clone());
+        entry.set("zimbraMailHost", ["store1.test"]);
+        Ok(Some(Arc::new(entry)))
+    }
+}
