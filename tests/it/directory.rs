@@ -85,7 +85,8 @@ fn without_a_directory_the_known_get_in_and_the_others_hear_why() -> Result<()> 
             scene.login("carol")?;
             Ok((asked >= 2).then_some(()))
         })?;
-        slapd.stop()?;
+        // `kill -9`
+        slapd.kill();
         std::thread::sleep(Duration::from_millis(1500));
         only_the_known_get_in(scene)?;
         scene

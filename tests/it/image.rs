@@ -106,6 +106,8 @@ fn configuration(stage: &Stage, town: &Town) -> Result<PathBuf> {
     }
     node.certificate = (inside.join("front.crt"), inside.join("front.key"));
     node.upstream_ca = inside.join("ca.pem");
+    // The table that is built in.
+    node.web.clear();
     node.more
         .push(("shutdown_timeout".to_owned(), format!("{}s", STATED.as_secs())));
     let mut directory = town.directory();

@@ -13,6 +13,7 @@ use portico_tests::child::Child;
 use portico_tests::config::{Listener, Node, Serve, Tls};
 use portico_tests::haproxy::HaProxy;
 use portico_tests::portico::{Portico, binary};
+use portico_tests::slapd::Slapd;
 use portico_tests::town::{BALANCER, Doors, FRONT, Town, people};
 use portico_tests::wire::Wire;
 use portico_tests::{Stage, until};
@@ -29,6 +30,8 @@ pub(crate) struct Cluster<'a> {
     pub(crate) nodes: [Portico; 2],
     pub(crate) memcached: Child,
     pub(crate) haproxy: HaProxy,
+    // Held: it is killed when dropped.
+    _slapd: Slapd,
     front: Doors,
     haproxy_config: String,
 }
@@ -46,8 +49,17 @@ impl<'a> Cluster<'a> {
                 .server(name)
                 .insert("zimbraServiceEnabled".into(), ["proxy"].into());
         }
+        let slapd = Slapd::start(stage, "slapd", &directory)?;
         let start = |at: usize| -> Result<Portico> {
-            let node = node(&town, NAMES[at], &doors[at], health[at], shared);
+            let mut node = node(&town, NAMES[at], &doors[at], health[at], shared);
+            node.directory = slapd.source("1s");
+            // Each keeps its own last good reading.
+            let own = format!(
+                "snapshot: \"{}\"",
+                stage.path().join(NAMES[at]).join("snapshot").display()
+            );
+            node.directory.retain(|line| !line.starts_with("snapshot:"));
+            node.directory.insert(1, own);
             Portico::start_at(stage, NAMES[at], &node, &directory, &[("RUST_LOG", "info")])
         };
         let nodes = [start(0)?, start(1)?];
@@ -60,6 +72,7 @@ impl<'a> Cluster<'a> {
             nodes,
             memcached,
             haproxy,
+            _slapd: slapd,
             front,
             haproxy_config,
         })

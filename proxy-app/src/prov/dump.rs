@@ -6,8 +6,16 @@ use super::{Answer, Flags};
 
 /// What is printed in the place of a secret.
 const BLOCKED: &str = "VALUE-BLOCKED";
-/// Attributes whose values are only shown with `-fd`.
-const SECRETS: [&str; 2] = ["userPassword", "zimbraSSLPrivateKey"];
+/// Parts of the names of attributes whose values are only shown with `-fd`: passwords, private keys, the keys that
+/// sign tokens, second factors. In lower case.
+const SECRETS: [&str; 6] = [
+    "password",
+    "privatekey",
+    "tokenkey",
+    "preauthkey",
+    "secret",
+    "scratchcodes",
+];
 
 /// `# name …`, the attributes sorted by name with a line for each value, and an empty line.
 pub(super) fn entry(entry: &Entry, wanted: &[String], flags: Flags, answer: &mut Answer) {
@@ -20,12 +28,21 @@ pub(super) fn entry(entry: &Entry, wanted: &[String], flags: Flags, answer: &mut
 pub(super) fn attributes(entry: &Entry, wanted: &[String], flags: Flags, answer: &mut Answer) {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w.eq_ignore_ascii_case(name));
     for (name, values) in entry.iter().filter(|(name, _)| is_wanted(name)) {
-        let is_secret = SECRETS.iter().any(|secret| secret.eq_ignore_ascii_case(name));
+        let lower = name.to_ascii_lowercase();
+        let is_secret = SECRETS.iter().any(|part| lower.contains(part));
         for value in values {
-            let shown = if is_secret && !flags.secrets { BLOCKED } else { value };
-            answer.line(format!("{name}: {shown}"));
+            match is_secret && !flags.secrets {
+                true => answer.line(format!("{name}: {BLOCKED}")),
+                false => answer.line(format!("{name}: {}", printable(value))),
+            }
         }
     }
+}
+
+/// Values have lines; what else could drive a terminal does not reach it.
+fn printable(value: &str) -> String {
+    let control = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    value.replace(control, "?")
 }
 
 #[cfg(test)]
@@ -41,6 +58,27 @@ mod tests {
         let mut answer = Answer::default();
         entry(&server, &wanted, flags, &mut answer);
         answer.out
+    }
+
+    #[test]
+    fn secrets_are_blocked_and_terminals_left_alone() {
+        let mut config = Entry::new("config");
+        for name in [
+            "userPassword",
+            "zimbraAuthTokenKey",
+            "zimbraCsrfTokenKey",
+            "zimbraPreAuthKey",
+            "zimbraGalLdapBindPassword",
+            "zimbraTwoFactorAuthSecret",
+        ] {
+            config.set(name, ["s3cret"]);
+        }
+        config.set("description", ["a\u{1b}[2Jb"]);
+        let mut answer = Answer::default();
+        entry(&config, &[], Flags::default(), &mut answer);
+        assert!(!answer.out.contains("s3cret"), "{}", answer.out);
+        assert_eq!(answer.out.matches(BLOCKED).count(), 6, "{}", answer.out);
+        assert!(answer.out.contains("description: a?[2Jb\n"), "{}", answer.out);
     }
 
     #[test]

@@ -188,7 +188,7 @@ async fn a_server_outside_counts_for_its_protocol_alone() {
 async fn names_without_domain_stay_with_the_address_they_were_typed_at() {
     let (service, _) = stub(|head| {
         let (server, domain) = match field(head, "X-Proxy-IP") {
-            "192.0.2.7" => ("127.0.0.3", "v.test"),
+            "192.0.2.9" => ("127.0.0.3", "v.test"),
             _ => ("127.0.0.2", "a.test"),
         };
         let port = if server == "127.0.0.2" { 1993 } else { 7993 };
@@ -198,7 +198,7 @@ async fn names_without_domain_stay_with_the_address_they_were_typed_at() {
     let node = node(Dialect::Zimbra, &[service]);
     let here = login("john", Service::Imap);
     let there = route_cache::Lookup {
-        local: "192.0.2.7".parse().unwrap(),
+        local: "192.0.2.9".parse().unwrap(),
         ..here.clone()
     };
     for tier in ["directory", "memory"] {
@@ -211,6 +211,23 @@ async fn names_without_domain_stay_with_the_address_they_were_typed_at() {
             format!("john@v.test 127.0.0.3:7993 {tier}")
         );
     }
+}
+
+/// A virtual host or address of the directory says more than the service would hear.
+#[tokio::test]
+async fn names_without_domain_at_a_virtual_host_have_its_domain() {
+    let (service, heard) = stub(|head| route("127.0.0.3", 7993, &field(head, "Auth-User"))).await;
+    let node = node(Dialect::Nginx, &[service]);
+    let at = |local: &str, host: Option<&str>| route_cache::Lookup {
+        local: local.parse().unwrap(),
+        host: host.map(str::to_owned),
+        ..login("john", Service::Imap)
+    };
+    for lookup in [at("192.0.2.7", None), at("192.0.2.1", Some("mail.v.test"))] {
+        let answer = ask(&node.cache, &lookup).await;
+        assert!(answer.starts_with("john@v.test 127.0.0.3:7993 "), "{answer}");
+    }
+    assert_eq!(heard.lock().len(), 1);
 }
 
 #[tokio::test]
