@@ -154,6 +154,8 @@ pub struct Shown {
 pub struct ClientCertificate {
     /// Whom it names, as in RFC 4514.
     pub subject: String,
+    /// Whether that is all of the name: a very long one is cut.
+    pub is_named_whole: bool,
     /// Who vouches for it, as in RFC 4514.
     pub issuer: String,
     /// Its number, in hexadecimal.
@@ -170,10 +172,12 @@ impl ClientCertificate {
     /// # Errors
     /// OpenSSL has no memory.
     pub fn of(certificate: &X509Ref) -> Result<ClientCertificate, ErrorStack> {
+        let (subject, is_named_whole) = name(certificate.subject_name());
         let pem = percent_encode(&certificate.to_pem()?, NON_ALPHANUMERIC).to_string();
         Ok(ClientCertificate {
-            subject: name(certificate.subject_name()),
-            issuer: name(certificate.issuer_name()),
+            subject,
+            is_named_whole,
+            issuer: name(certificate.issuer_name()).0,
             serial: certificate.serial_number().to_bn()?.to_hex_str()?.to_string(),
             fingerprint: hex(&certificate.digest(MessageDigest::sha256())?),
             pem: Some(pem).filter(|pem| pem.len() <= CERTIFICATE_MAX),
@@ -214,8 +218,9 @@ impl Shown {
 }
 
 /// A name as RFC 4514 writes it: the last part first, `,` between them. Only printable ASCII is left as it is, so
-/// that nothing in it can end a header or a log line. Parts beyond the limit are left out.
-fn name(name: &X509NameRef) -> String {
+/// that nothing in it can end a header or a log line. Parts beyond the limit are left out; the second value says whether
+/// there were none.
+fn name(name: &X509NameRef) -> (String, bool) {
     let mut parts: Vec<String> = name
         .entries()
         .map(|entry| {
@@ -235,14 +240,14 @@ fn name(name: &X509NameRef) -> String {
     let mut text = String::new();
     for part in parts {
         if text.len() + part.len() > NAME_MAX {
-            break;
+            return (text, false);
         }
         if !text.is_empty() {
             text.push(',');
         }
         text.push_str(&part);
     }
-    text
+    (text, true)
 }
 
 /// RFC 4514 §2.4.
@@ -281,7 +286,7 @@ mod tests {
         builder.append_entry_by_text("O", "Rossi, Bianchi + \"Figli\"").unwrap();
         builder.append_entry_by_nid(Nid::COMMONNAME, " Zoë\r\nX: y ").unwrap();
         assert_eq!(
-            name(&builder.build()),
+            name(&builder.build()).0,
             r#"CN=\ Zo\C3\AB\0D\0AX: y\ ,O=Rossi\, Bianchi \+ \"Figli\",C=IT"#
         );
         assert_eq!(escaped("#1"), r"\#1");

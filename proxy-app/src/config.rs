@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
 use route_cache::Secret;
 use route_cache::directory::ldap;
+use route_cache::lookup::certauth::NodeLogin;
 use route_cache::lookup::{Dialect, HandlerUrl};
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
@@ -30,6 +31,8 @@ const MIN_TOKEN: usize = 16;
 const MAX_MEMCACHED: usize = 16;
 /// The same for lookup services.
 pub const MAX_HANDLERS: usize = 16;
+/// As whom Zimbra's proxy asks for tokens.
+const ADMIN_USER: &str = "zmnginx";
 
 /// Most upstreams of a stream listener: each may cost a connection some waiting.
 const MAX_UPSTREAMS: usize = 8;
@@ -172,6 +175,8 @@ pub struct LookupConfig {
     pub timeout: Duration,
     /// Authorities that sign their certificates; `None`: those of mailbox servers.
     pub ca_file: Option<PathBuf>,
+    /// As whom they are asked for tokens; `None`: they are not.
+    pub admin: Option<NodeLogin>,
 }
 
 /// What a listener serves.
@@ -185,6 +190,8 @@ pub enum Serve {
     Pop3,
     /// The administration console.
     AdminConsole,
+    /// Logins by certificate, and nothing else.
+    Sso,
     /// Zimbra's lookup protocol, for proxies that are not replaced yet.
     Lookup,
     /// Bytes, to the server that the listener names.
@@ -715,19 +722,44 @@ impl Reader {
             .and_then(|node| node.path_buf(&mut self.problems));
         let mut timeout = Duration::from_secs(5);
         self.duration(&mut section, "timeout", &mut timeout);
-        section.finish(&mut self.problems);
+        let admin = self.node_login(&mut section, protocol);
         let protocol = protocol?;
-        let handlers = handlers
+        let handlers: Vec<HandlerUrl> = handlers
             .unwrap_or_default()
             .into_iter()
             .filter_map(|node| self.handler(node, protocol))
             .collect();
+        if admin.is_some() && handlers.iter().any(|url| !url.tls) {
+            section.node().warning(
+                "the password goes over the network in clear text: use https",
+                &mut self.problems,
+            );
+        }
+        section.finish(&mut self.problems);
         Some(LookupConfig {
             protocol,
             handlers,
             timeout,
             ca_file,
+            admin,
         })
+    }
+
+    /// As whom services are asked for tokens; nginx's protocol has none.
+    fn node_login(&mut self, lookup: &mut Mapping<'_>, protocol: Option<Dialect>) -> Option<NodeLogin> {
+        let user = self.text(lookup, "admin_user");
+        let file = lookup.take("admin_password_file");
+        let node = lookup.node();
+        if file.is_none() && user.is_some() {
+            node.error("admin_user needs admin_password_file", &mut self.problems);
+        }
+        let file = file?;
+        if protocol == Some(Dialect::Nginx) {
+            file.error("goes with protocol: zimbra only", &mut self.problems);
+        }
+        let password = self.password(file)?;
+        let login = NodeLogin::new(user.unwrap_or_else(|| ADMIN_USER.to_owned()), password);
+        login.map_err(|why| node.error(why.to_owned(), &mut self.problems)).ok()
     }
 
     fn handler(&mut self, node: Node<'_>, protocol: Dialect) -> Option<HandlerUrl> {
@@ -838,6 +870,7 @@ impl Reader {
             ("imap", Serve::Imap),
             ("pop3", Serve::Pop3),
             ("admin-console", Serve::AdminConsole),
+            ("sso", Serve::Sso),
             ("lookup", Serve::Lookup),
             ("stream", Serve::Stream),
         ];
@@ -854,6 +887,12 @@ impl Reader {
             if tls == ListenerTls::StartTls && !matches!(serve, None | Some(Serve::Imap | Serve::Pop3)) {
                 node.error("only mail listeners have STARTTLS; use implicit", &mut self.problems);
             }
+        }
+        if serve == Some(Serve::Sso) && tls != ListenerTls::Implicit {
+            item.error(
+                "serve: sso needs tls: implicit, where certificates are",
+                &mut self.problems,
+            );
         }
         let allow = self.allow(&mut entry, serve);
         let stream = match serve {
@@ -1258,6 +1297,35 @@ mod tests {
                 problems.iter().any(|problem| problem.contains(&format!(" {key}"))),
                 "no {key} in {problems:#?}"
             );
+        }
+    }
+
+    #[test]
+    fn single_sign_on_needs_tls_and_a_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let (good, bad) = (file("good", "s3cr3t\n"), file("bad", "two\nlines\n"));
+        let lookup = |more: &str| load(&format!("directory: {{lookup: {{protocol: zimbra, {more}}}}}\n"));
+        let (config, _) = lookup(&format!("admin_password_file: {good}")).unwrap();
+        assert!(config.lookup.unwrap().admin.is_some());
+        let (_, warnings) = lookup(&format!("admin_password_file: {good}, handlers: ['http://a.test/']")).unwrap();
+        assert!(
+            warnings
+                .iter()
+                .any(|warning| warning.to_string().contains("in clear text"))
+        );
+        for wrong in ["admin_user: x".to_owned(), format!("admin_password_file: {bad}")] {
+            assert!(lookup(&wrong).is_err(), "{wrong}");
+        }
+        let nginx = format!("{{protocol: nginx, handlers: ['https://a.test/'], admin_password_file: {good}}}");
+        assert!(load(&format!("directory: {{lookup: {nginx}}}\n")).is_err());
+        for (tls, is_good) in [("implicit", true), ("off", false), ("starttls", false)] {
+            let listener = format!("listeners: [{{address: '127.0.0.1:3443', serve: sso, tls: {tls}}}]\n");
+            assert_eq!(load(&listener).is_ok(), is_good, "{tls}");
         }
     }
 

@@ -444,8 +444,7 @@ impl Door {
         match self.listener.serve {
             Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, ticket).await,
             Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, ticket).await,
-            Serve::Web => self.web(tcp, client, snapshot, accepted, false).await,
-            Serve::AdminConsole => self.web(tcp, client, snapshot, accepted, true).await,
+            Serve::Web | Serve::AdminConsole | Serve::Sso => self.web(tcp, client, snapshot, accepted).await,
             Serve::Lookup => self.lookup(tcp, client, snapshot, accepted).await,
             Serve::Stream => self.stream(tcp, client, snapshot, accepted).await,
         }
@@ -558,7 +557,7 @@ impl Door {
         session.await;
     }
 
-    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, admin: bool) {
+    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
         let deadline = accepted + snapshot.mail.login_deadline;
         let begun = Instant::now();
         let (channel, tls, shown) = match self.listener.tls {
@@ -601,7 +600,8 @@ impl Door {
             client,
             tls,
             shown,
-            admin,
+            admin: self.listener.serve == Serve::AdminConsole,
+            sso: self.listener.serve == Serve::Sso,
             greeted: Greeted::default(),
             live: live.clone(),
         };
@@ -710,7 +710,7 @@ impl Door {
         let proto = match self.listener.serve {
             Serve::Imap => "imap",
             Serve::Pop3 => "pop3",
-            Serve::Web | Serve::AdminConsole => "http",
+            Serve::Web | Serve::AdminConsole | Serve::Sso => "http",
             Serve::Stream => "stream",
             Serve::Lookup => return,
         };

@@ -203,6 +203,7 @@ mod tests {
             handlers: Vec::new(),
             timeout: Duration::from_secs(1),
             ca_file: None,
+            admin: None,
         };
         let check = |services: &LookupConfig, chosen: &[&str], expected: &[&str]| {
             let mut node = Entry::new("proxy.test");

@@ -487,6 +487,12 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
             Serve::AdminConsole,
             ListenerTls::Implicit,
         ),
+        (
+            web && signs_on(config, &node, system),
+            &a::MAIL_SSL_PROXY_CLIENT_CERT_PORT,
+            Serve::Sso,
+            ListenerTls::Implicit,
+        ),
     ];
     let addresses: &[IpAddr] = match ip_mode(&node) {
         IpMode::V4 => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
@@ -509,6 +515,13 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
             })
         })
         .collect()
+}
+
+/// Whether certificates are asked for somewhere, and somebody can say whose they are (HTTP §5.6).
+fn signs_on(config: &Config, node: &View<'_>, system: &System) -> bool {
+    let asks = |entry: &View<'_>| entry.choice(&a::REVERSE_PROXY_CLIENT_CERT_MODE) != "off";
+    let is_told = config.lookup.as_ref().is_some_and(|lookup| lookup.admin.is_some());
+    is_told && (asks(node) || system.domains().any(|domain| asks(&domain)))
 }
 
 /// The service that a listener's web requests want.

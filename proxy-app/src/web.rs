@@ -37,6 +37,7 @@ pub mod headers;
 pub mod locations;
 pub mod login;
 mod relocation;
+mod sso;
 pub mod static_ui;
 pub mod upstreams;
 mod way;
@@ -301,7 +302,11 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
         }
         let clear = web.tls.is_none() && !web.admin;
+        let signs_on = web.sso;
         session.set_write_timeout(Some(CLIENT_PATIENCE));
+        if signs_on {
+            return self.sign_on(session, exchange, &asked).await;
+        }
         if self.challenge(session, exchange).await? {
             return Ok(true);
         }

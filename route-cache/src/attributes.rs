@@ -304,6 +304,8 @@ attributes! {
             "Clear web port; 0 counts as unset.";
         MAIL_SSL_PROXY_PORT: "zimbraMailSSLProxyPort", Kind::Port, ["443"], [Scope::Global, Scope::Server],
             "TLS web port; 0 counts as unset.";
+        MAIL_SSL_PROXY_CLIENT_CERT_PORT: "zimbraMailSSLProxyClientCertPort", Kind::Port, ["3443"], [Scope::Global, Scope::Server],
+            "TLS port where users log in with a certificate, if certificates are asked for somewhere and `directory.lookup.admin_password_file` says how to ask whose they are; 0 counts as unset.";
         CARBONIO_ADMIN_PROXY_PORT: "carbonioAdminProxyPort", Kind::Port, ["6071"], [Scope::Global, Scope::Server],
             "TLS port of the administration console.";
         REVERSE_PROXY_STRICT_SERVER_NAME_ENABLED: "zimbraReverseProxyStrictServerNameEnabled", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],

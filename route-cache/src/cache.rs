@@ -75,7 +75,7 @@ pub struct RouteCache {
     ttl: AtomicU64,
     stale: AtomicU64,
     pub(crate) directory: Arc<dyn Directory>,
-    source: Source,
+    pub(crate) source: Source,
     shared: Option<SharedCache>,
     /// Accounts, and where other names of them point.
     known: Shelf<Key, Known>,

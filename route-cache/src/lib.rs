@@ -6,7 +6,7 @@
 //! the entries and attributes that describe the mail system. Lookup services ([`lookup`]) may be asked for accounts
 //! in its place.
 //!
-//! What is deliberately not here: passwords (no type of this crate can hold one for a lookup), sockets to
+//! What is deliberately not here: users' passwords (no type of this crate can hold one for a lookup), sockets to
 //! mailbox servers, and any knowledge of IMAP, POP3 or HTTP beyond their names.
 #![forbid(unsafe_code)]
 

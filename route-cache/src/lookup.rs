@@ -1,8 +1,9 @@
 //! Lookup services: others who know where an account is. Zimbra's on port 7072 (MAIL §1) and whatever answers
 //! nginx's `auth_http` (MAIL §1.11).
 //!
-//! [`Services`] asks them; [`serve`] is the other side, for proxies that ask us. No password is ever sent: the
+//! [`Services`] asks them; [`serve`] is the other side, for proxies that ask us. No user's password is ever sent: the
 //! field that the protocols have for it holds a fixed word. Sockets and TLS come from the outside through [`Dial`].
+//! [`certauth`] asks them for a token, for somebody who has shown a certificate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,12 +21,13 @@ use crate::resolve::{Key, Placement, Protocol};
 use crate::route::{Lookup, RouteError, Service, Subject};
 use crate::source::Said;
 
+pub mod certauth;
 mod handler;
 pub mod serve;
 pub mod wire;
 
 use handler::Handler;
-use wire::{Answer, Question};
+use wire::{Answer, Question, Response};
 
 /// Questions under way at one time. A service asks a directory for each; more at once only makes all of them slow.
 const MAX_ASKING: usize = 64;
@@ -218,26 +220,41 @@ impl Services {
 
     /// Asks one after the other until one can tell, within the time limit for all.
     async fn ask(&self, question: &Question<'_>) -> Answer {
+        let request = |url: &HandlerUrl| question.request(self.dialect, url);
+        let read = |response: &Response| match Answer::read(response, self.dialect, question) {
+            Answer::CannotTell(why) => Err(why),
+            answer => Ok(answer),
+        };
+        let told = self.first_to_tell(request, read).await;
+        told.unwrap_or_else(Answer::CannotTell)
+    }
+
+    /// What the first one says that can tell; or why nobody can.
+    async fn first_to_tell<T, R: AsRef<[u8]>>(
+        &self,
+        request: impl Fn(&HandlerUrl) -> R,
+        read: impl Fn(&Response) -> Result<T, String>,
+    ) -> Result<T, String> {
         let deadline = Instant::now() + self.timeout;
         let Ok(Ok(_permit)) = timeout_at(deadline, self.asking.acquire()).await else {
-            return Answer::CannotTell("too many lookups are under way".to_owned());
+            return Err("too many lookups are under way".to_owned());
         };
         let mut last = "there is no lookup service".to_owned();
         let order = self.order();
         for (at, handler) in order.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now()) / (order.len() - at) as u32;
             let until = Instant::now() + left.max(MIN_PATIENCE);
-            let request = question.request(self.dialect, &handler.url);
-            match timeout_at(until, handler.ask(&*self.dial, &request)).await {
-                Ok(Ok(response)) => match Answer::read(&response, self.dialect, question) {
-                    Answer::CannotTell(why) => last = format!("{}: {why}", handler.url.host),
-                    answer => return answer,
+            let request = request(&handler.url);
+            match timeout_at(until, handler.ask(&*self.dial, request.as_ref())).await {
+                Ok(Ok(response)) => match read(&response) {
+                    Err(why) => last = format!("{}: {why}", handler.url.host),
+                    Ok(told) => return Ok(told),
                 },
                 Ok(Err(fault)) => last = handler.failed(&fault.to_string()),
                 Err(_) => last = handler.failed("no answer in time"),
             }
         }
-        Answer::CannotTell(last)
+        Err(last)
     }
 
     /// In turn, and those that failed lately at the end.

@@ -23,6 +23,7 @@ mod real_web;
 mod scene;
 mod sessions;
 mod smuggling;
+mod sso;
 mod static_files;
 mod storms;
 mod streams;

@@ -16,6 +16,8 @@ pub enum Serve {
     Pop3,
     /// The administration console.
     AdminConsole,
+    /// Logins by certificate.
+    Sso,
     /// Bytes, to somewhere else.
     Stream(StreamTo),
 }
@@ -144,6 +146,7 @@ impl Listener {
             Serve::Imap => "imap",
             Serve::Pop3 => "pop3",
             Serve::AdminConsole => "admin-console",
+            Serve::Sso => "sso",
             Serve::Stream(_) => "stream",
         };
         let stream = match self.serve {

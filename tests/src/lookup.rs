@@ -2,7 +2,7 @@
 //! of nginx's `auth_http`, as it is asked.
 //!
 //! Like Zimbra's servlet it qualifies names without domain by the default domain alone, and passwords do not
-//! interest it.
+//! interest it. Whom a certificate names is told to who knows the password of the proxies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,6 +17,9 @@ use anyhow::{Context, Result};
 use crate::config::yaml_source;
 use crate::town::Town;
 
+/// As whom, and with which password, proxies ask whose a certificate is.
+pub const PROXY_LOGIN: (&str, &str) = ("zmnginx", "zmnginx c4n4ry %");
+
 /// A running service. It ends when dropped.
 pub struct LookupService {
     address: SocketAddrV4,
@@ -28,7 +31,21 @@ struct Known {
     default_domain: String,
     /// By name, alias and id.
     places: Mutex<BTreeMap<String, Place>>,
+    /// By the subject of a certificate.
+    certificates: Mutex<BTreeMap<String, Holder>>,
+    last: Mutex<BTreeMap<String, String>>,
     asked: AtomicUsize,
+}
+
+/// Who has a certificate.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// Name of the account.
+    pub account: String,
+    /// The token that proves it.
+    pub token: String,
+    /// Whether it may administrate.
+    pub admin: bool,
 }
 
 #[derive(Clone)]
@@ -66,6 +83,8 @@ impl LookupService {
             known: Arc::new(Known {
                 default_domain: "a.example".to_owned(),
                 places: Mutex::new(places),
+                certificates: Mutex::default(),
+                last: Mutex::default(),
                 asked: AtomicUsize::new(0),
             }),
             ended: Arc::default(),
@@ -94,6 +113,17 @@ impl LookupService {
             self.address
         ));
         lines
+    }
+
+    /// From now on the certificate with this subject is somebody's.
+    pub fn give(&self, subject: &str, holder: Holder) {
+        let mut certificates = self.known.certificates.lock().expect("nobody panics holding it");
+        certificates.insert(subject.to_owned(), holder);
+    }
+
+    /// The header fields of the last question, names in lower case.
+    pub fn last_question(&self) -> BTreeMap<String, String> {
+        self.known.last.lock().expect("nobody panics holding it").clone()
     }
 
     /// How often it was asked.
@@ -126,13 +156,42 @@ fn talk(tcp: TcpStream, known: &Known) -> Result<()> {
             };
             fields.insert(name.to_ascii_lowercase(), value.trim().to_owned());
         }
+        let answer = match fields.get("auth-method").map(String::as_str) {
+            Some("certauth") => known.certificate(&fields),
+            _ => known.answer(&fields),
+        };
+        *known.last.lock().expect("nobody panics holding it") = fields;
         known.asked.fetch_add(1, Ordering::SeqCst);
-        let answer = known.answer(&fields);
         stream.get_mut().write_all(answer.as_bytes())?;
     }
 }
 
 impl Known {
+    fn certificate(&self, fields: &BTreeMap<String, String>) -> String {
+        let field = |name: &str| fields.get(name).map(String::as_str).unwrap_or_default();
+        let subject = decode(field("auth-user"));
+        let holder = self
+            .certificates
+            .lock()
+            .expect("nobody panics holding it")
+            .get(&subject)
+            .cloned();
+        let said = match holder {
+            _ if (field("auth-admin-user"), field("auth-admin-pass")) != PROXY_LOGIN => {
+                "Auth-Status: authentication failed for zmnginx".to_owned()
+            }
+            None => format!("Auth-Status: user not found:{subject}\r\nAuth-Wait: 10"),
+            Some(holder) if field("auth-zimbra-admin") == "True" && !holder.admin => {
+                format!("Auth-Status: {} is not admin or delegated admin", holder.account)
+            }
+            Some(holder) => format!(
+                "Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 9999\r\nAuth-User: {}\r\nAuth-Pass: {}",
+                holder.account, holder.token
+            ),
+        };
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{said}\r\n\r\n")
+    }
+
     fn answer(&self, fields: &BTreeMap<String, String>) -> String {
         let field = |name: &str| fields.get(name).map(String::as_str).unwrap_or_default();
         let user = decode(field("auth-user"));

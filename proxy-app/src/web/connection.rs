@@ -68,6 +68,8 @@ pub struct WebClient {
     pub shown: Option<Shown>,
     /// Whether the listener is the administration console's.
     pub admin: bool,
+    /// Whether the listener only logs in by certificate.
+    pub sso: bool,
     /// Who is known to have logged in on it.
     pub greeted: Greeted,
     /// What the process sees of it.

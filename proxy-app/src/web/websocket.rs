@@ -56,6 +56,9 @@ enum Verdict {
 /// heard of it.
 pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answered> {
     let begun = Instant::now();
+    if web.sso {
+        return None;
+    }
     let request = parse(head).filter(is_upgrade)?;
     let snapshot = app.snapshot.load_full();
     if web.tls.is_none() && !web.admin && snapshot.web.mode != MailMode::Both {

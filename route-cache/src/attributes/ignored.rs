@@ -49,10 +49,6 @@ pub(super) static IGNORED: &[Ignored] = &[
         why: "No sessions are kept in the server: tickets do it.",
     },
     Ignored {
-        names: &["zimbraMailSSLProxyClientCertPort"],
-        why: "Client certificates are asked for on the TLS web port itself.",
-    },
-    Ignored {
         names: &["zimbraReverseProxyAdminEnabled", "zimbraAdminProxyPort"],
         why: "The administration console is that of `carbonioAdminProxyPort`.",
     },

@@ -20,7 +20,7 @@ const MAX_FIELDS: usize = 100;
 const MAX_USER: usize = 512;
 
 /// Stands where the protocols want a password. The real one is for the mailbox server alone.
-const PLACEHOLDER: &str = "_password_";
+pub(super) const PLACEHOLDER: &str = "_password_";
 
 /// What is asked.
 pub(crate) struct Question<'a> {
@@ -79,13 +79,8 @@ pub enum Answer {
 impl Question<'_> {
     /// The request, header fields in the order of MAIL §1.3 and §1.11.
     pub(crate) fn request(&self, dialect: Dialect, url: &HandlerUrl) -> Vec<u8> {
-        let host = if url.host.contains(':') {
-            format!("[{}]", url.host)
-        } else {
-            url.host.clone()
-        };
-        let mut head = format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", url.path);
-        let mut add = |name: &str, value: &str| head.push_str(&format!("{name}: {value}\r\n"));
+        let mut head = Head::get(url);
+        let mut add = |name: &str, value: &str| head.add(name, value);
         add("Auth-Method", self.method(dialect));
         add("Auth-User", &escape(self.user));
         add("Auth-Pass", PLACEHOLDER);
@@ -104,8 +99,9 @@ impl Question<'_> {
         if let Some(host) = host {
             add("X-Proxy-Host", host);
         }
-        head.push_str("\r\n");
-        head.into_bytes()
+        let mut text = head.into_text();
+        text.push_str("\r\n");
+        text.into_bytes()
     }
 
     fn method(&self, dialect: Dialect) -> &'static str {
@@ -126,8 +122,33 @@ impl Question<'_> {
     }
 }
 
+/// The head of a request, as far as it is written.
+pub(super) struct Head(String);
+
+impl Head {
+    /// A request for this URL.
+    pub(super) fn get(url: &HandlerUrl) -> Head {
+        let host = if url.host.contains(':') {
+            format!("[{}]", url.host)
+        } else {
+            url.host.clone()
+        };
+        Head(format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", url.path))
+    }
+
+    /// One more field; its value is one line.
+    pub(super) fn add(&mut self, name: &str, value: &str) {
+        self.0.push_str(&format!("{name}: {value}\r\n"));
+    }
+
+    /// All fields so far, without the empty line.
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+}
+
 /// What may stand in a header field without being escaped.
-fn is_host(host: &str) -> bool {
+pub(super) fn is_host(host: &str) -> bool {
     !host.is_empty()
         && host
             .bytes()

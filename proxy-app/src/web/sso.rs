@@ -1,0 +1,213 @@
+//! Single sign-on by certificate: a door that knows only `/certauth` and `/certauth/admin` (HTTP §2.9, §5.6).
+//!
+//! The handshake has proved whose certificate it is; a lookup service says whose account that is and gives a token,
+//! which the browser gets as the cookie of a login. Nothing is kept of it here.
+
+use std::net::SocketAddr;
+
+use http::Method;
+use mail_proxy::audit::{Event, Outcome, Record};
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+use route_cache::attributes as a;
+use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
+
+use super::answers::Answer;
+use super::connection::{self, WebClient};
+use super::way::Asked;
+use super::{Exchange, Web, answer_with};
+use crate::client_certs::{CertMode, ClientCertificate};
+
+/// Where the administration console is, if no attribute says so.
+const ADMIN_PORT: u16 = 6071;
+
+/// What somebody wants to be logged in to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Mail,
+    Admin,
+}
+
+impl Wanted {
+    fn of(method: &Method, path: &str) -> Option<Wanted> {
+        match (method, path) {
+            (&Method::GET | &Method::HEAD, "/certauth") => Some(Wanted::Mail),
+            (&Method::GET | &Method::HEAD, "/certauth/admin") => Some(Wanted::Admin),
+            _ => None,
+        }
+    }
+
+    fn cookie(self) -> &'static str {
+        match self {
+            Wanted::Mail => "ZM_AUTH_TOKEN",
+            Wanted::Admin => "ZM_ADMIN_AUTH_TOKEN",
+        }
+    }
+}
+
+impl Web {
+    /// Answers a request that came through the door of single sign-on.
+    pub(super) async fn sign_on(&self, session: &mut Session, exchange: &Exchange, asked: &Asked) -> Result<bool> {
+        let Some(web) = connection::client_of(session) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a connection");
+        };
+        let request = session.req_header();
+        let Some(wanted) = Wanted::of(&request.method, request.uri.path()) else {
+            return refused("this door knows only /certauth");
+        };
+        let shown = web.shown.as_ref();
+        let mode = shown.map_or(CertMode::Off, |shown| shown.policy.mode());
+        let certificate = shown.and_then(|shown| shown.certificate.as_deref());
+        let token = match (mode, certificate) {
+            (CertMode::Off, _) => return refused("this host asks for no certificates"),
+            (CertMode::On, None) => return refused("no certificate"),
+            (CertMode::Optional, None) => None,
+            (CertMode::On | CertMode::Optional, Some(certificate)) => {
+                match self.owner(web, exchange, asked, wanted, certificate).await {
+                    Ok(token) => Some(token),
+                    Err(CertLoginError::NoService) => return refused("nobody can say whose certificate this is"),
+                    // There are other ways to log in; the page shows them.
+                    Err(_) if mode == CertMode::Optional => None,
+                    Err(CertLoginError::Refused(_)) => return refused("the certificate is nobody's"),
+                    Err(CertLoginError::CannotTell(_)) => {
+                        return Error::e_explain(ErrorType::HTTPStatus(503), "no lookup service could tell");
+                    }
+                }
+            }
+        };
+        let mut answer = Answer::redirect(302, &self.home_page(exchange, asked, wanted))?;
+        answer.head.insert_header("Cache-Control", "no-store")?;
+        if let Some(token) = token {
+            let (name, value) = (wanted.cookie(), token.value.expose());
+            let cookie = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax");
+            answer.head.append_header("Set-Cookie", cookie)?;
+        }
+        answer_with(answer, session, exchange).await?;
+        Ok(true)
+    }
+
+    /// Asks whose certificate it is, and records the answer.
+    async fn owner(
+        &self,
+        web: &WebClient,
+        exchange: &Exchange,
+        asked: &Asked,
+        wanted: Wanted,
+        certificate: &ClientCertificate,
+    ) -> Result<Token, CertLoginError> {
+        let question = CertLogin {
+            subject: &certificate.subject,
+            admin: wanted == Wanted::Admin,
+            client: asked.client,
+            local: web.client.local.ip(),
+            host: asked.host.as_deref(),
+        };
+        let config = self.app.config.load_full();
+        let node_login = config.lookup.as_ref().and_then(|lookup| lookup.admin.as_ref());
+        let told = match node_login {
+            // Half a name may be somebody else's.
+            _ if certificate.subject.is_empty() || !certificate.is_named_whole => Err(CertLoginError::Refused(
+                "the certificate names nobody, or at too great length".to_owned(),
+            )),
+            Some(asks) => self.app.routes.cert_login(&question, asks).await,
+            None => Err(CertLoginError::NoService),
+        };
+        if let Err(CertLoginError::NoService) = told {
+            log::warn!("certificates log nobody in: directory.lookup has no zimbra service, or no admin_password_file");
+        }
+        self.record_sign_on(web, exchange, asked, certificate, &told);
+        told
+    }
+
+    fn record_sign_on(
+        &self,
+        web: &WebClient,
+        exchange: &Exchange,
+        asked: &Asked,
+        certificate: &ClientCertificate,
+        told: &Result<Token, CertLoginError>,
+    ) {
+        let outcome = match told {
+            Ok(_) => Outcome::Ok,
+            Err(CertLoginError::Refused(_)) => Outcome::Refused,
+            Err(CertLoginError::NoService | CertLoginError::CannotTell(_)) => Outcome::DirectoryDown,
+        };
+        self.app.audit.record(Record {
+            event: Some(Event::WebLogin),
+            conn: web.number.clone(),
+            request: Some(asked.id.clone()),
+            listener: web.listener.to_string(),
+            proto: "http",
+            tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
+            sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
+            client: SocketAddr::new(asked.client, web.client.addr.port()).to_string(),
+            via: web.client.via.map(|via| via.to_string()),
+            user: Some(certificate.subject.clone()),
+            account: told.as_ref().ok().and_then(|token| token.account.clone()),
+            mechanism: Some("certauth"),
+            outcome: Some(outcome),
+            why: told.as_ref().err().map(ToString::to_string),
+            generation: exchange.snapshot.generation,
+            ..Record::default()
+        });
+    }
+
+    /// The page for somebody who is logged in; who is not is asked for a password there.
+    fn home_page(&self, exchange: &Exchange, asked: &Asked, wanted: Wanted) -> String {
+        let config = self.app.config.load();
+        let host = asked.host.as_deref().unwrap_or(&config.node);
+        let port = match wanted {
+            Wanted::Mail => exchange.snapshot.web.https_port,
+            Wanted::Admin => {
+                let node = exchange.snapshot.system.node(&config.node);
+                node.port(&a::CARBONIO_ADMIN_PROXY_PORT).unwrap_or(ADMIN_PORT)
+            }
+        };
+        format!("{}/?ignoreLoginURL=1", origin(host, port))
+    }
+}
+
+fn refused(why: &'static str) -> Result<bool> {
+    Error::e_explain(ErrorType::HTTPStatus(403), why)
+}
+
+fn origin(host: &str, port: u16) -> String {
+    let host = match host.contains(':') {
+        true => format!("[{host}]"),
+        false => host.to_owned(),
+    };
+    match port {
+        443 => format!("https://{host}"),
+        port => format!("https://{host}:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_paths_and_no_other() {
+        let of = |path| Wanted::of(&Method::GET, path);
+        assert_eq!(of("/certauth"), Some(Wanted::Mail));
+        assert_eq!(of("/certauth/admin"), Some(Wanted::Admin));
+        for other in [
+            "/",
+            "/certauth/",
+            "//certauth",
+            "/certauth/x",
+            "/CERTAUTH",
+            "/x/../certauth",
+            "/certauth/admin/",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(Wanted::of(&Method::POST, "/certauth"), None);
+    }
+
+    #[test]
+    fn origins() {
+        assert_eq!(origin("mail.a.example", 443), "https://mail.a.example");
+        assert_eq!(origin("fd00::1", 6071), "https://[fd00::1]:6071");
+    }
+}

@@ -1,0 +1,330 @@
+//! Single sign-on by certificate: who shows one, and a lookup service knows whose it is, is logged in.
+
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use portico_tests::certs::{Authority, Pair};
+use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
+use portico_tests::lookup::{Holder, LookupService, PROXY_LOGIN};
+use portico_tests::portico::Portico;
+use portico_tests::town::{NODE, Town, people};
+use portico_tests::{Stage, until};
+
+use crate::scene::Scene;
+
+/// Of all that is looked at here, nothing takes longer.
+const CURL_SECONDS: &str = "60";
+/// How long the door may take to open.
+const SOON: Duration = Duration::from_secs(30);
+const TOKEN: &str = "0_5f2c4n4ry_69643d33363a;x=1";
+
+/// The door, who comes to it, and whom it asks.
+struct Door<'a> {
+    scene: &'a Scene<'a>,
+    address: SocketAddrV4,
+    service: Option<LookupService>,
+    /// `rossi` has an account, `bianchi` has none, `verdi` has a token that no cookie can hold.
+    rossi: Pair,
+    bianchi: Pair,
+    verdi: Pair,
+    foreign: Pair,
+}
+
+/// What curl got.
+#[derive(Debug, Default)]
+struct Got {
+    /// 0 without a connection.
+    status: u16,
+    location: Option<String>,
+    cookies: Vec<String>,
+}
+
+impl Door<'_> {
+    fn get(&self, name: &str, path: &str, show: Option<&Pair>, more: &[&str]) -> Result<Got> {
+        let (ip, port) = (self.address.ip(), self.address.port());
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-sS",
+            "-k",
+            "--max-time",
+            CURL_SECONDS,
+            "-D",
+            "-",
+            "-o",
+            "/dev/null",
+            "--path-as-is",
+        ])
+        .args(["--resolve", &format!("{name}:{port}:{ip}")])
+        .args(more);
+        if let Some(pair) = show {
+            curl.arg("--cert").arg(&pair.certificate_file);
+            curl.arg("--key").arg(&pair.key_file);
+        }
+        let out = curl.arg(format!("https://{name}:{port}{path}")).output();
+        let text = String::from_utf8(out.context("curl: try scripts/install")?.stdout)?;
+        let mut got = Got::default();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("HTTP/") {
+                got.status = rest.split(' ').nth(1).context("no status")?.parse()?;
+            }
+            match line
+                .split_once(": ")
+                .map(|(name, value)| (name.to_ascii_lowercase(), value))
+            {
+                Some((name, value)) if name == "location" => got.location = Some(value.to_owned()),
+                Some((name, value)) if name == "set-cookie" => got.cookies.push(value.to_owned()),
+                _ => {}
+            }
+        }
+        Ok(got)
+    }
+
+    /// The status, and whether somebody is logged in.
+    #[track_caller]
+    fn check(&self, name: &str, path: &str, show: Option<&Pair>, expected: (u16, bool)) -> Result<Got> {
+        let got = self.get(name, path, show, &[])?;
+        let who = show.map(|pair| &pair.certificate_file);
+        let seen = (got.status, !got.cookies.is_empty());
+        assert_eq!(seen, expected, "{name} {path} {who:?}: {got:?}");
+        Ok(got)
+    }
+
+    fn service(&self) -> Result<&LookupService> {
+        self.service.as_ref().context("nobody to ask")
+    }
+
+    /// Where a browser is sent.
+    fn page(&self, name: &str) -> String {
+        format!(
+            "https://{name}:{}/?ignoreLoginURL=1",
+            self.scene.town.doors.https.port()
+        )
+    }
+
+    fn asked(&self) -> Result<usize> {
+        Ok(self.service()?.asked())
+    }
+}
+
+/// Who opens the door, and whom it asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// The node file.
+    Listener,
+    /// The directory.
+    Port,
+    /// The node file, and there is no lookup service.
+    NoService,
+}
+
+/// `a.example` wants certificates, `c.example` may have them, `b.example` knows nothing of it.
+fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
+    Stage::run(|stage| {
+        let town = Town::build(stage, people())?;
+        let (mut node, mut directory) = (town.node(), town.directory());
+        let local = |stage: &Stage| anyhow::Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?));
+        let authority = Authority::called("Clients", &stage.dir("clients")?)?;
+        for (domain, mode) in [("a.example", "on"), ("c.example", "optional")] {
+            let entry = directory.domain(domain);
+            entry.insert("zimbraReverseProxyClientCertMode".into(), mode.into());
+            entry.insert(
+                "zimbraReverseProxyClientCertCA".into(),
+                authority.file().as_path().into(),
+            );
+        }
+        let address = local(stage)?;
+        node.listeners.push(Listener {
+            address,
+            serve: Serve::Sso,
+            tls: Tls::Implicit,
+            proxies: Vec::new(),
+        });
+        if given == Given::Port {
+            node.listeners.clear();
+            let doors = &town.doors;
+            for (name, port) in [
+                ("zimbraMailProxyPort", doors.http.port()),
+                ("zimbraImapProxyBindPort", doors.imap.port()),
+                ("zimbraImapSSLProxyBindPort", doors.imaps.port()),
+                ("zimbraPop3ProxyBindPort", doors.pop3.port()),
+                ("zimbraPop3SSLProxyBindPort", doors.pop3s.port()),
+                ("carbonioAdminProxyPort", stage.port()?),
+                ("zimbraMailSSLProxyClientCertPort", address.port()),
+            ] {
+                directory.server(NODE).insert(name.to_owned(), port.into());
+            }
+        }
+        let service = match given {
+            Given::NoService => None,
+            Given::Listener | Given::Port => Some(service(stage, local(stage)?, &town, &mut node, &mut directory)?),
+        };
+        let portico = Portico::start(stage, &node, &directory, "debug")?;
+        until("the door", SOON, || Ok(TcpStream::connect(address).ok()))?;
+        let mut scene = Scene { stage, town, portico };
+        test(&Door {
+            scene: &scene,
+            address,
+            service,
+            rossi: authority.client("rossi")?,
+            bianchi: authority.client("bianchi")?,
+            verdi: authority.client("verdi")?,
+            foreign: Authority::called("Somebody", &stage.dir("somebody")?)?.client("rossi")?,
+        })?;
+        for secret in [PROXY_LOGIN.1, "5f2c4n4ry"] {
+            scene.portico.must_not_have_written(&[secret.into()])?;
+        }
+        scene.end()
+    })
+}
+
+fn service(
+    stage: &Stage,
+    address: SocketAddrV4,
+    town: &Town,
+    node: &mut Node,
+    directory: &mut Directory,
+) -> Result<LookupService> {
+    let service = LookupService::start(address, town)?;
+    let password = stage.dir("password")?.join("zmnginx");
+    std::fs::write(&password, format!("{}\n", PROXY_LOGIN.1))?;
+    node.directory = service.source("zimbra");
+    let last = node.directory.last_mut().context("no section lookup")?;
+    *last = last.replace(
+        "]}",
+        &format!("], admin_password_file: {:?}}}", password.display().to_string()),
+    );
+    directory.forget_accounts();
+    let holder = |token: &str, admin| Holder {
+        account: "alice@a.example".to_owned(),
+        token: token.to_owned(),
+        admin,
+    };
+    service.give("CN=rossi", holder(TOKEN.trim_end_matches(";x=1"), true));
+    service.give("CN=verdi", holder(TOKEN, false));
+    Ok(service)
+}
+
+#[test]
+fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
+    play(Given::Listener, |door| {
+        let rossi = Some(&door.rossi);
+        let got = door.check("mail.a.example", "/certauth", rossi, (302, true))?;
+        let cookie = "=0_5f2c4n4ry_69643d33363a; Path=/; Secure; HttpOnly; SameSite=Lax";
+        assert_eq!(got.cookies, [format!("ZM_AUTH_TOKEN{cookie}")]);
+        assert_eq!(got.location, Some(door.page("mail.a.example")));
+        let question = door.service()?.last_question();
+        for (name, value) in [
+            ("auth-method", "certauth"),
+            ("auth-user", "CN=rossi"),
+            ("auth-protocol", "httpssl"),
+            ("auth-pass", "_password_"),
+            ("auth-admin-user", PROXY_LOGIN.0),
+            ("auth-admin-pass", PROXY_LOGIN.1),
+            ("x-proxy-ip", "127.0.0.1"),
+            ("x-proxy-host", "mail.a.example"),
+        ] {
+            assert_eq!(question.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        ensure!(!question.contains_key("auth-zimbra-admin"), "{question:?}");
+        door.scene.portico.record(&[
+            ("event", "web_login"),
+            ("mechanism", "certauth"),
+            ("user", "CN=rossi"),
+            ("account", "alice@a.example"),
+            ("outcome", "ok"),
+        ])?;
+
+        let got = door.check("mail.a.example", "/certauth/admin", rossi, (302, true))?;
+        assert_eq!(got.cookies, [format!("ZM_ADMIN_AUTH_TOKEN{cookie}")]);
+        assert_eq!(
+            got.location.as_deref(),
+            Some("https://mail.a.example:6071/?ignoreLoginURL=1")
+        );
+        let question = door.service()?.last_question();
+        assert_eq!(question.get("auth-zimbra-admin").map(String::as_str), Some("True"));
+
+        // Each time anew.
+        let before = door.asked()?;
+        door.check("mail.a.example", "/certauth", rossi, (302, true))?;
+        door.check("x.c.example", "/certauth", rossi, (302, true))?;
+        assert_eq!(door.asked()?, before + 2);
+        let got = door.get("mail.a.example", "/certauth", rossi, &["--http1.1"])?;
+        assert_eq!((got.status, got.cookies.len()), (302, 1));
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_else_is() -> Result<()> {
+    play(Given::Listener, |door| {
+        let (rossi, bianchi, verdi) = (Some(&door.rossi), Some(&door.bianchi), Some(&door.verdi));
+        let before = door.asked()?;
+        // The handshake refuses them.
+        door.check("mail.a.example", "/certauth", None, (0, false))?;
+        for name in ["mail.a.example", "x.c.example"] {
+            door.check(name, "/certauth", Some(&door.foreign), (0, false))?;
+        }
+        // There is no certificate to ask about.
+        let got = door.check("x.c.example", "/certauth", None, (302, false))?;
+        assert_eq!(got.location, Some(door.page("x.c.example")));
+        door.check("mail.b.example", "/certauth", rossi, (403, false))?;
+        for path in [
+            "/",
+            "/certauth/",
+            "/certauth/x",
+            "/service/soap",
+            "/x/../certauth",
+            "/static/login/",
+        ] {
+            door.check("mail.a.example", path, rossi, (403, false))?;
+            door.check("x.c.example", path, None, (403, false))?;
+        }
+        let upgrade = ["--http1.1", "-H", "Connection: Upgrade", "-H", "Upgrade: websocket"];
+        assert_eq!(door.get("mail.a.example", "/ws", rossi, &upgrade)?.status, 403);
+        assert_eq!(
+            door.get("mail.a.example", "/certauth", rossi, &["-d", "x"])?.status,
+            403
+        );
+        let host = ["-H", "Host: mail.a.example"];
+        assert_eq!(door.get("x.c.example", "/certauth", rossi, &host)?.status, 421);
+        assert_eq!(door.asked()?, before, "somebody was asked about");
+
+        door.check("mail.a.example", "/certauth", bianchi, (403, false))?;
+        door.check("x.c.example", "/certauth", bianchi, (302, false))?;
+        door.scene.portico.record(&[
+            ("event", "web_login"),
+            ("user", "CN=bianchi"),
+            ("outcome", "refused"),
+            ("why", "user not found:CN=bianchi"),
+        ])?;
+        // The answer is no good.
+        door.check("mail.a.example", "/certauth", verdi, (503, false))?;
+        door.check("x.c.example", "/certauth", verdi, (302, false))?;
+        // No administrator.
+        door.check("mail.a.example", "/certauth/admin", verdi, (403, false))?;
+        Ok(())
+    })
+}
+
+#[test]
+fn without_a_lookup_service_certificates_log_nobody_in() -> Result<()> {
+    play(Given::NoService, |door| {
+        door.check("mail.a.example", "/certauth", Some(&door.rossi), (403, false))?;
+        door.check("x.c.example", "/certauth", Some(&door.rossi), (403, false))?;
+        door.check("x.c.example", "/certauth", None, (302, false))?;
+        let log = door.scene.portico.output();
+        ensure!(log.contains("certificates log nobody in"), "{log}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_directory_opens_the_door() -> Result<()> {
+    play(Given::Port, |door| {
+        door.check("mail.a.example", "/certauth", Some(&door.rossi), (302, true))?;
+        door.check("mail.a.example", "/", Some(&door.rossi), (403, false))
+            .map(drop)
+    })
+}
