@@ -359,9 +359,13 @@ impl Directory for LdapDirectory {
             Ok(problems) => (problems, None),
             Err(trouble) => (Problems::new(), Some(trouble)),
         };
-        if Arc::ptr_eq(&before, &self.system.load()) && !problems.has_errors() {
-            let candidate = self.refused.load_full().unwrap_or(before);
-            self.adopt(candidate, &judge, &mut problems).await;
+        {
+            // The watch may look in between, and what it has put in force must not be undone.
+            let _one = self.reading.lock().await;
+            if Arc::ptr_eq(&before, &self.system.load()) && !problems.has_errors() {
+                let candidate = self.refused.load_full().unwrap_or(before);
+                self.adopt(candidate, &judge, &mut problems).await;
+            }
         }
         if let Some(trouble) = trouble {
             problems.push(problem(String::new(), trouble.to_string(), Severity::Error));
