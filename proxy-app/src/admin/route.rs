@@ -4,12 +4,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mail_proxy::{Credentials, Mechanism};
 use route_cache::{
     AccountSaid, Answer, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierSaid, UpstreamTls,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use utoipa::{IntoParams, ToSchema};
 
 use super::api::{self, Failure};
@@ -19,6 +21,8 @@ use crate::web::upstreams::Health;
 
 /// Most logins in one purge.
 const MAX_PURGE: usize = 1000;
+/// Purges at one time. One that has begun goes on when its client has gone.
+static PURGES: Semaphore = Semaphore::const_new(16);
 
 /// What a client wants to be served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
@@ -386,7 +390,10 @@ pub async fn purge(
     if purge.all != purge.logins.is_empty() || purge.logins.len() > MAX_PURGE {
         return Err(Failure::bad(format!("expected all, or 1 to {MAX_PURGE} logins")));
     }
-    let lookups = purge.logins.iter().map(|login| Ok((login, of_anywhere(login)?)));
+    let lookups = purge.logins.into_iter().map(|login| {
+        let lookup = of_anywhere(&login)?;
+        Ok((login, lookup))
+    });
     let lookups = lookups.collect::<Result<Vec<_>, Failure>>()?;
     if purge.all {
         let all = app.routes.len() as u64;
@@ -397,13 +404,28 @@ pub async fn purge(
             all: Some(all),
         }));
     }
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the purge did not end: {error}"),
+        )
+    };
+    let turn = PURGES.acquire().await.map_err(|error| failed(&error))?;
+    let task = tokio::spawn(async move {
+        let _turn = turn;
+        forget(&app, caller, lookups).await
+    });
+    task.await.map_err(|error| failed(&error))?.map(Json)
+}
+
+async fn forget(app: &App, caller: Caller, lookups: Vec<(String, Lookup)>) -> Result<Forgotten, Failure> {
     let mut accounts = Vec::new();
     for (login, lookup) in lookups {
         let purged = app.routes.purge(&lookup).await;
         let purged = purged.map_err(|error| Failure::bad(format!("{login}: {error}")))?;
-        api::audit(&app, caller, format!("purge route of {login}"));
+        api::audit(app, caller, format!("purge route of {login}"));
         accounts.push(ForgottenAccount {
-            login: login.clone(),
+            login,
             names: purged
                 .into_iter()
                 .map(|purged| ForgottenName {
@@ -413,7 +435,7 @@ pub async fn purge(
                 .collect(),
         });
     }
-    Ok(Json(Forgotten { accounts, all: None }))
+    Ok(Forgotten { accounts, all: None })
 }
 
 fn of_anywhere(login: &str) -> Result<Lookup, Failure> {
