@@ -176,7 +176,7 @@ pub struct App {
     /// The file, and as it was when the process started.
     node_file: (PathBuf, serde_yaml::Value),
     /// One reload after the other.
-    reloading: tokio::sync::Mutex<()>,
+    reloading: Arc<tokio::sync::Mutex<()>>,
     listeners: watch::Sender<ListenerList>,
     /// How far the doors have followed that list, and what they could not open.
     opened: watch::Sender<(u64, Problems)>,
@@ -240,7 +240,7 @@ impl App {
             names,
             locations,
             node_file: (path, config.written.clone()),
-            reloading: tokio::sync::Mutex::default(),
+            reloading: Arc::default(),
             listeners: watch::Sender::new(ListenerList { number: 0, listeners }),
             opened: watch::Sender::new((0, Problems::new())),
             groups,
@@ -304,13 +304,24 @@ impl App {
     }
 
     /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What cannot be used
-    /// changes nothing.
+    /// changes nothing. Once begun, it goes on to its end, also when nobody waits for it any more.
     pub async fn reload(self: &Arc<Self>) -> Reloaded {
-        let _one = self.reloading.lock().await;
+        let one = self.reloading.clone().lock_owned().await;
+        let app = self.clone();
+        let task = tokio::spawn(async move {
+            let _one = one;
+            app.reload_now().await
+        });
+        result_of(task).await
+    }
+
+    async fn reload_now(self: &Arc<Self>) -> Reloaded {
         systemd::reloading();
-        let mut reloaded = Reloaded::default();
         let before = self.config.load_full();
-        let config = self.node_file_now(&before, &mut reloaded);
+        let (config, mut reloaded) = {
+            let before = before.clone();
+            self.off_the_runtime(move |app| app.node_file_now(&before)).await
+        };
         let (access, audit) = (config.log.access.clone(), config.log.audit.clone());
         let old = (self.snapshot.load_full(), self.certificates.load());
         if self.adopt_all(&config, &mut reloaded).await {
@@ -321,23 +332,31 @@ impl App {
         let systems = changes::of_systems(&old.0.system, &self.snapshot.load().system);
         let certificates = changes::of_certificates(&old.1, &self.certificates.load());
         reloaded.changes.extend(systems.into_iter().chain(certificates));
-        if let Err(problems) = self.reload_locations("reloaded") {
-            reloaded.problems.extend(problems);
-        }
-        self.reopen_logs(&access, &audit, &mut reloaded);
+        let locations = self.off_the_runtime(|app| app.reload_locations("reloaded")).await;
+        reloaded.problems.extend(locations.err().unwrap_or_default());
+        let logs = self.off_the_runtime(move |app| app.reopen_logs(&access, &audit)).await;
+        reloaded.problems.extend(logs);
         reloaded.problems.extend(self.listeners_settled().await);
-        self.renew_lookup_trust(&config, &mut reloaded);
+        let trust = self.off_the_runtime(move |app| app.renew_lookup_trust(&config)).await;
+        reloaded.problems.extend(trust);
         // An account may have moved.
         self.routes.ask_anew();
         reloaded.say();
-        systemd::serves("serving");
+        systemd::reloaded("serving");
         reloaded
     }
 
+    /// Reads files and checks certificates beside the runtime, whose threads serve.
+    async fn off_the_runtime<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&App) -> T + Send + 'static) -> T {
+        let app = self.clone();
+        result_of(tokio::task::spawn_blocking(move || work(&app))).await
+    }
+
     /// What the node file says now, as far as this process can take it over; what it said before, if it is no good.
-    fn node_file_now(&self, before: &Arc<Config>, reloaded: &mut Reloaded) -> Arc<Config> {
+    fn node_file_now(&self, before: &Arc<Config>) -> (Arc<Config>, Reloaded) {
         let (path, started) = &self.node_file;
-        match Config::load(path) {
+        let mut reloaded = Reloaded::default();
+        let config = match Config::load(path) {
             Ok((new, warnings)) => {
                 reloaded.problems.extend(warnings);
                 (_, reloaded.needs_upgrade) = config::changes(started, &new.written);
@@ -352,14 +371,15 @@ impl App {
                 reloaded.problems.extend(problems);
                 before.clone()
             }
-        }
+        };
+        (config, reloaded)
     }
 
     /// Puts node file and directory in force, or neither. Says whether this node file is in force now.
     async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, reloaded: &mut Reloaded) -> bool {
         let judge: Arc<Judge> = {
             let (app, config) = (self.clone(), config.clone());
-            Arc::new(move |system: &Arc<System>| app.adopt(&config, system, "reloaded"))
+            Arc::new(move |system: &Arc<System>| app.adopt(Some(&config), Some(system), "reloaded"))
         };
         let Err(problems) = self.directory.clone().refresh(judge).await else {
             return true;
@@ -367,7 +387,12 @@ impl App {
         reloaded.problems.extend(problems);
         // The directory cannot be read, or the node file is no good for it. The node file may be good with what the
         // directory said last.
-        match self.adopt(config, &self.directory.system(), "reloaded") {
+        let adopted = {
+            let config = config.clone();
+            self.off_the_runtime(move |app| app.adopt(Some(&config), None, "reloaded"))
+                .await
+        };
+        match adopted {
             Ok(()) => true,
             Err(problems) => {
                 for problem in problems {
@@ -381,33 +406,41 @@ impl App {
     }
 
     /// Opens the log files anew where they are; says which cannot be.
-    pub fn reopen(&self) -> Problems {
+    pub async fn reopen(self: &Arc<Self>) -> Problems {
+        self.off_the_runtime(App::reopen_now).await
+    }
+
+    fn reopen_now(&self) -> Problems {
         let config = self.config.load();
-        let mut reloaded = Reloaded::default();
-        self.reopen_logs(&config.log.access, &config.log.audit, &mut reloaded);
-        reloaded.problems
+        self.reopen_logs(&config.log.access, &config.log.audit)
     }
 
     /// The authorities of lookup services may be others now.
-    fn renew_lookup_trust(&self, config: &Config, reloaded: &mut Reloaded) {
-        let Some(trust) = &self.lookup_trust else { return };
+    fn renew_lookup_trust(&self, config: &Config) -> Problems {
+        let mut problems = Problems::new();
+        let Some(trust) = &self.lookup_trust else {
+            return problems;
+        };
         match routes::trust(config) {
             Ok(new) => new.into_iter().for_each(|new| trust.store(new)),
-            Err(error) => reloaded.problems.push(problem("directory.lookup.ca_file", error)),
+            Err(error) => problems.push(problem("directory.lookup.ca_file", error)),
         }
+        problems
     }
 
     /// Opens the log files anew: they may have been renamed, or be other ones now.
-    fn reopen_logs(&self, access: &logs::Target, audit: &logs::Target, reloaded: &mut Reloaded) {
+    fn reopen_logs(&self, access: &logs::Target, audit: &logs::Target) -> Problems {
+        let mut problems = Problems::new();
         for (log, target, key) in [
             (&self.access, access, "log.access"),
             (&self.audit_log, audit, "log.audit"),
         ] {
             if let Err(error) = log.reopen(target) {
                 let message = format!("{target:?} cannot be opened: {error}; the file before is written on");
-                reloaded.problems.push(problem(key, message));
+                problems.push(problem(key, message));
             }
         }
+        problems
     }
 
     /// Waits until the doors are as they should be; says which cannot be opened.
@@ -439,7 +472,7 @@ impl App {
     pub async fn follow_directory(self: Arc<Self>) {
         let app = self.clone();
         let judge: Arc<Judge> =
-            Arc::new(move |system: &Arc<System>| app.adopt(&app.config.load_full(), system, "the directory changed"));
+            Arc::new(move |system: &Arc<System>| app.adopt(None, Some(system), "the directory changed"));
         let poll = self.config.load().directory.poll;
         let watch = self.directory.clone().watch(poll, judge);
         tokio::join!(
@@ -451,12 +484,14 @@ impl App {
     }
 
     /// Takes changes of the files of locations over as they come.
-    async fn follow_locations(&self) {
+    async fn follow_locations(self: &Arc<Self>) {
+        let look = |app: &App| match app.locations.has_changed() {
+            true => app.reload_locations("the locations changed"),
+            false => Ok(()),
+        };
         loop {
             tokio::time::sleep(self.config.load().directory.poll).await;
-            if self.locations.has_changed()
-                && let Err(problems) = self.reload_locations("the locations changed")
-            {
+            if let Err(problems) = self.off_the_runtime(look).await {
                 problems.iter().for_each(|problem| log::warn!("{problem}"));
                 log::error!("the locations cannot be read; those before stay in force");
             }
@@ -479,10 +514,13 @@ impl App {
     }
 
     /// Runs what this node file and this system say, with nothing put in place before all of it is known to be good.
-    fn adopt(&self, config: &Arc<Config>, system: &Arc<System>, why: &str) -> Result<(), Problems> {
-        // One after the other: each has its number.
+    /// `None`: the one that is in force.
+    fn adopt(&self, config: Option<&Arc<Config>>, system: Option<&Arc<System>>, why: &str) -> Result<(), Problems> {
+        // One after the other: each has its number, and what is in force is asked for when it is our turn.
         let mut told = self.told.lock();
         let before = self.snapshot.load_full();
+        let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
+        let system = system.unwrap_or(&before.system);
         let names = self.names.clone();
         let built = snapshot::build(config, system.clone(), names, &self.certificates, Some(&before))?;
         let mut problems = built.warnings;
@@ -534,6 +572,15 @@ impl App {
         options.h2_idle_timeout = Some(crate::web::H2_IDLE);
         proxy.server_options = Some(options);
         Arc::new(proxy)
+    }
+}
+
+/// What a task gives. A panic in it is one here; a task that is dropped goes with the runtime, and we with it.
+async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
+    match task.await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => std::future::pending().await,
     }
 }
 

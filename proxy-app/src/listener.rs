@@ -391,7 +391,7 @@ async fn reload_on_hangup(app: Arc<App>, mut hangups: On) {
 async fn reopen_logs(app: Arc<App>, mut rotations: On) {
     loop {
         rotations.next().await;
-        for problem in app.reopen() {
+        for problem in app.reopen().await {
             log::error!("{problem}");
         }
     }

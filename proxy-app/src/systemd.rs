@@ -16,7 +16,13 @@ pub fn serves(status: &str) {
     ]);
 }
 
-/// The configuration is being read; [`serves`] ends it.
+/// What was being read is in force, or refused. It does not say who counts: a process that has been replaced may
+/// still reload.
+pub fn reloaded(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The configuration is being read; [`reloaded`] ends it.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
