@@ -27,7 +27,7 @@ const PINGORA_WAITS: u64 = 10 * 365 * 24 * 3600;
 
 /// The front door of a mail system: takes HTTPS, IMAP(S) and POP3(S) users to the server that holds their mail.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = false)]
+#[command(name = "portico", version, args_conflicts_with_subcommands = false)]
 pub struct Cli {
     /// The node file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = NODE_FILE)]

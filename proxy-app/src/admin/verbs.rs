@@ -476,9 +476,9 @@ fn forgotten(answer: &Forgotten) -> String {
     for account in &answer.accounts {
         for name in &account.names {
             let place = if name.in_memory {
-                "in memory and memcached"
+                "it was in memory"
             } else {
-                "in memcached; memory had nothing"
+                "memory had nothing"
             };
             let _fits = writeln!(out, "forgotten: {} ({place})", printable(&name.name));
         }
@@ -577,6 +577,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 fn kicked(answer: &SessionList) -> String {
     match answer.sessions.len() {
         0 => "there is no such session\n".to_owned(),
+        1 => format!("one session ends:\n{}", sessions(&answer.sessions)),
         count => format!("{count} sessions end:\n{}", sessions(&answer.sessions)),
     }
 }

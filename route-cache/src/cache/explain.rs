@@ -141,7 +141,9 @@ pub enum Hindrance {
     #[error("{0} is FALSE for this node: it serves no such clients")]
     NodeDisabled(&'static str),
     /// What is in memory is not what the directory says.
-    #[error("memory says server {kept}, the directory says {now}: purge the route")]
+    #[error(
+        "memory says server {kept}, the directory says {now}: the next look at the directory will see it, or purge the route"
+    )]
     Moved {
         /// Kept.
         kept: String,

@@ -216,7 +216,7 @@ async fn names_without_domain_stay_with_the_address_they_were_typed_at() {
 /// A virtual host or address of the directory says more than the service would hear.
 #[tokio::test]
 async fn names_without_domain_at_a_virtual_host_have_its_domain() {
-    let (service, heard) = stub(|head| route("127.0.0.3", 7993, &field(head, "Auth-User"))).await;
+    let (service, heard) = stub(|head| route("127.0.0.3", 7993, field(head, "Auth-User"))).await;
     let node = node(Dialect::Nginx, &[service]);
     let at = |local: &str, host: Option<&str>| route_cache::Lookup {
         local: local.parse().unwrap(),
