@@ -399,6 +399,20 @@ impl Table {
             .or_else(|| self.find_prefix(asking))
     }
 
+    /// Whether a server that knows path parameters would read the path of this request as one of another location:
+    /// the rules of that one would not have been asked.
+    pub fn is_passed_by(&self, found: &Found, asking: Asking<'_>) -> bool {
+        let raw = asking.request.uri.path();
+        if !raw.contains(';') {
+            return false;
+        }
+        let Some(path) = path::without_parameters(raw) else {
+            return true;
+        };
+        let other = self.find(Asking { path: &path, ..asking });
+        other.is_none_or(|other| !Arc::ptr_eq(&other.entry, &found.entry))
+    }
+
     /// All locations, in the order of the file.
     pub fn entries(&self) -> &[Arc<Entry>] {
         &self.entries
@@ -797,6 +811,34 @@ mod tests {
         assert_eq!(body("a.example"), "rest");
         assert_eq!(body("xa.example"), "rest");
         assert_eq!(body("other.example"), "other");
+    }
+
+    /// Jetty takes `/service;x/admin` for `/service/admin`; here it is below `/`.
+    #[test]
+    fn parameters_are_no_way_past_a_location() {
+        let carbonio = table(None, false);
+        for (target, expected) in [
+            ("/service;x/admin/soap", true),
+            ("/;x/service/admin/soap", true),
+            ("/service/admin;x/soap", true),
+            ("/service/admi%6e;x/soap", true),
+            ("/static;x/login", true),
+            ("/zimbra;%2e/upload", false),
+            ("/service%3bx/admin/soap", false),
+            ("/service/upload;jsessionid=node01abc?fmt=raw", false),
+            ("/home/bob;x/inbox;y", false),
+            ("/service/upload?a;b", false),
+        ] {
+            let (_, found, request) = find(&carbonio, Door::Web, target, &[]).unwrap();
+            let path = path::normalized(request.uri.path()).unwrap();
+            let asking = Asking {
+                door: Door::Web,
+                path: &path,
+                host: Some("mail.a.example"),
+                request: &request,
+            };
+            assert_eq!(carbonio.is_passed_by(&found, asking), expected, "{target}");
+        }
     }
 
     /// Exact, then the first regex, then the longest prefix; of two alike the first.

@@ -104,12 +104,18 @@ pub(super) enum Way {
 /// The way of a request.
 pub(super) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, asked: &Asked) -> Way {
     let raw = request.uri.path();
+    let read_differently = Way::Refused {
+        status: 400,
+        why: "a path that servers read differently",
+    };
     let Some(path) = path::normalized(raw) else {
-        let (status, why) = match has_line_end(raw) {
-            true => (403, "a line end in the path"),
-            false => (400, "a path that servers read differently"),
+        return match has_line_end(raw) {
+            true => Way::Refused {
+                status: 403,
+                why: "a line end in the path",
+            },
+            false => read_differently,
         };
-        return Way::Refused { status, why };
     };
     let asking = Asking {
         door: if web.admin { Door::Admin } else { Door::Web },
@@ -117,12 +123,16 @@ pub(super) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Par
         host: asked.host.as_deref(),
         request,
     };
-    let Some(found) = app.locations.table().find(asking) else {
+    let table = app.locations.table();
+    let Some(found) = table.find(asking) else {
         return Way::Refused {
             status: 404,
             why: "no location",
         };
     };
+    if table.is_passed_by(&found, asking) {
+        return read_differently;
+    }
     let location = &found.entry.location;
     let site = snapshot.web.site(asked.host.as_deref(), web.client.local.ip());
     if !location.allows(asked.client) {

@@ -53,6 +53,16 @@ pub fn normalized(raw: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(path))
 }
 
+/// The same for a server that knows path parameters, as Java servers do: what stands behind a `;` of a segment is not
+/// part of its name. Only one that is sent as it is counts; `%3b` is a letter to them.
+pub fn without_parameters(raw: &str) -> Option<String> {
+    let names = raw
+        .split('/')
+        .map(|segment| segment.split(';').next().unwrap_or_default());
+    let kept = names.collect::<Vec<_>>().join("/");
+    normalized(&kept).map(Cow::into_owned)
+}
+
 /// Nothing in it to decode, resolve or merge.
 fn is_plain(raw: &str) -> bool {
     raw.starts_with('/') && !raw.contains('%') && !raw.contains("//") && !raw.contains("/.")
@@ -114,6 +124,21 @@ mod tests {
             ("/%c3%a4", Some("/ä")),
         ] {
             assert_eq!(normalized(raw).as_deref(), expected, "{raw}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_no_part_of_names() {
+        for (raw, expected) in [
+            ("/a;x/b;y=1;z/c", Some("/a/b/c")),
+            ("/a;jsessionid=1", Some("/a")),
+            ("/;x/a", Some("/a")),
+            ("/a/;", Some("/a/")),
+            ("/a%3bx/b", Some("/a;x/b")),
+            ("/a;x%2fb/c", Some("/a/c")),
+            ("/%2e%2e;x/a", None),
+        ] {
+            assert_eq!(without_parameters(raw).as_deref(), expected, "{raw}");
         }
     }
 
