@@ -67,6 +67,14 @@ impl MailTransport {
     /// # Errors
     /// As [`MailTransport::dial`].
     pub async fn dial_after(&self, server: &Server, header: &[u8]) -> Result<BoxStream, ConnectError> {
+        self.dial_as(server, header, self.trust.verifies()).await
+    }
+
+    /// The same for a server with a rule of its own: whether it must prove who it is.
+    ///
+    /// # Errors
+    /// As [`MailTransport::dial`].
+    pub async fn dial_as(&self, server: &Server, header: &[u8], verify: bool) -> Result<BoxStream, ConnectError> {
         let deadline = Instant::now() + CONNECT;
         let failed = |what: &str, error: io::Error| {
             let text = format!("{what} {}:{}: {error}", server.host, server.port);
@@ -87,11 +95,13 @@ impl MailTransport {
         };
         match &server.tls {
             UpstreamTls::Clear => Ok(Box::new(tcp)),
-            UpstreamTls::Implicit { name } => match timeout_at(deadline, self.trust.connect(name, Box::new(tcp))).await
-            {
-                Ok(connected) => connected.map_err(|error| failed("TLS with", error)),
-                Err(_) => Err(late("TLS with")),
-            },
+            UpstreamTls::Implicit { name } => {
+                let shaken = self.trust.connect_as(name, Box::new(tcp), verify);
+                match timeout_at(deadline, shaken).await {
+                    Ok(connected) => connected.map_err(|error| failed("TLS with", error)),
+                    Err(_) => Err(late("TLS with")),
+                }
+            }
         }
     }
 

@@ -521,16 +521,30 @@ impl UpstreamTrust {
         })
     }
 
+    /// Whether servers without a rule of their own must prove who they are.
+    pub fn verifies(&self) -> bool {
+        self.verify
+    }
+
     /// Does the client's side of a handshake with a server that must prove to be `name`.
     ///
     /// # Errors
     /// The handshake failed; the text says why, and what the verification found.
     pub async fn connect(&self, name: &str, stream: BoxStream) -> io::Result<BoxStream> {
-        let ssl = self
-            .connector
-            .configure()?
-            .verify_hostname(self.verify)
-            .into_ssl(name)?;
+        self.connect_as(name, stream, self.verify).await
+    }
+
+    /// The same where the server has a rule of its own: whether it must prove who it is.
+    ///
+    /// # Errors
+    /// As [`UpstreamTrust::connect`].
+    pub async fn connect_as(&self, name: &str, stream: BoxStream, verify: bool) -> io::Result<BoxStream> {
+        let mut rules = self.connector.configure()?;
+        rules.set_verify(match verify {
+            true => SslVerifyMode::PEER,
+            false => SslVerifyMode::NONE,
+        });
+        let ssl = rules.verify_hostname(verify).into_ssl(name)?;
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).connect().await {
             Ok(()) => Ok(Box::new(stream)),

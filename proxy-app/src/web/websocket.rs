@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::connection::{self, HEAD_MAX, WebClient};
+use super::upstreams::Member;
 use super::way::{Asked, Onward, Way, way};
 use super::{Home, Visit, headers, home, onward_headers, waits};
 use crate::app::App;
@@ -35,6 +36,8 @@ pub(super) struct Answered {
     name: String,
     location: String,
     begun: Instant,
+    /// Counts the server as busy while it lives.
+    _member: Option<Member>,
 }
 
 enum Verdict {
@@ -75,8 +78,18 @@ pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answe
         return None;
     }
     let waits = waits(&onward, &snapshot);
-    let server = locate(app, &snapshot, web, &onward).await?;
-    let stream = snapshot.transport.dial(&server).await.ok()?;
+    let (server, member) = locate(app, &snapshot, web, &onward).await?;
+    let stream = match &member {
+        Some(member) => {
+            // The address that was chosen, under the rules of its group; the name stays that of the server.
+            let mut chosen = server.clone();
+            chosen.host = member.address.ip().to_string().into();
+            chosen.port = member.address.port();
+            snapshot.transport.dial_as(&chosen, b"", member.verify).await
+        }
+        None => snapshot.transport.dial(&server).await,
+    };
+    let stream = stream.ok()?;
     let head = upstream_head(web, &request, &asked, &onward, &server);
     let verdict = timeout(waits.read, exchange(stream, &head)).await;
     Some(Answered {
@@ -87,6 +100,7 @@ pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answe
         name: format!("{}:{}", server.host, server.port),
         location: onward.found.entry.location.name.clone(),
         begun,
+        _member: member,
     })
 }
 
@@ -194,19 +208,25 @@ fn is_upgrade(request: &Parts) -> bool {
         && !request.headers.contains_key(http::header::TRANSFER_ENCODING)
 }
 
-/// The account's server, or any healthy one. `None` where the engine has something to say.
-async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward) -> Option<Server> {
+/// The account's server, or any healthy one, which is a member of a group. `None` where the engine has something to
+/// say, such as that checks find the account's server dead.
+async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward) -> Option<(Server, Option<Member>)> {
     match home(app, snapshot, onward).await {
         Home::Known(route, server) => {
+            let mode = snapshot.web.ip_mode;
+            let addresses = app.names.resolve(&server.host, server.port, mode).await.ok()?;
+            if addresses.iter().all(|address| app.groups.is_unreachable(*address)) {
+                return None;
+            }
             web.note(&route);
-            Some(server)
+            Some((server, None))
         }
         Home::NotAllowed => None,
         Home::Anybody => app
             .groups
             .get(onward.group())?
             .pick(&[])
-            .map(|member| member.server.clone()),
+            .map(|member| (member.server.clone(), Some(member))),
     }
 }
 
