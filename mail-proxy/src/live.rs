@@ -40,6 +40,8 @@ pub struct Live {
     moved: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    /// Bytes to the client that no relay counts.
+    added_out: AtomicU64,
     logins: Mutex<Vec<LoggedIn>>,
     order: AtomicU8,
     ordered: Notify,
@@ -81,6 +83,7 @@ impl Live {
             moved: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            added_out: AtomicU64::new(0),
             logins: Mutex::default(),
             order: AtomicU8::new(0),
             ordered: Notify::new(),
@@ -152,13 +155,12 @@ impl Live {
         !self.logins.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Notes how far the bytes have come by now.
+    /// Notes how far the bytes of a relay have come by now.
     pub fn count(&self, bytes_in: u64, bytes_out: u64, now: Instant) {
         // Only the connection's own task writes.
-        let before = self.bytes();
-        self.bytes_in.store(bytes_in, Ordering::Relaxed);
-        self.bytes_out.store(bytes_out, Ordering::Relaxed);
-        let more = (bytes_in.saturating_sub(before.0), bytes_out.saturating_sub(before.1));
+        let before_in = self.bytes_in.swap(bytes_in, Ordering::Relaxed);
+        let before_out = self.bytes_out.swap(bytes_out, Ordering::Relaxed);
+        let more = (bytes_in.saturating_sub(before_in), bytes_out.saturating_sub(before_out));
         self.totals.bytes_in.fetch_add(more.0, Ordering::Relaxed);
         self.totals.bytes_out.fetch_add(more.1, Ordering::Relaxed);
         self.touch(now);
@@ -166,7 +168,7 @@ impl Live {
 
     /// Notes bytes that went to the client besides.
     pub fn add_out(&self, bytes: u64) {
-        self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+        self.added_out.fetch_add(bytes, Ordering::Relaxed);
         self.touch(Instant::now());
     }
 
@@ -178,10 +180,9 @@ impl Live {
 
     /// Bytes from and to the client so far.
     pub fn bytes(&self) -> (u64, u64) {
-        (
-            self.bytes_in.load(Ordering::Relaxed),
-            self.bytes_out.load(Ordering::Relaxed),
-        )
+        let relayed = self.bytes_out.load(Ordering::Relaxed);
+        let added = self.added_out.load(Ordering::Relaxed);
+        (self.bytes_in.load(Ordering::Relaxed), relayed + added)
     }
 
     /// How old it is.
@@ -222,6 +223,18 @@ mod tests {
         }
         live.kicked().await;
         assert_eq!(live.ended().await, Order::Kick);
+    }
+
+    #[test]
+    fn bytes_of_a_relay_and_others_are_added_up() {
+        let totals = Arc::new(Totals::default());
+        let live = Live::born(Instant::now(), totals.clone());
+        live.add_out(1000);
+        live.count(5, 7, Instant::now());
+        live.add_out(100);
+        live.count(6, 9, Instant::now());
+        assert_eq!(live.bytes(), (6, 1109));
+        assert_eq!(totals.bytes(), (6, 9));
     }
 
     #[test]
