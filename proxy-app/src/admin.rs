@@ -164,7 +164,8 @@ fn answers(path: &Path) -> bool {
     std::os::unix::net::UnixStream::connect(path).is_ok()
 }
 
-fn inode_of(path: &Path) -> Option<u64> {
+/// Which file it is, if there is one.
+pub(crate) fn inode_of(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|found| found.ino())
 }
 

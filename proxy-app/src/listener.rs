@@ -127,15 +127,8 @@ impl Doors {
                 let admin = admin::Sockets::open(&config, Upgrade::No, &fds)?;
                 (App::start(plan)?, admin)
             }
-            Some(_) => {
-                let app = App::start(plan)?;
-                // Last, when nothing else can go wrong: the socket file is taken from the process before.
-                let admin = admin::Sockets::open(&config, Upgrade::Yes, &fds).unwrap_or_else(|error| {
-                    log::error!("{error:#}; the other listeners serve");
-                    admin::Sockets::default()
-                });
-                (app, admin)
-            }
+            // Those of the process before are taken when everything else stands.
+            Some(_) => (App::start(plan)?, admin::Sockets::default()),
         };
         let web = app.web(&self.conf);
         let hall = Hall {
@@ -148,6 +141,25 @@ impl Doors {
         };
         Ok((hall, sockets, admin))
     }
+}
+
+/// Takes the place of the process that was asked.
+fn take_over(asking: Asking, hall: &Hall) -> anyhow::Result<()> {
+    asking.is_awaited()?;
+    let config = hall.app.config.load().admin.clone();
+    // Last, when nothing else can go wrong: the socket file is taken from the process before.
+    match admin::Sockets::open(&config, Upgrade::Yes, &hall.fds) {
+        Ok(admin) => drop(tokio::spawn(admin.serve(hall.app.clone(), hall.shutdown.clone()))),
+        Err(error) => log::error!("{error:#}; the other listeners serve"),
+    }
+    asking.serves()
+}
+
+/// Ends a process that cannot serve.
+fn give_up(error: &anyhow::Error) -> ! {
+    log::error!("{error:#}");
+    eprintln!("portico: {error:#}");
+    std::process::exit(1)
 }
 
 /// The sockets of these listeners.
@@ -331,11 +343,7 @@ impl Service for Doors {
         let rotations = On::new(SignalKind::user_defined1());
         let (mut hall, sockets, admin) = match self.open(plan, fds, &shutdown) {
             Ok(opened) => opened,
-            Err(error) => {
-                log::error!("{error:#}");
-                eprintln!("portico: {error:#}");
-                std::process::exit(1);
-            }
+            Err(error) => give_up(&error),
         };
         let app = hall.app.clone();
         // Not one of the tasks: it answers until the process ends.
@@ -350,9 +358,9 @@ impl Service for Doors {
             tokio::spawn(systemd::say_alive()),
         ];
         if let Some(asking) = self.asking.take()
-            && let Err(error) = asking.serves()
+            && let Err(error) = take_over(asking, &hall)
         {
-            log::warn!("the process before this one cannot be told that this one serves: {error}");
+            give_up(&error);
         }
         systemd::serves("serving");
         let gate = end::gate(&self.conf);

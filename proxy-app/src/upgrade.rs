@@ -5,7 +5,7 @@
 //! that connection lives the old one knows that the new one does. Only when the new one has said that it serves does
 //! the old one stop to accept: whatever goes wrong before, the old one serves on.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -16,6 +16,8 @@ use pingora::server::ListenFds;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::admin::inode_of;
 
 /// What the new process says first, and what it says when it serves.
 const ASK: &[u8; 8] = b"upgrade\n";
@@ -36,7 +38,10 @@ fn gate(upgrade_sock: &Path) -> PathBuf {
 }
 
 /// A new process that has asked the old one to give way.
-pub struct Asking(std::os::unix::net::UnixStream);
+pub struct Asking {
+    gate: PathBuf,
+    stream: std::os::unix::net::UnixStream,
+}
 
 impl Asking {
     /// Asks the running process.
@@ -48,21 +53,48 @@ impl Asking {
         let mut stream = std::os::unix::net::UnixStream::connect(&gate)
             .with_context(|| format!("no running process can be asked at {} to give way", gate.display()))?;
         stream.write_all(ASK).context("the running process does not listen")?;
-        Ok(Asking(stream))
+        Ok(Asking { gate, stream })
     }
 
-    /// Tells the old process that this one serves.
+    /// Looks whether the old process still waits for this one, or has gone.
     ///
     /// # Errors
-    /// It has gone.
-    pub fn serves(mut self) -> io::Result<()> {
-        self.0.write_all(SERVES)
+    /// It has given up, and serves on.
+    pub fn is_awaited(&self) -> anyhow::Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let looked = (&self.stream).read(&mut [0]);
+        self.stream.set_nonblocking(false)?;
+        match looked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            _ => self.is_left_alone(),
+        }
+    }
+
+    /// Tells the old process that this one serves. It may have gone.
+    ///
+    /// # Errors
+    /// It has given up to wait, and serves on.
+    pub fn serves(self) -> anyhow::Result<()> {
+        if let Err(error) = (&self.stream).write_all(SERVES) {
+            self.is_left_alone()?;
+            log::warn!("the process before this one cannot be told that this one serves: {error}");
+        }
+        Ok(())
+    }
+
+    /// Two processes that both serve would do so for ever.
+    fn is_left_alone(&self) -> anyhow::Result<()> {
+        let answers = std::os::unix::net::UnixStream::connect(&self.gate).is_ok();
+        ensure!(!answers, "the process before this one waits no longer, and serves on");
+        Ok(())
     }
 }
 
 /// The place where a running process is asked to give way.
 pub struct Gate {
     path: PathBuf,
+    /// Which file it was when we made it.
+    inode: Option<u64>,
     socket: UnixListener,
 }
 
@@ -79,7 +111,8 @@ impl Gate {
             _ => {}
         }
         let socket = UnixListener::bind(&path)?;
-        Ok(Gate { path, socket })
+        let inode = inode_of(&path);
+        Ok(Gate { path, inode, socket })
     }
 
     /// Pingora's socket, as text for its functions.
@@ -105,9 +138,11 @@ impl Gate {
         }
     }
 
-    /// Nobody is to find it any more.
+    /// Nobody is to find it any more. One that another process has put in its place stays.
     pub fn close(self) {
-        let _ = std::fs::remove_file(&self.path);
+        if self.inode.is_some() && inode_of(&self.path) == self.inode {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -187,5 +222,44 @@ impl Again {
         command
             .spawn()
             .with_context(|| format!("{} cannot be started", self.program.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_is_not_waited_for_does_not_serve_beside_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let gate = Gate::open(&path).unwrap();
+        let (asking, late) = (Asking::new(&path).unwrap(), Asking::new(&path).unwrap());
+        let mut asker = gate.asked().await;
+        drop(gate.asked().await);
+        asking.is_awaited().unwrap();
+        assert!(late.is_awaited().is_err());
+        assert!(late.serves().is_err());
+        asking.serves().unwrap();
+        let mut word = [0; SERVES.len()];
+        asker.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, SERVES);
+        // Where nobody serves, nobody stands in the way.
+        let orphan = Asking::new(&path).unwrap();
+        drop(gate.asked().await);
+        gate.close();
+        orphan.is_awaited().unwrap();
+        orphan.serves().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_gate_of_another_process_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let (old, new) = (Gate::open(&path).unwrap(), Gate::open(&path).unwrap());
+        old.close();
+        Asking::new(&path).unwrap();
+        new.close();
+        assert!(Asking::new(&path).is_err());
     }
 }
