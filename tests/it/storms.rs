@@ -32,7 +32,7 @@ const OPENING: usize = 200;
 /// No wait is longer than this, or something hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Two simulated stores, a slapd that writes down what it is asked, and Portico.
+/// Simulated stores, a slapd that writes down what it is asked, and Portico.
 struct House {
     runtime: Runtime,
     slapd: Slapd,
@@ -41,8 +41,22 @@ struct House {
     imap: SocketAddrV4,
 }
 
-/// The simulated stores, by which their answers end, too.
-const STORES: [&str; 2] = ["store1.example.test", "store2.example.test"];
+/// The simulated stores, by which their answers end, too. So many that each has room in its queue for its part of
+/// those who come at once: who waits there for too long is a reason to ask the directory again.
+const STORES: [&str; 12] = [
+    "store0.example.test",
+    "store1.example.test",
+    "store2.example.test",
+    "store3.example.test",
+    "store4.example.test",
+    "store5.example.test",
+    "store6.example.test",
+    "store7.example.test",
+    "store8.example.test",
+    "store9.example.test",
+    "store10.example.test",
+    "store11.example.test",
+];
 
 impl House {
     fn open(stage: &Stage, users: usize, poll: &str) -> Result<House> {
@@ -76,7 +90,7 @@ impl House {
                 "zimbraId".into(),
                 format!("{user:08}-2222-3333-4444-555555555555").into(),
             );
-            entry.insert("zimbraMailHost".into(), STORES[user % 2].into());
+            entry.insert("zimbraMailHost".into(), STORES[user % STORES.len()].into());
         }
         let slapd = Slapd::start(stage, "slapd", &directory)?;
         let imap = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
