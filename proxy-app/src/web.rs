@@ -59,6 +59,9 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 const BODY_GRACE: Duration = Duration::from_secs(60);
 /// After that it must have brought so many bytes a second on average: a modem does a hundred times as many.
 const BODY_LEAST: u64 = 64;
+/// A route that was found this recently is not asked for again because its server does not answer: a dead server
+/// would make every request of its users one for the directory.
+const ROUTE_YOUNG: Duration = Duration::from_secs(5);
 /// How many servers a request without an account may try.
 const TRIES: usize = 3;
 /// Connections to servers are kept this long without use: less than Jetty's 60 s.
@@ -211,7 +214,7 @@ impl Web {
             let Some(&address) = alive.find(|address| !exchange.tried.contains(address)).or(first) else {
                 // Nobody waits for a server that checks find dead. But the account may have moved.
                 if let Some(lookup) = onward.lookup.as_ref().filter(|_| !last) {
-                    self.app.routes.forget(lookup);
+                    self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
                     continue;
                 }
                 let why = format!("checks find nobody at {}:{}", server.host, server.port);
@@ -490,7 +493,7 @@ impl ProxyHttp for Web {
         let lookup = onward.and_then(|onward| onward.lookup.as_ref());
         let again = match (target.own, lookup) {
             (true, Some(lookup)) => {
-                self.app.routes.forget(lookup);
+                self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
                 exchange.tried.len() == 1
             }
             _ => exchange.tried.len() < TRIES,

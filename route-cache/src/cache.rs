@@ -245,6 +245,18 @@ impl RouteCache {
         }
     }
 
+    /// The same, unless what is kept is younger than `age`: it was asked for just now, and asking again would bring
+    /// nothing new.
+    pub fn forget_older_than(&self, lookup: &Lookup, age: Duration) {
+        let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
+            return;
+        };
+        let young = |old: &Old| self.now() < old.at + millis(age);
+        if !self.find_key(&key).as_ref().is_some_and(young) {
+            self.forget(lookup);
+        }
+    }
+
     /// Forgets all names and ids of accounts that changed. An alias that one of them had and has no more goes too:
     /// whatever stands for one of their names.
     pub fn forget_accounts(&self, accounts: &[Touched]) {
@@ -946,6 +958,20 @@ mod tests {
             (ask(&cache, "user@x").await.as_str(), fake.asked()),
             ("s2:7993 Memory", 2)
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_young_is_not_forgotten() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        ask(&cache, "user@x").await;
+        tokio::time::advance(4 * SECOND).await;
+        cache.forget_older_than(&login("user@x"), 5 * SECOND);
+        assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
+        tokio::time::advance(SECOND).await;
+        *fake.host.lock() = "s2".to_owned();
+        cache.forget_older_than(&login("user@x"), 5 * SECOND);
+        assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
     }
 
     /// A cache whose routes are kept fresh, and the task that does it.
