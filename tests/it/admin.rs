@@ -165,7 +165,11 @@ fn purge_forgets_every_name() -> Result<()> {
         let alice = scene.town.person("alice")?;
         wire.imap_ok(&format!("a LOGIN al@a.example {}", alice.password()))?;
         let purged = done(portico, &["route", "purge", "alice@a.example"])?;
-        for name in ["alice@a.example (it was in memory", "al@a.example (it was in memory", &alice.id] {
+        for name in [
+            "alice@a.example (it was in memory",
+            "al@a.example (it was in memory",
+            &alice.id,
+        ] {
             ensure!(purged.contains(name), "no {name} in {purged}");
         }
         let after = json(portico, &["route", "explain", "al@a.example"])?;
