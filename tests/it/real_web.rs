@@ -365,6 +365,9 @@ impl Drop for Generator {
     }
 }
 
+/// So many bytes of its log a server writes for some hundred requests.
+const SERVED: usize = 50_000;
+
 /// The web doors under load, while a mailbox server goes and comes back and a certificate is exchanged: nobody may
 /// notice.
 #[test]
@@ -384,9 +387,14 @@ fn load_sees_no_error_while_things_change() -> Result<()> {
             wire.certificate()
         };
         let before = shown()?;
-        for nginx in &mut nginxes {
-            nginx.stop()?;
-            std::thread::sleep(Duration::from_millis(700));
+        for down in [0, 1] {
+            nginxes[down].stop()?;
+            let other = &nginxes[1 - down];
+            let asked = other.asked().len();
+            until("the other server to serve", Duration::from_secs(30), || {
+                Ok((other.asked().len() > asked + SERVED).then_some(()))
+            })?;
+            let nginx = &mut nginxes[down];
             nginx.start_again()?;
             // It is asked again.
             let asked = nginx.asked().len();
