@@ -6,12 +6,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use mail_proxy::audit::Phase;
-use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Protocol, StartTls};
+use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Protocol, StartTls, TlsFacts};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
@@ -503,26 +504,8 @@ impl Door {
         ticket: Ticket,
     ) {
         let deadline = accepted + snapshot.mail.login_deadline;
-        let begun = Instant::now();
-        let (stream, tls): (BoxStream, _) = match self.listener.tls {
-            ListenerTls::Implicit => {
-                let Some(_counted) = self.app.limits.handshake() else {
-                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
-                };
-                // Boxed: a handshake is short, and its future large.
-                let handshake = Box::pin(snapshot.acceptors.accept(tls::inside(protocol), client.local.ip(), tcp));
-                match timeout_at(deadline, handshake).await {
-                    Ok(Ok(stream)) => {
-                        self.took(Phase::Tls, begun);
-                        let facts = tls::facts(stream.ssl());
-                        (Box::new(stream), Some(facts))
-                    }
-                    Ok(Err(error)) => return self.no_handshake(client, &error),
-                    Err(late) => return self.no_handshake(client, &late.into()),
-                }
-            }
-            ListenerTls::Off | ListenerTls::StartTls => (Box::new(tcp), None),
-        };
+        let channel = self.channel(tls::inside(protocol), tcp, client, &snapshot, deadline);
+        let Some((stream, tls)) = channel.await else { return };
         let starttls = match (self.listener.tls, protocol) {
             (ListenerTls::StartTls, Protocol::Imap) => snapshot.imap_starttls,
             (ListenerTls::StartTls, Protocol::Pop3) => snapshot.pop3_starttls,
@@ -570,23 +553,17 @@ impl Door {
         let begun = Instant::now();
         let (channel, tls, shown) = match self.listener.tls {
             ListenerTls::Implicit => {
-                let Some(_counted) = self.app.limits.handshake() else {
-                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
+                let handshake = Box::pin(web_handshake(tcp, client.local.ip(), &snapshot));
+                let Some(Some(stream)) = self.handshake(client, deadline, handshake).await else {
+                    return;
                 };
-                match timeout_at(deadline, Box::pin(web_handshake(tcp, client.local.ip(), &snapshot))).await {
-                    Ok(Ok(None)) => return,
-                    Ok(Ok(Some(stream))) => {
-                        self.took(Phase::Tls, begun);
-                        let facts = tls::facts(stream.ssl());
-                        let shown = match tls::shown(stream.ssl()) {
-                            Ok(shown) => shown,
-                            Err(error) => return self.no_handshake(client, &error.into()),
-                        };
-                        (Channel::Tls(stream), Some(facts), Some(shown))
-                    }
-                    Ok(Err(error)) => return self.no_handshake(client, &error),
-                    Err(late) => return self.no_handshake(client, &late.into()),
-                }
+                self.took(Phase::Tls, begun);
+                let facts = tls::facts(stream.ssl());
+                let shown = match tls::shown(stream.ssl()) {
+                    Ok(shown) => shown,
+                    Err(error) => return self.no_handshake(client, &error.into()),
+                };
+                (Channel::Tls(stream), Some(facts), Some(shown))
             }
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None, None),
         };
@@ -632,15 +609,12 @@ impl Door {
     async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
         let stream: route_cache::lookup::BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
-                let Some(_counted) = self.app.limits.handshake() else {
-                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
-                };
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
-                match timeout_at(accepted + LOOKUP_HANDSHAKE, handshake).await {
-                    Ok(Ok(stream)) => Box::new(stream),
-                    Ok(Err(error)) => return self.no_handshake(client, &error),
-                    Err(late) => return self.no_handshake(client, &late.into()),
-                }
+                let deadline = accepted + LOOKUP_HANDSHAKE;
+                let Some(stream) = self.handshake(client, deadline, handshake).await else {
+                    return;
+                };
+                Box::new(stream)
             }
             ListenerTls::Off | ListenerTls::StartTls => Box::new(tcp),
         };
@@ -658,25 +632,9 @@ impl Door {
 
     async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
         let Some(door) = &self.listener.stream else { return };
-        let begun = Instant::now();
-        let (stream, tls): (BoxStream, _) = match self.listener.tls {
-            ListenerTls::Implicit => {
-                let Some(_counted) = self.app.limits.handshake() else {
-                    return self.app.metrics.refused(&self.name, Refused::Handshakes);
-                };
-                let handshake = Box::pin(snapshot.acceptors.accept(Inside::Stream, client.local.ip(), tcp));
-                match timeout_at(accepted + stream::HANDSHAKE, handshake).await {
-                    Ok(Ok(stream)) => {
-                        self.took(Phase::Tls, begun);
-                        let facts = tls::facts(stream.ssl());
-                        (Box::new(stream), Some(facts))
-                    }
-                    Ok(Err(error)) => return self.no_handshake(client, &error),
-                    Err(late) => return self.no_handshake(client, &late.into()),
-                }
-            }
-            ListenerTls::Off | ListenerTls::StartTls => (Box::new(tcp), None),
-        };
+        let deadline = accepted + stream::HANDSHAKE;
+        let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
+        let Some((stream, tls)) = channel.await else { return };
         drop(snapshot);
         let live = Arc::new(Live::born(accepted, self.app.metrics.totals("stream")));
         let number = self.app.number();
@@ -723,6 +681,45 @@ impl Door {
             Serve::Lookup => return,
         };
         self.app.metrics.phase(phase, proto, begun.elapsed());
+    }
+
+    /// The stream of a client who comes for mail or for a stream, and what TLS says of him. `None`: no handshake.
+    async fn channel(
+        &self,
+        inside: Inside,
+        tcp: TcpStream,
+        client: Client,
+        snapshot: &Snapshot,
+        deadline: Instant,
+    ) -> Option<(BoxStream, Option<TlsFacts>)> {
+        if self.listener.tls != ListenerTls::Implicit {
+            return Some((Box::new(tcp), None));
+        }
+        let begun = Instant::now();
+        let handshake = Box::pin(snapshot.acceptors.accept(inside, client.local.ip(), tcp));
+        let stream = self.handshake(client, deadline, handshake).await?;
+        self.took(Phase::Tls, begun);
+        let facts = tls::facts(stream.ssl());
+        Some((Box::new(stream), Some(facts)))
+    }
+
+    /// A handshake within the limits. `None`: it came to nothing, and that has been said. Boxed: a handshake is
+    /// short, and its future large.
+    async fn handshake<T>(
+        &self,
+        client: Client,
+        deadline: Instant,
+        handshake: Pin<Box<impl Future<Output = std::io::Result<T>>>>,
+    ) -> Option<T> {
+        let Some(_counted) = self.app.limits.handshake() else {
+            self.app.metrics.refused(&self.name, Refused::Handshakes);
+            return None;
+        };
+        let done = match timeout_at(deadline, handshake).await {
+            Ok(done) => done,
+            Err(late) => Err(late.into()),
+        };
+        done.map_err(|error| self.no_handshake(client, &error)).ok()
     }
 
     fn no_handshake(&self, client: Client, error: &std::io::Error) {
