@@ -149,6 +149,42 @@ fn in_https_mode_nothing_is_served_in_clear_text() -> Result<()> {
 }
 
 #[test]
+fn a_domain_admits_the_networks_that_it_names() -> Result<()> {
+    let elsewhere = |_: &_, _: &mut _, directory: &mut portico_tests::config::Directory| {
+        let entry = directory.domain("b.example");
+        entry.insert("zimbraDomainAllowedIPs".into(), ["10.0.0.0/8"].into());
+        Ok(())
+    };
+    play_with(people(), elsewhere, |scene| {
+        let carol = scene.town.person("carol")?.clone();
+        let cookie = format!("Cookie: ZM_AUTH_TOKEN={}", auth_token(&carol.id));
+        let asked = scene.town.stores[0].web.asked();
+        for (path, args) in [
+            ("/home/carol@b.example/x", vec![]),
+            ("/service/soap/SearchRequest", vec!["-H", cookie.as_str()]),
+        ] {
+            assert_eq!(scene.https(path, &args)?.status(), "403", "{path}");
+        }
+        assert_eq!(scene.town.stores[0].web.asked(), asked, "the server was asked");
+        assert_eq!(scene.store_of("/home/alice@a.example/x", &[])?, "store1");
+        // By mail it looks like any login that fails, and the log says why.
+        let answer = scene
+            .imaps()?
+            .imap(&format!("a1 LOGIN {} {}", carol.name, carol.password()))?;
+        ensure!(
+            answer
+                .last()
+                .is_some_and(|l| l.starts_with("a1 NO [AUTHENTICATIONFAILED]")),
+            "{answer:?}"
+        );
+        scene
+            .portico
+            .record(&[("event", "login"), ("user", &carol.name), ("outcome", "no_route")])
+            .map(drop)
+    })
+}
+
+#[test]
 fn each_request_goes_to_its_users_server() -> Result<()> {
     play(|scene| {
         let alice = scene.town.person("alice")?.clone();
