@@ -557,10 +557,13 @@ impl Web {
     /// Answers the challenge of an ACME authority, on every listener and in every mode. One that is not here goes on
     /// like any other request: another program may have it.
     async fn challenge(&self, session: &mut Session, exchange: &Exchange) -> Result<bool> {
+        let Some(token) = answers::challenged(session.req_header().uri.path()) else {
+            return Ok(false);
+        };
         let Some(folder) = self.app.config.load().web.acme_dir.clone() else {
             return Ok(false);
         };
-        let Some(proof) = answers::challenge(&folder, session.req_header().uri.path()).await else {
+        let Some(proof) = answers::proof(folder.join(token)).await else {
             return Ok(false);
         };
         let answer = Answer::text(200, "application/octet-stream", proof)?;

@@ -3,7 +3,7 @@
 //! A browser that goes to a page gets HTML; everything else gets what a program can read: a SOAP fault where SOAP is
 //! spoken, JSON elsewhere. No answer tells more of a failure than its status and the id under which the log has it.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -19,7 +19,7 @@ const PAGE_POLICY: &str =
 /// Longest file of a challenge; one has some 90 bytes.
 const CHALLENGE_MAX: u64 = 16 * 1024;
 /// Where challenges are asked for (RFC 8555 §8.3).
-pub(super) const CHALLENGES: &str = "/.well-known/acme-challenge/";
+const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// In which form somebody is told of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,19 +146,16 @@ impl Answer {
     }
 }
 
-/// The answer to a challenge of an ACME authority (RFC 8555 §8.3), if this path asks for one that is there.
-pub(super) async fn challenge(folder: &Path, path: &str) -> Option<Vec<u8>> {
+/// The token of a challenge of an ACME authority (RFC 8555 §8.3), if this path asks for one.
+pub(super) fn challenged(path: &str) -> Option<&str> {
     let token = path.strip_prefix(CHALLENGES)?;
-    // RFC 8555 §8.1: base64url, and so nothing that leads out of the folder.
-    let good = !token.is_empty() && token.len() <= 256;
-    if !good
-        || !token
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    {
-        return None;
-    }
-    let file = folder.join(token);
+    // RFC 8555 §8.1: base64url, and so nothing that leads out of a folder.
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    ((1..=256).contains(&token.len()) && token.bytes().all(good)).then_some(token)
+}
+
+/// What this file answers a challenge with, if it is there.
+pub(super) async fn proof(file: PathBuf) -> Option<Vec<u8>> {
     let read = move || -> Option<Vec<u8>> {
         let known = std::fs::metadata(&file).ok()?;
         (known.is_file() && known.len() <= CHALLENGE_MAX).then(|| std::fs::read(&file).ok())?
@@ -396,7 +393,10 @@ mod tests {
             ("/.well-known/acme-challenge/..%2fsecret", None),
             ("/.well-known/other/tok-EN_1", None),
         ] {
-            let found = challenge(&folder, path).await;
+            let found = match challenged(path) {
+                Some(token) => proof(folder.join(token)).await,
+                None => None,
+            };
             assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{path}");
         }
     }
