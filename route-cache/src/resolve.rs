@@ -8,8 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::attributes::{self, Attribute};
-use crate::cache::FoundBy;
-use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, fold};
+use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, domain_of, fold};
 use crate::route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 
 /// Longest login name or id. Mail addresses end at 254; the mail proxy of nginx takes 256.
@@ -48,11 +47,11 @@ impl Key {
             Subject::Id(id) => return Ok(Key::Id(Arc::from(fold(acceptable(id)?)))),
         };
         match domain_for(typed, lookup, system) {
-            Some((_, FoundBy::Given)) => Ok(Key::Name(Arc::from(fold(typed)))),
-            Some((domain, FoundBy::VirtualHost(_) | FoundBy::VirtualAddress(_))) => {
+            Some((_, By::Itself)) => Ok(Key::Name(Arc::from(fold(typed)))),
+            Some((domain, By::VirtualHost | By::VirtualAddress)) => {
                 Ok(Key::Name(Arc::from(fold(&format!("{typed}@{domain}")))))
             }
-            Some((_, FoundBy::Default | FoundBy::Service)) | None => {
+            Some((_, By::Default)) | None => {
                 let host = lookup
                     .host
                     .as_deref()
@@ -89,21 +88,32 @@ pub(crate) fn qualify(name: &str, lookup: &Lookup, system: &System) -> Result<St
     Ok(format!("{name}@{domain}"))
 }
 
-/// The domain of a name, and how it is found.
-pub(crate) fn domain_for(name: &str, lookup: &Lookup, system: &System) -> Option<(String, FoundBy)> {
-    if let Some((_, domain)) = name.rsplit_once('@') {
-        return Some((domain.to_owned(), FoundBy::Given));
+/// What tells the domain of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// The name.
+    Itself,
+    /// The host name that the client asked for.
+    VirtualHost,
+    /// The address that the client connected to.
+    VirtualAddress,
+    /// The global config.
+    Default,
+}
+
+/// The domain of a name, and what tells it. Asked at every lookup, so it copies nothing.
+pub(crate) fn domain_for<'a>(name: &'a str, lookup: &Lookup, system: &'a System) -> Option<(&'a str, By)> {
+    if let Some(domain) = domain_of(name) {
+        return Some((domain, By::Itself));
     }
-    if let Some(host) = &lookup.host
-        && let Some(domain) = system.domain_by_host(host)
-    {
-        return Some((domain.name().to_owned(), FoundBy::VirtualHost(host.clone())));
+    if let Some(domain) = lookup.host.as_deref().and_then(|host| system.domain_by_host(host)) {
+        return Some((domain.name(), By::VirtualHost));
     }
     if let Some(domain) = system.domain_by_address(lookup.local) {
-        return Some((domain.name().to_owned(), FoundBy::VirtualAddress(lookup.local)));
+        return Some((domain.name(), By::VirtualAddress));
     }
     let default = system.global().text(&attributes::DEFAULT_DOMAIN_NAME)?;
-    Some((default.to_owned(), FoundBy::Default))
+    Some((default, By::Default))
 }
 
 /// What the directory says of an account, as far as routes depend on it. Small: there may be a million.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::{Asking, Landed, Old, RouteCache, Trace, Want, What};
 use crate::attributes as a;
 use crate::directory::{DirectoryError, Entry, System, Touched};
-use crate::resolve::{self, Key, Placement, Protocol};
+use crate::resolve::{self, By, Key, Placement, Protocol};
 use crate::route::{Lookup, Route, RouteError, Service, Subject, Tier};
 use crate::source::Source;
 
@@ -287,19 +287,21 @@ impl RouteCache {
         let Subject::Login(login) = &lookup.subject else {
             return None;
         };
-        let found = resolve::domain_for(login, lookup, system);
-        let (name, by) = match (&self.source, found) {
-            (Source::Services(_), Some((_, FoundBy::Default)) | None) => (String::new(), FoundBy::Service),
-            (_, found) => found?,
+        let (name, by) = match (&self.source, resolve::domain_for(login, lookup, system)) {
+            (Source::Services(_), Some((_, By::Default)) | None) => ("", FoundBy::Service),
+            (_, found) => {
+                let (name, by) = found?;
+                (name, FoundBy::of(by, lookup))
+            }
         };
-        let known = system.domain(&name);
+        let known = system.domain(name);
         let target = known
             .filter(|domain| domain.choice(&a::DOMAIN_TYPE) == "alias")
             .and_then(|domain| system.domain_by_id(domain.text(&a::DOMAIN_ALIAS_TARGET_ID)?));
         Some(NameDomain {
             known: known.is_some(),
             target: target.map(|domain| domain.name().to_owned()),
-            name,
+            name: name.to_owned(),
             by,
         })
     }
@@ -374,6 +376,17 @@ impl RouteCache {
             return None;
         }
         self.remembered(asking, old)
+    }
+}
+
+impl FoundBy {
+    fn of(by: By, lookup: &Lookup) -> FoundBy {
+        match by {
+            By::Itself => FoundBy::Given,
+            By::VirtualHost => FoundBy::VirtualHost(lookup.host.clone().unwrap_or_default()),
+            By::VirtualAddress => FoundBy::VirtualAddress(lookup.local),
+            By::Default => FoundBy::Default,
+        }
     }
 }
 
