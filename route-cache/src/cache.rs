@@ -442,11 +442,7 @@ impl RouteCache {
 
     /// What is kept of an account, however old. An alias is as old as the older of its two parts.
     fn find_key(&self, key: &Key) -> Option<Old> {
-        let known = self.known.get(key)?;
-        match &known.what {
-            What::Here(_) => Old::of(&known, &known),
-            What::See(account) => Old::of(&known, &self.known.get(&Key::Name(account.clone()))?),
-        }
+        Old::find(key, |key| self.known.get(key))
     }
 
     fn serves_stale(&self, old: &Old) -> bool {
@@ -677,12 +673,17 @@ struct Old {
 
 impl Old {
     /// What is kept under a name and of its account, which may be the same: as old as the older of them.
-    fn of(name: &Known, account: &Known) -> Option<Old> {
-        match &account.what {
+    fn find(name: &Key, look: impl Fn(&Key) -> Option<Known>) -> Option<Old> {
+        let Known { at, epoch, what } = look(name)?;
+        let account = match what {
+            What::Here(placement) => return Some(Old { at, epoch, placement }),
+            What::See(account) => look(&Key::Name(account))?,
+        };
+        match account.what {
             What::Here(placement) => Some(Old {
-                at: name.at.min(account.at),
-                epoch: name.epoch.min(account.epoch),
-                placement: placement.clone(),
+                at: at.min(account.at),
+                epoch: epoch.min(account.epoch),
+                placement,
             }),
             What::See(_) => None,
         }

@@ -349,11 +349,7 @@ impl RouteCache {
 
     /// Like [`RouteCache::find_key`], without counting as use.
     fn peek(&self, key: &Key) -> Option<Old> {
-        let known = self.known.peek(key)?;
-        match &known.what {
-            What::Here(_) => Old::of(&known, &known),
-            What::See(account) => Old::of(&known, &self.known.peek(&Key::Name(account.clone()))?),
-        }
+        Old::find(key, |key| self.known.peek(key))
     }
 
     fn memory_said(&self, key: &Key, old: Option<&Old>) -> TierSaid {
