@@ -225,6 +225,9 @@ impl RouteCache {
         self.follow(system);
         let old = self.find(&asking);
         if let Some(route) = self.remembered(&asking, old.as_ref()) {
+            if let Some(served) = &old {
+                self.order_ahead(&asking, served);
+            }
             return route;
         }
         let asked = self.fly(&asking).await;
@@ -383,9 +386,6 @@ impl RouteCache {
     /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
     fn remembered(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Result<Route, RouteError>> {
         if let Some(landed) = self.fresh(asking, old) {
-            if let Some(old) = old {
-                self.order_ahead(asking, old);
-            }
             return Some(asking.answer(landed.placement.as_ref(), Tier::Memory));
         }
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
@@ -1371,6 +1371,19 @@ mod tests {
         let nobody = cache.explain(&login("nobody@x")).await;
         assert_eq!(nobody.account, AccountSaid::Nobody);
         assert!(matches!(nobody.route, Err(RouteError::UnknownUser)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_explanation_renews_nothing() {
+        let fake = Fake::new();
+        let cache = cache(&fake);
+        ask(&cache, "user@x").await;
+        tokio::time::advance(55 * SECOND).await;
+        let explained = cache.explain(&login("user@x")).await;
+        assert_eq!(explained.route.unwrap().tier, Tier::Memory);
+        assert_eq!(cache.ahead.ordered.lock().len(), 0);
+        ask(&cache, "user@x").await;
+        assert_eq!(cache.ahead.ordered.lock().len(), 1, "a login does");
     }
 
     #[tokio::test(start_paused = true)]
