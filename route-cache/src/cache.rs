@@ -305,7 +305,7 @@ impl RouteCache {
     /// them this is [`RouteCache::expire`].
     pub fn ask_anew(&self) {
         match self.source {
-            Source::Directory(_) => self.expire_here(),
+            Source::Directory(_) => self.expire_here(&mut self.flights.0.lock()),
             Source::Services(_) => self.expire(),
         }
     }
@@ -314,14 +314,15 @@ impl RouteCache {
     /// [`RouteCache::clear`], what is kept may still serve while the directory is down. What other nodes share is
     /// left to them; what stands there now is not believed until it has expired.
     pub fn expire(&self) {
+        let mut state = self.flights.0.lock();
+        self.expire_here(&mut state);
+        // Under the lock, so that no older answer that lands meanwhile is taken for a new one there.
         if let Some(shared) = &self.shared {
             shared.forget_all();
         }
-        self.expire_here();
     }
 
-    fn expire_here(&self) {
-        let mut state = self.flights.0.lock();
+    fn expire_here(&self, state: &mut InFlight) {
         state.forget_all();
         self.epoch.fetch_add(1, Ordering::Relaxed);
         self.nobody.invalidate_all();
