@@ -239,12 +239,8 @@ impl RouteCache {
     /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. So do
     /// those who wait for an answer that is under way now.
     pub fn forget(&self, lookup: &Lookup) {
-        let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
-            return;
-        };
-        self.forget_keys(vec![key]);
-        if let Some(shared) = &self.shared {
-            shared.forget_alias(lookup);
+        if let Ok(key) = self.source.key(lookup, &self.directory.system()) {
+            self.forget_asked(lookup, vec![key]);
         }
     }
 
@@ -256,7 +252,15 @@ impl RouteCache {
         };
         let young = |old: &Old| self.now() < old.at + millis(age);
         if !self.find_key(&key).as_ref().is_some_and(young) {
-            self.forget(lookup);
+            self.forget_asked(lookup, vec![key]);
+        }
+    }
+
+    /// Forgets what these keys stand for, and what was typed.
+    fn forget_asked(&self, lookup: &Lookup, keys: Vec<Key>) {
+        self.forget_keys(keys);
+        if let Some(shared) = &self.shared {
+            shared.forget_alias(lookup);
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! An explanation asks every tier and changes none: nothing is kept, nothing is forgotten, nobody is marked as used.
 
-use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -188,10 +188,7 @@ impl RouteCache {
         let old = old
             .filter(|old| old.placement.answers(protocol))
             .filter(|_| self.reading.load().is_of(&system));
-        let shared = match self.shared {
-            Some(_) => self.ask_shared(&asking, Trace::None).await,
-            None => None,
-        };
+        let shared = self.ask_shared(&asking, Trace::None).await;
         if self.shared.is_some() {
             tiers.push(said(
                 Tier::Memcached,
@@ -254,7 +251,7 @@ impl RouteCache {
         let ids = account.ids.iter().map(|id| Key::Id(id.as_str().into()));
         let mut keys: Vec<Key> = names.chain(ids).chain([key]).collect();
         keys.extend(self.aliases_of(&keys));
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         keys.retain(|key| seen.insert(key.clone()));
         let purged = keys
             .iter()
@@ -263,24 +260,21 @@ impl RouteCache {
                 in_memory: self.known.peek(key).is_some() || self.nobody.contains_key(key),
             })
             .collect();
-        self.forget_keys(keys);
-        if let Some(shared) = &self.shared {
-            shared.forget_alias(lookup);
-        }
+        self.forget_asked(lookup, keys);
         Ok(purged)
     }
 
     /// Names in memory that stand for one of these accounts.
     fn aliases_of(&self, accounts: &[Key]) -> Vec<Key> {
-        let found = RefCell::new(Vec::new());
+        let mut found = Vec::new();
         self.known.each(|key, known| {
             if let What::See(account) = &known.what
                 && accounts.contains(&Key::Name(account.clone()))
             {
-                found.borrow_mut().push(key.clone());
+                found.push(key.clone());
             }
         });
-        found.into_inner()
+        found
     }
 
     fn domain(&self, lookup: &Lookup, system: &System) -> Option<NameDomain> {
