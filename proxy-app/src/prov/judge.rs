@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use openssl::ssl::{SslContextBuilder, SslMethod};
-use route_cache::attributes::{self as a, Attribute, Scope};
+use route_cache::attributes::{self as a, Attribute};
 use route_cache::directory::edit::Room;
 use route_cache::{Entry, System};
 
@@ -66,7 +66,7 @@ impl Case<'_> {
         let Some(attribute) = a::find(name) else {
             return self.unknown(name);
         };
-        if !attribute.is_for(scope(self.room)) {
+        if !attribute.is_for(self.room.scope()) {
             answer.warn(format!("WARNING: {name} has no effect on a {}", self.room.one()));
         }
         if values.len() > 1 && !attribute.is_multi() {
@@ -197,16 +197,6 @@ impl Case<'_> {
 fn ciphers(value: &str) -> Result<(), String> {
     let taken = SslContextBuilder::new(SslMethod::tls_server()).and_then(|mut builder| builder.set_cipher_list(value));
     taken.map_err(|_| format!("{value:?} names no cipher that OpenSSL has"))
-}
-
-fn scope(room: Room) -> Scope {
-    match room {
-        Room::Config => Scope::Global,
-        Room::Servers => Scope::Server,
-        Room::Domains => Scope::Domain,
-        Room::Cos => Scope::Cos,
-        Room::Accounts => Scope::Account,
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 
 use super::entry::Entry;
 use super::fold;
+use crate::attributes::Scope;
 
 /// A kind of entry, and where those stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +36,28 @@ impl Room {
             Room::Domains => "domain",
             Room::Cos => "cos",
             Room::Accounts => "account",
+        }
+    }
+
+    /// Its name: where it stands in a YAML directory, and in messages about its entries.
+    pub fn name(self) -> &'static str {
+        match self {
+            Room::Config => "config",
+            Room::Servers => "servers",
+            Room::Domains => "domains",
+            Room::Cos => "cos",
+            Room::Accounts => "accounts",
+        }
+    }
+
+    /// Where its entries stand in the table of attributes.
+    pub fn scope(self) -> Scope {
+        match self {
+            Room::Config => Scope::Global,
+            Room::Servers => Scope::Server,
+            Room::Domains => Scope::Domain,
+            Room::Cos => Scope::Cos,
+            Room::Accounts => Scope::Account,
         }
     }
 }

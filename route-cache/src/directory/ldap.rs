@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, broadcast, watch};
 use self::found::Found;
 use self::pool::{Extent, Pool, Search, Trouble};
 use self::reading::Reading;
+use super::edit::Room;
 use super::entry::Entry;
 use super::system::System;
 use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, fold, last_good, off_the_runtime};
@@ -38,9 +39,6 @@ pub use edit::LdapEditor;
 /// Entries of one account search. Two would do to see that a name has more than one owner; the rest is for the
 /// warning.
 const ACCOUNTS: i32 = 4;
-
-/// What is said of a directory that would find nobody.
-const NO_ROOT: &str = "the root of the directory cannot be searched";
 
 /// Where the directory is, and how to get in.
 #[derive(Debug, Clone)]
@@ -216,6 +214,31 @@ impl LdapDirectory {
         Ok(problems)
     }
 
+    /// Searches for accounts.
+    async fn accounts(
+        &self,
+        filter: String,
+        attributes: Arc<[String]>,
+        extent: Extent,
+    ) -> Result<Vec<Found>, DirectoryError> {
+        let (base, scope) = place(Room::Accounts);
+        let search = Search {
+            base: base.to_owned(),
+            scope,
+            filter,
+            attributes,
+            extent,
+        };
+        match self.pool.search(search).await {
+            // Without the root nobody could be found, so this says nothing about anybody.
+            Ok(reply) if !reply.has_base => Err(DirectoryError(
+                "the root of the directory cannot be searched".to_owned(),
+            )),
+            Ok(reply) => Ok(reply.entries),
+            Err(error) => Err(DirectoryError(error.to_string())),
+        }
+    }
+
     /// Puts a system in force, unless it is refused.
     async fn adopt(&self, system: Arc<System>, judge: &Arc<Judge>, problems: &mut Problems) {
         let (judge, candidate) = (judge.clone(), system.clone());
@@ -291,23 +314,9 @@ impl Directory for LdapDirectory {
     }
 
     async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError> {
-        let search = Search {
-            base: String::new(),
-            scope: Reach::Subtree,
-            filter: filter::account(by),
-            attributes: account_attributes(&self.system.load()),
-            extent: Extent::Few(ACCOUNTS),
-        };
-        let reply = self
-            .pool
-            .search(search)
-            .await
-            .map_err(|error| DirectoryError(error.to_string()))?;
-        // Without the root nobody could be found, so this says nothing about anybody.
-        if !reply.has_base {
-            return Err(DirectoryError(NO_ROOT.to_owned()));
-        }
-        Ok(owner(reply.entries, by).map(|found| Arc::new(account_entry(found))))
+        let attributes = account_attributes(&self.system.load());
+        let found = self.accounts(filter::account(by), attributes, Extent::Few(ACCOUNTS));
+        Ok(owner(found.await?, by).map(|found| Arc::new(found.into_entry(Room::Accounts))))
     }
 
     fn age(&self) -> Option<Duration> {
@@ -315,28 +324,11 @@ impl Directory for LdapDirectory {
     }
 
     async fn gone(&self, names: &[Arc<str>]) -> Result<Vec<Arc<str>>, DirectoryError> {
-        let search = Search {
-            base: String::new(),
-            scope: Reach::Subtree,
-            filter: filter::addresses(names),
-            attributes: Arc::new([attributes::MAIL_DELIVERY_ADDRESS.name.to_owned()]),
-            extent: Extent::All,
-        };
-        let reply = self
-            .pool
-            .search(search)
-            .await
-            .map_err(|error| DirectoryError(error.to_string()))?;
-        if !reply.has_base {
-            return Err(DirectoryError(NO_ROOT.to_owned()));
-        }
-        let addresses = |found: &Found| found.values(attributes::MAIL_DELIVERY_ADDRESS.name).to_vec();
-        let there: HashSet<String> = reply
-            .entries
-            .iter()
-            .flat_map(addresses)
-            .map(|name| fold(&name))
-            .collect();
+        let address = attributes::MAIL_DELIVERY_ADDRESS.name;
+        let wanted = Arc::new([address.to_owned()]);
+        let found = self.accounts(filter::addresses(names), wanted, Extent::All).await?;
+        let addresses = found.iter().flat_map(|found| found.values(address));
+        let there: HashSet<String> = addresses.map(|name| fold(name)).collect();
         Ok(names.iter().filter(|name| !there.contains(&***name)).cloned().collect())
     }
 
@@ -395,12 +387,23 @@ fn has_address(found: &Found, by: &AccountBy) -> bool {
     matches!((by, own), (AccountBy::Name(name), Some(own)) if fold(own) == *name)
 }
 
-/// An account is called by its delivery address. One without could never be found by name; its place in the tree
-/// will do.
-fn account_entry(found: Found) -> Entry {
-    let own = found.first(attributes::MAIL_DELIVERY_ADDRESS.name);
-    let name = own.unwrap_or(&found.dn).to_owned();
-    found.into_entry(&name)
+/// Where the entries of a kind stand (MAIL §7.1).
+fn place(room: Room) -> (&'static str, Reach) {
+    match room {
+        Room::Config => ("cn=config,cn=zimbra", Reach::Base),
+        Room::Servers => ("cn=servers,cn=zimbra", Reach::OneLevel),
+        Room::Cos => ("cn=cos,cn=zimbra", Reach::OneLevel),
+        Room::Domains | Room::Accounts => ("", Reach::Subtree),
+    }
+}
+
+/// The attribute that such entries are called by.
+fn name_attribute(room: Room) -> &'static str {
+    match room {
+        Room::Config | Room::Servers | Room::Cos => "cn",
+        Room::Domains => attributes::DOMAIN_NAME.name,
+        Room::Accounts => attributes::MAIL_DELIVERY_ADDRESS.name,
+    }
 }
 
 /// What is asked of an account: what has a meaning there, and what the global config names.

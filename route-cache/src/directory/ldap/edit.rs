@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::found::Found;
 use super::pool::{Door, Extent, Pool, Search, Trouble};
-use super::{Settings, Url, filter};
+use super::{Settings, Url, filter, name_attribute, place};
 use crate::attributes;
 use crate::directory::edit::{Act, Change, EditError, Editor, Room, changed};
 use crate::directory::entry::Entry;
@@ -103,7 +103,7 @@ impl LdapEditor {
         let (base, scope) = place(room);
         let mut found = self.search(base, scope, filter::every(room)).await?;
         // Accounts of the house itself have no address.
-        found.retain(|found| room != Room::Accounts || found.first(attributes::MAIL_DELIVERY_ADDRESS.name).is_some());
+        found.retain(|found| room != Room::Accounts || found.first(name_attribute(room)).is_some());
         Ok(found)
     }
 
@@ -111,7 +111,7 @@ impl LdapEditor {
         let (base, scope) = place(room);
         let mut found = self.search(base, scope, filter::entry(room, key)).await?;
         // Who has the name goes before who has it as an alias.
-        found.sort_by_cached_key(|found| (fold(&name_of(room, found)) != fold(key), found.key()));
+        found.sort_by_cached_key(|found| (fold(&found.name(room)) != fold(key), found.key()));
         Ok(found.into_iter().next())
     }
 
@@ -305,21 +305,21 @@ impl Editor for LdapEditor {
             .all(room)
             .await?
             .into_iter()
-            .map(|found| entry(room, found))
+            .map(|found| found.into_entry(room))
             .collect();
         entries.sort_by_cached_key(|entry| fold(entry.name()));
         Ok(entries)
     }
 
     async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError> {
-        Ok(self.one(room, key).await?.map(|found| entry(room, found)))
+        Ok(self.one(room, key).await?.map(|found| found.into_entry(room)))
     }
 
     async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError> {
         for round in 1.. {
             let found = self.existing(room, name).await?;
             let dn = found.dn.clone();
-            let mods = mods(&entry(room, found), changes);
+            let mods = mods(&found.into_entry(room), changes);
             if mods.is_empty() {
                 return Ok(());
             }
@@ -487,30 +487,6 @@ fn mods(before: &Entry, changes: &[Change]) -> Vec<(Way, String, Vec<String>)> {
 
 fn spelled(name: &str) -> String {
     attributes::find(name).map_or(name, |known| known.name).to_owned()
-}
-
-fn place(room: Room) -> (&'static str, Reach) {
-    match room {
-        Room::Config => ("cn=config,cn=zimbra", Reach::Base),
-        Room::Servers => ("cn=servers,cn=zimbra", Reach::OneLevel),
-        Room::Cos => ("cn=cos,cn=zimbra", Reach::OneLevel),
-        Room::Domains | Room::Accounts => ("", Reach::Subtree),
-    }
-}
-
-fn name_of(room: Room, found: &Found) -> String {
-    let own = match room {
-        Room::Config => Some("config"),
-        Room::Servers | Room::Cos => found.first("cn"),
-        Room::Domains => found.first(attributes::DOMAIN_NAME.name),
-        Room::Accounts => found.first(attributes::MAIL_DELIVERY_ADDRESS.name),
-    };
-    own.unwrap_or(&found.dn).to_owned()
-}
-
-fn entry(room: Room, found: Found) -> Entry {
-    let name = name_of(room, &found);
-    found.into_entry(&name)
 }
 
 fn domain_dn(labels: &[&str]) -> String {

@@ -4,6 +4,8 @@
 
 use ldap3::ResultEntry;
 
+use super::name_attribute;
+use crate::directory::edit::Room;
 use crate::directory::{Entry, fold};
 
 /// An entry as it came.
@@ -54,8 +56,20 @@ impl Found {
         fold(&self.dn)
     }
 
-    /// The entry of this name with all attributes but those that only tell its version.
-    pub(super) fn into_entry(self, name: &str) -> Entry {
+    /// What the directory calls an entry of this kind. One without a readable name is called by its place: an
+    /// account without an address could never be found by name.
+    pub(super) fn name(&self, room: Room) -> String {
+        match (room, self.first(name_attribute(room))) {
+            (Room::Config, _) => room.name().to_owned(),
+            (_, Some(name)) => name.to_owned(),
+            (Room::Accounts, None) => self.dn.clone(),
+            (_, None) => name_from(&self.dn),
+        }
+    }
+
+    /// The entry, of this kind, with all attributes but those that only tell its version.
+    pub(super) fn into_entry(self, room: Room) -> Entry {
+        let name = self.name(room);
         let mut entry = Entry::new(name);
         for (attribute, values) in self.attributes {
             if ![ENTRY_CSN, MODIFIED]
@@ -69,6 +83,18 @@ impl Found {
     }
 }
 
+/// `dc=a,dc=example` → `a.example`; `cn=x,…` → `x`.
+fn name_from(dn: &str) -> String {
+    let parts: Vec<&str> = dn
+        .split(',')
+        .filter_map(|part| part.trim().strip_prefix("dc="))
+        .collect();
+    match parts.is_empty() {
+        true => dn.split([',', '=']).nth(1).unwrap_or(dn).to_owned(),
+        false => parts.join("."),
+    }
+}
+
 /// RFC 4511 §4.5.2: `[APPLICATION 4]`.
 const SEARCH_RESULT_ENTRY: u64 = 4;
 
@@ -76,3 +102,15 @@ const SEARCH_RESULT_ENTRY: u64 = 4;
 pub(super) const ENTRY_CSN: &str = "entryCSN";
 /// The time of the last change (RFC 4512 §3.4.4); what other servers have.
 pub(super) const MODIFIED: &str = "modifyTimestamp";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_can_be_made_from_the_place() {
+        assert_eq!(name_from("dc=a,dc=example"), "a.example");
+        assert_eq!(name_from("cn=gold,cn=cos,cn=zimbra"), "gold");
+        assert_eq!(name_from("odd"), "odd");
+    }
+}

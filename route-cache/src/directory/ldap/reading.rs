@@ -11,8 +11,9 @@ use ldap3::Scope as Reach;
 use super::found::{ENTRY_CSN, Found, MODIFIED};
 use super::marks::{Marks, Since, stamp};
 use super::pool::{Extent, Pool, Search, Trouble};
-use super::{account_entry, attribute_names, filter, problem};
-use crate::attributes::{self, Attribute, Scope};
+use super::{attribute_names, filter, name_attribute, place, problem};
+use crate::attributes::{self, Attribute};
+use crate::directory::edit::Room;
 use crate::directory::entry::Entry;
 use crate::directory::system::System;
 use crate::directory::{News, OLD_ADDRESS, Touched, fold};
@@ -53,14 +54,8 @@ struct Version {
     modified: Option<String>,
 }
 
-/// A kind of entry, and where it stands (MAIL §7.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
-    Config,
-    Servers,
-    Domains,
-    Cos,
-}
+/// What is read whole.
+const ROOMS: [Room; 4] = [Room::Config, Room::Servers, Room::Domains, Room::Cos];
 
 impl Reading {
     /// The system as it is now, or `None` if it is what it was. `before` is what is in force.
@@ -143,7 +138,7 @@ impl Reading {
         let touched = found
             .into_iter()
             .filter(is_new)
-            .map(|found| Touched::of(&account_entry(found)))
+            .map(|found| Touched::of(&found.into_entry(Room::Accounts)))
             .collect();
         self.recent = recent;
         Ok(News::Touched(touched))
@@ -153,8 +148,8 @@ impl Reading {
         let mut records = BTreeMap::new();
         // The global config comes first: it names attributes of servers.
         let mut ports = Vec::new();
-        for room in Room::ALL {
-            let found = room.search(pool, room.attributes(&ports)).await?;
+        for room in ROOMS {
+            let found = all(room, pool, room_attributes(room, &ports)).await?;
             if room == Room::Config {
                 ports = found.first().map(named_ports).unwrap_or_default();
             }
@@ -174,10 +169,8 @@ impl Reading {
 
     async fn read_changed(&mut self, pool: &Pool, before: &System) -> Result<(), Trouble> {
         let mut listed = BTreeMap::new();
-        for room in Room::ALL {
-            let found = room
-                .search(pool, [ENTRY_CSN, MODIFIED].map(str::to_owned).into())
-                .await?;
+        for room in ROOMS {
+            let found = all(room, pool, [ENTRY_CSN, MODIFIED].map(str::to_owned).into()).await?;
             listed.extend(
                 found
                     .into_iter()
@@ -211,7 +204,7 @@ impl Reading {
             base: dn,
             scope: Reach::Base,
             filter: "(objectClass=*)".to_owned(),
-            attributes: room.attributes(&ports),
+            attributes: room_attributes(room, &ports),
             extent: Extent::Few(1),
         };
         // Deleted since it was listed: the next look will know.
@@ -283,7 +276,7 @@ fn same(old: &BTreeMap<String, Record>, new: &BTreeMap<String, Record>) -> bool 
 
 /// The attributes that hold ports, as the global config names them.
 fn named_ports(config: &Found) -> Vec<String> {
-    ports_of(&config.clone().into_entry("config"))
+    ports_of(&config.clone().into_entry(Room::Config))
 }
 
 fn ports_of(config: &Entry) -> Vec<String> {
@@ -315,8 +308,7 @@ impl Version {
 impl Record {
     fn of(room: Room, found: Found, before: &System) -> Record {
         let version = Version::of(&found);
-        let name = room.name_of(&found);
-        let mut entry = found.into_entry(&name);
+        let mut entry = found.into_entry(room);
         let problems = mend(&mut entry, room, before);
         Record {
             room,
@@ -331,7 +323,7 @@ impl Record {
 /// read it, it is absent.
 fn mend(entry: &mut Entry, room: Room, before: &System) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let Some(old) = room.entry(before, entry.name()) else {
+    let Some(old) = entry_of(room, before, entry.name()) else {
         return problems;
     };
     let bad = |values: &[String], attribute: &Attribute| values.iter().find_map(|value| attribute.check(value).err());
@@ -353,75 +345,33 @@ fn mend(entry: &mut Entry, room: Room, before: &System) -> Vec<Problem> {
     problems
 }
 
-impl Room {
-    const ALL: [Room; 4] = [Room::Config, Room::Servers, Room::Domains, Room::Cos];
-
-    fn name(self) -> &'static str {
-        match self {
-            Room::Config => "config",
-            Room::Servers => "servers",
-            Room::Domains => "domains",
-            Room::Cos => "cos",
-        }
-    }
-
-    async fn search(self, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<Found>, Trouble> {
-        let (base, scope, filter) = match self {
-            Room::Config => ("cn=config,cn=zimbra", Reach::Base, "(objectClass=*)"),
-            Room::Servers => ("cn=servers,cn=zimbra", Reach::OneLevel, "(objectClass=zimbraServer)"),
-            Room::Domains => ("", Reach::Subtree, "(objectClass=zimbraDomain)"),
-            Room::Cos => ("cn=cos,cn=zimbra", Reach::OneLevel, "(objectClass=zimbraCOS)"),
-        };
-        let search = Search {
-            base: base.to_owned(),
-            scope,
-            filter: filter.to_owned(),
-            attributes,
-            extent: Extent::All,
-        };
-        Ok(pool.search(search).await?.entries)
-    }
-
-    /// What has a meaning on such an entry. Ports may stand in attributes of any name.
-    fn attributes(self, ports: &[String]) -> Arc<[String]> {
-        let (scope, name) = match self {
-            Room::Config => (Scope::Global, "cn"),
-            Room::Servers => (Scope::Server, "cn"),
-            Room::Domains => (Scope::Domain, attributes::DOMAIN_NAME.name),
-            Room::Cos => (Scope::Cos, "cn"),
-        };
-        let ports = ports.iter().map(String::as_str).filter(|_| self == Room::Servers);
-        attribute_names(scope, [name, ENTRY_CSN, MODIFIED].into_iter().chain(ports))
-    }
-
-    fn name_of(self, found: &Found) -> String {
-        let own = match self {
-            Room::Config => Some("config"),
-            Room::Servers | Room::Cos => found.first("cn"),
-            Room::Domains => found.first(attributes::DOMAIN_NAME.name),
-        };
-        own.map_or_else(|| name_from(&found.dn), str::to_owned)
-    }
-
-    fn entry<'a>(self, system: &'a System, name: &str) -> Option<&'a Entry> {
-        match self {
-            Room::Config => Some(&system.config),
-            Room::Servers => system.servers.get(fold(name).as_str()),
-            Room::Domains => system.domains.get(fold(name).as_str()),
-            Room::Cos => system.cos.get(fold(name).as_str()),
-        }
-    }
+/// Every entry of a kind.
+async fn all(room: Room, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<Found>, Trouble> {
+    let (base, scope) = place(room);
+    let search = Search {
+        base: base.to_owned(),
+        scope,
+        filter: filter::every(room),
+        attributes,
+        extent: Extent::All,
+    };
+    Ok(pool.search(search).await?.entries)
 }
 
-/// `dc=a,dc=example` → `a.example`; `cn=x,…` → `x`: for entries without a readable name.
-fn name_from(dn: &str) -> String {
-    let parts: Vec<&str> = dn
-        .split(',')
-        .filter_map(|part| part.trim().strip_prefix("dc="))
-        .collect();
-    match parts.is_empty() {
-        true => dn.split([',', '=']).nth(1).unwrap_or(dn).to_owned(),
-        false => parts.join("."),
+/// What has a meaning on such an entry. Ports may stand in attributes of any name.
+fn room_attributes(room: Room, ports: &[String]) -> Arc<[String]> {
+    let name = [name_attribute(room), ENTRY_CSN, MODIFIED].into_iter();
+    let ports = ports.iter().map(String::as_str).filter(|_| room == Room::Servers);
+    attribute_names(room.scope(), name.chain(ports))
+}
+
+fn entry_of<'a>(room: Room, system: &'a System, name: &str) -> Option<&'a Entry> {
+    match room {
+        Room::Config => Some(&system.config),
+        Room::Servers => system.servers.get(fold(name).as_str()),
+        Room::Domains => system.domains.get(fold(name).as_str()),
+        Room::Cos => system.cos.get(fold(name).as_str()),
+        Room::Accounts => None,
     }
 }
 
@@ -446,12 +396,5 @@ mod tests {
         let shown: Vec<String> = problems.iter().map(Problem::to_string).collect();
         let expected = "config.config.zimbraReverseProxyMailMode: warning: expected one of https, redirect, both, found \"nonsense\"; the value before stays in force";
         assert_eq!(shown, [expected]);
-    }
-
-    #[test]
-    fn names_can_be_made_from_the_place() {
-        assert_eq!(name_from("dc=a,dc=example"), "a.example");
-        assert_eq!(name_from("cn=gold,cn=cos,cn=zimbra"), "gold");
-        assert_eq!(name_from("odd"), "odd");
     }
 }

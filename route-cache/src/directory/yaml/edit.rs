@@ -213,14 +213,10 @@ fn delete(text: &str, reading: &Reading, room: Room, name: &str) -> Edited {
 }
 
 fn place(room: Room, name: &str) -> Place<'_> {
-    let (room, name) = match room {
-        Room::Config => ("config", None),
-        Room::Servers => ("servers", Some(name)),
-        Room::Domains => ("domains", Some(name)),
-        Room::Cos => ("cos", Some(name)),
-        Room::Accounts => ("accounts", Some(name)),
-    };
-    Place { room, name }
+    Place {
+        room: room.name(),
+        name: Some(name).filter(|_| room != Room::Config),
+    }
 }
 
 fn refused(what: &str, why: &str) -> EditError {
