@@ -53,9 +53,6 @@ use way::{Asked, Onward, Way};
 
 /// An HTTP/2 connection without streams is closed after this.
 pub const H2_IDLE: Duration = Duration::from_secs(180);
-/// How much of a request is still read before an answer of our own, in bytes, and how long that may take.
-const REST: usize = 64 * 1024;
-const REST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// A request body may take this long, whatever it is.
@@ -830,37 +827,9 @@ async fn file(session: &mut Session, exchange: &Exchange, found: &Found, files: 
 
 /// Gives an answer of our own to the client, with the headers that every answer has.
 async fn answer_with(mut answer: Answer, session: &mut Session, exchange: &Exchange) -> Result<()> {
-    let request = session.req_header();
-    let unread = request.headers.contains_key(http::header::TRANSFER_ENCODING)
-        || request
-            .headers
-            .get(http::header::CONTENT_LENGTH)
-            .is_some_and(|length| length != "0");
-    if unread {
-        session.set_keepalive(None);
-        read_rest(session).await;
-    }
+    answers::hear_out(session).await;
     dress(exchange, &mut answer.head)?;
     answer.send(session).await
-}
-
-/// Reads what the client still has to say, if it is little and comes soon: one that is cut off in the middle of its
-/// request may never look at the answer.
-async fn read_rest(session: &mut Session) {
-    if session.req_header().headers.contains_key(http::header::EXPECT) {
-        // It waits for our word, and the answer is one.
-        return;
-    }
-    let read = async {
-        let mut left = REST;
-        while left > 0 && !session.as_mut().is_body_done() {
-            match session.as_mut().read_request_body().await {
-                Ok(Some(bytes)) => left = left.saturating_sub(bytes.len()),
-                Ok(None) | Err(_) => return,
-            }
-        }
-    };
-    let _what_comes_later_is_not_read = tokio::time::timeout(REST_PATIENCE, read).await;
 }
 
 /// The headers that every answer has: its request's id, those of the site, those of the location. What the server

@@ -114,6 +114,22 @@ fn files_are_served_by_the_rules() -> Result<()> {
 }
 
 #[test]
+fn who_still_speaks_is_heard_out_before_the_answer() -> Result<()> {
+    play_files(false, |scene| {
+        // Whether an answer crosses with the end of the request is a matter of chance.
+        for _ in 0..20 {
+            for version in ["--http1.1", "--http2"] {
+                for length in ["X: y", "Transfer-Encoding: chunked"] {
+                    let answer = scene.https("/tree/abc/app.js", &[version, "-H", length, "-d", "x"])?;
+                    assert_eq!(answer.status(), "405", "{version} {length}");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn large_files_take_no_memory() -> Result<()> {
     play_files(false, |scene| {
         scene.https("/tree/abc/app.js", &[])?;

@@ -4,11 +4,12 @@
 //! spoken, JSON elsewhere. No answer tells more of a failure than its status and the id under which the log has it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
@@ -18,6 +19,9 @@ const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 /// Longest file of a challenge; one has some 90 bytes.
 const CHALLENGE_MAX: u64 = 16 * 1024;
+/// How much of a request is still read before an answer of our own, in bytes, and how long that may take.
+const REST: usize = 64 * 1024;
+const REST_PATIENCE: Duration = Duration::from_secs(1);
 /// Where challenges are asked for (RFC 8555 §8.3).
 const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
@@ -144,6 +148,35 @@ impl Answer {
         }
         Ok(())
     }
+}
+
+/// Reads what the client still has to say, if it is little and comes soon, and lets the connection end behind the
+/// answer. For every answer of our own to a request whose body nobody reads: a client that is cut off in the middle of
+/// its request may never look at the answer.
+pub(super) async fn hear_out(session: &mut Session) {
+    let request = session.req_header();
+    // HTTP/2 needs no header to announce a body. In HTTP/1 what asks for another protocol has one without end.
+    let announced = request.version == Version::HTTP_2
+        || request.headers.contains_key(CONTENT_LENGTH)
+        || request.headers.contains_key(TRANSFER_ENCODING);
+    let waits_for_us = request.headers.contains_key(EXPECT);
+    if !announced || session.as_mut().is_body_done() {
+        return;
+    }
+    session.set_keepalive(None);
+    if waits_for_us {
+        return;
+    }
+    let read = async {
+        let mut left = REST;
+        while left > 0 && !session.as_mut().is_body_done() {
+            match session.as_mut().read_request_body().await {
+                Ok(Some(bytes)) => left = left.saturating_sub(bytes.len()),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    let _what_comes_later_is_not_read = tokio::time::timeout(REST_PATIENCE, read).await;
 }
 
 /// The token of a challenge of an ACME authority (RFC 8555 §8.3), if this path asks for one.

@@ -23,7 +23,7 @@ use tower_http::services::fs::{
     Backend, DefaultServeDirFallback, ServeFileSystemResponseBody, TokioBackend, TokioFile,
 };
 
-use super::compression;
+use super::{answers, compression};
 
 /// What is read from a file at once, and with it the memory of one answer.
 const CHUNK: usize = 64 * 1024;
@@ -101,13 +101,7 @@ impl Tree {
         rules: compression::Rules,
         finish: impl FnOnce(&mut ResponseHeader),
     ) -> Result<()> {
-        let request = session.req_header();
-        if request.headers.contains_key(header::CONTENT_LENGTH)
-            || request.headers.contains_key(header::TRANSFER_ENCODING)
-        {
-            // The body is not read.
-            session.set_keepalive(None);
-        }
+        answers::hear_out(session).await;
         let request = session.req_header();
         let (method, headers, query) = (request.method.clone(), request.headers.clone(), request.uri.query());
         let (head, mut body) = match self.answer(&method, &headers, path, query).await {
