@@ -6,8 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use portico_tests::config::{Directory, Node};
 use portico_tests::portico::{Portico, binary};
-use portico_tests::town::people;
+use portico_tests::town::{Town, people};
 use serde_json::Value;
 
 use crate::scene::{Scene, play, play_with};
@@ -54,6 +55,12 @@ fn http(mut stream: impl Read + Write, request: &str) -> Result<String> {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Opens the admin API over TCP too.
+fn open_tcp(town: &Town, node: &mut Node, _: &mut Directory) -> Result<()> {
+    node.admin.push(format!("http: {}", town.admin));
+    Ok(())
 }
 
 fn tcp(address: SocketAddrV4, line: &str, headers: &str) -> Result<String> {
@@ -224,16 +231,8 @@ fn reload_says_what_changed_or_what_is_wrong() -> Result<()> {
 
 #[test]
 fn tcp_is_read_only_without_a_token_and_bounded() -> Result<()> {
-    let seen = std::cell::Cell::new(None);
-    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let free = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
-        seen.set(Some(free));
-        node.admin.push(format!("http: {free}"));
-        Ok(())
-    };
-    play_with(people(), change, |scene| {
-        let address = seen.get().context("no address")?;
+    play_with(people(), open_tcp, |scene| {
+        let address = scene.town.admin;
         let explained = tcp(address, "GET /v1/routes/explain?login=alice", "")?;
         ensure!(
             explained.starts_with("HTTP/1.1 200 ") && explained.contains("store1.example.test"),
@@ -431,19 +430,15 @@ fn metric(text: &str, name: &str) -> Result<f64> {
 #[test]
 fn metrics_move_and_name_nobody() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let seen = std::cell::Cell::new(None);
-    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let free = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
-        seen.set(Some(free));
+    let change = |town: &Town, node: &mut Node, directory: &mut Directory| {
+        open_tcp(town, node, directory)?;
         let token = folder.path().join("token");
         std::fs::write(&token, "0123456789abcdef0123\n")?;
-        node.admin.push(format!("http: {free}"));
         node.admin.push(format!("token_file: {}", token.display()));
         Ok(())
     };
     play_with(people(), change, |scene| {
-        let (portico, address) = (&scene.portico, seen.get().context("no address")?);
+        let (portico, address) = (&scene.portico, scene.town.admin);
         let read = || tcp(address, "GET /metrics", "");
         let before = read()?;
         ensure!(
@@ -638,16 +633,8 @@ fn admin_clients_that_say_nothing_are_closed() -> Result<()> {
 
 #[test]
 fn an_upgrade_takes_the_admin_socket_over() -> Result<()> {
-    let seen = std::cell::Cell::new(None);
-    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let free = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
-        seen.set(Some(free));
-        node.admin.push(format!("http: {free}"));
-        Ok(())
-    };
-    play_with(people(), change, |scene| {
-        let address = seen.get().context("no address")?;
+    play_with(people(), open_tcp, |scene| {
+        let address = scene.town.admin;
         let mut alice = scene.login("alice")?;
         let first = json(&scene.portico, &["status"])?["pid"].clone();
         let old = scene.portico.upgrade("info")?;

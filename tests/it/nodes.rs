@@ -2,16 +2,16 @@
 //!
 //! HAProxy runs with the configuration that is shipped, on other ports.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use portico_tests::child::Child;
 use portico_tests::config::{Listener, Node, Serve, Tls};
 use portico_tests::haproxy::HaProxy;
+use portico_tests::memcached::Memcached;
 use portico_tests::portico::{Portico, binary};
 use portico_tests::slapd::Slapd;
 use portico_tests::town::{BALANCER, Doors, FRONT, Town, people};
@@ -28,7 +28,7 @@ pub(crate) struct Cluster<'a> {
     pub(crate) stage: &'a Stage,
     pub(crate) town: Town,
     pub(crate) nodes: [Portico; 2],
-    pub(crate) memcached: Child,
+    pub(crate) memcached: Memcached,
     pub(crate) haproxy: HaProxy,
     // Held: it is killed when dropped.
     _slapd: Slapd,
@@ -39,8 +39,7 @@ pub(crate) struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     pub(crate) fn build(stage: &'a Stage) -> Result<Cluster<'a>> {
         let town = Town::build(stage, people())?;
-        let shared = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
-        let memcached = start_memcached(stage, shared)?;
+        let memcached = Memcached::start(stage)?;
         let doors = [town.behind, Doors::new(stage, None)?];
         let health = [stage.port()?, stage.port()?];
         let mut directory = town.directory();
@@ -51,7 +50,7 @@ impl<'a> Cluster<'a> {
         }
         let slapd = Slapd::start(stage, "slapd", &directory)?;
         let start = |at: usize| -> Result<Portico> {
-            let mut node = node(&town, NAMES[at], &doors[at], health[at], shared);
+            let mut node = node(&town, NAMES[at], &doors[at], health[at], memcached.address());
             node.directory = slapd.source("1s");
             // Each keeps its own last good reading.
             let own = format!(
@@ -96,20 +95,6 @@ impl<'a> Cluster<'a> {
     fn logins(&self, at: usize) -> Result<usize> {
         self.nodes[at].count(&[("event", "login"), ("outcome", "ok")])
     }
-}
-
-fn start_memcached(stage: &Stage, at: SocketAddrV4) -> Result<Child> {
-    let (ip, port) = (at.ip().to_string(), at.port().to_string());
-    let args = ["-l", &ip, "-p", &port, "-U", "0", "-m", "16", "-u", "nobody"];
-    let mut child = Child::spawn(
-        "memcached",
-        "memcached",
-        &args,
-        &[],
-        &stage.path().join("memcached.log"),
-    )?;
-    child.wait_listening(&[at])?;
-    Ok(child)
 }
 
 fn node(town: &Town, name: &str, doors: &Doors, health: u16, shared: SocketAddrV4) -> Node {

@@ -74,6 +74,13 @@ fn under_traffic<T>(scene: &Scene, act: impl FnOnce() -> Result<T>) -> Result<T>
     })
 }
 
+/// Waits until the first process has given way to a new one.
+fn given_way(portico: &Portico) -> Result<()> {
+    until("the old process to give way", SOON, || {
+        Ok((portico.successions() > 0).then_some(()))
+    })
+}
+
 #[test]
 fn an_upgrade_cuts_nobody_off() -> Result<()> {
     play(|scene| {
@@ -87,15 +94,7 @@ fn an_upgrade_cuts_nobody_off() -> Result<()> {
         let first = scene.portico.pid();
         let successor = scene.portico.successor("info")?;
         let pid = successor.pid();
-        under_traffic(scene, || {
-            until("the old process to give way", SOON, || {
-                Ok(scene
-                    .portico
-                    .output()
-                    .contains("a new process has taken over")
-                    .then_some(()))
-            })
-        })?;
+        under_traffic(scene, || given_way(&scene.portico))?;
         ensure!(pid != first);
         alice.imap_ok("a1 NOOP")?;
         carol.imap_ok("c1 LOGIN carol@b.example carol-c4n4ry-three")?;
@@ -121,13 +120,7 @@ fn sigusr2_starts_the_new_binary() -> Result<()> {
         let mut alice = scene.login("alice")?;
         under_traffic(scene, || {
             scene.portico.signal(Signal::SIGUSR2)?;
-            until("the new process to take over", SOON, || {
-                Ok(scene
-                    .portico
-                    .output()
-                    .contains("a new process has taken over")
-                    .then_some(()))
-            })
+            given_way(&scene.portico)
         })?;
         alice.imap_ok("a1 LOGOUT")?;
         let new = child_of(scene.portico.pid())?;

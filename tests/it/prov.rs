@@ -147,331 +147,210 @@ fn both(stage: &Stage) -> Result<(Prov, Prov, Slapd)> {
 /// Words parted by blanks (`''` is the empty one), standard output, what standard error contains, exit code.
 type Row = (&'static str, &'static str, &'static str, i32);
 
+/// A command that says nothing and is done.
+const fn done(line: &'static str) -> Row {
+    (line, "", "", 0)
+}
+
+/// One that prints this.
+const fn shown(line: &'static str, out: &'static str) -> Row {
+    (line, out, "", 0)
+}
+
+/// One that changes nothing and says why.
+const fn refused(line: &'static str, err: &'static str) -> Row {
+    (line, "", err, 2)
+}
+
 const READING: &[Row] = &[
-    (
-        "gas",
-        "proxy1.example.test\nstore1.example.test\nstore2.example.test\n",
-        "",
-        0,
-    ),
-    (
-        "getAllServers mailbox",
-        "store1.example.test\nstore2.example.test\n",
-        "",
-        0,
-    ),
-    (
+    shown("gas", "proxy1.example.test\nstore1.example.test\nstore2.example.test\n"),
+    shown("getAllServers mailbox", "store1.example.test\nstore2.example.test\n"),
+    shown(
         "gs PROXY1.example.test ZimbraReverseProxyMailMode zimbraimapproxybindport zimbraServiceEnabled",
         "# name proxy1.example.test\nzimbraImapProxyBindPort: 143\nzimbraReverseProxyMailMode: redirect\n\
          zimbraServiceEnabled: proxy\n\n",
-        "",
-        0,
     ),
-    (
+    shown(
         "gs -e proxy1.example.test zimbraReverseProxyMailMode zimbraServiceEnabled",
         "# name proxy1.example.test\nzimbraServiceEnabled: proxy\n\n",
-        "",
-        0,
     ),
-    (
+    shown(
         "gs id-store1.example.test zimbraServiceHostname",
         "# name store1.example.test\nzimbraServiceHostname: 127.0.0.2\n\n",
-        "",
-        0,
     ),
-    (
-        "gs nobody",
-        "",
-        "ERROR: account.NO_SUCH_SERVER (no such server: nobody)\n",
-        2,
-    ),
-    (
-        "gd nobody",
-        "",
-        "ERROR: account.NO_SUCH_DOMAIN (no such domain: nobody)\n",
-        2,
-    ),
-    (
+    refused("gs nobody", "ERROR: account.NO_SUCH_SERVER (no such server: nobody)\n"),
+    refused("gd nobody", "ERROR: account.NO_SUCH_DOMAIN (no such domain: nobody)\n"),
+    refused(
         "ga no@body",
-        "",
         "ERROR: account.NO_SUCH_ACCOUNT (no such account: no@body)\n",
-        2,
     ),
-    ("ga *", "", "ERROR: account.NO_SUCH_ACCOUNT (no such account: *)\n", 2),
-    ("gad", "a.example\nb.example\n", "", 0),
-    (
+    refused("ga *", "ERROR: account.NO_SUCH_ACCOUNT (no such account: *)\n"),
+    shown("gad", "a.example\nb.example\n"),
+    shown(
         "gad zimbraVirtualHostname",
         "# name a.example\nzimbraVirtualHostname: mail.a.example\n\n# name b.example\n\n",
-        "",
-        0,
     ),
-    (
+    shown(
         "gdi virtualHostname MAIL.a.example zimbraVirtualHostname zimbraDomainType",
         "# name a.example\nzimbraDomainType: local\nzimbraVirtualHostname: mail.a.example\n\n",
-        "",
-        0,
     ),
-    ("gdi id id-a zimbraId", "# name a.example\nzimbraId: id-a\n\n", "", 0),
-    ("gdi colour red", "", "service.INVALID_REQUEST", 2),
-    (
+    shown("gdi id id-a zimbraId", "# name a.example\nzimbraId: id-a\n\n"),
+    refused("gdi colour red", "service.INVALID_REQUEST"),
+    shown(
         "ga al@a.example zimbraMailHost zimbraMailAlias",
         "# name alice@a.example\nzimbraMailAlias: al@a.example\nzimbraMailHost: store1.example.test\n\n",
-        "",
-        0,
     ),
-    ("gaa", "alice@a.example\n", "", 0),
-    ("gaa b.example", "", "", 0),
-    ("gc default description", "# name default\n\n", "", 0),
-    (
-        "gcf zimbraDefaultDomainName",
-        "zimbraDefaultDomainName: a.example\n",
-        "",
-        0,
-    ),
-    (
+    shown("gaa", "alice@a.example\n"),
+    done("gaa b.example"),
+    shown("gc default description", "# name default\n\n"),
+    shown("gcf zimbraDefaultDomainName", "zimbraDefaultDomainName: a.example\n"),
+    shown(
         "gacf zimbraReverseProxyMailMode zimbraDefaultDomainName zimbraIPMode",
         "zimbraDefaultDomainName: a.example\nzimbraIPMode: ipv4\nzimbraReverseProxyMailMode: redirect\n",
-        "",
-        0,
     ),
-    (
+    shown(
         "garpu",
         "127.0.0.2:7072/service/extension/nginx-lookup 127.0.0.3:7072/service/extension/nginx-lookup \n",
-        "",
-        0,
     ),
-    (
-        "garpb",
-        "    server 127.0.0.2:8443;\n    server 127.0.0.3:8443;\n",
-        "",
-        0,
-    ),
-    ("garpd", "", "", 0),
+    shown("garpb", "    server 127.0.0.2:8443;\n    server 127.0.0.3:8443;\n"),
+    done("garpd"),
 ];
 
 const WRITING: &[Row] = &[
     // The two lines that every administrator knows.
-    (
-        "modifyServer proxy1.example.test zimbraReverseProxyMailMode https",
-        "",
-        "",
-        0,
-    ),
-    (
-        "modifyDomain a.example +zimbraVirtualHostName webmail.a.example",
-        "",
-        "",
-        0,
-    ),
-    (
+    done("modifyServer proxy1.example.test zimbraReverseProxyMailMode https"),
+    done("modifyDomain a.example +zimbraVirtualHostName webmail.a.example"),
+    shown(
         "gs -e proxy1.example.test zimbraReverseProxyMailMode",
         "# name proxy1.example.test\nzimbraReverseProxyMailMode: https\n\n",
-        "",
-        0,
     ),
-    (
+    shown(
         "gd -e a.example zimbraVirtualHostname",
         "# name a.example\nzimbraVirtualHostname: mail.a.example\nzimbraVirtualHostname: webmail.a.example\n\n",
-        "",
-        0,
     ),
     // What is there already, or not there, is no error.
-    (
-        "md id-a +zimbraVirtualHostname WEBMAIL.a.example -zimbraVirtualHostname x.a.example",
-        "",
-        "",
-        0,
-    ),
-    ("md a.example -ZIMBRAvirtualhostname Mail.a.example", "", "", 0),
-    (
+    done("md id-a +zimbraVirtualHostname WEBMAIL.a.example -zimbraVirtualHostname x.a.example"),
+    done("md a.example -ZIMBRAvirtualhostname Mail.a.example"),
+    shown(
         "gd -e a.example zimbraVirtualHostname",
         "# name a.example\nzimbraVirtualHostname: webmail.a.example\n\n",
-        "",
-        0,
     ),
-    (
+    shown(
         "md b.example +zimbraVirtualHostname webmail.a.example",
         "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by other \
          domains: webmail.a.example (a.example)  This may cause routing issues.\n",
-        "",
-        0,
     ),
-    ("md b.example zimbraVirtualHostname ''", "", "", 0),
-    ("md b.example zimbraVirtualHostname ''", "", "", 0),
-    ("gd -e b.example zimbraVirtualHostname", "# name b.example\n\n", "", 0),
-    (
-        "ms proxy1.example.test zimbrareverseproxymailenabled false zimbraReverseProxyMailMode BOTH",
-        "",
-        "",
-        0,
-    ),
-    (
+    done("md b.example zimbraVirtualHostname ''"),
+    done("md b.example zimbraVirtualHostname ''"),
+    shown("gd -e b.example zimbraVirtualHostname", "# name b.example\n\n"),
+    done("ms proxy1.example.test zimbrareverseproxymailenabled false zimbraReverseProxyMailMode BOTH"),
+    shown(
         "gs -e proxy1.example.test zimbraReverseProxyMailEnabled zimbraReverseProxyMailMode",
         "# name proxy1.example.test\nzimbraReverseProxyMailEnabled: FALSE\nzimbraReverseProxyMailMode: both\n\n",
-        "",
-        0,
     ),
-    (
-        "mcf zimbraReverseProxyAuthWaitInterval 5s zimbraDefaultDomainName ''",
-        "",
-        "",
-        0,
-    ),
-    (
+    done("mcf zimbraReverseProxyAuthWaitInterval 5s zimbraDefaultDomainName ''"),
+    shown(
         "gcf zimbraReverseProxyAuthWaitInterval",
         "zimbraReverseProxyAuthWaitInterval: 5s\n",
-        "",
-        0,
     ),
-    ("gcf zimbraDefaultDomainName", "", "", 0),
+    done("gcf zimbraDefaultDomainName"),
     // Refused, and nothing is changed.
-    (
+    refused(
         "ms proxy1.example.test zimbraImapProxyBindPort 1143 zimbraReverseProxyMailMode mixed",
-        "",
         "ERROR: account.INVALID_ATTR_VALUE (invalid attr value: zimbraReverseProxyMailMode: expected one of https, \
          redirect, both, found \"mixed\")\n",
-        2,
     ),
-    (
+    shown(
         "gs -e proxy1.example.test zimbraImapProxyBindPort",
         "# name proxy1.example.test\n\n",
-        "",
-        0,
     ),
-    (
-        "md a.example +zimbraVirtualHostname mail",
-        "",
-        "account.INVALID_ATTR_VALUE",
-        2,
-    ),
-    (
+    refused("md a.example +zimbraVirtualHostname mail", "account.INVALID_ATTR_VALUE"),
+    refused(
         "md a.example zimbraDomainAllowedIPs 10.0.0.0/99",
-        "",
         "account.INVALID_ATTR_VALUE",
-        2,
     ),
-    (
+    refused(
         "mcf zimbraReverseProxyConnectTimeout soon",
-        "",
         "account.INVALID_ATTR_VALUE",
-        2,
     ),
-    (
+    refused(
         "ms proxy1.example.test zimbraReverseProxyMailMod https",
-        "",
         "did you mean zimbraReverseProxyMailMode?",
-        2,
     ),
-    (
+    refused(
         "ms proxy1.example.test zimbraImapProxyBindPort 993",
-        "",
         "port 993 conflict",
-        2,
     ),
-    ("md a.example zimbraId other", "", "zimbraId is immutable", 2),
-    (
+    refused("md a.example zimbraId other", "zimbraId is immutable"),
+    refused(
         "ma alice@a.example zimbraMailHost store9.example.test",
-        "",
         "is not the name of a server",
-        2,
     ),
-    (
+    refused(
         "ms proxy1.example.test zimbraServiceEnabled mta",
-        "",
         "error: cannot replace multi-valued attr value unless -r is specified\n",
-        2,
     ),
-    (
-        "-r ms proxy1.example.test zimbraServiceEnabled mta +zimbraServiceEnabled proxy",
-        "",
-        "",
-        0,
-    ),
-    ("ms proxy1.example.test -zimbraServiceEnabled mta", "", "", 0),
-    (
+    done("-r ms proxy1.example.test zimbraServiceEnabled mta +zimbraServiceEnabled proxy"),
+    done("ms proxy1.example.test -zimbraServiceEnabled mta"),
+    shown(
         "gs -e proxy1.example.test zimbraServiceEnabled",
         "# name proxy1.example.test\nzimbraServiceEnabled: proxy\n\n",
-        "",
-        0,
     ),
     // Entries come and go.
-    ("cs store3.example.test zimbraServiceEnabled mailbox", "ID\n", "", 0),
-    (
+    shown("cs store3.example.test zimbraServiceEnabled mailbox", "ID\n"),
+    refused(
         "cs Store3.example.test",
-        "",
         "ERROR: account.SERVER_EXISTS (server already exists: store3.example.test)\n",
-        2,
     ),
-    (
+    shown(
         "gs store3.example.test zimbraId zimbraServiceEnabled",
         "# name store3.example.test\nzimbraId: ID\nzimbraServiceEnabled: mailbox\n\n",
-        "",
-        0,
     ),
-    ("cd new.c.example zimbraVirtualHostname *.c.example", "ID\n", "", 0),
-    (
+    shown("cd new.c.example zimbraVirtualHostname *.c.example", "ID\n"),
+    refused(
         "cd new.c.example",
-        "",
         "ERROR: account.DOMAIN_EXISTS (domain already exists: new.c.example)\n",
-        2,
     ),
-    ("cd c.example", "ID\n", "", 0),
-    ("cd bad_name.example", "", "service.INVALID_REQUEST", 2),
-    ("cad alias.example c.example", "ID\n", "", 0),
-    (
+    shown("cd c.example", "ID\n"),
+    refused("cd bad_name.example", "service.INVALID_REQUEST"),
+    shown("cad alias.example c.example", "ID\n"),
+    shown(
         "gd alias.example zimbraDomainType",
         "# name alias.example\nzimbraDomainType: alias\n\n",
-        "",
-        0,
     ),
-    (
+    shown(
         "ca bob@c.example '' zimbraMailHost store3.example.test zimbraMailAlias robert@c.example",
         "ID\n",
-        "",
-        0,
     ),
-    (
+    refused(
         "ca robert@c.example ''",
-        "",
         "ERROR: account.ACCOUNT_EXISTS (email address already exists: robert@c.example)\n",
-        2,
     ),
-    ("ca eve@nowhere.example ''", "", "account.NO_SUCH_DOMAIN", 2),
-    (
+    refused("ca eve@nowhere.example ''", "account.NO_SUCH_DOMAIN"),
+    refused(
         "ma alice@a.example +zimbraMailAlias robert@c.example",
-        "",
         "account.ACCOUNT_EXISTS",
-        2,
     ),
-    ("ma robert@c.example zimbraMailHost store1.example.test", "", "", 0),
-    (
+    done("ma robert@c.example zimbraMailHost store1.example.test"),
+    shown(
         "ga bob@c.example zimbraMailHost zimbraMailAlias",
         "# name bob@c.example\nzimbraMailAlias: robert@c.example\nzimbraMailHost: store1.example.test\n\n",
-        "",
-        0,
     ),
-    ("gaa c.example", "bob@c.example\n", "", 0),
-    (
+    shown("gaa c.example", "bob@c.example\n"),
+    refused(
         "dd c.example",
-        "",
         "ERROR: account.DOMAIN_NOT_EMPTY (domain not empty: c.example)\n",
-        2,
     ),
-    ("ds store1.example.test", "", "store1.example.test holds 2 accounts", 2),
-    ("da bob@c.example", "", "", 0),
-    ("da bob@c.example", "", "account.NO_SUCH_ACCOUNT", 2),
-    ("dd c.example", "", "alias.example is an alias of c.example", 2),
-    ("dd alias.example", "", "", 0),
-    ("dd new.c.example", "", "", 0),
-    ("dd c.example", "", "", 0),
-    ("ds store3.example.test", "", "", 0),
-    ("gad", "a.example\nb.example\n", "", 0),
-    (
-        "gas",
-        "proxy1.example.test\nstore1.example.test\nstore2.example.test\n",
-        "",
-        0,
-    ),
+    refused("ds store1.example.test", "store1.example.test holds 2 accounts"),
+    done("da bob@c.example"),
+    refused("da bob@c.example", "account.NO_SUCH_ACCOUNT"),
+    refused("dd c.example", "alias.example is an alias of c.example"),
+    done("dd alias.example"),
+    done("dd new.c.example"),
+    done("dd c.example"),
+    done("ds store3.example.test"),
+    shown("gad", "a.example\nb.example\n"),
+    shown("gas", "proxy1.example.test\nstore1.example.test\nstore2.example.test\n"),
     // Not understood.
     (
         "modifyServer proxy1.example.test zimbraReverseProxyMailMode",
@@ -480,8 +359,8 @@ const WRITING: &[Row] = &[
         "",
         1,
     ),
-    ("fc colours", "", "invalid cache type colours", 2),
-    ("fc all", "", "names no admin.socket", 2),
+    refused("fc colours", "invalid cache type colours"),
+    refused("fc all", "names no admin.socket"),
 ];
 
 #[test]

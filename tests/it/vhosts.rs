@@ -104,6 +104,11 @@ impl Scene<'_> {
     }
 }
 
+/// Arguments for curl: these header lines.
+fn headers<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    lines.iter().flat_map(|line| ["-H", line]).collect()
+}
+
 fn status_in(printed: &str) -> Got {
     let line = printed.lines().find_map(|line| line.strip_prefix("HTTP/1.1 "));
     let code = line.and_then(|line| line.get(..3)?.parse().ok());
@@ -206,17 +211,13 @@ fn each_host_has_its_rules_for_client_certificates() -> Result<()> {
 #[test]
 fn a_web_socket_is_no_way_around_the_rules() -> Result<()> {
     play_with_clients(|scene, _| {
-        let upgrade = [
-            "--http1.1",
-            "-H",
+        let mut upgrade = headers(&[
             "Connection: Upgrade",
-            "-H",
             "Upgrade: websocket",
-            "-H",
             "Sec-WebSocket-Version: 13",
-            "-H",
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        ];
+        ]);
+        upgrade.push("--http1.1");
         let (got, _) = scene.visit("mail.b.example", Some("mail.a.example"), None, &upgrade)?;
         assert_eq!(got, Status(421));
         Ok(())
@@ -226,18 +227,13 @@ fn a_web_socket_is_no_way_around_the_rules() -> Result<()> {
 #[test]
 fn the_upstream_is_told_what_was_shown_and_nothing_that_a_client_says() -> Result<()> {
     play_with_clients(|scene, clients| {
-        let lies = [
-            "-H",
+        let lies = headers(&[
             "X-Client-Verify: SUCCESS",
-            "-H",
             "X-Client-S-DN: CN=admin",
-            "-H",
             "X_Client_S_DN: CN=admin",
-            "-H",
             "X-SSL-Client-Verify: SUCCESS",
-            "-H",
             "Client-Cert: :AAAA:",
-        ];
+        ]);
         let (_, body) = scene.visit("mail.a.example", None, Some(&clients.good), &lies)?;
         let pem = std::fs::read(&clients.good.certificate_file)?;
         let certificate = openssl::x509::X509::from_pem(&pem)?;

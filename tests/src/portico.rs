@@ -148,13 +148,18 @@ impl Portico {
 
     /// Lets a new process take over. From here on this is the new one; gives the old one.
     pub fn upgrade(&mut self, rust_log: &str) -> Result<Child> {
-        let before = self.output().matches(TAKEN_OVER).count();
+        let before = self.successions();
         let mut successor = self.successor(rust_log)?;
         until("the new process to take over", HAND_OVER, || {
             ensure!(successor.is_running(), "the new process ended:\n{}", successor.output());
-            Ok((self.output().matches(TAKEN_OVER).count() > before).then_some(()))
+            Ok((self.successions() > before).then_some(()))
         })?;
         Ok(std::mem::replace(&mut self.child, successor))
+    }
+
+    /// How often a process has given way to a new one.
+    pub fn successions(&self) -> usize {
+        self.output().matches(TAKEN_OVER).count()
     }
 
     /// The same files with another process, which has taken over.

@@ -151,6 +151,8 @@ pub struct Town {
     pub doors: Doors,
     /// Portico's doors where PROXY headers are spoken.
     pub behind: Doors,
+    /// For the admin API over TCP, where the node file opens it.
+    pub admin: SocketAddrV4,
     /// Portico's certificate where no name matches.
     pub default: Pair,
     /// Certificates of the domains, by domain.
@@ -181,6 +183,7 @@ impl Town {
             people,
             doors: Doors::new(stage, ports[0])?,
             behind: Doors::new(stage, ports[1])?,
+            admin: SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?),
             default: ca.server(&[FRONT, "localhost", "127.0.0.1"])?,
             domains,
             ca,
