@@ -231,7 +231,7 @@ async fn the_first_server_is_left_when_it_fails_and_taken_again_when_it_is_back(
     })
     .await;
     // A server that hangs costs one timeout, and then nothing.
-    first.signal("STOP");
+    first.freeze();
     house.cache.clear();
     let before = Instant::now();
     assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
@@ -240,7 +240,7 @@ async fn the_first_server_is_left_when_it_fails_and_taken_again_when_it_is_back(
     let before = Instant::now();
     assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
     assert!(before.elapsed() < TIMEOUT / 2, "{:?}", before.elapsed());
-    first.signal("CONT");
+    first.thaw();
 }
 
 #[tokio::test]
@@ -280,7 +280,7 @@ async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
     let house = House::around(directory, Duration::from_millis(500));
     let alice = "alice@a.test store1.test:7990";
     house.until("alice", alice).await;
-    slapd.signal("STOP");
+    slapd.freeze();
     let before = Instant::now();
     assert_eq!(house.ask("bob").await, "down");
     assert!(
@@ -290,7 +290,7 @@ async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
     );
     let stale = house.cache.route(&login("alice")).await.unwrap();
     assert_eq!(stale.tier, Tier::Stale);
-    slapd.signal("CONT");
+    slapd.thaw();
     house.until("bob", "bob@a.test store2.test:7991").await;
     slapd.stop();
     assert_eq!(house.ask("carl@a.test").await, "down");
@@ -306,7 +306,7 @@ async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
     .await;
 }
 
-async fn changes_are_seen(kind: Kind) {
+async fn changes_are_seen(kind: Kind<'_>) {
     let slapd = Slapd::start_as(kind, "");
     let house = House::open(settings(&[slapd.url()])).await;
     let mut generations = house.directory.changes();
@@ -411,12 +411,13 @@ async fn changes_are_seen_where_the_server_says_how_far_it_is() {
 async fn changes_are_seen_where_the_server_does_not_say_how_far_it_is() {
     changes_are_seen(Kind {
         without_context_csn: true,
+        ..Kind::default()
     })
     .await;
 }
 
 /// Of an account that is deleted LDAP tells nothing: it is looked for, of what is kept, once something has moved.
-async fn deleted_accounts_are_noticed(kind: Kind) {
+async fn deleted_accounts_are_noticed(kind: Kind<'_>) {
     let many: String = (0..450)
         .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
         .collect();
@@ -460,6 +461,7 @@ async fn deleted_accounts_are_noticed_where_the_server_says_how_far_it_is() {
 async fn deleted_accounts_are_noticed_where_the_server_does_not_say_how_far_it_is() {
     deleted_accounts_are_noticed(Kind {
         without_context_csn: true,
+        ..Kind::default()
     })
     .await;
 }

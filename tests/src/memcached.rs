@@ -13,6 +13,9 @@ use crate::child::Child;
 /// How long it may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// How its answers end.
+const ENDS: [&str; 4] = ["END\r\n", "STORED\r\n", "DELETED\r\n", "NOT_FOUND\r\n"];
+
 /// A running memcached. It is killed when dropped.
 pub struct Memcached {
     address: SocketAddrV4,
@@ -36,37 +39,37 @@ impl Memcached {
 
     /// The value under a key as it is on the wire, with its length as the server says it.
     pub fn get(&self, key: &str) -> Result<Option<String>> {
-        let mut wire = self.connect()?;
-        write!(wire.get_mut(), "get {key}\r\n")?;
-        let mut head = String::new();
-        wire.read_line(&mut head)?;
-        if head == "END\r\n" {
+        let answer = self.say(&format!("get {key}\r\n"))?;
+        if answer == "END\r\n" {
             return Ok(None);
         }
-        let mut value = String::new();
-        wire.read_line(&mut value)?;
-        let value = value.trim_end_matches(['\r', '\n']).to_owned();
+        let value = answer.split("\r\n").nth(1).unwrap_or_default().to_owned();
         ensure!(
-            head == format!("VALUE {key} 0 {}\r\n", value.len()),
-            "{head:?} {value:?}"
+            answer == format!("VALUE {key} 0 {}\r\n{value}\r\nEND\r\n", value.len()),
+            "{answer:?}"
         );
         Ok(Some(value))
     }
 
     /// Adds an entry as an nginx proxy does.
     pub fn add(&self, key: &str, value: &str) -> Result<()> {
-        let mut wire = self.connect()?;
-        write!(wire.get_mut(), "add {key} 0 3600 {}\r\n{value}\r\n", value.len())?;
-        let mut answer = String::new();
-        wire.read_line(&mut answer)?;
+        let answer = self.say(&format!("add {key} 0 3600 {}\r\n{value}\r\n", value.len()))?;
         ensure!(answer == "STORED\r\n", "{answer:?}");
         Ok(())
     }
 
-    fn connect(&self) -> Result<BufReader<TcpStream>> {
-        let tcp = TcpStream::connect(self.address).context("memcached")?;
+    /// Sends a command on a connection of its own; gives the whole answer.
+    pub fn say(&self, command: &str) -> Result<String> {
+        let mut tcp = TcpStream::connect(self.address).context("memcached")?;
         tcp.set_read_timeout(Some(ANSWER))?;
-        Ok(BufReader::new(tcp))
+        tcp.write_all(command.as_bytes())?;
+        let mut wire = BufReader::new(tcp);
+        let mut answer = String::new();
+        while !ENDS.iter().any(|end| answer.ends_with(end)) {
+            let heard = wire.read_line(&mut answer)?;
+            ensure!(heard > 0, "memcached closed the connection after {answer:?}");
+        }
+        Ok(answer)
     }
 
     /// Kills it.

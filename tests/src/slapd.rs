@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::Stage;
+use crate::certs::Pair;
 use crate::child::Child;
 use crate::config::Directory;
 
@@ -25,31 +26,49 @@ const END: Duration = Duration::from_secs(20);
 pub struct Slapd {
     dir: PathBuf,
     address: SocketAddrV4,
+    /// Where it speaks TLS from the first byte.
+    tls: Option<SocketAddrV4>,
     child: Child,
+}
+
+/// What a server is like, beside its content.
+#[derive(Default)]
+pub struct Kind<'a> {
+    /// Without the overlay that tells how far the server has come.
+    pub without_context_csn: bool,
+    /// It speaks TLS too with this certificate: after StartTLS, and on a port of its own from the first byte.
+    pub tls: Option<&'a Pair>,
+    /// More lines of its configuration.
+    pub more: String,
 }
 
 impl Slapd {
     /// Starts one with this content; `name` is that of its folder.
     pub fn start(stage: &Stage, name: &str, directory: &Directory) -> Result<Slapd> {
-        Slapd::launch(stage, name, Some(&directory.ldif()), None)
+        Slapd::start_as(stage, name, Some(&directory.ldif()), &Kind::default())
     }
 
     /// Starts a copy that follows this one and takes no changes itself.
     pub fn replica(&self, stage: &Stage, name: &str) -> Result<Slapd> {
         let (url, (dn, password)) = (self.url(), ADMIN);
-        let follow = format!(
+        let more = format!(
             "syncrepl rid=1 provider={url} type=refreshAndPersist retry=\"1 +\" searchbase=\"\" bindmethod=simple \
              binddn=\"{dn}\" credentials=\"{password}\"\nupdateref {url}\n"
         );
-        Slapd::launch(stage, name, None, Some(&follow))
+        let kind = Kind {
+            more,
+            ..Kind::default()
+        };
+        Slapd::start_as(stage, name, None, &kind)
     }
 
-    fn launch(stage: &Stage, name: &str, content: Option<&str>, more: Option<&str>) -> Result<Slapd> {
+    /// Starts one of this kind; `ldif` is its content.
+    pub fn start_as(stage: &Stage, name: &str, ldif: Option<&str>, kind: &Kind) -> Result<Slapd> {
         let dir = stage.dir(name)?;
         fs::create_dir_all(dir.join("db"))?;
         let conf = dir.join("slapd.conf");
-        fs::write(&conf, config(&dir, more.unwrap_or_default()))?;
-        if let Some(content) = content {
+        fs::write(&conf, config(&dir, kind))?;
+        if let Some(content) = ldif {
             let ldif = dir.join("tree.ldif");
             fs::write(&ldif, content.to_owned() + &reader())?;
             run(Command::new("/usr/sbin/slapadd")
@@ -60,12 +79,18 @@ impl Slapd {
                 .arg("-l")
                 .arg(&ldif))?;
         }
-        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
-        let child = spawn(&dir, address)?;
+        let free = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
+        let (address, tls) = (free()?, kind.tls.map(|_| free()).transpose()?);
+        let child = spawn(&dir, address, tls)?;
         for (name, (_, password)) in [("admin.password", ADMIN), ("reader.password", READER)] {
             fs::write(dir.join(name), password)?;
         }
-        Ok(Slapd { dir, address, child })
+        Ok(Slapd {
+            dir,
+            address,
+            tls,
+            child,
+        })
     }
 
     /// `ldap://…`
@@ -173,6 +198,11 @@ impl Slapd {
         self.address
     }
 
+    /// Where it speaks TLS from the first byte, if it does.
+    pub fn tls_address(&self) -> Option<SocketAddrV4> {
+        self.tls
+    }
+
     /// Ends it as an operator does.
     pub fn stop(&mut self) -> Result<()> {
         self.child.stop(END)
@@ -180,7 +210,7 @@ impl Slapd {
 
     /// Starts it again with what it holds, after it has ended.
     pub fn start_again(&mut self) -> Result<()> {
-        self.child = spawn(&self.dir, self.address)?;
+        self.child = spawn(&self.dir, self.address, self.tls)?;
         Ok(())
     }
 
@@ -205,12 +235,14 @@ impl Slapd {
     }
 }
 
-fn spawn(dir: &Path, address: SocketAddrV4) -> Result<Child> {
-    let (url, conf) = (format!("ldap://{address}"), dir.join("slapd.conf"));
+fn spawn(dir: &Path, address: SocketAddrV4, tls: Option<SocketAddrV4>) -> Result<Child> {
+    let mut urls = format!("ldap://{address}");
+    urls.extend(tls.map(|tls| format!(" ldaps://{tls}")));
+    let conf = dir.join("slapd.conf");
     // It writes down what it is asked.
-    let args = ["-d", "stats", "-h", &url, "-f", conf.to_str().context("path")?];
+    let args = ["-d", "stats", "-h", &urls, "-f", conf.to_str().context("path")?];
     let mut child = Child::spawn("slapd", "/usr/sbin/slapd", &args, &[], &dir.join("slapd.log"))?;
-    child.wait_listening(&[address])?;
+    child.wait_listening(&[Some(address), tls].into_iter().flatten().collect::<Vec<_>>())?;
     Ok(child)
 }
 
@@ -220,19 +252,29 @@ fn account_dn(name: &str) -> Result<String> {
     Ok(format!("uid={user},ou=people,dc={}", domain.replace('.', ",dc=")))
 }
 
-fn config(dir: &Path, more: &str) -> String {
+fn config(dir: &Path, kind: &Kind) -> String {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("ldap/zimbra.schema");
     let ((dn, password), dir) = (ADMIN, dir.display());
+    let tls = kind.tls.map_or(String::new(), |pair| {
+        let (certificate, key) = (pair.certificate_file.display(), pair.key_file.display());
+        format!("TLSCertificateFile {certificate}\nTLSCertificateKeyFile {key}\n")
+    });
+    let overlay = if kind.without_context_csn {
+        ""
+    } else {
+        "overlay syncprov\n"
+    };
     format!(
         "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
          include /etc/ldap/schema/inetorgperson.schema\ninclude {schema}\n\
-         modulepath /usr/lib/ldap\nmoduleload back_mdb\nmoduleload syncprov\n\
+         modulepath /usr/lib/ldap\nmoduleload back_mdb\nmoduleload syncprov\n{tls}\
          database mdb\nmaxsize 268435456\nsuffix \"\"\ndirectory {dir}/db\ndbnosync\nrootdn \"{dn}\"\nrootpw \"{password}\"\n\
          index objectClass,entryCSN,entryUUID,zimbraId,zimbraMailDeliveryAddress,zimbraMailAlias,zimbraDomainName eq\n\
          access to attrs=userPassword by anonymous auth by * none\n\
-         access to * by dn.exact=\"{reader}\" read by anonymous auth by * none\n{more}overlay syncprov\n",
+         access to * by dn.exact=\"{reader}\" read by anonymous auth by * none\n{more}{overlay}",
         schema = schema.display(),
         reader = READER.0,
+        more = kind.more,
     )
 }
 

@@ -392,7 +392,7 @@ async fn a_connection_that_was_closed_while_it_waited_is_no_failure() {
 async fn ten_thousand_logins_of_a_hundred_users_ask_a_hundred_times() {
     let (service, heard) = stub(zimbra).await;
     let mut node = node(Dialect::Zimbra, &[service]);
-    let memcached = Memcached::start().await;
+    let memcached = Memcached::start();
     let settings = route_cache::memcached::Settings {
         servers: vec![memcached.address()],
         timeout: Duration::from_secs(2),

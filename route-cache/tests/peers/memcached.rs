@@ -22,6 +22,16 @@ fn shared(servers: &[String], retry: Duration) -> SharedCache {
     SharedCache::new(&settings, TTL, book())
 }
 
+/// Alice's route for IMAP.
+const ALICE: &str = "route:proto=imapssl;user=alice@a.test";
+
+/// A memcached, a directory, and a node with both.
+fn one_node() -> (Memcached, Arc<Counting>, Arc<RouteCache>) {
+    let (memcached, directory) = (Memcached::start(), Counting::new(&system()));
+    let node = node(&directory, &[memcached.address()]);
+    (memcached, directory, node)
+}
+
 /// A node with these memcached servers.
 fn node(directory: &Arc<Counting>, servers: &[String]) -> Arc<RouteCache> {
     Arc::new(cache(directory).with_shared(shared(servers, Duration::from_secs(60))))
@@ -29,19 +39,11 @@ fn node(directory: &Arc<Counting>, servers: &[String]) -> Arc<RouteCache> {
 
 #[tokio::test]
 async fn what_nginx_wrote_is_read() {
-    let memcached = Memcached::start().await;
-    let directory = Counting::new(&system());
-    let node = node(&directory, &[memcached.address()]);
-    memcached
-        .add("route:proto=imapssl;user=alice@a.test", "127.0.0.3:7993")
-        .await;
-    memcached
-        .add("route:proto=pop3ssl;user=alice@a.test", "127.0.0.2:7995")
-        .await;
-    memcached.add("route:proto=httpssl;id=id-alice", "127.0.0.2:8443").await;
-    memcached
-        .add("route:proto=httpssl;admin=1;id=id-root", "127.0.0.3:7071")
-        .await;
+    let (memcached, directory, node) = one_node();
+    memcached.add(ALICE, "127.0.0.3:7993");
+    memcached.add("route:proto=pop3ssl;user=alice@a.test", "127.0.0.2:7995");
+    memcached.add("route:proto=httpssl;id=id-alice", "127.0.0.2:8443");
+    memcached.add("route:proto=httpssl;admin=1;id=id-root", "127.0.0.3:7071");
     let imap = login("Alice@a.test", Service::Imap);
     assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memcached");
     assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memory");
@@ -60,28 +62,20 @@ async fn what_nginx_wrote_is_read() {
     // A forgotten entry goes, with all its protocols, and is asked for at the source.
     node.forget(&imap);
     assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.2:1993 directory");
-    let written = || memcached.value("route:proto=imapssl;user=alice@a.test");
-    until("the new route is written", written, |v| {
-        v.as_deref() == Some("127.0.0.2:1993")
-    })
-    .await;
-    assert_eq!(memcached.value("route:proto=pop3ssl;user=alice@a.test").await, None);
+    memcached.becomes(ALICE, "127.0.0.2:1993").await;
+    assert_eq!(memcached.value("route:proto=pop3ssl;user=alice@a.test"), None);
 }
 
 #[tokio::test]
 async fn what_changed_in_the_directory_is_not_read_any_more() {
-    let memcached = Memcached::start().await;
-    let directory = Counting::new(&system());
-    let node = node(&directory, &[memcached.address()]);
+    let (memcached, _, node) = one_node();
     let (by_pop3, by_id) = (
         "route:proto=pop3ssl;user=alice@a.test",
         "route:proto=httpssl;id=id-alice",
     );
-    memcached
-        .add("route:proto=imapssl;user=alice@a.test", "127.0.0.3:7993")
-        .await;
-    memcached.add(by_pop3, "127.0.0.3:7995").await;
-    memcached.add(by_id, "127.0.0.3:8443").await;
+    memcached.add(ALICE, "127.0.0.3:7993");
+    memcached.add(by_pop3, "127.0.0.3:7995");
+    memcached.add(by_id, "127.0.0.3:8443");
     let imap = login("alice@a.test", Service::Imap);
     assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memcached");
     // To begin to follow the directory is no reason to distrust what other nodes share.
@@ -95,25 +89,19 @@ async fn what_changed_in_the_directory_is_not_read_any_more() {
     node.forget_accounts(&[alice]);
     assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.2:1993 directory");
     for name in [by_pop3, by_id] {
-        until("the old route is gone", || memcached.value(name), Option::is_none).await;
+        until("the old route is gone", async || memcached.value(name), Option::is_none).await;
     }
     // Some account changed, and nobody can say which.
-    memcached
-        .add("route:proto=imapssl;user=user0@a.test", "127.0.0.3:7993")
-        .await;
+    memcached.add("route:proto=imapssl;user=user0@a.test", "127.0.0.3:7993");
     node.expire();
     let other = login("user0@a.test", Service::Imap);
     assert_eq!(ask(&node, &other).await, "user0@a.test 127.0.0.2:1993 directory");
     assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.2:1993 directory");
     // What is written after that is believed, and only that.
-    let written = || memcached.value("route:proto=imapssl;user=user0@a.test");
-    until("the new route is written", written, |v| {
-        v.as_deref() == Some("127.0.0.2:1993")
-    })
-    .await;
     memcached
-        .add("route:proto=pop3ssl;user=user2@a.test", "127.0.0.3:7995")
+        .becomes("route:proto=imapssl;user=user0@a.test", "127.0.0.2:1993")
         .await;
+    memcached.add("route:proto=pop3ssl;user=user2@a.test", "127.0.0.3:7995");
     node.follow_directory().await;
     assert_eq!(ask(&node, &other).await, "user0@a.test 127.0.0.2:1993 memcached");
     let by_pop3 = login("user2@a.test", Service::Pop3);
@@ -122,12 +110,8 @@ async fn what_changed_in_the_directory_is_not_read_any_more() {
 
 #[tokio::test]
 async fn asking_anew_distrusts_what_is_shared_only_where_nobody_tells_of_changes() {
-    let memcached = Memcached::start().await;
-    let directory = Counting::new(&system());
-    let node = node(&directory, &[memcached.address()]);
-    memcached
-        .add("route:proto=imapssl;user=alice@a.test", "127.0.0.3:7993")
-        .await;
+    let (memcached, directory, node) = one_node();
+    memcached.add(ALICE, "127.0.0.3:7993");
     let imap = login("alice@a.test", Service::Imap);
     for _ in 0..2 {
         assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.3:7993 memcached");
@@ -139,32 +123,25 @@ async fn asking_anew_distrusts_what_is_shared_only_where_nobody_tells_of_changes
 
 #[tokio::test]
 async fn what_is_written_has_the_exact_form_and_serves_other_nodes() {
-    let memcached = Memcached::start().await;
+    let memcached = Memcached::start();
     let directory = Counting::new(&system());
     let (first, second) = (
         node(&directory, &[memcached.address()]),
         node(&directory, &[memcached.address()]),
     );
     // `set`, not `add`: an older entry does not stay.
-    memcached
-        .add("route:proto=imapssl;user=alice@a.test", "10.9.9.9:7993")
-        .await;
+    memcached.add(ALICE, "10.9.9.9:7993");
     assert_eq!(
         ask(&first, &login("al@a.test", Service::Imap)).await,
         "alice@a.test 127.0.0.2:1993 directory"
     );
-    let name = "route:proto=imapssl;user=alice@a.test";
-    let written = || memcached.value(name);
-    until("the route is written", written, |v| {
-        v.as_deref() == Some("127.0.0.2:1993")
-    })
-    .await;
-    let key = route_cache::memcached::hashed(name);
+    memcached.becomes(ALICE, "127.0.0.2:1993").await;
+    let key = route_cache::memcached::hashed(ALICE);
     assert_eq!(
-        memcached.say(&format!("get {key}\r\n")).await,
+        memcached.say(&format!("get {key}\r\n")),
         format!("VALUE {key} 0 14\r\n127.0.0.2:1993\r\nEND\r\n")
     );
-    let ttl = memcached.say(&format!("mg {key} t\r\nget x\r\n")).await;
+    let ttl = memcached.say(&format!("mg {key} t\r\nget x\r\n"));
     let ttl: u64 = ttl
         .split([' ', '\r'])
         .nth(1)
@@ -174,15 +151,16 @@ async fn what_is_written_has_the_exact_form_and_serves_other_nodes() {
         .unwrap();
     assert!((3590..=3600).contains(&ttl), "{ttl}");
     // Never under an alias: who reads it would log in with it.
-    assert_eq!(memcached.value("route:proto=imapssl;user=al@a.test").await, None);
+    assert_eq!(memcached.value("route:proto=imapssl;user=al@a.test"), None);
     let asked = directory.asked();
     assert_eq!(
         ask(&second, &login("alice", Service::Imap)).await,
         "alice@a.test 127.0.0.2:1993 memcached"
     );
     ask(&first, &login("#id-alice", Service::Web)).await;
-    let by_id = || memcached.value("route:proto=httpssl;id=id-alice");
-    until("the id is written", by_id, |v| v.as_deref() == Some("127.0.0.2:8443")).await;
+    memcached
+        .becomes("route:proto=httpssl;id=id-alice", "127.0.0.2:8443")
+        .await;
     assert_eq!(
         ask(&second, &login("#id-alice", Service::Web)).await,
         "id-alice 127.0.0.2:8443 memcached"
@@ -192,10 +170,7 @@ async fn what_is_written_has_the_exact_form_and_serves_other_nodes() {
 
 #[tokio::test]
 async fn addresses_that_are_no_mailbox_server_of_the_protocol_are_not_believed() {
-    let memcached = Memcached::start().await;
-    let directory = Counting::new(&system());
-    let node = node(&directory, &[memcached.address()]);
-    let name = "route:proto=imapssl;user=alice@a.test";
+    let (memcached, directory, node) = one_node();
     for value in [
         "192.0.2.66:1993",
         "127.0.0.2:7143",
@@ -207,10 +182,8 @@ async fn addresses_that_are_no_mailbox_server_of_the_protocol_are_not_believed()
         "garbage",
         "127.0.0.2:1993\r\nEND\r\nVALUE",
     ] {
-        memcached
-            .say(&format!("delete {}\r\n", route_cache::memcached::hashed(name)))
-            .await;
-        memcached.add(name, value).await;
+        memcached.say(&format!("delete {}\r\n", route_cache::memcached::hashed(ALICE)));
+        memcached.add(ALICE, value);
         let asked = directory.asked();
         // A new cache knows nothing; explaining leaves no trace.
         let reader = cache(&directory).with_shared(shared(&[memcached.address()], Duration::from_secs(60)));
@@ -219,8 +192,7 @@ async fn addresses_that_are_no_mailbox_server_of_the_protocol_are_not_believed()
         assert_eq!(explained.tier.name(), "directory", "{value}");
         assert!(
             memcached
-                .say(&format!("get {}\r\n", route_cache::memcached::hashed(name)))
-                .await
+                .say(&format!("get {}\r\n", route_cache::memcached::hashed(ALICE)))
                 .starts_with("VALUE")
         );
         assert_eq!(
@@ -229,24 +201,17 @@ async fn addresses_that_are_no_mailbox_server_of_the_protocol_are_not_believed()
             "{value}"
         );
         assert_eq!(directory.asked(), asked + 2);
-        until(
-            "it is overwritten",
-            || memcached.value(name),
-            |v| v.as_deref() == Some("127.0.0.2:1993"),
-        )
-        .await;
+        memcached.becomes(ALICE, "127.0.0.2:1993").await;
     }
     // Deleted also where nobody has a better answer.
-    memcached
-        .add("route:proto=imapssl;user=nobody@a.test", "192.0.2.66:1993")
-        .await;
+    memcached.add("route:proto=imapssl;user=nobody@a.test", "192.0.2.66:1993");
     assert_eq!(
         ask(&node, &login("nobody@a.test", Service::Imap)).await,
         "no such account"
     );
     until(
         "it is deleted",
-        || memcached.value("route:proto=imapssl;user=nobody@a.test"),
+        async || memcached.value("route:proto=imapssl;user=nobody@a.test"),
         Option::is_none,
     )
     .await;
@@ -258,10 +223,8 @@ async fn rules_that_need_the_account_are_not_left_to_an_address() {
         ("domains: {", "domains: {g.test: {zimbraDomainAllowedIPs: 10.0.0.0/8}, "),
         ("config: {", "config: {zimbraReverseProxyUserNameAttribute: uid, "),
     ] {
-        let memcached = Memcached::start().await;
-        memcached
-            .add("route:proto=imapssl;user=alice@a.test", "127.0.0.3:7993")
-            .await;
+        let memcached = Memcached::start();
+        memcached.add(ALICE, "127.0.0.3:7993");
         let directory = Counting::new(&system().replace(from, to));
         let node = node(&directory, &[memcached.address()]);
         let found = ask(&node, &login("alice@a.test", Service::Imap)).await;
@@ -271,7 +234,7 @@ async fn rules_that_need_the_account_are_not_left_to_an_address() {
 
 #[tokio::test]
 async fn two_servers_share_the_keys_and_stand_in_for_each_other() {
-    let (one, two) = (Memcached::start().await, Memcached::start().await);
+    let (mut one, two) = (Memcached::start(), Memcached::start());
     let servers = [one.address(), two.address()];
     let directory = Counting::new(&system());
     let node_a = node(&directory, &servers);
@@ -284,8 +247,8 @@ async fn two_servers_share_the_keys_and_stand_in_for_each_other() {
         let home = choice(&name, 2);
         homes[home] += 1;
         let (home, other) = if home == 0 { (&one, &two) } else { (&two, &one) };
-        until("it is written", || home.value(&name), Option::is_some).await;
-        assert_eq!(other.value(&name).await, None);
+        until("it is written", async || home.value(&name), Option::is_some).await;
+        assert_eq!(other.value(&name), None);
     }
     assert!(homes[0] > 20 && homes[1] > 20, "{homes:?}");
     // One dies: its keys go to the other.
@@ -303,7 +266,7 @@ async fn two_servers_share_the_keys_and_stand_in_for_each_other() {
     node_b.forget(&login(&user, Service::Imap));
     ask(&node_b, &login(&user, Service::Imap)).await;
     let name = format!("route:proto=imapssl;user={user}");
-    until("the other has it", || two.value(&name), Option::is_some).await;
+    until("the other has it", async || two.value(&name), Option::is_some).await;
 }
 
 /// Logs in users until the tier has failed, and then one more, which must not wait.
@@ -325,19 +288,19 @@ async fn a_dead_server_costs_nothing() {
 
 #[tokio::test]
 async fn a_frozen_server_costs_one_timeout_and_is_used_when_it_is_back() {
-    let memcached = Memcached::start().await;
+    let memcached = Memcached::start();
     let directory = Counting::new(&system());
     let servers = [memcached.address()];
     let node = cache(&directory).with_shared(shared(&servers, Duration::from_millis(300)));
     ask(&node, &login("alice@a.test", Service::Imap)).await;
-    memcached.signal("-STOP");
+    memcached.freeze();
     let begun = Instant::now();
     for i in 0..20 {
         let found = ask(&node, &login(&format!("user{i}@a.test"), Service::Imap)).await;
         assert!(found.ends_with("directory"), "{found}");
     }
     assert!(begun.elapsed() < TIMEOUT * 2, "{:?}", begun.elapsed());
-    memcached.signal("-CONT");
+    memcached.thaw();
     let mut i = 20;
     let found = until(
         "it is used again",
@@ -348,9 +311,7 @@ async fn a_frozen_server_costs_one_timeout_and_is_used_when_it_is_back() {
             let node = &node;
             let memcached = &memcached;
             async move {
-                memcached
-                    .add(&format!("route:proto=pop3ssl;user={name}"), "127.0.0.3:7995")
-                    .await;
+                memcached.add(&format!("route:proto=pop3ssl;user={name}"), "127.0.0.3:7995");
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 ask(node, &login(&name, Service::Pop3)).await
             }
@@ -363,14 +324,14 @@ async fn a_frozen_server_costs_one_timeout_and_is_used_when_it_is_back() {
 
 #[tokio::test]
 async fn a_killed_server_is_used_again_when_it_is_back() {
-    let memcached = Memcached::start().await;
+    let mut memcached = Memcached::start();
     let directory = Counting::new(&system());
     let servers = [memcached.address()];
     let node = cache(&directory).with_shared(shared(&servers, Duration::from_millis(100)));
     ask(&node, &login("alice@a.test", Service::Imap)).await;
-    let port = memcached.kill();
+    memcached.kill();
     costs_one_timeout(&node, 0).await;
-    let memcached = Memcached::start_at(port).await;
+    memcached.start_again();
     let mut i = 20;
     until(
         "a route is written again",
@@ -379,7 +340,7 @@ async fn a_killed_server_is_used_again_when_it_is_back() {
             let (node, memcached, name) = (&node, &memcached, format!("user{}@a.test", i % 100));
             async move {
                 ask(node, &login(&name, Service::Imap)).await;
-                memcached.value(&format!("route:proto=imapssl;user={name}")).await
+                memcached.value(&format!("route:proto=imapssl;user={name}"))
             }
         },
         Option::is_some,
@@ -458,7 +419,7 @@ async fn an_answer_to_another_question_is_never_taken() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_logins_of_a_hundred_users_ask_a_hundred_times() {
-    let memcached = Memcached::start().await;
+    let memcached = Memcached::start();
     let silent = crate::stage::server(|stream| async move {
         tokio::time::sleep(Duration::from_secs(60)).await;
         drop(stream);
@@ -483,12 +444,8 @@ async fn ten_thousand_logins_of_a_hundred_users_ask_a_hundred_times() {
 
 #[tokio::test]
 async fn the_shared_cache_serves_while_the_directory_is_down() {
-    let memcached = Memcached::start().await;
-    let directory = Counting::new(&system());
-    let node = node(&directory, &[memcached.address()]);
-    memcached
-        .add("route:proto=imapssl;user=alice@a.test", "127.0.0.2:1993")
-        .await;
+    let (memcached, directory, node) = one_node();
+    memcached.add(ALICE, "127.0.0.2:1993");
     directory.down.store(true, Ordering::SeqCst);
     assert_eq!(
         ask(&node, &login("alice@a.test", Service::Imap)).await,

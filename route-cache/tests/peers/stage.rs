@@ -3,18 +3,17 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use portico_tests::{Stage, memcached};
 use route_cache::addresses::Literal;
 use route_cache::directory::yaml::YamlDirectory;
 use route_cache::{
     AccountBy, AddressBook, Directory, DirectoryError, Entry, Lookup, RouteCache, Service, Settings, Subject, System,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// How long a condition may take to come true.
@@ -132,114 +131,73 @@ pub(crate) fn free_port() -> u16 {
     socket.local_addr().unwrap().port()
 }
 
-/// A real memcached, ended with the value.
+/// A real memcached, ended with the value. Names are logical: nobody here thinks of keys on the wire.
 pub(crate) struct Memcached {
-    child: Child,
-    pub(crate) port: u16,
+    server: memcached::Memcached,
+    // The last to go: it is the folder of the server.
+    _stage: Stage,
 }
 
 impl Memcached {
-    pub(crate) async fn start() -> Memcached {
-        Memcached::start_at(free_port()).await
-    }
-
-    pub(crate) async fn start_at(port: u16) -> Memcached {
-        let mut command = Command::new("memcached");
-        let port_text = port.to_string();
-        command.args([
-            "-l",
-            "127.0.0.1",
-            "-p",
-            &port_text,
-            "-U",
-            "0",
-            "-m",
-            "16",
-            "-t",
-            "1",
-            "-u",
-            "root",
-        ]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.expect("memcached is missing: run scripts/install test");
-        let memcached = Memcached { child, port };
-        let _ = until(
-            "memcached accepts",
-            || TcpStream::connect(memcached.address()),
-            |r| r.is_ok(),
-        )
-        .await;
-        memcached
+    pub(crate) fn start() -> Memcached {
+        let stage = Stage::new().unwrap();
+        Memcached {
+            server: memcached::Memcached::start(&stage).unwrap(),
+            _stage: stage,
+        }
     }
 
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.server.address().to_string()
     }
 
     /// Sends a command as nginx would, and gives the answer.
-    pub(crate) async fn say(&self, command: &str) -> String {
-        let mut stream = TcpStream::connect(self.address()).await.unwrap();
-        stream.write_all(command.as_bytes()).await.unwrap();
-        let mut heard = String::new();
-        let ends = ["END\r\n", "STORED\r\n", "DELETED\r\n", "NOT_FOUND\r\n"];
-        while !ends.iter().any(|end| heard.ends_with(end)) {
-            let mut buffer = [0; 1024];
-            let n = stream.read(&mut buffer).await.unwrap();
-            assert!(n > 0, "{heard}");
-            heard.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
-        }
-        heard
+    pub(crate) fn say(&self, command: &str) -> String {
+        self.server.say(command).unwrap()
     }
 
-    /// The value under a logical name.
-    pub(crate) async fn value(&self, name: &str) -> Option<String> {
-        let answer = self
-            .say(&format!("get {}\r\n", route_cache::memcached::hashed(name)))
-            .await;
-        answer
-            .split("\r\n")
-            .nth(1)
-            .filter(|value| !value.is_empty())
-            .map(str::to_owned)
+    /// The first line of the value under a logical name: some values lie about where they end.
+    pub(crate) fn value(&self, name: &str) -> Option<String> {
+        let answer = self.say(&format!("get {}\r\n", route_cache::memcached::hashed(name)));
+        let value = answer.split("\r\n").nth(1).filter(|value| !value.is_empty());
+        value.map(str::to_owned)
+    }
+
+    /// Waits until this value stands under a logical name.
+    pub(crate) async fn becomes(&self, name: &str, value: &str) {
+        let what = format!("{name} to be {value}");
+        until(
+            &what,
+            async || self.value(name),
+            |found| found.as_deref() == Some(value),
+        )
+        .await;
     }
 
     /// Writes as nginx does.
-    pub(crate) async fn add(&self, name: &str, value: &str) {
-        let key = route_cache::memcached::hashed(name);
-        let command = format!("add {key} 0 3600 {}\r\n{value}\r\n", value.len());
-        assert_eq!(self.say(&command).await, "STORED\r\n");
+    pub(crate) fn add(&self, name: &str, value: &str) {
+        self.server.add(&route_cache::memcached::hashed(name), value).unwrap();
     }
 
-    pub(crate) fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .args([signal, &self.child.id().to_string()])
-            .status();
-        assert!(status.expect("kill").success());
+    pub(crate) fn freeze(&self) {
+        self.server.freeze().unwrap();
     }
 
-    pub(crate) fn kill(mut self) -> u16 {
-        self.end();
-        self.port
+    pub(crate) fn thaw(&self) {
+        self.server.thaw().unwrap();
     }
 
-    fn end(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub(crate) fn kill(&mut self) {
+        self.server.kill();
     }
-}
 
-impl Drop for Memcached {
-    fn drop(&mut self) {
-        self.end();
+    pub(crate) fn start_again(&mut self) {
+        self.server.start_again().unwrap();
     }
 }
 
 /// Asks again until the answer is right.
-pub(crate) async fn until<T, F: Future<Output = T>>(
-    what: &str,
-    mut ask: impl FnMut() -> F,
-    right: impl Fn(&T) -> bool,
-) -> T {
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> T, right: impl Fn(&T) -> bool) -> T {
     let end = std::time::Instant::now() + PATIENCE;
     loop {
         let answer = ask().await;
