@@ -346,6 +346,17 @@ impl App {
         reloaded
     }
 
+    /// Looks at the directory now, because it was changed from here, and runs what it says.
+    ///
+    /// # Errors
+    /// It cannot be read or used; then everything stays as it was.
+    pub async fn look_at_directory(self: &Arc<Self>) -> Result<(), Problems> {
+        let app = self.clone();
+        let judge: Arc<Judge> =
+            Arc::new(move |system: &Arc<System>| app.adopt(None, Some(system), "changed over the admin API"));
+        self.directory.clone().refresh(judge).await
+    }
+
     /// Reads files and checks certificates beside the runtime, whose threads serve.
     async fn off_the_runtime<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&App) -> T + Send + 'static) -> T {
         let app = self.clone();

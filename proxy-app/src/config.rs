@@ -127,7 +127,8 @@ pub struct DirectoryConfig {
     pub source: Source,
     /// How often changes are looked for.
     pub poll: Duration,
-    /// Whom `portico prov` binds as, and the file with the password; a node that serves has no need to read it.
+    /// Whom `portico prov` binds as, and the file with the password; a node that serves reads it only for a change over
+    /// its admin API.
     pub admin: Option<(String, PathBuf)>,
 }
 

@@ -21,7 +21,7 @@ mod dump;
 mod flush;
 mod judge;
 mod read;
-mod values;
+pub(crate) mod values;
 mod verbs;
 mod words;
 mod write;
@@ -48,6 +48,12 @@ pub(crate) enum Failure {
     /// The same, without a word for it.
     Plain(String),
 }
+
+/// Carbonio's words for failures that callers tell apart; the one for a name of another domain is ours.
+pub(crate) const NO_SUCH_DOMAIN: &str = "account.NO_SUCH_DOMAIN";
+pub(crate) const NAME_TAKEN: &str = "account.VIRTUAL_HOSTNAME_EXISTS";
+pub(crate) const DENIED: &str = "service.PERM_DENIED";
+pub(crate) const FAILED: &str = "service.FAILURE";
 
 impl Failure {
     fn service(code: &'static str, message: impl Into<String>) -> Failure {
@@ -83,7 +89,7 @@ impl From<EditError> for Failure {
             EditError::NoSuch(room, key) => {
                 let code = match room {
                     Room::Servers => "account.NO_SUCH_SERVER",
-                    Room::Domains => "account.NO_SUCH_DOMAIN",
+                    Room::Domains => NO_SUCH_DOMAIN,
                     Room::Cos => "account.NO_SUCH_COS",
                     Room::Accounts => "account.NO_SUCH_ACCOUNT",
                     Room::Config => "service.NOT_FOUND",
@@ -99,10 +105,8 @@ impl From<EditError> for Failure {
                 Failure::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
             }
             EditError::Value(message) => Failure::value(message),
-            EditError::Denied(message) => {
-                Failure::service("service.PERM_DENIED", format!("permission denied: {message}"))
-            }
-            EditError::Failed(message) => Failure::service("service.FAILURE", format!("system failure: {message}")),
+            EditError::Denied(message) => Failure::service(DENIED, format!("permission denied: {message}")),
+            EditError::Failed(message) => Failure::service(FAILED, format!("system failure: {message}")),
         }
     }
 }
@@ -184,9 +188,9 @@ impl Options {
 
 /// What a command answers: lines for standard output, and warnings.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Answer {
-    out: String,
-    warnings: Vec<String>,
+pub(crate) struct Answer {
+    pub(crate) out: String,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Answer {
@@ -209,10 +213,20 @@ impl Answer {
 }
 
 /// The directory, open, and what the verbs need beside it.
-struct Prov {
+pub(crate) struct Prov {
     editor: Box<dyn Editor>,
     socket: Option<PathBuf>,
     flags: Flags,
+    shared_names: SharedNames,
+}
+
+/// What becomes of a virtual host name that another domain has, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SharedNames {
+    /// It is stored with a warning, as in Carbonio.
+    Warned,
+    /// It is refused.
+    Refused,
 }
 
 /// Does what the words say; without a verb, what stands in the file or on standard input.
@@ -241,6 +255,7 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
         editor: editor(&config, &options)?,
         socket: config.admin.socket,
         flags: options.flags,
+        shared_names: SharedNames::Warned,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -288,6 +303,19 @@ fn password(file: &Path) -> anyhow::Result<Secret<String>> {
 }
 
 impl Prov {
+    /// The directory of a running node, open for changes as whoever the node file names for that.
+    ///
+    /// # Errors
+    /// The file with his password cannot be read.
+    pub(crate) fn of_node(config: &Config) -> anyhow::Result<Prov> {
+        Ok(Prov {
+            editor: editor(config, &Options::default())?,
+            socket: None,
+            flags: Flags::default(),
+            shared_names: SharedNames::Refused,
+        })
+    }
+
     /// Does one command and says what became of it. Gives the exit code.
     async fn command(&mut self, words: &[String]) -> u8 {
         let done = match verbs::parse(words, self.flags) {

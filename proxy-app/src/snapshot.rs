@@ -240,6 +240,9 @@ fn cert_store(
     for domain in system.domains() {
         let key = format!("domains.{}.zimbraSSLCertificate", domain.name());
         let fresh = own_pair(&domain).transpose().map(|pair| pair.map(Arc::new));
+        if let Some(Err(why)) = &fresh {
+            store.note_fault(domain.name(), why.clone());
+        }
         let Some(pair) = usable(fresh, before.of_domain(domain.name()), key, problems) else {
             continue;
         };

@@ -173,6 +173,7 @@ pub struct CertStore {
     wildcard: HashMap<String, Arc<CertKey>>,
     by_address: HashMap<IpAddr, Arc<CertKey>>,
     domains: HashMap<String, Arc<CertKey>>,
+    faults: HashMap<String, String>,
 }
 
 impl CertStore {
@@ -214,6 +215,21 @@ impl CertStore {
     /// The certificate that was noted for a domain.
     pub fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
         self.domains.get(domain).cloned()
+    }
+
+    /// Notes why the certificate that a domain should have is not shown.
+    pub fn note_fault(&mut self, domain: &str, why: String) {
+        self.faults.insert(domain.to_owned(), why);
+    }
+
+    /// Why the certificate that a domain should have is not shown; `None` if nothing is wrong.
+    pub fn fault_of(&self, domain: &str) -> Option<&str> {
+        self.faults.get(domain).map(String::as_str)
+    }
+
+    /// The certificate that is shown to clients which ask for this name; for a pattern `*.name`, for what is below.
+    pub fn of_name(&self, name: &str) -> Option<&Arc<CertKey>> {
+        self.find(Some(&name.to_ascii_lowercase()), None)
     }
 
     /// The certificate for a requested name (in lower case): exact, then wildcard, then that of the local address,

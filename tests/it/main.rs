@@ -3,6 +3,7 @@
 mod admin;
 mod anger;
 mod clients;
+mod console;
 mod demo;
 mod dialogues;
 mod directory;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -16,12 +16,14 @@ use utoipa::{OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::caller::{Caller, guard};
-use super::{health, route, sessions};
+use super::caller::{self, Caller, guard};
+use super::{domains, health, route, sessions};
 use crate::app::App;
 
 /// Most of a request's body.
-const BODY_MAX: usize = 64 * 1024;
+pub const BODY_MAX: usize = 64 * 1024;
+/// How much of a body that is too long is heard out, so that its client hears why it was refused.
+const HEARD_OUT: usize = 4 * 1024 * 1024;
 /// Longest refusal of the framework; it may name what was asked.
 const REFUSAL_MAX: usize = 128 * 1024;
 /// How long a request may take, its body included. A reload asks the directory, which has its own limits below this.
@@ -67,10 +69,8 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(&self)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
-            let scheme = axum::http::HeaderValue::from_static("Bearer");
-            response
-                .headers_mut()
-                .insert(axum::http::header::WWW_AUTHENTICATE, scheme);
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         response
     }
@@ -87,8 +87,10 @@ pub fn router(app: Arc<App>) -> Router {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(bounded))
         .layer(middleware::from_fn(patience))
         .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .layer(middleware::map_response(as_it_says))
         .with_state(app)
 }
 
@@ -102,6 +104,7 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
         .routes(routes!(route::explain))
         .routes(routes!(route::purge))
         .routes(routes!(reload))
+        .routes(routes!(caller::access))
         .routes(routes!(sessions::status))
         .routes(routes!(sessions::list))
         .routes(routes!(sessions::kick))
@@ -110,6 +113,9 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
         .routes(routes!(health::upstreams))
         .routes(routes!(health::order_upstream))
         .routes(routes!(health::certificates))
+        .routes(routes!(domains::list))
+        .routes(routes!(domains::set_virtual_hosts))
+        .routes(routes!(domains::set_certificate, domains::remove_certificate))
         .routes(routes!(health::metrics))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
@@ -124,11 +130,38 @@ async fn patience(request: Request, next: Next) -> Response {
     }
 }
 
+/// Refuses a body that says itself that it is too long. One that does not say so ends at the limit.
+async fn bounded(request: Request, next: Next) -> Response {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length: Option<usize> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_none_or(|length| length <= BODY_MAX) {
+        return next.run(request).await;
+    }
+    let _ = axum::body::to_bytes(request.into_body(), HEARD_OUT).await;
+    too_long().into_response()
+}
+
+/// A body is longer than any may be.
+fn too_long() -> Failure {
+    let message = format!("the request is longer than {} KiB", BODY_MAX / 1024);
+    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+}
+
+/// No browser takes an answer for something else than it says it is: names from the network stand in it.
+async fn as_it_says(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
 /// The framework says no in plain text where a question or a body is not what it should be; ours is JSON.
 async fn in_json(response: Response) -> Response {
     let is_text = response
         .headers()
-        .get(axum::http::header::CONTENT_TYPE)
+        .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
     let status = response.status();
     if !status.is_client_error() || !is_text {

@@ -11,7 +11,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use route_cache::Secret;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::api::Failure;
 use crate::app::App;
@@ -40,6 +43,29 @@ impl fmt::Display for Caller {
             Caller::Http { address } => write!(f, "{address}"),
         }
     }
+}
+
+/// Why nothing can be changed on TCP.
+const READ_ONLY: &str = "admin.http is read-only without admin.token_file; use the socket";
+
+/// What whoever asks may do.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Access {
+    /// Whether he may change something.
+    pub may_change: bool,
+    /// Why not.
+    pub why_not: Option<String>,
+}
+
+/// Says what the caller may do here.
+#[utoipa::path(get, path = "/v1/access", responses((status = 200, body = Access)))]
+pub async fn access(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Access> {
+    // Where there is a token, whoever has come here has shown it.
+    let may_change = matches!(caller, Caller::Socket { .. }) || app.config.load().admin.token.is_some();
+    Json(Access {
+        may_change,
+        why_not: (!may_change).then(|| READ_ONLY.to_owned()),
+    })
 }
 
 /// Paths that say nothing of accounts and are asked by machines without a secret.
@@ -83,10 +109,7 @@ impl Asked<'_> {
         match token {
             Some(token) if self.bears(token) => Ok(()),
             Some(_) => Err((StatusCode::UNAUTHORIZED, "this needs the token of admin.token_file")),
-            None if !reads => Err((
-                StatusCode::FORBIDDEN,
-                "admin.http is read-only without admin.token_file; use the socket",
-            )),
+            None if !reads => Err((StatusCode::FORBIDDEN, READ_ONLY)),
             None if !self.names_us(node) => Err((
                 StatusCode::FORBIDDEN,
                 "the Host is neither an address nor localhost nor this node",

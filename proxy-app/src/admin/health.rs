@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use openssl::x509::X509NameRef;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -189,6 +190,10 @@ pub struct Certificate {
     pub used_for: String,
     /// Whose it is.
     pub subject: String,
+    /// Who vouches for it.
+    pub issuer: String,
+    /// SHA-256 of it, in hexadecimal.
+    pub fingerprint: String,
     /// Names that it is good for.
     pub names: Vec<String>,
     /// When it ends.
@@ -211,19 +216,27 @@ pub async fn certificates(State(app): State<Arc<App>>) -> Json<Certificates> {
 }
 
 impl Certificate {
-    fn new(used_for: String, pair: &CertKey) -> Certificate {
+    /// What there is to say of a certificate.
+    pub fn new(used_for: String, pair: &CertKey) -> Certificate {
         let leaf = pair.leaf();
         let names = leaf.subject_alt_names().into_iter().flatten();
-        let subject = leaf.subject_name().entries().map(|entry| {
-            let value = entry.data().to_string().unwrap_or_default();
-            format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))
-        });
+        let fingerprint = pair.fingerprint();
         Certificate {
             used_for,
-            subject: subject.collect::<Vec<_>>().join(", "),
+            subject: distinguished(leaf.subject_name()),
+            issuer: distinguished(leaf.issuer_name()),
+            fingerprint: fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
             names: names.filter_map(|name| name.dnsname().map(str::to_owned)).collect(),
             not_after: leaf.not_after().to_string(),
             days_left: pair.seconds_left().div_euclid(86_400),
         }
     }
+}
+
+fn distinguished(name: &X509NameRef) -> String {
+    let parts = name.entries().map(|entry| {
+        let value = entry.data().to_string().unwrap_or_default();
+        format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }

@@ -8,7 +8,7 @@ use route_cache::attributes::{self as a, Attribute};
 use route_cache::directory::edit::Room;
 use route_cache::{Entry, System};
 
-use super::{Answer, Failure, certificate, values};
+use super::{Answer, Failure, NAME_TAKEN, SharedNames, certificate, values};
 
 /// Never changed once they are there: other entries and the place in the tree go by them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];
@@ -38,6 +38,7 @@ pub(super) struct Case<'a> {
     pub(super) room: Room,
     pub(super) before: &'a Entry,
     pub(super) after: &'a Entry,
+    pub(super) shared_names: SharedNames,
 }
 
 impl Case<'_> {
@@ -58,7 +59,7 @@ impl Case<'_> {
             }
         }
         self.ports()?;
-        self.virtual_hosts(answer);
+        self.virtual_hosts(answer)?;
         certificate::judge(self.room, self.before, self.after, answer)
     }
 
@@ -161,8 +162,8 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// Names that another domain has, too: said and taken, as in Carbonio.
-    fn virtual_hosts(&self, answer: &mut Answer) {
+    /// Names that another domain has, too: the first one of the alphabet keeps them.
+    fn virtual_hosts(&self, answer: &mut Answer) -> Result<(), Failure> {
         let name = a::VIRTUAL_HOSTNAME.name;
         let (before, after) = (self.before.values(name), self.after.values(name));
         let new = after.iter().filter(|host| !before.contains(host));
@@ -182,14 +183,19 @@ impl Case<'_> {
                 .next()?;
             Some(format!("{host} ({owner})"))
         });
-        let conflicts: Vec<String> = conflicts.collect();
-        if self.room == Room::Domains && !conflicts.is_empty() {
-            answer.line(format!(
+        let conflicts = conflicts.collect::<Vec<String>>().join(", ");
+        match self.shared_names {
+            _ if self.room != Room::Domains || conflicts.is_empty() => {}
+            SharedNames::Refused => {
+                let message = format!("these virtual host names already belong to another domain: {conflicts}");
+                return Err(Failure::service(NAME_TAKEN, message));
+            }
+            SharedNames::Warned => answer.line(format!(
                 "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by \
-                 other domains: {}  This may cause routing issues.",
-                conflicts.join(", ")
-            ));
+                 other domains: {conflicts}  This may cause routing issues.",
+            )),
         }
+        Ok(())
     }
 }
 
@@ -244,6 +250,7 @@ mod tests {
             room,
             before: &before,
             after: &after,
+            shared_names: SharedNames::Warned,
         };
         let mut answer = Answer::default();
         match case.judge(&mut answer) {
@@ -339,11 +346,12 @@ mod tests {
             entry("a.test", &[("zimbraVirtualHostname", &["m.b.test", "m.a.test"])]),
         );
         let mut answer = Answer::default();
-        let case = Case {
+        let mut case = Case {
             system: &system,
             room: Room::Domains,
             before: &before,
             after: &after,
+            shared_names: SharedNames::Warned,
         };
         case.judge(&mut answer).unwrap();
         assert_eq!(
@@ -351,6 +359,10 @@ mod tests {
             "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by other \
              domains: m.b.test (b.test)  This may cause routing issues.\n"
         );
+        case.shared_names = SharedNames::Refused;
+        let refused = case.judge(&mut Answer::default()).unwrap_err();
+        let message = "these virtual host names already belong to another domain: m.b.test (b.test)";
+        assert_eq!(refused, Failure::service(NAME_TAKEN, message));
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn content(path: &Path) -> Result<String, Failure> {
 }
 
 /// Where a chain was put behind a certificate without a line end between them, there is one now.
-fn whole_lines(pem: &str) -> String {
+pub(crate) fn whole_lines(pem: &str) -> String {
     pem.replace("\r\n", "\n")
         .replace('\r', "\n")
         .replace("----------BEGIN ", "-----\n-----BEGIN ")

@@ -23,13 +23,25 @@ impl Prov {
             (_, []) => return Err(Failure::Usage(String::new())),
         };
         let changes = words::changes(pairs, flags.replace, &mut answer)?;
-        let before = match self.editor.find(room, key).await? {
-            Some(entry) => entry,
-            None => return Err(Failure::no_such(room, key)),
-        };
-        self.judge(room, &before, &changes, &mut answer).await?;
-        self.editor.modify(room, before.name(), &changes).await?;
+        self.change(room, key, &changes, &mut answer).await?;
         Ok(answer)
+    }
+
+    /// Judges a change of an entry, named by name or id, and makes it. Gives the entry as it was before.
+    ///
+    /// # Errors
+    /// There is no such entry, the change makes no sense, or the directory does not take it: nothing was changed.
+    pub(crate) async fn change(
+        &mut self,
+        room: Room,
+        key: &str,
+        changes: &[Change],
+        answer: &mut Answer,
+    ) -> Result<Entry, Failure> {
+        let before = self.existing(room, key).await?;
+        self.judge(room, &before, changes, answer).await?;
+        self.editor.modify(room, before.name(), changes).await?;
+        Ok(before)
     }
 
     pub(super) async fn create(&mut self, room: Room, words: &[String]) -> Result<Answer, Failure> {
@@ -89,6 +101,7 @@ impl Prov {
             room,
             before,
             after: &after,
+            shared_names: self.shared_names,
         };
         case.judge(answer)?;
         let known = before.values(a::MAIL_ALIAS.name);

@@ -1,0 +1,496 @@
+//! Domains over the admin API: their virtual host names and certificates, shown and changed.
+//!
+//! A change goes through the judge and the editor of `portico prov` into the directory that the node file names, and
+//! is then looked for there, so that it is in force at once. Private keys come in and are never told again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use route_cache::attributes::{self as a, Attribute};
+use route_cache::directory::View;
+use route_cache::directory::edit::{Act, Change, Room};
+use route_cache::{Entry, Secret, System};
+use serde::{Deserialize, Deserializer, Serialize};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use utoipa::{IntoParams, ToSchema};
+
+use super::api::{self, Failure};
+use super::caller::Caller;
+use super::health::Certificate;
+use crate::app::App;
+use crate::config::{Config, Source};
+use crate::prov::{self, Answer, Prov};
+use crate::tls::{CertKey, CertStore};
+
+/// Changes at one time: each waits for those before it at the directory. One that has begun goes on when its client
+/// has gone.
+static CHANGES: Semaphore = Semaphore::const_new(4);
+/// How long a change is looked for where the node reads; a replica may be behind.
+const SEEN: Duration = Duration::from_secs(5);
+/// In the first line of a private key.
+const PRIVATE: &str = "PRIVATE KEY-----";
+/// How often.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Domains that were found.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Domains {
+    /// Where the domains are kept, for people.
+    pub kept_in: String,
+    /// By name.
+    pub domains: Vec<Domain>,
+    /// How many more there are than were asked for.
+    pub more: u64,
+}
+
+/// A domain, with what it shows to clients.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Domain {
+    /// Its name.
+    pub name: String,
+    /// The domain for which this alias domain stands.
+    pub alias_of: Option<String>,
+    /// Its virtual host names, as the configuration in force has them.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// The certificate of its own that is shown to clients; without it they are shown the default.
+    pub certificate: Option<Certificate>,
+    /// Why the certificate that the directory has is not the one that is shown.
+    pub problem: Option<String>,
+    /// Its virtual host names that the certificate which is shown for them is not good for.
+    pub uncovered: Vec<String>,
+}
+
+/// A virtual host name.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct VirtualHost {
+    /// The name, or a pattern `*.name`.
+    pub name: String,
+    /// Which certificate is shown for it: `own`, `default`, `other` (another domain's) or `none`.
+    pub shown: String,
+    /// Whether that is good for the name.
+    pub covered: bool,
+    /// The domain that has the name, too, and keeps it.
+    pub taken_by: Option<String>,
+}
+
+/// Which domains.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Wanted {
+    /// Those with this in their name, or in a virtual host name.
+    text: Option<String>,
+    /// At most so many.
+    limit: Option<usize>,
+}
+
+/// Lists domains with their virtual host names and the certificates that are shown for them.
+#[utoipa::path(get, path = "/v1/domains", params(Wanted), responses((status = 200, body = Domains)))]
+pub async fn list(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Json<Domains> {
+    let (system, store) = (app.snapshot.load().system.clone(), app.certificates());
+    let text = wanted.text.unwrap_or_default().to_lowercase();
+    let is_meant = |domain: &View<'_>| {
+        let names = domain.list(&a::VIRTUAL_HOSTNAME);
+        let mut names = names.into_iter().chain([domain.name()]);
+        names.any(|name| name.to_lowercase().contains(&text))
+    };
+    let mut found: Vec<View<'_>> = system.domains().filter(is_meant).collect();
+    found.sort_by_key(|domain| domain.name());
+    let limit = wanted.limit.unwrap_or(usize::MAX);
+    let shown = found.iter().take(limit);
+    Json(Domains {
+        kept_in: kept_in(&app.config.load()),
+        domains: shown.map(|domain| Domain::new(&system, &store, domain)).collect(),
+        more: found.len().saturating_sub(limit) as u64,
+    })
+}
+
+fn kept_in(config: &Config) -> String {
+    match &config.directory.source {
+        Source::Yaml(path) => format!("the file {}", path.display()),
+        Source::Ldap(settings) => {
+            let urls: Vec<String> = settings.urls.iter().map(ToString::to_string).collect();
+            format!("LDAP, {}", urls.join(" "))
+        }
+    }
+}
+
+impl Domain {
+    fn new(system: &System, store: &CertStore, domain: &View<'_>) -> Domain {
+        let own = store.of_domain(domain.name());
+        let virtual_hosts: Vec<VirtualHost> = domain
+            .list(&a::VIRTUAL_HOSTNAME)
+            .into_iter()
+            .map(|name| VirtualHost::new(system, store, domain.name(), own.as_ref(), name))
+            .collect();
+        let uncovered = virtual_hosts.iter().filter(|host| !host.covered);
+        let target = domain.text(&a::DOMAIN_ALIAS_TARGET_ID);
+        let alias_of = target.and_then(|id| system.domain_by_id(id));
+        Domain {
+            name: domain.name().to_owned(),
+            alias_of: alias_of.map(|target| target.name().to_owned()),
+            uncovered: uncovered.map(|host| host.name.clone()).collect(),
+            certificate: own.map(|pair| Certificate::new(format!("domain {}", domain.name()), &pair)),
+            problem: store.fault_of(domain.name()).map(str::to_owned),
+            virtual_hosts,
+        }
+    }
+}
+
+impl VirtualHost {
+    fn new(system: &System, store: &CertStore, domain: &str, own: Option<&Arc<CertKey>>, name: &str) -> VirtualHost {
+        let shown = store.of_name(name);
+        let is = |other: Option<&Arc<CertKey>>| shown.zip(other).is_some_and(|(one, other)| Arc::ptr_eq(one, other));
+        let owner = system.domain_by_host(name).map(|owner| owner.name().to_owned());
+        VirtualHost {
+            name: name.to_owned(),
+            shown: match shown {
+                None => "none",
+                Some(_) if is(own) => "own",
+                Some(_) if is(store.default.as_ref()) => "default",
+                Some(_) => "other",
+            }
+            .to_owned(),
+            covered: shown.is_some_and(|pair| pair.uncovered([name]).is_empty()),
+            taken_by: owner.filter(|owner| owner != domain),
+        }
+    }
+}
+
+/// The virtual host names that a domain is to have.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewNames {
+    /// All of them.
+    pub virtual_hosts: Vec<String>,
+    /// Those that it had when this was decided. With it, what somebody else has added or taken away since stays so.
+    #[serde(default)]
+    pub before: Option<Vec<String>>,
+}
+
+/// A certificate for a domain, as PEM.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewCertificate {
+    /// The certificate; the rest of its chain may follow.
+    certificate: String,
+    /// The rest of its chain.
+    #[serde(default)]
+    chain: Option<String>,
+    /// Its private key, not encrypted; absent: the one that is there already. It is never told again.
+    #[serde(default, deserialize_with = "secret")]
+    #[schema(value_type = Option<String>, write_only)]
+    key: Option<Secret<String>>,
+}
+
+fn secret<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Secret<String>>, D::Error> {
+    Ok(Option::<String>::deserialize(input)?.map(Secret::new))
+}
+
+/// A domain after a change.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Changed {
+    /// As the configuration in force has it.
+    pub domain: Domain,
+    /// Whether this node has taken the change over. It is stored either way.
+    pub in_force: bool,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+    /// Number of the configuration in force.
+    pub generation: u64,
+}
+
+/// Sets the virtual host names of a domain, in the directory. They count at once.
+#[utoipa::path(put, path = "/v1/domains/{domain}/virtual-hosts", request_body = NewNames, params(
+    ("domain" = String, Path, description = "Name of the domain"),
+), responses(
+    (status = 200, body = Changed),
+    (status = 404, description = "There is no such domain", body = Failure),
+    (status = 409, description = "A name already belongs to another domain", body = Failure),
+    (status = 422, description = "A name is none", body = Failure),
+    (status = 503, description = "The directory cannot be changed", body = Failure),
+))]
+pub async fn set_virtual_hosts(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(domain): Path<String>,
+    Json(names): Json<NewNames>,
+) -> Result<Json<Changed>, Failure> {
+    change(app, caller, domain, names.changes()).await
+}
+
+impl NewNames {
+    fn changes(self) -> Vec<Change> {
+        let change = |act| Change {
+            attribute: a::VIRTUAL_HOSTNAME.name.to_owned(),
+            act,
+        };
+        self.acts().into_iter().map(change).collect()
+    }
+
+    fn acts(self) -> Vec<Act> {
+        let NewNames { virtual_hosts, before } = self;
+        let Some(before) = before else {
+            return vec![Act::Replace(virtual_hosts)];
+        };
+        let has = |list: &[String], name: &str| list.iter().any(|other| other.eq_ignore_ascii_case(name));
+        let gone = before.iter().filter(|name| !has(&virtual_hosts, name));
+        let new = virtual_hosts.iter().filter(|name| !has(&before, name));
+        let removed = gone.cloned().map(Act::Remove);
+        removed.chain(new.cloned().map(Act::Add)).collect()
+    }
+}
+
+/// Stores a certificate and its key for a domain, in the directory. The next handshake shows it.
+#[utoipa::path(put, path = "/v1/domains/{domain}/certificate", request_body = NewCertificate, params(
+    ("domain" = String, Path, description = "Name of the domain"),
+), responses(
+    (status = 200, body = Changed),
+    (status = 404, description = "There is no such domain", body = Failure),
+    (status = 413, description = "Certificate, chain and key are more than 64 KiB", body = Failure),
+    (status = 422, description = "Certificate or key cannot be used", body = Failure),
+    (status = 503, description = "The directory cannot be changed", body = Failure),
+))]
+pub async fn set_certificate(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(domain): Path<String>,
+    body: Result<Json<NewCertificate>, JsonRejection>,
+) -> Result<Json<Changed>, Failure> {
+    let Json(new) = body.map_err(|rejection| unread(&rejection))?;
+    change(app, caller, domain, new.changes()?).await
+}
+
+/// What the framework says of a body may quote it, and a key may stand in it.
+fn unread(rejection: &JsonRejection) -> Failure {
+    let shape = "the body is not {\"certificate\": PEM, \"chain\": PEM, \"key\": PEM}";
+    match rejection {
+        JsonRejection::JsonDataError(_) | JsonRejection::JsonSyntaxError(_) => Failure::bad(shape),
+        other => Failure::new(other.status(), other.body_text()),
+    }
+}
+
+impl NewCertificate {
+    fn changes(self) -> Result<Vec<Change>, Failure> {
+        let chain = self.chain.unwrap_or_default();
+        if [&self.certificate, &chain].iter().any(|text| text.contains(PRIVATE)) {
+            // There it would be shown to everybody who may look at the domain.
+            let message = "a private key stands among the certificates; it goes into its own place";
+            return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message));
+        }
+        let certificate = prov::values::whole_lines(&format!("{}\n{chain}", self.certificate));
+        let key = self.key.as_ref().map(|key| prov::values::whole_lines(key.expose()));
+        let key = key.map(|key| replace(&a::SSL_PRIVATE_KEY, Some(key)));
+        let certificate = replace(&a::SSL_CERTIFICATE, Some(certificate.trim().to_owned() + "\n"));
+        Ok([Some(certificate), key].into_iter().flatten().collect())
+    }
+}
+
+/// Takes certificate and key of a domain out of the directory. Its names are shown the default certificate at once.
+#[utoipa::path(delete, path = "/v1/domains/{domain}/certificate", params(
+    ("domain" = String, Path, description = "Name of the domain"),
+), responses(
+    (status = 200, body = Changed),
+    (status = 404, description = "There is no such domain", body = Failure),
+    (status = 503, description = "The directory cannot be changed", body = Failure),
+))]
+pub async fn remove_certificate(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(domain): Path<String>,
+) -> Result<Json<Changed>, Failure> {
+    let changes = [&a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY].map(|attribute| replace(attribute, None));
+    change(app, caller, domain, changes.into()).await
+}
+
+fn replace(attribute: &Attribute, value: Option<String>) -> Change {
+    Change {
+        attribute: attribute.name.to_owned(),
+        act: Act::Replace(value.into_iter().collect()),
+    }
+}
+
+/// Makes a change and has it taken over. Once begun, it goes on to its end, also when nobody waits for it any more.
+async fn change(app: Arc<App>, caller: Caller, domain: String, changes: Vec<Change>) -> Result<Json<Changed>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        let message = format!("the change did not end: {error}");
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    };
+    let turn = CHANGES.acquire().await.map_err(|error| failed(&error))?;
+    let task = tokio::spawn(async move {
+        let _turn = turn;
+        change_now(&app, caller, &domain, &changes).await
+    });
+    task.await.map_err(|error| failed(&error))?.map(Json)
+}
+
+async fn change_now(app: &Arc<App>, caller: Caller, key: &str, changes: &[Change]) -> Result<Changed, Failure> {
+    let config = app.config.load_full();
+    let unavailable = |message: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, message);
+    let opened = tokio::task::spawn_blocking(move || Prov::of_node(&config)).await;
+    let opened = opened.map_err(|error| unavailable(error.to_string()))?;
+    let mut prov = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
+    let mut answer = Answer::default();
+    let before = prov.change(Room::Domains, key, changes, &mut answer).await;
+    let before = before.map_err(refusal)?;
+    let stored = prov.existing(Room::Domains, before.name()).await.map_err(refusal)?;
+    let what = format!("domain {}: {}", stored.name(), told(&before, &stored));
+    api::audit(app, caller, what);
+    let mut warnings: Vec<String> = answer.out.lines().map(str::to_owned).chain(answer.warnings).collect();
+    let in_force = taken_over(app, &stored, &mut warnings).await;
+    let (snapshot, store) = (app.snapshot.load_full(), app.certificates());
+    let domain = snapshot.system.domain(stored.name()).ok_or_else(|| {
+        unavailable(format!(
+            "{} is stored, but this node does not know the domain yet",
+            stored.name()
+        ))
+    })?;
+    Ok(Changed {
+        domain: Domain::new(&snapshot.system, &store, &domain),
+        in_force,
+        warnings,
+        generation: snapshot.generation,
+    })
+}
+
+/// Why the directory, or its judge, says no.
+fn refusal(failure: prov::Failure) -> Failure {
+    let (code, message) = match failure {
+        prov::Failure::Service { code, message } => (code, message),
+        prov::Failure::Usage(message) | prov::Failure::Plain(message) => ("", message),
+    };
+    let status = match code {
+        prov::NO_SUCH_DOMAIN => StatusCode::NOT_FOUND,
+        prov::NAME_TAKEN => StatusCode::CONFLICT,
+        prov::DENIED | prov::FAILED => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::UNPROCESSABLE_ENTITY,
+    };
+    Failure::new(status, message)
+}
+
+/// What is different, without values that are nobody's business.
+fn told(before: &Entry, after: &Entry) -> String {
+    let [old, new] = [before, after].map(|entry| entry.values(a::VIRTUAL_HOSTNAME.name));
+    let added = new
+        .iter()
+        .filter(|name| !old.contains(name))
+        .map(|name| format!("+{name}"));
+    let gone = old
+        .iter()
+        .filter(|name| !new.contains(name))
+        .map(|name| format!("-{name}"));
+    let names: Vec<String> = added.chain(gone).collect();
+    let names = (!names.is_empty()).then(|| format!("virtual host names {}", names.join(" ")));
+    let of = |attribute: &Attribute, what: &str| {
+        let (old, new) = (before.first(attribute.name), after.first(attribute.name));
+        let act = if new.is_some() { "stored" } else { "taken away" };
+        (old != new).then(|| format!("{what} {act}"))
+    };
+    let certificate = of(&a::SSL_CERTIFICATE, "certificate");
+    let parts = [names, certificate, of(&a::SSL_PRIVATE_KEY, "private key")];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    match parts.is_empty() {
+        true => "nothing changed".to_owned(),
+        false => parts.join(", "),
+    }
+}
+
+/// Has the node look at its directory until it sees what is stored there, and runs it.
+async fn taken_over(app: &Arc<App>, stored: &Entry, warnings: &mut Vec<String>) -> bool {
+    let end = Instant::now() + SEEN;
+    loop {
+        let looked = app.look_at_directory().await;
+        if is_known(&app.snapshot.load().system, stored) {
+            return true;
+        }
+        if Instant::now() >= end {
+            warnings.push("WARNING: it is stored, but this node does not see it yet where it reads".to_owned());
+            let problems = looked.err().into_iter().flatten();
+            warnings.extend(problems.map(|problem| problem.to_string()));
+            return false;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn is_known(system: &System, stored: &Entry) -> bool {
+    let attributes = [&a::VIRTUAL_HOSTNAME, &a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY];
+    let known = system.domain(stored.name()).and_then(|domain| domain.entry());
+    let values = |entry: &Entry, attribute: &Attribute| entry.values(attribute.name).iter().cloned().collect();
+    known.is_some_and(|known| {
+        attributes.iter().all(|attribute| {
+            let (one, other): (BTreeSet<String>, BTreeSet<String>) =
+                (values(known, attribute), values(stored, attribute));
+            one == other
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use route_cache::directory::edit::changed;
+
+    use super::*;
+
+    fn list(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn names_that_others_changed_meanwhile_stay() {
+        let mut entry = Entry::new("a.test");
+        // b has been added since, and c taken away.
+        entry.set("zimbraVirtualHostname", ["a", "b"]);
+        let new = |virtual_hosts: &[&str], before: Option<&[&str]>| NewNames {
+            virtual_hosts: list(virtual_hosts),
+            before: before.map(list),
+        };
+        for (new, expected) in [
+            (new(&["a", "c", "d"], Some(&["a", "c"])), vec!["a", "b", "d"]),
+            (new(&["c"], Some(&["A", "c"])), vec!["b"]),
+            (new(&["a", "c"], Some(&["a", "c"])), vec!["a", "b"]),
+            (new(&["a", "c"], None), vec!["a", "c"]),
+            (new(&[], None), vec![]),
+        ] {
+            let after = changed(&entry, &new.changes());
+            assert_eq!(after.values("zimbraVirtualHostname"), expected);
+        }
+    }
+
+    #[test]
+    fn certificates_get_whole_lines_and_keys_their_own_place() {
+        let new = |certificate: &str, chain: Option<&str>| NewCertificate {
+            certificate: certificate.to_owned(),
+            chain: chain.map(str::to_owned),
+            key: None,
+        };
+        let leaf = "-----BEGIN CERTIFICATE-----\r\nAA==\r\n-----END CERTIFICATE-----";
+        let changes = new(leaf, Some(&leaf.replace("AA", "BB"))).changes().unwrap();
+        let Act::Replace(values) = &changes[0].act else {
+            panic!()
+        };
+        let one = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+        assert_eq!(values[0], one.to_owned() + &one.replace("AA", "BB"));
+        assert_eq!(changes.len(), 1);
+        let key = "-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n";
+        assert!(new(&(leaf.to_owned() + key), None).changes().is_err());
+        assert!(new(leaf, Some(key)).changes().is_err());
+    }
+
+    #[test]
+    fn what_is_told_of_a_change_holds_no_pem() {
+        let (mut before, mut after) = (Entry::new("a.test"), Entry::new("a.test"));
+        assert_eq!(told(&before, &after), "nothing changed");
+        before.set("zimbraVirtualHostname", ["a", "b"]);
+        before.set("zimbraSSLCertificate", ["old"]);
+        after.set("zimbraVirtualHostname", ["b", "c"]);
+        after.set("zimbraSSLPrivateKey", ["secret"]);
+        let expected = "virtual host names +c -a, certificate taken away, private key stored";
+        assert_eq!(told(&before, &after), expected);
+    }
+}

@@ -1,0 +1,367 @@
+//! The web console and the part of the admin API that is there for it: domains, their virtual hosts and certificates.
+//! What the page shows and does is seen with a real browser.
+
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use portico_tests::Stage;
+use portico_tests::portico::Portico;
+use portico_tests::slapd::Slapd;
+use portico_tests::town::{FRONT, Town, people};
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, Source};
+
+const TOKEN: &str = "0123456789abcdef0123";
+
+/// How the admin API is reached over TCP.
+struct Api {
+    address: SocketAddrV4,
+    token: Option<&'static str>,
+}
+
+/// What it answered.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.text).with_context(|| format!("{self:?}"))
+    }
+
+    fn done(&self) -> Result<Value> {
+        ensure!(self.status == 200, "{self:?}");
+        self.json()
+    }
+}
+
+impl Api {
+    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+        let token = self.token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{}Content-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n",
+            self.address,
+            token.unwrap_or_default(),
+            body.len()
+        );
+        self.say(&(head + &body))
+    }
+
+    fn say(&self, request: &str) -> Result<Answer> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8(answer)?;
+        let (head, text) = answer.split_once("\r\n\r\n").context("no head")?;
+        let status = head.split(' ').nth(1).context("no status")?.parse()?;
+        Ok(Answer {
+            status,
+            head: head.to_ascii_lowercase(),
+            text: text.to_owned(),
+        })
+    }
+
+    fn domain(&self, name: &str) -> Result<Value> {
+        let list = self.ask("GET", "/v1/domains", None)?.done()?;
+        let all = list["domains"].as_array().context("no list")?;
+        let found = all.iter().find(|domain| domain["name"] == name);
+        found.cloned().with_context(|| format!("no {name} in {list}"))
+    }
+}
+
+/// Plays a test on a node with `admin.http`, where a token is needed to change something or nobody can.
+fn play(source: Source, token: Option<&'static str>, test: impl FnOnce(&mut Scene, &Api) -> Result<()>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let address = Cell::new(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        address.set(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        node.admin.push(format!("http: {}", address.get()));
+        if let Some(token) = token {
+            let file = folder.path().join("token");
+            std::fs::write(&file, token)?;
+            node.admin.push(format!("token_file: {}", file.display()));
+        }
+        Ok(())
+    };
+    source.play_with(people(), change, |scene| {
+        let address = address.get();
+        test(scene, &Api { address, token })
+    })
+}
+
+/// The common names of the certificates that HTTPS and IMAPS show for a name.
+fn shown(scene: &Scene, name: &str) -> Result<[String; 2]> {
+    let doors = scene.town.doors;
+    Ok([
+        scene.tls(doors.https, name)?.certificate_name()?,
+        scene.tls(doors.imaps, name)?.certificate_name()?,
+    ])
+}
+
+fn changes_count_at_once(source: Source) -> Result<()> {
+    play(source, Some(TOKEN), |scene, api| {
+        let name = "new.a.example";
+        let before = api.domain("a.example")?;
+        assert_eq!(
+            before["certificate"]["names"],
+            json!(["mail.a.example", "imap.a.example"])
+        );
+        assert_eq!(before["uncovered"], json!([]));
+        assert_eq!(
+            before["virtual_hosts"][0],
+            json!({"name": "mail.a.example", "shown": "own", "covered": true, "taken_by": null})
+        );
+        ensure!(before["certificate"]["days_left"].as_i64() > Some(300), "{before}");
+        assert_eq!(before["certificate"]["issuer"], "CN=Portico development CA");
+        assert_eq!(before["certificate"]["fingerprint"].as_str().map(str::len), Some(64));
+        assert_eq!(api.domain("c.example")?["uncovered"], json!([]));
+        assert_eq!(shown(scene, name)?, [FRONT, FRONT]);
+
+        let names = json!({"virtual_hosts": ["mail.a.example", name], "before": ["mail.a.example"]});
+        let changed = api
+            .ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&names))?
+            .done()?;
+        ensure!(changed["in_force"] == true, "{changed}");
+        let warning = changed["warnings"][0].as_str().context("no warning")?;
+        ensure!(
+            warning.contains("is not good for") && warning.ends_with(name),
+            "{warning}"
+        );
+        // What the list did not know of has stayed.
+        let hosts = changed["domain"]["virtual_hosts"].as_array().context("no names")?;
+        ensure!(hosts.iter().any(|host| host["name"] == "imap.a.example"), "{changed}");
+        assert_eq!(changed["domain"]["uncovered"], json!([name]));
+        // It has the certificate of its domain without waiting.
+        assert_eq!(shown(scene, name)?, ["mail.a.example", "mail.a.example"]);
+
+        let pair = scene.town.ca.server(&[name, "mail.a.example", "imap.a.example"])?;
+        let (leaf, chain) = pair
+            .certificate
+            .split_at(pair.certificate.rfind("-----BEGIN").context("no chain")?);
+        let mut upload = json!({"certificate": leaf.trim_end(), "chain": chain, "key": pair.key});
+        let path = "/v1/domains/A.example/certificate";
+        let stored = api.ask("PUT", path, Some(&upload))?;
+        ensure!(!stored.text.contains("PRIVATE"), "{stored:?}");
+        let stored = stored.done()?;
+        assert_eq!((&stored["warnings"], &stored["in_force"]), (&json!([]), &json!(true)));
+        assert_eq!(stored["domain"]["uncovered"], json!([]));
+        assert_eq!(shown(scene, name)?, [name, name]);
+        let act = "domain a.example: certificate stored, private key stored";
+        let record = scene.portico.record(&[("event", "admin"), ("act", act)])?;
+        ensure!(
+            record["who"].as_str().is_some_and(|who| who.starts_with("127.0.0.1:")),
+            "{record}"
+        );
+        scene
+            .portico
+            .record(&[("act", "domain a.example: virtual host names +new.a.example")])?;
+        // The same key counts for a certificate that comes alone.
+        upload.as_object_mut().context("no object")?.remove("key");
+        api.ask("PUT", path, Some(&upload))?.done()?;
+        scene.portico.record(&[("act", "domain a.example: nothing changed")])?;
+
+        let gone = api.ask("DELETE", path, None)?.done()?;
+        assert_eq!(gone["domain"]["certificate"], Value::Null);
+        assert_eq!(gone["domain"]["virtual_hosts"][0]["shown"], "default");
+        assert_eq!(shown(scene, name)?, [FRONT, FRONT]);
+        let none = json!({"virtual_hosts": []});
+        let none = api
+            .ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&none))?
+            .done()?;
+        assert_eq!(none["domain"]["virtual_hosts"], json!([]));
+        no_key_in_logs(scene, &pair.key)
+    })
+}
+
+/// A line from the middle of the key stands in no log.
+fn no_key_in_logs(scene: &Scene, key: &str) -> Result<()> {
+    let line = key.lines().nth(1).context("no key")?;
+    for name in ["audit.log", "access.log", "output.log"] {
+        let text = std::fs::read_to_string(scene.portico.dir().join(name)).unwrap_or_default();
+        ensure!(!text.contains(line), "{name} holds the key");
+    }
+    Ok(())
+}
+
+#[test]
+fn domains_of_a_file_are_changed_at_once() -> Result<()> {
+    changes_count_at_once(Source::Yaml)
+}
+
+#[test]
+fn domains_in_ldap_are_changed_at_once() -> Result<()> {
+    changes_count_at_once(Source::Ldap)
+}
+
+fn bad_changes_are_refused(source: Source) -> Result<()> {
+    play(source, Some(TOKEN), |scene, api| {
+        let before = api.ask("GET", "/v1/domains", None)?.done()?;
+        let ca = &scene.town.ca;
+        let (good, other, old) = (
+            ca.server(&["x.example"])?,
+            ca.server(&["y.example"])?,
+            ca.expired(&["z.example"])?,
+        );
+        let upload = |certificate: &str, key: &str| json!({"certificate": certificate, "key": key});
+        let names = |names: &[&str]| json!({"virtual_hosts": names});
+        let broken = good.certificate.replacen("\nMII", "\nAAA", 1);
+        let (of_a, to_a) = (
+            "/v1/domains/a.example/certificate",
+            "/v1/domains/a.example/virtual-hosts",
+        );
+        let file = format!("file:{}", good.key_file.display());
+        let huge = "x".repeat(200_000);
+        for (path, body, status, why) in [
+            (of_a, upload("nonsense", &good.key), 422, "expected PEM text"),
+            (of_a, upload(&broken, &good.key), 422, "does not parse"),
+            (
+                of_a,
+                upload(&good.certificate, &other.key),
+                422,
+                "does not belong to the certificate",
+            ),
+            (
+                of_a,
+                upload(&old.certificate, &old.key),
+                422,
+                "the certificate expired on",
+            ),
+            // The key that is there is another one's.
+            (
+                of_a,
+                json!({"certificate": good.certificate}),
+                422,
+                "does not belong to the certificate",
+            ),
+            (
+                of_a,
+                upload(&(good.certificate.clone() + &good.key), &good.key),
+                422,
+                "its own place",
+            ),
+            // That is a file of the machine to `portico prov`, and must not be one to the network.
+            (of_a, upload(&good.certificate, &file), 422, "expected PEM text"),
+            (of_a, json!({"certificate": [good.key]}), 400, "the body is not {"),
+            (of_a, upload(&good.certificate, &huge), 413, "longer than 64 KiB"),
+            (
+                to_a,
+                names(&["mail.a.example", "mail.b.example"]),
+                409,
+                "mail.b.example (b.example)",
+            ),
+            (to_a, names(&["mail"]), 422, "is not a host name with its domain"),
+            (to_a, names(&["<b>.example"]), 422, "is not a host name with its domain"),
+            (
+                "/v1/domains/no.example/virtual-hosts",
+                names(&[]),
+                404,
+                "no such domain: no.example",
+            ),
+            (
+                "/v1/domains/no.example/certificate",
+                upload(&good.certificate, &good.key),
+                404,
+                "no such domain",
+            ),
+        ] {
+            let answer = api.ask("PUT", path, Some(&body))?;
+            ensure!(answer.status == status, "{path} {why}: {answer:?}");
+            let error = answer.json()?["error"].as_str().unwrap_or_default().to_owned();
+            ensure!(error.contains(why) && !error.contains("MIG"), "{why}: {error}");
+        }
+        let stranger = Api {
+            address: api.address,
+            token: Some("0123456789abcdef0124"),
+        };
+        let unproven = stranger.ask("PUT", to_a, Some(&names(&[])))?;
+        ensure!(unproven.status == 401, "{unproven:?}");
+        ensure!(
+            stranger.ask("GET", "/v1/domains", None)?.status == 401,
+            "domains without a token"
+        );
+        assert_eq!(api.ask("GET", "/v1/domains", None)?.done()?, before);
+        let changes = scene.portico.audit()?;
+        ensure!(changes.iter().all(|record| record["event"] != "admin"), "{changes:?}");
+        for pair in [&good, &other, &old] {
+            no_key_in_logs(scene, &pair.key)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn bad_changes_of_a_file_are_refused() -> Result<()> {
+    bad_changes_are_refused(Source::Yaml)
+}
+
+#[test]
+fn bad_changes_in_ldap_are_refused() -> Result<()> {
+    bad_changes_are_refused(Source::Ldap)
+}
+
+#[test]
+fn without_a_token_everything_is_read_and_nothing_changed() -> Result<()> {
+    play(Source::Yaml, None, |_, api| {
+        let access = api.ask("GET", "/v1/access", None)?.done()?;
+        let why = access["why_not"].as_str().context("no reason")?;
+        ensure!(access["may_change"] == false && why.contains("read-only"), "{access}");
+        ensure!(api.domain("a.example")?["certificate"].is_object(), "no certificate");
+        let some = api.ask("GET", "/v1/domains?text=MAIL.b&limit=1", None)?.done()?;
+        assert_eq!(
+            (&some["domains"][0]["name"], &some["more"]),
+            (&json!("b.example"), &json!(0))
+        );
+        let few = api.ask("GET", "/v1/domains?limit=1", None)?.done()?;
+        assert_eq!(
+            (few["domains"].as_array().map(Vec::len), &few["more"]),
+            (Some(1), &json!(2))
+        );
+        for (method, path) in [
+            ("PUT", "/v1/domains/a.example/virtual-hosts"),
+            ("PUT", "/v1/domains/a.example/certificate"),
+            ("DELETE", "/v1/domains/a.example/certificate"),
+        ] {
+            let answer = api.ask(method, path, Some(&json!({"virtual_hosts": []})))?;
+            ensure!(answer.head.contains("x-content-type-options: nosniff"), "{answer:?}");
+            ensure!(answer.status == 403 && answer.text.contains("read-only"), "{answer:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_directory_that_may_not_be_changed_says_so() -> Result<()> {
+    Stage::run(|stage| {
+        let town = Town::build(stage, people())?;
+        let (mut node, directory) = (town.node(), town.directory());
+        let slapd = Slapd::start(stage, "slapd", &directory)?;
+        node.directory = slapd.source("200ms");
+        // Nobody but who may read.
+        node.directory.retain(|line| !line.contains("admin_"));
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+        node.admin.push(format!("http: {address}"));
+        node.admin
+            .push(format!("token_file: {}", stage.file("token", TOKEN)?.display()));
+        let _portico = Portico::start(stage, &node, &directory, "info")?;
+        let token = Some(TOKEN);
+        let names = json!({"virtual_hosts": []});
+        let refused = Api { address, token }.ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&names))?;
+        ensure!(
+            refused.status == 503 && refused.text.contains("permission denied"),
+            "{refused:?}"
+        );
+        Ok(())
+    })
+}
