@@ -35,7 +35,7 @@ use crate::inherited;
 use crate::limits::Ticket;
 use crate::metrics::Refused;
 use crate::proxy_protocol::{self, Header};
-use crate::sessions::Session;
+use crate::sessions::{Entered, Session};
 use crate::snapshot::{Snapshot, problem};
 use crate::stream::{self, Caller};
 use crate::systemd;
@@ -511,16 +511,7 @@ impl Door {
             (ListenerTls::StartTls, Protocol::Pop3) => snapshot.pop3_starttls,
             _ => StartTls::Off,
         };
-        let number = self.app.number();
-        let live = Arc::new(Live::born(accepted, self.app.metrics.totals(protocol.name())));
-        let session = Session::new(
-            number.clone(),
-            self.name.clone(),
-            protocol.name(),
-            tls.is_some(),
-            &client,
-            live.clone(),
-        );
+        let (number, live, _entered) = self.enter(protocol.name(), tls.is_some(), &client, accepted);
         live.hold_until_login(Box::new(ticket));
         let connection = Connection {
             stream,
@@ -541,7 +532,6 @@ impl Door {
             generation: snapshot.generation,
             drain: self.app.drain.subscribe(),
         };
-        let _entered = self.app.sessions.enter(session);
         let session = mail_proxy::serve(connection, house);
         // A session may live for days; the configuration that it was born with lives on only in what it uses.
         drop(snapshot);
@@ -568,17 +558,7 @@ impl Door {
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None, None),
         };
         drop(snapshot);
-        let number = self.app.number();
-        let live = Arc::new(Live::born(accepted, self.app.metrics.totals("http")));
-        let session = Session::new(
-            number.clone(),
-            self.name.clone(),
-            "http",
-            tls.is_some(),
-            &client,
-            live.clone(),
-        );
-        let _entered = self.app.sessions.enter(session);
+        let (number, live, _entered) = self.enter("http", tls.is_some(), &client, accepted);
         let client = WebClient {
             number,
             listener: self.name.clone(),
@@ -636,17 +616,7 @@ impl Door {
         let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
         drop(snapshot);
-        let live = Arc::new(Live::born(accepted, self.app.metrics.totals("stream")));
-        let number = self.app.number();
-        let session = Session::new(
-            number.clone(),
-            self.name.clone(),
-            "stream",
-            tls.is_some(),
-            &client,
-            live.clone(),
-        );
-        let _entered = self.app.sessions.enter(session);
+        let (number, live, _entered) = self.enter("stream", tls.is_some(), &client, accepted);
         let caller = Caller {
             stream,
             client,
@@ -656,6 +626,21 @@ impl Door {
             live,
         };
         stream::serve(&self.app, door, caller).await;
+    }
+
+    /// A number for a connection, what is seen of it while it lives, and its place in the list of those that do.
+    fn enter(
+        &self,
+        protocol: &'static str,
+        tls: bool,
+        client: &Client,
+        accepted: Instant,
+    ) -> (String, Arc<Live>, Entered) {
+        let number = self.app.number();
+        let live = Arc::new(Live::born(accepted, self.app.metrics.totals(protocol)));
+        let session = Session::new(number.clone(), self.name.clone(), protocol, tls, client, live.clone());
+        let entered = self.app.sessions.enter(session);
+        (number, live, entered)
     }
 
     /// Whether this client may talk to this listener at all.

@@ -322,12 +322,8 @@ fn directory(store: &Addresses) -> Directory {
     directory.config("zimbraReverseProxyMailMode", "both");
     directory.config("zimbraReverseProxyImapStartTlsMode", "on");
     directory.config("zimbraReverseProxyPop3StartTlsMode", "on");
-    directory
-        .server("proxy1.example.test")
-        .insert("zimbraServiceEnabled".into(), ["proxy"].into());
-    let server = directory.server("store1.example.test");
-    server.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
-    server.insert("zimbraServiceHostname".into(), STORE.to_string().into());
+    directory.node("proxy1.example.test");
+    let server = directory.store("store1.example.test", STORE);
     server.insert("zimbraMailPort".into(), store.http.port().into());
     server.insert(
         "zimbraImapBindPort".into(),
@@ -337,15 +333,7 @@ fn directory(store: &Addresses) -> Directory {
         "zimbraPop3BindPort".into(),
         store.mail(Mail::Pop3, Door::Plain).port().into(),
     );
-    directory.domain("a.example");
-    for number in 0..ACCOUNTS {
-        let entry = directory.account(&format!("user{number}@a.example"));
-        entry.insert(
-            "zimbraId".into(),
-            format!("{number:08}-2222-3333-4444-555555555555").into(),
-        );
-        entry.insert("zimbraMailHost".into(), "store1.example.test".into());
-    }
+    directory.users(ACCOUNTS, &["store1.example.test"]);
     directory
 }
 

@@ -187,21 +187,9 @@ fn directory(store: SocketAddrV4) -> Directory {
     let mut directory = Directory::default();
     directory.config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
     directory.config("zimbraReverseProxyImapStartTlsMode", "on");
-    directory
-        .server("proxy1.example.test")
-        .insert("zimbraServiceEnabled".into(), ["proxy"].into());
-    let server = directory.server("store1.example.test");
-    server.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
-    server.insert("zimbraServiceHostname".into(), store.ip().to_string().into());
+    directory.node("proxy1.example.test");
+    let server = directory.store("store1.example.test", store.ip());
     server.insert("zimbraImapBindPort".into(), store.port().into());
-    directory.domain("a.example");
-    for number in 0..ACCOUNTS {
-        let entry = directory.account(&account(number));
-        entry.insert(
-            "zimbraId".into(),
-            format!("{number:08}-2222-3333-4444-555555555555").into(),
-        );
-        entry.insert("zimbraMailHost".into(), "store1.example.test".into());
-    }
+    directory.users(ACCOUNTS, &["store1.example.test"]);
     directory
 }

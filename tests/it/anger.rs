@@ -230,14 +230,9 @@ fn a_year_of_changes_under_load_is_noticed_by_nobody() -> Result<()> {
         runtime.spawn(simulator::serve(listener, Mail::Imap, Some(pair.acceptor()?)));
 
         let mut directory = town.directory();
-        let server = directory.server(SIM);
-        server.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
-        server.insert("zimbraServiceHostname".into(), SIM_IP.to_string().into());
+        let server = directory.store(SIM, SIM_IP);
         server.insert("zimbraImapSSLBindPort".into(), sim.port().into());
-        for number in 0..ACCOUNTS {
-            let account = directory.account(&format!("user{number}@a.example"));
-            account.insert("zimbraMailHost".into(), SIM.into());
-        }
+        directory.users(ACCOUNTS, &[SIM]);
         let mut node = town.node();
         let files = (stage.path().join("front.crt"), stage.path().join("front.key"));
         node.certificate = files.clone();

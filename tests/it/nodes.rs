@@ -44,9 +44,7 @@ impl<'a> Cluster<'a> {
         let health = [stage.port()?, stage.port()?];
         let mut directory = town.directory();
         for name in NAMES {
-            directory
-                .server(name)
-                .insert("zimbraServiceEnabled".into(), ["proxy"].into());
+            directory.node(name);
         }
         let slapd = Slapd::start(stage, "slapd", &directory)?;
         let start = |at: usize| -> Result<Portico> {

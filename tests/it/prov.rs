@@ -111,16 +111,12 @@ fn directory() -> Directory {
     directory
         .config("zimbraReverseProxyMailMode", "redirect")
         .config("zimbraDefaultDomainName", "a.example");
-    directory
-        .server(NODE)
-        .insert("zimbraServiceEnabled".into(), ["proxy"].into());
+    directory.node(NODE);
     for (name, host) in [
         ("store1.example.test", "127.0.0.2"),
         ("store2.example.test", "127.0.0.3"),
     ] {
-        let server = directory.server(name);
-        server.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
-        server.insert("zimbraServiceHostname".into(), host.into());
+        let server = directory.store(name, host);
         server.insert("zimbraId".into(), format!("id-{name}").into());
     }
     directory

@@ -192,9 +192,7 @@ fn play_recorded(test: impl FnOnce(&mut Scene, &Recorder) -> Result<()>) -> Resu
             let entry = directory.server(&store.name);
             entry.insert("zimbraReverseProxyLookupTarget".into(), "FALSE".into());
         }
-        let entry = directory.server(RECORDER);
-        entry.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
-        entry.insert("zimbraServiceHostname".into(), RECORDER_IP.to_string().into());
+        let entry = directory.store(RECORDER, RECORDER_IP);
         entry.insert("zimbraReverseProxyLookupTarget".into(), "TRUE".into());
         entry.insert("zimbraMailPort".into(), recorder.at.port().into());
         let portico = Portico::start(stage, &town.node(), &directory, "debug")?;

@@ -71,27 +71,15 @@ impl House {
             .config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE")
             .config("zimbraReverseProxyImapStartTlsMode", "on")
             .config("zimbraDefaultDomainName", "a.example");
-        directory
-            .server(NODE)
-            .insert("zimbraServiceEnabled".into(), ["proxy"].into());
+        directory.node(NODE);
         for (name, last) in STORES.into_iter().zip(2..) {
             let address = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), stage.port()?);
-            let entry = directory.server(name);
-            entry.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
-            entry.insert("zimbraServiceHostname".into(), address.ip().to_string().into());
+            let entry = directory.store(name, address.ip());
             entry.insert("zimbraImapBindPort".into(), address.port().into());
             let listener = runtime.block_on(TcpListener::bind(SocketAddr::from(address)))?;
             runtime.spawn(simulator::serve_as(name, listener, Mail::Imap, None));
         }
-        directory.domain("a.example");
-        for user in 0..users {
-            let entry = directory.account(&format!("user{user}@a.example"));
-            entry.insert(
-                "zimbraId".into(),
-                format!("{user:08}-2222-3333-4444-555555555555").into(),
-            );
-            entry.insert("zimbraMailHost".into(), STORES[user % STORES.len()].into());
-        }
+        directory.users(users, &STORES);
         let slapd = Slapd::start(stage, "slapd", &directory)?;
         let imap = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let mut source = slapd.source(poll);

@@ -46,9 +46,7 @@ fn play_liar(
 }
 
 fn add_liar(directory: &mut Directory, port: u16) {
-    let entry = directory.server(LIAR);
-    entry.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
-    entry.insert("zimbraServiceHostname".into(), LIAR_IP.to_string().into());
+    let entry = directory.store(LIAR, LIAR_IP);
     for attribute in [
         "zimbraImapBindPort",
         "zimbraImapSSLBindPort",

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::SocketAddrV4;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -81,6 +82,17 @@ impl Scene<'_> {
         })
     }
 
+    fn visit_in_clear(&self, name: &str) -> Result<Got> {
+        let ask = Ask {
+            door: self.town.doors.http,
+            url: &format!("http://{name}"),
+            host: None,
+            show: None,
+            more: &[],
+        };
+        Ok(self.ask(&ask)?.0)
+    }
+
     /// `openssl s_client` with a request for `host`; gives what it printed.
     fn s_client(&self, name: &str, host: &str, more: &[&str]) -> Result<String> {
         let mut child = Command::new("openssl")
@@ -132,9 +144,13 @@ struct Clients {
 }
 
 impl Clients {
-    fn new(dir: impl Fn(&str) -> Result<std::path::PathBuf>) -> Result<Clients> {
-        let authority = Authority::called("Clients of A", &dir("clients")?)?;
-        let foreign = Authority::called("Somebody", &dir("somebody")?)?;
+    /// They keep their files in this folder.
+    fn new(dir: &Path) -> Result<Clients> {
+        let (ours, others) = (dir.join("clients"), dir.join("somebody"));
+        std::fs::create_dir(&ours)?;
+        std::fs::create_dir(&others)?;
+        let authority = Authority::called("Clients of A", &ours)?;
+        let foreign = Authority::called("Somebody", &others)?;
         Ok(Clients {
             good: authority.client("rossi")?,
             expired: authority.expired_client("verdi")?,
@@ -157,11 +173,7 @@ impl Clients {
 /// Plays with client certificates asked for.
 fn play_with_clients(test: impl FnOnce(&mut Scene, &Clients) -> Result<()>) -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let clients = Clients::new(|name| {
-        let path = dir.path().join(name);
-        std::fs::create_dir(&path)?;
-        Ok(path)
-    })?;
+    let clients = Clients::new(dir.path())?;
     play_with(
         people(),
         |_, _, directory| {
@@ -318,11 +330,7 @@ fn a_session_is_not_resumed_where_other_rules_count() -> Result<()> {
 fn rules_follow_the_directory_and_sessions_outlive_other_changes() -> Result<()> {
     play(|scene| {
         let dir = scene.stage.dir("more")?;
-        let clients = Clients::new(|name| {
-            let path = dir.join(name);
-            std::fs::create_dir(&path)?;
-            Ok(path)
-        })?;
+        let clients = Clients::new(&dir)?;
         let file = dir.join("session");
         let file = file.to_str().context("path")?;
         scene.s_client("mail.a.example", "mail.a.example", &["-sess_out", file])?;
@@ -393,13 +401,7 @@ fn strict_names_refuse_what_is_not_ours() -> Result<()> {
             }
         }
         for (host, expected) in [("mail.a.example", ok), ("unknown.example", bad)] {
-            let (got, _) = scene.ask(&Ask {
-                door: scene.town.doors.http,
-                url: &format!("http://{host}"),
-                host: None,
-                show: None,
-                more: &[],
-            })?;
+            let got = scene.visit_in_clear(host)?;
             assert_eq!(got, expected, "http, {host}");
         }
         // A mail client may ask for whatever it likes.
@@ -411,11 +413,7 @@ fn strict_names_refuse_what_is_not_ours() -> Result<()> {
 #[test]
 fn clear_text_serves_no_host_that_wants_certificates() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let clients = Clients::new(|name| {
-        let path = dir.path().join(name);
-        std::fs::create_dir(&path)?;
-        Ok(path)
-    })?;
+    let clients = Clients::new(dir.path())?;
     let change = |_: &_, _: &mut _, directory: &mut Directory| {
         clients.ask_for_them(directory);
         directory.config("zimbraReverseProxyMailMode", "both");
@@ -423,13 +421,7 @@ fn clear_text_serves_no_host_that_wants_certificates() -> Result<()> {
     };
     play_with(people(), change, |scene| {
         for (host, expected) in [("mail.a.example", 403), ("mail.b.example", 200), ("x.c.example", 200)] {
-            let (got, _) = scene.ask(&Ask {
-                door: scene.town.doors.http,
-                url: &format!("http://{host}"),
-                host: None,
-                show: None,
-                more: &[],
-            })?;
+            let got = scene.visit_in_clear(host)?;
             assert_eq!(got, Status(expected), "{host}");
         }
         Ok(())

@@ -237,6 +237,32 @@ impl Directory {
         self.servers.entry(name.to_owned()).or_default()
     }
 
+    /// The entry of a node of Portico.
+    pub fn node(&mut self, name: &str) -> &mut Entry {
+        let entry = self.server(name);
+        entry.insert("zimbraServiceEnabled".into(), ["proxy"].into());
+        entry
+    }
+
+    /// The entry of a server that holds mailboxes and is reached by this name or address.
+    pub fn store(&mut self, name: &str, host: impl ToString) -> &mut Entry {
+        let entry = self.server(name);
+        entry.insert("zimbraServiceEnabled".into(), ["mailbox"].into());
+        entry.insert("zimbraServiceHostname".into(), host.to_string().into());
+        entry
+    }
+
+    /// So many accounts `user0@a.example`, `user1@a.example` …, on these servers by turns.
+    pub fn users(&mut self, count: usize, stores: &[&str]) {
+        self.domain("a.example");
+        for (number, store) in (0..count).zip(stores.iter().cycle()) {
+            let entry = self.account(&format!("user{number}@a.example"));
+            let id = format!("{number:08}-2222-3333-4444-555555555555");
+            entry.insert("zimbraId".into(), id.into());
+            entry.insert("zimbraMailHost".into(), (*store).into());
+        }
+    }
+
     /// A domain's entry; made if it is not there.
     pub fn domain(&mut self, name: &str) -> &mut Entry {
         self.domains.entry(name.to_owned()).or_default()

@@ -234,8 +234,7 @@ impl Town {
             .config("zimbraReverseProxyMailMode", "redirect")
             .config("zimbraDefaultDomainName", "a.example");
         directory.config("zimbraReverseProxyAuthWaitInterval", "1s");
-        let node = directory.server(NODE);
-        node.insert("zimbraServiceEnabled".into(), ["proxy"].into());
+        let node = directory.node(NODE);
         node.insert("zimbraMailSSLProxyPort".into(), self.doors.https.port().into());
         for store in &self.stores {
             *directory.server(&store.name) = store.entry();
