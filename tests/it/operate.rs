@@ -313,10 +313,10 @@ fn a_reload_takes_the_node_file_and_names_what_it_cannot() -> Result<()> {
                 proxies: Vec::new(),
             });
         }
-        node.more.push(("work_stealing".to_owned(), "false".to_owned()));
         node.more
             .push(("route_cache".to_owned(), "{ttl: 2h, capacity: 17}".to_owned()));
         let yaml = node.yaml(scene.portico.dir()).replace("audit.log", "moved.log");
+        let yaml = yaml.replace("work_stealing: false", "work_stealing: true");
         std::fs::write(scene.portico.dir().join("portico.yaml"), yaml)?;
         scene.portico.signal(Signal::SIGHUP)?;
         until("the reload", SOON, || {
