@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admin::{self, Upgrade};
 use crate::app::{App, Plan};
+use crate::background::{self, Waiting};
 use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
 use crate::end::{self, End, Ending, On, Signals};
@@ -63,6 +65,7 @@ pub struct Doors {
     end: End,
     again: Option<Again>,
     asking: Option<Asking>,
+    waiting: Option<Waiting>,
 }
 
 /// The hall, its doors that are not served yet, and the sockets of the admin API.
@@ -93,11 +96,12 @@ impl Doors {
             .collect();
         Doors {
             plan: Some(plan),
-            conf,
             keys,
             end,
             again,
             asking,
+            waiting: Waiting::new(&conf),
+            conf,
         }
     }
 
@@ -358,12 +362,16 @@ impl Service for Doors {
             tokio::spawn(app.clone().follow_directory()),
             tokio::spawn(systemd::say_alive()),
         ];
-        if let Some(asking) = self.asking.take()
-            && let Err(error) = take_over(asking, &hall)
-        {
-            give_up(&error);
+        if let Some(asking) = self.asking.take() {
+            if let Err(error) = take_over(asking, &hall) {
+                give_up(&error);
+            }
+            background::take_pid_file(Path::new(&self.conf.pid_file));
         }
         systemd::serves("serving");
+        if let Some(waiting) = self.waiting {
+            tokio::spawn(waiting.tell());
+        }
         let gate = end::gate(&self.conf);
         let told = self.end.told(&mut signals, self.again.take(), gate, hall.fds.clone());
         let (ending, mut hall) = hall.run(told).await;

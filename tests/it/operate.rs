@@ -140,6 +140,69 @@ fn sigusr2_starts_the_new_binary() -> Result<()> {
     })
 }
 
+/// Ends what the test has put in the background, however it goes.
+struct Background(Vec<nix::unistd::Pid>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        for pid in self.0.iter().filter(|pid| !is_gone(**pid)) {
+            let _ = nix::sys::signal::kill(*pid, Signal::SIGKILL);
+        }
+    }
+}
+
+#[test]
+fn a_node_in_the_background_serves_when_the_command_ends() -> Result<()> {
+    play(|scene| {
+        let mut node = scene.town.node();
+        let more = [
+            ("daemon_wait_for_ready", "true"),
+            ("daemon_ready_timeout_seconds", "20"),
+        ];
+        node.more
+            .extend(more.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        scene.portico.stop()?;
+        scene.portico.replace_node(&node)?;
+        let mut made = Background(Vec::new());
+        let status = scene.portico.in_background(&[])?;
+        ensure!(status.success(), "{status}");
+        let first = scene.portico.background_pid()?;
+        made.0.push(first);
+        // Nobody waits for the doors here: they are open.
+        let mut alice = scene.login("alice")?;
+        let status = scene.portico.in_background(&["-u"])?;
+        ensure!(status.success(), "{status}");
+        let second = scene.portico.background_pid()?;
+        made.0.push(second);
+        ensure!(second != first);
+        alice.imap_ok("a1 NOOP")?;
+        let mut bob = scene.login("bob")?;
+        // SIGUSR2 does the same, and the new process stands in the file.
+        nix::sys::signal::kill(second, Signal::SIGUSR2)?;
+        let third = until("the third process", SOON, || {
+            Ok(Some(scene.portico.background_pid()?).filter(|pid| *pid != second))
+        })?;
+        made.0.push(third);
+        bob.imap_ok("b1 NOOP")?;
+        scene.login("carol")?.imap_ok("c1 LOGOUT")?;
+        alice.imap_ok("a2 LOGOUT")?;
+        bob.imap_ok("b2 LOGOUT")?;
+        drop((alice, bob));
+        nix::sys::signal::kill(third, Signal::SIGTERM)?;
+        until("all to end", SOON, || {
+            Ok([first, second, third].into_iter().all(is_gone).then_some(()))
+        })?;
+        // What cannot serve is told to whoever waits.
+        let door = scene.town.doors.imaps;
+        let _taken = std::net::TcpListener::bind(door)?;
+        let status = scene.portico.in_background(&[])?;
+        ensure!(status.code() == Some(1), "{status}");
+        drop(_taken);
+        scene.portico = Portico::start(scene.stage, &scene.town.node(), &scene.town.directory(), "info")?;
+        Ok(())
+    })
+}
+
 fn child_of(parent: u32) -> Result<nix::unistd::Pid> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
     let all = std::fs::read_dir(format!("/proc/{parent}/task"))?

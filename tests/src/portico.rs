@@ -146,6 +146,17 @@ impl Portico {
         spawn_with(&self.dir, &["-u"], rust_log, &[])
     }
 
+    /// Runs the command that puts a process with these files in the background (`-d`), and gives how it ended.
+    pub fn in_background(&self, more: &[&str]) -> Result<std::process::ExitStatus> {
+        spawn_with(&self.dir, &[&["-d"], more].concat(), "info", &[])?.wait(HAND_OVER)
+    }
+
+    /// The process that is in the background.
+    pub fn background_pid(&self) -> Result<nix::unistd::Pid> {
+        let text = std::fs::read_to_string(self.dir.join("pid"))?;
+        Ok(nix::unistd::Pid::from_raw(text.trim().parse()?))
+    }
+
     /// Lets a new process take over. From here on this is the new one; gives the old one.
     pub fn upgrade(&mut self, rust_log: &str) -> Result<Child> {
         let before = self.successions();

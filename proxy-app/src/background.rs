@@ -1,0 +1,85 @@
+//! A process in the background (`-d`): who waits for it, and where its number stands.
+//!
+//! Putting it there is Pingora's. With `daemon_wait_for_ready` the command that did it waits for SIGUSR1 of the new
+//! process. Pingora sends it before a socket is open, and not at all to who prepares the server as we do; so it is
+//! sent from here, when all doors are open.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pingora::server::configuration::ServerConf;
+
+/// How long is tried to tell it, unless `daemon_notify_timeout_seconds` says otherwise (Pingora's default).
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Time from one try to the next.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The command that waits until the process in the background serves.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    pid: Pid,
+    patience: Duration,
+}
+
+impl Waiting {
+    /// The command, if it will wait. To be asked in it, before it makes the process in the background.
+    pub fn new(conf: &ServerConf) -> Option<Waiting> {
+        let patience = conf
+            .daemon_notify_timeout_seconds
+            .map_or(PATIENCE, |seconds| Duration::from_secs(seconds.get()));
+        (conf.daemon && conf.daemon_wait_for_ready).then(|| Waiting {
+            pid: Pid::this(),
+            patience,
+        })
+    }
+
+    /// Tells it that this process serves. It is told as soon as it listens, since before that the signal would kill
+    /// it, and until it is gone.
+    pub async fn tell(self) {
+        let begun = Instant::now();
+        while begun.elapsed() < self.patience {
+            let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid)) else {
+                return;
+            };
+            if catches(&status, Signal::SIGUSR1)
+                && let Err(error) = kill(self.pid, Signal::SIGUSR1)
+            {
+                log::debug!("process {} is not told yet that this one serves: {error}", self.pid);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        log::warn!("process {} waits, and cannot be told that this one serves", self.pid);
+    }
+}
+
+/// Whether a process with this `/proc/PID/status` has a handler for the signal.
+fn catches(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal as u32 - 1)) != 0)
+}
+
+/// A process that SIGUSR2 has started takes the place of the one that started it in `pid_file`, too, if that one
+/// stands there.
+pub fn take_pid_file(path: &Path) {
+    let old = std::os::unix::process::parent_id().to_string();
+    let stands = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == old);
+    if stands && let Err(error) = std::fs::write(path, format!("{}\n", std::process::id())) {
+        log::warn!("{} has the old process: {error}", path.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handlers_are_seen() {
+        let status = "Name:\tportico\nSigIgn:\t0000000000001000\nSigCgt:\t0000000000000200\n";
+        assert!(catches(status, Signal::SIGUSR1));
+        assert!(!catches(status, Signal::SIGUSR2));
+        assert!(!catches("Name:\tportico\n", Signal::SIGUSR1));
+    }
+}
