@@ -28,6 +28,7 @@ use caller::Caller;
 pub mod api;
 pub mod caller;
 pub mod client;
+pub mod console;
 pub mod domains;
 pub mod health;
 pub mod route;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mail_proxy::{Client, Live, Order};
+use mail_proxy::{Client, Live, LoggedIn, Order};
 use parking_lot::Mutex;
 
 /// Locks that share the connections among them: accepting does not wait for listing.
@@ -45,6 +45,8 @@ pub struct Which {
     pub ip: Option<IpAddr>,
     /// The one with this number.
     pub number: Option<String>,
+    /// Those with this in their number, protocol, client address, user, account or server, in any case.
+    pub text: Option<String>,
 }
 
 /// All connections.
@@ -149,7 +151,21 @@ impl Which {
         self.number.as_ref().is_none_or(|number| *number == session.number)
             && self.ip.is_none_or(|ip| ip.to_canonical() == session.client.ip())
             && self.user.as_ref().is_none_or(|user| is_of(session, user))
+            && self
+                .text
+                .as_ref()
+                .is_none_or(|text| is_in(session, &text.to_lowercase()))
     }
+}
+
+/// Whether this text, in lower case, stands in what is shown of the session.
+fn is_in(session: &Session, text: &str) -> bool {
+    let holds = |shown: &str| shown.to_lowercase().contains(text);
+    let of_login = |login: &LoggedIn| holds(&login.user) || holds(&login.account) || holds(&login.route);
+    holds(&session.number)
+        || holds(session.proto)
+        || holds(&session.client.to_string())
+        || session.live.logins().iter().any(of_login)
 }
 
 fn is_of(session: &Session, user: &str) -> bool {
@@ -172,8 +188,6 @@ impl Drop for Entered {
 
 #[cfg(test)]
 mod tests {
-    use mail_proxy::LoggedIn;
-
     use super::*;
 
     fn enter(sessions: &Arc<Sessions>, number: &str, ip: &str, account: &str) -> (Entered, Arc<Live>) {
@@ -200,6 +214,7 @@ mod tests {
             user: user.map(str::to_owned),
             ip: ip.map(|ip| ip.parse().unwrap()),
             number: number.map(str::to_owned),
+            text: None,
         };
         let found = sessions.list(&which);
         found.iter().map(|session| session.number.as_str()).collect()
@@ -217,6 +232,15 @@ mod tests {
         assert_eq!(numbers(&sessions, None, Some("::ffff:192.0.2.1"), None), "ab");
         assert_eq!(numbers(&sessions, Some("bob@a.test"), Some("192.0.2.2"), None), "");
         assert_eq!(numbers(&sessions, None, None, Some("c")), "c");
+        for (text, expected) in [("BOB@", "b"), ("192.0.2.2:", "c"), ("imap", "abc"), ("nobody", "")] {
+            let which = Which {
+                text: Some(text.to_owned()),
+                ..Which::default()
+            };
+            let found = sessions.list(&which);
+            let found: String = found.iter().map(|session| session.number.as_str()).collect();
+            assert_eq!(found, expected, "{text}");
+        }
         assert_eq!(sessions.counts()[&("imap", true)], 2);
         let which = Which {
             user: Some("bob@a.test".to_owned()),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portico_tests::Stage;
+use portico_tests::browser::Browser;
 use portico_tests::portico::Portico;
 use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Town, people};
@@ -362,6 +363,281 @@ fn a_directory_that_may_not_be_changed_says_so() -> Result<()> {
             refused.status == 503 && refused.text.contains("permission denied"),
             "{refused:?}"
         );
+        Ok(())
+    })
+}
+
+/// A name that would do harm if it became markup.
+const HOSTILE: &str = "<img src=x onerror=document.title='harmed'>";
+
+/// What the page shows as text anywhere.
+fn has_text(text: &str) -> String {
+    format!("document.body.innerText.includes({})", json!(text))
+}
+
+/// Follows a link of the page's navigation and waits for the view.
+fn go(browser: &Browser, view: &str, heading: &str) -> Result<()> {
+    browser.click(&format!("nav a[href='#{view}']"))?;
+    browser.must(&format!("document.querySelector('h1')?.textContent == '{heading}'"))
+}
+
+/// Opens the page with the token.
+fn log_in(browser: &Browser, api: &Api) -> Result<()> {
+    browser.open(&format!("http://{}/", api.address))?;
+    browser.must("document.getElementById('token').open")?;
+    browser.type_into("#token-value", TOKEN)?;
+    browser.click("#token button")?;
+    browser.must(&has_text("in service"))
+}
+
+#[test]
+fn a_browser_sees_who_is_there() -> Result<()> {
+    play(Source::Yaml, Some(TOKEN), |scene, api| {
+        let browser = Browser::start(scene.stage, &[])?;
+        let mut alice = scene.login("alice")?;
+        alice.imap_ok("a1 NOOP")?;
+        let mut harm = scene.imaps()?;
+        harm.imap(&format!("h LOGIN \"{HOSTILE}\" \"x\""))?;
+
+        // The page is there for everybody, and asks for the token.
+        browser.open(&format!("http://{}/", api.address))?;
+        browser.must("document.getElementById('token').open")?;
+        ensure!(!browser.text()?.contains("in service"), "shown without a token");
+        browser.type_into("#token-value", "not-the-token-at-all")?;
+        browser.click("#token button")?;
+        browser.must("document.getElementById('token').open && !document.getElementById('token-wrong').hidden")?;
+        browser.type_into("#token-value", TOKEN)?;
+        browser.click("#token button")?;
+        browser.must(&has_text("in service"))?;
+        browser.must("document.title == 'proxy1.example.test – Portico'")?;
+        let kept = browser.run("return [localStorage.length, document.cookie, sessionStorage.length]")?;
+        assert_eq!(kept, json!([0, "", 1]));
+
+        go(&browser, "sessions", "Sessions")?;
+        browser.must(&has_text("alice@a.example"))?;
+        browser.type_into("#filter", "nobody at all")?;
+        browser.must(&has_text("No session is like that."))?;
+
+        go(&browser, "logins", "Logins")?;
+        browser.must(&has_text(HOSTILE))?;
+        browser.must(&has_text("unknown user"))?;
+        ensure!(
+            browser.run("return document.querySelectorAll('main img').length")? == 0,
+            "it became a picture"
+        );
+        // They are told as they come.
+        drop(scene.login("bob")?);
+        browser.must(&has_text("bob@a.example"))?;
+        browser.click("#failed")?;
+        browser.must(&format!("{} && !{}", has_text(HOSTILE), has_text("bob@a.example")))?;
+
+        go(&browser, "routes", "Routes")?;
+        browser.type_into("#login", "al/tb")?;
+        browser.click("#explain")?;
+        browser.must(&has_text("alice@a.example is on store1.example.test"))?;
+        browser.must(&has_text("typed with /tb"))?;
+        browser.run("document.getElementById('login').value = ''")?;
+        browser.type_into("#login", HOSTILE)?;
+        browser.click("#explain")?;
+        browser.must(&format!("{} && {}", has_text(HOSTILE), has_text("nowhere")))?;
+
+        go(&browser, "upstreams", "Upstreams")?;
+        browser.must(&has_text("store1.example.test"))?;
+        browser.click("[aria-label='Maintenance of store1.example.test in mailbox']")?;
+        browser.must(&has_text("End maintenance"))?;
+        scene.portico.record(&[
+            ("event", "admin"),
+            ("act", "upstream store1.example.test in mailbox: maintenance on"),
+        ])?;
+
+        go(&browser, "certificates", "Certificates")?;
+        browser.must(&format!(
+            "{} && {}",
+            has_text("domain a.example"),
+            has_text("days left")
+        ))?;
+
+        go(&browser, "sessions", "Sessions")?;
+        browser.type_into("#filter", "alice")?;
+        browser.must("document.querySelectorAll('tbody tr').length == 1")?;
+        browser.click("td.act button")?;
+        browser.must("document.getElementById('confirm').open")?;
+        browser.click("#confirm-yes")?;
+        ensure!(
+            alice.line()?.starts_with("* BYE session ended by the administrator"),
+            "alice stays"
+        );
+        browser.must(&has_text("The session of alice@a.example ends."))?;
+        ensure!(
+            browser.run("return document.title")? == "proxy1.example.test – Portico",
+            "harmed"
+        );
+        ensure!(
+            browser.run("return document.getElementById('trouble').hidden")? == true,
+            "{}",
+            browser.text()?
+        );
+
+        // In another tab nobody has the token.
+        browser.run("sessionStorage.clear(); location.reload()")?;
+        browser.must("document.getElementById('token').open")
+    })
+}
+
+#[test]
+fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
+    play(Source::Ldap, Some(TOKEN), |scene, api| {
+        let browser = Browser::start(scene.stage, &[])?;
+        log_in(&browser, api)?;
+        go(&browser, "domains", "Domains")?;
+        let card = "section[data-domain='a.example']";
+        browser.must(&format!("document.querySelector(\"{card}\")"))?;
+        for (name, said) in [
+            ("nonsense", "Please enter a valid virtual host name"),
+            ("mail.a.example", "is in the list already"),
+        ] {
+            browser.type_into(&format!("{card} .new-host"), &format!("{name}\n"))?;
+            browser.must(&has_text(said))?;
+            browser.run(&format!("document.querySelector(\"{card} .new-host\").value = ''"))?;
+        }
+        // What the server refuses is shown as it says it.
+        browser.type_into(&format!("{card} .new-host"), "mail.b.example\n")?;
+        browser.click(&format!("{card} .save"))?;
+        browser.must(&has_text(
+            "already belong to another domain: mail.b.example (b.example)",
+        ))?;
+        browser.click(&format!("{card} [aria-label='Remove mail.b.example']"))?;
+
+        let name = "new.a.example";
+        browser.type_into(&format!("{card} .new-host"), &format!("{name}\n"))?;
+        browser.click(&format!("{card} .save"))?;
+        browser.must(&has_text("The virtual host names are stored and in force."))?;
+        browser.must(&has_text("is not good for these virtual host names: new.a.example"))?;
+        assert_eq!(shown(scene, name)?, ["mail.a.example", "mail.a.example"]);
+
+        // Certificate, chain and key are found in whatever files they come.
+        let pair = scene.town.ca.server(&[name, "mail.a.example", "imap.a.example"])?;
+        let files = format!("{}\n{}", pair.key_file.display(), pair.certificate_file.display());
+        browser.click(&format!("{card} summary"))?;
+        browser.type_into(&format!("{card} .files"), &files)?;
+        browser.must(&format!(
+            "document.querySelector(\"{card} .key\").value.includes('PRIVATE KEY')"
+        ))?;
+        browser.must(&format!(
+            "document.querySelector(\"{card} .chain\").value.includes('CERTIFICATE')"
+        ))?;
+        browser.click(&format!("{card} .store"))?;
+        browser.must(&has_text("The certificate is stored. The next handshake shows it."))?;
+        assert_eq!(shown(scene, name)?, [name, name]);
+        browser.must(&format!("!{}", has_text("not covered")))?;
+        let page = browser.run("return document.documentElement.outerHTML")?;
+        ensure!(!page.to_string().contains("PRIVATE KEY"), "the key stays on the page");
+        no_key_in_logs(scene, &pair.key)
+    })
+}
+
+#[test]
+fn a_browser_without_a_token_only_looks() -> Result<()> {
+    play(Source::Yaml, None, |scene, api| {
+        let browser = Browser::start(scene.stage, &[("evil.example", api.address)])?;
+        let _alice = scene.login("alice")?;
+        browser.open(&format!("http://{}/", api.address))?;
+        browser.must(&has_text("You can look at everything and change nothing"))?;
+        browser.must(&has_text("admin.http is read-only without admin.token_file"))?;
+        for (view, heading) in VIEWS {
+            go(&browser, view, heading)?;
+            browser.must("document.querySelector('#view .card, #view table, #view form')")?;
+            let count = "return document.querySelectorAll('#view td button, #view .danger, #view .new-host').length";
+            ensure!(browser.run(count)? == 0, "{view} offers a change");
+        }
+        // A page of somebody else that has its name point here sees nothing.
+        browser.open(&format!("http://evil.example:{}/", api.address.port()))?;
+        browser.must(&has_text("the Host is neither an address nor localhost nor this node"))
+    })
+}
+
+const VIEWS: [(&str, &str); 7] = [
+    ("overview", "Overview"),
+    ("sessions", "Sessions"),
+    ("logins", "Logins"),
+    ("routes", "Routes"),
+    ("upstreams", "Upstreams"),
+    ("domains", "Domains"),
+    ("certificates", "Certificates"),
+];
+
+#[test]
+fn the_page_fits_every_screen_by_day_and_by_night() -> Result<()> {
+    play(Source::Yaml, Some(TOKEN), |scene, api| {
+        let browser = Browser::start(scene.stage, &[])?;
+        let _alice = scene.login("alice")?;
+        log_in(&browser, api)?;
+        for (scheme, is_light) in [("light", true), ("dark", false)] {
+            browser.prefer(scheme)?;
+            let brightness = "Number(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0])";
+            browser.must(&format!("({brightness} > 128) == {is_light}"))?;
+            for width in [1280, 390] {
+                browser.resize(width, 844)?;
+                for (view, heading) in VIEWS {
+                    go(&browser, view, heading)?;
+                    browser.must("document.querySelector('#view .card, #view table, #view form')")?;
+                    browser.must(&format!("document.documentElement.scrollWidth <= {width}"))?;
+                }
+            }
+        }
+        // Every input says what it is for, and every view can be reached with the keyboard.
+        let silent = "[...document.querySelectorAll('input, select, textarea')].filter(\
+                      input => input.labels.length == 0 && !input.ariaLabel).length";
+        go(&browser, "domains", "Domains")?;
+        browser.must("document.querySelector('textarea')")?;
+        browser.must(&format!("{silent} == 0"))?;
+        browser.run("document.querySelector('nav a').focus()")?;
+        browser.type_into("nav a", "\u{e007}")?;
+        browser.must("document.querySelector('h1').textContent == 'Overview'")
+    })
+}
+
+#[test]
+fn the_page_lets_nothing_else_in() -> Result<()> {
+    play(Source::Yaml, Some(TOKEN), |_, api| {
+        let stranger = Api {
+            address: api.address,
+            token: None,
+        };
+        for (path, kind) in [
+            ("/", "text/html; charset=utf-8"),
+            ("/console/main.js", "text/javascript; charset=utf-8"),
+            ("/console/style.css", "text/css; charset=utf-8"),
+            ("/console/icon.svg", "image/svg+xml"),
+        ] {
+            let answer = stranger.ask("GET", path, None)?;
+            ensure!(answer.status == 200, "{answer:?}");
+            for header in [
+                &format!("content-type: {kind}"),
+                "content-security-policy: default-src 'none'; script-src 'self';",
+                "require-trusted-types-for 'script'",
+                "x-content-type-options: nosniff",
+                "x-frame-options: deny",
+                "referrer-policy: no-referrer",
+            ] {
+                ensure!(answer.head.contains(header), "{path} has no {header}: {}", answer.head);
+            }
+            ensure!(!answer.head.contains("set-cookie"), "{}", answer.head);
+        }
+        for path in [
+            "/console/",
+            "/console/nothing.js",
+            "/console/../v1/status",
+            "/console/..%2findex.html",
+        ] {
+            let answer = stranger.ask("GET", path, None)?;
+            ensure!(answer.status == 404, "{path}: {answer:?}");
+        }
+        ensure!(
+            stranger.ask("GET", "/v1/status", None)?.status == 401,
+            "the API is open"
+        );
+        ensure!(stranger.ask("POST", "/", None)?.status == 401, "POST");
         Ok(())
     })
 }

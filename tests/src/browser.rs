@@ -113,6 +113,24 @@ impl Browser {
         Ok(text.as_str().unwrap_or_default().to_owned())
     }
 
+    /// Makes what is to be seen of a page this large, as on another screen.
+    pub fn resize(&self, width: u32, height: u32) -> Result<()> {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        self.develop("Emulation.setDeviceMetricsOverride", &size)
+    }
+
+    /// Has pages seen light or dark, as somebody's system would say.
+    pub fn prefer(&self, scheme: &str) -> Result<()> {
+        let feature = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.develop("Emulation.setEmulatedMedia", &feature)
+    }
+
+    /// A command of Chromium's own.
+    fn develop(&self, command: &str, parameters: &Value) -> Result<()> {
+        let command = json!({"cmd": command, "params": parameters});
+        self.ask("POST", "goog/cdp/execute", Some(&command)).map(drop)
+    }
+
     /// Draws what is to be seen into a PNG file.
     pub fn screenshot(&self, file: &Path) -> Result<()> {
         let picture = self.ask("GET", "screenshot", None)?;

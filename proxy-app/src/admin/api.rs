@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::caller::{self, Caller, guard};
-use super::{domains, health, route, sessions};
+use super::{console, domains, health, route, sessions};
 use crate::app::App;
 
 /// Most of a request's body.
@@ -81,6 +81,8 @@ pub fn router(app: Arc<App>) -> Router {
     let (router, description) = described();
     let description = Json(description);
     router
+        .route("/", get(console::page))
+        .route("/console/{file}", get(console::asset))
         .route("/v1/openapi.json", get(move || std::future::ready(description.clone())))
         .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {

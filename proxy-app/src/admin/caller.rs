@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::api::Failure;
+use super::console;
 use crate::app::App;
 
 /// Whoever sent a request.
@@ -107,7 +108,7 @@ impl Asked<'_> {
             return Ok(());
         }
         match token {
-            Some(token) if self.bears(token) => Ok(()),
+            Some(token) if self.bears(token) || (reads && console::is_page(self.path)) => Ok(()),
             Some(_) => Err((StatusCode::UNAUTHORIZED, "this needs the token of admin.token_file")),
             None if !reads => Err((StatusCode::FORBIDDEN, READ_ONLY)),
             None if !self.names_us(node) => Err((
@@ -184,6 +185,13 @@ mod tests {
             (tcp, "GET /metrics", &[], token, 200),
             (tcp, "GET /v1/status", &[("host", "evil.example:7180")], None, 403),
             (tcp, "GET /metrics", &[("host", "evil.example")], None, 200),
+            // The page asks for the token itself.
+            (tcp, "GET /", &[], token, 200),
+            (tcp, "GET /console/main.js", &bad, token, 200),
+            (tcp, "POST /", &[], token, 401),
+            (tcp, "GET /", &[], None, 200),
+            (tcp, "GET /", &[("host", "evil.example:7180")], None, 403),
+            (tcp, "GET /console/main.js", &[("host", "evil.example:7180")], None, 403),
             (tcp, "GET /v1/status", &[("host", "127.0.0.1:7180")], None, 200),
             (tcp, "GET /v1/status", &[("host", "[::1]:7180")], None, 200),
             (tcp, "GET /v1/status", &[("host", "LOCALHOST")], None, 200),

@@ -87,13 +87,29 @@ pub struct Wanted {
     text: Option<String>,
     /// At most so many.
     limit: Option<usize>,
+    /// Only those for which no good certificate is shown.
+    #[serde(default)]
+    faulty: bool,
 }
 
 /// Lists domains with their virtual host names and the certificates that are shown for them.
 #[utoipa::path(get, path = "/v1/domains", params(Wanted), responses((status = 200, body = Domains)))]
-pub async fn list(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Json<Domains> {
+pub async fn list(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Result<Json<Domains>, Failure> {
     let (system, store) = (app.snapshot.load().system.clone(), app.certificates());
-    let text = wanted.text.unwrap_or_default().to_lowercase();
+    let kept_in = kept_in(&app.config.load());
+    // A hoster has tens of thousands, and each certificate is looked at.
+    let found = tokio::task::spawn_blocking(move || found(&system, &store, &wanted)).await;
+    let (domains, more) = found.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(Json(Domains {
+        kept_in,
+        domains,
+        more: more as u64,
+    }))
+}
+
+/// The domains that are meant, and how many more there are.
+fn found(system: &System, store: &CertStore, wanted: &Wanted) -> (Vec<Domain>, usize) {
+    let text = wanted.text.as_deref().unwrap_or_default().to_lowercase();
     let is_meant = |domain: &View<'_>| {
         let names = domain.list(&a::VIRTUAL_HOSTNAME);
         let mut names = names.into_iter().chain([domain.name()]);
@@ -102,12 +118,18 @@ pub async fn list(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> 
     let mut found: Vec<View<'_>> = system.domains().filter(is_meant).collect();
     found.sort_by_key(|domain| domain.name());
     let limit = wanted.limit.unwrap_or(usize::MAX);
-    let shown = found.iter().take(limit);
-    Json(Domains {
-        kept_in: kept_in(&app.config.load()),
-        domains: shown.map(|domain| Domain::new(&system, &store, domain)).collect(),
-        more: found.len().saturating_sub(limit) as u64,
-    })
+    let domain = |view: &View<'_>| Domain::new(system, store, view);
+    if !wanted.faulty {
+        return (
+            found.iter().take(limit).map(domain).collect(),
+            found.len().saturating_sub(limit),
+        );
+    }
+    let is_faulty = |domain: &Domain| domain.problem.is_some() || !domain.uncovered.is_empty();
+    let mut faulty: Vec<Domain> = found.iter().map(domain).filter(is_faulty).collect();
+    let more = faulty.len().saturating_sub(limit);
+    faulty.truncate(limit);
+    (faulty, more)
 }
 
 fn kept_in(config: &Config) -> String {

@@ -92,6 +92,10 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Meant {
+    /// Those with this in their number, protocol, client address, user, account or server, in any case.
+    text: Option<String>,
+    /// At most so many, the youngest.
+    limit: Option<usize>,
     /// Those of this user: the login as typed, or the account's name.
     user: Option<String>,
     /// Those of this client address.
@@ -104,6 +108,9 @@ pub struct Meant {
 pub struct SessionList {
     /// Oldest first.
     pub sessions: Vec<OneSession>,
+    /// How many more there are than were asked for.
+    #[serde(default)]
+    pub more: u64,
 }
 
 /// A mail session or a web connection.
@@ -182,10 +189,13 @@ pub async fn list(State(app): State<Arc<App>>, Query(meant): Query<Meant>) -> Js
         user: meant.user,
         ip: meant.ip,
         number: None,
+        text: meant.text,
     };
     let found = app.sessions.list(&which);
+    let more = meant.limit.map_or(0, |limit| found.len().saturating_sub(limit));
     Json(SessionList {
-        sessions: found.iter().map(|session| OneSession::of(session)).collect(),
+        sessions: found[more..].iter().map(|session| OneSession::of(session)).collect(),
+        more: more as u64,
     })
 }
 
@@ -229,6 +239,7 @@ pub async fn kick(
         user: kick.user,
         ip: kick.ip,
         number: kick.session,
+        text: None,
     });
     api::audit(
         &app,
@@ -237,6 +248,7 @@ pub async fn kick(
     );
     Ok(Json(SessionList {
         sessions: ended.iter().map(|session| OneSession::of(session)).collect(),
+        more: 0,
     }))
 }
 

@@ -1,0 +1,225 @@
+// Domains: their virtual host names and certificates, and what an administrator makes of them.
+
+import { get, send } from "./api.js";
+import { busy, confirmed, days, empty, field, h, name, note, pill } from "./dom.js";
+
+export const title = "Domains";
+
+// Most that are shown at once; the search finds the others.
+const SHOWN = 50;
+// What a request may hold; the rest of it is names and quotes.
+const BODY_MAX = 64 * 1024;
+
+// As the server judges it: two labels or more, the last one of letters; the first may be `*`.
+const HOST = /^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+([a-z]{2,63}|xn--[a-z0-9-]{1,59})$/i;
+
+// The blocks of a PEM text, each with its label.
+function blocks(text) {
+  const found = text.matchAll(/-----BEGIN ([A-Z0-9 ]+)-----[\s\S]*?-----END \1-----/g);
+  return [...found].map(([pem, label]) => ({ label, pem: `${pem}\n` }));
+}
+
+function host(one, domain) {
+  const notes = [];
+  if (one.taken_by) notes.push(pill(`belongs to ${one.taken_by}`, "bad"));
+  else if (!one.covered) notes.push(pill(one.shown === "default" ? "default certificate, not good for it" : one.shown === "none" ? "no certificate" : "not covered", "warn"));
+  else if (one.shown !== "own") notes.push(pill(one.shown === "default" ? "default certificate" : "another domain’s certificate"));
+  return [name(one.name), notes];
+}
+
+function about(certificate) {
+  if (!certificate) return h("p", { class: "soft" }, "It has no certificate of its own: its names are shown the default one.");
+  const line = (what, ...value) => [h("dt", {}, what), h("dd", {}, value)];
+  return h("dl", {},
+    line("Lasts", days(certificate.days_left), ` until ${certificate.not_after}`),
+    line("Subject", name(certificate.subject)),
+    line("Issuer", name(certificate.issuer)),
+    line("Names", name(certificate.names.join(", "))),
+    line("SHA-256", h("span", { class: "mono" }, certificate.fingerprint)));
+}
+
+// The card of a domain. What is being edited in it is lost only when it is saved or cancelled.
+function card(domain, { mayChange, attempt }) {
+  const element = h("section", { class: "card domain", "data-domain": domain.name });
+  const path = `/v1/domains/${encodeURIComponent(domain.name)}`;
+  const said = h("div", { "aria-live": "polite" });
+  const body = h("div");
+  let wanted = domain.virtual_hosts.map((one) => one.name);
+
+  // Does a change, and shows what the server says of it, in full.
+  async function change(button, method, where, order, done) {
+    said.replaceChildren();
+    try {
+      const answer = await busy(button, () => send(method, path + where, order));
+      domain = answer.domain;
+      wanted = domain.virtual_hosts.map((one) => one.name);
+      draw();
+      said.append(note(answer.in_force ? done : `${done} This node does not see it yet.`, answer.in_force ? "good" : "warn"));
+      if (answer.warnings.length > 0) said.append(note(answer.warnings.join("\n"), "warn"));
+      return true;
+    } catch (error) {
+      if (error instanceof TypeError) throw error;
+      said.append(note(error.message, "bad"));
+      return false;
+    }
+  }
+
+  function names() {
+    const before = domain.virtual_hosts.map((one) => one.name);
+    const known = new Map(domain.virtual_hosts.map((one) => [one.name, one]));
+    const list = h("ul", { class: "chips" });
+    const wrong = h("div");
+    const buttons = h("div", { class: "row end", hidden: true });
+    const save = h("button", { type: "button", class: "main save", click: () => attempt(() => change(save, "PUT", "/virtual-hosts", { virtual_hosts: wanted, before }, "The virtual host names are stored and in force.")) }, "Save names");
+    const cancel = h("button", { type: "button", click: () => { wanted = before; draw(); } }, "Cancel");
+    buttons.append(cancel, save);
+
+    function chips() {
+      const shown = wanted.map((each) => {
+        const one = known.get(each);
+        const remove = mayChange && h("button", {
+          type: "button",
+          "aria-label": `Remove ${each}`,
+          title: `Remove ${each}`,
+          click: () => {
+            wanted = wanted.filter((other) => other !== each);
+            chips();
+          },
+        }, "×");
+        const kind = !one ? "new" : one.taken_by || !one.covered ? "warn" : "";
+        return h("li", { class: `chip ${kind}` }, one ? host(one, domain.name) : [name(each), pill("new")], remove || null);
+      });
+      list.replaceChildren(...shown);
+      if (wanted.length === 0) list.append(h("li", { class: "soft" }, "There aren’t any virtual hosts yet."));
+      const same = wanted.length === before.length && wanted.every((each) => before.includes(each));
+      buttons.hidden = same;
+    }
+    chips();
+    if (!mayChange) return [h("h3", {}, "Virtual hosts"), list];
+
+    const input = field("New virtual host name", "input", { class: "new-host", placeholder: "mail.example.com", autocomplete: "off", autocapitalize: "off", spellcheck: "false", inputmode: "url" });
+    const add = h("form", {
+      class: "row",
+      submit: (event) => {
+        event.preventDefault();
+        const each = input.input.value.trim().replace(/\.$/, "").toLowerCase();
+        wrong.replaceChildren();
+        if (!HOST.test(each) || each.length > 253) {
+          wrong.append(note("Please enter a valid virtual host name, such as mail.example.com or *.example.com.", "bad"));
+          return;
+        }
+        if (wanted.some((other) => other.toLowerCase() === each)) {
+          wrong.append(note(`${each} is in the list already.`, "warn"));
+          return;
+        }
+        wanted = [...wanted, each];
+        input.input.value = "";
+        chips();
+      },
+    }, input.box, h("button", { type: "submit" }, "Add +"));
+    return [h("h3", {}, "Virtual hosts"), list, add, wrong, buttons];
+  }
+
+  function upload() {
+    const area = (label, more) => field(label, "textarea", { autocomplete: "off", autocapitalize: "off", spellcheck: "false", placeholder: "-----BEGIN …", ...more });
+    const certificate = area("Certificate", { class: "certificate", required: true });
+    const chain = area("Rest of its chain (if it is not in there)", { class: "chain" });
+    const key = area("Private key, not encrypted", { class: "key secret" });
+    const files = field("Files (PEM)", "input", { type: "file", class: "files", multiple: true, accept: ".pem,.crt,.cer,.key,.txt" });
+    const read = h("div");
+    // Whatever is in the files goes where it belongs.
+    files.input.addEventListener("change", () => attempt(async () => {
+      read.replaceChildren();
+      const chosen = [...files.input.files];
+      files.input.value = "";
+      if (chosen.some((file) => file.size > BODY_MAX)) {
+        read.append(note("A file is longer than 64 KiB: that is no certificate with its chain.", "bad"));
+        return;
+      }
+      const found = blocks((await Promise.all(chosen.map((file) => file.text()))).join("\n"));
+      const of = (label) => found.filter((block) => block.label.endsWith(label)).map((block) => block.pem);
+      const [keys, [leaf, ...rest]] = [of("PRIVATE KEY"), of("CERTIFICATE")];
+      if (leaf) [certificate.input.value, chain.input.value] = [leaf, rest.join("")];
+      if (keys.length > 0) key.input.value = keys[0];
+      if (found.length === 0) read.append(note("There is no PEM text in it. Certificates in other forms must be converted first.", "bad"));
+      if (keys.length > 1) read.append(note("There is more than one private key; the first one was taken.", "warn"));
+    }));
+    const store = h("button", { type: "submit", class: "main store" }, "Store certificate");
+    const form = h("form", {
+      submit: (event) => {
+        event.preventDefault();
+        const order = { certificate: certificate.input.value };
+        if (chain.input.value.trim() !== "") order.chain = chain.input.value;
+        if (key.input.value.trim() !== "") order.key = key.input.value;
+        read.replaceChildren();
+        if (new Blob([JSON.stringify(order)]).size > BODY_MAX) {
+          read.append(note("Certificate, chain and key are longer than 64 KiB together.", "bad"));
+          return;
+        }
+        attempt(() => change(store, "PUT", "/certificate", order, "The certificate is stored. The next handshake shows it."));
+      },
+    },
+      h("p", { class: "soft" }, "Without a key the one that is there already is used. The key only goes in: it is never shown again."),
+      files.box, h("div", { class: "three" }, certificate.box, chain.box, key.box), read, h("div", { class: "row end" }, store));
+    return h("details", {}, h("summary", {}, domain.certificate ? "Upload another certificate" : "Upload a certificate"), form);
+  }
+
+  function removal() {
+    const remove = h("button", {
+      type: "button",
+      class: "small danger",
+      click: () => attempt(async () => {
+        const text = "Certificate and private key are taken out of the directory. Clients are shown the default certificate at once.";
+        if (!(await confirmed(`Remove the certificate of ${domain.name}?`, text, "Remove it"))) return;
+        await change(remove, "DELETE", "/certificate", undefined, "The certificate has been removed.");
+      }),
+    }, "Remove certificate…");
+    return h("div", { class: "row end" }, remove);
+  }
+
+  function draw() {
+    const kinds = [];
+    if (domain.alias_of) kinds.push(pill(`alias of ${domain.alias_of}`));
+    if (domain.uncovered.length > 0) kinds.push(pill(`${domain.uncovered.length} not covered`, "warn"));
+    if (domain.problem) kinds.push(pill("certificate cannot be used", "bad"));
+    if (domain.certificate) kinds.push(days(domain.certificate.days_left));
+    body.replaceChildren(
+      h("div", { class: "row center" }, h("h2", {}, name(domain.name)), kinds),
+      ...names(),
+      h("h3", {}, "Certificate"),
+      ...(domain.problem ? [note(`What the directory has cannot be used: ${domain.problem}`, "bad")] : []),
+      about(domain.certificate),
+      ...(mayChange ? [upload()] : []),
+      ...(mayChange && (domain.certificate || domain.problem) ? [removal()] : []),
+    );
+  }
+  draw();
+  element.append(body, said);
+  return element;
+}
+
+export function show(root, context) {
+  const search = field("Search", "input", { type: "search", id: "search", placeholder: "Domain or virtual host name", autocomplete: "off", spellcheck: "false" });
+  const kept = h("p", { class: "soft" });
+  const list = h("div");
+  const again = h("button", { type: "button", click: () => context.attempt(refresh) }, "Read again");
+
+  async function refresh() {
+    const text = search.input.value.trim();
+    const answer = await get("/v1/domains", { text, limit: SHOWN });
+    if (search.input.value.trim() !== text) return;
+    kept.replaceChildren("Kept in ", name(answer.kept_in), ". A change counts from the next handshake and the next request on.");
+    list.replaceChildren(...answer.domains.map((domain) => card(domain, context)));
+    if (answer.domains.length === 0) list.append(empty(text === "" ? "There is no domain." : "No domain is like that."));
+    if (answer.more > 0) list.append(h("p", { class: "soft" }, `and ${answer.more} more: search for them`));
+  }
+
+  let typed = null;
+  search.input.addEventListener("input", () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => context.attempt(refresh), 250);
+  });
+  root.append(kept, h("div", { class: "row bar" }, search.box, again), list);
+  // Not asked for again by itself: somebody may be typing.
+  return { refresh, stop: () => clearTimeout(typed) };
+}

@@ -1,0 +1,116 @@
+// How the node is, and what somebody should look at.
+
+import { get, send } from "./api.js";
+import { busy, confirmed, count, days, duration, h, name, note, pill, table } from "./dom.js";
+
+export const title = "Overview";
+
+// How often certificates and domains are looked at, in milliseconds; there may be very many.
+const SLOW = 60_000;
+// Most concerns that are shown.
+const SHOWN = 50;
+
+function tile(what, ...value) {
+  return h("div", { class: "tile" }, h("div", { class: "soft" }, what), h("div", { class: "big" }, value));
+}
+
+// What is wrong, or soon will be, with the view where more is to be seen.
+function concerns(status, upstreams, certificates, domains) {
+  const found = [];
+  const add = (kind, view, ...text) => found.push({ kind, view, text });
+  for (const reason of status.not_ready) add("bad", null, "Not ready: ", name(reason));
+  const groups = new Map();
+  for (const one of upstreams) groups.set(one.group, [...(groups.get(one.group) ?? []), one]);
+  const isOut = (one) => one.health !== "up" || one.maintenance;
+  const dead = [...groups].filter(([, servers]) => servers.every(isOut)).map(([group]) => group);
+  if (dead.length > 0) add("bad", "upstreams", "No server serves in ", dead.length === 1 ? "this group: " : "these groups: ", name(dead.join(", ")));
+  for (const one of upstreams.filter((each) => isOut(each) && !dead.includes(each.group))) {
+    const state = { unreachable: "does not answer", not_ready: "says that it is not ready", up: "is in maintenance" };
+    add("warn", "upstreams", "Server ", name(one.server), " of group ", name(one.group), ` ${state[one.health]}`);
+  }
+  for (const one of certificates) {
+    if (one.days_left < 21) add(one.days_left < 7 ? "bad" : "warn", "certificates", "Certificate of ", name(one.used_for), " ", days(one.days_left));
+  }
+  for (const one of domains) {
+    if (one.problem) add("bad", "domains", "The certificate of ", name(one.name), " cannot be used: ", name(one.problem));
+    if (one.uncovered.length > 0) {
+      const names = one.uncovered.slice(0, 5).join(", ");
+      const more = one.uncovered.length > 5 ? ` and ${one.uncovered.length - 5} more` : "";
+      add("warn", "domains", "No good certificate is shown for ", name(names + more), " of ", name(one.name));
+    }
+  }
+  return found;
+}
+
+export function show(root, { mayChange, attempt, state }) {
+  const tiles = h("div", { class: "tiles" });
+  const protocols = table([
+    { title: "Protocol", cell: (one) => h("strong", {}, one.proto.toUpperCase()) },
+    { title: "Logged in", class: "number", cell: (one) => h("span", {}, count(one.logged_in)) },
+    { title: "Others", class: "number", cell: (one) => h("span", {}, count(one.others)) },
+  ], (one) => one.proto);
+  const list = h("div", { class: "card" });
+  const said = h("div");
+  const drain = h("button", { type: "button" });
+  let [looked, certificates, domains] = [0, null, null];
+
+  async function refresh() {
+    if (Date.now() - looked > SLOW) {
+      [certificates, domains] = await Promise.all([get("/v1/certificates"), get("/v1/domains", { faulty: true, limit: SHOWN })]);
+      looked = Date.now();
+    }
+    const [status, upstreams] = await Promise.all([get("/v1/status"), get("/v1/upstreams")]);
+    tiles.replaceChildren(
+      tile("State", pill(status.ready ? "in service" : "out of service", status.ready ? "good" : "bad")),
+      tile("Configuration", `${status.generation}`),
+      tile("Up for", duration(status.uptime)),
+      tile("Connections", count(status.connections)),
+      tile("Routes in memory", count(status.routes)),
+      tile("Version", status.version),
+    );
+    protocols.update(status.sessions);
+    const found = concerns(status, upstreams.upstreams, certificates.certificates, domains.domains);
+    const items = found.slice(0, SHOWN).map(({ kind, view, text }) =>
+      h("li", {}, pill(kind === "bad" ? "act" : "look", kind), " ", text, " ", view && h("a", { href: `#${view}` }, "show")));
+    const more = Math.max(found.length - SHOWN, 0) + domains.more;
+    if (more > 0) items.push(h("li", {}, `and ${more} more`));
+    const nothing = h("p", { class: "soft" }, "Nothing: servers answer, certificates last, and every name has a good one.");
+    list.replaceChildren(h("h2", {}, "To look at"), items.length > 0 ? h("ul", { class: "plain" }, items) : nothing);
+    const drained = status.not_ready.some((reason) => reason.includes("drained"));
+    drain.textContent = drained ? "Put in service" : "Take out of service…";
+    drain.dataset.drained = drained;
+  }
+
+  drain.addEventListener("click", () => attempt(async () => {
+    const drained = drain.dataset.drained === "true";
+    const text = "Balancers are told to send nobody more. Sessions live on, and who comes all the same is served.";
+    if (!drained && !(await confirmed("Take this node out of service?", text, "Take it out"))) return;
+    await busy(drain, () => send(drained ? "DELETE" : "POST", "/v1/drain", {}));
+    await refresh();
+    await state();
+  }));
+
+  const reload = h("button", {
+    type: "button",
+    click: () => attempt(() => busy(reload, async () => {
+      said.replaceChildren();
+      try {
+        const done = await send("POST", "/v1/reload", {});
+        const changes = done.changes.length > 0 ? done.changes.join("\n") : "Nothing is different.";
+        said.append(note(`Configuration ${done.generation} is in force.\n${changes}`, "good"));
+        if (done.needs_upgrade.length > 0) said.append(note(`Only a new process takes over: ${done.needs_upgrade.join(", ")}`, "warn"));
+        if (done.warnings.length > 0) said.append(note(done.warnings.join("\n"), "warn"));
+      } catch (error) {
+        said.append(note(error.message, "bad"));
+      }
+      looked = 0;
+      await refresh();
+    })),
+  }, "Reload");
+
+  root.append(tiles, list, protocols.element);
+  if (mayChange) {
+    root.append(h("div", { class: "card" }, h("h2", {}, "This node"), said, h("div", { class: "row" }, reload, drain)));
+  }
+  return { refresh, seconds: 5 };
+}
