@@ -69,18 +69,21 @@ const SAYING: [&str; 54] = [
 /// What is only put around a text.
 const AROUND: [&str; 5] = ["", "format!", "Some", "from", "other"];
 /// How a text begins that is said further below.
-const KEPT: [&str; 9] = [
+const KEPT: [&str; 10] = [
+    "Left::",
+    "record.why =",
     "let message =",
     "let text =",
     "let mut last =",
     "let wrong = ||",
     "const WHAT: &str =",
-    "const INVALID: &str =",
     "message:",
     "why:",
     "Refusal::",
 ];
 
+/// How IMAP and POP3 say no.
+const REFUSALS: [&str; 3] = ["NO ", "BAD ", "-ERR "];
 /// What stands there and is no error.
 const NONE: [&str; 7] = [
     "private key",
@@ -195,7 +198,9 @@ struct Literal<'a> {
 /// The texts of errors in a source, with `…` for what is filled in.
 fn texts(source: &str) -> Vec<String> {
     let is_error = |literal: &Literal| {
-        SAYING.contains(&literal.callee) || KEPT.iter().any(|words| literal.statement.starts_with(words))
+        SAYING.contains(&literal.callee)
+            || KEPT.iter().any(|words| literal.statement.starts_with(words))
+            || REFUSALS.iter().any(|word| literal.text.starts_with(word))
     };
     let texts = literals(source).into_iter().filter(is_error);
     texts
@@ -259,7 +264,11 @@ fn message(call: &str) -> Option<String> {
 
 /// The first line of a literal, with `…` for what is filled in; `None` where it has no word of its own.
 fn filled(literal: &str) -> Option<String> {
-    let literal = literal.split("\\n").next()?.replace("\\\"", "\"");
+    let literal = literal
+        .split("\\n")
+        .next()?
+        .trim_end_matches("\\r")
+        .replace("\\\"", "\"");
     // Over several lines of the source.
     let parts: Vec<&str> = literal.split("\\\n").collect();
     let literal = [parts[0].to_owned()].into_iter();
