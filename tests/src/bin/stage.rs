@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use portico_tests::Stage;
+use portico_tests::config::quote;
 use portico_tests::haproxy::Header;
 use portico_tests::portico::{self, Portico};
 use portico_tests::town::{Doors, Person, Ports, Town};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const FRONT: Ports = [8080, 8443, 1143, 1993, 1110, 1995];
+/// What the console asks for.
+const TOKEN: &str = "the-token-of-the-demo";
 const BALANCER: Ports = [18080, 18443, 11143, 11993, 11110, 11995];
 
 fn main() -> Result<()> {
@@ -40,10 +43,18 @@ fn play(stage: &Stage, any_ports: bool, wait: impl FnOnce(&mut Portico) -> Resul
     step("mails …");
     deliver(&town)?;
     step("Portico …");
-    let mut portico = town.open(stage)?;
+    let token = stage.path().join("admin.token");
+    std::fs::write(&token, format!("{TOKEN}\n"))?;
+    let mut node = town.node();
+    node.admin = vec![
+        format!("http: {}", town.admin),
+        format!("token_file: {}", quote(&token)),
+    ];
+    let mut portico = Portico::start(stage, &node, &town.directory(), "info")?;
     step("HAProxy …");
     let (_haproxy, balancer) = town.balancer(stage, Header::V2, ports(BALANCER))?;
-    explain(&town, &balancer, portico.dir());
+    explain(&town, &balancer);
+    look_in(&town, portico.dir())?;
     wait(&mut portico)?;
     step("ending all of it");
     Ok(())
@@ -79,7 +90,7 @@ fn deliver(town: &Town) -> Result<()> {
 }
 
 /// Prints ports, people and lines to try.
-fn explain(town: &Town, balancer: &Doors, dir: &Path) {
+fn explain(town: &Town, balancer: &Doors) {
     let ca = town.ca.file();
     let curl = format!("curl -sS --cacert {}", ca.display());
     println!("\nPortico is up. Ctrl-C ends everything.\n\nPorts on 127.0.0.1");
@@ -112,11 +123,32 @@ fn explain(town: &Town, balancer: &Doors, dir: &Path) {
     );
     println!("\nThrough HAProxy (send-proxy-v2); the audit log shows 127.0.0.1, and HAProxy's 127.0.0.9 as via");
     print_lines(&curl, &ca, alice, balancer);
+}
+
+/// Prints how to see what Portico sees.
+fn look_in(town: &Town, dir: &Path) -> Result<()> {
+    let program = portico::binary()?;
+    let verb = |words: &str| {
+        println!(
+            "  {} -c {} {words}",
+            program.display(),
+            dir.join("portico.yaml").display()
+        )
+    };
+    println!("\nWhat Portico sees");
+    println!("  the console, in a browser: http://{}/  token {TOKEN}", town.admin);
+    verb("status");
+    verb("route explain al");
+    verb("logins");
+    verb("sessions");
+    verb("prov gd a.example zimbraVirtualHostname");
+    println!("  curl -sS {}", at("http", town.admin, "/metrics"));
     println!(
         "\nLogs and configuration are in {}\n  tail -f {}",
         dir.display(),
         dir.join("audit.log").display()
     );
+    Ok(())
 }
 
 fn print_ports(who: &str, d: &Doors) {
