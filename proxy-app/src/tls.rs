@@ -28,6 +28,9 @@ use tokio_openssl::SslStream;
 use crate::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
 use crate::sites::Sites;
 
+/// Most certificates that are put in order. Chains have two to five.
+const MAX_SORTED: usize = 16;
+
 /// A certificate, its chain and its key, checked to belong together.
 pub struct CertKey {
     leaf: X509,
@@ -65,6 +68,35 @@ impl CertKey {
             return Err(CertError::Mismatch);
         }
         Ok(CertKey { leaf, chain, key })
+    }
+
+    /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they stand
+    /// so already, or it cannot be told how they should.
+    pub fn in_order(certificates: &str) -> Option<String> {
+        let all = X509::stack_from_pem(certificates.as_bytes()).ok()?;
+        if all.len() > MAX_SORTED {
+            return None;
+        }
+        let issued = |one: usize, other: usize| all[one].issued(&all[other]) == X509VerifyResult::OK;
+        let indices = || 0..all.len();
+        let is_leaf = |&one: &usize| indices().all(|other| other == one || !issued(one, other));
+        let mut leaves = indices().filter(is_leaf);
+        let (leaf, None) = (leaves.next()?, leaves.next()) else {
+            return None;
+        };
+        let mut order = vec![leaf];
+        while let Some(next) = indices().find(|one| !order.contains(one) && issued(*one, order[order.len() - 1])) {
+            order.push(next);
+        }
+        if order.len() < all.len() || order.is_sorted() {
+            return None;
+        }
+        let pem: Vec<Vec<u8>> = order
+            .iter()
+            .map(|at| all[*at].to_pem())
+            .collect::<Result<_, _>>()
+            .ok()?;
+        String::from_utf8(pem.concat()).ok()
     }
 
     /// Looks at a certificate whose key is not at hand.
@@ -572,5 +604,62 @@ impl UpstreamTrust {
                 })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::asn1::Asn1Integer;
+    use openssl::bn::BigNum;
+    use openssl::hash::MessageDigest;
+    use openssl::x509::{X509Builder, X509Name};
+
+    use super::*;
+
+    /// A certificate of `subject` that `issuer` vouches for.
+    fn certificate(subject: &str, issuer: &str) -> String {
+        let name = |name: &str| {
+            let mut builder = X509Name::builder().unwrap();
+            builder.append_entry_by_text("CN", name).unwrap();
+            builder.build()
+        };
+        let key = PKey::generate_ed25519().unwrap();
+        let mut builder = X509Builder::new().unwrap();
+        let serial = Asn1Integer::from_bn(&BigNum::from_u32(1).unwrap()).unwrap();
+        builder.set_serial_number(&serial).unwrap();
+        builder.set_subject_name(&name(subject)).unwrap();
+        builder.set_issuer_name(&name(issuer)).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        builder.sign(&key, MessageDigest::null()).unwrap();
+        String::from_utf8(builder.build().to_pem().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn chains_are_put_in_order_where_that_can_be_told() {
+        let all = [
+            certificate("leaf", "one"),
+            certificate("one", "two"),
+            certificate("two", "root"),
+            certificate("root", "root"),
+            certificate("stranger", "elsewhere"),
+        ];
+        let text = |order: &[usize]| order.iter().map(|at| all[*at].as_str()).collect::<String>();
+        for (given, expected) in [
+            (&[2, 1, 0][..], Some(&[0, 1, 2][..])),
+            (&[3, 0, 2, 1], Some(&[0, 1, 2, 3])),
+            (&[1, 0], Some(&[0, 1])),
+            (&[0, 1, 2, 3], None),
+            (&[0], None),
+            // Two leaves, and a chain with a hole.
+            (&[1, 0, 4], None),
+            (&[2, 0], None),
+            (&[], None),
+        ] {
+            let ordered = CertKey::in_order(&text(given));
+            assert_eq!(ordered, expected.map(text), "{given:?}");
+        }
+        assert_eq!(CertKey::in_order("nonsense"), None);
     }
 }

@@ -7,11 +7,11 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use portico_tests::Stage;
 use portico_tests::browser::Browser;
 use portico_tests::portico::Portico;
 use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Town, people};
+use portico_tests::{Stage, until};
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, Source};
@@ -151,7 +151,8 @@ fn changes_count_at_once(source: Source) -> Result<()> {
         let (leaf, chain) = pair
             .certificate
             .split_at(pair.certificate.rfind("-----BEGIN").context("no chain")?);
-        let mut upload = json!({"certificate": leaf.trim_end(), "chain": chain, "key": pair.key});
+        // The wrong way round, and without a line end between them.
+        let mut upload = json!({"certificate": chain.trim_end(), "chain": leaf.trim_end(), "key": pair.key});
         let path = "/v1/domains/A.example/certificate";
         let stored = api.ask("PUT", path, Some(&upload))?;
         ensure!(!stored.text.contains("PRIVATE"), "{stored:?}");
@@ -159,6 +160,11 @@ fn changes_count_at_once(source: Source) -> Result<()> {
         assert_eq!((&stored["warnings"], &stored["in_force"]), (&json!([]), &json!(true)));
         assert_eq!(stored["domain"]["uncovered"], json!([]));
         assert_eq!(shown(scene, name)?, [name, name]);
+        let tls = scene.tls(scene.town.doors.https, name)?;
+        assert_eq!(
+            tls.certificate()?,
+            openssl::x509::X509::from_pem(leaf.as_bytes())?.to_der()?
+        );
         let act = "domain a.example: certificate stored, private key stored";
         let record = scene.portico.record(&[("event", "admin"), ("act", act)])?;
         ensure!(
@@ -338,6 +344,39 @@ fn without_a_token_everything_is_read_and_nothing_changed() -> Result<()> {
             ensure!(answer.head.contains("x-content-type-options: nosniff"), "{answer:?}");
             ensure!(answer.status == 403 && answer.text.contains("read-only"), "{answer:?}");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_change_is_awaited_where_the_node_reads() -> Result<()> {
+    Stage::run(|stage| {
+        let town = Town::build(stage, people())?;
+        let (mut node, directory) = (town.node(), town.directory());
+        let slapd = Slapd::start(stage, "slapd", &directory)?;
+        let replica = slapd.replica(stage, "replica")?;
+        until("the replica to be filled", Duration::from_secs(30), || {
+            let found = replica.search("(uid=zmnginx)", &["userPassword"]);
+            Ok(found.ok().filter(|text| text.contains("userPassword")))
+        })?;
+        // The node reads from the first, which takes no changes. It does not look again by itself.
+        node.directory = slapd.source_of(&[&replica.url(), &slapd.url()], "1h");
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+        node.admin.push(format!("http: {address}"));
+        node.admin
+            .push(format!("token_file: {}", stage.file("token", TOKEN)?.display()));
+        let portico = Portico::start(stage, &node, &directory, "info")?;
+        let scene = Scene { stage, town, portico };
+        let api = Api {
+            address,
+            token: Some(TOKEN),
+        };
+        let names = json!({"virtual_hosts": ["new.a.example"]});
+        let changed = api
+            .ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&names))?
+            .done()?;
+        ensure!(changed["in_force"] == true, "{changed}");
+        assert_eq!(shown(&scene, "new.a.example")?, ["mail.a.example", "mail.a.example"]);
         Ok(())
     })
 }

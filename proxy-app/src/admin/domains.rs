@@ -306,6 +306,7 @@ impl NewCertificate {
             return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message));
         }
         let certificate = prov::values::whole_lines(&format!("{}\n{chain}", self.certificate));
+        let certificate = CertKey::in_order(&certificate).unwrap_or(certificate);
         let key = self.key.as_ref().map(|key| prov::values::whole_lines(key.expose()));
         let key = key.map(|key| replace(&a::SSL_PRIVATE_KEY, Some(key)));
         let certificate = replace(&a::SSL_CERTIFICATE, Some(certificate.trim().to_owned() + "\n"));

@@ -40,7 +40,7 @@ function about(certificate) {
 
 // The card of a domain. What is being edited in it is lost only when it is saved or cancelled.
 function card(domain, { mayChange, attempt }) {
-  const element = h("section", { class: "card domain", "data-domain": domain.name });
+  const element = h("section", { class: "card domain", "data-domain": domain.name, tabindex: -1 });
   const path = `/v1/domains/${encodeURIComponent(domain.name)}`;
   const said = h("div", { "aria-live": "polite" });
   const body = h("div");
@@ -54,6 +54,8 @@ function card(domain, { mayChange, attempt }) {
       domain = answer.domain;
       wanted = domain.virtual_hosts.map((one) => one.name);
       draw();
+      // What had the focus is gone.
+      element.focus({ preventScroll: true });
       said.append(note(answer.in_force ? done : `${done} This node does not see it yet.`, answer.in_force ? "good" : "warn"));
       if (answer.warnings.length > 0) said.append(note(answer.warnings.join("\n"), "warn"));
       return true;
@@ -84,6 +86,7 @@ function card(domain, { mayChange, attempt }) {
           click: () => {
             wanted = wanted.filter((other) => other !== each);
             chips();
+            input.input.focus();
           },
         }, "×");
         const kind = !one ? "new" : one.taken_by || !one.covered ? "warn" : "";
@@ -94,9 +97,6 @@ function card(domain, { mayChange, attempt }) {
       const same = wanted.length === before.length && wanted.every((each) => before.includes(each));
       buttons.hidden = same;
     }
-    chips();
-    if (!mayChange) return [h("h3", {}, "Virtual hosts"), list];
-
     const input = field("New virtual host name", "input", { class: "new-host", placeholder: "mail.example.com", autocomplete: "off", autocapitalize: "off", spellcheck: "false", inputmode: "url" });
     const add = h("form", {
       class: "row",
@@ -117,7 +117,9 @@ function card(domain, { mayChange, attempt }) {
         chips();
       },
     }, input.box, h("button", { type: "submit" }, "Add +"));
-    return [h("h3", {}, "Virtual hosts"), list, add, wrong, buttons];
+    chips();
+    const heading = h("h3", {}, "Virtual hosts");
+    return mayChange ? [heading, list, add, wrong, buttons] : [heading, list];
   }
 
   function upload() {
