@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use route_cache::attributes::{self as a, Attribute};
 use route_cache::directory::View;
-use route_cache::directory::edit::{Act, Change, Room};
+use route_cache::directory::edit::{Act, Change, Room, changed};
 use route_cache::{Entry, Secret, System};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::Semaphore;
@@ -361,16 +361,15 @@ async fn change_now(app: &Arc<App>, caller: Caller, key: &str, changes: &[Change
     let mut answer = Answer::default();
     let before = prov.change(Room::Domains, key, changes, &mut answer).await;
     let before = before.map_err(refusal)?;
-    let stored = prov.existing(Room::Domains, before.name()).await.map_err(refusal)?;
-    let what = format!("domain {}: {}", stored.name(), told(&before, &stored));
-    api::audit(app, caller, what);
+    let what = told(&before, &changed(&before, changes));
+    api::audit(app, caller, format!("domain {}: {what}", before.name()));
     let mut warnings: Vec<String> = answer.out.lines().map(str::to_owned).chain(answer.warnings).collect();
-    let in_force = taken_over(app, &stored, &mut warnings).await;
+    let in_force = taken_over(app, before.name(), changes, &mut warnings).await;
     let (snapshot, store) = (app.snapshot.load_full(), app.certificates());
-    let domain = snapshot.system.domain(stored.name()).ok_or_else(|| {
+    let domain = snapshot.system.domain(before.name()).ok_or_else(|| {
         unavailable(format!(
             "{} is stored, but this node does not know the domain yet",
-            stored.name()
+            before.name()
         ))
     })?;
     Ok(Changed {
@@ -423,12 +422,12 @@ fn told(before: &Entry, after: &Entry) -> String {
     }
 }
 
-/// Has the node look at its directory until it sees what is stored there, and runs it.
-async fn taken_over(app: &Arc<App>, stored: &Entry, warnings: &mut Vec<String>) -> bool {
+/// Has the node look at its directory until it sees the change there, and runs it.
+async fn taken_over(app: &Arc<App>, domain: &str, changes: &[Change], warnings: &mut Vec<String>) -> bool {
     let end = Instant::now() + SEEN;
     loop {
         let looked = app.look_at_directory().await;
-        if is_known(&app.snapshot.load().system, stored) {
+        if has(&app.snapshot.load().system, domain, changes) {
             return true;
         }
         if Instant::now() >= end {
@@ -441,23 +440,23 @@ async fn taken_over(app: &Arc<App>, stored: &Entry, warnings: &mut Vec<String>) 
     }
 }
 
-fn is_known(system: &System, stored: &Entry) -> bool {
-    let attributes = [&a::VIRTUAL_HOSTNAME, &a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY];
-    let known = system.domain(stored.name()).and_then(|domain| domain.entry());
-    let values = |entry: &Entry, attribute: &Attribute| entry.values(attribute.name).iter().cloned().collect();
-    known.is_some_and(|known| {
-        attributes.iter().all(|attribute| {
-            let (one, other): (BTreeSet<String>, BTreeSet<String>) =
-                (values(known, attribute), values(stored, attribute));
-            one == other
-        })
+/// Whether the domain is so that these changes would change nothing. What was read before them may have come from
+/// a replica that is behind, and does not count.
+fn has(system: &System, domain: &str, changes: &[Change]) -> bool {
+    let values = |entry: &Entry, change: &Change| -> BTreeSet<String> {
+        entry.values(&change.attribute).iter().cloned().collect()
+    };
+    let live = system.domain(domain).and_then(|domain| domain.entry());
+    live.is_some_and(|live| {
+        let after = changed(live, changes);
+        changes
+            .iter()
+            .all(|change| values(live, change) == values(&after, change))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use route_cache::directory::edit::changed;
-
     use super::*;
 
     fn list(names: &[&str]) -> Vec<String> {

@@ -34,8 +34,7 @@ impl Prov {
         ))
     }
 
-    /// The entry of this name or id.
-    pub(crate) async fn existing(&mut self, room: Room, key: &str) -> Result<Entry, Failure> {
+    pub(super) async fn existing(&mut self, room: Room, key: &str) -> Result<Entry, Failure> {
         let found = self.editor.find(room, key).await?;
         found.ok_or_else(|| Failure::no_such(room, key))
     }
