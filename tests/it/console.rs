@@ -549,6 +549,11 @@ fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
 
         let name = "new.a.example";
         browser.type_into(&format!("{card} .new-host"), &format!("{name}\n"))?;
+        // What is not saved is not lost by a slip.
+        browser.click("nav a[href='#overview']")?;
+        browser.must("document.getElementById('confirm').open")?;
+        browser.click("#confirm button[value='no']")?;
+        browser.must("!document.getElementById('confirm').open && location.hash == '#domains'")?;
         browser.click(&format!("{card} .save"))?;
         browser.must(&has_text("The virtual host names are stored and in force."))?;
         browser.must(&has_text("is not good for these virtual host names: new.a.example"))?;
@@ -569,8 +574,12 @@ fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
         browser.must(&has_text("The certificate is stored. The next handshake shows it."))?;
         assert_eq!(shown(scene, name)?, [name, name]);
         browser.must(&format!("!{}", has_text("not covered")))?;
+        let typed = "[...document.querySelectorAll('textarea')].every(area => area.value == '')";
+        browser.must(typed)?;
         let page = browser.run("return document.documentElement.outerHTML")?;
         ensure!(!page.to_string().contains("PRIVATE KEY"), "the key stays on the page");
+        // Nothing is unsaved now.
+        go(&browser, "overview", "Overview")?;
         no_key_in_logs(scene, &pair.key)
     })
 }

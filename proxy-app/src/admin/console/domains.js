@@ -96,6 +96,7 @@ function card(domain, { mayChange, attempt }) {
       if (wanted.length === 0) list.append(h("li", { class: "soft" }, "There aren’t any virtual hosts yet."));
       const same = wanted.length === before.length && wanted.every((each) => before.includes(each));
       buttons.hidden = same;
+      element.classList.toggle("unsaved", !same);
     }
     const input = field("New virtual host name", "input", { class: "new-host", placeholder: "mail.example.com", autocomplete: "off", autocapitalize: "off", spellcheck: "false", inputmode: "url" });
     const add = h("form", {
@@ -200,6 +201,11 @@ function card(domain, { mayChange, attempt }) {
   return element;
 }
 
+// Whether somebody has begun to change something in a card.
+function isUnsaved(element) {
+  return element.classList.contains("unsaved") || [...element.querySelectorAll("textarea")].some((area) => area.value !== "");
+}
+
 export function show(root, context) {
   const search = field("Search", "input", { type: "search", id: "search", placeholder: "Domain or virtual host name", autocomplete: "off", spellcheck: "false" });
   const kept = h("p", { class: "soft" });
@@ -211,7 +217,11 @@ export function show(root, context) {
     const answer = await get("/v1/domains", { text, limit: SHOWN });
     if (search.input.value.trim() !== text) return;
     kept.replaceChildren("Kept in ", name(answer.kept_in), ". A change counts from the next handshake and the next request on.");
-    list.replaceChildren(...answer.domains.map((domain) => card(domain, context)));
+    // What is being changed stays as it is, found or not.
+    const changing = new Map([...list.children].filter(isUnsaved).map((element) => [element.dataset.domain, element]));
+    const found = answer.domains.map((domain) => changing.get(domain.name) ?? card(domain, context));
+    const others = [...changing.values()].filter((element) => !found.includes(element));
+    list.replaceChildren(...others, ...found);
     if (answer.domains.length === 0) list.append(empty(text === "" ? "There is no domain." : "No domain is like that."));
     if (answer.more > 0) list.append(h("p", { class: "soft" }, `and ${answer.more} more: search for them`));
   }
@@ -223,5 +233,5 @@ export function show(root, context) {
   });
   root.append(kept, h("div", { class: "row bar" }, search.box, again), list);
   // Not asked for again by itself: somebody may be typing.
-  return { refresh, stop: () => clearTimeout(typed) };
+  return { refresh, stop: () => clearTimeout(typed), unsaved: () => [...list.children].some(isUnsaved) };
 }

@@ -1,7 +1,7 @@
 // The frame of the page: which view is shown, how the node is, what may be done here.
 
 import { forgetToken, get, hasToken } from "./api.js";
-import { h, visible } from "./dom.js";
+import { confirmed, h, visible } from "./dom.js";
 import * as overview from "./overview.js";
 import * as sessions from "./sessions.js";
 import * as logins from "./logins.js";
@@ -16,6 +16,7 @@ const STATE = 10_000;
 
 const part = (id) => document.getElementById(id);
 let access = null;
+// The view that is shown: its key, how it is ended, and whether something in it is not saved.
 let shown = null;
 
 function trouble(error) {
@@ -67,11 +68,23 @@ function every(milliseconds, work) {
   };
 }
 
+function isUnsaved() {
+  return shown?.unsaved?.() ?? false;
+}
+
 async function show(focus) {
-  const wanted = location.hash.slice(1).split("/")[0];
+  const wanted = location.hash.slice(1);
   const key = Object.hasOwn(VIEWS, wanted) ? wanted : "overview";
+  if (shown?.key === key) return;
+  if (isUnsaved()) {
+    const before = shown;
+    history.replaceState(null, "", `#${before.key}`);
+    const leaves = await confirmed("Leave without saving?", "What you have changed here is not stored yet.", "Leave");
+    if (!leaves || shown !== before) return;
+    history.replaceState(null, "", `#${key}`);
+  }
   const view = VIEWS[key];
-  shown?.();
+  shown?.end();
   for (const link of document.querySelectorAll("nav a")) {
     const current = link.hash === `#${key}`;
     if (current) link.setAttribute("aria-current", "page");
@@ -82,15 +95,19 @@ async function show(focus) {
   part("view").replaceChildren(h("h1", {}, view.title), root);
   if (focus) part("main").focus();
   const context = { mayChange: access?.may_change ?? false, attempt, state: () => attempt(state) };
-  const { refresh, seconds, stop } = view.show(root, context);
-  let end = () => {};
-  shown = () => {
-    end();
-    stop?.();
+  const { refresh, seconds, stop, unsaved } = view.show(root, context);
+  let stopAsking = () => {};
+  const mine = {
+    key,
+    unsaved,
+    end: () => {
+      stopAsking();
+      stop?.();
+    },
   };
-  const mine = shown;
+  shown = mine;
   if (refresh) await attempt(refresh);
-  if (refresh && seconds && shown === mine) end = every(seconds * 1000, refresh);
+  if (refresh && seconds && shown === mine) stopAsking = every(seconds * 1000, refresh);
 }
 
 async function begin() {
@@ -107,6 +124,9 @@ async function begin() {
   await attempt(state);
   every(STATE, state);
   addEventListener("hashchange", () => show(true));
+  addEventListener("beforeunload", (event) => {
+    if (isUnsaved()) event.preventDefault();
+  });
   part("forget").addEventListener("click", () => {
     forgetToken();
     location.reload();
