@@ -73,6 +73,15 @@ impl Api {
         })
     }
 
+    /// All domains, without the days that a certificate lasts: one may pass meanwhile.
+    fn all_domains(&self) -> Result<Value> {
+        let mut list = self.ask("GET", "/v1/domains", None)?.done()?;
+        for domain in list["domains"].as_array_mut().context("no list")? {
+            domain["certificate"]["days_left"].take();
+        }
+        Ok(list)
+    }
+
     fn domain(&self, name: &str) -> Result<Value> {
         let list = self.ask("GET", "/v1/domains", None)?.done()?;
         let all = list["domains"].as_array().context("no list")?;
@@ -214,7 +223,7 @@ fn domains_in_ldap_are_changed_at_once() -> Result<()> {
 
 fn bad_changes_are_refused(source: Source) -> Result<()> {
     play(source, Some(TOKEN), |scene, api| {
-        let before = api.ask("GET", "/v1/domains", None)?.done()?;
+        let before = api.all_domains()?;
         let ca = &scene.town.ca;
         let (good, other, old) = (
             ca.server(&["x.example"])?,
@@ -298,7 +307,7 @@ fn bad_changes_are_refused(source: Source) -> Result<()> {
             stranger.ask("GET", "/v1/domains", None)?.status == 401,
             "domains without a token"
         );
-        assert_eq!(api.ask("GET", "/v1/domains", None)?.done()?, before);
+        assert_eq!(api.all_domains()?, before);
         let changes = scene.portico.audit()?;
         ensure!(changes.iter().all(|record| record["event"] != "admin"), "{changes:?}");
         for pair in [&good, &other, &old] {
