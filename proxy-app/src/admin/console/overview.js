@@ -23,7 +23,11 @@ function concerns(status, upstreams, certificates, domains) {
   for (const one of upstreams) groups.set(one.group, [...(groups.get(one.group) ?? []), one]);
   const isOut = (one) => one.health !== "up" || one.maintenance;
   const dead = [...groups].filter(([, servers]) => servers.every(isOut)).map(([group]) => group);
-  if (dead.length > 0) add("bad", "upstreams", "No server serves in ", dead.length === 1 ? "this group: " : "these groups: ", name(dead.join(", ")));
+  // Without mailbox servers there is no mail. Whether anybody misses another group is for people to say: the table of
+  // locations may have more than this site uses.
+  if (dead.includes("mailbox")) add("bad", "upstreams", "No mailbox server answers");
+  const others = dead.filter((group) => group !== "mailbox");
+  if (others.length > 0) add("warn", "upstreams", "No server answers in ", others.length === 1 ? "this group: " : "these groups: ", name(others.join(", ")));
   for (const one of upstreams.filter((each) => isOut(each) && !dead.includes(each.group))) {
     const state = { unreachable: "does not answer", not_ready: "says that it is not ready", up: "is in maintenance" };
     add("warn", "upstreams", "Server ", name(one.server), " of group ", name(one.group), ` ${state[one.health]}`);
