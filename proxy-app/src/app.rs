@@ -21,7 +21,7 @@ use route_cache::{AddressBook, Directory, RouteCache, System};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::changes;
+use crate::changes::{self, History};
 use crate::config::{self, AuditFormat, Config, Listener, ListenerTls, Source};
 use crate::limits::Limits;
 use crate::logins::{Logins, Watched};
@@ -184,6 +184,8 @@ pub struct App {
     certificates: Certificates,
     /// The warnings of what runs now. Its lock keeps changes apart.
     told: Mutex<BTreeSet<String>>,
+    /// The configurations of this process.
+    pub history: History,
     born: u64,
     connections: AtomicU64,
 }
@@ -255,11 +257,12 @@ impl App {
             directory,
             certificates,
             told: Mutex::default(),
+            history: History::default(),
             born: u64::from(rand::random::<u32>()),
             connections: AtomicU64::new(0),
             config: ArcSwap::from_pointee(config),
         });
-        app.applied("started");
+        app.applied("started", Vec::new());
         Ok(app)
     }
 
@@ -323,15 +326,9 @@ impl App {
             self.off_the_runtime(move |app| app.node_file_now(&before)).await
         };
         let (access, audit) = (config.log.access.clone(), config.log.audit.clone());
-        let old = (self.snapshot.load_full(), self.certificates.load());
-        if self.adopt_all(&config, &mut reloaded).await {
-            let (live, _) = config::changes(&before.written, &config.written);
-            let sentence = |key: &String| format!("node file: {key} is in force");
-            reloaded.changes.extend(live.iter().map(sentence));
-        }
-        let systems = changes::of_systems(&old.0.system, &self.snapshot.load().system);
-        let certificates = changes::of_certificates(&old.1, &self.certificates.load());
-        reloaded.changes.extend(systems.into_iter().chain(certificates));
+        let old = self.snapshot.load().generation;
+        self.adopt_all(&config, &mut reloaded).await;
+        reloaded.changes = self.history.since(old);
         let locations = self.off_the_runtime(|app| app.reload_locations("reloaded")).await;
         reloaded.problems.extend(locations.err().unwrap_or_default());
         let logs = self.off_the_runtime(move |app| app.reopen_logs(&access, &audit)).await;
@@ -386,14 +383,14 @@ impl App {
         (config, reloaded)
     }
 
-    /// Puts node file and directory in force, or neither. Says whether this node file is in force now.
-    async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, reloaded: &mut Reloaded) -> bool {
+    /// Puts node file and directory in force, or neither.
+    async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, reloaded: &mut Reloaded) {
         let judge: Arc<Judge> = {
             let (app, config) = (self.clone(), config.clone());
             Arc::new(move |system: &Arc<System>| app.adopt(Some(&config), Some(system), "reloaded"))
         };
         let Err(problems) = self.directory.clone().refresh(judge).await else {
-            return true;
+            return;
         };
         reloaded.problems.extend(problems);
         // The directory cannot be read, or the node file is no good for it. The node file may be good with what the
@@ -403,15 +400,9 @@ impl App {
             self.off_the_runtime(move |app| app.adopt(Some(&config), None, "reloaded"))
                 .await
         };
-        match adopted {
-            Ok(()) => true,
-            Err(problems) => {
-                for problem in problems {
-                    if !reloaded.problems.iter().any(|known| *known == problem) {
-                        reloaded.problems.push(problem);
-                    }
-                }
-                false
+        for problem in adopted.err().unwrap_or_default() {
+            if !reloaded.problems.iter().any(|known| *known == problem) {
+                reloaded.problems.push(problem);
             }
         }
     }
@@ -539,6 +530,7 @@ impl App {
         check_certificates(&listeners, &built.certificates, &mut problems);
         let ((), warnings) = problems.or(())?;
         report_new(&mut told, &warnings);
+        let changes = self.changes(config, &before, system, &built.certificates);
         self.certificates.store(Arc::new(built.certificates));
         self.locations.adopt(system);
         let basis = basis(config, &built.snapshot);
@@ -548,8 +540,18 @@ impl App {
         self.limits.change(config.limits.clone());
         self.config.store(config.clone());
         self.want(listeners);
-        self.applied(why);
+        self.applied(why, changes);
         Ok(())
+    }
+
+    /// What is different from what is in force, once these are.
+    fn changes(&self, config: &Config, before: &Snapshot, system: &System, certificates: &CertStore) -> Vec<String> {
+        let (live, _) = config::changes(&self.config.load().written, &config.written);
+        let node_file = live.iter().map(|key| format!("node file: {key} is in force"));
+        node_file
+            .chain(changes::of_systems(&before.system, system))
+            .chain(changes::of_certificates(&self.certificates.load(), certificates))
+            .collect()
     }
 
     /// The doors follow this list.
@@ -565,9 +567,12 @@ impl App {
         });
     }
 
-    fn applied(&self, why: &str) {
+    fn applied(&self, why: &str, changes: Vec<String>) {
         let generation = self.snapshot.load().generation;
         log::info!("configuration {generation} is in force ({why})");
+        for change in self.history.begin(generation, why, changes).changes {
+            log::info!("{change}");
+        }
         self.audit.record(Record {
             event: Some(Event::Config),
             why: Some(why.to_owned()),
@@ -633,9 +638,6 @@ impl Reloaded {
     fn say(&self) {
         for problem in self.problems.iter() {
             log::warn!("{problem}");
-        }
-        for change in &self.changes {
-            log::info!("{change}");
         }
         if !self.needs_upgrade.is_empty() {
             log::warn!("node file: needs an upgrade: {}", self.needs_upgrade.join(", "));

@@ -1,11 +1,67 @@
-//! What is different between two configurations, a sentence each, for whoever made the change.
+//! What is different between two configurations, a sentence each, for whoever made the change, and for those who ask
+//! later.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use jiff::Timestamp;
+use parking_lot::Mutex;
 use route_cache::System;
 use route_cache::directory::Entry;
 
 use crate::tls::CertStore;
+
+/// Configurations that are remembered.
+const REMEMBERED: usize = 64;
+/// Sentences of one configuration that are remembered. A directory that was filled anew may have tens of thousands.
+const SENTENCES: usize = 100;
+
+/// A configuration that was, or is, in force.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// Its number.
+    pub number: u64,
+    /// Since when.
+    pub since: Timestamp,
+    /// What brought it.
+    pub why: String,
+    /// What was different from the one before.
+    pub changes: Vec<String>,
+}
+
+/// The last configurations of this process.
+#[derive(Debug, Default)]
+pub struct History(Mutex<VecDeque<Generation>>);
+
+impl History {
+    /// From now on this one is in force.
+    pub fn begin(&self, number: u64, why: &str, mut changes: Vec<String>) -> Generation {
+        let more = changes.len().saturating_sub(SENTENCES);
+        changes.truncate(SENTENCES);
+        changes.extend((more > 0).then(|| format!("and {more} more")));
+        let generation = Generation {
+            number,
+            since: Timestamp::now(),
+            why: why.to_owned(),
+            changes,
+        };
+        let mut all = self.0.lock();
+        all.truncate(REMEMBERED - 1);
+        all.push_front(generation.clone());
+        generation
+    }
+
+    /// Those that are remembered, the youngest first.
+    pub fn all(&self) -> Vec<Generation> {
+        self.0.lock().iter().cloned().collect()
+    }
+
+    /// What has changed since this one, as far as it is remembered, the oldest first.
+    pub fn since(&self, number: u64) -> Vec<String> {
+        let all = self.0.lock();
+        let later = all.iter().rev().filter(|generation| generation.number > number);
+        later.flat_map(|generation| generation.changes.clone()).collect()
+    }
+}
 
 /// Entries and attributes that are not as they were. Values are not told: keys stand among them.
 pub fn of_systems(before: &System, now: &System) -> Vec<String> {
@@ -79,6 +135,21 @@ mod tests {
         let mut entry = Entry::new(name);
         entry.set(attribute, [value]);
         entry
+    }
+
+    #[test]
+    fn the_last_configurations_are_remembered() {
+        let history = History::default();
+        for number in 1..=100 {
+            history.begin(number, "the directory changed", vec![format!("change {number}")]);
+        }
+        let all = history.all();
+        assert_eq!(all.len(), REMEMBERED);
+        assert_eq!((all[0].number, all[REMEMBERED - 1].number), (100, 37));
+        assert_eq!(history.since(98), ["change 99", "change 100"]);
+        let many = history.begin(101, "reloaded", vec!["one".to_owned(); 103]);
+        assert_eq!(many.changes.len(), SENTENCES + 1);
+        assert_eq!(many.changes[SENTENCES], "and 3 more");
     }
 
     #[test]

@@ -213,6 +213,20 @@ fn reload_says_what_changed_or_what_is_wrong() -> Result<()> {
         // The file is looked at every few seconds, too, and may have been found changed already.
         let reloaded = done(portico, &["reload"])?;
         ensure!(reloaded.contains("is in force"), "{reloaded}");
+        // Whoever brought it, what was different is remembered.
+        let generations = done(portico, &["generations"])?;
+        for part in [
+            "\n    domain new.example: added\n",
+            "\n    global config: zimbraReverseProxyMailMode changed\n",
+            "\n1 since ",
+        ] {
+            ensure!(generations.contains(part), "{part:?} in {generations}");
+        }
+        let youngest = generations.split(' ').next().context("empty")?;
+        ensure!(
+            reloaded.contains(&format!("configuration {youngest} is in force")),
+            "{generations}"
+        );
         let path = portico.dir().join("directory.yaml");
         std::fs::write(&path, "servers: [\n")?;
         let wrong = said(portico, &["reload"])?;

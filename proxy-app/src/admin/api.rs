@@ -108,6 +108,7 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
         .routes(routes!(reload))
         .routes(routes!(caller::access))
         .routes(routes!(sessions::status))
+        .routes(routes!(sessions::generations))
         .routes(routes!(sessions::list))
         .routes(routes!(sessions::kick))
         .routes(routes!(sessions::drain, sessions::undrain))

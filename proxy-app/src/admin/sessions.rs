@@ -18,6 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::api::{self, Failure};
 use super::caller::Caller;
 use crate::app::App;
+use crate::changes::Generation;
 use crate::logins::{Attempt, Filter};
 use crate::logs;
 use crate::sessions::{Session, Which};
@@ -85,6 +86,40 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
             })
             .into(),
         routes: app.routes.len() as u64,
+    })
+}
+
+/// The configurations of this process.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Generations {
+    /// The last 64, the youngest first.
+    pub generations: Vec<OneGeneration>,
+}
+
+/// A configuration that was, or is, in force.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct OneGeneration {
+    /// Its number.
+    pub generation: u64,
+    /// Since when, UTC.
+    pub since: String,
+    /// What brought it.
+    pub why: String,
+    /// What was different from the one before, a sentence each. No values: keys stand among them.
+    pub changes: Vec<String>,
+}
+
+/// Says which configurations were in force, since when, and what was different.
+#[utoipa::path(get, path = "/v1/generations", responses((status = 200, body = Generations)))]
+pub async fn generations(State(app): State<Arc<App>>) -> Json<Generations> {
+    let one = |generation: Generation| OneGeneration {
+        generation: generation.number,
+        since: logs::utc(generation.since),
+        why: generation.why,
+        changes: generation.changes,
+    };
+    Json(Generations {
+        generations: app.history.all().into_iter().map(one).collect(),
     })
 }
 

@@ -16,7 +16,7 @@ use super::api::Reloaded;
 use super::client::Client;
 use super::health::{self, Certificates, UpstreamOrder};
 use super::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
-use super::sessions::{DrainOrder, Drained, Kick, OneSession, SessionList, Status};
+use super::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
 use crate::config;
 
 /// Longest line of a login; names in it are bounded.
@@ -53,6 +53,12 @@ pub enum Verb {
     },
     /// Say how the node is.
     Status {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        to: To,
+    },
+    /// Show which configurations were in force, since when, and what was different.
+    Generations {
         #[command(flatten)]
         #[allow(missing_docs)]
         to: To,
@@ -234,6 +240,10 @@ async fn ask(verb: Verb, conf: &Path) -> anyhow::Result<String> {
         Verb::Status { to } => {
             let answer: Status = to.client(conf)?.get("/v1/status").await?;
             to.show(&answer, status)
+        }
+        Verb::Generations { to } => {
+            let answer: Generations = to.client(conf)?.get("/v1/generations").await?;
+            to.show(&answer, generations)
         }
         Verb::Sessions { user, ip, to } => {
             let fields = [("user", user), ("ip", ip.map(|ip| ip.to_string()))];
@@ -525,6 +535,18 @@ fn status(answer: &Status) -> String {
     }
     lines.line("routes", format!("{} in memory", answer.routes));
     lines.0
+}
+
+fn generations(answer: &Generations) -> String {
+    let mut out = String::new();
+    for one in &answer.generations {
+        let line = format!("{} since {}: {}", one.generation, one.since, one.why);
+        let _fits = writeln!(out, "{}", printable(&line));
+        for change in &one.changes {
+            let _fits = writeln!(out, "    {}", printable(change));
+        }
+    }
+    out
 }
 
 fn sessions(list: &[OneSession]) -> String {

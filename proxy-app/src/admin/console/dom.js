@@ -109,6 +109,14 @@ export function duration(seconds) {
   return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
 }
 
+// A moment, in the time of who looks.
+export function time(text) {
+  const when = new Date(text);
+  const shown = when.toLocaleTimeString(undefined, { hour12: false });
+  const today = new Date().toDateString() === when.toDateString();
+  return h("time", { datetime: text, title: text, class: "nowrap" }, today ? shown : `${when.toLocaleDateString()} ${shown}`);
+}
+
 export function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let at = 0;

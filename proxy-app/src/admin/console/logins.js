@@ -1,7 +1,7 @@
 // Login attempts as they happen.
 
 import { open } from "./api.js";
-import { check, empty, h, name, pill, table } from "./dom.js";
+import { check, empty, h, name, pill, table, time } from "./dom.js";
 
 export const title = "Logins";
 
@@ -23,13 +23,6 @@ const MEANING = {
   protocol_error: ["protocol error", "warn"],
   client_gone: ["client gone", ""],
 };
-
-function time(text) {
-  const when = new Date(text);
-  const shown = when.toLocaleTimeString(undefined, { hour12: false });
-  const today = new Date().toDateString() === when.toDateString();
-  return h("time", { datetime: text, title: text, class: "nowrap" }, today ? shown : `${when.toLocaleDateString()} ${shown}`);
-}
 
 function outcome(one) {
   const [text, kind] = MEANING[one.outcome] ?? [one.outcome ?? "?", ""];

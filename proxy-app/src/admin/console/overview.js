@@ -1,7 +1,7 @@
 // How the node is, and what somebody should look at.
 
 import { get, send } from "./api.js";
-import { busy, confirmed, count, days, duration, h, name, note, pill, table } from "./dom.js";
+import { busy, confirmed, count, days, duration, h, name, note, pill, table, time } from "./dom.js";
 
 export const title = "Overview";
 
@@ -9,6 +9,8 @@ export const title = "Overview";
 const SLOW = 60_000;
 // Most concerns that are shown.
 const SHOWN = 50;
+// Most configurations that are shown.
+const CONFIGURATIONS = 5;
 
 function tile(what, ...value) {
   return h("div", { class: "tile" }, h("div", { class: "soft" }, what), h("div", { class: "big" }, value));
@@ -54,6 +56,7 @@ export function show(root, { mayChange, attempt, state }) {
     { title: "Others", class: "number", cell: (one) => h("span", {}, count(one.others)) },
   ], (one) => one.proto);
   const list = h("div", { class: "card" });
+  const changes = h("div", { class: "card" });
   const said = h("div");
   const drain = h("button", { type: "button" });
   let [looked, certificates, domains] = [0, null, null];
@@ -63,7 +66,7 @@ export function show(root, { mayChange, attempt, state }) {
       [certificates, domains] = await Promise.all([get("/v1/certificates"), get("/v1/domains", { faulty: true, limit: SHOWN })]);
       looked = Date.now();
     }
-    const [status, upstreams] = await Promise.all([get("/v1/status"), get("/v1/upstreams")]);
+    const [status, upstreams, history] = await Promise.all([get("/v1/status"), get("/v1/upstreams"), get("/v1/generations")]);
     tiles.replaceChildren(
       tile("State", pill(status.ready ? "in service" : "out of service", status.ready ? "good" : "bad")),
       tile("Configuration", `${status.generation}`),
@@ -80,6 +83,9 @@ export function show(root, { mayChange, attempt, state }) {
     if (more > 0) items.push(h("li", {}, `and ${more} more`));
     const nothing = h("p", { class: "soft" }, "Nothing: servers answer, certificates last, and every name has a good one.");
     list.replaceChildren(h("h2", {}, "To look at"), items.length > 0 ? h("ul", { class: "plain" }, items) : nothing);
+    const configurations = history.generations.slice(0, CONFIGURATIONS).map((one) =>
+      h("li", {}, h("strong", {}, `${one.generation}`), " ", name(one.why), " ", h("span", { class: "soft" }, time(one.since)), one.changes.map((text) => h("span", { class: "sub" }, name(text)))));
+    changes.replaceChildren(h("h2", {}, "Configurations"), h("ul", { class: "plain" }, configurations));
     const drained = status.not_ready.some((reason) => reason.includes("drained"));
     drain.textContent = drained ? "Put in service" : "Take out of service…";
     drain.dataset.drained = drained;
@@ -112,7 +118,7 @@ export function show(root, { mayChange, attempt, state }) {
     })),
   }, "Reload");
 
-  root.append(tiles, list, protocols.element);
+  root.append(tiles, list, protocols.element, changes);
   if (mayChange) {
     root.append(h("div", { class: "card" }, h("h2", {}, "This node"), said, h("div", { class: "row" }, reload, drain)));
   }
