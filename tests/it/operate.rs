@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -540,6 +542,69 @@ fn systemd_is_told() -> Result<()> {
         nix::sys::signal::kill(pid, Signal::SIGTERM)?;
         hears(&["STOPPING=1"])?;
         until("the new process to end", SOON, || Ok(is_gone(pid).then_some(())))
+    })
+}
+
+/// The unit that is shipped, with another file in the place of the program.
+fn unit(program: &Path) -> Result<String> {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/portico.service");
+    let program = program.to_str().context("path")?;
+    Ok(std::fs::read_to_string(unit)?.replace("/usr/local/bin/portico", program))
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_takes() -> Result<()> {
+    Stage::run(|stage| {
+        let path = stage.path().join("portico.service");
+        std::fs::write(&path, unit(&binary()?)?)?;
+        let out = Command::new("systemd-analyze")
+            .args(["verify", "--man=no"])
+            .arg(&path)
+            .output()?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        // It also speaks of units of this machine.
+        let ours: Vec<&str> = said.lines().filter(|line| line.contains("portico.service")).collect();
+        ensure!(ours.is_empty(), "{said}");
+        Ok(())
+    })
+}
+
+/// `systemctl reload`, as the unit has it.
+fn reload_of_the_unit(scene: &Scene, program: &Path) -> Result<()> {
+    let unit = unit(program)?;
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecReload=/bin/sh -c '"));
+    let script = line.and_then(|line| line.strip_suffix('\'')).context("no ExecReload")?;
+    let status = Command::new("/bin/sh")
+        .args(["-c", script])
+        .env("MAINPID", scene.portico.pid().to_string())
+        .status()?;
+    ensure!(status.success(), "{script}: {status}");
+    Ok(())
+}
+
+#[test]
+fn the_unit_reloads_or_lets_a_new_binary_take_over() -> Result<()> {
+    play(|scene| {
+        let mut alice = scene.login("alice")?;
+        reload_of_the_unit(scene, &binary()?)?;
+        scene.portico.record(&[("event", "config"), ("why", "reloaded")])?;
+        ensure!(scene.portico.successions() == 0, "the same binary took over");
+        // Somebody has put another file there. What is started is the program of this test all the same.
+        let other = scene.stage.path().join("other");
+        std::fs::write(&other, "another binary")?;
+        reload_of_the_unit(scene, &other)?;
+        given_way(&scene.portico)?;
+        alice.imap_ok("a1 LOGOUT")?;
+        let new = child_of(scene.portico.pid())?;
+        drop(alice);
+        scene.portico.wait(SOON)?;
+        scene.login("bob")?.imap_ok("b1 LOGOUT")?;
+        nix::sys::signal::kill(new, Signal::SIGTERM)?;
+        until("the new process to end", SOON, || Ok(is_gone(new).then_some(())))?;
+        scene.portico = Portico::start(scene.stage, &scene.town.node(), &scene.town.directory(), "info")?;
+        Ok(())
     })
 }
 
