@@ -327,6 +327,35 @@ fn bad_changes_in_ldap_are_refused() -> Result<()> {
     bad_changes_are_refused(Source::Ldap)
 }
 
+/// Whoever shows no token costs no memory with what nobody asked for, and is not waited for long.
+#[test]
+fn bodies_that_nobody_wants_are_not_kept() -> Result<()> {
+    play(Source::Yaml, Some(TOKEN), |scene, api| {
+        let before = scene.portico.rss_kib()?;
+        let mut streams = Vec::new();
+        let body = vec![b'x'; 3 << 20];
+        for _ in 0..50 {
+            let mut stream = TcpStream::connect(api.address)?;
+            stream.set_read_timeout(Some(Duration::from_secs(40)))?;
+            let length = body.len() + 1;
+            write!(
+                stream,
+                "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+            )?;
+            stream.write_all(&body)?;
+            streams.push(stream);
+        }
+        let after = scene.portico.rss_kib()?;
+        ensure!(after < before + 60 * 1024, "{before} KiB have become {after}");
+        for mut stream in streams {
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer)?;
+            assert_eq!(&answer, b"HTTP/1.1 413");
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn without_a_token_everything_is_read_and_nothing_changed() -> Result<()> {
     play(Source::Yaml, None, |_, api| {

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
+use http_body_util::BodyExt as _;
 use mail_proxy::audit::{Event, Record};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::OpenApi;
@@ -22,8 +24,10 @@ use crate::app::App;
 
 /// Most of a request's body.
 pub const BODY_MAX: usize = 64 * 1024;
-/// How much of a body that is too long is heard out, so that its client hears why it was refused.
+/// How much of a body that is too long is heard out, so that its client hears why it was refused, and how long that may
+/// take. Nothing of it is kept: it may come from somebody who shows no token.
 const HEARD_OUT: usize = 4 * 1024 * 1024;
+const HEARING: Duration = Duration::from_secs(10);
 /// Longest refusal of the framework; it may name what was asked.
 const REFUSAL_MAX: usize = 128 * 1024;
 /// How long a request may take, its body included. A reload asks the directory, which has its own limits below this.
@@ -140,8 +144,17 @@ async fn bounded(request: Request, next: Next) -> Response {
     if length.is_none_or(|length| length <= BODY_MAX) {
         return next.run(request).await;
     }
-    let _ = axum::body::to_bytes(request.into_body(), HEARD_OUT).await;
+    let _what_comes_later_is_not_read = tokio::time::timeout(HEARING, hear_out(request.into_body())).await;
     too_long().into_response()
+}
+
+async fn hear_out(mut body: Body) {
+    let mut left = HEARD_OUT;
+    while left > 0
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+    }
 }
 
 /// A body is longer than any may be.
