@@ -327,6 +327,39 @@ fn bad_changes_in_ldap_are_refused() -> Result<()> {
     bad_changes_are_refused(Source::Ldap)
 }
 
+/// Two domains ask for the same name at the same time, again and again: one gets it.
+fn a_name_goes_to_one_domain(source: Source) -> Result<()> {
+    play(source, Some(TOKEN), |_, api| {
+        for round in 0..8 {
+            let name = format!("race{round}.example");
+            let take = |domain: &str| -> Result<u16> {
+                let names = json!({"virtual_hosts": [name], "before": []});
+                let path = format!("/v1/domains/{domain}/virtual-hosts");
+                Ok(api.ask("PUT", &path, Some(&names))?.status)
+            };
+            let (one, other) = std::thread::scope(|scope| {
+                let one = scope.spawn(|| take("a.example"));
+                let other = take("b.example");
+                (one.join(), other)
+            });
+            let mut statuses = [one.ok().context("it panicked")??, other?];
+            statuses.sort_unstable();
+            assert_eq!(statuses, [200, 409], "{name}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_name_goes_to_one_domain_of_a_file() -> Result<()> {
+    a_name_goes_to_one_domain(Source::Yaml)
+}
+
+#[test]
+fn a_name_goes_to_one_domain_in_ldap() -> Result<()> {
+    a_name_goes_to_one_domain(Source::Ldap)
+}
+
 /// Whoever shows no token costs no memory with what nobody asked for, and is not waited for long.
 #[test]
 fn bodies_that_nobody_wants_are_not_kept() -> Result<()> {

@@ -16,7 +16,7 @@ use route_cache::directory::View;
 use route_cache::directory::edit::{Act, Change, Room, changed};
 use route_cache::{Entry, Secret, System};
 use serde::{Deserialize, Deserializer, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
@@ -31,6 +31,10 @@ use crate::tls::{CertKey, CertStore};
 /// Changes at one time: each waits for those before it at the directory. One that has begun goes on when its client
 /// has gone.
 static CHANGES: Semaphore = Semaphore::const_new(4);
+/// Held from the judgement of a change until it is stored: two at once would both find a name free.
+static STORING: Mutex<()> = Mutex::const_new(());
+/// Lists that are made at one time. One that has begun is made to its end, also when its client has gone.
+static LISTS: Semaphore = Semaphore::const_new(4);
 /// How long a change is looked for where the node reads; a replica may be behind.
 const SEEN: Duration = Duration::from_secs(5);
 /// In the first line of a private key.
@@ -95,11 +99,16 @@ pub struct Wanted {
 /// Lists domains with their virtual host names and the certificates that are shown for them.
 #[utoipa::path(get, path = "/v1/domains", params(Wanted), responses((status = 200, body = Domains)))]
 pub async fn list(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Result<Json<Domains>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let turn = LISTS.acquire().await.map_err(|error| failed(&error))?;
     let (system, store) = (app.snapshot.load().system.clone(), app.certificates());
     let kept_in = kept_in(&app.config.load());
     // A hoster has tens of thousands, and each certificate is looked at.
-    let found = tokio::task::spawn_blocking(move || found(&system, &store, &wanted)).await;
-    let (domains, more) = found.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let found = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        found(&system, &store, &wanted)
+    });
+    let (domains, more) = found.await.map_err(|error| failed(&error))?;
     Ok(Json(Domains {
         kept_in,
         domains,
@@ -359,7 +368,9 @@ async fn change_now(app: &Arc<App>, caller: Caller, key: &str, changes: &[Change
     let opened = opened.map_err(|error| unavailable(error.to_string()))?;
     let mut prov = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
     let mut answer = Answer::default();
+    let storing = STORING.lock().await;
     let before = prov.change(Room::Domains, key, changes, &mut answer).await;
+    drop(storing);
     let before = before.map_err(refusal)?;
     let what = told(&before, &changed(&before, changes));
     api::audit(app, caller, format!("domain {}: {what}", before.name()));
