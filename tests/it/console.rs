@@ -360,6 +360,26 @@ fn a_name_goes_to_one_domain_in_ldap() -> Result<()> {
     a_name_goes_to_one_domain(Source::Ldap)
 }
 
+/// As many names as a request can hold are taken and given away, soon.
+#[test]
+fn very_many_names_are_changed() -> Result<()> {
+    play(Source::Yaml, Some(TOKEN), |scene, api| {
+        let path = "/v1/domains/a.example/virtual-hosts";
+        let names = |top: &str| -> Vec<String> { (0..3000).map(|number| format!("{number:x}.{top}")).collect() };
+        let (old, new) = (names("ab"), names("ac"));
+        let before = scene.portico.cpu_ticks()?;
+        api.ask("PUT", path, Some(&json!({"virtual_hosts": old})))?.done()?;
+        let changed = api.ask("PUT", path, Some(&json!({"virtual_hosts": new, "before": old})))?;
+        let changed = changed.done()?;
+        let hosts = changed["domain"]["virtual_hosts"].as_array().context("no names")?;
+        let found: Vec<&str> = hosts.iter().filter_map(|host| host["name"].as_str()).collect();
+        ensure!(found == new, "{} names", found.len());
+        let used = scene.portico.cpu_ticks()? - before;
+        ensure!(used < 1000, "{used} ticks of the processor");
+        Ok(())
+    })
+}
+
 /// Whoever shows no token costs no memory with what nobody asked for, and is not waited for long.
 #[test]
 fn bodies_that_nobody_wants_are_not_kept() -> Result<()> {

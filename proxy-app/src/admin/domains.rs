@@ -3,7 +3,7 @@
 //! A change goes through the judge and the editor of `portico prov` into the directory that the node file names, and
 //! is then looked for there, so that it is in force at once. Private keys come in and are never told again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -269,9 +269,13 @@ impl NewNames {
         let Some(before) = before else {
             return vec![Act::Replace(virtual_hosts)];
         };
-        let has = |list: &[String], name: &str| list.iter().any(|other| other.eq_ignore_ascii_case(name));
-        let gone = before.iter().filter(|name| !has(&virtual_hosts, name));
-        let new = virtual_hosts.iter().filter(|name| !has(&before, name));
+        let folded =
+            |list: &[String]| -> HashSet<String> { list.iter().map(|name| name.to_ascii_lowercase()).collect() };
+        let (kept, known) = (folded(&virtual_hosts), folded(&before));
+        let gone = before.iter().filter(|name| !kept.contains(&name.to_ascii_lowercase()));
+        let new = virtual_hosts
+            .iter()
+            .filter(|name| !known.contains(&name.to_ascii_lowercase()));
         let removed = gone.cloned().map(Act::Remove);
         removed.chain(new.cloned().map(Act::Add)).collect()
     }
@@ -408,16 +412,12 @@ fn refusal(failure: prov::Failure) -> Failure {
 
 /// What is different, without values that are nobody's business.
 fn told(before: &Entry, after: &Entry) -> String {
-    let [old, new] = [before, after].map(|entry| entry.values(a::VIRTUAL_HOSTNAME.name));
-    let added = new
-        .iter()
-        .filter(|name| !old.contains(name))
-        .map(|name| format!("+{name}"));
-    let gone = old
-        .iter()
-        .filter(|name| !new.contains(name))
-        .map(|name| format!("-{name}"));
-    let names: Vec<String> = added.chain(gone).collect();
+    let hosts = a::VIRTUAL_HOSTNAME.name;
+    let (old, new) = (values(before, hosts), values(after, hosts));
+    let added = after.values(hosts).iter().filter(|name| !old.contains(name.as_str()));
+    let gone = before.values(hosts).iter().filter(|name| !new.contains(name.as_str()));
+    let added = added.map(|name| format!("+{name}"));
+    let names: Vec<String> = added.chain(gone.map(|name| format!("-{name}"))).collect();
     let names = (!names.is_empty()).then(|| format!("virtual host names {}", names.join(" ")));
     let of = |attribute: &Attribute, what: &str| {
         let (old, new) = (before.first(attribute.name), after.first(attribute.name));
@@ -454,16 +454,17 @@ async fn taken_over(app: &Arc<App>, domain: &str, changes: &[Change], warnings: 
 /// Whether the domain is so that these changes would change nothing. What was read before them may have come from
 /// a replica that is behind, and does not count.
 fn has(system: &System, domain: &str, changes: &[Change]) -> bool {
-    let values = |entry: &Entry, change: &Change| -> BTreeSet<String> {
-        entry.values(&change.attribute).iter().cloned().collect()
-    };
     let live = system.domain(domain).and_then(|domain| domain.entry());
     live.is_some_and(|live| {
         let after = changed(live, changes);
-        changes
-            .iter()
-            .all(|change| values(live, change) == values(&after, change))
+        let attributes: BTreeSet<&str> = changes.iter().map(|change| change.attribute.as_str()).collect();
+        let same = |name: &str| values(live, name) == values(&after, name);
+        attributes.into_iter().all(same)
     })
+}
+
+fn values<'e>(entry: &'e Entry, attribute: &str) -> HashSet<&'e str> {
+    entry.values(attribute).iter().map(String::as_str).collect()
 }
 
 #[cfg(test)]

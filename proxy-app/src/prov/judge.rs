@@ -1,6 +1,6 @@
 //! Whether an entry may become what a change would make of it. Nothing is written before this says yes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use openssl::ssl::{SslContextBuilder, SslMethod};
@@ -166,22 +166,15 @@ impl Case<'_> {
     fn virtual_hosts(&self, answer: &mut Answer) -> Result<(), Failure> {
         let name = a::VIRTUAL_HOSTNAME.name;
         let (before, after) = (self.before.values(name), self.after.values(name));
-        let new = after.iter().filter(|host| !before.contains(host));
+        let known: HashSet<&String> = before.iter().collect();
+        let new = after.iter().filter(|host| !known.contains(host));
         let conflicts = new.filter_map(|host| {
-            let others = self
-                .system
-                .domains()
-                .filter(|domain| !domain.name().eq_ignore_ascii_case(self.after.name()));
-            let owner = others
-                .filter(|domain| {
-                    domain
-                        .list(&a::VIRTUAL_HOSTNAME)
-                        .iter()
-                        .any(|other| other.eq_ignore_ascii_case(host))
-                })
-                .map(|domain| domain.name())
-                .next()?;
-            Some(format!("{host} ({owner})"))
+            let owner = self.system.domain_by_host(host)?;
+            let is_other = !owner.name().eq_ignore_ascii_case(self.after.name());
+            let mut names = owner.list(&a::VIRTUAL_HOSTNAME).into_iter();
+            // A pattern of another domain leaves room for a name of its own.
+            let has = is_other && names.any(|name| name.eq_ignore_ascii_case(host));
+            has.then(|| format!("{host} ({})", owner.name()))
         });
         let conflicts = conflicts.collect::<Vec<String>>().join(", ");
         match self.shared_names {

@@ -146,21 +146,23 @@ pub trait Editor: Send {
 /// The entry as it is after the changes, one after the other.
 pub fn changed(entry: &Entry, changes: &[Change]) -> Entry {
     let mut entry = entry.clone();
-    for change in changes {
-        let mut values = entry.values(&change.attribute).to_vec();
-        match &change.act {
-            Act::Replace(new) => {
-                values.clear();
-                new.iter().for_each(|value| add(&mut values, value));
+    // What many changes make of one attribute is put in place once.
+    for of_one in changes.chunk_by(|a, b| a.attribute == b.attribute) {
+        let attribute = &of_one[0].attribute;
+        let mut values = entry.values(attribute).to_vec();
+        for change in of_one {
+            match &change.act {
+                Act::Replace(new) => {
+                    values.clear();
+                    new.iter().for_each(|value| add(&mut values, value));
+                }
+                Act::Add(value) => add(&mut values, value),
+                Act::Remove(value) => values.retain(|other| !same_value(other, value)),
             }
-            Act::Add(value) => add(&mut values, value),
-            Act::Remove(value) => values.retain(|other| !same_value(other, value)),
         }
         // Known names are spelled as in the table; others keep the spelling that they have.
-        let written = entry
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(&change.attribute));
-        let name = written.map_or(change.attribute.clone(), |(name, _)| name.to_owned());
+        let written = entry.iter().find(|(name, _)| name.eq_ignore_ascii_case(attribute));
+        let name = written.map_or(attribute.clone(), |(name, _)| name.to_owned());
         entry.set(&name, values);
     }
     entry
@@ -174,7 +176,10 @@ fn add(values: &mut Vec<String>, value: &str) {
 
 /// Whether two values of an attribute are one.
 pub(crate) fn same_value(a: &str, b: &str) -> bool {
-    a == b || fold(a) == fold(b)
+    match a.is_ascii() && b.is_ascii() {
+        true => a.eq_ignore_ascii_case(b),
+        false => fold(a) == fold(b),
+    }
 }
 
 #[cfg(test)]
