@@ -40,7 +40,8 @@ impl Waiting {
     pub async fn tell(self) {
         let begun = Instant::now();
         while begun.elapsed() < self.patience {
-            let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid)) else {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+            let Some(status) = status.ok().filter(|status| lives(status)) else {
                 return;
             };
             if catches(&status, Signal::SIGUSR1)
@@ -52,6 +53,11 @@ impl Waiting {
         }
         log::warn!("process {} waits, and cannot be told that this one serves", self.pid);
     }
+}
+
+/// Whether a process with this `/proc/PID/status` has not ended. Nobody may have asked yet how it did.
+fn lives(status: &str) -> bool {
+    !status.lines().any(|line| line.starts_with("State:\tZ"))
 }
 
 /// Whether a process with this `/proc/PID/status` has a handler for the signal.
@@ -81,5 +87,20 @@ mod tests {
         assert!(catches(status, Signal::SIGUSR1));
         assert!(!catches(status, Signal::SIGUSR2));
         assert!(!catches("Name:\tportico\n", Signal::SIGUSR1));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_has_ended_is_told_no_more() {
+        let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let waiting = Waiting {
+            pid: Pid::from_raw(i32::try_from(child.id()).unwrap()),
+            patience: PATIENCE,
+        };
+        let told = tokio::time::timeout(PATIENCE / 2, waiting.tell()).await;
+        // It was not waited for, so it is still there to be seen.
+        assert!(!lives(&status(child.id())) && lives(&status(std::process::id())));
+        child.wait().unwrap();
+        told.unwrap();
     }
 }
