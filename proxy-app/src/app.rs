@@ -349,8 +349,13 @@ impl App {
     /// It cannot be read or used; then everything stays as it was.
     pub async fn look_at_directory(self: &Arc<Self>) -> Result<(), Problems> {
         let app = self.clone();
-        let judge: Arc<Judge> =
-            Arc::new(move |system: &Arc<System>| app.adopt(None, Some(system), "changed over the admin API"));
+        let judge: Arc<Judge> = Arc::new(move |system: &Arc<System>| {
+            // Where the change is not seen yet, it is looked for again and again, and nothing is different.
+            match Arc::ptr_eq(system, &app.snapshot.load().system) {
+                true => Ok(()),
+                false => app.adopt(None, Some(system), "changed over the admin API"),
+            }
+        });
         self.directory.clone().refresh(judge).await
     }
 

@@ -439,35 +439,60 @@ fn without_a_token_everything_is_read_and_nothing_changed() -> Result<()> {
     })
 }
 
-#[test]
-fn a_change_is_awaited_where_the_node_reads() -> Result<()> {
+/// Plays on a node that reads from a replica, which takes no changes, and does not look again by itself.
+fn play_behind(
+    copy: impl FnOnce(&Slapd, &Stage) -> Result<Slapd>,
+    test: impl FnOnce(&mut Scene, &Api) -> Result<()>,
+) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let (mut node, directory) = (town.node(), town.directory());
         let slapd = Slapd::start(stage, "slapd", &directory)?;
-        let replica = slapd.replica(stage, "replica")?;
+        let replica = copy(&slapd, stage)?;
         until("the replica to be filled", Duration::from_secs(30), || {
             let found = replica.search("(uid=zmnginx)", &["userPassword"]);
             Ok(found.ok().filter(|text| text.contains("userPassword")))
         })?;
-        // The node reads from the first, which takes no changes. It does not look again by itself.
         node.directory = slapd.source_of(&[&replica.url(), &slapd.url()], "1h");
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         node.admin.push(format!("http: {address}"));
         node.admin
             .push(format!("token_file: {}", stage.file("token", TOKEN)?.display()));
         let portico = Portico::start(stage, &node, &directory, "info")?;
-        let scene = Scene { stage, town, portico };
-        let api = Api {
-            address,
-            token: Some(TOKEN),
-        };
+        let token = Some(TOKEN);
+        test(&mut Scene { stage, town, portico }, &Api { address, token })
+    })
+}
+
+#[test]
+fn a_change_is_awaited_where_the_node_reads() -> Result<()> {
+    let replica = |slapd: &Slapd, stage: &Stage| slapd.replica(stage, "replica");
+    play_behind(replica, |scene, api| {
         let names = json!({"virtual_hosts": ["new.a.example"]});
         let changed = api
             .ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&names))?
             .done()?;
         ensure!(changed["in_force"] == true, "{changed}");
-        assert_eq!(shown(&scene, "new.a.example")?, ["mail.a.example", "mail.a.example"]);
+        assert_eq!(shown(scene, "new.a.example")?, ["mail.a.example", "mail.a.example"]);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_change_that_is_not_seen_yet_makes_no_new_configurations() -> Result<()> {
+    let replica = |slapd: &Slapd, stage: &Stage| slapd.late_replica(stage, "replica");
+    play_behind(replica, |scene, api| {
+        let names = json!({"virtual_hosts": ["new.a.example"]});
+        let changed = api
+            .ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&names))?
+            .done()?;
+        ensure!(changed["in_force"] == false, "{changed}");
+        let warning = changed["warnings"].to_string();
+        ensure!(warning.contains("does not see it yet"), "{changed}");
+        assert_eq!(changed["generation"], 1);
+        let history = api.ask("GET", "/v1/generations", None)?.done()?;
+        assert_eq!(history["generations"].as_array().map(Vec::len), Some(1), "{history}");
+        assert_eq!(shown(scene, "new.a.example")?, [FRONT, FRONT]);
         Ok(())
     })
 }

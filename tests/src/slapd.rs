@@ -50,9 +50,18 @@ impl Slapd {
 
     /// Starts a copy that follows this one and takes no changes itself.
     pub fn replica(&self, stage: &Stage, name: &str) -> Result<Slapd> {
+        self.copy(stage, name, "type=refreshAndPersist")
+    }
+
+    /// Starts a copy as this one is now, which looks again in an hour.
+    pub fn late_replica(&self, stage: &Stage, name: &str) -> Result<Slapd> {
+        self.copy(stage, name, "type=refreshOnly interval=00:01:00:00")
+    }
+
+    fn copy(&self, stage: &Stage, name: &str, how: &str) -> Result<Slapd> {
         let (url, (dn, password)) = (self.url(), ADMIN);
         let more = format!(
-            "syncrepl rid=1 provider={url} type=refreshAndPersist retry=\"1 +\" searchbase=\"\" bindmethod=simple \
+            "syncrepl rid=1 provider={url} {how} retry=\"1 +\" searchbase=\"\" bindmethod=simple \
              binddn=\"{dn}\" credentials=\"{password}\"\nupdateref {url}\n"
         );
         let kind = Kind {
