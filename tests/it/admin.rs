@@ -328,6 +328,15 @@ fn sessions_are_listed_and_kicked() -> Result<()> {
         let nobody = done(portico, &["kick", "--user", "bob@a.example"])?;
         ensure!(nobody.contains("no such session"), "{nobody}");
         ensure!(said(portico, &["kick"])?.code == 2, "kick of nobody in particular");
+        let long = "x".repeat(600);
+        for name in [["--user", "two\nlines"], ["--session", &long]] {
+            let refused = said(portico, &[&["kick"], &name[..]].concat())?;
+            ensure!(refused.err.contains("can have this name"), "{}", refused.err);
+        }
+        for log in ["audit.log", "output.log"] {
+            let text = std::fs::read_to_string(portico.dir().join(log))?;
+            ensure!(!text.contains("two") && !text.contains(&long), "{log}");
+        }
         // Who is not logged in yet can be found by address.
         let mut silent = scene.imaps()?;
         done(portico, &["kick", "--ip", "127.0.0.1"])?;

@@ -26,6 +26,8 @@ use crate::snapshot::PRODUCT;
 
 /// Longest time over which sessions are ended in a drain.
 const MAX_SPREAD: u64 = 24 * 60 * 60;
+/// Longest name of a user or number of a session that is looked for, in bytes. No login is longer.
+const NAME_MAX: usize = 512;
 
 /// The state of the node.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -269,6 +271,15 @@ pub async fn kick(
     let named: Vec<String> = named.into_iter().flatten().collect();
     if named.is_empty() {
         return Err(Failure::bad("expected a user, an ip or a session"));
+    }
+    // It goes into the logs.
+    let is_name = |text: &&String| text.len() <= NAME_MAX && !text.chars().any(char::is_control);
+    if ![&kick.user, &kick.session]
+        .into_iter()
+        .flatten()
+        .all(|text| is_name(&text))
+    {
+        return Err(Failure::bad("no user and no session can have this name"));
     }
     let ended = app.sessions.kick(&Which {
         user: kick.user,
