@@ -13,7 +13,7 @@ use axum::{Extension, Json, Router};
 use http_body_util::BodyExt as _;
 use mail_proxy::audit::{Event, Record};
 use serde::{Deserialize, Serialize};
-use utoipa::openapi::OpenApi;
+use utoipa::openapi::{self, Content, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -106,7 +106,7 @@ pub fn description() -> OpenApi {
 }
 
 fn described() -> (Router<Arc<App>>, OpenApi) {
-    OpenApiRouter::with_openapi(Description::openapi())
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(route::explain))
         .routes(routes!(route::purge))
         .routes(routes!(reload))
@@ -126,7 +126,47 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
         .routes(routes!(health::metrics))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
-        .split_for_parts()
+        .split_for_parts();
+    (router, with_usual_refusals(description))
+}
+
+/// What is said to every request of a kind stands at each of its paths in the description.
+fn with_usual_refusals(mut description: OpenApi) -> OpenApi {
+    const ASKED: [(StatusCode, &str); 1] = [(StatusCode::BAD_REQUEST, "The request makes no sense")];
+    const ORDERED: [(StatusCode, &str); 4] = [
+        (StatusCode::BAD_REQUEST, "The body is no JSON"),
+        (StatusCode::PAYLOAD_TOO_LARGE, "The body is longer than 64 KiB"),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not said to be JSON"),
+        (StatusCode::UNPROCESSABLE_ENTITY, "The JSON is not of this form"),
+    ];
+    const GUARDED: [(StatusCode, &str); 3] = [
+        (StatusCode::UNAUTHORIZED, "This needs the token"),
+        (
+            StatusCode::FORBIDDEN,
+            "Without a token nothing is changed, and the Host must be one of ours",
+        ),
+        (StatusCode::REQUEST_TIMEOUT, "It takes more than a minute"),
+    ];
+    for (path, item) in &mut description.paths.paths {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            let asks = operation.parameters.as_ref().is_some_and(|all| !all.is_empty());
+            let orders = operation.request_body.is_some();
+            let is_open = caller::OPEN.contains(&path.as_str());
+            let usual = [(asks, &ASKED[..]), (orders, &ORDERED), (!is_open, &GUARDED)];
+            for (status, what) in usual.iter().filter(|(is_so, _)| *is_so).flat_map(|(_, all)| *all) {
+                let known = &mut operation.responses.responses;
+                known.entry(status.as_str().to_owned()).or_insert_with(|| refusal(what));
+            }
+        }
+    }
+    description
+}
+
+fn refusal(what: &str) -> RefOr<openapi::Response> {
+    let content = Content::new(Some(Ref::from_schema_name(Failure::name())));
+    let response = ResponseBuilder::new().description(what);
+    response.content("application/json", content).into()
 }
 
 /// A body that does not come, or work that does not end.
@@ -244,6 +284,24 @@ async fn reload(State(app): State<Arc<App>>, Extension(caller): Extension<Caller
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_description_has_every_refusal() {
+        let description = serde_json::to_value(description()).unwrap();
+        let said = |path: &str, method: &str| -> Vec<String> {
+            let all = description["paths"][path][method]["responses"].as_object().unwrap();
+            all.keys().cloned().collect()
+        };
+        let order = [
+            "200", "400", "401", "403", "404", "408", "409", "413", "415", "422", "503",
+        ];
+        assert_eq!(said("/v1/domains/{domain}/virtual-hosts", "put"), order);
+        assert_eq!(said("/v1/domains", "get"), ["200", "400", "401", "403", "408"]);
+        assert_eq!(said("/metrics", "get"), ["200"]);
+        let taken = &description["paths"]["/v1/domains/{domain}/virtual-hosts"]["put"]["responses"]["409"];
+        assert_eq!(taken["description"], "A name already belongs to another domain");
+        assert!(description["components"]["schemas"]["Failure"].is_object());
+    }
 
     #[tokio::test]
     async fn refusals_of_the_framework_are_json_and_other_texts_stay() {
