@@ -4,6 +4,8 @@
 //! process. Pingora sends it before a socket is open, and not at all to who prepares the server as we do; so it is
 //! sent from here, when all doors are open.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -68,13 +70,26 @@ fn catches(status: &str, signal: Signal) -> bool {
 }
 
 /// A process that SIGUSR2 has started takes the place of the one that started it in `pid_file`, too, if that one
-/// stands there.
+/// stands there. Nobody finds the file half written, and no link is followed: where everybody may write, anybody can make
+/// one.
 pub fn take_pid_file(path: &Path) {
     let old = std::os::unix::process::parent_id().to_string();
     let stands = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == old);
-    if stands && let Err(error) = std::fs::write(path, format!("{}\n", std::process::id())) {
+    if stands && let Err(error) = replace(path) {
         log::warn!("{} has the old process: {error}", path.display());
     }
+}
+
+fn replace(path: &Path) -> io::Result<()> {
+    let pid = std::process::id();
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{pid}"));
+    let written = File::create_new(&beside).and_then(|mut file| file.write_all(format!("{pid}\n").as_bytes()));
+    let replaced = written.and_then(|()| std::fs::rename(&beside, path));
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    replaced
 }
 
 #[cfg(test)]
@@ -87,6 +102,31 @@ mod tests {
         assert!(catches(status, Signal::SIGUSR1));
         assert!(!catches(status, Signal::SIGUSR2));
         assert!(!catches("Name:\tportico\n", Signal::SIGUSR1));
+    }
+
+    #[test]
+    fn the_pid_file_is_taken_from_the_parent_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = std::os::unix::process::parent_id().to_string();
+        let (file, other, link) = (
+            dir.path().join("pid"),
+            dir.path().join("other"),
+            dir.path().join("link"),
+        );
+        std::fs::write(&file, format!("{parent}\n")).unwrap();
+        std::fs::write(&other, &parent).unwrap();
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        for path in [&file, &link] {
+            take_pid_file(path);
+        }
+        let text = |path: &Path| std::fs::read_to_string(path).unwrap();
+        assert_eq!(text(&file), format!("{}\n", std::process::id()));
+        assert_eq!(text(&other), parent);
+        // It is somebody else's now.
+        std::fs::write(&file, "1").unwrap();
+        take_pid_file(&file);
+        assert_eq!(text(&file), "1");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[tokio::test]
