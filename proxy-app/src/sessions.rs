@@ -74,6 +74,7 @@ impl Sessions {
             let shard = shard.lock();
             found.extend(shard.iter().map(|(key, session)| (*key, session.clone())));
         }
+        let which = which.folded();
         found.retain(|(_, session)| which.means(session));
         found.sort_by_key(|(key, _)| *key);
         found.into_iter().map(|(_, session)| session).collect()
@@ -147,14 +148,22 @@ impl Session {
 }
 
 impl Which {
+    /// The same in lower case: there may be many sessions, and long texts that are asked for.
+    fn folded(&self) -> Which {
+        let lower = |text: &Option<String>| text.as_deref().map(str::to_lowercase);
+        Which {
+            user: lower(&self.user),
+            text: lower(&self.text),
+            ..self.clone()
+        }
+    }
+
+    /// Asked of what is [`Which::folded`].
     fn means(&self, session: &Session) -> bool {
         self.number.as_ref().is_none_or(|number| *number == session.number)
             && self.ip.is_none_or(|ip| ip.to_canonical() == session.client.ip())
             && self.user.as_ref().is_none_or(|user| is_of(session, user))
-            && self
-                .text
-                .as_ref()
-                .is_none_or(|text| is_in(session, &text.to_lowercase()))
+            && self.text.as_ref().is_none_or(|text| is_in(session, text))
     }
 }
 
@@ -168,8 +177,9 @@ fn is_in(session: &Session, text: &str) -> bool {
         || session.live.logins().iter().any(of_login)
 }
 
+/// Whether this user, in lower case, is logged in there.
 fn is_of(session: &Session, user: &str) -> bool {
-    let same = |name: &str| !name.is_empty() && name.to_lowercase() == user.to_lowercase();
+    let same = |name: &str| !name.is_empty() && name.to_lowercase() == user;
     let logins = session.live.logins();
     logins.iter().any(|login| same(&login.user) || same(&login.account))
 }
