@@ -66,6 +66,9 @@ fn is_ours(target: &str) -> bool {
 /// node more than all else that it does with a small request.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// How long a writer leaves a disk alone that does not take its lines.
+const FAILED: Duration = Duration::from_millis(100);
+
 /// Where a log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -267,12 +270,13 @@ fn write(name: &str, mut writer: Writer, items: &Receiver<Item>, dropped: &Atomi
         }
         match result.and_then(|()| writer.out.flush()) {
             Ok(()) => failing = false,
-            Err(error) if !failing => {
-                log::error!("{name} log: {error}");
+            Err(error) => {
+                if !failing {
+                    log::error!("{name} log: {error}");
+                }
                 failing = true;
-                std::thread::sleep(Duration::from_millis(100));
+                std::thread::sleep(FAILED);
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }
