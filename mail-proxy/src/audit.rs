@@ -134,6 +134,9 @@ pub struct Record {
     /// How the attempt ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// How often it happened, where one record stands for several times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
     /// A reason for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,

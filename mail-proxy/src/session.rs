@@ -263,6 +263,8 @@ struct Dialogue {
     out: Vec<u8>,
     deadline: Instant,
     heard: bool,
+    /// How often a password was refused because the channel is clear text, and how it was offered last.
+    tls_required: Option<(Mechanism, u64)>,
     facts: Facts,
     house: House,
 }
@@ -324,6 +326,7 @@ impl Dialogue {
             out: Vec::new(),
             deadline: accepted + house.settings.login_deadline,
             heard: false,
+            tls_required: None,
             facts,
             house,
         }
@@ -343,7 +346,7 @@ impl Dialogue {
                     }
                 }
                 Step::Reject { mechanism, user } => self.reject(mechanism, user).await?,
-                Step::TlsRequired(mechanism) => self.tls_required(mechanism),
+                Step::TlsRequired(mechanism) => self.note_tls_required(mechanism),
                 Step::Close(ended) => return Err(Left::By(ended)),
             }
         }
@@ -384,6 +387,7 @@ impl Dialogue {
 
     /// The machine dies with the clear-text channel, so nothing said before TLS survives it.
     async fn start_tls(&mut self) -> Result<(), Left> {
+        self.record_tls_required();
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
         let local = self.facts.client.local.ip();
         let begun = Instant::now();
@@ -457,12 +461,22 @@ impl Dialogue {
         self.refuse(LoginFailure::UnknownUser, begun).await
     }
 
-    /// The machine has said no to a password in clear text already; the audit log hears of it.
-    fn tls_required(&self, mechanism: Mechanism) {
+    /// The machine has said no to a password in clear text already.
+    fn note_tls_required(&mut self, mechanism: Mechanism) {
+        let before = self.tls_required.map_or(0, |(_, count)| count);
+        self.tls_required = Some((mechanism, before + 1));
+    }
+
+    /// The audit log hears of all of them once, when the clear text ends: nobody may fill it without a login.
+    fn record_tls_required(&mut self) {
+        let Some((mechanism, count)) = self.tls_required.take() else {
+            return;
+        };
         let mut record = self.facts.record(self.house.generation);
         record.event = Some(Event::Login);
         record.mechanism = Some(mechanism.name());
         record.outcome = Some(Outcome::TlsRequired);
+        record.count = (count > 1).then_some(count);
         self.house.audit.record(record);
     }
 
@@ -554,6 +568,7 @@ impl Dialogue {
             self.stream.shutdown().await
         })
         .await;
+        self.record_tls_required();
         // A balancer's health check connects and leaves; that is no news.
         if matches!(left, Left::ClientGone) && !self.heard {
             return;

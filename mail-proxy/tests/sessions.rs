@@ -494,10 +494,36 @@ async fn passwords_in_clear_text_are_refused_and_recorded() {
     let connects = s.connects.load(Ordering::Relaxed);
     let records = s.ended().await;
     assert_eq!((records[0].outcome, connects), (Some(Outcome::TlsRequired), 1));
+    assert_eq!(records[0].count, None);
     assert_eq!(
         (records[1].outcome, records[1].tls.as_deref()),
         (Some(Outcome::Ok), Some("TLSv1.3 TEST"))
     );
+}
+
+/// One POP3 connection of 16 KB wrote 2,049 records.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_passwords_in_clear_text_is_one_record() {
+    for (pop3, greeting, command, refusal) in [
+        (false, "* OK", "a LOGIN alice@a.example x\r\n", "a NO"),
+        (true, "+OK", "USER x\r\n", "-ERR"),
+    ] {
+        let mut s = stage(Plan {
+            starttls: true,
+            pop3,
+            ..Plan::default()
+        });
+        s.expect(greeting).await;
+        s.say(&command.repeat(100)).await;
+        for _ in 0..5 {
+            s.expect(refusal).await;
+        }
+        let records = s.ended().await;
+        assert_eq!(records.len(), 2, "{records:?}");
+        let refused = (records[0].outcome, records[0].count);
+        assert_eq!(refused, (Some(Outcome::TlsRequired), Some(5)));
+        assert_eq!(records[1].why.as_deref(), Some("too many bad commands"));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -265,6 +265,7 @@ fn no_password_in_clear_text_unless_allowed(source: Source) -> Result<()> {
             refused.last().is_some_and(|l| l.starts_with("a2 NO [PRIVACYREQUIRED]")),
             "{refused:?}"
         );
+        drop(wire);
         let mut wire = greeted(Wire::clear(scene.town.doors.pop3)?, "+OK")?;
         let _user = wire.pop("USER alice@a.example")?;
         assert!(wire.pop("PASS alice-c4n4ry-one")?.starts_with("-ERR"));

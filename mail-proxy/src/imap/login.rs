@@ -255,7 +255,8 @@ impl Login {
     /// Not even one look at the password (RFC 9051 section 6.2.3; the code is RFC 5530's).
     fn tls_required(&mut self, tag: &Tag, end: usize, mechanism: Mechanism, out: &mut Vec<u8>) -> Option<Step> {
         self.next_command_wiping(end);
-        self.tagged(tag, "NO [PRIVACYREQUIRED] cleartext logins disabled", out);
+        // It counts as a bad command; what ends the dialogue comes with the next step.
+        self.error(Some(tag), "NO [PRIVACYREQUIRED] cleartext logins disabled", out);
         Some(Step::TlsRequired(mechanism))
     }
 

@@ -143,8 +143,7 @@ impl Login {
     /// replaces the first.
     fn user(&mut self, name: Vec<u8>, out: &mut Vec<u8>) -> Option<Step> {
         if !self.channel.takes_passwords() {
-            self.reply(TLS_REQUIRED, out);
-            return Some(Step::TlsRequired(Mechanism::UserPass));
+            return self.tls_required(Mechanism::UserPass, out);
         }
         self.state = State::Command(Some(name));
         self.reply("+OK", out)
@@ -155,8 +154,7 @@ impl Login {
     fn pass(&mut self, state: State, text: usize, end: usize, out: &mut Vec<u8>) -> Option<Step> {
         if !self.channel.takes_passwords() {
             self.next_command_wiping(end, state);
-            self.reply(TLS_REQUIRED, out);
-            return Some(Step::TlsRequired(Mechanism::UserPass));
+            return self.tls_required(Mechanism::UserPass, out);
         }
         let State::Command(Some(user)) = state else {
             self.next_command_wiping(end, state);
@@ -189,8 +187,7 @@ impl Login {
         if !self.channel.takes_passwords() {
             let mechanism = exchange.mechanism();
             self.next_command_wiping(end, state);
-            self.reply(TLS_REQUIRED, out);
-            return Some(Step::TlsRequired(mechanism));
+            return self.tls_required(mechanism, out);
         }
         let progress = match initial {
             Some(token) => exchange.initial(token),
@@ -251,6 +248,12 @@ impl Login {
     fn too_long(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         self.reply("-ERR line is too long", out);
         self.end(Ended::TooLong)
+    }
+
+    /// No password is taken here. It counts as a bad command; what ends the dialogue comes with the next step.
+    fn tls_required(&mut self, mechanism: Mechanism, out: &mut Vec<u8>) -> Option<Step> {
+        self.error(TLS_REQUIRED, out);
+        Some(Step::TlsRequired(mechanism))
     }
 
     /// A bad command; the last one that is borne ends the dialogue.
