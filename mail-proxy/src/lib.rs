@@ -8,6 +8,7 @@
 //! right (the mailbox server decides). After login no byte is parsed.
 #![forbid(unsafe_code)]
 
+mod attempt;
 pub mod audit;
 pub mod failure;
 pub mod imap;
