@@ -199,7 +199,7 @@ impl Script {
                     script.turns.push(Turn::Input(wire(value)));
                 }
                 "C:" | "S:" => script.turns.push(Turn::Output(wire(value))),
-                "!" => script.turns.push(Turn::Event(value.to_owned())),
+                "!" => script.turns.push(Turn::Event(repeated(value))),
                 ">untagged" => accepted.untagged.extend(wire(value)),
                 ">rest" => accepted.rest.extend(wire(value)),
                 ">accept" => {
@@ -583,6 +583,19 @@ fn wire(text: &str) -> Vec<u8> {
         Some(text) => unescape(text),
         None => [&unescape(text)[..], b"\r\n"].concat(),
     }
+}
+
+/// What a machine decides stands here as it is shown, but for repeats.
+fn repeated(shown: &str) -> String {
+    let mut parts = shown.split("\\R{");
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (inner, behind) = part.split_once('}').expect("braces");
+        let (count, text) = inner.split_once(',').expect("count and text");
+        whole += &text.repeat(count.parse().expect("a count"));
+        whole += behind;
+    }
+    whole
 }
 
 fn unescape(text: &str) -> Vec<u8> {

@@ -349,7 +349,7 @@ attributes! {
         REVERSE_PROXY_IMAP_ENABLED_CAPABILITY: "zimbraReverseProxyImapEnabledCapability", Kind::List, ["ACL", "BINARY", "CATENATE", "CHILDREN", "CONDSTORE", "ENABLE", "ESEARCH", "ESORT", "I18NLEVEL=1", "ID", "IDLE", "IMAP4rev1", "LIST-EXTENDED", "LIST-STATUS", "LITERAL+", "MULTIAPPEND", "NAMESPACE", "QRESYNC", "QUOTA", "RIGHTS=ektx", "SASL-IR", "SEARCHRES", "SORT", "THREAD=ORDEREDSUBJECT", "UIDPLUS", "UNSELECT", "WITHIN", "XLIST"], [Scope::Global, Scope::Server],
             "IMAP capabilities shown before login.";
         REVERSE_PROXY_POP3_ENABLED_CAPABILITY: "zimbraReverseProxyPop3EnabledCapability", Kind::List, ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "XOIP"], [Scope::Global, Scope::Server],
-            "POP3 capabilities shown before login.";
+            "POP3 capabilities shown before login. `XOIP` is left out: it is for proxies, and not taken from clients.";
         REVERSE_PROXY_PASS_ERRORS: "zimbraReverseProxyPassErrors", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Pass the mailbox server's own words on a failed login to the client.";
         REVERSE_PROXY_AUTH_WAIT_INTERVAL: "zimbraReverseProxyAuthWaitInterval", Kind::Duration, ["10s"], [Scope::Global, Scope::Server],

@@ -11,11 +11,14 @@ use crate::line::{self, Found, Input};
 use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials};
 use crate::sasl;
 
+/// Octets of one line of a server: its list of capabilities is one, and has no limit in any RFC.
+const MAX_LINE: usize = 64 * 1024;
+
 /// Octets that a server may say until the login is answered. Greeting and answer take about 1 KiB each.
-const MAX_TOTAL: usize = 64 * 1024;
+const MAX_TOTAL: usize = 128 * 1024;
 
 /// Octets of untagged lines that are kept for the client.
-const MAX_UNTAGGED: usize = 16 * 1024;
+const MAX_UNTAGGED: usize = 64 * 1024;
 
 /// Octets of a LITERAL- (RFC 7888 section 5).
 const MAX_SMALL_LITERAL: usize = 4096;
@@ -26,6 +29,7 @@ const MAX_VIA: usize = 256;
 
 const ID_TAG: &str = "P1";
 const LOGIN_TAG: &str = "P2";
+const CAPABILITY_TAG: &str = "P3";
 
 /// IMAP towards a mailbox server.
 #[derive(Debug)]
@@ -33,8 +37,11 @@ pub struct Upstream {
     intro: Introduction,
     input: Input,
     state: State,
-    can: Capabilities,
+    /// `None` until the server has said what it can.
+    can: Option<Capabilities>,
     untagged: Vec<u8>,
+    /// The OK of the login, where it came before the answer to ID.
+    answer: Vec<u8>,
     read: usize,
 }
 
@@ -46,6 +53,10 @@ enum State {
     Id,
     /// The answer to ID; the login was sent with it.
     IdThenAnswer,
+    /// The answer to ID; the login was sent with it, and has been accepted.
+    IdBehindAnswer,
+    /// The answer to CAPABILITY; the login follows.
+    Capability,
     /// The invitation for the user name.
     Name,
     /// The invitation for the password.
@@ -56,12 +67,14 @@ enum State {
     Over,
 }
 
-/// What the greeting says that saves round trips.
-#[derive(Debug, Default, Clone, Copy)]
+/// What a server says of itself: how it takes a login, and what saves round trips.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Capabilities {
     literal_plus: bool,
     literal_minus: bool,
     sasl_ir: bool,
+    auth_plain: bool,
+    login_disabled: bool,
 }
 
 impl Upstream {
@@ -71,15 +84,16 @@ impl Upstream {
             intro,
             input: Input::default(),
             state: State::Banner,
-            can: Capabilities::default(),
+            can: None,
             untagged: Vec::new(),
+            answer: Vec::new(),
             read: 0,
         }
     }
 
     /// Takes one line, if there is one.
     fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
-        let (text, end) = match line::find_line(self.input.unread(), line::MAX_LINE) {
+        let (text, end) = match line::find_line(self.input.unread(), MAX_LINE) {
             Found::NeedInput => return Ok(None),
             Found::TooLong => return Err(broken("a line without end")),
             Found::Line { text, end } => (text, end),
@@ -104,6 +118,7 @@ impl Upstream {
             Line::Untagged(text) => self.untagged(line, text, out),
             Line::Invitation => self.invited(out),
             Line::Tagged(ID_TAG, _) => self.id_answered(out),
+            Line::Tagged(CAPABILITY_TAG, _) => self.capability_answered(out),
             Line::Tagged(_, text) => self.answered(text),
             Line::Foreign => Some(broken("a tag that is not ours")),
         }
@@ -117,10 +132,23 @@ impl Upstream {
             (State::Banner, Status::Preauth) => Some(broken("PREAUTH: it would be somebody else's session")),
             (State::Banner, _) => Some(broken("no greeting")),
             // Quirk (Exchange and others, Zimbra bug 68678): an untagged BAD as the whole answer to ID.
-            (State::Id | State::IdThenAnswer, Status::Bad) => self.id_answered(out),
-            // An alert is for the user (RFC 9051 section 7.1); other chatter before the login is not.
-            (State::Id | State::IdThenAnswer, _) if !has_code(text, "ALERT") => None,
+            (State::Id | State::IdThenAnswer | State::IdBehindAnswer, Status::Bad) => self.id_answered(out),
+            (State::Capability, Status::Bad) => self.capability_answered(out),
+            (State::Id | State::IdThenAnswer | State::Capability, _) => self.chatter(line, text),
+            (State::IdBehindAnswer, _) if word(text).eq_ignore_ascii_case(b"ID") => None,
             _ => self.keep(line),
+        }
+    }
+
+    /// An alert is for the user (RFC 9051 section 7.1), a list of capabilities for us; other chatter before the login
+    /// is for nobody.
+    fn chatter(&mut self, line: &[u8], text: &[u8]) -> Option<UpstreamStep> {
+        if word(text).eq_ignore_ascii_case(b"CAPABILITY") {
+            self.can = Some(Capabilities::parse(&String::from_utf8_lossy(text)));
+        }
+        match has_code(text, "ALERT") {
+            true => self.keep(line),
+            false => None,
         }
     }
 
@@ -140,27 +168,71 @@ impl Upstream {
             // Nothing to hold against the server, but a name from the directory that nobody should be sent.
             return Some(broken("the account's name has control characters"));
         }
-        self.can = Capabilities::parse(text);
+        self.can = Capabilities::of_greeting(text);
         if !self.intro.announce {
-            return self.log_in(out);
+            return self.begin(out);
         }
         out.extend_from_slice(self.id_command().as_bytes());
         self.state = State::Id;
-        if self.can_at_once() {
+        if !self.asks_capability() && self.can_at_once() {
             self.log_in(out);
             self.state = State::IdThenAnswer;
         }
         None
     }
 
+    /// The login, or first the question for which the greeting has no answer.
+    fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if !self.asks_capability() {
+            return self.log_in(out);
+        }
+        out.extend_from_slice(format!("{CAPABILITY_TAG} CAPABILITY\r\n").as_bytes());
+        self.state = State::Capability;
+        None
+    }
+
+    /// Whether only the server's list tells how it takes this login.
+    fn asks_capability(&self) -> bool {
+        self.can.is_none() && self.intro.credentials.mechanism.is_sasl() && !self.delegated()
+    }
+
+    fn capability_answered(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        match self.state {
+            State::Capability => {
+                self.can.get_or_insert_default();
+                self.log_in(out)
+            }
+            // The tagged answer that comes behind an untagged BAD.
+            _ if self.can.is_some() => None,
+            _ => Some(broken("an answer before the question")),
+        }
+    }
+
+    /// Whether somebody logs in to another one's mailbox, which LOGIN has no words for.
+    fn delegated(&self) -> bool {
+        self.intro.credentials.authenticating_as.is_some()
+    }
+
+    /// AUTHENTICATE may be said to a server only where its list has the mechanism (RFC 9051 section 6.2.2), and LOGIN
+    /// only where the list does not forbid it (section 6.2.3), whichever of the two our client used.
+    fn uses_sasl(&self) -> bool {
+        let can = self.can();
+        self.delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.mechanism.is_sasl())
+    }
+
+    fn can(&self) -> Capabilities {
+        self.can.unwrap_or_default()
+    }
+
     /// Any answer to ID will do: it is an offer, and the login decides.
     fn id_answered(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
         match self.state {
-            State::Id => self.log_in(out),
+            State::Id => self.begin(out),
             State::IdThenAnswer => {
                 self.state = State::Answer;
                 None
             }
+            State::IdBehindAnswer => Some(self.accepted()),
             State::Banner => Some(broken("no greeting")),
             // The tagged answer that comes behind an untagged BAD.
             _ => None,
@@ -168,16 +240,17 @@ impl Upstream {
     }
 
     fn can_at_once(&self) -> bool {
-        match self.intro.credentials.mechanism.is_sasl() {
-            true => self.can.sasl_ir,
+        let can = self.can();
+        match self.uses_sasl() {
+            true => can.sasl_ir,
             false => [self.name().as_bytes(), self.intro.credentials.password.expose()]
                 .iter()
-                .all(|value| self.can.literal_plus || (self.can.literal_minus && value.len() <= MAX_SMALL_LITERAL)),
+                .all(|value| can.literal_plus || (can.literal_minus && value.len() <= MAX_SMALL_LITERAL)),
         }
     }
 
     fn log_in(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        match (self.intro.credentials.mechanism.is_sasl(), self.can_at_once()) {
+        match (self.uses_sasl(), self.can_at_once()) {
             (true, true) => {
                 out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE PLAIN ").as_bytes());
                 self.say_message(out);
@@ -244,19 +317,33 @@ impl Upstream {
     }
 
     fn answered(&mut self, text: &[u8]) -> Option<UpstreamStep> {
-        let sent = !matches!(self.state, State::Banner | State::Id);
+        let sent = !matches!(
+            self.state,
+            State::Banner | State::Id | State::Capability | State::IdBehindAnswer
+        );
         Some(match Status::parse(text) {
             _ if !sent => broken("an answer before the question"),
-            Status::Ok if matches!(self.state, State::Answer | State::IdThenAnswer) => {
-                UpstreamStep::Accepted(Accepted {
-                    untagged: std::mem::take(&mut self.untagged),
-                    answer: text.to_vec(),
-                    rest: self.input.unread().to_vec(),
-                })
+            Status::Ok if self.state == State::Answer => {
+                self.answer = text.to_vec();
+                self.accepted()
+            }
+            // The answer to ID is still to come (RFC 9051 section 5.5), and is none of the client's.
+            Status::Ok if self.state == State::IdThenAnswer => {
+                self.answer = text.to_vec();
+                self.state = State::IdBehindAnswer;
+                return None;
             }
             Status::Ok => broken("OK before the password was said"),
             Status::No => UpstreamStep::Refused(refusal(text)),
             _ => broken("it does not understand the login"),
+        })
+    }
+
+    fn accepted(&mut self) -> UpstreamStep {
+        UpstreamStep::Accepted(Accepted {
+            untagged: std::mem::take(&mut self.untagged),
+            answer: std::mem::take(&mut self.answer),
+            rest: self.input.unread().to_vec(),
         })
     }
 
@@ -322,8 +409,13 @@ impl UpstreamMachine for Upstream {
     fn phase(&self) -> &'static str {
         match self.state {
             State::Banner => "banner",
-            State::Id => "id",
-            State::IdThenAnswer | State::Name | State::Password | State::Message | State::Answer => "login",
+            State::Id | State::Capability => "id",
+            State::IdThenAnswer
+            | State::IdBehindAnswer
+            | State::Name
+            | State::Password
+            | State::Message
+            | State::Answer => "login",
             State::Over => "over",
         }
     }
@@ -344,6 +436,7 @@ impl Line<'_> {
             [b'+'] | [b'+', b' ', ..] => Line::Invitation,
             [b'P', b'1', b' ', text @ ..] => Line::Tagged(ID_TAG, text),
             [b'P', b'2', b' ', text @ ..] => Line::Tagged(LOGIN_TAG, text),
+            [b'P', b'3', b' ', text @ ..] => Line::Tagged(CAPABILITY_TAG, text),
             _ => Line::Foreign,
         }
     }
@@ -362,8 +455,7 @@ enum Status {
 
 impl Status {
     fn parse(text: &[u8]) -> Status {
-        let word = text.split(|&byte| byte == b' ').next().unwrap_or_default();
-        match word.to_ascii_uppercase().as_slice() {
+        match word(text).to_ascii_uppercase().as_slice() {
             b"OK" => Status::Ok,
             b"NO" => Status::No,
             b"BAD" => Status::Bad,
@@ -378,18 +470,29 @@ impl Capabilities {
     /// ```text
     /// resp-text = ["[" resp-text-code "]" SP] text; resp-text-code =/ "CAPABILITY" *(SP capability)  ; RFC 9051 section 9
     /// ```
-    fn parse(greeting: &[u8]) -> Capabilities {
+    fn of_greeting(greeting: &[u8]) -> Option<Capabilities> {
+        has_code(greeting, "CAPABILITY").then(|| Capabilities::parse(code(greeting).unwrap_or_default()))
+    }
+
+    fn parse(list: &str) -> Capabilities {
         let mut can = Capabilities::default();
-        for word in code(greeting).unwrap_or_default().split_ascii_whitespace() {
+        for word in list.split_ascii_whitespace() {
             match word.to_ascii_uppercase().as_str() {
                 "LITERAL+" => can.literal_plus = true,
                 "LITERAL-" => can.literal_minus = true,
                 "SASL-IR" => can.sasl_ir = true,
+                "AUTH=PLAIN" => can.auth_plain = true,
+                "LOGINDISABLED" => can.login_disabled = true,
                 _ => {}
             }
         }
         can
     }
+}
+
+/// What a line begins with.
+fn word(text: &[u8]) -> &[u8] {
+    text.split(|&byte| byte == b' ').next().unwrap_or_default()
 }
 
 /// What stands between the brackets behind the status word.
@@ -470,15 +573,20 @@ mod tests {
     #[test]
     fn greetings() {
         let can = |text: &str| {
-            let can = Capabilities::parse(text.as_bytes());
-            (can.literal_plus, can.literal_minus, can.sasl_ir)
+            let can = Capabilities::of_greeting(text.as_bytes())?;
+            Some((can.literal_plus, can.literal_minus, can.sasl_ir))
         };
         assert_eq!(
             can("OK [CAPABILITY IMAP4rev1 literal+ SASL-IR] ready"),
-            (true, false, true)
+            Some((true, false, true))
         );
-        assert_eq!(can("OK [CAPABILITY LITERAL-] ready"), (false, true, false));
-        assert_eq!(can("OK ready [CAPABILITY LITERAL+]"), (false, false, false));
-        assert_eq!(can("OK [CAPABILITY LITERAL+"), (false, false, false));
+        assert_eq!(can("OK [CAPABILITY LITERAL-] ready"), Some((false, true, false)));
+        for unsaid in [
+            "OK ready [CAPABILITY LITERAL+]",
+            "OK [CAPABILITY LITERAL+",
+            "OK [ALERT] LITERAL+",
+        ] {
+            assert_eq!(can(unsaid), None, "{unsaid}");
+        }
     }
 }

@@ -307,14 +307,16 @@ impl Login {
         format!("+OK Mechanism list follows\r\n{lines}.")
     }
 
-    /// MAIL §4. RFC 2595 section 4: no USER where USER is refused.
+    /// MAIL §4. RFC 2595 section 4: no USER where USER is refused. RFC 2449 section 5: what is listed can be used; XOIP
+    /// is for proxies in front of a mailbox server, and never taken here.
     fn capability_list(&self) -> String {
         let takes = self.channel.takes_passwords();
         let configured = self
             .settings
             .capabilities
             .iter()
-            .filter(|name| takes || !name.eq_ignore_ascii_case("USER"));
+            .filter(|name| takes || !name.eq_ignore_ascii_case("USER"))
+            .filter(|name| !name.eq_ignore_ascii_case("XOIP"));
         let mut list = String::from("+OK Capability list follows\r\n");
         list.extend(configured.map(|name| format!("{name}\r\n")));
         let mechanisms = self.mechanisms();

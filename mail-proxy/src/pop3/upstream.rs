@@ -1,11 +1,18 @@
 //! The POP3 machine that faces the mailbox server until a user is logged in there.
 //!
-//! One question, one answer of one line; nothing is pipelined, because a server may answer XOIP as it likes.
+//! One question, one answer of one line, or of a list; nothing is pipelined, because a server may answer XOIP as it
+//! likes.
 
 use crate::failure::one_line;
 use crate::line::{self, Found, Input};
 use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials};
 use crate::sasl;
+
+/// Octets of one line of a server. RFC 2449 section 4 has 512; nobody is refused for more.
+const MAX_LINE: usize = 64 * 1024;
+
+/// Octets that a server may say until the login is answered.
+const MAX_TOTAL: usize = 128 * 1024;
 
 /// POP3 towards a mailbox server.
 #[derive(Debug)]
@@ -13,14 +20,19 @@ pub struct Upstream {
     intro: Introduction,
     input: Input,
     state: State,
+    read: usize,
 }
 
-/// Named by what is awaited. Each awaits one line, so the line limit also bounds the whole dialogue.
+/// Named by what is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Banner,
     /// The answer to XOIP.
     Xoip,
+    /// The answer to CAPA.
+    Capa,
+    /// More of the list of capabilities, and whether PLAIN was in it so far.
+    CapaList(bool),
     /// The answer to USER.
     User,
     /// The invitation for the message of PLAIN.
@@ -36,17 +48,22 @@ impl Upstream {
             intro,
             input: Input::default(),
             state: State::Banner,
+            read: 0,
         }
     }
 
     fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
-        let (text, end) = match line::find_line(self.input.unread(), line::MAX_LINE) {
+        let (text, end) = match line::find_line(self.input.unread(), MAX_LINE) {
             Found::NeedInput => return Ok(None),
             Found::TooLong => return Err(broken("a line without end")),
             Found::Line { text, end } => (text, end),
         };
         let line = self.input.unread()[..text].to_vec();
         self.input.consume(end);
+        self.read += end;
+        if self.read > MAX_TOTAL {
+            return Err(broken("it talks without end"));
+        }
         if !line::is_clean(&line) {
             return Err(broken("NUL or CR within a line"));
         }
@@ -54,12 +71,20 @@ impl Upstream {
     }
 
     fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if let State::CapaList(plain) = self.state {
+            return self.listed(line, plain, out);
+        }
         match (self.state, Status::parse(line)) {
             (_, Status::Other) => Some(broken("neither +OK nor -ERR")),
             (State::Banner, Status::Ok) => self.greeted(out),
             (State::Banner, Status::Err) => Some(UpstreamStep::Refused(Refusal::Temporary(shown(line)))),
             // Any answer will do: it is an offer, and the login decides.
-            (State::Xoip, Status::Ok | Status::Err) => self.log_in(out),
+            (State::Xoip, Status::Ok | Status::Err) => self.begin(out),
+            (State::Capa, Status::Ok) => {
+                self.state = State::CapaList(false);
+                None
+            }
+            (State::Capa, Status::Err) => self.say_name(out),
             (State::User, Status::Ok) => self.say_password(out),
             (State::Message, Status::Invitation) => self.say_message(out),
             (State::Answer, Status::Ok) => Some(UpstreamStep::Accepted(Accepted {
@@ -70,7 +95,7 @@ impl Upstream {
             (State::User | State::Message | State::Answer, Status::Err) => Some(UpstreamStep::Refused(refusal(line))),
             (_, Status::Invitation) => Some(broken("an invitation that nobody waits for")),
             (State::Message, Status::Ok) => Some(broken("+OK before the password was said")),
-            (State::Over, _) => Some(broken("the dialogue is over")),
+            (State::CapaList(_) | State::Over, _) => Some(broken("the dialogue is over")),
         }
     }
 
@@ -80,7 +105,7 @@ impl Upstream {
             return Some(broken("the account's name has control characters"));
         }
         if !self.intro.announce {
-            return self.log_in(out);
+            return self.begin(out);
         }
         // IPv4 addresses look like IPv4 addresses (MAIL §11 no. 2), whatever kind of socket they came through.
         out.extend_from_slice(format!("XOIP {}\r\n", self.intro.client.to_canonical()).as_bytes());
@@ -88,15 +113,48 @@ impl Upstream {
         None
     }
 
-    /// MAIL §4: the suffix is not put back here.
-    fn log_in(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if self.intro.credentials.mechanism.is_sasl() {
-            out.extend_from_slice(b"AUTH PLAIN\r\n");
-            self.state = State::Message;
-        } else {
-            out.extend_from_slice(format!("USER {}\r\n", self.intro.login).as_bytes());
-            self.state = State::User;
+    /// USER and PASS for a client that used them. AUTH for one that did, where the server's own list has PLAIN (RFC 5034
+    /// section 3); and where somebody logs in to another one's mailbox, which USER has no words for.
+    fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        let credentials = &self.intro.credentials;
+        match (credentials.authenticating_as.is_some(), credentials.mechanism.is_sasl()) {
+            (true, _) => self.authenticate(out),
+            (false, true) => {
+                out.extend_from_slice(b"CAPA\r\n");
+                self.state = State::Capa;
+                None
+            }
+            (false, false) => self.say_name(out),
         }
+    }
+
+    /// ```text
+    /// capa-resp = single-line [ *capability "." CRLF ]; capability = "SASL" *(SP mechanism) / …  ; RFC 2449 section 8
+    /// ```
+    fn listed(&mut self, line: &[u8], plain: bool, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if line == b"." {
+            return match plain {
+                true => self.authenticate(out),
+                false => self.say_name(out),
+            };
+        }
+        let mut words = line.split(|&byte| byte == b' ');
+        let is_sasl = words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SASL"));
+        let has_plain = is_sasl && words.any(|word| word.eq_ignore_ascii_case(b"PLAIN"));
+        self.state = State::CapaList(plain || has_plain);
+        None
+    }
+
+    fn authenticate(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        out.extend_from_slice(b"AUTH PLAIN\r\n");
+        self.state = State::Message;
+        None
+    }
+
+    /// MAIL §4: the suffix is not put back here.
+    fn say_name(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        out.extend_from_slice(format!("USER {}\r\n", self.intro.login).as_bytes());
+        self.state = State::User;
         None
     }
 
@@ -144,7 +202,7 @@ impl UpstreamMachine for Upstream {
     fn phase(&self) -> &'static str {
         match self.state {
             State::Banner => "banner",
-            State::Xoip => "id",
+            State::Xoip | State::Capa | State::CapaList(_) => "id",
             State::User | State::Message | State::Answer => "login",
             State::Over => "over",
         }

@@ -16,6 +16,9 @@ use mail_proxy::{
 /// Octets of one read.
 const READ: usize = 4096;
 
+/// Octets of one line of a mailbox server.
+const SERVER_LINE: usize = 64 * 1024;
+
 /// Octets that a login machine may say in all: its own limit on answers, one long answer more, refusals, a goodbye.
 const MAX_SAID: usize = 80 * 1024;
 
@@ -148,7 +151,7 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
         match machine.input(read, &mut out) {
             UpstreamStep::NeedInput => {}
             UpstreamStep::Accepted(Accepted { untagged, answer, rest }) => {
-                assert!(untagged.len() <= 16 * 1024 && answer.len() <= MAX_LINE && rest.len() <= read.len());
+                assert!(untagged.len() <= SERVER_LINE && answer.len() <= SERVER_LINE && rest.len() <= read.len());
                 let rest = [rest, reads.flatten().copied().collect()].concat();
                 did = format!("{untagged:?} {answer:?} {rest:?}");
                 break;
@@ -159,8 +162,8 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
             }
         }
     }
-    // At most: ID or XOIP, a login, a password, each on its line.
-    assert!(out.len() <= 4096 && out.iter().filter(|&&byte| byte == b'\n').count() <= 4);
+    // At most: ID or XOIP, CAPABILITY or CAPA, a login, a name, a password, each on its line.
+    assert!(out.len() <= 4096 && out.iter().filter(|&&byte| byte == b'\n').count() <= 5);
     did + machine.phase() + &String::from_utf8_lossy(&out)
 }
 
