@@ -369,12 +369,18 @@ impl ProxyHttp for Web {
         upstream: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if session.as_mut().is_body_empty() && headers::lacks_a_length(upstream) {
+            upstream.insert_header(http::header::CONTENT_LENGTH, "0")?;
+        }
         let (Some(web), Some(onward)) = (connection::client_of(session), &exchange.onward) else {
             return Ok(());
         };
         let (Some(asked), Some(target)) = (&exchange.asked, &exchange.target) else {
             return Ok(());
         };
+        if let Some(cookies) = headers::joined_cookies(&upstream.headers) {
+            upstream.insert_header(http::header::COOKIE, cookies)?;
+        }
         for name in headers::dropped(&session.req_header().headers) {
             upstream.remove_header(&name);
         }

@@ -11,6 +11,7 @@ mod fail2ban;
 mod failures;
 mod groups;
 mod hostile;
+mod http2;
 mod image;
 mod limits;
 mod locations;

@@ -35,6 +35,40 @@ pub(crate) fn play_with(
     Source::Yaml.play_with(people, change, test)
 }
 
+/// The server of [`play_before`].
+pub(crate) const GUEST: &str = "guest.example.test";
+
+/// Plays a test with a server of the test's own, in clear text, that takes all requests without an account; the clear
+/// port serves.
+pub(crate) fn play_before<T>(
+    ip: Ipv4Addr,
+    start: impl FnOnce(&Stage, SocketAddrV4) -> Result<T>,
+    change: impl FnOnce(&Stage, &mut Node, &mut Directory) -> Result<()>,
+    test: impl FnOnce(&mut Scene, &mut T) -> Result<()>,
+) -> Result<()> {
+    Stage::run(|stage| {
+        let town = Town::build(stage, people())?;
+        let at = SocketAddrV4::new(ip, stage.port()?);
+        let mut server = start(stage, at)?;
+        let (mut node, mut directory) = (town.node(), town.directory());
+        directory
+            .config("zimbraReverseProxyMailMode", "both")
+            .config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
+        for store in &town.stores {
+            let entry = directory.server(&store.name);
+            entry.insert("zimbraReverseProxyLookupTarget".into(), "FALSE".into());
+        }
+        let entry = directory.store(GUEST, ip);
+        entry.insert("zimbraReverseProxyLookupTarget".into(), "TRUE".into());
+        entry.insert("zimbraMailPort".into(), at.port().into());
+        change(stage, &mut node, &mut directory)?;
+        let portico = Portico::start(stage, &node, &directory, "debug")?;
+        let mut scene = Scene { stage, town, portico };
+        test(&mut scene, &mut server)?;
+        scene.end()
+    })
+}
+
 /// Where Portico learns who lives where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {

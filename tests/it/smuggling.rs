@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use portico_tests::Stage;
+use portico_tests::h2::{
+    self, CONTINUATION, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, frame,
+};
 use portico_tests::portico::Portico;
 use portico_tests::town::{Town, people};
 use portico_tests::wire::Wire;
@@ -507,125 +510,20 @@ fn a_slow_head_is_cut_and_others_are_served() -> Result<()> {
     })
 }
 
-/// A client of HTTP/2 that says what it likes.
-struct Raw {
-    wire: Wire,
-    next: u32,
+/// A client of HTTP/2 at the TLS port.
+pub(crate) fn connect(scene: &Scene) -> Result<Raw> {
+    connect_with(scene, &[])
 }
 
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-
-impl Raw {
-    fn connect(scene: &Scene) -> Result<Raw> {
-        Raw::connect_with(scene, &[])
-    }
-
-    fn connect_with(scene: &Scene, settings: &[u8]) -> Result<Raw> {
-        let mut wire = Wire::tls(scene.town.doors.https, &scene.town.ca.connector(&["h2"])?, HOST)?;
-        ensure!(wire.alpn().as_deref() == Some("h2"), "no HTTP/2");
-        wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
-        wire.send(frame(SETTINGS, 0, 0, settings))?;
-        Ok(Raw { wire, next: 1 })
-    }
-
-    /// Opens a stream with these fields behind the usual ones.
-    fn ask(&mut self, path: &str, more: &[(&str, &str)], end: bool) -> Result<u32> {
-        let stream = self.next;
-        self.next += 2;
-        let block = block(&[&usual(path)[..], more].concat());
-        self.wire.send(frame(HEADERS, 4 | u8::from(end), stream, &block))?;
-        Ok(stream)
-    }
-
-    /// The next frame: kind, flags, stream, payload; none at the end of the connection.
-    fn frame(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
-        let head = self.wire.bytes(9).ok()?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        let payload = self.wire.bytes(length as usize).ok()?;
-        Some((head[3], head[4], stream, payload))
-    }
-
-    /// Whether an answer begins on this stream; no if it is reset or the connection ends.
-    fn is_answered(&mut self, stream: u32) -> Result<bool> {
-        self.wire.patience(SOON)?;
-        while let Some((kind, _, on, _)) = self.frame() {
-            match kind {
-                HEADERS if on == stream => return Ok(true),
-                RST_STREAM if on == stream => return Ok(false),
-                GOAWAY => return Ok(false),
-                _ => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// Sends until the connection is ended from the other side; how many were sent.
-    fn flood(&mut self, most: usize, mut next: impl FnMut(&mut Raw) -> Vec<u8>) -> Result<usize> {
-        for sent in 0..most {
-            let frames = next(self);
-            if self.wire.send(frames).is_err() {
-                return Ok(sent);
-            }
-        }
-        // All of it may have been taken by the kernel.
-        self.wire.patience(Duration::from_secs(5))?;
-        while let Some((kind, ..)) = self.frame() {
-            if kind == GOAWAY {
-                return Ok(most);
-            }
-        }
-        ensure!(
-            self.wire.send(frame(PING, 0, 0, &[0; 8])).is_err() || self.wire.rest().is_ok(),
-            "it is still open"
-        );
-        Ok(most)
-    }
+/// The same with settings of its own.
+pub(crate) fn connect_with(scene: &Scene, settings: &[u8]) -> Result<Raw> {
+    let tls = scene.town.ca.connector(&["h2"])?;
+    Raw::over(Wire::tls(scene.town.doors.https, &tls, HOST)?, HOST, settings)
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
+/// The fields that every request has.
 fn usual(path: &str) -> [(&str, &str); 4] {
-    [
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":path", path),
-        (":authority", HOST),
-    ]
-}
-
-/// HPACK without a table: literals (RFC 7541 §6.2.2).
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (name, value) in fields {
-        out.push(0);
-        for text in [name, value] {
-            let mut left = text.len();
-            if left < 127 {
-                out.push(left as u8);
-            } else {
-                out.push(127);
-                left -= 127;
-                while left >= 128 {
-                    out.push((left % 128) as u8 | 128);
-                    left /= 128;
-                }
-                out.push(left as u8);
-            }
-            out.extend_from_slice(text.as_bytes());
-        }
-    }
-    out
+    h2::usual(HOST, path)
 }
 
 /// On the way from HTTP/2 to HTTP/1.1 nothing becomes a second request.
@@ -671,7 +569,7 @@ fn nothing_is_smuggled_from_http2() -> Result<()> {
             ],
         ];
         for fields in cases {
-            let mut raw = Raw::connect(scene)?;
+            let mut raw = connect(scene)?;
             raw.wire.send(frame(HEADERS, 5, 1, &block(&fields)))?;
             let answered = raw.is_answered(1)?;
             for seen in recorder.take() {
@@ -681,7 +579,7 @@ fn nothing_is_smuggled_from_http2() -> Result<()> {
             }
             ensure!(recorder.garbage().is_empty(), "{fields:?}: {:?}", recorder.garbage());
         }
-        let mut honest = Raw::connect(scene)?;
+        let mut honest = connect(scene)?;
         let stream = honest.ask("/service/fine", &[], true)?;
         ensure!(honest.is_answered(stream)?, "an honest request is not answered");
         assert_eq!(recorder.take().len(), 1);
@@ -728,14 +626,14 @@ fn floods_of_frames_end_their_connection() -> Result<()> {
         let warm = scene.portico.rss_kib()?;
         for (name, flood) in floods {
             let ticks = scene.portico.cpu_ticks()?;
-            let mut raw = Raw::connect(scene)?;
+            let mut raw = connect(scene)?;
             let (_sent, took) = timed(|| raw.flood(20_000, flood)).with_context(|| name.to_owned())?;
             ensure!(took < SOON, "{name}: {took:?}");
             let ticks = scene.portico.cpu_ticks()? - ticks;
             ensure!(ticks < 500, "{name} cost {ticks} ticks of 10 ms");
             let resets = recorder.take().len();
             ensure!(resets <= 5000, "{name}: the server saw {resets} requests");
-            let mut honest = Raw::connect(scene)?;
+            let mut honest = connect(scene)?;
             let stream = honest.ask("/service/fine", &[], true)?;
             ensure!(honest.is_answered(stream)?, "{name}: an honest request is not answered");
         }
@@ -754,7 +652,7 @@ fn large_heads_of_http2_are_refused() -> Result<()> {
         let many: Vec<(&str, &str)> = std::iter::repeat_n(("a", ""), 50_000).collect();
         let big: Vec<(&str, &str)> = std::iter::repeat_n(("x", long.as_str()), 1000).collect();
         for fields in [&many, &big] {
-            let mut raw = Raw::connect(scene)?;
+            let mut raw = connect(scene)?;
             let all = block(&[&usual("/service/large")[..], fields].concat());
             let mut parts = all.chunks(16_384).peekable();
             let mut kind = HEADERS;
@@ -770,7 +668,7 @@ fn large_heads_of_http2_are_refused() -> Result<()> {
             assert_eq!(recorder.take().len(), 0, "a head of {} bytes", all.len());
         }
         // One byte in a table of ours becomes a field of thousands: the sum of what they stand for counts.
-        let mut raw = Raw::connect(scene)?;
+        let mut raw = connect(scene)?;
         let value = "v".repeat(4000);
         let mut bomb = block(&usual("/service/bomb"));
         bomb.push(0x40);
@@ -793,7 +691,7 @@ fn a_client_that_reads_nothing_costs_little() -> Result<()> {
         let mut clients = Vec::new();
         for _ in 0..5 {
             // A window of nothing for each stream.
-            let mut raw = Raw::connect_with(scene, &[0, 4, 0, 0, 0, 0])?;
+            let mut raw = connect_with(scene, &[0, 4, 0, 0, 0, 0])?;
             for _ in 0..20 {
                 raw.ask("/service/big", &[], true)?;
             }
@@ -804,7 +702,7 @@ fn a_client_that_reads_nothing_costs_little() -> Result<()> {
             asked += recorder.take().len();
             Ok((asked >= 100).then_some(()))
         })?;
-        let mut honest = Raw::connect(scene)?;
+        let mut honest = connect(scene)?;
         let stream = honest.ask("/service/fine", &[], true)?;
         ensure!(honest.is_answered(stream)?, "an honest request is not answered");
         let grown = scene.portico.rss_kib()?.saturating_sub(warm);
@@ -820,7 +718,7 @@ fn a_client_that_reads_nothing_costs_little() -> Result<()> {
 #[test]
 fn a_slow_head_of_http2_is_cut() -> Result<()> {
     play_recorded(|scene, _| {
-        let mut raw = Raw::connect(scene)?;
+        let mut raw = connect(scene)?;
         raw.wire.send(frame(HEADERS, 1, 1, &block(&usual("/service/slow"))))?;
         raw.wire.patience(Duration::from_secs(60))?;
         let ((), took) = timed(|| {

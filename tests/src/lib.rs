@@ -14,6 +14,7 @@ pub mod child;
 pub mod config;
 pub mod dovecot;
 pub mod fake;
+pub mod h2;
 pub mod haproxy;
 pub mod load;
 pub mod lookup;

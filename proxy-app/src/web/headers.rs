@@ -7,7 +7,9 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::Method;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 
@@ -145,6 +147,27 @@ pub fn dropped(headers: &HeaderMap) -> Vec<HeaderName> {
         name => is_ours(name) || HOP_BY_HOP.contains(&name) || is_nominated(name, &nominated),
     };
     headers.keys().filter(is_dropped).cloned().collect()
+}
+
+/// The cookies of a request in one field, if they came in several. HTTP/2 clients split them so that their headers
+/// compress better; before any other protocol they are joined again (RFC 9113 §8.2.3): many servers read one field, or
+/// join several with a comma.
+pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
+    let fields: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    let filled: Vec<&[u8]> = fields.iter().copied().filter(|field| !field.is_empty()).collect();
+    (fields.len() > 1).then(|| HeaderValue::from_bytes(&filled.join(&b"; "[..])).ok())?
+}
+
+/// Whether a request without a body should have said so (RFC 9110 §8.6). HTTP/2 ends a stream instead, and servers of
+/// HTTP/1.1 answer a POST that has no length with 411.
+pub fn lacks_a_length(request: &Parts) -> bool {
+    matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
+        && !request.headers.contains_key(header::CONTENT_LENGTH)
+        && !request.headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 /// Whether a request asks to become a WebSocket (RFC 6455 §4.1).
@@ -454,7 +477,6 @@ fn is_secret(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::HeaderValue;
 
     fn headers(lines: &[&str]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -639,6 +661,26 @@ mod tests {
             &["connection: upgrade", "upgrade: websocket", "upgrade: h2c"],
             &["connection", "upgrade"],
         );
+    }
+
+    #[test]
+    fn cookies_are_joined() {
+        for (lines, expected) in [
+            (&[][..], None),
+            (&["cookie: a=b; c=d"], None),
+            (
+                &["cookie: a=b", "x: y", "cookie: c=d; e=f", "cookie: g=h"],
+                Some("a=b; c=d; e=f; g=h"),
+            ),
+            (&["cookie: ", "cookie: a=b", "cookie: "], Some("a=b")),
+        ] {
+            let joined = joined_cookies(&headers(lines));
+            assert_eq!(
+                joined.as_ref().map(|value| value.to_str().unwrap()),
+                expected,
+                "{lines:?}"
+            );
+        }
     }
 
     #[test]

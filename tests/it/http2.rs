@@ -1,0 +1,229 @@
+//! What servers of HTTP/1.1 see of HTTP/2 requests: with a raw client and with a browser, before Python's WSGI server.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use portico_tests::Stage;
+use portico_tests::browser::Browser;
+use portico_tests::child::Child;
+use portico_tests::h2::{DATA, END_HEADERS, END_STREAM, HEADERS, block, frame, usual};
+use portico_tests::web::auth_token;
+use serde_json::Value;
+
+use crate::scene::{GUEST, Scene, play_before};
+use crate::smuggling::connect;
+
+const HOST: &str = "mail.a.example";
+
+/// It says in JSON what WSGI programs see of a request. One that has chunks it reads itself, as such programs do.
+const WSGI: &str = r#"
+import json, socketserver, sys
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+class Server(WSGIServer):
+    def server_bind(self):
+        # Without a look for our name, which may take long.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+        self.setup_environ()
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *_): pass
+
+def body(environ):
+    stream = environ["wsgi.input"]
+    if environ.get("HTTP_TRANSFER_ENCODING") != "chunked":
+        return stream.read(int(environ.get("CONTENT_LENGTH") or 0))
+    parts = []
+    while size := int(stream.readline(), 16):
+        parts.append(stream.read(size))
+        stream.readline()
+    return b"".join(parts)
+
+def app(environ, start_response):
+    seen = {name: value for name, value in environ.items() if isinstance(value, str)}
+    seen["body"] = body(environ).decode()
+    page = "text/html" in environ.get("HTTP_ACCEPT", "")
+    start_response("200 OK", [("Content-Type", "text/html" if page else "application/json")])
+    return [json.dumps(seen).encode()]
+
+make_server(sys.argv[1], int(sys.argv[2]), app, Server, Quiet).serve_forever()
+"#;
+
+fn wsgi(stage: &Stage, at: SocketAddrV4) -> Result<Child> {
+    let program = stage.file("wsgi.py", WSGI)?;
+    let (ip, port) = (at.ip().to_string(), at.port().to_string());
+    let args = [program.to_str().context("path")?, &ip, &port];
+    let log = Path::new(args[0]).with_extension("log");
+    let mut child = Child::spawn("wsgiref", "python3", &args, &[], &log)?;
+    child.wait_listening(&[at])?;
+    Ok(child)
+}
+
+/// The usual fields with another method, and more.
+fn fields<'a>(method: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let mut fields = usual(HOST, "/service/x").to_vec();
+    fields[0].1 = method;
+    [&fields[..], more].concat()
+}
+
+fn ask(scene: &Scene, fields: &[(&str, &str)], body: &[&[u8]]) -> Result<Value> {
+    let answer = connect(scene)?.exchange(fields, body)?;
+    serde_json::from_slice(&answer).with_context(|| format!("{fields:?}: {}", String::from_utf8_lossy(&answer)))
+}
+
+#[test]
+fn a_server_of_http1_sees_a_whole_request() -> Result<()> {
+    play_before(
+        Ipv4Addr::new(127, 0, 0, 7),
+        wsgi,
+        |_, _, _| Ok(()),
+        |scene, _| {
+            type Fields<'a> = &'a [(&'a str, &'a str)];
+            // Method, fields and parts of the body; what the server sees.
+            let cases: &[(&str, Fields, &[&[u8]], Fields)] = &[
+                (
+                    "GET",
+                    &[
+                        ("cookie", "a=b"),
+                        ("x", "1"),
+                        ("cookie", "ZM_AUTH_TOKEN=0_1_2"),
+                        ("cookie", "c=d; e=f"),
+                    ],
+                    &[],
+                    &[("HTTP_COOKIE", "a=b; ZM_AUTH_TOKEN=0_1_2; c=d; e=f"), ("HTTP_X", "1")],
+                ),
+                (
+                    "GET",
+                    &[("cookie", "a=b"), ("cookie", "")],
+                    &[],
+                    &[("HTTP_COOKIE", "a=b")],
+                ),
+                (
+                    "GET",
+                    &[("cookie", "a=\"b, c\"")],
+                    &[],
+                    &[("HTTP_COOKIE", "a=\"b, c\"")],
+                ),
+                (
+                    "GET",
+                    &[],
+                    &[],
+                    &[("HTTP_HOST", HOST), ("HTTP_COOKIE", ""), ("CONTENT_LENGTH", "")],
+                ),
+                ("GET", &[("host", HOST)], &[], &[("HTTP_HOST", HOST)]),
+                (
+                    "GET",
+                    &[("te", "trailers")],
+                    &[],
+                    &[("HTTP_TE", ""), ("HTTP_CONNECTION", "")],
+                ),
+                (
+                    "GET",
+                    &[("accept-language", "de"), ("accept-language", "fr")],
+                    &[],
+                    &[("HTTP_ACCEPT_LANGUAGE", "de,fr")],
+                ),
+                ("GET", &[], &[b""], &[("body", "")]),
+                (
+                    "POST",
+                    &[],
+                    &[],
+                    &[("CONTENT_LENGTH", "0"), ("HTTP_TRANSFER_ENCODING", "")],
+                ),
+                ("PUT", &[], &[], &[("CONTENT_LENGTH", "0")]),
+                (
+                    "DELETE",
+                    &[],
+                    &[],
+                    &[("CONTENT_LENGTH", ""), ("HTTP_TRANSFER_ENCODING", "")],
+                ),
+                (
+                    "POST",
+                    &[("content-length", "6")],
+                    &[b"abc", b"def"],
+                    &[("body", "abcdef"), ("CONTENT_LENGTH", "6")],
+                ),
+                (
+                    "POST",
+                    &[],
+                    &[b"abc", b"", b"def"],
+                    &[("body", "abcdef"), ("HTTP_TRANSFER_ENCODING", "chunked")],
+                ),
+                (
+                    "POST",
+                    &[("expect", "100-continue"), ("content-length", "3")],
+                    &[b"abc"],
+                    &[("body", "abc")],
+                ),
+                (
+                    "PROPFIND",
+                    &[("depth", "1")],
+                    &[b"<x/>"],
+                    &[("body", "<x/>"), ("REQUEST_METHOD", "PROPFIND")],
+                ),
+            ];
+            for (method, more, body, expected) in cases {
+                let seen = ask(scene, &fields(method, more), body)?;
+                for (name, value) in *expected {
+                    let got = seen[*name].as_str().unwrap_or_default();
+                    ensure!(got == *value, "{method} {more:?}: {name} is {got:?}: {seen}");
+                }
+            }
+            // Without an authority, Host says it (RFC 9113 §8.3.1).
+            let bare = [
+                (":method", "GET"),
+                (":scheme", "https"),
+                (":path", "/service/x"),
+                ("host", HOST),
+            ];
+            ensure!(ask(scene, &bare, &[])?["HTTP_HOST"] == HOST);
+            trailers_end_a_body(scene)
+        },
+    )
+}
+
+/// Trailers are dropped (RFC 9110 §6.5.1), and the body is whole.
+fn trailers_end_a_body(scene: &Scene) -> Result<()> {
+    let mut raw = connect(scene)?;
+    let head = block(&fields("POST", &[("trailer", "x-sum")]));
+    raw.wire.send(frame(HEADERS, END_HEADERS, 1, &head))?;
+    raw.wire.send(frame(DATA, 0, 1, b"abc"))?;
+    let trailers = block(&[("x-sum", "6"), ("cookie", "ZM_AUTH_TOKEN=late")]);
+    raw.wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers))?;
+    let seen: Value = serde_json::from_slice(&raw.body(1)?)?;
+    ensure!(seen["body"] == "abc" && seen["HTTP_COOKIE"].is_null(), "{seen}");
+    ensure!(seen["HTTP_TRAILER"].is_null() && seen["HTTP_X_SUM"].is_null(), "{seen}");
+    Ok(())
+}
+
+/// Chromium sends each cookie in a field of its own.
+#[test]
+fn a_browsers_cookies_reach_a_server_of_http1_in_one_field() -> Result<()> {
+    play_before(
+        Ipv4Addr::new(127, 0, 0, 8),
+        wsgi,
+        |_, _, directory| {
+            let alice = directory.account("alice@a.example");
+            alice.insert("zimbraMailHost".into(), GUEST.into());
+            Ok(())
+        },
+        |scene, _| {
+            let browser = Browser::start(scene.stage, &[(HOST, scene.town.doors.https)])?;
+            let url = format!("https://{HOST}/service/x");
+            browser.open(&url)?;
+            let token = auth_token(&scene.town.person("alice")?.id);
+            let cookies = format!("a=b; ZM_AUTH_TOKEN={token}; c=d");
+            for cookie in cookies.split("; ") {
+                browser.run(&format!("document.cookie = '{cookie}; path=/; secure'"))?;
+            }
+            browser.open(&url)?;
+            let seen: Value = serde_json::from_str(&browser.text()?)?;
+            ensure!(seen["HTTP_COOKIE"] == *cookies, "{seen}");
+            let version = browser.run("return performance.getEntriesByType('navigation')[0].nextHopProtocol")?;
+            ensure!(version == "h2", "{version}");
+            Ok(())
+        },
+    )
+}
