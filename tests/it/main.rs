@@ -19,6 +19,7 @@ mod logins;
 mod nodes;
 mod operate;
 mod outage;
+mod paths;
 mod prov;
 mod proxy_protocol;
 mod real_web;

@@ -16,6 +16,7 @@ pub mod dovecot;
 pub mod fake;
 pub mod h2;
 pub mod haproxy;
+pub mod jetty;
 pub mod load;
 pub mod lookup;
 pub mod memcached;

@@ -399,18 +399,21 @@ impl Table {
             .or_else(|| self.find_prefix(asking))
     }
 
-    /// Whether a server that knows path parameters would read the path of this request as one of another location:
-    /// the rules of that one would not have been asked.
+    /// Whether a server would read the path of this request as one of another location: the rules of that one would
+    /// not have been asked. Where we answer ourselves, or send on what we have read, ours is the only reading but for
+    /// path parameters.
     pub fn is_passed_by(&self, found: &Found, asking: Asking<'_>) -> bool {
         let raw = asking.request.uri.path();
-        if !raw.contains(';') {
+        let as_sent = found.forward().is_some_and(|forward| forward.path.is_none());
+        if !as_sent && !raw.contains(';') {
             return false;
         }
-        let Some(path) = path::without_parameters(raw) else {
-            return true;
+        let same = |path: &String| {
+            let other = self.find(Asking { path, ..asking });
+            other.is_some_and(|other| Arc::ptr_eq(&other.entry, &found.entry))
         };
-        let other = self.find(Asking { path: &path, ..asking });
-        other.is_none_or(|other| !Arc::ptr_eq(&other.entry, &found.entry))
+        let readings = path::other_readings(raw);
+        !readings.iter().all(|path| path.as_ref().is_some_and(same))
     }
 
     /// All locations, in the order of the file.
@@ -813,9 +816,10 @@ mod tests {
         assert_eq!(body("other.example"), "other");
     }
 
-    /// Jetty takes `/service;x/admin` for `/service/admin`; here it is below `/`.
+    /// Jetty takes `/service;x/admin` for `/service/admin`; here it is below `/`. It also keeps empty segments, which
+    /// dots may take back.
     #[test]
-    fn parameters_are_no_way_past_a_location() {
+    fn no_reading_is_a_way_past_a_location() {
         let carbonio = table(None, false);
         for (target, expected) in [
             ("/service;x/admin/soap", true),
@@ -828,6 +832,18 @@ mod tests {
             ("/service/upload;jsessionid=node01abc?fmt=raw", false),
             ("/home/bob;x/inbox;y", false),
             ("/service/upload?a;b", false),
+            ("/service//../admin/soap", true),
+            ("/service/extension//../../admin/q", true),
+            ("/service/x//../admin", false),
+            ("/service/x/;/../../admin", true),
+            ("/service/x%2f..%2f../y", true),
+            ("/home/x%5c..%5c..%5cservice", true),
+            ("//service/soap", true),
+            ("/service//soap//x", false),
+            ("/service/a%2fb", false),
+            ("/home/a.example%5cbob/x", false),
+            ("//carbonio//x", false),
+            ("/service/x/../y", false),
         ] {
             let (_, found, request) = find(&carbonio, Door::Web, target, &[]).unwrap();
             let path = path::normalized(request.uri.path()).unwrap();

@@ -24,22 +24,81 @@ const NOT_IN_PATHS: &AsciiSet = &CONTROLS
     .add(b'}');
 
 /// A path as locations see it: decoded, dots resolved, slashes merged, always with a slash in front. `None` for one
-/// that no browser sends and that servers read differently: it climbs above the root, has a NUL or a line end, or
-/// dots with a parameter (`..;x`), which Java servers take for dots.
+/// that no browser sends and that servers read differently: it climbs above the root, has a NUL or a line end, a
+/// percent sign that no two hexadecimal digits follow (RFC 3986 §2.1; Java servers take `%u0061` for a letter), an
+/// ASCII letter in more bytes than it needs (RFC 3629 §3), or dots with a parameter (`..;x`), which Java servers take
+/// for dots.
 pub fn normalized(raw: &str) -> Option<Cow<'_, str>> {
     if is_plain(raw) {
         return Some(Cow::Borrowed(raw));
     }
-    let decoded = percent_decode_str(raw).decode_utf8_lossy();
-    if decoded.contains(['\0', '\r', '\n']) {
+    let decoded = decoded(raw)?;
+    if decoded
+        .split('/')
+        .any(|segment| segment.starts_with(".;") || segment.starts_with("..;"))
+    {
         return None;
     }
+    resolved(&decoded, Empty::Merged).map(Cow::Owned)
+}
+
+/// The other ways in which servers read a path that is sent on as it is; `None` is one that they refuse. What leads
+/// to another location in one of them has passed the rules of that one by.
+pub fn other_readings(raw: &str) -> Vec<Option<String>> {
+    let mut readings = Vec::new();
+    if is_plain(raw) && !raw.contains([';', '\\']) {
+        return readings;
+    }
+    let decoded_with = |raw: &str, empty| decoded(raw).and_then(|path| resolved(&path, empty));
+    let has_empty = raw.contains("//") || raw.contains("/;") || has_encoded_slash(raw);
+    if raw.contains(';') {
+        let names = without_parameters(raw);
+        readings.push(decoded_with(&names, Empty::Merged));
+        if has_empty {
+            readings.push(decoded_with(&names, Empty::Kept));
+        }
+    }
+    if has_empty {
+        readings.push(decoded_with(raw, Empty::Kept));
+    }
+    if has_encoded_slash(raw) {
+        // A letter of a name, as RFC 3986 §2.2 has it.
+        let letters = raw.replace("%2f", "%252F").replace("%2F", "%252F");
+        readings.push(decoded_with(&letters, Empty::Merged));
+    }
+    if let Some(decoded) = decoded(raw).filter(|decoded| decoded.contains('\\')) {
+        readings.push(resolved(&decoded.replace('\\', "/"), Empty::Merged));
+    }
+    readings
+}
+
+/// The path as servers see it that know path parameters, as Java servers do: what stands behind a `;` of a segment is
+/// not part of its name. Only one that is sent as it is counts; `%3b` is a letter to them.
+fn without_parameters(raw: &str) -> String {
+    let names = raw
+        .split('/')
+        .map(|segment| segment.split(';').next().unwrap_or_default());
+    names.collect::<Vec<_>>().join("/")
+}
+
+/// What becomes of segments without a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Empty {
+    /// There are none, as in nginx.
+    Merged,
+    /// They are segments, and dots may take them back, as in RFC 3986 §5.2.4 and in Jetty.
+    Kept,
+}
+
+/// Dots resolved; `None` for what climbs above the root.
+fn resolved(decoded: &str, empty: Empty) -> Option<String> {
     let mut kept: Vec<&str> = Vec::new();
-    for segment in decoded.split('/') {
+    let mut segments = decoded.strip_prefix('/').unwrap_or(decoded).split('/').peekable();
+    while let Some(segment) = segments.next() {
         match segment {
+            "" if empty == Empty::Kept && segments.peek().is_some() => kept.push(segment),
             "" | "." => {}
             ".." => drop(kept.pop()?),
-            dots if dots.starts_with(".;") || dots.starts_with("..;") => return None,
             name => kept.push(name),
         }
     }
@@ -50,17 +109,36 @@ pub fn normalized(raw: &str) -> Option<Cow<'_, str>> {
     if path.is_empty() || matches!(decoded.rsplit('/').next(), Some("" | "." | "..")) {
         path.push('/');
     }
-    Some(Cow::Owned(path))
+    Some(path)
 }
 
-/// The same for a server that knows path parameters, as Java servers do: what stands behind a `;` of a segment is not
-/// part of its name. Only one that is sent as it is counts; `%3b` is a letter to them.
-pub fn without_parameters(raw: &str) -> Option<String> {
-    let names = raw
-        .split('/')
-        .map(|segment| segment.split(';').next().unwrap_or_default());
-    let kept = names.collect::<Vec<_>>().join("/");
-    normalized(&kept).map(Cow::into_owned)
+/// The letters of a path; `None` if it has an escape that is none, or letters that are none of a path.
+fn decoded(raw: &str) -> Option<Cow<'_, str>> {
+    let mut escapes = raw.split('%').skip(1).map(str::as_bytes);
+    if !escapes.all(|rest| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())) {
+        return None;
+    }
+    let bytes = percent_decode_str(raw);
+    if is_overlong(&Cow::from(bytes.clone())) {
+        return None;
+    }
+    let decoded = bytes.decode_utf8_lossy();
+    (!decoded.contains(['\0', '\r', '\n'])).then_some(decoded)
+}
+
+/// An ASCII letter in two, three or four bytes (RFC 3629 §3), such as `C0 AE` for a dot.
+fn is_overlong(bytes: &[u8]) -> bool {
+    let follows = |byte: Option<&u8>, from: u8, to: u8| byte.is_some_and(|byte| (from..=to).contains(byte));
+    bytes.iter().enumerate().any(|(at, first)| match first {
+        0xC0 | 0xC1 => follows(bytes.get(at + 1), 0x80, 0xBF),
+        0xE0 => follows(bytes.get(at + 1), 0x80, 0x9F) && follows(bytes.get(at + 2), 0x80, 0xBF),
+        0xF0 => follows(bytes.get(at + 1), 0x80, 0x8F) && follows(bytes.get(at + 2), 0x80, 0xBF),
+        _ => false,
+    })
+}
+
+fn has_encoded_slash(raw: &str) -> bool {
+    raw.contains("%2f") || raw.contains("%2F")
 }
 
 /// Nothing in it to decode, resolve or merge.
@@ -120,26 +198,45 @@ mod tests {
             ("/a/.;/b", None),
             ("/a/.well-known", Some("/a/.well-known")),
             ("/%ff", Some("/\u{fffd}")),
-            ("/%", Some("/%")),
+            ("/%", None),
+            ("/a%2", None),
+            ("/a%2g", None),
+            ("/a%u0061", None),
+            ("/a%25u0061", Some("/a%u0061")),
+            ("/a%%2e", None),
+            ("/%c0%ae%c0%ae/a", None),
+            ("/%e0%80%af/a", None),
+            ("/%f0%80%80%af/a", None),
+            ("/%c0x", Some("/\u{fffd}x")),
+            ("/%e0%a4%85", Some("/अ")),
             ("/%c3%a4", Some("/ä")),
         ] {
             assert_eq!(normalized(raw).as_deref(), expected, "{raw}");
         }
     }
 
+    #[track_caller]
+    fn check_readings(raw: &str, expected: &[Option<&str>]) {
+        let readings = other_readings(raw);
+        let readings: Vec<_> = readings.iter().map(Option::as_deref).collect();
+        assert_eq!(readings, expected, "{raw}");
+    }
+
     #[test]
-    fn parameters_are_no_part_of_names() {
-        for (raw, expected) in [
-            ("/a;x/b;y=1;z/c", Some("/a/b/c")),
-            ("/a;jsessionid=1", Some("/a")),
-            ("/;x/a", Some("/a")),
-            ("/a/;", Some("/a/")),
-            ("/a%3bx/b", Some("/a;x/b")),
-            ("/a;x%2fb/c", Some("/a/c")),
-            ("/%2e%2e;x/a", None),
-        ] {
-            assert_eq!(without_parameters(raw).as_deref(), expected, "{raw}");
-        }
+    fn what_servers_make_of_the_same_path() {
+        check_readings("/a/b%20c/./d", &[]);
+        check_readings("/a;x/b;y=1;z/c", &[Some("/a/b/c")]);
+        check_readings("/a;jsessionid=1", &[Some("/a")]);
+        check_readings("/a%3bx/b", &[]);
+        check_readings("/%2e%2e;x/a", &[None]);
+        check_readings("/;x/a", &[Some("/a"), Some("//a"), Some("/;x/a")]);
+        check_readings("/a/;/../b", &[Some("/b"), Some("/a/b"), Some("/a/b")]);
+        check_readings("/a//../b", &[Some("/a/b")]);
+        check_readings("/a//b//", &[Some("/a//b//")]);
+        check_readings("/a//..//../b", &[Some("/a/b")]);
+        check_readings("/a%2f../b", &[Some("/b"), Some("/a%2F../b")]);
+        check_readings("/a/..%5c..%5cb", &[None]);
+        check_readings("/a/b%5c..%5cc", &[Some("/a/c")]);
     }
 
     #[track_caller]
