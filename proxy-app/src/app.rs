@@ -499,7 +499,9 @@ impl App {
         loop {
             tokio::time::sleep(self.config.load().directory.poll).await;
             if let Err(problems) = self.off_the_runtime(look).await {
-                problems.iter().for_each(|problem| log::warn!("{problem}"));
+                problems
+                    .iter()
+                    .for_each(|problem| log::warn!(target: "proxy_app::list", "{problem}"));
                 log::error!("the locations cannot be read; those before stay in force");
             }
         }
@@ -512,7 +514,9 @@ impl App {
         let warnings = self.locations.reload(&config.web.locations, &snapshot.system)?;
         self.groups
             .adopt(basis(&config, &snapshot), &self.locations.written().groups);
-        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        warnings
+            .iter()
+            .for_each(|warning| log::warn!(target: "proxy_app::list", "{warning}"));
         log::info!(
             "{} locations are in force ({why})",
             self.locations.table().entries().len()
@@ -576,7 +580,7 @@ impl App {
         let generation = self.snapshot.load().generation;
         log::info!("configuration {generation} is in force ({why})");
         for change in self.history.begin(generation, why, changes).changes {
-            log::info!("{change}");
+            log::info!(target: "proxy_app::list", "{change}");
         }
         self.audit.record(Record {
             event: Some(Event::Config),
@@ -642,7 +646,7 @@ pub struct Reloaded {
 impl Reloaded {
     fn say(&self) {
         for problem in self.problems.iter() {
-            log::warn!("{problem}");
+            log::warn!(target: "proxy_app::list", "{problem}");
         }
         if !self.needs_upgrade.is_empty() {
             log::warn!("node file: needs an upgrade: {}", self.needs_upgrade.join(", "));
@@ -666,7 +670,9 @@ fn listeners(config: &Config, system: &System) -> Vec<Listener> {
 /// A change is made every few seconds; what was wrong before it need not be said again.
 fn report_new(told: &mut BTreeSet<String>, problems: &Problems) {
     let texts: BTreeSet<String> = problems.iter().map(ToString::to_string).collect();
-    texts.difference(told).for_each(|text| log::warn!("{text}"));
+    texts
+        .difference(told)
+        .for_each(|text| log::warn!(target: "proxy_app::list", "{text}"));
     *told = texts;
 }
 

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod client_certs;
 pub mod config;
 pub mod connector;
+pub mod diagnostics;
 pub mod end;
 pub mod inherited;
 pub mod limits;

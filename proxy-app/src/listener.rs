@@ -32,6 +32,7 @@ use crate::app::{App, Plan};
 use crate::background::{self, Waiting};
 use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
+use crate::diagnostics;
 use crate::end::{self, End, Ending, On, Signals};
 use crate::inherited;
 use crate::limits::Ticket;
@@ -186,7 +187,7 @@ fn shares_port(listener: &Listener, listeners: &[Listener]) -> bool {
 /// Closes the sockets of all other addresses.
 fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) {
     for address in inherited::close_others(keep, fds) {
-        log::info!("not listening on {address} any more");
+        log::info!(target: "proxy_app::list", "not listening on {address} any more");
     }
 }
 
@@ -222,6 +223,7 @@ impl Hall {
     async fn serve(&mut self, listener: Listener, socket: TcpListener) {
         self.watch_groups(listener.serve).await;
         log::info!(
+            target: "proxy_app::list",
             "listening on {} ({:?}, TLS {:?})",
             listener.address,
             listener.serve,
@@ -361,6 +363,7 @@ impl Service for Doors {
             tokio::spawn(reopen_logs(app.clone(), rotations)),
             tokio::spawn(app.clone().follow_directory()),
             tokio::spawn(systemd::say_alive()),
+            tokio::spawn(diagnostics::tell_what_is_left_out()),
         ];
         if let Some(asking) = self.asking.take() {
             if let Err(error) = take_over(asking, &hall) {
@@ -717,7 +720,12 @@ impl Door {
 
     fn no_handshake(&self, client: Client, error: &std::io::Error) {
         self.app.metrics.refused(&self.name, Refused::Tls);
-        log::info!("{}: no TLS with {}: {error}", self.name, client.addr);
+        // A client that goes away is no news; scanners, health checks and browsers do it all day.
+        let level = match has_gone(error) {
+            true => log::Level::Debug,
+            false => log::Level::Info,
+        };
+        log::log!(level, "{}: no TLS with {}: {error}", self.name, client.addr);
     }
 }
 
@@ -737,6 +745,24 @@ async fn web_handshake(
         return Ok(None);
     }
     snapshot.acceptors.accept(Inside::Web, local, tcp).await.map(Some)
+}
+
+/// Whether the client of a handshake has simply gone.
+fn has_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>());
+    let kind = inner.map_or(Some(error.kind()), |inner| match inner.io_error() {
+        Some(error) => Some(error.kind()),
+        // Without an error of its own it is the end of the stream.
+        None if inner.code() == openssl::ssl::ErrorCode::SYSCALL => Some(UnexpectedEof),
+        None => None,
+    });
+    matches!(
+        kind,
+        Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+    )
 }
 
 /// An IPv4 client on a dual-stack listener is an IPv4 client.

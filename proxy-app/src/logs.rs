@@ -19,49 +19,6 @@ use serde::Serialize;
 /// Lines that wait while the disk is slow: some seconds of a busy node.
 const QUEUE: usize = 65_536;
 
-/// What the diagnostic log shows unless `RUST_LOG` says otherwise. Pingora tells of each start and each failed
-/// health check at length; ours are shorter. Its connectors say "failed to acquire reusable stream" as an error
-/// whenever another thread has not quite let go of a kept connection, some times in a thousand requests; all that
-/// happens is that a new one is opened.
-const FILTER: &str = "info,pingora_core=warn,pingora_core::connectors=off,pingora_load_balancing=error";
-
-/// Our own crates. Only these are trusted to keep passwords and tokens out of what they say in detail.
-const OURS: [&str; 3] = ["proxy_app", "mail_proxy", "route_cache"];
-
-/// The diagnostic log, on standard error. Libraries write whole requests with their cookies at the levels below
-/// `info`, so these levels are ours alone, whatever `RUST_LOG` says.
-struct Diagnostics(env_logger::Logger);
-
-/// Starts the diagnostic log.
-pub fn start_diagnostics() {
-    let environment = env_logger::Env::default().default_filter_or(FILTER);
-    let logger = env_logger::Builder::from_env(environment).build();
-    log::set_max_level(logger.filter());
-    if log::set_boxed_logger(Box::new(Diagnostics(logger))).is_err() {
-        eprintln!("portico: there is a diagnostic log already");
-    }
-}
-
-impl log::Log for Diagnostics {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        (metadata.level() <= log::Level::Info || is_ours(metadata.target())) && self.0.enabled(metadata)
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.0.log(record);
-        }
-    }
-
-    fn flush(&self) {
-        self.0.flush();
-    }
-}
-
-fn is_ours(target: &str) -> bool {
-    OURS.contains(&target.split("::").next().unwrap_or_default())
-}
-
 /// How long a writer gathers lines before it writes them all at once. Waking it for each line would cost a busy
 /// node more than all else that it does with a small request.
 const GATHER: Duration = Duration::from_millis(20);
@@ -404,17 +361,6 @@ pub fn local_time() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_diagnostic_log_leaves_out_what_means_nothing() {
-        let logger = env_logger::Builder::new().parse_filters(FILTER).build();
-        let shows =
-            |target, level| log::Log::enabled(&logger, &log::Metadata::builder().target(target).level(level).build());
-        assert!(!shows("pingora_core::connectors", log::Level::Error));
-        assert!(shows("pingora_core::server", log::Level::Warn));
-        assert!(!shows("pingora_core::server", log::Level::Info));
-        assert!(shows("proxy_app::listener", log::Level::Info));
-    }
 
     #[test]
     fn a_record_is_one_json_line() {

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use proxy_app::cli::{self, Cli};
-use proxy_app::logs;
+use proxy_app::diagnostics;
 
 /// docs/adr/0013-allocator.md: a fifth of a small web request went into that of the system.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    logs::start_diagnostics();
+    diagnostics::start();
     match cli::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {

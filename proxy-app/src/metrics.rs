@@ -17,6 +17,7 @@ use prometheus::{
 };
 
 use crate::app::App;
+use crate::diagnostics;
 use crate::web::upstreams::Health;
 
 /// Most values of a label that names servers; what is beyond is `other`.
@@ -92,6 +93,11 @@ const DROPPED: Metric = metric(
     &["log"],
     "Lines that a log could not take.",
 );
+const LEFT_OUT: Metric = metric(
+    "portico_log_left_out_lines_total",
+    &["level"],
+    "Lines of the diagnostic log that were left out, because one place of the source wrote too many.",
+);
 const SESSIONS: Metric = metric(
     "portico_sessions",
     &["protocol", "state"],
@@ -129,7 +135,7 @@ const BUSY: Metric = metric(
 );
 
 /// All there are.
-pub const ALL: [&Metric; 21] = [
+pub const ALL: [&Metric; 22] = [
     &ACCEPTED,
     &REFUSED,
     &PHASE,
@@ -140,6 +146,7 @@ pub const ALL: [&Metric; 21] = [
     &LOOKUPS,
     &QUESTIONS,
     &DROPPED,
+    &LEFT_OUT,
     &SESSIONS,
     &OPEN,
     &ROUTES,
@@ -175,6 +182,7 @@ struct Read {
     lookups: IntCounterVec,
     questions: IntCounterVec,
     dropped: IntCounterVec,
+    left_out: IntCounterVec,
     gauges: Vec<(&'static str, GaugeVec)>,
 }
 
@@ -241,6 +249,7 @@ impl Metrics {
                 lookups: counters(&LOOKUPS)?,
                 questions: counters(&QUESTIONS)?,
                 dropped: counters(&DROPPED)?,
+                left_out: counters(&LEFT_OUT)?,
                 gauges: gauges.map(gauge).into_iter().collect::<Result<_, _>>()?,
             }),
             registry,
@@ -353,6 +362,9 @@ impl Read {
         set(&self.questions, &[], tallies.questions());
         for (log, count) in app.lost_lines() {
             set(&self.dropped, &[log], count);
+        }
+        for (level, count) in diagnostics::left_out() {
+            set(&self.left_out, &[level], count);
         }
         // What is no more must not stay.
         self.gauges.iter().for_each(|(_, gauge)| gauge.reset());

@@ -524,7 +524,9 @@ impl ProxyHttp for Web {
                 log::debug!("an error page could not be sent: {error}");
             }
         }
-        if matches!(code, 500 | 502..=504) && !exchange.answered {
+        if exchange.answered && *error.esource() == ErrorSource::Upstream {
+            log::warn!("request {}: the answer was broken off: {error}", exchange.id());
+        } else if matches!(code, 500 | 502..=504) && !exchange.answered {
             log::warn!("request {}: {code}: {error}", exchange.id());
         }
         FailToProxy {
@@ -550,9 +552,18 @@ impl ProxyHttp for Web {
         }
     }
 
-    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, error: &Error) -> bool {
-        // Clients that go away are no news; what we answered ourselves stands in the access log.
-        *error.esource() == ErrorSource::Downstream || matches!(error.etype(), ErrorType::HTTPStatus(_))
+    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+        // Said in `fail_to_proxy`. Clients that go away are no news; what we answered ourselves stands in the access
+        // log.
+        true
+    }
+
+    /// What Pingora's own lines say of a request: as much as the access log would, and nothing else.
+    fn request_summary(&self, session: &Session, exchange: &Exchange) -> String {
+        let request = session.req_header();
+        let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+        let target = headers::redact(target);
+        format!("request {}: {} {target}", exchange.id(), request.method)
     }
 }
 

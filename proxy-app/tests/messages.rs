@@ -258,7 +258,12 @@ fn length_of_literal(behind: &[u8]) -> usize {
 
 /// The text of a logging call, with `…` for what is filled in; `None` where it has no word of its own.
 fn message(call: &str) -> Option<String> {
-    let literal = call.trim_start().strip_prefix('"')?;
+    let call = call.trim_start();
+    let call = match call.strip_prefix("target: ") {
+        Some(rest) => rest.split_once(',')?.1.trim_start(),
+        None => call,
+    };
+    let literal = call.strip_prefix('"')?;
     filled(&literal[..length_of_literal(literal.as_bytes())])
 }
 

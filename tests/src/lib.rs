@@ -23,6 +23,7 @@ pub mod memcached;
 pub mod nginx;
 pub mod player;
 pub mod portico;
+pub mod secrets;
 pub mod simulator;
 pub mod slapd;
 mod stage;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::child::Child;
 use crate::config::{Directory, Node};
-use crate::{Stage, until};
+use crate::{Stage, secrets, until};
 
 /// How long a record of the audit log may take to appear.
 const RECORD: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const HAND_OVER: Duration = Duration::from_secs(40);
 /// What the old process says when the new one serves.
 const TAKEN_OVER: &str = "a new process has taken over";
 
-/// A running Portico. It is killed when dropped.
+/// A running Portico. It is killed when dropped, and its logs are searched for the secrets of the stage.
 pub struct Portico {
     dir: PathBuf,
     node: Node,
@@ -232,6 +232,16 @@ impl Portico {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Portico {
+    fn drop(&mut self) {
+        if let Err(error) = secrets::must_not_be_logged(&self.dir)
+            && !std::thread::panicking()
+        {
+            panic!("{error:#}");
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::config::{Directory, Listener, Node, Serve, Tls};
 use crate::dovecot::{Dovecot, Login};
 use crate::haproxy::{HaProxy, Header, Way};
 use crate::portico::Portico;
-use crate::web::{Account, WebBackend};
+use crate::secrets;
+use crate::web::{Account, WebBackend, auth_token};
 
 /// From here HAProxy connects, and only from here a PROXY header is believed.
 pub const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
@@ -56,6 +57,20 @@ impl Person {
     pub fn alias(mut self, alias: &str) -> Person {
         self.aliases.push(alias.to_owned());
         self
+    }
+
+    /// The password, and what of it stands in a SASL exchange and in HTTP Basic. Short ones are found everywhere.
+    pub fn secrets(&self) -> Vec<Vec<u8>> {
+        let encode = |bytes: &[u8]| openssl::base64::encode_block(bytes).into_bytes();
+        let sasl = [b"\0", self.name.as_bytes(), b"\0", &self.password].concat();
+        let basic = [self.name.as_bytes(), b":", &self.password].concat();
+        let all = [
+            self.password.clone(),
+            encode(&self.password),
+            encode(&sasl),
+            encode(&basic),
+        ];
+        all.into_iter().filter(|secret| secret.len() > 6).collect()
     }
 
     /// The password as text.
@@ -177,6 +192,8 @@ impl Town {
             ("b.example", ca.server(&["mail.b.example"])?),
             ("c.example", ca.server(&["*.c.example"])?),
         ];
+        secrets::plant(people.iter().flat_map(Person::secrets));
+        secrets::plant(people.iter().map(|person| auth_token(&person.id).into_bytes()));
         Ok(Town {
             locations: write_locations(stage, &stores[0])?,
             stores,
@@ -280,12 +297,7 @@ impl Town {
 
     /// Every password, and what of it stands in a SASL exchange.
     pub fn secrets(&self) -> Vec<Vec<u8>> {
-        let encode = |bytes: &[u8]| openssl::base64::encode_block(bytes).into_bytes();
-        let all = self.people.iter().flat_map(|p| {
-            let plain = [b"\0", p.name.as_bytes(), b"\0", &p.password].concat();
-            [p.password.clone(), encode(&p.password), encode(&plain)]
-        });
-        all.filter(|secret| secret.len() > 6).collect()
+        self.people.iter().flat_map(Person::secrets).collect()
     }
 }
 

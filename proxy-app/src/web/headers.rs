@@ -232,6 +232,11 @@ pub fn redact(target: &str) -> Cow<'_, str> {
     }
 }
 
+/// A word of a log line without the values of tokens, passwords and the like.
+pub fn without_secrets(word: &str) -> Cow<'_, str> {
+    hidden(word)
+}
+
 /// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`access_line`].
 #[derive(Debug, Clone, Copy)]
 pub struct AccessEntry<'a> {

@@ -180,14 +180,18 @@ impl Directory for YamlDirectory {
             match off_the_runtime(move || directory.reload_if_changed(&*judge)).await {
                 Ok(Some(read)) => say(&self.path, &read),
                 Ok(None) => {}
-                Err(problems) => log::error!("{problems}"),
+                Err(problems) => problems
+                    .iter()
+                    .for_each(|problem| log::error!(target: "route_cache::list", "{problem}")),
             }
         }
     }
 
     async fn refresh(self: Arc<Self>, judge: Arc<Judge>) -> Result<(), Problems> {
         let warnings = off_the_runtime(move || self.reload(&*judge)).await??;
-        warnings.iter().for_each(|problem| log::warn!("{problem}"));
+        warnings
+            .iter()
+            .for_each(|problem| log::warn!(target: "route_cache::list", "{problem}"));
         Ok(())
     }
 }
@@ -201,7 +205,9 @@ fn say(path: &Path, read: &Result<Problems, Problems>) {
             problems
         }
     };
-    problems.iter().for_each(|problem| log::warn!("{problem}"));
+    problems
+        .iter()
+        .for_each(|problem| log::warn!(target: "route_cache::list", "{problem}"));
 }
 
 fn looks(paths: Vec<PathBuf>) -> Vec<(PathBuf, Look)> {

@@ -1,0 +1,338 @@
+//! The diagnostic log, on standard error: which lines are shown, without secrets, and no more than a disk bears.
+//!
+//! Every line passes here, ours and those of libraries. Text from outside may stand in each of them, so each is
+//! cleaned; a stranger may be the cause of each of them, so each place in the source has its share of the log, and
+//! what is beyond it is counted.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use log::{Level, Log, Metadata, Record};
+use parking_lot::Mutex;
+
+use crate::web::headers;
+
+/// What is shown unless `RUST_LOG` says otherwise. Of Pingora's lines only those about the process are of use: it
+/// tells of each start and each failed health check at length, and calls clients that misbehave errors. What becomes
+/// of a request is said by us. Its connectors say "failed to acquire reusable stream" as an error whenever another
+/// thread has not quite let go of a kept connection, some times in a thousand requests; all that happens is that a
+/// new one is opened.
+const FILTER: &str = "info,pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,\
+                      pingora_core::protocols=off,pingora_proxy=off,pingora_load_balancing=error";
+
+/// Our own crates. Only these are trusted to keep passwords and tokens out of what they say in detail.
+const OURS: [&str; 3] = ["proxy_app", "mail_proxy", "route_cache"];
+
+/// How a target ends whose lines are a list that an operator has asked for, by a reload for example. No stranger
+/// makes it longer, and a part of it would mislead.
+const LISTS: &str = "::list";
+
+/// Pingora's server says this as an error, once a second, while it waits for the sockets of the process before it:
+/// at every good upgrade.
+const WAITS_FOR_SOCKETS: &str = "No incoming socket transfer";
+
+/// Lines of one place in the source within [`WINDOW`]: more than anybody reads, and little for a disk.
+const SHARE: u32 = 50;
+/// The time for which a share is given.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Longest line. Problems of a configuration are shorter; what is longer comes from outside.
+const MAX_LINE: usize = 4096;
+/// How much of a line is shown to say which lines were left out.
+const SAMPLE: usize = 80;
+
+/// How an error of Pingora shows bytes from the network that it could not read: whole heads, with their cookies.
+const QUOTED_INPUT: &str = "buf: ";
+/// Fields whose values are secrets, wherever a line shows them.
+const SECRET_FIELDS: [&str; 2] = ["authorization:", "cookie:"];
+
+/// Levels that have a share, as labels of the metric.
+const LEVELS: [(Level, &str); 3] = [(Level::Error, "error"), (Level::Warn, "warn"), (Level::Info, "info")];
+/// Lines that were left out since the process started, in the order of [`LEVELS`].
+static LEFT_OUT: [AtomicU64; LEVELS.len()] = [const { AtomicU64::new(0) }; LEVELS.len()];
+
+struct Diagnostics {
+    /// What `RUST_LOG` or [`FILTER`] shows.
+    shown: env_logger::Logger,
+    /// [`FILTER`], for libraries; `None` where `RUST_LOG` names Pingora.
+    libraries: Option<env_logger::Logger>,
+    shares: &'static Shares,
+}
+
+/// The shares of this process.
+static SHARES: Shares = Shares(Mutex::new(None));
+
+/// Starts the diagnostic log.
+pub fn start() {
+    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let names_pingora = wanted.as_ref().is_some_and(|wanted| wanted.contains("pingora"));
+    let environment = env_logger::Env::default().default_filter_or(FILTER);
+    let diagnostics = Diagnostics {
+        shown: env_logger::Builder::from_env(environment).build(),
+        libraries: (!names_pingora).then(|| env_logger::Builder::new().parse_filters(FILTER).build()),
+        shares: &SHARES,
+    };
+    log::set_max_level(diagnostics.shown.filter());
+    if log::set_boxed_logger(Box::new(diagnostics)).is_err() {
+        eprintln!("portico: there is a diagnostic log already");
+    }
+}
+
+/// How many lines were left out since the process started, by level.
+pub fn left_out() -> impl Iterator<Item = (&'static str, u64)> {
+    let counts = LEFT_OUT.iter().map(|count| count.load(Ordering::Relaxed));
+    LEVELS.iter().map(|(_, name)| *name).zip(counts)
+}
+
+/// Says from time to time how many lines were left out, for as long as the process lives.
+pub async fn tell_what_is_left_out() {
+    loop {
+        tokio::time::sleep(WINDOW).await;
+        for (level, count, sample) in SHARES.left_out() {
+            log::log!(target: "proxy_app::list", level, "{count} more lines like this were left out: {sample}");
+        }
+    }
+}
+
+impl Log for Diagnostics {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let is_fit = match is_ours(metadata.target()) {
+            true => true,
+            // Libraries write whole requests with their cookies at the levels below.
+            false if metadata.level() > Level::Info => false,
+            false => self.libraries.as_ref().is_none_or(|filter| filter.enabled(metadata)),
+        };
+        is_fit && self.shown.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) || !self.shares.take(record, Instant::now()) {
+            return;
+        }
+        let text = record.args().to_string();
+        if text.starts_with(WAITS_FOR_SOCKETS) {
+            return;
+        }
+        let text = clean(&text);
+        self.shares.note(record, &text);
+        let mut builder = Record::builder();
+        let builder = builder.metadata(record.metadata().clone());
+        let builder = builder.module_path(record.module_path());
+        self.shown.log(&builder.args(format_args!("{text}")).build());
+    }
+
+    fn flush(&self) {
+        self.shown.flush();
+    }
+}
+
+fn is_ours(target: &str) -> bool {
+    OURS.contains(&target.split("::").next().unwrap_or_default())
+}
+
+/// A place in the source that writes lines: file, line and level.
+type Place = (Option<&'static str>, Option<u32>, Level);
+
+/// What each place has written lately. There are as many as the source has, so the table is bounded.
+struct Shares(Mutex<Option<HashMap<Place, Share>>>);
+
+struct Share {
+    begun: Instant,
+    lines: u32,
+    left_out: u64,
+    sample: String,
+}
+
+impl Shares {
+    /// Whether this line is still within the share of its place.
+    fn take(&self, record: &Record<'_>, now: Instant) -> bool {
+        let Some(at) = LEVELS.iter().position(|(level, _)| *level == record.level()) else {
+            // Details were asked for.
+            return true;
+        };
+        if record.target().ends_with(LISTS) {
+            return true;
+        }
+        let mut places = self.0.lock();
+        let share = places.get_or_insert_default().entry(place(record)).or_insert(Share {
+            begun: now,
+            lines: 0,
+            left_out: 0,
+            sample: String::new(),
+        });
+        if now.duration_since(share.begun) >= WINDOW {
+            (share.begun, share.lines) = (now, 0);
+        }
+        if share.lines == SHARE {
+            share.left_out += 1;
+            LEFT_OUT[at].fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        share.lines += 1;
+        true
+    }
+
+    /// Keeps what a place has said, to say which lines are left out.
+    fn note(&self, record: &Record<'_>, text: &str) {
+        let mut places = self.0.lock();
+        if let Some(share) = places.get_or_insert_default().get_mut(&place(record))
+            && share.lines == SHARE
+        {
+            share.sample = cut(text, SAMPLE).into_owned();
+        }
+    }
+
+    /// What was left out since this was last asked: level, how many, and what they were like.
+    fn left_out(&self) -> Vec<(Level, u64, String)> {
+        let mut places = self.0.lock();
+        let shares = places.get_or_insert_default().iter_mut();
+        let told = shares.filter(|(_, share)| share.left_out > 0);
+        told.map(|((.., level), share)| (*level, std::mem::take(&mut share.left_out), share.sample.clone()))
+            .collect()
+    }
+}
+
+fn place(record: &Record<'_>) -> Place {
+    (record.file_static(), record.line(), record.level())
+}
+
+/// A line without what must not be in it: bytes of the network that nobody could read, values of tokens and
+/// passwords, and what would end the line or reach the terminal of who reads it.
+fn clean(text: &str) -> String {
+    let fields = SECRET_FIELDS.iter().filter_map(|field| {
+        let at = find_ignoring_case(text, field)?;
+        Some(at + field.len())
+    });
+    let quoted = text.find(QUOTED_INPUT).map(|at| at + QUOTED_INPUT.len());
+    let (kept, hidden) = match fields.chain(quoted).min() {
+        Some(end) => (&text[..end], "***"),
+        None => (text, ""),
+    };
+    let kept = cut(kept, MAX_LINE);
+    let words: Vec<_> = kept.split(' ').map(headers::without_secrets).collect();
+    let line = words.join(" ") + hidden;
+    match line.chars().any(char::is_control) {
+        true => line.chars().map(printable).collect(),
+        false => line,
+    }
+}
+
+fn find_ignoring_case(text: &str, word: &str) -> Option<usize> {
+    let windows = text.as_bytes().windows(word.len());
+    windows
+        .into_iter()
+        .position(|part| part.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+fn printable(c: char) -> Cow<'static, str> {
+    match c.is_control() {
+        true => c.escape_default().to_string().into(),
+        false => String::from(c).into(),
+    }
+}
+
+/// The beginning of a text.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=most).rev().find(|end| text.is_char_boundary(*end));
+    Cow::Owned(format!("{}…", &text[..end.unwrap_or_default()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_means_nothing_is_left_out() {
+        let filter = || env_logger::Builder::new().parse_filters(FILTER).build();
+        let log = |shown: &str| Diagnostics {
+            shown: env_logger::Builder::new().parse_filters(shown).build(),
+            libraries: Some(filter()),
+            shares: Box::leak(Box::new(Shares(Mutex::new(None)))),
+        };
+        let shows = |shown: &str, target: &str, level| {
+            log(shown).enabled(&Metadata::builder().target(target).level(level).build())
+        };
+        for shown in [FILTER, "info", "trace"] {
+            for target in [
+                "pingora_core::connectors",
+                "pingora_core::apps",
+                "pingora_core::protocols::http::v1::common",
+                "pingora_proxy",
+            ] {
+                assert!(!shows(shown, target, Level::Error), "{shown}: {target}");
+            }
+            assert!(shows(shown, "pingora_core::server", Level::Warn), "{shown}");
+            assert!(!shows(shown, "pingora_core::server", Level::Info), "{shown}");
+            assert!(!shows(shown, "hyper::proto", Level::Debug), "{shown}");
+            assert!(shows(shown, "proxy_app::listener", Level::Info), "{shown}");
+        }
+        assert!(!shows("off", "pingora_core::server", Level::Error));
+        assert!(shows("trace", "proxy_app::listener", Level::Debug));
+    }
+
+    #[test]
+    fn lines_are_without_secrets() {
+        for (text, expected) in [
+            (
+                "listening on 127.0.0.1:993 (Imap, TLS Implicit)",
+                "listening on 127.0.0.1:993 (Imap, TLS Implicit)",
+            ),
+            (
+                "no \"a b\" in /etc/x.yaml:3: zimbraId",
+                "no \"a b\" in /etc/x.yaml:3: zimbraId",
+            ),
+            (
+                "request 1: GET /home?fmt=ics&zauthtoken=0_abc&x=1, Host: a",
+                "request 1: GET /home?fmt=ics&zauthtoken=***&x=1, Host: a",
+            ),
+            (
+                "GET http://a/x;jsessionid=abc/y failed",
+                "GET http://a/x;jsessionid=***/y failed",
+            ),
+            ("a password=secret here", "a password=*** here"),
+            (
+                "502: context: buf: HTTP/1.1 200 OK\\r\\nSet-Cookie: ZM_AUTH_TOKEN=abc cause: x",
+                "502: context: buf: ***",
+            ),
+            ("got AUTHORIZATION: Basic YTpi and more", "got AUTHORIZATION:***"),
+            (
+                "a\r\nline \x1b[2J of \u{9b}ours",
+                "a\\r\\nline \\u{1b}[2J of \\u{9b}ours",
+            ),
+        ] {
+            assert_eq!(clean(text), expected);
+        }
+        assert!(clean(&"ü".repeat(MAX_LINE)).len() < MAX_LINE + 9);
+    }
+
+    #[test]
+    fn each_place_has_its_share() {
+        let (shares, begun) = (Shares(Mutex::new(None)), Instant::now());
+        let line = |line, target| {
+            let mut builder = Record::builder();
+            let builder = builder.file_static(Some("a.rs")).line(Some(line));
+            builder.level(Level::Info).target(target).build()
+        };
+        let taken =
+            |at: u32, target: &'static str, now| (0..1000).filter(|_| shares.take(&line(at, target), now)).count();
+        assert_eq!(taken(1, "proxy_app::listener", begun), SHARE as usize);
+        shares.note(&line(1, "proxy_app::listener"), "no TLS");
+        assert_eq!(taken(2, "proxy_app::listener", begun), SHARE as usize);
+        assert_eq!(taken(3, "proxy_app::list", begun), 1000);
+        let mut told = shares.left_out();
+        told.sort();
+        assert_eq!(
+            told,
+            [
+                (Level::Info, 950, String::new()),
+                (Level::Info, 950, "no TLS".to_owned())
+            ]
+        );
+        assert!(shares.left_out().is_empty());
+        assert_eq!(taken(1, "proxy_app::listener", begun + WINDOW), SHARE as usize);
+    }
+}

@@ -1,0 +1,59 @@
+//! Nobody without a login can fill the logs: what strangers cause is a few lines and a count.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use portico_tests::town::BALANCER;
+use portico_tests::until;
+use portico_tests::wire::Wire;
+
+use crate::scene::{Scene, play};
+
+/// Connections of each kind.
+const MANY: usize = 400;
+/// Lines that one kind may write in the time that this takes: two shares, and the count.
+const FEW: usize = 101;
+
+#[test]
+fn strangers_cause_few_lines() -> Result<()> {
+    play(|scene| {
+        for _ in 0..MANY {
+            let mut wire = Wire::clear(scene.town.doors.imaps)?;
+            wire.send("no TLS at all\r\n")?;
+            let mut wire = Wire::clear_from(IpAddr::V4(BALANCER), scene.town.behind.pop3)?;
+            wire.send("no PROXY header\r\n")?;
+            // A client that goes away is no line at all.
+            drop(Wire::clear(scene.town.doors.https)?);
+        }
+        for kind in ["no TLS with", "no PROXY header from"] {
+            let left_out = format!("left out: {}", door(scene, kind));
+            until(&left_out, Duration::from_secs(30), || {
+                Ok(scene.portico.output().contains(&left_out).then_some(()))
+            })?;
+            let output = scene.portico.output();
+            // This Portico tells of details, too.
+            let lines = output
+                .lines()
+                .filter(|line| line.contains(kind) && !line.contains("DEBUG"));
+            let count = lines.count();
+            ensure!(count <= FEW, "{count} lines of {kind}");
+        }
+        let output = scene.portico.output();
+        let https = format!("INFO  proxy_app::listener] {}", scene.town.doors.https);
+        ensure!(
+            !output.contains(&https),
+            "clients that have gone are told of:\n{output}"
+        );
+        Ok(())
+    })
+}
+
+/// How a line of this kind begins.
+fn door(scene: &Scene, kind: &str) -> String {
+    let door = match kind {
+        "no TLS with" => scene.town.doors.imaps,
+        _ => scene.town.behind.pop3,
+    };
+    format!("{door}: {kind}")
+}

@@ -1,0 +1,52 @@
+//! The secrets that the stage plants, and the look for them in the logs of every Portico at its end.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Result, ensure};
+
+/// The logs of a Portico. Its other files may well hold a secret.
+const LOGS: [&str; 3] = ["output.log", "audit.log", "access.log"];
+
+/// What has been planted in this process.
+static PLANTED: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Plants secrets: from here on no log may show them.
+pub fn plant(secrets: impl IntoIterator<Item = Vec<u8>>) {
+    let mut planted = PLANTED.lock().expect("nobody panics holding it");
+    planted.extend(secrets);
+}
+
+/// Fails if a log in this directory shows a planted secret.
+pub fn must_not_be_logged(dir: &Path) -> Result<()> {
+    let planted = PLANTED.lock().expect("nobody panics holding it");
+    for path in LOGS.map(|name| dir.join(name)) {
+        let written = std::fs::read(&path).unwrap_or_default();
+        let line = written
+            .split(|byte| *byte == b'\n')
+            .find(|line| planted.iter().any(|secret| shows(line, secret)));
+        let line = line.map(String::from_utf8_lossy);
+        ensure!(line.is_none(), "{} shows a secret: {line:?}", path.display());
+    }
+    Ok(())
+}
+
+fn shows(line: &[u8], secret: &[u8]) -> bool {
+    line.windows(secret.len()).any(|part| part == secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_planted_secret_is_found() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("audit.log");
+        plant([b"pl4nted-in-a-test".to_vec()]);
+        std::fs::write(&log, "a line\nand another\n").expect("written");
+        assert!(must_not_be_logged(dir.path()).is_ok());
+        std::fs::write(&log, "a line\nand pl4nted-in-a-test too\n").expect("written");
+        assert!(must_not_be_logged(dir.path()).is_err());
+    }
+}
