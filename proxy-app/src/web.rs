@@ -30,6 +30,7 @@ use crate::snapshot::{MailMode, Snapshot};
 
 pub mod account;
 mod answers;
+mod behind;
 pub mod compression;
 pub mod connection;
 mod frames;

@@ -21,6 +21,7 @@ mod nodes;
 mod operate;
 mod outage;
 mod paths;
+mod pipelining;
 mod prov;
 mod proxy_protocol;
 mod real_web;

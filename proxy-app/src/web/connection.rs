@@ -3,7 +3,8 @@
 //!
 //! Pingora has no limit on the time a request head takes, takes heads of 1 MiB, tolerates bare LF, and keeps
 //! large buffers for idle connections. So HTTP/1 heads are gathered here, whole, under a deadline and a size limit, and checked for
-//! the forms that two HTTP parsers may read differently; while a connection is idle no buffer is held. HTTP/2
+//! the forms that two HTTP parsers may read differently; while a connection is idle no buffer is held. The engine gets
+//! the bytes of one request at a time; what a client sends behind it waits for its turn (RFC 9112 §9.3.2). HTTP/2
 //! goes to the engine as it comes, with its frames counted.
 
 use std::io;
@@ -14,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use mail_proxy::{Client, Drain, Live, LoggedIn, TlsFacts};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::http::ResponseHeader;
@@ -22,8 +23,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
-    UniqueID,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -34,6 +34,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
+use super::behind::Body;
 use super::frames::Frames;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
@@ -50,8 +51,11 @@ pub(super) const HEAD_MAX: usize = 32 * 1024;
 const GATHERED: usize = 4096;
 /// Length of what an HTTP/2 client says first (RFC 9113 §3.4).
 const H2_PREFACE: usize = 24;
-/// How long a last answer may take to be written.
+/// How long a last answer may take to be written, and then what its client still sends is read and thrown away: a
+/// connection that is closed on unread bytes is reset, and the reset destroys answers that are on their way.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// What is read at once where little is expected.
+const LITTLE: usize = 4096;
 
 /// What is known of a web connection; reaches the phases of a request through its digest.
 #[derive(Debug)]
@@ -120,8 +124,12 @@ pub struct WebStream {
     tls: Option<Arc<SslDigest>>,
     socket: Arc<SocketDigest>,
     carrier: Arc<ProxyDigest>,
-    /// Read before the engine asked.
-    ahead: Vec<u8>,
+    /// Read before the engine asked, or behind the request under way.
+    ahead: BytesMut,
+    /// What is still to come of the HTTP/1 request that the engine has.
+    request: Option<Body>,
+    /// Until when a client that was sent away is still heard.
+    farewell: Option<Pin<Box<Sleep>>>,
     /// Written, and not yet flushed.
     held: Vec<u8>,
     sent: usize,
@@ -157,7 +165,9 @@ impl WebStream {
             tls,
             socket: Arc::new(socket),
             carrier: Arc::new(carrier),
-            ahead: Vec::new(),
+            ahead: BytesMut::new(),
+            request: None,
+            farewell: None,
             held: Vec::new(),
             sent: 0,
         })
@@ -167,7 +177,7 @@ impl WebStream {
 impl WebStream {
     /// Waits until this many bytes are there, and keeps them for the next reads.
     async fn read_ahead(&mut self, count: usize) -> io::Result<()> {
-        let mut bytes = vec![0; count];
+        let mut bytes = BytesMut::zeroed(count);
         self.read_exact(&mut bytes).await?;
         self.ahead = bytes;
         Ok(())
@@ -234,19 +244,27 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
         return;
     }
     let carrier = stream.carrier.clone();
-    let mut stream: Stream = Box::new(stream);
+    let mut stream = Box::new(stream);
     let mut kept = None;
     loop {
-        let head = match read_head(&mut stream, app.drain.subscribe()).await {
+        let mut head = match read_head(&mut stream, app.drain.subscribe()).await {
             Ok(Some(head)) => head,
             Ok(None) | Err(HeadError::Io) => return,
             Err(HeadError::Answer(answer)) => return refuse(&mut stream, answer).await,
         };
-        if let Some(web) = client_in(&carrier)
+        // What has been sent behind the head may be meant for the server that has not agreed yet.
+        if stream.ahead.is_empty()
+            && let Some(web) = client_in(&carrier)
             && let Some(answered) = Box::pin(websocket::ask(app, web, &head)).await
         {
-            return answered.finish(app, web, Box::new(stream)).await;
+            return answered.finish(app, web, stream).await;
         }
+        let request = Body::of(&head);
+        let last = !request.may_be_followed(stream.ahead.is_empty());
+        if request == Body::Unclear {
+            head.unsplit(std::mem::take(&mut stream.ahead));
+        }
+        stream.request = Some(request);
         let mut session = ServerSession::new_http1(stream);
         match kept {
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
@@ -254,15 +272,23 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
         }
         // The client learns from the answer that this connection ends. Closing it while it waits would cross with the
         // client's next request.
-        if *shutdown.borrow() {
-            session.set_keepalive(None);
+        if last || *shutdown.borrow() {
+            session.set_keepalive_reuses_remaining(Some(0));
         }
         session.set_pipelined_prefix(head);
         // The phases of a request are a large future, and an idle connection must not keep it.
         let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else {
             return;
         };
-        (stream, kept) = reused.consume();
+        let (returned, settings) = reused.consume();
+        let Ok(mut ours) = returned.into_any().downcast::<WebStream>() else {
+            return;
+        };
+        if !ours.is_at_an_end() {
+            let _ = timeout(2 * FAREWELL, AsyncWriteExt::shutdown(&mut ours)).await;
+            return;
+        }
+        (stream, kept) = (ours, settings);
     }
 }
 
@@ -275,21 +301,32 @@ const BAD_REQUEST: &str = "400 Bad Request";
 const TIMED_OUT: &str = "408 Request Timeout";
 const TOO_LARGE: &str = "431 Request Header Fields Too Large";
 
-/// A whole request head and what came with it; `None` at the end of the connection.
-async fn read_head(stream: &mut Stream, mut drain: watch::Receiver<Drain>) -> Result<Option<BytesMut>, HeadError> {
+/// A whole request head; what came behind it stays in front of the stream. `None` at the end of the connection.
+async fn read_head(stream: &mut WebStream, mut drain: watch::Receiver<Drain>) -> Result<Option<BytesMut>, HeadError> {
+    stream.request = None;
     let mut head = BytesMut::new();
-    let first = tokio::select! {
-        read = timeout(KEEPALIVE, first_bytes(stream)) => read,
-        _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => return Ok(None),
-    };
-    match first {
-        Ok(Ok(bytes)) if !bytes.is_empty() => head.extend_from_slice(&bytes),
-        _ => return Ok(None),
+    let until = Instant::now() + KEEPALIVE;
+    // Empty lines in front of a request are none of it: old clients send one behind a body (RFC 9112 §2.2).
+    while matches!(&head[..], b"" | b"\r") {
+        let read = tokio::select! {
+            biased;
+            read = timeout_at(until, stream.first_bytes()) => read,
+            _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => return Ok(None),
+        };
+        match read {
+            Ok(Ok(bytes)) if !bytes.is_empty() => head.unsplit(bytes),
+            _ => return Ok(None),
+        }
+        while head.starts_with(b"\r\n") {
+            head.advance(2);
+        }
     }
     let deadline = Instant::now() + HEAD_DEADLINE;
-    while !complete(&head)? {
-        if head.len() > HEAD_MAX {
-            return Err(HeadError::Answer(TOO_LARGE));
+    loop {
+        if let Some(length) = complete(&head)? {
+            stream.ahead = head.split_off(length);
+            as_ours(&mut head);
+            return Ok(Some(head));
         }
         match timeout_at(deadline, stream.read_buf(&mut head)).await {
             Ok(Ok(0) | Err(_)) => return Err(HeadError::Io),
@@ -297,58 +334,50 @@ async fn read_head(stream: &mut Stream, mut drain: watch::Receiver<Drain>) -> Re
             Err(_) => return Err(HeadError::Answer(TIMED_OUT)),
         }
     }
-    Ok(Some(head))
 }
 
-/// The first read of a request. Its buffer lives only while bytes are there, not while we wait for them.
-async fn first_bytes(stream: &mut Stream) -> io::Result<Vec<u8>> {
-    std::future::poll_fn(|cx| {
-        let mut buffer = [0; 4096];
-        let mut read = ReadBuf::new(&mut buffer);
-        match Pin::new(&mut *stream).poll_read(cx, &mut read) {
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(read.filled().to_vec())),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
+/// A later HTTP/1 than ours is answered as ours (RFC 9110 §2.5).
+fn as_ours(head: &mut [u8]) {
+    let end = head.iter().position(|&b| b == b'\r').unwrap_or_default();
+    if let [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9'] = &mut head[..end] {
+        *minor = b'1';
+    }
 }
 
-/// Is the head whole? Lines end with CRLF and nothing else (RFC 9112 §2.2 lets a server refuse bare LF); a line
+/// The length of the head, if it is whole. Lines end with CRLF and nothing else (RFC 9112 §2.2 lets a server refuse bare LF); a line
 /// that begins with a blank would be a continuation (obs-fold, §5.2). Parsers differ on all of these, and where
 /// they differ requests are smuggled.
-fn complete(head: &[u8]) -> Result<bool, HeadError> {
+fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
     let mut rest = head;
-    let mut first = true;
     loop {
         let Some(end) = rest.iter().position(|&b| b == b'\n') else {
             return match rest.contains(&0) {
                 true => Err(HeadError::Answer(BAD_REQUEST)),
                 false if head.len() > HEAD_MAX => Err(HeadError::Answer(TOO_LARGE)),
-                false => Ok(false),
+                false => Ok(None),
             };
         };
         let line = rest[..end].strip_suffix(b"\r").ok_or(HeadError::Answer(BAD_REQUEST))?;
-        if line.is_empty() && !first {
+        if line.is_empty() {
             let length = head.len() - rest.len() + end + 1;
             return if length > HEAD_MAX {
                 Err(HeadError::Answer(TOO_LARGE))
             } else {
-                Ok(true)
+                Ok(Some(length))
             };
         }
         let folded = matches!(line.first(), Some(b' ' | b'\t'));
         if line.iter().any(|b| matches!(b, 0 | b'\r')) || folded {
             return Err(HeadError::Answer(BAD_REQUEST));
         }
-        // An empty line before the request line is tolerated (RFC 9112 §2.2).
-        first = first && line.is_empty();
         rest = &rest[end + 1..];
     }
 }
 
-async fn refuse(stream: &mut Stream, status: &str) {
-    let _ = timeout(FAREWELL, async {
+async fn refuse(stream: &mut WebStream, status: &str) {
+    // Answers to the requests before may be on their way.
+    stream.request = Some(Body::Unclear);
+    let _ = timeout(2 * FAREWELL, async {
         stream.write_all(plain_answer(status, status).as_bytes()).await?;
         stream.flush().await?;
         AsyncWriteExt::shutdown(stream).await
@@ -366,18 +395,27 @@ pub fn plain_answer(status: &str, text: &str) -> String {
 
 impl AsyncRead for WebStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let n = buf.remaining().min(self.ahead.len());
-            buf.put_slice(&self.ahead[..n]);
-            self.ahead.drain(..n);
+        let this = &mut *self;
+        if this.request.is_some_and(|request| request.is_over()) {
+            return this.poll_behind(cx);
+        }
+        if !this.ahead.is_empty() {
+            let n = buf.remaining().min(this.ahead.len());
+            let n = this
+                .request
+                .as_mut()
+                .map_or(n, |request| request.pass(&this.ahead[..n]));
+            buf.put_slice(&this.ahead.split_to(n));
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let polled = match &mut self.channel {
-            Channel::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Channel::Tls(io) => Pin::new(io).poll_read(cx, buf),
-        };
-        if let Some(watch) = &mut self.frames {
+        let polled = this.poll_channel(cx, buf);
+        if let (Some(request), Poll::Ready(Ok(()))) = (&mut this.request, &polled) {
+            let end = before + request.pass(&buf.filled()[before..]);
+            this.ahead.extend_from_slice(&buf.filled()[end..]);
+            buf.set_filled(end);
+        }
+        if let Some(watch) = &mut this.frames {
             let read = polled.is_ready().then(|| &buf.filled()[before..]);
             if let Err(error) = watch.look(cx, read) {
                 log::info!("a connection is ended: {error}");
@@ -385,6 +423,80 @@ impl AsyncRead for WebStream {
             }
         }
         polled
+    }
+}
+
+impl WebStream {
+    fn poll_channel(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Channel::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+
+    /// The engine has all of a request, and looks whether its client is still there. What comes now is of the next
+    /// request. While something of it waits, nothing more is read.
+    fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            return Poll::Pending;
+        }
+        let mut buffer = [0; LITTLE];
+        let mut read = ReadBuf::new(&mut buffer);
+        ready!(self.poll_channel(cx, &mut read))?;
+        match read.filled() {
+            [] => Poll::Ready(Ok(())),
+            bytes => {
+                self.ahead.extend_from_slice(bytes);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The first read of a request. Its buffer lives only while bytes are there, not while we wait for them.
+    async fn first_bytes(&mut self) -> io::Result<BytesMut> {
+        if !self.ahead.is_empty() {
+            return Ok(std::mem::take(&mut self.ahead));
+        }
+        std::future::poll_fn(|cx| {
+            let mut buffer = [0; LITTLE];
+            let mut read = ReadBuf::new(&mut buffer);
+            ready!(self.poll_channel(cx, &mut read))?;
+            Poll::Ready(Ok(BytesMut::from(read.filled())))
+        })
+        .await
+    }
+
+    /// Reads what a client that was sent away still says, for a moment, and throws it away. Who has said all that
+    /// was expected of him, and nothing more yet, is not waited for.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut buffer = [0; LITTLE];
+        let limit = sleep_until(Instant::now() + FAREWELL);
+        if self
+            .farewell
+            .get_or_insert_with(|| Box::pin(limit))
+            .as_mut()
+            .poll(cx)
+            .is_ready()
+        {
+            return Poll::Ready(());
+        }
+        loop {
+            let mut read = ReadBuf::new(&mut buffer);
+            match self.poll_channel(cx, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.request = Some(Body::Unclear),
+                Poll::Pending if !self.ahead.is_empty() || self.request.is_some_and(|request| !request.is_over()) => {
+                    return Poll::Pending;
+                }
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// The request is over, and another one may follow. Where the engine has ended it elsewhere than we have, nobody
+    /// knows what comes next.
+    fn is_at_an_end(&self) -> bool {
+        let followed = |request: Body| request.is_over() && request.may_be_followed(self.ahead.is_empty());
+        self.request.is_some_and(followed)
     }
 }
 
@@ -409,10 +521,16 @@ impl AsyncWrite for WebStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_held(cx))?;
-        match &mut self.channel {
-            Channel::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Channel::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        if self.farewell.is_none() {
+            ready!(self.poll_held(cx))?;
+            ready!(match &mut self.channel {
+                Channel::Plain(io) => Pin::new(io).poll_shutdown(cx),
+                Channel::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            })?;
+        }
+        match self.h2 {
+            true => Poll::Ready(Ok(())),
+            false => self.poll_farewell(cx).map(Ok),
         }
     }
 }
@@ -500,7 +618,7 @@ mod tests {
     #[track_caller]
     fn check(head: &str, expected: Result<bool, &str>) {
         let got = match complete(head.as_bytes()) {
-            Ok(whole) => Ok(whole),
+            Ok(length) => Ok(length.is_some()),
             Err(HeadError::Answer(answer)) => Err(answer),
             Err(HeadError::Io) => unreachable!("nothing is read here"),
         };
@@ -510,7 +628,10 @@ mod tests {
     #[test]
     fn heads() {
         check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Ok(true));
-        check("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nbody", Ok(true));
+        assert!(matches!(
+            complete(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody"),
+            Ok(Some(27))
+        ));
         check("GET / HTTP/1.1\r\nHost: a\r\n\r", Ok(false));
         check("GET / HT", Ok(false));
         check("GET / HTTP/1.1\nHost: a\n\n", Err(BAD_REQUEST));
@@ -521,5 +642,22 @@ mod tests {
         check(&"x".repeat(HEAD_MAX + 1), Err(TOO_LARGE));
         let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX));
         check(&long, Err(TOO_LARGE));
+    }
+    #[test]
+    fn a_later_version_is_ours() {
+        for (line, expected) in [
+            ("GET / HTTP/1.2\r\n", "GET / HTTP/1.1\r\n"),
+            ("GET / HTTP/1.0\r\n", "GET / HTTP/1.0\r\n"),
+            ("GET / HTTP/2.0\r\n", "GET / HTTP/2.0\r\n"),
+            ("GET /HTTP/1.2\r\n", "GET /HTTP/1.2\r\n"),
+            (
+                "GET / HTTP/1.1\r\nX:  HTTP/1.2\r\n",
+                "GET / HTTP/1.1\r\nX:  HTTP/1.2\r\n",
+            ),
+        ] {
+            let mut head = line.as_bytes().to_vec();
+            as_ours(&mut head);
+            assert_eq!(head, expected.as_bytes());
+        }
     }
 }

@@ -1,0 +1,262 @@
+//! Where the body of an HTTP/1 request ends: what stands behind it belongs to the next request, and is kept for it.
+//!
+//! The engine reads as much as it gets, and takes a byte behind a request for a broken client. So it gets the bytes of
+//! one request, and no more. What is read here decides nothing but that: the engine reads the body itself, and where
+//! the two would differ nothing follows on the connection.
+
+/// Most fields of a head: the engine's own limit.
+const FIELDS_MAX: usize = 256;
+/// Most digits of the size of a chunk: 2^60 bytes are more than anybody sends.
+const DIGITS_MAX: u8 = 15;
+
+/// What is still to come of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    /// So many bytes.
+    Sized(u64),
+    /// Chunks (RFC 9112 §7.1).
+    Chunked(Chunks),
+    /// Nothing. It asks for another protocol, and what the client sends before an answer may be of that.
+    Last,
+    /// The engine knows, or refuses it. All that comes is for the engine.
+    Unclear,
+}
+
+/// Where in a chunked body we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chunks {
+    /// In the size of a chunk.
+    Size { value: u64, digits: u8 },
+    /// In the extension of a chunk.
+    Extension { value: u64 },
+    /// Behind the CR of the size's line.
+    SizeEnd { value: u64 },
+    /// In the data.
+    Data(u64),
+    /// Behind the data.
+    DataEnd,
+    /// Behind the CR that follows the data.
+    DataEndLf,
+    /// In a line of the trailers; `begun`: it is not empty.
+    Trailer { begun: bool },
+    /// Behind the CR of such a line.
+    TrailerEnd { begun: bool },
+    /// At the end.
+    Over,
+}
+
+const CHUNK: Chunks = Chunks::Size { value: 0, digits: 0 };
+
+impl Body {
+    /// The body that this head announces (RFC 9112 §6.3).
+    pub(super) fn of(head: &[u8]) -> Body {
+        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let Some(end) = head.iter().position(|&b| b == b'\r') else {
+            return Body::Unclear;
+        };
+        let (line, fields_of) = head.split_at(end);
+        let fields_of = fields_of.strip_prefix(b"\r\n").unwrap_or_default();
+        let fields = match httparse::parse_headers(fields_of, &mut fields) {
+            Ok(httparse::Status::Complete((length, fields))) if length == fields_of.len() => fields,
+            _ => return Body::Unclear,
+        };
+        let (mut length, mut coding, mut upgrade) = (None, None, false);
+        for field in fields {
+            let told = match field.name {
+                name if name.eq_ignore_ascii_case("content-length") => &mut length,
+                name if name.eq_ignore_ascii_case("transfer-encoding") => &mut coding,
+                name => {
+                    upgrade |= name.eq_ignore_ascii_case("upgrade");
+                    continue;
+                }
+            };
+            if told.replace(field.value).is_some() {
+                return Body::Unclear;
+            }
+        }
+        match (length, coding) {
+            _ if line.starts_with(b"CONNECT ") => Body::Unclear,
+            (None, None) if upgrade => Body::Last,
+            _ if upgrade => Body::Unclear,
+            (None, None) => Body::Sized(0),
+            (Some(length), None) => digits(length).map_or(Body::Unclear, Body::Sized),
+            // HTTP/1.0 has no chunks.
+            (None, Some(coding)) if line.ends_with(b" HTTP/1.1") && coding.eq_ignore_ascii_case(b"chunked") => {
+                Body::Chunked(CHUNK)
+            }
+            _ => Body::Unclear,
+        }
+    }
+
+    /// How many of these bytes belong to the request; they are on their way to the engine.
+    pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
+        match self {
+            Body::Unclear => bytes.len(),
+            Body::Last => 0,
+            Body::Sized(left) => {
+                let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                *left -= taken as u64;
+                taken
+            }
+            Body::Chunked(chunks) => match chunks.pass(bytes) {
+                Some(taken) => taken,
+                None => {
+                    *self = Body::Unclear;
+                    bytes.len()
+                }
+            },
+        }
+    }
+
+    /// Nothing more of the request is to come.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Body::Sized(0) | Body::Last | Body::Chunked(Chunks::Over))
+    }
+
+    /// Whether another request may follow on the connection; `quiet`: nothing has come behind this one.
+    pub(super) fn may_be_followed(&self, quiet: bool) -> bool {
+        match self {
+            Body::Sized(_) | Body::Chunked(_) => true,
+            Body::Last => quiet,
+            Body::Unclear => false,
+        }
+    }
+}
+
+/// `1*DIGIT` and nothing else.
+fn digits(text: &[u8]) -> Option<u64> {
+    let only_digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(text).ok().filter(|_| only_digits)?.parse().ok()
+}
+
+impl Chunks {
+    /// How many of these bytes belong to the body; `None` where it is broken.
+    fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while at < bytes.len() && *self != Chunks::Over {
+            if let Chunks::Data(left) = self {
+                let taken = usize::try_from(*left).map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
+                *left -= taken as u64;
+                at += taken;
+                if *left == 0 {
+                    *self = Chunks::DataEnd;
+                }
+                continue;
+            }
+            *self = self.next(bytes[at])?;
+            at += 1;
+        }
+        Some(at)
+    }
+
+    fn next(self, byte: u8) -> Option<Chunks> {
+        Some(match (self, byte) {
+            (Chunks::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < DIGITS_MAX => Chunks::Size {
+                value: value << 4 | u64::from(char::from(byte).to_digit(16)?),
+                digits: digits + 1,
+            },
+            (Chunks::Size { digits: 0, .. }, _) => return None,
+            (Chunks::Size { value, .. } | Chunks::Extension { value }, b'\r') => Chunks::SizeEnd { value },
+            (Chunks::Size { value, .. }, b';' | b' ' | b'\t') => Chunks::Extension { value },
+            (Chunks::Extension { value }, _) if byte != b'\n' && byte != 0 => Chunks::Extension { value },
+            (Chunks::SizeEnd { value: 0 }, b'\n') => Chunks::Trailer { begun: false },
+            (Chunks::SizeEnd { value }, b'\n') => Chunks::Data(value),
+            (Chunks::DataEnd, b'\r') => Chunks::DataEndLf,
+            (Chunks::DataEndLf, b'\n') => CHUNK,
+            (Chunks::Trailer { begun }, b'\r') => Chunks::TrailerEnd { begun },
+            (Chunks::Trailer { .. }, _) if byte != b'\n' && byte != 0 => Chunks::Trailer { begun: true },
+            (Chunks::TrailerEnd { begun: true }, b'\n') => Chunks::Trailer { begun: false },
+            (Chunks::TrailerEnd { begun: false }, b'\n') => Chunks::Over,
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_say_what_follows() {
+        for (fields, expected) in [
+            ("", Body::Sized(0)),
+            ("Content-Length: 12\r\n", Body::Sized(12)),
+            ("Content-Length: +1\r\n", Body::Unclear),
+            ("Content-Length: 1, 1\r\n", Body::Unclear),
+            ("Content-Length:\r\n", Body::Unclear),
+            ("Content-Length: 18446744073709551616\r\n", Body::Unclear),
+            ("Content-Length: 1\r\nContent-Length: 1\r\n", Body::Unclear),
+            ("Transfer-Encoding: Chunked\r\n", Body::Chunked(CHUNK)),
+            ("Transfer-Encoding: gzip, chunked\r\n", Body::Unclear),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", Body::Unclear),
+            ("Transfer-Encoding : chunked\r\n", Body::Unclear),
+            ("no field\r\n", Body::Unclear),
+            ("Upgrade: h2c\r\n", Body::Last),
+            ("Upgrade: h2c\r\nContent-Length: 3\r\n", Body::Unclear),
+        ] {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            assert_eq!(Body::of(head.as_bytes()), expected, "{fields:?}");
+        }
+        let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(Body::of(old), Body::Unclear);
+        assert_eq!(Body::of(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"), Body::Unclear);
+        assert_eq!(Body::of(b"GET / HTTP/1.1\r\n\r\nGET"), Body::Unclear);
+    }
+
+    /// How much of this is the body, however it is cut; `None`: it is broken.
+    #[track_caller]
+    fn check(chunks: &str, expected: Option<&str>) {
+        for cut in [1, 2, 3, 7, 1000] {
+            let mut body = Body::Chunked(CHUNK);
+            let mut taken = 0;
+            for part in chunks.as_bytes().chunks(cut) {
+                let passed = body.pass(part);
+                taken += passed;
+                if passed < part.len() {
+                    break;
+                }
+            }
+            match expected {
+                Some(whole) => {
+                    assert!(body.is_over(), "{chunks:?} {cut} {body:?}");
+                    assert_eq!(&chunks[..taken], whole, "{cut}");
+                }
+                None => assert_eq!((body, taken), (Body::Unclear, chunks.len()), "{chunks:?} {cut}"),
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_end_where_the_engine_ends_them() {
+        check("0\r\n\r\nGET", Some("0\r\n\r\n"));
+        check("3\r\nabc\r\n0\r\n\r\n\r\n", Some("3\r\nabc\r\n0\r\n\r\n"));
+        check(
+            "A;x=y\r\n0123456789\r\n00\r\nT: v\r\n\r\nP",
+            Some("A;x=y\r\n0123456789\r\n00\r\nT: v\r\n\r\n"),
+        );
+        check("0 \r\n\r\n", Some("0 \r\n\r\n"));
+        for broken in [
+            "\r\n\r\n",
+            "0x0\r\n\r\n",
+            "+0\r\n",
+            "0\n\n",
+            "0;a\nb\r\n\r\n",
+            "3\r\nabcX0\r\n\r\n",
+            "0\r\nT: v\n\r\n",
+            "FFFFFFFFFFFFFFFFF\r\n",
+            "0;a\rb\r\n\r\n",
+        ] {
+            check(broken, None);
+        }
+    }
+
+    #[test]
+    fn bytes_behind_a_sized_body_stay() {
+        let mut body = Body::Sized(5);
+        assert_eq!((body.pass(b"abc"), body.is_over()), (3, false));
+        assert_eq!((body.pass(b"deGET /"), body.is_over()), (2, true));
+        assert_eq!(body.pass(b"GET /"), 0);
+        assert_eq!(Body::Last.pass(b"frame"), 0);
+        assert_eq!(Body::Unclear.pass(b"frame"), 5);
+    }
+}
