@@ -13,9 +13,9 @@ use mail_proxy::audit::{Audit, Event, Record};
 use parking_lot::Mutex;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
-use route_cache::directory::Judge;
 use route_cache::directory::ldap::{self, LdapDirectory};
 use route_cache::directory::yaml::YamlDirectory;
+use route_cache::directory::{Judge, Losses};
 use route_cache::yaml::Problems;
 use route_cache::{AddressBook, Directory, RouteCache, System};
 use tokio::sync::watch;
@@ -71,6 +71,7 @@ impl Plan {
         let names = Arc::new(Names::default());
         let certificates = Certificates::default();
         let system = directory.system();
+        check_directory(&system, &mut problems);
         let built = snapshot::build(&config, system.clone(), names.clone(), &certificates, None);
         let Built {
             snapshot,
@@ -114,6 +115,18 @@ impl Plan {
             snapshot,
         };
         problems.or(plan)
+    }
+}
+
+/// A node that starts with an empty directory starts for nobody; somebody should hear of it.
+fn check_directory(system: &System, problems: &mut Problems) {
+    for (is_empty, message) in [
+        (system.servers().next().is_none(), "there is no server in the directory"),
+        (system.domains().next().is_none(), "there is no domain in the directory"),
+    ] {
+        if is_empty {
+            problems.push(snapshot::warning("directory".to_owned(), message));
+        }
     }
 }
 
@@ -292,6 +305,11 @@ impl App {
         self.directory.age()
     }
 
+    /// Why what was read last of the directory is not in force; `None` if it is.
+    pub fn directory_refusal(&self) -> Option<String> {
+        self.directory.refusal()
+    }
+
     /// A number for a new connection: unique on this node, also across restarts.
     pub fn number(&self) -> String {
         format!(
@@ -307,18 +325,19 @@ impl App {
     }
 
     /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What cannot be used
-    /// changes nothing. Once begun, it goes on to its end, also when nobody waits for it any more.
-    pub async fn reload(self: &Arc<Self>) -> Reloaded {
+    /// changes nothing, and a directory that has lost more than `losses` neither. Once begun, it goes on to its end,
+    /// also when nobody waits for it any more.
+    pub async fn reload(self: &Arc<Self>, losses: Losses) -> Reloaded {
         let one = self.reloading.clone().lock_owned().await;
         let app = self.clone();
         let task = tokio::spawn(async move {
             let _one = one;
-            app.reload_now().await
+            app.reload_now(losses).await
         });
         result_of(task).await
     }
 
-    async fn reload_now(self: &Arc<Self>) -> Reloaded {
+    async fn reload_now(self: &Arc<Self>, losses: Losses) -> Reloaded {
         systemd::reloading();
         let before = self.config.load_full();
         let (config, mut reloaded) = {
@@ -327,7 +346,7 @@ impl App {
         };
         let (access, audit) = (config.log.access.clone(), config.log.audit.clone());
         let old = self.snapshot.load().generation;
-        self.adopt_all(&config, &mut reloaded).await;
+        self.adopt_all(&config, losses, &mut reloaded).await;
         reloaded.changes = self.history.since(old);
         let locations = self.off_the_runtime(|app| app.reload_locations("reloaded")).await;
         reloaded.problems.extend(locations.err().unwrap_or_default());
@@ -356,7 +375,7 @@ impl App {
                 false => app.adopt(None, Some(system), "changed over the admin API"),
             }
         });
-        self.directory.clone().refresh(judge).await
+        self.directory.clone().refresh(judge, Losses::Few).await
     }
 
     /// Reads files and checks certificates beside the runtime, whose threads serve.
@@ -389,12 +408,12 @@ impl App {
     }
 
     /// Puts node file and directory in force, or neither.
-    async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, reloaded: &mut Reloaded) {
+    async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, losses: Losses, reloaded: &mut Reloaded) {
         let judge: Arc<Judge> = {
             let (app, config) = (self.clone(), config.clone());
             Arc::new(move |system: &Arc<System>| app.adopt(Some(&config), Some(system), "reloaded"))
         };
-        let Err(problems) = self.directory.clone().refresh(judge).await else {
+        let Err(problems) = self.directory.clone().refresh(judge, losses).await else {
             return;
         };
         reloaded.problems.extend(problems);

@@ -18,6 +18,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora_proxy::HttpProxy;
+use route_cache::directory::Losses;
 use route_cache::lookup::serve::serve_lookup;
 use route_cache::yaml::Problems;
 use tokio::io::AsyncWriteExt;
@@ -403,7 +404,7 @@ impl Service for Doors {
 async fn reload_on_hangup(app: Arc<App>, mut hangups: On) {
     loop {
         hangups.next().await;
-        app.reload().await;
+        app.reload(Losses::Most).await;
     }
 }
 

@@ -118,6 +118,11 @@ const DIRECTORY: Metric = metric(
     &[],
     "Time since the directory was last read with success.",
 );
+const REFUSED_DIRECTORY: Metric = metric(
+    "portico_directory_refused",
+    &[],
+    "1 if what was read last of the directory is not in force.",
+);
 const MEMCACHED: Metric = metric(
     "portico_memcached_up",
     &["upstream"],
@@ -135,7 +140,7 @@ const BUSY: Metric = metric(
 );
 
 /// All there are.
-pub const ALL: [&Metric; 22] = [
+pub const ALL: &[&Metric] = &[
     &ACCEPTED,
     &REFUSED,
     &PHASE,
@@ -155,6 +160,7 @@ pub const ALL: [&Metric; 22] = [
     &UPTIME,
     &CERTIFICATE,
     &DIRECTORY,
+    &REFUSED_DIRECTORY,
     &MEMCACHED,
     &HEALTHY,
     &BUSY,
@@ -227,6 +233,7 @@ impl Metrics {
             &UPTIME,
             &CERTIFICATE,
             &DIRECTORY,
+            &REFUSED_DIRECTORY,
             &MEMCACHED,
             &HEALTHY,
             &BUSY,
@@ -386,6 +393,11 @@ impl Read {
         if let Some(age) = app.directory_age() {
             self.set(&DIRECTORY, &[], age.as_secs_f64());
         }
+        self.set(
+            &REFUSED_DIRECTORY,
+            &[],
+            f64::from(u8::from(app.directory_refusal().is_some())),
+        );
         for (server, up) in app.routes.memcached() {
             self.set(&MEMCACHED, &[&server], if up { 1.0 } else { 0.0 });
         }

@@ -216,7 +216,7 @@ pub(crate) fn problem(key: &str, message: impl ToString) -> Problem {
     }
 }
 
-fn warning(key: String, message: impl ToString) -> Problem {
+pub(crate) fn warning(key: String, message: impl ToString) -> Problem {
     Problem {
         file: None,
         line: None,

@@ -21,11 +21,13 @@ pub mod edit;
 mod entry;
 mod last_good;
 pub mod ldap;
+mod losses;
 mod system;
 mod view;
 pub mod yaml;
 
 pub use entry::{Entry, Origin};
+pub use losses::Losses;
 pub use system::System;
 pub use view::View;
 
@@ -57,6 +59,11 @@ pub trait Directory: Send + Sync + 'static {
         None
     }
 
+    /// Why what was read last is not in force; `None` if it is.
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
     /// Which of these addresses, folded, are the delivery address of no account. Only for a directory whose news are
     /// [`News::MayBeGone`]; others tell what is gone.
     async fn gone(&self, _names: &[Arc<str>]) -> Result<Vec<Arc<str>>, DirectoryError> {
@@ -73,17 +80,18 @@ pub trait Directory: Send + Sync + 'static {
         broadcast::channel(1).1
     }
 
-    /// Looks for changes every `poll`, until it is dropped; what `judge` refuses is not put in force. Without it a
-    /// directory stays as it was read, but for the accounts that are asked for.
+    /// Looks for changes every `poll`, until it is dropped; what `judge` refuses is not put in force, and neither is
+    /// what has lost most of a kind of entry. Without it a directory stays as it was read, but for the accounts that
+    /// are asked for.
     async fn watch(self: Arc<Self>, _poll: Duration, _judge: Arc<Judge>) {
         std::future::pending::<()>().await;
     }
 
-    /// Looks for changes now, and asks `judge` also if there are none.
+    /// Looks for changes now, and asks `judge` also if there are none. `losses` says what may be gone.
     ///
     /// # Errors
     /// It could not, or what it found cannot be used; then everything stays as it was.
-    async fn refresh(self: Arc<Self>, _judge: Arc<Judge>) -> Result<(), Problems> {
+    async fn refresh(self: Arc<Self>, _judge: Arc<Judge>, _losses: Losses) -> Result<(), Problems> {
         Ok(())
     }
 }
@@ -148,6 +156,7 @@ pub(crate) struct Announcer {
     changes: watch::Sender<u64>,
     news: broadcast::Sender<News>,
     read: Mutex<Option<Instant>>,
+    refusal: Mutex<Option<String>>,
 }
 
 impl Announcer {
@@ -156,7 +165,23 @@ impl Announcer {
             changes: watch::Sender::new(0),
             news: broadcast::Sender::new(NEWS_KEPT),
             read: Mutex::new(None),
+            refusal: Mutex::new(None),
         }
+    }
+
+    /// What was read is not in force for this reason.
+    pub(crate) fn refuse(&self, reason: String) {
+        *self.refusal.lock() = Some(reason);
+    }
+
+    /// What was read is in force.
+    pub(crate) fn accept(&self) {
+        *self.refusal.lock() = None;
+    }
+
+    /// Why it is not.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.refusal.lock().clone()
     }
 
     /// The directory was read with success.

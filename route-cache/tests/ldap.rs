@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ldap3::Mod;
-use route_cache::directory::Judge;
 use route_cache::directory::ldap::{LdapDirectory, Settings, Trust, Url};
+use route_cache::directory::{Judge, Losses};
 use route_cache::yaml::Problems;
 use route_cache::{
     AccountBy, Directory, Lookup, RouteCache, RouteError, Secret, Service, Settings as CacheSettings, Subject, Tier,
@@ -480,11 +480,43 @@ async fn a_directory_that_may_no_longer_be_read_changes_nothing() {
             .unwrap();
     }
     let refused = (house.directory.clone() as Arc<dyn Directory>)
-        .refresh(everything())
+        .refresh(everything(), Losses::Most)
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("all servers are gone"), "{refused}");
     assert_eq!(house.directory.system().servers().count(), 2);
+}
+
+/// A reading that lost most domains is held back; accounts are followed all the same.
+#[tokio::test]
+async fn a_directory_that_lost_most_domains_waits_for_a_word() {
+    let names = ["d1.test", "d2.test", "d3.test"];
+    let slapd = Slapd::start(&names.map(|name| domain(name, "")).concat());
+    let house = House::open(settings(&[slapd.url()])).await;
+    let directory: Arc<dyn Directory> = house.directory.clone();
+    assert_eq!(house.ask("alice@a.test").await, "alice@a.test store1.test:7990");
+    let mut admin = slapd.admin().await;
+    for dn in names
+        .iter()
+        .flat_map(|name| [format!("ou=people,{}", domain_dn(name)), domain_dn(name)])
+    {
+        admin.delete(&dn).await.unwrap().success().unwrap();
+    }
+    until("the reading to be held back", async || directory.refusal().is_some()).await;
+    let reason = directory.refusal().unwrap();
+    assert!(reason.contains("3 of 5 domains are gone"), "{reason}");
+    set(
+        &mut admin,
+        &account_dn("alice@a.test"),
+        "zimbraMailHost",
+        &["store2.test"],
+    )
+    .await;
+    house.until("alice@a.test", "alice@a.test store2.test:7991").await;
+    assert!(directory.clone().refresh(everything(), Losses::Few).await.is_err());
+    assert_eq!(directory.system().domains().count(), 5);
+    directory.clone().refresh(everything(), Losses::Most).await.unwrap();
+    assert_eq!((directory.system().domains().count(), directory.refusal()), (2, None));
 }
 
 #[tokio::test]
@@ -534,14 +566,18 @@ async fn what_the_judge_refuses_is_not_put_in_force() {
     )
     .await;
     for times in 1..3 {
-        let refused = directory.clone().refresh(nobody.clone()).await.unwrap_err();
+        let refused = directory
+            .clone()
+            .refresh(nobody.clone(), Losses::Most)
+            .await
+            .unwrap_err();
         assert!(refused.to_string().contains("x: not now"), "{refused}");
         assert!(directory.system().domain_by_host("new.a.test").is_none());
         assert_eq!(judged.load(Ordering::SeqCst), times);
     }
     // The judge may be asked for another reason than the directory, so also while that is down.
     slapd.stop();
-    assert!(directory.clone().refresh(everything()).await.is_err());
+    assert!(directory.clone().refresh(everything(), Losses::Most).await.is_err());
     assert!(directory.system().domain_by_host("new.a.test").is_some());
 }
 
@@ -582,7 +618,7 @@ async fn after_a_move_is_seen_nobody_gets_the_old_server() {
         move_alice(&mut admin, i).await;
         // Looking at once is what a poll does; waiting for 200 of them would take too long.
         (house.directory.clone() as Arc<dyn Directory>)
-            .refresh(everything())
+            .refresh(everything(), Losses::Most)
             .await
             .unwrap();
         until("the move to be seen", async || {

@@ -14,14 +14,14 @@ use serde_json::Value;
 use crate::scene::{Scene, play, play_with};
 
 /// What a verb printed, and its exit code.
-struct Said {
-    out: String,
-    err: String,
-    code: i32,
+pub(crate) struct Said {
+    pub(crate) out: String,
+    pub(crate) err: String,
+    pub(crate) code: i32,
 }
 
 /// Runs a verb against this Portico.
-fn said(portico: &Portico, args: &[&str]) -> Result<Said> {
+pub(crate) fn said(portico: &Portico, args: &[&str]) -> Result<Said> {
     let conf = portico.dir().join("portico.yaml");
     let out = Command::new(binary()?).arg("-c").arg(conf).args(args).output()?;
     Ok(Said {

@@ -11,6 +11,7 @@ mod fail2ban;
 mod failures;
 mod floods;
 mod groups;
+mod half_written;
 mod hostile;
 mod http2;
 mod image;

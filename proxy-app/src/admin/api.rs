@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -12,9 +12,10 @@ use axum::routing::get;
 use axum::{Extension, Json, Router};
 use http_body_util::BodyExt as _;
 use mail_proxy::audit::{Event, Record};
+use route_cache::directory::Losses;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::{self, Content, OpenApi, Ref, RefOr, ResponseBuilder};
-use utoipa::{OpenApi as _, ToSchema};
+use utoipa::{IntoParams, OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -253,16 +254,29 @@ pub struct Reloaded {
     pub warnings: Vec<String>,
 }
 
+/// How to reload.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct HowToReload {
+    /// Also a directory in which there is no server or no domain any more.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Reads the node file, the directory and the certificates again, as SIGHUP does.
 ///
 /// What cannot be used changes nothing; the answer then names every problem.
-#[utoipa::path(post, path = "/v1/reload", responses(
+#[utoipa::path(post, path = "/v1/reload", params(HowToReload), responses(
     (status = 200, body = Reloaded),
     (status = 422, description = "Something cannot be used", body = Failure),
 ))]
-async fn reload(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Result<Json<Reloaded>, Failure> {
+async fn reload(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Query(how): Query<HowToReload>,
+) -> Result<Json<Reloaded>, Failure> {
     audit(&app, caller, "reload".to_owned());
-    let reloaded = app.reload().await;
+    let reloaded = app.reload(if how.force { Losses::All } else { Losses::Most }).await;
     let problems = reloaded.problems.iter().map(ToString::to_string).collect();
     if reloaded.problems.has_errors() {
         return Err(Failure {

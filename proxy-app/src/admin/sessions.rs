@@ -44,6 +44,8 @@ pub struct Status {
     pub ready: bool,
     /// Why not.
     pub not_ready: Vec<String>,
+    /// Why what was read last of the directory is not in force.
+    pub directory_refused: Option<String>,
     /// Number of the configuration in force.
     pub generation: u64,
     /// Open connections of all kinds.
@@ -78,6 +80,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
         uptime: app.started.elapsed().as_secs(),
         ready: not_ready.is_empty(),
         not_ready: not_ready.into_iter().map(str::to_owned).collect(),
+        directory_refused: app.directory_refusal(),
         generation: app.snapshot.load().generation,
         connections: app.open.count() as u64,
         sessions: ["imap", "pop3", "http", "stream"]

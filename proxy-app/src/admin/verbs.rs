@@ -47,6 +47,9 @@ pub enum Verb {
     },
     /// Read the directory and the certificates again, and say what changed.
     Reload {
+        /// Also a directory in which there is no server or no domain any more.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         to: To,
@@ -233,8 +236,9 @@ async fn ask(verb: Verb, conf: &Path) -> anyhow::Result<String> {
             let answer: Forgotten = to.client(conf)?.send(Method::POST, "/v1/routes/purge", &body).await?;
             to.show(&answer, forgotten)
         }
-        Verb::Reload { to } => {
-            let answer: Reloaded = to.client(conf)?.send(Method::POST, "/v1/reload", &()).await?;
+        Verb::Reload { force, to } => {
+            let path = if force { "/v1/reload?force=true" } else { "/v1/reload" };
+            let answer: Reloaded = to.client(conf)?.send(Method::POST, path, &()).await?;
             to.show(&answer, reloaded)
         }
         Verb::Status { to } => {
@@ -524,6 +528,9 @@ fn status(answer: &Status) -> String {
     match answer.not_ready.as_slice() {
         [] => lines.line("ready", "yes"),
         reasons => lines.line("ready", format!("no: {}", reasons.join("; "))),
+    }
+    if let Some(reason) = &answer.directory_refused {
+        lines.line("directory", format!("not in force: {reason}"));
     }
     lines.line("generation", answer.generation.to_string());
     lines.line("connections", answer.connections.to_string());

@@ -21,6 +21,7 @@ use self::pool::{Extent, Pool, Search, Trouble};
 use self::reading::Reading;
 use super::edit::Room;
 use super::entry::Entry;
+use super::losses::{self, Losses};
 use super::system::System;
 use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, fold, last_good, off_the_runtime};
 use crate::Secret;
@@ -178,7 +179,8 @@ impl LdapDirectory {
             announcer: Announcer::new(),
         };
         let everything: Arc<Judge> = Arc::new(|_| Ok(()));
-        let looked = directory.look(&everything).await;
+        // Whoever starts a node wants what there is now.
+        let looked = directory.look(&everything, Losses::Most).await;
         // They are driven by the runtime of the caller, which may not be the one that serves.
         directory.pool.close();
         match looked {
@@ -195,13 +197,20 @@ impl LdapDirectory {
         Ok((directory, problems))
     }
 
-    /// Looks for changes and takes them over. Gives what is wrong with the entries that changed.
-    async fn look(&self, judge: &Arc<Judge>) -> Result<Problems, Trouble> {
+    /// Looks for changes and takes them over, if no more than `losses` is gone. Gives what is wrong with the entries
+    /// that changed.
+    async fn look(&self, judge: &Arc<Judge>, losses: Losses) -> Result<Problems, Trouble> {
         let mut reading = self.reading.lock().await;
         let mut problems = Problems::new();
-        let renewed = reading.renew(&self.pool, &self.system.load(), &mut problems).await?;
-        if let Some(system) = renewed {
-            self.adopt(Arc::new(system), judge, &mut problems).await;
+        let before = self.system.load_full();
+        let renewed = reading.renew(&self.pool, &before, losses, &mut problems).await;
+        if let Err(Trouble::Refused(reason)) = &renewed {
+            self.announcer.refuse(reason.clone());
+        }
+        match renewed? {
+            Some(system) => self.adopt(Arc::new(system), judge, losses, &mut problems).await,
+            None if self.refused.load().is_none() => self.announcer.accept(),
+            None => {}
         }
         match reading.accounts(&self.pool).await? {
             News::Touched(touched) if touched.is_empty() => {}
@@ -240,16 +249,22 @@ impl LdapDirectory {
     }
 
     /// Puts a system in force, unless it is refused.
-    async fn adopt(&self, system: Arc<System>, judge: &Arc<Judge>, problems: &mut Problems) {
+    async fn adopt(&self, system: Arc<System>, judge: &Arc<Judge>, losses: Losses, problems: &mut Problems) {
         let (judge, candidate) = (judge.clone(), system.clone());
-        match off_the_runtime(move || judge(&candidate)).await.flatten() {
+        let judged = match losses.forbid(losses::of_systems(&self.system.load(), &system)) {
+            Some(reason) => Err(alone(reason)),
+            None => off_the_runtime(move || judge(&candidate)).await.flatten(),
+        };
+        match judged {
             Ok(()) => {
                 self.refused.store(None);
                 self.system.store(system);
+                self.announcer.accept();
                 self.announcer.changed();
             }
             Err(reasons) => {
                 self.refused.store(Some(system));
+                self.announcer.refuse(reasons.first_error());
                 problems.extend(reasons);
                 let message = "what was read cannot be put in force; what was before stays".to_owned();
                 problems.push(problem(String::new(), message, Severity::Error));
@@ -260,7 +275,7 @@ impl LdapDirectory {
     /// The same, said in the log: what is wrong with entries each time that they change, and that the directory
     /// cannot be read once.
     async fn look_aloud(&self, judge: &Arc<Judge>, failing: &mut bool) {
-        match self.look(judge).await {
+        match self.look(judge, Losses::Few).await {
             Ok(problems) => {
                 say(&problems);
                 if std::mem::take(failing) {
@@ -323,6 +338,10 @@ impl Directory for LdapDirectory {
         self.announcer.age()
     }
 
+    fn refusal(&self) -> Option<String> {
+        self.announcer.refusal()
+    }
+
     async fn gone(&self, names: &[Arc<str>]) -> Result<Vec<Arc<str>>, DirectoryError> {
         let address = attributes::MAIL_DELIVERY_ADDRESS.name;
         let wanted = Arc::new([address.to_owned()]);
@@ -345,9 +364,9 @@ impl Directory for LdapDirectory {
     }
 
     /// Also while the directory is down: the judge may have something else to put in force.
-    async fn refresh(self: Arc<Self>, judge: Arc<Judge>) -> Result<(), Problems> {
+    async fn refresh(self: Arc<Self>, judge: Arc<Judge>, losses: Losses) -> Result<(), Problems> {
         let before = self.system.load_full();
-        let (mut problems, trouble) = match self.look(&judge).await {
+        let (mut problems, trouble) = match self.look(&judge, losses).await {
             Ok(problems) => (problems, None),
             Err(trouble) => (Problems::new(), Some(trouble)),
         };
@@ -356,7 +375,7 @@ impl Directory for LdapDirectory {
             let _one = self.reading.lock().await;
             if Arc::ptr_eq(&before, &self.system.load()) && !problems.has_errors() {
                 let candidate = self.refused.load_full().unwrap_or(before);
-                self.adopt(candidate, &judge, &mut problems).await;
+                self.adopt(candidate, &judge, losses, &mut problems).await;
             }
         }
         if let Some(trouble) = trouble {
@@ -442,6 +461,13 @@ fn problem(key: String, message: String, severity: Severity) -> Problem {
         message,
         severity,
     }
+}
+
+/// The one error there is.
+fn alone(message: String) -> Problems {
+    let mut problems = Problems::new();
+    problems.push(problem(String::new(), message, Severity::Error));
+    problems
 }
 
 /// The same, but no reason to give up.

@@ -1,12 +1,12 @@
 //! The directory in a YAML file: the same entries and attributes as in LDAP, all accounts in memory.
 //!
-//! A file that is not good is not taken: the one before stays in force. How it is written is in `edit.rs`.
+//! A file that is not good is not taken: the one before stays in force. So it is with one that is still being
+//! written, and with one that has lost most of what there was. How it is written is in `edit.rs`.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+use super::edit::Room;
 use super::entry::{Entry, Origin};
+use super::losses::{self, Count, Losses};
 use super::system::System;
 use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, check, fold, off_the_runtime};
 use crate::attributes::{self, Attribute};
@@ -31,10 +33,8 @@ pub struct YamlDirectory {
     path: PathBuf,
     content: ArcSwap<Content>,
     /// The files as they were at the last reading, good or bad. Its lock also keeps readings apart.
-    seen: Mutex<Vec<(PathBuf, Look)>>,
+    seen: Mutex<Looks>,
     announcer: Announcer,
-    /// What the file says is in force.
-    good: AtomicBool,
 }
 
 /// What one reading of the file gave.
@@ -55,6 +55,15 @@ struct Accounts {
 
 /// How a file looks from outside: its device, number, size and time in nanoseconds. `None`: it is not there.
 type Look = Option<(u64, u64, u64, i64, i64)>;
+
+/// The files of a directory, and how they look.
+type Looks = Vec<(PathBuf, Look)>;
+
+/// Time between two looks at files that have changed. Who writes in place is done by then, or writes on.
+const SETTLED: Duration = Duration::from_secs(1);
+/// The same where somebody waits, and how often he waits for files that go on changing.
+const SETTLED_SOON: Duration = Duration::from_millis(200);
+const PATIENCE: usize = 25;
 
 impl YamlDirectory {
     /// Reads the file. Gives the directory with the warnings, or all problems if one of them is an error.
@@ -79,7 +88,6 @@ impl YamlDirectory {
             content: ArcSwap::from_pointee(content),
             seen: Mutex::default(),
             announcer: Announcer::new(),
-            good: AtomicBool::new(true),
         };
         *directory.seen.lock() = looks(directory.files());
         directory.announcer.was_read();
@@ -87,24 +95,22 @@ impl YamlDirectory {
     }
 
     /// Reads the file again and, if it is good, puts the new content in place of the old one, all at once.
-    /// Gives the warnings. After an error, or if `judge` does not want it, everything is as before.
-    pub fn reload(&self, judge: &Judge) -> Result<Problems, Problems> {
+    /// Gives the warnings. After an error, or if `judge` does not want it or more is gone than `losses` allows,
+    /// everything is as before.
+    pub fn reload(&self, judge: &Judge, losses: Losses) -> Result<Problems, Problems> {
         let mut seen = self.seen.lock();
-        self.read_again(&mut seen, judge)
-    }
-
-    /// The same, if one of the files changed since the last reading.
-    fn reload_if_changed(&self, judge: &Judge) -> Option<Result<Problems, Problems>> {
-        let mut seen = self.seen.lock();
-        let changed = seen.iter().any(|(path, before)| look(path) != *before);
-        if !changed && self.good.load(Ordering::Relaxed) {
-            self.announcer.was_read();
+        let read = self.read_again(&mut seen, judge, losses);
+        match &read {
+            Ok(_) => {
+                self.announcer.accept();
+                self.announcer.was_read();
+            }
+            Err(problems) => self.announcer.refuse(problems.first_error()),
         }
-        changed.then(|| self.read_again(&mut seen, judge))
+        read
     }
 
-    fn read_again(&self, seen: &mut Vec<(PathBuf, Look)>, judge: &Judge) -> Result<Problems, Problems> {
-        self.good.store(false, Ordering::Relaxed);
+    fn read_again(&self, seen: &mut Looks, judge: &Judge, losses: Losses) -> Result<Problems, Problems> {
         // As they are before the reading: a change meanwhile is found the next time.
         let own = (self.path.clone(), look(&self.path));
         let (files, read) = match Document::load(&self.path) {
@@ -113,15 +119,62 @@ impl YamlDirectory {
         };
         *seen = std::iter::once(own).chain(looks(files)).collect();
         let (content, warnings) = read?;
+        self.doubt(seen, &content, losses)?;
         judge(&content.system)?;
         let before = self.content.swap(Arc::new(content));
         let now = self.content.load();
         // Comparing is not worth it: a system is built from its file in any case.
         self.announcer.changed();
         self.announcer.tell_touched(now.accounts.changes(&before.accounts));
-        self.good.store(true, Ordering::Relaxed);
-        self.announcer.was_read();
         Ok(warnings)
+    }
+
+    /// Good as it is, a reading may be that of a file that is only half there.
+    fn doubt(&self, seen: &Looks, content: &Content, losses: Losses) -> Result<(), Problems> {
+        let before = self.content.load();
+        let systems = losses::of_systems(&before.system, &content.system);
+        let accounts = content.accounts.count(&before.accounts);
+        let forbidden = losses.forbid(systems.into_iter().chain([accounts]));
+        let changed = look(&self.path) != seen[0].1;
+        let reason = forbidden.or_else(|| changed.then(|| "it changed while it was read".to_owned()));
+        match reason {
+            Some(reason) => Err(Problems::of_file(&self.path, None, reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// How the files look now, if that is not as they were at the last reading.
+    fn changed(&self) -> Option<Looks> {
+        let seen = self.seen.lock();
+        let now: Looks = seen.iter().map(|(path, _)| (path.clone(), look(path))).collect();
+        (now != *seen).then_some(now)
+    }
+
+    /// Waits until files that have changed look the same twice, but not for ever.
+    async fn settle(self: &Arc<Self>) -> Result<(), Problems> {
+        let mut last = None;
+        for _ in 0..PATIENCE {
+            let directory = self.clone();
+            let now = off_the_runtime(move || directory.changed()).await?;
+            if now.is_none() || now == last {
+                return Ok(());
+            }
+            last = now;
+            tokio::time::sleep(SETTLED_SOON).await;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the files have changed, and reads them if they looked the same at the last look. Gives how they
+    /// look, if they are still to be read.
+    fn follow(&self, last: Option<&Looks>, judge: &Judge) -> Option<Looks> {
+        match self.changed() {
+            None if self.announcer.refusal().is_none() => self.announcer.was_read(),
+            None => {}
+            Some(now) if Some(&now) == last => say(&self.path, &self.reload(judge, Losses::Few)),
+            Some(now) => return Some(now),
+        }
+        None
     }
 
     /// The files whose change is a change of this directory: itself, and those named with `!file`.
@@ -173,13 +226,18 @@ impl Directory for YamlDirectory {
         self.announcer.news()
     }
 
+    fn refusal(&self) -> Option<String> {
+        self.announcer.refusal()
+    }
+
     async fn watch(self: Arc<Self>, poll: Duration, judge: Arc<Judge>) {
+        let mut last = None;
         loop {
-            tokio::time::sleep(poll).await;
-            let (directory, judge) = (self.clone(), judge.clone());
-            match off_the_runtime(move || directory.reload_if_changed(&*judge)).await {
-                Ok(Some(read)) => say(&self.path, &read),
-                Ok(None) => {}
+            let pause = if last.is_some() { poll.min(SETTLED) } else { poll };
+            tokio::time::sleep(pause).await;
+            let (directory, judge, looked) = (self.clone(), judge.clone(), last.take());
+            match off_the_runtime(move || directory.follow(looked.as_ref(), &*judge)).await {
+                Ok(now) => last = now,
                 Err(problems) => problems
                     .iter()
                     .for_each(|problem| log::error!(target: "route_cache::list", "{problem}")),
@@ -187,8 +245,12 @@ impl Directory for YamlDirectory {
         }
     }
 
-    async fn refresh(self: Arc<Self>, judge: Arc<Judge>) -> Result<(), Problems> {
-        let warnings = off_the_runtime(move || self.reload(&*judge)).await??;
+    async fn refresh(self: Arc<Self>, judge: Arc<Judge>, losses: Losses) -> Result<(), Problems> {
+        // Whoever changed it from here has put it in place whole.
+        if losses > Losses::Few {
+            self.settle().await?;
+        }
+        let warnings = off_the_runtime(move || self.reload(&*judge, losses)).await??;
         warnings
             .iter()
             .for_each(|problem| log::warn!(target: "route_cache::list", "{problem}"));
@@ -210,7 +272,7 @@ fn say(path: &Path, read: &Result<Problems, Problems>) {
         .for_each(|problem| log::warn!(target: "route_cache::list", "{problem}"));
 }
 
-fn looks(paths: Vec<PathBuf>) -> Vec<(PathBuf, Look)> {
+fn looks(paths: Vec<PathBuf>) -> Looks {
     paths.into_iter().map(|path| (path.clone(), look(&path))).collect()
 }
 
@@ -256,6 +318,25 @@ impl Accounts {
             accounts.add(Arc::new(entry), problems);
         }
         accounts
+    }
+
+    /// How many of those in `before` are still here.
+    fn count(&self, before: &Accounts) -> Count {
+        let own = |accounts: &Accounts| accounts.names().count();
+        Count {
+            room: Room::Accounts,
+            had: own(before),
+            left: before.names().filter(|name| self.by_name.contains_key(*name)).count(),
+            has: own(self),
+        }
+    }
+
+    /// The address of each account.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        let names = self.by_name.iter();
+        names
+            .filter(|(name, entry)| **name == account_name(entry))
+            .map(|(name, _)| name)
     }
 
     /// Who is not what he was in `before`, with all names of both times.
@@ -502,17 +583,75 @@ accounts:
         let path = folder.path().join("d.yaml");
         std::fs::write(&path, GOOD).unwrap();
         let (directory, _) = YamlDirectory::load(&path).unwrap();
-        std::fs::write(&path, "accounts: {x@y: {}}\nservers: 1\n").unwrap();
         let (yes, no): (&Judge, &Judge) = (&|_| Ok(()), &|_| Err(Problems::of_file(Path::new("x"), None, "no")));
-        assert!(directory.reload(yes).unwrap_err().has_errors());
+        let reload = |judge| directory.reload(judge, Losses::All);
+        std::fs::write(&path, "accounts: {x@y: {}}\nservers: 1\n").unwrap();
+        assert!(reload(yes).unwrap_err().has_errors());
         assert_eq!(directory.account_count(), 2);
         std::fs::write(&path, "accounts: {x@y: {}}\n").unwrap();
-        assert_eq!(directory.reload(no).unwrap_err().to_string(), "x: no");
-        assert_eq!(directory.account_count(), 2);
-        assert!(directory.reload(yes).unwrap().is_empty());
-        assert_eq!(directory.account_count(), 1);
+        assert_eq!(reload(no).unwrap_err().to_string(), "x: no");
+        assert_eq!(
+            (directory.account_count(), directory.refusal()),
+            (2, Some("x: no".to_owned()))
+        );
+        assert!(reload(yes).unwrap().is_empty());
+        assert_eq!((directory.account_count(), directory.refusal()), (1, None));
         assert_eq!(directory.accounts()[0].name(), "x@y");
         assert_eq!(directory.files(), [path]);
+    }
+
+    /// Cut off where an entry ends, a file is good YAML and says that the rest is gone.
+    #[test]
+    fn a_file_that_lost_most_is_taken_on_somebodys_word_only() {
+        let whole: String = std::iter::once(GOOD.to_owned())
+            .chain((0..6).map(|i| format!("  user{i}@a.example: {{zimbraMailHost: store1.example.test}}\n")))
+            .collect();
+        let upto = |end: &str| whole[..whole.find(end).unwrap()].to_owned();
+        let yes: &Judge = &|_| Ok(());
+        for (text, least) in [
+            (whole.clone(), Losses::Few),
+            (upto("  user3"), Losses::Few),
+            (upto("  user0"), Losses::Most),
+            (upto("accounts:"), Losses::Most),
+            (upto("domains:"), Losses::All),
+            (upto("servers:"), Losses::All),
+            ("# only\n# comments\n".to_owned(), Losses::All),
+            (String::new(), Losses::All),
+        ] {
+            for losses in [Losses::Few, Losses::Most, Losses::All] {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("d.yaml");
+                std::fs::write(&path, &whole).unwrap();
+                let (directory, _) = YamlDirectory::load(&path).unwrap();
+                std::fs::write(&path, &text).unwrap();
+                let taken = directory.reload(yes, losses).is_ok();
+                assert_eq!(taken, losses >= least, "{losses:?}: {text}");
+                assert_eq!(directory.refusal().is_none(), taken);
+                assert!(taken || directory.account_count() == 8);
+            }
+        }
+    }
+
+    /// Who writes in place is seen in the middle of it.
+    #[test]
+    fn a_file_is_read_when_it_looks_the_same_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.yaml");
+        std::fs::write(&path, GOOD).unwrap();
+        let (directory, _) = YamlDirectory::load(&path).unwrap();
+        let yes: &Judge = &|_| Ok(());
+        assert_eq!(directory.follow(None, yes), None);
+        let mut last = None;
+        for part in ["  carol@a.example: {}\n", "  dave@a.example: {}\n"] {
+            let text = std::fs::read_to_string(&path).unwrap() + part;
+            std::fs::write(&path, text).unwrap();
+            let now = directory.follow(last.as_ref(), yes);
+            assert!(now.is_some() && now != last);
+            assert_eq!(directory.account_count(), 2);
+            last = now;
+        }
+        assert_eq!(directory.follow(last.as_ref(), yes), None);
+        assert_eq!(directory.account_count(), 4);
     }
 
     /// Not a benchmark: it only shows that nothing is quadratic.

@@ -99,6 +99,12 @@ impl Problems {
         self.0.iter().any(|p| p.severity == Severity::Error)
     }
 
+    /// The first that is an error, as people see it.
+    pub fn first_error(&self) -> String {
+        let error = self.0.iter().find(|p| p.severity == Severity::Error);
+        error.map(Problem::to_string).unwrap_or_default()
+    }
+
     /// All of them in the order they were found.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()

@@ -15,6 +15,7 @@ use super::{attribute_names, filter, name_attribute, place, problem};
 use crate::attributes::{self, Attribute};
 use crate::directory::edit::Room;
 use crate::directory::entry::Entry;
+use crate::directory::losses::Losses;
 use crate::directory::system::System;
 use crate::directory::{News, OLD_ADDRESS, Touched, fold};
 use crate::yaml::{Problem, Problems, Severity};
@@ -63,17 +64,18 @@ impl Reading {
         &mut self,
         pool: &Pool,
         before: &System,
+        losses: Losses,
         problems: &mut Problems,
     ) -> Result<Option<System>, Trouble> {
         if self.records.is_empty() {
-            self.read_all(pool, before).await?;
+            self.read_all(pool, before, losses).await?;
         }
         // Before the entries, so that a change meanwhile is found in the next look.
         let marks = Marks::read(pool, |context| self.stands_in(context)).await?;
         let quiet = self.marks.as_ref().is_some_and(|last| marks.since(last) == Since::Now);
         self.begun = Some(marks);
         if !quiet {
-            self.read_changed(pool, before).await?;
+            self.read_changed(pool, before, losses).await?;
         }
         if !std::mem::take(&mut self.changed) {
             return Ok(None);
@@ -144,7 +146,7 @@ impl Reading {
         Ok(News::Touched(touched))
     }
 
-    async fn read_all(&mut self, pool: &Pool, before: &System) -> Result<(), Trouble> {
+    async fn read_all(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), Trouble> {
         let mut records = BTreeMap::new();
         // The global config comes first: it names attributes of servers.
         let mut ports = Vec::new();
@@ -159,7 +161,7 @@ impl Reading {
                     .map(|found| (found.key(), Record::of(room, found, before))),
             );
         }
-        check_rights(before, |room| {
+        check_rights(before, losses, |room| {
             records.values().filter(|record: &&Record| record.room == room).count()
         })?;
         self.changed |= !same(&self.records, &records);
@@ -167,7 +169,7 @@ impl Reading {
         Ok(())
     }
 
-    async fn read_changed(&mut self, pool: &Pool, before: &System) -> Result<(), Trouble> {
+    async fn read_changed(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), Trouble> {
         let mut listed = BTreeMap::new();
         for room in ROOMS {
             let found = all(room, pool, [ENTRY_CSN, MODIFIED].map(str::to_owned).into()).await?;
@@ -177,7 +179,7 @@ impl Reading {
                     .map(|found| (found.key(), (room, Version::of(&found), found.dn))),
             );
         }
-        check_rights(before, |room| {
+        check_rights(before, losses, |room| {
             listed.values().filter(|(other, ..)| *other == room).count()
         })?;
         let known = |dn: &String| self.records.get(dn).map(|record| &record.version);
@@ -186,7 +188,7 @@ impl Reading {
         let new = listed.iter().filter(|(dn, (_, version, _))| is_new(dn, version));
         let new: Vec<(Room, String)> = new.map(|(_, (room, _, dn))| (*room, dn.clone())).collect();
         if new.len() > FEW || new.iter().any(|(room, _)| *room == Room::Config) {
-            return self.read_all(pool, before).await;
+            return self.read_all(pool, before, losses).await;
         }
         let count = self.records.len();
         self.records.retain(|dn, _| listed.contains_key(dn));
@@ -253,14 +255,14 @@ impl Reading {
 }
 
 /// A directory that suddenly has no config, no server or no domain is one that we may no longer read.
-fn check_rights(before: &System, count: impl Fn(Room) -> usize) -> Result<(), Trouble> {
+fn check_rights(before: &System, losses: Losses, count: impl Fn(Room) -> usize) -> Result<(), Trouble> {
     if count(Room::Config) == 0 {
         return Err(Trouble::Refused(
             "there is no cn=config,cn=zimbra, or no right to read it".to_owned(),
         ));
     }
     for (room, entries) in [(Room::Servers, &before.servers), (Room::Domains, &before.domains)] {
-        if count(room) == 0 && !entries.is_empty() {
+        if count(room) == 0 && !entries.is_empty() && losses < Losses::All {
             return Err(Trouble::Refused(format!(
                 "all {} are gone; are the rights?",
                 room.name()

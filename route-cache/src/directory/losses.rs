@@ -1,0 +1,97 @@
+//! Readings that have lost too much to be believed: a file that is empty or half written, a disk that is full, a
+//! right that was taken away. Whoever is gone from the directory hears that his password is wrong, so that is not
+//! taken over without somebody's word.
+
+use super::edit::Room;
+use super::system::{Entries, System};
+
+/// What may be lost from one reading to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Losses {
+    /// Up to half of the entries of each kind: nobody asked for this reading.
+    Few,
+    /// More than that, but not all servers or all domains: an administrator wants this reading to count.
+    Most,
+    /// Everything: he said so expressly.
+    All,
+}
+
+/// The entries of a kind in two readings.
+pub(super) struct Count {
+    /// Which kind.
+    pub(super) room: Room,
+    /// How many there were.
+    pub(super) had: usize,
+    /// How many of those are still there.
+    pub(super) left: usize,
+    /// How many there are.
+    pub(super) has: usize,
+}
+
+impl Losses {
+    /// Why a reading with these counts may not go in force.
+    pub(super) fn forbid(self, counts: impl IntoIterator<Item = Count>) -> Option<String> {
+        counts.into_iter().find_map(|count| self.forbid_one(&count))
+    }
+
+    fn forbid_one(self, count: &Count) -> Option<String> {
+        let Count { room, had, left, has } = *count;
+        let name = room.name();
+        let vital = matches!(room, Room::Servers | Room::Domains);
+        if self < Losses::All && vital && had > 0 && has == 0 {
+            return Some(format!("all {name} are gone; if that is meant, portico reload --force"));
+        }
+        let gone = had - left;
+        (self < Losses::Most && gone * 2 > had)
+            .then(|| format!("{gone} of {had} {name} are gone; if that is meant, portico reload"))
+    }
+}
+
+/// Everything but the accounts.
+pub(super) fn of_systems(before: &System, now: &System) -> [Count; 3] {
+    [
+        (Room::Servers, &before.servers, &now.servers),
+        (Room::Domains, &before.domains, &now.domains),
+        (Room::Cos, &before.cos, &now.cos),
+    ]
+    .map(|(room, before, now)| Count {
+        room,
+        had: before.len(),
+        left: still_there(before, now),
+        has: now.len(),
+    })
+}
+
+fn still_there(before: &Entries, now: &Entries) -> usize {
+    before.keys().filter(|name| now.contains_key(*name)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_half_wants_a_word_and_all_an_express_one() {
+        let allowed = |room, had, left, has| {
+            let all = [Losses::Few, Losses::Most, Losses::All];
+            let count = || Count { room, had, left, has };
+            all.map(|losses| losses.forbid([count()]).is_none())
+        };
+        for (room, had, left, has, expected) in [
+            (Room::Accounts, 0, 0, 9, [true, true, true]),
+            (Room::Accounts, 4, 2, 2, [true, true, true]),
+            (Room::Accounts, 4, 1, 1, [false, true, true]),
+            // Another file altogether.
+            (Room::Accounts, 4, 1, 90, [false, true, true]),
+            (Room::Accounts, 4, 0, 0, [false, true, true]),
+            (Room::Cos, 1, 0, 0, [false, true, true]),
+            (Room::Domains, 3, 1, 1, [false, true, true]),
+            (Room::Domains, 1, 0, 1, [false, true, true]),
+            (Room::Domains, 1, 0, 0, [false, false, true]),
+            (Room::Servers, 9, 0, 0, [false, false, true]),
+            (Room::Servers, 0, 0, 0, [true, true, true]),
+        ] {
+            assert_eq!(allowed(room, had, left, has), expected, "{room:?} {had} {left} {has}");
+        }
+    }
+}
