@@ -69,8 +69,10 @@ pub enum Event {
     Config,
     /// A certificate changed, or could not.
     Certificate,
-    /// Somebody did something over the admin API.
+    /// Somebody did something over the admin API, or showed a wrong token.
     Admin,
+    /// A web request was refused before anything was known of it.
+    Refused,
 }
 
 /// Who ended a session.

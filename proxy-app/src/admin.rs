@@ -24,6 +24,7 @@ use crate::config::AdminConfig;
 use crate::connector;
 use crate::inherited;
 use caller::Caller;
+use seats::{Reach, Seats};
 
 pub mod api;
 pub mod caller;
@@ -32,13 +33,16 @@ pub mod console;
 pub mod domains;
 pub mod health;
 pub mod route;
+pub mod seats;
 pub mod sessions;
 pub mod verbs;
 
-/// Connections at one time on each of the two; a console and a scraper need a handful.
+/// Connections at one time on the socket; a console and a scraper need a handful.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a request head may take, and how long a connection may wait for the next one.
 const HEAD: Duration = Duration::from_secs(10);
+/// The same for those without a seat, who are told of health only.
+const STANDING_HEAD: Duration = Duration::from_secs(3);
 /// Most of a request head.
 const HEAD_MAX: usize = 16 * 1024;
 /// How long a client may take nothing of an answer.
@@ -189,7 +193,7 @@ async fn serve_unix(socket: &UnixListener, router: &Router) {
         match socket.accept().await {
             Ok((stream, _)) => {
                 let uid = stream.peer_cred().map(|peer| peer.uid()).ok();
-                let connection = connection(stream, Caller::Socket { uid }, router);
+                let connection = connection(stream, Caller::Socket { uid }, Reach::All, router);
                 tokio::spawn(async move {
                     connection.await;
                     drop(seat);
@@ -201,18 +205,21 @@ async fn serve_unix(socket: &UnixListener, router: &Router) {
 }
 
 async fn serve_tcp(socket: &TcpListener, router: &Router) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut seats = Seats::default();
     loop {
-        let Ok(seat) = room.clone().acquire_owned().await else {
-            return;
-        };
         match socket.accept().await {
             Ok((stream, peer)) => {
                 let tuned = SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED));
                 if tuned.and_then(|()| connector::tune(&stream)).is_err() {
                     continue;
                 }
-                let connection = connection(stream, Caller::Http { address: peer }, router);
+                let (caller, address) = (Caller::Http { address: peer }, peer.ip());
+                let Some(seat) = seats.take(address) else {
+                    let task = tokio::spawn(connection(stream, caller, Reach::Health, router));
+                    seats.stand(address, task.abort_handle());
+                    continue;
+                };
+                let connection = connection(stream, caller, Reach::All, router);
                 tokio::spawn(async move {
                     connection.await;
                     drop(seat);
@@ -229,14 +236,22 @@ async fn pause(name: &str, error: &io::Error) {
 }
 
 /// One connection to its end. What goes wrong on it is its client's affair.
-fn connection<S>(stream: S, caller: Caller, router: &Router) -> impl Future<Output = ()> + Send + 'static
+fn connection<S>(stream: S, caller: Caller, reach: Reach, router: &Router) -> impl Future<Output = ()> + Send + 'static
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = router.clone().layer(axum::Extension(caller));
+    let service = router
+        .clone()
+        .layer(axum::Extension(caller))
+        .layer(axum::Extension(reach));
+    let head = match reach {
+        Reach::All => HEAD,
+        Reach::Health => STANDING_HEAD,
+    };
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(head)
+        .keep_alive(reach == Reach::All)
         .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     async move {

@@ -28,6 +28,7 @@ use crate::logins::{Logins, Watched};
 use crate::logs::{self, AuditLog, CarbonioLog, Log};
 use crate::metrics::Metrics;
 use crate::names::Names;
+use crate::refusals::Refusals;
 use crate::routes::{self, Routes};
 use crate::sessions::Sessions;
 use crate::snapshot::{self, Built, Snapshot, problem};
@@ -172,6 +173,8 @@ pub struct App {
     pub open: Open,
     /// How many there may be.
     pub limits: Arc<Limits>,
+    /// Whose requests were refused lately.
+    pub refusals: Refusals,
     /// Every connection, to be listed and ended.
     pub sessions: Arc<Sessions>,
     /// Login attempts, for those who watch.
@@ -261,6 +264,7 @@ impl App {
             groups,
             open: Open::default(),
             limits: Limits::new(config.limits.clone()),
+            refusals: Refusals::default(),
             sessions: Arc::default(),
             logins,
             metrics,

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod names;
 pub mod prov;
 pub mod proxy_protocol;
+pub mod refusals;
 pub mod routes;
 pub mod sessions;
 pub mod sites;

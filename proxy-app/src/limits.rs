@@ -73,13 +73,16 @@ pub struct Limits {
 
 /// Who is counted as one: an IPv6 user has a network of 64 bits and as many addresses as that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Origin {
+pub(crate) enum Origin {
+    /// An IPv4 address.
     V4(u32),
+    /// The first half of an IPv6 address.
     V6(u64),
 }
 
 impl Origin {
-    fn of(address: IpAddr) -> Origin {
+    /// Whose address this is.
+    pub(crate) fn of(address: IpAddr) -> Origin {
         match address.to_canonical() {
             IpAddr::V4(address) => Origin::V4(address.to_bits()),
             IpAddr::V6(address) => Origin::V6((address.to_bits() >> 64) as u64),

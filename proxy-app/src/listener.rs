@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,6 +40,7 @@ use crate::inherited;
 use crate::limits::Ticket;
 use crate::metrics::Refused;
 use crate::proxy_protocol::{self, Header};
+use crate::refusals::{self, Place, Reason};
 use crate::sessions::{Entered, Session};
 use crate::snapshot::{Snapshot, problem};
 use crate::stream::{self, Caller};
@@ -556,8 +558,13 @@ impl Door {
         let (channel, tls, shown) = match self.listener.tls {
             ListenerTls::Implicit => {
                 let handshake = Box::pin(web_handshake(tcp, client.local.ip(), &snapshot));
-                let Some(Some(stream)) = self.handshake(client, deadline, handshake).await else {
-                    return;
+                let stream = match self.handshake(client, deadline, handshake).await {
+                    Some(Some(stream)) => stream,
+                    Some(None) => {
+                        let place = Place::new("", &self.name, &client);
+                        return refusals::record(&self.app, place, Reason::ClearText);
+                    }
+                    None => return,
                 };
                 self.took(Phase::Tls, begun);
                 let facts = tls::facts(stream.ssl());
@@ -581,6 +588,7 @@ impl Door {
             sso: self.listener.serve == Serve::Sso,
             greeted: Greeted::default(),
             live: live.clone(),
+            taken: AtomicBool::default(),
         };
         let stream = match WebStream::new(channel, client) {
             Ok(stream) => stream,

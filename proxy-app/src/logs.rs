@@ -269,7 +269,7 @@ pub fn json(time: Timestamp, record: &Record) -> String {
 }
 
 /// The audit log in the words of a Carbonio mailbox server's audit.log (MAIL §8.1), so that existing fail2ban
-/// filters match. Only logins have a line there.
+/// filters match. Only logins, guessed tokens and refused requests have a line there.
 pub struct CarbonioLog(pub Log);
 
 impl Audit for CarbonioLog {
@@ -285,10 +285,23 @@ impl Audit for CarbonioLog {
 }
 
 fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
-    let outcome = record
-        .outcome
-        .filter(|_| matches!(record.event, Some(Event::Login | Event::WebLogin)))?;
-    let user = record.user.as_deref().unwrap_or_default();
+    let (command, outcome) = match (record.event?, record.outcome) {
+        (Event::Login | Event::WebLogin, Some(outcome)) => ("Auth", outcome),
+        (Event::Admin, Some(outcome)) => ("AdminAuth", outcome),
+        (Event::Refused, _) => {
+            let why = value(record.why.as_deref().unwrap_or_default());
+            return Some(format!(
+                "{} cmd=Refused; protocol=http; error={why};",
+                origin(record, now, "WARN")
+            ));
+        }
+        _ => return None,
+    };
+    // A token has no user; it belongs to its listener.
+    let user = record.user.as_deref().unwrap_or(match command {
+        "AdminAuth" => &record.listener,
+        _ => "",
+    });
     let error = match outcome {
         Outcome::Ok => None,
         Outcome::BadCredentials => Some(format!("authentication failed for [{user}], invalid password")),
@@ -296,17 +309,10 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         // Not the user's fault: in words that no filter takes for a guessed password.
         other => Some(other.name().to_owned()),
     };
-    let peer = record.via.as_deref().unwrap_or(&record.client);
+    let level = if error.is_some() { "WARN" } else { "INFO" };
     let mut line = format!(
-        "{},{:03} {:<5} [{}-{}] [ip={};oip={};cid={};] security - cmd=Auth; account={}; protocol={};",
-        now.strftime("%Y-%m-%d %H:%M:%S"),
-        now.millisecond(),
-        if error.is_some() { "WARN" } else { "INFO" },
-        record.proto,
-        record.conn,
-        address(peer),
-        address(&record.client),
-        record.conn,
+        "{} cmd={command}; account={}; protocol={};",
+        origin(record, now, level),
         value(record.account.as_deref().unwrap_or(user)),
         match record.mechanism {
             Some("SOAP" | "JSON") => "soap",
@@ -318,6 +324,21 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         line.push_str(&format!(" error={};", value(&error)));
     }
     Some(line)
+}
+
+/// The beginning of a line: when, on which connection, from where.
+fn origin(record: &Record, now: &ZonedDateTime, level: &str) -> String {
+    let peer = record.via.as_deref().unwrap_or(&record.client);
+    format!(
+        "{},{:03} {level:<5} [{}-{}] [ip={};oip={};cid={};] security -",
+        now.strftime("%Y-%m-%d %H:%M:%S"),
+        now.millisecond(),
+        record.proto,
+        record.conn,
+        address(peer),
+        address(&record.client),
+        record.conn,
+    )
 }
 
 /// The address without its port.
@@ -465,5 +486,25 @@ mod tests {
         );
         record.event = Some(Event::SessionEnd);
         assert_eq!(carbonio_line(&record, &now), None);
+        let mut refused = Record {
+            event: Some(Event::Refused),
+            proto: "http",
+            client: "[2001:db8::1]:5".to_owned(),
+            listener: "admin.http".to_owned(),
+            why: Some("CONNECT".to_owned()),
+            ..Record::default()
+        };
+        assert_eq!(
+            carbonio_line(&refused, &now).unwrap(),
+            "2026-01-02 10:00:01,004 WARN  [http-] [ip=2001:db8::1;oip=2001:db8::1;cid=;] security - cmd=Refused; \
+             protocol=http; error=CONNECT;"
+        );
+        (refused.event, refused.outcome) = (Some(Event::Admin), Some(Outcome::BadCredentials));
+        assert!(carbonio_line(&refused, &now).unwrap().ends_with(
+            "cmd=AdminAuth; account=admin.http; protocol=http; \
+             error=authentication failed for [admin.http], invalid password;"
+        ));
+        refused.outcome = None;
+        assert_eq!(carbonio_line(&refused, &now), None);
     }
 }

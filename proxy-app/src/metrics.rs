@@ -18,6 +18,7 @@ use prometheus::{
 
 use crate::app::App;
 use crate::diagnostics;
+use crate::refusals::Reason;
 use crate::web::upstreams::Health;
 
 /// Most values of a label that names servers; what is beyond is `other`.
@@ -52,6 +53,11 @@ const REFUSED: Metric = metric(
     "portico_connections_refused_total",
     &["listener", "reason"],
     "Connections that ended before anything was said: no PROXY header (proxy), no TLS (tls), a foreign network (network), or a limit (connections, per_address, handshakes).",
+);
+const REQUESTS_REFUSED: Metric = metric(
+    "portico_requests_refused_total",
+    &["listener", "reason"],
+    "Web requests that were refused before anything was known of them, and guessed tokens of the admin API.",
 );
 const PHASE: Metric = metric(
     "portico_phase_seconds",
@@ -143,6 +149,7 @@ const BUSY: Metric = metric(
 pub const ALL: &[&Metric] = &[
     &ACCEPTED,
     &REFUSED,
+    &REQUESTS_REFUSED,
     &PHASE,
     &LOGINS,
     &CONNECTS,
@@ -171,6 +178,7 @@ pub struct Metrics {
     registry: Registry,
     accepted: IntCounterVec,
     refused: IntCounterVec,
+    requests_refused: IntCounterVec,
     phases: [[Histogram; PHASES.len()]; PROTOCOLS.len()],
     logins: IntCounterVec,
     connects: IntCounterVec,
@@ -245,6 +253,7 @@ impl Metrics {
         Ok(Metrics {
             accepted: counters(&ACCEPTED)?,
             refused: counters(&REFUSED)?,
+            requests_refused: counters(&REQUESTS_REFUSED)?,
             phases: PROTOCOLS.map(|protocol| PHASES.map(|phase| phases.with_label_values(&[protocol, phase]))),
             logins: counters(&LOGINS)?,
             connects: counters(&CONNECTS)?,
@@ -279,6 +288,11 @@ impl Metrics {
             Refused::Handshakes => "handshakes",
         };
         self.refused.with_label_values(&[listener, reason]).inc();
+    }
+
+    /// A request was refused before anything was known of it.
+    pub fn request_refused(&self, listener: &str, why: Reason) {
+        self.requests_refused.with_label_values(&[listener, why.name()]).inc();
     }
 
     /// A part of a login took this long.

@@ -282,6 +282,7 @@ impl ProxyHttp for Web {
         let Some(web) = connection::client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
+        web.take();
         let request = session.req_header();
         let asked = Asked::read(&self.app, web, request);
         exchange.form = Form::of(request);

@@ -26,6 +26,7 @@ mod pipelining;
 mod prov;
 mod proxy_protocol;
 mod real_web;
+mod refusals;
 mod scene;
 mod secrets;
 mod sessions;

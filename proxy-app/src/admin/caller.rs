@@ -18,7 +18,9 @@ use utoipa::ToSchema;
 
 use super::api::Failure;
 use super::console;
+use super::seats::Reach;
 use crate::app::App;
+use crate::refusals::{self, Place, Reason};
 
 /// Whoever sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,11 +85,41 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
         path: request.uri().path(),
         headers: request.headers(),
     };
+    if request.extensions().get::<Reach>() == Some(&Reach::Health) && !asked.is_open() {
+        let why = "there are too many connections to admin.http; this one is told of health only";
+        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    }
     let config = app.config.load_full();
     match asked.admit(caller, config.admin.token.as_ref(), &config.node) {
         Ok(()) => next.run(request).await,
-        Err((status, why)) => Failure::new(status, why).into_response(),
+        Err(denied) => {
+            if let (Some(reason), Caller::Http { address }) = (denied.reason, caller) {
+                refusals::record(&app, place(address), reason);
+            }
+            Failure::new(denied.status, denied.why).into_response()
+        }
     }
+}
+
+fn place(client: SocketAddr) -> Place<'static> {
+    Place {
+        conn: "",
+        listener: "admin.http",
+        client: SocketAddr::new(client.ip().to_canonical(), client.port()),
+        via: None,
+    }
+}
+
+/// Why a request is not let through.
+struct Denied {
+    status: StatusCode,
+    why: &'static str,
+    /// What is written down of it.
+    reason: Option<Reason>,
+}
+
+fn denied(status: StatusCode, why: &'static str, reason: Option<Reason>) -> Result<(), Denied> {
+    Err(Denied { status, why, reason })
 }
 
 struct Asked<'a> {
@@ -97,33 +129,47 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn admit(
-        &self,
-        caller: Caller,
-        token: Option<&Secret<String>>,
-        node: &str,
-    ) -> Result<(), (StatusCode, &'static str)> {
-        let reads = matches!(*self.method, Method::GET | Method::HEAD);
-        if matches!(caller, Caller::Socket { .. }) || (reads && OPEN.contains(&self.path)) {
+    fn reads(&self) -> bool {
+        matches!(*self.method, Method::GET | Method::HEAD)
+    }
+
+    /// Whether everybody may ask it.
+    fn is_open(&self) -> bool {
+        self.reads() && OPEN.contains(&self.path)
+    }
+
+    fn admit(&self, caller: Caller, token: Option<&Secret<String>>, node: &str) -> Result<(), Denied> {
+        let reads = self.reads();
+        if matches!(caller, Caller::Socket { .. }) || self.is_open() {
             return Ok(());
         }
         match token {
             Some(token) if self.bears(token) || (reads && console::is_page(self.path)) => Ok(()),
-            Some(_) => Err((StatusCode::UNAUTHORIZED, "this needs the token of admin.token_file")),
-            None if !reads => Err((StatusCode::FORBIDDEN, READ_ONLY)),
-            None if !self.names_us(node) => Err((
-                StatusCode::FORBIDDEN,
-                "the Host is neither an address nor localhost nor this node",
-            )),
+            Some(_) => {
+                // Without any it is no guess: a browser asks so before it knows that there is a token.
+                let guess = self.headers.contains_key(header::AUTHORIZATION);
+                let why = "this needs the token of admin.token_file";
+                denied(StatusCode::UNAUTHORIZED, why, guess.then_some(Reason::Token))
+            }
+            None if !reads => denied(StatusCode::FORBIDDEN, READ_ONLY, None),
+            None if !self.names_us(node) => {
+                let why = "the Host is neither an address nor localhost nor this node";
+                denied(StatusCode::FORBIDDEN, why, Some(Reason::AdminHost))
+            }
             None => Ok(()),
         }
     }
 
+    /// The scheme is in any case (RFC 9110 §11.1), and blanks stand behind it (§11.4).
     fn bears(&self, token: &Secret<String>) -> bool {
         let value = self.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        let Some(given) = value.and_then(|value| value.strip_prefix(b"Bearer ")) else {
+        let Some((scheme, given)) = value.and_then(|value| value.split_at_checked("Bearer ".len())) else {
             return false;
         };
+        if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+            return false;
+        }
+        let given = given.trim_ascii_start();
         let wanted = token.expose().as_bytes();
         given.len() == wanted.len() && openssl::memcmp::eq(given, wanted)
     }
@@ -160,7 +206,7 @@ mod tests {
         let token = token.map(|token| Secret::new(token.to_owned()));
         asked
             .admit(caller, token.as_ref(), "proxy1.example.test")
-            .map_or_else(|(status, _)| status.as_u16(), |()| 200)
+            .map_or_else(|denied| denied.status.as_u16(), |()| 200)
     }
 
     #[test]
@@ -171,6 +217,8 @@ mod tests {
         let socket = Caller::Socket { uid: Some(0) };
         let good = [("authorization", "Bearer 0123456789abcdef")];
         let bad = [("authorization", "Bearer 0123456789abcdeX")];
+        let lower = [("authorization", "bearer  0123456789abcdef")];
+        let other = [("authorization", "Basic 0123456789abcdef")];
         let token = Some("0123456789abcdef");
         for (caller, line, headers, token, expected) in [
             (socket, "POST /v1/reload", &[][..], None, 200),
@@ -182,6 +230,8 @@ mod tests {
             (tcp, "GET /v1/status", &bad, token, 401),
             (tcp, "POST /v1/reload", &bad, token, 401),
             (tcp, "POST /v1/reload", &good, token, 200),
+            (tcp, "POST /v1/reload", &lower, token, 200),
+            (tcp, "POST /v1/reload", &other, token, 401),
             (tcp, "GET /metrics", &[], token, 200),
             (tcp, "GET /v1/status", &[("host", "evil.example:7180")], None, 403),
             (tcp, "GET /metrics", &[("host", "evil.example")], None, 200),

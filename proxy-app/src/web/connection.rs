@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ use super::frames::Frames;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
 use crate::client_certs::Shown;
+use crate::refusals::{self, Place, Reason};
 use crate::sites::{Refusal, Sites};
 
 /// How long a connection may be kept between requests: nginx's default.
@@ -78,6 +80,8 @@ pub struct WebClient {
     pub greeted: Greeted,
     /// What the process sees of it.
     pub live: Arc<Live>,
+    /// Whether the engine has taken the last request.
+    pub taken: AtomicBool,
 }
 
 impl WebClient {
@@ -89,6 +93,15 @@ impl WebClient {
             route: format!("{}:{}", route.host, route.port),
         };
         self.live.log_in(login, &route.account);
+    }
+
+    /// The engine has taken a request.
+    pub(super) fn take(&self) {
+        self.taken.store(true, Ordering::Relaxed);
+    }
+
+    fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// True the first time for a user.
@@ -250,7 +263,10 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
         let mut head = match read_head(&mut stream, app.drain.subscribe()).await {
             Ok(Some(head)) => head,
             Ok(None) | Err(HeadError::Io) => return,
-            Err(HeadError::Answer(answer)) => return refuse(&mut stream, answer).await,
+            Err(HeadError::Refused(reason)) => {
+                note_refusal(app, &carrier, reason);
+                return refuse(&mut stream, reason.status()).await;
+            }
         };
         // What has been sent behind the head may be meant for the server that has not agreed yet.
         if stream.ahead.is_empty()
@@ -275,11 +291,19 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
         if last || *shutdown.borrow() {
             session.set_keepalive_reuses_remaining(Some(0));
         }
+        let reason = reason_of_engine(&head);
         session.set_pipelined_prefix(head);
         // The phases of a request are a large future, and an idle connection must not keep it.
         let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else {
+            // The engine answers by itself what it cannot read, and tells nobody.
+            if client_in(&carrier).is_some_and(|web| !web.is_taken()) && !*shutdown.borrow() {
+                note_refusal(app, &carrier, reason);
+            }
             return;
         };
+        if let Some(web) = client_in(&carrier) {
+            web.taken.store(false, Ordering::Relaxed);
+        }
         let (returned, settings) = reused.consume();
         let Ok(mut ours) = returned.into_any().downcast::<WebStream>() else {
             return;
@@ -292,14 +316,28 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
     }
 }
 
-enum HeadError {
-    Io,
-    Answer(&'static str),
+/// Why the engine does not take a request with this head, if it does not.
+fn reason_of_engine(head: &[u8]) -> Reason {
+    let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|&b| b == b' ');
+    match (words.next(), words.next()) {
+        (Some(b"CONNECT"), _) => Reason::Connect,
+        (_, Some(target)) if !target.starts_with(b"/") && target.contains(&b':') => Reason::BadUrl,
+        _ => Reason::Unreadable,
+    }
 }
 
-const BAD_REQUEST: &str = "400 Bad Request";
-const TIMED_OUT: &str = "408 Request Timeout";
-const TOO_LARGE: &str = "431 Request Header Fields Too Large";
+fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
+    if let Some(web) = client_in(carrier) {
+        let place = Place::new(&web.number, &web.listener, &web.client);
+        refusals::record(app, place, reason);
+    }
+}
+
+enum HeadError {
+    Io,
+    Refused(Reason),
+}
 
 /// A whole request head; what came behind it stays in front of the stream. `None` at the end of the connection.
 async fn read_head(stream: &mut WebStream, mut drain: watch::Receiver<Drain>) -> Result<Option<BytesMut>, HeadError> {
@@ -331,7 +369,7 @@ async fn read_head(stream: &mut WebStream, mut drain: watch::Receiver<Drain>) ->
         match timeout_at(deadline, stream.read_buf(&mut head)).await {
             Ok(Ok(0) | Err(_)) => return Err(HeadError::Io),
             Ok(Ok(_)) => {}
-            Err(_) => return Err(HeadError::Answer(TIMED_OUT)),
+            Err(_) => return Err(HeadError::Refused(Reason::SlowHead)),
         }
     }
 }
@@ -352,23 +390,25 @@ fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
     loop {
         let Some(end) = rest.iter().position(|&b| b == b'\n') else {
             return match rest.contains(&0) {
-                true => Err(HeadError::Answer(BAD_REQUEST)),
-                false if head.len() > HEAD_MAX => Err(HeadError::Answer(TOO_LARGE)),
+                true => Err(HeadError::Refused(Reason::BadHead)),
+                false if head.len() > HEAD_MAX => Err(HeadError::Refused(Reason::LongHead)),
                 false => Ok(None),
             };
         };
-        let line = rest[..end].strip_suffix(b"\r").ok_or(HeadError::Answer(BAD_REQUEST))?;
+        let line = rest[..end]
+            .strip_suffix(b"\r")
+            .ok_or(HeadError::Refused(Reason::BadHead))?;
         if line.is_empty() {
             let length = head.len() - rest.len() + end + 1;
             return if length > HEAD_MAX {
-                Err(HeadError::Answer(TOO_LARGE))
+                Err(HeadError::Refused(Reason::LongHead))
             } else {
                 Ok(Some(length))
             };
         }
         let folded = matches!(line.first(), Some(b' ' | b'\t'));
         if line.iter().any(|b| matches!(b, 0 | b'\r')) || folded {
-            return Err(HeadError::Answer(BAD_REQUEST));
+            return Err(HeadError::Refused(Reason::BadHead));
         }
         rest = &rest[end + 1..];
     }
@@ -616,10 +656,10 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(head: &str, expected: Result<bool, &str>) {
+    fn check(head: &str, expected: Result<bool, Reason>) {
         let got = match complete(head.as_bytes()) {
             Ok(length) => Ok(length.is_some()),
-            Err(HeadError::Answer(answer)) => Err(answer),
+            Err(HeadError::Refused(reason)) => Err(reason),
             Err(HeadError::Io) => unreachable!("nothing is read here"),
         };
         assert_eq!(got, expected, "{head:?}");
@@ -634,15 +674,28 @@ mod tests {
         ));
         check("GET / HTTP/1.1\r\nHost: a\r\n\r", Ok(false));
         check("GET / HT", Ok(false));
-        check("GET / HTTP/1.1\nHost: a\n\n", Err(BAD_REQUEST));
-        check("GET / HTTP/1.1\r\nHost: a\n", Err(BAD_REQUEST));
-        check("GET / HTTP/1.1\r\nX: a\rb\r\n\r\n", Err(BAD_REQUEST));
-        check("GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", Err(BAD_REQUEST));
-        check("GET / HTTP/1.1\r\nX: \0\r\n", Err(BAD_REQUEST));
-        check(&"x".repeat(HEAD_MAX + 1), Err(TOO_LARGE));
+        check("GET / HTTP/1.1\nHost: a\n\n", Err(Reason::BadHead));
+        check("GET / HTTP/1.1\r\nHost: a\n", Err(Reason::BadHead));
+        check("GET / HTTP/1.1\r\nX: a\rb\r\n\r\n", Err(Reason::BadHead));
+        check("GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", Err(Reason::BadHead));
+        check("GET / HTTP/1.1\r\nX: \0\r\n", Err(Reason::BadHead));
+        check(&"x".repeat(HEAD_MAX + 1), Err(Reason::LongHead));
         let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX));
-        check(&long, Err(TOO_LARGE));
+        check(&long, Err(Reason::LongHead));
     }
+
+    #[test]
+    fn what_the_engine_does_not_take() {
+        for (head, expected) in [
+            ("CONNECT a:443 HTTP/1.1\r\n", Reason::Connect),
+            ("GET http://a@b/ HTTP/1.1\r\n", Reason::BadUrl),
+            ("GET /http://a HTTP/1.1\r\n", Reason::Unreadable),
+            ("\x16\x03\x01", Reason::Unreadable),
+        ] {
+            assert_eq!(reason_of_engine(head.as_bytes()), expected, "{head:?}");
+        }
+    }
+
     #[test]
     fn a_later_version_is_ours() {
         for (line, expected) in [

@@ -1,0 +1,232 @@
+//! What is refused before anything is known of who asks: heads of requests that cannot be read, guessed tokens. Each is
+//! a record of the audit log with the address and the reason, for whoever shuts such addresses out (fail2ban).
+//!
+//! A stranger causes them, so an address has its share of records, and so have all together. What is beyond is counted,
+//! in the next record of the address and in a metric.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mail_proxy::Client;
+use mail_proxy::audit::{Event, Outcome, Record};
+use parking_lot::Mutex;
+
+use crate::app::App;
+use crate::limits::Origin;
+
+/// The time for which a share is given.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Records for one address in that time: enough for any filter.
+const ADDRESS_SHARE: u64 = 10;
+/// Records for all addresses in that time, some 60 KB: those who come from everywhere must not fill the disk.
+const SHARE: u64 = 300;
+/// Addresses that are remembered. Beyond, those whose time is over make room.
+const ADDRESSES: usize = 4096;
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Its lines do not end with CRLF, are continued, or hold NUL or CR: two parsers could read it differently.
+    BadHead,
+    /// Its head is too long.
+    LongHead,
+    /// Its head takes too long.
+    SlowHead,
+    /// It wants to be connected to somewhere.
+    Connect,
+    /// Its target is a whole URL that is not good here.
+    BadUrl,
+    /// The HTTP engine cannot read it: bad characters, a length or a coding that is none.
+    Unreadable,
+    /// It came in clear text to a door with TLS.
+    ClearText,
+    /// It showed a wrong token to the admin API.
+    Token,
+    /// It asked the admin API under a name that is not ours.
+    AdminHost,
+}
+
+impl Reason {
+    /// The label of the metric.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::BadHead => "bad_head",
+            Reason::LongHead => "long_head",
+            Reason::SlowHead => "slow_head",
+            Reason::Connect => "connect",
+            Reason::BadUrl => "bad_url",
+            Reason::Unreadable => "unreadable",
+            Reason::ClearText => "clear_text",
+            Reason::Token => "token",
+            Reason::AdminHost => "admin_host",
+        }
+    }
+
+    /// The words of the record.
+    fn why(self) -> &'static str {
+        match self {
+            Reason::BadHead => "a request head with bad line ends or control characters",
+            Reason::LongHead => "a request head that is too long",
+            Reason::SlowHead => "a request head that takes too long",
+            Reason::Connect => "CONNECT",
+            Reason::BadUrl => "a request target that is a bad URL",
+            Reason::Unreadable => "a request head that cannot be read",
+            Reason::ClearText => "clear text on a port with TLS",
+            Reason::Token => "a wrong token",
+            Reason::AdminHost => "a Host that is not ours",
+        }
+    }
+
+    /// The status that its client hears, where a request of HTTP/1 is answered before the engine sees it.
+    pub fn status(self) -> &'static str {
+        match self {
+            Reason::LongHead => "431 Request Header Fields Too Large",
+            Reason::SlowHead => "408 Request Timeout",
+            Reason::Connect => "405 Method Not Allowed",
+            Reason::Token => "401 Unauthorized",
+            Reason::AdminHost => "403 Forbidden",
+            Reason::BadHead | Reason::BadUrl | Reason::Unreadable | Reason::ClearText => "400 Bad Request",
+        }
+    }
+}
+
+/// Where a refused request came in.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Number of the connection; empty where it has none.
+    pub conn: &'a str,
+    /// Address of the listener.
+    pub listener: &'a str,
+    /// Who sent it.
+    pub client: SocketAddr,
+    /// The balancer that spoke for it.
+    pub via: Option<SocketAddr>,
+}
+
+impl<'a> Place<'a> {
+    /// On a connection of this client.
+    pub fn new(conn: &'a str, listener: &'a str, client: &Client) -> Place<'a> {
+        Place {
+            conn,
+            listener,
+            client: client.addr,
+            via: client.via,
+        }
+    }
+}
+
+/// Writes down that a request was refused, and why.
+pub fn record(app: &App, place: Place<'_>, reason: Reason) {
+    app.metrics.request_refused(place.listener, reason);
+    let Some(count) = app.refusals.share(place.client.ip(), Instant::now()) else {
+        return;
+    };
+    let (event, outcome) = match reason {
+        // A guess, like those of passwords.
+        Reason::Token => (Event::Admin, Some(Outcome::BadCredentials)),
+        _ => (Event::Refused, None),
+    };
+    app.audit.record(Record {
+        event: Some(event),
+        conn: place.conn.to_owned(),
+        listener: place.listener.to_owned(),
+        proto: "http",
+        client: place.client.to_string(),
+        via: place.via.map(|via| via.to_string()),
+        outcome,
+        count: (count > 1).then_some(count),
+        why: Some(reason.why().to_owned()),
+        generation: app.snapshot.load().generation,
+        ..Record::default()
+    });
+}
+
+/// Who has been refused lately.
+#[derive(Default)]
+pub struct Refusals(Mutex<Lately>);
+
+#[derive(Default)]
+struct Lately {
+    addresses: HashMap<Origin, Share>,
+    all: Option<Share>,
+}
+
+struct Share {
+    begun: Instant,
+    records: u64,
+    left_out: u64,
+}
+
+impl Share {
+    fn new(now: Instant) -> Share {
+        Share {
+            begun: now,
+            records: 0,
+            left_out: 0,
+        }
+    }
+
+    /// Whether there may be one more record.
+    fn has_room(&mut self, most: u64, now: Instant) -> bool {
+        if now.duration_since(self.begun) >= WINDOW {
+            (self.begun, self.records) = (now, 0);
+        }
+        self.records < most
+    }
+}
+
+impl Refusals {
+    /// For how many refusals of this address a record would stand now; `None` if there may be none.
+    fn share(&self, address: IpAddr, now: Instant) -> Option<u64> {
+        let mut lately = self.0.lock();
+        let Lately { addresses, all } = &mut *lately;
+        let (origin, all) = (Origin::of(address), all.get_or_insert_with(|| Share::new(now)));
+        if addresses.len() >= ADDRESSES && !addresses.contains_key(&origin) {
+            addresses.retain(|_, share| now.duration_since(share.begun) < WINDOW);
+            if addresses.len() >= ADDRESSES {
+                return None;
+            }
+        }
+        let own = addresses.entry(origin).or_insert_with(|| Share::new(now));
+        if !own.has_room(ADDRESS_SHARE, now) || !all.has_room(SHARE, now) {
+            own.left_out += 1;
+            return None;
+        }
+        own.records += 1;
+        all.records += 1;
+        Some(1 + std::mem::take(&mut own.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(refusals: &Refusals, address: [u8; 4], times: usize, now: Instant) -> Vec<u64> {
+        let shares = (0..times).filter_map(|_| refusals.share(address.into(), now));
+        shares.collect()
+    }
+
+    #[test]
+    fn an_address_has_its_share_and_the_rest_is_counted() {
+        let (refusals, begun) = (Refusals::default(), Instant::now());
+        assert_eq!(refused(&refusals, [192, 0, 2, 1], 100, begun), [1; 10]);
+        assert_eq!(refused(&refusals, [192, 0, 2, 2], 1, begun), [1]);
+        let later = begun + WINDOW;
+        assert_eq!(refused(&refusals, [192, 0, 2, 1], 2, later), [91, 1]);
+    }
+
+    #[test]
+    fn those_who_come_from_everywhere_have_one_share() {
+        let (refusals, begun) = (Refusals::default(), Instant::now());
+        let from = |number: u32| number.to_be_bytes();
+        let records = |from_: std::ops::Range<u32>, now| -> usize {
+            from_.map(|number| refused(&refusals, from(number), 1, now).len()).sum()
+        };
+        assert_eq!(records(0..100_000, begun), SHARE as usize);
+        assert!(refusals.0.lock().addresses.len() <= ADDRESSES);
+        assert_eq!(records(0..1, begun + WINDOW), 1);
+        assert_eq!(records(200_000..200_001, begun + WINDOW), 1);
+    }
+}
