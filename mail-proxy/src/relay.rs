@@ -27,6 +27,10 @@ const SCRATCH: usize = 64 * 1024;
 /// half-closes waits for the answer to a last command, not for new mail.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
 
+/// How long the server must have been silent before it is told that its client has sent its end. Told at once, a TLS
+/// server stops in the middle of its last answers: until TLS 1.2 it had to (RFC 5246 section 7.2.1), and many still do.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// How long we try to hand over the last words to somebody who does not read.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -80,6 +84,8 @@ pub struct Relay {
     idle: Duration,
     moved: Instant,
     timer: Pin<Box<Sleep>>,
+    /// Whether the server is to be told of its client's end.
+    tells_server: bool,
 }
 
 enum Stop {
@@ -100,6 +106,7 @@ impl Relay {
             idle,
             moved: Instant::now(),
             timer: Box::pin(tokio::time::sleep(idle)),
+            tells_server: false,
         }
     }
 
@@ -158,23 +165,39 @@ impl Relay {
         match self.to_client.poll(cx, &mut self.server, &mut self.client) {
             Poll::Ready(Err(Side::Write)) => return Poll::Ready(Stop::Client),
             Poll::Ready(Err(Side::Read)) => return Poll::Ready(Stop::Server),
-            Poll::Ready(Ok(())) if self.to_server.ended => return Poll::Ready(Stop::Client),
-            Poll::Ready(Ok(())) => return Poll::Ready(Stop::Server),
+            Poll::Ready(Ok(())) => {
+                let told = ready!(self.to_client.poll_tell(cx, &mut self.client));
+                return Poll::Ready(match self.to_server.ended || told.is_err() {
+                    true => Stop::Client,
+                    false => Stop::Server,
+                });
+            }
             Poll::Pending => {}
         }
-        self.poll_idle(cx, before, live)
+        loop {
+            if self.tells_server
+                && let Poll::Ready(Err(_)) = self.to_server.poll_tell(cx, &mut self.server)
+            {
+                return Poll::Ready(Stop::Server);
+            }
+            ready!(self.poll_idle(cx, before, live));
+            if self.tells_server || !self.to_server.ended {
+                return Poll::Ready(Stop::Idle);
+            }
+            self.tells_server = true;
+        }
     }
 
-    /// The timer is not moved with each byte: it is looked at when it fires.
-    fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64, live: &Live) -> Poll<Stop> {
+    /// Ready when nothing has moved for too long. The timer is not moved with each byte: it is looked at when it fires.
+    fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64, live: &Live) -> Poll<()> {
         if self.to_server.bytes + self.to_client.bytes != before {
             self.moved = Instant::now();
             live.count(self.to_server.bytes, self.to_client.bytes, self.moved);
         }
-        let limit = if self.to_server.ended {
-            self.idle.min(HALF_CLOSED_IDLE)
-        } else {
-            self.idle
+        let limit = match (self.to_server.ended, self.tells_server) {
+            (false, _) => self.idle,
+            (true, false) => self.idle.min(LAST_ANSWERS),
+            (true, true) => self.idle.min(HALF_CLOSED_IDLE),
         };
         let due = self.moved + limit;
         if self.timer.deadline() > due {
@@ -183,7 +206,7 @@ impl Relay {
         loop {
             ready!(self.timer.as_mut().poll(cx));
             if Instant::now() >= due {
-                return Poll::Ready(Stop::Idle);
+                return Poll::Ready(());
             }
             self.timer.as_mut().reset(due);
         }
@@ -218,15 +241,12 @@ enum Side {
 }
 
 impl Flow {
-    /// Moves what can be moved. Ready when the reading side has ended and the writing side has been told.
+    /// Moves what can be moved. Ready when the reading side has ended and all that came from it has been written.
     fn poll(&mut self, cx: &mut Context<'_>, from: &mut BoxStream, to: &mut BoxStream) -> Poll<Result<(), Side>> {
         loop {
             ready!(self.poll_drain(cx, to)).map_err(|_| Side::Write)?;
             if self.ended {
-                if !self.told {
-                    ready!(Pin::new(to).poll_shutdown(cx)).map_err(|_| Side::Write)?;
-                    self.told = true;
-                }
+                let _ = self.poll_flush(cx, to)?;
                 return Poll::Ready(Ok(()));
             }
             match self.poll_move(cx, from, to) {
@@ -235,6 +255,15 @@ impl Flow {
                 Poll::Pending => return self.poll_flush(cx, to),
             }
         }
+    }
+
+    /// Tells the writing side that the reading side has ended.
+    fn poll_tell(&mut self, cx: &mut Context<'_>, to: &mut BoxStream) -> Poll<Result<(), Side>> {
+        if !self.told {
+            ready!(Pin::new(to).poll_shutdown(cx)).map_err(|_| Side::Write)?;
+            self.told = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// One read, and as much of it written as the other side takes.
@@ -361,12 +390,20 @@ mod tests {
         s.client.write_all(b"c LOGOUT\r\n").await.unwrap();
         s.client.shutdown().await.unwrap();
         expect(&mut s.server, b"c LOGOUT\r\n").await;
+        // The server learns of the end when it has been silent for a moment.
+        let begun = Instant::now();
+        for _ in 0..5 {
+            tokio::time::sleep(LAST_ANSWERS * 3 / 4).await;
+            s.server.write_all(b"* 1\r\n").await.unwrap();
+            expect(&mut s.client, b"* 1\r\n").await;
+        }
         assert_eq!(s.server.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(begun.elapsed().as_millis(), (LAST_ANSWERS * 19 / 4).as_millis());
         s.server.write_all(b"* BYE\r\n").await.unwrap();
         expect(&mut s.client, b"* BYE\r\n").await;
         drop(s.server);
         let ended = s.relay.await.unwrap();
-        assert_eq!((ended.by, ended.bytes_in, ended.bytes_out), (EndedBy::Client, 18, 7));
+        assert_eq!((ended.by, ended.bytes_in, ended.bytes_out), (EndedBy::Client, 18, 32));
     }
 
     #[tokio::test]

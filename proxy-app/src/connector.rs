@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use mail_proxy::{BoxStream, ConnectError, Protocol, TlsFacts, Transport};
 use route_cache::{Route, Server, UpstreamTls};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::names::{IpMode, Names};
 use crate::tls::{self, Acceptors, UpstreamTrust};
@@ -19,6 +21,9 @@ use crate::tls::{self, Acceptors, UpstreamTrust};
 /// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and the
 /// user with it; a server in the same data centre that needs more than this is down.
 pub const CONNECT: Duration = Duration::from_secs(4);
+
+/// How long an address may take before the next one is tried beside it (RFC 8305 section 8: a quarter of a second).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// A peer that vanished without a word is noticed after about this time.
 const KEEPALIVE: Duration = Duration::from_secs(300);
@@ -105,20 +110,42 @@ impl MailTransport {
         }
     }
 
-    /// The first address that accepts.
     async fn tcp(&self, server: &Server) -> io::Result<TcpStream> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        let addresses = self.names.resolve(&server.host, server.port, self.ip_mode).await?;
-        // One that swallows packets must leave time for the others.
-        let share = CONNECT / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-        for address in addresses {
-            match timeout(share, tcp_to(address)).await {
-                Ok(Ok(tcp)) => return Ok(tcp),
-                Ok(Err(error)) => last = error,
-                Err(late) => last = late.into(),
+        connect(&self.names, &server.host, server.port, self.ip_mode).await
+    }
+}
+
+/// Connects to the first address of a host that accepts, the caller's time limit aside. One that swallows packets
+/// costs the head start, and only once: it is tried last for a while.
+///
+/// # Errors
+/// The host has no address, or none of them accepts.
+pub async fn connect(names: &Names, host: &str, port: u16, ip_mode: IpMode) -> io::Result<TcpStream> {
+    let mut waiting = names.resolve(host, port, ip_mode).await?.into_iter();
+    let mut tried = Vec::new();
+    let mut running = FuturesUnordered::new();
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    loop {
+        match waiting.next() {
+            Some(address) => {
+                tried.push(address);
+                running.push(async move { (address, tcp_to(address).await) });
             }
+            None if running.is_empty() => return Err(last),
+            None => {}
         }
-        Err(last)
+        tokio::select! {
+            Some((address, connected)) = running.next() => match connected {
+                Ok(tcp) => {
+                    names.note_alive(address);
+                    // Those before it had their time, or have failed.
+                    tried.iter().take_while(|one| **one != address).for_each(|dead| names.note_dead(*dead));
+                    return Ok(tcp);
+                }
+                Err(error) => last = error,
+            },
+            () = tokio::time::sleep(HEAD_START), if waiting.len() > 0 => {}
+        }
     }
 }
 
@@ -135,4 +162,56 @@ async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
 pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     SockRef::from(tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 5))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use socket2::{Domain, Socket, Type};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A listener that takes no more connections: its queue is full, and the system lets further packets fall.
+    async fn swallows(address: SocketAddr) -> (Socket, Vec<TcpStream>) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.listen(0).unwrap();
+        let mut queued = Vec::new();
+        while let Ok(Ok(one)) = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+            queued.push(one);
+            assert!(queued.len() < 100, "a queue without end");
+        }
+        (socket, queued)
+    }
+
+    /// The story: a server's first address is dead, and each login waited two seconds for it.
+    #[tokio::test]
+    async fn a_dead_first_address_costs_little_and_only_once() {
+        let [first, second, third] = [2, 3, 4].map(|last| Ipv4Addr::new(127, 0, 0, last));
+        let alive = TcpListener::bind((second, 0)).await.unwrap();
+        let port = alive.local_addr().unwrap().port();
+        let _held = swallows((first, port).into()).await;
+        let names = Names::default();
+        // Nobody listens at the third one: that is heard at once.
+        names.pretend("store.test", &[third.into(), first.into(), second.into()]);
+        let mut took = Vec::new();
+        for _ in 0..3 {
+            let begun = Instant::now();
+            let tcp = connect(&names, "store.test", port, IpMode::V4).await.unwrap();
+            assert_eq!(tcp.peer_addr().unwrap().ip(), second);
+            took.push(begun.elapsed());
+        }
+        assert!(took[0] >= HEAD_START && took[0] < 4 * HEAD_START, "{took:?}");
+        assert!(took[1..].iter().all(|took| *took < HEAD_START), "{took:?}");
+        drop(alive);
+        // It is only tried last: where no other one accepts, it is tried.
+        names.pretend("dead.test", &[first.into(), third.into()]);
+        let tried = connect(&names, "dead.test", port, IpMode::V4);
+        assert!(
+            tokio::time::timeout(HEAD_START, tried).await.is_err(),
+            "it waits for the first"
+        );
+    }
 }

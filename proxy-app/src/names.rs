@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// How long an answer is used without asking again: short enough that a server which moved is found soon.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long an address that took no connection is tried only after the others of its host.
+const LAST: Duration = Duration::from_secs(60);
 /// How long the resolver may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -38,6 +40,8 @@ struct Answer {
 #[derive(Default)]
 pub struct Names {
     answers: ArcSwap<HashMap<String, Answer>>,
+    /// Addresses that took no connection, and when. They are addresses of servers, so their number is bounded too.
+    dead: ArcSwap<HashMap<SocketAddr, Instant>>,
     /// Listeners of this node.
     own: ArcSwap<Vec<SocketAddr>>,
 }
@@ -59,7 +63,36 @@ impl Names {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
             }
         }
+        let dead = self.dead.load();
+        addresses.sort_by_key(|address| dead.get(address).is_some_and(|since| since.elapsed() < LAST));
         Ok(addresses)
+    }
+
+    /// Notes that an address has taken no connection: it is tried last for a while.
+    pub fn note_dead(&self, address: SocketAddr) {
+        self.dead.rcu(|dead| {
+            let mut dead = HashMap::clone(dead);
+            dead.retain(|_, since| since.elapsed() < LAST);
+            dead.insert(address, Instant::now());
+            dead
+        });
+    }
+
+    /// Notes that an address has taken a connection.
+    pub fn note_alive(&self, address: SocketAddr) {
+        if self.dead.load().contains_key(&address) {
+            self.dead.rcu(|dead| {
+                let mut dead = HashMap::clone(dead);
+                dead.remove(&address);
+                dead
+            });
+        }
+    }
+
+    /// Takes these for the addresses of a host.
+    #[cfg(test)]
+    pub fn pretend(&self, host: &str, addresses: &[IpAddr]) {
+        self.keep(host, addresses.into());
     }
 
     /// Takes these for listeners of this node, to which nobody is sent.

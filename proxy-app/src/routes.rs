@@ -12,7 +12,6 @@ use route_cache::addresses::{AddressBook, Resolve};
 use route_cache::attributes as a;
 use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
 use route_cache::{Directory, RouteCache, SharedCache, System, memcached};
-use tokio::net::TcpStream;
 
 use crate::config::{Config, LookupConfig, MAX_HANDLERS};
 use crate::connector;
@@ -143,20 +142,7 @@ struct Dialler {
 #[async_trait]
 impl Dial for Dialler {
     async fn connect(&self, url: &HandlerUrl) -> io::Result<BoxStream> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for address in self.names.resolve(&url.host, url.port, IpMode::Both).await? {
-            match TcpStream::connect(address).await {
-                Ok(tcp) => return self.greet(url, tcp).await,
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-}
-
-impl Dialler {
-    async fn greet(&self, url: &HandlerUrl, tcp: TcpStream) -> io::Result<BoxStream> {
-        connector::tune(&tcp)?;
+        let tcp = connector::connect(&self.names, &url.host, url.port, IpMode::Both).await?;
         match url.tls {
             true => Ok(Box::new(
                 self.trust.load_full().connect(&url.host, Box::new(tcp)).await?,

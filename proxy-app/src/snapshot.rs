@@ -243,23 +243,25 @@ fn cert_store(
         if let Some(Err(why)) = &fresh {
             store.note_fault(domain.name(), why.clone());
         }
-        let Some(pair) = usable(fresh, before.of_domain(domain.name()), key, problems) else {
-            continue;
-        };
+        let pair = usable(fresh, before.of_domain(domain.name()), key, problems);
         let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
-        for name in pair.uncovered(names.iter().copied()) {
+        let uncovered = pair.iter().flat_map(|pair| pair.uncovered(names.iter().copied()));
+        for name in uncovered {
             problems.push(warning(
                 format!("domains.{}", domain.name()),
                 format!("its certificate is not good for {name}"),
             ));
         }
+        // Without a certificate, too: what is this domain's is no other's.
         for name in names {
             store.add(name, pair.clone());
         }
         for address in domain.addresses(&a::VIRTUAL_IP_ADDRESS) {
             store.add_address(address, pair.clone());
         }
-        store.keep(domain.name(), pair);
+        if let Some(pair) = pair {
+            store.keep(domain.name(), pair);
+        }
     }
     store
 }

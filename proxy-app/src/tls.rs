@@ -23,6 +23,7 @@ use openssl::ssl::{
 };
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509VerifyResult};
+use pingora::protocols::Digest;
 use tokio_openssl::SslStream;
 
 use crate::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
@@ -201,12 +202,15 @@ pub struct CertStore {
     pub default: Option<Arc<CertKey>>,
     /// What the names mean on web listeners; absent only before the first configuration.
     pub sites: Option<Arc<Sites>>,
-    exact: HashMap<String, Arc<CertKey>>,
-    wildcard: HashMap<String, Arc<CertKey>>,
-    by_address: HashMap<IpAddr, Arc<CertKey>>,
+    exact: HashMap<String, Claim>,
+    wildcard: HashMap<String, Claim>,
+    by_address: HashMap<IpAddr, Claim>,
     domains: HashMap<String, Arc<CertKey>>,
     faults: HashMap<String, String>,
 }
+
+/// What a domain shows for something that is its own; without a certificate, the default.
+type Claim = Option<Arc<CertKey>>;
 
 impl CertStore {
     /// A store with a default and nothing else.
@@ -217,9 +221,9 @@ impl CertStore {
         }
     }
 
-    /// Shows `certificate` to clients that ask for `name`, which may be `*.something`. Where two domains claim a
-    /// name, the first one has it, as in the rest of the directory.
-    pub fn add(&mut self, name: &str, certificate: Arc<CertKey>) {
+    /// Shows `certificate` to clients that ask for `name`, which may be `*.something`; `None`: the default. Where two
+    /// domains claim a name, the first one has it, as in the rest of the directory.
+    pub fn add(&mut self, name: &str, certificate: Option<Arc<CertKey>>) {
         let name = name.to_ascii_lowercase();
         match name.strip_prefix("*.") {
             Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert(certificate),
@@ -234,8 +238,9 @@ impl CertStore {
         default.chain(domains).collect()
     }
 
-    /// Shows `certificate` to clients that come to this local address and ask for no name that is known.
-    pub fn add_address(&mut self, local: IpAddr, certificate: Arc<CertKey>) {
+    /// Shows `certificate` to clients that come to this local address and ask for no name that is known; `None`: the
+    /// default.
+    pub fn add_address(&mut self, local: IpAddr, certificate: Option<Arc<CertKey>>) {
         self.by_address.entry(local).or_insert(certificate);
     }
 
@@ -264,15 +269,31 @@ impl CertStore {
         self.find(Some(&name.to_ascii_lowercase()), None)
     }
 
-    /// The certificate for a requested name (in lower case): exact, then wildcard, then that of the local address,
-    /// then the default.
+    /// The certificate for a requested name (in lower case): that of the domain which has the name or the longest
+    /// pattern; where nobody has it, that of the local address; else the default. A name that is somebody's is never
+    /// shown another one's, whether or not its owner has a certificate.
     fn find(&self, name: Option<&str>, local: Option<IpAddr>) -> Option<&Arc<CertKey>> {
-        let named = name.and_then(|name| {
-            self.exact
-                .get(name)
-                .or_else(|| self.wildcard.get(name.split_once('.')?.1))
-        });
-        named.or_else(|| self.by_address.get(&local?)).or(self.default.as_ref())
+        let claim = match name.and_then(|name| self.claim(name)) {
+            Some(claim) => claim.as_ref(),
+            None => local.and_then(|local| self.by_address.get(&local)?.as_ref()),
+        };
+        claim.or(self.default.as_ref())
+    }
+
+    /// What the owner of a name shows for it, if it has one. No client takes the certificate of a pattern for what is
+    /// more than one level below.
+    fn claim(&self, name: &str) -> Option<&Claim> {
+        if let Some(claim) = self.exact.get(name) {
+            return Some(claim);
+        }
+        let mut parents = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
+        let nearest = parents.next()?;
+        let of_nearest = self.wildcard.get(nearest);
+        of_nearest.or_else(|| {
+            parents
+                .any(|parent| self.wildcard.contains_key(parent))
+                .then_some(&None)
+        })
     }
 }
 
@@ -304,6 +325,13 @@ impl Inside {
             Inside::Lookup => b"\x08http/1.1",
             Inside::Stream => b"",
         }
+    }
+
+    /// Whether clients may resume a session. In TLS 1.2 OpenSSL resumes one at any name, which RFC 6066 section 3 forbids,
+    /// and tells the name that it was begun with instead of the one that is asked for. A web request says its host
+    /// again; elsewhere a login without a domain would go to the other name's domain.
+    fn resumes(self) -> bool {
+        self == Inside::Web
     }
 
     /// The answer to an offer. A client that asks for another protocol has been lured to the wrong port (ALPACA); one
@@ -450,6 +478,10 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
     }
     builder
         .set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION | SslOptions::NO_COMPRESSION);
+    if !inside.resumes() {
+        builder.set_options(SslOptions::NO_TICKET);
+        builder.set_num_tickets(0)?;
+    }
     // Buffers of an idle session go back to the allocator; with tickets, a cache of sessions is only memory.
     builder.set_mode(SslMode::RELEASE_BUFFERS);
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
@@ -535,6 +567,26 @@ pub fn inside(protocol: Protocol) -> Inside {
     }
 }
 
+/// TLS 1.0 and 1.1 must not be used (RFC 8996).
+const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
+
+/// Refuses a connection to a server that has agreed to an older version: Pingora's own connector takes TLS 1.0.
+///
+/// # Errors
+/// It has.
+pub fn refuse_old(agreed: Option<&Digest>) -> pingora::Result<()> {
+    let Some(tls) = agreed.and_then(|agreed| agreed.ssl_digest.as_ref()) else {
+        return Ok(());
+    };
+    match &*tls.version {
+        "TLSv1.2" | "TLSv1.3" => Ok(()),
+        old => {
+            let message = format!("the server speaks {old} only, which must not be used (RFC 8996)");
+            Err(pingora::Error::explain(pingora::ErrorType::TLSHandshakeFailure, message).into_up())
+        }
+    }
+}
+
 /// The client's side of TLS, towards mailbox servers.
 pub struct UpstreamTrust {
     connector: SslConnector,
@@ -548,6 +600,7 @@ impl UpstreamTrust {
     /// The file cannot be read.
     pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<UpstreamTrust, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+        builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
         if let Some(path) = ca_file {
             // These authorities and no others: the builder has loaded the system's already.
             let mut store = X509StoreBuilder::new()?;
@@ -634,6 +687,55 @@ mod tests {
         builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
         builder.sign(&key, MessageDigest::null()).unwrap();
         String::from_utf8(builder.build().to_pem().unwrap()).unwrap()
+    }
+
+    fn pair(name: &str) -> Arc<CertKey> {
+        let key = PKey::generate_ed25519().unwrap();
+        let leaf = X509::from_pem(certificate(name, "root").as_bytes()).unwrap();
+        Arc::new(CertKey {
+            leaf,
+            chain: Vec::new(),
+            key,
+        })
+    }
+
+    /// The story: at the address of domain b, the name of domain a, which has no certificate, was shown b's.
+    #[test]
+    fn a_name_is_never_shown_another_domains_certificate() {
+        let address: IpAddr = "192.0.2.7".parse().unwrap();
+        let bare: IpAddr = "192.0.2.8".parse().unwrap();
+        let mut store = CertStore::new(Some(pair("default")));
+        // Domain a has no certificate, b has one, c comes last.
+        store.add("mail.a.test", None);
+        store.add("*.wild.a.test", None);
+        store.add_address(bare, None);
+        store.add("mail.b.test", Some(pair("b")));
+        store.add("*.b.test", Some(pair("b")));
+        store.add_address(address, Some(pair("b")));
+        store.add_address(bare, Some(pair("b")));
+        for name in ["*.a.test", "mail.a.test"] {
+            store.add(name, Some(pair("c")));
+        }
+        for (name, local, shown) in [
+            (Some("mail.a.test"), Some(address), "default"),
+            (Some("mail.a.test"), None, "default"),
+            (Some("x.wild.a.test"), Some(address), "default"),
+            (Some("x.y.wild.a.test"), Some(address), "default"),
+            (Some("other.a.test"), Some(address), "c"),
+            (Some("deep.other.a.test"), Some(address), "default"),
+            (Some("mail.b.test"), Some(bare), "b"),
+            (Some("x.b.test"), None, "b"),
+            (Some("x.y.b.test"), Some(address), "default"),
+            (Some("nobody.test"), Some(address), "b"),
+            (None, Some(address), "b"),
+            (Some("nobody.test"), Some(bare), "default"),
+            (None, None, "default"),
+            (Some("localhost"), Some(address), "b"),
+        ] {
+            let found = store.find(name, local).unwrap();
+            let subject = found.leaf.subject_name().entries().next().unwrap();
+            assert_eq!(subject.data().as_slice(), shown.as_bytes(), "{name:?} at {local:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use mail_proxy::audit::{Event, Phase, Record};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::ALPN;
+use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -27,6 +27,7 @@ use crate::connector;
 use crate::logs;
 use crate::sites::Site;
 use crate::snapshot::{MailMode, Snapshot};
+use crate::tls;
 
 pub mod account;
 mod answers;
@@ -509,6 +510,18 @@ impl ProxyHttp for Web {
         exchange.target = Some(target);
         error.set_retry(again);
         error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        digest: Option<&Digest>,
+        _exchange: &mut Exchange,
+    ) -> Result<()> {
+        tls::refuse_old(digest)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {

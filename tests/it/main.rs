@@ -2,6 +2,7 @@
 
 mod admin;
 mod anger;
+mod channels;
 mod clients;
 mod console;
 mod demo;

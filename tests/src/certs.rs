@@ -77,6 +77,12 @@ impl Authority {
         self.issue(names, 365, ExtendedKeyUsage::new().server_auth())
     }
 
+    /// A server certificate with the kind of key that TLS 1.1 can do without an ephemeral one.
+    pub fn rsa_server(&self, names: &[&str]) -> Result<Pair> {
+        let key = PKey::from_rsa(openssl::rsa::Rsa::generate(2048)?)?;
+        self.issue_for(names, &key, 365, ExtendedKeyUsage::new().server_auth())
+    }
+
     /// A certificate that a client can show.
     pub fn client(&self, name: &str) -> Result<Pair> {
         self.issue(&[name], 365, ExtendedKeyUsage::new().client_auth())
@@ -109,9 +115,12 @@ impl Authority {
     }
 
     fn issue(&self, names: &[&str], days: i64, usage: &ExtendedKeyUsage) -> Result<Pair> {
+        self.issue_for(names, &p256()?, days, usage)
+    }
+
+    fn issue_for(&self, names: &[&str], key: &PKey<Private>, days: i64, usage: &ExtendedKeyUsage) -> Result<Pair> {
         let first = names.first().context("a certificate needs a name")?;
-        let key = p256()?;
-        let mut cert = builder(&common_name(first)?, &key, days)?;
+        let mut cert = builder(&common_name(first)?, key, days)?;
         cert.set_issuer_name(self.certificate.subject_name())?;
         let mut alternative = SubjectAlternativeName::new();
         for name in names {
@@ -128,7 +137,7 @@ impl Authority {
         cert.append_extension(BasicConstraints::new().critical().build()?)?;
         cert.append_extension(usage.build()?)?;
         cert.sign(&self.key, MessageDigest::sha256())?;
-        self.write(&first.replace('*', "_"), &cert.build(), &key)
+        self.write(&first.replace('*', "_"), &cert.build(), key)
     }
 
     fn write(&self, stem: &str, cert: &X509, key: &PKey<Private>) -> Result<Pair> {
@@ -160,6 +169,19 @@ impl Pair {
         tls.set_certificate_chain_file(&self.certificate_file)?;
         tls.set_private_key_file(&self.key_file, openssl::ssl::SslFiletype::PEM)?;
         tls.check_private_key()?;
+        Ok(tls.build())
+    }
+
+    /// The same, for a server that knows nothing newer than TLS 1.1. Today's OpenSSL has to be asked for that.
+    pub fn old_acceptor(&self) -> Result<SslAcceptor> {
+        let mut tls = SslAcceptor::mozilla_intermediate(SslMethod::tls_server())?;
+        tls.set_certificate_chain_file(&self.certificate_file)?;
+        tls.set_private_key_file(&self.key_file, openssl::ssl::SslFiletype::PEM)?;
+        tls.set_security_level(0);
+        tls.set_cipher_list("AES128-SHA:@SECLEVEL=0")?;
+        tls.clear_options(openssl::ssl::SslOptions::NO_TLSV1_1 | openssl::ssl::SslOptions::NO_TLSV1);
+        tls.set_min_proto_version(Some(openssl::ssl::SslVersion::TLS1))?;
+        tls.set_max_proto_version(Some(openssl::ssl::SslVersion::TLS1_1))?;
         Ok(tls.build())
     }
 }

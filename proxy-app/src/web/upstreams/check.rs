@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::House;
 use super::group::Table;
 use super::seat::{Description, Health, Seat};
+use crate::tls;
 use crate::web::locations::group::Check;
 
 /// How long one check may take.
@@ -118,6 +119,7 @@ struct Asked {
 async fn get(house: &House, peer: &HttpPeer, told: &Description, path: &str) -> Result<u16, Asked> {
     let failed = |kept| move |error| Asked { error, kept };
     let (mut session, kept) = house.connector.get_http_session(peer).await.map_err(failed(false))?;
+    tls::refuse_old(session.digest()).map_err(failed(false))?;
     let request = request(told, path).map_err(failed(false))?;
     session.set_write_timeout(Some(PATIENCE));
     session.set_read_timeout(Some(PATIENCE));
