@@ -24,6 +24,7 @@ use crate::shelf::Shelf;
 use crate::source::{Said, Source};
 use crate::tallies::Tallies;
 
+mod again;
 mod ahead;
 mod explain;
 mod sweep;
@@ -410,10 +411,11 @@ impl RouteCache {
             let good = match asking.want {
                 Want::Fresh => self.is_fresh(old),
                 Want::Young => self.is_young(old),
+                Want::Since(_) => self.is_fresh(old) && asking.want.takes(old.at),
             };
             return good.then(|| landed(old.at, Some(old.placement.clone())));
         }
-        let at = self.nobody.get(&asking.key)?;
+        let at = self.nobody.get(&asking.key).filter(|at| asking.want.takes(*at))?;
         (self.now() < at + millis(self.settings.negative_ttl)).then(|| landed(at, None))
     }
 
@@ -517,7 +519,9 @@ impl RouteCache {
         if let Some(landed) = self.fresh(asking, self.find(asking).as_ref()) {
             return Ok(landed);
         }
-        if let Some(landed) = self.ask_shared(asking, Trace::Left).await {
+        if !matches!(asking.want, Want::Since(_))
+            && let Some(landed) = self.ask_shared(asking, Trace::Left).await
+        {
             return Ok(landed);
         }
         self.tallies.asked();
@@ -649,6 +653,18 @@ enum Want {
     Fresh,
     /// What is not near the end of its life.
     Young,
+    /// What the source has said since then.
+    Since(Millis),
+}
+
+impl Want {
+    /// Whether an answer of this time is good enough, if it is in its life.
+    fn takes(self, at: Millis) -> bool {
+        match self {
+            Want::Fresh | Want::Young => true,
+            Want::Since(when) => at >= when,
+        }
+    }
 }
 
 impl Asking<'_> {
@@ -659,6 +675,7 @@ impl Asking<'_> {
     /// Whether what somebody else was told is an answer to this question.
     fn is_answered_by(&self, result: &Result<Landed, RouteError>) -> bool {
         match result {
+            Ok(landed) if !self.want.takes(landed.at) => false,
             Ok(landed) => landed
                 .placement
                 .as_ref()

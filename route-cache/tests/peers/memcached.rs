@@ -108,6 +108,49 @@ async fn what_changed_in_the_directory_is_not_read_any_more() {
     assert_eq!(ask(&node, &by_pop3).await, "user2@a.test 127.0.0.2:7995 directory");
 }
 
+/// The server that memcached names refuses the login. The directory is asked past memory and memcached, once for a
+/// while, and nothing is lost while it is down.
+#[tokio::test]
+async fn a_refused_login_has_the_directory_asked_past_every_cache() {
+    let (memcached, directory, node) = one_node();
+    memcached.add(ALICE, "127.0.0.3:7993");
+    let imap = login("al@a.test", Service::Imap);
+    let alice = login("alice@a.test", Service::Imap);
+    let age = Duration::from_secs(5);
+    assert_eq!(ask(&node, &alice).await, "alice@a.test 127.0.0.3:7993 memcached");
+    directory.down.store(true, Ordering::SeqCst);
+    assert!(matches!(
+        node.ask_again(&alice, age).await,
+        Some(Err(route_cache::RouteError::DirectoryDown(_)))
+    ));
+    assert!(node.ask_again(&alice, age).await.is_none(), "it has just failed");
+    assert_eq!(ask(&node, &alice).await, "alice@a.test 127.0.0.3:7993 memory");
+    directory.down.store(false, Ordering::SeqCst);
+    until(
+        "the pause is over",
+        async || node.ask_again(&alice, age).await,
+        |asked| {
+            asked
+                .as_ref()
+                .is_some_and(|route| route.as_ref().is_ok_and(|route| route.port == 1993))
+        },
+    )
+    .await;
+    memcached.becomes(ALICE, "127.0.0.2:1993").await;
+    assert_eq!(ask(&node, &alice).await, "alice@a.test 127.0.0.2:1993 memory");
+    // What has just come from the directory is not asked for again, by whatever name; later it is.
+    let asked = directory.asked();
+    assert!(node.ask_again(&alice, age).await.is_none());
+    assert_eq!(directory.asked(), asked);
+    assert!(
+        node.ask_again(&alice, Duration::ZERO)
+            .await
+            .is_some_and(|route| route.is_ok())
+    );
+    assert_eq!(ask(&node, &imap).await, "alice@a.test 127.0.0.2:1993 directory");
+    assert!(node.ask_again(&imap, age).await.is_none());
+}
+
 #[tokio::test]
 async fn asking_anew_distrusts_what_is_shared_only_where_nobody_tells_of_changes() {
     let (memcached, directory, node) = one_node();

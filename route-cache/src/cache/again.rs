@@ -1,0 +1,43 @@
+//! The source is asked again, past every cache, when a mailbox server has refused a login: the account may have moved,
+//! or what the nodes share may be wrong.
+//!
+//! Nothing is forgotten over it: while the source cannot be asked, what is kept may still serve.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Asking, RouteCache, Want, millis};
+use crate::directory::System;
+use crate::resolve::Protocol;
+use crate::route::{Lookup, Route, RouteError};
+
+impl RouteCache {
+    /// Asks the source where the account is now, together with all who do the same, and keeps what it says, here and
+    /// in the cache that nodes share. `None` if what is kept came from the source within `age`, or if the source has
+    /// just failed: there is nothing new to learn.
+    pub async fn ask_again(&self, lookup: &Lookup, age: Duration) -> Option<Result<Route, RouteError>> {
+        let system = self.directory.system();
+        let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
+        self.ask_again_by(lookup, protocol, &system, age).await
+    }
+
+    async fn ask_again_by(
+        &self,
+        lookup: &Lookup,
+        protocol: Protocol,
+        system: &Arc<System>,
+        age: Duration,
+    ) -> Option<Result<Route, RouteError>> {
+        let asking = Asking {
+            want: Want::Since(self.now().saturating_sub(millis(age))),
+            ..self.asking(lookup, protocol, system).ok()?
+        };
+        let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
+        if pausing || self.fresh(&asking, self.find(&asking).as_ref()).is_some() {
+            return None;
+        }
+        let landed = self.fly(&asking).await;
+        Some(landed.and_then(|landed| asking.answer(landed.placement.as_ref(), landed.tier)))
+    }
+}
