@@ -3,74 +3,259 @@
 //! It knows nothing of the client's stream, and not what the client is told.
 
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use route_cache::{Lookup, Route, RouteError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::audit::{Phase, Record};
+use crate::audit::{Event, Outcome, Phase, Record};
 use crate::failure::LoginFailure;
+use crate::live::{Live, LoggedIn, Order, UnderWay};
 use crate::login::{Accepted, Credentials, IdFields, Introduction, Refusal, UpstreamMachine, UpstreamStep};
-use crate::session::{BoxStream, ConnectError, Facts, House, Protocol, READ};
+use crate::session::{BoxStream, ConnectError, Drain, Facts, House, Protocol, READ, logins_end};
 use crate::{imap, pop3};
 
 /// How long a mailbox server may take from the call to its first word. One that accepts connections and says
 /// nothing is frozen, and its users should hear so within 5 seconds.
 const GREETING: Duration = Duration::from_millis(4500);
 
-/// One attempt to log a user in at the mailbox server.
-pub(crate) struct Attempt<'a> {
+/// How long the mailbox server's answer is waited for when nobody waits with us any more. Dovecot keeps a client that
+/// guesses for up to 17 seconds.
+const BEHIND: Duration = Duration::from_secs(30);
+
+/// Octets of what a mailbox server is told at once, at most: a password of 8 KiB in base64, and ID before it.
+const MAX_SAID: usize = 16 * 1024;
+
+/// What a mailbox server that has greeted is given in any case before its silence is taken for a refusal.
+const FAIR: Duration = Duration::from_secs(5);
+
+/// The age from which a route is asked for again before a refusal is believed. Younger ones bring nothing new, and
+/// whoever guesses should not make us ask the directory each time.
+const OLD_ROUTE: Duration = Duration::from_secs(5);
+
+/// A login under way. It ends by itself, within limits, and is recorded whatever comes of it.
+pub(crate) struct Attempt {
+    /// Gives the answer, and has recorded it.
+    pub(crate) running: Pin<Box<dyn Future<Output = Result<Login, LoginFailure>> + Send>>,
+    greeted: watch::Receiver<Option<Instant>>,
+    waiting: watch::Sender<Waiting>,
+}
+
+/// A mailbox server that has taken a login, and what it said.
+pub(crate) struct Login {
+    /// The connection to it.
+    pub(crate) server: BoxStream,
+    /// Its answer.
+    pub(crate) accepted: Accepted,
+    /// What the audit log has of it.
     pub(crate) record: Record,
-    pub(crate) facts: &'a Facts,
-    pub(crate) house: &'a House,
+}
+
+/// Who waits for the answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// The client.
+    Client,
+    /// Only the audit log: the client has been told that it failed.
+    Answered,
+    /// Only the audit log: the client has gone.
+    Gone,
+    /// Nobody: the connection is to end.
+    Ended(Order),
+}
+
+impl Attempt {
+    /// Begins one; it goes on while `running` or [`Attempt::finish`] is polled.
+    pub(crate) fn begin(facts: Arc<Facts>, house: House, credentials: Credentials, id: IdFields) -> Attempt {
+        let (waiting, told) = watch::channel(Waiting::Client);
+        let (greets, greeted) = watch::channel(None);
+        let mut tries = Tries::new(facts, house, &credentials, greets);
+        let running = Box::pin(async move {
+            let result = tokio::select! {
+                result = tries.run(&credentials, id) => result,
+                failure = given_up(told.clone()) => Err(failure),
+            };
+            let waiting = *told.borrow();
+            tries.record(result, waiting)
+        });
+        Attempt {
+            running,
+            greeted,
+            waiting,
+        }
+    }
+
+    /// Resolves when the client is to hear that the login failed, although the mailbox server has not said so: what
+    /// an unknown name hears at the end of the wait ([ADR 0006](../../docs/adr/0006-same-answer-same-wait.md)).
+    /// A server that has not even greeted is another matter: that is told as it is.
+    pub(crate) fn overdue(&self, wait_ends: Instant) -> impl Future<Output = ()> + Send + use<> {
+        let mut greeted = self.greeted.clone();
+        async move {
+            loop {
+                let at = greeted.wait_for(Option::is_some).await.ok().and_then(|at| *at);
+                let Some(at) = at else {
+                    return std::future::pending().await;
+                };
+                tokio::select! {
+                    () = tokio::time::sleep_until(wait_ends.max(at + FAIR)) => return,
+                    // Another server is tried.
+                    Ok(_) = greeted.wait_for(|other| *other != Some(at)) => {}
+                }
+            }
+        }
+    }
+
+    /// Lets it end although its client does not wait any more: for the audit log.
+    pub(crate) async fn finish(mut self, waiting: Waiting, mut drain: watch::Receiver<Drain>, live: Arc<Live>) {
+        self.waiting.send_replace(waiting);
+        let order = tokio::select! {
+            biased;
+            _ = &mut self.running => return,
+            order = logins_end(&mut drain, &live) => order,
+        };
+        self.waiting.send_replace(Waiting::Ended(order));
+        let _nobody_waits = self.running.await;
+    }
+}
+
+/// Resolves when nobody waits for an attempt, and the audit log has waited long enough.
+async fn given_up(mut waiting: watch::Receiver<Waiting>) -> LoginFailure {
+    if waiting.wait_for(|waiting| *waiting != Waiting::Client).await.is_err() {
+        return std::future::pending().await;
+    }
+    let ended = waiting.wait_for(|waiting| matches!(waiting, Waiting::Ended(_)));
+    match timeout(BEHIND, ended).await.map(|ended| ended.map(|waiting| *waiting)) {
+        Ok(Ok(Waiting::Ended(order))) => LoginFailure::Ended(order),
+        _ => LoginFailure::UpstreamDown(SILENT.to_owned()),
+    }
+}
+
+/// Why a silent mailbox server could not help.
+const SILENT: &str = "the mailbox server does not answer";
+
+/// The tries of one attempt, at one mailbox server or two.
+struct Tries {
+    record: Record,
+    facts: Arc<Facts>,
+    house: House,
+    greets: watch::Sender<Option<Instant>>,
+    under_way: UnderWay,
 }
 
 /// Why one try at one server failed.
 enum TryFailure {
-    /// The route may be stale: worth asking again, once.
-    Suspect(LoginFailure),
-    /// The server kept us waiting, or cannot help now: worth another try only somewhere else.
-    Slow(LoginFailure),
-    /// The server has answered.
+    /// The route is stale, or the server has gone: forget it, ask again, and try once more wherever that leads.
+    Stale(LoginFailure),
+    /// Worth another try only if the account is somewhere else by now. The route stays: it may be needed while the
+    /// directory is down.
+    Doubtful(LoginFailure),
+    /// Nothing would change it.
     Final(LoginFailure),
 }
 
-impl Attempt<'_> {
-    /// Looks up, connects, logs in. A server that refuses the connection or says that the account lives elsewhere
-    /// makes us forget the route, ask again and try once more, before the client hears anything.
-    pub(crate) async fn run(
-        &mut self,
+impl Tries {
+    fn new(
+        facts: Arc<Facts>,
+        house: House,
         credentials: &Credentials,
-        id: IdFields,
-    ) -> Result<(BoxStream, Accepted), LoginFailure> {
+        greets: watch::Sender<Option<Instant>>,
+    ) -> Tries {
+        let record = Record {
+            event: Some(Event::Login),
+            mechanism: Some(credentials.mechanism.name()),
+            user: Some(credentials.user.clone()),
+            authcid: credentials.authenticating_as.clone(),
+            ..facts.record(house.generation)
+        };
+        Tries {
+            under_way: facts.live.begin_login(&credentials.user),
+            record,
+            facts,
+            house,
+            greets,
+        }
+    }
+
+    /// Looks up, connects, logs in. A server that refuses the connection, says that the account lives elsewhere or
+    /// refuses a login by an old route makes us ask again and try once more, before the client hears anything.
+    async fn run(&mut self, credentials: &Credentials, id: IdFields) -> Result<(BoxStream, Accepted), LoginFailure> {
         let lookup = self.facts.lookup(credentials);
         let route = self.route(&lookup).await?;
-        let failure = match self.try_at(&route, credentials, id.clone()).await {
+        let fresh = match self.try_at(&route, credentials, id.clone()).await {
             Ok(done) => return Ok(done),
-            Err(failure) => failure,
-        };
-        let failure = match failure {
-            // A wrong password says nothing about the route, which may be needed while the directory is down.
-            TryFailure::Final(failure) => return Err(failure),
-            TryFailure::Suspect(_) => None,
-            TryFailure::Slow(failure) => Some(failure),
-        };
-        self.house.routes.forget(&lookup);
-        let fresh = self.route(&lookup).await?;
-        if let Some(failure) = failure
-            && (&fresh.host, fresh.port) == (&route.host, route.port)
-        {
-            return Err(failure);
-        }
-        match self.try_at(&fresh, credentials, id).await {
-            Ok(done) => Ok(done),
-            Err(TryFailure::Suspect(failure) | TryFailure::Slow(failure)) => {
+            Err(TryFailure::Final(failure)) => return Err(failure),
+            Err(TryFailure::Stale(_)) => {
                 self.house.routes.forget(&lookup);
-                Err(failure)
+                self.route(&lookup).await?
             }
-            Err(TryFailure::Final(failure)) => Err(failure),
+            Err(TryFailure::Doubtful(failure)) => self.elsewhere(&lookup, &route).await?.ok_or(failure)?,
+        };
+        self.try_at(&fresh, credentials, id).await.map_err(|again| match again {
+            TryFailure::Stale(failure) => {
+                self.house.routes.forget(&lookup);
+                failure
+            }
+            TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
+        })
+    }
+
+    /// Where the account is by now, if that is another server than that of an old route: it has moved, or memcached
+    /// is wrong.
+    async fn elsewhere(&mut self, lookup: &Lookup, old: &Route) -> Result<Option<Route>, LoginFailure> {
+        match self.house.routes.ask_again(lookup, OLD_ROUTE).await {
+            Some(Ok(fresh)) if (&fresh.host, fresh.port) != (&old.host, old.port) => {
+                self.note(&fresh);
+                Ok(Some(fresh))
+            }
+            Some(Err(error @ (RouteError::UnknownUser | RouteError::NotAllowed { .. }))) => Err(no_route(error)),
+            _ => Ok(None),
         }
+    }
+
+    /// Writes the record, and gives the login to those who wait for it.
+    fn record(
+        mut self,
+        result: Result<(BoxStream, Accepted), LoginFailure>,
+        waiting: Waiting,
+    ) -> Result<Login, LoginFailure> {
+        let (outcome, why) = match &result {
+            Ok(_) => (Outcome::Ok, waiting.too_late().map(str::to_owned)),
+            Err(failure) => (failure.outcome(), failure.why()),
+        };
+        (self.record.outcome, self.record.why) = (Some(outcome), why);
+        self.house.audit.record(self.record.clone());
+        if result.is_ok() && waiting == Waiting::Client {
+            self.note_login();
+        }
+        let record = self.record;
+        result.map(|(server, accepted)| Login {
+            server,
+            accepted,
+            record,
+        })
+    }
+
+    /// Whose session it is now, for whoever lists and ends sessions.
+    fn note_login(&self) {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let account = text(&self.record.account);
+        let login = || LoggedIn {
+            user: text(&self.record.user),
+            account: account.clone(),
+            route: text(&self.record.route),
+        };
+        self.facts.live.log_in(login, &account);
+    }
+
+    fn note(&mut self, route: &Route) {
+        self.record.account = Some(route.account.to_string());
+        self.record.route = Some(address(route));
+        self.record.tier = Some(route.tier.name());
+        self.under_way.is_of(&route.account);
     }
 
     /// Milliseconds since `begun`, told to whoever counts.
@@ -84,15 +269,8 @@ impl Attempt<'_> {
         let begun = Instant::now();
         let result = self.house.routes.route(lookup).await;
         self.record.ms_lookup = Some(self.took(Phase::Lookup, begun));
-        let route = result.map_err(|error| match error {
-            RouteError::UnknownUser => LoginFailure::UnknownUser,
-            RouteError::NotAllowed { .. } => LoginFailure::NotAllowed(error.to_string()),
-            RouteError::NoRoute(why) => LoginFailure::NoRoute(why),
-            RouteError::DirectoryDown(why) => LoginFailure::DirectoryDown(why.to_string()),
-        })?;
-        self.record.account = Some(route.account.to_string());
-        self.record.route = Some(address(&route));
-        self.record.tier = Some(route.tier.name());
+        let route = result.map_err(no_route)?;
+        self.note(&route);
         Ok(route)
     }
 
@@ -102,6 +280,8 @@ impl Attempt<'_> {
         credentials: &Credentials,
         id: IdFields,
     ) -> Result<(BoxStream, Accepted), TryFailure> {
+        self.record.phase = None;
+        self.greets.send_replace(None);
         let called = Instant::now();
         let connected = self.house.transport.connect(route).await;
         self.record.ms_connect = Some(self.took(Phase::Connect, called));
@@ -109,29 +289,28 @@ impl Attempt<'_> {
         let mut server = connected.map_err(|error| {
             let failure = LoginFailure::UpstreamDown(error.to_string());
             match error {
-                ConnectError::Refused(_) => TryFailure::Suspect(failure),
-                ConnectError::TimedOut(_) => TryFailure::Slow(failure),
+                ConnectError::Refused(_) => TryFailure::Stale(failure),
+                ConnectError::TimedOut(_) => TryFailure::Doubtful(failure),
             }
         })?;
         let begun = Instant::now();
         let mut machine = self.upstream(route, credentials, id);
         let limit = self.house.settings.upstream_login;
-        let greeting = called + GREETING;
-        let answer = match timeout(limit, authenticate(&mut server, machine.as_mut(), greeting)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Unanswered::Silent),
+        let talk = async {
+            let greeting = first_words(&mut server, called + GREETING).await?;
+            self.greets.send_replace(Some(Instant::now()));
+            authenticate(&mut server, machine.as_mut(), &greeting).await
         };
+        let answer = timeout(limit, talk).await.unwrap_or(Err(Unanswered::Silent));
         self.record.ms_login = Some(self.took(Phase::Login, begun));
         answer.map(|accepted| (server, accepted)).map_err(|unanswered| {
             self.record.phase = Some(machine.phase());
             match unanswered {
                 Unanswered::Refused(refusal) => failure(refusal),
-                Unanswered::Gone => TryFailure::Suspect(LoginFailure::UpstreamDown(
+                Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(
                     "the mailbox server closed the connection".to_owned(),
                 )),
-                Unanswered::Silent => TryFailure::Slow(LoginFailure::UpstreamDown(
-                    "the mailbox server does not answer".to_owned(),
-                )),
+                Unanswered::Silent => TryFailure::Doubtful(LoginFailure::UpstreamDown(SILENT.to_owned())),
             }
         })
     }
@@ -159,13 +338,35 @@ impl Attempt<'_> {
     }
 }
 
-/// What a mailbox server's refusal means for the login.
+impl Waiting {
+    /// What a login was too late for.
+    fn too_late(self) -> Option<&'static str> {
+        match self {
+            Waiting::Client => None,
+            Waiting::Answered => Some("too late: the client had been told that it failed"),
+            Waiting::Gone | Waiting::Ended(_) => Some("too late: the client had gone"),
+        }
+    }
+}
+
+/// Why there is no route, for the login.
+fn no_route(error: RouteError) -> LoginFailure {
+    match error {
+        RouteError::UnknownUser => LoginFailure::UnknownUser,
+        RouteError::NotAllowed { .. } => LoginFailure::NotAllowed(error.to_string()),
+        RouteError::NoRoute(why) => LoginFailure::NoRoute(why),
+        RouteError::DirectoryDown(why) => LoginFailure::DirectoryDown(why.to_string()),
+    }
+}
+
+/// What a mailbox server's refusal means for the login, and for its route.
 fn failure(refusal: Refusal) -> TryFailure {
     match refusal {
-        Refusal::BadCredentials => TryFailure::Final(LoginFailure::BadCredentials),
-        Refusal::Text(text) => TryFailure::Final(LoginFailure::Refused(text)),
-        Refusal::Temporary(why) => TryFailure::Slow(LoginFailure::UpstreamDown(why)),
-        Refusal::WrongHost => TryFailure::Suspect(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
+        Refusal::BadCredentials => TryFailure::Doubtful(LoginFailure::BadCredentials),
+        Refusal::Text(text) => TryFailure::Doubtful(LoginFailure::Refused(text)),
+        Refusal::Limit(text) => TryFailure::Final(LoginFailure::Limit(text)),
+        Refusal::Temporary(text) => TryFailure::Doubtful(LoginFailure::Busy(text)),
+        Refusal::WrongHost => TryFailure::Stale(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
         Refusal::Broken(why) => TryFailure::Final(LoginFailure::UpstreamDown(why.to_owned())),
     }
 }
@@ -177,24 +378,28 @@ enum Unanswered {
     Silent,
 }
 
-/// Speaks to the mailbox server until it has answered the login.
+/// Hears what a mailbox server says unasked.
+async fn first_words(server: &mut BoxStream, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
+    let mut words = Vec::with_capacity(READ);
+    match timeout_at(deadline, server.read_buf(&mut words)).await {
+        Ok(Ok(1..)) => Ok(words),
+        Ok(_) => Err(Unanswered::Gone),
+        Err(_) => Err(Unanswered::Silent),
+    }
+}
+
+/// Speaks to a mailbox server that has greeted until it has answered the login.
 async fn authenticate(
     server: &mut BoxStream,
     machine: &mut dyn UpstreamMachine,
-    greeting: Instant,
+    greeting: &[u8],
 ) -> Result<Accepted, Unanswered> {
-    let mut buffer = [0; READ];
     // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
-    let mut out = Vec::with_capacity(READ);
-    let mut n = timeout_at(greeting, server.read(&mut buffer))
-        .await
-        .map_err(|_| Unanswered::Silent)?
-        .unwrap_or(0);
+    let mut out = Vec::with_capacity(MAX_SAID);
+    let mut buffer = [0; READ];
+    let mut heard = greeting;
     loop {
-        if n == 0 {
-            return Err(Unanswered::Gone);
-        }
-        let step = machine.input(&buffer[..n], &mut out);
+        let step = machine.input(heard, &mut out);
         if !out.is_empty() {
             server.write_all(&out).await.map_err(|_| Unanswered::Gone)?;
             server.flush().await.map_err(|_| Unanswered::Gone)?;
@@ -206,7 +411,10 @@ async fn authenticate(
             UpstreamStep::Accepted(accepted) => return Ok(accepted),
             UpstreamStep::Refused(refusal) => return Err(Unanswered::Refused(refusal)),
         }
-        n = server.read(&mut buffer).await.unwrap_or(0);
+        heard = match server.read(&mut buffer).await {
+            Ok(n @ 1..) => &buffer[..n],
+            Ok(_) | Err(_) => return Err(Unanswered::Gone),
+        };
     }
 }
 

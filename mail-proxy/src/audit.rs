@@ -18,11 +18,17 @@ pub enum Outcome {
     /// The mailbox server had another reason to refuse, which stands in `why`: maintenance, a limit, a password
     /// that must be changed.
     Refused,
+    /// The password was right, but the mailbox server takes no more logins of this user now.
+    Limit,
+    /// The mailbox server is well, and said that it cannot take this login now.
+    Busy,
+    /// The password is longer than any that is taken.
+    PasswordTooLong,
     /// The directory knows nobody of this name.
     UnknownUser,
     /// The account exists, but there is no way to its server, or not from this client's address.
     NoRoute,
-    /// The mailbox server could not be reached or could not help.
+    /// The mailbox server could not be reached, or broke off.
     UpstreamDown,
     /// The directory could not be asked.
     DirectoryDown,
@@ -34,6 +40,8 @@ pub enum Outcome {
     ProtocolError,
     /// The client went away before the attempt ended.
     ClientGone,
+    /// We or an administrator ended the connection before the attempt had ended.
+    Ended,
 }
 
 impl Outcome {
@@ -43,6 +51,9 @@ impl Outcome {
             Outcome::Ok => "ok",
             Outcome::BadCredentials => "bad_credentials",
             Outcome::Refused => "refused",
+            Outcome::Limit => "limit",
+            Outcome::Busy => "busy",
+            Outcome::PasswordTooLong => "password_too_long",
             Outcome::UnknownUser => "unknown_user",
             Outcome::NoRoute => "no_route",
             Outcome::UpstreamDown => "upstream_down",
@@ -51,6 +62,7 @@ impl Outcome {
             Outcome::TlsRequired => "tls_required",
             Outcome::ProtocolError => "protocol_error",
             Outcome::ClientGone => "client_gone",
+            Outcome::Ended => "ended",
         }
     }
 }
@@ -121,6 +133,9 @@ pub struct Record {
     /// Login name as typed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Who authenticated, where that is not the user (the authentication identity of SASL PLAIN).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authcid: Option<String>,
     /// Canonical name of the account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,

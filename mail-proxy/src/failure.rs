@@ -3,6 +3,7 @@
 //! What a peer may learn is decided here and nowhere else.
 
 use crate::audit::Outcome;
+use crate::live::Order;
 use crate::login::Mechanism;
 
 /// Characters of a mailbox server's own words that are passed on: one line of text for people.
@@ -20,13 +21,24 @@ pub enum LoginFailure {
     /// The mailbox server's own reason, for the user to read, without tag and line end
     /// (`NO [ALERT] …`, `-ERR …`); passed on where `zimbraReverseProxyPassErrors` allows.
     Refused(String),
+    /// The password was right, but the mailbox server takes no more logins of this user now; its own words.
+    Limit(String),
+    /// The mailbox server is well, and says that it cannot take this login now; its own words.
+    Busy(String),
+    /// The password is longer than any that is taken. Nobody was asked about it.
+    PasswordTooLong,
     /// The directory does not say how to reach the account's server.
     NoRoute(String),
-    /// The mailbox server cannot be reached, breaks off, or says that it cannot help now.
+    /// The mailbox server cannot be reached, breaks off, or does not speak as it must.
     UpstreamDown(String),
     /// The directory cannot be asked.
     DirectoryDown(String),
+    /// The connection was to end, and nobody waited for the answer.
+    Ended(Order),
 }
+
+/// What a failure is called while it lasts, whatever is behind it.
+const UNAVAILABLE: &str = "service temporarily unavailable, please try again later";
 
 impl LoginFailure {
     /// The word in the audit log.
@@ -34,10 +46,14 @@ impl LoginFailure {
         match self {
             LoginFailure::BadCredentials => Outcome::BadCredentials,
             LoginFailure::Refused(_) => Outcome::Refused,
+            LoginFailure::Limit(_) => Outcome::Limit,
+            LoginFailure::Busy(_) => Outcome::Busy,
+            LoginFailure::PasswordTooLong => Outcome::PasswordTooLong,
             LoginFailure::UnknownUser => Outcome::UnknownUser,
             LoginFailure::NoRoute(_) | LoginFailure::NotAllowed(_) => Outcome::NoRoute,
             LoginFailure::UpstreamDown(_) => Outcome::UpstreamDown,
             LoginFailure::DirectoryDown(_) => Outcome::DirectoryDown,
+            LoginFailure::Ended(_) => Outcome::Ended,
         }
     }
 
@@ -49,23 +65,49 @@ impl LoginFailure {
             | LoginFailure::UnknownUser
             | LoginFailure::NotAllowed(_)
             | LoginFailure::Refused(_) => true,
-            LoginFailure::NoRoute(_) | LoginFailure::UpstreamDown(_) | LoginFailure::DirectoryDown(_) => false,
+            LoginFailure::Limit(_)
+            | LoginFailure::Busy(_)
+            | LoginFailure::PasswordTooLong
+            | LoginFailure::NoRoute(_)
+            | LoginFailure::UpstreamDown(_)
+            | LoginFailure::DirectoryDown(_)
+            | LoginFailure::Ended(_) => false,
+        }
+    }
+
+    /// Whether it is one of the few failed logins that a connection may have. What is not the client's fault is
+    /// none.
+    pub fn counts(&self) -> bool {
+        self.waits() || *self == LoginFailure::PasswordTooLong
+    }
+
+    /// The same where the mailbox server's words are not passed on (`zimbraReverseProxyPassErrors`). One whose
+    /// password was right is not told that it was wrong.
+    pub fn in_our_words(self) -> LoginFailure {
+        match self {
+            LoginFailure::Refused(_) => LoginFailure::BadCredentials,
+            LoginFailure::Limit(why) | LoginFailure::Busy(why) => LoginFailure::UpstreamDown(why),
+            other => other,
         }
     }
 
     /// The reason for operators, if there is more than the outcome. It may name hosts and never goes to a client.
     pub fn why(&self) -> Option<String> {
         match self {
-            LoginFailure::BadCredentials | LoginFailure::UnknownUser => None,
+            LoginFailure::BadCredentials | LoginFailure::UnknownUser | LoginFailure::PasswordTooLong => None,
+            LoginFailure::Ended(Order::Kick) => Some("kick".to_owned()),
+            LoginFailure::Ended(Order::Drain) => Some("drain".to_owned()),
             LoginFailure::NotAllowed(why)
             | LoginFailure::Refused(why)
+            | LoginFailure::Limit(why)
+            | LoginFailure::Busy(why)
             | LoginFailure::NoRoute(why)
             | LoginFailure::UpstreamDown(why)
             | LoginFailure::DirectoryDown(why) => Some(why.clone()),
         }
     }
 
-    /// What an IMAP client is told behind its tag (response codes: RFC 5530).
+    /// What an IMAP client is told behind its tag (response codes: RFC 5530, RFC 4469 for `TOOBIG`).
     pub fn imap(&self, mechanism: Mechanism) -> String {
         let command = if mechanism.is_sasl() { "AUTHENTICATE" } else { "LOGIN" };
         match self {
@@ -73,22 +115,29 @@ impl LoginFailure {
                 format!("NO [AUTHENTICATIONFAILED] {command} failed")
             }
             LoginFailure::Refused(text) => format!("NO {}", one_line(without_status(text))),
-            LoginFailure::NoRoute(_) | LoginFailure::UpstreamDown(_) | LoginFailure::DirectoryDown(_) => {
-                "NO [UNAVAILABLE] service temporarily unavailable, please try again later".to_owned()
-            }
+            LoginFailure::Limit(text) => format!("NO {}", with_code("LIMIT", text)),
+            LoginFailure::Busy(text) => format!("NO {}", with_code("UNAVAILABLE", text)),
+            LoginFailure::PasswordTooLong => "NO [TOOBIG] password is too long".to_owned(),
+            LoginFailure::NoRoute(_)
+            | LoginFailure::UpstreamDown(_)
+            | LoginFailure::DirectoryDown(_)
+            | LoginFailure::Ended(_) => format!("NO [UNAVAILABLE] {UNAVAILABLE}"),
         }
     }
 
-    /// What a POP3 client is told (response codes: RFC 3206).
+    /// What a POP3 client is told (response codes: RFC 2449, RFC 3206).
     pub fn pop3(&self) -> String {
         match self {
             LoginFailure::BadCredentials | LoginFailure::UnknownUser | LoginFailure::NotAllowed(_) => {
                 "-ERR [AUTH] LOGIN failed".to_owned()
             }
             LoginFailure::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
-            LoginFailure::NoRoute(_) | LoginFailure::UpstreamDown(_) | LoginFailure::DirectoryDown(_) => {
-                "-ERR [SYS/TEMP] service temporarily unavailable, please try again later".to_owned()
-            }
+            LoginFailure::Limit(text) | LoginFailure::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
+            LoginFailure::PasswordTooLong => "-ERR [SYS/PERM] password is too long".to_owned(),
+            LoginFailure::NoRoute(_)
+            | LoginFailure::UpstreamDown(_)
+            | LoginFailure::DirectoryDown(_)
+            | LoginFailure::Ended(_) => format!("-ERR [SYS/TEMP] {UNAVAILABLE}"),
         }
     }
 }
@@ -97,13 +146,22 @@ impl LoginFailure {
 fn without_status(text: &str) -> &str {
     match text.split_once(' ') {
         Some((status, rest))
-            if ["NO", "BAD", "-ERR"]
+            if ["NO", "BAD", "BYE", "-ERR"]
                 .iter()
                 .any(|word| status.eq_ignore_ascii_case(word)) =>
         {
             rest
         }
         _ => text,
+    }
+}
+
+/// A server's words, with a code if they bring none: programs that find none ask their user for another password.
+fn with_code(code: &str, text: &str) -> String {
+    let words = one_line(without_status(text));
+    match words.starts_with('[') {
+        true => words,
+        false => format!("[{code}] {words}"),
     }
 }
 
@@ -149,6 +207,30 @@ mod tests {
             pop3,
         );
         check(LoginFailure::DirectoryDown("ldap://10.0.0.1: busy".into()), imap, pop3);
+    }
+
+    #[test]
+    fn who_may_come_in_later_is_not_told_that_a_password_is_wrong() {
+        let limit = |text: &str| LoginFailure::Limit(text.to_owned());
+        let busy = |text: &str| LoginFailure::Busy(text.to_owned());
+        check(
+            limit("NO [LIMIT] 10 connections"),
+            "NO [LIMIT] 10 connections",
+            "-ERR [LIMIT] 10 connections",
+        );
+        check(limit("no more"), "NO [LIMIT] more", "-ERR [SYS/TEMP] more");
+        check(busy("BYE full"), "NO [UNAVAILABLE] full", "-ERR [SYS/TEMP] full");
+        check(busy("-ERR [IN-USE] x"), "NO [IN-USE] x", "-ERR [IN-USE] x");
+        let own = "service temporarily unavailable, please try again later";
+        check(
+            busy("NO [INUSE] x").in_our_words(),
+            &format!("NO [UNAVAILABLE] {own}"),
+            &format!("-ERR [SYS/TEMP] {own}"),
+        );
+        for failure in [limit("NO x"), busy("NO x"), LoginFailure::Ended(Order::Kick)] {
+            assert!(!failure.waits() && !failure.counts(), "{failure:?}");
+        }
+        assert!(LoginFailure::PasswordTooLong.counts() && !LoginFailure::PasswordTooLong.waits());
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct Live {
     /// Bytes to the client that no relay counts.
     added_out: AtomicU64,
     logins: Mutex<Vec<LoggedIn>>,
+    /// Names under which logins are under way, each with the number of its login.
+    under_way: Mutex<Vec<(u64, String)>>,
+    begun: AtomicU64,
     order: AtomicU8,
     ordered: Notify,
     /// Held by those who are not logged in.
@@ -85,6 +88,8 @@ impl Live {
             bytes_out: AtomicU64::new(0),
             added_out: AtomicU64::new(0),
             logins: Mutex::default(),
+            under_way: Mutex::default(),
+            begun: AtomicU64::new(0),
             order: AtomicU8::new(0),
             ordered: Notify::new(),
             waiting: Mutex::default(),
@@ -155,6 +160,22 @@ impl Live {
         !self.logins.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
+    /// Notes that a login with this name has begun, until the value is dropped.
+    pub(crate) fn begin_login(self: &Arc<Self>, user: &str) -> UnderWay {
+        let under_way = UnderWay {
+            live: self.clone(),
+            number: self.begun.fetch_add(1, Ordering::Relaxed),
+        };
+        under_way.is_of(user);
+        under_way
+    }
+
+    /// Whether a login is under way of which this is true: asked of the name as typed, and of the account's.
+    pub fn is_logging_in(&self, is: impl Fn(&str) -> bool) -> bool {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.iter().any(|(_, name)| is(name))
+    }
+
     /// Notes how far the bytes of a relay have come by now.
     pub fn count(&self, bytes_in: u64, bytes_out: u64, now: Instant) {
         // Only the connection's own task writes.
@@ -194,6 +215,28 @@ impl Live {
     pub fn idle(&self) -> Duration {
         let moved = Duration::from_millis(self.moved.load(Ordering::Relaxed));
         self.born.elapsed().saturating_sub(moved)
+    }
+}
+
+/// A login under way.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    live: Arc<Live>,
+    number: u64,
+}
+
+impl UnderWay {
+    /// Notes one more name of the account that it is for.
+    pub(crate) fn is_of(&self, name: &str) {
+        let mut names = self.live.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        names.push((self.number, name.to_owned()));
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut names = self.live.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        names.retain(|(number, _)| *number != self.number);
     }
 }
 

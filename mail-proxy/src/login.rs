@@ -90,20 +90,34 @@ pub struct Credentials {
 /// Octets of a user name (MAIL §3.1).
 const MAX_USER: usize = 256;
 
-/// Octets of a password (MAIL §3.1).
-const MAX_PASSWORD: usize = 1024;
+/// Octets of a password. Webmails log in with tokens of some thousands; what people type is shorter by far.
+const MAX_PASSWORD: usize = 8 * 1024;
 
 /// What may stand behind a user name (MAIL §3.3): mailbox servers switch on quirks for Thunderbird, Windows Mobile,
 /// and for clients that must not be offered IDLE.
 const SUFFIXES: [&str; 3] = ["/tb", "/wm", "/ni"];
 
+/// Octets of a password for which LOGIN and PASS are not sure to do: Dovecot and others read short lines before a
+/// login, but SASL messages of 8 KiB and more.
+const LONG_PASSWORD: usize = 512;
+
 impl Credentials {
+    /// Whether a mailbox server that knows SASL should be told them by it, whichever way the client took.
+    pub(crate) fn prefer_sasl(&self) -> bool {
+        self.mechanism.is_sasl() || self.password.expose().len() > LONG_PASSWORD
+    }
+
     /// Takes a name and a password as they were typed.
     pub fn parse(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Credentials, Rejected> {
-        let parsed = parse_user(user).filter(|_| is_password(password));
-        let Some((name, suffix)) = parsed else {
+        let Some((name, suffix)) = parse_user(user) else {
             return Credentials::reject(mechanism, user);
         };
+        if password.len() > MAX_PASSWORD {
+            return Err(Rejected::new(mechanism, user, LoginFailure::PasswordTooLong));
+        }
+        if !is_password(password) {
+            return Credentials::reject(mechanism, user);
+        }
         Ok(Credentials {
             mechanism,
             user: name.to_owned(),
@@ -115,10 +129,7 @@ impl Credentials {
 
     /// Credentials that no server may be asked about.
     pub fn reject(mechanism: Mechanism, user: &[u8]) -> Result<Credentials, Rejected> {
-        Err(Rejected {
-            mechanism,
-            user: displayable(user),
-        })
+        Err(Rejected::new(mechanism, user, LoginFailure::UnknownUser))
     }
 
     /// Takes the two identities of a SASL message. Both naming the same account is a plain login; otherwise the
@@ -129,9 +140,13 @@ impl Credentials {
         authcid: &[u8],
         password: &[u8],
     ) -> Result<Credentials, Rejected> {
-        let mut credentials = Credentials::parse(mechanism, authzid, password)?;
+        let by = |rejected| Rejected {
+            authcid: displayable(authcid),
+            ..rejected
+        };
+        let mut credentials = Credentials::parse(mechanism, authzid, password).map_err(by)?;
         let Some((name, suffix)) = parse_user(authcid) else {
-            return Credentials::reject(mechanism, authzid);
+            return Credentials::reject(mechanism, authzid).map_err(by);
         };
         if name == credentials.user {
             credentials.suffix = credentials.suffix.or(suffix);
@@ -155,7 +170,7 @@ fn parse_user(typed: &[u8]) -> Option<(&str, Option<&'static str>)> {
 }
 
 fn is_password(typed: &[u8]) -> bool {
-    typed.len() <= MAX_PASSWORD && !typed.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+    !typed.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
 }
 
 /// A name for the audit log, however bad it is.
@@ -175,6 +190,21 @@ pub struct Rejected {
     pub mechanism: Mechanism,
     /// The name as typed, cut, with everything unprintable replaced.
     pub user: Option<String>,
+    /// The same of who authenticates, where that is somebody else.
+    pub authcid: Option<String>,
+    /// What it is to be called.
+    pub failure: LoginFailure,
+}
+
+impl Rejected {
+    fn new(mechanism: Mechanism, user: &[u8], failure: LoginFailure) -> Rejected {
+        Rejected {
+            mechanism,
+            user: displayable(user),
+            authcid: None,
+            failure,
+        }
+    }
 }
 
 /// What the client said about itself with IMAP `ID` before login; passed on inside X-VIA only.
@@ -201,6 +231,28 @@ pub enum Ended {
     BytesBehindStartTls,
 }
 
+/// How many failed logins a connection has had.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    counted: u32,
+    others: u32,
+}
+
+/// How often a client may try again on one connection where it is not to blame. It need not wait, and each try is a
+/// record and a question.
+const MAX_BLAMELESS: u32 = 20;
+
+impl Failures {
+    /// Notes one, and says whether it was the last that is borne.
+    pub(crate) fn was_last(&mut self, failure: &LoginFailure, max_logins: u32) -> bool {
+        match failure.counts() {
+            true => self.counted += 1,
+            false => self.others += 1,
+        }
+        self.counted >= max_logins || self.others >= MAX_BLAMELESS
+    }
+}
+
 /// What a machine that faces the client wants next.
 #[derive(Debug)]
 pub enum Step {
@@ -215,14 +267,9 @@ pub enum Step {
     /// The machine has refused a password on a clear-text channel that takes none (the answer is in the output);
     /// said so that the audit log hears of it. The next step follows at once.
     TlsRequired(Mechanism),
-    /// Name or password are such that no server may be asked. To be treated like a wrong password, with the same
-    /// wait; then [`LoginMachine::refuse`] with [`LoginFailure::BadCredentials`].
-    Reject {
-        /// How it was offered.
-        mechanism: Mechanism,
-        /// The name as typed, cut, with everything unprintable replaced.
-        user: Option<String>,
-    },
+    /// Name or password are such that no server may be asked: [`LoginMachine::refuse`] with its failure, after the
+    /// wait if that waits.
+    Reject(Rejected),
     /// Send the output and close.
     Close(Ended),
 }
@@ -231,7 +278,7 @@ impl From<Result<Credentials, Rejected>> for Step {
     fn from(parsed: Result<Credentials, Rejected>) -> Step {
         match parsed {
             Ok(credentials) => Step::Login(credentials),
-            Err(Rejected { mechanism, user }) => Step::Reject { mechanism, user },
+            Err(rejected) => Step::Reject(rejected),
         }
     }
 }
@@ -310,6 +357,8 @@ pub enum Refusal {
     /// Some other reason that the user should read, without tag and line end:
     /// `NO [ALERT] password must be changed before IMAP login permitted`.
     Text(String),
+    /// The password was right, but there is a limit: `NO [LIMIT] …`, `-ERR [LOGIN-DELAY] …`.
+    Limit(String),
     /// The server cannot say at the moment (`[UNAVAILABLE]`, `[SYS/TEMP]`, `[INUSE]`, BYE, …).
     Temporary(String),
     /// The account lives elsewhere: the route is stale (MAIL §11.10).
@@ -320,15 +369,43 @@ pub enum Refusal {
 
 /// Servers older than RFC 5530 only have words. The text is in lower case.
 pub(crate) fn says_bad_credentials(text: &str) -> bool {
-    const WORDS: [&str; 6] = [
+    const WORDS: [&str; 16] = [
         "login failed",
+        "login incorrect",
+        "login rejected",
+        "logon failure",
         "authenticate failed",
         "authentication failed",
         "authentication failure",
+        "bad password",
         "invalid credentials",
-        "invalid username/password",
+        "invalid login",
+        "invalid password",
+        "invalid user",
+        "password incorrect",
+        "password is incorrect",
+        "incorrect password",
+        "wrong password",
     ];
     matches!(text, "no" | "-err") || WORDS.iter().any(|words| text.contains(words))
+}
+
+/// Whether a server speaks of a limit that a user with a good password has reached. Dovecot says it behind
+/// `[UNAVAILABLE]`, Gmail behind `[ALERT]`. Too many failures are not that: nobody's password was right. The text is
+/// in lower case.
+pub(crate) fn says_limit(text: &str) -> bool {
+    let many = text.contains("maximum number of") || text.contains("too many");
+    let of = ["connection", "session", "login"]
+        .iter()
+        .any(|word| text.contains(word));
+    many && of && !says_failures(text)
+}
+
+/// Whether a server speaks of failed attempts.
+pub(crate) fn says_failures(text: &str) -> bool {
+    ["failed", "failures", "attempt", "invalid", "incorrect"]
+        .iter()
+        .any(|word| text.contains(word))
 }
 
 /// What a machine that faces the mailbox server wants next.

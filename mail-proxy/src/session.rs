@@ -12,13 +12,14 @@ use async_trait::async_trait;
 use route_cache::{Lookup, Route, RouteCache, Service, Subject};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, Login, Waiting};
 use crate::audit::{Audit, EndedBy, Event, Outcome, Phase, Record};
 use crate::failure::LoginFailure;
-use crate::live::{Live, LoggedIn, Order};
-use crate::login::{Accepted, Channel, Credentials, Ended, LoginMachine, Mechanism, StartTls, Step};
+use crate::live::{Live, Order};
+use crate::login::{Channel, Credentials, Ended, LoginMachine, Mechanism, Rejected, StartTls, Step};
 use crate::relay::{Farewell, Relay};
 use crate::{imap, pop3};
 
@@ -205,7 +206,7 @@ pub fn serve(connection: Connection, house: House) -> impl Future<Output = ()> +
             ..
         } = &mut *session;
         let ended = relay.run(drain, live, *farewell).await;
-        session.write(ended);
+        Box::pin(session.end(ended)).await;
     }
 }
 
@@ -219,22 +220,28 @@ struct Established {
     record: Record,
     accepted: Instant,
     audit: Arc<dyn Audit>,
+    /// Attempts before that which was good.
+    behind: JoinSet<()>,
 }
 
 impl Established {
-    fn write(self: Box<Self>, ended: crate::relay::Ended) {
+    async fn end(self: Box<Self>, ended: crate::relay::Ended) {
         let Established {
             mut record,
             accepted,
             audit,
+            relay,
+            behind,
             ..
         } = *self;
+        drop(relay);
         record.bytes_in = Some(ended.bytes_in);
         record.bytes_out = Some(ended.bytes_out);
         record.duration = Some(seconds(accepted.elapsed()));
         record.ended_by = Some(ended.by);
         record.why = ended.why.map(str::to_owned);
         audit.record(record);
+        behind.join_all().await;
     }
 }
 
@@ -259,11 +266,14 @@ struct Dialogue {
     heard: bool,
     /// How often a password was refused because the channel is clear text, and how it was offered last.
     tls_required: Option<(Mechanism, u64)>,
-    facts: Facts,
+    facts: Arc<Facts>,
     house: House,
+    /// Attempts whose client has gone or been answered.
+    behind: JoinSet<()>,
 }
 
 /// What does not change while a connection lives, except by STARTTLS.
+#[derive(Clone)]
 pub(crate) struct Facts {
     number: String,
     listener: Arc<str>,
@@ -272,14 +282,7 @@ pub(crate) struct Facts {
     tls: Option<TlsFacts>,
     starttls: StartTls,
     accepted: Instant,
-    live: Arc<Live>,
-}
-
-/// The answer of a mailbox server, and the connection to it.
-struct Login {
-    server: BoxStream,
-    accepted: Accepted,
-    record: Record,
+    pub(crate) live: Arc<Live>,
 }
 
 /// Why a connection ended before login.
@@ -304,7 +307,7 @@ impl Dialogue {
             accepted,
             live,
         } = connection;
-        let facts = Facts {
+        let facts = Arc::new(Facts {
             number,
             listener,
             protocol,
@@ -313,7 +316,7 @@ impl Dialogue {
             starttls,
             accepted,
             live,
-        };
+        });
         Dialogue {
             stream,
             machine: facts.machine(&house.settings),
@@ -323,6 +326,7 @@ impl Dialogue {
             tls_required: None,
             facts,
             house,
+            behind: JoinSet::new(),
         }
     }
 
@@ -339,7 +343,7 @@ impl Dialogue {
                         return Ok(login);
                     }
                 }
-                Step::Reject { mechanism, user } => self.reject(mechanism, user).await?,
+                Step::Reject(rejected) => self.reject(rejected).await?,
                 Step::TlsRequired(mechanism) => self.note_tls_required(mechanism),
                 Step::Close(ended) => return Err(Left::By(ended)),
             }
@@ -391,7 +395,7 @@ impl Dialogue {
                 let proto = self.facts.protocol.name();
                 self.house.audit.phase(Phase::Tls, proto, begun.elapsed());
                 self.stream = stream;
-                self.facts.tls = Some(tls);
+                Arc::make_mut(&mut self.facts).tls = Some(tls);
                 self.machine = self.facts.machine(&self.house.settings);
                 Ok(())
             }
@@ -400,59 +404,58 @@ impl Dialogue {
         }
     }
 
-    /// One login attempt, recorded whatever comes of it. `None`: it failed, the client has been told, and the
-    /// dialogue goes on.
+    /// One login attempt, recorded whatever comes of it, when it ends. `None`: it failed, the client has been told,
+    /// and the dialogue goes on.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, Left> {
         let begun = Instant::now();
-        let mut attempt = Attempt {
-            record: self.facts.record(self.house.generation),
-            facts: &self.facts,
-            house: &self.house,
-        };
-        attempt.record.event = Some(Event::Login);
-        attempt.record.mechanism = Some(credentials.mechanism.name());
-        attempt.record.user = Some(credentials.user.clone());
-        let mut drain = self.house.drain.clone();
-        let watched = tokio::select! {
-            result = attempt.run(&credentials, self.machine.id()) => Ok(result),
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut drain, &self.facts.live) => Err(left),
-        };
-        let mut record = attempt.record;
-        let failure = match watched {
-            Ok(Ok((server, accepted))) => {
-                record.outcome = Some(Outcome::Ok);
-                self.house.audit.record(record.clone());
-                return Ok(Some(Login {
-                    server,
-                    accepted,
-                    record,
-                }));
-            }
-            Ok(Err(failure)) => failure,
-            Err(left) => {
-                (_, record.outcome, record.why, _) = left.told();
-                self.house.audit.record(record);
+        let mut attempt = Attempt::begin(self.facts.clone(), self.house.clone(), credentials, self.machine.id());
+        let overdue = attempt.overdue(begun + self.house.settings.auth_wait);
+        let live = &self.facts.live;
+        let failure = tokio::select! {
+            biased;
+            result = &mut attempt.running => match result {
+                Ok(login) => return Ok(Some(login)),
+                Err(failure) => failure,
+            },
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, live) => {
+                self.leave_behind(attempt, left.waiting());
                 return Err(left);
             }
+            () = overdue => {
+                self.leave_behind(attempt, Waiting::Answered);
+                return self.refuse(LoginFailure::BadCredentials, begun).await.map(|()| None);
+            }
         };
-        record.outcome = Some(failure.outcome());
-        record.why = failure.why();
-        self.house.audit.record(record);
-        self.refuse(failure, begun).await?;
-        Ok(None)
+        // With it goes the password.
+        drop(attempt);
+        self.refuse(failure, begun).await.map(|()| None)
     }
 
-    /// Credentials that no account can have: answered like wrong ones, and as late.
-    async fn reject(&mut self, mechanism: Mechanism, user: Option<String>) -> Result<(), Left> {
+    /// The audit log still waits for its outcome.
+    fn leave_behind(&mut self, attempt: Attempt, waiting: Waiting) {
+        let (drain, live) = (self.house.drain.clone(), self.facts.live.clone());
+        self.behind.spawn(attempt.finish(waiting, drain, live));
+    }
+
+    /// Credentials about which no server may be asked.
+    async fn reject(&mut self, rejected: Rejected) -> Result<(), Left> {
         let begun = Instant::now();
-        let mut record = self.facts.record(self.house.generation);
-        record.event = Some(Event::Login);
-        record.mechanism = Some(mechanism.name());
-        record.user = user;
-        record.outcome = Some(Outcome::UnknownUser);
-        record.why = Some("no account can have this name or password".to_owned());
-        self.house.audit.record(record);
-        self.refuse(LoginFailure::UnknownUser, begun).await
+        let Rejected {
+            mechanism,
+            user,
+            authcid,
+            failure,
+        } = rejected;
+        self.house.audit.record(Record {
+            event: Some(Event::Login),
+            mechanism: Some(mechanism.name()),
+            user,
+            authcid,
+            outcome: Some(failure.outcome()),
+            why: (failure == LoginFailure::UnknownUser).then(|| "no account can have this name or password".to_owned()),
+            ..self.facts.record(self.house.generation)
+        });
+        self.refuse(failure, begun).await
     }
 
     /// The machine has said no to a password in clear text already.
@@ -477,9 +480,9 @@ impl Dialogue {
     /// Tells the client, after the wait where there is one. The wait counts from the moment the credentials were
     /// complete, so that the time a lookup or a mailbox server took tells nothing.
     async fn refuse(&mut self, failure: LoginFailure, begun: Instant) -> Result<(), Left> {
-        let failure = match failure {
-            LoginFailure::Refused(_) if !self.house.settings.pass_errors => LoginFailure::BadCredentials,
-            other => other,
+        let failure = match self.house.settings.pass_errors {
+            true => failure,
+            false => failure.in_our_words(),
         };
         if failure.waits() {
             self.wait_until(begun + self.house.settings.auth_wait).await?;
@@ -510,6 +513,7 @@ impl Dialogue {
             mut out,
             facts,
             house,
+            behind,
             ..
         } = self;
         let pipelined = machine.accept(&accepted, &mut out);
@@ -524,7 +528,6 @@ impl Dialogue {
             // A POP3 server says nothing that was not asked for.
             Protocol::Pop3 => (house.settings.pop3_idle, Farewell::default()),
         };
-        note_login(&facts.live, &record);
         let mut relay = Relay::new(stream, server, idle);
         relay.owe_client(out);
         relay.owe_server(pipelined);
@@ -542,11 +545,12 @@ impl Dialogue {
         Box::new(Established {
             relay,
             drain,
-            live: facts.live,
+            live: facts.live.clone(),
             farewell,
             record,
             accepted: facts.accepted,
             audit,
+            behind,
         })
     }
 
@@ -563,6 +567,9 @@ impl Dialogue {
         })
         .await;
         self.record_tls_required();
+        let duration = self.facts.accepted.elapsed();
+        self.stream = Box::new(tokio::io::empty());
+        self.behind.join_all().await;
         // A balancer's health check connects and leaves; that is no news.
         if matches!(left, Left::ClientGone) && !self.heard {
             return;
@@ -573,12 +580,20 @@ impl Dialogue {
         record.outcome = outcome;
         record.why = why;
         record.ended_by = Some(by);
-        record.duration = Some(seconds(self.facts.accepted.elapsed()));
+        record.duration = Some(seconds(duration));
         self.house.audit.record(record);
     }
 }
 
 impl Left {
+    /// Who waits for an attempt that was under way.
+    fn waiting(&self) -> Waiting {
+        match self {
+            Left::Ordered(order) => Waiting::Ended(*order),
+            Left::ClientGone | Left::Deadline | Left::TlsFailed(_) | Left::By(_) => Waiting::Gone,
+        }
+    }
+
     /// Who ended it, the outcome and the reason for the audit log, and what the client hears.
     fn told(&self) -> (EndedBy, Option<Outcome>, Option<String>, Option<&'static str>) {
         match self {
@@ -639,7 +654,7 @@ impl Facts {
     }
 
     /// A record of this connection, to be filled in.
-    fn record(&self, generation: u64) -> Record {
+    pub(crate) fn record(&self, generation: u64) -> Record {
         Record {
             conn: self.number.clone(),
             listener: self.listener.to_string(),
@@ -664,18 +679,6 @@ impl Facts {
     }
 }
 
-/// Whose session it is now, for whoever lists and ends sessions.
-fn note_login(live: &Live, record: &Record) {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let account = text(&record.account);
-    let login = || LoggedIn {
-        user: text(&record.user),
-        account: account.clone(),
-        route: text(&record.route),
-    };
-    live.log_in(login, &account);
-}
-
 /// Ready when nobody waits for us any more: the client has gone, or the node ends its logins. What the client says
 /// meanwhile is kept for later, up to the machine's limit.
 async fn left_alone(
@@ -697,7 +700,7 @@ async fn left_alone(
 }
 
 /// Ready when the node ends connections that are not logged in, or an administrator this one.
-async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) -> Order {
+pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) -> Order {
     tokio::select! {
         // The sender lives as long as the process; if it is gone, so are we.
         _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => Order::Drain,

@@ -33,6 +33,7 @@ servers:
 domains: {a.example: {}}
 accounts:
   alice@a.example: {zimbraMailHost: one.example, zimbraMailAlias: al@a.example}
+  bob@a.example: {zimbraMailHost: two.example}
   lost@a.example: {zimbraMailHost: nowhere.example}
 ";
 
@@ -80,6 +81,12 @@ enum Store {
     Frozen,
     /// Hangs up in the middle of the login.
     HangsUp,
+    /// Like a good one, but thinks for so many seconds.
+    Slow(u64),
+    /// Says this instead of a greeting.
+    Greets(&'static str),
+    /// Answers every login with this.
+    Says(&'static str),
 }
 
 struct Network {
@@ -121,6 +128,9 @@ impl Store {
         if matches!(self, Store::Frozen) {
             return std::future::pending().await;
         }
+        if let Store::Greets(words) = self {
+            return pipe.write_all(words.as_bytes()).await;
+        }
         pipe.write_all(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n")
             .await?;
         let id = line(&mut pipe).await?;
@@ -132,8 +142,12 @@ impl Store {
         let tag = login.split(' ').next().unwrap_or_default().to_owned();
         line(&mut pipe).await?;
         let password = line(&mut pipe).await?;
+        if let Store::Slow(seconds) = self {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+        }
         match self {
             Store::HangsUp => return Ok(()),
+            Store::Says(answer) => pipe.write_all(format!("{tag} {answer}\r\n").as_bytes()).await?,
             Store::WrongHost => {
                 pipe.write_all(format!("{tag} NO LOGIN failed (wrong host)\r\n").as_bytes())
                     .await?
@@ -188,6 +202,10 @@ struct Plan {
     moves: bool,
     pop3: bool,
     starttls: bool,
+    /// Seconds that a failed login waits, if not ten.
+    wait: Option<u64>,
+    /// The mailbox server's words are kept from the client.
+    own_words: bool,
 }
 
 fn settings() -> Settings {
@@ -236,7 +254,11 @@ fn stage(plan: Plan) -> Stage {
         routes: Arc::new(RouteCache::new(cache, Arc::new(directory))),
         transport: Arc::new(network),
         audit: records.clone(),
-        settings: Arc::new(settings()),
+        settings: Arc::new(Settings {
+            auth_wait: Duration::from_secs(plan.wait.unwrap_or(10)),
+            pass_errors: !plan.own_words,
+            ..settings()
+        }),
         generation: 7,
         drain: drain.subscribe(),
     };
@@ -318,12 +340,21 @@ async fn a_login_and_what_is_pipelined_behind_it() {
     assert_eq!((end.bytes_in, end.bytes_out), (Some(8), Some(8)));
 }
 
-/// The answer to a wrong password and the answer to an unknown name are the same, byte for byte and to the moment.
+/// The answer to a wrong password and the answer to an unknown name are the same, byte for byte and to the moment,
+/// also where the mailbox server takes its time over a wrong one.
 #[tokio::test(start_paused = true)]
 async fn nobody_learns_who_exists() {
     let mut answers = Vec::new();
-    for user in ["alice@a.example", "nobody@a.example", "\"odd\\\\name\"", "\"bell\x07\""] {
-        let mut s = stage(Plan::default());
+    let users = ["alice@a.example", "nobody@a.example", "\"odd\\\\name\"", "\"bell\x07\""];
+    for (user, store) in users.into_iter().zip([Store::Good; 4]).chain([
+        ("alice@a.example", Store::Slow(2)),
+        ("alice@a.example", Store::Slow(17)),
+        ("nobody@a.example", Store::Slow(17)),
+    ]) {
+        let mut s = stage(Plan {
+            one: Some(store),
+            ..Plan::default()
+        });
         s.expect("* OK").await;
         let begun = Instant::now();
         s.say(&format!("a LOGIN {user} wrong\r\n")).await;
@@ -397,17 +428,231 @@ async fn a_login_under_way_is_not_forgotten() {
     let records = s.ended().await;
     assert_eq!(
         (records[0].event, records[0].outcome),
-        (Some(Event::Login), Some(Outcome::ClientGone))
+        (Some(Event::Login), Some(Outcome::UpstreamDown))
+    );
+    assert_eq!(
+        (records[1].event, records[1].outcome),
+        (Some(Event::SessionEnd), Some(Outcome::ClientGone))
     );
 
-    let mut s = stage(frozen());
+    for why in ["drain", "kick"] {
+        let mut s = stage(frozen());
+        s.expect("* OK").await;
+        s.say("a LOGIN al@a.example right\r\n").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for name in ["al@a.example", "alice@a.example"] {
+            assert!(s.live.is_logging_in(|under_way| under_way == name), "{name}");
+        }
+        match why {
+            "drain" => s.drain.send(Drain::EndLogins).unwrap(),
+            _ => s.live.end(Order::Kick),
+        }
+        s.expect("* BYE").await;
+        assert!(!s.live.is_logging_in(|_| true));
+        let records = s.ended().await;
+        let login = &records[0];
+        assert_eq!((login.event, login.outcome), (Some(Event::Login), Some(Outcome::Ended)));
+        assert_eq!(
+            (login.why.as_deref(), login.account.as_deref()),
+            (Some(why), Some("alice@a.example"))
+        );
+        assert_eq!(records.len(), 2);
+    }
+}
+
+/// Thirty guesses of a quarter of a second each left no trace in the audit log. An attempt is finished and recorded
+/// with its outcome, whoever is gone; but not waited for without end.
+#[tokio::test(start_paused = true)]
+async fn a_guess_is_recorded_though_its_client_hangs_up() {
+    for (store, password, outcome, why, after) in [
+        (Store::Slow(2), "wrong", Outcome::BadCredentials, None, 2),
+        (Store::Slow(17), "wrong", Outcome::BadCredentials, None, 17),
+        (
+            Store::Slow(2),
+            "right",
+            Outcome::Ok,
+            Some("too late: the client had gone"),
+            2,
+        ),
+        (
+            Store::Slow(90),
+            "wrong",
+            Outcome::UpstreamDown,
+            Some("the mailbox server does not answer"),
+            30,
+        ),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(store),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        let begun = Instant::now();
+        s.say(&format!("a LOGIN alice@a.example {password}\r\n")).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let records = s.ended().await;
+        let login = &records[0];
+        assert_eq!((login.event, login.outcome), (Some(Event::Login), Some(outcome)));
+        assert_eq!((login.why.as_deref(), begun.elapsed().as_secs()), (why, after));
+        assert_eq!(records[1].outcome, Some(Outcome::ClientGone));
+        assert_eq!((records.len(), records[1].duration), (2, Some(0.25)));
+    }
+}
+
+/// Who has been answered at the wait may go on; the audit log hears how the attempt ended.
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_is_not_waited_for_longer_than_for_a_name_that_nobody_has() {
+    let slow = |wait, seconds| Plan {
+        one: Some(Store::Slow(seconds)),
+        wait: Some(wait),
+        ..Plan::default()
+    };
+    let mut s = stage(slow(10, 17));
+    s.expect("* OK").await;
+    for password in ["wrong", "right"] {
+        s.say(&format!("a LOGIN alice@a.example {password}\r\nb NOOP\r\n"))
+            .await;
+        s.expect("a NO [AUTHENTICATIONFAILED] LOGIN failed").await;
+        s.expect("b OK").await;
+    }
+    let records = s.ended().await;
+    let outcomes: Vec<_> = records.iter().map(|record| record.outcome).collect();
+    let expected = [Outcome::BadCredentials, Outcome::Ok, Outcome::ClientGone];
+    assert_eq!(outcomes, expected.map(Some));
+    assert!(records[1].why.as_deref().is_some_and(|why| why.starts_with("too late")));
+
+    // A short wait is no deadline for a server.
+    let mut s = stage(slow(1, 4));
     s.expect("* OK").await;
     s.say("a LOGIN alice@a.example right\r\n").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    s.drain.send(Drain::EndLogins).unwrap();
-    s.expect("* BYE").await;
+    s.expect("* CAPABILITY").await;
+    s.expect("a OK").await;
+}
+
+/// An attempt that was left behind is recorded even if the next one on the connection is good and ends soon.
+#[tokio::test(start_paused = true)]
+async fn what_was_left_behind_outlives_the_session() {
+    let mut s = stage(Plan {
+        one: Some(Store::Slow(17)),
+        two: Some(Store::Good),
+        ..Plan::default()
+    });
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example wrong\r\n").await;
+    s.expect("a NO").await;
+    s.say("b LOGIN bob@a.example right\r\n").await;
+    s.expect("* CAPABILITY").await;
+    s.expect("b OK").await;
     let records = s.ended().await;
-    assert_eq!(records[0].why.as_deref(), Some("drain"));
+    let outcomes: Vec<_> = records.iter().map(|record| (record.event, record.outcome)).collect();
+    let expected = [
+        (Event::Login, Some(Outcome::Ok)),
+        (Event::SessionEnd, None),
+        (Event::Login, Some(Outcome::BadCredentials)),
+    ];
+    assert_eq!(outcomes, expected.map(|(event, outcome)| (Some(event), outcome)));
+}
+
+/// Whose fault it is, what the client hears and whether it is punished are three questions.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_well_and_says_no_is_not_down() {
+    const LIMIT: &str = "NO [UNAVAILABLE] Maximum number of connections from user+IP exceeded";
+    let busy = "NO [INUSE] mailbox is locked";
+    for (store, own_words, answer, outcome, phase) in [
+        (Store::Says(LIMIT), false, LIMIT, Outcome::Limit, "login"),
+        (
+            Store::Says(LIMIT),
+            true,
+            "NO [UNAVAILABLE] service",
+            Outcome::Limit,
+            "login",
+        ),
+        (Store::Says(busy), false, busy, Outcome::Busy, "login"),
+        (
+            Store::Greets("* BYE we are full\r\n"),
+            false,
+            "NO [UNAVAILABLE] we are full",
+            Outcome::Busy,
+            "banner",
+        ),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(store),
+            own_words,
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        let begun = Instant::now();
+        for tag in ["a", "b", "c", "d"] {
+            s.say(&format!("{tag} LOGIN alice@a.example right\r\n")).await;
+            s.expect(&format!("{tag} {answer}")).await;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert_eq!(s.connects.load(Ordering::Relaxed), 4, "asked once each time");
+        let records = s.ended().await;
+        for (record, tier) in records.iter().zip(["directory", "memory", "memory", "memory"]) {
+            assert_eq!((record.outcome, record.tier), (Some(outcome), Some(tier)));
+            assert_eq!(record.phase, Some(phase));
+        }
+        assert_eq!(records.len(), 5);
+    }
+}
+
+/// The account has moved, or memcached lied: the wrong server says that the password is wrong. One that is asked
+/// for again in the same login is cured; a route that was right is kept.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_by_an_old_route_asks_the_directory_again() {
+    let mut s = stage(Plan {
+        one: Some(Store::Says("NO [AUTHENTICATIONFAILED] who is that?")),
+        moves: true,
+        ..Plan::default()
+    });
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    s.expect("a NO").await;
+    s.say("b LOGIN alice@a.example right\r\n").await;
+    s.expect("* CAPABILITY").await;
+    s.expect("b OK").await;
+    let records = s.ended().await;
+    // Right after the directory was asked it would say the same.
+    assert_eq!(records[0].route.as_deref(), Some("one.example:7143"));
+    assert_eq!(records[1].route.as_deref(), Some("two.example:7143"));
+
+    let mut s = stage(Plan::default());
+    s.expect("* OK").await;
+    for tag in ["a", "b"] {
+        s.say(&format!("{tag} LOGIN alice@a.example wrong\r\n")).await;
+        s.expect(&format!("{tag} NO [AUTHENTICATIONFAILED]")).await;
+    }
+    assert_eq!(
+        s.connects.load(Ordering::Relaxed),
+        2,
+        "no second try at the same server"
+    );
+}
+
+/// Who authenticates for somebody else stands in the record; so does a password that nobody was asked about.
+#[tokio::test(start_paused = true)]
+async fn what_a_record_says_of_credentials() {
+    let long = "x".repeat(8193);
+    let mut s = stage(Plan {
+        one: Some(Store::Refuses),
+        ..Plan::default()
+    });
+    s.expect("* OK").await;
+    // alice@a.example NUL root@a.example NUL right
+    s.say("a AUTHENTICATE PLAIN YWxpY2VAYS5leGFtcGxlAHJvb3RAYS5leGFtcGxlAHJpZ2h0\r\n")
+        .await;
+    s.expect("a NO [UNAVAILABLE]").await;
+    let begun = Instant::now();
+    s.say(&format!("b LOGIN alice@a.example {long}\r\n")).await;
+    s.expect("b NO [TOOBIG] password is too long").await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    let records = s.ended().await;
+    let names = (records[0].user.as_deref(), records[0].authcid.as_deref());
+    assert_eq!(names, (Some("alice@a.example"), Some("root@a.example")));
+    assert_eq!(records[1].outcome, Some(Outcome::PasswordTooLong));
+    assert_eq!(records[1].user.as_deref(), Some("alice@a.example"));
 }
 
 #[tokio::test(start_paused = true)]

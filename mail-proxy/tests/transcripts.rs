@@ -14,7 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_proxy::failure::LoginFailure;
 use mail_proxy::{
-    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
+    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Rejected, StartTls, Step,
     UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
@@ -391,9 +391,9 @@ impl Player {
                     }
                     self.trace.said(&mut out);
                 }
-                Step::Reject { mechanism, user } => {
-                    self.trace.did(format!("reject {} user={user:?}", mechanism.name()));
-                    machine.refuse(&LoginFailure::BadCredentials, &mut out);
+                Step::Reject(rejected) => {
+                    self.trace.did(show_rejected(&rejected));
+                    machine.refuse(&rejected.failure, &mut out);
                     self.trace.said(&mut out);
                 }
             }
@@ -478,6 +478,23 @@ fn show(credentials: &Credentials) -> String {
         text += &format!(" suffix={suffix}");
     }
     text
+}
+
+fn show_rejected(rejected: &Rejected) -> String {
+    let Rejected {
+        mechanism,
+        user,
+        authcid,
+        failure,
+    } = rejected;
+    let mut text = format!("reject {} user={user:?}", mechanism.name());
+    if let Some(other) = authcid {
+        text += &format!(" as={other:?}");
+    }
+    match failure {
+        LoginFailure::UnknownUser => text,
+        other => format!("{text} {}", other.outcome().name()),
+    }
 }
 
 fn ended_name(ended: Ended) -> &'static str {
@@ -566,6 +583,8 @@ fn failure(words: &str) -> LoginFailure {
         "unknown_user" => LoginFailure::UnknownUser,
         "not_allowed" => LoginFailure::NotAllowed(text),
         "refused" => LoginFailure::Refused(text),
+        "limit" => LoginFailure::Limit(text),
+        "busy" => LoginFailure::Busy(text),
         "no_route" => LoginFailure::NoRoute(text),
         "upstream_down" => LoginFailure::UpstreamDown(text),
         "directory_down" => LoginFailure::DirectoryDown(text),
@@ -598,6 +617,23 @@ fn repeated(shown: &str) -> String {
     whole
 }
 
+/// What stands between the first brace and the one that closes it, and what is behind.
+fn braces(text: &str) -> Option<(&str, &str)> {
+    let inner = text.strip_prefix('{')?;
+    let mut depth = 1;
+    for (at, char) in inner.char_indices() {
+        depth += match char {
+            '{' => 1,
+            '}' => -1,
+            _ => 0,
+        };
+        if depth == 0 {
+            return Some((&inner[..at], &inner[at + 1..]));
+        }
+    }
+    None
+}
+
 fn unescape(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text;
@@ -617,10 +653,7 @@ fn unescape(text: &str) -> Vec<u8> {
                 rest = &rest[2..];
             }
             'B' | 'R' => {
-                let (inner, behind) = rest
-                    .strip_prefix('{')
-                    .and_then(|rest| rest.split_once('}'))
-                    .expect("braces");
+                let (inner, behind) = braces(rest).expect("braces");
                 rest = behind;
                 match kind {
                     'B' => bytes.extend(STANDARD.encode(unescape(inner)).into_bytes()),

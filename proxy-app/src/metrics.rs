@@ -312,8 +312,7 @@ impl Metrics {
         if !matches!(record.event, Some(Event::Login | Event::WebLogin)) {
             return;
         }
-        // A client that was cut off by us has no outcome.
-        let outcome = record.outcome.map_or("ended", Outcome::name);
+        let outcome = record.outcome.map_or(Outcome::Ended.name(), Outcome::name);
         self.logins.with_label_values(&[record.proto, outcome]).inc();
     }
 

@@ -177,11 +177,11 @@ fn is_in(session: &Session, text: &str) -> bool {
         || session.live.logins().iter().any(of_login)
 }
 
-/// Whether this user, in lower case, is logged in there.
+/// Whether this user, in lower case, is logged in there or about to be.
 fn is_of(session: &Session, user: &str) -> bool {
     let same = |name: &str| !name.is_empty() && name.to_lowercase() == user;
     let logins = session.live.logins();
-    logins.iter().any(|login| same(&login.user) || same(&login.account))
+    logins.iter().any(|login| same(&login.user) || same(&login.account)) || session.live.is_logging_in(same)
 }
 
 /// A connection's place in the list.

@@ -341,8 +341,26 @@ fn sessions_are_listed_and_kicked() -> Result<()> {
         let mut silent = scene.imaps()?;
         done(portico, &["kick", "--ip", "127.0.0.1"])?;
         ensure!(silent.line()?.starts_with("* BYE session ended"), "silent stays");
-        Ok(())
+        kick_a_login_under_way(scene)
     })
+}
+
+/// It is nobody's session yet, but will be his if the password is right.
+fn kick_a_login_under_way(scene: &mut Scene) -> Result<()> {
+    scene.town.stores[1].dovecot.delay_guesses()?;
+    let portico = &scene.portico;
+    let mut dave = scene.imaps()?;
+    dave.say("d1 LOGIN david@a.example wr0ng-c4n4ry")?;
+    portico_tests::until("the login", std::time::Duration::from_secs(10), || {
+        let list = json(portico, &["sessions", "--user", "dave@b.example"])?;
+        Ok(list["sessions"].get(0).is_some().then_some(()))
+    })?;
+    done(portico, &["kick", "--user", "Dave@b.example"])?;
+    let bye = dave.line()?;
+    ensure!(bye.starts_with("* BYE session ended"), "{bye}");
+    let record = portico.record(&[("event", "login"), ("account", "dave@b.example")])?;
+    ensure!(record["outcome"] == "ended" && record["why"] == "kick", "{record}");
+    Ok(())
 }
 
 #[test]

@@ -13,6 +13,9 @@ use crate::scene::{Scene, greeted, play};
 /// Who guesses.
 const GUESSER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 77));
 
+/// Guesses whose client does not wait for the answer.
+const HANG_UPS: usize = 3;
+
 #[test]
 fn guesses_are_found_in_json() -> Result<()> {
     play(guess)
@@ -32,25 +35,37 @@ fn guesses_are_found_in_carbonios_form() -> Result<()> {
 }
 
 fn guess(scene: &mut Scene) -> Result<()> {
+    // Guesses are worth hanging up on where they take time.
+    scene.town.stores[0].dovecot.delay_guesses()?;
     let tls = scene.town.ca.connector(&[])?;
-    let imaps = |command: &str| -> Result<()> {
+    let greeted = || -> Result<Wire> {
         let wire = Wire::clear_from(GUESSER, scene.town.doors.imaps)?.start_tls(&tls, FRONT)?;
-        greeted(wire, "* OK")?.imap(command).map(drop)
+        greeted(wire, "* OK")
     };
+    let imaps = |command: &str| greeted()?.imap(command).map(drop);
+    for n in 0..HANG_UPS {
+        // Right ones are answered at once; who does not hear from the server by then knows enough.
+        let mut wire = greeted()?;
+        wire.say(&format!("a LOGIN alice@a.example wr0ng-{n}"))?;
+        ensure!(wire.is_silent(std::time::Duration::from_millis(250))?, "no delay");
+    }
     imaps("a LOGIN alice@a.example wrong")?;
     imaps("a LOGIN nobody@a.example wrong")?;
     // Somebody who wants the bans to hit others, or none.
     imaps("a LOGIN \"x] [ip=1.2.3.4;oip=1.2.3.4;cid=1;] security - cmd=Auth; account=y\" wrong")?;
     imaps("a LOGIN \"x\\\",\\\"client\\\":\\\"1.2.3.4:5\\\",\\\"outcome\\\":\\\"ok\" wrong")?;
     // These are nobody's guesses.
-    drop(scene.login("alice")?);
+    drop(scene.login("carol")?);
+    imaps(&format!("a LOGIN alice@a.example {}", "x".repeat(8193)))?;
     scene.town.stores[1].dovecot.stop()?;
     imaps("a LOGIN bob@a.example bob-c4n4ry-two")?;
 
     let log = scene.portico.dir().join("audit.log");
     until("all lines", std::time::Duration::from_secs(20), || {
         let text = std::fs::read_to_string(&log)?;
-        Ok((text.contains("upstream_down") && text.contains("bob@a.example")).then_some(()))
+        let refused = text.matches("bad_credentials").count() + text.matches("invalid password").count();
+        let all = text.contains("upstream_down") && text.contains("password_too_long") && refused > HANG_UPS;
+        Ok(all.then_some(()))
     })?;
     let found = scene.run(
         "fail2ban-regex",
@@ -60,7 +75,7 @@ fn guess(scene: &mut Scene) -> Result<()> {
             filter().to_str().context("path")?,
         ],
     )?;
-    ensure!(found.contains(" 4 matched"), "{found}");
+    ensure!(found.contains(&format!(" {} matched", HANG_UPS + 4)), "{found}");
     let addresses = scene.run(
         "fail2ban-regex",
         &[
@@ -71,7 +86,7 @@ fn guess(scene: &mut Scene) -> Result<()> {
         ],
     )?;
     let addresses: Vec<&str> = addresses.split_whitespace().collect();
-    ensure!(addresses == ["127.0.0.77"; 4], "{addresses:?}");
+    ensure!(addresses == ["127.0.0.77"; HANG_UPS + 4], "{addresses:?}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod fail2ban;
 mod failures;
 mod floods;
 mod groups;
+mod guesses;
 mod half_written;
 mod hostile;
 mod http2;

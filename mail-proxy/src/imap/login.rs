@@ -9,7 +9,9 @@ use super::command::{Extent, Fault, Request, Tag, Verb};
 use super::{FAREWELL, Settings, quoted};
 use crate::failure::{LoginFailure, one_line};
 use crate::line::{self, Found, Framed, Framer, Input};
-use crate::login::{Accepted, Channel, Credentials, Ended, IdFields, LoginMachine, Mechanism, Rejected, Step};
+use crate::login::{
+    Accepted, Channel, Credentials, Ended, Failures, IdFields, LoginMachine, Mechanism, Rejected, Step,
+};
 use crate::sasl::{Exchange, Progress};
 
 /// Octets of answers after which a client that never logs in is sent away. A short command can ask for a long
@@ -26,7 +28,7 @@ pub struct Login {
     id: IdFields,
     heard: bool,
     errors: u32,
-    logins: u32,
+    failures: Failures,
     answered: usize,
 }
 
@@ -58,7 +60,7 @@ impl Login {
             id: IdFields::default(),
             heard: false,
             errors: 0,
-            logins: 0,
+            failures: Failures::default(),
             answered: 0,
         }
     }
@@ -385,8 +387,7 @@ impl LoginMachine for Login {
         };
         self.answer(Some(tag), &failure.imap(*mechanism), out);
         self.state = State::Command(Framer::default());
-        self.logins += 1;
-        if self.logins >= self.settings.max_logins {
+        if self.failures.was_last(failure, self.settings.max_logins) {
             self.bye("too many failed logins", out);
             self.end(Ended::TooManyLogins);
         }

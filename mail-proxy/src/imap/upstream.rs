@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use super::quoted;
 use crate::failure::one_line;
 use crate::line::{self, Found, Input};
-use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials};
+use crate::login::{
+    Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials, says_failures, says_limit,
+};
 use crate::sasl;
 
 /// Octets of one line of a server: its list of capabilities is one, and has no limit in any RFC.
@@ -37,6 +39,8 @@ pub struct Upstream {
     intro: Introduction,
     input: Input,
     state: State,
+    /// Whether a decision has been made. Where that was is still known.
+    over: bool,
     /// `None` until the server has said what it can.
     can: Option<Capabilities>,
     untagged: Vec<u8>,
@@ -64,7 +68,6 @@ enum State {
     /// The invitation for the message of PLAIN.
     Message,
     Answer,
-    Over,
 }
 
 /// What a server says of itself: how it takes a login, and what saves round trips.
@@ -84,6 +87,7 @@ impl Upstream {
             intro,
             input: Input::default(),
             state: State::Banner,
+            over: false,
             can: None,
             untagged: Vec::new(),
             answer: Vec::new(),
@@ -193,7 +197,7 @@ impl Upstream {
 
     /// Whether only the server's list tells how it takes this login.
     fn asks_capability(&self) -> bool {
-        self.can.is_none() && self.intro.credentials.mechanism.is_sasl() && !self.delegated()
+        self.can.is_none() && self.intro.credentials.prefer_sasl() && !self.delegated()
     }
 
     fn capability_answered(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
@@ -214,10 +218,11 @@ impl Upstream {
     }
 
     /// AUTHENTICATE may be said to a server only where its list has the mechanism (RFC 9051 section 6.2.2), and LOGIN
-    /// only where the list does not forbid it (section 6.2.3), whichever of the two our client used.
+    /// only where the list does not forbid it (section 6.2.3), whichever of the two our client used. A long password
+    /// goes the way that has room for it.
     fn uses_sasl(&self) -> bool {
         let can = self.can();
-        self.delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.mechanism.is_sasl())
+        self.delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.prefer_sasl())
     }
 
     fn can(&self) -> Capabilities {
@@ -388,7 +393,7 @@ fn plain(address: IpAddr) -> String {
 
 impl UpstreamMachine for Upstream {
     fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
-        if self.state == State::Over {
+        if self.over {
             return broken("the dialogue is over");
         }
         self.input.push(bytes);
@@ -399,7 +404,7 @@ impl UpstreamMachine for Upstream {
                 Err(step) => Some(step),
             };
             if let Some(step) = step {
-                self.state = State::Over;
+                self.over = true;
                 self.input.clear();
                 return step;
             }
@@ -416,7 +421,6 @@ impl UpstreamMachine for Upstream {
             | State::Password
             | State::Message
             | State::Answer => "login",
-            State::Over => "over",
         }
     }
 }
@@ -520,6 +524,8 @@ fn refusal(text: &[u8]) -> Refusal {
         .to_ascii_uppercase();
     match code.as_str() {
         "AUTHENTICATIONFAILED" | "AUTHORIZATIONFAILED" => Refusal::BadCredentials,
+        "LIMIT" if !says_failures(&words) => Refusal::Limit(shown),
+        _ if says_limit(&words) => Refusal::Limit(shown),
         "UNAVAILABLE" | "INUSE" | "SERVERBUG" => Refusal::Temporary(shown),
         "" if says_bad_credentials(&words) => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
@@ -556,6 +562,14 @@ mod tests {
         for text in ["NO LOGIN failed (wrong host)", "NO [REFERRAL imap://u@h/] LOGIN failed"] {
             check(text, Refusal::WrongHost);
         }
+        for text in [
+            "NO [LIMIT] x",
+            "NO [UNAVAILABLE] Maximum number of connections from user+IP exceeded (mail_max_userip_connections=10)",
+            "NO [ALERT] Too many simultaneous connections. (Failure)",
+            "NO too many sessions",
+        ] {
+            check(text, Refusal::Limit(shown(text)));
+        }
         for text in ["NO [UNAVAILABLE] x", "NO [INUSE] x", "NO [SERVERBUG] LOGIN failed"] {
             check(text, Refusal::Temporary(shown(text)));
         }
@@ -564,6 +578,8 @@ mod tests {
             "NO [EXPIRED] x",
             "NO [ALERT] LOGIN failed",
             "NO account is closed",
+            "NO [LIMIT] too many failed logins",
+            "NO [ALERT] Too many login attempts",
         ] {
             check(text, Refusal::Text(shown(text)));
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Settings;
 use crate::failure::{LoginFailure, one_line};
 use crate::line::{self, Found, Input};
-use crate::login::{Accepted, Channel, Credentials, Ended, LoginMachine, Mechanism, Step};
+use crate::login::{Accepted, Channel, Credentials, Ended, Failures, LoginMachine, Mechanism, Step};
 use crate::sasl::{Exchange, Progress};
 
 /// Octets of answers after which a client that never logs in is sent away; see the IMAP machine.
@@ -26,7 +26,7 @@ pub struct Login {
     state: State,
     heard: bool,
     errors: u32,
-    logins: u32,
+    failures: Failures,
     answered: usize,
 }
 
@@ -54,7 +54,7 @@ impl Login {
             state: State::Command(None),
             heard: false,
             errors: 0,
-            logins: 0,
+            failures: Failures::default(),
             answered: 0,
         }
     }
@@ -374,8 +374,7 @@ impl LoginMachine for Login {
         }
         self.reply(&failure.pop3(), out);
         self.state = State::Command(None);
-        self.logins += 1;
-        if self.logins >= self.settings.max_logins {
+        if self.failures.was_last(failure, self.settings.max_logins) {
             self.end(Ended::TooManyLogins);
         }
     }

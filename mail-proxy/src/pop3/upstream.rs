@@ -5,7 +5,7 @@
 
 use crate::failure::one_line;
 use crate::line::{self, Found, Input};
-use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials};
+use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials, says_limit};
 use crate::sasl;
 
 /// Octets of one line of a server. RFC 2449 section 4 has 512; nobody is refused for more.
@@ -21,6 +21,8 @@ pub struct Upstream {
     input: Input,
     state: State,
     read: usize,
+    /// Whether a decision has been made. Where that was is still known.
+    over: bool,
 }
 
 /// Named by what is awaited.
@@ -38,7 +40,6 @@ enum State {
     /// The invitation for the message of PLAIN.
     Message,
     Answer,
-    Over,
 }
 
 impl Upstream {
@@ -49,6 +50,7 @@ impl Upstream {
             input: Input::default(),
             state: State::Banner,
             read: 0,
+            over: false,
         }
     }
 
@@ -95,7 +97,7 @@ impl Upstream {
             (State::User | State::Message | State::Answer, Status::Err) => Some(UpstreamStep::Refused(refusal(line))),
             (_, Status::Invitation) => Some(broken("an invitation that nobody waits for")),
             (State::Message, Status::Ok) => Some(broken("+OK before the password was said")),
-            (State::CapaList(_) | State::Over, _) => Some(broken("the dialogue is over")),
+            (State::CapaList(_), _) => Some(broken("the dialogue is over")),
         }
     }
 
@@ -113,11 +115,12 @@ impl Upstream {
         None
     }
 
-    /// USER and PASS for a client that used them. AUTH for one that did, where the server's own list has PLAIN (RFC 5034
-    /// section 3); and where somebody logs in to another one's mailbox, which USER has no words for.
+    /// USER and PASS for a client that used them. AUTH for one that did, and for a long password, where the server's
+    /// own list has PLAIN (RFC 5034 section 3); and where somebody logs in to another one's mailbox, which USER has no
+    /// words for.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
         let credentials = &self.intro.credentials;
-        match (credentials.authenticating_as.is_some(), credentials.mechanism.is_sasl()) {
+        match (credentials.authenticating_as.is_some(), credentials.prefer_sasl()) {
             (true, _) => self.authenticate(out),
             (false, true) => {
                 out.extend_from_slice(b"CAPA\r\n");
@@ -181,7 +184,7 @@ impl Upstream {
 
 impl UpstreamMachine for Upstream {
     fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
-        if self.state == State::Over {
+        if self.over {
             return broken("the dialogue is over");
         }
         self.input.push(bytes);
@@ -192,7 +195,7 @@ impl UpstreamMachine for Upstream {
                 Err(step) => Some(step),
             };
             if let Some(step) = step {
-                self.state = State::Over;
+                self.over = true;
                 self.input.clear();
                 return step;
             }
@@ -204,7 +207,6 @@ impl UpstreamMachine for Upstream {
             State::Banner => "banner",
             State::Xoip | State::Capa | State::CapaList(_) => "id",
             State::User | State::Message | State::Answer => "login",
-            State::Over => "over",
         }
     }
 }
@@ -243,7 +245,9 @@ fn refusal(line: &[u8]) -> Refusal {
         .map(|(code, _)| code);
     match code {
         Some("auth") => Refusal::BadCredentials,
-        Some("sys/temp" | "in-use" | "login-delay") => Refusal::Temporary(shown),
+        Some("login-delay") => Refusal::Limit(shown),
+        _ if says_limit(&words) => Refusal::Limit(shown),
+        Some("sys/temp" | "in-use") => Refusal::Temporary(shown),
         None if says_bad_credentials(&words) => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
     }
@@ -276,7 +280,14 @@ mod tests {
         ] {
             check(text, Refusal::BadCredentials);
         }
-        for text in ["-ERR [SYS/TEMP] x", "-ERR [IN-USE] x", "-ERR [LOGIN-DELAY] x"] {
+        for text in [
+            "-ERR [LOGIN-DELAY] x",
+            "-ERR [IN-USE] Too many connections",
+            "-ERR [SYS/TEMP] Maximum number of connections from user+IP exceeded",
+        ] {
+            check(text, Refusal::Limit(shown(text)));
+        }
+        for text in ["-ERR [SYS/TEMP] x", "-ERR [IN-USE] x"] {
             check(text, Refusal::Temporary(shown(text)));
         }
         for text in ["-ERR your password has expired", "-ERR [SYS/PERM] login failed"] {

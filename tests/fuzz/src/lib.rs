@@ -111,9 +111,9 @@ fn login<M: LoginMachine>(mut machine: M, pieces: &[&[u8]], held: impl Fn(&M) ->
                     assert!(ended != Ended::BytesBehindStartTls || out.windows(5).all(|five| five != b"* OK "));
                     return did + &String::from_utf8_lossy(&out);
                 }
-                Step::Reject { .. } => {
+                Step::Reject(rejected) => {
                     did += "Reject\n";
-                    machine.refuse(&LoginFailure::BadCredentials, &mut out);
+                    machine.refuse(&rejected.failure, &mut out);
                 }
                 step => did += &format!("{step:?}\n"),
             }

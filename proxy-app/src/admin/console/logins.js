@@ -14,6 +14,9 @@ const MEANING = {
   ok: ["logged in", "good"],
   bad_credentials: ["bad credentials", "warn"],
   refused: ["refused", "warn"],
+  limit: ["limit reached", "warn"],
+  busy: ["server busy", "warn"],
+  password_too_long: ["password too long", "warn"],
   unknown_user: ["unknown user", "warn"],
   no_route: ["no route", "bad"],
   upstream_down: ["server down", "bad"],
@@ -22,6 +25,7 @@ const MEANING = {
   tls_required: ["TLS required", "warn"],
   protocol_error: ["protocol error", "warn"],
   client_gone: ["client gone", ""],
+  ended: ["ended", ""],
 };
 
 function outcome(one) {
