@@ -586,6 +586,7 @@ impl Door {
             shown,
             admin: self.listener.serve == Serve::AdminConsole,
             sso: self.listener.serve == Serve::Sso,
+            owner: Arc::default(),
             greeted: Greeted::default(),
             live: live.clone(),
             taken: AtomicBool::default(),

@@ -16,7 +16,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use route_cache::attributes as a;
 use route_cache::{Route, RouteError, Server, UpstreamTls};
 
@@ -32,13 +32,16 @@ use crate::tls;
 pub mod account;
 mod answers;
 mod behind;
+mod bound_login;
 pub mod compression;
 pub mod connection;
 mod frames;
 pub mod headers;
+mod keeping;
 pub mod locations;
 pub mod login;
 mod relocation;
+mod repeat;
 mod sso;
 pub mod static_ui;
 pub mod upstreams;
@@ -48,9 +51,12 @@ mod websocket;
 use answers::{Answer, Form};
 use compression::Packing;
 use connection::WebClient;
+use keeping::Keeping;
 use locations::{Action, Files, Found, HostRule, Mailbox, Timeouts};
 use relocation::Relocation;
+use repeat::may_be_repeated;
 use upstreams::Member;
+use upstreams::connection::{STALE, ServerConnection};
 use way::{Asked, Onward, Way};
 
 /// An HTTP/2 connection without streams is closed after this.
@@ -66,8 +72,6 @@ const BODY_LEAST: u64 = 64;
 const ROUTE_YOUNG: Duration = Duration::from_secs(5);
 /// How many servers a request without an account may try.
 const TRIES: usize = 3;
-/// Connections to servers are kept this long without use: less than Jetty's 60 s.
-const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 /// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §3.5).
 const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
@@ -94,6 +98,12 @@ pub struct Exchange {
     route: Option<Route>,
     target: Option<Target>,
     tried: Vec<SocketAddr>,
+    /// What it wants of its server connection.
+    keeping: Option<Keeping>,
+    /// That connection.
+    connection: Option<Arc<ServerConnection>>,
+    /// Kept connections that did not suit it.
+    stale: usize,
     /// Bytes of the body so far.
     body_bytes: u64,
     body: Option<login::Body>,
@@ -234,15 +244,21 @@ impl Web {
         Ok(None)
     }
 
-    fn any_server(&self, exchange: &Exchange) -> Result<Target> {
+    fn any_server(&self, exchange: &Exchange, web: &WebClient) -> Result<Target> {
         let name = exchange.onward.as_ref().map_or("", |onward| onward.group());
         let group = self.app.groups.get(name);
-        let member = group
-            .filter(|_| exchange.tried.len() < TRIES)
-            .and_then(|group| group.pick(&exchange.tried));
+        let known = web.owner.server(name);
+        let member = group.filter(|_| exchange.tried.len() < TRIES).and_then(|group| {
+            let same = known.filter(|known| !exchange.tried.contains(known));
+            same.and_then(|known| group.member_at(known))
+                .or_else(|| group.pick(&exchange.tried))
+        });
         let Some(member) = member else {
             return Error::e_explain(ErrorType::HTTPStatus(503), format!("no server of group {name} is up"));
         };
+        if web.owner.key().is_some() {
+            web.owner.settle(name, member.address);
+        }
         Ok(Target {
             server: member.server.clone(),
             address: member.address,
@@ -269,6 +285,9 @@ impl ProxyHttp for Web {
             route: None,
             target: None,
             tried: Vec::new(),
+            keeping: None,
+            connection: None,
+            stale: 0,
             body_bytes: 0,
             body: None,
             seen: None,
@@ -325,21 +344,48 @@ impl ProxyHttp for Web {
     async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         // What was tried before is not busy with it any more.
         exchange.target = None;
+        let Some(web) = connection::client_of(session) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a connection");
+        };
         let target = match self.locate(exchange).await? {
             Some(target) => {
-                if let (Some(web), Some(route)) = (connection::client_of(session), &exchange.route) {
+                if let Some(route) = &exchange.route {
                     web.note(route);
                 }
                 target
             }
-            None => self.any_server(exchange)?,
+            None => self.any_server(exchange, web)?,
         };
         let Some(onward) = &exchange.onward else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
-        let peer = peer(&target, onward, &exchange.snapshot);
+        let group = self.app.groups.get(onward.group());
+        let keepalive = group.and_then(|group| group.keepalive());
+        let keeping = Keeping::of(web, session.req_header(), onward, keepalive, exchange.stale);
+        let mut peer = peer(&target, onward, &exchange.snapshot);
+        keeping.shape(&mut peer);
+        exchange.keeping = Some(keeping);
         exchange.target = Some(target);
         Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        digest: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        tls::refuse_old(digest)?;
+        let Some(keeping) = &exchange.keeping else {
+            return Ok(());
+        };
+        let taken = keeping.take(digest, reused);
+        exchange.stale += usize::from(taken.is_err());
+        exchange.connection = taken?;
+        Ok(())
     }
 
     async fn request_body_filter(
@@ -406,7 +452,37 @@ impl ProxyHttp for Web {
         for (name, value) in lines {
             upstream.insert_header(name, value)?;
         }
+        if let Some(keeping) = &exchange.keeping {
+            keeping.announce(upstream)?;
+        }
         Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if let (Some(web), Some(keeping), Some(connection)) =
+            (connection::client_of(session), &exchange.keeping, &exchange.connection)
+        {
+            keeping.learn(web, connection, response);
+        }
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _chunk: &mut Option<Bytes>,
+        _end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if let Some(connection) = &exchange.connection {
+            connection.touch();
+        }
+        Ok(None)
     }
 
     async fn response_filter(
@@ -452,8 +528,14 @@ impl ProxyHttp for Web {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("Peer: {peer}"));
-        let request = session.req_header();
-        if exchange.answered || !request.method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
+        if *error.etype() == STALE {
+            error.set_retry(true);
+            return error;
+        }
+        let heard =
+            exchange.answered || matches!(error.etype(), ErrorType::HTTPStatus(_) | ErrorType::InvalidHTTPHeader);
+        let repeatable = may_be_repeated(&session.req_header().method);
+        if heard || !repeatable || session.as_ref().retry_buffer_truncated() {
             error.set_retry(false);
             return error;
         }
@@ -476,7 +558,8 @@ impl ProxyHttp for Web {
                 exchange.tried.push(address);
                 error.set_retry(exchange.tried.len() < TRIES);
             }
-            _ => error.retry.decide_reuse(reused),
+            // Whatever the end of a kept connection looks like: TLS has other words for it.
+            _ => error.set_retry(broken && reused),
         }
         error
     }
@@ -510,18 +593,6 @@ impl ProxyHttp for Web {
         exchange.target = Some(target);
         error.set_retry(again);
         error
-    }
-
-    async fn connected_to_upstream(
-        &self,
-        _session: &mut Session,
-        _reused: bool,
-        _peer: &HttpPeer,
-        _fd: std::os::fd::RawFd,
-        digest: Option<&Digest>,
-        _exchange: &mut Exchange,
-    ) -> Result<()> {
-        tls::refuse_old(digest)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
@@ -565,6 +636,16 @@ impl ProxyHttp for Web {
         if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
             self.record_login(web, exchange, seen, status);
         }
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _exchange: &Exchange,
+        error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        *error.etype() == STALE
     }
 
     fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
@@ -975,7 +1056,6 @@ fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> HttpPeer {
     let connect = waits.connect.min(connector::CONNECT);
     peer.options.connection_timeout = Some(connect);
     peer.options.total_connection_timeout = Some(connect);
-    peer.options.idle_timeout = Some(UPSTREAM_IDLE);
     peer.options.write_timeout = Some(waits.send);
     peer.options.read_timeout = Some(waits.read);
     peer.options.alpn = if is_tls && onward.forward().http2 {

@@ -95,7 +95,10 @@ impl Node {
     }
 
     fn write(&self, dir: &Path, out: &mut String) -> std::fmt::Result {
-        writeln!(out, "version: 1\nthreads: 2\nwork_stealing: false")?;
+        writeln!(out, "version: 1\nwork_stealing: false")?;
+        if self.more.iter().all(|(key, _)| key != "threads") {
+            writeln!(out, "threads: 2")?;
+        }
         writeln!(out, "grace_period_seconds: 0\ngraceful_shutdown_timeout_seconds: 1")?;
         writeln!(
             out,

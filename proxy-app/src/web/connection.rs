@@ -37,6 +37,7 @@ use tokio_openssl::SslStream;
 
 use super::behind::Body;
 use super::frames::Frames;
+use super::upstreams::connection::Owner;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
 use crate::client_certs::Shown;
@@ -78,6 +79,8 @@ pub struct WebClient {
     pub sso: bool,
     /// Who is known to have logged in on it.
     pub greeted: Greeted,
+    /// The server connections that are its own.
+    pub owner: Arc<Owner>,
     /// What the process sees of it.
     pub live: Arc<Live>,
     /// Whether the engine has taken the last request.

@@ -199,6 +199,8 @@ pub struct Forward {
     pub rewrite_location: bool,
     /// Whether HTTP/2 is spoken with servers that offer it.
     pub http2: bool,
+    /// How long connections to its servers are kept without use; zero: not at all; `None`: as its group says.
+    pub keepalive: Option<Duration>,
 }
 
 /// Which server a request is for.

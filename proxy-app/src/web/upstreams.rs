@@ -23,6 +23,7 @@ use super::locations::group::GroupSpec;
 use crate::names::{IpMode, Names};
 
 mod check;
+pub mod connection;
 mod group;
 mod seat;
 
@@ -262,6 +263,7 @@ mod tests {
             servers: servers.collect(),
             tls: None,
             check,
+            keepalive: None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Groups of servers as the files of locations write them. What runs is made from them in `web/upstreams.rs`.
 
+use std::time::Duration;
+
 /// A group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupSpec {
@@ -11,6 +13,8 @@ pub struct GroupSpec {
     pub tls: Option<GroupTls>,
     /// How it is found out whether one is up.
     pub check: Check,
+    /// How long connections to them are kept without use; zero: not at all; `None`: as ever.
+    pub keepalive: Option<Duration>,
 }
 
 /// A server of a group.

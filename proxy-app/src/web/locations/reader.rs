@@ -140,12 +140,14 @@ impl Reader {
         let servers = servers.map(|node| self.servers(node)).unwrap_or_default();
         let tls = self.group_tls(&mut section);
         let check = self.check(&mut section);
+        let keepalive = self.keepalive(&mut section);
         section.finish(&mut self.problems);
         Some(GroupSpec {
             name: name.to_owned(),
             servers,
             tls,
             check,
+            keepalive,
         })
     }
 
@@ -620,6 +622,7 @@ impl Reader {
             max_body: self.max_body(entry),
             rewrite_location: self.flag(entry, "rewrite_location", is_mailbox),
             http2: self.flag(entry, "http2", false),
+            keepalive: self.keepalive(entry),
             to,
         }
     }
@@ -699,6 +702,15 @@ impl Reader {
             node.error("a wait of nothing lets nobody answer", &mut self.problems);
         }
         Some(Wait::Fixed(wait))
+    }
+
+    /// `keepalive: 50s`, or 0.
+    fn keepalive(&mut self, entry: &mut Mapping<'_>) -> Option<Duration> {
+        let node = entry.take("keepalive")?;
+        match node.str(&mut self.problems)? {
+            "0" => Some(Duration::ZERO),
+            _ => node.duration(&mut self.problems),
+        }
     }
 
     /// `10M`, `512k`, or bytes; 0 is no limit.

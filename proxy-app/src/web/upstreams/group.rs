@@ -139,15 +139,35 @@ impl Group {
             let class: Vec<_> = free.iter().copied().filter(|(seat, _)| class(seat)).collect();
             better_of_two(&class)
         })?;
+        Some(self.member(seat, share))
+    }
+
+    /// The one at this address, if it gets requests.
+    pub fn member_at(&self, address: SocketAddr) -> Option<Member> {
+        let (seat, now) = (self.seat(address)?, Instant::now());
+        let share = seat.share(now);
+        let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
+        (share > 0.0 && ready && !seat.is_ejected(now)).then(|| self.member(&seat, share))
+    }
+
+    fn member(&self, seat: &Arc<Seat>, share: f64) -> Member {
         let turn = self.turn.load(Ordering::Relaxed).max(seat.turn());
         self.turn.store(turn, Ordering::Relaxed);
         let told = seat.told();
-        Some(Member {
+        Member {
             server: told.server.clone(),
             address: seat.address,
             verify: told.verify,
             _busy: Arc::new(seat.take(turn, share)),
-        })
+        }
+    }
+
+    /// How long connections to its servers are kept, where a file says it.
+    pub fn keepalive(&self) -> Option<Duration> {
+        match &**self.table.source.load() {
+            Source::File(spec) => spec.keepalive,
+            Source::Directory(_) | Source::Extensions => None,
+        }
     }
 
     /// Counts a request that goes to this address for another reason, while the value lives.

@@ -1,0 +1,121 @@
+//! Which server connection a request gets, and how long it is kept: one for everybody, one of its client's own, or
+//! one for this request alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderName};
+use http::{HeaderMap, HeaderValue, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::{ALPN, Digest};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, Result};
+
+use super::bound_login;
+use super::connection::WebClient;
+use super::repeat::may_be_repeated;
+use super::upstreams::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, new_key};
+use super::way::Onward;
+
+/// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
+const KEEPALIVE: Duration = Duration::from_secs(50);
+/// So many kept connections are tried that may be closed just then; then a new one is made.
+const STALE_MAX: usize = 4;
+
+/// What a request wants of its server connection.
+#[derive(Debug, Clone)]
+pub(super) struct Keeping {
+    demand: Demand,
+    /// The client's connection, if it has server connections of its own.
+    pub(super) owner: Option<Arc<Owner>>,
+    /// The connection is made for this request and ends with it.
+    alone: bool,
+}
+
+impl Keeping {
+    /// For this request. `keepalive` is what its group says; `stale` counts the connections that did not suit it.
+    pub(super) fn of(
+        web: &WebClient,
+        request: &RequestHeader,
+        onward: &Onward,
+        keepalive: Option<Duration>,
+        stale: usize,
+    ) -> Keeping {
+        if bound_login::is_offered(&request.headers) {
+            web.owner.bind();
+        }
+        let owner = web.owner.key().map(|_| web.owner.clone());
+        let keepalive = onward.forward().keepalive.or(keepalive).unwrap_or(KEEPALIVE);
+        // A server that speaks HTTP/2 says which request it has not seen when it closes.
+        let repeatable = match (may_be_repeated(&request.method) || onward.forward().http2, &owner) {
+            (true, _) => Repeatable::Yes,
+            (false, Some(_)) => Repeatable::Bound,
+            (false, None) => Repeatable::No,
+        };
+        // A login of three messages needs one connection for them.
+        let keepalive = match &owner {
+            Some(_) if keepalive.is_zero() => KEEPALIVE,
+            _ => keepalive,
+        };
+        Keeping {
+            demand: Demand { keepalive, repeatable },
+            alone: owner.is_none() && (keepalive.is_zero() || stale > STALE_MAX),
+            owner,
+        }
+    }
+
+    /// Tells the engine.
+    pub(super) fn shape(&self, peer: &mut HttpPeer) {
+        peer.options.idle_timeout = Some(self.demand.keepalive);
+        peer.options.custom_l4 = Some(match &self.owner {
+            Some(owner) => Arc::new(Connect::for_owner(owner.clone())),
+            None => Arc::new(Connect::default()),
+        });
+        let key = self.owner.as_ref().and_then(|owner| owner.key());
+        match key {
+            Some(key) => {
+                peer.group_key = key;
+                // These logins know connections with one request at a time only.
+                peer.options.alpn = ALPN::H1;
+            }
+            None if self.alone => peer.group_key = new_key(),
+            None => {}
+        }
+    }
+
+    /// Tells the server, if it need not keep its end.
+    pub(super) fn announce(&self, upstream: &mut RequestHeader) -> Result<()> {
+        if self.alone && upstream.version == Version::HTTP_11 {
+            upstream.insert_header(CONNECTION, HeaderValue::from_static("close"))?;
+        }
+        Ok(())
+    }
+
+    /// The connection that the engine has found. An error if it was kept and may be closed just now: nothing has been
+    /// sent, and another one will do.
+    pub(super) fn take(&self, digest: Option<&Digest>, reused: bool) -> Result<Option<Arc<ServerConnection>>> {
+        let connection = digest.and_then(ServerConnection::of);
+        if reused && connection.as_ref().is_some_and(|known| !known.suits(self.demand)) {
+            return Error::e_explain(STALE, "a kept connection that may be closed just now");
+        }
+        Ok(connection)
+    }
+
+    /// What an answer says about its connection, before anything is taken from its head.
+    pub(super) fn learn(&self, web: &WebClient, connection: &ServerConnection, response: &ResponseHeader) {
+        connection.touch();
+        if let Some(said) = text(&response.headers, &HeaderName::from_static("keep-alive")) {
+            connection.heed(said);
+        }
+        if bound_login::is_demanded(&response.headers) {
+            web.owner.bind();
+            if self.owner.is_none() {
+                connection.spend();
+            }
+        }
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
