@@ -101,7 +101,7 @@ impl Default for Ends {
 }
 
 /// Keys that a reload puts in force. All others are read at the start only. A key stands for all below it.
-const LIVE: [&str; 16] = [
+const LIVE: [&str; 17] = [
     "listeners",
     "tls",
     "limits",
@@ -110,6 +110,7 @@ const LIVE: [&str; 16] = [
     "web.locations",
     "web.acme_dir",
     "web.compress_authenticated",
+    "web.show_server",
     "log.access",
     "log.access_format",
     "log.audit",
@@ -295,6 +296,8 @@ pub struct WebConfig {
     pub acme_dir: Option<PathBuf>,
     /// Whether answers to requests that somebody is logged in with may be compressed.
     pub compress_authenticated: bool,
+    /// Whether clients see the `Server` of a server's answer.
+    pub show_server: bool,
 }
 
 /// The form of the access log.
@@ -506,6 +509,7 @@ impl Reader {
                 locations: Vec::new(),
                 acme_dir: None,
                 compress_authenticated: false,
+                show_server: false,
             },
             log: LogConfig {
                 access: Target::Stdout,
@@ -1060,6 +1064,7 @@ impl Reader {
             locations: Vec::new(),
             acme_dir: None,
             compress_authenticated: false,
+            show_server: false,
         };
         let Some(mut section) = self.section(root, "web") else {
             return config;
@@ -1072,6 +1077,10 @@ impl Reader {
         }
         config.compress_authenticated = section
             .take("compress_authenticated")
+            .and_then(|node| node.bool(&mut self.problems))
+            .unwrap_or(false);
+        config.show_server = section
+            .take("show_server")
             .and_then(|node| node.bool(&mut self.problems))
             .unwrap_or(false);
         if let Some(node) = section.take("locations") {

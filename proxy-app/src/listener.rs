@@ -587,6 +587,7 @@ impl Door {
             admin: self.listener.serve == Serve::AdminConsole,
             sso: self.listener.serve == Serve::Sso,
             owner: Arc::default(),
+            cut_short: AtomicBool::new(false),
             greeted: Greeted::default(),
             live: live.clone(),
             taken: AtomicBool::default(),

@@ -80,6 +80,8 @@ pub struct WebPolicy {
     pub ip_mode: IpMode,
     /// Which answers are compressed for the client.
     pub compression: compression::Rules,
+    /// Whether clients see which program a server is.
+    pub show_server: bool,
 }
 
 impl WebPolicy {
@@ -145,6 +147,7 @@ pub fn build(
                 enabled: node.flag(&a::HTTP_COMPRESSION_ENABLED),
                 authenticated: config.web.compress_authenticated,
             },
+            show_server: config.web.show_server,
         },
         transport: Arc::new(MailTransport {
             acceptors: acceptors.clone(),

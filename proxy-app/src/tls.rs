@@ -303,7 +303,7 @@ pub type Certificates = Arc<ArcSwap<CertStore>>;
 /// What a TLS listener speaks inside; its ALPN names (RFC 7301; IANA registry for `imap` and `pop3`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inside {
-    /// `h2` and `http/1.1`.
+    /// `h2`, `http/1.1`, and `http/1.0` for clients that know nothing else.
     Web,
     /// `imap`
     Imap,
@@ -319,7 +319,7 @@ impl Inside {
     /// In wire format, by preference.
     fn alpn(self) -> &'static [u8] {
         match self {
-            Inside::Web => b"\x02h2\x08http/1.1",
+            Inside::Web => b"\x02h2\x08http/1.1\x08http/1.0",
             Inside::Imap => b"\x04imap",
             Inside::Pop3 => b"\x04pop3",
             Inside::Lookup => b"\x08http/1.1",

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use mail_proxy::audit::{Event, Phase, Record};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::modules::http::compression::ResponseCompressionBuilder;
 use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -30,6 +32,7 @@ use crate::snapshot::{MailMode, Snapshot};
 use crate::tls;
 
 pub mod account;
+mod answer_head;
 mod answers;
 mod behind;
 mod bound_login;
@@ -40,6 +43,7 @@ pub mod headers;
 mod keeping;
 pub mod locations;
 pub mod login;
+mod old_clients;
 mod relocation;
 mod repeat;
 mod sso;
@@ -48,6 +52,7 @@ pub mod upstreams;
 mod way;
 mod websocket;
 
+use answer_head::Framing;
 use answers::{Answer, Form};
 use compression::Packing;
 use connection::WebClient;
@@ -111,6 +116,8 @@ pub struct Exchange {
     sets_cookie: bool,
     /// A server has answered.
     answered: bool,
+    /// Who ended the answer before its end.
+    incomplete: Option<&'static str>,
     /// The answer is being compressed.
     _packing: Option<Packing>,
 }
@@ -293,8 +300,14 @@ impl ProxyHttp for Web {
             seen: None,
             sets_cookie: false,
             answered: false,
+            incomplete: None,
             _packing: None,
         }
+    }
+
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        modules.add_module(ResponseCompressionBuilder::enable(0));
+        modules.add_module(Box::new(old_clients::Unchunked));
     }
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
@@ -322,6 +335,9 @@ impl ProxyHttp for Web {
                 "a request with more than one Content-Length",
             );
         }
+        if !answer_head::has_known_coding(&request.headers) {
+            return Error::e_explain(ErrorType::HTTPStatus(501), "a transfer coding that is not known");
+        }
         if request.method == http::Method::TRACE {
             // It would tell a script the cookies that it must not see.
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
@@ -329,6 +345,7 @@ impl ProxyHttp for Web {
         let clear = web.tls.is_none() && !web.admin;
         let signs_on = web.sso;
         session.set_write_timeout(Some(CLIENT_PATIENCE));
+        old_clients::respect(session);
         if signs_on {
             return self.sign_on(session, exchange, &asked).await;
         }
@@ -469,6 +486,17 @@ impl ProxyHttp for Web {
         {
             keeping.learn(web, connection, response);
         }
+        let mended = answer_head::mend(response);
+        if mended != Ok(Framing::Sound)
+            && let Some(connection) = &exchange.connection
+        {
+            connection.spend();
+        }
+        mended.map_err(|why| Error::explain(ErrorType::HTTPStatus(502), why).into_up())?;
+        answer_head::strip(response);
+        if !exchange.snapshot.web.show_server {
+            answer_head::hide_server(response);
+        }
         Ok(())
     }
 
@@ -512,6 +540,8 @@ impl ProxyHttp for Web {
         if let Some(web) = connection::client_of(session) {
             relocate(web, exchange, response)?;
         }
+        answer_head::speak_our_version(response);
+        old_clients::end_behind(session, response);
         dress(exchange, response)?;
         exchange._packing = compression::begin(session, response, exchange.snapshot.web.compression);
         Ok(())
@@ -600,6 +630,11 @@ impl ProxyHttp for Web {
         let begun = session
             .response_written()
             .is_some_and(|response| !response.status.is_informational());
+        if begun {
+            let by_client = *error.esource() == ErrorSource::Downstream;
+            exchange.incomplete = Some(if by_client { "client" } else { "server" });
+            connection::cut_short(session).await;
+        }
         if code > 0 && !begun {
             session.set_keepalive(None);
             let sent = match Answer::error(code, exchange.form, exchange.id()) {
@@ -794,6 +829,7 @@ impl Web {
             bytes: session.body_bytes_sent() as u64,
             upstream: &upstream.join(", "),
             location: exchange.found.as_ref().map(|found| found.entry.location.name.as_str()),
+            incomplete: exchange.incomplete,
             begun: exchange.begun,
         };
         self.app
@@ -976,6 +1012,8 @@ struct Visit<'a> {
     /// The servers that were tried.
     upstream: &'a str,
     location: Option<&'a str>,
+    /// Who ended the answer before its end.
+    incomplete: Option<&'static str>,
     begun: Instant,
 }
 
@@ -1003,6 +1041,7 @@ fn access_line(app: &App, web: &WebClient, request: &http::request::Parts, asked
         upstream: (!visit.upstream.is_empty()).then_some(visit.upstream),
         local: &web.client.local.ip().to_string(),
         local_port: web.client.local.port(),
+        incomplete: visit.incomplete,
     };
     match app.config.load().log.access_format {
         AccessFormat::Carbonio => headers::access_line(&entry),

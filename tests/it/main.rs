@@ -31,6 +31,7 @@ mod real_web;
 mod refusals;
 mod scene;
 mod secrets;
+mod server_answers;
 mod server_connections;
 mod sessions;
 mod smuggling;

@@ -81,6 +81,8 @@ pub struct WebClient {
     pub greeted: Greeted,
     /// The server connections that are its own.
     pub owner: Arc<Owner>,
+    /// Its last answer has no good end, and the connection must not look as if it had.
+    pub cut_short: AtomicBool,
     /// What the process sees of it.
     pub live: Arc<Live>,
     /// Whether the engine has taken the last request.
@@ -242,6 +244,18 @@ impl Watch {
 /// What is known of the connection of a request.
 pub fn client_of(session: &pingora_proxy::Session) -> Option<&WebClient> {
     client_in(session.digest()?.proxy_digest.as_ref()?)
+}
+
+/// Delivers what came of an answer that breaks off, and ends the connection: in TLS without the farewell that would
+/// make an answer of unknown length look whole (RFC 9112 §9.8). HTTP/2 has a reset for it.
+pub(super) async fn cut_short(session: &mut pingora_proxy::Session) {
+    if session.req_header().version == http::Version::HTTP_2 {
+        return;
+    }
+    if let Some(web) = client_of(session) {
+        web.cut_short.store(true, Ordering::Relaxed);
+    }
+    let _who_does_not_read_gets_less = timeout(FAREWELL, session.as_downstream_mut().shutdown()).await;
 }
 
 fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
@@ -566,8 +580,10 @@ impl AsyncWrite for WebStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.farewell.is_none() {
             ready!(self.poll_held(cx))?;
+            let cut = client_in(&self.carrier).is_some_and(|web| web.cut_short.load(Ordering::Relaxed));
             ready!(match &mut self.channel {
                 Channel::Plain(io) => Pin::new(io).poll_shutdown(cx),
+                Channel::Tls(io) if cut => Pin::new(io.get_mut()).poll_shutdown(cx),
                 Channel::Tls(io) => Pin::new(io).poll_shutdown(cx),
             })?;
         }

@@ -272,6 +272,8 @@ pub struct AccessEntry<'a> {
     pub local: &'a str,
     /// Our port.
     pub local_port: u16,
+    /// Who ended the answer before its end: `server` or `client`.
+    pub incomplete: Option<&'a str>,
 }
 
 /// What a line in JSON tells beside an [`AccessEntry`].
@@ -312,6 +314,7 @@ pub fn access_json(entry: &AccessEntry<'_>, more: AccessMore<'_>) -> String {
         ("user_agent", entry.user_agent.map(Cow::Borrowed)),
         ("upstream", entry.upstream.map(Cow::Borrowed)),
         ("location", more.location.map(Cow::Borrowed)),
+        ("incomplete", entry.incomplete.map(Cow::Borrowed)),
     ] {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
             line[name] = value.into_owned().into();
@@ -336,8 +339,11 @@ pub fn access_line(entry: &AccessEntry<'_>) -> String {
         .referer
         .filter(|referer| !referer.is_empty())
         .map_or(Cow::Borrowed("-"), redact);
+    let incomplete = entry
+        .incomplete
+        .map_or(String::new(), |who| format!(" incomplete={who}"));
     format!(
-        "{}:{} - {user} [{}]  \"{request}\" {:03} {} \"{referer}\" \"{}\" \"{}\" \"{}:{}\"",
+        "{}:{} - {user} [{}]  \"{request}\" {:03} {} \"{referer}\" \"{}\" \"{}\" \"{}:{}\"{incomplete}",
         entry.client,
         entry.client_port,
         entry.time,
@@ -794,6 +800,7 @@ mod tests {
         upstream: None,
         local: "192.0.2.1",
         local_port: 443,
+        incomplete: None,
     };
 
     #[track_caller]
@@ -842,6 +849,13 @@ mod tests {
         check_line(
             ENTRY,
             r#"198.51.100.7:50000 - - [02/Jan/2026:15:04:05 +0100]  "GET https://mail.example.com/home/~/?fmt=json HTTP/2.0" 200 1234 "-" "-" "-" "192.0.2.1:443""#,
+        );
+        check_line(
+            AccessEntry {
+                incomplete: Some("server"),
+                ..ENTRY
+            },
+            r#"198.51.100.7:50000 - - [02/Jan/2026:15:04:05 +0100]  "GET https://mail.example.com/home/~/?fmt=json HTTP/2.0" 200 1234 "-" "-" "-" "192.0.2.1:443" incomplete=server"#,
         );
         check_line(
             AccessEntry {

@@ -142,6 +142,7 @@ impl Answered {
             bytes,
             upstream: &self.name,
             location: Some(&self.location),
+            incomplete: None,
             begun: self.begun,
         };
         let line = super::access_line(app, web, &self.request, &self.asked, visit);

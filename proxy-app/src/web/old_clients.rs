@@ -1,0 +1,68 @@
+//! Clients that speak HTTP/1.0: they know no chunks and no answers before the answer (RFC 9112 §6.1, RFC 9110 §15.2).
+//! A body whose length is not known ends with the connection, as it did in their time.
+
+use std::any::Any;
+
+use async_trait::async_trait;
+use http::Version;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::{HttpModule, HttpModuleBuilder, Module};
+use pingora_proxy::Session;
+
+/// Keeps from an old client what it does not know, before anything is answered.
+pub(super) fn respect(session: &mut Session) {
+    if session.req_header().version < Version::HTTP_11 {
+        session.as_downstream_mut().set_ignore_info_resp(true);
+    }
+}
+
+/// Lets the connection end behind an answer of unknown length.
+pub(super) fn end_behind(session: &mut Session, response: &ResponseHeader) {
+    let old = session.req_header().version < Version::HTTP_11;
+    if old && !response.status.is_informational() && !response.headers.contains_key(CONTENT_LENGTH) {
+        session.set_keepalive(None);
+    }
+}
+
+/// Sends bodies as they are. It comes last, for the engine itself says `chunked` where a length is missing.
+pub(super) struct Unchunked;
+
+impl HttpModuleBuilder for Unchunked {
+    fn order(&self) -> i16 {
+        -1000
+    }
+
+    fn init(&self) -> Module {
+        Box::new(Client { old: false })
+    }
+}
+
+/// One request's client.
+struct Client {
+    old: bool,
+}
+
+#[async_trait]
+impl HttpModule for Client {
+    async fn request_header_filter(&mut self, request: &mut RequestHeader) -> Result<()> {
+        self.old = request.version < Version::HTTP_11;
+        Ok(())
+    }
+
+    async fn response_header_filter(&mut self, response: &mut ResponseHeader, _end: bool) -> Result<()> {
+        if self.old {
+            response.remove_header(&TRANSFER_ENCODING);
+        }
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
