@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use mail_proxy::audit::{Audit, Event, Outcome, Phase, Record};
 use parking_lot::Mutex;
 use route_cache::Route;
+use route_cache::directory::names;
 use tokio::sync::broadcast;
 
 use crate::metrics::Metrics;
@@ -112,7 +113,7 @@ fn address_of(client: &str) -> Option<IpAddr> {
 fn is_of(record: &Record, user: &str) -> bool {
     let names = [&record.user, &record.account];
     let mut names = names.into_iter().flatten();
-    names.any(|name| name.to_lowercase() == user.to_lowercase())
+    names.any(|name| names::account(name) == names::account(user))
 }
 
 /// A server as a label and a text.

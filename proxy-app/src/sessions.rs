@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mail_proxy::{Client, Live, LoggedIn, Order};
 use parking_lot::Mutex;
+use route_cache::directory::names;
 
 /// Locks that share the connections among them: accepting does not wait for listing.
 const SHARDS: usize = 16;
@@ -152,7 +153,7 @@ impl Which {
     fn folded(&self) -> Which {
         let lower = |text: &Option<String>| text.as_deref().map(str::to_lowercase);
         Which {
-            user: lower(&self.user),
+            user: self.user.as_deref().map(names::account),
             text: lower(&self.text),
             ..self.clone()
         }
@@ -177,9 +178,9 @@ fn is_in(session: &Session, text: &str) -> bool {
         || session.live.logins().iter().any(of_login)
 }
 
-/// Whether this user, in lower case, is logged in there or about to be.
+/// Whether this user, in the one form of names, is logged in there or about to be.
 fn is_of(session: &Session, user: &str) -> bool {
-    let same = |name: &str| !name.is_empty() && name.to_lowercase() == user;
+    let same = |name: &str| !name.is_empty() && names::account(name) == user;
     let logins = session.live.logins();
     logins.iter().any(|login| same(&login.user) || same(&login.account)) || session.live.is_logging_in(same)
 }

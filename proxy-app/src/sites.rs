@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, Uri};
 use route_cache::System;
 use route_cache::attributes as a;
-use route_cache::directory::View;
+use route_cache::directory::{View, names};
 use route_cache::yaml::{Problem, Problems, Severity};
 
 use crate::client_certs::{CertMode, ClientCerts, PolicyId};
@@ -378,7 +378,7 @@ fn own_names(system: &System, node: &View<'_>, node_name: &str) -> Vec<String> {
 }
 
 fn folded(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_lowercase()
+    names::host(name)
 }
 
 fn left_out(key: String, message: String) -> Problem {

@@ -24,6 +24,7 @@ use openssl::ssl::{
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509VerifyResult};
 use pingora::protocols::Digest;
+use route_cache::directory::names;
 use tokio_openssl::SslStream;
 
 use crate::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
@@ -188,7 +189,7 @@ fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
 
 /// RFC 6125 §6.4.3: `*` stands for the whole left-most label and nothing else.
 fn covers(pattern: &str, name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
+    let name = names::host(name);
     match pattern.strip_prefix("*.") {
         Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),
         None => pattern == name,
@@ -224,7 +225,7 @@ impl CertStore {
     /// Shows `certificate` to clients that ask for `name`, which may be `*.something`; `None`: the default. Where two
     /// domains claim a name, the first one has it, as in the rest of the directory.
     pub fn add(&mut self, name: &str, certificate: Option<Arc<CertKey>>) {
-        let name = name.to_ascii_lowercase();
+        let name = names::host(name);
         match name.strip_prefix("*.") {
             Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert(certificate),
             None => self.exact.entry(name).or_insert(certificate),
@@ -266,7 +267,7 @@ impl CertStore {
 
     /// The certificate that is shown to clients which ask for this name; for a pattern `*.name`, for what is below.
     pub fn of_name(&self, name: &str) -> Option<&Arc<CertKey>> {
-        self.find(Some(&name.to_ascii_lowercase()), None)
+        self.find(Some(&names::host(name)), None)
     }
 
     /// The certificate for a requested name (in lower case): that of the domain which has the name or the longest

@@ -22,12 +22,14 @@ mod entry;
 mod last_good;
 pub mod ldap;
 mod losses;
+pub mod names;
 mod system;
 mod view;
 pub mod yaml;
 
 pub use entry::{Entry, Origin};
 pub use losses::Losses;
+pub use names::fold;
 pub use system::System;
 pub use view::View;
 
@@ -129,14 +131,18 @@ pub struct Touched {
 impl Touched {
     /// Everything by which this account may be known.
     pub(crate) fn of(entry: &Entry) -> Touched {
-        let names = [
+        let attributes = [
             attributes::MAIL_DELIVERY_ADDRESS.name,
             attributes::MAIL_ALIAS.name,
             OLD_ADDRESS,
         ];
-        let names = names.iter().flat_map(|name| entry.values(name));
+        let known = attributes.iter().flat_map(|name| entry.values(name));
         Touched {
-            names: names.map(String::as_str).chain([entry.name()]).map(fold).collect(),
+            names: known
+                .map(String::as_str)
+                .chain([entry.name()])
+                .map(names::account)
+                .collect(),
             ids: entry.values(attributes::ID.name).iter().map(|id| fold(id)).collect(),
         }
     }
@@ -216,12 +222,6 @@ impl Announcer {
     pub(crate) fn news(&self) -> broadcast::Receiver<News> {
         self.news.subscribe()
     }
-}
-
-/// The form in which names of accounts, domains, hosts and servers are compared and used as keys: lower case,
-/// Unicode included. The only place that decides this; internationalised domains are left as they were written.
-pub fn fold(name: &str) -> String {
-    name.to_lowercase()
 }
 
 /// The domain of an address: what follows the last `@`.

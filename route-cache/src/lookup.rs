@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::addresses::AddressBook;
-use crate::directory::{DirectoryError, System, domain_of, fold};
+use crate::directory::{DirectoryError, System, domain_of, fold, names};
 use crate::resolve::{Key, Placement, Protocol};
 use crate::route::{Lookup, RouteError, Service, Subject};
 use crate::source::Said;
@@ -339,11 +339,11 @@ fn names(lookup: &Lookup, key: &Key, user: Option<&str>) -> Result<(Arc<str>, Op
         return Ok((key.text().clone(), typed));
     };
     let account: Arc<str> = match user.contains('@') {
-        true => Arc::from(fold(user)),
+        true => Arc::from(names::account(user)),
         false => key.text().clone(),
     };
     let is_the_id = matches!(key, Key::Id(id) if **id == *fold(user));
-    let login = (!is_the_id && fold(user) != *account).then(|| Arc::from(user));
+    let login = (!is_the_id && names::account(user) != *account).then(|| Arc::from(user));
     Ok((account, login))
 }
 

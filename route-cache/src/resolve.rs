@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::attributes::{self, Attribute};
-use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, domain_of, fold};
+use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, domain_of, fold, names};
 use crate::route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 
 /// Longest login name or id. Mail addresses end at 254; the mail proxy of nginx takes 256.
@@ -31,7 +31,7 @@ impl Key {
     /// Normalises the subject of a lookup; here and nowhere else. Fails for what cannot be anybody's name.
     pub(crate) fn of(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
         let key = match &lookup.subject {
-            Subject::Login(name) => Key::Name(Arc::from(fold(&qualify(acceptable(name)?, lookup, system)?))),
+            Subject::Login(name) => Key::Name(Arc::from(names::account(&qualify(acceptable(name)?, lookup, system)?))),
             Subject::Id(id) => Key::Id(Arc::from(fold(acceptable(id)?))),
         };
         Ok(key)
@@ -47,9 +47,9 @@ impl Key {
             Subject::Id(id) => return Ok(Key::Id(Arc::from(fold(acceptable(id)?)))),
         };
         match domain_for(typed, lookup, system) {
-            Some((_, By::Itself)) => Ok(Key::Name(Arc::from(fold(typed)))),
+            Some((_, By::Itself)) => Ok(Key::Name(Arc::from(names::account(typed)))),
             Some((domain, By::VirtualHost | By::VirtualAddress)) => {
-                Ok(Key::Name(Arc::from(fold(&format!("{typed}@{domain}")))))
+                Ok(Key::Name(Arc::from(names::account(&format!("{typed}@{domain}")))))
             }
             Some((_, By::Default)) | None => {
                 let host = lookup
@@ -57,8 +57,8 @@ impl Key {
                     .as_deref()
                     .filter(|_| matches!(lookup.service, Service::Web | Service::Admin));
                 let local = lookup.local.to_canonical();
-                let name = format!("{typed}@[{local};{}]", host.unwrap_or_default());
-                Ok(Key::Bare(Arc::from(fold(&name))))
+                let (user, host) = (names::account(typed), names::host(host.unwrap_or_default()));
+                Ok(Key::Bare(Arc::from(format!("{user}@[{local};{host}]"))))
             }
         }
     }
@@ -70,8 +70,10 @@ impl Key {
     }
 }
 
-/// Names with control characters are attacks on logs, filters and protocols, and empty ones are nobody's.
+/// Names with control characters are attacks on logs, filters and protocols, and empty ones are nobody's. Blanks
+/// around a name are left out before it gets its domain.
 fn acceptable(name: &str) -> Result<&str, RouteError> {
+    let name = name.trim_matches(' ');
     if name.is_empty() || name.len() > MAX_SUBJECT || name.contains(char::is_control) {
         return Err(RouteError::UnknownUser);
     }
@@ -228,13 +230,13 @@ fn in_target_domain(key: &Key, system: &System) -> Option<String> {
         .domain(domain)
         .filter(|d| d.choice(&attributes::DOMAIN_TYPE) == "alias")?;
     let target = system.domain_by_id(domain.text(&attributes::DOMAIN_ALIAS_TARGET_ID)?)?;
-    Some(format!("{user}@{}", fold(target.name())))
+    Some(format!("{user}@{}", names::host(target.name())))
 }
 
 /// What an entry says of its account's place.
 pub(crate) fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
     let reading = Reading::of(system);
-    let account = fold(
+    let account = names::account(
         entry
             .first(attributes::MAIL_DELIVERY_ADDRESS.name)
             .unwrap_or(entry.name()),
@@ -488,11 +490,12 @@ impl Protocol {
             ));
         };
         let host = server.text(&attributes::SERVICE_HOSTNAME).unwrap_or(server.name());
+        let host = &*names::reachable(host);
         Ok(Server {
             name: Arc::from(server.name()),
             host: Arc::from(host),
             port,
-            tls: self.upstream_tls(certified_name(host, server.name())),
+            tls: self.upstream_tls(certified_name(host, &names::reachable(server.name()))),
         })
     }
 
@@ -554,6 +557,7 @@ impl Wanted<'_> {
         });
         let host = own_host.or_else(|| self.domain?.text(host_attribute))?;
         let port = own_port.or_else(|| self.domain?.port(port_attribute))?;
+        let host = &*names::reachable(host);
         let server: Arc<str> = Arc::from(host);
         Some(Route {
             account: self.name.clone(),
@@ -789,7 +793,8 @@ accounts:
             "alice@",
             "@a.test",
             "alice@@a.test",
-            " alice@a.test",
+            "al ice@a.test",
+            "alice @a.test",
             "*",
             "alice@a.test@a.test",
         ] {
@@ -801,6 +806,7 @@ accounts:
     fn accounts_are_found_by_name_alias_and_id_and_called_by_their_canonical_name() {
         check(&imap("al@a.test"), ALICE);
         check(&imap("AL@V.test"), ALICE);
+        check(&imap("  al@a.test "), ALICE);
         check(&lookup(Subject::Id("id-ALICE".to_owned()), Service::Imap), ALICE);
         check(
             &lookup(Subject::Id("alice@a.test".to_owned()), Service::Imap),

@@ -182,6 +182,30 @@ async fn accounts_are_found_by_name_alias_and_id() {
     assert_eq!(system.servers().count(), 2);
 }
 
+/// LDAP does not see blanks around a value, nor how many there are in it (RFC 4518 §2.6.1). If each such spelling were
+/// kept, one stranger could push all routes out.
+#[tokio::test]
+async fn no_spelling_but_an_accounts_names_is_kept() {
+    let mary = account(
+        "mary@a.test",
+        "zimbraMailHost: store2.test\nzimbraMailAlias: mary ann@a.test\n",
+    );
+    let slapd = Slapd::start(&mary);
+    let house = House::open(settings(&[slapd.url()])).await;
+    let alice = "alice@a.test store1.test:7990";
+    assert_eq!(house.ask("alice@a.test").await, alice);
+    assert_eq!(house.ask("mary ann@a.test").await, "mary@a.test store2.test:7991");
+    let kept = house.cache.len();
+    for n in 1..40 {
+        let blanks = " ".repeat(n);
+        assert_eq!(house.ask(&format!("{blanks}Alice@a.test{blanks}")).await, alice);
+        assert_eq!(house.ask(&format!("{blanks}ALICE")).await, alice);
+        assert_eq!(house.ask(&format!("mary {blanks}ann@a.test")).await, "unknown");
+        assert_eq!(house.ask(&format!("alice{blanks}@a.test")).await, "unknown");
+    }
+    until("nobodies to be forgotten", async || house.cache.len() == kept).await;
+}
+
 #[tokio::test]
 async fn more_domains_than_a_page_has_are_all_read() {
     let more: String = (0..1200)

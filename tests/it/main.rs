@@ -35,6 +35,7 @@ mod server_answers;
 mod server_connections;
 mod sessions;
 mod smuggling;
+mod spellings;
 mod sso;
 mod static_files;
 mod storms;

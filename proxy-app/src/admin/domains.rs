@@ -12,8 +12,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use route_cache::attributes::{self as a, Attribute};
-use route_cache::directory::View;
 use route_cache::directory::edit::{Act, Change, Room, changed};
+use route_cache::directory::{View, names};
 use route_cache::{Entry, Secret, System};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{Mutex, Semaphore};
@@ -119,10 +119,11 @@ pub async fn list(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> 
 /// The domains that are meant, and how many more there are.
 fn found(system: &System, store: &CertStore, wanted: &Wanted) -> (Vec<Domain>, usize) {
     let text = wanted.text.as_deref().unwrap_or_default().to_lowercase();
+    let host = names::host(&text);
     let is_meant = |domain: &View<'_>| {
         let names = domain.list(&a::VIRTUAL_HOSTNAME);
         let mut names = names.into_iter().chain([domain.name()]);
-        names.any(|name| name.to_lowercase().contains(&text))
+        names.any(|name| name.to_lowercase().contains(&text) || names::host(name).contains(&host))
     };
     let mut found: Vec<View<'_>> = system.domains().filter(is_meant).collect();
     found.sort_by_key(|domain| domain.name());
@@ -269,13 +270,10 @@ impl NewNames {
         let Some(before) = before else {
             return vec![Act::Replace(virtual_hosts)];
         };
-        let folded =
-            |list: &[String]| -> HashSet<String> { list.iter().map(|name| name.to_ascii_lowercase()).collect() };
+        let folded = |list: &[String]| -> HashSet<String> { list.iter().map(|name| names::host(name)).collect() };
         let (kept, known) = (folded(&virtual_hosts), folded(&before));
-        let gone = before.iter().filter(|name| !kept.contains(&name.to_ascii_lowercase()));
-        let new = virtual_hosts
-            .iter()
-            .filter(|name| !known.contains(&name.to_ascii_lowercase()));
+        let gone = before.iter().filter(|name| !kept.contains(&names::host(name)));
+        let new = virtual_hosts.iter().filter(|name| !known.contains(&names::host(name)));
         let removed = gone.cloned().map(Act::Remove);
         removed.chain(new.cloned().map(Act::Add)).collect()
     }

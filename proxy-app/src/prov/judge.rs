@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use openssl::ssl::{SslContextBuilder, SslMethod};
 use route_cache::attributes::{self as a, Attribute};
 use route_cache::directory::edit::Room;
+use route_cache::directory::names;
 use route_cache::{Entry, System};
 
 use super::{Answer, Failure, NAME_TAKEN, SharedNames, certificate, values};
@@ -170,10 +171,10 @@ impl Case<'_> {
         let new = after.iter().filter(|host| !known.contains(host));
         let conflicts = new.filter_map(|host| {
             let owner = self.system.domain_by_host(host)?;
-            let is_other = !owner.name().eq_ignore_ascii_case(self.after.name());
-            let mut names = owner.list(&a::VIRTUAL_HOSTNAME).into_iter();
+            let is_other = names::host(owner.name()) != names::host(self.after.name());
+            let mut hosts = owner.list(&a::VIRTUAL_HOSTNAME).into_iter();
             // A pattern of another domain leaves room for a name of its own.
-            let has = is_other && names.any(|name| name.eq_ignore_ascii_case(host));
+            let has = is_other && hosts.any(|name| names::host(name) == names::host(host));
             has.then(|| format!("{host} ({})", owner.name()))
         });
         let conflicts = conflicts.collect::<Vec<String>>().join(", ");

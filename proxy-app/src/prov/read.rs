@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use route_cache::attributes as a;
 use route_cache::directory::edit::Room;
+use route_cache::directory::names;
 use route_cache::{Entry, System};
 
 use super::{Answer, Failure, Flags, Prov, dump};
@@ -183,7 +184,7 @@ fn is_chosen(system: &System, room: Room, entry: &Entry, words: &[String]) -> bo
         Room::Accounts => {
             let name = entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name());
             name.rsplit_once('@')
-                .is_some_and(|(_, domain)| domain.eq_ignore_ascii_case(word))
+                .is_some_and(|(_, domain)| names::host(domain) == names::host(word))
         }
         _ => true,
     }

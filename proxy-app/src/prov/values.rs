@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use route_cache::attributes::{self, Kind};
+use route_cache::attributes::{self, Attribute, Kind};
+use route_cache::directory::names;
 
 use super::Failure;
 
@@ -30,8 +31,34 @@ pub(super) fn normal(attribute: &str, value: &str) -> Result<String, Failure> {
             Some(path) => whole_lines(&content(Path::new(path))?),
             None => whole_lines(value),
         },
+        _ if is_one_of(attribute, &HOSTS) => in_letters_of_hosts(value),
+        _ if is_one_of(attribute, &ADDRESSES) && !value.is_ascii() => names::account(value),
         _ => value.to_owned(),
     })
+}
+
+/// Attributes that hold names of hosts and domains, and such that hold addresses: international ones are kept in their
+/// one form.
+const HOSTS: [&Attribute; 5] = [
+    &attributes::VIRTUAL_HOSTNAME,
+    &attributes::SERVICE_HOSTNAME,
+    &attributes::MAIL_HOST,
+    &attributes::PUBLIC_SERVICE_HOSTNAME,
+    &attributes::DEFAULT_DOMAIN_NAME,
+];
+const ADDRESSES: [&Attribute; 2] = [&attributes::MAIL_DELIVERY_ADDRESS, &attributes::MAIL_ALIAS];
+
+fn is_one_of(name: &str, attributes: &[&Attribute]) -> bool {
+    attributes
+        .iter()
+        .any(|attribute| attribute.name.eq_ignore_ascii_case(name))
+}
+
+fn in_letters_of_hosts(value: &str) -> String {
+    match value.is_ascii() {
+        true => value.to_owned(),
+        false => names::host(value),
+    }
 }
 
 fn upper_if_flag(value: &str) -> String {
@@ -111,6 +138,10 @@ mod tests {
                 "-----END CERTIFICATE-----\n-----BEGIN CERTIFICATE-----\n",
             ),
             ("displayName", "file:x", "file:x"),
+            ("displayName", "Bücher", "Bücher"),
+            ("zimbraVirtualHostname", "*.Bücher.example", "*.xn--bcher-kva.example"),
+            ("zimbramailalias", "Eve@bücher.example", "eve@xn--bcher-kva.example"),
+            ("zimbraMailAlias", "Eve@a.example", "Eve@a.example"),
         ] {
             assert_eq!(normal(attribute, value).unwrap(), kept);
         }

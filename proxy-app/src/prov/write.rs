@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use openssl::sha::Sha512;
 use route_cache::attributes as a;
 use route_cache::directory::edit::{Act, Change, Room, changed};
+use route_cache::directory::names;
 use route_cache::{Entry, Secret, System};
 use uuid::Uuid;
 
@@ -117,7 +118,7 @@ impl Prov {
 
     async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
         let found = self.editor.find(Room::Accounts, address).await?;
-        match found.filter(|entry| !entry.name().eq_ignore_ascii_case(owner)) {
+        match found.filter(|entry| names::account(entry.name()) != names::account(owner)) {
             Some(_) => Err(super::exists("account.ACCOUNT_EXISTS", "email address", address)),
             None => Ok(()),
         }
@@ -131,9 +132,13 @@ impl Prov {
         mut changes: Vec<Change>,
         mut answer: Answer,
     ) -> Result<Answer, Failure> {
+        let kept = match room {
+            Room::Accounts => names::account(name),
+            _ => names::host(name),
+        };
         let is_good = match room {
-            Room::Accounts => values::is_address(name),
-            _ => values::is_host_name(name),
+            Room::Accounts => values::is_address(&kept),
+            _ => values::is_host_name(&kept),
         };
         if !is_good {
             return Err(Failure::request(format!(
@@ -141,7 +146,7 @@ impl Prov {
                 room.one()
             )));
         }
-        let name = name.to_lowercase();
+        let name = kept;
         if self.editor.find(room, &name).await?.is_some() {
             return Err(route_cache::directory::edit::EditError::Exists(room, name).into());
         }
@@ -205,7 +210,7 @@ impl Prov {
         let is_in = |account: &Entry| {
             let name = account.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(account.name());
             name.rsplit_once('@')
-                .is_some_and(|(_, own)| own.eq_ignore_ascii_case(domain.name()))
+                .is_some_and(|(_, own)| names::host(own) == names::host(domain.name()))
         };
         if accounts.iter().any(is_in) {
             let message = format!("domain not empty: {}", domain.name());

@@ -3,6 +3,7 @@
 
 use http::HeaderMap;
 use http::header::{LOCATION, REFRESH};
+use route_cache::directory::names;
 
 /// What a server may call itself, and what the client calls us.
 #[derive(Debug, Clone)]
@@ -61,7 +62,7 @@ impl Relocation<'_> {
     /// Another port of our host may be another service, and stays what it is.
     fn leads_here(&self, host: &str, port: u16, default_port: u16) -> bool {
         let ours = host == self.host && (port == default_port || port == self.our_port || port == self.server_port);
-        let theirs = self.server.iter().any(|name| name.eq_ignore_ascii_case(host));
+        let theirs = self.server.iter().any(|name| names::host(name) == host);
         ours || theirs && (port == self.server_port || port == default_port)
     }
 }

@@ -313,7 +313,7 @@ impl RouteCache {
         let name = entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name());
         let host = system.global().text(&a::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE);
         let facts = AccountFacts {
-            alias: matches!(key, Key::Name(asked) if **asked != *crate::directory::fold(name)),
+            alias: matches!(key, Key::Name(asked) if **asked != *crate::directory::names::account(name)),
             name: name.to_owned(),
             id: entry.first(a::ID.name).map(str::to_owned),
             status: system.account(&entry).choice(&a::ACCOUNT_STATUS).to_owned(),

@@ -5,7 +5,8 @@ use std::hash::Hash;
 
 use super::entry::Entry;
 use super::fold;
-use super::system::{Entries, System, address, host_name};
+use super::names::host as host_name;
+use super::system::{Entries, System, address};
 use crate::attributes::{self, Attribute, Scope};
 use crate::yaml::{Problem, Problems, Severity};
 

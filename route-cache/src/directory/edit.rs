@@ -9,7 +9,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::entry::Entry;
-use super::fold;
+use super::{fold, names};
 use crate::attributes::Scope;
 
 /// A kind of entry, and where those stand.
@@ -47,6 +47,15 @@ impl Room {
             Room::Domains => "domains",
             Room::Cos => "cos",
             Room::Accounts => "accounts",
+        }
+    }
+
+    /// The form in which the names of its entries are compared.
+    pub(crate) fn key(self, name: &str) -> String {
+        match self {
+            Room::Servers | Room::Domains => names::host(name),
+            Room::Accounts => names::account(name),
+            Room::Config | Room::Cos => fold(name),
         }
     }
 
@@ -178,7 +187,7 @@ fn add(values: &mut Vec<String>, value: &str) {
 pub(crate) fn same_value(a: &str, b: &str) -> bool {
     match a.is_ascii() && b.is_ascii() {
         true => a.eq_ignore_ascii_case(b),
-        false => fold(a) == fold(b),
+        false => names::account(a) == names::account(b) || names::host(a) == names::host(b),
     }
 }
 

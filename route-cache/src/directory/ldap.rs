@@ -23,7 +23,7 @@ use super::edit::Room;
 use super::entry::Entry;
 use super::losses::{self, Losses};
 use super::system::System;
-use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, fold, last_good, off_the_runtime};
+use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, fold, last_good, names, off_the_runtime};
 use crate::Secret;
 use crate::attributes::{self, Scope};
 use crate::yaml::{Problem, Problems, Severity};
@@ -347,7 +347,7 @@ impl Directory for LdapDirectory {
         let wanted = Arc::new([address.to_owned()]);
         let found = self.accounts(filter::addresses(names), wanted, Extent::All).await?;
         let addresses = found.iter().flat_map(|found| found.values(address));
-        let there: HashSet<String> = addresses.map(|name| fold(name)).collect();
+        let there: HashSet<String> = addresses.map(|name| names::account(name)).collect();
         Ok(names.iter().filter(|name| !there.contains(&***name)).cloned().collect())
     }
 
@@ -394,8 +394,10 @@ fn say(problems: &Problems) {
 }
 
 /// Who of the found has the name: an address goes before an alias. Where several claim it in the same way the first
-/// in the alphabet has it, each time.
+/// in the alphabet has it, each time. A directory finds people by more than their names (RFC 4518 §2.6); as each such
+/// spelling would be kept, they do not count.
 fn owner(mut found: Vec<Found>, by: &AccountBy) -> Option<Found> {
+    found.retain(|found| bears(found, by));
     found.sort_by_cached_key(|found| (!has_address(found, by), found.key()));
     if found.len() > 1 && has_address(&found[0], by) == has_address(&found[1], by) {
         log::warn!("{by:?} belongs to {} and to {}", found[0].dn, found[1].dn);
@@ -405,7 +407,16 @@ fn owner(mut found: Vec<Found>, by: &AccountBy) -> Option<Found> {
 
 fn has_address(found: &Found, by: &AccountBy) -> bool {
     let own = found.first(attributes::MAIL_DELIVERY_ADDRESS.name);
-    matches!((by, own), (AccountBy::Name(name), Some(own)) if fold(own) == *name)
+    matches!((by, own), (AccountBy::Name(name), Some(own)) if names::account(own) == *name)
+}
+
+fn bears(found: &Found, by: &AccountBy) -> bool {
+    let addresses = [attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name];
+    let mut addresses = addresses.iter().flat_map(|attribute| found.values(attribute));
+    match by {
+        AccountBy::Name(name) => addresses.any(|address| names::account(address) == *name),
+        AccountBy::Id(id) => found.values(attributes::ID.name).iter().any(|own| fold(own) == *id),
+    }
 }
 
 /// Where the entries of a kind stand (MAIL §7.1).

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::edit::Room;
 use super::entry::Entry;
+use super::names::host as host_name;
 use super::view::{Inherits, View};
 use super::{domain_of, fold};
 use crate::attributes::{self, Attribute};
@@ -37,9 +39,9 @@ impl System {
         domains: impl IntoIterator<Item = Entry>,
         cos: impl IntoIterator<Item = Entry>,
     ) -> Self {
-        let servers = by_name(servers);
-        let domains = by_name(domains);
-        let cos = by_name(cos);
+        let servers = by_name(Room::Servers, servers);
+        let domains = by_name(Room::Domains, domains);
+        let cos = by_name(Room::Cos, cos);
         System {
             servers_by_host: servers_by_host(&servers),
             domains_by_host: index(&domains, &attributes::VIRTUAL_HOSTNAME, |v| Some(host_name(v))),
@@ -106,7 +108,7 @@ impl System {
     /// The domain of this name.
     pub fn domain(&self, name: &str) -> Option<View<'_>> {
         self.domains
-            .get(fold(name).as_str())
+            .get(host_name(name).as_str())
             .map(|entry| self.domain_view(entry))
     }
 
@@ -193,19 +195,14 @@ impl System {
     }
 }
 
-/// A host name as it is compared: folded, without the final dot.
-pub(super) fn host_name(host: &str) -> String {
-    fold(host.strip_suffix('.').unwrap_or(host))
-}
-
 pub(super) fn address(value: &str) -> Option<IpAddr> {
     value.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 
-fn by_name(entries: impl IntoIterator<Item = Entry>) -> Entries {
+fn by_name(room: Room, entries: impl IntoIterator<Item = Entry>) -> Entries {
     entries
         .into_iter()
-        .map(|entry| (Arc::from(fold(entry.name())), entry))
+        .map(|entry| (Arc::from(room.key(entry.name())), entry))
         .collect()
 }
 

@@ -18,7 +18,9 @@ use super::edit::Room;
 use super::entry::{Entry, Origin};
 use super::losses::{self, Count, Losses};
 use super::system::System;
-use super::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, check, fold, off_the_runtime};
+use super::{
+    AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, check, fold, names, off_the_runtime,
+};
 use crate::attributes::{self, Attribute};
 use crate::yaml::{Document, Node, Problems, Severity};
 
@@ -370,7 +372,7 @@ impl Accounts {
             &attributes::MAIL_DELIVERY_ADDRESS,
         );
         for alias in entry.values(attributes::MAIL_ALIAS.name) {
-            claim(&mut self.by_name, fold(alias), &attributes::MAIL_ALIAS);
+            claim(&mut self.by_name, names::account(alias), &attributes::MAIL_ALIAS);
         }
         for id in entry.values(attributes::ID.name) {
             claim(&mut self.by_id, fold(id), &attributes::ID);
@@ -380,7 +382,7 @@ impl Accounts {
 
 /// The folded delivery address; the key of the account where it has none.
 fn account_name(entry: &Entry) -> String {
-    fold(
+    names::account(
         entry
             .first(attributes::MAIL_DELIVERY_ADDRESS.name)
             .unwrap_or(entry.name()),
@@ -402,21 +404,22 @@ impl Reader {
             Some(node) => self.entry("config", node, problems),
             None => Entry::new("config"),
         };
-        let servers = self.entries(rooms.take("servers"), problems);
-        let domains = self.entries(rooms.take("domains"), problems);
-        let cos = self.entries(rooms.take("cos"), problems);
-        let accounts = self.entries(rooms.take("accounts"), problems);
+        let mut entries = |room: Room, problems: &mut Problems| self.entries(room, rooms.take(room.name()), problems);
+        let servers = entries(Room::Servers, problems);
+        let domains = entries(Room::Domains, problems);
+        let cos = entries(Room::Cos, problems);
+        let accounts = entries(Room::Accounts, problems);
         rooms.finish(problems);
         (System::new(config, servers, domains, cos), accounts)
     }
 
-    fn entries(&mut self, room: Option<Node<'_>>, problems: &mut Problems) -> Vec<Entry> {
-        let Some(entries) = room.and_then(|node| node.mapping(problems)) else {
+    fn entries(&mut self, room: Room, node: Option<Node<'_>>, problems: &mut Problems) -> Vec<Entry> {
+        let Some(entries) = node.and_then(|node| node.mapping(problems)) else {
             return Vec::new();
         };
         let mut seen = HashMap::new();
         for (name, node) in entries.entries() {
-            if let Some(first) = seen.insert(fold(name), node.line()) {
+            if let Some(first) = seen.insert(room.key(name), node.line()) {
                 node.error(
                     format!("stands here twice in another spelling; the first is in line {first}"),
                     problems,

@@ -15,7 +15,7 @@ use super::wire::{MAX_HEAD, unescape};
 use crate::addresses::AddressBook;
 use crate::attributes;
 use crate::cache::RouteCache;
-use crate::directory::{System, domain_of};
+use crate::directory::{System, domain_of, names};
 use crate::resolve::Protocol;
 use crate::route::{Lookup, Route, RouteError, Service, Subject};
 use crate::shared::escape;
@@ -253,7 +253,7 @@ impl Wanted {
         let alias = default.is_some()
             && domain_of(&user)
                 .zip(default)
-                .is_some_and(|(a, b)| a.eq_ignore_ascii_case(b));
+                .is_some_and(|(a, b)| names::host(a) == names::host(b));
         let fields = vec![
             ("Auth-Status", "OK".to_owned()),
             ("Auth-Server", address.to_string()),

@@ -111,7 +111,7 @@ impl LdapEditor {
         let (base, scope) = place(room);
         let mut found = self.search(base, scope, filter::entry(room, key)).await?;
         // Who has the name goes before who has it as an alias.
-        found.sort_by_cached_key(|found| (fold(&found.name(room)) != fold(key), found.key()));
+        found.sort_by_cached_key(|found| (room.key(&found.name(room)) != room.key(key), found.key()));
         Ok(found.into_iter().next())
     }
 

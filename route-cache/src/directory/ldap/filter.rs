@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::attributes;
 use crate::directory::AccountBy;
 use crate::directory::edit::Room;
+use crate::directory::names;
 
 /// Class of all accounts. Lists and groups have addresses too, and must not get a route.
 pub(super) const ACCOUNTS: &str = "(objectClass=zimbraAccount)";
@@ -15,8 +16,8 @@ pub(super) fn account(by: &AccountBy) -> String {
     let (delivery, alias) = (attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name);
     match by {
         AccountBy::Name(name) => {
-            let name = escape(name);
-            format!("(&(|({delivery}={name})({alias}={name})){ACCOUNTS})")
+            let any = any_of(&[delivery, alias], &names::spellings(name));
+            format!("(&(|{any}){ACCOUNTS})")
         }
         AccountBy::Id(id) => format!("(&({}={}){ACCOUNTS})", attributes::ID.name, escape(id)),
     }
@@ -27,7 +28,7 @@ pub(super) fn addresses(names: &[Arc<str>]) -> String {
     let delivery = attributes::MAIL_DELIVERY_ADDRESS.name;
     let any: String = names
         .iter()
-        .map(|name| format!("({delivery}={})", escape(name)))
+        .map(|name| any_of(&[delivery], &names::spellings(name)))
         .collect();
     format!("(&(|{any}){ACCOUNTS})")
 }
@@ -56,15 +57,28 @@ pub(super) fn entry(room: Room, key: &str) -> String {
         Room::Domains => &[attributes::DOMAIN_NAME.name],
         Room::Accounts => &[attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name],
     };
-    let key = escape(key);
-    let names = names.iter().chain([&attributes::ID.name]);
-    let any: String = names.map(|name| format!("({name}={key})")).collect();
-    format!("(&{}(|{any}))", every(room))
+    let mut spellings = names::spellings(&room.key(key));
+    spellings.push(key.to_owned());
+    spellings.dedup();
+    let any = any_of(names, &spellings);
+    format!("(&{}(|{any}({}={})))", every(room), attributes::ID.name, escape(key))
 }
 
 /// Finds the alias entries of the account with this id.
 pub(super) fn aliases_of(id: &str) -> String {
     format!("(&(objectClass=zimbraAlias)(zimbraAliasTargetId={}))", escape(id))
+}
+
+/// One of these attributes has one of these values.
+fn any_of(attributes: &[&str], values: &[String]) -> String {
+    let each = |value: &String| {
+        let value = escape(value).into_owned();
+        attributes
+            .iter()
+            .map(move |attribute| format!("({attribute}={value})"))
+            .collect::<String>()
+    };
+    values.iter().map(each).collect()
 }
 
 /// A value as it may stand in a filter, whoever wrote it.
@@ -75,6 +89,19 @@ fn escape(value: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn international_names_are_asked_for_as_they_may_be_written() {
+        let written = "(zimbraDomainName=xn--bcher-kva.test)(zimbraDomainName=bücher.test)";
+        for key in ["xn--bcher-kva.test", "bücher.test"] {
+            assert!(entry(Room::Domains, key).contains(written), "{key}");
+        }
+        let eve = account(&AccountBy::Name("eve@xn--bcher-kva.test".to_owned()));
+        assert!(
+            eve.contains("(zimbraMailAlias=eve@xn--bcher-kva.test)")
+                && eve.contains("(zimbraMailAlias=eve@bücher.test)")
+        );
+    }
 
     #[test]
     fn nobody_can_end_the_filter() {
@@ -90,10 +117,10 @@ mod tests {
             );
             assert_eq!(by_name, expected);
             assert!(ldap3::parse_filter(&by_name).is_ok());
-            let by_key = entry(Room::Servers, name);
+            let by_key = entry(Room::Cos, name);
             assert_eq!(
                 by_key,
-                format!("(&(objectClass=zimbraServer)(|(cn={written})(zimbraId={written})))")
+                format!("(&(objectClass=zimbraCOS)(|(cn={written})(zimbraId={written})))")
             );
             assert!(ldap3::parse_filter(&by_key).is_ok() && ldap3::parse_filter(aliases_of(name)).is_ok());
             let one_of = addresses(&[Arc::from(name), Arc::from("x")]);

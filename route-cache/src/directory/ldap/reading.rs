@@ -370,9 +370,9 @@ fn room_attributes(room: Room, ports: &[String]) -> Arc<[String]> {
 fn entry_of<'a>(room: Room, system: &'a System, name: &str) -> Option<&'a Entry> {
     match room {
         Room::Config => Some(&system.config),
-        Room::Servers => system.servers.get(fold(name).as_str()),
-        Room::Domains => system.domains.get(fold(name).as_str()),
-        Room::Cos => system.cos.get(fold(name).as_str()),
+        Room::Servers => system.servers.get(room.key(name).as_str()),
+        Room::Domains => system.domains.get(room.key(name).as_str()),
+        Room::Cos => system.cos.get(room.key(name).as_str()),
         Room::Accounts => None,
     }
 }

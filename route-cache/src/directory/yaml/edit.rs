@@ -20,7 +20,7 @@ use super::{Accounts, Look, Reader, account_name, look};
 use crate::attributes;
 use crate::directory::edit::{Change, EditError, Editor, Room, changed};
 use crate::directory::entry::Entry;
-use crate::directory::fold;
+use crate::directory::{fold, names};
 use crate::yaml::{Document, MAX_TEXT, Problems, Severity};
 
 /// How long another writer is waited for. It needs the time to read the file twice.
@@ -128,7 +128,7 @@ impl Reading {
         let (system, accounts) = Reader::default().read(document.root(), &mut problems);
         problems.extend(system.check());
         let mut entries = Whole::new();
-        let mut put = |room, entry: &Entry| drop(entries.insert((room, fold(entry.name())), entry.clone()));
+        let mut put = |room, entry: &Entry| drop(entries.insert((room, Room::key(room, entry.name())), entry.clone()));
         put(Room::Config, &system.config);
         system.servers.values().for_each(|entry| put(Room::Servers, entry));
         system.domains.values().for_each(|entry| put(Room::Domains, entry));
@@ -146,26 +146,30 @@ impl Reading {
     }
 
     fn find(&self, room: Room, key: &str) -> Option<&Entry> {
-        let key = fold(key);
+        let (name, key) = (room.key(key), fold(key));
         if room == Room::Config {
             return self.entries.get(&(room, "config".to_owned()));
         }
-        let by_name = self.entries.get(&(room, key.clone()));
+        let by_name = self.entries.get(&(room, name.clone()));
         let of_room = || {
             self.entries
                 .iter()
                 .filter(|((of, _), _)| *of == room)
                 .map(|(_, entry)| entry)
         };
-        let has = |entry: &&Entry, attribute: &str| entry.values(attribute).iter().any(|value| fold(value) == key);
+        let has_id = |entry: &&Entry| entry.values(attributes::ID.name).iter().any(|id| fold(id) == key);
+        let aliases = |entry: &&Entry| {
+            let aliases = entry.values(attributes::MAIL_ALIAS.name).iter();
+            aliases.map(|alias| names::account(alias)).any(|alias| alias == name)
+        };
         by_name
-            .or_else(|| of_room().find(|entry| has(entry, attributes::ID.name)))
-            .or_else(|| of_room().find(|entry| room == Room::Accounts && account_name(entry) == key))
-            .or_else(|| of_room().find(|entry| room == Room::Accounts && has(entry, attributes::MAIL_ALIAS.name)))
+            .or_else(|| of_room().find(has_id))
+            .or_else(|| of_room().find(|entry| room == Room::Accounts && account_name(entry) == name))
+            .or_else(|| of_room().find(|entry| room == Room::Accounts && aliases(entry)))
     }
 
     fn named(&self, room: Room, name: &str) -> Result<&Entry, EditError> {
-        let entry = self.entries.get(&(room, fold(name)));
+        let entry = self.entries.get(&(room, room.key(name)));
         entry.ok_or_else(|| EditError::NoSuch(room, name.to_owned()))
     }
 }
@@ -187,12 +191,12 @@ fn modify(text: &str, reading: &Reading, room: Room, name: &str, changes: &[Chan
         }
     }
     let mut wanted = reading.entries.clone();
-    wanted.insert((room, fold(name)), after);
+    wanted.insert((room, room.key(name)), after);
     Ok((text, wanted))
 }
 
 fn create(text: &str, reading: &Reading, room: Room, name: &str, attributes: &[Change]) -> Edited {
-    let key = (room, fold(name));
+    let key = (room, room.key(name));
     if room == Room::Config || reading.entries.contains_key(&key) {
         return Err(EditError::Exists(room, name.to_owned()));
     }
@@ -208,7 +212,7 @@ fn delete(text: &str, reading: &Reading, room: Room, name: &str) -> Edited {
     reading.named(room, name)?;
     let text = rewrite::delete(text, place(room, name)).map_err(|why| refused(name, &why))?;
     let mut wanted = reading.entries.clone();
-    wanted.remove(&(room, fold(name)));
+    wanted.remove(&(room, room.key(name)));
     Ok((text, wanted))
 }
 
