@@ -9,17 +9,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ldap3::Mod;
+use portico_tests::Stage;
+use portico_tests::memcached::Memcached;
+use route_cache::addresses::Literal;
 use route_cache::directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use route_cache::directory::{Judge, Losses};
+use route_cache::memcached;
 use route_cache::yaml::Problems;
 use route_cache::{
-    AccountBy, Directory, Lookup, RouteCache, RouteError, Secret, Service, Settings as CacheSettings, Subject, Tier,
+    AccountBy, AddressBook, Directory, Lookup, RouteCache, RouteError, Secret, Service, Settings as CacheSettings,
+    SharedCache, Subject, Tier,
 };
 use tokio::task::JoinHandle;
 
+#[path = "ldap/forwarder.rs"]
+mod forwarder;
 #[path = "ldap/slapd.rs"]
 mod slapd;
 
+use forwarder::Forwarder;
 use slapd::{ADMIN, Kind, Slapd, account, account_dn, domain, domain_dn, set};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,6 +62,22 @@ impl House {
     }
 
     fn around(directory: LdapDirectory, ttl: Duration) -> House {
+        House::with(directory, ttl, |cache| cache)
+    }
+
+    /// One that shares its routes.
+    fn sharing(directory: LdapDirectory, memcached: &Memcached) -> House {
+        let settings = memcached::Settings {
+            servers: vec![memcached.address().to_string()],
+            timeout: Duration::from_secs(1),
+            retry: Duration::from_secs(60),
+        };
+        let ttl = Duration::from_secs(3600);
+        let shared = SharedCache::new(&settings, ttl, AddressBook::new(Arc::new(Literal)));
+        House::with(directory, ttl, |cache| cache.with_shared(shared))
+    }
+
+    fn with(directory: LdapDirectory, ttl: Duration, change: impl FnOnce(RouteCache) -> RouteCache) -> House {
         let directory = Arc::new(directory);
         let settings = CacheSettings {
             node: "proxy.test".to_owned(),
@@ -62,7 +86,7 @@ impl House {
             stale: Duration::from_secs(3600),
             negative_ttl: Duration::from_millis(50),
         };
-        let cache = Arc::new(RouteCache::new(settings, directory.clone()));
+        let cache = Arc::new(change(RouteCache::new(settings, directory.clone())));
         let follower = cache.clone();
         let tasks = vec![
             tokio::spawn((directory.clone() as Arc<dyn Directory>).watch(POLL, everything())),
@@ -265,6 +289,140 @@ async fn the_first_server_is_left_when_it_fails_and_taken_again_when_it_is_back(
     assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
     assert!(before.elapsed() < TIMEOUT / 2, "{:?}", before.elapsed());
     first.thaw();
+}
+
+/// A firewall forgets all connections at once. Nobody is refused over it, everybody waits a part of the timeout at most
+/// once, and some new connections do for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_fall_silent_are_no_dead_directory() {
+    let many: String = (0..400)
+        .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
+        .collect();
+    let slapd = Slapd::start(&many);
+    let forwarder = Forwarder::start(slapd.address()).await;
+    let (directory, _) = LdapDirectory::load(settings(&[forwarder.url()])).await.unwrap();
+    let directory = Arc::new(directory);
+    let ask = |i: usize| {
+        let directory = directory.clone();
+        tokio::spawn(async move {
+            let start = Instant::now();
+            let found = directory.account(&AccountBy::Name(format!("u{i}@a.test"))).await;
+            assert!(found.unwrap().is_some(), "u{i}");
+            start.elapsed()
+        })
+    };
+    for round in 0..3 {
+        // All connections are open and work.
+        for i in 0..8 {
+            ask(i).await.unwrap();
+        }
+        forwarder.forget();
+        let before = forwarder.opened();
+        let waited: Vec<_> = (0..400).map(ask).collect();
+        for one in waited {
+            let took = one.await.unwrap();
+            assert!(took < TIMEOUT, "round {round}: {took:?}");
+        }
+        assert!(
+            forwarder.opened() - before <= 8,
+            "{} connections",
+            forwarder.opened() - before
+        );
+        for i in 0..8 {
+            let took = ask(i).await.unwrap();
+            assert!(took < TIMEOUT / 4, "an old connection is still in use: {took:?}");
+        }
+    }
+    // A directory that is dead is said to be dead, within its time.
+    slapd.freeze();
+    let start = Instant::now();
+    assert!(
+        directory
+            .account(&AccountBy::Name("u1@a.test".to_owned()))
+            .await
+            .is_err()
+    );
+    assert!(start.elapsed() < TIMEOUT * 2, "{:?}", start.elapsed());
+    slapd.thaw();
+}
+
+/// Nodes that start where the server does not say how far it is: what changed just before is no news to them. They
+/// delete nothing in memcached, and believe what they find there.
+async fn nodes_start_quietly(kind: Kind<'_>) {
+    const PEOPLE: usize = 100;
+    let many: String = (0..PEOPLE)
+        .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
+        .collect();
+    let slapd = Slapd::start_as(kind, &many);
+    let mut admin = slapd.admin().await;
+    for (i, server) in ["store1.test", "store2.test"].iter().enumerate() {
+        let dn = format!("cn={server},cn=servers,cn=zimbra");
+        set(
+            &mut admin,
+            &dn,
+            "zimbraServiceHostname",
+            &[&format!("127.0.0.{}", i + 2)],
+        )
+        .await;
+    }
+    let stage = Stage::new().unwrap();
+    let memcached = Memcached::start(&stage).unwrap();
+    let house = async || {
+        let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
+        House::sharing(directory, &memcached)
+    };
+    let everybody = async |house: &House, tier: Tier| {
+        for i in 0..PEOPLE {
+            let route = house.cache.route(&login(&format!("u{i}@a.test"))).await.unwrap();
+            assert_eq!(route.tier, tier, "u{i}");
+        }
+    };
+    everybody(&house().await, Tier::Directory).await;
+    let deletes = || -> u64 {
+        let stats = memcached.say("stats\r\n").unwrap();
+        let counts = ["STAT delete_hits ", "STAT delete_misses "];
+        let count = |name: &str| {
+            stats
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
+        counts.iter().filter_map(|name| count(name)).sum()
+    };
+    let before = deletes();
+    let mut houses = Vec::new();
+    for _ in 0..5 {
+        houses.push(house().await);
+    }
+    // Each has looked when it has seen this.
+    set(
+        &mut admin,
+        &account_dn("alice@a.test"),
+        "zimbraMailHost",
+        &["store2.test"],
+    )
+    .await;
+    for house in &houses {
+        let ages = house.directory.age();
+        until("some looks", async || house.directory.age() < ages).await;
+        house.until("alice@a.test", "alice@a.test store2.test:7991").await;
+        everybody(house, Tier::Memcached).await;
+    }
+    let deleted = deletes() - before;
+    assert!(deleted < 200, "{deleted} deletes");
+}
+
+#[tokio::test]
+async fn nodes_start_quietly_where_the_server_says_how_far_it_is() {
+    nodes_start_quietly(Kind::default()).await;
+}
+
+#[tokio::test]
+async fn nodes_start_quietly_where_the_server_does_not_say_how_far_it_is() {
+    nodes_start_quietly(Kind {
+        without_context_csn: true,
+        ..Kind::default()
+    })
+    .await;
 }
 
 #[tokio::test]

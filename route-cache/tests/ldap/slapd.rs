@@ -65,6 +65,11 @@ impl Slapd {
         format!("ldap://localhost:{}", self.server.address().port())
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.server.address().into()
+    }
+
     /// `ldaps://…`
     pub(crate) fn tls_url(&self) -> String {
         format!("ldaps://localhost:{}", self.server.tls_address().unwrap().port())

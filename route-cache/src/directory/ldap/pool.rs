@@ -1,8 +1,10 @@
 //! Connections to the LDAP servers: some to the first server that works, opened when they are needed.
 //!
 //! Every wait has a deadline. A server that fails is left at once for the next one, and taken back when it
-//! answers again. What is searched for is not known here.
+//! answers again. A connection that falls silent is no failed server: a firewall forgets all of them at once, and
+//! tells nobody. What is searched for is not known here.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, LdapResult, Scope,
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::found::Found;
 use super::{Settings, Url};
@@ -30,6 +32,10 @@ const MAX_FOUND: usize = 500_000;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 /// How often failed servers are looked at, whether their time has come.
 const RECOVER: Duration = Duration::from_millis(250);
+
+/// Part of the timeout after which a connection on which nothing came since the question is doubted. The rest is
+/// for a new one: connecting, TLS, the bind, and the answer.
+const SILENCE: u32 = 3;
 
 /// Result codes of RFC 4511 §4.1.9 that are answers.
 const SUCCESS: u32 = 0;
@@ -195,6 +201,7 @@ impl Door {
         let connection = Connection {
             ldap: ldap.clone(),
             driver,
+            heard: Mutex::new(Instant::now()),
         };
         // Without a name this is the anonymous bind; it also proves that somebody answers.
         let (dn, password) = self
@@ -202,6 +209,7 @@ impl Door {
             .as_ref()
             .map_or(("", ""), |(dn, password)| (dn, password.expose()));
         ldap.simple_bind(dn, password).await?.success()?;
+        connection.hear();
         Ok(connection)
     }
 }
@@ -210,6 +218,8 @@ impl Door {
 pub(super) struct Connection {
     ldap: Ldap,
     driver: JoinHandle<()>,
+    /// When the server said something last.
+    heard: Mutex<Instant>,
 }
 
 impl Connection {
@@ -221,6 +231,26 @@ impl Connection {
     /// True once the server has closed it.
     fn is_over(&self) -> bool {
         self.driver.is_finished()
+    }
+
+    fn hear(&self) {
+        *self.heard.lock() = Instant::now();
+    }
+
+    fn was_heard(&self, since: Instant) -> bool {
+        *self.heard.lock() >= since
+    }
+
+    /// Resolves when the server has said nothing for so long, counted from `since` on.
+    async fn silent(&self, since: Instant, patience: Duration) {
+        loop {
+            let last = *self.heard.lock();
+            let end = last.max(since) + patience;
+            if end <= Instant::now() {
+                return;
+            }
+            sleep_until(end).await;
+        }
     }
 }
 
@@ -236,6 +266,8 @@ struct Server {
     url: Url,
     door: Arc<Door>,
     slots: [Mutex<Arc<Slot>>; CONNECTIONS],
+    /// For those who doubt the connection that they asked on.
+    spare: Mutex<Arc<Slot>>,
     next: AtomicUsize,
     health: Mutex<Health>,
 }
@@ -257,26 +289,105 @@ impl Server {
             url,
             door,
             slots: std::array::from_fn(|_| Mutex::default()),
+            spare: Mutex::default(),
             next: AtomicUsize::new(0),
             health: Mutex::default(),
         }
     }
 
-    /// Puts the question on one of the connections. The server may have closed that one long ago, so an end of the
-    /// connection is only believed of a new one.
+    /// Puts the question on one of the connections. The server may have closed that one long ago, or a firewall may
+    /// have forgotten it; so its end and its silence are only believed of another one.
     async fn ask(&self, search: &Arc<Search>, timeout: Duration) -> Result<Reply, Trouble> {
-        let deadline = Instant::now() + timeout;
-        let mut connection = self.connection(deadline).await?;
-        let mut reply = converse(&connection, search, deadline, timeout).await;
-        if matches!(reply, Err(Trouble::Broken(_))) {
-            self.discard(&connection);
-            connection = self.connection(deadline).await?;
-            reply = converse(&connection, search, deadline, timeout).await;
-        }
+        let asked = Instant::now();
+        let connection = self.connection(asked + timeout).await?;
+        let mut first = pin!(converse(&connection, search, asked + timeout, timeout));
+        let answered = tokio::select! {
+            reply = &mut first => Some(reply),
+            () = connection.silent(asked, timeout / SILENCE) => None,
+        };
+        let again = || self.ask_afresh(search, asked, timeout);
+        let reply = match answered {
+            Some(Err(Trouble::Broken(_))) => {
+                self.discard(&connection);
+                again().await
+            }
+            Some(reply) => reply,
+            None => first_answer(first, again()).await,
+        };
         if let Err(trouble @ (Trouble::Broken(_) | Trouble::Late(_))) = &reply {
             self.failed(trouble);
         }
         reply
+    }
+
+    /// Asks where the server was heard since then. With the answer all connections go that were silent meanwhile:
+    /// what became of one has become of them.
+    async fn ask_afresh(&self, search: &Arc<Search>, asked: Instant, timeout: Duration) -> Result<Reply, Trouble> {
+        let rest = timeout - timeout / SILENCE;
+        let deadline = (asked + timeout).max(Instant::now() + rest);
+        let connection = self.heard_since(asked, deadline).await?;
+        let reply = converse(&connection, search, deadline, timeout).await;
+        if is_answer(&reply) {
+            self.drop_silent(asked);
+        }
+        reply
+    }
+
+    /// A connection on which the server was heard since then; the spare one, opened for all who need it now, where
+    /// there is none.
+    async fn heard_since(&self, asked: Instant, deadline: Instant) -> Result<Arc<Connection>, Trouble> {
+        let places = self.slots.iter().chain([&self.spare]);
+        let mut open = places.filter_map(|place| place.lock().get().cloned());
+        if let Some(heard) = open.find(|connection| connection.was_heard(asked) && !connection.is_over()) {
+            return Ok(heard);
+        }
+        let spare = self.empty_spare(asked);
+        // That it cannot be opened is no failure of the server yet: the first question may still be answered.
+        let opened = timeout_at(deadline, spare.get_or_try_init(|| self.enter())).await;
+        opened.unwrap_or_else(|_| Err(self.not_in_time())).cloned()
+    }
+
+    /// The place of the spare connection, emptied of an old one.
+    fn empty_spare(&self, asked: Instant) -> Arc<Slot> {
+        let mut spare = self.spare.lock();
+        if spare.get().is_some_and(|old| !old.was_heard(asked) || old.is_over()) {
+            *spare = Arc::default();
+        }
+        spare.clone()
+    }
+
+    /// Takes the spare connection in the place of one that was silent since then; the other silent ones go.
+    fn drop_silent(&self, asked: Instant) {
+        let mut spare = self.spare.lock();
+        let mut dropped = 0;
+        for slot in &self.slots {
+            let mut slot = slot.lock();
+            if slot.get().is_some_and(|connection| !connection.was_heard(asked)) {
+                // Whoever opens the spare one may not be done.
+                *slot = match spare.get() {
+                    Some(_) => std::mem::take(&mut *spare),
+                    None => Arc::default(),
+                };
+                dropped += 1;
+            }
+        }
+        if dropped > 0 {
+            log::info!(
+                "{dropped} silent connections to directory server {} are dropped",
+                self.url
+            );
+        }
+    }
+
+    async fn enter(&self) -> Result<Arc<Connection>, Trouble> {
+        let entered = self.door.enter(&self.url).await;
+        entered
+            .map(Arc::new)
+            .map_err(|error| Trouble::Unreachable(format!("{}: {error}", self.url)))
+    }
+
+    fn not_in_time(&self) -> Trouble {
+        Trouble::Unreachable(format!("{} does not take a connection in time", self.url))
     }
 
     /// A connection that is open as far as we know, else a new one.
@@ -285,7 +396,7 @@ impl Server {
         match timeout_at(deadline, slot.get_or_try_init(|| self.open())).await {
             Ok(opened) => opened.cloned(),
             Err(_) => {
-                let trouble = Trouble::Unreachable(format!("{} does not take a connection in time", self.url));
+                let trouble = self.not_in_time();
                 self.failed(&trouble);
                 Err(trouble)
             }
@@ -307,17 +418,12 @@ impl Server {
         if !self.is_up() && !self.is_due() {
             return Err(Trouble::AllDown(self.last_words().unwrap_or_default()));
         }
-        match self.door.enter(&self.url).await {
-            Ok(connection) => {
-                self.works();
-                Ok(Arc::new(connection))
-            }
-            Err(error) => {
-                let trouble = Trouble::Unreachable(format!("{}: {error}", self.url));
-                self.failed(&trouble);
-                Err(trouble)
-            }
+        let entered = self.enter().await;
+        match &entered {
+            Ok(_) => self.works(),
+            Err(trouble) => self.failed(trouble),
         }
+        entered
     }
 
     fn last_words(&self) -> Option<String> {
@@ -358,7 +464,7 @@ impl Server {
 
     /// Questions under way keep their connection until they are answered.
     fn close(&self) {
-        for slot in &self.slots {
+        for slot in self.slots.iter().chain([&self.spare]) {
             *slot.lock() = Arc::default();
         }
     }
@@ -371,6 +477,23 @@ impl Server {
             }
         }
     }
+}
+
+/// The answer of whichever comes first with one; where neither does, the trouble of the second to end.
+async fn first_answer(
+    one: impl Future<Output = Result<Reply, Trouble>>,
+    other: impl Future<Output = Result<Reply, Trouble>>,
+) -> Result<Reply, Trouble> {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    tokio::select! {
+        reply = &mut one => if is_answer(&reply) { reply } else { other.await },
+        reply = &mut other => if is_answer(&reply) { reply } else { one.await },
+    }
+}
+
+/// Whether the server said something to the question.
+fn is_answer(reply: &Result<Reply, Trouble>) -> bool {
+    matches!(reply, Ok(_) | Err(Trouble::Refused(_) | Trouble::TooMuch))
 }
 
 /// One question in a task of its own: whoever waits for it may go away without leaving half an answer on the
@@ -399,7 +522,7 @@ async fn read(
     let mut reply = Reply::default();
     let mut cookie = Vec::new();
     loop {
-        let page = page(connection.ldap.clone(), search, cookie, &mut reply.entries);
+        let page = page(connection, search, cookie, &mut reply.entries);
         let result = timeout_at(deadline, page).await.map_err(|_| Trouble::Late(timeout))??;
         reply.has_base = match (result.rc, search.extent) {
             (SUCCESS, _) | (SIZE_LIMIT_EXCEEDED, Extent::Few(_)) => true,
@@ -414,7 +537,13 @@ async fn read(
     }
 }
 
-async fn page(mut ldap: Ldap, search: &Search, cookie: Vec<u8>, found: &mut Vec<Found>) -> Result<LdapResult, Trouble> {
+async fn page(
+    connection: &Connection,
+    search: &Search,
+    cookie: Vec<u8>,
+    found: &mut Vec<Found>,
+) -> Result<LdapResult, Trouble> {
+    let mut ldap = connection.ldap();
     match search.extent {
         Extent::Few(most) => drop(ldap.with_search_options(SearchOptions::new().sizelimit(most))),
         Extent::All => drop(ldap.with_controls(PagedResults { size: PAGE, cookie })),
@@ -424,11 +553,13 @@ async fn page(mut ldap: Ldap, search: &Search, cookie: Vec<u8>, found: &mut Vec<
         .streaming_search(&search.base, search.scope, &search.filter, attributes)
         .await?;
     while let Some(item) = stream.next().await? {
+        connection.hear();
         found.extend(Found::of(item));
         if found.len() > MAX_FOUND {
             return Err(Trouble::TooMuch);
         }
     }
+    connection.hear();
     Ok(stream.finish().await)
 }
 

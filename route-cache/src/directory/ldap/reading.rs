@@ -90,7 +90,14 @@ impl Reading {
         let Some(begun) = self.begun.clone() else {
             return Ok(News::Unknown);
         };
-        let since = self.marks.as_ref().map_or(Since::Unknown, |last| begun.since(last));
+        let since = match &self.marks {
+            Some(last) => begun.since(last),
+            None => {
+                self.begin_accounts(pool, &begun).await?;
+                self.marks = Some(begun);
+                return Ok(News::Touched(Arc::new([])));
+            }
+        };
         self.moved = since != Since::Now;
         let news = match &since {
             Since::Now => News::Touched(Arc::new([])),
@@ -104,6 +111,15 @@ impl Reading {
     /// Whether something happened between the last two times, so that accounts may be gone.
     pub(super) fn has_moved(&self) -> bool {
         self.moved
+    }
+
+    /// The first look. Nothing is news to a node that has kept nothing yet; other nodes were listening. Where our
+    /// clock must do, what changed a moment ago would be found again in the second look: it is noted.
+    async fn begin_accounts(&mut self, pool: &Pool, begun: &Marks) -> Result<(), Trouble> {
+        if let Since::Csn(since) = begun.since(begun) {
+            self.accounts_since(pool, &since).await?;
+        }
+        Ok(())
     }
 
     async fn accounts_since(&mut self, pool: &Pool, since: &str) -> Result<News, Trouble> {
