@@ -615,7 +615,7 @@ impl App {
 
     /// The HTTP engine of this house.
     pub fn web(self: &Arc<Self>, conf: &Arc<ServerConf>) -> Arc<HttpProxy<Web>> {
-        let mut proxy = pingora_proxy::http_proxy(conf, Web::new(self.clone()));
+        let mut proxy = pingora_proxy::http_proxy(conf, Web::new(self.clone(), conf));
         let mut options = pingora::apps::HttpServerOptions::default();
         options.h2_idle_timeout = Some(crate::web::H2_IDLE);
         proxy.server_options = Some(options);

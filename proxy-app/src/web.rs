@@ -16,6 +16,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::modules::http::compression::ResponseCompressionBuilder;
 use pingora::protocols::{ALPN, Digest};
+use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -61,7 +62,7 @@ use locations::{Action, Files, Found, HostRule, Mailbox, Timeouts};
 use relocation::Relocation;
 use repeat::may_be_repeated;
 use upstreams::Member;
-use upstreams::connection::{STALE, ServerConnection};
+use upstreams::connection::{STALE, ServerConnection, Sources};
 use way::{Asked, Onward, Way};
 
 /// An HTTP/2 connection without streams is closed after this.
@@ -84,6 +85,7 @@ const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 pub struct Web {
     app: Arc<App>,
     requests: AtomicU64,
+    sources: Sources,
 }
 
 /// What is known of one request, from its first phase to its last.
@@ -192,11 +194,12 @@ fn own_server(app: &App, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -
 }
 
 impl Web {
-    /// The web side of `app`.
-    pub fn new(app: Arc<App>) -> Web {
+    /// The web side of `app`, in an engine with this configuration.
+    pub fn new(app: Arc<App>, conf: &ServerConf) -> Web {
         Web {
             app,
             requests: AtomicU64::new(0),
+            sources: Sources::of(conf),
         }
     }
 
@@ -380,7 +383,7 @@ impl ProxyHttp for Web {
         let keepalive = group.and_then(|group| group.keepalive());
         let keeping = Keeping::of(web, session.req_header(), onward, keepalive, exchange.stale);
         let mut peer = peer(&target, onward, &exchange.snapshot);
-        keeping.shape(&mut peer);
+        keeping.shape(&mut peer, &self.sources);
         exchange.keeping = Some(keeping);
         exchange.target = Some(target);
         Ok(Box::new(peer))

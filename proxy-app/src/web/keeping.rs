@@ -14,7 +14,7 @@ use pingora::{Error, Result};
 use super::bound_login;
 use super::connection::WebClient;
 use super::repeat::may_be_repeated;
-use super::upstreams::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, new_key};
+use super::upstreams::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
 use super::way::Onward;
 
 /// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
@@ -65,12 +65,9 @@ impl Keeping {
     }
 
     /// Tells the engine.
-    pub(super) fn shape(&self, peer: &mut HttpPeer) {
+    pub(super) fn shape(&self, peer: &mut HttpPeer, sources: &Sources) {
         peer.options.idle_timeout = Some(self.demand.keepalive);
-        peer.options.custom_l4 = Some(match &self.owner {
-            Some(owner) => Arc::new(Connect::for_owner(owner.clone())),
-            None => Arc::new(Connect::default()),
-        });
+        peer.options.custom_l4 = Some(Arc::new(Connect::new(sources.clone(), self.owner.clone())));
         let key = self.owner.as_ref().and_then(|owner| owner.key());
         match key {
             Some(key) => {

@@ -5,8 +5,7 @@
 //! are in a pool of their owner's alone ([`Owner`]).
 
 use std::collections::HashMap;
-use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -14,11 +13,14 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::connectors::L4Connect;
+use pingora::connectors::l4::BindTo;
 use pingora::http::ResponseHeader;
+use pingora::protocols::l4::ext;
 use pingora::protocols::l4::socket::SocketAddr as EngineAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{Digest, GetProxyDigest};
+use pingora::server::configuration::ServerConf;
 use pingora::{Error, ErrorType, OrErr, Result};
 use socket2::{SockRef, Socket};
 use tokio::net::TcpStream;
@@ -134,17 +136,47 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(NEVER)
 }
 
+/// The addresses that connections come from (`client_bind_to_ipv4`, `client_bind_to_ipv6`); none: any.
+#[derive(Debug, Clone, Default)]
+pub struct Sources(Arc<[IpAddr]>);
+
+impl Sources {
+    /// Those of the node file.
+    pub fn of(conf: &ServerConf) -> Sources {
+        let written = conf.client_bind_to_ipv4.iter().chain(&conf.client_bind_to_ipv6);
+        // The engine refuses to start with one that is no address.
+        Sources(written.filter_map(|address| address.parse().ok()).collect())
+    }
+
+    /// Any of those that can reach this address.
+    fn towards(&self, server: IpAddr) -> BindTo {
+        let fitting: Vec<IpAddr> = self
+            .0
+            .iter()
+            .copied()
+            .filter(|from| from.is_ipv4() == server.is_ipv4())
+            .collect();
+        let mut bind_to = BindTo::default();
+        if !fitting.is_empty() {
+            let from = fitting[rand::random_range(0..fitting.len())];
+            bind_to.addr = Some(SocketAddr::new(from, 0));
+        }
+        bind_to
+    }
+}
+
 /// Makes connections that know about themselves.
 #[derive(Debug, Default)]
 pub struct Connect {
+    sources: Sources,
     /// Whose connection it will be.
     owner: Option<Arc<Owner>>,
 }
 
 impl Connect {
-    /// Makes connections that are closed with their owner's.
-    pub fn for_owner(owner: Arc<Owner>) -> Connect {
-        Connect { owner: Some(owner) }
+    /// From one of these addresses. With an owner a connection ends with the owner's.
+    pub fn new(sources: Sources, owner: Option<Arc<Owner>>) -> Connect {
+        Connect { sources, owner }
     }
 }
 
@@ -155,9 +187,7 @@ impl L4Connect for Connect {
             return Error::e_explain(ErrorType::InternalError, "a server without an Internet address");
         };
         // The engine's deadline is around it.
-        let tcp = TcpStream::connect(address)
-            .await
-            .map_err(|error| Error::because(kind(&error), format!("connecting to {address}"), error))?;
+        let tcp = ext::connect(address, Some(&self.sources.towards(address.ip()))).await?;
         let connection = Arc::new(match &self.owner {
             None => ServerConnection::new(None),
             Some(owner) => owner.adopt(&tcp)?,
@@ -169,15 +199,6 @@ impl L4Connect for Connect {
         let nothing = Box::new(ResponseHeader::build(200, Some(0))?);
         stream.set_proxy_digest(ProxyDigest::new(nothing, Some(Box::new(connection))));
         Ok(stream)
-    }
-}
-
-fn kind(error: &io::Error) -> ErrorType {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-        io::ErrorKind::TimedOut => ErrorType::ConnectTimedout,
-        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => ErrorType::ConnectNoRoute,
-        _ => ErrorType::ConnectError,
     }
 }
 
@@ -278,6 +299,24 @@ mod tests {
         check("", 499, Repeatable::No, true);
         check("", 500, Repeatable::No, false);
         check("", 49_999, Repeatable::Bound, true);
+    }
+
+    #[tokio::test]
+    async fn connections_come_from_where_the_node_file_says() {
+        let conf = ServerConf {
+            client_bind_to_ipv4: vec!["127.0.0.77".to_owned()],
+            client_bind_to_ipv6: vec!["::1".to_owned()],
+            ..ServerConf::default()
+        };
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = EngineAddr::Inet(server.local_addr().unwrap());
+        let connect = Connect::new(Sources::of(&conf), None);
+        let (stream, accepted) = tokio::join!(connect.connect(&to), server.accept());
+        assert_eq!(accepted.unwrap().1.ip(), "127.0.0.77".parse::<IpAddr>().unwrap());
+        drop(stream.unwrap());
+        drop(server);
+        let refused = connect.connect(&to).await.unwrap_err();
+        assert_eq!(*refused.etype(), ErrorType::ConnectRefused);
     }
 
     #[test]
