@@ -618,6 +618,8 @@ impl App {
         let mut proxy = pingora_proxy::http_proxy(conf, Web::new(self.clone(), conf));
         let mut options = pingora::apps::HttpServerOptions::default();
         options.h2_idle_timeout = Some(crate::web::H2_IDLE);
+        // Refused by a phase of ours.
+        options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
         Arc::new(proxy)
     }

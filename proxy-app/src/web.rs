@@ -318,6 +318,10 @@ impl ProxyHttp for Web {
         let Some(web) = connection::client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
+        if session.req_header().method == http::Method::CONNECT {
+            // Nobody is let through. The engine would say the same, and its name.
+            return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
+        }
         web.take();
         let request = session.req_header();
         let asked = Asked::read(&self.app, web, request);

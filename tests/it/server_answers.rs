@@ -406,6 +406,37 @@ fn a_short_answer_is_delivered_as_far_as_it_came() -> Result<()> {
     })
 }
 
+/// Nobody is told which program answers, whatever is refused by whom.
+#[test]
+fn no_answer_names_the_engine() -> Result<()> {
+    play(|scene, _, _| {
+        let host = format!("Host: {HOST}\r\n");
+        for request in [
+            format!("GET /odd/0 HTTP/1.1\r\n{host}Connection: close\r\n\r\n"),
+            format!("GET /odd/16 HTTP/1.1\r\n{host}Connection: close\r\n\r\n"),
+            format!("GET /odd/6 HTTP/1.1\r\n{host}\r\n"),
+            format!("G@T / HTTP/1.1\r\n{host}\r\n"),
+            format!("GET / HTTP/1.1\r\n{host}X y: z\r\n\r\n"),
+            format!("GET / HTTP/1.1\nHost: {HOST}\n\n"),
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n".to_owned(),
+            "GET / HTTP/1.1\r\n\r\n".to_owned(),
+            format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: xchunked\r\n\r\n"),
+            "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n".to_owned(),
+            format!("TRACE / HTTP/1.1\r\n{host}\r\n"),
+        ] {
+            let mut wire = Wire::clear(scene.town.doors.http)?;
+            wire.send(&request)?;
+            let got = String::from_utf8(wire.rest()?)?.to_ascii_lowercase();
+            ensure!(got.starts_with("http/1.1 "), "{request:?}: {got}");
+            ensure!(
+                !got.contains("server:") && !got.contains("pingora"),
+                "{request:?}: {got}"
+            );
+        }
+        Ok(())
+    })
+}
+
 /// Whether the TLS of an answer to a client of HTTP/1.0 ends with a farewell.
 fn farewell(scene: &Scene, path: &str) -> Result<bool> {
     let tcp = TcpStream::connect(scene.town.doors.https)?;

@@ -148,6 +148,8 @@ pub struct WebStream {
     request: Option<Body>,
     /// Until when a client that was sent away is still heard.
     farewell: Option<Pin<Box<Sleep>>>,
+    /// The engine has a request of HTTP/1, and has written nothing yet.
+    unanswered: bool,
     /// Written, and not yet flushed.
     held: Vec<u8>,
     sent: usize,
@@ -186,6 +188,7 @@ impl WebStream {
             ahead: BytesMut::new(),
             request: None,
             farewell: None,
+            unanswered: false,
             held: Vec::new(),
             sent: 0,
         })
@@ -298,6 +301,7 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
             head.unsplit(std::mem::take(&mut stream.ahead));
         }
         stream.request = Some(request);
+        stream.unanswered = true;
         let mut session = ServerSession::new_http1(stream);
         match kept {
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
@@ -431,6 +435,13 @@ fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
     }
 }
 
+/// The head of an answer that the engine gives by itself, to what it cannot read, without its name.
+fn nameless(head: &[u8]) -> Vec<u8> {
+    let names = |line: &&[u8]| line.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"server:"));
+    let lines = head.split_inclusive(|&b| b == b'\n');
+    lines.filter(|line| !names(line)).flatten().copied().collect()
+}
+
 async fn refuse(stream: &mut WebStream, status: &str) {
     // Answers to the requests before may be on their way.
     stream.request = Some(Body::Unclear);
@@ -561,6 +572,10 @@ impl WebStream {
 /// and they should leave as one packet and one TLS record. The buffer lives only from write to flush.
 impl AsyncWrite for WebStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if std::mem::take(&mut self.unanswered) && client_in(&self.carrier).is_some_and(|web| !web.is_taken()) {
+            self.held.extend(nameless(buf));
+            return Poll::Ready(Ok(buf.len()));
+        }
         if self.held.len() + buf.len() <= GATHERED {
             self.held.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
