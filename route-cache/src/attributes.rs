@@ -353,7 +353,7 @@ attributes! {
         REVERSE_PROXY_PASS_ERRORS: "zimbraReverseProxyPassErrors", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Pass the mailbox server's own words on a failed login to the client.";
         REVERSE_PROXY_AUTH_WAIT_INTERVAL: "zimbraReverseProxyAuthWaitInterval", Kind::Duration, ["10s"], [Scope::Global, Scope::Server],
-            "How long a client waits for the answer to a failed login.";
+            "How long a client waits for the answer to a failed login. A login over which the mailbox server takes longer than this and 5 seconds counts as failed; a longer wait hides the server's own delays.";
     }
     "Towards mailbox servers" {
         REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED: "zimbraReverseProxySSLToUpstreamEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
