@@ -78,6 +78,8 @@ const BODY_LEAST: u64 = 64;
 const ROUTE_YOUNG: Duration = Duration::from_secs(5);
 /// How many servers a request without an account may try.
 const TRIES: usize = 3;
+/// Most answers before the answer: enough for one that is announced for half an hour (102, RFC 2518 §10.1).
+const INTERIM_MAX: usize = 100;
 /// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §3.5).
 const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
@@ -118,6 +120,8 @@ pub struct Exchange {
     sets_cookie: bool,
     /// A server has answered.
     answered: bool,
+    /// Answers of a server before its answer (RFC 9110 §15.2).
+    interim: usize,
     /// Who ended the answer before its end.
     incomplete: Option<&'static str>,
     /// The answer is being compressed.
@@ -303,6 +307,7 @@ impl ProxyHttp for Web {
             seen: None,
             sets_cookie: false,
             answered: false,
+            interim: 0,
             incomplete: None,
             _packing: None,
         }
@@ -493,8 +498,14 @@ impl ProxyHttp for Web {
         {
             keeping.learn(web, connection, response);
         }
+        exchange.interim += usize::from(response.status.is_informational());
+        if exchange.interim > INTERIM_MAX {
+            let why = "the server never comes to its answer";
+            return Err(Error::explain(ErrorType::HTTPStatus(502), why).into_up());
+        }
         let mended = answer_head::mend(response);
         if mended != Ok(Framing::Sound)
+            && response.version < http::Version::HTTP_2
             && let Some(connection) = &exchange.connection
         {
             connection.spend();

@@ -215,6 +215,11 @@ fn serve(peer: &mut Peer) -> Result<()> {
             "/odd/short-chunk" => {
                 return peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n5\r\n12");
             }
+            "/odd/hints" => {
+                let mut hints = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(500);
+                hints.push_str(MEASURED);
+                peer.send(hints)?;
+            }
             "/odd/stalled" => {
                 peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n")?;
                 return peer.freeze();
@@ -270,6 +275,10 @@ fn odd_answers_are_mended_or_refused() -> Result<()> {
                 check(scene, version, number, case).with_context(|| format!("{version} {number}: {:?}", case.says))?;
                 check(scene, version, 0, &CASES[0]).with_context(|| format!("{version} after {number}"))?;
             }
+        }
+        for version in ["--http1.1", "--http2"] {
+            let answer = scene.https("/odd/hints", &[version, "--max-time", "10"])?;
+            ensure!(answer.status() == "502", "{}", answer.head);
         }
         // One switch shows which program the servers are.
         let mut node = node.clone();

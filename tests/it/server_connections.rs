@@ -385,6 +385,19 @@ fn kept_connections_lose_no_request() -> Result<()> {
             }
         }
 
+        // A long body is not kept to be sent again, whatever the method.
+        let mut client = Client::clear(&scene)?;
+        ensure!(client.ask("GET", "/old/x", "")?.0 == "200");
+        thread::sleep(OLD + Duration::from_millis(50));
+        let body = format!("{}\r\n", "x".repeat(200 * 1024));
+        let head = format!(
+            "PUT /old/x HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        client.0.send(head + &body)?;
+        let line = client.0.line()?;
+        ensure!(line.starts_with("HTTP/1.1 200 "), "{line}");
+
         // The server says two seconds, so after one its connection is left alone.
         let mut client = Client::clear(&scene)?;
         ensure!(client.ask("GET", "/says/two", "")?.0 == "200");

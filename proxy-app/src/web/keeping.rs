@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderName};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::{ALPN, Digest};
@@ -21,6 +21,8 @@ use super::way::Onward;
 const KEEPALIVE: Duration = Duration::from_secs(50);
 /// So many kept connections are tried that may be closed just then; then a new one is made.
 const STALE_MAX: usize = 4;
+/// Most of a body that the engine keeps.
+const BODY_KEPT: u64 = 64 * 1024;
 
 /// What a request wants of its server connection.
 #[derive(Debug, Clone)]
@@ -47,7 +49,8 @@ impl Keeping {
         let owner = web.owner.key().map(|_| web.owner.clone());
         let keepalive = onward.forward().keepalive.or(keepalive).unwrap_or(KEEPALIVE);
         // A server that speaks HTTP/2 says which request it has not seen when it closes.
-        let repeatable = match (may_be_repeated(&request.method) || onward.forward().http2, &owner) {
+        let again = may_be_repeated(&request.method) && is_kept(&request.headers);
+        let repeatable = match (again || onward.forward().http2, &owner) {
             (true, _) => Repeatable::Yes,
             (false, Some(_)) => Repeatable::Bound,
             (false, None) => Repeatable::No,
@@ -106,11 +109,18 @@ impl Keeping {
         }
         if bound_login::is_demanded(&response.headers) {
             web.owner.bind();
-            if self.owner.is_none() {
+            // One of HTTP/2 has many requests at once, and none of them logs it in.
+            if self.owner.is_none() && response.version < Version::HTTP_2 {
                 connection.spend();
             }
         }
     }
+}
+
+/// Whether the body is short enough to be kept by the engine, and sent again from there.
+fn is_kept(request: &HeaderMap) -> bool {
+    let length = text(request, &CONTENT_LENGTH).map_or(Ok(0), str::parse::<u64>);
+    length.is_ok_and(|length| length <= BODY_KEPT) && !request.contains_key(TRANSFER_ENCODING)
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
