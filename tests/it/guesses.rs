@@ -35,37 +35,35 @@ fn time_does_not_tell_who_exists_with_a_dovecot_at_its_defaults() -> Result<()> 
         });
         let panicked = |_| anyhow::anyhow!("a client panicked");
         let (known, unknown) = (known.map_err(panicked)??, unknown.map_err(panicked)??);
-        ensure!(known.0 == unknown.0, "{known:?} {unknown:?}");
-        for (answer, took) in [&known, &unknown] {
-            ensure!(answer.starts_with("a1 NO [AUTHENTICATIONFAILED]"), "{answer}");
-            ensure!(*took >= WAIT && *took < WAIT + Duration::from_secs(1), "{took:?}");
-        }
+        let wrong = known.0.starts_with("a1 NO [AUTHENTICATIONFAILED]");
+        ensure!(known.0 == unknown.0 && wrong, "{known:?} {unknown:?}");
+        // Both ask at the same time, so a busy machine delays both.
+        ensure!(
+            known.1.abs_diff(unknown.1) < Duration::from_secs(1),
+            "{known:?} {unknown:?}"
+        );
+        ensure!(known.1 >= WAIT && unknown.1 >= WAIT, "{known:?} {unknown:?}");
         // Dovecot has not even answered yet; when it does, the audit log hears of it.
         let of_alice = [("user", "alice@a.example"), ("outcome", "bad_credentials")];
         ensure!(scene.portico.count(&of_alice)? == 0, "Dovecot was faster than the wait");
-        scene.portico.record(&of_alice)?;
-        Ok(())
+        portico_tests::until("Dovecot's answer", Duration::from_secs(30), || {
+            Ok((scene.portico.count(&of_alice)? == 1).then_some(()))
+        })
     })
 }
 
 /// Guesses at Dovecot itself until it lets the guesser wait for longer than [`WAIT`].
 fn earn_a_penalty(scene: &Scene) -> Result<()> {
     let at = SocketAddrV4::new(scene.town.stores[0].dovecot.ip, scene.town.stores[0].dovecot.imap);
-    let mut guesses = Vec::new();
-    for round in 0..2 {
-        for n in 0..6 {
-            let mut wire = greeted(Wire::clear_from(GUESSER, at)?, "* OK")?;
-            wire.say(&format!("a1 LOGIN alice@a.example wr0ng-c4n4ry-{round}-{n}"))?;
-            guesses.push(wire);
-        }
-        for wire in &mut guesses {
-            wire.patience(Duration::from_secs(30))?;
-        }
-        if round == 0 {
-            for mut wire in guesses.drain(..) {
-                wire.imap_answer("a1")?;
-            }
-        }
+    let guess = |n: usize| {
+        let mut wire = greeted(Wire::clear_from(GUESSER, at)?, "* OK")?;
+        wire.patience(Duration::from_secs(30))?;
+        wire.say(&format!("a1 LOGIN alice@a.example wr0ng-c4n4ry-{n}"))?;
+        Ok(wire)
+    };
+    let guesses: Vec<Wire> = (0..6).map(guess).collect::<Result<_>>()?;
+    for mut wire in guesses {
+        wire.imap_answer("a1")?;
     }
     Ok(())
 }
