@@ -20,7 +20,7 @@ mod problem;
 mod tree;
 
 pub use problem::{Problem, Problems, Severity};
-use tree::{Builder, Content, Duplicate, Raw, Step};
+use tree::{Builder, Content, Duplicate, Passing, Raw, Step};
 
 /// Longest text of a document. A directory of 100,000 accounts has about 20 MB.
 pub const MAX_TEXT: usize = 64 * 1024 * 1024;
@@ -43,7 +43,22 @@ impl Document {
     /// Parses one YAML document. `origin` is shown in problems, and relative paths start from its folder. An
     /// empty text is an empty mapping. Fails only where there is no tree: bad syntax, or a limit.
     pub fn parse(text: &str, origin: &Path) -> Result<Document, Problems> {
-        match Builder::default().build(text) {
+        Document::build(Builder::default(), text, origin)
+    }
+
+    /// The same, but shows the entries of the mapping `key` at the root one by one, and does not keep them: there may
+    /// be hundreds of thousands. What has an anchor, or comes by a merge, stays in the document.
+    pub(crate) fn parse_each(text: &str, origin: &Path, key: &str, each: Each<'_>) -> Result<Document, Problems> {
+        let passing = Passing {
+            origin: Arc::from(origin),
+            key,
+            each,
+        };
+        Document::build(Builder::passing(passing), text, origin)
+    }
+
+    fn build(builder: Builder<'_>, text: &str, origin: &Path) -> Result<Document, Problems> {
+        match builder.build(text) {
             Ok((nodes, root)) => Ok(Document {
                 origin: Arc::from(origin),
                 nodes,
@@ -57,6 +72,14 @@ impl Document {
     pub fn load(path: &Path) -> Result<Document, Problems> {
         match read_limited(path, MAX_TEXT as u64) {
             Ok(text) => Document::parse(&text, path),
+            Err(message) => Err(Problems::of_file(path, None, message)),
+        }
+    }
+
+    /// The same as [`Document::parse_each`], with the file `path`.
+    pub(crate) fn load_each(path: &Path, key: &str, each: Each<'_>) -> Result<Document, Problems> {
+        match read_limited(path, MAX_TEXT as u64) {
+            Ok(text) => Document::parse_each(&text, path, key, each),
             Err(message) => Err(Problems::of_file(path, None, message)),
         }
     }
@@ -81,6 +104,9 @@ impl fmt::Debug for Document {
         write!(f, "Document({}, {} nodes)", self.origin.display(), self.nodes.len())
     }
 }
+
+/// Is shown the key and the value of an entry.
+pub(crate) type Each<'a> = &'a mut dyn FnMut(&str, Node<'_>);
 
 /// A place in a [`Document`]. Copy it freely.
 #[derive(Clone, Copy)]
@@ -114,6 +140,11 @@ impl<'a> Node<'a> {
             }
         }
         path
+    }
+
+    /// Its key, if it is the value of a mapping.
+    fn key(&self) -> &'a str {
+        self.key_of(self.index)
     }
 
     /// Line, counted from 1; for a value of a mapping the line of its key.

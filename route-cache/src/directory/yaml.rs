@@ -22,7 +22,7 @@ use super::{
     AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, check, fold, names, off_the_runtime,
 };
 use crate::attributes::{self, Attribute};
-use crate::yaml::{Document, Node, Problems, Severity};
+use crate::yaml::{Document, Each, Node, Problems, Severity};
 
 mod edit;
 mod rewrite;
@@ -71,7 +71,7 @@ impl YamlDirectory {
     /// Reads the file. Gives the directory with the warnings, or all problems if one of them is an error.
     pub fn load(path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
         let before = look(path);
-        let (content, warnings) = Content::read(&Document::load(path)?).1?;
+        let (content, warnings) = Content::load(path)?.1?;
         let directory = YamlDirectory::new(path, content);
         // Changed while it was read: the first look of the watch will read it again.
         directory.seen.lock()[0].1 = before;
@@ -80,7 +80,7 @@ impl YamlDirectory {
 
     /// The same from a text, as if it stood in the file `path`.
     pub fn parse(text: &str, path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
-        let (content, warnings) = Content::read(&Document::parse(text, path)?).1?;
+        let (content, warnings) = Content::read(|each| Document::parse_each(text, path, ACCOUNTS, each))?.1?;
         Ok((YamlDirectory::new(path, content), warnings))
     }
 
@@ -115,8 +115,8 @@ impl YamlDirectory {
     fn read_again(&self, seen: &mut Looks, judge: &Judge, losses: Losses) -> Result<Problems, Problems> {
         // As they are before the reading: a change meanwhile is found the next time.
         let own = (self.path.clone(), look(&self.path));
-        let (files, read) = match Document::load(&self.path) {
-            Ok(document) => Content::read(&document),
+        let (files, read) = match Content::load(&self.path) {
+            Ok(read) => read,
             Err(problems) => (self.content.load().files.clone(), Err(problems)),
         };
         *seen = std::iter::once(own).chain(looks(files)).collect();
@@ -288,36 +288,41 @@ fn look(path: &Path) -> Look {
 /// # Errors
 /// It has not this form.
 pub(super) fn system_of(path: &Path) -> Result<System, Problems> {
-    let document = Document::load(path)?;
-    let mut problems = Problems::new();
-    let (system, _) = Reader::default().read(document.root(), &mut problems);
+    let (_, system, problems) = Reader::whole(|each| Document::load_each(path, ACCOUNTS, each))?;
     problems.or(system).map(|(system, _)| system)
 }
 
+/// The files that were named with `!file`, and the content if it is good.
+type Read = (Vec<PathBuf>, Result<(Content, Problems), Problems>);
+
+/// Where the accounts stand in the file.
+const ACCOUNTS: &str = "accounts";
+
 impl Content {
-    /// The files that were named with `!file`, and the content if it is good.
-    fn read(document: &Document) -> (Vec<PathBuf>, Result<(Content, Problems), Problems>) {
-        let mut reader = Reader::default();
-        let mut problems = Problems::new();
-        let (system, accounts) = reader.read(document.root(), &mut problems);
+    fn load(path: &Path) -> Result<Read, Problems> {
+        Content::read(|each| Document::load_each(path, ACCOUNTS, each))
+    }
+
+    fn read(open: impl FnOnce(Each<'_>) -> Result<Document, Problems>) -> Result<Read, Problems> {
+        let (reader, system, mut problems) = Reader::whole(open)?;
         problems.extend(system.check());
-        let accounts = Accounts::index(&system, accounts, &mut problems);
+        let accounts = Accounts::index(&system, &reader.accounts, &mut problems);
         let content = Content {
             system: Arc::new(system),
             accounts,
             files: reader.files.clone(),
         };
         problems.sort();
-        (reader.files, problems.or(content))
+        Ok((reader.files, problems.or(content)))
     }
 }
 
 impl Accounts {
-    fn index(system: &System, entries: Vec<Entry>, problems: &mut Problems) -> Accounts {
+    fn index(system: &System, entries: &[Arc<Entry>], problems: &mut Problems) -> Accounts {
         let mut accounts = Accounts::default();
         for entry in entries {
-            check::account(system, &entry, problems);
-            accounts.add(Arc::new(entry), problems);
+            check::account(system, entry, problems);
+            accounts.add(entry.clone(), problems);
         }
         accounts
     }
@@ -393,12 +398,27 @@ fn account_name(entry: &Entry) -> String {
 #[derive(Default)]
 struct Reader {
     files: Vec<PathBuf>,
+    accounts: Vec<Arc<Entry>>,
+    /// In which line each name of the accounts stands.
+    lines: HashMap<String, usize>,
 }
 
 impl Reader {
-    fn read(&mut self, root: Node<'_>, problems: &mut Problems) -> (System, Vec<Entry>) {
+    /// Reads a document that shows its accounts one by one: together their trees would take several times what the
+    /// entries take. Gives itself, everything but the accounts, and what is wrong.
+    fn whole(
+        open: impl FnOnce(Each<'_>) -> Result<Document, Problems>,
+    ) -> Result<(Reader, System, Problems), Problems> {
+        let (mut reader, mut problems) = (Reader::default(), Problems::new());
+        let document = open(&mut |name, node| reader.account(name, node, &mut problems))?;
+        let system = reader.read(document.root(), &mut problems);
+        reader.lines = HashMap::new();
+        Ok((reader, system, problems))
+    }
+
+    fn read(&mut self, root: Node<'_>, problems: &mut Problems) -> System {
         let Some(mut rooms) = root.mapping(problems) else {
-            return (System::default(), Vec::new());
+            return System::default();
         };
         let config = match rooms.take("config") {
             Some(node) => self.entry("config", node, problems),
@@ -408,9 +428,19 @@ impl Reader {
         let servers = entries(Room::Servers, problems);
         let domains = entries(Room::Domains, problems);
         let cos = entries(Room::Cos, problems);
-        let accounts = entries(Room::Accounts, problems);
+        // Those that could not be shown on the way.
+        let accounts = rooms.take(ACCOUNTS).and_then(|node| node.mapping(problems));
+        for (name, node) in accounts.iter().flat_map(|accounts| accounts.entries()) {
+            self.account(name, node, problems);
+        }
         rooms.finish(problems);
-        (System::new(config, servers, domains, cos), accounts)
+        System::new(config, servers, domains, cos)
+    }
+
+    fn account(&mut self, name: &str, node: Node<'_>, problems: &mut Problems) {
+        said_twice(self.lines.insert(Room::Accounts.key(name), node.line()), node, problems);
+        let entry = self.entry(name, node, problems);
+        self.accounts.push(Arc::new(entry));
     }
 
     fn entries(&mut self, room: Room, node: Option<Node<'_>>, problems: &mut Problems) -> Vec<Entry> {
@@ -419,12 +449,7 @@ impl Reader {
         };
         let mut seen = HashMap::new();
         for (name, node) in entries.entries() {
-            if let Some(first) = seen.insert(room.key(name), node.line()) {
-                node.error(
-                    format!("stands here twice in another spelling; the first is in line {first}"),
-                    problems,
-                );
-            }
+            said_twice(seen.insert(room.key(name), node.line()), node, problems);
         }
         entries
             .entries()
@@ -460,6 +485,16 @@ impl Reader {
             values.extend(item.text(problems).map(std::borrow::Cow::into_owned));
         }
         values
+    }
+}
+
+/// A name whose other spelling stands in the line `first` is an error.
+fn said_twice(first: Option<usize>, node: Node<'_>, problems: &mut Problems) {
+    if let Some(first) = first {
+        node.error(
+            format!("stands here twice in another spelling; the first is in line {first}"),
+            problems,
+        );
     }
 }
 
@@ -601,6 +636,36 @@ accounts:
         assert_eq!((directory.account_count(), directory.refusal()), (1, None));
         assert_eq!(directory.accounts()[0].name(), "x@y");
         assert_eq!(directory.files(), [path]);
+    }
+
+    /// Accounts are read as they come; what refers to another place in the file is read like anything else.
+    #[tokio::test]
+    async fn accounts_may_share_what_is_written_once() {
+        let texts = [
+            "cos: {c: &c {zimbraMailHost: s}}\nservers: {s: {}}\naccounts:\n  a@x: {<<: *c}\n  b@x: *c\n  d@x: {zimbraMailHost: s}\n",
+            "servers: {s: {}}\naccounts:\n  a@x: &a {zimbraMailHost: s}\n  b@x: *a\n  d@x: {<<: *a}\n",
+            "servers: {s: {}}\naccounts:\n  a@x: {zimbraMailHost: &h s}\n  b@x: {zimbraMailHost: *h}\n  d@x: {zimbraMailHost: s}\n",
+            "servers: {s: {}}\naccounts:\n  a@x: {zimbraMailHost: s}\n  <<: {b@x: {zimbraMailHost: s}, d@x: {zimbraMailHost: s}}\n",
+            "accounts: &all {a@x: &a {zimbraMailHost: s}, b@x: *a, d@x: *a}\nservers: {s: {}}\n",
+        ];
+        for text in texts {
+            let (directory, _) = parse(text).unwrap_or_else(|problems| panic!("{problems}: {text}"));
+            assert_eq!(directory.account_count(), 3, "{text}");
+            for name in ["a@x", "b@x", "d@x"] {
+                let found = directory.account(&AccountBy::Name(name.to_owned())).await.unwrap();
+                assert_eq!(found.unwrap().first("zimbraMailHost"), Some("s"), "{name}: {text}");
+            }
+        }
+        check(
+            "accounts:\n  a@x:\n    zimbraMailHost: [[1]]\n  b@x: 1\n  a@x: {}\n  A@x: {}\n",
+            &[
+                "d.yaml:3: accounts.a@x.zimbraMailHost[0]: expected a text, found a list",
+                "d.yaml:4: accounts.b@x: expected a mapping (key: value), found \"1\"",
+                "d.yaml:5: accounts.a@x: stands here twice; the first is in line 2",
+                "d.yaml:6: accounts.A@x: stands here twice in another spelling; the first is in line 2",
+                "d.yaml:6: accounts.A@x.zimbraMailDeliveryAddress: already belongs to a@x",
+            ],
+        );
     }
 
     /// Cut off where an entry ends, a file is good YAML and says that the rest is gone.

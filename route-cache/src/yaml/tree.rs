@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
-use super::{MAX_DEPTH, MAX_NODES, MAX_TEXT};
+use super::{Document, Each, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node};
 
 /// A node of the tree as stored. `parent` and `step` together give its path.
 #[derive(Debug)]
@@ -58,11 +60,25 @@ pub(super) struct Duplicate {
 
 /// Builds the tree from the parser's events. Errors are the line and a message.
 #[derive(Default)]
-pub(super) struct Builder {
+pub(super) struct Builder<'s> {
     nodes: Vec<Raw>,
+    /// How many there were in all.
+    made: usize,
+    passing: Option<Passing<'s>>,
+    /// How many nodes there were when the last key one level below the root came.
+    begun: usize,
+    /// The last node with an anchor.
+    anchored: Option<usize>,
     open: Vec<Open>,
     anchors: HashMap<usize, usize>,
     root: Option<usize>,
+}
+
+/// The entries of one mapping at the root are shown as they come, and not kept.
+pub(super) struct Passing<'s> {
+    pub(super) origin: Arc<Path>,
+    pub(super) key: &'s str,
+    pub(super) each: Each<'s>,
 }
 
 /// A collection whose end has not come yet.
@@ -85,7 +101,14 @@ struct MappingState {
 
 pub(super) type Failed = (usize, String);
 
-impl Builder {
+impl<'s> Builder<'s> {
+    pub(super) fn passing(passing: Passing<'s>) -> Builder<'s> {
+        Builder {
+            passing: Some(passing),
+            ..Builder::default()
+        }
+    }
+
     pub(super) fn build(mut self, text: &str) -> Result<(Vec<Raw>, usize), Failed> {
         if text.len() > MAX_TEXT {
             return Err((1, format!("more than {MAX_TEXT} bytes")));
@@ -133,10 +156,14 @@ impl Builder {
         anchor: usize,
         tag: Option<Cow<'_, Tag>>,
     ) -> Result<(), Failed> {
+        let (begun, depth) = (self.nodes.len(), self.open.len());
         if let Some(state) = self.key_wanted() {
             state.key = Some((Box::from(text), line));
             if anchor > 0 {
                 return Err((line, "an anchor on a key is not supported".to_owned()));
+            }
+            if depth == 2 {
+                self.begun = begun;
             }
             return Ok(());
         }
@@ -206,7 +233,8 @@ impl Builder {
     }
 
     fn push(&mut self, line: usize, tag: Option<Box<str>>, content: Content) -> Result<usize, Failed> {
-        if self.nodes.len() >= MAX_NODES {
+        self.made += 1;
+        if self.made > MAX_NODES {
             return Err((line, format!("more than {MAX_NODES} values, aliases counted")));
         }
         let height = content
@@ -233,7 +261,9 @@ impl Builder {
     fn place(&mut self, index: usize, anchor: usize, line: usize) -> Result<(), Failed> {
         if anchor > 0 {
             self.anchors.insert(anchor, index);
+            self.anchored = Some(index);
         }
+        let passes = self.passes();
         let Some(open) = self.open.last_mut() else {
             self.root = Some(index);
             return Ok(());
@@ -258,9 +288,55 @@ impl Builder {
             state.lines.insert(key.clone(), key_line);
             self.nodes[index].step = Step::Key(key);
             self.nodes[index].line = key_line;
-            open.items.push(index);
+            match passes {
+                true => self.pass(index),
+                false => open.items.push(index),
+            }
         }
         Ok(())
+    }
+
+    /// Whether the value that came last is shown and not kept. Others may refer to what has an anchor.
+    fn passes(&self) -> bool {
+        let (Some(passing), [root, of]) = (&self.passing, self.open.as_slice()) else {
+            return false;
+        };
+        let key = root.mapping.as_ref().and_then(|state| state.key.as_ref());
+        key.is_some_and(|(key, _)| **key == *passing.key)
+            && of.anchor == 0
+            && self.anchored.is_none_or(|at| at < self.begun)
+    }
+
+    /// Shows a value with the path that it has, and forgets it.
+    fn pass(&mut self, index: usize) {
+        let Some(passing) = self.passing.take() else {
+            return;
+        };
+        let root = self.nodes.len();
+        let above = |parent, step| Raw {
+            line: 1,
+            parent,
+            step,
+            tag: None,
+            height: 0,
+            content: Content::Sequence(Vec::new()),
+        };
+        self.nodes.push(above(root, Step::Root));
+        self.nodes.push(above(root, Step::Key(Box::from(passing.key))));
+        self.nodes[index].parent = root + 1;
+        let document = Document {
+            origin: passing.origin.clone(),
+            nodes: std::mem::take(&mut self.nodes),
+            root,
+        };
+        let node = Node {
+            document: &document,
+            index,
+        };
+        (passing.each)(node.key(), node);
+        self.nodes = document.nodes;
+        self.nodes.truncate(self.begun);
+        self.passing = Some(passing);
     }
 
     /// The end of a mapping: `<<` adds what is not there yet; earlier mappings win over later ones.

@@ -16,12 +16,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::rewrite::{self, Place};
-use super::{Accounts, Look, Reader, account_name, look};
+use super::{ACCOUNTS, Accounts, Look, Reader, account_name, look};
 use crate::attributes;
 use crate::directory::edit::{Change, EditError, Editor, Room, changed};
 use crate::directory::entry::Entry;
 use crate::directory::{fold, names};
-use crate::yaml::{Document, MAX_TEXT, Problems, Severity};
+use crate::yaml::{Document, MAX_TEXT, Severity};
 
 /// How long another writer is waited for. It needs the time to read the file twice.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -70,15 +70,14 @@ impl Editor for YamlEditor {
         let editor = self.clone();
         off_the_runtime(move || {
             let reading = editor.reading()?;
-            let entries = reading.entries.iter().filter(|((of, _), _)| *of == room);
-            Ok(entries.map(|(_, entry)| entry.clone()).collect())
+            Ok(reading.of_room(room).map(|entry| (**entry).clone()).collect())
         })
         .await
     }
 
     async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError> {
         let (editor, key) = (self.clone(), key.to_owned());
-        off_the_runtime(move || Ok(editor.reading()?.find(room, &key).cloned())).await
+        off_the_runtime(move || Ok(editor.reading()?.find(room, &key).map(|entry| (**entry).clone()))).await
     }
 
     async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError> {
@@ -118,23 +117,25 @@ struct Reading {
 }
 
 /// All entries by kind and folded name.
-type Whole = BTreeMap<(Room, String), Entry>;
+type Whole = BTreeMap<(Room, String), Arc<Entry>>;
 
 impl Reading {
     /// Fails only where there is no tree.
     fn of(text: &str, path: &Path) -> Result<Reading, EditError> {
-        let document = Document::parse(text, path).map_err(|problems| EditError::Failed(problems.to_string()))?;
-        let mut problems = Problems::new();
-        let (system, accounts) = Reader::default().read(document.root(), &mut problems);
+        let read = Reader::whole(|each| Document::parse_each(text, path, ACCOUNTS, each));
+        let (reader, system, mut problems) = read.map_err(|problems| EditError::Failed(problems.to_string()))?;
         problems.extend(system.check());
         let mut entries = Whole::new();
-        let mut put = |room, entry: &Entry| drop(entries.insert((room, Room::key(room, entry.name())), entry.clone()));
-        put(Room::Config, &system.config);
-        system.servers.values().for_each(|entry| put(Room::Servers, entry));
-        system.domains.values().for_each(|entry| put(Room::Domains, entry));
-        system.cos.values().for_each(|entry| put(Room::Cos, entry));
-        accounts.iter().for_each(|entry| put(Room::Accounts, entry));
-        Accounts::index(&system, accounts, &mut problems);
+        let mut put =
+            |room: Room, entry: &Arc<Entry>| drop(entries.insert((room, room.key(entry.name())), entry.clone()));
+        let mut put_all =
+            |room, all: &mut dyn Iterator<Item = &Entry>| all.for_each(|entry| put(room, &Arc::new(entry.clone())));
+        put_all(Room::Config, &mut std::iter::once(&system.config));
+        put_all(Room::Servers, &mut system.servers.values());
+        put_all(Room::Domains, &mut system.domains.values());
+        put_all(Room::Cos, &mut system.cos.values());
+        reader.accounts.iter().for_each(|entry| put(Room::Accounts, entry));
+        Accounts::index(&system, &reader.accounts, &mut problems);
         let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
         Ok(Reading {
             entries,
@@ -145,20 +146,23 @@ impl Reading {
         })
     }
 
-    fn find(&self, room: Room, key: &str) -> Option<&Entry> {
+    /// All entries of a kind, by name.
+    fn of_room(&self, room: Room) -> impl Iterator<Item = &Arc<Entry>> {
+        let first = self.entries.range((room, String::new())..);
+        first
+            .take_while(move |((of, _), _)| *of == room)
+            .map(|(_, entry)| entry)
+    }
+
+    fn find(&self, room: Room, key: &str) -> Option<&Arc<Entry>> {
         let (name, key) = (room.key(key), fold(key));
         if room == Room::Config {
             return self.entries.get(&(room, "config".to_owned()));
         }
         let by_name = self.entries.get(&(room, name.clone()));
-        let of_room = || {
-            self.entries
-                .iter()
-                .filter(|((of, _), _)| *of == room)
-                .map(|(_, entry)| entry)
-        };
-        let has_id = |entry: &&Entry| entry.values(attributes::ID.name).iter().any(|id| fold(id) == key);
-        let aliases = |entry: &&Entry| {
+        let of_room = || self.of_room(room);
+        let has_id = |entry: &&Arc<Entry>| entry.values(attributes::ID.name).iter().any(|id| fold(id) == key);
+        let aliases = |entry: &&Arc<Entry>| {
             let aliases = entry.values(attributes::MAIL_ALIAS.name).iter();
             aliases.map(|alias| names::account(alias)).any(|alias| alias == name)
         };
@@ -168,7 +172,7 @@ impl Reading {
             .or_else(|| of_room().find(|entry| room == Room::Accounts && aliases(entry)))
     }
 
-    fn named(&self, room: Room, name: &str) -> Result<&Entry, EditError> {
+    fn named(&self, room: Room, name: &str) -> Result<&Arc<Entry>, EditError> {
         let entry = self.entries.get(&(room, room.key(name)));
         entry.ok_or_else(|| EditError::NoSuch(room, name.to_owned()))
     }
@@ -191,7 +195,7 @@ fn modify(text: &str, reading: &Reading, room: Room, name: &str, changes: &[Chan
         }
     }
     let mut wanted = reading.entries.clone();
-    wanted.insert((room, room.key(name)), after);
+    wanted.insert((room, room.key(name)), Arc::new(after));
     Ok((text, wanted))
 }
 
@@ -204,7 +208,7 @@ fn create(text: &str, reading: &Reading, room: Room, name: &str, attributes: &[C
     let attributes: Vec<rewrite::Attribute<'_>> = entry.iter().collect();
     let text = rewrite::create(text, place(room, name), &attributes).map_err(|why| refused(name, &why))?;
     let mut wanted = reading.entries.clone();
-    wanted.insert(key, entry);
+    wanted.insert(key, Arc::new(entry));
     Ok((text, wanted))
 }
 
