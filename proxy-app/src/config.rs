@@ -3,7 +3,6 @@
 //! A [`Config`] only says what the file says. What runs is a snapshot, made from it and the directory.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use route_cache::Secret;
 use route_cache::directory::ldap;
 use route_cache::lookup::certauth::NodeLogin;
 use route_cache::lookup::{Dialect, HandlerUrl};
+use route_cache::secret_file;
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
 use crate::limits::LimitsConfig;
@@ -686,11 +686,8 @@ impl Reader {
                 return None;
             }
         };
-        if std::fs::metadata(&path).is_ok_and(|file| file.mode() & 0o007 != 0) {
-            node.warning(
-                format!("{} can be read by everybody", path.display()),
-                &mut self.problems,
-            );
+        if let Some(message) = secret_file::warning(&path) {
+            node.warning(message, &mut self.problems);
         }
         let line = text.expose().trim_end_matches(['\r', '\n']);
         if line.is_empty() {
@@ -1162,6 +1159,9 @@ impl Reader {
                 return None;
             }
         };
+        if let Some(message) = secret_file::warning(&path) {
+            node.warning(message, &mut self.problems);
+        }
         let good = token.expose().len() >= MIN_TOKEN && token.expose().bytes().all(|byte| byte.is_ascii_graphic());
         if !good {
             let message = format!("a token has at least {MIN_TOKEN} printable letters and no blank");

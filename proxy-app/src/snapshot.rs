@@ -12,10 +12,11 @@ use openssl::ssl::SslVersion;
 use openssl::x509::X509;
 use route_cache::attributes as a;
 use route_cache::directory::View;
+use route_cache::secret_file;
 use route_cache::yaml::{Problem, Problems, Severity};
 use route_cache::{Service, System};
 
-use crate::config::{Config, Listener, ListenerTls, Serve};
+use crate::config::{Config, Listener, ListenerTls, Serve, Source};
 use crate::connector::MailTransport;
 use crate::names::{IpMode, Names};
 use crate::sites::{Site, Sites};
@@ -116,6 +117,7 @@ pub fn build(
     let node = system.node(&config.node);
     let old_sites = before.map(|before| before.web.sites.as_ref());
     let sites = Arc::new(Sites::build(&system, &config.node, old_sites, &mut problems));
+    open_directory(config, &mut problems);
     let mut store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
     store.sites = Some(sites.clone());
     let policy = tls_policy(&node, &sites);
@@ -269,6 +271,23 @@ fn cert_store(
     store
 }
 
+/// Says where a directory file holds a private key and everybody may read it.
+fn open_directory(config: &Config, problems: &mut Problems) {
+    let Source::Yaml(path) = &config.directory.source else {
+        return;
+    };
+    let Some(message) = secret_file::warning(path) else {
+        return;
+    };
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    if text.contains(secret_file::PRIVATE_KEY) {
+        problems.push(warning(
+            "directory.yaml.path".to_owned(),
+            format!("{message}, with a private key in it"),
+        ));
+    }
+}
+
 /// The certificate and key of an entry, if it has them.
 fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
     match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {
@@ -332,6 +351,9 @@ fn default_certificate(
     let pair = pair
         .map_err(|error| problems.push(problem("tls.certificate", error)))
         .ok()?;
+    if let Some(message) = secret_file::warning(key) {
+        problems.push(warning("tls.key".to_owned(), message));
+    }
     if let Some(when) = pair.expired() {
         // Users can click a warning away; they cannot read mail at a door that does not open.
         problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));

@@ -128,6 +128,16 @@ pub fn similar(name: &str) -> Option<&'static str> {
     nearest(&lower, ALL.iter().map(|a| a.name))
 }
 
+/// Why an attribute that was set to protect something does not, here.
+pub(crate) fn protects_in_vain(name: &str, values: &[String]) -> Option<&'static str> {
+    ignored::protects_in_vain(name, values)
+}
+
+/// Ignored attributes whose values say whether something should be protected.
+pub(crate) fn protecting() -> impl Iterator<Item = &'static str> {
+    ignored::PROTECTING.iter().map(|(name, _)| *name)
+}
+
 /// `TRUE` or `FALSE` in any case.
 pub(crate) fn flag(value: &str) -> Option<bool> {
     match value {
@@ -230,7 +240,8 @@ const IGNORED_INTRODUCTION: &str = "
 ## Ignored
 
 These have a meaning for the proxy of Carbonio or Zimbra, or look as if they had, but none here. They may stay in
-the directory; `portico check` says nothing about them.
+the directory; `portico check` says nothing about them, but where a limit of logins or Kerberos is switched on there
+and so does not protect here.
 
 | attribute | why |
 |---|---|
@@ -663,6 +674,14 @@ mod tests {
             );
         }
         assert!(ignored::IGNORED.iter().all(|ignored| ignored.why.ends_with('.')));
+        for (name, unset) in ignored::PROTECTING {
+            let set = |value: &str| protects_in_vain(&name.to_lowercase(), &[value.to_owned()]);
+            assert!(set(unset).is_none() && set("7").is_some(), "{name}");
+        }
+        assert_eq!(
+            protects_in_vain("zimbraReverseProxyLogLevel", &["debug".to_owned()]),
+            None
+        );
     }
 
     #[test]

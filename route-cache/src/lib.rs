@@ -20,6 +20,7 @@ pub mod memcached;
 mod resolve;
 mod route;
 mod secret;
+pub mod secret_file;
 mod shared;
 mod shelf;
 mod source;

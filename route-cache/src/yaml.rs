@@ -19,6 +19,7 @@ pub(crate) mod layout;
 mod problem;
 mod tree;
 
+use crate::secret_file;
 pub use problem::{Problem, Problems, Severity};
 use tree::{Builder, Content, Duplicate, Passing, Raw, Step};
 
@@ -231,7 +232,13 @@ impl<'a> Node<'a> {
         match self.file(problems)? {
             None => self.str(problems).map(Cow::Borrowed),
             Some(path) => match read_limited(&path, MAX_FILE) {
-                Ok(text) => Some(Cow::Owned(text)),
+                Ok(text) => {
+                    let open = secret_file::warning(&path).filter(|_| text.contains(secret_file::PRIVATE_KEY));
+                    if let Some(message) = open {
+                        self.warning(message, problems);
+                    }
+                    Some(Cow::Owned(text))
+                }
                 Err(message) => {
                     self.error(message, problems);
                     None

@@ -387,8 +387,12 @@ fn bodies_that_nobody_wants_are_not_kept() -> Result<()> {
         let before = scene.portico.rss_kib()?;
         let mut streams = Vec::new();
         let body = vec![b'x'; 3 << 20];
-        for _ in 0..50 {
-            let mut stream = TcpStream::connect(api.address)?;
+        // One address has 16 seats.
+        for number in 0..50_u8 {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&std::net::SocketAddr::from(([127, 0, 1, 1 + number % 5], 0)).into())?;
+            socket.connect(&std::net::SocketAddr::from(api.address).into())?;
+            let mut stream = TcpStream::from(socket);
             stream.set_read_timeout(Some(Duration::from_secs(40)))?;
             let length = body.len() + 1;
             write!(

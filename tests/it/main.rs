@@ -43,4 +43,5 @@ mod streams;
 mod tls;
 mod upstreams;
 mod vhosts;
+mod warnings;
 mod web;

@@ -133,7 +133,8 @@ fn directory() -> Directory {
 
 /// The same directory in a file and in LDAP.
 fn both(stage: &Stage) -> Result<(Prov, Prov, Slapd)> {
-    stage.file("yaml/directory.yaml", directory().yaml())?;
+    let file = stage.file("yaml/directory.yaml", directory().yaml())?;
+    std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     let yaml = Prov::new(stage, "yaml", &yaml_source(POLL))?;
     let slapd = Slapd::start(stage, "slapd", &directory())?;
     let ldap = Prov::new(stage, "ldap", &slapd.source(POLL))?;

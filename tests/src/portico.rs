@@ -1,6 +1,8 @@
 //! The program under test: started from its built binary, watched through its files.
 
+use std::fs::Permissions;
 use std::net::SocketAddrV4;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,7 +49,7 @@ impl Portico {
     ) -> Result<Portico> {
         let dir = stage.dir(name)?;
         std::fs::write(dir.join("portico.yaml"), node.yaml(&dir))?;
-        std::fs::write(dir.join("directory.yaml"), directory.yaml())?;
+        write_secret(&dir.join("directory.yaml"), &directory.yaml())?;
         let child = spawn(&dir, node, "info", env)?;
         Ok(Portico {
             dir,
@@ -59,7 +61,7 @@ impl Portico {
     /// Replaces the directory file, in one step.
     pub fn replace_directory(&self, directory: &Directory) -> Result<()> {
         let new = self.dir.join("directory.new");
-        std::fs::write(&new, directory.yaml())?;
+        write_secret(&new, &directory.yaml())?;
         Ok(std::fs::rename(&new, self.dir.join("directory.yaml"))?)
     }
 
@@ -233,6 +235,12 @@ impl Portico {
         }
         Ok(())
     }
+}
+
+/// Keys stand in it.
+fn write_secret(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text)?;
+    Ok(std::fs::set_permissions(path, Permissions::from_mode(0o600))?)
 }
 
 impl Drop for Portico {

@@ -41,8 +41,20 @@ impl Prov {
     ) -> Result<Entry, Failure> {
         let before = self.existing(room, key).await?;
         self.judge(room, &before, changes, answer).await?;
+        let open = self.open_file_for(changes);
         self.editor.modify(room, before.name(), changes).await?;
+        open.into_iter().for_each(|message| answer.warn(message));
         Ok(before)
+    }
+
+    /// What is said where a private key goes into a file that everybody could read so far.
+    fn open_file_for(&self, changes: &[Change]) -> Option<String> {
+        let is_key = |change: &Change| change.attribute.eq_ignore_ascii_case(a::SSL_PRIVATE_KEY.name);
+        let path = self.editor.open_file().filter(|_| changes.iter().any(is_key))?;
+        Some(format!(
+            "WARNING: everybody could read {}; with a private key in it, only its owner and group can",
+            path.display()
+        ))
     }
 
     pub(super) async fn create(&mut self, room: Room, words: &[String]) -> Result<Answer, Failure> {
@@ -161,7 +173,9 @@ impl Prov {
         };
         self.judge(room, &Entry::new(name.as_str()), &changes, &mut answer)
             .await?;
+        let open = self.open_file_for(&changes);
         self.editor.create(room, &name, &changes).await?;
+        open.into_iter().for_each(|message| answer.warn(message));
         answer.line(id);
         Ok(answer)
     }

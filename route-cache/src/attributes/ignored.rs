@@ -1,7 +1,7 @@
 //! Attributes of Carbonio's and Zimbra's proxy that mean nothing here, and why.
 //!
-//! They may stand in any directory, and nobody is warned of them. An attribute that gets a meaning moves from here to
-//! the table of all attributes.
+//! They may stand in any directory, and nobody is warned of them, but where one was set to protect something. An
+//! attribute that gets a meaning moves from here to the table of all attributes.
 
 /// Names that are ignored for one reason.
 pub(super) struct Ignored {
@@ -13,6 +13,24 @@ pub(super) struct Ignored {
 pub(super) fn is_ignored(name: &str) -> bool {
     let mut names = IGNORED.iter().flat_map(|ignored| ignored.names);
     names.any(|ignored| ignored.eq_ignore_ascii_case(name))
+}
+
+/// Those that protect something where they count, and the value with which they do not: their default there.
+pub(super) static PROTECTING: &[(&str, &str)] = &[
+    ("zimbraReverseProxyIPLoginLimit", "0"),
+    ("zimbraReverseProxyIPLoginImapLimit", "0"),
+    ("zimbraReverseProxyIPLoginPop3Limit", "0"),
+    ("zimbraReverseProxyUserLoginLimit", "0"),
+    ("zimbraReverseProxyImapSaslGssapiEnabled", "FALSE"),
+    ("zimbraReverseProxyPop3SaslGssapiEnabled", "FALSE"),
+];
+
+/// Why an attribute that was set to protect something does not, here.
+pub(super) fn protects_in_vain(name: &str, values: &[String]) -> Option<&'static str> {
+    let (name, unset) = PROTECTING.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+    let is_set = values.iter().any(|value| !value.trim().eq_ignore_ascii_case(unset));
+    let ignored = IGNORED.iter().find(|ignored| ignored.names.contains(name))?;
+    is_set.then_some(ignored.why)
 }
 
 /// MAIL §6, HTTP §9.

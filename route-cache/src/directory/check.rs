@@ -95,7 +95,7 @@ fn entry(entry: &Entry, path: &str, scope: Scope, problems: &mut Problems) {
     for (name, values) in entry.iter() {
         match attributes::find(name) {
             Some(attribute) => known(entry, path, scope, attribute, values, problems),
-            None => unknown(entry, path, name, problems),
+            None => unknown(entry, path, name, values, problems),
         }
     }
 }
@@ -103,6 +103,13 @@ fn entry(entry: &Entry, path: &str, scope: Scope, problems: &mut Problems) {
 fn known(entry: &Entry, path: &str, scope: Scope, attribute: &Attribute, values: &[String], problems: &mut Problems) {
     for message in values.iter().filter_map(|value| attribute.check(value).err()) {
         report(entry, path, attribute.name, message, Severity::Error, problems);
+    }
+    // Who sets it where all doors read it may mean mail, too.
+    if attribute.name == attributes::REVERSE_PROXY_CLIENT_CERT_MODE.name
+        && values.first().is_some_and(|mode| mode.eq_ignore_ascii_case("on"))
+    {
+        let message = "counts for web clients only: IMAP and POP3 ask for no certificate".to_owned();
+        report(entry, path, attribute.name, message, Severity::Warning, problems);
     }
     if values.len() > 1 && !attribute.is_multi() {
         let message = format!("has {} values, but only the first counts", values.len());
@@ -116,7 +123,11 @@ fn known(entry: &Entry, path: &str, scope: Scope, attribute: &Attribute, values:
 }
 
 /// In LDAP the schema knows all names; only a file can have a mistyped one.
-fn unknown(entry: &Entry, path: &str, name: &str, problems: &mut Problems) {
+fn unknown(entry: &Entry, path: &str, name: &str, values: &[String], problems: &mut Problems) {
+    if let Some(why) = attributes::protects_in_vain(name, values) {
+        let message = format!("protects nothing here: {why}");
+        report(entry, path, name, message, Severity::Warning, problems);
+    }
     if entry.origin().is_some()
         && let Some(near) = attributes::similar(name)
     {

@@ -5,6 +5,7 @@
 //! away: addresses, host names and words are what lists hold.
 
 use std::fmt;
+use std::path::Path;
 
 use async_trait::async_trait;
 
@@ -150,6 +151,11 @@ pub trait Editor: Send {
 
     /// Whether accounts have passwords in this directory.
     fn keeps_passwords(&self) -> bool;
+
+    /// The file that the directory is in, if everybody of this machine may read it.
+    fn open_file(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// The entry as it is after the changes, one after the other.

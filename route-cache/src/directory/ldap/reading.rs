@@ -380,7 +380,8 @@ async fn all(room: Room, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<F
 fn room_attributes(room: Room, ports: &[String]) -> Arc<[String]> {
     let name = [name_attribute(room), ENTRY_CSN, MODIFIED].into_iter();
     let ports = ports.iter().map(String::as_str).filter(|_| room == Room::Servers);
-    attribute_names(room.scope(), name.chain(ports))
+    let vain: Vec<&str> = attributes::protecting().collect();
+    attribute_names(room.scope(), name.chain(ports).chain(vain))
 }
 
 fn entry_of<'a>(room: Room, system: &'a System, name: &str) -> Option<&'a Entry> {

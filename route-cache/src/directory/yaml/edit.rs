@@ -21,6 +21,7 @@ use crate::attributes;
 use crate::directory::edit::{Change, EditError, Editor, Room, changed};
 use crate::directory::entry::Entry;
 use crate::directory::{fold, names};
+use crate::secret_file::{self, OTHERS, PRIVATE_KEY};
 use crate::yaml::{Document, MAX_TEXT, Severity};
 
 /// How long another writer is waited for. It needs the time to read the file twice.
@@ -98,6 +99,10 @@ impl Editor for YamlEditor {
     /// The mailbox servers alone know them.
     fn keeps_passwords(&self) -> bool {
         false
+    }
+
+    fn open_file(&self) -> Option<&Path> {
+        secret_file::is_open(&self.path).then_some(&self.path)
     }
 }
 
@@ -318,6 +323,15 @@ fn write(path: &Path, old: &File, text: &str) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// The mode of the old file; but no private key lands where everybody may read it.
+fn mode_for(bytes: &[u8], old: u32) -> u32 {
+    let key = PRIVATE_KEY.as_bytes();
+    match bytes.windows(key.len()).any(|part| part == key) {
+        true => old & !OTHERS,
+        false => old,
+    }
+}
+
 /// What is in it may be private: nobody else reads it before it is as the old one is.
 fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -334,7 +348,7 @@ fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<()> {
             ))
         })?;
     }
-    file.set_permissions(fs::Permissions::from_mode(like.mode() & 0o7777))?;
+    file.set_permissions(fs::Permissions::from_mode(mode_for(bytes, like.mode() & 0o7777)))?;
     file.sync_all()
 }
 
@@ -409,6 +423,21 @@ accounts:
         gone.map(|l| format!("-{l}"))
             .chain(come.map(|l| format!("+{l}")))
             .collect()
+    }
+
+    #[tokio::test]
+    async fn no_private_key_lands_where_everybody_may_read_it() {
+        let mut folder = Folder::new(TEXT);
+        let mode = |folder: &Folder| fs::metadata(&folder.editor.path).unwrap().mode() & 0o777;
+        fs::set_permissions(&folder.editor.path, fs::Permissions::from_mode(0o644)).unwrap();
+        let mut change = async |name, value| {
+            let changes = [replace(name, &[value])];
+            folder.editor.modify(Room::Domains, "a.test", &changes).await.unwrap();
+            mode(&folder)
+        };
+        assert_eq!(change("zimbraVirtualHostname", "o.a.test").await, 0o644);
+        assert_eq!(change("zimbraSSLPrivateKey", KEY).await, 0o640);
+        assert!(folder.editor.open_file().is_none());
     }
 
     #[tokio::test]
