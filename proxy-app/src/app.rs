@@ -621,6 +621,7 @@ impl App {
         // Refused by a phase of ours.
         options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
+        proxy.h2_options = Some(crate::web::connection::h2_options());
         Arc::new(proxy)
     }
 }

@@ -101,7 +101,7 @@ impl Default for Ends {
 }
 
 /// Keys that a reload puts in force. All others are read at the start only. A key stands for all below it.
-const LIVE: [&str; 17] = [
+const LIVE: [&str; 19] = [
     "listeners",
     "tls",
     "limits",
@@ -111,6 +111,8 @@ const LIVE: [&str; 17] = [
     "web.acme_dir",
     "web.compress_authenticated",
     "web.show_server",
+    "web.client_header_timeout",
+    "web.client_body_timeout",
     "log.access",
     "log.access_format",
     "log.audit",
@@ -298,6 +300,25 @@ pub struct WebConfig {
     pub compress_authenticated: bool,
     /// Whether clients see the `Server` of a server's answer.
     pub show_server: bool,
+    /// How long a request head may take from its first byte to its last.
+    pub client_header_timeout: Duration,
+    /// How long a request body may take, whatever it is.
+    pub client_body_timeout: Duration,
+}
+
+/// nginx gives 60 s for each read of a head; this is for all of it.
+impl Default for WebConfig {
+    fn default() -> WebConfig {
+        WebConfig {
+            trusted_forwarders: Vec::new(),
+            locations: Vec::new(),
+            acme_dir: None,
+            compress_authenticated: false,
+            show_server: false,
+            client_header_timeout: Duration::from_secs(30),
+            client_body_timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 /// The form of the access log.
@@ -504,13 +525,7 @@ impl Reader {
             },
             limits: LimitsConfig::default(),
             mail: self.mail_of(None),
-            web: WebConfig {
-                trusted_forwarders: Vec::new(),
-                locations: Vec::new(),
-                acme_dir: None,
-                compress_authenticated: false,
-                show_server: false,
-            },
+            web: WebConfig::default(),
             log: LogConfig {
                 access: Target::Stdout,
                 access_format: AccessFormat::Carbonio,
@@ -1013,6 +1028,14 @@ impl Reader {
         if let Some(count) = section.take("handshakes").and_then(|node| node.u32(&mut self.problems)) {
             config.handshakes = count as usize;
         }
+        for (key, limit) in [
+            ("unread_answers", &mut config.unread_answers),
+            ("unread_answers_per_address", &mut config.unread_answers_per_address),
+        ] {
+            if let Some(count) = section.take(key).and_then(|node| node.u32(&mut self.problems)) {
+                *limit = count as usize;
+            }
+        }
         if let Some(networks) = section
             .take("exempt")
             .and_then(|node| node.networks(&mut self.problems))
@@ -1056,13 +1079,7 @@ impl Reader {
     }
 
     fn web(&mut self, root: &mut Mapping<'_>) -> WebConfig {
-        let mut config = WebConfig {
-            trusted_forwarders: Vec::new(),
-            locations: Vec::new(),
-            acme_dir: None,
-            compress_authenticated: false,
-            show_server: false,
-        };
+        let mut config = WebConfig::default();
         let Some(mut section) = self.section(root, "web") else {
             return config;
         };
@@ -1080,6 +1097,14 @@ impl Reader {
             .take("show_server")
             .and_then(|node| node.bool(&mut self.problems))
             .unwrap_or(false);
+        for (key, wait) in [
+            ("client_header_timeout", &mut config.client_header_timeout),
+            ("client_body_timeout", &mut config.client_body_timeout),
+        ] {
+            if let Some(time) = section.take(key).and_then(|node| node.duration(&mut self.problems)) {
+                *wait = time;
+            }
+        }
         if let Some(node) = section.take("locations") {
             let files = node.each(&mut self.problems, |item, problems| item.path_buf(problems));
             config.locations = files.unwrap_or_default();

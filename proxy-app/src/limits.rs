@@ -15,6 +15,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+mod unread;
+
+pub use unread::Reader;
+use unread::Unread;
+
 /// Locks that share the addresses among them.
 const SHARDS: usize = 16;
 /// How often refusals are told of: a flood must not become a flood of log lines.
@@ -29,6 +34,10 @@ pub struct LimitsConfig {
     pub connections_per_address: usize,
     /// TLS handshakes at once.
     pub handshakes: usize,
+    /// Answers that wait for clients that do not read.
+    pub unread_answers: usize,
+    /// The same for one address.
+    pub unread_answers_per_address: usize,
     /// Networks that may have as many as they like.
     pub exempt: Vec<IpNet>,
 }
@@ -41,6 +50,8 @@ impl Default for LimitsConfig {
             connections: 50_000,
             connections_per_address: 1_000,
             handshakes: 10_000,
+            unread_answers: 500,
+            unread_answers_per_address: 100,
             exempt: vec![
                 Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
                 Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128).into(),
@@ -69,6 +80,8 @@ pub struct Limits {
     by_address: [Mutex<HashMap<Origin, usize>>; SHARDS],
     refused: [AtomicU64; 3],
     told: Mutex<Option<Instant>>,
+    unread: Unread,
+    told_of_unread: Mutex<Option<Instant>>,
 }
 
 /// Who is counted as one: an IPv6 user has a network of 64 bits and as many addresses as that.
@@ -109,6 +122,8 @@ impl Limits {
             by_address: Default::default(),
             refused: Default::default(),
             told: Mutex::new(None),
+            unread: Unread::default(),
+            told_of_unread: Mutex::new(None),
         })
     }
 
@@ -145,11 +160,9 @@ impl Limits {
 
     fn refuse(&self, limit: Limit) {
         self.refused[limit as usize].fetch_add(1, Ordering::Relaxed);
-        let mut told = self.told.lock();
-        if told.is_some_and(|told| told.elapsed() < TELL) {
+        if !is_due(&self.told) {
             return;
         }
-        *told = Some(Instant::now());
         log::warn!(
             "connections were refused; since the start, limits.connections has refused {}, \
              limits.connections_per_address {}, limits.handshakes {}",
@@ -158,6 +171,22 @@ impl Limits {
             self.refused(Limit::Handshakes)
         );
     }
+
+    fn tell_of_unread(&self, ended: u64) {
+        if is_due(&self.told_of_unread) {
+            log::warn!("web connections were ended whose clients do not read their answers; since the start {ended}");
+        }
+    }
+}
+
+/// Whether it is time to tell again.
+fn is_due(told: &Mutex<Option<Instant>>) -> bool {
+    let mut told = told.lock();
+    let due = told.is_none_or(|told| told.elapsed() >= TELL);
+    if due {
+        *told = Some(Instant::now());
+    }
+    due
 }
 
 /// Adds one, unless there are as many as there may be.
@@ -226,6 +255,8 @@ mod tests {
             connections,
             connections_per_address: per_address,
             handshakes,
+            unread_answers: 0,
+            unread_answers_per_address: 0,
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
         })
     }

@@ -49,6 +49,7 @@ mod relocation;
 mod repeat;
 mod sso;
 pub mod static_ui;
+mod streams;
 pub mod upstreams;
 mod way;
 mod websocket;
@@ -69,9 +70,7 @@ use way::{Asked, Onward, Way};
 pub const H2_IDLE: Duration = Duration::from_secs(180);
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
-/// A request body may take this long, whatever it is.
-const BODY_GRACE: Duration = Duration::from_secs(60);
-/// After that it must have brought so many bytes a second on average: a modem does a hundred times as many.
+/// After `web.client_body_timeout` a request body must have brought so many bytes a second on average: a modem does a hundred times as many.
 const BODY_LEAST: u64 = 64;
 /// A route that was found this recently is not asked for again because its server does not answer: a dead server
 /// would make every request of its users one for the directory.
@@ -350,6 +349,9 @@ impl ProxyHttp for Web {
         if !answer_head::has_known_coding(&request.headers) {
             return Error::e_explain(ErrorType::HTTPStatus(501), "a transfer coding that is not known");
         }
+        if request.uri.path() == "*" && request.method != http::Method::OPTIONS {
+            return Error::e_explain(ErrorType::HTTPStatus(400), "no path (RFC 9113 §8.3.1)");
+        }
         if request.method == http::Method::TRACE {
             // It would tell a script the cookies that it must not see.
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
@@ -428,7 +430,8 @@ impl ProxyHttp for Web {
             body.push(chunk);
         }
         exchange.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
-        if is_dripping(exchange.begun.elapsed(), exchange.body_bytes) && !end {
+        let grace = self.app.config.load().web.client_body_timeout;
+        if is_dripping(exchange.begun.elapsed(), exchange.body_bytes, grace) && !end {
             return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
         }
         let most = exchange.onward.as_ref().and_then(|onward| onward.forward().max_body);
@@ -973,8 +976,8 @@ fn relocate(web: &WebClient, exchange: &Exchange, response: &mut ResponseHeader)
 }
 
 /// Whether a body that has brought so many bytes in this time is only there to hold a connection.
-fn is_dripping(elapsed: Duration, bytes: u64) -> bool {
-    elapsed > BODY_GRACE && bytes < (elapsed - BODY_GRACE).as_secs() * BODY_LEAST
+fn is_dripping(elapsed: Duration, bytes: u64, grace: Duration) -> bool {
+    elapsed > grace && bytes < (elapsed - grace).as_secs() * BODY_LEAST
 }
 
 /// Answers with a file of a location's folder.
@@ -1157,6 +1160,7 @@ mod tests {
     #[test]
     fn bodies_may_be_slow_but_not_drip() {
         let after = Duration::from_secs;
+        let is_dripping = |elapsed, bytes| is_dripping(elapsed, bytes, after(60));
         assert!(!is_dripping(after(59), 0));
         assert!(!is_dripping(after(120), 60 * BODY_LEAST));
         assert!(is_dripping(after(120), 60 * BODY_LEAST - 1));

@@ -21,6 +21,7 @@ use mail_proxy::{Client, Drain, Live, LoggedIn, TlsFacts};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
@@ -31,23 +32,26 @@ use pingora_proxy::HttpProxy;
 use route_cache::Route;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
 use super::behind::Body;
 use super::frames::Frames;
+use super::streams::Streams;
 use super::upstreams::connection::Owner;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
 use crate::client_certs::Shown;
+use crate::limits::Reader;
 use crate::refusals::{self, Place, Reason};
 use crate::sites::{Refusal, Sites};
 
 /// How long a connection may be kept between requests: nginx's default.
 const KEEPALIVE: Duration = Duration::from_secs(75);
-/// How long a request head may take from its first byte to its last. nginx gives 60 s for each read; this is for all.
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// Most answers at once on an HTTP/2 connection. Browsers wait with more; each that its client does not read costs.
+const STREAMS: u32 = 64;
+/// What the engine keeps for the socket of one HTTP/2 answer; its own default is 400 KiB.
+const SEND_BUFFER: usize = 32 * 1024;
 /// Longest request head: nginx's four buffers of 8 KiB.
 pub(super) const HEAD_MAX: usize = 32 * 1024;
 /// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
@@ -153,6 +157,10 @@ pub struct WebStream {
     /// Written, and not yet flushed.
     held: Vec<u8>,
     sent: usize,
+    /// The client does not take what is written.
+    stuck: bool,
+    /// Counts the answers that wait for it.
+    reader: Option<Reader>,
 }
 
 impl WebStream {
@@ -191,6 +199,8 @@ impl WebStream {
             unanswered: false,
             held: Vec::new(),
             sent: 0,
+            stuck: false,
+            reader: None,
         })
     }
 }
@@ -205,9 +215,11 @@ impl WebStream {
     }
 
     /// From here on frames are counted.
-    fn watch_frames(&mut self) {
+    fn watch_frames(&mut self, patience: Duration) {
         self.frames = Some(Box::new(Watch {
-            frames: Frames::new(),
+            frames: Frames::new(patience),
+            streams: Streams::new(),
+            owed: BytesMut::new(),
             alarm: None,
         }));
     }
@@ -216,6 +228,9 @@ impl WebStream {
 /// The frames of an HTTP/2 client, and the time by which those on their way must be here.
 struct Watch {
     frames: Frames,
+    streams: Streams,
+    /// What the engine is to read before what comes next.
+    owed: BytesMut,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -223,24 +238,44 @@ impl Watch {
     /// Takes note of what was read; fails if it is too much or too slow.
     fn look(&mut self, cx: &mut Context<'_>, read: Option<&[u8]>) -> io::Result<()> {
         if let Some(bytes) = read {
-            let passed = self.frames.pass(bytes, Instant::now());
-            passed.map_err(|flood| io::Error::new(io::ErrorKind::ConnectionAborted, flood))?;
+            let aborted = |error| io::Error::new(io::ErrorKind::ConnectionAborted, error);
+            self.frames
+                .pass(bytes, Instant::now())
+                .map_err(|flood| aborted(flood.to_string()))?;
+            self.streams.hear(bytes).map_err(|flood| aborted(flood.to_string()))?;
         }
-        let Some(deadline) = self.frames.deadline() else {
-            self.alarm = None;
-            return Ok(());
-        };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if alarm.deadline() != deadline {
-            alarm.as_mut().reset(deadline);
+        loop {
+            let next = [self.frames.deadline(), self.streams.deadline()]
+                .into_iter()
+                .flatten()
+                .min();
+            let Some(next) = next else {
+                self.alarm = None;
+                return Ok(());
+            };
+            let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(next)));
+            if alarm.deadline() != next {
+                alarm.as_mut().reset(next);
+            }
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+            if self.frames.deadline().is_some_and(|deadline| deadline <= next) {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "an HTTP/2 frame takes too long",
+                ));
+            }
+            self.owed.extend_from_slice(&self.streams.interjection(next));
         }
-        match alarm.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "an HTTP/2 frame takes too long",
-            )),
-            Poll::Pending => Ok(()),
-        }
+    }
+}
+
+impl Watch {
+    /// Gives the engine what it is to read before what comes next.
+    fn interject(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = buf.remaining().min(self.owed.len());
+        buf.put_slice(&self.owed.split_to(count));
     }
 }
 
@@ -265,14 +300,37 @@ fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
     carrier.user_data.as_ref()?.downcast_ref()
 }
 
-/// Serves a connection to its end.
+/// What HTTP/2 clients may have at once, and what of it the engine keeps.
+pub(crate) fn h2_options() -> H2Options {
+    let mut options = default_h2_options();
+    options
+        .max_concurrent_streams(STREAMS)
+        .max_send_buffer_size(SEND_BUFFER);
+    options
+}
+
+/// Serves a connection to its end, or until its client is the slowest of too many.
 pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
+    let Some(web) = client_in(&stream.carrier) else {
+        return;
+    };
+    let reader = app.limits.reader(web.client.addr.ip());
+    let end = reader.end();
+    stream.reader = Some(reader);
+    tokio::select! {
+        () = serve_on(app, proxy, stream, shutdown) => {}
+        () = end.notified() => {}
+    }
+}
+
+async fn serve_on(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     if stream.h2 {
+        let patience = app.config.load().web.client_header_timeout;
         // The engine waits for the preface without a limit.
-        let Ok(Ok(())) = timeout(HEAD_DEADLINE, stream.read_ahead(H2_PREFACE)).await else {
+        let Ok(Ok(())) = timeout(patience, stream.read_ahead(H2_PREFACE)).await else {
             return;
         };
-        stream.watch_frames();
+        stream.watch_frames(patience);
         ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
         return;
     }
@@ -280,7 +338,7 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
     let mut stream = Box::new(stream);
     let mut kept = None;
     loop {
-        let mut head = match read_head(&mut stream, app.drain.subscribe()).await {
+        let mut head = match read_head(&mut stream, app).await {
             Ok(Some(head)) => head,
             Ok(None) | Err(HeadError::Io) => return,
             Err(HeadError::Refused(reason)) => {
@@ -361,7 +419,8 @@ enum HeadError {
 }
 
 /// A whole request head; what came behind it stays in front of the stream. `None` at the end of the connection.
-async fn read_head(stream: &mut WebStream, mut drain: watch::Receiver<Drain>) -> Result<Option<BytesMut>, HeadError> {
+async fn read_head(stream: &mut WebStream, app: &App) -> Result<Option<BytesMut>, HeadError> {
+    let mut drain = app.drain.subscribe();
     stream.request = None;
     let mut head = BytesMut::new();
     let until = Instant::now() + KEEPALIVE;
@@ -380,7 +439,7 @@ async fn read_head(stream: &mut WebStream, mut drain: watch::Receiver<Drain>) ->
             head.advance(2);
         }
     }
-    let deadline = Instant::now() + HEAD_DEADLINE;
+    let deadline = Instant::now() + app.config.load().web.client_header_timeout;
     loop {
         if let Some(length) = complete(&head)? {
             stream.ahead = head.split_off(length);
@@ -476,6 +535,10 @@ impl AsyncRead for WebStream {
             buf.put_slice(&this.ahead.split_to(n));
             return Poll::Ready(Ok(()));
         }
+        if let Some(watch) = this.frames.as_mut().filter(|watch| !watch.owed.is_empty()) {
+            watch.interject(buf);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let polled = this.poll_channel(cx, buf);
         if let (Some(request), Poll::Ready(Ok(()))) = (&mut this.request, &polled) {
@@ -489,7 +552,12 @@ impl AsyncRead for WebStream {
                 log::info!("a connection is ended: {error}");
                 return Poll::Ready(Err(error));
             }
+            if polled.is_pending() && !watch.owed.is_empty() {
+                watch.interject(buf);
+                return Poll::Ready(Ok(()));
+            }
         }
+        this.count_waiting();
         polled
     }
 }
@@ -576,20 +644,31 @@ impl AsyncWrite for WebStream {
             self.held.extend(nameless(buf));
             return Poll::Ready(Ok(buf.len()));
         }
-        if self.held.len() + buf.len() <= GATHERED {
-            self.held.extend_from_slice(buf);
-            return Poll::Ready(Ok(buf.len()));
+        let changed = self.changed(buf);
+        let written = self.poll_gathered(cx, changed.as_deref().unwrap_or(buf));
+        if let (Poll::Ready(Ok(count)), Some(watch)) = (&written, &mut self.frames) {
+            watch.streams.say(&buf[..*count]);
+            if watch.streams.deadline().is_some() {
+                // The alarm is set by the next read.
+                cx.waker().wake_by_ref();
+            }
         }
-        ready!(self.poll_held(cx))?;
-        self.poll_through(cx, buf)
+        self.stuck |= written.is_pending();
+        self.count_waiting();
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_held(cx))?;
-        match &mut self.channel {
-            Channel::Plain(io) => Pin::new(io).poll_flush(cx),
-            Channel::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
+        let flushed = match self.poll_held(cx) {
+            Poll::Ready(Ok(())) => match &mut self.channel {
+                Channel::Plain(io) => Pin::new(io).poll_flush(cx),
+                Channel::Tls(io) => Pin::new(io).poll_flush(cx),
+            },
+            other => other,
+        };
+        self.stuck = flushed.is_pending();
+        self.count_waiting();
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -610,11 +689,43 @@ impl AsyncWrite for WebStream {
 }
 
 impl WebStream {
+    fn poll_gathered(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.held.len() + buf.len() <= GATHERED {
+            self.held.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        ready!(self.poll_held(cx))?;
+        self.poll_through(cx, buf)
+    }
+
+    /// The first of these bytes as the client is to get them, if that may be different.
+    fn changed(&self, buf: &[u8]) -> Option<Vec<u8>> {
+        let watch = self.frames.as_ref().filter(|watch| watch.streams.changes())?;
+        let mut first = buf[..buf.len().min(GATHERED)].to_vec();
+        watch.streams.change(&mut first);
+        Some(first)
+    }
+
+    /// Takes note of how many answers wait for the client.
+    fn count_waiting(&mut self) {
+        let waiting = match &self.frames {
+            Some(watch) => watch.streams.waiting(self.stuck),
+            None => usize::from(self.stuck),
+        };
+        if let Some(reader) = &mut self.reader {
+            reader.waits(waiting);
+        }
+    }
+
     fn poll_through(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.channel {
+        let written = match &mut self.channel {
             Channel::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Channel::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        };
+        if let (Poll::Ready(Ok(count)), Some(reader)) = (&written, &self.reader) {
+            reader.took(*count);
         }
+        written
     }
 
     /// Writes what was gathered.

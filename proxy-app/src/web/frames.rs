@@ -24,8 +24,6 @@ const CANCELLED: Bucket = Bucket::new(300.0, 30.0);
 const WINDOWS: Bucket = Bucket::new(100_000.0, 50_000.0);
 /// An update that allows less than this is idle talk.
 const WINDOW_LEAST: u32 = 1024;
-/// How long a frame may take that is not data, and a request head: as in HTTP/1.
-pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -73,12 +71,15 @@ pub(super) struct Frames {
     windows: Bucket,
     /// Since when a frame or a head is on its way that should be short.
     since: Option<Instant>,
+    /// How long a frame may take that is not data, and a request head: as in HTTP/1.
+    patience: Duration,
 }
 
 impl Frames {
     /// A connection whose preface has been read.
-    pub(super) fn new() -> Frames {
+    pub(super) fn new(patience: Duration) -> Frames {
         Frames {
+            patience,
             prefix: [0; PREFIX],
             have: 0,
             left: 0,
@@ -120,7 +121,7 @@ impl Frames {
 
     /// By when the frame or head on its way must be here; `None`: none is.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.since.map(|since| since + DEADLINE)
+        self.since.map(|since| since + self.patience)
     }
 
     fn begin(&mut self, now: Instant) -> Result<(), Flood> {
@@ -174,12 +175,6 @@ impl Frames {
     }
 }
 
-impl Default for Frames {
-    fn default() -> Frames {
-        Frames::new()
-    }
-}
-
 /// So many at once, and then so many in a second.
 #[derive(Clone, Copy)]
 struct Bucket {
@@ -211,6 +206,7 @@ impl Bucket {
 mod tests {
     use super::*;
 
+    const DEADLINE: Duration = Duration::from_secs(30);
     const PING: u8 = 6;
     const SETTINGS: u8 = 4;
 
@@ -225,7 +221,7 @@ mod tests {
     fn check(frames: &[Vec<u8>], limit: usize, expected: Flood) {
         let now = Instant::now();
         for cut in [1, 7, 9, 1000] {
-            let mut seen = Frames::new();
+            let mut seen = Frames::new(DEADLINE);
             for round in 0..limit {
                 for chunk in frames.concat().chunks(cut) {
                     assert_eq!(seen.pass(chunk, now), Ok(()), "{round}");
@@ -255,18 +251,18 @@ mod tests {
         let mut long = vec![frame(HEADERS, 0, b"x")];
         long.extend(std::iter::repeat_n(frame(CONTINUATION, 0, b""), 15));
         let now = Instant::now();
-        let mut seen = Frames::new();
+        let mut seen = Frames::new(DEADLINE);
         assert_eq!(seen.pass(&long.concat(), now), Ok(()));
         assert_eq!(seen.pass(&frame(CONTINUATION, 0, b""), now), Err(Flood::Block));
         assert_eq!(
-            Frames::new().pass(&[1, 0, 0, DATA, 0, 0, 0, 0, 1], now),
+            Frames::new(DEADLINE).pass(&[1, 0, 0, DATA, 0, 0, 0, 0, 1], now),
             Err(Flood::Length)
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_browser_sends_passes() {
-        let mut seen = Frames::new();
+        let mut seen = Frames::new(DEADLINE);
         for _ in 0..10_000 {
             let page = [
                 frame(HEADERS, END_HEADERS, &[1; 300]),
@@ -288,16 +284,16 @@ mod tests {
     async fn heads_have_a_deadline_and_data_has_none() {
         let start = Instant::now();
         for begun in [&frame(HEADERS, 0, b"x")[..], &[0, 0], &frame(PING, 0, &[0; 8])[..12]] {
-            let mut seen = Frames::new();
+            let mut seen = Frames::new(DEADLINE);
             assert_eq!(seen.pass(begun, start), Ok(()));
             assert_eq!(seen.deadline(), Some(start + DEADLINE));
         }
-        let mut slow = Frames::new();
+        let mut slow = Frames::new(DEADLINE);
         assert_eq!(slow.pass(&frame(HEADERS, 0, b"xyz")[..10], start), Ok(()));
         tokio::time::advance(Duration::from_secs(20)).await;
         assert_eq!(slow.pass(b"y", Instant::now()), Ok(()));
         assert_eq!(slow.deadline(), Some(start + DEADLINE), "bytes do not extend it");
-        let mut data = Frames::new();
+        let mut data = Frames::new(DEADLINE);
         assert_eq!(data.pass(&frame(DATA, 0, &[1; 500])[..20], start), Ok(()));
         assert_eq!(data.deadline(), None);
     }

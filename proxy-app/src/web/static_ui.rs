@@ -25,8 +25,8 @@ use tower_http::services::fs::{
 
 use super::{answers, compression};
 
-/// What is read from a file at once, and with it the memory of one answer.
-const CHUNK: usize = 64 * 1024;
+/// What is read from a file at once. An answer whose client does not read holds this three times.
+const CHUNK: usize = 16 * 1024;
 /// What stands in a path as it is.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')

@@ -1,0 +1,249 @@
+//! Answers that wait because their client does not read: how many there may be, and who goes when there are more.
+//!
+//! What waits for a client waits in our memory, up to some hundred KiB for each answer (docs/threat-model.md). A
+//! client that asks for much and reads nothing, or a byte now and then, would fill it. Nobody is refused: when there
+//! are too many, the connection that takes its answers most slowly is ended.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Limits, Origin};
+
+/// Who has just begun to wait is not judged while others have waited longer.
+const NOT_YET: Duration = Duration::from_secs(2);
+
+/// All answers that wait.
+#[derive(Default)]
+pub(super) struct Unread {
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    next: u64,
+    answers: usize,
+    by_origin: HashMap<Origin, usize>,
+    /// Only connections on which something waits.
+    entries: HashMap<u64, Entry>,
+    ended: u64,
+}
+
+struct Entry {
+    answers: usize,
+    origin: Option<Origin>,
+    since: Instant,
+    /// Bytes that its client has taken since then.
+    taken: u64,
+    end: Arc<Notify>,
+}
+
+impl Entry {
+    /// Bytes a second.
+    fn pace(&self, now: Instant) -> u64 {
+        self.taken / now.saturating_duration_since(self.since).as_secs().max(1)
+    }
+}
+
+impl Book {
+    fn set(&mut self, number: u64, origin: Option<Origin>, answers: usize, end: &Arc<Notify>) {
+        let before = self.entries.get(&number).map_or(0, |entry| entry.answers);
+        self.answers = self.answers + answers - before;
+        if let Some(origin) = origin {
+            let count = self.by_origin.entry(origin).or_default();
+            *count = *count + answers - before;
+            if *count == 0 {
+                self.by_origin.remove(&origin);
+            }
+        }
+        if answers == 0 {
+            self.entries.remove(&number);
+            return;
+        }
+        let entry = self.entries.entry(number).or_insert_with(|| Entry {
+            answers,
+            origin,
+            since: Instant::now(),
+            taken: 0,
+            end: end.clone(),
+        });
+        entry.answers = answers;
+    }
+
+    /// Ends the slowest of these connections; what waits there is counted no more.
+    fn end_slowest(&mut self, of: Option<Origin>) {
+        let now = Instant::now();
+        let waited = |entry: &Entry| now.saturating_duration_since(entry.since);
+        let slowest = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| of.is_none() || entry.origin == of)
+            .min_by_key(|(_, entry)| {
+                let waited = waited(entry);
+                (waited < NOT_YET, entry.pace(now), Duration::MAX - waited)
+            });
+        let Some((&number, entry)) = slowest else { return };
+        let (origin, end) = (entry.origin, entry.end.clone());
+        end.notify_one();
+        self.set(number, origin, 0, &end);
+        self.ended += 1;
+    }
+}
+
+/// A connection whose answers are counted. Nothing of it waits any more once it is dropped.
+pub struct Reader {
+    limits: Arc<Limits>,
+    number: u64,
+    origin: Option<Origin>,
+    answers: usize,
+    end: Arc<Notify>,
+}
+
+impl Limits {
+    /// A connection of a client at this address.
+    pub fn reader(self: &Arc<Self>, address: IpAddr) -> Reader {
+        let exempt = self
+            .settings
+            .load()
+            .exempt
+            .iter()
+            .any(|network| network.contains(&address));
+        let mut book = self.unread.book.lock();
+        book.next += 1;
+        Reader {
+            limits: self.clone(),
+            number: book.next,
+            origin: (!exempt).then(|| Origin::of(address)),
+            answers: 0,
+            end: Arc::default(),
+        }
+    }
+
+    /// How many answers wait for clients that do not read.
+    pub fn unread_answers(&self) -> usize {
+        self.unread.book.lock().answers
+    }
+}
+
+impl Reader {
+    /// So many of its answers wait now. Whoever is too slow for all is told to go.
+    pub fn waits(&mut self, answers: usize) {
+        if self.answers == answers {
+            return;
+        }
+        self.answers = answers;
+        let settings = self.limits.settings.load();
+        let mut book = self.limits.unread.book.lock();
+        book.set(self.number, self.origin, answers, &self.end);
+        let ended = book.ended;
+        if let Some(origin) = self.origin {
+            while above(book.by_origin.get(&origin), settings.unread_answers_per_address) {
+                book.end_slowest(Some(origin));
+            }
+        }
+        while above(Some(&book.answers), settings.unread_answers) {
+            book.end_slowest(None);
+        }
+        let now = book.ended;
+        drop(book);
+        if now > ended {
+            self.limits.tell_of_unread(now);
+        }
+    }
+
+    /// The client has taken so many bytes.
+    pub fn took(&self, bytes: usize) {
+        if self.answers > 0
+            && let Some(entry) = self.limits.unread.book.lock().entries.get_mut(&self.number)
+        {
+            entry.taken += bytes as u64;
+        }
+    }
+
+    /// What says that this connection must go.
+    pub fn end(&self) -> Arc<Notify> {
+        self.end.clone()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if self.answers > 0 {
+            let mut book = self.limits.unread.book.lock();
+            book.set(self.number, self.origin, 0, &self.end);
+        }
+    }
+}
+
+fn above(count: Option<&usize>, limit: usize) -> bool {
+    limit != 0 && count.is_some_and(|&count| count > limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::LimitsConfig;
+    use super::*;
+
+    fn limits(answers: usize, per_address: usize) -> Arc<Limits> {
+        Limits::new(LimitsConfig {
+            unread_answers: answers,
+            unread_answers_per_address: per_address,
+            exempt: vec!["10.0.0.0/8".parse().unwrap()],
+            ..LimitsConfig::default()
+        })
+    }
+
+    fn is_told(reader: &Reader) -> bool {
+        use futures_util::FutureExt;
+        reader.end.notified().now_or_never().is_some()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slowest_goes() {
+        let limits = limits(3, 0);
+        let mut readers: Vec<Reader> = (0..3).map(|_| limits.reader([192, 0, 2, 1].into())).collect();
+        for reader in &mut readers {
+            reader.waits(1);
+        }
+        tokio::time::advance(Duration::from_secs(10)).await;
+        for (reader, bytes) in readers.iter().zip([100_000, 20, 5000]) {
+            reader.took(bytes);
+        }
+        let mut newest = limits.reader([192, 0, 2, 2].into());
+        newest.waits(1);
+        assert_eq!(readers.iter().map(is_told).collect::<Vec<_>>(), [false, true, false]);
+        assert!(!is_told(&newest));
+        assert_eq!(limits.unread_answers(), 3);
+        readers[2].waits(0);
+        drop(newest);
+        assert_eq!(limits.unread_answers(), 1);
+        drop(readers);
+        let book = limits.unread.book.lock();
+        assert!(book.by_origin.is_empty() && book.entries.is_empty() && book.answers == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_address_has_its_share() {
+        let limits = limits(0, 5);
+        let mut first = limits.reader([192, 0, 2, 1].into());
+        first.waits(5);
+        let mut other = limits.reader([192, 0, 2, 9].into());
+        other.waits(5);
+        let mut exempt = limits.reader([10, 0, 0, 1].into());
+        exempt.waits(500);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!is_told(&first) && !is_told(&other) && !is_told(&exempt));
+        let mut second = limits.reader([192, 0, 2, 1].into());
+        second.waits(1);
+        assert!(is_told(&first) && !is_told(&second) && !is_told(&other));
+        // More than there may be, on one connection.
+        second.waits(6);
+        assert!(is_told(&second));
+        assert_eq!(limits.unread_answers(), 505);
+    }
+}

@@ -1,0 +1,144 @@
+//! Clients that ask for much and read nothing: what waits for them does not fill the memory.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use portico_tests::Stage;
+use portico_tests::config::{Directory, Node};
+use portico_tests::h2::Raw;
+use portico_tests::until;
+
+use crate::scene::Scene;
+use crate::smuggling::{Recorder, connect, connect_with, play_recorded_with};
+
+const SOON: Duration = Duration::from_secs(30);
+/// A file of the web clients that is larger than every buffer on the way.
+const FILE: usize = 64 << 20;
+/// SETTINGS_INITIAL_WINDOW_SIZE: nothing.
+const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+/// As much as there can be; so it is the socket that takes nothing.
+const ALL_WINDOW: [u8; 6] = [0, 4, 0x7F, 0xFF, 0xFF, 0xFF];
+
+/// What memory one answer costs that nobody reads, in KiB, of a hundred over HTTP/2.
+fn cost(scene: &mut Scene, recorder: &Recorder, path: &str, settings: &[u8], streams: usize) -> Result<u64> {
+    // What the first hundred have brought in is there already.
+    let mut all = Vec::new();
+    let mut before = 0;
+    for round in 0..2 {
+        let mut clients: Vec<Raw> = Vec::new();
+        if round == 1 {
+            before = settled(scene)?;
+        }
+        for _ in 0..100 / streams {
+            let mut raw = connect_with(scene, settings)?;
+            for _ in 0..streams {
+                raw.ask(path, &[], true)?;
+            }
+            clients.push(raw);
+        }
+        all.push(clients);
+        let _seen = recorder.take();
+    }
+    let grown = settled(scene)?.saturating_sub(before);
+    let mut honest = connect(scene)?;
+    let stream = honest.ask("/service/fine", &[], true)?;
+    ensure!(honest.is_answered(stream)?, "an honest request is not answered");
+    Ok(grown / 100)
+}
+
+/// The memory, once it has not grown for a while.
+fn settled(scene: &Scene) -> Result<u64> {
+    let (mut most, mut since) = (0, Instant::now());
+    until("the memory to be the same", SOON, || {
+        let now = scene.portico.rss_kib()?;
+        if now > most + 512 {
+            (most, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() > Duration::from_secs(3)).then_some(now))
+    })
+}
+
+/// A file to be asked for, and no limit but that of each connection.
+fn with_files(stage: &Stage, node: &mut Node, _: &mut Directory) -> Result<()> {
+    let root = stage.dir("web")?;
+    std::fs::write(root.join("big"), vec![b'x'; FILE])?;
+    let locations = format!(
+        "locations:\n  - prefix: /static/\n    static: {{root: {}}}\n  - include: carbonio\n",
+        root.display()
+    );
+    let file = stage.file("locations.yaml", locations)?;
+    node.web = vec![("locations".to_owned(), format!("\"{}\"", file.display()))];
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_nobody_reads_costs_little() -> Result<()> {
+    play_recorded_with(with_files, |scene, recorder| {
+        // What docs/threat-model.md says, and a quarter for the machine.
+        for (name, path, settings, streams, most) in [
+            ("a file, no window", "/static/big", &NO_WINDOW, 20, 155),
+            ("a file, nothing is taken", "/static/big", &ALL_WINDOW, 1, 135),
+            ("a server's answer, no window", "/service/big", &NO_WINDOW, 20, 690),
+            (
+                "a server's answer, nothing is taken",
+                "/service/big",
+                &ALL_WINDOW,
+                1,
+                650,
+            ),
+        ] {
+            let cost = cost(scene, recorder, path, settings, streams)?;
+            ensure!(cost < most, "{name}: {cost} KiB");
+        }
+        Ok(())
+    })
+}
+
+/// Twenty answers on each of five connections, and how many of the connections are still open in the end.
+fn stalled(scene: &Scene, recorder: &Recorder) -> Result<usize> {
+    let mut clients: Vec<Raw> = Vec::new();
+    for _ in 0..5 {
+        let mut raw = connect_with(scene, &NO_WINDOW)?;
+        for _ in 0..20 {
+            raw.ask("/service/big", &[], true)?;
+        }
+        clients.push(raw);
+    }
+    until("connections to be counted", SOON, || {
+        let _seen = recorder.take();
+        let log = std::fs::read_to_string(scene.portico.dir().join("output.log"))?;
+        Ok(log.contains("whose clients do not read their answers").then_some(()))
+    })?;
+    // All have come that will, and gone that must.
+    settled(scene)?;
+    let mut open = 0;
+    for raw in &mut clients {
+        raw.wire.patience(Duration::from_secs(1))?;
+        // All that there is to hear is heads; then comes the end, or nothing.
+        while raw.frame().is_some() {}
+        open += usize::from(raw.wire.is_silent(Duration::from_millis(500))?);
+    }
+    let mut honest = connect(scene)?;
+    let stream = honest.ask("/service/fine", &[], true)?;
+    ensure!(honest.is_answered(stream)?, "an honest request is not answered");
+    Ok(open)
+}
+
+#[test]
+fn there_are_only_so_many_answers_that_nobody_reads() -> Result<()> {
+    for limits in [
+        "{unread_answers: 45}",
+        "{unread_answers: 0, unread_answers_per_address: 45, exempt: []}",
+    ] {
+        let change = |_: &Stage, node: &mut Node, _: &mut Directory| {
+            node.more.push(("limits".to_owned(), limits.to_owned()));
+            Ok(())
+        };
+        play_recorded_with(change, |scene, recorder| {
+            let open = stalled(scene, recorder)?;
+            ensure!((1..=2).contains(&open), "{limits}: {open} connections are open");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
