@@ -73,7 +73,8 @@ fn open_files_and_vain_attributes_are_told_of() -> Result<()> {
         }
 
         open(&yaml, OPEN)?;
-        let other = town.ca.server(&["mail.d.example"])?;
+        // The first name names its files.
+        let other = town.ca.server(&["other.d.example", "mail.d.example"])?;
         let key = [
             ("zimbraSSLCertificate", &other.certificate),
             ("zimbraSSLPrivateKey", &other.key),

@@ -430,13 +430,14 @@ accounts:
         let mut folder = Folder::new(TEXT);
         let mode = |folder: &Folder| fs::metadata(&folder.editor.path).unwrap().mode() & 0o777;
         fs::set_permissions(&folder.editor.path, fs::Permissions::from_mode(0o644)).unwrap();
-        let mut change = async |name, value| {
+        let mut change = async |name, value: &str| {
             let changes = [replace(name, &[value])];
             folder.editor.modify(Room::Domains, "a.test", &changes).await.unwrap();
             mode(&folder)
         };
         assert_eq!(change("zimbraVirtualHostname", "o.a.test").await, 0o644);
-        assert_eq!(change("zimbraSSLPrivateKey", KEY).await, 0o640);
+        let other = KEY.replace("AAAA", "BBBB");
+        assert_eq!(change("zimbraSSLPrivateKey", other.as_str()).await, 0o640);
         assert!(folder.editor.open_file().is_none());
     }
 
