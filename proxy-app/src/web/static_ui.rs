@@ -25,6 +25,8 @@ use tower_http::services::fs::{
 
 use super::{answers, compression};
 
+mod range;
+
 /// What is read from a file at once. An answer whose client does not read holds this three times.
 const CHUNK: usize = 16 * 1024;
 /// What stands in a path as it is.
@@ -150,9 +152,17 @@ impl Tree {
         if headers.contains_key(header::IF_RANGE) && !self.is_still(&headers, &path).await? {
             headers.remove(header::RANGE);
         }
+        range::settle(method, &mut headers);
         let Some(mut answer) = self.ask(method, &headers, &path).await? else {
             return Ok(None);
         };
+        if let Some(whole) = range::instead(&headers, answer.status(), answer.headers()) {
+            headers.insert(header::RANGE, whole);
+            match self.ask(method, &headers, &path).await? {
+                Some(now) => answer = now,
+                None => return Ok(None),
+            }
+        }
         let kind = answer.headers().get(header::CONTENT_TYPE);
         if let Some(kind) = kind.and_then(|kind| better_kind(&path, kind)) {
             answer.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -531,6 +541,15 @@ mod tests {
             (vec![range.clone(), (header::IF_RANGE, "\"other\"")], 200, "let a = 1;"),
             (vec![range.clone(), (header::IF_RANGE, old)], 200, "let a = 1;"),
             (vec![(header::RANGE, "bytes=100-")], 416, ""),
+            (vec![(header::RANGE, "bytes=4-99999999999999999999")], 206, "a = 1;"),
+            (vec![(header::RANGE, "bytes=99999999999999999999-")], 416, ""),
+            (vec![(header::RANGE, "bytes=-100")], 206, "let a = 1;"),
+            (vec![(header::RANGE, "bytes=-99999999999999999999")], 206, "let a = 1;"),
+            (vec![(header::RANGE, "bytes=-0")], 416, ""),
+            (vec![(header::RANGE, "BYTES=04-6")], 206, "a ="),
+            (vec![(header::RANGE, "items=4-6")], 200, "let a = 1;"),
+            (vec![(header::RANGE, "bytes=6-4")], 200, "let a = 1;"),
+            (vec![(header::RANGE, "bytes")], 200, "let a = 1;"),
             (vec![(header::RANGE, "bytes=-3")], 206, " 1;"),
             (vec![(header::RANGE, "bytes=0-0,4-4")], 200, "let a = 1;"),
         ] {
@@ -541,6 +560,8 @@ mod tests {
                 assert_eq!(got.header("cache-control"), "no-cache");
             }
         }
+        let head = ask(&tree, Method::HEAD, path, std::slice::from_ref(&range)).await;
+        assert_eq!((head.status, head.header("content-length")), (200, "10"));
         let got = get(&tree, path, &[range]).await;
         assert_eq!(got.header("content-range"), "bytes 4-6/10");
         assert_eq!(got.header("content-length"), "3");
