@@ -39,6 +39,7 @@ mod behind;
 mod bound_login;
 pub mod compression;
 pub mod connection;
+mod forwarded;
 mod frames;
 pub mod headers;
 mod keeping;
@@ -141,6 +142,32 @@ struct Target {
 }
 
 impl Exchange {
+    fn new(snapshot: Arc<Snapshot>) -> Exchange {
+        Exchange {
+            snapshot,
+            begun: Instant::now(),
+            asked: None,
+            site: None,
+            onward: None,
+            found: None,
+            form: Form::Json,
+            route: None,
+            target: None,
+            tried: Vec::new(),
+            keeping: None,
+            connection: None,
+            stale: 0,
+            body_bytes: 0,
+            body: None,
+            seen: None,
+            sets_cookie: false,
+            answered: false,
+            interim: 0,
+            incomplete: None,
+            _packing: None,
+        }
+    }
+
     fn id(&self) -> &str {
         self.asked.as_ref().map_or("-", |asked| &asked.id)
     }
@@ -267,7 +294,10 @@ impl Web {
                 .or_else(|| group.pick(&exchange.tried))
         });
         let Some(member) = member else {
-            return Error::e_explain(ErrorType::HTTPStatus(503), format!("no server of group {name} is up"));
+            return Error::e_explain(
+                ErrorType::HTTPStatus(503),
+                format!("no server of group {name} is up"),
+            );
         };
         if web.owner.key().is_some() {
             web.owner.settle(name, member.address);
@@ -287,29 +317,7 @@ impl ProxyHttp for Web {
     type CTX = Exchange;
 
     fn new_ctx(&self) -> Exchange {
-        Exchange {
-            snapshot: self.app.snapshot.load_full(),
-            begun: Instant::now(),
-            asked: None,
-            site: None,
-            onward: None,
-            found: None,
-            form: Form::Json,
-            route: None,
-            target: None,
-            tried: Vec::new(),
-            keeping: None,
-            connection: None,
-            stale: 0,
-            body_bytes: 0,
-            body: None,
-            seen: None,
-            sets_cookie: false,
-            answered: false,
-            interim: 0,
-            incomplete: None,
-            _packing: None,
-        }
+        Exchange::new(self.app.snapshot.load_full())
     }
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
@@ -356,7 +364,7 @@ impl ProxyHttp for Web {
             // It would tell a script the cookies that it must not see.
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
         }
-        let clear = web.tls.is_none() && !web.admin;
+        let clear = asked.is_clear(web);
         let signs_on = web.sso;
         session.set_write_timeout(Some(CLIENT_PATIENCE));
         old_clients::respect(session);
@@ -558,9 +566,7 @@ impl ProxyHttp for Web {
             // A person gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
             return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
         }
-        if let Some(web) = connection::client_of(session) {
-            relocate(web, exchange, response)?;
-        }
+        relocate(exchange, response)?;
         answer_head::speak_our_version(response);
         old_clients::end_behind(session, response);
         dress(exchange, response)?;
@@ -921,7 +927,7 @@ fn onward_headers(web: &WebClient, asked: &Asked, onward: &Onward, server: &Serv
             client: asked.client,
             scheme: asked.scheme,
             host: asked.host_as_sent.as_deref(),
-            port: web.client.local.port(),
+            port: asked.port,
         };
         let told = headers::added(hop).into_iter();
         lines.extend(told.map(|(name, value)| (http::HeaderName::from_static(name), value)));
@@ -950,7 +956,7 @@ fn onward_headers(web: &WebClient, asked: &Asked, onward: &Onward, server: &Serv
 }
 
 /// Leads `Location` and `Refresh` of a server's answer back to us.
-fn relocate(web: &WebClient, exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
+fn relocate(exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
     let (Some(onward), Some(asked), Some(target)) = (&exchange.onward, &exchange.asked, &exchange.target) else {
         return Ok(());
     };
@@ -965,7 +971,7 @@ fn relocate(web: &WebClient, exchange: &Exchange, response: &mut ResponseHeader)
         scheme: asked.scheme,
         host_as_sent,
         host,
-        our_port: web.client.local.port(),
+        our_port: asked.port,
         server: &[&target.server.name, &target.server.host, &address],
         server_port: target.server.port,
     };

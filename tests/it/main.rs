@@ -13,6 +13,7 @@ mod early;
 mod fail2ban;
 mod failures;
 mod floods;
+mod forwarders;
 mod groups;
 mod guesses;
 mod half_written;

@@ -14,7 +14,7 @@ pub(super) struct Relocation<'a> {
     pub(super) host_as_sent: &'a str,
     /// The requested host, in lower case, without port.
     pub(super) host: &'a str,
-    /// Port of our listener.
+    /// The port that the client sees.
     pub(super) our_port: u16,
     /// Names and addresses of the server.
     pub(super) server: &'a [&'a str],

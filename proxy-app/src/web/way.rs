@@ -8,6 +8,7 @@ use route_cache::{Lookup, Service, Subject};
 
 use super::account::{self, Claim};
 use super::connection::WebClient;
+use super::forwarded::Forwarded;
 use super::headers;
 use super::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
 use crate::app::App;
@@ -26,6 +27,8 @@ pub(super) struct Asked {
     pub(super) host_as_sent: Option<String>,
     /// `http` or `https`, as the client sees it.
     pub(super) scheme: &'static str,
+    /// The port that the client sees.
+    pub(super) port: u16,
 }
 
 impl Asked {
@@ -33,20 +36,81 @@ impl Asked {
     pub(super) fn read(app: &App, web: &WebClient, request: &Parts) -> Asked {
         let config = app.config.load();
         let (peer, trusted) = (web.client.addr.ip(), &config.web.trusted_forwarders);
-        let is_trusted = trusted.iter().any(|network| network.contains(&peer));
-        let forwarded = |read: fn(&http::HeaderMap) -> Option<String>| is_trusted.then(|| read(&request.headers))?;
-        let https = web.tls.is_some() || forwarded(headers::forwarded_scheme).is_some_and(|scheme| scheme == "https");
-        let host = account::host(&request.uri, &request.headers);
+        let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
+        let told = Forwarded::read(peer, &request.headers, trusted);
+        let local = if web.tls.is_some() { "https" } else { "http" };
+        let host = Host::read(request, &told);
+        let port = told
+            .port
+            .or_else(|| host.as_ref()?.port)
+            .or_else(|| told.scheme.map(default_port));
         Asked {
-            id: forwarded(headers::forwarded_id).unwrap_or_else(new_id),
-            client: headers::client_address(peer, &request.headers, trusted),
-            host_as_sent: host
-                .as_ref()
-                .and_then(|_| account::host_as_sent(&request.uri, &request.headers)),
-            host,
-            scheme: if https { "https" } else { "http" },
+            id: is_trusted
+                .then(|| headers::forwarded_id(&request.headers))
+                .flatten()
+                .unwrap_or_else(new_id),
+            client: told.client,
+            scheme: told.scheme.unwrap_or(local),
+            // Without a word of a forwarder it is ours, whatever the client writes into Host.
+            port: port.filter(|_| told.speaks()).unwrap_or(web.client.local.port()),
+            host_as_sent: host.as_ref().map(|host| host.as_sent.clone()),
+            host: host.map(|host| host.name),
         }
     }
+
+    /// Whether it came in clear text, as far as the client sees: a forwarder may have ended its TLS. The door of
+    /// administrators has no clear side.
+    pub(super) fn is_clear(&self, web: &WebClient) -> bool {
+        web.tls.is_none() && !web.admin && self.scheme != "https"
+    }
+}
+
+/// The host of a request.
+struct Host {
+    /// In lower case, without port.
+    name: String,
+    /// As the client wrote it.
+    as_sent: String,
+    port: Option<u16>,
+}
+
+impl Host {
+    /// That which a forwarder says, or the request itself. A request with a bad one is not made good by a forwarder.
+    fn read(request: &Parts, told: &Forwarded) -> Option<Host> {
+        let own = account::host(&request.uri, &request.headers)?;
+        let forwarded = told
+            .host
+            .as_deref()
+            .and_then(|host| Some((account::host_of(host)?, host)));
+        let Some((name, as_sent)) = forwarded else {
+            let as_sent = account::host_as_sent(&request.uri, &request.headers)?;
+            let port = port_of(&as_sent);
+            return Some(Host {
+                name: own,
+                as_sent,
+                port,
+            });
+        };
+        let port = port_of(as_sent);
+        let missing = told
+            .port
+            .filter(|told_port| port.is_none() && Some(*told_port) != told.scheme.map(default_port));
+        let as_sent = match missing {
+            Some(port) => format!("{as_sent}:{port}"),
+            None => as_sent.to_owned(),
+        };
+        Some(Host { name, as_sent, port })
+    }
+}
+
+fn default_port(scheme: &str) -> u16 {
+    if scheme == "https" { 443 } else { 80 }
+}
+
+/// The port of `host:port`.
+fn port_of(authority: &str) -> Option<u16> {
+    let (_, port) = authority.rsplit_once(':').filter(|(_, port)| !port.contains(']'))?;
+    port.parse().ok()
 }
 
 /// 128 random bits, so that ids of all nodes can meet in one log.
