@@ -49,3 +49,4 @@ mod upstreams;
 mod vhosts;
 mod warnings;
 mod web;
+mod websockets;

@@ -2,10 +2,10 @@
 //!
 //! The HTTP engine loses some of them: with a server that answers quickly, it takes the end of the (empty) request
 //! for the end of the web socket. So the upgrade is done here. A request that is not a plain upgrade goes to the
-//! engine like any other. Any other answer than 101 is passed on, and both connections end with it: no byte that a
-//! client sends behind its request reaches a server that has not agreed.
+//! engine like any other. Any other answer than 101 is passed on with the headers of every answer, and both
+//! connections end with it: no byte that a client sends behind its request reaches a server that has not agreed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Uri, Version};
@@ -15,59 +15,62 @@ use route_cache::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::connection::{self, HEAD_MAX, WebClient};
-use super::upstreams::Member;
+use super::answers::{Answer, Form};
+use super::connection::{HEAD_MAX, WebClient};
 use super::way::{Asked, Onward, Way, way};
-use super::{Home, Visit, headers, home, onward_headers, waits};
+use super::{Exchange, Home, Target, Visit, answer_head, dress, headers, home, onward_headers, relocate, waits};
 use crate::app::App;
 use crate::snapshot::{MailMode, Snapshot};
+
+mod answer;
+
+use answer::{Head, Rest};
 
 /// How long either side may be silent while an answer that is not a web socket is passed on.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most headers of a request that we take over: Pingora's own limit.
 const HEADERS_MAX: usize = 256;
+/// Most heads of interim answers (RFC 9110 §15.2) before the answer; one is usual.
+const INTERIM_MAX: usize = 8;
+/// Most that is taken from a client before the server has agreed. What is more waits in the kernel.
+const EARLY_MAX: usize = 4096;
 
-/// What a server said to an upgrade.
-pub(super) struct Answered {
-    verdict: Verdict,
-    idle: Duration,
+/// An upgrade for which a server is there.
+pub(super) struct Upgrade {
+    exchange: Exchange,
     request: Parts,
-    asked: Asked,
+    server: BoxStream,
+    /// The request as the server gets it.
+    head: Vec<u8>,
+    read: Duration,
+    idle: Duration,
     name: String,
-    location: String,
-    begun: Instant,
-    /// Counts the server as busy while it lives.
-    _member: Option<Member>,
 }
 
+/// What a server said to it.
 enum Verdict {
-    /// It agrees: its answer, and what it sent behind it.
-    Switched { server: BoxStream, answer: Vec<u8> },
-    /// It has another answer, of which this much has come.
-    Refused {
-        server: BoxStream,
-        status: u16,
-        head: Vec<u8>,
-        body: Vec<u8>,
-        rest: Option<u64>,
-    },
-    /// It does not answer.
-    Silent,
+    /// It agrees: its answer, and what it sent behind it. The client was quick and has sent this much.
+    Switched { answer: Vec<u8>, early: Vec<u8> },
+    /// It has another answer, of whose body this much has come.
+    Refused { head: Box<Head>, body: Vec<u8> },
+    /// It has no good answer.
+    Failed { status: u16, why: &'static str },
+    /// Nobody waits for an answer any more.
+    ClientLeft,
 }
 
-/// Asks for the upgrade, if this is a request for one. `None`: it is something for the engine, and no server has
-/// heard of it.
-pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answered> {
-    let begun = Instant::now();
+/// Finds a server and connects to it, if this is a request for an upgrade. `None`: it is something for the engine, and
+/// no server has heard of it.
+pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<Upgrade>> {
     if web.sso {
         return None;
     }
     let request = parse(head).filter(is_upgrade)?;
     let snapshot = app.snapshot.load_full();
-    if web.tls.is_none() && !web.admin && snapshot.web.mode != MailMode::Both {
+    let asked = Asked::read(app, web, &request);
+    if asked.is_clear(web) && snapshot.web.mode != MailMode::Both {
         return None;
     }
-    let asked = Asked::read(app, web, &request);
     asked.host.as_ref()?;
     // The engine says why not.
     web.may_ask_for(asked.host.as_deref(), &snapshot.web.sites).ok()?;
@@ -78,88 +81,207 @@ pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Answe
         return None;
     }
     let waits = waits(&onward, &snapshot);
-    let (server, member) = locate(app, &snapshot, web, &onward).await?;
-    let stream = match &member {
-        Some(member) => {
-            // The address that was chosen, under the rules of its group; the name stays that of the server.
-            let mut chosen = server.clone();
-            chosen.host = member.address.ip().to_string().into();
-            chosen.port = member.address.port();
-            snapshot.transport.dial_as(&chosen, b"", member.verify).await
-        }
-        None => snapshot.transport.dial(&server).await,
+    let target = locate(app, &snapshot, web, &onward).await?;
+    let stream = if target.own {
+        snapshot.transport.dial(&target.server).await
+    } else {
+        // The address that was chosen, under the rules of its group; the name stays that of the server.
+        let mut chosen = target.server.clone();
+        chosen.host = target.address.ip().to_string().into();
+        chosen.port = target.address.port();
+        snapshot.transport.dial_as(&chosen, b"", target.verify).await
     };
-    let stream = stream.ok()?;
-    let head = upstream_head(web, &request, &asked, &onward, &server);
-    let verdict = timeout(waits.read, exchange(stream, &head)).await;
-    Some(Answered {
-        verdict: verdict.ok().flatten().unwrap_or(Verdict::Silent),
-        idle: waits.idle,
+    let server = stream.ok()?;
+    let head = upstream_head(web, &request, &asked, &onward, &target.server);
+    let name = format!("{}:{}", target.server.host, target.server.port);
+    let mut exchange = Exchange::new(snapshot);
+    exchange.form = Form::of(&request);
+    exchange.site = Some(
+        exchange
+            .snapshot
+            .web
+            .sites
+            .of(asked.host.as_deref(), web.client.local.ip())
+            .clone(),
+    );
+    exchange.asked = Some(asked);
+    exchange.found = Some(onward.found.clone());
+    exchange.onward = Some(onward);
+    exchange.target = Some(target);
+    Some(Box::new(Upgrade {
+        exchange,
         request,
-        asked,
-        name: format!("{}:{}", server.host, server.port),
-        location: onward.found.entry.location.name.clone(),
-        begun,
-        _member: member,
-    })
+        server,
+        head,
+        read: waits.read,
+        idle: waits.idle,
+        name,
+    }))
 }
 
-impl Answered {
-    /// Relays until one side ends it, or passes the answer on.
-    pub(super) async fn finish(self, app: &App, web: &WebClient, mut client: BoxStream) {
-        let (status, bytes) = match self.verdict {
-            Verdict::Switched { server, answer } => {
+impl Upgrade {
+    /// Asks the server; relays until one side ends it, or passes the answer on.
+    pub(super) fn finish<'a>(
+        self: Box<Self>,
+        app: &'a App,
+        web: &'a WebClient,
+        client: BoxStream,
+    ) -> impl Future<Output = ()> + Send + 'a {
+        // Most connections never become one, and shall not be as large.
+        Box::pin(self.run(app, web, client))
+    }
+
+    async fn run(mut self: Box<Self>, app: &App, web: &WebClient, mut client: BoxStream) {
+        let asking = talk(&mut self.server, &mut client, &self.head);
+        let verdict = timeout(self.read, asking).await.unwrap_or(Verdict::Failed {
+            status: 504,
+            why: "no answer to an upgrade in time",
+        });
+        if matches!(verdict, Verdict::Switched { .. } | Verdict::Refused { .. })
+            && let (Some(onward), Some(target)) = (&self.exchange.onward, &self.exchange.target)
+            && let Some(group) = app.groups.get(onward.group())
+        {
+            group.answered(target.address);
+        }
+        let (status, bytes) = match verdict {
+            Verdict::Switched { answer, early } => {
                 let answered = answer.len() as u64;
-                let mut relay = Box::new(Relay::new(client, server, self.idle));
+                let mut relay = Box::new(Relay::new(client, self.server, self.idle));
                 relay.owe_client(answer);
+                relay.owe_server(early);
                 let Ended { bytes_out, .. } = relay
                     .run(&mut app.drain.subscribe(), &web.live, Farewell::default())
                     .await;
-                (101, answered + bytes_out)
+                return self
+                    .exchange
+                    .log(app, web, &self.request, &self.name, 101, answered + bytes_out);
             }
-            Verdict::Refused {
-                server,
-                status,
-                head,
-                body,
-                rest,
-            } => {
-                let bytes = pass_on(&mut client, server, [head, body].concat(), rest).await;
-                let _ = timeout(PATIENCE, client.shutdown()).await;
-                (status, bytes)
+            Verdict::Refused { head, body } => self.pass_on(&mut client, *head, body).await,
+            Verdict::Failed { status, why } => {
+                log::warn!("request {}: {status}: {why}", self.exchange.id());
+                self.fail(&mut client, status).await
             }
-            Verdict::Silent => {
-                let page = connection::plain_answer("504 Gateway Timeout", "The mail server does not answer.");
-                let bytes = page.len() as u64;
-                let _ = timeout(PATIENCE, client.write_all(page.as_bytes())).await;
-                let _ = timeout(PATIENCE, client.shutdown()).await;
-                (504, bytes)
-            }
+            Verdict::ClientLeft => (0, 0),
         };
+        let _ = timeout(PATIENCE, client.shutdown()).await;
+        self.exchange.log(app, web, &self.request, &self.name, status, bytes);
+    }
+
+    /// Passes an answer on that is not 101, as the engine would. Gives its status, and the bytes that the client got.
+    async fn pass_on(&mut self, client: &mut BoxStream, head: Head, body: Vec<u8>) -> (u16, u64) {
+        let status = head.response.status.as_u16();
+        if matches!(status, 404 | 502..=504) && self.exchange.form == Form::Page {
+            return self.fail(client, status).await;
+        }
+        let mut response = head.response;
+        if !self.exchange.snapshot.web.show_server {
+            answer_head::hide_server(&mut response);
+        }
+        let finished = relocate(&self.exchange, &mut response).and_then(|()| dress(&self.exchange, &mut response));
+        if finished.is_err() {
+            return self.fail(client, 502).await;
+        }
+        let begun = [answer::wire(&response), body].concat();
+        (status, copy(client, &mut self.server, begun, head.rest).await)
+    }
+
+    /// Answers with an error of our own.
+    async fn fail(&mut self, client: &mut BoxStream, status: u16) -> (u16, u64) {
+        let page = Answer::error(status, self.exchange.form, self.exchange.id()).and_then(|mut page| {
+            dress(&self.exchange, &mut page.head)?;
+            page.head.insert_header(http::header::CONTENT_LENGTH, page.body.len())?;
+            page.head
+                .insert_header(http::header::DATE, pingora::protocols::http::date::get_cached_date())?;
+            Ok([answer::wire(&page.head), page.body.to_vec()].concat())
+        });
+        let Ok(page) = page else { return (status, 0) };
+        match timeout(PATIENCE, client.write_all(&page)).await {
+            Ok(Ok(())) => (status, page.len() as u64),
+            _ => (status, 0),
+        }
+    }
+}
+
+impl Exchange {
+    /// Writes the access line of an upgrade.
+    fn log(&self, app: &App, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
+        let Some(asked) = &self.asked else { return };
+        let group = self.onward.as_ref().map_or("none", |onward| onward.group());
+        app.metrics.web_request(group, status);
         let visit = Visit {
             user: None,
             status,
             bytes,
-            upstream: &self.name,
-            location: Some(&self.location),
+            upstream,
+            location: self.found.as_ref().map(|found| found.entry.location.name.as_str()),
             incomplete: None,
             begun: self.begun,
         };
-        let line = super::access_line(app, web, &self.request, &self.asked, visit);
-        app.access.line(line);
+        app.access.line(super::access_line(app, web, request, asked, visit));
     }
 }
 
-/// Copies an answer that is not 101 to its end. Gives the bytes that the client got.
-async fn pass_on(client: &mut BoxStream, mut server: BoxStream, begun: Vec<u8>, mut rest: Option<u64>) -> u64 {
+/// Sends the request and reads the answer's head. Interim answers go on to the client (RFC 9110 §15.2); a client that
+/// leaves ends it.
+async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8]) -> Verdict {
+    const BROKEN: Verdict = Verdict::Failed {
+        status: 502,
+        why: "the server breaks off instead of answering an upgrade",
+    };
+    if server.write_all(head).await.is_err() || server.flush().await.is_err() {
+        return BROKEN;
+    }
+    let (mut answer, mut early, mut interim) = (Vec::with_capacity(1024), Vec::new(), 0);
+    loop {
+        let read = match Head::parse(&answer) {
+            Err(why) => return Verdict::Failed { status: 502, why },
+            Ok(read) => read,
+        };
+        match read {
+            Some(head) if head.is_switched => return Verdict::Switched { answer, early },
+            Some(head) if head.response.status.is_informational() && interim < INTERIM_MAX => {
+                interim += 1;
+                answer.drain(..head.length);
+                let told = answer::interim_wire(&head.response);
+                if client.write_all(&told).await.is_err() || client.flush().await.is_err() {
+                    return Verdict::ClientLeft;
+                }
+                continue;
+            }
+            Some(head) if head.response.status.is_informational() => return BROKEN,
+            Some(head) => {
+                let body = answer.split_off(head.length);
+                return Verdict::Refused {
+                    head: Box::new(head),
+                    body,
+                };
+            }
+            None if answer.len() > HEAD_MAX => return BROKEN,
+            None => {}
+        }
+        tokio::select! {
+            read = server.read_buf(&mut answer) => if !matches!(read, Ok(1..)) { return BROKEN },
+            read = client.read_buf(&mut early), if early.len() < EARLY_MAX => {
+                if !matches!(read, Ok(1..)) { return Verdict::ClientLeft }
+            }
+        }
+    }
+}
+
+/// Copies an answer to its end. Gives the bytes that the client got.
+async fn copy(client: &mut BoxStream, server: &mut BoxStream, begun: Vec<u8>, mut rest: Rest) -> u64 {
     let mut bytes = 0;
     let mut chunk = begun;
     loop {
-        match timeout(PATIENCE, client.write_all(&chunk)).await {
+        let sent = async {
+            client.write_all(&chunk).await?;
+            client.flush().await
+        };
+        match timeout(PATIENCE, sent).await {
             Ok(Ok(())) => bytes += chunk.len() as u64,
             _ => return bytes,
         }
-        if rest == Some(0) {
+        if rest.is_over() {
             break;
         }
         chunk = vec![0; 16 * 1024];
@@ -167,12 +289,9 @@ async fn pass_on(client: &mut BoxStream, mut server: BoxStream, begun: Vec<u8>, 
             Ok(Ok(n)) if n > 0 => chunk.truncate(n),
             _ => break,
         }
-        if let Some(rest) = &mut rest {
-            chunk.truncate(usize::try_from(*rest).unwrap_or(usize::MAX));
-            *rest -= chunk.len() as u64;
-        }
+        let theirs = rest.pass(&chunk);
+        chunk.truncate(theirs);
     }
-    let _ = timeout(PATIENCE, client.flush()).await;
     bytes
 }
 
@@ -199,44 +318,64 @@ fn parse(head: &[u8]) -> Option<Parts> {
     Some(parts)
 }
 
-/// RFC 6455 §4.1: a GET of HTTP/1.1 without a body, for a path of this host.
+/// RFC 6455 §4.1: a GET of HTTP/1.1 without a body, for a path of this host. Envoy says of every one that its body has
+/// a length of 0.
 fn is_upgrade(request: &Parts) -> bool {
+    let mut lengths = request.headers.get_all(http::header::CONTENT_LENGTH).iter();
+    let empty = lengths.next().is_none_or(|length| length == "0") && lengths.next().is_none();
     request.method == Method::GET
         && request.version == Version::HTTP_11
         && request.uri.authority().is_none()
         && headers::is_websocket(&request.headers)
-        && !request.headers.contains_key(http::header::CONTENT_LENGTH)
+        && empty
         && !request.headers.contains_key(http::header::TRANSFER_ENCODING)
 }
 
 /// The account's server, or any healthy one, which is a member of a group. `None` where the engine has something to
 /// say, such as that checks find the account's server dead.
-async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward) -> Option<(Server, Option<Member>)> {
+async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward) -> Option<Target> {
     match home(app, snapshot, onward).await {
         Home::Known(route, server) => {
             let mode = snapshot.web.ip_mode;
             let addresses = app.names.resolve(&server.host, server.port, mode).await.ok()?;
-            if addresses.iter().all(|address| app.groups.is_unreachable(*address)) {
-                return None;
-            }
+            let mut alive = addresses.iter().filter(|address| !app.groups.is_unreachable(**address));
+            let address = *alive.next()?;
             web.note(&route);
-            Some((server, None))
+            Some(Target {
+                server,
+                address,
+                verify: snapshot.web.upstream_verify,
+                own: true,
+                _member: None,
+            })
         }
         Home::NotAllowed => None,
-        Home::Anybody => app
-            .groups
-            .get(onward.group())?
-            .pick(&[])
-            .map(|member| (member.server.clone(), Some(member))),
+        Home::Anybody => {
+            let member = app.groups.get(onward.group())?.pick(&[])?;
+            Some(Target {
+                server: member.server.clone(),
+                address: member.address,
+                verify: member.verify,
+                own: false,
+                _member: Some(member),
+            })
+        }
     }
 }
 
 /// The request as the server gets it: the same header rules as for any other.
 fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked, onward: &Onward, server: &Server) -> Vec<u8> {
+    use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
     let dropped = headers::dropped(&request.headers);
     let ours = onward_headers(web, asked, onward, server);
-    let is_ours = |name: &HeaderName| ours.iter().any(|(our, _)| our == name);
+    let cookies = headers::joined_cookies(&request.headers);
     let removed = &onward.forward().remove_headers;
+    // `Connection` may have named more; there is no body.
+    let is_anew = |name: &HeaderName| {
+        matches!(name, &CONNECTION | &UPGRADE | &CONTENT_LENGTH)
+            || cookies.is_some() && name == COOKIE
+            || ours.iter().any(|(our, _)| our == name)
+    };
     let mut head = format!("GET {} HTTP/1.1\r\n", onward.target).into_bytes();
     let mut line = |name: &str, value: &[u8]| {
         head.extend_from_slice(name.as_bytes());
@@ -245,11 +384,12 @@ fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked, onward: &Onwar
         head.extend_from_slice(b"\r\n");
     };
     for (name, value) in &request.headers {
-        // The two are written anew: `Connection` may have named more.
-        let anew = matches!(name, &http::header::CONNECTION | &http::header::UPGRADE) || is_ours(name);
-        if !anew && !dropped.contains(name) && !removed.contains(name) {
+        if !is_anew(name) && !dropped.contains(name) && !removed.contains(name) {
             line(name.as_str(), value.as_bytes());
         }
+    }
+    if let Some(cookies) = cookies.as_ref().filter(|_| !removed.contains(&COOKIE)) {
+        line(COOKIE.as_str(), cookies.as_bytes());
     }
     line("connection", b"Upgrade");
     line("upgrade", b"websocket");
@@ -258,67 +398,6 @@ fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked, onward: &Onwar
     }
     head.extend_from_slice(b"\r\n");
     head
-}
-
-/// Sends the request and reads the head of the answer.
-async fn exchange(mut server: BoxStream, head: &[u8]) -> Option<Verdict> {
-    server.write_all(head).await.ok()?;
-    server.flush().await.ok()?;
-    let mut answer = Vec::with_capacity(1024);
-    loop {
-        if server.read_buf(&mut answer).await.ok()? == 0 || answer.len() > HEAD_MAX {
-            return None;
-        }
-        if let Some((length, status, switched, head, rest)) = head_of(&answer)? {
-            if switched {
-                return Some(Verdict::Switched { server, answer });
-            }
-            let body = answer.split_off(length);
-            let rest = rest.map(|rest| rest.saturating_sub(body.len() as u64));
-            return Some(Verdict::Refused {
-                server,
-                status,
-                head,
-                body,
-                rest,
-            });
-        }
-    }
-}
-
-type Head = (usize, u16, bool, Vec<u8>, Option<u64>);
-
-/// The head of an answer, if it is whole: its length, its status, whether it is a 101 to a web socket, the same head
-/// with an end of the connection announced, and the length of the body where it is told. `None`: it is none.
-fn head_of(answer: &[u8]) -> Option<Option<Head>> {
-    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Response::new(&mut fields);
-    let httparse::Status::Complete(length) = parsed.parse(answer).ok()? else {
-        return Some(None);
-    };
-    let status = parsed.code?;
-    let mut head = format!("HTTP/1.1 {status} {}\r\n", parsed.reason.unwrap_or_default()).into_bytes();
-    let (mut switched, mut rest) = (false, None);
-    for field in parsed.headers.iter() {
-        let name = field.name.to_ascii_lowercase();
-        switched |= name == "upgrade" && field.value.eq_ignore_ascii_case(b"websocket");
-        if name == "content-length" {
-            rest = std::str::from_utf8(field.value)
-                .ok()
-                .and_then(|value| value.trim().parse().ok());
-        }
-        if !matches!(name.as_str(), "connection" | "keep-alive" | "upgrade") {
-            head.extend_from_slice(field.name.as_bytes());
-            head.extend_from_slice(b": ");
-            head.extend_from_slice(field.value);
-            head.extend_from_slice(b"\r\n");
-        }
-    }
-    head.extend_from_slice(b"Connection: close\r\n\r\n");
-    if matches!(status, 204 | 304) {
-        rest = Some(0);
-    }
-    Some(Some((length, status, switched && status == 101, head, rest)))
 }
 
 #[cfg(test)]
@@ -337,11 +416,20 @@ mod tests {
     fn only_plain_upgrades_are_taken() {
         let tail = "Host: a\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n";
         check(&format!("GET /ws HTTP/1.1\r\n{tail}\r\n"), true);
+        check(&format!("GET /ws HTTP/1.1\r\n{tail}Content-Length: 0\r\n\r\n"), true);
         check(
             &format!("GET /ws HTTP/1.1\r\n{tail}\r\nGET /admin HTTP/1.1\r\n\r\n"),
             false,
         );
         check(&format!("GET /ws HTTP/1.1\r\n{tail}Content-Length: 3\r\n\r\n"), false);
+        check(
+            &format!("GET /ws HTTP/1.1\r\n{tail}Content-Length: 0, 0\r\n\r\n"),
+            false,
+        );
+        check(
+            &format!("GET /ws HTTP/1.1\r\n{tail}Content-Length: 0\r\nContent-Length: 0\r\n\r\n"),
+            false,
+        );
         check(
             &format!("GET /ws HTTP/1.1\r\n{tail}Transfer-Encoding: chunked\r\n\r\n"),
             false,
@@ -354,25 +442,5 @@ mod tests {
             false,
         );
         check("GET /ws HTTP/1.1\r\nHost: a\r\n\r\n", false);
-    }
-
-    #[test]
-    fn heads_of_answers() {
-        assert_eq!(head_of(b"HTTP/1.1 101 Sw"), Some(None));
-        assert_eq!(head_of(b"* OK IMAP ready\r\n"), None);
-        let (length, status, switched, ..) = head_of(b"HTTP/1.1 101 x\r\nUpgrade: WebSocket\r\n\r\nframe")
-            .unwrap()
-            .unwrap();
-        assert_eq!((length, status, switched), (37 + 1, 101, true));
-        let answer = b"HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: keep-alive\r\nUpgrade: websocket\r\n\r\nno!";
-        let (length, status, switched, head, rest) = head_of(answer).unwrap().unwrap();
-        assert_eq!(
-            (&answer[length..], status, switched, rest),
-            (&b"no!"[..], 403, false, Some(3))
-        );
-        assert_eq!(
-            head,
-            b"HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
-        );
     }
 }

@@ -1,0 +1,302 @@
+//! What a server answers to an upgrade: its head, and where the body of an answer ends that is no web socket. Bodies
+//! pass as they come, so their ends are looked for and nothing is decoded.
+
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderName, HeaderValue};
+use pingora::http::ResponseHeader;
+
+use super::{HEADERS_MAX, answer_head};
+
+/// The head of an answer.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// Its bytes.
+    pub(super) length: usize,
+    /// Whether it is a 101 to a web socket.
+    pub(super) is_switched: bool,
+    /// What goes on to the client.
+    pub(super) response: ResponseHeader,
+    /// What follows it.
+    pub(super) rest: Rest,
+}
+
+impl Head {
+    /// The head at the beginning of these bytes; `None` if it is not whole.
+    ///
+    /// # Errors
+    /// It is none, or none that can be passed on.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
+        const BABBLE: &str = "the server's answer to an upgrade is not HTTP";
+        let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut parsed = httparse::Response::new(&mut fields);
+        let length = match parsed.parse(bytes) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(_) => return Err(BABBLE),
+        };
+        let status = parsed.code.unwrap_or_default();
+        let mut response = ResponseHeader::build(status, Some(parsed.headers.len())).map_err(|_| BABBLE)?;
+        for field in parsed.headers.iter() {
+            let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BABBLE)?;
+            let value = HeaderValue::from_bytes(field.value).map_err(|_| BABBLE)?;
+            response.append_header(name, value).map_err(|_| BABBLE)?;
+        }
+        let upgrade = response.headers.get(UPGRADE);
+        let is_switched =
+            status == 101 && upgrade.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        if status == 101 && !is_switched {
+            return Err("the server switches to a protocol that nobody asked for");
+        }
+        let rest = Rest::behind(&mut response, &bytes[length..])?;
+        answer_head::strip(&mut response);
+        Ok(Some(Head {
+            length,
+            is_switched,
+            response,
+            rest,
+        }))
+    }
+}
+
+/// An answer's head as it is sent; the connection ends behind its body.
+pub(super) fn wire(response: &ResponseHeader) -> Vec<u8> {
+    let mut out = line_and_fields(response);
+    out.extend_from_slice(b"Connection: close\r\n\r\n");
+    out
+}
+
+/// The head of an interim answer as it is sent.
+pub(super) fn interim_wire(response: &ResponseHeader) -> Vec<u8> {
+    let mut out = line_and_fields(response);
+    out.extend_from_slice(b"\r\n");
+    out
+}
+
+fn line_and_fields(response: &ResponseHeader) -> Vec<u8> {
+    let reason = response.status.canonical_reason().unwrap_or_default();
+    let mut out = format!("HTTP/1.1 {} {reason}\r\n", response.status.as_u16()).into_bytes();
+    response.header_to_h1_wire(&mut out);
+    out
+}
+
+/// What is still to come of a body (RFC 9112 §6.3).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked(Chunks),
+    /// Everything until the server ends the connection.
+    UntilEnd,
+}
+
+impl Rest {
+    /// What follows a head, of which these bytes have come. Makes the head say it once and clearly.
+    fn behind(response: &mut ResponseHeader, begun: &[u8]) -> Result<Rest, &'static str> {
+        let status = response.status;
+        let codings: Vec<_> = response.headers.get_all(TRANSFER_ENCODING).iter().cloned().collect();
+        let mut rest = if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
+            if status != 304 {
+                response.remove_header(&CONTENT_LENGTH);
+            }
+            response.remove_header(&TRANSFER_ENCODING);
+            return Ok(Rest::Length(0));
+        } else if codings.is_empty() {
+            length(response)?.map_or(Rest::UntilEnd, Rest::Length)
+        } else if matches!(&codings[..], [only] if only.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+            response.remove_header(&CONTENT_LENGTH);
+            Rest::Chunked(Chunks::default())
+        } else {
+            return Err("the server's answer to an upgrade has a transfer coding that is not known");
+        };
+        rest.pass(begun);
+        Ok(rest)
+    }
+
+    /// Whether all has come.
+    pub(super) fn is_over(&self) -> bool {
+        match self {
+            Rest::Length(left) => *left == 0,
+            Rest::Chunked(chunks) => chunks.at == At::End,
+            Rest::UntilEnd => false,
+        }
+    }
+
+    /// Takes note of bytes that have come. Gives how many of them belong to the body.
+    pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
+        match self {
+            Rest::Length(left) => {
+                let theirs = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= theirs as u64;
+                theirs
+            }
+            Rest::Chunked(chunks) => chunks.pass(bytes),
+            Rest::UntilEnd => bytes.len(),
+        }
+    }
+}
+
+/// The one length that an answer has, said once; several that are alike are one (RFC 9110 §8.6).
+fn length(response: &mut ResponseHeader) -> Result<Option<u64>, &'static str> {
+    const UNCLEAR: &str = "the server's answer to an upgrade has no clear length";
+    let mut length = None;
+    for line in response.headers.get_all(CONTENT_LENGTH) {
+        for value in line.to_str().map_err(|_| UNCLEAR)?.split(',') {
+            let value = value.trim();
+            if value.is_empty() || !value.bytes().all(|b| b.is_ascii_digit()) {
+                return Err(UNCLEAR);
+            }
+            let value: u64 = value.parse().map_err(|_| UNCLEAR)?;
+            if length.replace(value).is_some_and(|before| before != value) {
+                return Err(UNCLEAR);
+            }
+        }
+    }
+    if let Some(length) = length {
+        response
+            .insert_header(CONTENT_LENGTH, length.to_string())
+            .map_err(|_| UNCLEAR)?;
+    }
+    Ok(length)
+}
+
+/// Where in chunks (RFC 9112 §7.1) the bytes have come to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Chunks {
+    at: At,
+    /// The size that is being read, or what is left of the chunk with its line end.
+    left: u64,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum At {
+    #[default]
+    Size,
+    /// What may stand behind a size, to the end of the line.
+    Extension,
+    Chunk,
+    /// At the beginning of a line behind the last chunk.
+    Trailer,
+    /// Within one.
+    TrailerLine,
+    End,
+}
+
+impl Chunks {
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        let mut rest = bytes;
+        while let (Some((&byte, after)), true) = (rest.split_first(), self.at != At::End) {
+            if self.at == At::Chunk {
+                let theirs = usize::try_from(self.left).unwrap_or(usize::MAX).min(rest.len());
+                self.left -= theirs as u64;
+                rest = &rest[theirs..];
+                if self.left == 0 {
+                    self.at = At::Size;
+                }
+                continue;
+            }
+            self.at = self.step(byte);
+            rest = after;
+        }
+        bytes.len() - rest.len()
+    }
+
+    fn step(&mut self, byte: u8) -> At {
+        match (self.at, byte, char::from(byte).to_digit(16)) {
+            (At::Size, _, Some(digit)) => {
+                self.left = self.left.saturating_mul(16).saturating_add(u64::from(digit));
+                At::Size
+            }
+            (At::Size | At::Extension, b'\n', _) if self.left == 0 => At::Trailer,
+            (At::Size | At::Extension, b'\n', _) => {
+                self.left = self.left.saturating_add(2);
+                At::Chunk
+            }
+            (At::Size | At::Extension, ..) => At::Extension,
+            (At::Trailer, b'\n', _) => At::End,
+            (At::TrailerLine, b'\n', _) => At::Trailer,
+            (At::Trailer, b'\r', _) => At::Trailer,
+            _ => At::TrailerLine,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(answer: &str, status: u16, body: &str, over: bool, wired: &str) {
+        let head = Head::parse(answer.as_bytes()).unwrap().unwrap();
+        assert_eq!(head.response.status.as_u16(), status, "{answer:?}");
+        assert_eq!(
+            (&answer[head.length..], head.rest.is_over()),
+            (body, over),
+            "{answer:?}"
+        );
+        assert_eq!(String::from_utf8(wire(&head.response)).unwrap(), wired, "{answer:?}");
+    }
+
+    #[test]
+    fn heads_of_answers() {
+        assert!(Head::parse(b"HTTP/1.1 101 Sw").unwrap().is_none());
+        for babble in [
+            "* OK IMAP ready\r\n",
+            "HTTP/1.1 101 x\r\nUpgrade: h2c\r\n\r\n",
+            "HTTP/1.1 101 x\r\n\r\n",
+            "HTTP/1.1 200 x\r\nContent-Length: 1, 2\r\n\r\n",
+            "HTTP/1.1 200 x\r\nContent-Length: +1\r\n\r\n",
+            "HTTP/1.1 200 x\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        ] {
+            assert!(Head::parse(babble.as_bytes()).is_err(), "{babble:?}");
+        }
+        let head = Head::parse(b"HTTP/1.1 101 x\r\nUpgrade: WebSocket\r\n\r\nframe")
+            .unwrap()
+            .unwrap();
+        assert!(head.is_switched && head.length == 38, "{head:?}");
+        check(
+            "HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: keep-alive, X-Hop\r\nUpgrade: websocket\r\nX-Hop: 1\r\n\r\nno!",
+            403,
+            "no!",
+            true,
+            "HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nConnection: close\r\n\r\n",
+        );
+        check(
+            "HTTP/1.0 200 OK\r\nX: y\r\n\r\nab",
+            200,
+            "ab",
+            false,
+            "HTTP/1.1 200 OK\r\nx: y\r\nConnection: close\r\n\r\n",
+        );
+        check(
+            "HTTP/1.1 204 x\r\nContent-Length: 7\r\n\r\n",
+            204,
+            "",
+            true,
+            "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+        );
+        check(
+            "HTTP/1.1 200 x\r\nContent-Length: 2, 2\r\n\r\na",
+            200,
+            "a",
+            false,
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n",
+        );
+    }
+
+    /// The end of chunks is found however they are cut.
+    #[test]
+    fn chunks_end_where_they_end() {
+        let body = b"5;x=y\r\nhello\r\n1A\r\nabcdefghijklmnopqrstuvwxyz\r\n0\r\nSum: 1\r\n\r\nHTTP/1.1 400 next";
+        let end = body.len() - b"HTTP/1.1 400 next".len();
+        for cut in 0..body.len() {
+            let mut rest = Rest::Chunked(Chunks::default());
+            let (first, second) = body.split_at(cut);
+            let theirs = rest.pass(first) + rest.pass(second);
+            assert_eq!((theirs, rest.is_over()), (end, true), "cut at {cut}");
+        }
+        let mut rest = Rest::Chunked(Chunks::default());
+        assert_eq!((rest.pass(b"3\r\nabc\r\n0\r\n"), rest.is_over()), (11, false));
+        assert_eq!((rest.pass(b"\r\n"), rest.is_over()), (2, true));
+    }
+}
