@@ -294,8 +294,10 @@ impl Web {
                 .or_else(|| group.pick(&exchange.tried))
         });
         let Some(member) = member else {
+            let has_members = self.app.groups.get(name).is_some_and(|group| group.has_members());
+            let status = if has_members { 502 } else { 503 };
             return Error::e_explain(
-                ErrorType::HTTPStatus(503),
+                ErrorType::HTTPStatus(status),
                 format!("no server of group {name} is up"),
             );
         };
@@ -363,6 +365,10 @@ impl ProxyHttp for Web {
         if request.method == http::Method::TRACE {
             // It would tell a script the cookies that it must not see.
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
+        }
+        if request.method == http::Method::OPTIONS && request.uri.path() == "*" {
+            answer_with(Answer::options()?, session, exchange).await?;
+            return Ok(true);
         }
         let clear = asked.is_clear(web);
         let signs_on = web.sso;
@@ -548,6 +554,10 @@ impl ProxyHttp for Web {
         response: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        if response.status.is_informational() {
+            // It is no answer yet, and its headers are about what the server will do (RFC 9110 §15.2).
+            return Ok(());
+        }
         exchange.answered = true;
         exchange.sets_cookie = response.headers.get_all(http::header::SET_COOKIE).iter().any(|cookie| {
             let name = cookie.as_bytes().split(|&b| b == b'=').next().unwrap_or_default();
@@ -1026,6 +1036,10 @@ fn dress(exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
     }
     for (name, value) in location.iter().flat_map(|location| &location.answer_headers) {
         response.insert_header(name, value)?;
+    }
+    if exchange.asked.as_ref().is_none_or(|asked| asked.scheme != "https") {
+        // In clear text anybody could have said it (RFC 6797 §7.2).
+        response.remove_header(&http::header::STRICT_TRANSPORT_SECURITY);
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ mod sessions;
 mod smuggling;
 mod spellings;
 mod sso;
+mod standards;
 mod static_files;
 mod storms;
 mod streams;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
+use http::header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::Result;
@@ -17,6 +17,8 @@ use pingora_proxy::Session;
 /// What our pages may do: show themselves.
 const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+/// Methods that are taken in general: the servers behind us know which of them a page takes.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// Longest file of a challenge; one has some 90 bytes.
 const CHALLENGE_MAX: u64 = 16 * 1024;
 /// How much of a request is still read before an answer of our own, in bytes, and how long that may take.
@@ -107,6 +109,16 @@ impl Answer {
         if matches!(status, 502..=504) {
             answer.head.insert_header("Retry-After", "30")?;
         }
+        if status == 405 {
+            answer.head.insert_header(ALLOW, METHODS)?;
+        }
+        Ok(answer)
+    }
+
+    /// The answer to `OPTIONS *`, which asks for the server and not for one of its pages (RFC 9110 §9.3.7).
+    pub(super) fn options() -> Result<Answer> {
+        let mut answer = Answer::text(200, "text/plain; charset=utf-8", "")?;
+        answer.head.insert_header(ALLOW, METHODS)?;
         Ok(answer)
     }
 

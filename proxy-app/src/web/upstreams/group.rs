@@ -170,6 +170,12 @@ impl Group {
         }
     }
 
+    /// Whether there are servers that requests shall be given to: if none of them can be had, they do not answer.
+    pub fn has_members(&self) -> bool {
+        let (seats, now) = (self.table.seats.load(), Instant::now());
+        seats.iter().any(|seat| seat.share(now) > 0.0)
+    }
+
     /// Counts a request that goes to this address for another reason, while the value lives.
     pub fn busy(&self, address: SocketAddr) -> Option<Busy> {
         self.seat(address).map(|seat| seat.enter())
