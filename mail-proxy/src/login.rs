@@ -401,6 +401,39 @@ pub(crate) fn says_limit(text: &str) -> bool {
     many && of && !says_failures(text)
 }
 
+/// Why a server's list or answer forbids to say a password to it. Its user cannot help that: whoever set up the link
+/// can.
+pub(crate) const TLS_WANTED: &str = "it takes no password without TLS";
+
+/// Why nobody can log in to another one's mailbox at a server.
+pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, without which nobody logs in for another one";
+
+/// Whether a server refuses passwords for want of TLS, whatever code stands before it: Dovecot, Zimbra and we
+/// ourselves have these words. The text is in lower case.
+pub(crate) fn wants_tls(text: &str) -> bool {
+    const WORDS: [&str; 4] = [
+        "plaintext authentication dis",
+        "cleartext logins disabled",
+        "cleartext login is disabled",
+        "only valid after entering tls",
+    ];
+    WORDS.iter().any(|words| text.contains(words))
+}
+
+/// Whether a server without codes speaks of itself, not of name or password. A locked account is another matter. The
+/// text is in lower case.
+pub(crate) fn says_own_trouble(text: &str) -> bool {
+    const WORDS: [&str; 6] = [
+        "temporary authentication failure",
+        "temporary error",
+        "temporary failure",
+        "temporary problem",
+        "internal error",
+        "internal server error",
+    ];
+    WORDS.iter().any(|words| text.contains(words)) && !text.contains("lock")
+}
+
 /// Whether a server speaks of failed attempts.
 pub(crate) fn says_failures(text: &str) -> bool {
     ["failed", "failures", "attempt", "invalid", "incorrect"]

@@ -9,7 +9,8 @@ use super::quoted;
 use crate::failure::one_line;
 use crate::line::{self, Found, Input};
 use crate::login::{
-    Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials, says_failures, says_limit,
+    Accepted, Introduction, NO_PLAIN, Refusal, TLS_WANTED, UpstreamMachine, UpstreamStep, says_bad_credentials,
+    says_failures, says_limit, says_own_trouble, wants_tls,
 };
 use crate::sasl;
 
@@ -178,7 +179,8 @@ impl Upstream {
         }
         out.extend_from_slice(self.id_command().as_bytes());
         self.state = State::Id;
-        if !self.asks_capability() && self.can_at_once() {
+        // A list that forbids the login may be another one behind ID.
+        if !self.asks_capability() && self.forbids().is_none() && self.can_at_once() {
             self.log_in(out);
             self.state = State::IdThenAnswer;
         }
@@ -197,7 +199,7 @@ impl Upstream {
 
     /// Whether only the server's list tells how it takes this login.
     fn asks_capability(&self) -> bool {
-        self.can.is_none() && self.intro.credentials.prefer_sasl() && !self.delegated()
+        self.can.is_none() && self.uses_sasl_if_listed()
     }
 
     fn capability_answered(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
@@ -223,6 +225,20 @@ impl Upstream {
     fn uses_sasl(&self) -> bool {
         let can = self.can();
         self.delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.prefer_sasl())
+    }
+
+    fn uses_sasl_if_listed(&self) -> bool {
+        self.delegated() || self.intro.credentials.prefer_sasl()
+    }
+
+    /// Why no password may be said to this server, by its own list.
+    fn forbids(&self) -> Option<&'static str> {
+        let can = self.can();
+        match (can.auth_plain, self.delegated(), can.login_disabled) {
+            (false, true, _) => Some(NO_PLAIN),
+            (false, false, true) => Some(TLS_WANTED),
+            _ => None,
+        }
     }
 
     fn can(&self) -> Capabilities {
@@ -255,6 +271,9 @@ impl Upstream {
     }
 
     fn log_in(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if let Some(why) = self.forbids() {
+            return Some(broken(why));
+        }
         match (self.uses_sasl(), self.can_at_once()) {
             (true, true) => {
                 out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE PLAIN ").as_bytes());
@@ -523,10 +542,13 @@ fn refusal(text: &[u8]) -> Refusal {
         .unwrap_or_default()
         .to_ascii_uppercase();
     match code.as_str() {
+        "PRIVACYREQUIRED" => Refusal::Broken(TLS_WANTED),
+        _ if wants_tls(&words) => Refusal::Broken(TLS_WANTED),
         "AUTHENTICATIONFAILED" | "AUTHORIZATIONFAILED" => Refusal::BadCredentials,
         "LIMIT" if !says_failures(&words) => Refusal::Limit(shown),
         _ if says_limit(&words) => Refusal::Limit(shown),
         "UNAVAILABLE" | "INUSE" | "SERVERBUG" => Refusal::Temporary(shown),
+        "" if says_own_trouble(&words) => Refusal::Temporary(shown),
         "" if says_bad_credentials(&words) => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
     }
@@ -570,7 +592,20 @@ mod tests {
         ] {
             check(text, Refusal::Limit(shown(text)));
         }
-        for text in ["NO [UNAVAILABLE] x", "NO [INUSE] x", "NO [SERVERBUG] LOGIN failed"] {
+        for text in [
+            "NO [PRIVACYREQUIRED] x",
+            "NO cleartext logins disabled",
+            "NO Plaintext authentication disabled.",
+        ] {
+            check(text, Refusal::Broken(TLS_WANTED));
+        }
+        for text in [
+            "NO [UNAVAILABLE] x",
+            "NO [INUSE] x",
+            "NO [SERVERBUG] LOGIN failed",
+            "NO Temporary authentication failure.",
+            "NO Internal error occurred. Refer to server log for more information.",
+        ] {
             check(text, Refusal::Temporary(shown(text)));
         }
         for text in [
@@ -579,6 +614,7 @@ mod tests {
             "NO [ALERT] LOGIN failed",
             "NO account is closed",
             "NO [LIMIT] too many failed logins",
+            "NO account temporarily locked",
             "NO [ALERT] Too many login attempts",
         ] {
             check(text, Refusal::Text(shown(text)));

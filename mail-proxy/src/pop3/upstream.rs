@@ -5,7 +5,10 @@
 
 use crate::failure::one_line;
 use crate::line::{self, Found, Input};
-use crate::login::{Accepted, Introduction, Refusal, UpstreamMachine, UpstreamStep, says_bad_credentials, says_limit};
+use crate::login::{
+    Accepted, Introduction, NO_PLAIN, Refusal, TLS_WANTED, UpstreamMachine, UpstreamStep, says_bad_credentials,
+    says_limit, says_own_trouble, wants_tls,
+};
 use crate::sasl;
 
 /// Octets of one line of a server. RFC 2449 section 4 has 512; nobody is refused for more.
@@ -86,6 +89,8 @@ impl Upstream {
                 self.state = State::CapaList(false);
                 None
             }
+            // No list at all: the password is said only where the server invites it.
+            (State::Capa, Status::Err) if self.delegated() => self.authenticate(out),
             (State::Capa, Status::Err) => self.say_name(out),
             (State::User, Status::Ok) => self.say_password(out),
             (State::Message, Status::Invitation) => self.say_message(out),
@@ -116,19 +121,21 @@ impl Upstream {
     }
 
     /// USER and PASS for a client that used them. AUTH for one that did, and for a long password, where the server's
-    /// own list has PLAIN (RFC 5034 section 3); and where somebody logs in to another one's mailbox, which USER has no
-    /// words for.
+    /// own list has PLAIN (RFC 5034 section 3). Where somebody logs in to another one's mailbox, which USER has no words
+    /// for, nothing else will do.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let credentials = &self.intro.credentials;
-        match (credentials.authenticating_as.is_some(), credentials.prefer_sasl()) {
-            (true, _) => self.authenticate(out),
-            (false, true) => {
+        match self.delegated() || self.intro.credentials.prefer_sasl() {
+            true => {
                 out.extend_from_slice(b"CAPA\r\n");
                 self.state = State::Capa;
                 None
             }
-            (false, false) => self.say_name(out),
+            false => self.say_name(out),
         }
+    }
+
+    fn delegated(&self) -> bool {
+        self.intro.credentials.authenticating_as.is_some()
     }
 
     /// ```text
@@ -138,6 +145,7 @@ impl Upstream {
         if line == b"." {
             return match plain {
                 true => self.authenticate(out),
+                false if self.delegated() => Some(broken(NO_PLAIN)),
                 false => self.say_name(out),
             };
         }
@@ -244,10 +252,13 @@ fn refusal(line: &[u8]) -> Refusal {
         .and_then(|text| text.split_once(']'))
         .map(|(code, _)| code);
     match code {
+        // Dovecot says it behind [AUTH].
+        _ if wants_tls(&words) => Refusal::Broken(TLS_WANTED),
         Some("auth") => Refusal::BadCredentials,
         Some("login-delay") => Refusal::Limit(shown),
         _ if says_limit(&words) => Refusal::Limit(shown),
         Some("sys/temp" | "in-use") => Refusal::Temporary(shown),
+        None if says_own_trouble(&words) => Refusal::Temporary(shown),
         None if says_bad_credentials(&words) => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
     }
@@ -287,7 +298,18 @@ mod tests {
         ] {
             check(text, Refusal::Limit(shown(text)));
         }
-        for text in ["-ERR [SYS/TEMP] x", "-ERR [IN-USE] x"] {
+        for text in [
+            "-ERR [AUTH] Plaintext authentication disallowed on non-secure (SSL/TLS) connections.",
+            "-ERR [AUTH] Plaintext authentication disabled.",
+            "-ERR only valid after entering TLS mode",
+        ] {
+            check(text, Refusal::Broken(TLS_WANTED));
+        }
+        for text in [
+            "-ERR [SYS/TEMP] x",
+            "-ERR [IN-USE] x",
+            "-ERR Temporary authentication failure.",
+        ] {
             check(text, Refusal::Temporary(shown(text)));
         }
         for text in ["-ERR your password has expired", "-ERR [SYS/PERM] login failed"] {
