@@ -38,6 +38,7 @@ pub struct Document {
     origin: Arc<Path>,
     nodes: Vec<Raw>,
     root: usize,
+    last_line_ends: bool,
 }
 
 impl Document {
@@ -64,6 +65,7 @@ impl Document {
                 origin: Arc::from(origin),
                 nodes,
                 root,
+                last_line_ends: text.ends_with('\n'),
             }),
             Err((line, message)) => Err(Problems::of_file(origin, Some(line), message)),
         }
@@ -83,6 +85,11 @@ impl Document {
             Ok(text) => Document::parse_each(&text, path, key, each),
             Err(message) => Err(Problems::of_file(path, None, message)),
         }
+    }
+
+    /// Whether the last line of the text has an end. That of a file that was cut off mostly has none.
+    pub fn last_line_ends(&self) -> bool {
+        self.last_line_ends
     }
 
     /// The file this came from.

@@ -45,6 +45,10 @@ fn nobody_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
     play_with(people(), look_often, |scene| {
         let whole = scene.town.directory().yaml();
         let (without_domains, without_accounts) = (upto(&whole, "domains:")?, upto(&whole, "accounts:")?);
+        // In another order, all kinds of entries are there although the end is missing.
+        let (but_classes, classes) = whole.split_at(upto(&whole, "cos:")?.len());
+        let end = but_classes.find("\n  \"dave@").context("no dave")?;
+        let few_gone = format!("{classes}{}", &but_classes[..end]);
         drop(scene.login("alice")?);
         for (text, reason) in [
             ("", "all servers are gone"),
@@ -52,6 +56,9 @@ fn nobody_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
             (without_domains, "all domains are gone"),
             (without_accounts, " are gone; if that is meant, portico reload"),
             ("accounts: [\n", ""),
+            // Good, and few are gone, but it was cut off.
+            (&few_gone, "its last line has no end"),
+            (whole.trim_end(), "its last line has no end"),
         ] {
             write(scene, text)?;
             until("the reading to be held back", SOON, || {

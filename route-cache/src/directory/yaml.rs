@@ -45,6 +45,8 @@ struct Content {
     system: Arc<System>,
     accounts: Accounts,
     files: Vec<PathBuf>,
+    /// Whether the last line of the file has an end.
+    last_line_ends: bool,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +68,9 @@ const SETTLED: Duration = Duration::from_secs(1);
 /// The same where somebody waits, and how often he waits for files that go on changing.
 const SETTLED_SOON: Duration = Duration::from_millis(200);
 const PATIENCE: usize = 25;
+
+/// A file that is half there is often good as it is, and has lost less than would be noticed.
+const CUT_OFF: &str = "its last line has no end, which it had before; if that is meant, portico reload";
 
 impl YamlDirectory {
     /// Reads the file. Gives the directory with the warnings, or all problems if one of them is an error.
@@ -137,8 +142,11 @@ impl YamlDirectory {
         let systems = losses::of_systems(&before.system, &content.system);
         let accounts = content.accounts.count(&before.accounts);
         let forbidden = losses.forbid(systems.into_iter().chain([accounts]));
+        let cut_off = losses == Losses::Few && before.last_line_ends && !content.last_line_ends;
         let changed = look(&self.path) != seen[0].1;
-        let reason = forbidden.or_else(|| changed.then(|| "it changed while it was read".to_owned()));
+        let reason = forbidden
+            .or_else(|| cut_off.then(|| CUT_OFF.to_owned()))
+            .or_else(|| changed.then(|| "it changed while it was read".to_owned()));
         match reason {
             Some(reason) => Err(Problems::of_file(&self.path, None, reason)),
             None => Ok(()),
@@ -311,6 +319,7 @@ impl Content {
             system: Arc::new(system),
             accounts,
             files: reader.files.clone(),
+            last_line_ends: reader.last_line_ends,
         };
         problems.sort();
         Ok((reader.files, problems.or(content)))
@@ -401,6 +410,8 @@ struct Reader {
     accounts: Vec<Arc<Entry>>,
     /// In which line each name of the accounts stands.
     lines: HashMap<String, usize>,
+    /// Whether the last line of the text has an end.
+    last_line_ends: bool,
 }
 
 impl Reader {
@@ -413,6 +424,7 @@ impl Reader {
         let document = open(&mut |name, node| reader.account(name, node, &mut problems))?;
         let system = reader.read(document.root(), &mut problems);
         reader.lines = HashMap::new();
+        reader.last_line_ends = document.last_line_ends();
         Ok((reader, system, problems))
     }
 

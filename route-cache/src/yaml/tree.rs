@@ -328,6 +328,8 @@ impl<'s> Builder<'s> {
             origin: passing.origin.clone(),
             nodes: std::mem::take(&mut self.nodes),
             root,
+            // It is no text of its own.
+            last_line_ends: true,
         };
         let node = Node {
             document: &document,
