@@ -137,6 +137,9 @@ async fn given_up(mut waiting: watch::Receiver<Waiting>) -> LoginFailure {
 /// Why a silent mailbox server could not help.
 const SILENT: &str = "the mailbox server does not answer";
 
+/// What a mailbox server did that hung up.
+const CLOSED: &str = "the mailbox server closed the connection";
+
 /// The tries of one attempt, at one mailbox server or two.
 struct Tries {
     record: Record,
@@ -305,11 +308,13 @@ impl Tries {
         self.record.ms_login = Some(self.took(Phase::Login, begun));
         answer.map(|accepted| (server, accepted)).map_err(|unanswered| {
             self.record.phase = Some(machine.phase());
+            let long = credentials.has_long_password() && machine.phase() == "login";
             match unanswered {
+                Unanswered::Gone | Unanswered::Refused(Refusal::Broken(_) | Refusal::Temporary(_)) if long => {
+                    not_borne(unanswered)
+                }
                 Unanswered::Refused(refusal) => failure(refusal),
-                Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(
-                    "the mailbox server closed the connection".to_owned(),
-                )),
+                Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(CLOSED.to_owned())),
                 Unanswered::Silent => TryFailure::Doubtful(LoginFailure::UpstreamDown(SILENT.to_owned())),
             }
         })
@@ -369,6 +374,17 @@ fn failure(refusal: Refusal) -> TryFailure {
         Refusal::WrongHost => TryFailure::Stale(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
         Refusal::Broken(why) => TryFailure::Final(LoginFailure::UpstreamDown(why.to_owned())),
     }
+}
+
+/// A mailbox server is well until somebody sends it a password that is too long for it: Dovecot takes 8 KiB of SASL
+/// and hangs up at more. Told at once and as an outage, that would say whose account exists, as often as one likes.
+fn not_borne(unanswered: Unanswered) -> TryFailure {
+    let why = match unanswered {
+        Unanswered::Refused(Refusal::Broken(why)) => why.to_owned(),
+        Unanswered::Refused(Refusal::Temporary(text)) => text,
+        _ => CLOSED.to_owned(),
+    };
+    TryFailure::Doubtful(LoginFailure::PasswordNotBorne(why))
 }
 
 /// Why a mailbox server did not take a login.

@@ -27,6 +27,9 @@ pub enum LoginFailure {
     Busy(String),
     /// The password is longer than any that is taken. Nobody was asked about it.
     PasswordTooLong,
+    /// The mailbox server broke off at a long password. Told in the words of bad credentials: nobody else's name has
+    /// this effect.
+    PasswordNotBorne(String),
     /// The directory does not say how to reach the account's server.
     NoRoute(String),
     /// The mailbox server cannot be reached, breaks off, or does not speak as it must.
@@ -48,7 +51,7 @@ impl LoginFailure {
             LoginFailure::Refused(_) => Outcome::Refused,
             LoginFailure::Limit(_) => Outcome::Limit,
             LoginFailure::Busy(_) => Outcome::Busy,
-            LoginFailure::PasswordTooLong => Outcome::PasswordTooLong,
+            LoginFailure::PasswordTooLong | LoginFailure::PasswordNotBorne(_) => Outcome::PasswordTooLong,
             LoginFailure::UnknownUser => Outcome::UnknownUser,
             LoginFailure::NoRoute(_) | LoginFailure::NotAllowed(_) => Outcome::NoRoute,
             LoginFailure::UpstreamDown(_) => Outcome::UpstreamDown,
@@ -64,6 +67,7 @@ impl LoginFailure {
             LoginFailure::BadCredentials
             | LoginFailure::UnknownUser
             | LoginFailure::NotAllowed(_)
+            | LoginFailure::PasswordNotBorne(_)
             | LoginFailure::Refused(_) => true,
             LoginFailure::Limit(_)
             | LoginFailure::Busy(_)
@@ -98,6 +102,7 @@ impl LoginFailure {
             LoginFailure::Ended(Order::Kick) => Some("kick".to_owned()),
             LoginFailure::Ended(Order::Drain) => Some("drain".to_owned()),
             LoginFailure::NotAllowed(why)
+            | LoginFailure::PasswordNotBorne(why)
             | LoginFailure::Refused(why)
             | LoginFailure::Limit(why)
             | LoginFailure::Busy(why)
@@ -111,7 +116,10 @@ impl LoginFailure {
     pub fn imap(&self, mechanism: Mechanism) -> String {
         let command = if mechanism.is_sasl() { "AUTHENTICATE" } else { "LOGIN" };
         match self {
-            LoginFailure::BadCredentials | LoginFailure::UnknownUser | LoginFailure::NotAllowed(_) => {
+            LoginFailure::BadCredentials
+            | LoginFailure::UnknownUser
+            | LoginFailure::NotAllowed(_)
+            | LoginFailure::PasswordNotBorne(_) => {
                 format!("NO [AUTHENTICATIONFAILED] {command} failed")
             }
             LoginFailure::Refused(text) => format!("NO {}", one_line(without_status(text))),
@@ -128,9 +136,10 @@ impl LoginFailure {
     /// What a POP3 client is told (response codes: RFC 2449, RFC 3206).
     pub fn pop3(&self) -> String {
         match self {
-            LoginFailure::BadCredentials | LoginFailure::UnknownUser | LoginFailure::NotAllowed(_) => {
-                "-ERR [AUTH] LOGIN failed".to_owned()
-            }
+            LoginFailure::BadCredentials
+            | LoginFailure::UnknownUser
+            | LoginFailure::NotAllowed(_)
+            | LoginFailure::PasswordNotBorne(_) => "-ERR [AUTH] LOGIN failed".to_owned(),
             LoginFailure::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
             LoginFailure::Limit(text) | LoginFailure::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
             LoginFailure::PasswordTooLong => "-ERR [SYS/PERM] password is too long".to_owned(),
@@ -189,6 +198,7 @@ mod tests {
         let (imap, pop3) = ("NO [AUTHENTICATIONFAILED] LOGIN failed", "-ERR [AUTH] LOGIN failed");
         check(LoginFailure::BadCredentials, imap, pop3);
         check(LoginFailure::UnknownUser, imap, pop3);
+        check(LoginFailure::PasswordNotBorne("it closed".into()), imap, pop3);
         check(
             LoginFailure::NotAllowed("10.0.0.1 is not in 192.0.2.0/24".into()),
             imap,

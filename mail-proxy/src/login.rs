@@ -104,7 +104,12 @@ const LONG_PASSWORD: usize = 512;
 impl Credentials {
     /// Whether a mailbox server that knows SASL should be told them by it, whichever way the client took.
     pub(crate) fn prefer_sasl(&self) -> bool {
-        self.mechanism.is_sasl() || self.password.expose().len() > LONG_PASSWORD
+        self.mechanism.is_sasl() || self.has_long_password()
+    }
+
+    /// Whether a mailbox server that breaks off may have done so because of the password's length.
+    pub(crate) fn has_long_password(&self) -> bool {
+        self.password.expose().len() > LONG_PASSWORD
     }
 
     /// Takes a name and a password as they were typed.

@@ -123,6 +123,51 @@ fn a_limit_is_told_in_the_servers_words_and_is_no_failed_login() -> Result<()> {
     })
 }
 
+/// Dovecot hangs up at more than 8 KiB of SASL. That must not look like an outage to some and like a wrong password to
+/// others, nor cost its account the route.
+#[test]
+fn a_password_that_is_too_long_for_the_server_does_not_tell_who_exists() -> Result<()> {
+    play(|scene| {
+        let password = format!("wr0ng-c4n4ry-{}", "x".repeat(7_000));
+        let names = ["alice@a.example", "nobody@a.example"];
+        for sends in [long_login, long_sasl, long_pass] {
+            let [known, unknown] = names.map(|name| timed(|| sends(scene, name, &password)));
+            let (known, unknown) = (known?, unknown?);
+            ensure!(known.0 == unknown.0, "{known:?} {unknown:?}");
+            let wait = Duration::from_secs(1);
+            ensure!(known.1 >= wait && unknown.1 >= wait, "{known:?} {unknown:?}");
+        }
+        let of_alice = [("user", names[0]), ("outcome", "password_too_long"), ("phase", "login")];
+        ensure!(scene.portico.count(&of_alice)? == 3, "one for each way");
+        ensure!(scene.portico.count(&[("outcome", "upstream_down")])? == 0, "no outage");
+        let asked = scene.portico.count(&[("user", names[0]), ("tier", "directory")])?;
+        ensure!(asked <= 1, "the route is kept");
+        Ok(())
+    })
+}
+
+fn long_login(scene: &Scene, name: &str, password: &str) -> Result<String> {
+    let answer = scene.imaps()?.imap(&format!("a1 LOGIN {name} \"{password}\""))?;
+    answer.last().cloned().context("no answer")
+}
+
+/// Their names and passwords together are too long; neither is by itself.
+fn long_sasl(scene: &Scene, name: &str, password: &str) -> Result<String> {
+    let message = format!("{name}\0{}\0{}", "y".repeat(200), &password[..6_000]);
+    let message = openssl::base64::encode_block(message.as_bytes());
+    let mut wire = scene.imaps()?;
+    wire.send("a1 AUTHENTICATE PLAIN\r\n")?;
+    wire.line()?;
+    wire.send(format!("{message}\r\n"))?;
+    wire.line()
+}
+
+fn long_pass(scene: &Scene, name: &str, password: &str) -> Result<String> {
+    let mut wire = scene.pop3s()?;
+    wire.pop_ok(&format!("USER {name}"))?;
+    wire.pop(&format!("PASS {password}"))
+}
+
 /// Somebody has written into memcached that Alice lives on the other server, whose Dovecot has never heard of her.
 #[test]
 fn a_poisoned_route_is_cured_within_the_login() -> Result<()> {
