@@ -101,6 +101,7 @@ impl LoginFailure {
             LoginFailure::BadCredentials | LoginFailure::UnknownUser | LoginFailure::PasswordTooLong => None,
             LoginFailure::Ended(Order::Kick) => Some("kick".to_owned()),
             LoginFailure::Ended(Order::Drain) => Some("drain".to_owned()),
+            LoginFailure::Ended(Order::Evict) => Some("too many connections".to_owned()),
             LoginFailure::NotAllowed(why)
             | LoginFailure::PasswordNotBorne(why)
             | LoginFailure::Refused(why)

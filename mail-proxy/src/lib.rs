@@ -20,7 +20,7 @@ pub mod relay;
 pub mod sasl;
 mod session;
 
-pub use live::{Live, LoggedIn, Order, Totals};
+pub use live::{Live, LoggedIn, Order, Place, Totals, WaitsForUs};
 pub use login::{
     Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, Rejected,
     StartTls, Step, UpstreamMachine, UpstreamStep,

@@ -3,9 +3,8 @@
 //! Counters are atomics that the connection's own task writes; nobody waits for anybody. It knows no list of
 //! connections: that is the process's.
 
-use std::any::Any;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,6 +12,9 @@ use tokio::time::Instant;
 
 /// Accounts that are remembered of one connection. A mail session has one; a web connection can be shared by a few.
 const MAX_LOGINS: usize = 8;
+
+/// The number of [`Order::Evict`].
+const EVICT: u8 = 3;
 
 /// Bytes of many connections, added up while they live.
 #[derive(Debug, Default)]
@@ -49,7 +51,28 @@ pub struct Live {
     order: AtomicU8,
     ordered: Notify,
     /// Held by those who are not logged in.
-    waiting: Mutex<Option<Box<dyn Any + Send>>>,
+    waiting: Mutex<Waiting>,
+}
+
+/// A place among those who are not logged in, given up when it is dropped.
+pub trait Place: Send {
+    /// The client has just said something, or been answered.
+    fn heard(&self);
+    /// The client waits for us from now on, until it is [heard](Place::heard) the next time.
+    fn under_way(&self);
+}
+
+#[derive(Default)]
+struct Waiting {
+    place: Option<Box<dyn Place>>,
+    /// Logins and requests that are under way.
+    under_way: usize,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Waiting({})", self.under_way)
+    }
 }
 
 /// Who is logged in on a connection.
@@ -70,6 +93,8 @@ pub enum Order {
     Kick,
     /// The node is being emptied.
     Drain,
+    /// Another connection needs its place.
+    Evict,
 }
 
 impl Live {
@@ -101,6 +126,7 @@ impl Live {
         let code = match order {
             Order::Kick => 1,
             Order::Drain => 2,
+            Order::Evict => EVICT,
         };
         let _ = self
             .order
@@ -113,6 +139,7 @@ impl Live {
         match self.order.load(Ordering::Acquire) {
             0 => None,
             1 => Some(Order::Kick),
+            EVICT => Some(Order::Evict),
             _ => Some(Order::Drain),
         }
     }
@@ -137,13 +164,37 @@ impl Live {
     }
 
     /// Keeps something until somebody logs in, or the connection ends.
-    pub fn hold_until_login(&self, held: Box<dyn Any + Send>) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+    pub fn hold_until_login(&self, held: Box<dyn Place>) {
+        self.waiting().place = Some(held);
     }
 
-    /// Notes who is logged in; once for each account.
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the client has said something.
+    pub fn heard(&self) {
+        let waiting = self.waiting();
+        if waiting.under_way == 0 {
+            waiting.place.iter().for_each(|place| place.heard());
+        }
+    }
+
+    /// Notes that the client waits for us, not we for it, until the value is dropped.
+    pub fn waits_for_us(self: &Arc<Self>) -> WaitsForUs {
+        let mut waiting = self.waiting();
+        waiting.under_way += 1;
+        waiting.place.iter().for_each(|place| place.under_way());
+        WaitsForUs(self.clone())
+    }
+
+    /// Notes who is logged in; once for each account. From then on nobody needs its place.
     pub fn log_in(&self, login: impl FnOnce() -> LoggedIn, account: &str) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let _ = self
+            .order
+            .compare_exchange(EVICT, 0, Ordering::AcqRel, Ordering::Acquire);
+        let place = self.waiting().place.take();
+        drop(place);
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         if logins.len() < MAX_LOGINS && logins.iter().all(|known| known.account != account) {
             logins.push(login());
@@ -215,6 +266,17 @@ impl Live {
     pub fn idle(&self) -> Duration {
         let moved = Duration::from_millis(self.moved.load(Ordering::Relaxed));
         self.born.elapsed().saturating_sub(moved)
+    }
+}
+
+/// A client that waits for us.
+#[derive(Debug)]
+pub struct WaitsForUs(Arc<Live>);
+
+impl Drop for WaitsForUs {
+    fn drop(&mut self) {
+        self.0.waiting().under_way -= 1;
+        self.0.heard();
     }
 }
 

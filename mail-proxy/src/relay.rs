@@ -138,7 +138,7 @@ impl Relay {
                 self.say(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("idle"))
             }
-            Stop::Ordered(Order::Drain) => {
+            Stop::Ordered(Order::Drain | Order::Evict) => {
                 self.say(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("drain"))
             }

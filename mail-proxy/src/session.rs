@@ -100,6 +100,8 @@ pub struct Connection {
     pub starttls: StartTls,
     /// When the connection was accepted: the login deadline counts from here.
     pub accepted: Instant,
+    /// How long the client may take to its credentials. Bytes do not extend it; our own work and waiting do not count.
+    pub login_deadline: Duration,
     /// What the process sees of it, and its way to end it.
     pub live: Arc<Live>,
 }
@@ -111,9 +113,6 @@ pub struct Settings {
     pub imap: Arc<imap::Settings>,
     /// The POP3 dialogue before login.
     pub pop3: Arc<pop3::Settings>,
-    /// How long a client may take from accept to its credentials. Bytes do not extend it; our own work and
-    /// waiting do not count.
-    pub login_deadline: Duration,
     /// How long a logged-in IMAP session may be silent on both sides.
     pub imap_idle: Duration,
     /// The same for POP3.
@@ -305,6 +304,7 @@ impl Dialogue {
             tls,
             starttls,
             accepted,
+            login_deadline,
             live,
         } = connection;
         let facts = Arc::new(Facts {
@@ -321,7 +321,7 @@ impl Dialogue {
             stream,
             machine: facts.machine(&house.settings),
             out: Vec::new(),
-            deadline: accepted + house.settings.login_deadline,
+            deadline: accepted + login_deadline,
             heard: false,
             tls_required: None,
             facts,
@@ -339,11 +339,15 @@ impl Dialogue {
                 Step::NeedInput => self.read().await?,
                 Step::StartTls => self.start_tls().await?,
                 Step::Login(credentials) => {
+                    let _waits = self.facts.live.waits_for_us();
                     if let Some(login) = self.attempt(credentials).await? {
                         return Ok(login);
                     }
                 }
-                Step::Reject(rejected) => self.reject(rejected).await?,
+                Step::Reject(rejected) => {
+                    let _waits = self.facts.live.waits_for_us();
+                    self.reject(rejected).await?;
+                }
                 Step::TlsRequired(mechanism) => self.note_tls_required(mechanism),
                 Step::Close(ended) => return Err(Left::By(ended)),
             }
@@ -354,12 +358,17 @@ impl Dialogue {
         if self.out.is_empty() {
             return Ok(());
         }
-        let written = timeout_at(self.deadline, async {
-            self.stream.write_all(&self.out).await?;
+        let out = std::mem::take(&mut self.out);
+        let write = timeout_at(self.deadline, async {
+            self.stream.write_all(&out).await?;
             self.stream.flush().await
-        })
-        .await;
-        self.out = Vec::new();
+        });
+        let written = tokio::select! {
+            biased;
+            written = write => written,
+            // Somebody who does not read has no place to keep either.
+            order = self.facts.live.ended() => return Err(Left::Ordered(order)),
+        };
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Left::ClientGone),
@@ -374,6 +383,7 @@ impl Dialogue {
                 Ok(Ok(0) | Err(_)) => Err(Left::ClientGone),
                 Ok(Ok(n)) => {
                     self.heard = true;
+                    self.facts.live.heard();
                     self.machine.input(&buffer[..n]);
                     Ok(())
                 }
@@ -390,7 +400,11 @@ impl Dialogue {
         let local = self.facts.client.local.ip();
         let begun = Instant::now();
         let handshake = self.house.transport.start_tls(stream, self.facts.protocol, local);
-        match timeout_at(self.deadline, handshake).await {
+        let done = tokio::select! {
+            done = timeout_at(self.deadline, handshake) => done,
+            order = self.facts.live.ended() => return Err(Left::Ordered(order)),
+        };
+        match done {
             Ok(Ok((stream, tls))) => {
                 let proto = self.facts.protocol.name();
                 self.house.audit.phase(Phase::Tls, proto, begun.elapsed());
@@ -431,10 +445,14 @@ impl Dialogue {
         self.refuse(failure, begun).await.map(|()| None)
     }
 
-    /// The audit log still waits for its outcome.
+    /// The audit log still waits for its outcome, so the connection goes for no other.
     fn leave_behind(&mut self, attempt: Attempt, waiting: Waiting) {
         let (drain, live) = (self.house.drain.clone(), self.facts.live.clone());
-        self.behind.spawn(attempt.finish(waiting, drain, live));
+        let waits = live.waits_for_us();
+        self.behind.spawn(async move {
+            attempt.finish(waiting, drain, live).await;
+            drop(waits);
+        });
     }
 
     /// Credentials about which no server may be asked.
@@ -571,7 +589,8 @@ impl Dialogue {
         self.stream = Box::new(tokio::io::empty());
         self.behind.join_all().await;
         // A balancer's health check connects and leaves; that is no news.
-        if matches!(left, Left::ClientGone) && !self.heard {
+        // Nor is a silent one of a flood, whose place is needed; they are counted.
+        if matches!(left, Left::ClientGone | Left::Ordered(Order::Evict)) && !self.heard {
             return;
         }
         let mut record = self.facts.record(self.house.generation);
@@ -609,6 +628,12 @@ impl Left {
                 None,
                 Some("drain".to_owned()),
                 Some("server is going down, please try again"),
+            ),
+            Left::Ordered(Order::Evict) => (
+                EndedBy::Portico,
+                None,
+                Some("too many connections".to_owned()),
+                Some("too many connections, please try again"),
             ),
             Left::Ordered(Order::Kick) => (EndedBy::Kick, None, None, Some("session ended by the administrator")),
             Left::TlsFailed(why) => (

@@ -212,7 +212,6 @@ fn settings() -> Settings {
     Settings {
         imap: Arc::new(imap::Settings::default()),
         pop3: Arc::new(pop3::Settings::default()),
-        login_deadline: Duration::from_secs(60),
         imap_idle: Duration::from_secs(2100),
         pop3_idle: Duration::from_secs(600),
         auth_wait: Duration::from_secs(10),
@@ -277,6 +276,7 @@ fn stage(plan: Plan) -> Stage {
         tls: None,
         starttls: if plan.starttls { StartTls::Only } else { StartTls::Off },
         accepted: Instant::now(),
+        login_deadline: Duration::from_secs(60),
         live: live.clone(),
     };
     let session = tokio::spawn(serve(connection, house));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use mail_proxy::StartTls;
 use pingora::server::configuration::ServerConf;
 use route_cache::Secret;
 use route_cache::directory::ldap;
@@ -253,6 +254,10 @@ pub struct Listener {
     pub serve: Serve,
     /// Whether it is inside TLS.
     pub tls: ListenerTls,
+    /// What it offers of STARTTLS, and whether it takes passwords before it; `None`: what the directory says.
+    pub starttls: Option<StartTls>,
+    /// Time from accept to credentials; `None`: that of all.
+    pub login_deadline: Option<Duration>,
     /// Networks whose connections begin with a PROXY header; `None`: nobody's do.
     pub proxy_trusted: Option<Vec<IpNet>>,
     /// Networks whose connections are taken; `None`: all.
@@ -905,6 +910,7 @@ impl Reader {
                 node.error("only mail listeners have STARTTLS; use implicit", &mut self.problems);
             }
         }
+        let (starttls, login_deadline) = self.before_login(&mut entry, serve, tls);
         if serve == Some(Serve::Sso) && tls != ListenerTls::Implicit {
             item.error(
                 "serve: sso needs tls: implicit, where certificates are",
@@ -926,10 +932,38 @@ impl Reader {
             address: address?,
             serve: serve?,
             tls,
+            starttls,
+            login_deadline,
             proxy_trusted,
             allow,
             stream,
         })
+    }
+
+    /// `starttls` and `login_deadline`
+    fn before_login(
+        &mut self,
+        entry: &mut Mapping<'_>,
+        serve: Option<Serve>,
+        tls: ListenerTls,
+    ) -> (Option<StartTls>, Option<Duration>) {
+        let modes = [("off", StartTls::Off), ("on", StartTls::On), ("only", StartTls::Only)];
+        let starttls = entry.take("starttls").and_then(|node| {
+            if tls != ListenerTls::StartTls {
+                node.error("starttls goes with tls: starttls", &mut self.problems);
+            }
+            node.choice(&modes, &mut self.problems)
+        });
+        let login_deadline = entry.take("login_deadline").and_then(|node| {
+            if !matches!(serve, None | Some(Serve::Imap | Serve::Pop3)) {
+                node.error(
+                    "login_deadline goes with serve: imap and serve: pop3",
+                    &mut self.problems,
+                );
+            }
+            node.duration(&mut self.problems)
+        });
+        (starttls, login_deadline)
     }
 
     fn stream(&mut self, entry: &mut Mapping<'_>) -> Option<StreamConfig> {

@@ -1,8 +1,9 @@
 //! How many connections may wait at the doors: in all, from one address, and in the middle of a handshake.
 //!
 //! Only what has not logged in is counted, because a password is what tells a user from a flood; web and stream
-//! connections, where nobody knows of logins, are counted while they are open. One that is too many is closed before
-//! a byte of it is read, but for the PROXY header that says whose it is.
+//! connections, where nobody knows of logins, are counted while they are open. For one that is too many, another one
+//! has to go ([`crowd`]); where none can, it is closed before a byte of it is read, but for the PROXY header that says
+//! whose it is.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,8 +16,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+mod crowd;
 mod unread;
 
+use crowd::Crowd;
+pub use crowd::{Held, Queued, Waiter};
 pub use unread::Reader;
 use unread::Unread;
 
@@ -76,6 +80,7 @@ pub struct Limits {
     settings: ArcSwap<LimitsConfig>,
     open: AtomicUsize,
     handshakes: AtomicUsize,
+    crowd: Crowd,
     /// Only addresses that have connections now.
     by_address: [Mutex<HashMap<Origin, usize>>; SHARDS],
     refused: [AtomicU64; 3],
@@ -85,7 +90,7 @@ pub struct Limits {
 }
 
 /// Who is counted as one: an IPv6 user has a network of 64 bits and as many addresses as that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Origin {
     /// An IPv4 address.
     V4(u32),
@@ -119,6 +124,7 @@ impl Limits {
             settings: ArcSwap::from_pointee(settings),
             open: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
+            crowd: Crowd::default(),
             by_address: Default::default(),
             refused: Default::default(),
             told: Mutex::new(None),
@@ -132,16 +138,41 @@ impl Limits {
         self.settings.store(Arc::new(settings));
     }
 
-    /// Room for one more connection, whoever it is; `None` if there is none.
+    /// Room for one more connection, whoever it is, if need be in the place of another one; `None` if there is none.
     pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
         if !taken(&self.open, self.settings.load().connections) {
             self.refuse(Limit::Connections);
-            return None;
+            let of = self.crowd.make_room(None)?;
+            self.leaves(of);
         }
         Some(Ticket {
             limits: self.clone(),
             origin: None,
+            waiter: Arc::default(),
         })
+    }
+
+    /// One connection less from there.
+    fn leaves(&self, origin: Origin) {
+        let mut counts = self.by_address[origin.shard()].lock();
+        if let Some(count) = counts.get_mut(&origin) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&origin);
+            }
+        }
+    }
+
+    /// How long a client may take for something that it may take `full` for when there is room. Above half of a limit
+    /// time runs faster; at the limit a sixth of it is left.
+    pub fn patience(&self, full: Duration) -> Duration {
+        let settings = self.settings.load();
+        let filled = |now: &AtomicUsize, limit: usize| match limit {
+            0 => 0.0,
+            _ => now.load(Ordering::Relaxed) as f64 / limit as f64,
+        };
+        let most = filled(&self.open, settings.connections).max(filled(&self.handshakes, settings.handshakes));
+        full.mul_f64(1.0 - (2.0 * most - 1.0).clamp(0.0, 1.0) * 5.0 / 6.0)
     }
 
     /// Room for one more handshake; `None` if there is none.
@@ -199,10 +230,23 @@ fn taken(count: &AtomicUsize, limit: usize) -> bool {
 pub struct Ticket {
     limits: Arc<Limits>,
     origin: Option<Origin>,
+    waiter: Arc<Waiter>,
 }
 
 impl Ticket {
-    /// Counts it for its client's address too. False: there are too many from there.
+    /// The one who came with it.
+    pub fn waiter(&self) -> Arc<Waiter> {
+        self.waiter.clone()
+    }
+
+    /// A place among those who can be sent away for others, to be given up when somebody has logged in. `None` for
+    /// networks that are exempt.
+    pub fn queue(&self) -> Option<Queued> {
+        Some(Queued::new(&self.limits, self.origin?, self.waiter.clone()))
+    }
+
+    /// Counts it for its client's address too, if need be in the place of another one from there. False: there are too
+    /// many from there.
     #[must_use]
     pub fn is_from(&mut self, address: IpAddr) -> bool {
         let settings = self.limits.settings.load();
@@ -215,7 +259,11 @@ impl Ticket {
         if settings.connections_per_address != 0 && *count >= settings.connections_per_address {
             drop(counts);
             self.limits.refuse(Limit::PerAddress);
-            return false;
+            self.origin = self.limits.crowd.make_room(Some(origin));
+            if self.origin.is_some() {
+                self.limits.open.fetch_sub(1, Ordering::Relaxed);
+            }
+            return self.origin.is_some();
         }
         *count += 1;
         self.origin = Some(origin);
@@ -225,15 +273,12 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.limits.open.fetch_sub(1, Ordering::Relaxed);
-        let Some(origin) = self.origin else { return };
-        let mut counts = self.limits.by_address[origin.shard()].lock();
-        if let Some(count) = counts.get_mut(&origin) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&origin);
-            }
+        self.limits.crowd.forget(&self.waiter);
+        if self.waiter.is_replaced() {
+            return;
         }
+        self.limits.open.fetch_sub(1, Ordering::Relaxed);
+        self.origin.iter().for_each(|origin| self.limits.leaves(*origin));
     }
 }
 
@@ -248,6 +293,9 @@ impl Drop for Handshake {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+    use mail_proxy::{Live, Order};
+
     use super::*;
 
     fn limits(connections: usize, per_address: usize, handshakes: usize) -> Arc<Limits> {
@@ -283,6 +331,119 @@ mod tests {
 
         let many: Vec<_> = (0..9).map(|_| from(&limits, "10.1.2.3")).collect();
         assert!(many.iter().all(Option::is_some));
+    }
+
+    /// The story: as many silent connections as there may be kept everybody else out for a minute.
+    #[tokio::test]
+    async fn the_oldest_of_the_busiest_address_goes() {
+        let limits = limits(5, 0, 0);
+        let enter = |address: &str| from(&limits, address).map(|ticket| (ticket.queue(), ticket));
+        let first = enter("192.0.2.9").unwrap();
+        let mut flood: Vec<_> = (0..4).map(|_| enter("192.0.2.1").unwrap()).collect();
+        let gone = |one: &(Option<Queued>, Ticket)| one.1.waiter().sent_away().now_or_never().is_some();
+        let second = enter("192.0.2.8").unwrap();
+        assert!(gone(&flood[0]) && !gone(&flood[1]) && !gone(&first));
+        // Who floods on pushes out his own.
+        flood.push(enter("192.0.2.1").unwrap());
+        assert!(gone(&flood[1]) && !gone(&first) && !gone(&second));
+        // Those who have to go are counted no more, however long they take.
+        assert_eq!(limits.open.load(Ordering::Relaxed), 5);
+        flood.drain(..2);
+        assert_eq!(limits.open.load(Ordering::Relaxed), 5);
+        // Who has ended cannot be replaced, whoever still holds its place.
+        let (_held, ended) = flood.pop().unwrap();
+        drop(ended);
+        assert_eq!(limits.open.load(Ordering::Relaxed), 4);
+        flood.push(enter("192.0.2.1").unwrap());
+        // Who is logged in has no place that could be taken; nor have exempt networks.
+        for (place, _) in &mut flood {
+            place.take();
+        }
+        drop((first, second));
+        let exempt: Vec<_> = (0..2).map(|_| enter("10.0.0.1").unwrap()).collect();
+        assert!(exempt.iter().all(|(place, _)| place.is_none()));
+        assert!(enter("192.0.2.7").is_none(), "nobody is there to go");
+        drop((flood, exempt));
+        assert!(limits.crowd.is_empty());
+        assert_eq!(limits.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn within_an_address_the_oldest_goes_too() {
+        let limits = limits(0, 2, 0);
+        let enter = || from(&limits, "192.0.2.1").map(|ticket| (ticket.queue(), ticket));
+        let (one, two, three) = (enter().unwrap(), enter().unwrap(), enter().unwrap());
+        let gone = |one: &(Option<Queued>, Ticket)| one.1.waiter().sent_away().now_or_never().is_some();
+        assert!(gone(&one) && !gone(&two) && !gone(&three));
+        drop(one);
+        drop(enter().unwrap());
+        assert!(gone(&two));
+        drop((two, three));
+        assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    /// Pauses of a second between commands are no silence beside that of those who never say a word; and who waits
+    /// for us is not silent at all.
+    #[test]
+    fn who_speaks_stays_and_who_waits_for_us_too() {
+        let limits = limits(4, 0, 0);
+        let enter = || {
+            let ticket = from(&limits, "192.0.2.1").unwrap();
+            let (waiter, live) = (ticket.waiter(), Arc::new(Live::new()));
+            waiter.ends_by(&live);
+            live.hold_until_login(Box::new(Held {
+                queued: ticket.queue(),
+                ticket: Some(ticket),
+            }));
+            live
+        };
+        let gone = |one: &Arc<Live>| one.order() == Some(Order::Evict);
+        let (slow, busy, quick) = (enter(), enter(), enter());
+        let request = (busy.waits_for_us(), busy.waits_for_us());
+        slow.heard();
+        quick.heard();
+        let flood: Vec<_> = (0..40).map(|_| enter()).collect();
+        assert_eq!(flood.iter().filter(|one| gone(one)).count(), 39);
+        assert!(!gone(&slow) && !gone(&quick) && !gone(&busy));
+        // Among those who have spoken it is the one who did so longest ago.
+        flood[39].heard();
+        drop(request.0);
+        let first = enter();
+        first.heard();
+        assert!(gone(&slow) && !gone(&quick));
+        drop(request.1);
+        let second = (enter(), enter());
+        assert!(gone(&quick) && !gone(&busy) && gone(&second.0));
+        // Who was sent away does not come back into the queue.
+        slow.heard();
+        drop(slow.waits_for_us());
+        drop((slow, busy, quick, flood, first, second));
+        assert!(limits.crowd.is_empty());
+        assert_eq!(limits.open.load(Ordering::Relaxed), 0, "who has gone is not counted");
+        assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    /// Who has to go for one limit is counted by no other, however long its task takes to end.
+    #[test]
+    fn a_newcomer_takes_the_place_of_the_silent_one_in_every_count() {
+        let limits = limits(1, 1, 0);
+        let enter = |address: &str| from(&limits, address).map(|ticket| (ticket.queue(), ticket));
+        let held = ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1"].map(|address| enter(address).unwrap());
+        assert_eq!(limits.open.load(Ordering::Relaxed), 1);
+        drop(held);
+        assert_eq!(limits.open.load(Ordering::Relaxed), 0);
+        assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[test]
+    fn time_runs_faster_above_half() {
+        let limits = limits(12, 0, 0);
+        let full = Duration::from_secs(60);
+        let mut held = Vec::new();
+        for (open, seconds) in [(0, 60), (6, 60), (9, 35), (12, 10)] {
+            held.resize_with(open, || limits.enter().unwrap());
+            assert_eq!(limits.patience(full).as_secs(), seconds, "{open}");
+        }
     }
 
     #[test]

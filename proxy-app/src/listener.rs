@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mail_proxy::audit::Phase;
-use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Protocol, StartTls, TlsFacts};
+use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Order, Protocol, StartTls, TlsFacts};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
@@ -37,7 +37,7 @@ use crate::connector;
 use crate::diagnostics;
 use crate::end::{self, End, Ending, On, Signals};
 use crate::inherited;
-use crate::limits::Ticket;
+use crate::limits::{Held, Ticket};
 use crate::metrics::Refused;
 use crate::proxy_protocol::{self, Header};
 use crate::refusals::{self, Place, Reason};
@@ -463,14 +463,28 @@ impl Door {
             return self.app.metrics.refused(&self.name, Refused::PerAddress);
         }
         self.took(Phase::Accept, accepted);
+        let waiter = ticket.waiter();
+        tokio::select! {
+            () = self.serve_client(tcp, client, accepted, ticket) => {}
+            () = waiter.sent_away() => self.app.metrics.refused(&self.name, Refused::Evicted),
+        }
+    }
+
+    async fn serve_client(&self, tcp: TcpStream, client: Client, accepted: Instant, ticket: Ticket) {
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
             Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, ticket).await,
             Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, ticket).await,
-            Serve::Web | Serve::AdminConsole | Serve::Sso => self.web(tcp, client, snapshot, accepted).await,
-            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted).await,
-            Serve::Stream => self.stream(tcp, client, snapshot, accepted).await,
+            Serve::Web | Serve::AdminConsole | Serve::Sso => self.web(tcp, client, snapshot, accepted, ticket).await,
+            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted, ticket).await,
+            Serve::Stream => self.stream(tcp, client, snapshot, accepted, ticket).await,
         }
+    }
+
+    /// How long a client may take from accept to its credentials, or for its handshake.
+    fn patience(&self, snapshot: &Snapshot) -> Duration {
+        let own = self.listener.login_deadline;
+        self.app.limits.patience(own.unwrap_or(snapshot.login_deadline))
     }
 
     /// Who connects. `None`: somebody we do not talk to.
@@ -517,16 +531,23 @@ impl Door {
         accepted: Instant,
         ticket: Ticket,
     ) {
-        let deadline = accepted + snapshot.mail.login_deadline;
+        let queued = ticket.queue();
+        let login_deadline = self.patience(&snapshot);
+        let deadline = accepted + login_deadline;
         let channel = self.channel(tls::inside(protocol), tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
         let starttls = match (self.listener.tls, protocol) {
-            (ListenerTls::StartTls, Protocol::Imap) => snapshot.imap_starttls,
-            (ListenerTls::StartTls, Protocol::Pop3) => snapshot.pop3_starttls,
+            (ListenerTls::StartTls, Protocol::Imap) => self.listener.starttls.unwrap_or(snapshot.imap_starttls),
+            (ListenerTls::StartTls, Protocol::Pop3) => self.listener.starttls.unwrap_or(snapshot.pop3_starttls),
             _ => StartTls::Off,
         };
         let (number, live, _entered) = self.enter(protocol.name(), tls.is_some(), &client, accepted);
-        live.hold_until_login(Box::new(ticket));
+        ticket.waiter().ends_by(&live);
+        let seen = live.clone();
+        live.hold_until_login(Box::new(Held {
+            queued,
+            ticket: Some(ticket),
+        }));
         let connection = Connection {
             stream,
             number,
@@ -536,6 +557,7 @@ impl Door {
             tls,
             starttls,
             accepted,
+            login_deadline,
             live,
         };
         let house = House {
@@ -550,10 +572,14 @@ impl Door {
         // A session may live for days; the configuration that it was born with lives on only in what it uses.
         drop(snapshot);
         session.await;
+        if seen.order() == Some(Order::Evict) {
+            self.app.metrics.refused(&self.name, Refused::Evicted);
+        }
     }
 
-    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
-        let deadline = accepted + snapshot.mail.login_deadline;
+    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
+        let queued = ticket.queue();
+        let deadline = accepted + self.patience(&snapshot);
         let begun = Instant::now();
         let (channel, tls, shown) = match self.listener.tls {
             ListenerTls::Implicit => {
@@ -578,6 +604,7 @@ impl Door {
         };
         drop(snapshot);
         let (number, live, _entered) = self.enter("http", tls.is_some(), &client, accepted);
+        live.hold_until_login(Box::new(Held { queued, ticket: None }));
         let client = WebClient {
             number,
             listener: self.name.clone(),
@@ -608,7 +635,8 @@ impl Door {
     }
 
     /// An old proxy, asking where accounts are.
-    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
+    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
+        let queued = ticket.queue();
         let stream: route_cache::lookup::BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
@@ -620,7 +648,7 @@ impl Door {
             }
             ListenerTls::Off | ListenerTls::StartTls => Box::new(tcp),
         };
-        drop(snapshot);
+        drop((snapshot, queued));
         let mut drain = self.app.drain.subscribe();
         let serve = serve_lookup(stream, &self.app.routes, &self.app.book);
         tokio::pin!(serve);
@@ -632,12 +660,13 @@ impl Door {
         let _ = timeout(end::GOODBYE, serve).await;
     }
 
-    async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant) {
+    async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
         let Some(door) = &self.listener.stream else { return };
+        let queued = ticket.queue();
         let deadline = accepted + stream::HANDSHAKE;
         let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
-        drop(snapshot);
+        drop((snapshot, queued));
         let (number, live, _entered) = self.enter("stream", tls.is_some(), &client, accepted);
         let caller = Caller {
             stream,

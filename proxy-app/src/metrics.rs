@@ -211,6 +211,8 @@ pub enum Refused {
     Network,
     /// There are too many.
     Connections,
+    /// Another one needed its place.
+    Evicted,
     /// There are too many from its address.
     PerAddress,
     /// There are too many in a handshake.
@@ -284,6 +286,7 @@ impl Metrics {
             Refused::Tls => "tls",
             Refused::Network => "network",
             Refused::Connections => "connections",
+            Refused::Evicted => "evicted",
             Refused::PerAddress => "per_address",
             Refused::Handshakes => "handshakes",
         };

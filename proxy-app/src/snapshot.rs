@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub system: Arc<System>,
     /// How mail sessions are run.
     pub mail: Arc<Settings>,
+    /// How long a client may take from accept to its credentials, where its listener has no rule of its own.
+    pub login_deadline: Duration,
     /// STARTTLS policy for IMAP.
     pub imap_starttls: StartTls,
     /// STLS policy for POP3.
@@ -132,6 +134,7 @@ pub fn build(
     let snapshot = Snapshot {
         generation: before.map_or(1, |before| before.generation + 1),
         mail: Arc::new(mail_settings(config, &node)),
+        login_deadline: config.mail.login_deadline,
         imap_starttls: starttls(&node, &a::REVERSE_PROXY_IMAP_START_TLS_MODE),
         pop3_starttls: starttls(&node, &a::REVERSE_PROXY_POP3_START_TLS_MODE),
         web: WebPolicy {
@@ -438,7 +441,6 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
             max_errors: config.mail.max_bad_commands,
             max_logins: config.mail.max_logins,
         }),
-        login_deadline: config.mail.login_deadline,
         imap_idle: config.mail.imap_idle,
         pop3_idle: config.mail.pop3_idle,
         auth_wait: node.duration(&a::REVERSE_PROXY_AUTH_WAIT_INTERVAL),
@@ -540,6 +542,8 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
                 serve,
                 tls,
                 proxy_trusted: None,
+                starttls: None,
+                login_deadline: None,
                 allow: None,
                 stream: None,
             })

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use mail_proxy::WaitsForUs;
 use mail_proxy::audit::{Event, Phase, Record};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -92,6 +93,8 @@ pub struct Web {
 
 /// What is known of one request, from its first phase to its last.
 pub struct Exchange {
+    /// While it is under way, its connection has to go for no other.
+    under_way: Option<WaitsForUs>,
     snapshot: Arc<Snapshot>,
     begun: Instant,
     /// What it asks for; `None` before it was read.
@@ -157,6 +160,7 @@ impl Exchange {
             keeping: None,
             connection: None,
             stale: 0,
+            under_way: None,
             body_bytes: 0,
             body: None,
             seen: None,
@@ -337,6 +341,7 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
         web.take();
+        exchange.under_way = Some(web.live.waits_for_us());
         let request = session.req_header();
         let asked = Asked::read(&self.app, web, request);
         exchange.form = Form::of(request);

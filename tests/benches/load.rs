@@ -218,6 +218,7 @@ impl House<'_> {
             serve,
             tls,
             proxies: Vec::new(),
+            more: Vec::new(),
         };
         let node = Node {
             name: "proxy1.example.test".into(),

@@ -176,6 +176,7 @@ fn listen(address: SocketAddrV4, tls: Tls) -> Listener {
         serve: Serve::Imap,
         tls,
         proxies: Vec::new(),
+        more: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::Result;
+use portico_tests::config::{Serve, Tls};
 use portico_tests::town::{FRONT, people};
 use portico_tests::until;
 use portico_tests::wire::Wire;
@@ -37,6 +38,85 @@ fn until_greeted(door: SocketAddrV4, from: IpAddr) -> Result<Wire> {
     until("a free place", FREE, || is_greeted(door, from))
 }
 
+/// It hears so, and its connection ends.
+fn is_sent_away(mut wire: Wire) -> Result<()> {
+    let rest = String::from_utf8_lossy(&wire.rest()?).into_owned();
+    assert_eq!(rest, "* BYE too many connections, please try again\r\n");
+    Ok(())
+}
+
+/// The story: forty silent connections at a limit of forty kept everybody else out for a minute.
+#[test]
+fn silent_connections_keep_nobody_out() -> Result<()> {
+    const LIMIT: usize = 40;
+    let flood = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
+    play_limited("{connections: 40, exempt: []}", |scene| {
+        let mut early = until_greeted(scene.town.doors.imap, ELSEWHERE)?;
+        // Slow, and at the address of the flood; but it speaks.
+        let mut slow = until_greeted(scene.town.doors.pop3, flood)?;
+        slow.send("CAPA\r\n")?;
+        until("the end of the list", FREE, || Ok((slow.line()? == ".").then_some(())))?;
+        let doors = scene.town.doors;
+        // In every state in which one can be silent: greeted, before a handshake, before a request.
+        let silent = |at: usize| {
+            Wire::clear_from(
+                flood,
+                [doors.imap, doors.imaps, doors.pop3, doors.https, doors.http][at % 5],
+            )
+        };
+        let _flood: Vec<Wire> = (0..2 * LIMIT).map(silent).collect::<Result<_>>()?;
+        for person in ["alice", "bob", "carol"] {
+            // At once, while the flood stands.
+            scene.login(person)?.imap_ok("n1 NOOP")?;
+        }
+        let wire = Wire::tls(doors.https, &scene.town.ca.connector(&[])?, FRONT);
+        let mut wire = wire?;
+        wire.send(format!(
+            "GET /echo HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
+        ))?;
+        let status = wire.line()?;
+        assert!(status.contains(" 200 "), "{status}");
+        // Who came before the flood, from elsewhere, is still there.
+        early.imap_ok("e1 NOOP")?;
+        slow.send("QUIT\r\n")?;
+        assert!(slow.line()?.starts_with("+OK"));
+        let ends = scene
+            .portico
+            .count(&[("event", "session_end"), ("why", "too many connections")])?;
+        assert_eq!(ends, 0, "a flood leaves no records");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_listener_has_its_own_deadline_and_policy() -> Result<()> {
+    play_with(
+        people(),
+        |_, node, directory| {
+            directory.config("zimbraReverseProxyImapStartTlsMode", "only");
+            for listener in &mut node.listeners {
+                match (listener.serve, listener.tls) {
+                    (Serve::Imap, Tls::StartTls) => listener.more.push("starttls: on, login_deadline: 1s".to_owned()),
+                    (Serve::Pop3, Tls::Implicit) => listener.more.push("login_deadline: 1s".to_owned()),
+                    _ => {}
+                }
+            }
+            Ok(())
+        },
+        |scene| {
+            let mut clear = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+            clear.imap_ok("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
+            let mut other = scene.imaps()?;
+            for mut silent in [greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?, scene.pop3s()?] {
+                let rest = String::from_utf8_lossy(&silent.rest()?).into_owned();
+                assert!(rest.contains("login takes too long"), "{rest}");
+            }
+            other.imap_ok("o1 NOOP")?;
+            clear.imap_ok("a2 NOOP").map(drop)
+        },
+    )
+}
+
 #[test]
 fn an_address_has_so_many_connections_before_login_and_more_behind_it() -> Result<()> {
     let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -44,10 +124,12 @@ fn an_address_has_so_many_connections_before_login_and_more_behind_it() -> Resul
         let door = scene.town.doors.imap;
         let first = until_greeted(door, here)?;
         let second = until_greeted(door, here)?;
-        assert!(is_greeted(door, here)?.is_none(), "a third one is refused");
-        assert!(is_greeted(scene.town.doors.pop3, here)?.is_none(), "at other doors too");
-        drop(until_greeted(door, ELSEWHERE)?);
-        drop((first, second));
+        let elsewhere = until_greeted(door, ELSEWHERE)?;
+        let third = until_greeted(door, here)?;
+        is_sent_away(first)?;
+        let fourth = until_greeted(scene.town.doors.pop3, here)?;
+        is_sent_away(second)?;
+        drop((elsewhere, third, fourth));
         // Who is logged in is counted no more.
         let mut users = Vec::new();
         for _ in 0..5 {
@@ -71,10 +153,11 @@ fn every_limit_is_one() -> Result<()> {
         let door = scene.town.doors.imap;
         for _ in 0..3 {
             let held = until_greeted(door, here)?;
-            for from in [here, ELSEWHERE] {
-                assert!(is_greeted(door, from)?.is_none(), "{from}");
-            }
-            drop(held);
+            let next = until_greeted(door, ELSEWHERE)?;
+            is_sent_away(held)?;
+            let last = until_greeted(door, here)?;
+            is_sent_away(next)?;
+            drop(last);
             until("a login", FREE, || Ok(scene.login("bob").ok()))?;
             until("a web request", FREE, || {
                 let wire = Wire::tls(scene.town.doors.https, &scene.town.ca.connector(&[])?, FRONT);

@@ -94,6 +94,7 @@ fn play(change: impl FnOnce(&mut Node, &mut Directory), test: impl FnOnce(&mut C
             serve: Serve::AdminConsole,
             tls: Tls::Implicit,
             proxies: Vec::new(),
+            more: Vec::new(),
         });
         node.web = vec![("locations".to_owned(), quote(&site))];
         change(&mut node, &mut directory);

@@ -103,6 +103,7 @@ fn node(town: &Town, name: &str, doors: &Doors, health: u16, shared: SocketAddrV
         serve,
         tls,
         proxies: vec![format!("{BALANCER}/32")],
+        more: Vec::new(),
     };
     node.listeners = doors.each().map(listener).into();
     node.admin.push(format!("http: 127.0.0.1:{health}"));

@@ -376,6 +376,7 @@ fn a_reload_takes_the_node_file_and_names_what_it_cannot() -> Result<()> {
                 serve: Serve::Imap,
                 tls: Tls::Implicit,
                 proxies: Vec::new(),
+                more: Vec::new(),
             });
         }
         node.more
@@ -432,6 +433,7 @@ fn a_listener_that_cannot_be_opened_is_an_alarm() -> Result<()> {
             serve: Serve::Imap,
             tls: Tls::StartTls,
             proxies: Vec::new(),
+            more: Vec::new(),
         });
         scene.portico.replace_node(&node)?;
         scene.portico.reload()?;

@@ -645,6 +645,7 @@ impl House {
             serve,
             tls,
             proxies: Vec::new(),
+            more: Vec::new(),
         };
         let node = Node {
             name: NODE.to_owned(),

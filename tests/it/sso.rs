@@ -140,6 +140,7 @@ fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
             serve: Serve::Sso,
             tls: Tls::Implicit,
             proxies: Vec::new(),
+            more: Vec::new(),
         });
         if given == Given::Port {
             node.listeners.clear();

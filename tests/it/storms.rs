@@ -93,6 +93,7 @@ impl House {
                 serve: Serve::Imap,
                 tls: Tls::StartTls,
                 proxies: Vec::new(),
+                more: Vec::new(),
             }],
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),

@@ -82,6 +82,7 @@ fn add(stage: &Stage, node: &mut Node, upstream: SocketAddrV4, tls: bool, send_p
         }),
         tls: Tls::Implicit,
         proxies: Vec::new(),
+        more: Vec::new(),
     });
     Ok(address)
 }

@@ -55,6 +55,8 @@ pub struct Listener {
     pub tls: Tls,
     /// Networks that must send a PROXY header; none: no PROXY protocol.
     pub proxies: Vec<String>,
+    /// Further keys, as they stand: `login_deadline: 1s`.
+    pub more: Vec<String>,
 }
 
 /// The node file.
@@ -168,8 +170,9 @@ impl Listener {
             [] => String::new(),
             networks => format!(", proxy_protocol: {{trusted: {networks:?}}}"),
         };
+        let more: String = self.more.iter().map(|key| format!(", {key}")).collect();
         format!(
-            "{{address: \"{}\", serve: {serve}{tls}{proxies}{stream}}}",
+            "{{address: \"{}\", serve: {serve}{tls}{proxies}{stream}{more}}}",
             self.address
         )
     }

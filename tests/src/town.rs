@@ -219,12 +219,14 @@ impl Town {
             serve,
             tls,
             proxies: Vec::new(),
+            more: Vec::new(),
         };
         let behind = |(address, serve, tls)| Listener {
             address,
             serve,
             tls,
             proxies: vec![format!("{BALANCER}/32")],
+            more: Vec::new(),
         };
         Node {
             name: NODE.to_owned(),

@@ -1,0 +1,206 @@
+//! Those who wait at the doors, by address and age: who goes when there is no room for one more.
+//!
+//! It is the one of the busiest address that has been silent longest, and those who have never said anything go before
+//! those who have. Who floods the doors so pushes out his own, and somebody who comes once has the time to log in.
+//! Nobody waits here while a login or a request of his is under way.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use mail_proxy::{Live, Order, Place};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{Origin, Ticket};
+
+/// Added to the numbers of those who have said something: they stand behind all who have not.
+const SPOKEN: u64 = 1 << 63;
+/// The number of nobody.
+const NOT_WAITING: u64 = 0;
+
+/// One who waits.
+#[derive(Default)]
+pub struct Waiter {
+    gone: AtomicBool,
+    told: Notify,
+    /// Not held: what is held until a login holds this.
+    live: OnceLock<Weak<Live>>,
+    /// Its number among those who wait. This and what follows are written while the crowd is locked.
+    key: AtomicU64,
+    /// It has ended or was sent away, and does not wait again.
+    over: AtomicBool,
+    /// Another one has its place, and it is counted no more.
+    replaced: AtomicBool,
+}
+
+impl Waiter {
+    /// From now on its session ends it, with a word.
+    pub fn ends_by(&self, live: &Arc<Live>) {
+        let _ = self.live.set(Arc::downgrade(live));
+        if self.gone.load(Ordering::SeqCst) {
+            live.end(Order::Evict);
+        }
+    }
+
+    /// Whether it is counted no more. Asked when it cannot be sent away any more.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::SeqCst)
+    }
+
+    fn send_away(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        match self.live.get() {
+            Some(live) => drop(live.upgrade().map(|live| live.end(Order::Evict))),
+            None => self.told.notify_waiters(),
+        }
+    }
+
+    /// Ready when it is to go, and nobody but the caller can end it.
+    pub async fn sent_away(&self) {
+        loop {
+            // Made before the look, so that a word between the two is heard.
+            let told = self.told.notified();
+            if self.gone.load(Ordering::SeqCst) && self.live.get().is_none() {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
+/// All who wait.
+#[derive(Default)]
+pub(super) struct Crowd(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    all: HashMap<u64, (Origin, Arc<Waiter>)>,
+    /// By rank, and in that by the time since they were heard: numbers grow.
+    by_origin: HashMap<Origin, BTreeSet<u64>>,
+    /// How many there are of an origin, and its oldest: the last of these is the one that goes.
+    by_size: BTreeSet<(usize, Reverse<u64>, Origin)>,
+}
+
+/// Somebody's place among those who wait, until this is dropped.
+pub struct Queued {
+    limits: Arc<super::Limits>,
+    origin: Origin,
+    waiter: Arc<Waiter>,
+}
+
+impl Queued {
+    pub(super) fn new(limits: &Arc<super::Limits>, origin: Origin, waiter: Arc<Waiter>) -> Queued {
+        limits.crowd.0.lock().add(origin, &waiter, 0);
+        Queued {
+            limits: limits.clone(),
+            origin,
+            waiter,
+        }
+    }
+
+    /// Has been heard just now.
+    pub fn stand_back(&self) {
+        let mut waiting = self.limits.crowd.0.lock();
+        waiting.remove(&self.waiter);
+        waiting.add(self.origin, &self.waiter, SPOKEN);
+    }
+
+    /// Does not wait at the moment, but for us.
+    pub fn leave(&self) {
+        self.limits.crowd.0.lock().remove(&self.waiter);
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// What a connection gives up when somebody logs in on it.
+pub struct Held {
+    /// Its place among those who can be sent away.
+    pub queued: Option<Queued>,
+    /// Its count, where a login ends that.
+    pub ticket: Option<Ticket>,
+}
+
+impl Place for Held {
+    fn heard(&self) {
+        self.queued.iter().for_each(Queued::stand_back);
+    }
+
+    fn under_way(&self) {
+        self.queued.iter().for_each(Queued::leave);
+    }
+}
+
+impl Crowd {
+    /// Sends away the one whose turn it is, of all or of one origin, and says whose it was; `None` if nobody waits.
+    pub(super) fn make_room(&self, of: Option<Origin>) -> Option<Origin> {
+        let mut waiting = self.0.lock();
+        let key = match of {
+            Some(origin) => *waiting.by_origin.get(&origin)?.first()?,
+            None => waiting.by_size.last()?.1.0,
+        };
+        let (origin, waiter) = waiting.all.get(&key)?.clone();
+        waiting.end(&waiter);
+        // Before the lock is given back: who ends by himself at this moment must be counted once.
+        waiter.replaced.store(true, Ordering::SeqCst);
+        drop(waiting);
+        waiter.send_away();
+        Some(origin)
+    }
+
+    /// Forgets one that has ended, whoever still holds its [`Queued`].
+    pub(super) fn forget(&self, waiter: &Waiter) {
+        self.0.lock().end(waiter);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let waiting = self.0.lock();
+        waiting.all.is_empty() && waiting.by_origin.is_empty() && waiting.by_size.is_empty()
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, origin: Origin, waiter: &Arc<Waiter>, rank: u64) {
+        if waiter.over.load(Ordering::Relaxed) {
+            return;
+        }
+        self.next += 1;
+        let key = self.next | rank;
+        waiter.key.store(key, Ordering::Relaxed);
+        self.all.insert(key, (origin, waiter.clone()));
+        self.change(origin, |ages| ages.insert(key));
+    }
+
+    fn remove(&mut self, waiter: &Waiter) {
+        let key = waiter.key.swap(NOT_WAITING, Ordering::Relaxed);
+        if let Some((origin, _)) = self.all.remove(&key) {
+            self.change(origin, |ages| ages.remove(&key));
+        }
+    }
+
+    fn end(&mut self, waiter: &Waiter) {
+        waiter.over.store(true, Ordering::Relaxed);
+        self.remove(waiter);
+    }
+
+    fn change(&mut self, origin: Origin, change: impl FnOnce(&mut BTreeSet<u64>) -> bool) {
+        let ages = self.by_origin.entry(origin).or_default();
+        let rank = |ages: &BTreeSet<u64>| Some((ages.len(), Reverse(*ages.first()?), origin));
+        if let Some(before) = rank(ages) {
+            self.by_size.remove(&before);
+        }
+        change(ages);
+        match rank(ages) {
+            Some(now) => drop(self.by_size.insert(now)),
+            None => drop(self.by_origin.remove(&origin)),
+        }
+    }
+}
