@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ const RECORDER: &str = "recorder.example.test";
 const RECORDER_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 5);
 /// What an attack may take to be answered or cut, on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
+
+/// The answer to `/service/big`; one for all.
+static BIG: LazyLock<Vec<u8>> = LazyLock::new(|| vec![b'x'; 64 << 20]);
 
 /// A request as the server read it.
 #[derive(Debug, Clone)]
@@ -152,16 +155,16 @@ fn record(tcp: TcpStream, seen: &Mutex<Vec<Seen>>, released: &(Mutex<bool>, Cond
             return Ok(());
         }
         let body = match request.line.split(' ').nth(1) {
-            Some("/service/big") => vec![b'x'; 64 << 20],
-            Some(target) if target.starts_with("/service/tell") => target.as_bytes().to_vec(),
-            _ => b"fine".to_vec(),
+            Some("/service/big") => BIG.as_slice(),
+            Some(target) if target.starts_with("/service/tell") => target.as_bytes(),
+            _ => b"fine",
         };
         if request.line.contains(" /service/hold") {
             let (released, told) = (released.0.lock().expect("nobody panics holding it"), &released.1);
             let _until_it_may = told.wait_timeout_while(released, SOON, |released| !*released);
         }
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-        if stream.get_mut().write_all(head.as_bytes()).is_err() || stream.get_mut().write_all(&body).is_err() {
+        if stream.get_mut().write_all(head.as_bytes()).is_err() || stream.get_mut().write_all(body).is_err() {
             return Ok(());
         }
     }
@@ -564,6 +567,31 @@ pub(crate) fn connect_with(scene: &Scene, settings: &[u8]) -> Result<Raw> {
 /// The fields that every request has.
 fn usual(path: &str) -> [(&str, &str); 4] {
     h2::usual(HOST, path)
+}
+
+/// `*` is the target of OPTIONS alone (RFC 9112 §3.2.4, RFC 9113 §8.3.1).
+#[test]
+fn an_asterisk_is_asked_for_its_options_only() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        for method in ["GET", "HEAD", "POST", "PROPFIND"] {
+            let tls = scene.town.ca.connector(&["http/1.1"])?;
+            let mut wire = Wire::tls(scene.town.doors.https, &tls, HOST)?;
+            wire.send(format!("{method} * HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+            let line = wire.line()?;
+            ensure!(line.starts_with("HTTP/1.1 400"), "{method}: {line}");
+            let mut fields = usual("*");
+            fields[0].1 = method;
+            let mut raw = connect(scene)?;
+            raw.wire.send(frame(HEADERS, 5, 1, &block(&fields)))?;
+            raw.wire.patience(SOON)?;
+            let head = std::iter::from_fn(|| raw.frame()).find(|(kind, _, on, _)| *kind == HEADERS && *on == 1);
+            // `:status: 400` has a place of its own in the table of HPACK (RFC 7541 Appendix A).
+            let status = head.and_then(|(.., block)| block.first().copied());
+            ensure!(status == Some(0x80 | 12), "{method}: {status:?}");
+        }
+        ensure!(recorder.take().is_empty(), "the server was asked");
+        Ok(())
+    })
 }
 
 /// On the way from HTTP/2 to HTTP/1.1 nothing becomes a second request.
