@@ -14,6 +14,8 @@ const HOST: &str = "mail.a.example";
 /// One location for each servlet of [`Jetty`]; that of the administrators is closed, as in Carbonio's table.
 const LOCATIONS: &str = "locations:
 - {prefix: /service/admin, answer: {status: 404}, answer_headers: {X-Location: admin}}
+- {exact: /old/admin, answer: {status: 404}, answer_headers: {X-Location: admin}}
+- {prefix: /old/, mailbox: web, path: /service/, answer_headers: {X-Location: service}}
 - {prefix: /service/extension, mailbox: web, answer_headers: {X-Location: extension}}
 - {prefix: /service/, mailbox: web, answer_headers: {X-Location: service}}
 - {prefix: /home, mailbox: web, answer_headers: {X-Location: home}}
@@ -159,6 +161,10 @@ fn jetty_reads_every_path_as_we_do() -> Result<()> {
                 ("/home/nobody@a.example/inbox", "home"),
                 ("/home/DOM%5cbob/x", "home"),
                 ("/homes", "root"),
+                ("/old/x", "service"),
+                ("/old/a%3bx", "service"),
+                ("/old//admin%3bx", "service"),
+                ("/old/./admin%3b%2fx", "service"),
                 ("/x/service/admin", "root"),
             ] {
                 let got = client.check(path)?;

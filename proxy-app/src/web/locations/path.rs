@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use http::Uri;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// What stands in a path as it is (RFC 3986 §3.3) is not encoded; all else is.
+/// What stands in a path as it is (RFC 3986 §3.3) is not encoded; all else is. A semicolon is, because this one is part
+/// of a name: as it is, Java servers would take what stands behind it away.
 const NOT_IN_PATHS: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -13,6 +14,7 @@ const NOT_IN_PATHS: &AsciiSet = &CONTROLS
     .add(b'%')
     .add(b'<')
     .add(b'>')
+    .add(b';')
     .add(b'?')
     .add(b'[')
     .add(b'\\')
@@ -264,6 +266,8 @@ mod tests {
         check("/services/x/../files/a/../b?c", "/services/files/", "/", "/b?c");
         check("/services/files/../files/%3fx", "/services/files/", "/", "/%3Fx");
         check("/services/files/a/%2e%2e/b", "/services/files/", "/", "/b");
+        check("/services/files/a%3bx", "/services/files/", "/", "/a%3bx");
+        check("/services//files/a%3bx", "/services/files/", "/", "/a%3Bx");
         check("/AutoDiscover/X", "/autodiscover", "/x", "/x/X");
     }
 }
