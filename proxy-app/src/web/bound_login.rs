@@ -2,7 +2,9 @@
 //! never reach another, so the first sign of one gives the client server connections of its own
 //! ([`Owner`](super::upstreams::connection::Owner)).
 
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{
+    AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE,
+};
 
 /// Schemes that log in a connection. Kerberos alone is what Negotiate is called by some servers.
 const SCHEMES: [&str; 4] = ["ntlm", "negotiate", "kerberos", "nego2"];
@@ -17,21 +19,27 @@ pub(super) fn is_offered(request: &HeaderMap) -> bool {
 /// Whether an answer asks for such a login. A line may have several challenges.
 pub(super) fn is_demanded(response: &HeaderMap) -> bool {
     [WWW_AUTHENTICATE, PROXY_AUTHENTICATE].iter().any(|name| {
-        let challenges = lines(response, name).flat_map(|line| line.split(','));
+        let challenges = lines(response, name).flat_map(|line| line.split(|&byte| byte == b','));
         challenges.map(scheme).any(is_scheme)
     })
 }
 
-fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers.get_all(name).iter().filter_map(|line| line.to_str().ok())
+/// As bytes: a letter that is no ASCII, in a realm or in a message, must not hide the scheme.
+fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.get_all(name).iter().map(HeaderValue::as_bytes)
 }
 
-fn scheme(credentials: &str) -> &str {
-    credentials.split_ascii_whitespace().next().unwrap_or_default()
+fn scheme(credentials: &[u8]) -> &[u8] {
+    let mut words = credentials
+        .split(u8::is_ascii_whitespace)
+        .filter(|word| !word.is_empty());
+    words.next().unwrap_or_default()
 }
 
-fn is_scheme(scheme: &str) -> bool {
-    SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known))
+fn is_scheme(scheme: &[u8]) -> bool {
+    SCHEMES
+        .iter()
+        .any(|known| scheme.eq_ignore_ascii_case(known.as_bytes()))
 }
 
 #[cfg(test)]
@@ -41,7 +49,10 @@ mod tests {
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         lines
             .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+            .map(|(name, value)| {
+                let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+                (HeaderName::from_static(name), value)
+            })
             .collect()
     }
 
@@ -52,6 +63,7 @@ mod tests {
             (("authorization", "negotiate YII="), true),
             (("authorization", "  Negotiate YII="), true),
             (("proxy-authorization", "NTLM x"), true),
+            (("authorization", "NTLM TlRMä"), true),
             (("authorization", "Basic TlRMTQ=="), false),
             (("authorization", "Bearer NTLM"), false),
             (("authorization", "NTLMx y"), false),
@@ -68,6 +80,7 @@ mod tests {
             (&[(name, "NTLM")][..], true),
             (&[(name, "Basic realm=\"x\""), (name, "Negotiate")], true),
             (&[(name, "Basic realm=\"x\", NTLM")], true),
+            (&[(name, "Basic realm=\"Büro\", NTLM")], true),
             (&[("proxy-authenticate", "NTLM TlRM")], true),
             (&[(name, "Basic realm=\"NTLM\"")], false),
             (&[(name, "Bearer")], false),
