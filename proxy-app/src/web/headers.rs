@@ -101,10 +101,27 @@ const SECRET_WORDS: &[&str] = &[
     "csrf",
     "credential",
     "signature",
+    "authorization",
+    "bearer",
+    "assertion",
+    "verifier",
+    "hmac",
+    "apikey",
+    "accesskey",
+    "privatekey",
 ];
 
 /// Short names that would be too common as a part of others.
-const SECRET_NAMES: &[&str] = &["code", "key", "sig", "sid", "pin"];
+const SECRET_NAMES: &[&str] = &["code", "key", "sig", "sid", "pin", "pw"];
+
+/// What separates names and values in URLs, queries and JSON.
+const BETWEEN: [char; 16] = [
+    '&', ';', '?', '#', '/', ',', '=', ':', '{', '}', '[', ']', '"', '\'', '\\', ' ',
+];
+/// What may stand between a name and its separator: the quotes of JSON, the brackets of a list.
+const BEHIND_NAMES: [char; 5] = ['"', '\'', '\\', '[', ']'];
+/// How often a URL may be encoded within others and still be read. What is encoded more often is hidden.
+const LAYERS: usize = 4;
 
 const HIDDEN: &str = "***";
 
@@ -395,14 +412,16 @@ fn hidden(target: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
-/// Where in `a=…;b=…` the first secret value begins. All behind it is hidden with it: servers differ in whether a
-/// semicolon ends a value.
+/// Where in `a=…;b=…` the first secret begins. All behind it is hidden with it: servers differ in whether a semicolon
+/// ends a value.
 fn secret_at(piece: &str) -> Option<usize> {
     let mut start = 0;
     for pair in piece.split_inclusive([';', '?', '#']) {
-        if let Some((name, value)) = pair.split_once('=')
-            && (is_secret(name) || has_secret(value))
-        {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if has_secret(name) {
+            return Some(start);
+        }
+        if pair.len() > name.len() && (is_secret(name) || has_secret(value)) {
             return Some(start + name.len() + 1);
         }
         start += pair.len();
@@ -410,23 +429,41 @@ fn secret_at(piece: &str) -> Option<usize> {
     None
 }
 
-/// Whether a value is itself a URL or query with a secret, as in `?redirect=%2Fhome%3Fzauthtoken%3D…`, encoded
-/// once or twice (a login page that was asked to return to a login page).
-fn has_secret(value: &str) -> bool {
-    if !value.contains(['%', '=']) {
-        return false;
+/// Whether a text is itself a URL, a query or JSON with a secret, as in `?redirect=%2Fhome%3Fzauthtoken%3D…`, encoded
+/// once or more often (a login page that was asked to return to a login page).
+fn has_secret(text: &str) -> bool {
+    let mut layer = Cow::Borrowed(text);
+    for _ in 0..LAYERS {
+        if names(&layer).any(is_secret) {
+            return true;
+        }
+        let within = percent_decode_str(&layer).decode_utf8_lossy();
+        if within == layer {
+            return false;
+        }
+        layer = Cow::Owned(within.into_owned());
     }
-    let once = percent_decode_str(value).decode_utf8_lossy();
-    let twice = percent_decode_str(&once).decode_utf8_lossy();
-    let mut pairs = once
-        .split(['&', ';', '?', '#', '/'])
-        .chain(twice.split(['&', ';', '?', '#', '/']));
-    pairs.any(|pair| pair.split_once('=').is_some_and(|(name, _)| is_secret(name)))
+    true
 }
 
+/// The names of a query's `name=value`, and of JSON's `"name":`.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices(['=', ':']).filter_map(|(at, separator)| {
+        let before = &text[..at];
+        let is_pair = separator == "=" || before.ends_with(['"', '\'']);
+        let name = before.trim_end_matches(BEHIND_NAMES).rsplit(BETWEEN).next();
+        name.filter(|_| is_pair)
+    })
+}
+
+/// Hyphens and the like do not make another name: `api_key` is `apiKey`.
 fn is_secret(name: &str) -> bool {
     let name = percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
-    SECRET_NAMES.contains(&name.as_str()) || SECRET_WORDS.iter().any(|word| name.contains(word))
+    let bare = name.replace(['-', '_', '.'], "");
+    SECRET_NAMES.contains(&name.as_str())
+        || SECRET_WORDS
+            .iter()
+            .any(|word| name.contains(word) || bare.contains(word))
 }
 
 #[cfg(test)]
@@ -656,6 +693,25 @@ mod tests {
         check_redacted("/a?to=%2Fb%3Fzauthtoken%3Dx&y=1", "/a?to=***&y=1");
         check_redacted("/a?to=%252Fb%253Fzauthtoken%253Dx", "/a?to=***");
         check_redacted("/a?zauthtoken=a/b?c", "/a?zauthtoken=***");
+        check_redacted("/a?to=%25252Fb%25253Fzauthtoken%25253Dx", "/a?to=***");
+        check_redacted("/a?to=%2525252525252Fb", "/a?to=***");
+        check_redacted("/a?token%3Dx&y=1", "/a?***&y=1");
+        check_redacted("/a?x=1&token%3Dx=2", "/a?x=1&***");
+        check_redacted("/token%3Dx/b", "/***/b");
+        check_redacted("/a?{\"user\":\"b\",\"password\":\"x\"}", "/a?***");
+        check_redacted("/a?r=%7B%22password%22%3A%22x%22%7D", "/a?r=***");
+        check_redacted("/a?r=auth%5Btoken%5D%5B%5D%3Dx", "/a?r=***");
+        for name in [
+            "api_key",
+            "apiKey",
+            "X-Api-Key",
+            "access_key",
+            "private.key",
+            "Authorization",
+            "pw",
+        ] {
+            check_redacted(&format!("/a?{name}=x&y=1"), &format!("/a?{name}=***&y=1"));
+        }
         check_redacted(
             "https://mail.example.com/a?zjwt=x",
             "https://mail.example.com/a?zjwt=***",
