@@ -27,7 +27,7 @@ use crate::yaml::{Document, Each, Node, Problems, Severity};
 mod edit;
 mod rewrite;
 
-pub use edit::YamlEditor;
+pub use edit::{YamlEditor, created, deleted, entries, modified};
 
 /// A directory read from a file, whole.
 #[derive(Debug)]

@@ -3,6 +3,8 @@
 //! The text must be one that [`super::Document`] takes: it has checked depth and size. What the values mean is not
 //! known here. All places are offsets in bytes.
 
+use std::borrow::Cow;
+
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::MAX_DEPTH;
@@ -122,7 +124,8 @@ impl Walk<'_> {
         }
         let (start, end) = (self.byte(span.start.index()), self.byte(span.end.index()));
         match event {
-            Event::Scalar(_, ScalarStyle::Plain, ..) if start == end => Some(Spot {
+            // Where nothing stands before a bracket, the parser gives it the place of the bracket.
+            Event::Scalar(text, ScalarStyle::Plain, 0, None) if text.is_empty() => Some(Spot {
                 start: nothing_at,
                 end: nothing_at,
                 shape: Shape::Nothing,
@@ -257,10 +260,13 @@ impl Walk<'_> {
     }
 }
 
-/// Only the text of a scalar is of interest, and only that of keys.
+/// Only the text of a scalar is of interest, and only that of keys; and whether there is a tag.
 fn owned(event: Event<'_>) -> Event<'static> {
     match event {
-        Event::Scalar(text, style, anchor, _) => Event::Scalar(text.into_owned().into(), style, anchor, None),
+        Event::Scalar(text, style, anchor, tag) => {
+            let tag = tag.map(|tag| Cow::Owned(tag.into_owned()));
+            Event::Scalar(text.into_owned().into(), style, anchor, tag)
+        }
         Event::SequenceStart(anchor, _) => Event::SequenceStart(anchor, None),
         Event::MappingStart(anchor, _) => Event::MappingStart(anchor, None),
         Event::Alias(anchor) => Event::Alias(anchor),
@@ -326,5 +332,15 @@ mod tests {
         let tidy: Vec<String> = tidy.iter().map(|s| s.replace("=- x", "=x")).collect();
         assert_eq!(tidy, expected);
         assert!(Spot::root("# nothing\n").is_none());
+    }
+
+    #[test]
+    fn nothing_has_no_length() {
+        for text in ["{a: {b}, c: {}}", "{a: {b: }, c: {}}", "{a: {b:}, c: {}}"] {
+            let root = Spot::root(text).unwrap();
+            let (a, b) = (&root.pairs()[0].value, &root.pairs()[0].value.pairs()[0].value);
+            assert!(matches!(b.shape, Shape::Nothing) && b.start == b.end, "{text}: {b:?}");
+            assert_eq!(text[a.end..], *", c: {}}", "{text}");
+        }
     }
 }

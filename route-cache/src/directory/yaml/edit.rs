@@ -71,7 +71,7 @@ impl Editor for YamlEditor {
         let editor = self.clone();
         off_the_runtime(move || {
             let reading = editor.reading()?;
-            Ok(reading.of_room(room).map(|entry| (**entry).clone()).collect())
+            Ok(reading.copies(room))
         })
         .await
     }
@@ -159,6 +159,10 @@ impl Reading {
             .map(|(_, entry)| entry)
     }
 
+    fn copies(&self, room: Room) -> Vec<Entry> {
+        self.of_room(room).map(|entry| (**entry).clone()).collect()
+    }
+
     fn find(&self, room: Room, key: &str) -> Option<&Arc<Entry>> {
         let (name, key) = (room.key(key), fold(key));
         if room == Room::Config {
@@ -181,6 +185,40 @@ impl Reading {
         let entry = self.entries.get(&(room, room.key(name)));
         entry.ok_or_else(|| EditError::NoSuch(room, name.to_owned()))
     }
+}
+
+/// The entries of a kind that a text of the file `path` names, by folded name.
+///
+/// # Errors
+/// It is no YAML.
+pub fn entries(text: &str, path: &Path, room: Room) -> Result<Vec<Entry>, EditError> {
+    Reading::of(text, path).map(|reading| reading.copies(room))
+}
+
+/// The text of the file `path` after a change of an entry, proved as a file is before it is written.
+///
+/// # Errors
+/// It cannot be done in this text.
+pub fn modified(text: &str, path: &Path, room: Room, name: &str, changes: &[Change]) -> Result<String, EditError> {
+    rewritten(text, path, |text, reading| modify(text, reading, room, name, changes))
+}
+
+/// The same with one entry more.
+///
+/// # Errors
+/// It cannot be done in this text.
+pub fn created(text: &str, path: &Path, room: Room, name: &str, attributes: &[Change]) -> Result<String, EditError> {
+    rewritten(text, path, |text, reading| {
+        create(text, reading, room, name, attributes)
+    })
+}
+
+/// The same with one entry less.
+///
+/// # Errors
+/// It cannot be done in this text.
+pub fn deleted(text: &str, path: &Path, room: Room, name: &str) -> Result<String, EditError> {
+    rewritten(text, path, |text, reading| delete(text, reading, room, name))
 }
 
 /// The new text, and what it must say.
@@ -249,16 +287,24 @@ fn edit(path: &Path, act: impl FnOnce(&str, &Reading) -> Edited) -> Result<(), E
     let locked = lock(path)?;
     let seen = look(path);
     let text = read(path)?;
-    let reading = Reading::of(&text, path)?;
-    let (new, wanted) = act(&text, &reading)?;
+    let new = rewritten(&text, path, act)?;
     if new == text {
         return Ok(());
     }
-    prove(&new, &wanted, &reading, path)?;
     if look(path) != seen {
         return Err(failed(path, "somebody else changed it at the same time; try again"));
     }
     write(path, &locked, &new).map_err(|error| failed(path, error))
+}
+
+/// The text after a change, proved unless nothing was to be done.
+fn rewritten(text: &str, path: &Path, act: impl FnOnce(&str, &Reading) -> Edited) -> Result<String, EditError> {
+    let reading = Reading::of(text, path)?;
+    let (new, wanted) = act(text, &reading)?;
+    if new != text || wanted != reading.entries {
+        prove(&new, &wanted, &reading, path)?;
+    }
+    Ok(new)
 }
 
 /// The text must say what was wanted, and nothing that was good may have become bad.
@@ -647,6 +693,21 @@ accounts:
         assert_eq!(folder.text(), text);
         folder.editor.modify(Room::Domains, "b", &new).await.unwrap();
         assert_eq!(difference(text, &folder.text()), ["+    zimbraDomainType: local"]);
+    }
+
+    /// A place that could not be found in the text was taken for one that is as it should be.
+    #[test]
+    fn a_change_that_changes_nothing_is_not_done() {
+        let path = Path::new("d.yaml");
+        let act = |text: &str, reading: &Reading| {
+            let (_, wanted) = delete(text, reading, Room::Domains, "a.test")?;
+            Ok((text.to_owned(), wanted))
+        };
+        let error = rewritten(TEXT, path, act).unwrap_err();
+        assert!(error.to_string().contains("change it by hand"), "{error}");
+        let same = [replace("zimbraId", &["id-a"])];
+        let done = modified(TEXT, path, Room::Accounts, "alice@a.test", &same);
+        assert_eq!(done.as_deref(), Ok(TEXT));
     }
 
     #[tokio::test]

@@ -307,13 +307,20 @@ fn indent(text: &str, at: usize) -> Result<&str, Refused> {
     }
 }
 
+/// What ends a line: LF, CRLF or CR (YAML 1.2 §5.4).
+const BREAKS: [char; 2] = ['\n', '\r'];
+
 fn line_start(text: &str, at: usize) -> usize {
-    text[..at].rfind('\n').map_or(0, |newline| newline + 1)
+    text[..at].rfind(BREAKS).map_or(0, |end| end + 1)
 }
 
 /// Behind the end of the line.
 fn line_end(text: &str, at: usize) -> usize {
-    text[at..].find('\n').map_or(text.len(), |newline| at + newline + 1)
+    let Some(end) = text[at..].find(BREAKS) else {
+        return text.len();
+    };
+    let length = if text[at + end..].starts_with("\r\n") { 2 } else { 1 };
+    at + end + length
 }
 
 fn splice(text: &str, start: usize, end: usize, new: &str) -> String {
@@ -322,7 +329,7 @@ fn splice(text: &str, start: usize, end: usize, new: &str) -> String {
 
 /// Puts lines behind one that may lack its end.
 fn insert_lines(text: &str, at: usize, lines: &str) -> String {
-    let open = !lines.is_empty() && at > 0 && !text[..at].ends_with('\n');
+    let open = !lines.is_empty() && at > 0 && !text[..at].ends_with(BREAKS);
     [&text[..at], if open { "\n" } else { "" }, lines, &text[at..]].concat()
 }
 
@@ -617,8 +624,13 @@ mod tests {
                 "domains:\n  X:\n    id: |\n      1\n    # c\n  y:\n",
                 "domains:\n    # c\n  y:\n",
             ),
+            (
+                "domains:\r  x:\r    id: 1 # c\r  y: {}\rcos: {}\n",
+                "domains:\r  y: {}\rcos: {}\n",
+            ),
             ("domains: {x: {id: 1}}", "domains: {}"),
             ("domains: {y: , x: {id: 1}}", "domains: {y:}"),
+            ("domains: {y: {z}, x: {id: 1}}", "domains: {y: {z}}"),
         ] {
             assert_eq!(delete(text, domain("x")).unwrap(), expected);
         }
