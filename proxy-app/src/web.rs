@@ -29,6 +29,7 @@ use crate::client_certs::Shown;
 use crate::config::AccessFormat;
 use crate::connector;
 use crate::logs;
+use crate::refusals::{self, Place, Reason};
 use crate::sites::Site;
 use crate::snapshot::{MailMode, Snapshot};
 use crate::tls;
@@ -338,6 +339,11 @@ impl ProxyHttp for Web {
         };
         if session.req_header().method == http::Method::CONNECT {
             // Nobody is let through. The engine would say the same, and its name.
+            if session.req_header().version == http::Version::HTTP_2 {
+                // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
+                let place = Place::new(&web.number, &web.listener, &web.client);
+                refusals::record(&self.app, place, Reason::Connect);
+            }
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
         web.take();

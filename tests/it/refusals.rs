@@ -13,6 +13,8 @@ use portico_tests::until;
 use portico_tests::wire::Wire;
 
 use crate::scene::{Scene, play_with};
+use crate::smuggling::connect;
+use crate::web::HOST;
 
 /// The token of the admin API.
 const TOKEN: &str = "0123456789abcdef-token";
@@ -22,7 +24,7 @@ const SCANNER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 78));
 const SHARE: usize = 10;
 
 /// Requests, and the reason of their record.
-const REQUESTS: [(&str, &str); 8] = [
+const REQUESTS: [(&str, &str); 10] = [
     (
         "GET / HTTP/1.1\nHost: a\n\n",
         "a request head with bad line ends or control characters",
@@ -47,9 +49,47 @@ const REQUESTS: [(&str, &str); 8] = [
         "GET http://b@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
         "a request target that is a bad URL",
     ),
+    (
+        "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "a request target that is a bad URL",
+    ),
+    (
+        "GET ..\\..\\x HTTP/1.1\r\nHost: a\r\n\r\n",
+        "a request target that is a bad URL",
+    ),
     ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT"),
     ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "clear text on a port with TLS"),
 ];
+
+/// The same in HTTP/2, where most of it is refused by a reset: fields, and the reason.
+const STREAMS: [(&[(&str, &str)], &str); 8] = [
+    (&[(":method", "CONNECT"), (":authority", "a:443")], "CONNECT"),
+    (&with_host("a@mail.a.example"), UNREADABLE),
+    (&with_host("a/b"), UNREADABLE),
+    (&[GET[0], GET[1], GET[2]], UNREADABLE),
+    (&[GET[0], GET[1], GET[2], A_HOST, ("host", "b")], UNREADABLE),
+    (
+        &[
+            GET[0],
+            GET[1],
+            GET[2],
+            A_HOST,
+            ("content-length", "1"),
+            ("content-length", "2"),
+        ],
+        UNREADABLE,
+    ),
+    (&[GET[0], GET[1], GET[2], A_HOST, ("connection", "close")], UNREADABLE),
+    // This ends the whole connection.
+    (&[GET[0], GET[1], GET[2], A_HOST, ("X-UPPER", "a")], UNREADABLE),
+];
+const GET: [(&str, &str); 3] = [(":method", "GET"), (":scheme", "https"), (":path", "/")];
+const A_HOST: (&str, &str) = (":authority", HOST);
+const UNREADABLE: &str = "a request head that cannot be read";
+
+const fn with_host(host: &str) -> [(&str, &str); 4] {
+    [GET[0], GET[1], GET[2], (":authority", host)]
+}
 
 fn with_admin(town: &Town, node: &mut Node, _: &mut Directory) -> Result<()> {
     let file = town.locations.with_file_name("admin.token");
@@ -80,6 +120,7 @@ fn refused_requests_leave_a_trace() -> Result<()> {
             );
             ensure!(record["listener"] == door.to_string().as_str(), "{record}");
         }
+        in_http2_too(scene)?;
         for scheme in ["Bearer", "Basic"] {
             let answer = admin(scene.town.admin, "/v1/status", &format!("{scheme} wrong"))?;
             ensure!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
@@ -97,9 +138,30 @@ fn refused_requests_leave_a_trace() -> Result<()> {
         a_flood_is_a_few_records(scene)?;
         ensure!(found(scene, "portico")? == ["127.0.0.1"; 2], "guesses");
         let refused = found(scene, "portico-refused")?;
-        ensure!(refused.len() == REQUESTS.len() + SHARE, "{refused:?}");
+        ensure!(refused.len() == REQUESTS.len() + STREAMS.len() + SHARE, "{refused:?}");
         Ok(())
     })
+}
+
+/// One record for each, with the address; and none for a request that is good.
+fn in_http2_too(scene: &Scene) -> Result<()> {
+    let mut good = connect(scene)?;
+    let stream = good.ask("/", &[], true)?;
+    ensure!(good.is_answered(stream)?, "a good request");
+    for (fields, why) in STREAMS {
+        let mut raw = connect(scene)?;
+        let client = raw.wire.local()?.to_string();
+        let _refused = raw.exchange(fields, &[]);
+        let record = scene.portico.record(&[("event", "refused"), ("client", &client)])?;
+        ensure!(record["why"] == why, "{fields:?}: {record}");
+        ensure!(
+            record["listener"] == scene.town.doors.https.to_string().as_str(),
+            "{record}"
+        );
+    }
+    let client = good.wire.local()?.to_string();
+    ensure!(scene.portico.count(&[("event", "refused"), ("client", &client)])? == 0);
+    Ok(())
 }
 
 /// From another address, which has a share of its own.

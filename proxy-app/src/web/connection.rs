@@ -215,8 +215,9 @@ impl WebStream {
     }
 
     /// From here on frames are counted.
-    fn watch_frames(&mut self, patience: Duration) {
+    fn watch_frames(&mut self, app: &Arc<App>, patience: Duration) {
         self.frames = Some(Box::new(Watch {
+            app: app.clone(),
             frames: Frames::new(patience),
             streams: Streams::new(),
             owed: BytesMut::new(),
@@ -227,6 +228,7 @@ impl WebStream {
 
 /// The frames of an HTTP/2 client, and the time by which those on their way must be here.
 struct Watch {
+    app: Arc<App>,
     frames: Frames,
     streams: Streams,
     /// What the engine is to read before what comes next.
@@ -310,7 +312,7 @@ pub(crate) fn h2_options() -> H2Options {
 }
 
 /// Serves a connection to its end, or until its client is the slowest of too many.
-pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
+pub async fn serve(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     let Some(web) = client_in(&stream.carrier) else {
         return;
     };
@@ -323,14 +325,14 @@ pub async fn serve(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream
     }
 }
 
-async fn serve_on(app: &App, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
+async fn serve_on(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     if stream.h2 {
         let patience = app.config.load().web.client_header_timeout;
         // The engine waits for the preface without a limit.
         let Ok(Ok(())) = timeout(patience, stream.read_ahead(H2_PREFACE)).await else {
             return;
         };
-        stream.watch_frames(patience);
+        stream.watch_frames(app, patience);
         ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
         return;
     }
@@ -444,6 +446,9 @@ async fn read_head(stream: &mut WebStream, app: &App) -> Result<Option<BytesMut>
     loop {
         if let Some(length) = complete(&head)? {
             stream.ahead = head.split_off(length);
+            if lacks_a_target(&head) {
+                return Err(HeadError::Refused(Reason::BadUrl));
+            }
             as_ours(&mut head);
             return Ok(Some(head));
         }
@@ -453,6 +458,21 @@ async fn read_head(stream: &mut WebStream, app: &App) -> Result<Option<BytesMut>
             Err(_) => return Err(HeadError::Refused(Reason::SlowHead)),
         }
     }
+}
+
+/// Whether what is asked for is neither a path, nor a URL of ours, nor `*` (RFC 9112 §3.2). The engine takes such a word
+/// for the name of a host, and the path for `/`.
+fn lacks_a_target(head: &[u8]) -> bool {
+    let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|&b| b == b' ');
+    let (Some(method), Some(target)) = (words.next(), words.next()) else {
+        return false;
+    };
+    let begins = |scheme: &str| {
+        let begin = target.get(..scheme.len());
+        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(scheme.as_bytes()))
+    };
+    method != b"CONNECT" && target != b"*" && !["/", "http://", "https://"].into_iter().any(begins)
 }
 
 /// A later HTTP/1 than ours is answered as ours (RFC 9110 §2.5).
@@ -645,10 +665,13 @@ impl AsyncWrite for WebStream {
             self.held.extend(nameless(buf));
             return Poll::Ready(Ok(buf.len()));
         }
-        let changed = self.changed(buf);
-        let written = self.poll_gathered(cx, changed.as_deref().unwrap_or(buf));
-        if let (Poll::Ready(Ok(count)), Some(watch)) = (&written, &mut self.frames) {
-            watch.streams.say(&buf[..*count]);
+        let this = &mut *self;
+        let changed = this.changed(buf);
+        let written = this.poll_gathered(cx, changed.as_deref().unwrap_or(buf));
+        if let (Poll::Ready(Ok(count)), Some(watch)) = (&written, &mut this.frames) {
+            for _ in 0..watch.streams.say(&buf[..*count]) {
+                note_refusal(&watch.app, &this.carrier, Reason::Unreadable);
+            }
             if watch.streams.deadline().is_some() {
                 // The alarm is set by the next read.
                 cx.waker().wake_by_ref();
@@ -839,6 +862,25 @@ mod tests {
             ("\x16\x03\x01", Reason::Unreadable),
         ] {
             assert_eq!(reason_of_engine(head.as_bytes()), expected, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn targets_are_paths_or_urls() {
+        for (line, expected) in [
+            ("GET / HTTP/1.1", false),
+            ("OPTIONS * HTTP/1.1", false),
+            ("GET HTTP://a/ HTTP/1.1", false),
+            ("CONNECT a:443 HTTP/1.1", false),
+            ("nothing", false),
+            ("GET ftp://a/b HTTP/1.1", true),
+            ("GET a HTTP/1.1", true),
+            ("POST a:80 HTTP/1.1", true),
+            ("GET *x HTTP/1.1", true),
+            ("GET ?a HTTP/1.1", true),
+            ("GET ..\\a HTTP/1.1", true),
+        ] {
+            assert_eq!(lacks_a_target(format!("{line}\r\n").as_bytes()), expected, "{line}");
         }
     }
 

@@ -1,5 +1,5 @@
 //! HTTP/2 streams of a client, as their frames pass in both directions: which answers wait because the client does not
-//! read, and which uploads go on although they have been answered.
+//! read, which uploads go on although they have been answered, and which requests the engine has refused by itself.
 //!
 //! A stream whose answer has ended is closed for us, but the engine goes on to read the request for as long as the
 //! client sends and the server takes it, and tells nobody (RFC 9113 §8.1). So a moment later the stream is ended from
@@ -25,12 +25,19 @@ const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// SETTINGS_INITIAL_WINDOW_SIZE
 const INITIAL_WINDOW: u16 = 4;
+/// What a request is refused with that is none (RFC 9113 §8.1.1).
+const PROTOCOL_ERROR: u32 = 1;
+/// An error of our own (RFC 9113 §7).
+const INTERNAL_ERROR: u32 = 2;
+/// The longest head that holds a status and nothing else, behind a change of HPACK's table. Every other answer has more.
+const BARE: u32 = 5;
 /// What a stream ends with whose answer is complete.
 const NO_ERROR: [u8; 4] = [0; 4];
 
@@ -54,7 +61,7 @@ struct Scan {
     /// Frames of a head must not be torn apart (RFC 9113 §4.3).
     in_block: bool,
     /// A parameter of a small frame.
-    words: [u8; 6],
+    words: [u8; 8],
     words_have: usize,
 }
 
@@ -64,6 +71,8 @@ enum Found {
     /// So much more may be sent on this stream; 0: on the connection.
     Window(u32, u32),
     InitialWindow(u32),
+    /// A stream ends with this error; 0: the connection.
+    Error(u32, u32),
 }
 
 impl Scan {
@@ -77,7 +86,7 @@ impl Scan {
             if self.left > 0 {
                 let (payload, rest) = bytes.split_at(bytes.len().min(self.left as usize));
                 self.left -= payload.len() as u32;
-                if matches!(self.frame.kind, SETTINGS | WINDOW_UPDATE) {
+                if matches!(self.frame.kind, SETTINGS | WINDOW_UPDATE | RST_STREAM | GOAWAY) {
                     payload.iter().filter_map(|&byte| self.word(byte)).for_each(&mut found);
                 }
                 bytes = rest;
@@ -110,9 +119,10 @@ impl Scan {
 
     /// One more byte of a small frame; what it completes.
     fn word(&mut self, byte: u8) -> Option<Found> {
-        self.words[self.words_have] = byte;
+        // Behind its error a GOAWAY has words for people.
+        *self.words.get_mut(self.words_have)? = byte;
         self.words_have += 1;
-        let [a, b, c, d, e, f] = self.words;
+        let [a, b, c, d, e, f, g, h] = self.words;
         match (self.frame.kind, self.words_have) {
             (WINDOW_UPDATE, 4) => {
                 self.words_have = 0;
@@ -121,6 +131,8 @@ impl Scan {
                     u32::from_be_bytes([a & 0x7F, b, c, d]),
                 ))
             }
+            (RST_STREAM, 4) => Some(Found::Error(self.frame.stream, u32::from_be_bytes([a, b, c, d]))),
+            (GOAWAY, 8) => Some(Found::Error(0, u32::from_be_bytes([e, f, g, h]))),
             (SETTINGS, 6) => {
                 self.words_have = 0;
                 let is_window = u16::from_be_bytes([a, b]) == INITIAL_WINDOW;
@@ -204,6 +216,7 @@ impl Streams {
                 self.open.values_mut().for_each(|stream| stream.window += more);
                 return;
             }
+            Found::Error(..) => return,
             Found::Window(0, more) => {
                 self.window += i64::from(more);
                 return;
@@ -247,10 +260,12 @@ impl Streams {
         }
     }
 
-    /// Takes note of what has been said to the client.
-    pub(super) fn say(&mut self, bytes: &[u8]) {
+    /// Takes note of what has been said to the client. How many requests the engine has refused in it.
+    pub(super) fn say(&mut self, bytes: &[u8]) -> usize {
         let mut outbound = std::mem::take(&mut self.outbound);
+        let mut refused = 0;
         outbound.pass(bytes, |found| {
+            refused += usize::from(self.refuses(&found));
             if let Found::Frame(frame) = found {
                 self.said(frame);
             }
@@ -260,6 +275,21 @@ impl Streams {
         if !self.ended.is_empty() && self.outbound.left == 0 {
             let open = &self.open;
             self.ended.retain(|number| open.contains_key(number));
+        }
+        refused
+    }
+
+    /// Whether a request is refused here that nobody else has seen: the engine tells only the client.
+    fn refuses(&self, found: &Found) -> bool {
+        match *found {
+            Found::Error(0, code) => !matches!(code, 0 | INTERNAL_ERROR),
+            Found::Error(stream, code) => code == PROTOCOL_ERROR && !self.ended.contains(&stream),
+            Found::Frame(frame) => {
+                let awaited = |stream: &Stream| stream.answer == Answer::Awaited;
+                let is_bare = frame.flags & END_STREAM != 0 && frame.length <= BARE;
+                frame.kind == HEADERS && is_bare && self.open.get(&frame.stream).is_some_and(awaited)
+            }
+            Found::Window(..) | Found::InitialWindow(_) => false,
         }
     }
 
@@ -370,7 +400,8 @@ mod tests {
     }
 
     fn say(streams: &mut Streams, bytes: &[u8]) {
-        bytes.chunks(5).for_each(|part| streams.say(part));
+        let refused: usize = bytes.chunks(5).map(|part| streams.say(part)).sum();
+        assert_eq!(refused, 0, "{bytes:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -403,6 +434,38 @@ mod tests {
         hear(&mut streams, &frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]));
         say(&mut streams, &frame(DATA, END_STREAM, 3, b"end"));
         assert_eq!((streams.waiting(true), streams.open.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_the_engine_refuses_by_itself() {
+        let code = |code: u8| [0, 0, 0, code];
+        let goaway = |code: u8| [&[0; 7][..], &[code], b"too_many_words"].concat();
+        for (said, expected) in [
+            (frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x8c"), 1),
+            (frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x8c and more"), 0),
+            (frame(HEADERS, END_HEADERS, 1, b"\x8c"), 0),
+            (frame(RST_STREAM, 0, 1, &code(1)), 1),
+            (frame(RST_STREAM, 0, 1, &code(8)), 0),
+            (frame(RST_STREAM, 0, 3, &code(1)), 0),
+            (frame(GOAWAY, 0, 0, &goaway(11)), 1),
+            (frame(GOAWAY, 0, 0, &goaway(0)), 0),
+        ] {
+            let mut streams = Streams::new();
+            hear(&mut streams, &frame(HEADERS, END_HEADERS, 1, b"post"));
+            // We have asked for its reset ourselves.
+            streams.ended.insert(3);
+            streams.open.insert(3, ended());
+            let refused: usize = said.chunks(5).map(|part| streams.say(part)).sum();
+            assert_eq!(refused, expected, "{said:?}");
+        }
+    }
+
+    fn ended() -> Stream {
+        Stream {
+            window: WINDOW,
+            asked: false,
+            answer: Answer::Ended,
+        }
     }
 
     #[tokio::test(start_paused = true)]
