@@ -15,9 +15,6 @@ const NFKC: ComposingNormalizerBorrowed<'static> = ComposingNormalizer::new_nfkc
 /// A name to log in with: an address, or a local part alone.
 pub fn account(name: &str) -> String {
     let name = name.trim();
-    if name.is_ascii() {
-        return name.to_ascii_lowercase();
-    }
     match name.rsplit_once('@') {
         Some((local, domain)) => format!("{}@{}", user(local), host(domain)),
         None => user(name),
@@ -27,11 +24,15 @@ pub fn account(name: &str) -> String {
 /// A domain, a host name, or a pattern of such; without the final dot. What is no name stays what it is.
 pub fn host(name: &str) -> String {
     let name = name.trim();
-    let name = name.strip_suffix('.').unwrap_or(name);
-    match name.is_ascii() {
+    let mut name = match name.is_ascii() {
         true => name.to_ascii_lowercase(),
         false => idna::domain_to_ascii(name).unwrap_or_else(|_| fold(name)),
+    };
+    // Only now: there are other dots than this one. Two are no end of a name.
+    if name.ends_with('.') && !name.ends_with("..") {
+        name.pop();
     }
+    name
 }
 
 /// A host name as it goes into DNS and TLS: its own spelling where that can, else A-labels.
@@ -66,6 +67,9 @@ pub(crate) fn spellings(name: &str) -> Vec<String> {
 }
 
 fn user(local: &str) -> String {
+    if local.is_ascii() {
+        return local.to_ascii_lowercase();
+    }
     let plain: String = local.chars().map(plain_width).collect();
     fold(&plain)
 }
@@ -91,7 +95,13 @@ mod tests {
     fn every_spelling_of_a_name_is_one() {
         for (spellings, canonical) in [
             (
-                &["Eve@A.Example", " eve@a.example", "eve@a.example \t"][..],
+                &[
+                    "Eve@A.Example",
+                    " eve@a.example",
+                    "eve@a.example \t",
+                    "eve@a.example.",
+                    "Eve@A.Example\u{3002}",
+                ][..],
                 "eve@a.example",
             ),
             (
@@ -103,6 +113,8 @@ mod tests {
                     "Eve@XN--BCHER-KVA.Example",
                     "eve@bücher。example",
                     "eve@bücher.example.",
+                    "eve@xn--bcher-kva.example.",
+                    "eve@bücher.example\u{ff61}",
                 ],
                 "eve@xn--bcher-kva.example",
             ),
@@ -118,6 +130,10 @@ mod tests {
             (&["\u{ff45}\u{ff36}e", "eve", "EVE "], "eve"),
             // One letter is no other one for looking like it.
             (&["ﬁ@a.example"], "ﬁ@a.example"),
+            // A dot behind a local part is a letter of it.
+            (&["eve."], "eve."),
+            (&["eve@a.example.."], "eve@a.example.."),
+            (&["@", " @ "], "@"),
             (&[""], ""),
         ] {
             for name in spellings {
@@ -136,6 +152,9 @@ mod tests {
             ("faß.example", "xn--fa-hia.example"),
             ("store_1.a.example", "store_1.a.example"),
             ("::1", "::1"),
+            ("mail.a.example\u{3002}", "mail.a.example"),
+            ("", ""),
+            (".", ""),
             ("xn--a\u{fc}.example", "xn--a\u{fc}.example"),
         ] {
             assert_eq!(host(name), canonical);
