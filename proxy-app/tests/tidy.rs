@@ -353,6 +353,13 @@ fn config_keys() -> BTreeSet<String> {
         let list = list.split(']').next().unwrap_or_default();
         keys.extend(list.split('"').skip(1).step_by(2).map(str::to_owned));
     }
+    // Lists of keys, each with the place of its value.
+    let pairs = config.split("(\"").skip(1).filter_map(|rest| rest.split_once('"'));
+    keys.extend(
+        pairs
+            .filter(|(key, behind)| behind.starts_with(", &mut ") && !key.contains(' '))
+            .map(|(key, _)| key.to_owned()),
+    );
     keys
 }
 
