@@ -1049,20 +1049,10 @@ impl Reader {
         let Some(mut section) = self.section(root, "limits") else {
             return config;
         };
-        if let Some(count) = section
-            .take("connections")
-            .and_then(|node| node.u32(&mut self.problems))
-        {
-            config.connections = count as usize;
-        }
-        let per_address = section.take("connections_per_address");
-        if let Some(count) = per_address.and_then(|node| node.u32(&mut self.problems)) {
-            config.connections_per_address = count as usize;
-        }
-        if let Some(count) = section.take("handshakes").and_then(|node| node.u32(&mut self.problems)) {
-            config.handshakes = count as usize;
-        }
         for (key, limit) in [
+            ("connections", &mut config.connections),
+            ("connections_per_address", &mut config.connections_per_address),
+            ("handshakes", &mut config.handshakes),
             ("unread_answers", &mut config.unread_answers),
             ("unread_answers_per_address", &mut config.unread_answers_per_address),
         ] {

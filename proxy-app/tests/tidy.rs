@@ -349,9 +349,11 @@ fn config_keys() -> BTreeSet<String> {
     let mut keys: BTreeSet<String> = arguments
         .filter_map(|arguments| Some(arguments.split('"').nth(1)?.to_owned()))
         .collect();
-    for list in config.split("for key in [").skip(1) {
-        let list = list.split(']').next().unwrap_or_default();
-        keys.extend(list.split('"').skip(1).step_by(2).map(str::to_owned));
+    for start in ["for key in [", "for (key, limit) in [", "for (key, wait) in ["] {
+        for list in config.split(start).skip(1) {
+            let list = list.split(']').next().unwrap_or_default();
+            keys.extend(list.split('"').skip(1).step_by(2).map(str::to_owned));
+        }
     }
     // Lists of keys, each with the place of its value.
     let pairs = config.split("(\"").skip(1).filter_map(|rest| rest.split_once('"'));
