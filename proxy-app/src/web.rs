@@ -42,7 +42,7 @@ mod bound_login;
 pub mod compression;
 pub mod connection;
 mod forwarded;
-mod frames;
+pub mod frames;
 pub mod headers;
 mod keeping;
 pub mod locations;

@@ -53,7 +53,7 @@ const STREAMS: u32 = 64;
 /// What the engine keeps for the socket of one HTTP/2 answer; its own default is 400 KiB.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Longest request head: nginx's four buffers of 8 KiB.
-pub(super) const HEAD_MAX: usize = 32 * 1024;
+pub const HEAD_MAX: usize = 32 * 1024;
 /// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
 const GATHERED: usize = 4096;
 /// Length of what an HTTP/2 client says first (RFC 9113 §3.4).
@@ -416,8 +416,12 @@ fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
     }
 }
 
-enum HeadError {
+/// Why there is no request head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadError {
+    /// The connection ended, or broke.
     Io,
+    /// It is refused, and why.
     Refused(Reason),
 }
 
@@ -486,7 +490,10 @@ fn as_ours(head: &mut [u8]) {
 /// The length of the head, if it is whole. Lines end with CRLF and nothing else (RFC 9112 §2.2 lets a server refuse bare LF); a line
 /// that begins with a blank would be a continuation (obs-fold, §5.2). Parsers differ on all of these, and where
 /// they differ requests are smuggled.
-fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
+///
+/// # Errors
+/// It is none that may come in.
+pub fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
     let mut rest = head;
     loop {
         let Some(end) = rest.iter().position(|&b| b == b'\n') else {

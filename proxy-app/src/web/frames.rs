@@ -36,7 +36,7 @@ const PADDED: u8 = 8;
 
 /// Why a connection is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Flood {
+pub enum Flood {
     /// Frames that carry nothing.
     #[error("HTTP/2 frames that carry nothing")]
     IdleTalk,
@@ -55,7 +55,7 @@ pub(super) enum Flood {
 }
 
 /// What has been seen of a connection.
-pub(super) struct Frames {
+pub struct Frames {
     prefix: [u8; PREFIX],
     /// How much of the prefix is there.
     have: usize,
@@ -77,7 +77,7 @@ pub(super) struct Frames {
 
 impl Frames {
     /// A connection whose preface has been read.
-    pub(super) fn new(patience: Duration) -> Frames {
+    pub fn new(patience: Duration) -> Frames {
         Frames {
             patience,
             prefix: [0; PREFIX],
@@ -97,7 +97,7 @@ impl Frames {
     ///
     /// # Errors
     /// It is too much; the connection should end.
-    pub(super) fn pass(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+    pub fn pass(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let taken = bytes.len().min(self.left as usize);
@@ -120,7 +120,7 @@ impl Frames {
     }
 
     /// By when the frame or head on its way must be here; `None`: none is.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Instant> {
         self.since.map(|since| since + self.patience)
     }
 

@@ -1,15 +1,4 @@
-//! Both IMAP machines.
+//! Both IMAP machines. What holds for them is in `tests/checks`.
 #![no_main]
 
-use std::sync::Arc;
-
-use libfuzzer_sys::fuzz_target;
-use mail_proxy::imap::{Login, Settings, Upstream};
-use portico_fuzz::{Plan, check_login, check_upstream};
-
-fuzz_target!(|data: &[u8]| {
-    let Some(plan) = Plan::parse(data) else { return };
-    let settings = Arc::new(Settings::default());
-    check_login(&plan, |channel| Login::new(settings.clone(), channel), Login::held);
-    check_upstream(&plan, Upstream::new);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portico_checks::check("imap", bytes));

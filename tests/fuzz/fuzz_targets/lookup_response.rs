@@ -1,11 +1,4 @@
-//! Responses of a lookup service.
+//! Responses of a lookup service. What holds for them is in `tests/checks`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-
-// What is checked there is not only for this target.
-#[allow(dead_code)]
-#[path = "../../../route-cache/tests/bytes/checks.rs"]
-mod checks;
-
-fuzz_target!(|bytes: &[u8]| checks::lookup_response(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portico_checks::check("lookup_response", bytes));

@@ -1,16 +1,16 @@
-//! What the fuzz targets have in common: a player that does for a machine what a session would do, and notes what
-//! comes of it.
+//! The machines of IMAP and POP3, played as a session would play them.
 //!
 //! The invariants of every machine: no panic, bounded memory, bounded output, and the same words and deeds however
 //! the input was cut.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mail_proxy::failure::LoginFailure;
-use mail_proxy::line::{MAX_HELD, MAX_LINE};
+use mail_proxy::line::MAX_HELD;
 use mail_proxy::{
     Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
-    UpstreamMachine, UpstreamStep,
+    UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read.
@@ -22,20 +22,44 @@ const SERVER_LINE: usize = 64 * 1024;
 /// Octets that a login machine may say in all: its own limit on answers, one long answer more, refusals, a goodbye.
 const MAX_SAID: usize = 80 * 1024;
 
+/// Both IMAP machines.
+pub(crate) fn imap(bytes: &[u8]) {
+    let Some(plan) = Plan::parse(bytes) else { return };
+    let settings = Arc::new(imap::Settings::default());
+    check_login(
+        &plan,
+        |channel| imap::Login::new(settings.clone(), channel),
+        imap::Login::held,
+    );
+    check_upstream(&plan, imap::Upstream::new);
+}
+
+/// Both POP3 machines.
+pub(crate) fn pop3(bytes: &[u8]) {
+    let Some(plan) = Plan::parse(bytes) else { return };
+    let settings = Arc::new(pop3::Settings::default());
+    check_login(
+        &plan,
+        |channel| pop3::Login::new(settings.clone(), channel),
+        pop3::Login::held,
+    );
+    check_upstream(&plan, pop3::Upstream::new);
+}
+
 /// The first octets of an input choose the channel and the cut, the rest is what is read.
-pub struct Plan<'a> {
+struct Plan<'a> {
     /// The channel of the client.
-    pub channel: Channel,
+    channel: Channel,
     /// Whether an upstream machine is to use SASL.
-    pub sasl: bool,
+    sasl: bool,
     /// What is read.
-    pub bytes: &'a [u8],
+    bytes: &'a [u8],
     cut: usize,
 }
 
 impl<'a> Plan<'a> {
     /// `None`: too short to say anything.
-    pub fn parse(data: &'a [u8]) -> Option<Plan<'a>> {
+    fn parse(data: &'a [u8]) -> Option<Plan<'a>> {
         let (&[choice, high, low], bytes) = data.split_first_chunk::<3>()?;
         let channel = match choice & 3 {
             0 => Channel::Tls,
@@ -60,7 +84,7 @@ impl<'a> Plan<'a> {
 }
 
 /// Plays a login machine in every way. `held` tells how many octets the machine keeps.
-pub fn check_login<M: LoginMachine>(plan: &Plan<'_>, new: impl Fn(Channel) -> M, held: impl Fn(&M) -> usize) {
+fn check_login<M: LoginMachine>(plan: &Plan<'_>, new: impl Fn(Channel) -> M, held: impl Fn(&M) -> usize) {
     let [whole, others @ ..] = plan.ways().map(|pieces| login(new(plan.channel), &pieces, &held));
     for other in others {
         // Octets behind STARTTLS are an attack if they are there when it is read, and TLS records otherwise.
@@ -71,7 +95,7 @@ pub fn check_login<M: LoginMachine>(plan: &Plan<'_>, new: impl Fn(Channel) -> M,
 }
 
 /// Plays a machine that faces a server in every way.
-pub fn check_upstream<M: UpstreamMachine>(plan: &Plan<'_>, new: impl Fn(Introduction) -> M) {
+fn check_upstream<M: UpstreamMachine>(plan: &Plan<'_>, new: impl Fn(Introduction) -> M) {
     let [whole, others @ ..] = plan
         .ways()
         .map(|pieces| upstream(new(introduction(plan.sasl)), &pieces));
@@ -132,7 +156,7 @@ fn accept<M: LoginMachine>(machine: M, out: &mut Vec<u8>) -> usize {
 }
 
 /// What the rest of the house relies on.
-pub fn check_credentials(credentials: &Credentials) {
+pub(crate) fn check_credentials(credentials: &Credentials) {
     for name in [Some(&credentials.user), credentials.authenticating_as.as_ref()]
         .into_iter()
         .flatten()

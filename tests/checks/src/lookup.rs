@@ -1,5 +1,4 @@
-//! What holds for any bytes from memcached, from a lookup service, and from whoever asks on port 7072. The fuzz targets
-//! and the test with random bytes check the same.
+//! Responses of a lookup service, and requests of an old proxy on port 7072 with what they are answered.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -10,45 +9,22 @@ use route_cache::addresses::Literal;
 use route_cache::directory::yaml::YamlDirectory;
 use route_cache::lookup::serve::{self, Request};
 use route_cache::lookup::wire;
-use route_cache::memcached::wire::{Command, MAX_VALUE, Reply};
 use route_cache::{AddressBook, RouteCache, Settings};
 use tokio::runtime::Runtime;
 
-/// Longest head of a reply of memcached, and what stands around a value.
-const AROUND_VALUE: usize = 256 + 16;
+use crate::cuts;
 
-/// A reply is what it is however its bytes arrive, and nothing unbounded is waited for.
-pub(crate) fn memcached_reply(bytes: &[u8]) {
-    let key = "k1".to_owned();
-    let commands = [
-        Command::Get { key: key.clone() },
-        Command::Set {
-            key: key.clone(),
-            ttl: 60,
-            value: "10.0.0.1:7993".to_owned(),
-        },
-        Command::Delete { key },
-    ];
-    for command in commands {
-        match command.reply(bytes) {
-            Ok(Some((reply, length))) => {
-                assert!(length <= bytes.len());
-                assert_eq!(command.reply(&bytes[..length]), Ok(Some((reply.clone(), length))));
-                for cut in 0..length {
-                    assert_eq!(command.reply(&bytes[..cut]), Ok(None));
-                }
-                if let Reply::Value(value) = reply {
-                    assert!(value.len() <= MAX_VALUE && matches!(command, Command::Get { .. }));
-                }
-            }
-            Ok(None) => assert!(bytes.len() < MAX_VALUE + AROUND_VALUE),
-            Err(babble) => assert_eq!(command.reply(&[bytes, b"\r\nEND\r\n"].concat()), Err(babble)),
-        }
-    }
+thread_local! {
+    static ASKED: Asked = Asked::new();
 }
 
-/// The same for the response of a lookup service.
-pub(crate) fn lookup_response(bytes: &[u8]) {
+/// A request is what it is however it arrives, and whatever it says, the answer is one head.
+pub(crate) fn request(bytes: &[u8]) {
+    ASKED.with(|asked| asked.check(bytes));
+}
+
+/// A response is what it is however its bytes arrive, and nothing unbounded is waited for.
+pub(crate) fn response(bytes: &[u8]) {
     match wire::response(bytes) {
         Ok(Some(response)) => {
             assert!(response.head <= bytes.len() && response.head <= wire::MAX_HEAD);
@@ -67,16 +43,16 @@ pub(crate) fn lookup_response(bytes: &[u8]) {
     }
 }
 
-/// Somebody who is asked on port 7072.
-pub(crate) struct House {
+/// The server on port 7072.
+struct Asked {
     runtime: Runtime,
     routes: RouteCache,
     book: Arc<AddressBook>,
 }
 
-impl House {
+impl Asked {
     /// With one server and one account.
-    pub(crate) fn open() -> House {
+    fn new() -> Asked {
         let yaml = "
 config: {zimbraDefaultDomainName: a.test}
 servers: {store.test: {zimbraServiceEnabled: mailbox, zimbraServiceHostname: 127.0.0.2}}
@@ -93,19 +69,20 @@ accounts: {alice@a.test: {zimbraMailHost: store.test, zimbraId: id-alice}}
             negative_ttl: Duration::from_secs(5),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        House {
-            runtime: runtime.unwrap(),
+        Asked {
+            runtime: runtime.expect("a runtime can be made"),
             routes: RouteCache::new(settings, Arc::new(directory)),
             book: AddressBook::new(Arc::new(Literal)),
         }
     }
 
-    /// A request is what it is however it arrives, and whatever it says, the answer is one head.
-    pub(crate) fn lookup_request(&self, bytes: &[u8]) {
+    fn check(&self, bytes: &[u8]) {
         let parsed = Request::parse(bytes);
         let response = match &parsed {
             Ok(Some(request)) => {
-                let end = 4 + bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+                let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+                let end = end.expect("a request has an end");
+                let end = end + 4;
                 assert!(end <= wire::MAX_HEAD);
                 assert_eq!(Request::parse(&bytes[..end]), parsed);
                 for cut in cuts(end) {
@@ -131,7 +108,7 @@ accounts: {alice@a.test: {zimbraMailHost: store.test, zimbraId: id-alice}}
             );
         }
         // Who reads it as the client does finds the same fields.
-        let read = wire::response(&head).unwrap().unwrap();
+        let read = wire::response(&head).expect("well written").expect("whole");
         for (name, value) in &response.fields {
             assert_eq!(read.field(&name.to_ascii_lowercase()), Some(value.trim()), "{name}");
         }
@@ -139,9 +116,4 @@ accounts: {alice@a.test: {zimbraMailHost: store.test, zimbraId: id-alice}}
             assert_eq!(server.parse(), Ok(IpAddr::from(Ipv4Addr::new(127, 0, 0, 2))));
         }
     }
-}
-
-/// Some of the places before `end`, and all of the last ones.
-fn cuts(end: usize) -> impl Iterator<Item = usize> {
-    (0..end).step_by(97).chain(end.saturating_sub(8)..end)
 }

@@ -1,0 +1,4 @@
+//! Whose web request it is, and for which host. What holds for them is in `tests/checks`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portico_checks::check("account", bytes));

@@ -1,0 +1,4 @@
+//! HTTP/2 frames of a client. What holds for them is in `tests/checks`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portico_checks::check("frames", bytes));

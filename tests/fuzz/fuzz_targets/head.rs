@@ -1,0 +1,4 @@
+//! Heads of HTTP/1 requests. What holds for them is in `tests/checks`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portico_checks::check("head", bytes));

@@ -1,0 +1,4 @@
+//! Changes of the text of a YAML directory. What holds for them is in `tests/checks`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portico_checks::check("rewrite", bytes));

@@ -1,0 +1,4 @@
+//! YAML files and the directory in one. What holds for them is in `tests/checks`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| portico_checks::check("yaml", bytes));
