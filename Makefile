@@ -1,5 +1,5 @@
 # make run     a mail system to play with: two mailbox servers, HAProxy, and Portico in front
-# make test    everything that must hold
+# make test    everything that must hold; its clippy also holds the promised minimum Rust version
 # make bench   load on every door, memory of a session, CPU of a login (release build)
 # make fuzz    each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
 # make image   the image of the Dockerfile, with docker or what ENGINE says (podman, buildah)
@@ -23,6 +23,7 @@ test:
 	cargo build --workspace
 	cargo nextest run --workspace
 	cargo test --workspace --doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	scripts/deny
 
 bench:

@@ -2,7 +2,7 @@
 //!
 //! [`serve`] takes one accepted connection from greeting to end. It knows no socket: it gets a stream and a
 //! [`Transport`] that can start TLS on it and connect to a route. The protocol machines ([`imap`], [`pop3`],
-//! [`sasl`], [`line`]) do not even know the stream: bytes in, bytes and a decision out.
+//! [`sasl`], [`mod@line`]) do not even know the stream: bytes in, bytes and a decision out.
 //!
 //! What is deliberately not here: sockets, certificates, the directory, and any decision whether a password is
 //! right (the mailbox server decides). After login no byte is parsed.
