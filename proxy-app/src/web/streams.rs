@@ -400,8 +400,9 @@ mod tests {
     }
 
     fn say(streams: &mut Streams, bytes: &[u8]) {
-        let refused: usize = bytes.chunks(5).map(|part| streams.say(part)).sum();
-        assert_eq!(refused, 0, "{bytes:?}");
+        for part in bytes.chunks(5) {
+            streams.say(part);
+        }
     }
 
     #[tokio::test(start_paused = true)]
