@@ -2,7 +2,7 @@
 //!
 //! Only what has not logged in is counted, because a password is what tells a user from a flood; web and stream
 //! connections, where nobody knows of logins, are counted while they are open. For one that is too many, another one
-//! has to go ([`crowd`]); where none can, it is closed before a byte of it is read, but for the PROXY header that says
+//! has to go (`crowd`); where none can, it is closed before a byte of it is read, but for the PROXY header that says
 //! whose it is.
 
 use std::collections::HashMap;
