@@ -195,7 +195,7 @@ pub fn response(bytes: &[u8]) -> Result<Option<Response>, Malformed> {
     Ok(Some(response))
 }
 
-/// `HTTP/1.x NNN …`: the minor version and the status.
+/// `HTTP/1.x NNN …`: the minor version and the status. There is none below 100 (RFC 9110 §15).
 fn status(line: &str) -> Option<(u8, u16)> {
     let rest = line.strip_prefix("HTTP/1.")?;
     let minor = rest.bytes().next().filter(u8::is_ascii_digit)? - b'0';
@@ -203,7 +203,8 @@ fn status(line: &str) -> Option<(u8, u16)> {
     let rest = &rest[5..];
     let digits = code.bytes().all(|byte| byte.is_ascii_digit());
     let ends = rest.is_empty() || rest.starts_with(' ');
-    code.parse().ok().filter(|_| digits && ends).map(|code| (minor, code))
+    let code = code.parse().ok().filter(|code| digits && ends && *code >= 100)?;
+    Some((minor, code))
 }
 
 /// `Name: value`, name in lower case. No continued lines, no control characters.
@@ -466,6 +467,7 @@ mod tests {
             "HTTP/1.1",
             "HTTP/2 200 OK",
             "HTTP/1.1 2000",
+            "HTTP/1.1 099",
             "HTTP/1.1 20",
             "HTTP/1.1 +20 OK",
             "HTTP/1.x 200",
