@@ -76,15 +76,15 @@ fn an_answer_that_nobody_reads_costs_little() -> Result<()> {
     play_recorded_with(with_files, |scene, recorder| {
         // What docs/threat-model.md says, and a quarter for the machine.
         for (name, path, settings, streams, most) in [
-            ("a file, no window", "/static/big", &NO_WINDOW, 20, 155),
-            ("a file, nothing is taken", "/static/big", &ALL_WINDOW, 1, 135),
-            ("a server's answer, no window", "/service/big", &NO_WINDOW, 20, 690),
+            ("a file, no window", "/static/big", &NO_WINDOW, 20, 260),
+            ("a file, nothing is taken", "/static/big", &ALL_WINDOW, 1, 240),
+            ("a server's answer, no window", "/service/big", &NO_WINDOW, 20, 900),
             (
                 "a server's answer, nothing is taken",
                 "/service/big",
                 &ALL_WINDOW,
                 1,
-                650,
+                900,
             ),
         ] {
             let cost = cost(scene, recorder, path, settings, streams)?;
