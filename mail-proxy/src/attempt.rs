@@ -13,10 +13,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::audit::{Event, Outcome, Phase, Record};
+use crate::connection::{BoxStream, ConnectError, Facts, House, Protocol, READ};
+use crate::credentials::Credentials;
 use crate::failure::LoginFailure;
-use crate::live::{Live, LoggedIn, Order, UnderWay};
-use crate::login::{Accepted, Credentials, IdFields, Introduction, Refusal, UpstreamMachine, UpstreamStep};
-use crate::session::{BoxStream, ConnectError, Drain, Facts, House, Protocol, READ, logins_end};
+use crate::live::{Drain, Live, LoggedIn, Order, UnderWay, logins_end};
+use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
+use crate::refusal::Refusal;
 use crate::{imap, pop3};
 
 /// How long a mailbox server may take from the call to its first word. One that accepts connections and says

@@ -4,7 +4,7 @@
 
 use crate::audit::Outcome;
 use crate::live::Order;
-use crate::login::Mechanism;
+use crate::mechanism::Mechanism;
 
 /// Characters of a mailbox server's own words that are passed on: one line of text for people.
 pub const MAX_TEXT: usize = 512;

@@ -10,21 +10,28 @@
 
 mod attempt;
 pub mod audit;
+mod connection;
+mod credentials;
 pub mod failure;
 pub mod imap;
 pub mod line;
 mod live;
-mod login;
+mod machine;
+mod mechanism;
 pub mod pop3;
+mod refusal;
 pub mod relay;
 pub mod sasl;
 mod session;
 
-pub use live::{Live, LoggedIn, Order, Place, Totals, WaitsForUs};
-pub use login::{
-    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Refusal, Rejected,
-    StartTls, Step, UpstreamMachine, UpstreamStep,
+pub use connection::{
+    BoxStream, Client, ConnectError, Connection, House, Protocol, Settings, Stream, TlsFacts, Transport,
 };
-pub use session::{
-    BoxStream, Client, ConnectError, Connection, Drain, House, Protocol, Settings, Stream, TlsFacts, Transport, serve,
+pub use credentials::{Credentials, Rejected};
+pub use live::{Drain, Live, LoggedIn, Order, Place, Totals, WaitsForUs};
+pub use machine::{
+    Accepted, Channel, Ended, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };
+pub use mechanism::Mechanism;
+pub use refusal::Refusal;
+pub use session::serve;

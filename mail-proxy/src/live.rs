@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Accounts that are remembered of one connection. A mail session has one; a web connection can be shared by a few.
@@ -95,6 +95,20 @@ pub enum Order {
     Drain,
     /// Another connection needs its place.
     Evict,
+}
+
+/// How far a node's shutdown has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drain {
+    /// It has not begun.
+    Running,
+    /// Connections that are not logged in end.
+    EndLogins,
+    /// Those who are logged in end too, each at a moment of its own within this time, so that their clients do not
+    /// come back all at once.
+    SpreadSessions(Duration),
+    /// All end.
+    EndSessions,
 }
 
 impl Live {
@@ -299,6 +313,15 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut names = self.live.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         names.retain(|(number, _)| *number != self.number);
+    }
+}
+
+/// Ready when the node ends connections that are not logged in, or an administrator this one.
+pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) -> Order {
+    tokio::select! {
+        // The sender lives as long as the process; if it is gone, so are we.
+        _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => Order::Drain,
+        order = live.ended() => order,
     }
 }
 

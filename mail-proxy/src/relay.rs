@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use crate::audit::EndedBy;
-use crate::live::{Live, Order};
-use crate::session::{BoxStream, Drain};
+use crate::connection::BoxStream;
+use crate::live::{Drain, Live, Order};
 
 /// What one read may bring. Four full TLS records: larger reads win nothing, smaller ones cost system calls.
 const SCRATCH: usize = 64 * 1024;

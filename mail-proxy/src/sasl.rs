@@ -7,7 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use route_cache::Secret;
 
-use crate::login::{Credentials, Mechanism, Rejected};
+use crate::credentials::{Credentials, Rejected};
+use crate::mechanism::Mechanism;
 
 /// A SASL dialogue, named by what it waits for.
 #[derive(Debug)]

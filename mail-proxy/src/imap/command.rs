@@ -6,7 +6,7 @@
 use route_cache::Secret;
 
 use crate::line;
-use crate::login::IdFields;
+use crate::machine::IdFields;
 
 /// Characters of a tag; Dovecot's limit. Tags are echoed, so they must not be a way to make us send much.
 const MAX_TAG: usize = 126;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use super::command::{Extent, Fault, Request, Tag, Verb};
 use super::{FAREWELL, Settings, quoted};
+use crate::credentials::{Credentials, Rejected};
 use crate::failure::{LoginFailure, one_line};
 use crate::line::{self, Found, Framed, Framer, Input};
-use crate::login::{
-    Accepted, Channel, Credentials, Ended, Failures, IdFields, LoginMachine, Mechanism, Rejected, Step,
-};
+use crate::machine::{Accepted, Channel, Ended, Failures, IdFields, LoginMachine, Step};
+use crate::mechanism::Mechanism;
 use crate::sasl::{Exchange, Progress};
 
 /// Octets of answers after which a client that never logs in is sent away. A short command can ask for a long

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use super::quoted;
 use crate::failure::one_line;
 use crate::line::{self, Found, Input};
-use crate::login::{
-    Accepted, Introduction, NO_PLAIN, Refusal, TLS_WANTED, UpstreamMachine, UpstreamStep, says_bad_credentials,
-    says_failures, says_limit, says_own_trouble, wants_tls,
+use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
+use crate::refusal::{
+    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_trouble, wants_tls,
 };
 use crate::sasl;
 

@@ -6,9 +6,11 @@
 use std::sync::Arc;
 
 use super::Settings;
+use crate::credentials::Credentials;
 use crate::failure::{LoginFailure, one_line};
 use crate::line::{self, Found, Input};
-use crate::login::{Accepted, Channel, Credentials, Ended, Failures, LoginMachine, Mechanism, Step};
+use crate::machine::{Accepted, Channel, Ended, Failures, LoginMachine, Step};
+use crate::mechanism::Mechanism;
 use crate::sasl::{Exchange, Progress};
 
 /// Octets of answers after which a client that never logs in is sent away; see the IMAP machine.

@@ -5,10 +5,8 @@
 
 use crate::failure::one_line;
 use crate::line::{self, Found, Input};
-use crate::login::{
-    Accepted, Introduction, NO_PLAIN, Refusal, TLS_WANTED, UpstreamMachine, UpstreamStep, says_bad_credentials,
-    says_limit, says_own_trouble, wants_tls,
-};
+use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
+use crate::refusal::{NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_trouble, wants_tls};
 use crate::sasl;
 
 /// Octets of one line of a server. RFC 2449 section 4 has 512; nobody is refused for more.

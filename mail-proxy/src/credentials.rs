@@ -1,0 +1,147 @@
+//! What a client offers to prove who it is, and what of it no server is asked about.
+
+use route_cache::Secret;
+
+use crate::failure::LoginFailure;
+use crate::mechanism::Mechanism;
+
+/// What a client offers to prove who it is.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// How it was offered.
+    pub mechanism: Mechanism,
+    /// Whose mailbox is wanted, as typed and without suffix: the authorization identity if one was given,
+    /// otherwise the authentication identity. The route is looked up for this name.
+    pub user: String,
+    /// Who authenticates, where that is somebody else (SASL PLAIN with a differing authorization identity).
+    pub authenticating_as: Option<String>,
+    /// `/tb`, `/wm` or `/ni` behind the user, taken off for the lookup and put back towards an IMAP server (MAIL §3.3).
+    pub suffix: Option<&'static str>,
+    /// The password; any bytes but NUL, CR, LF.
+    pub password: Secret<Vec<u8>>,
+}
+
+/// Octets of a user name (MAIL §3.1).
+const MAX_USER: usize = 256;
+
+/// Octets of a password. Webmails log in with tokens of some thousands; what people type is shorter by far.
+const MAX_PASSWORD: usize = 8 * 1024;
+
+/// What may stand behind a user name (MAIL §3.3): mailbox servers switch on quirks for Thunderbird, Windows Mobile,
+/// and for clients that must not be offered IDLE.
+const SUFFIXES: [&str; 3] = ["/tb", "/wm", "/ni"];
+
+/// Octets of a password for which LOGIN and PASS are not sure to do: Dovecot and others read short lines before a
+/// login, but SASL messages of 8 KiB and more.
+const LONG_PASSWORD: usize = 512;
+
+impl Credentials {
+    /// Whether a mailbox server that knows SASL should be told them by it, whichever way the client took.
+    pub(crate) fn prefer_sasl(&self) -> bool {
+        self.mechanism.is_sasl() || self.has_long_password()
+    }
+
+    /// Whether a mailbox server that breaks off may have done so because of the password's length.
+    pub(crate) fn has_long_password(&self) -> bool {
+        self.password.expose().len() > LONG_PASSWORD
+    }
+
+    /// Takes a name and a password as they were typed.
+    pub fn parse(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Credentials, Rejected> {
+        let Some((name, suffix)) = parse_user(user) else {
+            return Credentials::reject(mechanism, user);
+        };
+        if password.len() > MAX_PASSWORD {
+            return Err(Rejected::new(mechanism, user, LoginFailure::PasswordTooLong));
+        }
+        if !is_password(password) {
+            return Credentials::reject(mechanism, user);
+        }
+        Ok(Credentials {
+            mechanism,
+            user: name.to_owned(),
+            authenticating_as: None,
+            suffix,
+            password: Secret::new(password.to_vec()),
+        })
+    }
+
+    /// Credentials that no server may be asked about.
+    pub fn reject(mechanism: Mechanism, user: &[u8]) -> Result<Credentials, Rejected> {
+        Err(Rejected::new(mechanism, user, LoginFailure::UnknownUser))
+    }
+
+    /// Takes the two identities of a SASL message. Both naming the same account is a plain login; otherwise the
+    /// authentication identity goes to the server as it was typed, because nothing is looked up for it.
+    pub fn parse_delegated(
+        mechanism: Mechanism,
+        authzid: &[u8],
+        authcid: &[u8],
+        password: &[u8],
+    ) -> Result<Credentials, Rejected> {
+        let by = |rejected| Rejected {
+            authcid: displayable(authcid),
+            ..rejected
+        };
+        let mut credentials = Credentials::parse(mechanism, authzid, password).map_err(by)?;
+        let Some((name, suffix)) = parse_user(authcid) else {
+            return Credentials::reject(mechanism, authzid).map_err(by);
+        };
+        if name == credentials.user {
+            credentials.suffix = credentials.suffix.or(suffix);
+        } else {
+            credentials.authenticating_as = Some(format!("{name}{}", suffix.unwrap_or_default()));
+        }
+        Ok(credentials)
+    }
+}
+
+/// A name, and the suffix that stood behind it. Control characters are refused before any lookup: whoever sends
+/// them wants to reach a cache, a log or the next server (CVE-2022-27924 was a line end in a user name).
+fn parse_user(typed: &[u8]) -> Option<(&str, Option<&'static str>)> {
+    let typed = std::str::from_utf8(typed).ok()?;
+    let (name, suffix) = SUFFIXES
+        .iter()
+        .find_map(|&suffix| Some((typed.strip_suffix(suffix)?, Some(suffix))))
+        .unwrap_or((typed, None));
+    let good = !name.is_empty() && typed.len() <= MAX_USER && !typed.chars().any(char::is_control);
+    good.then_some((name, suffix))
+}
+
+fn is_password(typed: &[u8]) -> bool {
+    !typed.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+}
+
+/// A name for the audit log, however bad it is.
+fn displayable(typed: &[u8]) -> Option<String> {
+    let shown = String::from_utf8_lossy(&typed[..typed.len().min(MAX_USER)]);
+    let shown = shown.replace(
+        |char: char| char.is_control() || char == char::REPLACEMENT_CHARACTER,
+        "?",
+    );
+    (!shown.is_empty()).then_some(shown)
+}
+
+/// A login that must fail because no mailbox server may be asked about such a name or password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// How it was offered.
+    pub mechanism: Mechanism,
+    /// The name as typed, cut, with everything unprintable replaced.
+    pub user: Option<String>,
+    /// The same of who authenticates, where that is somebody else.
+    pub authcid: Option<String>,
+    /// What it is to be called.
+    pub failure: LoginFailure,
+}
+
+impl Rejected {
+    fn new(mechanism: Mechanism, user: &[u8], failure: LoginFailure) -> Rejected {
+        Rejected {
+            mechanism,
+            user: displayable(user),
+            authcid: None,
+            failure,
+        }
+    }
+}

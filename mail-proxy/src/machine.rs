@@ -1,0 +1,205 @@
+//! What the protocol machines of IMAP and POP3 have in common: the shape of their input, output and decisions.
+//!
+//! A machine is fed bytes and asked for steps. It owns no socket and no clock, so the same bytes give the same
+//! answers however they are cut.
+
+use std::net::IpAddr;
+
+use crate::credentials::{Credentials, Rejected};
+use crate::failure::LoginFailure;
+use crate::mechanism::Mechanism;
+use crate::refusal::Refusal;
+
+/// STARTTLS policy of a clear-text listener (`zimbraReverseProxyImapStartTlsMode`, MAIL §3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartTls {
+    /// Not offered; passwords are taken in clear text.
+    Off,
+    /// Offered; passwords are taken in clear text too.
+    On,
+    /// Offered, and no password is taken before it (LOGINDISABLED).
+    Only,
+}
+
+/// The channel on which the client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// TLS: implicit, or after STARTTLS.
+    Tls,
+    /// Clear text, under this policy.
+    Clear(StartTls),
+}
+
+impl Channel {
+    /// May a password be taken on this channel?
+    pub fn takes_passwords(self) -> bool {
+        self != Channel::Clear(StartTls::Only)
+    }
+
+    /// Is STARTTLS / STLS offered?
+    pub fn offers_starttls(self) -> bool {
+        matches!(self, Channel::Clear(StartTls::On | StartTls::Only))
+    }
+}
+
+/// What the client said about itself with IMAP `ID` before login; passed on inside X-VIA only.
+#[derive(Debug, Clone, Default)]
+pub struct IdFields {
+    /// `name` of the client program.
+    pub name: Option<String>,
+    /// `version` of the client program.
+    pub version: Option<String>,
+}
+
+/// Why a login dialogue was ended by its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The client said LOGOUT or QUIT.
+    Logout,
+    /// Too many bad commands.
+    TooManyErrors,
+    /// Too many failed logins.
+    TooManyLogins,
+    /// A limit of line.rs was exceeded in a way from which the dialogue cannot recover.
+    TooLong,
+    /// Bytes arrived behind STARTTLS in clear text: somebody tries to inject commands (CVE-2011-0411 and kin).
+    BytesBehindStartTls,
+}
+
+/// How many failed logins a connection has had.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    counted: u32,
+    others: u32,
+}
+
+/// How often a client may try again on one connection where it is not to blame. It need not wait, and each try is a
+/// record and a question.
+const MAX_BLAMELESS: u32 = 20;
+
+impl Failures {
+    /// Notes one, and says whether it was the last that is borne.
+    pub(crate) fn was_last(&mut self, failure: &LoginFailure, max_logins: u32) -> bool {
+        match failure.counts() {
+            true => self.counted += 1,
+            false => self.others += 1,
+        }
+        self.counted >= max_logins || self.others >= MAX_BLAMELESS
+    }
+}
+
+/// What a machine that faces the client wants next.
+#[derive(Debug)]
+pub enum Step {
+    /// More bytes.
+    NeedInput,
+    /// Send the output, then start TLS and make a new machine. This machine is spent; it holds no unread byte
+    /// (otherwise it says [`Ended::BytesBehindStartTls`]).
+    StartTls,
+    /// A decision about these credentials: [`LoginMachine::accept`] or [`LoginMachine::refuse`]. Until then the
+    /// machine takes input but makes no step.
+    Login(Credentials),
+    /// The machine has refused a password on a clear-text channel that takes none (the answer is in the output);
+    /// said so that the audit log hears of it. The next step follows at once.
+    TlsRequired(Mechanism),
+    /// Name or password are such that no server may be asked: [`LoginMachine::refuse`] with its failure, after the
+    /// wait if that waits.
+    Reject(Rejected),
+    /// Send the output and close.
+    Close(Ended),
+}
+
+impl From<Result<Credentials, Rejected>> for Step {
+    fn from(parsed: Result<Credentials, Rejected>) -> Step {
+        match parsed {
+            Ok(credentials) => Step::Login(credentials),
+            Err(rejected) => Step::Reject(rejected),
+        }
+    }
+}
+
+/// A machine that faces the client until it is logged in.
+///
+/// It must give the same output and steps for the same bytes, however they are cut.
+pub trait LoginMachine: Send {
+    /// Writes the greeting. Called once, on a new connection; not called after STARTTLS.
+    fn greet(&mut self, out: &mut Vec<u8>);
+
+    /// Takes bytes from the client. What is held is bounded; once it is full, [`LoginMachine::wants_input`] is false.
+    fn input(&mut self, bytes: &[u8]);
+
+    /// Whether the machine can take at least one more read of input (pipelined commands are kept, up to a limit).
+    fn wants_input(&self) -> bool;
+
+    /// Goes on as far as the input reaches, appending what is to be sent to `out`.
+    fn step(&mut self, out: &mut Vec<u8>) -> Step;
+
+    /// Answers [`Step::Login`] with a failure. The dialogue goes on unless the next step says otherwise.
+    fn refuse(&mut self, failure: &LoginFailure, out: &mut Vec<u8>);
+
+    /// Answers [`Step::Login`] with the mailbox server's own words; gives the bytes that the client pipelined
+    /// behind its login. The machine is spent.
+    fn accept(self: Box<Self>, accepted: &Accepted, out: &mut Vec<u8>) -> Vec<u8>;
+
+    /// Says goodbye because of our side (deadline, shutdown): IMAP `* BYE …`, POP3 `-ERR …`.
+    fn bye(&mut self, text: &str, out: &mut Vec<u8>);
+
+    /// What the client said with `ID` so far.
+    fn id(&self) -> IdFields {
+        IdFields::default()
+    }
+
+    /// A short name of where the dialogue stands, for audit records (`greeting`, `command`, `literal`, `sasl`).
+    fn phase(&self) -> &'static str;
+}
+
+/// What a mailbox server is told about a client.
+#[derive(Debug, Clone)]
+pub struct Introduction {
+    /// What the client offered.
+    pub credentials: Credentials,
+    /// The name of the account at the server, without suffix.
+    pub login: String,
+    /// Address of the client.
+    pub client: IpAddr,
+    /// Our address on the client's connection.
+    pub local: IpAddr,
+    /// What the client said with `ID`.
+    pub client_id: IdFields,
+    /// Name and version of this proxy.
+    pub product: (String, String),
+    /// Whether to tell the client's address (IMAP `ID`, POP3 `XOIP`). Servers believe it from anyone, so it is
+    /// switched off for servers that are not ours.
+    pub announce: bool,
+}
+
+/// A mailbox server took the login.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Complete untagged lines that came before the final answer of the login, with their line ends.
+    pub untagged: Vec<u8>,
+    /// The final answer without tag and line end: `OK [CAPABILITY …] Logged in`, `+OK Logged in.`
+    pub answer: Vec<u8>,
+    /// Bytes that the server sent behind the final answer.
+    pub rest: Vec<u8>,
+}
+
+/// What a machine that faces the mailbox server wants next.
+#[derive(Debug)]
+pub enum UpstreamStep {
+    /// More bytes.
+    NeedInput,
+    /// The login is done.
+    Accepted(Accepted),
+    /// The login failed; close the connection.
+    Refused(Refusal),
+}
+
+/// A machine that faces the mailbox server until the user is logged in there.
+pub trait UpstreamMachine: Send {
+    /// Takes bytes from the server and goes on, appending what is to be sent to `out`.
+    fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep;
+
+    /// Where the dialogue stands, for audit records (`banner`, `id`, `login`).
+    fn phase(&self) -> &'static str;
+}

@@ -1,0 +1,93 @@
+//! How a mailbox server refuses a login, and what its words mean where it has no codes for it.
+
+/// A mailbox server did not take the login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Name or password are wrong (or the server says nothing that tells otherwise).
+    BadCredentials,
+    /// Some other reason that the user should read, without tag and line end:
+    /// `NO [ALERT] password must be changed before IMAP login permitted`.
+    Text(String),
+    /// The password was right, but there is a limit: `NO [LIMIT] …`, `-ERR [LOGIN-DELAY] …`.
+    Limit(String),
+    /// The server cannot say at the moment (`[UNAVAILABLE]`, `[SYS/TEMP]`, `[INUSE]`, BYE, …).
+    Temporary(String),
+    /// The account lives elsewhere: the route is stale (MAIL §11.10).
+    WrongHost,
+    /// The server does not speak the protocol as it must.
+    Broken(&'static str),
+}
+
+/// Servers older than RFC 5530 only have words. The text is in lower case.
+pub(crate) fn says_bad_credentials(text: &str) -> bool {
+    const WORDS: [&str; 16] = [
+        "login failed",
+        "login incorrect",
+        "login rejected",
+        "logon failure",
+        "authenticate failed",
+        "authentication failed",
+        "authentication failure",
+        "bad password",
+        "invalid credentials",
+        "invalid login",
+        "invalid password",
+        "invalid user",
+        "password incorrect",
+        "password is incorrect",
+        "incorrect password",
+        "wrong password",
+    ];
+    matches!(text, "no" | "-err") || WORDS.iter().any(|words| text.contains(words))
+}
+
+/// Whether a server speaks of a limit that a user with a good password has reached. Dovecot says it behind
+/// `[UNAVAILABLE]`, Gmail behind `[ALERT]`. Too many failures are not that: nobody's password was right. The text is
+/// in lower case.
+pub(crate) fn says_limit(text: &str) -> bool {
+    let many = text.contains("maximum number of") || text.contains("too many");
+    let of = ["connection", "session", "login"]
+        .iter()
+        .any(|word| text.contains(word));
+    many && of && !says_failures(text)
+}
+
+/// Why a server's list or answer forbids to say a password to it. Its user cannot help that: whoever set up the link
+/// can.
+pub(crate) const TLS_WANTED: &str = "it takes no password without TLS";
+
+/// Why nobody can log in to another one's mailbox at a server.
+pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, without which nobody logs in for another one";
+
+/// Whether a server refuses passwords for want of TLS, whatever code stands before it: Dovecot, Zimbra and we
+/// ourselves have these words. The text is in lower case.
+pub(crate) fn wants_tls(text: &str) -> bool {
+    const WORDS: [&str; 4] = [
+        "plaintext authentication dis",
+        "cleartext logins disabled",
+        "cleartext login is disabled",
+        "only valid after entering tls",
+    ];
+    WORDS.iter().any(|words| text.contains(words))
+}
+
+/// Whether a server without codes speaks of itself, not of name or password. A locked account is another matter. The
+/// text is in lower case.
+pub(crate) fn says_own_trouble(text: &str) -> bool {
+    const WORDS: [&str; 6] = [
+        "temporary authentication failure",
+        "temporary error",
+        "temporary failure",
+        "temporary problem",
+        "internal error",
+        "internal server error",
+    ];
+    WORDS.iter().any(|words| text.contains(words)) && !text.contains("lock")
+}
+
+/// Whether a server speaks of failed attempts.
+pub(crate) fn says_failures(text: &str) -> bool {
+    ["failed", "failures", "attempt", "invalid", "incorrect"]
+        .iter()
+        .any(|word| text.contains(word))
+}
