@@ -23,16 +23,16 @@ use tokio::time::timeout;
 
 use crate::changes::{self, History};
 use crate::config::{self, AuditFormat, Config, Listener, ListenerTls, Source};
-use crate::limits::Limits;
-use crate::logins::{Logins, Watched};
-use crate::logs::{self, AuditLog, CarbonioLog, Log};
-use crate::metrics::Metrics;
 use crate::names::Names;
-use crate::refusals::Refusals;
+use crate::node::connections::Sessions;
+use crate::node::limits::Limits;
+use crate::node::logins::{Logins, Watched};
+use crate::node::logs::{self, AuditLog, CarbonioLog, Log};
+use crate::node::metrics::Metrics;
+use crate::node::refusals::Refusals;
+use crate::node::systemd;
 use crate::routes::{self, Routes};
-use crate::sessions::Sessions;
 use crate::snapshot::{self, Built, Snapshot, problem};
-use crate::systemd;
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
 use crate::web::locations::Live;
@@ -729,7 +729,7 @@ fn load_ldap(settings: ldap::Settings) -> Result<(LdapDirectory, Problems), Prob
 /// How long what the reading of the directory started may take to end.
 const RUNTIME_END: Duration = Duration::from_secs(1);
 
-fn open_log(name: &'static str, target: &crate::logs::Target) -> anyhow::Result<Log> {
+fn open_log(name: &'static str, target: &crate::node::logs::Target) -> anyhow::Result<Log> {
     use anyhow::Context;
     Log::start(name, target).with_context(|| format!("the {name} log {target:?} cannot be opened"))
 }

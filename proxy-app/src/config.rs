@@ -16,8 +16,8 @@ use route_cache::lookup::{Dialect, HandlerUrl};
 use route_cache::secret_file;
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
-use crate::limits::LimitsConfig;
-use crate::logs::Target;
+use crate::node::limits::LimitsConfig;
+use crate::node::logs::Target;
 
 /// Pingora hands at most this many listening sockets to the process that replaces it; above that the new process
 /// dies while the old one stops all the same.

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::app::App;
-use crate::systemd;
+use crate::node::systemd;
 use crate::upgrade::{self, Again, Gate};
 
 /// How long it takes to say goodbye to everybody.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use proxy_app::cli::{self, Cli};
-use proxy_app::diagnostics;
+use proxy_app::node::diagnostics;
 
 /// docs/adr/0013-allocator.md: a fifth of a small web request went into that of the system.
 #[global_allocator]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use proxy_app::admin::api;
-use proxy_app::metrics::ALL;
+use proxy_app::node::metrics::ALL;
 
 fn text(path: &str) -> String {
     let house = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -20,7 +20,7 @@ use super::api::Failure;
 use super::console;
 use super::seats::Reach;
 use crate::app::App;
-use crate::refusals::{self, Place, Reason};
+use crate::node::refusals::{self, Place, Reason};
 
 /// Whoever sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,9 +19,9 @@ use super::api::{self, Failure};
 use super::caller::Caller;
 use crate::app::App;
 use crate::changes::Generation;
-use crate::logins::{Attempt, Filter};
-use crate::logs;
-use crate::sessions::{Session, Which};
+use crate::node::connections::{Session, Which};
+use crate::node::logins::{Attempt, Filter};
+use crate::node::logs;
 use crate::snapshot::PRODUCT;
 
 /// Longest time over which sessions are ended in a drain.

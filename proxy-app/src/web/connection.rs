@@ -42,8 +42,8 @@ use super::upstreams::connection::Owner;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
 use crate::client_certs::Shown;
-use crate::limits::Reader;
-use crate::refusals::{self, Place, Reason};
+use crate::node::limits::Reader;
+use crate::node::refusals::{self, Place, Reason};
 use crate::sites::{Refusal, Sites};
 
 /// How long a connection may be kept between requests: nginx's default.

@@ -13,7 +13,7 @@ use mail_proxy::audit::{Event, Outcome, Record};
 use parking_lot::Mutex;
 
 use crate::app::App;
-use crate::limits::Origin;
+use crate::node::limits::Origin;
 
 /// The time for which a share is given.
 const WINDOW: Duration = Duration::from_secs(10);

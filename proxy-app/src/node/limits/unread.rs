@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Limits, Origin};
+use crate::node::limits::{Limits, Origin};
 
 /// Who has just begun to wait is not judged while others have waited longer.
 const NOT_YET: Duration = Duration::from_secs(2);
@@ -186,8 +186,8 @@ fn above(count: Option<&usize>, limit: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::LimitsConfig;
     use super::*;
+    use crate::node::limits::LimitsConfig;
 
     fn limits(answers: usize, per_address: usize) -> Arc<Limits> {
         Limits::new(LimitsConfig {

@@ -13,7 +13,7 @@ use mail_proxy::{Live, Order, Place};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Origin, Ticket};
+use crate::node::limits::{Origin, Ticket};
 
 /// Added to the numbers of those who have said something: they stand behind all who have not.
 const SPOKEN: u64 = 1 << 63;
@@ -86,13 +86,13 @@ struct Waiting {
 
 /// Somebody's place among those who wait, until this is dropped.
 pub struct Queued {
-    limits: Arc<super::Limits>,
+    limits: Arc<crate::node::limits::Limits>,
     origin: Origin,
     waiter: Arc<Waiter>,
 }
 
 impl Queued {
-    pub(super) fn new(limits: &Arc<super::Limits>, origin: Origin, waiter: Arc<Waiter>) -> Queued {
+    pub(super) fn new(limits: &Arc<crate::node::limits::Limits>, origin: Origin, waiter: Arc<Waiter>) -> Queued {
         limits.crowd.0.lock().add(origin, &waiter, 0);
         Queued {
             limits: limits.clone(),

@@ -15,7 +15,7 @@ use route_cache::Route;
 use route_cache::directory::names;
 use tokio::sync::broadcast;
 
-use crate::metrics::Metrics;
+use crate::node::metrics::Metrics;
 
 /// Attempts that are remembered.
 const RECENT: usize = 256;

@@ -16,13 +16,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-mod crowd;
-mod unread;
-
 use crowd::Crowd;
 pub use crowd::{Held, Queued, Waiter};
 pub use unread::Reader;
 use unread::Unread;
+
+mod crowd;
+mod unread;
 
 /// Locks that share the addresses among them.
 const SHARDS: usize = 16;

@@ -17,8 +17,8 @@ use prometheus::{
 };
 
 use crate::app::App;
-use crate::diagnostics;
-use crate::refusals::Reason;
+use crate::node::diagnostics;
+use crate::node::refusals::Reason;
 use crate::web::upstreams::Health;
 
 /// Most values of a label that names servers; what is beyond is `other`.
