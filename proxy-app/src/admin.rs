@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use crate::app::App;
 use crate::config::AdminConfig;
 use crate::connector;
-use crate::inherited;
+use crate::listen::sockets;
 use caller::Caller;
 use seats::{Reach, Seats};
 
@@ -78,7 +78,7 @@ impl Sockets {
             socket.with_context(|| format!("cannot listen on admin.socket {}", path.display()))
         });
         let http = config.http.map(|address| {
-            let socket = inherited::listen(address, true, fds);
+            let socket = sockets::listen(address, true, fds);
             socket.with_context(|| format!("cannot listen on admin.http {address}"))
         });
         Ok(Sockets {

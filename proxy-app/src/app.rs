@@ -21,7 +21,9 @@ use route_cache::{AddressBook, Directory, RouteCache, System};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::changes::{self, History};
+use crate::app::changes::History;
+use crate::app::routes::Routes;
+use crate::app::snapshot::{Built, Snapshot, problem};
 use crate::config::{self, AuditFormat, Config, Listener, ListenerTls, Source};
 use crate::names::Names;
 use crate::node::connections::Sessions;
@@ -31,12 +33,14 @@ use crate::node::logs::{self, AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
 use crate::node::refusals::Refusals;
 use crate::node::systemd;
-use crate::routes::{self, Routes};
-use crate::snapshot::{self, Built, Snapshot, problem};
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::web::Web;
 use crate::web::locations::Live;
 use crate::web::upstreams::{Basis, Groups};
+
+pub mod changes;
+pub mod routes;
+pub mod snapshot;
 
 /// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives
 /// the fork into the background.

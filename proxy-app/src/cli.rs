@@ -12,10 +12,10 @@ use route_cache::yaml::Problems;
 
 use crate::admin::verbs;
 use crate::app::Plan;
-use crate::end::End;
-use crate::listener::Doors;
+use crate::listen::Doors;
+use crate::process::shutdown::End;
+use crate::process::upgrade::{Again, Asking};
 use crate::prov;
-use crate::upgrade::{Again, Asking};
 
 pub mod pages;
 

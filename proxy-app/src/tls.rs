@@ -27,8 +27,11 @@ use pingora::protocols::Digest;
 use route_cache::directory::names;
 use tokio_openssl::SslStream;
 
-use crate::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
-use crate::sites::Sites;
+use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
+use crate::tls::vhosts::Sites;
+
+pub mod client_certs;
+pub mod vhosts;
 
 /// Most certificates that are put in order. Chains have two to five.
 const MAX_SORTED: usize = 16;

@@ -25,14 +25,14 @@ use route_cache::attributes as a;
 use route_cache::{Route, RouteError, Server, UpstreamTls};
 
 use crate::app::App;
-use crate::client_certs::Shown;
+use crate::app::snapshot::{MailMode, Snapshot};
 use crate::config::AccessFormat;
 use crate::connector;
 use crate::node::logs;
 use crate::node::refusals::{self, Place, Reason};
-use crate::sites::Site;
-use crate::snapshot::{MailMode, Snapshot};
 use crate::tls;
+use crate::tls::client_certs::Shown;
+use crate::tls::vhosts::Site;
 
 pub mod account;
 mod answer_head;

@@ -40,7 +40,7 @@ fn strangers_cause_few_lines() -> Result<()> {
             ensure!(count <= FEW, "{count} lines of {kind}");
         }
         let output = scene.portico.output();
-        let https = format!("INFO  proxy_app::listener] {}", scene.town.doors.https);
+        let https = format!("INFO  proxy_app::listen] {}", scene.town.doors.https);
         ensure!(
             !output.contains(&https),
             "clients that have gone are told of:\n{output}"

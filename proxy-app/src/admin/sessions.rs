@@ -18,11 +18,11 @@ use utoipa::{IntoParams, ToSchema};
 use super::api::{self, Failure};
 use super::caller::Caller;
 use crate::app::App;
-use crate::changes::Generation;
+use crate::app::changes::Generation;
+use crate::app::snapshot::PRODUCT;
 use crate::node::connections::{Session, Which};
 use crate::node::logins::{Attempt, Filter};
 use crate::node::logs;
-use crate::snapshot::PRODUCT;
 
 /// Longest time over which sessions are ended in a drain.
 const MAX_SPREAD: u64 = 24 * 60 * 60;

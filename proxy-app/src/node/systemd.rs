@@ -1,6 +1,6 @@
 //! What systemd is told: ready, reloading, stopping, alive. Without systemd nobody is told anything.
 //!
-//! Which sockets it has opened for us is asked here, too; taking them is `inherited`'s.
+//! Which sockets it has opened for us is asked here, too; taking them is `listen::sockets`'s.
 
 use std::os::fd::RawFd;
 use std::time::Duration;

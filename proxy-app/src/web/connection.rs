@@ -41,10 +41,10 @@ use super::streams::Streams;
 use super::upstreams::connection::Owner;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
-use crate::client_certs::Shown;
 use crate::node::limits::Reader;
 use crate::node::refusals::{self, Place, Reason};
-use crate::sites::{Refusal, Sites};
+use crate::tls::client_certs::Shown;
+use crate::tls::vhosts::{Refusal, Sites};
 
 /// How long a connection may be kept between requests: nginx's default.
 const KEEPALIVE: Duration = Duration::from_secs(75);

@@ -19,7 +19,7 @@ use route_cache::directory::View;
 
 use super::account;
 use super::static_ui::{self, Tree};
-use crate::sites::Site;
+use crate::tls::vhosts::Site;
 
 pub mod group;
 mod live;

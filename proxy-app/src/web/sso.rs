@@ -16,7 +16,7 @@ use super::answers::Answer;
 use super::connection::{self, WebClient};
 use super::way::Asked;
 use super::{Exchange, Web, answer_with};
-use crate::client_certs::{CertMode, ClientCertificate};
+use crate::tls::client_certs::{CertMode, ClientCertificate};
 
 /// Where the administration console is, if no attribute says so.
 const ADMIN_PORT: u16 = 6071;

@@ -12,7 +12,7 @@ use super::forwarded::Forwarded;
 use super::headers;
 use super::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
 use crate::app::App;
-use crate::snapshot::Snapshot;
+use crate::app::snapshot::Snapshot;
 
 /// What a request says before anything is looked up.
 #[derive(Debug, Clone)]

@@ -20,7 +20,7 @@ use super::connection::{HEAD_MAX, WebClient};
 use super::way::{Asked, Onward, Way, way};
 use super::{Exchange, Home, Target, Visit, answer_head, dress, headers, home, onward_headers, relocate, waits};
 use crate::app::App;
-use crate::snapshot::{MailMode, Snapshot};
+use crate::app::snapshot::{MailMode, Snapshot};
 
 mod answer;
 

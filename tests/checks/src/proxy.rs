@@ -1,6 +1,6 @@
 //! The PROXY header parser: whatever a balancer, or a client that pretends to be one, sends first.
 
-use proxy_app::proxy_protocol::{Progress, parse};
+use proxy_app::listen::proxy_protocol::{Progress, parse};
 
 /// Longest unfinished header: the fixed part of version 2 and the most that is taken behind it.
 const UNFINISHED_MAX: usize = 16 + 2048;

@@ -19,7 +19,7 @@ use route_cache::{Service, System};
 use crate::config::{Config, Listener, ListenerTls, Serve, Source};
 use crate::connector::MailTransport;
 use crate::names::{IpMode, Names};
-use crate::sites::{Site, Sites};
+use crate::tls::vhosts::{Site, Sites};
 use crate::tls::{Acceptors, CertKey, CertStore, Certificates, TlsPolicy, UpstreamTrust};
 use crate::web::compression;
 

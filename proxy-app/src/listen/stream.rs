@@ -13,7 +13,7 @@ use route_cache::{Server, UpstreamTls};
 use crate::app::App;
 use crate::config::{StreamConfig, Upstream};
 use crate::connector::MailTransport;
-use crate::proxy_protocol;
+use crate::listen::proxy_protocol;
 
 /// How long a client may take for its handshake: it does it before anything else.
 pub const HANDSHAKE: Duration = Duration::from_secs(30);

@@ -13,7 +13,7 @@ use route_cache::attributes as a;
 use route_cache::directory::{View, names};
 use route_cache::yaml::{Problem, Problems, Severity};
 
-use crate::client_certs::{CertMode, ClientCerts, PolicyId};
+use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
 
 /// A domain as its web users see it; or what counts where no domain has the requested name.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Client certificates: what a site asks for, what a client has shown, and how upstreams are told of it.
 //!
-//! The handshake itself is in [`crate::tls`]; which site has which rules is in [`crate::sites`]. Who a certificate
+//! The handshake itself is in [`crate::tls`]; which site has which rules is in [`crate::tls::vhosts`]. Who a certificate
 //! belongs to is not decided here.
 
 use std::fmt::Write as _;

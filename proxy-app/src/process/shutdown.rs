@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::app::App;
 use crate::node::systemd;
-use crate::upgrade::{self, Again, Gate};
+use crate::process::upgrade::{self, Again, Gate};
 
 /// How long it takes to say goodbye to everybody.
 pub(crate) const GOODBYE: Duration = Duration::from_secs(3);

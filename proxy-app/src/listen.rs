@@ -30,25 +30,28 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admin::{self, Upgrade};
+use crate::app::snapshot::{Snapshot, problem};
 use crate::app::{App, Plan};
-use crate::background::{self, Waiting};
 use crate::config::{Listener, ListenerTls, Serve};
 use crate::connector;
-use crate::end::{self, End, Ending, On, Signals};
-use crate::inherited;
+use crate::listen::proxy_protocol::Header;
+use crate::listen::stream::Caller;
 use crate::node::connections::{Entered, Session};
 use crate::node::diagnostics;
 use crate::node::limits::{Held, Ticket};
 use crate::node::metrics::Refused;
 use crate::node::refusals::{self, Place, Reason};
 use crate::node::systemd;
-use crate::proxy_protocol::{self, Header};
-use crate::snapshot::{Snapshot, problem};
-use crate::stream::{self, Caller};
+use crate::process::daemon::{self, Waiting};
+use crate::process::shutdown::{self, End, Ending, On, Signals};
+use crate::process::upgrade::{Again, Asking};
 use crate::tls::{self, Inside};
-use crate::upgrade::{Again, Asking};
 use crate::web::connection::{self, Channel, WebClient, WebStream};
 use crate::web::{Greeted, Web};
+
+pub mod proxy_protocol;
+pub mod sockets;
+pub mod stream;
 
 /// How long a balancer may take for its header. It sends it with the first segment.
 const PROXY_HEADER: Duration = Duration::from_secs(5);
@@ -96,7 +99,7 @@ impl Doors {
             .iter()
             .map(|listener| listener.address)
             .chain(plan.config.admin.http)
-            .map(inherited::key)
+            .map(sockets::key)
             .collect();
         Doors {
             plan: Some(plan),
@@ -112,7 +115,7 @@ impl Doors {
     /// Opens everything, or says what cannot be opened.
     fn open(&mut self, plan: Plan, fds: ListenFds, shutdown: &ShutdownWatch) -> anyhow::Result<Opened> {
         use anyhow::Context;
-        for wrong in inherited::take_activated(systemd::activated().into_iter(), &fds) {
+        for wrong in sockets::take_activated(systemd::activated().into_iter(), &fds) {
             log::error!("a socket of systemd cannot be used: {wrong}");
         }
         // Sockets that are there already come from the old process, which is on its way out, or from systemd: a new
@@ -175,7 +178,7 @@ fn give_up(error: &anyhow::Error) -> ! {
 fn bind(listeners: &[Listener], fds: &ListenFds) -> Vec<Bound> {
     let socket = |listener: &Listener| {
         let only_v6 = shares_port(listener, listeners);
-        (listener.clone(), inherited::listen(listener.address, only_v6, fds))
+        (listener.clone(), sockets::listen(listener.address, only_v6, fds))
     };
     listeners.iter().map(socket).collect()
 }
@@ -189,7 +192,7 @@ fn shares_port(listener: &Listener, listeners: &[Listener]) -> bool {
 
 /// Closes the sockets of all other addresses.
 fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) {
-    for address in inherited::close_others(keep, fds) {
+    for address in sockets::close_others(keep, fds) {
         log::info!(target: "proxy_app::list", "not listening on {address} any more");
     }
 }
@@ -295,7 +298,7 @@ impl Hall {
         let missing: Vec<Listener> = wanted.iter().filter(missing).cloned().collect();
         let mut problems = Problems::new();
         for listener in missing {
-            match inherited::listen(listener.address, shares_port(&listener, wanted), &self.fds) {
+            match sockets::listen(listener.address, shares_port(&listener, wanted), &self.fds) {
                 Ok(socket) => self.serve(listener, socket).await,
                 Err(error) => problems.push(problem(
                     "listeners",
@@ -372,13 +375,13 @@ impl Service for Doors {
             if let Err(error) = take_over(asking, &hall) {
                 give_up(&error);
             }
-            background::take_pid_file(Path::new(&self.conf.pid_file));
+            daemon::take_pid_file(Path::new(&self.conf.pid_file));
         }
         systemd::serves("serving");
         if let Some(waiting) = self.waiting {
             tokio::spawn(waiting.tell());
         }
-        let gate = end::gate(&self.conf);
+        let gate = shutdown::gate(&self.conf);
         let told = self.end.told(&mut signals, self.again.take(), gate, hall.fds.clone());
         let (ending, mut hall) = hall.run(told).await;
         hall.close(match ending {
@@ -390,7 +393,7 @@ impl Service for Doors {
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
         tasks.iter().for_each(JoinHandle::abort);
-        end::drain(&app, ending, signals).await;
+        shutdown::drain(&app, ending, signals).await;
     }
 
     fn name(&self) -> &str {
@@ -657,7 +660,7 @@ impl Door {
             _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => {}
         }
         // An answer that is under way is given; a connection that only waits is not waited for long.
-        let _ = timeout(end::GOODBYE, serve).await;
+        let _ = timeout(shutdown::GOODBYE, serve).await;
     }
 
     async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
