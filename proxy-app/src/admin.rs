@@ -21,8 +21,8 @@ use tokio::sync::Semaphore;
 
 use crate::app::App;
 use crate::config::AdminConfig;
-use crate::connector;
 use crate::listen::sockets;
+use crate::upstream::connect;
 use caller::Caller;
 use seats::{Reach, Seats};
 
@@ -210,7 +210,7 @@ async fn serve_tcp(socket: &TcpListener, router: &Router) {
         match socket.accept().await {
             Ok((stream, peer)) => {
                 let tuned = SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED));
-                if tuned.and_then(|()| connector::tune(&stream)).is_err() {
+                if tuned.and_then(|()| connect::tune(&stream)).is_err() {
                     continue;
                 }
                 let (caller, address) = (Caller::Http { address: peer }, peer.ip());

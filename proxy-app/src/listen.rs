@@ -33,7 +33,6 @@ use crate::admin::{self, Upgrade};
 use crate::app::snapshot::{Snapshot, problem};
 use crate::app::{App, Plan};
 use crate::config::{Listener, ListenerTls, Serve};
-use crate::connector;
 use crate::listen::proxy_protocol::Header;
 use crate::listen::stream::Caller;
 use crate::node::connections::{Entered, Session};
@@ -46,6 +45,7 @@ use crate::process::daemon::{self, Waiting};
 use crate::process::shutdown::{self, End, Ending, On, Signals};
 use crate::process::upgrade::{Again, Asking};
 use crate::tls::{self, Inside};
+use crate::upstream::connect;
 use crate::web::connection::{self, Channel, WebClient, WebStream};
 use crate::web::{Greeted, Web};
 
@@ -492,7 +492,7 @@ impl Door {
 
     /// Who connects. `None`: somebody we do not talk to.
     async fn identify(&self, tcp: &mut TcpStream, peer: SocketAddr) -> Option<Client> {
-        connector::tune(tcp).ok()?;
+        connect::tune(tcp).ok()?;
         let peer = canonical(peer);
         let direct = Client {
             addr: peer,

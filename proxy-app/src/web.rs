@@ -27,46 +27,30 @@ use route_cache::{Route, RouteError, Server, UpstreamTls};
 use crate::app::App;
 use crate::app::snapshot::{MailMode, Snapshot};
 use crate::config::AccessFormat;
-use crate::connector;
+use crate::http::answer_head::{self, Framing};
+use crate::http::answers::{self, Answer, Form};
+use crate::http::compression::{self, Packing};
+use crate::http::relocation::Relocation;
+use crate::http::repeat::may_be_repeated;
+use crate::http::{headers, login, old_clients};
+use crate::locations::{Action, Files, Found, HostRule, Mailbox, Timeouts};
 use crate::node::logs;
 use crate::node::refusals::{self, Place, Reason};
 use crate::tls;
 use crate::tls::client_certs::Shown;
 use crate::tls::vhosts::Site;
+use crate::upstream::connect;
+use crate::upstream::connection::{STALE, ServerConnection, Sources};
+use crate::upstream::groups::Member;
 
-pub mod account;
-mod answer_head;
-mod answers;
-mod behind;
-mod bound_login;
-pub mod compression;
 pub mod connection;
-mod forwarded;
-pub mod frames;
-pub mod headers;
 mod keeping;
-pub mod locations;
-pub mod login;
-mod old_clients;
-mod relocation;
-mod repeat;
 mod sso;
-pub mod static_ui;
-mod streams;
-pub mod upstreams;
 mod way;
 mod websocket;
 
-use answer_head::Framing;
-use answers::{Answer, Form};
-use compression::Packing;
 use connection::WebClient;
 use keeping::Keeping;
-use locations::{Action, Files, Found, HostRule, Mailbox, Timeouts};
-use relocation::Relocation;
-use repeat::may_be_repeated;
-use upstreams::Member;
-use upstreams::connection::{STALE, ServerConnection, Sources};
 use way::{Asked, Onward, Way};
 
 /// An HTTP/2 connection without streams is closed after this.
@@ -1144,7 +1128,7 @@ fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> HttpPeer {
     // What is in the pool was made under these rules.
     let is_tls = name.is_some();
     let mut peer = HttpPeer::new(target.address, is_tls, name.unwrap_or_default());
-    let connect = waits.connect.min(connector::CONNECT);
+    let connect = waits.connect.min(connect::CONNECT);
     peer.options.connection_timeout = Some(connect);
     peer.options.total_connection_timeout = Some(connect);
     peer.options.write_timeout = Some(waits.send);

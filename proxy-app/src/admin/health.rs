@@ -14,7 +14,7 @@ use super::api::{self, Failure};
 use super::caller::Caller;
 use crate::app::App;
 use crate::tls::CertKey;
-use crate::web::upstreams::{self, Health};
+use crate::upstream::groups::{self, Health};
 
 /// Heaviest share of requests.
 const MAX_WEIGHT: u32 = 1000;
@@ -84,7 +84,7 @@ pub struct Upstream {
 #[utoipa::path(get, path = "/v1/upstreams", responses((status = 200, body = Upstreams)))]
 pub async fn upstreams(State(app): State<Arc<App>>) -> Json<Upstreams> {
     let groups = app.groups.all();
-    let of_group = |group: &Arc<upstreams::Group>| {
+    let of_group = |group: &Arc<groups::Group>| {
         let name = group.name().to_owned();
         group.state().into_iter().map(move |state| Upstream::new(&name, state))
     };
@@ -94,7 +94,7 @@ pub async fn upstreams(State(app): State<Arc<App>>) -> Json<Upstreams> {
 }
 
 impl Upstream {
-    fn new(group: &str, state: upstreams::State) -> Upstream {
+    fn new(group: &str, state: groups::State) -> Upstream {
         let health = match state.health {
             Health::Up => "up",
             Health::NotReady => "not_ready",

@@ -17,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::api::{self, Failure};
 use super::caller::Caller;
 use crate::app::App;
-use crate::web::upstreams::Health;
+use crate::upstream::groups::Health;
 
 /// Most logins in one purge.
 const MAX_PURGE: usize = 1000;

@@ -14,9 +14,9 @@ use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
 use route_cache::{Directory, RouteCache, SharedCache, System, memcached};
 
 use crate::config::{Config, LookupConfig, MAX_HANDLERS};
-use crate::connector;
-use crate::names::{IpMode, Names};
 use crate::tls::UpstreamTrust;
+use crate::upstream::connect;
+use crate::upstream::dns::{IpMode, Names};
 
 /// The route cache, and the addresses of the mailbox servers for those who ask by address.
 pub struct Routes {
@@ -142,7 +142,7 @@ struct Dialler {
 #[async_trait]
 impl Dial for Dialler {
     async fn connect(&self, url: &HandlerUrl) -> io::Result<BoxStream> {
-        let tcp = connector::connect(&self.names, &url.host, url.port, IpMode::Both).await?;
+        let tcp = connect::connect(&self.names, &url.host, url.port, IpMode::Both).await?;
         match url.tls {
             true => Ok(Box::new(
                 self.trust.load_full().connect(&url.host, Box::new(tcp)).await?,

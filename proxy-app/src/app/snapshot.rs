@@ -17,11 +17,11 @@ use route_cache::yaml::{Problem, Problems, Severity};
 use route_cache::{Service, System};
 
 use crate::config::{Config, Listener, ListenerTls, Serve, Source};
-use crate::connector::MailTransport;
-use crate::names::{IpMode, Names};
+use crate::http::compression;
 use crate::tls::vhosts::{Site, Sites};
 use crate::tls::{Acceptors, CertKey, CertStore, Certificates, TlsPolicy, UpstreamTrust};
-use crate::web::compression;
+use crate::upstream::connect::MailTransport;
+use crate::upstream::dns::{IpMode, Names};
 
 /// Name and version as this program tells them.
 pub const PRODUCT: (&str, &str) = ("Portico", env!("CARGO_PKG_VERSION"));

@@ -12,8 +12,8 @@ use route_cache::{Server, UpstreamTls};
 
 use crate::app::App;
 use crate::config::{StreamConfig, Upstream};
-use crate::connector::MailTransport;
 use crate::listen::proxy_protocol;
+use crate::upstream::connect::MailTransport;
 
 /// How long a client may take for its handshake: it does it before anything else.
 pub const HANDSHAKE: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use log::{Level, Log, Metadata, Record};
 use parking_lot::Mutex;
 
-use crate::web::headers;
+use crate::http::headers;
 
 /// What is shown unless `RUST_LOG` says otherwise. Of Pingora's lines only those about the process are of use: it
 /// tells of each start and each failed health check at length, and calls clients that misbehave errors. What becomes

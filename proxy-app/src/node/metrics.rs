@@ -19,7 +19,7 @@ use prometheus::{
 use crate::app::App;
 use crate::node::diagnostics;
 use crate::node::refusals::Reason;
-use crate::web::upstreams::Health;
+use crate::upstream::groups::Health;
 
 /// Most values of a label that names servers; what is beyond is `other`.
 const MAX_SERVERS: usize = 256;

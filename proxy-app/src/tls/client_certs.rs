@@ -185,7 +185,7 @@ impl ClientCertificate {
     }
 }
 
-/// Headers that tell an upstream of a certificate. A client's own never pass: see [`crate::web::headers`].
+/// Headers that tell an upstream of a certificate. A client's own never pass: see [`crate::http::headers`].
 pub const VERIFY: HeaderName = HeaderName::from_static("x-client-verify");
 const SUBJECT: HeaderName = HeaderName::from_static("x-client-s-dn");
 const ISSUER: HeaderName = HeaderName::from_static("x-client-i-dn");

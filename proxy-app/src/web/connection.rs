@@ -35,16 +35,16 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
-use super::behind::Body;
-use super::frames::Frames;
-use super::streams::Streams;
-use super::upstreams::connection::Owner;
 use super::{Greeted, Web, websocket};
 use crate::app::App;
+use crate::http::behind::Body;
+use crate::http::frames::Frames;
+use crate::http::streams::Streams;
 use crate::node::limits::Reader;
 use crate::node::refusals::{self, Place, Reason};
 use crate::tls::client_certs::Shown;
 use crate::tls::vhosts::{Refusal, Sites};
+use crate::upstream::connection::Owner;
 
 /// How long a connection may be kept between requests: nginx's default.
 const KEEPALIVE: Duration = Duration::from_secs(75);

@@ -11,11 +11,11 @@ use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 
-use super::bound_login;
 use super::connection::WebClient;
-use super::repeat::may_be_repeated;
-use super::upstreams::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
 use super::way::Onward;
+use crate::http::bound_login;
+use crate::http::repeat::may_be_repeated;
+use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
 
 /// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);

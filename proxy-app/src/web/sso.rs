@@ -12,10 +12,10 @@ use pingora_proxy::Session;
 use route_cache::attributes as a;
 use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
 
-use super::answers::Answer;
 use super::connection::{self, WebClient};
 use super::way::Asked;
 use super::{Exchange, Web, answer_with};
+use crate::http::answers::Answer;
 use crate::tls::client_certs::{CertMode, ClientCertificate};
 
 /// Where the administration console is, if no attribute says so.

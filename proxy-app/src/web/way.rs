@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use http::request::Parts;
 use route_cache::{Lookup, Service, Subject};
 
-use super::account::{self, Claim};
 use super::connection::WebClient;
-use super::forwarded::Forwarded;
-use super::headers;
-use super::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
 use crate::app::App;
 use crate::app::snapshot::Snapshot;
+use crate::http::account::{self, Claim};
+use crate::http::forwarded::Forwarded;
+use crate::http::headers;
+use crate::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
 
 /// What a request says before anything is looked up.
 #[derive(Debug, Clone)]

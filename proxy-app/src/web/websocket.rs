@@ -15,12 +15,13 @@ use route_cache::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::answers::{Answer, Form};
 use super::connection::{HEAD_MAX, WebClient};
 use super::way::{Asked, Onward, Way, way};
-use super::{Exchange, Home, Target, Visit, answer_head, dress, headers, home, onward_headers, relocate, waits};
+use super::{Exchange, Home, Target, Visit, dress, home, onward_headers, relocate, waits};
 use crate::app::App;
 use crate::app::snapshot::{MailMode, Snapshot};
+use crate::http::answers::{Answer, Form};
+use crate::http::{answer_head, headers};
 
 mod answer;
 

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Uri;
-use proxy_app::web::account::{self, Claim};
+use proxy_app::http::account::{self, Claim};
 
 /// Longest user and longest host name that are looked up.
 const USER_MAX: usize = 256;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proxy_app::web::frames::{Flood, Frames};
+use proxy_app::http::frames::{Flood, Frames};
 use tokio::time::Instant;
 
 /// Length of what stands in front of a frame (RFC 9113 §4.1), and the longest payload (§4.2).

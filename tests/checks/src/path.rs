@@ -2,7 +2,7 @@
 //! on in place of a prefix leads to the same place.
 
 use http::Uri;
-use proxy_app::web::locations::path::{normalized, replaced};
+use proxy_app::locations::path::{normalized, replaced};
 
 pub(crate) fn check(bytes: &[u8]) {
     // As the engine reads the target of a request.

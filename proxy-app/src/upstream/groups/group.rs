@@ -16,10 +16,10 @@ use route_cache::{Offer, Server, UpstreamTls};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::House;
-use super::check::HealthProbe;
-use super::seat::{Busy, Description, Health, Limits, Orders, Seat, State};
-use crate::web::locations::group::{Check, GroupSpec};
+use crate::upstream::groups::House;
+use crate::upstream::groups::check::HealthProbe;
+use crate::upstream::groups::server::{Busy, Description, Health, Limits, Orders, Seat, State};
+use crate::upstream::groups::spec::{Check, GroupSpec};
 
 /// How many addresses of one host are members.
 const ADDRESSES_MAX: usize = 16;

@@ -7,24 +7,24 @@ use route_cache::directory::names;
 
 /// What a server may call itself, and what the client calls us.
 #[derive(Debug, Clone)]
-pub(super) struct Relocation<'a> {
+pub(crate) struct Relocation<'a> {
     /// `http` or `https`, as the client sees it.
-    pub(super) scheme: &'a str,
+    pub(crate) scheme: &'a str,
     /// The Host header as the client sent it.
-    pub(super) host_as_sent: &'a str,
+    pub(crate) host_as_sent: &'a str,
     /// The requested host, in lower case, without port.
-    pub(super) host: &'a str,
+    pub(crate) host: &'a str,
     /// The port that the client sees.
-    pub(super) our_port: u16,
+    pub(crate) our_port: u16,
     /// Names and addresses of the server.
-    pub(super) server: &'a [&'a str],
+    pub(crate) server: &'a [&'a str],
     /// Its port.
-    pub(super) server_port: u16,
+    pub(crate) server_port: u16,
 }
 
 impl Relocation<'_> {
     /// The headers to set anew.
-    pub(super) fn of(&self, headers: &HeaderMap) -> Vec<(http::HeaderName, String)> {
+    pub(crate) fn of(&self, headers: &HeaderMap) -> Vec<(http::HeaderName, String)> {
         let mut changed = Vec::new();
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         if let Some(new) = location.and_then(|url| self.url(url)) {

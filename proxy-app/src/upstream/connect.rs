@@ -15,8 +15,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::names::{IpMode, Names};
 use crate::tls::{self, Acceptors, UpstreamTrust};
+use crate::upstream::dns::{IpMode, Names};
 
 /// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and the
 /// user with it; a server in the same data centre that needs more than this is down.

@@ -23,7 +23,7 @@ use tower_http::services::fs::{
     Backend, DefaultServeDirFallback, ServeFileSystemResponseBody, TokioBackend, TokioFile,
 };
 
-use super::{answers, compression};
+use crate::http::{answers, compression};
 
 mod range;
 

@@ -1,6 +1,6 @@
 //! Logins that are bound to a connection: NTLM and Negotiate (RFC 4559). What a server says to such a client must
 //! never reach another, so the first sign of one gives the client server connections of its own
-//! ([`Owner`](super::upstreams::connection::Owner)).
+//! ([`Owner`](crate::upstream::connection::Owner)).
 
 use http::header::{
     AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE,
@@ -10,14 +10,14 @@ use http::header::{
 const SCHEMES: [&str; 4] = ["ntlm", "negotiate", "kerberos", "nego2"];
 
 /// Whether a request logs in the connection that it comes on.
-pub(super) fn is_offered(request: &HeaderMap) -> bool {
+pub(crate) fn is_offered(request: &HeaderMap) -> bool {
     [AUTHORIZATION, PROXY_AUTHORIZATION]
         .iter()
         .any(|name| lines(request, name).any(|line| is_scheme(scheme(line))))
 }
 
 /// Whether an answer asks for such a login. A line may have several challenges.
-pub(super) fn is_demanded(response: &HeaderMap) -> bool {
+pub(crate) fn is_demanded(response: &HeaderMap) -> bool {
     [WWW_AUTHENTICATE, PROXY_AUTHENTICATE].iter().any(|name| {
         let challenges = lines(response, name).flat_map(|line| line.split(|&byte| byte == b','));
         challenges.map(scheme).any(is_scheme)

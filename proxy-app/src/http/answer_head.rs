@@ -26,7 +26,7 @@ const NEVER_NOMINATED: [&str; 2] = ["content-length", "transfer-encoding"];
 
 /// Whether what follows on the connection can be trusted to be what the server means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(crate) enum Framing {
     /// Yes.
     Sound,
     /// The head is, as it was mended; of what comes behind the answer nobody knows.
@@ -37,7 +37,7 @@ pub(super) enum Framing {
 ///
 /// # Errors
 /// Nobody can say where its body ends, or it answers something that nobody asked for: why.
-pub(super) fn mend(response: &mut ResponseHeader) -> Result<Framing, &'static str> {
+pub(crate) fn mend(response: &mut ResponseHeader) -> Result<Framing, &'static str> {
     if response.status == StatusCode::SWITCHING_PROTOCOLS {
         // WebSockets have a way of their own.
         return Err("the server switches to a protocol that nobody asked for");
@@ -50,7 +50,7 @@ pub(super) fn mend(response: &mut ResponseHeader) -> Result<Framing, &'static st
 
 /// Whether a message is sent as it is, or in chunks, and in nothing else (RFC 9112 §6.1, §7). What is not taken apart
 /// here must not go on as if it was.
-pub(super) fn has_known_coding(headers: &HeaderMap) -> bool {
+pub(crate) fn has_known_coding(headers: &HeaderMap) -> bool {
     let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
     let single = |line: &http::HeaderValue| line.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     lines.next().is_none_or(single) && lines.next().is_none()
@@ -92,7 +92,7 @@ fn mend_length(response: &mut ResponseHeader) -> Framing {
 }
 
 /// Takes away what is only between the server and us.
-pub(super) fn strip(response: &mut ResponseHeader) {
+pub(crate) fn strip(response: &mut ResponseHeader) {
     let nominated: Vec<String> = values(&response.headers, &CONNECTION)
         .flat_map(|line| line.split(','))
         .map(|option| option.trim().to_ascii_lowercase())
@@ -114,12 +114,12 @@ pub(super) fn strip(response: &mut ResponseHeader) {
 }
 
 /// Takes away which program the server is.
-pub(super) fn hide_server(response: &mut ResponseHeader) {
+pub(crate) fn hide_server(response: &mut ResponseHeader) {
     response.remove_header(&SERVER);
 }
 
 /// The version that we speak ourselves, whatever the server does (RFC 9110 §2.5).
-pub(super) fn speak_our_version(response: &mut ResponseHeader) {
+pub(crate) fn speak_our_version(response: &mut ResponseHeader) {
     if response.version < Version::HTTP_11 {
         response.set_version(Version::HTTP_11);
     }

@@ -12,14 +12,14 @@ use pingora::modules::http::{HttpModule, HttpModuleBuilder, Module};
 use pingora_proxy::Session;
 
 /// Keeps from an old client what it does not know, before anything is answered.
-pub(super) fn respect(session: &mut Session) {
+pub(crate) fn respect(session: &mut Session) {
     if session.req_header().version < Version::HTTP_11 {
         session.as_downstream_mut().set_ignore_info_resp(true);
     }
 }
 
 /// Lets the connection end behind an answer of unknown length.
-pub(super) fn end_behind(session: &mut Session, response: &ResponseHeader) {
+pub(crate) fn end_behind(session: &mut Session, response: &ResponseHeader) {
     let old = session.req_header().version < Version::HTTP_11;
     if old && !response.status.is_informational() && !response.headers.contains_key(CONTENT_LENGTH) {
         session.set_keepalive(None);
@@ -27,7 +27,7 @@ pub(super) fn end_behind(session: &mut Session, response: &ResponseHeader) {
 }
 
 /// Sends bodies as they are. It comes last, for the engine itself says `chunked` where a length is missing.
-pub(super) struct Unchunked;
+pub(crate) struct Unchunked;
 
 impl HttpModuleBuilder for Unchunked {
     fn order(&self) -> i16 {

@@ -11,7 +11,7 @@ const DIGITS_MAX: u8 = 15;
 
 /// What is still to come of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Body {
+pub(crate) enum Body {
     /// So many bytes.
     Sized(u64),
     /// Chunks (RFC 9112 §7.1).
@@ -24,7 +24,7 @@ pub(super) enum Body {
 
 /// Where in a chunked body we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunks {
+pub(crate) enum Chunks {
     /// In the size of a chunk.
     Size { value: u64, digits: u8 },
     /// In the extension of a chunk.
@@ -49,7 +49,7 @@ const CHUNK: Chunks = Chunks::Size { value: 0, digits: 0 };
 
 impl Body {
     /// The body that this head announces (RFC 9112 §6.3).
-    pub(super) fn of(head: &[u8]) -> Body {
+    pub(crate) fn of(head: &[u8]) -> Body {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let Some(end) = head.iter().position(|&b| b == b'\r') else {
             return Body::Unclear;
@@ -89,7 +89,7 @@ impl Body {
     }
 
     /// How many of these bytes belong to the request; they are on their way to the engine.
-    pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn pass(&mut self, bytes: &[u8]) -> usize {
         match self {
             Body::Unclear => bytes.len(),
             Body::Last => 0,
@@ -109,12 +109,12 @@ impl Body {
     }
 
     /// Nothing more of the request is to come.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         matches!(self, Body::Sized(0) | Body::Last | Body::Chunked(Chunks::Over))
     }
 
     /// Whether another request may follow on the connection; `quiet`: nothing has come behind this one.
-    pub(super) fn may_be_followed(&self, quiet: bool) -> bool {
+    pub(crate) fn may_be_followed(&self, quiet: bool) -> bool {
         match self {
             Body::Sized(_) | Body::Chunked(_) => true,
             Body::Last => quiet,

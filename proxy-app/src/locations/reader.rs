@@ -8,14 +8,14 @@ use regex::{Regex, RegexBuilder};
 use route_cache::attributes::{self, Attribute, Kind};
 use route_cache::yaml::{Document, Mapping, Node, Problems};
 
-use super::group::{Check, GroupServer, GroupSpec, GroupTls};
-use super::{
+use crate::locations::{
     Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, SiteUrl,
     Timeouts, To, Wait,
 };
+use crate::upstream::groups::spec::{Check, GroupServer, GroupSpec, GroupTls};
 
 /// Carbonio's whole table.
-const CARBONIO: &str = include_str!("../../../../conf/carbonio.yaml");
+const CARBONIO: &str = include_str!("../../../conf/carbonio.yaml");
 /// Its name in `include`, and the name that problems show.
 const CARBONIO_NAME: &str = "carbonio";
 
@@ -818,7 +818,7 @@ fn name_of(paths: &[PathMatch]) -> String {
 
 /// A decoded path in the one form that is compared: no double slash, no dots to resolve.
 fn is_path(text: &str) -> bool {
-    text.starts_with('/') && super::path::normalized(&text.replace('%', "%25")).as_deref() == Some(text)
+    text.starts_with('/') && crate::locations::path::normalized(&text.replace('%', "%25")).as_deref() == Some(text)
 }
 
 /// `^/a|/b` is anchored on one side only.

@@ -17,17 +17,16 @@ use regex::Regex;
 use route_cache::attributes::Attribute;
 use route_cache::directory::View;
 
-use super::account;
-use super::static_ui::{self, Tree};
+use crate::http::account;
+use crate::http::static_ui::{self, Tree};
 use crate::tls::vhosts::Site;
-
-pub mod group;
-mod live;
-pub mod path;
-mod reader;
 
 pub use live::Live;
 pub use reader::Locations;
+
+mod live;
+pub mod path;
+mod reader;
 
 /// Which kind of listener a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -1168,7 +1167,7 @@ mod tests {
         assert_eq!((files.servers[1].host.as_str(), files.servers[1].port), ("::1", 2));
         assert_eq!(
             files.check,
-            group::Check::Http {
+            spec::Check::Http {
                 path: "/health".to_owned()
             }
         );

@@ -19,16 +19,16 @@ use route_cache::{Offer, System};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::locations::group::GroupSpec;
-use crate::names::{IpMode, Names};
-
-mod check;
-pub mod connection;
-mod group;
-mod seat;
+use crate::upstream::dns::{IpMode, Names};
+use crate::upstream::groups::spec::GroupSpec;
 
 pub use group::{Group, Member};
-pub use seat::{Busy, Health, State};
+pub use server::{Busy, Health, State};
+
+mod check;
+mod group;
+mod server;
+pub mod spec;
 
 /// How often the members of a group are looked up, and asked whether they live.
 const LOOK: Duration = Duration::from_secs(5);
@@ -188,8 +188,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    use super::super::locations::group::{Check, GroupServer};
     use super::*;
+    use crate::upstream::groups::spec::{Check, GroupServer};
 
     /// A server that answers checks with a status, and counts its connections.
     struct Peer {

@@ -16,11 +16,11 @@ use pingora_load_balancing::health_check::HealthCheck;
 use route_cache::UpstreamTls;
 use tokio::time::timeout;
 
-use super::House;
-use super::group::Table;
-use super::seat::{Description, Health, Seat};
 use crate::tls;
-use crate::web::locations::group::Check;
+use crate::upstream::groups::House;
+use crate::upstream::groups::group::Table;
+use crate::upstream::groups::server::{Description, Health, Seat};
+use crate::upstream::groups::spec::Check;
 
 /// How long one check may take.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -40,7 +40,7 @@ const METHODS: [&str; 28] = [
 ];
 
 /// Whether a request with this method does the same if it is done twice.
-pub(super) fn may_be_repeated(method: &Method) -> bool {
+pub(crate) fn may_be_repeated(method: &Method) -> bool {
     method.is_idempotent() || METHODS.contains(&method.as_str())
 }
 

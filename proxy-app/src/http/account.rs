@@ -76,7 +76,7 @@ pub fn host(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 }
 
 /// The same host as it was sent, with its port.
-pub(super) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<String> {
+pub(crate) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     match uri.authority() {
         Some(authority) => Some(authority.as_str().to_owned()),
         None => headers.get(HOST)?.to_str().ok().map(str::to_owned),
@@ -84,7 +84,7 @@ pub(super) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 }
 
 /// The user of `Authorization: Basic`, as typed. The password is wiped unread.
-pub(super) fn basic_user(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn basic_user(headers: &HeaderMap) -> Option<String> {
     let encoded = authorization(headers, "basic")?;
     // Filled in place and then put under lock: an undecodable rest must be wiped too.
     let mut plain = Vec::with_capacity(encoded.len());
@@ -97,13 +97,13 @@ pub(super) fn basic_user(headers: &HeaderMap) -> Option<String> {
 }
 
 /// `path` with percent signs decoded; `None` when that is not UTF-8.
-pub(super) fn decoded(path: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn decoded(path: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(path).decode_utf8().ok()
 }
 
 /// The segments of a decoded path, with empty ones and dots resolved (RFC 3986 §5.2.4). A final slash leaves
 /// an empty last segment. `None` for a path that climbs above the root.
-pub(super) fn segments(path: &str) -> Option<Vec<&str>> {
+pub(crate) fn segments(path: &str) -> Option<Vec<&str>> {
     let mut kept = Vec::new();
     for segment in path.split('/') {
         match segment {
@@ -119,7 +119,7 @@ pub(super) fn segments(path: &str) -> Option<Vec<&str>> {
 }
 
 /// A name that may be looked up and logged: not empty, not too long, nothing in it that could break a line.
-pub(super) fn user(typed: &str) -> Option<String> {
+pub(crate) fn user(typed: &str) -> Option<String> {
     let good = !typed.is_empty() && typed.len() <= USER_MAX && !typed.contains(char::is_control);
     good.then(|| typed.to_owned())
 }
@@ -260,7 +260,7 @@ fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a [u8]> {
 
 /// The first cookie of exactly this name, over all Cookie headers (HTTP/2 may send one for each cookie).
 /// Read as bytes: a neighbour with a UTF-8 value must not hide it.
-pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     let lines = headers.get_all(COOKIE).iter();
     let mut pairs = lines.flat_map(|line| line.as_bytes().split(|&b| b == b';'));
     pairs.find_map(|pair| {
@@ -277,7 +277,7 @@ fn unquoted(value: &[u8]) -> &[u8] {
 
 /// The first query argument of this name, percent-decoded. A plus sign stays one: names like `bob+lists@…` are
 /// sent bare, and none of the arguments read here has blanks.
-pub(super) fn argument(uri: &Uri, name: &str) -> Option<Vec<u8>> {
+pub(crate) fn argument(uri: &Uri, name: &str) -> Option<Vec<u8>> {
     uri.query()?.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=')?;
         percent_decode_str(key)
@@ -292,7 +292,7 @@ fn split_at_byte(bytes: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
 }
 
 /// `host [ ":" port ]` (RFC 9110 §7.2). User information is refused: it only serves to disguise a host.
-pub(super) fn host_of(authority: &str) -> Option<String> {
+pub(crate) fn host_of(authority: &str) -> Option<String> {
     if let Some(rest) = authority.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;
         let address: Ipv6Addr = address.parse().ok()?;

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::account;
+use crate::http::account;
 
 /// How much of a request body is kept: a login has under 1 KiB, and a batch of them may be somewhat longer.
 const BODY_MAX: usize = 64 * 1024;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a request may go on after the end of its answer: some clients end it in a frame of its own.
-pub(super) const EARLY: Duration = Duration::from_secs(1);
+pub(crate) const EARLY: Duration = Duration::from_secs(1);
 /// Most streams that are followed: the engine serves fewer at once, and refuses more than that.
 const STREAMS_MAX: usize = 1024;
 /// Length of what stands in front of a frame (RFC 9113 §4.1).
@@ -160,7 +160,7 @@ enum Answer {
 }
 
 /// The streams of a connection.
-pub(super) struct Streams {
+pub(crate) struct Streams {
     open: HashMap<u32, Stream>,
     /// The window of the connection, and that of a new stream.
     window: i64,
@@ -176,11 +176,11 @@ pub(super) struct Streams {
 /// More streams than anybody needs.
 #[derive(Debug, thiserror::Error)]
 #[error("HTTP/2 streams without number")]
-pub(super) struct TooMany;
+pub(crate) struct TooMany;
 
 impl Streams {
     /// A connection whose preface has been read.
-    pub(super) fn new() -> Streams {
+    pub(crate) fn new() -> Streams {
         Streams {
             open: HashMap::new(),
             window: WINDOW,
@@ -196,7 +196,7 @@ impl Streams {
     ///
     /// # Errors
     /// It has opened too many streams.
-    pub(super) fn hear(&mut self, bytes: &[u8]) -> Result<(), TooMany> {
+    pub(crate) fn hear(&mut self, bytes: &[u8]) -> Result<(), TooMany> {
         let mut inbound = std::mem::take(&mut self.inbound);
         inbound.pass(bytes, |found| self.heard(found));
         self.inbound = inbound;
@@ -261,7 +261,7 @@ impl Streams {
     }
 
     /// Takes note of what has been said to the client. How many requests the engine has refused in it.
-    pub(super) fn say(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn say(&mut self, bytes: &[u8]) -> usize {
         let mut outbound = std::mem::take(&mut self.outbound);
         let mut refused = 0;
         outbound.pass(bytes, |found| {
@@ -323,20 +323,20 @@ impl Streams {
     }
 
     /// How many answers wait for the client; `stuck`: the connection takes nothing at all.
-    pub(super) fn waiting(&self, stuck: bool) -> usize {
+    pub(crate) fn waiting(&self, stuck: bool) -> usize {
         let none = stuck || self.window <= 0;
         let waits = |stream: &&Stream| stream.answer == Answer::Begun && (none || stream.window <= 0);
         self.open.values().filter(waits).count()
     }
 
     /// When a stream is to be ended next, if it can be.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let next = self.early.front().filter(|_| self.inbound.is_between());
         next.map(|(at, _)| *at)
     }
 
     /// Frames that are to be put between those of the client, where this may be done now.
-    pub(super) fn interjection(&mut self, now: Instant) -> Vec<u8> {
+    pub(crate) fn interjection(&mut self, now: Instant) -> Vec<u8> {
         let mut frames = Vec::new();
         if !self.inbound.is_between() {
             return frames;
@@ -358,13 +358,13 @@ impl Streams {
     }
 
     /// Whether an answer of the engine may have to be changed.
-    pub(super) fn changes(&self) -> bool {
+    pub(crate) fn changes(&self) -> bool {
         !self.ended.is_empty()
     }
 
     /// Gives the resets that were asked for in [`Streams::interjection`] their reason. These are the next bytes that go
     /// out.
-    pub(super) fn change(&self, bytes: &mut [u8]) {
+    pub(crate) fn change(&self, bytes: &mut [u8]) {
         let mut outbound = self.outbound.clone();
         for byte in bytes {
             let was = *byte;

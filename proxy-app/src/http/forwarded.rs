@@ -20,22 +20,22 @@ const FAMILY: [&str; 4] = [
 
 /// What is believed of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Forwarded {
+pub(crate) struct Forwarded {
     /// The client: the TCP peer, unless it is one of our own forwarders. Then it is the right-most one that is not
     /// ours. When all are ours, the left-most is the client. An entry that is no address ends the search at the hop
     /// that wrote it.
-    pub(super) client: IpAddr,
+    pub(crate) client: IpAddr,
     /// `http` or `https`, as the client sees it, where a forwarder says so.
-    pub(super) scheme: Option<&'static str>,
+    pub(crate) scheme: Option<&'static str>,
     /// The host that the client asks for, where a forwarder says so; not yet looked at.
-    pub(super) host: Option<String>,
+    pub(crate) host: Option<String>,
     /// The port that the client sees, where a forwarder says so.
-    pub(super) port: Option<u16>,
+    pub(crate) port: Option<u16>,
 }
 
 impl Forwarded {
     /// Reads the headers of a request.
-    pub(super) fn read(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Forwarded {
+    pub(crate) fn read(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Forwarded {
         let peer = peer.to_canonical();
         let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
         let mut told = Forwarded {
@@ -66,7 +66,7 @@ impl Forwarded {
     }
 
     /// Whether a forwarder has said what the client sees.
-    pub(super) fn speaks(&self) -> bool {
+    pub(crate) fn speaks(&self) -> bool {
         self.scheme.is_some() || self.host.is_some() || self.port.is_some()
     }
 

@@ -29,7 +29,7 @@ const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// In which form somebody is told of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// A page.
     Page,
     /// JSON.
@@ -42,7 +42,7 @@ pub(super) enum Form {
 
 impl Form {
     /// The form that a request wants.
-    pub(super) fn of(request: &Parts) -> Form {
+    pub(crate) fn of(request: &Parts) -> Form {
         if is_navigation(request) {
             return Form::Page;
         }
@@ -59,7 +59,7 @@ impl Form {
 }
 
 /// A person who goes to a page, as browsers show it: not a script that fetches something.
-pub(super) fn is_navigation(request: &Parts) -> bool {
+pub(crate) fn is_navigation(request: &Parts) -> bool {
     let mode = request.headers.get("sec-fetch-mode").map(|mode| mode.as_bytes());
     matches!(request.method, Method::GET | Method::HEAD)
         && matches!(mode, None | Some(b"navigate"))
@@ -77,16 +77,16 @@ fn says(headers: &HeaderMap, name: http::HeaderName, word: &str) -> bool {
 }
 
 /// An answer that is ready to be sent.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// Its head, without the length of the body.
-    pub(super) head: ResponseHeader,
+    pub(crate) head: ResponseHeader,
     /// Its body.
-    pub(super) body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
     /// A text of a kind.
-    pub(super) fn text(status: u16, kind: &str, body: impl Into<Bytes>) -> Result<Answer> {
+    pub(crate) fn text(status: u16, kind: &str, body: impl Into<Bytes>) -> Result<Answer> {
         let mut head = ResponseHeader::build(status, Some(16))?;
         head.insert_header(CONTENT_TYPE, kind)?;
         let body = body.into();
@@ -94,7 +94,7 @@ impl Answer {
     }
 
     /// The answer to something that went wrong.
-    pub(super) fn error(status: u16, form: Form, id: &str) -> Result<Answer> {
+    pub(crate) fn error(status: u16, form: Form, id: &str) -> Result<Answer> {
         let (kind, body) = match form {
             Form::Page => ("text/html; charset=utf-8", error_page(status, id)),
             Form::Json => ("application/json", error_json(status, id)),
@@ -116,7 +116,7 @@ impl Answer {
     }
 
     /// The answer to `OPTIONS *`, which asks for the server and not for one of its pages (RFC 9110 §9.3.7).
-    pub(super) fn options() -> Result<Answer> {
+    pub(crate) fn options() -> Result<Answer> {
         let mut answer = Answer::text(200, "text/plain; charset=utf-8", "")?;
         answer.head.insert_header(ALLOW, METHODS)?;
         Ok(answer)
@@ -124,7 +124,7 @@ impl Answer {
 
     /// Sends a browser elsewhere. The place stays as it is written: a relative one is right behind every balancer and
     /// port mapping (RFC 9110 §10.2.2).
-    pub(super) fn redirect(status: u16, to: &str) -> Result<Answer> {
+    pub(crate) fn redirect(status: u16, to: &str) -> Result<Answer> {
         let title = reason(status);
         let body = page(title, "<p>This page is elsewhere.</p>");
         let mut answer = Answer::text(status, "text/html; charset=utf-8", body)?;
@@ -134,7 +134,7 @@ impl Answer {
     }
 
     /// Clears cookies (HTTP §2.5) and sends the browser on; without a place it stays where it is.
-    pub(super) fn logout(cookies: &[String], to: Option<&str>, secure: bool) -> Result<Answer> {
+    pub(crate) fn logout(cookies: &[String], to: Option<&str>, secure: bool) -> Result<Answer> {
         let mut answer = match to {
             Some(to) => Answer::redirect(307, to)?,
             None => Answer::text(200, "text/plain; charset=utf-8", "")?,
@@ -151,7 +151,7 @@ impl Answer {
     }
 
     /// Sends it.
-    pub(super) async fn send(mut self, session: &mut Session) -> Result<()> {
+    pub(crate) async fn send(mut self, session: &mut Session) -> Result<()> {
         self.head.insert_header("Content-Length", self.body.len().to_string())?;
         let head_only = session.req_header().method == Method::HEAD || self.body.is_empty();
         session.write_response_header(Box::new(self.head), head_only).await?;
@@ -165,7 +165,7 @@ impl Answer {
 /// Reads what the client still has to say, if it is little and comes soon, and lets the connection end behind the
 /// answer. For every answer of our own to a request whose body nobody reads: a client that is cut off in the middle of
 /// its request may never look at the answer.
-pub(super) async fn hear_out(session: &mut Session) {
+pub(crate) async fn hear_out(session: &mut Session) {
     let request = session.req_header();
     // HTTP/2 needs no header to announce a body. In HTTP/1 what asks for another protocol has one without end.
     let announced = request.version == Version::HTTP_2
@@ -192,7 +192,7 @@ pub(super) async fn hear_out(session: &mut Session) {
 }
 
 /// The token of a challenge of an ACME authority (RFC 8555 §8.3), if this path asks for one.
-pub(super) fn challenged(path: &str) -> Option<&str> {
+pub(crate) fn challenged(path: &str) -> Option<&str> {
     let token = path.strip_prefix(CHALLENGES)?;
     // RFC 8555 §8.1: base64url, and so nothing that leads out of a folder.
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
@@ -200,7 +200,7 @@ pub(super) fn challenged(path: &str) -> Option<&str> {
 }
 
 /// What this file answers a challenge with, if it is there.
-pub(super) async fn proof(file: PathBuf) -> Option<Vec<u8>> {
+pub(crate) async fn proof(file: PathBuf) -> Option<Vec<u8>> {
     let read = move || -> Option<Vec<u8>> {
         let known = std::fs::metadata(&file).ok()?;
         (known.is_file() && known.len() <= CHALLENGE_MAX).then(|| std::fs::read(&file).ok())?

@@ -13,7 +13,7 @@ use route_cache::System;
 use route_cache::attributes as a;
 use route_cache::yaml::Problems;
 
-use super::{Locations, Table};
+use crate::locations::{Locations, Table};
 
 /// What a file was when it was read: its device, place, length and time of change; `None`: it was not there.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;

@@ -1,0 +1,17 @@
+//! HTTP without a server: heads, bodies and answers, each taken by itself.
+
+pub mod account;
+pub(crate) mod answer_head;
+pub(crate) mod answers;
+pub(crate) mod behind;
+pub(crate) mod bound_login;
+pub mod compression;
+pub(crate) mod forwarded;
+pub mod frames;
+pub mod headers;
+pub mod login;
+pub(crate) mod old_clients;
+pub(crate) mod relocation;
+pub(crate) mod repeat;
+pub mod static_ui;
+pub(crate) mod streams;
