@@ -28,14 +28,12 @@ use seats::{Reach, Seats};
 
 pub mod api;
 pub mod caller;
-pub mod client;
 pub mod console;
 pub mod domains;
 pub mod health;
 pub mod route;
 pub mod seats;
 pub mod sessions;
-pub mod verbs;
 
 /// Connections at one time on the socket; a console and a scraper need a handful.
 const MAX_CONNECTIONS: usize = 64;

@@ -10,14 +10,15 @@ use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server};
 use route_cache::yaml::Problems;
 
-use crate::admin::verbs;
 use crate::app::Plan;
 use crate::listen::Doors;
 use crate::process::shutdown::End;
 use crate::process::upgrade::{Again, Asking};
-use crate::prov;
 
+pub mod admin_client;
+pub mod node;
 pub mod pages;
+pub mod prov;
 
 /// Where the node file is looked for.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";
@@ -53,7 +54,7 @@ pub enum Verb {
     Check,
     /// Ask the running process.
     #[command(flatten)]
-    Ask(verbs::Verb),
+    Ask(node::Verb),
     /// Look at the directory and change it, as with Carbonio's `prov`.
     #[command(disable_help_flag = true)]
     Prov {
@@ -80,7 +81,7 @@ pub enum Verb {
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         Some(Verb::Check) => Ok(check(&cli.conf)),
-        Some(Verb::Ask(verb)) => verbs::run(verb, &cli.conf),
+        Some(Verb::Ask(verb)) => node::run(verb, &cli.conf),
         Some(Verb::Completions { shell }) => Ok(pages::completions(shell)),
         Some(Verb::Man { folder }) => pages::man(&folder),
         Some(Verb::Prov { words }) => prov::run(&cli.conf, &words),

@@ -13,7 +13,7 @@ pub mod listen;
 pub mod locations;
 pub mod node;
 pub mod process;
-pub mod prov;
+pub mod provision;
 pub mod tls;
 pub mod upstream;
 pub mod web;

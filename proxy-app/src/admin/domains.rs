@@ -24,8 +24,9 @@ use super::api::{self, Failure};
 use super::caller::Caller;
 use super::health::Certificate;
 use crate::app::App;
+use crate::cli::prov::{self, Answer, Prov};
 use crate::config::{Config, Source};
-use crate::prov::{self, Answer, Prov};
+use crate::provision::values;
 use crate::tls::{CertKey, CertStore};
 
 /// Changes at one time: each waits for those before it at the directory. One that has begun goes on when its client
@@ -316,9 +317,9 @@ impl NewCertificate {
             let message = "a private key stands among the certificates; it goes into its own place";
             return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message));
         }
-        let certificate = prov::values::whole_lines(&format!("{}\n{chain}", self.certificate));
+        let certificate = values::whole_lines(&format!("{}\n{chain}", self.certificate));
         let certificate = CertKey::in_order(&certificate).unwrap_or(certificate);
-        let key = self.key.as_ref().map(|key| prov::values::whole_lines(key.expose()));
+        let key = self.key.as_ref().map(|key| values::whole_lines(key.expose()));
         let key = key.map(|key| replace(&a::SSL_PRIVATE_KEY, Some(key)));
         let certificate = replace(&a::SSL_CERTIFICATE, Some(certificate.trim().to_owned() + "\n"));
         Ok([Some(certificate), key].into_iter().flatten().collect())

@@ -1,4 +1,4 @@
-//! Groups of servers as the files of locations write them. What runs is made from them in `web/upstreams.rs`.
+//! Groups of servers as the files of locations write them. What runs is made from them in `upstream/groups.rs`.
 
 use std::time::Duration;
 

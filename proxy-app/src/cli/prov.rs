@@ -16,17 +16,14 @@ use route_cache::directory::yaml::YamlEditor;
 
 use crate::config::{Config, Source};
 
-mod certificate;
+use verbs::Verb;
+
 mod dump;
 mod flush;
-mod judge;
 mod read;
-pub(crate) mod values;
 mod verbs;
 mod words;
 mod write;
-
-use verbs::Verb;
 
 /// Longest line of commands. A certificate with its chain has 20 kB.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
@@ -56,18 +53,18 @@ pub(crate) const DENIED: &str = "service.PERM_DENIED";
 pub(crate) const FAILED: &str = "service.FAILURE";
 
 impl Failure {
-    fn service(code: &'static str, message: impl Into<String>) -> Failure {
+    pub(crate) fn service(code: &'static str, message: impl Into<String>) -> Failure {
         Failure::Service {
             code,
             message: message.into(),
         }
     }
 
-    fn value(message: impl fmt::Display) -> Failure {
+    pub(crate) fn value(message: impl fmt::Display) -> Failure {
         Failure::service("account.INVALID_ATTR_VALUE", format!("invalid attr value: {message}"))
     }
 
-    fn request(message: impl fmt::Display) -> Failure {
+    pub(crate) fn request(message: impl fmt::Display) -> Failure {
         Failure::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
     }
 
@@ -194,12 +191,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn line(&mut self, line: impl AsRef<str>) {
+    pub(crate) fn line(&mut self, line: impl AsRef<str>) {
         self.out.push_str(line.as_ref());
         self.out.push('\n');
     }
 
-    fn warn(&mut self, warning: impl Into<String>) {
+    pub(crate) fn warn(&mut self, warning: impl Into<String>) {
         self.warnings.push(warning.into());
     }
 

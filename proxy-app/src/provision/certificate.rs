@@ -4,14 +4,14 @@ use route_cache::Entry;
 use route_cache::attributes as a;
 use route_cache::directory::edit::Room;
 
-use super::{Answer, Failure};
+use crate::cli::prov::{Answer, Failure};
 use crate::tls::CertKey;
 
 /// Looks at the pair that an entry would have. What is wrong with it is an error, what is missing a warning.
 ///
 /// # Errors
 /// The certificate cannot be read, is not that of the key, or is not in date.
-pub(super) fn judge(room: Room, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), Failure> {
+pub(crate) fn judge(room: Room, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), Failure> {
     let changed = |attribute: &a::Attribute| before.values(attribute.name) != after.values(attribute.name);
     let parts = (
         after.first(a::SSL_CERTIFICATE.name),

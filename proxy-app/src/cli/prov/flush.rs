@@ -2,10 +2,10 @@
 
 use hyper::Method;
 
-use super::{Answer, Failure, Prov};
 use crate::admin::api::Reloaded;
-use crate::admin::client::Client;
 use crate::admin::route::{Forgotten, Purge};
+use crate::cli::admin_client::Client;
+use crate::cli::prov::{Answer, Failure, Prov};
 
 /// Types that mean routes here, and types that mean the rest of the directory.
 const ROUTES: [&str; 3] = ["all", "account", "reverseproxylookup"];

@@ -9,7 +9,8 @@ use route_cache::directory::edit::Room;
 use route_cache::directory::names;
 use route_cache::{Entry, System};
 
-use super::{Answer, Failure, NAME_TAKEN, SharedNames, certificate, values};
+use crate::cli::prov::{Answer, Failure, NAME_TAKEN, SharedNames};
+use crate::provision::{certificate, values};
 
 /// Never changed once they are there: other entries and the place in the tree go by them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];
@@ -34,12 +35,12 @@ const LISTENERS: [&Attribute; 7] = [
 ];
 
 /// An entry before and after the change.
-pub(super) struct Case<'a> {
-    pub(super) system: &'a System,
-    pub(super) room: Room,
-    pub(super) before: &'a Entry,
-    pub(super) after: &'a Entry,
-    pub(super) shared_names: SharedNames,
+pub(crate) struct Case<'a> {
+    pub(crate) system: &'a System,
+    pub(crate) room: Room,
+    pub(crate) before: &'a Entry,
+    pub(crate) after: &'a Entry,
+    pub(crate) shared_names: SharedNames,
 }
 
 impl Case<'_> {
@@ -47,7 +48,7 @@ impl Case<'_> {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub(super) fn judge(&self, answer: &mut Answer) -> Result<(), Failure> {
+    pub(crate) fn judge(&self, answer: &mut Answer) -> Result<(), Failure> {
         for (name, values) in self.after.iter() {
             if self.before.values(name) != values {
                 self.attribute(name, values, answer)?;

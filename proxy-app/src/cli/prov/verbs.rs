@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use route_cache::directory::edit::Room;
 
-use super::{Failure, Flags};
+use crate::cli::prov::{Failure, Flags};
 
 /// What a verb does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

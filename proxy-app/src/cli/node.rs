@@ -12,11 +12,11 @@ use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 
-use super::api::Reloaded;
-use super::client::Client;
-use super::health::{self, Certificates, UpstreamOrder};
-use super::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
-use super::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
+use crate::admin::api::Reloaded;
+use crate::admin::health::{self, Certificates, UpstreamOrder};
+use crate::admin::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
+use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
+use crate::cli::admin_client::Client;
 use crate::config;
 
 /// Longest line of a login; names in it are bounded.
@@ -564,7 +564,7 @@ fn sessions(list: &[OneSession]) -> String {
         .map(str::to_owned),
     ];
     for session in list {
-        let each = |part: fn(&super::sessions::OneLogin) -> &str| {
+        let each = |part: fn(&crate::admin::sessions::OneLogin) -> &str| {
             let parts: Vec<&str> = session.logins.iter().map(part).collect();
             if parts.is_empty() {
                 "-".to_owned()

@@ -6,7 +6,7 @@ use std::path::Path;
 use route_cache::attributes::{self, Attribute, Kind};
 use route_cache::directory::names;
 
-use super::Failure;
+use crate::cli::prov::Failure;
 
 /// In front of the path of a file with PEM text.
 const FILE: &str = "file:";
@@ -19,7 +19,7 @@ const MAX_HOST: usize = 253;
 ///
 /// # Errors
 /// A file that cannot be read.
-pub(super) fn normal(attribute: &str, value: &str) -> Result<String, Failure> {
+pub(crate) fn normal(attribute: &str, value: &str) -> Result<String, Failure> {
     let kind = attributes::find(attribute).map(|known| known.kind);
     Ok(match kind {
         Some(Kind::Flag) => upper_if_flag(value),
@@ -88,7 +88,7 @@ pub(crate) fn whole_lines(pem: &str) -> String {
 }
 
 /// A name that a client can ask for (HTTP §11.1): two labels or more, the last one of letters; the first may be `*`.
-pub(super) fn is_virtual_host(name: &str) -> bool {
+pub(crate) fn is_virtual_host(name: &str) -> bool {
     let rest = name.strip_prefix("*.").unwrap_or(name);
     let labels: Vec<&str> = rest.split('.').collect();
     let last = labels.last().copied().unwrap_or_default();
@@ -97,12 +97,12 @@ pub(super) fn is_virtual_host(name: &str) -> bool {
 }
 
 /// A host name or an address.
-pub(super) fn is_host(name: &str) -> bool {
+pub(crate) fn is_host(name: &str) -> bool {
     name.parse::<IpAddr>().is_ok() || is_host_name(name)
 }
 
 /// A host name of one label or more.
-pub(super) fn is_host_name(name: &str) -> bool {
+pub(crate) fn is_host_name(name: &str) -> bool {
     name.len() <= MAX_HOST && name.split('.').all(is_label)
 }
 
@@ -113,7 +113,7 @@ fn is_label(label: &str) -> bool {
 }
 
 /// An address of an account; what RFC 5321 allows in quotes is not meant.
-pub(super) fn is_address(address: &str) -> bool {
+pub(crate) fn is_address(address: &str) -> bool {
     let good = |c: char| !c.is_control() && !c.is_whitespace() && !"\"(),:;<>@[\\]".contains(c);
     match address.rsplit_once('@') {
         Some((user, domain)) => !user.is_empty() && user.len() <= 64 && user.chars().all(good) && is_host_name(domain),

@@ -9,8 +9,9 @@ use route_cache::directory::names;
 use route_cache::{Entry, Secret, System};
 use uuid::Uuid;
 
-use super::judge::Case;
-use super::{Answer, Failure, Flags, Prov, values, words};
+use crate::cli::prov::{Answer, Failure, Flags, Prov, words};
+use crate::provision::rules::Case;
+use crate::provision::values;
 
 /// Bytes of salt behind a password's hash.
 const SALT: usize = 8;
@@ -131,7 +132,11 @@ impl Prov {
     async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
         let found = self.editor.find(Room::Accounts, address).await?;
         match found.filter(|entry| names::account(entry.name()) != names::account(owner)) {
-            Some(_) => Err(super::exists("account.ACCOUNT_EXISTS", "email address", address)),
+            Some(_) => Err(crate::cli::prov::exists(
+                "account.ACCOUNT_EXISTS",
+                "email address",
+                address,
+            )),
             None => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use route_cache::directory::edit::Room;
 use route_cache::directory::names;
 use route_cache::{Entry, System};
 
-use super::{Answer, Failure, Flags, Prov, dump};
+use crate::cli::prov::{Answer, Failure, Flags, Prov, dump};
 
 /// Port and path of the lookup service of a mailbox server (MAIL §1.1).
 const EXTENSION_PORT: u16 = 7072;

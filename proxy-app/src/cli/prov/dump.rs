@@ -2,7 +2,7 @@
 
 use route_cache::Entry;
 
-use super::{Answer, Flags};
+use crate::cli::prov::{Answer, Flags};
 
 /// What is printed in the place of a secret.
 const BLOCKED: &str = "VALUE-BLOCKED";

@@ -3,8 +3,8 @@
 use route_cache::attributes;
 use route_cache::directory::edit::{Act, Change};
 
-use super::values;
-use super::{Answer, Failure};
+use crate::cli::prov::{Answer, Failure};
+use crate::provision::values;
 
 /// Values that others put there are easily lost: they are only replaced with `-r`.
 const SAFEGUARDED: [&str; 2] = ["zimbraServiceEnabled", "zimbraServiceInstalled"];
