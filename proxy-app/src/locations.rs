@@ -1167,7 +1167,7 @@ mod tests {
         assert_eq!((files.servers[1].host.as_str(), files.servers[1].port), ("::1", 2));
         assert_eq!(
             files.check,
-            spec::Check::Http {
+            crate::upstream::groups::spec::Check::Http {
                 path: "/health".to_owned()
             }
         );
