@@ -1,6 +1,6 @@
 //! What a client offers to prove who it is, and what of it no server is asked about.
 
-use route_cache::Secret;
+use mail_directory::Secret;
 
 use crate::failure::LoginFailure;
 use crate::mechanism::Mechanism;

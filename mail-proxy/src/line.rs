@@ -6,7 +6,7 @@
 use std::fmt;
 use std::mem;
 
-use route_cache::Secret;
+use mail_directory::Secret;
 
 /// Octets of one line with its end; of an IMAP command, of all its lines together. RFC 7162 section 4 asks for
 /// at least 8192; a password of 8 KiB as a quoted string with a backslash before each letter takes twice as much,

@@ -5,7 +5,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use route_cache::Secret;
+use mail_directory::Secret;
 
 use crate::credentials::{Credentials, Rejected};
 use crate::mechanism::Mechanism;

@@ -14,13 +14,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mail_directory::file::YamlDirectory;
+use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::{
     BoxStream, Client, ConnectError, Connection, Drain, House, Live, Order, Protocol, Settings, StartTls, TlsFacts,
     Transport, imap, pop3, serve,
 };
-use route_cache::directory::yaml::YamlDirectory;
-use route_cache::{AccountBy, Directory, DirectoryError, Entry, Route, RouteCache, System};
+use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
 use tokio::time::Instant;

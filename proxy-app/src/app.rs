@@ -8,16 +8,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use mail_directory::file::YamlDirectory;
+use mail_directory::ldap::{self, LdapDirectory};
+use mail_directory::yaml::Problems;
+use mail_directory::{Directory, System};
+use mail_directory::{Judge, Losses};
 use mail_proxy::Drain;
 use mail_proxy::audit::{Audit, Event, Record};
 use parking_lot::Mutex;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
-use route_cache::directory::ldap::{self, LdapDirectory};
-use route_cache::directory::yaml::YamlDirectory;
-use route_cache::directory::{Judge, Losses};
-use route_cache::yaml::Problems;
-use route_cache::{AddressBook, Directory, RouteCache, System};
+use route_cache::{AddressBook, RouteCache};
 use tokio::sync::watch;
 use tokio::time::timeout;
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use mail_directory::yaml::Problems;
 use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server};
-use route_cache::yaml::Problems;
 
 use crate::app::Plan;
 use crate::listen::Doors;

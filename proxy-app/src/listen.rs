@@ -13,15 +13,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mail_directory::Losses;
+use mail_directory::yaml::Problems;
 use mail_proxy::audit::Phase;
 use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Order, Protocol, StartTls, TlsFacts};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use pingora_proxy::HttpProxy;
-use route_cache::directory::Losses;
 use route_cache::lookup::serve::serve_lookup;
-use route_cache::yaml::Problems;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::SignalKind;

@@ -13,9 +13,9 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
+use mail_directory::View;
+use mail_directory::attributes::Attribute;
 use regex::Regex;
-use route_cache::attributes::Attribute;
-use route_cache::directory::View;
 
 use crate::http::account;
 use crate::http::static_ui::{self, Tree};
@@ -601,9 +601,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use http::Request;
-    use route_cache::System;
-    use route_cache::directory::Directory as _;
-    use route_cache::directory::yaml::YamlDirectory;
+    use mail_directory::Directory as _;
+    use mail_directory::System;
+    use mail_directory::file::YamlDirectory;
 
     use super::*;
 

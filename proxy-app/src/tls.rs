@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwap;
+use mail_directory::names;
 use mail_proxy::{BoxStream, Protocol, Stream, TlsFacts};
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
@@ -24,7 +25,6 @@ use openssl::ssl::{
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509VerifyResult};
 use pingora::protocols::Digest;
-use route_cache::directory::names;
 use tokio_openssl::SslStream;
 
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use mail_directory::attributes as a;
 use mail_proxy::WaitsForUs;
 use mail_proxy::audit::{Event, Phase, Record};
 use parking_lot::Mutex;
@@ -21,7 +22,6 @@ use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use route_cache::attributes as a;
 use route_cache::{Route, RouteError, Server, UpstreamTls};
 
 use crate::app::App;

@@ -103,7 +103,12 @@ struct Source {
 /// The sources of the program, without comments and tests.
 fn sources() -> Vec<Source> {
     let mut found = Vec::new();
-    for folder in ["proxy-app/src", "mail-proxy/src", "route-cache/src"] {
+    for folder in [
+        "proxy-app/src",
+        "mail-proxy/src",
+        "route-cache/src",
+        "mail-directory/src",
+    ] {
         collect(&house().join(folder), &mut found);
     }
     let without = |path: PathBuf| {

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use route_cache::directory::ldap::{self, LdapDirectory, Trust, Url};
-use route_cache::{
-    AccountBy, Directory, DirectoryError, Entry, Lookup, RouteCache, Secret, Service, Settings, Subject, System, Tier,
-};
+use mail_directory::ldap::{self, LdapDirectory, Trust, Url};
+use mail_directory::{AccountBy, Directory, DirectoryError, Entry, Secret, System};
+use route_cache::{Lookup, RouteCache, Service, Settings, Subject, Tier};
 
 // The bench starts it in one way only.
 #[allow(dead_code)]

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mail_directory::attributes;
+use mail_directory::{System, View};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::attributes;
-use crate::directory::{System, View};
 use crate::resolve::{Protocol, Reading};
 
 /// How long addresses are used before they are looked up again, as in the book of host names that connections use.

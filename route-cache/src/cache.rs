@@ -15,7 +15,6 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::directory::{Directory, System, Touched};
 use crate::lookup::Services;
 use crate::resolve::{self, Key, Placement, Protocol, Reading};
 use crate::route::{Lookup, Route, RouteError, Tier};
@@ -31,6 +30,7 @@ mod sweep;
 
 use ahead::Ahead;
 pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
+use mail_directory::{Directory, System, Touched};
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
@@ -860,8 +860,8 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::directory::{AccountBy, DirectoryError, Entry};
     use crate::route::{Service, Subject};
+    use mail_directory::{AccountBy, DirectoryError, Entry};
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,15 +1,15 @@
 //! Keeps the cache in step with the directory: what is said to have changed there is forgotten here.
 
+use mail_directory::News;
 use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::cache::RouteCache;
-use crate::directory::News;
 
 impl RouteCache {
     /// Forgets accounts as the directory says that they changed, and looks for those that are gone, until it is
     /// dropped or the directory has no more to say. Somebody else must see to it that the directory looks
-    /// ([`crate::Directory::watch`]).
+    /// ([`mail_directory::Directory::watch`]).
     pub async fn follow_directory(&self) {
         let moved = Notify::new();
         // Apart from each other: what changed must not wait for a question about others.

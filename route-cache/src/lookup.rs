@@ -16,7 +16,6 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::addresses::AddressBook;
-use crate::directory::{DirectoryError, System, domain_of, fold, names};
 use crate::resolve::{Key, Placement, Protocol};
 use crate::route::{Lookup, RouteError, Service, Subject};
 use crate::source::Said;
@@ -27,6 +26,7 @@ pub mod serve;
 pub mod wire;
 
 use handler::Handler;
+use mail_directory::{DirectoryError, System, domain_of, fold, names};
 use wire::{Answer, Question, Response};
 
 /// Questions under way at one time. A service asks a directory for each; more at once only makes all of them slow.

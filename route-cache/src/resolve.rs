@@ -7,8 +7,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::attributes::{self, Attribute};
-use crate::directory::{AccountBy, Directory, DirectoryError, Entry, System, View, domain_of, fold, names};
+use mail_directory::attributes::{self, Attribute};
+use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System, View, domain_of, fold, names};
+
 use crate::route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 
 /// Longest login name or id. Mail addresses end at 254; the mail proxy of nginx takes 256.
@@ -646,7 +647,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::directory::yaml::YamlDirectory;
+    use mail_directory::file::YamlDirectory;
 
     const SYSTEM: &str = "
 config: {zimbraDefaultDomainName: a.test}

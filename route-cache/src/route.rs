@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::directory::DirectoryError;
+use mail_directory::DirectoryError;
 
 /// Which service of the mailbox server is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

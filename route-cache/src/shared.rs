@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use mail_directory::System;
 use tokio::time::{Instant, timeout};
 
 use crate::addresses::AddressBook;
-use crate::directory::System;
 use crate::memcached::{self, Memcached};
 use crate::resolve::{Key, Placement, Protocol};
 use crate::route::{Lookup, Service, Subject};

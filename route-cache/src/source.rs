@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::directory::{Directory, System};
+use mail_directory::{Directory, System};
+
 use crate::lookup::Services;
 use crate::resolve::{self, Key, Placement, Protocol};
 use crate::route::{Lookup, RouteError};

@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ldap3::Mod;
+use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
+use mail_directory::yaml::Problems;
+use mail_directory::{AccountBy, Directory, Secret};
+use mail_directory::{Judge, Losses};
 use portico_tests::Stage;
 use portico_tests::memcached::Memcached;
 use route_cache::addresses::Literal;
-use route_cache::directory::ldap::{LdapDirectory, Settings, Trust, Url};
-use route_cache::directory::{Judge, Losses};
 use route_cache::memcached;
-use route_cache::yaml::Problems;
 use route_cache::{
-    AccountBy, AddressBook, Directory, Lookup, RouteCache, RouteError, Secret, Service, Settings as CacheSettings,
-    SharedCache, Subject, Tier,
+    AddressBook, Lookup, RouteCache, RouteError, Service, Settings as CacheSettings, SharedCache, Subject, Tier,
 };
 use tokio::task::JoinHandle;
 
@@ -536,12 +536,12 @@ async fn changes_are_seen(kind: Kind<'_>) {
     let config = "cn=config,cn=zimbra";
     set(&mut admin, config, "zimbraReverseProxyMailMode", &["nonsense"]).await;
     set(&mut admin, config, "zimbraReverseProxyConnectTimeout", &["7s"]).await;
-    let timeout = &route_cache::attributes::REVERSE_PROXY_CONNECT_TIMEOUT;
+    let timeout = &mail_directory::attributes::REVERSE_PROXY_CONNECT_TIMEOUT;
     until("the timeout", async || {
         house.directory.system().global().duration(timeout) == Duration::from_secs(7)
     })
     .await;
-    let mode = &route_cache::attributes::REVERSE_PROXY_MAIL_MODE;
+    let mode = &mail_directory::attributes::REVERSE_PROXY_MAIL_MODE;
     assert_eq!(house.directory.system().global().choice(mode), "https");
 
     // Accounts: an alias goes, an account moves, an attribute is named anew.

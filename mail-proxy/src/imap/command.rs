@@ -3,7 +3,7 @@
 //! A command comes here already cut ([`crate::line::Framer`]), or cut off where its sender waits for the invitation
 //! of a literal. Lists do not nest in anything known here, so nothing recurses.
 
-use route_cache::Secret;
+use mail_directory::Secret;
 
 use crate::line;
 use crate::machine::IdFields;

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use route_cache::Secret;
+use mail_directory::Secret;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use jiff::Timestamp;
+use mail_directory::Entry;
+use mail_directory::System;
 use parking_lot::Mutex;
-use route_cache::System;
-use route_cache::directory::Entry;
 
 use crate::tls::CertStore;
 

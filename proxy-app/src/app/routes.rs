@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use mail_directory::attributes as a;
+use mail_directory::{Directory, System};
 use route_cache::addresses::{AddressBook, Resolve};
-use route_cache::attributes as a;
 use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
-use route_cache::{Directory, RouteCache, SharedCache, System, memcached};
+use route_cache::{RouteCache, SharedCache, memcached};
 
 use crate::config::{Config, LookupConfig, MAX_HANDLERS};
 use crate::tls::UpstreamTrust;
@@ -156,7 +157,7 @@ impl Dial for Dialler {
 mod tests {
     use std::time::Duration;
 
-    use route_cache::Entry;
+    use mail_directory::Entry;
 
     use super::*;
 

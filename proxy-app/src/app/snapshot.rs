@@ -7,14 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::System;
+use mail_directory::View;
+use mail_directory::attributes as a;
+use mail_directory::secret_file;
+use mail_directory::yaml::{Problem, Problems, Severity};
 use mail_proxy::{Settings, StartTls, imap, pop3};
 use openssl::ssl::SslVersion;
 use openssl::x509::X509;
-use route_cache::attributes as a;
-use route_cache::directory::View;
-use route_cache::secret_file;
-use route_cache::yaml::{Problem, Problems, Severity};
-use route_cache::{Service, System};
+use route_cache::Service;
 
 use crate::config::{Config, Listener, ListenerTls, Serve, Source};
 use crate::http::compression;

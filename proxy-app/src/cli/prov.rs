@@ -2,17 +2,17 @@
 //!
 //! It works beside a running Portico and without one: the directory is changed, and who follows it takes the change
 //! over. What an administrator types is judged here before anything is written; how it is written is the business of
-//! `route_cache::directory::edit`.
+//! `mail_directory::edit`.
 
 use std::fmt;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use route_cache::Secret;
-use route_cache::directory::edit::{EditError, Editor, Room};
-use route_cache::directory::ldap::LdapEditor;
-use route_cache::directory::yaml::YamlEditor;
+use mail_directory::Secret;
+use mail_directory::edit::{EditError, Editor, Room};
+use mail_directory::file::YamlEditor;
+use mail_directory::ldap::LdapEditor;
 
 use crate::config::{Config, Source};
 

@@ -11,8 +11,8 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap};
 use http::uri::Uri;
+use mail_directory::Secret;
 use percent_encoding::percent_decode_str;
-use route_cache::Secret;
 
 /// Longest token that is looked into. A token of the mailbox server has under 1 KiB; a signed JWT with groups
 /// and an RSA signature stays under 4 KiB, and no usual server takes a header line over 16 KiB.

@@ -7,11 +7,11 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use http::{HeaderMap, Uri};
+use mail_directory::Secret;
 use mail_proxy::audit::Outcome;
 use quick_xml::XmlVersion;
 use quick_xml::events::{BytesRef, BytesStart, Event};
 use quick_xml::reader::Reader;
-use route_cache::Secret;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};

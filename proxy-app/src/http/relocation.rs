@@ -3,7 +3,7 @@
 
 use http::HeaderMap;
 use http::header::{LOCATION, REFRESH};
-use route_cache::directory::names;
+use mail_directory::names;
 
 /// What a server may call itself, and what the client calls us.
 #[derive(Debug, Clone)]

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use mail_directory::System;
+use mail_directory::attributes as a;
+use mail_directory::yaml::Problems;
 use parking_lot::Mutex;
-use route_cache::System;
-use route_cache::attributes as a;
-use route_cache::yaml::Problems;
 
 use crate::locations::{Locations, Table};
 
@@ -126,7 +126,7 @@ fn stamp(file: &PathBuf) -> Stamp {
 
 #[cfg(test)]
 mod tests {
-    use route_cache::directory::Entry;
+    use mail_directory::Entry;
 
     use super::*;
 

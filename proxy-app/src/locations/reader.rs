@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
+use mail_directory::attributes::{self, Attribute, Kind};
+use mail_directory::yaml::{Document, Mapping, Node, Problems};
 use regex::{Regex, RegexBuilder};
-use route_cache::attributes::{self, Attribute, Kind};
-use route_cache::yaml::{Document, Mapping, Node, Problems};
 
 use crate::locations::{
     Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, SiteUrl,

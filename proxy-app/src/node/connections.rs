@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mail_directory::names;
 use mail_proxy::{Client, Live, LoggedIn, Order};
 use parking_lot::Mutex;
-use route_cache::directory::names;
 
 /// Locks that share the connections among them: accepting does not wait for listing.
 const SHARDS: usize = 16;

@@ -23,7 +23,7 @@ const FILTER: &str = "info,pingora_core=warn,pingora_core::apps=off,pingora_core
                       pingora_core::protocols=off,pingora_proxy=off,pingora_load_balancing=error";
 
 /// Our own crates. Only these are trusted to keep passwords and tokens out of what they say in detail.
-const OURS: [&str; 3] = ["proxy_app", "mail_proxy", "route_cache"];
+const OURS: [&str; 4] = ["proxy_app", "mail_proxy", "route_cache", "mail_directory"];
 
 /// How a target ends whose lines are a list that an operator has asked for, by a reload for example. No stranger
 /// makes it longer, and a part of it would mislead.

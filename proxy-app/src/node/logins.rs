@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mail_directory::names;
 use mail_proxy::audit::{Audit, Event, Outcome, Phase, Record};
 use parking_lot::Mutex;
 use route_cache::Route;
-use route_cache::directory::names;
 use tokio::sync::broadcast;
 
 use crate::node::metrics::Metrics;

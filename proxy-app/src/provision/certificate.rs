@@ -1,8 +1,8 @@
 //! Certificates before they are stored: readable, with their key, in date, and good for which names.
 
-use route_cache::Entry;
-use route_cache::attributes as a;
-use route_cache::directory::edit::Room;
+use mail_directory::Entry;
+use mail_directory::attributes as a;
+use mail_directory::edit::Room;
 
 use crate::cli::prov::{Answer, Failure};
 use crate::tls::CertKey;

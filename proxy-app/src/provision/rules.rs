@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
+use mail_directory::attributes::{self as a, Attribute};
+use mail_directory::edit::Room;
+use mail_directory::names;
+use mail_directory::{Entry, System};
 use openssl::ssl::{SslContextBuilder, SslMethod};
-use route_cache::attributes::{self as a, Attribute};
-use route_cache::directory::edit::Room;
-use route_cache::directory::names;
-use route_cache::{Entry, System};
 
 use crate::cli::prov::{Answer, Failure, NAME_TAKEN, SharedNames};
 use crate::provision::{certificate, values};

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use route_cache::attributes::{self, Attribute, Kind};
-use route_cache::directory::names;
+use mail_directory::attributes::{self, Attribute, Kind};
+use mail_directory::names;
 
 use crate::cli::prov::Failure;
 

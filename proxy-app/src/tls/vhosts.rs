@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Uri};
-use route_cache::System;
-use route_cache::attributes as a;
-use route_cache::directory::{View, names};
-use route_cache::yaml::{Problem, Problems, Severity};
+use mail_directory::System;
+use mail_directory::attributes as a;
+use mail_directory::yaml::{Problem, Problems, Severity};
+use mail_directory::{View, names};
 
 use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
 
@@ -395,7 +395,7 @@ fn left_out(key: String, message: String) -> Problem {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use route_cache::directory::Entry;
+    use mail_directory::Entry;
 
     use super::*;
 

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use mail_directory::System;
 use openssl::x509::X509;
 use parking_lot::Mutex;
 use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
-use route_cache::{Offer, System};
+use route_cache::Offer;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -184,7 +185,7 @@ mod tests {
     use std::collections::HashMap;
     use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
-    use route_cache::Entry;
+    use mail_directory::Entry;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 

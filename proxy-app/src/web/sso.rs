@@ -6,10 +6,10 @@
 use std::net::SocketAddr;
 
 use http::Method;
+use mail_directory::attributes as a;
 use mail_proxy::audit::{Event, Outcome, Record};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
-use route_cache::attributes as a;
 use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
 
 use super::connection::{self, WebClient};

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mail_directory::System;
+
 use super::{Asking, RouteCache, Want, millis};
-use crate::directory::System;
 use crate::resolve::Protocol;
 use crate::route::{Lookup, Route, RouteError};
 

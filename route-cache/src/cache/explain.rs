@@ -8,9 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::attributes as a;
+use mail_directory::{DirectoryError, Entry, System, Touched};
+
 use super::{Asking, Landed, Old, RouteCache, Trace, Want, What};
-use crate::attributes as a;
-use crate::directory::{DirectoryError, Entry, System, Touched};
 use crate::resolve::{self, By, Key, Placement, Protocol};
 use crate::route::{Lookup, Route, RouteError, Service, Subject, Tier};
 use crate::source::Source;
@@ -313,7 +314,7 @@ impl RouteCache {
         let name = entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name());
         let host = system.global().text(&a::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE);
         let facts = AccountFacts {
-            alias: matches!(key, Key::Name(asked) if **asked != *crate::directory::names::account(name)),
+            alias: matches!(key, Key::Name(asked) if **asked != *mail_directory::names::account(name)),
             name: name.to_owned(),
             id: entry.first(a::ID.name).map(str::to_owned),
             status: system.account(&entry).choice(&a::ACCOUNT_STATUS).to_owned(),

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::{Touched, domain_of};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::{Known, RouteCache, What};
-use crate::directory::{Touched, domain_of};
 use crate::resolve::Key;
 use crate::source::Source;
 

@@ -6,12 +6,12 @@
 
 use std::net::IpAddr;
 
+use mail_directory::Secret;
 use zeroize::Zeroizing;
 
 use super::wire::{self, PLACEHOLDER, Response};
 use super::{Dialect, HandlerUrl, Services};
 use crate::cache::RouteCache;
-use crate::secret::Secret;
 use crate::shared::escape;
 use crate::source::Source;
 

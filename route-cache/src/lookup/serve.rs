@@ -7,15 +7,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::attributes;
+use mail_directory::{System, domain_of, names};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::BoxStream;
 use super::wire::{MAX_HEAD, unescape};
 use crate::addresses::AddressBook;
-use crate::attributes;
 use crate::cache::RouteCache;
-use crate::directory::{System, domain_of, names};
 use crate::resolve::Protocol;
 use crate::route::{Lookup, Route, RouteError, Service, Subject};
 use crate::shared::escape;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use mail_directory::Touched;
 use route_cache::memcached::{Settings, choice};
-use route_cache::{RouteCache, Service, SharedCache, Touched};
+use route_cache::{RouteCache, Service, SharedCache};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stage::{Counting, Memcached, ask, book, cache, login, system, until};

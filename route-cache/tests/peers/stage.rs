@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use mail_directory::file::YamlDirectory;
+use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use portico_tests::{Stage, memcached};
 use route_cache::addresses::Literal;
-use route_cache::directory::yaml::YamlDirectory;
-use route_cache::{
-    AccountBy, AddressBook, Directory, DirectoryError, Entry, Lookup, RouteCache, Service, Settings, Subject, System,
-};
+use route_cache::{AddressBook, Lookup, RouteCache, Service, Settings, Subject};
 use tokio::net::TcpStream;
 
 /// How long a condition may take to come true.

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::file::YamlDirectory;
 use route_cache::addresses::Literal;
-use route_cache::directory::yaml::YamlDirectory;
 use route_cache::lookup::serve::{self, Request};
 use route_cache::lookup::wire;
 use route_cache::{AddressBook, RouteCache, Settings};

@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use route_cache::directory::Entry;
-use route_cache::directory::edit::{Act, Change, EditError, Room, changed};
-use route_cache::directory::yaml::{created, deleted, entries, modified};
-use route_cache::yaml::{Document, Problems};
+use mail_directory::Entry;
+use mail_directory::edit::{Act, Change, EditError, Room, changed};
+use mail_directory::file::{created, deleted, entries, modified};
+use mail_directory::yaml::{Document, Problems};
 
 use crate::yaml::{is_near, lines};
 

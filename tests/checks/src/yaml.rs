@@ -3,8 +3,8 @@
 
 use std::path::{Component, Path};
 
-use route_cache::directory::yaml::YamlDirectory;
-use route_cache::yaml::{Document, MAX_DEPTH, MAX_NODES, Node, Problems};
+use mail_directory::file::YamlDirectory;
+use mail_directory::yaml::{Document, MAX_DEPTH, MAX_NODES, Node, Problems};
 
 pub(crate) fn check(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };

@@ -1,6 +1,6 @@
 //! Entries as Carbonio prints them.
 
-use route_cache::Entry;
+use mail_directory::Entry;
 
 use crate::cli::prov::{Answer, Flags};
 

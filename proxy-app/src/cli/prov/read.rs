@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use route_cache::attributes as a;
-use route_cache::directory::edit::Room;
-use route_cache::directory::names;
-use route_cache::{Entry, System};
+use mail_directory::attributes as a;
+use mail_directory::edit::Room;
+use mail_directory::names;
+use mail_directory::{Entry, System};
 
 use crate::cli::prov::{Answer, Failure, Flags, Prov, dump};
 

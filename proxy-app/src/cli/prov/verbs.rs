@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use route_cache::directory::edit::Room;
+use mail_directory::edit::Room;
 
 use crate::cli::prov::{Failure, Flags};
 

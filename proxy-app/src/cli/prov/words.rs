@@ -1,7 +1,7 @@
 //! From lines to words, and from words to changes of attributes.
 
-use route_cache::attributes;
-use route_cache::directory::edit::{Act, Change};
+use mail_directory::attributes;
+use mail_directory::edit::{Act, Change};
 
 use crate::cli::prov::{Answer, Failure};
 use crate::provision::values;

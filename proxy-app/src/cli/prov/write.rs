@@ -2,11 +2,11 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mail_directory::attributes as a;
+use mail_directory::edit::{Act, Change, Room, changed};
+use mail_directory::names;
+use mail_directory::{Entry, Secret, System};
 use openssl::sha::Sha512;
-use route_cache::attributes as a;
-use route_cache::directory::edit::{Act, Change, Room, changed};
-use route_cache::directory::names;
-use route_cache::{Entry, Secret, System};
 use uuid::Uuid;
 
 use crate::cli::prov::{Answer, Failure, Flags, Prov, words};
@@ -165,7 +165,7 @@ impl Prov {
         }
         let name = kept;
         if self.editor.find(room, &name).await?.is_some() {
-            return Err(route_cache::directory::edit::EditError::Exists(room, name).into());
+            return Err(mail_directory::edit::EditError::Exists(room, name).into());
         }
         let given = changes.iter().find(|change| change.attribute == a::ID.name);
         let id = match given.map(|change| &change.act) {

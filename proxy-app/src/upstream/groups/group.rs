@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use mail_directory::attributes as a;
 use parking_lot::Mutex;
 use pingora_load_balancing::discovery::ServiceDiscovery;
 use pingora_load_balancing::{Backend, Backends};
-use route_cache::attributes as a;
 use route_cache::{Offer, Server, UpstreamTls};
 use tokio::task::JoinSet;
 use tokio::time::Instant;

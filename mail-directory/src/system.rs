@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::edit::Room;
-use super::entry::Entry;
-use super::names::host as host_name;
-use super::view::{Inherits, View};
-use super::{domain_of, fold};
 use crate::attributes::{self, Attribute};
+use crate::edit::Room;
+use crate::entry::Entry;
+use crate::names::host as host_name;
+use crate::names::{domain_of, fold};
+use crate::view::{Inherits, View};
 use crate::yaml::Problems;
 
 /// Global config, servers, domains and classes of service at one moment. Never changed: a change of the
@@ -182,7 +182,7 @@ impl System {
     }
 
     /// The folded entry name of the server that `host` means, shared with this system.
-    pub(crate) fn server_key(&self, host: &str) -> Option<&Arc<str>> {
+    pub fn server_key(&self, host: &str) -> Option<&Arc<str>> {
         self.servers_by_host.get(&host_name(host))
     }
 

@@ -9,9 +9,9 @@ use std::path::Path;
 
 use async_trait::async_trait;
 
-use super::entry::Entry;
-use super::{fold, names};
 use crate::attributes::Scope;
+use crate::entry::Entry;
+use crate::names::{self, fold};
 
 /// A kind of entry, and where those stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

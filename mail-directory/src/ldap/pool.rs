@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::found::Found;
 use super::{Settings, Url};
+use crate::secret::Secret;
 
 /// Connections to a server. One carries many questions at once, but the server reads it with one thread.
 const CONNECTIONS: usize = 4;
@@ -177,7 +178,7 @@ impl Pool {
 /// How to get in.
 pub(super) struct Door {
     settings: LdapConnSettings,
-    bind: Option<(String, crate::Secret<String>)>,
+    bind: Option<(String, Secret<String>)>,
 }
 
 impl Door {

@@ -2,8 +2,8 @@
 //! right that was taken away. Whoever is gone from the directory hears that his password is wrong, so that is not
 //! taken over without somebody's word.
 
-use super::edit::Room;
-use super::system::{Entries, System};
+use crate::edit::Room;
+use crate::system::{Entries, System};
 
 /// What may be lost from one reading to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

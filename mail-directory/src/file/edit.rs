@@ -18,9 +18,9 @@ use parking_lot::Mutex;
 use super::rewrite::{self, Place};
 use super::{ACCOUNTS, Accounts, Look, Reader, account_name, look};
 use crate::attributes;
-use crate::directory::edit::{Change, EditError, Editor, Room, changed};
-use crate::directory::entry::Entry;
-use crate::directory::{fold, names};
+use crate::edit::{Change, EditError, Editor, Room, changed};
+use crate::entry::Entry;
+use crate::names::{self, fold};
 use crate::secret_file::{self, OTHERS, PRIVATE_KEY};
 use crate::yaml::{Document, MAX_TEXT, Severity};
 
@@ -401,7 +401,7 @@ fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::edit::Act;
+    use crate::edit::Act;
 
     const TEXT: &str = "# The mail system
 config:

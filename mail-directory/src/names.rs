@@ -36,7 +36,7 @@ pub fn host(name: &str) -> String {
 }
 
 /// A host name as it goes into DNS and TLS: its own spelling where that can, else A-labels.
-pub(crate) fn reachable(name: &str) -> Cow<'_, str> {
+pub fn reachable(name: &str) -> Cow<'_, str> {
     match name.is_ascii() {
         true => Cow::Borrowed(name),
         false => Cow::Owned(host(name)),
@@ -85,6 +85,11 @@ fn plain_width(letter: char) -> char {
         (Some(plain), None) => plain,
         _ => letter,
     }
+}
+
+/// The domain of an address: what follows the last `@`.
+pub fn domain_of(address: &str) -> Option<&str> {
+    address.rsplit_once('@').map(|(_, domain)| domain)
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::entry::Entry;
-use super::system::{Entries, System};
-use super::yaml;
+use crate::entry::Entry;
+use crate::file;
+use crate::system::{Entries, System};
 use crate::yaml::{MAX_TEXT, Problems};
 
 /// Puts `system` in place of what the file holds, all at once.
@@ -39,7 +39,7 @@ pub(super) fn write(path: &Path, system: &System) -> io::Result<()> {
 pub(super) fn read(path: &Path) -> Result<Option<System>, Problems> {
     match fs::exists(path) {
         Ok(false) => Ok(None),
-        _ => yaml::system_of(path).map(Some),
+        _ => file::system_of(path).map(Some),
     }
 }
 

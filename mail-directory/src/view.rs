@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::entry::Entry;
 use crate::attributes::{self, Attribute, Kind, Scope};
+use crate::entry::Entry;
 use crate::yaml::network;
 
 /// An entry together with what it inherits from. Values that cannot be read count as absent, so the next

@@ -16,9 +16,9 @@ use super::found::Found;
 use super::pool::{Door, Extent, Pool, Search, Trouble};
 use super::{Settings, Url, filter, name_attribute, place};
 use crate::attributes;
-use crate::directory::edit::{Act, Change, EditError, Editor, Room, changed};
-use crate::directory::entry::Entry;
-use crate::directory::fold;
+use crate::edit::{Act, Change, EditError, Editor, Room, changed};
+use crate::entry::Entry;
+use crate::names::fold;
 
 /// How often a change is made anew because others changed the same values between reading and writing.
 const ROUNDS: usize = 4;

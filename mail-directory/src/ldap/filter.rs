@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::attributes;
 use crate::directory::AccountBy;
-use crate::directory::edit::Room;
-use crate::directory::names;
+use crate::edit::Room;
+use crate::names;
 
 /// Class of all accounts. Lists and groups have addresses too, and must not get a route.
 pub(super) const ACCOUNTS: &str = "(objectClass=zimbraAccount)";

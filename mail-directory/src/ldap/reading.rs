@@ -13,11 +13,12 @@ use super::marks::{Marks, Since, stamp};
 use super::pool::{Extent, Pool, Search, Trouble};
 use super::{attribute_names, filter, name_attribute, place, problem};
 use crate::attributes::{self, Attribute};
-use crate::directory::edit::Room;
-use crate::directory::entry::Entry;
-use crate::directory::losses::Losses;
-use crate::directory::system::System;
-use crate::directory::{News, OLD_ADDRESS, Touched, fold};
+use crate::directory::{News, OLD_ADDRESS, Touched};
+use crate::edit::Room;
+use crate::entry::Entry;
+use crate::losses::Losses;
+use crate::names::fold;
+use crate::system::System;
 use crate::yaml::{Problem, Problems, Severity};
 
 /// With more changed entries than this, everything is read: some pages are quicker than many single searches.

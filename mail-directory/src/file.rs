@@ -14,14 +14,14 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
-use super::edit::Room;
-use super::entry::{Entry, Origin};
-use super::losses::{self, Count, Losses};
-use super::system::System;
-use super::{
-    AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, check, fold, names, off_the_runtime,
-};
 use crate::attributes::{self, Attribute};
+use crate::check;
+use crate::directory::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, off_the_runtime};
+use crate::edit::Room;
+use crate::entry::{Entry, Origin};
+use crate::losses::{self, Count, Losses};
+use crate::names::{self, fold};
+use crate::system::System;
 use crate::yaml::{Document, Each, Node, Problems, Severity};
 
 mod edit;

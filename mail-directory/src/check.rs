@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::entry::Entry;
-use super::fold;
-use super::names::host as host_name;
-use super::system::{Entries, System, address};
 use crate::attributes::{self, Attribute, Scope};
+use crate::entry::Entry;
+use crate::names::fold;
+use crate::names::host as host_name;
+use crate::system::{Entries, System, address};
 use crate::yaml::{Problem, Problems, Severity};
 
 /// All problems of everything but accounts.

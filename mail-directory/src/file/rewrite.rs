@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use crate::directory::fold;
+use crate::names::fold;
 use crate::yaml::layout::{Pair, Shape, Spot};
 
 /// One more level of lines.

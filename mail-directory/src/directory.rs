@@ -1,8 +1,6 @@
-//! What the mail system is: entries with attributes, in the names that Zimbra and Carbonio use (MAIL §7).
+//! A source of entries, and how it says that they changed.
 //!
-//! A [`Directory`] holds what changes rarely (global config, servers, domains, classes of service) whole and in
-//! memory as a [`System`]; accounts are asked for one by one. Inheritance and the reading of values are here;
-//! what follows from them for a login is in `resolve.rs`.
+//! How it reads them is in [`crate::file`] and [`crate::ldap`].
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,24 +12,11 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use crate::attributes;
+use crate::entry::Entry;
+use crate::losses::Losses;
+use crate::names::{self, fold};
+use crate::system::System;
 use crate::yaml::Problems;
-
-mod check;
-pub mod edit;
-mod entry;
-mod last_good;
-pub mod ldap;
-mod losses;
-pub mod names;
-mod system;
-mod view;
-pub mod yaml;
-
-pub use entry::{Entry, Origin};
-pub use losses::Losses;
-pub use names::fold;
-pub use system::System;
-pub use view::View;
 
 /// How to find an account.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -103,7 +88,9 @@ pub trait Directory: Send + Sync + 'static {
 pub type Judge = dyn Fn(&Arc<System>) -> Result<(), Problems> + Send + Sync;
 
 /// Reading files and judging systems block.
-async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problems> {
+pub(crate) async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problems> {
     let task = tokio::task::spawn_blocking(work).await;
     task.map_err(|error| Problems::of_file(Path::new(""), None, error.to_string()))
 }
@@ -130,7 +117,7 @@ pub struct Touched {
 
 impl Touched {
     /// Everything by which this account may be known.
-    pub(crate) fn of(entry: &Entry) -> Touched {
+    pub fn of(entry: &Entry) -> Touched {
         let attributes = [
             attributes::MAIL_DELIVERY_ADDRESS.name,
             attributes::MAIL_ALIAS.name,
@@ -222,9 +209,4 @@ impl Announcer {
     pub(crate) fn news(&self) -> broadcast::Receiver<News> {
         self.news.subscribe()
     }
-}
-
-/// The domain of an address: what follows the last `@`.
-pub(crate) fn domain_of(address: &str) -> Option<&str> {
-    address.rsplit_once('@').map(|(_, domain)| domain)
 }

@@ -5,8 +5,9 @@
 use ldap3::ResultEntry;
 
 use super::name_attribute;
-use crate::directory::edit::Room;
-use crate::directory::{Entry, fold};
+use crate::edit::Room;
+use crate::entry::Entry;
+use crate::names::fold;
 
 /// An entry as it came.
 #[derive(Debug, Clone, Default)]
