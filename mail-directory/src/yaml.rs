@@ -65,7 +65,7 @@ impl Document {
                 origin: Arc::from(origin),
                 nodes,
                 root,
-                last_line_ends: text.ends_with('\n'),
+                last_line_ends: text.ends_with(layout::BREAKS),
             }),
             Err((line, message)) => Err(Problems::of_file(origin, Some(line), message)),
         }

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::names::fold;
-use crate::yaml::layout::{Pair, Shape, Spot};
+use crate::yaml::layout::{BREAKS, Pair, Shape, Spot};
 
 /// One more level of lines.
 const STEP: &str = "  ";
@@ -232,7 +232,7 @@ fn raws<'t>(text: &'t str, value: &Spot, before: &'t [String]) -> Vec<(&'t str, 
     let written = items.iter().map(|item| &text[item.start..item.end]);
     let pairs = before.iter().map(String::as_str).zip(written);
     pairs
-        .filter(|(_, raw)| raw.starts_with('!') && !raw.contains('\n'))
+        .filter(|(_, raw)| raw.starts_with('!') && !raw.contains(BREAKS))
         .collect()
 }
 
@@ -306,9 +306,6 @@ fn indent(text: &str, at: usize) -> Result<&str, Refused> {
         false => Err("something else stands in its line".to_owned()),
     }
 }
-
-/// What ends a line: LF, CRLF or CR (YAML 1.2 §5.4).
-const BREAKS: [char; 2] = ['\n', '\r'];
 
 fn line_start(text: &str, at: usize) -> usize {
     text[..at].rfind(BREAKS).map_or(0, |end| end + 1)

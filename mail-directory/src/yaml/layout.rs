@@ -9,6 +9,9 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::MAX_DEPTH;
 
+/// What ends a line: LF, CRLF or CR (YAML 1.2 §5.4).
+pub(crate) const BREAKS: [char; 2] = ['\n', '\r'];
+
 /// A node and where it stands.
 #[derive(Debug)]
 pub(crate) struct Spot {
@@ -130,11 +133,15 @@ impl Walk<'_> {
                 end: nothing_at,
                 shape: Shape::Nothing,
             }),
-            Event::Scalar(_, style, ..) => Some(Spot {
-                start,
-                end: self.scalar_end(style, start, end),
-                shape: Shape::Scalar,
-            }),
+            Event::Scalar(_, style, ..) => {
+                let end = self.scalar_end(style, start, end);
+                Some(Spot {
+                    // A block scalar begins with its content for the parser; without any, that is behind its end.
+                    start: start.min(end),
+                    end,
+                    shape: Shape::Scalar,
+                })
+            }
             Event::Alias(_) => Some(Spot {
                 start,
                 end,
@@ -244,7 +251,7 @@ impl Walk<'_> {
         let mut at = last.max(open);
         while let Some(byte) = bytes.get(at) {
             match *byte {
-                b'#' => at += self.text[at..].find('\n').unwrap_or(self.text.len() - at),
+                b'#' => at += self.text[at..].find(BREAKS).unwrap_or(self.text.len() - at),
                 byte if byte == bracket => return at + 1,
                 _ => at += 1,
             }
@@ -341,6 +348,38 @@ mod tests {
             let (a, b) = (&root.pairs()[0].value, &root.pairs()[0].value.pairs()[0].value);
             assert!(matches!(b.shape, Shape::Nothing) && b.start == b.end, "{text}: {b:?}");
             assert_eq!(text[a.end..], *", c: {}}", "{text}");
+        }
+    }
+
+    #[test]
+    fn no_node_ends_before_it_begins() {
+        for text in [
+            "a: |\nb: 1\n",
+            "a:  |  \nb: 1\n",
+            "a: > # c\n\nb: 1\n",
+            "a: |",
+            "a:\n- |\n- x\n",
+            "a: !file |\nb: 1",
+        ] {
+            let root = Spot::root(text).unwrap();
+            let mut a = &root.pairs()[0].value;
+            if let Shape::Sequence { items, .. } = &a.shape {
+                a = &items[0];
+            }
+            assert!(
+                a.start <= a.end && a.end <= text.rfind(['b', '-']).unwrap_or(text.len()),
+                "{text}: {a:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn comments_between_brackets_end_with_any_line_end() {
+        for end in ["\n", "\r\n", "\r"] {
+            let text = format!("a: {{b: x # c{end} }}{end}d: 1{end}");
+            let root = Spot::root(&text).unwrap();
+            let a = &root.pairs()[0].value;
+            assert_eq!(text[a.start..a.end], format!("{{b: x # c{end} }}"), "{text:?}");
         }
     }
 }
