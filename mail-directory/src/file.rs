@@ -3,7 +3,7 @@
 //! A file that is not good is not taken: the one before stays in force. So it is with one that is still being
 //! written, and with one that has lost most of what there was. How it is written is in `edit.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -410,6 +410,8 @@ struct Reader {
     accounts: Vec<Arc<Entry>>,
     /// In which line each name of the accounts stands.
     lines: HashMap<String, usize>,
+    /// Keys beside the rooms, and what they hold.
+    strangers: BTreeMap<String, serde_yaml::Value>,
     /// Whether the last line of the text has an end.
     last_line_ends: bool,
 }
@@ -445,6 +447,8 @@ impl Reader {
         for (name, node) in accounts.iter().flat_map(|accounts| accounts.entries()) {
             self.account(name, node, problems);
         }
+        let strangers = rooms.strangers().map(|(key, node)| (key.to_owned(), node.to_value()));
+        self.strangers = strangers.collect();
         rooms.finish(problems);
         System::new(config, servers, domains, cos)
     }
@@ -709,6 +713,29 @@ accounts:
                 assert_eq!(directory.refusal().is_none(), taken);
                 assert!(taken || directory.account_count() == 8);
             }
+        }
+    }
+
+    /// A small directory loses its only account without a word, and is still guarded when it is emptied.
+    #[test]
+    fn the_only_account_or_class_may_be_taken_away() {
+        let small = "servers: {s.test: {}}\ndomains: {a.test: {}}\ncos:\n  default: {}\naccounts:\n  x@a.test: {}\n";
+        let without = |part: &str| small.replace(part, "");
+        for (text, taken) in [
+            (without("  x@a.test: {}\n"), true),
+            (without("accounts:\n  x@a.test: {}\n"), true),
+            (without("  default: {}\n"), true),
+            (without("cos:\n  default: {}\naccounts:\n  x@a.test: {}\n"), false),
+            (without("domains: {a.test: {}}\n"), false),
+            (without("servers: {s.test: {}}\n"), false),
+            (String::new(), false),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("d.yaml");
+            std::fs::write(&path, small).unwrap();
+            let (directory, _) = YamlDirectory::load(&path).unwrap();
+            std::fs::write(&path, &text).unwrap();
+            assert_eq!(directory.reload(&|_| Ok(()), Losses::Few).is_ok(), taken, "{text}");
         }
     }
 

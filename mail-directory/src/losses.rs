@@ -8,7 +8,7 @@ use crate::system::{Entries, System};
 /// What may be lost from one reading to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Losses {
-    /// Up to half of the entries of each kind: nobody asked for this reading.
+    /// Up to half of the entries of each kind, or one account or class of service: nobody asked for this reading.
     Few,
     /// More than that, but not all servers or all domains: an administrator wants this reading to count.
     Most,
@@ -31,10 +31,13 @@ pub(super) struct Count {
 impl Losses {
     /// Why a reading with these counts may not go in force.
     pub(super) fn forbid(self, counts: impl IntoIterator<Item = Count>) -> Option<String> {
-        counts.into_iter().find_map(|count| self.forbid_one(&count))
+        let counts: Vec<Count> = counts.into_iter().collect();
+        let gone = counts.iter().map(|count| count.had - count.left).sum();
+        counts.iter().find_map(|count| self.forbid_one(count, gone))
     }
 
-    fn forbid_one(self, count: &Count) -> Option<String> {
+    /// `in_all` entries are gone, of all kinds.
+    fn forbid_one(self, count: &Count, in_all: usize) -> Option<String> {
         let Count { room, had, left, has } = *count;
         let name = room.name();
         let vital = matches!(room, Room::Servers | Room::Domains);
@@ -42,7 +45,10 @@ impl Losses {
             return Some(format!("all {name} are gone; if that is meant, portico reload --force"));
         }
         let gone = had - left;
-        (self < Losses::Most && gone * 2 > had)
+        // The only account or class of service was deleted or got another name: a file that lost its end, or a
+        // directory that hides its entries, has lost more than that.
+        let is_one_act = in_all == 1 && !vital;
+        (self < Losses::Most && gone * 2 > had && !is_one_act)
             .then(|| format!("{gone} of {had} {name} are gone; if that is meant, portico reload"))
     }
 }
@@ -84,7 +90,11 @@ mod tests {
             // Another file altogether.
             (Room::Accounts, 4, 1, 90, [false, true, true]),
             (Room::Accounts, 4, 0, 0, [false, true, true]),
-            (Room::Cos, 1, 0, 0, [false, true, true]),
+            (Room::Accounts, 2, 0, 0, [false, true, true]),
+            // One act of somebody takes one away.
+            (Room::Accounts, 1, 0, 0, [true, true, true]),
+            (Room::Accounts, 1, 0, 1, [true, true, true]),
+            (Room::Cos, 1, 0, 0, [true, true, true]),
             (Room::Domains, 3, 1, 1, [false, true, true]),
             (Room::Domains, 1, 0, 1, [false, true, true]),
             (Room::Domains, 1, 0, 0, [false, false, true]),
@@ -93,5 +103,20 @@ mod tests {
         ] {
             assert_eq!(allowed(room, had, left, has), expected, "{room:?} {had} {left} {has}");
         }
+    }
+
+    #[test]
+    fn what_goes_together_is_not_one_act() {
+        let lost = |room, had, left| Count {
+            room,
+            had,
+            left,
+            has: left,
+        };
+        let both = || [lost(Room::Cos, 1, 0), lost(Room::Accounts, 1, 0)];
+        assert!(Losses::Few.forbid(both()).is_some_and(|why| why.contains("1 of 1 cos")));
+        let with_domain = || [lost(Room::Domains, 9, 8), lost(Room::Accounts, 1, 0)];
+        assert!(Losses::Few.forbid(with_domain()).is_some());
+        assert!(Losses::Most.forbid(both()).is_none());
     }
 }

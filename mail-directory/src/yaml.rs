@@ -535,12 +535,17 @@ impl<'a> Mapping<'a> {
             .map(move |&index| (node.key_of(index), node.at(index)))
     }
 
+    /// Every key that was not taken yet, with its value.
+    pub(crate) fn strangers(&self) -> impl Iterator<Item = (&'a str, Node<'a>)> + '_ {
+        let left = self.entries.iter().filter(|index| !self.taken.contains(index));
+        left.map(|&index| (self.node.key_of(index), self.node.at(index)))
+    }
+
     /// Every key that was not taken, as an error that names the nearest known key.
     pub fn finish(self, problems: &mut Problems) {
-        for &index in self.entries.iter().filter(|index| !self.taken.contains(index)) {
-            let node = self.node.at(index);
+        for (key, node) in self.strangers() {
             let known = self.asked.iter().map(String::as_str);
-            let hint = match nearest(self.node.key_of(index), known) {
+            let hint = match nearest(key, known) {
                 Some(near) => format!("unknown key; did you mean {near}?"),
                 None => "unknown key".to_owned(),
             };

@@ -118,6 +118,8 @@ async fn off_the_runtime<T: Send + 'static>(
 #[derive(Debug, Clone)]
 struct Reading {
     entries: Whole,
+    /// What stands beside the rooms, which means nothing here. It is not ours to lose.
+    strangers: BTreeMap<String, serde_yaml::Value>,
     errors: BTreeSet<String>,
 }
 
@@ -144,9 +146,13 @@ impl Reading {
         let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
         Ok(Reading {
             entries,
+            strangers: reader.strangers,
             // Lines move; what is wrong does not.
             errors: errors
-                .map(|problem| format!("{}: {}", problem.key, problem.message))
+                .map(|problem| {
+                    let what = problem.message.split("; the first is in line").next();
+                    format!("{}: {}", problem.key, what.unwrap_or_default())
+                })
                 .collect(),
         })
     }
@@ -313,7 +319,7 @@ fn prove(text: &str, wanted: &Whole, before: &Reading, path: &Path) -> Result<()
     if let Some(error) = after.errors.difference(&before.errors).next() {
         return Err(EditError::Value(error.clone()));
     }
-    match after.entries == *wanted {
+    match after.entries == *wanted && after.strangers == before.strangers {
         true => Ok(()),
         false => Err(failed(
             path,
@@ -708,6 +714,27 @@ accounts:
         let same = [replace("zimbraId", &["id-a"])];
         let done = modified(TEXT, path, Room::Accounts, "alice@a.test", &same);
         assert_eq!(done.as_deref(), Ok(TEXT));
+    }
+
+    /// What means nothing is not ours to lose; and a line that moved is no new error.
+    #[test]
+    fn keys_beside_the_rooms_are_not_lost() {
+        let text = "cos: {c: {}}\nnotes: [{a: 1}]\ndomains:\n  a.test: {}\nnotes: 2\n";
+        let path = Path::new("d.yaml");
+        for new in [text.replace("notes: [{a: 1}]\n", ""), text.replace("a: 1", "a: 2")] {
+            let act = |_: &str, reading: &Reading| {
+                let mut wanted = reading.entries.clone();
+                wanted.remove(&(Room::Cos, "c".to_owned()));
+                Ok((new.replace("c: {}", ""), wanted))
+            };
+            let error = rewritten(text, path, act).unwrap_err();
+            assert!(error.to_string().contains("touch more than it should"), "{error}");
+        }
+        let id = [replace("zimbraId", &["1"])];
+        let done = created(text, path, Room::Servers, "s.test", &id).unwrap();
+        assert!(done.starts_with(text));
+        let done = modified(text, path, Room::Cos, "c", &[replace("description", &["a\nb\n"])]).unwrap();
+        assert!(done.ends_with(&text[text.find('\n').unwrap()..]), "{done}");
     }
 
     #[tokio::test]

@@ -31,19 +31,35 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
+            write!(f, "{}:", OneLine(&file.to_string_lossy()))?;
             if let Some(line) = self.line {
                 write!(f, "{line}:")?;
             }
             f.write_str(" ")?;
         }
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            write!(f, "{}: ", OneLine(&self.key))?;
         }
         if self.severity == Severity::Warning {
             f.write_str("warning: ")?;
         }
-        f.write_str(&self.message)
+        OneLine(&self.message).fmt(f)
+    }
+}
+
+/// A text of others in one line: what would end the line or reach the terminal of who reads it is escaped.
+#[derive(Debug, Clone, Copy)]
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in self.0.split_inclusive(char::is_control) {
+            match part.chars().next_back().filter(|last| last.is_control()) {
+                Some(last) => write!(f, "{}{}", &part[..part.len() - last.len_utf8()], last.escape_default())?,
+                None => f.write_str(part)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -150,3 +166,23 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_one_line_and_moves_no_cursor() {
+        let problem = Problem {
+            file: Some(Arc::from(Path::new("a\nb.yaml"))),
+            line: Some(3),
+            key: "domains.\u{1b}[2J\r\u{9b}x ü".to_owned(),
+            message: "no\u{7f}\tgood\n".to_owned(),
+            severity: Severity::Warning,
+        };
+        assert_eq!(
+            problem.to_string(),
+            r"a\nb.yaml:3: domains.\u{1b}[2J\r\u{9b}x ü: warning: no\u{7f}\tgood\n"
+        );
+    }
+}

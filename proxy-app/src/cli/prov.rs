@@ -4,6 +4,7 @@
 //! over. What an administrator types is judged here before anything is written; how it is written is the business of
 //! `mail_directory::edit`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -201,11 +202,8 @@ impl Answer {
     }
 
     fn print(&self) {
-        self.warnings.iter().for_each(|warning| eprintln!("{warning}"));
-        // Whoever reads may have seen enough.
-        let _ = io::stdout()
-            .write_all(self.out.as_bytes())
-            .and_then(|()| io::stdout().flush());
+        self.warnings.iter().for_each(|warning| complain(warning));
+        say(&self.out);
     }
 }
 
@@ -375,8 +373,8 @@ impl Prov {
 fn told(failure: &Failure) -> u8 {
     match failure {
         Failure::Usage(text) => say(&format!("{text}\n")),
-        Failure::Service { code, message } => eprintln!("ERROR: {code} ({message})"),
-        Failure::Plain(text) => eprintln!("{text}"),
+        Failure::Service { code, message } => complain(&format!("ERROR: {code} ({message})")),
+        Failure::Plain(text) => complain(text),
     }
     failure.exit_code()
 }
@@ -384,8 +382,22 @@ fn told(failure: &Failure) -> u8 {
 /// On standard output. Whoever reads there may have seen enough.
 fn say(text: &str) {
     let _ = io::stdout()
-        .write_all(text.as_bytes())
+        .write_all(printable(text).as_bytes())
         .and_then(|()| io::stdout().flush());
+}
+
+/// On standard error.
+fn complain(text: &str) {
+    eprintln!("{}", printable(text));
+}
+
+/// Answers have lines; names and words of others that could drive a terminal do not reach it.
+fn printable(text: &str) -> Cow<'_, str> {
+    let drives = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match text.contains(drives) {
+        true => text.replace(drives, "?").into(),
+        false => text.into(),
+    }
 }
 
 #[cfg(test)]
