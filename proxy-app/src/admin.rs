@@ -23,17 +23,21 @@ use crate::app::App;
 use crate::config::AdminConfig;
 use crate::listen::sockets;
 use crate::upstream::connect;
-use caller::Caller;
-use seats::{Reach, Seats};
 
+pub mod act;
 pub mod api;
 pub mod caller;
 pub mod console;
 pub mod domains;
 pub mod health;
+pub mod refusal;
 pub mod route;
+mod scrape;
 pub mod seats;
 pub mod sessions;
+
+use caller::Caller;
+use seats::{Reach, Seats};
 
 /// Connections at one time on the socket; a console and a scraper need a handful.
 const MAX_CONNECTIONS: usize = 64;

@@ -32,7 +32,7 @@ use crate::node::limits::Limits;
 use crate::node::logins::{Logins, Watched};
 use crate::node::logs::{self, AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
-use crate::node::refusals::Refusals;
+use crate::node::refusals::{self, Place, Reason, Refusals};
 use crate::node::systemd;
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::upstream::dns::Names;
@@ -297,6 +297,15 @@ impl App {
         ];
         let holds = reasons.into_iter().filter(|(holds, _)| *holds);
         holds.map(|(_, reason)| reason).collect()
+    }
+
+    /// Writes down that a request was refused, and why.
+    pub fn refused(&self, place: Place<'_>, reason: Reason) {
+        self.metrics.request_refused(place.listener, reason);
+        if let Some(count) = self.refusals.share(place.client.ip(), Instant::now()) {
+            let generation = self.snapshot.load().generation;
+            self.audit.record(refusals::record(place, reason, count, generation));
+        }
     }
 
     /// The certificates that are shown.

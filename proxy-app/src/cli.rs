@@ -11,7 +11,7 @@ use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server};
 
 use crate::app::Plan;
-use crate::listen::Doors;
+use crate::process::service::Doors;
 use crate::process::shutdown::End;
 use crate::process::upgrade::{Again, Asking};
 

@@ -21,12 +21,12 @@ use crate::http::account;
 use crate::http::static_ui::{self, Tree};
 use crate::tls::vhosts::Site;
 
-pub use live::Live;
-pub use reader::Locations;
-
 mod live;
 pub mod path;
 mod reader;
+
+pub use live::Live;
+pub use reader::Locations;
 
 /// Which kind of listener a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

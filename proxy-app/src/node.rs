@@ -6,5 +6,6 @@ pub mod limits;
 pub mod logins;
 pub mod logs;
 pub mod metrics;
+pub mod redaction;
 pub mod refusals;
 pub mod systemd;

@@ -1,5 +1,114 @@
 //! The rules of the directory: what may stand in an entry, and in which form.
 
+use std::fmt;
+
+use route_cache::directory::edit::{EditError, Room};
+
 pub(crate) mod certificate;
 pub(crate) mod rules;
 pub(crate) mod values;
+
+/// Why a command was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It was not understood; how it is written is shown.
+    Usage(String),
+    /// The directory, or the judge of values, says no.
+    Service {
+        /// Carbonio's word for it.
+        code: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// The same, without a word for it.
+    Plain(String),
+}
+
+/// Carbonio's words for failures that callers tell apart; the one for a name of another domain is ours.
+pub(crate) const NO_SUCH_DOMAIN: &str = "account.NO_SUCH_DOMAIN";
+
+pub(crate) const NAME_TAKEN: &str = "account.VIRTUAL_HOSTNAME_EXISTS";
+
+pub(crate) const DENIED: &str = "service.PERM_DENIED";
+
+pub(crate) const FAILED: &str = "service.FAILURE";
+
+impl Failure {
+    pub(crate) fn service(code: &'static str, message: impl Into<String>) -> Failure {
+        Failure::Service {
+            code,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn value(message: impl fmt::Display) -> Failure {
+        Failure::service("account.INVALID_ATTR_VALUE", format!("invalid attr value: {message}"))
+    }
+
+    pub(crate) fn request(message: impl fmt::Display) -> Failure {
+        Failure::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
+    }
+
+    pub(crate) fn no_such(room: Room, key: &str) -> Failure {
+        EditError::NoSuch(room, key.to_owned()).into()
+    }
+}
+
+impl From<EditError> for Failure {
+    fn from(error: EditError) -> Failure {
+        match error {
+            EditError::NoSuch(room, key) => {
+                let code = match room {
+                    Room::Servers => "account.NO_SUCH_SERVER",
+                    Room::Domains => NO_SUCH_DOMAIN,
+                    Room::Cos => "account.NO_SUCH_COS",
+                    Room::Accounts => "account.NO_SUCH_ACCOUNT",
+                    Room::Config => "service.NOT_FOUND",
+                };
+                Failure::service(code, format!("no such {}: {key}", room.one()))
+            }
+            EditError::Exists(Room::Accounts, key) => exists("account.ACCOUNT_EXISTS", "email address", &key),
+            EditError::Exists(Room::Domains, key) => exists("account.DOMAIN_EXISTS", "domain", &key),
+            EditError::Exists(Room::Servers, key) => exists("account.SERVER_EXISTS", "server", &key),
+            EditError::Exists(Room::Cos | Room::Config, key) => exists("account.COS_EXISTS", "cos", &key),
+            EditError::InUse(message) => Failure::service("account.DOMAIN_NOT_EMPTY", message),
+            EditError::Name(message) => {
+                Failure::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
+            }
+            EditError::Value(message) => Failure::value(message),
+            EditError::Denied(message) => Failure::service(DENIED, format!("permission denied: {message}")),
+            EditError::Failed(message) => Failure::service(FAILED, format!("system failure: {message}")),
+        }
+    }
+}
+
+pub(crate) fn exists(code: &'static str, what: &str, key: &str) -> Failure {
+    Failure::service(code, format!("{what} already exists: {key}"))
+}
+
+/// What a command answers: lines for standard output, and warnings.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) out: String,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Answer {
+    pub(crate) fn line(&mut self, line: impl AsRef<str>) {
+        self.out.push_str(line.as_ref());
+        self.out.push('\n');
+    }
+
+    pub(crate) fn warn(&mut self, warning: impl Into<String>) {
+        self.warnings.push(warning.into());
+    }
+}
+
+/// What becomes of a virtual host name that another domain has, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SharedNames {
+    /// It is stored with a warning, as in Carbonio.
+    Warned,
+    /// It is refused.
+    Refused,
+}

@@ -22,7 +22,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use route_cache::{Route, RouteError, Server, UpstreamTls};
+use route_cache::{Route, RouteError, Server, UpstreamTls, attributes as a};
 
 use crate::app::App;
 use crate::app::snapshot::{MailMode, Snapshot};
@@ -34,8 +34,8 @@ use crate::http::relocation::Relocation;
 use crate::http::repeat::may_be_repeated;
 use crate::http::{headers, login, old_clients};
 use crate::locations::{Action, Files, Found, HostRule, Mailbox, Timeouts};
-use crate::node::logs;
-use crate::node::refusals::{self, Place, Reason};
+use crate::node::refusals::{Place, Reason};
+use crate::node::{logs, redaction};
 use crate::tls;
 use crate::tls::client_certs::Shown;
 use crate::tls::vhosts::Site;
@@ -43,6 +43,7 @@ use crate::upstream::connect;
 use crate::upstream::connection::{STALE, ServerConnection, Sources};
 use crate::upstream::groups::Member;
 
+pub(crate) mod access_log;
 pub mod connection;
 mod keeping;
 mod sso;
@@ -326,7 +327,7 @@ impl ProxyHttp for Web {
             if session.req_header().version == http::Version::HTTP_2 {
                 // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
                 let place = Place::new(&web.number, &web.listener, &web.client);
-                refusals::record(&self.app, place, Reason::Connect);
+                self.app.refused(place, Reason::Connect);
             }
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
@@ -725,7 +726,7 @@ impl ProxyHttp for Web {
     fn request_summary(&self, session: &Session, exchange: &Exchange) -> String {
         let request = session.req_header();
         let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
-        let target = headers::redact(target);
+        let target = redaction::redact(target);
         format!("request {}: {} {target}", exchange.id(), request.method)
     }
 }
@@ -1060,7 +1061,7 @@ fn access_line(app: &App, web: &WebClient, request: &http::request::Parts, asked
             .get(name)
             .and_then(|value: &http::HeaderValue| value.to_str().ok())
     };
-    let entry = headers::AccessEntry {
+    let entry = access_log::AccessEntry {
         client: &asked.client.to_string(),
         client_port: web.client.addr.port(),
         user: visit.user,
@@ -1080,10 +1081,10 @@ fn access_line(app: &App, web: &WebClient, request: &http::request::Parts, asked
         incomplete: visit.incomplete,
     };
     match app.config.load().log.access_format {
-        AccessFormat::Carbonio => headers::access_line(&entry),
-        AccessFormat::Json => headers::access_json(
+        AccessFormat::Carbonio => access_log::line(&entry),
+        AccessFormat::Json => access_log::json(
             &entry,
-            headers::AccessMore {
+            access_log::AccessMore {
                 request: &asked.id,
                 conn: &web.number,
                 location: visit.location,

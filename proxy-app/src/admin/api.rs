@@ -1,26 +1,24 @@
-//! What may be asked of the admin API: its paths, the description that is made from them, and how it says no.
+//! What may be asked of the admin API: its paths, and the description that is made from them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use http_body_util::BodyExt as _;
-use mail_directory::Losses;
-use mail_proxy::audit::{Event, Record};
-use serde::{Deserialize, Serialize};
 use utoipa::openapi::{self, Content, OpenApi, Ref, RefOr, ResponseBuilder};
-use utoipa::{IntoParams, OpenApi as _, ToSchema};
+use utoipa::{OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::caller::{self, Caller, guard};
-use super::{console, domains, health, route, sessions};
+use crate::admin::caller::{self, guard};
+use crate::admin::refusal::Failure;
+use crate::admin::{act, console, domains, health, route, sessions};
 use crate::app::App;
 
 /// Most of a request's body.
@@ -41,45 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
                    TCP it is read-only unless a token is configured."
 ))]
 struct Description;
-
-/// Why a request was refused or failed.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Failure {
-    /// One line for people.
-    pub error: String,
-    /// All problems, where there are several.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub problems: Vec<String>,
-    #[serde(skip)]
-    status: StatusCode,
-}
-
-impl Failure {
-    /// A failure with one reason.
-    pub fn new(status: StatusCode, error: impl Into<String>) -> Failure {
-        Failure {
-            error: error.into(),
-            problems: Vec::new(),
-            status,
-        }
-    }
-
-    /// The request makes no sense.
-    pub fn bad(error: impl Into<String>) -> Failure {
-        Failure::new(StatusCode::BAD_REQUEST, error)
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, Json(&self)).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
-            let scheme = HeaderValue::from_static("Bearer");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
-        }
-        response
-    }
-}
 
 /// The API of this node.
 pub fn router(app: Arc<App>) -> Router {
@@ -110,7 +69,7 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(route::explain))
         .routes(routes!(route::purge))
-        .routes(routes!(reload))
+        .routes(routes!(act::reload))
         .routes(routes!(caller::access))
         .routes(routes!(sessions::status))
         .routes(routes!(sessions::generations))
@@ -227,72 +186,6 @@ async fn in_json(response: Response) -> Response {
     let text = axum::body::to_bytes(response.into_body(), REFUSAL_MAX).await;
     let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
     Failure::new(status, text).into_response()
-}
-
-/// Writes down what somebody did.
-pub fn audit(app: &App, caller: Caller, act: String) {
-    log::info!("{caller}: {act}");
-    app.audit.record(Record {
-        event: Some(Event::Admin),
-        who: Some(caller.to_string()),
-        act: Some(act),
-        generation: app.snapshot.load().generation,
-        ..Record::default()
-    });
-}
-
-/// What a reload did.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Reloaded {
-    /// Number of the configuration that is in force now.
-    pub generation: u64,
-    /// What is different from before, a sentence each. Empty: nothing.
-    pub changes: Vec<String>,
-    /// Keys of the node file whose new values only a new process will take.
-    pub needs_upgrade: Vec<String>,
-    /// What should be looked at.
-    pub warnings: Vec<String>,
-}
-
-/// How to reload.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct HowToReload {
-    /// Also a directory in which there is no server or no domain any more.
-    #[serde(default)]
-    force: bool,
-}
-
-/// Reads the node file, the directory and the certificates again, as SIGHUP does.
-///
-/// What cannot be used changes nothing; the answer then names every problem.
-#[utoipa::path(post, path = "/v1/reload", params(HowToReload), responses(
-    (status = 200, body = Reloaded),
-    (status = 422, description = "Something cannot be used", body = Failure),
-))]
-async fn reload(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    Query(how): Query<HowToReload>,
-) -> Result<Json<Reloaded>, Failure> {
-    audit(&app, caller, "reload".to_owned());
-    let reloaded = app.reload(if how.force { Losses::All } else { Losses::Most }).await;
-    let problems = reloaded.problems.iter().map(ToString::to_string).collect();
-    if reloaded.problems.has_errors() {
-        return Err(Failure {
-            problems,
-            ..Failure::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "not everything could be read again; what cannot be used changes nothing",
-            )
-        });
-    }
-    Ok(Json(Reloaded {
-        generation: app.snapshot.load().generation,
-        changes: reloaded.changes,
-        needs_upgrade: reloaded.needs_upgrade,
-        warnings: problems,
-    }))
 }
 
 #[cfg(test)]

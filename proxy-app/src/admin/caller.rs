@@ -16,11 +16,11 @@ use mail_directory::Secret;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::api::Failure;
-use super::console;
-use super::seats::Reach;
+use crate::admin::console;
+use crate::admin::refusal::Failure;
+use crate::admin::seats::Reach;
 use crate::app::App;
-use crate::node::refusals::{self, Place, Reason};
+use crate::node::refusals::{Place, Reason};
 
 /// Whoever sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
         Ok(()) => next.run(request).await,
         Err(denied) => {
             if let (Some(reason), Caller::Http { address }) = (denied.reason, caller) {
-                refusals::record(&app, place(address), reason);
+                app.refused(place(address), reason);
             }
             Failure::new(denied.status, denied.why).into_response()
         }

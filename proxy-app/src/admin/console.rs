@@ -7,7 +7,7 @@ use axum::extract::Path;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::api::Failure;
+use crate::admin::refusal::Failure;
 
 /// Where the files of the page are.
 const FOLDER: &str = "/console/";

@@ -20,13 +20,14 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
-use super::api::{self, Failure};
-use super::caller::Caller;
-use super::health::Certificate;
+use crate::admin::act;
+use crate::admin::caller::Caller;
+use crate::admin::health::Certificate;
+use crate::admin::refusal::Failure;
 use crate::app::App;
-use crate::cli::prov::{self, Answer, Prov};
+use crate::cli::prov::Prov;
 use crate::config::{Config, Source};
-use crate::provision::values;
+use crate::provision::{self, Answer, values};
 use crate::tls::{CertKey, CertStore};
 
 /// Changes at one time: each waits for those before it at the directory. One that has begun goes on when its client
@@ -376,7 +377,7 @@ async fn change_now(app: &Arc<App>, caller: Caller, key: &str, changes: &[Change
     drop(storing);
     let before = before.map_err(refusal)?;
     let what = told(&before, &changed(&before, changes));
-    api::audit(app, caller, format!("domain {}: {what}", before.name()));
+    act::audit(app, caller, format!("domain {}: {what}", before.name()));
     let mut warnings: Vec<String> = answer.out.lines().map(str::to_owned).chain(answer.warnings).collect();
     let in_force = taken_over(app, before.name(), changes, &mut warnings).await;
     let (snapshot, store) = (app.snapshot.load_full(), app.certificates());
@@ -395,15 +396,15 @@ async fn change_now(app: &Arc<App>, caller: Caller, key: &str, changes: &[Change
 }
 
 /// Why the directory, or its judge, says no.
-fn refusal(failure: prov::Failure) -> Failure {
+fn refusal(failure: provision::Failure) -> Failure {
     let (code, message) = match failure {
-        prov::Failure::Service { code, message } => (code, message),
-        prov::Failure::Usage(message) | prov::Failure::Plain(message) => ("", message),
+        provision::Failure::Service { code, message } => (code, message),
+        provision::Failure::Usage(message) | provision::Failure::Plain(message) => ("", message),
     };
     let status = match code {
-        prov::NO_SUCH_DOMAIN => StatusCode::NOT_FOUND,
-        prov::NAME_TAKEN => StatusCode::CONFLICT,
-        prov::DENIED | prov::FAILED => StatusCode::SERVICE_UNAVAILABLE,
+        provision::NO_SUCH_DOMAIN => StatusCode::NOT_FOUND,
+        provision::NAME_TAKEN => StatusCode::CONFLICT,
+        provision::DENIED | provision::FAILED => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::UNPROCESSABLE_ENTITY,
     };
     Failure::new(status, message)

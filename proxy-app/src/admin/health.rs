@@ -10,8 +10,9 @@ use openssl::x509::X509NameRef;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::api::{self, Failure};
-use super::caller::Caller;
+use crate::admin::caller::Caller;
+use crate::admin::refusal::Failure;
+use crate::admin::{act, scrape};
 use crate::app::App;
 use crate::tls::CertKey;
 use crate::upstream::groups::{self, Health};
@@ -22,7 +23,7 @@ const MAX_WEIGHT: u32 = 1000;
 /// The counters of this process, as Prometheus reads them.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String)))]
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    match app.metrics.text(&app) {
+    match scrape::text(&app) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -165,7 +166,7 @@ pub async fn order_upstream(
         found.set_weight(&server, chosen).then_some(()).ok_or_else(missing)?;
         acts.push(chosen.map_or("weight as configured".to_owned(), |weight| format!("weight {weight}")));
     }
-    api::audit(
+    act::audit(
         &app,
         caller,
         format!("upstream {server} in {group}: {}", acts.join(", ")),

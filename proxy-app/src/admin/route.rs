@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use utoipa::{IntoParams, ToSchema};
 
-use super::api::{self, Failure};
-use super::caller::Caller;
+use crate::admin::act;
+use crate::admin::caller::Caller;
+use crate::admin::refusal::Failure;
 use crate::app::App;
 use crate::upstream::groups::Health;
 
@@ -398,7 +399,7 @@ pub async fn purge(
     if purge.all {
         let all = app.routes.len() as u64;
         app.routes.clear();
-        api::audit(&app, caller, "purge all routes".to_owned());
+        act::audit(&app, caller, "purge all routes".to_owned());
         return Ok(Json(Forgotten {
             accounts: Vec::new(),
             all: Some(all),
@@ -423,7 +424,7 @@ async fn forget(app: &App, caller: Caller, lookups: Vec<(String, Lookup)>) -> Re
     for (login, lookup) in lookups {
         let purged = app.routes.purge(&lookup).await;
         let purged = purged.map_err(|error| Failure::bad(format!("{login}: {error}")))?;
-        api::audit(app, caller, format!("purge route of {login}"));
+        act::audit(app, caller, format!("purge route of {login}"));
         accounts.push(ForgottenAccount {
             login,
             names: purged

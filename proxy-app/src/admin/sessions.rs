@@ -15,8 +15,9 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::{IntoParams, ToSchema};
 
-use super::api::{self, Failure};
-use super::caller::Caller;
+use crate::admin::act;
+use crate::admin::caller::Caller;
+use crate::admin::refusal::Failure;
 use crate::app::App;
 use crate::app::changes::Generation;
 use crate::app::snapshot::PRODUCT;
@@ -290,7 +291,7 @@ pub async fn kick(
         number: kick.session,
         text: None,
     });
-    api::audit(
+    act::audit(
         &app,
         caller,
         format!("kick {}: {} sessions", named.join(", "), ended.len()),
@@ -337,7 +338,7 @@ pub async fn drain(
     let what = over.map_or("drain".to_owned(), |seconds| {
         format!("drain, sessions end over {seconds} s")
     });
-    api::audit(&app, caller, what);
+    act::audit(&app, caller, what);
     app.out_of_service.send_replace(true);
     if let Some(seconds) = over {
         let app = app.clone();
@@ -355,7 +356,7 @@ pub async fn drain(
 /// Puts the node in service again.
 #[utoipa::path(delete, path = "/v1/drain", responses((status = 200, body = Drained)))]
 pub async fn undrain(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Drained> {
-    api::audit(&app, caller, "drain undone".to_owned());
+    act::audit(&app, caller, "drain undone".to_owned());
     app.out_of_service.send_replace(false);
     Json(drained(&app))
 }

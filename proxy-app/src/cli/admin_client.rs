@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::admin::api::Failure;
+use crate::admin::refusal::Failure;
 
 /// How long the running process may take for an answer; longer than what it gives a request itself.
 const PATIENCE: Duration = Duration::from_secs(70);

@@ -12,7 +12,7 @@ use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 
-use crate::admin::api::Reloaded;
+use crate::admin::act::Reloaded;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
 use crate::admin::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};

@@ -4,20 +4,17 @@
 //! over. What an administrator types is judged here before anything is written; how it is written is the business of
 //! `mail_directory::edit`.
 
-use std::borrow::Cow;
-use std::fmt;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use mail_directory::Secret;
-use mail_directory::edit::{EditError, Editor, Room};
-use mail_directory::file::YamlEditor;
-use mail_directory::ldap::LdapEditor;
+use route_cache::Secret;
+use route_cache::directory::edit::Editor;
+use route_cache::directory::ldap::LdapEditor;
+use route_cache::directory::yaml::YamlEditor;
 
 use crate::config::{Config, Source};
-
-use verbs::Verb;
+use crate::provision::{Answer, Failure, SharedNames};
 
 mod dump;
 mod flush;
@@ -26,92 +23,12 @@ mod verbs;
 mod words;
 mod write;
 
+use verbs::Verb;
+
 /// Longest line of commands. A certificate with its chain has 20 kB.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
 /// What comes before each line of a person at a terminal.
 const PROMPT: &str = "prov> ";
-
-/// Why a command was not done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// It was not understood; how it is written is shown.
-    Usage(String),
-    /// The directory, or the judge of values, says no.
-    Service {
-        /// Carbonio's word for it.
-        code: &'static str,
-        /// What is wrong.
-        message: String,
-    },
-    /// The same, without a word for it.
-    Plain(String),
-}
-
-/// Carbonio's words for failures that callers tell apart; the one for a name of another domain is ours.
-pub(crate) const NO_SUCH_DOMAIN: &str = "account.NO_SUCH_DOMAIN";
-pub(crate) const NAME_TAKEN: &str = "account.VIRTUAL_HOSTNAME_EXISTS";
-pub(crate) const DENIED: &str = "service.PERM_DENIED";
-pub(crate) const FAILED: &str = "service.FAILURE";
-
-impl Failure {
-    pub(crate) fn service(code: &'static str, message: impl Into<String>) -> Failure {
-        Failure::Service {
-            code,
-            message: message.into(),
-        }
-    }
-
-    pub(crate) fn value(message: impl fmt::Display) -> Failure {
-        Failure::service("account.INVALID_ATTR_VALUE", format!("invalid attr value: {message}"))
-    }
-
-    pub(crate) fn request(message: impl fmt::Display) -> Failure {
-        Failure::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
-    }
-
-    fn no_such(room: Room, key: &str) -> Failure {
-        EditError::NoSuch(room, key.to_owned()).into()
-    }
-
-    fn exit_code(&self) -> u8 {
-        match self {
-            Failure::Usage(_) => 1,
-            Failure::Service { .. } | Failure::Plain(_) => 2,
-        }
-    }
-}
-
-impl From<EditError> for Failure {
-    fn from(error: EditError) -> Failure {
-        match error {
-            EditError::NoSuch(room, key) => {
-                let code = match room {
-                    Room::Servers => "account.NO_SUCH_SERVER",
-                    Room::Domains => NO_SUCH_DOMAIN,
-                    Room::Cos => "account.NO_SUCH_COS",
-                    Room::Accounts => "account.NO_SUCH_ACCOUNT",
-                    Room::Config => "service.NOT_FOUND",
-                };
-                Failure::service(code, format!("no such {}: {key}", room.one()))
-            }
-            EditError::Exists(Room::Accounts, key) => exists("account.ACCOUNT_EXISTS", "email address", &key),
-            EditError::Exists(Room::Domains, key) => exists("account.DOMAIN_EXISTS", "domain", &key),
-            EditError::Exists(Room::Servers, key) => exists("account.SERVER_EXISTS", "server", &key),
-            EditError::Exists(Room::Cos | Room::Config, key) => exists("account.COS_EXISTS", "cos", &key),
-            EditError::InUse(message) => Failure::service("account.DOMAIN_NOT_EMPTY", message),
-            EditError::Name(message) => {
-                Failure::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
-            }
-            EditError::Value(message) => Failure::value(message),
-            EditError::Denied(message) => Failure::service(DENIED, format!("permission denied: {message}")),
-            EditError::Failed(message) => Failure::service(FAILED, format!("system failure: {message}")),
-        }
-    }
-}
-
-fn exists(code: &'static str, what: &str, key: &str) -> Failure {
-    Failure::service(code, format!("{what} already exists: {key}"))
-}
 
 /// What stands before the verb.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -184,44 +101,12 @@ impl Options {
     }
 }
 
-/// What a command answers: lines for standard output, and warnings.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) out: String,
-    pub(crate) warnings: Vec<String>,
-}
-
-impl Answer {
-    pub(crate) fn line(&mut self, line: impl AsRef<str>) {
-        self.out.push_str(line.as_ref());
-        self.out.push('\n');
-    }
-
-    pub(crate) fn warn(&mut self, warning: impl Into<String>) {
-        self.warnings.push(warning.into());
-    }
-
-    fn print(&self) {
-        self.warnings.iter().for_each(|warning| complain(warning));
-        say(&self.out);
-    }
-}
-
 /// The directory, open, and what the verbs need beside it.
 pub(crate) struct Prov {
     editor: Box<dyn Editor>,
     socket: Option<PathBuf>,
     flags: Flags,
     shared_names: SharedNames,
-}
-
-/// What becomes of a virtual host name that another domain has, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SharedNames {
-    /// It is stored with a warning, as in Carbonio.
-    Warned,
-    /// It is refused.
-    Refused,
 }
 
 /// Does what the words say; without a verb, what stands in the file or on standard input.
@@ -319,7 +204,7 @@ impl Prov {
         };
         match done {
             Ok(answer) => {
-                answer.print();
+                print(&answer);
                 0
             }
             Err(failure) => told(&failure),
@@ -376,7 +261,7 @@ fn told(failure: &Failure) -> u8 {
         Failure::Service { code, message } => complain(&format!("ERROR: {code} ({message})")),
         Failure::Plain(text) => complain(text),
     }
-    failure.exit_code()
+    exit_code(failure)
 }
 
 /// On standard output. Whoever reads there may have seen enough.
@@ -386,17 +271,17 @@ fn say(text: &str) {
         .and_then(|()| io::stdout().flush());
 }
 
-/// On standard error.
-fn complain(text: &str) {
-    eprintln!("{}", printable(text));
+/// Shows what a command answers.
+fn print(answer: &Answer) {
+    answer.warnings.iter().for_each(|warning| eprintln!("{warning}"));
+    say(&answer.out);
 }
 
-/// Answers have lines; names and words of others that could drive a terminal do not reach it.
-fn printable(text: &str) -> Cow<'_, str> {
-    let drives = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    match text.contains(drives) {
-        true => text.replace(drives, "?").into(),
-        false => text.into(),
+/// The exit code of a failure.
+fn exit_code(failure: &Failure) -> u8 {
+    match failure {
+        Failure::Usage(_) => 1,
+        Failure::Service { .. } | Failure::Plain(_) => 2,
     }
 }
 
@@ -440,7 +325,7 @@ mod tests {
         ] {
             let failure = Failure::from(error);
             assert_eq!(failure, Failure::service(code, message));
-            assert_eq!(failure.exit_code(), 2);
+            assert_eq!(exit_code(failure), 2);
         }
         assert_eq!(Failure::Usage(String::new()).exit_code(), 1);
     }

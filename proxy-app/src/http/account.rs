@@ -6,9 +6,8 @@
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
-use base64::Engine as _;
-use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine as _, alphabet};
 use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap};
 use http::uri::Uri;
 use mail_directory::Secret;

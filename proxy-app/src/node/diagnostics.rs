@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use log::{Level, Log, Metadata, Record};
 use parking_lot::Mutex;
 
-use crate::http::headers;
+use crate::node::redaction;
 
 /// What is shown unless `RUST_LOG` says otherwise. Of Pingora's lines only those about the process are of use: it
 /// tells of each start and each failed health check at length, and calls clients that misbehave errors. What becomes
@@ -210,7 +210,7 @@ fn clean(text: &str) -> String {
         None => (text, ""),
     };
     let kept = cut(kept, MAX_LINE);
-    let words: Vec<_> = kept.split(' ').map(headers::without_secrets).collect();
+    let words: Vec<_> = kept.split(' ').map(redaction::without_secrets).collect();
     let line = words.join(" ") + hidden;
     match line.chars().any(char::is_control) {
         true => line.chars().map(printable).collect(),

@@ -16,10 +16,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
 };
 
-use crate::app::App;
-use crate::node::diagnostics;
 use crate::node::refusals::Reason;
-use crate::upstream::groups::Health;
 
 /// Most values of a label that names servers; what is beyond is `other`.
 const MAX_SERVERS: usize = 256;
@@ -30,7 +27,7 @@ const BUCKETS: [f64; 14] = [
 ];
 
 /// Protocols, as labels.
-const PROTOCOLS: [&str; 4] = ["imap", "pop3", "http", "stream"];
+pub(crate) const PROTOCOLS: [&str; 4] = ["imap", "pop3", "http", "stream"];
 /// Phases, as labels, in the order of [`Phase`].
 const PHASES: [&str; 5] = ["accept", "tls", "lookup", "connect", "login"];
 
@@ -104,42 +101,42 @@ const LEFT_OUT: Metric = metric(
     &["level"],
     "Lines of the diagnostic log that were left out, because one place of the source wrote too many.",
 );
-const SESSIONS: Metric = metric(
+pub(crate) const SESSIONS: Metric = metric(
     "portico_sessions",
     &["protocol", "state"],
     "Connections that live: logged_in, or other.",
 );
-const OPEN: Metric = metric("portico_connections_open", &[], "Open connections of all kinds.");
-const ROUTES: Metric = metric("portico_routes", &[], "Names and ids in the route cache.");
-const GENERATION: Metric = metric("portico_generation", &[], "Number of the configuration in force.");
-const READY: Metric = metric("portico_ready", &[], "1 if new clients may be sent here.");
-const UPTIME: Metric = metric("portico_uptime_seconds", &[], "Age of the process.");
-const CERTIFICATE: Metric = metric(
+pub(crate) const OPEN: Metric = metric("portico_connections_open", &[], "Open connections of all kinds.");
+pub(crate) const ROUTES: Metric = metric("portico_routes", &[], "Names and ids in the route cache.");
+pub(crate) const GENERATION: Metric = metric("portico_generation", &[], "Number of the configuration in force.");
+pub(crate) const READY: Metric = metric("portico_ready", &[], "1 if new clients may be sent here.");
+pub(crate) const UPTIME: Metric = metric("portico_uptime_seconds", &[], "Age of the process.");
+pub(crate) const CERTIFICATE: Metric = metric(
     "portico_certificate_expiry_seconds",
     &["certificate"],
     "Time until a certificate ends; negative if it has.",
 );
-const DIRECTORY: Metric = metric(
+pub(crate) const DIRECTORY: Metric = metric(
     "portico_directory_age_seconds",
     &[],
     "Time since the directory was last read with success.",
 );
-const REFUSED_DIRECTORY: Metric = metric(
+pub(crate) const REFUSED_DIRECTORY: Metric = metric(
     "portico_directory_refused",
     &[],
     "1 if what was read last of the directory is not in force.",
 );
-const MEMCACHED: Metric = metric(
+pub(crate) const MEMCACHED: Metric = metric(
     "portico_memcached_up",
     &["upstream"],
     "1 if the server answered when it was last needed.",
 );
-const HEALTHY: Metric = metric(
+pub(crate) const HEALTHY: Metric = metric(
     "portico_upstream_healthy",
     &["group", "upstream"],
     "1 if a server of a group takes requests of nobody in particular.",
 );
-const BUSY: Metric = metric(
+pub(crate) const BUSY: Metric = metric(
     "portico_upstream_busy",
     &["group", "upstream"],
     "Requests that a server of a group is answering.",
@@ -191,12 +188,12 @@ pub struct Metrics {
 }
 
 /// What is filled in when somebody reads.
-struct Read {
+pub(crate) struct Read {
     bytes: IntCounterVec,
-    lookups: IntCounterVec,
-    questions: IntCounterVec,
-    dropped: IntCounterVec,
-    left_out: IntCounterVec,
+    pub(crate) lookups: IntCounterVec,
+    pub(crate) questions: IntCounterVec,
+    pub(crate) dropped: IntCounterVec,
+    pub(crate) left_out: IntCounterVec,
     gauges: Vec<(&'static str, GaugeVec)>,
 }
 
@@ -351,13 +348,20 @@ impl Metrics {
         server
     }
 
-    /// Everything in Prometheus' text form.
+    /// Everything in Prometheus' text form. What is only known when somebody reads is filled in then.
     ///
     /// # Errors
     /// Never in practice: all names are good.
-    pub fn text(&self, app: &App) -> prometheus::Result<String> {
+    pub(crate) fn text(&self, fill: impl FnOnce(&Read)) -> prometheus::Result<String> {
         let read = self.read.lock();
-        read.fill(app, &self.bytes);
+        for (protocol, totals) in PROTOCOLS.iter().zip(&self.bytes) {
+            let (bytes_in, bytes_out) = totals.bytes();
+            set(&read.bytes, &[protocol, "in"], bytes_in);
+            set(&read.bytes, &[protocol, "out"], bytes_out);
+        }
+        // What is no more must not stay.
+        read.gauges.iter().for_each(|(_, gauge)| gauge.reset());
+        fill(&read);
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -372,69 +376,8 @@ fn place(protocol: &str) -> Option<usize> {
 }
 
 impl Read {
-    fn fill(&self, app: &App, bytes: &[Arc<Totals>]) {
-        for (protocol, totals) in PROTOCOLS.iter().zip(bytes) {
-            let (bytes_in, bytes_out) = totals.bytes();
-            set(&self.bytes, &[protocol, "in"], bytes_in);
-            set(&self.bytes, &[protocol, "out"], bytes_out);
-        }
-        let tallies = app.routes.tallies();
-        for (tier, count) in tallies.answers() {
-            set(&self.lookups, &[tier], count);
-        }
-        set(&self.questions, &[], tallies.questions());
-        for (log, count) in app.lost_lines() {
-            set(&self.dropped, &[log], count);
-        }
-        for (level, count) in diagnostics::left_out() {
-            set(&self.left_out, &[level], count);
-        }
-        // What is no more must not stay.
-        self.gauges.iter().for_each(|(_, gauge)| gauge.reset());
-        let counts = app.sessions.counts();
-        for protocol in PROTOCOLS {
-            for (state, logged_in) in [("logged_in", true), ("other", false)] {
-                let count = counts.get(&(protocol, logged_in)).copied().unwrap_or(0);
-                self.set(&SESSIONS, &[protocol, state], count as f64);
-            }
-        }
-        self.set(&OPEN, &[], app.open.count() as f64);
-        self.set(&ROUTES, &[], app.routes.len() as f64);
-        self.set(&GENERATION, &[], app.snapshot.load().generation as f64);
-        self.set(&READY, &[], if app.not_ready().is_empty() { 1.0 } else { 0.0 });
-        self.set(&UPTIME, &[], app.started.elapsed().as_secs_f64());
-        for (owner, certificate) in app.certificates().all() {
-            self.set(&CERTIFICATE, &[&owner], certificate.seconds_left() as f64);
-        }
-        if let Some(age) = app.directory_age() {
-            self.set(&DIRECTORY, &[], age.as_secs_f64());
-        }
-        self.set(
-            &REFUSED_DIRECTORY,
-            &[],
-            f64::from(u8::from(app.directory_refusal().is_some())),
-        );
-        for (server, up) in app.routes.memcached() {
-            self.set(&MEMCACHED, &[&server], if up { 1.0 } else { 0.0 });
-        }
-        for group in app.groups.all() {
-            for state in group.state() {
-                let labels = [group.name(), state.server.as_str()];
-                self.set(
-                    &HEALTHY,
-                    &labels,
-                    if state.health == Health::Up && !state.maintenance && state.ejected.is_none() {
-                        1.0
-                    } else {
-                        0.0
-                    },
-                );
-                self.set(&BUSY, &labels, state.busy as f64);
-            }
-        }
-    }
-
-    fn set(&self, metric: &Metric, labels: &[&str], value: f64) {
+    /// Says how much there is of something now.
+    pub(crate) fn set(&self, metric: &Metric, labels: &[&str], value: f64) {
         let gauge = self.gauges.iter().find(|(name, _)| *name == metric.name);
         if let Some((_, gauge)) = gauge {
             gauge.with_label_values(labels).set(value);
@@ -443,7 +386,7 @@ impl Read {
 }
 
 /// Brings a counter up to what somebody else has counted.
-fn set(counter: &IntCounterVec, labels: &[&str], value: u64) {
+pub(crate) fn set(counter: &IntCounterVec, labels: &[&str], value: u64) {
     let counter = counter.with_label_values(labels);
     counter.inc_by(value.saturating_sub(counter.get()));
 }

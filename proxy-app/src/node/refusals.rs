@@ -12,7 +12,6 @@ use mail_proxy::Client;
 use mail_proxy::audit::{Event, Outcome, Record};
 use parking_lot::Mutex;
 
-use crate::app::App;
 use crate::node::limits::Origin;
 
 /// The time for which a share is given.
@@ -116,32 +115,6 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Writes down that a request was refused, and why.
-pub fn record(app: &App, place: Place<'_>, reason: Reason) {
-    app.metrics.request_refused(place.listener, reason);
-    let Some(count) = app.refusals.share(place.client.ip(), Instant::now()) else {
-        return;
-    };
-    let (event, outcome) = match reason {
-        // A guess, like those of passwords.
-        Reason::Token => (Event::Admin, Some(Outcome::BadCredentials)),
-        _ => (Event::Refused, None),
-    };
-    app.audit.record(Record {
-        event: Some(event),
-        conn: place.conn.to_owned(),
-        listener: place.listener.to_owned(),
-        proto: "http",
-        client: place.client.to_string(),
-        via: place.via.map(|via| via.to_string()),
-        outcome,
-        count: (count > 1).then_some(count),
-        why: Some(reason.why().to_owned()),
-        generation: app.snapshot.load().generation,
-        ..Record::default()
-    });
-}
-
 /// Who has been refused lately.
 #[derive(Default)]
 pub struct Refusals(Mutex<Lately>);
@@ -178,7 +151,7 @@ impl Share {
 
 impl Refusals {
     /// For how many refusals of this address a record would stand now; `None` if there may be none.
-    fn share(&self, address: IpAddr, now: Instant) -> Option<u64> {
+    pub fn share(&self, address: IpAddr, now: Instant) -> Option<u64> {
         let mut lately = self.0.lock();
         let Lately { addresses, all } = &mut *lately;
         let (origin, all) = (Origin::of(address), all.get_or_insert_with(|| Share::new(now)));
@@ -196,6 +169,28 @@ impl Refusals {
         own.records += 1;
         all.records += 1;
         Some(1 + std::mem::take(&mut own.left_out))
+    }
+}
+
+/// The record of a refusal, which stands for so many.
+pub fn record(place: Place<'_>, reason: Reason, count: u64, generation: u64) -> Record {
+    let (event, outcome) = match reason {
+        // A guess, like those of passwords.
+        Reason::Token => (Event::Admin, Some(Outcome::BadCredentials)),
+        _ => (Event::Refused, None),
+    };
+    Record {
+        event: Some(event),
+        conn: place.conn.to_owned(),
+        listener: place.listener.to_owned(),
+        proto: "http",
+        client: place.client.to_string(),
+        via: place.via.map(|via| via.to_string()),
+        outcome,
+        count: (count > 1).then_some(count),
+        why: Some(reason.why().to_owned()),
+        generation,
+        ..Record::default()
     }
 }
 

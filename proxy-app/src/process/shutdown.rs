@@ -17,11 +17,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::app::App;
+use crate::listen::{Ending, GOODBYE};
 use crate::node::systemd;
 use crate::process::upgrade::{self, Again, Gate};
 
-/// How long it takes to say goodbye to everybody.
-pub(crate) const GOODBYE: Duration = Duration::from_secs(3);
 /// How long those who are about to log in may go on when the node is stopped: whoever has come just before the door
 /// closed gets in.
 const LAST_LOGINS: Duration = Duration::from_secs(2);
@@ -29,15 +28,6 @@ const LAST_LOGINS: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(50);
 /// How long what the log writers still hold takes to go out.
 const LAST_LINES: Duration = Duration::from_millis(100);
-
-/// Why a process ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// It is stopped.
-    Stop,
-    /// A new process has its place.
-    Replaced,
-}
 
 /// Where the doors tell Pingora's server that the process ends.
 #[derive(Clone)]

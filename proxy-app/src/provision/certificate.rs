@@ -1,10 +1,9 @@
 //! Certificates before they are stored: readable, with their key, in date, and good for which names.
 
-use mail_directory::Entry;
-use mail_directory::attributes as a;
-use mail_directory::edit::Room;
+use route_cache::directory::edit::Room;
+use route_cache::{Entry, attributes as a};
 
-use crate::cli::prov::{Answer, Failure};
+use crate::provision::{Answer, Failure};
 use crate::tls::CertKey;
 
 /// Looks at the pair that an entry would have. What is wrong with it is an error, what is missing a warning.

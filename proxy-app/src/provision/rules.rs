@@ -9,8 +9,7 @@ use mail_directory::names;
 use mail_directory::{Entry, System};
 use openssl::ssl::{SslContextBuilder, SslMethod};
 
-use crate::cli::prov::{Answer, Failure, NAME_TAKEN, SharedNames};
-use crate::provision::{certificate, values};
+use crate::provision::{Answer, Failure, NAME_TAKEN, SharedNames, certificate, values};
 
 /// Never changed once they are there: other entries and the place in the tree go by them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];

@@ -6,7 +6,7 @@ use std::path::Path;
 use mail_directory::attributes::{self, Attribute, Kind};
 use mail_directory::names;
 
-use crate::cli::prov::Failure;
+use crate::provision::Failure;
 
 /// In front of the path of a file with PEM text.
 const FILE: &str = "file:";

@@ -23,13 +23,14 @@ use tokio::task::JoinSet;
 use crate::upstream::dns::{IpMode, Names};
 use crate::upstream::groups::spec::GroupSpec;
 
-pub use group::{Group, Member};
-pub use server::{Busy, Health, State};
-
 mod check;
 mod group;
+mod members;
 mod server;
 pub mod spec;
+
+pub use group::{Group, Member};
+pub use server::{Busy, Health, State};
 
 /// How often the members of a group are looked up, and asked whether they live.
 const LOOK: Duration = Duration::from_secs(5);
@@ -90,11 +91,11 @@ impl Groups {
             sockets: TransportConnector::new(None),
         });
         let of_directory = [
-            (MAILBOX, group::Source::Directory(Offer::Web)),
-            (ADMIN, group::Source::Directory(Offer::Admin)),
-            (ZX, group::Source::Extensions),
-            (EWS, group::Source::Directory(Offer::Ews)),
-            (LOGIN, group::Source::Directory(Offer::Login)),
+            (MAILBOX, members::Source::Directory(Offer::Web)),
+            (ADMIN, members::Source::Directory(Offer::Admin)),
+            (ZX, members::Source::Extensions),
+            (EWS, members::Source::Directory(Offer::Ews)),
+            (LOGIN, members::Source::Directory(Offer::Login)),
         ];
         let groups = of_directory.map(|(name, source)| (name.to_owned(), Arc::new(Group::new(name, source, &house))));
         let groups = Groups {
@@ -132,10 +133,10 @@ impl Groups {
         for spec in specs.iter().filter(|spec| !OF_DIRECTORY.contains(&spec.name.as_str())) {
             let group = match before.get(&spec.name) {
                 Some(group) => {
-                    group.set_source(group::Source::File(spec.clone()));
+                    group.set_source(members::Source::File(spec.clone()));
                     group.clone()
                 }
-                None => Arc::new(Group::new(&spec.name, group::Source::File(spec.clone()), &self.house)),
+                None => Arc::new(Group::new(&spec.name, members::Source::File(spec.clone()), &self.house)),
             };
             groups.insert(spec.name.clone(), group);
         }

@@ -35,16 +35,16 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_openssl::SslStream;
 
-use super::{Greeted, Web, websocket};
 use crate::app::App;
 use crate::http::behind::Body;
 use crate::http::frames::Frames;
 use crate::http::streams::Streams;
 use crate::node::limits::Reader;
-use crate::node::refusals::{self, Place, Reason};
+use crate::node::refusals::{Place, Reason};
 use crate::tls::client_certs::Shown;
 use crate::tls::vhosts::{Refusal, Sites};
 use crate::upstream::connection::Owner;
+use crate::web::{Greeted, Web, websocket};
 
 /// How long a connection may be kept between requests: nginx's default.
 const KEEPALIVE: Duration = Duration::from_secs(75);
@@ -412,7 +412,7 @@ fn reason_of_engine(head: &[u8]) -> Reason {
 fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
     if let Some(web) = client_in(carrier) {
         let place = Place::new(&web.number, &web.listener, &web.client);
-        refusals::record(app, place, reason);
+        app.refused(place, reason);
     }
 }
 

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use http::request::Parts;
 use route_cache::{Lookup, Service, Subject};
 
-use super::connection::WebClient;
 use crate::app::App;
 use crate::app::snapshot::Snapshot;
 use crate::http::account::{self, Claim};
 use crate::http::forwarded::Forwarded;
 use crate::http::headers;
 use crate::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
+use crate::web::connection::WebClient;
 
 /// What a request says before anything is looked up.
 #[derive(Debug, Clone)]

@@ -2,7 +2,8 @@
 
 use mail_directory::Entry;
 
-use crate::cli::prov::{Answer, Flags};
+use crate::cli::prov::Flags;
+use crate::provision::Answer;
 
 /// What is printed in the place of a secret.
 const BLOCKED: &str = "VALUE-BLOCKED";

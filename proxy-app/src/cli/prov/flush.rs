@@ -2,10 +2,11 @@
 
 use hyper::Method;
 
-use crate::admin::api::Reloaded;
+use crate::admin::act::Reloaded;
 use crate::admin::route::{Forgotten, Purge};
 use crate::cli::admin_client::Client;
-use crate::cli::prov::{Answer, Failure, Prov};
+use crate::cli::prov::Prov;
+use crate::provision::{Answer, Failure};
 
 /// Types that mean routes here, and types that mean the rest of the directory.
 const ROUTES: [&str; 3] = ["all", "account", "reverseproxylookup"];

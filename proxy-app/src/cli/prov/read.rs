@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use mail_directory::attributes as a;
-use mail_directory::edit::Room;
-use mail_directory::names;
-use mail_directory::{Entry, System};
+use route_cache::directory::edit::Room;
+use route_cache::directory::names;
+use route_cache::{Entry, System, attributes as a};
 
-use crate::cli::prov::{Answer, Failure, Flags, Prov, dump};
+use crate::cli::prov::{Flags, Prov, dump};
+use crate::provision::{Answer, Failure};
 
 /// Port and path of the lookup service of a mailbox server (MAIL §1.1).
 const EXTENSION_PORT: u16 = 7072;

@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 
-use mail_directory::edit::Room;
+use Room::{Accounts, Config, Domains, Servers};
+use Verb::{Create, Delete, Get, GetAll, GetConfig, Modify};
+use route_cache::directory::edit::Room;
 
-use crate::cli::prov::{Failure, Flags};
+use crate::cli::prov::Flags;
+use crate::provision::Failure;
 
 /// What a verb does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,9 +62,6 @@ const fn syntax(
         most,
     }
 }
-
-use Room::{Accounts, Config, Domains, Servers};
-use Verb::{Create, Delete, Get, GetAll, GetConfig, Modify};
 
 const PAIRS: &str = "[attr1 value1 [attr2 value2...]]";
 

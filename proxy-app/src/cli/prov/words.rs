@@ -3,8 +3,7 @@
 use mail_directory::attributes;
 use mail_directory::edit::{Act, Change};
 
-use crate::cli::prov::{Answer, Failure};
-use crate::provision::values;
+use crate::provision::{Answer, Failure, values};
 
 /// Values that others put there are easily lost: they are only replaced with `-r`.
 const SAFEGUARDED: [&str; 2] = ["zimbraServiceEnabled", "zimbraServiceInstalled"];

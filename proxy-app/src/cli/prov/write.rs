@@ -7,11 +7,14 @@ use mail_directory::edit::{Act, Change, Room, changed};
 use mail_directory::names;
 use mail_directory::{Entry, Secret, System};
 use openssl::sha::Sha512;
+use route_cache::directory::edit::{Act, Change, Room, changed};
+use route_cache::directory::names;
+use route_cache::{Entry, Secret, System, attributes as a};
 use uuid::Uuid;
 
-use crate::cli::prov::{Answer, Failure, Flags, Prov, words};
+use crate::cli::prov::{Flags, Prov, words};
 use crate::provision::rules::Case;
-use crate::provision::values;
+use crate::provision::{Answer, Failure, values};
 
 /// Bytes of salt behind a password's hash.
 const SALT: usize = 8;
@@ -132,7 +135,7 @@ impl Prov {
     async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
         let found = self.editor.find(Room::Accounts, address).await?;
         match found.filter(|entry| names::account(entry.name()) != names::account(owner)) {
-            Some(_) => Err(crate::cli::prov::exists(
+            Some(_) => Err(crate::provision::exists(
                 "account.ACCOUNT_EXISTS",
                 "email address",
                 address,

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::tls;
 use crate::upstream::groups::House;
-use crate::upstream::groups::group::Table;
+use crate::upstream::groups::members::Table;
 use crate::upstream::groups::server::{Description, Health, Seat};
 use crate::upstream::groups::spec::Check;
 

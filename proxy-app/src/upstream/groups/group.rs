@@ -1,47 +1,20 @@
 //! One group: its members, and who of them gets a request.
 
-use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
-use mail_directory::attributes as a;
 use parking_lot::Mutex;
-use pingora_load_balancing::discovery::ServiceDiscovery;
-use pingora_load_balancing::{Backend, Backends};
-use route_cache::{Offer, Server, UpstreamTls};
-use tokio::task::JoinSet;
+use pingora_load_balancing::Backends;
+use route_cache::Server;
 use tokio::time::Instant;
 
 use crate::upstream::groups::House;
 use crate::upstream::groups::check::HealthProbe;
-use crate::upstream::groups::server::{Busy, Description, Health, Limits, Orders, Seat, State};
-use crate::upstream::groups::spec::{Check, GroupSpec};
-
-/// How many addresses of one host are members.
-const ADDRESSES_MAX: usize = 16;
-/// What mailbox servers say of themselves (HTTP §4.4).
-const READY: &str = "/service/health/ready";
-/// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §4.1).
-const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
-/// Where a file says nothing else: nginx's `max_fails` and `fail_timeout`.
-const LIMITS: Limits = Limits {
-    max_fails: 1,
-    patience: Duration::from_secs(10),
-};
-
-/// Where the members of a group come from.
-pub(super) enum Source {
-    /// Mailbox servers of the directory.
-    Directory(Offer),
-    /// The extensions of mailbox servers.
-    Extensions,
-    /// A file.
-    File(GroupSpec),
-}
+use crate::upstream::groups::members::{Discovery, Source, Table, backend};
+use crate::upstream::groups::server::{Busy, Health, Orders, Seat, State};
 
 /// A member that was chosen for a request. While it lives, the server counts as busy with it.
 #[derive(Debug, Clone)]
@@ -61,17 +34,6 @@ pub struct Group {
     backends: Backends,
     /// The turn of the last one that was chosen.
     turn: AtomicU64,
-}
-
-/// What discovery, checks and requests share.
-pub(super) struct Table {
-    pub(super) name: String,
-    pub(super) house: Arc<House>,
-    source: ArcSwap<Source>,
-    seats: ArcSwap<Vec<Arc<Seat>>>,
-    orders: Mutex<HashMap<String, Orders>>,
-    /// Hosts that could not be resolved; said once.
-    unknown: Mutex<BTreeSet<String>>,
 }
 
 impl Group {
@@ -272,157 +234,4 @@ fn draw(seats: &[(&Arc<Seat>, f64)], but: Option<usize>) -> Option<usize> {
     }
     // The sum was rounded.
     candidates().next_back().map(|(at, _)| at)
-}
-
-/// The form in which Pingora knows an address.
-fn backend(address: SocketAddr) -> Option<Backend> {
-    Backend::new(&address.to_string()).ok()
-}
-
-impl Table {
-    pub(super) fn seat(&self, address: SocketAddr) -> Option<Arc<Seat>> {
-        self.seats.load().iter().find(|seat| seat.address == address).cloned()
-    }
-
-    /// How its members are checked.
-    pub(super) fn check(&self) -> Check {
-        match &**self.source.load() {
-            Source::Directory(_) | Source::Extensions => Check::Http { path: READY.to_owned() },
-            Source::File(spec) => spec.check.clone(),
-        }
-    }
-
-    /// Whether a server without the path of the check is up nevertheless: older ones do not have it.
-    pub(super) fn tolerates_unknown_path(&self) -> bool {
-        !matches!(&**self.source.load(), Source::File(_))
-    }
-
-    /// Who shall be a member, by the directory or the file.
-    fn described(&self) -> Vec<Description> {
-        let basis = self.house.basis.load();
-        let of_directory = |offer: Offer| {
-            let servers = offer.servers(&basis.system, &basis.node);
-            servers.into_iter().map(|server| {
-                let view = basis.system.server(&server.name);
-                let limits = view.map_or(LIMITS, |view| Limits {
-                    max_fails: view.number(&a::MAIL_PROXY_MAX_FAILS),
-                    patience: view
-                        .duration(&a::MAIL_PROXY_RECONNECT_TIMEOUT)
-                        .max(Duration::from_secs(1)),
-                });
-                Description {
-                    server,
-                    weight: 1,
-                    limits,
-                    verify: basis.verify,
-                }
-            })
-        };
-        match &**self.source.load() {
-            Source::Directory(offer) => of_directory(*offer).collect(),
-            Source::Extensions => {
-                let mut servers: Vec<_> = of_directory(Offer::Web).collect();
-                for told in &mut servers {
-                    told.server.port = match told.server.tls {
-                        UpstreamTls::Clear => EXTENSION_PORTS.0,
-                        UpstreamTls::Implicit { .. } => EXTENSION_PORTS.1,
-                    };
-                }
-                servers
-            }
-            Source::File(spec) => of_file(spec).collect(),
-        }
-    }
-
-    /// Where these are reached.
-    async fn addresses(&self, told: Vec<Description>) -> Vec<(SocketAddr, Description)> {
-        let ip_mode = self.house.basis.load().ip_mode;
-        // A mailbox server is one; the host of a file may be the name of many.
-        let most = match &**self.source.load() {
-            Source::File(_) => ADDRESSES_MAX,
-            _ => 1,
-        };
-        let mut lookups = JoinSet::new();
-        for (at, told) in told.into_iter().enumerate() {
-            let names = self.house.names.clone();
-            lookups.spawn(async move {
-                let addresses = names.resolve(&told.server.host, told.server.port, ip_mode).await;
-                (at, told, addresses)
-            });
-        }
-        let mut found = lookups.join_all().await;
-        found.sort_by_key(|(at, ..)| *at);
-        let mut reached = Vec::new();
-        for (_, told, addresses) in found {
-            match addresses {
-                Ok(addresses) => {
-                    self.unknown.lock().remove(&*told.server.host);
-                    reached.extend(addresses.into_iter().take(most).map(|address| (address, told.clone())));
-                }
-                Err(error) => {
-                    if self.unknown.lock().insert(told.server.host.to_string()) {
-                        log::warn!("server {} of group {}: {error}", told.server.host, self.name);
-                    }
-                }
-            }
-        }
-        reached
-    }
-
-    /// Gives everybody a seat; who has one keeps it.
-    fn seat_all(&self, members: Vec<(SocketAddr, Description)>) {
-        let before = self.seats.load_full();
-        let orders = self.orders.lock();
-        let mut seats: Vec<Arc<Seat>> = Vec::new();
-        for (address, told) in members {
-            if seats.iter().any(|seat| seat.address == address) {
-                continue;
-            }
-            let orders = orders.get(&*told.server.name).copied().unwrap_or_default();
-            let known = before
-                .iter()
-                .find(|seat| seat.address == address && seat.told().server.name == told.server.name);
-            seats.push(match known {
-                Some(seat) => {
-                    seat.tell(told, orders);
-                    seat.clone()
-                }
-                None => Arc::new(Seat::new(address, told, orders)),
-            });
-        }
-        self.seats.store(Arc::new(seats));
-    }
-}
-
-fn of_file(spec: &GroupSpec) -> impl Iterator<Item = Description> {
-    spec.servers.iter().map(|server| Description {
-        server: Server {
-            name: server.host.as_str().into(),
-            host: server.host.as_str().into(),
-            port: server.port,
-            tls: match &spec.tls {
-                None => UpstreamTls::Clear,
-                Some(tls) => UpstreamTls::Implicit {
-                    name: tls.name.as_deref().unwrap_or(&server.host).into(),
-                },
-            },
-        },
-        weight: server.weight,
-        limits: LIMITS,
-        verify: spec.tls.as_ref().is_some_and(|tls| tls.verify),
-    })
-}
-
-struct Discovery(Arc<Table>);
-
-#[async_trait]
-impl ServiceDiscovery for Discovery {
-    async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        let table = &self.0;
-        let members = table.addresses(table.described()).await;
-        table.seat_all(members);
-        let seats = table.seats.load();
-        let backends = seats.iter().filter_map(|seat| backend(seat.address)).collect();
-        Ok((backends, HashMap::new()))
-    }
 }

@@ -1,0 +1,81 @@
+//! What somebody does to the node as a whole over the admin API, and how it is written down.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use mail_proxy::audit::{Event, Record};
+use route_cache::directory::Losses;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::admin::caller::Caller;
+use crate::admin::refusal::Failure;
+use crate::app::App;
+
+/// Writes down what somebody did.
+pub fn audit(app: &App, caller: Caller, act: String) {
+    log::info!("{caller}: {act}");
+    app.audit.record(Record {
+        event: Some(Event::Admin),
+        who: Some(caller.to_string()),
+        act: Some(act),
+        generation: app.snapshot.load().generation,
+        ..Record::default()
+    });
+}
+
+/// What a reload did.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Reloaded {
+    /// Number of the configuration that is in force now.
+    pub generation: u64,
+    /// What is different from before, a sentence each. Empty: nothing.
+    pub changes: Vec<String>,
+    /// Keys of the node file whose new values only a new process will take.
+    pub needs_upgrade: Vec<String>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// How to reload.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HowToReload {
+    /// Also a directory in which there is no server or no domain any more.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Reads the node file, the directory and the certificates again, as SIGHUP does.
+///
+/// What cannot be used changes nothing; the answer then names every problem.
+#[utoipa::path(post, path = "/v1/reload", params(HowToReload), responses(
+    (status = 200, body = Reloaded),
+    (status = 422, description = "Something cannot be used", body = Failure),
+))]
+pub(crate) async fn reload(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Query(how): Query<HowToReload>,
+) -> Result<Json<Reloaded>, Failure> {
+    audit(&app, caller, "reload".to_owned());
+    let reloaded = app.reload(if how.force { Losses::All } else { Losses::Most }).await;
+    let problems = reloaded.problems.iter().map(ToString::to_string).collect();
+    if reloaded.problems.has_errors() {
+        return Err(Failure {
+            problems,
+            ..Failure::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "not everything could be read again; what cannot be used changes nothing",
+            )
+        });
+    }
+    Ok(Json(Reloaded {
+        generation: app.snapshot.load().generation,
+        changes: reloaded.changes,
+        needs_upgrade: reloaded.needs_upgrade,
+        warnings: problems,
+    }))
+}

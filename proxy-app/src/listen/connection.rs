@@ -1,0 +1,429 @@
+//! A connection from its acceptance to the proxy that serves it: PROXY header, limits, TLS, and a place in the list of
+//! those that are open.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use mail_proxy::audit::Phase;
+use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Order, Protocol, StartTls, TlsFacts};
+use pingora::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use route_cache::lookup::serve::serve_lookup;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::app::App;
+use crate::app::snapshot::Snapshot;
+use crate::config::{Listener, ListenerTls, Serve};
+use crate::listen::GOODBYE;
+use crate::listen::proxy_protocol::{self, Header};
+use crate::listen::stream::{self, Caller};
+use crate::node::connections::{Entered, Session};
+use crate::node::limits::{Held, Ticket};
+use crate::node::metrics::Refused;
+use crate::node::refusals::{Place, Reason};
+use crate::tls::{self, Inside};
+use crate::upstream::connect;
+use crate::web::connection::{self, Channel, WebClient, WebStream};
+use crate::web::{Greeted, Web};
+
+/// How long a balancer may take for its header. It sends it with the first segment.
+pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
+
+/// How long an old proxy may take for its handshake; it does it before anything else.
+pub(crate) const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a web connection that is to end may still do so by itself.
+pub(crate) const KICKED: Duration = Duration::from_millis(200);
+
+/// Pause after a failed accept, which mostly means that the process has no descriptor left.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener in service.
+pub(crate) struct Door {
+    pub(crate) listener: Listener,
+    pub(crate) name: Arc<str>,
+    pub(crate) app: Arc<App>,
+    pub(crate) web: Arc<HttpProxy<Web>>,
+    pub(crate) shutdown: ShutdownWatch,
+}
+
+impl Door {
+    pub(crate) async fn take(self: &Arc<Self>, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        match accepted {
+            Ok((tcp, peer)) => {
+                let accepted = Instant::now();
+                // On Pingora's runtime of single threads, this picks one of them.
+                pingora_runtime::current_handle().spawn(self.clone().serve(tcp, peer, accepted));
+            }
+            Err(error) => {
+                log::warn!("accept on {}: {error}", self.name);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
+        let _entered = self.app.open.enter();
+        self.app.metrics.accepted(&self.name).inc();
+        let Some(mut ticket) = self.app.limits.enter() else {
+            return self.app.metrics.refused(&self.name, Refused::Connections);
+        };
+        let Some(client) = self.identify(&mut tcp, peer).await.filter(|client| self.admits(client)) else {
+            return;
+        };
+        if !ticket.is_from(client.addr.ip()) {
+            return self.app.metrics.refused(&self.name, Refused::PerAddress);
+        }
+        self.took(Phase::Accept, accepted);
+        let waiter = ticket.waiter();
+        tokio::select! {
+            () = self.serve_client(tcp, client, accepted, ticket) => {}
+            () = waiter.sent_away() => self.app.metrics.refused(&self.name, Refused::Evicted),
+        }
+    }
+
+    async fn serve_client(&self, tcp: TcpStream, client: Client, accepted: Instant, ticket: Ticket) {
+        let snapshot = self.app.snapshot.load_full();
+        match self.listener.serve {
+            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, ticket).await,
+            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, ticket).await,
+            Serve::Web | Serve::AdminConsole | Serve::Sso => self.web(tcp, client, snapshot, accepted, ticket).await,
+            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted, ticket).await,
+            Serve::Stream => self.stream(tcp, client, snapshot, accepted, ticket).await,
+        }
+    }
+
+    /// How long a client may take from accept to its credentials, or for its handshake.
+    fn patience(&self, snapshot: &Snapshot) -> Duration {
+        let own = self.listener.login_deadline;
+        self.app.limits.patience(own.unwrap_or(snapshot.login_deadline))
+    }
+
+    /// Who connects. `None`: somebody we do not talk to.
+    async fn identify(&self, tcp: &mut TcpStream, peer: SocketAddr) -> Option<Client> {
+        connect::tune(tcp).ok()?;
+        let peer = canonical(peer);
+        let direct = Client {
+            addr: peer,
+            via: None,
+            local: canonical(tcp.local_addr().ok()?),
+        };
+        let trusted = self.listener.proxy_trusted.as_deref().unwrap_or_default();
+        if !trusted.iter().any(|network| network.contains(&peer.ip())) {
+            return Some(direct);
+        }
+        let header = match timeout(PROXY_HEADER, proxy_protocol::read(tcp)).await {
+            Ok(header) => header,
+            Err(late) => Err(late.into()),
+        };
+        match header {
+            Ok(Header::Proxied { source, destination }) => Some(Client {
+                addr: canonical(source),
+                via: Some(peer),
+                local: canonical(destination),
+            }),
+            Ok(Header::Local) => Some(direct),
+            Err(error) => {
+                self.app.metrics.refused(&self.name, Refused::Proxy);
+                log::warn!(
+                    "{}: no PROXY header from {peer}, which must send one: {error}",
+                    self.name
+                );
+                None
+            }
+        }
+    }
+
+    async fn mail(
+        &self,
+        protocol: Protocol,
+        tcp: TcpStream,
+        client: Client,
+        snapshot: Arc<Snapshot>,
+        accepted: Instant,
+        ticket: Ticket,
+    ) {
+        let queued = ticket.queue();
+        let login_deadline = self.patience(&snapshot);
+        let deadline = accepted + login_deadline;
+        let channel = self.channel(tls::inside(protocol), tcp, client, &snapshot, deadline);
+        let Some((stream, tls)) = channel.await else { return };
+        let starttls = match (self.listener.tls, protocol) {
+            (ListenerTls::StartTls, Protocol::Imap) => self.listener.starttls.unwrap_or(snapshot.imap_starttls),
+            (ListenerTls::StartTls, Protocol::Pop3) => self.listener.starttls.unwrap_or(snapshot.pop3_starttls),
+            _ => StartTls::Off,
+        };
+        let (number, live, _entered) = self.enter(protocol.name(), tls.is_some(), &client, accepted);
+        ticket.waiter().ends_by(&live);
+        let seen = live.clone();
+        live.hold_until_login(Box::new(Held {
+            queued,
+            ticket: Some(ticket),
+        }));
+        let connection = Connection {
+            stream,
+            number,
+            listener: self.name.clone(),
+            protocol,
+            client,
+            tls,
+            starttls,
+            accepted,
+            login_deadline,
+            live,
+        };
+        let house = House {
+            routes: self.app.routes.clone(),
+            transport: snapshot.transport.clone(),
+            audit: self.app.audit.clone(),
+            settings: snapshot.mail.clone(),
+            generation: snapshot.generation,
+            drain: self.app.drain.subscribe(),
+        };
+        let session = mail_proxy::serve(connection, house);
+        // A session may live for days; the configuration that it was born with lives on only in what it uses.
+        drop(snapshot);
+        session.await;
+        if seen.order() == Some(Order::Evict) {
+            self.app.metrics.refused(&self.name, Refused::Evicted);
+        }
+    }
+
+    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
+        let queued = ticket.queue();
+        let deadline = accepted + self.patience(&snapshot);
+        let begun = Instant::now();
+        let (channel, tls, shown) = match self.listener.tls {
+            ListenerTls::Implicit => {
+                let handshake = Box::pin(web_handshake(tcp, client.local.ip(), &snapshot));
+                let stream = match self.handshake(client, deadline, handshake).await {
+                    Some(Some(stream)) => stream,
+                    Some(None) => {
+                        let place = Place::new("", &self.name, &client);
+                        return self.app.refused(place, Reason::ClearText);
+                    }
+                    None => return,
+                };
+                self.took(Phase::Tls, begun);
+                let facts = tls::facts(stream.ssl());
+                let shown = match tls::shown(stream.ssl()) {
+                    Ok(shown) => shown,
+                    Err(error) => return self.no_handshake(client, &error.into()),
+                };
+                (Channel::Tls(stream), Some(facts), Some(shown))
+            }
+            ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None, None),
+        };
+        drop(snapshot);
+        let (number, live, _entered) = self.enter("http", tls.is_some(), &client, accepted);
+        live.hold_until_login(Box::new(Held { queued, ticket: None }));
+        let client = WebClient {
+            number,
+            listener: self.name.clone(),
+            client,
+            tls,
+            shown,
+            admin: self.listener.serve == Serve::AdminConsole,
+            sso: self.listener.serve == Serve::Sso,
+            owner: Arc::default(),
+            cut_short: AtomicBool::new(false),
+            greeted: Greeted::default(),
+            live: live.clone(),
+            taken: AtomicBool::default(),
+        };
+        let stream = match WebStream::new(channel, client) {
+            Ok(stream) => stream,
+            Err(error) => return log::error!("{}: {error}", self.name),
+        };
+        let serve = connection::serve(&self.app, &self.web, stream, &self.shutdown);
+        tokio::pin!(serve);
+        tokio::select! {
+            () = &mut serve => return,
+            // In a drain, requests are served on.
+            () = live.kicked() => {}
+        }
+        // A web socket hears of it by itself and says in the access log that it was there.
+        let _ = timeout(KICKED, serve).await;
+    }
+
+    /// An old proxy, asking where accounts are.
+    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
+        let queued = ticket.queue();
+        let stream: route_cache::lookup::BoxStream = match self.listener.tls {
+            ListenerTls::Implicit => {
+                let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
+                let deadline = accepted + LOOKUP_HANDSHAKE;
+                let Some(stream) = self.handshake(client, deadline, handshake).await else {
+                    return;
+                };
+                Box::new(stream)
+            }
+            ListenerTls::Off | ListenerTls::StartTls => Box::new(tcp),
+        };
+        drop((snapshot, queued));
+        let mut drain = self.app.drain.subscribe();
+        let serve = serve_lookup(stream, &self.app.routes, &self.app.book);
+        tokio::pin!(serve);
+        tokio::select! {
+            () = &mut serve => return,
+            _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => {}
+        }
+        // An answer that is under way is given; a connection that only waits is not waited for long.
+        let _ = timeout(GOODBYE, serve).await;
+    }
+
+    async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
+        let Some(door) = &self.listener.stream else { return };
+        let queued = ticket.queue();
+        let deadline = accepted + stream::HANDSHAKE;
+        let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
+        let Some((stream, tls)) = channel.await else { return };
+        drop((snapshot, queued));
+        let (number, live, _entered) = self.enter("stream", tls.is_some(), &client, accepted);
+        let caller = Caller {
+            stream,
+            client,
+            tls,
+            listener: self.name.clone(),
+            number,
+            live,
+        };
+        stream::serve(&self.app, door, caller).await;
+    }
+
+    /// A number for a connection, what is seen of it while it lives, and its place in the list of those that do.
+    fn enter(
+        &self,
+        protocol: &'static str,
+        tls: bool,
+        client: &Client,
+        accepted: Instant,
+    ) -> (String, Arc<Live>, Entered) {
+        let number = self.app.number();
+        let live = Arc::new(Live::born(accepted, self.app.metrics.totals(protocol)));
+        let session = Session::new(number.clone(), self.name.clone(), protocol, tls, client, live.clone());
+        let entered = self.app.sessions.enter(session);
+        (number, live, entered)
+    }
+
+    /// Whether this client may talk to this listener at all.
+    fn admits(&self, client: &Client) -> bool {
+        let Some(networks) = &self.listener.allow else {
+            return true;
+        };
+        let admitted = networks.iter().any(|network| network.contains(&client.addr.ip()));
+        if !admitted {
+            self.app.metrics.refused(&self.name, Refused::Network);
+            log::info!("{}: {} is in none of the networks of allow", self.name, client.addr);
+        }
+        admitted
+    }
+
+    /// Measures what comes before the login.
+    fn took(&self, phase: Phase, begun: Instant) {
+        let proto = match self.listener.serve {
+            Serve::Imap => "imap",
+            Serve::Pop3 => "pop3",
+            Serve::Web | Serve::AdminConsole | Serve::Sso => "http",
+            Serve::Stream => "stream",
+            Serve::Lookup => return,
+        };
+        self.app.metrics.phase(phase, proto, begun.elapsed());
+    }
+
+    /// The stream of a client who comes for mail or for a stream, and what TLS says of him. `None`: no handshake.
+    async fn channel(
+        &self,
+        inside: Inside,
+        tcp: TcpStream,
+        client: Client,
+        snapshot: &Snapshot,
+        deadline: Instant,
+    ) -> Option<(BoxStream, Option<TlsFacts>)> {
+        if self.listener.tls != ListenerTls::Implicit {
+            return Some((Box::new(tcp), None));
+        }
+        let begun = Instant::now();
+        let handshake = Box::pin(snapshot.acceptors.accept(inside, client.local.ip(), tcp));
+        let stream = self.handshake(client, deadline, handshake).await?;
+        self.took(Phase::Tls, begun);
+        let facts = tls::facts(stream.ssl());
+        Some((Box::new(stream), Some(facts)))
+    }
+
+    /// A handshake within the limits. `None`: it came to nothing, and that has been said. Boxed: a handshake is
+    /// short, and its future large.
+    async fn handshake<T>(
+        &self,
+        client: Client,
+        deadline: Instant,
+        handshake: Pin<Box<impl Future<Output = std::io::Result<T>>>>,
+    ) -> Option<T> {
+        let Some(_counted) = self.app.limits.handshake() else {
+            self.app.metrics.refused(&self.name, Refused::Handshakes);
+            return None;
+        };
+        let done = match timeout_at(deadline, handshake).await {
+            Ok(done) => done,
+            Err(late) => Err(late.into()),
+        };
+        done.map_err(|error| self.no_handshake(client, &error)).ok()
+    }
+
+    fn no_handshake(&self, client: Client, error: &std::io::Error) {
+        self.app.metrics.refused(&self.name, Refused::Tls);
+        // A client that goes away is no news; scanners, health checks and browsers do it all day.
+        let level = match has_gone(error) {
+            true => log::Level::Debug,
+            false => log::Level::Info,
+        };
+        log::log!(level, "{}: no TLS with {}: {error}", self.name, client.addr);
+    }
+}
+
+/// The handshake of a web connection; `None` for somebody who speaks clear text, who is told so.
+pub(crate) async fn web_handshake(
+    mut tcp: TcpStream,
+    local: IpAddr,
+    snapshot: &Snapshot,
+) -> std::io::Result<Option<tokio_openssl::SslStream<TcpStream>>> {
+    let mut first = [0];
+    let n = tcp.peek(&mut first).await?;
+    if n == 1 && first[0].is_ascii_uppercase() {
+        let text = "The plain HTTP request was sent to HTTPS port";
+        tcp.write_all(connection::plain_answer("400 Bad Request", text).as_bytes())
+            .await?;
+        tcp.shutdown().await?;
+        return Ok(None);
+    }
+    snapshot.acceptors.accept(Inside::Web, local, tcp).await.map(Some)
+}
+
+/// Whether the client of a handshake has simply gone.
+pub(crate) fn has_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>());
+    let kind = inner.map_or(Some(error.kind()), |inner| match inner.io_error() {
+        Some(error) => Some(error.kind()),
+        // Without an error of its own it is the end of the stream.
+        None if inner.code() == openssl::ssl::ErrorCode::SYSCALL => Some(UnexpectedEof),
+        None => None,
+    });
+    matches!(
+        kind,
+        Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+    )
+}
+
+/// An IPv4 client on a dual-stack listener is an IPv4 client.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,200 @@
+//! The Pingora service that owns all listeners: opens them, follows signals, and ends with the process.
+//!
+//! All listening sockets belong to one service, so they take part in its upgrade.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use route_cache::directory::Losses;
+use tokio::net::TcpListener;
+use tokio::signal::unix::SignalKind;
+use tokio::task::JoinHandle;
+
+use crate::admin::{self, Upgrade};
+use crate::app::{App, Plan};
+use crate::config::Listener;
+use crate::listen::{Ending, Hall, Last, bind, close_others, sockets};
+use crate::node::{diagnostics, systemd};
+use crate::process::daemon::{self, Waiting};
+use crate::process::shutdown::{self, End, On, Signals};
+use crate::process::upgrade::{Again, Asking};
+
+/// The Pingora service that owns all listeners.
+pub struct Doors {
+    plan: Option<Plan>,
+    conf: Arc<ServerConf>,
+    keys: Vec<String>,
+    end: End,
+    again: Option<Again>,
+    asking: Option<Asking>,
+    waiting: Option<Waiting>,
+}
+
+/// The hall, its doors that are not served yet, and the sockets of the admin API.
+pub(crate) type Opened = (Hall, Vec<(Listener, TcpListener)>, admin::Sockets);
+
+impl Doors {
+    /// The doors of a checked configuration. `again` starts this program once more; `asking` is there if another
+    /// process is to give way to this one.
+    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, again: Option<Again>, asking: Option<Asking>) -> Doors {
+        let keys = plan
+            .listeners
+            .iter()
+            .map(|listener| listener.address)
+            .chain(plan.config.admin.http)
+            .map(sockets::key)
+            .collect();
+        Doors {
+            plan: Some(plan),
+            keys,
+            end,
+            again,
+            asking,
+            waiting: Waiting::new(&conf),
+            conf,
+        }
+    }
+
+    /// Opens everything, or says what cannot be opened.
+    pub(crate) fn open(&mut self, plan: Plan, fds: ListenFds, shutdown: &ShutdownWatch) -> anyhow::Result<Opened> {
+        use anyhow::Context;
+        for wrong in sockets::take_activated(systemd::activated().into_iter(), &fds) {
+            log::error!("a socket of systemd cannot be used: {wrong}");
+        }
+        // Sockets that are there already come from the old process, which is on its way out, or from systemd: a new
+        // listener that fails must not take the others with it. Nor may one that the directory made up.
+        let all_or_nothing = fds.lock().is_empty() && plan.config.listeners.is_some();
+        let addresses = plan.listeners.iter().map(|listener| listener.address);
+        close_others(addresses.chain(plan.config.admin.http), &fds);
+        let bound = bind(&plan.listeners, &fds);
+        let some = bound.iter().any(|(_, socket)| socket.is_ok());
+        let mut sockets = Vec::new();
+        for (listener, socket) in bound {
+            match socket.with_context(|| format!("cannot listen on {}", listener.address)) {
+                Ok(socket) => sockets.push((listener, socket)),
+                Err(error) if all_or_nothing || !some => return Err(error),
+                Err(error) => log::error!("{error:#}; the other listeners serve"),
+            }
+        }
+        let config = plan.config.admin.clone();
+        let (app, admin) = match self.asking {
+            None => {
+                let admin = admin::Sockets::open(&config, Upgrade::No, &fds)?;
+                (App::start(plan)?, admin)
+            }
+            // Those of the process before are taken when everything else stands.
+            Some(_) => (App::start(plan)?, admin::Sockets::default()),
+        };
+        let web = app.web(&self.conf);
+        let hall = Hall {
+            app,
+            web,
+            shutdown: shutdown.clone(),
+            fds,
+            open: Vec::new(),
+            watches_groups: false,
+        };
+        Ok((hall, sockets, admin))
+    }
+}
+
+/// Takes the place of the process that was asked.
+pub(crate) fn take_over(asking: Asking, hall: &Hall) -> anyhow::Result<()> {
+    asking.is_awaited()?;
+    let config = hall.app.config.load().admin.clone();
+    // Last, when nothing else can go wrong: the socket file is taken from the process before.
+    match admin::Sockets::open(&config, Upgrade::Yes, &hall.fds) {
+        Ok(admin) => drop(tokio::spawn(admin.serve(hall.app.clone(), hall.shutdown.clone()))),
+        Err(error) => log::error!("{error:#}; the other listeners serve"),
+    }
+    asking.serves()
+}
+
+/// Ends a process that cannot serve.
+pub(crate) fn give_up(error: &anyhow::Error) -> ! {
+    log::error!("{error:#}");
+    eprintln!("portico: {error:#}");
+    std::process::exit(1)
+}
+
+#[async_trait]
+impl Service for Doors {
+    async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        let (Some(plan), Some(fds)) = (self.plan.take(), fds) else {
+            return;
+        };
+        // Before anybody can see that we are here: a signal that nobody catches ends the process.
+        let (mut signals, hangups) = (Signals::new(), On::new(SignalKind::hangup()));
+        let rotations = On::new(SignalKind::user_defined1());
+        let (mut hall, sockets, admin) = match self.open(plan, fds, &shutdown) {
+            Ok(opened) => opened,
+            Err(error) => give_up(&error),
+        };
+        let app = hall.app.clone();
+        // Not one of the tasks: it answers until the process ends.
+        tokio::spawn(admin.serve(app.clone(), shutdown.clone()));
+        for (listener, socket) in sockets {
+            hall.serve(listener, socket).await;
+        }
+        let tasks = [
+            tokio::spawn(reload_on_hangup(app.clone(), hangups)),
+            tokio::spawn(reopen_logs(app.clone(), rotations)),
+            tokio::spawn(app.clone().follow_directory()),
+            tokio::spawn(systemd::say_alive()),
+            tokio::spawn(diagnostics::tell_what_is_left_out()),
+        ];
+        if let Some(asking) = self.asking.take() {
+            if let Err(error) = take_over(asking, &hall) {
+                give_up(&error);
+            }
+            daemon::take_pid_file(Path::new(&self.conf.pid_file));
+        }
+        systemd::serves("serving");
+        if let Some(waiting) = self.waiting {
+            tokio::spawn(waiting.tell());
+        }
+        let gate = shutdown::gate(&self.conf);
+        let told = self.end.told(&mut signals, self.again.take(), gate, hall.fds.clone());
+        let (ending, mut hall) = hall.run(told).await;
+        hall.close(match ending {
+            Ending::Stop => Last::Served,
+            Ending::Replaced => Last::Left,
+        })
+        .await;
+        self.end.tell(ending);
+        // The sender lives in Pingora's server; if it is gone, so is the process.
+        let _ = shutdown.wait_for(|down| *down).await;
+        tasks.iter().for_each(JoinHandle::abort);
+        shutdown::drain(&app, ending, signals).await;
+    }
+
+    fn name(&self) -> &str {
+        "doors"
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        Some(self.keys.clone())
+    }
+}
+
+/// SIGHUP reads the node file, the directory and the certificates again.
+pub(crate) async fn reload_on_hangup(app: Arc<App>, mut hangups: On) {
+    loop {
+        hangups.next().await;
+        app.reload(Losses::Most).await;
+    }
+}
+
+/// SIGUSR1 opens the log files anew, and nothing else: what nginx's users send after a rotation.
+pub(crate) async fn reopen_logs(app: Arc<App>, mut rotations: On) {
+    loop {
+        rotations.next().await;
+        for problem in app.reopen().await {
+            log::error!("{problem}");
+        }
+    }
+}
