@@ -16,9 +16,11 @@ use mail_directory::{Judge, Losses};
 use mail_proxy::Drain;
 use mail_proxy::audit::{Audit, Event, Record};
 use parking_lot::Mutex;
-use pingora::server::configuration::ServerConf;
-use pingora_proxy::HttpProxy;
-use route_cache::{AddressBook, RouteCache};
+use route_cache::directory::ldap::{self, LdapDirectory};
+use route_cache::directory::yaml::YamlDirectory;
+use route_cache::directory::{Judge, Losses};
+use route_cache::yaml::Problems;
+use route_cache::{AddressBook, Directory, RouteCache, System};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -37,7 +39,6 @@ use crate::node::systemd;
 use crate::tls::{CertStore, Certificates, UpstreamTrust};
 use crate::upstream::dns::Names;
 use crate::upstream::groups::{Basis, Groups};
-use crate::web::Web;
 
 pub mod changes;
 pub mod routes;
@@ -625,18 +626,6 @@ impl App {
             generation,
             ..Record::default()
         });
-    }
-
-    /// The HTTP engine of this house.
-    pub fn web(self: &Arc<Self>, conf: &Arc<ServerConf>) -> Arc<HttpProxy<Web>> {
-        let mut proxy = pingora_proxy::http_proxy(conf, Web::new(self.clone(), conf));
-        let mut options = pingora::apps::HttpServerOptions::default();
-        options.h2_idle_timeout = Some(crate::web::H2_IDLE);
-        // Refused by a phase of ours.
-        options.allow_connect_method_proxying = true;
-        proxy.server_options = Some(options);
-        proxy.h2_options = Some(crate::web::connection::h2_options());
-        Arc::new(proxy)
     }
 }
 

@@ -15,3 +15,6 @@ pub(crate) mod relocation;
 pub(crate) mod repeat;
 pub mod static_ui;
 pub(crate) mod streams;
+
+/// Longest request head: nginx's four buffers of 8 KiB.
+pub const HEAD_MAX: usize = 32 * 1024;

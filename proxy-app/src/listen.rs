@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::app::snapshot::problem;
 use crate::config::{Listener, Serve};
 use crate::listen::connection::Door;
-use crate::web::Web;
+use crate::web::phases::Web;
 
 mod connection;
 pub mod proxy_protocol;

@@ -317,6 +317,14 @@ fn soap_fault_json(status: u16, id: &str) -> String {
     )
 }
 
+/// A whole answer with a short text, for requests that the engine never sees.
+pub(crate) fn plain_answer(status: &str, text: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}\n",
+        text.len() + 1
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use http::Request;

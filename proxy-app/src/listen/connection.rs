@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::app::App;
 use crate::app::snapshot::Snapshot;
 use crate::config::{Listener, ListenerTls, Serve};
+use crate::http::answers;
 use crate::listen::GOODBYE;
 use crate::listen::proxy_protocol::{self, Header};
 use crate::listen::stream::{self, Caller};
@@ -29,8 +30,10 @@ use crate::node::metrics::Refused;
 use crate::node::refusals::{Place, Reason};
 use crate::tls::{self, Inside};
 use crate::upstream::connect;
-use crate::web::connection::{self, Channel, WebClient, WebStream};
-use crate::web::{Greeted, Web};
+use crate::web::client::{Greeted, WebClient};
+use crate::web::connection;
+use crate::web::phases::Web;
+use crate::web::stream::{Channel, WebStream};
 
 /// How long a balancer may take for its header. It sends it with the first segment.
 pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
@@ -397,7 +400,7 @@ pub(crate) async fn web_handshake(
     let n = tcp.peek(&mut first).await?;
     if n == 1 && first[0].is_ascii_uppercase() {
         let text = "The plain HTTP request was sent to HTTPS port";
-        tcp.write_all(connection::plain_answer("400 Bad Request", text).as_bytes())
+        tcp.write_all(answers::plain_answer("400 Bad Request", text).as_bytes())
             .await?;
         tcp.shutdown().await?;
         return Ok(None);

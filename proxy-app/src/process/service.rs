@@ -22,6 +22,7 @@ use crate::node::{diagnostics, systemd};
 use crate::process::daemon::{self, Waiting};
 use crate::process::shutdown::{self, End, On, Signals};
 use crate::process::upgrade::{Again, Asking};
+use crate::web::engine::engine;
 
 /// The Pingora service that owns all listeners.
 pub struct Doors {
@@ -89,7 +90,7 @@ impl Doors {
             // Those of the process before are taken when everything else stands.
             Some(_) => (App::start(plan)?, admin::Sockets::default()),
         };
-        let web = app.web(&self.conf);
+        let web = engine(&app, &self.conf);
         let hall = Hall {
             app,
             web,

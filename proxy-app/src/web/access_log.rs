@@ -1,8 +1,14 @@
 //! Lines of the access log: what became of a request, in either form.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
+use crate::app::App;
+use crate::config::AccessFormat;
+use crate::node::logs;
 use crate::node::redaction::{escaped, redact};
+use crate::web::client::WebClient;
+use crate::web::way::Asked;
 
 /// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`line`].
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +134,74 @@ pub(crate) fn text(value: Option<&str>) -> Cow<'_, str> {
     match value {
         None | Some("") => Cow::Borrowed("-"),
         Some(value) => escaped(value),
+    }
+}
+
+/// What became of a request, for the access log.
+pub(crate) struct Visit<'a> {
+    /// User of Basic authentication.
+    pub(crate) user: Option<&'a str>,
+    pub(crate) status: u16,
+    pub(crate) bytes: u64,
+    /// The servers that were tried.
+    pub(crate) upstream: &'a str,
+    pub(crate) location: Option<&'a str>,
+    /// Who ended the answer before its end.
+    pub(crate) incomplete: Option<&'static str>,
+    pub(crate) begun: Instant,
+}
+
+pub(crate) fn of_request(
+    app: &App,
+    web: &WebClient,
+    request: &http::request::Parts,
+    asked: &Asked,
+    visit: Visit<'_>,
+) -> String {
+    let text = |name| {
+        request
+            .headers
+            .get(name)
+            .and_then(|value: &http::HeaderValue| value.to_str().ok())
+    };
+    let entry = AccessEntry {
+        client: &asked.client.to_string(),
+        client_port: web.client.addr.port(),
+        user: visit.user,
+        time: &logs::local_time(),
+        method: request.method.as_str(),
+        scheme: asked.scheme,
+        host: asked.host.as_deref(),
+        target: request.uri.path_and_query().map_or("/", |target| target.as_str()),
+        protocol: protocol(request.version),
+        status: visit.status,
+        bytes: visit.bytes,
+        referer: text(http::header::REFERER),
+        user_agent: text(http::header::USER_AGENT),
+        upstream: (!visit.upstream.is_empty()).then_some(visit.upstream),
+        local: &web.client.local.ip().to_string(),
+        local_port: web.client.local.port(),
+        incomplete: visit.incomplete,
+    };
+    match app.config.load().log.access_format {
+        AccessFormat::Carbonio => line(&entry),
+        AccessFormat::Json => json(
+            &entry,
+            AccessMore {
+                request: &asked.id,
+                conn: &web.number,
+                location: visit.location,
+                duration: visit.begun.elapsed().as_secs_f64(),
+            },
+        ),
+    }
+}
+
+pub(crate) fn protocol(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_10 => "HTTP/1.0",
+        http::Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
     }
 }
 

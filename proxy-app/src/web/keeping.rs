@@ -11,11 +11,11 @@ use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 
-use super::connection::WebClient;
-use super::way::Onward;
 use crate::http::bound_login;
 use crate::http::repeat::may_be_repeated;
 use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
+use crate::web::client::WebClient;
+use crate::web::way::Onward;
 
 /// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
@@ -26,17 +26,17 @@ const BODY_KEPT: u64 = 64 * 1024;
 
 /// What a request wants of its server connection.
 #[derive(Debug, Clone)]
-pub(super) struct Keeping {
+pub(crate) struct Keeping {
     demand: Demand,
     /// The client's connection, if it has server connections of its own.
-    pub(super) owner: Option<Arc<Owner>>,
+    pub(crate) owner: Option<Arc<Owner>>,
     /// The connection is made for this request and ends with it.
     alone: bool,
 }
 
 impl Keeping {
     /// For this request. `keepalive` is what its group says; `stale` counts the connections that did not suit it.
-    pub(super) fn of(
+    pub(crate) fn of(
         web: &WebClient,
         request: &RequestHeader,
         onward: &Onward,
@@ -68,7 +68,7 @@ impl Keeping {
     }
 
     /// Tells the engine.
-    pub(super) fn shape(&self, peer: &mut HttpPeer, sources: &Sources) {
+    pub(crate) fn shape(&self, peer: &mut HttpPeer, sources: &Sources) {
         peer.options.idle_timeout = Some(self.demand.keepalive);
         peer.options.custom_l4 = Some(Arc::new(Connect::new(sources.clone(), self.owner.clone())));
         let key = self.owner.as_ref().and_then(|owner| owner.key());
@@ -84,7 +84,7 @@ impl Keeping {
     }
 
     /// Tells the server, if it need not keep its end.
-    pub(super) fn announce(&self, upstream: &mut RequestHeader) -> Result<()> {
+    pub(crate) fn announce(&self, upstream: &mut RequestHeader) -> Result<()> {
         if self.alone && upstream.version == Version::HTTP_11 {
             upstream.insert_header(CONNECTION, HeaderValue::from_static("close"))?;
         }
@@ -93,7 +93,7 @@ impl Keeping {
 
     /// The connection that the engine has found. An error if it was kept and may be closed just now: nothing has been
     /// sent, and another one will do.
-    pub(super) fn take(&self, digest: Option<&Digest>, reused: bool) -> Result<Option<Arc<ServerConnection>>> {
+    pub(crate) fn take(&self, digest: Option<&Digest>, reused: bool) -> Result<Option<Arc<ServerConnection>>> {
         let connection = digest.and_then(ServerConnection::of);
         if reused && connection.as_ref().is_some_and(|known| !known.suits(self.demand)) {
             return Error::e_explain(STALE, "a kept connection that may be closed just now");
@@ -102,7 +102,7 @@ impl Keeping {
     }
 
     /// What an answer says about its connection, before anything is taken from its head.
-    pub(super) fn learn(&self, web: &WebClient, connection: &ServerConnection, response: &ResponseHeader) {
+    pub(crate) fn learn(&self, web: &WebClient, connection: &ServerConnection, response: &ResponseHeader) {
         connection.touch();
         if let Some(said) = text(&response.headers, &HeaderName::from_static("keep-alive")) {
             connection.heed(said);

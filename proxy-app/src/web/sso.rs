@@ -12,11 +12,12 @@ use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
 
-use super::connection::{self, WebClient};
-use super::way::Asked;
-use super::{Exchange, Web, answer_with};
 use crate::http::answers::Answer;
 use crate::tls::client_certs::{CertMode, ClientCertificate};
+use crate::web::client::{WebClient, client_of};
+use crate::web::exchange::{Exchange, answer_with};
+use crate::web::phases::Web;
+use crate::web::way::Asked;
 
 /// Where the administration console is, if no attribute says so.
 const ADMIN_PORT: u16 = 6071;
@@ -47,8 +48,8 @@ impl Wanted {
 
 impl Web {
     /// Answers a request that came through the door of single sign-on.
-    pub(super) async fn sign_on(&self, session: &mut Session, exchange: &Exchange, asked: &Asked) -> Result<bool> {
-        let Some(web) = connection::client_of(session) else {
+    pub(crate) async fn sign_on(&self, session: &mut Session, exchange: &Exchange, asked: &Asked) -> Result<bool> {
+        let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();

@@ -12,28 +12,28 @@ use crate::http::account::{self, Claim};
 use crate::http::forwarded::Forwarded;
 use crate::http::headers;
 use crate::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
-use crate::web::connection::WebClient;
+use crate::web::client::WebClient;
 
 /// What a request says before anything is looked up.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     /// Its id, for logs and for the server; from a trusted forwarder, or made here.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// The client, after PROXY header and trusted forwarders.
-    pub(super) client: IpAddr,
+    pub(crate) client: IpAddr,
     /// The requested host, if there is a good one.
-    pub(super) host: Option<String>,
+    pub(crate) host: Option<String>,
     /// The same as it was sent, with its port.
-    pub(super) host_as_sent: Option<String>,
+    pub(crate) host_as_sent: Option<String>,
     /// `http` or `https`, as the client sees it.
-    pub(super) scheme: &'static str,
+    pub(crate) scheme: &'static str,
     /// The port that the client sees.
-    pub(super) port: u16,
+    pub(crate) port: u16,
 }
 
 impl Asked {
     /// Reads a request.
-    pub(super) fn read(app: &App, web: &WebClient, request: &Parts) -> Asked {
+    pub(crate) fn read(app: &App, web: &WebClient, request: &Parts) -> Asked {
         let config = app.config.load();
         let (peer, trusted) = (web.client.addr.ip(), &config.web.trusted_forwarders);
         let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
@@ -60,7 +60,7 @@ impl Asked {
 
     /// Whether it came in clear text, as far as the client sees: a forwarder may have ended its TLS. The door of
     /// administrators has no clear side.
-    pub(super) fn is_clear(&self, web: &WebClient) -> bool {
+    pub(crate) fn is_clear(&self, web: &WebClient) -> bool {
         web.tls.is_none() && !web.admin && self.scheme != "https"
     }
 }
@@ -120,23 +120,23 @@ fn new_id() -> String {
 
 /// A request on its way to a server.
 #[derive(Debug, Clone)]
-pub(super) struct Onward {
+pub(crate) struct Onward {
     /// Its location.
-    pub(super) found: Found,
+    pub(crate) found: Found,
     /// Path and query as the server gets them.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// The question for the account's server, if it belongs to an account.
-    pub(super) lookup: Option<Lookup>,
+    pub(crate) lookup: Option<Lookup>,
 }
 
 impl Onward {
     /// The rules of its location.
-    pub(super) fn forward(&self) -> &Forward {
+    pub(crate) fn forward(&self) -> &Forward {
         self.found.forward().expect("only made for locations that forward")
     }
 
     /// Whether it is one for the mailbox servers, and which of their services.
-    pub(super) fn mailbox(&self) -> Option<Mailbox> {
+    pub(crate) fn mailbox(&self) -> Option<Mailbox> {
         match self.forward().to {
             To::Mailbox(service) => Some(service),
             To::Group(_) => None,
@@ -144,7 +144,7 @@ impl Onward {
     }
 
     /// The group that any of its servers will do from.
-    pub(super) fn group(&self) -> &str {
+    pub(crate) fn group(&self) -> &str {
         match &self.forward().to {
             To::Mailbox(service) => service.group(),
             To::Group(name) => name,
@@ -154,7 +154,7 @@ impl Onward {
 
 /// What becomes of a request.
 #[derive(Debug)]
-pub(super) enum Way {
+pub(crate) enum Way {
     /// It goes to a server.
     Forward(Box<Onward>),
     /// Its location has the answer; here with the decoded path.
@@ -166,7 +166,7 @@ pub(super) enum Way {
 }
 
 /// The way of a request.
-pub(super) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, asked: &Asked) -> Way {
+pub(crate) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, asked: &Asked) -> Way {
     let raw = request.uri.path();
     let read_differently = Way::Refused {
         status: 400,

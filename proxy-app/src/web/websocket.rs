@@ -15,13 +15,16 @@ use route_cache::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::connection::{HEAD_MAX, WebClient};
-use super::way::{Asked, Onward, Way, way};
-use super::{Exchange, Home, Target, Visit, dress, home, onward_headers, relocate, waits};
 use crate::app::App;
 use crate::app::snapshot::{MailMode, Snapshot};
 use crate::http::answers::{Answer, Form};
-use crate::http::{answer_head, headers};
+use crate::http::{HEAD_MAX, answer_head, headers};
+use crate::web::access_log::{self, Visit};
+use crate::web::client::WebClient;
+use crate::web::exchange::{Exchange, dress, relocate};
+use crate::web::forward::{onward_headers, waits};
+use crate::web::target::{Home, Target, home};
+use crate::web::way::{Asked, Onward, Way, way};
 
 mod answer;
 
@@ -37,7 +40,7 @@ const INTERIM_MAX: usize = 8;
 const EARLY_MAX: usize = 4096;
 
 /// An upgrade for which a server is there.
-pub(super) struct Upgrade {
+pub(crate) struct Upgrade {
     exchange: Exchange,
     request: Parts,
     server: BoxStream,
@@ -62,7 +65,7 @@ enum Verdict {
 
 /// Finds a server and connects to it, if this is a request for an upgrade. `None`: it is something for the engine, and
 /// no server has heard of it.
-pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<Upgrade>> {
+pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<Upgrade>> {
     if web.sso {
         return None;
     }
@@ -122,7 +125,7 @@ pub(super) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
 
 impl Upgrade {
     /// Asks the server; relays until one side ends it, or passes the answer on.
-    pub(super) fn finish<'a>(
+    pub(crate) fn finish<'a>(
         self: Box<Self>,
         app: &'a App,
         web: &'a WebClient,
@@ -218,7 +221,7 @@ impl Exchange {
             incomplete: None,
             begun: self.begun,
         };
-        app.access.line(super::access_line(app, web, request, asked, visit));
+        app.access.line(access_log::of_request(app, web, request, asked, visit));
     }
 }
 

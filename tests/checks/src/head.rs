@@ -2,7 +2,8 @@
 //! what is let through ends for the engine's parser where it ends for us.
 
 use httparse::{EMPTY_HEADER, Request, Status};
-use proxy_app::web::connection::{HEAD_MAX, HeadError, complete};
+use proxy_app::http::HEAD_MAX;
+use proxy_app::web::connection::{HeadError, complete};
 
 /// As many headers as the engine takes.
 const HEADERS_MAX: usize = 256;

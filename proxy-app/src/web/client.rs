@@ -1,0 +1,131 @@
+//! Who is at the other end of a web connection, as far as it is known.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mail_proxy::{Client, Live, LoggedIn, TlsFacts};
+use parking_lot::Mutex;
+use pingora::Result;
+use pingora::protocols::raw_connect::ProxyDigest;
+use route_cache::Route;
+use tokio::time::timeout;
+
+use crate::app::App;
+use crate::node::refusals::{Place, Reason};
+use crate::tls::client_certs::Shown;
+use crate::tls::vhosts::{Refusal, Sites};
+use crate::upstream::connection::Owner;
+
+/// The last user whose Basic credentials were good on a connection: a client that sends them with every request
+/// is recorded once.
+#[derive(Debug, Default)]
+pub struct Greeted(Mutex<Option<String>>);
+
+impl Greeted {
+    /// True the first time for a user.
+    pub fn greets(&self, user: &str) -> bool {
+        let mut last = self.0.lock();
+        if last.as_deref() == Some(user) {
+            return false;
+        }
+        *last = Some(user.to_owned());
+        true
+    }
+}
+
+/// How long a last answer may take to be written, and then what its client still sends is read and thrown away: a
+/// connection that is closed on unread bytes is reset, and the reset destroys answers that are on their way.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What is known of a web connection; reaches the phases of a request through its digest.
+#[derive(Debug)]
+pub struct WebClient {
+    /// Number of the connection.
+    pub number: String,
+    /// Address of the listener.
+    pub listener: Arc<str>,
+    /// Who connected.
+    pub client: Client,
+    /// Its TLS channel.
+    pub tls: Option<TlsFacts>,
+    /// What it has shown of itself there.
+    pub shown: Option<Shown>,
+    /// Whether the listener is the administration console's.
+    pub admin: bool,
+    /// Whether the listener only logs in by certificate.
+    pub sso: bool,
+    /// Who is known to have logged in on it.
+    pub greeted: Greeted,
+    /// The server connections that are its own.
+    pub owner: Arc<Owner>,
+    /// Its last answer has no good end, and the connection must not look as if it had.
+    pub cut_short: AtomicBool,
+    /// What the process sees of it.
+    pub live: Arc<Live>,
+    /// Whether the engine has taken the last request.
+    pub taken: AtomicBool,
+}
+
+impl WebClient {
+    /// Notes whose request goes which way.
+    pub(crate) fn note(&self, route: &Route) {
+        let login = || LoggedIn {
+            user: String::new(),
+            account: route.account.to_string(),
+            route: format!("{}:{}", route.host, route.port),
+        };
+        self.live.log_in(login, &route.account);
+    }
+
+    /// The engine has taken a request.
+    pub(crate) fn take(&self) {
+        self.taken.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// True the first time for a user.
+    pub fn greets(&self, user: &str) -> bool {
+        self.greeted.greets(user)
+    }
+
+    /// Whether requests for this host may be served on this connection.
+    ///
+    /// # Errors
+    /// They may not, and why.
+    pub fn may_ask_for(&self, host: Option<&str>, sites: &Sites) -> Result<(), Refusal> {
+        let shown = self.shown.as_ref().map(|shown| shown.policy.id());
+        sites.check(host, self.client.local.ip(), shown)
+    }
+}
+
+/// What is known of the connection of a request.
+pub(crate) fn client_of(session: &pingora_proxy::Session) -> Option<&WebClient> {
+    client_in(session.digest()?.proxy_digest.as_ref()?)
+}
+
+/// Delivers what came of an answer that breaks off, and ends the connection: in TLS without the farewell that would
+/// make an answer of unknown length look whole (RFC 9112 §9.8). HTTP/2 has a reset for it.
+pub(crate) async fn cut_short(session: &mut pingora_proxy::Session) {
+    if session.req_header().version == http::Version::HTTP_2 {
+        return;
+    }
+    if let Some(web) = client_of(session) {
+        web.cut_short.store(true, Ordering::Relaxed);
+    }
+    let _who_does_not_read_gets_less = timeout(FAREWELL, session.as_downstream_mut().shutdown()).await;
+}
+
+pub(crate) fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
+    carrier.user_data.as_ref()?.downcast_ref()
+}
+
+pub(crate) fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
+    if let Some(web) = client_in(carrier) {
+        let place = Place::new(&web.number, &web.listener, &web.client);
+        app.refused(place, reason);
+    }
+}

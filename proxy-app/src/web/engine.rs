@@ -1,0 +1,41 @@
+//! Pingora's HTTP engine, as this node sets it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::server::configuration::ServerConf;
+use pingora_proxy::HttpProxy;
+
+use crate::app::App;
+use crate::web::phases::Web;
+
+/// Most answers at once on an HTTP/2 connection. Browsers wait with more; each that its client does not read costs.
+pub(crate) const STREAMS: u32 = 64;
+
+/// What the engine keeps for the socket of one HTTP/2 answer; its own default is 400 KiB.
+pub(crate) const SEND_BUFFER: usize = 32 * 1024;
+
+/// What HTTP/2 clients may have at once, and what of it the engine keeps.
+pub(crate) fn h2_options() -> H2Options {
+    let mut options = default_h2_options();
+    options
+        .max_concurrent_streams(STREAMS)
+        .max_send_buffer_size(SEND_BUFFER);
+    options
+}
+
+/// The HTTP engine of this node.
+pub(crate) fn engine(app: &Arc<App>, conf: &Arc<ServerConf>) -> Arc<HttpProxy<Web>> {
+    let mut proxy = pingora_proxy::http_proxy(conf, Web::new(app.clone(), conf));
+    let mut options = pingora::apps::HttpServerOptions::default();
+    options.h2_idle_timeout = Some(H2_IDLE);
+    // Refused by a phase of ours.
+    options.allow_connect_method_proxying = true;
+    proxy.server_options = Some(options);
+    proxy.h2_options = Some(h2_options());
+    Arc::new(proxy)
+}
+
+/// An HTTP/2 connection without streams is closed after this.
+pub(crate) const H2_IDLE: Duration = Duration::from_secs(180);

@@ -1,0 +1,155 @@
+//! What is known of one request, from its first phase to its last, and what every answer to it gets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mail_proxy::WaitsForUs;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora_proxy::Session;
+use route_cache::Route;
+
+use crate::app::snapshot::Snapshot;
+use crate::http::answers::{self, Answer, Form};
+use crate::http::compression::Packing;
+use crate::http::relocation::Relocation;
+use crate::http::{headers, login};
+use crate::locations::Found;
+use crate::tls::vhosts::Site;
+use crate::upstream::connection::ServerConnection;
+use crate::web::keeping::Keeping;
+use crate::web::target::Target;
+use crate::web::way::{Asked, Onward};
+
+/// What is known of one request, from its first phase to its last.
+pub struct Exchange {
+    /// While it is under way, its connection has to go for no other.
+    pub(crate) under_way: Option<WaitsForUs>,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) begun: Instant,
+    /// What it asks for; `None` before it was read.
+    pub(crate) asked: Option<Asked>,
+    /// The virtual host that it asks for.
+    pub(crate) site: Option<Arc<Site>>,
+    /// Where it goes, if to a server.
+    pub(crate) onward: Option<Box<Onward>>,
+    /// Its location, for logs and for the headers of the answer.
+    pub(crate) found: Option<Found>,
+    /// In which form its client is told of errors.
+    pub(crate) form: Form,
+    pub(crate) route: Option<Route>,
+    pub(crate) target: Option<Target>,
+    pub(crate) tried: Vec<SocketAddr>,
+    /// What it wants of its server connection.
+    pub(crate) keeping: Option<Keeping>,
+    /// That connection.
+    pub(crate) connection: Option<Arc<ServerConnection>>,
+    /// Kept connections that did not suit it.
+    pub(crate) stale: usize,
+    /// Bytes of the body so far.
+    pub(crate) body_bytes: u64,
+    pub(crate) body: Option<login::Body>,
+    pub(crate) seen: Option<login::Seen>,
+    pub(crate) sets_cookie: bool,
+    /// A server has answered.
+    pub(crate) answered: bool,
+    /// Answers of a server before its answer (RFC 9110 §15.2).
+    pub(crate) interim: usize,
+    /// Who ended the answer before its end.
+    pub(crate) incomplete: Option<&'static str>,
+    /// The answer is being compressed.
+    pub(crate) _packing: Option<Packing>,
+}
+
+impl Exchange {
+    pub(crate) fn new(snapshot: Arc<Snapshot>) -> Exchange {
+        Exchange {
+            snapshot,
+            begun: Instant::now(),
+            asked: None,
+            site: None,
+            onward: None,
+            found: None,
+            form: Form::Json,
+            route: None,
+            target: None,
+            tried: Vec::new(),
+            keeping: None,
+            connection: None,
+            stale: 0,
+            under_way: None,
+            body_bytes: 0,
+            body: None,
+            seen: None,
+            sets_cookie: false,
+            answered: false,
+            interim: 0,
+            incomplete: None,
+            _packing: None,
+        }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        self.asked.as_ref().map_or("-", |asked| &asked.id)
+    }
+}
+
+/// Leads `Location` and `Refresh` of a server's answer back to us.
+pub(crate) fn relocate(exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
+    let (Some(onward), Some(asked), Some(target)) = (&exchange.onward, &exchange.asked, &exchange.target) else {
+        return Ok(());
+    };
+    let (Some(host), Some(host_as_sent)) = (&asked.host, &asked.host_as_sent) else {
+        return Ok(());
+    };
+    if !onward.forward().rewrite_location {
+        return Ok(());
+    }
+    let address = target.address.ip().to_string();
+    let relocation = Relocation {
+        scheme: asked.scheme,
+        host_as_sent,
+        host,
+        our_port: asked.port,
+        server: &[&target.server.name, &target.server.host, &address],
+        server_port: target.server.port,
+    };
+    for (name, value) in relocation.of(&response.headers) {
+        response.insert_header(name, value)?;
+    }
+    Ok(())
+}
+
+/// Gives an answer of our own to the client, with the headers that every answer has.
+pub(crate) async fn answer_with(mut answer: Answer, session: &mut Session, exchange: &Exchange) -> Result<()> {
+    answers::hear_out(session).await;
+    dress(exchange, &mut answer.head)?;
+    answer.send(session).await
+}
+
+/// The headers that every answer has: its request's id, those of the site, those of the location. What the server
+/// says itself of a header of the site stays: it knows its page, and two of them would contradict each other.
+pub(crate) fn dress(exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
+    if let Some(asked) = &exchange.asked {
+        response.insert_header(headers::REQUEST_ID, asked.id.as_str())?;
+    }
+    let location = exchange.found.as_ref().map(|found| &found.entry.location);
+    let site = exchange
+        .site
+        .iter()
+        .filter(|_| location.is_none_or(|location| location.security_headers));
+    for (name, value) in site.flat_map(|site| &site.headers) {
+        if !response.headers.contains_key(name) {
+            response.insert_header(name, value)?;
+        }
+    }
+    for (name, value) in location.iter().flat_map(|location| &location.answer_headers) {
+        response.insert_header(name, value)?;
+    }
+    if exchange.asked.as_ref().is_none_or(|asked| asked.scheme != "https") {
+        // In clear text anybody could have said it (RFC 6797 §7.2).
+        response.remove_header(&http::header::STRICT_TRANSPORT_SECURITY);
+    }
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! What a server gets with a request: headers, and how long it is waited for.
+
+use std::time::Duration;
+
+use pingora::protocols::ALPN;
+use pingora::upstreams::peer::HttpPeer;
+use route_cache::{Server, UpstreamTls};
+
+use crate::app::snapshot::Snapshot;
+use crate::http::headers;
+use crate::locations::{HostRule, Timeouts};
+use crate::tls::client_certs::Shown;
+use crate::upstream::connect;
+use crate::web::client::WebClient;
+use crate::web::target::Target;
+use crate::web::way::{Asked, Onward};
+
+/// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
+pub(crate) fn onward_headers(
+    web: &WebClient,
+    asked: &Asked,
+    onward: &Onward,
+    server: &Server,
+) -> Vec<(http::HeaderName, String)> {
+    let forward = onward.forward();
+    let mut lines = Vec::with_capacity(8);
+    if forward.forwarded {
+        let hop = headers::Hop {
+            client: asked.client,
+            scheme: asked.scheme,
+            host: asked.host_as_sent.as_deref(),
+            port: asked.port,
+        };
+        let told = headers::added(hop).into_iter();
+        lines.extend(told.map(|(name, value)| (http::HeaderName::from_static(name), value)));
+    }
+    let shown = web.shown.iter().flat_map(Shown::headers);
+    lines.extend(shown.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned()))));
+    lines.push((http::HeaderName::from_static(headers::REQUEST_ID), asked.id.clone()));
+    let host = match &forward.host {
+        HostRule::Keep => asked
+            .host_as_sent
+            .clone()
+            .unwrap_or_else(|| web.client.local.to_string()),
+        HostRule::Upstream if onward.mailbox().is_none() => onward.group().to_owned(),
+        HostRule::Upstream => format!("{}:{}", server.host, server.port),
+        HostRule::Text(text) => {
+            let host = asked.host.clone().unwrap_or_else(|| web.client.local.ip().to_string());
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            text.replace("{host}", &host)
+                .replace("{port}", &server.port.to_string())
+        }
+    };
+    lines.push((http::header::HOST, host));
+    let set = forward.set_headers.iter();
+    lines.extend(set.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned()))));
+    lines
+}
+
+pub(crate) fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> HttpPeer {
+    let policy = &snapshot.web;
+    let waits = waits(onward, snapshot);
+    let name = match &target.server.tls {
+        UpstreamTls::Clear => None,
+        UpstreamTls::Implicit { name } => Some(name.to_string()),
+    };
+    // What is in the pool was made under these rules.
+    let is_tls = name.is_some();
+    let mut peer = HttpPeer::new(target.address, is_tls, name.unwrap_or_default());
+    let connect = waits.connect.min(connect::CONNECT);
+    peer.options.connection_timeout = Some(connect);
+    peer.options.total_connection_timeout = Some(connect);
+    peer.options.write_timeout = Some(waits.send);
+    peer.options.read_timeout = Some(waits.read);
+    peer.options.alpn = if is_tls && onward.forward().http2 {
+        ALPN::H2H1
+    } else {
+        ALPN::H1
+    };
+    peer.options.verify_cert = target.verify;
+    peer.options.verify_hostname = target.verify;
+    peer.options.ca = policy.upstream_ca.clone();
+    peer
+}
+
+/// The waits of a request's location on this node.
+pub(crate) fn waits(onward: &Onward, snapshot: &Snapshot) -> Timeouts<Duration> {
+    let policy = &snapshot.web;
+    onward.found.entry.timeouts.unwrap_or(Timeouts {
+        connect: policy.connect_timeout,
+        send: policy.send_timeout,
+        read: policy.read_timeout,
+        idle: policy.polling_timeout,
+    })
+}

@@ -1,0 +1,822 @@
+//! The web side: a Pingora [`ProxyHttp`] whose phases find out where a request goes, and say what became of it.
+//!
+//! A request goes to the mailbox server of its account where one can be told, and to any healthy one otherwise:
+//! every server can answer for every account, only slower. Passwords and tokens are not checked here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use mail_proxy::audit::{Event, Phase, Record};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::modules::http::compression::ResponseCompressionBuilder;
+use pingora::protocols::Digest;
+use pingora::server::configuration::ServerConf;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::app::App;
+use crate::app::snapshot::MailMode;
+use crate::http::answer_head::{self, Framing};
+use crate::http::answers::{self, Answer, Form};
+use crate::http::repeat::may_be_repeated;
+use crate::http::{compression, headers, login, old_clients};
+use crate::locations::{Action, Files, Found};
+use crate::node::redaction;
+use crate::node::refusals::{Place, Reason};
+use crate::tls;
+use crate::upstream::connection::{STALE, Sources};
+use crate::web::access_log::{self, Visit};
+use crate::web::client::{self, WebClient, client_of};
+use crate::web::exchange::{Exchange, answer_with, dress, relocate};
+use crate::web::forward::{onward_headers, peer};
+use crate::web::keeping::Keeping;
+use crate::web::target::{Home, Target, home};
+use crate::web::way::{self, Asked, Onward, Way};
+
+/// How long a client may take nothing of an answer: nginx's `send_timeout`.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// After `web.client_body_timeout` a request body must have brought so many bytes a second on average: a modem does a hundred times as many.
+const BODY_LEAST: u64 = 64;
+/// A route that was found this recently is not asked for again because its server does not answer: a dead server
+/// would make every request of its users one for the directory.
+const ROUTE_YOUNG: Duration = Duration::from_secs(5);
+/// How many servers a request without an account may try.
+const TRIES: usize = 3;
+/// Most answers before the answer: enough for one that is announced for half an hour (102, RFC 2518 §10.1).
+const INTERIM_MAX: usize = 100;
+/// The web side of the house.
+pub struct Web {
+    pub(crate) app: Arc<App>,
+    pub(crate) requests: AtomicU64,
+    pub(crate) sources: Sources,
+}
+
+impl Web {
+    /// The web side of `app`, in an engine with this configuration.
+    pub fn new(app: Arc<App>, conf: &ServerConf) -> Web {
+        Web {
+            app,
+            requests: AtomicU64::new(0),
+            sources: Sources::of(conf),
+        }
+    }
+
+    /// The server of the request's account, if it has one that is known.
+    async fn locate(&self, exchange: &mut Exchange) -> Result<Option<Target>> {
+        let Some(onward) = &exchange.onward else {
+            return Ok(None);
+        };
+        let mode = exchange.snapshot.web.ip_mode;
+        for last in [false, true] {
+            let begun = Instant::now();
+            let found = home(&self.app, &exchange.snapshot, onward).await;
+            if onward.lookup.is_some() {
+                self.app.metrics.phase(Phase::Lookup, "http", begun.elapsed());
+            }
+            let (route, server) = match found {
+                Home::Known(route, server) => (route, server),
+                Home::Anybody => return Ok(None),
+                Home::NotAllowed => {
+                    return Error::e_explain(
+                        ErrorType::HTTPStatus(403),
+                        "client address is not allowed on this domain",
+                    );
+                }
+            };
+            let addresses = self.app.names.resolve(&server.host, server.port, mode).await;
+            let addresses = addresses.map_err(|error| {
+                Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", server.host)).into_up()
+            })?;
+            let mut alive = addresses
+                .iter()
+                .filter(|address| !self.app.groups.is_unreachable(**address));
+            let first = alive.clone().next();
+            let Some(&address) = alive.find(|address| !exchange.tried.contains(address)).or(first) else {
+                // Nobody waits for a server that checks find dead. But the account may have moved.
+                if let Some(lookup) = onward.lookup.as_ref().filter(|_| !last) {
+                    self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
+                    continue;
+                }
+                let why = format!("checks find nobody at {}:{}", server.host, server.port);
+                return Err(Error::explain(ErrorType::ConnectNoRoute, why).into_up());
+            };
+            exchange.route = Some(*route);
+            return Ok(Some(Target {
+                server,
+                address,
+                verify: exchange.snapshot.web.upstream_verify,
+                own: true,
+                _member: None,
+            }));
+        }
+        Ok(None)
+    }
+
+    fn any_server(&self, exchange: &Exchange, web: &WebClient) -> Result<Target> {
+        let name = exchange.onward.as_ref().map_or("", |onward| onward.group());
+        let group = self.app.groups.get(name);
+        let known = web.owner.server(name);
+        let member = group.filter(|_| exchange.tried.len() < TRIES).and_then(|group| {
+            let same = known.filter(|known| !exchange.tried.contains(known));
+            same.and_then(|known| group.member_at(known))
+                .or_else(|| group.pick(&exchange.tried))
+        });
+        let Some(member) = member else {
+            let has_members = self.app.groups.get(name).is_some_and(|group| group.has_members());
+            let status = if has_members { 502 } else { 503 };
+            return Error::e_explain(
+                ErrorType::HTTPStatus(status),
+                format!("no server of group {name} is up"),
+            );
+        };
+        if web.owner.key().is_some() {
+            web.owner.settle(name, member.address);
+        }
+        Ok(Target {
+            server: member.server.clone(),
+            address: member.address,
+            verify: member.verify,
+            own: false,
+            _member: Some(member),
+        })
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Web {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::new(self.app.snapshot.load_full())
+    }
+
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        modules.add_module(ResponseCompressionBuilder::enable(0));
+        modules.add_module(Box::new(old_clients::Unchunked));
+    }
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let Some(web) = client_of(session) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a connection");
+        };
+        if session.req_header().method == http::Method::CONNECT {
+            // Nobody is let through. The engine would say the same, and its name.
+            if session.req_header().version == http::Version::HTTP_2 {
+                // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
+                let place = Place::new(&web.number, &web.listener, &web.client);
+                self.app.refused(place, Reason::Connect);
+            }
+            return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
+        }
+        web.take();
+        exchange.under_way = Some(web.live.waits_for_us());
+        let request = session.req_header();
+        let asked = Asked::read(&self.app, web, request);
+        exchange.form = Form::of(request);
+        let no_host = asked.host.is_none() && request.version > http::Version::HTTP_10;
+        exchange.asked = Some(asked.clone());
+        let sites = &exchange.snapshot.web.sites;
+        exchange.site = Some(sites.of(asked.host.as_deref(), web.client.local.ip()).clone());
+        if no_host {
+            return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
+        }
+        if let Err(refusal) = web.may_ask_for(asked.host.as_deref(), &exchange.snapshot.web.sites) {
+            return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
+        }
+        if !has_one_length(&request.headers) {
+            return Error::e_explain(
+                ErrorType::HTTPStatus(400),
+                "a request with more than one Content-Length",
+            );
+        }
+        if !answer_head::has_known_coding(&request.headers) {
+            return Error::e_explain(ErrorType::HTTPStatus(501), "a transfer coding that is not known");
+        }
+        if request.uri.path() == "*" && request.method != http::Method::OPTIONS {
+            return Error::e_explain(ErrorType::HTTPStatus(400), "no path (RFC 9113 §8.3.1)");
+        }
+        if request.method == http::Method::TRACE {
+            // It would tell a script the cookies that it must not see.
+            return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
+        }
+        if request.method == http::Method::OPTIONS && request.uri.path() == "*" {
+            answer_with(Answer::options()?, session, exchange).await?;
+            return Ok(true);
+        }
+        let clear = asked.is_clear(web);
+        let signs_on = web.sso;
+        session.set_write_timeout(Some(CLIENT_PATIENCE));
+        old_clients::respect(session);
+        if signs_on {
+            return self.sign_on(session, exchange, &asked).await;
+        }
+        if self.challenge(session, exchange).await? {
+            return Ok(true);
+        }
+        if clear && exchange.snapshot.web.mode != MailMode::Both {
+            return self.clear_port(session, exchange, &asked).await;
+        }
+        self.go(session, exchange, &asked).await
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+        // What was tried before is not busy with it any more.
+        exchange.target = None;
+        let Some(web) = client_of(session) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a connection");
+        };
+        let target = match self.locate(exchange).await? {
+            Some(target) => {
+                if let Some(route) = &exchange.route {
+                    web.note(route);
+                }
+                target
+            }
+            None => self.any_server(exchange, web)?,
+        };
+        let Some(onward) = &exchange.onward else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a location");
+        };
+        let group = self.app.groups.get(onward.group());
+        let keepalive = group.and_then(|group| group.keepalive());
+        let keeping = Keeping::of(web, session.req_header(), onward, keepalive, exchange.stale);
+        let mut peer = peer(&target, onward, &exchange.snapshot);
+        keeping.shape(&mut peer, &self.sources);
+        exchange.keeping = Some(keeping);
+        exchange.target = Some(target);
+        Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        digest: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        tls::refuse_old(digest)?;
+        let Some(keeping) = &exchange.keeping else {
+            return Ok(());
+        };
+        let taken = keeping.take(digest, reused);
+        exchange.stale += usize::from(taken.is_err());
+        exchange.connection = taken?;
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        chunk: &mut Option<Bytes>,
+        end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if let (Some(body), Some(chunk)) = (&mut exchange.body, &chunk) {
+            body.push(chunk);
+        }
+        exchange.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        let grace = self.app.config.load().web.client_body_timeout;
+        if is_dripping(exchange.begun.elapsed(), exchange.body_bytes, grace) && !end {
+            return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
+        }
+        let most = exchange.onward.as_ref().and_then(|onward| onward.forward().max_body);
+        if most.is_some_and(|most| exchange.body_bytes > most) {
+            return Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location");
+        }
+        if end && let Some(seen) = exchange.body.take().and_then(login::Body::user) {
+            exchange.seen = Some(seen);
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if session.as_mut().is_body_empty() && headers::lacks_a_length(upstream) {
+            upstream.insert_header(http::header::CONTENT_LENGTH, "0")?;
+        }
+        let (Some(web), Some(onward)) = (client_of(session), &exchange.onward) else {
+            return Ok(());
+        };
+        let (Some(asked), Some(target)) = (&exchange.asked, &exchange.target) else {
+            return Ok(());
+        };
+        if let Some(cookies) = headers::joined_cookies(&upstream.headers) {
+            upstream.insert_header(http::header::COOKIE, cookies)?;
+        }
+        for name in headers::dropped(&session.req_header().headers) {
+            upstream.remove_header(&name);
+        }
+        for name in [http::header::UPGRADE, http::header::CONNECTION] {
+            // Web sockets do not come this way.
+            upstream.remove_header(&name);
+        }
+        let lines = onward_headers(web, asked, onward, &target.server);
+        for name in &onward.forward().remove_headers {
+            upstream.remove_header(name);
+        }
+        // Without an authority in it, so that Host is what it is set to.
+        let target = onward.target.parse::<http::Uri>();
+        upstream.set_uri(target.map_err(|error| {
+            Error::explain(
+                ErrorType::HTTPStatus(400),
+                format!("the path cannot be sent on: {error}"),
+            )
+        })?);
+        for (name, value) in lines {
+            upstream.insert_header(name, value)?;
+        }
+        if let Some(keeping) = &exchange.keeping {
+            keeping.announce(upstream)?;
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if let (Some(web), Some(keeping), Some(connection)) =
+            (client_of(session), &exchange.keeping, &exchange.connection)
+        {
+            keeping.learn(web, connection, response);
+        }
+        exchange.interim += usize::from(response.status.is_informational());
+        if exchange.interim > INTERIM_MAX {
+            let why = "the server never comes to its answer";
+            return Err(Error::explain(ErrorType::HTTPStatus(502), why).into_up());
+        }
+        let mended = answer_head::mend(response);
+        if mended != Ok(Framing::Sound)
+            && response.version < http::Version::HTTP_2
+            && let Some(connection) = &exchange.connection
+        {
+            connection.spend();
+        }
+        mended.map_err(|why| Error::explain(ErrorType::HTTPStatus(502), why).into_up())?;
+        answer_head::strip(response);
+        if !exchange.snapshot.web.show_server {
+            answer_head::hide_server(response);
+        }
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _chunk: &mut Option<Bytes>,
+        _end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if let Some(connection) = &exchange.connection {
+            connection.touch();
+        }
+        Ok(None)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            // It is no answer yet, and its headers are about what the server will do (RFC 9110 §15.2).
+            return Ok(());
+        }
+        exchange.answered = true;
+        exchange.sets_cookie = response.headers.get_all(http::header::SET_COOKIE).iter().any(|cookie| {
+            let name = cookie.as_bytes().split(|&b| b == b'=').next().unwrap_or_default();
+            matches!(name, b"ZM_AUTH_TOKEN" | b"ZM_ADMIN_AUTH_TOKEN")
+        });
+        if let Some(target) = &exchange.target
+            && let Some(group) = exchange
+                .onward
+                .as_ref()
+                .and_then(|onward| self.app.groups.get(onward.group()))
+        {
+            group.answered(target.address);
+        }
+        let status = response.status.as_u16();
+        if matches!(status, 404 | 502..=504) && exchange.form == Form::Page {
+            // A person gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
+            return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
+        }
+        relocate(exchange, response)?;
+        answer_head::speak_our_version(response);
+        old_clients::end_behind(session, response);
+        dress(exchange, response)?;
+        exchange._packing = compression::begin(session, response, exchange.snapshot.web.compression);
+        Ok(())
+    }
+
+    /// The request was on its way. It goes to another server of its group only if it can be repeated without harm and
+    /// nothing was answered yet; a connection that was kept may have ended before the server read anything.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        exchange: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        if *error.etype() == STALE {
+            error.set_retry(true);
+            return error;
+        }
+        let heard =
+            exchange.answered || matches!(error.etype(), ErrorType::HTTPStatus(_) | ErrorType::InvalidHTTPHeader);
+        let repeatable = may_be_repeated(&session.req_header().method);
+        if heard || !repeatable || session.as_ref().retry_buffer_truncated() {
+            error.set_retry(false);
+            return error;
+        }
+        let broken = *error.esource() == ErrorSource::Upstream
+            && !matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let address = exchange
+            .target
+            .as_ref()
+            .filter(|target| !target.own)
+            .map(|target| target.address);
+        match address {
+            Some(address) if broken && !reused => {
+                if let Some(group) = exchange
+                    .onward
+                    .as_ref()
+                    .and_then(|onward| self.app.groups.get(onward.group()))
+                {
+                    group.eject(address);
+                }
+                exchange.tried.push(address);
+                error.set_retry(exchange.tried.len() < TRIES);
+            }
+            // Whatever the end of a kept connection looks like: TLS has other words for it.
+            _ => error.set_retry(broken && reused),
+        }
+        error
+    }
+
+    /// Nothing has been sent yet: the route is forgotten and asked for again, once; a request of nobody goes to
+    /// another server.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        exchange: &mut Exchange,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let Some(target) = exchange.target.take() else {
+            return error;
+        };
+        self.app.metrics.connected(&target.address.to_string(), false);
+        let onward = exchange.onward.as_ref();
+        if let Some(group) = onward.and_then(|onward| self.app.groups.get(onward.group())) {
+            group.eject(target.address);
+        }
+        exchange.tried.push(target.address);
+        let lookup = onward.and_then(|onward| onward.lookup.as_ref());
+        let again = match (target.own, lookup) {
+            (true, Some(lookup)) => {
+                self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
+                exchange.tried.len() == 1
+            }
+            _ => exchange.tried.len() < TRIES,
+        };
+        exchange.target = Some(target);
+        error.set_retry(again);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
+        let code = status_of(error);
+        let begun = session
+            .response_written()
+            .is_some_and(|response| !response.status.is_informational());
+        if begun {
+            let by_client = *error.esource() == ErrorSource::Downstream;
+            exchange.incomplete = Some(if by_client { "client" } else { "server" });
+            client::cut_short(session).await;
+        }
+        if code > 0 && !begun {
+            session.set_keepalive(None);
+            let sent = match Answer::error(code, exchange.form, exchange.id()) {
+                Ok(answer) => answer_with(answer, session, exchange).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
+                log::debug!("an error page could not be sent: {error}");
+            }
+        }
+        if exchange.answered && *error.esource() == ErrorSource::Upstream {
+            log::warn!("request {}: the answer was broken off: {error}", exchange.id());
+        } else if matches!(code, 500 | 502..=504) && !exchange.answered {
+            log::warn!("request {}: {code}: {error}", exchange.id());
+        }
+        FailToProxy {
+            error_code: code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
+        let Some(web) = client_of(session) else {
+            return;
+        };
+        let status = session
+            .response_written()
+            .map_or(0, |response| response.status.as_u16());
+        web.live.add_out(session.body_bytes_sent() as u64);
+        let onward = exchange.onward.as_ref().filter(|_| exchange.target.is_some());
+        let group = onward.map_or("none", |onward| onward.group());
+        self.app.metrics.web_request(group, status);
+        self.log_access(session, web, exchange, status);
+        if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
+            self.record_login(web, exchange, seen, status);
+        }
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _exchange: &Exchange,
+        error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        *error.etype() == STALE
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+        // Said in `fail_to_proxy`. Clients that go away are no news; what we answered ourselves stands in the access
+        // log.
+        true
+    }
+
+    /// What Pingora's own lines say of a request: as much as the access log would, and nothing else.
+    fn request_summary(&self, session: &Session, exchange: &Exchange) -> String {
+        let request = session.req_header();
+        let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+        let target = redaction::redact(target);
+        format!("request {}: {} {target}", exchange.id(), request.method)
+    }
+}
+
+impl Web {
+    /// Answers the challenge of an ACME authority, on every listener and in every mode. One that is not here goes on
+    /// like any other request: another program may have it.
+    async fn challenge(&self, session: &mut Session, exchange: &Exchange) -> Result<bool> {
+        let Some(token) = answers::challenged(session.req_header().uri.path()) else {
+            return Ok(false);
+        };
+        let Some(folder) = self.app.config.load().web.acme_dir.clone() else {
+            return Ok(false);
+        };
+        let Some(proof) = answers::proof(folder.join(token)).await else {
+            return Ok(false);
+        };
+        let answer = Answer::text(200, "application/octet-stream", proof)?;
+        answer_with(answer, session, exchange).await?;
+        Ok(true)
+    }
+
+    /// A clear-text web port, where it does not serve: HTTP §1.5, §1.6.
+    async fn clear_port(&self, session: &mut Session, exchange: &Exchange, asked: &Asked) -> Result<bool> {
+        if exchange.snapshot.web.mode == MailMode::Https {
+            let answer = Answer::error(403, exchange.form, &asked.id)?;
+            answer_with(answer, session, exchange).await?;
+            return Ok(true);
+        }
+        let host = asked
+            .host
+            .clone()
+            .unwrap_or_else(|| self.app.config.load().node.clone());
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let port = match exchange.snapshot.web.https_port {
+            443 => String::new(),
+            port => format!(":{port}"),
+        };
+        let target = session
+            .req_header()
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
+        let answer = Answer::redirect(302, &format!("https://{host}{port}{target}"))?;
+        answer_with(answer, session, exchange).await?;
+        Ok(true)
+    }
+
+    /// Answers, or lets the request go on to a server.
+    async fn go(&self, session: &mut Session, exchange: &mut Exchange, asked: &Asked) -> Result<bool> {
+        let Some(web) = client_of(session) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a connection");
+        };
+        let request = session.req_header();
+        match way::way(&self.app, &exchange.snapshot, web, request, asked) {
+            Way::Forward(onward) => {
+                exchange.found = Some(onward.found.clone());
+                check_length(&onward, &request.headers)?;
+                exchange.seen = login::basic(&request.uri, &request.headers);
+                exchange.body = login::is_login_path(request.uri.path()).map(login::Body::new);
+                exchange.onward = Some(onward);
+                Ok(false)
+            }
+            Way::Elsewhere { to, status, found } => {
+                exchange.found = Some(found);
+                let answer = Answer::redirect(status, &to)?;
+                answer_with(answer, session, exchange).await?;
+                Ok(true)
+            }
+            Way::Local(found, path) => {
+                exchange.found = Some(found.clone());
+                self.local(session, exchange, asked, &found, &path).await?;
+                Ok(true)
+            }
+            Way::Refused { status, why } => Error::e_explain(ErrorType::HTTPStatus(status), why),
+        }
+    }
+
+    /// The answer that a location has itself.
+    async fn local(
+        &self,
+        session: &mut Session,
+        exchange: &Exchange,
+        asked: &Asked,
+        found: &Found,
+        path: &str,
+    ) -> Result<()> {
+        let secure = asked.scheme == "https";
+        let answer = match &found.entry.location.action {
+            Action::Files(files) => return file(session, exchange, found, files, path).await,
+            Action::Answer { status, body: None, .. } if *status >= 400 => {
+                Answer::error(*status, exchange.form, &asked.id)?
+            }
+            Action::Answer { status, kind, body } => Answer::text(*status, kind, body.clone().unwrap_or_default())?,
+            Action::Logout { to, cookies } => {
+                // Where the domain says a place, the web client goes there itself (HTTP §2.2, S3).
+                let elsewhere = exchange.site.as_ref().and_then(|site| to.of_site(site));
+                let to = elsewhere.is_none().then_some(to.to.as_str());
+                Answer::logout(cookies, to, secure)?
+            }
+            Action::Status => Answer::text(200, "text/plain", self.status())?,
+            Action::Forward(_) | Action::Redirect { .. } => {
+                return Error::e_explain(ErrorType::InternalError, "a location that has no answer");
+            }
+        };
+        answer_with(answer, session, exchange).await
+    }
+
+    /// As nginx's stub_status writes it, for exporters that read that. Connections are those of all listeners.
+    fn status(&self) -> String {
+        let (open, all) = (self.app.open.count(), self.app.connections());
+        let requests = self.requests.load(Ordering::Relaxed);
+        format!(
+            "Active connections: {open} \nserver accepts handled requests\n {all} {all} {requests} \n\
+             Reading: 0 Writing: {open} Waiting: 0 \n"
+        )
+    }
+
+    fn log_access(&self, session: &Session, web: &WebClient, exchange: &Exchange, status: u16) {
+        let Some(asked) = exchange.asked.as_ref().filter(|_| self.app.access.is_on()) else {
+            return;
+        };
+        let last = exchange.target.iter().map(|target| &target.address);
+        let addresses = exchange
+            .tried
+            .iter()
+            .chain(last.filter(|address| !exchange.tried.contains(address)));
+        let upstream: Vec<String> = addresses.map(SocketAddr::to_string).collect();
+        let seen = exchange.seen.as_ref().filter(|seen| seen.form == login::Form::Basic);
+        let visit = Visit {
+            user: seen.map(|seen| seen.user.as_str()),
+            status,
+            bytes: session.body_bytes_sent() as u64,
+            upstream: &upstream.join(", "),
+            location: exchange.found.as_ref().map(|found| found.entry.location.name.as_str()),
+            incomplete: exchange.incomplete,
+            begun: exchange.begun,
+        };
+        self.app.access.line(access_log::of_request(
+            &self.app,
+            web,
+            session.req_header(),
+            asked,
+            visit,
+        ));
+    }
+
+    /// A login as the answer shows it. Basic credentials come with every request; good ones are recorded once for
+    /// a connection.
+    fn record_login(&self, web: &WebClient, exchange: &Exchange, seen: login::Seen, status: u16) {
+        let Some(outcome) = login::outcome(status, exchange.sets_cookie, seen.form) else {
+            return;
+        };
+        if outcome == mail_proxy::audit::Outcome::Ok && seen.form == login::Form::Basic && !web.greets(&seen.user) {
+            return;
+        }
+        let client = exchange
+            .asked
+            .as_ref()
+            .map_or(web.client.addr.ip(), |asked| asked.client);
+        self.app.audit.record(Record {
+            event: Some(Event::WebLogin),
+            conn: web.number.clone(),
+            request: exchange.asked.as_ref().map(|asked| asked.id.clone()),
+            listener: web.listener.to_string(),
+            proto: "http",
+            tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
+            sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
+            client: SocketAddr::new(client, web.client.addr.port()).to_string(),
+            via: web.client.via.map(|via| via.to_string()),
+            user: Some(seen.user),
+            account: exchange.route.as_ref().map(|route| route.account.to_string()),
+            route: exchange.target.as_ref().map(|target| target.address.to_string()),
+            tier: exchange.route.as_ref().map(|route| route.tier.name()),
+            mechanism: Some(seen.mechanism),
+            outcome: Some(outcome),
+            generation: exchange.snapshot.generation,
+            ..Record::default()
+        });
+    }
+}
+
+/// Two lengths, even equal ones, are a request that two servers may read differently (RFC 9112 §6.3).
+fn has_one_length(headers: &http::HeaderMap) -> bool {
+    let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
+    let single = lengths.next().is_none_or(|length| !length.as_bytes().contains(&b','));
+    single && lengths.next().is_none()
+}
+
+/// A body that says beforehand that it is too long is refused before any of it is read.
+fn check_length(onward: &Onward, headers: &http::HeaderMap) -> Result<()> {
+    let length = headers.get(http::header::CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    match (length, onward.forward().max_body) {
+        (Some(length), Some(most)) if length > most => {
+            Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a body that has brought so many bytes in this time is only there to hold a connection.
+fn is_dripping(elapsed: Duration, bytes: u64, grace: Duration) -> bool {
+    elapsed > grace && bytes < (elapsed - grace).as_secs() * BODY_LEAST
+}
+
+/// Answers with a file of a location's folder.
+async fn file(session: &mut Session, exchange: &Exchange, found: &Found, files: &Files, path: &str) -> Result<()> {
+    let Some(tree) = &found.entry.tree else {
+        return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
+    };
+    let below = path.strip_prefix(files.strip.as_str()).unwrap_or(path);
+    let rules = exchange.snapshot.web.compression;
+    tree.serve(session, below, rules, |head| {
+        if let Err(error) = dress(exchange, head) {
+            log::warn!("request {}: {error}", exchange.id());
+        }
+    })
+    .await
+}
+
+/// The status that a failure is told with; 0 if nobody is there to be told.
+fn status_of(error: &Error) -> u16 {
+    match (error.etype(), error.esource()) {
+        (ErrorType::HTTPStatus(code), _) => *code,
+        (ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, ErrorSource::Upstream) => 504,
+        (_, ErrorSource::Upstream) => 502,
+        (ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed, ErrorSource::Downstream) => 0,
+        (ErrorType::ReadTimedout, ErrorSource::Downstream) => 408,
+        (_, ErrorSource::Downstream) => 400,
+        _ => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_may_be_slow_but_not_drip() {
+        let after = Duration::from_secs;
+        let is_dripping = |elapsed, bytes| is_dripping(elapsed, bytes, after(60));
+        assert!(!is_dripping(after(59), 0));
+        assert!(!is_dripping(after(120), 60 * BODY_LEAST));
+        assert!(is_dripping(after(120), 60 * BODY_LEAST - 1));
+        assert!(is_dripping(after(3600), 1000));
+        assert!(!is_dripping(after(3600), 1_000_000));
+    }
+}

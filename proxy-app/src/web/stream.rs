@@ -1,0 +1,477 @@
+//! The bytes of a web connection, as the HTTP engine reads and writes them.
+//!
+//! What is behind a request waits for its turn, small writes are gathered, the frames of HTTP/2 are watched as they pass.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_openssl::SslStream;
+
+use crate::app::App;
+use crate::http::behind::Body;
+use crate::http::frames::Frames;
+use crate::http::streams::Streams;
+use crate::node::limits::Reader;
+use crate::node::refusals::Reason;
+use crate::web::client::{FAREWELL, WebClient, client_in, note_refusal};
+
+/// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
+pub(crate) const GATHERED: usize = 4096;
+
+/// What is read at once where little is expected.
+pub(crate) const LITTLE: usize = 4096;
+
+/// The bytes of a web connection.
+pub enum Channel {
+    /// Clear text.
+    Plain(TcpStream),
+    /// TLS
+    Tls(SslStream<TcpStream>),
+}
+
+/// A web connection as Pingora wants it.
+pub struct WebStream {
+    pub(crate) channel: Channel,
+    pub(crate) fd: RawFd,
+    pub(crate) h2: bool,
+    /// What is seen of an HTTP/2 client's frames.
+    pub(crate) frames: Option<Box<Watch>>,
+    pub(crate) tls: Option<Arc<SslDigest>>,
+    pub(crate) socket: Arc<SocketDigest>,
+    pub(crate) carrier: Arc<ProxyDigest>,
+    /// Read before the engine asked, or behind the request under way.
+    pub(crate) ahead: BytesMut,
+    /// What is still to come of the HTTP/1 request that the engine has.
+    pub(crate) request: Option<Body>,
+    /// Until when a client that was sent away is still heard.
+    pub(crate) farewell: Option<Pin<Box<Sleep>>>,
+    /// The engine has a request of HTTP/1, and has written nothing yet.
+    pub(crate) unanswered: bool,
+    /// Written, and not yet flushed.
+    pub(crate) held: Vec<u8>,
+    pub(crate) sent: usize,
+    /// The client does not take what is written.
+    pub(crate) stuck: bool,
+    /// Counts the answers that wait for it.
+    pub(crate) reader: Option<Reader>,
+}
+
+impl WebStream {
+    /// Wraps a connection whose TLS handshake is done.
+    ///
+    /// # Errors
+    /// Never in practice: an empty response head could not be made.
+    pub fn new(channel: Channel, client: WebClient) -> pingora::Result<WebStream> {
+        let (fd, h2, tls) = match &channel {
+            Channel::Plain(tcp) => (tcp.as_raw_fd(), false, None),
+            Channel::Tls(tls) => {
+                let digest = SslDigest::from_ssl(tls.ssl());
+                (
+                    tls.get_ref().as_raw_fd(),
+                    tls.ssl().selected_alpn_protocol() == Some(b"h2"),
+                    Some(Arc::new(digest)),
+                )
+            }
+        };
+        let socket = SocketDigest::from_raw_fd(fd);
+        let _ = socket.peer_addr.set(Some(client.client.addr.into()));
+        let _ = socket.local_addr.set(Some(client.client.local.into()));
+        // Pingora carries a value of ours only in the digest that it has for CONNECT proxies.
+        let carrier = ProxyDigest::new(Box::new(ResponseHeader::build(200, Some(0))?), Some(Box::new(client)));
+        Ok(WebStream {
+            channel,
+            fd,
+            h2,
+            frames: None,
+            tls,
+            socket: Arc::new(socket),
+            carrier: Arc::new(carrier),
+            ahead: BytesMut::new(),
+            request: None,
+            farewell: None,
+            unanswered: false,
+            held: Vec::new(),
+            sent: 0,
+            stuck: false,
+            reader: None,
+        })
+    }
+}
+
+impl WebStream {
+    /// Waits until this many bytes are there, and keeps them for the next reads.
+    pub(crate) async fn read_ahead(&mut self, count: usize) -> io::Result<()> {
+        let mut bytes = BytesMut::zeroed(count);
+        self.read_exact(&mut bytes).await?;
+        self.ahead = bytes;
+        Ok(())
+    }
+
+    /// From here on frames are counted.
+    pub(crate) fn watch_frames(&mut self, app: &Arc<App>, patience: Duration) {
+        self.frames = Some(Box::new(Watch {
+            app: app.clone(),
+            frames: Frames::new(patience),
+            streams: Streams::new(),
+            owed: BytesMut::new(),
+            alarm: None,
+        }));
+    }
+}
+
+/// The frames of an HTTP/2 client, and the time by which those on their way must be here.
+pub(crate) struct Watch {
+    pub(crate) app: Arc<App>,
+    pub(crate) frames: Frames,
+    pub(crate) streams: Streams,
+    /// What the engine is to read before what comes next.
+    pub(crate) owed: BytesMut,
+    pub(crate) alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watch {
+    /// Takes note of what was read; fails if it is too much or too slow.
+    pub(crate) fn look(&mut self, cx: &mut Context<'_>, read: Option<&[u8]>) -> io::Result<()> {
+        if let Some(bytes) = read {
+            let aborted = |error| io::Error::new(io::ErrorKind::ConnectionAborted, error);
+            self.frames
+                .pass(bytes, Instant::now())
+                .map_err(|flood| aborted(flood.to_string()))?;
+            self.streams.hear(bytes).map_err(|flood| aborted(flood.to_string()))?;
+        }
+        loop {
+            let next = [self.frames.deadline(), self.streams.deadline()]
+                .into_iter()
+                .flatten()
+                .min();
+            let Some(next) = next else {
+                self.alarm = None;
+                return Ok(());
+            };
+            let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(next)));
+            if alarm.deadline() != next {
+                alarm.as_mut().reset(next);
+            }
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+            if self.frames.deadline().is_some_and(|deadline| deadline <= next) {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "an HTTP/2 frame takes too long",
+                ));
+            }
+            self.owed.extend_from_slice(&self.streams.interjection(next));
+        }
+    }
+}
+
+impl Watch {
+    /// Gives the engine what it is to read before what comes next.
+    pub(crate) fn interject(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = buf.remaining().min(self.owed.len());
+        buf.put_slice(&self.owed.split_to(count));
+    }
+}
+
+impl AsyncRead for WebStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.request.is_some_and(|request| request.is_over()) {
+            return this.poll_behind(cx);
+        }
+        if !this.ahead.is_empty() {
+            let n = buf.remaining().min(this.ahead.len());
+            let n = this
+                .request
+                .as_mut()
+                .map_or(n, |request| request.pass(&this.ahead[..n]));
+            buf.put_slice(&this.ahead.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(watch) = this.frames.as_mut().filter(|watch| !watch.owed.is_empty()) {
+            watch.interject(buf);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let polled = this.poll_channel(cx, buf);
+        if let (Some(request), Poll::Ready(Ok(()))) = (&mut this.request, &polled) {
+            let end = before + request.pass(&buf.filled()[before..]);
+            this.ahead.extend_from_slice(&buf.filled()[end..]);
+            buf.set_filled(end);
+        }
+        if let Some(watch) = &mut this.frames {
+            let read = polled.is_ready().then(|| &buf.filled()[before..]);
+            if let Err(error) = watch.look(cx, read) {
+                log::info!("a connection is ended: {error}");
+                return Poll::Ready(Err(error));
+            }
+            if polled.is_pending() && !watch.owed.is_empty() {
+                watch.interject(buf);
+                return Poll::Ready(Ok(()));
+            }
+        }
+        this.count_waiting();
+        polled
+    }
+}
+
+impl WebStream {
+    pub(crate) fn poll_channel(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Channel::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+
+    /// The engine has all of a request, and looks whether its client is still there. What comes now is of the next
+    /// request. While something of it waits, nothing more is read.
+    pub(crate) fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            return Poll::Pending;
+        }
+        let mut buffer = [0; LITTLE];
+        let mut read = ReadBuf::new(&mut buffer);
+        ready!(self.poll_channel(cx, &mut read))?;
+        match read.filled() {
+            [] => Poll::Ready(Ok(())),
+            bytes => {
+                self.ahead.extend_from_slice(bytes);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The first read of a request. Its buffer lives only while bytes are there, not while we wait for them.
+    pub(crate) async fn first_bytes(&mut self) -> io::Result<BytesMut> {
+        if !self.ahead.is_empty() {
+            return Ok(std::mem::take(&mut self.ahead));
+        }
+        std::future::poll_fn(|cx| {
+            let mut buffer = [0; LITTLE];
+            let mut read = ReadBuf::new(&mut buffer);
+            ready!(self.poll_channel(cx, &mut read))?;
+            Poll::Ready(Ok(BytesMut::from(read.filled())))
+        })
+        .await
+    }
+
+    /// Reads what a client that was sent away still says, for a moment, and throws it away. Who has said all that
+    /// was expected of him, and nothing more yet, is not waited for.
+    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut buffer = [0; LITTLE];
+        let limit = sleep_until(Instant::now() + FAREWELL);
+        if self
+            .farewell
+            .get_or_insert_with(|| Box::pin(limit))
+            .as_mut()
+            .poll(cx)
+            .is_ready()
+        {
+            return Poll::Ready(());
+        }
+        loop {
+            let mut read = ReadBuf::new(&mut buffer);
+            match self.poll_channel(cx, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.request = Some(Body::Unclear),
+                Poll::Pending if !self.ahead.is_empty() || self.request.is_some_and(|request| !request.is_over()) => {
+                    return Poll::Pending;
+                }
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// The request is over, and another one may follow. Where the engine has ended it elsewhere than we have, nobody
+    /// knows what comes next.
+    pub(crate) fn is_at_an_end(&self) -> bool {
+        let followed = |request: Body| request.is_over() && request.may_be_followed(self.ahead.is_empty());
+        self.request.is_some_and(followed)
+    }
+}
+
+/// Small writes are gathered until the engine flushes: it writes head and body of an answer one after the other,
+/// and they should leave as one packet and one TLS record. The buffer lives only from write to flush.
+impl AsyncWrite for WebStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if std::mem::take(&mut self.unanswered) && client_in(&self.carrier).is_some_and(|web| !web.is_taken()) {
+            self.held.extend(nameless(buf));
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let this = &mut *self;
+        let changed = this.changed(buf);
+        let written = this.poll_gathered(cx, changed.as_deref().unwrap_or(buf));
+        if let (Poll::Ready(Ok(count)), Some(watch)) = (&written, &mut this.frames) {
+            for _ in 0..watch.streams.say(&buf[..*count]) {
+                note_refusal(&watch.app, &this.carrier, Reason::Unreadable);
+            }
+            if watch.streams.deadline().is_some() {
+                // The alarm is set by the next read.
+                cx.waker().wake_by_ref();
+            }
+        }
+        self.stuck |= written.is_pending();
+        self.count_waiting();
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = match self.poll_held(cx) {
+            Poll::Ready(Ok(())) => match &mut self.channel {
+                Channel::Plain(io) => Pin::new(io).poll_flush(cx),
+                Channel::Tls(io) => Pin::new(io).poll_flush(cx),
+            },
+            other => other,
+        };
+        self.stuck = flushed.is_pending();
+        self.count_waiting();
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.farewell.is_none() {
+            ready!(self.poll_held(cx))?;
+            let cut = client_in(&self.carrier).is_some_and(|web| web.cut_short.load(Ordering::Relaxed));
+            ready!(match &mut self.channel {
+                Channel::Plain(io) => Pin::new(io).poll_shutdown(cx),
+                Channel::Tls(io) if cut => Pin::new(io.get_mut()).poll_shutdown(cx),
+                Channel::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            })?;
+        }
+        match self.h2 {
+            true => Poll::Ready(Ok(())),
+            false => self.poll_farewell(cx).map(Ok),
+        }
+    }
+}
+
+impl WebStream {
+    pub(crate) fn poll_gathered(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.held.len() + buf.len() <= GATHERED {
+            self.held.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        ready!(self.poll_held(cx))?;
+        self.poll_through(cx, buf)
+    }
+
+    /// The first of these bytes as the client is to get them, if that may be different.
+    pub(crate) fn changed(&self, buf: &[u8]) -> Option<Vec<u8>> {
+        let watch = self.frames.as_ref().filter(|watch| watch.streams.changes())?;
+        let mut first = buf[..buf.len().min(GATHERED)].to_vec();
+        watch.streams.change(&mut first);
+        Some(first)
+    }
+
+    /// Takes note of how many answers wait for the client.
+    pub(crate) fn count_waiting(&mut self) {
+        let waiting = match &self.frames {
+            Some(watch) => watch.streams.waiting(self.stuck),
+            None => usize::from(self.stuck),
+        };
+        if let Some(reader) = &mut self.reader {
+            reader.waits(waiting);
+        }
+    }
+
+    pub(crate) fn poll_through(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = match &mut self.channel {
+            Channel::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Channel::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        };
+        if let (Poll::Ready(Ok(count)), Some(reader)) = (&written, &self.reader) {
+            reader.took(*count);
+        }
+        written
+    }
+
+    /// Writes what was gathered.
+    pub(crate) fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.held.len() {
+            let held = std::mem::take(&mut self.held);
+            let written = self.poll_through(cx, &held[self.sent..]);
+            self.held = held;
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.sent += n,
+            }
+        }
+        if self.sent > 0 {
+            self.held = Vec::new();
+            self.sent = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[async_trait]
+impl Shutdown for WebStream {
+    async fn shutdown(&mut self) {
+        let _ = timeout(FAREWELL, AsyncWriteExt::shutdown(self)).await;
+    }
+}
+
+impl UniqueID for WebStream {
+    fn id(&self) -> i32 {
+        self.fd
+    }
+}
+
+impl Ssl for WebStream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.tls.clone()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.tls.as_ref().map(|_| if self.h2 { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+impl GetTimingDigest for WebStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for WebStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.carrier.clone())
+    }
+}
+
+impl GetSocketDigest for WebStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.socket.clone())
+    }
+}
+
+impl Peek for WebStream {}
+
+impl std::fmt::Debug for WebStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WebStream({})", self.fd)
+    }
+}
+
+/// The head of an answer that the engine gives by itself, to what it cannot read, without its name.
+pub(crate) fn nameless(head: &[u8]) -> Vec<u8> {
+    let names = |line: &&[u8]| line.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"server:"));
+    let lines = head.split_inclusive(|&b| b == b'\n');
+    lines.filter(|line| !names(line)).flatten().copied().collect()
+}

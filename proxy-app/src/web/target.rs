@@ -1,0 +1,77 @@
+//! Where a request goes: the server of its account, or one of a group.
+
+use std::net::SocketAddr;
+
+use route_cache::{Route, RouteError, Server, UpstreamTls, attributes as a};
+
+use crate::app::App;
+use crate::app::snapshot::Snapshot;
+use crate::locations::Mailbox;
+use crate::upstream::groups::Member;
+use crate::web::way::Onward;
+
+/// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §3.5).
+pub(crate) const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
+
+/// Where a request goes.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) server: Server,
+    pub(crate) address: SocketAddr,
+    /// Whether the server must prove who it is.
+    pub(crate) verify: bool,
+    /// The account's own server; nobody else will do.
+    pub(crate) own: bool,
+    /// Counts the server as busy while it lives.
+    pub(crate) _member: Option<Member>,
+}
+
+/// Where the account of a request lives, if it has one that is known: the server, and how it was found.
+pub(crate) enum Home {
+    /// Its own server.
+    Known(Box<Route>, Server),
+    /// Anybody may answer.
+    Anybody,
+    /// Its domain does not admit this client.
+    NotAllowed,
+}
+
+/// Asks where the account of a request lives.
+pub(crate) async fn home(app: &App, snapshot: &Snapshot, onward: &Onward) -> Home {
+    let (Some(lookup), Some(mailbox)) = (&onward.lookup, onward.mailbox()) else {
+        return Home::Anybody;
+    };
+    match app.routes.route(lookup).await {
+        Ok(route) => match own_server(app, snapshot, mailbox, &route) {
+            Some(server) => Home::Known(Box::new(route), server),
+            None => Home::Anybody,
+        },
+        Err(RouteError::NotAllowed { .. }) => Home::NotAllowed,
+        // Any server can answer for anybody; what it says of an unknown user is for it to say.
+        Err(error) => {
+            log::debug!("no route for a web request: {error}");
+            Home::Anybody
+        }
+    }
+}
+
+/// The account's server with the service that is asked for. A web server for Exchange is only one that is named so.
+pub(crate) fn own_server(app: &App, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -> Option<Server> {
+    let mut server = Server::of(route);
+    match mailbox {
+        Mailbox::Web | Mailbox::Admin => {}
+        Mailbox::Zx => {
+            server.port = match server.tls {
+                UpstreamTls::Clear => EXTENSION_PORTS.0,
+                UpstreamTls::Implicit { .. } => EXTENSION_PORTS.1,
+            }
+        }
+        Mailbox::Ews => {
+            let node = snapshot.system.node(&app.config.load().node);
+            let named = node.list(&a::REVERSE_PROXY_UPSTREAM_EWS_SERVERS);
+            let mut entries = named.into_iter().filter_map(|name| snapshot.system.server(name));
+            entries.find(|entry| entry.name() == &*server.name)?;
+        }
+    }
+    Some(server)
+}
