@@ -11,16 +11,11 @@ use arc_swap::ArcSwap;
 use mail_directory::file::YamlDirectory;
 use mail_directory::ldap::{self, LdapDirectory};
 use mail_directory::yaml::Problems;
-use mail_directory::{Directory, System};
-use mail_directory::{Judge, Losses};
+use mail_directory::{Directory, Judge, Losses, System};
 use mail_proxy::Drain;
 use mail_proxy::audit::{Audit, Event, Record};
 use parking_lot::Mutex;
-use route_cache::directory::ldap::{self, LdapDirectory};
-use route_cache::directory::yaml::YamlDirectory;
-use route_cache::directory::{Judge, Losses};
-use route_cache::yaml::Problems;
-use route_cache::{AddressBook, Directory, RouteCache, System};
+use route_cache::{AddressBook, RouteCache};
 use tokio::sync::watch;
 use tokio::time::timeout;
 

@@ -7,17 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mail_directory::Secret;
-use mail_directory::ldap;
-use mail_directory::secret_file;
 use mail_directory::yaml::{Document, Mapping, Node, Problems};
+use mail_directory::{Secret, ldap, secret_file};
 use mail_proxy::StartTls;
 use pingora::server::configuration::ServerConf;
-use route_cache::directory::ldap;
 use route_cache::lookup::certauth::NodeLogin;
 use route_cache::lookup::{Dialect, HandlerUrl};
-use route_cache::yaml::{Document, Mapping, Node, Problems};
-use route_cache::{Secret, secret_file};
 
 use crate::node::limits::LimitsConfig;
 use crate::node::logs::Target;

@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::yaml::Problems;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora_proxy::HttpProxy;
-use route_cache::yaml::Problems;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use route_cache::directory::edit::{EditError, Room};
+use mail_directory::edit::{EditError, Room};
 
 pub(crate) mod certificate;
 pub(crate) mod rules;

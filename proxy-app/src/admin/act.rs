@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
+use mail_directory::Losses;
 use mail_proxy::audit::{Event, Record};
-use route_cache::directory::Losses;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

@@ -8,13 +8,14 @@ use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use route_cache::Secret;
-use route_cache::directory::edit::Editor;
-use route_cache::directory::ldap::LdapEditor;
-use route_cache::directory::yaml::YamlEditor;
+use mail_directory::Secret;
+use mail_directory::edit::Editor;
+use mail_directory::file::YamlEditor;
+use mail_directory::ldap::LdapEditor;
 
 use crate::config::{Config, Source};
 use crate::provision::{Answer, Failure, SharedNames};
+use std::borrow::Cow;
 
 mod dump;
 mod flush;
@@ -273,7 +274,7 @@ fn say(text: &str) {
 
 /// Shows what a command answers.
 fn print(answer: &Answer) {
-    answer.warnings.iter().for_each(|warning| eprintln!("{warning}"));
+    answer.warnings.iter().for_each(|warning| complain(warning));
     say(&answer.out);
 }
 
@@ -282,6 +283,20 @@ fn exit_code(failure: &Failure) -> u8 {
     match failure {
         Failure::Usage(_) => 1,
         Failure::Service { .. } | Failure::Plain(_) => 2,
+    }
+}
+
+/// On standard error.
+fn complain(text: &str) {
+    eprintln!("{}", printable(text));
+}
+
+/// Answers have lines; names and words of others that could drive a terminal do not reach it.
+fn printable(text: &str) -> Cow<'_, str> {
+    let drives = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match text.contains(drives) {
+        true => text.replace(drives, "?").into(),
+        false => text.into(),
     }
 }
 

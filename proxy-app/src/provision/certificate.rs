@@ -1,7 +1,7 @@
 //! Certificates before they are stored: readable, with their key, in date, and good for which names.
 
-use route_cache::directory::edit::Room;
-use route_cache::{Entry, attributes as a};
+use mail_directory::edit::Room;
+use mail_directory::{Entry, attributes as a};
 
 use crate::provision::{Answer, Failure};
 use crate::tls::CertKey;

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use route_cache::{Route, RouteError, Server, UpstreamTls, attributes as a};
+use mail_directory::attributes as a;
+use route_cache::{Route, RouteError, Server, UpstreamTls};
 
 use crate::app::App;
 use crate::app::snapshot::Snapshot;

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use route_cache::directory::edit::Room;
-use route_cache::directory::names;
-use route_cache::{Entry, System, attributes as a};
+use mail_directory::edit::Room;
+use mail_directory::{Entry, System, attributes as a, names};
 
 use crate::cli::prov::{Flags, Prov, dump};
 use crate::provision::{Answer, Failure};

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use Room::{Accounts, Config, Domains, Servers};
 use Verb::{Create, Delete, Get, GetAll, GetConfig, Modify};
-use route_cache::directory::edit::Room;
+use mail_directory::edit::Room;
 
 use crate::cli::prov::Flags;
 use crate::provision::Failure;

@@ -2,14 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use mail_directory::attributes as a;
 use mail_directory::edit::{Act, Change, Room, changed};
-use mail_directory::names;
-use mail_directory::{Entry, Secret, System};
+use mail_directory::{Entry, Secret, System, attributes as a, names};
 use openssl::sha::Sha512;
-use route_cache::directory::edit::{Act, Change, Room, changed};
-use route_cache::directory::names;
-use route_cache::{Entry, Secret, System, attributes as a};
 use uuid::Uuid;
 
 use crate::cli::prov::{Flags, Prov, words};

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use mail_directory::attributes as a;
 use parking_lot::Mutex;
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::discovery::ServiceDiscovery;
-use route_cache::{Offer, Server, UpstreamTls, attributes as a};
+use route_cache::{Offer, Server, UpstreamTls};
 use tokio::task::JoinSet;
 
 use crate::upstream::groups::House;
