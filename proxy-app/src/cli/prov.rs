@@ -302,6 +302,8 @@ fn printable(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use mail_directory::edit::{EditError, Room};
+
     use super::*;
 
     #[test]
@@ -340,8 +342,8 @@ mod tests {
         ] {
             let failure = Failure::from(error);
             assert_eq!(failure, Failure::service(code, message));
-            assert_eq!(exit_code(failure), 2);
+            assert_eq!(exit_code(&failure), 2);
         }
-        assert_eq!(Failure::Usage(String::new()).exit_code(), 1);
+        assert_eq!(exit_code(&Failure::Usage(String::new())), 1);
     }
 }
