@@ -5,6 +5,7 @@ use std::fmt;
 use mail_directory::edit::{EditError, Room};
 
 pub(crate) mod certificate;
+pub(crate) mod change;
 pub(crate) mod rules;
 pub(crate) mod values;
 

@@ -1,6 +1,6 @@
 //! Domains over the admin API: their virtual host names and certificates, shown and changed.
 //!
-//! A change goes through the judge and the editor of `portico prov` into the directory that the node file names, and
+//! A change goes through the rules of `provision` into the directory that the node file names, and
 //! is then looked for there, so that it is in force at once. Private keys come in and are never told again.
 
 use std::collections::{BTreeSet, HashSet};
@@ -13,8 +13,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mail_directory::attributes::{self as a, Attribute};
 use mail_directory::edit::{Act, Change, Room, changed};
-use mail_directory::{Entry, Secret, System};
-use mail_directory::{View, names};
+use mail_directory::{Entry, Secret, System, View, names};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
@@ -25,9 +24,9 @@ use crate::admin::caller::Caller;
 use crate::admin::health::Certificate;
 use crate::admin::refusal::Failure;
 use crate::app::App;
-use crate::cli::prov::Prov;
 use crate::config::{Config, Source};
-use crate::provision::{self, Answer, values};
+use crate::provision::change::JudgedEditor;
+use crate::provision::{self, Answer, SharedNames, values};
 use crate::tls::{CertKey, CertStore};
 
 /// Changes at one time: each waits for those before it at the directory. One that has begun goes on when its client
@@ -368,12 +367,12 @@ async fn change(app: Arc<App>, caller: Caller, domain: String, changes: Vec<Chan
 async fn change_now(app: &Arc<App>, caller: Caller, key: &str, changes: &[Change]) -> Result<Changed, Failure> {
     let config = app.config.load_full();
     let unavailable = |message: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, message);
-    let opened = tokio::task::spawn_blocking(move || Prov::of_node(&config)).await;
+    let opened = tokio::task::spawn_blocking(move || JudgedEditor::open(&config, None, SharedNames::Refused)).await;
     let opened = opened.map_err(|error| unavailable(error.to_string()))?;
-    let mut prov = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
+    let mut editor = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
     let mut answer = Answer::default();
     let storing = STORING.lock().await;
-    let before = prov.change(Room::Domains, key, changes, &mut answer).await;
+    let before = editor.change(Room::Domains, key, changes, &mut answer).await;
     drop(storing);
     let before = before.map_err(refusal)?;
     let what = told(&before, &changed(&before, changes));

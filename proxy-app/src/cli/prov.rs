@@ -4,18 +4,14 @@
 //! over. What an administrator types is judged here before anything is written; how it is written is the business of
 //! `mail_directory::edit`.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use mail_directory::Secret;
-use mail_directory::edit::Editor;
-use mail_directory::file::YamlEditor;
-use mail_directory::ldap::LdapEditor;
-
-use crate::config::{Config, Source};
+use crate::config::Config;
+use crate::provision::change::JudgedEditor;
 use crate::provision::{Answer, Failure, SharedNames};
-use std::borrow::Cow;
 
 mod dump;
 mod flush;
@@ -100,14 +96,23 @@ impl Options {
         }
         Ok((options, rest))
     }
+
+    /// As whom the directory is changed, if they say it.
+    fn account(&self) -> anyhow::Result<Option<(&String, &PathBuf)>> {
+        // A name goes with its own password: the two are not taken from different places.
+        match (&self.bind_dn, &self.bind_password_file) {
+            (Some(dn), Some(file)) => Ok(Some((dn, file))),
+            (None, None) => Ok(None),
+            _ => anyhow::bail!("--bind-dn and --bind-password-file go together"),
+        }
+    }
 }
 
 /// The directory, open, and what the verbs need beside it.
 pub(crate) struct Prov {
-    editor: Box<dyn Editor>,
+    editor: JudgedEditor,
     socket: Option<PathBuf>,
     flags: Flags,
-    shared_names: SharedNames,
 }
 
 /// Does what the words say; without a verb, what stands in the file or on standard input.
@@ -133,10 +138,9 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
     let conf = options.conf.as_deref().unwrap_or(conf);
     let (config, _) = Config::load(conf)?;
     let mut prov = Prov {
-        editor: editor(&config, &options)?,
+        editor: JudgedEditor::open(&config, options.account()?, SharedNames::Warned)?,
         socket: config.admin.socket,
         flags: options.flags,
-        shared_names: SharedNames::Warned,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -155,48 +159,7 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Opens the directory for changes, as whoever may change it.
-fn editor(config: &Config, options: &Options) -> anyhow::Result<Box<dyn Editor>> {
-    let settings = match &config.directory.source {
-        Source::Yaml(path) => return Ok(Box::new(YamlEditor::new(path))),
-        Source::Ldap(settings) => settings,
-    };
-    let mut settings = (**settings).clone();
-    // A name goes with its own password: the two are not taken from different places.
-    let account = match (&options.bind_dn, &options.bind_password_file) {
-        (Some(dn), Some(file)) => Some((dn, file)),
-        (None, None) => config.directory.admin.as_ref().map(|(dn, file)| (dn, file)),
-        _ => anyhow::bail!("--bind-dn and --bind-password-file go together"),
-    };
-    if let Some((dn, file)) = account {
-        settings.bind = Some((dn.clone(), password(file)?));
-    }
-    Ok(Box::new(LdapEditor::new(&settings)))
-}
-
-fn password(file: &Path) -> anyhow::Result<Secret<String>> {
-    let read = std::fs::read_to_string(file).map(Secret::new);
-    let text = read.map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    let line = text.expose().trim_end_matches(['\r', '\n']);
-    // Without a password the server would let us in as nobody (RFC 4513 §5.1.2).
-    anyhow::ensure!(!line.is_empty(), "{} is empty", file.display());
-    Ok(Secret::new(line.to_owned()))
-}
-
 impl Prov {
-    /// The directory of a running node, open for changes as whoever the node file names for that.
-    ///
-    /// # Errors
-    /// The file with his password cannot be read.
-    pub(crate) fn of_node(config: &Config) -> anyhow::Result<Prov> {
-        Ok(Prov {
-            editor: editor(config, &Options::default())?,
-            socket: None,
-            flags: Flags::default(),
-            shared_names: SharedNames::Refused,
-        })
-    }
-
     /// Does one command and says what became of it. Gives the exit code.
     async fn command(&mut self, words: &[String]) -> u8 {
         let done = match verbs::parse(words, self.flags) {

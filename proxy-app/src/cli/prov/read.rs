@@ -23,26 +23,10 @@ const PUBLIC: [&str; 7] = [
 ];
 
 impl Prov {
-    /// Everything but the accounts.
-    pub(super) async fn system(&mut self) -> Result<System, Failure> {
-        let config = self.editor.entries(Room::Config).await?.pop().unwrap_or_default();
-        Ok(System::new(
-            config,
-            self.editor.entries(Room::Servers).await?,
-            self.editor.entries(Room::Domains).await?,
-            self.editor.entries(Room::Cos).await?,
-        ))
-    }
-
-    pub(super) async fn existing(&mut self, room: Room, key: &str) -> Result<Entry, Failure> {
-        let found = self.editor.find(room, key).await?;
-        found.ok_or_else(|| Failure::no_such(room, key))
-    }
-
     pub(super) async fn get(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
-        let mut entry = self.existing(room, &words[0]).await?;
+        let mut entry = self.editor.existing(room, &words[0]).await?;
         if !flags.own {
-            entry = as_it_counts(&self.system().await?, room, entry);
+            entry = as_it_counts(&self.editor.system().await?, room, entry);
         }
         let mut answer = Answer::default();
         dump::entry(&entry, &words[1..], flags, &mut answer);
@@ -50,7 +34,7 @@ impl Prov {
     }
 
     pub(super) async fn get_all(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
-        let system = self.system().await?;
+        let system = self.editor.system().await?;
         let entries = self.editor.entries(room).await?;
         let mut answer = Answer::default();
         let wanted: &[String] = if room == Room::Domains { words } else { &[] };
@@ -84,7 +68,7 @@ impl Prov {
 
     pub(super) async fn get_domain_info(&mut self, words: &[String]) -> Result<Answer, Failure> {
         let (by, value) = (words[0].to_ascii_lowercase(), words[1].as_str());
-        let system = self.system().await?;
+        let system = self.editor.system().await?;
         let found = match by.as_str() {
             "name" => system.domain(value),
             "id" => system.domain_by_id(value),
@@ -108,7 +92,7 @@ impl Prov {
     }
 
     pub(super) async fn proxy_urls(&mut self) -> Result<Answer, Failure> {
-        let system = self.system().await?;
+        let system = self.editor.system().await?;
         let urls = system.web_servers().map(|server| {
             let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
             let port = server.port_named("zimbraExtensionBindPort").unwrap_or(EXTENSION_PORT);
@@ -120,7 +104,7 @@ impl Prov {
     }
 
     pub(super) async fn proxy_backends(&mut self) -> Result<Answer, Failure> {
-        let system = self.system().await?;
+        let system = self.editor.system().await?;
         let mut answer = Answer::default();
         for server in system.web_servers() {
             let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
@@ -137,7 +121,7 @@ impl Prov {
     }
 
     pub(super) async fn proxy_domains(&mut self) -> Result<Answer, Failure> {
-        let system = self.system().await?;
+        let system = self.editor.system().await?;
         let mut answer = Answer::default();
         for domain in system.domains() {
             let names = domain.list(&a::VIRTUAL_HOSTNAME);

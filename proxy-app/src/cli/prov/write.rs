@@ -2,13 +2,12 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use mail_directory::edit::{Act, Change, Room, changed};
+use mail_directory::edit::{Act, Change, Room};
 use mail_directory::{Entry, Secret, System, attributes as a, names};
 use openssl::sha::Sha512;
 use uuid::Uuid;
 
 use crate::cli::prov::{Flags, Prov, words};
-use crate::provision::rules::Case;
 use crate::provision::{Answer, Failure, values};
 
 /// Bytes of salt behind a password's hash.
@@ -23,37 +22,8 @@ impl Prov {
             (_, []) => return Err(Failure::Usage(String::new())),
         };
         let changes = words::changes(pairs, flags.replace, &mut answer)?;
-        self.change(room, key, &changes, &mut answer).await?;
+        self.editor.change(room, key, &changes, &mut answer).await?;
         Ok(answer)
-    }
-
-    /// Judges a change of an entry, named by name or id, and makes it. Gives the entry as it was before.
-    ///
-    /// # Errors
-    /// There is no such entry, the change makes no sense, or the directory does not take it: nothing was changed.
-    pub(crate) async fn change(
-        &mut self,
-        room: Room,
-        key: &str,
-        changes: &[Change],
-        answer: &mut Answer,
-    ) -> Result<Entry, Failure> {
-        let before = self.existing(room, key).await?;
-        self.judge(room, &before, changes, answer).await?;
-        let open = self.open_file_for(changes);
-        self.editor.modify(room, before.name(), changes).await?;
-        open.into_iter().for_each(|message| answer.warn(message));
-        Ok(before)
-    }
-
-    /// What is said where a private key goes into a file that everybody could read so far.
-    fn open_file_for(&self, changes: &[Change]) -> Option<String> {
-        let is_key = |change: &Change| change.attribute.eq_ignore_ascii_case(a::SSL_PRIVATE_KEY.name);
-        let path = self.editor.open_file().filter(|_| changes.iter().any(is_key))?;
-        Some(format!(
-            "WARNING: everybody could read {}; with a private key in it, only its owner and group can",
-            path.display()
-        ))
     }
 
     pub(super) async fn create(&mut self, room: Room, words: &[String]) -> Result<Answer, Failure> {
@@ -72,7 +42,7 @@ impl Prov {
     pub(super) async fn create_alias_domain(&mut self, words: &[String]) -> Result<Answer, Failure> {
         let mut answer = Answer::default();
         let mut changes = words::changes(&words[2..], true, &mut answer)?;
-        let target = self.existing(Room::Domains, &words[1]).await?;
+        let target = self.editor.existing(Room::Domains, &words[1]).await?;
         let id = match target.first(a::ID.name) {
             Some(id) => id.to_owned(),
             None => {
@@ -89,7 +59,7 @@ impl Prov {
     }
 
     pub(super) async fn delete(&mut self, room: Room, key: &str) -> Result<Answer, Failure> {
-        let entry = self.existing(room, key).await?;
+        let entry = self.editor.existing(room, key).await?;
         match room {
             Room::Servers => self.unused_server(&entry).await?,
             Room::Domains => self.unused_domain(&entry).await?,
@@ -97,46 +67,6 @@ impl Prov {
         }
         self.editor.delete(room, entry.name()).await?;
         Ok(Answer::default())
-    }
-
-    async fn judge(
-        &mut self,
-        room: Room,
-        before: &Entry,
-        changes: &[Change],
-        answer: &mut Answer,
-    ) -> Result<(), Failure> {
-        let system = self.system().await?;
-        let after = changed(before, changes);
-        let case = Case {
-            system: &system,
-            room,
-            before,
-            after: &after,
-            shared_names: self.shared_names,
-        };
-        case.judge(answer)?;
-        let known = before.values(a::MAIL_ALIAS.name);
-        for alias in after
-            .values(a::MAIL_ALIAS.name)
-            .iter()
-            .filter(|alias| !known.contains(alias))
-        {
-            self.free_address(alias, before.name()).await?;
-        }
-        Ok(())
-    }
-
-    async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
-        let found = self.editor.find(Room::Accounts, address).await?;
-        match found.filter(|entry| names::account(entry.name()) != names::account(owner)) {
-            Some(_) => Err(crate::provision::exists(
-                "account.ACCOUNT_EXISTS",
-                "email address",
-                address,
-            )),
-            None => Ok(()),
-        }
     }
 
     /// Makes an entry with an id of its own, and tells the id.
@@ -174,9 +104,10 @@ impl Prov {
                 id
             }
         };
-        self.judge(room, &Entry::new(name.as_str()), &changes, &mut answer)
+        self.editor
+            .judge(room, &Entry::new(name.as_str()), &changes, &mut answer)
             .await?;
-        let open = self.open_file_for(&changes);
+        let open = self.editor.open_file_for(&changes);
         self.editor.create(room, &name, &changes).await?;
         open.into_iter().for_each(|message| answer.warn(message));
         answer.line(id);
@@ -192,9 +123,9 @@ impl Prov {
         answer: &mut Answer,
     ) -> Result<(), Failure> {
         let domain = name.rsplit_once('@').map_or("", |(_, domain)| domain);
-        self.existing(Room::Domains, domain).await?;
+        self.editor.existing(Room::Domains, domain).await?;
         if !changes.iter().any(|change| change.attribute == a::MAIL_HOST.name) {
-            match only_mailbox_server(&self.system().await?) {
+            match only_mailbox_server(&self.editor.system().await?) {
                 Some(host) => changes.push(set(a::MAIL_HOST.name, &host)),
                 None => answer.warn("WARNING: there is no zimbraMailHost: nobody can log in to this account"),
             }
@@ -210,7 +141,7 @@ impl Prov {
     }
 
     async fn unused_server(&mut self, server: &Entry) -> Result<(), Failure> {
-        let system = self.system().await?;
+        let system = self.editor.system().await?;
         let accounts = self.editor.entries(Room::Accounts).await?;
         let is_here = |account: &&Entry| {
             let host = account.first(a::MAIL_HOST.name).and_then(|host| system.server(host));

@@ -1,0 +1,156 @@
+//! The directory, open for changes that are judged before they are made.
+//!
+//! `portico prov` and the admin API change it through this and through nothing else.
+
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+
+use mail_directory::edit::{Change, Editor, Room, changed};
+use mail_directory::file::YamlEditor;
+use mail_directory::ldap::LdapEditor;
+use mail_directory::{Entry, Secret, System, attributes as a, names};
+
+use crate::config::{Config, Source};
+use crate::provision::rules::Case;
+use crate::provision::{Answer, Failure, SharedNames, exists};
+
+/// An open directory.
+pub(crate) struct JudgedEditor {
+    editor: Box<dyn Editor>,
+    shared_names: SharedNames,
+}
+
+impl Deref for JudgedEditor {
+    type Target = dyn Editor;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.editor
+    }
+}
+
+impl DerefMut for JudgedEditor {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut *self.editor
+    }
+}
+
+impl JudgedEditor {
+    /// Opens the directory of this node file. Where it is LDAP it is changed as `account`, a name and the file with
+    /// its password, or else as whoever the node file names for that.
+    ///
+    /// # Errors
+    /// The file with the password cannot be read.
+    pub(crate) fn open(
+        config: &Config,
+        account: Option<(&String, &PathBuf)>,
+        shared_names: SharedNames,
+    ) -> anyhow::Result<JudgedEditor> {
+        Ok(JudgedEditor {
+            editor: editor(config, account)?,
+            shared_names,
+        })
+    }
+
+    /// Everything but the accounts.
+    pub(crate) async fn system(&mut self) -> Result<System, Failure> {
+        let config = self.editor.entries(Room::Config).await?.pop().unwrap_or_default();
+        Ok(System::new(
+            config,
+            self.editor.entries(Room::Servers).await?,
+            self.editor.entries(Room::Domains).await?,
+            self.editor.entries(Room::Cos).await?,
+        ))
+    }
+
+    pub(crate) async fn existing(&mut self, room: Room, key: &str) -> Result<Entry, Failure> {
+        let found = self.editor.find(room, key).await?;
+        found.ok_or_else(|| Failure::no_such(room, key))
+    }
+
+    /// Judges a change of an entry, named by name or id, and makes it. Gives the entry as it was before.
+    ///
+    /// # Errors
+    /// There is no such entry, the change makes no sense, or the directory does not take it: nothing was changed.
+    pub(crate) async fn change(
+        &mut self,
+        room: Room,
+        key: &str,
+        changes: &[Change],
+        answer: &mut Answer,
+    ) -> Result<Entry, Failure> {
+        let before = self.existing(room, key).await?;
+        self.judge(room, &before, changes, answer).await?;
+        let open = self.open_file_for(changes);
+        self.editor.modify(room, before.name(), changes).await?;
+        open.into_iter().for_each(|message| answer.warn(message));
+        Ok(before)
+    }
+
+    /// What is said where a private key goes into a file that everybody could read so far.
+    pub(crate) fn open_file_for(&self, changes: &[Change]) -> Option<String> {
+        let is_key = |change: &Change| change.attribute.eq_ignore_ascii_case(a::SSL_PRIVATE_KEY.name);
+        let path = self.editor.open_file().filter(|_| changes.iter().any(is_key))?;
+        Some(format!(
+            "WARNING: everybody could read {}; with a private key in it, only its owner and group can",
+            path.display()
+        ))
+    }
+
+    pub(crate) async fn judge(
+        &mut self,
+        room: Room,
+        before: &Entry,
+        changes: &[Change],
+        answer: &mut Answer,
+    ) -> Result<(), Failure> {
+        let system = self.system().await?;
+        let after = changed(before, changes);
+        let case = Case {
+            system: &system,
+            room,
+            before,
+            after: &after,
+            shared_names: self.shared_names,
+        };
+        case.judge(answer)?;
+        let known = before.values(a::MAIL_ALIAS.name);
+        for alias in after
+            .values(a::MAIL_ALIAS.name)
+            .iter()
+            .filter(|alias| !known.contains(alias))
+        {
+            self.free_address(alias, before.name()).await?;
+        }
+        Ok(())
+    }
+
+    async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
+        let found = self.editor.find(Room::Accounts, address).await?;
+        match found.filter(|entry| names::account(entry.name()) != names::account(owner)) {
+            Some(_) => Err(exists("account.ACCOUNT_EXISTS", "email address", address)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn editor(config: &Config, account: Option<(&String, &PathBuf)>) -> anyhow::Result<Box<dyn Editor>> {
+    let settings = match &config.directory.source {
+        Source::Yaml(path) => return Ok(Box::new(YamlEditor::new(path))),
+        Source::Ldap(settings) => settings,
+    };
+    let mut settings = (**settings).clone();
+    let admin = || config.directory.admin.as_ref().map(|(dn, file)| (dn, file));
+    if let Some((dn, file)) = account.or_else(admin) {
+        settings.bind = Some((dn.clone(), password(file)?));
+    }
+    Ok(Box::new(LdapEditor::new(&settings)))
+}
+
+fn password(file: &Path) -> anyhow::Result<Secret<String>> {
+    let read = std::fs::read_to_string(file).map(Secret::new);
+    let text = read.map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    let line = text.expose().trim_end_matches(['\r', '\n']);
+    // Without a password the server would let us in as nobody (RFC 4513 §5.1.2).
+    anyhow::ensure!(!line.is_empty(), "{} is empty", file.display());
+    Ok(Secret::new(line.to_owned()))
+}
