@@ -35,6 +35,7 @@ pub mod route;
 mod scrape;
 pub mod seats;
 pub mod sessions;
+pub mod turns;
 
 use caller::Caller;
 use seats::{Reach, Seats};

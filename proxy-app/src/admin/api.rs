@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use http_body_util::BodyExt as _;
 use utoipa::openapi::{self, Content, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi as _, ToSchema};
@@ -18,6 +18,7 @@ use utoipa_axum::routes;
 
 use crate::admin::caller::{self, guard};
 use crate::admin::refusal::Failure;
+use crate::admin::turns::Turns;
 use crate::admin::{act, console, domains, health, route, sessions};
 use crate::app::App;
 
@@ -55,6 +56,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(bounded))
         .layer(middleware::from_fn(patience))
+        .layer(Extension(Arc::new(Turns::default())))
         .layer(middleware::from_fn_with_state(app.clone(), guard))
         .layer(middleware::map_response(as_it_says))
         .with_state(app)

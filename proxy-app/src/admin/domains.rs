@@ -15,7 +15,6 @@ use mail_directory::attributes::{self as a, Attribute};
 use mail_directory::edit::{Act, Change, Room, changed};
 use mail_directory::{Entry, Secret, System, View, names};
 use serde::{Deserialize, Deserializer, Serialize};
-use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
@@ -23,19 +22,13 @@ use crate::admin::act;
 use crate::admin::caller::Caller;
 use crate::admin::health::Certificate;
 use crate::admin::refusal::Failure;
+use crate::admin::turns::Turns;
 use crate::app::App;
 use crate::config::{Config, Source};
 use crate::provision::change::JudgedEditor;
 use crate::provision::{self, Answer, SharedNames, values};
 use crate::tls::{CertKey, CertStore};
 
-/// Changes at one time: each waits for those before it at the directory. One that has begun goes on when its client
-/// has gone.
-static CHANGES: Semaphore = Semaphore::const_new(4);
-/// Held from the judgement of a change until it is stored: two at once would both find a name free.
-static STORING: Mutex<()> = Mutex::const_new(());
-/// Lists that are made at one time. One that has begun is made to its end, also when its client has gone.
-static LISTS: Semaphore = Semaphore::const_new(4);
 /// How long a change is looked for where the node reads; a replica may be behind.
 const SEEN: Duration = Duration::from_secs(5);
 /// In the first line of a private key.
@@ -99,9 +92,18 @@ pub struct Wanted {
 
 /// Lists domains with their virtual host names and the certificates that are shown for them.
 #[utoipa::path(get, path = "/v1/domains", params(Wanted), responses((status = 200, body = Domains)))]
-pub async fn list(State(app): State<Arc<App>>, Query(wanted): Query<Wanted>) -> Result<Json<Domains>, Failure> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Extension(turns): Extension<Arc<Turns>>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Domains>, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    let turn = LISTS.acquire().await.map_err(|error| failed(&error))?;
+    let turn = turns
+        .lists
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(|error| failed(&error))?;
     let (system, store) = (app.snapshot.load().system.clone(), app.certificates());
     let kept_in = kept_in(&app.config.load());
     // A hoster has tens of thousands, and each certificate is looked at.
@@ -251,10 +253,11 @@ pub struct Changed {
 pub async fn set_virtual_hosts(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
     Json(names): Json<NewNames>,
 ) -> Result<Json<Changed>, Failure> {
-    change(app, caller, domain, names.changes()).await
+    change(app, turns, caller, domain, names.changes()).await
 }
 
 impl NewNames {
@@ -293,11 +296,12 @@ impl NewNames {
 pub async fn set_certificate(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
     body: Result<Json<NewCertificate>, JsonRejection>,
 ) -> Result<Json<Changed>, Failure> {
     let Json(new) = body.map_err(|rejection| unread(&rejection))?;
-    change(app, caller, domain, new.changes()?).await
+    change(app, turns, caller, domain, new.changes()?).await
 }
 
 /// What the framework says of a body may quote it, and a key may stand in it.
@@ -337,10 +341,11 @@ impl NewCertificate {
 pub async fn remove_certificate(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
 ) -> Result<Json<Changed>, Failure> {
     let changes = [&a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY].map(|attribute| replace(attribute, None));
-    change(app, caller, domain, changes.into()).await
+    change(app, turns, caller, domain, changes.into()).await
 }
 
 fn replace(attribute: &Attribute, value: Option<String>) -> Change {
@@ -351,27 +356,44 @@ fn replace(attribute: &Attribute, value: Option<String>) -> Change {
 }
 
 /// Makes a change and has it taken over. Once begun, it goes on to its end, also when nobody waits for it any more.
-async fn change(app: Arc<App>, caller: Caller, domain: String, changes: Vec<Change>) -> Result<Json<Changed>, Failure> {
+async fn change(
+    app: Arc<App>,
+    turns: Arc<Turns>,
+    caller: Caller,
+    domain: String,
+    changes: Vec<Change>,
+) -> Result<Json<Changed>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         let message = format!("the change did not end: {error}");
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     };
-    let turn = CHANGES.acquire().await.map_err(|error| failed(&error))?;
+    let turn = turns
+        .changes
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(|error| failed(&error))?;
     let task = tokio::spawn(async move {
         let _turn = turn;
-        change_now(&app, caller, &domain, &changes).await
+        change_now(&app, &turns, caller, &domain, &changes).await
     });
     task.await.map_err(|error| failed(&error))?.map(Json)
 }
 
-async fn change_now(app: &Arc<App>, caller: Caller, key: &str, changes: &[Change]) -> Result<Changed, Failure> {
+async fn change_now(
+    app: &Arc<App>,
+    turns: &Turns,
+    caller: Caller,
+    key: &str,
+    changes: &[Change],
+) -> Result<Changed, Failure> {
     let config = app.config.load_full();
     let unavailable = |message: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, message);
     let opened = tokio::task::spawn_blocking(move || JudgedEditor::open(&config, None, SharedNames::Refused)).await;
     let opened = opened.map_err(|error| unavailable(error.to_string()))?;
     let mut editor = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
     let mut answer = Answer::default();
-    let storing = STORING.lock().await;
+    let storing = turns.storing.lock().await;
     let before = editor.change(Room::Domains, key, changes, &mut answer).await;
     drop(storing);
     let before = before.map_err(refusal)?;

@@ -11,19 +11,17 @@ use route_cache::{
     AccountSaid, Answer, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierSaid, UpstreamTls,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::admin::act;
 use crate::admin::caller::Caller;
 use crate::admin::refusal::Failure;
+use crate::admin::turns::Turns;
 use crate::app::App;
 use crate::upstream::groups::Health;
 
 /// Most logins in one purge.
 const MAX_PURGE: usize = 1000;
-/// Purges at one time. One that has begun goes on when its client has gone.
-static PURGES: Semaphore = Semaphore::const_new(16);
 
 /// What a client wants to be served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
@@ -386,6 +384,7 @@ pub struct ForgottenName {
 pub async fn purge(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    Extension(turns): Extension<Arc<Turns>>,
     Json(purge): Json<Purge>,
 ) -> Result<Json<Forgotten>, Failure> {
     if purge.all != purge.logins.is_empty() || purge.logins.len() > MAX_PURGE {
@@ -411,7 +410,12 @@ pub async fn purge(
             format!("the purge did not end: {error}"),
         )
     };
-    let turn = PURGES.acquire().await.map_err(|error| failed(&error))?;
+    let turn = turns
+        .purges
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(|error| failed(&error))?;
     let task = tokio::spawn(async move {
         let _turn = turn;
         forget(&app, caller, lookups).await

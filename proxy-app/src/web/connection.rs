@@ -34,6 +34,7 @@ use crate::web::websocket;
 const KEEPALIVE: Duration = Duration::from_secs(75);
 /// Length of what an HTTP/2 client says first (RFC 9113 §3.4).
 const H2_PREFACE: usize = 24;
+
 /// Serves a connection to its end, or until its client is the slowest of too many.
 pub async fn serve(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     let Some(web) = client_in(&stream.carrier) else {

@@ -50,6 +50,7 @@ const ROUTE_YOUNG: Duration = Duration::from_secs(5);
 const TRIES: usize = 3;
 /// Most answers before the answer: enough for one that is announced for half an hour (102, RFC 2518 §10.1).
 const INTERIM_MAX: usize = 100;
+
 /// The web side of the house.
 pub struct Web {
     pub(crate) app: Arc<App>,

@@ -1,0 +1,29 @@
+//! Whose turn it is where requests of the admin API are heavy: so many at one time, the others wait.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, Semaphore};
+
+/// Those of one router.
+pub struct Turns {
+    /// Changes of the directory: each waits for those before it there. One that has begun goes on when its client
+    /// has gone.
+    pub changes: Arc<Semaphore>,
+    /// Held from the judgement of a change until it is stored: two at once would both find a name free.
+    pub storing: Mutex<()>,
+    /// Lists of domains. One that has begun is made to its end, also when its client has gone.
+    pub lists: Arc<Semaphore>,
+    /// Purges of routes.
+    pub purges: Arc<Semaphore>,
+}
+
+impl Default for Turns {
+    fn default() -> Turns {
+        Turns {
+            changes: Arc::new(Semaphore::new(4)),
+            storing: Mutex::default(),
+            lists: Arc::new(Semaphore::new(4)),
+            purges: Arc::new(Semaphore::new(16)),
+        }
+    }
+}
