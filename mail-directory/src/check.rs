@@ -10,8 +10,16 @@ use crate::names::host as host_name;
 use crate::system::{Entries, System, address};
 use crate::yaml::{Problem, Problems, Severity};
 
+impl System {
+    /// What is wrong with the entries: values that cannot be read, names claimed twice, targets that are not
+    /// there, attributes that look mistyped.
+    pub fn check(&self) -> Problems {
+        system(self)
+    }
+}
+
 /// All problems of everything but accounts.
-pub(super) fn system(system: &System) -> Problems {
+fn system(system: &System) -> Problems {
     let mut problems = Problems::new();
     entry(&system.config, "config", Scope::Global, &mut problems);
     let rooms = [

@@ -10,7 +10,6 @@ use crate::entry::Entry;
 use crate::names::host as host_name;
 use crate::names::{domain_of, fold};
 use crate::view::{Inherits, View};
-use crate::yaml::Problems;
 
 /// Global config, servers, domains and classes of service at one moment. Never changed: a change of the
 /// directory makes a new one.
@@ -173,12 +172,6 @@ impl System {
         let key = fold(id_or_name);
         let name = self.cos_by_id.get(&key).map_or(key.as_str(), |name| name);
         self.cos.get(name)
-    }
-
-    /// What is wrong with the entries: values that cannot be read, names claimed twice, targets that are not
-    /// there, attributes that look mistyped.
-    pub fn check(&self) -> Problems {
-        super::check::system(self)
     }
 
     /// The folded entry name of the server that `host` means, shared with this system.

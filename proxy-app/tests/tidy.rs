@@ -58,6 +58,85 @@ fn arrows_only_go_down() {
     none("see docs/ARCHITECTURE.md, \"From above\"", wrong);
 }
 
+/// The floors of a crate, from top to bottom; folders of one floor may not name each other. A file beside the folders
+/// stands on the floor of its name; `main` and `lib` are above all.
+const FLOORS: [(&str, &[&[&str]]); 1] = [(
+    "proxy-app",
+    &[
+        &["cli"],
+        &["process"],
+        &["admin"],
+        &["listen"],
+        &["web"],
+        &["app"],
+        &["locations", "provision"],
+        &["upstream", "config"],
+        &["http"],
+        &["tls"],
+        &["node"],
+    ],
+)];
+
+#[test]
+fn folders_name_only_those_below_them() {
+    let mut wrong = Vec::new();
+    for (name, floors) in FLOORS {
+        let floor = |module: &str| {
+            let folder = module.split("::").next().unwrap_or_default();
+            let at = floors.iter().position(|floor| floor.contains(&folder));
+            at.unwrap_or_else(|| panic!("{name}/src/{folder} is on no floor of FLOORS"))
+        };
+        for arrow in arrows(name) {
+            let same = arrow.from.split("::").next() == arrow.to.split("::").next();
+            if !same && floor(&arrow.to) <= floor(&arrow.from) {
+                wrong.push(arrow.to_string());
+            }
+        }
+    }
+    none(
+        "a folder names only folders below it: FLOORS in tests/tidy.rs, docs/ARCHITECTURE.md",
+        wrong,
+    );
+}
+
+#[test]
+fn files_do_not_name_each_other_in_a_circle() {
+    let mut wrong = Vec::new();
+    for name in ["mail-directory", "mail-proxy", "proxy-app"] {
+        let arrows = arrows(name);
+        let mut below: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for arrow in &arrows {
+            below.entry(&arrow.from).or_default().insert(&arrow.to);
+        }
+        // What can be reached from a file, until nothing is added any more.
+        let mut reached = below.clone();
+        loop {
+            let mut grown = false;
+            for files in reached.values_mut() {
+                let further: BTreeSet<&str> = files
+                    .iter()
+                    .filter_map(|file| below.get(file))
+                    .flatten()
+                    .copied()
+                    .collect();
+                grown |= !further.is_subset(files);
+                files.extend(further);
+            }
+            if !grown {
+                break;
+            }
+        }
+        let leads = |from: &str, to: &str| reached.get(from).is_some_and(|files| files.contains(to));
+        wrong.extend(
+            arrows
+                .iter()
+                .filter(|arrow| leads(&arrow.to, &arrow.from))
+                .map(ToString::to_string),
+        );
+    }
+    none("no file is named by those that it names", wrong);
+}
+
 #[test]
 fn every_key_of_the_node_file_is_documented_and_shown() {
     let keys = config_keys();
@@ -336,6 +415,120 @@ fn collect(folder: &Path, extension: &str, found: &mut Vec<String>) {
         } else if path.extension().is_some_and(|e| e == extension) {
             let inside = path.strip_prefix(house()).expect("found below it");
             found.push(inside.to_string_lossy().into_owned());
+        }
+    }
+}
+
+/// A file names another one of its crate.
+struct Arrow {
+    /// The module of the file, `web::way`.
+    from: String,
+    to: String,
+    /// Where: path and line.
+    at: String,
+}
+
+impl std::fmt::Display for Arrow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} → {}", self.at, self.from, self.to)
+    }
+}
+
+/// Which file names which, by the paths that begin with `crate` or `super` in what is no test. A file and its children
+/// are one: it may use what it declares. `main.rs` and `lib.rs` may name all.
+fn arrows(name: &str) -> Vec<Arrow> {
+    let root = format!("{name}/src/");
+    let paths = files(&root, "rs");
+    let module = |path: &str| {
+        path.trim_start_matches(&root)
+            .trim_end_matches(".rs")
+            .replace('/', "::")
+    };
+    let modules: BTreeSet<String> = paths.iter().map(|path| module(path)).collect();
+    let mut found = Vec::new();
+    for path in &paths {
+        let from = module(path);
+        if ["main", "lib"].contains(&from.as_str()) {
+            continue;
+        }
+        for (line, named) in named(&text(path)) {
+            let mut words: Vec<&str> = named.split("::").collect();
+            let mut base: Vec<&str> = Vec::new();
+            if words[0] == "super" {
+                base = from.split("::").collect();
+            }
+            while words.first() == Some(&"super") {
+                base.pop();
+                words.remove(0);
+            }
+            if words.first() == Some(&"crate") {
+                words.remove(0);
+            }
+            base.extend(words);
+            let to = (1..=base.len()).rev().map(|length| base[..length].join("::"));
+            let to = to.into_iter().find(|to| modules.contains(to));
+            if let Some(to) = to.filter(|to| *to != from && !to.starts_with(&format!("{from}::"))) {
+                let at = format!("{path}:{line}");
+                found.push(Arrow {
+                    from: from.clone(),
+                    to,
+                    at,
+                });
+            }
+        }
+    }
+    assert!(found.len() > 20, "the scan of {name} finds too little: {}", found.len());
+    found
+}
+
+/// The paths of a source that begin with `crate` or `super`, with their lines. Lists in braces are taken apart.
+fn named(source: &str) -> Vec<(usize, String)> {
+    let source = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let source = lines.collect::<Vec<_>>().join("\n");
+    let starts = ["crate::", "super::"]
+        .into_iter()
+        .flat_map(|start| source.match_indices(start));
+    let mut found = Vec::new();
+    for (at, _) in starts {
+        let before = source[..at].chars().next_back();
+        // `pub(super)` has no colons behind it; `super::super::` is one path.
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+            continue;
+        }
+        let line = source[..at].matches('\n').count() + 1;
+        let mut paths = Vec::new();
+        taken_apart("", &source[at..], &mut paths);
+        found.extend(paths.into_iter().map(|path| (line, path)));
+    }
+    found
+}
+
+/// Takes one path, or one list of paths, off a text. Gives what is left.
+fn taken_apart<'a>(prefix: &str, text: &'a str, paths: &mut Vec<String>) -> &'a str {
+    let text = text.trim_start();
+    let end = text
+        .find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+        .unwrap_or(text.len());
+    let (path, mut rest) = text.split_at(end);
+    let path = format!("{prefix}{path}");
+    match rest.strip_prefix('{').filter(|_| path.ends_with("::")) {
+        Some(mut list) => loop {
+            list = taken_apart(&path, list, paths).trim_start();
+            // `a as b`
+            let next = list.find([',', '}']).unwrap_or(list.len());
+            list = &list[next..];
+            match list.strip_prefix(',') {
+                Some(more) if !more.trim_start().starts_with('}') => list = more,
+                _ => {
+                    rest = list.trim_start_matches([',', ' ', '\n']);
+                    return rest.strip_prefix('}').unwrap_or(rest);
+                }
+            }
+        },
+        None => {
+            paths.push(path.trim_end_matches("::self").trim_end_matches(':').to_owned());
+            rest
         }
     }
 }
