@@ -26,7 +26,7 @@ const NODE_FILE: &str = "/etc/portico/portico.yaml";
 /// Longer than any drain. Seconds.
 const PINGORA_WAITS: u64 = 10 * 365 * 24 * 3600;
 
-/// The front door of a mail system: takes HTTPS, IMAP(S) and POP3(S) users to the server that holds their mail.
+/// The front door of a mail system: proxies HTTPS, IMAP(S) and POP3(S) to the server that holds the user's mail.
 #[derive(Debug, Parser)]
 #[command(name = "portico", version, args_conflicts_with_subcommands = false)]
 pub struct Cli {
@@ -36,7 +36,7 @@ pub struct Cli {
     /// Run in the background.
     #[arg(short, long)]
     pub daemon: bool,
-    /// Take over the listening sockets of the running process, which then lets its sessions end by themselves.
+    /// Take over the listening sockets of the running process, which keeps its sessions until they end.
     #[arg(short, long)]
     pub upgrade: bool,
     /// Test the configuration and exit.
@@ -50,26 +50,26 @@ pub struct Cli {
 /// What to do instead of running.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Load the node file, the directory and every certificate, and print all problems.
+    /// Check the node file, the directory and all certificates, and print every problem.
     Check,
     /// Ask the running process.
     #[command(flatten)]
     Ask(node::Verb),
-    /// Look at the directory and change it, as with Carbonio's `prov`.
+    /// Read and change the directory, like Carbonio's `prov`.
     #[command(disable_help_flag = true)]
     Prov {
-        /// A verb and its words; `help` shows them all.
+        /// A command and its arguments; `help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
-    /// Print completions for a shell.
+    /// Print the completions for a shell.
     Completions {
-        /// Which one.
+        /// The shell.
         shell: pages::Shell,
     },
-    /// Write a man page for each verb into a folder.
+    /// Write a man page for each command into a folder.
     Man {
-        /// The folder, such as /usr/local/share/man/man1.
+        /// The folder, for example /usr/local/share/man/man1.
         folder: PathBuf,
     },
 }

@@ -575,7 +575,7 @@ fn a_browser_sees_who_is_there() -> Result<()> {
         go(&browser, "sessions", "Sessions")?;
         browser.must(&has_text("alice@a.example"))?;
         browser.type_into("#filter", "nobody at all")?;
-        browser.must(&has_text("No session is like that."))?;
+        browser.must(&has_text("No session matches."))?;
 
         go(&browser, "logins", "Logins")?;
         browser.must(&has_text(HOSTILE))?;
@@ -598,7 +598,7 @@ fn a_browser_sees_who_is_there() -> Result<()> {
         browser.run("document.getElementById('login').value = ''")?;
         browser.type_into("#login", HOSTILE)?;
         browser.click("#explain")?;
-        browser.must(&format!("{} && {}", has_text(HOSTILE), has_text("nowhere")))?;
+        browser.must(&format!("{} && {}", has_text(HOSTILE), has_text("no route")))?;
 
         go(&browser, "upstreams", "Upstreams")?;
         browser.must(&has_text("store1.example.test"))?;
@@ -710,7 +710,7 @@ fn a_browser_without_a_token_only_looks() -> Result<()> {
         let browser = Browser::start(scene.stage, &[("evil.example", api.address)])?;
         let _alice = scene.login("alice")?;
         browser.open(&format!("http://{}/", api.address))?;
-        browser.must(&has_text("You can look at everything and change nothing"))?;
+        browser.must(&has_text("You can view everything but change nothing"))?;
         browser.must(&has_text("admin.http is read-only without admin.token_file"))?;
         for (view, heading) in VIEWS {
             go(&browser, view, heading)?;

@@ -31,11 +31,11 @@ pub fn audit(app: &App, caller: Caller, act: String) {
 pub struct Reloaded {
     /// Number of the configuration that is in force now.
     pub generation: u64,
-    /// What is different from before, a sentence each. Empty: nothing.
+    /// What changed, one sentence each; empty: nothing.
     pub changes: Vec<String>,
-    /// Keys of the node file whose new values only a new process will take.
+    /// Keys of the node file whose new values take effect only after an upgrade.
     pub needs_upgrade: Vec<String>,
-    /// What should be looked at.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
@@ -43,14 +43,14 @@ pub struct Reloaded {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct HowToReload {
-    /// Also a directory in which there is no server or no domain any more.
+    /// Accept a directory that has no server or no domain any more.
     #[serde(default)]
     force: bool,
 }
 
 /// Reads the node file, the directory and the certificates again, as SIGHUP does.
 ///
-/// What cannot be used changes nothing; the answer then names every problem.
+/// A part that cannot be used changes nothing; the response then lists every problem.
 #[utoipa::path(post, path = "/v1/reload", params(HowToReload), responses(
     (status = 200, body = Reloaded),
     (status = 422, description = "Something cannot be used", body = Failure),

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
     title = "Portico",
-    description = "The admin API of a running node. On the socket its file permissions decide who may use it; on \
+    description = "The admin API of a running node. Access to the socket is controlled by its file permissions; on \
                    TCP it is read-only unless a token is configured."
 ))]
 struct Description;
@@ -94,20 +94,20 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
 
 /// What is said to every request of a kind stands at each of its paths in the description.
 fn with_usual_refusals(mut description: OpenApi) -> OpenApi {
-    const ASKED: [(StatusCode, &str); 1] = [(StatusCode::BAD_REQUEST, "The request makes no sense")];
+    const ASKED: [(StatusCode, &str); 1] = [(StatusCode::BAD_REQUEST, "A parameter is missing or not valid")];
     const ORDERED: [(StatusCode, &str); 4] = [
-        (StatusCode::BAD_REQUEST, "The body is no JSON"),
+        (StatusCode::BAD_REQUEST, "The body is not JSON"),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is longer than 64 KiB"),
-        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not said to be JSON"),
-        (StatusCode::UNPROCESSABLE_ENTITY, "The JSON is not of this form"),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type is not JSON"),
+        (StatusCode::UNPROCESSABLE_ENTITY, "The JSON does not match the schema"),
     ];
     const GUARDED: [(StatusCode, &str); 3] = [
         (StatusCode::UNAUTHORIZED, "This needs the token"),
         (
             StatusCode::FORBIDDEN,
-            "Without a token nothing is changed, and the Host must be one of ours",
+            "Without a token nothing can be changed, and Host must be a name or address of this node",
         ),
-        (StatusCode::REQUEST_TIMEOUT, "It takes more than a minute"),
+        (StatusCode::REQUEST_TIMEOUT, "The request took more than a minute"),
     ];
     for (path, item) in &mut description.paths.paths {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];

@@ -51,16 +51,16 @@ impl fmt::Display for Caller {
 /// Why nothing can be changed on TCP.
 const READ_ONLY: &str = "admin.http is read-only without admin.token_file; use the socket";
 
-/// What whoever asks may do.
+/// What the caller may do.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Access {
-    /// Whether he may change something.
+    /// Whether the caller may change something.
     pub may_change: bool,
     /// Why not.
     pub why_not: Option<String>,
 }
 
-/// Says what the caller may do here.
+/// Returns what the caller may do here.
 #[utoipa::path(get, path = "/v1/access", responses((status = 200, body = Access)))]
 pub async fn access(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Access> {
     // Where there is a token, whoever has come here has shown it.

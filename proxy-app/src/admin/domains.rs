@@ -36,31 +36,31 @@ const PRIVATE: &str = "PRIVATE KEY-----";
 /// How often.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Domains that were found.
+/// The domains found.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Domains {
-    /// Where the domains are kept, for people.
+    /// Where the domains are stored, as a sentence.
     pub kept_in: String,
     /// By name.
     pub domains: Vec<Domain>,
-    /// How many more there are than were asked for.
+    /// How many more were found than `limit`.
     pub more: u64,
 }
 
-/// A domain, with what it shows to clients.
+/// A domain, its virtual host names and its certificate.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Domain {
     /// Its name.
     pub name: String,
-    /// The domain for which this alias domain stands.
+    /// The target of this alias domain.
     pub alias_of: Option<String>,
-    /// Its virtual host names, as the configuration in force has them.
+    /// Its virtual host names, as in the configuration in force.
     pub virtual_hosts: Vec<VirtualHost>,
-    /// The certificate of its own that is shown to clients; without it they are shown the default.
+    /// Its own certificate, if one is in use; without it clients get the default certificate.
     pub certificate: Option<Certificate>,
-    /// Why the certificate that the directory has is not the one that is shown.
+    /// Why the certificate in the directory is not in use.
     pub problem: Option<String>,
-    /// Its virtual host names that the certificate which is shown for them is not good for.
+    /// Its virtual host names for which the certificate in use is not valid.
     pub uncovered: Vec<String>,
 }
 
@@ -69,11 +69,11 @@ pub struct Domain {
 pub struct VirtualHost {
     /// The name, or a pattern `*.name`.
     pub name: String,
-    /// Which certificate is shown for it: `own`, `default`, `other` (another domain's) or `none`.
+    /// Which certificate clients get for it: `own`, `default`, `other` (another domain's) or `none`.
     pub shown: String,
-    /// Whether that is good for the name.
+    /// Whether that certificate is valid for the name.
     pub covered: bool,
-    /// The domain that has the name, too, and keeps it.
+    /// Another domain that has the name as well, and to which it belongs.
     pub taken_by: Option<String>,
 }
 
@@ -81,16 +81,16 @@ pub struct VirtualHost {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Wanted {
-    /// Those with this in their name, or in a virtual host name.
+    /// Only those with this text in their name or a virtual host name.
     text: Option<String>,
-    /// At most so many.
+    /// At most this many.
     limit: Option<usize>,
-    /// Only those for which no good certificate is shown.
+    /// Only those with a name that no valid certificate covers.
     #[serde(default)]
     faulty: bool,
 }
 
-/// Lists domains with their virtual host names and the certificates that are shown for them.
+/// Lists domains with their virtual host names and the certificates in use for them.
 #[utoipa::path(get, path = "/v1/domains", params(Wanted), responses((status = 200, body = Domains)))]
 pub async fn list(
     State(app): State<Arc<App>>,
@@ -197,13 +197,13 @@ impl VirtualHost {
     }
 }
 
-/// The virtual host names that a domain is to have.
+/// The virtual host names to set.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewNames {
     /// All of them.
     pub virtual_hosts: Vec<String>,
-    /// Those that it had when this was decided. With it, what somebody else has added or taken away since stays so.
+    /// Those that the administrator saw before the change. With it, changes that others made meanwhile are kept.
     #[serde(default)]
     pub before: Option<Vec<String>>,
 }
@@ -212,12 +212,12 @@ pub struct NewNames {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewCertificate {
-    /// The certificate; the rest of its chain may follow.
+    /// The certificate; its chain may follow.
     certificate: String,
     /// The rest of its chain.
     #[serde(default)]
     chain: Option<String>,
-    /// Its private key, not encrypted; absent: the one that is there already. It is never told again.
+    /// Its private key, not encrypted; absent: the key already stored. It is never returned.
     #[serde(default, deserialize_with = "secret")]
     #[schema(value_type = Option<String>, write_only)]
     key: Option<Secret<String>>,
@@ -230,24 +230,24 @@ fn secret<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Secret<String>>,
 /// A domain after a change.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Changed {
-    /// As the configuration in force has it.
+    /// As in the configuration in force.
     pub domain: Domain,
-    /// Whether this node has taken the change over. It is stored either way.
+    /// Whether the change is in force on this node. It is stored either way.
     pub in_force: bool,
-    /// What should be looked at.
+    /// Warnings.
     pub warnings: Vec<String>,
     /// Number of the configuration in force.
     pub generation: u64,
 }
 
-/// Sets the virtual host names of a domain, in the directory. They count at once.
+/// Sets the virtual host names of a domain in the directory. They take effect at once.
 #[utoipa::path(put, path = "/v1/domains/{domain}/virtual-hosts", request_body = NewNames, params(
     ("domain" = String, Path, description = "Name of the domain"),
 ), responses(
     (status = 200, body = Changed),
     (status = 404, description = "There is no such domain", body = Failure),
     (status = 409, description = "A name already belongs to another domain", body = Failure),
-    (status = 422, description = "A name is none", body = Failure),
+    (status = 422, description = "A name is not a valid host name", body = Failure),
     (status = 503, description = "The directory cannot be changed", body = Failure),
 ))]
 pub async fn set_virtual_hosts(
@@ -283,7 +283,7 @@ impl NewNames {
     }
 }
 
-/// Stores a certificate and its key for a domain, in the directory. The next handshake shows it.
+/// Stores a certificate and its key for a domain in the directory. It is used from the next handshake on.
 #[utoipa::path(put, path = "/v1/domains/{domain}/certificate", request_body = NewCertificate, params(
     ("domain" = String, Path, description = "Name of the domain"),
 ), responses(
@@ -330,7 +330,7 @@ impl NewCertificate {
     }
 }
 
-/// Takes certificate and key of a domain out of the directory. Its names are shown the default certificate at once.
+/// Removes certificate and key of a domain from the directory. Its names get the default certificate at once.
 #[utoipa::path(delete, path = "/v1/domains/{domain}/certificate", params(
     ("domain" = String, Path, description = "Name of the domain"),
 ), responses(

@@ -20,7 +20,7 @@ use crate::upstream::groups::{self, Health};
 /// Heaviest share of requests.
 const MAX_WEIGHT: u32 = 1000;
 
-/// The counters of this process, as Prometheus reads them.
+/// Returns the metrics of this process, in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String)))]
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     match scrape::text(&app) {
@@ -29,17 +29,17 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     }
 }
 
-/// Says that the process lives.
+/// Returns 200 while the process runs.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, content_type = "text/plain", body = String)))]
 pub async fn alive() -> &'static str {
     "alive\n"
 }
 
-/// Says whether new clients may be sent here: the directory was read, the listeners are open, and the node is not
-/// being drained.
+/// Returns whether the node is ready for new clients: the directory was read, the listeners are open, and the node is
+/// not being drained.
 #[utoipa::path(get, path = "/readyz", responses(
     (status = 200, content_type = "text/plain", body = String),
-    (status = 503, description = "Why not, a line each", content_type = "text/plain", body = String),
+    (status = 503, description = "The reasons, one per line", content_type = "text/plain", body = String),
 ))]
 pub async fn ready(State(app): State<Arc<App>>) -> Response {
     let reasons = app.not_ready();
@@ -63,21 +63,21 @@ pub struct Upstream {
     pub group: String,
     /// Name of the server's entry, or its host.
     pub server: String,
-    /// Where it is reached.
+    /// Its address and port.
     pub address: String,
-    /// `up`, `not_ready` (it says so itself) or `unreachable`.
+    /// `up`, `not_ready` (the server's own answer) or `unreachable`.
     pub health: String,
-    /// What the last check that failed found.
+    /// Why the last failed check failed.
     pub why: Option<String>,
-    /// It is kept out by an administrator.
+    /// An administrator has put it into maintenance.
     pub maintenance: bool,
-    /// Seconds for which requests still leave it alone because it did not answer one.
+    /// Seconds for which it still gets no requests, because it failed to answer one.
     pub ejected: Option<u64>,
-    /// Its share of the requests.
+    /// Its weight.
     pub weight: u32,
-    /// Requests that it is answering.
+    /// Requests in progress.
     pub busy: u64,
-    /// Requests that it was chosen for.
+    /// Requests sent to it so far.
     pub requests: u64,
 }
 
@@ -116,20 +116,20 @@ impl Upstream {
     }
 }
 
-/// What to change of a server. What is absent stays.
+/// What to change of a server. Absent fields stay as they are.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamOrder {
-    /// Keep it out, or take it back.
+    /// Start or end maintenance.
     #[serde(default)]
     pub maintenance: Option<bool>,
-    /// Give it this share; 0: the configured one again.
+    /// The new weight; 0: the configured one.
     #[serde(default)]
     pub weight: Option<u32>,
 }
 
-/// Keeps a server of a group out of requests of nobody in particular, or gives it another weight. It counts until the
-/// process ends. Requests of accounts that live there go there all the same.
+/// Puts a server of a group into maintenance, where it gets no unauthenticated requests, or sets its weight, until the
+/// process ends. Requests of accounts whose mailbox is on it still go there.
 #[utoipa::path(put, path = "/v1/upstreams/{group}/{server}", request_body = UpstreamOrder, params(
     ("group" = String, Path, description = "The group"),
     ("server" = String, Path, description = "Name of the server's entry, or its host"),
@@ -177,33 +177,33 @@ pub async fn order_upstream(
     }))
 }
 
-/// All certificates that are shown.
+/// All certificates in use.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Certificates {
-    /// The soonest to end first.
+    /// Those that expire first come first.
     pub certificates: Vec<Certificate>,
 }
 
 /// A certificate.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Certificate {
-    /// Where it is used: `default`, or the domain.
+    /// What it is used for: `default`, or the domain.
     pub used_for: String,
-    /// Whose it is.
+    /// Subject.
     pub subject: String,
-    /// Who vouches for it.
+    /// Issuer.
     pub issuer: String,
-    /// SHA-256 of it, in hexadecimal.
+    /// SHA-256 fingerprint, in hexadecimal.
     pub fingerprint: String,
-    /// Names that it is good for.
+    /// Names that it is valid for.
     pub names: Vec<String>,
-    /// When it ends.
+    /// When it expires.
     pub not_after: String,
-    /// Days until then; negative if it has ended.
+    /// Days until then; negative if it has expired.
     pub days_left: i64,
 }
 
-/// Lists the certificates that are shown to clients.
+/// Lists the certificates in use on the listeners.
 #[utoipa::path(get, path = "/v1/certificates", responses((status = 200, body = Certificates)))]
 pub async fn certificates(State(app): State<Arc<App>>) -> Json<Certificates> {
     let store = app.certificates();

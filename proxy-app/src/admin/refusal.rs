@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 /// Why a request was refused or failed.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
-    /// One line for people.
+    /// The reason, in one line.
     pub error: String,
     /// All problems, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

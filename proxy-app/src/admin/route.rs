@@ -23,7 +23,7 @@ use crate::upstream::groups::Health;
 /// Most logins in one purge.
 const MAX_PURGE: usize = 1000;
 
-/// What a client wants to be served.
+/// The protocol of a login.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Wanted {
@@ -49,22 +49,22 @@ impl Wanted {
     }
 }
 
-/// Whose login is to be explained, and from where it comes.
+/// The login to explain, and where it comes from.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Question {
     /// The login as typed, or a `zimbraId`.
     login: String,
-    /// What is wanted; `imap` if absent.
+    /// The protocol; `imap` if absent.
     #[serde(default)]
     #[param(inline)]
     protocol: Wanted,
-    /// Address of the client. Absent: one that every domain admits.
+    /// Address of the client. Absent: one that every domain allows.
     #[param(value_type = Option<String>)]
     ip: Option<IpAddr>,
-    /// Name that the client asks for, in TLS or as Host.
+    /// Host name that the client asks for, as SNI or Host.
     host: Option<String>,
-    /// Address that the client connects to.
+    /// Local address that the client connects to.
     #[param(value_type = Option<String>)]
     local: Option<IpAddr>,
 }
@@ -74,40 +74,40 @@ pub struct Question {
 pub struct Explained {
     /// The login as typed, without suffix.
     pub login: String,
-    /// What was taken off: `/tb`, `/wm` or `/ni`.
+    /// The suffix that was removed: `/tb`, `/wm` or `/ni`.
     pub suffix: Option<String>,
-    /// The name or id under which the caches and the directory are asked.
+    /// The name or id that is looked up in the caches and the directory.
     pub name: Option<String>,
     /// The domain of the name.
     pub domain: Option<DomainOf>,
     /// The account's entry in the directory.
     pub account: Option<Account>,
-    /// Why there is no entry.
+    /// Why there is none.
     pub no_account: Option<String>,
-    /// What each tier says, in the order in which they are asked.
+    /// The answer of each tier, in the order in which they are asked.
     pub tiers: Vec<TierAnswer>,
-    /// Where the login goes.
+    /// The route of the login.
     pub route: Option<Way>,
-    /// Why it goes nowhere.
+    /// Why there is no route.
     pub no_route: Option<String>,
-    /// What stands in its way all the same, a sentence each.
+    /// What would still make the login fail, one sentence each.
     pub in_the_way: Vec<String>,
     /// Number of the configuration in force.
     pub generation: u64,
 }
 
-/// A domain, and how the login came to it.
+/// The domain of a login, and how it was found.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DomainOf {
     /// Its name.
     pub name: String,
     /// `given`, `virtual_host`, `virtual_address`, `default` or `service`.
     pub found_by: String,
-    /// How it was found, for people.
+    /// How it was found, as a sentence.
     pub because: String,
     /// Whether the directory has it.
     pub known: bool,
-    /// The domain for which this alias domain stands.
+    /// The target of this alias domain.
     pub target: Option<String>,
 }
 
@@ -120,13 +120,13 @@ pub struct Account {
     pub id: Option<String>,
     /// `zimbraAccountStatus`
     pub status: String,
-    /// The login is another name of it.
+    /// The login is an alias.
     pub alias: bool,
     /// Its server, as the entry names it.
     pub server: Option<String>,
 }
 
-/// What a tier says.
+/// The answer of a tier.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TierAnswer {
     /// `memory`, `stale`, `memcached` or `directory`.
@@ -143,10 +143,10 @@ pub struct TierAnswer {
     pub age: Option<u64>,
 }
 
-/// Where a login goes.
+/// The route of a login.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Way {
-    /// Name under which to log in there.
+    /// The name to log in with at the server.
     pub login: String,
     /// The server's name.
     pub server: String,
@@ -154,7 +154,7 @@ pub struct Way {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// Name that the server must prove in TLS; absent: clear text.
+    /// Name that the server's certificate must be valid for; absent: clear text.
     pub tls: Option<String>,
     /// The server is not in the directory.
     pub external: bool,
@@ -164,7 +164,7 @@ pub struct Way {
     pub age: Option<u64>,
 }
 
-/// Says how a login would be routed now, and why. Nothing is kept, forgotten, connected to or counted.
+/// Returns how a login would be routed now, and why. It changes no cache, connects to no server and counts nothing.
 #[utoipa::path(get, path = "/v1/routes/explain", params(Question), responses(
     (status = 200, body = Explained),
     (status = 400, body = Failure),
@@ -336,47 +336,47 @@ impl Way {
     }
 }
 
-/// What to forget.
+/// Which routes to purge.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Purge {
     /// Logins as typed, names, aliases or ids.
     #[serde(default)]
     pub logins: Vec<String>,
-    /// Everything.
+    /// All.
     #[serde(default)]
     pub all: bool,
 }
 
-/// What was forgotten.
+/// What was purged.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Forgotten {
     /// By account.
     pub accounts: Vec<ForgottenAccount>,
-    /// How many answers were in memory, where everything was forgotten.
+    /// How many answers were in memory, if all were purged.
     pub all: Option<u64>,
 }
 
-/// What was forgotten of one account.
+/// What was purged of one account.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ForgottenAccount {
-    /// As asked for.
+    /// The login, as in the request.
     pub login: String,
     /// Every name and id.
     pub names: Vec<ForgottenName>,
 }
 
-/// A name that was forgotten.
+/// A name that was purged.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ForgottenName {
     /// Name, alias or id.
     pub name: String,
-    /// Something stood under it in memory. In memcached it is removed without looking.
+    /// Whether it was in memory. In memcached it is deleted in any case.
     pub in_memory: bool,
 }
 
-/// Forgets routes: of accounts, under every name and id that is known of them, in memory and in memcached; or all in
-/// memory, and what stands in memcached is then not believed until it has expired.
+/// Purges the routes of accounts, under every known name and id, in memory and in memcached; or all routes in
+/// memory, and ignores what memcached holds until it has expired.
 #[utoipa::path(post, path = "/v1/routes/purge", request_body = Purge, responses(
     (status = 200, body = Forgotten),
     (status = 400, body = Failure),

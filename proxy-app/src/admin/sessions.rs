@@ -41,11 +41,11 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it started.
     pub uptime: u64,
-    /// Whether new clients may be sent here.
+    /// Whether the node is ready for new clients.
     pub ready: bool,
-    /// Why not.
+    /// Whether the node is ready for new clients.
     pub not_ready: Vec<String>,
-    /// Why what was read last of the directory is not in force.
+    /// Why the latest reading of the directory is not in force.
     pub directory_refused: Option<String>,
     /// Number of the configuration in force.
     pub generation: u64,
@@ -62,13 +62,13 @@ pub struct Status {
 pub struct Count {
     /// `imap`, `pop3`, `http` or `stream`.
     pub proto: String,
-    /// Where the account is known.
+    /// With a known account.
     pub logged_in: u64,
-    /// Where it is not, or not yet.
+    /// Without, or not logged in yet.
     pub others: u64,
 }
 
-/// Says how the node is.
+/// Returns the state of the node.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
 pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
     let counts = app.sessions.counts();
@@ -98,7 +98,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
 /// The configurations of this process.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Generations {
-    /// The last 64, the youngest first.
+    /// The last 64, newest first.
     pub generations: Vec<OneGeneration>,
 }
 
@@ -109,13 +109,13 @@ pub struct OneGeneration {
     pub generation: u64,
     /// Since when, UTC.
     pub since: String,
-    /// What brought it.
+    /// What caused it.
     pub why: String,
-    /// What was different from the one before, a sentence each. No values: keys stand among them.
+    /// What changed since the previous one, one sentence each. No values, since some are keys.
     pub changes: Vec<String>,
 }
 
-/// Says which configurations were in force, since when, and what was different.
+/// Returns which configurations were in force, since when, and what changed.
 #[utoipa::path(get, path = "/v1/generations", responses((status = 200, body = Generations)))]
 pub async fn generations(State(app): State<Arc<App>>) -> Json<Generations> {
     let one = |generation: Generation| OneGeneration {
@@ -129,27 +129,27 @@ pub async fn generations(State(app): State<Arc<App>>) -> Json<Generations> {
     })
 }
 
-/// Which sessions, or logins.
+/// Which sessions.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Meant {
-    /// Those with this in their number, protocol, client address, user, account or server, in any case.
+    /// Only those with this text in their id, protocol, client address, user, account or server; case is ignored.
     text: Option<String>,
-    /// At most so many, the youngest.
+    /// At most this many, the newest.
     limit: Option<usize>,
-    /// Those of this user: the login as typed, or the account's name.
+    /// Only those of this user: the login as typed, or the account's name.
     user: Option<String>,
-    /// Those of this client address.
+    /// Only those of this client address.
     #[param(value_type = Option<String>)]
     ip: Option<IpAddr>,
 }
 
-/// All that were found.
+/// The sessions found.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct SessionList {
     /// Oldest first.
     pub sessions: Vec<OneSession>,
-    /// How many more there are than were asked for.
+    /// How many more were found than `limit`.
     #[serde(default)]
     pub more: u64,
 }
@@ -157,7 +157,7 @@ pub struct SessionList {
 /// A mail session or a web connection.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct OneSession {
-    /// Its number, as `conn` in the audit log.
+    /// Its id, as `conn` in the audit log.
     pub session: String,
     /// `imap`, `pop3`, `http` or `stream`.
     pub proto: String,
@@ -167,7 +167,7 @@ pub struct OneSession {
     pub listener: String,
     /// Address of the client.
     pub client: String,
-    /// The balancer in between.
+    /// The balancer between client and node.
     pub via: Option<String>,
     /// When it was accepted, UTC.
     pub since: String,
@@ -175,18 +175,18 @@ pub struct OneSession {
     pub age: u64,
     /// Seconds since the last byte.
     pub idle: u64,
-    /// Bytes from the client after login; of the web only web sockets are counted.
+    /// Bytes from the client after login; on the web only WebSockets are counted.
     pub bytes_in: u64,
-    /// Bytes to the client after login; of the web bodies and web sockets.
+    /// Bytes to the client after login; on the web bodies and WebSockets.
     pub bytes_out: u64,
-    /// Who is logged in; more than one only on the web.
+    /// The accounts logged in; more than one only on the web.
     pub logins: Vec<OneLogin>,
 }
 
-/// Who is logged in.
+/// A login of a session.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct OneLogin {
-    /// The login as typed; empty where it was a token.
+    /// The login as typed; empty for a token.
     pub user: String,
     /// The account.
     pub account: String,
@@ -240,7 +240,7 @@ pub async fn list(State(app): State<Arc<App>>, Query(meant): Query<Meant>) -> Js
     })
 }
 
-/// Whose sessions to end. What is named counts together.
+/// Which sessions to end: those that match all fields given.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Kick {
@@ -251,13 +251,13 @@ pub struct Kick {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub ip: Option<IpAddr>,
-    /// The number of a session.
+    /// The id of a session.
     #[serde(default)]
     pub session: Option<String>,
 }
 
-/// Ends sessions and web connections now. Their clients may come back: what is to stay out must be closed in the
-/// directory, too.
+/// Ends sessions and web connections now. Their clients can connect again; to keep an account out, also close it in
+/// the directory.
 #[utoipa::path(post, path = "/v1/sessions/kick", request_body = Kick, responses(
     (status = 200, body = SessionList),
     (status = 400, body = Failure),
@@ -302,26 +302,26 @@ pub async fn kick(
     }))
 }
 
-/// How far a drain goes.
+/// Options of a drain.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainOrder {
-    /// End the sessions, too, one after the other over this many seconds. Absent: they live on.
+    /// Also end the sessions, spread over this many seconds. Absent: they go on.
     #[serde(default)]
     pub end_sessions_over: Option<u64>,
 }
 
-/// What a drain has done.
+/// The result of a drain.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Drained {
-    /// Whether new clients may be sent here.
+    /// Whether the node is ready for new clients.
     pub ready: bool,
-    /// Sessions that live.
+    /// Open sessions.
     pub sessions: u64,
 }
 
-/// Takes the node out of service: `/readyz` says no from now on, so that balancers send nobody. It still serves who
-/// comes. On demand its sessions are ended, spread over some time.
+/// Takes the node out of service: `/readyz` answers 503 from now on, so that balancers send no more clients. The node
+/// still serves clients that connect. On request its sessions are ended, spread over some time.
 #[utoipa::path(post, path = "/v1/drain", request_body = DrainOrder, responses(
     (status = 200, body = Drained),
     (status = 400, body = Failure),
@@ -353,7 +353,7 @@ pub async fn drain(
     Ok(Json(drained(&app)))
 }
 
-/// Puts the node in service again.
+/// Puts the node back in service.
 #[utoipa::path(delete, path = "/v1/drain", responses((status = 200, body = Drained)))]
 pub async fn undrain(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Drained> {
     act::audit(&app, caller, "drain undone".to_owned());
@@ -372,24 +372,24 @@ fn drained(app: &App) -> Drained {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Watch {
-    /// Those for this user: the login as typed, or the account's name.
+    /// Only those of this user: the login as typed, or the account's name.
     user: Option<String>,
     /// Those of this client address.
     #[param(value_type = Option<String>)]
     ip: Option<IpAddr>,
-    /// Only those that failed.
+    /// Only failed ones.
     #[serde(default)]
     failed: bool,
-    /// Go on with those that come, until the client closes.
+    /// Send new ones as they happen, until the client closes the connection.
     #[serde(default)]
     follow: bool,
 }
 
-/// Login attempts, mail and web, as lines of JSON in the form of the audit log: the last ones, and with `follow` all
-/// that come. Who does not read fast enough gets a line `{"lost": N}` in their place.
+/// Returns the latest login attempts, mail and web, as lines of JSON in the form of the audit log, and with `follow`
+/// new ones as they happen. A client that reads too slowly gets a line `{"lost": N}` in place of those it missed.
 #[utoipa::path(get, path = "/v1/logins", params(Watch), responses(
     (status = 200, content_type = "application/x-ndjson", body = String),
-    (status = 503, description = "Too many follow already", body = Failure),
+    (status = 503, description = "Too many clients follow already", body = Failure),
 ))]
 pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> Response {
     let filter = Filter {

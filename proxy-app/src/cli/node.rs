@@ -28,10 +28,10 @@ const LABEL: usize = 11;
 /// How to reach the running process.
 #[derive(Debug, Args)]
 pub struct To {
-    /// Its admin socket; without it, the one that the node file names.
+    /// The admin socket of the running process [default: admin.socket of the node file].
     #[arg(long, value_name = "FILE")]
     pub socket: Option<PathBuf>,
-    /// Print what it answers as JSON.
+    /// Print the response as JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -39,28 +39,28 @@ pub struct To {
 /// What the running process can be asked.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Routes: where logins go.
+    /// Explain or purge routes: which server a login goes to.
     Route {
-        /// What about them.
+        /// What to do.
         #[command(subcommand)]
         verb: RouteVerb,
     },
-    /// Read the directory and the certificates again, and say what changed.
+    /// Reload the node file, the directory and the certificates, and print what changed.
     Reload {
-        /// Also a directory in which there is no server or no domain any more.
+        /// Accept a directory that has no server or no domain any more.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         to: To,
     },
-    /// Say how the node is.
+    /// Show the state of the node.
     Status {
         #[command(flatten)]
         #[allow(missing_docs)]
         to: To,
     },
-    /// Show which configurations were in force, since when, and what was different.
+    /// Show which configurations were in force, since when, and what changed.
     Generations {
         #[command(flatten)]
         #[allow(missing_docs)]
@@ -68,10 +68,10 @@ pub enum Verb {
     },
     /// List mail sessions and web connections.
     Sessions {
-        /// Those of this user: the login as typed, or the account's name.
+        /// Only those of this user: the login as typed, or the account's name.
         #[arg(long)]
         user: Option<String>,
-        /// Those of this client address.
+        /// Only those of this client address.
         #[arg(long)]
         ip: Option<IpAddr>,
         #[command(flatten)]
@@ -81,40 +81,40 @@ pub enum Verb {
     /// End sessions and web connections now.
     #[command(group = clap::ArgGroup::new("whose").required(true).multiple(true).args(["user", "ip", "session"]))]
     Kick {
-        /// Those of this user: the login as typed, or the account's name.
+        /// Only those of this user: the login as typed, or the account's name.
         #[arg(long)]
         user: Option<String>,
-        /// Those of this client address.
+        /// Only those of this client address.
         #[arg(long)]
         ip: Option<IpAddr>,
-        /// The one with this number.
+        /// The session with this id, as `portico sessions` shows it.
         #[arg(long)]
         session: Option<String>,
         #[command(flatten)]
         #[allow(missing_docs)]
         to: To,
     },
-    /// Take the node out of service: balancers hear that it is not ready, and it serves on who comes.
+    /// Take the node out of service: /readyz tells balancers that it is not ready; it still serves clients that connect.
     Drain {
-        /// End the sessions, too, one after the other over this many seconds.
+        /// Also end the sessions, spread over this many seconds.
         #[arg(long, value_name = "SECONDS")]
         end_sessions_over: Option<u64>,
-        /// Put the node in service again.
+        /// Put the node back in service.
         #[arg(long, conflicts_with = "end_sessions_over")]
         undo: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         to: To,
     },
-    /// List the servers of all groups with their health, or keep one out of requests of nobody in particular.
+    /// List the servers of all groups with their health, or change one: maintenance, weight.
     Upstreams(Upstreams),
-    /// List the certificates that are shown to clients.
+    /// List the certificates in use on the listeners.
     Certificates {
         #[command(flatten)]
         #[allow(missing_docs)]
         to: To,
     },
-    /// Show login attempts, mail and web: the last ones, and with --follow all that come.
+    /// Show the latest login attempts, mail and web, and with --follow new ones as they happen.
     Logins(Logins),
 }
 
@@ -125,10 +125,10 @@ pub struct Upstreams {
     /// The server to change, with its group.
     #[arg(num_args = 2, value_names = ["GROUP", "SERVER"], requires = "change")]
     pub which: Vec<String>,
-    /// Keep it out, or take it back.
+    /// Start or end maintenance, in which the server gets no unauthenticated requests.
     #[arg(long, value_name = "on|off", value_parser = ["on", "off"], requires = "which")]
     pub maintenance: Option<String>,
-    /// Give it this share of the requests; 0: the configured one.
+    /// Set the weight of the server; 0: the configured one.
     #[arg(long, requires = "which")]
     pub weight: Option<u32>,
     #[command(flatten)]
@@ -139,16 +139,16 @@ pub struct Upstreams {
 /// `portico logins`
 #[derive(Debug, Args)]
 pub struct Logins {
-    /// Go on with those that come, until interrupted.
+    /// Print new ones as they happen, until interrupted.
     #[arg(long)]
     pub follow: bool,
-    /// Only those that failed.
+    /// Only failed ones.
     #[arg(long)]
     pub failed: bool,
-    /// Those for this user: the login as typed, or the account's name.
+    /// Only those of this user: the login as typed, or the account's name.
     #[arg(long)]
     pub user: Option<String>,
-    /// Those of this client address.
+    /// Only those of this client address.
     #[arg(long)]
     pub ip: Option<IpAddr>,
     #[command(flatten)]
@@ -159,14 +159,14 @@ pub struct Logins {
 /// What can be done about routes.
 #[derive(Debug, Subcommand)]
 pub enum RouteVerb {
-    /// Say how this login would be routed now and why, without side effects.
+    /// Show how this login would be routed now, and why, without side effects.
     Explain(Explain),
-    /// Forget where accounts are, in memory and in memcached.
+    /// Remove routes from memory and from memcached.
     Purge {
-        /// Names, aliases or ids of accounts.
+        /// Names, aliases or zimbraIds of accounts.
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         logins: Vec<String>,
-        /// Forget everything.
+        /// Remove all.
         #[arg(long)]
         all: bool,
         #[command(flatten)]
@@ -180,16 +180,16 @@ pub enum RouteVerb {
 pub struct Explain {
     /// The login as typed, or a zimbraId.
     pub login: String,
-    /// What is wanted.
+    /// The protocol.
     #[arg(long, value_enum, default_value = "imap")]
     pub protocol: Wanted,
-    /// Address of the client; without it, one that every domain admits.
+    /// Address of the client [default: one that every domain allows].
     #[arg(long)]
     pub ip: Option<IpAddr>,
-    /// Name that the client asks for, in TLS or as Host.
+    /// Host name that the client asks for, as SNI or Host.
     #[arg(long)]
     pub host: Option<String>,
-    /// Address that the client connects to.
+    /// Local address that the client connects to.
     #[arg(long)]
     pub local: Option<IpAddr>,
     #[command(flatten)]

@@ -49,97 +49,101 @@ const ACCEPTED: Metric = metric("portico_connections_total", &["listener"], "Acc
 const REFUSED: Metric = metric(
     "portico_connections_refused_total",
     &["listener", "reason"],
-    "Connections that ended before anything was said: no PROXY header (proxy), no TLS (tls), a foreign network (network), or a limit (connections, per_address, handshakes).",
+    "Connections refused before any command or request: no PROXY header (proxy), no TLS (tls), a network that is not allowed (network), or a limit (connections, per_address, handshakes).",
 );
 const REQUESTS_REFUSED: Metric = metric(
     "portico_requests_refused_total",
     &["listener", "reason"],
-    "Web requests that were refused before anything was known of them, and guessed tokens of the admin API.",
+    "Web requests refused before they were parsed and routed, and wrong tokens of the admin API.",
 );
 const PHASE: Metric = metric(
     "portico_phase_seconds",
     &["protocol", "phase"],
-    "How long a part of a login took: accept (to the PROXY header), tls, lookup, connect, login.",
+    "Duration of each phase of a login: accept (to the PROXY header), tls, lookup, connect, login.",
 );
 const LOGINS: Metric = metric(
     "portico_logins_total",
     &["protocol", "outcome"],
-    "Login attempts by outcome, in the words of the audit log.",
+    "Login attempts by outcome, as in the audit log.",
 );
 const CONNECTS: Metric = metric(
     "portico_upstream_connects_total",
     &["upstream", "outcome"],
-    "Connections to mailbox servers for mail, and failed ones for the web: ok or failed.",
+    "Connections to mailbox servers for mail, and failed ones for the web, by outcome: ok or failed.",
 );
 const WEB: Metric = metric(
     "portico_web_requests_total",
     &["group", "class"],
-    "Web requests by group of servers and by class of the status.",
+    "Web requests by group of servers and status class.",
 );
 const BYTES: Metric = metric(
     "portico_relay_bytes_total",
     &["protocol", "direction"],
-    "Bytes of logged-in sessions and web sockets, from clients (in) and to them (out).",
+    "Bytes relayed in logged-in sessions and WebSockets, from clients (in) and to them (out).",
 );
 const LOOKUPS: Metric = metric(
     "portico_lookups_total",
     &["tier"],
-    "Answers to lookups by the tier that gave them; nobody and failed where there was no route.",
+    "Lookups by the tier that answered; nobody and failed where there was no route.",
 );
 const QUESTIONS: Metric = metric(
     "portico_directory_questions_total",
     &[],
-    "Questions for accounts to the directory or the lookup services.",
+    "Account lookups sent to the directory or to the lookup services.",
 );
 const DROPPED: Metric = metric(
     "portico_log_dropped_lines_total",
     &["log"],
-    "Lines that a log could not take.",
+    "Log lines dropped because the disk or pipe was too slow or full.",
 );
 const LEFT_OUT: Metric = metric(
     "portico_log_left_out_lines_total",
     &["level"],
-    "Lines of the diagnostic log that were left out, because one place of the source wrote too many.",
+    "Lines of the diagnostic log suppressed because one place in the source wrote too many.",
 );
 pub(crate) const SESSIONS: Metric = metric(
     "portico_sessions",
     &["protocol", "state"],
-    "Connections that live: logged_in, or other.",
+    "Open sessions and connections by state: logged_in or other.",
 );
-pub(crate) const OPEN: Metric = metric("portico_connections_open", &[], "Open connections of all kinds.");
+pub(crate) const OPEN: Metric = metric(
+    "portico_connections_open",
+    &[],
+    "Open connections of all kinds, those in a handshake included.",
+);
 pub(crate) const ROUTES: Metric = metric("portico_routes", &[], "Names and ids in the route cache.");
 pub(crate) const GENERATION: Metric = metric("portico_generation", &[], "Number of the configuration in force.");
-pub(crate) const READY: Metric = metric("portico_ready", &[], "1 if new clients may be sent here.");
-pub(crate) const UPTIME: Metric = metric("portico_uptime_seconds", &[], "Age of the process.");
+pub(crate) const READY: Metric = metric("portico_ready", &[], "1 if the node is ready for new clients.");
+pub(crate) const UPTIME: Metric = metric("portico_uptime_seconds", &[], "Time since the process started.");
 pub(crate) const CERTIFICATE: Metric = metric(
     "portico_certificate_expiry_seconds",
     &["certificate"],
-    "Time until a certificate ends; negative if it has.",
+    "Time until a certificate expires; negative if it has expired.",
 );
 pub(crate) const DIRECTORY: Metric = metric(
     "portico_directory_age_seconds",
     &[],
-    "Time since the directory was last read with success.",
+    "Time since the directory was last read successfully.",
 );
 pub(crate) const REFUSED_DIRECTORY: Metric = metric(
     "portico_directory_refused",
     &[],
-    "1 if what was read last of the directory is not in force.",
+    "1 if the latest reading of the directory was refused and is not in force.",
 );
 pub(crate) const MEMCACHED: Metric = metric(
     "portico_memcached_up",
     &["upstream"],
-    "1 if the server answered when it was last needed.",
+    "1 if the server answered when it was last used.",
 );
 pub(crate) const HEALTHY: Metric = metric(
     "portico_upstream_healthy",
     &["group", "upstream"],
-    "1 if a server of a group takes requests of nobody in particular.",
+    "1 if the server gets unauthenticated requests: checks pass, no maintenance, not ejected.",
 );
 pub(crate) const BUSY: Metric = metric(
     "portico_upstream_busy",
     &["group", "upstream"],
-    "Requests that a server of a group is answering.",
+    "Requests in progress at the server.",
 );
 
 /// All there are.

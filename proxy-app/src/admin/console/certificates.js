@@ -13,7 +13,7 @@ export function show(root) {
   const more = h("p", { class: "soft" });
   const list = table([
     { title: "Used for", cell: (one) => h("strong", {}, name(one.used_for)) },
-    { title: "Lasts", cell: (one) => [days(one.days_left), h("span", { class: "sub" }, `until ${one.not_after}`)] },
+    { title: "Expires", cell: (one) => [days(one.days_left), h("span", { class: "sub" }, one.not_after)] },
     { title: "Names", class: "account", cell: (one) => one.names.map((each) => h("div", {}, name(each))) },
     { title: "Subject and issuer", cell: (one) => [name(one.subject), h("span", { class: "sub" }, "by ", name(one.issuer))] },
     { title: "SHA-256", cell: (one) => h("span", { class: "mono soft" }, one.fingerprint) },
@@ -23,8 +23,8 @@ export function show(root) {
     const { certificates } = await get("/v1/certificates");
     list.update(certificates.slice(0, SHOWN));
     list.element.hidden = certificates.length === 0;
-    none.replaceChildren(...(certificates.length > 0 ? [] : [empty("No certificate is shown: no listener speaks TLS.")]));
-    more.textContent = certificates.length > SHOWN ? `and ${certificates.length - SHOWN} more that end later` : "";
+    none.replaceChildren(...(certificates.length > 0 ? [] : [empty("No certificate is in use: no listener uses TLS.")]));
+    more.textContent = certificates.length > SHOWN ? `and ${certificates.length - SHOWN} more that expire later` : "";
   }
 
   root.append(none, list.element, more);

@@ -98,7 +98,7 @@ export function table(columns, key) {
 
 export function days(left) {
   const kind = left < 7 ? "bad" : left < 21 ? "warn" : "good";
-  const text = left < 0 ? `ended ${-left} days ago` : left === 1 ? "1 day left" : `${left} days left`;
+  const text = left < 0 ? `expired ${-left} days ago` : left === 1 ? "1 day left" : `${left} days left`;
   return pill(text, kind);
 }
 

@@ -22,16 +22,16 @@ function blocks(text) {
 function host(one, domain) {
   const notes = [];
   if (one.taken_by) notes.push(pill(`belongs to ${one.taken_by}`, "bad"));
-  else if (!one.covered) notes.push(pill(one.shown === "default" ? "default certificate, not good for it" : one.shown === "none" ? "no certificate" : "not covered", "warn"));
+  else if (!one.covered) notes.push(pill(one.shown === "default" ? "default certificate, not valid for it" : one.shown === "none" ? "no certificate" : "not covered", "warn"));
   else if (one.shown !== "own") notes.push(pill(one.shown === "default" ? "default certificate" : "another domain’s certificate"));
   return [name(one.name), notes];
 }
 
 function about(certificate) {
-  if (!certificate) return h("p", { class: "soft" }, "It has no certificate of its own: its names are shown the default one.");
+  if (!certificate) return h("p", { class: "soft" }, "No certificate of its own: clients get the default one.");
   const line = (what, ...value) => [h("dt", {}, what), h("dd", {}, value)];
   return h("dl", {},
-    line("Lasts", days(certificate.days_left), ` until ${certificate.not_after}`),
+    line("Expires", days(certificate.days_left), ` ${certificate.not_after}`),
     line("Subject", name(certificate.subject)),
     line("Issuer", name(certificate.issuer)),
     line("Names", name(certificate.names.join(", "))),
@@ -56,7 +56,7 @@ function card(domain, { mayChange, attempt }) {
       draw();
       // What had the focus is gone.
       element.focus({ preventScroll: true });
-      said.append(note(answer.in_force ? done : `${done} This node does not see it yet.`, answer.in_force ? "good" : "warn"));
+      said.append(note(answer.in_force ? done : `${done} It is not in force on this node yet.`, answer.in_force ? "good" : "warn"));
       if (answer.warnings.length > 0) said.append(note(answer.warnings.join("\n"), "warn"));
       return true;
     } catch (error) {
@@ -93,7 +93,7 @@ function card(domain, { mayChange, attempt }) {
         return h("li", { class: `chip ${kind}` }, one ? host(one, domain.name) : [name(each), pill("new")], remove || null);
       });
       list.replaceChildren(...shown);
-      if (wanted.length === 0) list.append(h("li", { class: "soft" }, "There aren’t any virtual hosts yet."));
+      if (wanted.length === 0) list.append(h("li", { class: "soft" }, "No virtual hosts yet."));
       const same = wanted.length === before.length && wanted.every((each) => before.includes(each));
       buttons.hidden = same;
       element.classList.toggle("unsaved", !same);
@@ -110,7 +110,7 @@ function card(domain, { mayChange, attempt }) {
           return;
         }
         if (wanted.some((other) => other.toLowerCase() === each)) {
-          wrong.append(note(`${each} is in the list already.`, "warn"));
+          wrong.append(note(`${each} is already in the list.`, "warn"));
           return;
         }
         wanted = [...wanted, each];
@@ -126,7 +126,7 @@ function card(domain, { mayChange, attempt }) {
   function upload() {
     const area = (label, more) => field(label, "textarea", { autocomplete: "off", autocapitalize: "off", spellcheck: "false", placeholder: "-----BEGIN …", ...more });
     const certificate = area("Certificate", { class: "certificate", required: true });
-    const chain = area("Rest of its chain (if it is not in there)", { class: "chain" });
+    const chain = area("Chain, if not included above", { class: "chain" });
     const key = area("Private key, not encrypted", { class: "key secret" });
     const files = field("Files (PEM)", "input", { type: "file", class: "files", multiple: true, accept: ".pem,.crt,.cer,.key,.txt" });
     const read = h("div");
@@ -136,7 +136,7 @@ function card(domain, { mayChange, attempt }) {
       const chosen = [...files.input.files];
       files.input.value = "";
       if (chosen.some((file) => file.size > BODY_MAX)) {
-        read.append(note("A file is longer than 64 KiB: that is no certificate with its chain.", "bad"));
+        read.append(note("A file is larger than 64 KiB, too large for a certificate with its chain.", "bad"));
         return;
       }
       const found = blocks((await Promise.all(chosen.map((file) => file.text()))).join("\n"));
@@ -144,8 +144,8 @@ function card(domain, { mayChange, attempt }) {
       const [keys, [leaf, ...rest]] = [of("PRIVATE KEY"), of("CERTIFICATE")];
       if (leaf) [certificate.input.value, chain.input.value] = [leaf, rest.join("")];
       if (keys.length > 0) key.input.value = keys[0];
-      if (found.length === 0) read.append(note("There is no PEM text in it. Certificates in other forms must be converted first.", "bad"));
-      if (keys.length > 1) read.append(note("There is more than one private key; the first one was taken.", "warn"));
+      if (found.length === 0) read.append(note("No PEM text found. Convert certificates in other formats first.", "bad"));
+      if (keys.length > 1) read.append(note("More than one private key found; the first is used.", "warn"));
     }));
     const store = h("button", { type: "submit", class: "main store" }, "Store certificate");
     const form = h("form", {
@@ -156,13 +156,13 @@ function card(domain, { mayChange, attempt }) {
         if (key.input.value.trim() !== "") order.key = key.input.value;
         read.replaceChildren();
         if (new Blob([JSON.stringify(order)]).size > BODY_MAX) {
-          read.append(note("Certificate, chain and key are longer than 64 KiB together.", "bad"));
+          read.append(note("Certificate, chain and key together are larger than 64 KiB.", "bad"));
           return;
         }
         attempt(() => change(store, "PUT", "/certificate", order, "The certificate is stored. The next handshake shows it."));
       },
     },
-      h("p", { class: "soft" }, "Without a key the one that is there already is used. The key only goes in: it is never shown again."),
+      h("p", { class: "soft" }, "Without a key, the stored one is used. A stored key is never shown."),
       files.box, h("div", { class: "three" }, certificate.box, chain.box, key.box), read, h("div", { class: "row end" }, store));
     return h("details", {}, h("summary", {}, domain.certificate ? "Upload another certificate" : "Upload a certificate"), form);
   }
@@ -172,7 +172,7 @@ function card(domain, { mayChange, attempt }) {
       type: "button",
       class: "small danger",
       click: () => attempt(async () => {
-        const text = "Certificate and private key are taken out of the directory. Clients are shown the default certificate at once.";
+        const text = "Certificate and private key are removed from the directory. Clients get the default certificate at once.";
         if (!(await confirmed(`Remove the certificate of ${domain.name}?`, text, "Remove it"))) return;
         await change(remove, "DELETE", "/certificate", undefined, "The certificate has been removed.");
       }),
@@ -190,7 +190,7 @@ function card(domain, { mayChange, attempt }) {
       h("div", { class: "row center" }, h("h2", {}, name(domain.name)), kinds),
       ...names(),
       h("h3", {}, "Certificate"),
-      ...(domain.problem ? [note(`What the directory has cannot be used: ${domain.problem}`, "bad")] : []),
+      ...(domain.problem ? [note(`The certificate in the directory cannot be used: ${domain.problem}`, "bad")] : []),
       about(domain.certificate),
       ...(mayChange ? [upload()] : []),
       ...(mayChange && (domain.certificate || domain.problem) ? [removal()] : []),
@@ -210,20 +210,20 @@ export function show(root, context) {
   const search = field("Search", "input", { type: "search", id: "search", placeholder: "Domain or virtual host name", autocomplete: "off", spellcheck: "false" });
   const kept = h("p", { class: "soft" });
   const list = h("div");
-  const again = h("button", { type: "button", click: () => context.attempt(refresh) }, "Read again");
+  const again = h("button", { type: "button", click: () => context.attempt(refresh) }, "Refresh");
 
   async function refresh() {
     const text = search.input.value.trim();
     const answer = await get("/v1/domains", { text, limit: SHOWN });
     if (search.input.value.trim() !== text) return;
-    kept.replaceChildren("Kept in ", name(answer.kept_in), ". A change counts from the next handshake and the next request on.");
+    kept.replaceChildren("Stored in ", name(answer.kept_in), ". Changes take effect with the next handshake and the next request.");
     // What is being changed stays as it is, found or not.
     const changing = new Map([...list.children].filter(isUnsaved).map((element) => [element.dataset.domain, element]));
     const found = answer.domains.map((domain) => changing.get(domain.name) ?? card(domain, context));
     const others = [...changing.values()].filter((element) => !found.includes(element));
     list.replaceChildren(...others, ...found);
-    if (answer.domains.length === 0) list.append(empty(text === "" ? "There is no domain." : "No domain is like that."));
-    if (answer.more > 0) list.append(h("p", { class: "soft" }, `and ${answer.more} more: search for them`));
+    if (answer.domains.length === 0) list.append(empty(text === "" ? "There are no domains." : "No domain matches."));
+    if (answer.more > 0) list.append(h("p", { class: "soft" }, `and ${answer.more} more; use the search`));
   }
 
   let typed = null;

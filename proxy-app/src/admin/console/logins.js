@@ -34,7 +34,7 @@ function outcome(one) {
 }
 
 function who(one) {
-  if (!one.user && !one.account) return h("span", { class: "soft" }, "nobody yet");
+  if (!one.user && !one.account) return h("span", { class: "soft" }, "unknown");
   const typed = one.user && one.account && one.user !== one.account ? h("span", { class: "sub" }, "as ", name(one.user)) : null;
   return [name(one.account || one.user), typed];
 }
@@ -65,9 +65,9 @@ export function show(root, { attempt }) {
     drawing = 0;
     list.update(attempts);
     list.element.hidden = attempts.length === 0;
-    none.replaceChildren(...(attempts.length > 0 ? [] : [empty(failed.input.checked ? "No login has failed lately." : "Nobody has logged in lately.")]));
+    none.replaceChildren(...(attempts.length > 0 ? [] : [empty(failed.input.checked ? "No failed logins." : "No logins.")]));
     lost.hidden = missing === 0;
-    lost.textContent = `${missing} logins are not shown: they came faster than this page could take them.`;
+    lost.textContent = `${missing} logins are not shown: they arrived faster than this page could display them.`;
   }
 
   function take(line) {
@@ -90,7 +90,7 @@ export function show(root, { attempt }) {
       if (done) return;
       const lines = (rest + value).split("\n");
       rest = lines.pop();
-      if (rest.length > LINE_MAX) throw new Error("A line is too long.");
+      if (rest.length > LINE_MAX) throw new Error("A line of the response is too long.");
       lines.filter((line) => line !== "").forEach(take);
     }
   }

@@ -23,7 +23,7 @@ function trouble(error) {
   part("trouble").hidden = !error;
   if (!error) return;
   const lost = error instanceof TypeError;
-  const text = lost ? "Portico does not answer. This page goes on trying." : error.message;
+  const text = lost ? "Portico does not answer. Trying again…" : error.message;
   part("trouble").textContent = text.split("\n").map(visible).join("\n");
 }
 
@@ -50,7 +50,7 @@ async function state() {
 async function learnAccess() {
   access = await get("/v1/access");
   part("access").hidden = access.may_change;
-  part("access").textContent = access.may_change ? "" : `You can look at everything and change nothing: ${access.why_not}.`;
+  part("access").textContent = access.may_change ? "" : `You can view everything but change nothing: ${access.why_not}.`;
   part("forget").hidden = !hasToken();
 }
 

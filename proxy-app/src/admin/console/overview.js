@@ -31,8 +31,8 @@ function concerns(status, upstreams, certificates, domains) {
   const others = dead.filter((group) => group !== "mailbox");
   if (others.length > 0) add("warn", "upstreams", "No server answers in ", others.length === 1 ? "this group: " : "these groups: ", name(others.join(", ")));
   for (const one of upstreams.filter((each) => isOut(each) && !dead.includes(each.group))) {
-    const state = { unreachable: "does not answer", not_ready: "says that it is not ready", up: "is in maintenance" };
-    add("warn", "upstreams", "Server ", name(one.server), " of group ", name(one.group), ` ${state[one.health]}`);
+    const state = { unreachable: "does not answer", not_ready: "is not ready", up: "is in maintenance" };
+    add("warn", "upstreams", "Server ", name(one.server), " in group ", name(one.group), ` ${state[one.health]}`);
   }
   for (const one of certificates) {
     if (one.days_left < 21) add(one.days_left < 7 ? "bad" : "warn", "certificates", "Certificate of ", name(one.used_for), " ", days(one.days_left));
@@ -42,7 +42,7 @@ function concerns(status, upstreams, certificates, domains) {
     if (one.uncovered.length > 0) {
       const names = one.uncovered.slice(0, 5).join(", ");
       const more = one.uncovered.length > 5 ? ` and ${one.uncovered.length - 5} more` : "";
-      add("warn", "domains", "No good certificate is shown for ", name(names + more), " of ", name(one.name));
+      add("warn", "domains", "No valid certificate for ", name(names + more), " of ", name(one.name));
     }
   }
   return found;
@@ -53,7 +53,7 @@ export function show(root, { mayChange, attempt, state }) {
   const protocols = table([
     { title: "Protocol", cell: (one) => h("strong", {}, one.proto.toUpperCase()) },
     { title: "Logged in", class: "number", cell: (one) => h("span", {}, count(one.logged_in)) },
-    { title: "Others", class: "number", cell: (one) => h("span", {}, count(one.others)) },
+    { title: "Not logged in", class: "number", cell: (one) => h("span", {}, count(one.others)) },
   ], (one) => one.proto);
   const list = h("div", { class: "card" });
   const changes = h("div", { class: "card" });
@@ -78,22 +78,22 @@ export function show(root, { mayChange, attempt, state }) {
     protocols.update(status.sessions);
     const found = concerns(status, upstreams.upstreams, certificates.certificates, domains.domains);
     const items = found.slice(0, SHOWN).map(({ kind, view, text }) =>
-      h("li", {}, pill(kind === "bad" ? "act" : "look", kind), " ", text, " ", view && h("a", { href: `#${view}` }, "show")));
+      h("li", {}, pill(kind === "bad" ? "error" : "warning", kind), " ", text, " ", view && h("a", { href: `#${view}` }, "show")));
     const more = Math.max(found.length - SHOWN, 0) + domains.more;
     if (more > 0) items.push(h("li", {}, `and ${more} more`));
-    const nothing = h("p", { class: "soft" }, "Nothing: servers answer, certificates last, and every name has a good one.");
-    list.replaceChildren(h("h2", {}, "To look at"), items.length > 0 ? h("ul", { class: "plain" }, items) : nothing);
+    const nothing = h("p", { class: "soft" }, "Nothing: all servers answer, no certificate expires soon, and every name has a valid one.");
+    list.replaceChildren(h("h2", {}, "Needs attention"), items.length > 0 ? h("ul", { class: "plain" }, items) : nothing);
     const configurations = history.generations.slice(0, CONFIGURATIONS).map((one) =>
       h("li", {}, h("strong", {}, `${one.generation}`), " ", name(one.why), " ", h("span", { class: "soft" }, time(one.since)), one.changes.map((text) => h("span", { class: "sub" }, name(text)))));
     changes.replaceChildren(h("h2", {}, "Configurations"), h("ul", { class: "plain" }, configurations));
     const drained = status.not_ready.some((reason) => reason.includes("drained"));
-    drain.textContent = drained ? "Put in service" : "Take out of service…";
+    drain.textContent = drained ? "Put back in service" : "Take out of service…";
     drain.dataset.drained = drained;
   }
 
   drain.addEventListener("click", () => attempt(async () => {
     const drained = drain.dataset.drained === "true";
-    const text = "Balancers are told to send nobody more. Sessions live on, and who comes all the same is served.";
+    const text = "Balancers send no new clients. Sessions go on, and clients that still connect are served.";
     if (!drained && !(await confirmed("Take this node out of service?", text, "Take it out"))) return;
     await busy(drain, () => send(drained ? "DELETE" : "POST", "/v1/drain", {}));
     await refresh();
@@ -106,9 +106,9 @@ export function show(root, { mayChange, attempt, state }) {
       said.replaceChildren();
       try {
         const done = await send("POST", "/v1/reload", {});
-        const changes = done.changes.length > 0 ? done.changes.join("\n") : "Nothing is different.";
+        const changes = done.changes.length > 0 ? done.changes.join("\n") : "Nothing changed.";
         said.append(note(`Configuration ${done.generation} is in force.\n${changes}`, "good"));
-        if (done.needs_upgrade.length > 0) said.append(note(`Only a new process takes over: ${done.needs_upgrade.join(", ")}`, "warn"));
+        if (done.needs_upgrade.length > 0) said.append(note(`Needs an upgrade: ${done.needs_upgrade.join(", ")}`, "warn"));
         if (done.warnings.length > 0) said.append(note(done.warnings.join("\n"), "warn"));
       } catch (error) {
         said.append(note(error.message, "bad"));

@@ -16,8 +16,8 @@ function age(seconds) {
 function tier(one) {
   const says = {
     account: () => [name(one.account), one.server ? [" is on ", name(one.server)] : " is on an external server", age(one.age)],
-    nobody: () => ["there is no such account", age(one.age)],
-    nothing: () => ["knows nothing"],
+    nobody: () => ["no such account", age(one.age)],
+    nothing: () => ["no entry"],
     failed: () => ["failed: ", name(one.why ?? "")],
   };
   return line(`${one.tier[0].toUpperCase()}${one.tier.slice(1)}`, (says[one.says] ?? (() => [one.says]))());
@@ -27,13 +27,13 @@ function explained(answer) {
   const lines = [line("Login", name(answer.login), answer.suffix ? [", typed with ", h("code", {}, answer.suffix)] : null)];
   if (answer.domain) {
     const domain = answer.domain;
-    const unknown = domain.known || domain.found_by === "service" ? null : "; the directory does not have it";
-    lines.push(line("Domain", name(domain.name), ": ", name(domain.because), domain.target ? ["; it stands for ", name(domain.target)] : null, unknown));
+    const unknown = domain.known || domain.found_by === "service" ? null : "; it is not in the directory";
+    lines.push(line("Domain", name(domain.name), ": ", name(domain.because), domain.target ? ["; it is an alias of ", name(domain.target)] : null, unknown));
   }
-  if (answer.name) lines.push(line("Asked as", name(answer.name)));
+  if (answer.name) lines.push(line("Looked up as", name(answer.name)));
   if (answer.account) {
     const account = answer.account;
-    lines.push(line("Account", name(account.name), account.alias ? ", of which the login is an alias" : null));
+    lines.push(line("Account", name(account.name), account.alias ? "; the login is an alias of it" : null));
     lines.push(line("Status", pill(account.status, account.status === "active" ? "good" : "warn")));
     lines.push(line("Mailbox", account.server ? ["on ", name(account.server)] : "on no server"));
     if (account.id) lines.push(line("Id", h("span", { class: "mono" }, name(account.id))));
@@ -43,23 +43,23 @@ function explained(answer) {
   lines.push(answer.tiers.map(tier));
   const way = answer.route;
   if (way) {
-    const tls = way.tls ? ["in TLS as ", name(way.tls)] : "in clear text";
-    lines.push(line("Goes to", h("strong", {}, name(`${way.host}:${way.port}`)), " ", tls, `, from ${way.tier}`, age(way.age)));
+    const tls = way.tls ? ["with TLS as ", name(way.tls)] : "in clear text";
+    lines.push(line("Route", h("strong", {}, name(`${way.host}:${way.port}`)), " ", tls, `, from ${way.tier}`, age(way.age)));
     lines.push(line("Server", name(way.server), way.external ? ", not in the directory" : null));
     lines.push(line("Logs in as", name(way.login)));
   } else {
-    lines.push(line("Goes to", pill("nowhere", "bad"), " ", name(answer.no_route ?? "")));
+    lines.push(line("Route", pill("no route", "bad"), " ", name(answer.no_route ?? "")));
   }
   return h("dl", {}, lines);
 }
 
 export function show(root, { mayChange, attempt }) {
-  const login = field("Login, as the user types it, or a zimbraId", "input", { id: "login", autocomplete: "off", autocapitalize: "off", spellcheck: "false", required: true });
+  const login = field("Login as the user types it, or a zimbraId", "input", { id: "login", autocomplete: "off", autocapitalize: "off", spellcheck: "false", required: true });
   const protocols = [["imap", "IMAP"], ["pop3", "POP3"], ["web", "Web"], ["admin", "Administration"]];
   const protocol = field("Protocol", "select", { id: "protocol" }, protocols.map(([value, text]) => h("option", { value }, text)));
-  const ip = field("Client address", "input", { placeholder: "any that is admitted", autocomplete: "off", spellcheck: "false" });
-  const host = field("Name that the client asks for", "input", { placeholder: "none", autocomplete: "off", spellcheck: "false" });
-  const local = field("Address that it connects to", "input", { placeholder: "none", autocomplete: "off", spellcheck: "false" });
+  const ip = field("Client address", "input", { placeholder: "any that is allowed", autocomplete: "off", spellcheck: "false" });
+  const host = field("Host name the client asks for", "input", { placeholder: "none", autocomplete: "off", spellcheck: "false" });
+  const local = field("Local address it connects to", "input", { placeholder: "none", autocomplete: "off", spellcheck: "false" });
   const go = h("button", { type: "submit", class: "main", id: "explain" }, "Explain");
   const result = h("div", { "aria-live": "polite" });
 
@@ -92,9 +92,9 @@ export function show(root, { mayChange, attempt }) {
         const answer = await send("POST", "/v1/routes/purge", { logins: [asked] });
         await explain();
         const names = answer.accounts.flatMap((account) => account.names.map((one) => one.name));
-        result.prepend(note(`Forgotten: ${names.join(", ")}`, "good"));
+        result.prepend(note(`Purged: ${names.join(", ")}`, "good"));
       })),
-    }, "Forget this route");
+    }, "Purge this route");
     return button;
   }
 

@@ -29,7 +29,7 @@ export function show(root, { mayChange, attempt }) {
   const none = h("div");
   const columns = [
     { title: "Account", class: "account", sees: (one) => one.logins, cell: who },
-    { title: "Protocol", sees: (one) => [one.proto, one.tls], cell: (one) => [pill(one.proto.toUpperCase()), one.tls ? null : h("span", { class: "sub" }, "no TLS at first")] },
+    { title: "Protocol", sees: (one) => [one.proto, one.tls], cell: (one) => [pill(one.proto.toUpperCase()), one.tls ? null : h("span", { class: "sub" }, "clear text or STARTTLS")] },
     { title: "Client", class: "address", sees: (one) => one.client, cell: (one) => [name(one.client), one.via ? h("span", { class: "sub" }, "via ", name(one.via)) : null] },
     { title: "Server", class: "address", sees: (one) => one.logins, cell: (one) => [...new Set(one.logins.map((login) => login.route))].filter((route) => route !== "").map((route) => h("div", {}, name(route))) },
     { title: "Age", class: "number", sees: (one) => duration(one.age), cell: (one) => h("span", { title: one.since }, duration(one.age)) },
@@ -55,18 +55,18 @@ export function show(root, { mayChange, attempt }) {
     now = new Map(answer.sessions.map((one) => [one.session, one]));
     list.update(answer.sessions.toReversed());
     list.element.hidden = answer.sessions.length === 0;
-    none.replaceChildren(...(answer.sessions.length > 0 ? [] : [empty(text === "" ? "Nobody is connected." : "No session is like that.")]));
+    none.replaceChildren(...(answer.sessions.length > 0 ? [] : [empty(text === "" ? "No sessions." : "No session matches.")]));
     const all = answer.sessions.length + answer.more;
-    total.textContent = answer.more > 0 ? `the youngest ${SHOWN} of ${count(all)}` : `${count(all)} session${all === 1 ? "" : "s"}`;
+    total.textContent = answer.more > 0 ? `the newest ${SHOWN} of ${count(all)}` : `${count(all)} session${all === 1 ? "" : "s"}`;
   }
 
   async function kick(seen) {
     const one = now.get(seen.session) ?? seen;
     const account = one.logins[0]?.account || one.logins[0]?.user || one.client;
-    const text = `${one.proto.toUpperCase()} from ${one.client}. It ends now; its client may come back at once.`;
+    const text = `${one.proto.toUpperCase()} from ${one.client}. It ends now; the client may reconnect at once.`;
     if (!(await confirmed(`End the session of ${account}?`, text, "End it"))) return;
     const { sessions } = await send("POST", "/v1/sessions/kick", { session: one.session });
-    const done = sessions.length === 0 ? "It had ended already." : `The session of ${account} ends.`;
+    const done = sessions.length === 0 ? "It had already ended." : `The session of ${account} ends.`;
     said.replaceChildren(note(done, "good"));
     await refresh();
   }

@@ -12,7 +12,7 @@ function health(one) {
   return [
     pill(text, kind),
     one.maintenance ? [" ", pill("maintenance", "warn")] : null,
-    one.ejected !== null && one.ejected !== undefined ? h("span", { class: "sub" }, `left alone for ${one.ejected} s`) : null,
+    one.ejected !== null && one.ejected !== undefined ? h("span", { class: "sub" }, `ejected for ${one.ejected} s`) : null,
     one.why ? h("span", { class: "sub" }, name(one.why)) : null,
   ];
 }
@@ -24,7 +24,7 @@ export function show(root, { mayChange, attempt }) {
 
   async function order(one, what) {
     await send("PUT", path(one), what);
-    said.replaceChildren(note("It counts until the process ends.", "good"));
+    said.replaceChildren(note("In effect until the process ends.", "good"));
     await refresh();
   }
 
@@ -66,10 +66,10 @@ export function show(root, { mayChange, attempt }) {
     const { upstreams } = await get("/v1/upstreams");
     list.update(upstreams);
     list.element.hidden = upstreams.length === 0;
-    none.replaceChildren(...(upstreams.length > 0 ? [] : [empty("There is no group of servers.")]));
+    none.replaceChildren(...(upstreams.length > 0 ? [] : [empty("There are no groups of servers.")]));
   }
 
-  const about = "Servers for web requests of nobody in particular. Whoever belongs to a server goes there all the same.";
+  const about = "Health and load of the servers, and their share of unauthenticated web requests. Requests of an account always go to its own server.";
   root.append(h("p", { class: "soft" }, about), said, none, list.element);
   return { refresh, seconds: 5 };
 }

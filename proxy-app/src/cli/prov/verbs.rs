@@ -250,22 +250,22 @@ pub(super) fn help(subject: Option<&str>) -> String {
 
 const HEAD: &str = "portico prov [options] [command [arguments]]
 
-  -c, --conf FILE              the node file, which says where the directory is
-  -f FILE                      read commands from FILE, one a line; without a command and -f they come from standard input
+  -c, --conf FILE              the node file, which names the directory
+  -f FILE                      read commands from FILE, one per line; without a command and -f, read them from standard input
   -r                           allow replacing safeguarded attributes (zimbraServiceEnabled, zimbraServiceInstalled)
   -fd                          show secret values
   --bind-dn DN, --bind-password-file FILE
-                               whom to bind as in LDAP
-  -h, --help                   this text; also: help, help commands, help SUBJECT
+                               LDAP bind DN and password
+  -h, --help                   print this text; also: help, help commands, help SUBJECT
 
 ";
 const TAIL: &str = "
-  -e  only what is written on the entry itself, nothing inherited and no defaults
-  -v  everything of each entry
+  -e  only the entry's own values, without inherited ones and defaults
+  -v  all attributes of each entry
 
-  attr value   sets a value; the same name again sets several      +attr value   adds one
-  attr \"\"      unsets                                              -attr value   takes one away
-  A value file:PATH of a certificate or key is the content of that file.";
+  attr value   sets a value; repeat attr to set several            +attr value   adds one
+  attr \"\"      unsets                                              -attr value   removes one
+  For a certificate or key, file:PATH reads the value from that file.";
 
 #[cfg(test)]
 mod tests {
