@@ -653,7 +653,7 @@ fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
         browser.must(&format!("document.querySelector(\"{card}\")"))?;
         for (name, said) in [
             ("nonsense", "Please enter a valid virtual host name"),
-            ("mail.a.example", "is in the list already"),
+            ("mail.a.example", "is already in the list"),
         ] {
             browser.type_into(&format!("{card} .new-host"), &format!("{name}\n"))?;
             browser.must(&has_text(said))?;
