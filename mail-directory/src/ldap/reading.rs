@@ -281,7 +281,7 @@ fn check_rights(before: &System, losses: Losses, count: impl Fn(Room) -> usize) 
     for (room, entries) in [(Room::Servers, &before.servers), (Room::Domains, &before.domains)] {
         if count(room) == 0 && !entries.is_empty() && losses < Losses::All {
             return Err(Trouble::Refused(format!(
-                "all {} are gone; are the rights?",
+                "all {} are gone; were access rights lost?",
                 room.name()
             )));
         }

@@ -79,7 +79,7 @@ impl Options {
             }
             // Names a person in Carbonio; behind `flushCache` it is a flag.
             if word == "-a" {
-                return Err("there is nobody to log in as: the directory is changed itself".to_owned());
+                return Err("there is no account to log in as: the directory is changed directly".to_owned());
             }
             let argument = || more.first().cloned().ok_or_else(|| format!("{word} wants a value"));
             let mut with_argument = true;

@@ -127,7 +127,7 @@ impl Gate {
             match self.socket.accept().await {
                 Ok((stream, _)) => match timeout(QUESTION, question(stream)).await {
                     Ok(Ok(stream)) => return stream,
-                    Ok(Err(error)) => log::warn!("somebody who may not asked us to give way: {error:#}"),
+                    Ok(Err(error)) => log::warn!("an upgrade was requested without permission: {error:#}"),
                     Err(_) => log::warn!("somebody connected to {} and said nothing", self.path.display()),
                 },
                 Err(error) => {

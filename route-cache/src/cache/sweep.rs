@@ -57,7 +57,7 @@ impl RouteCache {
         }
         if gone.len() == asked.len() && asked.len() > BELIEVABLE {
             log::warn!(
-                "the directory knows none of {} accounts any more; are the rights?",
+                "the directory knows none of {} accounts any more; were access rights lost?",
                 gone.len()
             );
             return;
