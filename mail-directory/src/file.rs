@@ -250,7 +250,7 @@ impl Directory for YamlDirectory {
                 Ok(now) => last = now,
                 Err(problems) => problems
                     .iter()
-                    .for_each(|problem| log::error!(target: "route_cache::list", "{problem}")),
+                    .for_each(|problem| log::error!(target: "mail_directory::list", "{problem}")),
             }
         }
     }
@@ -263,7 +263,7 @@ impl Directory for YamlDirectory {
         let warnings = off_the_runtime(move || self.reload(&*judge, losses)).await??;
         warnings
             .iter()
-            .for_each(|problem| log::warn!(target: "route_cache::list", "{problem}"));
+            .for_each(|problem| log::warn!(target: "mail_directory::list", "{problem}"));
         Ok(())
     }
 }
@@ -279,7 +279,7 @@ fn say(path: &Path, read: &Result<Problems, Problems>) {
     };
     problems
         .iter()
-        .for_each(|problem| log::warn!(target: "route_cache::list", "{problem}"));
+        .for_each(|problem| log::warn!(target: "mail_directory::list", "{problem}"));
 }
 
 fn looks(paths: Vec<PathBuf>) -> Looks {

@@ -392,7 +392,7 @@ impl Directory for LdapDirectory {
 fn say(problems: &Problems) {
     problems
         .iter()
-        .for_each(|problem| log::warn!(target: "route_cache::list", "directory: {problem}"));
+        .for_each(|problem| log::warn!(target: "mail_directory::list", "directory: {problem}"));
 }
 
 /// Who of the found has the name: an address goes before an alias. Where several claim it in the same way the first
