@@ -20,7 +20,7 @@ mod problem;
 mod tree;
 
 use crate::secret_file;
-pub use problem::{Problem, Problems, Severity};
+pub use problem::{Problem, Problems, Severity, problem, warning};
 use tree::{Builder, Content, Duplicate, Passing, Raw, Step};
 
 /// Longest text of a document. A directory of 100,000 accounts has about 20 MB.

@@ -10,7 +10,7 @@ use mail_directory::yaml::Problems;
 use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server};
 
-use crate::app::Plan;
+use crate::app::plan::Plan;
 use crate::process::service::Doors;
 use crate::process::shutdown::End;
 use crate::process::upgrade::{Again, Asking};

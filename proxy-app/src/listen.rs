@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mail_directory::yaml::Problems;
+use mail_directory::yaml::{Problems, problem};
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora_proxy::HttpProxy;
 use tokio::net::TcpListener;
@@ -17,7 +17,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::app::snapshot::problem;
 use crate::config::{Listener, Serve};
 use crate::listen::connection::Door;
 use crate::web::phases::Web;

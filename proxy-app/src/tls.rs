@@ -4,305 +4,31 @@
 //! Certificates are chosen while a handshake runs, from the store of that moment: a changed certificate is served
 //! with the next handshake, and no listener and no session is touched.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 
-use arc_swap::ArcSwap;
-use mail_directory::names;
-use mail_proxy::{BoxStream, Protocol, Stream, TlsFacts};
-use openssl::asn1::Asn1Time;
+use mail_proxy::{Protocol, Stream, TlsFacts};
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
-use openssl::pkey::{PKey, Private};
 use openssl::ssl::{
-    AlpnError, NameType, SniError, Ssl, SslAcceptor, SslAlert, SslConnector, SslMethod, SslMode, SslOptions, SslRef,
-    SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
+    AlpnError, NameType, SniError, Ssl, SslAcceptor, SslAlert, SslMethod, SslMode, SslOptions, SslRef,
+    SslSessionCacheMode, SslVersion, select_next_proto,
 };
-use openssl::x509::store::X509StoreBuilder;
-use openssl::x509::{X509, X509VerifyResult};
-use pingora::protocols::Digest;
+use openssl::x509::X509VerifyResult;
 use tokio_openssl::SslStream;
 
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
+use crate::tls::store::Certificates;
 use crate::tls::vhosts::Sites;
 
+pub mod certificate;
 pub mod client_certs;
+pub mod store;
+pub mod upstream;
 pub mod vhosts;
-
-/// Most certificates that are put in order. Chains have two to five.
-const MAX_SORTED: usize = 16;
-
-/// A certificate, its chain and its key, checked to belong together.
-pub struct CertKey {
-    leaf: X509,
-    chain: Vec<X509>,
-    key: PKey<Private>,
-}
-
-/// Why a certificate and key cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum CertError {
-    /// The certificate text does not parse.
-    #[error("the certificate does not parse: {0}")]
-    Certificate(ErrorStack),
-    /// There is no certificate in it.
-    #[error("there is no certificate in it")]
-    Empty,
-    /// The key text does not parse.
-    #[error("the private key does not parse (it must be PEM and not encrypted): {0}")]
-    Key(ErrorStack),
-    /// The key is another certificate's.
-    #[error("the private key does not belong to the certificate")]
-    Mismatch,
-}
-
-impl CertKey {
-    /// Reads PEM texts: leaf first, then its chain; and the key.
-    ///
-    /// # Errors
-    /// They do not parse, or do not belong together.
-    pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<CertKey, CertError> {
-        let mut chain = certificates(certificate)?;
-        let leaf = chain.remove(0);
-        let key = private_key(key)?;
-        if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
-            return Err(CertError::Mismatch);
-        }
-        Ok(CertKey { leaf, chain, key })
-    }
-
-    /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they stand
-    /// so already, or it cannot be told how they should.
-    pub fn in_order(certificates: &str) -> Option<String> {
-        let all = X509::stack_from_pem(certificates.as_bytes()).ok()?;
-        if all.len() > MAX_SORTED {
-            return None;
-        }
-        let issued = |one: usize, other: usize| all[one].issued(&all[other]) == X509VerifyResult::OK;
-        let indices = || 0..all.len();
-        let is_leaf = |&one: &usize| indices().all(|other| other == one || !issued(one, other));
-        let mut leaves = indices().filter(is_leaf);
-        let (leaf, None) = (leaves.next()?, leaves.next()) else {
-            return None;
-        };
-        let mut order = vec![leaf];
-        while let Some(next) = indices().find(|one| !order.contains(one) && issued(*one, order[order.len() - 1])) {
-            order.push(next);
-        }
-        if order.len() < all.len() || order.is_sorted() {
-            return None;
-        }
-        let pem: Vec<Vec<u8>> = order
-            .iter()
-            .map(|at| all[*at].to_pem())
-            .collect::<Result<_, _>>()
-            .ok()?;
-        String::from_utf8(pem.concat()).ok()
-    }
-
-    /// Looks at a certificate whose key is not at hand.
-    ///
-    /// # Errors
-    /// It does not parse.
-    pub fn check_certificate(certificate: &[u8]) -> Result<(), CertError> {
-        certificates(certificate).map(drop)
-    }
-
-    /// Looks at a key whose certificate is not at hand.
-    ///
-    /// # Errors
-    /// It does not parse.
-    pub fn check_key(key: &[u8]) -> Result<(), CertError> {
-        private_key(key).map(drop)
-    }
-
-    /// When its time was over, if it is.
-    pub fn expired(&self) -> Option<String> {
-        let now = Asn1Time::days_from_now(0).ok()?;
-        (self.leaf.not_after() < now).then(|| self.leaf.not_after().to_string())
-    }
-
-    /// When its time begins, if that has not come yet.
-    pub fn not_yet(&self) -> Option<String> {
-        let now = Asn1Time::days_from_now(0).ok()?;
-        (self.leaf.not_before() > now).then(|| self.leaf.not_before().to_string())
-    }
-
-    /// Those of these names that none of the certificate's own covers.
-    pub fn uncovered<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
-        let own: Vec<String> = self
-            .leaf
-            .subject_alt_names()
-            .into_iter()
-            .flatten()
-            .filter_map(|name| name.dnsname().map(str::to_ascii_lowercase))
-            .collect();
-        names
-            .into_iter()
-            .filter(|name| !own.iter().any(|pattern| covers(pattern, name)))
-            .collect()
-    }
-
-    /// SHA-256 of the certificate: two are the same if this is.
-    pub fn fingerprint(&self) -> Vec<u8> {
-        let digest = self.leaf.digest(openssl::hash::MessageDigest::sha256());
-        digest.map(|digest| digest.to_vec()).unwrap_or_default()
-    }
-
-    /// Seconds until its time is over; negative if it is.
-    pub fn seconds_left(&self) -> i64 {
-        let now = Asn1Time::days_from_now(0);
-        let left = now.and_then(|now| now.diff(self.leaf.not_after()));
-        left.map_or(0, |left| i64::from(left.days) * 86_400 + i64::from(left.secs))
-    }
-
-    /// The certificate itself.
-    pub fn leaf(&self) -> &X509 {
-        &self.leaf
-    }
-
-    /// Costs at most a hundredth of a millisecond, of the third of one that a handshake takes; a context for each
-    /// certificate would save that, and cost some 20 KiB for each domain and protocol.
-    fn install(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
-        ssl.set_certificate(&self.leaf)?;
-        ssl.set_private_key(&self.key)?;
-        for certificate in &self.chain {
-            ssl.add_chain_cert(certificate.clone())?;
-        }
-        Ok(())
-    }
-}
-
-/// At least one.
-fn certificates(pem: &[u8]) -> Result<Vec<X509>, CertError> {
-    let chain = X509::stack_from_pem(pem).map_err(CertError::Certificate)?;
-    match chain.is_empty() {
-        true => Err(CertError::Empty),
-        false => Ok(chain),
-    }
-}
-
-fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
-    PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(CertError::Key)
-}
-
-/// RFC 6125 §6.4.3: `*` stands for the whole left-most label and nothing else.
-fn covers(pattern: &str, name: &str) -> bool {
-    let name = names::host(name);
-    match pattern.strip_prefix("*.") {
-        Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),
-        None => pattern == name,
-    }
-}
-
-/// Names and the certificates to show for them.
-#[derive(Default)]
-pub struct CertStore {
-    /// Shown where no name matches, and to clients that ask for none.
-    pub default: Option<Arc<CertKey>>,
-    /// What the names mean on web listeners; absent only before the first configuration.
-    pub sites: Option<Arc<Sites>>,
-    exact: HashMap<String, Claim>,
-    wildcard: HashMap<String, Claim>,
-    by_address: HashMap<IpAddr, Claim>,
-    domains: HashMap<String, Arc<CertKey>>,
-    faults: HashMap<String, String>,
-}
-
-/// What a domain shows for something that is its own; without a certificate, the default.
-type Claim = Option<Arc<CertKey>>;
-
-impl CertStore {
-    /// A store with a default and nothing else.
-    pub fn new(default: Option<Arc<CertKey>>) -> CertStore {
-        CertStore {
-            default,
-            ..CertStore::default()
-        }
-    }
-
-    /// Shows `certificate` to clients that ask for `name`, which may be `*.something`; `None`: the default. Where two
-    /// domains claim a name, the first one has it, as in the rest of the directory.
-    pub fn add(&mut self, name: &str, certificate: Option<Arc<CertKey>>) {
-        let name = names::host(name);
-        match name.strip_prefix("*.") {
-            Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert(certificate),
-            None => self.exact.entry(name).or_insert(certificate),
-        };
-    }
-
-    /// Every certificate, with whose it is: `default`, or a domain.
-    pub fn all(&self) -> Vec<(String, &Arc<CertKey>)> {
-        let default = self.default.iter().map(|pair| ("default".to_owned(), pair));
-        let domains = self.domains.iter().map(|(name, pair)| (format!("domain {name}"), pair));
-        default.chain(domains).collect()
-    }
-
-    /// Shows `certificate` to clients that come to this local address and ask for no name that is known; `None`: the
-    /// default.
-    pub fn add_address(&mut self, local: IpAddr, certificate: Option<Arc<CertKey>>) {
-        self.by_address.entry(local).or_insert(certificate);
-    }
-
-    /// Notes which certificate a domain has.
-    pub fn keep(&mut self, domain: &str, certificate: Arc<CertKey>) {
-        self.domains.insert(domain.to_owned(), certificate);
-    }
-
-    /// The certificate that was noted for a domain.
-    pub fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
-        self.domains.get(domain).cloned()
-    }
-
-    /// Notes why the certificate that a domain should have is not shown.
-    pub fn note_fault(&mut self, domain: &str, why: String) {
-        self.faults.insert(domain.to_owned(), why);
-    }
-
-    /// Why the certificate that a domain should have is not shown; `None` if nothing is wrong.
-    pub fn fault_of(&self, domain: &str) -> Option<&str> {
-        self.faults.get(domain).map(String::as_str)
-    }
-
-    /// The certificate that is shown to clients which ask for this name; for a pattern `*.name`, for what is below.
-    pub fn of_name(&self, name: &str) -> Option<&Arc<CertKey>> {
-        self.find(Some(&names::host(name)), None)
-    }
-
-    /// The certificate for a requested name (in lower case): that of the domain which has the name or the longest
-    /// pattern; where nobody has it, that of the local address; else the default. A name that is somebody's is never
-    /// shown another one's, whether or not its owner has a certificate.
-    fn find(&self, name: Option<&str>, local: Option<IpAddr>) -> Option<&Arc<CertKey>> {
-        let claim = match name.and_then(|name| self.claim(name)) {
-            Some(claim) => claim.as_ref(),
-            None => local.and_then(|local| self.by_address.get(&local)?.as_ref()),
-        };
-        claim.or(self.default.as_ref())
-    }
-
-    /// What the owner of a name shows for it, if it has one. No client takes the certificate of a pattern for what is
-    /// more than one level below.
-    fn claim(&self, name: &str) -> Option<&Claim> {
-        if let Some(claim) = self.exact.get(name) {
-            return Some(claim);
-        }
-        let mut parents = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
-        let nearest = parents.next()?;
-        let of_nearest = self.wildcard.get(nearest);
-        of_nearest.or_else(|| {
-            parents
-                .any(|parent| self.wildcard.contains_key(parent))
-                .then_some(&None)
-        })
-    }
-}
-
-/// The store that all listeners share.
-pub type Certificates = Arc<ArcSwap<CertStore>>;
 
 /// What a TLS listener speaks inside; its ALPN names (RFC 7301; IANA registry for `imap` and `pop3`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -571,107 +297,19 @@ pub fn inside(protocol: Protocol) -> Inside {
     }
 }
 
-/// TLS 1.0 and 1.1 must not be used (RFC 8996).
-const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
-
-/// Refuses a connection to a server that has agreed to an older version: Pingora's own connector takes TLS 1.0.
-///
-/// # Errors
-/// It has.
-pub fn refuse_old(agreed: Option<&Digest>) -> pingora::Result<()> {
-    let Some(tls) = agreed.and_then(|agreed| agreed.ssl_digest.as_ref()) else {
-        return Ok(());
-    };
-    match &*tls.version {
-        "TLSv1.2" | "TLSv1.3" => Ok(()),
-        old => {
-            let message = format!("the server speaks {old} only, which must not be used (RFC 8996)");
-            Err(pingora::Error::explain(pingora::ErrorType::TLSHandshakeFailure, message).into_up())
-        }
-    }
-}
-
-/// The client's side of TLS, towards mailbox servers.
-pub struct UpstreamTrust {
-    connector: SslConnector,
-    verify: bool,
-}
-
-impl UpstreamTrust {
-    /// Trusts the authorities in `ca_file`, or the system's.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<UpstreamTrust, ErrorStack> {
-        let mut builder = SslConnector::builder(SslMethod::tls_client())?;
-        builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
-        if let Some(path) = ca_file {
-            // These authorities and no others: the builder has loaded the system's already.
-            let mut store = X509StoreBuilder::new()?;
-            let pem = std::fs::read(path).unwrap_or_default();
-            for authority in X509::stack_from_pem(&pem)? {
-                store.add_cert(authority)?;
-            }
-            builder.set_cert_store(store.build());
-        }
-        builder.set_verify(if verify {
-            SslVerifyMode::PEER
-        } else {
-            SslVerifyMode::NONE
-        });
-        builder.set_mode(SslMode::RELEASE_BUFFERS);
-        Ok(UpstreamTrust {
-            connector: builder.build(),
-            verify,
-        })
-    }
-
-    /// Whether servers without a rule of their own must prove who they are.
-    pub fn verifies(&self) -> bool {
-        self.verify
-    }
-
-    /// Does the client's side of a handshake with a server that must prove to be `name`.
-    ///
-    /// # Errors
-    /// The handshake failed; the text says why, and what the verification found.
-    pub async fn connect(&self, name: &str, stream: BoxStream) -> io::Result<BoxStream> {
-        self.connect_as(name, stream, self.verify).await
-    }
-
-    /// The same where the server has a rule of its own: whether it must prove who it is.
-    ///
-    /// # Errors
-    /// As [`UpstreamTrust::connect`].
-    pub async fn connect_as(&self, name: &str, stream: BoxStream, verify: bool) -> io::Result<BoxStream> {
-        let mut rules = self.connector.configure()?;
-        rules.set_verify(match verify {
-            true => SslVerifyMode::PEER,
-            false => SslVerifyMode::NONE,
-        });
-        let ssl = rules.verify_hostname(verify).into_ssl(name)?;
-        let mut stream = SslStream::new(ssl, stream)?;
-        match Pin::new(&mut stream).connect().await {
-            Ok(()) => Ok(Box::new(stream)),
-            Err(error) => {
-                let verified = stream.ssl().verify_result();
-                Err(match verified == openssl::x509::X509VerifyResult::OK {
-                    true => io::Error::other(error),
-                    false => io::Error::other(format!("its certificate is not good for {name}: {verified}")),
-                })
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use openssl::asn1::Asn1Integer;
+    use openssl::asn1::Asn1Time;
     use openssl::bn::BigNum;
     use openssl::hash::MessageDigest;
+    use openssl::pkey::PKey;
+    use openssl::x509::X509;
     use openssl::x509::{X509Builder, X509Name};
 
     use super::*;
+    use crate::tls::certificate::CertKey;
+    use crate::tls::store::CertStore;
 
     /// A certificate of `subject` that `issuer` vouches for.
     fn certificate(subject: &str, issuer: &str) -> String {

@@ -167,6 +167,28 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
+/// An error that belongs to a key and not to a line.
+pub fn problem(key: &str, message: impl ToString) -> Problem {
+    Problem {
+        file: None,
+        line: None,
+        key: key.to_owned(),
+        message: message.to_string(),
+        severity: Severity::Error,
+    }
+}
+
+/// A warning that belongs to a key and not to a line.
+pub fn warning(key: String, message: impl ToString) -> Problem {
+    Problem {
+        file: None,
+        line: None,
+        key,
+        message: message.to_string(),
+        severity: Severity::Warning,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

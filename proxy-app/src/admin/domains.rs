@@ -27,7 +27,8 @@ use crate::app::App;
 use crate::config::{Config, Source};
 use crate::provision::change::JudgedEditor;
 use crate::provision::{self, Answer, SharedNames, values};
-use crate::tls::{CertKey, CertStore};
+use crate::tls::certificate::CertKey;
+use crate::tls::store::CertStore;
 
 /// How long a change is looked for where the node reads; a replica may be behind.
 const SEEN: Duration = Duration::from_secs(5);

@@ -14,7 +14,7 @@ use crate::admin::caller::Caller;
 use crate::admin::refusal::Failure;
 use crate::admin::{act, scrape};
 use crate::app::App;
-use crate::tls::CertKey;
+use crate::tls::certificate::CertKey;
 use crate::upstream::groups::{self, Health};
 
 /// Heaviest share of requests.

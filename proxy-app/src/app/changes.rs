@@ -4,11 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use jiff::Timestamp;
-use mail_directory::Entry;
-use mail_directory::System;
+use mail_directory::{Entry, System};
 use parking_lot::Mutex;
 
-use crate::tls::CertStore;
+use crate::tls::store::CertStore;
 
 /// Configurations that are remembered.
 const REMEMBERED: usize = 64;

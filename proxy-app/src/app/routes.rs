@@ -8,14 +8,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use mail_directory::attributes as a;
-use mail_directory::{Directory, System};
+use mail_directory::{Directory, System, attributes as a};
 use route_cache::addresses::{AddressBook, Resolve};
 use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
 use route_cache::{RouteCache, SharedCache, memcached};
 
 use crate::config::{Config, LookupConfig, MAX_HANDLERS};
-use crate::tls::UpstreamTrust;
+use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::connect;
 use crate::upstream::dns::{IpMode, Names};
 

@@ -2,25 +2,24 @@
 //!
 //! A mail session keeps the snapshot it was born with; a web request takes the one of its moment.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mail_directory::System;
-use mail_directory::View;
-use mail_directory::attributes as a;
-use mail_directory::secret_file;
-use mail_directory::yaml::{Problem, Problems, Severity};
+use mail_directory::yaml::{Problems, problem, warning};
+use mail_directory::{System, View, attributes as a, secret_file};
 use mail_proxy::{Settings, StartTls, imap, pop3};
 use openssl::ssl::SslVersion;
 use openssl::x509::X509;
-use route_cache::Service;
 
-use crate::config::{Config, Listener, ListenerTls, Serve, Source};
+use crate::app::certificates::cert_store;
+use crate::config::{Config, Source};
 use crate::http::compression;
+use crate::tls::store::{CertStore, Certificates};
+use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{Site, Sites};
-use crate::tls::{Acceptors, CertKey, CertStore, Certificates, TlsPolicy, UpstreamTrust};
+use crate::tls::{Acceptors, TlsPolicy};
 use crate::upstream::connect::MailTransport;
 use crate::upstream::dns::{IpMode, Names};
 
@@ -214,67 +213,6 @@ fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>>
     }
 }
 
-/// An error that belongs to a key and not to a line.
-pub(crate) fn problem(key: &str, message: impl ToString) -> Problem {
-    Problem {
-        file: None,
-        line: None,
-        key: key.to_owned(),
-        message: message.to_string(),
-        severity: Severity::Error,
-    }
-}
-
-pub(crate) fn warning(key: String, message: impl ToString) -> Problem {
-    Problem {
-        file: None,
-        line: None,
-        key,
-        message: message.to_string(),
-        severity: Severity::Warning,
-    }
-}
-
-/// The default certificate, and those of the domains under all their virtual host names. A pair of the directory
-/// that cannot be used is left out, with a warning: the one before stays, and where there was none the default is
-/// shown.
-fn cert_store(
-    config: &Config,
-    system: &System,
-    node: &View<'_>,
-    before: &CertStore,
-    problems: &mut Problems,
-) -> CertStore {
-    let mut store = CertStore::new(default_certificate(config, node, before, problems));
-    for domain in system.domains() {
-        let key = format!("domains.{}.zimbraSSLCertificate", domain.name());
-        let fresh = own_pair(&domain).transpose().map(|pair| pair.map(Arc::new));
-        if let Some(Err(why)) = &fresh {
-            store.note_fault(domain.name(), why.clone());
-        }
-        let pair = usable(fresh, before.of_domain(domain.name()), key, problems);
-        let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
-        let uncovered = pair.iter().flat_map(|pair| pair.uncovered(names.iter().copied()));
-        for name in uncovered {
-            problems.push(warning(
-                format!("domains.{}", domain.name()),
-                format!("its certificate is not good for {name}"),
-            ));
-        }
-        // Without a certificate, too: what is this domain's is no other's.
-        for name in names {
-            store.add(name, pair.clone());
-        }
-        for address in domain.addresses(&a::VIRTUAL_IP_ADDRESS) {
-            store.add_address(address, pair.clone());
-        }
-        if let Some(pair) = pair {
-            store.keep(domain.name(), pair);
-        }
-    }
-    store
-}
-
 /// Says where a directory file holds a private key and everybody may read it.
 fn open_directory(config: &Config, problems: &mut Problems) {
     let Source::Yaml(path) = &config.directory.source else {
@@ -290,79 +228,6 @@ fn open_directory(config: &Config, problems: &mut Problems) {
             format!("{message}, with a private key in it"),
         ));
     }
-}
-
-/// The certificate and key of an entry, if it has them.
-fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
-    match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {
-        (None, None) => Ok(None),
-        (Some(certificate), Some(key)) => {
-            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
-            match pair.expired() {
-                Some(when) => Err(format!("the certificate expired on {when}")),
-                None => Ok(Some(pair)),
-            }
-        }
-        _ => Err("there is a certificate without a key, or a key without a certificate".to_owned()),
-    }
-}
-
-/// What an entry has, or if that cannot be used what it had before.
-fn usable(
-    fresh: Option<Result<Arc<CertKey>, String>>,
-    before: Option<Arc<CertKey>>,
-    key: String,
-    problems: &mut Problems,
-) -> Option<Arc<CertKey>> {
-    match (fresh?, before) {
-        (Ok(pair), _) => Some(pair),
-        (Err(error), None) => {
-            problems.push(warning(key, error));
-            None
-        }
-        (Err(error), before) => {
-            problems.push(warning(key, format!("{error}; the certificate before stays in use")));
-            before
-        }
-    }
-}
-
-fn default_certificate(
-    config: &Config,
-    node: &View<'_>,
-    before: &CertStore,
-    problems: &mut Problems,
-) -> Option<Arc<CertKey>> {
-    let Some((certificate, key)) = &config.tls.default else {
-        let fresh = own_pair(node).transpose().map(|pair| pair.map(Arc::new));
-        return usable(
-            fresh,
-            before.default.clone(),
-            "zimbraSSLCertificate of the node".to_owned(),
-            problems,
-        );
-    };
-    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    let pair = match (read(certificate), read(key)) {
-        (Ok(certificate), Ok(key)) => CertKey::from_pem(&certificate, &key),
-        (certificate, key) => {
-            for error in [certificate.err(), key.err()].into_iter().flatten() {
-                problems.push(problem("tls", error));
-            }
-            return None;
-        }
-    };
-    let pair = pair
-        .map_err(|error| problems.push(problem("tls.certificate", error)))
-        .ok()?;
-    if let Some(message) = secret_file::warning(key) {
-        problems.push(warning("tls.key".to_owned(), message));
-    }
-    if let Some(when) = pair.expired() {
-        // Users can click a warning away; they cannot read mail at a door that does not open.
-        problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));
-    }
-    Some(Arc::new(pair))
 }
 
 fn tls_policy(node: &View<'_>, sites: &Sites) -> TlsPolicy {
@@ -461,7 +326,7 @@ fn starttls(node: &View<'_>, attribute: &a::Attribute) -> StartTls {
     }
 }
 
-fn mail_mode(node: &View<'_>) -> MailMode {
+pub(crate) fn mail_mode(node: &View<'_>) -> MailMode {
     match node.choice(&a::REVERSE_PROXY_MAIL_MODE) {
         "https" => MailMode::Https,
         "both" => MailMode::Both,
@@ -469,97 +334,10 @@ fn mail_mode(node: &View<'_>) -> MailMode {
     }
 }
 
-fn ip_mode(node: &View<'_>) -> IpMode {
+pub(crate) fn ip_mode(node: &View<'_>) -> IpMode {
     match node.choice(&a::IP_MODE) {
         "ipv6" => IpMode::V6,
         "both" => IpMode::Both,
         _ => IpMode::V4,
     }
-}
-
-/// The listeners of a node whose file names none, from the directory's switches and ports (MAIL §6.1, HTTP §1.1).
-pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener> {
-    let node = system.node(&config.node);
-    let web = node.flag(&a::REVERSE_PROXY_HTTP_ENABLED);
-    let mail = node.flag(&a::REVERSE_PROXY_MAIL_ENABLED);
-    let table = [
-        (
-            web && mail_mode(&node) != MailMode::Https,
-            &a::MAIL_PROXY_PORT,
-            Serve::Web,
-            ListenerTls::Off,
-        ),
-        (web, &a::MAIL_SSL_PROXY_PORT, Serve::Web, ListenerTls::Implicit),
-        (
-            mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAP_ENABLED),
-            &a::IMAP_PROXY_BIND_PORT,
-            Serve::Imap,
-            ListenerTls::StartTls,
-        ),
-        (
-            mail && node.flag(&a::REVERSE_PROXY_MAIL_IMAPS_ENABLED),
-            &a::IMAP_SSL_PROXY_BIND_PORT,
-            Serve::Imap,
-            ListenerTls::Implicit,
-        ),
-        (
-            mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3_ENABLED),
-            &a::POP3_PROXY_BIND_PORT,
-            Serve::Pop3,
-            ListenerTls::StartTls,
-        ),
-        (
-            mail && node.flag(&a::REVERSE_PROXY_MAIL_POP3S_ENABLED),
-            &a::POP3_SSL_PROXY_BIND_PORT,
-            Serve::Pop3,
-            ListenerTls::Implicit,
-        ),
-        (
-            web,
-            &a::CARBONIO_ADMIN_PROXY_PORT,
-            Serve::AdminConsole,
-            ListenerTls::Implicit,
-        ),
-        (
-            web && signs_on(config, &node, system),
-            &a::MAIL_SSL_PROXY_CLIENT_CERT_PORT,
-            Serve::Sso,
-            ListenerTls::Implicit,
-        ),
-    ];
-    let addresses: &[IpAddr] = match ip_mode(&node) {
-        IpMode::V4 => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
-        IpMode::V6 => &[IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
-        IpMode::Both => &[IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
-    };
-    let ports = table
-        .iter()
-        .filter(|row| row.0)
-        .filter_map(|row| Some((node.port(row.1)?, row.2, row.3)));
-    ports
-        .flat_map(|(port, serve, tls)| {
-            addresses.iter().map(move |ip| Listener {
-                address: SocketAddr::new(*ip, port),
-                serve,
-                tls,
-                proxy_trusted: None,
-                starttls: None,
-                login_deadline: None,
-                allow: None,
-                stream: None,
-            })
-        })
-        .collect()
-}
-
-/// Whether certificates are asked for somewhere, and somebody can say whose they are (HTTP §5.6).
-fn signs_on(config: &Config, node: &View<'_>, system: &System) -> bool {
-    let asks = |entry: &View<'_>| entry.choice(&a::REVERSE_PROXY_CLIENT_CERT_MODE) != "off";
-    let is_told = config.lookup.as_ref().is_some_and(|lookup| lookup.admin.is_some());
-    is_told && (asks(node) || system.domains().any(|domain| asks(&domain)))
-}
-
-/// The service that a listener's web requests want.
-pub fn web_service(admin: bool) -> Service {
-    if admin { Service::Admin } else { Service::Web }
 }

@@ -15,7 +15,8 @@ use tokio::signal::unix::SignalKind;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Upgrade};
-use crate::app::{App, Plan};
+use crate::app::App;
+use crate::app::plan::Plan;
 use crate::config::Listener;
 use crate::listen::{Ending, Hall, Last, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};

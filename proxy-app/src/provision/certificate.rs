@@ -4,7 +4,7 @@ use mail_directory::edit::Room;
 use mail_directory::{Entry, attributes as a};
 
 use crate::provision::{Answer, Failure};
-use crate::tls::CertKey;
+use crate::tls::certificate::CertKey;
 
 /// Looks at the pair that an entry would have. What is wrong with it is an error, what is missing a warning.
 ///

@@ -8,10 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Uri};
-use mail_directory::System;
-use mail_directory::attributes as a;
 use mail_directory::yaml::{Problem, Problems, Severity};
-use mail_directory::{View, names};
+use mail_directory::{System, View, attributes as a, names};
 
 use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
 

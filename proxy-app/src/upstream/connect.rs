@@ -15,7 +15,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::tls::{self, Acceptors, UpstreamTrust};
+use crate::tls::upstream::UpstreamTrust;
+use crate::tls::{self, Acceptors};
 use crate::upstream::dns::{IpMode, Names};
 
 /// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and the

@@ -29,7 +29,7 @@ use crate::http::{compression, headers, login, old_clients};
 use crate::locations::{Action, Files, Found};
 use crate::node::redaction;
 use crate::node::refusals::{Place, Reason};
-use crate::tls;
+use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::{self, WebClient, client_of};
@@ -264,7 +264,7 @@ impl ProxyHttp for Web {
         digest: Option<&Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        tls::refuse_old(digest)?;
+        refuse_old(digest)?;
         let Some(keeping) = &exchange.keeping else {
             return Ok(());
         };

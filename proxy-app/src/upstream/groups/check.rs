@@ -16,7 +16,7 @@ use pingora_load_balancing::health_check::HealthCheck;
 use route_cache::UpstreamTls;
 use tokio::time::timeout;
 
-use crate::tls;
+use crate::tls::upstream::refuse_old;
 use crate::upstream::groups::House;
 use crate::upstream::groups::members::Table;
 use crate::upstream::groups::server::{Description, Health, Seat};
@@ -119,7 +119,7 @@ struct Asked {
 async fn get(house: &House, peer: &HttpPeer, told: &Description, path: &str) -> Result<u16, Asked> {
     let failed = |kept| move |error| Asked { error, kept };
     let (mut session, kept) = house.connector.get_http_session(peer).await.map_err(failed(false))?;
-    tls::refuse_old(session.digest()).map_err(failed(false))?;
+    refuse_old(session.digest()).map_err(failed(false))?;
     let request = request(told, path).map_err(failed(false))?;
     session.set_write_timeout(Some(PATIENCE));
     session.set_read_timeout(Some(PATIENCE));

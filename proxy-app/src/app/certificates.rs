@@ -1,0 +1,124 @@
+//! The certificates of the configuration: the default one, and those of the domains.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use mail_directory::yaml::{Problems, problem, warning};
+use mail_directory::{System, View, attributes as a, secret_file};
+
+use crate::config::Config;
+use crate::tls::certificate::CertKey;
+use crate::tls::store::CertStore;
+
+/// The default certificate, and those of the domains under all their virtual host names. A pair of the directory
+/// that cannot be used is left out, with a warning: the one before stays, and where there was none the default is
+/// shown.
+pub(crate) fn cert_store(
+    config: &Config,
+    system: &System,
+    node: &View<'_>,
+    before: &CertStore,
+    problems: &mut Problems,
+) -> CertStore {
+    let mut store = CertStore::new(default_certificate(config, node, before, problems));
+    for domain in system.domains() {
+        let key = format!("domains.{}.zimbraSSLCertificate", domain.name());
+        let fresh = own_pair(&domain).transpose().map(|pair| pair.map(Arc::new));
+        if let Some(Err(why)) = &fresh {
+            store.note_fault(domain.name(), why.clone());
+        }
+        let pair = usable(fresh, before.of_domain(domain.name()), key, problems);
+        let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
+        let uncovered = pair.iter().flat_map(|pair| pair.uncovered(names.iter().copied()));
+        for name in uncovered {
+            problems.push(warning(
+                format!("domains.{}", domain.name()),
+                format!("its certificate is not good for {name}"),
+            ));
+        }
+        // Without a certificate, too: what is this domain's is no other's.
+        for name in names {
+            store.add(name, pair.clone());
+        }
+        for address in domain.addresses(&a::VIRTUAL_IP_ADDRESS) {
+            store.add_address(address, pair.clone());
+        }
+        if let Some(pair) = pair {
+            store.keep(domain.name(), pair);
+        }
+    }
+    store
+}
+
+/// The certificate and key of an entry, if it has them.
+pub(crate) fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
+    match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => {
+            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
+            match pair.expired() {
+                Some(when) => Err(format!("the certificate expired on {when}")),
+                None => Ok(Some(pair)),
+            }
+        }
+        _ => Err("there is a certificate without a key, or a key without a certificate".to_owned()),
+    }
+}
+
+/// What an entry has, or if that cannot be used what it had before.
+pub(crate) fn usable(
+    fresh: Option<Result<Arc<CertKey>, String>>,
+    before: Option<Arc<CertKey>>,
+    key: String,
+    problems: &mut Problems,
+) -> Option<Arc<CertKey>> {
+    match (fresh?, before) {
+        (Ok(pair), _) => Some(pair),
+        (Err(error), None) => {
+            problems.push(warning(key, error));
+            None
+        }
+        (Err(error), before) => {
+            problems.push(warning(key, format!("{error}; the certificate before stays in use")));
+            before
+        }
+    }
+}
+
+pub(crate) fn default_certificate(
+    config: &Config,
+    node: &View<'_>,
+    before: &CertStore,
+    problems: &mut Problems,
+) -> Option<Arc<CertKey>> {
+    let Some((certificate, key)) = &config.tls.default else {
+        let fresh = own_pair(node).transpose().map(|pair| pair.map(Arc::new));
+        return usable(
+            fresh,
+            before.default.clone(),
+            "zimbraSSLCertificate of the node".to_owned(),
+            problems,
+        );
+    };
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    let pair = match (read(certificate), read(key)) {
+        (Ok(certificate), Ok(key)) => CertKey::from_pem(&certificate, &key),
+        (certificate, key) => {
+            for error in [certificate.err(), key.err()].into_iter().flatten() {
+                problems.push(problem("tls", error));
+            }
+            return None;
+        }
+    };
+    let pair = pair
+        .map_err(|error| problems.push(problem("tls.certificate", error)))
+        .ok()?;
+    if let Some(message) = secret_file::warning(key) {
+        problems.push(warning("tls.key".to_owned(), message));
+    }
+    if let Some(when) = pair.expired() {
+        // Users can click a warning away; they cannot read mail at a door that does not open.
+        problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));
+    }
+    Some(Arc::new(pair))
+}

@@ -1,0 +1,335 @@
+//! What changes in a running node: the node file and the directory are read again, and what is good is put in force.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_directory::yaml::{Problems, problem};
+use mail_directory::{Judge, Losses, System};
+use mail_proxy::audit::{Event, Record};
+use tokio::time::timeout;
+
+use crate::app::plan::{addresses, check_certificates, check_logs, listeners};
+use crate::app::snapshot::{self, Snapshot};
+use crate::app::{App, basis, changes, routes};
+use crate::config::{self, Config, Listener};
+use crate::node::{logs, systemd};
+use crate::tls::store::CertStore;
+
+impl App {
+    /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What cannot be used
+    /// changes nothing, and a directory that has lost more than `losses` neither. Once begun, it goes on to its end,
+    /// also when nobody waits for it any more.
+    pub async fn reload(self: &Arc<Self>, losses: Losses) -> Reloaded {
+        let one = self.reloading.clone().lock_owned().await;
+        let app = self.clone();
+        let task = tokio::spawn(async move {
+            let _one = one;
+            app.reload_now(losses).await
+        });
+        result_of(task).await
+    }
+
+    async fn reload_now(self: &Arc<Self>, losses: Losses) -> Reloaded {
+        systemd::reloading();
+        let before = self.config.load_full();
+        let (config, mut reloaded) = {
+            let before = before.clone();
+            self.off_the_runtime(move |app| app.node_file_now(&before)).await
+        };
+        let (access, audit) = (config.log.access.clone(), config.log.audit.clone());
+        let old = self.snapshot.load().generation;
+        self.adopt_all(&config, losses, &mut reloaded).await;
+        reloaded.changes = self.history.since(old);
+        let locations = self.off_the_runtime(|app| app.reload_locations("reloaded")).await;
+        reloaded.problems.extend(locations.err().unwrap_or_default());
+        let logs = self.off_the_runtime(move |app| app.reopen_logs(&access, &audit)).await;
+        reloaded.problems.extend(logs);
+        reloaded.problems.extend(self.listeners_settled().await);
+        let trust = self.off_the_runtime(move |app| app.renew_lookup_trust(&config)).await;
+        reloaded.problems.extend(trust);
+        // An account may have moved.
+        self.routes.ask_anew();
+        reloaded.say();
+        systemd::reloaded("serving");
+        reloaded
+    }
+
+    /// Looks at the directory now, because it was changed from here, and runs what it says.
+    ///
+    /// # Errors
+    /// It cannot be read or used; then everything stays as it was.
+    pub async fn look_at_directory(self: &Arc<Self>) -> Result<(), Problems> {
+        let app = self.clone();
+        let judge: Arc<Judge> = Arc::new(move |system: &Arc<System>| {
+            // Where the change is not seen yet, it is looked for again and again, and nothing is different.
+            match Arc::ptr_eq(system, &app.snapshot.load().system) {
+                true => Ok(()),
+                false => app.adopt(None, Some(system), "changed over the admin API"),
+            }
+        });
+        self.directory.clone().refresh(judge, Losses::Few).await
+    }
+
+    /// Reads files and checks certificates beside the runtime, whose threads serve.
+    async fn off_the_runtime<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&App) -> T + Send + 'static) -> T {
+        let app = self.clone();
+        result_of(tokio::task::spawn_blocking(move || work(&app))).await
+    }
+
+    /// What the node file says now, as far as this process can take it over; what it said before, if it is no good.
+    fn node_file_now(&self, before: &Arc<Config>) -> (Arc<Config>, Reloaded) {
+        let (path, started) = &self.node_file;
+        let mut reloaded = Reloaded::default();
+        let config = match Config::load(path) {
+            Ok((new, warnings)) => {
+                reloaded.problems.extend(warnings);
+                (_, reloaded.needs_upgrade) = config::changes(started, &new.written);
+                let new = before.reloaded(&new);
+                let mut problems = Problems::new();
+                check_logs(&new, &mut problems);
+                let usable = !problems.has_errors();
+                reloaded.problems.extend(problems);
+                if usable { Arc::new(new) } else { before.clone() }
+            }
+            Err(problems) => {
+                reloaded.problems.extend(problems);
+                before.clone()
+            }
+        };
+        (config, reloaded)
+    }
+
+    /// Puts node file and directory in force, or neither.
+    async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, losses: Losses, reloaded: &mut Reloaded) {
+        let judge: Arc<Judge> = {
+            let (app, config) = (self.clone(), config.clone());
+            Arc::new(move |system: &Arc<System>| app.adopt(Some(&config), Some(system), "reloaded"))
+        };
+        let Err(problems) = self.directory.clone().refresh(judge, losses).await else {
+            return;
+        };
+        reloaded.problems.extend(problems);
+        // The directory cannot be read, or the node file is no good for it. The node file may be good with what the
+        // directory said last.
+        let adopted = {
+            let config = config.clone();
+            self.off_the_runtime(move |app| app.adopt(Some(&config), None, "reloaded"))
+                .await
+        };
+        for problem in adopted.err().unwrap_or_default() {
+            if !reloaded.problems.iter().any(|known| *known == problem) {
+                reloaded.problems.push(problem);
+            }
+        }
+    }
+
+    /// Opens the log files anew where they are; says which cannot be.
+    pub async fn reopen(self: &Arc<Self>) -> Problems {
+        self.off_the_runtime(App::reopen_now).await
+    }
+
+    fn reopen_now(&self) -> Problems {
+        let config = self.config.load();
+        self.reopen_logs(&config.log.access, &config.log.audit)
+    }
+
+    /// The authorities of lookup services may be others now.
+    fn renew_lookup_trust(&self, config: &Config) -> Problems {
+        let mut problems = Problems::new();
+        let Some(trust) = &self.lookup_trust else {
+            return problems;
+        };
+        match routes::trust(config) {
+            Ok(new) => new.into_iter().for_each(|new| trust.store(new)),
+            Err(error) => problems.push(problem("directory.lookup.ca_file", error)),
+        }
+        problems
+    }
+
+    /// Opens the log files anew: they may have been renamed, or be other ones now.
+    fn reopen_logs(&self, access: &logs::Target, audit: &logs::Target) -> Problems {
+        let mut problems = Problems::new();
+        for (log, target, key) in [
+            (&self.access, access, "log.access"),
+            (&self.audit_log, audit, "log.audit"),
+        ] {
+            if let Err(error) = log.reopen(target) {
+                let message = format!("{target:?} cannot be opened: {error}; the file before is written on");
+                problems.push(problem(key, message));
+            }
+        }
+        problems
+    }
+
+    /// Waits until the doors are as they should be; says which cannot be opened.
+    async fn listeners_settled(&self) -> Problems {
+        let number = self.listeners.borrow().number;
+        let mut opened = self.opened.subscribe();
+        match timeout(SETTLING, opened.wait_for(|opened| opened.0 >= number)).await {
+            Ok(Ok(opened)) => opened.1.clone(),
+            _ => Problems::new(),
+        }
+    }
+
+    /// Follows the directory, until it is dropped: its system, and the accounts that change. Keeps routes fresh.
+    pub async fn follow_directory(self: Arc<Self>) {
+        let app = self.clone();
+        let judge: Arc<Judge> =
+            Arc::new(move |system: &Arc<System>| app.adopt(None, Some(system), "the directory changed"));
+        let poll = self.config.load().directory.poll;
+        let watch = self.directory.clone().watch(poll, judge);
+        tokio::join!(
+            watch,
+            self.routes.follow_directory(),
+            self.routes.clone().keep_fresh(),
+            self.follow_locations()
+        );
+    }
+
+    /// Takes changes of the files of locations over as they come.
+    async fn follow_locations(self: &Arc<Self>) {
+        let look = |app: &App| match app.locations.has_changed() {
+            true => app.reload_locations("the locations changed"),
+            false => Ok(()),
+        };
+        loop {
+            tokio::time::sleep(self.config.load().directory.poll).await;
+            if let Err(problems) = self.off_the_runtime(look).await {
+                problems
+                    .iter()
+                    .for_each(|problem| log::warn!(target: "proxy_app::list", "{problem}"));
+                log::error!("the locations cannot be read; those before stay in force");
+            }
+        }
+    }
+
+    fn reload_locations(&self, why: &str) -> Result<(), Problems> {
+        // One change after the other.
+        let _told = self.told.lock();
+        let (config, snapshot) = (self.config.load_full(), self.snapshot.load());
+        let warnings = self.locations.reload(&config.web.locations, &snapshot.system)?;
+        self.groups
+            .adopt(basis(&config, &snapshot), &self.locations.written().groups);
+        warnings
+            .iter()
+            .for_each(|warning| log::warn!(target: "proxy_app::list", "{warning}"));
+        log::info!(
+            "{} locations are in force ({why})",
+            self.locations.table().entries().len()
+        );
+        Ok(())
+    }
+
+    /// Runs what this node file and this system say, with nothing put in place before all of it is known to be good.
+    /// `None`: the one that is in force.
+    fn adopt(&self, config: Option<&Arc<Config>>, system: Option<&Arc<System>>, why: &str) -> Result<(), Problems> {
+        // One after the other: each has its number, and what is in force is asked for when it is our turn.
+        let mut told = self.told.lock();
+        let before = self.snapshot.load_full();
+        let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
+        let system = system.unwrap_or(&before.system);
+        let names = self.names.clone();
+        let built = snapshot::build(config, system.clone(), names, &self.certificates, Some(&before))?;
+        let mut problems = built.warnings;
+        let listeners = listeners(config, system);
+        check_certificates(&listeners, &built.certificates, &mut problems);
+        let ((), warnings) = problems.or(())?;
+        report_new(&mut told, &warnings);
+        let changes = self.changes(config, &before, system, &built.certificates);
+        self.certificates.store(Arc::new(built.certificates));
+        self.locations.adopt(system);
+        let basis = basis(config, &built.snapshot);
+        self.groups.adopt(basis, &self.locations.written().groups);
+        self.snapshot.store(Arc::new(built.snapshot));
+        self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
+        self.limits.change(config.limits.clone());
+        self.config.store(config.clone());
+        self.want(listeners);
+        self.applied(why, changes);
+        Ok(())
+    }
+
+    /// What is different from what is in force, once these are.
+    fn changes(&self, config: &Config, before: &Snapshot, system: &System, certificates: &CertStore) -> Vec<String> {
+        let (live, _) = config::changes(&self.config.load().written, &config.written);
+        let node_file = live.iter().map(|key| format!("node file: {key} is in force"));
+        node_file
+            .chain(changes::of_systems(&before.system, system))
+            .chain(changes::of_certificates(&self.certificates.load(), certificates))
+            .collect()
+    }
+
+    /// The doors follow this list.
+    fn want(&self, listeners: Vec<Listener>) {
+        self.names.never(addresses(&listeners));
+        self.listeners.send_if_modified(|list| {
+            let changed = list.listeners != listeners;
+            if changed {
+                list.number += 1;
+                list.listeners = listeners;
+            }
+            changed
+        });
+    }
+
+    pub(crate) fn applied(&self, why: &str, changes: Vec<String>) {
+        let generation = self.snapshot.load().generation;
+        log::info!("configuration {generation} is in force ({why})");
+        for change in self.history.begin(generation, why, changes).changes {
+            log::info!(target: "proxy_app::list", "{change}");
+        }
+        self.audit.record(Record {
+            event: Some(Event::Config),
+            why: Some(why.to_owned()),
+            generation,
+            ..Record::default()
+        });
+    }
+}
+
+/// What a task gives. A panic in it is one here; a task that is dropped goes with the runtime, and we with it.
+pub(crate) async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
+    match task.await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
+/// How long the doors may take to follow the list: opening a socket takes no time.
+pub(crate) const SETTLING: Duration = Duration::from_secs(10);
+
+/// What a reload has done.
+#[derive(Debug, Default)]
+pub struct Reloaded {
+    /// What is different from before, a sentence each.
+    pub changes: Vec<String>,
+    /// Keys of the node file whose new values only a new process will take.
+    pub needs_upgrade: Vec<String>,
+    /// What is wrong. What has an error changes nothing.
+    pub problems: Problems,
+}
+
+impl Reloaded {
+    pub(crate) fn say(&self) {
+        for problem in self.problems.iter() {
+            log::warn!(target: "proxy_app::list", "{problem}");
+        }
+        if !self.needs_upgrade.is_empty() {
+            log::warn!("node file: needs an upgrade: {}", self.needs_upgrade.join(", "));
+        }
+        if self.problems.has_errors() {
+            log::error!("not everything could be read again; what cannot be used changes nothing");
+        }
+    }
+}
+
+/// A change is made every few seconds; what was wrong before it need not be said again.
+pub(crate) fn report_new(told: &mut BTreeSet<String>, problems: &Problems) {
+    let texts: BTreeSet<String> = problems.iter().map(ToString::to_string).collect();
+    texts
+        .difference(told)
+        .for_each(|text| log::warn!(target: "proxy_app::list", "{text}"));
+    *told = texts;
+}

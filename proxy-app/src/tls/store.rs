@@ -1,0 +1,116 @@
+//! Which certificate is shown for which name.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use mail_directory::names;
+
+use crate::tls::certificate::CertKey;
+use crate::tls::vhosts::Sites;
+
+/// Names and the certificates to show for them.
+#[derive(Default)]
+pub struct CertStore {
+    /// Shown where no name matches, and to clients that ask for none.
+    pub default: Option<Arc<CertKey>>,
+    /// What the names mean on web listeners; absent only before the first configuration.
+    pub sites: Option<Arc<Sites>>,
+    pub(crate) exact: HashMap<String, Claim>,
+    pub(crate) wildcard: HashMap<String, Claim>,
+    pub(crate) by_address: HashMap<IpAddr, Claim>,
+    pub(crate) domains: HashMap<String, Arc<CertKey>>,
+    pub(crate) faults: HashMap<String, String>,
+}
+
+/// What a domain shows for something that is its own; without a certificate, the default.
+pub(crate) type Claim = Option<Arc<CertKey>>;
+
+impl CertStore {
+    /// A store with a default and nothing else.
+    pub fn new(default: Option<Arc<CertKey>>) -> CertStore {
+        CertStore {
+            default,
+            ..CertStore::default()
+        }
+    }
+
+    /// Shows `certificate` to clients that ask for `name`, which may be `*.something`; `None`: the default. Where two
+    /// domains claim a name, the first one has it, as in the rest of the directory.
+    pub fn add(&mut self, name: &str, certificate: Option<Arc<CertKey>>) {
+        let name = names::host(name);
+        match name.strip_prefix("*.") {
+            Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert(certificate),
+            None => self.exact.entry(name).or_insert(certificate),
+        };
+    }
+
+    /// Every certificate, with whose it is: `default`, or a domain.
+    pub fn all(&self) -> Vec<(String, &Arc<CertKey>)> {
+        let default = self.default.iter().map(|pair| ("default".to_owned(), pair));
+        let domains = self.domains.iter().map(|(name, pair)| (format!("domain {name}"), pair));
+        default.chain(domains).collect()
+    }
+
+    /// Shows `certificate` to clients that come to this local address and ask for no name that is known; `None`: the
+    /// default.
+    pub fn add_address(&mut self, local: IpAddr, certificate: Option<Arc<CertKey>>) {
+        self.by_address.entry(local).or_insert(certificate);
+    }
+
+    /// Notes which certificate a domain has.
+    pub fn keep(&mut self, domain: &str, certificate: Arc<CertKey>) {
+        self.domains.insert(domain.to_owned(), certificate);
+    }
+
+    /// The certificate that was noted for a domain.
+    pub fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
+        self.domains.get(domain).cloned()
+    }
+
+    /// Notes why the certificate that a domain should have is not shown.
+    pub fn note_fault(&mut self, domain: &str, why: String) {
+        self.faults.insert(domain.to_owned(), why);
+    }
+
+    /// Why the certificate that a domain should have is not shown; `None` if nothing is wrong.
+    pub fn fault_of(&self, domain: &str) -> Option<&str> {
+        self.faults.get(domain).map(String::as_str)
+    }
+
+    /// The certificate that is shown to clients which ask for this name; for a pattern `*.name`, for what is below.
+    pub fn of_name(&self, name: &str) -> Option<&Arc<CertKey>> {
+        self.find(Some(&names::host(name)), None)
+    }
+
+    /// The certificate for a requested name (in lower case): that of the domain which has the name or the longest
+    /// pattern; where nobody has it, that of the local address; else the default. A name that is somebody's is never
+    /// shown another one's, whether or not its owner has a certificate.
+    pub(crate) fn find(&self, name: Option<&str>, local: Option<IpAddr>) -> Option<&Arc<CertKey>> {
+        let claim = match name.and_then(|name| self.claim(name)) {
+            Some(claim) => claim.as_ref(),
+            None => local.and_then(|local| self.by_address.get(&local)?.as_ref()),
+        };
+        claim.or(self.default.as_ref())
+    }
+
+    /// What the owner of a name shows for it, if it has one. No client takes the certificate of a pattern for what is
+    /// more than one level below.
+    pub(crate) fn claim(&self, name: &str) -> Option<&Claim> {
+        if let Some(claim) = self.exact.get(name) {
+            return Some(claim);
+        }
+        let mut parents = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
+        let nearest = parents.next()?;
+        let of_nearest = self.wildcard.get(nearest);
+        of_nearest.or_else(|| {
+            parents
+                .any(|parent| self.wildcard.contains_key(parent))
+                .then_some(&None)
+        })
+    }
+}
+
+/// The store that all listeners share.
+pub type Certificates = Arc<ArcSwap<CertStore>>;

@@ -1,0 +1,106 @@
+//! TLS towards servers: whom they must be to be believed.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+
+use mail_proxy::BoxStream;
+use openssl::error::ErrorStack;
+use openssl::ssl::{SslConnector, SslMethod, SslMode, SslVerifyMode, SslVersion};
+use openssl::x509::X509;
+use openssl::x509::store::X509StoreBuilder;
+use pingora::protocols::Digest;
+use tokio_openssl::SslStream;
+
+/// TLS 1.0 and 1.1 must not be used (RFC 8996).
+pub(crate) const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
+
+/// Refuses a connection to a server that has agreed to an older version: Pingora's own connector takes TLS 1.0.
+///
+/// # Errors
+/// It has.
+pub fn refuse_old(agreed: Option<&Digest>) -> pingora::Result<()> {
+    let Some(tls) = agreed.and_then(|agreed| agreed.ssl_digest.as_ref()) else {
+        return Ok(());
+    };
+    match &*tls.version {
+        "TLSv1.2" | "TLSv1.3" => Ok(()),
+        old => {
+            let message = format!("the server speaks {old} only, which must not be used (RFC 8996)");
+            Err(pingora::Error::explain(pingora::ErrorType::TLSHandshakeFailure, message).into_up())
+        }
+    }
+}
+
+/// The client's side of TLS, towards mailbox servers.
+pub struct UpstreamTrust {
+    pub(crate) connector: SslConnector,
+    pub(crate) verify: bool,
+}
+
+impl UpstreamTrust {
+    /// Trusts the authorities in `ca_file`, or the system's.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<UpstreamTrust, ErrorStack> {
+        let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+        builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
+        if let Some(path) = ca_file {
+            // These authorities and no others: the builder has loaded the system's already.
+            let mut store = X509StoreBuilder::new()?;
+            let pem = std::fs::read(path).unwrap_or_default();
+            for authority in X509::stack_from_pem(&pem)? {
+                store.add_cert(authority)?;
+            }
+            builder.set_cert_store(store.build());
+        }
+        builder.set_verify(if verify {
+            SslVerifyMode::PEER
+        } else {
+            SslVerifyMode::NONE
+        });
+        builder.set_mode(SslMode::RELEASE_BUFFERS);
+        Ok(UpstreamTrust {
+            connector: builder.build(),
+            verify,
+        })
+    }
+
+    /// Whether servers without a rule of their own must prove who they are.
+    pub fn verifies(&self) -> bool {
+        self.verify
+    }
+
+    /// Does the client's side of a handshake with a server that must prove to be `name`.
+    ///
+    /// # Errors
+    /// The handshake failed; the text says why, and what the verification found.
+    pub async fn connect(&self, name: &str, stream: BoxStream) -> io::Result<BoxStream> {
+        self.connect_as(name, stream, self.verify).await
+    }
+
+    /// The same where the server has a rule of its own: whether it must prove who it is.
+    ///
+    /// # Errors
+    /// As [`UpstreamTrust::connect`].
+    pub async fn connect_as(&self, name: &str, stream: BoxStream, verify: bool) -> io::Result<BoxStream> {
+        let mut rules = self.connector.configure()?;
+        rules.set_verify(match verify {
+            true => SslVerifyMode::PEER,
+            false => SslVerifyMode::NONE,
+        });
+        let ssl = rules.verify_hostname(verify).into_ssl(name)?;
+        let mut stream = SslStream::new(ssl, stream)?;
+        match Pin::new(&mut stream).connect().await {
+            Ok(()) => Ok(Box::new(stream)),
+            Err(error) => {
+                let verified = stream.ssl().verify_result();
+                Err(match verified == openssl::x509::X509VerifyResult::OK {
+                    true => io::Error::other(error),
+                    false => io::Error::other(format!("its certificate is not good for {name}: {verified}")),
+                })
+            }
+        }
+    }
+}
