@@ -180,26 +180,22 @@ impl Upstream {
         out.extend_from_slice(self.id_command().as_bytes());
         self.state = State::Id;
         // A list that forbids the login may be another one behind ID.
-        if !self.asks_capability() && self.forbids().is_none() && self.can_at_once() {
+        if self.can.is_some() && self.forbids().is_none() && self.can_at_once() {
             self.log_in(out);
             self.state = State::IdThenAnswer;
         }
         None
     }
 
-    /// The login, or first the question for which the greeting has no answer.
+    /// The login, or first the question for which the greeting has no answer: without a list nobody knows whether
+    /// the server forbids LOGIN, and the answer saves the round trips of literals.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if !self.asks_capability() {
+        if self.can.is_some() {
             return self.log_in(out);
         }
         out.extend_from_slice(format!("{CAPABILITY_TAG} CAPABILITY\r\n").as_bytes());
         self.state = State::Capability;
         None
-    }
-
-    /// Whether only the server's list tells how it takes this login.
-    fn asks_capability(&self) -> bool {
-        self.can.is_none() && self.uses_sasl_if_listed()
     }
 
     fn capability_answered(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
@@ -225,10 +221,6 @@ impl Upstream {
     fn uses_sasl(&self) -> bool {
         let can = self.can();
         self.delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.prefer_sasl())
-    }
-
-    fn uses_sasl_if_listed(&self) -> bool {
-        self.delegated() || self.intro.credentials.prefer_sasl()
     }
 
     /// Why no password may be said to this server, by its own list.
