@@ -182,6 +182,12 @@ impl Live {
         self.waiting().place = Some(held);
     }
 
+    /// Gives it up before that: it is counted no more.
+    pub(crate) fn give_up_place(&self) {
+        let place = self.waiting().place.take();
+        drop(place);
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,8 +213,7 @@ impl Live {
         let _ = self
             .order
             .compare_exchange(EVICT, 0, Ordering::AcqRel, Ordering::Acquire);
-        let place = self.waiting().place.take();
-        drop(place);
+        self.give_up_place();
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         if logins.len() < MAX_LOGINS && logins.iter().all(|known| known.account != account) {
             logins.push(login());

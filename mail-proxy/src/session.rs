@@ -97,6 +97,9 @@ struct Dialogue {
     machine: Box<dyn LoginMachine>,
     out: Vec<u8>,
     deadline: Instant,
+    /// When the answer to credentials is due that have had none: until then the connection is counted, whoever hangs
+    /// up. Given back at once for a name that nobody has and later for others, its place would tell who exists.
+    due: Option<Instant>,
     heard: bool,
     /// How often a password was refused because the channel is clear text, and how it was offered last.
     tls_required: Option<(Mechanism, u64)>,
@@ -144,6 +147,7 @@ impl Dialogue {
             machine: facts.machine(&house.settings),
             out: Vec::new(),
             deadline: accepted + login_deadline,
+            due: None,
             heard: false,
             tls_required: None,
             facts,
@@ -243,7 +247,7 @@ impl Dialogue {
     /// One login attempt, recorded whatever comes of it, when it ends. `None`: it failed, the client has been told,
     /// and the dialogue goes on.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, Left> {
-        let begun = Instant::now();
+        let begun = self.credentials_complete();
         let mut attempt = Attempt::begin(self.facts.clone(), self.house.clone(), credentials, self.machine.id());
         let overdue = attempt.overdue(begun + self.house.settings.auth_wait);
         let live = &self.facts.live;
@@ -277,9 +281,16 @@ impl Dialogue {
         });
     }
 
+    /// The moment from which an attempt's time counts.
+    fn credentials_complete(&mut self) -> Instant {
+        let now = Instant::now();
+        self.due = Some(now + self.house.settings.auth_wait);
+        now
+    }
+
     /// Credentials about which no server may be asked.
     async fn reject(&mut self, rejected: Rejected) -> Result<(), Left> {
-        let begun = Instant::now();
+        let begun = self.credentials_complete();
         let Rejected {
             mechanism,
             user,
@@ -327,6 +338,7 @@ impl Dialogue {
         if failure.waits() {
             self.wait_until(begun + self.house.settings.auth_wait).await?;
         }
+        self.due = None;
         // Our own work and waiting is not the client's time.
         self.deadline += begun.elapsed();
         self.machine.refuse(&failure, &mut self.out);
@@ -394,6 +406,19 @@ impl Dialogue {
         })
     }
 
+    /// Counts no more when the answer would have been due, even if an attempt is still under way.
+    async fn give_up_place(&mut self) {
+        let live = self.facts.live.clone();
+        if let Some(due) = self.due {
+            let _waits = live.waits_for_us();
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                _ = logins_end(&mut self.house.drain, &live) => {}
+            }
+        }
+        live.give_up_place();
+    }
+
     /// The end of a connection that never logged in.
     async fn left(mut self, left: Left) {
         let phase = self.machine.phase();
@@ -409,6 +434,7 @@ impl Dialogue {
         self.record_tls_required();
         let duration = self.facts.accepted.elapsed();
         self.stream = Box::new(tokio::io::empty());
+        self.give_up_place().await;
         self.behind.join_all().await;
         // A balancer's health check connects and leaves; that is no news.
         // Nor is a silent one of a flood, whose place is needed; they are counted.
@@ -502,7 +528,7 @@ impl Facts {
 }
 
 /// Ready when nobody waits for us any more: the client has gone, or the node ends its logins. What the client says
-/// meanwhile is kept for later, up to the machine's limit.
+/// meanwhile is kept for later, up to the machine's limit. One that has sent its end may still read its answers.
 async fn left_alone(
     stream: &mut BoxStream,
     machine: &mut dyn LoginMachine,
@@ -510,10 +536,12 @@ async fn left_alone(
     live: &Live,
 ) -> Left {
     let mut buffer = [0; READ];
+    let mut speaks = true;
     loop {
         tokio::select! {
-            read = stream.read(&mut buffer), if machine.wants_input() => match read {
-                Ok(0) | Err(_) => return Left::ClientGone,
+            read = stream.read(&mut buffer), if speaks && machine.wants_input() => match read {
+                Ok(0) => speaks = false,
+                Err(_) => return Left::ClientGone,
                 Ok(n) => machine.input(&buffer[..n]),
             },
             order = logins_end(drain, live) => return Left::Ordered(order),
