@@ -172,7 +172,8 @@ pub(crate) async fn hear_out(session: &mut Session) {
         || request.headers.contains_key(CONTENT_LENGTH)
         || request.headers.contains_key(TRANSFER_ENCODING);
     let waits_for_us = request.headers.contains_key(EXPECT);
-    if !announced || session.as_mut().is_body_done() {
+    // What follows a CONNECT is for somebody else, and has no end.
+    if !announced || request.method == Method::CONNECT || session.as_mut().is_body_done() {
         return;
     }
     session.set_keepalive(None);

@@ -32,6 +32,8 @@ pub enum Reason {
     LongHead,
     /// Its head takes too long.
     SlowHead,
+    /// It is no request: HTTP/2 frames that only cost.
+    Flood,
     /// It wants to be connected to somewhere.
     Connect,
     /// Its target is a whole URL that is not good here.
@@ -53,6 +55,7 @@ impl Reason {
             Reason::BadHead => "bad_head",
             Reason::LongHead => "long_head",
             Reason::SlowHead => "slow_head",
+            Reason::Flood => "flood",
             Reason::Connect => "connect",
             Reason::BadUrl => "bad_url",
             Reason::Unreadable => "unreadable",
@@ -68,6 +71,7 @@ impl Reason {
             Reason::BadHead => "a request head with bad line ends or control characters",
             Reason::LongHead => "a request head that is too long",
             Reason::SlowHead => "a request head that takes too long",
+            Reason::Flood => "HTTP/2 frames without number",
             Reason::Connect => "CONNECT",
             Reason::BadUrl => "a request target that is a bad URL",
             Reason::Unreadable => "a request head that cannot be read",
@@ -85,7 +89,9 @@ impl Reason {
             Reason::Connect => "405 Method Not Allowed",
             Reason::Token => "401 Unauthorized",
             Reason::AdminHost => "403 Forbidden",
-            Reason::BadHead | Reason::BadUrl | Reason::Unreadable | Reason::ClearText => "400 Bad Request",
+            Reason::BadHead | Reason::BadUrl | Reason::Unreadable | Reason::Flood | Reason::ClearText => {
+                "400 Bad Request"
+            }
         }
     }
 }

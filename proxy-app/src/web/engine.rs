@@ -8,6 +8,7 @@ use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 
 use crate::app::App;
+use crate::http::HEAD_MAX;
 use crate::web::phases::Web;
 
 /// Most answers at once on an HTTP/2 connection. Browsers wait with more; each that its client does not read costs.
@@ -21,6 +22,7 @@ pub(crate) fn h2_options() -> H2Options {
     let mut options = default_h2_options();
     options
         .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD_MAX as u32)
         .max_send_buffer_size(SEND_BUFFER);
     options
 }

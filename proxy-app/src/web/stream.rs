@@ -220,6 +220,11 @@ impl AsyncRead for WebStream {
             let read = polled.is_ready().then(|| &buf.filled()[before..]);
             if let Err(error) = watch.look(cx, read) {
                 log::info!("a connection is ended: {error}");
+                let reason = match error.kind() {
+                    io::ErrorKind::TimedOut => Reason::SlowHead,
+                    _ => Reason::Flood,
+                };
+                note_refusal(&watch.app, &this.carrier, reason);
                 return Poll::Ready(Err(error));
             }
             if polled.is_pending() && !watch.owed.is_empty() {
