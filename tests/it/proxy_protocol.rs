@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use portico_tests::haproxy::Header;
+use portico_tests::haproxy::{HaProxy, Header};
 use portico_tests::town::{BALANCER, FRONT, people};
 use portico_tests::wire::Wire;
 
 use crate::scene::{Scene, greeted, play, play_with, soap_login};
+use crate::web::seen;
 
 const CLIENT: &str = "127.0.0.77";
 const SPOOFED: &str = "198.51.100.66";
@@ -106,6 +107,47 @@ fn is_from_client(record: &serde_json::Value) -> Result<()> {
         "{record}"
     );
     Ok(())
+}
+
+/// A balancer that ends TLS says so in its header, and its clients are not sent to TLS again.
+#[test]
+fn tls_that_haproxy_has_ended_counts() -> Result<()> {
+    const HSTS: &str = "Strict-Transport-Security: max-age=31536000";
+    play_with(
+        people(),
+        |_, _, directory| {
+            directory
+                .config("zimbraReverseProxyMailMode", "redirect")
+                .config("zimbraReverseProxyResponseHeaders", [HSTS]);
+            Ok(())
+        },
+        |scene| {
+            let pair = scene.town.ca.server(&[FRONT, "127.0.0.1"])?;
+            let pem = scene
+                .stage
+                .file("balancer.pem", format!("{}{}", pair.certificate, pair.key))?;
+            let local = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, scene.stage.port()?)) };
+            let (tls, clear) = (local()?, local()?);
+            let config = format!(
+                "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\nlisten web\n  \
+                 bind {tls} ssl crt {}\n  bind {clear}\n  source {BALANCER}\n  server portico {} send-proxy-v2-ssl\n",
+                pem.display(),
+                scene.town.behind.http
+            );
+            let _haproxy = HaProxy::start_with(scene.stage, &config, &[tls, clear])?;
+            let ca = scene.town.ca.file();
+            let ca = ca.to_str().context("path")?;
+            let answer = scene.curl(&format!("https://{tls}/service/x"), &["--cacert", ca])?;
+            ensure!(answer.status() == "200", "{}", answer.head);
+            ensure!(answer.header("strict-transport-security").is_some(), "{}", answer.head);
+            let echo = answer.echo()?;
+            assert_eq!(seen(&echo, "x-forwarded-proto"), ["https"]);
+            assert_eq!(seen(&echo, "x-forwarded-port"), [tls.port().to_string()]);
+            let answer = scene.curl(&format!("http://{clear}/service/x"), &[])?;
+            ensure!(answer.status() == "302", "{}", answer.head);
+            Ok(())
+        },
+    )
 }
 
 /// A header that arrives in pieces, with the client's first bytes right behind it, in clear text and before TLS.

@@ -272,11 +272,34 @@ fn its_clients_alone(scene: &Scene, path: &str, scheme: &str, open: Open, logged
         fields["x-conn"] != others["x-conn"],
         "a challenged connection was shared"
     );
+    forwarders_mix_clients(open(scene)?, path, scheme)?;
     ensure!(count("alice") == 1 && count("bob") == 1);
     drop((alice, bob));
     until("the end of their connections", SOON, || {
         Ok((count("alice") == 0 && count("bob") == 0).then_some(()))
     })
+}
+
+/// Whose the next request on a forwarder's connection is nobody knows, not even by its address: none finds the login of
+/// the one before.
+fn forwarders_mix_clients(mut forwarder: Client, path: &str, scheme: &str) -> Result<()> {
+    for said in [
+        "X-Forwarded-For: 192.0.2.1",
+        "Forwarded: for=192.0.2.1",
+        "Via: 1.1 squid",
+    ] {
+        let mut ask = |credentials: &str| forwarder.ask("GET", path, &format!("{said}\r\n{credentials}"));
+        for message in ["", "one", "three-carol"] {
+            let credentials = match message {
+                "" => String::new(),
+                _ => format!("Authorization: {scheme} {message}\r\n"),
+            };
+            ask(&credentials)?;
+        }
+        let (status, _, body) = ask("")?;
+        ensure!(status == "401", "{said}: another client got {status} {body:?}");
+    }
+    Ok(())
 }
 
 /// Long enough for a connection to count as old, in a server that closes such ones.

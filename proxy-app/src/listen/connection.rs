@@ -77,26 +77,38 @@ impl Door {
         let Some(mut ticket) = self.app.limits.enter() else {
             return self.app.metrics.refused(&self.name, Refused::Connections);
         };
-        let Some(client) = self.identify(&mut tcp, peer).await.filter(|client| self.admits(client)) else {
+        let Some((client, tls_in_front)) = self.identify(&mut tcp, peer).await else {
             return;
         };
+        if !self.admits(&client) {
+            return;
+        }
         if !ticket.is_from(client.addr.ip()) {
             return self.app.metrics.refused(&self.name, Refused::PerAddress);
         }
         self.took(Phase::Accept, accepted);
         let waiter = ticket.waiter();
         tokio::select! {
-            () = self.serve_client(tcp, client, accepted, ticket) => {}
+            () = self.serve_client(tcp, client, tls_in_front, accepted, ticket) => {}
             () = waiter.sent_away() => self.app.metrics.refused(&self.name, Refused::Evicted),
         }
     }
 
-    async fn serve_client(&self, tcp: TcpStream, client: Client, accepted: Instant, ticket: Ticket) {
+    async fn serve_client(
+        &self,
+        tcp: TcpStream,
+        client: Client,
+        tls_in_front: bool,
+        accepted: Instant,
+        ticket: Ticket,
+    ) {
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
             Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, ticket).await,
             Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, ticket).await,
-            Serve::Web | Serve::AdminConsole | Serve::Sso => self.web(tcp, client, snapshot, accepted, ticket).await,
+            Serve::Web | Serve::AdminConsole | Serve::Sso => {
+                self.web(tcp, client, tls_in_front, snapshot, accepted, ticket).await;
+            }
             Serve::Lookup => self.lookup(tcp, client, snapshot, accepted, ticket).await,
             Serve::Stream => self.stream(tcp, client, snapshot, accepted, ticket).await,
         }
@@ -108,8 +120,8 @@ impl Door {
         self.app.limits.patience(own.unwrap_or(snapshot.login_deadline))
     }
 
-    /// Who connects. `None`: somebody we do not talk to.
-    async fn identify(&self, tcp: &mut TcpStream, peer: SocketAddr) -> Option<Client> {
+    /// Who connects, and whether it speaks TLS with the balancer in front. `None`: somebody we do not talk to.
+    async fn identify(&self, tcp: &mut TcpStream, peer: SocketAddr) -> Option<(Client, bool)> {
         connect::tune(tcp).ok()?;
         let peer = canonical(peer);
         let direct = Client {
@@ -119,19 +131,26 @@ impl Door {
         };
         let trusted = self.listener.proxy_trusted.as_deref().unwrap_or_default();
         if !trusted.iter().any(|network| network.contains(&peer.ip())) {
-            return Some(direct);
+            return Some((direct, false));
         }
         let header = match timeout(PROXY_HEADER, proxy_protocol::read(tcp)).await {
             Ok(header) => header,
             Err(late) => Err(late.into()),
         };
         match header {
-            Ok(Header::Proxied { source, destination }) => Some(Client {
-                addr: canonical(source),
-                via: Some(peer),
-                local: canonical(destination),
-            }),
-            Ok(Header::Local) => Some(direct),
+            Ok(Header::Proxied {
+                source,
+                destination,
+                tls,
+            }) => {
+                let client = Client {
+                    addr: canonical(source),
+                    via: Some(peer),
+                    local: canonical(destination),
+                };
+                Some((client, tls))
+            }
+            Ok(Header::Local) => Some((direct, false)),
             Err(error) => {
                 self.app.metrics.refused(&self.name, Refused::Proxy);
                 log::warn!(
@@ -198,7 +217,15 @@ impl Door {
         }
     }
 
-    async fn web(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
+    async fn web(
+        &self,
+        tcp: TcpStream,
+        client: Client,
+        tls_in_front: bool,
+        snapshot: Arc<Snapshot>,
+        accepted: Instant,
+        ticket: Ticket,
+    ) {
         let queued = ticket.queue();
         let deadline = accepted + self.patience(&snapshot);
         let begun = Instant::now();
@@ -231,6 +258,7 @@ impl Door {
             listener: self.name.clone(),
             client,
             tls,
+            tls_in_front,
             shown,
             admin: self.listener.serve == Serve::AdminConsole,
             sso: self.listener.serve == Serve::Sso,

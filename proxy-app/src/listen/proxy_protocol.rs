@@ -17,6 +17,9 @@ const V2_FIXED: usize = 16;
 /// Longest variable part of a version 2 header that we take: addresses and TLVs. HAProxy with all its TLS
 /// information stays below 1 KiB; the field itself could say 65535.
 const V2_MAX: usize = 2048;
+/// What is known of the client's TLS, and the bit that says that there is any (section 2.2.6).
+const PP2_TYPE_SSL: u8 = 0x20;
+const PP2_CLIENT_SSL: u8 = 1;
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// What a header says.
@@ -28,6 +31,8 @@ pub enum Header {
         source: SocketAddr,
         /// Where it connected to.
         destination: SocketAddr,
+        /// It speaks TLS with the balancer, which has ended it (section 2.2.6).
+        tls: bool,
     },
     /// The balancer speaks for itself (a health check), or does not know the client.
     Local,
@@ -138,6 +143,7 @@ fn v1_fields(line: &str) -> Option<Header> {
     (family_holds && fields.next().is_none()).then(|| Header::Proxied {
         source: SocketAddr::new(source, source_port),
         destination: SocketAddr::new(destination, destination_port),
+        tls: false,
     })
 }
 
@@ -176,8 +182,7 @@ fn v2_addresses(family: u8, rest: &[u8]) -> Result<Header, ProxyError> {
             let (a, tlvs) = rest.split_first_chunk::<12>().ok_or(ProxyError::Bad)?;
             let ip = |at: usize| IpAddr::V4(Ipv4Addr::new(a[at], a[at + 1], a[at + 2], a[at + 3]));
             let port = |at: usize| u16::from_be_bytes([a[at], a[at + 1]]);
-            check_tlvs(tlvs)?;
-            Ok(proxied(ip(0), ip(4), port(8), port(10)))
+            Ok(proxied(ip(0), ip(4), port(8), port(10), tells_of_tls(tlvs)?))
         }
         0x21 => {
             let (a, tlvs) = rest.split_first_chunk::<36>().ok_or(ProxyError::Bad)?;
@@ -187,8 +192,7 @@ fn v2_addresses(family: u8, rest: &[u8]) -> Result<Header, ProxyError> {
                 IpAddr::V6(Ipv6Addr::from(octets))
             };
             let port = |at: usize| u16::from_be_bytes([a[at], a[at + 1]]);
-            check_tlvs(tlvs)?;
-            Ok(proxied(ip(0), ip(16), port(32), port(34)))
+            Ok(proxied(ip(0), ip(16), port(32), port(34), tells_of_tls(tlvs)?))
         }
         // AF_UNSPEC: the balancer does not know.
         0x00 => Ok(Header::Local),
@@ -197,23 +201,27 @@ fn v2_addresses(family: u8, rest: &[u8]) -> Result<Header, ProxyError> {
     }
 }
 
-fn proxied(source: IpAddr, destination: IpAddr, source_port: u16, destination_port: u16) -> Header {
+fn proxied(source: IpAddr, destination: IpAddr, source_port: u16, destination_port: u16, tls: bool) -> Header {
     Header::Proxied {
         source: SocketAddr::new(source, source_port),
         destination: SocketAddr::new(destination, destination_port),
+        tls,
     }
 }
 
-/// We use no TLV, but a header whose TLVs overrun it is a broken or hostile one.
-fn check_tlvs(mut tlvs: &[u8]) -> Result<(), ProxyError> {
+/// Whether the TLVs say that the client speaks TLS. A header whose TLVs overrun it is a broken or hostile one.
+fn tells_of_tls(mut tlvs: &[u8]) -> Result<bool, ProxyError> {
+    let mut tls = false;
     while !tlvs.is_empty() {
-        let [_, high, low, rest @ ..] = tlvs else {
+        let [kind, high, low, rest @ ..] = tlvs else {
             return Err(ProxyError::Bad);
         };
         let length = usize::from(u16::from_be_bytes([*high, *low]));
-        tlvs = rest.get(length..).ok_or(ProxyError::Bad)?;
+        let (value, rest) = rest.split_at_checked(length).ok_or(ProxyError::Bad)?;
+        tls |= *kind == PP2_TYPE_SSL && value.first().is_some_and(|client| client & PP2_CLIENT_SSL != 0);
+        tlvs = rest;
     }
-    Ok(())
+    Ok(tls)
 }
 
 /// Reads exactly the header from a fresh connection. The caller sets the time limit.
@@ -270,6 +278,7 @@ mod tests {
         Header::Proxied {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
+            tls: false,
         }
     }
 
@@ -300,6 +309,18 @@ mod tests {
         let mut with_tlv = v4.to_vec();
         with_tlv.extend([0x04, 0, 2, 1, 2, 0x20, 0, 0]);
         check(&v2(1, 0x11, &with_tlv), from("192.0.2.1:56324", "198.51.100.9:993"));
+        for (client, expected) in [(0, false), (1, true), (7, true), (6, false)] {
+            let mut with_tls = v4.to_vec();
+            with_tls.extend([0x04, 0, 1, 0, 0x20, 0, 15, client, 0, 0, 0, 0, 0x21, 0, 7]);
+            with_tls.extend(b"TLSv1.3");
+            let (source, destination) = ("192.0.2.1:56324", "198.51.100.9:993");
+            let told = Header::Proxied {
+                source: source.parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                tls: expected,
+            };
+            check(&v2(1, 0x11, &with_tls), told);
+        }
         check(&v2(0, 0x11, &v4), Header::Local);
         check(&v2(0, 0x00, b""), Header::Local);
     }
@@ -377,6 +398,7 @@ mod tests {
                 Header::Proxied {
                     source: from,
                     destination: to,
+                    tls: false,
                 },
                 length,
             )) = parse(&bytes)

@@ -49,6 +49,8 @@ pub struct WebClient {
     pub client: Client,
     /// Its TLS channel.
     pub tls: Option<TlsFacts>,
+    /// The balancer in front has ended its TLS, and says so in the PROXY header.
+    pub tls_in_front: bool,
     /// What it has shown of itself there.
     pub shown: Option<Shown>,
     /// Whether the listener is the administration console's.

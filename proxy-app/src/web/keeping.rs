@@ -15,7 +15,7 @@ use crate::http::bound_login;
 use crate::http::repeat::may_be_repeated;
 use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
 use crate::web::client::WebClient;
-use crate::web::way::Onward;
+use crate::web::way::{Asked, Onward};
 
 /// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
@@ -32,21 +32,28 @@ pub(crate) struct Keeping {
     pub(crate) owner: Option<Arc<Owner>>,
     /// The connection is made for this request and ends with it.
     alone: bool,
+    /// Nobody knows whether its client's connection carries one client only.
+    relayed: bool,
 }
 
 impl Keeping {
     /// For this request. `keepalive` is what its group says; `stale` counts the connections that did not suit it.
+    ///
+    /// A login that is bound to a connection is good for one request where a forwarder has sent it: whose the next one
+    /// on that connection is nobody knows (RFC 9110 §3.3).
     pub(crate) fn of(
         web: &WebClient,
         request: &RequestHeader,
+        asked: &Asked,
         onward: &Onward,
         keepalive: Option<Duration>,
         stale: usize,
     ) -> Keeping {
-        if bound_login::is_offered(&request.headers) {
+        let (offers, relayed) = (bound_login::is_offered(&request.headers), asked.relayed);
+        if offers && !relayed {
             web.owner.bind();
         }
-        let owner = web.owner.key().map(|_| web.owner.clone());
+        let owner = web.owner.key().filter(|_| !relayed).map(|_| web.owner.clone());
         let keepalive = onward.forward().keepalive.or(keepalive).unwrap_or(KEEPALIVE);
         // A server that speaks HTTP/2 says which request it has not seen when it closes.
         let again = may_be_repeated(&request.method) && is_kept(&request.headers);
@@ -62,7 +69,8 @@ impl Keeping {
         };
         Keeping {
             demand: Demand { keepalive, repeatable },
-            alone: owner.is_none() && (keepalive.is_zero() || stale > STALE_MAX),
+            alone: owner.is_none() && (offers || keepalive.is_zero() || stale > STALE_MAX),
+            relayed,
             owner,
         }
     }
@@ -108,7 +116,9 @@ impl Keeping {
             connection.heed(said);
         }
         if bound_login::is_demanded(&response.headers) {
-            web.owner.bind();
+            if !self.relayed {
+                web.owner.bind();
+            }
             // One of HTTP/2 has many requests at once, and none of them logs it in.
             if self.owner.is_none() && response.version < Version::HTTP_2 {
                 connection.spend();

@@ -242,12 +242,12 @@ impl ProxyHttp for Web {
             }
             None => self.any_server(exchange, web)?,
         };
-        let Some(onward) = &exchange.onward else {
+        let (Some(onward), Some(asked)) = (&exchange.onward, &exchange.asked) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
         let group = self.app.groups.get(onward.group());
         let keepalive = group.and_then(|group| group.keepalive());
-        let keeping = Keeping::of(web, session.req_header(), onward, keepalive, exchange.stale);
+        let keeping = Keeping::of(web, session.req_header(), asked, onward, keepalive, exchange.stale);
         let mut peer = peer(&target, onward, &exchange.snapshot);
         keeping.shape(&mut peer, &self.sources);
         exchange.keeping = Some(keeping);

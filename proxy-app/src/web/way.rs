@@ -14,6 +14,9 @@ use crate::http::headers;
 use crate::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
 use crate::web::client::WebClient;
 
+/// What forwarders leave in a request, also those that are not trusted.
+const RELAYED: [&str; 3] = ["via", "forwarded", "x-forwarded-for"];
+
 /// What a request says before anything is looked up.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
@@ -29,6 +32,8 @@ pub(crate) struct Asked {
     pub(crate) scheme: &'static str,
     /// The port that the client sees.
     pub(crate) port: u16,
+    /// A forwarder has sent it on, which may send the requests of several clients over one connection (RFC 9110 §3.3).
+    pub(crate) relayed: bool,
 }
 
 impl Asked {
@@ -38,7 +43,10 @@ impl Asked {
         let (peer, trusted) = (web.client.addr.ip(), &config.web.trusted_forwarders);
         let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
         let told = Forwarded::read(peer, &request.headers, trusted);
-        let local = if web.tls.is_some() { "https" } else { "http" };
+        let local = match web.tls.is_some() || web.tls_in_front {
+            true => "https",
+            false => "http",
+        };
         let host = Host::read(request, &told);
         let port = told
             .port
@@ -55,10 +63,11 @@ impl Asked {
             port: port.filter(|_| told.speaks()).unwrap_or(web.client.local.port()),
             host_as_sent: host.as_ref().map(|host| host.as_sent.clone()),
             host: host.map(|host| host.name),
+            relayed: is_trusted || RELAYED.iter().any(|name| request.headers.contains_key(*name)),
         }
     }
 
-    /// Whether it came in clear text, as far as the client sees: a forwarder may have ended its TLS. The door of
+    /// Whether it came in clear text, as far as the client sees: a forwarder or balancer may have ended its TLS. The door of
     /// administrators has no clear side.
     pub(crate) fn is_clear(&self, web: &WebClient) -> bool {
         web.tls.is_none() && !web.admin && self.scheme != "https"
