@@ -22,14 +22,16 @@ const LOCATIONS: &str = "locations:
 - {prefix: /ws/silent, mailbox: web, websocket: true, timeouts: {read: 2s}}
 - {prefix: /, mailbox: web, websocket: true, answer_headers: {X-Location: all}}
 ";
-const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+/// With fields that are for the client, and with such as are not.
+const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade, X-Hop\r\nX-Hop: 1\r\n\
+    Server: Jetty(9.4)\r\nKeep-Alive: timeout=5\r\nContent-Length: 0\r\nSec-WebSocket-Protocol: xmpp\r\n\r\nframe";
 
 /// What the server answers, by path. It ends the connection behind it only where the answer is empty.
-const ANSWERS: [(&str, &str); 15] = [
+const ANSWERS: [(&str, &str); 16] = [
     ("/ws/good", SWITCHED),
     (
         "/ws/hints",
-        "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n@HTTP/1.1 101 Go\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nServer: Jetty(9.4)\r\n\r\n@HTTP/1.1 101 Go\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n\r\n",
     ),
     (
         "/ws/refused",
@@ -42,6 +44,10 @@ const ANSWERS: [(&str, &str); 15] = [
     (
         "/ws/chunked",
         "HTTP/1.1 400 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n@4;x\r\n\r\n\r\n\r\n0\r\nSum: 1\r\n\r\n",
+    ),
+    (
+        "/home/ghost@a.example/Calendar",
+        "HTTP/1.1 401 No\r\nContent-Length: 0\r\nWWW-Authenticate: Basic\r\n\r\n",
     ),
     ("/ws/empty", "HTTP/1.1 204 No\r\nContent-Length: 9\r\n\r\n"),
     ("/ws/unavailable", "HTTP/1.1 503 No\r\nContent-Length: 3\r\n\r\nno!"),
@@ -143,6 +149,23 @@ impl Head {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// It says what the client must know, once, and nothing of what is between the server and us.
+    fn must_be_an_agreement(&self) -> Result<()> {
+        let names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
+        ensure!(
+            names == ["sec-websocket-protocol", "x-request-id", "connection", "upgrade"],
+            "{:?}",
+            self.fields
+        );
+        let agreed = self.get("connection") == Some("Upgrade") && self.get("upgrade") == Some("websocket");
+        ensure!(
+            agreed && self.get("sec-websocket-protocol") == Some("xmpp"),
+            "{:?}",
+            self.fields
+        );
+        Ok(())
+    }
+
     /// It is dressed like every other answer, and says that the connection ends.
     fn must_be_ours(&self) -> Result<()> {
         let dressed = self.get("x-request-id").is_some()
@@ -161,8 +184,11 @@ fn servers_answer_handshakes_in_many_ways() -> Result<()> {
         with_locations,
         |scene, server| {
             for more in ["", "Content-Length: 0\r\n", "Cookie: a=b\r\nCookie: c=d\r\n"] {
-                let head = Head::read(&mut handshake(scene, "/ws/good", more)?)?;
+                let mut wire = handshake(scene, "/ws/good", more)?;
+                let head = Head::read(&mut wire)?;
                 ensure!(head.status == "101", "{more:?}: {}", head.status);
+                head.must_be_an_agreement()?;
+                ensure!(wire.bytes(5)? == b"frame", "what came behind the head");
                 // It is the server's own, and no page.
                 ensure!(head.get("x-frame-options").is_none(), "{:?}", head.fields);
             }
@@ -171,6 +197,7 @@ fn servers_answer_handshakes_in_many_ways() -> Result<()> {
             ensure!(heard.contains("cookie: a=b; c=d\r\n"), "{heard}");
             hints_pass(scene)?;
             quick_clients_are_heard(scene, server)?;
+            guesses_are_recorded(scene)?;
             refusals_are_answers(scene)?;
             for (path, status) in [
                 ("/ws/closes", "502"),
@@ -233,6 +260,19 @@ fn quick_clients_are_heard(scene: &Scene, server: &Server) -> Result<()> {
         !server.fake.heard().contains("smuggled"),
         "it was heard before the server agreed"
     );
+    Ok(())
+}
+
+/// A guess at a password is one, also in a handshake.
+fn guesses_are_recorded(scene: &Scene) -> Result<()> {
+    // ghost@a.example:guess
+    let guess = "Authorization: Basic Z2hvc3RAYS5leGFtcGxlOmd1ZXNz\r\n";
+    let mut wire = handshake(scene, "/home/ghost@a.example/Calendar", guess)?;
+    ensure!(Head::read(&mut wire)?.status == "401", "an answer");
+    let record = scene
+        .portico
+        .record(&[("event", "web_login"), ("user", "ghost@a.example")])?;
+    ensure!(record["outcome"] == "bad_credentials", "{record}");
     Ok(())
 }
 

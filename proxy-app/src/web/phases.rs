@@ -547,7 +547,7 @@ impl ProxyHttp for Web {
         self.app.metrics.web_request(group, status);
         self.log_access(session, web, exchange, status);
         if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
-            self.record_login(web, exchange, seen, status);
+            record_login(&self.app, web, exchange, seen, status);
         }
     }
 
@@ -718,40 +718,40 @@ impl Web {
             visit,
         ));
     }
+}
 
-    /// A login as the answer shows it. Basic credentials come with every request; good ones are recorded once for
-    /// a connection.
-    fn record_login(&self, web: &WebClient, exchange: &Exchange, seen: login::Seen, status: u16) {
-        let Some(outcome) = login::outcome(status, exchange.sets_cookie, seen.form) else {
-            return;
-        };
-        if outcome == mail_proxy::audit::Outcome::Ok && seen.form == login::Form::Basic && !web.greets(&seen.user) {
-            return;
-        }
-        let client = exchange
-            .asked
-            .as_ref()
-            .map_or(web.client.addr.ip(), |asked| asked.client);
-        self.app.audit.record(Record {
-            event: Some(Event::WebLogin),
-            conn: web.number.clone(),
-            request: exchange.asked.as_ref().map(|asked| asked.id.clone()),
-            listener: web.listener.to_string(),
-            proto: "http",
-            tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
-            sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
-            client: SocketAddr::new(client, web.client.addr.port()).to_string(),
-            via: web.client.via.map(|via| via.to_string()),
-            user: Some(seen.user),
-            account: exchange.route.as_ref().map(|route| route.account.to_string()),
-            route: exchange.target.as_ref().map(|target| target.address.to_string()),
-            tier: exchange.route.as_ref().map(|route| route.tier.name()),
-            mechanism: Some(seen.mechanism),
-            outcome: Some(outcome),
-            generation: exchange.snapshot.generation,
-            ..Record::default()
-        });
+/// A login as the answer shows it. Basic credentials come with every request; good ones are recorded once for
+/// a connection.
+pub(crate) fn record_login(app: &App, web: &WebClient, exchange: &Exchange, seen: login::Seen, status: u16) {
+    let Some(outcome) = login::outcome(status, exchange.sets_cookie, seen.form) else {
+        return;
+    };
+    if outcome == mail_proxy::audit::Outcome::Ok && seen.form == login::Form::Basic && !web.greets(&seen.user) {
+        return;
     }
+    let client = exchange
+        .asked
+        .as_ref()
+        .map_or(web.client.addr.ip(), |asked| asked.client);
+    app.audit.record(Record {
+        event: Some(Event::WebLogin),
+        conn: web.number.clone(),
+        request: exchange.asked.as_ref().map(|asked| asked.id.clone()),
+        listener: web.listener.to_string(),
+        proto: "http",
+        tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
+        sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
+        client: SocketAddr::new(client, web.client.addr.port()).to_string(),
+        via: web.client.via.map(|via| via.to_string()),
+        user: Some(seen.user),
+        account: exchange.route.as_ref().map(|route| route.account.to_string()),
+        route: exchange.target.as_ref().map(|target| target.address.to_string()),
+        tier: exchange.route.as_ref().map(|route| route.tier.name()),
+        mechanism: Some(seen.mechanism),
+        outcome: Some(outcome),
+        generation: exchange.snapshot.generation,
+        ..Record::default()
+    });
 }
 
 /// Two lengths, even equal ones, are a request that two servers may read differently (RFC 9112 §6.3).

@@ -18,11 +18,12 @@ use tokio::time::timeout;
 use crate::app::App;
 use crate::app::snapshot::{MailMode, Snapshot};
 use crate::http::answers::{Answer, Form};
-use crate::http::{HEAD_MAX, answer_head, headers};
+use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::WebClient;
 use crate::web::exchange::{Exchange, dress, relocate};
 use crate::web::forward::{onward_headers, waits};
+use crate::web::phases::record_login;
 use crate::web::target::{Home, Target, home};
 use crate::web::way::{Asked, Onward, Way, way};
 
@@ -53,8 +54,12 @@ pub(crate) struct Upgrade {
 
 /// What a server said to it.
 enum Verdict {
-    /// It agrees: its answer, and what it sent behind it. The client was quick and has sent this much.
-    Switched { answer: Vec<u8>, early: Vec<u8> },
+    /// It agrees, and has sent this behind its answer. The client was quick and has sent this much.
+    Switched {
+        head: Box<Head>,
+        behind: Vec<u8>,
+        early: Vec<u8>,
+    },
     /// It has another answer, of whose body this much has come.
     Refused { head: Box<Head>, body: Vec<u8> },
     /// It has no good answer.
@@ -108,6 +113,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
             .of(asked.host.as_deref(), web.client.local.ip())
             .clone(),
     );
+    exchange.seen = login::basic(&request.uri, &request.headers);
     exchange.asked = Some(asked);
     exchange.found = Some(onward.found.clone());
     exchange.onward = Some(onward);
@@ -136,7 +142,8 @@ impl Upgrade {
     }
 
     async fn run(mut self: Box<Self>, app: &App, web: &WebClient, mut client: BoxStream) {
-        let asking = talk(&mut self.server, &mut client, &self.head);
+        let show_server = self.exchange.snapshot.web.show_server;
+        let asking = talk(&mut self.server, &mut client, &self.head, show_server);
         let verdict = timeout(self.read, asking).await.unwrap_or(Verdict::Failed {
             status: 504,
             why: "no answer to an upgrade in time",
@@ -147,8 +154,10 @@ impl Upgrade {
         {
             group.answered(target.address);
         }
+        self.record_login(app, web, &verdict);
         let (status, bytes) = match verdict {
-            Verdict::Switched { answer, early } => {
+            Verdict::Switched { head, behind, early } => {
+                let answer = [self.agreement(*head), behind].concat();
                 let answered = answer.len() as u64;
                 let mut relay = Box::new(Relay::new(client, self.server, self.idle));
                 relay.owe_client(answer);
@@ -169,6 +178,29 @@ impl Upgrade {
         };
         let _ = timeout(PATIENCE, client.shutdown()).await;
         self.exchange.log(app, web, &self.request, &self.name, status, bytes);
+    }
+
+    /// Records the attempt of an upgrade that logs in: who guesses passwords must not get round the audit log so.
+    fn record_login(&mut self, app: &App, web: &WebClient, verdict: &Verdict) {
+        let status = match verdict {
+            Verdict::Switched { .. } => 101,
+            Verdict::Refused { head, .. } => head.response.status.as_u16(),
+            Verdict::Failed { .. } | Verdict::ClientLeft => return,
+        };
+        if let Some(seen) = self.exchange.seen.take() {
+            record_login(app, web, &self.exchange, seen, status);
+        }
+    }
+
+    /// The answer of a server that agrees, as the client gets it: without what is only between the server and us, and
+    /// with the request's id.
+    fn agreement(&self, head: Head) -> Vec<u8> {
+        let mut response = head.response;
+        if !self.exchange.snapshot.web.show_server {
+            answer_head::hide_server(&mut response);
+        }
+        let _an_id_can_stand_in_a_field = response.insert_header(headers::REQUEST_ID, self.exchange.id());
+        answer::switched_wire(&response)
     }
 
     /// Passes an answer on that is not 101, as the engine would. Gives its status, and the bytes that the client got.
@@ -227,7 +259,7 @@ impl Exchange {
 
 /// Sends the request and reads the answer's head. Interim answers go on to the client (RFC 9110 §15.2); a client that
 /// leaves ends it.
-async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8]) -> Verdict {
+async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_server: bool) -> Verdict {
     const BROKEN: Verdict = Verdict::Failed {
         status: 502,
         why: "the server breaks off instead of answering an upgrade",
@@ -242,8 +274,15 @@ async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8]) -> Ve
             Ok(read) => read,
         };
         match read {
-            Some(head) if head.is_switched => return Verdict::Switched { answer, early },
-            Some(head) if head.response.status.is_informational() && interim < INTERIM_MAX => {
+            Some(head) if head.is_switched => {
+                let behind = answer.split_off(head.length);
+                let head = Box::new(head);
+                return Verdict::Switched { head, behind, early };
+            }
+            Some(mut head) if head.response.status.is_informational() && interim < INTERIM_MAX => {
+                if !show_server {
+                    answer_head::hide_server(&mut head.response);
+                }
                 interim += 1;
                 answer.drain(..head.length);
                 let told = answer::interim_wire(&head.response);

@@ -65,6 +65,13 @@ pub(super) fn wire(response: &ResponseHeader) -> Vec<u8> {
     out
 }
 
+/// The head of an answer that agrees, as it is sent.
+pub(super) fn switched_wire(response: &ResponseHeader) -> Vec<u8> {
+    let mut out = line_and_fields(response);
+    out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    out
+}
+
 /// The head of an interim answer as it is sent.
 pub(super) fn interim_wire(response: &ResponseHeader) -> Vec<u8> {
     let mut out = line_and_fields(response);
