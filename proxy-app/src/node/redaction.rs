@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use percent_encoding::percent_decode_str;
 
@@ -78,8 +79,26 @@ pub(crate) fn escaped(value: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
-/// Path parameters (`;jsessionid=…`) carry secrets as well as query arguments do.
+/// A URL without the values of tokens, passwords and the like.
 pub(crate) fn hidden(target: &str) -> Cow<'_, str> {
+    let Some(password) = password_at(target) else {
+        return hidden_in_parts(target);
+    };
+    let clean = [&target[..password.start], HIDDEN, &target[password.end..]].concat();
+    Cow::Owned(hidden_in_parts(&clean).into_owned())
+}
+
+/// Where in `https://user:password@host` the password is (RFC 3986 §3.2.1).
+fn password_at(url: &str) -> Option<Range<usize>> {
+    let start = url.find("://")? + 3;
+    let rest = &url[start..];
+    let authority = &rest[..rest.find(['/', '?', '#', ' ']).unwrap_or(rest.len())];
+    let user = &authority[..authority.rfind('@')?];
+    Some(start + user.find(':')? + 1..start + user.len())
+}
+
+/// Path parameters (`;jsessionid=…`) carry secrets as well as query arguments do.
+fn hidden_in_parts(target: &str) -> Cow<'_, str> {
     let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
     let pieces = path.split_inclusive('/').chain(query.split_inclusive('&'));
     if pieces.clone().all(|piece| secret_at(piece).is_none()) {
@@ -124,7 +143,7 @@ pub(crate) fn secret_at(piece: &str) -> Option<usize> {
 pub(crate) fn has_secret(text: &str) -> bool {
     let mut layer = Cow::Borrowed(text);
     for _ in 0..LAYERS {
-        if names(&layer).any(is_secret) {
+        if names(&layer).any(is_secret) || password_at(&layer).is_some() {
             return true;
         }
         let within = percent_decode_str(&layer).decode_utf8_lossy();
@@ -193,6 +212,10 @@ mod tests {
         check_redacted("/a?ZAuthToken=x", "/a?ZAuthToken=***");
         check_redacted("/a?%7aauthtoken=x", "/a?%7aauthtoken=***");
         check_redacted("/a?zauthtoken=", "/a?zauthtoken=***");
+        check_redacted("https://bob:pw@a/b?c#d@e", "https://bob:***@a/b?c#d@e");
+        check_redacted("https://bob:p@w@a/b?otp=1", "https://bob:***@a/b?otp=***");
+        check_redacted("/a?to=https%3A%2F%2Fbob%3Apw%40a%2Fb", "/a?to=***");
+        check_redacted("/a?to=ftp://bob:pw@a", "/a?to=***");
         check_redacted("/a?x=1;zauthtoken=y;z&w=1", "/a?x=1;zauthtoken=***&w=1");
         check_redacted(
             "/a?user=bob&password=s%26t&newPasswd=x&code=9",
