@@ -29,6 +29,9 @@ struct Door<'a> {
     rossi: Pair,
     bianchi: Pair,
     verdi: Pair,
+    /// The authority of `d.example` calls its people what it likes: one as somebody of `a.example`.
+    forged: Pair,
+    neri: Pair,
     foreign: Pair,
 }
 
@@ -119,14 +122,22 @@ enum Given {
     NoService,
 }
 
-/// `a.example` wants certificates, `c.example` may have them, `b.example` knows nothing of it.
+/// `a.example` wants certificates, `c.example` may have them, `d.example` has an authority of its own, `b.example` knows nothing of it.
 fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let (mut node, mut directory) = (town.node(), town.directory());
         let local = |stage: &Stage| anyhow::Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?));
         let authority = Authority::called("Clients", &stage.dir("clients")?)?;
-        for (domain, mode) in [("a.example", "on"), ("c.example", "optional")] {
+        let tenant = Authority::called("Tenant", &stage.dir("tenant")?)?;
+        directory
+            .domain("d.example")
+            .insert("zimbraVirtualHostname".into(), "mail.d.example".into());
+        for (domain, mode, authority) in [
+            ("a.example", "on", &authority),
+            ("c.example", "optional", &authority),
+            ("d.example", "on", &tenant),
+        ] {
             let entry = directory.domain(domain);
             entry.insert("zimbraReverseProxyClientCertMode".into(), mode.into());
             entry.insert(
@@ -171,6 +182,8 @@ fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
             rossi: authority.client("rossi")?,
             bianchi: authority.client("bianchi")?,
             verdi: authority.client("verdi")?,
+            forged: tenant.client("rossi")?,
+            neri: tenant.client("neri")?,
             foreign: Authority::called("Somebody", &stage.dir("somebody")?)?.client("rossi")?,
         })?;
         for secret in [PROXY_LOGIN.1, "5f2c4n4ry"] {
@@ -197,13 +210,15 @@ fn service(
         &format!("], admin_password_file: {:?}}}", password.display().to_string()),
     );
     directory.forget_accounts();
-    let holder = |token: &str, admin| Holder {
-        account: "alice@a.example".to_owned(),
+    let holder_of = |account: &str, token: &str, admin| Holder {
+        account: account.to_owned(),
         token: token.to_owned(),
         admin,
     };
+    let holder = |token: &str, admin| holder_of("alice@a.example", token, admin);
     service.give("CN=rossi", holder(TOKEN.trim_end_matches(";x=1"), true));
     service.give("CN=verdi", holder(TOKEN, false));
+    service.give("CN=neri", holder_of("neri@d.example", "0_f2c4n4ry", false));
     Ok(service)
 }
 
@@ -303,6 +318,18 @@ fn nobody_else_is() -> Result<()> {
         // The answer is no good.
         door.check("mail.a.example", "/certauth", verdi, (503, false))?;
         door.check("x.c.example", "/certauth", verdi, (302, false))?;
+        // An authority has a say about its own domain, and no other.
+        door.check("mail.d.example", "/certauth", Some(&door.neri), (302, true))?;
+        door.check("mail.a.example", "/certauth", Some(&door.forged), (0, false))?;
+        for path in ["/certauth", "/certauth/admin"] {
+            door.check("mail.d.example", path, Some(&door.forged), (403, false))?;
+        }
+        let refused = [("event", "web_login"), ("user", "CN=rossi"), ("outcome", "refused")];
+        let record = door.scene.portico.record(&refused)?;
+        ensure!(
+            record["why"].as_str().is_some_and(|why| why.contains("does not trust")),
+            "{record}"
+        );
         // No administrator.
         door.check("mail.a.example", "/certauth/admin", verdi, (403, false))?;
         Ok(())

@@ -7,18 +7,21 @@ use std::net::SocketAddr;
 
 use http::Method;
 use mail_directory::attributes as a;
+use mail_directory::{System, View};
 use mail_proxy::audit::{Event, Outcome, Record};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
 
 use crate::http::answers::Answer;
-use crate::tls::client_certs::{CertMode, ClientCertificate};
+use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts};
 use crate::web::client::{WebClient, client_of};
 use crate::web::exchange::{Exchange, answer_with};
 use crate::web::phases::Web;
 use crate::web::way::Asked;
 
+/// Why an account is not given to the holder of a certificate.
+const FOREIGN: &str = "the certificate names somebody of a domain that does not trust its authority";
 /// Where the administration console is, if no attribute says so.
 const ADMIN_PORT: u16 = 6071;
 
@@ -113,6 +116,14 @@ impl Web {
             Some(asks) => self.app.routes.cert_login(&question, asks).await,
             None => Err(CertLoginError::NoService),
         };
+        let (system, site) = (&exchange.snapshot.system, exchange.site.as_ref());
+        let here = site.and_then(|site| site.domain.as_deref());
+        let told = told.and_then(|token| {
+            let is_own = is_vouched_for(system, &config.node, here, token.account.as_deref());
+            is_own
+                .then_some(token)
+                .ok_or_else(|| CertLoginError::Refused(FOREIGN.to_owned()))
+        });
         if let Err(CertLoginError::NoService) = told {
             log::warn!("certificates log nobody in: directory.lookup has no zimbra service, or no admin_password_file");
         }
@@ -166,6 +177,25 @@ impl Web {
         };
         format!("{}/?ignoreLoginURL=1", origin(host, port))
     }
+}
+
+/// Whether the domain of an account trusts the authorities by whose word somebody is logged in to it at this domain's
+/// host. Those of one domain may write any name into a certificate, also that of somebody of another.
+fn is_vouched_for(system: &System, node: &str, here: Option<&str>, account: Option<&str>) -> bool {
+    let here = here.and_then(|name| system.domain(name));
+    let there = account.and_then(|account| system.domain_of(account));
+    if let (Some(here), Some(there)) = (&here, &there)
+        && here.name() == there.name()
+    {
+        return true;
+    }
+    let trusted = |domain: Option<View<'_>>| {
+        let entry = domain.unwrap_or_else(|| system.node(node));
+        let authorities = entry.text(&a::REVERSE_PROXY_CLIENT_CERT_CA)?.to_owned();
+        // However they are written.
+        Some(ClientCerts::new(CertMode::On, &authorities, 0).ok()?.id())
+    };
+    trusted(here).is_some_and(|here| trusted(there) == Some(here))
 }
 
 fn refused(why: &'static str) -> Result<bool> {
