@@ -223,7 +223,8 @@ impl Walk<'_> {
 
     fn pair(&mut self, (key, style): (String, ScalarStyle), span: Span, depth: usize) -> Option<Pair> {
         let start = self.byte(span.start.index());
-        let key_end = self.scalar_end(style, start, self.byte(span.end.index()));
+        // Where nothing stands before the colon, what stands before that is not the end of the key.
+        let key_end = self.scalar_end(style, start, self.byte(span.end.index())).max(start);
         let rest = &self.text[key_end..];
         let blank = rest.len() - rest.trim_start_matches([' ', '\t']).len();
         let colon = rest[blank..].starts_with(':');
@@ -316,7 +317,7 @@ mod tests {
 
     #[test]
     fn every_node_has_its_exact_place() {
-        let text = "ü: 'it''s' # c\nb: !file 'x' # y\nc: |\n  l1\n\n# z\nd: [a, !file k, \"q\\\"]\", ] # e\ne:\n- x # 1\n- y\nf: &n {u: v,} #\ng: *n\nh:\ni: {}\n";
+        let text = "ü: 'it''s' # c\nb: !file 'x' # y\nc: |\n  l1\n\n# z\nd: [a, !file k, \"q\\\"]\", ] # e\ne:\n- x # 1\n- y\nf: &n {u: v,} #\ng: *n\nh:\ni: {}\nj: #\n  : 1\n";
         let expected = [
             ".ü='it''s'",
             ".b=!file 'x'",
@@ -333,6 +334,8 @@ mod tests {
             ".g=*n",
             ".h=",
             ".i={}",
+            ".j=: 1",
+            ".j.=1",
         ];
         let shown = shown(text);
         let tidy: Vec<&str> = shown.iter().skip(1).map(|s| s.trim_start_matches(' ')).collect();
