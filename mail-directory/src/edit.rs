@@ -130,7 +130,8 @@ pub enum EditError {
     Failed(String),
 }
 
-/// What holds the directory, open for changes. Each act stands alone and is done when it returns.
+/// What holds the directory, open for changes. Each act stands alone and is done when it returns, unless
+/// [`Editor::begin`] says that acts may wait.
 #[async_trait]
 pub trait Editor: Send {
     /// All entries of a kind, with all their attributes, by name.
@@ -148,6 +149,20 @@ pub trait Editor: Send {
 
     /// Takes an entry away.
     async fn delete(&mut self, room: Room, name: &str) -> Result<(), EditError>;
+
+    /// From here on acts may wait for [`Editor::commit`], where many of them cost as much as one. What they give is
+    /// as if they were done, and later ones see them so. False: this directory does each at once.
+    fn begin(&mut self) -> bool {
+        false
+    }
+
+    /// Does what waits. From here on nothing waits.
+    ///
+    /// # Errors
+    /// Nothing of what waited was done.
+    async fn commit(&mut self) -> Result<(), EditError> {
+        Ok(())
+    }
 
     /// Whether accounts have passwords in this directory.
     fn keeps_passwords(&self) -> bool;

@@ -26,6 +26,7 @@ use crate::yaml::{Document, Each, Node, Problems, Severity};
 
 mod edit;
 mod rewrite;
+mod sheet;
 
 pub use edit::{YamlEditor, created, deleted, entries, modified};
 
@@ -287,8 +288,11 @@ fn looks(paths: Vec<PathBuf>) -> Looks {
 }
 
 fn look(path: &Path) -> Look {
-    let file = std::fs::metadata(path).ok()?;
-    Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+    std::fs::metadata(path).ok().map(|file| look_of(&file))
+}
+
+fn look_of(file: &std::fs::Metadata) -> (u64, u64, u64, i64, i64) {
+    (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec())
 }
 
 /// What a file of this form says of everything but the accounts. Values that cannot be read are no problem here.
@@ -392,6 +396,53 @@ impl Accounts {
             claim(&mut self.by_id, fold(id), &attributes::ID);
         }
     }
+
+    /// Takes out what [`Accounts::add`] put in.
+    fn forget(&mut self, entry: &Entry) {
+        let names = entry.values(attributes::MAIL_ALIAS.name).iter();
+        for name in names.map(|alias| names::account(alias)).chain([account_name(entry)]) {
+            self.by_name.remove(&name);
+        }
+        for id in entry.values(attributes::ID.name) {
+            self.by_id.remove(&fold(id));
+        }
+    }
+
+    /// What would belong to two, were `after` in the place of `before`. As where a file is read, it is the one that
+    /// stands behind the other who has not got it; `place` gives where.
+    fn conflicts<P: Ord>(
+        &self,
+        before: Option<&Arc<Entry>>,
+        after: &Entry,
+        place: impl Fn(&Entry) -> P,
+        problems: &mut Problems,
+    ) {
+        let owns = |map: &HashMap<String, Arc<Entry>>, key: &str, attribute: &'static Attribute| {
+            let owner = map
+                .get(key)
+                .filter(|owner| before.is_none_or(|before| owner.name() != before.name()));
+            owner.map(|owner| (owner.clone(), key.to_owned(), attribute))
+        };
+        let aliases = after.values(attributes::MAIL_ALIAS.name).iter();
+        let aliases = aliases.map(|alias| (names::account(alias), &attributes::MAIL_ALIAS));
+        let own = (account_name(after), &attributes::MAIL_DELIVERY_ADDRESS);
+        let by_name = std::iter::once(own).chain(aliases);
+        let by_name = by_name.filter_map(|(key, attribute)| owns(&self.by_name, &key, attribute));
+        let ids = after.values(attributes::ID.name).iter();
+        let by_id = ids.filter_map(|id| owns(&self.by_id, &fold(id), &attributes::ID));
+        for (owner, key, attribute) in by_name.chain(by_id) {
+            let is_first = before.is_some_and(|before| place(before) < place(&owner));
+            let (first, second, attribute) = match is_first {
+                false => (&*owner, after, attribute),
+                true if std::ptr::eq(attribute, &attributes::ID) => (after, &*owner, attribute),
+                true if account_name(&owner) == key => (after, &*owner, &attributes::MAIL_DELIVERY_ADDRESS),
+                true => (after, &*owner, &attributes::MAIL_ALIAS),
+            };
+            let path = format!("accounts.{}", second.name());
+            let message = format!("already belongs to {}", first.name());
+            check::report(second, &path, attribute.name, message, Severity::Error, problems);
+        }
+    }
 }
 
 /// The folded delivery address; the key of the account where it has none.
@@ -410,6 +461,8 @@ struct Reader {
     accounts: Vec<Arc<Entry>>,
     /// In which line each name of the accounts stands.
     lines: HashMap<String, usize>,
+    /// The lines of the keys at the root.
+    tops: BTreeMap<String, usize>,
     /// Keys beside the rooms, and what they hold.
     strangers: BTreeMap<String, serde_yaml::Value>,
     /// Whether the last line of the text has an end.
@@ -434,6 +487,8 @@ impl Reader {
         let Some(mut rooms) = root.mapping(problems) else {
             return System::default();
         };
+        let lines = rooms.entries().map(|(key, node)| (key.to_owned(), node.line()));
+        self.tops = lines.collect();
         let config = match rooms.take("config") {
             Some(node) => self.entry("config", node, problems),
             None => Entry::new("config"),

@@ -38,6 +38,7 @@ pub struct Document {
     origin: Arc<Path>,
     nodes: Vec<Raw>,
     root: usize,
+    has_anchors: bool,
     last_line_ends: bool,
 }
 
@@ -61,10 +62,11 @@ impl Document {
 
     fn build(builder: Builder<'_>, text: &str, origin: &Path) -> Result<Document, Problems> {
         match builder.build(text) {
-            Ok((nodes, root)) => Ok(Document {
+            Ok(built) => Ok(Document {
                 origin: Arc::from(origin),
-                nodes,
-                root,
+                nodes: built.nodes,
+                root: built.root,
+                has_anchors: built.has_anchors,
                 last_line_ends: text.ends_with(layout::BREAKS),
             }),
             Err((line, message)) => Err(Problems::of_file(origin, Some(line), message)),
@@ -85,6 +87,11 @@ impl Document {
             Ok(text) => Document::parse_each(&text, path, key, each),
             Err(message) => Err(Problems::of_file(path, None, message)),
         }
+    }
+
+    /// Whether something in it can be referred to from elsewhere.
+    pub(crate) fn has_anchors(&self) -> bool {
+        self.has_anchors
     }
 
     /// Whether the last line of the text has an end. That of a file that was cut off mostly has none.

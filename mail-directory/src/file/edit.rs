@@ -1,9 +1,9 @@
 //! Changes the file of a YAML directory: one writer at a time, the whole file at once, every other byte as it was.
 //!
 //! What was written is read again before it takes the place of the file: only if it says exactly what was wanted,
-//! and has no error that the file did not have before, is it taken.
+//! and has no error that the file did not have before, is it taken. Many changes can wait for one commit; the file is
+//! locked from the first of them on.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -15,14 +15,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::rewrite::{self, Place};
-use super::{ACCOUNTS, Accounts, Look, Reader, account_name, look};
-use crate::attributes;
-use crate::edit::{Change, EditError, Editor, Room, changed};
+use super::sheet::{Edit, Reading, Sheet};
+use super::{Look, look, look_of};
+use crate::edit::{Change, EditError, Editor, Room};
 use crate::entry::Entry;
-use crate::names::{self, fold};
 use crate::secret_file::{self, OTHERS, PRIVATE_KEY};
-use crate::yaml::{Document, MAX_TEXT, Severity};
+use crate::yaml::MAX_TEXT;
 
 /// How long another writer is waited for. It needs the time to read the file twice.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -33,67 +31,109 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct YamlEditor {
     path: PathBuf,
-    /// What was read last, and how the file looked before that. Only for questions: a change reads anew.
-    seen: Arc<Mutex<Seen>>,
+    desk: Arc<Mutex<Desk>>,
 }
 
-/// A reading, and how the file looked before it.
-type Seen = Option<(Look, Arc<Reading>)>;
+/// What was read last, and what waits to be written.
+#[derive(Debug, Default)]
+struct Desk {
+    /// How the file looked before it was read, and what it says with all changes.
+    sheet: Option<(Look, Sheet)>,
+    /// The file that nobody else may change while changes wait.
+    locked: Option<Locked>,
+    /// Changes wait for a commit.
+    waits: bool,
+}
+
+#[derive(Debug)]
+struct Locked {
+    /// Behind all links.
+    path: PathBuf,
+    file: File,
+    look: Look,
+    is_changed: bool,
+}
 
 impl YamlEditor {
     /// Will change this file. Nothing is read yet.
     pub fn new(path: &Path) -> YamlEditor {
         YamlEditor {
             path: path.to_owned(),
-            seen: Arc::default(),
+            desk: Arc::default(),
         }
     }
 
-    /// What the file says now. A command asks many questions, and a big file takes its time.
-    fn reading(&self) -> Result<Arc<Reading>, EditError> {
-        let mut seen = self.seen.lock();
-        let before = look(&self.path);
-        if let Some((then, reading)) = &*seen
-            && *then == before
-            && before.is_some()
-        {
-            return Ok(reading.clone());
-        }
-        let reading = Arc::new(Reading::of(&read(&self.path)?, &self.path)?);
-        *seen = Some((before, reading.clone()));
-        Ok(reading)
+    async fn ask<T: Send + 'static>(
+        &self,
+        with_accounts: bool,
+        question: impl FnOnce(&Reading) -> T + Send + 'static,
+    ) -> Result<T, EditError> {
+        let (path, desk) = (self.path.clone(), self.desk.clone());
+        off_the_runtime(move || Ok(question(desk.lock().reading(&path, with_accounts)?))).await
+    }
+
+    async fn change(
+        &self,
+        room: Room,
+        name: &str,
+        changes: &[Change],
+        edit: for<'a> fn(Room, &'a str, &'a [Change]) -> Edit<'a>,
+    ) -> Result<(), EditError> {
+        let (path, desk) = (self.path.clone(), self.desk.clone());
+        let (name, changes) = (name.to_owned(), changes.to_vec());
+        off_the_runtime(move || desk.lock().change(&path, edit(room, &name, &changes))).await
     }
 }
 
 #[async_trait]
 impl Editor for YamlEditor {
     async fn entries(&mut self, room: Room) -> Result<Vec<Entry>, EditError> {
-        let editor = self.clone();
-        off_the_runtime(move || {
-            let reading = editor.reading()?;
-            Ok(reading.copies(room))
+        self.ask(room == Room::Accounts, move |reading| {
+            reading.of_room(room).map(|entry| (**entry).clone()).collect()
         })
         .await
     }
 
     async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError> {
-        let (editor, key) = (self.clone(), key.to_owned());
-        off_the_runtime(move || Ok(editor.reading()?.find(room, &key).map(|entry| (**entry).clone()))).await
+        let key = key.to_owned();
+        self.ask(room == Room::Accounts, move |reading| {
+            reading.find(room, &key).map(|entry| (**entry).clone())
+        })
+        .await
     }
 
     async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError> {
-        let (path, name, changes) = (self.path.clone(), name.to_owned(), changes.to_vec());
-        off_the_runtime(move || edit(&path, |text, reading| modify(text, reading, room, &name, &changes))).await
+        self.change(room, name, changes, |room, name, changes| {
+            Edit::Modify(room, name, changes)
+        })
+        .await
     }
 
     async fn create(&mut self, room: Room, name: &str, attributes: &[Change]) -> Result<(), EditError> {
-        let (path, name, attributes) = (self.path.clone(), name.to_owned(), attributes.to_vec());
-        off_the_runtime(move || edit(&path, |text, reading| create(text, reading, room, &name, &attributes))).await
+        self.change(room, name, attributes, |room, name, attributes| {
+            Edit::Create(room, name, attributes)
+        })
+        .await
     }
 
     async fn delete(&mut self, room: Room, name: &str) -> Result<(), EditError> {
-        let (path, name) = (self.path.clone(), name.to_owned());
-        off_the_runtime(move || edit(&path, |text, reading| delete(text, reading, room, &name))).await
+        self.change(room, name, &[], |room, name, _| Edit::Delete(room, name))
+            .await
+    }
+
+    fn begin(&mut self) -> bool {
+        self.desk.lock().waits = true;
+        true
+    }
+
+    async fn commit(&mut self) -> Result<(), EditError> {
+        let desk = self.desk.clone();
+        off_the_runtime(move || {
+            let mut desk = desk.lock();
+            desk.waits = false;
+            desk.commit()
+        })
+        .await
     }
 
     /// The mailbox servers alone know them.
@@ -102,7 +142,134 @@ impl Editor for YamlEditor {
     }
 
     fn open_file(&self) -> Option<&Path> {
-        secret_file::is_open(&self.path).then_some(&self.path)
+        let is_open = secret_file::is_open(&self.path) && !self.desk.lock().is_closed_by_commit();
+        is_open.then_some(&self.path)
+    }
+}
+
+impl Desk {
+    /// What the file says now, with what waits to be written. A big file takes its time: it is read when it looks
+    /// different, and its accounts when somebody asks for them.
+    fn reading(&mut self, path: &Path, with_accounts: bool) -> Result<&Reading, EditError> {
+        self.sheet(path, with_accounts).map(|sheet| &sheet.reading)
+    }
+
+    fn sheet(&mut self, path: &Path, with_accounts: bool) -> Result<&mut Sheet, EditError> {
+        let now = look(path);
+        let is_locked = self.locked.is_some();
+        let known = self.sheet.take();
+        let known = known.filter(|(then, _)| is_locked || (*then == now && now.is_some()));
+        let (_, sheet) = match known {
+            Some(known) => self.sheet.insert(known),
+            None => self.sheet.insert((now, Sheet::read(read(path)?, path, with_accounts)?)),
+        };
+        if with_accounts {
+            sheet.with_accounts()?;
+        }
+        Ok(sheet)
+    }
+
+    /// Changes wait for the commit, or are written at once.
+    fn change(&mut self, path: &Path, edit: Edit<'_>) -> Result<(), EditError> {
+        let with_accounts = edit.room() == Room::Accounts;
+        self.open(path, with_accounts)?;
+        let done = self.apply(path, edit, Sheet::apply);
+        if self.waits {
+            return done;
+        }
+        let proved = done.and_then(|()| self.prove());
+        // What the lines of an entry do not show is seen in the whole.
+        let done = proved.or_else(|error| match self.is_unproved() {
+            true => {
+                self.locked = None;
+                self.sheet = None;
+                self.open(path, true)?;
+                self.apply(path, edit, Sheet::in_the_whole)
+            }
+            false => Err(error),
+        });
+        match done {
+            Ok(()) => self.commit(),
+            Err(error) => {
+                self.locked = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps others from the file and looks what it says; a change does not trust in how it looks.
+    fn open(&mut self, path: &Path, with_accounts: bool) -> Result<(), EditError> {
+        if self.locked.is_none() {
+            // A link stays a link.
+            let path = fs::canonicalize(path).map_err(|error| failed(path, error))?;
+            let file = lock(&path)?;
+            let look = look(&path);
+            let text = read(&path)?;
+            match &mut self.sheet {
+                Some((then, sheet)) if sheet.says(&text) => *then = look,
+                _ => {
+                    self.sheet = None;
+                    self.sheet = Some((look, Sheet::read(text, &path, with_accounts)?));
+                }
+            }
+            self.locked = Some(Locked {
+                path,
+                file,
+                look,
+                is_changed: false,
+            });
+        }
+        self.reading(path, with_accounts).map(drop)
+    }
+
+    fn apply(
+        &mut self,
+        path: &Path,
+        edit: Edit<'_>,
+        act: fn(&mut Sheet, Edit<'_>) -> Result<bool, EditError>,
+    ) -> Result<(), EditError> {
+        let is_changed = act(self.sheet(path, edit.room() == Room::Accounts)?, edit)?;
+        if let Some(locked) = &mut self.locked {
+            locked.is_changed |= is_changed;
+        }
+        Ok(())
+    }
+
+    fn prove(&mut self) -> Result<(), EditError> {
+        match &mut self.sheet {
+            Some((_, sheet)) => sheet.proved().map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// With what waits the file gets a mode in which not everybody reads it.
+    fn is_closed_by_commit(&self) -> bool {
+        let waits = self.locked.as_ref().is_some_and(|locked| locked.is_changed);
+        waits && self.sheet.as_ref().is_some_and(|(_, sheet)| sheet.holds(PRIVATE_KEY))
+    }
+
+    fn is_unproved(&self) -> bool {
+        self.sheet.as_ref().is_some_and(|(_, sheet)| !sheet.is_proved())
+    }
+
+    /// Writes what waits, all of it or nothing, and lets others to the file.
+    fn commit(&mut self) -> Result<(), EditError> {
+        let Some(locked) = self.locked.take().filter(|locked| locked.is_changed) else {
+            return Ok(());
+        };
+        let Some((_, mut sheet)) = self.sheet.take() else {
+            return Ok(());
+        };
+        let text = sheet.proved()?;
+        if look(&locked.path) != locked.look {
+            return Err(failed(
+                &locked.path,
+                "somebody else changed it at the same time; try again",
+            ));
+        }
+        let written = write(&locked.path, &locked.file, &text).map_err(|error| failed(&locked.path, error))?;
+        self.sheet = Some((written, sheet));
+        Ok(())
     }
 }
 
@@ -114,91 +281,13 @@ async fn off_the_runtime<T: Send + 'static>(
     task.unwrap_or_else(|error| Err(EditError::Failed(error.to_string())))
 }
 
-/// What a file says, and what is wrong with it.
-#[derive(Debug, Clone)]
-struct Reading {
-    entries: Whole,
-    /// What stands beside the rooms, which means nothing here. It is not ours to lose.
-    strangers: BTreeMap<String, serde_yaml::Value>,
-    errors: BTreeSet<String>,
-}
-
-/// All entries by kind and folded name.
-type Whole = BTreeMap<(Room, String), Arc<Entry>>;
-
-impl Reading {
-    /// Fails only where there is no tree.
-    fn of(text: &str, path: &Path) -> Result<Reading, EditError> {
-        let read = Reader::whole(|each| Document::parse_each(text, path, ACCOUNTS, each));
-        let (reader, system, mut problems) = read.map_err(|problems| EditError::Failed(problems.to_string()))?;
-        problems.extend(system.check());
-        let mut entries = Whole::new();
-        let mut put =
-            |room: Room, entry: &Arc<Entry>| drop(entries.insert((room, room.key(entry.name())), entry.clone()));
-        let mut put_all =
-            |room, all: &mut dyn Iterator<Item = &Entry>| all.for_each(|entry| put(room, &Arc::new(entry.clone())));
-        put_all(Room::Config, &mut std::iter::once(&system.config));
-        put_all(Room::Servers, &mut system.servers.values());
-        put_all(Room::Domains, &mut system.domains.values());
-        put_all(Room::Cos, &mut system.cos.values());
-        reader.accounts.iter().for_each(|entry| put(Room::Accounts, entry));
-        Accounts::index(&system, &reader.accounts, &mut problems);
-        let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
-        Ok(Reading {
-            entries,
-            strangers: reader.strangers,
-            // Lines move; what is wrong does not.
-            errors: errors
-                .map(|problem| {
-                    let what = problem.message.split("; the first is in line").next();
-                    format!("{}: {}", problem.key, what.unwrap_or_default())
-                })
-                .collect(),
-        })
-    }
-
-    /// All entries of a kind, by name.
-    fn of_room(&self, room: Room) -> impl Iterator<Item = &Arc<Entry>> {
-        let first = self.entries.range((room, String::new())..);
-        first
-            .take_while(move |((of, _), _)| *of == room)
-            .map(|(_, entry)| entry)
-    }
-
-    fn copies(&self, room: Room) -> Vec<Entry> {
-        self.of_room(room).map(|entry| (**entry).clone()).collect()
-    }
-
-    fn find(&self, room: Room, key: &str) -> Option<&Arc<Entry>> {
-        let (name, key) = (room.key(key), fold(key));
-        if room == Room::Config {
-            return self.entries.get(&(room, "config".to_owned()));
-        }
-        let by_name = self.entries.get(&(room, name.clone()));
-        let of_room = || self.of_room(room);
-        let has_id = |entry: &&Arc<Entry>| entry.values(attributes::ID.name).iter().any(|id| fold(id) == key);
-        let aliases = |entry: &&Arc<Entry>| {
-            let aliases = entry.values(attributes::MAIL_ALIAS.name).iter();
-            aliases.map(|alias| names::account(alias)).any(|alias| alias == name)
-        };
-        by_name
-            .or_else(|| of_room().find(has_id))
-            .or_else(|| of_room().find(|entry| room == Room::Accounts && account_name(entry) == name))
-            .or_else(|| of_room().find(|entry| room == Room::Accounts && aliases(entry)))
-    }
-
-    fn named(&self, room: Room, name: &str) -> Result<&Arc<Entry>, EditError> {
-        let entry = self.entries.get(&(room, room.key(name)));
-        entry.ok_or_else(|| EditError::NoSuch(room, name.to_owned()))
-    }
-}
-
 /// The entries of a kind that a text of the file `path` names, by folded name.
 ///
 /// # Errors
 /// It is no YAML.
 pub fn entries(text: &str, path: &Path, room: Room) -> Result<Vec<Entry>, EditError> {
-    Reading::of(text, path).map(|reading| reading.copies(room))
+    let reading = Reading::of(text, path, true)?;
+    Ok(reading.of_room(room).map(|entry| (**entry).clone()).collect())
 }
 
 /// The text of the file `path` after a change of an entry, proved as a file is before it is written.
@@ -206,7 +295,7 @@ pub fn entries(text: &str, path: &Path, room: Room) -> Result<Vec<Entry>, EditEr
 /// # Errors
 /// It cannot be done in this text.
 pub fn modified(text: &str, path: &Path, room: Room, name: &str, changes: &[Change]) -> Result<String, EditError> {
-    rewritten(text, path, |text, reading| modify(text, reading, room, name, changes))
+    rewritten(text, path, Edit::Modify(room, name, changes))
 }
 
 /// The same with one entry more.
@@ -214,9 +303,7 @@ pub fn modified(text: &str, path: &Path, room: Room, name: &str, changes: &[Chan
 /// # Errors
 /// It cannot be done in this text.
 pub fn created(text: &str, path: &Path, room: Room, name: &str, attributes: &[Change]) -> Result<String, EditError> {
-    rewritten(text, path, |text, reading| {
-        create(text, reading, room, name, attributes)
-    })
+    rewritten(text, path, Edit::Create(room, name, attributes))
 }
 
 /// The same with one entry less.
@@ -224,108 +311,25 @@ pub fn created(text: &str, path: &Path, room: Room, name: &str, attributes: &[Ch
 /// # Errors
 /// It cannot be done in this text.
 pub fn deleted(text: &str, path: &Path, room: Room, name: &str) -> Result<String, EditError> {
-    rewritten(text, path, |text, reading| delete(text, reading, room, name))
+    rewritten(text, path, Edit::Delete(room, name))
 }
 
-/// The new text, and what it must say.
-type Edited = Result<(String, Whole), EditError>;
-
-fn modify(text: &str, reading: &Reading, room: Room, name: &str, changes: &[Change]) -> Edited {
-    let before = reading.named(room, name)?;
-    let after = changed(before, changes);
-    let place = place(room, name);
-    let mut text = text.to_owned();
-    let names: BTreeSet<&str> = before.iter().chain(after.iter()).map(|(name, _)| name).collect();
-    for attribute in names {
-        let (old, new) = (before.values(attribute), after.values(attribute));
-        if old != new {
-            let set = rewrite::set(&text, place, (attribute, new), old);
-            text = set.map_err(|why| refused(&format!("{attribute} of {name}"), &why))?;
+fn rewritten(text: &str, path: &Path, edit: Edit<'_>) -> Result<String, EditError> {
+    let read = || Sheet::read(text.to_owned(), path, true);
+    let mut sheet = read()?;
+    sheet.apply(edit)?;
+    match sheet.proved() {
+        Ok(text) => Ok(text),
+        Err(_) => {
+            sheet = read()?;
+            sheet.in_the_whole(edit)?;
+            sheet.proved()
         }
     }
-    let mut wanted = reading.entries.clone();
-    wanted.insert((room, room.key(name)), Arc::new(after));
-    Ok((text, wanted))
-}
-
-fn create(text: &str, reading: &Reading, room: Room, name: &str, attributes: &[Change]) -> Edited {
-    let key = (room, room.key(name));
-    if room == Room::Config || reading.entries.contains_key(&key) {
-        return Err(EditError::Exists(room, name.to_owned()));
-    }
-    let entry = changed(&Entry::new(name), attributes);
-    let attributes: Vec<rewrite::Attribute<'_>> = entry.iter().collect();
-    let text = rewrite::create(text, place(room, name), &attributes).map_err(|why| refused(name, &why))?;
-    let mut wanted = reading.entries.clone();
-    wanted.insert(key, Arc::new(entry));
-    Ok((text, wanted))
-}
-
-fn delete(text: &str, reading: &Reading, room: Room, name: &str) -> Edited {
-    reading.named(room, name)?;
-    let text = rewrite::delete(text, place(room, name)).map_err(|why| refused(name, &why))?;
-    let mut wanted = reading.entries.clone();
-    wanted.remove(&(room, room.key(name)));
-    Ok((text, wanted))
-}
-
-fn place(room: Room, name: &str) -> Place<'_> {
-    Place {
-        room: room.name(),
-        name: Some(name).filter(|_| room != Room::Config),
-    }
-}
-
-fn refused(what: &str, why: &str) -> EditError {
-    EditError::Failed(format!(
-        "{what} cannot be changed where it is written: {why}; change the file by hand"
-    ))
 }
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> EditError {
     EditError::Failed(format!("{}: {error}", path.display()))
-}
-
-/// Reads, changes, proves and writes, while nobody else does.
-fn edit(path: &Path, act: impl FnOnce(&str, &Reading) -> Edited) -> Result<(), EditError> {
-    // A link stays a link.
-    let path = &fs::canonicalize(path).map_err(|error| failed(path, error))?;
-    let locked = lock(path)?;
-    let seen = look(path);
-    let text = read(path)?;
-    let new = rewritten(&text, path, act)?;
-    if new == text {
-        return Ok(());
-    }
-    if look(path) != seen {
-        return Err(failed(path, "somebody else changed it at the same time; try again"));
-    }
-    write(path, &locked, &new).map_err(|error| failed(path, error))
-}
-
-/// The text after a change, proved unless nothing was to be done.
-fn rewritten(text: &str, path: &Path, act: impl FnOnce(&str, &Reading) -> Edited) -> Result<String, EditError> {
-    let reading = Reading::of(text, path)?;
-    let (new, wanted) = act(text, &reading)?;
-    if new != text || wanted != reading.entries {
-        prove(&new, &wanted, &reading, path)?;
-    }
-    Ok(new)
-}
-
-/// The text must say what was wanted, and nothing that was good may have become bad.
-fn prove(text: &str, wanted: &Whole, before: &Reading, path: &Path) -> Result<(), EditError> {
-    let after = Reading::of(text, path)?;
-    if let Some(error) = after.errors.difference(&before.errors).next() {
-        return Err(EditError::Value(error.clone()));
-    }
-    match after.entries == *wanted && after.strangers == before.strangers {
-        true => Ok(()),
-        false => Err(failed(
-            path,
-            "the change would touch more than it should (an alias, a merge?); change it by hand",
-        )),
-    }
 }
 
 fn read(path: &Path) -> Result<String, EditError> {
@@ -362,17 +366,19 @@ fn is_in_place(file: &File, path: &Path) -> bool {
 }
 
 /// Puts the text in the place of the file, with its owner and mode, in one step that survives a crash.
-fn write(path: &Path, old: &File, text: &str) -> io::Result<()> {
+/// Gives how it looks then.
+fn write(path: &Path, old: &File, text: &str) -> io::Result<Look> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");
     let draft = Path::new(&draft);
-    let written = write_like(draft, old, text.as_bytes()).and_then(|()| fs::rename(draft, path));
+    let written = write_like(draft, old, text.as_bytes()).and_then(|look| fs::rename(draft, path).map(|()| look));
     if written.is_err() {
         let _ = fs::remove_file(draft);
         return written;
     }
     let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder)?.sync_all()
+    File::open(folder)?.sync_all()?;
+    written
 }
 
 /// The mode of the old file; but no private key lands where everybody may read it.
@@ -385,7 +391,7 @@ fn mode_for(bytes: &[u8], old: u32) -> u32 {
 }
 
 /// What is in it may be private: nobody else reads it before it is as the old one is.
-fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<()> {
+fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<Look> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -401,13 +407,14 @@ fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<()> {
         })?;
     }
     file.set_permissions(fs::Permissions::from_mode(mode_for(bytes, like.mode() & 0o7777)))?;
-    file.sync_all()
+    file.sync_all()?;
+    Ok(Some(look_of(&file.metadata()?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::edit::Act;
+    use crate::edit::{Act, changed};
 
     const TEXT: &str = "# The mail system
 config:
@@ -701,40 +708,79 @@ accounts:
         assert_eq!(difference(text, &folder.text()), ["+    zimbraDomainType: local"]);
     }
 
-    /// A place that could not be found in the text was taken for one that is as it should be.
     #[test]
     fn a_change_that_changes_nothing_is_not_done() {
-        let path = Path::new("d.yaml");
-        let act = |text: &str, reading: &Reading| {
-            let (_, wanted) = delete(text, reading, Room::Domains, "a.test")?;
-            Ok((text.to_owned(), wanted))
-        };
-        let error = rewritten(TEXT, path, act).unwrap_err();
-        assert!(error.to_string().contains("change it by hand"), "{error}");
         let same = [replace("zimbraId", &["id-a"])];
-        let done = modified(TEXT, path, Room::Accounts, "alice@a.test", &same);
+        let done = modified(TEXT, Path::new("d.yaml"), Room::Accounts, "alice@a.test", &same);
         assert_eq!(done.as_deref(), Ok(TEXT));
     }
 
-    /// What means nothing is not ours to lose; and a line that moved is no new error.
-    #[test]
-    fn keys_beside_the_rooms_are_not_lost() {
-        let text = "cos: {c: {}}\nnotes: [{a: 1}]\ndomains:\n  a.test: {}\nnotes: 2\n";
-        let path = Path::new("d.yaml");
-        for new in [text.replace("notes: [{a: 1}]\n", ""), text.replace("a: 1", "a: 2")] {
-            let act = |_: &str, reading: &Reading| {
-                let mut wanted = reading.entries.clone();
-                wanted.remove(&(Room::Cos, "c".to_owned()));
-                Ok((new.replace("c: {}", ""), wanted))
-            };
-            let error = rewritten(text, path, act).unwrap_err();
-            assert!(error.to_string().contains("touch more than it should"), "{error}");
+    #[tokio::test]
+    async fn many_changes_are_one_writing() {
+        let mut folder = Folder::new(TEXT);
+        let inode = |folder: &Folder| fs::metadata(&folder.editor.path).unwrap().ino();
+        let before = inode(&folder);
+        assert!(folder.editor.begin());
+        let host = [replace("zimbraMailHost", &["s1.test"])];
+        for name in ["b@a.test", "c@a.test"] {
+            folder.editor.create(Room::Accounts, name, &host).await.unwrap();
         }
-        let id = [replace("zimbraId", &["1"])];
-        let done = created(text, path, Room::Servers, "s.test", &id).unwrap();
-        assert!(done.starts_with(text));
-        let done = modified(text, path, Room::Cos, "c", &[replace("description", &["a\nb\n"])]).unwrap();
-        assert!(done.ends_with(&text[text.find('\n').unwrap()..]), "{done}");
+        let alias = [replace("zimbraMailAlias", &["c@a.test"])];
+        let taken = folder
+            .editor
+            .modify(Room::Accounts, "b@a.test", &alias)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            taken,
+            EditError::Value("accounts.c@a.test.zimbraMailDeliveryAddress: already belongs to b@a.test".to_owned())
+        );
+        let twice = folder
+            .editor
+            .create(Room::Accounts, "B@a.test", &host)
+            .await
+            .unwrap_err();
+        assert_eq!(twice.to_string(), "account already exists: B@a.test");
+        folder.editor.delete(Room::Accounts, "c@a.test").await.unwrap();
+        folder.editor.modify(Room::Accounts, "b@a.test", &alias).await.unwrap();
+        let mode = [replace("zimbraReverseProxyMailMode", &["https"])];
+        folder.editor.modify(Room::Config, "config", &mode).await.unwrap();
+        let bad = [replace("zimbraReverseProxyMailMode", &["mixed"])];
+        assert!(folder.editor.modify(Room::Config, "config", &bad).await.is_err());
+        let found = folder.editor.find(Room::Accounts, "C@a.test").await.unwrap();
+        assert_eq!(found.as_ref().map(Entry::name), Some("b@a.test"));
+        // Nobody else sees any of it, nor comes between.
+        assert_eq!((folder.text().as_str(), inode(&folder)), (TEXT, before));
+        assert!(File::open(&folder.editor.path).unwrap().try_lock().is_err());
+        folder.editor.commit().await.unwrap();
+        assert_eq!(
+            difference(TEXT, &folder.text()),
+            [
+                "-  zimbraReverseProxyMailMode: redirect   # or https",
+                "+  zimbraReverseProxyMailMode: https   # or https",
+                "+  b@a.test:",
+                "+    zimbraMailHost: s1.test",
+                "+    zimbraMailAlias: c@a.test",
+            ]
+        );
+        // From here on each is written at once.
+        folder.editor.delete(Room::Accounts, "b@a.test").await.unwrap();
+        assert!(!folder.text().contains("b@a.test"));
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_changed_meanwhile_is_not_overwritten() {
+        let mut folder = Folder::new(TEXT);
+        assert!(folder.editor.begin());
+        let id = [replace("zimbraId", &["x"])];
+        folder.editor.create(Room::Servers, "s9.test", &id).await.unwrap();
+        let theirs = TEXT.replace("s1.test", "s2.test");
+        fs::write(&folder.editor.path, &theirs).unwrap();
+        let error = folder.editor.commit().await.unwrap_err();
+        assert!(error.to_string().contains("somebody else changed it"), "{error}");
+        assert_eq!(folder.text(), theirs);
+        folder.editor.create(Room::Servers, "s9.test", &id).await.unwrap();
+        assert!(folder.text().contains("s9.test") && folder.text().contains("s2.test"));
     }
 
     #[tokio::test]

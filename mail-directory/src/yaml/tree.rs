@@ -99,6 +99,13 @@ struct MappingState {
     merges: Vec<(usize, usize)>,
 }
 
+/// The finished tree.
+pub(super) struct Built {
+    pub(super) nodes: Vec<Raw>,
+    pub(super) root: usize,
+    pub(super) has_anchors: bool,
+}
+
 pub(super) type Failed = (usize, String);
 
 impl<'s> Builder<'s> {
@@ -109,7 +116,7 @@ impl<'s> Builder<'s> {
         }
     }
 
-    pub(super) fn build(mut self, text: &str) -> Result<(Vec<Raw>, usize), Failed> {
+    pub(super) fn build(mut self, text: &str) -> Result<Built, Failed> {
         if text.len() > MAX_TEXT {
             return Err((1, format!("more than {MAX_TEXT} bytes")));
         }
@@ -128,7 +135,11 @@ impl<'s> Builder<'s> {
                 },
             )?,
         };
-        Ok((self.nodes, root))
+        Ok(Built {
+            nodes: self.nodes,
+            root,
+            has_anchors: !self.anchors.is_empty(),
+        })
     }
 
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Failed> {
@@ -329,6 +340,7 @@ impl<'s> Builder<'s> {
             nodes: std::mem::take(&mut self.nodes),
             root,
             // It is no text of its own.
+            has_anchors: false,
             last_line_ends: true,
         };
         let node = Node {

@@ -89,7 +89,8 @@ impl JudgedEditor {
     /// What is said where a private key goes into a file that everybody could read so far.
     pub(crate) fn open_file_for(&self, changes: &[Change]) -> Option<String> {
         let is_key = |change: &Change| change.attribute.eq_ignore_ascii_case(a::SSL_PRIVATE_KEY.name);
-        let path = self.editor.open_file().filter(|_| changes.iter().any(is_key))?;
+        let has_key = changes.iter().any(is_key);
+        let path = has_key.then(|| self.editor.open_file()).flatten()?;
         Some(format!(
             "WARNING: everybody could read {}; with a private key in it, only its owner and group can",
             path.display()
