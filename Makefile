@@ -1,9 +1,9 @@
 # make run     a mail system to play with: two mailbox servers, HAProxy, and Portico in front
-# make test    everything that must hold; its clippy also holds the promised minimum Rust version
-# make bench   load on every door, memory of a session, CPU of a login (release build)
+# make test    the whole test suite; its clippy also checks the promised minimum Rust version
+# make bench   load on every listener, memory of a session, CPU of a login (release build)
 # make fuzz    each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
-# make image   the image of the Dockerfile, with docker or what ENGINE says (podman, buildah)
-# make check-image   the same without a registry and without Docker, started and used
+# make image   the image of the Dockerfile, with docker or another ENGINE (podman, buildah)
+# make check-image   builds it without a registry and without Docker, starts and uses it
 
 FUZZ_SECONDS ?= 600
 ENGINE ?= docker
@@ -12,7 +12,7 @@ ENGINE ?= docker
 
 run:
 	@scripts/install run
-	@echo "run: cargo build (the first time takes some minutes)"
+	@echo "run: cargo build (the first time takes a few minutes)"
 	@cargo build --quiet --package proxy-app --package portico-tests --bins
 	@cargo run --quiet --package portico-tests --bin stage
 

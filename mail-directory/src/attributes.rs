@@ -230,18 +230,18 @@ pub fn markdown() -> String {
 
 const INTRODUCTION: &str = "# Attributes
 
-The attributes of the directory that have a meaning for Portico, whether they come from LDAP or from the YAML
-file. Names are compared without regard to case. A server and a domain inherit what they lack from the global
-config, an account from its class of service. Durations are written `120000ms`, `10s`, `1m`, `1h`, `2d`; a bare
-number is seconds. Flags are `TRUE` or `FALSE`. All other attributes are kept but have no effect.
+The attributes of the directory that Portico uses, from LDAP or the YAML file. Names are case-insensitive. A server
+and a domain inherit unset attributes from the global config, an account from its class of service. Durations are
+written `120000ms`, `10s`, `1m`, `1h`, `2d`; a bare number is seconds. Flags are `TRUE` or `FALSE`. All other
+attributes are kept but have no effect.
 ";
 
 const IGNORED_INTRODUCTION: &str = "
 ## Ignored
 
-These have a meaning for the proxy of Carbonio or Zimbra, or look as if they had, but none here. They may stay in
-the directory; `portico check` says nothing about them, but where a limit of logins or Kerberos is switched on there
-and so does not protect here.
+These are used by the proxy of Carbonio or Zimbra, or look as if they were, but have no effect here. They can stay in
+the directory; `portico check` warns only if one of them enables a login limit or Kerberos, which does not protect
+here.
 
 | attribute | why |
 |---|---|
@@ -310,49 +310,49 @@ attributes! {
         REVERSE_PROXY_HTTP_ENABLED: "zimbraReverseProxyHttpEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Serve web users on this node.";
         REVERSE_PROXY_MAIL_MODE: "zimbraReverseProxyMailMode", Kind::Enum(&["https", "redirect", "both"]), ["redirect"], [Scope::Global, Scope::Server],
-            "What the clear web port does. `https`: there is no such port, and one that the node file names answers 403; `redirect`: every request is sent to HTTPS; `both`: it serves like the TLS port.";
+            "Mode of the clear-text web port. `https`: there is no such port, and one in the node file answers 403; `redirect`: every request is redirected to HTTPS; `both`: it serves like the TLS port.";
         MAIL_PROXY_PORT: "zimbraMailProxyPort", Kind::Port, ["80"], [Scope::Global, Scope::Server],
-            "Clear web port; 0 counts as unset.";
+            "Clear-text web port; 0 means unset.";
         MAIL_SSL_PROXY_PORT: "zimbraMailSSLProxyPort", Kind::Port, ["443"], [Scope::Global, Scope::Server],
-            "TLS web port; 0 counts as unset.";
+            "TLS web port; 0 means unset.";
         MAIL_SSL_PROXY_CLIENT_CERT_PORT: "zimbraMailSSLProxyClientCertPort", Kind::Port, ["3443"], [Scope::Global, Scope::Server],
-            "TLS port where users log in with a certificate, if certificates are asked for somewhere and `directory.lookup.admin_password_file` says how to ask whose they are; 0 counts as unset.";
+            "TLS port for logins by client certificate, if certificates are requested somewhere and `directory.lookup.admin_password_file` is set; 0 means unset.";
         CARBONIO_ADMIN_PROXY_PORT: "carbonioAdminProxyPort", Kind::Port, ["6071"], [Scope::Global, Scope::Server],
             "TLS port of the administration console.";
         REVERSE_PROXY_STRICT_SERVER_NAME_ENABLED: "zimbraReverseProxyStrictServerNameEnabled", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
-            "Serve only host names that belong to a domain or to this node: another Host is answered 400, another name in a TLS handshake with the alert `unrecognized_name`. LDAP's own default is TRUE, but the installer and the container of Carbonio write FALSE, and its proxy would not start otherwise; so FALSE is what deployed systems have.";
+            "Serve only host names that belong to a domain or to this node: any other Host is answered 400, any other name in a TLS handshake with the alert `unrecognized_name`. LDAP's own default is TRUE, but the installer and the container of Carbonio set FALSE, since its proxy would not start otherwise; so deployed systems have FALSE.";
         IP_MODE: "zimbraIPMode", Kind::Enum(&["ipv4", "ipv6", "both"]), ["ipv4"], [Scope::Global, Scope::Server],
-            "Address families of the listeners that are made from port attributes, and towards servers.";
+            "Address families of the listeners made from port attributes, and of connections to servers.";
     }
     "Mail listeners" {
         REVERSE_PROXY_MAIL_ENABLED: "zimbraReverseProxyMailEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Serve IMAP and POP3 users on this node.";
         REVERSE_PROXY_MAIL_IMAP_ENABLED: "zimbraReverseProxyMailImapEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Listen for IMAP on the clear port.";
+            "Listen for IMAP on the clear-text port.";
         REVERSE_PROXY_MAIL_IMAPS_ENABLED: "zimbraReverseProxyMailImapsEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Listen for IMAP on the TLS port.";
         REVERSE_PROXY_MAIL_POP3_ENABLED: "zimbraReverseProxyMailPop3Enabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Listen for POP3 on the clear port.";
+            "Listen for POP3 on the clear-text port.";
         REVERSE_PROXY_MAIL_POP3S_ENABLED: "zimbraReverseProxyMailPop3sEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Listen for POP3 on the TLS port.";
         IMAP_PROXY_BIND_PORT: "zimbraImapProxyBindPort", Kind::Port, ["143"], [Scope::Global, Scope::Server],
-            "Clear IMAP port of the proxy.";
+            "Clear-text IMAP port of the proxy.";
         IMAP_SSL_PROXY_BIND_PORT: "zimbraImapSSLProxyBindPort", Kind::Port, ["993"], [Scope::Global, Scope::Server],
             "TLS IMAP port of the proxy.";
         POP3_PROXY_BIND_PORT: "zimbraPop3ProxyBindPort", Kind::Port, ["110"], [Scope::Global, Scope::Server],
-            "Clear POP3 port of the proxy.";
+            "Clear-text POP3 port of the proxy.";
         POP3_SSL_PROXY_BIND_PORT: "zimbraPop3SSLProxyBindPort", Kind::Port, ["995"], [Scope::Global, Scope::Server],
             "TLS POP3 port of the proxy.";
     }
     "Login dialogue" {
         REVERSE_PROXY_IMAP_START_TLS_MODE: "zimbraReverseProxyImapStartTlsMode", Kind::Enum(&["on", "off", "only"]), ["only"], [Scope::Global, Scope::Server],
-            "STARTTLS on the clear IMAP port: offered (`on`), absent (`off`), or required before login (`only`).";
+            "STARTTLS on the clear-text IMAP port: offered (`on`), absent (`off`), or required before login (`only`).";
         REVERSE_PROXY_IMAP_SASL_PLAIN_ENABLED: "zimbraReverseProxyImapSaslPlainEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Offer AUTH PLAIN to IMAP clients.";
         REVERSE_PROXY_IMAP_EXPOSE_VERSION_ON_BANNER: "zimbraReverseProxyImapExposeVersionOnBanner", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
             "Show name and version in the IMAP greeting.";
         REVERSE_PROXY_POP3_START_TLS_MODE: "zimbraReverseProxyPop3StartTlsMode", Kind::Enum(&["on", "off", "only"]), ["only"], [Scope::Global, Scope::Server],
-            "STLS on the clear POP3 port: offered (`on`), absent (`off`), or required before login (`only`).";
+            "STLS on the clear-text POP3 port: offered (`on`), absent (`off`), or required before login (`only`).";
         REVERSE_PROXY_POP3_SASL_PLAIN_ENABLED: "zimbraReverseProxyPop3SaslPlainEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Offer AUTH PLAIN to POP3 clients.";
         REVERSE_PROXY_POP3_EXPOSE_VERSION_ON_BANNER: "zimbraReverseProxyPop3ExposeVersionOnBanner", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
@@ -360,71 +360,71 @@ attributes! {
         REVERSE_PROXY_IMAP_ENABLED_CAPABILITY: "zimbraReverseProxyImapEnabledCapability", Kind::List, ["ACL", "BINARY", "CATENATE", "CHILDREN", "CONDSTORE", "ENABLE", "ESEARCH", "ESORT", "I18NLEVEL=1", "ID", "IDLE", "IMAP4rev1", "LIST-EXTENDED", "LIST-STATUS", "LITERAL+", "MULTIAPPEND", "NAMESPACE", "QRESYNC", "QUOTA", "RIGHTS=ektx", "SASL-IR", "SEARCHRES", "SORT", "THREAD=ORDEREDSUBJECT", "UIDPLUS", "UNSELECT", "WITHIN", "XLIST"], [Scope::Global, Scope::Server],
             "IMAP capabilities shown before login.";
         REVERSE_PROXY_POP3_ENABLED_CAPABILITY: "zimbraReverseProxyPop3EnabledCapability", Kind::List, ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "XOIP"], [Scope::Global, Scope::Server],
-            "POP3 capabilities shown before login. `XOIP` is left out: it is for proxies, and not taken from clients.";
+            "POP3 capabilities shown before login. `XOIP` is left out: it is for proxies, and not accepted from clients.";
         REVERSE_PROXY_PASS_ERRORS: "zimbraReverseProxyPassErrors", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Pass the mailbox server's own words on a failed login to the client.";
+            "Pass the mailbox server's own text for a failed login to the client.";
         REVERSE_PROXY_AUTH_WAIT_INTERVAL: "zimbraReverseProxyAuthWaitInterval", Kind::Duration, ["10s"], [Scope::Global, Scope::Server],
-            "How long a client waits for the answer to a failed login. A login over which the mailbox server takes longer than this and 5 seconds counts as failed; a longer wait hides the server's own delays.";
+            "How long a client waits for the response to a failed login. A login for which the mailbox server takes longer than this and 5 seconds counts as failed; a longer wait hides the server's own delays.";
     }
     "Towards mailbox servers" {
         REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED: "zimbraReverseProxySSLToUpstreamEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Speak TLS to mailbox servers; also chooses between the clear and the TLS port of the server.";
+            "Use TLS to mailbox servers; also selects the clear-text or the TLS port of the server.";
         REVERSE_PROXY_CONNECT_TIMEOUT: "zimbraReverseProxyConnectTimeout", Kind::Duration, ["120000ms"], [Scope::Global, Scope::Server],
-            "Longest time for logging in a mail client at its server; connecting and the server's first word have limits of their own, under 5 seconds together.";
+            "Timeout for the login of a mail client at its server; connecting and the server's greeting have limits of their own, together under 5 seconds.";
         REVERSE_PROXY_SEND_IMAP_ID: "zimbraReverseProxySendImapId", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Tell the IMAP server the client's address with ID.";
+            "Send the client's address to the IMAP server with ID.";
         REVERSE_PROXY_SEND_POP3_XOIP: "zimbraReverseProxySendPop3Xoip", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Tell the POP3 server the client's address with XOIP.";
+            "Send the client's address to the POP3 server with XOIP.";
         REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT: "zimbraReverseProxyUpstreamConnectTimeout", Kind::Duration, ["25"], [Scope::Global, Scope::Server],
-            "Longest time for connecting to a web server, but never more than 4 seconds; a bare number is seconds.";
+            "Timeout for connecting to a web server, but never more than 4 seconds; a bare number is seconds.";
         REVERSE_PROXY_UPSTREAM_READ_TIMEOUT: "zimbraReverseProxyUpstreamReadTimeout", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
-            "Longest silence of a web server that owes an answer.";
+            "Longest silence of a web server before and within its response.";
         REVERSE_PROXY_UPSTREAM_SEND_TIMEOUT: "zimbraReverseProxyUpstreamSendTimeout", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
-            "Longest time a web server may take no bytes of a request.";
+            "Longest time in which a web server accepts no bytes of a request.";
         REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT: "zimbraReverseProxyUpstreamPollingTimeout", Kind::Duration, ["1h"], [Scope::Global, Scope::Server],
-            "Longest silence on requests that wait for news (ActiveSync, EWS), and on WebSockets.";
+            "Longest silence on long polls (ActiveSync, EWS), and on WebSockets.";
     }
     "Web pages and answers" {
         CARBONIO_WEB_UI_LOGIN_URL: "carbonioWebUILoginURL", Kind::Text, [], [Scope::Global, Scope::Domain],
-            "Where the web client's users log in; absent: what the location says, `/static/login/`.";
+            "Login page of the web client; absent: that of the location, `/static/login/`.";
         CARBONIO_WEB_UI_LOGOUT_URL: "carbonioWebUILogoutURL", Kind::Text, [], [Scope::Global, Scope::Domain],
-            "Where the web client goes after a logout. With it, `/logout` answers 200 and the client goes there itself.";
+            "Page after a logout from the web client. If set, `/logout` answers 200 and the client goes there itself.";
         CARBONIO_ADMIN_UI_LOGIN_URL: "carbonioAdminUILoginURL", Kind::Text, [], [Scope::Global, Scope::Domain],
-            "Where administrators log in; absent: what the location says, `/static/login/`.";
+            "Login page of administrators; absent: that of the location, `/static/login/`.";
         CARBONIO_ADMIN_UI_LOGOUT_URL: "carbonioAdminUILogoutURL", Kind::Text, [], [Scope::Global, Scope::Domain],
-            "Where the administration console goes after a logout. With it, `/logout` answers 200 there.";
+            "Page after a logout from the administration console. If set, `/logout` answers 200 there.";
         REVERSE_PROXY_UPSTREAM_EWS_SERVERS: "zimbraReverseProxyUpstreamEwsServers", Kind::List, [], [Scope::Global, Scope::Server],
             "Mailbox servers for Exchange Web Services: the group `ews`; absent: those requests go to any server's web side.";
         HTTP_COMPRESSION_ENABLED: "zimbraHttpCompressionEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Compress answers for clients that ask for it. Which ones: the node file's `web.compress_authenticated`.";
+            "Compress responses for clients that accept it. Which ones: `web.compress_authenticated` of the node file.";
     }
     "Groups of web servers" {
         MAIL_MODE: "zimbraMailMode", Kind::Text, ["http"], [Scope::Global, Scope::Server],
-            "Whether the mailbox server serves web users: `http`, `https`, `both`, `mixed` and `redirect` say that it does. Any other word keeps requests of nobody away from it.";
+            "Whether the mailbox server serves web users: with `http`, `https`, `both`, `mixed` and `redirect` it does. With any other value it gets no unauthenticated requests.";
         MAIL_PROXY_MAX_FAILS: "zimbraMailProxyMaxFails", Kind::Number, ["1"], [Scope::Global, Scope::Server],
-            "How many requests must find that the mailbox server does not answer, within the reconnect timeout, before requests of nobody leave it alone; 0: none do.";
+            "Failed requests to the mailbox server, within the reconnect timeout, after which it is ejected and gets no unauthenticated requests; 0: it is never ejected.";
         MAIL_PROXY_RECONNECT_TIMEOUT: "zimbraMailProxyReconnectTimeout", Kind::Duration, ["10"], [Scope::Global, Scope::Server],
-            "How long requests of nobody leave such a server alone; longer each time it fails again. A bare number is seconds.";
+            "How long such a server stays ejected; longer each time it fails again. A bare number is seconds.";
         REVERSE_PROXY_UPSTREAM_LOGIN_SERVERS: "zimbraReverseProxyUpstreamLoginServers", Kind::List, [], [Scope::Global, Scope::Server],
             "Mailbox servers for logins: the group `login`.";
     }
     "TLS" {
         SSL_CERTIFICATE: "zimbraSSLCertificate", Kind::Pem("CERTIFICATE"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],
-            "Certificate, leaf then chain, as PEM. That of a domain serves its virtual host names.";
+            "Certificate, leaf then chain, as PEM. A domain's is used for its virtual host names.";
         SSL_PRIVATE_KEY: "zimbraSSLPrivateKey", Kind::Pem("PRIVATE KEY"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],
             "Private key of the certificate, as PEM, not encrypted.";
         REVERSE_PROXY_SSL_PROTOCOLS: "zimbraReverseProxySSLProtocols", Kind::Words(&["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]), ["TLSv1.2", "TLSv1.3"], [Scope::Global, Scope::Server],
             "TLS versions to accept.";
         REVERSE_PROXY_SSL_CIPHERS: "zimbraReverseProxySSLCiphers", Kind::Text, ["ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384"], [Scope::Global, Scope::Server],
-            "Ciphers up to TLS 1.2, as OpenSSL names them.";
+            "Ciphers up to TLS 1.2, with OpenSSL's names.";
     }
     "Client certificates" {
         REVERSE_PROXY_CLIENT_CERT_MODE: "zimbraReverseProxyClientCertMode", Kind::Enum(&["off", "optional", "on"]), ["off"], [Scope::Global, Scope::Server, Scope::Domain],
-            "Whether web clients are asked for a certificate: not (`off`), asked (`optional`), or refused without a good one (`on`). A domain's counts for its virtual hosts, a server's for all other names.";
+            "Whether web clients are asked for a certificate: no (`off`), yes (`optional`), or refused without a valid one (`on`). A domain's value applies to its virtual hosts, a server's to all other names.";
         REVERSE_PROXY_CLIENT_CERT_CA: "zimbraReverseProxyClientCertCA", Kind::Pem("CERTIFICATE"), [], [Scope::Global, Scope::Server, Scope::Domain],
-            "Authorities whose client certificates are good, as PEM; at most 64.";
+            "CAs of client certificates, as PEM; at most 64.";
         REVERSE_PROXY_CLIENT_CERT_DEPTH: "zimbraReverseProxyClientCertDepth", Kind::Number, ["10"], [Scope::Global, Scope::Server, Scope::Domain],
-            "Most certificates between an authority and a client's certificate.";
+            "Maximum number of intermediates between a CA and a client's certificate.";
     }
     "Servers" {
         SERVICE_HOSTNAME: "zimbraServiceHostname", Kind::Text, [], [Scope::Server],
@@ -432,23 +432,23 @@ attributes! {
         SERVICE_ENABLED: "zimbraServiceEnabled", Kind::List, [], [Scope::Server],
             "Services that run on the server: `mailbox`, `proxy`, …";
         SERVICE_INSTALLED: "zimbraServiceInstalled", Kind::List, [], [Scope::Server],
-            "Services that are installed on the server: for administrators. What runs is `zimbraServiceEnabled`.";
+            "Services that are installed on the server, for information. Those that run are in `zimbraServiceEnabled`.";
         REVERSE_PROXY_LOOKUP_TARGET: "zimbraReverseProxyLookupTarget", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
-            "The server takes web users who are not known yet, and answers lookups.";
+            "The server gets unauthenticated web requests, and answers lookups.";
         REVERSE_PROXY_AVAILABLE_LOOKUP_TARGETS: "zimbraReverseProxyAvailableLookupTargets", Kind::List, [], [Scope::Global, Scope::Server],
-            "Servers that this node may ask for routes, by name, where `directory.lookup` of the node file names no handlers; of these, those that are lookup targets. Absent: all lookup targets. Read at the start.";
+            "Servers that this node may ask for routes, by name, if `directory.lookup` of the node file has no handlers; only those that are lookup targets. Absent: all lookup targets. Read at the start.";
         EXTENSION_BIND_PORT: "zimbraExtensionBindPort", Kind::Port, ["7072"], [Scope::Global, Scope::Server],
             "TLS port at which the mailbox server answers lookups.";
         IMAP_BIND_PORT: "zimbraImapBindPort", Kind::Port, ["7143"], [Scope::Global, Scope::Server],
-            "Clear IMAP port of the mailbox server.";
+            "Clear-text IMAP port of the mailbox server.";
         IMAP_SSL_BIND_PORT: "zimbraImapSSLBindPort", Kind::Port, ["7993"], [Scope::Global, Scope::Server],
             "TLS IMAP port of the mailbox server.";
         POP3_BIND_PORT: "zimbraPop3BindPort", Kind::Port, ["7110"], [Scope::Global, Scope::Server],
-            "Clear POP3 port of the mailbox server.";
+            "Clear-text POP3 port of the mailbox server.";
         POP3_SSL_BIND_PORT: "zimbraPop3SSLBindPort", Kind::Port, ["7995"], [Scope::Global, Scope::Server],
             "TLS POP3 port of the mailbox server.";
         MAIL_PORT: "zimbraMailPort", Kind::Port, ["8080"], [Scope::Global, Scope::Server],
-            "Clear web port of the mailbox server.";
+            "Clear-text web port of the mailbox server.";
         MAIL_SSL_PORT: "zimbraMailSSLPort", Kind::Port, ["8443"], [Scope::Global, Scope::Server],
             "TLS web port of the mailbox server.";
         ADMIN_PORT: "zimbraAdminPort", Kind::Port, ["7071"], [Scope::Global, Scope::Server],
@@ -456,31 +456,31 @@ attributes! {
     }
     "Domains" {
         DEFAULT_DOMAIN_NAME: "zimbraDefaultDomainName", Kind::Text, [], [Scope::Global],
-            "Domain of logins without a domain, where neither the host name nor the address tells.";
+            "Domain of logins without a domain, if neither the host name nor the address determines it.";
         DOMAIN_NAME: "zimbraDomainName", Kind::Text, [], [Scope::Domain],
             "Name of the domain.";
         DOMAIN_TYPE: "zimbraDomainType", Kind::Enum(&["local", "alias"]), ["local"], [Scope::Domain],
-            "`alias`: addresses here stand for the same addresses of the target domain.";
+            "`alias`: addresses in it are aliases of the same addresses in the target domain.";
         DOMAIN_ALIAS_TARGET_ID: "zimbraDomainAliasTargetId", Kind::Text, [], [Scope::Domain],
             "`zimbraId` of the target domain of an alias domain.";
         DOMAIN_DEFAULT_COS_ID: "zimbraDomainDefaultCOSId", Kind::Text, [], [Scope::Domain],
-            "Class of service, by id, of accounts that name none.";
+            "Class of service, by id, of accounts without one.";
         VIRTUAL_HOSTNAME: "zimbraVirtualHostname", Kind::List, [], [Scope::Domain],
-            "Host names that belong to the domain; `*.name` stands for all names below.";
+            "Host names that belong to the domain; `*.name` matches all names below.";
         VIRTUAL_IP_ADDRESS: "zimbraVirtualIPAddress", Kind::Addresses, [], [Scope::Domain],
             "Local addresses that belong to the domain.";
         DOMAIN_ALLOWED_IPS: "zimbraDomainAllowedIPs", Kind::Networks, [], [Scope::Domain],
-            "Networks from which accounts of the domain may log in; absent: from everywhere.";
+            "Networks from which accounts of the domain may log in; absent: from any.";
         PUBLIC_SERVICE_HOSTNAME: "zimbraPublicServiceHostname", Kind::Text, [], [Scope::Global, Scope::Domain],
-            "Host name under which users see the service; ours where host names are strict.";
+            "Host name under which users see the service; a known name where host names are strict.";
         REVERSE_PROXY_RESPONSE_HEADERS: "zimbraReverseProxyResponseHeaders", Kind::List, ["Strict-Transport-Security: max-age=31536000", "Permissions-Policy: geolocation=(self), microphone=(self)", "Referrer-Policy: same-origin", "X-Content-Type-Options: nosniff", "X-Robots-Tag: noindex, nofollow", "X-Frame-Options: sameorigin"], [Scope::Global, Scope::Domain],
-            "Headers of web answers, one `Name: value` each.";
+            "Headers of web responses, one `Name: value` each.";
         CARBONIO_REVERSE_PROXY_RESPONSE_CSP_HEADER: "carbonioReverseProxyResponseCSPHeader", Kind::Text, ["default-src 'self' data: blob: cid:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src * data: blob: cid:; font-src 'self' data:; connect-src 'self'; media-src * blob: data: cid:; object-src 'none'; child-src 'self' blob: data: cid:; frame-src 'self' blob: data: cid:; frame-ancestors 'self'; form-action 'self';"], [Scope::Global, Scope::Domain],
-            "Content-Security-Policy of web answers; the hosts of the login and logout URLs are added to its `connect-src`.";
+            "Content-Security-Policy of web responses; the hosts of the login and logout URLs are added to its `connect-src`.";
     }
     "Accounts" {
         ID: "zimbraId", Kind::Text, [], [Scope::Server, Scope::Domain, Scope::Cos, Scope::Account],
-            "Unchanging id of the entry.";
+            "Immutable id of the entry.";
         MAIL_DELIVERY_ADDRESS: "zimbraMailDeliveryAddress", Kind::Text, [], [Scope::Account],
             "Canonical name of the account; absent: the name of the entry.";
         MAIL_ALIAS: "zimbraMailAlias", Kind::List, [], [Scope::Account],
@@ -522,17 +522,17 @@ attributes! {
         REVERSE_PROXY_EXTERNAL_ROUTE_INCLUDE_ORIGINAL_AUTHUSERNAME: "zimbraReverseProxyExternalRouteIncludeOriginalAuthusername", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Domain],
             "Log in at the external server with the name as the user typed it.";
         EXTERNAL_IMAP_HOSTNAME: "zimbraExternalImapHostname", Kind::Text, [], [Scope::Domain, Scope::Account],
-            "External server for clear IMAP.";
+            "External server for clear-text IMAP.";
         EXTERNAL_IMAP_PORT: "zimbraExternalImapPort", Kind::Port, [], [Scope::Domain, Scope::Account],
-            "Port of the external server for clear IMAP.";
+            "Port of the external server for clear-text IMAP.";
         EXTERNAL_IMAP_SSL_HOSTNAME: "zimbraExternalImapSSLHostname", Kind::Text, [], [Scope::Domain, Scope::Account],
             "External server for TLS IMAP.";
         EXTERNAL_IMAP_SSL_PORT: "zimbraExternalImapSSLPort", Kind::Port, [], [Scope::Domain, Scope::Account],
             "Port of the external server for TLS IMAP.";
         EXTERNAL_POP3_HOSTNAME: "zimbraExternalPop3Hostname", Kind::Text, [], [Scope::Domain, Scope::Account],
-            "External server for clear POP3.";
+            "External server for clear-text POP3.";
         EXTERNAL_POP3_PORT: "zimbraExternalPop3Port", Kind::Port, [], [Scope::Domain, Scope::Account],
-            "Port of the external server for clear POP3.";
+            "Port of the external server for clear-text POP3.";
         EXTERNAL_POP3_SSL_HOSTNAME: "zimbraExternalPop3SSLHostname", Kind::Text, [], [Scope::Domain, Scope::Account],
             "External server for TLS POP3.";
         EXTERNAL_POP3_SSL_PORT: "zimbraExternalPop3SSLPort", Kind::Port, [], [Scope::Domain, Scope::Account],
@@ -540,13 +540,13 @@ attributes! {
     }
     "Route cache" {
         REVERSE_PROXY_CACHE_ENTRY_TTL: "zimbraReverseProxyCacheEntryTTL", Kind::Duration, ["1h"], [Scope::Global],
-            "Life of what is written to memcached; in memory `route_cache.ttl` of the node file counts. Read at the start.";
+            "TTL of entries written to memcached; in memory `route_cache.ttl` of the node file applies. Read at the start.";
         REVERSE_PROXY_ZMLOOKUP_CACHING_ENABLED: "zimbraReverseProxyZmlookupCachingEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
-            "Use memcached, where the node file names servers. Read at the start.";
+            "Use memcached, if the node file names servers. Read at the start.";
         REVERSE_PROXY_CACHE_RECONNECT_INTERVAL: "zimbraReverseProxyCacheReconnectInterval", Kind::Duration, ["1m"], [Scope::Global, Scope::Server],
-            "How long a memcached server that failed is left alone.";
+            "How long a failed memcached server is not used.";
         REVERSE_PROXY_ROUTE_LOOKUP_TIMEOUT_CACHE: "zimbraReverseProxyRouteLookupTimeoutCache", Kind::Duration, ["60s"], [Scope::Global, Scope::Server],
-            "How long a lookup service that failed is asked only when no other is left.";
+            "How long a failed lookup service is asked only if no other is left.";
     }
 }
 

@@ -42,33 +42,33 @@ pub(super) static IGNORED: &[Ignored] = &[
             "zimbraReverseProxyAcceptMutex",
             "zimbraReverseProxyUpstreamFairShmSize",
         ],
-        why: "There is one process, without workers: threads and limits are the node file's.",
+        why: "There is one process, without workers: threads and limits are in the node file.",
     },
     Ignored {
         names: &["zimbraReverseProxyLogLevel"],
-        why: "Logging is the node file's business.",
+        why: "Logging is configured in the node file.",
     },
     Ignored {
         names: &[
             "zimbraReverseProxySNIEnabled",
             "zimbraReverseProxyGenConfigPerVirtualHostname",
         ],
-        why: "Certificates are always chosen by server name, and virtual hosts always known.",
+        why: "Certificates are always selected by server name, and virtual hosts always supported.",
     },
     Ignored {
         names: &["zimbraReverseProxySSLECDHCurve", "zimbraSSLDHParam"],
-        why: "Key exchange is what OpenSSL chooses.",
+        why: "OpenSSL chooses the key exchange.",
     },
     Ignored {
         names: &[
             "zimbraReverseProxySSLSessionTimeout",
             "zimbraReverseProxySSLSessionCacheSize",
         ],
-        why: "No sessions are kept in the server: tickets do it.",
+        why: "Sessions are resumed by tickets, not by a server-side cache.",
     },
     Ignored {
         names: &["zimbraReverseProxyAdminEnabled", "zimbraAdminProxyPort"],
-        why: "The administration console is that of `carbonioAdminProxyPort`.",
+        why: "The administration console is at `carbonioAdminProxyPort`.",
     },
     Ignored {
         names: &["zimbraReverseProxyExactServerVersionCheck"],
@@ -89,15 +89,15 @@ pub(super) static IGNORED: &[Ignored] = &[
             "zimbraReverseProxyUserLoginLimitTime",
             "zimbraReverseProxyUserThrottleMsg",
         ],
-        why: "Logins are not counted here; the audit log has what fail2ban needs.",
+        why: "Logins are not counted here; use fail2ban with the audit log.",
     },
     Ignored {
         names: &["zimbraReverseProxyRouteLookupTimeout"],
-        why: "`directory.lookup.timeout` of the node file counts.",
+        why: "`directory.lookup.timeout` of the node file applies.",
     },
     Ignored {
         names: &["zimbraReverseProxyCacheFetchTimeout"],
-        why: "`route_cache.memcached.timeout` of the node file counts: with the 3 seconds that are usual here, a frozen memcached would cost a login more than the directory does.",
+        why: "`route_cache.memcached.timeout` of the node file applies: with the usual 3 seconds of this attribute, a frozen memcached would delay a login more than the directory does.",
     },
     Ignored {
         names: &[
@@ -109,7 +109,7 @@ pub(super) static IGNORED: &[Ignored] = &[
             "zimbraReverseProxyDomainNameSearchBase",
             "zimbraReverseProxyDomainNameAttribute",
         ],
-        why: "Accounts are found by address, alias and id, servers by name, domains by virtual address: no filter is taken from the directory.",
+        why: "Accounts are found by address, alias and id, servers by name, domains by virtual address: filters in the directory are not used.",
     },
     Ignored {
         names: &[
@@ -142,7 +142,7 @@ pub(super) static IGNORED: &[Ignored] = &[
             "zimbraMemcachedClientTimeoutMillis",
             "carbonioMemcachedEndpoint",
         ],
-        why: "The mailbox server's own memcached. That of the proxies stands in `route_cache.memcached.servers` of the node file.",
+        why: "The mailbox server's own memcached. That of the proxies is in `route_cache.memcached.servers` of the node file.",
     },
     Ignored {
         names: &[

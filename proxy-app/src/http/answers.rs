@@ -126,7 +126,7 @@ impl Answer {
     /// port mapping (RFC 9110 §10.2.2).
     pub(crate) fn redirect(status: u16, to: &str) -> Result<Answer> {
         let title = reason(status);
-        let body = page(title, "<p>This page is elsewhere.</p>");
+        let body = page(title, "<p>This page has moved.</p>");
         let mut answer = Answer::text(status, "text/html; charset=utf-8", body)?;
         answer.head.insert_header("Location", to)?;
         answer.head.insert_header("Content-Security-Policy", PAGE_POLICY)?;
@@ -218,18 +218,18 @@ fn reason(status: u16) -> &'static str {
 fn advice(status: u16) -> (&'static str, &'static str) {
     match status {
         400 => (
-            "This request cannot be understood",
+            "This request is not valid",
             "Please check the address, or go back and try again.",
         ),
-        403 => (
-            "You may not see this",
-            "This page is not for you, or not from where you are.",
-        ),
+        403 => ("Access denied", "You cannot open this page, or not from your network."),
         404 => (
-            "There is nothing here",
-            "The page may have moved, or the address may have a slip in it.",
+            "Page not found",
+            "The page may have moved, or the address may be misspelt.",
         ),
-        413 => ("This is too large", "The server does not take so much at once."),
+        413 => (
+            "This is too large",
+            "The server does not accept this much data at once.",
+        ),
         408 | 504 => (
             "The mail server takes too long",
             "It may be busy. Please try again in a minute.",
@@ -247,11 +247,11 @@ fn error_page(status: u16, id: &str) -> String {
     let (title, text) = advice(status);
     let again = match status {
         408 | 500..=599 => "<a href=\"\">Try again</a>",
-        _ => "<a href=\"/\">To the start page</a>",
+        _ => "<a href=\"/\">Go to the start page</a>",
     };
     let content = format!(
         "<p class=\"status\">{status} {reason}</p>\n<h1>{title}</h1>\n<p>{text}</p>\n<p class=\"act\">{again}</p>\n\
-         <p class=\"id\">If you ask for help, give this number:<br><code>{id}</code></p>",
+         <p class=\"id\">If you ask for help, quote this number:<br><code>{id}</code></p>",
         reason = reason(status),
     );
     page(&format!("{status}: {title}"), &content)
