@@ -193,7 +193,7 @@ fn unwell(app: &App, server: &str) -> Option<String> {
     let state = states.find(|state| state.server == server && (state.health != Health::Up || state.maintenance))?;
     let why = state.why.map_or(String::new(), |why| format!(": {why}"));
     Some(match state.health {
-        Health::Up => format!("server {server} is in maintenance for web requests of nobody in particular"),
+        Health::Up => format!("server {server} is in maintenance for unauthenticated web requests"),
         Health::NotReady => format!("server {server} says that it is not ready{why}"),
         Health::Unreachable => format!("server {server} does not answer web checks{why}"),
     })
