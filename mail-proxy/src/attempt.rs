@@ -258,7 +258,7 @@ impl Tries {
 
     fn note(&mut self, route: &Route) {
         self.record.account = Some(route.account.to_string());
-        self.record.route = Some(address(route));
+        self.record.route = Some(route.address().to_string());
         self.record.tier = Some(route.tier.name());
         self.under_way.is_of(&route.account);
     }
@@ -433,13 +433,6 @@ async fn authenticate(
             Ok(n @ 1..) => &buffer[..n],
             Ok(_) | Err(_) => return Err(Unanswered::Gone),
         };
-    }
-}
-
-fn address(route: &Route) -> String {
-    match route.host.contains(':') {
-        true => format!("[{}]:{}", route.host, route.port),
-        false => format!("{}:{}", route.host, route.port),
     }
 }
 

@@ -13,6 +13,7 @@
 pub mod addresses;
 mod cache;
 mod follow;
+mod host_port;
 pub mod lookup;
 pub mod memcached;
 mod resolve;
@@ -27,6 +28,7 @@ pub use cache::{
     AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, RouteCache, Settings,
     TierSaid,
 };
+pub use host_port::{HostPort, NoHostPort, bracketed};
 pub use route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
 pub use shared::SharedCache;
 pub use tallies::Tallies;

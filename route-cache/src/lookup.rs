@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::addresses::AddressBook;
+use crate::host_port::HostPort;
 use crate::resolve::{Key, Placement, Protocol};
 use crate::route::{Lookup, RouteError, Service, Subject};
 use crate::source::Said;
@@ -74,6 +75,11 @@ pub struct HandlerUrl {
 }
 
 impl HandlerUrl {
+    /// Where to connect to.
+    pub fn address(&self) -> HostPort {
+        HostPort::new(self.host.as_str(), self.port)
+    }
+
     /// Reads `http://host[:port]/path` or `https://…`. Without a port it is 7072 for Zimbra's protocol, and that of
     /// the scheme for nginx's.
     ///
@@ -280,7 +286,8 @@ impl Services {
     ) -> Result<Placement, RouteError> {
         let strange = || {
             RouteError::NoRoute(format!(
-                "a lookup service answered with {host}:{port}, which is no server of the directory"
+                "a lookup service answered with {}, which is no server of the directory",
+                HostPort::new(host, port)
             ))
         };
         let Ok(address) = host.parse::<IpAddr>() else {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use mail_directory::DirectoryError;
 
+use crate::host_port::HostPort;
+
 /// Which service of the mailbox server is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
@@ -103,6 +105,13 @@ pub struct Route {
     pub tier: Tier,
 }
 
+impl Route {
+    /// Where to connect to.
+    pub fn address(&self) -> HostPort {
+        HostPort::new(self.host.clone(), self.port)
+    }
+}
+
 /// A mailbox server, and how to reach one of its services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -125,6 +134,11 @@ impl Server {
             port: route.port,
             tls: route.tls.clone(),
         }
+    }
+
+    /// Where to connect to.
+    pub fn address(&self) -> HostPort {
+        HostPort::new(self.host.clone(), self.port)
     }
 }
 

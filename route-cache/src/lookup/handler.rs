@@ -60,7 +60,7 @@ impl Handler {
 
     /// Notes a failure, and says who failed and why.
     pub(super) fn failed(&self, why: &str) -> String {
-        let text = format!("lookup service {}:{}: {why}", self.url.host, self.url.port);
+        let text = format!("lookup service {}: {why}", self.url.address());
         if self.failed_at.lock().replace(Instant::now()).is_none() {
             log::warn!("{text}");
         }
@@ -86,7 +86,7 @@ impl Handler {
             return Err(Fault::Status(response.status));
         }
         if self.failed_at.lock().take().is_some() {
-            log::info!("lookup service {}:{} answers again", self.url.host, self.url.port);
+            log::info!("lookup service {} answers again", self.url.address());
         }
         Ok(response)
     }

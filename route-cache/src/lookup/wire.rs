@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use super::{Dialect, HandlerUrl};
+use crate::host_port::bracketed;
 use crate::resolve::Protocol;
 use crate::route::Service;
 use crate::shared::escape;
@@ -128,11 +129,7 @@ pub(super) struct Head(String);
 impl Head {
     /// A request for this URL.
     pub(super) fn get(url: &HandlerUrl) -> Head {
-        let host = if url.host.contains(':') {
-            format!("[{}]", url.host)
-        } else {
-            url.host.clone()
-        };
+        let host = bracketed(&url.host);
         Head(format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", url.path))
     }
 
