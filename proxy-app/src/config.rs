@@ -14,6 +14,8 @@ use pingora::server::configuration::ServerConf;
 use route_cache::lookup::certauth::NodeLogin;
 use route_cache::lookup::{Dialect, HandlerUrl};
 
+use route_cache::HostPort;
+
 use crate::node::limits::LimitsConfig;
 use crate::node::logs::Target;
 
@@ -205,31 +207,13 @@ pub enum Serve {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamConfig {
     /// Servers, tried in this order.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<HostPort>,
     /// Whether TLS is spoken with them.
     pub upstream_tls: bool,
     /// Silence on both sides.
     pub idle: Duration,
     /// Whether they are told of the client in a PROXY header (version 2).
     pub send_proxy: bool,
-}
-
-/// A server, by name or address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
-    /// Its host name or address.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-}
-
-impl std::fmt::Display for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
-    }
 }
 
 /// TLS on a listener.
@@ -831,26 +815,23 @@ impl Reader {
         };
         if let Some(node) = section.require("servers", &mut self.problems) {
             let items = self.some_items(node, MAX_MEMCACHED);
-            config.servers = items.into_iter().filter_map(|node| self.host_and_port(node)).collect();
+            let servers = items.into_iter().filter_map(|node| self.host_and_port(node));
+            config.servers = servers.map(|server| server.to_string()).collect();
         }
         self.duration(&mut section, "timeout", &mut config.timeout);
         section.finish(&mut self.problems);
         Some(config)
     }
 
-    fn host_and_port(&mut self, node: Node<'_>) -> Option<String> {
-        let text = node.text(&mut self.problems)?;
-        let port = text
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty())
-            .and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none() {
+    fn host_and_port(&mut self, node: Node<'_>) -> Option<HostPort> {
+        let read = node.text(&mut self.problems)?.parse().ok();
+        if read.is_none() {
             node.error(
                 "expected a host name or address and a port, as in 127.0.0.1:11211",
                 &mut self.problems,
             );
         }
-        port.map(|_| text.into_owned())
+        read
     }
 
     fn listeners(&mut self, root: &mut Mapping<'_>) -> Option<Vec<Listener>> {
@@ -967,16 +948,7 @@ impl Reader {
     fn stream(&mut self, entry: &mut Mapping<'_>) -> Option<StreamConfig> {
         let upstream = entry.require("upstream", &mut self.problems);
         let nodes = upstream.and_then(|node| node.one_or_many(&mut self.problems))?;
-        let texts: Vec<String> = nodes.into_iter().filter_map(|node| self.host_and_port(node)).collect();
-        let upstreams = texts.iter().filter_map(|text| {
-            let (host, port) = text.rsplit_once(':')?;
-            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-            Some(Upstream {
-                host,
-                port: port.parse().ok()?,
-            })
-        });
-        let upstreams: Vec<Upstream> = upstreams.collect();
+        let upstreams: Vec<HostPort> = nodes.into_iter().filter_map(|node| self.host_and_port(node)).collect();
         if upstreams.is_empty() || upstreams.len() > MAX_UPSTREAMS {
             entry.node().error(
                 format!("upstream names 1 to {MAX_UPSTREAMS} servers"),

@@ -42,9 +42,8 @@ pub fn bracketed(host: &str) -> Cow<'_, str> {
     }
 }
 
-/// A text is no host and port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected host:port, with an IPv6 address in brackets")]
+/// The text is not `host:port`, or an IPv6 address in it has no brackets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoHostPort;
 
 impl FromStr for HostPort {

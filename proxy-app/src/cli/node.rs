@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use http_body_util::BodyExt;
 use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use route_cache::HostPort;
 use serde::Serialize;
 
 use crate::admin::act::Reloaded;
@@ -435,15 +436,8 @@ fn explained(answer: &Explained) -> String {
                 .tls
                 .as_ref()
                 .map_or("in clear text".to_owned(), |name| format!("in TLS as {name}"));
-            let host = if way.host.contains(':') {
-                format!("[{}]", way.host)
-            } else {
-                way.host.clone()
-            };
-            lines.line(
-                "goes to",
-                format!("{host}:{} {tls}, from {}{}", way.port, way.tier, old(way.age)),
-            );
+            let address = HostPort::new(way.host.as_str(), way.port);
+            lines.line("goes to", format!("{address} {tls}, from {}{}", way.tier, old(way.age)));
             let external = if way.external {
                 ", which is not in the directory"
             } else {

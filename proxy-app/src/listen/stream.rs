@@ -8,10 +8,10 @@ use std::time::Duration;
 use mail_proxy::audit::{EndedBy, Event, Record};
 use mail_proxy::relay::{Farewell, Relay};
 use mail_proxy::{BoxStream, Client, Live, TlsFacts};
-use route_cache::{Server, UpstreamTls};
+use route_cache::{HostPort, Server, UpstreamTls};
 
 use crate::app::App;
-use crate::config::{StreamConfig, Upstream};
+use crate::config::StreamConfig;
 use crate::listen::proxy_protocol;
 use crate::upstream::connect::MailTransport;
 
@@ -81,7 +81,7 @@ async fn connect<'a>(
     transport: &MailTransport,
     door: &'a StreamConfig,
     client: &Client,
-) -> Result<(BoxStream, &'a Upstream), String> {
+) -> Result<(BoxStream, &'a HostPort), String> {
     let header = match door.send_proxy {
         true => proxy_protocol::encode(client.addr, client.local),
         false => Vec::new(),
@@ -99,8 +99,8 @@ async fn connect<'a>(
     Err(why)
 }
 
-fn server(upstream: &Upstream, tls: bool) -> Server {
-    let host: Arc<str> = upstream.host.as_str().into();
+fn server(upstream: &HostPort, tls: bool) -> Server {
+    let host = upstream.host.clone();
     Server {
         name: host.clone(),
         tls: match tls {

@@ -8,6 +8,8 @@ use mail_directory::attributes::{self, Attribute, Kind};
 use mail_directory::yaml::{Document, Mapping, Node, Problems};
 use regex::{Regex, RegexBuilder};
 
+use route_cache::HostPort;
+
 use crate::locations::{
     Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, SiteUrl,
     Timeouts, To, Wait,
@@ -180,14 +182,7 @@ impl Reader {
 
     fn host_and_port(&mut self, node: Node<'_>, weight: u32) -> Option<GroupServer> {
         let text = node.str(&mut self.problems)?;
-        let split = text.rsplit_once(':').and_then(|(host, port)| {
-            let host = host
-                .strip_prefix('[')
-                .map_or(Some(host), |host| host.strip_suffix(']'))?;
-            let port = port.parse::<u16>().ok().filter(|port| *port > 0)?;
-            (!host.is_empty() && !host.contains(['/', ' '])).then_some((host, port))
-        });
-        let Some((host, port)) = split else {
+        let Ok(HostPort { host, port }) = text.parse() else {
             node.error(
                 "expected a server and its port, as in 127.78.0.1:20000",
                 &mut self.problems,
@@ -195,7 +190,7 @@ impl Reader {
             return None;
         };
         Some(GroupServer {
-            host: host.to_owned(),
+            host: host.to_string(),
             port,
             weight,
         })

@@ -116,14 +116,6 @@ fn is_of(record: &Record, user: &str) -> bool {
     names.any(|name| names::account(name) == names::account(user))
 }
 
-/// A server as a label and a text.
-pub fn address(host: &str, port: u16) -> String {
-    match host.contains(':') {
-        true => format!("[{host}]:{port}"),
-        false => format!("{host}:{port}"),
-    }
-}
-
 /// The audit log, with those who watch and count in front of it.
 pub struct Watched {
     /// The log.
@@ -150,7 +142,7 @@ impl Audit for Watched {
     }
 
     fn connected(&self, route: &Route, ok: bool) {
-        self.metrics.connected(&address(&route.host, route.port), ok);
+        self.metrics.connected(&route.address().to_string(), ok);
     }
 }
 

@@ -83,14 +83,13 @@ impl MailTransport {
     pub async fn dial_as(&self, server: &Server, header: &[u8], verify: bool) -> Result<BoxStream, ConnectError> {
         let deadline = Instant::now() + CONNECT;
         let failed = |what: &str, error: io::Error| {
-            let text = format!("{what} {}:{}: {error}", server.host, server.port);
+            let text = format!("{what} {}: {error}", server.address());
             match error.kind() {
                 io::ErrorKind::TimedOut => ConnectError::TimedOut(text),
                 _ => ConnectError::Refused(text),
             }
         };
-        let late =
-            |what: &str| ConnectError::TimedOut(format!("{what} {}:{}: no answer in time", server.host, server.port));
+        let late = |what: &str| ConnectError::TimedOut(format!("{what} {}: no answer in time", server.address()));
         let opened = async {
             let mut tcp = self.tcp(server).await?;
             tcp.write_all(header).await.map(|()| tcp)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use route_cache::HostPort;
 use std::collections::HashMap;
 use tokio::time::Instant;
 
@@ -57,7 +58,8 @@ impl Names {
         let own = self.own.load();
         if let Some(looped) = addresses.iter().copied().find(|address| leads_to(*address, &own)) {
             addresses.retain(|address| !leads_to(*address, &own));
-            let message = format!("{host}:{port} leads to {looped}, a listener of this node: a loop");
+            let name = HostPort::new(host, port);
+            let message = format!("{name} leads to {looped}, a listener of this node: a loop");
             log::error!("{message}");
             if addresses.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, message));

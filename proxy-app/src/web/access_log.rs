@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
+use route_cache::{HostPort, bracketed};
+
 use crate::app::App;
 use crate::config::AccessFormat;
 use crate::node::logs;
@@ -96,15 +98,16 @@ pub(crate) fn json(entry: &AccessEntry<'_>, more: AccessMore<'_>) -> String {
     line.to_string()
 }
 
-/// One line of the access log, without line end, in the format of HTTP §6.5 (two blanks after the bracket; IPv6
-/// addresses without brackets, as nginx writes them).
+/// One line of the access log, without line end, in the format of HTTP §6.5 (two blanks after the bracket). An
+/// IPv6 address stands in brackets before its port, other than in nginx, where the two run together.
 pub(crate) fn line(entry: &AccessEntry<'_>) -> String {
     let user = text(entry.user).replace(' ', "\\x20");
+    let host = entry.host.map(bracketed);
     let request = format!(
         "{} {}://{}{} {}",
         escaped(entry.method),
         entry.scheme,
-        text(entry.host),
+        text(host.as_deref()),
         redact(entry.target),
         entry.protocol
     );
@@ -116,16 +119,14 @@ pub(crate) fn line(entry: &AccessEntry<'_>) -> String {
         .incomplete
         .map_or(String::new(), |who| format!(" incomplete={who}"));
     format!(
-        "{}:{} - {user} [{}]  \"{request}\" {:03} {} \"{referer}\" \"{}\" \"{}\" \"{}:{}\"{incomplete}",
-        entry.client,
-        entry.client_port,
+        "{} - {user} [{}]  \"{request}\" {:03} {} \"{referer}\" \"{}\" \"{}\" \"{}\"{incomplete}",
+        HostPort::new(entry.client, entry.client_port),
         entry.time,
         entry.status,
         entry.bytes,
         text(entry.user_agent),
         text(entry.upstream),
-        entry.local,
-        entry.local_port,
+        HostPort::new(entry.local, entry.local_port),
     )
 }
 
@@ -280,7 +281,7 @@ mod tests {
                 local: "2001:db8::1",
                 ..ENTRY
             },
-            r#"2001:db8::7:50000 - bob [02/Jan/2026:15:04:05 +0100]  "GET https://mail.example.com/home/~/?fmt=json HTTP/2.0" 200 1234 "https://mail.example.com/carbonio/?zjwt=***" "Mozilla/5.0 (X11)" "10.0.0.1:8443, 10.0.0.2:8443" "2001:db8::1:443""#,
+            r#"[2001:db8::7]:50000 - bob [02/Jan/2026:15:04:05 +0100]  "GET https://mail.example.com/home/~/?fmt=json HTTP/2.0" 200 1234 "https://mail.example.com/carbonio/?zjwt=***" "Mozilla/5.0 (X11)" "10.0.0.1:8443, 10.0.0.2:8443" "[2001:db8::1]:443""#,
         );
         check_line(
             AccessEntry {

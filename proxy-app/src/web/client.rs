@@ -75,7 +75,7 @@ impl WebClient {
         let login = || LoggedIn {
             user: String::new(),
             account: route.account.to_string(),
-            route: format!("{}:{}", route.host, route.port),
+            route: route.address().to_string(),
         };
         self.live.log_in(login, &route.account);
     }

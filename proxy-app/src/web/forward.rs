@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
-use route_cache::{Server, UpstreamTls};
+use route_cache::{Server, UpstreamTls, bracketed};
 
 use crate::app::snapshot::Snapshot;
 use crate::http::headers;
@@ -43,11 +43,10 @@ pub(crate) fn onward_headers(
             .clone()
             .unwrap_or_else(|| web.client.local.to_string()),
         HostRule::Upstream if onward.mailbox().is_none() => onward.group().to_owned(),
-        HostRule::Upstream => format!("{}:{}", server.host, server.port),
+        HostRule::Upstream => server.address().to_string(),
         HostRule::Text(text) => {
             let host = asked.host.clone().unwrap_or_else(|| web.client.local.ip().to_string());
-            let host = if host.contains(':') { format!("[{host}]") } else { host };
-            text.replace("{host}", &host)
+            text.replace("{host}", &bracketed(&host))
                 .replace("{port}", &server.port.to_string())
         }
     };

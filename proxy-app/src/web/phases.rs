@@ -20,6 +20,8 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use route_cache::bracketed;
+
 use crate::app::App;
 use crate::app::snapshot::MailMode;
 use crate::http::answer_head::{self, Framing};
@@ -104,7 +106,7 @@ impl Web {
                     self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
                     continue;
                 }
-                let why = format!("checks find nobody at {}:{}", server.host, server.port);
+                let why = format!("checks find nobody at {}", server.address());
                 return Err(Error::explain(ErrorType::ConnectNoRoute, why).into_up());
             };
             exchange.route = Some(*route);
@@ -605,7 +607,7 @@ impl Web {
             .host
             .clone()
             .unwrap_or_else(|| self.app.config.load().node.clone());
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let host = bracketed(&host);
         let port = match exchange.snapshot.web.https_port {
             443 => String::new(),
             port => format!(":{port}"),

@@ -12,6 +12,7 @@ use mail_proxy::audit::{Event, Outcome, Record};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
+use route_cache::{HostPort, bracketed};
 
 use crate::http::answers::Answer;
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts};
@@ -203,13 +204,9 @@ fn refused(why: &'static str) -> Result<bool> {
 }
 
 fn origin(host: &str, port: u16) -> String {
-    let host = match host.contains(':') {
-        true => format!("[{host}]"),
-        false => host.to_owned(),
-    };
     match port {
-        443 => format!("https://{host}"),
-        port => format!("https://{host}:{port}"),
+        443 => format!("https://{}", bracketed(host)),
+        port => format!("https://{}", HostPort::new(host, port)),
     }
 }
 

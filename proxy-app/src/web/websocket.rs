@@ -102,7 +102,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     };
     let server = stream.ok()?;
     let head = upstream_head(web, &request, &asked, &onward, &target.server);
-    let name = format!("{}:{}", target.server.host, target.server.port);
+    let name = target.server.address().to_string();
     let mut exchange = Exchange::new(snapshot);
     exchange.form = Form::of(&request);
     exchange.site = Some(

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use mail_directory::edit::Room;
 use mail_directory::{Entry, System, attributes as a, names};
 
+use route_cache::HostPort;
+
 use crate::cli::prov::{Flags, Prov, dump};
 use crate::provision::{Answer, Failure};
 
@@ -96,7 +98,7 @@ impl Prov {
         let urls = system.web_servers().map(|server| {
             let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
             let port = server.port_named("zimbraExtensionBindPort").unwrap_or(EXTENSION_PORT);
-            format!("{host}:{port}{LOOKUP_PATH} ")
+            format!("{}{LOOKUP_PATH} ", HostPort::new(host, port))
         });
         let mut answer = Answer::default();
         answer.line(urls.collect::<String>());
@@ -112,7 +114,8 @@ impl Prov {
                 true => &a::MAIL_SSL_PORT,
                 false => &a::MAIL_PORT,
             };
-            answer.line(format!("    server {host}:{};", server.port(port).unwrap_or_default()));
+            let address = HostPort::new(host, server.port(port).unwrap_or_default());
+            answer.line(format!("    server {address};"));
         }
         if answer.out.is_empty() {
             answer.line("    server localhost:8080;");

@@ -144,11 +144,7 @@ async fn get(house: &House, peer: &HttpPeer, told: &Description, path: &str) -> 
 
 fn request(told: &Description, path: &str) -> pingora::Result<RequestHeader> {
     let mut request = RequestHeader::build("GET", path.as_bytes(), Some(2))?;
-    let host = match told.server.host.contains(':') {
-        true => format!("[{}]:{}", told.server.host, told.server.port),
-        false => format!("{}:{}", told.server.host, told.server.port),
-    };
-    request.insert_header("Host", host)?;
+    request.insert_header("Host", told.server.address().to_string())?;
     request.insert_header("User-Agent", "Portico health check")?;
     Ok(request)
 }
