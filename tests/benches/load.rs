@@ -8,7 +8,7 @@
 //! its name.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -214,7 +214,7 @@ impl House<'_> {
         }
         let nginx = nginx(stage, &back, &pair)?;
         let listen = |address, serve, tls| Listener {
-            address,
+            address: SocketAddr::V4(address),
             serve,
             tls,
             proxies: Vec::new(),

@@ -4,7 +4,7 @@
 //! CPU and memory are read from `/proc` of Portico alone.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -172,7 +172,7 @@ fn in_threads<T: Send>(act: impl Fn(usize) -> T + Sync) -> Vec<T> {
 
 fn listen(address: SocketAddrV4, tls: Tls) -> Listener {
     Listener {
-        address,
+        address: SocketAddr::V4(address),
         serve: Serve::Imap,
         tls,
         proxies: Vec::new(),

@@ -38,7 +38,7 @@ pub(crate) fn done(portico: &Portico, args: &[&str]) -> Result<String> {
     Ok(said.out)
 }
 
-fn json(portico: &Portico, args: &[&str]) -> Result<Value> {
+pub(crate) fn json(portico: &Portico, args: &[&str]) -> Result<Value> {
     let out = done(portico, &[args, &["--json"]].concat())?;
     serde_json::from_str(&out).with_context(|| format!("{args:?}: {out}"))
 }

@@ -1,7 +1,7 @@
 //! Carbonio's web locations: each row of its table, and where its requests go; headers, gates, error pages, modes,
 //! challenges; files of locations that change while Portico runs.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ fn play(change: impl FnOnce(&mut Node, &mut Directory), test: impl FnOnce(&mut C
         std::fs::write(&site, format!("{groups}locations:\n- include: {}\n", quote(&table)))?;
         let admin = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         node.listeners.push(Listener {
-            address: admin,
+            address: SocketAddr::V4(admin),
             serve: Serve::AdminConsole,
             tls: Tls::Implicit,
             proxies: Vec::new(),

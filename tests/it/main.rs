@@ -20,6 +20,7 @@ mod half_written;
 mod hostile;
 mod http2;
 mod image;
+mod ipv6;
 mod limits;
 mod locations;
 mod logins;

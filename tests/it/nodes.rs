@@ -2,7 +2,7 @@
 //!
 //! HAProxy runs with the configuration that is shipped, on other ports.
 
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -99,7 +99,7 @@ fn node(town: &Town, name: &str, doors: &Doors, health: u16, shared: SocketAddrV
     let mut node = town.node();
     node.name = name.to_owned();
     let listener = |(address, serve, tls): (SocketAddrV4, Serve, Tls)| Listener {
-        address,
+        address: SocketAddr::V4(address),
         serve,
         tls,
         proxies: vec![format!("{BALANCER}/32")],

@@ -1,6 +1,6 @@
 //! Nothing is restarted in anger: upgrades, stops and reloads, seen by those who are connected.
 
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -372,7 +372,7 @@ fn a_reload_takes_the_node_file_and_names_what_it_cannot() -> Result<()> {
         let _holds = std::net::TcpListener::bind(taken);
         for address in [new, taken] {
             node.listeners.push(Listener {
-                address,
+                address: SocketAddr::V4(address),
                 serve: Serve::Imap,
                 tls: Tls::Implicit,
                 proxies: Vec::new(),
@@ -429,7 +429,7 @@ fn a_listener_that_cannot_be_opened_is_an_alarm() -> Result<()> {
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, held.local_addr()?.port());
         let mut node = scene.town.node();
         node.listeners.push(Listener {
-            address,
+            address: SocketAddr::V4(address),
             serve: Serve::Imap,
             tls: Tls::StartTls,
             proxies: Vec::new(),

@@ -1,7 +1,7 @@
 //! `portico prov` on a YAML file and on a real slapd: the same words, the same answers; and a running Portico that
 //! takes the changes over without losing anybody.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -641,7 +641,7 @@ impl House {
             None
         };
         let listen = |(address, serve, tls)| Listener {
-            address,
+            address: SocketAddr::V4(address),
             serve,
             tls,
             proxies: Vec::new(),

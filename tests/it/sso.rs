@@ -1,6 +1,6 @@
 //! Single sign-on by certificate: who shows one, and a lookup service knows whose it is, is logged in.
 
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -147,7 +147,7 @@ fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
         }
         let address = local(stage)?;
         node.listeners.push(Listener {
-            address,
+            address: SocketAddr::V4(address),
             serve: Serve::Sso,
             tls: Tls::Implicit,
             proxies: Vec::new(),

@@ -89,7 +89,7 @@ impl House {
             name: NODE.into(),
             directory: source,
             listeners: vec![Listener {
-                address: imap,
+                address: SocketAddr::V4(imap),
                 serve: Serve::Imap,
                 tls: Tls::StartTls,
                 proxies: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::process::Command;
 use std::time::Duration;
 
@@ -74,9 +74,9 @@ impl Slapd {
 fn add(stage: &Stage, node: &mut Node, upstream: SocketAddrV4, tls: bool, send_proxy: bool) -> Result<SocketAddrV4> {
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
     node.listeners.push(Listener {
-        address,
+        address: SocketAddr::V4(address),
         serve: Serve::Stream(StreamTo {
-            upstream,
+            upstream: upstream.into(),
             tls,
             send_proxy,
         }),

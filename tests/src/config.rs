@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// What a listener serves.
@@ -26,7 +26,7 @@ pub enum Serve {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamTo {
     /// The server.
-    pub upstream: SocketAddrV4,
+    pub upstream: SocketAddr,
     /// Whether TLS is spoken with it.
     pub tls: bool,
     /// Whether it is told of the client.
@@ -48,7 +48,7 @@ pub enum Tls {
 #[derive(Debug, Clone)]
 pub struct Listener {
     /// Where to listen.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// What to serve.
     pub serve: Serve,
     /// TLS.

@@ -1,7 +1,7 @@
 //! Mailbox servers that lie, stall or break: what a real one does only on its worst day.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -12,7 +12,7 @@ use openssl::ssl::SslAcceptor;
 
 /// A server that plays a script on every connection and remembers what it heard. It ends when dropped.
 pub struct Fake {
-    address: SocketAddrV4,
+    address: SocketAddr,
     heard: Arc<Mutex<Vec<u8>>>,
     ended: Arc<AtomicBool>,
     connections: Arc<Mutex<usize>>,
@@ -31,10 +31,11 @@ impl<T: Read + Write + Send> Stream for T {}
 impl Fake {
     /// Starts one in clear text, or in TLS.
     pub fn start(
-        address: SocketAddrV4,
+        address: impl Into<SocketAddr>,
         tls: Option<SslAcceptor>,
         script: impl Fn(&mut Peer) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Fake> {
+        let address = address.into();
         let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
         let fake = Fake {
             address,

@@ -1,7 +1,7 @@
 //! The program under test: started from its built binary, watched through its files.
 
 use std::fs::Permissions;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -273,7 +273,11 @@ pub fn binary() -> Result<PathBuf> {
 
 fn spawn(dir: &Path, node: &Node, rust_log: &str, env: &[(&str, &str)]) -> Result<Child> {
     let mut child = spawn_with(dir, &[], rust_log, env)?;
-    let addresses: Vec<SocketAddrV4> = node.listeners.iter().map(|l| l.address).collect();
+    let listeners = node.listeners.iter().filter_map(|listener| match listener.address {
+        SocketAddr::V4(address) => Some(address),
+        SocketAddr::V6(_) => None,
+    });
+    let addresses: Vec<SocketAddrV4> = listeners.collect();
     child.wait_listening(&addresses)?;
     Ok(child)
 }

@@ -1,6 +1,6 @@
 //! The usual set-up: two mailbox servers with a few people, and what Portico in front of them needs to know.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -215,14 +215,14 @@ impl Town {
     /// The usual node file.
     pub fn node(&self) -> Node {
         let door = |(address, serve, tls)| Listener {
-            address,
+            address: SocketAddr::V4(address),
             serve,
             tls,
             proxies: Vec::new(),
             more: Vec::new(),
         };
         let behind = |(address, serve, tls)| Listener {
-            address,
+            address: SocketAddr::V4(address),
             serve,
             tls,
             proxies: vec![format!("{BALANCER}/32")],

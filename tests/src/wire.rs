@@ -25,8 +25,9 @@ enum Link {
 
 impl Wire {
     /// Connects in clear text.
-    pub fn clear(to: SocketAddrV4) -> Result<Wire> {
-        Wire::over(TcpStream::connect_timeout(&to.into(), PATIENCE).with_context(|| format!("connecting to {to}"))?)
+    pub fn clear(to: impl Into<SocketAddr>) -> Result<Wire> {
+        let to = to.into();
+        Wire::over(TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connecting to {to}"))?)
     }
 
     /// Connects in clear text from a given address.
