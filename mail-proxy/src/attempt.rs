@@ -339,8 +339,8 @@ impl Tries {
                 },
         };
         match self.facts.protocol {
-            Protocol::Imap => Box::new(imap::Upstream::new(introduction)),
-            Protocol::Pop3 => Box::new(pop3::Upstream::new(introduction)),
+            Protocol::Imap => Box::new(imap::ImapUpstream::new(introduction)),
+            Protocol::Pop3 => Box::new(pop3::Pop3Upstream::new(introduction)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! IMAP (RFC 9051, RFC 3501) until a user is logged in: the machine that faces the client ([`Login`]), the one that
-//! faces the mailbox server ([`Upstream`]), and what an operator may choose.
+//! IMAP (RFC 9051, RFC 3501) until a user is logged in: the machine that faces the client ([`ImapLogin`]), the one that
+//! faces the mailbox server ([`ImapUpstream`]), and what an operator may choose.
 //!
 //! No command of the authenticated state is known here.
 
@@ -7,8 +7,8 @@ mod command;
 mod login;
 mod upstream;
 
-pub use login::Login;
-pub use upstream::Upstream;
+pub use login::ImapLogin;
+pub use upstream::ImapUpstream;
 
 /// The last line of an IMAP session that we end ourselves (MAIL §3.1).
 pub const FAREWELL: &[u8] = b"* BYE IMAP server terminating connection\r\n";

@@ -16,6 +16,7 @@ pub mod failure;
 pub mod imap;
 pub mod line;
 mod live;
+mod login;
 mod machine;
 mod mechanism;
 pub mod pop3;
@@ -23,6 +24,7 @@ mod refusal;
 pub mod relay;
 pub mod sasl;
 mod session;
+mod upstream;
 
 pub use connection::{
     BoxStream, Client, ConnectError, Connection, House, Protocol, Settings, Stream, TlsFacts, Transport,
@@ -30,7 +32,7 @@ pub use connection::{
 pub use credentials::{Credentials, Rejected};
 pub use live::{Drain, Live, LoggedIn, Order, Place, Totals, WaitsForUs};
 pub use machine::{
-    Accepted, Channel, Ended, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
+    Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };
 pub use mechanism::Mechanism;
 pub use refusal::Refusal;

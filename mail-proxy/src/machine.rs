@@ -53,7 +53,7 @@ pub struct IdFields {
 
 /// Why a login dialogue was ended by its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum DialogueEnd {
     /// The client said LOGOUT or QUIT.
     Logout,
     /// Too many bad commands.
@@ -66,35 +66,13 @@ pub enum Ended {
     BytesBehindStartTls,
 }
 
-/// How many failed logins a connection has had.
-#[derive(Debug, Default)]
-pub(crate) struct Failures {
-    counted: u32,
-    others: u32,
-}
-
-/// How often a client may try again on one connection where it is not to blame. It need not wait, and each try is a
-/// record and a question.
-const MAX_BLAMELESS: u32 = 20;
-
-impl Failures {
-    /// Notes one, and says whether it was the last that is borne.
-    pub(crate) fn was_last(&mut self, failure: &LoginFailure, max_logins: u32) -> bool {
-        match failure.counts() {
-            true => self.counted += 1,
-            false => self.others += 1,
-        }
-        self.counted >= max_logins || self.others >= MAX_BLAMELESS
-    }
-}
-
 /// What a machine that faces the client wants next.
 #[derive(Debug)]
 pub enum Step {
     /// More bytes.
     NeedInput,
     /// Send the output, then start TLS and make a new machine. This machine is spent; it holds no unread byte
-    /// (otherwise it says [`Ended::BytesBehindStartTls`]).
+    /// (otherwise it says [`DialogueEnd::BytesBehindStartTls`]).
     StartTls,
     /// A decision about these credentials: [`LoginMachine::accept`] or [`LoginMachine::refuse`]. Until then the
     /// machine takes input but makes no step.
@@ -106,7 +84,7 @@ pub enum Step {
     /// wait if that waits.
     Reject(Rejected),
     /// Send the output and close.
-    Close(Ended),
+    Close(DialogueEnd),
 }
 
 impl From<Result<Credentials, Rejected>> for Step {

@@ -1,13 +1,13 @@
-//! POP3 (RFC 1939, 2449, 2595, 5034) until a user is logged in: the machine that faces the client ([`Login`]), the
-//! one that faces the mailbox server ([`Upstream`]), and what an operator may choose.
+//! POP3 (RFC 1939, 2449, 2595, 5034) until a user is logged in: the machine that faces the client ([`Pop3Login`]), the
+//! one that faces the mailbox server ([`Pop3Upstream`]), and what an operator may choose.
 //!
 //! No command of the transaction state is known here, and no APOP: the proxy has no password to compute with.
 
 mod login;
 mod upstream;
 
-pub use login::Login;
-pub use upstream::Upstream;
+pub use login::Pop3Login;
+pub use upstream::Pop3Upstream;
 
 /// What an operator may choose for clients that are not logged in yet.
 #[derive(Debug, Clone)]

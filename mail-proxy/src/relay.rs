@@ -40,7 +40,7 @@ thread_local! {
 
 /// How a relay ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
+pub struct RelayEnd {
     /// Who ended it.
     pub by: EndedBy,
     /// What made us end it.
@@ -124,7 +124,7 @@ impl Relay {
 
     /// Copies until one side ends, nothing moves for too long, or the node or an administrator ends it. `farewell` is
     /// said to the client in the last cases, if what it has read so far ends with a line.
-    pub async fn run(&mut self, drain: &mut watch::Receiver<Drain>, live: &Live, farewell: Farewell) -> Ended {
+    pub async fn run(&mut self, drain: &mut watch::Receiver<Drain>, live: &Live, farewell: Farewell) -> RelayEnd {
         let stop = tokio::select! {
             stop = poll_fn(|cx| self.poll(cx, live)) => stop,
             () = sessions_end(drain) => Stop::Ordered(Order::Drain),
@@ -225,8 +225,8 @@ impl Relay {
         .await;
     }
 
-    fn ended(&self, by: EndedBy, why: Option<&'static str>) -> Ended {
-        Ended {
+    fn ended(&self, by: EndedBy, why: Option<&'static str>) -> RelayEnd {
+        RelayEnd {
             by,
             why,
             bytes_in: self.to_server.bytes,
@@ -350,7 +350,7 @@ mod tests {
         server: DuplexStream,
         drain: watch::Sender<Drain>,
         live: Arc<Live>,
-        relay: tokio::task::JoinHandle<Ended>,
+        relay: tokio::task::JoinHandle<RelayEnd>,
     }
 
     fn stage(pipe: usize, idle: Duration) -> Stage {

@@ -17,7 +17,7 @@ use crate::connection::{BoxStream, Connection, Facts, House, Protocol, READ, Set
 use crate::credentials::{Credentials, Rejected};
 use crate::failure::LoginFailure;
 use crate::live::{Drain, Live, Order, logins_end};
-use crate::machine::{Channel, Ended, LoginMachine, Step};
+use crate::machine::{Channel, DialogueEnd, LoginMachine, Step};
 use crate::mechanism::Mechanism;
 use crate::relay::{Farewell, Relay};
 use crate::{imap, pop3};
@@ -59,7 +59,7 @@ struct Established {
 }
 
 impl Established {
-    async fn end(self: Box<Self>, ended: crate::relay::Ended) {
+    async fn end(self: Box<Self>, ended: crate::relay::RelayEnd) {
         let Established {
             mut record,
             accepted,
@@ -115,7 +115,7 @@ enum Left {
     Deadline,
     Ordered(Order),
     TlsFailed(String),
-    By(Ended),
+    By(DialogueEnd),
 }
 
 impl Dialogue {
@@ -490,21 +490,23 @@ impl Left {
                 Some(format!("STARTTLS: {why}")),
                 None,
             ),
-            Left::By(Ended::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
-            Left::By(Ended::TooManyErrors) => (
+            Left::By(DialogueEnd::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
+            Left::By(DialogueEnd::TooManyErrors) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("too many bad commands".to_owned()),
                 None,
             ),
-            Left::By(Ended::TooManyLogins) => (EndedBy::Portico, None, Some("too many failed logins".to_owned()), None),
-            Left::By(Ended::TooLong) => (
+            Left::By(DialogueEnd::TooManyLogins) => {
+                (EndedBy::Portico, None, Some("too many failed logins".to_owned()), None)
+            }
+            Left::By(DialogueEnd::TooLong) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("line or literal too long".to_owned()),
                 None,
             ),
-            Left::By(Ended::BytesBehindStartTls) => (
+            Left::By(DialogueEnd::BytesBehindStartTls) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("bytes behind STARTTLS".to_owned()),
@@ -521,8 +523,8 @@ impl Facts {
             None => Channel::Clear(self.starttls),
         };
         match self.protocol {
-            Protocol::Imap => Box::new(imap::Login::new(settings.imap.clone(), channel)),
-            Protocol::Pop3 => Box::new(pop3::Login::new(settings.pop3.clone(), channel)),
+            Protocol::Imap => Box::new(imap::ImapLogin::new(settings.imap.clone(), channel)),
+            Protocol::Pop3 => Box::new(pop3::Pop3Login::new(settings.pop3.clone(), channel)),
         }
     }
 }

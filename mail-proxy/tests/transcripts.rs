@@ -14,8 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_proxy::failure::LoginFailure;
 use mail_proxy::{
-    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, Rejected, StartTls, Step,
-    UpstreamMachine, UpstreamStep, imap, pop3,
+    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Rejected, StartTls,
+    Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read, as a session would do it.
@@ -291,19 +291,19 @@ impl Script {
 
     fn machine(&self) -> Machine {
         match &self.faces {
-            Faces::Client(Protocol::Imap, channel) => Machine::Login(Box::new(imap::Login::new(
+            Faces::Client(Protocol::Imap, channel) => Machine::Login(Box::new(imap::ImapLogin::new(
                 Arc::new(self.settings.imap.clone()),
                 *channel,
             ))),
-            Faces::Client(Protocol::Pop3, channel) => Machine::Login(Box::new(pop3::Login::new(
+            Faces::Client(Protocol::Pop3, channel) => Machine::Login(Box::new(pop3::Pop3Login::new(
                 Arc::new(self.settings.pop3.clone()),
                 *channel,
             ))),
             Faces::Server(Protocol::Imap, intro) => {
-                Machine::Upstream(Box::new(imap::Upstream::new(Introduction::clone(intro))))
+                Machine::Upstream(Box::new(imap::ImapUpstream::new(Introduction::clone(intro))))
             }
             Faces::Server(Protocol::Pop3, intro) => {
-                Machine::Upstream(Box::new(pop3::Upstream::new(Introduction::clone(intro))))
+                Machine::Upstream(Box::new(pop3::Pop3Upstream::new(Introduction::clone(intro))))
             }
         }
     }
@@ -497,13 +497,13 @@ fn show_rejected(rejected: &Rejected) -> String {
     }
 }
 
-fn ended_name(ended: Ended) -> &'static str {
+fn ended_name(ended: DialogueEnd) -> &'static str {
     match ended {
-        Ended::Logout => "logout",
-        Ended::TooManyErrors => "too_many_errors",
-        Ended::TooManyLogins => "too_many_logins",
-        Ended::TooLong => "too_long",
-        Ended::BytesBehindStartTls => "bytes_behind_starttls",
+        DialogueEnd::Logout => "logout",
+        DialogueEnd::TooManyErrors => "too_many_errors",
+        DialogueEnd::TooManyLogins => "too_many_logins",
+        DialogueEnd::TooLong => "too_long",
+        DialogueEnd::BytesBehindStartTls => "bytes_behind_starttls",
     }
 }
 

@@ -46,6 +46,8 @@ fn arrows_only_go_down() {
             "line.rs",
             "sasl.rs",
             "machine.rs",
+            "login.rs",
+            "upstream.rs",
             "mechanism.rs",
             "credentials.rs",
             "refusal.rs",

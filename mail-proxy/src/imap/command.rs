@@ -19,7 +19,7 @@ const MAX_ID_VALUE: usize = 1024;
 
 /// A tag that may be echoed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tag(String);
+pub struct Tag(String);
 
 impl Tag {
     /// ```text

@@ -6,19 +6,12 @@
 use std::net::IpAddr;
 
 use super::quoted;
-use crate::failure::one_line;
-use crate::line::{self, Found, Input};
-use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
+use crate::line;
+use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::refusal::{
     NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_trouble, wants_tls,
 };
-use crate::sasl;
-
-/// Octets of one line of a server: its list of capabilities is one, and has no limit in any RFC.
-const MAX_LINE: usize = 64 * 1024;
-
-/// Octets that a server may say until the login is answered. Greeting and answer take about 1 KiB each.
-const MAX_TOTAL: usize = 128 * 1024;
+use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// Octets of untagged lines that are kept for the client.
 const MAX_UNTAGGED: usize = 64 * 1024;
@@ -35,19 +28,18 @@ const LOGIN_TAG: &str = "P2";
 const CAPABILITY_TAG: &str = "P3";
 
 /// IMAP towards a mailbox server.
+pub type ImapUpstream = UpstreamDriver<ImapDialogue>;
+
+/// An IMAP dialogue with a mailbox server.
 #[derive(Debug)]
-pub struct Upstream {
+pub struct ImapDialogue {
     intro: Introduction,
-    input: Input,
     state: State,
-    /// Whether a decision has been made. Where that was is still known.
-    over: bool,
     /// `None` until the server has said what it can.
     can: Option<Capabilities>,
     untagged: Vec<u8>,
     /// The OK of the login, where it came before the answer to ID.
     answer: Vec<u8>,
-    read: usize,
 }
 
 /// Named by what is awaited.
@@ -81,44 +73,24 @@ struct Capabilities {
     login_disabled: bool,
 }
 
-impl Upstream {
+impl ImapUpstream {
     /// A machine for a new connection.
-    pub fn new(intro: Introduction) -> Upstream {
-        Upstream {
+    pub fn new(intro: Introduction) -> ImapUpstream {
+        UpstreamDriver::speaking(ImapDialogue {
             intro,
-            input: Input::default(),
             state: State::Banner,
-            over: false,
             can: None,
             untagged: Vec::new(),
             answer: Vec::new(),
-            read: 0,
-        }
+        })
     }
+}
 
-    /// Takes one line, if there is one.
-    fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
-        let (text, end) = match line::find_line(self.input.unread(), MAX_LINE) {
-            Found::NeedInput => return Ok(None),
-            Found::TooLong => return Err(broken("a line without end")),
-            Found::Line { text, end } => (text, end),
-        };
-        let line = self.input.unread()[..text].to_vec();
-        self.input.consume(end);
-        self.read += end;
-        if self.read > MAX_TOTAL {
-            return Err(broken("it talks without end"));
-        }
-        if !line::is_clean(&line) {
-            return Err(broken("NUL or CR within a line"));
-        }
-        if line::literal_header(&line).is_some() {
-            return Err(broken("a literal before login"));
-        }
-        Ok(Some(line))
-    }
-
+impl UpstreamDialect for ImapDialogue {
     fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if line::literal_header(line).is_some() {
+            return Some(broken("a literal before login"));
+        }
         match Line::parse(line) {
             Line::Untagged(text) => self.untagged(line, text, out),
             Line::Invitation => self.invited(out),
@@ -129,16 +101,31 @@ impl Upstream {
         }
     }
 
+    fn phase(&self) -> &'static str {
+        match self.state {
+            State::Banner => "banner",
+            State::Id | State::Capability => "id",
+            State::IdThenAnswer
+            | State::IdBehindAnswer
+            | State::Name
+            | State::Password
+            | State::Message
+            | State::Answer => "login",
+        }
+    }
+}
+
+impl ImapDialogue {
     fn untagged(&mut self, line: &[u8], text: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let status = Status::parse(text);
+        let status = Condition::parse(text);
         match (self.state, status) {
-            (_, Status::Bye) => Some(temporary(text)),
-            (State::Banner, Status::Ok) => self.greeted(text, out),
-            (State::Banner, Status::Preauth) => Some(broken("PREAUTH: it would be somebody else's session")),
+            (_, Condition::Bye) => Some(temporary(text)),
+            (State::Banner, Condition::Ok) => self.greeted(text, out),
+            (State::Banner, Condition::Preauth) => Some(broken("PREAUTH: it would be somebody else's session")),
             (State::Banner, _) => Some(broken("no greeting")),
             // Quirk (Exchange and others, Zimbra bug 68678): an untagged BAD as the whole answer to ID.
-            (State::Id | State::IdThenAnswer | State::IdBehindAnswer, Status::Bad) => self.id_answered(out),
-            (State::Capability, Status::Bad) => self.capability_answered(out),
+            (State::Id | State::IdThenAnswer | State::IdBehindAnswer, Condition::Bad) => self.id_answered(out),
+            (State::Capability, Condition::Bad) => self.capability_answered(out),
             (State::Id | State::IdThenAnswer | State::Capability, _) => self.chatter(line, text),
             (State::IdBehindAnswer, _) if word(text).eq_ignore_ascii_case(b"ID") => None,
             _ => self.keep(line),
@@ -169,9 +156,8 @@ impl Upstream {
     /// MAIL §3.5 no. 2 and 4: who the client is comes first. Where the server takes literals and initial responses
     /// unasked, the login goes along in the same packet.
     fn greeted(&mut self, text: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if self.intro.login.chars().any(char::is_control) {
-            // Nothing to hold against the server, but a name from the directory that nobody should be sent.
-            return Some(broken("the account's name has control characters"));
+        if let Err(unsaid) = self.intro.can_be_said() {
+            return Some(unsaid);
         }
         self.can = Capabilities::of_greeting(text);
         if !self.intro.announce {
@@ -210,23 +196,18 @@ impl Upstream {
         }
     }
 
-    /// Whether somebody logs in to another one's mailbox, which LOGIN has no words for.
-    fn delegated(&self) -> bool {
-        self.intro.credentials.authenticating_as.is_some()
-    }
-
     /// AUTHENTICATE may be said to a server only where its list has the mechanism (RFC 9051 section 6.2.2), and LOGIN
     /// only where the list does not forbid it (section 6.2.3), whichever of the two our client used. A long password
     /// goes the way that has room for it.
     fn uses_sasl(&self) -> bool {
         let can = self.can();
-        self.delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.prefer_sasl())
+        self.intro.is_delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.prefer_sasl())
     }
 
     /// Why no password may be said to this server, by its own list.
     fn forbids(&self) -> Option<&'static str> {
         let can = self.can();
-        match (can.auth_plain, self.delegated(), can.login_disabled) {
+        match (can.auth_plain, self.intro.is_delegated(), can.login_disabled) {
             (false, true, _) => Some(NO_PLAIN),
             (false, false, true) => Some(TLS_WANTED),
             _ => None,
@@ -313,12 +294,7 @@ impl Upstream {
 
     /// MAIL §3.5 no. 5.
     fn say_message(&mut self, out: &mut Vec<u8>) {
-        let password = self.intro.credentials.password.expose();
-        let message = match &self.intro.credentials.authenticating_as {
-            None => sasl::encode_plain("", &self.name(), password),
-            Some(other) => sasl::encode_plain(&self.name(), other, password),
-        };
-        out.extend_from_slice(message.expose());
+        out.extend_from_slice(self.intro.plain_message(&self.name()).expose());
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
     }
@@ -337,20 +313,20 @@ impl Upstream {
             self.state,
             State::Banner | State::Id | State::Capability | State::IdBehindAnswer
         );
-        Some(match Status::parse(text) {
+        Some(match Condition::parse(text) {
             _ if !sent => broken("an answer before the question"),
-            Status::Ok if self.state == State::Answer => {
+            Condition::Ok if self.state == State::Answer => {
                 self.answer = text.to_vec();
                 self.accepted()
             }
             // The answer to ID is still to come (RFC 9051 section 5.5), and is none of the client's.
-            Status::Ok if self.state == State::IdThenAnswer => {
+            Condition::Ok if self.state == State::IdThenAnswer => {
                 self.answer = text.to_vec();
                 self.state = State::IdBehindAnswer;
                 return None;
             }
-            Status::Ok => broken("OK before the password was said"),
-            Status::No => UpstreamStep::Refused(refusal(text)),
+            Condition::Ok => broken("OK before the password was said"),
+            Condition::No => UpstreamStep::Refused(refusal(text)),
             _ => broken("it does not understand the login"),
         })
     }
@@ -359,7 +335,7 @@ impl Upstream {
         UpstreamStep::Accepted(Accepted {
             untagged: std::mem::take(&mut self.untagged),
             answer: std::mem::take(&mut self.answer),
-            rest: self.input.unread().to_vec(),
+            rest: Vec::new(),
         })
     }
 
@@ -402,40 +378,6 @@ fn plain(address: IpAddr) -> String {
     address.to_canonical().to_string()
 }
 
-impl UpstreamMachine for Upstream {
-    fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
-        if self.over {
-            return broken("the dialogue is over");
-        }
-        self.input.push(bytes);
-        loop {
-            let step = match self.next_line() {
-                Ok(None) => return UpstreamStep::NeedInput,
-                Ok(Some(line)) => self.take(&line, out),
-                Err(step) => Some(step),
-            };
-            if let Some(step) = step {
-                self.over = true;
-                self.input.clear();
-                return step;
-            }
-        }
-    }
-
-    fn phase(&self) -> &'static str {
-        match self.state {
-            State::Banner => "banner",
-            State::Id | State::Capability => "id",
-            State::IdThenAnswer
-            | State::IdBehindAnswer
-            | State::Name
-            | State::Password
-            | State::Message
-            | State::Answer => "login",
-        }
-    }
-}
-
 /// A line from a server.
 enum Line<'a> {
     Untagged(&'a [u8]),
@@ -459,7 +401,7 @@ impl Line<'_> {
 
 /// The word that says how something went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Status {
+enum Condition {
     Ok,
     No,
     Bad,
@@ -468,15 +410,15 @@ enum Status {
     Other,
 }
 
-impl Status {
-    fn parse(text: &[u8]) -> Status {
+impl Condition {
+    fn parse(text: &[u8]) -> Condition {
         match word(text).to_ascii_uppercase().as_slice() {
-            b"OK" => Status::Ok,
-            b"NO" => Status::No,
-            b"BAD" => Status::Bad,
-            b"BYE" => Status::Bye,
-            b"PREAUTH" => Status::Preauth,
-            _ => Status::Other,
+            b"OK" => Condition::Ok,
+            b"NO" => Condition::No,
+            b"BAD" => Condition::Bad,
+            b"BYE" => Condition::Bye,
+            b"PREAUTH" => Condition::Preauth,
+            _ => Condition::Other,
         }
     }
 }
@@ -524,7 +466,7 @@ fn has_code(text: &[u8], name: &str) -> bool {
 
 /// What a server means by NO. Codes: RFC 5530; texts and REFERRAL: MAIL §3.6.
 fn refusal(text: &[u8]) -> Refusal {
-    let shown = one_line(&String::from_utf8_lossy(text));
+    let shown = printable(text);
     let words = shown.to_ascii_lowercase();
     if words.contains("(wrong host)") || has_code(text, "REFERRAL") {
         return Refusal::WrongHost;
@@ -546,12 +488,8 @@ fn refusal(text: &[u8]) -> Refusal {
     }
 }
 
-fn broken(why: &'static str) -> UpstreamStep {
-    UpstreamStep::Refused(Refusal::Broken(why))
-}
-
 fn temporary(text: &[u8]) -> UpstreamStep {
-    UpstreamStep::Refused(Refusal::Temporary(one_line(&String::from_utf8_lossy(text))))
+    UpstreamStep::Refused(Refusal::Temporary(printable(text)))
 }
 
 #[cfg(test)]

@@ -3,27 +3,18 @@
 //! One question, one answer of one line, or of a list; nothing is pipelined, because a server may answer XOIP as it
 //! likes.
 
-use crate::failure::one_line;
-use crate::line::{self, Found, Input};
-use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
+use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::refusal::{NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_trouble, wants_tls};
-use crate::sasl;
-
-/// Octets of one line of a server. RFC 2449 section 4 has 512; nobody is refused for more.
-const MAX_LINE: usize = 64 * 1024;
-
-/// Octets that a server may say until the login is answered.
-const MAX_TOTAL: usize = 128 * 1024;
+use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// POP3 towards a mailbox server.
+pub type Pop3Upstream = UpstreamDriver<Pop3Dialogue>;
+
+/// A POP3 dialogue with a mailbox server.
 #[derive(Debug)]
-pub struct Upstream {
+pub struct Pop3Dialogue {
     intro: Introduction,
-    input: Input,
     state: State,
-    read: usize,
-    /// Whether a decision has been made. Where that was is still known.
-    over: bool,
 }
 
 /// Named by what is awaited.
@@ -43,71 +34,63 @@ enum State {
     Answer,
 }
 
-impl Upstream {
+impl Pop3Upstream {
     /// A machine for a new connection.
-    pub fn new(intro: Introduction) -> Upstream {
-        Upstream {
+    pub fn new(intro: Introduction) -> Pop3Upstream {
+        UpstreamDriver::speaking(Pop3Dialogue {
             intro,
-            input: Input::default(),
             state: State::Banner,
-            read: 0,
-            over: false,
-        }
+        })
     }
+}
 
-    fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
-        let (text, end) = match line::find_line(self.input.unread(), MAX_LINE) {
-            Found::NeedInput => return Ok(None),
-            Found::TooLong => return Err(broken("a line without end")),
-            Found::Line { text, end } => (text, end),
-        };
-        let line = self.input.unread()[..text].to_vec();
-        self.input.consume(end);
-        self.read += end;
-        if self.read > MAX_TOTAL {
-            return Err(broken("it talks without end"));
-        }
-        if !line::is_clean(&line) {
-            return Err(broken("NUL or CR within a line"));
-        }
-        Ok(Some(line))
-    }
-
+impl UpstreamDialect for Pop3Dialogue {
     fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         if let State::CapaList(plain) = self.state {
             return self.listed(line, plain, out);
         }
-        match (self.state, Status::parse(line)) {
-            (_, Status::Other) => Some(broken("neither +OK nor -ERR")),
-            (State::Banner, Status::Ok) => self.greeted(out),
-            (State::Banner, Status::Err) => Some(UpstreamStep::Refused(Refusal::Temporary(shown(line)))),
+        match (self.state, Indicator::parse(line)) {
+            (_, Indicator::Other) => Some(broken("neither +OK nor -ERR")),
+            (State::Banner, Indicator::Ok) => self.greeted(out),
+            (State::Banner, Indicator::Err) => Some(UpstreamStep::Refused(Refusal::Temporary(printable(line)))),
             // Any answer will do: it is an offer, and the login decides.
-            (State::Xoip, Status::Ok | Status::Err) => self.begin(out),
-            (State::Capa, Status::Ok) => {
+            (State::Xoip, Indicator::Ok | Indicator::Err) => self.begin(out),
+            (State::Capa, Indicator::Ok) => {
                 self.state = State::CapaList(false);
                 None
             }
             // No list at all: the password is said only where the server invites it.
-            (State::Capa, Status::Err) if self.delegated() => self.authenticate(out),
-            (State::Capa, Status::Err) => self.say_name(out),
-            (State::User, Status::Ok) => self.say_password(out),
-            (State::Message, Status::Invitation) => self.say_message(out),
-            (State::Answer, Status::Ok) => Some(UpstreamStep::Accepted(Accepted {
+            (State::Capa, Indicator::Err) if self.intro.is_delegated() => self.authenticate(out),
+            (State::Capa, Indicator::Err) => self.say_name(out),
+            (State::User, Indicator::Ok) => self.say_password(out),
+            (State::Message, Indicator::Invitation) => self.say_message(out),
+            (State::Answer, Indicator::Ok) => Some(UpstreamStep::Accepted(Accepted {
                 untagged: Vec::new(),
                 answer: line.to_vec(),
-                rest: self.input.unread().to_vec(),
+                rest: Vec::new(),
             })),
-            (State::User | State::Message | State::Answer, Status::Err) => Some(UpstreamStep::Refused(refusal(line))),
-            (_, Status::Invitation) => Some(broken("an invitation that nobody waits for")),
-            (State::Message, Status::Ok) => Some(broken("+OK before the password was said")),
+            (State::User | State::Message | State::Answer, Indicator::Err) => {
+                Some(UpstreamStep::Refused(refusal(line)))
+            }
+            (_, Indicator::Invitation) => Some(broken("an invitation that nobody waits for")),
+            (State::Message, Indicator::Ok) => Some(broken("+OK before the password was said")),
             (State::CapaList(_), _) => Some(broken("the dialogue is over")),
         }
     }
 
+    fn phase(&self) -> &'static str {
+        match self.state {
+            State::Banner => "banner",
+            State::Xoip | State::Capa | State::CapaList(_) => "id",
+            State::User | State::Message | State::Answer => "login",
+        }
+    }
+}
+
+impl Pop3Dialogue {
     fn greeted(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if self.intro.login.chars().any(char::is_control) {
-            // Nothing to hold against the server, but a name from the directory that nobody should be sent.
-            return Some(broken("the account's name has control characters"));
+        if let Err(unsaid) = self.intro.can_be_said() {
+            return Some(unsaid);
         }
         if !self.intro.announce {
             return self.begin(out);
@@ -122,7 +105,7 @@ impl Upstream {
     /// own list has PLAIN (RFC 5034 section 3). Where somebody logs in to another one's mailbox, which USER has no words
     /// for, nothing else will do.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        match self.delegated() || self.intro.credentials.prefer_sasl() {
+        match self.intro.is_delegated() || self.intro.credentials.prefer_sasl() {
             true => {
                 out.extend_from_slice(b"CAPA\r\n");
                 self.state = State::Capa;
@@ -132,10 +115,6 @@ impl Upstream {
         }
     }
 
-    fn delegated(&self) -> bool {
-        self.intro.credentials.authenticating_as.is_some()
-    }
-
     /// ```text
     /// capa-resp = single-line [ *capability "." CRLF ]; capability = "SASL" *(SP mechanism) / …  ; RFC 2449 section 8
     /// ```
@@ -143,7 +122,7 @@ impl Upstream {
         if line == b"." {
             return match plain {
                 true => self.authenticate(out),
-                false if self.delegated() => Some(broken(NO_PLAIN)),
+                false if self.intro.is_delegated() => Some(broken(NO_PLAIN)),
                 false => self.say_name(out),
             };
         }
@@ -176,70 +155,36 @@ impl Upstream {
     }
 
     fn say_message(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let password = self.intro.credentials.password.expose();
-        let message = match &self.intro.credentials.authenticating_as {
-            None => sasl::encode_plain("", &self.intro.login, password),
-            Some(other) => sasl::encode_plain(&self.intro.login, other, password),
-        };
-        out.extend_from_slice(message.expose());
+        out.extend_from_slice(self.intro.plain_message(&self.intro.login).expose());
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
         None
     }
 }
 
-impl UpstreamMachine for Upstream {
-    fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
-        if self.over {
-            return broken("the dialogue is over");
-        }
-        self.input.push(bytes);
-        loop {
-            let step = match self.next_line() {
-                Ok(None) => return UpstreamStep::NeedInput,
-                Ok(Some(line)) => self.take(&line, out),
-                Err(step) => Some(step),
-            };
-            if let Some(step) = step {
-                self.over = true;
-                self.input.clear();
-                return step;
-            }
-        }
-    }
-
-    fn phase(&self) -> &'static str {
-        match self.state {
-            State::Banner => "banner",
-            State::Xoip | State::Capa | State::CapaList(_) => "id",
-            State::User | State::Message | State::Answer => "login",
-        }
-    }
-}
-
 /// How a line begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Status {
+enum Indicator {
     Ok,
     Err,
     Invitation,
     Other,
 }
 
-impl Status {
-    fn parse(line: &[u8]) -> Status {
+impl Indicator {
+    fn parse(line: &[u8]) -> Indicator {
         match line.split(|&byte| byte == b' ').next().unwrap_or_default() {
-            b"+OK" => Status::Ok,
-            b"-ERR" => Status::Err,
-            b"+" => Status::Invitation,
-            _ => Status::Other,
+            b"+OK" => Indicator::Ok,
+            b"-ERR" => Indicator::Err,
+            b"+" => Indicator::Invitation,
+            _ => Indicator::Other,
         }
     }
 }
 
 /// What a server means by -ERR. Codes: RFC 2449 section 8, RFC 3206; texts: MAIL §4.
 fn refusal(line: &[u8]) -> Refusal {
-    let shown = shown(line);
+    let shown = printable(line);
     let words = shown.to_ascii_lowercase();
     if words.contains("wrong host (you want") {
         return Refusal::WrongHost;
@@ -260,14 +205,6 @@ fn refusal(line: &[u8]) -> Refusal {
         None if says_bad_credentials(&words) => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
     }
-}
-
-fn shown(line: &[u8]) -> String {
-    one_line(&String::from_utf8_lossy(line))
-}
-
-fn broken(why: &'static str) -> UpstreamStep {
-    UpstreamStep::Refused(Refusal::Broken(why))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Uri, Version};
 use mail_proxy::BoxStream;
-use mail_proxy::relay::{Ended, Farewell, Relay};
+use mail_proxy::relay::{Farewell, Relay, RelayEnd};
 use route_cache::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -162,7 +162,7 @@ impl Upgrade {
                 let mut relay = Box::new(Relay::new(client, self.server, self.idle));
                 relay.owe_client(answer);
                 relay.owe_server(early);
-                let Ended { bytes_out, .. } = relay
+                let RelayEnd { bytes_out, .. } = relay
                     .run(&mut app.drain.subscribe(), &web.live, Farewell::default())
                     .await;
                 return self

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mail_proxy::failure::LoginFailure;
 use mail_proxy::line::MAX_HELD;
 use mail_proxy::{
-    Accepted, Channel, Credentials, Ended, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
+    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
     UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
@@ -28,10 +28,10 @@ pub(crate) fn imap(bytes: &[u8]) {
     let settings = Arc::new(imap::Settings::default());
     check_login(
         &plan,
-        |channel| imap::Login::new(settings.clone(), channel),
-        imap::Login::held,
+        |channel| imap::ImapLogin::new(settings.clone(), channel),
+        imap::ImapLogin::held,
     );
-    check_upstream(&plan, imap::Upstream::new);
+    check_upstream(&plan, imap::ImapUpstream::new);
 }
 
 /// Both POP3 machines.
@@ -40,10 +40,10 @@ pub(crate) fn pop3(bytes: &[u8]) {
     let settings = Arc::new(pop3::Settings::default());
     check_login(
         &plan,
-        |channel| pop3::Login::new(settings.clone(), channel),
-        pop3::Login::held,
+        |channel| pop3::Pop3Login::new(settings.clone(), channel),
+        pop3::Pop3Login::held,
     );
-    check_upstream(&plan, pop3::Upstream::new);
+    check_upstream(&plan, pop3::Pop3Upstream::new);
 }
 
 /// The first octets of an input choose the channel and the cut, the rest is what is read.
@@ -132,7 +132,7 @@ fn login<M: LoginMachine>(mut machine: M, pieces: &[&[u8]], held: impl Fn(&M) ->
                 Step::Close(ended) => {
                     did += &format!("{ended:?}\n");
                     assert_eq!(held(&machine), 0);
-                    assert!(ended != Ended::BytesBehindStartTls || out.windows(5).all(|five| five != b"* OK "));
+                    assert!(ended != DialogueEnd::BytesBehindStartTls || out.windows(5).all(|five| five != b"* OK "));
                     return did + &String::from_utf8_lossy(&out);
                 }
                 Step::Reject(rejected) => {
