@@ -2,6 +2,7 @@
 //! takes the changes over without losing anybody.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -401,6 +402,75 @@ fn commands_come_from_a_file_or_standard_input() -> Result<()> {
             let said = prov.must(&["-f", file.to_str().context("path")?])?;
             assert_eq!(said, "zimbraDefaultDomainName: a.example\n");
         }
+        Ok(())
+    })
+}
+
+/// Commands of a file are done together: with the answers, the exit code and, byte for byte, the file that they have
+/// one by one.
+#[test]
+fn a_file_of_commands_says_and_does_what_they_do_one_by_one() -> Result<()> {
+    Stage::run(|stage| {
+        let prov = |folder: &str| -> Result<(Prov, PathBuf)> {
+            let file = stage.file(&format!("{folder}/directory.yaml"), directory().yaml())?;
+            let prov = Prov::new(stage, folder, &yaml_source(POLL))?;
+            Ok((prov, file))
+        };
+        let ((alone, one), (together, all)) = (prov("alone")?, prov("together")?);
+        let lines = READING.iter().chain(WRITING).map(|(line, ..)| *line);
+        let lines: Vec<&str> = lines.filter(|line| !line.starts_with('-')).collect();
+        let (mut out, mut err, mut code) = (String::new(), String::new(), 0);
+        for line in &lines {
+            let words: Vec<&str> = line.split(' ').map(|w| if w == "''" { "" } else { w }).collect();
+            let said = alone.say(&words)?;
+            out += &said.out;
+            err += &said.err.replace("/alone/", "/together/");
+            code = code.max(said.code);
+        }
+        let before = std::fs::metadata(&all)?.ino();
+        let file = stage.file("commands", lines.join("\n"))?;
+        let said = together.say(&["-f", file.to_str().context("path")?])?;
+        assert_eq!(said, Said { out, err, code });
+        let (one, all_now) = (std::fs::read_to_string(one)?, std::fs::read_to_string(&all)?);
+        assert_eq!(without_all_ids(&one), without_all_ids(&all_now));
+        ensure!(std::fs::metadata(&all)?.ino() != before, "nothing was written");
+        Ok(())
+    })
+}
+
+/// New ids in the text of a file.
+fn without_all_ids(text: &str) -> String {
+    text.lines().map(|line| without_ids(line) + "\n").collect()
+}
+
+/// Who waits for each answer gets it before he says more, and the change is in the file by then.
+#[test]
+fn a_conversation_is_answered_line_by_line() -> Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    Stage::run(|stage| {
+        let (yaml, _ldap, _slapd) = both(stage)?;
+        let mut child = yaml.command()?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut say = child.stdin.take().context("stdin")?;
+        let mut answers = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        for round in 0..3 {
+            writeln!(say, "cd d{round}.example")?;
+            let id = answers.next().context("no answer")??;
+            assert_eq!(without_ids(&id), "ID");
+            let text = std::fs::read_to_string(stage.path().join("yaml/directory.yaml"))?;
+            ensure!(text.contains(&id), "{text}");
+        }
+        // Several at once see each other; the last one wants to be by itself.
+        write!(
+            say,
+            "cd e.example\nmd e.example description x\ngd e.example description\nfc config\n"
+        )?;
+        drop(say);
+        let rest: Vec<String> = answers.collect::<Result<_, _>>()?;
+        assert_eq!(rest.len(), 4, "{rest:?}");
+        assert_eq!(&rest[1..3], ["# name e.example", "description: x"]);
+        ensure!(!child.wait()?.success(), "there is no portico to flush");
+        let text = std::fs::read_to_string(stage.path().join("yaml/directory.yaml"))?;
+        ensure!(text.contains("description: x"), "{text}");
         Ok(())
     })
 }

@@ -5,7 +5,9 @@
 //! `mail_directory::edit`.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,6 +26,10 @@ use verbs::Verb;
 
 /// Longest line of commands. A certificate with its chain has 20 kB.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
+/// Most bytes of commands, and of their answers, that wait until all of them are done.
+const MAX_BATCH: usize = 16 * 1024 * 1024;
+/// Bytes that are taken from a pipe at once.
+const AT_HAND: usize = 64 * 1024;
 /// What comes before each line of a person at a terminal.
 const PROMPT: &str = "prov> ";
 
@@ -108,6 +114,91 @@ impl Options {
     }
 }
 
+/// What became of a command: what it says, warnings first, and the exit code.
+#[derive(Debug, Default)]
+struct Report {
+    err: Vec<String>,
+    out: String,
+    code: u8,
+    /// No more is done.
+    is_end: bool,
+}
+
+impl Report {
+    fn print(&self) {
+        self.err.iter().for_each(|line| eprintln!("{}", printable(line)));
+        say(&self.out);
+    }
+}
+
+impl From<Answer> for Report {
+    fn from(answer: Answer) -> Report {
+        Report {
+            err: answer.warnings,
+            out: answer.out,
+            ..Report::default()
+        }
+    }
+}
+
+/// It is said where Carbonio says it.
+impl From<&Failure> for Report {
+    fn from(failure: &Failure) -> Report {
+        let mut report = Report {
+            code: exit_code(failure),
+            ..Report::default()
+        };
+        match failure {
+            Failure::Usage(text) => report.out = format!("{text}\n"),
+            Failure::Service { code, message } => report.err.push(format!("ERROR: {code} ({message})")),
+            Failure::Plain(text) => report.err.push(text.clone()),
+        }
+        report
+    }
+}
+
+/// Where commands come from.
+struct Lines {
+    from: io::BufReader<File>,
+    /// Nobody waits for an answer before he says more.
+    is_whole: bool,
+}
+
+impl Lines {
+    fn of(file: File) -> anyhow::Result<Lines> {
+        let is_whole = file.metadata()?.is_file();
+        Ok(Lines {
+            from: io::BufReader::with_capacity(AT_HAND, file),
+            is_whole,
+        })
+    }
+
+    /// The next line, and those that are at hand behind it, if many are wanted; and whether there may be more.
+    fn next(&mut self, many: bool) -> (Vec<String>, anyhow::Result<bool>) {
+        let (mut lines, mut size) = (Vec::new(), 0);
+        loop {
+            let line = match self.line() {
+                Ok(Some(line)) => line,
+                Ok(None) => return (lines, Ok(false)),
+                Err(error) => return (lines, Err(error)),
+            };
+            size += line.len();
+            lines.push(line);
+            let is_at_hand = self.is_whole || self.from.buffer().contains(&b'\n');
+            if !many || !is_at_hand || size > MAX_BATCH {
+                return (lines, Ok(true));
+            }
+        }
+    }
+
+    fn line(&mut self) -> anyhow::Result<Option<String>> {
+        let mut line = String::new();
+        let read = self.from.by_ref().take(MAX_LINE).read_line(&mut line)?;
+        anyhow::ensure!((line.len() as u64) < MAX_LINE, "a line is longer than {MAX_LINE} bytes");
+        Ok((read > 0).then_some(line))
+    }
+}
+
 /// The directory, open, and what the verbs need beside it.
 pub(crate) struct Prov {
     editor: JudgedEditor,
@@ -133,7 +224,9 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(Err(failure)) = rest.first().map(|_| verbs::parse(rest, options.flags)) {
-        return Ok(ExitCode::from(told(&failure)));
+        let report = Report::from(&failure);
+        report.print();
+        return Ok(ExitCode::from(report.code));
     }
     let conf = options.conf.as_deref().unwrap_or(conf);
     let (config, _) = Config::load(conf)?;
@@ -145,14 +238,19 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let code = match (rest.is_empty(), &options.file) {
-            (false, _) => prov.command(rest).await,
+            (false, _) => {
+                let report = prov.command(rest).await;
+                report.print();
+                report.code
+            }
             (true, Some(path)) => {
-                let file = std::fs::File::open(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-                prov.commands(io::BufReader::new(file), "").await?
+                let file = File::open(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+                prov.commands(Lines::of(file)?, "").await?
             }
             (true, None) => {
                 let prompt = if io::stdin().is_terminal() { PROMPT } else { "" };
-                prov.commands(io::stdin().lock(), prompt).await?
+                let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+                prov.commands(Lines::of(stdin.into())?, prompt).await?
             }
         };
         Ok(ExitCode::from(code))
@@ -160,43 +258,94 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
 }
 
 impl Prov {
-    /// Does one command and says what became of it. Gives the exit code.
-    async fn command(&mut self, words: &[String]) -> u8 {
+    /// Does one command. Gives what became of it.
+    async fn command(&mut self, words: &[String]) -> Report {
         let done = match verbs::parse(words, self.flags) {
             Ok(command) => self.act(command).await,
             Err(failure) => Err(failure),
         };
         match done {
-            Ok(answer) => {
-                print(&answer);
-                0
-            }
-            Err(failure) => told(&failure),
+            Ok(answer) => answer.into(),
+            Err(failure) => (&failure).into(),
+        }
+    }
+
+    /// What a line says: a command, or nothing, or that this is the end.
+    async fn line(&mut self, line: &str) -> Report {
+        match words::split(line) {
+            Ok(words) if words.is_empty() => Report::default(),
+            Ok(words) if ["exit", "quit"].contains(&words[0].as_str()) => Report {
+                is_end: true,
+                ..Report::default()
+            },
+            Ok(words) if words[0] == "help" => Report {
+                out: format!("{}\n", verbs::help(words.get(1).map(String::as_str))),
+                ..Report::default()
+            },
+            Ok(words) => self.command(&words).await,
+            Err(message) => (&Failure::Usage(message)).into(),
         }
     }
 
     /// One command a line; what fails does not keep the rest from being done. Gives the worst exit code.
-    async fn commands(&mut self, mut lines: impl BufRead, prompt: &str) -> anyhow::Result<u8> {
+    async fn commands(&mut self, mut lines: Lines, prompt: &str) -> anyhow::Result<u8> {
         let mut worst = 0;
         loop {
             say(prompt);
-            let mut line = String::new();
-            if lines.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            let (batch, more) = lines.next(prompt.is_empty());
+            // What speaks to a running Portico wants the directory as it is then.
+            let flags = self.flags;
+            for some in batch.chunk_by(|a, b| !is_apart(a, flags) && !is_apart(b, flags)) {
+                let (code, is_end) = self.batch(some).await;
+                worst = worst.max(code);
+                if is_end {
+                    return Ok(worst);
+                }
+            }
+            if !more? {
                 return Ok(worst);
             }
-            anyhow::ensure!((line.len() as u64) < MAX_LINE, "a line is longer than {MAX_LINE} bytes");
-            let code = match words::split(&line) {
-                Ok(words) if words.is_empty() => 0,
-                Ok(words) if ["exit", "quit"].contains(&words[0].as_str()) => return Ok(worst),
-                Ok(words) if words[0] == "help" => {
-                    say(&format!("{}\n", verbs::help(words.get(1).map(String::as_str))));
-                    0
-                }
-                Ok(words) => self.command(&words).await,
-                Err(message) => told(&Failure::Usage(message)),
-            };
-            worst = worst.max(code);
         }
+    }
+
+    /// Does what the lines say, and where the directory can do many changes as one, together. Gives the worst exit
+    /// code, and whether this is the end.
+    async fn batch(&mut self, mut lines: &[String]) -> (u8, bool) {
+        let (mut worst, mut is_end) = (0, false);
+        while !lines.is_empty() && !is_end {
+            let (reports, done) = match lines.len() > 1 && self.editor.begin() {
+                true => {
+                    let reports = self.together(lines).await;
+                    (reports, self.editor.commit().await.is_ok())
+                }
+                false => (vec![self.line(&lines[0]).await], true),
+            };
+            let (taken, rest) = lines.split_at(reports.len());
+            for (report, line) in reports.into_iter().zip(taken) {
+                // What was not done together is done one by one, and each says by itself what is in its way.
+                let report = if done { report } else { self.line(line).await };
+                report.print();
+                worst = worst.max(report.code);
+                is_end |= report.is_end;
+            }
+            lines = rest;
+        }
+        (worst, is_end)
+    }
+
+    /// What became of these lines, or of the first of them, where they say much or one of them is the end.
+    async fn together(&mut self, lines: &[String]) -> Vec<Report> {
+        let (mut reports, mut size) = (Vec::new(), 0);
+        for line in lines {
+            let report = self.line(line).await;
+            size += report.out.len();
+            let is_enough = report.is_end || size > MAX_BATCH;
+            reports.push(report);
+            if is_enough {
+                break;
+            }
+        }
+        reports
     }
 
     async fn act(&mut self, command: verbs::Command) -> Result<Answer, Failure> {
@@ -218,14 +367,10 @@ impl Prov {
     }
 }
 
-/// Says why a command was not done, where Carbonio says it. Gives the exit code.
-fn told(failure: &Failure) -> u8 {
-    match failure {
-        Failure::Usage(text) => say(&format!("{text}\n")),
-        Failure::Service { code, message } => complain(&format!("ERROR: {code} ({message})")),
-        Failure::Plain(text) => complain(text),
-    }
-    exit_code(failure)
+/// Whether this is for a running Portico and not for the directory.
+fn is_apart(line: &str, flags: Flags) -> bool {
+    let words = words::split(line).unwrap_or_default();
+    verbs::parse(&words, flags).is_ok_and(|command| command.verb == Verb::FlushCache)
 }
 
 /// On standard output. Whoever reads there may have seen enough.
@@ -235,23 +380,12 @@ fn say(text: &str) {
         .and_then(|()| io::stdout().flush());
 }
 
-/// Shows what a command answers.
-fn print(answer: &Answer) {
-    answer.warnings.iter().for_each(|warning| complain(warning));
-    say(&answer.out);
-}
-
 /// The exit code of a failure.
 fn exit_code(failure: &Failure) -> u8 {
     match failure {
         Failure::Usage(_) => 1,
         Failure::Service { .. } | Failure::Plain(_) => 2,
     }
-}
-
-/// On standard error.
-fn complain(text: &str) {
-    eprintln!("{}", printable(text));
 }
 
 /// Answers have lines; names and words of others that could drive a terminal do not reach it.
