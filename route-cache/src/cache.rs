@@ -18,19 +18,24 @@ use tokio::time::Instant;
 use crate::lookup::Services;
 use crate::resolve::{self, Key, Placement, Protocol, Reading};
 use crate::route::{Lookup, Route, RouteError, Tier};
-use crate::shared::{self, SharedCache};
-use crate::shelf::Shelf;
 use crate::source::{Said, Source};
-use crate::tallies::Tallies;
 
 mod again;
 mod ahead;
+mod cert_login;
+mod counters;
 mod explain;
+mod follow;
+mod shared;
 mod sweep;
+mod table;
 
 use ahead::Ahead;
+pub use counters::Tallies;
 pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
 use mail_directory::{Directory, System, Touched};
+pub use shared::SharedCache;
+use table::Shelf;
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.

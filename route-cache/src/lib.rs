@@ -12,23 +12,19 @@
 
 pub mod addresses;
 mod cache;
-mod follow;
 mod host_port;
 pub mod lookup;
+pub mod lookup_server;
 pub mod memcached;
+mod percent;
 mod resolve;
 mod route;
-mod shared;
-mod shelf;
 mod source;
-mod tallies;
 
 pub use addresses::AddressBook;
 pub use cache::{
     AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, RouteCache, Settings,
-    TierSaid,
+    SharedCache, Tallies, TierSaid,
 };
 pub use host_port::{HostPort, NoHostPort, bracketed};
 pub use route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
-pub use shared::SharedCache;
-pub use tallies::Tallies;

@@ -1,7 +1,7 @@
 //! Lookup services: others who know where an account is. Zimbra's on port 7072 (MAIL §1) and whatever answers
 //! nginx's `auth_http` (MAIL §1.11).
 //!
-//! [`Services`] asks them; [`serve`] is the other side, for proxies that ask us. No user's password is ever sent: the
+//! [`Services`] asks them; [`crate::lookup_server`] is the other side, for proxies that ask us. No user's password is ever sent: the
 //! field that the protocols have for it holds a fixed word. Sockets and TLS come from the outside through [`Dial`].
 //! [`certauth`] asks them for a token, for somebody who has shown a certificate.
 
@@ -23,7 +23,6 @@ use crate::source::Said;
 
 pub mod certauth;
 mod handler;
-pub mod serve;
 pub mod wire;
 
 use handler::Handler;

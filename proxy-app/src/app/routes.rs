@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use mail_directory::{Directory, System, attributes as a};
 use route_cache::addresses::{AddressBook, Resolve};
 use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
-use route_cache::{RouteCache, SharedCache, memcached};
+use route_cache::{RouteCache, SharedCache, lookup_server, memcached};
 
 use crate::config::{Config, LookupConfig, MAX_HANDLERS};
 use crate::tls::upstream::UpstreamTrust;
@@ -110,7 +110,7 @@ fn handlers(services: &LookupConfig, system: &System, node: &str) -> Vec<Handler
                 tls: true,
                 host: server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name()).to_owned(),
                 port: server.port(&a::EXTENSION_BIND_PORT)?,
-                path: lookup::serve::PATH.to_owned(),
+                path: lookup_server::PATH.to_owned(),
             })
         })
         .take(MAX_HANDLERS)

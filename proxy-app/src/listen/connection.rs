@@ -12,7 +12,7 @@ use mail_proxy::audit::Phase;
 use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Order, Protocol, StartTls, TlsFacts};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
-use route_cache::lookup::serve::serve_lookup;
+use route_cache::lookup_server::serve_lookup;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};

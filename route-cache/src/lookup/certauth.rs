@@ -11,9 +11,7 @@ use zeroize::Zeroizing;
 
 use super::wire::{self, PLACEHOLDER, Response};
 use super::{Dialect, HandlerUrl, Services};
-use crate::cache::RouteCache;
-use crate::shared::escape;
-use crate::source::Source;
+use crate::percent::{escape, unescape};
 
 /// Longest token that is taken. Zimbra's have some 300 bytes; browsers keep cookies of up to 4096.
 const MAX_TOKEN: usize = 3072;
@@ -80,21 +78,9 @@ pub enum CertLoginError {
     CannotTell(String),
 }
 
-impl RouteCache {
-    /// Asks a lookup service whose certificate this is. Nothing is kept of the answer.
-    ///
-    /// # Errors
-    /// Nobody's, or it cannot be known.
-    pub async fn cert_login(&self, question: &CertLogin<'_>, asks: &NodeLogin) -> Result<Token, CertLoginError> {
-        match &self.source {
-            Source::Services(services) => services.cert_login(question, asks).await,
-            Source::Directory(_) => Err(CertLoginError::NoService),
-        }
-    }
-}
-
 impl Services {
-    async fn cert_login(&self, question: &CertLogin<'_>, asks: &NodeLogin) -> Result<Token, CertLoginError> {
+    /// The token of the first service that can tell.
+    pub(crate) async fn cert_login(&self, question: &CertLogin<'_>, asks: &NodeLogin) -> Result<Token, CertLoginError> {
         if self.dialect != Dialect::Zimbra {
             return Err(CertLoginError::NoService);
         }
@@ -150,7 +136,7 @@ fn token(response: &Response) -> Result<Token, &'static str> {
     if value.is_empty() || value.len() > MAX_TOKEN || !value.bytes().all(octet) || value == PLACEHOLDER {
         return Err("there is no good token in its answer");
     }
-    let account = response.field("auth-user").and_then(wire::unescape);
+    let account = response.field("auth-user").and_then(unescape);
     Ok(Token {
         value: Secret::new(value.to_owned()),
         account: account.filter(|account| !account.is_empty()),

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use super::{Dialect, HandlerUrl};
 use crate::host_port::bracketed;
+use crate::percent::{escape, unescape};
 use crate::resolve::Protocol;
 use crate::route::Service;
-use crate::shared::escape;
 
 /// Longest head of a response. The proxies that are replaced take 1 KiB, nginx 4 KiB.
 pub const MAX_HEAD: usize = 16 * 1024;
@@ -17,8 +17,6 @@ pub const MAX_HEAD: usize = 16 * 1024;
 pub const MAX_BODY: usize = 16 * 1024;
 /// Most header fields.
 const MAX_FIELDS: usize = 100;
-/// Longest name of a user, as everywhere in the house.
-const MAX_USER: usize = 512;
 
 /// Stands where the protocols want a password. The real one is for the mailbox server alone.
 pub(super) const PLACEHOLDER: &str = "_password_";
@@ -322,28 +320,6 @@ fn bare(host: &str) -> &str {
         .unwrap_or(host)
 }
 
-/// `%XX` to bytes. `None` if that is no name: not UTF-8, with control characters, or too long. A `%` that begins no
-/// such triple stands for itself.
-pub(crate) fn unescape(text: &str) -> Option<String> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let escaped = bytes[at..].strip_prefix(b"%").and_then(|rest| hex(rest.get(..2)?));
-        out.push(escaped.unwrap_or(bytes[at]));
-        at += if escaped.is_some() { 3 } else { 1 };
-    }
-    let name = String::from_utf8(out).ok()?;
-    (name.len() <= MAX_USER && !name.contains(char::is_control)).then_some(name)
-}
-
-fn hex(digits: &[u8]) -> Option<u8> {
-    let text = std::str::from_utf8(digits)
-        .ok()
-        .filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
-    u8::from_str_radix(text, 16).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -577,24 +553,6 @@ mod tests {
             ("Auth-Status: WAIT\r\nAuth-Wait: 3", false),
         ] {
             assert_eq!(answer(fields, Dialect::Nginx) == Answer::Nobody, nobody, "{fields}");
-        }
-    }
-
-    #[test]
-    fn names_are_unescaped_once() {
-        for (text, expected) in [
-            ("a%20b", Some("a b")),
-            ("%2520", Some("%20")),
-            ("50%", Some("50%")),
-            ("%zz%4", Some("%zz%4")),
-            ("%C3%A9", Some("é")),
-            ("%2f%2F", Some("//")),
-            ("%+1", Some("%+1")),
-            ("%ff", None),
-            ("%00", None),
-            ("a%0Ab", None),
-        ] {
-            assert_eq!(unescape(text).as_deref(), expected, "{text}");
         }
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use route_cache::lookup::serve::serve_lookup;
 use route_cache::lookup::{BoxStream, Dial, Dialect, HandlerUrl, Services, Settings};
+use route_cache::lookup_server::serve_lookup;
 use route_cache::{RouteCache, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use mail_directory::file::YamlDirectory;
 use route_cache::addresses::Literal;
-use route_cache::lookup::serve::{self, Request};
 use route_cache::lookup::wire;
+use route_cache::lookup_server::{self, Request};
 use route_cache::{AddressBook, RouteCache, Settings};
 use tokio::runtime::Runtime;
 
@@ -88,7 +88,8 @@ accounts: {alice@a.test: {zimbraMailHost: store.test, zimbraId: id-alice}}
                 for cut in cuts(end) {
                     assert_eq!(Request::parse(&bytes[..cut]), Ok(None));
                 }
-                self.runtime.block_on(serve::answer(request, &self.routes, &self.book))
+                self.runtime
+                    .block_on(lookup_server::answer(request, &self.routes, &self.book))
             }
             Ok(None) => return assert!(bytes.len() < wire::MAX_HEAD),
             Err(response) => {

@@ -12,13 +12,13 @@ use mail_directory::{System, domain_of, names};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::BoxStream;
-use super::wire::{MAX_HEAD, unescape};
 use crate::addresses::AddressBook;
 use crate::cache::RouteCache;
+use crate::lookup::BoxStream;
+use crate::lookup::wire::MAX_HEAD;
+use crate::percent::{escape, unescape};
 use crate::resolve::Protocol;
 use crate::route::{Lookup, Route, RouteError, Service, Subject};
-use crate::shared::escape;
 
 /// Where the protocol is served.
 pub const PATH: &str = "/service/extension/nginx-lookup";
@@ -134,7 +134,7 @@ impl Request {
         };
         let lines = rest.split("\r\n").filter(|_| !rest.is_empty());
         let fields = lines
-            .map(super::wire::field)
+            .map(crate::lookup::wire::field)
             .collect::<Option<Vec<_>>>()
             .ok_or_else(bad)?;
         let mut request = Request {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::addresses::AddressBook;
 use crate::memcached::{self, Memcached};
+use crate::percent::escape;
 use crate::resolve::{Key, Placement, Protocol};
 use crate::route::{Lookup, Service, Subject};
 
@@ -211,18 +212,6 @@ fn spelled(name: &str, protocol: Protocol) -> String {
     } else {
         name.to_owned()
     }
-}
-
-/// Every byte up to the blank, and `%`, as `%XX` (MAIL §1.3).
-pub(crate) fn escape(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for letter in name.chars() {
-        match letter {
-            '\0'..=' ' | '%' => out.push_str(&format!("%{:02X}", u32::from(letter))),
-            _ => out.push(letter),
-        }
-    }
-    out
 }
 
 /// All names that a key has, for removing.

@@ -4,7 +4,7 @@ use mail_directory::News;
 use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::cache::RouteCache;
+use super::RouteCache;
 
 impl RouteCache {
     /// Forgets accounts as the directory says that they changed, and looks for those that are gone, until it is
