@@ -17,7 +17,8 @@ use mail_directory::{System, View};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::resolve::{Protocol, Reading};
+use crate::placement::Reading;
+use crate::protocol::Protocol;
 
 /// How long addresses are used before they are looked up again, as in the book of host names that connections use.
 const FRESH: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 //!
 //! What is kept is where an account *is* ([`Placement`]), one entry for all services. Servers, ports and modes
 //! are looked up in the directory's system at every answer, so a change there acts at once. Errors are never
-//! kept. The meaning of the attributes is not here but in `resolve.rs`.
+//! kept. The meaning of the attributes is not here but in `routing.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -15,10 +15,13 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::key::Key;
 use crate::lookup::Services;
-use crate::resolve::{self, Key, Placement, Protocol, Reading};
+use crate::placement::{Placement, Reading, Said};
+use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError, Tier};
-use crate::source::{Said, Source};
+use crate::routing;
+use crate::source::Source;
 
 mod again;
 mod ahead;
@@ -674,7 +677,7 @@ impl Want {
 
 impl Asking<'_> {
     fn answer(&self, placement: Option<&Placement>, tier: Tier) -> Result<Route, RouteError> {
-        resolve::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
+        routing::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
     }
 
     /// Whether what somebody else was told is an answer to this question.

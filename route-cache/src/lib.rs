@@ -13,12 +13,15 @@
 pub mod addresses;
 mod cache;
 mod host_port;
+mod key;
 pub mod lookup;
 pub mod lookup_server;
 pub mod memcached;
 mod percent;
-mod resolve;
+mod placement;
+mod protocol;
 mod route;
+mod routing;
 mod source;
 
 pub use addresses::AddressBook;

@@ -17,9 +17,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::addresses::AddressBook;
 use crate::host_port::HostPort;
-use crate::resolve::{Key, Placement, Protocol};
+use crate::key::Key;
+use crate::placement::{Placement, Said};
+use crate::protocol::Protocol;
 use crate::route::{Lookup, RouteError, Service, Subject};
-use crate::source::Said;
 
 pub mod certauth;
 mod handler;

@@ -14,10 +14,11 @@ use tokio::time::timeout;
 
 use crate::addresses::AddressBook;
 use crate::cache::RouteCache;
+use crate::key::qualify;
 use crate::lookup::BoxStream;
 use crate::lookup::wire::MAX_HEAD;
 use crate::percent::{escape, unescape};
-use crate::resolve::Protocol;
+use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError, Service, Subject};
 
 /// Where the protocol is served.
@@ -272,9 +273,7 @@ impl Wanted {
         match &self.lookup.subject {
             Subject::Id(id) => id.clone(),
             Subject::Login(_) if route.login != route.account => route.login.to_string(),
-            Subject::Login(typed) => {
-                crate::resolve::qualify(typed, &self.lookup, system).unwrap_or_else(|_| typed.clone())
-            }
+            Subject::Login(typed) => qualify(typed, &self.lookup, system).unwrap_or_else(|_| typed.clone()),
         }
     }
 

@@ -1,356 +1,14 @@
-//! The meaning of the attributes for a login: who is it, on which server, at which port (MAIL §1.7).
-//!
-//! Split where the cache cuts: [`place`] asks the directory about an account and gives a [`Placement`], which
-//! may be kept; [`route`] makes a [`Route`] of it with the servers, ports and modes of the moment. Nothing is
-//! kept here.
+//! From a placement to a route, with the servers, ports and modes of the moment (MAIL §1.7 steps 3 to 6).
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mail_directory::attributes::{self, Attribute};
-use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System, View, domain_of, fold, names};
+use mail_directory::{System, View, attributes, names};
 
-use crate::route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
-
-/// Longest login name or id. Mail addresses end at 254; the mail proxy of nginx takes 256.
-const MAX_SUBJECT: usize = 512;
-
-/// Whom a lookup is about, in the one form under which he is cached and asked for: qualified and folded.
-/// Names and ids can never be equal.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Key {
-    /// `user@domain`.
-    Name(Arc<str>),
-    /// A `zimbraId`.
-    Id(Arc<str>),
-    /// A name without domain that only a lookup service can qualify, with what it goes by:
-    /// `user@[address;host]`.
-    Bare(Arc<str>),
-}
-
-impl Key {
-    /// Normalises the subject of a lookup; here and nowhere else. Fails for what cannot be anybody's name.
-    pub(crate) fn of(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
-        let key = match &lookup.subject {
-            Subject::Login(name) => Key::Name(Arc::from(names::account(&qualify(acceptable(name)?, lookup, system)?))),
-            Subject::Id(id) => Key::Id(Arc::from(fold(acceptable(id)?))),
-        };
-        Ok(key)
-    }
-
-    /// The subject of a lookup as a lookup service hears it. A name without domain gets that of the virtual host or
-    /// the virtual address that the client came to, if the directory knows it: Zimbra's service looks at the host
-    /// for `http` alone (HTTP §3.5), and nginx's hears of neither. For others the service knows better, and for the
-    /// cache such a name belongs to the address and host it was typed at.
-    pub(crate) fn for_service(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
-        let typed = match &lookup.subject {
-            Subject::Login(name) => acceptable(name)?,
-            Subject::Id(id) => return Ok(Key::Id(Arc::from(fold(acceptable(id)?)))),
-        };
-        match domain_for(typed, lookup, system) {
-            Some((_, By::Itself)) => Ok(Key::Name(Arc::from(names::account(typed)))),
-            Some((domain, By::VirtualHost | By::VirtualAddress)) => {
-                Ok(Key::Name(Arc::from(names::account(&format!("{typed}@{domain}")))))
-            }
-            Some((_, By::Default)) | None => {
-                let host = lookup
-                    .host
-                    .as_deref()
-                    .filter(|_| matches!(lookup.service, Service::Web | Service::Admin));
-                let local = lookup.local.to_canonical();
-                let (user, host) = (names::account(typed), names::host(host.unwrap_or_default()));
-                Ok(Key::Bare(Arc::from(format!("{user}@[{local};{host}]"))))
-            }
-        }
-    }
-
-    pub(crate) fn text(&self) -> &Arc<str> {
-        match self {
-            Key::Name(text) | Key::Id(text) | Key::Bare(text) => text,
-        }
-    }
-}
-
-/// Names with control characters are attacks on logs, filters and protocols, and empty ones are nobody's. Blanks
-/// around a name are left out before it gets its domain.
-fn acceptable(name: &str) -> Result<&str, RouteError> {
-    let name = name.trim_matches(' ');
-    if name.is_empty() || name.len() > MAX_SUBJECT || name.contains(char::is_control) {
-        return Err(RouteError::UnknownUser);
-    }
-    Ok(name)
-}
-
-/// Adds the domain to a name without one: that of the host name the client asked for, else that of the local
-/// address, else the default domain (MAIL §1.7 step 1, for all services alike).
-pub(crate) fn qualify(name: &str, lookup: &Lookup, system: &System) -> Result<String, RouteError> {
-    if name.contains('@') {
-        return Ok(name.to_owned());
-    }
-    let (domain, _) = domain_for(name, lookup, system).ok_or(RouteError::UnknownUser)?;
-    Ok(format!("{name}@{domain}"))
-}
-
-/// What tells the domain of a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
-    /// The name.
-    Itself,
-    /// The host name that the client asked for.
-    VirtualHost,
-    /// The address that the client connected to.
-    VirtualAddress,
-    /// The global config.
-    Default,
-}
-
-/// The domain of a name, and what tells it. Asked at every lookup, so it copies nothing.
-pub(crate) fn domain_for<'a>(name: &'a str, lookup: &Lookup, system: &'a System) -> Option<(&'a str, By)> {
-    if let Some(domain) = domain_of(name) {
-        return Some((domain, By::Itself));
-    }
-    if let Some(domain) = lookup.host.as_deref().and_then(|host| system.domain_by_host(host)) {
-        return Some((domain.name(), By::VirtualHost));
-    }
-    if let Some(domain) = system.domain_by_address(lookup.local) {
-        return Some((domain.name(), By::VirtualAddress));
-    }
-    let default = system.global().text(&attributes::DEFAULT_DOMAIN_NAME)?;
-    Some((default, By::Default))
-}
-
-/// What the directory says of an account, as far as routes depend on it. Small: there may be a million.
-#[derive(Debug, Clone)]
-pub(crate) struct Placement {
-    /// Canonical name: the folded delivery address.
-    pub(crate) account: Arc<str>,
-    /// Its server, as `zimbraMailHost` names it; shared with the system where it knows that server.
-    mail_host: Option<Arc<str>>,
-    /// What few accounts have.
-    special: Option<Box<Special>>,
-}
-
-/// What an account says about its login name and its external server.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Special {
-    /// The name to log in with, where `zimbraReverseProxyUserNameAttribute` says so.
-    login: Option<Arc<str>>,
-    /// `zimbraReverseProxyUseExternalRoute`.
-    external: Option<bool>,
-    /// Host and port by place in [`EXTERNAL`].
-    servers: [(Option<Box<str>>, Option<u16>); 4],
-    /// A lookup service gave these servers, each for its own protocol; it has to be asked for the others.
-    piecemeal: bool,
-}
-
-/// Attributes of external servers.
-const EXTERNAL: [(&Attribute, &Attribute); 4] = [
-    (&attributes::EXTERNAL_IMAP_HOSTNAME, &attributes::EXTERNAL_IMAP_PORT),
-    (
-        &attributes::EXTERNAL_IMAP_SSL_HOSTNAME,
-        &attributes::EXTERNAL_IMAP_SSL_PORT,
-    ),
-    (&attributes::EXTERNAL_POP3_HOSTNAME, &attributes::EXTERNAL_POP3_PORT),
-    (
-        &attributes::EXTERNAL_POP3_SSL_HOSTNAME,
-        &attributes::EXTERNAL_POP3_SSL_PORT,
-    ),
-];
-
-/// Names of the attributes that a [`Placement`] was read from. When the global config names others, what was
-/// kept is no longer true.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    mail_host: String,
-    login: Option<String>,
-}
-
-impl Reading {
-    /// Whether the name to log in with is another attribute than the name of the account.
-    pub(crate) fn names_logins(&self) -> bool {
-        self.login.is_some()
-    }
-
-    /// What the global config says now.
-    pub(crate) fn of(system: &System) -> Reading {
-        let global = system.global();
-        let mail_host = global
-            .text(&attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE)
-            .unwrap_or_default();
-        let login = global.text(&attributes::REVERSE_PROXY_USER_NAME_ATTRIBUTE);
-        Reading {
-            mail_host: mail_host.to_owned(),
-            login: login.map(str::to_owned),
-        }
-    }
-
-    /// Whether this is still what the global config says. Asked at every lookup, so it copies nothing.
-    pub(crate) fn is_of(&self, system: &System) -> bool {
-        let global = system.global();
-        global.text(&attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE) == Some(&self.mail_host)
-            && global.text(&attributes::REVERSE_PROXY_USER_NAME_ATTRIBUTE) == self.login.as_deref()
-    }
-}
-
-/// Asks the directory where an account is.
-pub(crate) async fn place(
-    directory: &dyn Directory,
-    system: &System,
-    key: &Key,
-) -> Result<Option<Placement>, DirectoryError> {
-    let entry = entry(directory, system, key).await?;
-    Ok(entry.map(|entry| placement(&entry, key, system)))
-}
-
-/// Asks the directory for an account. In an alias domain the target domain is asked next (step 4).
-pub(crate) async fn entry(
-    directory: &dyn Directory,
-    system: &System,
-    key: &Key,
-) -> Result<Option<Arc<Entry>>, DirectoryError> {
-    let by = match key {
-        Key::Name(name) | Key::Bare(name) => AccountBy::Name(name.to_string()),
-        Key::Id(id) => AccountBy::Id(id.to_string()),
-    };
-    let mut entry = directory.account(&by).await?;
-    if entry.is_none()
-        && let Some(name) = in_target_domain(key, system)
-    {
-        entry = directory.account(&AccountBy::Name(name)).await?;
-    }
-    Ok(entry)
-}
-
-/// `user@alias.domain` → `user@target.domain`.
-fn in_target_domain(key: &Key, system: &System) -> Option<String> {
-    let Key::Name(name) = key else {
-        return None;
-    };
-    let (user, domain) = name.rsplit_once('@')?;
-    let domain = system
-        .domain(domain)
-        .filter(|d| d.choice(&attributes::DOMAIN_TYPE) == "alias")?;
-    let target = system.domain_by_id(domain.text(&attributes::DOMAIN_ALIAS_TARGET_ID)?)?;
-    Some(format!("{user}@{}", names::host(target.name())))
-}
-
-/// What an entry says of its account's place.
-pub(crate) fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
-    let reading = Reading::of(system);
-    let account = names::account(
-        entry
-            .first(attributes::MAIL_DELIVERY_ADDRESS.name)
-            .unwrap_or(entry.name()),
-    );
-    let mail_host = entry
-        .first(&reading.mail_host)
-        .map(|host| match system.server_key(host) {
-            Some(shared) => shared.clone(),
-            None => Arc::from(host),
-        });
-    let login = reading.login.and_then(|attribute| entry.first(&attribute));
-    Placement {
-        // One text for the key and the value, where they are the same.
-        account: if **key.text() == *account {
-            key.text().clone()
-        } else {
-            Arc::from(account)
-        },
-        mail_host,
-        special: special(system.account(entry), login),
-    }
-}
-
-fn special(account: View<'_>, login: Option<&str>) -> Option<Box<Special>> {
-    let found = Special {
-        login: login.map(Arc::from),
-        external: account.flag_if_set(&attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE),
-        servers: EXTERNAL.map(|(host, port)| (account.text(host).map(Box::from), account.port(port))),
-        piecemeal: false,
-    };
-    (found != Special::default()).then(|| Box::new(found))
-}
-
-impl Placement {
-    /// An account on a server of the directory, where somebody else than its entry said so. He had the last word
-    /// about external servers, too.
-    pub(crate) fn on(server: &Arc<str>, account: Arc<str>, login: Option<Arc<str>>, system: &System) -> Placement {
-        let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
-        let elsewhere = system.domain_of(&account).is_some_and(|domain| domain.flag(flag));
-        let special = Special {
-            login,
-            external: elsewhere.then_some(false),
-            ..Special::default()
-        };
-        Placement {
-            account,
-            mail_host: Some(server.clone()),
-            special: (special != Special::default()).then(|| Box::new(special)),
-        }
-    }
-
-    /// An account on a server that is not in the directory, known for one mail protocol only. `None` for the web.
-    pub(crate) fn outside(
-        protocol: Protocol,
-        host: &str,
-        port: u16,
-        account: Arc<str>,
-        login: Option<Arc<str>>,
-    ) -> Option<Placement> {
-        let mut special = Special {
-            login,
-            external: Some(true),
-            piecemeal: true,
-            ..Special::default()
-        };
-        special.servers[protocol.external?] = (Some(Box::from(host)), Some(port));
-        Some(Placement {
-            account,
-            mail_host: None,
-            special: Some(Box::new(special)),
-        })
-    }
-
-    /// Whether this says where to go for a protocol. If not, somebody has to be asked for it.
-    pub(crate) fn answers(&self, protocol: Protocol) -> bool {
-        self.pieces()
-            .is_none_or(|own| protocol.external.is_some_and(|place| own.servers[place].1.is_some()))
-    }
-
-    /// Adds what an older answer said of other protocols. False if there was nothing to add.
-    pub(crate) fn join(&mut self, older: &Placement) -> bool {
-        let (Some(_), Some(theirs)) = (self.pieces(), older.pieces()) else {
-            return false;
-        };
-        let Some(own) = self.special.as_mut().filter(|own| own.login == theirs.login) else {
-            return false;
-        };
-        let mut joined = false;
-        for (mine, other) in own.servers.iter_mut().zip(&theirs.servers) {
-            if mine.1.is_none() && other.1.is_some() {
-                mine.clone_from(other);
-                joined = true;
-            }
-        }
-        joined
-    }
-
-    /// The server of the directory that the account is on. `None` if it may be elsewhere for some protocol.
-    pub(crate) fn server(&self) -> Option<&Arc<str>> {
-        let inside = self.special.as_ref().is_none_or(|own| own.external != Some(true));
-        self.mail_host.as_ref().filter(|_| inside)
-    }
-
-    fn pieces(&self) -> Option<&Special> {
-        self.special.as_deref().filter(|own| own.piecemeal)
-    }
-
-    /// The name to log in with at the server.
-    fn login(&self) -> &Arc<str> {
-        let special = self.special.as_ref().and_then(|special| special.login.as_ref());
-        special.unwrap_or(&self.account)
-    }
-}
+use crate::key::Key;
+use crate::placement::Placement;
+use crate::protocol::{EXTERNAL, Protocol};
+use crate::route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier};
 
 /// The route for a lookup in one protocol, given what is known of its subject (`None`: no such account).
 pub(crate) fn route(
@@ -364,7 +22,7 @@ pub(crate) fn route(
     let name = placement.map_or(key.text(), |placement| &placement.account);
     let domain = system.domain_of(name);
     allowed(domain, lookup.client)?;
-    let wanted = Wanted {
+    let plan = RoutePlan {
         lookup,
         name,
         domain,
@@ -372,11 +30,11 @@ pub(crate) fn route(
         tier,
     };
     let Some(placement) = placement else {
-        return wanted.split_domain().ok_or(RouteError::UnknownUser);
+        return plan.split_domain().ok_or(RouteError::UnknownUser);
     };
-    match wanted.external(placement) {
+    match plan.external(placement) {
         Some(route) => Ok(route),
-        None => wanted.internal(placement, system),
+        None => plan.internal(placement, system),
     }
 }
 
@@ -399,117 +57,8 @@ fn allowed(domain: Option<View<'_>>, client: IpAddr) -> Result<(), RouteError> {
     })
 }
 
-/// A service together with whether it is spoken in TLS: what Zimbra calls the protocol.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Protocol {
-    service: Service,
-    /// As in the error texts and the lookup protocol of Zimbra.
-    name: &'static str,
-    /// The attribute that names the attribute with the port (step 6).
-    port: &'static Attribute,
-    /// Place in [`EXTERNAL`]; mail only.
-    external: Option<usize>,
-    tls: bool,
-}
-
-impl Protocol {
-    /// What a node speaks to mailbox servers.
-    pub(crate) fn of(service: Service, node: View<'_>) -> Protocol {
-        match service == Service::Admin || node.flag(&attributes::REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED) {
-            true => Protocol::tls(service),
-            false => Protocol::clear(service),
-        }
-    }
-
-    /// The protocol of this name; administration is told from the web by another header.
-    pub(crate) fn named(name: &str) -> Option<Protocol> {
-        let services = [Service::Imap, Service::Pop3, Service::Web];
-        let mut all = services.into_iter().flat_map(Protocol::both);
-        all.find(|protocol| protocol.name == name)
-    }
-
-    pub(crate) fn tls(service: Service) -> Protocol {
-        let (name, port, external) = match service {
-            Service::Imap => ("imapssl", &attributes::REVERSE_PROXY_IMAP_SSL_PORT_ATTRIBUTE, Some(1)),
-            Service::Pop3 => ("pop3ssl", &attributes::REVERSE_PROXY_POP3_SSL_PORT_ATTRIBUTE, Some(3)),
-            Service::Web => ("httpssl", &attributes::REVERSE_PROXY_HTTP_SSL_PORT_ATTRIBUTE, None),
-            Service::Admin => ("httpssl", &attributes::REVERSE_PROXY_ADMIN_PORT_ATTRIBUTE, None),
-        };
-        Protocol {
-            service,
-            name,
-            port,
-            external,
-            tls: true,
-        }
-    }
-
-    /// A service without and with TLS.
-    pub(crate) fn both(service: Service) -> [Protocol; 2] {
-        [Protocol::clear(service), Protocol::tls(service)]
-    }
-
-    fn clear(service: Service) -> Protocol {
-        let (name, port, external) = match service {
-            Service::Imap => ("imap", &attributes::REVERSE_PROXY_IMAP_PORT_ATTRIBUTE, Some(0)),
-            Service::Pop3 => ("pop3", &attributes::REVERSE_PROXY_POP3_PORT_ATTRIBUTE, Some(2)),
-            Service::Web => ("http", &attributes::REVERSE_PROXY_HTTP_PORT_ATTRIBUTE, None),
-            Service::Admin => return Protocol::tls(Service::Admin),
-        };
-        Protocol {
-            service,
-            name,
-            port,
-            external,
-            tls: false,
-        }
-    }
-
-    /// The service that is spoken.
-    pub(crate) fn service(self) -> Service {
-        self.service
-    }
-
-    /// Zimbra's word for it.
-    pub(crate) fn name(self) -> &'static str {
-        self.name
-    }
-
-    /// Whether it is for mail programs, whose names are written with `%XX`.
-    pub(crate) fn is_mail(self) -> bool {
-        self.external.is_some()
-    }
-
-    /// Step 6: how a server is reached. The error says what is missing.
-    pub(crate) fn at(self, server: View<'_>, system: &System) -> Result<Server, String> {
-        let port = system.global().text(self.port).and_then(|name| server.port_named(name));
-        let Some(port) = port else {
-            return Err(format!(
-                "missing port for protocol {} on server {}",
-                self.name,
-                server.name()
-            ));
-        };
-        let host = server.text(&attributes::SERVICE_HOSTNAME).unwrap_or(server.name());
-        let host = &*names::reachable(host);
-        Ok(Server {
-            name: Arc::from(server.name()),
-            host: Arc::from(host),
-            port,
-            tls: self.upstream_tls(certified_name(host, &names::reachable(server.name()))),
-        })
-    }
-
-    fn upstream_tls(self, name: &str) -> UpstreamTls {
-        match self.tls {
-            true => UpstreamTls::Implicit { name: Arc::from(name) },
-            false => UpstreamTls::Clear,
-        }
-    }
-}
-
 /// What is known when a route is made.
-struct Wanted<'a> {
+struct RoutePlan<'a> {
     lookup: &'a Lookup,
     /// The account, or the qualified login if there is none.
     name: &'a Arc<str>,
@@ -518,7 +67,7 @@ struct Wanted<'a> {
     tier: Tier,
 }
 
-impl Wanted<'_> {
+impl RoutePlan<'_> {
     /// The account is not in the directory, but its domain has a second home for such.
     fn split_domain(&self) -> Option<Route> {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE_IF_ACCOUNT_NOT_EXIST;
@@ -530,11 +79,10 @@ impl Wanted<'_> {
     /// Step 5: the account's own word, else that of its domain. An incomplete address is as good as none.
     fn external(&self, placement: &Placement) -> Option<Route> {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
-        let own = placement.special.as_deref();
-        let wanted = own
-            .and_then(|own| own.external)
+        let wanted = placement
+            .external()
             .unwrap_or_else(|| self.domain.is_some_and(|domain| domain.flag(flag)));
-        if !wanted || self.protocol.external.is_none() {
+        if !wanted || self.protocol.external().is_none() {
             return None;
         }
         let route = self.external_server(Some(placement));
@@ -542,20 +90,17 @@ impl Wanted<'_> {
             log::info!(
                 "external route of {} is incomplete for {}",
                 self.name,
-                self.protocol.name
+                self.protocol.name()
             );
         }
         route
     }
 
     fn external_server(&self, placement: Option<&Placement>) -> Option<Route> {
-        let place = self.protocol.external?;
+        let place = self.protocol.external()?;
         let (host_attribute, port_attribute) = EXTERNAL[place];
-        let own = placement.and_then(|placement| placement.special.as_ref());
-        let (own_host, own_port) = own.map_or((None, None), |own| {
-            let (host, port) = &own.servers[place];
-            (host.as_deref(), *port)
-        });
+        let own = placement.map(|placement| placement.external_server(place));
+        let (own_host, own_port) = own.unwrap_or_default();
         let host = own_host.or_else(|| self.domain?.text(host_attribute))?;
         let port = own_port.or_else(|| self.domain?.port(port_attribute))?;
         let host = &*names::reachable(host);
@@ -583,7 +128,7 @@ impl Wanted<'_> {
     /// Steps 4 and 6: the account's server and its port.
     fn internal(&self, placement: &Placement, system: &System) -> Result<Route, RouteError> {
         let missing = |text: String| Err(RouteError::NoRoute(text));
-        let Some(mail_host) = &placement.mail_host else {
+        let Some(mail_host) = placement.mail_host() else {
             return missing(format!("mailhost not found for user: {}", self.name));
         };
         let Some(server) = system.server(mail_host) else {
@@ -628,26 +173,17 @@ impl Offer {
     }
 }
 
-/// The name that the server's certificate should have: its host name, or where that is an address the name of
-/// its entry, or where that is no host name either the address.
-fn certified_name<'a>(host: &'a str, entry: &'a str) -> &'a str {
-    let is_address = host.parse::<IpAddr>().is_ok();
-    if is_address && is_host_name(entry) { entry } else { host }
-}
-
-/// Letters, digits, hyphens and at least one dot; no address.
-fn is_host_name(name: &str) -> bool {
-    let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    name.contains('.') && name.split('.').all(label) && name.parse::<IpAddr>().is_err()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
     use std::path::Path;
 
-    use super::*;
+    use mail_directory::Directory;
     use mail_directory::file::YamlDirectory;
+
+    use super::*;
+    use crate::placement::place;
+    use crate::route::UpstreamTls;
 
     const SYSTEM: &str = "
 config: {zimbraDefaultDomainName: a.test}

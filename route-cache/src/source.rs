@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use mail_directory::{Directory, System};
 
+use crate::key::Key;
 use crate::lookup::Services;
-use crate::resolve::{self, Key, Placement, Protocol};
+use crate::placement::{self, Said};
+use crate::protocol::Protocol;
 use crate::route::{Lookup, RouteError};
 
 /// Who is asked.
@@ -14,14 +16,6 @@ pub(crate) enum Source {
     Directory(Arc<dyn Directory>),
     /// Services that know the answer. Servers and domains are the directory's all the same.
     Services(Box<Services>),
-}
-
-/// What he said.
-pub(crate) struct Said {
-    /// Where the account is; `None`: there is no such account.
-    pub(crate) placement: Option<Placement>,
-    /// Whether the name that was asked for is, wherever it is typed, another name of that account.
-    pub(crate) alias: bool,
 }
 
 impl Source {
@@ -43,7 +37,7 @@ impl Source {
     ) -> Result<Said, RouteError> {
         match self {
             Source::Directory(directory) => {
-                let placement = resolve::place(&**directory, system, key).await?;
+                let placement = placement::place(&**directory, system, key).await?;
                 Ok(Said { placement, alias: true })
             }
             Source::Services(services) => services.place(lookup, key, protocol, system).await,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use mail_directory::System;
 
 use super::{Asking, RouteCache, Want, millis};
-use crate::resolve::Protocol;
+use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError};
 
 impl RouteCache {

@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::{Asking, Millis, Old, RouteCache, SHARED_LIFE, Want, millis};
-use crate::resolve::{Key, Protocol};
+use crate::key::Key;
+use crate::protocol::Protocol;
 use crate::route::Lookup;
 
 /// Of the life of an answer, the part at its end in which it is asked for again.

@@ -12,7 +12,9 @@ use mail_directory::attributes as a;
 use mail_directory::{DirectoryError, Entry, System, Touched};
 
 use super::{Asking, Landed, Old, RouteCache, Trace, Want, What};
-use crate::resolve::{self, By, Key, Placement, Protocol};
+use crate::key::{By, Key, domain_for};
+use crate::placement::{self, Placement};
+use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError, Service, Subject, Tier};
 use crate::source::Source;
 
@@ -282,7 +284,7 @@ impl RouteCache {
         let Subject::Login(login) = &lookup.subject else {
             return None;
         };
-        let (name, by) = match (&self.source, resolve::domain_for(login, lookup, system)) {
+        let (name, by) = match (&self.source, domain_for(login, lookup, system)) {
             (Source::Services(_), Some((_, By::Default)) | None) => ("", FoundBy::Service),
             (_, found) => {
                 let (name, by) = found?;
@@ -306,7 +308,7 @@ impl RouteCache {
         let Source::Directory(directory) = &self.source else {
             return (None, AccountSaid::NotAsked);
         };
-        let entry = match resolve::entry(&**directory, system, key).await {
+        let entry = match placement::entry(&**directory, system, key).await {
             Ok(Some(entry)) => entry,
             Ok(None) => return (None, AccountSaid::Nobody),
             Err(error) => return (None, AccountSaid::Failed(error.to_string())),
@@ -335,7 +337,7 @@ impl RouteCache {
             AccountSaid::Failed(why) => Some(Err(DirectoryError(why.clone()).into())),
             AccountSaid::Found(_) | AccountSaid::Nobody => Some(Ok(Landed {
                 at: self.now(),
-                placement: entry.map(|entry| resolve::placement(entry, &asking.key, asking.system)),
+                placement: entry.map(|entry| placement::placement(entry, &asking.key, asking.system)),
                 tier: Tier::Directory,
                 alias: true,
             })),

@@ -14,9 +14,11 @@ use mail_directory::System;
 use tokio::time::{Instant, timeout};
 
 use crate::addresses::AddressBook;
+use crate::key::Key;
 use crate::memcached::{self, Memcached};
 use crate::percent::escape;
-use crate::resolve::{Key, Placement, Protocol};
+use crate::placement::Placement;
+use crate::protocol::Protocol;
 use crate::route::{Lookup, Service, Subject};
 
 /// Names in Zimbra's protocols, as they stand in keys.

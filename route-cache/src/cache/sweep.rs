@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::{Known, RouteCache, What};
-use crate::resolve::Key;
+use crate::key::Key;
 use crate::source::Source;
 
 /// Names in one question: a filter of some kilobytes, which an indexed directory answers in milliseconds.

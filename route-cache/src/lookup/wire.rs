@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::{Dialect, HandlerUrl};
 use crate::host_port::bracketed;
 use crate::percent::{escape, unescape};
-use crate::resolve::Protocol;
+use crate::protocol::Protocol;
 use crate::route::Service;
 
 /// Longest head of a response. The proxies that are replaced take 1 KiB, nginx 4 KiB.
@@ -203,7 +203,7 @@ fn status(line: &str) -> Option<(u8, u16)> {
 }
 
 /// `Name: value`, name in lower case. No continued lines, no control characters.
-pub(super) fn field(line: &str) -> Option<(String, String)> {
+pub(crate) fn field(line: &str) -> Option<(String, String)> {
     let (name, value) = line.split_once(':')?;
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let bad = |c: char| c.is_control() && c != '\t';
