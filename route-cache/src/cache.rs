@@ -1,26 +1,22 @@
 //! Routes from memory, then from the cache that nodes share, and one question to the source where many ask the same.
 //!
-//! What is kept is where an account *is* ([`Placement`]), one entry for all services. Servers, ports and modes
+//! What is kept is where an account *is* ([`crate::placement::Placement`]), one entry for all services. Servers, ports and modes
 //! are looked up in the directory's system at every answer, so a change there acts at once. Errors are never
 //! kept. The meaning of the attributes is not here but in `routing.rs`.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
-use tokio::sync::OnceCell;
+use mail_directory::{Directory, System};
 use tokio::time::Instant;
 
 use crate::key::Key;
 use crate::lookup::Services;
-use crate::placement::{Placement, Reading, Said};
+use crate::placement::Reading;
 use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError, Tier};
-use crate::routing;
 use crate::source::Source;
 
 mod again;
@@ -28,39 +24,28 @@ mod ahead;
 mod cert_login;
 mod counters;
 mod explain;
+mod fetch;
 mod follow;
+mod forget;
+mod known;
+mod question;
 mod shared;
+mod single_flight;
 mod sweep;
 mod table;
 
 use ahead::Ahead;
 pub use counters::Tallies;
 pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
-use mail_directory::{Directory, System, Touched};
+use known::{BEFORE_BIRTH, Known, Millis, Old, millis};
+use question::{Asking, Landed, Want};
 pub use shared::SharedCache;
+use single_flight::Flights;
 use table::Shelf;
-
-/// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
-/// enough to notice its return at once, long enough that not every login waits for the timeout.
-const DOWN_PAUSE: Duration = Duration::from_secs(2);
 
 /// Of the capacity, the part that "no such account" may take in addition. A flood of invented names pushes out
 /// other invented names, but no real account.
 const NOBODY_SHARE: u64 = 8;
-
-/// How long an answer of the shared cache is kept here. It may be as old as the life of an entry there already, so
-/// it is asked for again soon, which costs next to nothing.
-const SHARED_LIFE: Duration = Duration::from_secs(60);
-
-/// How often one lookup asks again because the account was forgotten while the directory answered. Once is the
-/// rule; an account that changes faster than the directory answers gets what there is.
-const MOST_FLIGHTS: usize = 3;
-
-/// Accounts that are forgotten while the lock is held once.
-const FORGET_AT_ONCE: usize = 1000;
-
-/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one question more.
-const FORGET_SLOTS: usize = 4096;
 
 /// How the cache behaves.
 #[derive(Debug, Clone)]
@@ -103,62 +88,6 @@ pub struct RouteCache {
     epoch: AtomicU32,
 }
 
-/// Milliseconds since long before the cache was made, so that an answer may be older than the cache; half the
-/// size of an `Instant`, and follows tokio's paused clock.
-type Millis = u64;
-
-/// When the cache was made: a hundred years after zero, longer than any life of an answer.
-const BEFORE_BIRTH: Millis = 100 * 365 * 86_400_000;
-
-/// What is kept under a key.
-#[derive(Debug, Clone)]
-struct Known {
-    at: Millis,
-    epoch: u32,
-    what: What,
-}
-
-#[derive(Debug, Clone)]
-enum What {
-    /// The key is the account's canonical name.
-    Here(Placement),
-    /// The key is an alias or an id; the account has this name.
-    See(Arc<str>),
-}
-
-/// What a flight brings home.
-#[derive(Debug, Clone)]
-struct Landed {
-    at: Millis,
-    placement: Option<Placement>,
-    tier: Tier,
-    /// Whether the name that was asked for may be kept as another name of the account.
-    alias: bool,
-}
-
-/// A flight's end.
-enum Flown {
-    /// What it brings is the truth of now.
-    Current(Landed),
-    /// It was forgotten while it flew.
-    Outdated(Landed),
-}
-
-impl Flown {
-    fn current(self) -> Option<Landed> {
-        match self {
-            Flown::Current(landed) => Some(landed),
-            Flown::Outdated(_) => None,
-        }
-    }
-
-    fn landed(self) -> Landed {
-        match self {
-            Flown::Current(landed) | Flown::Outdated(landed) => landed,
-        }
-    }
-}
-
 impl RouteCache {
     /// An empty cache in front of `directory`.
     pub fn new(settings: Settings, directory: Arc<dyn Directory>) -> Self {
@@ -169,7 +98,7 @@ impl RouteCache {
                 .max_capacity((settings.capacity / NOBODY_SHARE).max(1))
                 .time_to_live(settings.negative_ttl)
                 .build(),
-            flights: Flights(Mutex::default()),
+            flights: Flights::default(),
             tallies: Tallies::default(),
             ahead: Ahead::default(),
             born: Instant::now(),
@@ -245,102 +174,6 @@ impl RouteCache {
         self.conclude(&asking, asked, old)
     }
 
-    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. So do
-    /// those who wait for an answer that is under way now.
-    pub fn forget(&self, lookup: &Lookup) {
-        if let Ok(key) = self.source.key(lookup, &self.directory.system()) {
-            self.forget_asked(lookup, vec![key]);
-        }
-    }
-
-    /// The same, unless what is kept is younger than `age`: it was asked for just now, and asking again would bring
-    /// nothing new.
-    pub fn forget_older_than(&self, lookup: &Lookup, age: Duration) {
-        let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
-            return;
-        };
-        let young = |old: &Old| self.now() < old.at + millis(age);
-        if !self.find_key(&key).as_ref().is_some_and(young) {
-            self.forget_asked(lookup, vec![key]);
-        }
-    }
-
-    /// Forgets what these keys stand for, and what was typed.
-    fn forget_asked(&self, lookup: &Lookup, keys: Vec<Key>) {
-        self.forget_keys(keys);
-        if let Some(shared) = &self.shared {
-            shared.forget_alias(lookup);
-        }
-    }
-
-    /// Forgets all names and ids of accounts that changed. An alias that one of them had and has no more goes too:
-    /// whatever stands for one of their names.
-    pub fn forget_accounts(&self, accounts: &[Touched]) {
-        let mut forgotten: HashSet<Key> = HashSet::new();
-        for some in accounts.chunks(FORGET_AT_ONCE) {
-            let names = some.iter().flat_map(|account| &account.names);
-            let ids = some.iter().flat_map(|account| &account.ids);
-            let keys = names
-                .map(|name| Key::Name(name.as_str().into()))
-                .chain(ids.map(|id| Key::Id(id.as_str().into())));
-            forgotten.extend(self.forget_keys(keys.collect()));
-        }
-        self.known.retain(|known| match &known.what {
-            What::See(account) => !forgotten.contains(&Key::Name(account.clone())),
-            What::Here(_) => true,
-        });
-    }
-
-    /// Forgets what these keys stand for, here and in the shared cache, and says what that was: a key may know a name
-    /// that nobody tells any more.
-    fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
-        let mut state = self.flights.0.lock();
-        for at in 0..keys.len() {
-            if let Some(What::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
-                keys.push(Key::Name(account));
-            }
-        }
-        for key in &keys {
-            state.forget(key);
-            self.known.remove(key);
-            self.nobody.invalidate(key);
-        }
-        // Under the lock, so that no write of an older answer comes behind the delete.
-        if let Some(shared) = &self.shared {
-            shared.forget(&keys);
-        }
-        drop(state);
-        keys
-    }
-
-    /// Takes what this node keeps for old: the next lookup of each account asks again. Whether what other nodes share
-    /// can be believed is for the directory to say, which tells what changed; lookup services tell nothing, so with
-    /// them this is [`RouteCache::expire`].
-    pub fn ask_anew(&self) {
-        match self.source {
-            Source::Directory(_) => self.expire_here(&mut self.flights.0.lock()),
-            Source::Services(_) => self.expire(),
-        }
-    }
-
-    /// Takes everything for old: the next lookup of each account asks the directory. Unlike after
-    /// [`RouteCache::clear`], what is kept may still serve while the directory is down. What other nodes share is
-    /// left to them; what stands there now is not believed until it has expired.
-    pub fn expire(&self) {
-        let mut state = self.flights.0.lock();
-        self.expire_here(&mut state);
-        // Under the lock, so that no older answer that lands meanwhile is taken for a new one there.
-        if let Some(shared) = &self.shared {
-            shared.forget_all();
-        }
-    }
-
-    fn expire_here(&self, state: &mut InFlight) {
-        state.forget_all();
-        self.epoch.fetch_add(1, Ordering::Relaxed);
-        self.nobody.invalidate_all();
-    }
-
     /// The entries of the directory as they are now.
     pub(crate) fn system(&self) -> Arc<System> {
         self.directory.system()
@@ -349,25 +182,6 @@ impl RouteCache {
     /// Name of this node's server entry.
     pub(crate) fn node(&self) -> &str {
         &self.settings.node
-    }
-
-    /// Forgets everything. What other nodes share is left to them, but not believed until it has expired.
-    pub fn clear(&self) {
-        let mut state = self.flights.0.lock();
-        state.forget_all();
-        self.known.clear();
-        self.nobody.invalidate_all();
-        if let Some(shared) = &self.shared {
-            shared.forget_all();
-        }
-    }
-
-    /// Forgets everything that this node keeps.
-    pub(crate) fn clear_here(&self) {
-        let mut state = self.flights.0.lock();
-        state.forget_all();
-        self.known.clear();
-        self.nobody.invalidate_all();
     }
 
     /// How many answers are kept: names, ids, and names that nobody has.
@@ -464,399 +278,8 @@ impl RouteCache {
         self.now() < old.at + self.ttl.load(Ordering::Relaxed) + self.stale.load(Ordering::Relaxed)
     }
 
-    /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
-    /// because of which somebody said forget.
-    async fn fly(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
-        for _ in 1..MOST_FLIGHTS {
-            if let Some(landed) = self.fly_once(asking).await?.current() {
-                return Ok(landed);
-            }
-        }
-        self.fly_once(asking).await.map(Flown::landed)
-    }
-
-    /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
-    /// else and is none for this lookup (another protocol, another client) is not shared.
-    async fn fly_once(&self, asking: &Asking<'_>) -> Result<Flown, RouteError> {
-        let seat = self.flights.board(&asking.key);
-        let Some(flight) = &seat.flight else {
-            return self.ask(asking).await.map(Flown::Current);
-        };
-        let mut own = false;
-        let ask = || {
-            own = true;
-            self.ask(asking)
-        };
-        let result = flight.answer.get_or_init(ask).await;
-        let flown = self.land(asking, flight, result);
-        if own || asking.is_answered_by(result) {
-            return flown;
-        }
-        let since = self.flights.now();
-        let landed = self.ask(asking).await?;
-        let mut state = self.flights.0.lock();
-        if !state.is_wanted(&asking.key, &landed, since) {
-            return Ok(Flown::Outdated(landed));
-        }
-        self.keep(asking, &landed);
-        drop(state);
-        Ok(Flown::Current(landed))
-    }
-
-    /// What the flight brought, kept if it is the truth of now.
-    fn land(
-        &self,
-        asking: &Asking<'_>,
-        flight: &Arc<Flight>,
-        result: &Result<Landed, RouteError>,
-    ) -> Result<Flown, RouteError> {
-        let mut state = self.flights.0.lock();
-        let first = state.end(&asking.key, flight);
-        let landed = result.clone()?;
-        if !state.is_wanted(&asking.key, &landed, flight.since) {
-            return Ok(Flown::Outdated(landed));
-        }
-        if first {
-            self.keep(asking, &landed);
-        }
-        Ok(Flown::Current(landed))
-    }
-
-    async fn ask(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
-        // Somebody may have landed with it after this one looked and before he boarded.
-        if let Some(landed) = self.fresh(asking, self.find(asking).as_ref()) {
-            return Ok(landed);
-        }
-        if !matches!(asking.want, Want::Since(_))
-            && let Some(landed) = self.ask_shared(asking, Trace::Left).await
-        {
-            return Ok(landed);
-        }
-        self.tallies.asked();
-        let result = self.ask_source(asking).await;
-        let pause_end = match &result {
-            Err(RouteError::DirectoryDown(_)) => self.now() + millis(DOWN_PAUSE),
-            _ => 0,
-        };
-        self.down_until.store(pause_end, Ordering::Relaxed);
-        result
-    }
-
-    /// What the nodes share. It is born old, so that it is soon asked for again.
-    async fn ask_shared(&self, asking: &Asking<'_>, trace: Trace) -> Option<Landed> {
-        let shared = self.shared.as_ref()?;
-        let placement = match shared.find(&asking.key, asking.protocol, asking.system).await {
-            shared::Found::Here(placement) => placement,
-            shared::Found::Unbelievable if trace == Trace::Left => {
-                shared.discard(&asking.key, asking.protocol);
-                return None;
-            }
-            shared::Found::Unbelievable | shared::Found::Nothing => return None,
-        };
-        let age = self.ttl.load(Ordering::Relaxed).saturating_sub(millis(SHARED_LIFE));
-        Some(Landed {
-            at: self.now().saturating_sub(age),
-            placement: Some(placement),
-            tier: Tier::Memcached,
-            alias: true,
-        })
-    }
-
-    async fn ask_source(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
-        let Said { placement, alias } = self
-            .source
-            .ask(asking.lookup, &asking.key, asking.protocol, asking.system)
-            .await?;
-        if let (Some(shared), Some(_)) = (&self.shared, &placement) {
-            shared.prepare(asking.system).await;
-        }
-        Ok(Landed {
-            at: self.now(),
-            placement,
-            tier: Tier::Directory,
-            alias,
-        })
-    }
-
-    /// Called with the lock of the flights held.
-    fn keep(&self, asking: &Asking<'_>, landed: &Landed) {
-        let Asking {
-            key, protocol, system, ..
-        } = asking;
-        let Some(placement) = &landed.placement else {
-            self.known.remove(key);
-            self.nobody.insert(key.clone(), landed.at);
-            return;
-        };
-        if landed.tier == Tier::Directory
-            && let Some(shared) = &self.shared
-        {
-            shared.keep(key, placement, *protocol, system);
-        }
-        // Whom nobody gave a full name is known by what he was asked by.
-        let account = match key {
-            Key::Id(text) | Key::Bare(text) if *text == placement.account => key.clone(),
-            _ => Key::Name(placement.account.clone()),
-        };
-        if account != *key && landed.alias {
-            let see = self.known_now(landed.at, What::See(placement.account.clone()));
-            self.known.insert(key.clone(), see);
-        }
-        for key in [key, &account] {
-            self.nobody.invalidate(key);
-        }
-        let known = self.joined(&account, landed.at, placement.clone());
-        self.known.insert(account, known);
-    }
-
-    /// An answer together with what is kept of other protocols of the account; as old as its oldest part. A part
-    /// near its end is left out, or it would make the new one old, too.
-    fn joined(&self, account: &Key, mut at: Millis, mut placement: Placement) -> Known {
-        if let Some(old) = self.find_key(account).filter(|old| self.is_young(old))
-            && placement.join(&old.placement)
-        {
-            at = at.min(old.at);
-        }
-        self.known_now(at, What::Here(placement))
-    }
-
-    fn known_now(&self, at: Millis, what: What) -> Known {
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        Known { at, epoch, what }
-    }
-
-    /// Forgets everything when the global config names other attributes to read accounts by.
-    fn follow(&self, system: &System) {
-        if !self.reading.load().is_of(system) {
-            self.reading.store(Arc::new(Reading::of(system)));
-            self.clear();
-        }
-    }
-
     fn now(&self) -> Millis {
         BEFORE_BIRTH + millis(self.born.elapsed())
-    }
-}
-
-/// Whether a question may change what others see.
-#[derive(PartialEq, Eq)]
-enum Trace {
-    Left,
-    None,
-}
-
-/// One question, with what it goes by.
-struct Asking<'a> {
-    lookup: &'a Lookup,
-    key: Key,
-    protocol: Protocol,
-    system: &'a Arc<System>,
-    want: Want,
-}
-
-/// What is good enough of what is kept.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Want {
-    /// Whatever is in its life.
-    Fresh,
-    /// What is not near the end of its life.
-    Young,
-    /// What the source has said since then.
-    Since(Millis),
-}
-
-impl Want {
-    /// Whether an answer of this time is good enough, if it is in its life.
-    fn takes(self, at: Millis) -> bool {
-        match self {
-            Want::Fresh | Want::Young => true,
-            Want::Since(when) => at >= when,
-        }
-    }
-}
-
-impl Asking<'_> {
-    fn answer(&self, placement: Option<&Placement>, tier: Tier) -> Result<Route, RouteError> {
-        routing::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
-    }
-
-    /// Whether what somebody else was told is an answer to this question.
-    fn is_answered_by(&self, result: &Result<Landed, RouteError>) -> bool {
-        match result {
-            Ok(landed) if !self.want.takes(landed.at) => false,
-            Ok(landed) => landed
-                .placement
-                .as_ref()
-                .is_none_or(|placement| placement.answers(self.protocol)),
-            Err(RouteError::DirectoryDown(_) | RouteError::UnknownUser) => true,
-            Err(RouteError::NotAllowed { .. } | RouteError::NoRoute(_)) => false,
-        }
-    }
-}
-
-/// What was kept of an account, and since when.
-struct Old {
-    at: Millis,
-    epoch: u32,
-    placement: Placement,
-}
-
-impl Old {
-    /// What is kept under a name and of its account, which may be the same: as old as the older of them.
-    fn find(name: &Key, look: impl Fn(&Key) -> Option<Known>) -> Option<Old> {
-        let Known { at, epoch, what } = look(name)?;
-        let account = match what {
-            What::Here(placement) => return Some(Old { at, epoch, placement }),
-            What::See(account) => look(&Key::Name(account))?,
-        };
-        match account.what {
-            What::Here(placement) => Some(Old {
-                at: at.min(account.at),
-                epoch: epoch.min(account.epoch),
-                placement,
-            }),
-            What::See(_) => None,
-        }
-    }
-}
-
-fn millis(duration: Duration) -> Millis {
-    // Half of the range, so that sums of three cannot overflow.
-    Millis::try_from(duration.as_millis())
-        .unwrap_or(Millis::MAX)
-        .min(Millis::MAX / 4)
-}
-
-/// The questions under way. Its lock also orders keeping against forgetting; it is held for some hash table
-/// work and never over an await.
-struct Flights(Mutex<InFlight>);
-
-#[derive(Default)]
-struct InFlight {
-    flights: HashMap<Key, Arc<Flight>>,
-    /// Counts flights and forgets, to tell what was before what.
-    clock: u64,
-    forgotten: Forgotten,
-}
-
-/// One question, and the place where the first who asks leaves the answer for the others. If he goes away
-/// before, the next one asks in his place.
-struct Flight {
-    since: u64,
-    answer: OnceCell<Result<Landed, RouteError>>,
-}
-
-/// When what was forgotten last.
-struct Forgotten {
-    /// By hash of the key.
-    slots: Box<[u64]>,
-    all: u64,
-    hasher: RandomState,
-}
-
-/// A seat in a flight. When the last one leaves, the flight is over.
-struct Seat<'a> {
-    flights: &'a Flights,
-    key: &'a Key,
-    /// Given back under the lock, so that the count of seats is right there.
-    flight: Option<Arc<Flight>>,
-}
-
-impl Flights {
-    /// A point in the order of flights and forgets.
-    fn now(&self) -> u64 {
-        let mut state = self.0.lock();
-        state.clock += 1;
-        state.clock
-    }
-
-    /// A seat in the flight for `key`, which begins now if there is none.
-    fn board<'a>(&'a self, key: &'a Key) -> Seat<'a> {
-        let mut state = self.0.lock();
-        state.clock += 1;
-        let since = state.clock;
-        let begin = || {
-            Arc::new(Flight {
-                since,
-                answer: OnceCell::new(),
-            })
-        };
-        let flight = state.flights.entry(key.clone()).or_insert_with(begin).clone();
-        Seat {
-            flights: self,
-            key,
-            flight: Some(flight),
-        }
-    }
-}
-
-impl InFlight {
-    fn forget(&mut self, key: &Key) {
-        self.clock += 1;
-        self.flights.remove(key);
-        *self.forgotten.slot(key) = self.clock;
-    }
-
-    fn forget_all(&mut self) {
-        self.clock += 1;
-        self.flights.clear();
-        self.forgotten.all = self.clock;
-    }
-
-    /// Ends the flight. False if another passenger did, or if its key was forgotten while it flew.
-    fn end(&mut self, key: &Key, flight: &Arc<Flight>) -> bool {
-        let current = self
-            .flights
-            .get(key)
-            .is_some_and(|current| Arc::ptr_eq(current, flight));
-        if current {
-            self.flights.remove(key);
-        }
-        current
-    }
-
-    /// Whether nobody has said forget after `since`, of the key or of the account that was found.
-    fn is_wanted(&mut self, key: &Key, landed: &Landed, since: u64) -> bool {
-        let account = landed.placement.as_ref().map(|p| Key::Name(p.account.clone()));
-        self.forgotten.all <= since
-            && *self.forgotten.slot(key) <= since
-            && account.is_none_or(|account| *self.forgotten.slot(&account) <= since)
-    }
-}
-
-impl Forgotten {
-    fn slot(&mut self, key: &Key) -> &mut u64 {
-        let hash = self.hasher.hash_one(key) % FORGET_SLOTS as u64;
-        &mut self.slots[hash as usize]
-    }
-}
-
-impl Default for Forgotten {
-    fn default() -> Self {
-        Forgotten {
-            slots: vec![0; FORGET_SLOTS].into_boxed_slice(),
-            all: 0,
-            hasher: RandomState::new(),
-        }
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        let mut state = self.flights.0.lock();
-        let Some(flight) = self.flight.take() else {
-            return;
-        };
-        // This one and the one in the table: nobody else waits.
-        let last = Arc::strong_count(&flight) == 2;
-        if last
-            && state
-                .flights
-                .get(self.key)
-                .is_some_and(|current| Arc::ptr_eq(current, &flight))
-        {
-            state.flights.remove(self.key);
-        }
     }
 }
 
@@ -865,11 +288,13 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use async_trait::async_trait;
+    use mail_directory::{AccountBy, DirectoryError, Entry, Touched};
+    use parking_lot::Mutex;
     use tokio::sync::Semaphore;
 
+    use super::fetch::DOWN_PAUSE;
     use super::*;
     use crate::route::{Service, Subject};
-    use mail_directory::{AccountBy, DirectoryError, Entry};
 
     const SECOND: Duration = Duration::from_secs(1);
 

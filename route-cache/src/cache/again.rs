@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use mail_directory::System;
 
-use super::{Asking, RouteCache, Want, millis};
+use super::RouteCache;
+use super::known::millis;
+use super::question::{Asking, Want};
 use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError};
 

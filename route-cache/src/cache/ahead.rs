@@ -11,7 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Asking, Millis, Old, RouteCache, SHARED_LIFE, Want, millis};
+use super::RouteCache;
+use super::fetch::SHARED_LIFE;
+use super::known::{Millis, Old, millis};
+use super::question::{Asking, Want};
 use crate::key::Key;
 use crate::protocol::Protocol;
 use crate::route::Lookup;

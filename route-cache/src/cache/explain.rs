@@ -11,7 +11,10 @@ use std::time::Duration;
 use mail_directory::attributes as a;
 use mail_directory::{DirectoryError, Entry, System, Touched};
 
-use super::{Asking, Landed, Old, RouteCache, Trace, Want, What};
+use super::RouteCache;
+use super::fetch::Trace;
+use super::known::{Old, What};
+use super::question::{Asking, Landed, Want};
 use crate::key::{By, Key, domain_for};
 use crate::placement::{self, Placement};
 use crate::protocol::Protocol;

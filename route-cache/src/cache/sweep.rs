@@ -8,7 +8,8 @@ use mail_directory::{Touched, domain_of};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::{Known, RouteCache, What};
+use super::RouteCache;
+use super::known::{Known, What};
 use crate::key::Key;
 use crate::source::Source;
 

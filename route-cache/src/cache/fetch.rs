@@ -1,0 +1,218 @@
+//! The answer of the tiers below: of the cache that nodes share, then of the source; and how it is kept.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::known::{Known, Millis, What, millis};
+use super::question::{Asking, Landed, Want};
+use super::single_flight::Flight;
+use super::{RouteCache, shared};
+use crate::key::Key;
+use crate::placement::{Placement, Said};
+use crate::route::{RouteError, Tier};
+
+/// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
+/// enough to notice its return at once, long enough that not every login waits for the timeout.
+pub(super) const DOWN_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long an answer of the shared cache is kept here. It may be as old as the life of an entry there already, so
+/// it is asked for again soon, which costs next to nothing.
+pub(super) const SHARED_LIFE: Duration = Duration::from_secs(60);
+
+/// How often one lookup asks again because the account was forgotten while the directory answered. Once is the
+/// rule; an account that changes faster than the directory answers gets what there is.
+const MOST_FLIGHTS: usize = 3;
+
+/// Whether a question may change what others see.
+#[derive(PartialEq, Eq)]
+pub(super) enum Trace {
+    Left,
+    None,
+}
+
+/// A flight's end.
+pub(super) enum Flown {
+    /// What it brings is the truth of now.
+    Current(Landed),
+    /// It was forgotten while it flew.
+    Outdated(Landed),
+}
+
+impl Flown {
+    pub(super) fn current(self) -> Option<Landed> {
+        match self {
+            Flown::Current(landed) => Some(landed),
+            Flown::Outdated(_) => None,
+        }
+    }
+
+    pub(super) fn landed(self) -> Landed {
+        match self {
+            Flown::Current(landed) | Flown::Outdated(landed) => landed,
+        }
+    }
+}
+
+impl RouteCache {
+    /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
+    /// because of which somebody said forget.
+    pub(super) async fn fly(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        for _ in 1..MOST_FLIGHTS {
+            if let Some(landed) = self.fly_once(asking).await?.current() {
+                return Ok(landed);
+            }
+        }
+        self.fly_once(asking).await.map(Flown::landed)
+    }
+
+    /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
+    /// else and is none for this lookup (another protocol, another client) is not shared.
+    pub(super) async fn fly_once(&self, asking: &Asking<'_>) -> Result<Flown, RouteError> {
+        let seat = self.flights.board(&asking.key);
+        let Some(flight) = &seat.flight else {
+            return self.ask(asking).await.map(Flown::Current);
+        };
+        let mut own = false;
+        let ask = || {
+            own = true;
+            self.ask(asking)
+        };
+        let result = flight.answer.get_or_init(ask).await;
+        let flown = self.land(asking, flight, result);
+        if own || asking.is_answered_by(result) {
+            return flown;
+        }
+        let since = self.flights.now();
+        let landed = self.ask(asking).await?;
+        let mut state = self.flights.0.lock();
+        if !state.is_wanted(&asking.key, &landed, since) {
+            return Ok(Flown::Outdated(landed));
+        }
+        self.keep(asking, &landed);
+        drop(state);
+        Ok(Flown::Current(landed))
+    }
+
+    /// What the flight brought, kept if it is the truth of now.
+    pub(super) fn land(
+        &self,
+        asking: &Asking<'_>,
+        flight: &Arc<Flight>,
+        result: &Result<Landed, RouteError>,
+    ) -> Result<Flown, RouteError> {
+        let mut state = self.flights.0.lock();
+        let first = state.end(&asking.key, flight);
+        let landed = result.clone()?;
+        if !state.is_wanted(&asking.key, &landed, flight.since) {
+            return Ok(Flown::Outdated(landed));
+        }
+        if first {
+            self.keep(asking, &landed);
+        }
+        Ok(Flown::Current(landed))
+    }
+
+    pub(super) async fn ask(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        // Somebody may have landed with it after this one looked and before he boarded.
+        if let Some(landed) = self.fresh(asking, self.find(asking).as_ref()) {
+            return Ok(landed);
+        }
+        if !matches!(asking.want, Want::Since(_))
+            && let Some(landed) = self.ask_shared(asking, Trace::Left).await
+        {
+            return Ok(landed);
+        }
+        self.tallies.asked();
+        let result = self.ask_source(asking).await;
+        let pause_end = match &result {
+            Err(RouteError::DirectoryDown(_)) => self.now() + millis(DOWN_PAUSE),
+            _ => 0,
+        };
+        self.down_until.store(pause_end, Ordering::Relaxed);
+        result
+    }
+
+    /// What the nodes share. It is born old, so that it is soon asked for again.
+    pub(super) async fn ask_shared(&self, asking: &Asking<'_>, trace: Trace) -> Option<Landed> {
+        let shared = self.shared.as_ref()?;
+        let placement = match shared.find(&asking.key, asking.protocol, asking.system).await {
+            shared::Found::Here(placement) => placement,
+            shared::Found::Unbelievable if trace == Trace::Left => {
+                shared.discard(&asking.key, asking.protocol);
+                return None;
+            }
+            shared::Found::Unbelievable | shared::Found::Nothing => return None,
+        };
+        let age = self.ttl.load(Ordering::Relaxed).saturating_sub(millis(SHARED_LIFE));
+        Some(Landed {
+            at: self.now().saturating_sub(age),
+            placement: Some(placement),
+            tier: Tier::Memcached,
+            alias: true,
+        })
+    }
+
+    pub(super) async fn ask_source(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+        let Said { placement, alias } = self
+            .source
+            .ask(asking.lookup, &asking.key, asking.protocol, asking.system)
+            .await?;
+        if let (Some(shared), Some(_)) = (&self.shared, &placement) {
+            shared.prepare(asking.system).await;
+        }
+        Ok(Landed {
+            at: self.now(),
+            placement,
+            tier: Tier::Directory,
+            alias,
+        })
+    }
+
+    /// Called with the lock of the flights held.
+    pub(super) fn keep(&self, asking: &Asking<'_>, landed: &Landed) {
+        let Asking {
+            key, protocol, system, ..
+        } = asking;
+        let Some(placement) = &landed.placement else {
+            self.known.remove(key);
+            self.nobody.insert(key.clone(), landed.at);
+            return;
+        };
+        if landed.tier == Tier::Directory
+            && let Some(shared) = &self.shared
+        {
+            shared.keep(key, placement, *protocol, system);
+        }
+        // Whom nobody gave a full name is known by what he was asked by.
+        let account = match key {
+            Key::Id(text) | Key::Bare(text) if *text == placement.account => key.clone(),
+            _ => Key::Name(placement.account.clone()),
+        };
+        if account != *key && landed.alias {
+            let see = self.known_now(landed.at, What::See(placement.account.clone()));
+            self.known.insert(key.clone(), see);
+        }
+        for key in [key, &account] {
+            self.nobody.invalidate(key);
+        }
+        let known = self.joined(&account, landed.at, placement.clone());
+        self.known.insert(account, known);
+    }
+
+    /// An answer together with what is kept of other protocols of the account; as old as its oldest part. A part
+    /// near its end is left out, or it would make the new one old, too.
+    pub(super) fn joined(&self, account: &Key, mut at: Millis, mut placement: Placement) -> Known {
+        if let Some(old) = self.find_key(account).filter(|old| self.is_young(old))
+            && placement.join(&old.placement)
+        {
+            at = at.min(old.at);
+        }
+        self.known_now(at, What::Here(placement))
+    }
+
+    pub(super) fn known_now(&self, at: Millis, what: What) -> Known {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        Known { at, epoch, what }
+    }
+}

@@ -1,0 +1,144 @@
+//! What is forgotten, or taken for old: by a word from outside, by a change in the directory.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mail_directory::{System, Touched};
+
+use super::RouteCache;
+use super::known::{Old, What, millis};
+use super::single_flight::InFlight;
+use crate::key::Key;
+use crate::placement::Reading;
+use crate::route::Lookup;
+use crate::source::Source;
+
+/// Accounts that are forgotten while the lock is held once.
+const FORGET_AT_ONCE: usize = 1000;
+
+impl RouteCache {
+    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. So do
+    /// those who wait for an answer that is under way now.
+    pub fn forget(&self, lookup: &Lookup) {
+        if let Ok(key) = self.source.key(lookup, &self.directory.system()) {
+            self.forget_asked(lookup, vec![key]);
+        }
+    }
+
+    /// The same, unless what is kept is younger than `age`: it was asked for just now, and asking again would bring
+    /// nothing new.
+    pub fn forget_older_than(&self, lookup: &Lookup, age: Duration) {
+        let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
+            return;
+        };
+        let young = |old: &Old| self.now() < old.at + millis(age);
+        if !self.find_key(&key).as_ref().is_some_and(young) {
+            self.forget_asked(lookup, vec![key]);
+        }
+    }
+
+    /// Forgets what these keys stand for, and what was typed.
+    pub(super) fn forget_asked(&self, lookup: &Lookup, keys: Vec<Key>) {
+        self.forget_keys(keys);
+        if let Some(shared) = &self.shared {
+            shared.forget_alias(lookup);
+        }
+    }
+
+    /// Forgets all names and ids of accounts that changed. An alias that one of them had and has no more goes too:
+    /// whatever stands for one of their names.
+    pub fn forget_accounts(&self, accounts: &[Touched]) {
+        let mut forgotten: HashSet<Key> = HashSet::new();
+        for some in accounts.chunks(FORGET_AT_ONCE) {
+            let names = some.iter().flat_map(|account| &account.names);
+            let ids = some.iter().flat_map(|account| &account.ids);
+            let keys = names
+                .map(|name| Key::Name(name.as_str().into()))
+                .chain(ids.map(|id| Key::Id(id.as_str().into())));
+            forgotten.extend(self.forget_keys(keys.collect()));
+        }
+        self.known.retain(|known| match &known.what {
+            What::See(account) => !forgotten.contains(&Key::Name(account.clone())),
+            What::Here(_) => true,
+        });
+    }
+
+    /// Forgets what these keys stand for, here and in the shared cache, and says what that was: a key may know a name
+    /// that nobody tells any more.
+    pub(super) fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
+        let mut state = self.flights.0.lock();
+        for at in 0..keys.len() {
+            if let Some(What::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
+                keys.push(Key::Name(account));
+            }
+        }
+        for key in &keys {
+            state.forget(key);
+            self.known.remove(key);
+            self.nobody.invalidate(key);
+        }
+        // Under the lock, so that no write of an older answer comes behind the delete.
+        if let Some(shared) = &self.shared {
+            shared.forget(&keys);
+        }
+        drop(state);
+        keys
+    }
+
+    /// Takes what this node keeps for old: the next lookup of each account asks again. Whether what other nodes share
+    /// can be believed is for the directory to say, which tells what changed; lookup services tell nothing, so with
+    /// them this is [`RouteCache::expire`].
+    pub fn ask_anew(&self) {
+        match self.source {
+            Source::Directory(_) => self.expire_here(&mut self.flights.0.lock()),
+            Source::Services(_) => self.expire(),
+        }
+    }
+
+    /// Takes everything for old: the next lookup of each account asks the directory. Unlike after
+    /// [`RouteCache::clear`], what is kept may still serve while the directory is down. What other nodes share is
+    /// left to them; what stands there now is not believed until it has expired.
+    pub fn expire(&self) {
+        let mut state = self.flights.0.lock();
+        self.expire_here(&mut state);
+        // Under the lock, so that no older answer that lands meanwhile is taken for a new one there.
+        if let Some(shared) = &self.shared {
+            shared.forget_all();
+        }
+    }
+
+    pub(super) fn expire_here(&self, state: &mut InFlight) {
+        state.forget_all();
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.nobody.invalidate_all();
+    }
+
+    /// Forgets everything. What other nodes share is left to them, but not believed until it has expired.
+    pub fn clear(&self) {
+        let mut state = self.flights.0.lock();
+        state.forget_all();
+        self.known.clear();
+        self.nobody.invalidate_all();
+        if let Some(shared) = &self.shared {
+            shared.forget_all();
+        }
+    }
+
+    /// Forgets everything that this node keeps.
+    pub(crate) fn clear_here(&self) {
+        let mut state = self.flights.0.lock();
+        state.forget_all();
+        self.known.clear();
+        self.nobody.invalidate_all();
+    }
+
+    /// Forgets everything when the global config names other attributes to read accounts by.
+    pub(super) fn follow(&self, system: &System) {
+        if !self.reading.load().is_of(system) {
+            self.reading.store(Arc::new(Reading::of(system)));
+            self.clear();
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What is kept in memory under a key, and how old it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::key::Key;
+use crate::placement::Placement;
+
+/// Milliseconds since long before the cache was made, so that an answer may be older than the cache; half the
+/// size of an `Instant`, and follows tokio's paused clock.
+pub(super) type Millis = u64;
+
+/// When the cache was made: a hundred years after zero, longer than any life of an answer.
+pub(super) const BEFORE_BIRTH: Millis = 100 * 365 * 86_400_000;
+
+/// What is kept under a key.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) at: Millis,
+    pub(super) epoch: u32,
+    pub(super) what: What,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    /// The key is the account's canonical name.
+    Here(Placement),
+    /// The key is an alias or an id; the account has this name.
+    See(Arc<str>),
+}
+
+/// What was kept of an account, and since when.
+pub(super) struct Old {
+    pub(super) at: Millis,
+    pub(super) epoch: u32,
+    pub(super) placement: Placement,
+}
+
+impl Old {
+    /// What is kept under a name and of its account, which may be the same: as old as the older of them.
+    pub(super) fn find(name: &Key, look: impl Fn(&Key) -> Option<Known>) -> Option<Old> {
+        let Known { at, epoch, what } = look(name)?;
+        let account = match what {
+            What::Here(placement) => return Some(Old { at, epoch, placement }),
+            What::See(account) => look(&Key::Name(account))?,
+        };
+        match account.what {
+            What::Here(placement) => Some(Old {
+                at: at.min(account.at),
+                epoch: epoch.min(account.epoch),
+                placement,
+            }),
+            What::See(_) => None,
+        }
+    }
+}
+
+pub(super) fn millis(duration: Duration) -> Millis {
+    // Half of the range, so that sums of three cannot overflow.
+    Millis::try_from(duration.as_millis())
+        .unwrap_or(Millis::MAX)
+        .min(Millis::MAX / 4)
+}

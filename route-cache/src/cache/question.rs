@@ -1,0 +1,71 @@
+//! One question to the tiers, and an answer to it.
+
+use std::sync::Arc;
+
+use mail_directory::System;
+
+use super::known::Millis;
+use crate::key::Key;
+use crate::placement::Placement;
+use crate::protocol::Protocol;
+use crate::route::{Lookup, Route, RouteError, Tier};
+use crate::routing;
+
+/// One question, with what it goes by.
+pub(super) struct Asking<'a> {
+    pub(super) lookup: &'a Lookup,
+    pub(super) key: Key,
+    pub(super) protocol: Protocol,
+    pub(super) system: &'a Arc<System>,
+    pub(super) want: Want,
+}
+
+/// What is good enough of what is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Whatever is in its life.
+    Fresh,
+    /// What is not near the end of its life.
+    Young,
+    /// What the source has said since then.
+    Since(Millis),
+}
+
+impl Want {
+    /// Whether an answer of this time is good enough, if it is in its life.
+    pub(super) fn takes(self, at: Millis) -> bool {
+        match self {
+            Want::Fresh | Want::Young => true,
+            Want::Since(when) => at >= when,
+        }
+    }
+}
+
+impl Asking<'_> {
+    pub(super) fn answer(&self, placement: Option<&Placement>, tier: Tier) -> Result<Route, RouteError> {
+        routing::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
+    }
+
+    /// Whether what somebody else was told is an answer to this question.
+    pub(super) fn is_answered_by(&self, result: &Result<Landed, RouteError>) -> bool {
+        match result {
+            Ok(landed) if !self.want.takes(landed.at) => false,
+            Ok(landed) => landed
+                .placement
+                .as_ref()
+                .is_none_or(|placement| placement.answers(self.protocol)),
+            Err(RouteError::DirectoryDown(_) | RouteError::UnknownUser) => true,
+            Err(RouteError::NotAllowed { .. } | RouteError::NoRoute(_)) => false,
+        }
+    }
+}
+
+/// What a flight brings home.
+#[derive(Debug, Clone)]
+pub(super) struct Landed {
+    pub(super) at: Millis,
+    pub(super) placement: Option<Placement>,
+    pub(super) tier: Tier,
+    /// Whether the name that was asked for may be kept as another name of the account.
+    pub(super) alias: bool,
+}
