@@ -5,8 +5,7 @@ use std::hash::Hash;
 
 use crate::attributes::{self, Attribute, Scope};
 use crate::entry::Entry;
-use crate::names::fold;
-use crate::names::host as host_name;
+use crate::names::{fold, host as host_name};
 use crate::system::{Entries, System, address};
 use crate::yaml::{Problem, Problems, Severity};
 
@@ -67,7 +66,7 @@ fn system(system: &System) -> Problems {
 }
 
 /// The problems of one account but for what it shares with others.
-pub(super) fn account(system: &System, one: &Entry, problems: &mut Problems) {
+pub(crate) fn account(system: &System, one: &Entry, problems: &mut Problems) {
     let path = format!("accounts.{}", one.name());
     entry(one, &path, Scope::Account, problems);
     let attribute = &attributes::MAIL_HOST;
@@ -80,7 +79,7 @@ pub(super) fn account(system: &System, one: &Entry, problems: &mut Problems) {
 }
 
 /// A problem with an attribute of an entry.
-pub(super) fn report(
+pub(crate) fn report(
     entry: &Entry,
     path: &str,
     attribute: &str,

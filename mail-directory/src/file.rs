@@ -299,7 +299,7 @@ fn look_of(file: &std::fs::Metadata) -> (u64, u64, u64, i64, i64) {
 ///
 /// # Errors
 /// It has not this form.
-pub(super) fn system_of(path: &Path) -> Result<System, Problems> {
+pub(crate) fn system_of(path: &Path) -> Result<System, Problems> {
     let (_, system, problems) = Reader::whole(|each| Document::load_each(path, ACCOUNTS, each))?;
     problems.or(system).map(|(system, _)| system)
 }

@@ -18,7 +18,7 @@ use crate::yaml::{MAX_TEXT, Problems};
 ///
 /// # Errors
 /// It cannot be written; then what was there is still there.
-pub(super) fn write(path: &Path, system: &System) -> io::Result<()> {
+pub(crate) fn write(path: &Path, system: &System) -> io::Result<()> {
     let text = text_of(system);
     if text.len() > MAX_TEXT {
         return Err(io::Error::other("the directory is too big to be kept in a file"));
@@ -36,7 +36,7 @@ pub(super) fn write(path: &Path, system: &System) -> io::Result<()> {
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) fn read(path: &Path) -> Result<Option<System>, Problems> {
+pub(crate) fn read(path: &Path) -> Result<Option<System>, Problems> {
     match fs::exists(path) {
         Ok(false) => Ok(None),
         _ => file::system_of(path).map(Some),

@@ -17,20 +17,20 @@ pub enum Losses {
 }
 
 /// The entries of a kind in two readings.
-pub(super) struct Count {
+pub(crate) struct Count {
     /// Which kind.
-    pub(super) room: Room,
+    pub(crate) room: Room,
     /// How many there were.
-    pub(super) had: usize,
+    pub(crate) had: usize,
     /// How many of those are still there.
-    pub(super) left: usize,
+    pub(crate) left: usize,
     /// How many there are.
-    pub(super) has: usize,
+    pub(crate) has: usize,
 }
 
 impl Losses {
     /// Why a reading with these counts may not go in force.
-    pub(super) fn forbid(self, counts: impl IntoIterator<Item = Count>) -> Option<String> {
+    pub(crate) fn forbid(self, counts: impl IntoIterator<Item = Count>) -> Option<String> {
         let counts: Vec<Count> = counts.into_iter().collect();
         let gone = counts.iter().map(|count| count.had - count.left).sum();
         counts.iter().find_map(|count| self.forbid_one(count, gone))
@@ -54,7 +54,7 @@ impl Losses {
 }
 
 /// Everything but the accounts.
-pub(super) fn of_systems(before: &System, now: &System) -> [Count; 3] {
+pub(crate) fn of_systems(before: &System, now: &System) -> [Count; 3] {
     [
         (Room::Servers, &before.servers, &now.servers),
         (Room::Domains, &before.domains, &now.domains),

@@ -7,18 +7,17 @@ use std::sync::Arc;
 use crate::attributes::{self, Attribute};
 use crate::edit::Room;
 use crate::entry::Entry;
-use crate::names::host as host_name;
-use crate::names::{domain_of, fold};
+use crate::names::{domain_of, fold, host as host_name};
 use crate::view::{Inherits, View};
 
 /// Global config, servers, domains and classes of service at one moment. Never changed: a change of the
 /// directory makes a new one.
 #[derive(Debug, Default)]
 pub struct System {
-    pub(super) config: Entry,
-    pub(super) servers: Entries,
-    pub(super) domains: Entries,
-    pub(super) cos: Entries,
+    pub(crate) config: Entry,
+    pub(crate) servers: Entries,
+    pub(crate) domains: Entries,
+    pub(crate) cos: Entries,
     servers_by_host: HashMap<String, Arc<str>>,
     domains_by_host: HashMap<String, Arc<str>>,
     domains_by_address: HashMap<IpAddr, Arc<str>>,
@@ -27,7 +26,7 @@ pub struct System {
 }
 
 /// Entries by folded name.
-pub(super) type Entries = BTreeMap<Arc<str>, Entry>;
+pub(crate) type Entries = BTreeMap<Arc<str>, Entry>;
 
 impl System {
     /// Indexes the entries. Where two claim the same name or address the first in the alphabet has it;
@@ -188,7 +187,7 @@ impl System {
     }
 }
 
-pub(super) fn address(value: &str) -> Option<IpAddr> {
+pub(crate) fn address(value: &str) -> Option<IpAddr> {
     value.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 

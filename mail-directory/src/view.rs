@@ -10,7 +10,7 @@ use crate::entry::Entry;
 use crate::yaml::network;
 
 /// An entry together with what it inherits from. Values that cannot be read count as absent, so the next
-/// level speaks; [`super::System::check`] is where they are reported.
+/// level speaks; [`crate::System::check`] is where they are reported.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     own: Option<&'a Entry>,
@@ -20,7 +20,7 @@ pub struct View<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Inherits {
+pub(crate) enum Inherits {
     /// Everything that may stand in the global config, but for what a domain has alone.
     DomainFromGlobal,
     /// Everything that may stand in the global config.
@@ -30,7 +30,7 @@ pub(super) enum Inherits {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(own: Option<&'a Entry>, parent: Option<&'a Entry>, inherits: Inherits) -> Self {
+    pub(crate) fn new(own: Option<&'a Entry>, parent: Option<&'a Entry>, inherits: Inherits) -> Self {
         View { own, parent, inherits }
     }
 

@@ -1,8 +1,8 @@
 //! Routes from memory, then from the cache that nodes share, and one question to the source where many ask the same.
 //!
-//! What is kept is where an account *is* ([`crate::placement::Placement`]), one entry for all services. Servers, ports and modes
-//! are looked up in the directory's system at every answer, so a change there acts at once. Errors are never
-//! kept. The meaning of the attributes is not here but in `routing.rs`.
+//! What is kept is where an account *is* ([`crate::placement::Placement`]), one entry for all services. Servers,
+//! ports and modes are looked up in the directory's system at every answer, so a change there acts at once. Errors
+//! are never kept. The meaning of the attributes is not here but in `routing.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
