@@ -21,14 +21,14 @@ impl System {
 fn system(system: &System) -> Problems {
     let mut problems = Problems::new();
     entry(&system.config, "config", Scope::Global, &mut problems);
-    let rooms = [
+    let sections = [
         (&system.servers, "servers", Scope::Server),
         (&system.domains, "domains", Scope::Domain),
         (&system.cos, "cos", Scope::Cos),
     ];
-    for (entries, room, scope) in rooms {
+    for (entries, section, scope) in sections {
         for one in entries.values() {
-            entry(one, &format!("{room}.{}", one.name()), scope, &mut problems);
+            entry(one, &format!("{section}.{}", one.name()), scope, &mut problems);
         }
     }
     // As in Carbonio, this is said and taken: the first domain in the alphabet has the name.
@@ -146,7 +146,7 @@ fn unknown(entry: &Entry, path: &str, name: &str, values: &[String], problems: &
 /// No two entries may have the same value.
 fn unique<K: Hash + Eq>(
     entries: &Entries,
-    room: &str,
+    section: &str,
     attribute: &Attribute,
     key: impl Fn(&str) -> Option<K>,
     problems: &mut Problems,
@@ -160,7 +160,7 @@ fn unique<K: Hash + Eq>(
             let first = *seen.entry(key).or_insert(entry.name());
             if first != entry.name() {
                 let message = format!("{value} already belongs to {first}");
-                let path = format!("{room}.{}", entry.name());
+                let path = format!("{section}.{}", entry.name());
                 report(entry, &path, attribute.name, message, Severity::Error, problems);
             }
         }

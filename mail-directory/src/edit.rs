@@ -15,7 +15,7 @@ use crate::names::{self, fold};
 
 /// A kind of entry, and where those stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Room {
+pub enum EntryKind {
     /// The global config: one entry, called `config`.
     Config,
     /// Servers.
@@ -28,46 +28,46 @@ pub enum Room {
     Accounts,
 }
 
-impl Room {
+impl EntryKind {
     /// What one entry of it is called.
     pub fn one(self) -> &'static str {
         match self {
-            Room::Config => "config",
-            Room::Servers => "server",
-            Room::Domains => "domain",
-            Room::Cos => "cos",
-            Room::Accounts => "account",
+            EntryKind::Config => "config",
+            EntryKind::Servers => "server",
+            EntryKind::Domains => "domain",
+            EntryKind::Cos => "cos",
+            EntryKind::Accounts => "account",
         }
     }
 
     /// Its name: where it stands in a YAML directory, and in messages about its entries.
     pub fn name(self) -> &'static str {
         match self {
-            Room::Config => "config",
-            Room::Servers => "servers",
-            Room::Domains => "domains",
-            Room::Cos => "cos",
-            Room::Accounts => "accounts",
+            EntryKind::Config => "config",
+            EntryKind::Servers => "servers",
+            EntryKind::Domains => "domains",
+            EntryKind::Cos => "cos",
+            EntryKind::Accounts => "accounts",
         }
     }
 
     /// The form in which the names of its entries are compared.
     pub(crate) fn key(self, name: &str) -> String {
         match self {
-            Room::Servers | Room::Domains => names::host(name),
-            Room::Accounts => names::account(name),
-            Room::Config | Room::Cos => fold(name),
+            EntryKind::Servers | EntryKind::Domains => names::host(name),
+            EntryKind::Accounts => names::account(name),
+            EntryKind::Config | EntryKind::Cos => fold(name),
         }
     }
 
     /// Where its entries stand in the table of attributes.
     pub fn scope(self) -> Scope {
         match self {
-            Room::Config => Scope::Global,
-            Room::Servers => Scope::Server,
-            Room::Domains => Scope::Domain,
-            Room::Cos => Scope::Cos,
-            Room::Accounts => Scope::Account,
+            EntryKind::Config => Scope::Global,
+            EntryKind::Servers => Scope::Server,
+            EntryKind::Domains => Scope::Domain,
+            EntryKind::Cos => Scope::Cos,
+            EntryKind::Accounts => Scope::Account,
         }
     }
 }
@@ -109,10 +109,10 @@ impl fmt::Debug for Change {
 pub enum EditError {
     /// There is no such entry.
     #[error("no such {}: {}", .0.one(), .1)]
-    NoSuch(Room, String),
+    NoSuch(EntryKind, String),
     /// There is one already.
     #[error("{} already exists: {}", .0.one(), .1)]
-    Exists(Room, String),
+    Exists(EntryKind, String),
     /// Other entries need it.
     #[error("{0}")]
     InUse(String),
@@ -135,20 +135,20 @@ pub enum EditError {
 #[async_trait]
 pub trait Editor: Send {
     /// All entries of a kind, with all their attributes, by name.
-    async fn entries(&mut self, room: Room) -> Result<Vec<Entry>, EditError>;
+    async fn entries(&mut self, kind: EntryKind) -> Result<Vec<Entry>, EditError>;
 
-    /// The entry of this name or `zimbraId`; an account also by its aliases. For [`Room::Config`] the name counts
+    /// The entry of this name or `zimbraId`; an account also by its aliases. For [`EntryKind::Config`] the name counts
     /// for nothing.
-    async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError>;
+    async fn find(&mut self, kind: EntryKind, key: &str) -> Result<Option<Entry>, EditError>;
 
     /// Changes the entry of this name. Values that the changes do not name are as they are at that moment.
-    async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError>;
+    async fn modify(&mut self, kind: EntryKind, name: &str, changes: &[Change]) -> Result<(), EditError>;
 
     /// Makes an entry. The directory adds what its own form wants.
-    async fn create(&mut self, room: Room, name: &str, attributes: &[Change]) -> Result<(), EditError>;
+    async fn create(&mut self, kind: EntryKind, name: &str, attributes: &[Change]) -> Result<(), EditError>;
 
     /// Takes an entry away.
-    async fn delete(&mut self, room: Room, name: &str) -> Result<(), EditError>;
+    async fn delete(&mut self, kind: EntryKind, name: &str) -> Result<(), EditError>;
 
     /// From here on acts may wait for [`Editor::commit`], where many of them cost as much as one. What they give is
     /// as if they were done, and later ones see them so. False: this directory does each at once.

@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, watch};
 use crate::attributes::{self, Attribute};
 use crate::check;
 use crate::directory::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, off_the_runtime};
-use crate::edit::Room;
+use crate::edit::EntryKind;
 use crate::entry::{Entry, Origin};
 use crate::losses::{self, Count, Losses};
 use crate::names::{self, fold};
@@ -344,7 +344,7 @@ impl Accounts {
     fn count(&self, before: &Accounts) -> Count {
         let own = |accounts: &Accounts| accounts.names().count();
         Count {
-            room: Room::Accounts,
+            kind: EntryKind::Accounts,
             had: own(before),
             left: before.names().filter(|name| self.by_name.contains_key(*name)).count(),
             has: own(self),
@@ -463,7 +463,7 @@ struct Reader {
     lines: HashMap<String, usize>,
     /// The lines of the keys at the root.
     tops: BTreeMap<String, usize>,
-    /// Keys beside the rooms, and what they hold.
+    /// Keys beside the sections, and what they hold.
     strangers: BTreeMap<String, serde_yaml::Value>,
     /// Whether the last line of the text has an end.
     last_line_ends: bool,
@@ -484,43 +484,50 @@ impl Reader {
     }
 
     fn read(&mut self, root: Node<'_>, problems: &mut Problems) -> System {
-        let Some(mut rooms) = root.mapping(problems) else {
+        let Some(mut sections) = root.mapping(problems) else {
             return System::default();
         };
-        let lines = rooms.entries().map(|(key, node)| (key.to_owned(), node.line()));
+        let lines = sections.entries().map(|(key, node)| (key.to_owned(), node.line()));
         self.tops = lines.collect();
-        let config = match rooms.take("config") {
+        let config = match sections.take("config") {
             Some(node) => self.entry("config", node, problems),
             None => Entry::new("config"),
         };
-        let mut entries = |room: Room, problems: &mut Problems| self.entries(room, rooms.take(room.name()), problems);
-        let servers = entries(Room::Servers, problems);
-        let domains = entries(Room::Domains, problems);
-        let cos = entries(Room::Cos, problems);
+        let mut entries =
+            |kind: EntryKind, problems: &mut Problems| self.entries(kind, sections.take(kind.name()), problems);
+        let servers = entries(EntryKind::Servers, problems);
+        let domains = entries(EntryKind::Domains, problems);
+        let cos = entries(EntryKind::Cos, problems);
         // Those that could not be shown on the way.
-        let accounts = rooms.take(ACCOUNTS).and_then(|node| node.mapping(problems));
+        let accounts = sections.take(ACCOUNTS).and_then(|node| node.mapping(problems));
         for (name, node) in accounts.iter().flat_map(|accounts| accounts.entries()) {
             self.account(name, node, problems);
         }
-        let strangers = rooms.strangers().map(|(key, node)| (key.to_owned(), node.to_value()));
+        let strangers = sections
+            .strangers()
+            .map(|(key, node)| (key.to_owned(), node.to_value()));
         self.strangers = strangers.collect();
-        rooms.finish(problems);
+        sections.finish(problems);
         System::new(config, servers, domains, cos)
     }
 
     fn account(&mut self, name: &str, node: Node<'_>, problems: &mut Problems) {
-        said_twice(self.lines.insert(Room::Accounts.key(name), node.line()), node, problems);
+        said_twice(
+            self.lines.insert(EntryKind::Accounts.key(name), node.line()),
+            node,
+            problems,
+        );
         let entry = self.entry(name, node, problems);
         self.accounts.push(Arc::new(entry));
     }
 
-    fn entries(&mut self, room: Room, node: Option<Node<'_>>, problems: &mut Problems) -> Vec<Entry> {
+    fn entries(&mut self, kind: EntryKind, node: Option<Node<'_>>, problems: &mut Problems) -> Vec<Entry> {
         let Some(entries) = node.and_then(|node| node.mapping(problems)) else {
             return Vec::new();
         };
         let mut seen = HashMap::new();
         for (name, node) in entries.entries() {
-            said_twice(seen.insert(room.key(name), node.line()), node, problems);
+            said_twice(seen.insert(kind.key(name), node.line()), node, problems);
         }
         entries
             .entries()

@@ -58,18 +58,18 @@ fn text_of(system: &System) -> String {
     let mut text =
         String::from("# The directory as it was read last. Written by Portico; changes here are lost.\nconfig:\n");
     attributes(&mut text, &system.config, "  ");
-    for (room, entries) in [
+    for (section, entries) in [
         ("servers", &system.servers),
         ("domains", &system.domains),
         ("cos", &system.cos),
     ] {
-        room_of(&mut text, room, entries);
+        section_of(&mut text, section, entries);
     }
     text
 }
 
-fn room_of(text: &mut String, room: &str, entries: &Entries) {
-    let _ = writeln!(text, "{room}:");
+fn section_of(text: &mut String, section: &str, entries: &Entries) {
+    let _ = writeln!(text, "{section}:");
     for entry in entries.values() {
         text.push_str("  ");
         quote(text, entry.name());

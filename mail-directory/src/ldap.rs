@@ -21,7 +21,7 @@ use self::pool::{Extent, Pool, Search, Trouble};
 use self::reading::Reading;
 use crate::attributes::{self, Scope};
 use crate::directory::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, off_the_runtime};
-use crate::edit::Room;
+use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::last_good;
 use crate::losses::{self, Losses};
@@ -232,7 +232,7 @@ impl LdapDirectory {
         attributes: Arc<[String]>,
         extent: Extent,
     ) -> Result<Vec<Found>, DirectoryError> {
-        let (base, scope) = place(Room::Accounts);
+        let (base, scope) = place(EntryKind::Accounts);
         let search = Search {
             base: base.to_owned(),
             scope,
@@ -333,7 +333,7 @@ impl Directory for LdapDirectory {
     async fn account(&self, by: &AccountBy) -> Result<Option<Arc<Entry>>, DirectoryError> {
         let attributes = account_attributes(&self.system.load());
         let found = self.accounts(filter::account(by), attributes, Extent::Few(ACCOUNTS));
-        Ok(owner(found.await?, by).map(|found| Arc::new(found.into_entry(Room::Accounts))))
+        Ok(owner(found.await?, by).map(|found| Arc::new(found.into_entry(EntryKind::Accounts))))
     }
 
     fn age(&self) -> Option<Duration> {
@@ -422,21 +422,21 @@ fn bears(found: &Found, by: &AccountBy) -> bool {
 }
 
 /// Where the entries of a kind stand (MAIL §7.1).
-fn place(room: Room) -> (&'static str, Reach) {
-    match room {
-        Room::Config => ("cn=config,cn=zimbra", Reach::Base),
-        Room::Servers => ("cn=servers,cn=zimbra", Reach::OneLevel),
-        Room::Cos => ("cn=cos,cn=zimbra", Reach::OneLevel),
-        Room::Domains | Room::Accounts => ("", Reach::Subtree),
+fn place(kind: EntryKind) -> (&'static str, Reach) {
+    match kind {
+        EntryKind::Config => ("cn=config,cn=zimbra", Reach::Base),
+        EntryKind::Servers => ("cn=servers,cn=zimbra", Reach::OneLevel),
+        EntryKind::Cos => ("cn=cos,cn=zimbra", Reach::OneLevel),
+        EntryKind::Domains | EntryKind::Accounts => ("", Reach::Subtree),
     }
 }
 
 /// The attribute that such entries are called by.
-fn name_attribute(room: Room) -> &'static str {
-    match room {
-        Room::Config | Room::Servers | Room::Cos => "cn",
-        Room::Domains => attributes::DOMAIN_NAME.name,
-        Room::Accounts => attributes::MAIL_DELIVERY_ADDRESS.name,
+fn name_attribute(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Config | EntryKind::Servers | EntryKind::Cos => "cn",
+        EntryKind::Domains => attributes::DOMAIN_NAME.name,
+        EntryKind::Accounts => attributes::MAIL_DELIVERY_ADDRESS.name,
     }
 }
 

@@ -2,7 +2,7 @@
 //! right that was taken away. Whoever is gone from the directory hears that his password is wrong, so that is not
 //! taken over without somebody's word.
 
-use crate::edit::Room;
+use crate::edit::EntryKind;
 use crate::system::{Entries, System};
 
 /// What may be lost from one reading to the next.
@@ -19,7 +19,7 @@ pub enum Losses {
 /// The entries of a kind in two readings.
 pub(crate) struct Count {
     /// Which kind.
-    pub(crate) room: Room,
+    pub(crate) kind: EntryKind,
     /// How many there were.
     pub(crate) had: usize,
     /// How many of those are still there.
@@ -38,9 +38,9 @@ impl Losses {
 
     /// `in_all` entries are gone, of all kinds.
     fn forbid_one(self, count: &Count, in_all: usize) -> Option<String> {
-        let Count { room, had, left, has } = *count;
-        let name = room.name();
-        let vital = matches!(room, Room::Servers | Room::Domains);
+        let Count { kind, had, left, has } = *count;
+        let name = kind.name();
+        let vital = matches!(kind, EntryKind::Servers | EntryKind::Domains);
         if self < Losses::All && vital && had > 0 && has == 0 {
             return Some(format!("all {name} are gone; if that is meant, portico reload --force"));
         }
@@ -56,12 +56,12 @@ impl Losses {
 /// Everything but the accounts.
 pub(crate) fn of_systems(before: &System, now: &System) -> [Count; 3] {
     [
-        (Room::Servers, &before.servers, &now.servers),
-        (Room::Domains, &before.domains, &now.domains),
-        (Room::Cos, &before.cos, &now.cos),
+        (EntryKind::Servers, &before.servers, &now.servers),
+        (EntryKind::Domains, &before.domains, &now.domains),
+        (EntryKind::Cos, &before.cos, &now.cos),
     ]
-    .map(|(room, before, now)| Count {
-        room,
+    .map(|(kind, before, now)| Count {
+        kind,
         had: before.len(),
         left: still_there(before, now),
         has: now.len(),
@@ -78,44 +78,44 @@ mod tests {
 
     #[test]
     fn more_than_half_wants_a_word_and_all_an_express_one() {
-        let allowed = |room, had, left, has| {
+        let allowed = |kind, had, left, has| {
             let all = [Losses::Few, Losses::Most, Losses::All];
-            let count = || Count { room, had, left, has };
+            let count = || Count { kind, had, left, has };
             all.map(|losses| losses.forbid([count()]).is_none())
         };
-        for (room, had, left, has, expected) in [
-            (Room::Accounts, 0, 0, 9, [true, true, true]),
-            (Room::Accounts, 4, 2, 2, [true, true, true]),
-            (Room::Accounts, 4, 1, 1, [false, true, true]),
+        for (kind, had, left, has, expected) in [
+            (EntryKind::Accounts, 0, 0, 9, [true, true, true]),
+            (EntryKind::Accounts, 4, 2, 2, [true, true, true]),
+            (EntryKind::Accounts, 4, 1, 1, [false, true, true]),
             // Another file altogether.
-            (Room::Accounts, 4, 1, 90, [false, true, true]),
-            (Room::Accounts, 4, 0, 0, [false, true, true]),
-            (Room::Accounts, 2, 0, 0, [false, true, true]),
+            (EntryKind::Accounts, 4, 1, 90, [false, true, true]),
+            (EntryKind::Accounts, 4, 0, 0, [false, true, true]),
+            (EntryKind::Accounts, 2, 0, 0, [false, true, true]),
             // One act of somebody takes one away.
-            (Room::Accounts, 1, 0, 0, [true, true, true]),
-            (Room::Accounts, 1, 0, 1, [true, true, true]),
-            (Room::Cos, 1, 0, 0, [true, true, true]),
-            (Room::Domains, 3, 1, 1, [false, true, true]),
-            (Room::Domains, 1, 0, 1, [false, true, true]),
-            (Room::Domains, 1, 0, 0, [false, false, true]),
-            (Room::Servers, 9, 0, 0, [false, false, true]),
-            (Room::Servers, 0, 0, 0, [true, true, true]),
+            (EntryKind::Accounts, 1, 0, 0, [true, true, true]),
+            (EntryKind::Accounts, 1, 0, 1, [true, true, true]),
+            (EntryKind::Cos, 1, 0, 0, [true, true, true]),
+            (EntryKind::Domains, 3, 1, 1, [false, true, true]),
+            (EntryKind::Domains, 1, 0, 1, [false, true, true]),
+            (EntryKind::Domains, 1, 0, 0, [false, false, true]),
+            (EntryKind::Servers, 9, 0, 0, [false, false, true]),
+            (EntryKind::Servers, 0, 0, 0, [true, true, true]),
         ] {
-            assert_eq!(allowed(room, had, left, has), expected, "{room:?} {had} {left} {has}");
+            assert_eq!(allowed(kind, had, left, has), expected, "{kind:?} {had} {left} {has}");
         }
     }
 
     #[test]
     fn what_goes_together_is_not_one_act() {
-        let lost = |room, had, left| Count {
-            room,
+        let lost = |kind, had, left| Count {
+            kind,
             had,
             left,
             has: left,
         };
-        let both = || [lost(Room::Cos, 1, 0), lost(Room::Accounts, 1, 0)];
+        let both = || [lost(EntryKind::Cos, 1, 0), lost(EntryKind::Accounts, 1, 0)];
         assert!(Losses::Few.forbid(both()).is_some_and(|why| why.contains("1 of 1 cos")));
-        let with_domain = || [lost(Room::Domains, 9, 8), lost(Room::Accounts, 1, 0)];
+        let with_domain = || [lost(EntryKind::Domains, 9, 8), lost(EntryKind::Accounts, 1, 0)];
         assert!(Losses::Few.forbid(with_domain()).is_some());
         assert!(Losses::Most.forbid(both()).is_none());
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::attributes::{self, Attribute};
-use crate::edit::Room;
+use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::names::{domain_of, fold, host as host_name};
 use crate::view::{Inherits, View};
@@ -37,9 +37,9 @@ impl System {
         domains: impl IntoIterator<Item = Entry>,
         cos: impl IntoIterator<Item = Entry>,
     ) -> Self {
-        let servers = by_name(Room::Servers, servers);
-        let domains = by_name(Room::Domains, domains);
-        let cos = by_name(Room::Cos, cos);
+        let servers = by_name(EntryKind::Servers, servers);
+        let domains = by_name(EntryKind::Domains, domains);
+        let cos = by_name(EntryKind::Cos, cos);
         System {
             servers_by_host: servers_by_host(&servers),
             domains_by_host: index(&domains, &attributes::VIRTUAL_HOSTNAME, |v| Some(host_name(v))),
@@ -191,10 +191,10 @@ pub(crate) fn address(value: &str) -> Option<IpAddr> {
     value.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 
-fn by_name(room: Room, entries: impl IntoIterator<Item = Entry>) -> Entries {
+fn by_name(kind: EntryKind, entries: impl IntoIterator<Item = Entry>) -> Entries {
     entries
         .into_iter()
-        .map(|entry| (Arc::from(room.key(entry.name())), entry))
+        .map(|entry| (Arc::from(kind.key(entry.name())), entry))
         .collect()
 }
 

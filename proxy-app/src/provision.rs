@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use mail_directory::edit::{EditError, Room};
+use mail_directory::edit::{EditError, EntryKind};
 
 pub(crate) mod certificate;
 pub(crate) mod change;
@@ -50,28 +50,28 @@ impl Failure {
         Failure::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
     }
 
-    pub(crate) fn no_such(room: Room, key: &str) -> Failure {
-        EditError::NoSuch(room, key.to_owned()).into()
+    pub(crate) fn no_such(kind: EntryKind, key: &str) -> Failure {
+        EditError::NoSuch(kind, key.to_owned()).into()
     }
 }
 
 impl From<EditError> for Failure {
     fn from(error: EditError) -> Failure {
         match error {
-            EditError::NoSuch(room, key) => {
-                let code = match room {
-                    Room::Servers => "account.NO_SUCH_SERVER",
-                    Room::Domains => NO_SUCH_DOMAIN,
-                    Room::Cos => "account.NO_SUCH_COS",
-                    Room::Accounts => "account.NO_SUCH_ACCOUNT",
-                    Room::Config => "service.NOT_FOUND",
+            EditError::NoSuch(kind, key) => {
+                let code = match kind {
+                    EntryKind::Servers => "account.NO_SUCH_SERVER",
+                    EntryKind::Domains => NO_SUCH_DOMAIN,
+                    EntryKind::Cos => "account.NO_SUCH_COS",
+                    EntryKind::Accounts => "account.NO_SUCH_ACCOUNT",
+                    EntryKind::Config => "service.NOT_FOUND",
                 };
-                Failure::service(code, format!("no such {}: {key}", room.one()))
+                Failure::service(code, format!("no such {}: {key}", kind.one()))
             }
-            EditError::Exists(Room::Accounts, key) => exists("account.ACCOUNT_EXISTS", "email address", &key),
-            EditError::Exists(Room::Domains, key) => exists("account.DOMAIN_EXISTS", "domain", &key),
-            EditError::Exists(Room::Servers, key) => exists("account.SERVER_EXISTS", "server", &key),
-            EditError::Exists(Room::Cos | Room::Config, key) => exists("account.COS_EXISTS", "cos", &key),
+            EditError::Exists(EntryKind::Accounts, key) => exists("account.ACCOUNT_EXISTS", "email address", &key),
+            EditError::Exists(EntryKind::Domains, key) => exists("account.DOMAIN_EXISTS", "domain", &key),
+            EditError::Exists(EntryKind::Servers, key) => exists("account.SERVER_EXISTS", "server", &key),
+            EditError::Exists(EntryKind::Cos | EntryKind::Config, key) => exists("account.COS_EXISTS", "cos", &key),
             EditError::InUse(message) => Failure::service("account.DOMAIN_NOT_EMPTY", message),
             EditError::Name(message) => {
                 Failure::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::sheet::{Edit, Reading, Sheet};
 use super::{Look, look, look_of};
-use crate::edit::{Change, EditError, Editor, Room};
+use crate::edit::{Change, EditError, Editor, EntryKind};
 use crate::entry::Entry;
 use crate::secret_file::{self, OTHERS, PRIVATE_KEY};
 use crate::yaml::MAX_TEXT;
@@ -74,50 +74,50 @@ impl YamlEditor {
 
     async fn change(
         &self,
-        room: Room,
+        kind: EntryKind,
         name: &str,
         changes: &[Change],
-        edit: for<'a> fn(Room, &'a str, &'a [Change]) -> Edit<'a>,
+        edit: for<'a> fn(EntryKind, &'a str, &'a [Change]) -> Edit<'a>,
     ) -> Result<(), EditError> {
         let (path, desk) = (self.path.clone(), self.desk.clone());
         let (name, changes) = (name.to_owned(), changes.to_vec());
-        off_the_runtime(move || desk.lock().change(&path, edit(room, &name, &changes))).await
+        off_the_runtime(move || desk.lock().change(&path, edit(kind, &name, &changes))).await
     }
 }
 
 #[async_trait]
 impl Editor for YamlEditor {
-    async fn entries(&mut self, room: Room) -> Result<Vec<Entry>, EditError> {
-        self.ask(room == Room::Accounts, move |reading| {
-            reading.of_room(room).map(|entry| (**entry).clone()).collect()
+    async fn entries(&mut self, kind: EntryKind) -> Result<Vec<Entry>, EditError> {
+        self.ask(kind == EntryKind::Accounts, move |reading| {
+            reading.of_kind(kind).map(|entry| (**entry).clone()).collect()
         })
         .await
     }
 
-    async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError> {
+    async fn find(&mut self, kind: EntryKind, key: &str) -> Result<Option<Entry>, EditError> {
         let key = key.to_owned();
-        self.ask(room == Room::Accounts, move |reading| {
-            reading.find(room, &key).map(|entry| (**entry).clone())
+        self.ask(kind == EntryKind::Accounts, move |reading| {
+            reading.find(kind, &key).map(|entry| (**entry).clone())
         })
         .await
     }
 
-    async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError> {
-        self.change(room, name, changes, |room, name, changes| {
-            Edit::Modify(room, name, changes)
+    async fn modify(&mut self, kind: EntryKind, name: &str, changes: &[Change]) -> Result<(), EditError> {
+        self.change(kind, name, changes, |kind, name, changes| {
+            Edit::Modify(kind, name, changes)
         })
         .await
     }
 
-    async fn create(&mut self, room: Room, name: &str, attributes: &[Change]) -> Result<(), EditError> {
-        self.change(room, name, attributes, |room, name, attributes| {
-            Edit::Create(room, name, attributes)
+    async fn create(&mut self, kind: EntryKind, name: &str, attributes: &[Change]) -> Result<(), EditError> {
+        self.change(kind, name, attributes, |kind, name, attributes| {
+            Edit::Create(kind, name, attributes)
         })
         .await
     }
 
-    async fn delete(&mut self, room: Room, name: &str) -> Result<(), EditError> {
-        self.change(room, name, &[], |room, name, _| Edit::Delete(room, name))
+    async fn delete(&mut self, kind: EntryKind, name: &str) -> Result<(), EditError> {
+        self.change(kind, name, &[], |kind, name, _| Edit::Delete(kind, name))
             .await
     }
 
@@ -171,7 +171,7 @@ impl Desk {
 
     /// Changes wait for the commit, or are written at once.
     fn change(&mut self, path: &Path, edit: Edit<'_>) -> Result<(), EditError> {
-        let with_accounts = edit.room() == Room::Accounts;
+        let with_accounts = edit.kind() == EntryKind::Accounts;
         self.open(path, with_accounts)?;
         let done = self.apply(path, edit, Sheet::apply);
         if self.waits {
@@ -228,7 +228,7 @@ impl Desk {
         edit: Edit<'_>,
         act: fn(&mut Sheet, Edit<'_>) -> Result<bool, EditError>,
     ) -> Result<(), EditError> {
-        let is_changed = act(self.sheet(path, edit.room() == Room::Accounts)?, edit)?;
+        let is_changed = act(self.sheet(path, edit.kind() == EntryKind::Accounts)?, edit)?;
         if let Some(locked) = &mut self.locked {
             locked.is_changed |= is_changed;
         }
@@ -285,33 +285,39 @@ async fn off_the_runtime<T: Send + 'static>(
 ///
 /// # Errors
 /// It is no YAML.
-pub fn entries(text: &str, path: &Path, room: Room) -> Result<Vec<Entry>, EditError> {
+pub fn entries(text: &str, path: &Path, kind: EntryKind) -> Result<Vec<Entry>, EditError> {
     let reading = Reading::of(text, path, true)?;
-    Ok(reading.of_room(room).map(|entry| (**entry).clone()).collect())
+    Ok(reading.of_kind(kind).map(|entry| (**entry).clone()).collect())
 }
 
 /// The text of the file `path` after a change of an entry, proved as a file is before it is written.
 ///
 /// # Errors
 /// It cannot be done in this text.
-pub fn modified(text: &str, path: &Path, room: Room, name: &str, changes: &[Change]) -> Result<String, EditError> {
-    rewritten(text, path, Edit::Modify(room, name, changes))
+pub fn modified(text: &str, path: &Path, kind: EntryKind, name: &str, changes: &[Change]) -> Result<String, EditError> {
+    rewritten(text, path, Edit::Modify(kind, name, changes))
 }
 
 /// The same with one entry more.
 ///
 /// # Errors
 /// It cannot be done in this text.
-pub fn created(text: &str, path: &Path, room: Room, name: &str, attributes: &[Change]) -> Result<String, EditError> {
-    rewritten(text, path, Edit::Create(room, name, attributes))
+pub fn created(
+    text: &str,
+    path: &Path,
+    kind: EntryKind,
+    name: &str,
+    attributes: &[Change],
+) -> Result<String, EditError> {
+    rewritten(text, path, Edit::Create(kind, name, attributes))
 }
 
 /// The same with one entry less.
 ///
 /// # Errors
 /// It cannot be done in this text.
-pub fn deleted(text: &str, path: &Path, room: Room, name: &str) -> Result<String, EditError> {
-    rewritten(text, path, Edit::Delete(room, name))
+pub fn deleted(text: &str, path: &Path, kind: EntryKind, name: &str) -> Result<String, EditError> {
+    rewritten(text, path, Edit::Delete(kind, name))
 }
 
 fn rewritten(text: &str, path: &Path, edit: Edit<'_>) -> Result<String, EditError> {
@@ -491,7 +497,11 @@ accounts:
         fs::set_permissions(&folder.editor.path, fs::Permissions::from_mode(0o644)).unwrap();
         let mut change = async |name, value: &str| {
             let changes = [replace(name, &[value])];
-            folder.editor.modify(Room::Domains, "a.test", &changes).await.unwrap();
+            folder
+                .editor
+                .modify(EntryKind::Domains, "a.test", &changes)
+                .await
+                .unwrap();
             mode(&folder)
         };
         assert_eq!(change("zimbraVirtualHostname", "o.a.test").await, 0o644);
@@ -502,9 +512,9 @@ accounts:
 
     #[tokio::test]
     async fn a_change_touches_its_own_lines() {
-        let table: [(Room, &str, Vec<Change>, &[&str]); 7] = [
+        let table: [(EntryKind, &str, Vec<Change>, &[&str]); 7] = [
             (
-                Room::Config,
+                EntryKind::Config,
                 "",
                 vec![replace("zimbrareverseproxymailmode", &["https"])],
                 &[
@@ -513,7 +523,7 @@ accounts:
                 ],
             ),
             (
-                Room::Domains,
+                EntryKind::Domains,
                 "A.test",
                 vec![
                     change("zimbraVirtualHostname", Act::Add("*.a.test".to_owned())),
@@ -522,19 +532,19 @@ accounts:
                 &["-      - n.a.test", "+      - \"*.a.test\""],
             ),
             (
-                Room::Domains,
+                EntryKind::Domains,
                 "a.test",
                 vec![replace("zimbraSSLPrivateKey", &[KEY])],
                 &[],
             ),
             (
-                Room::Servers,
+                EntryKind::Servers,
                 "s1.test",
                 vec![replace("zimbraImapBindPort", &["143"])],
                 &["+    zimbraImapBindPort: 143"],
             ),
             (
-                Room::Accounts,
+                EntryKind::Accounts,
                 "alice@a.test",
                 vec![replace("zimbraMailHost", &[])],
                 &[
@@ -543,13 +553,13 @@ accounts:
                 ],
             ),
             (
-                Room::Cos,
+                EntryKind::Cos,
                 "default",
                 vec![replace("description", &["a: b"])],
                 &["-cos: {default: {}}", "+cos: {default: {description: \"a: b\"}}"],
             ),
             (
-                Room::Domains,
+                EntryKind::Domains,
                 "a.test",
                 vec![replace(
                     "zimbraSSLCertificate",
@@ -563,10 +573,10 @@ accounts:
                 ],
             ),
         ];
-        for (room, name, changes, expected) in table {
+        for (kind, name, changes, expected) in table {
             let mut folder = Folder::new(TEXT);
-            let name = if room == Room::Config { "config" } else { name };
-            folder.editor.modify(room, name, &changes).await.unwrap();
+            let name = if kind == EntryKind::Config { "config" } else { name };
+            folder.editor.modify(kind, name, &changes).await.unwrap();
             assert_eq!(difference(TEXT, &folder.text()), expected, "{name} {changes:?}");
         }
     }
@@ -574,22 +584,26 @@ accounts:
     #[tokio::test]
     async fn entries_are_found_made_and_taken_away() {
         let mut folder = Folder::new(TEXT);
-        for (room, key, name) in [
-            (Room::Servers, "S1.TEST", Some("s1.test")),
-            (Room::Servers, "SERVER-1", Some("s1.test")),
-            (Room::Accounts, "al@a.test", Some("alice@a.test")),
-            (Room::Accounts, "id-a", Some("alice@a.test")),
-            (Room::Domains, "al@a.test", None),
-            (Room::Config, "", Some("config")),
+        for (kind, key, name) in [
+            (EntryKind::Servers, "S1.TEST", Some("s1.test")),
+            (EntryKind::Servers, "SERVER-1", Some("s1.test")),
+            (EntryKind::Accounts, "al@a.test", Some("alice@a.test")),
+            (EntryKind::Accounts, "id-a", Some("alice@a.test")),
+            (EntryKind::Domains, "al@a.test", None),
+            (EntryKind::Config, "", Some("config")),
         ] {
-            let found = folder.editor.find(room, key).await.unwrap();
+            let found = folder.editor.find(kind, key).await.unwrap();
             assert_eq!(found.as_ref().map(Entry::name), name, "{key}");
         }
         let id = [replace("zimbraId", &["id-b"])];
-        folder.editor.create(Room::Accounts, "bob@a.test", &id).await.unwrap();
+        folder
+            .editor
+            .create(EntryKind::Accounts, "bob@a.test", &id)
+            .await
+            .unwrap();
         let twice = folder
             .editor
-            .create(Room::Accounts, "Bob@a.test", &id)
+            .create(EntryKind::Accounts, "Bob@a.test", &id)
             .await
             .unwrap_err();
         assert_eq!(twice.to_string(), "account already exists: Bob@a.test");
@@ -597,11 +611,15 @@ accounts:
             difference(TEXT, &folder.text()),
             ["+  bob@a.test:", "+    zimbraId: id-b"]
         );
-        folder.editor.delete(Room::Accounts, "BOB@a.test").await.unwrap();
+        folder.editor.delete(EntryKind::Accounts, "BOB@a.test").await.unwrap();
         assert_eq!(folder.text(), TEXT);
-        let gone = folder.editor.delete(Room::Accounts, "bob@a.test").await.unwrap_err();
-        assert_eq!(gone, EditError::NoSuch(Room::Accounts, "bob@a.test".to_owned()));
-        assert_eq!(folder.editor.entries(Room::Accounts).await.unwrap().len(), 1);
+        let gone = folder
+            .editor
+            .delete(EntryKind::Accounts, "bob@a.test")
+            .await
+            .unwrap_err();
+        assert_eq!(gone, EditError::NoSuch(EntryKind::Accounts, "bob@a.test".to_owned()));
+        assert_eq!(folder.editor.entries(EntryKind::Accounts).await.unwrap().len(), 1);
     }
 
     /// Every change in every form of writing: it is made, says what was wanted, and no comment is lost.
@@ -646,10 +664,10 @@ accounts:
         for text in layouts {
             for changes in &changes {
                 let mut folder = Folder::new(text);
-                let before = folder.editor.find(Room::Domains, "a.test").await.unwrap().unwrap();
-                let done = folder.editor.modify(Room::Domains, "a.test", changes).await;
+                let before = folder.editor.find(EntryKind::Domains, "a.test").await.unwrap().unwrap();
+                let done = folder.editor.modify(EntryKind::Domains, "a.test", changes).await;
                 done.unwrap_or_else(|error| panic!("{error}: {changes:?} of {text}"));
-                let after = folder.editor.find(Room::Domains, "a.test").await.unwrap().unwrap();
+                let after = folder.editor.find(EntryKind::Domains, "a.test").await.unwrap().unwrap();
                 assert_eq!(after, changed(&before, changes), "{changes:?} of {text}");
                 // What stands beside a line that goes, or in a list that is written anew, goes with it.
                 let takes_away = |change: &Change| match &change.act {
@@ -666,11 +684,18 @@ accounts:
             }
             let mut folder = Folder::new(text);
             let id = [replace("zimbraId", &["new"]), replace("text", &[multi])];
-            folder.editor.create(Room::Domains, "new.test", &id).await.unwrap();
-            folder.editor.create(Room::Servers, "s.test", &[]).await.unwrap();
-            folder.editor.delete(Room::Domains, "a.test").await.unwrap();
-            folder.editor.delete(Room::Domains, "new.test").await.unwrap();
-            assert!(folder.editor.find(Room::Domains, "a.test").await.unwrap().is_none());
+            folder.editor.create(EntryKind::Domains, "new.test", &id).await.unwrap();
+            folder.editor.create(EntryKind::Servers, "s.test", &[]).await.unwrap();
+            folder.editor.delete(EntryKind::Domains, "a.test").await.unwrap();
+            folder.editor.delete(EntryKind::Domains, "new.test").await.unwrap();
+            assert!(
+                folder
+                    .editor
+                    .find(EntryKind::Domains, "a.test")
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
         }
     }
 
@@ -678,7 +703,11 @@ accounts:
     async fn what_would_break_the_file_changes_nothing() {
         let mut folder = Folder::new(TEXT);
         let bad = [replace("zimbraReverseProxyMailMode", &["mixed"])];
-        let error = folder.editor.modify(Room::Config, "config", &bad).await.unwrap_err();
+        let error = folder
+            .editor
+            .modify(EntryKind::Config, "config", &bad)
+            .await
+            .unwrap_err();
         assert!(
             matches!(&error, EditError::Value(text) if text.contains("expected one of")),
             "{error}"
@@ -687,7 +716,7 @@ accounts:
         assert!(
             folder
                 .editor
-                .create(Room::Accounts, "bob@a.test", &same_id)
+                .create(EntryKind::Accounts, "bob@a.test", &same_id)
                 .await
                 .is_err()
         );
@@ -696,22 +725,22 @@ accounts:
         let text = "config:\n  zimbraReverseProxyMailMode: mixed\n  zimbraImapProxyBindPort: x\n";
         let mut folder = Folder::new(text);
         let good = [replace("zimbraReverseProxyMailMode", &["https"])];
-        folder.editor.modify(Room::Config, "config", &good).await.unwrap();
+        folder.editor.modify(EntryKind::Config, "config", &good).await.unwrap();
         assert_eq!(folder.text(), text.replace("mixed", "https"));
         // A value that others share cannot be changed for one.
         let text = "domains:\n  a: &a\n    zimbraId: x\n  b:\n    <<: *a\n    zimbraId: y\n    description: z\n";
         let mut folder = Folder::new(text);
         let new = [replace("zimbraDomainType", &["local"])];
-        assert!(folder.editor.modify(Room::Domains, "a", &new).await.is_err());
+        assert!(folder.editor.modify(EntryKind::Domains, "a", &new).await.is_err());
         assert_eq!(folder.text(), text);
-        folder.editor.modify(Room::Domains, "b", &new).await.unwrap();
+        folder.editor.modify(EntryKind::Domains, "b", &new).await.unwrap();
         assert_eq!(difference(text, &folder.text()), ["+    zimbraDomainType: local"]);
     }
 
     #[test]
     fn a_change_that_changes_nothing_is_not_done() {
         let same = [replace("zimbraId", &["id-a"])];
-        let done = modified(TEXT, Path::new("d.yaml"), Room::Accounts, "alice@a.test", &same);
+        let done = modified(TEXT, Path::new("d.yaml"), EntryKind::Accounts, "alice@a.test", &same);
         assert_eq!(done.as_deref(), Ok(TEXT));
     }
 
@@ -723,12 +752,12 @@ accounts:
         assert!(folder.editor.begin());
         let host = [replace("zimbraMailHost", &["s1.test"])];
         for name in ["b@a.test", "c@a.test"] {
-            folder.editor.create(Room::Accounts, name, &host).await.unwrap();
+            folder.editor.create(EntryKind::Accounts, name, &host).await.unwrap();
         }
         let alias = [replace("zimbraMailAlias", &["c@a.test"])];
         let taken = folder
             .editor
-            .modify(Room::Accounts, "b@a.test", &alias)
+            .modify(EntryKind::Accounts, "b@a.test", &alias)
             .await
             .unwrap_err();
         assert_eq!(
@@ -737,17 +766,21 @@ accounts:
         );
         let twice = folder
             .editor
-            .create(Room::Accounts, "B@a.test", &host)
+            .create(EntryKind::Accounts, "B@a.test", &host)
             .await
             .unwrap_err();
         assert_eq!(twice.to_string(), "account already exists: B@a.test");
-        folder.editor.delete(Room::Accounts, "c@a.test").await.unwrap();
-        folder.editor.modify(Room::Accounts, "b@a.test", &alias).await.unwrap();
+        folder.editor.delete(EntryKind::Accounts, "c@a.test").await.unwrap();
+        folder
+            .editor
+            .modify(EntryKind::Accounts, "b@a.test", &alias)
+            .await
+            .unwrap();
         let mode = [replace("zimbraReverseProxyMailMode", &["https"])];
-        folder.editor.modify(Room::Config, "config", &mode).await.unwrap();
+        folder.editor.modify(EntryKind::Config, "config", &mode).await.unwrap();
         let bad = [replace("zimbraReverseProxyMailMode", &["mixed"])];
-        assert!(folder.editor.modify(Room::Config, "config", &bad).await.is_err());
-        let found = folder.editor.find(Room::Accounts, "C@a.test").await.unwrap();
+        assert!(folder.editor.modify(EntryKind::Config, "config", &bad).await.is_err());
+        let found = folder.editor.find(EntryKind::Accounts, "C@a.test").await.unwrap();
         assert_eq!(found.as_ref().map(Entry::name), Some("b@a.test"));
         // Nobody else sees any of it, nor comes between.
         assert_eq!((folder.text().as_str(), inode(&folder)), (TEXT, before));
@@ -764,7 +797,7 @@ accounts:
             ]
         );
         // From here on each is written at once.
-        folder.editor.delete(Room::Accounts, "b@a.test").await.unwrap();
+        folder.editor.delete(EntryKind::Accounts, "b@a.test").await.unwrap();
         assert!(!folder.text().contains("b@a.test"));
     }
 
@@ -773,27 +806,41 @@ accounts:
         let mut folder = Folder::new(TEXT);
         assert!(folder.editor.begin());
         let id = [replace("zimbraId", &["x"])];
-        folder.editor.create(Room::Servers, "s9.test", &id).await.unwrap();
+        folder.editor.create(EntryKind::Servers, "s9.test", &id).await.unwrap();
         let theirs = TEXT.replace("s1.test", "s2.test");
         fs::write(&folder.editor.path, &theirs).unwrap();
         let error = folder.editor.commit().await.unwrap_err();
         assert!(error.to_string().contains("somebody else changed it"), "{error}");
         assert_eq!(folder.text(), theirs);
-        folder.editor.create(Room::Servers, "s9.test", &id).await.unwrap();
+        folder.editor.create(EntryKind::Servers, "s9.test", &id).await.unwrap();
         assert!(folder.text().contains("s9.test") && folder.text().contains("s2.test"));
     }
 
     #[tokio::test]
     async fn what_others_write_is_seen() {
         let mut folder = Folder::new(TEXT);
-        assert!(folder.editor.find(Room::Servers, "s2.test").await.unwrap().is_none());
+        assert!(
+            folder
+                .editor
+                .find(EntryKind::Servers, "s2.test")
+                .await
+                .unwrap()
+                .is_none()
+        );
         fs::write(&folder.editor.path, TEXT.replace("s1.test:", "s2.test:")).unwrap();
-        assert!(folder.editor.find(Room::Servers, "s2.test").await.unwrap().is_some());
+        assert!(
+            folder
+                .editor
+                .find(EntryKind::Servers, "s2.test")
+                .await
+                .unwrap()
+                .is_some()
+        );
         let mut other = YamlEditor::new(&folder.editor.path);
-        other.create(Room::Servers, "s3.test", &[]).await.unwrap();
-        assert_eq!(folder.editor.entries(Room::Servers).await.unwrap().len(), 2);
+        other.create(EntryKind::Servers, "s3.test", &[]).await.unwrap();
+        assert_eq!(folder.editor.entries(EntryKind::Servers).await.unwrap().len(), 2);
         fs::remove_file(&folder.editor.path).unwrap();
-        assert!(folder.editor.entries(Room::Servers).await.is_err());
+        assert!(folder.editor.entries(EntryKind::Servers).await.is_err());
     }
 
     #[tokio::test]
@@ -804,7 +851,7 @@ accounts:
         std::os::unix::fs::symlink("d.yaml", &link).unwrap();
         folder.editor.path = link.clone();
         let new = [replace("zimbraDefaultDomainName", &["a.test"])];
-        folder.editor.modify(Room::Config, "config", &new).await.unwrap();
+        folder.editor.modify(EntryKind::Config, "config", &new).await.unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::metadata(&link).unwrap().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(folder.dir.path()).unwrap().count(), 3);
@@ -820,7 +867,7 @@ accounts:
                 for round in 0..5 {
                     let name = format!("h{n}-{round}.a.test");
                     let add = [change("zimbraVirtualHostname", Act::Add(name))];
-                    editor.modify(Room::Domains, "a.test", &add).await.unwrap();
+                    editor.modify(EntryKind::Domains, "a.test", &add).await.unwrap();
                 }
             })
         });
@@ -828,7 +875,7 @@ accounts:
             writer.await.unwrap();
         }
         let mut editor = folder.editor.clone();
-        let domain = editor.find(Room::Domains, "a.test").await.unwrap().unwrap();
+        let domain = editor.find(EntryKind::Domains, "a.test").await.unwrap().unwrap();
         assert_eq!(domain.values("zimbraVirtualHostname").len(), 2 + 8 * 5);
     }
 }

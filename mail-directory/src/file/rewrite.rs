@@ -11,12 +11,12 @@ use crate::yaml::layout::{BREAKS, Pair, Shape, Spot};
 /// One more level of lines.
 const STEP: &str = "  ";
 
-/// Where an entry stands: its room, and its name in it; the global config has no name.
+/// Where an entry stands: its section, and its name in it; the global config has no name.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     /// Key at the top of the document.
-    pub(super) room: &'a str,
-    /// Key in the room.
+    pub(super) section: &'a str,
+    /// Key in the section.
     pub(super) name: Option<&'a str>,
 }
 
@@ -42,7 +42,7 @@ pub(super) fn set(
     let (name, after) = attribute;
     let root = Spot::root(text);
     let Some(owner) = root.as_ref().and_then(|root| owner(root, place)) else {
-        return insert_room_or_entry(text, root.as_ref(), place, vec![(name, New::Values(after))]);
+        return insert_section_or_entry(text, root.as_ref(), place, vec![(name, New::Values(after))]);
     };
     match owner.pair.value.pair(|key| key.eq_ignore_ascii_case(name)) {
         Some(_) if after.is_empty() => remove(text, &owner.pair.value, |key| key.eq_ignore_ascii_case(name)),
@@ -55,15 +55,15 @@ pub(super) fn set(
 /// Adds an entry.
 pub(super) fn create(text: &str, place: Place<'_>, attributes: &[Attribute<'_>]) -> Result<String, Refused> {
     let attributes = attributes.iter().map(|(name, values)| (*name, New::Values(values)));
-    insert_room_or_entry(text, Spot::root(text).as_ref(), place, attributes.collect())
+    insert_section_or_entry(text, Spot::root(text).as_ref(), place, attributes.collect())
 }
 
 /// Takes an entry away.
 pub(super) fn delete(text: &str, place: Place<'_>) -> Result<String, Refused> {
     let root = Spot::root(text).ok_or("there is nothing in it")?;
-    let (room, name) = (root.pair(|key| key == place.room), place.name.unwrap_or_default());
-    let room = room.ok_or_else(|| format!("there is no {}", place.room))?;
-    remove(text, &room.value, |key| fold(key) == fold(name))
+    let (section, name) = (root.pair(|key| key == place.section), place.name.unwrap_or_default());
+    let section = section.ok_or_else(|| format!("there is no {}", place.section))?;
+    remove(text, &section.value, |key| fold(key) == fold(name))
 }
 
 /// A pair whose value is a mapping, and whether it stands between brackets.
@@ -73,18 +73,18 @@ struct Owner<'s> {
 }
 
 fn owner<'s>(root: &'s Spot, place: Place<'_>) -> Option<Owner<'s>> {
-    let room = Owner {
-        pair: root.pair(|key| key == place.room)?,
+    let section = Owner {
+        pair: root.pair(|key| key == place.section)?,
         in_flow: root.is_flow(),
     };
-    let Some(name) = place.name else { return Some(room) };
+    let Some(name) = place.name else { return Some(section) };
     Some(Owner {
-        pair: room.pair.value.pair(|key| fold(key) == fold(name))?,
-        in_flow: room.in_flow || room.pair.value.is_flow(),
+        pair: section.pair.value.pair(|key| fold(key) == fold(name))?,
+        in_flow: section.in_flow || section.pair.value.is_flow(),
     })
 }
 
-fn insert_room_or_entry(
+fn insert_section_or_entry(
     text: &str,
     root: Option<&Spot>,
     place: Place<'_>,
@@ -95,16 +95,16 @@ fn insert_room_or_entry(
         return Ok(insert_lines(
             text,
             text.len(),
-            &pair_lines("", place.room, &in_room(place, entry)),
+            &pair_lines("", place.section, &in_section(place, entry)),
         ));
     };
     match (owner(root, Place { name: None, ..place }), place.name) {
-        (Some(room), Some(name)) => insert(text, Some(&room), &room.pair.value, name, &entry),
-        _ => insert(text, None, root, place.room, &in_room(place, entry)),
+        (Some(section), Some(name)) => insert(text, Some(&section), &section.pair.value, name, &entry),
+        _ => insert(text, None, root, place.section, &in_section(place, entry)),
     }
 }
 
-fn in_room<'a>(place: Place<'a>, entry: New<'a>) -> New<'a> {
+fn in_section<'a>(place: Place<'a>, entry: New<'a>) -> New<'a> {
     match place.name {
         Some(name) => New::Mapping(vec![(name, entry)]),
         None => entry,
@@ -407,13 +407,13 @@ mod tests {
     use super::*;
 
     const CONFIG: Place<'static> = Place {
-        room: "config",
+        section: "config",
         name: None,
     };
 
     fn domain(name: &str) -> Place<'_> {
         Place {
-            room: "domains",
+            section: "domains",
             name: Some(name),
         }
     }

@@ -13,7 +13,7 @@ use super::rewrite::{self, Place};
 use super::{ACCOUNTS, Accounts, Reader, account_name};
 use crate::attributes;
 use crate::check;
-use crate::edit::{Change, EditError, Room, changed};
+use crate::edit::{Change, EditError, EntryKind, changed};
 use crate::entry::Entry;
 use crate::names::{self, fold};
 use crate::system::System;
@@ -23,20 +23,20 @@ use crate::yaml::{Document, Problems, Severity};
 /// All entries by kind and folded name.
 pub(super) type Whole = BTreeMap<Key, Arc<Entry>>;
 /// Kind and folded name of an entry.
-pub(super) type Key = (Room, String);
+pub(super) type Key = (EntryKind, String);
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Edit<'a> {
-    Modify(Room, &'a str, &'a [Change]),
-    Create(Room, &'a str, &'a [Change]),
-    Delete(Room, &'a str),
+    Modify(EntryKind, &'a str, &'a [Change]),
+    Create(EntryKind, &'a str, &'a [Change]),
+    Delete(EntryKind, &'a str),
 }
 
 impl Edit<'_> {
-    pub(super) fn room(&self) -> Room {
+    pub(super) fn kind(&self) -> EntryKind {
         match self {
-            Edit::Modify(room, ..) | Edit::Create(room, ..) | Edit::Delete(room, _) => *room,
+            Edit::Modify(kind, ..) | Edit::Create(kind, ..) | Edit::Delete(kind, _) => *kind,
         }
     }
 
@@ -47,18 +47,18 @@ impl Edit<'_> {
     }
 
     fn key(&self) -> Key {
-        (self.room(), self.room().key(self.name()))
+        (self.kind(), self.kind().key(self.name()))
     }
 
     /// The entry as it is to be; `None`: gone.
     fn after(&self, reading: &Reading) -> Result<Option<Entry>, EditError> {
-        let (room, name) = (self.room(), self.name());
+        let (kind, name) = (self.kind(), self.name());
         let before = reading.entries.get(&self.key());
-        let existing = || before.ok_or_else(|| EditError::NoSuch(room, name.to_owned()));
+        let existing = || before.ok_or_else(|| EditError::NoSuch(kind, name.to_owned()));
         match self {
             Edit::Modify(.., changes) => Ok(Some(changed(existing()?, changes))),
-            Edit::Create(..) if room == Room::Config || before.is_some() => {
-                Err(EditError::Exists(room, name.to_owned()))
+            Edit::Create(..) if kind == EntryKind::Config || before.is_some() => {
+                Err(EditError::Exists(kind, name.to_owned()))
             }
             Edit::Create(.., attributes) => Ok(Some(changed(&Entry::new(name), attributes))),
             Edit::Delete(..) => existing().map(|_| None),
@@ -69,8 +69,8 @@ impl Edit<'_> {
     fn rewrite(&self, text: &str, before: Option<&Entry>, after: Option<&Entry>) -> Result<String, EditError> {
         let name = self.name();
         let place = Place {
-            room: self.room().name(),
-            name: Some(name).filter(|_| self.room() != Room::Config),
+            section: self.kind().name(),
+            name: Some(name).filter(|_| self.kind() != EntryKind::Config),
         };
         match (before, after) {
             (Some(before), Some(after)) => {
@@ -111,7 +111,7 @@ pub(super) struct Reading {
     account_count: usize,
     /// The lines of the keys at the root.
     tops: BTreeMap<String, usize>,
-    /// What stands beside the rooms, which means nothing here. It is not ours to lose.
+    /// What stands beside the sections, which means nothing here. It is not ours to lose.
     strangers: BTreeMap<String, serde_yaml::Value>,
     errors: BTreeSet<String>,
 }
@@ -132,7 +132,10 @@ impl Reading {
         let mut entries = of_system(&system);
         let accounts = with_accounts.then(|| {
             for entry in &reader.accounts {
-                entries.insert((Room::Accounts, Room::Accounts.key(entry.name())), entry.clone());
+                entries.insert(
+                    (EntryKind::Accounts, EntryKind::Accounts.key(entry.name())),
+                    entry.clone(),
+                );
             }
             Accounts::index(&system, &reader.accounts, &mut problems)
         });
@@ -148,51 +151,56 @@ impl Reading {
     }
 
     /// All entries of a kind, by name.
-    pub(super) fn of_room(&self, room: Room) -> impl Iterator<Item = &Arc<Entry>> {
-        let first = self.entries.range((room, String::new())..);
+    pub(super) fn of_kind(&self, kind: EntryKind) -> impl Iterator<Item = &Arc<Entry>> {
+        let first = self.entries.range((kind, String::new())..);
         first
-            .take_while(move |((of, _), _)| *of == room)
+            .take_while(move |((of, _), _)| *of == kind)
             .map(|(_, entry)| entry)
     }
 
-    pub(super) fn find(&self, room: Room, key: &str) -> Option<&Arc<Entry>> {
-        if room == Room::Config {
-            return self.entries.get(&(room, "config".to_owned()));
+    pub(super) fn find(&self, kind: EntryKind, key: &str) -> Option<&Arc<Entry>> {
+        if kind == EntryKind::Config {
+            return self.entries.get(&(kind, "config".to_owned()));
         }
-        let (name, key) = (room.key(key), fold(key));
-        let by_name = self.entries.get(&(room, name.clone()));
+        let (name, key) = (kind.key(key), fold(key));
+        let by_name = self.entries.get(&(kind, name.clone()));
         // Without errors everything has one owner.
         if let Some(accounts) = self.accounts.as_ref().filter(|_| self.errors.is_empty())
-            && room == Room::Accounts
+            && kind == EntryKind::Accounts
         {
             return by_name
                 .or_else(|| accounts.by_id.get(&key))
                 .or_else(|| accounts.by_name.get(&name));
         }
-        let of_room = || self.of_room(room);
+        let of_kind = || self.of_kind(kind);
         let has_id = |entry: &&Arc<Entry>| entry.values(attributes::ID.name).iter().any(|id| fold(id) == key);
         let aliases = |entry: &&Arc<Entry>| {
             let aliases = entry.values(attributes::MAIL_ALIAS.name).iter();
             aliases.map(|alias| names::account(alias)).any(|alias| alias == name)
         };
         by_name
-            .or_else(|| of_room().find(has_id))
-            .or_else(|| of_room().find(|entry| room == Room::Accounts && account_name(entry) == name))
-            .or_else(|| of_room().find(|entry| room == Room::Accounts && aliases(entry)))
+            .or_else(|| of_kind().find(has_id))
+            .or_else(|| of_kind().find(|entry| kind == EntryKind::Accounts && account_name(entry) == name))
+            .or_else(|| of_kind().find(|entry| kind == EntryKind::Accounts && aliases(entry)))
     }
 
     /// The system with another entry in it.
     fn system_with(&self, key: &Key, after: Option<&Entry>) -> System {
-        let of = |room| {
-            let others = self.entries.range((room, String::new())..);
-            let others = others.take_while(move |((of, _), _)| *of == room);
+        let of = |kind| {
+            let others = self.entries.range((kind, String::new())..);
+            let others = others.take_while(move |((of, _), _)| *of == kind);
             let others = others
                 .filter(|(other, _)| *other != key)
                 .map(|(_, entry)| (**entry).clone());
-            others.chain(after.filter(|_| key.0 == room).cloned())
+            others.chain(after.filter(|_| key.0 == kind).cloned())
         };
-        let config = of(Room::Config).next().unwrap_or_else(|| Entry::new("config"));
-        System::new(config, of(Room::Servers), of(Room::Domains), of(Room::Cos))
+        let config = of(EntryKind::Config).next().unwrap_or_else(|| Entry::new("config"));
+        System::new(
+            config,
+            of(EntryKind::Servers),
+            of(EntryKind::Domains),
+            of(EntryKind::Cos),
+        )
     }
 
     fn put(&mut self, key: Key, after: Option<Entry>, system: Option<System>) {
@@ -201,7 +209,7 @@ impl Reading {
         if let Some(system) = system {
             self.system = system;
         }
-        if let Some(accounts) = self.accounts.as_mut().filter(|_| key.0 == Room::Accounts) {
+        if let Some(accounts) = self.accounts.as_mut().filter(|_| key.0 == EntryKind::Accounts) {
             before.iter().for_each(|entry| accounts.forget(entry));
             // What stands against it was looked for before.
             after
@@ -216,13 +224,13 @@ impl Reading {
 /// Everything but the accounts.
 fn of_system(system: &System) -> Whole {
     let mut entries = Whole::new();
-    let mut put_all = |room: Room, all: &mut dyn Iterator<Item = &Entry>| {
-        all.for_each(|entry| drop(entries.insert((room, room.key(entry.name())), Arc::new(entry.clone()))));
+    let mut put_all = |kind: EntryKind, all: &mut dyn Iterator<Item = &Entry>| {
+        all.for_each(|entry| drop(entries.insert((kind, kind.key(entry.name())), Arc::new(entry.clone()))));
     };
-    put_all(Room::Config, &mut std::iter::once(&system.config));
-    put_all(Room::Servers, &mut system.servers.values());
-    put_all(Room::Domains, &mut system.domains.values());
-    put_all(Room::Cos, &mut system.cos.values());
+    put_all(EntryKind::Config, &mut std::iter::once(&system.config));
+    put_all(EntryKind::Servers, &mut system.servers.values());
+    put_all(EntryKind::Domains, &mut system.domains.values());
+    put_all(EntryKind::Cos, &mut system.cos.values());
     entries
 }
 
@@ -264,7 +272,7 @@ struct Lines {
     /// Where each begins.
     starts: Vec<usize>,
     /// Those where the entries of a kind begin, in order.
-    of_room: BTreeMap<Room, Vec<usize>>,
+    of_kind: BTreeMap<EntryKind, Vec<usize>>,
 }
 
 /// What came of a try in the lines of one entry.
@@ -356,7 +364,7 @@ impl Sheet {
             let wanted = self
                 .reading
                 .entries
-                .get(&(Room::Accounts, Room::Accounts.key(entry.name())));
+                .get(&(EntryKind::Accounts, EntryKind::Accounts.key(entry.name())));
             wanted.is_some_and(|wanted| **wanted == *entry)
         };
         let is_whole = self.reading.accounts.is_some();
@@ -370,7 +378,7 @@ impl Sheet {
         if let Some(error) = errors(&problems).into_iter().next() {
             return Err(EditError::Value(error));
         }
-        let others = self.reading.entries.range(..(Room::Accounts, String::new()));
+        let others = self.reading.entries.range(..(EntryKind::Accounts, String::new()));
         let is_same = same
             && count + reader.accounts.len() == self.reading.account_count
             && (!is_whole || reader.accounts.iter().all(|entry| is_wanted(entry)))
@@ -424,15 +432,15 @@ impl Sheet {
         let Some((line, (start, end))) = self.part_of(edit, before) else {
             return Ok(Tried::Unclear);
         };
-        let room = edit.room();
-        let head = if room == Room::Config {
+        let kind = edit.kind();
+        let head = if kind == EntryKind::Config {
             String::new()
         } else {
-            format!("{}:\n", room.name())
+            format!("{}:\n", kind.name())
         };
         let old = self.pieces.get(&start).map_or(&self.base[start..end], |(_, new)| new);
         let old = format!("{head}{old}");
-        let Some(mut wanted) = of_part(&old, &self.path, room) else {
+        let Some(mut wanted) = of_part(&old, &self.path, kind) else {
             return Ok(Tried::Unclear);
         };
         let is_known = wanted
@@ -450,7 +458,7 @@ impl Sheet {
         let Some(part) = new.strip_prefix(&head) else {
             return Ok(Tried::Unclear);
         };
-        if of_part(&new, &self.path, room).as_ref() != Some(&wanted) {
+        if of_part(&new, &self.path, kind).as_ref() != Some(&wanted) {
             return Ok(Tried::Unclear);
         }
         let (system, errors) = self.judge(&edit.key(), before, after);
@@ -476,24 +484,24 @@ impl Sheet {
         if !self.reading.errors.is_empty() {
             return None;
         }
-        let room = edit.room();
-        let top = *self.reading.tops.get(room.name())?;
+        let kind = edit.kind();
+        let top = *self.reading.tops.get(kind.name())?;
         let next_top = self.reading.tops.values().filter(|line| **line > top).min().copied();
         let lines = self.lines.get_or_insert_with(|| Lines::of(&self.base, &self.reading));
-        let of_room = lines.of_room.get(&room).map_or(&[][..], Vec::as_slice);
-        let line = match (room, before) {
-            (Room::Config, _) => top,
-            (_, None) => *of_room.last()?,
+        let of_kind = lines.of_kind.get(&kind).map_or(&[][..], Vec::as_slice);
+        let line = match (kind, before) {
+            (EntryKind::Config, _) => top,
+            (_, None) => *of_kind.last()?,
             (_, Some(before)) => match self.made.get(&edit.key()) {
                 Some((_, line)) => *line,
                 None => before.origin()?.line,
             },
         };
-        let after = match room {
-            Room::Config => None,
-            _ => of_room.get(of_room.binary_search(&line).ok()? + 1).copied(),
+        let after = match kind {
+            EntryKind::Config => None,
+            _ => of_kind.get(of_kind.binary_search(&line).ok()? + 1).copied(),
         };
-        if room != Room::Config && (line <= top || next_top.is_some_and(|next| line >= next)) {
+        if kind != EntryKind::Config && (line <= top || next_top.is_some_and(|next| line >= next)) {
             return None;
         }
         let start = |line: usize| lines.starts.get(line - 1).copied();
@@ -508,7 +516,7 @@ impl Sheet {
         before: Option<&Arc<Entry>>,
         after: Option<&Entry>,
     ) -> (Option<System>, BTreeSet<String>) {
-        if key.0 != Room::Accounts {
+        if key.0 != EntryKind::Accounts {
             let system = self.reading.system_with(key, after);
             let errors = errors(&system.check());
             return (Some(system), errors);
@@ -517,7 +525,7 @@ impl Sheet {
         if let (Some(after), Some(accounts)) = (after, &self.reading.accounts) {
             check::account(&self.reading.system, after, &mut problems);
             let place = |entry: &Entry| {
-                let key = (Room::Accounts, Room::Accounts.key(entry.name()));
+                let key = (EntryKind::Accounts, EntryKind::Accounts.key(entry.name()));
                 let made = self.made.get(&key).map(|(order, _)| (usize::MAX, *order));
                 made.unwrap_or_else(|| (entry.origin().map_or(usize::MAX, |origin| origin.line), usize::MAX))
             };
@@ -535,38 +543,38 @@ impl Lines {
             at += end + if text[at + end..].starts_with("\r\n") { 2 } else { 1 };
             starts.push(at);
         }
-        let mut of_room: BTreeMap<Room, Vec<usize>> = BTreeMap::new();
-        for ((room, _), entry) in &reading.entries {
-            of_room
-                .entry(*room)
+        let mut of_kind: BTreeMap<EntryKind, Vec<usize>> = BTreeMap::new();
+        for ((kind, _), entry) in &reading.entries {
+            of_kind
+                .entry(*kind)
                 .or_default()
                 .extend(entry.origin().map(|origin| origin.line));
         }
-        for lines in of_room.values_mut() {
+        for lines in of_kind.values_mut() {
             lines.sort_unstable();
             lines.dedup();
         }
-        Lines { starts, of_room }
+        Lines { starts, of_kind }
     }
 }
 
 /// The entries of a text that holds some of one kind and nothing else; `None`: there is more to it.
-fn of_part(text: &str, path: &Path, room: Room) -> Option<Whole> {
+fn of_part(text: &str, path: &Path, kind: EntryKind) -> Option<Whole> {
     let (mut reader, mut problems) = (Reader::default(), Problems::new());
     let document = Document::parse(text, path)
         .ok()
         .filter(|document| !document.has_anchors())?;
     let system = reader.read(document.root(), &mut problems);
-    let is_alone = reader.tops.keys().all(|key| key == room.name());
+    let is_alone = reader.tops.keys().all(|key| key == kind.name());
     if problems.has_errors() || !is_alone {
         return None;
     }
     let mut entries = of_system(&system);
-    if room != Room::Config {
-        entries.remove(&(Room::Config, "config".to_owned()));
+    if kind != EntryKind::Config {
+        entries.remove(&(EntryKind::Config, "config".to_owned()));
     }
     for entry in reader.accounts {
-        entries.insert((Room::Accounts, Room::Accounts.key(entry.name())), entry);
+        entries.insert((EntryKind::Accounts, EntryKind::Accounts.key(entry.name())), entry);
     }
     Some(entries)
 }
@@ -595,7 +603,7 @@ mod tests {
     use super::*;
     use crate::edit::Act;
 
-    const ROOMS: &str = "config:
+    const KINDS: &str = "config:
   zimbraDefaultDomainName: a.test # c0
 servers:
   s.test: {zimbraId: s}
@@ -641,20 +649,20 @@ accounts:
     #[test]
     fn the_lines_of_an_entry_give_the_same_as_the_whole() {
         let texts = [
-            ROOMS.to_owned(),
-            ROOMS.trim_end().to_owned(),
-            ROOMS.replace('\n', "\r\n"),
-            ROOMS.replace(
+            KINDS.to_owned(),
+            KINDS.trim_end().to_owned(),
+            KINDS.replace('\n', "\r\n"),
+            KINDS.replace(
                 "  x@a.test: {zimbraMailHost: s.test}",
                 "  x@a.test: {zimbraMailHost: s.test}\n  v@a.test: &v {}\n  w@a.test: *v",
             ),
-            ROOMS.replace("\naccounts:\n", "\naccounts: # all\n  <<: {v@a.test: {}}\n"),
-            ROOMS.replace(
+            KINDS.replace("\naccounts:\n", "\naccounts: # all\n  <<: {v@a.test: {}}\n"),
+            KINDS.replace(
                 "servers:\n  s.test: {zimbraId: s}",
                 "servers: {s.test: {zimbraId: s}, t.test: {}}",
             ),
-            format!("--- # begin\n{ROOMS}...\n# end\n"),
-            ROOMS.replace("# c6", "# ü\n").replace("# c1", "notes: [1]\n"),
+            format!("--- # begin\n{KINDS}...\n# end\n"),
+            KINDS.replace("# c6", "# ü\n").replace("# c1", "notes: [1]\n"),
         ];
         let many = [
             replace("zimbraMailHost", &[]),
@@ -666,28 +674,28 @@ accounts:
         let id = [replace("zimbraId", &["1"])];
         let bad = [replace("zimbraReverseProxyMailMode", &["mixed"])];
         let edits = [
-            Edit::Modify(Room::Accounts, "X@a.test", &many),
-            Edit::Modify(Room::Accounts, "y@a.test", &many),
-            Edit::Modify(Room::Accounts, "x@a.test", &taken),
-            Edit::Modify(Room::Accounts, "y@a.test", &taken_too),
-            Edit::Modify(Room::Domains, "a.test", &many),
-            Edit::Modify(Room::Domains, "b.test", &many),
-            Edit::Modify(Room::Domains, "b.test", &id),
-            Edit::Modify(Room::Servers, "s.test", &bad),
-            Edit::Modify(Room::Servers, "s.test", &many),
-            Edit::Modify(Room::Config, "config", &many),
-            Edit::Modify(Room::Cos, "default", &id),
-            Edit::Create(Room::Accounts, "n@a.test", &many),
-            Edit::Create(Room::Accounts, "z@a.test", &many),
-            Edit::Create(Room::Domains, "n.test", &id),
-            Edit::Create(Room::Servers, "n.test", &many),
-            Edit::Create(Room::Cos, "n", &many),
-            Edit::Delete(Room::Accounts, "x@a.test"),
-            Edit::Delete(Room::Accounts, "y@a.test"),
-            Edit::Delete(Room::Domains, "a.test"),
-            Edit::Delete(Room::Domains, "b.test"),
-            Edit::Delete(Room::Servers, "s.test"),
-            Edit::Delete(Room::Cos, "default"),
+            Edit::Modify(EntryKind::Accounts, "X@a.test", &many),
+            Edit::Modify(EntryKind::Accounts, "y@a.test", &many),
+            Edit::Modify(EntryKind::Accounts, "x@a.test", &taken),
+            Edit::Modify(EntryKind::Accounts, "y@a.test", &taken_too),
+            Edit::Modify(EntryKind::Domains, "a.test", &many),
+            Edit::Modify(EntryKind::Domains, "b.test", &many),
+            Edit::Modify(EntryKind::Domains, "b.test", &id),
+            Edit::Modify(EntryKind::Servers, "s.test", &bad),
+            Edit::Modify(EntryKind::Servers, "s.test", &many),
+            Edit::Modify(EntryKind::Config, "config", &many),
+            Edit::Modify(EntryKind::Cos, "default", &id),
+            Edit::Create(EntryKind::Accounts, "n@a.test", &many),
+            Edit::Create(EntryKind::Accounts, "z@a.test", &many),
+            Edit::Create(EntryKind::Domains, "n.test", &id),
+            Edit::Create(EntryKind::Servers, "n.test", &many),
+            Edit::Create(EntryKind::Cos, "n", &many),
+            Edit::Delete(EntryKind::Accounts, "x@a.test"),
+            Edit::Delete(EntryKind::Accounts, "y@a.test"),
+            Edit::Delete(EntryKind::Domains, "a.test"),
+            Edit::Delete(EntryKind::Domains, "b.test"),
+            Edit::Delete(EntryKind::Servers, "s.test"),
+            Edit::Delete(EntryKind::Cos, "default"),
         ];
         for text in &texts {
             for edit in edits {
@@ -710,56 +718,58 @@ accounts:
 
     #[test]
     fn most_changes_need_the_lines_of_their_entry_only() {
-        let mut sheet = sheet(ROOMS);
+        let mut sheet = sheet(KINDS);
         let host = [replace("zimbraMailHost", &["s.test"])];
         for edit in [
-            Edit::Create(Room::Accounts, "n@a.test", &host),
-            Edit::Modify(Room::Accounts, "y@a.test", &host),
-            Edit::Delete(Room::Accounts, "x@a.test"),
-            Edit::Modify(Room::Config, "config", &host),
-            Edit::Delete(Room::Domains, "a.test"),
+            Edit::Create(EntryKind::Accounts, "n@a.test", &host),
+            Edit::Modify(EntryKind::Accounts, "y@a.test", &host),
+            Edit::Delete(EntryKind::Accounts, "x@a.test"),
+            Edit::Modify(EntryKind::Config, "config", &host),
+            Edit::Delete(EntryKind::Domains, "a.test"),
         ] {
             assert_eq!(sheet.apply(edit), Ok(true));
         }
-        assert!(!sheet.is_proved() && sheet.pieces.len() == 4 && sheet.base == ROOMS);
+        assert!(!sheet.is_proved() && sheet.pieces.len() == 4 && sheet.base == KINDS);
         assert!(sheet.proved().is_ok() && sheet.is_proved());
     }
 
     /// Where they were passed over, accounts are neither kept nor lost.
     #[test]
     fn accounts_are_passed_over_where_they_do_not_count() {
-        let mut sheet = Sheet::read(ROOMS.to_owned(), Path::new("d.yaml"), false).unwrap();
+        let mut sheet = Sheet::read(KINDS.to_owned(), Path::new("d.yaml"), false).unwrap();
         let id = [replace("description", &["9"])];
-        assert_eq!(sheet.apply(Edit::Modify(Room::Domains, "a.test", &id)), Ok(true));
-        assert_eq!(sheet.reading.of_room(Room::Accounts).count(), 0);
+        assert_eq!(sheet.apply(Edit::Modify(EntryKind::Domains, "a.test", &id)), Ok(true));
+        assert_eq!(sheet.reading.of_kind(EntryKind::Accounts).count(), 0);
         let text = sheet.proved().unwrap();
-        assert!(text.ends_with(&ROOMS[ROOMS.find("accounts:\n  x").unwrap()..]));
+        assert!(text.ends_with(&KINDS[KINDS.find("accounts:\n  x").unwrap()..]));
         sheet.with_accounts().unwrap();
-        assert_eq!(sheet.reading.of_room(Room::Accounts).count(), 2);
-        let shared = ROOMS
+        assert_eq!(sheet.reading.of_kind(EntryKind::Accounts).count(), 2);
+        let shared = KINDS
             .replace("b.test: {zimbraId: 2}", "b.test: &b {text: 2}")
             .replace("x@a.test: {zimbraMailHost: s.test}", "x@a.test: *b");
         let mut sheet = Sheet::read(shared, Path::new("d.yaml"), false).unwrap();
-        let error = sheet.apply(Edit::Modify(Room::Domains, "b.test", &id)).unwrap_err();
+        let error = sheet
+            .apply(Edit::Modify(EntryKind::Domains, "b.test", &id))
+            .unwrap_err();
         assert!(error.to_string().contains("touch more than it should"), "{error}");
     }
 
     /// A piece that says something else than was meant does not get by.
     #[test]
     fn what_the_whole_says_otherwise_is_not_proved() {
-        let domains = ROOMS.find("    b.test").unwrap();
-        let accounts = ROOMS.find("  y@a.test").unwrap();
+        let domains = KINDS.find("    b.test").unwrap();
+        let accounts = KINDS.find("  y@a.test").unwrap();
         for (start, end, new) in [
             (domains, domains + 4, "    # "),
             (domains, domains, "    n.test: {}\n"),
-            (accounts, ROOMS.len(), ""),
+            (accounts, KINDS.len(), ""),
             (accounts, accounts, "  n@a.test: {}\n"),
             (accounts, accounts, "  X@a.test: {zimbraMailHost: s.test}\n"),
-            (ROOMS.len() - 2, ROOMS.len() - 1, "8"),
-            (ROOMS.len(), ROOMS.len(), "notes: 1\n"),
+            (KINDS.len() - 2, KINDS.len() - 1, "8"),
+            (KINDS.len(), KINDS.len(), "notes: 1\n"),
         ] {
             for with_accounts in [true, false] {
-                let mut sheet = Sheet::read(ROOMS.to_owned(), Path::new("d.yaml"), with_accounts).unwrap();
+                let mut sheet = Sheet::read(KINDS.to_owned(), Path::new("d.yaml"), with_accounts).unwrap();
                 sheet.pieces.insert(start, (end, new.to_owned()));
                 sheet.is_proved = false;
                 let passed_over = !with_accounts && end - start == 1;
@@ -777,7 +787,7 @@ accounts:
         let before = Reading::of(text, path, true).unwrap();
         let mut wanted = before.entries.clone();
         assert!(prove(text, &wanted, &before, path).is_ok());
-        wanted.remove(&(Room::Cos, "c".to_owned()));
+        wanted.remove(&(EntryKind::Cos, "c".to_owned()));
         let new = text.replace("c: {}", "");
         assert!(prove(&new, &wanted, &before, path).is_ok());
         for wrong in [
@@ -790,6 +800,9 @@ accounts:
         }
         let lines = [replace("description", &["a\nb\n"])];
         let mut sheet = sheet(text);
-        assert_eq!(sheet.apply(Edit::Modify(Room::Domains, "a.test", &lines)), Ok(true));
+        assert_eq!(
+            sheet.apply(Edit::Modify(EntryKind::Domains, "a.test", &lines)),
+            Ok(true)
+        );
     }
 }

@@ -16,7 +16,7 @@ use super::found::Found;
 use super::pool::{Door, Extent, Pool, Search, Trouble};
 use super::{Settings, Url, filter, name_attribute, place};
 use crate::attributes;
-use crate::edit::{Act, Change, EditError, Editor, Room, changed};
+use crate::edit::{Act, Change, EditError, Editor, EntryKind, changed};
 use crate::entry::Entry;
 use crate::names::fold;
 
@@ -99,25 +99,25 @@ impl LdapEditor {
         Ok(reply.entries)
     }
 
-    async fn all(&self, room: Room) -> Result<Vec<Found>, EditError> {
-        let (base, scope) = place(room);
-        let mut found = self.search(base, scope, filter::every(room)).await?;
+    async fn all(&self, kind: EntryKind) -> Result<Vec<Found>, EditError> {
+        let (base, scope) = place(kind);
+        let mut found = self.search(base, scope, filter::every(kind)).await?;
         // Accounts of the house itself have no address.
-        found.retain(|found| room != Room::Accounts || found.first(name_attribute(room)).is_some());
+        found.retain(|found| kind != EntryKind::Accounts || found.first(name_attribute(kind)).is_some());
         Ok(found)
     }
 
-    async fn one(&self, room: Room, key: &str) -> Result<Option<Found>, EditError> {
-        let (base, scope) = place(room);
-        let mut found = self.search(base, scope, filter::entry(room, key)).await?;
+    async fn one(&self, kind: EntryKind, key: &str) -> Result<Option<Found>, EditError> {
+        let (base, scope) = place(kind);
+        let mut found = self.search(base, scope, filter::entry(kind, key)).await?;
         // Who has the name goes before who has it as an alias.
-        found.sort_by_cached_key(|found| (room.key(&found.name(room)) != room.key(key), found.key()));
+        found.sort_by_cached_key(|found| (kind.key(&found.name(kind)) != kind.key(key), found.key()));
         Ok(found.into_iter().next())
     }
 
-    async fn existing(&self, room: Room, name: &str) -> Result<Found, EditError> {
-        let found = self.one(room, name).await?;
-        found.ok_or_else(|| EditError::NoSuch(room, name.to_owned()))
+    async fn existing(&self, kind: EntryKind, name: &str) -> Result<Found, EditError> {
+        let found = self.one(kind, name).await?;
+        found.ok_or_else(|| EditError::NoSuch(kind, name.to_owned()))
     }
 
     async fn children(&self, dn: &str) -> Result<Vec<Found>, EditError> {
@@ -238,7 +238,7 @@ impl LdapEditor {
     async fn create_account(&self, name: &str, given: &Entry) -> Result<(), EditError> {
         let wrong = || EditError::Value(format!("{name} is not an address"));
         let (user, domain) = name.rsplit_once('@').ok_or_else(wrong)?;
-        let domain = self.existing(Room::Domains, domain).await?;
+        let domain = self.existing(EntryKind::Domains, domain).await?;
         let dn = format!("uid={},ou=people,{}", dn_escape(user), domain.dn);
         let mut draft = Draft::new(dn, &["inetOrgPerson", "zimbraAccount"], given);
         for (attribute, value) in [
@@ -300,26 +300,26 @@ impl LdapEditor {
 
 #[async_trait]
 impl Editor for LdapEditor {
-    async fn entries(&mut self, room: Room) -> Result<Vec<Entry>, EditError> {
+    async fn entries(&mut self, kind: EntryKind) -> Result<Vec<Entry>, EditError> {
         let mut entries: Vec<Entry> = self
-            .all(room)
+            .all(kind)
             .await?
             .into_iter()
-            .map(|found| found.into_entry(room))
+            .map(|found| found.into_entry(kind))
             .collect();
         entries.sort_by_cached_key(|entry| fold(entry.name()));
         Ok(entries)
     }
 
-    async fn find(&mut self, room: Room, key: &str) -> Result<Option<Entry>, EditError> {
-        Ok(self.one(room, key).await?.map(|found| found.into_entry(room)))
+    async fn find(&mut self, kind: EntryKind, key: &str) -> Result<Option<Entry>, EditError> {
+        Ok(self.one(kind, key).await?.map(|found| found.into_entry(kind)))
     }
 
-    async fn modify(&mut self, room: Room, name: &str, changes: &[Change]) -> Result<(), EditError> {
+    async fn modify(&mut self, kind: EntryKind, name: &str, changes: &[Change]) -> Result<(), EditError> {
         for round in 1.. {
-            let found = self.existing(room, name).await?;
+            let found = self.existing(kind, name).await?;
             let dn = found.dn.clone();
-            let mods = mods(&found.into_entry(room), changes);
+            let mods = mods(&found.into_entry(kind), changes);
             if mods.is_empty() {
                 return Ok(());
             }
@@ -332,26 +332,26 @@ impl Editor for LdapEditor {
         Ok(())
     }
 
-    async fn create(&mut self, room: Room, name: &str, attributes: &[Change]) -> Result<(), EditError> {
+    async fn create(&mut self, kind: EntryKind, name: &str, attributes: &[Change]) -> Result<(), EditError> {
         let given = changed(&Entry::new(name), attributes);
-        let created = match room {
-            Room::Config => Err(EditError::Exists(room, name.to_owned())),
-            Room::Servers => self.create_below(place(room).0, "zimbraServer", name, &given).await,
-            Room::Cos => self.create_below(place(room).0, "zimbraCOS", name, &given).await,
-            Room::Domains => self.create_domain(name, &given).await,
-            Room::Accounts => self.create_account(name, &given).await,
+        let created = match kind {
+            EntryKind::Config => Err(EditError::Exists(kind, name.to_owned())),
+            EntryKind::Servers => self.create_below(place(kind).0, "zimbraServer", name, &given).await,
+            EntryKind::Cos => self.create_below(place(kind).0, "zimbraCOS", name, &given).await,
+            EntryKind::Domains => self.create_domain(name, &given).await,
+            EntryKind::Accounts => self.create_account(name, &given).await,
         };
         created.map_err(|error| match error {
-            EditError::Exists(..) => EditError::Exists(room, name.to_owned()),
+            EditError::Exists(..) => EditError::Exists(kind, name.to_owned()),
             other => other,
         })
     }
 
-    async fn delete(&mut self, room: Room, name: &str) -> Result<(), EditError> {
-        let found = self.existing(room, name).await?;
-        match room {
-            Room::Domains => self.delete_domain(name, found).await,
-            Room::Accounts => self.delete_account(found).await,
+    async fn delete(&mut self, kind: EntryKind, name: &str) -> Result<(), EditError> {
+        let found = self.existing(kind, name).await?;
+        match kind {
+            EntryKind::Domains => self.delete_domain(name, found).await,
+            EntryKind::Accounts => self.delete_account(found).await,
             _ => self.remove(found.dn).await,
         }
     }
@@ -457,7 +457,7 @@ fn judge(url: &Url, result: &LdapResult) -> Result<(), Refusal> {
         code::CONSTRAINT_VIOLATION | code::INVALID_ATTRIBUTE_SYNTAX => EditError::Value(words),
         code::NO_SUCH_OBJECT => EditError::Failed(format!("{url}: the place of the entry is gone")),
         code::NOT_ALLOWED_ON_NON_LEAF => EditError::InUse(words),
-        code::ENTRY_ALREADY_EXISTS => EditError::Exists(Room::Config, String::new()),
+        code::ENTRY_ALREADY_EXISTS => EditError::Exists(EntryKind::Config, String::new()),
         code::INSUFFICIENT_ACCESS_RIGHTS => EditError::Denied(format!("{url}: {words}")),
         _ => EditError::Failed(format!("{url}: {words}")),
     };

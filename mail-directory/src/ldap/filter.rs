@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::attributes;
 use crate::directory::AccountBy;
-use crate::edit::Room;
+use crate::edit::EntryKind;
 use crate::names;
 
 /// Class of all accounts. Lists and groups have addresses too, and must not get a route.
@@ -39,29 +39,29 @@ pub(super) fn accounts_since(stamp: &str, since: &str) -> String {
 }
 
 /// Finds every entry of a kind.
-pub(super) fn every(room: Room) -> String {
-    match room {
-        Room::Config => "(objectClass=*)".to_owned(),
-        Room::Servers => "(objectClass=zimbraServer)".to_owned(),
-        Room::Domains => "(objectClass=zimbraDomain)".to_owned(),
-        Room::Cos => "(objectClass=zimbraCOS)".to_owned(),
-        Room::Accounts => ACCOUNTS.to_owned(),
+pub(super) fn every(kind: EntryKind) -> String {
+    match kind {
+        EntryKind::Config => "(objectClass=*)".to_owned(),
+        EntryKind::Servers => "(objectClass=zimbraServer)".to_owned(),
+        EntryKind::Domains => "(objectClass=zimbraDomain)".to_owned(),
+        EntryKind::Cos => "(objectClass=zimbraCOS)".to_owned(),
+        EntryKind::Accounts => ACCOUNTS.to_owned(),
     }
 }
 
 /// Finds the entry of this name or id; an account also by alias.
-pub(super) fn entry(room: Room, key: &str) -> String {
-    let names: &[&str] = match room {
-        Room::Config => return every(room),
-        Room::Servers | Room::Cos => &["cn"],
-        Room::Domains => &[attributes::DOMAIN_NAME.name],
-        Room::Accounts => &[attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name],
+pub(super) fn entry(kind: EntryKind, key: &str) -> String {
+    let names: &[&str] = match kind {
+        EntryKind::Config => return every(kind),
+        EntryKind::Servers | EntryKind::Cos => &["cn"],
+        EntryKind::Domains => &[attributes::DOMAIN_NAME.name],
+        EntryKind::Accounts => &[attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name],
     };
-    let mut spellings = names::spellings(&room.key(key));
+    let mut spellings = names::spellings(&kind.key(key));
     spellings.push(key.to_owned());
     spellings.dedup();
     let any = any_of(names, &spellings);
-    format!("(&{}(|{any}({}={})))", every(room), attributes::ID.name, escape(key))
+    format!("(&{}(|{any}({}={})))", every(kind), attributes::ID.name, escape(key))
 }
 
 /// Finds the alias entries of the account with this id.
@@ -94,7 +94,7 @@ mod tests {
     fn international_names_are_asked_for_as_they_may_be_written() {
         let written = "(zimbraDomainName=xn--bcher-kva.test)(zimbraDomainName=bücher.test)";
         for key in ["xn--bcher-kva.test", "bücher.test"] {
-            assert!(entry(Room::Domains, key).contains(written), "{key}");
+            assert!(entry(EntryKind::Domains, key).contains(written), "{key}");
         }
         let eve = account(&AccountBy::Name("eve@xn--bcher-kva.test".to_owned()));
         assert!(
@@ -117,7 +117,7 @@ mod tests {
             );
             assert_eq!(by_name, expected);
             assert!(ldap3::parse_filter(&by_name).is_ok());
-            let by_key = entry(Room::Cos, name);
+            let by_key = entry(EntryKind::Cos, name);
             assert_eq!(
                 by_key,
                 format!("(&(objectClass=zimbraCOS)(|(cn={written})(zimbraId={written})))")

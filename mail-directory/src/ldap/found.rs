@@ -5,7 +5,7 @@
 use ldap3::ResultEntry;
 
 use super::name_attribute;
-use crate::edit::Room;
+use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::names::fold;
 
@@ -59,18 +59,18 @@ impl Found {
 
     /// What the directory calls an entry of this kind. One without a readable name is called by its place: an
     /// account without an address could never be found by name.
-    pub(super) fn name(&self, room: Room) -> String {
-        match (room, self.first(name_attribute(room))) {
-            (Room::Config, _) => room.name().to_owned(),
+    pub(super) fn name(&self, kind: EntryKind) -> String {
+        match (kind, self.first(name_attribute(kind))) {
+            (EntryKind::Config, _) => kind.name().to_owned(),
             (_, Some(name)) => name.to_owned(),
-            (Room::Accounts, None) => self.dn.clone(),
+            (EntryKind::Accounts, None) => self.dn.clone(),
             (_, None) => name_from(&self.dn),
         }
     }
 
     /// The entry, of this kind, with all attributes but those that only tell its version.
-    pub(super) fn into_entry(self, room: Room) -> Entry {
-        let name = self.name(room);
+    pub(super) fn into_entry(self, kind: EntryKind) -> Entry {
+        let name = self.name(kind);
         let mut entry = Entry::new(name);
         for (attribute, values) in self.attributes {
             if ![ENTRY_CSN, MODIFIED]

@@ -14,7 +14,7 @@ use super::pool::{Extent, Pool, Search, Trouble};
 use super::{attribute_names, filter, name_attribute, place, problem};
 use crate::attributes::{self, Attribute};
 use crate::directory::{News, OLD_ADDRESS, Touched};
-use crate::edit::Room;
+use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::losses::Losses;
 use crate::names::fold;
@@ -44,7 +44,7 @@ pub(super) struct Reading {
 }
 
 struct Record {
-    room: Room,
+    kind: EntryKind,
     version: Version,
     entry: Entry,
     problems: Vec<Problem>,
@@ -57,7 +57,12 @@ struct Version {
 }
 
 /// What is read whole.
-const ROOMS: [Room; 4] = [Room::Config, Room::Servers, Room::Domains, Room::Cos];
+const KINDS: [EntryKind; 4] = [
+    EntryKind::Config,
+    EntryKind::Servers,
+    EntryKind::Domains,
+    EntryKind::Cos,
+];
 
 impl Reading {
     /// The system as it is now, or `None` if it is what it was. `before` is what is in force.
@@ -157,7 +162,7 @@ impl Reading {
         let touched = found
             .into_iter()
             .filter(is_new)
-            .map(|found| Touched::of(&found.into_entry(Room::Accounts)))
+            .map(|found| Touched::of(&found.into_entry(EntryKind::Accounts)))
             .collect();
         self.recent = recent;
         Ok(News::Touched(touched))
@@ -167,19 +172,19 @@ impl Reading {
         let mut records = BTreeMap::new();
         // The global config comes first: it names attributes of servers.
         let mut ports = Vec::new();
-        for room in ROOMS {
-            let found = all(room, pool, room_attributes(room, &ports)).await?;
-            if room == Room::Config {
+        for kind in KINDS {
+            let found = all(kind, pool, kind_attributes(kind, &ports)).await?;
+            if kind == EntryKind::Config {
                 ports = found.first().map(named_ports).unwrap_or_default();
             }
             records.extend(
                 found
                     .into_iter()
-                    .map(|found| (found.key(), Record::of(room, found, before))),
+                    .map(|found| (found.key(), Record::of(kind, found, before))),
             );
         }
-        check_rights(before, losses, |room| {
-            records.values().filter(|record: &&Record| record.room == room).count()
+        check_rights(before, losses, |kind| {
+            records.values().filter(|record: &&Record| record.kind == kind).count()
         })?;
         self.changed |= !same(&self.records, &records);
         self.records = records;
@@ -188,49 +193,49 @@ impl Reading {
 
     async fn read_changed(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), Trouble> {
         let mut listed = BTreeMap::new();
-        for room in ROOMS {
-            let found = all(room, pool, [ENTRY_CSN, MODIFIED].map(str::to_owned).into()).await?;
+        for kind in KINDS {
+            let found = all(kind, pool, [ENTRY_CSN, MODIFIED].map(str::to_owned).into()).await?;
             listed.extend(
                 found
                     .into_iter()
-                    .map(|found| (found.key(), (room, Version::of(&found), found.dn))),
+                    .map(|found| (found.key(), (kind, Version::of(&found), found.dn))),
             );
         }
-        check_rights(before, losses, |room| {
-            listed.values().filter(|(other, ..)| *other == room).count()
+        check_rights(before, losses, |kind| {
+            listed.values().filter(|(other, ..)| *other == kind).count()
         })?;
         let known = |dn: &String| self.records.get(dn).map(|record| &record.version);
         // A server that tells no versions has every entry read each time.
         let is_new = |dn, version: &Version| known(dn) != Some(version) || *version == Version::default();
         let new = listed.iter().filter(|(dn, (_, version, _))| is_new(dn, version));
-        let new: Vec<(Room, String)> = new.map(|(_, (room, _, dn))| (*room, dn.clone())).collect();
-        if new.len() > FEW || new.iter().any(|(room, _)| *room == Room::Config) {
+        let new: Vec<(EntryKind, String)> = new.map(|(_, (kind, _, dn))| (*kind, dn.clone())).collect();
+        if new.len() > FEW || new.iter().any(|(kind, _)| *kind == EntryKind::Config) {
             return self.read_all(pool, before, losses).await;
         }
         let count = self.records.len();
         self.records.retain(|dn, _| listed.contains_key(dn));
         self.changed |= self.records.len() != count;
-        for (room, dn) in new {
-            self.read_one(pool, before, room, dn).await?;
+        for (kind, dn) in new {
+            self.read_one(pool, before, kind, dn).await?;
         }
         Ok(())
     }
 
-    async fn read_one(&mut self, pool: &Pool, before: &System, room: Room, dn: String) -> Result<(), Trouble> {
-        let ports = self.records.values().find(|record| record.room == Room::Config);
+    async fn read_one(&mut self, pool: &Pool, before: &System, kind: EntryKind, dn: String) -> Result<(), Trouble> {
+        let ports = self.records.values().find(|record| record.kind == EntryKind::Config);
         let ports = ports.map(|record| ports_of(&record.entry)).unwrap_or_default();
         let search = Search {
             base: dn,
             scope: Reach::Base,
             filter: "(objectClass=*)".to_owned(),
-            attributes: room_attributes(room, &ports),
+            attributes: kind_attributes(kind, &ports),
             extent: Extent::Few(1),
         };
         // Deleted since it was listed: the next look will know.
         let Some(found) = pool.search(search).await?.entries.into_iter().next() else {
             return Ok(());
         };
-        let (key, record) = (found.key(), Record::of(room, found, before));
+        let (key, record) = (found.key(), Record::of(kind, found, before));
         self.changed |= self.records.get(&key).is_none_or(|old| old.entry != record.entry);
         self.records.insert(key, record);
         Ok(())
@@ -246,14 +251,19 @@ impl Reading {
     }
 
     fn system(&self) -> System {
-        let of = |room| {
+        let of = |kind| {
             self.records
                 .values()
-                .filter(move |record| record.room == room)
+                .filter(move |record| record.kind == kind)
                 .map(|record| record.entry.clone())
         };
-        let config = of(Room::Config).next().unwrap_or_default();
-        System::new(config, of(Room::Servers), of(Room::Domains), of(Room::Cos))
+        let config = of(EntryKind::Config).next().unwrap_or_default();
+        System::new(
+            config,
+            of(EntryKind::Servers),
+            of(EntryKind::Domains),
+            of(EntryKind::Cos),
+        )
     }
 
     /// Adds the problems that were not there before.
@@ -272,17 +282,20 @@ impl Reading {
 }
 
 /// A directory that suddenly has no config, no server or no domain is one that we may no longer read.
-fn check_rights(before: &System, losses: Losses, count: impl Fn(Room) -> usize) -> Result<(), Trouble> {
-    if count(Room::Config) == 0 {
+fn check_rights(before: &System, losses: Losses, count: impl Fn(EntryKind) -> usize) -> Result<(), Trouble> {
+    if count(EntryKind::Config) == 0 {
         return Err(Trouble::Refused(
             "there is no cn=config,cn=zimbra, or no right to read it".to_owned(),
         ));
     }
-    for (room, entries) in [(Room::Servers, &before.servers), (Room::Domains, &before.domains)] {
-        if count(room) == 0 && !entries.is_empty() && losses < Losses::All {
+    for (kind, entries) in [
+        (EntryKind::Servers, &before.servers),
+        (EntryKind::Domains, &before.domains),
+    ] {
+        if count(kind) == 0 && !entries.is_empty() && losses < Losses::All {
             return Err(Trouble::Refused(format!(
                 "all {} are gone; were access rights lost?",
-                room.name()
+                kind.name()
             )));
         }
     }
@@ -295,7 +308,7 @@ fn same(old: &BTreeMap<String, Record>, new: &BTreeMap<String, Record>) -> bool 
 
 /// The attributes that hold ports, as the global config names them.
 fn named_ports(config: &Found) -> Vec<String> {
-    ports_of(&config.clone().into_entry(Room::Config))
+    ports_of(&config.clone().into_entry(EntryKind::Config))
 }
 
 fn ports_of(config: &Entry) -> Vec<String> {
@@ -325,12 +338,12 @@ impl Version {
 }
 
 impl Record {
-    fn of(room: Room, found: Found, before: &System) -> Record {
+    fn of(kind: EntryKind, found: Found, before: &System) -> Record {
         let version = Version::of(&found);
-        let mut entry = found.into_entry(room);
-        let problems = mend(&mut entry, room, before);
+        let mut entry = found.into_entry(kind);
+        let problems = mend(&mut entry, kind, before);
         Record {
-            room,
+            kind,
             version,
             entry,
             problems,
@@ -340,9 +353,9 @@ impl Record {
 
 /// Puts the value before in place of one that cannot be read. Where there is none before it stays: to those who
 /// read it, it is absent.
-fn mend(entry: &mut Entry, room: Room, before: &System) -> Vec<Problem> {
+fn mend(entry: &mut Entry, kind: EntryKind, before: &System) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let Some(old) = entry_of(room, before, entry.name()) else {
+    let Some(old) = entry_of(kind, before, entry.name()) else {
         return problems;
     };
     let bad = |values: &[String], attribute: &Attribute| values.iter().find_map(|value| attribute.check(value).err());
@@ -357,7 +370,7 @@ fn mend(entry: &mut Entry, room: Room, before: &System) -> Vec<Problem> {
             continue;
         }
         entry.set(attribute.name, values.to_vec());
-        let key = format!("{}.{}.{}", room.name(), entry.name(), attribute.name);
+        let key = format!("{}.{}.{}", kind.name(), entry.name(), attribute.name);
         let message = format!("{message}; the value before stays in force");
         problems.push(problem(key, message, Severity::Warning));
     }
@@ -365,12 +378,12 @@ fn mend(entry: &mut Entry, room: Room, before: &System) -> Vec<Problem> {
 }
 
 /// Every entry of a kind.
-async fn all(room: Room, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<Found>, Trouble> {
-    let (base, scope) = place(room);
+async fn all(kind: EntryKind, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<Found>, Trouble> {
+    let (base, scope) = place(kind);
     let search = Search {
         base: base.to_owned(),
         scope,
-        filter: filter::every(room),
+        filter: filter::every(kind),
         attributes,
         extent: Extent::All,
     };
@@ -378,20 +391,20 @@ async fn all(room: Room, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<F
 }
 
 /// What has a meaning on such an entry. Ports may stand in attributes of any name.
-fn room_attributes(room: Room, ports: &[String]) -> Arc<[String]> {
-    let name = [name_attribute(room), ENTRY_CSN, MODIFIED].into_iter();
-    let ports = ports.iter().map(String::as_str).filter(|_| room == Room::Servers);
+fn kind_attributes(kind: EntryKind, ports: &[String]) -> Arc<[String]> {
+    let name = [name_attribute(kind), ENTRY_CSN, MODIFIED].into_iter();
+    let ports = ports.iter().map(String::as_str).filter(|_| kind == EntryKind::Servers);
     let vain: Vec<&str> = attributes::protecting().collect();
-    attribute_names(room.scope(), name.chain(ports).chain(vain))
+    attribute_names(kind.scope(), name.chain(ports).chain(vain))
 }
 
-fn entry_of<'a>(room: Room, system: &'a System, name: &str) -> Option<&'a Entry> {
-    match room {
-        Room::Config => Some(&system.config),
-        Room::Servers => system.servers.get(room.key(name).as_str()),
-        Room::Domains => system.domains.get(room.key(name).as_str()),
-        Room::Cos => system.cos.get(room.key(name).as_str()),
-        Room::Accounts => None,
+fn entry_of<'a>(kind: EntryKind, system: &'a System, name: &str) -> Option<&'a Entry> {
+    match kind {
+        EntryKind::Config => Some(&system.config),
+        EntryKind::Servers => system.servers.get(kind.key(name).as_str()),
+        EntryKind::Domains => system.domains.get(kind.key(name).as_str()),
+        EntryKind::Cos => system.cos.get(kind.key(name).as_str()),
+        EntryKind::Accounts => None,
     }
 }
 
@@ -409,7 +422,7 @@ mod tests {
         };
         let before = System::new(entry("https", "soon"), [], [], []);
         let mut now = entry("nonsense", "later");
-        let problems = mend(&mut now, Room::Config, &before);
+        let problems = mend(&mut now, EntryKind::Config, &before);
         assert_eq!(now.first("zimbraReverseProxyMailMode"), Some("https"));
         // Nothing good before: it stays, and counts as absent.
         assert_eq!(now.first("zimbraReverseProxyConnectTimeout"), Some("later"));

@@ -12,7 +12,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mail_directory::attributes::{self as a, Attribute};
-use mail_directory::edit::{Act, Change, Room, changed};
+use mail_directory::edit::{Act, Change, EntryKind, changed};
 use mail_directory::{Entry, Secret, System, View, names};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::Instant;
@@ -395,7 +395,7 @@ async fn change_now(
     let mut editor = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
     let mut answer = Answer::default();
     let storing = turns.storing.lock().await;
-    let before = editor.change(Room::Domains, key, changes, &mut answer).await;
+    let before = editor.change(EntryKind::Domains, key, changes, &mut answer).await;
     drop(storing);
     let before = before.map_err(refusal)?;
     let what = told(&before, &changed(&before, changes));

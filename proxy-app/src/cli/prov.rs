@@ -351,14 +351,14 @@ impl Prov {
     async fn act(&mut self, command: verbs::Command) -> Result<Answer, Failure> {
         let verbs::Command { verb, flags, words } = command;
         match verb {
-            Verb::Get(room) => self.get(room, &words, flags).await,
-            Verb::GetAll(room) => self.get_all(room, &words, flags).await,
+            Verb::Get(kind) => self.get(kind, &words, flags).await,
+            Verb::GetAll(kind) => self.get_all(kind, &words, flags).await,
             Verb::GetConfig => self.get_config(&words, flags).await,
             Verb::GetDomainInfo => self.get_domain_info(&words).await,
-            Verb::Modify(room) => self.modify(room, &words, flags).await,
-            Verb::Create(room) => self.create(room, &words).await,
+            Verb::Modify(kind) => self.modify(kind, &words, flags).await,
+            Verb::Create(kind) => self.create(kind, &words).await,
             Verb::CreateAliasDomain => self.create_alias_domain(&words).await,
-            Verb::Delete(room) => self.delete(room, &words[0]).await,
+            Verb::Delete(kind) => self.delete(kind, &words[0]).await,
             Verb::ProxyUrls => self.proxy_urls().await,
             Verb::ProxyBackends => self.proxy_backends().await,
             Verb::ProxyDomains => self.proxy_domains().await,
@@ -399,7 +399,7 @@ fn printable(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use mail_directory::edit::{EditError, Room};
+    use mail_directory::edit::{EditError, EntryKind};
 
     use super::*;
 
@@ -422,12 +422,12 @@ mod tests {
     fn failures_are_called_as_in_carbonio() {
         for (error, code, message) in [
             (
-                EditError::NoSuch(Room::Servers, "x".to_owned()),
+                EditError::NoSuch(EntryKind::Servers, "x".to_owned()),
                 "account.NO_SUCH_SERVER",
                 "no such server: x",
             ),
             (
-                EditError::Exists(Room::Accounts, "x".to_owned()),
+                EditError::Exists(EntryKind::Accounts, "x".to_owned()),
                 "account.ACCOUNT_EXISTS",
                 "email address already exists: x",
             ),

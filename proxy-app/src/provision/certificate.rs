@@ -1,6 +1,6 @@
 //! Certificates before they are stored: readable, with their key, in date, and good for which names.
 
-use mail_directory::edit::Room;
+use mail_directory::edit::EntryKind;
 use mail_directory::{Entry, attributes as a};
 
 use crate::provision::{Answer, Failure};
@@ -10,7 +10,7 @@ use crate::tls::certificate::CertKey;
 ///
 /// # Errors
 /// The certificate cannot be read, is not that of the key, or is not in date.
-pub(crate) fn judge(room: Room, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), Failure> {
+pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), Failure> {
     let changed = |attribute: &a::Attribute| before.values(attribute.name) != after.values(attribute.name);
     let parts = (
         after.first(a::SSL_CERTIFICATE.name),
@@ -24,7 +24,7 @@ pub(crate) fn judge(room: Room, before: &Entry, after: &Entry, answer: &mut Answ
         (Some(certificate), Some(key)) => {
             let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes());
             match pair {
-                Ok(pair) => whole(room, &pair, after, pair_changed, answer),
+                Ok(pair) => whole(kind, &pair, after, pair_changed, answer),
                 // It was so before.
                 Err(_) if !pair_changed => Ok(()),
                 Err(error) => Err(Failure::value(error)),
@@ -51,7 +51,7 @@ fn missing(attribute: &a::Attribute, what: &str) -> String {
     )
 }
 
-fn whole(room: Room, pair: &CertKey, entry: &Entry, is_new: bool, answer: &mut Answer) -> Result<(), Failure> {
+fn whole(kind: EntryKind, pair: &CertKey, entry: &Entry, is_new: bool, answer: &mut Answer) -> Result<(), Failure> {
     let dates = [
         pair.expired().map(|when| format!("the certificate expired on {when}")),
         pair.not_yet()
@@ -61,7 +61,7 @@ fn whole(room: Room, pair: &CertKey, entry: &Entry, is_new: bool, answer: &mut A
         return Err(Failure::value(message));
     }
     let names = entry.values(a::VIRTUAL_HOSTNAME.name).iter().map(String::as_str);
-    let uncovered = pair.uncovered(names.filter(|_| room == Room::Domains));
+    let uncovered = pair.uncovered(names.filter(|_| kind == EntryKind::Domains));
     if !uncovered.is_empty() {
         answer.warn(format!(
             "WARNING: the certificate of {} is not good for these virtual host names: {}",

@@ -5,7 +5,7 @@
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
-use mail_directory::edit::{Change, Editor, Room, changed};
+use mail_directory::edit::{Change, Editor, EntryKind, changed};
 use mail_directory::file::YamlEditor;
 use mail_directory::ldap::LdapEditor;
 use mail_directory::{Entry, Secret, System, attributes as a, names};
@@ -53,18 +53,18 @@ impl JudgedEditor {
 
     /// Everything but the accounts.
     pub(crate) async fn system(&mut self) -> Result<System, Failure> {
-        let config = self.editor.entries(Room::Config).await?.pop().unwrap_or_default();
+        let config = self.editor.entries(EntryKind::Config).await?.pop().unwrap_or_default();
         Ok(System::new(
             config,
-            self.editor.entries(Room::Servers).await?,
-            self.editor.entries(Room::Domains).await?,
-            self.editor.entries(Room::Cos).await?,
+            self.editor.entries(EntryKind::Servers).await?,
+            self.editor.entries(EntryKind::Domains).await?,
+            self.editor.entries(EntryKind::Cos).await?,
         ))
     }
 
-    pub(crate) async fn existing(&mut self, room: Room, key: &str) -> Result<Entry, Failure> {
-        let found = self.editor.find(room, key).await?;
-        found.ok_or_else(|| Failure::no_such(room, key))
+    pub(crate) async fn existing(&mut self, kind: EntryKind, key: &str) -> Result<Entry, Failure> {
+        let found = self.editor.find(kind, key).await?;
+        found.ok_or_else(|| Failure::no_such(kind, key))
     }
 
     /// Judges a change of an entry, named by name or id, and makes it. Gives the entry as it was before.
@@ -73,15 +73,15 @@ impl JudgedEditor {
     /// There is no such entry, the change makes no sense, or the directory does not take it: nothing was changed.
     pub(crate) async fn change(
         &mut self,
-        room: Room,
+        kind: EntryKind,
         key: &str,
         changes: &[Change],
         answer: &mut Answer,
     ) -> Result<Entry, Failure> {
-        let before = self.existing(room, key).await?;
-        self.judge(room, &before, changes, answer).await?;
+        let before = self.existing(kind, key).await?;
+        self.judge(kind, &before, changes, answer).await?;
         let open = self.open_file_for(changes);
-        self.editor.modify(room, before.name(), changes).await?;
+        self.editor.modify(kind, before.name(), changes).await?;
         open.into_iter().for_each(|message| answer.warn(message));
         Ok(before)
     }
@@ -99,7 +99,7 @@ impl JudgedEditor {
 
     pub(crate) async fn judge(
         &mut self,
-        room: Room,
+        kind: EntryKind,
         before: &Entry,
         changes: &[Change],
         answer: &mut Answer,
@@ -108,7 +108,7 @@ impl JudgedEditor {
         let after = changed(before, changes);
         let case = Case {
             system: &system,
-            room,
+            kind,
             before,
             after: &after,
             shared_names: self.shared_names,
@@ -126,7 +126,7 @@ impl JudgedEditor {
     }
 
     async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
-        let found = self.editor.find(Room::Accounts, address).await?;
+        let found = self.editor.find(EntryKind::Accounts, address).await?;
         match found.filter(|entry| names::account(entry.name()) != names::account(owner)) {
             Some(_) => Err(exists("account.ACCOUNT_EXISTS", "email address", address)),
             None => Ok(()),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use mail_directory::attributes::{self as a, Attribute};
-use mail_directory::edit::Room;
+use mail_directory::edit::EntryKind;
 use mail_directory::names;
 use mail_directory::{Entry, System};
 use openssl::ssl::{SslContextBuilder, SslMethod};
@@ -36,7 +36,7 @@ const LISTENERS: [&Attribute; 7] = [
 /// An entry before and after the change.
 pub(crate) struct Case<'a> {
     pub(crate) system: &'a System,
-    pub(crate) room: Room,
+    pub(crate) kind: EntryKind,
     pub(crate) before: &'a Entry,
     pub(crate) after: &'a Entry,
     pub(crate) shared_names: SharedNames,
@@ -61,15 +61,15 @@ impl Case<'_> {
         }
         self.ports()?;
         self.virtual_hosts(answer)?;
-        certificate::judge(self.room, self.before, self.after, answer)
+        certificate::judge(self.kind, self.before, self.after, answer)
     }
 
     fn attribute(&self, name: &str, values: &[String], answer: &mut Answer) -> Result<(), Failure> {
         let Some(attribute) = a::find(name) else {
             return self.unknown(name);
         };
-        if !attribute.is_for(self.room.scope()) {
-            answer.warn(format!("WARNING: {name} has no effect on a {}", self.room.one()));
+        if !attribute.is_for(self.kind.scope()) {
+            answer.warn(format!("WARNING: {name} has no effect on a {}", self.kind.one()));
         }
         if values.len() > 1 && !attribute.is_multi() {
             return Err(Failure::value(format!(
@@ -135,16 +135,16 @@ impl Case<'_> {
     /// Two listeners of a node cannot have one port.
     fn ports(&self) -> Result<(), Failure> {
         let is_changed = |port: &&Attribute| self.before.values(port.name) != self.after.values(port.name);
-        if !matches!(self.room, Room::Servers | Room::Config) || !LISTENERS.iter().any(is_changed) {
+        if !matches!(self.kind, EntryKind::Servers | EntryKind::Config) || !LISTENERS.iter().any(is_changed) {
             return Ok(());
         }
-        let config = match self.room {
-            Room::Config => self.after.clone(),
+        let config = match self.kind {
+            EntryKind::Config => self.after.clone(),
             _ => self.system.global().entry().cloned().unwrap_or_default(),
         };
-        let server = (self.room == Room::Servers).then(|| self.after.clone());
+        let server = (self.kind == EntryKind::Servers).then(|| self.after.clone());
         let system = System::new(config, server, [], []);
-        let node = system.node(if self.room == Room::Servers {
+        let node = system.node(if self.kind == EntryKind::Servers {
             self.after.name()
         } else {
             ""
@@ -179,7 +179,7 @@ impl Case<'_> {
         });
         let conflicts = conflicts.collect::<Vec<String>>().join(", ");
         match self.shared_names {
-            _ if self.room != Room::Domains || conflicts.is_empty() => {}
+            _ if self.kind != EntryKind::Domains || conflicts.is_empty() => {}
             SharedNames::Refused => {
                 let message = format!("these virtual host names already belong to another domain: {conflicts}");
                 return Err(Failure::service(NAME_TAKEN, message));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     /// What is said of a change that adds these attributes to an entry with a `zimbraId` and one virtual host.
-    fn judged(room: Room, attributes: &[(&str, &[&str])]) -> String {
+    fn judged(kind: EntryKind, attributes: &[(&str, &[&str])]) -> String {
         let system = System::new(
             entry("config", &[("zimbraImapProxyBindPort", &["1143"])]),
             [entry("s.test", &[])],
@@ -228,8 +228,8 @@ mod tests {
             ],
             [entry("default", &[])],
         );
-        let before = match room {
-            Room::Domains => entry(
+        let before = match kind {
+            EntryKind::Domains => entry(
                 "a.test",
                 &[("zimbraId", &["1"]), ("zimbraVirtualHostname", &["m.a.test"])],
             ),
@@ -241,7 +241,7 @@ mod tests {
         }
         let case = Case {
             system: &system,
-            room,
+            kind,
             before: &before,
             after: &after,
             shared_names: SharedNames::Warned,
@@ -255,25 +255,25 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(room: Room, attribute: &str, values: &[&str], expected: &str) {
-        let said = judged(room, &[(attribute, values)]);
+    fn refused(kind: EntryKind, attribute: &str, values: &[&str], expected: &str) {
+        let said = judged(kind, &[(attribute, values)]);
         assert!(said.starts_with("account.") || said.starts_with("service."), "{said}");
         assert!(said.contains(expected), "{said}");
     }
 
     #[test]
     fn good_changes_are_taken_in_silence() {
-        for (room, attribute, values) in [
-            (Room::Servers, "zimbraReverseProxyMailMode", &["redirect"][..]),
-            (Room::Servers, "zimbraImapProxyBindPort", &["0"]),
-            (Room::Servers, "zimbraReverseProxySSLCiphers", &["ECDHE+AESGCM"]),
-            (Room::Domains, "zimbraVirtualHostname", &["m.a.test", "*.a.test"]),
-            (Room::Domains, "zimbraVirtualIPAddress", &["192.0.2.8"]),
-            (Room::Domains, "zimbraDomainDefaultCOSId", &["default"]),
-            (Room::Accounts, "zimbraMailHost", &["S.test"]),
-            (Room::Accounts, "displayName", &["anything"]),
+        for (kind, attribute, values) in [
+            (EntryKind::Servers, "zimbraReverseProxyMailMode", &["redirect"][..]),
+            (EntryKind::Servers, "zimbraImapProxyBindPort", &["0"]),
+            (EntryKind::Servers, "zimbraReverseProxySSLCiphers", &["ECDHE+AESGCM"]),
+            (EntryKind::Domains, "zimbraVirtualHostname", &["m.a.test", "*.a.test"]),
+            (EntryKind::Domains, "zimbraVirtualIPAddress", &["192.0.2.8"]),
+            (EntryKind::Domains, "zimbraDomainDefaultCOSId", &["default"]),
+            (EntryKind::Accounts, "zimbraMailHost", &["S.test"]),
+            (EntryKind::Accounts, "displayName", &["anything"]),
         ] {
-            assert_eq!(judged(room, &[(attribute, values)]), "", "{attribute}");
+            assert_eq!(judged(kind, &[(attribute, values)]), "", "{attribute}");
         }
     }
 
@@ -300,10 +300,10 @@ mod tests {
             ("zimbraId", "", "zimbraId is immutable"),
             ("zimbraMailHots", "x", "did you mean zimbraMailHost?"),
         ] {
-            refused(Room::Servers, attribute, &[value], expected);
+            refused(EntryKind::Servers, attribute, &[value], expected);
         }
         refused(
-            Room::Servers,
+            EntryKind::Servers,
             "zimbraReverseProxyMailMode",
             &["https", "both"],
             "takes one value",
@@ -317,15 +317,15 @@ mod tests {
             ("zimbraDomainDefaultCOSId", "gold", "is not a class of service"),
             ("zimbraSSLCertificate", "MIIB", "expected PEM text"),
         ] {
-            refused(Room::Domains, attribute, &[value], expected);
+            refused(EntryKind::Domains, attribute, &[value], expected);
         }
         refused(
-            Room::Accounts,
+            EntryKind::Accounts,
             "zimbraMailHost",
             &["x.test"],
             "is not the name of a server",
         );
-        refused(Room::Accounts, "zimbraMailAlias", &["x"], "is not an address");
+        refused(EntryKind::Accounts, "zimbraMailAlias", &["x"], "is not an address");
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
         let mut answer = Answer::default();
         let mut case = Case {
             system: &system,
-            room: Room::Domains,
+            kind: EntryKind::Domains,
             before: &before,
             after: &after,
             shared_names: SharedNames::Warned,
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_is_said() {
-        let said = judged(Room::Servers, &[("zimbraVirtualHostname", &["m.a.test"])]);
+        let said = judged(EntryKind::Servers, &[("zimbraVirtualHostname", &["m.a.test"])]);
         assert_eq!(said, "WARNING: zimbraVirtualHostname has no effect on a server");
     }
 }

@@ -4,19 +4,25 @@
 use std::path::Path;
 
 use mail_directory::Entry;
-use mail_directory::edit::{Act, Change, EditError, Room, changed};
+use mail_directory::edit::{Act, Change, EditError, EntryKind, changed};
 use mail_directory::file::{created, deleted, entries, modified};
 use mail_directory::yaml::{Document, Problems};
 
 use crate::yaml::{is_near, lines};
 
-const ROOMS: [Room; 5] = [Room::Config, Room::Servers, Room::Domains, Room::Cos, Room::Accounts];
+const KINDS: [EntryKind; 5] = [
+    EntryKind::Config,
+    EntryKind::Servers,
+    EntryKind::Domains,
+    EntryKind::Cos,
+    EntryKind::Accounts,
+];
 const ATTRIBUTES: [&str; 4] = ["zimbraId", "ZIMBRAVIRTUALHOSTNAME", "a", "description"];
 const VALUES: [&str; 8] = ["x", "y", "", "*.z", "a: b # c", "l1\nl2\n", "\u{e9}\t\"\\", "null"];
 
 /// What is done to which entry.
 struct Plan<'a> {
-    room: Room,
+    kind: EntryKind,
     choice: u8,
     change: Change,
     text: &'a str,
@@ -32,8 +38,8 @@ impl<'a> Plan<'a> {
             count => Act::Replace((0..usize::from(count) - 2).map(value).collect()),
         };
         Some(Plan {
-            room: ROOMS[usize::from(entry) % ROOMS.len()],
-            choice: entry / ROOMS.len() as u8,
+            kind: KINDS[usize::from(entry) % KINDS.len()],
+            choice: entry / KINDS.len() as u8,
             change: Change {
                 attribute: ATTRIBUTES[usize::from(attribute) % ATTRIBUTES.len()].to_owned(),
                 act,
@@ -50,54 +56,54 @@ pub(crate) fn check(bytes: &[u8]) {
     if !Document::parse(text, path).is_ok_and(|document| is_near(document.root())) {
         return;
     }
-    let Ok(before) = entries(text, path, plan.room) else {
+    let Ok(before) = entries(text, path, plan.kind) else {
         return;
     };
     let changes = [plan.change.clone()];
     if let Some(entry) = before.get(usize::from(plan.choice) % before.len().max(1)) {
-        check_modified(text, path, plan.room, entry, &changes);
-        check_deleted(text, path, plan.room, entry);
+        check_modified(text, path, plan.kind, entry, &changes);
+        check_deleted(text, path, plan.kind, entry);
     }
-    check_created(text, path, plan.room, &changes);
+    check_created(text, path, plan.kind, &changes);
 }
 
-fn check_modified(text: &str, path: &Path, room: Room, entry: &Entry, changes: &[Change]) {
-    let Ok(new) = modified(text, path, room, entry.name(), changes) else {
+fn check_modified(text: &str, path: &Path, kind: EntryKind, entry: &Entry, changes: &[Change]) {
+    let Ok(new) = modified(text, path, kind, entry.name(), changes) else {
         return;
     };
     let wanted = changed(entry, changes);
-    assert_eq!(find(&new, path, room, entry.name()), Some(wanted));
-    check_place(text, &new, span(text, path, room, Some(entry.name())));
+    assert_eq!(find(&new, path, kind, entry.name()), Some(wanted));
+    check_place(text, &new, span(text, path, kind, Some(entry.name())));
     // Once done, there is nothing to do.
-    assert_eq!(modified(&new, path, room, entry.name(), changes).as_ref(), Ok(&new));
+    assert_eq!(modified(&new, path, kind, entry.name(), changes).as_ref(), Ok(&new));
 }
 
-fn check_deleted(text: &str, path: &Path, room: Room, entry: &Entry) {
-    let Ok(new) = deleted(text, path, room, entry.name()) else {
+fn check_deleted(text: &str, path: &Path, kind: EntryKind, entry: &Entry) {
+    let Ok(new) = deleted(text, path, kind, entry.name()) else {
         return;
     };
-    assert_eq!(find(&new, path, room, entry.name()), None);
-    check_place(text, &new, span(text, path, room, Some(entry.name())));
+    assert_eq!(find(&new, path, kind, entry.name()), None);
+    check_place(text, &new, span(text, path, kind, Some(entry.name())));
     // Only taken away, in one place.
     let (start, end) = difference(text, &new);
     assert_eq!(new, [&text[..start], &text[end..]].concat());
 }
 
-fn check_created(text: &str, path: &Path, room: Room, changes: &[Change]) {
+fn check_created(text: &str, path: &Path, kind: EntryKind, changes: &[Change]) {
     const NAME: &str = "new.test";
-    let Ok(new) = created(text, path, room, NAME, changes) else {
+    let Ok(new) = created(text, path, kind, NAME, changes) else {
         return;
     };
-    assert_eq!(find(&new, path, room, NAME), Some(changed(&Entry::new(NAME), changes)));
-    check_place(text, &new, span(text, path, room, None));
-    let exists = created(&new, path, room, NAME, changes);
-    assert_eq!(exists, Err(EditError::Exists(room, NAME.to_owned())));
-    let gone = deleted(&new, path, room, NAME).expect("what we wrote can be taken away");
-    assert_eq!(find(&gone, path, room, NAME), None);
+    assert_eq!(find(&new, path, kind, NAME), Some(changed(&Entry::new(NAME), changes)));
+    check_place(text, &new, span(text, path, kind, None));
+    let exists = created(&new, path, kind, NAME, changes);
+    assert_eq!(exists, Err(EditError::Exists(kind, NAME.to_owned())));
+    let gone = deleted(&new, path, kind, NAME).expect("what we wrote can be taken away");
+    assert_eq!(find(&gone, path, kind, NAME), None);
 }
 
-fn find(text: &str, path: &Path, room: Room, name: &str) -> Option<Entry> {
-    let entries = entries(text, path, room).unwrap_or_else(|error| panic!("{error}: {text}"));
+fn find(text: &str, path: &Path, kind: EntryKind, name: &str) -> Option<Entry> {
+    let entries = entries(text, path, kind).unwrap_or_else(|error| panic!("{error}: {text}"));
     entries.into_iter().find(|entry| entry.name() == name)
 }
 
@@ -130,9 +136,9 @@ fn check_place(old: &str, new: &str, (first, last): (usize, usize)) {
     assert_eq!(is_tail, Some(&was[was.len() - tail..]), "from line {last} on");
 }
 
-/// The line where an entry begins (or its room, or the document), and that of what follows it; behind the end where
+/// The line where an entry begins (or its kind, or the document), and that of what follows it; behind the end where
 /// nothing does. Between brackets a comma goes too, which may stand in the lines of its neighbours.
-fn span(text: &str, path: &Path, room: Room, name: Option<&str>) -> (usize, usize) {
+fn span(text: &str, path: &Path, kind: EntryKind, name: Option<&str>) -> (usize, usize) {
     let document = Document::parse(text, path).expect("it was read before");
     let problems = &mut Problems::new();
     let mut siblings: Vec<_> = document
@@ -142,7 +148,10 @@ fn span(text: &str, path: &Path, room: Room, name: Option<&str>) -> (usize, usiz
         .flat_map(|root| root.entries())
         .collect();
     let mut around = (1, usize::MAX);
-    for key in [room.name()].into_iter().chain(name.filter(|_| room != Room::Config)) {
+    for key in [kind.name()]
+        .into_iter()
+        .chain(name.filter(|_| kind != EntryKind::Config))
+    {
         let Some(at) = siblings.iter().position(|(name, _)| *name == key) else {
             break;
         };
@@ -159,7 +168,7 @@ fn span(text: &str, path: &Path, room: Room, name: Option<&str>) -> (usize, usiz
             .1
             .mapping(problems)
             .into_iter()
-            .flat_map(|room| room.entries())
+            .flat_map(|kind| kind.entries())
             .collect();
     }
     around

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mail_directory::edit::Room;
+use mail_directory::edit::EntryKind;
 use mail_directory::{Entry, System, attributes as a, names};
 
 use route_cache::HostPort;
@@ -25,29 +25,29 @@ const PUBLIC: [&str; 7] = [
 ];
 
 impl Prov {
-    pub(super) async fn get(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
-        let mut entry = self.editor.existing(room, &words[0]).await?;
+    pub(super) async fn get(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+        let mut entry = self.editor.existing(kind, &words[0]).await?;
         if !flags.own {
-            entry = as_it_counts(&self.editor.system().await?, room, entry);
+            entry = as_it_counts(&self.editor.system().await?, kind, entry);
         }
         let mut answer = Answer::default();
         dump::entry(&entry, &words[1..], flags, &mut answer);
         Ok(answer)
     }
 
-    pub(super) async fn get_all(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+    pub(super) async fn get_all(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, Failure> {
         let system = self.editor.system().await?;
-        let entries = self.editor.entries(room).await?;
+        let entries = self.editor.entries(kind).await?;
         let mut answer = Answer::default();
-        let wanted: &[String] = if room == Room::Domains { words } else { &[] };
+        let wanted: &[String] = if kind == EntryKind::Domains { words } else { &[] };
         for entry in entries
             .into_iter()
-            .filter(|entry| is_chosen(&system, room, entry, words))
+            .filter(|entry| is_chosen(&system, kind, entry, words))
         {
             let verbose = flags.verbose || !wanted.is_empty();
             let shown = match flags.own || !verbose {
                 true => entry,
-                false => as_it_counts(&system, room, entry),
+                false => as_it_counts(&system, kind, entry),
             };
             match verbose {
                 true => dump::entry(&shown, wanted, flags, &mut answer),
@@ -58,7 +58,7 @@ impl Prov {
     }
 
     pub(super) async fn get_config(&mut self, wanted: &[String], flags: Flags) -> Result<Answer, Failure> {
-        let own = self.editor.entries(Room::Config).await?.pop().unwrap_or_default();
+        let own = self.editor.entries(EntryKind::Config).await?.pop().unwrap_or_default();
         let mut answer = Answer::default();
         let shown = match flags.own {
             true => own,
@@ -82,7 +82,7 @@ impl Prov {
                 )));
             }
         };
-        let domain = found.ok_or_else(|| Failure::no_such(Room::Domains, value))?;
+        let domain = found.ok_or_else(|| Failure::no_such(EntryKind::Domains, value))?;
         let mut public = domain.as_it_counts();
         let names: Vec<String> = public.iter().map(|(name, _)| name.to_owned()).collect();
         for name in names.iter().filter(|name| !PUBLIC.contains(&name.as_str())) {
@@ -140,13 +140,13 @@ impl Prov {
 }
 
 /// With what it inherits, and the defaults.
-fn as_it_counts(system: &System, room: Room, entry: Entry) -> Entry {
-    let view = match room {
-        Room::Servers => system.server(entry.name()),
-        Room::Domains => system.domain(entry.name()),
-        Room::Accounts => Some(system.account(&entry)),
-        Room::Config => Some(system.global()),
-        Room::Cos => None,
+fn as_it_counts(system: &System, kind: EntryKind, entry: Entry) -> Entry {
+    let view = match kind {
+        EntryKind::Servers => system.server(entry.name()),
+        EntryKind::Domains => system.domain(entry.name()),
+        EntryKind::Accounts => Some(system.account(&entry)),
+        EntryKind::Config => Some(system.global()),
+        EntryKind::Cos => None,
     };
     match view {
         Some(view) => view.as_it_counts(),
@@ -155,10 +155,10 @@ fn as_it_counts(system: &System, room: Room, entry: Entry) -> Entry {
 }
 
 /// Servers are chosen by service, accounts by domain.
-fn is_chosen(system: &System, room: Room, entry: &Entry, words: &[String]) -> bool {
+fn is_chosen(system: &System, kind: EntryKind, entry: &Entry, words: &[String]) -> bool {
     let Some(word) = words.first() else { return true };
-    match room {
-        Room::Servers => {
+    match kind {
+        EntryKind::Servers => {
             let own = system.server(entry.name());
             let services: BTreeSet<String> = own
                 .iter()
@@ -167,7 +167,7 @@ fn is_chosen(system: &System, room: Room, entry: &Entry, words: &[String]) -> bo
                 .collect();
             services.contains(&word.to_ascii_lowercase())
         }
-        Room::Accounts => {
+        EntryKind::Accounts => {
             let name = entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name());
             name.rsplit_once('@')
                 .is_some_and(|(_, domain)| names::host(domain) == names::host(word))

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use Room::{Accounts, Config, Domains, Servers};
+use EntryKind::{Accounts, Config, Domains, Servers};
 use Verb::{Create, Delete, Get, GetAll, GetConfig, Modify};
-use mail_directory::edit::Room;
+use mail_directory::edit::EntryKind;
 
 use crate::cli::prov::Flags;
 use crate::provision::Failure;
@@ -12,14 +12,14 @@ use crate::provision::Failure;
 /// What a verb does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
-    Get(Room),
-    GetAll(Room),
+    Get(EntryKind),
+    GetAll(EntryKind),
     GetConfig,
     GetDomainInfo,
-    Modify(Room),
-    Create(Room),
+    Modify(EntryKind),
+    Create(EntryKind),
     CreateAliasDomain,
-    Delete(Room),
+    Delete(EntryKind),
     ProxyUrls,
     ProxyBackends,
     ProxyDomains,
@@ -167,7 +167,7 @@ const VERBS: [Syntax; 25] = [
         (1, ANY),
     ),
     syntax(
-        Get(Room::Cos),
+        Get(EntryKind::Cos),
         ("getCos", "gc"),
         "[-e] {name|id} [attr1 [attr2...]]",
         (1, ANY),

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use mail_directory::edit::{Act, Change, Room};
+use mail_directory::edit::{Act, Change, EntryKind};
 use mail_directory::{Entry, Secret, System, attributes as a, names};
 use openssl::sha::Sha512;
 use uuid::Uuid;
@@ -14,86 +14,86 @@ use crate::provision::{Answer, Failure, values};
 const SALT: usize = 8;
 
 impl Prov {
-    pub(super) async fn modify(&mut self, room: Room, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+    pub(super) async fn modify(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, Failure> {
         let mut answer = Answer::default();
-        let (key, pairs) = match (room, words) {
-            (Room::Config, pairs) => ("config", pairs),
+        let (key, pairs) = match (kind, words) {
+            (EntryKind::Config, pairs) => ("config", pairs),
             (_, [key, pairs @ ..]) => (key.as_str(), pairs),
             (_, []) => return Err(Failure::Usage(String::new())),
         };
         let changes = words::changes(pairs, flags.replace, &mut answer)?;
-        self.editor.change(room, key, &changes, &mut answer).await?;
+        self.editor.change(kind, key, &changes, &mut answer).await?;
         Ok(answer)
     }
 
-    pub(super) async fn create(&mut self, room: Room, words: &[String]) -> Result<Answer, Failure> {
+    pub(super) async fn create(&mut self, kind: EntryKind, words: &[String]) -> Result<Answer, Failure> {
         let mut answer = Answer::default();
-        let (name, pairs) = match room {
-            Room::Accounts => (&words[0], &words[2..]),
+        let (name, pairs) = match kind {
+            EntryKind::Accounts => (&words[0], &words[2..]),
             _ => (&words[0], &words[1..]),
         };
         let mut changes = words::changes(pairs, true, &mut answer)?;
-        if room == Room::Accounts {
+        if kind == EntryKind::Accounts {
             self.account(name, &words[1], &mut changes, &mut answer).await?;
         }
-        self.make(room, name, changes, answer).await
+        self.make(kind, name, changes, answer).await
     }
 
     pub(super) async fn create_alias_domain(&mut self, words: &[String]) -> Result<Answer, Failure> {
         let mut answer = Answer::default();
         let mut changes = words::changes(&words[2..], true, &mut answer)?;
-        let target = self.editor.existing(Room::Domains, &words[1]).await?;
+        let target = self.editor.existing(EntryKind::Domains, &words[1]).await?;
         let id = match target.first(a::ID.name) {
             Some(id) => id.to_owned(),
             None => {
                 let id = new_id();
                 self.editor
-                    .modify(Room::Domains, target.name(), &[set(a::ID.name, &id)])
+                    .modify(EntryKind::Domains, target.name(), &[set(a::ID.name, &id)])
                     .await?;
                 id
             }
         };
         changes.push(set(a::DOMAIN_TYPE.name, "alias"));
         changes.push(set(a::DOMAIN_ALIAS_TARGET_ID.name, &id));
-        self.make(Room::Domains, &words[0], changes, answer).await
+        self.make(EntryKind::Domains, &words[0], changes, answer).await
     }
 
-    pub(super) async fn delete(&mut self, room: Room, key: &str) -> Result<Answer, Failure> {
-        let entry = self.editor.existing(room, key).await?;
-        match room {
-            Room::Servers => self.unused_server(&entry).await?,
-            Room::Domains => self.unused_domain(&entry).await?,
+    pub(super) async fn delete(&mut self, kind: EntryKind, key: &str) -> Result<Answer, Failure> {
+        let entry = self.editor.existing(kind, key).await?;
+        match kind {
+            EntryKind::Servers => self.unused_server(&entry).await?,
+            EntryKind::Domains => self.unused_domain(&entry).await?,
             _ => {}
         }
-        self.editor.delete(room, entry.name()).await?;
+        self.editor.delete(kind, entry.name()).await?;
         Ok(Answer::default())
     }
 
     /// Makes an entry with an id of its own, and tells the id.
     async fn make(
         &mut self,
-        room: Room,
+        kind: EntryKind,
         name: &str,
         mut changes: Vec<Change>,
         mut answer: Answer,
     ) -> Result<Answer, Failure> {
-        let kept = match room {
-            Room::Accounts => names::account(name),
+        let kept = match kind {
+            EntryKind::Accounts => names::account(name),
             _ => names::host(name),
         };
-        let is_good = match room {
-            Room::Accounts => values::is_address(&kept),
+        let is_good = match kind {
+            EntryKind::Accounts => values::is_address(&kept),
             _ => values::is_host_name(&kept),
         };
         if !is_good {
             return Err(Failure::request(format!(
                 "{name:?} is not a good name for a {}",
-                room.one()
+                kind.one()
             )));
         }
         let name = kept;
-        if self.editor.find(room, &name).await?.is_some() {
-            return Err(mail_directory::edit::EditError::Exists(room, name).into());
+        if self.editor.find(kind, &name).await?.is_some() {
+            return Err(mail_directory::edit::EditError::Exists(kind, name).into());
         }
         let given = changes.iter().find(|change| change.attribute == a::ID.name);
         let id = match given.map(|change| &change.act) {
@@ -105,10 +105,10 @@ impl Prov {
             }
         };
         self.editor
-            .judge(room, &Entry::new(name.as_str()), &changes, &mut answer)
+            .judge(kind, &Entry::new(name.as_str()), &changes, &mut answer)
             .await?;
         let open = self.editor.open_file_for(&changes);
-        self.editor.create(room, &name, &changes).await?;
+        self.editor.create(kind, &name, &changes).await?;
         open.into_iter().for_each(|message| answer.warn(message));
         answer.line(id);
         Ok(answer)
@@ -123,7 +123,7 @@ impl Prov {
         answer: &mut Answer,
     ) -> Result<(), Failure> {
         let domain = name.rsplit_once('@').map_or("", |(_, domain)| domain);
-        self.editor.existing(Room::Domains, domain).await?;
+        self.editor.existing(EntryKind::Domains, domain).await?;
         if !changes.iter().any(|change| change.attribute == a::MAIL_HOST.name) {
             match only_mailbox_server(&self.editor.system().await?) {
                 Some(host) => changes.push(set(a::MAIL_HOST.name, &host)),
@@ -142,7 +142,7 @@ impl Prov {
 
     async fn unused_server(&mut self, server: &Entry) -> Result<(), Failure> {
         let system = self.editor.system().await?;
-        let accounts = self.editor.entries(Room::Accounts).await?;
+        let accounts = self.editor.entries(EntryKind::Accounts).await?;
         let is_here = |account: &&Entry| {
             let host = account.first(a::MAIL_HOST.name).and_then(|host| system.server(host));
             host.is_some_and(|host| host.name() == server.name())
@@ -154,7 +154,7 @@ impl Prov {
     }
 
     async fn unused_domain(&mut self, domain: &Entry) -> Result<(), Failure> {
-        let accounts = self.editor.entries(Room::Accounts).await?;
+        let accounts = self.editor.entries(EntryKind::Accounts).await?;
         let is_in = |account: &Entry| {
             let name = account.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(account.name());
             name.rsplit_once('@')
@@ -165,7 +165,7 @@ impl Prov {
             return Err(Failure::service("account.DOMAIN_NOT_EMPTY", message));
         }
         let id = domain.first(a::ID.name).unwrap_or_default();
-        let domains = self.editor.entries(Room::Domains).await?;
+        let domains = self.editor.entries(EntryKind::Domains).await?;
         let is_alias = |other: &&Entry| {
             let target = other.first(a::DOMAIN_ALIAS_TARGET_ID.name);
             target.is_some_and(|target| !id.is_empty() && target.eq_ignore_ascii_case(id))
