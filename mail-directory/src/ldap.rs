@@ -2,7 +2,7 @@
 //!
 //! Global config, servers, domains and classes of service are read whole and looked at again every `poll`;
 //! accounts are searched for one by one. How a server is reached is in `pool.rs`, what a reading consists of in
-//! `reading.rs`, how a change is noticed in `marks.rs`.
+//! `sync.rs`, how a change is noticed in `sync_point.rs`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,9 +16,9 @@ use ldap3::Scope as Reach;
 use native_tls::{Certificate, Protocol, TlsConnector};
 use tokio::sync::{Mutex, broadcast, watch};
 
-use self::found::Found;
-use self::pool::{Extent, Pool, Search, Trouble};
-use self::reading::Reading;
+use self::pool::{Extent, LdapError, Pool, Search};
+use self::search_entry::SearchEntry;
+use self::sync::SyncState;
 use crate::attributes::{self, Scope};
 use crate::directory::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, off_the_runtime};
 use crate::edit::EntryKind;
@@ -32,10 +32,10 @@ use crate::yaml::{Problem, Problems, Severity};
 
 mod edit;
 mod filter;
-mod found;
-mod marks;
 mod pool;
-mod reading;
+mod search_entry;
+mod sync;
+mod sync_point;
 
 pub use edit::LdapEditor;
 
@@ -153,7 +153,7 @@ pub struct LdapDirectory {
     system: ArcSwap<System>,
     /// What the last look saw. The one lock that is held over an await: there is one look at a time, whether the
     /// watch or somebody else asked for it.
-    reading: Mutex<Reading>,
+    reading: Mutex<SyncState>,
     /// What was read but refused.
     refused: ArcSwapOption<System>,
     announcer: Announcer,
@@ -201,12 +201,12 @@ impl LdapDirectory {
 
     /// Looks for changes and takes them over, if no more than `losses` is gone. Gives what is wrong with the entries
     /// that changed.
-    async fn look(&self, judge: &Arc<Judge>, losses: Losses) -> Result<Problems, Trouble> {
+    async fn look(&self, judge: &Arc<Judge>, losses: Losses) -> Result<Problems, LdapError> {
         let mut reading = self.reading.lock().await;
         let mut problems = Problems::new();
         let before = self.system.load_full();
         let renewed = reading.renew(&self.pool, &before, losses, &mut problems).await;
-        if let Err(Trouble::Refused(reason)) = &renewed {
+        if let Err(LdapError::Refused(reason)) = &renewed {
             self.announcer.refuse(reason.clone());
         }
         match renewed? {
@@ -231,7 +231,7 @@ impl LdapDirectory {
         filter: String,
         attributes: Arc<[String]>,
         extent: Extent,
-    ) -> Result<Vec<Found>, DirectoryError> {
+    ) -> Result<Vec<SearchEntry>, DirectoryError> {
         let (base, scope) = place(EntryKind::Accounts);
         let search = Search {
             base: base.to_owned(),
@@ -368,9 +368,9 @@ impl Directory for LdapDirectory {
     /// Also while the directory is down: the judge may have something else to put in force.
     async fn refresh(self: Arc<Self>, judge: Arc<Judge>, losses: Losses) -> Result<(), Problems> {
         let before = self.system.load_full();
-        let (mut problems, trouble) = match self.look(&judge, losses).await {
+        let (mut problems, error) = match self.look(&judge, losses).await {
             Ok(problems) => (problems, None),
-            Err(trouble) => (Problems::new(), Some(trouble)),
+            Err(error) => (Problems::new(), Some(error)),
         };
         {
             // The watch may look in between, and what it has put in force must not be undone.
@@ -380,8 +380,8 @@ impl Directory for LdapDirectory {
                 self.adopt(candidate, &judge, losses, &mut problems).await;
             }
         }
-        if let Some(trouble) = trouble {
-            problems.push(problem(String::new(), trouble.to_string(), Severity::Error));
+        if let Some(error) = error {
+            problems.push(problem(String::new(), error.to_string(), Severity::Error));
         }
         let ((), warnings) = problems.or(())?;
         say(&warnings);
@@ -398,7 +398,7 @@ fn say(problems: &Problems) {
 /// Who of the found has the name: an address goes before an alias. Where several claim it in the same way the first
 /// in the alphabet has it, each time. A directory finds people by more than their names (RFC 4518 §2.6); as each such
 /// spelling would be kept, they do not count.
-fn owner(mut found: Vec<Found>, by: &AccountBy) -> Option<Found> {
+fn owner(mut found: Vec<SearchEntry>, by: &AccountBy) -> Option<SearchEntry> {
     found.retain(|found| bears(found, by));
     found.sort_by_cached_key(|found| (!has_address(found, by), found.key()));
     if found.len() > 1 && has_address(&found[0], by) == has_address(&found[1], by) {
@@ -407,12 +407,12 @@ fn owner(mut found: Vec<Found>, by: &AccountBy) -> Option<Found> {
     found.into_iter().next()
 }
 
-fn has_address(found: &Found, by: &AccountBy) -> bool {
+fn has_address(found: &SearchEntry, by: &AccountBy) -> bool {
     let own = found.first(attributes::MAIL_DELIVERY_ADDRESS.name);
     matches!((by, own), (AccountBy::Name(name), Some(own)) if names::account(own) == *name)
 }
 
-fn bears(found: &Found, by: &AccountBy) -> bool {
+fn bears(found: &SearchEntry, by: &AccountBy) -> bool {
     let addresses = [attributes::MAIL_DELIVERY_ADDRESS.name, attributes::MAIL_ALIAS.name];
     let mut addresses = addresses.iter().flat_map(|attribute| found.values(attribute));
     match by {

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use ldap3::{LdapResult, Mod, Scope as Reach, dn_escape};
 use tokio::time::timeout;
 
-use super::found::Found;
-use super::pool::{Door, Extent, Pool, Search, Trouble};
+use super::pool::{Connector, Extent, LdapError, Pool, Search};
+use super::search_entry::SearchEntry;
 use super::{Settings, Url, filter, name_attribute, place};
 use crate::attributes;
 use crate::edit::{Act, Change, EditError, Editor, EntryKind, changed};
@@ -45,7 +45,7 @@ mod code {
 /// An LDAP directory, open for changes.
 pub struct LdapEditor {
     pool: Pool,
-    door: Arc<Door>,
+    connector: Arc<Connector>,
     urls: Vec<Url>,
     timeout: Duration,
 }
@@ -53,14 +53,14 @@ pub struct LdapEditor {
 /// A write.
 #[derive(Clone)]
 enum Write {
-    Modify(String, Vec<(Way, String, Vec<String>)>),
+    Modify(String, Vec<(ValueOp, String, Vec<String>)>),
     Add(String, Vec<(String, Vec<String>)>),
     Delete(String),
 }
 
 /// What is done with the values of an attribute.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum ValueOp {
     Add,
     Delete,
     Replace,
@@ -78,13 +78,13 @@ impl LdapEditor {
     pub fn new(settings: &Settings) -> LdapEditor {
         LdapEditor {
             pool: Pool::new(settings),
-            door: Arc::new(Door::new(settings)),
+            connector: Arc::new(Connector::new(settings)),
             urls: settings.urls.clone(),
             timeout: settings.timeout,
         }
     }
 
-    async fn search(&self, base: &str, scope: Reach, filter: String) -> Result<Vec<Found>, EditError> {
+    async fn search(&self, base: &str, scope: Reach, filter: String) -> Result<Vec<SearchEntry>, EditError> {
         let search = Search {
             base: base.to_owned(),
             scope,
@@ -92,14 +92,14 @@ impl LdapEditor {
             attributes: Arc::new(["*".to_owned()]),
             extent: Extent::All,
         };
-        let reply = self.pool.search(search).await.map_err(|trouble| match trouble {
-            Trouble::Refused(why) => EditError::Denied(why),
+        let reply = self.pool.search(search).await.map_err(|error| match error {
+            LdapError::Refused(why) => EditError::Denied(why),
             other => EditError::Failed(other.to_string()),
         })?;
         Ok(reply.entries)
     }
 
-    async fn all(&self, kind: EntryKind) -> Result<Vec<Found>, EditError> {
+    async fn all(&self, kind: EntryKind) -> Result<Vec<SearchEntry>, EditError> {
         let (base, scope) = place(kind);
         let mut found = self.search(base, scope, filter::every(kind)).await?;
         // Accounts of the house itself have no address.
@@ -107,7 +107,7 @@ impl LdapEditor {
         Ok(found)
     }
 
-    async fn one(&self, kind: EntryKind, key: &str) -> Result<Option<Found>, EditError> {
+    async fn one(&self, kind: EntryKind, key: &str) -> Result<Option<SearchEntry>, EditError> {
         let (base, scope) = place(kind);
         let mut found = self.search(base, scope, filter::entry(kind, key)).await?;
         // Who has the name goes before who has it as an alias.
@@ -115,12 +115,12 @@ impl LdapEditor {
         Ok(found.into_iter().next())
     }
 
-    async fn existing(&self, kind: EntryKind, name: &str) -> Result<Found, EditError> {
+    async fn existing(&self, kind: EntryKind, name: &str) -> Result<SearchEntry, EditError> {
         let found = self.one(kind, name).await?;
         found.ok_or_else(|| EditError::NoSuch(kind, name.to_owned()))
     }
 
-    async fn children(&self, dn: &str) -> Result<Vec<Found>, EditError> {
+    async fn children(&self, dn: &str) -> Result<Vec<SearchEntry>, EditError> {
         self.search(dn, Reach::OneLevel, "(objectClass=*)".to_owned()).await
     }
 
@@ -144,7 +144,7 @@ impl LdapEditor {
 
     /// In a task of its own: an answer so malformed that the library panics is no answer.
     async fn write_to(&self, url: &Url, write: Write) -> Result<(), Refusal> {
-        let connection = match timeout(self.timeout, self.door.enter(url)).await {
+        let connection = match timeout(self.timeout, self.connector.connect(url)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(Refusal::Elsewhere(format!("{url}: {error}"))),
             Err(_) => return Err(Refusal::Elsewhere(format!("{url} does not take a connection in time"))),
@@ -226,12 +226,12 @@ impl LdapEditor {
     /// What was only above another domain becomes one.
     async fn promote(&self, draft: Draft) -> Result<(), EditError> {
         let own = ["objectClass", "dc", "o"];
-        let mut mods = vec![(Way::Add, "objectClass".to_owned(), vec!["zimbraDomain".to_owned()])];
+        let mut mods = vec![(ValueOp::Add, "objectClass".to_owned(), vec!["zimbraDomain".to_owned()])];
         let rest = draft
             .attributes
             .into_iter()
             .filter(|(name, _)| !own.contains(&name.as_str()));
-        mods.extend(rest.map(|(name, values)| (Way::Replace, name, values)));
+        mods.extend(rest.map(|(name, values)| (ValueOp::Replace, name, values)));
         Ok(self.write(Write::Modify(draft.dn, mods)).await?)
     }
 
@@ -272,7 +272,7 @@ impl LdapEditor {
     }
 
     /// With the folders that every domain has, if nobody is in them.
-    async fn delete_domain(&self, name: &str, domain: Found) -> Result<(), EditError> {
+    async fn delete_domain(&self, name: &str, domain: SearchEntry) -> Result<(), EditError> {
         let folders = self.children(&domain.dn).await?;
         for folder in &folders {
             let first = fold(folder.dn.split(',').next().unwrap_or_default());
@@ -288,7 +288,7 @@ impl LdapEditor {
     }
 
     /// With the entries of its aliases.
-    async fn delete_account(&self, account: Found) -> Result<(), EditError> {
+    async fn delete_account(&self, account: SearchEntry) -> Result<(), EditError> {
         if let Some(id) = account.first(attributes::ID.name) {
             for alias in self.search("", Reach::Subtree, filter::aliases_of(id)).await? {
                 self.remove(alias.dn).await?;
@@ -420,9 +420,9 @@ async fn perform(mut ldap: ldap3::Ldap, write: Write) -> Result<LdapResult, ldap
     match write {
         Write::Modify(dn, mods) => {
             let mods = mods.into_iter().map(|(way, name, values)| match way {
-                Way::Add => Mod::Add(name, set(values)),
-                Way::Delete => Mod::Delete(name, set(values)),
-                Way::Replace => Mod::Replace(name, set(values)),
+                ValueOp::Add => Mod::Add(name, set(values)),
+                ValueOp::Delete => Mod::Delete(name, set(values)),
+                ValueOp::Replace => Mod::Replace(name, set(values)),
             });
             ldap.modify(&dn, mods.collect()).await
         }
@@ -465,8 +465,8 @@ fn judge(url: &Url, result: &LdapResult) -> Result<(), Refusal> {
 }
 
 /// What has to be told to the server for the changes to be made; values that are there or gone already are not told.
-fn mods(before: &Entry, changes: &[Change]) -> Vec<(Way, String, Vec<String>)> {
-    let mut mods: Vec<(Way, String, Vec<String>)> = Vec::new();
+fn mods(before: &Entry, changes: &[Change]) -> Vec<(ValueOp, String, Vec<String>)> {
+    let mut mods: Vec<(ValueOp, String, Vec<String>)> = Vec::new();
     let mut now = before.clone();
     for change in changes {
         let next = changed(&now, std::slice::from_ref(change));
@@ -475,9 +475,9 @@ fn mods(before: &Entry, changes: &[Change]) -> Vec<(Way, String, Vec<String>)> {
             |a: &[String], b: &[String]| -> Vec<String> { a.iter().filter(|v| !b.contains(v)).cloned().collect() };
         let (way, values) = match &change.act {
             _ if old == new => continue,
-            Act::Replace(_) => (Way::Replace, new.to_vec()),
-            Act::Add(_) => (Way::Add, less(new, old)),
-            Act::Remove(_) => (Way::Delete, less(old, new)),
+            Act::Replace(_) => (ValueOp::Replace, new.to_vec()),
+            Act::Add(_) => (ValueOp::Add, less(new, old)),
+            Act::Remove(_) => (ValueOp::Delete, less(old, new)),
         };
         mods.push((way, spelled(&change.attribute), values));
         now = next;
@@ -510,9 +510,9 @@ mod tests {
             let changes: Vec<Change> = acts.into_iter().map(change).collect();
             let mods = mods(&entry, &changes).into_iter();
             let sign = |way| match way {
-                Way::Add => "+",
-                Way::Delete => "-",
-                Way::Replace => "=",
+                ValueOp::Add => "+",
+                ValueOp::Delete => "-",
+                ValueOp::Replace => "=",
             };
             mods.map(|(way, name, values)| {
                 assert_eq!(name, "zimbraVirtualHostname");

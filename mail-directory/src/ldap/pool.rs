@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ldap3::controls::{ControlType, PagedResults};
-use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, LdapResult, Scope, SearchOptions};
+use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapResult, Scope, SearchOptions};
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::found::Found;
+use super::search_entry::SearchEntry;
 use super::{Settings, Url};
 use crate::secret::Secret;
 
@@ -71,14 +71,14 @@ pub(super) enum Extent {
 #[derive(Debug, Default)]
 pub(super) struct Reply {
     /// The entries.
-    pub(super) entries: Vec<Found>,
+    pub(super) entries: Vec<SearchEntry>,
     /// Whether the base of the search exists.
     pub(super) has_base: bool,
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum Trouble {
+pub(super) enum LdapError {
     /// The server cannot be reached, or does not let us in.
     #[error("{0}")]
     Unreachable(String),
@@ -108,8 +108,8 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(settings: &Settings) -> Pool {
-        let door = Arc::new(Door::new(settings));
-        let server = |url: &Url| Server::new(url.clone(), door.clone());
+        let connector = Arc::new(Connector::new(settings));
+        let server = |url: &Url| Server::new(url.clone(), connector.clone());
         Pool {
             servers: settings.urls.iter().map(server).collect(),
             questions: Semaphore::new(QUESTIONS),
@@ -119,23 +119,23 @@ impl Pool {
 
     /// Asks the first server that answers. Takes at most the timeout with each server that has to be tried, and with
     /// each page.
-    pub(super) async fn search(&self, search: Search) -> Result<Reply, Trouble> {
+    pub(super) async fn search(&self, search: Search) -> Result<Reply, LdapError> {
         let waited = timeout_at(Instant::now() + self.timeout, self.questions.acquire()).await;
         let Ok(Ok(_permit)) = waited else {
-            return Err(Trouble::Late(self.timeout));
+            return Err(LdapError::Late(self.timeout));
         };
         let search = Arc::new(search);
-        let mut trouble = None;
+        let mut last = None;
         for server in self.candidates() {
             match server.ask(&search, self.timeout).await {
                 Ok(reply) => {
                     self.close_others(server);
                     return Ok(reply);
                 }
-                Err(error) => trouble = Some(error),
+                Err(error) => last = Some(error),
             }
         }
-        Err(trouble.unwrap_or_else(|| Trouble::AllDown(self.last_words())))
+        Err(last.unwrap_or_else(|| LdapError::AllDown(self.last_words())))
     }
 
     /// Tries failed servers again when their time has come, until it is dropped.
@@ -175,26 +175,26 @@ impl Pool {
     }
 }
 
-/// How to get in.
-pub(super) struct Door {
+/// How connections are opened: TLS, and the name and password to bind with.
+pub(super) struct Connector {
     settings: LdapConnSettings,
     bind: Option<(String, Secret<String>)>,
 }
 
-impl Door {
-    pub(super) fn new(settings: &Settings) -> Door {
-        let mut door = LdapConnSettings::new().set_starttls(settings.starttls);
+impl Connector {
+    pub(super) fn new(settings: &Settings) -> Connector {
+        let mut conn = LdapConnSettings::new().set_starttls(settings.starttls);
         if let Some(connector) = &settings.trust.0 {
-            door = door.set_connector(connector.clone());
+            conn = conn.set_connector(connector.clone());
         }
-        Door {
-            settings: door,
+        Connector {
+            settings: conn,
             bind: settings.bind.clone(),
         }
     }
 
     /// Connects, does TLS, binds.
-    pub(super) async fn enter(&self, url: &Url) -> Result<Connection, LdapError> {
+    pub(super) async fn connect(&self, url: &Url) -> Result<Connection, ldap3::LdapError> {
         let (driver, mut ldap) = LdapConnAsync::with_settings(self.settings.clone(), url.as_str()).await?;
         let driver = tokio::spawn(async move {
             let _ = driver.drive().await;
@@ -265,19 +265,19 @@ impl Drop for Connection {
 /// One server of the list.
 struct Server {
     url: Url,
-    door: Arc<Door>,
+    connector: Arc<Connector>,
     slots: [Mutex<Arc<Slot>>; CONNECTIONS],
     /// For those who doubt the connection that they asked on.
     spare: Mutex<Arc<Slot>>,
     next: AtomicUsize,
-    health: Mutex<Health>,
+    health: Mutex<ServerHealth>,
 }
 
 /// A connection, or the place where the first who needs it opens it for all who wait.
 type Slot = OnceCell<Arc<Connection>>;
 
 #[derive(Default)]
-struct Health {
+struct ServerHealth {
     /// Until when it is left alone, if it failed.
     down_until: Option<Instant>,
     failures: u32,
@@ -285,10 +285,10 @@ struct Health {
 }
 
 impl Server {
-    fn new(url: Url, door: Arc<Door>) -> Server {
+    fn new(url: Url, connector: Arc<Connector>) -> Server {
         Server {
             url,
-            door,
+            connector,
             slots: std::array::from_fn(|_| Mutex::default()),
             spare: Mutex::default(),
             next: AtomicUsize::new(0),
@@ -298,7 +298,7 @@ impl Server {
 
     /// Puts the question on one of the connections. The server may have closed that one long ago, or a firewall may
     /// have forgotten it; so its end and its silence are only believed of another one.
-    async fn ask(&self, search: &Arc<Search>, timeout: Duration) -> Result<Reply, Trouble> {
+    async fn ask(&self, search: &Arc<Search>, timeout: Duration) -> Result<Reply, LdapError> {
         let asked = Instant::now();
         let connection = self.connection(asked + timeout).await?;
         let mut first = pin!(converse(&connection, search, asked + timeout, timeout));
@@ -308,22 +308,22 @@ impl Server {
         };
         let again = || self.ask_afresh(search, asked, timeout);
         let reply = match answered {
-            Some(Err(Trouble::Broken(_))) => {
+            Some(Err(LdapError::Broken(_))) => {
                 self.discard(&connection);
                 again().await
             }
             Some(reply) => reply,
             None => first_answer(first, again()).await,
         };
-        if let Err(trouble @ (Trouble::Broken(_) | Trouble::Late(_))) = &reply {
-            self.failed(trouble);
+        if let Err(error @ (LdapError::Broken(_) | LdapError::Late(_))) = &reply {
+            self.failed(error);
         }
         reply
     }
 
     /// Asks where the server was heard since then. With the answer all connections go that were silent meanwhile:
     /// what became of one has become of them.
-    async fn ask_afresh(&self, search: &Arc<Search>, asked: Instant, timeout: Duration) -> Result<Reply, Trouble> {
+    async fn ask_afresh(&self, search: &Arc<Search>, asked: Instant, timeout: Duration) -> Result<Reply, LdapError> {
         let rest = timeout - timeout / SILENCE;
         let deadline = (asked + timeout).max(Instant::now() + rest);
         let connection = self.heard_since(asked, deadline).await?;
@@ -336,7 +336,7 @@ impl Server {
 
     /// A connection on which the server was heard since then; the spare one, opened for all who need it now, where
     /// there is none.
-    async fn heard_since(&self, asked: Instant, deadline: Instant) -> Result<Arc<Connection>, Trouble> {
+    async fn heard_since(&self, asked: Instant, deadline: Instant) -> Result<Arc<Connection>, LdapError> {
         let places = self.slots.iter().chain([&self.spare]);
         let mut open = places.filter_map(|place| place.lock().get().cloned());
         if let Some(heard) = open.find(|connection| connection.was_heard(asked) && !connection.is_over()) {
@@ -380,26 +380,26 @@ impl Server {
         }
     }
 
-    async fn enter(&self) -> Result<Arc<Connection>, Trouble> {
-        let entered = self.door.enter(&self.url).await;
+    async fn enter(&self) -> Result<Arc<Connection>, LdapError> {
+        let entered = self.connector.connect(&self.url).await;
         entered
             .map(Arc::new)
-            .map_err(|error| Trouble::Unreachable(format!("{}: {error}", self.url)))
+            .map_err(|error| LdapError::Unreachable(format!("{}: {error}", self.url)))
     }
 
-    fn not_in_time(&self) -> Trouble {
-        Trouble::Unreachable(format!("{} does not take a connection in time", self.url))
+    fn not_in_time(&self) -> LdapError {
+        LdapError::Unreachable(format!("{} does not take a connection in time", self.url))
     }
 
     /// A connection that is open as far as we know, else a new one.
-    async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, Trouble> {
+    async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, LdapError> {
         let slot = self.slot();
         match timeout_at(deadline, slot.get_or_try_init(|| self.open())).await {
             Ok(opened) => opened.cloned(),
             Err(_) => {
-                let trouble = self.not_in_time();
-                self.failed(&trouble);
-                Err(trouble)
+                let error = self.not_in_time();
+                self.failed(&error);
+                Err(error)
             }
         }
     }
@@ -415,14 +415,14 @@ impl Server {
     }
 
     /// Those who waited while somebody else failed do not try again on their own.
-    async fn open(&self) -> Result<Arc<Connection>, Trouble> {
+    async fn open(&self) -> Result<Arc<Connection>, LdapError> {
         if !self.is_up() && !self.is_due() {
-            return Err(Trouble::AllDown(self.last_words().unwrap_or_default()));
+            return Err(LdapError::AllDown(self.last_words().unwrap_or_default()));
         }
         let entered = self.enter().await;
         match &entered {
             Ok(_) => self.works(),
-            Err(trouble) => self.failed(trouble),
+            Err(error) => self.failed(error),
         }
         entered
     }
@@ -449,18 +449,18 @@ impl Server {
         }
     }
 
-    fn failed(&self, trouble: &Trouble) {
+    fn failed(&self, error: &LdapError) {
         self.close();
         let mut health = self.health.lock();
         if health.down_until.is_none() {
-            log::error!("directory server {} failed: {trouble}", self.url);
+            log::error!("directory server {} failed: {error}", self.url);
         }
         let (first, most) = BACK_OFF;
         // Doubled so often it is beyond the longest in any case.
         let pause = first * 2_u32.pow(health.failures.min(16));
         health.failures += 1;
         health.down_until = Some(Instant::now() + pause.min(most));
-        health.said = Some(trouble.to_string());
+        health.said = Some(error.to_string());
     }
 
     /// Questions under way keep their connection until they are answered.
@@ -480,11 +480,11 @@ impl Server {
     }
 }
 
-/// The answer of whichever comes first with one; where neither does, the trouble of the second to end.
+/// The answer of whichever comes first with one; where neither does, the error of the second to end.
 async fn first_answer(
-    one: impl Future<Output = Result<Reply, Trouble>>,
-    other: impl Future<Output = Result<Reply, Trouble>>,
-) -> Result<Reply, Trouble> {
+    one: impl Future<Output = Result<Reply, LdapError>>,
+    other: impl Future<Output = Result<Reply, LdapError>>,
+) -> Result<Reply, LdapError> {
     let (mut one, mut other) = (pin!(one), pin!(other));
     tokio::select! {
         reply = &mut one => if is_answer(&reply) { reply } else { other.await },
@@ -493,8 +493,8 @@ async fn first_answer(
 }
 
 /// Whether the server said something to the question.
-fn is_answer(reply: &Result<Reply, Trouble>) -> bool {
-    matches!(reply, Ok(_) | Err(Trouble::Refused(_) | Trouble::TooMuch))
+fn is_answer(reply: &Result<Reply, LdapError>) -> bool {
+    matches!(reply, Ok(_) | Err(LdapError::Refused(_) | LdapError::TooMuch))
 }
 
 /// One question in a task of its own: whoever waits for it may go away without leaving half an answer on the
@@ -504,12 +504,12 @@ async fn converse(
     search: &Arc<Search>,
     deadline: Instant,
     timeout: Duration,
-) -> Result<Reply, Trouble> {
+) -> Result<Reply, LdapError> {
     let (connection, search) = (connection.clone(), search.clone());
     let task = tokio::spawn(async move { read(&connection, &search, deadline, timeout).await });
     match task.await {
         Ok(reply) => reply,
-        Err(panic) => Err(Trouble::Broken(panic.to_string())),
+        Err(panic) => Err(LdapError::Broken(panic.to_string())),
     }
 }
 
@@ -519,16 +519,18 @@ async fn read(
     search: &Search,
     mut deadline: Instant,
     timeout: Duration,
-) -> Result<Reply, Trouble> {
+) -> Result<Reply, LdapError> {
     let mut reply = Reply::default();
     let mut cookie = Vec::new();
     loop {
         let page = page(connection, search, cookie, &mut reply.entries);
-        let result = timeout_at(deadline, page).await.map_err(|_| Trouble::Late(timeout))??;
+        let result = timeout_at(deadline, page)
+            .await
+            .map_err(|_| LdapError::Late(timeout))??;
         reply.has_base = match (result.rc, search.extent) {
             (SUCCESS, _) | (SIZE_LIMIT_EXCEEDED, Extent::Few(_)) => true,
             (NO_SUCH_OBJECT, _) => false,
-            _ => return Err(Trouble::Refused(result.to_string())),
+            _ => return Err(LdapError::Refused(result.to_string())),
         };
         cookie = next_page(&result);
         if cookie.is_empty() {
@@ -542,8 +544,8 @@ async fn page(
     connection: &Connection,
     search: &Search,
     cookie: Vec<u8>,
-    found: &mut Vec<Found>,
-) -> Result<LdapResult, Trouble> {
+    found: &mut Vec<SearchEntry>,
+) -> Result<LdapResult, LdapError> {
     let mut ldap = connection.ldap();
     match search.extent {
         Extent::Few(most) => drop(ldap.with_search_options(SearchOptions::new().sizelimit(most))),
@@ -555,9 +557,9 @@ async fn page(
         .await?;
     while let Some(item) = stream.next().await? {
         connection.hear();
-        found.extend(Found::of(item));
+        found.extend(SearchEntry::of(item));
         if found.len() > MAX_FOUND {
-            return Err(Trouble::TooMuch);
+            return Err(LdapError::TooMuch);
         }
     }
     connection.hear();
@@ -572,11 +574,13 @@ fn next_page(result: &LdapResult) -> Vec<u8> {
     paged.map_or_else(Vec::new, |control| control.1.parse::<PagedResults>().cookie)
 }
 
-impl From<LdapError> for Trouble {
-    fn from(error: LdapError) -> Trouble {
+impl From<ldap3::LdapError> for LdapError {
+    fn from(error: ldap3::LdapError) -> LdapError {
         match error {
-            LdapError::FilterParsing | LdapError::LdapResult { .. } => Trouble::Refused(error.to_string()),
-            _ => Trouble::Broken(error.to_string()),
+            ldap3::LdapError::FilterParsing | ldap3::LdapError::LdapResult { .. } => {
+                LdapError::Refused(error.to_string())
+            }
+            _ => LdapError::Broken(error.to_string()),
         }
     }
 }

@@ -11,16 +11,16 @@ use crate::names::fold;
 
 /// An entry as it came.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Found {
+pub(super) struct SearchEntry {
     /// Its distinguished name.
     pub(super) dn: String,
     attributes: Vec<(String, Vec<String>)>,
 }
 
-impl Found {
+impl SearchEntry {
     /// `None` for what is no entry, or none that can be read. Values that are not UTF-8 are left out: no
     /// attribute with a meaning here can have one.
-    pub(super) fn of(result: ResultEntry) -> Option<Found> {
+    pub(super) fn of(result: ResultEntry) -> Option<SearchEntry> {
         let mut parts = result
             .0
             .match_id(SEARCH_RESULT_ENTRY)?
@@ -35,7 +35,7 @@ impl Found {
             let values = values.filter_map(|value| String::from_utf8(value.expect_primitive()?).ok());
             attributes.push((name, values.collect()));
         }
-        Some(Found { dn, attributes })
+        Some(SearchEntry { dn, attributes })
     }
 
     /// All values of an attribute.

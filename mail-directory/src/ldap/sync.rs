@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use ldap3::Scope as Reach;
 
-use super::found::{ENTRY_CSN, Found, MODIFIED};
-use super::marks::{Marks, Since, stamp};
-use super::pool::{Extent, Pool, Search, Trouble};
+use super::pool::{Extent, LdapError, Pool, Search};
+use super::search_entry::{ENTRY_CSN, MODIFIED, SearchEntry};
+use super::sync_point::{Since, SyncPoint, stamp};
 use super::{attribute_names, filter, name_attribute, place, problem};
 use crate::attributes::{self, Attribute};
 use crate::directory::{News, OLD_ADDRESS, Touched};
@@ -26,15 +26,15 @@ const FEW: usize = 64;
 
 /// What the last look saw.
 #[derive(Default)]
-pub(super) struct Reading {
+pub(super) struct SyncState {
     /// By folded distinguished name.
     records: BTreeMap<String, Record>,
     /// How far the accounts have been looked at.
-    marks: Option<Marks>,
+    point: Option<SyncPoint>,
     /// Whether something happened there between the last two looks.
     moved: bool,
     /// How far the directory was when the look under way began.
-    begun: Option<Marks>,
+    begun: Option<SyncPoint>,
     /// Versions of the accounts of the last look, where there is nothing better than our clock.
     recent: HashMap<String, String>,
     /// Entries changed, and no system was made of them yet: what was asked for next may have failed.
@@ -64,7 +64,7 @@ const KINDS: [EntryKind; 4] = [
     EntryKind::Cos,
 ];
 
-impl Reading {
+impl SyncState {
     /// The system as it is now, or `None` if it is what it was. `before` is what is in force.
     pub(super) async fn renew(
         &mut self,
@@ -72,14 +72,14 @@ impl Reading {
         before: &System,
         losses: Losses,
         problems: &mut Problems,
-    ) -> Result<Option<System>, Trouble> {
+    ) -> Result<Option<System>, LdapError> {
         if self.records.is_empty() {
             self.read_all(pool, before, losses).await?;
         }
         // Before the entries, so that a change meanwhile is found in the next look.
-        let marks = Marks::read(pool, |context| self.stands_in(context)).await?;
-        let quiet = self.marks.as_ref().is_some_and(|last| marks.since(last) == Since::Now);
-        self.begun = Some(marks);
+        let point = SyncPoint::read(pool, |context| self.stands_in(context)).await?;
+        let quiet = self.point.as_ref().is_some_and(|last| point.since(last) == Since::Now);
+        self.begun = Some(point);
         if !quiet {
             self.read_changed(pool, before, losses).await?;
         }
@@ -92,15 +92,15 @@ impl Reading {
     }
 
     /// Which accounts changed since the last time.
-    pub(super) async fn accounts(&mut self, pool: &Pool) -> Result<News, Trouble> {
+    pub(super) async fn accounts(&mut self, pool: &Pool) -> Result<News, LdapError> {
         let Some(begun) = self.begun.clone() else {
             return Ok(News::Unknown);
         };
-        let since = match &self.marks {
+        let since = match &self.point {
             Some(last) => begun.since(last),
             None => {
                 self.begin_accounts(pool, &begun).await?;
-                self.marks = Some(begun);
+                self.point = Some(begun);
                 return Ok(News::Touched(Arc::new([])));
             }
         };
@@ -110,7 +110,7 @@ impl Reading {
             Since::Unknown => News::Unknown,
             Since::Csn(since) => self.accounts_since(pool, since).await?,
         };
-        self.marks = Some(begun);
+        self.point = Some(begun);
         Ok(news)
     }
 
@@ -121,14 +121,14 @@ impl Reading {
 
     /// The first look. Nothing is news to a node that has kept nothing yet; other nodes were listening. Where our
     /// clock must do, what changed a moment ago would be found again in the second look: it is noted.
-    async fn begin_accounts(&mut self, pool: &Pool, begun: &Marks) -> Result<(), Trouble> {
+    async fn begin_accounts(&mut self, pool: &Pool, begun: &SyncPoint) -> Result<(), LdapError> {
         if let Since::Csn(since) = begun.since(begun) {
             self.accounts_since(pool, &since).await?;
         }
         Ok(())
     }
 
-    async fn accounts_since(&mut self, pool: &Pool, since: &str) -> Result<News, Trouble> {
+    async fn accounts_since(&mut self, pool: &Pool, since: &str) -> Result<News, LdapError> {
         let has_csn = self.records.values().any(|record| record.version.csn.is_some());
         let (name, since) = stamp(since, has_csn);
         let wanted = [
@@ -148,15 +148,15 @@ impl Reading {
         };
         let found = match pool.search(search).await {
             Ok(reply) => reply.entries,
-            Err(Trouble::TooMuch) => return Ok(News::Unknown),
-            Err(trouble) => return Err(trouble),
+            Err(LdapError::TooMuch) => return Ok(News::Unknown),
+            Err(error) => return Err(error),
         };
         let versions = found
             .iter()
             .filter_map(|found| Some((found.key(), found.first(name)?.to_owned())));
         let recent: HashMap<String, String> = versions.collect();
-        let is_new = |found: &Found| match (found.first(ENTRY_CSN), &self.marks) {
-            (Some(csn), Some(last @ Marks::Csn(_))) => !last.has_seen(csn),
+        let is_new = |found: &SearchEntry| match (found.first(ENTRY_CSN), &self.point) {
+            (Some(csn), Some(last @ SyncPoint::Csn(_))) => !last.has_seen(csn),
             _ => recent.get(&found.key()) != self.recent.get(&found.key()),
         };
         let touched = found
@@ -168,7 +168,7 @@ impl Reading {
         Ok(News::Touched(touched))
     }
 
-    async fn read_all(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), Trouble> {
+    async fn read_all(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), LdapError> {
         let mut records = BTreeMap::new();
         // The global config comes first: it names attributes of servers.
         let mut ports = Vec::new();
@@ -191,7 +191,7 @@ impl Reading {
         Ok(())
     }
 
-    async fn read_changed(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), Trouble> {
+    async fn read_changed(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), LdapError> {
         let mut listed = BTreeMap::new();
         for kind in KINDS {
             let found = all(kind, pool, [ENTRY_CSN, MODIFIED].map(str::to_owned).into()).await?;
@@ -221,7 +221,7 @@ impl Reading {
         Ok(())
     }
 
-    async fn read_one(&mut self, pool: &Pool, before: &System, kind: EntryKind, dn: String) -> Result<(), Trouble> {
+    async fn read_one(&mut self, pool: &Pool, before: &System, kind: EntryKind, dn: String) -> Result<(), LdapError> {
         let ports = self.records.values().find(|record| record.kind == EntryKind::Config);
         let ports = ports.map(|record| ports_of(&record.entry)).unwrap_or_default();
         let search = Search {
@@ -282,9 +282,9 @@ impl Reading {
 }
 
 /// A directory that suddenly has no config, no server or no domain is one that we may no longer read.
-fn check_rights(before: &System, losses: Losses, count: impl Fn(EntryKind) -> usize) -> Result<(), Trouble> {
+fn check_rights(before: &System, losses: Losses, count: impl Fn(EntryKind) -> usize) -> Result<(), LdapError> {
     if count(EntryKind::Config) == 0 {
-        return Err(Trouble::Refused(
+        return Err(LdapError::Refused(
             "there is no cn=config,cn=zimbra, or no right to read it".to_owned(),
         ));
     }
@@ -293,7 +293,7 @@ fn check_rights(before: &System, losses: Losses, count: impl Fn(EntryKind) -> us
         (EntryKind::Domains, &before.domains),
     ] {
         if count(kind) == 0 && !entries.is_empty() && losses < Losses::All {
-            return Err(Trouble::Refused(format!(
+            return Err(LdapError::Refused(format!(
                 "all {} are gone; were access rights lost?",
                 kind.name()
             )));
@@ -307,7 +307,7 @@ fn same(old: &BTreeMap<String, Record>, new: &BTreeMap<String, Record>) -> bool 
 }
 
 /// The attributes that hold ports, as the global config names them.
-fn named_ports(config: &Found) -> Vec<String> {
+fn named_ports(config: &SearchEntry) -> Vec<String> {
     ports_of(&config.clone().into_entry(EntryKind::Config))
 }
 
@@ -329,7 +329,7 @@ const PORT_ATTRIBUTES: [&Attribute; 7] = [
 ];
 
 impl Version {
-    fn of(found: &Found) -> Version {
+    fn of(found: &SearchEntry) -> Version {
         Version {
             csn: found.first(ENTRY_CSN).map(str::to_owned),
             modified: found.first(MODIFIED).map(str::to_owned),
@@ -338,7 +338,7 @@ impl Version {
 }
 
 impl Record {
-    fn of(kind: EntryKind, found: Found, before: &System) -> Record {
+    fn of(kind: EntryKind, found: SearchEntry, before: &System) -> Record {
         let version = Version::of(&found);
         let mut entry = found.into_entry(kind);
         let problems = mend(&mut entry, kind, before);
@@ -378,7 +378,7 @@ fn mend(entry: &mut Entry, kind: EntryKind, before: &System) -> Vec<Problem> {
 }
 
 /// Every entry of a kind.
-async fn all(kind: EntryKind, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<Found>, Trouble> {
+async fn all(kind: EntryKind, pool: &Pool, attributes: Arc<[String]>) -> Result<Vec<SearchEntry>, LdapError> {
     let (base, scope) = place(kind);
     let search = Search {
         base: base.to_owned(),

@@ -10,15 +10,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ldap3::Scope;
 
-use super::found::{ENTRY_CSN, Found, MODIFIED};
-use super::pool::{Extent, Pool, Search, Trouble};
+use super::pool::{Extent, LdapError, Pool, Search};
+use super::search_entry::{ENTRY_CSN, MODIFIED, SearchEntry};
 
 /// Clocks of mail servers are kept together, but not to the second; a change may also be on its way for a while.
 const SKEW: Duration = Duration::from_secs(120);
 
 /// The state of the directory at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Marks {
+pub(super) enum SyncPoint {
     /// The last change of each server, by its number.
     Csn(BTreeMap<String, String>),
     /// Nothing better than our time.
@@ -36,10 +36,10 @@ pub(super) enum Since {
     Unknown,
 }
 
-impl Marks {
+impl SyncPoint {
     /// Asks the server. `holds` says whether entries of ours stand under a naming context.
-    pub(super) async fn read(pool: &Pool, holds: impl Fn(&str) -> bool) -> Result<Marks, Trouble> {
-        let clock = Marks::Clock(Timestamp::now());
+    pub(super) async fn read(pool: &Pool, holds: impl Fn(&str) -> bool) -> Result<SyncPoint, LdapError> {
+        let clock = SyncPoint::Clock(Timestamp::now());
         let root = base(pool, "").await?;
         let mut csns = Vec::new();
         for context in root.values(NAMING_CONTEXTS).iter().filter(|context| holds(context)) {
@@ -56,11 +56,11 @@ impl Marks {
         }
         match csns.is_empty() {
             true => Ok(clock),
-            false => Ok(Marks::of(csns)),
+            false => Ok(SyncPoint::of(csns)),
         }
     }
 
-    fn of(csns: Vec<String>) -> Marks {
+    fn of(csns: Vec<String>) -> SyncPoint {
         let mut last = BTreeMap::new();
         for csn in csns {
             let server = server_of(&csn).to_owned();
@@ -69,14 +69,14 @@ impl Marks {
                 *known = csn;
             }
         }
-        Marks::Csn(last)
+        SyncPoint::Csn(last)
     }
 
     /// What may have changed between `before` and these.
-    pub(super) fn since(&self, before: &Marks) -> Since {
-        let (Marks::Csn(before), Marks::Csn(now)) = (before, self) else {
+    pub(super) fn since(&self, before: &SyncPoint) -> Since {
+        let (SyncPoint::Csn(before), SyncPoint::Csn(now)) = (before, self) else {
             return match (before, self) {
-                (Marks::Clock(before), Marks::Clock(_)) => Since::Csn(csn_of(*before - SKEW)),
+                (SyncPoint::Clock(before), SyncPoint::Clock(_)) => Since::Csn(csn_of(*before - SKEW)),
                 _ => Since::Unknown,
             };
         };
@@ -95,8 +95,8 @@ impl Marks {
     /// Whether a change was there already when these were read.
     pub(super) fn has_seen(&self, csn: &str) -> bool {
         match self {
-            Marks::Csn(last) => last.get(server_of(csn)).is_some_and(|last| csn <= last.as_str()),
-            Marks::Clock(_) => false,
+            SyncPoint::Csn(last) => last.get(server_of(csn)).is_some_and(|last| csn <= last.as_str()),
+            SyncPoint::Clock(_) => false,
         }
     }
 }
@@ -104,7 +104,7 @@ impl Marks {
 const NAMING_CONTEXTS: &str = "namingContexts";
 const CONTEXT_CSN: &str = "contextCSN";
 
-async fn base(pool: &Pool, dn: &str) -> Result<Found, Trouble> {
+async fn base(pool: &Pool, dn: &str) -> Result<SearchEntry, LdapError> {
     let search = Search {
         base: dn.to_owned(),
         scope: Scope::Base,
@@ -142,13 +142,13 @@ pub(super) fn stamp(since: &str, has_csn: bool) -> (&'static str, String) {
 mod tests {
     use super::*;
 
-    fn marks(csns: &[&str]) -> Marks {
-        Marks::of(csns.iter().map(|csn| csn.to_string()).collect())
+    fn point(csns: &[&str]) -> SyncPoint {
+        SyncPoint::of(csns.iter().map(|csn| csn.to_string()).collect())
     }
 
     #[track_caller]
     fn check(before: &[&str], now: &[&str], expected: Since) {
-        assert_eq!(marks(now).since(&marks(before)), expected);
+        assert_eq!(point(now).since(&point(before)), expected);
     }
 
     const A1: &str = "20260101000001.000000Z#000000#001#000000";
@@ -164,16 +164,16 @@ mod tests {
         check(&[A1, B1], &[A2, B2], Since::Csn(A1.to_owned()));
         check(&[A1], &[A1, B1], Since::Unknown);
         check(&[A2], &[A1], Since::Unknown);
-        assert!(marks(&[A1, B2]).has_seen(A1) && marks(&[A1, B2]).has_seen(B1));
-        assert!(!marks(&[A1, B2]).has_seen(A2) && !marks(&[A1]).has_seen(B1));
+        assert!(point(&[A1, B2]).has_seen(A1) && point(&[A1, B2]).has_seen(B1));
+        assert!(!point(&[A1, B2]).has_seen(A2) && !point(&[A1]).has_seen(B1));
     }
 
     #[test]
     fn our_clock_is_not_trusted_to_the_second() {
-        let time = |text: &str| Marks::Clock(text.parse().unwrap());
+        let time = |text: &str| SyncPoint::Clock(text.parse().unwrap());
         let since = time("2026-01-01T00:02:05Z").since(&time("2026-01-01T00:02:01.5Z"));
         assert_eq!(since, Since::Csn("20260101000001.000000Z#000000#000#000000".to_owned()));
-        assert_eq!(time("2026-01-01T00:02:05Z").since(&marks(&[A1])), Since::Unknown);
+        assert_eq!(time("2026-01-01T00:02:05Z").since(&point(&[A1])), Since::Unknown);
         let csn = "20260101000001.000000Z#000000#000#000000";
         assert_eq!(stamp(csn, false), ("modifyTimestamp", "20260101000001Z".to_owned()));
         assert_eq!(stamp(csn, true), ("entryCSN", csn.to_owned()));
