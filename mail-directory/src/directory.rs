@@ -67,25 +67,25 @@ pub trait Directory: Send + Sync + 'static {
         broadcast::channel(1).1
     }
 
-    /// Looks for changes every `poll`, until it is dropped; what `judge` refuses is not put in force, and neither is
+    /// Looks for changes every `poll`, until it is dropped; what `apply` refuses is not put in force, and neither is
     /// what has lost most of a kind of entry. Without it a directory stays as it was read, but for the accounts that
     /// are asked for.
-    async fn watch(self: Arc<Self>, _poll: Duration, _judge: Arc<Judge>) {
+    async fn watch(self: Arc<Self>, _poll: Duration, _apply: Arc<Apply>) {
         std::future::pending::<()>().await;
     }
 
-    /// Looks for changes now, and asks `judge` also if there are none. `losses` says what may be gone.
+    /// Looks for changes now, and calls `apply` also if there are none. `losses` says what may be gone.
     ///
     /// # Errors
     /// It could not, or what it found cannot be used; then everything stays as it was.
-    async fn refresh(self: Arc<Self>, _judge: Arc<Judge>, _losses: Losses) -> Result<(), Problems> {
+    async fn refresh(self: Arc<Self>, _apply: Arc<Apply>, _losses: Losses) -> Result<(), Problems> {
         Ok(())
     }
 }
 
-/// Decides whether a system can be put in force, and with Ok does so with whatever else depends on it. It may take
+/// Puts a system in force with whatever else depends on it, or refuses it and changes nothing. It may take
 /// its time: it is not called on a thread that serves.
-pub type Judge = dyn Fn(&Arc<System>) -> Result<(), Problems> + Send + Sync;
+pub type Apply = dyn Fn(&Arc<System>) -> Result<(), Problems> + Send + Sync;
 
 /// Reading files and judging systems block.
 pub(crate) async fn off_the_runtime<T: Send + 'static>(

@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::attributes::{self, Attribute};
 use crate::check;
-use crate::directory::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, Touched, off_the_runtime};
+use crate::directory::{AccountBy, Announcer, Apply, Directory, DirectoryError, News, Touched, off_the_runtime};
 use crate::edit::EntryKind;
 use crate::entry::{Entry, Origin};
 use crate::losses::{self, Count, Losses};
@@ -103,11 +103,11 @@ impl YamlDirectory {
     }
 
     /// Reads the file again and, if it is good, puts the new content in place of the old one, all at once.
-    /// Gives the warnings. After an error, or if `judge` does not want it or more is gone than `losses` allows,
+    /// Gives the warnings. After an error, or if `apply` does not want it or more is gone than `losses` allows,
     /// everything is as before.
-    pub fn reload(&self, judge: &Judge, losses: Losses) -> Result<Problems, Problems> {
+    pub fn reload(&self, apply: &Apply, losses: Losses) -> Result<Problems, Problems> {
         let mut seen = self.seen.lock();
-        let read = self.read_again(&mut seen, judge, losses);
+        let read = self.read_again(&mut seen, apply, losses);
         match &read {
             Ok(_) => {
                 self.announcer.accept();
@@ -118,7 +118,7 @@ impl YamlDirectory {
         read
     }
 
-    fn read_again(&self, seen: &mut Looks, judge: &Judge, losses: Losses) -> Result<Problems, Problems> {
+    fn read_again(&self, seen: &mut Looks, apply: &Apply, losses: Losses) -> Result<Problems, Problems> {
         // As they are before the reading: a change meanwhile is found the next time.
         let own = (self.path.clone(), look(&self.path));
         let (files, read) = match Content::load(&self.path) {
@@ -128,7 +128,7 @@ impl YamlDirectory {
         *seen = std::iter::once(own).chain(looks(files)).collect();
         let (content, warnings) = read?;
         self.doubt(seen, &content, losses)?;
-        judge(&content.system)?;
+        apply(&content.system)?;
         let before = self.content.swap(Arc::new(content));
         let now = self.content.load();
         // Comparing is not worth it: a system is built from its file in any case.
@@ -178,11 +178,11 @@ impl YamlDirectory {
 
     /// Looks whether the files have changed, and reads them if they looked the same at the last look. Gives how they
     /// look, if they are still to be read.
-    fn follow(&self, last: Option<&Looks>, judge: &Judge) -> Option<Looks> {
+    fn follow(&self, last: Option<&Looks>, apply: &Apply) -> Option<Looks> {
         match self.changed() {
             None if self.announcer.refusal().is_none() => self.announcer.was_read(),
             None => {}
-            Some(now) if Some(&now) == last => say(&self.path, &self.reload(judge, Losses::Few)),
+            Some(now) if Some(&now) == last => say(&self.path, &self.reload(apply, Losses::Few)),
             Some(now) => return Some(now),
         }
         None
@@ -241,13 +241,13 @@ impl Directory for YamlDirectory {
         self.announcer.refusal()
     }
 
-    async fn watch(self: Arc<Self>, poll: Duration, judge: Arc<Judge>) {
+    async fn watch(self: Arc<Self>, poll: Duration, apply: Arc<Apply>) {
         let mut last = None;
         loop {
             let pause = if last.is_some() { poll.min(SETTLED) } else { poll };
             tokio::time::sleep(pause).await;
-            let (directory, judge, looked) = (self.clone(), judge.clone(), last.take());
-            match off_the_runtime(move || directory.follow(looked.as_ref(), &*judge)).await {
+            let (directory, apply, looked) = (self.clone(), apply.clone(), last.take());
+            match off_the_runtime(move || directory.follow(looked.as_ref(), &*apply)).await {
                 Ok(now) => last = now,
                 Err(problems) => problems
                     .iter()
@@ -256,12 +256,12 @@ impl Directory for YamlDirectory {
         }
     }
 
-    async fn refresh(self: Arc<Self>, judge: Arc<Judge>, losses: Losses) -> Result<(), Problems> {
+    async fn refresh(self: Arc<Self>, apply: Arc<Apply>, losses: Losses) -> Result<(), Problems> {
         // Whoever changed it from here has put it in place whole.
         if losses > Losses::Few {
             self.settle().await?;
         }
-        let warnings = off_the_runtime(move || self.reload(&*judge, losses)).await??;
+        let warnings = off_the_runtime(move || self.reload(&*apply, losses)).await??;
         warnings
             .iter()
             .for_each(|problem| log::warn!(target: "mail_directory::list", "{problem}"));
@@ -699,8 +699,8 @@ accounts:
         let path = folder.path().join("d.yaml");
         std::fs::write(&path, GOOD).unwrap();
         let (directory, _) = YamlDirectory::load(&path).unwrap();
-        let (yes, no): (&Judge, &Judge) = (&|_| Ok(()), &|_| Err(Problems::of_file(Path::new("x"), None, "no")));
-        let reload = |judge| directory.reload(judge, Losses::All);
+        let (yes, no): (&Apply, &Apply) = (&|_| Ok(()), &|_| Err(Problems::of_file(Path::new("x"), None, "no")));
+        let reload = |apply| directory.reload(apply, Losses::All);
         std::fs::write(&path, "accounts: {x@y: {}}\nservers: 1\n").unwrap();
         assert!(reload(yes).unwrap_err().has_errors());
         assert_eq!(directory.account_count(), 2);
@@ -753,7 +753,7 @@ accounts:
             .chain((0..6).map(|i| format!("  user{i}@a.example: {{zimbraMailHost: store1.example.test}}\n")))
             .collect();
         let upto = |end: &str| whole[..whole.find(end).unwrap()].to_owned();
-        let yes: &Judge = &|_| Ok(());
+        let yes: &Apply = &|_| Ok(());
         for (text, least) in [
             (whole.clone(), Losses::Few),
             (upto("  user3"), Losses::Few),
@@ -808,7 +808,7 @@ accounts:
         let path = folder.path().join("d.yaml");
         std::fs::write(&path, GOOD).unwrap();
         let (directory, _) = YamlDirectory::load(&path).unwrap();
-        let yes: &Judge = &|_| Ok(());
+        let yes: &Apply = &|_| Ok(());
         assert_eq!(directory.follow(None, yes), None);
         let mut last = None;
         for part in ["  carol@a.example: {}\n", "  dave@a.example: {}\n"] {

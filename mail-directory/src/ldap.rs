@@ -20,7 +20,7 @@ use self::pool::{Extent, LdapError, Pool, Search};
 use self::search_entry::SearchEntry;
 use self::sync::SyncState;
 use crate::attributes::{self, Scope};
-use crate::directory::{AccountBy, Announcer, Directory, DirectoryError, Judge, News, off_the_runtime};
+use crate::directory::{AccountBy, Announcer, Apply, Directory, DirectoryError, News, off_the_runtime};
 use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::last_good;
@@ -180,7 +180,7 @@ impl LdapDirectory {
             refused: ArcSwapOption::empty(),
             announcer: Announcer::new(),
         };
-        let everything: Arc<Judge> = Arc::new(|_| Ok(()));
+        let everything: Arc<Apply> = Arc::new(|_| Ok(()));
         // Whoever starts a node wants what there is now.
         let looked = directory.look(&everything, Losses::Most).await;
         // They are driven by the runtime of the caller, which may not be the one that serves.
@@ -201,7 +201,7 @@ impl LdapDirectory {
 
     /// Looks for changes and takes them over, if no more than `losses` is gone. Gives what is wrong with the entries
     /// that changed.
-    async fn look(&self, judge: &Arc<Judge>, losses: Losses) -> Result<Problems, LdapError> {
+    async fn look(&self, apply: &Arc<Apply>, losses: Losses) -> Result<Problems, LdapError> {
         let mut reading = self.reading.lock().await;
         let mut problems = Problems::new();
         let before = self.system.load_full();
@@ -210,7 +210,7 @@ impl LdapDirectory {
             self.announcer.refuse(reason.clone());
         }
         match renewed? {
-            Some(system) => self.adopt(Arc::new(system), judge, losses, &mut problems).await,
+            Some(system) => self.adopt(Arc::new(system), apply, losses, &mut problems).await,
             None if self.refused.load().is_none() => self.announcer.accept(),
             None => {}
         }
@@ -251,13 +251,13 @@ impl LdapDirectory {
     }
 
     /// Puts a system in force, unless it is refused.
-    async fn adopt(&self, system: Arc<System>, judge: &Arc<Judge>, losses: Losses, problems: &mut Problems) {
-        let (judge, candidate) = (judge.clone(), system.clone());
-        let judged = match losses.forbid(losses::of_systems(&self.system.load(), &system)) {
+    async fn adopt(&self, system: Arc<System>, apply: &Arc<Apply>, losses: Losses, problems: &mut Problems) {
+        let (apply, candidate) = (apply.clone(), system.clone());
+        let applied = match losses.forbid(losses::of_systems(&self.system.load(), &system)) {
             Some(reason) => Err(alone(reason)),
-            None => off_the_runtime(move || judge(&candidate)).await.flatten(),
+            None => off_the_runtime(move || apply(&candidate)).await.flatten(),
         };
-        match judged {
+        match applied {
             Ok(()) => {
                 self.refused.store(None);
                 self.system.store(system);
@@ -276,8 +276,8 @@ impl LdapDirectory {
 
     /// The same, said in the log: what is wrong with entries each time that they change, and that the directory
     /// cannot be read once.
-    async fn look_aloud(&self, judge: &Arc<Judge>, failing: &mut bool) {
-        match self.look(judge, Losses::Few).await {
+    async fn look_aloud(&self, apply: &Arc<Apply>, failing: &mut bool) {
+        match self.look(apply, Losses::Few).await {
             Ok(problems) => {
                 say(&problems);
                 if std::mem::take(failing) {
@@ -314,10 +314,10 @@ impl LdapDirectory {
         }
     }
 
-    async fn watch_changes(&self, poll: Duration, judge: Arc<Judge>) {
+    async fn watch_changes(&self, poll: Duration, apply: Arc<Apply>) {
         let (mut failing, mut kept) = (false, None);
         loop {
-            self.look_aloud(&judge, &mut failing).await;
+            self.look_aloud(&apply, &mut failing).await;
             self.keep(&mut kept, failing).await;
             tokio::time::sleep(poll).await;
         }
@@ -361,14 +361,14 @@ impl Directory for LdapDirectory {
         self.announcer.news()
     }
 
-    async fn watch(self: Arc<Self>, poll: Duration, judge: Arc<Judge>) {
-        tokio::join!(self.watch_changes(poll, judge), self.pool.recover());
+    async fn watch(self: Arc<Self>, poll: Duration, apply: Arc<Apply>) {
+        tokio::join!(self.watch_changes(poll, apply), self.pool.recover());
     }
 
-    /// Also while the directory is down: the judge may have something else to put in force.
-    async fn refresh(self: Arc<Self>, judge: Arc<Judge>, losses: Losses) -> Result<(), Problems> {
+    /// Also while the directory is down: `apply` may have something else to put in force.
+    async fn refresh(self: Arc<Self>, apply: Arc<Apply>, losses: Losses) -> Result<(), Problems> {
         let before = self.system.load_full();
-        let (mut problems, error) = match self.look(&judge, losses).await {
+        let (mut problems, error) = match self.look(&apply, losses).await {
             Ok(problems) => (problems, None),
             Err(error) => (Problems::new(), Some(error)),
         };
@@ -377,7 +377,7 @@ impl Directory for LdapDirectory {
             let _one = self.reading.lock().await;
             if Arc::ptr_eq(&before, &self.system.load()) && !problems.has_errors() {
                 let candidate = self.refused.load_full().unwrap_or(before);
-                self.adopt(candidate, &judge, losses, &mut problems).await;
+                self.adopt(candidate, &apply, losses, &mut problems).await;
             }
         }
         if let Some(error) = error {

@@ -22,7 +22,7 @@ mod system;
 mod view;
 pub mod yaml;
 
-pub use directory::{AccountBy, Directory, DirectoryError, Judge, News, Touched};
+pub use directory::{AccountBy, Apply, Directory, DirectoryError, News, Touched};
 pub use entry::{Entry, Origin};
 pub use losses::Losses;
 pub use names::{domain_of, fold};

@@ -21,7 +21,7 @@ mod tree;
 
 use crate::secret_file;
 pub use problem::{Problem, Problems, Severity, problem, warning};
-use tree::{Builder, Content, Duplicate, Passing, Raw, Step};
+use tree::{Builder, Duplicate, NodeContent, Passing, Raw, Step};
 
 /// Longest text of a document. A directory of 100,000 accounts has about 20 MB.
 pub const MAX_TEXT: usize = 64 * 1024 * 1024;
@@ -184,19 +184,19 @@ impl<'a> Node<'a> {
 
     /// True for nothing, `~` and `null`.
     pub fn is_null(&self) -> bool {
-        matches!(&self.raw().content, Content::Scalar { text, plain: true } if is_null(text))
+        matches!(&self.raw().content, NodeContent::Scalar { text, plain: true } if is_null(text))
             && self.raw().tag.is_none()
     }
 
     /// True for a mapping that is written as one.
     pub fn is_mapping(&self) -> bool {
-        matches!(self.raw().content, Content::Mapping { .. })
+        matches!(self.raw().content, NodeContent::Mapping { .. })
     }
 
     /// The mapping here. Nothing at all reads as an empty one. Keys that stand twice are errors.
     pub fn mapping(&self, problems: &mut Problems) -> Option<Mapping<'a>> {
         let entries = match &self.raw().content {
-            Content::Mapping { entries, duplicates } => {
+            NodeContent::Mapping { entries, duplicates } => {
                 for duplicate in duplicates {
                     self.duplicate(duplicate, problems);
                 }
@@ -219,7 +219,7 @@ impl<'a> Node<'a> {
     /// The items of the sequence here. Nothing at all reads as an empty one.
     pub fn items(&self, problems: &mut Problems) -> Option<Vec<Node<'a>>> {
         match &self.raw().content {
-            Content::Sequence(items) => {
+            NodeContent::Sequence(items) => {
                 self.refuse_tag(problems)?;
                 Some(items.iter().map(|&index| self.at(index)).collect())
             }
@@ -231,7 +231,7 @@ impl<'a> Node<'a> {
     /// The items of the sequence here, or this node itself if it is a single value.
     pub fn one_or_many(&self, problems: &mut Problems) -> Option<Vec<Node<'a>>> {
         match self.raw().content {
-            Content::Scalar { .. } if !self.is_null() => Some(vec![*self]),
+            NodeContent::Scalar { .. } if !self.is_null() => Some(vec![*self]),
             _ => self.items(problems),
         }
     }
@@ -264,7 +264,7 @@ impl<'a> Node<'a> {
     /// The path behind `!file`, or `Some(None)` if there is no such tag.
     pub fn file(&self, problems: &mut Problems) -> Option<Option<PathBuf>> {
         match (&self.raw().tag, &self.raw().content) {
-            (Some(tag), Content::Scalar { text, .. }) if &**tag == "!file" => {
+            (Some(tag), NodeContent::Scalar { text, .. }) if &**tag == "!file" => {
                 if text.is_empty() {
                     return self.expected("the name of a file after !file", problems);
                 }
@@ -386,10 +386,10 @@ impl<'a> Node<'a> {
     pub fn to_value(&self) -> serde_yaml::Value {
         use serde_yaml::Value;
         match &self.raw().content {
-            Content::Scalar { text, plain: false } => Value::String(text.to_string()),
-            Content::Scalar { text, .. } => plain_value(text),
-            Content::Sequence(items) => items.iter().map(|&i| self.at(i).to_value()).collect(),
-            Content::Mapping { entries, .. } => {
+            NodeContent::Scalar { text, plain: false } => Value::String(text.to_string()),
+            NodeContent::Scalar { text, .. } => plain_value(text),
+            NodeContent::Sequence(items) => items.iter().map(|&i| self.at(i).to_value()).collect(),
+            NodeContent::Mapping { entries, .. } => {
                 let pairs = entries
                     .iter()
                     .map(|&i| (Value::from(self.key_of(i)), self.at(i).to_value()));
@@ -444,10 +444,10 @@ impl<'a> Node<'a> {
     /// Adds "expected …, found …" and gives `None`, so that readers can return it.
     fn expected<T>(&self, what: &str, problems: &mut Problems) -> Option<T> {
         let found = match &self.raw().content {
-            Content::Scalar { .. } if self.is_null() => "nothing".to_owned(),
-            Content::Scalar { text, .. } => format!("{:?}", shorten(text)),
-            Content::Sequence(_) => "a list".to_owned(),
-            Content::Mapping { .. } => "a mapping".to_owned(),
+            NodeContent::Scalar { .. } if self.is_null() => "nothing".to_owned(),
+            NodeContent::Scalar { text, .. } => format!("{:?}", shorten(text)),
+            NodeContent::Sequence(_) => "a list".to_owned(),
+            NodeContent::Mapping { .. } => "a mapping".to_owned(),
         };
         self.error(format!("expected {what}, found {found}"), problems);
         None
@@ -463,7 +463,7 @@ impl<'a> Node<'a> {
 
     fn scalar(&self, what: &str, problems: &mut Problems) -> Option<&'a str> {
         match &self.raw().content {
-            Content::Scalar { text, .. } if !self.is_null() => {
+            NodeContent::Scalar { text, .. } if !self.is_null() => {
                 self.refuse_tag(problems)?;
                 Some(text)
             }

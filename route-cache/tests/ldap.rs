@@ -12,7 +12,7 @@ use ldap3::Mod;
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use mail_directory::yaml::Problems;
 use mail_directory::{AccountBy, Directory, Secret};
-use mail_directory::{Judge, Losses};
+use mail_directory::{Apply, Losses};
 use portico_tests::Stage;
 use portico_tests::memcached::Memcached;
 use route_cache::addresses::Literal;
@@ -118,8 +118,8 @@ impl Drop for House {
     }
 }
 
-/// A judge who takes everything.
-fn everything() -> Arc<Judge> {
+/// Takes every system.
+fn everything() -> Arc<Apply> {
     Arc::new(|_| Ok(()))
 }
 
@@ -729,13 +729,13 @@ async fn the_last_good_reading_serves_where_the_directory_is_down_at_the_start()
 }
 
 #[tokio::test]
-async fn what_the_judge_refuses_is_not_put_in_force() {
+async fn what_cannot_be_applied_is_not_put_in_force() {
     let mut slapd = Slapd::start("");
     let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
     let directory: Arc<dyn Directory> = Arc::new(directory);
-    let judged = Arc::new(AtomicUsize::new(0));
-    let count = judged.clone();
-    let nobody: Arc<Judge> = Arc::new(move |_| {
+    let applied = Arc::new(AtomicUsize::new(0));
+    let count = applied.clone();
+    let nobody: Arc<Apply> = Arc::new(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
         Err(Problems::of_file("x".as_ref(), None, "not now"))
     });
@@ -755,9 +755,9 @@ async fn what_the_judge_refuses_is_not_put_in_force() {
             .unwrap_err();
         assert!(refused.to_string().contains("x: not now"), "{refused}");
         assert!(directory.system().domain_by_host("new.a.test").is_none());
-        assert_eq!(judged.load(Ordering::SeqCst), times);
+        assert_eq!(applied.load(Ordering::SeqCst), times);
     }
-    // The judge may be asked for another reason than the directory, so also while that is down.
+    // It may be called for another reason than the directory, so also while that is down.
     slapd.stop();
     assert!(directory.clone().refresh(everything(), Losses::Most).await.is_err());
     assert!(directory.system().domain_by_host("new.a.test").is_some());

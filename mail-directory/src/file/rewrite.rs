@@ -21,7 +21,7 @@ pub(super) struct Place<'a> {
 }
 
 /// An attribute of an entry with its values.
-pub(super) type Attribute<'a> = (&'a str, &'a [String]);
+pub(super) type NamedValues<'a> = (&'a str, &'a [String]);
 
 /// Why it is not done.
 pub(super) type Refused = String;
@@ -36,7 +36,7 @@ enum New<'a> {
 pub(super) fn set(
     text: &str,
     place: Place<'_>,
-    attribute: Attribute<'_>,
+    attribute: NamedValues<'_>,
     before: &[String],
 ) -> Result<String, Refused> {
     let (name, after) = attribute;
@@ -53,7 +53,7 @@ pub(super) fn set(
 }
 
 /// Adds an entry.
-pub(super) fn create(text: &str, place: Place<'_>, attributes: &[Attribute<'_>]) -> Result<String, Refused> {
+pub(super) fn create(text: &str, place: Place<'_>, attributes: &[NamedValues<'_>]) -> Result<String, Refused> {
     let attributes = attributes.iter().map(|(name, values)| (*name, New::Values(values)));
     insert_section_or_entry(text, Spot::root(text).as_ref(), place, attributes.collect())
 }

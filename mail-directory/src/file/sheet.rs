@@ -86,7 +86,7 @@ impl Edit<'_> {
                 Ok(text)
             }
             (None, Some(after)) => {
-                let attributes: Vec<rewrite::Attribute<'_>> = after.iter().collect();
+                let attributes: Vec<rewrite::NamedValues<'_>> = after.iter().collect();
                 rewrite::create(text, place, &attributes).map_err(|why| refused(name, &why))
             }
             (_, None) => rewrite::delete(text, place).map_err(|why| refused(name, &why)),

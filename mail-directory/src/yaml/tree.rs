@@ -18,7 +18,7 @@ pub(super) struct Raw {
     pub(super) tag: Option<Box<str>>,
     /// How many collections stand inside each other from here on.
     pub(super) height: usize,
-    pub(super) content: Content,
+    pub(super) content: NodeContent,
 }
 
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub(super) enum Step {
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Content {
+pub(super) enum NodeContent {
     Scalar {
         text: Box<str>,
         plain: bool,
@@ -41,11 +41,11 @@ pub(super) enum Content {
     },
 }
 
-impl Content {
+impl NodeContent {
     pub(super) fn children(&self) -> &[usize] {
         match self {
-            Content::Scalar { .. } => &[],
-            Content::Sequence(children) | Content::Mapping { entries: children, .. } => children,
+            NodeContent::Scalar { .. } => &[],
+            NodeContent::Sequence(children) | NodeContent::Mapping { entries: children, .. } => children,
         }
     }
 }
@@ -129,7 +129,7 @@ impl<'s> Builder<'s> {
             None => self.push(
                 1,
                 None,
-                Content::Mapping {
+                NodeContent::Mapping {
                     entries: Vec::new(),
                     duplicates: Vec::new(),
                 },
@@ -182,7 +182,7 @@ impl<'s> Builder<'s> {
         let index = self.push(
             line,
             name_of(tag),
-            Content::Scalar {
+            NodeContent::Scalar {
                 text: Box::from(text),
                 plain,
             },
@@ -218,7 +218,7 @@ impl<'s> Builder<'s> {
             return Err((line, "an end without a beginning".to_owned()));
         };
         let content = match open.mapping.take() {
-            None => Content::Sequence(open.items),
+            None => NodeContent::Sequence(open.items),
             Some(state) => self.merge(open.items, state)?,
         };
         let index = self.push(open.line, open.tag, content)?;
@@ -243,7 +243,7 @@ impl<'s> Builder<'s> {
         state.key.is_none().then_some(state)
     }
 
-    fn push(&mut self, line: usize, tag: Option<Box<str>>, content: Content) -> Result<usize, Failed> {
+    fn push(&mut self, line: usize, tag: Option<Box<str>>, content: NodeContent) -> Result<usize, Failed> {
         self.made += 1;
         if self.made > MAX_NODES {
             return Err((line, format!("more than {MAX_NODES} values, aliases counted")));
@@ -330,7 +330,7 @@ impl<'s> Builder<'s> {
             step,
             tag: None,
             height: 0,
-            content: Content::Sequence(Vec::new()),
+            content: NodeContent::Sequence(Vec::new()),
         };
         self.nodes.push(above(root, Step::Root));
         self.nodes.push(above(root, Step::Key(Box::from(passing.key))));
@@ -354,7 +354,7 @@ impl<'s> Builder<'s> {
     }
 
     /// The end of a mapping: `<<` adds what is not there yet; earlier mappings win over later ones.
-    fn merge(&mut self, mut entries: Vec<usize>, mut state: MappingState) -> Result<Content, Failed> {
+    fn merge(&mut self, mut entries: Vec<usize>, mut state: MappingState) -> Result<NodeContent, Failed> {
         for (source, line) in std::mem::take(&mut state.merges) {
             for entry in self.merged_entries(source, line)? {
                 let Step::Key(key) = self.nodes[entry].step.clone() else {
@@ -369,7 +369,7 @@ impl<'s> Builder<'s> {
                 entries.push(copy);
             }
         }
-        Ok(Content::Mapping {
+        Ok(NodeContent::Mapping {
             entries,
             duplicates: state.duplicates,
         })
@@ -377,12 +377,12 @@ impl<'s> Builder<'s> {
 
     fn merged_entries(&self, source: usize, line: usize) -> Result<Vec<usize>, Failed> {
         match &self.nodes[source].content {
-            Content::Mapping { entries, .. } => Ok(entries.clone()),
-            Content::Sequence(items) => {
+            NodeContent::Mapping { entries, .. } => Ok(entries.clone()),
+            NodeContent::Sequence(items) => {
                 let each: Result<Vec<_>, _> = items.iter().map(|&i| self.merged_entries(i, line)).collect();
                 Ok(each?.concat())
             }
-            Content::Scalar { .. } => Err((line, "<< wants a mapping or a list of mappings".to_owned())),
+            NodeContent::Scalar { .. } => Err((line, "<< wants a mapping or a list of mappings".to_owned())),
         }
     }
 
@@ -391,7 +391,7 @@ impl<'s> Builder<'s> {
     fn copy(&mut self, original: usize) -> Result<usize, Failed> {
         let tag = self.nodes[original].tag.clone();
         let mut content = self.nodes[original].content.clone();
-        if let Content::Sequence(children) | Content::Mapping { entries: children, .. } = &mut content {
+        if let NodeContent::Sequence(children) | NodeContent::Mapping { entries: children, .. } = &mut content {
             for child in children {
                 let step = self.nodes[*child].step.clone();
                 *child = self.copy(*child)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_directory::yaml::{Problems, problem};
-use mail_directory::{Judge, Losses, System};
+use mail_directory::{Apply, Losses, System};
 use mail_proxy::audit::{Event, Record};
 use tokio::time::timeout;
 
@@ -61,14 +61,14 @@ impl App {
     /// It cannot be read or used; then everything stays as it was.
     pub async fn look_at_directory(self: &Arc<Self>) -> Result<(), Problems> {
         let app = self.clone();
-        let judge: Arc<Judge> = Arc::new(move |system: &Arc<System>| {
+        let apply: Arc<Apply> = Arc::new(move |system: &Arc<System>| {
             // Where the change is not seen yet, it is looked for again and again, and nothing is different.
             match Arc::ptr_eq(system, &app.snapshot.load().system) {
                 true => Ok(()),
                 false => app.adopt(None, Some(system), "changed over the admin API"),
             }
         });
-        self.directory.clone().refresh(judge, Losses::Few).await
+        self.directory.clone().refresh(apply, Losses::Few).await
     }
 
     /// Reads files and checks certificates beside the runtime, whose threads serve.
@@ -102,11 +102,11 @@ impl App {
 
     /// Puts node file and directory in force, or neither.
     async fn adopt_all(self: &Arc<Self>, config: &Arc<Config>, losses: Losses, reloaded: &mut Reloaded) {
-        let judge: Arc<Judge> = {
+        let apply: Arc<Apply> = {
             let (app, config) = (self.clone(), config.clone());
             Arc::new(move |system: &Arc<System>| app.adopt(Some(&config), Some(system), "reloaded"))
         };
-        let Err(problems) = self.directory.clone().refresh(judge, losses).await else {
+        let Err(problems) = self.directory.clone().refresh(apply, losses).await else {
             return;
         };
         reloaded.problems.extend(problems);
@@ -175,10 +175,10 @@ impl App {
     /// Follows the directory, until it is dropped: its system, and the accounts that change. Keeps routes fresh.
     pub async fn follow_directory(self: Arc<Self>) {
         let app = self.clone();
-        let judge: Arc<Judge> =
+        let apply: Arc<Apply> =
             Arc::new(move |system: &Arc<System>| app.adopt(None, Some(system), "the directory changed"));
         let poll = self.config.load().directory.poll;
-        let watch = self.directory.clone().watch(poll, judge);
+        let watch = self.directory.clone().watch(poll, apply);
         tokio::join!(
             watch,
             self.routes.follow_directory(),
