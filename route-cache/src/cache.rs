@@ -38,7 +38,7 @@ use ahead::Ahead;
 pub use counters::Tallies;
 pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
 use known::{BEFORE_BIRTH, Known, Millis, Old, millis};
-use question::{Asking, Landed, Want};
+use question::{Asking, Fetched, Want};
 pub use shared::SharedCache;
 use single_flight::Flights;
 use table::Shelf;
@@ -168,7 +168,7 @@ impl RouteCache {
             }
             return route;
         }
-        let asked = self.fly(&asking).await;
+        let asked = self.fetch(&asking).await;
         // What was known before may have been forgotten meanwhile.
         let old = old.and_then(|_| self.find(&asking));
         self.conclude(&asking, asked, old)
@@ -213,8 +213,8 @@ impl RouteCache {
 
     /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
     fn remembered(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Result<Route, RouteError>> {
-        if let Some(landed) = self.fresh(asking, old) {
-            return Some(asking.answer(landed.placement.as_ref(), Tier::Memory));
+        if let Some(fetched) = self.fresh(asking, old) {
+            return Some(asking.answer(fetched.placement.as_ref(), Tier::Memory));
         }
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
         let old = old.filter(|old| pausing && self.serves_stale(old))?;
@@ -222,8 +222,8 @@ impl RouteCache {
     }
 
     /// What is kept and still in its life; `old` is what [`RouteCache::find`] found.
-    fn fresh(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Landed> {
-        let landed = |at, placement| Landed {
+    fn fresh(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Fetched> {
+        let fetched = |at, placement| Fetched {
             at,
             placement,
             tier: Tier::Memory,
@@ -235,10 +235,10 @@ impl RouteCache {
                 Want::Young => self.is_young(old),
                 Want::Since(_) => self.is_fresh(old) && asking.want.takes(old.at),
             };
-            return good.then(|| landed(old.at, Some(old.placement.clone())));
+            return good.then(|| fetched(old.at, Some(old.placement.clone())));
         }
         let at = self.nobody.get(&asking.key).filter(|at| asking.want.takes(*at))?;
-        (self.now() < at + millis(self.settings.negative_ttl)).then(|| landed(at, None))
+        (self.now() < at + millis(self.settings.negative_ttl)).then(|| fetched(at, None))
     }
 
     fn is_fresh(&self, old: &Old) -> bool {
@@ -253,11 +253,11 @@ impl RouteCache {
     fn conclude(
         &self,
         asking: &Asking<'_>,
-        asked: Result<Landed, RouteError>,
+        asked: Result<Fetched, RouteError>,
         old: Option<Old>,
     ) -> Result<Route, RouteError> {
         match (asked, old.filter(|old| self.serves_stale(old))) {
-            (Ok(landed), _) => asking.answer(landed.placement.as_ref(), landed.tier),
+            (Ok(fetched), _) => asking.answer(fetched.placement.as_ref(), fetched.tier),
             (Err(RouteError::DirectoryDown(_)), Some(old)) => asking.answer(Some(&old.placement), Tier::Stale),
             (Err(error), _) => Err(error),
         }

@@ -40,7 +40,7 @@ impl RouteCache {
         if pausing || self.fresh(&asking, self.find(&asking).as_ref()).is_some() {
             return None;
         }
-        let landed = self.fly(&asking).await;
-        Some(landed.and_then(|landed| asking.answer(landed.placement.as_ref(), landed.tier)))
+        let fetched = self.fetch(&asking).await;
+        Some(fetched.and_then(|fetched| asking.answer(fetched.placement.as_ref(), fetched.tier)))
     }
 }

@@ -106,7 +106,7 @@ impl RouteCache {
                 want: Want::Young,
                 ..asking
             };
-            if let Err(error) = self.fly(&asking).await {
+            if let Err(error) = self.fetch(&asking).await {
                 log::debug!("a route is not renewed before it expires: {error}");
             }
         }

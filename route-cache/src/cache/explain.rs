@@ -14,7 +14,7 @@ use mail_directory::{DirectoryError, Entry, System, Touched};
 use super::RouteCache;
 use super::fetch::Trace;
 use super::known::{Old, What};
-use super::question::{Asking, Landed, Want};
+use super::question::{Asking, Fetched, Want};
 use crate::key::{By, Key, domain_for};
 use crate::placement::{self, Placement};
 use crate::protocol::Protocol;
@@ -198,7 +198,7 @@ impl RouteCache {
         if self.shared.is_some() {
             tiers.push(said(
                 Tier::Memcached,
-                shared.as_ref().map(|landed| landed.placement.as_ref()),
+                shared.as_ref().map(|fetched| fetched.placement.as_ref()),
             ));
         }
         let asked = match self.directory_said(&asking, entry.as_deref(), &account) {
@@ -206,9 +206,9 @@ impl RouteCache {
             None => self.ask_source(&asking).await,
         };
         tiers.push(match &asked {
-            Ok(landed) => TierSaid {
+            Ok(fetched) => TierSaid {
                 age: Some(Duration::ZERO),
-                ..said(Tier::Directory, Some(landed.placement.as_ref()))
+                ..said(Tier::Directory, Some(fetched.placement.as_ref()))
             },
             Err(error) => TierSaid {
                 tier: Tier::Directory,
@@ -334,11 +334,11 @@ impl RouteCache {
         asking: &Asking<'_>,
         entry: Option<&Entry>,
         account: &AccountSaid,
-    ) -> Option<Result<Landed, RouteError>> {
+    ) -> Option<Result<Fetched, RouteError>> {
         match account {
             AccountSaid::NotAsked => None,
             AccountSaid::Failed(why) => Some(Err(DirectoryError(why.clone()).into())),
-            AccountSaid::Found(_) | AccountSaid::Nobody => Some(Ok(Landed {
+            AccountSaid::Found(_) | AccountSaid::Nobody => Some(Ok(Fetched {
                 at: self.now(),
                 placement: entry.map(|entry| placement::placement(entry, &asking.key, asking.system)),
                 tier: Tier::Directory,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::known::{Known, Millis, What, millis};
-use super::question::{Asking, Landed, Want};
+use super::question::{Asking, Fetched, Want};
 use super::single_flight::Flight;
 use super::{RouteCache, shared};
 use crate::key::Key;
@@ -31,25 +31,25 @@ pub(super) enum Trace {
     None,
 }
 
-/// A flight's end.
-pub(super) enum Flown {
-    /// What it brings is the truth of now.
-    Current(Landed),
-    /// It was forgotten while it flew.
-    Outdated(Landed),
+/// How a flight ended.
+pub(super) enum FetchOutcome {
+    /// Its answer is current.
+    Current(Fetched),
+    /// The account was forgotten while it was under way.
+    Outdated(Fetched),
 }
 
-impl Flown {
-    pub(super) fn current(self) -> Option<Landed> {
+impl FetchOutcome {
+    pub(super) fn current(self) -> Option<Fetched> {
         match self {
-            Flown::Current(landed) => Some(landed),
-            Flown::Outdated(_) => None,
+            FetchOutcome::Current(fetched) => Some(fetched),
+            FetchOutcome::Outdated(_) => None,
         }
     }
 
-    pub(super) fn landed(self) -> Landed {
+    pub(super) fn fetched(self) -> Fetched {
         match self {
-            Flown::Current(landed) | Flown::Outdated(landed) => landed,
+            FetchOutcome::Current(fetched) | FetchOutcome::Outdated(fetched) => fetched,
         }
     }
 }
@@ -57,21 +57,21 @@ impl Flown {
 impl RouteCache {
     /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
     /// because of which somebody said forget.
-    pub(super) async fn fly(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+    pub(super) async fn fetch(&self, asking: &Asking<'_>) -> Result<Fetched, RouteError> {
         for _ in 1..MOST_FLIGHTS {
-            if let Some(landed) = self.fly_once(asking).await?.current() {
-                return Ok(landed);
+            if let Some(fetched) = self.fetch_once(asking).await?.current() {
+                return Ok(fetched);
             }
         }
-        self.fly_once(asking).await.map(Flown::landed)
+        self.fetch_once(asking).await.map(FetchOutcome::fetched)
     }
 
     /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
     /// else and is none for this lookup (another protocol, another client) is not shared.
-    pub(super) async fn fly_once(&self, asking: &Asking<'_>) -> Result<Flown, RouteError> {
-        let seat = self.flights.board(&asking.key);
-        let Some(flight) = &seat.flight else {
-            return self.ask(asking).await.map(Flown::Current);
+    pub(super) async fn fetch_once(&self, asking: &Asking<'_>) -> Result<FetchOutcome, RouteError> {
+        let waiter = self.flights.join(&asking.key);
+        let Some(flight) = &waiter.flight else {
+            return self.ask(asking).await.map(FetchOutcome::Current);
         };
         let mut own = false;
         let ask = || {
@@ -79,49 +79,49 @@ impl RouteCache {
             self.ask(asking)
         };
         let result = flight.answer.get_or_init(ask).await;
-        let flown = self.land(asking, flight, result);
+        let outcome = self.settle(asking, flight, result);
         if own || asking.is_answered_by(result) {
-            return flown;
+            return outcome;
         }
         let since = self.flights.now();
-        let landed = self.ask(asking).await?;
+        let fetched = self.ask(asking).await?;
         let mut state = self.flights.0.lock();
-        if !state.is_wanted(&asking.key, &landed, since) {
-            return Ok(Flown::Outdated(landed));
+        if !state.is_wanted(&asking.key, &fetched, since) {
+            return Ok(FetchOutcome::Outdated(fetched));
         }
-        self.keep(asking, &landed);
+        self.keep(asking, &fetched);
         drop(state);
-        Ok(Flown::Current(landed))
+        Ok(FetchOutcome::Current(fetched))
     }
 
-    /// What the flight brought, kept if it is the truth of now.
-    pub(super) fn land(
+    /// The answer of the flight, kept if it is current.
+    pub(super) fn settle(
         &self,
         asking: &Asking<'_>,
         flight: &Arc<Flight>,
-        result: &Result<Landed, RouteError>,
-    ) -> Result<Flown, RouteError> {
+        result: &Result<Fetched, RouteError>,
+    ) -> Result<FetchOutcome, RouteError> {
         let mut state = self.flights.0.lock();
         let first = state.end(&asking.key, flight);
-        let landed = result.clone()?;
-        if !state.is_wanted(&asking.key, &landed, flight.since) {
-            return Ok(Flown::Outdated(landed));
+        let fetched = result.clone()?;
+        if !state.is_wanted(&asking.key, &fetched, flight.since) {
+            return Ok(FetchOutcome::Outdated(fetched));
         }
         if first {
-            self.keep(asking, &landed);
+            self.keep(asking, &fetched);
         }
-        Ok(Flown::Current(landed))
+        Ok(FetchOutcome::Current(fetched))
     }
 
-    pub(super) async fn ask(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
-        // Somebody may have landed with it after this one looked and before he boarded.
-        if let Some(landed) = self.fresh(asking, self.find(asking).as_ref()) {
-            return Ok(landed);
+    pub(super) async fn ask(&self, asking: &Asking<'_>) -> Result<Fetched, RouteError> {
+        // Another lookup may have kept it after this one looked and before it joined.
+        if let Some(fetched) = self.fresh(asking, self.find(asking).as_ref()) {
+            return Ok(fetched);
         }
         if !matches!(asking.want, Want::Since(_))
-            && let Some(landed) = self.ask_shared(asking, Trace::Left).await
+            && let Some(fetched) = self.ask_shared(asking, Trace::Left).await
         {
-            return Ok(landed);
+            return Ok(fetched);
         }
         self.tallies.asked();
         let result = self.ask_source(asking).await;
@@ -134,7 +134,7 @@ impl RouteCache {
     }
 
     /// What the nodes share. It is born old, so that it is soon asked for again.
-    pub(super) async fn ask_shared(&self, asking: &Asking<'_>, trace: Trace) -> Option<Landed> {
+    pub(super) async fn ask_shared(&self, asking: &Asking<'_>, trace: Trace) -> Option<Fetched> {
         let shared = self.shared.as_ref()?;
         let placement = match shared.find(&asking.key, asking.protocol, asking.system).await {
             shared::Found::Here(placement) => placement,
@@ -145,7 +145,7 @@ impl RouteCache {
             shared::Found::Unbelievable | shared::Found::Nothing => return None,
         };
         let age = self.ttl.load(Ordering::Relaxed).saturating_sub(millis(SHARED_LIFE));
-        Some(Landed {
+        Some(Fetched {
             at: self.now().saturating_sub(age),
             placement: Some(placement),
             tier: Tier::Memcached,
@@ -153,7 +153,7 @@ impl RouteCache {
         })
     }
 
-    pub(super) async fn ask_source(&self, asking: &Asking<'_>) -> Result<Landed, RouteError> {
+    pub(super) async fn ask_source(&self, asking: &Asking<'_>) -> Result<Fetched, RouteError> {
         let Said { placement, alias } = self
             .source
             .ask(asking.lookup, &asking.key, asking.protocol, asking.system)
@@ -161,7 +161,7 @@ impl RouteCache {
         if let (Some(shared), Some(_)) = (&self.shared, &placement) {
             shared.prepare(asking.system).await;
         }
-        Ok(Landed {
+        Ok(Fetched {
             at: self.now(),
             placement,
             tier: Tier::Directory,
@@ -170,16 +170,16 @@ impl RouteCache {
     }
 
     /// Called with the lock of the flights held.
-    pub(super) fn keep(&self, asking: &Asking<'_>, landed: &Landed) {
+    pub(super) fn keep(&self, asking: &Asking<'_>, fetched: &Fetched) {
         let Asking {
             key, protocol, system, ..
         } = asking;
-        let Some(placement) = &landed.placement else {
+        let Some(placement) = &fetched.placement else {
             self.known.remove(key);
-            self.nobody.insert(key.clone(), landed.at);
+            self.nobody.insert(key.clone(), fetched.at);
             return;
         };
-        if landed.tier == Tier::Directory
+        if fetched.tier == Tier::Directory
             && let Some(shared) = &self.shared
         {
             shared.keep(key, placement, *protocol, system);
@@ -189,14 +189,14 @@ impl RouteCache {
             Key::Id(text) | Key::Bare(text) if *text == placement.account => key.clone(),
             _ => Key::Name(placement.account.clone()),
         };
-        if account != *key && landed.alias {
-            let see = self.known_now(landed.at, What::See(placement.account.clone()));
+        if account != *key && fetched.alias {
+            let see = self.known_now(fetched.at, What::See(placement.account.clone()));
             self.known.insert(key.clone(), see);
         }
         for key in [key, &account] {
             self.nobody.invalidate(key);
         }
-        let known = self.joined(&account, landed.at, placement.clone());
+        let known = self.joined(&account, fetched.at, placement.clone());
         self.known.insert(account, known);
     }
 

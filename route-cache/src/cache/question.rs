@@ -47,10 +47,10 @@ impl Asking<'_> {
     }
 
     /// Whether what somebody else was told is an answer to this question.
-    pub(super) fn is_answered_by(&self, result: &Result<Landed, RouteError>) -> bool {
+    pub(super) fn is_answered_by(&self, result: &Result<Fetched, RouteError>) -> bool {
         match result {
-            Ok(landed) if !self.want.takes(landed.at) => false,
-            Ok(landed) => landed
+            Ok(fetched) if !self.want.takes(fetched.at) => false,
+            Ok(fetched) => fetched
                 .placement
                 .as_ref()
                 .is_none_or(|placement| placement.answers(self.protocol)),
@@ -60,9 +60,9 @@ impl Asking<'_> {
     }
 }
 
-/// What a flight brings home.
+/// An answer of a tier.
 #[derive(Debug, Clone)]
-pub(super) struct Landed {
+pub(super) struct Fetched {
     pub(super) at: Millis,
     pub(super) placement: Option<Placement>,
     pub(super) tier: Tier,

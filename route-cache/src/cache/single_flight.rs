@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use super::question::Landed;
+use super::question::Fetched;
 use crate::key::Key;
 use crate::route::RouteError;
 
@@ -27,11 +27,11 @@ pub(super) struct InFlight {
     pub(super) forgotten: Forgotten,
 }
 
-/// One question, and the place where the first who asks leaves the answer for the others. If he goes away
-/// before, the next one asks in his place.
+/// One question, and the place where the first who asks leaves the answer for the others. If that one is dropped
+/// before, the next one asks.
 pub(super) struct Flight {
     pub(super) since: u64,
-    pub(super) answer: OnceCell<Result<Landed, RouteError>>,
+    pub(super) answer: OnceCell<Result<Fetched, RouteError>>,
 }
 
 /// When what was forgotten last.
@@ -42,11 +42,11 @@ pub(super) struct Forgotten {
     pub(super) hasher: RandomState,
 }
 
-/// A seat in a flight. When the last one leaves, the flight is over.
-pub(super) struct Seat<'a> {
+/// One of those who wait for a flight. When the last one is dropped, the flight is over.
+pub(super) struct Waiter<'a> {
     pub(super) flights: &'a Flights,
     pub(super) key: &'a Key,
-    /// Given back under the lock, so that the count of seats is right there.
+    /// Given back under the lock, so that the count of waiters is right there.
     pub(super) flight: Option<Arc<Flight>>,
 }
 
@@ -58,8 +58,8 @@ impl Flights {
         state.clock
     }
 
-    /// A seat in the flight for `key`, which begins now if there is none.
-    pub(super) fn board<'a>(&'a self, key: &'a Key) -> Seat<'a> {
+    /// Joins the flight for `key`, which begins now if there is none.
+    pub(super) fn join<'a>(&'a self, key: &'a Key) -> Waiter<'a> {
         let mut state = self.0.lock();
         state.clock += 1;
         let since = state.clock;
@@ -70,7 +70,7 @@ impl Flights {
             })
         };
         let flight = state.flights.entry(key.clone()).or_insert_with(begin).clone();
-        Seat {
+        Waiter {
             flights: self,
             key,
             flight: Some(flight),
@@ -91,7 +91,7 @@ impl InFlight {
         self.forgotten.all = self.clock;
     }
 
-    /// Ends the flight. False if another passenger did, or if its key was forgotten while it flew.
+    /// Ends the flight. False if another waiter did, or if its key was forgotten meanwhile.
     pub(super) fn end(&mut self, key: &Key, flight: &Arc<Flight>) -> bool {
         let current = self
             .flights
@@ -104,8 +104,8 @@ impl InFlight {
     }
 
     /// Whether nobody has said forget after `since`, of the key or of the account that was found.
-    pub(super) fn is_wanted(&mut self, key: &Key, landed: &Landed, since: u64) -> bool {
-        let account = landed.placement.as_ref().map(|p| Key::Name(p.account.clone()));
+    pub(super) fn is_wanted(&mut self, key: &Key, fetched: &Fetched, since: u64) -> bool {
+        let account = fetched.placement.as_ref().map(|p| Key::Name(p.account.clone()));
         self.forgotten.all <= since
             && *self.forgotten.slot(key) <= since
             && account.is_none_or(|account| *self.forgotten.slot(&account) <= since)
@@ -129,7 +129,7 @@ impl Default for Forgotten {
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut state = self.flights.0.lock();
         let Some(flight) = self.flight.take() else {
