@@ -17,7 +17,7 @@ use mail_directory::{System, View};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::placement::Reading;
+use crate::placement::PlacementAttributes;
 use crate::protocol::Protocol;
 
 /// How long addresses are used before they are looked up again, as in the book of host names that connections use.
@@ -194,7 +194,7 @@ fn host_of(server: View<'_>) -> &str {
 /// which name to log in with.
 fn suffice(system: &System) -> bool {
     let guarded = |domain: View<'_>| !domain.list(&attributes::DOMAIN_ALLOWED_IPS).is_empty();
-    !Reading::of(system).names_logins() && !system.domains().any(guarded)
+    !PlacementAttributes::of(system).names_logins() && !system.domains().any(guarded)
 }
 
 /// IPv4 first, as the lookup servlet of Zimbra does.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::key::Key;
 use crate::lookup::Services;
-use crate::placement::Reading;
+use crate::placement::PlacementAttributes;
 use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError, Tier};
 use crate::source::Source;
@@ -35,13 +35,15 @@ mod sweep;
 mod table;
 
 use ahead::Ahead;
-pub use counters::Tallies;
-pub use explain::{AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, TierSaid};
-use known::{BEFORE_BIRTH, Known, Millis, Old, millis};
-use question::{Asking, Fetched, Want};
+pub use counters::Counters;
+pub use explain::{
+    AccountFacts, AccountReport, AnswerKind, Blocker, Explanation, FoundBy, NameDomain, Purged, TierReport,
+};
+use known::{BEFORE_BIRTH, Kept, KeptPlacement, Millis, millis};
+use question::{Fetched, Freshness, Query};
 pub use shared::SharedCache;
 use single_flight::Flights;
-use table::Shelf;
+use table::ClockTable;
 
 /// Of the capacity, the part that "no such account" may take in addition. A flood of invented names pushes out
 /// other invented names, but no real account.
@@ -72,15 +74,15 @@ pub struct RouteCache {
     pub(crate) source: Source,
     shared: Option<SharedCache>,
     /// Accounts, and where other names of them point.
-    known: Shelf<Key, Known>,
+    known: ClockTable<Key, Kept>,
     /// Names that nobody has, with the time of that answer. Short-lived and few, so a general cache is at home
     /// here; for a million accounts it would take three times the memory of the shelf.
     nobody: moka::sync::Cache<Key, Millis>,
     flights: Flights,
-    tallies: Tallies,
+    counters: Counters,
     ahead: Ahead,
     /// How what is kept was read.
-    reading: ArcSwap<Reading>,
+    reading: ArcSwap<PlacementAttributes>,
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
@@ -92,14 +94,14 @@ impl RouteCache {
     /// An empty cache in front of `directory`.
     pub fn new(settings: Settings, directory: Arc<dyn Directory>) -> Self {
         RouteCache {
-            reading: ArcSwap::from_pointee(Reading::of(&directory.system())),
-            known: Shelf::new(settings.capacity),
+            reading: ArcSwap::from_pointee(PlacementAttributes::of(&directory.system())),
+            known: ClockTable::new(settings.capacity),
             nobody: moka::sync::Cache::builder()
                 .max_capacity((settings.capacity / NOBODY_SHARE).max(1))
                 .time_to_live(settings.negative_ttl)
                 .build(),
             flights: Flights::default(),
-            tallies: Tallies::default(),
+            counters: Counters::default(),
             ahead: Ahead::default(),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
@@ -138,13 +140,13 @@ impl RouteCache {
         let system = self.directory.system();
         let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
         let answer = self.route_by(lookup, protocol, &system).await;
-        self.tallies.answered(&answer);
+        self.counters.answered(&answer);
         answer
     }
 
     /// How often which answer was given.
-    pub fn tallies(&self) -> &Tallies {
-        &self.tallies
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The servers of the shared cache, and whether they answered when they were last needed.
@@ -159,19 +161,19 @@ impl RouteCache {
         protocol: Protocol,
         system: &Arc<System>,
     ) -> Result<Route, RouteError> {
-        let asking = self.asking(lookup, protocol, system)?;
+        let query = self.query(lookup, protocol, system)?;
         self.follow(system);
-        let old = self.find(&asking);
-        if let Some(route) = self.remembered(&asking, old.as_ref()) {
+        let old = self.find(&query);
+        if let Some(route) = self.remembered(&query, old.as_ref()) {
             if let Some(served) = &old {
-                self.order_ahead(&asking, served);
+                self.order_ahead(&query, served);
             }
             return route;
         }
-        let asked = self.fetch(&asking).await;
+        let asked = self.fetch(&query).await;
         // What was known before may have been forgotten meanwhile.
-        let old = old.and_then(|_| self.find(&asking));
-        self.conclude(&asking, asked, old)
+        let old = old.and_then(|_| self.find(&query));
+        self.conclude(&query, asked, old)
     }
 
     /// The entries of the directory as they are now.
@@ -195,34 +197,34 @@ impl RouteCache {
         self.len() == 0
     }
 
-    fn asking<'a>(
+    fn query<'a>(
         &self,
         lookup: &'a Lookup,
         protocol: Protocol,
         system: &'a Arc<System>,
-    ) -> Result<Asking<'a>, RouteError> {
+    ) -> Result<Query<'a>, RouteError> {
         let key = self.source.key(lookup, system)?;
-        Ok(Asking {
+        Ok(Query {
             lookup,
             key,
             protocol,
             system,
-            want: Want::Fresh,
+            freshness: Freshness::Fresh,
         })
     }
 
     /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
-    fn remembered(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Result<Route, RouteError>> {
-        if let Some(fetched) = self.fresh(asking, old) {
-            return Some(asking.answer(fetched.placement.as_ref(), Tier::Memory));
+    fn remembered(&self, query: &Query<'_>, old: Option<&KeptPlacement>) -> Option<Result<Route, RouteError>> {
+        if let Some(fetched) = self.fresh(query, old) {
+            return Some(query.answer(fetched.placement.as_ref(), Tier::Memory));
         }
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
         let old = old.filter(|old| pausing && self.serves_stale(old))?;
-        Some(asking.answer(Some(&old.placement), Tier::Stale))
+        Some(query.answer(Some(&old.placement), Tier::Stale))
     }
 
     /// What is kept and still in its life; `old` is what [`RouteCache::find`] found.
-    fn fresh(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Fetched> {
+    fn fresh(&self, query: &Query<'_>, old: Option<&KeptPlacement>) -> Option<Fetched> {
         let fetched = |at, placement| Fetched {
             at,
             placement,
@@ -230,51 +232,51 @@ impl RouteCache {
             alias: true,
         };
         if let Some(old) = old {
-            let good = match asking.want {
-                Want::Fresh => self.is_fresh(old),
-                Want::Young => self.is_young(old),
-                Want::Since(_) => self.is_fresh(old) && asking.want.takes(old.at),
+            let good = match query.freshness {
+                Freshness::Fresh => self.is_fresh(old),
+                Freshness::Young => self.is_young(old),
+                Freshness::Since(_) => self.is_fresh(old) && query.freshness.takes(old.at),
             };
             return good.then(|| fetched(old.at, Some(old.placement.clone())));
         }
-        let at = self.nobody.get(&asking.key).filter(|at| asking.want.takes(*at))?;
+        let at = self.nobody.get(&query.key).filter(|at| query.freshness.takes(*at))?;
         (self.now() < at + millis(self.settings.negative_ttl)).then(|| fetched(at, None))
     }
 
-    fn is_fresh(&self, old: &Old) -> bool {
+    fn is_fresh(&self, old: &KeptPlacement) -> bool {
         old.epoch == self.epoch.load(Ordering::Relaxed) && self.now() < old.at + self.ttl.load(Ordering::Relaxed)
     }
 
-    fn is_young(&self, old: &Old) -> bool {
+    fn is_young(&self, old: &KeptPlacement) -> bool {
         self.is_fresh(old) && self.now() < self.age_of(old.at)
     }
 
     /// The answer after others were asked: theirs, or if they are down an old one.
     fn conclude(
         &self,
-        asking: &Asking<'_>,
+        query: &Query<'_>,
         asked: Result<Fetched, RouteError>,
-        old: Option<Old>,
+        old: Option<KeptPlacement>,
     ) -> Result<Route, RouteError> {
         match (asked, old.filter(|old| self.serves_stale(old))) {
-            (Ok(fetched), _) => asking.answer(fetched.placement.as_ref(), fetched.tier),
-            (Err(RouteError::DirectoryDown(_)), Some(old)) => asking.answer(Some(&old.placement), Tier::Stale),
+            (Ok(fetched), _) => query.answer(fetched.placement.as_ref(), fetched.tier),
+            (Err(RouteError::DirectoryDown(_)), Some(old)) => query.answer(Some(&old.placement), Tier::Stale),
             (Err(error), _) => Err(error),
         }
     }
 
     /// What is kept of an account, however old, if it says where to go for the protocol.
-    fn find(&self, asking: &Asking<'_>) -> Option<Old> {
-        self.find_key(&asking.key)
-            .filter(|old| old.placement.answers(asking.protocol))
+    fn find(&self, query: &Query<'_>) -> Option<KeptPlacement> {
+        self.find_key(&query.key)
+            .filter(|old| old.placement.answers(query.protocol))
     }
 
     /// What is kept of an account, however old. An alias is as old as the older of its two parts.
-    fn find_key(&self, key: &Key) -> Option<Old> {
-        Old::find(key, |key| self.known.get(key))
+    fn find_key(&self, key: &Key) -> Option<KeptPlacement> {
+        KeptPlacement::find(key, |key| self.known.get(key))
     }
 
-    fn serves_stale(&self, old: &Old) -> bool {
+    fn serves_stale(&self, old: &KeptPlacement) -> bool {
         self.now() < old.at + self.ttl.load(Ordering::Relaxed) + self.stale.load(Ordering::Relaxed)
     }
 
@@ -790,9 +792,9 @@ mod tests {
         let cache = cache(&fake);
         let unknown = cache.explain(&login("alias1@x")).await;
         assert!(cache.is_empty());
-        assert_eq!(unknown.tiers[0].said, Answer::Nothing);
+        assert_eq!(unknown.tiers[0].answer, AnswerKind::Nothing);
         assert_eq!(unknown.route.as_ref().unwrap().tier, Tier::Directory);
-        let AccountSaid::Found(facts) = &unknown.account else {
+        let AccountReport::Found(facts) = &unknown.account else {
             panic!("{:?}", unknown.account)
         };
         assert_eq!((facts.name.as_str(), facts.alias), ("user1@x", true));
@@ -807,24 +809,24 @@ mod tests {
         assert_eq!(known.route.as_ref().unwrap().tier, Tier::Memory);
         assert!(
             known
-                .hindrances
+                .blockers
                 .iter()
-                .any(|what| matches!(what, Hindrance::Moved { kept, now } if kept == "s1" && now == "s2")),
+                .any(|what| matches!(what, Blocker::Moved { kept, now } if kept == "s1" && now == "s2")),
             "{:?}",
-            known.hindrances
+            known.blockers
         );
         assert_eq!(cache.len(), kept);
         assert_eq!(ask(&cache, "alias1@x").await, "s1:7993 Memory");
 
         fake.down.store(true, Ordering::SeqCst);
         let down = cache.explain(&login("alias2@x")).await;
-        assert!(matches!(down.account, AccountSaid::Failed(_)));
+        assert!(matches!(down.account, AccountReport::Failed(_)));
         assert!(matches!(down.route, Err(RouteError::DirectoryDown(_))));
         // Nobody is kept waiting because somebody was curious.
         fake.down.store(false, Ordering::SeqCst);
         assert_eq!(ask(&cache, "alias2@x").await, "s2:7993 Directory");
         let nobody = cache.explain(&login("nobody@x")).await;
-        assert_eq!(nobody.account, AccountSaid::Nobody);
+        assert_eq!(nobody.account, AccountReport::Nobody);
         assert!(matches!(nobody.route, Err(RouteError::UnknownUser)));
     }
 

@@ -26,8 +26,8 @@ mod source;
 
 pub use addresses::AddressBook;
 pub use cache::{
-    AccountFacts, AccountSaid, Answer, Explanation, FoundBy, Hindrance, NameDomain, Purged, RouteCache, Settings,
-    SharedCache, Tallies, TierSaid,
+    AccountFacts, AccountReport, AnswerKind, Blocker, Counters, Explanation, FoundBy, NameDomain, Purged, RouteCache,
+    Settings, SharedCache, TierReport,
 };
 pub use host_port::{HostPort, NoHostPort, bracketed};
-pub use route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier, UpstreamTls};
+pub use route::{Lookup, Route, RouteError, Server, ServerPool, Service, Subject, Tier, UpstreamTls};

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::addresses::AddressBook;
 use crate::host_port::HostPort;
 use crate::key::Key;
-use crate::placement::{Placement, Said};
+use crate::placement::{Placement, SourceAnswer};
 use crate::protocol::Protocol;
 use crate::route::{Lookup, RouteError, Service, Subject};
 
@@ -28,7 +28,7 @@ pub mod wire;
 
 use handler::Handler;
 use mail_directory::{DirectoryError, System, domain_of, fold, names};
-use wire::{Answer, Question, Response};
+use wire::{Question, Response, ServiceAnswer};
 
 /// Questions under way at one time. A service asks a directory for each; more at once only makes all of them slow.
 const MAX_ASKING: usize = 64;
@@ -174,10 +174,10 @@ impl Services {
         key: &Key,
         protocol: Protocol,
         system: &Arc<System>,
-    ) -> Result<Said, RouteError> {
+    ) -> Result<SourceAnswer, RouteError> {
         let question = self.question(lookup, key, protocol)?;
         match self.ask(&question).await {
-            Answer::Route {
+            ServiceAnswer::Route {
                 server,
                 port,
                 user,
@@ -185,20 +185,20 @@ impl Services {
             } => {
                 let (account, login) = names(lookup, key, user.as_deref())?;
                 let placement = self.placement(&server, port, protocol, account, login, system).await?;
-                Ok(Said {
+                Ok(SourceAnswer {
                     placement: Some(placement),
                     alias: alias || self.dialect == Dialect::Nginx,
                 })
             }
-            Answer::Nobody => Ok(Said {
+            ServiceAnswer::Nobody => Ok(SourceAnswer {
                 placement: None,
                 alias: true,
             }),
-            Answer::NotAllowed => Err(RouteError::NotAllowed {
+            ServiceAnswer::NotAllowed => Err(RouteError::NotAllowed {
                 domain: domain_of(key.text()).unwrap_or_default().to_owned(),
             }),
-            Answer::NoRoute(why) => Err(RouteError::NoRoute(why)),
-            Answer::CannotTell(why) => Err(RouteError::DirectoryDown(DirectoryError(why))),
+            ServiceAnswer::NoRoute(why) => Err(RouteError::NoRoute(why)),
+            ServiceAnswer::CannotTell(why) => Err(RouteError::DirectoryDown(DirectoryError(why))),
         }
     }
 
@@ -225,14 +225,14 @@ impl Services {
     }
 
     /// Asks one after the other until one can tell, within the time limit for all.
-    async fn ask(&self, question: &Question<'_>) -> Answer {
+    async fn ask(&self, question: &Question<'_>) -> ServiceAnswer {
         let request = |url: &HandlerUrl| question.request(self.dialect, url);
-        let read = |response: &Response| match Answer::read(response, self.dialect, question) {
-            Answer::CannotTell(why) => Err(why),
+        let read = |response: &Response| match ServiceAnswer::read(response, self.dialect, question) {
+            ServiceAnswer::CannotTell(why) => Err(why),
             answer => Ok(answer),
         };
         let told = self.first_to_tell(request, read).await;
-        told.unwrap_or_else(Answer::CannotTell)
+        told.unwrap_or_else(ServiceAnswer::CannotTell)
     }
 
     /// What the first one says that can tell; or why nobody can.

@@ -47,7 +47,7 @@ pub struct Request {
 }
 
 /// What somebody wants to know.
-struct Wanted {
+struct Inquiry {
     lookup: Lookup,
     protocol: Protocol,
     zx: bool,
@@ -55,7 +55,7 @@ struct Wanted {
 
 /// What he is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
+pub struct HttpResponse {
     /// HTTP status and its text.
     pub status: &'static str,
     /// Header fields.
@@ -83,7 +83,7 @@ pub async fn serve_lookup(mut stream: BoxStream, routes: &RouteCache, book: &Arc
 }
 
 /// The next request; `None`: the client has gone.
-async fn next(stream: &mut BoxStream, heard: &mut Vec<u8>) -> Result<Option<Request>, Response> {
+async fn next(stream: &mut BoxStream, heard: &mut Vec<u8>) -> Result<Option<Request>, HttpResponse> {
     loop {
         if let Some(request) = Request::parse(heard)? {
             heard.drain(..request.length);
@@ -116,15 +116,15 @@ impl Request {
     ///
     /// # Errors
     /// It is no request that is served; the response says why.
-    pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Response> {
+    pub fn parse(bytes: &[u8]) -> Result<Option<Request>, HttpResponse> {
         let seen = &bytes[..bytes.len().min(MAX_HEAD)];
         let Some(end) = seen.windows(4).position(|four| four == b"\r\n\r\n") else {
             return match bytes.len() >= MAX_HEAD {
-                true => Err(Response::status("431 Request Header Fields Too Large")),
+                true => Err(HttpResponse::status("431 Request Header Fields Too Large")),
                 false => Ok(None),
             };
         };
-        let bad = || Response::status("400 Bad Request");
+        let bad = || HttpResponse::status("400 Bad Request");
         let head = std::str::from_utf8(&seen[..end]).map_err(|_| bad())?;
         let (line, rest) = head.split_once("\r\n").unwrap_or((head, ""));
         let mut words = line.split(' ');
@@ -166,9 +166,9 @@ impl Request {
             .map(|(_, value)| value.as_str())
     }
 
-    fn required(&self, name: &'static str) -> Result<&str, Response> {
+    fn required(&self, name: &'static str) -> Result<&str, HttpResponse> {
         let value = self.field(&name.to_ascii_lowercase()).filter(|value| !value.is_empty());
-        value.ok_or_else(|| Response::refusal(format!("missing header field {name}")))
+        value.ok_or_else(|| HttpResponse::refusal(format!("missing header field {name}")))
     }
 
     /// An address, or one that nobody has: without it no list of allowed addresses and no virtual address fits.
@@ -177,32 +177,32 @@ impl Request {
         address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
     }
 
-    fn wanted(&self) -> Result<Wanted, Response> {
+    fn inquiry(&self) -> Result<Inquiry, HttpResponse> {
         if self.line.1.split('?').next() != Some(PATH) {
-            return Err(Response::status("404 Not Found"));
+            return Err(HttpResponse::status("404 Not Found"));
         }
         if self.line.0 != "GET" {
-            return Err(Response::status("405 Method Not Allowed"));
+            return Err(HttpResponse::status("405 Method Not Allowed"));
         }
         let user = self.required("Auth-User")?;
         let method = self.required("Auth-Method")?;
         let word = self.required("Auth-Protocol")?;
-        let unknown = || Response::refusal(format!("user not found:{user}"));
+        let unknown = || HttpResponse::refusal(format!("user not found:{user}"));
         let user = unescape(user).ok_or_else(unknown)?;
         let subject = match method {
             "username" => Subject::Login(user),
             "zimbraId" => Subject::Id(user),
-            other => return Err(Response::refusal(format!("unsupported Auth-Method {other}"))),
+            other => return Err(HttpResponse::refusal(format!("unsupported Auth-Method {other}"))),
         };
         let protocol = Protocol::named(word);
-        let protocol = protocol.ok_or_else(|| Response::refusal(format!("missing port for protocol {word}")))?;
+        let protocol = protocol.ok_or_else(|| HttpResponse::refusal(format!("missing port for protocol {word}")))?;
         let says = |name: &str| self.field(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let protocol = match says("auth-zimbra-admin") && !protocol.is_mail() {
             true => Protocol::tls(Service::Admin),
             false => protocol,
         };
         let host = self.field("x-proxy-host").map(|host| without_port(host).to_owned());
-        Ok(Wanted {
+        Ok(Inquiry {
             lookup: Lookup {
                 subject,
                 service: protocol.service(),
@@ -226,8 +226,8 @@ fn without_port(host: &str) -> &str {
 }
 
 /// The response to a request.
-pub async fn answer(request: &Request, routes: &RouteCache, book: &Arc<AddressBook>) -> Response {
-    let wanted = match request.wanted() {
+pub async fn answer(request: &Request, routes: &RouteCache, book: &Arc<AddressBook>) -> HttpResponse {
+    let wanted = match request.inquiry() {
         Ok(wanted) => wanted,
         Err(response) => return response.with_wait(&routes.system(), routes.node()),
     };
@@ -235,15 +235,15 @@ pub async fn answer(request: &Request, routes: &RouteCache, book: &Arc<AddressBo
     let response = match routes.route_by(&wanted.lookup, wanted.protocol, &system).await {
         Ok(route) => match book.resolve(&route.host).await {
             Some(address) => wanted.found(&route, address, &system),
-            None => Response::cannot_tell(format!("java.net.UnknownHostException: {}", route.host)),
+            None => HttpResponse::cannot_tell(format!("java.net.UnknownHostException: {}", route.host)),
         },
         Err(error) => wanted.refused(error),
     };
     response.with_wait(&system, routes.node())
 }
 
-impl Wanted {
-    fn found(&self, route: &Route, address: IpAddr, system: &System) -> Response {
+impl Inquiry {
+    fn found(&self, route: &Route, address: IpAddr, system: &System) -> HttpResponse {
         let port = match (self.zx, self.protocol.name()) {
             (true, "http") => ZX_PORTS.0,
             (true, _) => ZX_PORTS.1,
@@ -262,7 +262,7 @@ impl Wanted {
             ("Auth-Cache-Alias", if alias { "TRUE" } else { "FALSE" }.to_owned()),
             ("Auth-User", escape(&user)),
         ];
-        Response {
+        HttpResponse {
             status: "200 OK",
             fields,
         }
@@ -277,31 +277,31 @@ impl Wanted {
         }
     }
 
-    fn refused(&self, error: RouteError) -> Response {
+    fn refused(&self, error: RouteError) -> HttpResponse {
         let (Subject::Login(user) | Subject::Id(user)) = &self.lookup.subject;
         match error {
-            RouteError::UnknownUser => Response::refusal(format!("user not found:{user}")),
-            RouteError::NotAllowed { .. } => Response::refusal(format!(
+            RouteError::UnknownUser => HttpResponse::refusal(format!("user not found:{user}")),
+            RouteError::NotAllowed { .. } => HttpResponse::refusal(format!(
                 "Client-IP {} is not allowed on this domain",
                 self.lookup.client
             )),
-            RouteError::NoRoute(why) => Response::refusal(why),
-            RouteError::DirectoryDown(_) => Response::cannot_tell("unable to search LDAP".to_owned()),
+            RouteError::NoRoute(why) => HttpResponse::refusal(why),
+            RouteError::DirectoryDown(_) => HttpResponse::cannot_tell("unable to search LDAP".to_owned()),
         }
     }
 }
 
-impl Response {
-    fn status(status: &'static str) -> Response {
-        Response {
+impl HttpResponse {
+    fn status(status: &'static str) -> HttpResponse {
+        HttpResponse {
             status,
             fields: Vec::new(),
         }
     }
 
     /// No, for good. Zimbra's protocol says it with status 200.
-    fn refusal(text: String) -> Response {
-        Response {
+    fn refusal(text: String) -> HttpResponse {
+        HttpResponse {
             status: "200 OK",
             fields: vec![("Auth-Status", printable(&text))],
         }
@@ -309,15 +309,15 @@ impl Response {
 
     /// The text of Zimbra's servlet, but not its status: a proxy that reads "200" tells the user that his password
     /// is wrong. With any other status it says that something is broken, which is true.
-    fn cannot_tell(text: String) -> Response {
-        Response {
+    fn cannot_tell(text: String) -> HttpResponse {
+        HttpResponse {
             status: "503 Service Unavailable",
-            ..Response::refusal(text)
+            ..HttpResponse::refusal(text)
         }
     }
 
     /// Refusals carry the time that a client waits for them.
-    fn with_wait(mut self, system: &System, node: &str) -> Response {
+    fn with_wait(mut self, system: &System, node: &str) -> HttpResponse {
         let refused = self
             .fields
             .first()

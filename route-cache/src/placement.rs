@@ -36,25 +36,25 @@ struct Special {
 /// Names of the attributes that a [`Placement`] was read from. When the global config names others, what was
 /// kept is no longer true.
 #[derive(Debug)]
-pub(crate) struct Reading {
+pub(crate) struct PlacementAttributes {
     mail_host: String,
     login: Option<String>,
 }
 
-impl Reading {
+impl PlacementAttributes {
     /// Whether the name to log in with is another attribute than the name of the account.
     pub(crate) fn names_logins(&self) -> bool {
         self.login.is_some()
     }
 
     /// What the global config says now.
-    pub(crate) fn of(system: &System) -> Reading {
+    pub(crate) fn of(system: &System) -> PlacementAttributes {
         let global = system.global();
         let mail_host = global
             .text(&attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE)
             .unwrap_or_default();
         let login = global.text(&attributes::REVERSE_PROXY_USER_NAME_ATTRIBUTE);
-        Reading {
+        PlacementAttributes {
             mail_host: mail_host.to_owned(),
             login: login.map(str::to_owned),
         }
@@ -69,7 +69,7 @@ impl Reading {
 }
 
 /// What a source says of an account.
-pub(crate) struct Said {
+pub(crate) struct SourceAnswer {
     /// Where the account is; `None`: there is no such account.
     pub(crate) placement: Option<Placement>,
     /// Whether the name that was asked for is, wherever it is typed, another name of that account.
@@ -120,7 +120,7 @@ fn in_target_domain(key: &Key, system: &System) -> Option<String> {
 
 /// What an entry says of its account's place.
 pub(crate) fn placement(entry: &Entry, key: &Key, system: &System) -> Placement {
-    let reading = Reading::of(system);
+    let reading = PlacementAttributes::of(system);
     let account = names::account(
         entry
             .first(attributes::MAIL_DELIVERY_ADDRESS.name)

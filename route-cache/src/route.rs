@@ -144,7 +144,7 @@ impl Server {
 
 /// A group of mailbox servers of the directory, any of which will do for a web request of nobody in particular.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Offer {
+pub enum ServerPool {
     /// Web client, SOAP, REST, DAV: all that take web users who are not known yet.
     Web,
     /// The same servers' administration side.

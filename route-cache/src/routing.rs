@@ -8,7 +8,7 @@ use mail_directory::{System, View, attributes, names};
 use crate::key::Key;
 use crate::placement::Placement;
 use crate::protocol::{EXTERNAL, Protocol};
-use crate::route::{Lookup, Offer, Route, RouteError, Server, Service, Subject, Tier};
+use crate::route::{Lookup, Route, RouteError, Server, ServerPool, Service, Subject, Tier};
 
 /// The route for a lookup in one protocol, given what is known of its subject (`None`: no such account).
 pub(crate) fn route(
@@ -148,16 +148,16 @@ impl RoutePlan<'_> {
     }
 }
 
-impl Offer {
+impl ServerPool {
     /// The servers of this group; `node` names the proxy whose modes count. A server whose port is missing, or that
     /// is named and not there, is left out.
     pub fn servers(self, system: &System, node: &str) -> Vec<Server> {
         let node = system.node(node);
         let (service, named) = match self {
-            Offer::Web => (Service::Web, None),
-            Offer::Admin => (Service::Admin, None),
-            Offer::Ews => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_EWS_SERVERS)),
-            Offer::Login => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_LOGIN_SERVERS)),
+            ServerPool::Web => (Service::Web, None),
+            ServerPool::Admin => (Service::Admin, None),
+            ServerPool::Ews => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_EWS_SERVERS)),
+            ServerPool::Login => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_LOGIN_SERVERS)),
         };
         let protocol = Protocol::of(service, node);
         let found: Vec<View<'_>> = match named {

@@ -6,7 +6,7 @@ use mail_directory::{Directory, System};
 
 use crate::key::Key;
 use crate::lookup::Services;
-use crate::placement::{self, Said};
+use crate::placement::{self, SourceAnswer};
 use crate::protocol::Protocol;
 use crate::route::{Lookup, RouteError};
 
@@ -34,11 +34,11 @@ impl Source {
         key: &Key,
         protocol: Protocol,
         system: &Arc<System>,
-    ) -> Result<Said, RouteError> {
+    ) -> Result<SourceAnswer, RouteError> {
         match self {
             Source::Directory(directory) => {
                 let placement = placement::place(&**directory, system, key).await?;
-                Ok(Said { placement, alias: true })
+                Ok(SourceAnswer { placement, alias: true })
             }
             Source::Services(services) => services.place(lookup, key, protocol, system).await,
         }

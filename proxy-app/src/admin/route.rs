@@ -8,7 +8,8 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mail_proxy::{Credentials, Mechanism};
 use route_cache::{
-    AccountSaid, Answer, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierSaid, UpstreamTls,
+    AccountReport, AnswerKind, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierReport,
+    UpstreamTls,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -236,7 +237,7 @@ impl Explained {
     fn new(login: String, suffix: Option<&str>, explanation: Explanation, generation: u64) -> Explained {
         let tiers: Vec<TierAnswer> = explanation.tiers.into_iter().map(TierAnswer::new).collect();
         let (account, no_account) = match explanation.account {
-            AccountSaid::Found(found) => {
+            AccountReport::Found(found) => {
                 let account = Account {
                     name: found.name,
                     id: found.id,
@@ -246,9 +247,9 @@ impl Explained {
                 };
                 (Some(account), None)
             }
-            AccountSaid::Nobody => (None, Some("the directory has no such account".to_owned())),
-            AccountSaid::NotAsked => (None, Some("the directory is not asked for accounts".to_owned())),
-            AccountSaid::Failed(why) => (None, Some(format!("the directory does not answer: {why}"))),
+            AccountReport::Nobody => (None, Some("the directory has no such account".to_owned())),
+            AccountReport::NotAsked => (None, Some("the directory is not asked for accounts".to_owned())),
+            AccountReport::Failed(why) => (None, Some(format!("the directory does not answer: {why}"))),
         };
         let (route, no_route) = match explanation.route {
             Ok(route) => (Some(Way::new(&route, &tiers)), None),
@@ -264,7 +265,7 @@ impl Explained {
             tiers,
             route,
             no_route,
-            in_the_way: explanation.hindrances.iter().map(ToString::to_string).collect(),
+            in_the_way: explanation.blockers.iter().map(ToString::to_string).collect(),
             generation,
         }
     }
@@ -296,12 +297,12 @@ impl DomainOf {
 }
 
 impl TierAnswer {
-    fn new(tier: TierSaid) -> TierAnswer {
-        let (says, account, server, why) = match tier.said {
-            Answer::Nothing => ("nothing", None, None, None),
-            Answer::Account { name, server } => ("account", Some(name), server, None),
-            Answer::Nobody => ("nobody", None, None, None),
-            Answer::Failed(why) => ("failed", None, None, Some(why)),
+    fn new(tier: TierReport) -> TierAnswer {
+        let (says, account, server, why) = match tier.answer {
+            AnswerKind::Nothing => ("nothing", None, None, None),
+            AnswerKind::Account { name, server } => ("account", Some(name), server, None),
+            AnswerKind::Nobody => ("nobody", None, None, None),
+            AnswerKind::Failed(why) => ("failed", None, None, Some(why)),
         };
         TierAnswer {
             tier: tier.tier.name().to_owned(),

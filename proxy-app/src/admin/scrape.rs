@@ -17,11 +17,11 @@ pub(super) fn text(app: &App) -> prometheus::Result<String> {
 }
 
 fn fill(read: &Read, app: &App) {
-    let tallies = app.routes.tallies();
-    for (tier, count) in tallies.answers() {
+    let counters = app.routes.counters();
+    for (tier, count) in counters.answers() {
         set(&read.lookups, &[tier], count);
     }
-    set(&read.questions, &[], tallies.questions());
+    set(&read.questions, &[], counters.questions());
     for (log, count) in app.lost_lines() {
         set(&read.dropped, &[log], count);
     }

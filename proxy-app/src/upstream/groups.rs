@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
-use route_cache::Offer;
+use route_cache::ServerPool;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -91,11 +91,11 @@ impl Groups {
             sockets: TransportConnector::new(None),
         });
         let of_directory = [
-            (MAILBOX, members::Source::Directory(Offer::Web)),
-            (ADMIN, members::Source::Directory(Offer::Admin)),
+            (MAILBOX, members::Source::Directory(ServerPool::Web)),
+            (ADMIN, members::Source::Directory(ServerPool::Admin)),
             (ZX, members::Source::Extensions),
-            (EWS, members::Source::Directory(Offer::Ews)),
-            (LOGIN, members::Source::Directory(Offer::Login)),
+            (EWS, members::Source::Directory(ServerPool::Ews)),
+            (LOGIN, members::Source::Directory(ServerPool::Login)),
         ];
         let groups = of_directory.map(|(name, source)| (name.to_owned(), Arc::new(Group::new(name, source, &house))));
         let groups = Groups {

@@ -11,7 +11,7 @@ use mail_directory::System;
 
 use super::RouteCache;
 use super::known::millis;
-use super::question::{Asking, Want};
+use super::question::{Freshness, Query};
 use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError};
 
@@ -32,15 +32,15 @@ impl RouteCache {
         system: &Arc<System>,
         age: Duration,
     ) -> Option<Result<Route, RouteError>> {
-        let asking = Asking {
-            want: Want::Since(self.now().saturating_sub(millis(age))),
-            ..self.asking(lookup, protocol, system).ok()?
+        let query = Query {
+            freshness: Freshness::Since(self.now().saturating_sub(millis(age))),
+            ..self.query(lookup, protocol, system).ok()?
         };
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
-        if pausing || self.fresh(&asking, self.find(&asking).as_ref()).is_some() {
+        if pausing || self.fresh(&query, self.find(&query).as_ref()).is_some() {
             return None;
         }
-        let fetched = self.fetch(&asking).await;
-        Some(fetched.and_then(|fetched| asking.answer(fetched.placement.as_ref(), fetched.tier)))
+        let fetched = self.fetch(&query).await;
+        Some(fetched.and_then(|fetched| query.answer(fetched.placement.as_ref(), fetched.tier)))
     }
 }

@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 
 use super::RouteCache;
 use super::fetch::SHARED_LIFE;
-use super::known::{Millis, Old, millis};
-use super::question::{Asking, Want};
+use super::known::{KeptPlacement, Millis, millis};
+use super::question::{Freshness, Query};
 use crate::key::Key;
 use crate::protocol::Protocol;
 use crate::route::Lookup;
@@ -69,22 +69,22 @@ impl RouteCache {
     }
 
     /// Orders an answer anew if the one that is served ends soon and the directory is not known to be down.
-    pub(super) fn order_ahead(&self, asking: &Asking<'_>, served: &Old) {
+    pub(super) fn order_ahead(&self, query: &Query<'_>, served: &KeptPlacement) {
         let now = self.now();
         if now < self.age_of(served.at) || now < self.down_until.load(Ordering::Relaxed) {
             return;
         }
         let mut ordered = self.ahead.ordered.lock();
-        if !ordered.insert(asking.key.clone()) {
+        if !ordered.insert(query.key.clone()) {
             return;
         }
         let order = Order {
-            key: asking.key.clone(),
-            lookup: asking.lookup.clone(),
-            protocol: asking.protocol,
+            key: query.key.clone(),
+            lookup: query.lookup.clone(),
+            protocol: query.protocol,
         };
         if self.ahead.orders.try_send(order).is_err() {
-            ordered.remove(&asking.key);
+            ordered.remove(&query.key);
         }
     }
 
@@ -101,12 +101,12 @@ impl RouteCache {
 
     async fn carry_out(&self, order: Order) {
         let system = self.directory.system();
-        if let Ok(asking) = self.asking(&order.lookup, order.protocol, &system) {
-            let asking = Asking {
-                want: Want::Young,
-                ..asking
+        if let Ok(query) = self.query(&order.lookup, order.protocol, &system) {
+            let query = Query {
+                freshness: Freshness::Young,
+                ..query
             };
-            if let Err(error) = self.fetch(&asking).await {
+            if let Err(error) = self.fetch(&query).await {
                 log::debug!("a route is not renewed before it expires: {error}");
             }
         }

@@ -6,7 +6,7 @@ use crate::route::{Route, RouteError, Tier};
 
 /// Answers since the process started.
 #[derive(Debug, Default)]
-pub struct Tallies {
+pub struct Counters {
     memory: AtomicU64,
     stale: AtomicU64,
     memcached: AtomicU64,
@@ -16,7 +16,7 @@ pub struct Tallies {
     questions: AtomicU64,
 }
 
-impl Tallies {
+impl Counters {
     /// Answers by the tier that gave the route; `nobody` where the account does not exist, `failed` where there is no
     /// route for another reason.
     pub fn answers(&self) -> [(&'static str, u64); 6] {

@@ -13,8 +13,8 @@ use mail_directory::{DirectoryError, Entry, System, Touched};
 
 use super::RouteCache;
 use super::fetch::Trace;
-use super::known::{Old, What};
-use super::question::{Asking, Fetched, Want};
+use super::known::{KeptPlacement, KeptValue};
+use super::question::{Fetched, Freshness, Query};
 use crate::key::{By, Key, domain_for};
 use crate::placement::{self, Placement};
 use crate::protocol::Protocol;
@@ -29,13 +29,13 @@ pub struct Explanation {
     /// The domain of the name, and how it was found. `None` for an id, or where no domain could be found.
     pub domain: Option<NameDomain>,
     /// What the directory has of the account.
-    pub account: AccountSaid,
+    pub account: AccountReport,
     /// What each tier says, in the order in which they are asked.
-    pub tiers: Vec<TierSaid>,
+    pub tiers: Vec<TierReport>,
     /// The answer.
     pub route: Result<Route, RouteError>,
     /// What stands in the way of a login although there is a route, or tells more than the error.
-    pub hindrances: Vec<Hindrance>,
+    pub blockers: Vec<Blocker>,
 }
 
 /// A domain, and how a login came to it.
@@ -68,7 +68,7 @@ pub enum FoundBy {
 
 /// What the directory has of an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AccountSaid {
+pub enum AccountReport {
     /// Its entry.
     Found(AccountFacts),
     /// Nobody has this name or id.
@@ -96,18 +96,18 @@ pub struct AccountFacts {
 
 /// What a tier says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TierSaid {
+pub struct TierReport {
     /// Which one. Memory past its time is [`Tier::Stale`].
     pub tier: Tier,
     /// What it says.
-    pub said: Answer,
+    pub answer: AnswerKind,
     /// How old the answer is at most, where that is known.
     pub age: Option<Duration>,
 }
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum AnswerKind {
     /// It knows nothing.
     Nothing,
     /// The account is this one and on this server, or where none is named on an external one.
@@ -125,7 +125,7 @@ pub enum Answer {
 
 /// What stands in the way of a login.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Hindrance {
+pub enum Blocker {
     /// The account's status forbids it.
     #[error("zimbraAccountStatus is {0}: the mailbox server refuses the login")]
     Status(String),
@@ -180,58 +180,58 @@ impl RouteCache {
             Err(error) => return Explanation::of_nobody(domain, error),
         };
         let (entry, account) = self.entry(&key, &system).await;
-        let mut hindrances = node_hindrances(lookup.service, &system, &self.settings.node);
-        let lookup = &admitted(lookup, entry.as_deref(), &key, &system, &mut hindrances);
-        let asking = Asking {
+        let mut blockers = node_blockers(lookup.service, &system, &self.settings.node);
+        let lookup = &admitted(lookup, entry.as_deref(), &key, &system, &mut blockers);
+        let query = Query {
             lookup,
             key,
             protocol,
             system: &system,
-            want: Want::Fresh,
+            freshness: Freshness::Fresh,
         };
-        let old = self.peek(&asking.key);
-        let mut tiers = vec![self.memory_said(&asking.key, old.as_ref())];
+        let old = self.peek(&query.key);
+        let mut tiers = vec![self.memory_report(&query.key, old.as_ref())];
         let old = old
             .filter(|old| old.placement.answers(protocol))
             .filter(|_| self.reading.load().is_of(&system));
-        let shared = self.ask_shared(&asking, Trace::None).await;
+        let shared = self.ask_shared(&query, Trace::None).await;
         if self.shared.is_some() {
-            tiers.push(said(
+            tiers.push(tier_report(
                 Tier::Memcached,
                 shared.as_ref().map(|fetched| fetched.placement.as_ref()),
             ));
         }
-        let asked = match self.directory_said(&asking, entry.as_deref(), &account) {
+        let asked = match self.directory_answer(&query, entry.as_deref(), &account) {
             Some(said) => said,
-            None => self.ask_source(&asking).await,
+            None => self.ask_source(&query).await,
         };
         tiers.push(match &asked {
-            Ok(fetched) => TierSaid {
+            Ok(fetched) => TierReport {
                 age: Some(Duration::ZERO),
-                ..said(Tier::Directory, Some(fetched.placement.as_ref()))
+                ..tier_report(Tier::Directory, Some(fetched.placement.as_ref()))
             },
-            Err(error) => TierSaid {
+            Err(error) => TierReport {
                 tier: Tier::Directory,
-                said: Answer::Failed(error.to_string()),
+                answer: AnswerKind::Failed(error.to_string()),
                 age: None,
             },
         });
-        hindrances.extend(moved(&tiers));
-        let route = match self.remembered_unseen(&asking, old.as_ref()) {
+        blockers.extend(moved(&tiers));
+        let route = match self.remembered_unseen(&query, old.as_ref()) {
             Some(route) => route,
-            None => self.conclude(&asking, shared.map_or(asked, Ok), old),
+            None => self.conclude(&query, shared.map_or(asked, Ok), old),
         };
         if let Some(entry) = &entry {
-            hindrances.extend(account_hindrances(lookup.service, entry, &system));
+            blockers.extend(account_blockers(lookup.service, entry, &system));
         }
-        hindrances.extend(route.as_ref().ok().and_then(|route| server_hindrance(route, &system)));
+        blockers.extend(route.as_ref().ok().and_then(|route| server_blocker(route, &system)));
         Explanation {
-            name: Some(asking.key.text().to_string()),
+            name: Some(query.key.text().to_string()),
             domain,
             account,
             tiers,
             route,
-            hindrances,
+            blockers,
         }
     }
 
@@ -274,7 +274,7 @@ impl RouteCache {
     fn aliases_of(&self, accounts: &[Key]) -> Vec<Key> {
         let mut found = Vec::new();
         self.known.each(|key, known| {
-            if let What::See(account) = &known.what
+            if let KeptValue::See(account) = &known.what
                 && accounts.contains(&Key::Name(account.clone()))
             {
                 found.push(key.clone());
@@ -307,14 +307,14 @@ impl RouteCache {
     }
 
     /// The account's entry, where accounts are the directory's.
-    async fn entry(&self, key: &Key, system: &System) -> (Option<Arc<Entry>>, AccountSaid) {
+    async fn entry(&self, key: &Key, system: &System) -> (Option<Arc<Entry>>, AccountReport) {
         let Source::Directory(directory) = &self.source else {
-            return (None, AccountSaid::NotAsked);
+            return (None, AccountReport::NotAsked);
         };
         let entry = match placement::entry(&**directory, system, key).await {
             Ok(Some(entry)) => entry,
-            Ok(None) => return (None, AccountSaid::Nobody),
-            Err(error) => return (None, AccountSaid::Failed(error.to_string())),
+            Ok(None) => return (None, AccountReport::Nobody),
+            Err(error) => return (None, AccountReport::Failed(error.to_string())),
         };
         let name = entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name());
         let host = system.global().text(&a::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE);
@@ -325,22 +325,22 @@ impl RouteCache {
             status: system.account(&entry).choice(&a::ACCOUNT_STATUS).to_owned(),
             server: host.and_then(|host| entry.first(host)).map(str::to_owned),
         };
-        (Some(entry), AccountSaid::Found(facts))
+        (Some(entry), AccountReport::Found(facts))
     }
 
-    /// What the directory would answer, out of what it has just said; `None` where somebody else is asked.
-    fn directory_said(
+    /// What the directory would answer, out of what it has just returned; `None` where lookup services are asked.
+    fn directory_answer(
         &self,
-        asking: &Asking<'_>,
+        query: &Query<'_>,
         entry: Option<&Entry>,
-        account: &AccountSaid,
+        account: &AccountReport,
     ) -> Option<Result<Fetched, RouteError>> {
         match account {
-            AccountSaid::NotAsked => None,
-            AccountSaid::Failed(why) => Some(Err(DirectoryError(why.clone()).into())),
-            AccountSaid::Found(_) | AccountSaid::Nobody => Some(Ok(Fetched {
+            AccountReport::NotAsked => None,
+            AccountReport::Failed(why) => Some(Err(DirectoryError(why.clone()).into())),
+            AccountReport::Found(_) | AccountReport::Nobody => Some(Ok(Fetched {
                 at: self.now(),
-                placement: entry.map(|entry| placement::placement(entry, &asking.key, asking.system)),
+                placement: entry.map(|entry| placement::placement(entry, &query.key, query.system)),
                 tier: Tier::Directory,
                 alias: true,
             })),
@@ -348,30 +348,30 @@ impl RouteCache {
     }
 
     /// Like [`RouteCache::find_key`], without counting as use.
-    fn peek(&self, key: &Key) -> Option<Old> {
-        Old::find(key, |key| self.known.peek(key))
+    fn peek(&self, key: &Key) -> Option<KeptPlacement> {
+        KeptPlacement::find(key, |key| self.known.peek(key))
     }
 
-    fn memory_said(&self, key: &Key, old: Option<&Old>) -> TierSaid {
+    fn memory_report(&self, key: &Key, old: Option<&KeptPlacement>) -> TierReport {
         let Some(old) = old else {
             return match self.nobody.contains_key(key) {
-                true => said(Tier::Memory, Some(None)),
-                false => said(Tier::Memory, None),
+                true => tier_report(Tier::Memory, Some(None)),
+                false => tier_report(Tier::Memory, None),
             };
         };
         let tier = if self.is_fresh(old) { Tier::Memory } else { Tier::Stale };
-        TierSaid {
+        TierReport {
             age: Some(Duration::from_millis(self.now().saturating_sub(old.at))),
-            ..said(tier, Some(Some(&old.placement)))
+            ..tier_report(tier, Some(Some(&old.placement)))
         }
     }
 
     /// Like [`RouteCache::remembered`], without counting as use.
-    fn remembered_unseen(&self, asking: &Asking<'_>, old: Option<&Old>) -> Option<Result<Route, RouteError>> {
-        if old.is_none() && !self.nobody.contains_key(&asking.key) {
+    fn remembered_unseen(&self, query: &Query<'_>, old: Option<&KeptPlacement>) -> Option<Result<Route, RouteError>> {
+        if old.is_none() && !self.nobody.contains_key(&query.key) {
             return None;
         }
-        self.remembered(asking, old)
+        self.remembered(query, old)
     }
 }
 
@@ -391,25 +391,29 @@ impl Explanation {
         Explanation {
             name: None,
             domain,
-            account: AccountSaid::NotAsked,
+            account: AccountReport::NotAsked,
             tiers: Vec::new(),
             route: Err(error),
-            hindrances: Vec::new(),
+            blockers: Vec::new(),
         }
     }
 }
 
 /// `Some(None)`: there is no such account.
-fn said(tier: Tier, placement: Option<Option<&Placement>>) -> TierSaid {
-    let said = match placement {
-        None => Answer::Nothing,
-        Some(None) => Answer::Nobody,
-        Some(Some(placement)) => Answer::Account {
+fn tier_report(tier: Tier, placement: Option<Option<&Placement>>) -> TierReport {
+    let answer = match placement {
+        None => AnswerKind::Nothing,
+        Some(None) => AnswerKind::Nobody,
+        Some(Some(placement)) => AnswerKind::Account {
             name: placement.account.to_string(),
             server: placement.server().map(|server| server.to_string()),
         },
     };
-    TierSaid { tier, said, age: None }
+    TierReport {
+        tier,
+        answer,
+        age: None,
+    }
 }
 
 fn note(account: &mut Touched, key: &Key) {
@@ -421,13 +425,7 @@ fn note(account: &mut Touched, key: &Key) {
 }
 
 /// Where no client was named, one whom the domain admits; the list is noted.
-fn admitted(
-    lookup: &Lookup,
-    entry: Option<&Entry>,
-    key: &Key,
-    system: &System,
-    hindrances: &mut Vec<Hindrance>,
-) -> Lookup {
+fn admitted(lookup: &Lookup, entry: Option<&Entry>, key: &Key, system: &System, blockers: &mut Vec<Blocker>) -> Lookup {
     let mut lookup = lookup.clone();
     let name = entry.map_or(&**key.text(), |entry| {
         entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name())
@@ -439,7 +437,7 @@ fn admitted(
     if let Some(first) = networks.first() {
         lookup.client = first.addr();
         let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
-        hindrances.push(Hindrance::OnlyFrom {
+        blockers.push(Blocker::OnlyFrom {
             domain: domain.name().to_owned(),
             networks: networks.join(", "),
         });
@@ -447,17 +445,17 @@ fn admitted(
     lookup
 }
 
-fn node_hindrances(service: Service, system: &System, node: &str) -> Vec<Hindrance> {
+fn node_blockers(service: Service, system: &System, node: &str) -> Vec<Blocker> {
     let node = system.node(node);
     let flag = match service {
         Service::Imap | Service::Pop3 => &a::REVERSE_PROXY_MAIL_ENABLED,
         Service::Web | Service::Admin => &a::REVERSE_PROXY_HTTP_ENABLED,
     };
     let off = Some(flag).filter(|flag| !node.flag(flag));
-    off.map(|flag| Hindrance::NodeDisabled(flag.name)).into_iter().collect()
+    off.map(|flag| Blocker::NodeDisabled(flag.name)).into_iter().collect()
 }
 
-fn account_hindrances(service: Service, entry: &Entry, system: &System) -> Vec<Hindrance> {
+fn account_blockers(service: Service, entry: &Entry, system: &System) -> Vec<Blocker> {
     let account = system.account(entry);
     let status = account.choice(&a::ACCOUNT_STATUS);
     let status = Some(status).filter(|status| *status != "active");
@@ -466,33 +464,33 @@ fn account_hindrances(service: Service, entry: &Entry, system: &System) -> Vec<H
         Service::Pop3 => Some(&a::POP3_ENABLED),
         Service::Web | Service::Admin => None,
     };
-    let status = status.map(|status| Hindrance::Status(status.to_owned()));
+    let status = status.map(|status| Blocker::Status(status.to_owned()));
     let disabled = flag.filter(|flag| !account.flag(flag));
     status
         .into_iter()
-        .chain(disabled.map(|flag| Hindrance::ServiceDisabled(flag.name)))
+        .chain(disabled.map(|flag| Blocker::ServiceDisabled(flag.name)))
         .collect()
 }
 
-fn server_hindrance(route: &Route, system: &System) -> Option<Hindrance> {
+fn server_blocker(route: &Route, system: &System) -> Option<Blocker> {
     let server = system.server(&route.server).filter(|_| !route.external)?;
     let services = server.list(&a::SERVICE_ENABLED);
     let holds = services.iter().any(|service| service.eq_ignore_ascii_case("mailbox"));
-    (!holds).then(|| Hindrance::NoMailboxServer(server.name().to_owned()))
+    (!holds).then(|| Blocker::NoMailboxServer(server.name().to_owned()))
 }
 
 /// Whether memory and directory name different servers.
-fn moved(tiers: &[TierSaid]) -> Option<Hindrance> {
+fn moved(tiers: &[TierReport]) -> Option<Blocker> {
     let server = |wanted: &[Tier]| {
         tiers
             .iter()
             .find(|tier| wanted.contains(&tier.tier))
-            .and_then(|tier| match &tier.said {
-                Answer::Account { server, .. } => server.clone(),
+            .and_then(|tier| match &tier.answer {
+                AnswerKind::Account { server, .. } => server.clone(),
                 _ => None,
             })
     };
     let kept = server(&[Tier::Memory, Tier::Stale])?;
     let now = server(&[Tier::Directory])?;
-    (kept != now).then_some(Hindrance::Moved { kept, now })
+    (kept != now).then_some(Blocker::Moved { kept, now })
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::known::{Known, Millis, What, millis};
-use super::question::{Asking, Fetched, Want};
+use super::known::{Kept, KeptValue, Millis, millis};
+use super::question::{Fetched, Freshness, Query};
 use super::single_flight::Flight;
 use super::{RouteCache, shared};
 use crate::key::Key;
-use crate::placement::{Placement, Said};
+use crate::placement::{Placement, SourceAnswer};
 use crate::route::{RouteError, Tier};
 
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
@@ -57,39 +57,39 @@ impl FetchOutcome {
 impl RouteCache {
     /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
     /// because of which somebody said forget.
-    pub(super) async fn fetch(&self, asking: &Asking<'_>) -> Result<Fetched, RouteError> {
+    pub(super) async fn fetch(&self, query: &Query<'_>) -> Result<Fetched, RouteError> {
         for _ in 1..MOST_FLIGHTS {
-            if let Some(fetched) = self.fetch_once(asking).await?.current() {
+            if let Some(fetched) = self.fetch_once(query).await?.current() {
                 return Ok(fetched);
             }
         }
-        self.fetch_once(asking).await.map(FetchOutcome::fetched)
+        self.fetch_once(query).await.map(FetchOutcome::fetched)
     }
 
     /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
     /// else and is none for this lookup (another protocol, another client) is not shared.
-    pub(super) async fn fetch_once(&self, asking: &Asking<'_>) -> Result<FetchOutcome, RouteError> {
-        let waiter = self.flights.join(&asking.key);
+    pub(super) async fn fetch_once(&self, query: &Query<'_>) -> Result<FetchOutcome, RouteError> {
+        let waiter = self.flights.join(&query.key);
         let Some(flight) = &waiter.flight else {
-            return self.ask(asking).await.map(FetchOutcome::Current);
+            return self.ask(query).await.map(FetchOutcome::Current);
         };
         let mut own = false;
         let ask = || {
             own = true;
-            self.ask(asking)
+            self.ask(query)
         };
         let result = flight.answer.get_or_init(ask).await;
-        let outcome = self.settle(asking, flight, result);
-        if own || asking.is_answered_by(result) {
+        let outcome = self.settle(query, flight, result);
+        if own || query.is_answered_by(result) {
             return outcome;
         }
         let since = self.flights.now();
-        let fetched = self.ask(asking).await?;
+        let fetched = self.ask(query).await?;
         let mut state = self.flights.0.lock();
-        if !state.is_wanted(&asking.key, &fetched, since) {
+        if !state.is_wanted(&query.key, &fetched, since) {
             return Ok(FetchOutcome::Outdated(fetched));
         }
-        self.keep(asking, &fetched);
+        self.keep(query, &fetched);
         drop(state);
         Ok(FetchOutcome::Current(fetched))
     }
@@ -97,34 +97,34 @@ impl RouteCache {
     /// The answer of the flight, kept if it is current.
     pub(super) fn settle(
         &self,
-        asking: &Asking<'_>,
+        query: &Query<'_>,
         flight: &Arc<Flight>,
         result: &Result<Fetched, RouteError>,
     ) -> Result<FetchOutcome, RouteError> {
         let mut state = self.flights.0.lock();
-        let first = state.end(&asking.key, flight);
+        let first = state.end(&query.key, flight);
         let fetched = result.clone()?;
-        if !state.is_wanted(&asking.key, &fetched, flight.since) {
+        if !state.is_wanted(&query.key, &fetched, flight.since) {
             return Ok(FetchOutcome::Outdated(fetched));
         }
         if first {
-            self.keep(asking, &fetched);
+            self.keep(query, &fetched);
         }
         Ok(FetchOutcome::Current(fetched))
     }
 
-    pub(super) async fn ask(&self, asking: &Asking<'_>) -> Result<Fetched, RouteError> {
+    pub(super) async fn ask(&self, query: &Query<'_>) -> Result<Fetched, RouteError> {
         // Another lookup may have kept it after this one looked and before it joined.
-        if let Some(fetched) = self.fresh(asking, self.find(asking).as_ref()) {
+        if let Some(fetched) = self.fresh(query, self.find(query).as_ref()) {
             return Ok(fetched);
         }
-        if !matches!(asking.want, Want::Since(_))
-            && let Some(fetched) = self.ask_shared(asking, Trace::Left).await
+        if !matches!(query.freshness, Freshness::Since(_))
+            && let Some(fetched) = self.ask_shared(query, Trace::Left).await
         {
             return Ok(fetched);
         }
-        self.tallies.asked();
-        let result = self.ask_source(asking).await;
+        self.counters.asked();
+        let result = self.ask_source(query).await;
         let pause_end = match &result {
             Err(RouteError::DirectoryDown(_)) => self.now() + millis(DOWN_PAUSE),
             _ => 0,
@@ -134,15 +134,15 @@ impl RouteCache {
     }
 
     /// What the nodes share. It is born old, so that it is soon asked for again.
-    pub(super) async fn ask_shared(&self, asking: &Asking<'_>, trace: Trace) -> Option<Fetched> {
+    pub(super) async fn ask_shared(&self, query: &Query<'_>, trace: Trace) -> Option<Fetched> {
         let shared = self.shared.as_ref()?;
-        let placement = match shared.find(&asking.key, asking.protocol, asking.system).await {
-            shared::Found::Here(placement) => placement,
-            shared::Found::Unbelievable if trace == Trace::Left => {
-                shared.discard(&asking.key, asking.protocol);
+        let placement = match shared.find(&query.key, query.protocol, query.system).await {
+            shared::SharedAnswer::Here(placement) => placement,
+            shared::SharedAnswer::Unbelievable if trace == Trace::Left => {
+                shared.discard(&query.key, query.protocol);
                 return None;
             }
-            shared::Found::Unbelievable | shared::Found::Nothing => return None,
+            shared::SharedAnswer::Unbelievable | shared::SharedAnswer::Nothing => return None,
         };
         let age = self.ttl.load(Ordering::Relaxed).saturating_sub(millis(SHARED_LIFE));
         Some(Fetched {
@@ -153,13 +153,13 @@ impl RouteCache {
         })
     }
 
-    pub(super) async fn ask_source(&self, asking: &Asking<'_>) -> Result<Fetched, RouteError> {
-        let Said { placement, alias } = self
+    pub(super) async fn ask_source(&self, query: &Query<'_>) -> Result<Fetched, RouteError> {
+        let SourceAnswer { placement, alias } = self
             .source
-            .ask(asking.lookup, &asking.key, asking.protocol, asking.system)
+            .ask(query.lookup, &query.key, query.protocol, query.system)
             .await?;
         if let (Some(shared), Some(_)) = (&self.shared, &placement) {
-            shared.prepare(asking.system).await;
+            shared.prepare(query.system).await;
         }
         Ok(Fetched {
             at: self.now(),
@@ -170,10 +170,10 @@ impl RouteCache {
     }
 
     /// Called with the lock of the flights held.
-    pub(super) fn keep(&self, asking: &Asking<'_>, fetched: &Fetched) {
-        let Asking {
+    pub(super) fn keep(&self, query: &Query<'_>, fetched: &Fetched) {
+        let Query {
             key, protocol, system, ..
-        } = asking;
+        } = query;
         let Some(placement) = &fetched.placement else {
             self.known.remove(key);
             self.nobody.insert(key.clone(), fetched.at);
@@ -190,7 +190,7 @@ impl RouteCache {
             _ => Key::Name(placement.account.clone()),
         };
         if account != *key && fetched.alias {
-            let see = self.known_now(fetched.at, What::See(placement.account.clone()));
+            let see = self.known_now(fetched.at, KeptValue::See(placement.account.clone()));
             self.known.insert(key.clone(), see);
         }
         for key in [key, &account] {
@@ -202,17 +202,17 @@ impl RouteCache {
 
     /// An answer together with what is kept of other protocols of the account; as old as its oldest part. A part
     /// near its end is left out, or it would make the new one old, too.
-    pub(super) fn joined(&self, account: &Key, mut at: Millis, mut placement: Placement) -> Known {
+    pub(super) fn joined(&self, account: &Key, mut at: Millis, mut placement: Placement) -> Kept {
         if let Some(old) = self.find_key(account).filter(|old| self.is_young(old))
             && placement.join(&old.placement)
         {
             at = at.min(old.at);
         }
-        self.known_now(at, What::Here(placement))
+        self.known_now(at, KeptValue::Here(placement))
     }
 
-    pub(super) fn known_now(&self, at: Millis, what: What) -> Known {
+    pub(super) fn known_now(&self, at: Millis, what: KeptValue) -> Kept {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        Known { at, epoch, what }
+        Kept { at, epoch, what }
     }
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use mail_directory::{System, Touched};
 
 use super::RouteCache;
-use super::known::{Old, What, millis};
+use super::known::{KeptPlacement, KeptValue, millis};
 use super::single_flight::InFlight;
 use crate::key::Key;
-use crate::placement::Reading;
+use crate::placement::PlacementAttributes;
 use crate::route::Lookup;
 use crate::source::Source;
 
@@ -33,7 +33,7 @@ impl RouteCache {
         let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
             return;
         };
-        let young = |old: &Old| self.now() < old.at + millis(age);
+        let young = |old: &KeptPlacement| self.now() < old.at + millis(age);
         if !self.find_key(&key).as_ref().is_some_and(young) {
             self.forget_asked(lookup, vec![key]);
         }
@@ -60,8 +60,8 @@ impl RouteCache {
             forgotten.extend(self.forget_keys(keys.collect()));
         }
         self.known.retain(|known| match &known.what {
-            What::See(account) => !forgotten.contains(&Key::Name(account.clone())),
-            What::Here(_) => true,
+            KeptValue::See(account) => !forgotten.contains(&Key::Name(account.clone())),
+            KeptValue::Here(_) => true,
         });
     }
 
@@ -70,7 +70,7 @@ impl RouteCache {
     pub(super) fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
         let mut state = self.flights.0.lock();
         for at in 0..keys.len() {
-            if let Some(What::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
+            if let Some(KeptValue::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
                 keys.push(Key::Name(account));
             }
         }
@@ -137,7 +137,7 @@ impl RouteCache {
     /// Forgets everything when the global config names other attributes to read accounts by.
     pub(super) fn follow(&self, system: &System) {
         if !self.reading.load().is_of(system) {
-            self.reading.store(Arc::new(Reading::of(system)));
+            self.reading.store(Arc::new(PlacementAttributes::of(system)));
             self.clear();
         }
     }

@@ -15,14 +15,14 @@ pub(super) const BEFORE_BIRTH: Millis = 100 * 365 * 86_400_000;
 
 /// What is kept under a key.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct Kept {
     pub(super) at: Millis,
     pub(super) epoch: u32,
-    pub(super) what: What,
+    pub(super) what: KeptValue,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum What {
+pub(super) enum KeptValue {
     /// The key is the account's canonical name.
     Here(Placement),
     /// The key is an alias or an id; the account has this name.
@@ -30,27 +30,27 @@ pub(super) enum What {
 }
 
 /// What was kept of an account, and since when.
-pub(super) struct Old {
+pub(super) struct KeptPlacement {
     pub(super) at: Millis,
     pub(super) epoch: u32,
     pub(super) placement: Placement,
 }
 
-impl Old {
+impl KeptPlacement {
     /// What is kept under a name and of its account, which may be the same: as old as the older of them.
-    pub(super) fn find(name: &Key, look: impl Fn(&Key) -> Option<Known>) -> Option<Old> {
-        let Known { at, epoch, what } = look(name)?;
+    pub(super) fn find(name: &Key, look: impl Fn(&Key) -> Option<Kept>) -> Option<KeptPlacement> {
+        let Kept { at, epoch, what } = look(name)?;
         let account = match what {
-            What::Here(placement) => return Some(Old { at, epoch, placement }),
-            What::See(account) => look(&Key::Name(account))?,
+            KeptValue::Here(placement) => return Some(KeptPlacement { at, epoch, placement }),
+            KeptValue::See(account) => look(&Key::Name(account))?,
         };
         match account.what {
-            What::Here(placement) => Some(Old {
+            KeptValue::Here(placement) => Some(KeptPlacement {
                 at: at.min(account.at),
                 epoch: epoch.min(account.epoch),
                 placement,
             }),
-            What::See(_) => None,
+            KeptValue::See(_) => None,
         }
     }
 }

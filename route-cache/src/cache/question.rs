@@ -12,17 +12,17 @@ use crate::route::{Lookup, Route, RouteError, Tier};
 use crate::routing;
 
 /// One question, with what it goes by.
-pub(super) struct Asking<'a> {
+pub(super) struct Query<'a> {
     pub(super) lookup: &'a Lookup,
     pub(super) key: Key,
     pub(super) protocol: Protocol,
     pub(super) system: &'a Arc<System>,
-    pub(super) want: Want,
+    pub(super) freshness: Freshness,
 }
 
 /// What is good enough of what is kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Want {
+pub(super) enum Freshness {
     /// Whatever is in its life.
     Fresh,
     /// What is not near the end of its life.
@@ -31,17 +31,17 @@ pub(super) enum Want {
     Since(Millis),
 }
 
-impl Want {
+impl Freshness {
     /// Whether an answer of this time is good enough, if it is in its life.
     pub(super) fn takes(self, at: Millis) -> bool {
         match self {
-            Want::Fresh | Want::Young => true,
-            Want::Since(when) => at >= when,
+            Freshness::Fresh | Freshness::Young => true,
+            Freshness::Since(when) => at >= when,
         }
     }
 }
 
-impl Asking<'_> {
+impl Query<'_> {
     pub(super) fn answer(&self, placement: Option<&Placement>, tier: Tier) -> Result<Route, RouteError> {
         routing::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
     }
@@ -49,7 +49,7 @@ impl Asking<'_> {
     /// Whether what somebody else was told is an answer to this question.
     pub(super) fn is_answered_by(&self, result: &Result<Fetched, RouteError>) -> bool {
         match result {
-            Ok(fetched) if !self.want.takes(fetched.at) => false,
+            Ok(fetched) if !self.freshness.takes(fetched.at) => false,
             Ok(fetched) => fetched
                 .placement
                 .as_ref()

@@ -41,7 +41,7 @@ pub struct SharedCache {
 }
 
 /// What was found.
-pub(crate) enum Found {
+pub(crate) enum SharedAnswer {
     /// The account is on this server.
     Here(Placement),
     /// Something stands there that is not believed.
@@ -73,13 +73,13 @@ impl SharedCache {
     }
 
     /// Where the account is, within the time limit of one request.
-    pub(crate) async fn find(&self, key: &Key, protocol: Protocol, system: &Arc<System>) -> Found {
+    pub(crate) async fn find(&self, key: &Key, protocol: Protocol, system: &Arc<System>) -> SharedAnswer {
         let Some(name) = route_name(protocol, key) else {
-            return Found::Nothing;
+            return SharedAnswer::Nothing;
         };
         let is_old = self.is_quiet() && !self.renewed.contains_key(&name);
         if is_old || self.suspects.contains_key(key) {
-            return Found::Nothing;
+            return SharedAnswer::Nothing;
         }
         let limit = self.memcached.timeout();
         let asked = timeout(limit, async {
@@ -87,15 +87,15 @@ impl SharedCache {
             Some((page, self.memcached.get(&name).await?))
         });
         let Ok(Some((page, value))) = asked.await else {
-            return Found::Nothing;
+            return SharedAnswer::Nothing;
         };
         let address = address(&value);
         let server = address.and_then(|address| page.server_at(address.ip(), address.port(), protocol));
         match server {
-            Some(server) => Found::Here(Placement::on(server, key.text().clone(), None, system)),
+            Some(server) => SharedAnswer::Here(Placement::on(server, key.text().clone(), None, system)),
             // It may be the address of a server whose name could not be resolved.
-            None if address.is_some() && !page.is_complete() => Found::Nothing,
-            None => Found::Unbelievable,
+            None if address.is_some() && !page.is_complete() => SharedAnswer::Nothing,
+            None => SharedAnswer::Unbelievable,
         }
     }
 

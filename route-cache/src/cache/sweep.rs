@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::RouteCache;
-use super::known::{Known, What};
+use super::known::{Kept, KeptValue};
 use crate::key::Key;
 use crate::source::Source;
 
@@ -76,9 +76,9 @@ impl RouteCache {
 }
 
 /// The address of an account that lives on a server here. Who is sent to an external server may have no entry.
-fn name_on_a_server(key: &Key, known: &Known) -> Option<Arc<str>> {
+fn name_on_a_server(key: &Key, known: &Kept) -> Option<Arc<str>> {
     match (key, &known.what) {
-        (Key::Name(name), What::Here(placement)) if placement.server().is_some() => {
+        (Key::Name(name), KeptValue::Here(placement)) if placement.server().is_some() => {
             Some(name.clone()).filter(|name| domain_of(name).is_some())
         }
         _ => None,

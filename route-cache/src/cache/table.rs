@@ -15,15 +15,15 @@ const MIN_SHARD: u64 = 1024;
 const MAX_SHARDS: u64 = 64;
 
 /// A table of at most `capacity` values and an eighth: each shard forgets on its own.
-pub(crate) struct Shelf<K, V> {
+pub(crate) struct ClockTable<K, V> {
     shards: Box<[Mutex<Shard<K, V>>]>,
     /// Keyed at random, so that nobody can choose names that all fall into one place.
     hasher: RandomState,
 }
 
-/// How far a walk has come.
+/// How far a walk through the table has come.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Cursor {
     shard: usize,
     /// Slots of the shard that are still to be shown.
     left: usize,
@@ -43,14 +43,14 @@ struct Slot<K, V> {
     used: bool,
 }
 
-impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
+impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
     /// An empty shelf.
     pub(crate) fn new(capacity: u64) -> Self {
         let shards = (capacity / MIN_SHARD).clamp(1, MAX_SHARDS);
         // Chance gives some shards more than their part: four standard deviations at the smallest size.
         let slack = if shards > 1 { capacity / shards / 8 } else { 0 };
         let each = (capacity.div_ceil(shards) + slack).clamp(1, u64::from(u32::MAX)) as usize;
-        Shelf {
+        ClockTable {
             shards: (0..shards).map(|_| Mutex::new(Shard::new(each))).collect(),
             hasher: RandomState::new(),
         }
@@ -80,34 +80,34 @@ impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
         }
     }
 
-    /// Where [`Shelf::walk`] begins.
-    pub(crate) fn begin(&self) -> Place {
-        Place {
+    /// Where [`ClockTable::walk`] begins.
+    pub(crate) fn begin(&self) -> Cursor {
+        Cursor {
             shard: 0,
             left: usize::MAX,
         }
     }
 
-    /// At most `most` of what `pick` picks, from `place` on, which goes along; nothing: this was all. What stays on the
-    /// shelf during a whole walk is shown at least once: it goes from the last slot to the first, and only what was
+    /// At most `most` of what `pick` picks, from `cursor` on, which is moved along; none: this was all. What stays in the
+    /// table during a whole walk is shown at least once: it goes from the last slot to the first, and only what was
     /// in the last one changes its place.
-    pub(crate) fn walk<T>(&self, place: &mut Place, most: usize, pick: impl Fn(&K, &V) -> Option<T>) -> Vec<T> {
+    pub(crate) fn walk<T>(&self, cursor: &mut Cursor, most: usize, pick: impl Fn(&K, &V) -> Option<T>) -> Vec<T> {
         let mut picked = Vec::new();
         while picked.len() < most
-            && let Some(shard) = self.shards.get(place.shard)
+            && let Some(shard) = self.shards.get(cursor.shard)
         {
             let shard = shard.lock();
-            let mut left = place.left.min(shard.slots.len());
+            let mut left = cursor.left.min(shard.slots.len());
             while left > 0 && picked.len() < most {
                 left -= 1;
                 picked.extend(pick(&shard.slots[left].key, &shard.slots[left].value));
             }
-            *place = match left {
-                0 => Place {
-                    shard: place.shard + 1,
+            *cursor = match left {
+                0 => Cursor {
+                    shard: cursor.shard + 1,
                     left: usize::MAX,
                 },
-                _ => Place { left, ..*place },
+                _ => Cursor { left, ..*cursor },
             };
         }
         picked
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn it_behaves_like_a_map_while_there_is_room() {
-        let shelf = Shelf::new(100_000);
+        let shelf = ClockTable::new(100_000);
         let mut model = HashMap::new();
         // A fixed sequence that hits every key many times, in no order.
         let mut step: u64 = 1;
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_walk_shows_everything_that_stays() {
         for capacity in [1, 100, 100_000] {
-            let shelf = Shelf::new(capacity);
+            let shelf = ClockTable::new(capacity);
             for i in 0..5000_u64 {
                 shelf.insert(i, i);
             }
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn it_never_holds_more_than_its_capacity_and_keeps_what_is_used() {
         for capacity in [0, 1, 2, 100, 5000] {
-            let shelf = Shelf::new(capacity);
+            let shelf = ClockTable::new(capacity);
             for i in 0..20_000_u64 {
                 shelf.insert(i, i);
                 assert_eq!(shelf.get(&i), Some(i));
@@ -305,7 +305,7 @@ mod tests {
                 shelf.len()
             );
         }
-        let shelf = Shelf::new(100);
+        let shelf = ClockTable::new(100);
         shelf.insert(0, 0);
         for i in 1..10_000 {
             assert_eq!(shelf.get(&0), Some(0));

@@ -53,7 +53,7 @@ pub struct Response {
 
 /// What a service says of an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum ServiceAnswer {
     /// It lives there.
     Route {
         /// Address, or name of a server.
@@ -239,20 +239,22 @@ impl Response {
     }
 }
 
-impl Answer {
+impl ServiceAnswer {
     /// What a response with status 200 says.
-    pub(crate) fn read(response: &Response, dialect: Dialect, question: &Question<'_>) -> Answer {
+    pub(crate) fn read(response: &Response, dialect: Dialect, question: &Question<'_>) -> ServiceAnswer {
         match response.field("auth-status") {
-            None => Answer::CannotTell("there is no Auth-Status in its answer".to_owned()),
-            Some("OK") => Answer::route(response).unwrap_or_else(|why| Answer::CannotTell(why.to_owned())),
+            None => ServiceAnswer::CannotTell("there is no Auth-Status in its answer".to_owned()),
+            Some("OK") => {
+                ServiceAnswer::route(response).unwrap_or_else(|why| ServiceAnswer::CannotTell(why.to_owned()))
+            }
             Some(text) => match dialect {
-                Dialect::Zimbra => Answer::refused_by_zimbra(text, question.user),
-                Dialect::Nginx => Answer::refused_by_nginx(text, response),
+                Dialect::Zimbra => ServiceAnswer::refused_by_zimbra(text, question.user),
+                Dialect::Nginx => ServiceAnswer::refused_by_nginx(text, response),
             },
         }
     }
 
-    fn route(response: &Response) -> Result<Answer, &'static str> {
+    fn route(response: &Response) -> Result<ServiceAnswer, &'static str> {
         let server = response.field("auth-server").filter(|server| !server.is_empty());
         let port = response
             .field("auth-port")
@@ -266,7 +268,7 @@ impl Answer {
             .field("auth-cache-alias")
             .is_some_and(|value| value.eq_ignore_ascii_case("true"));
         match (server, port) {
-            (Some(server), Some(port)) => Ok(Answer::Route {
+            (Some(server), Some(port)) => Ok(ServiceAnswer::Route {
                 server: bare(server).to_owned(),
                 port,
                 user,
@@ -277,7 +279,7 @@ impl Answer {
     }
 
     /// The texts of MAIL §1.8. What is not among them is an exception of the servlet, and no word about the user.
-    fn refused_by_zimbra(text: &str, user: &str) -> Answer {
+    fn refused_by_zimbra(text: &str, user: &str) -> ServiceAnswer {
         let nobody = [
             "user not found:",
             "account not found:",
@@ -290,25 +292,25 @@ impl Answer {
             .strip_prefix("account ")
             .and_then(|rest| rest.strip_suffix(" not found"));
         if begins(&nobody) || named.is_some_and(|name| name.eq_ignore_ascii_case(user)) {
-            return Answer::Nobody;
+            return ServiceAnswer::Nobody;
         }
         if text.starts_with("Client-IP ") && text.ends_with(" is not allowed on this domain") {
-            return Answer::NotAllowed;
+            return ServiceAnswer::NotAllowed;
         }
         if begins(&no_route) || text.ends_with(" is not admin or delegated admin") {
-            return Answer::NoRoute(text.to_owned());
+            return ServiceAnswer::NoRoute(text.to_owned());
         }
-        Answer::CannotTell(text.to_owned())
+        ServiceAnswer::CannotTell(text.to_owned())
     }
 
     /// Here the text is for the user, so any text is a no; but for `WAIT`, and for what says that it is temporary: a
     /// code of the 400s, or the word itself, as in nginx's own example.
-    fn refused_by_nginx(text: &str, response: &Response) -> Answer {
+    fn refused_by_nginx(text: &str, response: &Response) -> ServiceAnswer {
         let code = response.field("auth-error-code").unwrap_or_default();
         let temporary = text.to_ascii_lowercase().contains("temporar") || code.starts_with('4');
         match text == "WAIT" || temporary {
-            true => Answer::CannotTell(text.to_owned()),
-            false => Answer::Nobody,
+            true => ServiceAnswer::CannotTell(text.to_owned()),
+            false => ServiceAnswer::Nobody,
         }
     }
 }
@@ -463,10 +465,10 @@ mod tests {
         assert!(response(&[b'x'; MAX_HEAD]).is_err());
     }
 
-    fn answer(fields: &str, dialect: Dialect) -> Answer {
+    fn answer(fields: &str, dialect: Dialect) -> ServiceAnswer {
         let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n");
         let response = response(head.as_bytes()).unwrap().unwrap();
-        Answer::read(
+        ServiceAnswer::read(
             &response,
             dialect,
             &question("foo@example.com", Protocol::tls(Service::Imap)),
@@ -475,7 +477,7 @@ mod tests {
 
     #[test]
     fn routes_are_read() {
-        let route = |server: &str, port, user: Option<&str>, alias| Answer::Route {
+        let route = |server: &str, port, user: Option<&str>, alias| ServiceAnswer::Route {
             server: server.to_owned(),
             port,
             user: user.map(str::to_owned),
@@ -497,7 +499,7 @@ mod tests {
             "X: y",
         ] {
             assert!(
-                matches!(answer(broken, Dialect::Zimbra), Answer::CannotTell(_)),
+                matches!(answer(broken, Dialect::Zimbra), ServiceAnswer::CannotTell(_)),
                 "{broken}"
             );
         }
@@ -534,11 +536,11 @@ mod tests {
             ("", "cannot tell"),
         ] {
             let found = match answer(&format!("Auth-Status: {text}\r\nAuth-Wait: 10"), Dialect::Zimbra) {
-                Answer::Route { .. } => "route",
-                Answer::Nobody => "nobody",
-                Answer::NotAllowed => "not allowed",
-                Answer::NoRoute(_) => "no route",
-                Answer::CannotTell(_) => "cannot tell",
+                ServiceAnswer::Route { .. } => "route",
+                ServiceAnswer::Nobody => "nobody",
+                ServiceAnswer::NotAllowed => "not allowed",
+                ServiceAnswer::NoRoute(_) => "no route",
+                ServiceAnswer::CannotTell(_) => "cannot tell",
             };
             assert_eq!(found, kind, "{text}");
         }
@@ -552,7 +554,11 @@ mod tests {
             ("Auth-Status: Oops\r\nAuth-Error-Code: 451 4.3.0", false),
             ("Auth-Status: WAIT\r\nAuth-Wait: 3", false),
         ] {
-            assert_eq!(answer(fields, Dialect::Nginx) == Answer::Nobody, nobody, "{fields}");
+            assert_eq!(
+                answer(fields, Dialect::Nginx) == ServiceAnswer::Nobody,
+                nobody,
+                "{fields}"
+            );
         }
     }
 }

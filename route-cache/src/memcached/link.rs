@@ -40,7 +40,7 @@ enum State {
     /// Never tried.
     New,
     /// There is a connection, or one is being made.
-    Up(mpsc::Sender<Request>),
+    Up(mpsc::Sender<QueuedCommand>),
     /// It failed, and is left alone until then.
     Down(Instant),
     /// It failed, and is being tried again.
@@ -48,7 +48,7 @@ enum State {
 }
 
 /// A command and where its answer goes.
-struct Request {
+struct QueuedCommand {
     command: Command,
     deadline: Instant,
     answer: oneshot::Sender<Reply>,
@@ -91,7 +91,7 @@ impl Link {
         let queue = self.queue()?;
         let (answer, receiver) = oneshot::channel();
         let deadline = Instant::now() + self.timeout;
-        let request = Request {
+        let request = QueuedCommand {
             command: command.clone(),
             deadline,
             answer,
@@ -104,7 +104,7 @@ impl Link {
     }
 
     /// Where requests go now.
-    fn queue(self: &Arc<Self>) -> Option<mpsc::Sender<Request>> {
+    fn queue(self: &Arc<Self>) -> Option<mpsc::Sender<QueuedCommand>> {
         let mut state = self.state.lock();
         match &*state {
             State::Up(queue) => return Some(queue.clone()),
@@ -162,7 +162,7 @@ impl Run {
         }
     }
 
-    async fn first(self, requests: mpsc::Receiver<Request>) {
+    async fn first(self, requests: mpsc::Receiver<QueuedCommand>) {
         let ended = match self.connect().await {
             Ok(stream) => Conversation::new(stream, requests).run().await,
             Err(ended) => ended,
@@ -213,7 +213,7 @@ impl Run {
         Ok(stream)
     }
 
-    fn open(&self) -> Option<mpsc::Receiver<Request>> {
+    fn open(&self) -> Option<mpsc::Receiver<QueuedCommand>> {
         let (queue, requests) = mpsc::channel(MAX_QUEUE);
         *self.link.upgrade()?.state.lock() = State::Up(queue);
         Some(requests)
@@ -229,15 +229,15 @@ impl Run {
 /// A connection in use.
 struct Conversation {
     stream: TcpStream,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<QueuedCommand>,
     unsent: Vec<u8>,
     heard: Vec<u8>,
     /// In the order in which they were sent. Whoever went away stays in it: his answer comes all the same.
-    waiting: VecDeque<Request>,
+    waiting: VecDeque<QueuedCommand>,
 }
 
 impl Conversation {
-    fn new(stream: TcpStream, requests: mpsc::Receiver<Request>) -> Conversation {
+    fn new(stream: TcpStream, requests: mpsc::Receiver<QueuedCommand>) -> Conversation {
         Conversation {
             stream,
             requests,
@@ -280,7 +280,7 @@ impl Conversation {
     }
 
     /// A request that nobody waits for any more is not sent at all.
-    fn send(&mut self, request: Request) {
+    fn send(&mut self, request: QueuedCommand) {
         let wanted = match request.command {
             Command::Get { .. } => !request.answer.is_closed() && Instant::now() < request.deadline,
             Command::Set { .. } | Command::Delete { .. } => true,

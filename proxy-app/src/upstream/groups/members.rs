@@ -13,7 +13,7 @@ use mail_directory::attributes as a;
 use parking_lot::Mutex;
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::discovery::ServiceDiscovery;
-use route_cache::{Offer, Server, UpstreamTls};
+use route_cache::{Server, ServerPool, UpstreamTls};
 use tokio::task::JoinSet;
 
 use crate::upstream::groups::House;
@@ -38,7 +38,7 @@ pub(crate) const LIMITS: Limits = Limits {
 /// Where the members of a group come from.
 pub(crate) enum Source {
     /// Mailbox servers of the directory.
-    Directory(Offer),
+    Directory(ServerPool),
     /// The extensions of mailbox servers.
     Extensions,
     /// A file.
@@ -82,8 +82,8 @@ impl Table {
     /// Who shall be a member, by the directory or the file.
     pub(crate) fn described(&self) -> Vec<Description> {
         let basis = self.house.basis.load();
-        let of_directory = |offer: Offer| {
-            let servers = offer.servers(&basis.system, &basis.node);
+        let of_directory = |pool: ServerPool| {
+            let servers = pool.servers(&basis.system, &basis.node);
             servers.into_iter().map(|server| {
                 let view = basis.system.server(&server.name);
                 let limits = view.map_or(LIMITS, |view| Limits {
@@ -101,9 +101,9 @@ impl Table {
             })
         };
         match &**self.source.load() {
-            Source::Directory(offer) => of_directory(*offer).collect(),
+            Source::Directory(pool) => of_directory(*pool).collect(),
             Source::Extensions => {
-                let mut servers: Vec<_> = of_directory(Offer::Web).collect();
+                let mut servers: Vec<_> = of_directory(ServerPool::Web).collect();
                 for told in &mut servers {
                     told.server.port = match told.server.tls {
                         UpstreamTls::Clear => EXTENSION_PORTS.0,
