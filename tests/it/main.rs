@@ -51,4 +51,5 @@ mod upstreams;
 mod vhosts;
 mod warnings;
 mod web;
+mod web_logins;
 mod websockets;

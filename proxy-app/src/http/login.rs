@@ -122,6 +122,16 @@ pub fn outcome(status: u16, sets_auth_cookie: bool, form: Form) -> Option<Outcom
     }
 }
 
+/// What it means that no server has answered: `status` is what we answered ourselves, 0 if nothing; `left` says that
+/// the client went away while the server had its request.
+pub fn unanswered(status: u16, left: bool) -> Option<Outcome> {
+    match status {
+        502..=504 => Some(Outcome::UpstreamDown),
+        0 if left => Some(Outcome::ClientGone),
+        _ => None,
+    }
+}
+
 /// Keeps the beginning of a request body until the name can be read from it. All of it is wiped when dropped.
 ///
 /// A body longer than 64 KiB is let go at once, and gives no name.
@@ -701,6 +711,15 @@ mod tests {
                 assert_eq!(outcome(status, false, form), Some(UpstreamDown), "{form:?} {status}");
             }
             assert_eq!(outcome(429, false, form), None);
+        }
+    }
+
+    #[test]
+    fn no_server_has_answered() {
+        assert_eq!(unanswered(502, false), Some(Outcome::UpstreamDown));
+        assert_eq!(unanswered(0, true), Some(Outcome::ClientGone));
+        for (status, left) in [(0, false), (403, false), (408, true), (413, false)] {
+            assert_eq!(unanswered(status, left), None, "{status}");
         }
     }
 }

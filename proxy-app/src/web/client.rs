@@ -32,6 +32,11 @@ impl Greeted {
         *last = Some(user.to_owned());
         true
     }
+
+    /// Whether it is that user.
+    pub fn knows(&self, user: &str) -> bool {
+        self.0.lock().as_deref() == Some(user)
+    }
 }
 
 /// How long a last answer may take to be written, and then what its client still sends is read and thrown away: a

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mail_proxy::audit::{Event, Phase, Record};
+use mail_proxy::audit::{Event, Outcome, Phase, Record};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::modules::http::compression::ResponseCompressionBuilder;
@@ -536,7 +536,7 @@ impl ProxyHttp for Web {
         }
     }
 
-    async fn logging(&self, session: &mut Session, _error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
         let Some(web) = client_of(session) else {
             return;
         };
@@ -548,9 +548,13 @@ impl ProxyHttp for Web {
         let group = onward.map_or("none", |onward| onward.group());
         self.app.metrics.web_request(group, status);
         self.log_access(session, web, exchange, status);
-        if let Some(seen) = exchange.seen.take().filter(|_| exchange.answered) {
-            record_login(&self.app, web, exchange, seen, status);
-        }
+        let Some(seen) = exchange.seen.take() else { return };
+        let by_client = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
+        let outcome = match exchange.answered {
+            true => login::outcome(status, exchange.sets_cookie, seen.form),
+            false => login::unanswered(status, by_client && exchange.target.is_some()),
+        };
+        record_login(&self.app, web, exchange, seen, outcome);
     }
 
     fn suppress_proxy_warn_log(
@@ -722,13 +726,27 @@ impl Web {
     }
 }
 
-/// A login as the answer shows it. Basic credentials come with every request; good ones are recorded once for
-/// a connection.
-pub(crate) fn record_login(app: &App, web: &WebClient, exchange: &Exchange, seen: login::Seen, status: u16) {
-    let Some(outcome) = login::outcome(status, exchange.sets_cookie, seen.form) else {
-        return;
+/// Records a login as the answer shows it, or the end of its client, and doubts an old route whose server refused it.
+/// Basic credentials come with every request; good ones are recorded once for a connection, and after that no request
+/// that its client leaves is a guess.
+pub(crate) fn record_login(
+    app: &App,
+    web: &WebClient,
+    exchange: &Exchange,
+    seen: login::Seen,
+    outcome: Option<Outcome>,
+) {
+    let Some(outcome) = outcome else { return };
+    if outcome == Outcome::BadCredentials {
+        doubt_route(app, exchange);
+    }
+    let is_known = match outcome {
+        _ if seen.form != login::Form::Basic => false,
+        Outcome::Ok => !web.greets(&seen.user),
+        Outcome::ClientGone => web.greeted.knows(&seen.user),
+        _ => false,
     };
-    if outcome == mail_proxy::audit::Outcome::Ok && seen.form == login::Form::Basic && !web.greets(&seen.user) {
+    if is_known {
         return;
     }
     let client = exchange
@@ -754,6 +772,17 @@ pub(crate) fn record_login(app: &App, web: &WebClient, exchange: &Exchange, seen
         generation: exchange.snapshot.generation,
         ..Record::default()
     });
+}
+
+/// The account's own server has refused a login: if its route is an old one, the source is asked again meanwhile, so
+/// that the next login finds an account that has moved.
+fn doubt_route(app: &App, exchange: &Exchange) {
+    let own = exchange.target.as_ref().is_some_and(|target| target.own);
+    let lookup = exchange.onward.as_ref().and_then(|onward| onward.lookup.clone());
+    if let Some(lookup) = lookup.filter(|_| own) {
+        let routes = app.routes.clone();
+        tokio::spawn(async move { routes.ask_again(&lookup, ROUTE_YOUNG).await });
+    }
 }
 
 /// Two lengths, even equal ones, are a request that two servers may read differently (RFC 9112 §6.3).

@@ -182,14 +182,15 @@ impl Upgrade {
 
     /// Records the attempt of an upgrade that logs in: who guesses passwords must not get round the audit log so.
     fn record_login(&mut self, app: &App, web: &WebClient, verdict: &Verdict) {
-        let status = match verdict {
-            Verdict::Switched { .. } => 101,
-            Verdict::Refused { head, .. } => head.response.status.as_u16(),
-            Verdict::Failed { .. } | Verdict::ClientLeft => return,
+        let Some(seen) = self.exchange.seen.take() else { return };
+        let answered = |status| login::outcome(status, self.exchange.sets_cookie, seen.form);
+        let outcome = match verdict {
+            Verdict::Switched { .. } => answered(101),
+            Verdict::Refused { head, .. } => answered(head.response.status.as_u16()),
+            Verdict::Failed { status, .. } => login::unanswered(*status, false),
+            Verdict::ClientLeft => login::unanswered(0, self.exchange.target.is_some()),
         };
-        if let Some(seen) = self.exchange.seen.take() {
-            record_login(app, web, &self.exchange, seen, status);
-        }
+        record_login(app, web, &self.exchange, seen, outcome);
     }
 
     /// The answer of a server that agrees, as the client gets it: without what is only between the server and us, and
