@@ -103,7 +103,7 @@ impl YamlDirectory {
     }
 
     /// Reads the file again and, if it is good, puts the new content in place of the old one, all at once.
-    /// Gives the warnings. After an error, or if `apply` does not want it or more is gone than `losses` allows,
+    /// Returns the warnings. After an error, or if `apply` does not want it or more is gone than `losses` allows,
     /// everything is as before.
     pub fn reload(&self, apply: &Apply, losses: Losses) -> Result<Problems, Problems> {
         let mut seen = self.seen.lock();

@@ -76,7 +76,7 @@ pub struct RouteCache {
     /// Accounts, and where other names of them point.
     known: ClockTable<Key, Kept>,
     /// Names that nobody has, with the time of that answer. Short-lived and few, so a general cache is at home
-    /// here; for a million accounts it would take three times the memory of the shelf.
+    /// here; for a million accounts it would take three times the memory of the table.
     nobody: moka::sync::Cache<Key, Millis>,
     flights: Flights,
     counters: Counters,

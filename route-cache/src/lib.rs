@@ -1,10 +1,10 @@
 //! On which server does this account live?
 //!
-//! This library answers that one question for the whole house. [`RouteCache::route`] takes a [`Lookup`] (who
-//! logs in, to which service, from where) and gives a [`Route`] (which address, how to speak to it). Behind it
-//! stand a cache in memory, where configured one that several nodes share ([`SharedCache`]), and a
-//! [`Directory`](mail_directory::Directory): the entries and attributes that describe the mail system. Lookup services ([`lookup`]) may be asked for accounts
-//! in its place.
+//! This library answers that one question for mail and web. [`RouteCache::route`] takes a [`Lookup`] (the login, the
+//! service, the addresses of the connection) and returns a [`Route`] (the server's address, and how to speak to it).
+//! Behind it are a cache in memory, where configured one that several nodes share ([`SharedCache`]), and a
+//! [`Directory`](mail_directory::Directory): the entries and attributes that describe the mail system. Lookup services
+//! ([`lookup`]) may be asked for accounts in its place.
 //!
 //! What is deliberately not here: users' passwords (no type of this crate can hold one for a lookup), sockets to
 //! mailbox servers, and any knowledge of IMAP, POP3 or HTTP beyond their names.

@@ -1,4 +1,4 @@
-//! Who is asked where an account is, when no cache knows: the directory, or lookup services in its place.
+//! The source of placements where no cache has one: the directory, or lookup services in its place.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::placement::{self, SourceAnswer};
 use crate::protocol::Protocol;
 use crate::route::{Lookup, RouteError};
 
-/// Who is asked.
+/// The source.
 pub(crate) enum Source {
     /// The account's entry.
     Directory(Arc<dyn Directory>),

@@ -372,7 +372,7 @@ fn is_in_place(file: &File, path: &Path) -> bool {
 }
 
 /// Puts the text in the place of the file, with its owner and mode, in one step that survives a crash.
-/// Gives how it looks then.
+/// Returns how it looks then.
 fn write(path: &Path, old: &File, text: &str) -> io::Result<Look> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");
@@ -669,7 +669,7 @@ accounts:
                 done.unwrap_or_else(|error| panic!("{error}: {changes:?} of {text}"));
                 let after = folder.editor.find(EntryKind::Domains, "a.test").await.unwrap().unwrap();
                 assert_eq!(after, changed(&before, changes), "{changes:?} of {text}");
-                // What stands beside a line that goes, or in a list that is written anew, goes with it.
+                // What stands beside a line that goes, or in a list that is written again, goes with it.
                 let takes_away = |change: &Change| match &change.act {
                     Act::Replace(values) => values.is_empty() || change.attribute == "list",
                     Act::Remove(_) => true,

@@ -236,7 +236,7 @@ fn raws<'t>(text: &'t str, value: &Spot, before: &'t [String]) -> Vec<(&'t str, 
         .collect()
 }
 
-/// Writes the values anew.
+/// Writes the values again.
 fn replace(text: &str, pair: &Pair, in_flow: bool, raws: &[(&str, &str)], after: &[String]) -> Result<String, Refused> {
     let end = pair_end(pair);
     let written = |value: &String| match raws.iter().find(|(old, _)| old == value) {

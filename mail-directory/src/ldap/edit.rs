@@ -20,7 +20,7 @@ use crate::edit::{Act, Change, EditError, Editor, EntryKind, changed};
 use crate::entry::Entry;
 use crate::names::fold;
 
-/// How often a change is made anew because others changed the same values between reading and writing.
+/// How often a change is made again because others changed the same values between reading and writing.
 const ROUNDS: usize = 4;
 
 /// Result codes of RFC 4511 §4.1.9.

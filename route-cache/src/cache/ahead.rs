@@ -68,7 +68,7 @@ impl RouteCache {
         }
     }
 
-    /// Orders an answer anew if the one that is served ends soon and the directory is not known to be down.
+    /// Orders an answer again if the one that is served ends soon and the directory is not known to be down.
     pub(super) fn order_ahead(&self, query: &Query<'_>, served: &KeptPlacement) {
         let now = self.now();
         if now < self.age_of(served.at) || now < self.down_until.load(Ordering::Relaxed) {
@@ -89,7 +89,7 @@ impl RouteCache {
     }
 
     /// When an answer of this time begins to age. What the shared cache says lives shortly, and so does what is
-    /// read there anew.
+    /// read there again.
     pub(super) fn age_of(&self, at: Millis) -> Millis {
         let ttl = self.ttl.load(Ordering::Relaxed);
         let life = match self.shared {

@@ -44,7 +44,7 @@ struct Slot<K, V> {
 }
 
 impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
-    /// An empty shelf.
+    /// An empty table.
     pub(crate) fn new(capacity: u64) -> Self {
         let shards = (capacity / MIN_SHARD).clamp(1, MAX_SHARDS);
         // Chance gives some shards more than their part: four standard deviations at the smallest size.
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn it_behaves_like_a_map_while_there_is_room() {
-        let shelf = ClockTable::new(100_000);
+        let table = ClockTable::new(100_000);
         let mut model = HashMap::new();
         // A fixed sequence that hits every key many times, in no order.
         let mut step: u64 = 1;
@@ -246,33 +246,33 @@ mod tests {
             let key = (step >> 33) % 5000;
             match step >> 62 {
                 0 => {
-                    shelf.remove(&key);
+                    table.remove(&key);
                     model.remove(&key);
                 }
                 _ => {
-                    shelf.insert(key, i);
+                    table.insert(key, i);
                     model.insert(key, i);
                 }
             }
-            assert_eq!(shelf.get(&key), model.get(&key).copied());
+            assert_eq!(table.get(&key), model.get(&key).copied());
         }
-        assert_eq!(shelf.len(), model.len());
-        assert!(model.iter().all(|(key, value)| shelf.get(key) == Some(*value)));
-        shelf.clear();
-        assert_eq!((shelf.len(), shelf.get(&1)), (0, None));
+        assert_eq!(table.len(), model.len());
+        assert!(model.iter().all(|(key, value)| table.get(key) == Some(*value)));
+        table.clear();
+        assert_eq!((table.len(), table.get(&1)), (0, None));
     }
 
     #[test]
     fn a_walk_shows_everything_that_stays() {
         for capacity in [1, 100, 100_000] {
-            let shelf = ClockTable::new(capacity);
+            let table = ClockTable::new(capacity);
             for i in 0..5000_u64 {
-                shelf.insert(i, i);
+                table.insert(i, i);
             }
-            let mut stay: std::collections::HashSet<u64> = (0..5000).filter(|i| shelf.peek(i).is_some()).collect();
-            let (mut place, mut seen, mut next) = (shelf.begin(), std::collections::HashSet::new(), 0);
+            let mut stay: std::collections::HashSet<u64> = (0..5000).filter(|i| table.peek(i).is_some()).collect();
+            let (mut place, mut seen, mut next) = (table.begin(), std::collections::HashSet::new(), 0);
             loop {
-                let some = shelf.walk(&mut place, 7, |key, _| (key % 2 == 0).then_some(*key));
+                let some = table.walk(&mut place, 7, |key, _| (key % 2 == 0).then_some(*key));
                 if some.is_empty() {
                     break;
                 }
@@ -281,12 +281,12 @@ mod tests {
                 // Some go and others come while it lasts.
                 for _ in 0..3 {
                     next = (next + 1237) % 5000;
-                    shelf.remove(&next);
+                    table.remove(&next);
                     stay.remove(&next);
-                    shelf.insert(10_001 + 2 * next, 0);
+                    table.insert(10_001 + 2 * next, 0);
                 }
             }
-            stay.retain(|key| key % 2 == 0 && shelf.peek(key).is_some());
+            stay.retain(|key| key % 2 == 0 && table.peek(key).is_some());
             assert!(stay.is_subset(&seen), "{capacity}");
         }
     }
@@ -294,22 +294,22 @@ mod tests {
     #[test]
     fn it_never_holds_more_than_its_capacity_and_keeps_what_is_used() {
         for capacity in [0, 1, 2, 100, 5000] {
-            let shelf = ClockTable::new(capacity);
+            let table = ClockTable::new(capacity);
             for i in 0..20_000_u64 {
-                shelf.insert(i, i);
-                assert_eq!(shelf.get(&i), Some(i));
+                table.insert(i, i);
+                assert_eq!(table.get(&i), Some(i));
             }
             assert!(
-                shelf.len() as u64 <= capacity.max(1) + capacity / 8 + MAX_SHARDS,
+                table.len() as u64 <= capacity.max(1) + capacity / 8 + MAX_SHARDS,
                 "{capacity}: {}",
-                shelf.len()
+                table.len()
             );
         }
-        let shelf = ClockTable::new(100);
-        shelf.insert(0, 0);
+        let table = ClockTable::new(100);
+        table.insert(0, 0);
         for i in 1..10_000 {
-            assert_eq!(shelf.get(&0), Some(0));
-            shelf.insert(i, i);
+            assert_eq!(table.get(&0), Some(0));
+            table.insert(i, i);
         }
     }
 }
