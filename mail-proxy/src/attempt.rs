@@ -13,11 +13,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::audit::{Event, Outcome, Phase, Record};
-use crate::connection::{BoxStream, ConnectError, Facts, House, Protocol, READ};
+use crate::connection::BoxStream;
 use crate::credentials::Credentials;
+use crate::environment::{ConnectError, Facts, House, READ};
 use crate::failure::LoginFailure;
 use crate::live::{Drain, Live, LoggedIn, Order, UnderWay, logins_end};
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
+use crate::proto::Protocol;
 use crate::refusal::Refusal;
 use crate::{imap, pop3};
 
@@ -170,14 +172,13 @@ impl Tries {
         greets: watch::Sender<Option<Instant>>,
     ) -> Tries {
         let record = Record {
-            event: Some(Event::Login),
             mechanism: Some(credentials.mechanism.name()),
             user: Some(credentials.user.clone()),
             authcid: credentials.authenticating_as.clone(),
-            ..facts.record(house.generation)
+            ..facts.connection.record(Event::Login, house.generation)
         };
         Tries {
-            under_way: facts.live.begin_login(&credentials.user),
+            under_way: facts.connection.live.begin_login(&credentials.user),
             record,
             facts,
             house,
@@ -253,7 +254,7 @@ impl Tries {
             account: account.clone(),
             route: text(&self.record.route),
         };
-        self.facts.live.log_in(login, &account);
+        self.facts.connection.live.log_in(login, &account);
     }
 
     fn note(&mut self, route: &Route) {
@@ -266,7 +267,7 @@ impl Tries {
     /// Milliseconds since `begun`, told to whoever counts.
     fn took(&self, phase: Phase, begun: Instant) -> u64 {
         let took = begun.elapsed();
-        self.house.audit.phase(phase, self.facts.protocol.name(), took);
+        self.house.audit.phase(phase, self.facts.protocol.proto(), took);
         millis(took)
     }
 
@@ -327,8 +328,8 @@ impl Tries {
         let introduction = Introduction {
             credentials: credentials.clone(),
             login: route.login.to_string(),
-            client: unmapped(self.facts.client.addr.ip()),
-            local: unmapped(self.facts.client.local.ip()),
+            client: unmapped(self.facts.connection.client.addr.ip()),
+            local: unmapped(self.facts.connection.client.local.ip()),
             client_id,
             product: settings.product.clone(),
             // Where a client is, and what stands in front of it, is no business of somebody else's server.

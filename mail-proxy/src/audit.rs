@@ -2,10 +2,13 @@
 //!
 //! Adding a field is an API change: operators' scripts read these.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use route_cache::Route;
 use serde::Serialize;
+
+use crate::proto::Proto;
 
 /// How a login attempt ended. The words are those of the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -116,8 +119,8 @@ pub struct Record {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub listener: String,
     /// `imap`, `pop3`, `http` or `stream`.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub proto: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proto: Option<Proto>,
     /// TLS version and cipher towards the client (`TLSv1.3 TLS_AES_256_GCM_SHA384`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
@@ -191,6 +194,26 @@ pub struct Record {
     pub generation: u64,
 }
 
+impl Record {
+    /// A record of something that a client did, to be filled in.
+    pub fn of_client(
+        event: Event,
+        proto: Proto,
+        listener: &str,
+        client: SocketAddr,
+        via: Option<SocketAddr>,
+    ) -> Record {
+        Record {
+            event: Some(event),
+            listener: listener.to_owned(),
+            proto: Some(proto),
+            client: client.to_string(),
+            via: via.map(|via| via.to_string()),
+            ..Record::default()
+        }
+    }
+}
+
 /// A part of a login that takes time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -211,8 +234,8 @@ pub trait Audit: Send + Sync {
     /// Takes one record.
     fn record(&self, record: Record);
 
-    /// Takes the time that a part of a login took, whatever came of it. `proto` is `imap`, `pop3` or `http`.
-    fn phase(&self, _phase: Phase, _proto: &'static str, _took: Duration) {}
+    /// Takes the time that a part of a login took, whatever came of it.
+    fn phase(&self, _phase: Phase, _proto: Proto, _took: Duration) {}
 
     /// How many records were lost since the process started.
     fn lost(&self) -> u64 {

@@ -12,6 +12,7 @@ mod attempt;
 pub mod audit;
 mod connection;
 mod credentials;
+mod environment;
 pub mod failure;
 pub mod imap;
 pub mod line;
@@ -20,20 +21,21 @@ mod login;
 mod machine;
 mod mechanism;
 pub mod pop3;
+mod proto;
 mod refusal;
 pub mod relay;
 pub mod sasl;
 mod session;
 mod upstream;
 
-pub use connection::{
-    BoxStream, Client, ConnectError, Connection, House, Protocol, Settings, Stream, TlsFacts, Transport,
-};
+pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Rejected};
+pub use environment::{ConnectError, Connection, House, Settings, Transport};
 pub use live::{Drain, Live, LoggedIn, Order, Place, Totals, WaitsForUs};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };
 pub use mechanism::Mechanism;
+pub use proto::{Proto, Protocol};
 pub use refusal::Refusal;
 pub use session::serve;

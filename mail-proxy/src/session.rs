@@ -13,12 +13,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::attempt::{Attempt, Login, Waiting};
 use crate::audit::{Audit, EndedBy, Event, Outcome, Phase, Record};
-use crate::connection::{BoxStream, Connection, Facts, House, Protocol, READ, Settings};
+use crate::connection::{BoxStream, ConnectionFacts};
 use crate::credentials::{Credentials, Rejected};
+use crate::environment::{Connection, Facts, House, READ, Settings};
 use crate::failure::LoginFailure;
 use crate::live::{Drain, Live, Order, logins_end};
 use crate::machine::{Channel, DialogueEnd, LoginMachine, Step};
 use crate::mechanism::Mechanism;
+use crate::proto::Protocol;
 use crate::relay::{Farewell, Relay};
 use crate::{imap, pop3};
 
@@ -122,25 +124,16 @@ impl Dialogue {
     fn new(connection: Connection, house: House) -> Self {
         let Connection {
             stream,
-            number,
-            listener,
+            facts: connection,
             protocol,
-            client,
-            tls,
             starttls,
-            accepted,
             login_deadline,
-            live,
         } = connection;
+        let accepted = connection.accepted;
         let facts = Arc::new(Facts {
-            number,
-            listener,
+            connection,
             protocol,
-            client,
-            tls,
             starttls,
-            accepted,
-            live,
         });
         Dialogue {
             stream,
@@ -165,13 +158,13 @@ impl Dialogue {
                 Step::NeedInput => self.read().await?,
                 Step::StartTls => self.start_tls().await?,
                 Step::Login(credentials) => {
-                    let _waits = self.facts.live.waits_for_us();
+                    let _waits = self.facts.connection.live.waits_for_us();
                     if let Some(login) = self.attempt(credentials).await? {
                         return Ok(login);
                     }
                 }
                 Step::Reject(rejected) => {
-                    let _waits = self.facts.live.waits_for_us();
+                    let _waits = self.facts.connection.live.waits_for_us();
                     self.reject(rejected).await?;
                 }
                 Step::TlsRequired(mechanism) => self.note_tls_required(mechanism),
@@ -193,7 +186,7 @@ impl Dialogue {
             biased;
             written = write => written,
             // Somebody who does not read has no place to keep either.
-            order = self.facts.live.ended() => return Err(Left::Ordered(order)),
+            order = self.facts.connection.live.ended() => return Err(Left::Ordered(order)),
         };
         match written {
             Ok(Ok(())) => Ok(()),
@@ -209,13 +202,13 @@ impl Dialogue {
                 Ok(Ok(0) | Err(_)) => Err(Left::ClientGone),
                 Ok(Ok(n)) => {
                     self.heard = true;
-                    self.facts.live.heard();
+                    self.facts.connection.live.heard();
                     self.machine.input(&buffer[..n]);
                     Ok(())
                 }
                 Err(_) => Err(Left::Deadline),
             },
-            order = logins_end(&mut self.house.drain, &self.facts.live) => Err(Left::Ordered(order)),
+            order = logins_end(&mut self.house.drain, &self.facts.connection.live) => Err(Left::Ordered(order)),
         }
     }
 
@@ -223,19 +216,20 @@ impl Dialogue {
     async fn start_tls(&mut self) -> Result<(), Left> {
         self.record_tls_required();
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
-        let local = self.facts.client.local.ip();
+        let local = self.facts.connection.client.local.ip();
         let begun = Instant::now();
         let handshake = self.house.transport.start_tls(stream, self.facts.protocol, local);
         let done = tokio::select! {
             done = timeout_at(self.deadline, handshake) => done,
-            order = self.facts.live.ended() => return Err(Left::Ordered(order)),
+            order = self.facts.connection.live.ended() => return Err(Left::Ordered(order)),
         };
         match done {
             Ok(Ok((stream, tls))) => {
-                let proto = self.facts.protocol.name();
+                let proto = self.facts.protocol.proto();
                 self.house.audit.phase(Phase::Tls, proto, begun.elapsed());
                 self.stream = stream;
-                Arc::make_mut(&mut self.facts).tls = Some(tls);
+                let facts: &mut ConnectionFacts = Arc::make_mut(&mut Arc::make_mut(&mut self.facts).connection);
+                facts.tls = Some(tls);
                 self.machine = self.facts.machine(&self.house.settings);
                 Ok(())
             }
@@ -250,7 +244,7 @@ impl Dialogue {
         let begun = self.credentials_complete();
         let mut attempt = Attempt::begin(self.facts.clone(), self.house.clone(), credentials, self.machine.id());
         let overdue = attempt.overdue(begun + self.house.settings.auth_wait);
-        let live = &self.facts.live;
+        let live = &self.facts.connection.live;
         let failure = tokio::select! {
             biased;
             result = &mut attempt.running => match result {
@@ -273,7 +267,7 @@ impl Dialogue {
 
     /// The audit log still waits for its outcome, so the connection goes for no other.
     fn leave_behind(&mut self, attempt: Attempt, waiting: Waiting) {
-        let (drain, live) = (self.house.drain.clone(), self.facts.live.clone());
+        let (drain, live) = (self.house.drain.clone(), self.facts.connection.live.clone());
         let waits = live.waits_for_us();
         self.behind.spawn(async move {
             attempt.finish(waiting, drain, live).await;
@@ -298,13 +292,12 @@ impl Dialogue {
             failure,
         } = rejected;
         self.house.audit.record(Record {
-            event: Some(Event::Login),
             mechanism: Some(mechanism.name()),
             user,
             authcid,
             outcome: Some(failure.outcome()),
             why: (failure == LoginFailure::UnknownUser).then(|| "no account can have this name or password".to_owned()),
-            ..self.facts.record(self.house.generation)
+            ..self.facts.connection.record(Event::Login, self.house.generation)
         });
         self.refuse(failure, begun).await
     }
@@ -320,8 +313,7 @@ impl Dialogue {
         let Some((mechanism, count)) = self.tls_required.take() else {
             return;
         };
-        let mut record = self.facts.record(self.house.generation);
-        record.event = Some(Event::Login);
+        let mut record = self.facts.connection.record(Event::Login, self.house.generation);
         record.mechanism = Some(mechanism.name());
         record.outcome = Some(Outcome::TlsRequired);
         record.count = (count > 1).then_some(count);
@@ -349,7 +341,7 @@ impl Dialogue {
     async fn wait_until(&mut self, until: Instant) -> Result<(), Left> {
         tokio::select! {
             () = tokio::time::sleep_until(until) => Ok(()),
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, &self.facts.live) => Err(left),
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, &self.facts.connection.live) => Err(left),
         }
     }
 
@@ -397,10 +389,10 @@ impl Dialogue {
         Box::new(Established {
             relay,
             drain,
-            live: facts.live.clone(),
+            live: facts.connection.live.clone(),
             farewell,
             record,
-            accepted: facts.accepted,
+            accepted: facts.connection.accepted,
             audit,
             behind,
         })
@@ -408,7 +400,7 @@ impl Dialogue {
 
     /// Counts no more when the answer would have been due, even if an attempt is still under way.
     async fn give_up_place(&mut self) {
-        let live = self.facts.live.clone();
+        let live = self.facts.connection.live.clone();
         if let Some(due) = self.due {
             let _waits = live.waits_for_us();
             tokio::select! {
@@ -432,7 +424,7 @@ impl Dialogue {
         })
         .await;
         self.record_tls_required();
-        let duration = self.facts.accepted.elapsed();
+        let duration = self.facts.connection.accepted.elapsed();
         self.stream = Box::new(tokio::io::empty());
         self.give_up_place().await;
         self.behind.join_all().await;
@@ -441,8 +433,7 @@ impl Dialogue {
         if matches!(left, Left::ClientGone | Left::Ordered(Order::Evict)) && !self.heard {
             return;
         }
-        let mut record = self.facts.record(self.house.generation);
-        record.event = Some(Event::SessionEnd);
+        let mut record = self.facts.connection.record(Event::SessionEnd, self.house.generation);
         record.phase = Some(phase);
         record.outcome = outcome;
         record.why = why;
@@ -518,7 +509,7 @@ impl Left {
 
 impl Facts {
     fn machine(&self, settings: &Settings) -> Box<dyn LoginMachine> {
-        let channel = match self.tls {
+        let channel = match self.connection.tls {
             Some(_) => Channel::Tls,
             None => Channel::Clear(self.starttls),
         };

@@ -20,8 +20,8 @@ use mail_directory::file::YamlDirectory;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::{
-    BoxStream, Client, ConnectError, Connection, Drain, House, Live, Order, Place, Protocol, Settings, StartTls,
-    TlsFacts, Transport, imap, pop3, serve,
+    BoxStream, Client, ConnectError, Connection, ConnectionFacts, Drain, House, Live, Order, Place, Protocol, Settings,
+    StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -315,21 +315,26 @@ fn stage(plan: Plan) -> Stage {
     let cut = Arc::new(AtomicBool::new(false));
     let near = Near { pipe, cut: cut.clone() };
     let live = Arc::new(Live::new());
-    let connection = Connection {
-        stream: Box::new(near),
-        number: "c1".to_owned(),
+    let protocol = if plan.pop3 { Protocol::Pop3 } else { Protocol::Imap };
+    let facts = ConnectionFacts {
+        id: "c1".to_owned(),
         listener: "127.0.0.1:143".into(),
-        protocol: if plan.pop3 { Protocol::Pop3 } else { Protocol::Imap },
+        proto: protocol.proto(),
         client: Client {
             addr: "192.0.2.7:4711".parse().unwrap(),
             via: None,
             local: "198.51.100.1:143".parse().unwrap(),
         },
         tls: None,
-        starttls: if plan.starttls { StartTls::Only } else { StartTls::Off },
         accepted: Instant::now(),
-        login_deadline: Duration::from_secs(60),
         live: live.clone(),
+    };
+    let connection = Connection {
+        stream: Box::new(near),
+        facts: Arc::new(facts),
+        protocol,
+        starttls: if plan.starttls { StartTls::Only } else { StartTls::Off },
+        login_deadline: Duration::from_secs(60),
     };
     let session = tokio::spawn(serve(connection, house));
     Stage {

@@ -214,8 +214,8 @@ impl App {
         self.directory.refusal()
     }
 
-    /// A number for a new connection: unique on this node, also across restarts.
-    pub fn number(&self) -> String {
+    /// An id for a new connection: unique on this node, also across restarts.
+    pub fn connection_id(&self) -> String {
         format!(
             "{:08x}-{:x}",
             self.born,

@@ -1,10 +1,12 @@
 //! What Prometheus is told: the counters of the node, and what is only looked at when it asks.
 
+use mail_proxy::Proto;
+
 use crate::app::App;
 use crate::node::diagnostics;
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, MEMCACHED, OPEN, PROTOCOLS, READY, REFUSED_DIRECTORY, ROUTES,
-    Read, SESSIONS, UPTIME, set,
+    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY, ROUTES, Read,
+    SESSIONS, UPTIME, set,
 };
 use crate::upstream::groups::Health;
 
@@ -29,10 +31,10 @@ fn fill(read: &Read, app: &App) {
         set(&read.left_out, &[level], count);
     }
     let counts = app.sessions.counts();
-    for protocol in PROTOCOLS {
+    for proto in Proto::ALL {
         for (state, logged_in) in [("logged_in", true), ("other", false)] {
-            let count = counts.get(&(protocol, logged_in)).copied().unwrap_or(0);
-            read.set(&SESSIONS, &[protocol, state], count as f64);
+            let count = counts.get(&(proto, logged_in)).copied().unwrap_or(0);
+            read.set(&SESSIONS, &[proto.name(), state], count as f64);
         }
     }
     read.set(&OPEN, &[], app.open.count() as f64);

@@ -15,6 +15,8 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::{IntoParams, ToSchema};
 
+use mail_proxy::Proto;
+
 use crate::admin::act;
 use crate::admin::caller::Caller;
 use crate::admin::refusal::Failure;
@@ -84,9 +86,9 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
         directory_refused: app.directory_refusal(),
         generation: app.snapshot.load().generation,
         connections: app.open.count() as u64,
-        sessions: ["imap", "pop3", "http", "stream"]
+        sessions: Proto::ALL
             .map(|proto| Count {
-                proto: proto.to_owned(),
+                proto: proto.to_string(),
                 logged_in: count(proto, true),
                 others: count(proto, false),
             })
@@ -196,20 +198,21 @@ pub struct OneLogin {
 
 impl OneSession {
     fn of(session: &Session) -> OneSession {
-        let (bytes_in, bytes_out) = session.live.bytes();
+        let facts = &session.facts;
+        let (bytes_in, bytes_out) = facts.live.bytes();
         OneSession {
-            session: session.number.clone(),
-            proto: session.proto.to_owned(),
-            tls: session.tls,
-            listener: session.listener.to_string(),
-            client: session.client.to_string(),
-            via: session.via.map(|via| via.to_string()),
+            session: facts.id.clone(),
+            proto: facts.proto.to_string(),
+            tls: facts.tls.is_some(),
+            listener: facts.listener.to_string(),
+            client: facts.client.addr.to_string(),
+            via: facts.client.via.map(|via| via.to_string()),
             since: logs::utc(session.since),
-            age: session.live.age().as_secs(),
-            idle: session.live.idle().as_secs(),
+            age: facts.live.age().as_secs(),
+            idle: facts.live.idle().as_secs(),
             bytes_in,
             bytes_out,
-            logins: session
+            logins: facts
                 .live
                 .logins()
                 .into_iter()
@@ -229,7 +232,7 @@ pub async fn list(State(app): State<Arc<App>>, Query(meant): Query<Meant>) -> Js
     let which = Which {
         user: meant.user,
         ip: meant.ip,
-        number: None,
+        id: None,
         text: meant.text,
     };
     let found = app.sessions.list(&which);
@@ -288,7 +291,7 @@ pub async fn kick(
     let ended = app.sessions.kick(&Which {
         user: kick.user,
         ip: kick.ip,
-        number: kick.session,
+        id: kick.session,
         text: None,
     });
     act::audit(

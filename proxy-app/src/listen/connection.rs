@@ -9,7 +9,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mail_proxy::audit::Phase;
-use mail_proxy::{BoxStream, Client, Connection, Drain, House, Live, Order, Protocol, StartTls, TlsFacts};
+use mail_proxy::{
+    BoxStream, Client, Connection, ConnectionFacts, Drain, House, Live, Order, Proto, Protocol, StartTls, TlsFacts,
+};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use route_cache::lookup_server::serve_lookup;
@@ -23,7 +25,7 @@ use crate::config::{Listener, ListenerTls, Serve};
 use crate::http::answers;
 use crate::listen::GOODBYE;
 use crate::listen::proxy_protocol::{self, Header};
-use crate::listen::stream::{self, Caller};
+use crate::listen::stream;
 use crate::node::connections::{Entered, Session};
 use crate::node::limits::{Held, Ticket};
 use crate::node::metrics::Refused;
@@ -181,24 +183,19 @@ impl Door {
             (ListenerTls::StartTls, Protocol::Pop3) => self.listener.starttls.unwrap_or(snapshot.pop3_starttls),
             _ => StartTls::Off,
         };
-        let (number, live, _entered) = self.enter(protocol.name(), tls.is_some(), &client, accepted);
-        ticket.waiter().ends_by(&live);
-        let seen = live.clone();
-        live.hold_until_login(Box::new(Held {
+        let (facts, _entered) = self.enter(protocol.proto(), tls, client, accepted);
+        ticket.waiter().ends_by(&facts.live);
+        let seen = facts.live.clone();
+        seen.hold_until_login(Box::new(Held {
             queued,
             ticket: Some(ticket),
         }));
         let connection = Connection {
             stream,
-            number,
-            listener: self.name.clone(),
+            facts,
             protocol,
-            client,
-            tls,
             starttls,
-            accepted,
             login_deadline,
-            live,
         };
         let house = House {
             routes: self.app.routes.clone(),
@@ -251,13 +248,11 @@ impl Door {
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None, None),
         };
         drop(snapshot);
-        let (number, live, _entered) = self.enter("http", tls.is_some(), &client, accepted);
+        let (facts, _entered) = self.enter(Proto::Http, tls, client, accepted);
+        let live = facts.live.clone();
         live.hold_until_login(Box::new(Held { queued, ticket: None }));
         let client = WebClient {
-            number,
-            listener: self.name.clone(),
-            client,
-            tls,
+            facts,
             tls_in_front,
             shown,
             admin: self.listener.serve == Serve::AdminConsole,
@@ -265,7 +260,6 @@ impl Door {
             owner: Arc::default(),
             cut_short: AtomicBool::new(false),
             greeted: Greeted::default(),
-            live: live.clone(),
             taken: AtomicBool::default(),
         };
         let stream = match WebStream::new(channel, client) {
@@ -316,31 +310,29 @@ impl Door {
         let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
         drop((snapshot, queued));
-        let (number, live, _entered) = self.enter("stream", tls.is_some(), &client, accepted);
-        let caller = Caller {
-            stream,
-            client,
-            tls,
-            listener: self.name.clone(),
-            number,
-            live,
-        };
-        stream::serve(&self.app, door, caller).await;
+        let (facts, _entered) = self.enter(Proto::Stream, tls, client, accepted);
+        stream::serve(&self.app, door, stream, &facts).await;
     }
 
-    /// A number for a connection, what is seen of it while it lives, and its place in the list of those that do.
+    /// What is known of a connection, and its place in the list of those that live.
     fn enter(
         &self,
-        protocol: &'static str,
-        tls: bool,
-        client: &Client,
+        proto: Proto,
+        tls: Option<TlsFacts>,
+        client: Client,
         accepted: Instant,
-    ) -> (String, Arc<Live>, Entered) {
-        let number = self.app.number();
-        let live = Arc::new(Live::born(accepted, self.app.metrics.totals(protocol)));
-        let session = Session::new(number.clone(), self.name.clone(), protocol, tls, client, live.clone());
-        let entered = self.app.sessions.enter(session);
-        (number, live, entered)
+    ) -> (Arc<ConnectionFacts>, Entered) {
+        let facts = Arc::new(ConnectionFacts {
+            id: self.app.connection_id(),
+            listener: self.name.clone(),
+            proto,
+            client,
+            tls,
+            accepted,
+            live: Arc::new(Live::born(accepted, self.app.metrics.totals(proto))),
+        });
+        let entered = self.app.sessions.enter(Session::new(facts.clone()));
+        (facts, entered)
     }
 
     /// Whether this client may talk to this listener at all.
@@ -359,10 +351,10 @@ impl Door {
     /// Measures what comes before the login.
     fn took(&self, phase: Phase, begun: Instant) {
         let proto = match self.listener.serve {
-            Serve::Imap => "imap",
-            Serve::Pop3 => "pop3",
-            Serve::Web | Serve::AdminConsole | Serve::Sso => "http",
-            Serve::Stream => "stream",
+            Serve::Imap => Proto::Imap,
+            Serve::Pop3 => Proto::Pop3,
+            Serve::Web | Serve::AdminConsole | Serve::Sso => Proto::Http,
+            Serve::Stream => Proto::Stream,
             Serve::Lookup => return,
         };
         self.app.metrics.phase(phase, proto, begun.elapsed());

@@ -2,12 +2,11 @@
 //!
 //! Nothing is parsed and nobody logs in. Certificates are those of the other doors, by server name.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use mail_proxy::audit::{EndedBy, Event, Record};
+use mail_proxy::audit::{EndedBy, Event};
 use mail_proxy::relay::{Farewell, Relay};
-use mail_proxy::{BoxStream, Client, Live, TlsFacts};
+use mail_proxy::{BoxStream, Client, ConnectionFacts};
 use route_cache::{HostPort, Server, UpstreamTls};
 
 use crate::app::App;
@@ -18,47 +17,21 @@ use crate::upstream::connect::MailTransport;
 /// How long a client may take for its handshake: it does it before anything else.
 pub const HANDSHAKE: Duration = Duration::from_secs(30);
 
-/// A connection at a stream door, its handshake done.
-pub struct Caller {
-    /// The client's bytes.
-    pub stream: BoxStream,
-    /// Who it is.
-    pub client: Client,
-    /// Its channel, if it has one.
-    pub tls: Option<TlsFacts>,
-    /// Address of the listener.
-    pub listener: Arc<str>,
-    /// Its number.
-    pub number: String,
-    /// How others see it, and end it.
-    pub live: Arc<Live>,
-}
-
-/// Connects it to the first upstream that answers, and relays until one side ends it or nothing moves for too long.
-pub async fn serve(app: &App, door: &StreamConfig, caller: Caller) {
+/// Connects a client whose handshake is done to the first upstream that answers, and relays until one side ends it or
+/// nothing moves for too long.
+pub async fn serve(app: &App, door: &StreamConfig, client: BoxStream, facts: &ConnectionFacts) {
     let snapshot = app.snapshot.load_full();
-    let mut record = Record {
-        event: Some(Event::SessionEnd),
-        conn: caller.number,
-        listener: caller.listener.to_string(),
-        proto: "stream",
-        tls: caller.tls.as_ref().map(|tls| tls.cipher.clone()),
-        sni: caller.tls.as_ref().and_then(|tls| tls.sni.clone()),
-        client: caller.client.addr.to_string(),
-        via: caller.client.via.map(|via| via.to_string()),
-        generation: snapshot.generation,
-        ..Record::default()
-    };
+    let mut record = facts.record(Event::SessionEnd, snapshot.generation);
     let transport = snapshot.transport.clone();
     // The relay may live for days, and needs nothing of the configuration.
     drop(snapshot);
-    match connect(&transport, door, &caller.client).await {
+    match connect(&transport, door, &facts.client).await {
         Ok((server, upstream)) => {
             drop(transport);
             record.route = Some(upstream.to_string());
-            let mut relay = Box::new(Relay::new(caller.stream, server, door.idle));
+            let mut relay = Box::new(Relay::new(client, server, door.idle));
             let ended = relay
-                .run(&mut app.drain.subscribe(), &caller.live, Farewell::default())
+                .run(&mut app.drain.subscribe(), &facts.live, Farewell::default())
                 .await;
             record.bytes_in = Some(ended.bytes_in);
             record.bytes_out = Some(ended.bytes_out);
@@ -66,13 +39,13 @@ pub async fn serve(app: &App, door: &StreamConfig, caller: Caller) {
             record.why = ended.why.map(str::to_owned);
         }
         Err(why) => {
-            log::warn!("{}: no upstream for {}: {why}", caller.listener, caller.client.addr);
+            log::warn!("{}: no upstream for {}: {why}", facts.listener, facts.client.addr);
             record.ended_by = Some(EndedBy::Upstream);
             record.phase = Some("connect");
             record.why = Some(why);
         }
     }
-    record.duration = Some(caller.live.age().as_secs_f64());
+    record.duration = Some(facts.live.age().as_secs_f64());
     app.audit.record(record);
 }
 

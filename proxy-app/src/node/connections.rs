@@ -1,17 +1,17 @@
 //! Every connection of this node while it lives: mail sessions and web connections, to be listed and ended.
 //!
-//! A connection is entered once and leaves by itself; in between its own task writes its counters ([`Live`]), and
+//! A connection is entered once and leaves by itself; in between its own task writes its counters ([`mail_proxy::Live`]), and
 //! nobody else is waited for.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use mail_directory::names;
-use mail_proxy::{Client, Live, LoggedIn, Order};
+use mail_proxy::{ConnectionFacts, LoggedIn, Order, Proto};
 use parking_lot::Mutex;
 
 /// Locks that share the connections among them: accepting does not wait for listing.
@@ -19,22 +19,10 @@ const SHARDS: usize = 16;
 
 /// One connection.
 pub struct Session {
-    /// Its number, unique on this node.
-    pub number: String,
-    /// Address of the listener.
-    pub listener: Arc<str>,
-    /// `imap`, `pop3`, `http` or `stream`.
-    pub proto: &'static str,
-    /// Whether the client speaks TLS from the first byte.
-    pub tls: bool,
-    /// Address of the client.
-    pub client: SocketAddr,
-    /// The balancer that spoke for it.
-    pub via: Option<SocketAddr>,
+    /// What is known of it; TLS, if the client spoke it from the first byte.
+    pub facts: Arc<ConnectionFacts>,
     /// When it was accepted.
     pub since: Timestamp,
-    /// What its task says of it, and how it is ended.
-    pub live: Arc<Live>,
 }
 
 /// Which connections are meant. What is not named does not matter.
@@ -44,9 +32,9 @@ pub struct Which {
     pub user: Option<String>,
     /// Those of this client address.
     pub ip: Option<IpAddr>,
-    /// The one with this number.
-    pub number: Option<String>,
-    /// Those with this in their number, protocol, client address, user, account or server, in any case.
+    /// The one with this id.
+    pub id: Option<String>,
+    /// Those with this in their id, protocol, client address, user, account or server, in any case.
     pub text: Option<String>,
 }
 
@@ -82,11 +70,13 @@ impl Sessions {
     }
 
     /// How many there are, by protocol and whether somebody is logged in.
-    pub fn counts(&self) -> HashMap<(&'static str, bool), u64> {
+    pub fn counts(&self) -> HashMap<(Proto, bool), u64> {
         let mut counts = HashMap::new();
         for shard in &self.shards {
             for session in shard.lock().values() {
-                *counts.entry((session.proto, session.live.is_logged_in())).or_insert(0) += 1;
+                *counts
+                    .entry((session.facts.proto, session.facts.live.is_logged_in()))
+                    .or_insert(0) += 1;
             }
         }
         counts
@@ -95,7 +85,7 @@ impl Sessions {
     /// Ends those that are meant; gives them.
     pub fn kick(&self, which: &Which) -> Vec<Arc<Session>> {
         let meant = self.list(which);
-        meant.iter().for_each(|session| session.live.end(Order::Kick));
+        meant.iter().for_each(|session| session.facts.live.end(Order::Kick));
         meant
     }
 
@@ -111,7 +101,7 @@ impl Sessions {
         let tell = async {
             for some in all.chunks(all.len().div_ceil(steps).max(1)) {
                 tokio::time::sleep(pause).await;
-                some.iter().for_each(|session| session.live.end(Order::Drain));
+                some.iter().for_each(|session| session.facts.live.end(Order::Drain));
             }
         };
         tokio::select! {
@@ -126,24 +116,11 @@ impl Sessions {
 }
 
 impl Session {
-    /// A connection of this client.
-    pub fn new(
-        number: String,
-        listener: Arc<str>,
-        proto: &'static str,
-        tls: bool,
-        client: &Client,
-        live: Arc<Live>,
-    ) -> Session {
+    /// A connection that was accepted just now.
+    pub fn new(facts: Arc<ConnectionFacts>) -> Session {
         Session {
-            number,
-            listener,
-            proto,
-            tls,
-            client: client.addr,
-            via: client.via,
+            facts,
             since: Timestamp::now(),
-            live,
         }
     }
 }
@@ -161,8 +138,10 @@ impl Which {
 
     /// Asked of what is [`Which::folded`].
     fn means(&self, session: &Session) -> bool {
-        self.number.as_ref().is_none_or(|number| *number == session.number)
-            && self.ip.is_none_or(|ip| ip.to_canonical() == session.client.ip())
+        self.id.as_ref().is_none_or(|id| *id == session.facts.id)
+            && self
+                .ip
+                .is_none_or(|ip| ip.to_canonical() == session.facts.client.addr.ip())
             && self.user.as_ref().is_none_or(|user| is_of(session, user))
             && self.text.as_ref().is_none_or(|text| is_in(session, text))
     }
@@ -172,17 +151,17 @@ impl Which {
 fn is_in(session: &Session, text: &str) -> bool {
     let holds = |shown: &str| shown.to_lowercase().contains(text);
     let of_login = |login: &LoggedIn| holds(&login.user) || holds(&login.account) || holds(&login.route);
-    holds(&session.number)
-        || holds(session.proto)
-        || holds(&session.client.to_string())
-        || session.live.logins().iter().any(of_login)
+    holds(&session.facts.id)
+        || holds(session.facts.proto.name())
+        || holds(&session.facts.client.addr.to_string())
+        || session.facts.live.logins().iter().any(of_login)
 }
 
 /// Whether this user, in the one form of names, is logged in there or about to be.
 fn is_of(session: &Session, user: &str) -> bool {
     let same = |name: &str| !name.is_empty() && names::account(name) == user;
-    let logins = session.live.logins();
-    logins.iter().any(|login| same(&login.user) || same(&login.account)) || session.live.is_logging_in(same)
+    let logins = session.facts.live.logins();
+    logins.iter().any(|login| same(&login.user) || same(&login.account)) || session.facts.live.is_logging_in(same)
 }
 
 /// A connection's place in the list.
@@ -199,9 +178,14 @@ impl Drop for Entered {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use mail_proxy::{Client, Live};
+    use tokio::time::Instant;
+
     use super::*;
 
-    fn enter(sessions: &Arc<Sessions>, number: &str, ip: &str, account: &str) -> (Entered, Arc<Live>) {
+    fn enter(sessions: &Arc<Sessions>, id: &str, ip: &str, account: &str) -> (Entered, Arc<Live>) {
         let live = Arc::new(Live::new());
         if !account.is_empty() {
             let login = || LoggedIn {
@@ -216,19 +200,27 @@ mod tests {
             via: None,
             local: "127.0.0.1:143".parse().unwrap(),
         };
-        let session = Session::new(number.to_owned(), "l".into(), "imap", false, &client, live.clone());
-        (sessions.enter(session), live)
+        let facts = ConnectionFacts {
+            id: id.to_owned(),
+            listener: "l".into(),
+            proto: Proto::Imap,
+            client,
+            tls: None,
+            accepted: Instant::now(),
+            live: live.clone(),
+        };
+        (sessions.enter(Session::new(Arc::new(facts))), live)
     }
 
-    fn numbers(sessions: &Sessions, user: Option<&str>, ip: Option<&str>, number: Option<&str>) -> String {
+    fn ids(sessions: &Sessions, user: Option<&str>, ip: Option<&str>, id: Option<&str>) -> String {
         let which = Which {
             user: user.map(str::to_owned),
             ip: ip.map(|ip| ip.parse().unwrap()),
-            number: number.map(str::to_owned),
+            id: id.map(str::to_owned),
             text: None,
         };
         let found = sessions.list(&which);
-        found.iter().map(|session| session.number.as_str()).collect()
+        found.iter().map(|session| session.facts.id.as_str()).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -237,22 +229,22 @@ mod tests {
         let (a, live_a) = enter(&sessions, "a", "192.0.2.1", "alice@a.test");
         let (_b, live_b) = enter(&sessions, "b", "192.0.2.1", "bob@a.test");
         let (_c, live_c) = enter(&sessions, "c", "192.0.2.2", "");
-        assert_eq!(numbers(&sessions, None, None, None), "abc");
-        assert_eq!(numbers(&sessions, Some("Alice@a.test"), None, None), "a");
-        assert_eq!(numbers(&sessions, Some("typed"), None, None), "ab");
-        assert_eq!(numbers(&sessions, None, Some("::ffff:192.0.2.1"), None), "ab");
-        assert_eq!(numbers(&sessions, Some("bob@a.test"), Some("192.0.2.2"), None), "");
-        assert_eq!(numbers(&sessions, None, None, Some("c")), "c");
+        assert_eq!(ids(&sessions, None, None, None), "abc");
+        assert_eq!(ids(&sessions, Some("Alice@a.test"), None, None), "a");
+        assert_eq!(ids(&sessions, Some("typed"), None, None), "ab");
+        assert_eq!(ids(&sessions, None, Some("::ffff:192.0.2.1"), None), "ab");
+        assert_eq!(ids(&sessions, Some("bob@a.test"), Some("192.0.2.2"), None), "");
+        assert_eq!(ids(&sessions, None, None, Some("c")), "c");
         for (text, expected) in [("BOB@", "b"), ("192.0.2.2:", "c"), ("imap", "abc"), ("nobody", "")] {
             let which = Which {
                 text: Some(text.to_owned()),
                 ..Which::default()
             };
             let found = sessions.list(&which);
-            let found: String = found.iter().map(|session| session.number.as_str()).collect();
+            let found: String = found.iter().map(|session| session.facts.id.as_str()).collect();
             assert_eq!(found, expected, "{text}");
         }
-        assert_eq!(sessions.counts()[&("imap", true)], 2);
+        assert_eq!(sessions.counts()[&(Proto::Imap, true)], 2);
         let which = Which {
             user: Some("bob@a.test".to_owned()),
             ..Which::default()
@@ -261,7 +253,7 @@ mod tests {
         assert_eq!(live_b.order(), Some(Order::Kick));
         assert_eq!(live_a.order(), None);
         drop(a);
-        assert_eq!(numbers(&sessions, None, None, None), "bc");
+        assert_eq!(ids(&sessions, None, None, None), "bc");
         let begun = tokio::time::Instant::now();
         sessions.empty(Duration::from_secs(10), std::future::pending()).await;
         assert_eq!(live_c.order(), Some(Order::Drain));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mail_directory::names;
+use mail_proxy::Proto;
 use mail_proxy::audit::{Audit, Event, Outcome, Phase, Record};
 use parking_lot::Mutex;
 use route_cache::Route;
@@ -133,7 +134,7 @@ impl Audit for Watched {
         self.log.record(record);
     }
 
-    fn phase(&self, phase: Phase, proto: &'static str, took: Duration) {
+    fn phase(&self, phase: Phase, proto: Proto, took: Duration) {
         self.metrics.phase(phase, proto, took);
     }
 

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, ZonedDateTime};
+use mail_proxy::Proto;
 use mail_proxy::audit::{Audit, Event, Outcome, Record};
 use serde::Serialize;
 
@@ -317,7 +318,7 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         match record.mechanism {
             Some("SOAP" | "JSON") => "soap",
             Some("BASIC") => "http_basic",
-            _ => record.proto,
+            _ => proto(record),
         },
     );
     if let Some(error) = error {
@@ -333,12 +334,16 @@ fn origin(record: &Record, now: &ZonedDateTime, level: &str) -> String {
         "{},{:03} {level:<5} [{}-{}] [ip={};oip={};cid={};] security -",
         now.strftime("%Y-%m-%d %H:%M:%S"),
         now.millisecond(),
-        record.proto,
+        proto(record),
         record.conn,
         address(peer),
         address(&record.client),
         record.conn,
     )
+}
+
+fn proto(record: &Record) -> &'static str {
+    record.proto.map_or("", Proto::name)
 }
 
 /// The address without its port.
@@ -465,7 +470,7 @@ mod tests {
         let mut record = Record {
             event: Some(Event::Login),
             conn: "7".to_owned(),
-            proto: "imap",
+            proto: Some(Proto::Imap),
             client: "203.0.113.9:4711".to_owned(),
             via: Some("192.0.2.10:9".to_owned()),
             user: Some("ro;ssi\r\nx".to_owned()),
@@ -488,7 +493,7 @@ mod tests {
         assert_eq!(carbonio_line(&record, &now), None);
         let mut refused = Record {
             event: Some(Event::Refused),
-            proto: "http",
+            proto: Some(Proto::Http),
             client: "[2001:db8::1]:5".to_owned(),
             listener: "admin.http".to_owned(),
             why: Some("CONNECT".to_owned()),

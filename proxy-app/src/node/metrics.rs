@@ -8,8 +8,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mail_proxy::Totals;
 use mail_proxy::audit::{Event, Outcome, Phase, Record};
+use mail_proxy::{Proto, Totals};
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
@@ -26,8 +26,6 @@ const BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// Protocols, as labels.
-pub(crate) const PROTOCOLS: [&str; 4] = ["imap", "pop3", "http", "stream"];
 /// Phases, as labels, in the order of [`Phase`].
 const PHASES: [&str; 5] = ["accept", "tls", "lookup", "connect", "login"];
 
@@ -180,14 +178,14 @@ pub struct Metrics {
     accepted: IntCounterVec,
     refused: IntCounterVec,
     requests_refused: IntCounterVec,
-    phases: [[Histogram; PHASES.len()]; PROTOCOLS.len()],
+    phases: [[Histogram; PHASES.len()]; Proto::ALL.len()],
     logins: IntCounterVec,
     connects: IntCounterVec,
     web: IntCounterVec,
     /// Servers that have a label of their own.
     servers: Mutex<HashSet<String>>,
     /// Bytes by protocol.
-    pub bytes: [Arc<Totals>; PROTOCOLS.len()],
+    pub bytes: [Arc<Totals>; Proto::ALL.len()],
     read: Mutex<Read>,
 }
 
@@ -257,7 +255,7 @@ impl Metrics {
             accepted: counters(&ACCEPTED)?,
             refused: counters(&REFUSED)?,
             requests_refused: counters(&REQUESTS_REFUSED)?,
-            phases: PROTOCOLS.map(|protocol| PHASES.map(|phase| phases.with_label_values(&[protocol, phase]))),
+            phases: Proto::ALL.map(|proto| PHASES.map(|phase| phases.with_label_values(&[proto.name(), phase]))),
             logins: counters(&LOGINS)?,
             connects: counters(&CONNECTS)?,
             web: counters(&WEB)?,
@@ -300,15 +298,13 @@ impl Metrics {
     }
 
     /// A part of a login took this long.
-    pub fn phase(&self, phase: Phase, protocol: &str, took: Duration) {
-        if let Some(at) = place(protocol) {
-            self.phases[at][phase as usize].observe(took.as_secs_f64());
-        }
+    pub fn phase(&self, phase: Phase, proto: Proto, took: Duration) {
+        self.phases[proto as usize][phase as usize].observe(took.as_secs_f64());
     }
 
     /// Where the bytes of a protocol are added up.
-    pub fn totals(&self, protocol: &str) -> Arc<Totals> {
-        self.bytes[place(protocol).unwrap_or_default()].clone()
+    pub fn totals(&self, proto: Proto) -> Arc<Totals> {
+        self.bytes[proto as usize].clone()
     }
 
     /// A record for the audit log.
@@ -316,8 +312,9 @@ impl Metrics {
         if !matches!(record.event, Some(Event::Login | Event::WebLogin)) {
             return;
         }
+        let proto = record.proto.map_or("", Proto::name);
         let outcome = record.outcome.map_or(Outcome::Ended.name(), Outcome::name);
-        self.logins.with_label_values(&[record.proto, outcome]).inc();
+        self.logins.with_label_values(&[proto, outcome]).inc();
     }
 
     /// A mailbox server was connected to, or could not be.
@@ -358,10 +355,10 @@ impl Metrics {
     /// Never in practice: all names are good.
     pub(crate) fn text(&self, fill: impl FnOnce(&Read)) -> prometheus::Result<String> {
         let read = self.read.lock();
-        for (protocol, totals) in PROTOCOLS.iter().zip(&self.bytes) {
+        for (proto, totals) in Proto::ALL.iter().zip(&self.bytes) {
             let (bytes_in, bytes_out) = totals.bytes();
-            set(&read.bytes, &[protocol, "in"], bytes_in);
-            set(&read.bytes, &[protocol, "out"], bytes_out);
+            set(&read.bytes, &[proto.name(), "in"], bytes_in);
+            set(&read.bytes, &[proto.name(), "out"], bytes_out);
         }
         // What is no more must not stay.
         read.gauges.iter().for_each(|(_, gauge)| gauge.reset());
@@ -373,10 +370,6 @@ impl Metrics {
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
-}
-
-fn place(protocol: &str) -> Option<usize> {
-    PROTOCOLS.iter().position(|known| *known == protocol)
 }
 
 impl Read {
@@ -404,14 +397,14 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.accepted("127.0.0.1:993").inc();
         metrics.refused("127.0.0.1:993", Refused::Tls);
-        metrics.phase(Phase::Lookup, "imap", Duration::from_millis(3));
+        metrics.phase(Phase::Lookup, Proto::Imap, Duration::from_millis(3));
         metrics.web_request("mailbox", 304);
         for i in 0..1000 {
             metrics.connected(&format!("10.0.0.{i}:7993"), false);
         }
         metrics.record(&Record {
             event: Some(Event::Login),
-            proto: "imap",
+            proto: Some(Proto::Imap),
             user: Some("alice@a.test".to_owned()),
             outcome: Some(Outcome::BadCredentials),
             ..Record::default()

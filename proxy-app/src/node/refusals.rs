@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mail_proxy::Client;
 use mail_proxy::audit::{Event, Outcome, Record};
+use mail_proxy::{Client, ConnectionFacts, Proto};
 use parking_lot::Mutex;
 
 use crate::node::limits::Origin;
@@ -119,6 +119,11 @@ impl<'a> Place<'a> {
             via: client.via,
         }
     }
+
+    /// On this connection.
+    pub fn of(facts: &'a ConnectionFacts) -> Place<'a> {
+        Place::new(&facts.id, &facts.listener, &facts.client)
+    }
 }
 
 /// Who has been refused lately.
@@ -186,17 +191,12 @@ pub fn record(place: Place<'_>, reason: Reason, count: u64, generation: u64) -> 
         _ => (Event::Refused, None),
     };
     Record {
-        event: Some(event),
         conn: place.conn.to_owned(),
-        listener: place.listener.to_owned(),
-        proto: "http",
-        client: place.client.to_string(),
-        via: place.via.map(|via| via.to_string()),
         outcome,
         count: (count > 1).then_some(count),
         why: Some(reason.why().to_owned()),
         generation,
-        ..Record::default()
+        ..Record::of_client(event, Proto::Http, place.listener, place.client, place.via)
     }
 }
 

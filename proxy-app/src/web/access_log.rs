@@ -167,7 +167,7 @@ pub(crate) fn of_request(
     };
     let entry = AccessEntry {
         client: &asked.client.to_string(),
-        client_port: web.client.addr.port(),
+        client_port: web.facts.client.addr.port(),
         user: visit.user,
         time: &logs::local_time(),
         method: request.method.as_str(),
@@ -180,8 +180,8 @@ pub(crate) fn of_request(
         referer: text(http::header::REFERER),
         user_agent: text(http::header::USER_AGENT),
         upstream: (!visit.upstream.is_empty()).then_some(visit.upstream),
-        local: &web.client.local.ip().to_string(),
-        local_port: web.client.local.port(),
+        local: &web.facts.client.local.ip().to_string(),
+        local_port: web.facts.client.local.port(),
         incomplete: visit.incomplete,
     };
     match app.config.load().log.access_format {
@@ -190,7 +190,7 @@ pub(crate) fn of_request(
             &entry,
             AccessMore {
                 request: &asked.id,
-                conn: &web.number,
+                conn: &web.facts.id,
                 location: visit.location,
                 duration: visit.begun.elapsed().as_secs_f64(),
             },

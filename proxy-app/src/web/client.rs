@@ -1,10 +1,12 @@
 //! Who is at the other end of a web connection, as far as it is known.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mail_proxy::{Client, Live, LoggedIn, TlsFacts};
+use mail_proxy::audit::{Event, Record};
+use mail_proxy::{ConnectionFacts, LoggedIn};
 use parking_lot::Mutex;
 use pingora::Result;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -46,14 +48,8 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 /// What is known of a web connection; reaches the phases of a request through its digest.
 #[derive(Debug)]
 pub struct WebClient {
-    /// Number of the connection.
-    pub number: String,
-    /// Address of the listener.
-    pub listener: Arc<str>,
-    /// Who connected.
-    pub client: Client,
-    /// Its TLS channel.
-    pub tls: Option<TlsFacts>,
+    /// What is known of any connection.
+    pub facts: Arc<ConnectionFacts>,
     /// The balancer in front has ended its TLS, and says so in the PROXY header.
     pub tls_in_front: bool,
     /// What it has shown of itself there.
@@ -68,8 +64,6 @@ pub struct WebClient {
     pub owner: Arc<Owner>,
     /// Its last answer has no good end, and the connection must not look as if it had.
     pub cut_short: AtomicBool,
-    /// What the process sees of it.
-    pub live: Arc<Live>,
     /// Whether the engine has taken the last request.
     pub taken: AtomicBool,
 }
@@ -82,7 +76,15 @@ impl WebClient {
             account: route.account.to_string(),
             route: route.address().to_string(),
         };
-        self.live.log_in(login, &route.account);
+        self.facts.live.log_in(login, &route.account);
+    }
+
+    /// A record of a login that a request brought, whose client is this one behind trusted forwarders.
+    pub(super) fn login_record(&self, client: IpAddr, generation: u64) -> Record {
+        Record {
+            client: SocketAddr::new(client, self.facts.client.addr.port()).to_string(),
+            ..self.facts.record(Event::WebLogin, generation)
+        }
     }
 
     /// The engine has taken a request.
@@ -105,7 +107,7 @@ impl WebClient {
     /// They may not, and why.
     pub fn may_ask_for(&self, host: Option<&str>, sites: &Sites) -> Result<(), Refusal> {
         let shown = self.shown.as_ref().map(|shown| shown.policy.id());
-        sites.check(host, self.client.local.ip(), shown)
+        sites.check(host, self.facts.client.local.ip(), shown)
     }
 }
 
@@ -132,7 +134,7 @@ pub(crate) fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
 
 pub(crate) fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
     if let Some(web) = client_in(carrier) {
-        let place = Place::new(&web.number, &web.listener, &web.client);
+        let place = Place::of(&web.facts);
         app.refused(place, reason);
     }
 }

@@ -41,11 +41,14 @@ pub(crate) fn onward_headers(
         HostRule::Keep => asked
             .host_as_sent
             .clone()
-            .unwrap_or_else(|| web.client.local.to_string()),
+            .unwrap_or_else(|| web.facts.client.local.to_string()),
         HostRule::Upstream if onward.mailbox().is_none() => onward.group().to_owned(),
         HostRule::Upstream => server.address().to_string(),
         HostRule::Text(text) => {
-            let host = asked.host.clone().unwrap_or_else(|| web.client.local.ip().to_string());
+            let host = asked
+                .host
+                .clone()
+                .unwrap_or_else(|| web.facts.client.local.ip().to_string());
             text.replace("{host}", &bracketed(&host))
                 .replace("{port}", &server.port.to_string())
         }

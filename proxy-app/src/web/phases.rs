@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mail_proxy::audit::{Event, Outcome, Phase, Record};
+use mail_proxy::Proto;
+use mail_proxy::audit::{Outcome, Phase, Record};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::modules::http::compression::ResponseCompressionBuilder;
@@ -80,7 +81,7 @@ impl Web {
             let begun = Instant::now();
             let found = home(&self.app, &exchange.snapshot, onward).await;
             if onward.lookup.is_some() {
-                self.app.metrics.phase(Phase::Lookup, "http", begun.elapsed());
+                self.app.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
             }
             let (route, server) = match found {
                 Home::Known(route, server) => (route, server),
@@ -173,20 +174,20 @@ impl ProxyHttp for Web {
             // Nobody is let through. The engine would say the same, and its name.
             if session.req_header().version == http::Version::HTTP_2 {
                 // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
-                let place = Place::new(&web.number, &web.listener, &web.client);
+                let place = Place::of(&web.facts);
                 self.app.refused(place, Reason::Connect);
             }
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
         web.take();
-        exchange.under_way = Some(web.live.waits_for_us());
+        exchange.under_way = Some(web.facts.live.waits_for_us());
         let request = session.req_header();
         let asked = Asked::read(&self.app, web, request);
         exchange.form = Form::of(request);
         let no_host = asked.host.is_none() && request.version > http::Version::HTTP_10;
         exchange.asked = Some(asked.clone());
         let sites = &exchange.snapshot.web.sites;
-        exchange.site = Some(sites.of(asked.host.as_deref(), web.client.local.ip()).clone());
+        exchange.site = Some(sites.of(asked.host.as_deref(), web.facts.client.local.ip()).clone());
         if no_host {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
@@ -543,7 +544,7 @@ impl ProxyHttp for Web {
         let status = session
             .response_written()
             .map_or(0, |response| response.status.as_u16());
-        web.live.add_out(session.body_bytes_sent() as u64);
+        web.facts.live.add_out(session.body_bytes_sent() as u64);
         let onward = exchange.onward.as_ref().filter(|_| exchange.target.is_some());
         let group = onward.map_or("none", |onward| onward.group());
         self.app.metrics.web_request(group, status);
@@ -752,25 +753,16 @@ pub(crate) fn record_login(
     let client = exchange
         .asked
         .as_ref()
-        .map_or(web.client.addr.ip(), |asked| asked.client);
+        .map_or(web.facts.client.addr.ip(), |asked| asked.client);
     app.audit.record(Record {
-        event: Some(Event::WebLogin),
-        conn: web.number.clone(),
         request: exchange.asked.as_ref().map(|asked| asked.id.clone()),
-        listener: web.listener.to_string(),
-        proto: "http",
-        tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
-        sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
-        client: SocketAddr::new(client, web.client.addr.port()).to_string(),
-        via: web.client.via.map(|via| via.to_string()),
         user: Some(seen.user),
         account: exchange.route.as_ref().map(|route| route.account.to_string()),
         route: exchange.target.as_ref().map(|target| target.address.to_string()),
         tier: exchange.route.as_ref().map(|route| route.tier.name()),
         mechanism: Some(seen.mechanism),
         outcome: Some(outcome),
-        generation: exchange.snapshot.generation,
-        ..Record::default()
+        ..web.login_record(client, exchange.snapshot.generation)
     });
 }
 

@@ -3,12 +3,10 @@
 //! The handshake has proved whose certificate it is; a lookup service says whose account that is and gives a token,
 //! which the browser gets as the cookie of a login. Nothing is kept of it here.
 
-use std::net::SocketAddr;
-
 use http::Method;
 use mail_directory::attributes as a;
 use mail_directory::{System, View};
-use mail_proxy::audit::{Event, Outcome, Record};
+use mail_proxy::audit::{Outcome, Record};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
@@ -104,7 +102,7 @@ impl Web {
             subject: &certificate.subject,
             admin: wanted == Wanted::Admin,
             client: asked.client,
-            local: web.client.local.ip(),
+            local: web.facts.client.local.ip(),
             host: asked.host.as_deref(),
         };
         let config = self.app.config.load_full();
@@ -146,22 +144,13 @@ impl Web {
             Err(CertLoginError::NoService | CertLoginError::CannotTell(_)) => Outcome::DirectoryDown,
         };
         self.app.audit.record(Record {
-            event: Some(Event::WebLogin),
-            conn: web.number.clone(),
             request: Some(asked.id.clone()),
-            listener: web.listener.to_string(),
-            proto: "http",
-            tls: web.tls.as_ref().map(|tls| tls.cipher.clone()),
-            sni: web.tls.as_ref().and_then(|tls| tls.sni.clone()),
-            client: SocketAddr::new(asked.client, web.client.addr.port()).to_string(),
-            via: web.client.via.map(|via| via.to_string()),
             user: Some(certificate.subject.clone()),
             account: told.as_ref().ok().and_then(|token| token.account.clone()),
             mechanism: Some("certauth"),
             outcome: Some(outcome),
             why: told.as_ref().err().map(ToString::to_string),
-            generation: exchange.snapshot.generation,
-            ..Record::default()
+            ..web.login_record(asked.client, exchange.snapshot.generation)
         });
     }
 

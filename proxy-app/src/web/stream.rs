@@ -90,8 +90,8 @@ impl WebStream {
             }
         };
         let socket = SocketDigest::from_raw_fd(fd);
-        let _ = socket.peer_addr.set(Some(client.client.addr.into()));
-        let _ = socket.local_addr.set(Some(client.client.local.into()));
+        let _ = socket.peer_addr.set(Some(client.facts.client.addr.into()));
+        let _ = socket.local_addr.set(Some(client.facts.client.local.into()));
         // Pingora carries a value of ours only in the digest that it has for CONNECT proxies.
         let carrier = ProxyDigest::new(Box::new(ResponseHeader::build(200, Some(0))?), Some(Box::new(client)));
         Ok(WebStream {

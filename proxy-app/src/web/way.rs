@@ -40,10 +40,10 @@ impl Asked {
     /// Reads a request.
     pub(crate) fn read(app: &App, web: &WebClient, request: &Parts) -> Asked {
         let config = app.config.load();
-        let (peer, trusted) = (web.client.addr.ip(), &config.web.trusted_forwarders);
+        let (peer, trusted) = (web.facts.client.addr.ip(), &config.web.trusted_forwarders);
         let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
         let told = Forwarded::read(peer, &request.headers, trusted);
-        let local = match web.tls.is_some() || web.tls_in_front {
+        let local = match web.facts.tls.is_some() || web.tls_in_front {
             true => "https",
             false => "http",
         };
@@ -60,7 +60,7 @@ impl Asked {
             client: told.client,
             scheme: told.scheme.unwrap_or(local),
             // Without a word of a forwarder it is ours, whatever the client writes into Host.
-            port: port.filter(|_| told.speaks()).unwrap_or(web.client.local.port()),
+            port: port.filter(|_| told.speaks()).unwrap_or(web.facts.client.local.port()),
             host_as_sent: host.as_ref().map(|host| host.as_sent.clone()),
             host: host.map(|host| host.name),
             relayed: is_trusted || RELAYED.iter().any(|name| request.headers.contains_key(*name)),
@@ -70,7 +70,7 @@ impl Asked {
     /// Whether it came in clear text, as far as the client sees: a forwarder or balancer may have ended its TLS. The door of
     /// administrators has no clear side.
     pub(crate) fn is_clear(&self, web: &WebClient) -> bool {
-        web.tls.is_none() && !web.admin && self.scheme != "https"
+        web.facts.tls.is_none() && !web.admin && self.scheme != "https"
     }
 }
 
@@ -207,7 +207,7 @@ pub(crate) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Par
         return read_differently;
     }
     let location = &found.entry.location;
-    let site = snapshot.web.site(asked.host.as_deref(), web.client.local.ip());
+    let site = snapshot.web.site(asked.host.as_deref(), web.facts.client.local.ip());
     if !location.allows(asked.client) {
         return Way::Refused {
             status: 403,
@@ -256,7 +256,7 @@ fn lookup(forward: &Forward, web: &WebClient, request: &Parts, asked: &Asked) ->
         },
         service,
         client: asked.client,
-        local: web.client.local.ip(),
+        local: web.facts.client.local.ip(),
         host: asked.host.clone(),
     })
 }

@@ -110,7 +110,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
             .snapshot
             .web
             .sites
-            .of(asked.host.as_deref(), web.client.local.ip())
+            .of(asked.host.as_deref(), web.facts.client.local.ip())
             .clone(),
     );
     exchange.seen = login::basic(&request.uri, &request.headers);
@@ -163,7 +163,7 @@ impl Upgrade {
                 relay.owe_client(answer);
                 relay.owe_server(early);
                 let RelayEnd { bytes_out, .. } = relay
-                    .run(&mut app.drain.subscribe(), &web.live, Farewell::default())
+                    .run(&mut app.drain.subscribe(), &web.facts.live, Farewell::default())
                     .await;
                 return self
                     .exchange
