@@ -17,7 +17,7 @@ use crate::connection::BoxStream;
 use crate::credentials::Credentials;
 use crate::environment::{ConnectError, Facts, House, READ};
 use crate::failure::LoginFailure;
-use crate::live::{Drain, Live, LoggedIn, Order, UnderWay, logins_end};
+use crate::live::{CloseReason, Drain, Live, LoggedIn, UnderWay, logins_end};
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
 use crate::proto::Protocol;
 use crate::refusal::Refusal;
@@ -69,7 +69,7 @@ pub(crate) enum Waiting {
     /// Only the audit log: the client has gone.
     Gone,
     /// Nobody: the connection is to end.
-    Ended(Order),
+    Ended(CloseReason),
 }
 
 impl Attempt {

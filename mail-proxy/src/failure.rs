@@ -3,7 +3,7 @@
 //! What a peer may learn is decided here and nowhere else.
 
 use crate::audit::Outcome;
-use crate::live::Order;
+use crate::live::CloseReason;
 use crate::mechanism::Mechanism;
 
 /// Characters of a mailbox server's own words that are passed on: one line of text for people.
@@ -37,7 +37,7 @@ pub enum LoginFailure {
     /// The directory cannot be asked.
     DirectoryDown(String),
     /// The connection was to end, and nobody waited for the answer.
-    Ended(Order),
+    Ended(CloseReason),
 }
 
 /// What a failure is called while it lasts, whatever is behind it.
@@ -99,9 +99,9 @@ impl LoginFailure {
     pub fn why(&self) -> Option<String> {
         match self {
             LoginFailure::BadCredentials | LoginFailure::UnknownUser | LoginFailure::PasswordTooLong => None,
-            LoginFailure::Ended(Order::Kick) => Some("kick".to_owned()),
-            LoginFailure::Ended(Order::Drain) => Some("drain".to_owned()),
-            LoginFailure::Ended(Order::Evict) => Some("too many connections".to_owned()),
+            LoginFailure::Ended(CloseReason::Kick) => Some("kick".to_owned()),
+            LoginFailure::Ended(CloseReason::Drain) => Some("drain".to_owned()),
+            LoginFailure::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
             LoginFailure::NotAllowed(why)
             | LoginFailure::PasswordNotBorne(why)
             | LoginFailure::Refused(why)
@@ -238,7 +238,7 @@ mod tests {
             &format!("NO [UNAVAILABLE] {own}"),
             &format!("-ERR [SYS/TEMP] {own}"),
         );
-        for failure in [limit("NO x"), busy("NO x"), LoginFailure::Ended(Order::Kick)] {
+        for failure in [limit("NO x"), busy("NO x"), LoginFailure::Ended(CloseReason::Kick)] {
             assert!(!failure.waits() && !failure.counts(), "{failure:?}");
         }
         assert!(LoginFailure::PasswordTooLong.counts() && !LoginFailure::PasswordTooLong.waits());

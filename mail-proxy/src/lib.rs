@@ -31,7 +31,7 @@ mod upstream;
 pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Rejected};
 pub use environment::{ConnectError, Connection, House, Settings, Transport};
-pub use live::{Drain, Live, LoggedIn, Order, Place, Totals, WaitsForUs};
+pub use live::{CloseReason, Drain, Live, LoggedIn, Place, Totals, WaitsForUs};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };

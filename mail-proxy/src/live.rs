@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// Accounts that are remembered of one connection. A mail session has one; a web connection can be shared by a few.
 const MAX_LOGINS: usize = 8;
 
-/// The number of [`Order::Evict`].
+/// The number of [`CloseReason::Evict`].
 const EVICT: u8 = 3;
 
 /// Bytes of many connections, added up while they live.
@@ -88,7 +88,7 @@ pub struct LoggedIn {
 
 /// Why a connection is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum CloseReason {
     /// An administrator wants it gone.
     Kick,
     /// The node is being emptied.
@@ -135,12 +135,12 @@ impl Live {
         }
     }
 
-    /// Has it end soon. The first order counts.
-    pub fn end(&self, order: Order) {
+    /// Has it end soon. The first reason counts.
+    pub fn end(&self, order: CloseReason) {
         let code = match order {
-            Order::Kick => 1,
-            Order::Drain => 2,
-            Order::Evict => EVICT,
+            CloseReason::Kick => 1,
+            CloseReason::Drain => 2,
+            CloseReason::Evict => EVICT,
         };
         let _ = self
             .order
@@ -148,22 +148,22 @@ impl Live {
         self.ordered.notify_waiters();
     }
 
-    /// What was ordered.
-    pub fn order(&self) -> Option<Order> {
+    /// Why it is to end, if it is.
+    pub fn close_reason(&self) -> Option<CloseReason> {
         match self.order.load(Ordering::Acquire) {
             0 => None,
-            1 => Some(Order::Kick),
-            EVICT => Some(Order::Evict),
-            _ => Some(Order::Drain),
+            1 => Some(CloseReason::Kick),
+            EVICT => Some(CloseReason::Evict),
+            _ => Some(CloseReason::Drain),
         }
     }
 
     /// Ready when it is to end.
-    pub async fn ended(&self) -> Order {
+    pub async fn ended(&self) -> CloseReason {
         loop {
             // Made before the look, so that an order between the two is heard.
             let ordered = self.ordered.notified();
-            if let Some(order) = self.order() {
+            if let Some(order) = self.close_reason() {
                 return order;
             }
             ordered.await;
@@ -172,7 +172,7 @@ impl Live {
 
     /// Ready when an administrator wants it gone.
     pub async fn kicked(&self) {
-        if self.ended().await != Order::Kick {
+        if self.ended().await != CloseReason::Kick {
             std::future::pending::<()>().await;
         }
     }
@@ -322,10 +322,10 @@ impl Drop for UnderWay {
 }
 
 /// Ready when the node ends connections that are not logged in, or an administrator this one.
-pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) -> Order {
+pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) -> CloseReason {
     tokio::select! {
         // The sender lives as long as the process; if it is gone, so are we.
-        _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => Order::Drain,
+        _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => CloseReason::Drain,
         order = live.ended() => order,
     }
 }
@@ -341,7 +341,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_order_is_heard_before_and_after_it_is_waited_for() {
+    async fn a_reason_is_heard_before_and_after_it_is_waited_for() {
         let live = Arc::new(Live::new());
         let wait = || {
             let live = live.clone();
@@ -349,13 +349,13 @@ mod tests {
         };
         let waits = [wait(), wait()];
         tokio::task::yield_now().await;
-        live.end(Order::Kick);
-        live.end(Order::Drain);
+        live.end(CloseReason::Kick);
+        live.end(CloseReason::Drain);
         for wait in waits {
-            assert_eq!(wait.await.unwrap(), Order::Kick);
+            assert_eq!(wait.await.unwrap(), CloseReason::Kick);
         }
         live.kicked().await;
-        assert_eq!(live.ended().await, Order::Kick);
+        assert_eq!(live.ended().await, CloseReason::Kick);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::audit::EndedBy;
 use crate::connection::BoxStream;
-use crate::live::{Drain, Live, Order};
+use crate::live::{CloseReason, Drain, Live};
 
 /// What one read may bring. Four full TLS records: larger reads win nothing, smaller ones cost system calls.
 const SCRATCH: usize = 64 * 1024;
@@ -92,7 +92,7 @@ enum Stop {
     Client,
     Server,
     Idle,
-    Ordered(Order),
+    Told(CloseReason),
 }
 
 impl Relay {
@@ -127,8 +127,8 @@ impl Relay {
     pub async fn run(&mut self, drain: &mut watch::Receiver<Drain>, live: &Live, farewell: Farewell) -> RelayEnd {
         let stop = tokio::select! {
             stop = poll_fn(|cx| self.poll(cx, live)) => stop,
-            () = sessions_end(drain) => Stop::Ordered(Order::Drain),
-            order = live.ended() => Stop::Ordered(order),
+            () = sessions_end(drain) => Stop::Told(CloseReason::Drain),
+            order = live.ended() => Stop::Told(order),
         };
         match stop {
             Stop::Client => self.ended(EndedBy::Client, None),
@@ -138,11 +138,11 @@ impl Relay {
                 self.say(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("idle"))
             }
-            Stop::Ordered(Order::Drain | Order::Evict) => {
+            Stop::Told(CloseReason::Drain | CloseReason::Evict) => {
                 self.say(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("drain"))
             }
-            Stop::Ordered(Order::Kick) => {
+            Stop::Told(CloseReason::Kick) => {
                 self.say(farewell.kick).await;
                 self.ended(EndedBy::Kick, None)
             }
@@ -445,7 +445,7 @@ mod tests {
         expect(&mut s.client, b"* 1 EXISTS\r\n").await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!((s.live.bytes(), s.live.idle().as_secs()), ((8, 12), 5));
-        s.live.end(Order::Kick);
+        s.live.end(CloseReason::Kick);
         expect(&mut s.client, b"* BYE kicked\r\n").await;
         assert_eq!(s.client.read(&mut [0; 8]).await.unwrap(), 0);
         assert_eq!(s.relay.await.unwrap().by, EndedBy::Kick);

@@ -17,7 +17,7 @@ use crate::connection::{BoxStream, ConnectionFacts};
 use crate::credentials::{Credentials, Rejected};
 use crate::environment::{Connection, Facts, House, READ, Settings};
 use crate::failure::LoginFailure;
-use crate::live::{Drain, Live, Order, logins_end};
+use crate::live::{CloseReason, Drain, Live, logins_end};
 use crate::machine::{Channel, DialogueEnd, LoginMachine, Step};
 use crate::mechanism::Mechanism;
 use crate::proto::Protocol;
@@ -115,7 +115,7 @@ struct Dialogue {
 enum Left {
     ClientGone,
     Deadline,
-    Ordered(Order),
+    Told(CloseReason),
     TlsFailed(String),
     By(DialogueEnd),
 }
@@ -186,7 +186,7 @@ impl Dialogue {
             biased;
             written = write => written,
             // Somebody who does not read has no place to keep either.
-            order = self.facts.connection.live.ended() => return Err(Left::Ordered(order)),
+            order = self.facts.connection.live.ended() => return Err(Left::Told(order)),
         };
         match written {
             Ok(Ok(())) => Ok(()),
@@ -208,7 +208,7 @@ impl Dialogue {
                 }
                 Err(_) => Err(Left::Deadline),
             },
-            order = logins_end(&mut self.house.drain, &self.facts.connection.live) => Err(Left::Ordered(order)),
+            order = logins_end(&mut self.house.drain, &self.facts.connection.live) => Err(Left::Told(order)),
         }
     }
 
@@ -221,7 +221,7 @@ impl Dialogue {
         let handshake = self.house.transport.start_tls(stream, self.facts.protocol, local);
         let done = tokio::select! {
             done = timeout_at(self.deadline, handshake) => done,
-            order = self.facts.connection.live.ended() => return Err(Left::Ordered(order)),
+            order = self.facts.connection.live.ended() => return Err(Left::Told(order)),
         };
         match done {
             Ok(Ok((stream, tls))) => {
@@ -430,7 +430,7 @@ impl Dialogue {
         self.behind.join_all().await;
         // A balancer's health check connects and leaves; that is no news.
         // Nor is a silent one of a flood, whose place is needed; they are counted.
-        if matches!(left, Left::ClientGone | Left::Ordered(Order::Evict)) && !self.heard {
+        if matches!(left, Left::ClientGone | Left::Told(CloseReason::Evict)) && !self.heard {
             return;
         }
         let mut record = self.facts.connection.record(Event::SessionEnd, self.house.generation);
@@ -447,7 +447,7 @@ impl Left {
     /// Who waits for an attempt that was under way.
     fn waiting(&self) -> Waiting {
         match self {
-            Left::Ordered(order) => Waiting::Ended(*order),
+            Left::Told(order) => Waiting::Ended(*order),
             Left::ClientGone | Left::Deadline | Left::TlsFailed(_) | Left::By(_) => Waiting::Gone,
         }
     }
@@ -462,19 +462,19 @@ impl Left {
                 Some("login deadline".to_owned()),
                 Some("login takes too long"),
             ),
-            Left::Ordered(Order::Drain) => (
+            Left::Told(CloseReason::Drain) => (
                 EndedBy::Portico,
                 None,
                 Some("drain".to_owned()),
                 Some("server is going down, please try again"),
             ),
-            Left::Ordered(Order::Evict) => (
+            Left::Told(CloseReason::Evict) => (
                 EndedBy::Portico,
                 None,
                 Some("too many connections".to_owned()),
                 Some("too many connections, please try again"),
             ),
-            Left::Ordered(Order::Kick) => (EndedBy::Kick, None, None, Some("session ended by the administrator")),
+            Left::Told(CloseReason::Kick) => (EndedBy::Kick, None, None, Some("session ended by the administrator")),
             Left::TlsFailed(why) => (
                 EndedBy::Client,
                 Some(Outcome::ProtocolError),
@@ -537,7 +537,7 @@ async fn left_alone(
                 Err(_) => return Left::ClientGone,
                 Ok(n) => machine.input(&buffer[..n]),
             },
-            order = logins_end(drain, live) => return Left::Ordered(order),
+            order = logins_end(drain, live) => return Left::Told(order),
         }
     }
 }

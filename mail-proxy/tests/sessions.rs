@@ -20,8 +20,8 @@ use mail_directory::file::YamlDirectory;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::{
-    BoxStream, Client, ConnectError, Connection, ConnectionFacts, Drain, House, Live, Order, Place, Protocol, Settings,
-    StartTls, TlsFacts, Transport, imap, pop3, serve,
+    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, Drain, House, Live, Place, Protocol,
+    Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -509,7 +509,7 @@ async fn a_login_under_way_is_not_forgotten() {
         }
         match why {
             "drain" => s.drain.send(Drain::EndLogins).unwrap(),
-            _ => s.live.end(Order::Kick),
+            _ => s.live.end(CloseReason::Kick),
         }
         s.expect("* BYE").await;
         assert!(!s.live.is_logging_in(|_| true));
@@ -912,7 +912,7 @@ async fn bytes_behind_starttls_close_the_connection() {
 async fn a_kick_ends_a_session_before_and_after_login() {
     let mut early = stage(Plan::default());
     early.expect("* OK IMAP4rev1").await;
-    early.live.end(Order::Kick);
+    early.live.end(CloseReason::Kick);
     early.expect("* BYE session ended by the administrator").await;
     let records = early.ended().await;
     assert_eq!(records.len(), 1, "{records:#?}");
@@ -928,7 +928,7 @@ async fn a_kick_ends_a_session_before_and_after_login() {
         (logins[0].user.as_str(), logins[0].account.as_str()),
         ("al@a.example", "alice@a.example")
     );
-    late.live.end(Order::Kick);
+    late.live.end(CloseReason::Kick);
     late.expect("* BYE session ended by the administrator").await;
     let records = late.ended().await;
     assert_eq!(records[1].event, Some(Event::SessionEnd));

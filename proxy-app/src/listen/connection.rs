@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use mail_proxy::audit::Phase;
 use mail_proxy::{
-    BoxStream, Client, Connection, ConnectionFacts, Drain, House, Live, Order, Proto, Protocol, StartTls, TlsFacts,
+    BoxStream, Client, CloseReason, Connection, ConnectionFacts, Drain, House, Live, Proto, Protocol, StartTls,
+    TlsFacts,
 };
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -209,7 +210,7 @@ impl Door {
         // A session may live for days; the configuration that it was born with lives on only in what it uses.
         drop(snapshot);
         session.await;
-        if seen.order() == Some(Order::Evict) {
+        if seen.close_reason() == Some(CloseReason::Evict) {
             self.app.metrics.refused(&self.name, Refused::Evicted);
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mail_directory::names;
-use mail_proxy::{ConnectionFacts, LoggedIn, Order, Proto};
+use mail_proxy::{CloseReason, ConnectionFacts, LoggedIn, Proto};
 use parking_lot::Mutex;
 
 /// Locks that share the connections among them: accepting does not wait for listing.
@@ -85,7 +85,9 @@ impl Sessions {
     /// Ends those that are meant; gives them.
     pub fn kick(&self, which: &Which) -> Vec<Arc<Session>> {
         let meant = self.list(which);
-        meant.iter().for_each(|session| session.facts.live.end(Order::Kick));
+        meant
+            .iter()
+            .for_each(|session| session.facts.live.end(CloseReason::Kick));
         meant
     }
 
@@ -101,7 +103,8 @@ impl Sessions {
         let tell = async {
             for some in all.chunks(all.len().div_ceil(steps).max(1)) {
                 tokio::time::sleep(pause).await;
-                some.iter().for_each(|session| session.facts.live.end(Order::Drain));
+                some.iter()
+                    .for_each(|session| session.facts.live.end(CloseReason::Drain));
             }
         };
         tokio::select! {
@@ -250,13 +253,13 @@ mod tests {
             ..Which::default()
         };
         assert_eq!(sessions.kick(&which).len(), 1);
-        assert_eq!(live_b.order(), Some(Order::Kick));
-        assert_eq!(live_a.order(), None);
+        assert_eq!(live_b.close_reason(), Some(CloseReason::Kick));
+        assert_eq!(live_a.close_reason(), None);
         drop(a);
         assert_eq!(ids(&sessions, None, None, None), "bc");
         let begun = tokio::time::Instant::now();
         sessions.empty(Duration::from_secs(10), std::future::pending()).await;
-        assert_eq!(live_c.order(), Some(Order::Drain));
+        assert_eq!(live_c.close_reason(), Some(CloseReason::Drain));
         assert!(begun.elapsed() >= Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
@@ -269,7 +272,10 @@ mod tests {
         let begun = tokio::time::Instant::now();
         sessions.empty(Duration::from_secs(1), std::future::pending()).await;
         assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
-        assert!(all.iter().all(|(_, live)| live.order() == Some(Order::Drain)));
+        assert!(
+            all.iter()
+                .all(|(_, live)| live.close_reason() == Some(CloseReason::Drain))
+        );
         sessions.empty(Duration::from_secs(1000), std::future::ready(())).await;
     }
 }

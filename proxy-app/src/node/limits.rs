@@ -294,7 +294,7 @@ impl Drop for Handshake {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use mail_proxy::{Live, Order};
+    use mail_proxy::{CloseReason, Live};
 
     use super::*;
 
@@ -397,7 +397,7 @@ mod tests {
             }));
             live
         };
-        let gone = |one: &Arc<Live>| one.order() == Some(Order::Evict);
+        let gone = |one: &Arc<Live>| one.close_reason() == Some(CloseReason::Evict);
         let (slow, busy, quick) = (enter(), enter(), enter());
         let request = (busy.waits_for_us(), busy.waits_for_us());
         slow.heard();

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use mail_proxy::{Live, Order, Place};
+use mail_proxy::{CloseReason, Live, Place};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -40,7 +40,7 @@ impl Waiter {
     pub fn ends_by(&self, live: &Arc<Live>) {
         let _ = self.live.set(Arc::downgrade(live));
         if self.gone.load(Ordering::SeqCst) {
-            live.end(Order::Evict);
+            live.end(CloseReason::Evict);
         }
     }
 
@@ -52,7 +52,7 @@ impl Waiter {
     fn send_away(&self) {
         self.gone.store(true, Ordering::SeqCst);
         match self.live.get() {
-            Some(live) => drop(live.upgrade().map(|live| live.end(Order::Evict))),
+            Some(live) => drop(live.upgrade().map(|live| live.end(CloseReason::Evict))),
             None => self.told.notify_waiters(),
         }
     }
