@@ -17,7 +17,7 @@ use crate::connection::BoxStream;
 use crate::credentials::Credentials;
 use crate::environment::{ConnectError, Facts, House, READ};
 use crate::failure::LoginFailure;
-use crate::live::{CloseReason, Drain, Live, LoggedIn, UnderWay, logins_end};
+use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
 use crate::proto::Protocol;
 use crate::refusal::Refusal;
@@ -114,7 +114,12 @@ impl Attempt {
     }
 
     /// Lets it end although its client does not wait any more: for the audit log.
-    pub(crate) async fn finish(mut self, waiting: Waiting, mut drain: watch::Receiver<Drain>, live: Arc<Live>) {
+    pub(crate) async fn finish(
+        mut self,
+        waiting: Waiting,
+        mut drain: watch::Receiver<Drain>,
+        live: Arc<ConnectionHandle>,
+    ) {
         self.waiting.send_replace(waiting);
         let order = tokio::select! {
             biased;
@@ -178,7 +183,7 @@ impl Tries {
             ..facts.connection.record(Event::Login, house.generation)
         };
         Tries {
-            under_way: facts.connection.live.begin_login(&credentials.user),
+            under_way: facts.connection.handle.begin_login(&credentials.user),
             record,
             facts,
             house,
@@ -254,7 +259,7 @@ impl Tries {
             account: account.clone(),
             route: text(&self.record.route),
         };
-        self.facts.connection.live.log_in(login, &account);
+        self.facts.connection.handle.log_in(login, &account);
     }
 
     fn note(&mut self, route: &Route) {

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::audit::{Event, Record};
-use crate::live::Live;
+use crate::handle::ConnectionHandle;
 use crate::proto::Proto;
 
 /// A stream of bytes both ways: TCP, TLS, or one end of a test.
@@ -53,7 +53,7 @@ pub struct ConnectionFacts {
     /// When the connection was accepted.
     pub accepted: Instant,
     /// What the process sees of it, and its way to end it.
-    pub live: Arc<Live>,
+    pub handle: Arc<ConnectionHandle>,
 }
 
 impl ConnectionFacts {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::audit::Audit;
 use crate::connection::{BoxStream, ConnectionFacts, TlsFacts};
 use crate::credentials::Credentials;
-use crate::live::Drain;
+use crate::handle::Drain;
 use crate::machine::StartTls;
 use crate::proto::Protocol;
 use crate::{imap, pop3};

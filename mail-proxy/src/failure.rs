@@ -3,7 +3,7 @@
 //! What a peer may learn is decided here and nowhere else.
 
 use crate::audit::Outcome;
-use crate::live::CloseReason;
+use crate::handle::CloseReason;
 use crate::mechanism::Mechanism;
 
 /// Characters of a mailbox server's own words that are passed on: one line of text for people.

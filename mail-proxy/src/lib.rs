@@ -14,9 +14,9 @@ mod connection;
 mod credentials;
 mod environment;
 pub mod failure;
+mod handle;
 pub mod imap;
 pub mod line;
-mod live;
 mod login;
 mod machine;
 mod mechanism;
@@ -31,7 +31,7 @@ mod upstream;
 pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Rejected};
 pub use environment::{ConnectError, Connection, House, Settings, Transport};
-pub use live::{CloseReason, Drain, Live, LoggedIn, Place, Totals, WaitsForUs};
+pub use handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, Place, Totals, WaitsForUs};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::audit::EndedBy;
 use crate::connection::BoxStream;
-use crate::live::{CloseReason, Drain, Live};
+use crate::handle::{CloseReason, ConnectionHandle, Drain};
 
 /// What one read may bring. Four full TLS records: larger reads win nothing, smaller ones cost system calls.
 const SCRATCH: usize = 64 * 1024;
@@ -124,7 +124,12 @@ impl Relay {
 
     /// Copies until one side ends, nothing moves for too long, or the node or an administrator ends it. `farewell` is
     /// said to the client in the last cases, if what it has read so far ends with a line.
-    pub async fn run(&mut self, drain: &mut watch::Receiver<Drain>, live: &Live, farewell: Farewell) -> RelayEnd {
+    pub async fn run(
+        &mut self,
+        drain: &mut watch::Receiver<Drain>,
+        live: &ConnectionHandle,
+        farewell: Farewell,
+    ) -> RelayEnd {
         let stop = tokio::select! {
             stop = poll_fn(|cx| self.poll(cx, live)) => stop,
             () = sessions_end(drain) => Stop::Told(CloseReason::Drain),
@@ -149,7 +154,7 @@ impl Relay {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, live: &Live) -> Poll<Stop> {
+    fn poll(&mut self, cx: &mut Context<'_>, live: &ConnectionHandle) -> Poll<Stop> {
         let before = self.to_server.bytes + self.to_client.bytes;
         let was_ended = self.to_server.ended;
         // An error on either side ends the relay; whose it was is told by where it showed up.
@@ -189,7 +194,7 @@ impl Relay {
     }
 
     /// Ready when nothing has moved for too long. The timer is not moved with each byte: it is looked at when it fires.
-    fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64, live: &Live) -> Poll<()> {
+    fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64, live: &ConnectionHandle) -> Poll<()> {
         if self.to_server.bytes + self.to_client.bytes != before {
             self.moved = Instant::now();
             live.count(self.to_server.bytes, self.to_client.bytes, self.moved);
@@ -349,7 +354,7 @@ mod tests {
         client: DuplexStream,
         server: DuplexStream,
         drain: watch::Sender<Drain>,
-        live: Arc<Live>,
+        live: Arc<ConnectionHandle>,
         relay: tokio::task::JoinHandle<RelayEnd>,
     }
 
@@ -360,7 +365,7 @@ mod tests {
         let mut relay = Relay::new(Box::new(near), Box::new(far), idle);
         relay.owe_client(b"a OK\r\n".to_vec());
         relay.owe_server(b"b NOOP\r\n".to_vec());
-        let live = Arc::new(Live::new());
+        let live = Arc::new(ConnectionHandle::new());
         let seen = live.clone();
         let farewell = Farewell {
             usual: b"* BYE\r\n",

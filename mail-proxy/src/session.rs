@@ -17,7 +17,7 @@ use crate::connection::{BoxStream, ConnectionFacts};
 use crate::credentials::{Credentials, Rejected};
 use crate::environment::{Connection, Facts, House, READ, Settings};
 use crate::failure::LoginFailure;
-use crate::live::{CloseReason, Drain, Live, logins_end};
+use crate::handle::{CloseReason, ConnectionHandle, Drain, logins_end};
 use crate::machine::{Channel, DialogueEnd, LoginMachine, Step};
 use crate::mechanism::Mechanism;
 use crate::proto::Protocol;
@@ -50,7 +50,7 @@ pub fn serve(connection: Connection, house: House) -> impl Future<Output = ()> +
 struct Established {
     relay: Relay,
     drain: watch::Receiver<Drain>,
-    live: Arc<Live>,
+    live: Arc<ConnectionHandle>,
     farewell: Farewell,
     /// What the last record of the session needs.
     record: Record,
@@ -158,13 +158,13 @@ impl Dialogue {
                 Step::NeedInput => self.read().await?,
                 Step::StartTls => self.start_tls().await?,
                 Step::Login(credentials) => {
-                    let _waits = self.facts.connection.live.waits_for_us();
+                    let _waits = self.facts.connection.handle.waits_for_us();
                     if let Some(login) = self.attempt(credentials).await? {
                         return Ok(login);
                     }
                 }
                 Step::Reject(rejected) => {
-                    let _waits = self.facts.connection.live.waits_for_us();
+                    let _waits = self.facts.connection.handle.waits_for_us();
                     self.reject(rejected).await?;
                 }
                 Step::TlsRequired(mechanism) => self.note_tls_required(mechanism),
@@ -186,7 +186,7 @@ impl Dialogue {
             biased;
             written = write => written,
             // Somebody who does not read has no place to keep either.
-            order = self.facts.connection.live.ended() => return Err(Left::Told(order)),
+            order = self.facts.connection.handle.ended() => return Err(Left::Told(order)),
         };
         match written {
             Ok(Ok(())) => Ok(()),
@@ -202,13 +202,13 @@ impl Dialogue {
                 Ok(Ok(0) | Err(_)) => Err(Left::ClientGone),
                 Ok(Ok(n)) => {
                     self.heard = true;
-                    self.facts.connection.live.heard();
+                    self.facts.connection.handle.heard();
                     self.machine.input(&buffer[..n]);
                     Ok(())
                 }
                 Err(_) => Err(Left::Deadline),
             },
-            order = logins_end(&mut self.house.drain, &self.facts.connection.live) => Err(Left::Told(order)),
+            order = logins_end(&mut self.house.drain, &self.facts.connection.handle) => Err(Left::Told(order)),
         }
     }
 
@@ -221,7 +221,7 @@ impl Dialogue {
         let handshake = self.house.transport.start_tls(stream, self.facts.protocol, local);
         let done = tokio::select! {
             done = timeout_at(self.deadline, handshake) => done,
-            order = self.facts.connection.live.ended() => return Err(Left::Told(order)),
+            order = self.facts.connection.handle.ended() => return Err(Left::Told(order)),
         };
         match done {
             Ok(Ok((stream, tls))) => {
@@ -244,7 +244,7 @@ impl Dialogue {
         let begun = self.credentials_complete();
         let mut attempt = Attempt::begin(self.facts.clone(), self.house.clone(), credentials, self.machine.id());
         let overdue = attempt.overdue(begun + self.house.settings.auth_wait);
-        let live = &self.facts.connection.live;
+        let live = &self.facts.connection.handle;
         let failure = tokio::select! {
             biased;
             result = &mut attempt.running => match result {
@@ -267,7 +267,7 @@ impl Dialogue {
 
     /// The audit log still waits for its outcome, so the connection goes for no other.
     fn leave_behind(&mut self, attempt: Attempt, waiting: Waiting) {
-        let (drain, live) = (self.house.drain.clone(), self.facts.connection.live.clone());
+        let (drain, live) = (self.house.drain.clone(), self.facts.connection.handle.clone());
         let waits = live.waits_for_us();
         self.behind.spawn(async move {
             attempt.finish(waiting, drain, live).await;
@@ -341,7 +341,7 @@ impl Dialogue {
     async fn wait_until(&mut self, until: Instant) -> Result<(), Left> {
         tokio::select! {
             () = tokio::time::sleep_until(until) => Ok(()),
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, &self.facts.connection.live) => Err(left),
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, &self.facts.connection.handle) => Err(left),
         }
     }
 
@@ -389,7 +389,7 @@ impl Dialogue {
         Box::new(Established {
             relay,
             drain,
-            live: facts.connection.live.clone(),
+            live: facts.connection.handle.clone(),
             farewell,
             record,
             accepted: facts.connection.accepted,
@@ -400,7 +400,7 @@ impl Dialogue {
 
     /// Counts no more when the answer would have been due, even if an attempt is still under way.
     async fn give_up_place(&mut self) {
-        let live = self.facts.connection.live.clone();
+        let live = self.facts.connection.handle.clone();
         if let Some(due) = self.due {
             let _waits = live.waits_for_us();
             tokio::select! {
@@ -526,7 +526,7 @@ async fn left_alone(
     stream: &mut BoxStream,
     machine: &mut dyn LoginMachine,
     drain: &mut watch::Receiver<Drain>,
-    live: &Live,
+    live: &ConnectionHandle,
 ) -> Left {
     let mut buffer = [0; READ];
     let mut speaks = true;

@@ -20,8 +20,8 @@ use mail_directory::file::YamlDirectory;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::{
-    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, Drain, House, Live, Place, Protocol,
-    Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
+    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, House, Place,
+    Protocol, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -240,7 +240,7 @@ struct Stage {
     records: Arc<Records>,
     connects: Arc<AtomicUsize>,
     drain: watch::Sender<Drain>,
-    live: Arc<Live>,
+    live: Arc<ConnectionHandle>,
     session: tokio::task::JoinHandle<()>,
 }
 
@@ -314,7 +314,7 @@ fn stage(plan: Plan) -> Stage {
     let (client, pipe) = duplex(4096);
     let cut = Arc::new(AtomicBool::new(false));
     let near = Near { pipe, cut: cut.clone() };
-    let live = Arc::new(Live::new());
+    let live = Arc::new(ConnectionHandle::new());
     let protocol = if plan.pop3 { Protocol::Pop3 } else { Protocol::Imap };
     let facts = ConnectionFacts {
         id: "c1".to_owned(),
@@ -327,7 +327,7 @@ fn stage(plan: Plan) -> Stage {
         },
         tls: None,
         accepted: Instant::now(),
-        live: live.clone(),
+        handle: live.clone(),
     };
     let connection = Connection {
         stream: Box::new(near),

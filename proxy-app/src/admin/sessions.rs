@@ -199,7 +199,7 @@ pub struct OneLogin {
 impl OneSession {
     fn of(session: &Session) -> OneSession {
         let facts = &session.facts;
-        let (bytes_in, bytes_out) = facts.live.bytes();
+        let (bytes_in, bytes_out) = facts.handle.bytes();
         OneSession {
             session: facts.id.clone(),
             proto: facts.proto.to_string(),
@@ -208,12 +208,12 @@ impl OneSession {
             client: facts.client.addr.to_string(),
             via: facts.client.via.map(|via| via.to_string()),
             since: logs::utc(session.since),
-            age: facts.live.age().as_secs(),
-            idle: facts.live.idle().as_secs(),
+            age: facts.handle.age().as_secs(),
+            idle: facts.handle.idle().as_secs(),
             bytes_in,
             bytes_out,
             logins: facts
-                .live
+                .handle
                 .logins()
                 .into_iter()
                 .map(|login| OneLogin {

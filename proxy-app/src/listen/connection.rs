@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use mail_proxy::audit::Phase;
 use mail_proxy::{
-    BoxStream, Client, CloseReason, Connection, ConnectionFacts, Drain, House, Live, Proto, Protocol, StartTls,
-    TlsFacts,
+    BoxStream, Client, CloseReason, Connection, ConnectionFacts, ConnectionHandle, Drain, House, Proto, Protocol,
+    StartTls, TlsFacts,
 };
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -185,8 +185,8 @@ impl Door {
             _ => StartTls::Off,
         };
         let (facts, _entered) = self.enter(protocol.proto(), tls, client, accepted);
-        ticket.waiter().ends_by(&facts.live);
-        let seen = facts.live.clone();
+        ticket.waiter().ends_by(&facts.handle);
+        let seen = facts.handle.clone();
         seen.hold_until_login(Box::new(Held {
             queued,
             ticket: Some(ticket),
@@ -250,7 +250,7 @@ impl Door {
         };
         drop(snapshot);
         let (facts, _entered) = self.enter(Proto::Http, tls, client, accepted);
-        let live = facts.live.clone();
+        let live = facts.handle.clone();
         live.hold_until_login(Box::new(Held { queued, ticket: None }));
         let client = WebClient {
             facts,
@@ -330,7 +330,7 @@ impl Door {
             client,
             tls,
             accepted,
-            live: Arc::new(Live::born(accepted, self.app.metrics.totals(proto))),
+            handle: Arc::new(ConnectionHandle::accepted(accepted, self.app.metrics.totals(proto))),
         });
         let entered = self.app.sessions.enter(Session::new(facts.clone()));
         (facts, entered)

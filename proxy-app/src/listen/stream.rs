@@ -31,7 +31,7 @@ pub async fn serve(app: &App, door: &StreamConfig, client: BoxStream, facts: &Co
             record.route = Some(upstream.to_string());
             let mut relay = Box::new(Relay::new(client, server, door.idle));
             let ended = relay
-                .run(&mut app.drain.subscribe(), &facts.live, Farewell::default())
+                .run(&mut app.drain.subscribe(), &facts.handle, Farewell::default())
                 .await;
             record.bytes_in = Some(ended.bytes_in);
             record.bytes_out = Some(ended.bytes_out);
@@ -45,7 +45,7 @@ pub async fn serve(app: &App, door: &StreamConfig, client: BoxStream, facts: &Co
             record.why = Some(why);
         }
     }
-    record.duration = Some(facts.live.age().as_secs_f64());
+    record.duration = Some(facts.handle.age().as_secs_f64());
     app.audit.record(record);
 }
 

@@ -1,6 +1,6 @@
 //! Every connection of this node while it lives: mail sessions and web connections, to be listed and ended.
 //!
-//! A connection is entered once and leaves by itself; in between its own task writes its counters ([`mail_proxy::Live`]), and
+//! A connection is entered once and leaves by itself; in between its own task writes its counters ([`mail_proxy::ConnectionHandle`]), and
 //! nobody else is waited for.
 
 use std::collections::HashMap;
@@ -75,7 +75,7 @@ impl Sessions {
         for shard in &self.shards {
             for session in shard.lock().values() {
                 *counts
-                    .entry((session.facts.proto, session.facts.live.is_logged_in()))
+                    .entry((session.facts.proto, session.facts.handle.is_logged_in()))
                     .or_insert(0) += 1;
             }
         }
@@ -87,7 +87,7 @@ impl Sessions {
         let meant = self.list(which);
         meant
             .iter()
-            .for_each(|session| session.facts.live.end(CloseReason::Kick));
+            .for_each(|session| session.facts.handle.end(CloseReason::Kick));
         meant
     }
 
@@ -104,7 +104,7 @@ impl Sessions {
             for some in all.chunks(all.len().div_ceil(steps).max(1)) {
                 tokio::time::sleep(pause).await;
                 some.iter()
-                    .for_each(|session| session.facts.live.end(CloseReason::Drain));
+                    .for_each(|session| session.facts.handle.end(CloseReason::Drain));
             }
         };
         tokio::select! {
@@ -157,14 +157,14 @@ fn is_in(session: &Session, text: &str) -> bool {
     holds(&session.facts.id)
         || holds(session.facts.proto.name())
         || holds(&session.facts.client.addr.to_string())
-        || session.facts.live.logins().iter().any(of_login)
+        || session.facts.handle.logins().iter().any(of_login)
 }
 
 /// Whether this user, in the one form of names, is logged in there or about to be.
 fn is_of(session: &Session, user: &str) -> bool {
     let same = |name: &str| !name.is_empty() && names::account(name) == user;
-    let logins = session.facts.live.logins();
-    logins.iter().any(|login| same(&login.user) || same(&login.account)) || session.facts.live.is_logging_in(same)
+    let logins = session.facts.handle.logins();
+    logins.iter().any(|login| same(&login.user) || same(&login.account)) || session.facts.handle.is_logging_in(same)
 }
 
 /// A connection's place in the list.
@@ -183,13 +183,13 @@ impl Drop for Entered {
 mod tests {
     use std::net::SocketAddr;
 
-    use mail_proxy::{Client, Live};
+    use mail_proxy::{Client, ConnectionHandle};
     use tokio::time::Instant;
 
     use super::*;
 
-    fn enter(sessions: &Arc<Sessions>, id: &str, ip: &str, account: &str) -> (Entered, Arc<Live>) {
-        let live = Arc::new(Live::new());
+    fn enter(sessions: &Arc<Sessions>, id: &str, ip: &str, account: &str) -> (Entered, Arc<ConnectionHandle>) {
+        let live = Arc::new(ConnectionHandle::new());
         if !account.is_empty() {
             let login = || LoggedIn {
                 user: "typed".to_owned(),
@@ -210,7 +210,7 @@ mod tests {
             client,
             tls: None,
             accepted: Instant::now(),
-            live: live.clone(),
+            handle: live.clone(),
         };
         (sessions.enter(Session::new(Arc::new(facts))), live)
     }

@@ -294,7 +294,7 @@ impl Drop for Handshake {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use mail_proxy::{CloseReason, Live};
+    use mail_proxy::{CloseReason, ConnectionHandle};
 
     use super::*;
 
@@ -389,7 +389,7 @@ mod tests {
         let limits = limits(4, 0, 0);
         let enter = || {
             let ticket = from(&limits, "192.0.2.1").unwrap();
-            let (waiter, live) = (ticket.waiter(), Arc::new(Live::new()));
+            let (waiter, live) = (ticket.waiter(), Arc::new(ConnectionHandle::new()));
             waiter.ends_by(&live);
             live.hold_until_login(Box::new(Held {
                 queued: ticket.queue(),
@@ -397,7 +397,7 @@ mod tests {
             }));
             live
         };
-        let gone = |one: &Arc<Live>| one.close_reason() == Some(CloseReason::Evict);
+        let gone = |one: &Arc<ConnectionHandle>| one.close_reason() == Some(CloseReason::Evict);
         let (slow, busy, quick) = (enter(), enter(), enter());
         let request = (busy.waits_for_us(), busy.waits_for_us());
         slow.heard();

@@ -76,7 +76,7 @@ impl WebClient {
             account: route.account.to_string(),
             route: route.address().to_string(),
         };
-        self.facts.live.log_in(login, &route.account);
+        self.facts.handle.log_in(login, &route.account);
     }
 
     /// A record of a login that a request brought, whose client is this one behind trusted forwarders.

@@ -72,7 +72,7 @@ async fn serve_on(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebSt
                 return refuse(&mut stream, reason.status()).await;
             }
         };
-        let _under_way = client_in(&carrier).map(|web| web.facts.live.waits_for_us());
+        let _under_way = client_in(&carrier).map(|web| web.facts.handle.waits_for_us());
         // What has been sent behind the head may be meant for the server that has not agreed yet.
         if stream.ahead.is_empty()
             && let Some(web) = client_in(&carrier)

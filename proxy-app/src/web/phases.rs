@@ -180,7 +180,7 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
         web.take();
-        exchange.under_way = Some(web.facts.live.waits_for_us());
+        exchange.under_way = Some(web.facts.handle.waits_for_us());
         let request = session.req_header();
         let asked = Asked::read(&self.app, web, request);
         exchange.form = Form::of(request);
@@ -544,7 +544,7 @@ impl ProxyHttp for Web {
         let status = session
             .response_written()
             .map_or(0, |response| response.status.as_u16());
-        web.facts.live.add_out(session.body_bytes_sent() as u64);
+        web.facts.handle.add_out(session.body_bytes_sent() as u64);
         let onward = exchange.onward.as_ref().filter(|_| exchange.target.is_some());
         let group = onward.map_or("none", |onward| onward.group());
         self.app.metrics.web_request(group, status);

@@ -163,7 +163,7 @@ impl Upgrade {
                 relay.owe_client(answer);
                 relay.owe_server(early);
                 let RelayEnd { bytes_out, .. } = relay
-                    .run(&mut app.drain.subscribe(), &web.facts.live, Farewell::default())
+                    .run(&mut app.drain.subscribe(), &web.facts.handle, Farewell::default())
                     .await;
                 return self
                     .exchange

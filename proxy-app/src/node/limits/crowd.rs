@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use mail_proxy::{CloseReason, Live, Place};
+use mail_proxy::{CloseReason, ConnectionHandle, Place};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -26,7 +26,7 @@ pub struct Waiter {
     gone: AtomicBool,
     told: Notify,
     /// Not held: what is held until a login holds this.
-    live: OnceLock<Weak<Live>>,
+    live: OnceLock<Weak<ConnectionHandle>>,
     /// Its number among those who wait. This and what follows are written while the crowd is locked.
     key: AtomicU64,
     /// It has ended or was sent away, and does not wait again.
@@ -37,7 +37,7 @@ pub struct Waiter {
 
 impl Waiter {
     /// From now on its session ends it, with a word.
-    pub fn ends_by(&self, live: &Arc<Live>) {
+    pub fn ends_by(&self, live: &Arc<ConnectionHandle>) {
         let _ = self.live.set(Arc::downgrade(live));
         if self.gone.load(Ordering::SeqCst) {
             live.end(CloseReason::Evict);

@@ -35,7 +35,7 @@ impl Totals {
 
 /// One connection while it lives.
 #[derive(Debug)]
-pub struct Live {
+pub struct ConnectionHandle {
     totals: Arc<Totals>,
     born: Instant,
     /// Milliseconds after `born` at which the last byte moved.
@@ -111,15 +111,15 @@ pub enum Drain {
     EndSessions,
 }
 
-impl Live {
+impl ConnectionHandle {
     /// A connection that was accepted now.
-    pub fn new() -> Live {
-        Live::born(Instant::now(), Arc::default())
+    pub fn new() -> ConnectionHandle {
+        ConnectionHandle::accepted(Instant::now(), Arc::default())
     }
 
     /// A connection that was accepted then, and whose bytes are added up there.
-    pub fn born(born: Instant, totals: Arc<Totals>) -> Live {
-        Live {
+    pub fn accepted(born: Instant, totals: Arc<Totals>) -> ConnectionHandle {
+        ConnectionHandle {
             totals,
             born,
             moved: AtomicU64::new(0),
@@ -290,7 +290,7 @@ impl Live {
 
 /// A client that waits for us.
 #[derive(Debug)]
-pub struct WaitsForUs(Arc<Live>);
+pub struct WaitsForUs(Arc<ConnectionHandle>);
 
 impl Drop for WaitsForUs {
     fn drop(&mut self) {
@@ -302,7 +302,7 @@ impl Drop for WaitsForUs {
 /// A login under way.
 #[derive(Debug)]
 pub(crate) struct UnderWay {
-    live: Arc<Live>,
+    live: Arc<ConnectionHandle>,
     number: u64,
 }
 
@@ -322,7 +322,7 @@ impl Drop for UnderWay {
 }
 
 /// Ready when the node ends connections that are not logged in, or an administrator this one.
-pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) -> CloseReason {
+pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &ConnectionHandle) -> CloseReason {
     tokio::select! {
         // The sender lives as long as the process; if it is gone, so are we.
         _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => CloseReason::Drain,
@@ -330,9 +330,9 @@ pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Live) 
     }
 }
 
-impl Default for Live {
-    fn default() -> Live {
-        Live::new()
+impl Default for ConnectionHandle {
+    fn default() -> ConnectionHandle {
+        ConnectionHandle::new()
     }
 }
 
@@ -342,7 +342,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reason_is_heard_before_and_after_it_is_waited_for() {
-        let live = Arc::new(Live::new());
+        let live = Arc::new(ConnectionHandle::new());
         let wait = || {
             let live = live.clone();
             tokio::spawn(async move { live.ended().await })
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn bytes_of_a_relay_and_others_are_added_up() {
         let totals = Arc::new(Totals::default());
-        let live = Live::born(Instant::now(), totals.clone());
+        let live = ConnectionHandle::accepted(Instant::now(), totals.clone());
         live.add_out(1000);
         live.count(5, 7, Instant::now());
         live.add_out(100);
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn accounts_are_noted_once_and_not_without_end() {
-        let live = Live::new();
+        let live = ConnectionHandle::new();
         for i in 0..20 {
             for _ in 0..2 {
                 let account = format!("u{i}@a.test");
