@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::audit::{Event, Outcome, Phase, Record};
 use crate::connection::BoxStream;
 use crate::credentials::Credentials;
-use crate::environment::{ConnectError, Facts, House, READ};
+use crate::environment::{ConnectError, Facts, READ, SessionEnv};
 use crate::failure::LoginFailure;
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
@@ -74,10 +74,10 @@ pub(crate) enum Waiting {
 
 impl Attempt {
     /// Begins one; it goes on while `running` or [`Attempt::finish`] is polled.
-    pub(crate) fn begin(facts: Arc<Facts>, house: House, credentials: Credentials, id: IdFields) -> Attempt {
+    pub(crate) fn begin(facts: Arc<Facts>, env: SessionEnv, credentials: Credentials, id: IdFields) -> Attempt {
         let (waiting, told) = watch::channel(Waiting::Client);
         let (greets, greeted) = watch::channel(None);
-        let mut tries = Tries::new(facts, house, &credentials, greets);
+        let mut tries = Tries::new(facts, env, &credentials, greets);
         let running = Box::pin(async move {
             let result = tokio::select! {
                 result = tries.run(&credentials, id) => result,
@@ -153,7 +153,7 @@ const CLOSED: &str = "the mailbox server closed the connection";
 struct Tries {
     record: Record,
     facts: Arc<Facts>,
-    house: House,
+    env: SessionEnv,
     greets: watch::Sender<Option<Instant>>,
     under_way: UnderWay,
 }
@@ -172,7 +172,7 @@ enum TryFailure {
 impl Tries {
     fn new(
         facts: Arc<Facts>,
-        house: House,
+        env: SessionEnv,
         credentials: &Credentials,
         greets: watch::Sender<Option<Instant>>,
     ) -> Tries {
@@ -180,13 +180,13 @@ impl Tries {
             mechanism: Some(credentials.mechanism.name()),
             user: Some(credentials.user.clone()),
             authcid: credentials.authenticating_as.clone(),
-            ..facts.connection.record(Event::Login, house.generation)
+            ..facts.connection.record(Event::Login, env.generation)
         };
         Tries {
             under_way: facts.connection.handle.begin_login(&credentials.user),
             record,
             facts,
-            house,
+            env,
             greets,
         }
     }
@@ -200,14 +200,14 @@ impl Tries {
             Ok(done) => return Ok(done),
             Err(TryFailure::Final(failure)) => return Err(failure),
             Err(TryFailure::Stale(_)) => {
-                self.house.routes.forget(&lookup);
+                self.env.routes.forget(&lookup);
                 self.route(&lookup).await?
             }
             Err(TryFailure::Doubtful(failure)) => self.elsewhere(&lookup, &route).await?.ok_or(failure)?,
         };
         self.try_at(&fresh, credentials, id).await.map_err(|again| match again {
             TryFailure::Stale(failure) => {
-                self.house.routes.forget(&lookup);
+                self.env.routes.forget(&lookup);
                 failure
             }
             TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
@@ -217,7 +217,7 @@ impl Tries {
     /// Where the account is by now, if that is another server than that of an old route: it has moved, or memcached
     /// is wrong.
     async fn elsewhere(&mut self, lookup: &Lookup, old: &Route) -> Result<Option<Route>, LoginFailure> {
-        match self.house.routes.ask_again(lookup, OLD_ROUTE).await {
+        match self.env.routes.ask_again(lookup, OLD_ROUTE).await {
             Some(Ok(fresh)) if (&fresh.host, fresh.port) != (&old.host, old.port) => {
                 self.note(&fresh);
                 Ok(Some(fresh))
@@ -238,7 +238,7 @@ impl Tries {
             Err(failure) => (failure.outcome(), failure.why()),
         };
         (self.record.outcome, self.record.why) = (Some(outcome), why);
-        self.house.audit.record(self.record.clone());
+        self.env.audit.record(self.record.clone());
         if result.is_ok() && waiting == Waiting::Client {
             self.note_login();
         }
@@ -272,13 +272,13 @@ impl Tries {
     /// Milliseconds since `begun`, told to whoever counts.
     fn took(&self, phase: Phase, begun: Instant) -> u64 {
         let took = begun.elapsed();
-        self.house.audit.phase(phase, self.facts.protocol.proto(), took);
+        self.env.audit.phase(phase, self.facts.protocol.proto(), took);
         millis(took)
     }
 
     async fn route(&mut self, lookup: &Lookup) -> Result<Route, LoginFailure> {
         let begun = Instant::now();
-        let result = self.house.routes.route(lookup).await;
+        let result = self.env.routes.route(lookup).await;
         self.record.ms_lookup = Some(self.took(Phase::Lookup, begun));
         let route = result.map_err(no_route)?;
         self.note(&route);
@@ -294,9 +294,9 @@ impl Tries {
         self.record.phase = None;
         self.greets.send_replace(None);
         let called = Instant::now();
-        let connected = self.house.transport.connect(route).await;
+        let connected = self.env.transport.connect(route).await;
         self.record.ms_connect = Some(self.took(Phase::Connect, called));
-        self.house.audit.connected(route, connected.is_ok());
+        self.env.audit.connected(route, connected.is_ok());
         let mut server = connected.map_err(|error| {
             let failure = LoginFailure::UpstreamDown(error.to_string());
             match error {
@@ -306,7 +306,7 @@ impl Tries {
         })?;
         let begun = Instant::now();
         let mut machine = self.upstream(route, credentials, id);
-        let limit = self.house.settings.upstream_login;
+        let limit = self.env.settings.upstream_login;
         let talk = async {
             let greeting = first_words(&mut server, called + GREETING).await?;
             self.greets.send_replace(Some(Instant::now()));
@@ -329,7 +329,7 @@ impl Tries {
     }
 
     fn upstream(&self, route: &Route, credentials: &Credentials, client_id: IdFields) -> Box<dyn UpstreamMachine> {
-        let settings = &self.house.settings;
+        let settings = &self.env.settings;
         let introduction = Introduction {
             credentials: credentials.clone(),
             login: route.login.to_string(),

@@ -90,7 +90,7 @@ pub trait Transport: Send + Sync {
 
 /// The process around a session.
 #[derive(Clone)]
-pub struct House {
+pub struct SessionEnv {
     /// Where accounts live.
     pub routes: Arc<RouteCache>,
     /// Sockets and TLS.

@@ -15,7 +15,7 @@ use crate::attempt::{Attempt, Login, Waiting};
 use crate::audit::{Audit, EndedBy, Event, Outcome, Phase, Record};
 use crate::connection::{BoxStream, ConnectionFacts};
 use crate::credentials::{Credentials, Rejected};
-use crate::environment::{Connection, Facts, House, READ, Settings};
+use crate::environment::{Connection, Facts, READ, SessionEnv, Settings};
 use crate::failure::LoginFailure;
 use crate::handle::{CloseReason, ConnectionHandle, Drain, logins_end};
 use crate::machine::{Channel, DialogueEnd, LoginMachine, Step};
@@ -28,10 +28,10 @@ use crate::{imap, pop3};
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Takes one connection from greeting to end.
-pub fn serve(connection: Connection, house: House) -> impl Future<Output = ()> + Send {
+pub fn serve(connection: Connection, env: SessionEnv) -> impl Future<Output = ()> + Send {
     // The dialogue before login is large and short, the relay small and long: the first is boxed, so that the
     // future that lives for hours holds no room for it.
-    let login = Box::pin(login(connection, house));
+    let login = Box::pin(login(connection, env));
     async move {
         let Some(mut session) = login.await else { return };
         let Established {
@@ -82,8 +82,8 @@ impl Established {
 }
 
 /// From greeting to login; `None` when the connection ended before, which has then been recorded.
-async fn login(connection: Connection, house: House) -> Option<Box<Established>> {
-    let mut dialogue = Dialogue::new(connection, house);
+async fn login(connection: Connection, env: SessionEnv) -> Option<Box<Established>> {
+    let mut dialogue = Dialogue::new(connection, env);
     match dialogue.run().await {
         Ok(login) => Some(dialogue.into_relay(login)),
         Err(left) => {
@@ -106,7 +106,7 @@ struct Dialogue {
     /// How often a password was refused because the channel is clear text, and how it was offered last.
     tls_required: Option<(Mechanism, u64)>,
     facts: Arc<Facts>,
-    house: House,
+    env: SessionEnv,
     /// Attempts whose client has gone or been answered.
     behind: JoinSet<()>,
 }
@@ -121,7 +121,7 @@ enum Left {
 }
 
 impl Dialogue {
-    fn new(connection: Connection, house: House) -> Self {
+    fn new(connection: Connection, env: SessionEnv) -> Self {
         let Connection {
             stream,
             facts: connection,
@@ -137,14 +137,14 @@ impl Dialogue {
         });
         Dialogue {
             stream,
-            machine: facts.machine(&house.settings),
+            machine: facts.machine(&env.settings),
             out: Vec::new(),
             deadline: accepted + login_deadline,
             due: None,
             heard: false,
             tls_required: None,
             facts,
-            house,
+            env,
             behind: JoinSet::new(),
         }
     }
@@ -208,7 +208,7 @@ impl Dialogue {
                 }
                 Err(_) => Err(Left::Deadline),
             },
-            order = logins_end(&mut self.house.drain, &self.facts.connection.handle) => Err(Left::Told(order)),
+            order = logins_end(&mut self.env.drain, &self.facts.connection.handle) => Err(Left::Told(order)),
         }
     }
 
@@ -218,7 +218,7 @@ impl Dialogue {
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
         let local = self.facts.connection.client.local.ip();
         let begun = Instant::now();
-        let handshake = self.house.transport.start_tls(stream, self.facts.protocol, local);
+        let handshake = self.env.transport.start_tls(stream, self.facts.protocol, local);
         let done = tokio::select! {
             done = timeout_at(self.deadline, handshake) => done,
             order = self.facts.connection.handle.ended() => return Err(Left::Told(order)),
@@ -226,11 +226,11 @@ impl Dialogue {
         match done {
             Ok(Ok((stream, tls))) => {
                 let proto = self.facts.protocol.proto();
-                self.house.audit.phase(Phase::Tls, proto, begun.elapsed());
+                self.env.audit.phase(Phase::Tls, proto, begun.elapsed());
                 self.stream = stream;
                 let facts: &mut ConnectionFacts = Arc::make_mut(&mut Arc::make_mut(&mut self.facts).connection);
                 facts.tls = Some(tls);
-                self.machine = self.facts.machine(&self.house.settings);
+                self.machine = self.facts.machine(&self.env.settings);
                 Ok(())
             }
             Ok(Err(error)) => Err(Left::TlsFailed(error.to_string())),
@@ -242,8 +242,8 @@ impl Dialogue {
     /// and the dialogue goes on.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, Left> {
         let begun = self.credentials_complete();
-        let mut attempt = Attempt::begin(self.facts.clone(), self.house.clone(), credentials, self.machine.id());
-        let overdue = attempt.overdue(begun + self.house.settings.auth_wait);
+        let mut attempt = Attempt::begin(self.facts.clone(), self.env.clone(), credentials, self.machine.id());
+        let overdue = attempt.overdue(begun + self.env.settings.auth_wait);
         let live = &self.facts.connection.handle;
         let failure = tokio::select! {
             biased;
@@ -251,7 +251,7 @@ impl Dialogue {
                 Ok(login) => return Ok(Some(login)),
                 Err(failure) => failure,
             },
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, live) => {
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, live) => {
                 self.leave_behind(attempt, left.waiting());
                 return Err(left);
             }
@@ -267,7 +267,7 @@ impl Dialogue {
 
     /// The audit log still waits for its outcome, so the connection goes for no other.
     fn leave_behind(&mut self, attempt: Attempt, waiting: Waiting) {
-        let (drain, live) = (self.house.drain.clone(), self.facts.connection.handle.clone());
+        let (drain, live) = (self.env.drain.clone(), self.facts.connection.handle.clone());
         let waits = live.waits_for_us();
         self.behind.spawn(async move {
             attempt.finish(waiting, drain, live).await;
@@ -278,7 +278,7 @@ impl Dialogue {
     /// The moment from which an attempt's time counts.
     fn credentials_complete(&mut self) -> Instant {
         let now = Instant::now();
-        self.due = Some(now + self.house.settings.auth_wait);
+        self.due = Some(now + self.env.settings.auth_wait);
         now
     }
 
@@ -291,13 +291,13 @@ impl Dialogue {
             authcid,
             failure,
         } = rejected;
-        self.house.audit.record(Record {
+        self.env.audit.record(Record {
             mechanism: Some(mechanism.name()),
             user,
             authcid,
             outcome: Some(failure.outcome()),
             why: (failure == LoginFailure::UnknownUser).then(|| "no account can have this name or password".to_owned()),
-            ..self.facts.connection.record(Event::Login, self.house.generation)
+            ..self.facts.connection.record(Event::Login, self.env.generation)
         });
         self.refuse(failure, begun).await
     }
@@ -313,22 +313,22 @@ impl Dialogue {
         let Some((mechanism, count)) = self.tls_required.take() else {
             return;
         };
-        let mut record = self.facts.connection.record(Event::Login, self.house.generation);
+        let mut record = self.facts.connection.record(Event::Login, self.env.generation);
         record.mechanism = Some(mechanism.name());
         record.outcome = Some(Outcome::TlsRequired);
         record.count = (count > 1).then_some(count);
-        self.house.audit.record(record);
+        self.env.audit.record(record);
     }
 
     /// Tells the client, after the wait where there is one. The wait counts from the moment the credentials were
     /// complete, so that the time a lookup or a mailbox server took tells nothing.
     async fn refuse(&mut self, failure: LoginFailure, begun: Instant) -> Result<(), Left> {
-        let failure = match self.house.settings.pass_errors {
+        let failure = match self.env.settings.pass_errors {
             true => failure,
             false => failure.in_our_words(),
         };
         if failure.waits() {
-            self.wait_until(begun + self.house.settings.auth_wait).await?;
+            self.wait_until(begun + self.env.settings.auth_wait).await?;
         }
         self.due = None;
         // Our own work and waiting is not the client's time.
@@ -341,7 +341,7 @@ impl Dialogue {
     async fn wait_until(&mut self, until: Instant) -> Result<(), Left> {
         tokio::select! {
             () = tokio::time::sleep_until(until) => Ok(()),
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.house.drain, &self.facts.connection.handle) => Err(left),
+            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, &self.facts.connection.handle) => Err(left),
         }
     }
 
@@ -356,7 +356,7 @@ impl Dialogue {
             machine,
             mut out,
             facts,
-            house,
+            env,
             behind,
             ..
         } = self;
@@ -367,10 +367,10 @@ impl Dialogue {
                     usual: imap::FAREWELL,
                     kick: imap::KICKED,
                 };
-                (house.settings.imap_idle, farewell)
+                (env.settings.imap_idle, farewell)
             }
             // A POP3 server says nothing that was not asked for.
-            Protocol::Pop3 => (house.settings.pop3_idle, Farewell::default()),
+            Protocol::Pop3 => (env.settings.pop3_idle, Farewell::default()),
         };
         let mut relay = Relay::new(stream, server, idle);
         relay.owe_client(out);
@@ -385,7 +385,7 @@ impl Dialogue {
             ms_login: None,
             ..record
         };
-        let House { drain, audit, .. } = house;
+        let SessionEnv { drain, audit, .. } = env;
         Box::new(Established {
             relay,
             drain,
@@ -405,7 +405,7 @@ impl Dialogue {
             let _waits = live.waits_for_us();
             tokio::select! {
                 () = tokio::time::sleep_until(due) => {}
-                _ = logins_end(&mut self.house.drain, &live) => {}
+                _ = logins_end(&mut self.env.drain, &live) => {}
             }
         }
         live.give_up_place();
@@ -433,13 +433,13 @@ impl Dialogue {
         if matches!(left, Left::ClientGone | Left::Told(CloseReason::Evict)) && !self.heard {
             return;
         }
-        let mut record = self.facts.connection.record(Event::SessionEnd, self.house.generation);
+        let mut record = self.facts.connection.record(Event::SessionEnd, self.env.generation);
         record.phase = Some(phase);
         record.outcome = outcome;
         record.why = why;
         record.ended_by = Some(by);
         record.duration = Some(seconds(duration));
-        self.house.audit.record(record);
+        self.env.audit.record(record);
     }
 }
 

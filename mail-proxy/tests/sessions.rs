@@ -20,8 +20,8 @@ use mail_directory::file::YamlDirectory;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::{
-    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, House, Place,
-    Protocol, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
+    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, Place,
+    Protocol, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -299,7 +299,7 @@ fn stage(plan: Plan) -> Stage {
     };
     let records = Arc::new(Records::default());
     let drain = watch::Sender::new(Drain::Running);
-    let house = House {
+    let env = SessionEnv {
         routes: Arc::new(RouteCache::new(cache, Arc::new(directory))),
         transport: Arc::new(network),
         audit: records.clone(),
@@ -336,7 +336,7 @@ fn stage(plan: Plan) -> Stage {
         starttls: if plan.starttls { StartTls::Only } else { StartTls::Off },
         login_deadline: Duration::from_secs(60),
     };
-    let session = tokio::spawn(serve(connection, house));
+    let session = tokio::spawn(serve(connection, env));
     Stage {
         client,
         cut,
@@ -994,7 +994,7 @@ async fn pop3_fails_in_its_own_words() {
 /// Thousands of these live for hours.
 #[test]
 fn the_future_of_a_session_is_small() {
-    fn future_size<F: Future>(_: impl FnOnce(Connection, House) -> F) -> usize {
+    fn future_size<F: Future>(_: impl FnOnce(Connection, SessionEnv) -> F) -> usize {
         size_of::<F>()
     }
     let size = future_size(serve);

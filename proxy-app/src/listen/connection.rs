@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mail_proxy::audit::Phase;
 use mail_proxy::{
-    BoxStream, Client, CloseReason, Connection, ConnectionFacts, ConnectionHandle, Drain, House, Proto, Protocol,
+    BoxStream, Client, CloseReason, Connection, ConnectionFacts, ConnectionHandle, Drain, Proto, Protocol, SessionEnv,
     StartTls, TlsFacts,
 };
 use pingora::server::ShutdownWatch;
@@ -198,7 +198,7 @@ impl Door {
             starttls,
             login_deadline,
         };
-        let house = House {
+        let env = SessionEnv {
             routes: self.app.routes.clone(),
             transport: snapshot.transport.clone(),
             audit: self.app.audit.clone(),
@@ -206,7 +206,7 @@ impl Door {
             generation: snapshot.generation,
             drain: self.app.drain.subscribe(),
         };
-        let session = mail_proxy::serve(connection, house);
+        let session = mail_proxy::serve(connection, env);
         // A session may live for days; the configuration that it was born with lives on only in what it uses.
         drop(snapshot);
         session.await;
