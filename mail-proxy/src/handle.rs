@@ -51,27 +51,27 @@ pub struct ConnectionHandle {
     order: AtomicU8,
     ordered: Notify,
     /// Held by those who are not logged in.
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<LoginWait>,
 }
 
 /// A place among those who are not logged in, given up when it is dropped.
-pub trait Place: Send {
+pub trait LoginSlot: Send {
     /// The client has just said something, or been answered.
     fn heard(&self);
-    /// The client waits for us from now on, until it is [heard](Place::heard) the next time.
+    /// The client waits for us from now on, until it is [heard](LoginSlot::heard) the next time.
     fn under_way(&self);
 }
 
 #[derive(Default)]
-struct Waiting {
-    place: Option<Box<dyn Place>>,
+struct LoginWait {
+    place: Option<Box<dyn LoginSlot>>,
     /// Logins and requests that are under way.
     under_way: usize,
 }
 
-impl std::fmt::Debug for Waiting {
+impl std::fmt::Debug for LoginWait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Waiting({})", self.under_way)
+        write!(f, "LoginWait({})", self.under_way)
     }
 }
 
@@ -178,7 +178,7 @@ impl ConnectionHandle {
     }
 
     /// Keeps something until somebody logs in, or the connection ends.
-    pub fn hold_until_login(&self, held: Box<dyn Place>) {
+    pub fn hold_until_login(&self, held: Box<dyn LoginSlot>) {
         self.waiting().place = Some(held);
     }
 
@@ -188,7 +188,7 @@ impl ConnectionHandle {
         drop(place);
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, LoginWait> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

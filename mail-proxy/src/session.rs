@@ -112,7 +112,7 @@ struct Dialogue {
 }
 
 /// Why a connection ended before login.
-enum Left {
+enum EarlyEnd {
     ClientGone,
     Deadline,
     Told(CloseReason),
@@ -149,7 +149,7 @@ impl Dialogue {
         }
     }
 
-    async fn run(&mut self) -> Result<Login, Left> {
+    async fn run(&mut self) -> Result<Login, EarlyEnd> {
         self.machine.greet(&mut self.out);
         loop {
             let step = self.machine.step(&mut self.out);
@@ -168,12 +168,12 @@ impl Dialogue {
                     self.reject(rejected).await?;
                 }
                 Step::TlsRequired(mechanism) => self.note_tls_required(mechanism),
-                Step::Close(ended) => return Err(Left::By(ended)),
+                Step::Close(ended) => return Err(EarlyEnd::By(ended)),
             }
         }
     }
 
-    async fn flush(&mut self) -> Result<(), Left> {
+    async fn flush(&mut self) -> Result<(), EarlyEnd> {
         if self.out.is_empty() {
             return Ok(());
         }
@@ -186,34 +186,34 @@ impl Dialogue {
             biased;
             written = write => written,
             // Somebody who does not read has no place to keep either.
-            order = self.facts.connection.handle.ended() => return Err(Left::Told(order)),
+            order = self.facts.connection.handle.ended() => return Err(EarlyEnd::Told(order)),
         };
         match written {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Left::ClientGone),
-            Err(_) => Err(Left::Deadline),
+            Ok(Err(_)) => Err(EarlyEnd::ClientGone),
+            Err(_) => Err(EarlyEnd::Deadline),
         }
     }
 
-    async fn read(&mut self) -> Result<(), Left> {
+    async fn read(&mut self) -> Result<(), EarlyEnd> {
         let mut buffer = [0; READ];
         tokio::select! {
             read = timeout_at(self.deadline, self.stream.read(&mut buffer)) => match read {
-                Ok(Ok(0) | Err(_)) => Err(Left::ClientGone),
+                Ok(Ok(0) | Err(_)) => Err(EarlyEnd::ClientGone),
                 Ok(Ok(n)) => {
                     self.heard = true;
                     self.facts.connection.handle.heard();
                     self.machine.input(&buffer[..n]);
                     Ok(())
                 }
-                Err(_) => Err(Left::Deadline),
+                Err(_) => Err(EarlyEnd::Deadline),
             },
-            order = logins_end(&mut self.env.drain, &self.facts.connection.handle) => Err(Left::Told(order)),
+            order = logins_end(&mut self.env.drain, &self.facts.connection.handle) => Err(EarlyEnd::Told(order)),
         }
     }
 
     /// The machine dies with the clear-text channel, so nothing said before TLS survives it.
-    async fn start_tls(&mut self) -> Result<(), Left> {
+    async fn start_tls(&mut self) -> Result<(), EarlyEnd> {
         self.record_tls_required();
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
         let local = self.facts.connection.client.local.ip();
@@ -221,7 +221,7 @@ impl Dialogue {
         let handshake = self.env.transport.start_tls(stream, self.facts.protocol, local);
         let done = tokio::select! {
             done = timeout_at(self.deadline, handshake) => done,
-            order = self.facts.connection.handle.ended() => return Err(Left::Told(order)),
+            order = self.facts.connection.handle.ended() => return Err(EarlyEnd::Told(order)),
         };
         match done {
             Ok(Ok((stream, tls))) => {
@@ -233,14 +233,14 @@ impl Dialogue {
                 self.machine = self.facts.machine(&self.env.settings);
                 Ok(())
             }
-            Ok(Err(error)) => Err(Left::TlsFailed(error.to_string())),
-            Err(_) => Err(Left::Deadline),
+            Ok(Err(error)) => Err(EarlyEnd::TlsFailed(error.to_string())),
+            Err(_) => Err(EarlyEnd::Deadline),
         }
     }
 
     /// One login attempt, recorded whatever comes of it, when it ends. `None`: it failed, the client has been told,
     /// and the dialogue goes on.
-    async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, Left> {
+    async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, EarlyEnd> {
         let begun = self.credentials_complete();
         let mut attempt = Attempt::begin(self.facts.clone(), self.env.clone(), credentials, self.machine.id());
         let overdue = attempt.overdue(begun + self.env.settings.auth_wait);
@@ -251,7 +251,7 @@ impl Dialogue {
                 Ok(login) => return Ok(Some(login)),
                 Err(failure) => failure,
             },
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, live) => {
+            left = abandoned(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, live) => {
                 self.leave_behind(attempt, left.waiting());
                 return Err(left);
             }
@@ -283,7 +283,7 @@ impl Dialogue {
     }
 
     /// Credentials about which no server may be asked.
-    async fn reject(&mut self, rejected: Rejected) -> Result<(), Left> {
+    async fn reject(&mut self, rejected: Rejected) -> Result<(), EarlyEnd> {
         let begun = self.credentials_complete();
         let Rejected {
             mechanism,
@@ -322,7 +322,7 @@ impl Dialogue {
 
     /// Tells the client, after the wait where there is one. The wait counts from the moment the credentials were
     /// complete, so that the time a lookup or a mailbox server took tells nothing.
-    async fn refuse(&mut self, failure: LoginFailure, begun: Instant) -> Result<(), Left> {
+    async fn refuse(&mut self, failure: LoginFailure, begun: Instant) -> Result<(), EarlyEnd> {
         let failure = match self.env.settings.pass_errors {
             true => failure,
             false => failure.in_our_words(),
@@ -338,10 +338,10 @@ impl Dialogue {
     }
 
     /// Waits, but not for a client that has gone. What it says meanwhile is kept for later, up to the machine's limit.
-    async fn wait_until(&mut self, until: Instant) -> Result<(), Left> {
+    async fn wait_until(&mut self, until: Instant) -> Result<(), EarlyEnd> {
         tokio::select! {
             () = tokio::time::sleep_until(until) => Ok(()),
-            left = left_alone(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, &self.facts.connection.handle) => Err(left),
+            left = abandoned(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, &self.facts.connection.handle) => Err(left),
         }
     }
 
@@ -412,9 +412,9 @@ impl Dialogue {
     }
 
     /// The end of a connection that never logged in.
-    async fn left(mut self, left: Left) {
+    async fn left(mut self, left: EarlyEnd) {
         let phase = self.machine.phase();
-        let (by, outcome, why, bye) = left.told();
+        let (by, outcome, why, bye) = left.describe();
         if let Some(text) = bye {
             self.machine.bye(text, &mut self.out);
         }
@@ -430,7 +430,7 @@ impl Dialogue {
         self.behind.join_all().await;
         // A balancer's health check connects and leaves; that is no news.
         // Nor is a silent one of a flood, whose place is needed; they are counted.
-        if matches!(left, Left::ClientGone | Left::Told(CloseReason::Evict)) && !self.heard {
+        if matches!(left, EarlyEnd::ClientGone | EarlyEnd::Told(CloseReason::Evict)) && !self.heard {
             return;
         }
         let mut record = self.facts.connection.record(Event::SessionEnd, self.env.generation);
@@ -443,61 +443,63 @@ impl Dialogue {
     }
 }
 
-impl Left {
+impl EarlyEnd {
     /// Who waits for an attempt that was under way.
     fn waiting(&self) -> Waiting {
         match self {
-            Left::Told(order) => Waiting::Ended(*order),
-            Left::ClientGone | Left::Deadline | Left::TlsFailed(_) | Left::By(_) => Waiting::Gone,
+            EarlyEnd::Told(order) => Waiting::Ended(*order),
+            EarlyEnd::ClientGone | EarlyEnd::Deadline | EarlyEnd::TlsFailed(_) | EarlyEnd::By(_) => Waiting::Gone,
         }
     }
 
     /// Who ended it, the outcome and the reason for the audit log, and what the client hears.
-    fn told(&self) -> (EndedBy, Option<Outcome>, Option<String>, Option<&'static str>) {
+    fn describe(&self) -> (EndedBy, Option<Outcome>, Option<String>, Option<&'static str>) {
         match self {
-            Left::ClientGone => (EndedBy::Client, Some(Outcome::ClientGone), None, None),
-            Left::Deadline => (
+            EarlyEnd::ClientGone => (EndedBy::Client, Some(Outcome::ClientGone), None, None),
+            EarlyEnd::Deadline => (
                 EndedBy::Portico,
                 None,
                 Some("login deadline".to_owned()),
                 Some("login takes too long"),
             ),
-            Left::Told(CloseReason::Drain) => (
+            EarlyEnd::Told(CloseReason::Drain) => (
                 EndedBy::Portico,
                 None,
                 Some("drain".to_owned()),
                 Some("server is going down, please try again"),
             ),
-            Left::Told(CloseReason::Evict) => (
+            EarlyEnd::Told(CloseReason::Evict) => (
                 EndedBy::Portico,
                 None,
                 Some("too many connections".to_owned()),
                 Some("too many connections, please try again"),
             ),
-            Left::Told(CloseReason::Kick) => (EndedBy::Kick, None, None, Some("session ended by the administrator")),
-            Left::TlsFailed(why) => (
+            EarlyEnd::Told(CloseReason::Kick) => {
+                (EndedBy::Kick, None, None, Some("session ended by the administrator"))
+            }
+            EarlyEnd::TlsFailed(why) => (
                 EndedBy::Client,
                 Some(Outcome::ProtocolError),
                 Some(format!("STARTTLS: {why}")),
                 None,
             ),
-            Left::By(DialogueEnd::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
-            Left::By(DialogueEnd::TooManyErrors) => (
+            EarlyEnd::By(DialogueEnd::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
+            EarlyEnd::By(DialogueEnd::TooManyErrors) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("too many bad commands".to_owned()),
                 None,
             ),
-            Left::By(DialogueEnd::TooManyLogins) => {
+            EarlyEnd::By(DialogueEnd::TooManyLogins) => {
                 (EndedBy::Portico, None, Some("too many failed logins".to_owned()), None)
             }
-            Left::By(DialogueEnd::TooLong) => (
+            EarlyEnd::By(DialogueEnd::TooLong) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("line or literal too long".to_owned()),
                 None,
             ),
-            Left::By(DialogueEnd::BytesBehindStartTls) => (
+            EarlyEnd::By(DialogueEnd::BytesBehindStartTls) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("bytes behind STARTTLS".to_owned()),
@@ -522,22 +524,22 @@ impl Facts {
 
 /// Ready when nobody waits for us any more: the client has gone, or the node ends its logins. What the client says
 /// meanwhile is kept for later, up to the machine's limit. One that has sent its end may still read its answers.
-async fn left_alone(
+async fn abandoned(
     stream: &mut BoxStream,
     machine: &mut dyn LoginMachine,
     drain: &mut watch::Receiver<Drain>,
     live: &ConnectionHandle,
-) -> Left {
+) -> EarlyEnd {
     let mut buffer = [0; READ];
     let mut speaks = true;
     loop {
         tokio::select! {
             read = stream.read(&mut buffer), if speaks && machine.wants_input() => match read {
                 Ok(0) => speaks = false,
-                Err(_) => return Left::ClientGone,
+                Err(_) => return EarlyEnd::ClientGone,
                 Ok(n) => machine.input(&buffer[..n]),
             },
-            order = logins_end(drain, live) => return Left::Told(order),
+            order = logins_end(drain, live) => return EarlyEnd::Told(order),
         }
     }
 }

@@ -20,7 +20,7 @@ use mail_directory::file::YamlDirectory;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::{
-    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, Place,
+    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, LoginSlot,
     Protocol, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
@@ -221,7 +221,7 @@ impl AsyncWrite for Near {
 /// A place among those who are counted, which notes when it is given up.
 struct Counted(Instant, Arc<Mutex<Option<Duration>>>);
 
-impl Place for Counted {
+impl LoginSlot for Counted {
     fn heard(&self) {}
 
     fn under_way(&self) {}

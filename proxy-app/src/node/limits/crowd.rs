@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use mail_proxy::{CloseReason, ConnectionHandle, Place};
+use mail_proxy::{CloseReason, ConnectionHandle, LoginSlot};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -128,7 +128,7 @@ pub struct Held {
     pub ticket: Option<Ticket>,
 }
 
-impl Place for Held {
+impl LoginSlot for Held {
     fn heard(&self) {
         self.queued.iter().for_each(Queued::stand_back);
     }
