@@ -27,7 +27,7 @@ use crate::{imap, pop3};
 /// nothing is frozen, and its users should hear so within 5 seconds.
 const GREETING: Duration = Duration::from_millis(4500);
 
-/// How long the mailbox server's answer is waited for when nobody waits with us any more. Dovecot keeps a client that
+/// How long the mailbox server's answer is waited for when the client no longer waits for it. Dovecot keeps a client that
 /// guesses for up to 17 seconds.
 const BEHIND: Duration = Duration::from_secs(30);
 
@@ -38,7 +38,7 @@ const MAX_SAID: usize = 16 * 1024;
 const FAIR: Duration = Duration::from_secs(5);
 
 /// The age from which a route is asked for again before a refusal is believed. Younger ones bring nothing new, and
-/// whoever guesses should not make us ask the directory each time.
+/// a client that guesses passwords must not make us ask the directory each time.
 const OLD_ROUTE: Duration = Duration::from_secs(5);
 
 /// A login under way. It ends by itself, within limits, and is recorded whatever comes of it.
@@ -131,7 +131,7 @@ impl Attempt {
     }
 }
 
-/// Resolves when nobody waits for an attempt, and the audit log has waited long enough.
+/// Resolves when the client no longer waits for an attempt, and the audit log has waited long enough.
 async fn given_up(mut waiting: watch::Receiver<Waiting>) -> LoginFailure {
     if waiting.wait_for(|waiting| *waiting != Waiting::Client).await.is_err() {
         return std::future::pending().await;
@@ -227,7 +227,7 @@ impl Tries {
         }
     }
 
-    /// Writes the record, and gives the login to those who wait for it.
+    /// Writes the record, and returns the login for its client.
     fn record(
         mut self,
         result: Result<(BoxStream, Accepted), LoginFailure>,
@@ -250,7 +250,7 @@ impl Tries {
         })
     }
 
-    /// Whose session it is now, for whoever lists and ends sessions.
+    /// Notes whose session it is, so that administrators can list and end it.
     fn note_login(&self) {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let account = text(&self.record.account);
@@ -269,7 +269,7 @@ impl Tries {
         self.under_way.is_of(&route.account);
     }
 
-    /// Milliseconds since `begun`, told to whoever counts.
+    /// Returns the milliseconds since `begun`, and has them counted.
     fn took(&self, phase: Phase, begun: Instant) -> u64 {
         let took = begun.elapsed();
         self.env.audit.phase(phase, self.facts.protocol.proto(), took);
@@ -337,7 +337,7 @@ impl Tries {
             local: unmapped(self.facts.connection.client.local.ip()),
             client_id,
             product: settings.product.clone(),
-            // Where a client is, and what stands in front of it, is no business of somebody else's server.
+            // An external server does not learn where a client is, nor what stands in front of it.
             announce: !route.external
                 && match self.facts.protocol {
                     Protocol::Imap => settings.send_imap_id,
@@ -384,8 +384,8 @@ fn failure(refusal: Refusal) -> TryFailure {
     }
 }
 
-/// A mailbox server is well until somebody sends it a password that is too long for it: Dovecot takes 8 KiB of SASL
-/// and hangs up at more. Told at once and as an outage, that would say whose account exists, as often as one likes.
+/// A mailbox server may hang up at a password that is too long for it: Dovecot takes 8 KiB of SASL. Told at once and as
+/// an outage, that would reveal which accounts exist.
 fn not_borne(unanswered: Unanswered) -> TryFailure {
     let why = match unanswered {
         Unanswered::Refused(Refusal::Broken(why)) => why.to_owned(),

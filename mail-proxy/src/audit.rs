@@ -27,7 +27,7 @@ pub enum Outcome {
     Busy,
     /// The password is longer than any that is taken.
     PasswordTooLong,
-    /// The directory knows nobody of this name.
+    /// The directory has no account of this name.
     UnknownUser,
     /// The account exists, but there is no way to its server, or not from this client's address.
     NoRoute,
@@ -84,7 +84,7 @@ pub enum Event {
     Config,
     /// A certificate changed, or could not.
     Certificate,
-    /// Somebody did something over the admin API, or showed a wrong token.
+    /// An administrator did something over the admin API, or a client showed a wrong token.
     Admin,
     /// A web request was refused before anything was known of it.
     Refused,
@@ -157,7 +157,7 @@ pub struct Record {
     /// How often it happened, where one record stands for several times.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// A reason for people.
+    /// A reason, to be read by administrators.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// Where the dialogue stood.

@@ -1,11 +1,11 @@
-//! What a client offers to prove who it is, and what of it no server is asked about.
+//! What a client authenticates with, and what of it no server is asked about.
 
 use mail_directory::Secret;
 
 use crate::failure::LoginFailure;
 use crate::mechanism::Mechanism;
 
-/// What a client offers to prove who it is.
+/// What a client authenticates with.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     /// How it was offered.
@@ -13,7 +13,7 @@ pub struct Credentials {
     /// Whose mailbox is wanted, as typed and without suffix: the authorization identity if one was given,
     /// otherwise the authentication identity. The route is looked up for this name.
     pub user: String,
-    /// Who authenticates, where that is somebody else (SASL PLAIN with a differing authorization identity).
+    /// The authentication identity, where it is another user (SASL PLAIN with a differing authorization identity).
     pub authenticating_as: Option<String>,
     /// `/tb`, `/wm` or `/ni` behind the user, taken off for the lookup and put back towards an IMAP server (MAIL §3.3).
     pub suffix: Option<&'static str>,
@@ -24,7 +24,7 @@ pub struct Credentials {
 /// Octets of a user name (MAIL §3.1).
 const MAX_USER: usize = 256;
 
-/// Octets of a password. Webmails log in with tokens of some thousands; what people type is shorter by far.
+/// Octets of a password. Webmails log in with tokens of some thousands; typed passwords are shorter by far.
 const MAX_PASSWORD: usize = 8 * 1024;
 
 /// What may stand behind a user name (MAIL §3.3): mailbox servers switch on quirks for Thunderbird, Windows Mobile,
@@ -96,8 +96,8 @@ impl Credentials {
     }
 }
 
-/// A name, and the suffix that stood behind it. Control characters are refused before any lookup: whoever sends
-/// them wants to reach a cache, a log or the next server (CVE-2022-27924 was a line end in a user name).
+/// A name, and the suffix that stood behind it. Control characters are refused before any lookup: they are meant
+/// for a cache, a log or the next server (CVE-2022-27924 was a line end in a user name).
 fn parse_user(typed: &[u8]) -> Option<(&str, Option<&'static str>)> {
     let typed = std::str::from_utf8(typed).ok()?;
     let (name, suffix) = SUFFIXES
@@ -129,7 +129,7 @@ pub struct Rejected {
     pub mechanism: Mechanism,
     /// The name as typed, cut, with everything unprintable replaced.
     pub user: Option<String>,
-    /// The same of who authenticates, where that is somebody else.
+    /// The same of the authentication identity, where it is another user.
     pub authcid: Option<String>,
     /// What it is to be called.
     pub failure: LoginFailure,

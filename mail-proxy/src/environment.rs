@@ -52,9 +52,9 @@ pub struct Settings {
     pub upstream_login: Duration,
     /// Whether the mailbox server's own reasons reach the client (`zimbraReverseProxyPassErrors`).
     pub pass_errors: bool,
-    /// Whether an IMAP server is told who the client is (`zimbraReverseProxySendImapId`).
+    /// Whether an IMAP server is told the client's address (`zimbraReverseProxySendImapId`).
     pub send_imap_id: bool,
-    /// Whether a POP3 server is told who the client is (`zimbraReverseProxySendPop3Xoip`).
+    /// Whether a POP3 server is told the client's address (`zimbraReverseProxySendPop3Xoip`).
     pub send_pop3_xoip: bool,
     /// Name and version of this program, for `ID`.
     pub product: (String, String),

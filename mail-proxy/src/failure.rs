@@ -6,7 +6,7 @@ use crate::audit::Outcome;
 use crate::handle::CloseReason;
 use crate::mechanism::Mechanism;
 
-/// Characters of a mailbox server's own words that are passed on: one line of text for people.
+/// Characters of a mailbox server's own words that are passed on: one line of readable text.
 pub const MAX_TEXT: usize = 512;
 
 /// Why a login failed.
@@ -14,7 +14,7 @@ pub const MAX_TEXT: usize = 512;
 pub enum LoginFailure {
     /// The mailbox server says so. The client cannot tell this from [`LoginFailure::UnknownUser`].
     BadCredentials,
-    /// The directory knows nobody of this name.
+    /// The directory has no account of this name.
     UnknownUser,
     /// The domain does not admit the client's address. Told in the words of bad credentials.
     NotAllowed(String),
@@ -27,8 +27,8 @@ pub enum LoginFailure {
     Busy(String),
     /// The password is longer than any that is taken. Nobody was asked about it.
     PasswordTooLong,
-    /// The mailbox server broke off at a long password. Told in the words of bad credentials: nobody else's name has
-    /// this effect.
+    /// The mailbox server broke off at a long password. Told in the words of bad credentials: a name without
+    /// account never has this effect.
     PasswordNotBorne(String),
     /// The directory does not say how to reach the account's server.
     NoRoute(String),
@@ -36,7 +36,7 @@ pub enum LoginFailure {
     UpstreamDown(String),
     /// The directory cannot be asked.
     DirectoryDown(String),
-    /// The connection was to end, and nobody waited for the answer.
+    /// The connection was to end, and the client did not wait for the answer.
     Ended(CloseReason),
 }
 

@@ -1,6 +1,6 @@
 //! What the process around a connection sees of it while it lives, and its way to end it.
 //!
-//! Counters are atomics that the connection's own task writes; nobody waits for anybody. It knows no list of
+//! Counters are atomics that the connection's own task writes; no task waits for another. It knows no list of
 //! connections: that is the process's.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -50,11 +50,11 @@ pub struct ConnectionHandle {
     begun: AtomicU64,
     order: AtomicU8,
     ordered: Notify,
-    /// Held by those who are not logged in.
+    /// Held until login.
     waiting: Mutex<LoginWait>,
 }
 
-/// A place among those who are not logged in, given up when it is dropped.
+/// A place among the connections that are not logged in, given up when it is dropped.
 pub trait LoginSlot: Send {
     /// The client has just said something, or been answered.
     fn heard(&self);
@@ -104,7 +104,7 @@ pub enum Drain {
     Running,
     /// Connections that are not logged in end.
     EndLogins,
-    /// Those who are logged in end too, each at a moment of its own within this time, so that their clients do not
+    /// Logged-in sessions end too, each at a moment of its own within this time, so that their clients do not
     /// come back all at once.
     SpreadSessions(Duration),
     /// All end.
@@ -158,7 +158,7 @@ impl ConnectionHandle {
         }
     }
 
-    /// Ready when it is to end.
+    /// Resolves when it is to end.
     pub async fn ended(&self) -> CloseReason {
         loop {
             // Made before the look, so that an order between the two is heard.
@@ -170,14 +170,14 @@ impl ConnectionHandle {
         }
     }
 
-    /// Ready when an administrator wants it gone.
+    /// Resolves when an administrator ends it.
     pub async fn kicked(&self) {
         if self.ended().await != CloseReason::Kick {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Keeps something until somebody logs in, or the connection ends.
+    /// Keeps its place until a user logs in, or the connection ends.
     pub fn hold_until_login(&self, held: Box<dyn LoginSlot>) {
         self.waiting().place = Some(held);
     }
@@ -208,7 +208,7 @@ impl ConnectionHandle {
         WaitsForUs(self.clone())
     }
 
-    /// Notes who is logged in; once for each account. From then on nobody needs its place.
+    /// Notes who is logged in; once for each account. From then on its place is not taken from it.
     pub fn log_in(&self, login: impl FnOnce() -> LoggedIn, account: &str) {
         let _ = self
             .order
@@ -225,7 +225,7 @@ impl ConnectionHandle {
         self.logins.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether anybody is.
+    /// Whether a user is logged in.
     pub fn is_logged_in(&self) -> bool {
         !self.logins.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
@@ -321,7 +321,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// Ready when the node ends connections that are not logged in, or an administrator this one.
+/// Resolves when the node ends connections that are not logged in, or an administrator ends this one.
 pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &ConnectionHandle) -> CloseReason {
     tokio::select! {
         // The sender lives as long as the process; if it is gone, so are we.

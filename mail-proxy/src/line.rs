@@ -114,7 +114,7 @@ pub enum Found {
 
 /// Finds the first line of `bytes`, which with its end may have `limit` octets.
 ///
-/// Both CRLF and a bare LF end a line, on both sides of the proxy: people type at `openssl s_client`, and a rule
+/// Both CRLF and a bare LF end a line, on both sides of the proxy: administrators type at `openssl s_client`, and a rule
 /// that differs between the sides would let one of them smuggle. A CR elsewhere stays in the text, and no grammar
 /// here allows it.
 pub fn find_line(bytes: &[u8], limit: usize) -> Found {
@@ -195,7 +195,7 @@ pub enum Framed {
         /// Octets of the command so far.
         end: usize,
     },
-    /// The command has no end within the limits: nobody knows where the next one begins.
+    /// The command has no end within the limits: it is unknown where the next one begins.
     TooLong,
 }
 

@@ -158,8 +158,8 @@ impl<D: LoginDialect> LoginDriver<D> {
         }
     }
 
-    /// RFC 9051 section 6.2.1, RFC 2595 section 4. Whoever sends more behind it in clear text, before our OK, is not the
-    /// client that wants TLS: commands are being injected (CVE-2011-0411 and kin). Stricter than to discard: it ends
+    /// RFC 9051 section 6.2.1, RFC 2595 section 4. Octets behind it in clear text, before our OK, are not
+    /// from a client that wants TLS: commands are being injected (CVE-2011-0411 and kin). Stricter than to discard: it ends
     /// here.
     pub(crate) fn start_tls(&mut self, tag: &D::Tag, out: &mut Vec<u8>) -> Option<Step> {
         if !self.channel.offers_starttls() {
@@ -259,7 +259,7 @@ impl<D: LoginDialect> LoginDriver<D> {
         self.error(tag, D::TEXTS.invalid, out)
     }
 
-    /// A bad command; the last one that is borne ends the dialogue.
+    /// A bad command; the last one that is allowed ends the dialogue.
     pub(crate) fn error(&mut self, tag: Option<&D::Tag>, text: &str, out: &mut Vec<u8>) -> Option<Step> {
         self.answer(tag, text, out);
         self.errors += 1;
@@ -388,7 +388,7 @@ struct Failures {
 const MAX_BLAMELESS: u32 = 20;
 
 impl Failures {
-    /// Notes one, and says whether it was the last that is borne.
+    /// Notes one, and returns whether it was the last that is allowed.
     fn was_last(&mut self, failure: &LoginFailure, max_logins: u32) -> bool {
         match failure.counts() {
             true => self.counted += 1,

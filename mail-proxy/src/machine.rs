@@ -62,7 +62,7 @@ pub enum DialogueEnd {
     TooManyLogins,
     /// A limit of line.rs was exceeded in a way from which the dialogue cannot recover.
     TooLong,
-    /// Bytes arrived behind STARTTLS in clear text: somebody tries to inject commands (CVE-2011-0411 and kin).
+    /// Bytes arrived behind STARTTLS in clear text: commands are being injected (CVE-2011-0411 and kin).
     BytesBehindStartTls,
 }
 
@@ -115,7 +115,7 @@ pub trait LoginMachine: Send {
     /// Answers [`Step::Login`] with a failure. The dialogue goes on unless the next step says otherwise.
     fn refuse(&mut self, failure: &LoginFailure, out: &mut Vec<u8>);
 
-    /// Answers [`Step::Login`] with the mailbox server's own words; gives the bytes that the client pipelined
+    /// Answers [`Step::Login`] with the mailbox server's own words; returns the bytes that the client pipelined
     /// behind its login. The machine is spent.
     fn accept(self: Box<Self>, accepted: &Accepted, out: &mut Vec<u8>) -> Vec<u8>;
 

@@ -42,7 +42,7 @@ pub(crate) fn says_bad_credentials(text: &str) -> bool {
 }
 
 /// Whether a server speaks of a limit that a user with a good password has reached. Dovecot says it behind
-/// `[UNAVAILABLE]`, Gmail behind `[ALERT]`. Too many failures are not that: nobody's password was right. The text is
+/// `[UNAVAILABLE]`, Gmail behind `[ALERT]`. Too many failures are not that: no password was right. The text is
 /// in lower case.
 pub(crate) fn says_limit(text: &str) -> bool {
     let many = text.contains("maximum number of") || text.contains("too many");
@@ -52,11 +52,10 @@ pub(crate) fn says_limit(text: &str) -> bool {
     many && of && !says_failures(text)
 }
 
-/// Why a server's list or answer forbids to say a password to it. Its user cannot help that: whoever set up the link
-/// can.
+/// Why a server's list or answer forbids to say a password to it. Its user cannot mend that, only the administrator of the link.
 pub(crate) const TLS_WANTED: &str = "it takes no password without TLS";
 
-/// Why nobody can log in to another one's mailbox at a server.
+/// Why a server allows no login to another user's mailbox.
 pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, without which nobody logs in for another one";
 
 /// Whether a server refuses passwords for want of TLS, whatever code stands before it: Dovecot, Zimbra and we

@@ -31,7 +31,7 @@ const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
 /// server stops in the middle of its last answers: until TLS 1.2 it had to (RFC 5246 section 7.2.1), and many still do.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// How long we try to hand over the last words to somebody who does not read.
+/// How long the last words are offered to a client that does not read.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 thread_local! {
@@ -51,7 +51,7 @@ pub struct RelayEnd {
     pub bytes_out: u64,
 }
 
-/// What a client hears when it is not the one who ends the session.
+/// What a client hears when the session is ended by another side.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Farewell {
     /// In most cases.
@@ -193,7 +193,7 @@ impl Relay {
         }
     }
 
-    /// Ready when nothing has moved for too long. The timer is not moved with each byte: it is looked at when it fires.
+    /// Resolves when nothing has moved for too long. The timer is not moved with each byte: it is looked at when it fires.
     fn poll_idle(&mut self, cx: &mut Context<'_>, before: u64, live: &ConnectionHandle) -> Poll<()> {
         if self.to_server.bytes + self.to_client.bytes != before {
             self.moved = Instant::now();
@@ -246,7 +246,7 @@ enum Side {
 }
 
 impl Flow {
-    /// Moves what can be moved. Ready when the reading side has ended and all that came from it has been written.
+    /// Moves what can be moved. Resolves when the reading side has ended and all that came from it has been written.
     fn poll(&mut self, cx: &mut Context<'_>, from: &mut BoxStream, to: &mut BoxStream) -> Poll<Result<(), Side>> {
         loop {
             ready!(self.poll_drain(cx, to)).map_err(|_| Side::Write)?;
@@ -322,7 +322,7 @@ impl Flow {
     }
 }
 
-/// Ready when the node ends this session.
+/// Resolves when the node ends this session.
 async fn sessions_end(drain: &mut watch::Receiver<Drain>) {
     let over = match drain.wait_for(|drain| *drain > Drain::EndLogins).await.as_deref() {
         Ok(Drain::SpreadSessions(over)) => *over,

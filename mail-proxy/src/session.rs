@@ -185,7 +185,7 @@ impl Dialogue {
         let written = tokio::select! {
             biased;
             written = write => written,
-            // Somebody who does not read has no place to keep either.
+            // A client that does not read is ended like any other.
             order = self.facts.connection.handle.ended() => return Err(EarlyEnd::Told(order)),
         };
         match written {
@@ -308,7 +308,7 @@ impl Dialogue {
         self.tls_required = Some((mechanism, before + 1));
     }
 
-    /// The audit log hears of all of them once, when the clear text ends: nobody may fill it without a login.
+    /// The audit log hears of all of them once, when the clear text ends: no client may fill it without a login.
     fn record_tls_required(&mut self) {
         let Some((mechanism, count)) = self.tls_required.take() else {
             return;
@@ -428,8 +428,8 @@ impl Dialogue {
         self.stream = Box::new(tokio::io::empty());
         self.give_up_place().await;
         self.behind.join_all().await;
-        // A balancer's health check connects and leaves; that is no news.
-        // Nor is a silent one of a flood, whose place is needed; they are counted.
+        // A balancer's health check connects and leaves: not recorded.
+        // Nor is a silent connection of a flood, whose place is needed; these are counted.
         if matches!(left, EarlyEnd::ClientGone | EarlyEnd::Told(CloseReason::Evict)) && !self.heard {
             return;
         }
@@ -522,8 +522,8 @@ impl Facts {
     }
 }
 
-/// Ready when nobody waits for us any more: the client has gone, or the node ends its logins. What the client says
-/// meanwhile is kept for later, up to the machine's limit. One that has sent its end may still read its answers.
+/// Resolves when the client disconnects or the node drains logins. What the client says meanwhile is kept for later, up
+/// to the machine's limit. One that has sent its end may still read its answers.
 async fn abandoned(
     stream: &mut BoxStream,
     machine: &mut dyn LoginMachine,

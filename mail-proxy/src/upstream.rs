@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 use crate::sasl;
 
 /// Octets of one line of a server. The list of capabilities is one in IMAP, and has no limit in any RFC; RFC 2449
-/// section 4 has 512 for POP3, but nobody is refused for more.
+/// section 4 has 512 for POP3, but more is not refused.
 const MAX_LINE: usize = 64 * 1024;
 
 /// Octets that a server may say until the login is answered. Greeting and answer take about 1 KiB each.
@@ -108,8 +108,8 @@ impl<D: UpstreamDialect> UpstreamMachine for UpstreamDriver<D> {
 }
 
 impl Introduction {
-    /// Whether the account's name can be sent to a server. Where it cannot, that is nothing to hold against the server,
-    /// but a name from the directory that nobody should be sent.
+    /// Whether the account's name can be sent to a server. If not, the server is not to blame: the directory has a name
+    /// that must not be sent.
     pub(crate) fn can_be_said(&self) -> Result<(), UpstreamStep> {
         match self.login.chars().any(char::is_control) {
             true => Err(broken("the account's name has control characters")),
@@ -117,7 +117,7 @@ impl Introduction {
         }
     }
 
-    /// Whether somebody logs in to another one's mailbox, for which only SASL has words.
+    /// Whether the client logs in to another user's mailbox, which only SASL can express.
     pub(crate) fn is_delegated(&self) -> bool {
         self.credentials.authenticating_as.is_some()
     }

@@ -26,7 +26,7 @@ impl Tag {
     /// tag             = 1*<any ASTRING-CHAR except "+">       ; RFC 9051 section 9
     /// ASTRING-CHAR    = ATOM-CHAR / "]"
     /// ```
-    /// Anything else is never echoed: somebody may be speaking HTTP to us, or make a browser do so.
+    /// Anything else is never echoed: the peer may speak HTTP, or make a browser do so.
     pub(crate) fn parse(text: &[u8]) -> Option<Tag> {
         let good = |byte: &u8| byte.is_ascii_graphic() && !b"(){%*\"\\+".contains(byte);
         let valid = (1..=MAX_TAG).contains(&text.len()) && text.iter().all(good);

@@ -102,8 +102,8 @@ impl Pop3Dialogue {
     }
 
     /// USER and PASS for a client that used them. AUTH for one that did, and for a long password, where the server's
-    /// own list has PLAIN (RFC 5034 section 3). Where somebody logs in to another one's mailbox, which USER has no words
-    /// for, nothing else will do.
+    /// own list has PLAIN (RFC 5034 section 3). Only AUTH can log in to another
+    /// user's mailbox: USER has no words for that.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
         match self.intro.is_delegated() || self.intro.credentials.prefer_sasl() {
             true => {
