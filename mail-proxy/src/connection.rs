@@ -3,19 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+pub use route_cache::lookup::{BoxStream, Stream};
 use tokio::time::Instant;
 
 use crate::audit::{Event, Record};
 use crate::handle::ConnectionHandle;
 use crate::proto::Proto;
-
-/// A stream of bytes both ways: TCP, TLS, or one end of a test.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
-
-/// Any stream.
-pub type BoxStream = Box<dyn Stream>;
 
 /// Who connected.
 #[derive(Debug, Clone, Copy)]

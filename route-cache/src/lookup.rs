@@ -35,7 +35,7 @@ const MAX_ASKING: usize = 64;
 /// The least time that a service gets, however many have failed before it.
 const MIN_PATIENCE: Duration = Duration::from_millis(100);
 
-/// A stream of bytes both ways.
+/// A stream of bytes both ways: TCP, TLS, or one end of a test.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 

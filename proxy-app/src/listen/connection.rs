@@ -281,7 +281,7 @@ impl Door {
     /// An old proxy, asking where accounts are.
     async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
         let queued = ticket.queue();
-        let stream: route_cache::lookup::BoxStream = match self.listener.tls {
+        let stream: BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
                 let deadline = accepted + LOOKUP_HANDSHAKE;

@@ -30,6 +30,7 @@ mod server;
 pub mod spec;
 
 pub use group::{Group, Member};
+pub(crate) use members::EXTENSION_PORTS;
 pub use server::{Busy, Health, State};
 
 /// How often the members of a group are looked up, and asked whether they live.

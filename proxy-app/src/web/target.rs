@@ -8,11 +8,8 @@ use route_cache::{Route, RouteError, Server, UpstreamTls};
 use crate::app::App;
 use crate::app::snapshot::Snapshot;
 use crate::locations::Mailbox;
-use crate::upstream::groups::Member;
+use crate::upstream::groups::{EXTENSION_PORTS, Member};
 use crate::web::way::Onward;
-
-/// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §3.5).
-pub(crate) const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
 /// Where a request goes.
 #[derive(Clone)]

@@ -26,7 +26,7 @@ pub(crate) const ADDRESSES_MAX: usize = 16;
 /// What mailbox servers say of themselves (HTTP §4.4).
 pub(crate) const READY: &str = "/service/health/ready";
 
-/// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §4.1).
+/// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §3.5, §4.1).
 pub(crate) const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
 /// Where a file says nothing else: nginx's `max_fails` and `fail_timeout`.
