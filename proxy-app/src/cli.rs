@@ -115,7 +115,7 @@ fn print(problems: &Problems) {
 fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     // In the background the working directory is another one, and the file is read again on SIGHUP.
     let conf = std::path::absolute(&cli.conf).context("the working directory is gone")?;
-    let (mut plan, warnings) = match Plan::load(&conf) {
+    let (plan, warnings) = match Plan::load(&conf) {
         Ok(loaded) => loaded,
         Err(problems) => {
             print(&problems);
@@ -127,7 +127,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     let again = Again::new(&conf)
         .map_err(|error| log::warn!("the file of this program is not known, SIGUSR2 will do nothing: {error}"))
         .ok();
-    let mut server_conf = std::mem::take(&mut plan.config.server);
+    let mut server_conf = plan.config.server.to_conf();
     let asking = match cli.upgrade {
         true => Some(Asking::new(Path::new(&server_conf.upgrade_sock))?),
         false => None,

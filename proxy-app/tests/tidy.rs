@@ -142,7 +142,7 @@ fn files_do_not_name_each_other_in_a_circle() {
 #[test]
 fn every_key_of_the_node_file_is_documented_and_shown() {
     let keys = config_keys();
-    assert!(keys.len() > 30, "the scan of config.rs finds too little: {keys:?}");
+    assert!(keys.len() > 30, "the scan of config/ finds too little: {keys:?}");
     let rows = documented("Keys of Portico");
     let example = text("conf/portico.yaml");
     let last = |path: &str| {
@@ -163,7 +163,7 @@ fn every_key_of_the_node_file_is_documented_and_shown() {
         }
     }
     let unknown = rows.keys().filter(|path| !keys.contains(&last(path)));
-    wrong.extend(unknown.map(|path| format!("docs/configuration.md has {path}, which config.rs does not read")));
+    wrong.extend(unknown.map(|path| format!("docs/configuration.md has {path}, which config/ does not read")));
     none("docs/configuration.md holds the keys of the node file", wrong);
 }
 
@@ -535,10 +535,15 @@ fn taken_apart<'a>(prefix: &str, text: &'a str, paths: &mut Vec<String>) -> &'a 
     }
 }
 
-/// Keys of the node file: the texts that `config.rs` takes out of a mapping.
+/// Keys of the node file: the texts that `config.rs` and the files of the sections take out of a mapping.
 fn config_keys() -> BTreeSet<String> {
-    let config = code("proxy-app/src/config.rs");
-    let config = config.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut paths = files("proxy-app/src/config", "rs");
+    paths.push("proxy-app/src/config.rs".to_owned());
+    let sources = paths.iter().map(|path| {
+        let source = code(path);
+        source.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
+    });
+    let config: String = sources.collect();
     let calls = [
         ".take(",
         ".require(",

@@ -1,0 +1,61 @@
+//! `admin`: where the admin API is reached, and what it asks for on TCP.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use mail_directory::yaml::{Mapping, Node};
+use mail_directory::{Secret, secret_file};
+
+use super::read::Reader;
+
+/// Shortest admin token: nobody guesses 16 letters in the life of a node.
+const MIN_TOKEN: usize = 16;
+
+/// `admin`
+#[derive(Debug, Clone, Default)]
+pub struct AdminConfig {
+    /// The Unix socket of the admin API.
+    pub socket: Option<PathBuf>,
+    /// Its TCP address.
+    pub http: Option<SocketAddr>,
+    /// What a client on TCP must show; `None`: it may only read.
+    pub token: Option<Secret<String>>,
+}
+
+impl Reader {
+    pub(super) fn admin(&mut self, root: &mut Mapping<'_>) -> AdminConfig {
+        let mut config = AdminConfig::default();
+        let Some(mut section) = self.section(root, "admin") else {
+            return config;
+        };
+        config.socket = section
+            .take("socket")
+            .and_then(|node| node.path_buf(&mut self.problems));
+        config.http = section
+            .take("http")
+            .and_then(|node| node.socket_addr(&mut self.problems));
+        config.token = section.take("token_file").and_then(|node| self.token(node));
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn token(&mut self, node: Node<'_>) -> Option<Secret<String>> {
+        let path = node.path_buf(&mut self.problems)?;
+        let token = match std::fs::read_to_string(&path) {
+            Ok(text) => Secret::new(text.trim().to_owned()),
+            Err(error) => {
+                node.error(format!("{}: {error}", path.display()), &mut self.problems);
+                return None;
+            }
+        };
+        if let Some(message) = secret_file::warning(&path) {
+            node.warning(message, &mut self.problems);
+        }
+        let good = token.expose().len() >= MIN_TOKEN && token.expose().bytes().all(|byte| byte.is_ascii_graphic());
+        if !good {
+            let message = format!("a token has at least {MIN_TOKEN} printable letters and no blank");
+            node.error(message, &mut self.problems);
+        }
+        Some(token)
+    }
+}

@@ -1,0 +1,37 @@
+//! `limits`: how many connections may wait. The values stand with what keeps them, in `node/limits.rs`.
+
+use mail_directory::yaml::Mapping;
+
+use super::Live;
+use super::read::Reader;
+use crate::node::limits::LimitsConfig;
+
+pub(super) const LIVE: [Live; 1] = [("limits", |now, new| now.limits.clone_from(&new.limits))];
+
+impl Reader {
+    pub(super) fn limits(&mut self, root: &mut Mapping<'_>) -> LimitsConfig {
+        let mut config = LimitsConfig::default();
+        let Some(mut section) = self.section(root, "limits") else {
+            return config;
+        };
+        for (key, limit) in [
+            ("connections", &mut config.connections),
+            ("connections_per_address", &mut config.connections_per_address),
+            ("handshakes", &mut config.handshakes),
+            ("unread_answers", &mut config.unread_answers),
+            ("unread_answers_per_address", &mut config.unread_answers_per_address),
+        ] {
+            if let Some(count) = section.take(key).and_then(|node| node.u32(&mut self.problems)) {
+                *limit = count as usize;
+            }
+        }
+        if let Some(networks) = section
+            .take("exempt")
+            .and_then(|node| node.networks(&mut self.problems))
+        {
+            config.exempt = networks;
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+}

@@ -1,0 +1,97 @@
+//! `log`: where access log and audit log go, and in which form.
+
+use mail_directory::yaml::Mapping;
+
+use super::Live;
+use super::read::Reader;
+use crate::node::logs::Target;
+
+pub(super) const LIVE: [Live; 3] = [
+    ("log.access", |now, new| now.log.access.clone_from(&new.log.access)),
+    ("log.access_format", |now, new| {
+        now.log.access_format = new.log.access_format
+    }),
+    ("log.audit", |now, new| now.log.audit.clone_from(&new.log.audit)),
+];
+
+/// The form of the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessFormat {
+    /// The line of a Carbonio proxy.
+    Carbonio,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The form of the audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditFormat {
+    /// One JSON object a line.
+    Json,
+    /// The line of a Carbonio mailbox server's audit.log.
+    Carbonio,
+}
+
+/// `log`
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Where the access log goes.
+    pub access: Target,
+    /// Its form.
+    pub access_format: AccessFormat,
+    /// Where the audit log goes.
+    pub audit: Target,
+    /// Its form.
+    pub audit_format: AuditFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> LogConfig {
+        LogConfig {
+            access: Target::Stdout,
+            access_format: AccessFormat::Carbonio,
+            audit: Target::Stdout,
+            audit_format: AuditFormat::Json,
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn log(&mut self, root: &mut Mapping<'_>) -> LogConfig {
+        let mut config = LogConfig::default();
+        let Some(mut section) = self.section(root, "log") else {
+            return config;
+        };
+        if let Some(target) = self.target(&mut section, "access") {
+            config.access = target;
+        }
+        let formats = [("carbonio", AccessFormat::Carbonio), ("json", AccessFormat::Json)];
+        if let Some(format) = section
+            .take("access_format")
+            .and_then(|node| node.choice(&formats, &mut self.problems))
+        {
+            config.access_format = format;
+        }
+        if let Some(target) = self.target(&mut section, "audit") {
+            config.audit = target;
+        }
+        let formats = [("json", AuditFormat::Json), ("carbonio", AuditFormat::Carbonio)];
+        if let Some(format) = section
+            .take("audit_format")
+            .and_then(|node| node.choice(&formats, &mut self.problems))
+        {
+            config.audit_format = format;
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn target(&mut self, section: &mut Mapping<'_>, key: &str) -> Option<Target> {
+        let node = section.take(key)?;
+        match node.text(&mut self.problems)?.as_ref() {
+            "-" => Some(Target::Stdout),
+            "off" => Some(Target::Off),
+            _ => node.path_buf(&mut self.problems).map(Target::File),
+        }
+    }
+}

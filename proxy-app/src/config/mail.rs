@@ -1,0 +1,62 @@
+//! `mail`: how long mail sessions may be silent, and how often they may fail.
+
+use std::time::Duration;
+
+use mail_directory::yaml::Mapping;
+
+use super::Live;
+use super::read::Reader;
+
+pub(super) const LIVE: [Live; 1] = [("mail", |now, new| now.mail.clone_from(&new.mail))];
+
+/// `mail`
+#[derive(Debug, Clone)]
+pub struct MailConfig {
+    /// Time from accept to credentials.
+    pub login_deadline: Duration,
+    /// Silence of a logged-in IMAP session.
+    pub imap_idle: Duration,
+    /// Silence of a logged-in POP3 session.
+    pub pop3_idle: Duration,
+    /// Failed logins in one connection.
+    pub max_logins: u32,
+    /// Bad commands in one connection before login.
+    pub max_bad_commands: u32,
+}
+
+/// Where nothing is written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's
+/// idle limit at the 10 minutes that RFC 1939 §3 asks for.
+impl Default for MailConfig {
+    fn default() -> MailConfig {
+        MailConfig {
+            login_deadline: Duration::from_secs(60),
+            imap_idle: Duration::from_secs(2100),
+            pop3_idle: Duration::from_secs(600),
+            max_logins: 3,
+            max_bad_commands: 5,
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn mail(&mut self, root: &mut Mapping<'_>) -> MailConfig {
+        let mut config = MailConfig::default();
+        let Some(mut section) = self.section(root, "mail") else {
+            return config;
+        };
+        self.duration(&mut section, "login_deadline", &mut config.login_deadline);
+        self.duration(&mut section, "imap_idle", &mut config.imap_idle);
+        self.duration(&mut section, "pop3_idle", &mut config.pop3_idle);
+        if let Some(n) = section.take("max_logins").and_then(|node| node.u32(&mut self.problems)) {
+            config.max_logins = n;
+        }
+        if let Some(n) = section
+            .take("max_bad_commands")
+            .and_then(|node| node.u32(&mut self.problems))
+        {
+            config.max_bad_commands = n;
+        }
+        section.finish(&mut self.problems);
+        config
+    }
+}

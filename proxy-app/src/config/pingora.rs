@@ -1,0 +1,40 @@
+//! Pingora's own keys, at the top of the node file.
+
+use mail_directory::yaml::Mapping;
+use pingora::server::configuration::ServerConf;
+
+use super::read::Reader;
+
+/// Pingora's own keys that the file has, each known to be good.
+#[derive(Debug, Clone, Default)]
+pub struct PingoraConfig(serde_yaml::Mapping);
+
+impl PingoraConfig {
+    /// Pingora's configuration, with its own default for each key that is not written.
+    pub fn to_conf(&self) -> ServerConf {
+        serde_yaml::from_value(self.0.clone().into()).unwrap_or_default()
+    }
+}
+
+impl Reader {
+    /// Pingora's own keys, whatever they are in the version at hand.
+    pub(super) fn server(&mut self, root: &mut Mapping<'_>) -> PingoraConfig {
+        let known = serde_yaml::to_value(ServerConf::default()).unwrap_or_default();
+        let mut chosen = serde_yaml::Mapping::new();
+        for key in known
+            .as_mapping()
+            .into_iter()
+            .flat_map(|m| m.keys())
+            .filter_map(|key| key.as_str())
+        {
+            let Some(node) = root.take(key) else { continue };
+            let mut alone = serde_yaml::Mapping::new();
+            alone.insert(key.into(), node.to_value());
+            match serde_yaml::from_value::<ServerConf>(alone.into()) {
+                Ok(_) => drop(chosen.insert(key.into(), node.to_value())),
+                Err(error) => node.error(error.to_string(), &mut self.problems),
+            }
+        }
+        PingoraConfig(chosen)
+    }
+}

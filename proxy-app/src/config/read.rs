@@ -1,0 +1,73 @@
+//! Reading a node file: the problems found so far, and what several sections read alike. Each section adds its own.
+
+use std::time::Duration;
+
+use mail_directory::yaml::{Mapping, Node, Problems};
+use mail_directory::{Secret, secret_file};
+use route_cache::HostPort;
+
+/// The problems found so far; each section has a method in its own file.
+pub(super) struct Reader {
+    pub(super) problems: Problems,
+}
+
+impl Reader {
+    pub(super) fn section<'a>(&mut self, parent: &mut Mapping<'a>, key: &str) -> Option<Mapping<'a>> {
+        parent
+            .take(key)
+            .filter(|node| !node.is_null())?
+            .mapping(&mut self.problems)
+    }
+
+    pub(super) fn text(&mut self, parent: &mut Mapping<'_>, key: &str) -> Option<String> {
+        Some(parent.take(key)?.text(&mut self.problems)?.into_owned())
+    }
+
+    pub(super) fn duration(&mut self, section: &mut Mapping<'_>, key: &str, value: &mut Duration) {
+        if let Some(duration) = section.take(key).and_then(|node| node.duration(&mut self.problems)) {
+            *value = duration;
+        }
+    }
+
+    /// At least one and at most `most` items.
+    pub(super) fn some_items<'a>(&mut self, node: Node<'a>, most: usize) -> Vec<Node<'a>> {
+        let Some(items) = node.items(&mut self.problems) else {
+            return Vec::new();
+        };
+        if items.is_empty() || items.len() > most {
+            node.error(format!("wants 1 to {most} items"), &mut self.problems);
+        }
+        items
+    }
+
+    pub(super) fn host_and_port(&mut self, node: Node<'_>) -> Option<HostPort> {
+        let read = node.text(&mut self.problems)?.parse().ok();
+        if read.is_none() {
+            node.error(
+                "expected a host name or address and a port, as in 127.0.0.1:11211",
+                &mut self.problems,
+            );
+        }
+        read
+    }
+
+    pub(super) fn password(&mut self, node: Node<'_>) -> Option<Secret<String>> {
+        let path = node.path_buf(&mut self.problems)?;
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => Secret::new(text),
+            Err(error) => {
+                node.error(format!("{}: {error}", path.display()), &mut self.problems);
+                return None;
+            }
+        };
+        if let Some(message) = secret_file::warning(&path) {
+            node.warning(message, &mut self.problems);
+        }
+        let line = text.expose().trim_end_matches(['\r', '\n']);
+        if line.is_empty() {
+            node.error(format!("{} is empty", path.display()), &mut self.problems);
+            return None;
+        }
+        Some(Secret::new(line.to_owned()))
+    }
+}

@@ -1,0 +1,141 @@
+//! `route_cache`: how many routes are kept, for how long, and the tier that nodes share.
+
+use std::time::Duration;
+
+use mail_directory::yaml::Mapping;
+
+use super::Live;
+use super::read::Reader;
+
+/// Most memcached servers: each may cost a login some waiting.
+const MAX_MEMCACHED: usize = 16;
+
+pub(super) const LIVE: [Live; 2] = [
+    ("route_cache.ttl", |now, new| now.route_cache.ttl = new.route_cache.ttl),
+    ("route_cache.stale", |now, new| {
+        now.route_cache.stale = new.route_cache.stale
+    }),
+];
+
+/// `route_cache`
+#[derive(Debug, Clone)]
+pub struct RouteCacheConfig {
+    /// Routes in memory.
+    pub capacity: u64,
+    /// How long a route is used without asking.
+    pub ttl: Duration,
+    /// How long it may still serve behind that while the directory is down.
+    pub stale: Duration,
+    /// How long "there is no such account" is remembered.
+    pub negative_ttl: Duration,
+    /// The tier that nodes share.
+    pub memcached: Option<MemcachedConfig>,
+}
+
+impl Default for RouteCacheConfig {
+    fn default() -> RouteCacheConfig {
+        RouteCacheConfig {
+            capacity: 200_000,
+            ttl: Duration::from_secs(3600),
+            stale: Duration::from_secs(24 * 3600),
+            negative_ttl: Duration::from_secs(5),
+            memcached: None,
+        }
+    }
+}
+
+/// `route_cache.memcached`
+#[derive(Debug, Clone)]
+pub struct MemcachedConfig {
+    /// `host:port`; the order counts.
+    pub servers: Vec<String>,
+    /// For one request.
+    pub timeout: Duration,
+}
+
+impl Reader {
+    pub(super) fn route_cache(&mut self, root: &mut Mapping<'_>) -> RouteCacheConfig {
+        let mut config = RouteCacheConfig::default();
+        let Some(mut section) = self.section(root, "route_cache") else {
+            return config;
+        };
+        if let Some(capacity) = section.take("capacity").and_then(|node| node.u64(&mut self.problems)) {
+            config.capacity = capacity;
+        }
+        self.duration(&mut section, "ttl", &mut config.ttl);
+        self.duration(&mut section, "stale", &mut config.stale);
+        self.duration(&mut section, "negative_ttl", &mut config.negative_ttl);
+        config.memcached = self.memcached(&mut section);
+        section.finish(&mut self.problems);
+        config
+    }
+
+    fn memcached(&mut self, cache: &mut Mapping<'_>) -> Option<MemcachedConfig> {
+        let mut section = self.section(cache, "memcached")?;
+        let mut config = MemcachedConfig {
+            servers: Vec::new(),
+            timeout: Duration::from_millis(200),
+        };
+        if let Some(node) = section.require("servers", &mut self.problems) {
+            let items = self.some_items(node, MAX_MEMCACHED);
+            let servers = items.into_iter().filter_map(|node| self.host_and_port(node));
+            config.servers = servers.map(|server| server.to_string()).collect();
+        }
+        self.duration(&mut section, "timeout", &mut config.timeout);
+        section.finish(&mut self.problems);
+        Some(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::load;
+
+    #[test]
+    fn shared_caches_and_lookup_services() {
+        let (config, _) = load(concat!(
+            "directory: {lookup: {protocol: zimbra, handlers: ['https://10.0.0.11:7072/x'], timeout: 2s}}\n",
+            "route_cache: {memcached: {servers: [127.0.0.1:11211, 'cache.test:11211']}}\n",
+            "listeners:\n",
+            "  - {address: '127.0.0.1:7072', serve: lookup, tls: implicit, allow: [10.0.0.0/8]}\n",
+        ))
+        .unwrap();
+        assert_eq!(config.lookup.unwrap().handlers[0].host, "10.0.0.11");
+        assert_eq!(
+            config.route_cache.memcached.unwrap().servers,
+            ["127.0.0.1:11211", "cache.test:11211"]
+        );
+        assert_eq!(config.listeners.unwrap()[0].allow.as_ref().unwrap().len(), 1);
+        // Zimbra's services stand in the directory, others nowhere else.
+        let (config, _) = load("directory: {lookup: {protocol: zimbra}}\n").unwrap();
+        assert!(config.lookup.unwrap().handlers.is_empty());
+        for wrong in ["{protocol: nginx}", "{protocol: zimbra, handlers: []}"] {
+            let problems = load(&format!("directory: {{lookup: {wrong}}}\n")).unwrap_err();
+            assert!(
+                problems.iter().any(|problem| problem.contains("directory.lookup")),
+                "{wrong}"
+            );
+        }
+        let problems = load(concat!(
+            "directory: {lookup: {protocol: zimbra, handlers: ['10.0.0.11']}}\n",
+            "route_cache: {memcached: {servers: [cache.test]}}\n",
+            "listeners:\n",
+            "  - {address: '127.0.0.1:7072', serve: lookup}\n",
+            "  - {address: '127.0.0.1:7073', serve: lookup, tls: starttls, allow: [10.0.0.0/8]}\n",
+            "  - {address: '127.0.0.1:7074', serve: imap, allow: [10.0.0.0/8]}\n",
+        ))
+        .unwrap_err();
+        for key in [
+            "directory.lookup.handlers[0]",
+            "route_cache.memcached.servers[0]",
+            "listeners[0]",
+            "listeners[1].tls",
+            "listeners[2].allow",
+        ] {
+            assert!(
+                problems.iter().any(|problem| problem.contains(&format!(" {key}"))),
+                "no {key} in {problems:#?}"
+            );
+        }
+    }
+}
