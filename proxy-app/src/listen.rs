@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::app::App;
 use crate::config::{Listener, Serve};
-use crate::listen::connection::Door;
+use crate::listen::connection::ActiveListener;
 use crate::web::phases::Web;
 
 mod connection;
@@ -94,7 +94,7 @@ impl Hall {
             listener.tls
         );
         let only_v6 = shares_port(&listener, &self.app.wanted().listeners);
-        let door = Arc::new(Door {
+        let active = Arc::new(ActiveListener {
             name: listener.address.to_string().into(),
             listener: listener.clone(),
             app: self.app.clone(),
@@ -102,7 +102,7 @@ impl Hall {
             shutdown: self.shutdown.clone(),
         });
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(accept(door, socket, stopped));
+        let task = tokio::spawn(accept(active, socket, stopped));
         self.open.push(OpenDoor {
             listener,
             only_v6,
@@ -146,10 +146,10 @@ impl Hall {
             .map(|open| open.listener.address)
             .chain(self.app.config.load().admin.http)
             .collect();
-        for door in go {
-            let last = if keeps_socket(&door) { Last::Left } else { Last::Served };
-            let _ = door.stop.send(last);
-            let _ = door.task.await;
+        for task in go {
+            let last = if keeps_socket(&task) { Last::Left } else { Last::Served };
+            let _ = task.stop.send(last);
+            let _ = task.task.await;
         }
         close_others(kept.into_iter(), &self.fds);
         let missing = |listener: &&Listener| self.open.iter().all(|open| open.listener != **listener);
@@ -192,9 +192,9 @@ impl Hall {
     /// Accepts no more.
     pub(crate) async fn close(&mut self, last: Last) {
         let mut tasks = Vec::new();
-        for door in std::mem::take(&mut self.open) {
-            let _ = door.stop.send(last);
-            tasks.push(door.task);
+        for task in std::mem::take(&mut self.open) {
+            let _ = task.stop.send(last);
+            tasks.push(task.task);
         }
         for task in tasks {
             let _ = task.await;
@@ -203,17 +203,17 @@ impl Hall {
     }
 }
 
-async fn accept(door: Arc<Door>, socket: TcpListener, mut stop: oneshot::Receiver<Last>) {
+async fn accept(active: Arc<ActiveListener>, socket: TcpListener, mut stop: oneshot::Receiver<Last>) {
     let last = loop {
         tokio::select! {
-            accepted = socket.accept() => door.take(accepted).await,
+            accepted = socket.accept() => active.take(accepted).await,
             last = &mut stop => break last.unwrap_or(Last::Left),
         }
     };
     if last == Last::Served {
         // A timeout of nothing looks once.
         while let Ok(Ok(accepted)) = timeout(Duration::ZERO, socket.accept()).await {
-            door.take(Ok(accepted)).await;
+            active.take(Ok(accepted)).await;
         }
     }
 }

@@ -51,7 +51,7 @@ pub(crate) const KICKED: Duration = Duration::from_millis(200);
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener in service.
-pub(crate) struct Door {
+pub(crate) struct ActiveListener {
     pub(crate) listener: Listener,
     pub(crate) name: Arc<str>,
     pub(crate) app: Arc<App>,
@@ -59,7 +59,7 @@ pub(crate) struct Door {
     pub(crate) shutdown: ShutdownWatch,
 }
 
-impl Door {
+impl ActiveListener {
     pub(crate) async fn take(self: &Arc<Self>, accepted: io::Result<(TcpStream, SocketAddr)>) {
         match accepted {
             Ok((tcp, peer)) => {
@@ -305,14 +305,14 @@ impl Door {
     }
 
     async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
-        let Some(door) = &self.listener.stream else { return };
+        let Some(config) = &self.listener.stream else { return };
         let queued = ticket.queue();
         let deadline = accepted + stream::HANDSHAKE;
         let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
         drop((snapshot, queued));
         let (facts, _entered) = self.enter(Proto::Stream, tls, client, accepted);
-        stream::serve(&self.app, door, stream, &facts).await;
+        stream::serve(&self.app, config, stream, &facts).await;
     }
 
     /// What is known of a connection, and its place in the list of those that live.

@@ -19,17 +19,17 @@ pub const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// Connects a client whose handshake is done to the first upstream that answers, and relays until one side ends it or
 /// nothing moves for too long.
-pub async fn serve(app: &App, door: &StreamConfig, client: BoxStream, facts: &ConnectionFacts) {
+pub async fn serve(app: &App, config: &StreamConfig, client: BoxStream, facts: &ConnectionFacts) {
     let snapshot = app.snapshot.load_full();
     let mut record = facts.record(Event::SessionEnd, snapshot.generation);
     let transport = snapshot.transport.clone();
     // The relay may live for days, and needs nothing of the configuration.
     drop(snapshot);
-    match connect(&transport, door, &facts.client).await {
+    match connect(&transport, config, &facts.client).await {
         Ok((server, upstream)) => {
             drop(transport);
             record.route = Some(upstream.to_string());
-            let mut relay = Box::new(Relay::new(client, server, door.idle));
+            let mut relay = Box::new(Relay::new(client, server, config.idle));
             let ended = relay
                 .run(&mut app.drain.subscribe(), &facts.handle, Farewell::default())
                 .await;
@@ -52,17 +52,17 @@ pub async fn serve(app: &App, door: &StreamConfig, client: BoxStream, facts: &Co
 /// The first upstream that answers, in their order.
 async fn connect<'a>(
     transport: &MailTransport,
-    door: &'a StreamConfig,
+    config: &'a StreamConfig,
     client: &Client,
 ) -> Result<(BoxStream, &'a HostPort), String> {
-    let header = match door.send_proxy {
+    let header = match config.send_proxy {
         true => proxy_protocol::encode(client.addr, client.local),
         false => Vec::new(),
     };
     let mut why = String::from("none is named");
-    for upstream in &door.upstreams {
+    for upstream in &config.upstreams {
         match transport
-            .dial_after(&server(upstream, door.upstream_tls), &header)
+            .dial_after(&server(upstream, config.upstream_tls), &header)
             .await
         {
             Ok(stream) => return Ok((stream, upstream)),
