@@ -11,7 +11,7 @@ use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server};
 
 use crate::app::plan::Plan;
-use crate::process::service::Doors;
+use crate::process::service::ListenerService;
 use crate::process::shutdown::End;
 use crate::process::upgrade::{Again, Asking};
 
@@ -145,7 +145,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let end = End::default();
-    server.add_service(Doors::new(plan, conf, end.clone(), again, asking));
+    server.add_service(ListenerService::new(plan, conf, end.clone(), again, asking));
     server.run(RunArgs {
         shutdown_signal: Box::new(end),
     });

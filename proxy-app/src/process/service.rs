@@ -26,7 +26,7 @@ use crate::process::upgrade::{Again, Asking};
 use crate::web::engine::engine;
 
 /// The Pingora service that owns all listeners.
-pub struct Doors {
+pub struct ListenerService {
     plan: Option<Plan>,
     conf: Arc<ServerConf>,
     keys: Vec<String>,
@@ -39,10 +39,10 @@ pub struct Doors {
 /// The hall, its doors that are not served yet, and the sockets of the admin API.
 pub(crate) type Opened = (Hall, Vec<(Listener, TcpListener)>, admin::Sockets);
 
-impl Doors {
+impl ListenerService {
     /// The doors of a checked configuration. `again` starts this program once more; `asking` is there if another
     /// process is to give way to this one.
-    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, again: Option<Again>, asking: Option<Asking>) -> Doors {
+    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, again: Option<Again>, asking: Option<Asking>) -> ListenerService {
         let keys = plan
             .listeners
             .iter()
@@ -50,7 +50,7 @@ impl Doors {
             .chain(plan.config.admin.http)
             .map(sockets::key)
             .collect();
-        Doors {
+        ListenerService {
             plan: Some(plan),
             keys,
             end,
@@ -124,7 +124,7 @@ pub(crate) fn give_up(error: &anyhow::Error) -> ! {
 }
 
 #[async_trait]
-impl Service for Doors {
+impl Service for ListenerService {
     async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _listeners_per_fd: usize) {
         let (Some(plan), Some(fds)) = (self.plan.take(), fds) else {
             return;
