@@ -56,7 +56,7 @@ pub(crate) fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenF
 }
 
 /// The doors that are open.
-pub(crate) struct Hall {
+pub(crate) struct ListenerSet {
     pub(crate) app: Arc<App>,
     pub(crate) web: Arc<HttpProxy<Web>>,
     pub(crate) shutdown: ShutdownWatch,
@@ -83,7 +83,7 @@ pub(crate) enum Last {
     Left,
 }
 
-impl Hall {
+impl ListenerSet {
     pub(crate) async fn serve(&mut self, listener: Listener, socket: TcpListener) {
         self.watch_groups(listener.serve).await;
         log::info!(
@@ -168,7 +168,7 @@ impl Hall {
     }
 
     /// Serves, and follows the list of listeners, until the process is to end.
-    pub(crate) async fn run(mut self, told: impl Future<Output = Ending>) -> (Ending, Hall) {
+    pub(crate) async fn run(mut self, told: impl Future<Output = Ending>) -> (Ending, ListenerSet) {
         let mut lists = self.app.subscribe_listeners();
         tokio::pin!(told);
         let mut failing = Problems::new();

@@ -18,7 +18,7 @@ use crate::admin::{self, Upgrade};
 use crate::app::App;
 use crate::app::plan::Plan;
 use crate::config::Listener;
-use crate::listen::{Ending, Hall, Last, bind, close_others, sockets};
+use crate::listen::{Ending, ListenerSet, Last, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
 use crate::process::daemon::{self, Waiting};
 use crate::process::shutdown::{self, End, On, Signals};
@@ -37,7 +37,7 @@ pub struct ListenerService {
 }
 
 /// The hall, its doors that are not served yet, and the sockets of the admin API.
-pub(crate) type Opened = (Hall, Vec<(Listener, TcpListener)>, admin::Sockets);
+pub(crate) type Opened = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
 
 impl ListenerService {
     /// The doors of a checked configuration. `again` starts this program once more; `asking` is there if another
@@ -92,7 +92,7 @@ impl ListenerService {
             Some(_) => (App::start(plan)?, admin::Sockets::default()),
         };
         let web = engine(&app, &self.conf);
-        let hall = Hall {
+        let listeners = ListenerSet {
             app,
             web,
             shutdown: shutdown.clone(),
@@ -100,17 +100,17 @@ impl ListenerService {
             open: Vec::new(),
             watches_groups: false,
         };
-        Ok((hall, sockets, admin))
+        Ok((listeners, sockets, admin))
     }
 }
 
 /// Takes the place of the process that was asked.
-pub(crate) fn take_over(asking: Asking, hall: &Hall) -> anyhow::Result<()> {
+pub(crate) fn take_over(asking: Asking, listeners: &ListenerSet) -> anyhow::Result<()> {
     asking.is_awaited()?;
-    let config = hall.app.config.load().admin.clone();
+    let config = listeners.app.config.load().admin.clone();
     // Last, when nothing else can go wrong: the socket file is taken from the process before.
-    match admin::Sockets::open(&config, Upgrade::Yes, &hall.fds) {
-        Ok(admin) => drop(tokio::spawn(admin.serve(hall.app.clone(), hall.shutdown.clone()))),
+    match admin::Sockets::open(&config, Upgrade::Yes, &listeners.fds) {
+        Ok(admin) => drop(tokio::spawn(admin.serve(listeners.app.clone(), listeners.shutdown.clone()))),
         Err(error) => log::error!("{error:#}; the other listeners serve"),
     }
     asking.serves()
@@ -132,15 +132,15 @@ impl Service for ListenerService {
         // Before anybody can see that we are here: a signal that nobody catches ends the process.
         let (mut signals, hangups) = (Signals::new(), On::new(SignalKind::hangup()));
         let rotations = On::new(SignalKind::user_defined1());
-        let (mut hall, sockets, admin) = match self.open(plan, fds, &shutdown) {
+        let (mut listeners, sockets, admin) = match self.open(plan, fds, &shutdown) {
             Ok(opened) => opened,
             Err(error) => give_up(&error),
         };
-        let app = hall.app.clone();
+        let app = listeners.app.clone();
         // Not one of the tasks: it answers until the process ends.
         tokio::spawn(admin.serve(app.clone(), shutdown.clone()));
         for (listener, socket) in sockets {
-            hall.serve(listener, socket).await;
+            listeners.serve(listener, socket).await;
         }
         let tasks = [
             tokio::spawn(reload_on_hangup(app.clone(), hangups)),
@@ -150,7 +150,7 @@ impl Service for ListenerService {
             tokio::spawn(diagnostics::tell_what_is_left_out()),
         ];
         if let Some(asking) = self.asking.take() {
-            if let Err(error) = take_over(asking, &hall) {
+            if let Err(error) = take_over(asking, &listeners) {
                 give_up(&error);
             }
             daemon::take_pid_file(Path::new(&self.conf.pid_file));
@@ -160,9 +160,9 @@ impl Service for ListenerService {
             tokio::spawn(waiting.tell());
         }
         let gate = shutdown::gate(&self.conf);
-        let told = self.end.told(&mut signals, self.again.take(), gate, hall.fds.clone());
-        let (ending, mut hall) = hall.run(told).await;
-        hall.close(match ending {
+        let told = self.end.told(&mut signals, self.again.take(), gate, listeners.fds.clone());
+        let (ending, mut listeners) = listeners.run(told).await;
+        listeners.close(match ending {
             Ending::Stop => Last::Served,
             Ending::Replaced => Last::Left,
         })
