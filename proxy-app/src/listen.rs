@@ -61,22 +61,22 @@ pub(crate) struct ListenerSet {
     pub(crate) web: Arc<HttpProxy<Web>>,
     pub(crate) shutdown: ShutdownWatch,
     pub(crate) fds: ListenFds,
-    pub(crate) open: Vec<OpenDoor>,
+    pub(crate) open: Vec<ListenerTask>,
     /// Whether the groups of web servers are looked after.
     pub(crate) watches_groups: bool,
 }
 
 /// An accept loop. It ends when `stop` is dropped.
-pub(crate) struct OpenDoor {
+pub(crate) struct ListenerTask {
     listener: Listener,
     only_v6: bool,
-    stop: oneshot::Sender<Last>,
+    stop: oneshot::Sender<Backlog>,
     task: JoinHandle<()>,
 }
 
 /// What becomes of the connections that the kernel has taken and nobody has accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Last {
+pub(crate) enum Backlog {
     /// They are served: after this the socket is gone.
     Served,
     /// They stay in the socket's queue: somebody else accepts from it, too.
@@ -103,7 +103,7 @@ impl ListenerSet {
         });
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(accept(active, socket, stopped));
-        self.open.push(OpenDoor {
+        self.open.push(ListenerTask {
             listener,
             only_v6,
             stop,
@@ -124,7 +124,7 @@ impl ListenerSet {
     /// Opens and closes doors, until they are the ones that are wanted. The others are not touched. Says what cannot
     /// be opened.
     async fn follow(&mut self, wanted: &[Listener]) -> Problems {
-        let stays = |open: &OpenDoor, wanted: &[Listener]| {
+        let stays = |open: &ListenerTask, wanted: &[Listener]| {
             wanted.contains(&open.listener) && open.only_v6 == shares_port(&open.listener, wanted)
         };
         let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.open)
@@ -132,7 +132,7 @@ impl ListenerSet {
             .partition(|open| stays(open, wanted));
         self.open = stay;
         // A door that only changes keeps its socket, and with it who is waiting there.
-        let keeps_socket = |gone: &OpenDoor| {
+        let keeps_socket = |gone: &ListenerTask| {
             let same = |new: &&Listener| new.address == gone.listener.address;
             wanted
                 .iter()
@@ -147,8 +147,8 @@ impl ListenerSet {
             .chain(self.app.config.load().admin.http)
             .collect();
         for task in go {
-            let last = if keeps_socket(&task) { Last::Left } else { Last::Served };
-            let _ = task.stop.send(last);
+            let backlog = if keeps_socket(&task) { Backlog::Left } else { Backlog::Served };
+            let _ = task.stop.send(backlog);
             let _ = task.task.await;
         }
         close_others(kept.into_iter(), &self.fds);
@@ -190,10 +190,10 @@ impl ListenerSet {
     }
 
     /// Accepts no more.
-    pub(crate) async fn close(&mut self, last: Last) {
+    pub(crate) async fn close(&mut self, backlog: Backlog) {
         let mut tasks = Vec::new();
         for task in std::mem::take(&mut self.open) {
-            let _ = task.stop.send(last);
+            let _ = task.stop.send(backlog);
             tasks.push(task.task);
         }
         for task in tasks {
@@ -203,14 +203,14 @@ impl ListenerSet {
     }
 }
 
-async fn accept(active: Arc<ActiveListener>, socket: TcpListener, mut stop: oneshot::Receiver<Last>) {
-    let last = loop {
+async fn accept(active: Arc<ActiveListener>, socket: TcpListener, mut stop: oneshot::Receiver<Backlog>) {
+    let backlog = loop {
         tokio::select! {
             accepted = socket.accept() => active.take(accepted).await,
-            last = &mut stop => break last.unwrap_or(Last::Left),
+            backlog = &mut stop => break backlog.unwrap_or(Backlog::Left),
         }
     };
-    if last == Last::Served {
+    if backlog == Backlog::Served {
         // A timeout of nothing looks once.
         while let Ok(Ok(accepted)) = timeout(Duration::ZERO, socket.accept()).await {
             active.take(Ok(accepted)).await;

@@ -18,7 +18,7 @@ use crate::admin::{self, Upgrade};
 use crate::app::App;
 use crate::app::plan::Plan;
 use crate::config::Listener;
-use crate::listen::{Ending, ListenerSet, Last, bind, close_others, sockets};
+use crate::listen::{Ending, ListenerSet, Backlog, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
 use crate::process::daemon::{self, Waiting};
 use crate::process::shutdown::{self, End, On, Signals};
@@ -163,8 +163,8 @@ impl Service for ListenerService {
         let told = self.end.told(&mut signals, self.again.take(), gate, listeners.fds.clone());
         let (ending, mut listeners) = listeners.run(told).await;
         listeners.close(match ending {
-            Ending::Stop => Last::Served,
-            Ending::Replaced => Last::Left,
+            Ending::Stop => Backlog::Served,
+            Ending::Replaced => Backlog::Left,
         })
         .await;
         self.end.tell(ending);
