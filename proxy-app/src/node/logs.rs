@@ -152,11 +152,11 @@ impl Log {
 /// Where lines go, and whether that is still the place.
 struct Writer {
     out: BufWriter<Box<dyn Write + Send>>,
-    file: Option<Opened>,
+    file: Option<LogFile>,
 }
 
 /// A file, as it was when it was opened and last looked at.
-struct Opened {
+struct LogFile {
     path: PathBuf,
     identity: Option<(u64, u64)>,
     looked: Instant,
@@ -166,7 +166,7 @@ impl Writer {
     fn open(target: &Target) -> io::Result<Writer> {
         let out = BufWriter::new(target.open()?);
         let file = match target {
-            Target::File(path) => Some(Opened {
+            Target::File(path) => Some(LogFile {
                 path: path.clone(),
                 identity: identity(path),
                 looked: Instant::now(),

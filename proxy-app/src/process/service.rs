@@ -37,7 +37,7 @@ pub struct ListenerService {
 }
 
 /// The hall, its doors that are not served yet, and the sockets of the admin API.
-pub(crate) type Opened = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
+pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
 
 impl ListenerService {
     /// The doors of a checked configuration. `again` starts this program once more; `asking` is there if another
@@ -62,7 +62,7 @@ impl ListenerService {
     }
 
     /// Opens everything, or says what cannot be opened.
-    pub(crate) fn open(&mut self, plan: Plan, fds: ListenFds, shutdown: &ShutdownWatch) -> anyhow::Result<Opened> {
+    pub(crate) fn open(&mut self, plan: Plan, fds: ListenFds, shutdown: &ShutdownWatch) -> anyhow::Result<OpenedListeners> {
         use anyhow::Context;
         for wrong in sockets::take_activated(systemd::activated().into_iter(), &fds) {
             log::error!("a socket of systemd cannot be used: {wrong}");
