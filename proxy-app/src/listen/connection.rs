@@ -27,7 +27,7 @@ use crate::http::answers;
 use crate::listen::GOODBYE;
 use crate::listen::proxy_protocol::{self, Header};
 use crate::listen::stream;
-use crate::node::connections::{Entered, Session};
+use crate::node::connections::{ConnectionGuard, Session};
 use crate::node::limits::{Held, Ticket};
 use crate::node::metrics::Refused;
 use crate::node::refusals::{Place, Reason};
@@ -75,7 +75,7 @@ impl ActiveListener {
     }
 
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
-        let _entered = self.app.open.enter();
+        let _counted = self.app.open.enter();
         self.app.metrics.accepted(&self.name).inc();
         let Some(mut ticket) = self.app.limits.enter() else {
             return self.app.metrics.refused(&self.name, Refused::Connections);
@@ -184,7 +184,7 @@ impl ActiveListener {
             (ListenerTls::StartTls, Protocol::Pop3) => self.listener.starttls.unwrap_or(snapshot.pop3_starttls),
             _ => StartTls::Off,
         };
-        let (facts, _entered) = self.enter(protocol.proto(), tls, client, accepted);
+        let (facts, _listed) = self.enter(protocol.proto(), tls, client, accepted);
         ticket.waiter().ends_by(&facts.handle);
         let seen = facts.handle.clone();
         seen.hold_until_login(Box::new(Held {
@@ -249,7 +249,7 @@ impl ActiveListener {
             ListenerTls::Off | ListenerTls::StartTls => (Channel::Plain(tcp), None, None),
         };
         drop(snapshot);
-        let (facts, _entered) = self.enter(Proto::Http, tls, client, accepted);
+        let (facts, _listed) = self.enter(Proto::Http, tls, client, accepted);
         let live = facts.handle.clone();
         live.hold_until_login(Box::new(Held { queued, ticket: None }));
         let client = WebClient {
@@ -311,7 +311,7 @@ impl ActiveListener {
         let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
         drop((snapshot, queued));
-        let (facts, _entered) = self.enter(Proto::Stream, tls, client, accepted);
+        let (facts, _listed) = self.enter(Proto::Stream, tls, client, accepted);
         stream::serve(&self.app, config, stream, &facts).await;
     }
 
@@ -322,7 +322,7 @@ impl ActiveListener {
         tls: Option<TlsFacts>,
         client: Client,
         accepted: Instant,
-    ) -> (Arc<ConnectionFacts>, Entered) {
+    ) -> (Arc<ConnectionFacts>, ConnectionGuard) {
         let facts = Arc::new(ConnectionFacts {
             id: self.app.connection_id(),
             listener: self.name.clone(),
@@ -332,8 +332,8 @@ impl ActiveListener {
             accepted,
             handle: Arc::new(ConnectionHandle::accepted(accepted, self.app.metrics.totals(proto))),
         });
-        let entered = self.app.sessions.enter(Session::new(facts.clone()));
-        (facts, entered)
+        let guard = self.app.sessions.enter(Session::new(facts.clone()));
+        (facts, guard)
     }
 
     /// Whether this client may talk to this listener at all.

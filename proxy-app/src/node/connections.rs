@@ -47,10 +47,10 @@ pub struct Sessions {
 
 impl Sessions {
     /// Enters a connection, until the value is dropped.
-    pub fn enter(self: &Arc<Self>, session: Session) -> Entered {
+    pub fn enter(self: &Arc<Self>, session: Session) -> ConnectionGuard {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         self.shard(key).lock().insert(key, Arc::new(session));
-        Entered {
+        ConnectionGuard {
             sessions: self.clone(),
             key,
         }
@@ -168,12 +168,12 @@ fn is_of(session: &Session, user: &str) -> bool {
 }
 
 /// A connection's place in the list.
-pub struct Entered {
+pub struct ConnectionGuard {
     sessions: Arc<Sessions>,
     key: u64,
 }
 
-impl Drop for Entered {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.sessions.shard(self.key).lock().remove(&self.key);
     }
@@ -188,7 +188,7 @@ mod tests {
 
     use super::*;
 
-    fn enter(sessions: &Arc<Sessions>, id: &str, ip: &str, account: &str) -> (Entered, Arc<ConnectionHandle>) {
+    fn enter(sessions: &Arc<Sessions>, id: &str, ip: &str, account: &str) -> (ConnectionGuard, Arc<ConnectionHandle>) {
         let live = Arc::new(ConnectionHandle::new());
         if !account.is_empty() {
             let login = || LoggedIn {
