@@ -23,8 +23,8 @@ use crate::admin::refusal::Failure;
 use crate::app::App;
 use crate::app::changes::Generation;
 use crate::app::snapshot::PRODUCT;
-use crate::node::connections::{Session, Which};
-use crate::node::logins::{Attempt, Filter};
+use crate::node::connections::{Session, ConnectionFilter};
+use crate::node::logins::{Attempt, LoginFilter};
 use crate::node::logs;
 
 /// Longest time over which sessions are ended in a drain.
@@ -229,13 +229,13 @@ impl OneSession {
 /// Lists mail sessions and web connections.
 #[utoipa::path(get, path = "/v1/sessions", params(Meant), responses((status = 200, body = SessionList)))]
 pub async fn list(State(app): State<Arc<App>>, Query(meant): Query<Meant>) -> Json<SessionList> {
-    let which = Which {
+    let filter = ConnectionFilter {
         user: meant.user,
         ip: meant.ip,
         id: None,
         text: meant.text,
     };
-    let found = app.sessions.list(&which);
+    let found = app.sessions.list(&filter);
     let more = meant.limit.map_or(0, |limit| found.len().saturating_sub(limit));
     Json(SessionList {
         sessions: found[more..].iter().map(|session| OneSession::of(session)).collect(),
@@ -288,7 +288,7 @@ pub async fn kick(
     {
         return Err(Failure::bad("no user and no session can have this name"));
     }
-    let ended = app.sessions.kick(&Which {
+    let ended = app.sessions.kick(&ConnectionFilter {
         user: kick.user,
         ip: kick.ip,
         id: kick.session,
@@ -395,7 +395,7 @@ pub struct Watch {
     (status = 503, description = "Too many clients follow already", body = Failure),
 ))]
 pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> Response {
-    let filter = Filter {
+    let filter = LoginFilter {
         failed: watch.failed,
         user: watch.user,
         ip: watch.ip,
@@ -426,10 +426,10 @@ pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> 
 }
 
 /// The next line for a watcher.
-async fn next(coming: &mut Receiver<Arc<Attempt>>, filter: &Filter) -> Option<String> {
+async fn next(coming: &mut Receiver<Arc<Attempt>>, filter: &LoginFilter) -> Option<String> {
     loop {
         match coming.recv().await {
-            Ok(attempt) if filter.means(&attempt.record) => return Some(json_line(&attempt)),
+            Ok(attempt) if filter.matches(&attempt.record) => return Some(json_line(&attempt)),
             Ok(_) => {}
             Err(RecvError::Lagged(lost)) => return Some(format!("{{\"lost\":{lost}}}\n")),
             Err(RecvError::Closed) => return None,

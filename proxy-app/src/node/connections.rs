@@ -27,7 +27,7 @@ pub struct Session {
 
 /// Which connections are meant. What is not named does not matter.
 #[derive(Debug, Clone, Default)]
-pub struct Which {
+pub struct ConnectionFilter {
     /// Those of this user: the login as typed, or the account's name, in any case.
     pub user: Option<String>,
     /// Those of this client address.
@@ -57,14 +57,14 @@ impl Sessions {
     }
 
     /// The connections that are meant, oldest first.
-    pub fn list(&self, which: &Which) -> Vec<Arc<Session>> {
+    pub fn list(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
             found.extend(shard.iter().map(|(key, session)| (*key, session.clone())));
         }
-        let which = which.folded();
-        found.retain(|(_, session)| which.means(session));
+        let filter = filter.folded();
+        found.retain(|(_, session)| filter.matches(session));
         found.sort_by_key(|(key, _)| *key);
         found.into_iter().map(|(_, session)| session).collect()
     }
@@ -83,8 +83,8 @@ impl Sessions {
     }
 
     /// Ends those that are meant; gives them.
-    pub fn kick(&self, which: &Which) -> Vec<Arc<Session>> {
-        let meant = self.list(which);
+    pub fn kick(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
+        let meant = self.list(filter);
         meant
             .iter()
             .for_each(|session| session.facts.handle.end(CloseReason::Kick));
@@ -94,7 +94,7 @@ impl Sessions {
     /// Ends all that live now, one after the other over this time, so that their clients do not come back at once.
     /// Ready when all have been told, or `undone` is.
     pub async fn empty(&self, over: Duration, undone: impl Future<Output = ()>) {
-        let all = self.list(&Which::default());
+        let all = self.list(&ConnectionFilter::default());
         // In at most one step each millisecond, which is as fine as timers are.
         let steps = usize::try_from(over.as_millis())
             .unwrap_or(usize::MAX)
@@ -128,19 +128,19 @@ impl Session {
     }
 }
 
-impl Which {
+impl ConnectionFilter {
     /// The same in lower case: there may be many sessions, and long texts that are asked for.
-    fn folded(&self) -> Which {
+    fn folded(&self) -> ConnectionFilter {
         let lower = |text: &Option<String>| text.as_deref().map(str::to_lowercase);
-        Which {
+        ConnectionFilter {
             user: self.user.as_deref().map(names::account),
             text: lower(&self.text),
             ..self.clone()
         }
     }
 
-    /// Asked of what is [`Which::folded`].
-    fn means(&self, session: &Session) -> bool {
+    /// Asked of what is [`ConnectionFilter::folded`].
+    fn matches(&self, session: &Session) -> bool {
         self.id.as_ref().is_none_or(|id| *id == session.facts.id)
             && self
                 .ip
@@ -216,13 +216,13 @@ mod tests {
     }
 
     fn ids(sessions: &Sessions, user: Option<&str>, ip: Option<&str>, id: Option<&str>) -> String {
-        let which = Which {
+        let filter = ConnectionFilter {
             user: user.map(str::to_owned),
             ip: ip.map(|ip| ip.parse().unwrap()),
             id: id.map(str::to_owned),
             text: None,
         };
-        let found = sessions.list(&which);
+        let found = sessions.list(&filter);
         found.iter().map(|session| session.facts.id.as_str()).collect()
     }
 
@@ -239,20 +239,20 @@ mod tests {
         assert_eq!(ids(&sessions, Some("bob@a.test"), Some("192.0.2.2"), None), "");
         assert_eq!(ids(&sessions, None, None, Some("c")), "c");
         for (text, expected) in [("BOB@", "b"), ("192.0.2.2:", "c"), ("imap", "abc"), ("nobody", "")] {
-            let which = Which {
+            let filter = ConnectionFilter {
                 text: Some(text.to_owned()),
-                ..Which::default()
+                ..ConnectionFilter::default()
             };
-            let found = sessions.list(&which);
+            let found = sessions.list(&filter);
             let found: String = found.iter().map(|session| session.facts.id.as_str()).collect();
             assert_eq!(found, expected, "{text}");
         }
         assert_eq!(sessions.counts()[&(Proto::Imap, true)], 2);
-        let which = Which {
+        let filter = ConnectionFilter {
             user: Some("bob@a.test".to_owned()),
-            ..Which::default()
+            ..ConnectionFilter::default()
         };
-        assert_eq!(sessions.kick(&which).len(), 1);
+        assert_eq!(sessions.kick(&filter).len(), 1);
         assert_eq!(live_b.close_reason(), Some(CloseReason::Kick));
         assert_eq!(live_a.close_reason(), None);
         drop(a);

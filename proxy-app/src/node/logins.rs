@@ -37,7 +37,7 @@ pub struct Attempt {
 
 /// Which attempts are meant. What is not named does not matter.
 #[derive(Debug, Clone, Default)]
-pub struct Filter {
+pub struct LoginFilter {
     /// Those that failed.
     pub failed: bool,
     /// Those for this user: the login as typed, or the account's name, in any case.
@@ -63,11 +63,11 @@ impl Default for Logins {
 
 impl Logins {
     /// The last ones, oldest first.
-    pub fn recent(&self, filter: &Filter) -> Vec<Arc<Attempt>> {
+    pub fn recent(&self, filter: &LoginFilter) -> Vec<Arc<Attempt>> {
         let recent = self.recent.lock();
         recent
             .iter()
-            .filter(|attempt| filter.means(&attempt.record))
+            .filter(|attempt| filter.matches(&attempt.record))
             .cloned()
             .collect()
     }
@@ -95,9 +95,9 @@ impl Logins {
     }
 }
 
-impl Filter {
+impl LoginFilter {
     /// Whether this record is meant.
-    pub fn means(&self, record: &Record) -> bool {
+    pub fn matches(&self, record: &Record) -> bool {
         let failed = record.outcome != Some(Outcome::Ok);
         (failed || !self.failed)
             && self
@@ -172,20 +172,20 @@ mod tests {
             event: Some(Event::SessionEnd),
             ..record("u1", "192.0.2.1:5", Outcome::Ok)
         });
-        let count = |filter: &Filter| logins.recent(filter).len();
-        assert_eq!(count(&Filter::default()), RECENT);
-        let failed = Filter {
+        let count = |filter: &LoginFilter| logins.recent(filter).len();
+        assert_eq!(count(&LoginFilter::default()), RECENT);
+        let failed = LoginFilter {
             failed: true,
-            ..Filter::default()
+            ..LoginFilter::default()
         };
         assert_eq!(count(&failed), 1);
-        let eve = Filter {
+        let eve = LoginFilter {
             user: Some("eve".to_owned()),
             ip: Some("192.0.2.2".parse().unwrap()),
-            ..Filter::default()
+            ..LoginFilter::default()
         };
         assert_eq!(count(&eve), 1);
-        let elsewhere = Filter {
+        let elsewhere = LoginFilter {
             ip: Some("192.0.2.3".parse().unwrap()),
             ..eve
         };
