@@ -23,7 +23,7 @@ use crate::config::{AuditFormat, Config, Listener};
 use crate::locations::Live;
 use crate::node::connections::Sessions;
 use crate::node::limits::Limits;
-use crate::node::logins::{Logins, Watched};
+use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
 use crate::node::refusals::{self, Place, Reason, Refusals};
@@ -69,7 +69,7 @@ pub struct App {
     /// Every connection, to be listed and ended.
     pub sessions: Arc<Sessions>,
     /// Login attempts, for those who watch.
-    pub logins: Arc<Logins>,
+    pub logins: Arc<RecentLogins>,
     /// What is counted and measured.
     pub metrics: Arc<Metrics>,
     /// Whether an administrator has taken the node out of service.
@@ -125,7 +125,7 @@ impl App {
             AuditFormat::Json => Arc::new(AuditLog(audit_log.clone())),
             AuditFormat::Carbonio => Arc::new(CarbonioLog(audit_log.clone())),
         };
-        let logins = Arc::new(Logins::default());
+        let logins = Arc::new(RecentLogins::default());
         let metrics = Arc::new(Metrics::new()?);
         let audit = Arc::new(Watched {
             log: audit,

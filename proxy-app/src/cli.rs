@@ -54,7 +54,7 @@ pub enum Verb {
     Check,
     /// Ask the running process.
     #[command(flatten)]
-    Ask(node::Verb),
+    Ask(node::NodeVerb),
     /// Read and change the directory, like Carbonio's `prov`.
     #[command(disable_help_flag = true)]
     Prov {

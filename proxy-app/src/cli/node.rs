@@ -28,7 +28,7 @@ const LABEL: usize = 11;
 
 /// How to reach the running process.
 #[derive(Debug, Args)]
-pub struct To {
+pub struct ApiArgs {
     /// The admin socket of the running process [default: admin.socket of the node file].
     #[arg(long, value_name = "FILE")]
     pub socket: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub struct To {
 
 /// What the running process can be asked.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum NodeVerb {
     /// Explain or purge routes: which server a login goes to.
     Route {
         /// What to do.
@@ -53,19 +53,19 @@ pub enum Verb {
         force: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
     /// Show the state of the node.
     Status {
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
     /// Show which configurations were in force, since when, and what changed.
     Generations {
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
     /// List mail sessions and web connections.
     Sessions {
@@ -77,7 +77,7 @@ pub enum Verb {
         ip: Option<IpAddr>,
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
     /// End sessions and web connections now.
     #[command(group = clap::ArgGroup::new("whose").required(true).multiple(true).args(["user", "ip", "session"]))]
@@ -93,7 +93,7 @@ pub enum Verb {
         session: Option<String>,
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
     /// Take the node out of service: /readyz tells balancers that it is not ready; it still serves clients that connect.
     Drain {
@@ -105,24 +105,24 @@ pub enum Verb {
         undo: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
     /// List the servers of all groups with their health, or change one: maintenance, weight.
-    Upstreams(Upstreams),
+    Upstreams(UpstreamsArgs),
     /// List the certificates in use on the listeners.
     Certificates {
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
     /// Show the latest login attempts, mail and web, and with --follow new ones as they happen.
-    Logins(Logins),
+    Logins(LoginsArgs),
 }
 
 /// `portico upstreams`
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("change").multiple(true).args(["maintenance", "weight"]))]
-pub struct Upstreams {
+pub struct UpstreamsArgs {
     /// The server to change, with its group.
     #[arg(num_args = 2, value_names = ["GROUP", "SERVER"], requires = "change")]
     pub which: Vec<String>,
@@ -134,12 +134,12 @@ pub struct Upstreams {
     pub weight: Option<u32>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub to: To,
+    pub api: ApiArgs,
 }
 
 /// `portico logins`
 #[derive(Debug, Args)]
-pub struct Logins {
+pub struct LoginsArgs {
     /// Print new ones as they happen, until interrupted.
     #[arg(long)]
     pub follow: bool,
@@ -154,14 +154,14 @@ pub struct Logins {
     pub ip: Option<IpAddr>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub to: To,
+    pub api: ApiArgs,
 }
 
 /// What can be done about routes.
 #[derive(Debug, Subcommand)]
 pub enum RouteVerb {
     /// Show how this login would be routed now, and why, without side effects.
-    Explain(Explain),
+    Explain(ExplainArgs),
     /// Remove routes from memory and from memcached.
     Purge {
         /// Names, aliases or zimbraIds of accounts.
@@ -172,13 +172,13 @@ pub enum RouteVerb {
         all: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
-        to: To,
+        api: ApiArgs,
     },
 }
 
 /// `portico route explain`
 #[derive(Debug, Args)]
-pub struct Explain {
+pub struct ExplainArgs {
     /// The login as typed, or a zimbraId.
     pub login: String,
     /// The protocol.
@@ -195,18 +195,18 @@ pub struct Explain {
     pub local: Option<IpAddr>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub to: To,
+    pub api: ApiArgs,
 }
 
 /// Asks, and prints the answer.
 ///
 /// # Errors
 /// Nobody answers, or the answer is no.
-pub fn run(verb: Verb, conf: &Path) -> anyhow::Result<ExitCode> {
+pub fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match verb {
-            Verb::Logins(logins) => logins.run(conf).await,
+            NodeVerb::Logins(logins) => logins.run(conf).await,
             verb => print(&ask(verb, conf).await?),
         }
     })?;
@@ -222,56 +222,56 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn ask(verb: Verb, conf: &Path) -> anyhow::Result<String> {
+async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<String> {
     match verb {
-        Verb::Route {
+        NodeVerb::Route {
             verb: RouteVerb::Explain(explain),
         } => {
-            let answer: Explained = explain.to.client(conf)?.get(&explain.path()).await?;
-            explain.to.show(&answer, explained)
+            let answer: Explained = explain.api.client(conf)?.get(&explain.path()).await?;
+            explain.api.show(&answer, explained)
         }
-        Verb::Route {
-            verb: RouteVerb::Purge { logins, all, to },
+        NodeVerb::Route {
+            verb: RouteVerb::Purge { logins, all, api },
         } => {
             let body = Purge { logins, all };
-            let answer: Forgotten = to.client(conf)?.send(Method::POST, "/v1/routes/purge", &body).await?;
-            to.show(&answer, forgotten)
+            let answer: Forgotten = api.client(conf)?.send(Method::POST, "/v1/routes/purge", &body).await?;
+            api.show(&answer, forgotten)
         }
-        Verb::Reload { force, to } => {
+        NodeVerb::Reload { force, api } => {
             let path = if force { "/v1/reload?force=true" } else { "/v1/reload" };
-            let answer: Reloaded = to.client(conf)?.send(Method::POST, path, &()).await?;
-            to.show(&answer, reloaded)
+            let answer: Reloaded = api.client(conf)?.send(Method::POST, path, &()).await?;
+            api.show(&answer, reloaded)
         }
-        Verb::Status { to } => {
-            let answer: Status = to.client(conf)?.get("/v1/status").await?;
-            to.show(&answer, status)
+        NodeVerb::Status { api } => {
+            let answer: Status = api.client(conf)?.get("/v1/status").await?;
+            api.show(&answer, status)
         }
-        Verb::Generations { to } => {
-            let answer: Generations = to.client(conf)?.get("/v1/generations").await?;
-            to.show(&answer, generations)
+        NodeVerb::Generations { api } => {
+            let answer: Generations = api.client(conf)?.get("/v1/generations").await?;
+            api.show(&answer, generations)
         }
-        Verb::Sessions { user, ip, to } => {
+        NodeVerb::Sessions { user, ip, api } => {
             let fields = [("user", user), ("ip", ip.map(|ip| ip.to_string()))];
-            let answer: SessionList = to.client(conf)?.get(&path_with("/v1/sessions", fields)).await?;
-            to.show(&answer, |list| sessions(&list.sessions))
+            let answer: SessionList = api.client(conf)?.get(&path_with("/v1/sessions", fields)).await?;
+            api.show(&answer, |list| sessions(&list.sessions))
         }
-        Verb::Kick { user, ip, session, to } => {
+        NodeVerb::Kick { user, ip, session, api } => {
             let body = Kick { user, ip, session };
-            let answer: SessionList = to.client(conf)?.send(Method::POST, "/v1/sessions/kick", &body).await?;
-            to.show(&answer, kicked)
+            let answer: SessionList = api.client(conf)?.send(Method::POST, "/v1/sessions/kick", &body).await?;
+            api.show(&answer, kicked)
         }
-        Verb::Drain {
+        NodeVerb::Drain {
             end_sessions_over,
             undo,
-            to,
+            api,
         } => {
             let method = if undo { Method::DELETE } else { Method::POST };
             let body = DrainOrder { end_sessions_over };
-            let answer: Drained = to.client(conf)?.send(method, "/v1/drain", &body).await?;
-            to.show(&answer, drained)
+            let answer: Drained = api.client(conf)?.send(method, "/v1/drain", &body).await?;
+            api.show(&answer, drained)
         }
-        Verb::Upstreams(order) => {
-            let client = order.to.client(conf)?;
+        NodeVerb::Upstreams(order) => {
+            let client = order.api.client(conf)?;
             let answer: health::Upstreams = match order.which.as_slice() {
                 [group, server] => {
                     let path = format!("/v1/upstreams/{}/{}", encoded(group), encoded(server));
@@ -283,18 +283,18 @@ async fn ask(verb: Verb, conf: &Path) -> anyhow::Result<String> {
                 }
                 _ => client.get("/v1/upstreams").await?,
             };
-            order.to.show(&answer, upstreams)
+            order.api.show(&answer, upstreams)
         }
-        Verb::Certificates { to } => {
-            let answer: Certificates = to.client(conf)?.get("/v1/certificates").await?;
-            to.show(&answer, certificates)
+        NodeVerb::Certificates { api } => {
+            let answer: Certificates = api.client(conf)?.get("/v1/certificates").await?;
+            api.show(&answer, certificates)
         }
         // It prints as it goes.
-        Verb::Logins(_) => Ok(String::new()),
+        NodeVerb::Logins(_) => Ok(String::new()),
     }
 }
 
-impl Logins {
+impl LoginsArgs {
     async fn run(self, conf: &Path) -> anyhow::Result<()> {
         let flag = |set: bool| set.then(|| "true".to_owned());
         let fields = [
@@ -304,7 +304,7 @@ impl Logins {
             ("follow", flag(self.follow)),
         ];
         let path = path_with("/v1/logins", fields);
-        let mut body = self.to.client(conf)?.open(Method::GET, &path, &()).await?;
+        let mut body = self.api.client(conf)?.open(Method::GET, &path, &()).await?;
         let mut held = Vec::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
@@ -312,7 +312,7 @@ impl Logins {
             while let Some(end) = held.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = held.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line);
-                print(&if self.to.json {
+                print(&if self.api.json {
                     line.into_owned()
                 } else {
                     attempt(&line)
@@ -324,7 +324,7 @@ impl Logins {
     }
 }
 
-impl To {
+impl ApiArgs {
     fn client(&self, conf: &Path) -> anyhow::Result<Client> {
         if let Some(socket) = &self.socket {
             return Ok(Client::new(socket));
@@ -345,7 +345,7 @@ impl To {
     }
 }
 
-impl Explain {
+impl ExplainArgs {
     fn path(&self) -> String {
         let protocol = clap::ValueEnum::to_possible_value(&self.protocol);
         let protocol = protocol.map(|value| value.get_name().to_owned());

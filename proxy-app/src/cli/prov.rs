@@ -22,7 +22,7 @@ mod verbs;
 mod words;
 mod write;
 
-use verbs::Verb;
+use verbs::ProvVerb;
 
 /// Longest line of commands. A certificate with its chain has 20 kB.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
@@ -351,18 +351,18 @@ impl Prov {
     async fn act(&mut self, command: verbs::Command) -> Result<Answer, Failure> {
         let verbs::Command { verb, flags, words } = command;
         match verb {
-            Verb::Get(kind) => self.get(kind, &words, flags).await,
-            Verb::GetAll(kind) => self.get_all(kind, &words, flags).await,
-            Verb::GetConfig => self.get_config(&words, flags).await,
-            Verb::GetDomainInfo => self.get_domain_info(&words).await,
-            Verb::Modify(kind) => self.modify(kind, &words, flags).await,
-            Verb::Create(kind) => self.create(kind, &words).await,
-            Verb::CreateAliasDomain => self.create_alias_domain(&words).await,
-            Verb::Delete(kind) => self.delete(kind, &words[0]).await,
-            Verb::ProxyUrls => self.proxy_urls().await,
-            Verb::ProxyBackends => self.proxy_backends().await,
-            Verb::ProxyDomains => self.proxy_domains().await,
-            Verb::FlushCache => self.flush_cache(&words).await,
+            ProvVerb::Get(kind) => self.get(kind, &words, flags).await,
+            ProvVerb::GetAll(kind) => self.get_all(kind, &words, flags).await,
+            ProvVerb::GetConfig => self.get_config(&words, flags).await,
+            ProvVerb::GetDomainInfo => self.get_domain_info(&words).await,
+            ProvVerb::Modify(kind) => self.modify(kind, &words, flags).await,
+            ProvVerb::Create(kind) => self.create(kind, &words).await,
+            ProvVerb::CreateAliasDomain => self.create_alias_domain(&words).await,
+            ProvVerb::Delete(kind) => self.delete(kind, &words[0]).await,
+            ProvVerb::ProxyUrls => self.proxy_urls().await,
+            ProvVerb::ProxyBackends => self.proxy_backends().await,
+            ProvVerb::ProxyDomains => self.proxy_domains().await,
+            ProvVerb::FlushCache => self.flush_cache(&words).await,
         }
     }
 }
@@ -370,7 +370,7 @@ impl Prov {
 /// Whether this is for a running Portico and not for the directory.
 fn is_apart(line: &str, flags: Flags) -> bool {
     let words = words::split(line).unwrap_or_default();
-    verbs::parse(&words, flags).is_ok_and(|command| command.verb == Verb::FlushCache)
+    verbs::parse(&words, flags).is_ok_and(|command| command.verb == ProvVerb::FlushCache)
 }
 
 /// On standard output. Whoever reads there may have seen enough.

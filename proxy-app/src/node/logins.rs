@@ -47,21 +47,21 @@ pub struct LoginFilter {
 }
 
 /// The attempts of this node.
-pub struct Logins {
+pub struct RecentLogins {
     recent: Mutex<VecDeque<Arc<Attempt>>>,
     now: broadcast::Sender<Arc<Attempt>>,
 }
 
-impl Default for Logins {
-    fn default() -> Logins {
-        Logins {
+impl Default for RecentLogins {
+    fn default() -> RecentLogins {
+        RecentLogins {
             recent: Mutex::default(),
             now: broadcast::Sender::new(BEHIND),
         }
     }
 }
 
-impl Logins {
+impl RecentLogins {
     /// The last ones, oldest first.
     pub fn recent(&self, filter: &LoginFilter) -> Vec<Arc<Attempt>> {
         let recent = self.recent.lock();
@@ -122,7 +122,7 @@ pub struct Watched {
     /// The log.
     pub log: Arc<dyn Audit>,
     /// Who watches.
-    pub logins: Arc<Logins>,
+    pub logins: Arc<RecentLogins>,
     /// Who counts.
     pub metrics: Arc<Metrics>,
 }
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_last_ones_are_kept_and_found() {
-        let logins = Logins::default();
+        let logins = RecentLogins::default();
         for i in 0..300 {
             logins.take(&record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
         }
@@ -194,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_watcher_is_told_what_he_lost() {
-        let logins = Logins::default();
+        let logins = RecentLogins::default();
         let mut watcher = logins.follow().unwrap();
         for i in 0..BEHIND + 10 {
             logins.take(&record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));

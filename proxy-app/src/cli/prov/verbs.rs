@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use EntryKind::{Accounts, Config, Domains, Servers};
-use Verb::{Create, Delete, Get, GetAll, GetConfig, Modify};
+use ProvVerb::{Create, Delete, Get, GetAll, GetConfig, Modify};
 use mail_directory::edit::EntryKind;
 
 use crate::cli::prov::Flags;
@@ -11,7 +11,7 @@ use crate::provision::Failure;
 
 /// What a verb does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(super) enum ProvVerb {
     Get(EntryKind),
     GetAll(EntryKind),
     GetConfig,
@@ -29,14 +29,14 @@ pub(super) enum Verb {
 /// A verb with its words, which are as many as it wants.
 #[derive(Debug)]
 pub(super) struct Command {
-    pub(super) verb: Verb,
+    pub(super) verb: ProvVerb,
     pub(super) flags: Flags,
     pub(super) words: Vec<String>,
 }
 
 /// How a verb is written.
 struct Syntax {
-    verb: Verb,
+    verb: ProvVerb,
     name: &'static str,
     short: &'static str,
     usage: &'static str,
@@ -48,7 +48,7 @@ struct Syntax {
 const ANY: usize = usize::MAX;
 
 const fn syntax(
-    verb: Verb,
+    verb: ProvVerb,
     (name, short): (&'static str, &'static str),
     usage: &'static str,
     (least, most): (usize, usize),
@@ -105,7 +105,7 @@ const VERBS: [Syntax; 25] = [
         (0, ANY),
     ),
     syntax(
-        Verb::GetDomainInfo,
+        ProvVerb::GetDomainInfo,
         ("getDomainInfo", "gdi"),
         "name|id|virtualHostname {value} [attr1 [attr2...]]",
         (2, ANY),
@@ -117,7 +117,7 @@ const VERBS: [Syntax; 25] = [
         (1, ANY),
     ),
     syntax(
-        Verb::CreateAliasDomain,
+        ProvVerb::CreateAliasDomain,
         ("createAliasDomain", "cad"),
         "{alias-domain-name} {local-domain-name|id} [attr1 value1 [attr2 value2...]]",
         (2, ANY),
@@ -157,11 +157,11 @@ const VERBS: [Syntax; 25] = [
         "attr1 value1 [attr2 value2...]",
         (2, ANY),
     ),
-    syntax(Verb::ProxyUrls, ("getAllReverseProxyURLs", "garpu"), "", (0, 0)),
-    syntax(Verb::ProxyBackends, ("getAllReverseProxyBackends", "garpb"), "", (0, 0)),
-    syntax(Verb::ProxyDomains, ("getAllReverseProxyDomains", "garpd"), "", (0, 0)),
+    syntax(ProvVerb::ProxyUrls, ("getAllReverseProxyURLs", "garpu"), "", (0, 0)),
+    syntax(ProvVerb::ProxyBackends, ("getAllReverseProxyBackends", "garpb"), "", (0, 0)),
+    syntax(ProvVerb::ProxyDomains, ("getAllReverseProxyDomains", "garpd"), "", (0, 0)),
     syntax(
-        Verb::FlushCache,
+        ProvVerb::FlushCache,
         ("flushCache", "fc"),
         "[-a] {type[,type2...]} [name1|id1 [name2|id2...]]",
         (1, ANY),
@@ -219,7 +219,7 @@ pub(super) fn parse(words: &[String], before: Flags) -> Result<Command, Failure>
     let leading = match syntax.verb {
         Modify(Config) => 0,
         Modify(_) | Create(Servers | Domains) => 1,
-        Create(_) | Verb::CreateAliasDomain => 2,
+        Create(_) | ProvVerb::CreateAliasDomain => 2,
         _ => words.len(),
     };
     if (words.len() - leading) % 2 != 0 {
