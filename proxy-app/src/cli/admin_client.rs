@@ -22,14 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(70);
 const ANSWER_MAX: usize = 256 * 1024 * 1024;
 
 /// The way to a running process.
-pub struct Client {
+pub struct AdminClient {
     socket: PathBuf,
 }
 
-impl Client {
+impl AdminClient {
     /// Asks at this socket.
-    pub fn new(socket: &Path) -> Client {
-        Client {
+    pub fn new(socket: &Path) -> AdminClient {
+        AdminClient {
             socket: socket.to_owned(),
         }
     }

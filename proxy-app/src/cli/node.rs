@@ -17,7 +17,7 @@ use crate::admin::act::Reloaded;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
 use crate::admin::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
-use crate::cli::admin_client::Client;
+use crate::cli::admin_client::AdminClient;
 use crate::config;
 
 /// Longest line of a login; names in it are bounded.
@@ -325,16 +325,16 @@ impl LoginsArgs {
 }
 
 impl ApiArgs {
-    fn client(&self, conf: &Path) -> anyhow::Result<Client> {
+    fn client(&self, conf: &Path) -> anyhow::Result<AdminClient> {
         if let Some(socket) = &self.socket {
-            return Ok(Client::new(socket));
+            return Ok(AdminClient::new(socket));
         }
         let socket = config::admin_socket(conf).map_err(|problems| {
             let first = problems.iter().next().map(ToString::to_string);
             anyhow::anyhow!("{}", first.unwrap_or_default())
         })?;
         let missing = || format!("{} names no admin.socket; use --socket", conf.display());
-        Ok(Client::new(&socket.with_context(missing)?))
+        Ok(AdminClient::new(&socket.with_context(missing)?))
     }
 
     fn show<T: Serialize>(&self, answer: &T, text: impl Fn(&T) -> String) -> anyhow::Result<String> {

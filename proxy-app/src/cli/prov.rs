@@ -35,7 +35,7 @@ const PROMPT: &str = "prov> ";
 
 /// What stands before the verb.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
+struct ProvOptions {
     conf: Option<PathBuf>,
     file: Option<PathBuf>,
     bind_dn: Option<String>,
@@ -74,10 +74,10 @@ impl Flags {
     }
 }
 
-impl Options {
+impl ProvOptions {
     /// Takes the options off; what is left begins with the verb.
-    fn take(words: &[String]) -> Result<(Options, &[String]), String> {
-        let mut options = Options::default();
+    fn take(words: &[String]) -> Result<(ProvOptions, &[String]), String> {
+        let mut options = ProvOptions::default();
         let mut rest = words;
         while let [word, more @ ..] = rest {
             if !word.starts_with('-') || word == "-" {
@@ -158,16 +158,16 @@ impl From<&Failure> for Report {
 }
 
 /// Where commands come from.
-struct Lines {
+struct CommandSource {
     from: io::BufReader<File>,
     /// Nobody waits for an answer before he says more.
     is_whole: bool,
 }
 
-impl Lines {
-    fn of(file: File) -> anyhow::Result<Lines> {
+impl CommandSource {
+    fn of(file: File) -> anyhow::Result<CommandSource> {
         let is_whole = file.metadata()?.is_file();
-        Ok(Lines {
+        Ok(CommandSource {
             from: io::BufReader::with_capacity(AT_HAND, file),
             is_whole,
         })
@@ -211,7 +211,7 @@ pub(crate) struct Prov {
 /// # Errors
 /// There is nothing to act on: the node file is bad, or a file of commands cannot be read.
 pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
-    let (options, rest) = match Options::take(words) {
+    let (options, rest) = match ProvOptions::take(words) {
         Ok(taken) => taken,
         Err(message) => {
             say(&format!("{message}\n{}\n", verbs::help(None)));
@@ -245,12 +245,12 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
             }
             (true, Some(path)) => {
                 let file = File::open(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-                prov.commands(Lines::of(file)?, "").await?
+                prov.commands(CommandSource::of(file)?, "").await?
             }
             (true, None) => {
                 let prompt = if io::stdin().is_terminal() { PROMPT } else { "" };
                 let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-                prov.commands(Lines::of(stdin.into())?, prompt).await?
+                prov.commands(CommandSource::of(stdin.into())?, prompt).await?
             }
         };
         Ok(ExitCode::from(code))
@@ -288,7 +288,7 @@ impl Prov {
     }
 
     /// One command a line; what fails does not keep the rest from being done. Gives the worst exit code.
-    async fn commands(&mut self, mut lines: Lines, prompt: &str) -> anyhow::Result<u8> {
+    async fn commands(&mut self, mut lines: CommandSource, prompt: &str) -> anyhow::Result<u8> {
         let mut worst = 0;
         loop {
             say(prompt);
@@ -409,13 +409,13 @@ mod tests {
             .split(' ')
             .map(str::to_owned)
             .collect();
-        let (options, rest) = Options::take(&words).unwrap();
+        let (options, rest) = ProvOptions::take(&words).unwrap();
         assert_eq!(rest, ["ms", "-e", "x"]);
         assert_eq!(options.conf.as_deref(), Some(Path::new("n.yaml")));
         assert_eq!(options.bind_dn.as_deref(), Some("cn=x"));
         assert!(options.flags.replace && options.flags.secrets && !options.flags.own);
-        assert!(Options::take(&["-f".to_owned()]).is_err());
-        assert!(Options::take(&["--frob".to_owned()]).is_err());
+        assert!(ProvOptions::take(&["-f".to_owned()]).is_err());
+        assert!(ProvOptions::take(&["--frob".to_owned()]).is_err());
     }
 
     #[test]

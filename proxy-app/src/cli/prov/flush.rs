@@ -4,7 +4,7 @@ use hyper::Method;
 
 use crate::admin::act::Reloaded;
 use crate::admin::route::{Forgotten, Purge};
-use crate::cli::admin_client::Client;
+use crate::cli::admin_client::AdminClient;
 use crate::cli::prov::Prov;
 use crate::provision::{Answer, Failure};
 
@@ -58,7 +58,7 @@ impl Prov {
         let failed = |message: String| Failure::service("service.FAILURE", format!("system failure: {message}"));
         let socket = self.socket.as_deref();
         let socket = socket.ok_or_else(|| failed("the node file names no admin.socket".to_owned()))?;
-        let answer = Client::new(socket).send(Method::POST, path, body).await;
+        let answer = AdminClient::new(socket).send(Method::POST, path, body).await;
         answer.map_err(|error| failed(format!("{error:#}")))
     }
 }
