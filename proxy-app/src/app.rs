@@ -22,7 +22,7 @@ use crate::app::snapshot::Snapshot;
 use crate::config::{AuditFormat, Config, Listener};
 use crate::locations::Live;
 use crate::node::connections::Sessions;
-use crate::node::limits::Limits;
+use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
@@ -63,7 +63,7 @@ pub struct App {
     /// Connections that are open.
     pub open: Open,
     /// How many there may be.
-    pub limits: Arc<Limits>,
+    pub limits: Arc<NodeLimits>,
     /// Whose requests were refused lately.
     pub refusals: Refusals,
     /// Every connection, to be listed and ended.
@@ -154,7 +154,7 @@ impl App {
             opened: watch::Sender::new((0, Problems::new())),
             groups,
             open: Open::default(),
-            limits: Limits::new(config.limits.clone()),
+            limits: NodeLimits::new(config.limits.clone()),
             refusals: Refusals::default(),
             sessions: Arc::default(),
             logins,

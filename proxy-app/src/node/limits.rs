@@ -76,7 +76,7 @@ pub enum Limit {
 }
 
 /// The counts of this node.
-pub struct Limits {
+pub struct NodeLimits {
     settings: ArcSwap<LimitsConfig>,
     open: AtomicUsize,
     handshakes: AtomicUsize,
@@ -117,10 +117,10 @@ impl Origin {
     }
 }
 
-impl Limits {
+impl NodeLimits {
     /// Nothing counted yet.
-    pub fn new(settings: LimitsConfig) -> Arc<Limits> {
-        Arc::new(Limits {
+    pub fn new(settings: LimitsConfig) -> Arc<NodeLimits> {
+        Arc::new(NodeLimits {
             settings: ArcSwap::from_pointee(settings),
             open: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
@@ -228,7 +228,7 @@ fn taken(count: &AtomicUsize, limit: usize) -> bool {
 
 /// A connection that is counted until this is dropped.
 pub struct Ticket {
-    limits: Arc<Limits>,
+    limits: Arc<NodeLimits>,
     origin: Option<Origin>,
     waiter: Arc<Waiter>,
 }
@@ -283,7 +283,7 @@ impl Drop for Ticket {
 }
 
 /// A handshake that is counted until this is dropped.
-pub struct Handshake(Arc<Limits>);
+pub struct Handshake(Arc<NodeLimits>);
 
 impl Drop for Handshake {
     fn drop(&mut self) {
@@ -298,8 +298,8 @@ mod tests {
 
     use super::*;
 
-    fn limits(connections: usize, per_address: usize, handshakes: usize) -> Arc<Limits> {
-        Limits::new(LimitsConfig {
+    fn limits(connections: usize, per_address: usize, handshakes: usize) -> Arc<NodeLimits> {
+        NodeLimits::new(LimitsConfig {
             connections,
             connections_per_address: per_address,
             handshakes,
@@ -309,7 +309,7 @@ mod tests {
         })
     }
 
-    fn from(limits: &Arc<Limits>, address: &str) -> Option<Ticket> {
+    fn from(limits: &Arc<NodeLimits>, address: &str) -> Option<Ticket> {
         let mut ticket = limits.enter()?;
         ticket.is_from(address.parse().unwrap()).then_some(ticket)
     }

@@ -86,13 +86,13 @@ struct Waiting {
 
 /// Somebody's place among those who wait, until this is dropped.
 pub struct Queued {
-    limits: Arc<crate::node::limits::Limits>,
+    limits: Arc<crate::node::limits::NodeLimits>,
     origin: Origin,
     waiter: Arc<Waiter>,
 }
 
 impl Queued {
-    pub(super) fn new(limits: &Arc<crate::node::limits::Limits>, origin: Origin, waiter: Arc<Waiter>) -> Queued {
+    pub(super) fn new(limits: &Arc<crate::node::limits::NodeLimits>, origin: Origin, waiter: Arc<Waiter>) -> Queued {
         limits.crowd.0.lock().add(origin, &waiter, 0);
         Queued {
             limits: limits.clone(),

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::node::limits::{Limits, Origin};
+use crate::node::limits::{NodeLimits, Origin};
 
 /// Who has just begun to wait is not judged while others have waited longer.
 const NOT_YET: Duration = Duration::from_secs(2);
@@ -97,14 +97,14 @@ impl Book {
 
 /// A connection whose answers are counted. Nothing of it waits any more once it is dropped.
 pub struct Reader {
-    limits: Arc<Limits>,
+    limits: Arc<NodeLimits>,
     number: u64,
     origin: Option<Origin>,
     answers: usize,
     end: Arc<Notify>,
 }
 
-impl Limits {
+impl NodeLimits {
     /// A connection of a client at this address.
     pub fn reader(self: &Arc<Self>, address: IpAddr) -> Reader {
         let exempt = self
@@ -189,8 +189,8 @@ mod tests {
     use super::*;
     use crate::node::limits::LimitsConfig;
 
-    fn limits(answers: usize, per_address: usize) -> Arc<Limits> {
-        Limits::new(LimitsConfig {
+    fn limits(answers: usize, per_address: usize) -> Arc<NodeLimits> {
+        NodeLimits::new(LimitsConfig {
             unread_answers: answers,
             unread_answers_per_address: per_address,
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
