@@ -28,7 +28,7 @@ use crate::listen::GOODBYE;
 use crate::listen::proxy_protocol::{self, Header};
 use crate::listen::stream;
 use crate::node::connections::{ConnectionGuard, Session};
-use crate::node::limits::{Held, Ticket};
+use crate::node::limits::{Held, Permit};
 use crate::node::metrics::Refused;
 use crate::node::refusals::{Place, Reason};
 use crate::tls::{self, Inside};
@@ -77,7 +77,7 @@ impl ActiveListener {
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
         let _counted = self.app.open.enter();
         self.app.metrics.accepted(&self.name).inc();
-        let Some(mut ticket) = self.app.limits.enter() else {
+        let Some(mut permit) = self.app.limits.enter() else {
             return self.app.metrics.refused(&self.name, Refused::Connections);
         };
         let Some((client, tls_in_front)) = self.identify(&mut tcp, peer).await else {
@@ -86,13 +86,13 @@ impl ActiveListener {
         if !self.admits(&client) {
             return;
         }
-        if !ticket.is_from(client.addr.ip()) {
+        if !permit.admit_address(client.addr.ip()) {
             return self.app.metrics.refused(&self.name, Refused::PerAddress);
         }
         self.took(Phase::Accept, accepted);
-        let waiter = ticket.waiter();
+        let waiter = permit.waiter();
         tokio::select! {
-            () = self.serve_client(tcp, client, tls_in_front, accepted, ticket) => {}
+            () = self.serve_client(tcp, client, tls_in_front, accepted, permit) => {}
             () = waiter.sent_away() => self.app.metrics.refused(&self.name, Refused::Evicted),
         }
     }
@@ -103,17 +103,17 @@ impl ActiveListener {
         client: Client,
         tls_in_front: bool,
         accepted: Instant,
-        ticket: Ticket,
+        permit: Permit,
     ) {
         let snapshot = self.app.snapshot.load_full();
         match self.listener.serve {
-            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, ticket).await,
-            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, ticket).await,
+            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, permit).await,
+            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, permit).await,
             Serve::Web | Serve::AdminConsole | Serve::Sso => {
-                self.web(tcp, client, tls_in_front, snapshot, accepted, ticket).await;
+                self.web(tcp, client, tls_in_front, snapshot, accepted, permit).await;
             }
-            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted, ticket).await,
-            Serve::Stream => self.stream(tcp, client, snapshot, accepted, ticket).await,
+            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted, permit).await,
+            Serve::Stream => self.stream(tcp, client, snapshot, accepted, permit).await,
         }
     }
 
@@ -172,9 +172,9 @@ impl ActiveListener {
         client: Client,
         snapshot: Arc<Snapshot>,
         accepted: Instant,
-        ticket: Ticket,
+        permit: Permit,
     ) {
-        let queued = ticket.queue();
+        let queued = permit.queue();
         let login_deadline = self.patience(&snapshot);
         let deadline = accepted + login_deadline;
         let channel = self.channel(tls::inside(protocol), tcp, client, &snapshot, deadline);
@@ -185,11 +185,11 @@ impl ActiveListener {
             _ => StartTls::Off,
         };
         let (facts, _listed) = self.enter(protocol.proto(), tls, client, accepted);
-        ticket.waiter().ends_by(&facts.handle);
+        permit.waiter().ends_by(&facts.handle);
         let seen = facts.handle.clone();
         seen.hold_until_login(Box::new(Held {
             queued,
-            ticket: Some(ticket),
+            permit: Some(permit),
         }));
         let connection = Connection {
             stream,
@@ -222,9 +222,9 @@ impl ActiveListener {
         tls_in_front: bool,
         snapshot: Arc<Snapshot>,
         accepted: Instant,
-        ticket: Ticket,
+        permit: Permit,
     ) {
-        let queued = ticket.queue();
+        let queued = permit.queue();
         let deadline = accepted + self.patience(&snapshot);
         let begun = Instant::now();
         let (channel, tls, shown) = match self.listener.tls {
@@ -251,7 +251,7 @@ impl ActiveListener {
         drop(snapshot);
         let (facts, _listed) = self.enter(Proto::Http, tls, client, accepted);
         let live = facts.handle.clone();
-        live.hold_until_login(Box::new(Held { queued, ticket: None }));
+        live.hold_until_login(Box::new(Held { queued, permit: None }));
         let client = WebClient {
             facts,
             tls_in_front,
@@ -279,8 +279,8 @@ impl ActiveListener {
     }
 
     /// An old proxy, asking where accounts are.
-    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
-        let queued = ticket.queue();
+    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, permit: Permit) {
+        let queued = permit.queue();
         let stream: BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
                 let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
@@ -304,9 +304,9 @@ impl ActiveListener {
         let _ = timeout(GOODBYE, serve).await;
     }
 
-    async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, ticket: Ticket) {
+    async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, permit: Permit) {
         let Some(config) = &self.listener.stream else { return };
-        let queued = ticket.queue();
+        let queued = permit.queue();
         let deadline = accepted + stream::HANDSHAKE;
         let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };

@@ -139,13 +139,13 @@ impl NodeLimits {
     }
 
     /// Room for one more connection, whoever it is, if need be in the place of another one; `None` if there is none.
-    pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
+    pub fn enter(self: &Arc<Self>) -> Option<Permit> {
         if !taken(&self.open, self.settings.load().connections) {
             self.refuse(Limit::Connections);
             let of = self.crowd.make_room(None)?;
-            self.leaves(of);
+            self.release_address(of);
         }
-        Some(Ticket {
+        Some(Permit {
             limits: self.clone(),
             origin: None,
             waiter: Arc::default(),
@@ -153,7 +153,7 @@ impl NodeLimits {
     }
 
     /// One connection less from there.
-    fn leaves(&self, origin: Origin) {
+    fn release_address(&self, origin: Origin) {
         let mut counts = self.by_address[origin.shard()].lock();
         if let Some(count) = counts.get_mut(&origin) {
             *count -= 1;
@@ -176,12 +176,12 @@ impl NodeLimits {
     }
 
     /// Room for one more handshake; `None` if there is none.
-    pub fn handshake(self: &Arc<Self>) -> Option<Handshake> {
+    pub fn handshake(self: &Arc<Self>) -> Option<HandshakePermit> {
         if !taken(&self.handshakes, self.settings.load().handshakes) {
             self.refuse(Limit::Handshakes);
             return None;
         }
-        Some(Handshake(self.clone()))
+        Some(HandshakePermit(self.clone()))
     }
 
     /// How many connections a limit has refused since the start.
@@ -227,13 +227,13 @@ fn taken(count: &AtomicUsize, limit: usize) -> bool {
 }
 
 /// A connection that is counted until this is dropped.
-pub struct Ticket {
+pub struct Permit {
     limits: Arc<NodeLimits>,
     origin: Option<Origin>,
     waiter: Arc<Waiter>,
 }
 
-impl Ticket {
+impl Permit {
     /// The one who came with it.
     pub fn waiter(&self) -> Arc<Waiter> {
         self.waiter.clone()
@@ -248,7 +248,7 @@ impl Ticket {
     /// Counts it for its client's address too, if need be in the place of another one from there. False: there are too
     /// many from there.
     #[must_use]
-    pub fn is_from(&mut self, address: IpAddr) -> bool {
+    pub fn admit_address(&mut self, address: IpAddr) -> bool {
         let settings = self.limits.settings.load();
         if settings.exempt.iter().any(|network| network.contains(&address)) {
             return true;
@@ -271,21 +271,21 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.limits.crowd.forget(&self.waiter);
         if self.waiter.is_replaced() {
             return;
         }
         self.limits.open.fetch_sub(1, Ordering::Relaxed);
-        self.origin.iter().for_each(|origin| self.limits.leaves(*origin));
+        self.origin.iter().for_each(|origin| self.limits.release_address(*origin));
     }
 }
 
 /// A handshake that is counted until this is dropped.
-pub struct Handshake(Arc<NodeLimits>);
+pub struct HandshakePermit(Arc<NodeLimits>);
 
-impl Drop for Handshake {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
@@ -309,9 +309,9 @@ mod tests {
         })
     }
 
-    fn from(limits: &Arc<NodeLimits>, address: &str) -> Option<Ticket> {
-        let mut ticket = limits.enter()?;
-        ticket.is_from(address.parse().unwrap()).then_some(ticket)
+    fn from(limits: &Arc<NodeLimits>, address: &str) -> Option<Permit> {
+        let mut permit = limits.enter()?;
+        permit.admit_address(address.parse().unwrap()).then_some(permit)
     }
 
     #[test]
@@ -337,10 +337,10 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_of_the_busiest_address_goes() {
         let limits = limits(5, 0, 0);
-        let enter = |address: &str| from(&limits, address).map(|ticket| (ticket.queue(), ticket));
+        let enter = |address: &str| from(&limits, address).map(|permit| (permit.queue(), permit));
         let first = enter("192.0.2.9").unwrap();
         let mut flood: Vec<_> = (0..4).map(|_| enter("192.0.2.1").unwrap()).collect();
-        let gone = |one: &(Option<Queued>, Ticket)| one.1.waiter().sent_away().now_or_never().is_some();
+        let gone = |one: &(Option<Queued>, Permit)| one.1.waiter().sent_away().now_or_never().is_some();
         let second = enter("192.0.2.8").unwrap();
         assert!(gone(&flood[0]) && !gone(&flood[1]) && !gone(&first));
         // Who floods on pushes out his own.
@@ -371,9 +371,9 @@ mod tests {
     #[test]
     fn within_an_address_the_oldest_goes_too() {
         let limits = limits(0, 2, 0);
-        let enter = || from(&limits, "192.0.2.1").map(|ticket| (ticket.queue(), ticket));
+        let enter = || from(&limits, "192.0.2.1").map(|permit| (permit.queue(), permit));
         let (one, two, three) = (enter().unwrap(), enter().unwrap(), enter().unwrap());
-        let gone = |one: &(Option<Queued>, Ticket)| one.1.waiter().sent_away().now_or_never().is_some();
+        let gone = |one: &(Option<Queued>, Permit)| one.1.waiter().sent_away().now_or_never().is_some();
         assert!(gone(&one) && !gone(&two) && !gone(&three));
         drop(one);
         drop(enter().unwrap());
@@ -388,12 +388,12 @@ mod tests {
     fn who_speaks_stays_and_who_waits_for_us_too() {
         let limits = limits(4, 0, 0);
         let enter = || {
-            let ticket = from(&limits, "192.0.2.1").unwrap();
-            let (waiter, live) = (ticket.waiter(), Arc::new(ConnectionHandle::new()));
+            let permit = from(&limits, "192.0.2.1").unwrap();
+            let (waiter, live) = (permit.waiter(), Arc::new(ConnectionHandle::new()));
             waiter.ends_by(&live);
             live.hold_until_login(Box::new(Held {
-                queued: ticket.queue(),
-                ticket: Some(ticket),
+                queued: permit.queue(),
+                permit: Some(permit),
             }));
             live
         };
@@ -427,7 +427,7 @@ mod tests {
     #[test]
     fn a_newcomer_takes_the_place_of_the_silent_one_in_every_count() {
         let limits = limits(1, 1, 0);
-        let enter = |address: &str| from(&limits, address).map(|ticket| (ticket.queue(), ticket));
+        let enter = |address: &str| from(&limits, address).map(|permit| (permit.queue(), permit));
         let held = ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1"].map(|address| enter(address).unwrap());
         assert_eq!(limits.open.load(Ordering::Relaxed), 1);
         drop(held);
@@ -451,8 +451,8 @@ mod tests {
         let limits = limits(3, 2, 0);
         for number in 0..1000_u32 {
             let address = IpAddr::from((number + 0x0b00_0000).to_be_bytes());
-            let mut ticket = limits.enter().unwrap();
-            assert!(ticket.is_from(address));
+            let mut permit = limits.enter().unwrap();
+            assert!(permit.admit_address(address));
         }
         assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
         assert_eq!(limits.open.load(Ordering::Relaxed), 0);

@@ -13,7 +13,7 @@ use mail_proxy::{CloseReason, ConnectionHandle, LoginSlot};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::node::limits::{Origin, Ticket};
+use crate::node::limits::{Origin, Permit};
 
 /// Added to the numbers of those who have said something: they stand behind all who have not.
 const SPOKEN: u64 = 1 << 63;
@@ -125,7 +125,7 @@ pub struct Held {
     /// Its place among those who can be sent away.
     pub queued: Option<Queued>,
     /// Its count, where a login ends that.
-    pub ticket: Option<Ticket>,
+    pub permit: Option<Permit>,
 }
 
 impl LoginSlot for Held {
