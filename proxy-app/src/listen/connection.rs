@@ -28,7 +28,7 @@ use crate::listen::GOODBYE;
 use crate::listen::proxy_protocol::{self, Header};
 use crate::listen::stream;
 use crate::node::connections::{ConnectionGuard, Session};
-use crate::node::limits::{Held, Permit};
+use crate::node::limits::{HeldUntilLogin, Permit};
 use crate::node::metrics::Refused;
 use crate::node::refusals::{Place, Reason};
 use crate::tls::{self, Inside};
@@ -187,7 +187,7 @@ impl ActiveListener {
         let (facts, _listed) = self.enter(protocol.proto(), tls, client, accepted);
         permit.waiter().ends_by(&facts.handle);
         let seen = facts.handle.clone();
-        seen.hold_until_login(Box::new(Held {
+        seen.hold_until_login(Box::new(HeldUntilLogin {
             queued,
             permit: Some(permit),
         }));
@@ -251,7 +251,7 @@ impl ActiveListener {
         drop(snapshot);
         let (facts, _listed) = self.enter(Proto::Http, tls, client, accepted);
         let live = facts.handle.clone();
-        live.hold_until_login(Box::new(Held { queued, permit: None }));
+        live.hold_until_login(Box::new(HeldUntilLogin { queued, permit: None }));
         let client = WebClient {
             facts,
             tls_in_front,

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crowd::Crowd;
-pub use crowd::{Held, Queued, Waiter};
+pub use crowd::{HeldUntilLogin, Queued, Waiter};
 pub use unread::Reader;
 use unread::Unread;
 
@@ -391,7 +391,7 @@ mod tests {
             let permit = from(&limits, "192.0.2.1").unwrap();
             let (waiter, live) = (permit.waiter(), Arc::new(ConnectionHandle::new()));
             waiter.ends_by(&live);
-            live.hold_until_login(Box::new(Held {
+            live.hold_until_login(Box::new(HeldUntilLogin {
                 queued: permit.queue(),
                 permit: Some(permit),
             }));

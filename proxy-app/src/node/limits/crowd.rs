@@ -121,14 +121,14 @@ impl Drop for Queued {
 }
 
 /// What a connection gives up when somebody logs in on it.
-pub struct Held {
+pub struct HeldUntilLogin {
     /// Its place among those who can be sent away.
     pub queued: Option<Queued>,
     /// Its count, where a login ends that.
     pub permit: Option<Permit>,
 }
 
-impl LoginSlot for Held {
+impl LoginSlot for HeldUntilLogin {
     fn heard(&self) {
         self.queued.iter().for_each(Queued::stand_back);
     }
