@@ -90,10 +90,10 @@ impl ActiveListener {
             return self.app.metrics.refused(&self.name, Refused::PerAddress);
         }
         self.took(Phase::Accept, accepted);
-        let waiter = permit.waiter();
+        let pending = permit.pending();
         tokio::select! {
             () = self.serve_client(tcp, client, tls_in_front, accepted, permit) => {}
-            () = waiter.sent_away() => self.app.metrics.refused(&self.name, Refused::Evicted),
+            () = pending.evicted() => self.app.metrics.refused(&self.name, Refused::Evicted),
         }
     }
 
@@ -185,7 +185,7 @@ impl ActiveListener {
             _ => StartTls::Off,
         };
         let (facts, _listed) = self.enter(protocol.proto(), tls, client, accepted);
-        permit.waiter().ends_by(&facts.handle);
+        permit.pending().ends_by(&facts.handle);
         let seen = facts.handle.clone();
         seen.hold_until_login(Box::new(HeldUntilLogin {
             queued,

@@ -2,7 +2,7 @@
 //!
 //! Only what has not logged in is counted, because a password is what tells a user from a flood; web and stream
 //! connections, where nobody knows of logins, are counted while they are open. For one that is too many, another one
-//! has to go (`crowd`); where none can, it is closed before a byte of it is read, but for the PROXY header that says
+//! has to go (`eviction`); where none can, it is closed before a byte of it is read, but for the PROXY header that says
 //! whose it is.
 
 use std::collections::HashMap;
@@ -16,12 +16,12 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crowd::Crowd;
-pub use crowd::{HeldUntilLogin, Queued, Waiter};
+use eviction::EvictionQueue;
+pub use eviction::{HeldUntilLogin, QueuePlace, PendingClient};
 pub use unread::Reader;
 use unread::Unread;
 
-mod crowd;
+mod eviction;
 mod unread;
 
 /// Locks that share the addresses among them.
@@ -80,7 +80,7 @@ pub struct NodeLimits {
     settings: ArcSwap<LimitsConfig>,
     open: AtomicUsize,
     handshakes: AtomicUsize,
-    crowd: Crowd,
+    eviction: EvictionQueue,
     /// Only addresses that have connections now.
     by_address: [Mutex<HashMap<Origin, usize>>; SHARDS],
     refused: [AtomicU64; 3],
@@ -124,7 +124,7 @@ impl NodeLimits {
             settings: ArcSwap::from_pointee(settings),
             open: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
-            crowd: Crowd::default(),
+            eviction: EvictionQueue::default(),
             by_address: Default::default(),
             refused: Default::default(),
             told: Mutex::new(None),
@@ -142,13 +142,13 @@ impl NodeLimits {
     pub fn enter(self: &Arc<Self>) -> Option<Permit> {
         if !taken(&self.open, self.settings.load().connections) {
             self.refuse(Limit::Connections);
-            let of = self.crowd.make_room(None)?;
+            let of = self.eviction.make_room(None)?;
             self.release_address(of);
         }
         Some(Permit {
             limits: self.clone(),
             origin: None,
-            waiter: Arc::default(),
+            pending: Arc::default(),
         })
     }
 
@@ -230,19 +230,19 @@ fn taken(count: &AtomicUsize, limit: usize) -> bool {
 pub struct Permit {
     limits: Arc<NodeLimits>,
     origin: Option<Origin>,
-    waiter: Arc<Waiter>,
+    pending: Arc<PendingClient>,
 }
 
 impl Permit {
     /// The one who came with it.
-    pub fn waiter(&self) -> Arc<Waiter> {
-        self.waiter.clone()
+    pub fn pending(&self) -> Arc<PendingClient> {
+        self.pending.clone()
     }
 
     /// A place among those who can be sent away for others, to be given up when somebody has logged in. `None` for
     /// networks that are exempt.
-    pub fn queue(&self) -> Option<Queued> {
-        Some(Queued::new(&self.limits, self.origin?, self.waiter.clone()))
+    pub fn queue(&self) -> Option<QueuePlace> {
+        Some(QueuePlace::new(&self.limits, self.origin?, self.pending.clone()))
     }
 
     /// Counts it for its client's address too, if need be in the place of another one from there. False: there are too
@@ -259,7 +259,7 @@ impl Permit {
         if settings.connections_per_address != 0 && *count >= settings.connections_per_address {
             drop(counts);
             self.limits.refuse(Limit::PerAddress);
-            self.origin = self.limits.crowd.make_room(Some(origin));
+            self.origin = self.limits.eviction.make_room(Some(origin));
             if self.origin.is_some() {
                 self.limits.open.fetch_sub(1, Ordering::Relaxed);
             }
@@ -273,8 +273,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.limits.crowd.forget(&self.waiter);
-        if self.waiter.is_replaced() {
+        self.limits.eviction.forget(&self.pending);
+        if self.pending.is_replaced() {
             return;
         }
         self.limits.open.fetch_sub(1, Ordering::Relaxed);
@@ -340,7 +340,7 @@ mod tests {
         let enter = |address: &str| from(&limits, address).map(|permit| (permit.queue(), permit));
         let first = enter("192.0.2.9").unwrap();
         let mut flood: Vec<_> = (0..4).map(|_| enter("192.0.2.1").unwrap()).collect();
-        let gone = |one: &(Option<Queued>, Permit)| one.1.waiter().sent_away().now_or_never().is_some();
+        let gone = |one: &(Option<QueuePlace>, Permit)| one.1.pending().evicted().now_or_never().is_some();
         let second = enter("192.0.2.8").unwrap();
         assert!(gone(&flood[0]) && !gone(&flood[1]) && !gone(&first));
         // Who floods on pushes out his own.
@@ -364,7 +364,7 @@ mod tests {
         assert!(exempt.iter().all(|(place, _)| place.is_none()));
         assert!(enter("192.0.2.7").is_none(), "nobody is there to go");
         drop((flood, exempt));
-        assert!(limits.crowd.is_empty());
+        assert!(limits.eviction.is_empty());
         assert_eq!(limits.open.load(Ordering::Relaxed), 0);
     }
 
@@ -373,7 +373,7 @@ mod tests {
         let limits = limits(0, 2, 0);
         let enter = || from(&limits, "192.0.2.1").map(|permit| (permit.queue(), permit));
         let (one, two, three) = (enter().unwrap(), enter().unwrap(), enter().unwrap());
-        let gone = |one: &(Option<Queued>, Permit)| one.1.waiter().sent_away().now_or_never().is_some();
+        let gone = |one: &(Option<QueuePlace>, Permit)| one.1.pending().evicted().now_or_never().is_some();
         assert!(gone(&one) && !gone(&two) && !gone(&three));
         drop(one);
         drop(enter().unwrap());
@@ -389,8 +389,8 @@ mod tests {
         let limits = limits(4, 0, 0);
         let enter = || {
             let permit = from(&limits, "192.0.2.1").unwrap();
-            let (waiter, live) = (permit.waiter(), Arc::new(ConnectionHandle::new()));
-            waiter.ends_by(&live);
+            let (pending, live) = (permit.pending(), Arc::new(ConnectionHandle::new()));
+            pending.ends_by(&live);
             live.hold_until_login(Box::new(HeldUntilLogin {
                 queued: permit.queue(),
                 permit: Some(permit),
@@ -418,7 +418,7 @@ mod tests {
         slow.heard();
         drop(slow.waits_for_us());
         drop((slow, busy, quick, flood, first, second));
-        assert!(limits.crowd.is_empty());
+        assert!(limits.eviction.is_empty());
         assert_eq!(limits.open.load(Ordering::Relaxed), 0, "who has gone is not counted");
         assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
     }

@@ -22,7 +22,7 @@ const NOT_WAITING: u64 = 0;
 
 /// One who waits.
 #[derive(Default)]
-pub struct Waiter {
+pub struct PendingClient {
     gone: AtomicBool,
     told: Notify,
     /// Not held: what is held until a login holds this.
@@ -35,7 +35,7 @@ pub struct Waiter {
     replaced: AtomicBool,
 }
 
-impl Waiter {
+impl PendingClient {
     /// From now on its session ends it, with a word.
     pub fn ends_by(&self, live: &Arc<ConnectionHandle>) {
         let _ = self.live.set(Arc::downgrade(live));
@@ -49,7 +49,7 @@ impl Waiter {
         self.replaced.load(Ordering::SeqCst)
     }
 
-    fn send_away(&self) {
+    fn evict(&self) {
         self.gone.store(true, Ordering::SeqCst);
         match self.live.get() {
             Some(live) => drop(live.upgrade().map(|live| live.end(CloseReason::Evict))),
@@ -58,7 +58,7 @@ impl Waiter {
     }
 
     /// Ready when it is to go, and nobody but the caller can end it.
-    pub async fn sent_away(&self) {
+    pub async fn evicted(&self) {
         loop {
             // Made before the look, so that a word between the two is heard.
             let told = self.told.notified();
@@ -72,12 +72,12 @@ impl Waiter {
 
 /// All who wait.
 #[derive(Default)]
-pub(super) struct Crowd(Mutex<Waiting>);
+pub(super) struct EvictionQueue(Mutex<QueueOrder>);
 
 #[derive(Default)]
-struct Waiting {
+struct QueueOrder {
     next: u64,
-    all: HashMap<u64, (Origin, Arc<Waiter>)>,
+    all: HashMap<u64, (Origin, Arc<PendingClient>)>,
     /// By rank, and in that by the time since they were heard: numbers grow.
     by_origin: HashMap<Origin, BTreeSet<u64>>,
     /// How many there are of an origin, and its oldest: the last of these is the one that goes.
@@ -85,36 +85,36 @@ struct Waiting {
 }
 
 /// Somebody's place among those who wait, until this is dropped.
-pub struct Queued {
+pub struct QueuePlace {
     limits: Arc<crate::node::limits::NodeLimits>,
     origin: Origin,
-    waiter: Arc<Waiter>,
+    pending: Arc<PendingClient>,
 }
 
-impl Queued {
-    pub(super) fn new(limits: &Arc<crate::node::limits::NodeLimits>, origin: Origin, waiter: Arc<Waiter>) -> Queued {
-        limits.crowd.0.lock().add(origin, &waiter, 0);
-        Queued {
+impl QueuePlace {
+    pub(super) fn new(limits: &Arc<crate::node::limits::NodeLimits>, origin: Origin, pending: Arc<PendingClient>) -> QueuePlace {
+        limits.eviction.0.lock().add(origin, &pending, 0);
+        QueuePlace {
             limits: limits.clone(),
             origin,
-            waiter,
+            pending,
         }
     }
 
     /// Has been heard just now.
     pub fn stand_back(&self) {
-        let mut waiting = self.limits.crowd.0.lock();
-        waiting.remove(&self.waiter);
-        waiting.add(self.origin, &self.waiter, SPOKEN);
+        let mut order = self.limits.eviction.0.lock();
+        order.remove(&self.pending);
+        order.add(self.origin, &self.pending, SPOKEN);
     }
 
     /// Does not wait at the moment, but for us.
     pub fn leave(&self) {
-        self.limits.crowd.0.lock().remove(&self.waiter);
+        self.limits.eviction.0.lock().remove(&self.pending);
     }
 }
 
-impl Drop for Queued {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         self.leave();
     }
@@ -123,72 +123,72 @@ impl Drop for Queued {
 /// What a connection gives up when somebody logs in on it.
 pub struct HeldUntilLogin {
     /// Its place among those who can be sent away.
-    pub queued: Option<Queued>,
+    pub queued: Option<QueuePlace>,
     /// Its count, where a login ends that.
     pub permit: Option<Permit>,
 }
 
 impl LoginSlot for HeldUntilLogin {
     fn heard(&self) {
-        self.queued.iter().for_each(Queued::stand_back);
+        self.queued.iter().for_each(QueuePlace::stand_back);
     }
 
     fn under_way(&self) {
-        self.queued.iter().for_each(Queued::leave);
+        self.queued.iter().for_each(QueuePlace::leave);
     }
 }
 
-impl Crowd {
+impl EvictionQueue {
     /// Sends away the one whose turn it is, of all or of one origin, and says whose it was; `None` if nobody waits.
     pub(super) fn make_room(&self, of: Option<Origin>) -> Option<Origin> {
-        let mut waiting = self.0.lock();
+        let mut order = self.0.lock();
         let key = match of {
-            Some(origin) => *waiting.by_origin.get(&origin)?.first()?,
-            None => waiting.by_size.last()?.1.0,
+            Some(origin) => *order.by_origin.get(&origin)?.first()?,
+            None => order.by_size.last()?.1.0,
         };
-        let (origin, waiter) = waiting.all.get(&key)?.clone();
-        waiting.end(&waiter);
+        let (origin, pending) = order.all.get(&key)?.clone();
+        order.end(&pending);
         // Before the lock is given back: who ends by himself at this moment must be counted once.
-        waiter.replaced.store(true, Ordering::SeqCst);
-        drop(waiting);
-        waiter.send_away();
+        pending.replaced.store(true, Ordering::SeqCst);
+        drop(order);
+        pending.evict();
         Some(origin)
     }
 
-    /// Forgets one that has ended, whoever still holds its [`Queued`].
-    pub(super) fn forget(&self, waiter: &Waiter) {
-        self.0.lock().end(waiter);
+    /// Forgets one that has ended, whoever still holds its [`QueuePlace`].
+    pub(super) fn forget(&self, pending: &PendingClient) {
+        self.0.lock().end(pending);
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        let waiting = self.0.lock();
-        waiting.all.is_empty() && waiting.by_origin.is_empty() && waiting.by_size.is_empty()
+        let order = self.0.lock();
+        order.all.is_empty() && order.by_origin.is_empty() && order.by_size.is_empty()
     }
 }
 
-impl Waiting {
-    fn add(&mut self, origin: Origin, waiter: &Arc<Waiter>, rank: u64) {
-        if waiter.over.load(Ordering::Relaxed) {
+impl QueueOrder {
+    fn add(&mut self, origin: Origin, pending: &Arc<PendingClient>, rank: u64) {
+        if pending.over.load(Ordering::Relaxed) {
             return;
         }
         self.next += 1;
         let key = self.next | rank;
-        waiter.key.store(key, Ordering::Relaxed);
-        self.all.insert(key, (origin, waiter.clone()));
+        pending.key.store(key, Ordering::Relaxed);
+        self.all.insert(key, (origin, pending.clone()));
         self.change(origin, |ages| ages.insert(key));
     }
 
-    fn remove(&mut self, waiter: &Waiter) {
-        let key = waiter.key.swap(NOT_WAITING, Ordering::Relaxed);
+    fn remove(&mut self, pending: &PendingClient) {
+        let key = pending.key.swap(NOT_WAITING, Ordering::Relaxed);
         if let Some((origin, _)) = self.all.remove(&key) {
             self.change(origin, |ages| ages.remove(&key));
         }
     }
 
-    fn end(&mut self, waiter: &Waiter) {
-        waiter.over.store(true, Ordering::Relaxed);
-        self.remove(waiter);
+    fn end(&mut self, pending: &PendingClient) {
+        pending.over.store(true, Ordering::Relaxed);
+        self.remove(pending);
     }
 
     fn change(&mut self, origin: Origin, change: impl FnOnce(&mut BTreeSet<u64>) -> bool) {
