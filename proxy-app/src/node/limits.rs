@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use eviction::EvictionQueue;
 pub use eviction::{HeldUntilLogin, QueuePlace, PendingClient};
-pub use unread::Reader;
+pub use unread::AnswerCounter;
 use unread::Unread;
 
 mod eviction;

@@ -40,7 +40,7 @@ pub async fn serve(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebS
     let Some(web) = client_in(&stream.carrier) else {
         return;
     };
-    let reader = app.limits.reader(web.facts.client.addr.ip());
+    let reader = app.limits.answer_counter(web.facts.client.addr.ip());
     let end = reader.end();
     stream.reader = Some(reader);
     tokio::select! {

@@ -27,7 +27,7 @@ use crate::app::App;
 use crate::http::behind::Body;
 use crate::http::frames::Frames;
 use crate::http::streams::Streams;
-use crate::node::limits::Reader;
+use crate::node::limits::AnswerCounter;
 use crate::node::refusals::Reason;
 use crate::web::client::{FAREWELL, WebClient, client_in, note_refusal};
 
@@ -69,7 +69,7 @@ pub struct WebStream {
     /// The client does not take what is written.
     pub(crate) stuck: bool,
     /// Counts the answers that wait for it.
-    pub(crate) reader: Option<Reader>,
+    pub(crate) reader: Option<AnswerCounter>,
 }
 
 impl WebStream {

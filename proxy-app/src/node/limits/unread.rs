@@ -21,20 +21,20 @@ const NOT_YET: Duration = Duration::from_secs(2);
 /// All answers that wait.
 #[derive(Default)]
 pub(super) struct Unread {
-    book: Mutex<Book>,
+    counts: Mutex<UnreadCounts>,
 }
 
 #[derive(Default)]
-struct Book {
+struct UnreadCounts {
     next: u64,
     answers: usize,
     by_origin: HashMap<Origin, usize>,
     /// Only connections on which something waits.
-    entries: HashMap<u64, Entry>,
+    entries: HashMap<u64, UnreadConnection>,
     ended: u64,
 }
 
-struct Entry {
+struct UnreadConnection {
     answers: usize,
     origin: Option<Origin>,
     since: Instant,
@@ -43,14 +43,14 @@ struct Entry {
     end: Arc<Notify>,
 }
 
-impl Entry {
+impl UnreadConnection {
     /// Bytes a second.
     fn pace(&self, now: Instant) -> u64 {
         self.taken / now.saturating_duration_since(self.since).as_secs().max(1)
     }
 }
 
-impl Book {
+impl UnreadCounts {
     fn set(&mut self, number: u64, origin: Option<Origin>, answers: usize, end: &Arc<Notify>) {
         let before = self.entries.get(&number).map_or(0, |entry| entry.answers);
         self.answers = self.answers + answers - before;
@@ -65,7 +65,7 @@ impl Book {
             self.entries.remove(&number);
             return;
         }
-        let entry = self.entries.entry(number).or_insert_with(|| Entry {
+        let entry = self.entries.entry(number).or_insert_with(|| UnreadConnection {
             answers,
             origin,
             since: Instant::now(),
@@ -78,7 +78,7 @@ impl Book {
     /// Ends the slowest of these connections; what waits there is counted no more.
     fn end_slowest(&mut self, of: Option<Origin>) {
         let now = Instant::now();
-        let waited = |entry: &Entry| now.saturating_duration_since(entry.since);
+        let waited = |entry: &UnreadConnection| now.saturating_duration_since(entry.since);
         let slowest = self
             .entries
             .iter()
@@ -96,7 +96,7 @@ impl Book {
 }
 
 /// A connection whose answers are counted. Nothing of it waits any more once it is dropped.
-pub struct Reader {
+pub struct AnswerCounter {
     limits: Arc<NodeLimits>,
     number: u64,
     origin: Option<Origin>,
@@ -106,18 +106,18 @@ pub struct Reader {
 
 impl NodeLimits {
     /// A connection of a client at this address.
-    pub fn reader(self: &Arc<Self>, address: IpAddr) -> Reader {
+    pub fn answer_counter(self: &Arc<Self>, address: IpAddr) -> AnswerCounter {
         let exempt = self
             .settings
             .load()
             .exempt
             .iter()
             .any(|network| network.contains(&address));
-        let mut book = self.unread.book.lock();
-        book.next += 1;
-        Reader {
+        let mut counts = self.unread.counts.lock();
+        counts.next += 1;
+        AnswerCounter {
             limits: self.clone(),
-            number: book.next,
+            number: counts.next,
             origin: (!exempt).then(|| Origin::of(address)),
             answers: 0,
             end: Arc::default(),
@@ -126,11 +126,11 @@ impl NodeLimits {
 
     /// How many answers wait for clients that do not read.
     pub fn unread_answers(&self) -> usize {
-        self.unread.book.lock().answers
+        self.unread.counts.lock().answers
     }
 }
 
-impl Reader {
+impl AnswerCounter {
     /// So many of its answers wait now. Whoever is too slow for all is told to go.
     pub fn waits(&mut self, answers: usize) {
         if self.answers == answers {
@@ -138,19 +138,19 @@ impl Reader {
         }
         self.answers = answers;
         let settings = self.limits.settings.load();
-        let mut book = self.limits.unread.book.lock();
-        book.set(self.number, self.origin, answers, &self.end);
-        let ended = book.ended;
+        let mut counts = self.limits.unread.counts.lock();
+        counts.set(self.number, self.origin, answers, &self.end);
+        let ended = counts.ended;
         if let Some(origin) = self.origin {
-            while above(book.by_origin.get(&origin), settings.unread_answers_per_address) {
-                book.end_slowest(Some(origin));
+            while above(counts.by_origin.get(&origin), settings.unread_answers_per_address) {
+                counts.end_slowest(Some(origin));
             }
         }
-        while above(Some(&book.answers), settings.unread_answers) {
-            book.end_slowest(None);
+        while above(Some(&counts.answers), settings.unread_answers) {
+            counts.end_slowest(None);
         }
-        let now = book.ended;
-        drop(book);
+        let now = counts.ended;
+        drop(counts);
         if now > ended {
             self.limits.tell_of_unread(now);
         }
@@ -159,7 +159,7 @@ impl Reader {
     /// The client has taken so many bytes.
     pub fn took(&self, bytes: usize) {
         if self.answers > 0
-            && let Some(entry) = self.limits.unread.book.lock().entries.get_mut(&self.number)
+            && let Some(entry) = self.limits.unread.counts.lock().entries.get_mut(&self.number)
         {
             entry.taken += bytes as u64;
         }
@@ -171,11 +171,11 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for AnswerCounter {
     fn drop(&mut self) {
         if self.answers > 0 {
-            let mut book = self.limits.unread.book.lock();
-            book.set(self.number, self.origin, 0, &self.end);
+            let mut counts = self.limits.unread.counts.lock();
+            counts.set(self.number, self.origin, 0, &self.end);
         }
     }
 }
@@ -198,23 +198,23 @@ mod tests {
         })
     }
 
-    fn is_told(reader: &Reader) -> bool {
+    fn is_told(counter: &AnswerCounter) -> bool {
         use futures_util::FutureExt;
-        reader.end.notified().now_or_never().is_some()
+        counter.end.notified().now_or_never().is_some()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_slowest_goes() {
         let limits = limits(3, 0);
-        let mut readers: Vec<Reader> = (0..3).map(|_| limits.reader([192, 0, 2, 1].into())).collect();
-        for reader in &mut readers {
-            reader.waits(1);
+        let mut readers: Vec<AnswerCounter> = (0..3).map(|_| limits.answer_counter([192, 0, 2, 1].into())).collect();
+        for counter in &mut readers {
+            counter.waits(1);
         }
         tokio::time::advance(Duration::from_secs(10)).await;
-        for (reader, bytes) in readers.iter().zip([100_000, 20, 5000]) {
-            reader.took(bytes);
+        for (counter, bytes) in readers.iter().zip([100_000, 20, 5000]) {
+            counter.took(bytes);
         }
-        let mut newest = limits.reader([192, 0, 2, 2].into());
+        let mut newest = limits.answer_counter([192, 0, 2, 2].into());
         newest.waits(1);
         assert_eq!(readers.iter().map(is_told).collect::<Vec<_>>(), [false, true, false]);
         assert!(!is_told(&newest));
@@ -223,22 +223,22 @@ mod tests {
         drop(newest);
         assert_eq!(limits.unread_answers(), 1);
         drop(readers);
-        let book = limits.unread.book.lock();
-        assert!(book.by_origin.is_empty() && book.entries.is_empty() && book.answers == 0);
+        let counts = limits.unread.counts.lock();
+        assert!(counts.by_origin.is_empty() && counts.entries.is_empty() && counts.answers == 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_address_has_its_share() {
         let limits = limits(0, 5);
-        let mut first = limits.reader([192, 0, 2, 1].into());
+        let mut first = limits.answer_counter([192, 0, 2, 1].into());
         first.waits(5);
-        let mut other = limits.reader([192, 0, 2, 9].into());
+        let mut other = limits.answer_counter([192, 0, 2, 9].into());
         other.waits(5);
-        let mut exempt = limits.reader([10, 0, 0, 1].into());
+        let mut exempt = limits.answer_counter([10, 0, 0, 1].into());
         exempt.waits(500);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!is_told(&first) && !is_told(&other) && !is_told(&exempt));
-        let mut second = limits.reader([192, 0, 2, 1].into());
+        let mut second = limits.answer_counter([192, 0, 2, 1].into());
         second.waits(1);
         assert!(is_told(&first) && !is_told(&second) && !is_told(&other));
         // More than there may be, on one connection.
