@@ -5,7 +5,7 @@ use mail_proxy::Proto;
 use crate::app::App;
 use crate::node::diagnostics;
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY, ROUTES, Read,
+    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY, ROUTES, ScrapeMetrics,
     SESSIONS, UPTIME, set,
 };
 use crate::upstream::groups::Health;
@@ -18,7 +18,7 @@ pub(super) fn text(app: &App) -> prometheus::Result<String> {
     app.metrics.text(|read| fill(read, app))
 }
 
-fn fill(read: &Read, app: &App) {
+fn fill(read: &ScrapeMetrics, app: &App) {
     let counters = app.routes.counters();
     for (tier, count) in counters.answers() {
         set(&read.lookups, &[tier], count);

@@ -186,11 +186,11 @@ pub struct Metrics {
     servers: Mutex<HashSet<String>>,
     /// Bytes by protocol.
     pub bytes: [Arc<Totals>; Proto::ALL.len()],
-    read: Mutex<Read>,
+    scraped: Mutex<ScrapeMetrics>,
 }
 
 /// What is filled in when somebody reads.
-pub(crate) struct Read {
+pub(crate) struct ScrapeMetrics {
     bytes: IntCounterVec,
     pub(crate) lookups: IntCounterVec,
     pub(crate) questions: IntCounterVec,
@@ -261,7 +261,7 @@ impl Metrics {
             web: counters(&WEB)?,
             servers: Mutex::default(),
             bytes: Default::default(),
-            read: Mutex::new(Read {
+            scraped: Mutex::new(ScrapeMetrics {
                 bytes: counters(&BYTES)?,
                 lookups: counters(&LOOKUPS)?,
                 questions: counters(&QUESTIONS)?,
@@ -353,16 +353,16 @@ impl Metrics {
     ///
     /// # Errors
     /// Never in practice: all names are good.
-    pub(crate) fn text(&self, fill: impl FnOnce(&Read)) -> prometheus::Result<String> {
-        let read = self.read.lock();
+    pub(crate) fn text(&self, fill: impl FnOnce(&ScrapeMetrics)) -> prometheus::Result<String> {
+        let scraped = self.scraped.lock();
         for (proto, totals) in Proto::ALL.iter().zip(&self.bytes) {
             let (bytes_in, bytes_out) = totals.bytes();
-            set(&read.bytes, &[proto.name(), "in"], bytes_in);
-            set(&read.bytes, &[proto.name(), "out"], bytes_out);
+            set(&scraped.bytes, &[proto.name(), "in"], bytes_in);
+            set(&scraped.bytes, &[proto.name(), "out"], bytes_out);
         }
         // What is no more must not stay.
-        read.gauges.iter().for_each(|(_, gauge)| gauge.reset());
-        fill(&read);
+        scraped.gauges.iter().for_each(|(_, gauge)| gauge.reset());
+        fill(&scraped);
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -372,7 +372,7 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -
     Ok(collector)
 }
 
-impl Read {
+impl ScrapeMetrics {
     /// Says how much there is of something now.
     pub(crate) fn set(&self, metric: &Metric, labels: &[&str], value: f64) {
         let gauge = self.gauges.iter().find(|(name, _)| *name == metric.name);
