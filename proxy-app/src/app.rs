@@ -26,7 +26,7 @@ use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
-use crate::node::refusals::{self, Place, Reason, Refusals};
+use crate::node::refusals::{self, RefusedConnection, Reason, Refusals};
 use crate::tls::store::{CertStore, Certificates};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::Names;
@@ -186,7 +186,7 @@ impl App {
     }
 
     /// Writes down that a request was refused, and why.
-    pub fn refused(&self, place: Place<'_>, reason: Reason) {
+    pub fn refused(&self, place: RefusedConnection<'_>, reason: Reason) {
         self.metrics.request_refused(place.listener, reason);
         if let Some(count) = self.refusals.share(place.client.ip(), Instant::now()) {
             let generation = self.snapshot.load().generation;

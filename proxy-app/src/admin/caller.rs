@@ -20,7 +20,7 @@ use crate::admin::console;
 use crate::admin::refusal::Failure;
 use crate::admin::seats::Reach;
 use crate::app::App;
-use crate::node::refusals::{Place, Reason};
+use crate::node::refusals::{RefusedConnection, Reason};
 
 /// Whoever sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +101,8 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
     }
 }
 
-fn place(client: SocketAddr) -> Place<'static> {
-    Place {
+fn place(client: SocketAddr) -> RefusedConnection<'static> {
+    RefusedConnection {
         conn: "",
         listener: "admin.http",
         client: SocketAddr::new(client.ip().to_canonical(), client.port()),

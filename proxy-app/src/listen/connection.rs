@@ -30,7 +30,7 @@ use crate::listen::stream;
 use crate::node::connections::{ConnectionGuard, Session};
 use crate::node::limits::{HeldUntilLogin, Permit};
 use crate::node::metrics::Refused;
-use crate::node::refusals::{Place, Reason};
+use crate::node::refusals::{RefusedConnection, Reason};
 use crate::tls::{self, Inside};
 use crate::upstream::connect;
 use crate::web::client::{Greeted, WebClient};
@@ -233,7 +233,7 @@ impl ActiveListener {
                 let stream = match self.handshake(client, deadline, handshake).await {
                     Some(Some(stream)) => stream,
                     Some(None) => {
-                        let place = Place::new("", &self.name, &client);
+                        let place = RefusedConnection::new("", &self.name, &client);
                         return self.app.refused(place, Reason::ClearText);
                     }
                     None => return,

@@ -57,11 +57,11 @@ struct Diagnostics {
     shown: env_logger::Logger,
     /// [`FILTER`], for libraries; `None` where `RUST_LOG` names Pingora.
     libraries: Option<env_logger::Logger>,
-    shares: &'static Shares,
+    shares: &'static LineShares,
 }
 
 /// The shares of this process.
-static SHARES: Shares = Shares(Mutex::new(None));
+static SHARES: LineShares = LineShares(Mutex::new(None));
 
 /// Starts the diagnostic log.
 pub fn start() {
@@ -132,19 +132,19 @@ fn is_ours(target: &str) -> bool {
 }
 
 /// A place in the source that writes lines: file, line and level.
-type Place = (Option<&'static str>, Option<u32>, Level);
+type SourceLine = (Option<&'static str>, Option<u32>, Level);
 
 /// What each place has written lately. There are as many as the source has, so the table is bounded.
-struct Shares(Mutex<Option<HashMap<Place, Share>>>);
+struct LineShares(Mutex<Option<HashMap<SourceLine, LineShare>>>);
 
-struct Share {
+struct LineShare {
     begun: Instant,
     lines: u32,
     left_out: u64,
     sample: String,
 }
 
-impl Shares {
+impl LineShares {
     /// Whether this line is still within the share of its place.
     fn take(&self, record: &Record<'_>, now: Instant) -> bool {
         let Some(at) = LEVELS.iter().position(|(level, _)| *level == record.level()) else {
@@ -154,8 +154,8 @@ impl Shares {
         if record.target().ends_with(LISTS) {
             return true;
         }
-        let mut places = self.0.lock();
-        let share = places.get_or_insert_default().entry(place(record)).or_insert(Share {
+        let mut sources = self.0.lock();
+        let share = sources.get_or_insert_default().entry(source_line(record)).or_insert(LineShare {
             begun: now,
             lines: 0,
             left_out: 0,
@@ -175,8 +175,8 @@ impl Shares {
 
     /// Keeps what a place has said, to say which lines are left out.
     fn note(&self, record: &Record<'_>, text: &str) {
-        let mut places = self.0.lock();
-        if let Some(share) = places.get_or_insert_default().get_mut(&place(record))
+        let mut sources = self.0.lock();
+        if let Some(share) = sources.get_or_insert_default().get_mut(&source_line(record))
             && share.lines == SHARE
         {
             share.sample = cut(text, SAMPLE).into_owned();
@@ -185,15 +185,15 @@ impl Shares {
 
     /// What was left out since this was last asked: level, how many, and what they were like.
     fn left_out(&self) -> Vec<(Level, u64, String)> {
-        let mut places = self.0.lock();
-        let shares = places.get_or_insert_default().iter_mut();
+        let mut sources = self.0.lock();
+        let shares = sources.get_or_insert_default().iter_mut();
         let told = shares.filter(|(_, share)| share.left_out > 0);
         told.map(|((.., level), share)| (*level, std::mem::take(&mut share.left_out), share.sample.clone()))
             .collect()
     }
 }
 
-fn place(record: &Record<'_>) -> Place {
+fn source_line(record: &Record<'_>) -> SourceLine {
     (record.file_static(), record.line(), record.level())
 }
 
@@ -251,7 +251,7 @@ mod tests {
         let log = |shown: &str| Diagnostics {
             shown: env_logger::Builder::new().parse_filters(shown).build(),
             libraries: Some(filter()),
-            shares: Box::leak(Box::new(Shares(Mutex::new(None)))),
+            shares: Box::leak(Box::new(LineShares(Mutex::new(None)))),
         };
         let shows = |shown: &str, target: &str, level| {
             log(shown).enabled(&Metadata::builder().target(target).level(level).build())
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn each_place_has_its_share() {
-        let (shares, begun) = (Shares(Mutex::new(None)), Instant::now());
+        let (shares, begun) = (LineShares(Mutex::new(None)), Instant::now());
         let line = |line, target| {
             let mut builder = Record::builder();
             let builder = builder.file_static(Some("a.rs")).line(Some(line));

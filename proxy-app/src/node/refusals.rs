@@ -98,7 +98,7 @@ impl Reason {
 
 /// Where a refused request came in.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct RefusedConnection<'a> {
     /// Number of the connection; empty where it has none.
     pub conn: &'a str,
     /// Address of the listener.
@@ -109,10 +109,10 @@ pub struct Place<'a> {
     pub via: Option<SocketAddr>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> RefusedConnection<'a> {
     /// On a connection of this client.
-    pub fn new(conn: &'a str, listener: &'a str, client: &Client) -> Place<'a> {
-        Place {
+    pub fn new(conn: &'a str, listener: &'a str, client: &Client) -> RefusedConnection<'a> {
+        RefusedConnection {
             conn,
             listener,
             client: client.addr,
@@ -121,30 +121,30 @@ impl<'a> Place<'a> {
     }
 
     /// On this connection.
-    pub fn of(facts: &'a ConnectionFacts) -> Place<'a> {
-        Place::new(&facts.id, &facts.listener, &facts.client)
+    pub fn of(facts: &'a ConnectionFacts) -> RefusedConnection<'a> {
+        RefusedConnection::new(&facts.id, &facts.listener, &facts.client)
     }
 }
 
 /// Who has been refused lately.
 #[derive(Default)]
-pub struct Refusals(Mutex<Lately>);
+pub struct Refusals(Mutex<RecentRefusals>);
 
 #[derive(Default)]
-struct Lately {
-    addresses: HashMap<Origin, Share>,
-    all: Option<Share>,
+struct RecentRefusals {
+    addresses: HashMap<Origin, RecordShare>,
+    all: Option<RecordShare>,
 }
 
-struct Share {
+struct RecordShare {
     begun: Instant,
     records: u64,
     left_out: u64,
 }
 
-impl Share {
-    fn new(now: Instant) -> Share {
-        Share {
+impl RecordShare {
+    fn new(now: Instant) -> RecordShare {
+        RecordShare {
             begun: now,
             records: 0,
             left_out: 0,
@@ -163,16 +163,16 @@ impl Share {
 impl Refusals {
     /// For how many refusals of this address a record would stand now; `None` if there may be none.
     pub fn share(&self, address: IpAddr, now: Instant) -> Option<u64> {
-        let mut lately = self.0.lock();
-        let Lately { addresses, all } = &mut *lately;
-        let (origin, all) = (Origin::of(address), all.get_or_insert_with(|| Share::new(now)));
+        let mut recent = self.0.lock();
+        let RecentRefusals { addresses, all } = &mut *recent;
+        let (origin, all) = (Origin::of(address), all.get_or_insert_with(|| RecordShare::new(now)));
         if addresses.len() >= ADDRESSES && !addresses.contains_key(&origin) {
             addresses.retain(|_, share| now.duration_since(share.begun) < WINDOW);
             if addresses.len() >= ADDRESSES {
                 return None;
             }
         }
-        let own = addresses.entry(origin).or_insert_with(|| Share::new(now));
+        let own = addresses.entry(origin).or_insert_with(|| RecordShare::new(now));
         if !own.has_room(ADDRESS_SHARE, now) || !all.has_room(SHARE, now) {
             own.left_out += 1;
             return None;
@@ -184,7 +184,7 @@ impl Refusals {
 }
 
 /// The record of a refusal, which stands for so many.
-pub fn record(place: Place<'_>, reason: Reason, count: u64, generation: u64) -> Record {
+pub fn record(place: RefusedConnection<'_>, reason: Reason, count: u64, generation: u64) -> Record {
     let (event, outcome) = match reason {
         // A guess, like those of passwords.
         Reason::Token => (Event::Admin, Some(Outcome::BadCredentials)),

@@ -14,7 +14,7 @@ use route_cache::Route;
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::node::refusals::{Place, Reason};
+use crate::node::refusals::{RefusedConnection, Reason};
 use crate::tls::client_certs::Shown;
 use crate::tls::vhosts::{Refusal, Sites};
 use crate::upstream::connection::Owner;
@@ -134,7 +134,7 @@ pub(crate) fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
 
 pub(crate) fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
     if let Some(web) = client_in(carrier) {
-        let place = Place::of(&web.facts);
+        let place = RefusedConnection::of(&web.facts);
         app.refused(place, reason);
     }
 }

@@ -31,7 +31,7 @@ use crate::http::repeat::may_be_repeated;
 use crate::http::{compression, headers, login, old_clients};
 use crate::locations::{Action, Files, Found};
 use crate::node::redaction;
-use crate::node::refusals::{Place, Reason};
+use crate::node::refusals::{RefusedConnection, Reason};
 use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, Visit};
@@ -174,7 +174,7 @@ impl ProxyHttp for Web {
             // Nobody is let through. The engine would say the same, and its name.
             if session.req_header().version == http::Version::HTTP_2 {
                 // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
-                let place = Place::of(&web.facts);
+                let place = RefusedConnection::of(&web.facts);
                 self.app.refused(place, Reason::Connect);
             }
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
