@@ -264,7 +264,7 @@ pub struct ListenerList {
     pub listeners: Vec<Listener>,
 }
 
-fn open_log(name: &'static str, target: &crate::node::logs::Target) -> anyhow::Result<Log> {
+fn open_log(name: &'static str, target: &crate::node::logs::LogTarget) -> anyhow::Result<Log> {
     use anyhow::Context;
     Log::start(name, target).with_context(|| format!("the {name} log {target:?} cannot be opened"))
 }

@@ -148,7 +148,7 @@ impl App {
     }
 
     /// Opens the log files anew: they may have been renamed, or be other ones now.
-    fn reopen_logs(&self, access: &logs::Target, audit: &logs::Target) -> Problems {
+    fn reopen_logs(&self, access: &logs::LogTarget, audit: &logs::LogTarget) -> Problems {
         let mut problems = Problems::new();
         for (log, target, key) in [
             (&self.access, access, "log.access"),

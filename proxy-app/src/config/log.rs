@@ -4,7 +4,7 @@ use mail_directory::yaml::Mapping;
 
 use super::Live;
 use super::read::Reader;
-use crate::node::logs::Target;
+use crate::node::logs::LogTarget;
 
 pub(super) const LIVE: [Live; 3] = [
     ("log.access", |now, new| now.log.access.clone_from(&new.log.access)),
@@ -36,11 +36,11 @@ pub enum AuditFormat {
 #[derive(Debug, Clone)]
 pub struct LogConfig {
     /// Where the access log goes.
-    pub access: Target,
+    pub access: LogTarget,
     /// Its form.
     pub access_format: AccessFormat,
     /// Where the audit log goes.
-    pub audit: Target,
+    pub audit: LogTarget,
     /// Its form.
     pub audit_format: AuditFormat,
 }
@@ -48,9 +48,9 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> LogConfig {
         LogConfig {
-            access: Target::Stdout,
+            access: LogTarget::Stdout,
             access_format: AccessFormat::Carbonio,
-            audit: Target::Stdout,
+            audit: LogTarget::Stdout,
             audit_format: AuditFormat::Json,
         }
     }
@@ -86,12 +86,12 @@ impl Reader {
         config
     }
 
-    fn target(&mut self, section: &mut Mapping<'_>, key: &str) -> Option<Target> {
+    fn target(&mut self, section: &mut Mapping<'_>, key: &str) -> Option<LogTarget> {
         let node = section.take(key)?;
         match node.text(&mut self.problems)?.as_ref() {
-            "-" => Some(Target::Stdout),
-            "off" => Some(Target::Off),
-            _ => node.path_buf(&mut self.problems).map(Target::File),
+            "-" => Some(LogTarget::Stdout),
+            "off" => Some(LogTarget::Off),
+            _ => node.path_buf(&mut self.problems).map(LogTarget::File),
         }
     }
 }

@@ -29,7 +29,7 @@ const FAILED: Duration = Duration::from_millis(100);
 
 /// Where a log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum LogTarget {
     /// Nowhere (`off`).
     Off,
     /// Standard output (`-`).
@@ -38,7 +38,7 @@ pub enum Target {
     File(PathBuf),
 }
 
-impl Target {
+impl LogTarget {
     /// Whether it can be written, as far as can be said without making a file: whoever tests a configuration may be
     /// somebody else than the user that will run it.
     ///
@@ -46,7 +46,7 @@ impl Target {
     /// The file is there and cannot be appended to.
     pub fn probe(&self) -> io::Result<()> {
         match self {
-            Target::File(path) if path.exists() => append(path).map(drop),
+            LogTarget::File(path) if path.exists() => append(path).map(drop),
             _ => Ok(()),
         }
     }
@@ -57,9 +57,9 @@ impl Target {
     /// The file cannot be made or appended to.
     pub fn open(&self) -> io::Result<Box<dyn Write + Send>> {
         match self {
-            Target::Off => Ok(Box::new(io::sink())),
-            Target::Stdout => Ok(Box::new(io::stdout())),
-            Target::File(path) => Ok(Box::new(append(path)?)),
+            LogTarget::Off => Ok(Box::new(io::sink())),
+            LogTarget::Stdout => Ok(Box::new(io::stdout())),
+            LogTarget::File(path) => Ok(Box::new(append(path)?)),
         }
     }
 }
@@ -94,11 +94,11 @@ impl Log {
     ///
     /// # Errors
     /// The target cannot be opened.
-    pub fn start(name: &'static str, target: &Target) -> io::Result<Log> {
+    pub fn start(name: &'static str, target: &LogTarget) -> io::Result<Log> {
         let writer = Writer::open(target)?;
         // A log lives as long as the process.
         let dropped: &'static AtomicU64 = Box::leak(Box::default());
-        if *target == Target::Off {
+        if *target == LogTarget::Off {
             return Ok(Log { queue: None, dropped });
         }
         let (queue, items) = sync_channel(QUEUE);
@@ -134,10 +134,10 @@ impl Log {
     /// # Errors
     /// The target cannot be opened, the log was off when the process started, or its queue is full; then the lines go
     /// where they went.
-    pub fn reopen(&self, target: &Target) -> io::Result<()> {
+    pub fn reopen(&self, target: &LogTarget) -> io::Result<()> {
         let Some(queue) = &self.queue else {
             return match target {
-                Target::Off => Ok(()),
+                LogTarget::Off => Ok(()),
                 _ => Err(io::Error::other(
                     "it was off when the process started: needs an upgrade",
                 )),
@@ -163,15 +163,15 @@ struct LogFile {
 }
 
 impl Writer {
-    fn open(target: &Target) -> io::Result<Writer> {
+    fn open(target: &LogTarget) -> io::Result<Writer> {
         let out = BufWriter::new(target.open()?);
         let file = match target {
-            Target::File(path) => Some(LogFile {
+            LogTarget::File(path) => Some(LogFile {
                 path: path.clone(),
                 identity: identity(path),
                 looked: Instant::now(),
             }),
-            Target::Off | Target::Stdout => None,
+            LogTarget::Off | LogTarget::Stdout => None,
         };
         Ok(Writer { out, file })
     }
@@ -187,7 +187,7 @@ impl Writer {
         if file.identity.is_some() && identity(&file.path) == file.identity {
             return Ok(());
         }
-        let target = Target::File(file.path.clone());
+        let target = LogTarget::File(file.path.clone());
         *self = Writer::open(&target)?;
         Ok(())
     }
@@ -392,7 +392,7 @@ mod tests {
     fn a_record_is_one_json_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new folder/audit.log");
-        let log = AuditLog(Log::start("audit", &Target::File(path.clone())).unwrap());
+        let log = AuditLog(Log::start("audit", &LogTarget::File(path.clone())).unwrap());
         log.record(Record {
             event: Some(Event::Login),
             user: Some("a\r\nb\x1b\"".to_owned()),
@@ -422,7 +422,7 @@ mod tests {
             dir.path().join("a.log.1"),
             dir.path().join("b.log"),
         );
-        let log = Log::start("audit", &Target::File(path.clone())).unwrap();
+        let log = Log::start("audit", &LogTarget::File(path.clone())).unwrap();
         let wait = |path: &Path, text: &str| {
             let begun = Instant::now();
             while !std::fs::read_to_string(path).is_ok_and(|all| all.contains(text)) {
@@ -440,16 +440,16 @@ mod tests {
         // Renamed, with nobody saying so: the lines soon go to the new file.
         std::fs::rename(&path, &old).unwrap();
         wait(&path, "again");
-        log.reopen(&Target::File(other.clone())).unwrap();
+        log.reopen(&LogTarget::File(other.clone())).unwrap();
         log.line("two".to_owned());
         wait(&other, "two");
         assert!(!std::fs::read_to_string(&path).unwrap().contains("two"));
-        assert!(log.reopen(&Target::File(dir.path().to_owned())).is_err());
+        assert!(log.reopen(&LogTarget::File(dir.path().to_owned())).is_err());
     }
 
     #[test]
     fn a_full_disk_blocks_nobody_and_what_is_lost_is_counted() {
-        let log = Log::start("test", &Target::File(PathBuf::from("/dev/full"))).unwrap();
+        let log = Log::start("test", &LogTarget::File(PathBuf::from("/dev/full"))).unwrap();
         let (begun, mut sent) = (std::time::Instant::now(), 0);
         while log.lost() == 0 {
             let one = std::time::Instant::now();
