@@ -13,7 +13,7 @@ use pingora::server::{RunArgs, Server};
 use crate::app::plan::Plan;
 use crate::process::service::ListenerService;
 use crate::process::shutdown::End;
-use crate::process::upgrade::{Again, Asking};
+use crate::process::upgrade::{Again, UpgradeRequest};
 
 pub mod admin_client;
 pub mod node;
@@ -128,8 +128,8 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
         .map_err(|error| log::warn!("the file of this program is not known, SIGUSR2 will do nothing: {error}"))
         .ok();
     let mut server_conf = plan.config.server.to_conf();
-    let asking = match cli.upgrade {
-        true => Some(Asking::new(Path::new(&server_conf.upgrade_sock))?),
+    let upgrade_request = match cli.upgrade {
+        true => Some(UpgradeRequest::new(Path::new(&server_conf.upgrade_sock))?),
         false => None,
     };
     // How the process ends is end.rs's; Pingora only waits.
@@ -145,7 +145,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let end = End::default();
-    server.add_service(ListenerService::new(plan, conf, end.clone(), again, asking));
+    server.add_service(ListenerService::new(plan, conf, end.clone(), again, upgrade_request));
     server.run(RunArgs {
         shutdown_signal: Box::new(end),
     });

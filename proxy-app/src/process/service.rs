@@ -22,7 +22,7 @@ use crate::listen::{Ending, ListenerSet, Backlog, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
 use crate::process::daemon::{self, Waiting};
 use crate::process::shutdown::{self, End, On, Signals};
-use crate::process::upgrade::{Again, Asking};
+use crate::process::upgrade::{Again, UpgradeRequest};
 use crate::web::engine::engine;
 
 /// The Pingora service that owns all listeners.
@@ -32,7 +32,7 @@ pub struct ListenerService {
     keys: Vec<String>,
     end: End,
     again: Option<Again>,
-    asking: Option<Asking>,
+    upgrade_request: Option<UpgradeRequest>,
     waiting: Option<Waiting>,
 }
 
@@ -40,9 +40,9 @@ pub struct ListenerService {
 pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
 
 impl ListenerService {
-    /// The doors of a checked configuration. `again` starts this program once more; `asking` is there if another
+    /// The doors of a checked configuration. `again` starts this program once more; `upgrade_request` is there if another
     /// process is to give way to this one.
-    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, again: Option<Again>, asking: Option<Asking>) -> ListenerService {
+    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, again: Option<Again>, upgrade_request: Option<UpgradeRequest>) -> ListenerService {
         let keys = plan
             .listeners
             .iter()
@@ -55,7 +55,7 @@ impl ListenerService {
             keys,
             end,
             again,
-            asking,
+            upgrade_request,
             waiting: Waiting::new(&conf),
             conf,
         }
@@ -83,7 +83,7 @@ impl ListenerService {
             }
         }
         let config = plan.config.admin.clone();
-        let (app, admin) = match self.asking {
+        let (app, admin) = match self.upgrade_request {
             None => {
                 let admin = admin::Sockets::open(&config, Upgrade::No, &fds)?;
                 (App::start(plan)?, admin)
@@ -105,15 +105,15 @@ impl ListenerService {
 }
 
 /// Takes the place of the process that was asked.
-pub(crate) fn take_over(asking: Asking, listeners: &ListenerSet) -> anyhow::Result<()> {
-    asking.is_awaited()?;
+pub(crate) fn take_over(upgrade_request: UpgradeRequest, listeners: &ListenerSet) -> anyhow::Result<()> {
+    upgrade_request.is_awaited()?;
     let config = listeners.app.config.load().admin.clone();
     // Last, when nothing else can go wrong: the socket file is taken from the process before.
     match admin::Sockets::open(&config, Upgrade::Yes, &listeners.fds) {
         Ok(admin) => drop(tokio::spawn(admin.serve(listeners.app.clone(), listeners.shutdown.clone()))),
         Err(error) => log::error!("{error:#}; the other listeners serve"),
     }
-    asking.serves()
+    upgrade_request.serves()
 }
 
 /// Ends a process that cannot serve.
@@ -149,8 +149,8 @@ impl Service for ListenerService {
             tokio::spawn(systemd::say_alive()),
             tokio::spawn(diagnostics::tell_what_is_left_out()),
         ];
-        if let Some(asking) = self.asking.take() {
-            if let Err(error) = take_over(asking, &listeners) {
+        if let Some(upgrade_request) = self.upgrade_request.take() {
+            if let Err(error) = take_over(upgrade_request, &listeners) {
                 give_up(&error);
             }
             daemon::take_pid_file(Path::new(&self.conf.pid_file));
@@ -159,8 +159,8 @@ impl Service for ListenerService {
         if let Some(waiting) = self.waiting {
             tokio::spawn(waiting.tell());
         }
-        let gate = shutdown::gate(&self.conf);
-        let told = self.end.told(&mut signals, self.again.take(), gate, listeners.fds.clone());
+        let socket = shutdown::upgrade_socket(&self.conf);
+        let told = self.end.told(&mut signals, self.again.take(), socket, listeners.fds.clone());
         let (ending, mut listeners) = listeners.run(told).await;
         listeners.close(match ending {
             Ending::Stop => Backlog::Served,

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::listen::{Ending, GOODBYE};
 use crate::node::systemd;
-use crate::process::upgrade::{self, Again, Gate};
+use crate::process::upgrade::{self, Again, UpgradeSocket};
 
 /// How long those who are about to log in may go on when the node is stopped: whoever has come just before the door
 /// closed gets in.
@@ -61,15 +61,15 @@ impl End {
         &self,
         signals: &mut Signals,
         again: Option<Again>,
-        gate: Option<Gate>,
+        socket: Option<UpgradeSocket>,
         fds: ListenFds,
     ) -> Ending {
         let mut upgrade: Option<JoinHandle<anyhow::Result<()>>> = None;
         loop {
             tokio::select! {
                 () = signals.end.next() => {
-                    if let Some(gate) = gate {
-                        gate.close();
+                    if let Some(socket) = socket {
+                        socket.close();
                     }
                     return Ending::Stop;
                 }
@@ -78,9 +78,9 @@ impl End {
                 () = signals.quit.next() => {
                     log::warn!("SIGQUIT alone does nothing: a new process that is started with -u asks by itself");
                 }
-                asker = asked(gate.as_ref()), if upgrade.is_none() => {
+                asker = next_request(socket.as_ref()), if upgrade.is_none() => {
                     log::info!("a new process asks for the listening sockets");
-                    let path = gate.as_ref().map(Gate::upgrade_sock).unwrap_or_default();
+                    let path = socket.as_ref().map(UpgradeSocket::upgrade_sock).unwrap_or_default();
                     upgrade = Some(tokio::spawn(upgrade::hand_over(asker, fds.clone(), path)));
                 }
                 result = finished(&mut upgrade) => {
@@ -96,15 +96,15 @@ impl End {
 }
 
 /// Opens the place where a new process asks. Without it there is no upgrade, which is no reason not to serve.
-pub(crate) fn gate(conf: &ServerConf) -> Option<Gate> {
-    Gate::open(Path::new(&conf.upgrade_sock))
+pub(crate) fn upgrade_socket(conf: &ServerConf) -> Option<UpgradeSocket> {
+    UpgradeSocket::open(Path::new(&conf.upgrade_sock))
         .map_err(|error| log::error!("{}.ask: {error}; no upgrade is possible", conf.upgrade_sock))
         .ok()
 }
 
-async fn asked(gate: Option<&Gate>) -> tokio::net::UnixStream {
-    match gate {
-        Some(gate) => gate.asked().await,
+async fn next_request(socket: Option<&UpgradeSocket>) -> tokio::net::UnixStream {
+    match socket {
+        Some(socket) => socket.next_request().await,
         None => pending().await,
     }
 }

@@ -31,29 +31,29 @@ const MEETING: Duration = Duration::from_secs(5);
 const START: Duration = Duration::from_secs(60);
 
 /// Where the running process is asked to give way.
-fn gate(upgrade_sock: &Path) -> PathBuf {
+fn socket_path(upgrade_sock: &Path) -> PathBuf {
     let mut name = upgrade_sock.as_os_str().to_owned();
     name.push(".ask");
     name.into()
 }
 
 /// A new process that has asked the old one to give way.
-pub struct Asking {
-    gate: PathBuf,
+pub struct UpgradeRequest {
+    socket_path: PathBuf,
     stream: std::os::unix::net::UnixStream,
 }
 
-impl Asking {
+impl UpgradeRequest {
     /// Asks the running process.
     ///
     /// # Errors
     /// Nobody runs.
-    pub fn new(upgrade_sock: &Path) -> anyhow::Result<Asking> {
-        let gate = gate(upgrade_sock);
-        let mut stream = std::os::unix::net::UnixStream::connect(&gate)
-            .with_context(|| format!("no running process can be asked at {} to give way", gate.display()))?;
+    pub fn new(upgrade_sock: &Path) -> anyhow::Result<UpgradeRequest> {
+        let socket_path = socket_path(upgrade_sock);
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket_path)
+            .with_context(|| format!("no running process can be asked at {} to give way", socket_path.display()))?;
         stream.write_all(ASK).context("the running process does not listen")?;
-        Ok(Asking { gate, stream })
+        Ok(UpgradeRequest { socket_path, stream })
     }
 
     /// Looks whether the old process still waits for this one, or has gone.
@@ -84,35 +84,35 @@ impl Asking {
 
     /// Two processes that both serve would do so for ever.
     fn is_left_alone(&self) -> anyhow::Result<()> {
-        let answers = std::os::unix::net::UnixStream::connect(&self.gate).is_ok();
+        let answers = std::os::unix::net::UnixStream::connect(&self.socket_path).is_ok();
         ensure!(!answers, "the process before this one waits no longer, and serves on");
         Ok(())
     }
 }
 
 /// The place where a running process is asked to give way.
-pub struct Gate {
+pub struct UpgradeSocket {
     path: PathBuf,
     /// Which file it was when we made it.
     inode: Option<u64>,
     socket: UnixListener,
 }
 
-impl Gate {
+impl UpgradeSocket {
     /// Opens it. What is left of a process before is replaced; two processes that run at once would have quarrelled
     /// about their listening sockets before.
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn open(upgrade_sock: &Path) -> io::Result<Gate> {
-        let path = gate(upgrade_sock);
+    pub fn open(upgrade_sock: &Path) -> io::Result<UpgradeSocket> {
+        let path = socket_path(upgrade_sock);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let socket = UnixListener::bind(&path)?;
         let inode = inode_of(&path);
-        Ok(Gate { path, inode, socket })
+        Ok(UpgradeSocket { path, inode, socket })
     }
 
     /// Pingora's socket, as text for its functions.
@@ -122,10 +122,10 @@ impl Gate {
     }
 
     /// The next process that asks.
-    pub async fn asked(&self) -> UnixStream {
+    pub async fn next_request(&self) -> UnixStream {
         loop {
             match self.socket.accept().await {
-                Ok((stream, _)) => match timeout(QUESTION, question(stream)).await {
+                Ok((stream, _)) => match timeout(QUESTION, read_request(stream)).await {
                     Ok(Ok(stream)) => return stream,
                     Ok(Err(error)) => log::warn!("an upgrade was requested without permission: {error:#}"),
                     Err(_) => log::warn!("somebody connected to {} and said nothing", self.path.display()),
@@ -146,7 +146,7 @@ impl Gate {
     }
 }
 
-async fn question(mut stream: UnixStream) -> anyhow::Result<UnixStream> {
+async fn read_request(mut stream: UnixStream) -> anyhow::Result<UnixStream> {
     let asker = stream.peer_cred()?.uid();
     ensure!(is_ours(asker), "user {asker}");
     let mut word = [0; ASK.len()];
@@ -233,21 +233,21 @@ mod tests {
     async fn a_process_that_is_not_waited_for_does_not_serve_beside_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let gate = Gate::open(&path).unwrap();
-        let (asking, late) = (Asking::new(&path).unwrap(), Asking::new(&path).unwrap());
-        let mut asker = gate.asked().await;
-        drop(gate.asked().await);
-        asking.is_awaited().unwrap();
+        let socket = UpgradeSocket::open(&path).unwrap();
+        let (upgrade_request, late) = (UpgradeRequest::new(&path).unwrap(), UpgradeRequest::new(&path).unwrap());
+        let mut asker = socket.next_request().await;
+        drop(socket.next_request().await);
+        upgrade_request.is_awaited().unwrap();
         assert!(late.is_awaited().is_err());
         assert!(late.serves().is_err());
-        asking.serves().unwrap();
+        upgrade_request.serves().unwrap();
         let mut word = [0; SERVES.len()];
         asker.read_exact(&mut word).await.unwrap();
         assert_eq!(&word, SERVES);
         // Where nobody serves, nobody stands in the way.
-        let orphan = Asking::new(&path).unwrap();
-        drop(gate.asked().await);
-        gate.close();
+        let orphan = UpgradeRequest::new(&path).unwrap();
+        drop(socket.next_request().await);
+        socket.close();
         orphan.is_awaited().unwrap();
         orphan.serves().unwrap();
     }
@@ -256,10 +256,10 @@ mod tests {
     async fn a_gate_of_another_process_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let (old, new) = (Gate::open(&path).unwrap(), Gate::open(&path).unwrap());
+        let (old, new) = (UpgradeSocket::open(&path).unwrap(), UpgradeSocket::open(&path).unwrap());
         old.close();
-        Asking::new(&path).unwrap();
+        UpgradeRequest::new(&path).unwrap();
         new.close();
-        assert!(Asking::new(&path).is_err());
+        assert!(UpgradeRequest::new(&path).is_err());
     }
 }
