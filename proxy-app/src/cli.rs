@@ -13,7 +13,7 @@ use pingora::server::{RunArgs, Server};
 use crate::app::plan::Plan;
 use crate::process::service::ListenerService;
 use crate::process::shutdown::End;
-use crate::process::upgrade::{Again, UpgradeRequest};
+use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 
 pub mod admin_client;
 pub mod node;
@@ -124,7 +124,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     };
     print(&warnings);
     raise_file_limit();
-    let again = Again::new(&conf)
+    let successor = SuccessorCommand::new(&conf)
         .map_err(|error| log::warn!("the file of this program is not known, SIGUSR2 will do nothing: {error}"))
         .ok();
     let mut server_conf = plan.config.server.to_conf();
@@ -145,7 +145,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let end = End::default();
-    server.add_service(ListenerService::new(plan, conf, end.clone(), again, upgrade_request));
+    server.add_service(ListenerService::new(plan, conf, end.clone(), successor, upgrade_request));
     server.run(RunArgs {
         shutdown_signal: Box::new(end),
     });

@@ -22,7 +22,7 @@ use crate::listen::{Ending, ListenerSet, Backlog, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
 use crate::process::daemon::{self, Waiting};
 use crate::process::shutdown::{self, End, On, Signals};
-use crate::process::upgrade::{Again, UpgradeRequest};
+use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 use crate::web::engine::engine;
 
 /// The Pingora service that owns all listeners.
@@ -31,7 +31,7 @@ pub struct ListenerService {
     conf: Arc<ServerConf>,
     keys: Vec<String>,
     end: End,
-    again: Option<Again>,
+    successor: Option<SuccessorCommand>,
     upgrade_request: Option<UpgradeRequest>,
     waiting: Option<Waiting>,
 }
@@ -40,9 +40,9 @@ pub struct ListenerService {
 pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
 
 impl ListenerService {
-    /// The doors of a checked configuration. `again` starts this program once more; `upgrade_request` is there if another
+    /// The doors of a checked configuration. `successor` starts this program once more; `upgrade_request` is there if another
     /// process is to give way to this one.
-    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, again: Option<Again>, upgrade_request: Option<UpgradeRequest>) -> ListenerService {
+    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, successor: Option<SuccessorCommand>, upgrade_request: Option<UpgradeRequest>) -> ListenerService {
         let keys = plan
             .listeners
             .iter()
@@ -54,7 +54,7 @@ impl ListenerService {
             plan: Some(plan),
             keys,
             end,
-            again,
+            successor,
             upgrade_request,
             waiting: Waiting::new(&conf),
             conf,
@@ -160,7 +160,7 @@ impl Service for ListenerService {
             tokio::spawn(waiting.tell());
         }
         let socket = shutdown::upgrade_socket(&self.conf);
-        let told = self.end.told(&mut signals, self.again.take(), socket, listeners.fds.clone());
+        let told = self.end.told(&mut signals, self.successor.take(), socket, listeners.fds.clone());
         let (ending, mut listeners) = listeners.run(told).await;
         listeners.close(match ending {
             Ending::Stop => Backlog::Served,

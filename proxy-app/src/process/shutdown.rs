@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::listen::{Ending, GOODBYE};
 use crate::node::systemd;
-use crate::process::upgrade::{self, Again, UpgradeSocket};
+use crate::process::upgrade::{self, SuccessorCommand, UpgradeSocket};
 
 /// How long those who are about to log in may go on when the node is stopped: whoever has come just before the door
 /// closed gets in.
@@ -60,7 +60,7 @@ impl End {
     pub(crate) async fn told(
         &self,
         signals: &mut Signals,
-        again: Option<Again>,
+        successor: Option<SuccessorCommand>,
         socket: Option<UpgradeSocket>,
         fds: ListenFds,
     ) -> Ending {
@@ -74,7 +74,7 @@ impl End {
                     return Ending::Stop;
                 }
                 () = signals.now.next() => at_once().await,
-                () = signals.upgrade.next() => start(again.as_ref()),
+                () = signals.upgrade.next() => start(successor.as_ref()),
                 () = signals.quit.next() => {
                     log::warn!("SIGQUIT alone does nothing: a new process that is started with -u asks by itself");
                 }
@@ -118,8 +118,8 @@ async fn finished(upgrade: &mut Option<JoinHandle<anyhow::Result<()>>>) -> anyho
 
 /// SIGUSR2: starts the program anew; it will ask for the sockets. Its end, if it fails, is waited for, so that no
 /// dead process is left.
-fn start(again: Option<&Again>) {
-    let started = again.map(Again::start);
+fn start(successor: Option<&SuccessorCommand>) {
+    let started = successor.map(SuccessorCommand::start);
     match started {
         Some(Ok(mut child)) => {
             log::info!("started process {} to take over", child.id());

@@ -186,19 +186,19 @@ pub async fn hand_over(mut asker: UnixStream, fds: ListenFds, upgrade_sock: Stri
 }
 
 /// How this process was started, to start its successor the same way.
-pub struct Again {
+pub struct SuccessorCommand {
     program: PathBuf,
     arguments: Vec<std::ffi::OsString>,
 }
 
-impl Again {
+impl SuccessorCommand {
     /// Remembers it: later the file of the program is another one, which is the point. In the background the working
     /// directory is another one, too, so the node file is given whole.
     ///
     /// # Errors
     /// The system does not say which file this program is.
-    pub fn new(node_file: &Path) -> io::Result<Again> {
-        Ok(Again {
+    pub fn new(node_file: &Path) -> io::Result<SuccessorCommand> {
+        Ok(SuccessorCommand {
             program: std::env::current_exe()?,
             arguments: vec!["-u".into(), "-c".into(), node_file.into()],
         })
