@@ -20,18 +20,18 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The command that waits until the process in the background serves.
 #[derive(Debug, Clone, Copy)]
-pub struct Waiting {
+pub struct WaitingCommand {
     pid: Pid,
     patience: Duration,
 }
 
-impl Waiting {
+impl WaitingCommand {
     /// The command, if it will wait. To be asked in it, before it makes the process in the background.
-    pub fn new(conf: &ServerConf) -> Option<Waiting> {
+    pub fn new(conf: &ServerConf) -> Option<WaitingCommand> {
         let patience = conf
             .daemon_notify_timeout_seconds
             .map_or(PATIENCE, |seconds| Duration::from_secs(seconds.get()));
-        (conf.daemon && conf.daemon_wait_for_ready).then(|| Waiting {
+        (conf.daemon && conf.daemon_wait_for_ready).then(|| WaitingCommand {
             pid: Pid::this(),
             patience,
         })
@@ -133,7 +133,7 @@ mod tests {
     async fn a_process_that_has_ended_is_told_no_more() {
         let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        let waiting = Waiting {
+        let waiting = WaitingCommand {
             pid: Pid::from_raw(i32::try_from(child.id()).unwrap()),
             patience: PATIENCE,
         };

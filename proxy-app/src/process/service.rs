@@ -20,7 +20,7 @@ use crate::app::plan::Plan;
 use crate::config::Listener;
 use crate::listen::{Ending, ListenerSet, Backlog, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
-use crate::process::daemon::{self, Waiting};
+use crate::process::daemon::{self, WaitingCommand};
 use crate::process::shutdown::{self, End, On, Signals};
 use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 use crate::web::engine::engine;
@@ -33,7 +33,7 @@ pub struct ListenerService {
     end: End,
     successor: Option<SuccessorCommand>,
     upgrade_request: Option<UpgradeRequest>,
-    waiting: Option<Waiting>,
+    waiting: Option<WaitingCommand>,
 }
 
 /// The hall, its doors that are not served yet, and the sockets of the admin API.
@@ -56,7 +56,7 @@ impl ListenerService {
             end,
             successor,
             upgrade_request,
-            waiting: Waiting::new(&conf),
+            waiting: WaitingCommand::new(&conf),
             conf,
         }
     }
