@@ -12,7 +12,7 @@ use pingora::server::{RunArgs, Server};
 
 use crate::app::plan::Plan;
 use crate::process::service::ListenerService;
-use crate::process::shutdown::End;
+use crate::process::shutdown::EndSignal;
 use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 
 pub mod admin_client;
@@ -144,7 +144,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     let mut server = Server::new_with_opt_and_conf(opt, server_conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
-    let end = End::default();
+    let end = EndSignal::default();
     server.add_service(ListenerService::new(plan, conf, end.clone(), successor, upgrade_request));
     server.run(RunArgs {
         shutdown_signal: Box::new(end),

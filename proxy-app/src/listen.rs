@@ -168,13 +168,13 @@ impl ListenerSet {
     }
 
     /// Serves, and follows the list of listeners, until the process is to end.
-    pub(crate) async fn run(mut self, told: impl Future<Output = Ending>) -> (Ending, ListenerSet) {
+    pub(crate) async fn run(mut self, ended: impl Future<Output = Ending>) -> (Ending, ListenerSet) {
         let mut lists = self.app.subscribe_listeners();
-        tokio::pin!(told);
+        tokio::pin!(ended);
         let mut failing = Problems::new();
         loop {
             let list = tokio::select! {
-                ending = &mut told => return (ending, self),
+                ending = &mut ended => return (ending, self),
                 Ok(()) = lists.changed() => lists.borrow_and_update().clone(),
                 () = tokio::time::sleep(AGAIN), if !failing.is_empty() => lists.borrow().clone(),
             };

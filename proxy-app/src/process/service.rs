@@ -21,7 +21,7 @@ use crate::config::Listener;
 use crate::listen::{Ending, ListenerSet, Backlog, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
 use crate::process::daemon::{self, WaitingCommand};
-use crate::process::shutdown::{self, End, On, Signals};
+use crate::process::shutdown::{self, EndSignal, SignalStream, Signals};
 use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 use crate::web::engine::engine;
 
@@ -30,7 +30,7 @@ pub struct ListenerService {
     plan: Option<Plan>,
     conf: Arc<ServerConf>,
     keys: Vec<String>,
-    end: End,
+    end: EndSignal,
     successor: Option<SuccessorCommand>,
     upgrade_request: Option<UpgradeRequest>,
     waiting: Option<WaitingCommand>,
@@ -42,7 +42,7 @@ pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, ad
 impl ListenerService {
     /// The doors of a checked configuration. `successor` starts this program once more; `upgrade_request` is there if another
     /// process is to give way to this one.
-    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: End, successor: Option<SuccessorCommand>, upgrade_request: Option<UpgradeRequest>) -> ListenerService {
+    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: EndSignal, successor: Option<SuccessorCommand>, upgrade_request: Option<UpgradeRequest>) -> ListenerService {
         let keys = plan
             .listeners
             .iter()
@@ -130,8 +130,8 @@ impl Service for ListenerService {
             return;
         };
         // Before anybody can see that we are here: a signal that nobody catches ends the process.
-        let (mut signals, hangups) = (Signals::new(), On::new(SignalKind::hangup()));
-        let rotations = On::new(SignalKind::user_defined1());
+        let (mut signals, hangups) = (Signals::new(), SignalStream::new(SignalKind::hangup()));
+        let rotations = SignalStream::new(SignalKind::user_defined1());
         let (mut listeners, sockets, admin) = match self.open(plan, fds, &shutdown) {
             Ok(opened) => opened,
             Err(error) => give_up(&error),
@@ -160,8 +160,8 @@ impl Service for ListenerService {
             tokio::spawn(waiting.tell());
         }
         let socket = shutdown::upgrade_socket(&self.conf);
-        let told = self.end.told(&mut signals, self.successor.take(), socket, listeners.fds.clone());
-        let (ending, mut listeners) = listeners.run(told).await;
+        let ended = self.end.ended(&mut signals, self.successor.take(), socket, listeners.fds.clone());
+        let (ending, mut listeners) = listeners.run(ended).await;
         listeners.close(match ending {
             Ending::Stop => Backlog::Served,
             Ending::Replaced => Backlog::Left,
@@ -184,7 +184,7 @@ impl Service for ListenerService {
 }
 
 /// SIGHUP reads the node file, the directory and the certificates again.
-pub(crate) async fn reload_on_hangup(app: Arc<App>, mut hangups: On) {
+pub(crate) async fn reload_on_hangup(app: Arc<App>, mut hangups: SignalStream) {
     loop {
         hangups.next().await;
         app.reload(Losses::Most).await;
@@ -192,7 +192,7 @@ pub(crate) async fn reload_on_hangup(app: Arc<App>, mut hangups: On) {
 }
 
 /// SIGUSR1 opens the log files anew, and nothing else: what nginx's users send after a rotation.
-pub(crate) async fn reopen_logs(app: Arc<App>, mut rotations: On) {
+pub(crate) async fn reopen_logs(app: Arc<App>, mut rotations: SignalStream) {
     loop {
         rotations.next().await;
         for problem in app.reopen().await {

@@ -31,33 +31,33 @@ const LAST_LINES: Duration = Duration::from_millis(100);
 
 /// Where the doors tell Pingora's server that the process ends.
 #[derive(Clone)]
-pub struct End(watch::Sender<Option<Ending>>);
+pub struct EndSignal(watch::Sender<Option<Ending>>);
 
-impl Default for End {
-    fn default() -> End {
-        End(watch::Sender::new(None))
+impl Default for EndSignal {
+    fn default() -> EndSignal {
+        EndSignal(watch::Sender::new(None))
     }
 }
 
 /// Signals are ours: Pingora is only told the result.
 #[async_trait]
-impl ShutdownSignalWatch for End {
+impl ShutdownSignalWatch for EndSignal {
     async fn recv(&self) -> ShutdownSignal {
-        let mut told = self.0.subscribe();
+        let mut ending = self.0.subscribe();
         // The sender is here.
-        let _ = told.wait_for(Option::is_some).await;
+        let _ = ending.wait_for(Option::is_some).await;
         ShutdownSignal::GracefulTerminate
     }
 }
 
-impl End {
+impl EndSignal {
     /// Tells Pingora.
     pub(crate) fn tell(&self, ending: Ending) {
         self.0.send_replace(Some(ending));
     }
 
     /// Waits until a signal or a new process ends this one.
-    pub(crate) async fn told(
+    pub(crate) async fn ended(
         &self,
         signals: &mut Signals,
         successor: Option<SuccessorCommand>,
@@ -141,11 +141,11 @@ async fn at_once() {
 }
 
 /// One kind of signal.
-pub(crate) struct On(Option<Signal>);
+pub(crate) struct SignalStream(Option<Signal>);
 
-impl On {
-    pub(crate) fn new(kind: SignalKind) -> On {
-        On(signal(kind)
+impl SignalStream {
+    pub(crate) fn new(kind: SignalKind) -> SignalStream {
+        SignalStream(signal(kind)
             .map_err(|error| log::error!("signal {}: {error}", kind.as_raw_value()))
             .ok())
     }
@@ -166,22 +166,22 @@ impl On {
 /// The signals that this process knows. They are caught from the moment on at which this is made.
 pub(crate) struct Signals {
     /// SIGTERM
-    end: On,
+    end: SignalStream,
     /// SIGINT
-    now: On,
+    now: SignalStream,
     /// SIGUSR2
-    upgrade: On,
+    upgrade: SignalStream,
     /// SIGQUIT
-    quit: On,
+    quit: SignalStream,
 }
 
 impl Signals {
     pub(crate) fn new() -> Signals {
         Signals {
-            end: On::new(SignalKind::terminate()),
-            now: On::new(SignalKind::interrupt()),
-            upgrade: On::new(SignalKind::user_defined2()),
-            quit: On::new(SignalKind::quit()),
+            end: SignalStream::new(SignalKind::terminate()),
+            now: SignalStream::new(SignalKind::interrupt()),
+            upgrade: SignalStream::new(SignalKind::user_defined2()),
+            quit: SignalStream::new(SignalKind::quit()),
         }
     }
 }
