@@ -137,8 +137,8 @@ impl Acceptors {
         };
         let mut ssl = Ssl::new(acceptor.context())?;
         let local = local.to_canonical();
-        let asked = Asked { local, rules: None };
-        ssl.set_ex_data(*ASKED, asked);
+        let info = HandshakeInfo { local, rules: None };
+        ssl.set_ex_data(*HANDSHAKE_INFO, info);
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).accept().await {
             Ok(()) => certified(stream.ssl()).map(|()| stream),
@@ -148,14 +148,14 @@ impl Acceptors {
 }
 
 /// What a handshake knows of its client beside its first message.
-struct Asked {
+struct HandshakeInfo {
     /// Where it came to.
     local: IpAddr,
     /// What is asked of it, once its first message has been read.
     rules: Option<Arc<ClientCerts>>,
 }
 
-static ASKED: LazyLock<Index<Ssl, Asked>> =
+static HANDSHAKE_INFO: LazyLock<Index<Ssl, HandshakeInfo>> =
     LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has thousands of them, and this is the only one"));
 
 /// What went wrong, with the reason that a client's certificate was not good.
@@ -178,8 +178,8 @@ fn certified(ssl: &SslRef) -> io::Result<()> {
 }
 
 fn rules_of(ssl: &SslRef) -> Arc<ClientCerts> {
-    let asked = ssl.ex_data(*ASKED).and_then(|asked| asked.rules.clone());
-    asked.unwrap_or_else(ClientCerts::off)
+    let info = ssl.ex_data(*HANDSHAKE_INFO).and_then(|info| info.rules.clone());
+    info.unwrap_or_else(ClientCerts::off)
 }
 
 /// What the client of a channel has shown of itself.
@@ -220,7 +220,7 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
     builder.set_servername_callback(move |ssl, alert| {
         let store = store.load();
         let name = requested(ssl);
-        let local = ssl.ex_data(*ASKED).map(|asked| asked.local);
+        let local = ssl.ex_data(*HANDSHAKE_INFO).map(|info| info.local);
         if let (Inside::Web, Some(sites)) = (inside, &store.sites) {
             rule(ssl, alert, sites, name.as_deref(), local)?;
         }
@@ -271,8 +271,8 @@ fn rule(
         return Err(SniError::ALERT_FATAL);
     }
     let asking = rules.ask(ssl);
-    if let Some(asked) = ssl.ex_data_mut(*ASKED) {
-        asked.rules = Some(rules);
+    if let Some(info) = ssl.ex_data_mut(*HANDSHAKE_INFO) {
+        info.rules = Some(rules);
     }
     asking.map_err(|error| {
         log::error!("client certificates cannot be asked for: {error}");
