@@ -32,7 +32,7 @@ pub mod vhosts;
 
 /// What a TLS listener speaks inside; its ALPN names (RFC 7301; IANA registry for `imap` and `pop3`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inside {
+pub enum InnerProtocol {
     /// `h2`, `http/1.1`, and `http/1.0` for clients that know nothing else.
     Web,
     /// `imap`
@@ -45,15 +45,15 @@ pub enum Inside {
     Stream,
 }
 
-impl Inside {
+impl InnerProtocol {
     /// In wire format, by preference.
     fn alpn(self) -> &'static [u8] {
         match self {
-            Inside::Web => b"\x02h2\x08http/1.1\x08http/1.0",
-            Inside::Imap => b"\x04imap",
-            Inside::Pop3 => b"\x04pop3",
-            Inside::Lookup => b"\x08http/1.1",
-            Inside::Stream => b"",
+            InnerProtocol::Web => b"\x02h2\x08http/1.1\x08http/1.0",
+            InnerProtocol::Imap => b"\x04imap",
+            InnerProtocol::Pop3 => b"\x04pop3",
+            InnerProtocol::Lookup => b"\x08http/1.1",
+            InnerProtocol::Stream => b"",
         }
     }
 
@@ -61,7 +61,7 @@ impl Inside {
     /// and tells the name that it was begun with instead of the one that is asked for. A web request says its host
     /// again; elsewhere a login without a domain would go to the other name's domain.
     fn resumes(self) -> bool {
-        self == Inside::Web
+        self == InnerProtocol::Web
     }
 
     /// The answer to an offer. A client that asks for another protocol has been lured to the wrong port (ALPACA); one
@@ -69,7 +69,7 @@ impl Inside {
     fn agree(self, offered: &[u8]) -> Result<&[u8], AlpnError> {
         match self {
             // We do not know what is right here, but browsers are never.
-            Inside::Stream => match select_next_proto(Inside::Web.alpn(), offered) {
+            InnerProtocol::Stream => match select_next_proto(InnerProtocol::Web.alpn(), offered) {
                 Some(_) => Err(AlpnError::ALERT_FATAL),
                 None => Err(AlpnError::NOACK),
             },
@@ -108,11 +108,11 @@ impl Acceptors {
     /// OpenSSL does not take the policy.
     pub fn new(certificates: &Certificates, policy: TlsPolicy) -> Result<Acceptors, ErrorStack> {
         Ok(Acceptors {
-            web: acceptor(certificates, &policy, Inside::Web)?,
-            imap: acceptor(certificates, &policy, Inside::Imap)?,
-            pop3: acceptor(certificates, &policy, Inside::Pop3)?,
-            lookup: acceptor(certificates, &policy, Inside::Lookup)?,
-            stream: acceptor(certificates, &policy, Inside::Stream)?,
+            web: acceptor(certificates, &policy, InnerProtocol::Web)?,
+            imap: acceptor(certificates, &policy, InnerProtocol::Imap)?,
+            pop3: acceptor(certificates, &policy, InnerProtocol::Pop3)?,
+            lookup: acceptor(certificates, &policy, InnerProtocol::Lookup)?,
+            stream: acceptor(certificates, &policy, InnerProtocol::Stream)?,
             policy,
         })
     }
@@ -127,13 +127,13 @@ impl Acceptors {
     ///
     /// # Errors
     /// The handshake failed; the text says why.
-    pub async fn accept<S: Stream>(&self, inside: Inside, local: IpAddr, stream: S) -> io::Result<SslStream<S>> {
-        let acceptor = match inside {
-            Inside::Web => &self.web,
-            Inside::Imap => &self.imap,
-            Inside::Pop3 => &self.pop3,
-            Inside::Lookup => &self.lookup,
-            Inside::Stream => &self.stream,
+    pub async fn accept<S: Stream>(&self, inner: InnerProtocol, local: IpAddr, stream: S) -> io::Result<SslStream<S>> {
+        let acceptor = match inner {
+            InnerProtocol::Web => &self.web,
+            InnerProtocol::Imap => &self.imap,
+            InnerProtocol::Pop3 => &self.pop3,
+            InnerProtocol::Lookup => &self.lookup,
+            InnerProtocol::Stream => &self.stream,
         };
         let mut ssl = Ssl::new(acceptor.context())?;
         let local = local.to_canonical();
@@ -199,7 +199,7 @@ pub fn shown(ssl: &SslRef) -> Result<Shown, ErrorStack> {
     })
 }
 
-fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> Result<SslAcceptor, ErrorStack> {
+fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inner: InnerProtocol) -> Result<SslAcceptor, ErrorStack> {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
     builder.set_min_proto_version(Some(policy.min))?;
     builder.set_max_proto_version(Some(policy.max))?;
@@ -208,7 +208,7 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
     }
     builder
         .set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION | SslOptions::NO_COMPRESSION);
-    if !inside.resumes() {
+    if !inner.resumes() {
         builder.set_options(SslOptions::NO_TICKET);
         builder.set_num_tickets(0)?;
     }
@@ -221,7 +221,7 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
         let store = store.load();
         let name = requested(ssl);
         let local = ssl.ex_data(*HANDSHAKE_INFO).map(|info| info.local);
-        if let (Inside::Web, Some(sites)) = (inside, &store.sites) {
+        if let (InnerProtocol::Web, Some(sites)) = (inner, &store.sites) {
             rule(ssl, alert, sites, name.as_deref(), local)?;
         }
         let Some(certificate) = store.find(name.as_deref(), local) else {
@@ -232,7 +232,7 @@ fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inside: Inside) -> 
             SniError::ALERT_FATAL
         })
     });
-    builder.set_alpn_select_callback(move |_, offered| inside.agree(offered));
+    builder.set_alpn_select_callback(move |_, offered| inner.agree(offered));
     Ok(builder.build())
 }
 
@@ -290,10 +290,10 @@ pub fn facts(ssl: &SslRef) -> TlsFacts {
 }
 
 /// The ALPN names for a mail protocol.
-pub fn inside(protocol: Protocol) -> Inside {
+pub fn inner_protocol(protocol: Protocol) -> InnerProtocol {
     match protocol {
-        Protocol::Imap => Inside::Imap,
-        Protocol::Pop3 => Inside::Pop3,
+        Protocol::Imap => InnerProtocol::Imap,
+        Protocol::Pop3 => InnerProtocol::Pop3,
     }
 }
 

@@ -31,7 +31,7 @@ use crate::node::connections::{ConnectionGuard, Session};
 use crate::node::limits::{HeldUntilLogin, Permit};
 use crate::node::metrics::Refused;
 use crate::node::refusals::{RefusedConnection, Reason};
-use crate::tls::{self, Inside};
+use crate::tls::{self, InnerProtocol};
 use crate::upstream::connect;
 use crate::web::client::{Greeted, WebClient};
 use crate::web::connection;
@@ -177,7 +177,7 @@ impl ActiveListener {
         let queued = permit.queue();
         let login_deadline = self.patience(&snapshot);
         let deadline = accepted + login_deadline;
-        let channel = self.channel(tls::inside(protocol), tcp, client, &snapshot, deadline);
+        let channel = self.channel(tls::inner_protocol(protocol), tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
         let starttls = match (self.listener.tls, protocol) {
             (ListenerTls::StartTls, Protocol::Imap) => self.listener.starttls.unwrap_or(snapshot.imap_starttls),
@@ -283,7 +283,7 @@ impl ActiveListener {
         let queued = permit.queue();
         let stream: BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
-                let handshake = Box::pin(snapshot.acceptors.accept(Inside::Lookup, client.local.ip(), tcp));
+                let handshake = Box::pin(snapshot.acceptors.accept(InnerProtocol::Lookup, client.local.ip(), tcp));
                 let deadline = accepted + LOOKUP_HANDSHAKE;
                 let Some(stream) = self.handshake(client, deadline, handshake).await else {
                     return;
@@ -308,7 +308,7 @@ impl ActiveListener {
         let Some(config) = &self.listener.stream else { return };
         let queued = permit.queue();
         let deadline = accepted + stream::HANDSHAKE;
-        let channel = self.channel(Inside::Stream, tcp, client, &snapshot, deadline);
+        let channel = self.channel(InnerProtocol::Stream, tcp, client, &snapshot, deadline);
         let Some((stream, tls)) = channel.await else { return };
         drop((snapshot, queued));
         let (facts, _listed) = self.enter(Proto::Stream, tls, client, accepted);
@@ -364,7 +364,7 @@ impl ActiveListener {
     /// The stream of a client who comes for mail or for a stream, and what TLS says of him. `None`: no handshake.
     async fn channel(
         &self,
-        inside: Inside,
+        inner: InnerProtocol,
         tcp: TcpStream,
         client: Client,
         snapshot: &Snapshot,
@@ -374,7 +374,7 @@ impl ActiveListener {
             return Some((Box::new(tcp), None));
         }
         let begun = Instant::now();
-        let handshake = Box::pin(snapshot.acceptors.accept(inside, client.local.ip(), tcp));
+        let handshake = Box::pin(snapshot.acceptors.accept(inner, client.local.ip(), tcp));
         let stream = self.handshake(client, deadline, handshake).await?;
         self.took(Phase::Tls, begun);
         let facts = tls::facts(stream.ssl());
@@ -426,7 +426,7 @@ pub(crate) async fn web_handshake(
         tcp.shutdown().await?;
         return Ok(None);
     }
-    snapshot.acceptors.accept(Inside::Web, local, tcp).await.map(Some)
+    snapshot.acceptors.accept(InnerProtocol::Web, local, tcp).await.map(Some)
 }
 
 /// Whether the client of a handshake has simply gone.
