@@ -20,7 +20,7 @@ use openssl::ssl::{
 use openssl::x509::X509VerifyResult;
 use tokio_openssl::SslStream;
 
-use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, Shown};
+use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
 use crate::tls::store::Certificates;
 use crate::tls::vhosts::Sites;
 
@@ -186,14 +186,14 @@ fn rules_of(ssl: &SslRef) -> Arc<ClientCerts> {
 ///
 /// # Errors
 /// OpenSSL has no memory.
-pub fn shown(ssl: &SslRef) -> Result<Shown, ErrorStack> {
+pub fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
     let policy = rules_of(ssl);
     let certificate = match policy.mode() {
         CertMode::Off => None,
         CertMode::Optional | CertMode::On => ssl.peer_certificate(),
     };
     let certificate = certificate.map(|certificate| ClientCertificate::of(&certificate).map(Arc::new));
-    Ok(Shown {
+    Ok(PresentedCert {
         policy,
         certificate: certificate.transpose()?,
     })

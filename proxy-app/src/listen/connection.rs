@@ -240,7 +240,7 @@ impl ActiveListener {
                 };
                 self.took(Phase::Tls, begun);
                 let facts = tls::facts(stream.ssl());
-                let shown = match tls::shown(stream.ssl()) {
+                let shown = match tls::presented(stream.ssl()) {
                     Ok(shown) => shown,
                     Err(error) => return self.no_handshake(client, &error.into()),
                 };

@@ -142,7 +142,7 @@ impl ClientCerts {
 
 /// What a client has shown on a connection.
 #[derive(Debug, Clone)]
-pub struct Shown {
+pub struct PresentedCert {
     /// The rules that it was asked by.
     pub policy: Arc<ClientCerts>,
     /// Its certificate, which is good by these rules.
@@ -193,7 +193,7 @@ const SERIAL: HeaderName = HeaderName::from_static("x-client-serial");
 const FINGERPRINT: HeaderName = HeaderName::from_static("x-client-fingerprint");
 const CERTIFICATE: HeaderName = HeaderName::from_static("x-client-cert");
 
-impl Shown {
+impl PresentedCert {
     /// What an upstream is told; nothing where no certificates are asked for.
     pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         if self.policy.mode() == CertMode::Off {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::app::App;
 use crate::node::refusals::{RefusedConnection, Reason};
-use crate::tls::client_certs::Shown;
+use crate::tls::client_certs::PresentedCert;
 use crate::tls::vhosts::{Refusal, Sites};
 use crate::upstream::connection::Owner;
 
@@ -53,7 +53,7 @@ pub struct WebClient {
     /// The balancer in front has ended its TLS, and says so in the PROXY header.
     pub tls_in_front: bool,
     /// What it has shown of itself there.
-    pub shown: Option<Shown>,
+    pub shown: Option<PresentedCert>,
     /// Whether the listener is the administration console's.
     pub admin: bool,
     /// Whether the listener only logs in by certificate.

@@ -9,7 +9,7 @@ use route_cache::{Server, UpstreamTls, bracketed};
 use crate::app::snapshot::Snapshot;
 use crate::http::headers;
 use crate::locations::{HostRule, Timeouts};
-use crate::tls::client_certs::Shown;
+use crate::tls::client_certs::PresentedCert;
 use crate::upstream::connect;
 use crate::web::client::WebClient;
 use crate::web::target::Target;
@@ -34,7 +34,7 @@ pub(crate) fn onward_headers(
         let told = headers::added(hop).into_iter();
         lines.extend(told.map(|(name, value)| (http::HeaderName::from_static(name), value)));
     }
-    let shown = web.shown.iter().flat_map(Shown::headers);
+    let shown = web.shown.iter().flat_map(PresentedCert::headers);
     lines.extend(shown.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned()))));
     lines.push((http::HeaderName::from_static(headers::REQUEST_ID), asked.id.clone()));
     let host = match &forward.host {
