@@ -27,7 +27,7 @@ use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
 use crate::node::refusals::{self, RefusedConnection, Reason, Refusals};
-use crate::tls::store::{CertStore, Certificates};
+use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::Names;
 use crate::upstream::groups::{Basis, Groups};
@@ -88,7 +88,7 @@ pub struct App {
     /// How far the doors have followed that list, and what they could not open.
     opened: watch::Sender<(u64, Problems)>,
     directory: Arc<dyn Directory>,
-    certificates: Certificates,
+    certificates: SharedCertStore,
     /// The warnings of what runs now. Its lock keeps changes apart.
     told: Mutex<BTreeSet<String>>,
     /// The configurations of this process.

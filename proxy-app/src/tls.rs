@@ -21,7 +21,7 @@ use openssl::x509::X509VerifyResult;
 use tokio_openssl::SslStream;
 
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
-use crate::tls::store::Certificates;
+use crate::tls::store::SharedCertStore;
 use crate::tls::vhosts::Sites;
 
 pub mod certificate;
@@ -106,7 +106,7 @@ impl Acceptors {
     ///
     /// # Errors
     /// OpenSSL does not take the policy.
-    pub fn new(certificates: &Certificates, policy: TlsPolicy) -> Result<Acceptors, ErrorStack> {
+    pub fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Acceptors, ErrorStack> {
         Ok(Acceptors {
             web: acceptor(certificates, &policy, InnerProtocol::Web)?,
             imap: acceptor(certificates, &policy, InnerProtocol::Imap)?,
@@ -199,7 +199,7 @@ pub fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
     })
 }
 
-fn acceptor(certificates: &Certificates, policy: &TlsPolicy, inner: InnerProtocol) -> Result<SslAcceptor, ErrorStack> {
+fn acceptor(certificates: &SharedCertStore, policy: &TlsPolicy, inner: InnerProtocol) -> Result<SslAcceptor, ErrorStack> {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
     builder.set_min_proto_version(Some(policy.min))?;
     builder.set_max_proto_version(Some(policy.max))?;

@@ -15,7 +15,7 @@ use crate::app::routes;
 use crate::app::snapshot::{self, Built, Snapshot};
 use crate::config::{Config, Listener, ListenerTls, Source};
 use crate::locations::Live;
-use crate::tls::store::{CertStore, Certificates};
+use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::Names;
 
@@ -30,7 +30,7 @@ pub struct Plan {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) lookup_trust: Option<Arc<UpstreamTrust>>,
     pub(crate) names: Arc<Names>,
-    pub(crate) certificates: Certificates,
+    pub(crate) certificates: SharedCertStore,
     pub(crate) locations: Live,
     pub(crate) snapshot: Snapshot,
 }
@@ -51,7 +51,7 @@ impl Plan {
         };
         problems.extend(warnings);
         let names = Arc::new(Names::default());
-        let certificates = Certificates::default();
+        let certificates = SharedCertStore::default();
         let system = directory.system();
         check_directory(&system, &mut problems);
         let built = snapshot::build(&config, system.clone(), names.clone(), &certificates, None);

@@ -16,7 +16,7 @@ use openssl::x509::X509;
 use crate::app::certificates::cert_store;
 use crate::config::{Config, Source};
 use crate::http::compression;
-use crate::tls::store::{CertStore, Certificates};
+use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{Site, Sites};
 use crate::tls::{Acceptors, TlsPolicy};
@@ -112,7 +112,7 @@ pub fn build(
     config: &Config,
     system: Arc<System>,
     names: Arc<Names>,
-    certificates: &Certificates,
+    certificates: &SharedCertStore,
     before: Option<&Snapshot>,
 ) -> Result<Built, Problems> {
     let mut problems = Problems::new();
@@ -173,7 +173,7 @@ pub fn build(
 type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>, Option<Arc<Box<[X509]>>>);
 
 /// New acceptors: sessions that were begun with the ones before are not resumed.
-fn acceptors_for(policy: TlsPolicy, certificates: &Certificates, problems: &mut Problems) -> Option<Arc<Acceptors>> {
+fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &mut Problems) -> Option<Arc<Acceptors>> {
     let acceptors = Acceptors::new(certificates, policy.clone()).or_else(|error| {
         let message = format!("{error}; the ciphers that Portico chooses are used");
         problems.push(warning("zimbraReverseProxySSLCiphers".to_owned(), message));

@@ -17,15 +17,15 @@ pub struct CertStore {
     pub default: Option<Arc<CertKey>>,
     /// What the names mean on web listeners; absent only before the first configuration.
     pub sites: Option<Arc<Sites>>,
-    pub(crate) exact: HashMap<String, Claim>,
-    pub(crate) wildcard: HashMap<String, Claim>,
-    pub(crate) by_address: HashMap<IpAddr, Claim>,
+    pub(crate) exact: HashMap<String, CertClaim>,
+    pub(crate) wildcard: HashMap<String, CertClaim>,
+    pub(crate) by_address: HashMap<IpAddr, CertClaim>,
     pub(crate) domains: HashMap<String, Arc<CertKey>>,
     pub(crate) faults: HashMap<String, String>,
 }
 
 /// What a domain shows for something that is its own; without a certificate, the default.
-pub(crate) type Claim = Option<Arc<CertKey>>;
+pub(crate) type CertClaim = Option<Arc<CertKey>>;
 
 impl CertStore {
     /// A store with a default and nothing else.
@@ -97,7 +97,7 @@ impl CertStore {
 
     /// What the owner of a name shows for it, if it has one. No client takes the certificate of a pattern for what is
     /// more than one level below.
-    pub(crate) fn claim(&self, name: &str) -> Option<&Claim> {
+    pub(crate) fn claim(&self, name: &str) -> Option<&CertClaim> {
         if let Some(claim) = self.exact.get(name) {
             return Some(claim);
         }
@@ -113,4 +113,4 @@ impl CertStore {
 }
 
 /// The store that all listeners share.
-pub type Certificates = Arc<ArcSwap<CertStore>>;
+pub type SharedCertStore = Arc<ArcSwap<CertStore>>;
