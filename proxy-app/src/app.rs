@@ -26,7 +26,7 @@ use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
-use crate::node::refusals::{self, RefusedConnection, Reason, Refusals};
+use crate::node::refusals::{self, Reason, Refusals, RefusedConnection};
 use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::Names;

@@ -145,7 +145,13 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let end = EndSignal::default();
-    server.add_service(ListenerService::new(plan, conf, end.clone(), successor, upgrade_request));
+    server.add_service(ListenerService::new(
+        plan,
+        conf,
+        end.clone(),
+        successor,
+        upgrade_request,
+    ));
     server.run(RunArgs {
         shutdown_signal: Box::new(end),
     });

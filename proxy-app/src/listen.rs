@@ -147,7 +147,11 @@ impl ListenerSet {
             .chain(self.app.config.load().admin.http)
             .collect();
         for task in go {
-            let backlog = if keeps_socket(&task) { Backlog::Left } else { Backlog::Served };
+            let backlog = if keeps_socket(&task) {
+                Backlog::Left
+            } else {
+                Backlog::Served
+            };
             let _ = task.stop.send(backlog);
             let _ = task.task.await;
         }

@@ -199,7 +199,11 @@ pub fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
     })
 }
 
-fn acceptor(certificates: &SharedCertStore, policy: &TlsPolicy, inner: InnerProtocol) -> Result<SslAcceptor, ErrorStack> {
+fn acceptor(
+    certificates: &SharedCertStore,
+    policy: &TlsPolicy,
+    inner: InnerProtocol,
+) -> Result<SslAcceptor, ErrorStack> {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
     builder.set_min_proto_version(Some(policy.min))?;
     builder.set_max_proto_version(Some(policy.max))?;

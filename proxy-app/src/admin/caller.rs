@@ -20,7 +20,7 @@ use crate::admin::console;
 use crate::admin::refusal::Failure;
 use crate::admin::seats::Reach;
 use crate::app::App;
-use crate::node::refusals::{RefusedConnection, Reason};
+use crate::node::refusals::{Reason, RefusedConnection};
 
 /// Whoever sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use mail_proxy::Proto;
 use crate::app::App;
 use crate::node::diagnostics;
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY, ROUTES, ScrapeMetrics,
-    SESSIONS, UPTIME, set,
+    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY, ROUTES, SESSIONS,
+    ScrapeMetrics, UPTIME, set,
 };
 use crate::upstream::groups::Health;
 

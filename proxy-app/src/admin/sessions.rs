@@ -23,7 +23,7 @@ use crate::admin::refusal::Failure;
 use crate::app::App;
 use crate::app::changes::Generation;
 use crate::app::snapshot::PRODUCT;
-use crate::node::connections::{Session, ConnectionFilter};
+use crate::node::connections::{ConnectionFilter, Session};
 use crate::node::logins::{Attempt, LoginFilter};
 use crate::node::logs;
 

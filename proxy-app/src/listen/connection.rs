@@ -30,7 +30,7 @@ use crate::listen::stream;
 use crate::node::connections::{ConnectionGuard, Session};
 use crate::node::limits::{HeldUntilLogin, Permit};
 use crate::node::metrics::Refused;
-use crate::node::refusals::{RefusedConnection, Reason};
+use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::{self, InnerProtocol};
 use crate::upstream::connect;
 use crate::web::client::{Greeted, WebClient};
@@ -426,7 +426,11 @@ pub(crate) async fn web_handshake(
         tcp.shutdown().await?;
         return Ok(None);
     }
-    snapshot.acceptors.accept(InnerProtocol::Web, local, tcp).await.map(Some)
+    snapshot
+        .acceptors
+        .accept(InnerProtocol::Web, local, tcp)
+        .await
+        .map(Some)
 }
 
 /// Whether the client of a handshake has simply gone.

@@ -155,12 +155,15 @@ impl LineShares {
             return true;
         }
         let mut sources = self.0.lock();
-        let share = sources.get_or_insert_default().entry(source_line(record)).or_insert(LineShare {
-            begun: now,
-            lines: 0,
-            left_out: 0,
-            sample: String::new(),
-        });
+        let share = sources
+            .get_or_insert_default()
+            .entry(source_line(record))
+            .or_insert(LineShare {
+                begun: now,
+                lines: 0,
+                left_out: 0,
+                sample: String::new(),
+            });
         if now.duration_since(share.begun) >= WINDOW {
             (share.begun, share.lines) = (now, 0);
         }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use eviction::EvictionQueue;
-pub use eviction::{HeldUntilLogin, QueuePlace, PendingClient};
+pub use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
 pub use unread::AnswerCounter;
 use unread::Unread;
 
@@ -278,7 +278,9 @@ impl Drop for Permit {
             return;
         }
         self.limits.open.fetch_sub(1, Ordering::Relaxed);
-        self.origin.iter().for_each(|origin| self.limits.release_address(*origin));
+        self.origin
+            .iter()
+            .for_each(|origin| self.limits.release_address(*origin));
     }
 }
 

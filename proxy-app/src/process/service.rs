@@ -18,7 +18,7 @@ use crate::admin::{self, Upgrade};
 use crate::app::App;
 use crate::app::plan::Plan;
 use crate::config::Listener;
-use crate::listen::{Ending, ListenerSet, Backlog, bind, close_others, sockets};
+use crate::listen::{Backlog, Ending, ListenerSet, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
 use crate::process::daemon::{self, WaitingCommand};
 use crate::process::shutdown::{self, EndSignal, SignalStream, Signals};
@@ -42,7 +42,13 @@ pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, ad
 impl ListenerService {
     /// The doors of a checked configuration. `successor` starts this program once more; `upgrade_request` is there if another
     /// process is to give way to this one.
-    pub fn new(plan: Plan, conf: Arc<ServerConf>, end: EndSignal, successor: Option<SuccessorCommand>, upgrade_request: Option<UpgradeRequest>) -> ListenerService {
+    pub fn new(
+        plan: Plan,
+        conf: Arc<ServerConf>,
+        end: EndSignal,
+        successor: Option<SuccessorCommand>,
+        upgrade_request: Option<UpgradeRequest>,
+    ) -> ListenerService {
         let keys = plan
             .listeners
             .iter()
@@ -62,7 +68,12 @@ impl ListenerService {
     }
 
     /// Opens everything, or says what cannot be opened.
-    pub(crate) fn open(&mut self, plan: Plan, fds: ListenFds, shutdown: &ShutdownWatch) -> anyhow::Result<OpenedListeners> {
+    pub(crate) fn open(
+        &mut self,
+        plan: Plan,
+        fds: ListenFds,
+        shutdown: &ShutdownWatch,
+    ) -> anyhow::Result<OpenedListeners> {
         use anyhow::Context;
         for wrong in sockets::take_activated(systemd::activated().into_iter(), &fds) {
             log::error!("a socket of systemd cannot be used: {wrong}");
@@ -110,7 +121,9 @@ pub(crate) fn take_over(upgrade_request: UpgradeRequest, listeners: &ListenerSet
     let config = listeners.app.config.load().admin.clone();
     // Last, when nothing else can go wrong: the socket file is taken from the process before.
     match admin::Sockets::open(&config, Upgrade::Yes, &listeners.fds) {
-        Ok(admin) => drop(tokio::spawn(admin.serve(listeners.app.clone(), listeners.shutdown.clone()))),
+        Ok(admin) => drop(tokio::spawn(
+            admin.serve(listeners.app.clone(), listeners.shutdown.clone()),
+        )),
         Err(error) => log::error!("{error:#}; the other listeners serve"),
     }
     upgrade_request.serves()
@@ -160,13 +173,16 @@ impl Service for ListenerService {
             tokio::spawn(waiting.tell());
         }
         let socket = shutdown::upgrade_socket(&self.conf);
-        let ended = self.end.ended(&mut signals, self.successor.take(), socket, listeners.fds.clone());
+        let ended = self
+            .end
+            .ended(&mut signals, self.successor.take(), socket, listeners.fds.clone());
         let (ending, mut listeners) = listeners.run(ended).await;
-        listeners.close(match ending {
-            Ending::Stop => Backlog::Served,
-            Ending::Replaced => Backlog::Left,
-        })
-        .await;
+        listeners
+            .close(match ending {
+                Ending::Stop => Backlog::Served,
+                Ending::Replaced => Backlog::Left,
+            })
+            .await;
         self.end.tell(ending);
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;

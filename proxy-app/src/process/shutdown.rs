@@ -145,9 +145,11 @@ pub(crate) struct SignalStream(Option<Signal>);
 
 impl SignalStream {
     pub(crate) fn new(kind: SignalKind) -> SignalStream {
-        SignalStream(signal(kind)
-            .map_err(|error| log::error!("signal {}: {error}", kind.as_raw_value()))
-            .ok())
+        SignalStream(
+            signal(kind)
+                .map_err(|error| log::error!("signal {}: {error}", kind.as_raw_value()))
+                .ok(),
+        )
     }
 
     /// Waits for the next one.

@@ -50,8 +50,12 @@ impl UpgradeRequest {
     /// Nobody runs.
     pub fn new(upgrade_sock: &Path) -> anyhow::Result<UpgradeRequest> {
         let socket_path = socket_path(upgrade_sock);
-        let mut stream = std::os::unix::net::UnixStream::connect(&socket_path)
-            .with_context(|| format!("no running process can be asked at {} to give way", socket_path.display()))?;
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket_path).with_context(|| {
+            format!(
+                "no running process can be asked at {} to give way",
+                socket_path.display()
+            )
+        })?;
         stream.write_all(ASK).context("the running process does not listen")?;
         Ok(UpgradeRequest { socket_path, stream })
     }

@@ -49,7 +49,10 @@ impl Transport for MailTransport {
         protocol: Protocol,
         local: IpAddr,
     ) -> io::Result<(BoxStream, TlsFacts)> {
-        let stream = self.acceptors.accept(tls::inner_protocol(protocol), local, stream).await?;
+        let stream = self
+            .acceptors
+            .accept(tls::inner_protocol(protocol), local, stream)
+            .await?;
         let facts = tls::facts(stream.ssl());
         Ok((Box::new(stream), facts))
     }

@@ -14,7 +14,7 @@ use route_cache::Route;
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::node::refusals::{RefusedConnection, Reason};
+use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::client_certs::PresentedCert;
 use crate::tls::vhosts::{Refusal, Sites};
 use crate::upstream::connection::Owner;

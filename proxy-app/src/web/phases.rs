@@ -31,7 +31,7 @@ use crate::http::repeat::may_be_repeated;
 use crate::http::{compression, headers, login, old_clients};
 use crate::locations::{Action, Files, Found};
 use crate::node::redaction;
-use crate::node::refusals::{RefusedConnection, Reason};
+use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, Visit};

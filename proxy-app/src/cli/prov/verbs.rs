@@ -158,8 +158,18 @@ const VERBS: [Syntax; 25] = [
         (2, ANY),
     ),
     syntax(ProvVerb::ProxyUrls, ("getAllReverseProxyURLs", "garpu"), "", (0, 0)),
-    syntax(ProvVerb::ProxyBackends, ("getAllReverseProxyBackends", "garpb"), "", (0, 0)),
-    syntax(ProvVerb::ProxyDomains, ("getAllReverseProxyDomains", "garpd"), "", (0, 0)),
+    syntax(
+        ProvVerb::ProxyBackends,
+        ("getAllReverseProxyBackends", "garpb"),
+        "",
+        (0, 0),
+    ),
+    syntax(
+        ProvVerb::ProxyDomains,
+        ("getAllReverseProxyDomains", "garpd"),
+        "",
+        (0, 0),
+    ),
     syntax(
         ProvVerb::FlushCache,
         ("flushCache", "fc"),

@@ -92,7 +92,11 @@ pub struct QueuePlace {
 }
 
 impl QueuePlace {
-    pub(super) fn new(limits: &Arc<crate::node::limits::NodeLimits>, origin: Origin, pending: Arc<PendingClient>) -> QueuePlace {
+    pub(super) fn new(
+        limits: &Arc<crate::node::limits::NodeLimits>,
+        origin: Origin,
+        pending: Arc<PendingClient>,
+    ) -> QueuePlace {
         limits.eviction.0.lock().add(origin, &pending, 0);
         QueuePlace {
             limits: limits.clone(),
