@@ -59,6 +59,9 @@ pub(crate) fn onward_headers(
     lines
 }
 
+/// Most that a server may send ahead of the client in a response over HTTP/2; the engine's default is 8 MiB.
+const H2_WINDOW: u32 = 64 * 1024;
+
 pub(crate) fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> HttpPeer {
     let policy = &snapshot.web;
     let waits = waits(onward, snapshot);
@@ -79,6 +82,7 @@ pub(crate) fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> Htt
     } else {
         ALPN::H1
     };
+    peer.options.h2_stream_window_size = Some(H2_WINDOW);
     peer.options.verify_cert = target.verify;
     peer.options.verify_hostname = target.verify;
     peer.options.ca = policy.upstream_ca.clone();
