@@ -11,7 +11,7 @@ pub(crate) mod values;
 
 /// Why a command was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum ProvisionError {
     /// It was not understood; how it is written is shown.
     Usage(String),
     /// The directory, or the judge of values, says no.
@@ -34,29 +34,29 @@ pub(crate) const DENIED: &str = "service.PERM_DENIED";
 
 pub(crate) const FAILED: &str = "service.FAILURE";
 
-impl Failure {
-    pub(crate) fn service(code: &'static str, message: impl Into<String>) -> Failure {
-        Failure::Service {
+impl ProvisionError {
+    pub(crate) fn service(code: &'static str, message: impl Into<String>) -> ProvisionError {
+        ProvisionError::Service {
             code,
             message: message.into(),
         }
     }
 
-    pub(crate) fn value(message: impl fmt::Display) -> Failure {
-        Failure::service("account.INVALID_ATTR_VALUE", format!("invalid attr value: {message}"))
+    pub(crate) fn value(message: impl fmt::Display) -> ProvisionError {
+        ProvisionError::service("account.INVALID_ATTR_VALUE", format!("invalid attr value: {message}"))
     }
 
-    pub(crate) fn request(message: impl fmt::Display) -> Failure {
-        Failure::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
+    pub(crate) fn request(message: impl fmt::Display) -> ProvisionError {
+        ProvisionError::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
     }
 
-    pub(crate) fn no_such(kind: EntryKind, key: &str) -> Failure {
+    pub(crate) fn no_such(kind: EntryKind, key: &str) -> ProvisionError {
         EditError::NoSuch(kind, key.to_owned()).into()
     }
 }
 
-impl From<EditError> for Failure {
-    fn from(error: EditError) -> Failure {
+impl From<EditError> for ProvisionError {
+    fn from(error: EditError) -> ProvisionError {
         match error {
             EditError::NoSuch(kind, key) => {
                 let code = match kind {
@@ -66,25 +66,25 @@ impl From<EditError> for Failure {
                     EntryKind::Accounts => "account.NO_SUCH_ACCOUNT",
                     EntryKind::Config => "service.NOT_FOUND",
                 };
-                Failure::service(code, format!("no such {}: {key}", kind.one()))
+                ProvisionError::service(code, format!("no such {}: {key}", kind.one()))
             }
             EditError::Exists(EntryKind::Accounts, key) => exists("account.ACCOUNT_EXISTS", "email address", &key),
             EditError::Exists(EntryKind::Domains, key) => exists("account.DOMAIN_EXISTS", "domain", &key),
             EditError::Exists(EntryKind::Servers, key) => exists("account.SERVER_EXISTS", "server", &key),
             EditError::Exists(EntryKind::Cos | EntryKind::Config, key) => exists("account.COS_EXISTS", "cos", &key),
-            EditError::InUse(message) => Failure::service("account.DOMAIN_NOT_EMPTY", message),
+            EditError::InUse(message) => ProvisionError::service("account.DOMAIN_NOT_EMPTY", message),
             EditError::Name(message) => {
-                Failure::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
+                ProvisionError::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
             }
-            EditError::Value(message) => Failure::value(message),
-            EditError::Denied(message) => Failure::service(DENIED, format!("permission denied: {message}")),
-            EditError::Failed(message) => Failure::service(FAILED, format!("system failure: {message}")),
+            EditError::Value(message) => ProvisionError::value(message),
+            EditError::Denied(message) => ProvisionError::service(DENIED, format!("permission denied: {message}")),
+            EditError::Failed(message) => ProvisionError::service(FAILED, format!("system failure: {message}")),
         }
     }
 }
 
-pub(crate) fn exists(code: &'static str, what: &str, key: &str) -> Failure {
-    Failure::service(code, format!("{what} already exists: {key}"))
+pub(crate) fn exists(code: &'static str, what: &str, key: &str) -> ProvisionError {
+    ProvisionError::service(code, format!("{what} already exists: {key}"))
 }
 
 /// What a command answers: lines for standard output, and warnings.

@@ -418,10 +418,10 @@ async fn change_now(
 }
 
 /// Why the directory, or its judge, says no.
-fn refusal(failure: provision::Failure) -> Failure {
+fn refusal(failure: provision::ProvisionError) -> Failure {
     let (code, message) = match failure {
-        provision::Failure::Service { code, message } => (code, message),
-        provision::Failure::Usage(message) | provision::Failure::Plain(message) => ("", message),
+        provision::ProvisionError::Service { code, message } => (code, message),
+        provision::ProvisionError::Usage(message) | provision::ProvisionError::Plain(message) => ("", message),
     };
     let status = match code {
         provision::NO_SUCH_DOMAIN => StatusCode::NOT_FOUND,

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::provision::change::JudgedEditor;
-use crate::provision::{Answer, Failure, SharedNames};
+use crate::provision::{Answer, ProvisionError, SharedNames};
 
 mod dump;
 mod flush;
@@ -142,16 +142,16 @@ impl From<Answer> for Report {
 }
 
 /// It is said where Carbonio says it.
-impl From<&Failure> for Report {
-    fn from(failure: &Failure) -> Report {
+impl From<&ProvisionError> for Report {
+    fn from(failure: &ProvisionError) -> Report {
         let mut report = Report {
             code: exit_code(failure),
             ..Report::default()
         };
         match failure {
-            Failure::Usage(text) => report.out = format!("{text}\n"),
-            Failure::Service { code, message } => report.err.push(format!("ERROR: {code} ({message})")),
-            Failure::Plain(text) => report.err.push(text.clone()),
+            ProvisionError::Usage(text) => report.out = format!("{text}\n"),
+            ProvisionError::Service { code, message } => report.err.push(format!("ERROR: {code} ({message})")),
+            ProvisionError::Plain(text) => report.err.push(text.clone()),
         }
         report
     }
@@ -283,7 +283,7 @@ impl Prov {
                 ..Report::default()
             },
             Ok(words) => self.command(&words).await,
-            Err(message) => (&Failure::Usage(message)).into(),
+            Err(message) => (&ProvisionError::Usage(message)).into(),
         }
     }
 
@@ -348,7 +348,7 @@ impl Prov {
         reports
     }
 
-    async fn act(&mut self, command: verbs::Command) -> Result<Answer, Failure> {
+    async fn act(&mut self, command: verbs::Command) -> Result<Answer, ProvisionError> {
         let verbs::Command { verb, flags, words } = command;
         match verb {
             ProvVerb::Get(kind) => self.get(kind, &words, flags).await,
@@ -381,10 +381,10 @@ fn say(text: &str) {
 }
 
 /// The exit code of a failure.
-fn exit_code(failure: &Failure) -> u8 {
+fn exit_code(failure: &ProvisionError) -> u8 {
     match failure {
-        Failure::Usage(_) => 1,
-        Failure::Service { .. } | Failure::Plain(_) => 2,
+        ProvisionError::Usage(_) => 1,
+        ProvisionError::Service { .. } | ProvisionError::Plain(_) => 2,
     }
 }
 
@@ -437,10 +437,10 @@ mod tests {
                 "system failure: down",
             ),
         ] {
-            let failure = Failure::from(error);
-            assert_eq!(failure, Failure::service(code, message));
+            let failure = ProvisionError::from(error);
+            assert_eq!(failure, ProvisionError::service(code, message));
             assert_eq!(exit_code(&failure), 2);
         }
-        assert_eq!(exit_code(&Failure::Usage(String::new())), 1);
+        assert_eq!(exit_code(&ProvisionError::Usage(String::new())), 1);
     }
 }

@@ -3,14 +3,14 @@
 use mail_directory::edit::EntryKind;
 use mail_directory::{Entry, attributes as a};
 
-use crate::provision::{Answer, Failure};
+use crate::provision::{Answer, ProvisionError};
 use crate::tls::certificate::CertKey;
 
 /// Looks at the pair that an entry would have. What is wrong with it is an error, what is missing a warning.
 ///
 /// # Errors
 /// The certificate cannot be read, is not that of the key, or is not in date.
-pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), Failure> {
+pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), ProvisionError> {
     let changed = |attribute: &a::Attribute| before.values(attribute.name) != after.values(attribute.name);
     let parts = (
         after.first(a::SSL_CERTIFICATE.name),
@@ -27,16 +27,16 @@ pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, answer: &mut
                 Ok(pair) => whole(kind, &pair, after, pair_changed, answer),
                 // It was so before.
                 Err(_) if !pair_changed => Ok(()),
-                Err(error) => Err(Failure::value(error)),
+                Err(error) => Err(ProvisionError::value(error)),
             }
         }
         (Some(certificate), None) if pair_changed => {
-            CertKey::check_certificate(certificate.as_bytes()).map_err(Failure::value)?;
+            CertKey::check_certificate(certificate.as_bytes()).map_err(ProvisionError::value)?;
             answer.warn(missing(&a::SSL_PRIVATE_KEY, "certificate"));
             Ok(())
         }
         (None, Some(key)) if pair_changed => {
-            CertKey::check_key(key.as_bytes()).map_err(Failure::value)?;
+            CertKey::check_key(key.as_bytes()).map_err(ProvisionError::value)?;
             answer.warn(missing(&a::SSL_CERTIFICATE, "private key"));
             Ok(())
         }
@@ -51,14 +51,14 @@ fn missing(attribute: &a::Attribute, what: &str) -> String {
     )
 }
 
-fn whole(kind: EntryKind, pair: &CertKey, entry: &Entry, is_new: bool, answer: &mut Answer) -> Result<(), Failure> {
+fn whole(kind: EntryKind, pair: &CertKey, entry: &Entry, is_new: bool, answer: &mut Answer) -> Result<(), ProvisionError> {
     let dates = [
         pair.expired().map(|when| format!("the certificate expired on {when}")),
         pair.not_yet()
             .map(|when| format!("the certificate is not valid before {when}")),
     ];
     if let Some(message) = dates.into_iter().flatten().next().filter(|_| is_new) {
-        return Err(Failure::value(message));
+        return Err(ProvisionError::value(message));
     }
     let names = entry.values(a::VIRTUAL_HOSTNAME.name).iter().map(String::as_str);
     let uncovered = pair.uncovered(names.filter(|_| kind == EntryKind::Domains));

@@ -12,7 +12,7 @@ use mail_directory::{Entry, Secret, System, attributes as a, names};
 
 use crate::config::{Config, Source};
 use crate::provision::rules::Case;
-use crate::provision::{Answer, Failure, SharedNames, exists};
+use crate::provision::{Answer, ProvisionError, SharedNames, exists};
 
 /// An open directory.
 pub(crate) struct JudgedEditor {
@@ -52,7 +52,7 @@ impl JudgedEditor {
     }
 
     /// Everything but the accounts.
-    pub(crate) async fn system(&mut self) -> Result<System, Failure> {
+    pub(crate) async fn system(&mut self) -> Result<System, ProvisionError> {
         let config = self.editor.entries(EntryKind::Config).await?.pop().unwrap_or_default();
         Ok(System::new(
             config,
@@ -62,9 +62,9 @@ impl JudgedEditor {
         ))
     }
 
-    pub(crate) async fn existing(&mut self, kind: EntryKind, key: &str) -> Result<Entry, Failure> {
+    pub(crate) async fn existing(&mut self, kind: EntryKind, key: &str) -> Result<Entry, ProvisionError> {
         let found = self.editor.find(kind, key).await?;
-        found.ok_or_else(|| Failure::no_such(kind, key))
+        found.ok_or_else(|| ProvisionError::no_such(kind, key))
     }
 
     /// Judges a change of an entry, named by name or id, and makes it. Gives the entry as it was before.
@@ -77,7 +77,7 @@ impl JudgedEditor {
         key: &str,
         changes: &[Change],
         answer: &mut Answer,
-    ) -> Result<Entry, Failure> {
+    ) -> Result<Entry, ProvisionError> {
         let before = self.existing(kind, key).await?;
         self.judge(kind, &before, changes, answer).await?;
         let open = self.open_file_for(changes);
@@ -103,7 +103,7 @@ impl JudgedEditor {
         before: &Entry,
         changes: &[Change],
         answer: &mut Answer,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ProvisionError> {
         let system = self.system().await?;
         let after = changed(before, changes);
         let case = Case {
@@ -125,7 +125,7 @@ impl JudgedEditor {
         Ok(())
     }
 
-    async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), Failure> {
+    async fn free_address(&mut self, address: &str, owner: &str) -> Result<(), ProvisionError> {
         let found = self.editor.find(EntryKind::Accounts, address).await?;
         match found.filter(|entry| names::account(entry.name()) != names::account(owner)) {
             Some(_) => Err(exists("account.ACCOUNT_EXISTS", "email address", address)),

@@ -9,7 +9,7 @@ use mail_directory::names;
 use mail_directory::{Entry, System};
 use openssl::ssl::{SslContextBuilder, SslMethod};
 
-use crate::provision::{Answer, Failure, NAME_TAKEN, SharedNames, certificate, values};
+use crate::provision::{Answer, ProvisionError, NAME_TAKEN, SharedNames, certificate, values};
 
 /// Never changed once they are there: other entries and the place in the tree go by them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];
@@ -47,7 +47,7 @@ impl Case<'_> {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub(crate) fn judge(&self, answer: &mut Answer) -> Result<(), Failure> {
+    pub(crate) fn judge(&self, answer: &mut Answer) -> Result<(), ProvisionError> {
         for (name, values) in self.after.iter() {
             if self.before.values(name) != values {
                 self.attribute(name, values, answer)?;
@@ -56,7 +56,7 @@ impl Case<'_> {
         for attribute in IMMUTABLE {
             let before = self.before.values(attribute.name);
             if !before.is_empty() && before != self.after.values(attribute.name) {
-                return Err(Failure::request(format!("{} is immutable", attribute.name)));
+                return Err(ProvisionError::request(format!("{} is immutable", attribute.name)));
             }
         }
         self.ports()?;
@@ -64,7 +64,7 @@ impl Case<'_> {
         certificate::judge(self.kind, self.before, self.after, answer)
     }
 
-    fn attribute(&self, name: &str, values: &[String], answer: &mut Answer) -> Result<(), Failure> {
+    fn attribute(&self, name: &str, values: &[String], answer: &mut Answer) -> Result<(), ProvisionError> {
         let Some(attribute) = a::find(name) else {
             return self.unknown(name);
         };
@@ -72,7 +72,7 @@ impl Case<'_> {
             answer.warn(format!("WARNING: {name} has no effect on a {}", self.kind.one()));
         }
         if values.len() > 1 && !attribute.is_multi() {
-            return Err(Failure::value(format!(
+            return Err(ProvisionError::value(format!(
                 "{name}: it takes one value, not {}",
                 values.len()
             )));
@@ -80,16 +80,16 @@ impl Case<'_> {
         let before = self.before.values(name);
         for value in values.iter().filter(|value| !before.contains(value)) {
             let judged = attribute.check(value).and_then(|()| self.value(attribute, value));
-            judged.map_err(|message| Failure::value(format!("{name}: {message}")))?;
+            judged.map_err(|message| ProvisionError::value(format!("{name}: {message}")))?;
         }
         Ok(())
     }
 
     /// A name like one of the table is a slip; any other is somebody else's business.
-    fn unknown(&self, name: &str) -> Result<(), Failure> {
+    fn unknown(&self, name: &str) -> Result<(), ProvisionError> {
         match a::similar(name).filter(|_| self.before.values(name).is_empty()) {
             None => Ok(()),
-            Some(near) => Err(Failure::service(
+            Some(near) => Err(ProvisionError::service(
                 "account.INVALID_ATTR_NAME",
                 format!("invalid attr name: {name} is not known; did you mean {near}?"),
             )),
@@ -133,7 +133,7 @@ impl Case<'_> {
     }
 
     /// Two listeners of a node cannot have one port.
-    fn ports(&self) -> Result<(), Failure> {
+    fn ports(&self) -> Result<(), ProvisionError> {
         let is_changed = |port: &&Attribute| self.before.values(port.name) != self.after.values(port.name);
         if !matches!(self.kind, EntryKind::Servers | EntryKind::Config) || !LISTENERS.iter().any(is_changed) {
             return Ok(());
@@ -154,7 +154,7 @@ impl Case<'_> {
             let Some(port) = node.port(attribute) else { continue };
             if let Some(other) = taken.insert(port, attribute.name) {
                 let names = format!("{other} and {}", attribute.name);
-                return Err(Failure::request(format!(
+                return Err(ProvisionError::request(format!(
                     "port {port} conflict between {names} on {}",
                     self.after.name()
                 )));
@@ -164,7 +164,7 @@ impl Case<'_> {
     }
 
     /// Names that another domain has, too: the first one of the alphabet keeps them.
-    fn virtual_hosts(&self, answer: &mut Answer) -> Result<(), Failure> {
+    fn virtual_hosts(&self, answer: &mut Answer) -> Result<(), ProvisionError> {
         let name = a::VIRTUAL_HOSTNAME.name;
         let (before, after) = (self.before.values(name), self.after.values(name));
         let known: HashSet<&String> = before.iter().collect();
@@ -182,7 +182,7 @@ impl Case<'_> {
             _ if self.kind != EntryKind::Domains || conflicts.is_empty() => {}
             SharedNames::Refused => {
                 let message = format!("these virtual host names already belong to another domain: {conflicts}");
-                return Err(Failure::service(NAME_TAKEN, message));
+                return Err(ProvisionError::service(NAME_TAKEN, message));
             }
             SharedNames::Warned => answer.line(format!(
                 "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by \
@@ -249,7 +249,7 @@ mod tests {
         let mut answer = Answer::default();
         match case.judge(&mut answer) {
             Ok(()) => answer.out + &answer.warnings.join("\n"),
-            Err(Failure::Service { code, message }) => format!("{code} {message}"),
+            Err(ProvisionError::Service { code, message }) => format!("{code} {message}"),
             Err(other) => panic!("{other:?}"),
         }
     }
@@ -356,7 +356,7 @@ mod tests {
         case.shared_names = SharedNames::Refused;
         let refused = case.judge(&mut Answer::default()).unwrap_err();
         let message = "these virtual host names already belong to another domain: m.b.test (b.test)";
-        assert_eq!(refused, Failure::service(NAME_TAKEN, message));
+        assert_eq!(refused, ProvisionError::service(NAME_TAKEN, message));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use mail_directory::attributes::{self, Attribute, Kind};
 use mail_directory::names;
 
-use crate::provision::Failure;
+use crate::provision::ProvisionError;
 
 /// In front of the path of a file with PEM text.
 const FILE: &str = "file:";
@@ -19,7 +19,7 @@ const MAX_HOST: usize = 253;
 ///
 /// # Errors
 /// A file that cannot be read.
-pub(crate) fn normal(attribute: &str, value: &str) -> Result<String, Failure> {
+pub(crate) fn normal(attribute: &str, value: &str) -> Result<String, ProvisionError> {
     let kind = attributes::find(attribute).map(|known| known.kind);
     Ok(match kind {
         Some(Kind::Flag) => upper_if_flag(value),
@@ -69,14 +69,14 @@ fn upper_if_flag(value: &str) -> String {
     }
 }
 
-fn content(path: &Path) -> Result<String, Failure> {
+fn content(path: &Path) -> Result<String, ProvisionError> {
     use std::io::Read as _;
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
     match read {
-        Ok(_) if text.len() as u64 > MAX_FILE => Err(Failure::request(format!("{} is too long", path.display()))),
+        Ok(_) if text.len() as u64 > MAX_FILE => Err(ProvisionError::request(format!("{} is too long", path.display()))),
         Ok(_) => Ok(text),
-        Err(error) => Err(Failure::request(format!("{}: {error}", path.display()))),
+        Err(error) => Err(ProvisionError::request(format!("{}: {error}", path.display()))),
     }
 }
 
@@ -146,7 +146,7 @@ mod tests {
             assert_eq!(normal(attribute, value).unwrap(), kept);
         }
         let missing = normal("zimbraSSLCertificate", "file:none.pem").unwrap_err();
-        assert!(matches!(missing, Failure::Service { message, .. } if message.contains("none.pem: No such file")));
+        assert!(matches!(missing, ProvisionError::Service { message, .. } if message.contains("none.pem: No such file")));
     }
 
     #[test]

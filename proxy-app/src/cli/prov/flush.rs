@@ -6,7 +6,7 @@ use crate::admin::act::Reloaded;
 use crate::admin::route::{Forgotten, Purge};
 use crate::cli::admin_client::AdminClient;
 use crate::cli::prov::Prov;
-use crate::provision::{Answer, Failure};
+use crate::provision::{Answer, ProvisionError};
 
 /// Types that mean routes here, and types that mean the rest of the directory.
 const ROUTES: [&str; 3] = ["all", "account", "reverseproxylookup"];
@@ -25,7 +25,7 @@ const NOT_KEPT: [&str; 9] = [
 ];
 
 impl Prov {
-    pub(super) async fn flush_cache(&mut self, words: &[String]) -> Result<Answer, Failure> {
+    pub(super) async fn flush_cache(&mut self, words: &[String]) -> Result<Answer, ProvisionError> {
         let types: Vec<String> = words[0]
             .split(',')
             .map(|word| word.trim().to_ascii_lowercase())
@@ -35,7 +35,7 @@ impl Prov {
             ROUTES.contains(&word) || SYSTEM.contains(&word) || NOT_KEPT.contains(&word)
         };
         if let Some(word) = types.iter().find(|word| !known(word)) {
-            return Err(Failure::request(format!("invalid cache type {word}")));
+            return Err(ProvisionError::request(format!("invalid cache type {word}")));
         }
         let is_any = |list: &[&str]| types.iter().any(|word| list.contains(&word.as_str()));
         if is_any(&SYSTEM) {
@@ -54,8 +54,8 @@ impl Prov {
         &self,
         path: &str,
         body: &impl serde::Serialize,
-    ) -> Result<T, Failure> {
-        let failed = |message: String| Failure::service("service.FAILURE", format!("system failure: {message}"));
+    ) -> Result<T, ProvisionError> {
+        let failed = |message: String| ProvisionError::service("service.FAILURE", format!("system failure: {message}"));
         let socket = self.socket.as_deref();
         let socket = socket.ok_or_else(|| failed("the node file names no admin.socket".to_owned()))?;
         let answer = AdminClient::new(socket).send(Method::POST, path, body).await;

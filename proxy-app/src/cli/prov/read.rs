@@ -8,7 +8,7 @@ use mail_directory::{Entry, System, attributes as a, names};
 use route_cache::HostPort;
 
 use crate::cli::prov::{Flags, Prov, dump};
-use crate::provision::{Answer, Failure};
+use crate::provision::{Answer, ProvisionError};
 
 /// Port and path of the lookup service of a mailbox server (MAIL §1.1).
 const EXTENSION_PORT: u16 = 7072;
@@ -25,7 +25,7 @@ const PUBLIC: [&str; 7] = [
 ];
 
 impl Prov {
-    pub(super) async fn get(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+    pub(super) async fn get(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
         let mut entry = self.editor.existing(kind, &words[0]).await?;
         if !flags.own {
             entry = as_it_counts(&self.editor.system().await?, kind, entry);
@@ -35,7 +35,7 @@ impl Prov {
         Ok(answer)
     }
 
-    pub(super) async fn get_all(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+    pub(super) async fn get_all(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
         let system = self.editor.system().await?;
         let entries = self.editor.entries(kind).await?;
         let mut answer = Answer::default();
@@ -57,7 +57,7 @@ impl Prov {
         Ok(answer)
     }
 
-    pub(super) async fn get_config(&mut self, wanted: &[String], flags: Flags) -> Result<Answer, Failure> {
+    pub(super) async fn get_config(&mut self, wanted: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
         let own = self.editor.entries(EntryKind::Config).await?.pop().unwrap_or_default();
         let mut answer = Answer::default();
         let shown = match flags.own {
@@ -68,7 +68,7 @@ impl Prov {
         Ok(answer)
     }
 
-    pub(super) async fn get_domain_info(&mut self, words: &[String]) -> Result<Answer, Failure> {
+    pub(super) async fn get_domain_info(&mut self, words: &[String]) -> Result<Answer, ProvisionError> {
         let (by, value) = (words[0].to_ascii_lowercase(), words[1].as_str());
         let system = self.editor.system().await?;
         let found = match by.as_str() {
@@ -76,13 +76,13 @@ impl Prov {
             "id" => system.domain_by_id(value),
             "virtualhostname" => system.domain_by_host(value),
             _ => {
-                return Err(Failure::request(format!(
+                return Err(ProvisionError::request(format!(
                     "{} is not name, id or virtualHostname",
                     words[0]
                 )));
             }
         };
-        let domain = found.ok_or_else(|| Failure::no_such(EntryKind::Domains, value))?;
+        let domain = found.ok_or_else(|| ProvisionError::no_such(EntryKind::Domains, value))?;
         let mut public = domain.as_it_counts();
         let names: Vec<String> = public.iter().map(|(name, _)| name.to_owned()).collect();
         for name in names.iter().filter(|name| !PUBLIC.contains(&name.as_str())) {
@@ -93,7 +93,7 @@ impl Prov {
         Ok(answer)
     }
 
-    pub(super) async fn proxy_urls(&mut self) -> Result<Answer, Failure> {
+    pub(super) async fn proxy_urls(&mut self) -> Result<Answer, ProvisionError> {
         let system = self.editor.system().await?;
         let urls = system.web_servers().map(|server| {
             let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
@@ -105,7 +105,7 @@ impl Prov {
         Ok(answer)
     }
 
-    pub(super) async fn proxy_backends(&mut self) -> Result<Answer, Failure> {
+    pub(super) async fn proxy_backends(&mut self) -> Result<Answer, ProvisionError> {
         let system = self.editor.system().await?;
         let mut answer = Answer::default();
         for server in system.web_servers() {
@@ -123,7 +123,7 @@ impl Prov {
         Ok(answer)
     }
 
-    pub(super) async fn proxy_domains(&mut self) -> Result<Answer, Failure> {
+    pub(super) async fn proxy_domains(&mut self) -> Result<Answer, ProvisionError> {
         let system = self.editor.system().await?;
         let mut answer = Answer::default();
         for domain in system.domains() {

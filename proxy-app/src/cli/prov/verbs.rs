@@ -7,7 +7,7 @@ use ProvVerb::{Create, Delete, Get, GetAll, GetConfig, Modify};
 use mail_directory::edit::EntryKind;
 
 use crate::cli::prov::Flags;
-use crate::provision::Failure;
+use crate::provision::ProvisionError;
 
 /// What a verb does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,9 +189,9 @@ impl Syntax {
         format!("{}({}) {}", self.name, self.short, self.usage)
     }
 
-    fn refuse(&self, message: &str) -> Failure {
+    fn refuse(&self, message: &str) -> ProvisionError {
         let usage = self.usage();
-        Failure::Usage(format!(
+        ProvisionError::Usage(format!(
             "{message}\nusage:  {}\nFor general help, type : zmprov --help",
             usage.trim_end()
         ))
@@ -199,9 +199,9 @@ impl Syntax {
 }
 
 /// Reads a command: the verb, its flags, its words.
-pub(super) fn parse(words: &[String], before: Flags) -> Result<Command, Failure> {
+pub(super) fn parse(words: &[String], before: Flags) -> Result<Command, ProvisionError> {
     let [name, rest @ ..] = words else {
-        return Err(Failure::Usage(help(None)));
+        return Err(ProvisionError::Usage(help(None)));
     };
     let is_it = |syntax: &&Syntax| {
         [syntax.name, syntax.short]
@@ -209,7 +209,7 @@ pub(super) fn parse(words: &[String], before: Flags) -> Result<Command, Failure>
             .any(|own| own.eq_ignore_ascii_case(name))
     };
     let Some(syntax) = VERBS.iter().find(is_it) else {
-        return Err(Failure::Usage(format!("unknown command {name}\n{}", help(None))));
+        return Err(ProvisionError::Usage(format!("unknown command {name}\n{}", help(None))));
     };
     let mut flags = before;
     let count = rest.iter().take_while(|word| flags.take(word)).count();
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn too_few_and_too_many_words_show_the_usage() {
         let usage = |line: &str| match parse(&words(line), Flags::default()) {
-            Err(Failure::Usage(text)) => text,
+            Err(ProvisionError::Usage(text)) => text,
             other => panic!("{line}: {other:?}"),
         };
         assert_eq!(

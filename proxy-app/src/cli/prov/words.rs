@@ -3,7 +3,7 @@
 use mail_directory::attributes;
 use mail_directory::edit::{Act, Change};
 
-use crate::provision::{Answer, Failure, values};
+use crate::provision::{Answer, ProvisionError, values};
 
 /// Values that others put there are easily lost: they are only replaced with `-r`.
 const SAFEGUARDED: [&str; 2] = ["zimbraServiceEnabled", "zimbraServiceInstalled"];
@@ -51,7 +51,7 @@ pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
 /// # Errors
 /// A name that cannot be one; a safeguarded attribute that would be replaced without `may_replace`; a file that
 /// cannot be read.
-pub(super) fn changes(words: &[String], may_replace: bool, answer: &mut Answer) -> Result<Vec<Change>, Failure> {
+pub(super) fn changes(words: &[String], may_replace: bool, answer: &mut Answer) -> Result<Vec<Change>, ProvisionError> {
     let mut changes: Vec<Change> = Vec::new();
     for pair in words.chunks_exact(2) {
         let (sign, name) = match pair[0].split_at_checked(1) {
@@ -67,7 +67,7 @@ pub(super) fn changes(words: &[String], may_replace: bool, answer: &mut Answer) 
             "-" => Act::Remove(value),
             _ if is(&SAFEGUARDED, attribute) && !may_replace => {
                 let message = "error: cannot replace multi-valued attr value unless -r is specified";
-                return Err(Failure::Plain(message.to_owned()));
+                return Err(ProvisionError::Plain(message.to_owned()));
             }
             _ => Act::Replace(Some(value).filter(|value| !value.is_empty()).into_iter().collect()),
         };
@@ -97,11 +97,11 @@ fn push(changes: &mut Vec<Change>, attribute: &str, act: Act) {
     });
 }
 
-fn check_name(name: &str) -> Result<(), Failure> {
+fn check_name(name: &str) -> Result<(), ProvisionError> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-';
     match name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(good) && name.len() <= MAX_NAME {
         true => Ok(()),
-        false => Err(Failure::service(
+        false => Err(ProvisionError::service(
             "account.INVALID_ATTR_NAME",
             format!("invalid attr name: {name:?}"),
         )),
@@ -141,7 +141,7 @@ mod tests {
         assert!(split("md 'a").is_err());
     }
 
-    fn read(line: &str, may_replace: bool) -> Result<(Vec<Change>, Vec<String>), Failure> {
+    fn read(line: &str, may_replace: bool) -> Result<(Vec<Change>, Vec<String>), ProvisionError> {
         let mut answer = Answer::default();
         let changes = changes(&split(line).unwrap(), may_replace, &mut answer)?;
         Ok((changes, answer.warnings))
@@ -176,7 +176,7 @@ mod tests {
     fn safeguards_deprecation_and_bad_names() {
         let refused = read("zimbraserviceenabled proxy", false).unwrap_err();
         let message = "error: cannot replace multi-valued attr value unless -r is specified";
-        assert_eq!(refused, Failure::Plain(message.to_owned()));
+        assert_eq!(refused, ProvisionError::Plain(message.to_owned()));
         assert_eq!(read("zimbraServiceEnabled proxy", true).unwrap().0.len(), 1);
         assert_eq!(read("+zimbraServiceEnabled proxy", false).unwrap().0.len(), 1);
         assert_eq!(

@@ -8,25 +8,25 @@ use openssl::sha::Sha512;
 use uuid::Uuid;
 
 use crate::cli::prov::{Flags, Prov, words};
-use crate::provision::{Answer, Failure, values};
+use crate::provision::{Answer, ProvisionError, values};
 
 /// Bytes of salt behind a password's hash.
 const SALT: usize = 8;
 
 impl Prov {
-    pub(super) async fn modify(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, Failure> {
+    pub(super) async fn modify(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
         let mut answer = Answer::default();
         let (key, pairs) = match (kind, words) {
             (EntryKind::Config, pairs) => ("config", pairs),
             (_, [key, pairs @ ..]) => (key.as_str(), pairs),
-            (_, []) => return Err(Failure::Usage(String::new())),
+            (_, []) => return Err(ProvisionError::Usage(String::new())),
         };
         let changes = words::changes(pairs, flags.replace, &mut answer)?;
         self.editor.change(kind, key, &changes, &mut answer).await?;
         Ok(answer)
     }
 
-    pub(super) async fn create(&mut self, kind: EntryKind, words: &[String]) -> Result<Answer, Failure> {
+    pub(super) async fn create(&mut self, kind: EntryKind, words: &[String]) -> Result<Answer, ProvisionError> {
         let mut answer = Answer::default();
         let (name, pairs) = match kind {
             EntryKind::Accounts => (&words[0], &words[2..]),
@@ -39,7 +39,7 @@ impl Prov {
         self.make(kind, name, changes, answer).await
     }
 
-    pub(super) async fn create_alias_domain(&mut self, words: &[String]) -> Result<Answer, Failure> {
+    pub(super) async fn create_alias_domain(&mut self, words: &[String]) -> Result<Answer, ProvisionError> {
         let mut answer = Answer::default();
         let mut changes = words::changes(&words[2..], true, &mut answer)?;
         let target = self.editor.existing(EntryKind::Domains, &words[1]).await?;
@@ -58,7 +58,7 @@ impl Prov {
         self.make(EntryKind::Domains, &words[0], changes, answer).await
     }
 
-    pub(super) async fn delete(&mut self, kind: EntryKind, key: &str) -> Result<Answer, Failure> {
+    pub(super) async fn delete(&mut self, kind: EntryKind, key: &str) -> Result<Answer, ProvisionError> {
         let entry = self.editor.existing(kind, key).await?;
         match kind {
             EntryKind::Servers => self.unused_server(&entry).await?,
@@ -76,7 +76,7 @@ impl Prov {
         name: &str,
         mut changes: Vec<Change>,
         mut answer: Answer,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, ProvisionError> {
         let kept = match kind {
             EntryKind::Accounts => names::account(name),
             _ => names::host(name),
@@ -86,7 +86,7 @@ impl Prov {
             _ => values::is_host_name(&kept),
         };
         if !is_good {
-            return Err(Failure::request(format!(
+            return Err(ProvisionError::request(format!(
                 "{name:?} is not a good name for a {}",
                 kind.one()
             )));
@@ -121,7 +121,7 @@ impl Prov {
         password: &str,
         changes: &mut Vec<Change>,
         answer: &mut Answer,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ProvisionError> {
         let domain = name.rsplit_once('@').map_or("", |(_, domain)| domain);
         self.editor.existing(EntryKind::Domains, domain).await?;
         if !changes.iter().any(|change| change.attribute == a::MAIL_HOST.name) {
@@ -140,7 +140,7 @@ impl Prov {
         Ok(())
     }
 
-    async fn unused_server(&mut self, server: &Entry) -> Result<(), Failure> {
+    async fn unused_server(&mut self, server: &Entry) -> Result<(), ProvisionError> {
         let system = self.editor.system().await?;
         let accounts = self.editor.entries(EntryKind::Accounts).await?;
         let is_here = |account: &&Entry| {
@@ -149,11 +149,11 @@ impl Prov {
         };
         match accounts.iter().filter(is_here).count() {
             0 => Ok(()),
-            count => Err(Failure::request(format!("{} holds {count} accounts", server.name()))),
+            count => Err(ProvisionError::request(format!("{} holds {count} accounts", server.name()))),
         }
     }
 
-    async fn unused_domain(&mut self, domain: &Entry) -> Result<(), Failure> {
+    async fn unused_domain(&mut self, domain: &Entry) -> Result<(), ProvisionError> {
         let accounts = self.editor.entries(EntryKind::Accounts).await?;
         let is_in = |account: &Entry| {
             let name = account.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(account.name());
@@ -162,7 +162,7 @@ impl Prov {
         };
         if accounts.iter().any(is_in) {
             let message = format!("domain not empty: {}", domain.name());
-            return Err(Failure::service("account.DOMAIN_NOT_EMPTY", message));
+            return Err(ProvisionError::service("account.DOMAIN_NOT_EMPTY", message));
         }
         let id = domain.first(a::ID.name).unwrap_or_default();
         let domains = self.editor.entries(EntryKind::Domains).await?;
@@ -171,7 +171,7 @@ impl Prov {
             target.is_some_and(|target| !id.is_empty() && target.eq_ignore_ascii_case(id))
         };
         match domains.iter().find(is_alias) {
-            Some(alias) => Err(Failure::request(format!(
+            Some(alias) => Err(ProvisionError::request(format!(
                 "{} is an alias of {}",
                 alias.name(),
                 domain.name()
