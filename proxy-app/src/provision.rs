@@ -89,12 +89,12 @@ pub(crate) fn exists(code: &'static str, what: &str, key: &str) -> ProvisionErro
 
 /// What a command answers: lines for standard output, and warnings.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct CommandOutput {
     pub(crate) out: String,
     pub(crate) warnings: Vec<String>,
 }
 
-impl Answer {
+impl CommandOutput {
     pub(crate) fn line(&mut self, line: impl AsRef<str>) {
         self.out.push_str(line.as_ref());
         self.out.push('\n');

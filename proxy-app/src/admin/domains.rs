@@ -26,7 +26,7 @@ use crate::admin::turns::Turns;
 use crate::app::App;
 use crate::config::{Config, Source};
 use crate::provision::change::JudgedEditor;
-use crate::provision::{self, Answer, SharedNames, values};
+use crate::provision::{self, CommandOutput, SharedNames, values};
 use crate::tls::certificate::CertKey;
 use crate::tls::store::CertStore;
 
@@ -393,14 +393,14 @@ async fn change_now(
     let opened = tokio::task::spawn_blocking(move || JudgedEditor::open(&config, None, SharedNames::Refused)).await;
     let opened = opened.map_err(|error| unavailable(error.to_string()))?;
     let mut editor = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
-    let mut answer = Answer::default();
+    let mut output = CommandOutput::default();
     let storing = turns.storing.lock().await;
-    let before = editor.change(EntryKind::Domains, key, changes, &mut answer).await;
+    let before = editor.change(EntryKind::Domains, key, changes, &mut output).await;
     drop(storing);
     let before = before.map_err(refusal)?;
     let what = told(&before, &changed(&before, changes));
     act::audit(app, caller, format!("domain {}: {what}", before.name()));
-    let mut warnings: Vec<String> = answer.out.lines().map(str::to_owned).chain(answer.warnings).collect();
+    let mut warnings: Vec<String> = output.out.lines().map(str::to_owned).chain(output.warnings).collect();
     let in_force = taken_over(app, before.name(), changes, &mut warnings).await;
     let (snapshot, store) = (app.snapshot.load_full(), app.certificates());
     let domain = snapshot.system.domain(before.name()).ok_or_else(|| {

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::provision::change::JudgedEditor;
-use crate::provision::{Answer, ProvisionError, SharedNames};
+use crate::provision::{CommandOutput, ProvisionError, SharedNames};
 
 mod dump;
 mod flush;
@@ -131,11 +131,11 @@ impl Report {
     }
 }
 
-impl From<Answer> for Report {
-    fn from(answer: Answer) -> Report {
+impl From<CommandOutput> for Report {
+    fn from(output: CommandOutput) -> Report {
         Report {
-            err: answer.warnings,
-            out: answer.out,
+            err: output.warnings,
+            out: output.out,
             ..Report::default()
         }
     }
@@ -265,7 +265,7 @@ impl Prov {
             Err(failure) => Err(failure),
         };
         match done {
-            Ok(answer) => answer.into(),
+            Ok(output) => output.into(),
             Err(failure) => (&failure).into(),
         }
     }
@@ -348,7 +348,7 @@ impl Prov {
         reports
     }
 
-    async fn act(&mut self, command: verbs::Command) -> Result<Answer, ProvisionError> {
+    async fn act(&mut self, command: verbs::Command) -> Result<CommandOutput, ProvisionError> {
         let verbs::Command { verb, flags, words } = command;
         match verb {
             ProvVerb::Get(kind) => self.get(kind, &words, flags).await,

@@ -3,14 +3,14 @@
 use mail_directory::edit::EntryKind;
 use mail_directory::{Entry, attributes as a};
 
-use crate::provision::{Answer, ProvisionError};
+use crate::provision::{CommandOutput, ProvisionError};
 use crate::tls::certificate::CertKey;
 
 /// Looks at the pair that an entry would have. What is wrong with it is an error, what is missing a warning.
 ///
 /// # Errors
 /// The certificate cannot be read, is not that of the key, or is not in date.
-pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, answer: &mut Answer) -> Result<(), ProvisionError> {
+pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, output: &mut CommandOutput) -> Result<(), ProvisionError> {
     let changed = |attribute: &a::Attribute| before.values(attribute.name) != after.values(attribute.name);
     let parts = (
         after.first(a::SSL_CERTIFICATE.name),
@@ -24,7 +24,7 @@ pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, answer: &mut
         (Some(certificate), Some(key)) => {
             let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes());
             match pair {
-                Ok(pair) => whole(kind, &pair, after, pair_changed, answer),
+                Ok(pair) => whole(kind, &pair, after, pair_changed, output),
                 // It was so before.
                 Err(_) if !pair_changed => Ok(()),
                 Err(error) => Err(ProvisionError::value(error)),
@@ -32,12 +32,12 @@ pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, answer: &mut
         }
         (Some(certificate), None) if pair_changed => {
             CertKey::check_certificate(certificate.as_bytes()).map_err(ProvisionError::value)?;
-            answer.warn(missing(&a::SSL_PRIVATE_KEY, "certificate"));
+            output.warn(missing(&a::SSL_PRIVATE_KEY, "certificate"));
             Ok(())
         }
         (None, Some(key)) if pair_changed => {
             CertKey::check_key(key.as_bytes()).map_err(ProvisionError::value)?;
-            answer.warn(missing(&a::SSL_CERTIFICATE, "private key"));
+            output.warn(missing(&a::SSL_CERTIFICATE, "private key"));
             Ok(())
         }
         _ => Ok(()),
@@ -51,7 +51,7 @@ fn missing(attribute: &a::Attribute, what: &str) -> String {
     )
 }
 
-fn whole(kind: EntryKind, pair: &CertKey, entry: &Entry, is_new: bool, answer: &mut Answer) -> Result<(), ProvisionError> {
+fn whole(kind: EntryKind, pair: &CertKey, entry: &Entry, is_new: bool, output: &mut CommandOutput) -> Result<(), ProvisionError> {
     let dates = [
         pair.expired().map(|when| format!("the certificate expired on {when}")),
         pair.not_yet()
@@ -63,7 +63,7 @@ fn whole(kind: EntryKind, pair: &CertKey, entry: &Entry, is_new: bool, answer: &
     let names = entry.values(a::VIRTUAL_HOSTNAME.name).iter().map(String::as_str);
     let uncovered = pair.uncovered(names.filter(|_| kind == EntryKind::Domains));
     if !uncovered.is_empty() {
-        answer.warn(format!(
+        output.warn(format!(
             "WARNING: the certificate of {} is not good for these virtual host names: {}",
             entry.name(),
             uncovered.join(", ")

@@ -12,7 +12,7 @@ use mail_directory::{Entry, Secret, System, attributes as a, names};
 
 use crate::config::{Config, Source};
 use crate::provision::rules::Case;
-use crate::provision::{Answer, ProvisionError, SharedNames, exists};
+use crate::provision::{CommandOutput, ProvisionError, SharedNames, exists};
 
 /// An open directory.
 pub(crate) struct JudgedEditor {
@@ -76,13 +76,13 @@ impl JudgedEditor {
         kind: EntryKind,
         key: &str,
         changes: &[Change],
-        answer: &mut Answer,
+        output: &mut CommandOutput,
     ) -> Result<Entry, ProvisionError> {
         let before = self.existing(kind, key).await?;
-        self.judge(kind, &before, changes, answer).await?;
+        self.judge(kind, &before, changes, output).await?;
         let open = self.open_file_for(changes);
         self.editor.modify(kind, before.name(), changes).await?;
-        open.into_iter().for_each(|message| answer.warn(message));
+        open.into_iter().for_each(|message| output.warn(message));
         Ok(before)
     }
 
@@ -102,7 +102,7 @@ impl JudgedEditor {
         kind: EntryKind,
         before: &Entry,
         changes: &[Change],
-        answer: &mut Answer,
+        output: &mut CommandOutput,
     ) -> Result<(), ProvisionError> {
         let system = self.system().await?;
         let after = changed(before, changes);
@@ -113,7 +113,7 @@ impl JudgedEditor {
             after: &after,
             shared_names: self.shared_names,
         };
-        case.judge(answer)?;
+        case.judge(output)?;
         let known = before.values(a::MAIL_ALIAS.name);
         for alias in after
             .values(a::MAIL_ALIAS.name)

@@ -9,7 +9,7 @@ use mail_directory::names;
 use mail_directory::{Entry, System};
 use openssl::ssl::{SslContextBuilder, SslMethod};
 
-use crate::provision::{Answer, ProvisionError, NAME_TAKEN, SharedNames, certificate, values};
+use crate::provision::{CommandOutput, ProvisionError, NAME_TAKEN, SharedNames, certificate, values};
 
 /// Never changed once they are there: other entries and the place in the tree go by them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];
@@ -47,10 +47,10 @@ impl Case<'_> {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub(crate) fn judge(&self, answer: &mut Answer) -> Result<(), ProvisionError> {
+    pub(crate) fn judge(&self, output: &mut CommandOutput) -> Result<(), ProvisionError> {
         for (name, values) in self.after.iter() {
             if self.before.values(name) != values {
-                self.attribute(name, values, answer)?;
+                self.attribute(name, values, output)?;
             }
         }
         for attribute in IMMUTABLE {
@@ -60,16 +60,16 @@ impl Case<'_> {
             }
         }
         self.ports()?;
-        self.virtual_hosts(answer)?;
-        certificate::judge(self.kind, self.before, self.after, answer)
+        self.virtual_hosts(output)?;
+        certificate::judge(self.kind, self.before, self.after, output)
     }
 
-    fn attribute(&self, name: &str, values: &[String], answer: &mut Answer) -> Result<(), ProvisionError> {
+    fn attribute(&self, name: &str, values: &[String], output: &mut CommandOutput) -> Result<(), ProvisionError> {
         let Some(attribute) = a::find(name) else {
             return self.unknown(name);
         };
         if !attribute.is_for(self.kind.scope()) {
-            answer.warn(format!("WARNING: {name} has no effect on a {}", self.kind.one()));
+            output.warn(format!("WARNING: {name} has no effect on a {}", self.kind.one()));
         }
         if values.len() > 1 && !attribute.is_multi() {
             return Err(ProvisionError::value(format!(
@@ -164,7 +164,7 @@ impl Case<'_> {
     }
 
     /// Names that another domain has, too: the first one of the alphabet keeps them.
-    fn virtual_hosts(&self, answer: &mut Answer) -> Result<(), ProvisionError> {
+    fn virtual_hosts(&self, output: &mut CommandOutput) -> Result<(), ProvisionError> {
         let name = a::VIRTUAL_HOSTNAME.name;
         let (before, after) = (self.before.values(name), self.after.values(name));
         let known: HashSet<&String> = before.iter().collect();
@@ -184,7 +184,7 @@ impl Case<'_> {
                 let message = format!("these virtual host names already belong to another domain: {conflicts}");
                 return Err(ProvisionError::service(NAME_TAKEN, message));
             }
-            SharedNames::Warned => answer.line(format!(
+            SharedNames::Warned => output.line(format!(
                 "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by \
                  other domains: {conflicts}  This may cause routing issues.",
             )),
@@ -246,9 +246,9 @@ mod tests {
             after: &after,
             shared_names: SharedNames::Warned,
         };
-        let mut answer = Answer::default();
-        match case.judge(&mut answer) {
-            Ok(()) => answer.out + &answer.warnings.join("\n"),
+        let mut output = CommandOutput::default();
+        match case.judge(&mut output) {
+            Ok(()) => output.out + &output.warnings.join("\n"),
             Err(ProvisionError::Service { code, message }) => format!("{code} {message}"),
             Err(other) => panic!("{other:?}"),
         }
@@ -339,7 +339,7 @@ mod tests {
             entry("a.test", &[]),
             entry("a.test", &[("zimbraVirtualHostname", &["m.b.test", "m.a.test"])]),
         );
-        let mut answer = Answer::default();
+        let mut output = CommandOutput::default();
         let mut case = Case {
             system: &system,
             kind: EntryKind::Domains,
@@ -347,14 +347,14 @@ mod tests {
             after: &after,
             shared_names: SharedNames::Warned,
         };
-        case.judge(&mut answer).unwrap();
+        case.judge(&mut output).unwrap();
         assert_eq!(
-            answer.out,
+            output.out,
             "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by other \
              domains: m.b.test (b.test)  This may cause routing issues.\n"
         );
         case.shared_names = SharedNames::Refused;
-        let refused = case.judge(&mut Answer::default()).unwrap_err();
+        let refused = case.judge(&mut CommandOutput::default()).unwrap_err();
         let message = "these virtual host names already belong to another domain: m.b.test (b.test)";
         assert_eq!(refused, ProvisionError::service(NAME_TAKEN, message));
     }

@@ -3,7 +3,7 @@
 use mail_directory::Entry;
 
 use crate::cli::prov::Flags;
-use crate::provision::Answer;
+use crate::provision::CommandOutput;
 
 /// What is printed in the place of a secret.
 const BLOCKED: &str = "VALUE-BLOCKED";
@@ -19,22 +19,22 @@ const SECRETS: [&str; 6] = [
 ];
 
 /// `# name …`, the attributes sorted by name with a line for each value, and an empty line.
-pub(super) fn entry(entry: &Entry, wanted: &[String], flags: Flags, answer: &mut Answer) {
-    answer.line(format!("# name {}", entry.name()));
-    attributes(entry, wanted, flags, answer);
-    answer.line("");
+pub(super) fn entry(entry: &Entry, wanted: &[String], flags: Flags, output: &mut CommandOutput) {
+    output.line(format!("# name {}", entry.name()));
+    attributes(entry, wanted, flags, output);
+    output.line("");
 }
 
 /// The lines of the wanted attributes, or of all if none is named.
-pub(super) fn attributes(entry: &Entry, wanted: &[String], flags: Flags, answer: &mut Answer) {
+pub(super) fn attributes(entry: &Entry, wanted: &[String], flags: Flags, output: &mut CommandOutput) {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w.eq_ignore_ascii_case(name));
     for (name, values) in entry.iter().filter(|(name, _)| is_wanted(name)) {
         let lower = name.to_ascii_lowercase();
         let is_secret = SECRETS.iter().any(|part| lower.contains(part));
         for value in values {
             match is_secret && !flags.secrets {
-                true => answer.line(format!("{name}: {BLOCKED}")),
-                false => answer.line(format!("{name}: {}", printable(value))),
+                true => output.line(format!("{name}: {BLOCKED}")),
+                false => output.line(format!("{name}: {}", printable(value))),
             }
         }
     }
@@ -56,9 +56,9 @@ mod tests {
         server.set("Description", ["two", "lines\nhere"]);
         server.set("zimbraSSLPrivateKey", ["secret"]);
         let wanted: Vec<String> = wanted.iter().map(|w| (*w).to_owned()).collect();
-        let mut answer = Answer::default();
-        entry(&server, &wanted, flags, &mut answer);
-        answer.out
+        let mut output = CommandOutput::default();
+        entry(&server, &wanted, flags, &mut output);
+        output.out
     }
 
     #[test]
@@ -75,11 +75,11 @@ mod tests {
             config.set(name, ["s3cret"]);
         }
         config.set("description", ["a\u{1b}[2Jb"]);
-        let mut answer = Answer::default();
-        entry(&config, &[], Flags::default(), &mut answer);
-        assert!(!answer.out.contains("s3cret"), "{}", answer.out);
-        assert_eq!(answer.out.matches(BLOCKED).count(), 6, "{}", answer.out);
-        assert!(answer.out.contains("description: a?[2Jb\n"), "{}", answer.out);
+        let mut output = CommandOutput::default();
+        entry(&config, &[], Flags::default(), &mut output);
+        assert!(!output.out.contains("s3cret"), "{}", output.out);
+        assert_eq!(output.out.matches(BLOCKED).count(), 6, "{}", output.out);
+        assert!(output.out.contains("description: a?[2Jb\n"), "{}", output.out);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::admin::act::Reloaded;
 use crate::admin::route::{Forgotten, Purge};
 use crate::cli::admin_client::AdminClient;
 use crate::cli::prov::Prov;
-use crate::provision::{Answer, ProvisionError};
+use crate::provision::{CommandOutput, ProvisionError};
 
 /// Types that mean routes here, and types that mean the rest of the directory.
 const ROUTES: [&str; 3] = ["all", "account", "reverseproxylookup"];
@@ -25,7 +25,7 @@ const NOT_KEPT: [&str; 9] = [
 ];
 
 impl Prov {
-    pub(super) async fn flush_cache(&mut self, words: &[String]) -> Result<Answer, ProvisionError> {
+    pub(super) async fn flush_cache(&mut self, words: &[String]) -> Result<CommandOutput, ProvisionError> {
         let types: Vec<String> = words[0]
             .split(',')
             .map(|word| word.trim().to_ascii_lowercase())
@@ -47,7 +47,7 @@ impl Prov {
             self.tell::<Forgotten>("/v1/routes/purge", &Purge { logins, all })
                 .await?;
         }
-        Ok(Answer::default())
+        Ok(CommandOutput::default())
     }
 
     async fn tell<T: serde::de::DeserializeOwned>(
@@ -58,7 +58,7 @@ impl Prov {
         let failed = |message: String| ProvisionError::service("service.FAILURE", format!("system failure: {message}"));
         let socket = self.socket.as_deref();
         let socket = socket.ok_or_else(|| failed("the node file names no admin.socket".to_owned()))?;
-        let answer = AdminClient::new(socket).send(Method::POST, path, body).await;
-        answer.map_err(|error| failed(format!("{error:#}")))
+        let output = AdminClient::new(socket).send(Method::POST, path, body).await;
+        output.map_err(|error| failed(format!("{error:#}")))
     }
 }

@@ -8,7 +8,7 @@ use mail_directory::{Entry, System, attributes as a, names};
 use route_cache::HostPort;
 
 use crate::cli::prov::{Flags, Prov, dump};
-use crate::provision::{Answer, ProvisionError};
+use crate::provision::{CommandOutput, ProvisionError};
 
 /// Port and path of the lookup service of a mailbox server (MAIL §1.1).
 const EXTENSION_PORT: u16 = 7072;
@@ -25,20 +25,20 @@ const PUBLIC: [&str; 7] = [
 ];
 
 impl Prov {
-    pub(super) async fn get(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
+    pub(super) async fn get(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
         let mut entry = self.editor.existing(kind, &words[0]).await?;
         if !flags.own {
             entry = as_it_counts(&self.editor.system().await?, kind, entry);
         }
-        let mut answer = Answer::default();
-        dump::entry(&entry, &words[1..], flags, &mut answer);
-        Ok(answer)
+        let mut output = CommandOutput::default();
+        dump::entry(&entry, &words[1..], flags, &mut output);
+        Ok(output)
     }
 
-    pub(super) async fn get_all(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
+    pub(super) async fn get_all(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
         let system = self.editor.system().await?;
         let entries = self.editor.entries(kind).await?;
-        let mut answer = Answer::default();
+        let mut output = CommandOutput::default();
         let wanted: &[String] = if kind == EntryKind::Domains { words } else { &[] };
         for entry in entries
             .into_iter()
@@ -50,25 +50,25 @@ impl Prov {
                 false => as_it_counts(&system, kind, entry),
             };
             match verbose {
-                true => dump::entry(&shown, wanted, flags, &mut answer),
-                false => answer.line(shown.name()),
+                true => dump::entry(&shown, wanted, flags, &mut output),
+                false => output.line(shown.name()),
             }
         }
-        Ok(answer)
+        Ok(output)
     }
 
-    pub(super) async fn get_config(&mut self, wanted: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
+    pub(super) async fn get_config(&mut self, wanted: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
         let own = self.editor.entries(EntryKind::Config).await?.pop().unwrap_or_default();
-        let mut answer = Answer::default();
+        let mut output = CommandOutput::default();
         let shown = match flags.own {
             true => own,
             false => System::new(own, [], [], []).global().as_it_counts(),
         };
-        dump::attributes(&shown, wanted, flags, &mut answer);
-        Ok(answer)
+        dump::attributes(&shown, wanted, flags, &mut output);
+        Ok(output)
     }
 
-    pub(super) async fn get_domain_info(&mut self, words: &[String]) -> Result<Answer, ProvisionError> {
+    pub(super) async fn get_domain_info(&mut self, words: &[String]) -> Result<CommandOutput, ProvisionError> {
         let (by, value) = (words[0].to_ascii_lowercase(), words[1].as_str());
         let system = self.editor.system().await?;
         let found = match by.as_str() {
@@ -88,26 +88,26 @@ impl Prov {
         for name in names.iter().filter(|name| !PUBLIC.contains(&name.as_str())) {
             public.set(name, None::<String>);
         }
-        let mut answer = Answer::default();
-        dump::entry(&public, &words[2..], Flags::default(), &mut answer);
-        Ok(answer)
+        let mut output = CommandOutput::default();
+        dump::entry(&public, &words[2..], Flags::default(), &mut output);
+        Ok(output)
     }
 
-    pub(super) async fn proxy_urls(&mut self) -> Result<Answer, ProvisionError> {
+    pub(super) async fn proxy_urls(&mut self) -> Result<CommandOutput, ProvisionError> {
         let system = self.editor.system().await?;
         let urls = system.web_servers().map(|server| {
             let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
             let port = server.port_named("zimbraExtensionBindPort").unwrap_or(EXTENSION_PORT);
             format!("{}{LOOKUP_PATH} ", HostPort::new(host, port))
         });
-        let mut answer = Answer::default();
-        answer.line(urls.collect::<String>());
-        Ok(answer)
+        let mut output = CommandOutput::default();
+        output.line(urls.collect::<String>());
+        Ok(output)
     }
 
-    pub(super) async fn proxy_backends(&mut self) -> Result<Answer, ProvisionError> {
+    pub(super) async fn proxy_backends(&mut self) -> Result<CommandOutput, ProvisionError> {
         let system = self.editor.system().await?;
-        let mut answer = Answer::default();
+        let mut output = CommandOutput::default();
         for server in system.web_servers() {
             let host = server.text(&a::SERVICE_HOSTNAME).unwrap_or(server.name());
             let port = match server.flag(&a::REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED) {
@@ -115,27 +115,27 @@ impl Prov {
                 false => &a::MAIL_PORT,
             };
             let address = HostPort::new(host, server.port(port).unwrap_or_default());
-            answer.line(format!("    server {address};"));
+            output.line(format!("    server {address};"));
         }
-        if answer.out.is_empty() {
-            answer.line("    server localhost:8080;");
+        if output.out.is_empty() {
+            output.line("    server localhost:8080;");
         }
-        Ok(answer)
+        Ok(output)
     }
 
-    pub(super) async fn proxy_domains(&mut self) -> Result<Answer, ProvisionError> {
+    pub(super) async fn proxy_domains(&mut self) -> Result<CommandOutput, ProvisionError> {
         let system = self.editor.system().await?;
-        let mut answer = Answer::default();
+        let mut output = CommandOutput::default();
         for domain in system.domains() {
             let names = domain.list(&a::VIRTUAL_HOSTNAME);
             let has_pair = [&a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY]
                 .iter()
                 .all(|part| domain.text(part).is_some());
             if has_pair && !names.is_empty() {
-                answer.line(format!("{} {} ", domain.name(), names.join(" ")));
+                output.line(format!("{} {} ", domain.name(), names.join(" ")));
             }
         }
-        Ok(answer)
+        Ok(output)
     }
 }
 

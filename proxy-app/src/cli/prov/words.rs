@@ -3,7 +3,7 @@
 use mail_directory::attributes;
 use mail_directory::edit::{Act, Change};
 
-use crate::provision::{Answer, ProvisionError, values};
+use crate::provision::{CommandOutput, ProvisionError, values};
 
 /// Values that others put there are easily lost: they are only replaced with `-r`.
 const SAFEGUARDED: [&str; 2] = ["zimbraServiceEnabled", "zimbraServiceInstalled"];
@@ -51,7 +51,7 @@ pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
 /// # Errors
 /// A name that cannot be one; a safeguarded attribute that would be replaced without `may_replace`; a file that
 /// cannot be read.
-pub(super) fn changes(words: &[String], may_replace: bool, answer: &mut Answer) -> Result<Vec<Change>, ProvisionError> {
+pub(super) fn changes(words: &[String], may_replace: bool, output: &mut CommandOutput) -> Result<Vec<Change>, ProvisionError> {
     let mut changes: Vec<Change> = Vec::new();
     for pair in words.chunks_exact(2) {
         let (sign, name) = match pair[0].split_at_checked(1) {
@@ -60,7 +60,7 @@ pub(super) fn changes(words: &[String], may_replace: bool, answer: &mut Answer) 
         };
         let attribute = attributes::find(name).map_or(name, |known| known.name);
         check_name(attribute)?;
-        deprecated(attribute, answer);
+        deprecated(attribute, output);
         let value = values::normal(attribute, &pair[1])?;
         let act = match sign {
             "+" => Act::Add(value),
@@ -108,9 +108,9 @@ fn check_name(name: &str) -> Result<(), ProvisionError> {
     }
 }
 
-fn deprecated(name: &str, answer: &mut Answer) {
+fn deprecated(name: &str, output: &mut CommandOutput) {
     if let Some((name, since)) = DEPRECATED.iter().find(|(old, _)| old.eq_ignore_ascii_case(name)) {
-        answer.warn(format!("Warn: attribute {name} has been deprecated since {since}"));
+        output.warn(format!("Warn: attribute {name} has been deprecated since {since}"));
     }
 }
 
@@ -142,9 +142,9 @@ mod tests {
     }
 
     fn read(line: &str, may_replace: bool) -> Result<(Vec<Change>, Vec<String>), ProvisionError> {
-        let mut answer = Answer::default();
-        let changes = changes(&split(line).unwrap(), may_replace, &mut answer)?;
-        Ok((changes, answer.warnings))
+        let mut output = CommandOutput::default();
+        let changes = changes(&split(line).unwrap(), may_replace, &mut output)?;
+        Ok((changes, output.warnings))
     }
 
     #[test]

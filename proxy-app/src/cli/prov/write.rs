@@ -8,40 +8,40 @@ use openssl::sha::Sha512;
 use uuid::Uuid;
 
 use crate::cli::prov::{Flags, Prov, words};
-use crate::provision::{Answer, ProvisionError, values};
+use crate::provision::{CommandOutput, ProvisionError, values};
 
 /// Bytes of salt behind a password's hash.
 const SALT: usize = 8;
 
 impl Prov {
-    pub(super) async fn modify(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<Answer, ProvisionError> {
-        let mut answer = Answer::default();
+    pub(super) async fn modify(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
+        let mut output = CommandOutput::default();
         let (key, pairs) = match (kind, words) {
             (EntryKind::Config, pairs) => ("config", pairs),
             (_, [key, pairs @ ..]) => (key.as_str(), pairs),
             (_, []) => return Err(ProvisionError::Usage(String::new())),
         };
-        let changes = words::changes(pairs, flags.replace, &mut answer)?;
-        self.editor.change(kind, key, &changes, &mut answer).await?;
-        Ok(answer)
+        let changes = words::changes(pairs, flags.replace, &mut output)?;
+        self.editor.change(kind, key, &changes, &mut output).await?;
+        Ok(output)
     }
 
-    pub(super) async fn create(&mut self, kind: EntryKind, words: &[String]) -> Result<Answer, ProvisionError> {
-        let mut answer = Answer::default();
+    pub(super) async fn create(&mut self, kind: EntryKind, words: &[String]) -> Result<CommandOutput, ProvisionError> {
+        let mut output = CommandOutput::default();
         let (name, pairs) = match kind {
             EntryKind::Accounts => (&words[0], &words[2..]),
             _ => (&words[0], &words[1..]),
         };
-        let mut changes = words::changes(pairs, true, &mut answer)?;
+        let mut changes = words::changes(pairs, true, &mut output)?;
         if kind == EntryKind::Accounts {
-            self.account(name, &words[1], &mut changes, &mut answer).await?;
+            self.account(name, &words[1], &mut changes, &mut output).await?;
         }
-        self.make(kind, name, changes, answer).await
+        self.make(kind, name, changes, output).await
     }
 
-    pub(super) async fn create_alias_domain(&mut self, words: &[String]) -> Result<Answer, ProvisionError> {
-        let mut answer = Answer::default();
-        let mut changes = words::changes(&words[2..], true, &mut answer)?;
+    pub(super) async fn create_alias_domain(&mut self, words: &[String]) -> Result<CommandOutput, ProvisionError> {
+        let mut output = CommandOutput::default();
+        let mut changes = words::changes(&words[2..], true, &mut output)?;
         let target = self.editor.existing(EntryKind::Domains, &words[1]).await?;
         let id = match target.first(a::ID.name) {
             Some(id) => id.to_owned(),
@@ -55,10 +55,10 @@ impl Prov {
         };
         changes.push(set(a::DOMAIN_TYPE.name, "alias"));
         changes.push(set(a::DOMAIN_ALIAS_TARGET_ID.name, &id));
-        self.make(EntryKind::Domains, &words[0], changes, answer).await
+        self.make(EntryKind::Domains, &words[0], changes, output).await
     }
 
-    pub(super) async fn delete(&mut self, kind: EntryKind, key: &str) -> Result<Answer, ProvisionError> {
+    pub(super) async fn delete(&mut self, kind: EntryKind, key: &str) -> Result<CommandOutput, ProvisionError> {
         let entry = self.editor.existing(kind, key).await?;
         match kind {
             EntryKind::Servers => self.unused_server(&entry).await?,
@@ -66,7 +66,7 @@ impl Prov {
             _ => {}
         }
         self.editor.delete(kind, entry.name()).await?;
-        Ok(Answer::default())
+        Ok(CommandOutput::default())
     }
 
     /// Makes an entry with an id of its own, and tells the id.
@@ -75,8 +75,8 @@ impl Prov {
         kind: EntryKind,
         name: &str,
         mut changes: Vec<Change>,
-        mut answer: Answer,
-    ) -> Result<Answer, ProvisionError> {
+        mut output: CommandOutput,
+    ) -> Result<CommandOutput, ProvisionError> {
         let kept = match kind {
             EntryKind::Accounts => names::account(name),
             _ => names::host(name),
@@ -105,13 +105,13 @@ impl Prov {
             }
         };
         self.editor
-            .judge(kind, &Entry::new(name.as_str()), &changes, &mut answer)
+            .judge(kind, &Entry::new(name.as_str()), &changes, &mut output)
             .await?;
         let open = self.editor.open_file_for(&changes);
         self.editor.create(kind, &name, &changes).await?;
-        open.into_iter().for_each(|message| answer.warn(message));
-        answer.line(id);
-        Ok(answer)
+        open.into_iter().for_each(|message| output.warn(message));
+        output.line(id);
+        Ok(output)
     }
 
     /// An account needs a domain, a server, and where the directory keeps it a password.
@@ -120,14 +120,14 @@ impl Prov {
         name: &str,
         password: &str,
         changes: &mut Vec<Change>,
-        answer: &mut Answer,
+        output: &mut CommandOutput,
     ) -> Result<(), ProvisionError> {
         let domain = name.rsplit_once('@').map_or("", |(_, domain)| domain);
         self.editor.existing(EntryKind::Domains, domain).await?;
         if !changes.iter().any(|change| change.attribute == a::MAIL_HOST.name) {
             match only_mailbox_server(&self.editor.system().await?) {
                 Some(host) => changes.push(set(a::MAIL_HOST.name, &host)),
-                None => answer.warn("WARNING: there is no zimbraMailHost: nobody can log in to this account"),
+                None => output.warn("WARNING: there is no zimbraMailHost: nobody can log in to this account"),
             }
         }
         if password.is_empty() {
@@ -135,7 +135,7 @@ impl Prov {
         }
         match self.editor.keeps_passwords() {
             true => changes.push(set("userPassword", hashed(&Secret::new(password.to_owned())).expose())),
-            false => answer.warn("WARNING: this directory keeps no passwords: the mailbox server has to be told"),
+            false => output.warn("WARNING: this directory keeps no passwords: the mailbox server has to be told"),
         }
         Ok(())
     }
