@@ -25,7 +25,7 @@ use crate::admin::refusal::Failure;
 use crate::admin::turns::Turns;
 use crate::app::App;
 use crate::config::{Config, Source};
-use crate::provision::change::JudgedEditor;
+use crate::provision::change::CheckedEditor;
 use crate::provision::{self, CommandOutput, SharedNames, values};
 use crate::tls::certificate::CertKey;
 use crate::tls::store::CertStore;
@@ -390,7 +390,7 @@ async fn change_now(
 ) -> Result<Changed, Failure> {
     let config = app.config.load_full();
     let unavailable = |message: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, message);
-    let opened = tokio::task::spawn_blocking(move || JudgedEditor::open(&config, None, SharedNames::Refused)).await;
+    let opened = tokio::task::spawn_blocking(move || CheckedEditor::open(&config, None, SharedNames::Refused)).await;
     let opened = opened.map_err(|error| unavailable(error.to_string()))?;
     let mut editor = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
     let mut output = CommandOutput::default();

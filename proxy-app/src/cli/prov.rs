@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::config::Config;
-use crate::provision::change::JudgedEditor;
+use crate::provision::change::CheckedEditor;
 use crate::provision::{CommandOutput, ProvisionError, SharedNames};
 
 mod dump;
@@ -201,7 +201,7 @@ impl CommandSource {
 
 /// The directory, open, and what the verbs need beside it.
 pub(crate) struct Prov {
-    editor: JudgedEditor,
+    editor: CheckedEditor,
     socket: Option<PathBuf>,
     flags: Flags,
 }
@@ -231,7 +231,7 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
     let conf = options.conf.as_deref().unwrap_or(conf);
     let (config, _) = Config::load(conf)?;
     let mut prov = Prov {
-        editor: JudgedEditor::open(&config, options.account()?, SharedNames::Warned)?,
+        editor: CheckedEditor::open(&config, options.account()?, SharedNames::Warned)?,
         socket: config.admin.socket,
         flags: options.flags,
     };

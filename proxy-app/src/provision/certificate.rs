@@ -10,7 +10,7 @@ use crate::tls::certificate::CertKey;
 ///
 /// # Errors
 /// The certificate cannot be read, is not that of the key, or is not in date.
-pub(crate) fn judge(kind: EntryKind, before: &Entry, after: &Entry, output: &mut CommandOutput) -> Result<(), ProvisionError> {
+pub(crate) fn check(kind: EntryKind, before: &Entry, after: &Entry, output: &mut CommandOutput) -> Result<(), ProvisionError> {
     let changed = |attribute: &a::Attribute| before.values(attribute.name) != after.values(attribute.name);
     let parts = (
         after.first(a::SSL_CERTIFICATE.name),

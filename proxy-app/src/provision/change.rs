@@ -11,16 +11,16 @@ use mail_directory::ldap::LdapEditor;
 use mail_directory::{Entry, Secret, System, attributes as a, names};
 
 use crate::config::{Config, Source};
-use crate::provision::rules::Case;
+use crate::provision::rules::ProposedEntry;
 use crate::provision::{CommandOutput, ProvisionError, SharedNames, exists};
 
 /// An open directory.
-pub(crate) struct JudgedEditor {
+pub(crate) struct CheckedEditor {
     editor: Box<dyn Editor>,
     shared_names: SharedNames,
 }
 
-impl Deref for JudgedEditor {
+impl Deref for CheckedEditor {
     type Target = dyn Editor;
 
     fn deref(&self) -> &Self::Target {
@@ -28,13 +28,13 @@ impl Deref for JudgedEditor {
     }
 }
 
-impl DerefMut for JudgedEditor {
+impl DerefMut for CheckedEditor {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut *self.editor
     }
 }
 
-impl JudgedEditor {
+impl CheckedEditor {
     /// Opens the directory of this node file. Where it is LDAP it is changed as `account`, a name and the file with
     /// its password, or else as whoever the node file names for that.
     ///
@@ -44,8 +44,8 @@ impl JudgedEditor {
         config: &Config,
         account: Option<(&String, &PathBuf)>,
         shared_names: SharedNames,
-    ) -> anyhow::Result<JudgedEditor> {
-        Ok(JudgedEditor {
+    ) -> anyhow::Result<CheckedEditor> {
+        Ok(CheckedEditor {
             editor: editor(config, account)?,
             shared_names,
         })
@@ -79,7 +79,7 @@ impl JudgedEditor {
         output: &mut CommandOutput,
     ) -> Result<Entry, ProvisionError> {
         let before = self.existing(kind, key).await?;
-        self.judge(kind, &before, changes, output).await?;
+        self.check(kind, &before, changes, output).await?;
         let open = self.open_file_for(changes);
         self.editor.modify(kind, before.name(), changes).await?;
         open.into_iter().for_each(|message| output.warn(message));
@@ -97,7 +97,7 @@ impl JudgedEditor {
         ))
     }
 
-    pub(crate) async fn judge(
+    pub(crate) async fn check(
         &mut self,
         kind: EntryKind,
         before: &Entry,
@@ -106,14 +106,14 @@ impl JudgedEditor {
     ) -> Result<(), ProvisionError> {
         let system = self.system().await?;
         let after = changed(before, changes);
-        let case = Case {
+        let proposed = ProposedEntry {
             system: &system,
             kind,
             before,
             after: &after,
             shared_names: self.shared_names,
         };
-        case.judge(output)?;
+        proposed.check(output)?;
         let known = before.values(a::MAIL_ALIAS.name);
         for alias in after
             .values(a::MAIL_ALIAS.name)

@@ -34,7 +34,7 @@ const LISTENERS: [&Attribute; 7] = [
 ];
 
 /// An entry before and after the change.
-pub(crate) struct Case<'a> {
+pub(crate) struct ProposedEntry<'a> {
     pub(crate) system: &'a System,
     pub(crate) kind: EntryKind,
     pub(crate) before: &'a Entry,
@@ -42,12 +42,12 @@ pub(crate) struct Case<'a> {
     pub(crate) shared_names: SharedNames,
 }
 
-impl Case<'_> {
+impl ProposedEntry<'_> {
     /// Says no, or yes with warnings.
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub(crate) fn judge(&self, output: &mut CommandOutput) -> Result<(), ProvisionError> {
+    pub(crate) fn check(&self, output: &mut CommandOutput) -> Result<(), ProvisionError> {
         for (name, values) in self.after.iter() {
             if self.before.values(name) != values {
                 self.attribute(name, values, output)?;
@@ -61,7 +61,7 @@ impl Case<'_> {
         }
         self.ports()?;
         self.virtual_hosts(output)?;
-        certificate::judge(self.kind, self.before, self.after, output)
+        certificate::check(self.kind, self.before, self.after, output)
     }
 
     fn attribute(&self, name: &str, values: &[String], output: &mut CommandOutput) -> Result<(), ProvisionError> {
@@ -79,8 +79,8 @@ impl Case<'_> {
         }
         let before = self.before.values(name);
         for value in values.iter().filter(|value| !before.contains(value)) {
-            let judged = attribute.check(value).and_then(|()| self.value(attribute, value));
-            judged.map_err(|message| ProvisionError::value(format!("{name}: {message}")))?;
+            let checked = attribute.check(value).and_then(|()| self.value(attribute, value));
+            checked.map_err(|message| ProvisionError::value(format!("{name}: {message}")))?;
         }
         Ok(())
     }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     /// What is said of a change that adds these attributes to an entry with a `zimbraId` and one virtual host.
-    fn judged(kind: EntryKind, attributes: &[(&str, &[&str])]) -> String {
+    fn checked(kind: EntryKind, attributes: &[(&str, &[&str])]) -> String {
         let system = System::new(
             entry("config", &[("zimbraImapProxyBindPort", &["1143"])]),
             [entry("s.test", &[])],
@@ -239,7 +239,7 @@ mod tests {
         for (attribute, values) in attributes {
             after.set(attribute, values.iter().copied());
         }
-        let case = Case {
+        let proposed = ProposedEntry {
             system: &system,
             kind,
             before: &before,
@@ -247,7 +247,7 @@ mod tests {
             shared_names: SharedNames::Warned,
         };
         let mut output = CommandOutput::default();
-        match case.judge(&mut output) {
+        match proposed.check(&mut output) {
             Ok(()) => output.out + &output.warnings.join("\n"),
             Err(ProvisionError::Service { code, message }) => format!("{code} {message}"),
             Err(other) => panic!("{other:?}"),
@@ -256,7 +256,7 @@ mod tests {
 
     #[track_caller]
     fn refused(kind: EntryKind, attribute: &str, values: &[&str], expected: &str) {
-        let said = judged(kind, &[(attribute, values)]);
+        let said = checked(kind, &[(attribute, values)]);
         assert!(said.starts_with("account.") || said.starts_with("service."), "{said}");
         assert!(said.contains(expected), "{said}");
     }
@@ -273,7 +273,7 @@ mod tests {
             (EntryKind::Accounts, "zimbraMailHost", &["S.test"]),
             (EntryKind::Accounts, "displayName", &["anything"]),
         ] {
-            assert_eq!(judged(kind, &[(attribute, values)]), "", "{attribute}");
+            assert_eq!(checked(kind, &[(attribute, values)]), "", "{attribute}");
         }
     }
 
@@ -340,28 +340,28 @@ mod tests {
             entry("a.test", &[("zimbraVirtualHostname", &["m.b.test", "m.a.test"])]),
         );
         let mut output = CommandOutput::default();
-        let mut case = Case {
+        let mut proposed = ProposedEntry {
             system: &system,
             kind: EntryKind::Domains,
             before: &before,
             after: &after,
             shared_names: SharedNames::Warned,
         };
-        case.judge(&mut output).unwrap();
+        proposed.check(&mut output).unwrap();
         assert_eq!(
             output.out,
             "WARNING: Virtual hostname conflicts detected. The following virtual hostnames are already in use by other \
              domains: m.b.test (b.test)  This may cause routing issues.\n"
         );
-        case.shared_names = SharedNames::Refused;
-        let refused = case.judge(&mut CommandOutput::default()).unwrap_err();
+        proposed.shared_names = SharedNames::Refused;
+        let refused = proposed.check(&mut CommandOutput::default()).unwrap_err();
         let message = "these virtual host names already belong to another domain: m.b.test (b.test)";
         assert_eq!(refused, ProvisionError::service(NAME_TAKEN, message));
     }
 
     #[test]
     fn what_has_no_effect_is_said() {
-        let said = judged(EntryKind::Servers, &[("zimbraVirtualHostname", &["m.a.test"])]);
+        let said = checked(EntryKind::Servers, &[("zimbraVirtualHostname", &["m.a.test"])]);
         assert_eq!(said, "WARNING: zimbraVirtualHostname has no effect on a server");
     }
 }

@@ -105,7 +105,7 @@ impl Prov {
             }
         };
         self.editor
-            .judge(kind, &Entry::new(name.as_str()), &changes, &mut output)
+            .check(kind, &Entry::new(name.as_str()), &changes, &mut output)
             .await?;
         let open = self.editor.open_file_for(&changes);
         self.editor.create(kind, &name, &changes).await?;
