@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::admin::caller::Caller;
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 use crate::app::App;
 
 /// Writes down what somebody did.
@@ -53,20 +53,20 @@ pub(crate) struct HowToReload {
 /// A part that cannot be used changes nothing; the response then lists every problem.
 #[utoipa::path(post, path = "/v1/reload", params(HowToReload), responses(
     (status = 200, body = Reloaded),
-    (status = 422, description = "Something cannot be used", body = Failure),
+    (status = 422, description = "Something cannot be used", body = ApiError),
 ))]
 pub(crate) async fn reload(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Query(how): Query<HowToReload>,
-) -> Result<Json<Reloaded>, Failure> {
+) -> Result<Json<Reloaded>, ApiError> {
     audit(&app, caller, "reload".to_owned());
     let reloaded = app.reload(if how.force { Losses::All } else { Losses::Most }).await;
     let problems = reloaded.problems.iter().map(ToString::to_string).collect();
     if reloaded.problems.has_errors() {
-        return Err(Failure {
+        return Err(ApiError {
             problems,
-            ..Failure::new(
+            ..ApiError::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "not everything could be read again; what cannot be used changes nothing",
             )

@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::admin::caller::{self, guard};
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
 use crate::admin::{act, console, domains, health, route, sessions};
 use crate::app::App;
@@ -49,9 +49,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/", get(console::page))
         .route("/console/{file}", get(console::asset))
         .route("/v1/openapi.json", get(move || std::future::ready(description.clone())))
-        .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "there is no such path") })
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(bounded))
@@ -126,7 +126,7 @@ fn with_usual_refusals(mut description: OpenApi) -> OpenApi {
 }
 
 fn refusal(what: &str) -> RefOr<openapi::Response> {
-    let content = Content::new(Some(Ref::from_schema_name(Failure::name())));
+    let content = Content::new(Some(Ref::from_schema_name(ApiError::name())));
     let response = ResponseBuilder::new().description(what);
     response.content("application/json", content).into()
 }
@@ -135,7 +135,7 @@ fn refusal(what: &str) -> RefOr<openapi::Response> {
 async fn patience(request: Request, next: Next) -> Response {
     match tokio::time::timeout(PATIENCE, next.run(request)).await {
         Ok(response) => in_json(response).await,
-        Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "this takes too long").into_response(),
+        Err(_) => ApiError::new(StatusCode::REQUEST_TIMEOUT, "this takes too long").into_response(),
     }
 }
 
@@ -160,9 +160,9 @@ async fn hear_out(mut body: Body) {
 }
 
 /// A body is longer than any may be.
-fn too_long() -> Failure {
+fn too_long() -> ApiError {
     let message = format!("the request is longer than {} KiB", BODY_MAX / 1024);
-    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
 /// No browser takes an answer for something else than it says it is: names from the network stand in it.
@@ -187,7 +187,7 @@ async fn in_json(response: Response) -> Response {
     }
     let text = axum::body::to_bytes(response.into_body(), REFUSAL_MAX).await;
     let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
-    Failure::new(status, text).into_response()
+    ApiError::new(status, text).into_response()
 }
 
 #[cfg(test)]
@@ -218,7 +218,7 @@ mod tests {
         let response = in_json(refused).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         let body = axum::body::to_bytes(response.into_body(), REFUSAL_MAX).await.unwrap();
-        let failure: Failure = serde_json::from_slice(&body).unwrap();
+        let failure: ApiError = serde_json::from_slice(&body).unwrap();
         assert_eq!(failure.error, "missing field \"login\"");
         let text = in_json("ready\n".into_response()).await;
         let body = axum::body::to_bytes(text.into_body(), REFUSAL_MAX).await.unwrap();

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::admin::console;
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 use crate::admin::seats::Reach;
 use crate::app::App;
 use crate::node::refusals::{Reason, RefusedConnection};
@@ -78,7 +78,7 @@ pub const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>().copied();
     let Some(caller) = caller else {
-        return Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a request of nobody").into_response();
+        return ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "a request of nobody").into_response();
     };
     let asked = Asked {
         method: request.method(),
@@ -87,7 +87,7 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
     };
     if request.extensions().get::<Reach>() == Some(&Reach::Health) && !asked.is_open() {
         let why = "there are too many connections to admin.http; this one is told of health only";
-        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     }
     let config = app.config.load_full();
     match asked.admit(caller, config.admin.token.as_ref(), &config.node) {
@@ -96,7 +96,7 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
             if let (Some(reason), Caller::Http { address }) = (denied.reason, caller) {
                 app.refused(place(address), reason);
             }
-            Failure::new(denied.status, denied.why).into_response()
+            ApiError::new(denied.status, denied.why).into_response()
         }
     }
 }

@@ -7,7 +7,7 @@ use axum::extract::Path;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 
 /// Where the files of the page are.
 const FOLDER: &str = "/console/";
@@ -71,7 +71,7 @@ pub async fn asset(Path(name): Path<String>) -> Response {
 fn file(name: &str) -> Response {
     match FILES.iter().find(|(known, ..)| *known == name) {
         Some((_, kind, text)) => (HEADERS, [(header::CONTENT_TYPE, *kind)], *text).into_response(),
-        None => Failure::new(StatusCode::NOT_FOUND, "there is no such path").into_response(),
+        None => ApiError::new(StatusCode::NOT_FOUND, "there is no such path").into_response(),
     }
 }
 

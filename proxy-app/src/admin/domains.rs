@@ -21,7 +21,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::admin::act;
 use crate::admin::caller::Caller;
 use crate::admin::health::Certificate;
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
 use crate::app::App;
 use crate::config::{Config, Source};
@@ -97,8 +97,8 @@ pub async fn list(
     State(app): State<Arc<App>>,
     Extension(turns): Extension<Arc<Turns>>,
     Query(wanted): Query<Wanted>,
-) -> Result<Json<Domains>, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+) -> Result<Json<Domains>, ApiError> {
+    let failed = |error: &dyn std::fmt::Display| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let turn = turns
         .lists
         .clone()
@@ -246,10 +246,10 @@ pub struct Changed {
     ("domain" = String, Path, description = "Name of the domain"),
 ), responses(
     (status = 200, body = Changed),
-    (status = 404, description = "There is no such domain", body = Failure),
-    (status = 409, description = "A name already belongs to another domain", body = Failure),
-    (status = 422, description = "A name is not a valid host name", body = Failure),
-    (status = 503, description = "The directory cannot be changed", body = Failure),
+    (status = 404, description = "There is no such domain", body = ApiError),
+    (status = 409, description = "A name already belongs to another domain", body = ApiError),
+    (status = 422, description = "A name is not a valid host name", body = ApiError),
+    (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
 pub async fn set_virtual_hosts(
     State(app): State<Arc<App>>,
@@ -257,7 +257,7 @@ pub async fn set_virtual_hosts(
     Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
     Json(names): Json<NewNames>,
-) -> Result<Json<Changed>, Failure> {
+) -> Result<Json<Changed>, ApiError> {
     change(app, turns, caller, domain, names.changes()).await
 }
 
@@ -289,10 +289,10 @@ impl NewNames {
     ("domain" = String, Path, description = "Name of the domain"),
 ), responses(
     (status = 200, body = Changed),
-    (status = 404, description = "There is no such domain", body = Failure),
-    (status = 413, description = "Certificate, chain and key are more than 64 KiB", body = Failure),
-    (status = 422, description = "Certificate or key cannot be used", body = Failure),
-    (status = 503, description = "The directory cannot be changed", body = Failure),
+    (status = 404, description = "There is no such domain", body = ApiError),
+    (status = 413, description = "Certificate, chain and key are more than 64 KiB", body = ApiError),
+    (status = 422, description = "Certificate or key cannot be used", body = ApiError),
+    (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
 pub async fn set_certificate(
     State(app): State<Arc<App>>,
@@ -300,27 +300,27 @@ pub async fn set_certificate(
     Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
     body: Result<Json<NewCertificate>, JsonRejection>,
-) -> Result<Json<Changed>, Failure> {
+) -> Result<Json<Changed>, ApiError> {
     let Json(new) = body.map_err(|rejection| unread(&rejection))?;
     change(app, turns, caller, domain, new.changes()?).await
 }
 
 /// What the framework says of a body may quote it, and a key may stand in it.
-fn unread(rejection: &JsonRejection) -> Failure {
+fn unread(rejection: &JsonRejection) -> ApiError {
     let shape = "the body is not {\"certificate\": PEM, \"chain\": PEM, \"key\": PEM}";
     match rejection {
-        JsonRejection::JsonDataError(_) | JsonRejection::JsonSyntaxError(_) => Failure::bad(shape),
-        other => Failure::new(other.status(), other.body_text()),
+        JsonRejection::JsonDataError(_) | JsonRejection::JsonSyntaxError(_) => ApiError::bad(shape),
+        other => ApiError::new(other.status(), other.body_text()),
     }
 }
 
 impl NewCertificate {
-    fn changes(self) -> Result<Vec<Change>, Failure> {
+    fn changes(self) -> Result<Vec<Change>, ApiError> {
         let chain = self.chain.unwrap_or_default();
         if [&self.certificate, &chain].iter().any(|text| text.contains(PRIVATE)) {
             // There it would be shown to everybody who may look at the domain.
             let message = "a private key stands among the certificates; it goes into its own place";
-            return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message));
+            return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message));
         }
         let certificate = values::whole_lines(&format!("{}\n{chain}", self.certificate));
         let certificate = CertKey::in_order(&certificate).unwrap_or(certificate);
@@ -336,15 +336,15 @@ impl NewCertificate {
     ("domain" = String, Path, description = "Name of the domain"),
 ), responses(
     (status = 200, body = Changed),
-    (status = 404, description = "There is no such domain", body = Failure),
-    (status = 503, description = "The directory cannot be changed", body = Failure),
+    (status = 404, description = "There is no such domain", body = ApiError),
+    (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
 pub async fn remove_certificate(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
-) -> Result<Json<Changed>, Failure> {
+) -> Result<Json<Changed>, ApiError> {
     let changes = [&a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY].map(|attribute| replace(attribute, None));
     change(app, turns, caller, domain, changes.into()).await
 }
@@ -363,10 +363,10 @@ async fn change(
     caller: Caller,
     domain: String,
     changes: Vec<Change>,
-) -> Result<Json<Changed>, Failure> {
+) -> Result<Json<Changed>, ApiError> {
     let failed = |error: &dyn std::fmt::Display| {
         let message = format!("the change did not end: {error}");
-        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     };
     let turn = turns
         .changes
@@ -387,9 +387,9 @@ async fn change_now(
     caller: Caller,
     key: &str,
     changes: &[Change],
-) -> Result<Changed, Failure> {
+) -> Result<Changed, ApiError> {
     let config = app.config.load_full();
-    let unavailable = |message: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, message);
+    let unavailable = |message: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
     let opened = tokio::task::spawn_blocking(move || CheckedEditor::open(&config, None, SharedNames::Refused)).await;
     let opened = opened.map_err(|error| unavailable(error.to_string()))?;
     let mut editor = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
@@ -418,7 +418,7 @@ async fn change_now(
 }
 
 /// Why the directory, or its judge, says no.
-fn refusal(failure: provision::ProvisionError) -> Failure {
+fn refusal(failure: provision::ProvisionError) -> ApiError {
     let (code, message) = match failure {
         provision::ProvisionError::Service { code, message } => (code, message),
         provision::ProvisionError::Usage(message) | provision::ProvisionError::Plain(message) => ("", message),
@@ -429,7 +429,7 @@ fn refusal(failure: provision::ProvisionError) -> Failure {
         provision::DENIED | provision::FAILED => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::UNPROCESSABLE_ENTITY,
     };
-    Failure::new(status, message)
+    ApiError::new(status, message)
 }
 
 /// What is different, without values that are nobody's business.

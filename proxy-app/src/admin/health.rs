@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::admin::caller::Caller;
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 use crate::admin::{act, scrape};
 use crate::app::App;
 use crate::tls::certificate::CertKey;
@@ -25,7 +25,7 @@ const MAX_WEIGHT: u32 = 1000;
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     match scrape::text(&app) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(error) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
@@ -135,22 +135,22 @@ pub struct UpstreamOrder {
     ("server" = String, Path, description = "Name of the server's entry, or its host"),
 ), responses(
     (status = 200, body = Upstreams),
-    (status = 400, body = Failure),
-    (status = 404, body = Failure),
+    (status = 400, body = ApiError),
+    (status = 404, body = ApiError),
 ))]
 pub async fn order_upstream(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Path((group, server)): Path<(String, String)>,
     Json(order): Json<UpstreamOrder>,
-) -> Result<Json<Upstreams>, Failure> {
+) -> Result<Json<Upstreams>, ApiError> {
     if order.maintenance.is_none() && order.weight.is_none() {
-        return Err(Failure::bad("expected maintenance or weight"));
+        return Err(ApiError::bad("expected maintenance or weight"));
     }
     if order.weight.is_some_and(|weight| weight > MAX_WEIGHT) {
-        return Err(Failure::bad(format!("a weight is at most {MAX_WEIGHT}")));
+        return Err(ApiError::bad(format!("a weight is at most {MAX_WEIGHT}")));
     }
-    let missing = || Failure::new(StatusCode::NOT_FOUND, format!("group {group} has no server {server}"));
+    let missing = || ApiError::new(StatusCode::NOT_FOUND, format!("group {group} has no server {server}"));
     let found = app.groups.get(&group).ok_or_else(missing)?;
     let mut acts = Vec::new();
     if let Some(on) = order.maintenance {

@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 /// Why a request was refused or failed.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Failure {
+#[schema(as = Failure)]
+pub struct ApiError {
     /// The reason, in one line.
     pub error: String,
     /// All problems, where there are several.
@@ -18,10 +19,10 @@ pub struct Failure {
     pub(crate) status: StatusCode,
 }
 
-impl Failure {
+impl ApiError {
     /// A failure with one reason.
-    pub fn new(status: StatusCode, error: impl Into<String>) -> Failure {
-        Failure {
+    pub fn new(status: StatusCode, error: impl Into<String>) -> ApiError {
+        ApiError {
             error: error.into(),
             problems: Vec::new(),
             status,
@@ -29,12 +30,12 @@ impl Failure {
     }
 
     /// The request makes no sense.
-    pub fn bad(error: impl Into<String>) -> Failure {
-        Failure::new(StatusCode::BAD_REQUEST, error)
+    pub fn bad(error: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, error)
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(&self)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::admin::act;
 use crate::admin::caller::Caller;
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
 use crate::app::App;
 use crate::upstream::groups::Health;
@@ -168,12 +168,12 @@ pub struct Way {
 /// Returns how a login would be routed now, and why. It changes no cache, connects to no server and counts nothing.
 #[utoipa::path(get, path = "/v1/routes/explain", params(Question), responses(
     (status = 200, body = Explained),
-    (status = 400, body = Failure),
+    (status = 400, body = ApiError),
 ))]
 pub async fn explain(
     State(app): State<Arc<App>>,
     Query(question): Query<Question>,
-) -> Result<Json<Explained>, Failure> {
+) -> Result<Json<Explained>, ApiError> {
     let (lookup, suffix) = question.lookup()?;
     let generation = app.snapshot.load().generation;
     let explanation = app.routes.explain(&lookup).await;
@@ -201,7 +201,7 @@ fn unwell(app: &App, server: &str) -> Option<String> {
 }
 
 impl Question {
-    fn lookup(&self) -> Result<(Lookup, Option<&'static str>), Failure> {
+    fn lookup(&self) -> Result<(Lookup, Option<&'static str>), ApiError> {
         let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let (subject, suffix) = subject(&self.login)?;
         let lookup = Lookup {
@@ -216,12 +216,12 @@ impl Question {
 }
 
 /// Who is meant: a login as a mail program would send it, or an id.
-fn subject(typed: &str) -> Result<(Subject, Option<&'static str>), Failure> {
+fn subject(typed: &str) -> Result<(Subject, Option<&'static str>), ApiError> {
     if is_id(typed) {
         return Ok((Subject::Id(typed.to_owned()), None));
     }
     let Ok(credentials) = Credentials::parse(Mechanism::Login, typed.as_bytes(), b"") else {
-        return Err(Failure::bad("no account can have this name"));
+        return Err(ApiError::bad("no account can have this name"));
     };
     Ok((Subject::Login(credentials.user), credentials.suffix))
 }
@@ -380,22 +380,22 @@ pub struct ForgottenName {
 /// memory, and ignores what memcached holds until it has expired.
 #[utoipa::path(post, path = "/v1/routes/purge", request_body = Purge, responses(
     (status = 200, body = Forgotten),
-    (status = 400, body = Failure),
+    (status = 400, body = ApiError),
 ))]
 pub async fn purge(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
     Json(purge): Json<Purge>,
-) -> Result<Json<Forgotten>, Failure> {
+) -> Result<Json<Forgotten>, ApiError> {
     if purge.all != purge.logins.is_empty() || purge.logins.len() > MAX_PURGE {
-        return Err(Failure::bad(format!("expected all, or 1 to {MAX_PURGE} logins")));
+        return Err(ApiError::bad(format!("expected all, or 1 to {MAX_PURGE} logins")));
     }
     let lookups = purge.logins.into_iter().map(|login| {
         let lookup = of_anywhere(&login)?;
         Ok((login, lookup))
     });
-    let lookups = lookups.collect::<Result<Vec<_>, Failure>>()?;
+    let lookups = lookups.collect::<Result<Vec<_>, ApiError>>()?;
     if purge.all {
         let all = app.routes.len() as u64;
         app.routes.clear();
@@ -406,7 +406,7 @@ pub async fn purge(
         }));
     }
     let failed = |error: &dyn std::fmt::Display| {
-        Failure::new(
+        ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("the purge did not end: {error}"),
         )
@@ -424,11 +424,11 @@ pub async fn purge(
     task.await.map_err(|error| failed(&error))?.map(Json)
 }
 
-async fn forget(app: &App, caller: Caller, lookups: Vec<(String, Lookup)>) -> Result<Forgotten, Failure> {
+async fn forget(app: &App, caller: Caller, lookups: Vec<(String, Lookup)>) -> Result<Forgotten, ApiError> {
     let mut accounts = Vec::new();
     for (login, lookup) in lookups {
         let purged = app.routes.purge(&lookup).await;
-        let purged = purged.map_err(|error| Failure::bad(format!("{login}: {error}")))?;
+        let purged = purged.map_err(|error| ApiError::bad(format!("{login}: {error}")))?;
         act::audit(app, caller, format!("purge route of {login}"));
         accounts.push(ForgottenAccount {
             login,
@@ -444,7 +444,7 @@ async fn forget(app: &App, caller: Caller, lookups: Vec<(String, Lookup)>) -> Re
     Ok(Forgotten { accounts, all: None })
 }
 
-fn of_anywhere(login: &str) -> Result<Lookup, Failure> {
+fn of_anywhere(login: &str) -> Result<Lookup, ApiError> {
     let question = Question {
         login: login.to_owned(),
         protocol: Wanted::Imap,

@@ -19,7 +19,7 @@ use mail_proxy::Proto;
 
 use crate::admin::act;
 use crate::admin::caller::Caller;
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 use crate::app::App;
 use crate::app::changes::Generation;
 use crate::app::snapshot::PRODUCT;
@@ -263,13 +263,13 @@ pub struct Kick {
 /// the directory.
 #[utoipa::path(post, path = "/v1/sessions/kick", request_body = Kick, responses(
     (status = 200, body = SessionList),
-    (status = 400, body = Failure),
+    (status = 400, body = ApiError),
 ))]
 pub async fn kick(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Json(kick): Json<Kick>,
-) -> Result<Json<SessionList>, Failure> {
+) -> Result<Json<SessionList>, ApiError> {
     let named = [
         kick.user.as_ref().map(|user| format!("user {user}")),
         kick.ip.map(|ip| format!("ip {ip}")),
@@ -277,7 +277,7 @@ pub async fn kick(
     ];
     let named: Vec<String> = named.into_iter().flatten().collect();
     if named.is_empty() {
-        return Err(Failure::bad("expected a user, an ip or a session"));
+        return Err(ApiError::bad("expected a user, an ip or a session"));
     }
     // It goes into the logs.
     let is_name = |text: &&String| text.len() <= NAME_MAX && !text.chars().any(char::is_control);
@@ -286,7 +286,7 @@ pub async fn kick(
         .flatten()
         .all(|text| is_name(&text))
     {
-        return Err(Failure::bad("no user and no session can have this name"));
+        return Err(ApiError::bad("no user and no session can have this name"));
     }
     let ended = app.sessions.kick(&ConnectionFilter {
         user: kick.user,
@@ -327,16 +327,16 @@ pub struct Drained {
 /// still serves clients that connect. On request its sessions are ended, spread over some time.
 #[utoipa::path(post, path = "/v1/drain", request_body = DrainOrder, responses(
     (status = 200, body = Drained),
-    (status = 400, body = Failure),
+    (status = 400, body = ApiError),
 ))]
 pub async fn drain(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Json(order): Json<DrainOrder>,
-) -> Result<Json<Drained>, Failure> {
+) -> Result<Json<Drained>, ApiError> {
     let over = order.end_sessions_over;
     if over.is_some_and(|seconds| seconds > MAX_SPREAD) {
-        return Err(Failure::bad(format!("at most {MAX_SPREAD} seconds")));
+        return Err(ApiError::bad(format!("at most {MAX_SPREAD} seconds")));
     }
     let what = over.map_or("drain".to_owned(), |seconds| {
         format!("drain, sessions end over {seconds} s")
@@ -392,7 +392,7 @@ pub struct Watch {
 /// new ones as they happen. A client that reads too slowly gets a line `{"lost": N}` in place of those it missed.
 #[utoipa::path(get, path = "/v1/logins", params(Watch), responses(
     (status = 200, content_type = "application/x-ndjson", body = String),
-    (status = 503, description = "Too many clients follow already", body = Failure),
+    (status = 503, description = "Too many clients follow already", body = ApiError),
 ))]
 pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> Response {
     let filter = LoginFilter {
@@ -413,7 +413,7 @@ pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> 
         None => return (kind, recent).into_response(),
         Some(Some(coming)) => coming,
         Some(None) => {
-            return Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many follow the logins already").into_response();
+            return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many follow the logins already").into_response();
         }
     };
     let first = stream::iter(Some(recent).filter(|recent| !recent.is_empty()));

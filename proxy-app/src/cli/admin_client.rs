@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::admin::refusal::Failure;
+use crate::admin::refusal::ApiError;
 
 /// How long the running process may take for an answer; longer than what it gives a request itself.
 const PATIENCE: Duration = Duration::from_secs(70);
@@ -97,7 +97,7 @@ impl AdminClient {
 }
 
 fn refusal(status: hyper::StatusCode, body: &[u8]) -> String {
-    let Ok(failure) = serde_json::from_slice::<Failure>(body) else {
+    let Ok(failure) = serde_json::from_slice::<ApiError>(body) else {
         let text = String::from_utf8_lossy(body);
         return format!("{status}: {}", text.lines().next().unwrap_or_default());
     };
