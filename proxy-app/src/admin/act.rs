@@ -28,7 +28,8 @@ pub fn audit(app: &App, caller: Caller, act: String) {
 
 /// What a reload did.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Reloaded {
+#[schema(as = Reloaded)]
+pub struct ReloadResult {
     /// Number of the configuration that is in force now.
     pub generation: u64,
     /// What changed, one sentence each; empty: nothing.
@@ -42,7 +43,7 @@ pub struct Reloaded {
 /// How to reload.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct HowToReload {
+pub(crate) struct ReloadQuery {
     /// Accept a directory that has no server or no domain any more.
     #[serde(default)]
     force: bool,
@@ -51,15 +52,15 @@ pub(crate) struct HowToReload {
 /// Reads the node file, the directory and the certificates again, as SIGHUP does.
 ///
 /// A part that cannot be used changes nothing; the response then lists every problem.
-#[utoipa::path(post, path = "/v1/reload", params(HowToReload), responses(
-    (status = 200, body = Reloaded),
+#[utoipa::path(post, path = "/v1/reload", params(ReloadQuery), responses(
+    (status = 200, body = ReloadResult),
     (status = 422, description = "Something cannot be used", body = ApiError),
 ))]
 pub(crate) async fn reload(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Query(how): Query<HowToReload>,
-) -> Result<Json<Reloaded>, ApiError> {
+    Query(how): Query<ReloadQuery>,
+) -> Result<Json<ReloadResult>, ApiError> {
     audit(&app, caller, "reload".to_owned());
     let reloaded = app.reload(if how.force { Losses::All } else { Losses::Most }).await;
     let problems = reloaded.problems.iter().map(ToString::to_string).collect();
@@ -72,7 +73,7 @@ pub(crate) async fn reload(
             )
         });
     }
-    Ok(Json(Reloaded {
+    Ok(Json(ReloadResult {
         generation: app.snapshot.load().generation,
         changes: reloaded.changes,
         needs_upgrade: reloaded.needs_upgrade,

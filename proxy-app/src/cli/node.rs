@@ -13,7 +13,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use route_cache::HostPort;
 use serde::Serialize;
 
-use crate::admin::act::Reloaded;
+use crate::admin::act::ReloadResult;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
 use crate::admin::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
@@ -239,7 +239,7 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<String> {
         }
         NodeVerb::Reload { force, api } => {
             let path = if force { "/v1/reload?force=true" } else { "/v1/reload" };
-            let answer: Reloaded = api.client(conf)?.send(Method::POST, path, &()).await?;
+            let answer: ReloadResult = api.client(conf)?.send(Method::POST, path, &()).await?;
             api.show(&answer, reloaded)
         }
         NodeVerb::Status { api } => {
@@ -494,7 +494,7 @@ fn forgotten(answer: &Forgotten) -> String {
     out
 }
 
-fn reloaded(answer: &Reloaded) -> String {
+fn reloaded(answer: &ReloadResult) -> String {
     let mut out = String::new();
     for change in &answer.changes {
         let _fits = writeln!(out, "{}", printable(change));

@@ -2,7 +2,7 @@
 
 use hyper::Method;
 
-use crate::admin::act::Reloaded;
+use crate::admin::act::ReloadResult;
 use crate::admin::route::{Forgotten, Purge};
 use crate::cli::admin_client::AdminClient;
 use crate::cli::prov::Prov;
@@ -39,7 +39,7 @@ impl Prov {
         }
         let is_any = |list: &[&str]| types.iter().any(|word| list.contains(&word.as_str()));
         if is_any(&SYSTEM) {
-            self.tell::<Reloaded>("/v1/reload", &()).await?;
+            self.tell::<ReloadResult>("/v1/reload", &()).await?;
         }
         if is_any(&ROUTES) {
             let logins = words[1..].to_vec();
