@@ -53,12 +53,13 @@ pub async fn ready(State(app): State<Arc<App>>) -> Response {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Upstreams {
     /// By group.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<UpstreamState>,
 }
 
 /// A server of a group.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Upstream {
+#[schema(as = Upstream)]
+pub struct UpstreamState {
     /// The group.
     pub group: String,
     /// Name of the server's entry, or its host.
@@ -87,21 +88,21 @@ pub async fn upstreams(State(app): State<Arc<App>>) -> Json<Upstreams> {
     let groups = app.groups.all();
     let of_group = |group: &Arc<groups::Group>| {
         let name = group.name().to_owned();
-        group.state().into_iter().map(move |state| Upstream::new(&name, state))
+        group.state().into_iter().map(move |state| UpstreamState::new(&name, state))
     };
     Json(Upstreams {
         upstreams: groups.iter().flat_map(of_group).collect(),
     })
 }
 
-impl Upstream {
-    fn new(group: &str, state: groups::State) -> Upstream {
+impl UpstreamState {
+    fn new(group: &str, state: groups::State) -> UpstreamState {
         let health = match state.health {
             Health::Up => "up",
             Health::NotReady => "not_ready",
             Health::Unreachable => "unreachable",
         };
-        Upstream {
+        UpstreamState {
             group: group.to_owned(),
             server: state.server,
             address: state.address.to_string(),
@@ -173,7 +174,7 @@ pub async fn order_upstream(
     );
     let state = found.state().into_iter().filter(|state| state.server == server);
     Ok(Json(Upstreams {
-        upstreams: state.map(|state| Upstream::new(&group, state)).collect(),
+        upstreams: state.map(|state| UpstreamState::new(&group, state)).collect(),
     }))
 }
 
