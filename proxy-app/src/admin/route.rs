@@ -26,8 +26,9 @@ const MAX_PURGE: usize = 1000;
 
 /// The protocol of a login.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
+#[schema(as = Wanted)]
 #[serde(rename_all = "lowercase")]
-pub enum Wanted {
+pub enum LoginProtocol {
     /// IMAP
     #[default]
     Imap,
@@ -39,13 +40,13 @@ pub enum Wanted {
     Admin,
 }
 
-impl Wanted {
+impl LoginProtocol {
     fn service(self) -> Service {
         match self {
-            Wanted::Imap => Service::Imap,
-            Wanted::Pop3 => Service::Pop3,
-            Wanted::Web => Service::Web,
-            Wanted::Admin => Service::Admin,
+            LoginProtocol::Imap => Service::Imap,
+            LoginProtocol::Pop3 => Service::Pop3,
+            LoginProtocol::Web => Service::Web,
+            LoginProtocol::Admin => Service::Admin,
         }
     }
 }
@@ -53,13 +54,13 @@ impl Wanted {
 /// The login to explain, and where it comes from.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Question {
+pub struct ExplainQuery {
     /// The login as typed, or a `zimbraId`.
     login: String,
     /// The protocol; `imap` if absent.
     #[serde(default)]
     #[param(inline)]
-    protocol: Wanted,
+    protocol: LoginProtocol,
     /// Address of the client. Absent: one that every domain allows.
     #[param(value_type = Option<String>)]
     ip: Option<IpAddr>,
@@ -88,7 +89,7 @@ pub struct Explained {
     /// The answer of each tier, in the order in which they are asked.
     pub tiers: Vec<TierAnswer>,
     /// The route of the login.
-    pub route: Option<Way>,
+    pub route: Option<ExplainedRoute>,
     /// Why there is no route.
     pub no_route: Option<String>,
     /// What would still make the login fail, one sentence each.
@@ -146,7 +147,8 @@ pub struct TierAnswer {
 
 /// The route of a login.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Way {
+#[schema(as = Way)]
+pub struct ExplainedRoute {
     /// The name to log in with at the server.
     pub login: String,
     /// The server's name.
@@ -166,21 +168,21 @@ pub struct Way {
 }
 
 /// Returns how a login would be routed now, and why. It changes no cache, connects to no server and counts nothing.
-#[utoipa::path(get, path = "/v1/routes/explain", params(Question), responses(
+#[utoipa::path(get, path = "/v1/routes/explain", params(ExplainQuery), responses(
     (status = 200, body = Explained),
     (status = 400, body = ApiError),
 ))]
 pub async fn explain(
     State(app): State<Arc<App>>,
-    Query(question): Query<Question>,
+    Query(query): Query<ExplainQuery>,
 ) -> Result<Json<Explained>, ApiError> {
-    let (lookup, suffix) = question.lookup()?;
+    let (lookup, suffix) = query.lookup()?;
     let generation = app.snapshot.load().generation;
     let explanation = app.routes.explain(&lookup).await;
     let (Subject::Login(login) | Subject::Id(login)) = lookup.subject;
     let mut explained = Explained::new(login, suffix, explanation, generation);
     // A mail server may be well where its web side is not.
-    if matches!(question.protocol, Wanted::Web | Wanted::Admin) {
+    if matches!(query.protocol, LoginProtocol::Web | LoginProtocol::Admin) {
         let health = explained.route.as_ref().and_then(|way| unwell(&app, &way.server));
         explained.in_the_way.extend(health);
     }
@@ -200,7 +202,7 @@ fn unwell(app: &App, server: &str) -> Option<String> {
     })
 }
 
-impl Question {
+impl ExplainQuery {
     fn lookup(&self) -> Result<(Lookup, Option<&'static str>), ApiError> {
         let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let (subject, suffix) = subject(&self.login)?;
@@ -252,7 +254,7 @@ impl Explained {
             AccountReport::Failed(why) => (None, Some(format!("the directory does not answer: {why}"))),
         };
         let (route, no_route) = match explanation.route {
-            Ok(route) => (Some(Way::new(&route, &tiers)), None),
+            Ok(route) => (Some(ExplainedRoute::new(&route, &tiers)), None),
             Err(error) => (None, Some(error.to_string())),
         };
         Explained {
@@ -315,10 +317,10 @@ impl TierAnswer {
     }
 }
 
-impl Way {
-    fn new(route: &Route, tiers: &[TierAnswer]) -> Way {
+impl ExplainedRoute {
+    fn new(route: &Route, tiers: &[TierAnswer]) -> ExplainedRoute {
         let tier = route.tier.name();
-        Way {
+        ExplainedRoute {
             login: route.login.to_string(),
             server: route.server.to_string(),
             host: route.host.to_string(),
@@ -445,14 +447,14 @@ async fn forget(app: &App, caller: Caller, lookups: Vec<(String, Lookup)>) -> Re
 }
 
 fn of_anywhere(login: &str) -> Result<Lookup, ApiError> {
-    let question = Question {
+    let query = ExplainQuery {
         login: login.to_owned(),
-        protocol: Wanted::Imap,
+        protocol: LoginProtocol::Imap,
         ip: None,
         host: None,
         local: None,
     };
-    Ok(question.lookup()?.0)
+    Ok(query.lookup()?.0)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::admin::act::ReloadResult;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
-use crate::admin::route::{Explained, Forgotten, Purge, TierAnswer, Wanted};
+use crate::admin::route::{Explained, Forgotten, Purge, TierAnswer, LoginProtocol};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
 use crate::cli::admin_client::AdminClient;
 use crate::config;
@@ -183,7 +183,7 @@ pub struct ExplainArgs {
     pub login: String,
     /// The protocol.
     #[arg(long, value_enum, default_value = "imap")]
-    pub protocol: Wanted,
+    pub protocol: LoginProtocol,
     /// Address of the client [default: one that every domain allows].
     #[arg(long)]
     pub ip: Option<IpAddr>,
@@ -431,20 +431,20 @@ fn explained(answer: &Explained) -> String {
         .iter()
         .for_each(|tier| lines.line(&tier.tier, tier_said(tier)));
     match (&answer.route, &answer.no_route) {
-        (Some(way), _) => {
-            let tls = way
+        (Some(route), _) => {
+            let tls = route
                 .tls
                 .as_ref()
                 .map_or("in clear text".to_owned(), |name| format!("in TLS as {name}"));
-            let address = HostPort::new(way.host.as_str(), way.port);
-            lines.line("goes to", format!("{address} {tls}, from {}{}", way.tier, old(way.age)));
-            let external = if way.external {
+            let address = HostPort::new(route.host.as_str(), route.port);
+            lines.line("goes to", format!("{address} {tls}, from {}{}", route.tier, old(route.age)));
+            let external = if route.external {
                 ", which is not in the directory"
             } else {
                 ""
             };
-            lines.line("server", format!("{}{external}", way.server));
-            lines.line("logs in as", &way.login);
+            lines.line("server", format!("{}{external}", route.server));
+            lines.line("logs in as", &route.login);
         }
         (None, why) => lines.line("goes to", format!("nowhere: {}", why.as_deref().unwrap_or_default())),
     }
