@@ -56,7 +56,7 @@ pub struct Domain {
     /// The target of this alias domain.
     pub alias_of: Option<String>,
     /// Its virtual host names, as in the configuration in force.
-    pub virtual_hosts: Vec<VirtualHost>,
+    pub virtual_hosts: Vec<VirtualHostName>,
     /// Its own certificate, if one is in use; without it clients get the default certificate.
     pub certificate: Option<Certificate>,
     /// Why the certificate in the directory is not in use.
@@ -67,7 +67,8 @@ pub struct Domain {
 
 /// A virtual host name.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct VirtualHost {
+#[schema(as = VirtualHost)]
+pub struct VirtualHostName {
     /// The name, or a pattern `*.name`.
     pub name: String,
     /// Which certificate clients get for it: `own`, `default`, `other` (another domain's) or `none`.
@@ -81,7 +82,7 @@ pub struct VirtualHost {
 /// Which domains.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Wanted {
+pub struct DomainQuery {
     /// Only those with this text in their name or a virtual host name.
     text: Option<String>,
     /// At most this many.
@@ -92,11 +93,11 @@ pub struct Wanted {
 }
 
 /// Lists domains with their virtual host names and the certificates in use for them.
-#[utoipa::path(get, path = "/v1/domains", params(Wanted), responses((status = 200, body = Domains)))]
+#[utoipa::path(get, path = "/v1/domains", params(DomainQuery), responses((status = 200, body = Domains)))]
 pub async fn list(
     State(app): State<Arc<App>>,
     Extension(turns): Extension<Arc<Turns>>,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<DomainQuery>,
 ) -> Result<Json<Domains>, ApiError> {
     let failed = |error: &dyn std::fmt::Display| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let turn = turns
@@ -108,11 +109,11 @@ pub async fn list(
     let (system, store) = (app.snapshot.load().system.clone(), app.certificates());
     let kept_in = kept_in(&app.config.load());
     // A hoster has tens of thousands, and each certificate is looked at.
-    let found = tokio::task::spawn_blocking(move || {
+    let matching = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        found(&system, &store, &wanted)
+        matching(&system, &store, &query)
     });
-    let (domains, more) = found.await.map_err(|error| failed(&error))?;
+    let (domains, more) = matching.await.map_err(|error| failed(&error))?;
     Ok(Json(Domains {
         kept_in,
         domains,
@@ -121,26 +122,26 @@ pub async fn list(
 }
 
 /// The domains that are meant, and how many more there are.
-fn found(system: &System, store: &CertStore, wanted: &Wanted) -> (Vec<Domain>, usize) {
-    let text = wanted.text.as_deref().unwrap_or_default().to_lowercase();
+fn matching(system: &System, store: &CertStore, query: &DomainQuery) -> (Vec<Domain>, usize) {
+    let text = query.text.as_deref().unwrap_or_default().to_lowercase();
     let host = names::host(&text);
     let is_meant = |domain: &View<'_>| {
         let names = domain.list(&a::VIRTUAL_HOSTNAME);
         let mut names = names.into_iter().chain([domain.name()]);
         names.any(|name| name.to_lowercase().contains(&text) || names::host(name).contains(&host))
     };
-    let mut found: Vec<View<'_>> = system.domains().filter(is_meant).collect();
-    found.sort_by_key(|domain| domain.name());
-    let limit = wanted.limit.unwrap_or(usize::MAX);
+    let mut matching: Vec<View<'_>> = system.domains().filter(is_meant).collect();
+    matching.sort_by_key(|domain| domain.name());
+    let limit = query.limit.unwrap_or(usize::MAX);
     let domain = |view: &View<'_>| Domain::new(system, store, view);
-    if !wanted.faulty {
+    if !query.faulty {
         return (
-            found.iter().take(limit).map(domain).collect(),
-            found.len().saturating_sub(limit),
+            matching.iter().take(limit).map(domain).collect(),
+            matching.len().saturating_sub(limit),
         );
     }
     let is_faulty = |domain: &Domain| domain.problem.is_some() || !domain.uncovered.is_empty();
-    let mut faulty: Vec<Domain> = found.iter().map(domain).filter(is_faulty).collect();
+    let mut faulty: Vec<Domain> = matching.iter().map(domain).filter(is_faulty).collect();
     let more = faulty.len().saturating_sub(limit);
     faulty.truncate(limit);
     (faulty, more)
@@ -159,10 +160,10 @@ fn kept_in(config: &Config) -> String {
 impl Domain {
     fn new(system: &System, store: &CertStore, domain: &View<'_>) -> Domain {
         let own = store.of_domain(domain.name());
-        let virtual_hosts: Vec<VirtualHost> = domain
+        let virtual_hosts: Vec<VirtualHostName> = domain
             .list(&a::VIRTUAL_HOSTNAME)
             .into_iter()
-            .map(|name| VirtualHost::new(system, store, domain.name(), own.as_ref(), name))
+            .map(|name| VirtualHostName::new(system, store, domain.name(), own.as_ref(), name))
             .collect();
         let uncovered = virtual_hosts.iter().filter(|host| !host.covered);
         let target = domain.text(&a::DOMAIN_ALIAS_TARGET_ID);
@@ -178,12 +179,12 @@ impl Domain {
     }
 }
 
-impl VirtualHost {
-    fn new(system: &System, store: &CertStore, domain: &str, own: Option<&Arc<CertKey>>, name: &str) -> VirtualHost {
+impl VirtualHostName {
+    fn new(system: &System, store: &CertStore, domain: &str, own: Option<&Arc<CertKey>>, name: &str) -> VirtualHostName {
         let shown = store.of_name(name);
         let is = |other: Option<&Arc<CertKey>>| shown.zip(other).is_some_and(|(one, other)| Arc::ptr_eq(one, other));
         let owner = system.domain_by_host(name).map(|owner| owner.name().to_owned());
-        VirtualHost {
+        VirtualHostName {
             name: name.to_owned(),
             shown: match shown {
                 None => "none",
@@ -398,10 +399,10 @@ async fn change_now(
     let before = editor.change(EntryKind::Domains, key, changes, &mut output).await;
     drop(storing);
     let before = before.map_err(refusal)?;
-    let what = told(&before, &changed(&before, changes));
+    let what = describe(&before, &changed(&before, changes));
     act::audit(app, caller, format!("domain {}: {what}", before.name()));
     let mut warnings: Vec<String> = output.out.lines().map(str::to_owned).chain(output.warnings).collect();
-    let in_force = taken_over(app, before.name(), changes, &mut warnings).await;
+    let in_force = wait_until_in_force(app, before.name(), changes, &mut warnings).await;
     let (snapshot, store) = (app.snapshot.load_full(), app.certificates());
     let domain = snapshot.system.domain(before.name()).ok_or_else(|| {
         unavailable(format!(
@@ -433,7 +434,7 @@ fn refusal(failure: provision::ProvisionError) -> ApiError {
 }
 
 /// What is different, without values that are nobody's business.
-fn told(before: &Entry, after: &Entry) -> String {
+fn describe(before: &Entry, after: &Entry) -> String {
     let hosts = a::VIRTUAL_HOSTNAME.name;
     let (old, new) = (values(before, hosts), values(after, hosts));
     let added = after.values(hosts).iter().filter(|name| !old.contains(name.as_str()));
@@ -456,7 +457,7 @@ fn told(before: &Entry, after: &Entry) -> String {
 }
 
 /// Has the node look at its directory until it sees the change there, and runs it.
-async fn taken_over(app: &Arc<App>, domain: &str, changes: &[Change], warnings: &mut Vec<String>) -> bool {
+async fn wait_until_in_force(app: &Arc<App>, domain: &str, changes: &[Change], warnings: &mut Vec<String>) -> bool {
     let end = Instant::now() + SEEN;
     loop {
         let looked = app.look_at_directory().await;
@@ -541,12 +542,12 @@ mod tests {
     #[test]
     fn what_is_told_of_a_change_holds_no_pem() {
         let (mut before, mut after) = (Entry::new("a.test"), Entry::new("a.test"));
-        assert_eq!(told(&before, &after), "nothing changed");
+        assert_eq!(describe(&before, &after), "nothing changed");
         before.set("zimbraVirtualHostname", ["a", "b"]);
         before.set("zimbraSSLCertificate", ["old"]);
         after.set("zimbraVirtualHostname", ["b", "c"]);
         after.set("zimbraSSLPrivateKey", ["secret"]);
         let expected = "virtual host names +c -a, certificate taken away, private key stored";
-        assert_eq!(told(&before, &after), expected);
+        assert_eq!(describe(&before, &after), expected);
     }
 }
