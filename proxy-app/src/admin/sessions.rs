@@ -134,7 +134,7 @@ pub async fn generations(State(app): State<Arc<App>>) -> Json<Generations> {
 /// Which sessions.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Meant {
+pub struct SessionQuery {
     /// Only those with this text in their id, protocol, client address, user, account or server; case is ignored.
     text: Option<String>,
     /// At most this many, the newest.
@@ -227,16 +227,16 @@ impl OneSession {
 }
 
 /// Lists mail sessions and web connections.
-#[utoipa::path(get, path = "/v1/sessions", params(Meant), responses((status = 200, body = SessionList)))]
-pub async fn list(State(app): State<Arc<App>>, Query(meant): Query<Meant>) -> Json<SessionList> {
+#[utoipa::path(get, path = "/v1/sessions", params(SessionQuery), responses((status = 200, body = SessionList)))]
+pub async fn list(State(app): State<Arc<App>>, Query(query): Query<SessionQuery>) -> Json<SessionList> {
     let filter = ConnectionFilter {
-        user: meant.user,
-        ip: meant.ip,
+        user: query.user,
+        ip: query.ip,
         id: None,
-        text: meant.text,
+        text: query.text,
     };
     let found = app.sessions.list(&filter);
-    let more = meant.limit.map_or(0, |limit| found.len().saturating_sub(limit));
+    let more = query.limit.map_or(0, |limit| found.len().saturating_sub(limit));
     Json(SessionList {
         sessions: found[more..].iter().map(|session| OneSession::of(session)).collect(),
         more: more as u64,
@@ -374,7 +374,7 @@ fn drained(app: &App) -> Drained {
 /// Which logins.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Watch {
+pub struct LoginQuery {
     /// Only those of this user: the login as typed, or the account's name.
     user: Option<String>,
     /// Those of this client address.
@@ -390,18 +390,18 @@ pub struct Watch {
 
 /// Returns the latest login attempts, mail and web, as lines of JSON in the form of the audit log, and with `follow`
 /// new ones as they happen. A client that reads too slowly gets a line `{"lost": N}` in place of those it missed.
-#[utoipa::path(get, path = "/v1/logins", params(Watch), responses(
+#[utoipa::path(get, path = "/v1/logins", params(LoginQuery), responses(
     (status = 200, content_type = "application/x-ndjson", body = String),
     (status = 503, description = "Too many clients follow already", body = ApiError),
 ))]
-pub async fn logins(State(app): State<Arc<App>>, Query(watch): Query<Watch>) -> Response {
+pub async fn logins(State(app): State<Arc<App>>, Query(query): Query<LoginQuery>) -> Response {
     let filter = LoginFilter {
-        failed: watch.failed,
-        user: watch.user,
-        ip: watch.ip,
+        failed: query.failed,
+        user: query.user,
+        ip: query.ip,
     };
     // First, so that nobody falls between the two; who comes in this moment is told twice at worst.
-    let coming = Some(()).filter(|()| watch.follow).map(|()| app.logins.follow());
+    let coming = Some(()).filter(|()| query.follow).map(|()| app.logins.follow());
     let recent: String = app
         .logins
         .recent(&filter)
