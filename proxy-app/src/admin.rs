@@ -58,13 +58,13 @@ const SOCKET_MODE: u32 = 0o660;
 /// The sockets of the API, opened and not yet served.
 #[derive(Default)]
 pub struct Sockets {
-    unix: Option<(UnixListener, Place)>,
+    unix: Option<(UnixListener, SocketFile)>,
     http: Option<TcpListener>,
 }
 
 /// A socket file, and which one it was when we made it.
 #[derive(Debug)]
-struct Place {
+struct SocketFile {
     path: PathBuf,
     inode: u64,
 }
@@ -74,7 +74,7 @@ impl Sockets {
     ///
     /// # Errors
     /// The address or the path cannot be bound, or another process answers at the path.
-    pub fn open(config: &AdminConfig, upgrade: Upgrade, fds: &ListenFds) -> anyhow::Result<Sockets> {
+    pub fn open(config: &AdminConfig, upgrade: TakeOver, fds: &ListenFds) -> anyhow::Result<Sockets> {
         use anyhow::Context;
         let unix = config.socket.as_deref().map(|path| {
             let socket = unix(path, upgrade);
@@ -93,7 +93,7 @@ impl Sockets {
     /// Answers until the process ends. After an upgrade the new process answers on TCP, and only there.
     pub async fn serve(self, app: Arc<App>, shutdown: ShutdownWatch) {
         let router = api::router(app);
-        let place = self.unix.as_ref().map(|(_, place)| (place.path.clone(), place.inode));
+        let file = self.unix.as_ref().map(|(_, file)| (file.path.clone(), file.inode));
         let unix = async {
             if let Some((socket, _place)) = &self.unix {
                 serve_unix(socket, &router).await;
@@ -103,7 +103,7 @@ impl Sockets {
             let Some(socket) = self.http else { return };
             tokio::select! {
                 () = serve_tcp(&socket, &router) => {}
-                () = replaced(shutdown, place) => {}
+                () = replaced(shutdown, file) => {}
             }
         };
         tokio::join!(unix, tcp);
@@ -112,7 +112,7 @@ impl Sockets {
 
 /// Whether this process takes over from another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Upgrade {
+pub enum TakeOver {
     /// It does.
     Yes,
     /// It starts on its own.
@@ -120,10 +120,10 @@ pub enum Upgrade {
 }
 
 /// Ready when the node shuts down because another process has taken its place.
-async fn replaced(mut shutdown: ShutdownWatch, place: Option<(PathBuf, u64)>) {
+async fn replaced(mut shutdown: ShutdownWatch, file: Option<(PathBuf, u64)>) {
     let _ = shutdown.wait_for(|down| *down).await;
     // Without a socket file nobody can tell.
-    let replaced = place.is_none_or(|(path, inode)| inode_of(&path).is_some_and(|now| now != inode));
+    let replaced = file.is_none_or(|(path, inode)| inode_of(&path).is_some_and(|now| now != inode));
     if !replaced {
         std::future::pending::<()>().await;
     }
@@ -131,7 +131,7 @@ async fn replaced(mut shutdown: ShutdownWatch, place: Option<(PathBuf, u64)>) {
 
 /// The socket under its name. It is made beside it and moved there: nobody finds one that does not listen yet, and
 /// an old one is replaced in one step.
-fn unix(path: &Path, upgrade: Upgrade) -> io::Result<(UnixListener, Place)> {
+fn unix(path: &Path, upgrade: TakeOver) -> io::Result<(UnixListener, SocketFile)> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -141,7 +141,7 @@ fn unix(path: &Path, upgrade: Upgrade) -> io::Result<(UnixListener, Place)> {
                 "there is a file that is no socket",
             ));
         }
-        Ok(_) if upgrade == Upgrade::No && answers(path) => {
+        Ok(_) if upgrade == TakeOver::No && answers(path) => {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
                 "another process answers there",
@@ -160,7 +160,7 @@ fn unix(path: &Path, upgrade: Upgrade) -> io::Result<(UnixListener, Place)> {
     match ready {
         Ok(inode) => {
             let path = path.to_owned();
-            Ok((listener, Place { path, inode }))
+            Ok((listener, SocketFile { path, inode }))
         }
         Err(error) => {
             let _ = std::fs::remove_file(&new);
@@ -178,7 +178,7 @@ pub(crate) fn inode_of(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|found| found.ino())
 }
 
-impl Drop for Place {
+impl Drop for SocketFile {
     /// The file goes with the process that made it, if it is still its own.
     fn drop(&mut self) {
         if inode_of(&self.path) == Some(self.inode) {
@@ -272,22 +272,22 @@ mod tests {
     async fn the_socket_file_is_taken_from_the_dead_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let (first, place) = unix(&path, Upgrade::No).unwrap();
+        let (first, file) = unix(&path, TakeOver::No).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        let error = unix(&path, Upgrade::No).unwrap_err();
+        let error = unix(&path, TakeOver::No).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         // A process that was killed leaves its file.
-        std::mem::forget(place);
+        std::mem::forget(file);
         drop(first);
-        let (second, place) = unix(&path, Upgrade::No).unwrap();
+        let (second, file) = unix(&path, TakeOver::No).unwrap();
         // An upgrade takes it from the living, whose end then leaves it alone.
-        let (_third, _place) = unix(&path, Upgrade::Yes).unwrap();
-        drop((second, place));
+        let (_third, _place) = unix(&path, TakeOver::Yes).unwrap();
+        drop((second, file));
         assert!(answers(&path));
         std::fs::write(dir.path().join("file"), "x").unwrap();
-        let error = unix(&dir.path().join("file"), Upgrade::Yes).unwrap_err();
+        let error = unix(&dir.path().join("file"), TakeOver::Yes).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert!(unix(&dir.path().join("none/admin.sock"), Upgrade::No).is_err());
+        assert!(unix(&dir.path().join("none/admin.sock"), TakeOver::No).is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

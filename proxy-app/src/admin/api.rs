@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
     description = "The admin API of a running node. Access to the socket is controlled by its file permissions; on \
                    TCP it is read-only unless a token is configured."
 ))]
-struct Description;
+struct ApiDescription;
 
 /// The API of this node.
 pub fn router(app: Arc<App>) -> Router {
@@ -68,7 +68,7 @@ pub fn description() -> OpenApi {
 }
 
 fn described() -> (Router<Arc<App>>, OpenApi) {
-    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+    let (router, description) = OpenApiRouter::with_openapi(ApiDescription::openapi())
         .routes(routes!(route::explain))
         .routes(routes!(route::purge))
         .routes(routes!(act::reload))

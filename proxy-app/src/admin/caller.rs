@@ -80,17 +80,17 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let Some(caller) = caller else {
         return ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "a request of nobody").into_response();
     };
-    let asked = Asked {
+    let guarded = GuardedRequest {
         method: request.method(),
         path: request.uri().path(),
         headers: request.headers(),
     };
-    if request.extensions().get::<Reach>() == Some(&Reach::Health) && !asked.is_open() {
+    if request.extensions().get::<Reach>() == Some(&Reach::Health) && !guarded.is_open() {
         let why = "there are too many connections to admin.http; this one is told of health only";
         return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     }
     let config = app.config.load_full();
-    match asked.admit(caller, config.admin.token.as_ref(), &config.node) {
+    match guarded.admit(caller, config.admin.token.as_ref(), &config.node) {
         Ok(()) => next.run(request).await,
         Err(denied) => {
             if let (Some(reason), Caller::Http { address }) = (denied.reason, caller) {
@@ -122,13 +122,13 @@ fn denied(status: StatusCode, why: &'static str, reason: Option<Reason>) -> Resu
     Err(Denied { status, why, reason })
 }
 
-struct Asked<'a> {
+struct GuardedRequest<'a> {
     method: &'a Method,
     path: &'a str,
     headers: &'a HeaderMap,
 }
 
-impl Asked<'_> {
+impl GuardedRequest<'_> {
     fn reads(&self) -> bool {
         matches!(*self.method, Method::GET | Method::HEAD)
     }
@@ -198,13 +198,13 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, value.parse().unwrap());
         }
-        let asked = Asked {
+        let guarded = GuardedRequest {
             method: &method.parse().unwrap(),
             path,
             headers: &map,
         };
         let token = token.map(|token| Secret::new(token.to_owned()));
-        asked
+        guarded
             .admit(caller, token.as_ref(), "proxy1.example.test")
             .map_or_else(|denied| denied.status.as_u16(), |()| 200)
     }

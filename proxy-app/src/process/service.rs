@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::SignalKind;
 use tokio::task::JoinHandle;
 
-use crate::admin::{self, Upgrade};
+use crate::admin::{self, TakeOver};
 use crate::app::App;
 use crate::app::plan::Plan;
 use crate::config::Listener;
@@ -96,7 +96,7 @@ impl ListenerService {
         let config = plan.config.admin.clone();
         let (app, admin) = match self.upgrade_request {
             None => {
-                let admin = admin::Sockets::open(&config, Upgrade::No, &fds)?;
+                let admin = admin::Sockets::open(&config, TakeOver::No, &fds)?;
                 (App::start(plan)?, admin)
             }
             // Those of the process before are taken when everything else stands.
@@ -120,7 +120,7 @@ pub(crate) fn take_over(upgrade_request: UpgradeRequest, listeners: &ListenerSet
     upgrade_request.is_awaited()?;
     let config = listeners.app.config.load().admin.clone();
     // Last, when nothing else can go wrong: the socket file is taken from the process before.
-    match admin::Sockets::open(&config, Upgrade::Yes, &listeners.fds) {
+    match admin::Sockets::open(&config, TakeOver::Yes, &listeners.fds) {
         Ok(admin) => drop(tokio::spawn(
             admin.serve(listeners.app.clone(), listeners.shutdown.clone()),
         )),
