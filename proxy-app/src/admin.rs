@@ -33,19 +33,19 @@ pub mod health;
 pub mod refusal;
 pub mod route;
 mod scrape;
-pub mod seats;
+pub mod slots;
 pub mod sessions;
 pub mod turns;
 
 use caller::Caller;
-use seats::{Reach, Seats};
+use slots::{Reach, ConnectionSlots};
 
 /// Connections at one time on the socket; a console and a scraper need a handful.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a request head may take, and how long a connection may wait for the next one.
 const HEAD: Duration = Duration::from_secs(10);
 /// The same for those without a seat, who are told of health only.
-const STANDING_HEAD: Duration = Duration::from_secs(3);
+const HEALTH_ONLY_HEAD: Duration = Duration::from_secs(3);
 /// Most of a request head.
 const HEAD_MAX: usize = 16 * 1024;
 /// How long a client may take nothing of an answer.
@@ -190,7 +190,7 @@ impl Drop for SocketFile {
 async fn serve_unix(socket: &UnixListener, router: &Router) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(seat) = room.clone().acquire_owned().await else {
+        let Ok(slot) = room.clone().acquire_owned().await else {
             return;
         };
         match socket.accept().await {
@@ -199,7 +199,7 @@ async fn serve_unix(socket: &UnixListener, router: &Router) {
                 let connection = connection(stream, Caller::Socket { uid }, Reach::All, router);
                 tokio::spawn(async move {
                     connection.await;
-                    drop(seat);
+                    drop(slot);
                 });
             }
             Err(error) => pause("admin.socket", &error).await,
@@ -208,7 +208,7 @@ async fn serve_unix(socket: &UnixListener, router: &Router) {
 }
 
 async fn serve_tcp(socket: &TcpListener, router: &Router) {
-    let mut seats = Seats::default();
+    let mut slots = ConnectionSlots::default();
     loop {
         match socket.accept().await {
             Ok((stream, peer)) => {
@@ -217,15 +217,15 @@ async fn serve_tcp(socket: &TcpListener, router: &Router) {
                     continue;
                 }
                 let (caller, address) = (Caller::Http { address: peer }, peer.ip());
-                let Some(seat) = seats.take(address) else {
+                let Some(slot) = slots.take(address) else {
                     let task = tokio::spawn(connection(stream, caller, Reach::Health, router));
-                    seats.stand(address, task.abort_handle());
+                    slots.keep_for_health(address, task.abort_handle());
                     continue;
                 };
                 let connection = connection(stream, caller, Reach::All, router);
                 tokio::spawn(async move {
                     connection.await;
-                    drop(seat);
+                    drop(slot);
                 });
             }
             Err(error) => pause("admin.http", &error).await,
@@ -249,7 +249,7 @@ where
         .layer(axum::Extension(reach));
     let head = match reach {
         Reach::All => HEAD,
-        Reach::Health => STANDING_HEAD,
+        Reach::Health => HEALTH_ONLY_HEAD,
     };
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

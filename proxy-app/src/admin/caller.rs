@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use crate::admin::console;
 use crate::admin::refusal::ApiError;
-use crate::admin::seats::Reach;
+use crate::admin::slots::Reach;
 use crate::app::App;
 use crate::node::refusals::{Reason, RefusedConnection};
 
