@@ -33,12 +33,12 @@ pub mod health;
 pub mod refusal;
 pub mod route;
 mod scrape;
-pub mod slots;
 pub mod sessions;
+pub mod slots;
 pub mod turns;
 
 use caller::Caller;
-use slots::{Reach, ConnectionSlots};
+use slots::{ConnectionSlots, Reach};
 
 /// Connections at one time on the socket; a console and a scraper need a handful.
 const MAX_CONNECTIONS: usize = 64;

@@ -180,7 +180,13 @@ impl Domain {
 }
 
 impl VirtualHostName {
-    fn new(system: &System, store: &CertStore, domain: &str, own: Option<&Arc<CertKey>>, name: &str) -> VirtualHostName {
+    fn new(
+        system: &System,
+        store: &CertStore,
+        domain: &str,
+        own: Option<&Arc<CertKey>>,
+        name: &str,
+    ) -> VirtualHostName {
         let shown = store.of_name(name);
         let is = |other: Option<&Arc<CertKey>>| shown.zip(other).is_some_and(|(one, other)| Arc::ptr_eq(one, other));
         let owner = system.domain_by_host(name).map(|owner| owner.name().to_owned());

@@ -88,7 +88,10 @@ pub async fn upstreams(State(app): State<Arc<App>>) -> Json<Upstreams> {
     let groups = app.groups.all();
     let of_group = |group: &Arc<groups::Group>| {
         let name = group.name().to_owned();
-        group.state().into_iter().map(move |state| UpstreamState::new(&name, state))
+        group
+            .state()
+            .into_iter()
+            .map(move |state| UpstreamState::new(&name, state))
     };
     Json(Upstreams {
         upstreams: groups.iter().flat_map(of_group).collect(),

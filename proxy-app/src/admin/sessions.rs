@@ -413,7 +413,8 @@ pub async fn logins(State(app): State<Arc<App>>, Query(query): Query<LoginQuery>
         None => return (kind, recent).into_response(),
         Some(Some(coming)) => coming,
         Some(None) => {
-            return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many follow the logins already").into_response();
+            return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many follow the logins already")
+                .into_response();
         }
     };
     let first = stream::iter(Some(recent).filter(|recent| !recent.is_empty()));

@@ -70,7 +70,11 @@ impl ConnectionSlots {
         let address = address.to_canonical();
         self.health_only.retain(|(_, task)| !task.is_finished());
         let is_own = |(other, _): &(IpAddr, AbortHandle)| *other == address;
-        let own = self.health_only.iter().filter(|health_only| is_own(health_only)).count();
+        let own = self
+            .health_only
+            .iter()
+            .filter(|health_only| is_own(health_only))
+            .count();
         let leaves = match own >= HEALTH_ONLY_SHARE {
             true => self.health_only.iter().position(is_own),
             false => (self.health_only.len() >= HEALTH_ONLY).then_some(0),
@@ -135,7 +139,10 @@ mod tests {
         let greedy: Vec<_> = (0..100).map(|_| keep_for_health(2)).collect();
         settled().await;
         assert!(!guest.is_finished());
-        assert_eq!(greedy.iter().filter(|task| !task.is_finished()).count(), HEALTH_ONLY_SHARE);
+        assert_eq!(
+            greedy.iter().filter(|task| !task.is_finished()).count(),
+            HEALTH_ONLY_SHARE
+        );
         let many: Vec<_> = (3..100).map(&mut keep_for_health).collect();
         settled().await;
         assert!(guest.is_finished());

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::admin::act::ReloadResult;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
-use crate::admin::route::{Explained, Forgotten, Purge, TierAnswer, LoginProtocol};
+use crate::admin::route::{Explained, Forgotten, LoginProtocol, Purge, TierAnswer};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
 use crate::cli::admin_client::AdminClient;
 use crate::config;
@@ -437,7 +437,10 @@ fn explained(answer: &Explained) -> String {
                 .as_ref()
                 .map_or("in clear text".to_owned(), |name| format!("in TLS as {name}"));
             let address = HostPort::new(route.host.as_str(), route.port);
-            lines.line("goes to", format!("{address} {tls}, from {}{}", route.tier, old(route.age)));
+            lines.line(
+                "goes to",
+                format!("{address} {tls}, from {}{}", route.tier, old(route.age)),
+            );
             let external = if route.external {
                 ", which is not in the directory"
             } else {

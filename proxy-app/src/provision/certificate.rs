@@ -10,7 +10,12 @@ use crate::tls::certificate::CertKey;
 ///
 /// # Errors
 /// The certificate cannot be read, is not that of the key, or is not in date.
-pub(crate) fn check(kind: EntryKind, before: &Entry, after: &Entry, output: &mut CommandOutput) -> Result<(), ProvisionError> {
+pub(crate) fn check(
+    kind: EntryKind,
+    before: &Entry,
+    after: &Entry,
+    output: &mut CommandOutput,
+) -> Result<(), ProvisionError> {
     let changed = |attribute: &a::Attribute| before.values(attribute.name) != after.values(attribute.name);
     let parts = (
         after.first(a::SSL_CERTIFICATE.name),
@@ -51,7 +56,13 @@ fn missing(attribute: &a::Attribute, what: &str) -> String {
     )
 }
 
-fn whole(kind: EntryKind, pair: &CertKey, entry: &Entry, is_new: bool, output: &mut CommandOutput) -> Result<(), ProvisionError> {
+fn whole(
+    kind: EntryKind,
+    pair: &CertKey,
+    entry: &Entry,
+    is_new: bool,
+    output: &mut CommandOutput,
+) -> Result<(), ProvisionError> {
     let dates = [
         pair.expired().map(|when| format!("the certificate expired on {when}")),
         pair.not_yet()

@@ -9,7 +9,7 @@ use mail_directory::names;
 use mail_directory::{Entry, System};
 use openssl::ssl::{SslContextBuilder, SslMethod};
 
-use crate::provision::{CommandOutput, ProvisionError, NAME_TAKEN, SharedNames, certificate, values};
+use crate::provision::{CommandOutput, NAME_TAKEN, ProvisionError, SharedNames, certificate, values};
 
 /// Never changed once they are there: other entries and the place in the tree go by them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];

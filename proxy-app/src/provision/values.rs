@@ -74,7 +74,9 @@ fn content(path: &Path) -> Result<String, ProvisionError> {
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
     match read {
-        Ok(_) if text.len() as u64 > MAX_FILE => Err(ProvisionError::request(format!("{} is too long", path.display()))),
+        Ok(_) if text.len() as u64 > MAX_FILE => {
+            Err(ProvisionError::request(format!("{} is too long", path.display())))
+        }
         Ok(_) => Ok(text),
         Err(error) => Err(ProvisionError::request(format!("{}: {error}", path.display()))),
     }
@@ -146,7 +148,9 @@ mod tests {
             assert_eq!(normal(attribute, value).unwrap(), kept);
         }
         let missing = normal("zimbraSSLCertificate", "file:none.pem").unwrap_err();
-        assert!(matches!(missing, ProvisionError::Service { message, .. } if message.contains("none.pem: No such file")));
+        assert!(
+            matches!(missing, ProvisionError::Service { message, .. } if message.contains("none.pem: No such file"))
+        );
     }
 
     #[test]

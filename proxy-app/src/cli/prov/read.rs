@@ -25,7 +25,12 @@ const PUBLIC: [&str; 7] = [
 ];
 
 impl Prov {
-    pub(super) async fn get(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
+    pub(super) async fn get(
+        &mut self,
+        kind: EntryKind,
+        words: &[String],
+        flags: Flags,
+    ) -> Result<CommandOutput, ProvisionError> {
         let mut entry = self.editor.existing(kind, &words[0]).await?;
         if !flags.own {
             entry = as_it_counts(&self.editor.system().await?, kind, entry);
@@ -35,7 +40,12 @@ impl Prov {
         Ok(output)
     }
 
-    pub(super) async fn get_all(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
+    pub(super) async fn get_all(
+        &mut self,
+        kind: EntryKind,
+        words: &[String],
+        flags: Flags,
+    ) -> Result<CommandOutput, ProvisionError> {
         let system = self.editor.system().await?;
         let entries = self.editor.entries(kind).await?;
         let mut output = CommandOutput::default();
@@ -57,7 +67,11 @@ impl Prov {
         Ok(output)
     }
 
-    pub(super) async fn get_config(&mut self, wanted: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
+    pub(super) async fn get_config(
+        &mut self,
+        wanted: &[String],
+        flags: Flags,
+    ) -> Result<CommandOutput, ProvisionError> {
         let own = self.editor.entries(EntryKind::Config).await?.pop().unwrap_or_default();
         let mut output = CommandOutput::default();
         let shown = match flags.own {

@@ -51,7 +51,11 @@ pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
 /// # Errors
 /// A name that cannot be one; a safeguarded attribute that would be replaced without `may_replace`; a file that
 /// cannot be read.
-pub(super) fn changes(words: &[String], may_replace: bool, output: &mut CommandOutput) -> Result<Vec<Change>, ProvisionError> {
+pub(super) fn changes(
+    words: &[String],
+    may_replace: bool,
+    output: &mut CommandOutput,
+) -> Result<Vec<Change>, ProvisionError> {
     let mut changes: Vec<Change> = Vec::new();
     for pair in words.chunks_exact(2) {
         let (sign, name) = match pair[0].split_at_checked(1) {

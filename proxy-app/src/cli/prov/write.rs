@@ -14,7 +14,12 @@ use crate::provision::{CommandOutput, ProvisionError, values};
 const SALT: usize = 8;
 
 impl Prov {
-    pub(super) async fn modify(&mut self, kind: EntryKind, words: &[String], flags: Flags) -> Result<CommandOutput, ProvisionError> {
+    pub(super) async fn modify(
+        &mut self,
+        kind: EntryKind,
+        words: &[String],
+        flags: Flags,
+    ) -> Result<CommandOutput, ProvisionError> {
         let mut output = CommandOutput::default();
         let (key, pairs) = match (kind, words) {
             (EntryKind::Config, pairs) => ("config", pairs),
@@ -149,7 +154,10 @@ impl Prov {
         };
         match accounts.iter().filter(is_here).count() {
             0 => Ok(()),
-            count => Err(ProvisionError::request(format!("{} holds {count} accounts", server.name()))),
+            count => Err(ProvisionError::request(format!(
+                "{} holds {count} accounts",
+                server.name()
+            ))),
         }
     }
 
