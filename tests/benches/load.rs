@@ -82,7 +82,7 @@ struct Case {
 enum Kind {
     /// wrk with this many connections, for so many seconds; each request on a new one if so.
     Wrk {
-        door: Door,
+        endpoint: Endpoint,
         large: bool,
         clients: u32,
         seconds: u64,
@@ -92,7 +92,7 @@ enum Kind {
     H2 { requests: usize },
     /// Our own generator.
     Mail {
-        door: Door,
+        endpoint: Endpoint,
         mail: Mail,
         act: Act,
         clients: usize,
@@ -101,7 +101,7 @@ enum Kind {
 }
 
 #[derive(Clone, Copy)]
-enum Door {
+enum Endpoint {
     Plain,
     Tls,
 }
@@ -109,15 +109,15 @@ enum Door {
 fn cases(scale: f64) -> Vec<Case> {
     let times = |count: usize| ((count as f64 * scale) as usize).max(64);
     let seconds = ((10.0 * scale) as u64).max(2);
-    let wrk = |door, large, clients, new| Kind::Wrk {
-        door,
+    let wrk = |endpoint, large, clients, new| Kind::Wrk {
+        endpoint,
         large,
         clients,
         seconds,
         new,
     };
-    let mail = |door, mail, act, clients, units| Kind::Mail {
-        door,
+    let mail = |endpoint, mail, act, clients, units| Kind::Mail {
+        endpoint,
         mail,
         act,
         clients,
@@ -125,22 +125,22 @@ fn cases(scale: f64) -> Vec<Case> {
     };
     let case = |name, load| Case { name, load };
     vec![
-        case("http_small", wrk(Door::Plain, false, 32, false)),
-        case("https_small", wrk(Door::Tls, false, 32, false)),
-        case("https_new_connections", wrk(Door::Tls, false, 32, true)),
-        case("https_1MiB", wrk(Door::Tls, true, 8, false)),
+        case("http_small", wrk(Endpoint::Plain, false, 32, false)),
+        case("https_small", wrk(Endpoint::Tls, false, 32, false)),
+        case("https_new_connections", wrk(Endpoint::Tls, false, 32, true)),
+        case("https_1MiB", wrk(Endpoint::Tls, true, 8, false)),
         case(
             "h2_small",
             Kind::H2 {
                 requests: times(200_000),
             },
         ),
-        case("imap_login", mail(Door::Plain, Mail::Imap, Act::Login, 64, 20_000)),
-        case("imaps_login", mail(Door::Tls, Mail::Imap, Act::Login, 64, 10_000)),
-        case("pop3s_login", mail(Door::Tls, Mail::Pop3, Act::Login, 64, 10_000)),
+        case("imap_login", mail(Endpoint::Plain, Mail::Imap, Act::Login, 64, 20_000)),
+        case("imaps_login", mail(Endpoint::Tls, Mail::Imap, Act::Login, 64, 10_000)),
+        case("pop3s_login", mail(Endpoint::Tls, Mail::Pop3, Act::Login, 64, 10_000)),
         case(
             "imaps_fetch_1MiB",
-            mail(Door::Tls, Mail::Imap, Act::Fetch(LARGE), 8, 2_000),
+            mail(Endpoint::Tls, Mail::Imap, Act::Fetch(LARGE), 8, 2_000),
         ),
     ]
 }
@@ -180,15 +180,15 @@ impl Addresses {
         })
     }
 
-    fn mail(&self, mail: Mail, door: Door) -> SocketAddrV4 {
-        self.mail[mail as usize][door as usize]
+    fn mail(&self, mail: Mail, endpoint: Endpoint) -> SocketAddrV4 {
+        self.mail[mail as usize][endpoint as usize]
     }
 
-    fn url(&self, door: Door, large: bool) -> String {
+    fn url(&self, endpoint: Endpoint, large: bool) -> String {
         let file = if large { "large" } else { "small" };
-        match door {
-            Door::Plain => format!("http://{}/service/{file}", self.http),
-            Door::Tls => format!("https://{}/service/{file}", self.https),
+        match endpoint {
+            Endpoint::Plain => format!("http://{}/service/{file}", self.http),
+            Endpoint::Tls => format!("https://{}/service/{file}", self.https),
         }
     }
 }
@@ -202,12 +202,12 @@ impl House<'_> {
             Addresses::new(stage, STORE)?,
         );
         for mail in [Mail::Imap, Mail::Pop3] {
-            for door in [Door::Plain, Door::Tls] {
+            for endpoint in [Endpoint::Plain, Endpoint::Tls] {
                 let listener =
-                    runtime.block_on(TcpListener::bind(std::net::SocketAddr::from(back.mail(mail, door))))?;
-                let tls = match door {
-                    Door::Plain => None,
-                    Door::Tls => Some(pair.acceptor()?),
+                    runtime.block_on(TcpListener::bind(std::net::SocketAddr::from(back.mail(mail, endpoint))))?;
+                let tls = match endpoint {
+                    Endpoint::Plain => None,
+                    Endpoint::Tls => Some(pair.acceptor()?),
                 };
                 runtime.spawn(simulator::serve(listener, mail, tls));
             }
@@ -226,10 +226,10 @@ impl House<'_> {
             listeners: vec![
                 listen(front.http, Serve::Web, Tls::No),
                 listen(front.https, Serve::Web, Tls::Implicit),
-                listen(front.mail(Mail::Imap, Door::Plain), Serve::Imap, Tls::StartTls),
-                listen(front.mail(Mail::Imap, Door::Tls), Serve::Imap, Tls::Implicit),
-                listen(front.mail(Mail::Pop3, Door::Plain), Serve::Pop3, Tls::StartTls),
-                listen(front.mail(Mail::Pop3, Door::Tls), Serve::Pop3, Tls::Implicit),
+                listen(front.mail(Mail::Imap, Endpoint::Plain), Serve::Imap, Tls::StartTls),
+                listen(front.mail(Mail::Imap, Endpoint::Tls), Serve::Imap, Tls::Implicit),
+                listen(front.mail(Mail::Pop3, Endpoint::Plain), Serve::Pop3, Tls::StartTls),
+                listen(front.mail(Mail::Pop3, Endpoint::Tls), Serve::Pop3, Tls::Implicit),
             ],
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),
@@ -261,23 +261,23 @@ impl House<'_> {
     fn put(&self, case: &Case, at: &Addresses) -> Result<Figures> {
         match case.load {
             Kind::Wrk {
-                door,
+                endpoint,
                 large,
                 clients,
                 seconds,
                 new,
-            } => wrk(&at.url(door, large), clients, seconds, new),
-            Kind::H2 { requests } => h2load(&at.url(Door::Tls, false), requests),
+            } => wrk(&at.url(endpoint, large), clients, seconds, new),
+            Kind::H2 { requests } => h2load(&at.url(Endpoint::Tls, false), requests),
             Kind::Mail {
-                door,
+                endpoint,
                 mail,
                 act,
                 clients,
                 units,
             } => self.mail(Load {
-                address: at.mail(mail, door),
+                address: at.mail(mail, endpoint),
                 mail,
-                tls: matches!(door, Door::Tls),
+                tls: matches!(endpoint, Endpoint::Tls),
                 act,
                 clients,
                 units,
@@ -328,11 +328,11 @@ fn directory(store: &Addresses) -> Directory {
     server.insert("zimbraMailPort".into(), store.http.port().into());
     server.insert(
         "zimbraImapBindPort".into(),
-        store.mail(Mail::Imap, Door::Plain).port().into(),
+        store.mail(Mail::Imap, Endpoint::Plain).port().into(),
     );
     server.insert(
         "zimbraPop3BindPort".into(),
-        store.mail(Mail::Pop3, Door::Plain).port().into(),
+        store.mail(Mail::Pop3, Endpoint::Plain).port().into(),
     );
     directory.users(ACCOUNTS, &["store1.example.test"]);
     directory

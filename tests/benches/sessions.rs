@@ -32,10 +32,10 @@ fn main() -> Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()?;
-    for (what, door) in [("IMAP", Door::Imap), ("IMAPS", Door::Imaps)] {
-        let kib = in_new_house(&runtime, |house| house.idle_session(door))?;
+    for (what, endpoint) in [("IMAP", Endpoint::Imap), ("IMAPS", Endpoint::Imaps)] {
+        let kib = in_new_house(&runtime, |house| house.idle_session(endpoint))?;
         println!("{what:5}  an idle logged-in session       {kib:8.2} KiB resident, of {SESSIONS}");
-        let ms = in_new_house(&runtime, |house| house.login(door))?;
+        let ms = in_new_house(&runtime, |house| house.login(endpoint))?;
         println!("{what:5}  connect, log in, log out         {ms:8.3} ms of CPU, of {LOGINS}");
     }
     Ok(())
@@ -60,7 +60,7 @@ struct House {
 }
 
 #[derive(Clone, Copy)]
-enum Door {
+enum Endpoint {
     Imap,
     Imaps,
 }
@@ -94,11 +94,11 @@ impl House {
     }
 
     /// KiB by which memory grows for each session that is logged in and silent.
-    fn idle_session(&self, door: Door) -> Result<f64> {
-        drop(self.sessions(door, WARM_UP)?);
+    fn idle_session(&self, endpoint: Endpoint) -> Result<f64> {
+        drop(self.sessions(endpoint, WARM_UP)?);
         self.settle()?;
         let before = self.portico.rss_kib()?;
-        let sessions = self.sessions(door, SESSIONS)?;
+        let sessions = self.sessions(endpoint, SESSIONS)?;
         self.settle()?;
         let grown = self.portico.rss_kib()?.saturating_sub(before);
         drop(sessions);
@@ -106,18 +106,18 @@ impl House {
     }
 
     /// Milliseconds of CPU, user and system, for each login.
-    fn login(&self, door: Door) -> Result<f64> {
-        self.logins(door, ACCOUNTS)?;
+    fn login(&self, endpoint: Endpoint) -> Result<f64> {
+        self.logins(endpoint, ACCOUNTS)?;
         let before = self.portico.cpu_ticks()?;
-        self.logins(door, LOGINS)?;
+        self.logins(endpoint, LOGINS)?;
         let ticks = self.portico.cpu_ticks()? - before;
         Ok(ticks as f64 * 10.0 / LOGINS as f64)
     }
 
-    fn sessions(&self, door: Door, count: usize) -> Result<Vec<Wire>> {
+    fn sessions(&self, endpoint: Endpoint, count: usize) -> Result<Vec<Wire>> {
         let open = |thread| {
             (0..count / THREADS)
-                .map(|n| self.session(door, thread * count + n))
+                .map(|n| self.session(endpoint, thread * count + n))
                 .collect()
         };
         let parts: Vec<Result<Vec<Wire>>> = in_threads(open);
@@ -129,20 +129,20 @@ impl House {
             .collect())
     }
 
-    fn logins(&self, door: Door, count: usize) -> Result<()> {
+    fn logins(&self, endpoint: Endpoint, count: usize) -> Result<()> {
         let act = |thread| {
             (0..count / THREADS).try_for_each(|n| {
-                let mut session = self.session(door, thread * count + n)?;
+                let mut session = self.session(endpoint, thread * count + n)?;
                 session.imap_ok("b LOGOUT").map(drop)
             })
         };
         in_threads(act).into_iter().collect()
     }
 
-    fn session(&self, door: Door, number: usize) -> Result<Wire> {
-        let mut wire = match door {
-            Door::Imap => Wire::clear(self.imap)?,
-            Door::Imaps => Wire::tls(self.imaps, &self.tls, FRONT)?,
+    fn session(&self, endpoint: Endpoint, number: usize) -> Result<Wire> {
+        let mut wire = match endpoint {
+            Endpoint::Imap => Wire::clear(self.imap)?,
+            Endpoint::Imaps => Wire::tls(self.imaps, &self.tls, FRONT)?,
         };
         ensure!(wire.line()?.starts_with("* OK"), "no greeting");
         wire.imap_ok(&format!("a LOGIN {} secret", account(number % ACCOUNTS)))?;

@@ -368,7 +368,7 @@ fn a_kick_cuts_web_connections_too() -> Result<()> {
     play(|scene| {
         let portico = &scene.portico;
         let alice = scene.town.person("alice")?;
-        let mut web = scene.tls(scene.town.doors.https, "mail.a.example")?;
+        let mut web = scene.tls(scene.town.endpoints.https, "mail.a.example")?;
         let basic = openssl::base64::encode_block(format!("{}:{}", alice.name, alice.password()).as_bytes());
         web.send(format!(
             "GET /home/alice@a.example/inbox HTTP/1.1\r\nHost: mail.a.example\r\nAuthorization: Basic {basic}\r\n\r\n"
@@ -498,7 +498,7 @@ fn metrics_move_and_name_nobody() -> Result<()> {
         portico.record(&[("event", "login"), ("outcome", "bad_credentials")])?;
         done(portico, &["route", "explain", "carol@b.example"])?;
         let after = read()?;
-        let imaps = scene.town.doors.imaps;
+        let imaps = scene.town.endpoints.imaps;
         let upstream = format!("127.0.0.2:{}", scene.town.stores[0].dovecot.imaps);
         for (name, expected) in [
             ("portico_logins_total{outcome=\"ok\",protocol=\"imap\"}".to_owned(), 2.0),

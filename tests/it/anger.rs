@@ -254,8 +254,8 @@ fn a_year_of_changes_under_load_is_noticed_by_nobody() -> Result<()> {
         tls.set_verify(SslVerifyMode::NONE);
         let clients = Arc::new(Clients {
             tls: tls.build(),
-            imaps: town.doors.imaps,
-            https: town.doors.https,
+            imaps: town.endpoints.imaps,
+            https: town.endpoints.https,
             seen: Seen::default(),
             stop: AtomicBool::new(false),
         });
@@ -283,7 +283,7 @@ fn a_year_of_changes_under_load_is_noticed_by_nobody() -> Result<()> {
             let name = format!("round{round}.example.test");
             certificate(&name)?;
             portico.reload()?;
-            let shown = Wire::clear(town.doors.imaps)?.start_tls_any_name(&connector, FRONT)?;
+            let shown = Wire::clear(town.endpoints.imaps)?.start_tls_any_name(&connector, FRONT)?;
             ensure!(
                 shown.certificate_name()? == name,
                 "{} is shown",

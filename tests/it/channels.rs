@@ -32,7 +32,7 @@ fn a_name_is_not_shown_the_certificate_of_the_address() -> Result<()> {
             Ok(())
         },
         |scene| {
-            let doors = scene.town.doors;
+            let endpoints = scene.town.endpoints;
             for (asked, shown) in [
                 ("mail.d.example", FRONT),
                 ("x.wild.d.example", FRONT),
@@ -40,9 +40,9 @@ fn a_name_is_not_shown_the_certificate_of_the_address() -> Result<()> {
                 ("anything.c.example", "*.c.example"),
                 ("nobodys.example", "mail.b.example"),
             ] {
-                for door in [doors.imaps, doors.pop3s, doors.https] {
-                    let wire = scene.tls(door, asked)?;
-                    assert_eq!(wire.certificate_name()?, shown, "{asked} at {door}");
+                for endpoint in [endpoints.imaps, endpoints.pop3s, endpoints.https] {
+                    let wire = scene.tls(endpoint, asked)?;
+                    assert_eq!(wire.certificate_name()?, shown, "{asked} at {endpoint}");
                 }
             }
             Ok(())
@@ -51,10 +51,10 @@ fn a_name_is_not_shown_the_certificate_of_the_address() -> Result<()> {
 }
 
 /// What `openssl s_client` prints of a visit to this door, asking for this name.
-fn s_client(door: SocketAddrV4, name: &str, say: &str, more: &[&str]) -> Result<String> {
+fn s_client(endpoint: SocketAddrV4, name: &str, say: &str, more: &[&str]) -> Result<String> {
     let mut child = Command::new("openssl")
         .args(["s_client", "-ign_eof", "-servername", name, "-connect"])
-        .arg(door.to_string())
+        .arg(endpoint.to_string())
         .args(more)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -73,17 +73,17 @@ fn no_session_leads_a_bare_name_to_another_domain() -> Result<()> {
         let carol = scene.town.person("carol")?;
         ensure!(carol.name == "carol@b.example", "{}", carol.name);
         let login = format!("USER carol\r\nPASS {}\r\nQUIT\r\n", carol.password());
-        let door = scene.town.doors.pop3s;
+        let endpoint = scene.town.endpoints.pop3s;
         for version in ["-tls1_2", "-tls1_3"] {
             let file = scene.stage.path().join(format!("session{version}"));
             let file = file.to_str().context("path")?;
-            s_client(door, "mail.a.example", "QUIT\r\n", &[version, "-sess_out", file])?;
+            s_client(endpoint, "mail.a.example", "QUIT\r\n", &[version, "-sess_out", file])?;
             // There may be no session to bring along.
             let more = match std::fs::exists(file)? {
                 true => &[version, "-sess_in", file][..],
                 false => &[version][..],
             };
-            let printed = s_client(door, "mail.b.example", &login, more)?;
+            let printed = s_client(endpoint, "mail.b.example", &login, more)?;
             assert!(!printed.contains("Reused, TLS"), "{version}: {printed}");
             let answers: Vec<_> = printed.lines().filter(|line| line.starts_with("+OK")).collect();
             assert!(answers.len() >= 3 && !printed.contains("-ERR"), "{version}: {printed}");
@@ -133,7 +133,7 @@ fn a_server_of_yesterday_is_refused() -> Result<()> {
                 .is_some_and(|line| line.starts_with("a1 NO [UNAVAILABLE]")),
             "{answer:?}"
         );
-        let mut wire = Wire::tls(scene.town.doors.https, &scene.town.ca.connector(&["http/1.1"])?, FRONT)?;
+        let mut wire = Wire::tls(scene.town.endpoints.https, &scene.town.ca.connector(&["http/1.1"])?, FRONT)?;
         wire.send(format!(
             "GET /home/alice@a.example/inbox HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
         ))?;

@@ -65,7 +65,7 @@ except poplib.error_proto:
 fn python() -> Result<()> {
     play(|scene| {
         scene.deliver_marks()?;
-        let (doors, ca) = (scene.town.doors, ca(scene)?);
+        let (endpoints, ca) = (scene.town.endpoints, ca(scene)?);
         for local in ["alice", "bob"] {
             let person = scene.town.person(local)?;
             let (name, password) = (person.name.as_str(), person.password());
@@ -76,8 +76,8 @@ fn python() -> Result<()> {
                     &["-c", script, "127.0.0.1", &clear, &tls, &ca, name, &password],
                 )
             };
-            run(POPLIB, doors.pop3.port(), doors.pop3s.port())?;
-            run(IMAPLIB, doors.imap.port(), doors.imaps.port())?;
+            run(POPLIB, endpoints.pop3.port(), endpoints.pop3s.port())?;
+            run(IMAPLIB, endpoints.imap.port(), endpoints.imaps.port())?;
         }
         Ok(())
     })
@@ -87,16 +87,16 @@ fn python() -> Result<()> {
 fn curl() -> Result<()> {
     play(|scene| {
         scene.deliver_marks()?;
-        let (doors, ca) = (scene.town.doors, ca(scene)?);
+        let (endpoints, ca) = (scene.town.endpoints, ca(scene)?);
         for local in ["alice", "bob"] {
             let person = scene.town.person(local)?;
             let mark = format!("Subject: {} on {}", person.name, scene.town.stores[person.store].name);
             let user = format!("{}:{}", person.name, person.password());
             let urls = [
-                format!("imaps://{}/INBOX;MAILINDEX=1", doors.imaps),
-                format!("imap://{}/INBOX;MAILINDEX=1", doors.imap),
-                format!("pop3s://{}/1", doors.pop3s),
-                format!("pop3://{}/1", doors.pop3),
+                format!("imaps://{}/INBOX;MAILINDEX=1", endpoints.imaps),
+                format!("imap://{}/INBOX;MAILINDEX=1", endpoints.imap),
+                format!("pop3s://{}/1", endpoints.pop3s),
+                format!("pop3://{}/1", endpoints.pop3),
             ];
             for url in urls {
                 let mail = scene.run("curl", &["-sS", "--ssl-reqd", "--cacert", &ca, "--user", &user, &url])?;
@@ -119,7 +119,7 @@ fn mbsync() -> Result<()> {
             "IMAPAccount bob\nHost localhost\nPort {}\nUser bob@a.example\nPass bob-c4n4ry-two\nSSLType IMAPS\n\
              CertificateFile {}\n\nIMAPStore far\nAccount bob\n\nMaildirStore near\nPath {}/\nInbox {}/INBOX\n\n\
              Channel bob\nFar :far:\nNear :near:\nPatterns INBOX\nCreate Near\nSync All\nSyncState *\n",
-            scene.town.doors.imaps.port(),
+            scene.town.endpoints.imaps.port(),
             ca(scene)?,
             local.display(),
             local.display(),
@@ -141,15 +141,15 @@ fn mbsync() -> Result<()> {
 fn openssl() -> Result<()> {
     play(|scene| {
         scene.deliver_marks()?;
-        let (doors, ca) = (scene.town.doors, ca(scene)?);
+        let (endpoints, ca) = (scene.town.endpoints, ca(scene)?);
         let imap = "printf '%s\\n' 'a LOGIN bob@a.example bob-c4n4ry-two' 'b STATUS INBOX (MESSAGES)' 'c LOGOUT'";
         let pop3 = "printf '%s\\n' 'USER bob@a.example' 'PASS bob-c4n4ry-two' 'STAT' 'QUIT'";
         let client = format!("openssl s_client -quiet -crlf -verify_return_error -CAfile {ca}");
         let cases = [
-            (imap, format!("-starttls imap -connect {}", doors.imap), "(MESSAGES 1)"),
-            (imap, format!("-connect {}", doors.imaps), "(MESSAGES 1)"),
-            (pop3, format!("-starttls pop3 -connect {}", doors.pop3), "+OK 1 "),
-            (pop3, format!("-connect {}", doors.pop3s), "+OK 1 "),
+            (imap, format!("-starttls imap -connect {}", endpoints.imap), "(MESSAGES 1)"),
+            (imap, format!("-connect {}", endpoints.imaps), "(MESSAGES 1)"),
+            (pop3, format!("-starttls pop3 -connect {}", endpoints.pop3), "+OK 1 "),
+            (pop3, format!("-connect {}", endpoints.pop3s), "+OK 1 "),
         ];
         for (input, how, expected) in cases {
             let said = scene.run("sh", &["-c", &format!("{input} | {client} {how}")])?;

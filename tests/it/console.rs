@@ -113,10 +113,10 @@ fn play(source: Source, token: Option<&'static str>, test: impl FnOnce(&mut Scen
 
 /// The common names of the certificates that HTTPS and IMAPS show for a name.
 fn shown(scene: &Scene, name: &str) -> Result<[String; 2]> {
-    let doors = scene.town.doors;
+    let endpoints = scene.town.endpoints;
     Ok([
-        scene.tls(doors.https, name)?.certificate_name()?,
-        scene.tls(doors.imaps, name)?.certificate_name()?,
+        scene.tls(endpoints.https, name)?.certificate_name()?,
+        scene.tls(endpoints.imaps, name)?.certificate_name()?,
     ])
 }
 
@@ -169,7 +169,7 @@ fn changes_count_at_once(source: Source) -> Result<()> {
         assert_eq!((&stored["warnings"], &stored["in_force"]), (&json!([]), &json!(true)));
         assert_eq!(stored["domain"]["uncovered"], json!([]));
         assert_eq!(shown(scene, name)?, [name, name]);
-        let tls = scene.tls(scene.town.doors.https, name)?;
+        let tls = scene.tls(scene.town.endpoints.https, name)?;
         assert_eq!(
             tls.certificate()?,
             openssl::x509::X509::from_pem(leaf.as_bytes())?.to_der()?

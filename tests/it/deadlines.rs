@@ -24,7 +24,7 @@ fn heads_and_bodies_have_the_time_of_the_node_file() -> Result<()> {
         Ok(())
     };
     play_recorded_with(change, |scene, _| {
-        let mut wire = Wire::clear(scene.town.doors.http)?;
+        let mut wire = Wire::clear(scene.town.endpoints.http)?;
         wire.send("GET /service/slow HTTP/1.1\r\nHost: ")?;
         let (line, took) = timed(|| wire.line())?;
         ensure!(line.contains(" 408 ") && took < SOON, "{took:?} {line}");
@@ -38,7 +38,7 @@ fn heads_and_bodies_have_the_time_of_the_node_file() -> Result<()> {
         })?;
         ensure!(took < SOON, "{took:?}");
 
-        let mut wire = Wire::clear(scene.town.doors.http)?;
+        let mut wire = Wire::clear(scene.town.endpoints.http)?;
         wire.send(format!(
             "POST /service/slow HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1000000\r\n\r\n"
         ))?;

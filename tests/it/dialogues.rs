@@ -68,12 +68,12 @@ const IMAP_CANCELLED: &str = r#"
 #[test]
 fn before_login() -> Result<()> {
     play(|scene| {
-        player::play(&mut tls(scene.town.doors.imaps, scene)?, IMAP)?;
-        player::play(&mut tls(scene.town.doors.imaps, scene)?, IMAP_CANCELLED)?;
-        player::play(&mut tls(scene.town.doors.pop3s, scene)?, POP3)
+        player::play(&mut tls(scene.town.endpoints.imaps, scene)?, IMAP)?;
+        player::play(&mut tls(scene.town.endpoints.imaps, scene)?, IMAP_CANCELLED)?;
+        player::play(&mut tls(scene.town.endpoints.pop3s, scene)?, POP3)
     })
 }
 
-fn tls(door: std::net::SocketAddrV4, scene: &crate::scene::Scene) -> Result<Wire> {
-    scene.tls(door, "mail.a.example")
+fn tls(endpoint: std::net::SocketAddrV4, scene: &crate::scene::Scene) -> Result<Wire> {
+    scene.tls(endpoint, "mail.a.example")
 }

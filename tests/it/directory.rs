@@ -232,8 +232,8 @@ fn entries_are_shared_with_nginx_in_its_own_form() -> Result<()> {
 
 /// Asks for something by id on the web, and looks for the entry.
 fn web_route_is_written(scene: &Scene, memcached: &Memcached, id: &str) -> Result<String> {
-    let door = scene.town.doors.https;
-    let mut wire = scene.tls(door, "mail.a.example")?;
+    let endpoint = scene.town.endpoints.https;
+    let mut wire = scene.tls(endpoint, "mail.a.example")?;
     let token = portico_tests::web::auth_token(id);
     wire.send(format!(
         "GET /home/~/echo HTTP/1.1\r\nHost: mail.a.example\r\nCookie: ZM_AUTH_TOKEN={token}\r\n\r\n"

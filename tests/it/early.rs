@@ -92,7 +92,7 @@ fn an_upload_that_is_answered_early_ends() -> Result<()> {
 fn uploads(scene: &Scene, path: &str) -> Result<String> {
     let file = scene.stage.file("upload", "x".repeat(20_000_000))?;
     let file = file.to_str().context("path")?;
-    let url = format!("https://{}{path}", scene.town.doors.https);
+    let url = format!("https://{}{path}", scene.town.endpoints.https);
     let authority = format!(":authority: {HOST}");
     let args = ["-v", "-n", "-H", &authority, "-d", file, "-t", "30", &url];
     let (heard, took) = timed(|| scene.run("nghttp", &args))?;
@@ -106,8 +106,8 @@ fn a_real_server_may_answer_early() -> Result<()> {
     let ip = Ipv4Addr::new(127, 0, 0, 6);
     let start = |stage: &Stage, at: SocketAddrV4| {
         let pair = Authority::new(&stage.dir("nginx-ca")?)?.server(&["127.0.0.6"])?;
-        let doors = [at, SocketAddrV4::new(ip, stage.port()?)];
-        Nginx::start(stage, "early", doors, &pair, "location / { return 200 early; }")
+        let endpoints = [at, SocketAddrV4::new(ip, stage.port()?)];
+        Nginx::start(stage, "early", endpoints, &pair, "location / { return 200 early; }")
     };
     let change = |_: &Stage, _: &mut Node, _: &mut Directory| Ok(());
     play_before(ip, start, change, |scene, _| {

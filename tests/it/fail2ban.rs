@@ -39,7 +39,7 @@ fn guess(scene: &mut Scene) -> Result<()> {
     scene.town.stores[0].dovecot.delay_guesses()?;
     let tls = scene.town.ca.connector(&[])?;
     let greeted = || -> Result<Wire> {
-        let wire = Wire::clear_from(GUESSER, scene.town.doors.imaps)?.start_tls(&tls, FRONT)?;
+        let wire = Wire::clear_from(GUESSER, scene.town.endpoints.imaps)?.start_tls(&tls, FRONT)?;
         greeted(wire, "* OK")
     };
     let imaps = |command: &str| greeted()?.imap(command).map(drop);

@@ -19,15 +19,15 @@ const FEW: usize = 101;
 fn strangers_cause_few_lines() -> Result<()> {
     play(|scene| {
         for _ in 0..MANY {
-            let mut wire = Wire::clear(scene.town.doors.imaps)?;
+            let mut wire = Wire::clear(scene.town.endpoints.imaps)?;
             wire.send("no TLS at all\r\n")?;
             let mut wire = Wire::clear_from(IpAddr::V4(BALANCER), scene.town.behind.pop3)?;
             wire.send("no PROXY header\r\n")?;
             // A client that goes away is no line at all.
-            drop(Wire::clear(scene.town.doors.https)?);
+            drop(Wire::clear(scene.town.endpoints.https)?);
         }
         for kind in ["no TLS with", "no PROXY header from"] {
-            let left_out = format!("left out: {}", door(scene, kind));
+            let left_out = format!("left out: {}", endpoint(scene, kind));
             until(&left_out, Duration::from_secs(30), || {
                 Ok(scene.portico.output().contains(&left_out).then_some(()))
             })?;
@@ -40,7 +40,7 @@ fn strangers_cause_few_lines() -> Result<()> {
             ensure!(count <= FEW, "{count} lines of {kind}");
         }
         let output = scene.portico.output();
-        let https = format!("INFO  proxy_app::listen] {}", scene.town.doors.https);
+        let https = format!("INFO  proxy_app::listen] {}", scene.town.endpoints.https);
         ensure!(
             !output.contains(&https),
             "clients that have gone are told of:\n{output}"
@@ -50,10 +50,10 @@ fn strangers_cause_few_lines() -> Result<()> {
 }
 
 /// How a line of this kind begins.
-fn door(scene: &Scene, kind: &str) -> String {
-    let door = match kind {
-        "no TLS with" => scene.town.doors.imaps,
+fn endpoint(scene: &Scene, kind: &str) -> String {
+    let endpoint = match kind {
+        "no TLS with" => scene.town.endpoints.imaps,
         _ => scene.town.behind.pop3,
     };
-    format!("{door}: {kind}")
+    format!("{endpoint}: {kind}")
 }

@@ -28,7 +28,7 @@ fn play(mode: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
 
 /// Asks the clear port from an address, with these headers.
 fn ask(scene: &Scene, from: &str, path: &str, headers: &[&str]) -> Result<Answer> {
-    let port = scene.town.doors.http.port();
+    let port = scene.town.endpoints.http.port();
     let mut args = vec!["--interface", from];
     if !headers.iter().any(|header| header.starts_with("Host:")) {
         args.extend(["-H", "Host: mail.a.example:8080"]);
@@ -117,7 +117,7 @@ fn what_came_by_tls_is_not_sent_to_tls_again() -> Result<()> {
 
 /// A client in clear text is sent to the host that it asked the forwarder for.
 fn redirects_know_the_host(scene: &Scene) -> Result<()> {
-    let https = scene.town.doors.https.port();
+    let https = scene.town.endpoints.https.port();
     for (headers, host) in [
         (
             &["X-Forwarded-Proto: http", "X-Forwarded-Host: mail.b.example:8080"][..],
@@ -160,7 +160,7 @@ fn servers_lead_back(scene: &Scene) -> Result<()> {
 
 fn web_sockets_too(scene: &Scene) -> Result<()> {
     for (from, status) in [(TRUSTED, "101"), ("127.0.0.51", "302")] {
-        let mut wire = Wire::clear_from(from.parse()?, scene.town.doors.http)?;
+        let mut wire = Wire::clear_from(from.parse()?, scene.town.endpoints.http)?;
         wire.send(format!(
             "GET /ws/chat HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              X-Forwarded-Proto: https\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

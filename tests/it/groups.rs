@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// A connection that is used for one request after the other, and opened again when it was closed between them.
 struct Client {
-    door: SocketAddrV4,
+    endpoint: SocketAddrV4,
     tls: SslConnector,
     wire: Option<Wire>,
 }
@@ -29,7 +29,7 @@ struct Client {
 impl Client {
     fn new(scene: &Scene) -> Result<Client> {
         Ok(Client {
-            door: scene.town.doors.https,
+            endpoint: scene.town.endpoints.https,
             tls: scene.town.ca.connector(&["http/1.1"])?,
             wire: None,
         })
@@ -39,7 +39,7 @@ impl Client {
     fn ask(&mut self, path: &str, more: &str) -> Result<(String, String)> {
         let mut wire = match self.wire.take() {
             Some(wire) => wire,
-            None => Wire::tls(self.door, &self.tls, HOST)?,
+            None => Wire::tls(self.endpoint, &self.tls, HOST)?,
         };
         wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{more}\r\n"))?;
         let status = wire.line()?.split(' ').nth(1).unwrap_or_default().to_owned();

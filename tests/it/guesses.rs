@@ -70,7 +70,7 @@ fn earn_a_penalty(scene: &Scene) -> Result<()> {
 
 fn attempt(scene: &Scene, name: &str) -> Result<(String, Duration)> {
     let tls = scene.town.ca.connector(&[])?;
-    let wire = Wire::clear_from(GUESSER, scene.town.doors.imaps)?.start_tls(&tls, FRONT)?;
+    let wire = Wire::clear_from(GUESSER, scene.town.endpoints.imaps)?.start_tls(&tls, FRONT)?;
     let mut wire = greeted(wire, "* OK")?;
     wire.patience(Duration::from_secs(30))?;
     let (answer, took) = timed(|| wire.imap(&format!("a1 LOGIN {name} wr0ng-c4n4ry")))?;

@@ -34,13 +34,13 @@ fn bytes_behind_starttls_close_the_connection() -> Result<()> {
             "a1 STARTTLS\r\n\x16\x03\x01",
             "a1 STARTTLS\r\n ",
         ] {
-            let mut wire = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+            let mut wire = greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
             wire.send(injected)?;
             let rest = String::from_utf8_lossy(&wire.rest()?).into_owned();
             ensure!(!rest.contains("a1 OK") && !rest.contains("a2"), "{rest:?}");
         }
         for injected in ["STLS\r\nUSER mallory\r\n", "STLS\r\n\x16\x03\x01"] {
-            let mut wire = greeted(Wire::clear(scene.town.doors.pop3)?, "+OK")?;
+            let mut wire = greeted(Wire::clear(scene.town.endpoints.pop3)?, "+OK")?;
             wire.send(injected)?;
             let rest = String::from_utf8_lossy(&wire.rest()?).into_owned();
             ensure!(!rest.contains("+OK"), "{rest:?}");
@@ -128,21 +128,21 @@ fn pop3_attacks() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn imap_answers_or_closes_whatever_comes() -> Result<()> {
-    play_fast(|scene| survives(scene, scene.town.doors.imap, "* OK ", &imap_attacks()))
+    play_fast(|scene| survives(scene, scene.town.endpoints.imap, "* OK ", &imap_attacks()))
 }
 
 #[test]
 fn pop3_answers_or_closes_whatever_comes() -> Result<()> {
-    play_fast(|scene| survives(scene, scene.town.doors.pop3, "+OK", &pop3_attacks()))
+    play_fast(|scene| survives(scene, scene.town.endpoints.pop3, "+OK", &pop3_attacks()))
 }
 
-fn survives(scene: &Scene, door: SocketAddrV4, greeting: &str, attacks: &[(&str, Vec<u8>)]) -> Result<()> {
+fn survives(scene: &Scene, endpoint: SocketAddrV4, greeting: &str, attacks: &[(&str, Vec<u8>)]) -> Result<()> {
     scene.login("alice")?;
     let before = scene.portico.rss_kib()?;
     std::thread::scope(|scope| {
         let attackers: Vec<_> = attacks
             .iter()
-            .map(|(what, bytes)| (what, scope.spawn(|| attack(door, greeting, bytes))))
+            .map(|(what, bytes)| (what, scope.spawn(|| attack(endpoint, greeting, bytes))))
             .collect();
         for local in ["alice", "bob", "carol", "dave"] {
             scene.login(local).context("another client, meanwhile")?;
@@ -158,8 +158,8 @@ fn survives(scene: &Scene, door: SocketAddrV4, greeting: &str, attacks: &[(&str,
 }
 
 /// Sends it all, and must see an answer to it or the end of the connection; the end by the deadline in any case.
-fn attack(door: SocketAddrV4, greeting: &str, bytes: &[u8]) -> Result<()> {
-    let mut wire = greeted(Wire::clear(door)?, greeting)?;
+fn attack(endpoint: SocketAddrV4, greeting: &str, bytes: &[u8]) -> Result<()> {
+    let mut wire = greeted(Wire::clear(endpoint)?, greeting)?;
     let start = Instant::now();
     wire.patience(CLOSED_BY)?;
     let _closed_while_sending = wire.send(bytes);
@@ -178,13 +178,13 @@ fn attack(door: SocketAddrV4, greeting: &str, bytes: &[u8]) -> Result<()> {
 #[test]
 fn dripping_ends_at_the_deadline() -> Result<()> {
     play_fast(|scene| {
-        let doors = scene.town.doors;
+        let endpoints = scene.town.endpoints;
         let scene: &Scene = scene;
         std::thread::scope(|scope| {
-            let drips = [doors.imap, doors.imaps, doors.pop3, doors.pop3s];
-            let drips = drips.map(|door| (door, scope.spawn(move || drip(door))));
-            for (door, drip) in drips {
-                drip.join().expect("no panic").with_context(|| format!("{door}"))?;
+            let drips = [endpoints.imap, endpoints.imaps, endpoints.pop3, endpoints.pop3s];
+            let drips = drips.map(|endpoint| (endpoint, scope.spawn(move || drip(endpoint))));
+            for (endpoint, drip) in drips {
+                drip.join().expect("no panic").with_context(|| format!("{endpoint}"))?;
             }
             anyhow::Ok(())
         })?;
@@ -192,8 +192,8 @@ fn dripping_ends_at_the_deadline() -> Result<()> {
     })
 }
 
-fn drip(door: SocketAddrV4) -> Result<()> {
-    let mut wire = Wire::clear(door)?;
+fn drip(endpoint: SocketAddrV4) -> Result<()> {
+    let mut wire = Wire::clear(endpoint)?;
     let start = Instant::now();
     wire.patience(Duration::from_millis(200))?;
     // The beginning of a TLS handshake of 512 bytes, and of a long command.
@@ -221,8 +221,8 @@ fn drip(door: SocketAddrV4) -> Result<()> {
 fn silence_ends_at_the_deadline() -> Result<()> {
     play_fast(|scene| {
         let mut silent = vec![scene.imaps()?, scene.pop3s()?, scene.imap_starttls()?];
-        for door in [scene.town.doors.imap, scene.town.doors.pop3, scene.town.doors.imaps] {
-            silent.push(Wire::clear(door)?);
+        for endpoint in [scene.town.endpoints.imap, scene.town.endpoints.pop3, scene.town.endpoints.imaps] {
+            silent.push(Wire::clear(endpoint)?);
         }
         let start = Instant::now();
         for mut wire in silent {
@@ -303,7 +303,7 @@ fn odd_requests_are_answered_or_closed() -> Result<()> {
     ];
     play(|scene| {
         for bytes in attacks {
-            let mut wire = scene.tls(scene.town.doors.https, FRONT)?;
+            let mut wire = scene.tls(scene.town.endpoints.https, FRONT)?;
             wire.send(bytes)?;
             let _closed_already = wire.shut();
             let _ended_or_silent = wire.patience(Duration::from_secs(2)).and_then(|()| wire.rest());

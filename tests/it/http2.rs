@@ -210,7 +210,7 @@ fn a_browsers_cookies_reach_a_server_of_http1_in_one_field() -> Result<()> {
             Ok(())
         },
         |scene, _| {
-            let browser = Browser::start(scene.stage, &[(HOST, scene.town.doors.https)])?;
+            let browser = Browser::start(scene.stage, &[(HOST, scene.town.endpoints.https)])?;
             let url = format!("https://{HOST}/service/x");
             browser.open(&url)?;
             let token = auth_token(&scene.town.person("alice")?.id);

@@ -32,13 +32,13 @@ fn the_image_serves_and_stops_in_time() -> Result<()> {
         let town = Town::build(stage, people())?;
         let mounted = configuration(stage, &town)?;
         let mut container = start(stage, &root, &mounted)?;
-        let doors = town.doors;
-        container.wait_listening(&[doors.https, doors.imaps])?;
+        let endpoints = town.endpoints;
+        container.wait_listening(&[endpoints.https, endpoints.imaps])?;
 
         let tls = town.ca.connector(&[])?;
-        let mut alice = greeted(Wire::tls(doors.imaps, &tls, FRONT)?, "* OK")?;
+        let mut alice = greeted(Wire::tls(endpoints.imaps, &tls, FRONT)?, "* OK")?;
         alice.imap_ok("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
-        let mut web = Wire::tls(doors.https, &tls, FRONT)?;
+        let mut web = Wire::tls(endpoints.https, &tls, FRONT)?;
         web.send(format!(
             "GET /home/alice@a.example/x HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
         ))?;

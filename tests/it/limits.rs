@@ -27,15 +27,15 @@ fn play_limited(limits: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Re
 }
 
 /// Whether a connection is greeted; one that is refused ends without a byte.
-fn is_greeted(door: SocketAddrV4, from: IpAddr) -> Result<Option<Wire>> {
-    let mut wire = Wire::clear_from(from, door)?;
+fn is_greeted(endpoint: SocketAddrV4, from: IpAddr) -> Result<Option<Wire>> {
+    let mut wire = Wire::clear_from(from, endpoint)?;
     // The connection may be closed so early that reading is an error.
     let line = wire.line_or_end().unwrap_or(None);
     Ok(line.map(|_| wire))
 }
 
-fn until_greeted(door: SocketAddrV4, from: IpAddr) -> Result<Wire> {
-    until("a free place", FREE, || is_greeted(door, from))
+fn until_greeted(endpoint: SocketAddrV4, from: IpAddr) -> Result<Wire> {
+    until("a free place", FREE, || is_greeted(endpoint, from))
 }
 
 /// It hears so, and its connection ends.
@@ -51,17 +51,17 @@ fn silent_connections_keep_nobody_out() -> Result<()> {
     const LIMIT: usize = 40;
     let flood = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
     play_limited("{connections: 40, exempt: []}", |scene| {
-        let mut early = until_greeted(scene.town.doors.imap, ELSEWHERE)?;
+        let mut early = until_greeted(scene.town.endpoints.imap, ELSEWHERE)?;
         // Slow, and at the address of the flood; but it speaks.
-        let mut slow = until_greeted(scene.town.doors.pop3, flood)?;
+        let mut slow = until_greeted(scene.town.endpoints.pop3, flood)?;
         slow.send("CAPA\r\n")?;
         until("the end of the list", FREE, || Ok((slow.line()? == ".").then_some(())))?;
-        let doors = scene.town.doors;
+        let endpoints = scene.town.endpoints;
         // In every state in which one can be silent: greeted, before a handshake, before a request.
         let silent = |at: usize| {
             Wire::clear_from(
                 flood,
-                [doors.imap, doors.imaps, doors.pop3, doors.https, doors.http][at % 5],
+                [endpoints.imap, endpoints.imaps, endpoints.pop3, endpoints.https, endpoints.http][at % 5],
             )
         };
         let _flood: Vec<Wire> = (0..2 * LIMIT).map(silent).collect::<Result<_>>()?;
@@ -69,7 +69,7 @@ fn silent_connections_keep_nobody_out() -> Result<()> {
             // At once, while the flood stands.
             scene.login(person)?.imap_ok("n1 NOOP")?;
         }
-        let wire = Wire::tls(doors.https, &scene.town.ca.connector(&[])?, FRONT);
+        let wire = Wire::tls(endpoints.https, &scene.town.ca.connector(&[])?, FRONT);
         let mut wire = wire?;
         wire.send(format!(
             "GET /echo HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
@@ -104,10 +104,10 @@ fn a_listener_has_its_own_deadline_and_policy() -> Result<()> {
             Ok(())
         },
         |scene| {
-            let mut clear = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+            let mut clear = greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
             clear.imap_ok("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
             let mut other = scene.imaps()?;
-            for mut silent in [greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?, scene.pop3s()?] {
+            for mut silent in [greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?, scene.pop3s()?] {
                 let rest = String::from_utf8_lossy(&silent.rest()?).into_owned();
                 assert!(rest.contains("login takes too long"), "{rest}");
             }
@@ -121,13 +121,13 @@ fn a_listener_has_its_own_deadline_and_policy() -> Result<()> {
 fn an_address_has_so_many_connections_before_login_and_more_behind_it() -> Result<()> {
     let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
     play_limited("{connections_per_address: 2, exempt: []}", |scene| {
-        let door = scene.town.doors.imap;
-        let first = until_greeted(door, here)?;
-        let second = until_greeted(door, here)?;
-        let elsewhere = until_greeted(door, ELSEWHERE)?;
-        let third = until_greeted(door, here)?;
+        let endpoint = scene.town.endpoints.imap;
+        let first = until_greeted(endpoint, here)?;
+        let second = until_greeted(endpoint, here)?;
+        let elsewhere = until_greeted(endpoint, ELSEWHERE)?;
+        let third = until_greeted(endpoint, here)?;
         is_sent_away(first)?;
-        let fourth = until_greeted(scene.town.doors.pop3, here)?;
+        let fourth = until_greeted(scene.town.endpoints.pop3, here)?;
         is_sent_away(second)?;
         drop((elsewhere, third, fourth));
         // Who is logged in is counted no more.
@@ -138,7 +138,7 @@ fn an_address_has_so_many_connections_before_login_and_more_behind_it() -> Resul
         for user in &mut users {
             user.imap_ok("n1 NOOP")?;
         }
-        drop(until_greeted(door, here)?);
+        drop(until_greeted(endpoint, here)?);
         let log = std::fs::read_to_string(scene.portico.dir().join("output.log"))?;
         assert!(log.contains("limits.connections_per_address"), "{log}");
         Ok(())
@@ -150,17 +150,17 @@ fn every_limit_is_one() -> Result<()> {
     let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let limits = "{connections: 1, connections_per_address: 1, handshakes: 1, exempt: []}";
     play_limited(limits, |scene| {
-        let door = scene.town.doors.imap;
+        let endpoint = scene.town.endpoints.imap;
         for _ in 0..3 {
-            let held = until_greeted(door, here)?;
-            let next = until_greeted(door, ELSEWHERE)?;
+            let held = until_greeted(endpoint, here)?;
+            let next = until_greeted(endpoint, ELSEWHERE)?;
             is_sent_away(held)?;
-            let last = until_greeted(door, here)?;
+            let last = until_greeted(endpoint, here)?;
             is_sent_away(next)?;
             drop(last);
             until("a login", FREE, || Ok(scene.login("bob").ok()))?;
             until("a web request", FREE, || {
-                let wire = Wire::tls(scene.town.doors.https, &scene.town.ca.connector(&[])?, FRONT);
+                let wire = Wire::tls(scene.town.endpoints.https, &scene.town.ca.connector(&[])?, FRONT);
                 let Ok(mut wire) = wire else { return Ok(None) };
                 wire.send(format!(
                     "GET /echo HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
@@ -178,10 +178,10 @@ fn handshakes_are_limited_and_their_places_come_back() -> Result<()> {
         let connect = |scene: &Scene| scene.imaps().ok();
         let silent = until("a silent one to be in its handshake", FREE, || {
             // It says nothing, and so its handshake does not end; if it got the place.
-            let silent = Wire::clear(scene.town.doors.imaps)?;
+            let silent = Wire::clear(scene.town.endpoints.imaps)?;
             Ok(connect(scene).is_none().then_some(silent))
         })?;
-        greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+        greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
         drop(silent);
         until("a free place", FREE, || Ok(connect(scene)))?;
         Ok(())
@@ -196,8 +196,8 @@ fn a_server_that_leads_back_to_us_is_refused_with_a_clear_word() -> Result<()> {
             let name = town.stores[town.person("alice")?.store].name.clone();
             let entry = directory.server(&name);
             entry.insert("zimbraServiceHostname".into(), "127.0.0.1".into());
-            entry.insert("zimbraImapSSLBindPort".into(), town.doors.imaps.port().into());
-            entry.insert("zimbraMailSSLPort".into(), town.doors.https.port().into());
+            entry.insert("zimbraImapSSLBindPort".into(), town.endpoints.imaps.port().into());
+            entry.insert("zimbraMailSSLPort".into(), town.endpoints.https.port().into());
             directory
                 .account("alice@a.example")
                 .insert("zimbraMailHost".into(), name.into());
@@ -213,7 +213,7 @@ fn a_server_that_leads_back_to_us_is_refused_with_a_clear_word() -> Result<()> {
                 "{record}"
             );
             let tls = scene.town.ca.connector(&["http/1.1"])?;
-            let mut wire = Wire::tls(scene.town.doors.https, &tls, FRONT)?;
+            let mut wire = Wire::tls(scene.town.endpoints.https, &tls, FRONT)?;
             let request =
                 format!("GET /home/alice@a.example/inbox HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n");
             wire.send(request)?;

@@ -151,7 +151,7 @@ impl Carbonio<'_> {
     }
 
     fn clear(&self, path: &str, args: &[&str]) -> Result<Answer> {
-        let port = self.scene.town.doors.http.port();
+        let port = self.scene.town.endpoints.http.port();
         let resolve = format!("{HOST}:{port}:127.0.0.1");
         self.scene.curl(
             &format!("http://{HOST}:{port}{path}"),
@@ -161,7 +161,7 @@ impl Carbonio<'_> {
 
     /// Host and port as browsers write them.
     fn host(&self) -> String {
-        format!("{HOST}:{}", self.scene.town.doors.https.port())
+        format!("{HOST}:{}", self.scene.town.endpoints.https.port())
     }
 }
 
@@ -693,7 +693,7 @@ fn modes() -> Result<()> {
                 node.web.push(("acme_dir".to_owned(), "acme".to_owned()));
             },
             |carbonio| {
-                let port = carbonio.scene.town.doors.https.port();
+                let port = carbonio.scene.town.endpoints.https.port();
                 let acme = carbonio.scene.portico.dir().join("acme");
                 std::fs::create_dir(&acme)?;
                 std::fs::write(acme.join("tok-1_X"), "tok-1_X.thumb")?;
@@ -737,7 +737,7 @@ fn modes() -> Result<()> {
                     }
                     _ => assert_eq!(clear.status(), "403"),
                 }
-                let mut wire = Wire::clear(carbonio.scene.town.doors.https)?;
+                let mut wire = Wire::clear(carbonio.scene.town.endpoints.https)?;
                 wire.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
                 ensure!(wire.line()?.starts_with("HTTP/1.1 400 "), "clear text on the TLS port");
                 let rest = String::from_utf8_lossy(&wire.rest()?).into_owned();
@@ -914,7 +914,7 @@ fn web_sockets_follow_the_table() -> Result<()> {
         |carbonio| {
             let upgrade = |path: &str, cookie: &str| -> Result<String> {
                 let tls = carbonio.scene.town.ca.connector(&["http/1.1"])?;
-                let mut wire = Wire::tls(carbonio.scene.town.doors.https, &tls, HOST)?;
+                let mut wire = Wire::tls(carbonio.scene.town.endpoints.https, &tls, HOST)?;
                 wire.send(format!(
                     "GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{cookie}Upgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -950,7 +950,7 @@ fn quiet_web_sockets_end() -> Result<()> {
         },
         |carbonio| {
             let tls = carbonio.scene.town.ca.connector(&["http/1.1"])?;
-            let mut wire = Wire::tls(carbonio.scene.town.doors.https, &tls, HOST)?;
+            let mut wire = Wire::tls(carbonio.scene.town.endpoints.https, &tls, HOST)?;
             wire.send(format!(
                 "GET /services/chats/events HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                  Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

@@ -188,7 +188,7 @@ fn aliases_and_short_names_find_their_account(source: Source) -> Result<()> {
             ("bob", "mail.example.test", "bob"),
         ];
         for (typed, server_name, local) in cases {
-            let mut wire = greeted(scene.tls(scene.town.doors.imaps, server_name)?, "* OK ")?;
+            let mut wire = greeted(scene.tls(scene.town.endpoints.imaps, server_name)?, "* OK ")?;
             let person = scene.town.person(local)?;
             wire.imap_ok(&format!("a1 LOGIN {typed} {}", person.password()))
                 .with_context(|| typed.to_owned())?;
@@ -255,7 +255,7 @@ fn look_alike<T: PartialEq + std::fmt::Debug>(one: &(T, Duration), other: &(T, D
 
 fn no_password_in_clear_text_unless_allowed(source: Source) -> Result<()> {
     source.play(|scene| {
-        let mut wire = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+        let mut wire = greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
         let list = wire.imap_ok("a1 CAPABILITY")?.join(" ");
         assert!(
             list.contains(" STARTTLS") && list.contains(" LOGINDISABLED") && !list.contains("AUTH=PLAIN"),
@@ -267,7 +267,7 @@ fn no_password_in_clear_text_unless_allowed(source: Source) -> Result<()> {
             "{refused:?}"
         );
         drop(wire);
-        let mut wire = greeted(Wire::clear(scene.town.doors.pop3)?, "+OK")?;
+        let mut wire = greeted(Wire::clear(scene.town.endpoints.pop3)?, "+OK")?;
         let _user = wire.pop("USER alice@a.example")?;
         assert!(wire.pop("PASS alice-c4n4ry-one")?.starts_with("-ERR"));
         scene
@@ -289,10 +289,10 @@ fn clear_text_all_the_way_where_the_directory_says_so(source: Source) -> Result<
         },
         |scene| {
             scene.deliver_marks()?;
-            let mut wire = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+            let mut wire = greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
             imap_literal(&mut wire, "bob@a.example", b"bob-c4n4ry-two")?;
             scene.is_inbox_of(&mut wire, "bob")?;
-            let mut wire = greeted(Wire::clear(scene.town.doors.pop3)?, "+OK")?;
+            let mut wire = greeted(Wire::clear(scene.town.endpoints.pop3)?, "+OK")?;
             pop3_user(&mut wire, "alice@a.example", b"alice-c4n4ry-one")?;
             let clear = format!(
                 "{}:{}",

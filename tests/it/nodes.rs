@@ -14,7 +14,7 @@ use portico_tests::haproxy::HaProxy;
 use portico_tests::memcached::Memcached;
 use portico_tests::portico::{Portico, binary};
 use portico_tests::slapd::Slapd;
-use portico_tests::town::{BALANCER, Doors, FRONT, Town, people};
+use portico_tests::town::{BALANCER, Endpoints, FRONT, Town, people};
 use portico_tests::wire::Wire;
 use portico_tests::{Stage, until};
 
@@ -32,7 +32,7 @@ pub(crate) struct Cluster<'a> {
     pub(crate) haproxy: HaProxy,
     // Held: it is killed when dropped.
     _slapd: Slapd,
-    front: Doors,
+    front: Endpoints,
     haproxy_config: String,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Cluster<'a> {
     pub(crate) fn build(stage: &'a Stage) -> Result<Cluster<'a>> {
         let town = Town::build(stage, people())?;
         let memcached = Memcached::start(stage)?;
-        let doors = [town.behind, Doors::new(stage, None)?];
+        let endpoints = [town.behind, Endpoints::new(stage, None)?];
         let health = [stage.port()?, stage.port()?];
         let mut directory = town.directory();
         for name in NAMES {
@@ -48,7 +48,7 @@ impl<'a> Cluster<'a> {
         }
         let slapd = Slapd::start(stage, "slapd", &directory)?;
         let start = |at: usize| -> Result<Portico> {
-            let mut node = node(&town, NAMES[at], &doors[at], health[at], memcached.address());
+            let mut node = node(&town, NAMES[at], &endpoints[at], health[at], memcached.address());
             node.directory = slapd.source("1s");
             // Each keeps its own last good reading.
             let own = format!(
@@ -60,9 +60,9 @@ impl<'a> Cluster<'a> {
             Portico::start_at(stage, NAMES[at], &node, &directory, &[("RUST_LOG", "info")])
         };
         let nodes = [start(0)?, start(1)?];
-        let front = Doors::new(stage, None)?;
-        let haproxy_config = haproxy_config(&front, &doors, health)?;
-        let haproxy = HaProxy::start_with(stage, &haproxy_config, &front.each().map(|door| door.0))?;
+        let front = Endpoints::new(stage, None)?;
+        let haproxy_config = haproxy_config(&front, &endpoints, health)?;
+        let haproxy = HaProxy::start_with(stage, &haproxy_config, &front.each().map(|endpoint| endpoint.0))?;
         Ok(Cluster {
             stage,
             town,
@@ -86,7 +86,7 @@ impl<'a> Cluster<'a> {
 
     /// HAProxy anew, after its end.
     pub(crate) fn start_haproxy(&mut self) -> Result<()> {
-        self.haproxy = HaProxy::start_with(self.stage, &self.haproxy_config, &self.front.each().map(|door| door.0))?;
+        self.haproxy = HaProxy::start_with(self.stage, &self.haproxy_config, &self.front.each().map(|endpoint| endpoint.0))?;
         Ok(())
     }
 
@@ -95,7 +95,7 @@ impl<'a> Cluster<'a> {
     }
 }
 
-fn node(town: &Town, name: &str, doors: &Doors, health: u16, shared: SocketAddrV4) -> Node {
+fn node(town: &Town, name: &str, endpoints: &Endpoints, health: u16, shared: SocketAddrV4) -> Node {
     let mut node = town.node();
     node.name = name.to_owned();
     let listener = |(address, serve, tls): (SocketAddrV4, Serve, Tls)| Listener {
@@ -105,7 +105,7 @@ fn node(town: &Town, name: &str, doors: &Doors, health: u16, shared: SocketAddrV
         proxies: vec![format!("{BALANCER}/32")],
         more: Vec::new(),
     };
-    node.listeners = doors.each().map(listener).into();
+    node.listeners = endpoints.each().map(listener).into();
     node.admin.push(format!("http: 127.0.0.1:{health}"));
     let memcached = format!("{{memcached: {{servers: [\"{shared}\"]}}}}");
     node.more.push(("route_cache".to_owned(), memcached));
@@ -114,7 +114,7 @@ fn node(town: &Town, name: &str, doors: &Doors, health: u16, shared: SocketAddrV
 }
 
 /// The configuration that is shipped, with other addresses.
-fn haproxy_config(front: &Doors, doors: &[Doors; 2], health: [u16; 2]) -> Result<String> {
+fn haproxy_config(front: &Endpoints, endpoints: &[Endpoints; 2], health: [u16; 2]) -> Result<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/haproxy.cfg");
     let mut config = std::fs::read_to_string(path)?.replace("defaults\n", &format!("defaults\n  source {BALANCER}\n"));
     let ports = [80, 443, 143, 993, 110, 995];
@@ -125,7 +125,7 @@ fn haproxy_config(front: &Doors, doors: &[Doors; 2], health: [u16; 2]) -> Result
         for (node, name) in ["10.0.0.11", "10.0.0.12"].into_iter().enumerate() {
             let server = format!("{name}:{port}\n");
             ensure!(config.contains(&server), "no {server}");
-            let ours = format!("{} check port {}\n", doors[node].each()[at].0, health[node]);
+            let ours = format!("{} check port {}\n", endpoints[node].each()[at].0, health[node]);
             config = config.replace(&server, &ours);
         }
     }

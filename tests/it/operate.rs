@@ -32,7 +32,7 @@ impl Traffic<'_> {
         while !self.stop.load(Ordering::SeqCst) {
             let mut wire = self.scene.login("carol").context("a login")?;
             wire.imap_ok("z LOGOUT").context("a logout")?;
-            let mut web = self.scene.tls(self.scene.town.doors.https, FRONT)?;
+            let mut web = self.scene.tls(self.scene.town.endpoints.https, FRONT)?;
             web.send(format!(
                 "GET /home/alice@a.example/x HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
             ))?;
@@ -89,7 +89,7 @@ fn an_upgrade_cuts_nobody_off() -> Result<()> {
         let (mut alice, bob) = (scene.login("alice")?, scene.login("bob")?);
         // Somebody is about to log in, and somebody has sent half a request.
         let mut carol = scene.imaps()?;
-        let mut web = scene.tls(scene.town.doors.https, FRONT)?;
+        let mut web = scene.tls(scene.town.endpoints.https, FRONT)?;
         web.send(format!(
             "POST /home/bob@a.example/x HTTP/1.1\r\nHost: {FRONT}\r\nContent-Length: 4\r\nConnection: close\r\n\r\nab"
         ))?;
@@ -195,8 +195,8 @@ fn a_node_in_the_background_serves_when_the_command_ends() -> Result<()> {
             Ok([first, second, third].into_iter().all(is_gone).then_some(()))
         })?;
         // What cannot serve is told to whoever waits.
-        let door = scene.town.doors.imaps;
-        let _taken = std::net::TcpListener::bind(door)?;
+        let endpoint = scene.town.endpoints.imaps;
+        let _taken = std::net::TcpListener::bind(endpoint)?;
         let status = scene.portico.in_background(&[])?;
         ensure!(status.code() == Some(1), "{status}");
         drop(_taken);
@@ -639,7 +639,7 @@ fn sockets_of_systemd_are_taken() -> Result<()> {
         std::fs::write(dir.join("portico.yaml"), town.node().yaml(&dir))?;
         std::fs::write(dir.join("directory.yaml"), town.directory().yaml())?;
         let (config, binary) = (dir.join("portico.yaml"), binary()?);
-        let imaps = town.doors.imaps.to_string();
+        let imaps = town.endpoints.imaps.to_string();
         let nobodys = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let args = [
             "-E",
@@ -660,12 +660,12 @@ fn sockets_of_systemd_are_taken() -> Result<()> {
             &[],
             &dir.join("output.log"),
         )?;
-        child.wait_listening(&[town.doors.imaps])?;
+        child.wait_listening(&[town.endpoints.imaps])?;
         // The first connection starts it, and is served.
         let tls = town.ca.connector(&[])?;
-        let mut wire = greeted(Wire::tls(town.doors.imaps, &tls, FRONT)?, "* OK")?;
+        let mut wire = greeted(Wire::tls(town.endpoints.imaps, &tls, FRONT)?, "* OK")?;
         wire.imap_ok("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
-        child.wait_listening(&[town.doors.imap])?;
+        child.wait_listening(&[town.endpoints.imap])?;
         ensure!(
             TcpStream::connect(nobodys).is_err(),
             "nobody serves {nobodys}, but it listens"

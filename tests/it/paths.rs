@@ -42,7 +42,7 @@ impl Client<'_> {
     fn ask(&mut self, path: &str) -> Result<Got> {
         let mut wire = match self.wire.take() {
             Some(wire) => wire,
-            None => Wire::clear(self.scene.town.doors.http)?,
+            None => Wire::clear(self.scene.town.endpoints.http)?,
         };
         wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
         let status = wire.line()?.split(' ').nth(1).unwrap_or_default().to_owned();

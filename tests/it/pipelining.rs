@@ -46,8 +46,8 @@ fn post(path: &str, fields: &str, body: &str) -> String {
 fn wires(scene: &Scene) -> Result<[Wire; 2]> {
     let tls = scene.town.ca.connector(&["http/1.1"])?;
     Ok([
-        Wire::clear(scene.town.doors.http)?,
-        Wire::tls(scene.town.doors.https, &tls, HOST)?,
+        Wire::clear(scene.town.endpoints.http)?,
+        Wire::tls(scene.town.endpoints.https, &tls, HOST)?,
     ])
 }
 
@@ -220,11 +220,11 @@ fn a_client_hears_what_nginx_says() -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let at = |port| SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 6), port);
-        let doors = [at(stage.port()?), at(stage.port()?)];
+        let endpoints = [at(stage.port()?), at(stage.port()?)];
         let pair = town.ca.server(&["127.0.0.6"])?;
         let say = "location / { add_header X-Body $content_length; return 200 $request_method$request_uri; }";
-        let _nginx = Nginx::start(stage, "behind", doors, &pair, say)?;
-        let groups = format!("groups:\n  behind: {{servers: [\"{}\"]}}\n", doors[0]);
+        let _nginx = Nginx::start(stage, "behind", endpoints, &pair, say)?;
+        let groups = format!("groups:\n  behind: {{servers: [\"{}\"]}}\n", endpoints[0]);
         let file = stage.file(
             "locations.yaml",
             format!("{groups}locations:\n  - prefix: /\n    group: behind\n"),
@@ -235,7 +235,7 @@ fn a_client_hears_what_nginx_says() -> Result<()> {
         let portico = Portico::start(stage, &node, &directory, "info")?;
         let mut scene = Scene { stage, town, portico };
         until("nginx to be found", Duration::from_secs(20), || {
-            let heard = talk(Wire::clear(scene.town.doors.http)?, get("/up").as_bytes())?;
+            let heard = talk(Wire::clear(scene.town.endpoints.http)?, get("/up").as_bytes())?;
             Ok(heard.contains("GET/up").then_some(()))
         })?;
         let sent = [
@@ -249,7 +249,7 @@ fn a_client_hears_what_nginx_says() -> Result<()> {
             wire.send(&sent)?;
             (0..4).map(|_| Ok(answer(&mut wire)?.1)).collect()
         };
-        let expected = ask(Wire::clear(doors[0])?)?;
+        let expected = ask(Wire::clear(endpoints[0])?)?;
         assert_eq!(expected, ["GET/1", "POST/2", "POST/3", "GET/4"]);
         for wire in wires(&scene)? {
             assert_eq!(ask(wire)?, expected);

@@ -693,8 +693,8 @@ impl House {
         let mail = SocketAddrV4::new(ip, stage.port()?);
         let store = Fake::start(mail, None, idle)?;
         let web = WebBackend::start(stage, "store1", ip, &pair, Vec::new(), stage.dir("mail")?)?;
-        let door = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
-        let (http, https, imap, imaps) = (door()?, door()?, door()?, door()?);
+        let endpoint = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
+        let (http, https, imap, imaps) = (endpoint()?, endpoint()?, endpoint()?, endpoint()?);
         let mut directory = directory();
         directory
             .config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE")

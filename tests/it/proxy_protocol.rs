@@ -35,8 +35,8 @@ fn through_haproxy(scene: &mut Scene, header: Header) -> Result<()> {
         ("pop3s", front.pop3s, "/", "carol@b.example", "carol-c4n4ry-three"),
         ("pop3", front.pop3, "/", "dave@b.example", "dave-c4n4ry-four"),
     ];
-    for (scheme, door, path, name, password) in mails {
-        let (url, user) = (format!("{scheme}://{door}{path}"), format!("{name}:{password}"));
+    for (scheme, endpoint, path, name, password) in mails {
+        let (url, user) = (format!("{scheme}://{endpoint}{path}"), format!("{name}:{password}"));
         scene.run(
             "curl",
             &[
@@ -225,8 +225,8 @@ fn v2_with_tlv() -> Vec<u8> {
     v2(0x21, 0x11, &[addresses, unique_id].concat())
 }
 
-fn from_balancer(door: SocketAddrV4) -> Result<Wire> {
-    Wire::clear_from(IpAddr::V4(BALANCER), door)
+fn from_balancer(endpoint: SocketAddrV4) -> Result<Wire> {
+    Wire::clear_from(IpAddr::V4(BALANCER), endpoint)
 }
 
 #[test]
@@ -243,28 +243,28 @@ fn nobody_else_may_say_who_the_client_is() -> Result<()> {
         .concat(),
     );
     play(|scene| {
-        let (doors, behind) = (scene.town.doors, scene.town.behind);
+        let (endpoints, behind) = (scene.town.endpoints, scene.town.behind);
         for header in [&header, &v2] {
-            for door in [
-                doors.imap,
+            for endpoint in [
+                endpoints.imap,
                 behind.imap,
-                doors.pop3,
+                endpoints.pop3,
                 behind.pop3,
-                doors.http,
+                endpoints.http,
                 behind.http,
             ] {
-                let mut wire = Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), door)?;
+                let mut wire = Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), endpoint)?;
                 wire.send(header)?;
                 let _closed_already = wire.say("a1 LOGIN spoofer@a.example x");
                 let _closed_already = wire.say("USER spoofer@a.example\r\nQUIT");
                 let _closed_already = wire.shut();
-                wire.rest().with_context(|| format!("{door}"))?;
+                wire.rest().with_context(|| format!("{endpoint}"))?;
             }
-            for door in [doors.imaps, behind.imaps, doors.pop3s, doors.https, behind.https] {
-                let mut wire = Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), door)?;
+            for endpoint in [endpoints.imaps, behind.imaps, endpoints.pop3s, endpoints.https, behind.https] {
+                let mut wire = Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), endpoint)?;
                 wire.send(header)?;
                 let tls = wire.start_tls_any_name(&scene.town.ca.connector(&[])?, FRONT);
-                ensure!(tls.is_err(), "a header before TLS was taken on {door}");
+                ensure!(tls.is_err(), "a header before TLS was taken on {endpoint}");
             }
         }
         let spoofed = scene
@@ -301,11 +301,11 @@ fn the_balancer_must_send_a_header() -> Result<()> {
                 &[b'P'; 300],
                 b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xFF\xFF",
             ];
-            let doors = [behind.imap, behind.imaps, behind.pop3, behind.pop3s];
+            let endpoints = [behind.imap, behind.imaps, behind.pop3, behind.pop3s];
             std::thread::scope(|scope| {
-                let tries = bad.iter().flat_map(|bytes| doors.map(|door| (*bytes, door)));
+                let tries = bad.iter().flat_map(|bytes| endpoints.map(|endpoint| (*bytes, endpoint)));
                 let tries: Vec<_> = tries
-                    .map(|(bytes, door)| scope.spawn(move || is_not_greeted(door, bytes)))
+                    .map(|(bytes, endpoint)| scope.spawn(move || is_not_greeted(endpoint, bytes)))
                     .collect();
                 tries.into_iter().try_for_each(|one| one.join().expect("no panic"))
             })
@@ -313,12 +313,12 @@ fn the_balancer_must_send_a_header() -> Result<()> {
     )
 }
 
-fn is_not_greeted(door: SocketAddrV4, bytes: &[u8]) -> Result<()> {
-    let mut wire = from_balancer(door)?;
+fn is_not_greeted(endpoint: SocketAddrV4, bytes: &[u8]) -> Result<()> {
+    let mut wire = from_balancer(endpoint)?;
     wire.patience(Duration::from_secs(6))?;
     wire.send(bytes)?;
-    let said = wire.rest().with_context(|| format!("{door} waits on {bytes:?}"))?;
+    let said = wire.rest().with_context(|| format!("{endpoint} waits on {bytes:?}"))?;
     let greeted = said.starts_with(b"* OK") || said.starts_with(b"+OK");
-    ensure!(!greeted, "{door} greeted after {bytes:?}");
+    ensure!(!greeted, "{endpoint} greeted after {bytes:?}");
     Ok(())
 }

@@ -106,7 +106,7 @@ fn a_browser_lives_in_a_web_client() -> Result<()> {
     };
     play(change, |scene, ()| {
         let bob = scene.town.person("bob")?.clone();
-        let browser = Browser::start(scene.stage, &[(HOST, scene.town.doors.https)])?;
+        let browser = Browser::start(scene.stage, &[(HOST, scene.town.endpoints.https)])?;
         browser.open(&format!("https://{HOST}/"))?;
         browser.must("location.pathname == '/static/login/'")?;
 
@@ -199,9 +199,9 @@ fn a_calendar_program_finds_and_synchronises_calendars() -> Result<()> {
     };
     play(change, |scene, (_calendars, nginxes)| {
         let bob = scene.town.person("bob")?.clone();
-        let door = scene.town.doors.https;
+        let endpoint = scene.town.endpoints.https;
         // Bob makes a calendar with something in it, through the door.
-        let url = format!("https://localhost:{}/dav/{}/days/", door.port(), bob.name);
+        let url = format!("https://localhost:{}/dav/{}/days/", endpoint.port(), bob.name);
         let user = format!("{}:{}", bob.name, bob.password());
         let ca = scene.town.ca.file();
         let ca = ca.to_str().context("path")?;
@@ -228,7 +228,7 @@ fn a_calendar_program_finds_and_synchronises_calendars() -> Result<()> {
              [storage there]\ntype = \"caldav\"\nurl = \"https://localhost:{port}/\"\n\
              username = \"{name}\"\npassword = \"{password}\"\nverify = \"{ca}\"\n",
             dir = dir.display(),
-            port = door.port(),
+            port = endpoint.port(),
             name = bob.name,
             password = bob.password(),
         );
@@ -266,12 +266,12 @@ fn servers_are_spoken_to_in_http2_where_a_location_says_so() -> Result<()> {
         })
     };
     play(change, |scene, _nginxes| {
-        let door = scene.town.doors.https;
+        let endpoint = scene.town.endpoints.https;
         let ca = scene.town.ca.file();
         let ca = ca.to_str().context("path")?;
         for (path, expected) in [("/service/two/x", "HTTP/2.0"), ("/service/x", "HTTP/1.1")] {
             for version in ["--http1.1", "--http2"] {
-                let url = format!("https://localhost:{}{path}", door.port());
+                let url = format!("https://localhost:{}{path}", endpoint.port());
                 let said = scene.run("curl", &["-sS", "--fail", "--cacert", ca, version, &url])?;
                 ensure!(said == expected, "{path} {version}: {said}");
             }
@@ -313,7 +313,7 @@ fn a_slow_answer_arrives_as_it_is_made() -> Result<()> {
     };
     play(change, |scene, _server| {
         let bob = scene.town.person("bob")?.clone();
-        let mut wire = scene.tls(scene.town.doors.https, HOST)?;
+        let mut wire = scene.tls(scene.town.endpoints.https, HOST)?;
         wire.send(format!("GET /home/{}/slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n", bob.name))?;
         let start = std::time::Instant::now();
         let mut seen = Vec::new();
@@ -378,12 +378,12 @@ fn load_sees_no_error_while_things_change() -> Result<()> {
         })
     };
     play(change, |scene, mut nginxes| {
-        let door = scene.town.doors.https;
-        let url = format!("https://{door}/service/x");
+        let endpoint = scene.town.endpoints.https;
+        let url = format!("https://{endpoint}/service/x");
         let mut wrk = Generator::start("wrk", &["-t1", "-c16", "-d40s", "--timeout", "10s", &url])?;
         let mut h2load = Generator::start("h2load", &["-D", "40", "-c", "4", "-m", "8", "-t", "1", &url])?;
         let shown = || -> Result<Vec<u8>> {
-            let wire = Wire::clear(door)?.start_tls_any_name(&scene.town.ca.connector(&[])?, FRONT)?;
+            let wire = Wire::clear(endpoint)?.start_tls_any_name(&scene.town.ca.connector(&[])?, FRONT)?;
             wire.certificate()
         };
         let before = shown()?;

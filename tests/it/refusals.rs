@@ -104,11 +104,11 @@ fn with_admin(town: &Town, node: &mut Node, _: &mut Directory) -> Result<()> {
 fn refused_requests_leave_a_trace() -> Result<()> {
     play_with(people(), with_admin, |scene| {
         for (request, why) in REQUESTS {
-            let door = match why.contains("TLS") {
-                true => scene.town.doors.https,
-                false => scene.town.doors.http,
+            let endpoint = match why.contains("TLS") {
+                true => scene.town.endpoints.https,
+                false => scene.town.endpoints.http,
             };
-            let mut wire = Wire::clear_from(SCANNER, door)?;
+            let mut wire = Wire::clear_from(SCANNER, endpoint)?;
             wire.send(request.replace("LONG", &"x".repeat(40_000)))?;
             let client = wire.local()?.to_string();
             let answer = wire.rest().unwrap_or_default();
@@ -118,7 +118,7 @@ fn refused_requests_leave_a_trace() -> Result<()> {
                 record["why"] == why && record["proto"] == "http",
                 "{request:?}: {record}"
             );
-            ensure!(record["listener"] == door.to_string().as_str(), "{record}");
+            ensure!(record["listener"] == endpoint.to_string().as_str(), "{record}");
         }
         in_http2_too(scene)?;
         for scheme in ["Bearer", "Basic"] {
@@ -155,7 +155,7 @@ fn in_http2_too(scene: &Scene) -> Result<()> {
         let record = scene.portico.record(&[("event", "refused"), ("client", &client)])?;
         ensure!(record["why"] == why, "{fields:?}: {record}");
         ensure!(
-            record["listener"] == scene.town.doors.https.to_string().as_str(),
+            record["listener"] == scene.town.endpoints.https.to_string().as_str(),
             "{record}"
         );
     }
@@ -168,13 +168,13 @@ fn in_http2_too(scene: &Scene) -> Result<()> {
 fn a_flood_is_a_few_records(scene: &Scene) -> Result<()> {
     let flooder = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 79));
     for _ in 0..100 {
-        let mut wire = Wire::clear_from(flooder, scene.town.doors.http)?;
+        let mut wire = Wire::clear_from(flooder, scene.town.endpoints.http)?;
         wire.send("GET / HTTP/1.1\n\n")?;
         wire.rest()?;
     }
     let metric = format!(
         "portico_requests_refused_total{{listener=\"{}\",reason=\"bad_head\"}} 102",
-        scene.town.doors.http
+        scene.town.endpoints.http
     );
     let metrics = admin(scene.town.admin, "/metrics", "none")?;
     ensure!(metrics.contains(&metric), "{metrics}");

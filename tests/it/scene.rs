@@ -135,31 +135,31 @@ impl Scene<'_> {
 
     /// IMAP in TLS, greeting read.
     pub(crate) fn imaps(&self) -> Result<Wire> {
-        greeted(self.tls(self.town.doors.imaps, FRONT)?, "* OK ")
+        greeted(self.tls(self.town.endpoints.imaps, FRONT)?, "* OK ")
     }
 
     /// IMAP after STARTTLS.
     pub(crate) fn imap_starttls(&self) -> Result<Wire> {
-        let mut wire = greeted(Wire::clear(self.town.doors.imap)?, "* OK ")?;
+        let mut wire = greeted(Wire::clear(self.town.endpoints.imap)?, "* OK ")?;
         wire.imap_ok("s0 STARTTLS")?;
         wire.start_tls(&self.town.ca.connector(&[])?, FRONT)
     }
 
     /// POP3 in TLS, greeting read.
     pub(crate) fn pop3s(&self) -> Result<Wire> {
-        greeted(self.tls(self.town.doors.pop3s, FRONT)?, "+OK")
+        greeted(self.tls(self.town.endpoints.pop3s, FRONT)?, "+OK")
     }
 
     /// POP3 after STLS.
     pub(crate) fn pop3_stls(&self) -> Result<Wire> {
-        let mut wire = greeted(Wire::clear(self.town.doors.pop3)?, "+OK")?;
+        let mut wire = greeted(Wire::clear(self.town.endpoints.pop3)?, "+OK")?;
         wire.pop_ok("STLS")?;
         wire.start_tls(&self.town.ca.connector(&[])?, FRONT)
     }
 
     /// TLS to a door, asking for a name.
-    pub(crate) fn tls(&self, door: SocketAddrV4, name: &str) -> Result<Wire> {
-        Wire::clear(door)?.start_tls_any_name(&self.town.ca.connector(&[])?, name)
+    pub(crate) fn tls(&self, endpoint: SocketAddrV4, name: &str) -> Result<Wire> {
+        Wire::clear(endpoint)?.start_tls_any_name(&self.town.ca.connector(&[])?, name)
     }
 
     /// Logs somebody in over IMAPS.

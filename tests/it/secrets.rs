@@ -106,10 +106,10 @@ fn fail(peer: &mut Peer) -> Result<()> {
 fn servers_that_fail(scene: &Scene) -> Result<()> {
     for (kind, _) in FAILURES {
         let (before, head) = (scene.portico.access_log().lines().count(), head_for(kind));
-        let mut clear = Wire::clear(scene.town.doors.http)?;
+        let mut clear = Wire::clear(scene.town.endpoints.http)?;
         clear.send(&head)?;
         let _ends_somehow = clear.rest();
-        let mut tls = scene.tls(scene.town.doors.https, "mail.a.example")?;
+        let mut tls = scene.tls(scene.town.endpoints.https, "mail.a.example")?;
         tls.send(&head)?;
         let _ends_somehow = tls.rest();
         until("both requests in the access log", Duration::from_secs(10), || {
@@ -131,14 +131,14 @@ fn head_for(kind: &str) -> String {
 fn heads_that_nobody_can_read(scene: &Scene) -> Result<()> {
     for head in HEADS {
         let head = head.replace("TOKEN", TOKEN).replace("HOST", "mail.a.example");
-        for (address, ..) in scene.town.doors.each() {
+        for (address, ..) in scene.town.endpoints.each() {
             let mut wire = Wire::clear(address)?;
             // Some close before they have heard it all.
             let _sent = wire.send(&head);
             let _shut = wire.shut();
             let _ends_somehow = wire.rest();
         }
-        let mut wire = scene.tls(scene.town.doors.https, "mail.a.example")?;
+        let mut wire = scene.tls(scene.town.endpoints.https, "mail.a.example")?;
         let _sent = wire.send(&head);
         let _shut = wire.shut();
         let _ends_somehow = wire.rest();

@@ -317,7 +317,7 @@ fn check(scene: &Scene, version: &str, number: usize, case: &Case) -> Result<()>
 #[test]
 fn old_clients_get_what_they_know() -> Result<()> {
     play(|scene, _, _| {
-        let door = scene.town.doors.http;
+        let endpoint = scene.town.endpoints.http;
         for (path, more, body, kept) in [
             ("/odd/chunked", "", "hello", false),
             ("/odd/chunked", "Connection: keep-alive\r\n", "hello", false),
@@ -329,7 +329,7 @@ fn old_clients_get_what_they_know() -> Result<()> {
             ("/h2", "", "bbnbnb", false),
             ("/h2", "Accept-Encoding: gzip\r\n", "bbnbnb", false),
         ] {
-            let mut wire = Wire::clear(door)?;
+            let mut wire = Wire::clear(endpoint)?;
             wire.send(format!("GET {path} HTTP/1.0\r\nHost: {HOST}\r\n{more}\r\n"))?;
             if kept {
                 let request = format!("GET {path} HTTP/1.0\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
@@ -379,14 +379,14 @@ fn a_short_answer_is_delivered_as_far_as_it_came() -> Result<()> {
         };
         for path in ["/odd/short", "/odd/short-later"] {
             for _ in 0..TIMES {
-                let mut wire = Wire::clear(scene.town.doors.http)?;
+                let mut wire = Wire::clear(scene.town.endpoints.http)?;
                 wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
                 let (head, body) = answer(&mut wire, None)?;
                 ensure!(head.contains("content-length: 1000"), "{head}");
                 ensure!(body == "0123456789", "{path}: {body:?}");
             }
         }
-        let mut wire = Wire::clear(scene.town.doors.http)?;
+        let mut wire = Wire::clear(scene.town.endpoints.http)?;
         wire.send(format!("GET /odd/short-chunk HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
         let (_, body) = answer(&mut wire, None)?;
         ensure!(body.contains("0123456789") && !body.contains("\r\n0\r\n"), "{body:?}");
@@ -405,7 +405,7 @@ fn a_short_answer_is_delivered_as_far_as_it_came() -> Result<()> {
             Ok((lines("server") == 2 * TIMES + 3).then_some(()))
         })?;
         ensure!(lines("client") == 0, "{}", scene.portico.access_log());
-        let mut wire = Wire::clear(scene.town.doors.http)?;
+        let mut wire = Wire::clear(scene.town.endpoints.http)?;
         wire.send(format!("GET /odd/stalled HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
         wire.line()?;
         drop(wire);
@@ -433,7 +433,7 @@ fn no_answer_names_the_engine() -> Result<()> {
             "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n".to_owned(),
             format!("TRACE / HTTP/1.1\r\n{host}\r\n"),
         ] {
-            let mut wire = Wire::clear(scene.town.doors.http)?;
+            let mut wire = Wire::clear(scene.town.endpoints.http)?;
             wire.send(&request)?;
             let got = String::from_utf8(wire.rest()?)?.to_ascii_lowercase();
             ensure!(got.starts_with("http/1.1 "), "{request:?}: {got}");
@@ -448,7 +448,7 @@ fn no_answer_names_the_engine() -> Result<()> {
 
 /// Whether the TLS of an answer to a client of HTTP/1.0 ends with a farewell.
 fn farewell(scene: &Scene, path: &str) -> Result<bool> {
-    let tcp = TcpStream::connect(scene.town.doors.https)?;
+    let tcp = TcpStream::connect(scene.town.endpoints.https)?;
     tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut tls = scene.town.ca.connector(&["http/1.0"])?.connect(HOST, tcp)?;
     ensure!(tls.ssl().selected_alpn_protocol() == Some(&b"http/1.0"[..]));
@@ -469,7 +469,7 @@ fn unknown_codings_of_requests_are_refused() -> Result<()> {
             ("gzip\r\nTransfer-Encoding: chunked", "501"),
             ("xchunked", "400"),
         ] {
-            let mut wire = Wire::clear(scene.town.doors.http)?;
+            let mut wire = Wire::clear(scene.town.endpoints.http)?;
             wire.send(format!(
                 "POST /odd/canary HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n"
             ))?;

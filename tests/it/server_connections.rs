@@ -76,11 +76,11 @@ type Open = fn(&Scene) -> Result<Client>;
 
 impl Client {
     fn clear(scene: &Scene) -> Result<Client> {
-        Ok(Client(Wire::clear(scene.town.doors.http)?))
+        Ok(Client(Wire::clear(scene.town.endpoints.http)?))
     }
 
     fn tls(scene: &Scene) -> Result<Client> {
-        Ok(Client(scene.tls(scene.town.doors.https, HOST)?))
+        Ok(Client(scene.tls(scene.town.endpoints.https, HOST)?))
     }
 
     /// Status, fields in lower case, and body.
@@ -224,10 +224,10 @@ fn a_login_of_a_connection_is_its_clients_alone() -> Result<()> {
             }
         }
         // nginx in front of the same server tells others nothing either.
-        let doors = [local()?, local()?];
+        let endpoints = [local()?, local()?];
         let proxy = format!("location / {{ proxy_pass http://{clear}; }}");
-        let _nginx = Nginx::start(stage, "ntlm", doors, &scene.town.default, &proxy)?;
-        let mut other = Client(Wire::clear(doors[0])?);
+        let _nginx = Nginx::start(stage, "ntlm", endpoints, &scene.town.default, &proxy)?;
+        let mut other = Client(Wire::clear(endpoints[0])?);
         ensure!(other.get("/group/x", "")?.0 == "401");
         scene.end()
     })

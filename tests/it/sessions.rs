@@ -131,9 +131,9 @@ fn pipelined_commands_are_answered_in_order() -> Result<()> {
 #[test]
 fn the_mailbox_server_hears_the_clients_address_from_us_alone() -> Result<()> {
     play(|scene| {
-        let connect = |door| Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), door);
+        let connect = |endpoint| Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), endpoint);
         let tls = scene.town.ca.connector(&[])?;
-        let mut wire = greeted(connect(scene.town.doors.imaps)?.start_tls(&tls, FRONT)?, "* OK ")?;
+        let mut wire = greeted(connect(scene.town.endpoints.imaps)?.start_tls(&tls, FRONT)?, "* OK ")?;
         wire.imap_ok("a1 ID (\"name\" \"Liar\" \"X-ORIGINATING-IP\" \"198.51.100.66\" \"x-originating-port\" \"1\")")?;
         wire.imap_ok("a2 LOGIN alice@a.example alice-c4n4ry-one")?;
         scene.town.stores[0]

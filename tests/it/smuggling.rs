@@ -454,7 +454,7 @@ fn talk_within(mut wire: Wire, bytes: &[u8], patience: Duration) -> Result<Strin
 fn no_server_sees_a_request_that_was_not_sent() -> Result<()> {
     play_recorded(|scene, recorder| {
         let tls = scene.town.ca.connector(&["http/1.1"])?;
-        let (http, https) = (scene.town.doors.http, scene.town.doors.https);
+        let (http, https) = (scene.town.endpoints.http, scene.town.endpoints.https);
         let mut seen: Vec<Seen> = Vec::new();
         let mut number = 0;
         for (name, bytes) in attacks() {
@@ -510,7 +510,7 @@ fn a_client_cannot_have_headers_of_the_proxy_dropped() -> Result<()> {
             let request = format!(
                 "GET /service/first HTTP/1.1\r\nHost: {HOST}\r\nCookie: a=b\r\nX-Forwarded-For: 198.51.100.66\r\nConnection: {nominated}\r\n\r\n"
             );
-            let heard = talk(Wire::clear(scene.town.doors.http)?, request.as_bytes())?;
+            let heard = talk(Wire::clear(scene.town.endpoints.http)?, request.as_bytes())?;
             for seen in recorder.take() {
                 assert_eq!(seen.values("x-forwarded-for"), ["127.0.0.1"], "{nominated} {heard}");
                 assert_eq!(seen.values("x-forwarded-proto"), ["http"], "{nominated}");
@@ -527,19 +527,19 @@ fn a_slow_head_is_cut_and_others_are_served() -> Result<()> {
     play_recorded(|scene, recorder| {
         let mut slow: Vec<Wire> = Vec::new();
         for _ in 0..200 {
-            let mut wire = Wire::clear(scene.town.doors.http)?;
+            let mut wire = Wire::clear(scene.town.endpoints.http)?;
             wire.send("GET /service/slow HTTP/1.1\r\nHost: ")?;
             slow.push(wire);
         }
         let mut bodies: Vec<Wire> = Vec::new();
         for _ in 0..50 {
-            let mut wire = Wire::clear(scene.town.doors.http)?;
+            let mut wire = Wire::clear(scene.town.endpoints.http)?;
             wire.send(format!(
                 "POST /service/slow HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1000000\r\n\r\nx"
             ))?;
             bodies.push(wire);
         }
-        let (heard, took) = timed(|| talk_within(Wire::clear(scene.town.doors.http)?, last().as_bytes(), SOON))?;
+        let (heard, took) = timed(|| talk_within(Wire::clear(scene.town.endpoints.http)?, last().as_bytes(), SOON))?;
         ensure!(heard.starts_with("HTTP/1.1 200 ") && took < SOON, "{took:?} {heard}");
         // Bytes do not extend the deadline of a head.
         let begun = Instant::now();
@@ -566,7 +566,7 @@ pub(crate) fn connect(scene: &Scene) -> Result<Raw> {
 /// The same with settings of its own.
 pub(crate) fn connect_with(scene: &Scene, settings: &[u8]) -> Result<Raw> {
     let tls = scene.town.ca.connector(&["h2"])?;
-    Raw::over(Wire::tls(scene.town.doors.https, &tls, HOST)?, HOST, settings)
+    Raw::over(Wire::tls(scene.town.endpoints.https, &tls, HOST)?, HOST, settings)
 }
 
 /// The fields that every request has.
@@ -580,7 +580,7 @@ fn an_asterisk_is_asked_for_its_options_only() -> Result<()> {
     play_recorded(|scene, recorder| {
         for method in ["GET", "HEAD", "POST", "PROPFIND"] {
             let tls = scene.town.ca.connector(&["http/1.1"])?;
-            let mut wire = Wire::tls(scene.town.doors.https, &tls, HOST)?;
+            let mut wire = Wire::tls(scene.town.endpoints.https, &tls, HOST)?;
             wire.send(format!("{method} * HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
             let line = wire.line()?;
             ensure!(line.starts_with("HTTP/1.1 400"), "{method}: {line}");

@@ -73,7 +73,7 @@ fn spelled(source: Source, domain: &'static str) -> Result<()> {
         }
         // The virtual host of the domain, as a browser and a mail program ask for it.
         let mut imap = greeted(
-            scene.tls(scene.town.doors.imaps, "mail.xn--bcher-kva.example")?,
+            scene.tls(scene.town.endpoints.imaps, "mail.xn--bcher-kva.example")?,
             "* OK ",
         )?;
         imap.imap_ok(&format!("a1 LOGIN eve {}", eve.password()))?;

@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(30);
 const TOKEN: &str = "0_5f2c4n4ry_69643d33363a;x=1";
 
 /// The door, who comes to it, and whom it asks.
-struct Door<'a> {
+struct Endpoint<'a> {
     scene: &'a Scene<'a>,
     address: SocketAddrV4,
     service: Option<LookupService>,
@@ -44,7 +44,7 @@ struct Got {
     cookies: Vec<String>,
 }
 
-impl Door<'_> {
+impl Endpoint<'_> {
     fn get(&self, name: &str, path: &str, show: Option<&Pair>, more: &[&str]) -> Result<Got> {
         let (ip, port) = (self.address.ip(), self.address.port());
         let mut curl = Command::new("curl");
@@ -102,7 +102,7 @@ impl Door<'_> {
     fn page(&self, name: &str) -> String {
         format!(
             "https://{name}:{}/?ignoreLoginURL=1",
-            self.scene.town.doors.https.port()
+            self.scene.town.endpoints.https.port()
         )
     }
 
@@ -123,7 +123,7 @@ enum Given {
 }
 
 /// `a.example` wants certificates, `c.example` may have them, `d.example` has an authority of its own, `b.example` knows nothing of it.
-fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
+fn play(given: Given, test: impl FnOnce(&Endpoint) -> Result<()>) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let (mut node, mut directory) = (town.node(), town.directory());
@@ -155,13 +155,13 @@ fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
         });
         if given == Given::Port {
             node.listeners.clear();
-            let doors = &town.doors;
+            let endpoints = &town.endpoints;
             for (name, port) in [
-                ("zimbraMailProxyPort", doors.http.port()),
-                ("zimbraImapProxyBindPort", doors.imap.port()),
-                ("zimbraImapSSLProxyBindPort", doors.imaps.port()),
-                ("zimbraPop3ProxyBindPort", doors.pop3.port()),
-                ("zimbraPop3SSLProxyBindPort", doors.pop3s.port()),
+                ("zimbraMailProxyPort", endpoints.http.port()),
+                ("zimbraImapProxyBindPort", endpoints.imap.port()),
+                ("zimbraImapSSLProxyBindPort", endpoints.imaps.port()),
+                ("zimbraPop3ProxyBindPort", endpoints.pop3.port()),
+                ("zimbraPop3SSLProxyBindPort", endpoints.pop3s.port()),
                 ("carbonioAdminProxyPort", stage.port()?),
                 ("zimbraMailSSLProxyClientCertPort", address.port()),
             ] {
@@ -175,7 +175,7 @@ fn play(given: Given, test: impl FnOnce(&Door) -> Result<()>) -> Result<()> {
         let portico = Portico::start(stage, &node, &directory, "debug")?;
         until("the door", SOON, || Ok(TcpStream::connect(address).ok()))?;
         let mut scene = Scene { stage, town, portico };
-        test(&Door {
+        test(&Endpoint {
             scene: &scene,
             address,
             service,
@@ -224,13 +224,13 @@ fn service(
 
 #[test]
 fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
-    play(Given::Listener, |door| {
-        let rossi = Some(&door.rossi);
-        let got = door.check("mail.a.example", "/certauth", rossi, (302, true))?;
+    play(Given::Listener, |endpoint| {
+        let rossi = Some(&endpoint.rossi);
+        let got = endpoint.check("mail.a.example", "/certauth", rossi, (302, true))?;
         let cookie = "=0_5f2c4n4ry_69643d33363a; Path=/; Secure; HttpOnly; SameSite=Lax";
         assert_eq!(got.cookies, [format!("ZM_AUTH_TOKEN{cookie}")]);
-        assert_eq!(got.location, Some(door.page("mail.a.example")));
-        let question = door.service()?.last_question();
+        assert_eq!(got.location, Some(endpoint.page("mail.a.example")));
+        let question = endpoint.service()?.last_question();
         for (name, value) in [
             ("auth-method", "certauth"),
             ("auth-user", "CN=rossi"),
@@ -244,7 +244,7 @@ fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
             assert_eq!(question.get(name).map(String::as_str), Some(value), "{name}");
         }
         ensure!(!question.contains_key("auth-zimbra-admin"), "{question:?}");
-        door.scene.portico.record(&[
+        endpoint.scene.portico.record(&[
             ("event", "web_login"),
             ("mechanism", "certauth"),
             ("user", "CN=rossi"),
@@ -252,21 +252,21 @@ fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
             ("outcome", "ok"),
         ])?;
 
-        let got = door.check("mail.a.example", "/certauth/admin", rossi, (302, true))?;
+        let got = endpoint.check("mail.a.example", "/certauth/admin", rossi, (302, true))?;
         assert_eq!(got.cookies, [format!("ZM_ADMIN_AUTH_TOKEN{cookie}")]);
         assert_eq!(
             got.location.as_deref(),
             Some("https://mail.a.example:6071/?ignoreLoginURL=1")
         );
-        let question = door.service()?.last_question();
+        let question = endpoint.service()?.last_question();
         assert_eq!(question.get("auth-zimbra-admin").map(String::as_str), Some("True"));
 
         // Each time anew.
-        let before = door.asked()?;
-        door.check("mail.a.example", "/certauth", rossi, (302, true))?;
-        door.check("x.c.example", "/certauth", rossi, (302, true))?;
-        assert_eq!(door.asked()?, before + 2);
-        let got = door.get("mail.a.example", "/certauth", rossi, &["--http1.1"])?;
+        let before = endpoint.asked()?;
+        endpoint.check("mail.a.example", "/certauth", rossi, (302, true))?;
+        endpoint.check("x.c.example", "/certauth", rossi, (302, true))?;
+        assert_eq!(endpoint.asked()?, before + 2);
+        let got = endpoint.get("mail.a.example", "/certauth", rossi, &["--http1.1"])?;
         assert_eq!((got.status, got.cookies.len()), (302, 1));
         Ok(())
     })
@@ -274,18 +274,18 @@ fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
 
 #[test]
 fn nobody_else_is() -> Result<()> {
-    play(Given::Listener, |door| {
-        let (rossi, bianchi, verdi) = (Some(&door.rossi), Some(&door.bianchi), Some(&door.verdi));
-        let before = door.asked()?;
+    play(Given::Listener, |endpoint| {
+        let (rossi, bianchi, verdi) = (Some(&endpoint.rossi), Some(&endpoint.bianchi), Some(&endpoint.verdi));
+        let before = endpoint.asked()?;
         // The handshake refuses them.
-        door.check("mail.a.example", "/certauth", None, (0, false))?;
+        endpoint.check("mail.a.example", "/certauth", None, (0, false))?;
         for name in ["mail.a.example", "x.c.example"] {
-            door.check(name, "/certauth", Some(&door.foreign), (0, false))?;
+            endpoint.check(name, "/certauth", Some(&endpoint.foreign), (0, false))?;
         }
         // There is no certificate to ask about.
-        let got = door.check("x.c.example", "/certauth", None, (302, false))?;
-        assert_eq!(got.location, Some(door.page("x.c.example")));
-        door.check("mail.b.example", "/certauth", rossi, (403, false))?;
+        let got = endpoint.check("x.c.example", "/certauth", None, (302, false))?;
+        assert_eq!(got.location, Some(endpoint.page("x.c.example")));
+        endpoint.check("mail.b.example", "/certauth", rossi, (403, false))?;
         for path in [
             "/",
             "/certauth/",
@@ -294,55 +294,55 @@ fn nobody_else_is() -> Result<()> {
             "/x/../certauth",
             "/static/login/",
         ] {
-            door.check("mail.a.example", path, rossi, (403, false))?;
-            door.check("x.c.example", path, None, (403, false))?;
+            endpoint.check("mail.a.example", path, rossi, (403, false))?;
+            endpoint.check("x.c.example", path, None, (403, false))?;
         }
         let upgrade = ["--http1.1", "-H", "Connection: Upgrade", "-H", "Upgrade: websocket"];
-        assert_eq!(door.get("mail.a.example", "/ws", rossi, &upgrade)?.status, 403);
+        assert_eq!(endpoint.get("mail.a.example", "/ws", rossi, &upgrade)?.status, 403);
         assert_eq!(
-            door.get("mail.a.example", "/certauth", rossi, &["-d", "x"])?.status,
+            endpoint.get("mail.a.example", "/certauth", rossi, &["-d", "x"])?.status,
             403
         );
         let host = ["-H", "Host: mail.a.example"];
-        assert_eq!(door.get("x.c.example", "/certauth", rossi, &host)?.status, 421);
-        assert_eq!(door.asked()?, before, "somebody was asked about");
+        assert_eq!(endpoint.get("x.c.example", "/certauth", rossi, &host)?.status, 421);
+        assert_eq!(endpoint.asked()?, before, "somebody was asked about");
 
-        door.check("mail.a.example", "/certauth", bianchi, (403, false))?;
-        door.check("x.c.example", "/certauth", bianchi, (302, false))?;
-        door.scene.portico.record(&[
+        endpoint.check("mail.a.example", "/certauth", bianchi, (403, false))?;
+        endpoint.check("x.c.example", "/certauth", bianchi, (302, false))?;
+        endpoint.scene.portico.record(&[
             ("event", "web_login"),
             ("user", "CN=bianchi"),
             ("outcome", "refused"),
             ("why", "user not found:CN=bianchi"),
         ])?;
         // The answer is no good.
-        door.check("mail.a.example", "/certauth", verdi, (503, false))?;
-        door.check("x.c.example", "/certauth", verdi, (302, false))?;
+        endpoint.check("mail.a.example", "/certauth", verdi, (503, false))?;
+        endpoint.check("x.c.example", "/certauth", verdi, (302, false))?;
         // An authority has a say about its own domain, and no other.
-        door.check("mail.d.example", "/certauth", Some(&door.neri), (302, true))?;
-        door.check("mail.a.example", "/certauth", Some(&door.forged), (0, false))?;
+        endpoint.check("mail.d.example", "/certauth", Some(&endpoint.neri), (302, true))?;
+        endpoint.check("mail.a.example", "/certauth", Some(&endpoint.forged), (0, false))?;
         for path in ["/certauth", "/certauth/admin"] {
-            door.check("mail.d.example", path, Some(&door.forged), (403, false))?;
+            endpoint.check("mail.d.example", path, Some(&endpoint.forged), (403, false))?;
         }
         let refused = [("event", "web_login"), ("user", "CN=rossi"), ("outcome", "refused")];
-        let record = door.scene.portico.record(&refused)?;
+        let record = endpoint.scene.portico.record(&refused)?;
         ensure!(
             record["why"].as_str().is_some_and(|why| why.contains("does not trust")),
             "{record}"
         );
         // No administrator.
-        door.check("mail.a.example", "/certauth/admin", verdi, (403, false))?;
+        endpoint.check("mail.a.example", "/certauth/admin", verdi, (403, false))?;
         Ok(())
     })
 }
 
 #[test]
 fn without_a_lookup_service_certificates_log_nobody_in() -> Result<()> {
-    play(Given::NoService, |door| {
-        door.check("mail.a.example", "/certauth", Some(&door.rossi), (403, false))?;
-        door.check("x.c.example", "/certauth", Some(&door.rossi), (403, false))?;
-        door.check("x.c.example", "/certauth", None, (302, false))?;
-        let log = door.scene.portico.output();
+    play(Given::NoService, |endpoint| {
+        endpoint.check("mail.a.example", "/certauth", Some(&endpoint.rossi), (403, false))?;
+        endpoint.check("x.c.example", "/certauth", Some(&endpoint.rossi), (403, false))?;
+        endpoint.check("x.c.example", "/certauth", None, (302, false))?;
+        let log = endpoint.scene.portico.output();
         ensure!(log.contains("certificates log nobody in"), "{log}");
         Ok(())
     })
@@ -350,9 +350,9 @@ fn without_a_lookup_service_certificates_log_nobody_in() -> Result<()> {
 
 #[test]
 fn the_directory_opens_the_door() -> Result<()> {
-    play(Given::Port, |door| {
-        door.check("mail.a.example", "/certauth", Some(&door.rossi), (302, true))?;
-        door.check("mail.a.example", "/", Some(&door.rossi), (403, false))
+    play(Given::Port, |endpoint| {
+        endpoint.check("mail.a.example", "/certauth", Some(&endpoint.rossi), (302, true))?;
+        endpoint.check("mail.a.example", "/", Some(&endpoint.rossi), (403, false))
             .map(drop)
     })
 }

@@ -15,7 +15,7 @@ const HOST: &str = "mail.a.example";
 
 /// Sends a request in clear text, and reads all of its answer.
 fn talk(scene: &Scene, request: &str) -> Result<String> {
-    let mut wire = Wire::clear(scene.town.doors.http)?;
+    let mut wire = Wire::clear(scene.town.endpoints.http)?;
     wire.send(format!(
         "{request} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"
     ))?;

@@ -95,25 +95,25 @@ fn play_with_slapd(test: impl FnOnce(&mut Scene, [SocketAddrV4; 2]) -> Result<()
         people(),
         |town, node, _| {
             let slapd = Slapd::start(&stage, town, &town.ca.server(&["127.0.0.1"])?)?;
-            let doors = [
+            let endpoints = [
                 add(&stage, node, slapd.ldap, false, false)?,
                 add(&stage, node, slapd.ldaps, true, false)?,
             ];
-            *behind.borrow_mut() = Some((doors, slapd));
+            *behind.borrow_mut() = Some((endpoints, slapd));
             Ok(())
         },
         |scene| {
             let behind = behind.borrow();
-            let (doors, _slapd) = behind.as_ref().context("no doors")?;
-            test(scene, *doors)
+            let (endpoints, _slapd) = behind.as_ref().context("no doors")?;
+            test(scene, *endpoints)
         },
     )
 }
 
 #[test]
 fn ldap_passes_with_the_certificate_of_the_name_that_is_asked_for() -> Result<()> {
-    play_with_slapd(|scene, doors| {
-        for door in doors {
+    play_with_slapd(|scene, endpoints| {
+        for endpoint in endpoints {
             let found = Command::new("ldapsearch")
                 .env("LDAPTLS_CACERT", scene.town.ca.file())
                 .env("LDAPTLS_REQCERT", "demand")
@@ -121,7 +121,7 @@ fn ldap_passes_with_the_certificate_of_the_name_that_is_asked_for() -> Result<()
                     "-x",
                     "-LLL",
                     "-H",
-                    &format!("ldaps://{door}"),
+                    &format!("ldaps://{endpoint}"),
                     "-b",
                     BASE,
                     "(sn=Rossi)",
@@ -140,12 +140,12 @@ fn ldap_passes_with_the_certificate_of_the_name_that_is_asked_for() -> Result<()
                 ("x.c.example", "*.c.example"),
                 ("unknown.example", "mail.example.test"),
             ] {
-                assert_eq!(scene.tls(door, asked)?.certificate_name()?, shown, "{asked}");
+                assert_eq!(scene.tls(endpoint, asked)?.certificate_name()?, shown, "{asked}");
             }
             let record = scene.portico.record(&[
                 ("event", "session_end"),
                 ("proto", "stream"),
-                ("listener", &door.to_string()),
+                ("listener", &endpoint.to_string()),
                 ("ended_by", "client"),
             ])?;
             assert!(
@@ -155,7 +155,7 @@ fn ldap_passes_with_the_certificate_of_the_name_that_is_asked_for() -> Result<()
             // A browser that was lured here is turned away.
             let browser = scene.town.ca.connector(&["h2", "http/1.1"])?;
             assert!(
-                Wire::clear(door)?
+                Wire::clear(endpoint)?
                     .start_tls_any_name(&browser, "mail.a.example")
                     .is_err()
             );
@@ -170,17 +170,17 @@ fn the_upstream_is_told_of_the_client_and_bytes_pass_unharmed() -> Result<()> {
     let std::net::SocketAddr::V4(address) = upstream.local_addr()? else {
         anyhow::bail!("not IPv4")
     };
-    let doors = Cell::new(None);
+    let endpoints = Cell::new(None);
     let stage = Stage::new()?;
     play_with(
         people(),
         |_, node, _| {
-            doors.set(Some(add(&stage, node, address, false, true)?));
+            endpoints.set(Some(add(&stage, node, address, false, true)?));
             Ok(())
         },
         |scene| {
-            let door = doors.get().context("no door")?;
-            let client = Wire::clear(door)?;
+            let endpoint = endpoints.get().context("no door")?;
+            let client = Wire::clear(endpoint)?;
             let local = client.local()?;
             let mut client = client.start_tls_any_name(&scene.town.ca.connector(&[])?, "mail.a.example")?;
             let (mut server, _) = upstream.accept()?;
@@ -189,7 +189,7 @@ fn the_upstream_is_told_of_the_client_and_bytes_pass_unharmed() -> Result<()> {
             server.read_exact(&mut header)?;
             let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01".to_vec();
             expected.extend(local.port().to_be_bytes());
-            expected.extend(door.port().to_be_bytes());
+            expected.extend(endpoint.port().to_be_bytes());
             assert_eq!(header.as_slice(), expected);
 
             let sent: Vec<u8> = (0..=255).cycle().take(300_000).collect();
@@ -216,17 +216,17 @@ fn the_upstream_is_told_of_the_client_and_bytes_pass_unharmed() -> Result<()> {
 #[test]
 fn a_server_that_is_down_ends_the_connection_with_a_record() -> Result<()> {
     let stage = Stage::new()?;
-    let doors = Cell::new(None);
+    let endpoints = Cell::new(None);
     play_with(
         people(),
         |_, node, _| {
             let nobody = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
-            doors.set(Some(add(&stage, node, nobody, false, false)?));
+            endpoints.set(Some(add(&stage, node, nobody, false, false)?));
             Ok(())
         },
         |scene| {
-            let door = doors.get().context("no door")?;
-            let mut wire = scene.tls(door, "mail.a.example")?;
+            let endpoint = endpoints.get().context("no door")?;
+            let mut wire = scene.tls(endpoint, "mail.a.example")?;
             assert_eq!(wire.rest()?, b"");
             scene
                 .portico

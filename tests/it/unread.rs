@@ -41,7 +41,7 @@ impl How {
     fn client(self, scene: &Scene, path: &str) -> Result<Deaf> {
         let (settings, streams) = match self {
             How::Stuck1 => {
-                let mut wire = Wire::clear(scene.town.doors.http)?;
+                let mut wire = Wire::clear(scene.town.endpoints.http)?;
                 wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
                 let line = wire.line()?;
                 ensure!(line.starts_with("HTTP/1.1 200"), "{line}");

@@ -33,7 +33,7 @@ use Got::{NoConnection, Status};
 
 /// A request of curl.
 struct Ask<'a> {
-    door: SocketAddrV4,
+    endpoint: SocketAddrV4,
     /// Scheme and name in the URL; with `https` also the name in the handshake.
     url: &'a str,
     host: Option<&'a str>,
@@ -45,10 +45,10 @@ impl Scene<'_> {
     /// The status, and the body.
     fn ask(&self, ask: &Ask) -> Result<(Got, String)> {
         let (_, name) = ask.url.split_once("://").context("no scheme")?;
-        let port = ask.door.port();
+        let port = ask.endpoint.port();
         let mut curl = Command::new("curl");
         curl.args(["-sS", "-k", "--max-time", CURL_SECONDS, "-w", "\n%{http_code}"])
-            .args(["--resolve", &format!("{name}:{port}:{}", ask.door.ip())])
+            .args(["--resolve", &format!("{name}:{port}:{}", ask.endpoint.ip())])
             .args(ask.more);
         if let Some(host) = ask.host {
             curl.args(["-H", &format!("Host: {host}")]);
@@ -74,7 +74,7 @@ impl Scene<'_> {
 
     fn visit(&self, name: &str, host: Option<&str>, show: Option<&Pair>, more: &[&str]) -> Result<(Got, String)> {
         self.ask(&Ask {
-            door: self.town.doors.https,
+            endpoint: self.town.endpoints.https,
             url: &format!("https://{name}"),
             host,
             show,
@@ -84,7 +84,7 @@ impl Scene<'_> {
 
     fn visit_in_clear(&self, name: &str) -> Result<Got> {
         let ask = Ask {
-            door: self.town.doors.http,
+            endpoint: self.town.endpoints.http,
             url: &format!("http://{name}"),
             host: None,
             show: None,
@@ -97,7 +97,7 @@ impl Scene<'_> {
     fn s_client(&self, name: &str, host: &str, more: &[&str]) -> Result<String> {
         let mut child = Command::new("openssl")
             .args(["s_client", "-ign_eof", "-servername", name, "-connect"])
-            .arg(self.town.doors.https.to_string())
+            .arg(self.town.endpoints.https.to_string())
             .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -405,7 +405,7 @@ fn strict_names_refuse_what_is_not_ours() -> Result<()> {
             assert_eq!(got, expected, "http, {host}");
         }
         // A mail client may ask for whatever it likes.
-        let wire = scene.tls(scene.town.doors.imaps, "unknown.example")?;
+        let wire = scene.tls(scene.town.endpoints.imaps, "unknown.example")?;
         greeted(wire, "* OK ").map(drop)
     })
 }
@@ -437,16 +437,16 @@ fn a_domain_with_an_address_needs_no_name() -> Result<()> {
         Ok(())
     };
     play_with(people(), change, |scene| {
-        for door in [scene.town.doors.https, scene.town.doors.imaps, scene.town.doors.pop3s] {
+        for endpoint in [scene.town.endpoints.https, scene.town.endpoints.imaps, scene.town.endpoints.pop3s] {
             for (asked, shown) in [
                 ("127.0.0.1", "mail.b.example"),
                 ("unknown.example", "mail.b.example"),
                 ("mail.a.example", "mail.a.example"),
             ] {
-                assert_eq!(scene.tls(door, asked)?.certificate_name()?, shown, "{door} {asked}");
+                assert_eq!(scene.tls(endpoint, asked)?.certificate_name()?, shown, "{endpoint} {asked}");
             }
         }
-        let mut wire = greeted(Wire::clear(scene.town.doors.imap)?, "* OK ")?;
+        let mut wire = greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
         wire.imap_ok("s1 STARTTLS")?;
         let wire = wire.start_tls_any_name(&scene.town.ca.connector(&[])?, "127.0.0.1")?;
         ensure!(wire.certificate_name()? == "mail.b.example", "STARTTLS");

@@ -61,8 +61,8 @@ pub(crate) fn seen<'a>(echo: &'a Value, name: &str) -> Vec<&'a str> {
 impl Scene<'_> {
     /// Asks `https://mail.a.example` for a path, with more arguments for curl.
     pub(crate) fn https(&self, path: &str, args: &[&str]) -> Result<Answer> {
-        let door = self.town.doors.https;
-        let resolve = format!("{HOST}:{}:127.0.0.1", door.port());
+        let endpoint = self.town.endpoints.https;
+        let resolve = format!("{HOST}:{}:127.0.0.1", endpoint.port());
         let ca = self.town.ca.file();
         let always = [
             "--resolve",
@@ -73,7 +73,7 @@ impl Scene<'_> {
             "120",
         ];
         self.curl(
-            &format!("https://{HOST}:{}{path}", door.port()),
+            &format!("https://{HOST}:{}{path}", endpoint.port()),
             &[&always[..], args].concat(),
         )
     }
@@ -110,7 +110,7 @@ impl Scene<'_> {
 #[test]
 fn clear_text_is_redirected_with_path_and_query() -> Result<()> {
     play(|scene| {
-        let (http, https) = (scene.town.doors.http.port(), scene.town.doors.https.port());
+        let (http, https) = (scene.town.endpoints.http.port(), scene.town.endpoints.https.port());
         for method in ["GET", "POST"] {
             let resolve = format!("{HOST}:{http}:127.0.0.1");
             let url = format!("http://{HOST}:{http}/some/path%20x?a=1&b=%2F");
@@ -138,7 +138,7 @@ fn in_https_mode_nothing_is_served_in_clear_text() -> Result<()> {
         },
         |scene| {
             assert_eq!(scene.https("/any", &[])?.status(), "200");
-            let clear = scene.curl(&format!("http://127.0.0.1:{}/any", scene.town.doors.https.port()), &[]);
+            let clear = scene.curl(&format!("http://127.0.0.1:{}/any", scene.town.endpoints.https.port()), &[]);
             ensure!(
                 clear.is_err() || clear.is_ok_and(|a| a.status() == "400"),
                 "clear text was served on the TLS port"
@@ -276,7 +276,7 @@ fn forwarded_headers_have_one_clean_value() -> Result<()> {
             let echo = scene.https("/x", &args)?.echo()?;
             assert_eq!(seen(&echo, "X-Forwarded-For"), ["127.0.0.77"], "{version} {echo}");
             assert_eq!(seen(&echo, "X-Forwarded-Proto"), ["https"], "{version}");
-            let host = format!("{HOST}:{}", scene.town.doors.https.port());
+            let host = format!("{HOST}:{}", scene.town.endpoints.https.port());
             let forwarded = seen(&echo, "X-Forwarded-Host");
             ensure!(
                 forwarded == [host.as_str()] || forwarded == [HOST],
@@ -320,7 +320,7 @@ fn big_bodies_stream() -> Result<()> {
 fn websockets_pass() -> Result<()> {
     play(|scene| {
         let tls = scene.town.ca.connector(&["http/1.1"])?;
-        let mut wire = portico_tests::wire::Wire::tls(scene.town.doors.https, &tls, HOST)?;
+        let mut wire = portico_tests::wire::Wire::tls(scene.town.endpoints.https, &tls, HOST)?;
         wire.send(format!(
             "GET /ws/chat HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -474,7 +474,7 @@ fn doubtful_requests_are_refused() -> Result<()> {
                 "431",
             ),
         ] {
-            let mut wire = portico_tests::wire::Wire::tls(scene.town.doors.https, &tls, HOST)?;
+            let mut wire = portico_tests::wire::Wire::tls(scene.town.endpoints.https, &tls, HOST)?;
             wire.send(&request)?;
             let answer = wire.line()?;
             ensure!(

@@ -117,7 +117,7 @@ fn with_locations(stage: &Stage, node: &mut Node, directory: &mut Directory) -> 
 
 /// Sends a handshake with more fields.
 fn handshake(scene: &Scene, path: &str, more: &str) -> Result<Wire> {
-    let mut wire = Wire::clear(scene.town.doors.http)?;
+    let mut wire = Wire::clear(scene.town.endpoints.http)?;
     wire.send(format!(
         "GET {path} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"

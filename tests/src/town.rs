@@ -101,7 +101,7 @@ pub struct Store {
 
 /// Where Portico, or HAProxy in front of it, listens.
 #[derive(Debug, Clone, Copy)]
-pub struct Doors {
+pub struct Endpoints {
     /// HTTP.
     pub http: SocketAddrV4,
     /// HTTPS.
@@ -116,26 +116,26 @@ pub struct Doors {
     pub pop3s: SocketAddrV4,
 }
 
-/// Ports to ask for, in the order of [`Doors`]; others are taken where these are not free.
+/// Ports to ask for, in the order of [`Endpoints`]; others are taken where these are not free.
 pub type Ports = [u16; 6];
 
-impl Doors {
+impl Endpoints {
     /// Doors on 127.0.0.1 with these ports, or with any.
-    pub fn new(stage: &Stage, wanted: Option<Ports>) -> Result<Doors> {
-        let door = |at: usize| -> Result<SocketAddrV4> {
+    pub fn new(stage: &Stage, wanted: Option<Ports>) -> Result<Endpoints> {
+        let endpoint = |at: usize| -> Result<SocketAddrV4> {
             let port = match wanted {
                 Some(ports) => stage.port_near(ports[at])?,
                 None => stage.port()?,
             };
             Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
         };
-        Ok(Doors {
-            http: door(0)?,
-            https: door(1)?,
-            imap: door(2)?,
-            imaps: door(3)?,
-            pop3: door(4)?,
-            pop3s: door(5)?,
+        Ok(Endpoints {
+            http: endpoint(0)?,
+            https: endpoint(1)?,
+            imap: endpoint(2)?,
+            imaps: endpoint(3)?,
+            pop3: endpoint(4)?,
+            pop3s: endpoint(5)?,
         })
     }
 
@@ -163,9 +163,9 @@ pub struct Town {
     /// The file of web locations.
     pub locations: PathBuf,
     /// Portico's doors.
-    pub doors: Doors,
+    pub endpoints: Endpoints,
     /// Portico's doors where PROXY headers are spoken.
-    pub behind: Doors,
+    pub behind: Endpoints,
     /// For the admin API over TCP, where the node file opens it.
     pub admin: SocketAddrV4,
     /// Portico's certificate where no name matches.
@@ -198,8 +198,8 @@ impl Town {
             locations: write_locations(stage, &stores[0])?,
             stores,
             people,
-            doors: Doors::new(stage, ports[0])?,
-            behind: Doors::new(stage, ports[1])?,
+            endpoints: Endpoints::new(stage, ports[0])?,
+            behind: Endpoints::new(stage, ports[1])?,
             admin: SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?),
             default: ca.server(&[FRONT, "localhost", "127.0.0.1"])?,
             domains,
@@ -214,7 +214,7 @@ impl Town {
 
     /// The usual node file.
     pub fn node(&self) -> Node {
-        let door = |(address, serve, tls)| Listener {
+        let endpoint = |(address, serve, tls)| Listener {
             address: SocketAddr::V4(address),
             serve,
             tls,
@@ -232,9 +232,9 @@ impl Town {
             name: NODE.to_owned(),
             directory: crate::config::yaml_source("5s"),
             listeners: self
-                .doors
+                .endpoints
                 .each()
-                .map(door)
+                .map(endpoint)
                 .into_iter()
                 .chain(self.behind.each().map(behind))
                 .collect(),
@@ -254,7 +254,7 @@ impl Town {
             .config("zimbraDefaultDomainName", "a.example");
         directory.config("zimbraReverseProxyAuthWaitInterval", "1s");
         let node = directory.node(NODE);
-        node.insert("zimbraMailSSLProxyPort".into(), self.doors.https.port().into());
+        node.insert("zimbraMailSSLProxyPort".into(), self.endpoints.https.port().into());
         for store in &self.stores {
             *directory.server(&store.name) = store.entry();
         }
@@ -284,8 +284,8 @@ impl Town {
     }
 
     /// HAProxy in front of the doors that speak PROXY. Gives it and where it listens.
-    pub fn balancer(&self, stage: &Stage, header: Header, wanted: Option<Ports>) -> Result<(HaProxy, Doors)> {
-        let front = Doors::new(stage, wanted)?;
+    pub fn balancer(&self, stage: &Stage, header: Header, wanted: Option<Ports>) -> Result<(HaProxy, Endpoints)> {
+        let front = Endpoints::new(stage, wanted)?;
         let pairs = front.each().into_iter().zip(self.behind.each());
         let ways: Vec<Way> = pairs.map(|((from, ..), (to, ..))| Way { from, to, header }).collect();
         Ok((HaProxy::start(stage, BALANCER, &ways)?, front))

@@ -11,7 +11,7 @@ use portico_tests::Stage;
 use portico_tests::config::quote;
 use portico_tests::haproxy::Header;
 use portico_tests::portico::{self, Portico};
-use portico_tests::town::{Doors, Person, Ports, Town};
+use portico_tests::town::{Endpoints, Person, Ports, Town};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const FRONT: Ports = [8080, 8443, 1143, 1993, 1110, 1995];
@@ -90,11 +90,11 @@ fn deliver(town: &Town) -> Result<()> {
 }
 
 /// Prints ports, people and lines to try.
-fn explain(town: &Town, balancer: &Doors) {
+fn explain(town: &Town, balancer: &Endpoints) {
     let ca = town.ca.file();
     let curl = format!("curl -sS --cacert {}", ca.display());
     println!("\nPortico is up. Ctrl-C ends everything.\n\nPorts on 127.0.0.1");
-    print_ports("Portico", &town.doors);
+    print_ports("Portico", &town.endpoints);
     print_ports("HAProxy", balancer);
     println!("\nPeople");
     for person in &town.people {
@@ -107,18 +107,18 @@ fn explain(town: &Town, balancer: &Doors) {
     }
     for person in &town.people[..2] {
         println!("\nTo try, as {}", person.name);
-        print_lines(&curl, &ca, person, &town.doors);
+        print_lines(&curl, &ca, person, &town.endpoints);
     }
     let alice = &town.people[0];
     println!("\nThe web");
     println!(
         "  in a browser, which will warn of the development CA: {}",
-        at("https", town.doors.https, "/").trim_matches('\'')
+        at("https", town.endpoints.https, "/").trim_matches('\'')
     );
-    println!("  curl -sS -D - {}", at("http", town.doors.http, "/any/page"));
+    println!("  curl -sS -D - {}", at("http", town.endpoints.http, "/any/page"));
     println!(
         "  {curl} -D - {} -d '{}'",
-        at("https", town.doors.https, "/service/soap/AuthRequest"),
+        at("https", town.endpoints.https, "/service/soap/AuthRequest"),
         soap(alice)
     );
     println!("\nThrough HAProxy (send-proxy-v2); the audit log shows 127.0.0.1, and HAProxy's 127.0.0.9 as via");
@@ -151,25 +151,25 @@ fn look_in(town: &Town, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn print_ports(who: &str, d: &Doors) {
+fn print_ports(who: &str, d: &Endpoints) {
     let [http, https] = [d.http.port(), d.https.port()];
     let [imap, imaps, pop3, pop3s] = [d.imap, d.imaps, d.pop3, d.pop3s].map(|a| a.port());
     println!("  {who}  http {http}  https {https}  imap {imap}  imaps {imaps}  pop3 {pop3}  pop3s {pop3s}");
 }
 
-fn print_lines(curl: &str, ca: &Path, person: &Person, doors: &Doors) {
+fn print_lines(curl: &str, ca: &Path, person: &Person, endpoints: &Endpoints) {
     let (name, password) = (&person.name, person.password());
     let login = format!("--user '{name}:{password}'");
-    println!("  {curl} {login} '{}'", at("imaps", doors.imaps, "/INBOX;MAILINDEX=1"));
+    println!("  {curl} {login} '{}'", at("imaps", endpoints.imaps, "/INBOX;MAILINDEX=1"));
     println!(
         "  {curl} {login} --ssl-reqd '{}'",
-        at("imap", doors.imap, "/INBOX;MAILINDEX=1")
+        at("imap", endpoints.imap, "/INBOX;MAILINDEX=1")
     );
-    println!("  {curl} {login} '{}'", at("pop3s", doors.pop3s, "/1"));
-    println!("  {curl} {login} --ssl-reqd '{}'", at("pop3", doors.pop3, "/1"));
+    println!("  {curl} {login} '{}'", at("pop3s", endpoints.pop3s, "/1"));
+    println!("  {curl} {login} --ssl-reqd '{}'", at("pop3", endpoints.pop3, "/1"));
     println!(
         "  {curl} '{}'",
-        at("https", doors.https, &format!("/home/{name}/inbox"))
+        at("https", endpoints.https, &format!("/home/{name}/inbox"))
     );
     let openssl = format!(
         "openssl s_client -quiet -crlf -verify_return_error -CAfile {}",
@@ -177,16 +177,16 @@ fn print_lines(curl: &str, ca: &Path, person: &Person, doors: &Doors) {
     );
     println!(
         "  printf '%s\\n' 'a LOGIN {name} \"{password}\"' 'b STATUS INBOX (MESSAGES)' 'c LOGOUT' | {openssl} -starttls imap -connect {}",
-        doors.imap
+        endpoints.imap
     );
     println!(
         "  printf '%s\\n' 'USER {name}' 'PASS {password}' 'STAT' 'QUIT' | {openssl} -starttls pop3 -connect {}",
-        doors.pop3
+        endpoints.pop3
     );
 }
 
-fn at(scheme: &str, door: std::net::SocketAddrV4, path: &str) -> String {
-    format!("{scheme}://{door}{path}")
+fn at(scheme: &str, endpoint: std::net::SocketAddrV4, path: &str) -> String {
+    format!("{scheme}://{endpoint}{path}")
 }
 
 fn soap(person: &Person) -> String {
