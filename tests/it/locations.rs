@@ -348,10 +348,10 @@ fn requests_go_where_the_table_says() -> Result<()> {
                 }
             }
             // `DOM\user` is found, though this little server does not know the form.
-            let before = carbonio.scene.town.stores[1].web.asked();
+            let before = carbonio.scene.town.stores[1].web.request_count();
             carbonio.web("/Microsoft-Server-ActiveSync?User=x", &["-H", &domain])?;
             carbonio.web("/Microsoft-Server-ActiveSync?DeviceId=1&User=bob%40a.example", &[])?;
-            assert_eq!(carbonio.scene.town.stores[1].web.asked(), before + 2);
+            assert_eq!(carbonio.scene.town.stores[1].web.request_count(), before + 2);
             // Nobody's request goes to a server that takes nobody's requests.
             for _ in 0..4 {
                 let echo = carbonio.web("/service/soap/SearchRequest", &[])?.echo()?;

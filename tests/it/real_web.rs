@@ -249,8 +249,8 @@ fn a_calendar_program_finds_and_synchronises_calendars() -> Result<()> {
 
         // All of it at Bob's server.
         let path = format!("/dav/{}/", bob.name);
-        ensure!(nginxes[1].asked().contains(&path), "{}", nginxes[1].asked());
-        ensure!(!nginxes[0].asked().contains(&path), "{}", nginxes[0].asked());
+        ensure!(nginxes[1].request_log().contains(&path), "{}", nginxes[1].request_log());
+        ensure!(!nginxes[0].request_log().contains(&path), "{}", nginxes[0].request_log());
         Ok(())
     })
 }
@@ -390,16 +390,16 @@ fn load_sees_no_error_while_things_change() -> Result<()> {
         for down in [0, 1] {
             nginxes[down].stop()?;
             let other = &nginxes[1 - down];
-            let asked = other.asked().len();
+            let asked = other.request_log().len();
             until("the other server to serve", Duration::from_secs(30), || {
-                Ok((other.asked().len() > asked + SERVED).then_some(()))
+                Ok((other.request_log().len() > asked + SERVED).then_some(()))
             })?;
             let nginx = &mut nginxes[down];
             nginx.start_again()?;
             // It is asked again.
-            let asked = nginx.asked().len();
+            let asked = nginx.request_log().len();
             until("the server to be asked again", Duration::from_secs(30), || {
-                Ok((nginx.asked().len() > asked).then_some(()))
+                Ok((nginx.request_log().len() > asked).then_some(()))
             })?;
             let fresh = scene.town.ca.server(&[FRONT, "localhost", "127.0.0.1"])?;
             for (new, old) in [

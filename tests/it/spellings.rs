@@ -48,12 +48,12 @@ fn spelled(source: Source, domain: &'static str) -> Result<()> {
             let mut pop = scene.pop3s()?;
             pop.pop_ok(&format!("AUTH PLAIN {}", sasl_plain(name, &eve.password)))?;
             let path: String = name.trim().bytes().map(|byte| format!("%{byte:02X}")).collect();
-            let asked = scene.town.stores[1].web.asked();
+            let asked = scene.town.stores[1].web.request_count();
             let answer = scene.https(&format!("/home/{path}/inbox"), &[])?.echo()?;
             ensure!(answer["server"] == "store2", "{path}: {answer}");
             scene.https(&format!("/Microsoft-Server-ActiveSync?User={path}&DeviceId=1"), &[])?;
             ensure!(
-                scene.town.stores[1].web.asked() == asked + 2,
+                scene.town.stores[1].web.request_count() == asked + 2,
                 "{name}: another server was asked"
             );
             let explained = done(&scene.portico, &["route", "explain", name])?;

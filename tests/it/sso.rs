@@ -106,8 +106,8 @@ impl Endpoint<'_> {
         )
     }
 
-    fn asked(&self) -> Result<usize> {
-        Ok(self.service()?.asked())
+    fn request_count(&self) -> Result<usize> {
+        Ok(self.service()?.request_count())
     }
 }
 
@@ -262,10 +262,10 @@ fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
         assert_eq!(question.get("auth-zimbra-admin").map(String::as_str), Some("True"));
 
         // Each time anew.
-        let before = endpoint.asked()?;
+        let before = endpoint.request_count()?;
         endpoint.check("mail.a.example", "/certauth", rossi, (302, true))?;
         endpoint.check("x.c.example", "/certauth", rossi, (302, true))?;
-        assert_eq!(endpoint.asked()?, before + 2);
+        assert_eq!(endpoint.request_count()?, before + 2);
         let got = endpoint.get("mail.a.example", "/certauth", rossi, &["--http1.1"])?;
         assert_eq!((got.status, got.cookies.len()), (302, 1));
         Ok(())
@@ -276,7 +276,7 @@ fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
 fn nobody_else_is() -> Result<()> {
     play(Given::Listener, |endpoint| {
         let (rossi, bianchi, verdi) = (Some(&endpoint.rossi), Some(&endpoint.bianchi), Some(&endpoint.verdi));
-        let before = endpoint.asked()?;
+        let before = endpoint.request_count()?;
         // The handshake refuses them.
         endpoint.check("mail.a.example", "/certauth", None, (0, false))?;
         for name in ["mail.a.example", "x.c.example"] {
@@ -305,7 +305,7 @@ fn nobody_else_is() -> Result<()> {
         );
         let host = ["-H", "Host: mail.a.example"];
         assert_eq!(endpoint.get("x.c.example", "/certauth", rossi, &host)?.status, 421);
-        assert_eq!(endpoint.asked()?, before, "somebody was asked about");
+        assert_eq!(endpoint.request_count()?, before, "somebody was asked about");
 
         endpoint.check("mail.a.example", "/certauth", bianchi, (403, false))?;
         endpoint.check("x.c.example", "/certauth", bianchi, (302, false))?;

@@ -119,7 +119,7 @@ fn clear_text_is_redirected_with_path_and_query() -> Result<()> {
             let expected = format!("https://{HOST}:{https}/some/path%20x?a=1&b=%2F");
             assert_eq!(answer.header("location"), Some(expected.as_str()));
         }
-        assert_eq!(scene.town.stores[0].web.asked() + scene.town.stores[1].web.asked(), 0);
+        assert_eq!(scene.town.stores[0].web.request_count() + scene.town.stores[1].web.request_count(), 0);
         Ok(())
     })
 }
@@ -158,14 +158,14 @@ fn a_domain_admits_the_networks_that_it_names() -> Result<()> {
     play_with(people(), elsewhere, |scene| {
         let carol = scene.town.person("carol")?.clone();
         let cookie = format!("Cookie: ZM_AUTH_TOKEN={}", auth_token(&carol.id));
-        let asked = scene.town.stores[0].web.asked();
+        let asked = scene.town.stores[0].web.request_count();
         for (path, args) in [
             ("/home/carol@b.example/x", vec![]),
             ("/service/soap/SearchRequest", vec!["-H", cookie.as_str()]),
         ] {
             assert_eq!(scene.https(path, &args)?.status(), "403", "{path}");
         }
-        assert_eq!(scene.town.stores[0].web.asked(), asked, "the server was asked");
+        assert_eq!(scene.town.stores[0].web.request_count(), asked, "the server was asked");
         assert_eq!(scene.store_of("/home/alice@a.example/x", &[])?, "store1");
         // By mail it looks like any login that fails, and the log says why.
         let answer = scene
@@ -224,9 +224,9 @@ fn each_request_goes_to_its_users_server() -> Result<()> {
             assert_eq!(scene.store_of(&path, &args)?, server, "{path} {headers:?}");
         }
         // Without password this one is refused, by the right server: ask for the refusal's count.
-        let before = scene.town.stores[1].web.asked();
+        let before = scene.town.stores[1].web.request_count();
         scene.https("/Microsoft-Server-ActiveSync?Cmd=Sync&User=bob@a.example", &[])?;
-        assert_eq!(scene.town.stores[1].web.asked(), before + 1);
+        assert_eq!(scene.town.stores[1].web.request_count(), before + 1);
         Ok(())
     })
 }

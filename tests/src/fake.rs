@@ -20,13 +20,13 @@ pub struct Fake {
 
 /// The server's end of a connection.
 pub struct Peer {
-    stream: BufReader<Box<dyn Stream>>,
+    stream: BufReader<Box<dyn PeerStream>>,
     heard: Arc<Mutex<Vec<u8>>>,
     ended: Arc<AtomicBool>,
 }
 
-trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
+trait PeerStream: Read + Write + Send {}
+impl<T: Read + Write + Send> PeerStream for T {}
 
 impl Fake {
     /// Starts one in clear text, or in TLS.
@@ -85,7 +85,7 @@ impl Peer {
         heard: Arc<Mutex<Vec<u8>>>,
         ended: Arc<AtomicBool>,
     ) -> Result<Peer> {
-        let stream: Box<dyn Stream> = match tls {
+        let stream: Box<dyn PeerStream> = match tls {
             Some(tls) => Box::new(tls.accept(tcp)?),
             None => Box::new(tcp),
         };

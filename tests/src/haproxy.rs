@@ -19,7 +19,7 @@ pub enum Header {
 
 /// One way through it.
 #[derive(Debug, Clone, Copy)]
-pub struct Way {
+pub struct Forward {
     /// Where it listens.
     pub from: SocketAddrV4,
     /// Where it connects to.
@@ -49,16 +49,16 @@ impl HaProxy {
     }
 
     /// Starts it with these ways; it connects from the address `source`.
-    pub fn start(stage: &Stage, source: Ipv4Addr, ways: &[Way]) -> Result<HaProxy> {
-        let listens: Vec<SocketAddrV4> = ways.iter().map(|w| w.from).collect();
-        HaProxy::start_with(stage, &config(source, ways)?, &listens)
+    pub fn start(stage: &Stage, source: Ipv4Addr, forwards: &[Forward]) -> Result<HaProxy> {
+        let listens: Vec<SocketAddrV4> = forwards.iter().map(|w| w.from).collect();
+        HaProxy::start_with(stage, &config(source, forwards)?, &listens)
     }
 }
 
-fn config(source: Ipv4Addr, ways: &[Way]) -> Result<String> {
+fn config(source: Ipv4Addr, forwards: &[Forward]) -> Result<String> {
     let mut out =
         String::from("defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30m\n  timeout server 30m\n");
-    for (number, way) in ways.iter().enumerate() {
+    for (number, way) in forwards.iter().enumerate() {
         let send = match way.header {
             Header::V1 => "send-proxy",
             Header::V2 => "send-proxy-v2",
@@ -86,7 +86,7 @@ mod tests {
             let _haproxy = HaProxy::start(
                 stage,
                 Ipv4Addr::new(127, 0, 0, 9),
-                &[Way {
+                &[Forward {
                     from,
                     to,
                     header: Header::V1,

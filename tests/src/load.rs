@@ -129,7 +129,7 @@ impl Load {
         }
     }
 
-    async fn login(&self, tls: &SslContext, user: &str) -> Result<Wire> {
+    async fn login(&self, tls: &SslContext, user: &str) -> Result<LoadSession> {
         let tcp = TcpStream::connect(std::net::SocketAddr::from(self.address)).await?;
         tcp.set_nodelay(true)?;
         let stream: Box<dyn Channel> = if self.tls {
@@ -141,7 +141,7 @@ impl Load {
         } else {
             Box::new(tcp)
         };
-        let mut wire = Wire(BufReader::with_capacity(16 * 1024, stream));
+        let mut wire = LoadSession(BufReader::with_capacity(16 * 1024, stream));
         match self.mail {
             Mail::Imap => {
                 wire.must("", "* OK").await?;
@@ -159,9 +159,9 @@ impl Load {
     }
 }
 
-struct Wire(BufReader<Box<dyn Channel>>);
+struct LoadSession(BufReader<Box<dyn Channel>>);
 
-impl Wire {
+impl LoadSession {
     /// Says something and reads one line, which must begin so.
     async fn must(&mut self, say: &str, start: &str) -> Result<()> {
         self.0.write_all(say.as_bytes()).await?;

@@ -127,7 +127,7 @@ impl LookupService {
     }
 
     /// How often it was asked.
-    pub fn asked(&self) -> usize {
+    pub fn request_count(&self) -> usize {
         self.known.asked.load(Ordering::SeqCst)
     }
 }

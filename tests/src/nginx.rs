@@ -57,7 +57,7 @@ impl Nginx {
     }
 
     /// What it was asked so far, one line for each request.
-    pub fn asked(&self) -> String {
+    pub fn request_log(&self) -> String {
         std::fs::read_to_string(self.dir.join("asked")).unwrap_or_default()
     }
 

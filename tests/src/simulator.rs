@@ -49,9 +49,9 @@ async fn session(word: &str, tcp: TcpStream, mail: Mail, tls: Option<Arc<SslAcce
     }
 }
 
-type Stream = BufReader<Box<dyn Channel>>;
+type MailStream = BufReader<Box<dyn Channel>>;
 
-async fn imap(word: &str, mut stream: Stream) -> Result<()> {
+async fn imap(word: &str, mut stream: MailStream) -> Result<()> {
     stream.write_all(b"* OK simulator\r\n").await?;
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
@@ -81,7 +81,7 @@ async fn imap(word: &str, mut stream: Stream) -> Result<()> {
 }
 
 /// Reads the literals of a command: `{n}` is asked for, `{n+}` comes by itself.
-async fn literals(stream: &mut Stream, mut line: String) -> Result<()> {
+async fn literals(stream: &mut MailStream, mut line: String) -> Result<()> {
     while let Some(length) = line
         .strip_suffix('}')
         .and_then(|l| l.rsplit_once('{'))
@@ -99,7 +99,7 @@ async fn literals(stream: &mut Stream, mut line: String) -> Result<()> {
     Ok(())
 }
 
-async fn pop3(mut stream: Stream) -> Result<()> {
+async fn pop3(mut stream: MailStream) -> Result<()> {
     say(&mut stream, "+OK simulator").await?;
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
@@ -116,7 +116,7 @@ async fn pop3(mut stream: Stream) -> Result<()> {
     Ok(())
 }
 
-async fn say(stream: &mut Stream, text: &str) -> Result<()> {
+async fn say(stream: &mut MailStream, text: &str) -> Result<()> {
     Ok(stream.write_all(format!("{text}\r\n").as_bytes()).await?)
 }
 

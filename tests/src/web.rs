@@ -42,12 +42,12 @@ pub struct WebBackend {
     pub http: SocketAddrV4,
     /// With TLS.
     pub https: SocketAddrV4,
-    house: Arc<House>,
+    state: Arc<BackendState>,
     acceptor: SslAcceptor,
     open: Option<Open>,
 }
 
-struct House {
+struct BackendState {
     name: String,
     /// A Maildir for each account that lives here.
     mail: PathBuf,
@@ -73,7 +73,7 @@ impl WebBackend {
         accounts: Vec<Account>,
         mail: PathBuf,
     ) -> Result<WebBackend> {
-        let house = House {
+        let state = BackendState {
             name: name.to_owned(),
             mail,
             accounts,
@@ -82,26 +82,26 @@ impl WebBackend {
         };
         let http = SocketAddrV4::new(ip, stage.port()?);
         let https = SocketAddrV4::new(ip, stage.port()?);
-        WebBackend::open(house, http, https, pair)
+        WebBackend::open(state, http, https, pair)
     }
 
     /// Starts one that only echoes, at these addresses.
     pub fn echo(name: &str, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<WebBackend> {
-        let house = House {
+        let state = BackendState {
             name: name.to_owned(),
             mail: PathBuf::new(),
             accounts: Vec::new(),
             ready: AtomicBool::new(true),
             asked: AtomicUsize::new(0),
         };
-        WebBackend::open(house, http, https, pair)
+        WebBackend::open(state, http, https, pair)
     }
 
-    fn open(house: House, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<WebBackend> {
+    fn open(state: BackendState, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<WebBackend> {
         let mut backend = WebBackend {
             http,
             https,
-            house: Arc::new(house),
+            state: Arc::new(state),
             acceptor: pair.acceptor()?,
             open: None,
         };
@@ -118,9 +118,9 @@ impl WebBackend {
         };
         for (address, tls) in [(self.http, None), (self.https, Some(self.acceptor.clone()))] {
             let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
-            let (ended, connections, house) = (open.ended.clone(), open.connections.clone(), self.house.clone());
+            let (ended, connections, state) = (open.ended.clone(), open.connections.clone(), self.state.clone());
             open.threads.push(thread::spawn(move || {
-                accept(&listener, tls, &ended, &connections, &house)
+                accept(&listener, tls, &ended, &connections, &state)
             }));
         }
         self.open = Some(open);
@@ -144,12 +144,12 @@ impl WebBackend {
 
     /// Whether `/service/health/ready` says 200 or 500.
     pub fn set_ready(&self, ready: bool) {
-        self.house.ready.store(ready, Ordering::SeqCst);
+        self.state.ready.store(ready, Ordering::SeqCst);
     }
 
     /// How many requests it was asked, health checks not counted.
-    pub fn asked(&self) -> usize {
-        self.house.asked.load(Ordering::SeqCst)
+    pub fn request_count(&self) -> usize {
+        self.state.asked.load(Ordering::SeqCst)
     }
 }
 
@@ -180,7 +180,7 @@ fn accept(
     tls: Option<SslAcceptor>,
     ended: &AtomicBool,
     connections: &Mutex<Vec<TcpStream>>,
-    house: &Arc<House>,
+    state: &Arc<BackendState>,
 ) {
     for tcp in listener.incoming().flatten() {
         if ended.load(Ordering::SeqCst) {
@@ -189,14 +189,14 @@ fn accept(
         if let Ok(copy) = tcp.try_clone() {
             connections.lock().expect("nobody panics holding it").push(copy);
         }
-        let (tls, house) = (tls.clone(), house.clone());
+        let (tls, state) = (tls.clone(), state.clone());
         thread::spawn(move || {
-            let _client_went_away = talk(tcp, tls, &house);
+            let _client_went_away = talk(tcp, tls, &state);
         });
     }
 }
 
-fn talk(tcp: TcpStream, tls: Option<SslAcceptor>, house: &House) -> Result<()> {
+fn talk(tcp: TcpStream, tls: Option<SslAcceptor>, state: &BackendState) -> Result<()> {
     tcp.set_nodelay(true)?;
     let secure = tls.is_some();
     let stream: Box<dyn Stream> = match tls {
@@ -208,7 +208,7 @@ fn talk(tcp: TcpStream, tls: Option<SslAcceptor>, house: &House) -> Result<()> {
         let last = request
             .header("connection")
             .is_some_and(|c| c.eq_ignore_ascii_case("close"));
-        house.answer(&request, secure, &mut stream)?;
+        state.answer(&request, secure, &mut stream)?;
         if last {
             break;
         }
@@ -216,7 +216,7 @@ fn talk(tcp: TcpStream, tls: Option<SslAcceptor>, house: &House) -> Result<()> {
     Ok(())
 }
 
-impl House {
+impl BackendState {
     fn answer(&self, request: &Request, secure: bool, stream: &mut BufReader<Box<dyn Stream>>) -> Result<()> {
         if request.path() == "/service/health/ready" {
             let status = if self.ready.load(Ordering::SeqCst) { 200 } else { 500 };
@@ -236,8 +236,8 @@ impl House {
             return Ok(());
         }
         let body = Body::read(request, stream)?;
-        if let Some(told) = request.header("x-answer") {
-            return answer_as_told(told, stream.get_mut());
+        if let Some(wanted) = request.header("x-answer") {
+            return answer_as_set(wanted, stream.get_mut());
         }
         if request.path().ends_with("/AuthRequest") {
             return login::answer(&self.accounts, &body.head, stream.get_mut());
@@ -264,19 +264,19 @@ impl House {
 }
 
 /// Answers what the request's `X-Answer` says: `{"status": 302, "headers": [["Location", "…"]], "body": "…"}`.
-fn answer_as_told(told: &str, out: &mut dyn Stream) -> Result<()> {
-    let told: serde_json::Value = serde_json::from_str(told)?;
-    let headers = told["headers"].as_array().map(Vec::as_slice).unwrap_or_default();
+fn answer_as_set(wanted: &str, out: &mut dyn Stream) -> Result<()> {
+    let wanted: serde_json::Value = serde_json::from_str(wanted)?;
+    let headers = wanted["headers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let headers: Vec<(&str, &str)> = headers
         .iter()
         .filter_map(|pair| Some((pair[0].as_str()?, pair[1].as_str()?)))
         .collect();
-    let status = told["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+    let status = wanted["status"].as_u64().and_then(|status| u16::try_from(status).ok());
     respond(
         out,
         status.context("no status")?,
         &headers,
-        told["body"].as_str().unwrap_or_default().as_bytes(),
+        wanted["body"].as_str().unwrap_or_default().as_bytes(),
     )
 }
 
