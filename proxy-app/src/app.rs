@@ -186,11 +186,11 @@ impl App {
     }
 
     /// Writes down that a request was refused, and why.
-    pub fn refused(&self, place: RefusedConnection<'_>, reason: Reason) {
-        self.metrics.request_refused(place.listener, reason);
-        if let Some(count) = self.refusals.share(place.client.ip(), Instant::now()) {
+    pub fn refused(&self, connection: RefusedConnection<'_>, reason: Reason) {
+        self.metrics.request_refused(connection.listener, reason);
+        if let Some(count) = self.refusals.share(connection.client.ip(), Instant::now()) {
             let generation = self.snapshot.load().generation;
-            self.audit.record(refusals::record(place, reason, count, generation));
+            self.audit.record(refusals::record(connection, reason, count, generation));
         }
     }
 

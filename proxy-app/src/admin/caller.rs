@@ -94,16 +94,16 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
         Ok(()) => next.run(request).await,
         Err(denied) => {
             if let (Some(reason), Caller::Http { address }) = (denied.reason, caller) {
-                app.refused(place(address), reason);
+                app.refused(refused_connection(address), reason);
             }
             ApiError::new(denied.status, denied.why).into_response()
         }
     }
 }
 
-fn place(client: SocketAddr) -> RefusedConnection<'static> {
+fn refused_connection(client: SocketAddr) -> RefusedConnection<'static> {
     RefusedConnection {
-        conn: "",
+        id: "",
         listener: "admin.http",
         client: SocketAddr::new(client.ip().to_canonical(), client.port()),
         via: None,

@@ -233,8 +233,8 @@ impl ActiveListener {
                 let stream = match self.handshake(client, deadline, handshake).await {
                     Some(Some(stream)) => stream,
                     Some(None) => {
-                        let place = RefusedConnection::new("", &self.name, &client);
-                        return self.app.refused(place, Reason::ClearText);
+                        let refused = RefusedConnection::new("", &self.name, &client);
+                        return self.app.refused(refused, Reason::ClearText);
                     }
                     None => return,
                 };

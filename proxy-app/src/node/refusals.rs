@@ -100,7 +100,7 @@ impl Reason {
 #[derive(Debug, Clone, Copy)]
 pub struct RefusedConnection<'a> {
     /// Number of the connection; empty where it has none.
-    pub conn: &'a str,
+    pub id: &'a str,
     /// Address of the listener.
     pub listener: &'a str,
     /// Who sent it.
@@ -111,9 +111,9 @@ pub struct RefusedConnection<'a> {
 
 impl<'a> RefusedConnection<'a> {
     /// On a connection of this client.
-    pub fn new(conn: &'a str, listener: &'a str, client: &Client) -> RefusedConnection<'a> {
+    pub fn new(id: &'a str, listener: &'a str, client: &Client) -> RefusedConnection<'a> {
         RefusedConnection {
-            conn,
+            id,
             listener,
             client: client.addr,
             via: client.via,
@@ -184,19 +184,19 @@ impl Refusals {
 }
 
 /// The record of a refusal, which stands for so many.
-pub fn record(place: RefusedConnection<'_>, reason: Reason, count: u64, generation: u64) -> Record {
+pub fn record(connection: RefusedConnection<'_>, reason: Reason, count: u64, generation: u64) -> Record {
     let (event, outcome) = match reason {
         // A guess, like those of passwords.
         Reason::Token => (Event::Admin, Some(Outcome::BadCredentials)),
         _ => (Event::Refused, None),
     };
     Record {
-        conn: place.conn.to_owned(),
+        conn: connection.id.to_owned(),
         outcome,
         count: (count > 1).then_some(count),
         why: Some(reason.why().to_owned()),
         generation,
-        ..Record::of_client(event, Proto::Http, place.listener, place.client, place.via)
+        ..Record::of_client(event, Proto::Http, connection.listener, connection.client, connection.via)
     }
 }
 

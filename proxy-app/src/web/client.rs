@@ -134,7 +134,7 @@ pub(crate) fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
 
 pub(crate) fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
     if let Some(web) = client_in(carrier) {
-        let place = RefusedConnection::of(&web.facts);
-        app.refused(place, reason);
+        let refused = RefusedConnection::of(&web.facts);
+        app.refused(refused, reason);
     }
 }

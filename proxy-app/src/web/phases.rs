@@ -174,8 +174,8 @@ impl ProxyHttp for Web {
             // Nobody is let through. The engine would say the same, and its name.
             if session.req_header().version == http::Version::HTTP_2 {
                 // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
-                let place = RefusedConnection::of(&web.facts);
-                self.app.refused(place, Reason::Connect);
+                let refused = RefusedConnection::of(&web.facts);
+                self.app.refused(refused, Reason::Connect);
             }
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }

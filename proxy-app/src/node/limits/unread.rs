@@ -51,8 +51,8 @@ impl UnreadConnection {
 }
 
 impl UnreadCounts {
-    fn set(&mut self, number: u64, origin: Option<Origin>, answers: usize, end: &Arc<Notify>) {
-        let before = self.entries.get(&number).map_or(0, |entry| entry.answers);
+    fn set(&mut self, id: u64, origin: Option<Origin>, answers: usize, end: &Arc<Notify>) {
+        let before = self.entries.get(&id).map_or(0, |entry| entry.answers);
         self.answers = self.answers + answers - before;
         if let Some(origin) = origin {
             let count = self.by_origin.entry(origin).or_default();
@@ -62,10 +62,10 @@ impl UnreadCounts {
             }
         }
         if answers == 0 {
-            self.entries.remove(&number);
+            self.entries.remove(&id);
             return;
         }
-        let entry = self.entries.entry(number).or_insert_with(|| UnreadConnection {
+        let entry = self.entries.entry(id).or_insert_with(|| UnreadConnection {
             answers,
             origin,
             since: Instant::now(),
@@ -87,10 +87,10 @@ impl UnreadCounts {
                 let waited = waited(entry);
                 (waited < NOT_YET, entry.pace(now), Duration::MAX - waited)
             });
-        let Some((&number, entry)) = slowest else { return };
+        let Some((&id, entry)) = slowest else { return };
         let (origin, end) = (entry.origin, entry.end.clone());
         end.notify_one();
-        self.set(number, origin, 0, &end);
+        self.set(id, origin, 0, &end);
         self.ended += 1;
     }
 }
@@ -98,7 +98,7 @@ impl UnreadCounts {
 /// A connection whose answers are counted. Nothing of it waits any more once it is dropped.
 pub struct AnswerCounter {
     limits: Arc<NodeLimits>,
-    number: u64,
+    id: u64,
     origin: Option<Origin>,
     answers: usize,
     end: Arc<Notify>,
@@ -117,7 +117,7 @@ impl NodeLimits {
         counts.next += 1;
         AnswerCounter {
             limits: self.clone(),
-            number: counts.next,
+            id: counts.next,
             origin: (!exempt).then(|| Origin::of(address)),
             answers: 0,
             end: Arc::default(),
@@ -139,7 +139,7 @@ impl AnswerCounter {
         self.answers = answers;
         let settings = self.limits.settings.load();
         let mut counts = self.limits.unread.counts.lock();
-        counts.set(self.number, self.origin, answers, &self.end);
+        counts.set(self.id, self.origin, answers, &self.end);
         let ended = counts.ended;
         if let Some(origin) = self.origin {
             while above(counts.by_origin.get(&origin), settings.unread_answers_per_address) {
@@ -159,7 +159,7 @@ impl AnswerCounter {
     /// The client has taken so many bytes.
     pub fn took(&self, bytes: usize) {
         if self.answers > 0
-            && let Some(entry) = self.limits.unread.counts.lock().entries.get_mut(&self.number)
+            && let Some(entry) = self.limits.unread.counts.lock().entries.get_mut(&self.id)
         {
             entry.taken += bytes as u64;
         }
@@ -175,7 +175,7 @@ impl Drop for AnswerCounter {
     fn drop(&mut self) {
         if self.answers > 0 {
             let mut counts = self.limits.unread.counts.lock();
-            counts.set(self.number, self.origin, 0, &self.end);
+            counts.set(self.id, self.origin, 0, &self.end);
         }
     }
 }
