@@ -429,7 +429,7 @@ fn explained(answer: &Explained) -> String {
     answer
         .tiers
         .iter()
-        .for_each(|tier| lines.line(&tier.tier, tier_said(tier)));
+        .for_each(|tier| lines.line(&tier.tier, describe_tier(tier)));
     match (&answer.route, &answer.no_route) {
         (Some(route), _) => {
             let tls = route
@@ -461,7 +461,7 @@ fn explained(answer: &Explained) -> String {
     lines.0
 }
 
-fn tier_said(tier: &TierAnswer) -> String {
+fn describe_tier(tier: &TierAnswer) -> String {
     let account = tier.account.as_deref().unwrap_or_default();
     match (tier.says.as_str(), &tier.server) {
         ("account", Some(server)) => format!("{account} is on {server}{}", old(tier.age)),

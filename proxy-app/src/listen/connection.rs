@@ -89,7 +89,7 @@ impl ActiveListener {
         if !permit.admit_address(client.addr.ip()) {
             return self.app.metrics.refused(&self.name, Refused::PerAddress);
         }
-        self.took(Phase::Accept, accepted);
+        self.observe_phase(Phase::Accept, accepted);
         let pending = permit.pending();
         tokio::select! {
             () = self.serve_client(tcp, client, tls_in_front, accepted, permit) => {}
@@ -238,11 +238,11 @@ impl ActiveListener {
                     }
                     None => return,
                 };
-                self.took(Phase::Tls, begun);
+                self.observe_phase(Phase::Tls, begun);
                 let facts = tls::facts(stream.ssl());
                 let shown = match tls::presented(stream.ssl()) {
                     Ok(shown) => shown,
-                    Err(error) => return self.no_handshake(client, &error.into()),
+                    Err(error) => return self.handshake_failed(client, &error.into()),
                 };
                 (Channel::Tls(stream), Some(facts), Some(shown))
             }
@@ -350,7 +350,7 @@ impl ActiveListener {
     }
 
     /// Measures what comes before the login.
-    fn took(&self, phase: Phase, begun: Instant) {
+    fn observe_phase(&self, phase: Phase, begun: Instant) {
         let proto = match self.listener.serve {
             Serve::Imap => Proto::Imap,
             Serve::Pop3 => Proto::Pop3,
@@ -376,7 +376,7 @@ impl ActiveListener {
         let begun = Instant::now();
         let handshake = Box::pin(snapshot.acceptors.accept(inner, client.local.ip(), tcp));
         let stream = self.handshake(client, deadline, handshake).await?;
-        self.took(Phase::Tls, begun);
+        self.observe_phase(Phase::Tls, begun);
         let facts = tls::facts(stream.ssl());
         Some((Box::new(stream), Some(facts)))
     }
@@ -397,10 +397,10 @@ impl ActiveListener {
             Ok(done) => done,
             Err(late) => Err(late.into()),
         };
-        done.map_err(|error| self.no_handshake(client, &error)).ok()
+        done.map_err(|error| self.handshake_failed(client, &error)).ok()
     }
 
-    fn no_handshake(&self, client: Client, error: &std::io::Error) {
+    fn handshake_failed(&self, client: Client, error: &std::io::Error) {
         self.app.metrics.refused(&self.name, Refused::Tls);
         // A client that goes away is no news; scanners, health checks and browsers do it all day.
         let level = match has_gone(error) {

@@ -182,7 +182,7 @@ fn v2_addresses(family: u8, rest: &[u8]) -> Result<Header, ProxyError> {
             let (a, tlvs) = rest.split_first_chunk::<12>().ok_or(ProxyError::Bad)?;
             let ip = |at: usize| IpAddr::V4(Ipv4Addr::new(a[at], a[at + 1], a[at + 2], a[at + 3]));
             let port = |at: usize| u16::from_be_bytes([a[at], a[at + 1]]);
-            Ok(proxied(ip(0), ip(4), port(8), port(10), tells_of_tls(tlvs)?))
+            Ok(proxied(ip(0), ip(4), port(8), port(10), speaks_tls(tlvs)?))
         }
         0x21 => {
             let (a, tlvs) = rest.split_first_chunk::<36>().ok_or(ProxyError::Bad)?;
@@ -192,7 +192,7 @@ fn v2_addresses(family: u8, rest: &[u8]) -> Result<Header, ProxyError> {
                 IpAddr::V6(Ipv6Addr::from(octets))
             };
             let port = |at: usize| u16::from_be_bytes([a[at], a[at + 1]]);
-            Ok(proxied(ip(0), ip(16), port(32), port(34), tells_of_tls(tlvs)?))
+            Ok(proxied(ip(0), ip(16), port(32), port(34), speaks_tls(tlvs)?))
         }
         // AF_UNSPEC: the balancer does not know.
         0x00 => Ok(Header::Local),
@@ -210,7 +210,7 @@ fn proxied(source: IpAddr, destination: IpAddr, source_port: u16, destination_po
 }
 
 /// Whether the TLVs say that the client speaks TLS. A header whose TLVs overrun it is a broken or hostile one.
-fn tells_of_tls(mut tlvs: &[u8]) -> Result<bool, ProxyError> {
+fn speaks_tls(mut tlvs: &[u8]) -> Result<bool, ProxyError> {
     let mut tls = false;
     while !tlvs.is_empty() {
         let [kind, high, low, rest @ ..] = tlvs else {
@@ -314,12 +314,12 @@ mod tests {
             with_tls.extend([0x04, 0, 1, 0, 0x20, 0, 15, client, 0, 0, 0, 0, 0x21, 0, 7]);
             with_tls.extend(b"TLSv1.3");
             let (source, destination) = ("192.0.2.1:56324", "198.51.100.9:993");
-            let told = Header::Proxied {
+            let expected = Header::Proxied {
                 source: source.parse().unwrap(),
                 destination: destination.parse().unwrap(),
                 tls: expected,
             };
-            check(&v2(1, 0x11, &with_tls), told);
+            check(&v2(1, 0x11, &with_tls), expected);
         }
         check(&v2(0, 0x11, &v4), Header::Local);
         check(&v2(0, 0x00, b""), Header::Local);

@@ -86,7 +86,7 @@ pub fn left_out() -> impl Iterator<Item = (&'static str, u64)> {
 }
 
 /// Says from time to time how many lines were left out, for as long as the process lives.
-pub async fn tell_what_is_left_out() {
+pub async fn report_left_out() {
     loop {
         tokio::time::sleep(WINDOW).await;
         for (level, count, sample) in SHARES.left_out() {
@@ -190,8 +190,8 @@ impl LineShares {
     fn left_out(&self) -> Vec<(Level, u64, String)> {
         let mut sources = self.0.lock();
         let shares = sources.get_or_insert_default().iter_mut();
-        let told = shares.filter(|(_, share)| share.left_out > 0);
-        told.map(|((.., level), share)| (*level, std::mem::take(&mut share.left_out), share.sample.clone()))
+        let left_out = shares.filter(|(_, share)| share.left_out > 0);
+        left_out.map(|((.., level), share)| (*level, std::mem::take(&mut share.left_out), share.sample.clone()))
             .collect()
     }
 }
@@ -326,10 +326,10 @@ mod tests {
         shares.note(&line(1, "proxy_app::listener"), "no TLS");
         assert_eq!(taken(2, "proxy_app::listener", begun), SHARE as usize);
         assert_eq!(taken(3, "proxy_app::list", begun), 1000);
-        let mut told = shares.left_out();
-        told.sort();
+        let mut left_out = shares.left_out();
+        left_out.sort();
         assert_eq!(
-            told,
+            left_out,
             [
                 (Level::Info, 950, String::new()),
                 (Level::Info, 950, "no TLS".to_owned())

@@ -27,7 +27,7 @@ mod unread;
 /// Locks that share the addresses among them.
 const SHARDS: usize = 16;
 /// How often refusals are told of: a flood must not become a flood of log lines.
-const TELL: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// `limits`; 0 is no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +84,9 @@ pub struct NodeLimits {
     /// Only addresses that have connections now.
     by_address: [Mutex<HashMap<Origin, usize>>; SHARDS],
     refused: [AtomicU64; 3],
-    told: Mutex<Option<Instant>>,
+    logged: Mutex<Option<Instant>>,
     unread: Unread,
-    told_of_unread: Mutex<Option<Instant>>,
+    logged_unread: Mutex<Option<Instant>>,
 }
 
 /// Who is counted as one: an IPv6 user has a network of 64 bits and as many addresses as that.
@@ -127,9 +127,9 @@ impl NodeLimits {
             eviction: EvictionQueue::default(),
             by_address: Default::default(),
             refused: Default::default(),
-            told: Mutex::new(None),
+            logged: Mutex::new(None),
             unread: Unread::default(),
-            told_of_unread: Mutex::new(None),
+            logged_unread: Mutex::new(None),
         })
     }
 
@@ -191,7 +191,7 @@ impl NodeLimits {
 
     fn refuse(&self, limit: Limit) {
         self.refused[limit as usize].fetch_add(1, Ordering::Relaxed);
-        if !is_due(&self.told) {
+        if !is_due(&self.logged) {
             return;
         }
         log::warn!(
@@ -203,19 +203,19 @@ impl NodeLimits {
         );
     }
 
-    fn tell_of_unread(&self, ended: u64) {
-        if is_due(&self.told_of_unread) {
+    fn log_unread(&self, ended: u64) {
+        if is_due(&self.logged_unread) {
             log::warn!("web connections were ended whose clients do not read their answers; since the start {ended}");
         }
     }
 }
 
 /// Whether it is time to tell again.
-fn is_due(told: &Mutex<Option<Instant>>) -> bool {
-    let mut told = told.lock();
-    let due = told.is_none_or(|told| told.elapsed() >= TELL);
+fn is_due(logged: &Mutex<Option<Instant>>) -> bool {
+    let mut logged = logged.lock();
+    let due = logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
     if due {
-        *told = Some(Instant::now());
+        *logged = Some(Instant::now());
     }
     due
 }

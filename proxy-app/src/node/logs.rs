@@ -200,7 +200,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 fn write(name: &str, mut writer: Writer, items: &Receiver<Item>, dropped: &AtomicU64) {
     let mut failing = false;
-    let mut told = 0;
+    let mut reported = 0;
     while let Ok(first) = items.recv() {
         std::thread::sleep(GATHER);
         let mut result = writer.follow();
@@ -221,10 +221,10 @@ fn write(name: &str, mut writer: Writer, items: &Receiver<Item>, dropped: &Atomi
             }
         }
         let lost = dropped.load(Ordering::Relaxed);
-        if lost > told {
-            let more = lost - told;
+        if lost > reported {
+            let more = lost - reported;
             log::error!("{name} log: {more} lines were dropped because it cannot be written fast enough");
-            told = lost;
+            reported = lost;
         }
         match result.and_then(|()| writer.out.flush()) {
             Ok(()) => failing = false,

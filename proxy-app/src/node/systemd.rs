@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 
 /// This process serves, and is the one that counts: after an upgrade the service is the new process.
 pub fn serves(status: &str) {
-    tell(&[
+    notify(&[
         NotifyState::Ready,
         NotifyState::MainPid(std::process::id()),
         NotifyState::Status(status),
@@ -19,20 +19,20 @@ pub fn serves(status: &str) {
 /// What was being read is in force, or refused. It does not say who counts: a process that has been replaced may
 /// still reload.
 pub fn reloaded(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The configuration is being read; [`reloaded`] ends it.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => log::debug!("no monotonic clock: {error}"),
     }
 }
 
 /// The process ends.
 pub fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
 /// Says that we live as often as systemd wants to hear it (`WatchdogSec`). It is said from the runtime of the doors:
@@ -44,7 +44,7 @@ pub async fn say_alive() {
     let mut beat = tokio::time::interval((limit / 3).max(Duration::from_millis(1)));
     loop {
         beat.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
     }
 }
 
@@ -59,7 +59,7 @@ pub fn activated() -> Vec<RawFd> {
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::warn!("systemd cannot be told: {error}");
     }

@@ -39,7 +39,7 @@ impl WaitingCommand {
 
     /// Tells it that this process serves. It is told as soon as it listens, since before that the signal would kill
     /// it, and until it is gone.
-    pub async fn tell(self) {
+    pub async fn notify(self) {
         let begun = Instant::now();
         while begun.elapsed() < self.patience {
             let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
@@ -137,7 +137,7 @@ mod tests {
             pid: Pid::from_raw(i32::try_from(child.id()).unwrap()),
             patience: PATIENCE,
         };
-        let told = tokio::time::timeout(PATIENCE / 2, waiting.tell()).await;
+        let told = tokio::time::timeout(PATIENCE / 2, waiting.notify()).await;
         // It was not waited for, so it is still there to be seen.
         assert!(!lives(&status(child.id())) && lives(&status(std::process::id())));
         child.wait().unwrap();

@@ -160,7 +160,7 @@ impl Service for ListenerService {
             tokio::spawn(reopen_logs(app.clone(), rotations)),
             tokio::spawn(app.clone().follow_directory()),
             tokio::spawn(systemd::say_alive()),
-            tokio::spawn(diagnostics::tell_what_is_left_out()),
+            tokio::spawn(diagnostics::report_left_out()),
         ];
         if let Some(upgrade_request) = self.upgrade_request.take() {
             if let Err(error) = take_over(upgrade_request, &listeners) {
@@ -170,7 +170,7 @@ impl Service for ListenerService {
         }
         systemd::serves("serving");
         if let Some(waiting) = self.waiting {
-            tokio::spawn(waiting.tell());
+            tokio::spawn(waiting.notify());
         }
         let socket = shutdown::upgrade_socket(&self.conf);
         let ended = self
@@ -183,7 +183,7 @@ impl Service for ListenerService {
                 Ending::Replaced => Backlog::Left,
             })
             .await;
-        self.end.tell(ending);
+        self.end.send(ending);
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
         tasks.iter().for_each(JoinHandle::abort);

@@ -52,7 +52,7 @@ impl ShutdownSignalWatch for EndSignal {
 
 impl EndSignal {
     /// Tells Pingora.
-    pub(crate) fn tell(&self, ending: Ending) {
+    pub(crate) fn send(&self, ending: Ending) {
         self.0.send_replace(Some(ending));
     }
 

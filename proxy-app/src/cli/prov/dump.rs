@@ -50,7 +50,7 @@ fn printable(value: &str) -> String {
 mod tests {
     use super::*;
 
-    fn shown(wanted: &[&str], flags: Flags) -> String {
+    fn dumped(wanted: &[&str], flags: Flags) -> String {
         let mut server = Entry::new("a.test");
         server.set("zimbraId", ["1"]);
         server.set("Description", ["two", "lines\nhere"]);
@@ -86,11 +86,11 @@ mod tests {
     fn entries_are_dumped() {
         let all = "# name a.test\nDescription: two\nDescription: lines\nhere\nzimbraId: 1\n";
         assert_eq!(
-            shown(&[], Flags::default()),
+            dumped(&[], Flags::default()),
             format!("{all}zimbraSSLPrivateKey: VALUE-BLOCKED\n\n")
         );
         assert_eq!(
-            shown(&["ZIMBRAid", "x"], Flags::default()),
+            dumped(&["ZIMBRAid", "x"], Flags::default()),
             "# name a.test\nzimbraId: 1\n\n"
         );
         let secrets = Flags {
@@ -98,7 +98,7 @@ mod tests {
             ..Flags::default()
         };
         assert_eq!(
-            shown(&["zimbraSSLPrivateKey"], secrets),
+            dumped(&["zimbraSSLPrivateKey"], secrets),
             "# name a.test\nzimbraSSLPrivateKey: secret\n\n"
         );
     }

@@ -39,18 +39,18 @@ impl Prov {
         }
         let is_any = |list: &[&str]| types.iter().any(|word| list.contains(&word.as_str()));
         if is_any(&SYSTEM) {
-            self.tell::<ReloadResult>("/v1/reload", &()).await?;
+            self.send::<ReloadResult>("/v1/reload", &()).await?;
         }
         if is_any(&ROUTES) {
             let logins = words[1..].to_vec();
             let all = logins.is_empty();
-            self.tell::<Forgotten>("/v1/routes/purge", &Purge { logins, all })
+            self.send::<Forgotten>("/v1/routes/purge", &Purge { logins, all })
                 .await?;
         }
         Ok(CommandOutput::default())
     }
 
-    async fn tell<T: serde::de::DeserializeOwned>(
+    async fn send<T: serde::de::DeserializeOwned>(
         &self,
         path: &str,
         body: &impl serde::Serialize,

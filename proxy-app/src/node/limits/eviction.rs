@@ -24,7 +24,7 @@ const NOT_WAITING: u64 = 0;
 #[derive(Default)]
 pub struct PendingClient {
     gone: AtomicBool,
-    told: Notify,
+    wake: Notify,
     /// Not held: what is held until a login holds this.
     live: OnceLock<Weak<ConnectionHandle>>,
     /// Its number among those who wait. This and what follows are written while the crowd is locked.
@@ -53,7 +53,7 @@ impl PendingClient {
         self.gone.store(true, Ordering::SeqCst);
         match self.live.get() {
             Some(live) => drop(live.upgrade().map(|live| live.end(CloseReason::Evict))),
-            None => self.told.notify_waiters(),
+            None => self.wake.notify_waiters(),
         }
     }
 
@@ -61,11 +61,11 @@ impl PendingClient {
     pub async fn evicted(&self) {
         loop {
             // Made before the look, so that a word between the two is heard.
-            let told = self.told.notified();
+            let wake = self.wake.notified();
             if self.gone.load(Ordering::SeqCst) && self.live.get().is_none() {
                 return;
             }
-            told.await;
+            wake.await;
         }
     }
 }

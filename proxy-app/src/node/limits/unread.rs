@@ -152,7 +152,7 @@ impl AnswerCounter {
         let now = counts.ended;
         drop(counts);
         if now > ended {
-            self.limits.tell_of_unread(now);
+            self.limits.log_unread(now);
         }
     }
 
@@ -198,7 +198,7 @@ mod tests {
         })
     }
 
-    fn is_told(counter: &AnswerCounter) -> bool {
+    fn is_ended(counter: &AnswerCounter) -> bool {
         use futures_util::FutureExt;
         counter.end.notified().now_or_never().is_some()
     }
@@ -216,8 +216,8 @@ mod tests {
         }
         let mut newest = limits.answer_counter([192, 0, 2, 2].into());
         newest.waits(1);
-        assert_eq!(readers.iter().map(is_told).collect::<Vec<_>>(), [false, true, false]);
-        assert!(!is_told(&newest));
+        assert_eq!(readers.iter().map(is_ended).collect::<Vec<_>>(), [false, true, false]);
+        assert!(!is_ended(&newest));
         assert_eq!(limits.unread_answers(), 3);
         readers[2].waits(0);
         drop(newest);
@@ -237,13 +237,13 @@ mod tests {
         let mut exempt = limits.answer_counter([10, 0, 0, 1].into());
         exempt.waits(500);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!is_told(&first) && !is_told(&other) && !is_told(&exempt));
+        assert!(!is_ended(&first) && !is_ended(&other) && !is_ended(&exempt));
         let mut second = limits.answer_counter([192, 0, 2, 1].into());
         second.waits(1);
-        assert!(is_told(&first) && !is_told(&second) && !is_told(&other));
+        assert!(is_ended(&first) && !is_ended(&second) && !is_ended(&other));
         // More than there may be, on one connection.
         second.waits(6);
-        assert!(is_told(&second));
+        assert!(is_ended(&second));
         assert_eq!(limits.unread_answers(), 505);
     }
 }
