@@ -190,7 +190,8 @@ impl App {
         self.metrics.request_refused(connection.listener, reason);
         if let Some(count) = self.refusals.share(connection.client.ip(), Instant::now()) {
             let generation = self.snapshot.load().generation;
-            self.audit.record(refusals::record(connection, reason, count, generation));
+            self.audit
+                .record(refusals::record(connection, reason, count, generation));
         }
     }
 

@@ -133,7 +133,11 @@ fn a_server_of_yesterday_is_refused() -> Result<()> {
                 .is_some_and(|line| line.starts_with("a1 NO [UNAVAILABLE]")),
             "{answer:?}"
         );
-        let mut wire = Wire::tls(scene.town.endpoints.https, &scene.town.ca.connector(&["http/1.1"])?, FRONT)?;
+        let mut wire = Wire::tls(
+            scene.town.endpoints.https,
+            &scene.town.ca.connector(&["http/1.1"])?,
+            FRONT,
+        )?;
         wire.send(format!(
             "GET /home/alice@a.example/inbox HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\n\r\n"
         ))?;

@@ -146,7 +146,11 @@ fn openssl() -> Result<()> {
         let pop3 = "printf '%s\\n' 'USER bob@a.example' 'PASS bob-c4n4ry-two' 'STAT' 'QUIT'";
         let client = format!("openssl s_client -quiet -crlf -verify_return_error -CAfile {ca}");
         let cases = [
-            (imap, format!("-starttls imap -connect {}", endpoints.imap), "(MESSAGES 1)"),
+            (
+                imap,
+                format!("-starttls imap -connect {}", endpoints.imap),
+                "(MESSAGES 1)",
+            ),
             (imap, format!("-connect {}", endpoints.imaps), "(MESSAGES 1)"),
             (pop3, format!("-starttls pop3 -connect {}", endpoints.pop3), "+OK 1 "),
             (pop3, format!("-connect {}", endpoints.pop3s), "+OK 1 "),

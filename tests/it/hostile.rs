@@ -221,7 +221,11 @@ fn drip(endpoint: SocketAddrV4) -> Result<()> {
 fn silence_ends_at_the_deadline() -> Result<()> {
     play_fast(|scene| {
         let mut silent = vec![scene.imaps()?, scene.pop3s()?, scene.imap_starttls()?];
-        for endpoint in [scene.town.endpoints.imap, scene.town.endpoints.pop3, scene.town.endpoints.imaps] {
+        for endpoint in [
+            scene.town.endpoints.imap,
+            scene.town.endpoints.pop3,
+            scene.town.endpoints.imaps,
+        ] {
             silent.push(Wire::clear(endpoint)?);
         }
         let start = Instant::now();

@@ -61,7 +61,13 @@ fn silent_connections_keep_nobody_out() -> Result<()> {
         let silent = |at: usize| {
             Wire::clear_from(
                 flood,
-                [endpoints.imap, endpoints.imaps, endpoints.pop3, endpoints.https, endpoints.http][at % 5],
+                [
+                    endpoints.imap,
+                    endpoints.imaps,
+                    endpoints.pop3,
+                    endpoints.https,
+                    endpoints.http,
+                ][at % 5],
             )
         };
         let _flood: Vec<Wire> = (0..2 * LIMIT).map(silent).collect::<Result<_>>()?;
@@ -107,7 +113,10 @@ fn a_listener_has_its_own_deadline_and_policy() -> Result<()> {
             let mut clear = greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
             clear.imap_ok("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
             let mut other = scene.imaps()?;
-            for mut silent in [greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?, scene.pop3s()?] {
+            for mut silent in [
+                greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?,
+                scene.pop3s()?,
+            ] {
                 let rest = String::from_utf8_lossy(&silent.rest()?).into_owned();
                 assert!(rest.contains("login takes too long"), "{rest}");
             }

@@ -86,7 +86,11 @@ impl<'a> Cluster<'a> {
 
     /// HAProxy anew, after its end.
     pub(crate) fn start_haproxy(&mut self) -> Result<()> {
-        self.haproxy = HaProxy::start_with(self.stage, &self.haproxy_config, &self.front.each().map(|endpoint| endpoint.0))?;
+        self.haproxy = HaProxy::start_with(
+            self.stage,
+            &self.haproxy_config,
+            &self.front.each().map(|endpoint| endpoint.0),
+        )?;
         Ok(())
     }
 

@@ -260,7 +260,13 @@ fn nobody_else_may_say_who_the_client_is() -> Result<()> {
                 let _closed_already = wire.shut();
                 wire.rest().with_context(|| format!("{endpoint}"))?;
             }
-            for endpoint in [endpoints.imaps, behind.imaps, endpoints.pop3s, endpoints.https, behind.https] {
+            for endpoint in [
+                endpoints.imaps,
+                behind.imaps,
+                endpoints.pop3s,
+                endpoints.https,
+                behind.https,
+            ] {
                 let mut wire = Wire::clear_from(Ipv4Addr::new(127, 0, 0, 77).into(), endpoint)?;
                 wire.send(header)?;
                 let tls = wire.start_tls_any_name(&scene.town.ca.connector(&[])?, FRONT);
@@ -303,7 +309,9 @@ fn the_balancer_must_send_a_header() -> Result<()> {
             ];
             let endpoints = [behind.imap, behind.imaps, behind.pop3, behind.pop3s];
             std::thread::scope(|scope| {
-                let tries = bad.iter().flat_map(|bytes| endpoints.map(|endpoint| (*bytes, endpoint)));
+                let tries = bad
+                    .iter()
+                    .flat_map(|bytes| endpoints.map(|endpoint| (*bytes, endpoint)));
                 let tries: Vec<_> = tries
                     .map(|(bytes, endpoint)| scope.spawn(move || is_not_greeted(endpoint, bytes)))
                     .collect();

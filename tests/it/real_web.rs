@@ -250,7 +250,11 @@ fn a_calendar_program_finds_and_synchronises_calendars() -> Result<()> {
         // All of it at Bob's server.
         let path = format!("/dav/{}/", bob.name);
         ensure!(nginxes[1].request_log().contains(&path), "{}", nginxes[1].request_log());
-        ensure!(!nginxes[0].request_log().contains(&path), "{}", nginxes[0].request_log());
+        ensure!(
+            !nginxes[0].request_log().contains(&path),
+            "{}",
+            nginxes[0].request_log()
+        );
         Ok(())
     })
 }

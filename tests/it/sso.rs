@@ -352,7 +352,8 @@ fn without_a_lookup_service_certificates_log_nobody_in() -> Result<()> {
 fn the_directory_opens_the_door() -> Result<()> {
     play(Given::Port, |endpoint| {
         endpoint.check("mail.a.example", "/certauth", Some(&endpoint.rossi), (302, true))?;
-        endpoint.check("mail.a.example", "/", Some(&endpoint.rossi), (403, false))
+        endpoint
+            .check("mail.a.example", "/", Some(&endpoint.rossi), (403, false))
             .map(drop)
     })
 }

@@ -43,7 +43,14 @@ fn each_name_has_its_certificate_on_every_door() -> Result<()> {
     })
 }
 
-fn starttls(scene: &Scene, endpoint: SocketAddrV4, greeting: &str, command: &str, ok: &str, name: &str) -> Result<Wire> {
+fn starttls(
+    scene: &Scene,
+    endpoint: SocketAddrV4,
+    greeting: &str,
+    command: &str,
+    ok: &str,
+    name: &str,
+) -> Result<Wire> {
     let mut wire = greeted(Wire::clear(endpoint)?, greeting)?;
     wire.say(command)?;
     let wire = greeted(wire, ok)?;

@@ -437,13 +437,21 @@ fn a_domain_with_an_address_needs_no_name() -> Result<()> {
         Ok(())
     };
     play_with(people(), change, |scene| {
-        for endpoint in [scene.town.endpoints.https, scene.town.endpoints.imaps, scene.town.endpoints.pop3s] {
+        for endpoint in [
+            scene.town.endpoints.https,
+            scene.town.endpoints.imaps,
+            scene.town.endpoints.pop3s,
+        ] {
             for (asked, shown) in [
                 ("127.0.0.1", "mail.b.example"),
                 ("unknown.example", "mail.b.example"),
                 ("mail.a.example", "mail.a.example"),
             ] {
-                assert_eq!(scene.tls(endpoint, asked)?.certificate_name()?, shown, "{endpoint} {asked}");
+                assert_eq!(
+                    scene.tls(endpoint, asked)?.certificate_name()?,
+                    shown,
+                    "{endpoint} {asked}"
+                );
             }
         }
         let mut wire = greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;

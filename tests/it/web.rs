@@ -119,7 +119,10 @@ fn clear_text_is_redirected_with_path_and_query() -> Result<()> {
             let expected = format!("https://{HOST}:{https}/some/path%20x?a=1&b=%2F");
             assert_eq!(answer.header("location"), Some(expected.as_str()));
         }
-        assert_eq!(scene.town.stores[0].web.request_count() + scene.town.stores[1].web.request_count(), 0);
+        assert_eq!(
+            scene.town.stores[0].web.request_count() + scene.town.stores[1].web.request_count(),
+            0
+        );
         Ok(())
     })
 }
@@ -138,7 +141,10 @@ fn in_https_mode_nothing_is_served_in_clear_text() -> Result<()> {
         },
         |scene| {
             assert_eq!(scene.https("/any", &[])?.status(), "200");
-            let clear = scene.curl(&format!("http://127.0.0.1:{}/any", scene.town.endpoints.https.port()), &[]);
+            let clear = scene.curl(
+                &format!("http://127.0.0.1:{}/any", scene.town.endpoints.https.port()),
+                &[],
+            );
             ensure!(
                 clear.is_err() || clear.is_ok_and(|a| a.status() == "400"),
                 "clear text was served on the TLS port"

@@ -9,7 +9,7 @@ use crate::Stage;
 use crate::certs::{Authority, Pair};
 use crate::config::{Directory, Listener, Node, Serve, Tls};
 use crate::dovecot::{Dovecot, Login};
-use crate::haproxy::{HaProxy, Header, Forward};
+use crate::haproxy::{Forward, HaProxy, Header};
 use crate::portico::Portico;
 use crate::secrets;
 use crate::web::{Account, WebBackend, auth_token};
@@ -287,7 +287,9 @@ impl Town {
     pub fn balancer(&self, stage: &Stage, header: Header, wanted: Option<Ports>) -> Result<(HaProxy, Endpoints)> {
         let front = Endpoints::new(stage, wanted)?;
         let pairs = front.each().into_iter().zip(self.behind.each());
-        let forwards: Vec<Forward> = pairs.map(|((from, ..), (to, ..))| Forward { from, to, header }).collect();
+        let forwards: Vec<Forward> = pairs
+            .map(|((from, ..), (to, ..))| Forward { from, to, header })
+            .collect();
         Ok((HaProxy::start(stage, BALANCER, &forwards)?, front))
     }
 

@@ -191,7 +191,8 @@ impl LineShares {
         let mut sources = self.0.lock();
         let shares = sources.get_or_insert_default().iter_mut();
         let left_out = shares.filter(|(_, share)| share.left_out > 0);
-        left_out.map(|((.., level), share)| (*level, std::mem::take(&mut share.left_out), share.sample.clone()))
+        left_out
+            .map(|((.., level), share)| (*level, std::mem::take(&mut share.left_out), share.sample.clone()))
             .collect()
     }
 }

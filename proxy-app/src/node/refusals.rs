@@ -196,7 +196,13 @@ pub fn record(connection: RefusedConnection<'_>, reason: Reason, count: u64, gen
         count: (count > 1).then_some(count),
         why: Some(reason.why().to_owned()),
         generation,
-        ..Record::of_client(event, Proto::Http, connection.listener, connection.client, connection.via)
+        ..Record::of_client(
+            event,
+            Proto::Http,
+            connection.listener,
+            connection.client,
+            connection.via,
+        )
     }
 }
 

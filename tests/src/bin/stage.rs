@@ -160,7 +160,10 @@ fn print_ports(who: &str, d: &Endpoints) {
 fn print_lines(curl: &str, ca: &Path, person: &Person, endpoints: &Endpoints) {
     let (name, password) = (&person.name, person.password());
     let login = format!("--user '{name}:{password}'");
-    println!("  {curl} {login} '{}'", at("imaps", endpoints.imaps, "/INBOX;MAILINDEX=1"));
+    println!(
+        "  {curl} {login} '{}'",
+        at("imaps", endpoints.imaps, "/INBOX;MAILINDEX=1")
+    );
     println!(
         "  {curl} {login} --ssl-reqd '{}'",
         at("imap", endpoints.imap, "/INBOX;MAILINDEX=1")
