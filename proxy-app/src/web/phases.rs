@@ -36,9 +36,9 @@ use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::{self, WebClient, client_of};
-use crate::web::exchange::{Exchange, answer_with, dress, relocate};
 use crate::web::forward::{onward_headers, peer};
 use crate::web::keeping::Keeping;
+use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
 use crate::web::target::{Home, Target, home};
 use crate::web::way::{self, Asked, Onward, Way};
 
@@ -72,14 +72,14 @@ impl Web {
     }
 
     /// The server of the request's account, if it has one that is known.
-    async fn locate(&self, exchange: &mut Exchange) -> Result<Option<Target>> {
-        let Some(onward) = &exchange.onward else {
+    async fn locate(&self, context: &mut RequestContext) -> Result<Option<Target>> {
+        let Some(onward) = &context.onward else {
             return Ok(None);
         };
-        let mode = exchange.snapshot.web.ip_mode;
+        let mode = context.snapshot.web.ip_mode;
         for last in [false, true] {
             let begun = Instant::now();
-            let found = home(&self.app, &exchange.snapshot, onward).await;
+            let found = home(&self.app, &context.snapshot, onward).await;
             if onward.lookup.is_some() {
                 self.app.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
             }
@@ -101,7 +101,7 @@ impl Web {
                 .iter()
                 .filter(|address| !self.app.groups.is_unreachable(**address));
             let first = alive.clone().next();
-            let Some(&address) = alive.find(|address| !exchange.tried.contains(address)).or(first) else {
+            let Some(&address) = alive.find(|address| !context.tried.contains(address)).or(first) else {
                 // Nobody waits for a server that checks find dead. But the account may have moved.
                 if let Some(lookup) = onward.lookup.as_ref().filter(|_| !last) {
                     self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
@@ -110,11 +110,11 @@ impl Web {
                 let why = format!("checks find nobody at {}", server.address());
                 return Err(Error::explain(ErrorType::ConnectNoRoute, why).into_up());
             };
-            exchange.route = Some(*route);
+            context.route = Some(*route);
             return Ok(Some(Target {
                 server,
                 address,
-                verify: exchange.snapshot.web.upstream_verify,
+                verify: context.snapshot.web.upstream_verify,
                 own: true,
                 _member: None,
             }));
@@ -122,14 +122,14 @@ impl Web {
         Ok(None)
     }
 
-    fn any_server(&self, exchange: &Exchange, web: &WebClient) -> Result<Target> {
-        let name = exchange.onward.as_ref().map_or("", |onward| onward.group());
+    fn any_server(&self, context: &RequestContext, web: &WebClient) -> Result<Target> {
+        let name = context.onward.as_ref().map_or("", |onward| onward.group());
         let group = self.app.groups.get(name);
         let known = web.owner.server(name);
-        let member = group.filter(|_| exchange.tried.len() < TRIES).and_then(|group| {
-            let same = known.filter(|known| !exchange.tried.contains(known));
+        let member = group.filter(|_| context.tried.len() < TRIES).and_then(|group| {
+            let same = known.filter(|known| !context.tried.contains(known));
             same.and_then(|known| group.member_at(known))
-                .or_else(|| group.pick(&exchange.tried))
+                .or_else(|| group.pick(&context.tried))
         });
         let Some(member) = member else {
             let has_members = self.app.groups.get(name).is_some_and(|group| group.has_members());
@@ -154,10 +154,10 @@ impl Web {
 
 #[async_trait]
 impl ProxyHttp for Web {
-    type CTX = Exchange;
+    type CTX = RequestContext;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::new(self.app.snapshot.load_full())
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::new(self.app.snapshot.load_full())
     }
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
@@ -165,7 +165,7 @@ impl ProxyHttp for Web {
         modules.add_module(Box::new(old_clients::Unchunked));
     }
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, context: &mut RequestContext) -> Result<bool> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
@@ -180,18 +180,18 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
         web.take();
-        exchange.under_way = Some(web.facts.handle.waits_for_us());
+        context.under_way = Some(web.facts.handle.waits_for_us());
         let request = session.req_header();
         let asked = Asked::read(&self.app, web, request);
-        exchange.form = Form::of(request);
+        context.form = Form::of(request);
         let no_host = asked.host.is_none() && request.version > http::Version::HTTP_10;
-        exchange.asked = Some(asked.clone());
-        let sites = &exchange.snapshot.web.sites;
-        exchange.site = Some(sites.of(asked.host.as_deref(), web.facts.client.local.ip()).clone());
+        context.asked = Some(asked.clone());
+        let sites = &context.snapshot.web.sites;
+        context.site = Some(sites.of(asked.host.as_deref(), web.facts.client.local.ip()).clone());
         if no_host {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
-        if let Err(refusal) = web.may_ask_for(asked.host.as_deref(), &exchange.snapshot.web.sites) {
+        if let Err(refusal) = web.may_ask_for(asked.host.as_deref(), &context.snapshot.web.sites) {
             return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
         }
         if !has_one_length(&request.headers) {
@@ -211,7 +211,7 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
         }
         if request.method == http::Method::OPTIONS && request.uri.path() == "*" {
-            answer_with(Answer::options()?, session, exchange).await?;
+            answer_with(Answer::options()?, session, context).await?;
             return Ok(true);
         }
         let clear = asked.is_clear(web);
@@ -219,42 +219,42 @@ impl ProxyHttp for Web {
         session.set_write_timeout(Some(CLIENT_PATIENCE));
         old_clients::respect(session);
         if signs_on {
-            return self.sign_on(session, exchange, &asked).await;
+            return self.sign_on(session, context, &asked).await;
         }
-        if self.challenge(session, exchange).await? {
+        if self.challenge(session, context).await? {
             return Ok(true);
         }
-        if clear && exchange.snapshot.web.mode != MailMode::Both {
-            return self.clear_port(session, exchange, &asked).await;
+        if clear && context.snapshot.web.mode != MailMode::Both {
+            return self.clear_port(session, context, &asked).await;
         }
-        self.go(session, exchange, &asked).await
+        self.go(session, context, &asked).await
     }
 
-    async fn upstream_peer(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut RequestContext) -> Result<Box<HttpPeer>> {
         // What was tried before is not busy with it any more.
-        exchange.target = None;
+        context.target = None;
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
-        let target = match self.locate(exchange).await? {
+        let target = match self.locate(context).await? {
             Some(target) => {
-                if let Some(route) = &exchange.route {
+                if let Some(route) = &context.route {
                     web.note(route);
                 }
                 target
             }
-            None => self.any_server(exchange, web)?,
+            None => self.any_server(context, web)?,
         };
-        let (Some(onward), Some(asked)) = (&exchange.onward, &exchange.asked) else {
+        let (Some(onward), Some(asked)) = (&context.onward, &context.asked) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
         let group = self.app.groups.get(onward.group());
         let keepalive = group.and_then(|group| group.keepalive());
-        let keeping = Keeping::of(web, session.req_header(), asked, onward, keepalive, exchange.stale);
-        let mut peer = peer(&target, onward, &exchange.snapshot);
+        let keeping = Keeping::of(web, session.req_header(), asked, onward, keepalive, context.stale);
+        let mut peer = peer(&target, onward, &context.snapshot);
         keeping.shape(&mut peer, &self.sources);
-        exchange.keeping = Some(keeping);
-        exchange.target = Some(target);
+        context.keeping = Some(keeping);
+        context.target = Some(target);
         Ok(Box::new(peer))
     }
 
@@ -265,15 +265,15 @@ impl ProxyHttp for Web {
         _peer: &HttpPeer,
         _fd: std::os::fd::RawFd,
         digest: Option<&Digest>,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
     ) -> Result<()> {
         refuse_old(digest)?;
-        let Some(keeping) = &exchange.keeping else {
+        let Some(keeping) = &context.keeping else {
             return Ok(());
         };
         let taken = keeping.take(digest, reused);
-        exchange.stale += usize::from(taken.is_err());
-        exchange.connection = taken?;
+        context.stale += usize::from(taken.is_err());
+        context.connection = taken?;
         Ok(())
     }
 
@@ -282,22 +282,22 @@ impl ProxyHttp for Web {
         _session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
     ) -> Result<()> {
-        if let (Some(body), Some(chunk)) = (&mut exchange.body, &chunk) {
+        if let (Some(body), Some(chunk)) = (&mut context.body, &chunk) {
             body.push(chunk);
         }
-        exchange.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        context.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         let grace = self.app.config.load().web.client_body_timeout;
-        if is_dripping(exchange.begun.elapsed(), exchange.body_bytes, grace) && !end {
+        if is_dripping(context.begun.elapsed(), context.body_bytes, grace) && !end {
             return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
         }
-        let most = exchange.onward.as_ref().and_then(|onward| onward.forward().max_body);
-        if most.is_some_and(|most| exchange.body_bytes > most) {
+        let most = context.onward.as_ref().and_then(|onward| onward.forward().max_body);
+        if most.is_some_and(|most| context.body_bytes > most) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location");
         }
-        if end && let Some(seen) = exchange.body.take().and_then(login::Body::user) {
-            exchange.seen = Some(seen);
+        if end && let Some(seen) = context.body.take().and_then(login::Body::user) {
+            context.seen = Some(seen);
         }
         Ok(())
     }
@@ -306,15 +306,15 @@ impl ProxyHttp for Web {
         &self,
         session: &mut Session,
         upstream: &mut RequestHeader,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
     ) -> Result<()> {
         if session.as_mut().is_body_empty() && headers::lacks_a_length(upstream) {
             upstream.insert_header(http::header::CONTENT_LENGTH, "0")?;
         }
-        let (Some(web), Some(onward)) = (client_of(session), &exchange.onward) else {
+        let (Some(web), Some(onward)) = (client_of(session), &context.onward) else {
             return Ok(());
         };
-        let (Some(asked), Some(target)) = (&exchange.asked, &exchange.target) else {
+        let (Some(asked), Some(target)) = (&context.asked, &context.target) else {
             return Ok(());
         };
         if let Some(cookies) = headers::joined_cookies(&upstream.headers) {
@@ -342,7 +342,7 @@ impl ProxyHttp for Web {
         for (name, value) in lines {
             upstream.insert_header(name, value)?;
         }
-        if let Some(keeping) = &exchange.keeping {
+        if let Some(keeping) = &context.keeping {
             keeping.announce(upstream)?;
         }
         Ok(())
@@ -352,28 +352,28 @@ impl ProxyHttp for Web {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
     ) -> Result<()> {
         if let (Some(web), Some(keeping), Some(connection)) =
-            (client_of(session), &exchange.keeping, &exchange.connection)
+            (client_of(session), &context.keeping, &context.connection)
         {
             keeping.learn(web, connection, response);
         }
-        exchange.interim += usize::from(response.status.is_informational());
-        if exchange.interim > INTERIM_MAX {
+        context.interim += usize::from(response.status.is_informational());
+        if context.interim > INTERIM_MAX {
             let why = "the server never comes to its answer";
             return Err(Error::explain(ErrorType::HTTPStatus(502), why).into_up());
         }
         let mended = answer_head::mend(response);
         if mended != Ok(Framing::Sound)
             && response.version < http::Version::HTTP_2
-            && let Some(connection) = &exchange.connection
+            && let Some(connection) = &context.connection
         {
             connection.spend();
         }
         mended.map_err(|why| Error::explain(ErrorType::HTTPStatus(502), why).into_up())?;
         answer_head::strip(response);
-        if !exchange.snapshot.web.show_server {
+        if !context.snapshot.web.show_server {
             answer_head::hide_server(response);
         }
         Ok(())
@@ -384,9 +384,9 @@ impl ProxyHttp for Web {
         _session: &mut Session,
         _chunk: &mut Option<Bytes>,
         _end: bool,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let Some(connection) = &exchange.connection {
+        if let Some(connection) = &context.connection {
             connection.touch();
         }
         Ok(None)
@@ -396,19 +396,19 @@ impl ProxyHttp for Web {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
     ) -> Result<()> {
         if response.status.is_informational() {
             // It is no answer yet, and its headers are about what the server will do (RFC 9110 §15.2).
             return Ok(());
         }
-        exchange.answered = true;
-        exchange.sets_cookie = response.headers.get_all(http::header::SET_COOKIE).iter().any(|cookie| {
+        context.answered = true;
+        context.sets_cookie = response.headers.get_all(http::header::SET_COOKIE).iter().any(|cookie| {
             let name = cookie.as_bytes().split(|&b| b == b'=').next().unwrap_or_default();
             matches!(name, b"ZM_AUTH_TOKEN" | b"ZM_ADMIN_AUTH_TOKEN")
         });
-        if let Some(target) = &exchange.target
-            && let Some(group) = exchange
+        if let Some(target) = &context.target
+            && let Some(group) = context
                 .onward
                 .as_ref()
                 .and_then(|onward| self.app.groups.get(onward.group()))
@@ -416,15 +416,15 @@ impl ProxyHttp for Web {
             group.answered(target.address);
         }
         let status = response.status.as_u16();
-        if matches!(status, 404 | 502..=504) && exchange.form == Form::Page {
+        if matches!(status, 404 | 502..=504) && context.form == Form::Page {
             // A person gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
             return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
         }
-        relocate(exchange, response)?;
+        relocate(context, response)?;
         answer_head::speak_our_version(response);
         old_clients::end_behind(session, response);
-        dress(exchange, response)?;
-        exchange._packing = compression::begin(session, response, exchange.snapshot.web.compression);
+        dress(context, response)?;
+        context._packing = compression::begin(session, response, context.snapshot.web.compression);
         Ok(())
     }
 
@@ -435,7 +435,7 @@ impl ProxyHttp for Web {
         peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("Peer: {peer}"));
@@ -444,7 +444,7 @@ impl ProxyHttp for Web {
             return error;
         }
         let heard =
-            exchange.answered || matches!(error.etype(), ErrorType::HTTPStatus(_) | ErrorType::InvalidHTTPHeader);
+            context.answered || matches!(error.etype(), ErrorType::HTTPStatus(_) | ErrorType::InvalidHTTPHeader);
         let repeatable = may_be_repeated(&session.req_header().method);
         if heard || !repeatable || session.as_ref().retry_buffer_truncated() {
             error.set_retry(false);
@@ -452,22 +452,22 @@ impl ProxyHttp for Web {
         }
         let broken = *error.esource() == ErrorSource::Upstream
             && !matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-        let address = exchange
+        let address = context
             .target
             .as_ref()
             .filter(|target| !target.own)
             .map(|target| target.address);
         match address {
             Some(address) if broken && !reused => {
-                if let Some(group) = exchange
+                if let Some(group) = context
                     .onward
                     .as_ref()
                     .and_then(|onward| self.app.groups.get(onward.group()))
                 {
                     group.eject(address);
                 }
-                exchange.tried.push(address);
-                error.set_retry(exchange.tried.len() < TRIES);
+                context.tried.push(address);
+                error.set_retry(context.tried.len() < TRIES);
             }
             // Whatever the end of a kept connection looks like: TLS has other words for it.
             _ => error.set_retry(broken && reused),
@@ -481,55 +481,55 @@ impl ProxyHttp for Web {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let Some(target) = exchange.target.take() else {
+        let Some(target) = context.target.take() else {
             return error;
         };
         self.app.metrics.connected(&target.address.to_string(), false);
-        let onward = exchange.onward.as_ref();
+        let onward = context.onward.as_ref();
         if let Some(group) = onward.and_then(|onward| self.app.groups.get(onward.group())) {
             group.eject(target.address);
         }
-        exchange.tried.push(target.address);
+        context.tried.push(target.address);
         let lookup = onward.and_then(|onward| onward.lookup.as_ref());
         let again = match (target.own, lookup) {
             (true, Some(lookup)) => {
                 self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
-                exchange.tried.len() == 1
+                context.tried.len() == 1
             }
-            _ => exchange.tried.len() < TRIES,
+            _ => context.tried.len() < TRIES,
         };
-        exchange.target = Some(target);
+        context.target = Some(target);
         error.set_retry(again);
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut RequestContext) -> FailToProxy {
         let code = status_of(error);
         let begun = session
             .response_written()
             .is_some_and(|response| !response.status.is_informational());
         if begun {
             let by_client = *error.esource() == ErrorSource::Downstream;
-            exchange.incomplete = Some(if by_client { "client" } else { "server" });
+            context.incomplete = Some(if by_client { "client" } else { "server" });
             client::cut_short(session).await;
         }
         if code > 0 && !begun {
             session.set_keepalive(None);
-            let sent = match Answer::error(code, exchange.form, exchange.id()) {
-                Ok(answer) => answer_with(answer, session, exchange).await,
+            let sent = match Answer::error(code, context.form, context.id()) {
+                Ok(answer) => answer_with(answer, session, context).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = sent {
                 log::debug!("an error page could not be sent: {error}");
             }
         }
-        if exchange.answered && *error.esource() == ErrorSource::Upstream {
-            log::warn!("request {}: the answer was broken off: {error}", exchange.id());
-        } else if matches!(code, 500 | 502..=504) && !exchange.answered {
-            log::warn!("request {}: {code}: {error}", exchange.id());
+        if context.answered && *error.esource() == ErrorSource::Upstream {
+            log::warn!("request {}: the answer was broken off: {error}", context.id());
+        } else if matches!(code, 500 | 502..=504) && !context.answered {
+            log::warn!("request {}: {code}: {error}", context.id());
         }
         FailToProxy {
             error_code: code,
@@ -537,7 +537,7 @@ impl ProxyHttp for Web {
         }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut RequestContext) {
         let Some(web) = client_of(session) else {
             return;
         };
@@ -545,48 +545,48 @@ impl ProxyHttp for Web {
             .response_written()
             .map_or(0, |response| response.status.as_u16());
         web.facts.handle.add_out(session.body_bytes_sent() as u64);
-        let onward = exchange.onward.as_ref().filter(|_| exchange.target.is_some());
+        let onward = context.onward.as_ref().filter(|_| context.target.is_some());
         let group = onward.map_or("none", |onward| onward.group());
         self.app.metrics.web_request(group, status);
-        self.log_access(session, web, exchange, status);
-        let Some(seen) = exchange.seen.take() else { return };
+        self.log_access(session, web, context, status);
+        let Some(seen) = context.seen.take() else { return };
         let by_client = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
-        let outcome = match exchange.answered {
-            true => login::outcome(status, exchange.sets_cookie, seen.form),
-            false => login::unanswered(status, by_client && exchange.target.is_some()),
+        let outcome = match context.answered {
+            true => login::outcome(status, context.sets_cookie, seen.form),
+            false => login::unanswered(status, by_client && context.target.is_some()),
         };
-        record_login(&self.app, web, exchange, seen, outcome);
+        record_login(&self.app, web, context, seen, outcome);
     }
 
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _exchange: &Exchange,
+        _context: &RequestContext,
         error: &Error,
-        _context: ProxyWarnLogContext,
+        _warned: ProxyWarnLogContext,
     ) -> bool {
         *error.etype() == STALE
     }
 
-    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _context: &RequestContext, _error: &Error) -> bool {
         // Said in `fail_to_proxy`. Clients that go away are no news; what we answered ourselves stands in the access
         // log.
         true
     }
 
     /// What Pingora's own lines say of a request: as much as the access log would, and nothing else.
-    fn request_summary(&self, session: &Session, exchange: &Exchange) -> String {
+    fn request_summary(&self, session: &Session, context: &RequestContext) -> String {
         let request = session.req_header();
         let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
         let target = redaction::redact(target);
-        format!("request {}: {} {target}", exchange.id(), request.method)
+        format!("request {}: {} {target}", context.id(), request.method)
     }
 }
 
 impl Web {
     /// Answers the challenge of an ACME authority, on every listener and in every mode. One that is not here goes on
     /// like any other request: another program may have it.
-    async fn challenge(&self, session: &mut Session, exchange: &Exchange) -> Result<bool> {
+    async fn challenge(&self, session: &mut Session, context: &RequestContext) -> Result<bool> {
         let Some(token) = answers::challenged(session.req_header().uri.path()) else {
             return Ok(false);
         };
@@ -597,15 +597,15 @@ impl Web {
             return Ok(false);
         };
         let answer = Answer::text(200, "application/octet-stream", proof)?;
-        answer_with(answer, session, exchange).await?;
+        answer_with(answer, session, context).await?;
         Ok(true)
     }
 
     /// A clear-text web port, where it does not serve: HTTP §1.5, §1.6.
-    async fn clear_port(&self, session: &mut Session, exchange: &Exchange, asked: &Asked) -> Result<bool> {
-        if exchange.snapshot.web.mode == MailMode::Https {
-            let answer = Answer::error(403, exchange.form, &asked.id)?;
-            answer_with(answer, session, exchange).await?;
+    async fn clear_port(&self, session: &mut Session, context: &RequestContext, asked: &Asked) -> Result<bool> {
+        if context.snapshot.web.mode == MailMode::Https {
+            let answer = Answer::error(403, context.form, &asked.id)?;
+            answer_with(answer, session, context).await?;
             return Ok(true);
         }
         let host = asked
@@ -613,7 +613,7 @@ impl Web {
             .clone()
             .unwrap_or_else(|| self.app.config.load().node.clone());
         let host = bracketed(&host);
-        let port = match exchange.snapshot.web.https_port {
+        let port = match context.snapshot.web.https_port {
             443 => String::new(),
             port => format!(":{port}"),
         };
@@ -623,34 +623,34 @@ impl Web {
             .path_and_query()
             .map_or("/", |target| target.as_str());
         let answer = Answer::redirect(302, &format!("https://{host}{port}{target}"))?;
-        answer_with(answer, session, exchange).await?;
+        answer_with(answer, session, context).await?;
         Ok(true)
     }
 
     /// Answers, or lets the request go on to a server.
-    async fn go(&self, session: &mut Session, exchange: &mut Exchange, asked: &Asked) -> Result<bool> {
+    async fn go(&self, session: &mut Session, context: &mut RequestContext, asked: &Asked) -> Result<bool> {
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();
-        match way::way(&self.app, &exchange.snapshot, web, request, asked) {
+        match way::way(&self.app, &context.snapshot, web, request, asked) {
             Way::Forward(onward) => {
-                exchange.found = Some(onward.found.clone());
+                context.found = Some(onward.found.clone());
                 check_length(&onward, &request.headers)?;
-                exchange.seen = login::basic(&request.uri, &request.headers);
-                exchange.body = login::is_login_path(request.uri.path()).map(login::Body::new);
-                exchange.onward = Some(onward);
+                context.seen = login::basic(&request.uri, &request.headers);
+                context.body = login::is_login_path(request.uri.path()).map(login::Body::new);
+                context.onward = Some(onward);
                 Ok(false)
             }
             Way::Elsewhere { to, status, found } => {
-                exchange.found = Some(found);
+                context.found = Some(found);
                 let answer = Answer::redirect(status, &to)?;
-                answer_with(answer, session, exchange).await?;
+                answer_with(answer, session, context).await?;
                 Ok(true)
             }
             Way::Local(found, path) => {
-                exchange.found = Some(found.clone());
-                self.local(session, exchange, asked, &found, &path).await?;
+                context.found = Some(found.clone());
+                self.local(session, context, asked, &found, &path).await?;
                 Ok(true)
             }
             Way::Refused { status, why } => Error::e_explain(ErrorType::HTTPStatus(status), why),
@@ -661,21 +661,21 @@ impl Web {
     async fn local(
         &self,
         session: &mut Session,
-        exchange: &Exchange,
+        context: &RequestContext,
         asked: &Asked,
         found: &Found,
         path: &str,
     ) -> Result<()> {
         let secure = asked.scheme == "https";
         let answer = match &found.entry.location.action {
-            Action::Files(files) => return file(session, exchange, found, files, path).await,
+            Action::Files(files) => return file(session, context, found, files, path).await,
             Action::Answer { status, body: None, .. } if *status >= 400 => {
-                Answer::error(*status, exchange.form, &asked.id)?
+                Answer::error(*status, context.form, &asked.id)?
             }
             Action::Answer { status, kind, body } => Answer::text(*status, kind, body.clone().unwrap_or_default())?,
             Action::Logout { to, cookies } => {
                 // Where the domain says a place, the web client goes there itself (HTTP §2.2, S3).
-                let elsewhere = exchange.site.as_ref().and_then(|site| to.of_site(site));
+                let elsewhere = context.site.as_ref().and_then(|site| to.of_site(site));
                 let to = elsewhere.is_none().then_some(to.to.as_str());
                 Answer::logout(cookies, to, secure)?
             }
@@ -684,7 +684,7 @@ impl Web {
                 return Error::e_explain(ErrorType::InternalError, "a location that has no answer");
             }
         };
-        answer_with(answer, session, exchange).await
+        answer_with(answer, session, context).await
     }
 
     /// As nginx's stub_status writes it, for exporters that read that. Connections are those of all listeners.
@@ -697,25 +697,25 @@ impl Web {
         )
     }
 
-    fn log_access(&self, session: &Session, web: &WebClient, exchange: &Exchange, status: u16) {
-        let Some(asked) = exchange.asked.as_ref().filter(|_| self.app.access.is_on()) else {
+    fn log_access(&self, session: &Session, web: &WebClient, context: &RequestContext, status: u16) {
+        let Some(asked) = context.asked.as_ref().filter(|_| self.app.access.is_on()) else {
             return;
         };
-        let last = exchange.target.iter().map(|target| &target.address);
-        let addresses = exchange
+        let last = context.target.iter().map(|target| &target.address);
+        let addresses = context
             .tried
             .iter()
-            .chain(last.filter(|address| !exchange.tried.contains(address)));
+            .chain(last.filter(|address| !context.tried.contains(address)));
         let upstream: Vec<String> = addresses.map(SocketAddr::to_string).collect();
-        let seen = exchange.seen.as_ref().filter(|seen| seen.form == login::Form::Basic);
+        let seen = context.seen.as_ref().filter(|seen| seen.form == login::Form::Basic);
         let visit = Visit {
             user: seen.map(|seen| seen.user.as_str()),
             status,
             bytes: session.body_bytes_sent() as u64,
             upstream: &upstream.join(", "),
-            location: exchange.found.as_ref().map(|found| found.entry.location.name.as_str()),
-            incomplete: exchange.incomplete,
-            begun: exchange.begun,
+            location: context.found.as_ref().map(|found| found.entry.location.name.as_str()),
+            incomplete: context.incomplete,
+            begun: context.begun,
         };
         self.app.access.line(access_log::of_request(
             &self.app,
@@ -733,13 +733,13 @@ impl Web {
 pub(crate) fn record_login(
     app: &App,
     web: &WebClient,
-    exchange: &Exchange,
+    context: &RequestContext,
     seen: login::Seen,
     outcome: Option<Outcome>,
 ) {
     let Some(outcome) = outcome else { return };
     if outcome == Outcome::BadCredentials {
-        doubt_route(app, exchange);
+        doubt_route(app, context);
     }
     let is_known = match outcome {
         _ if seen.form != login::Form::Basic => false,
@@ -750,27 +750,27 @@ pub(crate) fn record_login(
     if is_known {
         return;
     }
-    let client = exchange
+    let client = context
         .asked
         .as_ref()
         .map_or(web.facts.client.addr.ip(), |asked| asked.client);
     app.audit.record(Record {
-        request: exchange.asked.as_ref().map(|asked| asked.id.clone()),
+        request: context.asked.as_ref().map(|asked| asked.id.clone()),
         user: Some(seen.user),
-        account: exchange.route.as_ref().map(|route| route.account.to_string()),
-        route: exchange.target.as_ref().map(|target| target.address.to_string()),
-        tier: exchange.route.as_ref().map(|route| route.tier.name()),
+        account: context.route.as_ref().map(|route| route.account.to_string()),
+        route: context.target.as_ref().map(|target| target.address.to_string()),
+        tier: context.route.as_ref().map(|route| route.tier.name()),
         mechanism: Some(seen.mechanism),
         outcome: Some(outcome),
-        ..web.login_record(client, exchange.snapshot.generation)
+        ..web.login_record(client, context.snapshot.generation)
     });
 }
 
 /// The account's own server has refused a login: if its route is an old one, the source is asked again meanwhile, so
 /// that the next login finds an account that has moved.
-fn doubt_route(app: &App, exchange: &Exchange) {
-    let own = exchange.target.as_ref().is_some_and(|target| target.own);
-    let lookup = exchange.onward.as_ref().and_then(|onward| onward.lookup.clone());
+fn doubt_route(app: &App, context: &RequestContext) {
+    let own = context.target.as_ref().is_some_and(|target| target.own);
+    let lookup = context.onward.as_ref().and_then(|onward| onward.lookup.clone());
     if let Some(lookup) = lookup.filter(|_| own) {
         let routes = app.routes.clone();
         tokio::spawn(async move { routes.ask_again(&lookup, ROUTE_YOUNG).await });
@@ -802,15 +802,15 @@ fn is_dripping(elapsed: Duration, bytes: u64, grace: Duration) -> bool {
 }
 
 /// Answers with a file of a location's folder.
-async fn file(session: &mut Session, exchange: &Exchange, found: &Found, files: &Files, path: &str) -> Result<()> {
+async fn file(session: &mut Session, context: &RequestContext, found: &Found, files: &Files, path: &str) -> Result<()> {
     let Some(tree) = &found.entry.tree else {
         return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
     };
     let below = path.strip_prefix(files.strip.as_str()).unwrap_or(path);
-    let rules = exchange.snapshot.web.compression;
+    let rules = context.snapshot.web.compression;
     tree.serve(session, below, rules, |head| {
-        if let Err(error) = dress(exchange, head) {
-            log::warn!("request {}: {error}", exchange.id());
+        if let Err(error) = dress(context, head) {
+            log::warn!("request {}: {error}", context.id());
         }
     })
     .await

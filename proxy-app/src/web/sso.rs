@@ -15,8 +15,8 @@ use route_cache::{HostPort, bracketed};
 use crate::http::answers::Answer;
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts};
 use crate::web::client::{WebClient, client_of};
-use crate::web::exchange::{Exchange, answer_with};
 use crate::web::phases::Web;
+use crate::web::request_context::{RequestContext, answer_with};
 use crate::web::way::Asked;
 
 /// Why an account is not given to the holder of a certificate.
@@ -50,7 +50,7 @@ impl Wanted {
 
 impl Web {
     /// Answers a request that came through the door of single sign-on.
-    pub(crate) async fn sign_on(&self, session: &mut Session, exchange: &Exchange, asked: &Asked) -> Result<bool> {
+    pub(crate) async fn sign_on(&self, session: &mut Session, context: &RequestContext, asked: &Asked) -> Result<bool> {
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
@@ -66,7 +66,7 @@ impl Web {
             (CertMode::On, None) => return refused("no certificate"),
             (CertMode::Optional, None) => None,
             (CertMode::On | CertMode::Optional, Some(certificate)) => {
-                match self.owner(web, exchange, asked, wanted, certificate).await {
+                match self.owner(web, context, asked, wanted, certificate).await {
                     Ok(token) => Some(token),
                     Err(CertLoginError::NoService) => return refused("nobody can say whose certificate this is"),
                     // There are other ways to log in; the page shows them.
@@ -78,14 +78,14 @@ impl Web {
                 }
             }
         };
-        let mut answer = Answer::redirect(302, &self.home_page(exchange, asked, wanted))?;
+        let mut answer = Answer::redirect(302, &self.home_page(context, asked, wanted))?;
         answer.head.insert_header("Cache-Control", "no-store")?;
         if let Some(token) = token {
             let (name, value) = (wanted.cookie(), token.value.expose());
             let cookie = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax");
             answer.head.append_header("Set-Cookie", cookie)?;
         }
-        answer_with(answer, session, exchange).await?;
+        answer_with(answer, session, context).await?;
         Ok(true)
     }
 
@@ -93,7 +93,7 @@ impl Web {
     async fn owner(
         &self,
         web: &WebClient,
-        exchange: &Exchange,
+        context: &RequestContext,
         asked: &Asked,
         wanted: Wanted,
         certificate: &ClientCertificate,
@@ -115,7 +115,7 @@ impl Web {
             Some(asks) => self.app.routes.cert_login(&question, asks).await,
             None => Err(CertLoginError::NoService),
         };
-        let (system, site) = (&exchange.snapshot.system, exchange.site.as_ref());
+        let (system, site) = (&context.snapshot.system, context.site.as_ref());
         let here = site.and_then(|site| site.domain.as_deref());
         let told = told.and_then(|token| {
             let is_own = is_vouched_for(system, &config.node, here, token.account.as_deref());
@@ -126,14 +126,14 @@ impl Web {
         if let Err(CertLoginError::NoService) = told {
             log::warn!("certificates log nobody in: directory.lookup has no zimbra service, or no admin_password_file");
         }
-        self.record_sign_on(web, exchange, asked, certificate, &told);
+        self.record_sign_on(web, context, asked, certificate, &told);
         told
     }
 
     fn record_sign_on(
         &self,
         web: &WebClient,
-        exchange: &Exchange,
+        context: &RequestContext,
         asked: &Asked,
         certificate: &ClientCertificate,
         told: &Result<Token, CertLoginError>,
@@ -150,18 +150,18 @@ impl Web {
             mechanism: Some("certauth"),
             outcome: Some(outcome),
             why: told.as_ref().err().map(ToString::to_string),
-            ..web.login_record(asked.client, exchange.snapshot.generation)
+            ..web.login_record(asked.client, context.snapshot.generation)
         });
     }
 
     /// The page for somebody who is logged in; who is not is asked for a password there.
-    fn home_page(&self, exchange: &Exchange, asked: &Asked, wanted: Wanted) -> String {
+    fn home_page(&self, context: &RequestContext, asked: &Asked, wanted: Wanted) -> String {
         let config = self.app.config.load();
         let host = asked.host.as_deref().unwrap_or(&config.node);
         let port = match wanted {
-            Wanted::Mail => exchange.snapshot.web.https_port,
+            Wanted::Mail => context.snapshot.web.https_port,
             Wanted::Admin => {
-                let node = exchange.snapshot.system.node(&config.node);
+                let node = context.snapshot.system.node(&config.node);
                 node.port(&a::CARBONIO_ADMIN_PROXY_PORT).unwrap_or(ADMIN_PORT)
             }
         };

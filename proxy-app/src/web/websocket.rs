@@ -21,9 +21,9 @@ use crate::http::answers::{Answer, Form};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::WebClient;
-use crate::web::exchange::{Exchange, dress, relocate};
 use crate::web::forward::{onward_headers, waits};
 use crate::web::phases::record_login;
+use crate::web::request_context::{RequestContext, dress, relocate};
 use crate::web::target::{Home, Target, home};
 use crate::web::way::{Asked, Onward, Way, way};
 
@@ -42,7 +42,7 @@ const EARLY_MAX: usize = 4096;
 
 /// An upgrade for which a server is there.
 pub(crate) struct Upgrade {
-    exchange: Exchange,
+    context: RequestContext,
     request: Parts,
     server: BoxStream,
     /// The request as the server gets it.
@@ -103,23 +103,23 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     let server = stream.ok()?;
     let head = upstream_head(web, &request, &asked, &onward, &target.server);
     let name = target.server.address().to_string();
-    let mut exchange = Exchange::new(snapshot);
-    exchange.form = Form::of(&request);
-    exchange.site = Some(
-        exchange
+    let mut context = RequestContext::new(snapshot);
+    context.form = Form::of(&request);
+    context.site = Some(
+        context
             .snapshot
             .web
             .sites
             .of(asked.host.as_deref(), web.facts.client.local.ip())
             .clone(),
     );
-    exchange.seen = login::basic(&request.uri, &request.headers);
-    exchange.asked = Some(asked);
-    exchange.found = Some(onward.found.clone());
-    exchange.onward = Some(onward);
-    exchange.target = Some(target);
+    context.seen = login::basic(&request.uri, &request.headers);
+    context.asked = Some(asked);
+    context.found = Some(onward.found.clone());
+    context.onward = Some(onward);
+    context.target = Some(target);
     Some(Box::new(Upgrade {
-        exchange,
+        context,
         request,
         server,
         head,
@@ -142,14 +142,14 @@ impl Upgrade {
     }
 
     async fn run(mut self: Box<Self>, app: &App, web: &WebClient, mut client: BoxStream) {
-        let show_server = self.exchange.snapshot.web.show_server;
+        let show_server = self.context.snapshot.web.show_server;
         let asking = talk(&mut self.server, &mut client, &self.head, show_server);
         let verdict = timeout(self.read, asking).await.unwrap_or(Verdict::Failed {
             status: 504,
             why: "no answer to an upgrade in time",
         });
         if matches!(verdict, Verdict::Switched { .. } | Verdict::Refused { .. })
-            && let (Some(onward), Some(target)) = (&self.exchange.onward, &self.exchange.target)
+            && let (Some(onward), Some(target)) = (&self.context.onward, &self.context.target)
             && let Some(group) = app.groups.get(onward.group())
         {
             group.answered(target.address);
@@ -166,55 +166,55 @@ impl Upgrade {
                     .run(&mut app.drain.subscribe(), &web.facts.handle, Farewell::default())
                     .await;
                 return self
-                    .exchange
+                    .context
                     .log(app, web, &self.request, &self.name, 101, answered + bytes_out);
             }
             Verdict::Refused { head, body } => self.pass_on(&mut client, *head, body).await,
             Verdict::Failed { status, why } => {
-                log::warn!("request {}: {status}: {why}", self.exchange.id());
+                log::warn!("request {}: {status}: {why}", self.context.id());
                 self.fail(&mut client, status).await
             }
             Verdict::ClientLeft => (0, 0),
         };
         let _ = timeout(PATIENCE, client.shutdown()).await;
-        self.exchange.log(app, web, &self.request, &self.name, status, bytes);
+        self.context.log(app, web, &self.request, &self.name, status, bytes);
     }
 
     /// Records the attempt of an upgrade that logs in: who guesses passwords must not get round the audit log so.
     fn record_login(&mut self, app: &App, web: &WebClient, verdict: &Verdict) {
-        let Some(seen) = self.exchange.seen.take() else { return };
-        let answered = |status| login::outcome(status, self.exchange.sets_cookie, seen.form);
+        let Some(seen) = self.context.seen.take() else { return };
+        let answered = |status| login::outcome(status, self.context.sets_cookie, seen.form);
         let outcome = match verdict {
             Verdict::Switched { .. } => answered(101),
             Verdict::Refused { head, .. } => answered(head.response.status.as_u16()),
             Verdict::Failed { status, .. } => login::unanswered(*status, false),
-            Verdict::ClientLeft => login::unanswered(0, self.exchange.target.is_some()),
+            Verdict::ClientLeft => login::unanswered(0, self.context.target.is_some()),
         };
-        record_login(app, web, &self.exchange, seen, outcome);
+        record_login(app, web, &self.context, seen, outcome);
     }
 
     /// The answer of a server that agrees, as the client gets it: without what is only between the server and us, and
     /// with the request's id.
     fn agreement(&self, head: Head) -> Vec<u8> {
         let mut response = head.response;
-        if !self.exchange.snapshot.web.show_server {
+        if !self.context.snapshot.web.show_server {
             answer_head::hide_server(&mut response);
         }
-        let _an_id_can_stand_in_a_field = response.insert_header(headers::REQUEST_ID, self.exchange.id());
+        let _an_id_can_stand_in_a_field = response.insert_header(headers::REQUEST_ID, self.context.id());
         answer::switched_wire(&response)
     }
 
     /// Passes an answer on that is not 101, as the engine would. Gives its status, and the bytes that the client got.
     async fn pass_on(&mut self, client: &mut BoxStream, head: Head, body: Vec<u8>) -> (u16, u64) {
         let status = head.response.status.as_u16();
-        if matches!(status, 404 | 502..=504) && self.exchange.form == Form::Page {
+        if matches!(status, 404 | 502..=504) && self.context.form == Form::Page {
             return self.fail(client, status).await;
         }
         let mut response = head.response;
-        if !self.exchange.snapshot.web.show_server {
+        if !self.context.snapshot.web.show_server {
             answer_head::hide_server(&mut response);
         }
-        let finished = relocate(&self.exchange, &mut response).and_then(|()| dress(&self.exchange, &mut response));
+        let finished = relocate(&self.context, &mut response).and_then(|()| dress(&self.context, &mut response));
         if finished.is_err() {
             return self.fail(client, 502).await;
         }
@@ -224,8 +224,8 @@ impl Upgrade {
 
     /// Answers with an error of our own.
     async fn fail(&mut self, client: &mut BoxStream, status: u16) -> (u16, u64) {
-        let page = Answer::error(status, self.exchange.form, self.exchange.id()).and_then(|mut page| {
-            dress(&self.exchange, &mut page.head)?;
+        let page = Answer::error(status, self.context.form, self.context.id()).and_then(|mut page| {
+            dress(&self.context, &mut page.head)?;
             page.head.insert_header(http::header::CONTENT_LENGTH, page.body.len())?;
             page.head
                 .insert_header(http::header::DATE, pingora::protocols::http::date::get_cached_date())?;
@@ -239,7 +239,7 @@ impl Upgrade {
     }
 }
 
-impl Exchange {
+impl RequestContext {
     /// Writes the access line of an upgrade.
     fn log(&self, app: &App, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
         let Some(asked) = &self.asked else { return };

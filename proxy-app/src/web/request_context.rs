@@ -23,7 +23,7 @@ use crate::web::target::Target;
 use crate::web::way::{Asked, Onward};
 
 /// What is known of one request, from its first phase to its last.
-pub struct Exchange {
+pub struct RequestContext {
     /// While it is under way, its connection has to go for no other.
     pub(crate) under_way: Option<WaitsForUs>,
     pub(crate) snapshot: Arc<Snapshot>,
@@ -62,9 +62,9 @@ pub struct Exchange {
     pub(crate) _packing: Option<Packing>,
 }
 
-impl Exchange {
-    pub(crate) fn new(snapshot: Arc<Snapshot>) -> Exchange {
-        Exchange {
+impl RequestContext {
+    pub(crate) fn new(snapshot: Arc<Snapshot>) -> RequestContext {
+        RequestContext {
             snapshot,
             begun: Instant::now(),
             asked: None,
@@ -96,8 +96,8 @@ impl Exchange {
 }
 
 /// Leads `Location` and `Refresh` of a server's answer back to us.
-pub(crate) fn relocate(exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
-    let (Some(onward), Some(asked), Some(target)) = (&exchange.onward, &exchange.asked, &exchange.target) else {
+pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
+    let (Some(onward), Some(asked), Some(target)) = (&context.onward, &context.asked, &context.target) else {
         return Ok(());
     };
     let (Some(host), Some(host_as_sent)) = (&asked.host, &asked.host_as_sent) else {
@@ -122,20 +122,20 @@ pub(crate) fn relocate(exchange: &Exchange, response: &mut ResponseHeader) -> Re
 }
 
 /// Gives an answer of our own to the client, with the headers that every answer has.
-pub(crate) async fn answer_with(mut answer: Answer, session: &mut Session, exchange: &Exchange) -> Result<()> {
+pub(crate) async fn answer_with(mut answer: Answer, session: &mut Session, context: &RequestContext) -> Result<()> {
     answers::hear_out(session).await;
-    dress(exchange, &mut answer.head)?;
+    dress(context, &mut answer.head)?;
     answer.send(session).await
 }
 
 /// The headers that every answer has: its request's id, those of the site, those of the location. What the server
 /// says itself of a header of the site stays: it knows its page, and two of them would contradict each other.
-pub(crate) fn dress(exchange: &Exchange, response: &mut ResponseHeader) -> Result<()> {
-    if let Some(asked) = &exchange.asked {
+pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
+    if let Some(asked) = &context.asked {
         response.insert_header(headers::REQUEST_ID, asked.id.as_str())?;
     }
-    let location = exchange.found.as_ref().map(|found| &found.entry.location);
-    let site = exchange
+    let location = context.found.as_ref().map(|found| &found.entry.location);
+    let site = context
         .site
         .iter()
         .filter(|_| location.is_none_or(|location| location.security_headers));
@@ -147,7 +147,7 @@ pub(crate) fn dress(exchange: &Exchange, response: &mut ResponseHeader) -> Resul
     for (name, value) in location.iter().flat_map(|location| &location.answer_headers) {
         response.insert_header(name, value)?;
     }
-    if exchange.asked.as_ref().is_none_or(|asked| asked.scheme != "https") {
+    if context.asked.as_ref().is_none_or(|asked| asked.scheme != "https") {
         // In clear text anybody could have said it (RFC 6797 §7.2).
         response.remove_header(&http::header::STRICT_TRANSPORT_SECURITY);
     }
