@@ -3,6 +3,7 @@
 pub(crate) mod access_log;
 pub(crate) mod client;
 pub mod connection;
+pub(crate) mod decision;
 pub(crate) mod engine;
 pub(crate) mod forward;
 pub(crate) mod keeping;
@@ -11,5 +12,4 @@ pub(crate) mod request_context;
 pub(crate) mod sso;
 pub(crate) mod stream;
 pub(crate) mod target;
-pub(crate) mod way;
 pub(crate) mod websocket;

@@ -10,7 +10,7 @@ use crate::config::AccessFormat;
 use crate::node::logs;
 use crate::node::redaction::{escaped, redact};
 use crate::web::client::WebClient;
-use crate::web::way::Asked;
+use crate::web::decision::Asked;
 
 /// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`line`].
 #[derive(Debug, Clone, Copy)]

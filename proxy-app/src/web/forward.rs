@@ -12,8 +12,8 @@ use crate::locations::{HostRule, Timeouts};
 use crate::tls::client_certs::PresentedCert;
 use crate::upstream::connect;
 use crate::web::client::WebClient;
+use crate::web::decision::{Asked, Onward};
 use crate::web::target::Target;
-use crate::web::way::{Asked, Onward};
 
 /// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
 pub(crate) fn onward_headers(

@@ -15,7 +15,7 @@ use crate::http::bound_login;
 use crate::http::repeat::may_be_repeated;
 use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
 use crate::web::client::WebClient;
-use crate::web::way::{Asked, Onward};
+use crate::web::decision::{Asked, Onward};
 
 /// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);

@@ -36,11 +36,11 @@ use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::{self, WebClient, client_of};
+use crate::web::decision::{self, Asked, Decision, Onward};
 use crate::web::forward::{onward_headers, peer};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
 use crate::web::target::{Home, Target, home};
-use crate::web::way::{self, Asked, Onward, Way};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -633,8 +633,8 @@ impl Web {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();
-        match way::way(&self.app, &context.snapshot, web, request, asked) {
-            Way::Forward(onward) => {
+        match decision::decide(&self.app, &context.snapshot, web, request, asked) {
+            Decision::Forward(onward) => {
                 context.found = Some(onward.found.clone());
                 check_length(&onward, &request.headers)?;
                 context.seen = login::basic(&request.uri, &request.headers);
@@ -642,18 +642,18 @@ impl Web {
                 context.onward = Some(onward);
                 Ok(false)
             }
-            Way::Elsewhere { to, status, found } => {
+            Decision::Redirect { to, status, found } => {
                 context.found = Some(found);
                 let answer = Answer::redirect(status, &to)?;
                 answer_with(answer, session, context).await?;
                 Ok(true)
             }
-            Way::Local(found, path) => {
+            Decision::Local(found, path) => {
                 context.found = Some(found.clone());
                 self.local(session, context, asked, &found, &path).await?;
                 Ok(true)
             }
-            Way::Refused { status, why } => Error::e_explain(ErrorType::HTTPStatus(status), why),
+            Decision::Refused { status, why } => Error::e_explain(ErrorType::HTTPStatus(status), why),
         }
     }
 

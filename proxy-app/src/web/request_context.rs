@@ -18,9 +18,9 @@ use crate::http::{headers, login};
 use crate::locations::Found;
 use crate::tls::vhosts::Site;
 use crate::upstream::connection::ServerConnection;
+use crate::web::decision::{Asked, Onward};
 use crate::web::keeping::Keeping;
 use crate::web::target::Target;
-use crate::web::way::{Asked, Onward};
 
 /// What is known of one request, from its first phase to its last.
 pub struct RequestContext {

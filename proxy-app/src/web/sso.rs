@@ -15,9 +15,9 @@ use route_cache::{HostPort, bracketed};
 use crate::http::answers::Answer;
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts};
 use crate::web::client::{WebClient, client_of};
+use crate::web::decision::Asked;
 use crate::web::phases::Web;
 use crate::web::request_context::{RequestContext, answer_with};
-use crate::web::way::Asked;
 
 /// Why an account is not given to the holder of a certificate.
 const FOREIGN: &str = "the certificate names somebody of a domain that does not trust its authority";

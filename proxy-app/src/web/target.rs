@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::app::snapshot::Snapshot;
 use crate::locations::Mailbox;
 use crate::upstream::groups::{EXTENSION_PORTS, Member};
-use crate::web::way::Onward;
+use crate::web::decision::Onward;
 
 /// Where a request goes.
 #[derive(Clone)]

@@ -21,11 +21,11 @@ use crate::http::answers::{Answer, Form};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::WebClient;
+use crate::web::decision::{Asked, Decision, Onward, decide};
 use crate::web::forward::{onward_headers, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, dress, relocate};
 use crate::web::target::{Home, Target, home};
-use crate::web::way::{Asked, Onward, Way, way};
 
 mod answer;
 
@@ -83,7 +83,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     asked.host.as_ref()?;
     // The engine says why not.
     web.may_ask_for(asked.host.as_deref(), &snapshot.web.sites).ok()?;
-    let Way::Forward(onward) = way(app, &snapshot, web, &request, &asked) else {
+    let Decision::Forward(onward) = decide(app, &snapshot, web, &request, &asked) else {
         return None;
     };
     if !onward.forward().websocket {

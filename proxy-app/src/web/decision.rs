@@ -163,27 +163,27 @@ impl Onward {
 
 /// What becomes of a request.
 #[derive(Debug)]
-pub(crate) enum Way {
+pub(crate) enum Decision {
     /// It goes to a server.
     Forward(Box<Onward>),
     /// Its location has the answer; here with the decoded path.
     Local(Found, String),
     /// The browser is sent elsewhere.
-    Elsewhere { to: String, status: u16, found: Found },
+    Redirect { to: String, status: u16, found: Found },
     /// It is refused.
     Refused { status: u16, why: &'static str },
 }
 
-/// The way of a request.
-pub(crate) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, asked: &Asked) -> Way {
+/// Decides what becomes of a request.
+pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, asked: &Asked) -> Decision {
     let raw = request.uri.path();
-    let read_differently = Way::Refused {
+    let read_differently = Decision::Refused {
         status: 400,
         why: "a path that servers read differently",
     };
     let Some(path) = path::normalized(raw) else {
         return match has_line_end(raw) {
-            true => Way::Refused {
+            true => Decision::Refused {
                 status: 403,
                 why: "a line end in the path",
             },
@@ -198,7 +198,7 @@ pub(crate) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Par
     };
     let table = app.locations.table();
     let Some(found) = table.find(asking) else {
-        return Way::Refused {
+        return Decision::Refused {
             status: 404,
             why: "no location",
         };
@@ -209,7 +209,7 @@ pub(crate) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Par
     let location = &found.entry.location;
     let site = snapshot.web.site(asked.host.as_deref(), web.facts.client.local.ip());
     if !location.allows(asked.client) {
-        return Way::Refused {
+        return Decision::Refused {
             status: 403,
             why: "the location does not allow this client",
         };
@@ -217,26 +217,26 @@ pub(crate) fn way(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Par
     let gate = location.gate.as_ref();
     if let Some(to) = gate.and_then(|gate| gate.turns_away(&path, request)) {
         let to = to.at(site);
-        return Way::Elsewhere { to, status: 307, found };
+        return Decision::Redirect { to, status: 307, found };
     }
     match &location.action {
         Action::Forward(forward) => {
             // For mailbox servers also in the query, as ever (HTTP §2.3, P22).
             if matches!(forward.to, To::Mailbox(_)) && request.uri.query().is_some_and(has_line_end) {
-                return Way::Refused {
+                return Decision::Refused {
                     status: 403,
                     why: "a line end in the query",
                 };
             }
             let target = found.target(forward, asking);
             let lookup = lookup(forward, web, request, asked);
-            Way::Forward(Box::new(Onward { found, target, lookup }))
+            Decision::Forward(Box::new(Onward { found, target, lookup }))
         }
         Action::Redirect { to, status } => {
             let (to, status) = (to.at(site), *status);
-            Way::Elsewhere { to, status, found }
+            Decision::Redirect { to, status, found }
         }
-        _ => Way::Local(found, path.into_owned()),
+        _ => Decision::Local(found, path.into_owned()),
     }
 }
 
