@@ -10,7 +10,7 @@ use crate::config::AccessFormat;
 use crate::node::logs;
 use crate::node::redaction::{escaped, redact};
 use crate::web::client::WebClient;
-use crate::web::decision::Asked;
+use crate::web::decision::RequestInfo;
 
 /// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`line`].
 #[derive(Debug, Clone, Copy)]
@@ -156,7 +156,7 @@ pub(crate) fn of_request(
     app: &App,
     web: &WebClient,
     request: &http::request::Parts,
-    asked: &Asked,
+    info: &RequestInfo,
     visit: Visit<'_>,
 ) -> String {
     let text = |name| {
@@ -166,13 +166,13 @@ pub(crate) fn of_request(
             .and_then(|value: &http::HeaderValue| value.to_str().ok())
     };
     let entry = AccessEntry {
-        client: &asked.client.to_string(),
+        client: &info.client.to_string(),
         client_port: web.facts.client.addr.port(),
         user: visit.user,
         time: &logs::local_time(),
         method: request.method.as_str(),
-        scheme: asked.scheme,
-        host: asked.host.as_deref(),
+        scheme: info.scheme,
+        host: info.host.as_deref(),
         target: request.uri.path_and_query().map_or("/", |target| target.as_str()),
         protocol: protocol(request.version),
         status: visit.status,
@@ -189,7 +189,7 @@ pub(crate) fn of_request(
         AccessFormat::Json => json(
             &entry,
             AccessMore {
-                request: &asked.id,
+                request: &info.id,
                 conn: &web.facts.id,
                 location: visit.location,
                 duration: visit.begun.elapsed().as_secs_f64(),

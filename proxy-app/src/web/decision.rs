@@ -19,7 +19,7 @@ const RELAYED: [&str; 3] = ["via", "forwarded", "x-forwarded-for"];
 
 /// What a request says before anything is looked up.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
+pub(crate) struct RequestInfo {
     /// Its id, for logs and for the server; from a trusted forwarder, or made here.
     pub(crate) id: String,
     /// The client, after PROXY header and trusted forwarders.
@@ -36,9 +36,9 @@ pub(crate) struct Asked {
     pub(crate) relayed: bool,
 }
 
-impl Asked {
+impl RequestInfo {
     /// Reads a request.
-    pub(crate) fn read(app: &App, web: &WebClient, request: &Parts) -> Asked {
+    pub(crate) fn read(app: &App, web: &WebClient, request: &Parts) -> RequestInfo {
         let config = app.config.load();
         let (peer, trusted) = (web.facts.client.addr.ip(), &config.web.trusted_forwarders);
         let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
@@ -52,7 +52,7 @@ impl Asked {
             .port
             .or_else(|| host.as_ref()?.port)
             .or_else(|| told.scheme.map(default_port));
-        Asked {
+        RequestInfo {
             id: is_trusted
                 .then(|| headers::forwarded_id(&request.headers))
                 .flatten()
@@ -175,7 +175,7 @@ pub(crate) enum Decision {
 }
 
 /// Decides what becomes of a request.
-pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, asked: &Asked) -> Decision {
+pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, info: &RequestInfo) -> Decision {
     let raw = request.uri.path();
     let read_differently = Decision::Refused {
         status: 400,
@@ -193,7 +193,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
     let asking = Asking {
         door: if web.admin { Door::Admin } else { Door::Web },
         path: &path,
-        host: asked.host.as_deref(),
+        host: info.host.as_deref(),
         request,
     };
     let table = app.locations.table();
@@ -207,8 +207,8 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
         return read_differently;
     }
     let location = &found.entry.location;
-    let site = snapshot.web.site(asked.host.as_deref(), web.facts.client.local.ip());
-    if !location.allows(asked.client) {
+    let site = snapshot.web.site(info.host.as_deref(), web.facts.client.local.ip());
+    if !location.allows(info.client) {
         return Decision::Refused {
             status: 403,
             why: "the location does not allow this client",
@@ -229,7 +229,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
                 };
             }
             let target = found.target(forward, asking);
-            let lookup = lookup(forward, web, request, asked);
+            let lookup = lookup(forward, web, request, info);
             Decision::Forward(Box::new(Onward { found, target, lookup }))
         }
         Action::Redirect { to, status } => {
@@ -241,7 +241,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
 }
 
 /// Whom to look for. The administration side knows only its own token (HTTP §3.1).
-fn lookup(forward: &Forward, web: &WebClient, request: &Parts, asked: &Asked) -> Option<Lookup> {
+fn lookup(forward: &Forward, web: &WebClient, request: &Parts, info: &RequestInfo) -> Option<Lookup> {
     let To::Mailbox(mailbox) = forward.to else {
         return None;
     };
@@ -255,9 +255,9 @@ fn lookup(forward: &Forward, web: &WebClient, request: &Parts, asked: &Asked) ->
             Claim::Id(id) => Subject::Id(id),
         },
         service,
-        client: asked.client,
+        client: info.client,
         local: web.facts.client.local.ip(),
-        host: asked.host.clone(),
+        host: info.host.clone(),
     })
 }
 

@@ -12,13 +12,13 @@ use crate::locations::{HostRule, Timeouts};
 use crate::tls::client_certs::PresentedCert;
 use crate::upstream::connect;
 use crate::web::client::WebClient;
-use crate::web::decision::{Asked, Onward};
+use crate::web::decision::{Onward, RequestInfo};
 use crate::web::target::Target;
 
 /// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
 pub(crate) fn onward_headers(
     web: &WebClient,
-    asked: &Asked,
+    info: &RequestInfo,
     onward: &Onward,
     server: &Server,
 ) -> Vec<(http::HeaderName, String)> {
@@ -26,26 +26,26 @@ pub(crate) fn onward_headers(
     let mut lines = Vec::with_capacity(8);
     if forward.forwarded {
         let hop = headers::Hop {
-            client: asked.client,
-            scheme: asked.scheme,
-            host: asked.host_as_sent.as_deref(),
-            port: asked.port,
+            client: info.client,
+            scheme: info.scheme,
+            host: info.host_as_sent.as_deref(),
+            port: info.port,
         };
         let told = headers::added(hop).into_iter();
         lines.extend(told.map(|(name, value)| (http::HeaderName::from_static(name), value)));
     }
     let shown = web.shown.iter().flat_map(PresentedCert::headers);
     lines.extend(shown.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned()))));
-    lines.push((http::HeaderName::from_static(headers::REQUEST_ID), asked.id.clone()));
+    lines.push((http::HeaderName::from_static(headers::REQUEST_ID), info.id.clone()));
     let host = match &forward.host {
-        HostRule::Keep => asked
+        HostRule::Keep => info
             .host_as_sent
             .clone()
             .unwrap_or_else(|| web.facts.client.local.to_string()),
         HostRule::Upstream if onward.mailbox().is_none() => onward.group().to_owned(),
         HostRule::Upstream => server.address().to_string(),
         HostRule::Text(text) => {
-            let host = asked
+            let host = info
                 .host
                 .clone()
                 .unwrap_or_else(|| web.facts.client.local.ip().to_string());

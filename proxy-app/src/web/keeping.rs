@@ -15,7 +15,7 @@ use crate::http::bound_login;
 use crate::http::repeat::may_be_repeated;
 use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
 use crate::web::client::WebClient;
-use crate::web::decision::{Asked, Onward};
+use crate::web::decision::{Onward, RequestInfo};
 
 /// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
@@ -44,12 +44,12 @@ impl Keeping {
     pub(crate) fn of(
         web: &WebClient,
         request: &RequestHeader,
-        asked: &Asked,
+        info: &RequestInfo,
         onward: &Onward,
         keepalive: Option<Duration>,
         stale: usize,
     ) -> Keeping {
-        let (offers, relayed) = (bound_login::is_offered(&request.headers), asked.relayed);
+        let (offers, relayed) = (bound_login::is_offered(&request.headers), info.relayed);
         if offers && !relayed {
             web.owner.bind();
         }

@@ -36,7 +36,7 @@ use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::{self, WebClient, client_of};
-use crate::web::decision::{self, Asked, Decision, Onward};
+use crate::web::decision::{self, Decision, Onward, RequestInfo};
 use crate::web::forward::{onward_headers, peer};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
@@ -182,16 +182,16 @@ impl ProxyHttp for Web {
         web.take();
         context.under_way = Some(web.facts.handle.waits_for_us());
         let request = session.req_header();
-        let asked = Asked::read(&self.app, web, request);
+        let info = RequestInfo::read(&self.app, web, request);
         context.form = Form::of(request);
-        let no_host = asked.host.is_none() && request.version > http::Version::HTTP_10;
-        context.asked = Some(asked.clone());
+        let no_host = info.host.is_none() && request.version > http::Version::HTTP_10;
+        context.info = Some(info.clone());
         let sites = &context.snapshot.web.sites;
-        context.site = Some(sites.of(asked.host.as_deref(), web.facts.client.local.ip()).clone());
+        context.site = Some(sites.of(info.host.as_deref(), web.facts.client.local.ip()).clone());
         if no_host {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
-        if let Err(refusal) = web.may_ask_for(asked.host.as_deref(), &context.snapshot.web.sites) {
+        if let Err(refusal) = web.may_ask_for(info.host.as_deref(), &context.snapshot.web.sites) {
             return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
         }
         if !has_one_length(&request.headers) {
@@ -214,20 +214,20 @@ impl ProxyHttp for Web {
             answer_with(Answer::options()?, session, context).await?;
             return Ok(true);
         }
-        let clear = asked.is_clear(web);
+        let clear = info.is_clear(web);
         let signs_on = web.sso;
         session.set_write_timeout(Some(CLIENT_PATIENCE));
         old_clients::respect(session);
         if signs_on {
-            return self.sign_on(session, context, &asked).await;
+            return self.sign_on(session, context, &info).await;
         }
         if self.challenge(session, context).await? {
             return Ok(true);
         }
         if clear && context.snapshot.web.mode != MailMode::Both {
-            return self.clear_port(session, context, &asked).await;
+            return self.clear_port(session, context, &info).await;
         }
-        self.go(session, context, &asked).await
+        self.go(session, context, &info).await
     }
 
     async fn upstream_peer(&self, session: &mut Session, context: &mut RequestContext) -> Result<Box<HttpPeer>> {
@@ -245,12 +245,12 @@ impl ProxyHttp for Web {
             }
             None => self.any_server(context, web)?,
         };
-        let (Some(onward), Some(asked)) = (&context.onward, &context.asked) else {
+        let (Some(onward), Some(info)) = (&context.onward, &context.info) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
         let group = self.app.groups.get(onward.group());
         let keepalive = group.and_then(|group| group.keepalive());
-        let keeping = Keeping::of(web, session.req_header(), asked, onward, keepalive, context.stale);
+        let keeping = Keeping::of(web, session.req_header(), info, onward, keepalive, context.stale);
         let mut peer = peer(&target, onward, &context.snapshot);
         keeping.shape(&mut peer, &self.sources);
         context.keeping = Some(keeping);
@@ -314,7 +314,7 @@ impl ProxyHttp for Web {
         let (Some(web), Some(onward)) = (client_of(session), &context.onward) else {
             return Ok(());
         };
-        let (Some(asked), Some(target)) = (&context.asked, &context.target) else {
+        let (Some(info), Some(target)) = (&context.info, &context.target) else {
             return Ok(());
         };
         if let Some(cookies) = headers::joined_cookies(&upstream.headers) {
@@ -327,7 +327,7 @@ impl ProxyHttp for Web {
             // Web sockets do not come this way.
             upstream.remove_header(&name);
         }
-        let lines = onward_headers(web, asked, onward, &target.server);
+        let lines = onward_headers(web, info, onward, &target.server);
         for name in &onward.forward().remove_headers {
             upstream.remove_header(name);
         }
@@ -602,16 +602,13 @@ impl Web {
     }
 
     /// A clear-text web port, where it does not serve: HTTP §1.5, §1.6.
-    async fn clear_port(&self, session: &mut Session, context: &RequestContext, asked: &Asked) -> Result<bool> {
+    async fn clear_port(&self, session: &mut Session, context: &RequestContext, info: &RequestInfo) -> Result<bool> {
         if context.snapshot.web.mode == MailMode::Https {
-            let answer = Answer::error(403, context.form, &asked.id)?;
+            let answer = Answer::error(403, context.form, &info.id)?;
             answer_with(answer, session, context).await?;
             return Ok(true);
         }
-        let host = asked
-            .host
-            .clone()
-            .unwrap_or_else(|| self.app.config.load().node.clone());
+        let host = info.host.clone().unwrap_or_else(|| self.app.config.load().node.clone());
         let host = bracketed(&host);
         let port = match context.snapshot.web.https_port {
             443 => String::new(),
@@ -628,12 +625,12 @@ impl Web {
     }
 
     /// Answers, or lets the request go on to a server.
-    async fn go(&self, session: &mut Session, context: &mut RequestContext, asked: &Asked) -> Result<bool> {
+    async fn go(&self, session: &mut Session, context: &mut RequestContext, info: &RequestInfo) -> Result<bool> {
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();
-        match decision::decide(&self.app, &context.snapshot, web, request, asked) {
+        match decision::decide(&self.app, &context.snapshot, web, request, info) {
             Decision::Forward(onward) => {
                 context.found = Some(onward.found.clone());
                 check_length(&onward, &request.headers)?;
@@ -650,7 +647,7 @@ impl Web {
             }
             Decision::Local(found, path) => {
                 context.found = Some(found.clone());
-                self.local(session, context, asked, &found, &path).await?;
+                self.local(session, context, info, &found, &path).await?;
                 Ok(true)
             }
             Decision::Refused { status, why } => Error::e_explain(ErrorType::HTTPStatus(status), why),
@@ -662,15 +659,15 @@ impl Web {
         &self,
         session: &mut Session,
         context: &RequestContext,
-        asked: &Asked,
+        info: &RequestInfo,
         found: &Found,
         path: &str,
     ) -> Result<()> {
-        let secure = asked.scheme == "https";
+        let secure = info.scheme == "https";
         let answer = match &found.entry.location.action {
             Action::Files(files) => return file(session, context, found, files, path).await,
             Action::Answer { status, body: None, .. } if *status >= 400 => {
-                Answer::error(*status, context.form, &asked.id)?
+                Answer::error(*status, context.form, &info.id)?
             }
             Action::Answer { status, kind, body } => Answer::text(*status, kind, body.clone().unwrap_or_default())?,
             Action::Logout { to, cookies } => {
@@ -698,7 +695,7 @@ impl Web {
     }
 
     fn log_access(&self, session: &Session, web: &WebClient, context: &RequestContext, status: u16) {
-        let Some(asked) = context.asked.as_ref().filter(|_| self.app.access.is_on()) else {
+        let Some(info) = context.info.as_ref().filter(|_| self.app.access.is_on()) else {
             return;
         };
         let last = context.target.iter().map(|target| &target.address);
@@ -721,7 +718,7 @@ impl Web {
             &self.app,
             web,
             session.req_header(),
-            asked,
+            info,
             visit,
         ));
     }
@@ -751,11 +748,11 @@ pub(crate) fn record_login(
         return;
     }
     let client = context
-        .asked
+        .info
         .as_ref()
-        .map_or(web.facts.client.addr.ip(), |asked| asked.client);
+        .map_or(web.facts.client.addr.ip(), |info| info.client);
     app.audit.record(Record {
-        request: context.asked.as_ref().map(|asked| asked.id.clone()),
+        request: context.info.as_ref().map(|info| info.id.clone()),
         user: Some(seen.user),
         account: context.route.as_ref().map(|route| route.account.to_string()),
         route: context.target.as_ref().map(|target| target.address.to_string()),

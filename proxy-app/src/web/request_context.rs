@@ -18,7 +18,7 @@ use crate::http::{headers, login};
 use crate::locations::Found;
 use crate::tls::vhosts::Site;
 use crate::upstream::connection::ServerConnection;
-use crate::web::decision::{Asked, Onward};
+use crate::web::decision::{Onward, RequestInfo};
 use crate::web::keeping::Keeping;
 use crate::web::target::Target;
 
@@ -29,7 +29,7 @@ pub struct RequestContext {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) begun: Instant,
     /// What it asks for; `None` before it was read.
-    pub(crate) asked: Option<Asked>,
+    pub(crate) info: Option<RequestInfo>,
     /// The virtual host that it asks for.
     pub(crate) site: Option<Arc<Site>>,
     /// Where it goes, if to a server.
@@ -67,7 +67,7 @@ impl RequestContext {
         RequestContext {
             snapshot,
             begun: Instant::now(),
-            asked: None,
+            info: None,
             site: None,
             onward: None,
             found: None,
@@ -91,16 +91,16 @@ impl RequestContext {
     }
 
     pub(crate) fn id(&self) -> &str {
-        self.asked.as_ref().map_or("-", |asked| &asked.id)
+        self.info.as_ref().map_or("-", |info| &info.id)
     }
 }
 
 /// Leads `Location` and `Refresh` of a server's answer back to us.
 pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
-    let (Some(onward), Some(asked), Some(target)) = (&context.onward, &context.asked, &context.target) else {
+    let (Some(onward), Some(info), Some(target)) = (&context.onward, &context.info, &context.target) else {
         return Ok(());
     };
-    let (Some(host), Some(host_as_sent)) = (&asked.host, &asked.host_as_sent) else {
+    let (Some(host), Some(host_as_sent)) = (&info.host, &info.host_as_sent) else {
         return Ok(());
     };
     if !onward.forward().rewrite_location {
@@ -108,10 +108,10 @@ pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) 
     }
     let address = target.address.ip().to_string();
     let relocation = Relocation {
-        scheme: asked.scheme,
+        scheme: info.scheme,
         host_as_sent,
         host,
-        our_port: asked.port,
+        our_port: info.port,
         server: &[&target.server.name, &target.server.host, &address],
         server_port: target.server.port,
     };
@@ -131,8 +131,8 @@ pub(crate) async fn answer_with(mut answer: Answer, session: &mut Session, conte
 /// The headers that every answer has: its request's id, those of the site, those of the location. What the server
 /// says itself of a header of the site stays: it knows its page, and two of them would contradict each other.
 pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
-    if let Some(asked) = &context.asked {
-        response.insert_header(headers::REQUEST_ID, asked.id.as_str())?;
+    if let Some(info) = &context.info {
+        response.insert_header(headers::REQUEST_ID, info.id.as_str())?;
     }
     let location = context.found.as_ref().map(|found| &found.entry.location);
     let site = context
@@ -147,7 +147,7 @@ pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> 
     for (name, value) in location.iter().flat_map(|location| &location.answer_headers) {
         response.insert_header(name, value)?;
     }
-    if context.asked.as_ref().is_none_or(|asked| asked.scheme != "https") {
+    if context.info.as_ref().is_none_or(|info| info.scheme != "https") {
         // In clear text anybody could have said it (RFC 6797 §7.2).
         response.remove_header(&http::header::STRICT_TRANSPORT_SECURITY);
     }

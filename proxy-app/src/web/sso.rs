@@ -15,7 +15,7 @@ use route_cache::{HostPort, bracketed};
 use crate::http::answers::Answer;
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts};
 use crate::web::client::{WebClient, client_of};
-use crate::web::decision::Asked;
+use crate::web::decision::RequestInfo;
 use crate::web::phases::Web;
 use crate::web::request_context::{RequestContext, answer_with};
 
@@ -50,7 +50,12 @@ impl Wanted {
 
 impl Web {
     /// Answers a request that came through the door of single sign-on.
-    pub(crate) async fn sign_on(&self, session: &mut Session, context: &RequestContext, asked: &Asked) -> Result<bool> {
+    pub(crate) async fn sign_on(
+        &self,
+        session: &mut Session,
+        context: &RequestContext,
+        info: &RequestInfo,
+    ) -> Result<bool> {
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
@@ -66,7 +71,7 @@ impl Web {
             (CertMode::On, None) => return refused("no certificate"),
             (CertMode::Optional, None) => None,
             (CertMode::On | CertMode::Optional, Some(certificate)) => {
-                match self.owner(web, context, asked, wanted, certificate).await {
+                match self.owner(web, context, info, wanted, certificate).await {
                     Ok(token) => Some(token),
                     Err(CertLoginError::NoService) => return refused("nobody can say whose certificate this is"),
                     // There are other ways to log in; the page shows them.
@@ -78,7 +83,7 @@ impl Web {
                 }
             }
         };
-        let mut answer = Answer::redirect(302, &self.home_page(context, asked, wanted))?;
+        let mut answer = Answer::redirect(302, &self.home_page(context, info, wanted))?;
         answer.head.insert_header("Cache-Control", "no-store")?;
         if let Some(token) = token {
             let (name, value) = (wanted.cookie(), token.value.expose());
@@ -94,16 +99,16 @@ impl Web {
         &self,
         web: &WebClient,
         context: &RequestContext,
-        asked: &Asked,
+        info: &RequestInfo,
         wanted: Wanted,
         certificate: &ClientCertificate,
     ) -> Result<Token, CertLoginError> {
         let question = CertLogin {
             subject: &certificate.subject,
             admin: wanted == Wanted::Admin,
-            client: asked.client,
+            client: info.client,
             local: web.facts.client.local.ip(),
-            host: asked.host.as_deref(),
+            host: info.host.as_deref(),
         };
         let config = self.app.config.load_full();
         let node_login = config.lookup.as_ref().and_then(|lookup| lookup.admin.as_ref());
@@ -126,7 +131,7 @@ impl Web {
         if let Err(CertLoginError::NoService) = told {
             log::warn!("certificates log nobody in: directory.lookup has no zimbra service, or no admin_password_file");
         }
-        self.record_sign_on(web, context, asked, certificate, &told);
+        self.record_sign_on(web, context, info, certificate, &told);
         told
     }
 
@@ -134,7 +139,7 @@ impl Web {
         &self,
         web: &WebClient,
         context: &RequestContext,
-        asked: &Asked,
+        info: &RequestInfo,
         certificate: &ClientCertificate,
         told: &Result<Token, CertLoginError>,
     ) {
@@ -144,20 +149,20 @@ impl Web {
             Err(CertLoginError::NoService | CertLoginError::CannotTell(_)) => Outcome::DirectoryDown,
         };
         self.app.audit.record(Record {
-            request: Some(asked.id.clone()),
+            request: Some(info.id.clone()),
             user: Some(certificate.subject.clone()),
             account: told.as_ref().ok().and_then(|token| token.account.clone()),
             mechanism: Some("certauth"),
             outcome: Some(outcome),
             why: told.as_ref().err().map(ToString::to_string),
-            ..web.login_record(asked.client, context.snapshot.generation)
+            ..web.login_record(info.client, context.snapshot.generation)
         });
     }
 
     /// The page for somebody who is logged in; who is not is asked for a password there.
-    fn home_page(&self, context: &RequestContext, asked: &Asked, wanted: Wanted) -> String {
+    fn home_page(&self, context: &RequestContext, info: &RequestInfo, wanted: Wanted) -> String {
         let config = self.app.config.load();
-        let host = asked.host.as_deref().unwrap_or(&config.node);
+        let host = info.host.as_deref().unwrap_or(&config.node);
         let port = match wanted {
             Wanted::Mail => context.snapshot.web.https_port,
             Wanted::Admin => {

@@ -21,7 +21,7 @@ use crate::http::answers::{Answer, Form};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::WebClient;
-use crate::web::decision::{Asked, Decision, Onward, decide};
+use crate::web::decision::{Decision, Onward, RequestInfo, decide};
 use crate::web::forward::{onward_headers, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, dress, relocate};
@@ -76,14 +76,14 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     }
     let request = parse(head).filter(is_upgrade)?;
     let snapshot = app.snapshot.load_full();
-    let asked = Asked::read(app, web, &request);
-    if asked.is_clear(web) && snapshot.web.mode != MailMode::Both {
+    let info = RequestInfo::read(app, web, &request);
+    if info.is_clear(web) && snapshot.web.mode != MailMode::Both {
         return None;
     }
-    asked.host.as_ref()?;
+    info.host.as_ref()?;
     // The engine says why not.
-    web.may_ask_for(asked.host.as_deref(), &snapshot.web.sites).ok()?;
-    let Decision::Forward(onward) = decide(app, &snapshot, web, &request, &asked) else {
+    web.may_ask_for(info.host.as_deref(), &snapshot.web.sites).ok()?;
+    let Decision::Forward(onward) = decide(app, &snapshot, web, &request, &info) else {
         return None;
     };
     if !onward.forward().websocket {
@@ -101,7 +101,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
         snapshot.transport.dial_as(&chosen, b"", target.verify).await
     };
     let server = stream.ok()?;
-    let head = upstream_head(web, &request, &asked, &onward, &target.server);
+    let head = upstream_head(web, &request, &info, &onward, &target.server);
     let name = target.server.address().to_string();
     let mut context = RequestContext::new(snapshot);
     context.form = Form::of(&request);
@@ -110,11 +110,11 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
             .snapshot
             .web
             .sites
-            .of(asked.host.as_deref(), web.facts.client.local.ip())
+            .of(info.host.as_deref(), web.facts.client.local.ip())
             .clone(),
     );
     context.seen = login::basic(&request.uri, &request.headers);
-    context.asked = Some(asked);
+    context.info = Some(info);
     context.found = Some(onward.found.clone());
     context.onward = Some(onward);
     context.target = Some(target);
@@ -242,7 +242,7 @@ impl Upgrade {
 impl RequestContext {
     /// Writes the access line of an upgrade.
     fn log(&self, app: &App, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
-        let Some(asked) = &self.asked else { return };
+        let Some(info) = &self.info else { return };
         let group = self.onward.as_ref().map_or("none", |onward| onward.group());
         app.metrics.web_request(group, status);
         let visit = Visit {
@@ -254,7 +254,7 @@ impl RequestContext {
             incomplete: None,
             begun: self.begun,
         };
-        app.access.line(access_log::of_request(app, web, request, asked, visit));
+        app.access.line(access_log::of_request(app, web, request, info, visit));
     }
 }
 
@@ -408,10 +408,10 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward
 }
 
 /// The request as the server gets it: the same header rules as for any other.
-fn upstream_head(web: &WebClient, request: &Parts, asked: &Asked, onward: &Onward, server: &Server) -> Vec<u8> {
+fn upstream_head(web: &WebClient, request: &Parts, info: &RequestInfo, onward: &Onward, server: &Server) -> Vec<u8> {
     use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
     let dropped = headers::dropped(&request.headers);
-    let ours = onward_headers(web, asked, onward, server);
+    let ours = onward_headers(web, info, onward, server);
     let cookies = headers::joined_cookies(&request.headers);
     let removed = &onward.forward().remove_headers;
     // `Connection` may have named more; there is no body.
