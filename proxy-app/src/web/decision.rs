@@ -129,7 +129,7 @@ fn new_id() -> String {
 
 /// A request on its way to a server.
 #[derive(Debug, Clone)]
-pub(crate) struct Onward {
+pub(crate) struct ProxyRequest {
     /// Its location.
     pub(crate) found: Found,
     /// Path and query as the server gets them.
@@ -138,7 +138,7 @@ pub(crate) struct Onward {
     pub(crate) lookup: Option<Lookup>,
 }
 
-impl Onward {
+impl ProxyRequest {
     /// The rules of its location.
     pub(crate) fn forward(&self) -> &Forward {
         self.found.forward().expect("only made for locations that forward")
@@ -165,7 +165,7 @@ impl Onward {
 #[derive(Debug)]
 pub(crate) enum Decision {
     /// It goes to a server.
-    Forward(Box<Onward>),
+    Forward(Box<ProxyRequest>),
     /// Its location has the answer; here with the decoded path.
     Local(Found, String),
     /// The browser is sent elsewhere.
@@ -230,7 +230,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
             }
             let target = found.target(forward, asking);
             let lookup = lookup(forward, web, request, info);
-            Decision::Forward(Box::new(Onward { found, target, lookup }))
+            Decision::Forward(Box::new(ProxyRequest { found, target, lookup }))
         }
         Action::Redirect { to, status } => {
             let (to, status) = (to.at(site), *status);

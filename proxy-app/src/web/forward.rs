@@ -12,17 +12,17 @@ use crate::locations::{HostRule, Timeouts};
 use crate::tls::client_certs::PresentedCert;
 use crate::upstream::connect;
 use crate::web::client::WebClient;
-use crate::web::decision::{Onward, RequestInfo};
+use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::target::Target;
 
 /// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
-pub(crate) fn onward_headers(
+pub(crate) fn proxy_headers(
     web: &WebClient,
     info: &RequestInfo,
-    onward: &Onward,
+    proxied: &ProxyRequest,
     server: &Server,
 ) -> Vec<(http::HeaderName, String)> {
-    let forward = onward.forward();
+    let forward = proxied.forward();
     let mut lines = Vec::with_capacity(8);
     if forward.forwarded {
         let hop = headers::Hop {
@@ -42,7 +42,7 @@ pub(crate) fn onward_headers(
             .host_as_sent
             .clone()
             .unwrap_or_else(|| web.facts.client.local.to_string()),
-        HostRule::Upstream if onward.mailbox().is_none() => onward.group().to_owned(),
+        HostRule::Upstream if proxied.mailbox().is_none() => proxied.group().to_owned(),
         HostRule::Upstream => server.address().to_string(),
         HostRule::Text(text) => {
             let host = info
@@ -62,9 +62,9 @@ pub(crate) fn onward_headers(
 /// Most that a server may send ahead of the client in a response over HTTP/2; the engine's default is 8 MiB.
 const H2_WINDOW: u32 = 64 * 1024;
 
-pub(crate) fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> HttpPeer {
+pub(crate) fn peer(target: &Target, proxied: &ProxyRequest, snapshot: &Snapshot) -> HttpPeer {
     let policy = &snapshot.web;
-    let waits = waits(onward, snapshot);
+    let waits = waits(proxied, snapshot);
     let name = match &target.server.tls {
         UpstreamTls::Clear => None,
         UpstreamTls::Implicit { name } => Some(name.to_string()),
@@ -77,7 +77,7 @@ pub(crate) fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> Htt
     peer.options.total_connection_timeout = Some(connect);
     peer.options.write_timeout = Some(waits.send);
     peer.options.read_timeout = Some(waits.read);
-    peer.options.alpn = if is_tls && onward.forward().http2 {
+    peer.options.alpn = if is_tls && proxied.forward().http2 {
         ALPN::H2H1
     } else {
         ALPN::H1
@@ -90,9 +90,9 @@ pub(crate) fn peer(target: &Target, onward: &Onward, snapshot: &Snapshot) -> Htt
 }
 
 /// The waits of a request's location on this node.
-pub(crate) fn waits(onward: &Onward, snapshot: &Snapshot) -> Timeouts<Duration> {
+pub(crate) fn waits(proxied: &ProxyRequest, snapshot: &Snapshot) -> Timeouts<Duration> {
     let policy = &snapshot.web;
-    onward.found.entry.timeouts.unwrap_or(Timeouts {
+    proxied.found.entry.timeouts.unwrap_or(Timeouts {
         connect: policy.connect_timeout,
         send: policy.send_timeout,
         read: policy.read_timeout,

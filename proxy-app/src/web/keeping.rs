@@ -15,7 +15,7 @@ use crate::http::bound_login;
 use crate::http::repeat::may_be_repeated;
 use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
 use crate::web::client::WebClient;
-use crate::web::decision::{Onward, RequestInfo};
+use crate::web::decision::{ProxyRequest, RequestInfo};
 
 /// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
@@ -45,7 +45,7 @@ impl Keeping {
         web: &WebClient,
         request: &RequestHeader,
         info: &RequestInfo,
-        onward: &Onward,
+        proxied: &ProxyRequest,
         keepalive: Option<Duration>,
         stale: usize,
     ) -> Keeping {
@@ -54,10 +54,10 @@ impl Keeping {
             web.owner.bind();
         }
         let owner = web.owner.key().filter(|_| !relayed).map(|_| web.owner.clone());
-        let keepalive = onward.forward().keepalive.or(keepalive).unwrap_or(KEEPALIVE);
+        let keepalive = proxied.forward().keepalive.or(keepalive).unwrap_or(KEEPALIVE);
         // A server that speaks HTTP/2 says which request it has not seen when it closes.
         let again = may_be_repeated(&request.method) && is_kept(&request.headers);
-        let repeatable = match (again || onward.forward().http2, &owner) {
+        let repeatable = match (again || proxied.forward().http2, &owner) {
             (true, _) => Repeatable::Yes,
             (false, Some(_)) => Repeatable::Bound,
             (false, None) => Repeatable::No,

@@ -36,8 +36,8 @@ use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::{self, WebClient, client_of};
-use crate::web::decision::{self, Decision, Onward, RequestInfo};
-use crate::web::forward::{onward_headers, peer};
+use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
+use crate::web::forward::{peer, proxy_headers};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
 use crate::web::target::{Home, Target, home};
@@ -73,14 +73,14 @@ impl Web {
 
     /// The server of the request's account, if it has one that is known.
     async fn locate(&self, context: &mut RequestContext) -> Result<Option<Target>> {
-        let Some(onward) = &context.onward else {
+        let Some(proxied) = &context.proxied else {
             return Ok(None);
         };
         let mode = context.snapshot.web.ip_mode;
         for last in [false, true] {
             let begun = Instant::now();
-            let found = home(&self.app, &context.snapshot, onward).await;
-            if onward.lookup.is_some() {
+            let found = home(&self.app, &context.snapshot, proxied).await;
+            if proxied.lookup.is_some() {
                 self.app.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
             }
             let (route, server) = match found {
@@ -103,7 +103,7 @@ impl Web {
             let first = alive.clone().next();
             let Some(&address) = alive.find(|address| !context.tried.contains(address)).or(first) else {
                 // Nobody waits for a server that checks find dead. But the account may have moved.
-                if let Some(lookup) = onward.lookup.as_ref().filter(|_| !last) {
+                if let Some(lookup) = proxied.lookup.as_ref().filter(|_| !last) {
                     self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
                     continue;
                 }
@@ -123,7 +123,7 @@ impl Web {
     }
 
     fn any_server(&self, context: &RequestContext, web: &WebClient) -> Result<Target> {
-        let name = context.onward.as_ref().map_or("", |onward| onward.group());
+        let name = context.proxied.as_ref().map_or("", |proxied| proxied.group());
         let group = self.app.groups.get(name);
         let known = web.owner.server(name);
         let member = group.filter(|_| context.tried.len() < TRIES).and_then(|group| {
@@ -245,13 +245,13 @@ impl ProxyHttp for Web {
             }
             None => self.any_server(context, web)?,
         };
-        let (Some(onward), Some(info)) = (&context.onward, &context.info) else {
+        let (Some(proxied), Some(info)) = (&context.proxied, &context.info) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
-        let group = self.app.groups.get(onward.group());
+        let group = self.app.groups.get(proxied.group());
         let keepalive = group.and_then(|group| group.keepalive());
-        let keeping = Keeping::of(web, session.req_header(), info, onward, keepalive, context.stale);
-        let mut peer = peer(&target, onward, &context.snapshot);
+        let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive, context.stale);
+        let mut peer = peer(&target, proxied, &context.snapshot);
         keeping.shape(&mut peer, &self.sources);
         context.keeping = Some(keeping);
         context.target = Some(target);
@@ -292,7 +292,7 @@ impl ProxyHttp for Web {
         if is_dripping(context.begun.elapsed(), context.body_bytes, grace) && !end {
             return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
         }
-        let most = context.onward.as_ref().and_then(|onward| onward.forward().max_body);
+        let most = context.proxied.as_ref().and_then(|proxied| proxied.forward().max_body);
         if most.is_some_and(|most| context.body_bytes > most) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location");
         }
@@ -311,7 +311,7 @@ impl ProxyHttp for Web {
         if session.as_mut().is_body_empty() && headers::lacks_a_length(upstream) {
             upstream.insert_header(http::header::CONTENT_LENGTH, "0")?;
         }
-        let (Some(web), Some(onward)) = (client_of(session), &context.onward) else {
+        let (Some(web), Some(proxied)) = (client_of(session), &context.proxied) else {
             return Ok(());
         };
         let (Some(info), Some(target)) = (&context.info, &context.target) else {
@@ -327,12 +327,12 @@ impl ProxyHttp for Web {
             // Web sockets do not come this way.
             upstream.remove_header(&name);
         }
-        let lines = onward_headers(web, info, onward, &target.server);
-        for name in &onward.forward().remove_headers {
+        let lines = proxy_headers(web, info, proxied, &target.server);
+        for name in &proxied.forward().remove_headers {
             upstream.remove_header(name);
         }
         // Without an authority in it, so that Host is what it is set to.
-        let target = onward.target.parse::<http::Uri>();
+        let target = proxied.target.parse::<http::Uri>();
         upstream.set_uri(target.map_err(|error| {
             Error::explain(
                 ErrorType::HTTPStatus(400),
@@ -409,9 +409,9 @@ impl ProxyHttp for Web {
         });
         if let Some(target) = &context.target
             && let Some(group) = context
-                .onward
+                .proxied
                 .as_ref()
-                .and_then(|onward| self.app.groups.get(onward.group()))
+                .and_then(|proxied| self.app.groups.get(proxied.group()))
         {
             group.answered(target.address);
         }
@@ -460,9 +460,9 @@ impl ProxyHttp for Web {
         match address {
             Some(address) if broken && !reused => {
                 if let Some(group) = context
-                    .onward
+                    .proxied
                     .as_ref()
-                    .and_then(|onward| self.app.groups.get(onward.group()))
+                    .and_then(|proxied| self.app.groups.get(proxied.group()))
                 {
                     group.eject(address);
                 }
@@ -488,12 +488,12 @@ impl ProxyHttp for Web {
             return error;
         };
         self.app.metrics.connected(&target.address.to_string(), false);
-        let onward = context.onward.as_ref();
-        if let Some(group) = onward.and_then(|onward| self.app.groups.get(onward.group())) {
+        let proxied = context.proxied.as_ref();
+        if let Some(group) = proxied.and_then(|proxied| self.app.groups.get(proxied.group())) {
             group.eject(target.address);
         }
         context.tried.push(target.address);
-        let lookup = onward.and_then(|onward| onward.lookup.as_ref());
+        let lookup = proxied.and_then(|proxied| proxied.lookup.as_ref());
         let again = match (target.own, lookup) {
             (true, Some(lookup)) => {
                 self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
@@ -545,8 +545,8 @@ impl ProxyHttp for Web {
             .response_written()
             .map_or(0, |response| response.status.as_u16());
         web.facts.handle.add_out(session.body_bytes_sent() as u64);
-        let onward = context.onward.as_ref().filter(|_| context.target.is_some());
-        let group = onward.map_or("none", |onward| onward.group());
+        let proxied = context.proxied.as_ref().filter(|_| context.target.is_some());
+        let group = proxied.map_or("none", |proxied| proxied.group());
         self.app.metrics.web_request(group, status);
         self.log_access(session, web, context, status);
         let Some(seen) = context.seen.take() else { return };
@@ -631,12 +631,12 @@ impl Web {
         };
         let request = session.req_header();
         match decision::decide(&self.app, &context.snapshot, web, request, info) {
-            Decision::Forward(onward) => {
-                context.found = Some(onward.found.clone());
-                check_length(&onward, &request.headers)?;
+            Decision::Forward(proxied) => {
+                context.found = Some(proxied.found.clone());
+                check_length(&proxied, &request.headers)?;
                 context.seen = login::basic(&request.uri, &request.headers);
                 context.body = login::is_login_path(request.uri.path()).map(login::Body::new);
-                context.onward = Some(onward);
+                context.proxied = Some(proxied);
                 Ok(false)
             }
             Decision::Redirect { to, status, found } => {
@@ -767,7 +767,7 @@ pub(crate) fn record_login(
 /// that the next login finds an account that has moved.
 fn doubt_route(app: &App, context: &RequestContext) {
     let own = context.target.as_ref().is_some_and(|target| target.own);
-    let lookup = context.onward.as_ref().and_then(|onward| onward.lookup.clone());
+    let lookup = context.proxied.as_ref().and_then(|proxied| proxied.lookup.clone());
     if let Some(lookup) = lookup.filter(|_| own) {
         let routes = app.routes.clone();
         tokio::spawn(async move { routes.ask_again(&lookup, ROUTE_YOUNG).await });
@@ -782,10 +782,10 @@ fn has_one_length(headers: &http::HeaderMap) -> bool {
 }
 
 /// A body that says beforehand that it is too long is refused before any of it is read.
-fn check_length(onward: &Onward, headers: &http::HeaderMap) -> Result<()> {
+fn check_length(proxied: &ProxyRequest, headers: &http::HeaderMap) -> Result<()> {
     let length = headers.get(http::header::CONTENT_LENGTH);
     let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    match (length, onward.forward().max_body) {
+    match (length, proxied.forward().max_body) {
         (Some(length), Some(most)) if length > most => {
             Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location")
         }

@@ -18,7 +18,7 @@ use crate::http::{headers, login};
 use crate::locations::Found;
 use crate::tls::vhosts::Site;
 use crate::upstream::connection::ServerConnection;
-use crate::web::decision::{Onward, RequestInfo};
+use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
 use crate::web::target::Target;
 
@@ -33,7 +33,7 @@ pub struct RequestContext {
     /// The virtual host that it asks for.
     pub(crate) site: Option<Arc<Site>>,
     /// Where it goes, if to a server.
-    pub(crate) onward: Option<Box<Onward>>,
+    pub(crate) proxied: Option<Box<ProxyRequest>>,
     /// Its location, for logs and for the headers of the answer.
     pub(crate) found: Option<Found>,
     /// In which form its client is told of errors.
@@ -69,7 +69,7 @@ impl RequestContext {
             begun: Instant::now(),
             info: None,
             site: None,
-            onward: None,
+            proxied: None,
             found: None,
             form: Form::Json,
             route: None,
@@ -97,13 +97,13 @@ impl RequestContext {
 
 /// Leads `Location` and `Refresh` of a server's answer back to us.
 pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
-    let (Some(onward), Some(info), Some(target)) = (&context.onward, &context.info, &context.target) else {
+    let (Some(proxied), Some(info), Some(target)) = (&context.proxied, &context.info, &context.target) else {
         return Ok(());
     };
     let (Some(host), Some(host_as_sent)) = (&info.host, &info.host_as_sent) else {
         return Ok(());
     };
-    if !onward.forward().rewrite_location {
+    if !proxied.forward().rewrite_location {
         return Ok(());
     }
     let address = target.address.ip().to_string();

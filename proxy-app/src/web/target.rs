@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::app::snapshot::Snapshot;
 use crate::locations::Mailbox;
 use crate::upstream::groups::{EXTENSION_PORTS, Member};
-use crate::web::decision::Onward;
+use crate::web::decision::ProxyRequest;
 
 /// Where a request goes.
 #[derive(Clone)]
@@ -35,8 +35,8 @@ pub(crate) enum Home {
 }
 
 /// Asks where the account of a request lives.
-pub(crate) async fn home(app: &App, snapshot: &Snapshot, onward: &Onward) -> Home {
-    let (Some(lookup), Some(mailbox)) = (&onward.lookup, onward.mailbox()) else {
+pub(crate) async fn home(app: &App, snapshot: &Snapshot, proxied: &ProxyRequest) -> Home {
+    let (Some(lookup), Some(mailbox)) = (&proxied.lookup, proxied.mailbox()) else {
         return Home::Anybody;
     };
     match app.routes.route(lookup).await {

@@ -21,8 +21,8 @@ use crate::http::answers::{Answer, Form};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, Visit};
 use crate::web::client::WebClient;
-use crate::web::decision::{Decision, Onward, RequestInfo, decide};
-use crate::web::forward::{onward_headers, waits};
+use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
+use crate::web::forward::{proxy_headers, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, dress, relocate};
 use crate::web::target::{Home, Target, home};
@@ -83,14 +83,14 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     info.host.as_ref()?;
     // The engine says why not.
     web.may_ask_for(info.host.as_deref(), &snapshot.web.sites).ok()?;
-    let Decision::Forward(onward) = decide(app, &snapshot, web, &request, &info) else {
+    let Decision::Forward(proxied) = decide(app, &snapshot, web, &request, &info) else {
         return None;
     };
-    if !onward.forward().websocket {
+    if !proxied.forward().websocket {
         return None;
     }
-    let waits = waits(&onward, &snapshot);
-    let target = locate(app, &snapshot, web, &onward).await?;
+    let waits = waits(&proxied, &snapshot);
+    let target = locate(app, &snapshot, web, &proxied).await?;
     let stream = if target.own {
         snapshot.transport.dial(&target.server).await
     } else {
@@ -101,7 +101,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
         snapshot.transport.dial_as(&chosen, b"", target.verify).await
     };
     let server = stream.ok()?;
-    let head = upstream_head(web, &request, &info, &onward, &target.server);
+    let head = upstream_head(web, &request, &info, &proxied, &target.server);
     let name = target.server.address().to_string();
     let mut context = RequestContext::new(snapshot);
     context.form = Form::of(&request);
@@ -115,8 +115,8 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     );
     context.seen = login::basic(&request.uri, &request.headers);
     context.info = Some(info);
-    context.found = Some(onward.found.clone());
-    context.onward = Some(onward);
+    context.found = Some(proxied.found.clone());
+    context.proxied = Some(proxied);
     context.target = Some(target);
     Some(Box::new(Upgrade {
         context,
@@ -149,8 +149,8 @@ impl Upgrade {
             why: "no answer to an upgrade in time",
         });
         if matches!(verdict, Verdict::Switched { .. } | Verdict::Refused { .. })
-            && let (Some(onward), Some(target)) = (&self.context.onward, &self.context.target)
-            && let Some(group) = app.groups.get(onward.group())
+            && let (Some(proxied), Some(target)) = (&self.context.proxied, &self.context.target)
+            && let Some(group) = app.groups.get(proxied.group())
         {
             group.answered(target.address);
         }
@@ -243,7 +243,7 @@ impl RequestContext {
     /// Writes the access line of an upgrade.
     fn log(&self, app: &App, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
         let Some(info) = &self.info else { return };
-        let group = self.onward.as_ref().map_or("none", |onward| onward.group());
+        let group = self.proxied.as_ref().map_or("none", |proxied| proxied.group());
         app.metrics.web_request(group, status);
         let visit = Visit {
             user: None,
@@ -377,8 +377,8 @@ fn is_upgrade(request: &Parts) -> bool {
 
 /// The account's server, or any healthy one, which is a member of a group. `None` where the engine has something to
 /// say, such as that checks find the account's server dead.
-async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward) -> Option<Target> {
-    match home(app, snapshot, onward).await {
+async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &ProxyRequest) -> Option<Target> {
+    match home(app, snapshot, proxied).await {
         Home::Known(route, server) => {
             let mode = snapshot.web.ip_mode;
             let addresses = app.names.resolve(&server.host, server.port, mode).await.ok()?;
@@ -395,7 +395,7 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward
         }
         Home::NotAllowed => None,
         Home::Anybody => {
-            let member = app.groups.get(onward.group())?.pick(&[])?;
+            let member = app.groups.get(proxied.group())?.pick(&[])?;
             Some(Target {
                 server: member.server.clone(),
                 address: member.address,
@@ -408,19 +408,25 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, onward: &Onward
 }
 
 /// The request as the server gets it: the same header rules as for any other.
-fn upstream_head(web: &WebClient, request: &Parts, info: &RequestInfo, onward: &Onward, server: &Server) -> Vec<u8> {
+fn upstream_head(
+    web: &WebClient,
+    request: &Parts,
+    info: &RequestInfo,
+    proxied: &ProxyRequest,
+    server: &Server,
+) -> Vec<u8> {
     use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
     let dropped = headers::dropped(&request.headers);
-    let ours = onward_headers(web, info, onward, server);
+    let ours = proxy_headers(web, info, proxied, server);
     let cookies = headers::joined_cookies(&request.headers);
-    let removed = &onward.forward().remove_headers;
+    let removed = &proxied.forward().remove_headers;
     // `Connection` may have named more; there is no body.
     let is_anew = |name: &HeaderName| {
         matches!(name, &CONNECTION | &UPGRADE | &CONTENT_LENGTH)
             || cookies.is_some() && name == COOKIE
             || ours.iter().any(|(our, _)| our == name)
     };
-    let mut head = format!("GET {} HTTP/1.1\r\n", onward.target).into_bytes();
+    let mut head = format!("GET {} HTTP/1.1\r\n", proxied.target).into_bytes();
     let mut line = |name: &str, value: &[u8]| {
         head.extend_from_slice(name.as_bytes());
         head.extend_from_slice(b": ");
