@@ -40,7 +40,7 @@ use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::forward::{peer, proxy_headers};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
-use crate::web::target::{Home, Target, home};
+use crate::web::target::{AccountServer, Target, account_server};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -79,14 +79,14 @@ impl Web {
         let mode = context.snapshot.web.ip_mode;
         for last in [false, true] {
             let begun = Instant::now();
-            let found = home(&self.app, &context.snapshot, proxied).await;
+            let found = account_server(&self.app, &context.snapshot, proxied).await;
             if proxied.lookup.is_some() {
                 self.app.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
             }
             let (route, server) = match found {
-                Home::Known(route, server) => (route, server),
-                Home::Anybody => return Ok(None),
-                Home::NotAllowed => {
+                AccountServer::Known(route, server) => (route, server),
+                AccountServer::Any => return Ok(None),
+                AccountServer::NotAllowed => {
                     return Error::e_explain(
                         ErrorType::HTTPStatus(403),
                         "client address is not allowed on this domain",

@@ -25,30 +25,30 @@ pub(crate) struct Target {
 }
 
 /// Where the account of a request lives, if it has one that is known: the server, and how it was found.
-pub(crate) enum Home {
+pub(crate) enum AccountServer {
     /// Its own server.
     Known(Box<Route>, Server),
     /// Anybody may answer.
-    Anybody,
+    Any,
     /// Its domain does not admit this client.
     NotAllowed,
 }
 
 /// Asks where the account of a request lives.
-pub(crate) async fn home(app: &App, snapshot: &Snapshot, proxied: &ProxyRequest) -> Home {
+pub(crate) async fn account_server(app: &App, snapshot: &Snapshot, proxied: &ProxyRequest) -> AccountServer {
     let (Some(lookup), Some(mailbox)) = (&proxied.lookup, proxied.mailbox()) else {
-        return Home::Anybody;
+        return AccountServer::Any;
     };
     match app.routes.route(lookup).await {
         Ok(route) => match own_server(app, snapshot, mailbox, &route) {
-            Some(server) => Home::Known(Box::new(route), server),
-            None => Home::Anybody,
+            Some(server) => AccountServer::Known(Box::new(route), server),
+            None => AccountServer::Any,
         },
-        Err(RouteError::NotAllowed { .. }) => Home::NotAllowed,
+        Err(RouteError::NotAllowed { .. }) => AccountServer::NotAllowed,
         // Any server can answer for anybody; what it says of an unknown user is for it to say.
         Err(error) => {
             log::debug!("no route for a web request: {error}");
-            Home::Anybody
+            AccountServer::Any
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
 use crate::web::forward::{proxy_headers, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, dress, relocate};
-use crate::web::target::{Home, Target, home};
+use crate::web::target::{AccountServer, Target, account_server};
 
 mod answer;
 
@@ -378,8 +378,8 @@ fn is_upgrade(request: &Parts) -> bool {
 /// The account's server, or any healthy one, which is a member of a group. `None` where the engine has something to
 /// say, such as that checks find the account's server dead.
 async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &ProxyRequest) -> Option<Target> {
-    match home(app, snapshot, proxied).await {
-        Home::Known(route, server) => {
+    match account_server(app, snapshot, proxied).await {
+        AccountServer::Known(route, server) => {
             let mode = snapshot.web.ip_mode;
             let addresses = app.names.resolve(&server.host, server.port, mode).await.ok()?;
             let mut alive = addresses.iter().filter(|address| !app.groups.is_unreachable(**address));
@@ -393,8 +393,8 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &Proxy
                 _member: None,
             })
         }
-        Home::NotAllowed => None,
-        Home::Anybody => {
+        AccountServer::NotAllowed => None,
+        AccountServer::Any => {
             let member = app.groups.get(proxied.group())?.pick(&[])?;
             Some(Target {
                 server: member.server.clone(),
