@@ -139,7 +139,7 @@ pub(crate) fn text(value: Option<&str>) -> Cow<'_, str> {
 }
 
 /// What became of a request, for the access log.
-pub(crate) struct Visit<'a> {
+pub(crate) struct AccessRecord<'a> {
     /// User of Basic authentication.
     pub(crate) user: Option<&'a str>,
     pub(crate) status: u16,
@@ -157,7 +157,7 @@ pub(crate) fn of_request(
     web: &WebClient,
     request: &http::request::Parts,
     info: &RequestInfo,
-    visit: Visit<'_>,
+    record: AccessRecord<'_>,
 ) -> String {
     let text = |name| {
         request
@@ -168,21 +168,21 @@ pub(crate) fn of_request(
     let entry = AccessEntry {
         client: &info.client.to_string(),
         client_port: web.facts.client.addr.port(),
-        user: visit.user,
+        user: record.user,
         time: &logs::local_time(),
         method: request.method.as_str(),
         scheme: info.scheme,
         host: info.host.as_deref(),
         target: request.uri.path_and_query().map_or("/", |target| target.as_str()),
         protocol: protocol(request.version),
-        status: visit.status,
-        bytes: visit.bytes,
+        status: record.status,
+        bytes: record.bytes,
         referer: text(http::header::REFERER),
         user_agent: text(http::header::USER_AGENT),
-        upstream: (!visit.upstream.is_empty()).then_some(visit.upstream),
+        upstream: (!record.upstream.is_empty()).then_some(record.upstream),
         local: &web.facts.client.local.ip().to_string(),
         local_port: web.facts.client.local.port(),
-        incomplete: visit.incomplete,
+        incomplete: record.incomplete,
     };
     match app.config.load().log.access_format {
         AccessFormat::Carbonio => line(&entry),
@@ -191,8 +191,8 @@ pub(crate) fn of_request(
             AccessMore {
                 request: &info.id,
                 conn: &web.facts.id,
-                location: visit.location,
-                duration: visit.begun.elapsed().as_secs_f64(),
+                location: record.location,
+                duration: record.begun.elapsed().as_secs_f64(),
             },
         ),
     }

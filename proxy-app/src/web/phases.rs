@@ -34,7 +34,7 @@ use crate::node::redaction;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::upstream::refuse_old;
 use crate::upstream::connection::{STALE, Sources};
-use crate::web::access_log::{self, Visit};
+use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::forward::{peer, proxy_headers};
@@ -705,7 +705,7 @@ impl Web {
             .chain(last.filter(|address| !context.tried.contains(address)));
         let upstream: Vec<String> = addresses.map(SocketAddr::to_string).collect();
         let seen = context.seen.as_ref().filter(|seen| seen.form == login::Form::Basic);
-        let visit = Visit {
+        let record = AccessRecord {
             user: seen.map(|seen| seen.user.as_str()),
             status,
             bytes: session.body_bytes_sent() as u64,
@@ -719,7 +719,7 @@ impl Web {
             web,
             session.req_header(),
             info,
-            visit,
+            record,
         ));
     }
 }

@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::app::snapshot::{MailMode, Snapshot};
 use crate::http::answers::{Answer, Form};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
-use crate::web::access_log::{self, Visit};
+use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::WebClient;
 use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
 use crate::web::forward::{proxy_headers, waits};
@@ -245,7 +245,7 @@ impl RequestContext {
         let Some(info) = &self.info else { return };
         let group = self.proxied.as_ref().map_or("none", |proxied| proxied.group());
         app.metrics.web_request(group, status);
-        let visit = Visit {
+        let record = AccessRecord {
             user: None,
             status,
             bytes,
@@ -254,7 +254,7 @@ impl RequestContext {
             incomplete: None,
             begun: self.begun,
         };
-        app.access.line(access_log::of_request(app, web, request, info, visit));
+        app.access.line(access_log::of_request(app, web, request, info, record));
     }
 }
 
