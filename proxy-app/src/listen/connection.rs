@@ -33,7 +33,7 @@ use crate::node::metrics::Refused;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::{self, InnerProtocol};
 use crate::upstream::connect;
-use crate::web::client::{Greeted, WebClient};
+use crate::web::client::{SeenUser, WebClient};
 use crate::web::connection;
 use crate::web::phases::Web;
 use crate::web::stream::{Channel, WebStream};
@@ -260,7 +260,7 @@ impl ActiveListener {
             sso: self.listener.serve == Serve::Sso,
             owner: Arc::default(),
             cut_short: AtomicBool::new(false),
-            greeted: Greeted::default(),
+            seen_user: SeenUser::default(),
             taken: AtomicBool::default(),
         };
         let stream = match WebStream::new(channel, client) {

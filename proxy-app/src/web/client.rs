@@ -22,11 +22,11 @@ use crate::upstream::connection::Owner;
 /// The last user whose Basic credentials were good on a connection: a client that sends them with every request
 /// is recorded once.
 #[derive(Debug, Default)]
-pub struct Greeted(Mutex<Option<String>>);
+pub struct SeenUser(Mutex<Option<String>>);
 
-impl Greeted {
+impl SeenUser {
     /// True the first time for a user.
-    pub fn greets(&self, user: &str) -> bool {
+    pub fn is_new(&self, user: &str) -> bool {
         let mut last = self.0.lock();
         if last.as_deref() == Some(user) {
             return false;
@@ -59,7 +59,7 @@ pub struct WebClient {
     /// Whether the listener only logs in by certificate.
     pub sso: bool,
     /// Who is known to have logged in on it.
-    pub greeted: Greeted,
+    pub seen_user: SeenUser,
     /// The server connections that are its own.
     pub owner: Arc<Owner>,
     /// Its last answer has no good end, and the connection must not look as if it had.
@@ -97,8 +97,8 @@ impl WebClient {
     }
 
     /// True the first time for a user.
-    pub fn greets(&self, user: &str) -> bool {
-        self.greeted.greets(user)
+    pub fn is_new_user(&self, user: &str) -> bool {
+        self.seen_user.is_new(user)
     }
 
     /// Whether requests for this host may be served on this connection.

@@ -740,8 +740,8 @@ pub(crate) fn record_login(
     }
     let is_known = match outcome {
         _ if seen.form != login::Form::Basic => false,
-        Outcome::Ok => !web.greets(&seen.user),
-        Outcome::ClientGone => web.greeted.knows(&seen.user),
+        Outcome::Ok => !web.is_new_user(&seen.user),
+        Outcome::ClientGone => web.seen_user.knows(&seen.user),
         _ => false,
     };
     if is_known {
