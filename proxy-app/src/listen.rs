@@ -1,4 +1,4 @@
-//! The doors that are open: opened and closed as the list of listeners changes, each with its accept loop.
+//! The listeners that are open: opened and closed as the list of listeners changes, each with its accept loop.
 //!
 //! The accept loop only accepts. PROXY header, TLS handshake and login happen in the connection's own task
 //! (`listen/connection.rs`), under one deadline.
@@ -55,14 +55,14 @@ pub(crate) fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenF
     }
 }
 
-/// The doors that are open.
+/// The listeners that are open.
 pub(crate) struct ListenerSet {
     pub(crate) app: Arc<App>,
     pub(crate) web: Arc<HttpProxy<Web>>,
     pub(crate) shutdown: ShutdownWatch,
     pub(crate) fds: ListenFds,
     pub(crate) open: Vec<ListenerTask>,
-    /// Whether the groups of web servers are looked after.
+    /// Whether the groups of web servers are being watched.
     pub(crate) watches_groups: bool,
 }
 
@@ -74,12 +74,12 @@ pub(crate) struct ListenerTask {
     task: JoinHandle<()>,
 }
 
-/// What becomes of the connections that the kernel has taken and nobody has accepted.
+/// What to do with the connections in the kernel's queue that are not accepted yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backlog {
-    /// They are served: after this the socket is gone.
+    /// Serve them: after this the socket is gone.
     Served,
-    /// They stay in the socket's queue: somebody else accepts from it, too.
+    /// Leave them in the queue: another accept loop or process takes them.
     Left,
 }
 
@@ -111,7 +111,7 @@ impl ListenerSet {
         });
     }
 
-    /// Web servers are looked after from the first door on that needs them; before it opens, it is known who is well.
+    /// Web servers are watched from the first listener on that needs them; they are checked once before it opens.
     async fn watch_groups(&mut self, serve: Serve) {
         if self.watches_groups || !matches!(serve, Serve::Web | Serve::AdminConsole) {
             return;
@@ -121,8 +121,8 @@ impl ListenerSet {
         tokio::spawn(self.app.groups.clone().watch(self.shutdown.clone()));
     }
 
-    /// Opens and closes doors, until they are the ones that are wanted. The others are not touched. Says what cannot
-    /// be opened.
+    /// Opens and closes listeners until they are the wanted ones. The others are not touched. Returns what cannot be
+    /// opened.
     async fn follow(&mut self, wanted: &[Listener]) -> Problems {
         let stays = |open: &ListenerTask, wanted: &[Listener]| {
             wanted.contains(&open.listener) && open.only_v6 == shares_port(&open.listener, wanted)
@@ -131,7 +131,7 @@ impl ListenerSet {
             .into_iter()
             .partition(|open| stays(open, wanted));
         self.open = stay;
-        // A door that only changes keeps its socket, and with it who is waiting there.
+        // A listener that only changes keeps its socket, and with it the clients in its queue.
         let keeps_socket = |gone: &ListenerTask| {
             let same = |new: &&Listener| new.address == gone.listener.address;
             wanted
@@ -215,14 +215,14 @@ async fn accept(active: Arc<ActiveListener>, socket: TcpListener, mut stop: ones
         }
     };
     if backlog == Backlog::Served {
-        // A timeout of nothing looks once.
+        // A zero timeout polls once.
         while let Ok(Ok(accepted)) = timeout(Duration::ZERO, socket.accept()).await {
             active.take(Ok(accepted)).await;
         }
     }
 }
 
-/// How long it takes to say goodbye to everybody.
+/// How long it takes to end all connections with a last response.
 pub(crate) const GOODBYE: Duration = Duration::from_secs(3);
 
 /// Why a process ends.
@@ -230,6 +230,6 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(3);
 pub enum Ending {
     /// It is stopped.
     Stop,
-    /// A new process has its place.
+    /// A new process has taken over.
     Replaced,
 }

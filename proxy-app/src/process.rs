@@ -1,4 +1,4 @@
-//! The Unix process: its service, its signals, how it gives way to a new one, how it goes into the background.
+//! The Unix process: its service, its signals, its replacement by a new one, its way into the background.
 
 pub mod daemon;
 pub mod service;

@@ -41,13 +41,13 @@ use crate::web::stream::{Channel, WebStream};
 /// How long a balancer may take for its header. It sends it with the first segment.
 pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
 
-/// How long an old proxy may take for its handshake; it does it before anything else.
+/// How long an old proxy may take for its handshake, which comes first.
 pub(crate) const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How long a web connection that is to end may still do so by itself.
 pub(crate) const KICKED: Duration = Duration::from_millis(200);
 
-/// Pause after a failed accept, which mostly means that the process has no descriptor left.
+/// Pause after a failed accept, which usually means that the process has no file descriptor left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener in service.
@@ -123,7 +123,7 @@ impl ActiveListener {
         self.app.limits.patience(own.unwrap_or(snapshot.login_deadline))
     }
 
-    /// Who connects, and whether it speaks TLS with the balancer in front. `None`: somebody we do not talk to.
+    /// Identifies the client, and whether it speaks TLS with the balancer in front. `None`: the connection is refused.
     async fn identify(&self, tcp: &mut TcpStream, peer: SocketAddr) -> Option<(Client, bool)> {
         connect::tune(tcp).ok()?;
         let peer = canonical(peer);
@@ -207,7 +207,7 @@ impl ActiveListener {
             drain: self.app.drain.subscribe(),
         };
         let session = mail_proxy::serve(connection, env);
-        // A session may live for days; the configuration that it was born with lives on only in what it uses.
+        // A session may live for days; of the configuration that it started with, only what it uses stays in memory.
         drop(snapshot);
         session.await;
         if seen.close_reason() == Some(CloseReason::Evict) {
@@ -274,11 +274,11 @@ impl ActiveListener {
             // In a drain, requests are served on.
             () = live.kicked() => {}
         }
-        // A web socket hears of it by itself and says in the access log that it was there.
+        // A WebSocket ends by itself and writes its line of the access log.
         let _ = timeout(KICKED, serve).await;
     }
 
-    /// An old proxy, asking where accounts are.
+    /// A connection of an old proxy, which looks up the servers of accounts.
     async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, permit: Permit) {
         let queued = permit.queue();
         let stream: BoxStream = match self.listener.tls {
@@ -300,7 +300,7 @@ impl ActiveListener {
             () = &mut serve => return,
             _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => {}
         }
-        // An answer that is under way is given; a connection that only waits is not waited for long.
+        // An answer that is under way is sent; a connection that only waits is not waited for long.
         let _ = timeout(GOODBYE, serve).await;
     }
 
@@ -349,7 +349,7 @@ impl ActiveListener {
         admitted
     }
 
-    /// Measures what comes before the login.
+    /// Measures a phase before the login.
     fn observe_phase(&self, phase: Phase, begun: Instant) {
         let proto = match self.listener.serve {
             Serve::Imap => Proto::Imap,
@@ -361,7 +361,7 @@ impl ActiveListener {
         self.app.metrics.phase(phase, proto, begun.elapsed());
     }
 
-    /// The stream of a client who comes for mail or for a stream, and what TLS says of him. `None`: no handshake.
+    /// The stream of a client of a mail or stream listener, and its TLS facts. `None`: the handshake failed.
     async fn channel(
         &self,
         inner: InnerProtocol,
@@ -402,7 +402,7 @@ impl ActiveListener {
 
     fn handshake_failed(&self, client: Client, error: &std::io::Error) {
         self.app.metrics.refused(&self.name, Refused::Tls);
-        // A client that goes away is no news; scanners, health checks and browsers do it all day.
+        // Not worth a line: scanners, health checks and browsers close connections all day.
         let level = match has_gone(error) {
             true => log::Level::Debug,
             false => log::Level::Info,
@@ -411,7 +411,7 @@ impl ActiveListener {
     }
 }
 
-/// The handshake of a web connection; `None` for somebody who speaks clear text, who is told so.
+/// The handshake of a web connection; `None` for a client that speaks clear text, which gets 400.
 pub(crate) async fn web_handshake(
     mut tcp: TcpStream,
     local: IpAddr,
@@ -433,7 +433,7 @@ pub(crate) async fn web_handshake(
         .map(Some)
 }
 
-/// Whether the client of a handshake has simply gone.
+/// Whether the client has closed the connection during the handshake.
 pub(crate) fn has_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let inner = error

@@ -1,4 +1,5 @@
-//! The PROXY protocol, versions 1 and 2, as receiver: who is the client behind the balancer? And version 2 as sender.
+//! The PROXY protocol, versions 1 and 2, as receiver: the address of the client behind the balancer. And version 2 as
+//! sender.
 //!
 //! [`parse`] is a pure function over the bytes read so far; [`read`] feeds it from a socket without taking one
 //! byte more than the header. Whether a peer is trusted to send one is the listener's business.
@@ -196,7 +197,7 @@ fn v2_addresses(family: u8, rest: &[u8]) -> Result<Header, ProxyError> {
         }
         // AF_UNSPEC: the balancer does not know.
         0x00 => Ok(Header::Local),
-        // UNIX sockets and datagrams are nobody who reads mail here.
+        // No mail client comes by UNIX sockets or datagrams.
         _ => Err(ProxyError::Bad),
     }
 }

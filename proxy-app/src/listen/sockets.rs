@@ -1,10 +1,10 @@
-//! Listening sockets, taken over from the process that this one replaces, from systemd, or bound anew.
+//! Listening sockets, taken over from the process that this one replaces, from systemd, or bound here.
 //!
-//! This is the one place of the house that needs `unsafe`: listening sockets come from the old process and from
-//! systemd as numbers, and Rust cannot know that nobody else owns a number.
+//! This is the only file that needs `unsafe`: listening sockets come from the old process and from systemd as numbers,
+//! and Rust cannot know that a number has no other owner.
 //!
 //! The table of Pingora's server holds a descriptor of its own for each of them: it is what the next process is
-//! given, and it keeps the kernel's queue while a door is changed.
+//! given, and it keeps the kernel's queue while a listener is changed.
 #![allow(unsafe_code)]
 
 use std::collections::HashSet;
@@ -49,15 +49,15 @@ pub fn holds(address: SocketAddr, fds: &ListenFds) -> bool {
     fds.lock().get(&key(address)).is_some()
 }
 
-/// Closes what the table holds for other addresses than these, so that nobody waits in a queue that nobody serves.
-/// Says which.
+/// Closes what the table holds for other addresses than these, so that no client waits in a queue that is not served.
+/// Returns their addresses.
 pub fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) -> Vec<String> {
     let keep: HashSet<String> = keep.map(key).collect();
     fds.lock().close_unclaimed(&keep)
 }
 
-/// Puts the sockets that systemd has opened for us into the table, under their addresses. Says what is wrong with
-/// those that cannot be used.
+/// Puts the sockets that systemd has opened for us into the table, under their addresses. Returns what is wrong
+/// with those that cannot be used.
 pub fn take_activated(passed: impl Iterator<Item = RawFd>, fds: &ListenFds) -> Vec<String> {
     let mut wrong = Vec::new();
     for fd in passed {

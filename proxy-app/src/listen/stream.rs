@@ -1,6 +1,6 @@
-//! Stream doors: TLS ends here, and the bytes go on to one server, whatever they mean (LDAPS 8636, XMPP 5222).
+//! Stream listeners: TLS ends here, and the bytes go on to one server, whatever they mean (LDAPS 8636, XMPP 5222).
 //!
-//! Nothing is parsed and nobody logs in. Certificates are those of the other doors, by server name.
+//! Nothing is parsed and there is no login. Certificates are those of the other listeners, by server name.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::config::StreamConfig;
 use crate::listen::proxy_protocol;
 use crate::upstream::connect::MailTransport;
 
-/// How long a client may take for its handshake: it does it before anything else.
+/// How long a client may take for its handshake, which comes first.
 pub const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// Connects a client whose handshake is done to the first upstream that answers, and relays until one side ends it or

@@ -25,7 +25,7 @@ pub struct Session {
     pub since: Timestamp,
 }
 
-/// Which connections are meant. What is not named does not matter.
+/// Which connections. Absent fields match all.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionFilter {
     /// Those of this user: the login as typed, or the account's name, in any case.
@@ -46,7 +46,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Enters a connection, until the value is dropped.
+    /// Lists a connection until the guard is dropped.
     pub fn enter(self: &Arc<Self>, session: Session) -> ConnectionGuard {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         self.shard(key).lock().insert(key, Arc::new(session));
@@ -56,7 +56,7 @@ impl Sessions {
         }
     }
 
-    /// The connections that are meant, oldest first.
+    /// The connections that match, oldest first.
     pub fn list(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
         let mut found = Vec::new();
         for shard in &self.shards {
@@ -69,7 +69,7 @@ impl Sessions {
         found.into_iter().map(|(_, session)| session).collect()
     }
 
-    /// How many there are, by protocol and whether somebody is logged in.
+    /// How many there are, by protocol and whether a user is logged in.
     pub fn counts(&self) -> HashMap<(Proto, bool), u64> {
         let mut counts = HashMap::new();
         for shard in &self.shards {
@@ -82,7 +82,7 @@ impl Sessions {
         counts
     }
 
-    /// Ends those that are meant; gives them.
+    /// Ends those that match; returns them.
     pub fn kick(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
         let meant = self.list(filter);
         meant
@@ -92,7 +92,7 @@ impl Sessions {
     }
 
     /// Ends all that live now, one after the other over this time, so that their clients do not come back at once.
-    /// Ready when all have been told, or `undone` is.
+    /// Returns when all are asked to end, or `undone` resolves.
     pub async fn empty(&self, over: Duration, undone: impl Future<Output = ()>) {
         let all = self.list(&ConnectionFilter::default());
         // In at most one step each millisecond, which is as fine as timers are.
@@ -129,7 +129,7 @@ impl Session {
 }
 
 impl ConnectionFilter {
-    /// The same in lower case: there may be many sessions, and long texts that are asked for.
+    /// The same in lower case, once for many sessions.
     fn folded(&self) -> ConnectionFilter {
         let lower = |text: &Option<String>| text.as_deref().map(str::to_lowercase);
         ConnectionFilter {
@@ -139,7 +139,7 @@ impl ConnectionFilter {
         }
     }
 
-    /// Asked of what is [`ConnectionFilter::folded`].
+    /// Whether this session matches; the filter must be [`ConnectionFilter::folded`].
     fn matches(&self, session: &Session) -> bool {
         self.id.as_ref().is_none_or(|id| *id == session.facts.id)
             && self
@@ -150,7 +150,7 @@ impl ConnectionFilter {
     }
 }
 
-/// Whether this text, in lower case, stands in what is shown of the session.
+/// Whether this text, in lower case, occurs in the listed fields of the session.
 fn is_in(session: &Session, text: &str) -> bool {
     let holds = |shown: &str| shown.to_lowercase().contains(text);
     let of_login = |login: &LoggedIn| holds(&login.user) || holds(&login.account) || holds(&login.route);

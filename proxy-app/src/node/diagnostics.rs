@@ -1,8 +1,7 @@
 //! The diagnostic log, on standard error: which lines are shown, without secrets, and no more than a disk bears.
 //!
-//! Every line passes here, ours and those of libraries. Text from outside may stand in each of them, so each is
-//! cleaned; a stranger may be the cause of each of them, so each place in the source has its share of the log, and
-//! what is beyond it is counted.
+//! Every line passes here, ours and those of libraries. Each may contain text from outside, so each is cleaned; each
+//! may be caused by any client, so each line of source has its share of the log, and what is beyond it is counted.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,31 +14,31 @@ use parking_lot::Mutex;
 use crate::node::redaction;
 
 /// What is shown unless `RUST_LOG` says otherwise. Of Pingora's lines only those about the process are of use: it
-/// tells of each start and each failed health check at length, and calls clients that misbehave errors. What becomes
-/// of a request is said by us. Its connectors say "failed to acquire reusable stream" as an error whenever another
+/// logs each start and each failed health check at length, and clients that misbehave as errors. The result of a
+/// request is logged by us. Its connectors log "failed to acquire reusable stream" as an error whenever another
 /// thread has not quite let go of a kept connection, some times in a thousand requests; all that happens is that a
 /// new one is opened.
 const FILTER: &str = "info,pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,\
                       pingora_core::protocols=off,pingora_proxy=off,pingora_load_balancing=error";
 
-/// Our own crates. Only these are trusted to keep passwords and tokens out of what they say in detail.
+/// Our own crates. Only these are trusted to keep passwords and tokens out of their debug lines.
 const OURS: [&str; 4] = ["proxy_app", "mail_proxy", "route_cache", "mail_directory"];
 
-/// How a target ends whose lines are a list that an operator has asked for, by a reload for example. No stranger
-/// makes it longer, and a part of it would mislead.
+/// How a target ends whose lines are a list that an administrator has asked for, by a reload for example. No client
+/// can make it longer, and a part of it would mislead.
 const LISTS: &str = "::list";
 
-/// Pingora's server says this as an error, once a second, while it waits for the sockets of the process before it:
-/// at every good upgrade.
+/// Pingora's server logs this as an error, once a second, while it waits for the sockets of the previous process: at
+/// every successful upgrade.
 const WAITS_FOR_SOCKETS: &str = "No incoming socket transfer";
 
-/// Lines of one place in the source within [`WINDOW`]: more than anybody reads, and little for a disk.
+/// Lines of one line of source within [`WINDOW`]: more than an administrator reads, and little for a disk.
 const SHARE: u32 = 50;
 /// The time for which a share is given.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Longest line. Problems of a configuration are shorter; what is longer comes from outside.
 const MAX_LINE: usize = 4096;
-/// How much of a line is shown to say which lines were left out.
+/// How much of a line is shown as a sample of those left out.
 const SAMPLE: usize = 80;
 
 /// How an error of Pingora shows bytes from the network that it could not read: whole heads, with their cookies.
@@ -85,7 +84,7 @@ pub fn left_out() -> impl Iterator<Item = (&'static str, u64)> {
     LEVELS.iter().map(|(_, name)| *name).zip(counts)
 }
 
-/// Says from time to time how many lines were left out, for as long as the process lives.
+/// Logs from time to time how many lines were left out, for as long as the process lives.
 pub async fn report_left_out() {
     loop {
         tokio::time::sleep(WINDOW).await;
@@ -131,10 +130,10 @@ fn is_ours(target: &str) -> bool {
     OURS.contains(&target.split("::").next().unwrap_or_default())
 }
 
-/// A place in the source that writes lines: file, line and level.
+/// A line of source that logs: file, line and level.
 type SourceLine = (Option<&'static str>, Option<u32>, Level);
 
-/// What each place has written lately. There are as many as the source has, so the table is bounded.
+/// What each line of source has logged lately. The table is bounded by the number of these.
 struct LineShares(Mutex<Option<HashMap<SourceLine, LineShare>>>);
 
 struct LineShare {
@@ -145,10 +144,10 @@ struct LineShare {
 }
 
 impl LineShares {
-    /// Whether this line is still within the share of its place.
+    /// Whether this line is still within the share of its line of source.
     fn take(&self, record: &Record<'_>, now: Instant) -> bool {
         let Some(at) = LEVELS.iter().position(|(level, _)| *level == record.level()) else {
-            // Details were asked for.
+            // Debug lines were asked for.
             return true;
         };
         if record.target().ends_with(LISTS) {
@@ -176,7 +175,7 @@ impl LineShares {
         true
     }
 
-    /// Keeps what a place has said, to say which lines are left out.
+    /// Keeps a sample of the lines that are left out.
     fn note(&self, record: &Record<'_>, text: &str) {
         let mut sources = self.0.lock();
         if let Some(share) = sources.get_or_insert_default().get_mut(&source_line(record))
@@ -186,7 +185,7 @@ impl LineShares {
         }
     }
 
-    /// What was left out since this was last asked: level, how many, and what they were like.
+    /// What was left out since the previous call: level, how many, and a sample.
     fn left_out(&self) -> Vec<(Level, u64, String)> {
         let mut sources = self.0.lock();
         let shares = sources.get_or_insert_default().iter_mut();
@@ -201,8 +200,8 @@ fn source_line(record: &Record<'_>) -> SourceLine {
     (record.file_static(), record.line(), record.level())
 }
 
-/// A line without what must not be in it: bytes of the network that nobody could read, values of tokens and
-/// passwords, and what would end the line or reach the terminal of who reads it.
+/// A line without what must not be in it: unreadable bytes of the network, values of tokens and passwords, and
+/// what would end the line or reach the terminal of its reader.
 fn clean(text: &str) -> String {
     let fields = SECRET_FIELDS.iter().filter_map(|field| {
         let at = find_ignoring_case(text, field)?;

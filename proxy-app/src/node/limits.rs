@@ -1,9 +1,9 @@
-//! How many connections may wait at the doors: in all, from one address, and in the middle of a handshake.
+//! How many connections may be open without a login: in all, from one address, and in the middle of a handshake.
 //!
-//! Only what has not logged in is counted, because a password is what tells a user from a flood; web and stream
-//! connections, where nobody knows of logins, are counted while they are open. For one that is too many, another one
-//! has to go (`eviction`); where none can, it is closed before a byte of it is read, but for the PROXY header that says
-//! whose it is.
+//! Only connections without a login are counted, because a password tells a user from a flood; web and stream
+//! connections, whose logins are not known, are counted while they are open. For one too many, another one is ended
+//! (`eviction`); where none can be, the new one is closed before a byte of it is read, except for the PROXY header that
+//! names its client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,7 +26,7 @@ mod unread;
 
 /// Locks that share the addresses among them.
 const SHARDS: usize = 16;
-/// How often refusals are told of: a flood must not become a flood of log lines.
+/// How often refusals are logged: a flood must not become a flood of log lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// `limits`; 0 is no limit.
@@ -42,12 +42,12 @@ pub struct LimitsConfig {
     pub unread_answers: usize,
     /// The same for one address.
     pub unread_answers_per_address: usize,
-    /// Networks that may have as many as they like.
+    /// Networks without a limit for one address.
     pub exempt: Vec<IpNet>,
 }
 
 /// Enough for a city that comes back after a power cut, and for an office behind one address. A handshake that waits
-/// for its client holds about 30 KiB. Who connects from this machine is a balancer or a tunnel, and speaks for many.
+/// for its client holds about 30 KiB. A client on this machine is a balancer or a tunnel, and speaks for many.
 impl Default for LimitsConfig {
     fn default() -> LimitsConfig {
         LimitsConfig {
@@ -89,7 +89,7 @@ pub struct NodeLimits {
     logged_unread: Mutex<Option<Instant>>,
 }
 
-/// Who is counted as one: an IPv6 user has a network of 64 bits and as many addresses as that.
+/// What is counted as one client: an IPv6 user has a network of 64 bits and as many addresses as that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Origin {
     /// An IPv4 address.
@@ -133,12 +133,12 @@ impl NodeLimits {
         })
     }
 
-    /// Counts by other limits from now on; who is in, is in.
+    /// Applies other limits from now on; open connections stay.
     pub fn change(&self, settings: LimitsConfig) {
         self.settings.store(Arc::new(settings));
     }
 
-    /// Room for one more connection, whoever it is, if need be in the place of another one; `None` if there is none.
+    /// A permit for one more connection, if need be in the place of another one; `None` if there is no room.
     pub fn enter(self: &Arc<Self>) -> Option<Permit> {
         if !taken(&self.open, self.settings.load().connections) {
             self.refuse(Limit::Connections);
@@ -152,7 +152,7 @@ impl NodeLimits {
         })
     }
 
-    /// One connection less from there.
+    /// Counts one connection less for this origin.
     fn release_address(&self, origin: Origin) {
         let mut counts = self.by_address[origin.shard()].lock();
         if let Some(count) = counts.get_mut(&origin) {
@@ -163,8 +163,8 @@ impl NodeLimits {
         }
     }
 
-    /// How long a client may take for something that it may take `full` for when there is room. Above half of a limit
-    /// time runs faster; at the limit a sixth of it is left.
+    /// How long a client may take for something that may take `full` when there is room. Above half of a limit less time
+    /// is given; at the limit a sixth of it.
     pub fn patience(&self, full: Duration) -> Duration {
         let settings = self.settings.load();
         let filled = |now: &AtomicUsize, limit: usize| match limit {
@@ -175,7 +175,7 @@ impl NodeLimits {
         full.mul_f64(1.0 - (2.0 * most - 1.0).clamp(0.0, 1.0) * 5.0 / 6.0)
     }
 
-    /// Room for one more handshake; `None` if there is none.
+    /// A permit for one more handshake; `None` if there is no room.
     pub fn handshake(self: &Arc<Self>) -> Option<HandshakePermit> {
         if !taken(&self.handshakes, self.settings.load().handshakes) {
             self.refuse(Limit::Handshakes);
@@ -210,7 +210,7 @@ impl NodeLimits {
     }
 }
 
-/// Whether it is time to tell again.
+/// Whether it is time to log again.
 fn is_due(logged: &Mutex<Option<Instant>>) -> bool {
     let mut logged = logged.lock();
     let due = logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
@@ -234,13 +234,12 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// The one who came with it.
+    /// The client of this connection.
     pub fn pending(&self) -> Arc<PendingClient> {
         self.pending.clone()
     }
 
-    /// A place among those who can be sent away for others, to be given up when somebody has logged in. `None` for
-    /// networks that are exempt.
+    /// A place in the queue of clients that can be evicted, to be given up after a login. `None` for exempt networks.
     pub fn queue(&self) -> Option<QueuePlace> {
         Some(QueuePlace::new(&self.limits, self.origin?, self.pending.clone()))
     }
@@ -335,7 +334,7 @@ mod tests {
         assert!(many.iter().all(Option::is_some));
     }
 
-    /// The story: as many silent connections as there may be kept everybody else out for a minute.
+    /// The story: a full set of silent connections kept all other clients out for a minute.
     #[tokio::test]
     async fn the_oldest_of_the_busiest_address_goes() {
         let limits = limits(5, 0, 0);
@@ -345,19 +344,19 @@ mod tests {
         let gone = |one: &(Option<QueuePlace>, Permit)| one.1.pending().evicted().now_or_never().is_some();
         let second = enter("192.0.2.8").unwrap();
         assert!(gone(&flood[0]) && !gone(&flood[1]) && !gone(&first));
-        // Who floods on pushes out his own.
+        // A client that floods on pushes out its own connections.
         flood.push(enter("192.0.2.1").unwrap());
         assert!(gone(&flood[1]) && !gone(&first) && !gone(&second));
-        // Those who have to go are counted no more, however long they take.
+        // Evicted connections are not counted, however long they take to end.
         assert_eq!(limits.open.load(Ordering::Relaxed), 5);
         flood.drain(..2);
         assert_eq!(limits.open.load(Ordering::Relaxed), 5);
-        // Who has ended cannot be replaced, whoever still holds its place.
+        // A connection that has ended cannot be replaced, even if its place is still held.
         let (_held, ended) = flood.pop().unwrap();
         drop(ended);
         assert_eq!(limits.open.load(Ordering::Relaxed), 4);
         flood.push(enter("192.0.2.1").unwrap());
-        // Who is logged in has no place that could be taken; nor have exempt networks.
+        // A connection with a login has no place that could be taken; nor have exempt networks.
         for (place, _) in &mut flood {
             place.take();
         }
@@ -384,10 +383,10 @@ mod tests {
         assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
     }
 
-    /// Pauses of a second between commands are no silence beside that of those who never say a word; and who waits
-    /// for us is not silent at all.
+    /// Clients that pause for a second between commands go after those that never send anything; and a client that
+    /// waits for us does not go at all.
     #[test]
-    fn who_speaks_stays_and_who_waits_for_us_too() {
+    fn clients_that_send_or_wait_for_us_stay() {
         let limits = limits(4, 0, 0);
         let enter = || {
             let permit = from(&limits, "192.0.2.1").unwrap();
@@ -407,7 +406,7 @@ mod tests {
         let flood: Vec<_> = (0..40).map(|_| enter()).collect();
         assert_eq!(flood.iter().filter(|one| gone(one)).count(), 39);
         assert!(!gone(&slow) && !gone(&quick) && !gone(&busy));
-        // Among those who have spoken it is the one who did so longest ago.
+        // Among clients that have sent something it is the one that did so longest ago.
         flood[39].heard();
         drop(request.0);
         let first = enter();
@@ -416,16 +415,20 @@ mod tests {
         drop(request.1);
         let second = (enter(), enter());
         assert!(gone(&quick) && !gone(&busy) && gone(&second.0));
-        // Who was sent away does not come back into the queue.
+        // An evicted client does not come back into the queue.
         slow.heard();
         drop(slow.waits_for_us());
         drop((slow, busy, quick, flood, first, second));
         assert!(limits.eviction.is_empty());
-        assert_eq!(limits.open.load(Ordering::Relaxed), 0, "who has gone is not counted");
+        assert_eq!(
+            limits.open.load(Ordering::Relaxed),
+            0,
+            "a client that has gone is not counted"
+        );
         assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
     }
 
-    /// Who has to go for one limit is counted by no other, however long its task takes to end.
+    /// A connection that is evicted for one limit is counted by no other, however long its task takes to end.
     #[test]
     fn a_newcomer_takes_the_place_of_the_silent_one_in_every_count() {
         let limits = limits(1, 1, 0);
@@ -449,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_those_who_have_gone() {
+    fn nothing_is_kept_of_clients_that_have_gone() {
         let limits = limits(3, 2, 0);
         for number in 0..1000_u32 {
             let address = IpAddr::from((number + 0x0b00_0000).to_be_bytes());

@@ -1,7 +1,7 @@
-//! Login attempts as they happen, for those who watch: the last ones, and all from now on.
+//! Login attempts as they happen, for watchers: the latest ones, and all from now on.
 //!
 //! It stands in front of the audit log and takes a copy of what goes there. A watcher that does not keep up loses
-//! lines and is told how many; nobody waits for him.
+//! lines and learns how many; no login waits for it.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +23,7 @@ const RECENT: usize = 256;
 /// Attempts that a watcher may be behind with.
 const BEHIND: usize = 1024;
 
-/// Watchers at one time: fewer than there are admin connections, so that they do not shut out everybody else.
+/// Watchers at one time: fewer than there are admin connections, so that they do not shut out all others.
 const WATCHERS: usize = 16;
 
 /// An attempt, and when it ended.
@@ -35,7 +35,7 @@ pub struct Attempt {
     pub record: Record,
 }
 
-/// Which attempts are meant. What is not named does not matter.
+/// Which attempts. Absent fields match all.
 #[derive(Debug, Clone, Default)]
 pub struct LoginFilter {
     /// Those that failed.
@@ -62,7 +62,7 @@ impl Default for RecentLogins {
 }
 
 impl RecentLogins {
-    /// The last ones, oldest first.
+    /// The latest ones, oldest first.
     pub fn recent(&self, filter: &LoginFilter) -> Vec<Arc<Attempt>> {
         let recent = self.recent.lock();
         recent
@@ -85,7 +85,7 @@ impl RecentLogins {
             time: Timestamp::now(),
             record: record.clone(),
         });
-        // Nobody watching is no failure.
+        // It is no failure if there is no watcher.
         let _ = self.now.send(attempt.clone());
         let mut recent = self.recent.lock();
         if recent.len() == RECENT {
@@ -96,7 +96,7 @@ impl RecentLogins {
 }
 
 impl LoginFilter {
-    /// Whether this record is meant.
+    /// Whether this record matches.
     pub fn matches(&self, record: &Record) -> bool {
         let failed = record.outcome != Some(Outcome::Ok);
         (failed || !self.failed)
@@ -117,13 +117,13 @@ fn is_of(record: &Record, user: &str) -> bool {
     names.any(|name| names::account(name) == names::account(user))
 }
 
-/// The audit log, with those who watch and count in front of it.
+/// The audit log, with watchers and metrics in front of it.
 pub struct Watched {
     /// The log.
     pub log: Arc<dyn Audit>,
-    /// Who watches.
+    /// For watchers.
     pub logins: Arc<RecentLogins>,
-    /// Who counts.
+    /// Counts attempts.
     pub metrics: Arc<Metrics>,
 }
 
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_watcher_is_told_what_he_lost() {
+    async fn a_slow_watcher_learns_how_much_it_has_lost() {
         let logins = RecentLogins::default();
         let mut watcher = logins.follow().unwrap();
         for i in 0..BEHIND + 10 {

@@ -1,7 +1,7 @@
 //! The audit log and the access log: lines to files or to standard output, written by threads of their own.
 //!
 //! A full disk or a stalled pipe must not hold up a login, so a writer takes lines from a bounded queue. What
-//! does not fit is counted, and the count is said as soon as there is room again.
+//! does not fit is counted, and the count is logged as soon as there is room again.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -39,8 +39,8 @@ pub enum LogTarget {
 }
 
 impl LogTarget {
-    /// Whether it can be written, as far as can be said without making a file: whoever tests a configuration may be
-    /// somebody else than the user that will run it.
+    /// Whether it can be written, as far as can be known without making a file: the user who tests a configuration may
+    /// not be the one who will run it.
     ///
     /// # Errors
     /// The file is there and cannot be appended to.
@@ -129,7 +129,7 @@ impl Log {
         }
     }
 
-    /// Lets the lines from now on go to `target`, opened anew: the file may have been renamed, or be another one.
+    /// Lets the lines from now on go to `target`, opened again: the file may have been renamed, or be another one.
     ///
     /// # Errors
     /// The target cannot be opened, the log was off when the process started, or its queue is full; then the lines go
@@ -176,8 +176,8 @@ impl Writer {
         Ok(Writer { out, file })
     }
 
-    /// Opens the file anew if somebody has renamed or removed it. So a process that lives on for a day after an
-    /// upgrade, and hears of no rotation, writes to the new file like all others.
+    /// Opens the file again if it was renamed or removed. So a process that lives on for a day after an upgrade, and
+    /// gets no signal at a rotation, writes to the new file like all others.
     fn follow(&mut self) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         if file.looked.elapsed() < LOOK {
@@ -437,7 +437,7 @@ mod tests {
         };
         log.line("one".to_owned());
         wait(&path, "one");
-        // Renamed, with nobody saying so: the lines soon go to the new file.
+        // Renamed, without a signal: the lines soon go to the new file.
         std::fs::rename(&path, &old).unwrap();
         wait(&path, "again");
         log.reopen(&LogTarget::File(other.clone())).unwrap();

@@ -1,8 +1,8 @@
 //! What is counted and measured, for Prometheus.
 //!
-//! Every metric stands in one table with its labels; docs/metrics.md explains each. Nothing here is told of accounts,
-//! and labels that come from configurations are bounded. Counting takes no lock that anybody waits for; what other
-//! rooms know already (sessions, health, ages) is asked for when somebody reads.
+//! Every metric stands in one table with its labels; docs/metrics.md explains each. No metric names an account, and
+//! labels that come from configurations are bounded. Counting holds no lock for long; what other modules know already
+//! (sessions, health, ages) is collected at a scrape.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -189,7 +189,7 @@ pub struct Metrics {
     scraped: Mutex<ScrapeMetrics>,
 }
 
-/// What is filled in when somebody reads.
+/// What is filled in at a scrape.
 pub(crate) struct ScrapeMetrics {
     bytes: IntCounterVec,
     pub(crate) lookups: IntCounterVec,
@@ -278,7 +278,7 @@ impl Metrics {
         self.accepted.with_label_values(&[listener])
     }
 
-    /// A connection ended before anything was said.
+    /// A connection was refused before any command or request.
     pub fn refused(&self, listener: &str, why: Refused) {
         let reason = match why {
             Refused::Proxy => "proxy",
@@ -336,7 +336,7 @@ impl Metrics {
         self.web.with_label_values(&[group, class]).inc();
     }
 
-    /// The name of a server, as long as there are not too many.
+    /// The name of a server, or `other` where there are too many.
     fn known<'a>(&self, server: &'a str) -> &'a str {
         let mut servers = self.servers.lock();
         if servers.contains(server) {
@@ -349,7 +349,7 @@ impl Metrics {
         server
     }
 
-    /// Everything in Prometheus' text form. What is only known when somebody reads is filled in then.
+    /// Everything in Prometheus' text form. `fill` sets what is collected at a scrape.
     ///
     /// # Errors
     /// Never in practice: all names are good.
@@ -360,7 +360,7 @@ impl Metrics {
             set(&scraped.bytes, &[proto.name(), "in"], bytes_in);
             set(&scraped.bytes, &[proto.name(), "out"], bytes_out);
         }
-        // What is no more must not stay.
+        // Values of servers that are gone must not stay.
         scraped.gauges.iter().for_each(|(_, gauge)| gauge.reset());
         fill(&scraped);
         TextEncoder::new().encode_to_string(&self.registry.gather())
@@ -373,7 +373,7 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -
 }
 
 impl ScrapeMetrics {
-    /// Says how much there is of something now.
+    /// Sets a gauge.
     pub(crate) fn set(&self, metric: &Metric, labels: &[&str], value: f64) {
         let gauge = self.gauges.iter().find(|(name, _)| *name == metric.name);
         if let Some((_, gauge)) = gauge {
@@ -382,7 +382,7 @@ impl ScrapeMetrics {
     }
 }
 
-/// Brings a counter up to what somebody else has counted.
+/// Brings a counter up to a count that is kept elsewhere.
 pub(crate) fn set(counter: &IntCounterVec, labels: &[&str], value: u64) {
     let counter = counter.with_label_values(labels);
     counter.inc_by(value.saturating_sub(counter.get()));

@@ -62,7 +62,7 @@ pub fn without_secrets(word: &str) -> Cow<'_, str> {
 }
 
 /// `\xHH` for quotes, backslashes and all that is not printable ASCII, as nginx writes it: a client must not be
-/// able to forge a line or to reach the terminal of who reads it.
+/// able to forge a line or to reach the terminal of its reader.
 pub(crate) fn escaped(value: &str) -> Cow<'_, str> {
     let plain = |b: u8| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\';
     if value.bytes().all(plain) {

@@ -1,8 +1,8 @@
-//! What is refused before anything is known of who asks: heads of requests that cannot be read, guessed tokens. Each is
-//! a record of the audit log with the address and the reason, for whoever shuts such addresses out (fail2ban).
+//! What is refused before anything is known of the client: heads of requests that cannot be read, guessed tokens. Each
+//! is a record of the audit log with address and reason, so that such addresses can be banned (fail2ban).
 //!
-//! A stranger causes them, so an address has its share of records, and so have all together. What is beyond is counted,
-//! in the next record of the address and in a metric.
+//! Any client can cause them, so records are limited for each address and for all together. The rest is counted, in
+//! the next record of the address and in a metric.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use crate::node::limits::Origin;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Records for one address in that time: enough for any filter.
 const ADDRESS_SHARE: u64 = 10;
-/// Records for all addresses in that time, some 60 KB: those who come from everywhere must not fill the disk.
+/// Records for all addresses in that time, some 60 KB: a flood from many addresses must not fill the disk.
 const SHARE: u64 = 300;
 /// Addresses that are remembered. Beyond, those whose time is over make room.
 const ADDRESSES: usize = 4096;
@@ -40,9 +40,9 @@ pub enum Reason {
     BadUrl,
     /// The HTTP engine cannot read it: bad characters, a length or a coding that is none.
     Unreadable,
-    /// It came in clear text to a door with TLS.
+    /// It came in clear text to a listener with TLS.
     ClearText,
-    /// It showed a wrong token to the admin API.
+    /// It came to the admin API with a wrong token.
     Token,
     /// It asked the admin API under a name that is not ours.
     AdminHost,
@@ -103,7 +103,7 @@ pub struct RefusedConnection<'a> {
     pub id: &'a str,
     /// Address of the listener.
     pub listener: &'a str,
-    /// Who sent it.
+    /// Address of the client.
     pub client: SocketAddr,
     /// The balancer that spoke for it.
     pub via: Option<SocketAddr>,
@@ -126,7 +126,7 @@ impl<'a> RefusedConnection<'a> {
     }
 }
 
-/// Who has been refused lately.
+/// Clients that were refused lately.
 #[derive(Default)]
 pub struct Refusals(Mutex<RecentRefusals>);
 

@@ -1,13 +1,13 @@
-//! What systemd is told: ready, reloading, stopping, alive. Without systemd nobody is told anything.
+//! Notifications to systemd: ready, reloading, stopping, alive. Without systemd they do nothing.
 //!
-//! Which sockets it has opened for us is asked here, too; taking them is `listen::sockets`'s.
+//! The sockets that systemd has opened are listed here, too; `listen::sockets` takes them.
 
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// This process serves, and is the one that counts: after an upgrade the service is the new process.
+/// This process serves, and is the main process: after an upgrade the service is the new process.
 pub fn serves(status: &str) {
     notify(&[
         NotifyState::Ready,
@@ -16,8 +16,8 @@ pub fn serves(status: &str) {
     ]);
 }
 
-/// What was being read is in force, or refused. It does not say who counts: a process that has been replaced may
-/// still reload.
+/// What was being read is in force, or refused. It does not name the main process: a process that has been replaced
+/// may still reload.
 pub fn reloaded(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
@@ -35,8 +35,8 @@ pub fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Says that we live as often as systemd wants to hear it (`WatchdogSec`). It is said from the runtime of the doors:
-/// when that one hangs, nothing is said.
+/// Pings the watchdog as often as systemd wants (`WatchdogSec`), from the runtime of the listeners: when that one
+/// hangs, the pings stop.
 pub async fn say_alive() {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;

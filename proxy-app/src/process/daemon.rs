@@ -1,8 +1,8 @@
-//! A process in the background (`-d`): who waits for it, and where its number stands.
+//! A process in the background (`-d`): the command that waits for it, and its PID file.
 //!
 //! Putting it there is Pingora's. With `daemon_wait_for_ready` the command that did it waits for SIGUSR1 of the new
-//! process. Pingora sends it before a socket is open, and not at all to who prepares the server as we do; so it is
-//! sent from here, when all doors are open.
+//! process. Pingora sends it before a socket is open, and not at all where the server is prepared as we do it; so it is
+//! sent from here, when all listeners are open.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pingora::server::configuration::ServerConf;
 
-/// How long is tried to tell it, unless `daemon_notify_timeout_seconds` says otherwise (Pingora's default).
+/// How long to try to notify it, unless `daemon_notify_timeout_seconds` says otherwise (Pingora's default).
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time from one try to the next.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -26,7 +26,7 @@ pub struct WaitingCommand {
 }
 
 impl WaitingCommand {
-    /// The command, if it will wait. To be asked in it, before it makes the process in the background.
+    /// The command, if it will wait. To be called in it, before it forks the process in the background.
     pub fn new(conf: &ServerConf) -> Option<WaitingCommand> {
         let patience = conf
             .daemon_notify_timeout_seconds
@@ -37,8 +37,8 @@ impl WaitingCommand {
         })
     }
 
-    /// Tells it that this process serves. It is told as soon as it listens, since before that the signal would kill
-    /// it, and until it is gone.
+    /// Notifies it that this process serves: as soon as it handles the signal, which would kill it before that, and
+    /// until it is gone.
     pub async fn notify(self) {
         let begun = Instant::now();
         while begun.elapsed() < self.patience {
@@ -57,7 +57,7 @@ impl WaitingCommand {
     }
 }
 
-/// Whether a process with this `/proc/PID/status` has not ended. Nobody may have asked yet how it did.
+/// Whether a process with this `/proc/PID/status` has not ended. It may be a zombie.
 fn lives(status: &str) -> bool {
     !status.lines().any(|line| line.starts_with("State:\tZ"))
 }
@@ -70,8 +70,8 @@ fn catches(status: &str, signal: Signal) -> bool {
 }
 
 /// A process that SIGUSR2 has started takes the place of the one that started it in `pid_file`, too, if that one
-/// stands there. Nobody finds the file half written, and no link is followed: where everybody may write, anybody can make
-/// one.
+/// stands there. The file is never seen half written, and no link is followed: in a folder that all may write, any
+/// user can make one.
 pub fn take_pid_file(path: &Path) {
     let old = std::os::unix::process::parent_id().to_string();
     let stands = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == old);
@@ -122,7 +122,7 @@ mod tests {
         let text = |path: &Path| std::fs::read_to_string(path).unwrap();
         assert_eq!(text(&file), format!("{}\n", std::process::id()));
         assert_eq!(text(&other), parent);
-        // It is somebody else's now.
+        // It names another process now.
         std::fs::write(&file, "1").unwrap();
         take_pid_file(&file);
         assert_eq!(text(&file), "1");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_has_ended_is_told_no_more() {
+    async fn a_process_that_has_ended_is_not_notified() {
         let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let waiting = WaitingCommand {
@@ -138,7 +138,7 @@ mod tests {
             patience: PATIENCE,
         };
         let told = tokio::time::timeout(PATIENCE / 2, waiting.notify()).await;
-        // It was not waited for, so it is still there to be seen.
+        // It was not waited for, so it is still there as a zombie.
         assert!(!lives(&status(child.id())) && lives(&status(std::process::id())));
         child.wait().unwrap();
         told.unwrap();

@@ -36,12 +36,12 @@ pub struct ListenerService {
     waiting: Option<WaitingCommand>,
 }
 
-/// The hall, its doors that are not served yet, and the sockets of the admin API.
+/// The set of listeners, the sockets that it does not serve yet, and those of the admin API.
 pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
 
 impl ListenerService {
-    /// The doors of a checked configuration. `successor` starts this program once more; `upgrade_request` is there if another
-    /// process is to give way to this one.
+    /// The listeners of a checked configuration. `successor` starts this program once more; `upgrade_request` is there if another
+    /// process is to hand over to this one.
     pub fn new(
         plan: Plan,
         conf: Arc<ServerConf>,
@@ -99,7 +99,7 @@ impl ListenerService {
                 let admin = admin::Sockets::open(&config, TakeOver::No, &fds)?;
                 (App::start(plan)?, admin)
             }
-            // Those of the process before are taken when everything else stands.
+            // Those of the previous process are taken when everything else is ready.
             Some(_) => (App::start(plan)?, admin::Sockets::default()),
         };
         let web = engine(&app, &self.conf);
@@ -119,7 +119,7 @@ impl ListenerService {
 pub(crate) fn take_over(upgrade_request: UpgradeRequest, listeners: &ListenerSet) -> anyhow::Result<()> {
     upgrade_request.is_awaited()?;
     let config = listeners.app.config.load().admin.clone();
-    // Last, when nothing else can go wrong: the socket file is taken from the process before.
+    // Last, when nothing else can go wrong: the socket file is taken from the previous process.
     match admin::Sockets::open(&config, TakeOver::Yes, &listeners.fds) {
         Ok(admin) => drop(tokio::spawn(
             admin.serve(listeners.app.clone(), listeners.shutdown.clone()),
@@ -142,7 +142,7 @@ impl Service for ListenerService {
         let (Some(plan), Some(fds)) = (self.plan.take(), fds) else {
             return;
         };
-        // Before anybody can see that we are here: a signal that nobody catches ends the process.
+        // Before the process can be seen: a signal without a handler ends it.
         let (mut signals, hangups) = (Signals::new(), SignalStream::new(SignalKind::hangup()));
         let rotations = SignalStream::new(SignalKind::user_defined1());
         let (mut listeners, sockets, admin) = match self.open(plan, fds, &shutdown) {
@@ -207,7 +207,7 @@ pub(crate) async fn reload_on_hangup(app: Arc<App>, mut hangups: SignalStream) {
     }
 }
 
-/// SIGUSR1 opens the log files anew, and nothing else: what nginx's users send after a rotation.
+/// SIGUSR1 opens the log files again, and nothing else: what nginx's users send after a rotation.
 pub(crate) async fn reopen_logs(app: Arc<App>, mut rotations: SignalStream) {
     loop {
         rotations.next().await;

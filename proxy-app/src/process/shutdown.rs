@@ -1,4 +1,4 @@
-//! How the process ends: what tells it to, and how those who are here are sent away.
+//! How the process ends: its signals, and how open connections are ended.
 //!
 //! A node that is stopped has little time, which is stated. A node that was replaced by a new process has a day: it
 //! only waits for its sessions to end by themselves.
@@ -21,15 +21,15 @@ use crate::listen::{Ending, GOODBYE};
 use crate::node::systemd;
 use crate::process::upgrade::{self, SuccessorCommand, UpgradeSocket};
 
-/// How long those who are about to log in may go on when the node is stopped: whoever has come just before the door
-/// closed gets in.
+/// How long clients may go on to log in when the node is stopped: one that connected just before the listeners closed
+/// gets in.
 const LAST_LOGINS: Duration = Duration::from_secs(2);
-/// How often is looked whether anybody is still here.
+/// How often to check whether connections are still open.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long what the log writers still hold takes to go out.
 const LAST_LINES: Duration = Duration::from_millis(100);
 
-/// Where the doors tell Pingora's server that the process ends.
+/// Where the listeners tell Pingora's server that the process ends.
 #[derive(Clone)]
 pub struct EndSignal(watch::Sender<Option<Ending>>);
 
@@ -39,7 +39,7 @@ impl Default for EndSignal {
     }
 }
 
-/// Signals are ours: Pingora is only told the result.
+/// Signals are ours: Pingora only gets the result.
 #[async_trait]
 impl ShutdownSignalWatch for EndSignal {
     async fn recv(&self) -> ShutdownSignal {
@@ -116,7 +116,7 @@ async fn finished(upgrade: &mut Option<JoinHandle<anyhow::Result<()>>>) -> anyho
     }
 }
 
-/// SIGUSR2: starts the program anew; it will ask for the sockets. Its end, if it fails, is waited for, so that no
+/// SIGUSR2: starts the program again; it will ask for the sockets. Its end, if it fails, is waited for, so that no
 /// dead process is left.
 fn start(successor: Option<&SuccessorCommand>) {
     let started = successor.map(SuccessorCommand::start);
@@ -188,8 +188,8 @@ impl Signals {
     }
 }
 
-/// Sends away who is here, and ends the process. Pingora alone would wait its whole grace period with nobody there,
-/// and then cut everybody off in mid-word.
+/// Ends open connections, and then the process. Pingora alone would wait its whole grace period without any, and then
+/// cut all off in the middle of a response.
 pub(crate) async fn drain(app: &App, ending: Ending, mut signals: Signals) {
     if ending == Ending::Replaced {
         log::info!(
@@ -219,7 +219,7 @@ fn systemd_stops(ending: Ending, app: &App) {
     }
 }
 
-/// Sessions end by themselves; after a day or so they are asked to, each at a moment of its own.
+/// Sessions end by themselves; after `drain_max` they are ended, each at a moment of its own.
 async fn wait_long(app: &App) {
     let ends = app.config.load().ends;
     idle(app, ends.drain_max).await;
@@ -227,7 +227,7 @@ async fn wait_long(app: &App) {
     idle(app, ends.drain_spread + GOODBYE).await;
 }
 
-/// Everybody is gone within the time that was promised.
+/// All connections end within `shutdown_timeout`.
 async fn wait_short(app: &App) {
     let limit = app.config.load().ends.shutdown_timeout;
     let end = Instant::now() + limit;
@@ -249,7 +249,7 @@ async fn wait_short(app: &App) {
     idle(app, goodbye).await;
 }
 
-/// Waits until nobody is here, and at most this long.
+/// Waits until no connection is open, and at most this long.
 async fn idle(app: &App, limit: Duration) {
     let end = Instant::now() + limit;
     while app.open.count() > 0 && Instant::now() < end {

@@ -23,21 +23,21 @@ use crate::admin::inode_of;
 const ASK: &[u8; 8] = b"upgrade\n";
 const SERVES: &[u8; 7] = b"serves\n";
 
-/// How long somebody may take to say what he wants.
+/// How long a peer may take for its request.
 const QUESTION: Duration = Duration::from_secs(2);
 /// How long the new process may take to open Pingora's socket after it has asked. It does so at once.
 const MEETING: Duration = Duration::from_secs(5);
 /// How long it may take from the sockets to its first connection. It has checked its configuration before it asked.
 const START: Duration = Duration::from_secs(60);
 
-/// Where the running process is asked to give way.
+/// The path of the socket at which the running process is asked to hand over.
 fn socket_path(upgrade_sock: &Path) -> PathBuf {
     let mut name = upgrade_sock.as_os_str().to_owned();
     name.push(".ask");
     name.into()
 }
 
-/// A new process that has asked the old one to give way.
+/// The request of a new process that the old one hands over to it.
 pub struct UpgradeRequest {
     socket_path: PathBuf,
     stream: std::os::unix::net::UnixStream,
@@ -47,7 +47,7 @@ impl UpgradeRequest {
     /// Asks the running process.
     ///
     /// # Errors
-    /// Nobody runs.
+    /// No process is running.
     pub fn new(upgrade_sock: &Path) -> anyhow::Result<UpgradeRequest> {
         let socket_path = socket_path(upgrade_sock);
         let mut stream = std::os::unix::net::UnixStream::connect(&socket_path).with_context(|| {
@@ -60,7 +60,7 @@ impl UpgradeRequest {
         Ok(UpgradeRequest { socket_path, stream })
     }
 
-    /// Looks whether the old process still waits for this one, or has gone.
+    /// Checks whether the old process still waits for this one, or has gone.
     ///
     /// # Errors
     /// It has given up, and serves on.
@@ -74,10 +74,10 @@ impl UpgradeRequest {
         }
     }
 
-    /// Tells the old process that this one serves. It may have gone.
+    /// Notifies the old process that this one serves. It may have gone.
     ///
     /// # Errors
-    /// It has given up to wait, and serves on.
+    /// It has given up waiting, and serves on.
     pub fn serves(self) -> anyhow::Result<()> {
         if let Err(error) = (&self.stream).write_all(SERVES) {
             self.is_left_alone()?;
@@ -94,7 +94,7 @@ impl UpgradeRequest {
     }
 }
 
-/// The place where a running process is asked to give way.
+/// The socket at which a running process is asked to hand over.
 pub struct UpgradeSocket {
     path: PathBuf,
     /// Which file it was when we made it.
@@ -103,8 +103,8 @@ pub struct UpgradeSocket {
 }
 
 impl UpgradeSocket {
-    /// Opens it. What is left of a process before is replaced; two processes that run at once would have quarrelled
-    /// about their listening sockets before.
+    /// Opens it. The file of a previous process is replaced; two processes that run at once would have failed to bind
+    /// their listening sockets before.
     ///
     /// # Errors
     /// The socket cannot be made.
@@ -142,7 +142,7 @@ impl UpgradeSocket {
         }
     }
 
-    /// Nobody is to find it any more. One that another process has put in its place stays.
+    /// Removes the socket file. One that another process has put in its place stays.
     pub fn close(self) {
         if self.inode.is_some() && inode_of(&self.path) == self.inode {
             let _ = std::fs::remove_file(&self.path);
@@ -164,7 +164,7 @@ fn is_ours(user: u32) -> bool {
     user == 0 || std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == user)
 }
 
-/// Gives the listening sockets to the process that asked, and waits until it serves.
+/// Hands the listening sockets to the process that asked, and waits until it serves.
 ///
 /// # Errors
 /// It does not. The sockets are still ours, too.
@@ -219,7 +219,7 @@ impl SuccessorCommand {
         );
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        // These were said to this process alone.
+        // These were meant for this process alone.
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
             command.env_remove(name);
         }
@@ -248,7 +248,7 @@ mod tests {
         let mut word = [0; SERVES.len()];
         asker.read_exact(&mut word).await.unwrap();
         assert_eq!(&word, SERVES);
-        // Where nobody serves, nobody stands in the way.
+        // Where no process serves, none stands in the way.
         let orphan = UpgradeRequest::new(&path).unwrap();
         drop(socket.next_request().await);
         socket.close();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gate_of_another_process_is_left_alone() {
+    async fn a_socket_of_another_process_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let (old, new) = (UpgradeSocket::open(&path).unwrap(), UpgradeSocket::open(&path).unwrap());

@@ -1,8 +1,8 @@
-//! Those who wait at the doors, by address and age: who goes when there is no room for one more.
+//! Clients that have not logged in, by address and age: which of them is ended when there is no room for one more.
 //!
-//! It is the one of the busiest address that has been silent longest, and those who have never said anything go before
-//! those who have. Who floods the doors so pushes out his own, and somebody who comes once has the time to log in.
-//! Nobody waits here while a login or a request of his is under way.
+//! It is the client of the busiest address that has been silent longest; clients that have never sent anything go
+//! first. So a client that floods the listeners pushes out its own connections, and one that connects once has the
+//! time to log in. A client is not in the queue while a login or a request of it is under way.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -15,28 +15,28 @@ use tokio::sync::Notify;
 
 use crate::node::limits::{Origin, Permit};
 
-/// Added to the numbers of those who have said something: they stand behind all who have not.
+/// Added to the keys of clients that have sent something: they are queued behind those that have not.
 const SPOKEN: u64 = 1 << 63;
-/// The number of nobody.
+/// The key of a client that is not in the queue.
 const NOT_WAITING: u64 = 0;
 
-/// One who waits.
+/// A client that has not logged in.
 #[derive(Default)]
 pub struct PendingClient {
     gone: AtomicBool,
     wake: Notify,
     /// Not held: what is held until a login holds this.
     live: OnceLock<Weak<ConnectionHandle>>,
-    /// Its number among those who wait. This and what follows are written while the crowd is locked.
+    /// Its key in the queue. This and what follows are written while the queue is locked.
     key: AtomicU64,
-    /// It has ended or was sent away, and does not wait again.
+    /// It has ended or was evicted, and does not wait again.
     over: AtomicBool,
     /// Another one has its place, and it is counted no more.
     replaced: AtomicBool,
 }
 
 impl PendingClient {
-    /// From now on its session ends it, with a word.
+    /// From now on its session ends it, with a response.
     pub fn ends_by(&self, live: &Arc<ConnectionHandle>) {
         let _ = self.live.set(Arc::downgrade(live));
         if self.gone.load(Ordering::SeqCst) {
@@ -44,7 +44,7 @@ impl PendingClient {
         }
     }
 
-    /// Whether it is counted no more. Asked when it cannot be sent away any more.
+    /// Whether it is counted no more. Called when it cannot be evicted any more.
     pub(super) fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::SeqCst)
     }
@@ -57,10 +57,10 @@ impl PendingClient {
         }
     }
 
-    /// Ready when it is to go, and nobody but the caller can end it.
+    /// Resolves when it is evicted and only the caller can end it.
     pub async fn evicted(&self) {
         loop {
-            // Made before the look, so that a word between the two is heard.
+            // Made before the check, so that an eviction between the two is noticed.
             let wake = self.wake.notified();
             if self.gone.load(Ordering::SeqCst) && self.live.get().is_none() {
                 return;
@@ -70,7 +70,7 @@ impl PendingClient {
     }
 }
 
-/// All who wait.
+/// All clients that have not logged in.
 #[derive(Default)]
 pub(super) struct EvictionQueue(Mutex<QueueOrder>);
 
@@ -80,11 +80,11 @@ struct QueueOrder {
     all: HashMap<u64, (Origin, Arc<PendingClient>)>,
     /// By rank, and in that by the time since they were heard: numbers grow.
     by_origin: HashMap<Origin, BTreeSet<u64>>,
-    /// How many there are of an origin, and its oldest: the last of these is the one that goes.
+    /// How many there are of an origin, and its oldest: the last of these is the next to be evicted.
     by_size: BTreeSet<(usize, Reverse<u64>, Origin)>,
 }
 
-/// Somebody's place among those who wait, until this is dropped.
+/// A client's place in the queue, until this is dropped.
 pub struct QueuePlace {
     limits: Arc<crate::node::limits::NodeLimits>,
     origin: Origin,
@@ -105,14 +105,14 @@ impl QueuePlace {
         }
     }
 
-    /// Has been heard just now.
+    /// The client has just sent something.
     pub fn stand_back(&self) {
         let mut order = self.limits.eviction.0.lock();
         order.remove(&self.pending);
         order.add(self.origin, &self.pending, SPOKEN);
     }
 
-    /// Does not wait at the moment, but for us.
+    /// At the moment the client waits for us.
     pub fn leave(&self) {
         self.limits.eviction.0.lock().remove(&self.pending);
     }
@@ -124,9 +124,9 @@ impl Drop for QueuePlace {
     }
 }
 
-/// What a connection gives up when somebody logs in on it.
+/// What a connection gives up when its client logs in.
 pub struct HeldUntilLogin {
-    /// Its place among those who can be sent away.
+    /// Its place among the connections that can be evicted.
     pub queued: Option<QueuePlace>,
     /// Its count, where a login ends that.
     pub permit: Option<Permit>,
@@ -143,7 +143,7 @@ impl LoginSlot for HeldUntilLogin {
 }
 
 impl EvictionQueue {
-    /// Sends away the one whose turn it is, of all or of one origin, and says whose it was; `None` if nobody waits.
+    /// Evicts the next client, of all or of one origin, and returns its origin; `None` if no client is in the queue.
     pub(super) fn make_room(&self, of: Option<Origin>) -> Option<Origin> {
         let mut order = self.0.lock();
         let key = match of {
@@ -152,14 +152,14 @@ impl EvictionQueue {
         };
         let (origin, pending) = order.all.get(&key)?.clone();
         order.end(&pending);
-        // Before the lock is given back: who ends by himself at this moment must be counted once.
+        // Before the lock is released: a client that ends by itself at this moment must be counted once.
         pending.replaced.store(true, Ordering::SeqCst);
         drop(order);
         pending.evict();
         Some(origin)
     }
 
-    /// Forgets one that has ended, whoever still holds its [`QueuePlace`].
+    /// Forgets a client that has ended, even if its [`QueuePlace`] is still held.
     pub(super) fn forget(&self, pending: &PendingClient) {
         self.0.lock().end(pending);
     }

@@ -1,7 +1,8 @@
-//! Answers that wait because their client does not read: how many there may be, and who goes when there are more.
+//! Answers that wait because their client does not read: how many there may be, and which connection is ended when
+//! there are more.
 //!
 //! What waits for a client waits in our memory, up to some hundred KiB for each answer (docs/threat-model.md). A
-//! client that asks for much and reads nothing, or a byte now and then, would fill it. Nobody is refused: when there
+//! client that asks for much and reads nothing, or a byte now and then, would fill it. No client is refused: when there
 //! are too many, the connection that takes its answers most slowly is ended.
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::node::limits::{NodeLimits, Origin};
 
-/// Who has just begun to wait is not judged while others have waited longer.
+/// A connection that has just begun to wait is spared while others have waited longer.
 const NOT_YET: Duration = Duration::from_secs(2);
 
 /// All answers that wait.
@@ -131,7 +132,7 @@ impl NodeLimits {
 }
 
 impl AnswerCounter {
-    /// So many of its answers wait now. Whoever is too slow for all is told to go.
+    /// Sets how many of its answers wait. Ends the slowest connections if there are too many in all.
     pub fn waits(&mut self, answers: usize) {
         if self.answers == answers {
             return;
@@ -156,7 +157,7 @@ impl AnswerCounter {
         }
     }
 
-    /// The client has taken so many bytes.
+    /// The client has taken this many bytes.
     pub fn took(&self, bytes: usize) {
         if self.answers > 0
             && let Some(entry) = self.limits.unread.counts.lock().entries.get_mut(&self.id)
@@ -165,7 +166,7 @@ impl AnswerCounter {
         }
     }
 
-    /// What says that this connection must go.
+    /// Notified when this connection must end.
     pub fn end(&self) -> Arc<Notify> {
         self.end.clone()
     }
