@@ -30,7 +30,7 @@ const DEPTH_MAX: usize = 64;
 
 /// What kind of login it is: this decides where the name stands and what the answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum LoginForm {
     /// `Authorization: Basic`, on any path.
     Basic,
     /// SOAP `AuthRequest`, as XML or as JSON.
@@ -43,33 +43,33 @@ pub enum Form {
 
 /// A login attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct LoginAttempt {
     /// `BASIC`, `SOAP` (also when written as JSON) or `JSON`, for the audit record.
     pub mechanism: &'static str,
     /// The user as typed.
     pub user: String,
     /// What [`outcome`] wants to know. The body's word, which may differ from the path's.
-    pub form: Form,
+    pub form: LoginForm,
 }
 
-impl Seen {
-    fn new(form: Form, typed: &str) -> Option<Seen> {
+impl LoginAttempt {
+    fn new(form: LoginForm, typed: &str) -> Option<LoginAttempt> {
         let mechanism = match form {
-            Form::Basic => "BASIC",
-            Form::Soap | Form::Batch => "SOAP",
-            Form::Json => "JSON",
+            LoginForm::Basic => "BASIC",
+            LoginForm::Soap | LoginForm::Batch => "SOAP",
+            LoginForm::Json => "JSON",
         };
-        account::user(typed).map(|user| Seen { mechanism, user, form })
+        account::user(typed).map(|user| LoginAttempt { mechanism, user, form })
     }
 }
 
 /// The attempt in an `Authorization: Basic` header, on a path where servers ask for it. Elsewhere the header says
 /// nothing: a static file is given to everybody, and its 200 would call any password right.
-pub fn basic(uri: &Uri, headers: &HeaderMap) -> Option<Seen> {
+pub fn basic(uri: &Uri, headers: &HeaderMap) -> Option<LoginAttempt> {
     if !asks_for_basic(uri.path()) {
         return None;
     }
-    Seen::new(Form::Basic, &account::basic_user(headers)?)
+    LoginAttempt::new(LoginForm::Basic, &account::basic_user(headers)?)
 }
 
 /// ActiveSync, EWS, autodiscover, DAV and REST (HTTP §2.3, P16 to P22).
@@ -94,13 +94,13 @@ fn asks_for_basic(path: &str) -> bool {
 ///
 /// The SOAP paths are taken whole since the mailbox server goes by the body alone: an `AuthRequest` works when
 /// posted to `/service/soap/NoOpRequest`, and who guesses passwords would do just that.
-pub fn is_login_path(path: &str) -> Option<Form> {
+pub fn is_login_path(path: &str) -> Option<LoginForm> {
     let path = account::decoded(path)?;
     let mut segments = account::segments(&path)?;
     segments.retain(|segment| !segment.is_empty());
     match segments.as_slice() {
-        ["service", "soap", ..] | ["service", "admin", "soap", ..] => Some(Form::Soap),
-        ["zx", "auth", .., "login"] => Some(Form::Json),
+        ["service", "soap", ..] | ["service", "admin", "soap", ..] => Some(LoginForm::Soap),
+        ["zx", "auth", .., "login"] => Some(LoginForm::Json),
         _ => None,
     }
 }
@@ -112,12 +112,14 @@ pub fn is_login_path(path: &str) -> Option<Form> {
 ///   comes with the next request, but the password was right. Only a batch needs the cookie, as its 200 may wrap
 ///   faults, and nobody but a guesser batches logins.
 /// - 403 to Basic is no verdict: right credentials get it too, at a folder that is not shared with their owner.
-pub fn outcome(status: u16, sets_auth_cookie: bool, form: Form) -> Option<Outcome> {
+pub fn outcome(status: u16, sets_auth_cookie: bool, form: LoginForm) -> Option<Outcome> {
     match (form, status) {
         (_, 502..=504) => Some(Outcome::UpstreamDown),
-        (Form::Batch, 200..=299) if !sets_auth_cookie => Some(Outcome::BadCredentials),
-        (_, 200..=299) | (Form::Basic, 100..=399) => Some(Outcome::Ok),
-        (_, 401) | (Form::Soap | Form::Batch, 403 | 500) | (Form::Json, 403) => Some(Outcome::BadCredentials),
+        (LoginForm::Batch, 200..=299) if !sets_auth_cookie => Some(Outcome::BadCredentials),
+        (_, 200..=299) | (LoginForm::Basic, 100..=399) => Some(Outcome::Ok),
+        (_, 401) | (LoginForm::Soap | LoginForm::Batch, 403 | 500) | (LoginForm::Json, 403) => {
+            Some(Outcome::BadCredentials)
+        }
         _ => None,
     }
 }
@@ -135,8 +137,8 @@ pub fn unanswered(status: u16, left: bool) -> Option<Outcome> {
 /// Keeps the beginning of a request body until the name can be read from it. All of it is wiped when dropped.
 ///
 /// A body longer than 64 KiB is let go at once, and gives no name.
-pub struct Body {
-    form: Form,
+pub struct LoginBody {
+    form: LoginForm,
     kept: Kept,
 }
 
@@ -149,14 +151,14 @@ enum Kept {
     TooLong,
 }
 
-impl Body {
+impl LoginBody {
     /// An empty body of a request whose path has this form.
-    pub fn new(form: Form) -> Body {
+    pub fn new(form: LoginForm) -> LoginBody {
         let kept = Kept::Pieces {
             pieces: Vec::new(),
             len: 0,
         };
-        Body { form, kept }
+        LoginBody { form, kept }
     }
 
     /// Copies the next chunk.
@@ -174,7 +176,7 @@ impl Body {
 
     /// The attempt in the body. To be called when the request body has ended, not the answer: a long poll would
     /// keep the copy for its whole life.
-    pub fn user(self) -> Option<Seen> {
+    pub fn user(self) -> Option<LoginAttempt> {
         let Kept::Pieces { pieces, len } = self.kept else {
             return None;
         };
@@ -186,27 +188,27 @@ impl Body {
         let text = std::str::from_utf8(whole.expose()).ok()?;
         let text = text.trim_start_matches('\u{feff}').trim_start();
         match self.form {
-            Form::Basic => None,
-            Form::Json => json_login(text),
-            Form::Soap | Form::Batch if text.starts_with('{') => json_soap(text),
-            Form::Soap | Form::Batch => xml_soap(text),
+            LoginForm::Basic => None,
+            LoginForm::Json => json_login(text),
+            LoginForm::Soap | LoginForm::Batch if text.starts_with('{') => json_soap(text),
+            LoginForm::Soap | LoginForm::Batch => xml_soap(text),
         }
     }
 }
 
 /// `{"auth_method":"password","user":"…","password":"…"}`. The password is skipped in place, never copied.
-fn json_login(text: &str) -> Option<Seen> {
+fn json_login(text: &str) -> Option<LoginAttempt> {
     #[derive(Deserialize)]
     struct Login {
         user: String,
     }
 
     let First(login) = serde_json::from_str::<First<Login>>(text).ok()?;
-    Seen::new(Form::Json, &login.user)
+    LoginAttempt::new(LoginForm::Json, &login.user)
 }
 
 /// `{"Body":{"AuthRequest":{"account":{"by":"name","_content":"…"},"password":"…"}}}`, also in a batch.
-fn json_soap(text: &str) -> Option<Seen> {
+fn json_soap(text: &str) -> Option<LoginAttempt> {
     #[derive(Deserialize)]
     struct Envelope {
         #[serde(rename = "Body")]
@@ -236,14 +238,14 @@ fn json_soap(text: &str) -> Option<Seen> {
 
     let First(envelope) = serde_json::from_str::<First<Envelope>>(text).ok()?;
     let (form, First(auth)) = match envelope.body.0 {
-        Requests { auth: Some(auth), .. } => (Form::Soap, auth),
+        Requests { auth: Some(auth), .. } => (LoginForm::Soap, auth),
         Requests {
             batch: Some(First(batch)),
             ..
-        } => (Form::Batch, batch.auth),
+        } => (LoginForm::Batch, batch.auth),
         _ => return None,
     };
-    Seen::new(form, auth.account.or(auth.name)?.typed()?)
+    LoginAttempt::new(form, auth.account.or(auth.name)?.typed()?)
 }
 
 /// An element with text, in the ways that the mailbox server reads it.
@@ -297,31 +299,31 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstVisitor<T> {
     }
 }
 
-/// Where in a SOAP document we are. The `account` of the header's context is [`Place::Elsewhere`]: it names whom
+/// Where in a SOAP document we are. The `account` of the header's context is [`SoapPosition::Elsewhere`]: it names whom
 /// the request is about, not who logs in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum SoapPosition {
     Document,
     Envelope,
     Body,
     Batch,
-    AuthRequest(Form),
-    Account(Form),
+    AuthRequest(LoginForm),
+    Account(LoginForm),
     Elsewhere,
 }
 
-impl Place {
+impl SoapPosition {
     /// The place of a child element. Namespaces are not compared: the mailbox server would refuse a wrong one,
     /// and the worst we could do is to note that.
-    fn child(self, name: &str) -> Place {
+    fn child(self, name: &str) -> SoapPosition {
         match (self, name) {
-            (Place::Document, "Envelope") => Place::Envelope,
-            (Place::Envelope, "Body") => Place::Body,
-            (Place::Body, "BatchRequest") => Place::Batch,
-            (Place::Body, "AuthRequest") => Place::AuthRequest(Form::Soap),
-            (Place::Batch, "AuthRequest") => Place::AuthRequest(Form::Batch),
-            (Place::AuthRequest(form), "account" | "name") => Place::Account(form),
-            _ => Place::Elsewhere,
+            (SoapPosition::Document, "Envelope") => SoapPosition::Envelope,
+            (SoapPosition::Envelope, "Body") => SoapPosition::Body,
+            (SoapPosition::Body, "BatchRequest") => SoapPosition::Batch,
+            (SoapPosition::Body, "AuthRequest") => SoapPosition::AuthRequest(LoginForm::Soap),
+            (SoapPosition::Batch, "AuthRequest") => SoapPosition::AuthRequest(LoginForm::Batch),
+            (SoapPosition::AuthRequest(form), "account" | "name") => SoapPosition::Account(form),
+            _ => SoapPosition::Elsewhere,
         }
     }
 }
@@ -330,9 +332,9 @@ impl Place {
 ///
 /// A document type ends the reading: SOAP forbids it (SOAP 1.2 part 1 §5), and it is the only source of entities
 /// other than XML's own five.
-fn xml_soap(text: &str) -> Option<Seen> {
+fn xml_soap(text: &str) -> Option<LoginAttempt> {
     let mut reader = Reader::from_str(text);
-    let mut places = vec![Place::Document];
+    let mut places = vec![SoapPosition::Document];
     let mut typed = String::new();
     loop {
         let place = *places.last()?;
@@ -351,14 +353,14 @@ fn xml_soap(text: &str) -> Option<Seen> {
                 }
             }
             Event::End(_) => {
-                if let Place::Account(form) = place {
-                    return Seen::new(form, typed.trim());
+                if let SoapPosition::Account(form) = place {
+                    return LoginAttempt::new(form, typed.trim());
                 }
                 places.pop();
             }
             Event::Start(_) | Event::DocType(_) | Event::Eof => return None,
             // All that follows is text; only a name's is read, so that the password is not even copied.
-            text if matches!(place, Place::Account(_)) => match text {
+            text if matches!(place, SoapPosition::Account(_)) => match text {
                 Event::Text(text) => typed.push_str(&text.xml10_content()),
                 Event::CData(text) => typed.push_str(&text.xml10_content()),
                 Event::GeneralRef(reference) => typed.push(resolved(&reference)?),
@@ -370,12 +372,12 @@ fn xml_soap(text: &str) -> Option<Seen> {
 }
 
 /// The administrator's request may carry the name as an attribute.
-fn in_attribute(place: Place, start: &BytesStart<'_>) -> Option<Seen> {
-    let Place::AuthRequest(form) = place else {
+fn in_attribute(place: SoapPosition, start: &BytesStart<'_>) -> Option<LoginAttempt> {
+    let SoapPosition::AuthRequest(form) = place else {
         return None;
     };
     let name = start.try_get_attribute("name").ok()??;
-    Seen::new(form, &name.normalized_value(XmlVersion::Implicit1_0).ok()?)
+    LoginAttempt::new(form, &name.normalized_value(XmlVersion::Implicit1_0).ok()?)
 }
 
 /// A character reference, or one of the five entities that XML itself has.
@@ -394,17 +396,17 @@ mod tests {
 
     const SECRET: &str = "s3cr3t";
 
-    fn seen(form: Form, mechanism: &'static str, user: &str) -> Option<Seen> {
+    fn seen(form: LoginForm, mechanism: &'static str, user: &str) -> Option<LoginAttempt> {
         let user = user.to_owned();
-        Some(Seen { mechanism, user, form })
+        Some(LoginAttempt { mechanism, user, form })
     }
 
-    fn soap(user: &str) -> Option<Seen> {
-        seen(Form::Soap, "SOAP", user)
+    fn soap(user: &str) -> Option<LoginAttempt> {
+        seen(LoginForm::Soap, "SOAP", user)
     }
 
-    fn read(form: Form, chunks: &[&[u8]]) -> Option<Seen> {
-        let mut body = Body::new(form);
+    fn read(form: LoginForm, chunks: &[&[u8]]) -> Option<LoginAttempt> {
+        let mut body = LoginBody::new(form);
         for chunk in chunks {
             body.push(chunk);
         }
@@ -413,7 +415,7 @@ mod tests {
 
     /// Whole, cut in two at every position, and in small pieces: always the same.
     #[track_caller]
-    fn check(form: Form, text: &str, expected: Option<Seen>) {
+    fn check(form: LoginForm, text: &str, expected: Option<LoginAttempt>) {
         let bytes = text.as_bytes();
         assert_eq!(read(form, &[bytes]), expected, "{text}");
         for cut in 0..bytes.len().min(400) {
@@ -470,7 +472,7 @@ mod tests {
             ),
             (
                 "<BatchRequest><NoOpRequest/><AuthRequest><account>bob</account></AuthRequest></BatchRequest>",
-                seen(Form::Batch, "SOAP", "bob"),
+                seen(LoginForm::Batch, "SOAP", "bob"),
             ),
             ("<AuthRequest><account>&unknown;</account></AuthRequest>", None),
             ("<AuthRequest><account></account></AuthRequest>", None),
@@ -482,28 +484,36 @@ mod tests {
             ("<AuthRequest><account>bob", None),
             ("<AuthRequest><account>bob</acount>", None),
         ] {
-            check(Form::Soap, &in_body(request), expected.clone());
-            check(Form::Soap, &format!("\u{feff}  {}", in_body(request)), expected);
+            check(LoginForm::Soap, &in_body(request), expected.clone());
+            check(LoginForm::Soap, &format!("\u{feff}  {}", in_body(request)), expected);
         }
         check(
-            Form::Soap,
+            LoginForm::Soap,
             &format!(
                 r#"<?xml version="1.0"?>{}"#,
                 in_body("<AuthRequest><account>bob</account></AuthRequest>")
             ),
             soap("bob"),
         );
-        check(Form::Soap, "<AuthRequest><account>bob</account></AuthRequest>", None);
+        check(
+            LoginForm::Soap,
+            "<AuthRequest><account>bob</account></AuthRequest>",
+            None,
+        );
     }
 
     #[test]
     fn hostile_xml() {
         let login = in_body("<AuthRequest><account>bob</account></AuthRequest>");
-        check(Form::Soap, &format!(r#"<!DOCTYPE a [<!ENTITY b "eve">]>{login}"#), None);
-        check(Form::Soap, &format!("{}{login}", "<a>".repeat(20_000)), None);
-        check(Form::Soap, "<", None);
-        check(Form::Soap, "", None);
-        assert_eq!(read(Form::Soap, &[b"<Envelope>\xff</Envelope>"]), None);
+        check(
+            LoginForm::Soap,
+            &format!(r#"<!DOCTYPE a [<!ENTITY b "eve">]>{login}"#),
+            None,
+        );
+        check(LoginForm::Soap, &format!("{}{login}", "<a>".repeat(20_000)), None);
+        check(LoginForm::Soap, "<", None);
+        check(LoginForm::Soap, "", None);
+        assert_eq!(read(LoginForm::Soap, &[b"<Envelope>\xff</Envelope>"]), None);
     }
 
     #[test]
@@ -532,7 +542,7 @@ mod tests {
             ),
             (
                 r#"{"Body":{"BatchRequest":{"AuthRequest":[{"account":"bob"},{"account":"eve"}]}}}"#,
-                seen(Form::Batch, "SOAP", "bob"),
+                seen(LoginForm::Batch, "SOAP", "bob"),
             ),
             (r#"{"Body":{"BatchRequest":{"NoOpRequest":{}}}}"#, None),
             (r#"{"Body":{"SearchRequest":{"account":"bob"}}}"#, None),
@@ -546,12 +556,12 @@ mod tests {
             (r#"{"AuthRequest":{"account":"bob"}}"#, None),
             ("{}", None),
         ] {
-            check(Form::Soap, text, expected);
+            check(LoginForm::Soap, text, expected);
         }
-        check(Form::Soap, &format!(r#"{{"x":{}"#, "[".repeat(30_000)), None);
-        check(Form::Soap, &format!(r#"{{"Body":{}"#, "[".repeat(30_000)), None);
+        check(LoginForm::Soap, &format!(r#"{{"x":{}"#, "[".repeat(30_000)), None);
+        check(LoginForm::Soap, &format!(r#"{{"Body":{}"#, "[".repeat(30_000)), None);
         check(
-            Form::Soap,
+            LoginForm::Soap,
             &format!(r#"{{"Body":{{"AuthRequest":{{"account":{}"#, "[".repeat(30_000)),
             None,
         );
@@ -574,11 +584,11 @@ mod tests {
             ("<user>bob</user>", None),
         ] {
             check(
-                Form::Json,
+                LoginForm::Json,
                 text,
-                expected.and_then(|user| seen(Form::Json, "JSON", user)),
+                expected.and_then(|user| seen(LoginForm::Json, "JSON", user)),
             );
-            check(Form::Basic, text, None);
+            check(LoginForm::Basic, text, None);
         }
     }
 
@@ -586,17 +596,20 @@ mod tests {
     fn long_bodies_are_let_go() {
         let login = |fill: usize| format!(r#"{{"user":"bob","x":"{}"}}"#, "a".repeat(fill));
         let fits = BODY_MAX - login(0).len();
-        assert!(read(Form::Json, &[login(fits).as_bytes()]).is_some());
-        assert_eq!(read(Form::Json, &[login(fits + 1).as_bytes()]), None);
-        assert_eq!(read(Form::Json, &[login(fits).as_bytes(), b" "]), None);
+        assert!(read(LoginForm::Json, &[login(fits).as_bytes()]).is_some());
+        assert_eq!(read(LoginForm::Json, &[login(fits + 1).as_bytes()]), None);
+        assert_eq!(read(LoginForm::Json, &[login(fits).as_bytes(), b" "]), None);
         assert_eq!(
-            read(Form::Json, &[login(BODY_MAX).as_bytes(), login(0).as_bytes()]),
+            read(LoginForm::Json, &[login(BODY_MAX).as_bytes(), login(0).as_bytes()]),
             None
         );
         let many = vec![b" ".as_slice(); PIECES_MAX - 1];
-        assert!(read(Form::Json, &[many.as_slice(), &[login(0).as_bytes()]].concat()).is_some());
+        assert!(read(LoginForm::Json, &[many.as_slice(), &[login(0).as_bytes()]].concat()).is_some());
         assert_eq!(
-            read(Form::Json, &[many.as_slice(), &[b" ", login(0).as_bytes()]].concat()),
+            read(
+                LoginForm::Json,
+                &[many.as_slice(), &[b" ", login(0).as_bytes()]].concat()
+            ),
             None
         );
     }
@@ -608,7 +621,7 @@ mod tests {
             xml.as_str(),
             r#"{"Body":{"AuthRequest":{"password":"s3cr3t","account":"bob"}}}"#,
         ] {
-            let seen = format!("{:?}", read(Form::Soap, &[text.as_bytes()]));
+            let seen = format!("{:?}", read(LoginForm::Soap, &[text.as_bytes()]));
             assert!(seen.contains("bob") && !seen.contains(SECRET), "{seen}");
         }
     }
@@ -616,18 +629,18 @@ mod tests {
     #[test]
     fn paths() {
         for (path, expected) in [
-            ("/service/soap", Some(Form::Soap)),
-            ("/service/soap/", Some(Form::Soap)),
-            ("/service/soap/AuthRequest", Some(Form::Soap)),
-            ("/service/soap/BatchRequest", Some(Form::Soap)),
-            ("/service/soap/NoOpRequest", Some(Form::Soap)),
-            ("//service/./s%6fap/AuthRequest", Some(Form::Soap)),
-            ("/service/admin/soap", Some(Form::Soap)),
-            ("/service/admin/soap/AuthRequest", Some(Form::Soap)),
-            ("/zx/auth/login", Some(Form::Json)),
-            ("/zx/auth/v1/login", Some(Form::Json)),
-            ("/zx/auth/v2/login/", Some(Form::Json)),
-            ("/zx/auth/v3/saml/login", Some(Form::Json)),
+            ("/service/soap", Some(LoginForm::Soap)),
+            ("/service/soap/", Some(LoginForm::Soap)),
+            ("/service/soap/AuthRequest", Some(LoginForm::Soap)),
+            ("/service/soap/BatchRequest", Some(LoginForm::Soap)),
+            ("/service/soap/NoOpRequest", Some(LoginForm::Soap)),
+            ("//service/./s%6fap/AuthRequest", Some(LoginForm::Soap)),
+            ("/service/admin/soap", Some(LoginForm::Soap)),
+            ("/service/admin/soap/AuthRequest", Some(LoginForm::Soap)),
+            ("/zx/auth/login", Some(LoginForm::Json)),
+            ("/zx/auth/v1/login", Some(LoginForm::Json)),
+            ("/zx/auth/v2/login/", Some(LoginForm::Json)),
+            ("/zx/auth/v3/saml/login", Some(LoginForm::Json)),
             ("/zx/auth/v2/logout", None),
             ("/zx/auth/v2/login/x", None),
             ("/zx/login/v3/config", None),
@@ -655,7 +668,7 @@ mod tests {
             let uri = Uri::from_static("/dav/bob/Calendar/");
             assert_eq!(
                 basic(&uri, &headers),
-                expected.and_then(|user| seen(Form::Basic, "BASIC", user)),
+                expected.and_then(|user| seen(LoginForm::Basic, "BASIC", user)),
                 "{value}"
             );
         }
@@ -678,35 +691,35 @@ mod tests {
     fn outcomes() {
         use Outcome::{BadCredentials, Ok, UpstreamDown};
         for (form, status, cookie, expected) in [
-            (Form::Basic, 101, false, Some(Ok)),
-            (Form::Basic, 200, false, Some(Ok)),
-            (Form::Basic, 207, false, Some(Ok)),
-            (Form::Basic, 304, false, Some(Ok)),
-            (Form::Basic, 401, false, Some(BadCredentials)),
-            (Form::Basic, 403, false, None),
-            (Form::Basic, 404, false, None),
-            (Form::Basic, 500, false, None),
-            (Form::Basic, 501, false, None),
-            (Form::Soap, 200, true, Some(Ok)),
-            (Form::Soap, 200, false, Some(Ok)),
-            (Form::Soap, 302, false, None),
-            (Form::Soap, 401, false, Some(BadCredentials)),
-            (Form::Soap, 403, false, Some(BadCredentials)),
-            (Form::Soap, 404, false, None),
-            (Form::Soap, 500, false, Some(BadCredentials)),
-            (Form::Batch, 200, true, Some(Ok)),
-            (Form::Batch, 200, false, Some(BadCredentials)),
-            (Form::Batch, 500, false, Some(BadCredentials)),
-            (Form::Json, 200, true, Some(Ok)),
-            (Form::Json, 200, false, Some(Ok)),
-            (Form::Json, 400, false, None),
-            (Form::Json, 401, false, Some(BadCredentials)),
-            (Form::Json, 403, false, Some(BadCredentials)),
-            (Form::Json, 500, false, None),
+            (LoginForm::Basic, 101, false, Some(Ok)),
+            (LoginForm::Basic, 200, false, Some(Ok)),
+            (LoginForm::Basic, 207, false, Some(Ok)),
+            (LoginForm::Basic, 304, false, Some(Ok)),
+            (LoginForm::Basic, 401, false, Some(BadCredentials)),
+            (LoginForm::Basic, 403, false, None),
+            (LoginForm::Basic, 404, false, None),
+            (LoginForm::Basic, 500, false, None),
+            (LoginForm::Basic, 501, false, None),
+            (LoginForm::Soap, 200, true, Some(Ok)),
+            (LoginForm::Soap, 200, false, Some(Ok)),
+            (LoginForm::Soap, 302, false, None),
+            (LoginForm::Soap, 401, false, Some(BadCredentials)),
+            (LoginForm::Soap, 403, false, Some(BadCredentials)),
+            (LoginForm::Soap, 404, false, None),
+            (LoginForm::Soap, 500, false, Some(BadCredentials)),
+            (LoginForm::Batch, 200, true, Some(Ok)),
+            (LoginForm::Batch, 200, false, Some(BadCredentials)),
+            (LoginForm::Batch, 500, false, Some(BadCredentials)),
+            (LoginForm::Json, 200, true, Some(Ok)),
+            (LoginForm::Json, 200, false, Some(Ok)),
+            (LoginForm::Json, 400, false, None),
+            (LoginForm::Json, 401, false, Some(BadCredentials)),
+            (LoginForm::Json, 403, false, Some(BadCredentials)),
+            (LoginForm::Json, 500, false, None),
         ] {
             assert_eq!(outcome(status, cookie, form), expected, "{form:?} {status} {cookie}");
         }
-        for form in [Form::Basic, Form::Soap, Form::Batch, Form::Json] {
+        for form in [LoginForm::Basic, LoginForm::Soap, LoginForm::Batch, LoginForm::Json] {
             for status in [502, 503, 504] {
                 assert_eq!(outcome(status, false, form), Some(UpstreamDown), "{form:?} {status}");
             }

@@ -296,7 +296,7 @@ impl ProxyHttp for Web {
         if most.is_some_and(|most| context.body_bytes > most) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location");
         }
-        if end && let Some(seen) = context.body.take().and_then(login::Body::user) {
+        if end && let Some(seen) = context.body.take().and_then(login::LoginBody::user) {
             context.seen = Some(seen);
         }
         Ok(())
@@ -635,7 +635,7 @@ impl Web {
                 context.found = Some(proxied.found.clone());
                 check_length(&proxied, &request.headers)?;
                 context.seen = login::basic(&request.uri, &request.headers);
-                context.body = login::is_login_path(request.uri.path()).map(login::Body::new);
+                context.body = login::is_login_path(request.uri.path()).map(login::LoginBody::new);
                 context.proxied = Some(proxied);
                 Ok(false)
             }
@@ -704,7 +704,10 @@ impl Web {
             .iter()
             .chain(last.filter(|address| !context.tried.contains(address)));
         let upstream: Vec<String> = addresses.map(SocketAddr::to_string).collect();
-        let seen = context.seen.as_ref().filter(|seen| seen.form == login::Form::Basic);
+        let seen = context
+            .seen
+            .as_ref()
+            .filter(|seen| seen.form == login::LoginForm::Basic);
         let record = AccessRecord {
             user: seen.map(|seen| seen.user.as_str()),
             status,
@@ -731,7 +734,7 @@ pub(crate) fn record_login(
     app: &App,
     web: &WebClient,
     context: &RequestContext,
-    seen: login::Seen,
+    seen: login::LoginAttempt,
     outcome: Option<Outcome>,
 ) {
     let Some(outcome) = outcome else { return };
@@ -739,7 +742,7 @@ pub(crate) fn record_login(
         doubt_route(app, context);
     }
     let is_known = match outcome {
-        _ if seen.form != login::Form::Basic => false,
+        _ if seen.form != login::LoginForm::Basic => false,
         Outcome::Ok => !web.is_new_user(&seen.user),
         Outcome::ClientGone => web.seen_user.knows(&seen.user),
         _ => false,

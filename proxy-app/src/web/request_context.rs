@@ -49,8 +49,8 @@ pub struct RequestContext {
     pub(crate) stale: usize,
     /// Bytes of the body so far.
     pub(crate) body_bytes: u64,
-    pub(crate) body: Option<login::Body>,
-    pub(crate) seen: Option<login::Seen>,
+    pub(crate) body: Option<login::LoginBody>,
+    pub(crate) seen: Option<login::LoginAttempt>,
     pub(crate) sets_cookie: bool,
     /// A server has answered.
     pub(crate) answered: bool,
