@@ -29,7 +29,7 @@ const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// In which form somebody is told of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum ErrorForm {
     /// A page.
     Page,
     /// JSON.
@@ -40,20 +40,20 @@ pub(crate) enum Form {
     SoapJson,
 }
 
-impl Form {
+impl ErrorForm {
     /// The form that a request wants.
-    pub(crate) fn of(request: &Parts) -> Form {
+    pub(crate) fn of(request: &Parts) -> ErrorForm {
         if is_navigation(request) {
-            return Form::Page;
+            return ErrorForm::Page;
         }
         let path = request.uri.path();
         let soap = ["/service/soap", "/service/admin/soap", "/ews/", "/EWS/"];
         if !soap.iter().any(|start| path.starts_with(start)) {
-            return Form::Json;
+            return ErrorForm::Json;
         }
         match says(&request.headers, CONTENT_TYPE, "json") || says(&request.headers, ACCEPT, "json") {
-            true => Form::SoapJson,
-            false => Form::Soap,
+            true => ErrorForm::SoapJson,
+            false => ErrorForm::Soap,
         }
     }
 }
@@ -77,33 +77,33 @@ fn says(headers: &HeaderMap, name: http::HeaderName, word: &str) -> bool {
 }
 
 /// An answer that is ready to be sent.
-pub(crate) struct Answer {
+pub(crate) struct LocalAnswer {
     /// Its head, without the length of the body.
     pub(crate) head: ResponseHeader,
     /// Its body.
     pub(crate) body: Bytes,
 }
 
-impl Answer {
+impl LocalAnswer {
     /// A text of a kind.
-    pub(crate) fn text(status: u16, kind: &str, body: impl Into<Bytes>) -> Result<Answer> {
+    pub(crate) fn text(status: u16, kind: &str, body: impl Into<Bytes>) -> Result<LocalAnswer> {
         let mut head = ResponseHeader::build(status, Some(16))?;
         head.insert_header(CONTENT_TYPE, kind)?;
         let body = body.into();
-        Ok(Answer { head, body })
+        Ok(LocalAnswer { head, body })
     }
 
     /// The answer to something that went wrong.
-    pub(crate) fn error(status: u16, form: Form, id: &str) -> Result<Answer> {
+    pub(crate) fn error(status: u16, form: ErrorForm, id: &str) -> Result<LocalAnswer> {
         let (kind, body) = match form {
-            Form::Page => ("text/html; charset=utf-8", error_page(status, id)),
-            Form::Json => ("application/json", error_json(status, id)),
-            Form::Soap => ("application/soap+xml; charset=utf-8", soap_fault(status, id)),
-            Form::SoapJson => ("application/json", soap_fault_json(status, id)),
+            ErrorForm::Page => ("text/html; charset=utf-8", error_page(status, id)),
+            ErrorForm::Json => ("application/json", error_json(status, id)),
+            ErrorForm::Soap => ("application/soap+xml; charset=utf-8", soap_fault(status, id)),
+            ErrorForm::SoapJson => ("application/json", soap_fault_json(status, id)),
         };
-        let mut answer = Answer::text(status, kind, body)?;
+        let mut answer = LocalAnswer::text(status, kind, body)?;
         answer.head.insert_header("Cache-Control", "no-store")?;
-        if form == Form::Page {
+        if form == ErrorForm::Page {
             answer.head.insert_header("Content-Security-Policy", PAGE_POLICY)?;
         }
         if matches!(status, 502..=504) {
@@ -116,28 +116,28 @@ impl Answer {
     }
 
     /// The answer to `OPTIONS *`, which asks for the server and not for one of its pages (RFC 9110 §9.3.7).
-    pub(crate) fn options() -> Result<Answer> {
-        let mut answer = Answer::text(200, "text/plain; charset=utf-8", "")?;
+    pub(crate) fn options() -> Result<LocalAnswer> {
+        let mut answer = LocalAnswer::text(200, "text/plain; charset=utf-8", "")?;
         answer.head.insert_header(ALLOW, METHODS)?;
         Ok(answer)
     }
 
     /// Sends a browser elsewhere. The place stays as it is written: a relative one is right behind every balancer and
     /// port mapping (RFC 9110 §10.2.2).
-    pub(crate) fn redirect(status: u16, to: &str) -> Result<Answer> {
+    pub(crate) fn redirect(status: u16, to: &str) -> Result<LocalAnswer> {
         let title = reason(status);
         let body = page(title, "<p>This page has moved.</p>");
-        let mut answer = Answer::text(status, "text/html; charset=utf-8", body)?;
+        let mut answer = LocalAnswer::text(status, "text/html; charset=utf-8", body)?;
         answer.head.insert_header("Location", to)?;
         answer.head.insert_header("Content-Security-Policy", PAGE_POLICY)?;
         Ok(answer)
     }
 
     /// Clears cookies (HTTP §2.5) and sends the browser on; without a place it stays where it is.
-    pub(crate) fn logout(cookies: &[String], to: Option<&str>, secure: bool) -> Result<Answer> {
+    pub(crate) fn logout(cookies: &[String], to: Option<&str>, secure: bool) -> Result<LocalAnswer> {
         let mut answer = match to {
-            Some(to) => Answer::redirect(307, to)?,
-            None => Answer::text(200, "text/plain; charset=utf-8", "")?,
+            Some(to) => LocalAnswer::redirect(307, to)?,
+            None => LocalAnswer::text(200, "text/plain; charset=utf-8", "")?,
         };
         answer.head.insert_header("Cache-Control", "no-store")?;
         let secure = if secure { " Secure;" } else { "" };
@@ -333,44 +333,54 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(method: &str, target: &str, lines: &[(&str, &str)], expected: Form) {
+    fn check(method: &str, target: &str, lines: &[(&str, &str)], expected: ErrorForm) {
         let mut request = Request::builder().method(method).uri(target);
         for (name, value) in lines {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        assert_eq!(Form::of(&parts), expected, "{method} {target} {lines:?}");
+        assert_eq!(ErrorForm::of(&parts), expected, "{method} {target} {lines:?}");
     }
 
     #[test]
     fn forms() {
         let html = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
-        check("GET", "/carbonio/", &[html], Form::Page);
-        check("HEAD", "/carbonio/", &[html], Form::Page);
-        check("GET", "/carbonio/", &[html, ("sec-fetch-mode", "navigate")], Form::Page);
-        check("GET", "/x", &[html, ("sec-fetch-mode", "cors")], Form::Json);
-        check("GET", "/x", &[html, ("x-requested-with", "XMLHttpRequest")], Form::Json);
-        check("POST", "/x", &[html], Form::Json);
-        check("GET", "/x", &[("accept", "*/*")], Form::Json);
-        check("PROPFIND", "/dav/bob/", &[], Form::Json);
-        check("POST", "/service/soap/AuthRequest", &[], Form::Soap);
+        check("GET", "/carbonio/", &[html], ErrorForm::Page);
+        check("HEAD", "/carbonio/", &[html], ErrorForm::Page);
+        check(
+            "GET",
+            "/carbonio/",
+            &[html, ("sec-fetch-mode", "navigate")],
+            ErrorForm::Page,
+        );
+        check("GET", "/x", &[html, ("sec-fetch-mode", "cors")], ErrorForm::Json);
+        check(
+            "GET",
+            "/x",
+            &[html, ("x-requested-with", "XMLHttpRequest")],
+            ErrorForm::Json,
+        );
+        check("POST", "/x", &[html], ErrorForm::Json);
+        check("GET", "/x", &[("accept", "*/*")], ErrorForm::Json);
+        check("PROPFIND", "/dav/bob/", &[], ErrorForm::Json);
+        check("POST", "/service/soap/AuthRequest", &[], ErrorForm::Soap);
         check(
             "POST",
             "/service/soap/AuthRequest",
             &[("content-type", "application/json")],
-            Form::SoapJson,
+            ErrorForm::SoapJson,
         );
         check(
             "POST",
             "/service/admin/soap",
             &[("content-type", "text/xml")],
-            Form::Soap,
+            ErrorForm::Soap,
         );
         check(
             "POST",
             "/ews/Exchange.asmx",
             &[("content-type", "text/xml")],
-            Form::Soap,
+            ErrorForm::Soap,
         );
     }
 
@@ -412,7 +422,7 @@ mod tests {
     #[test]
     fn logouts_clear_every_cookie() {
         let cookies = ["ZM_AUTH_TOKEN".to_owned(), "T".to_owned()];
-        let answer = Answer::logout(&cookies, Some("/static/login/"), true).unwrap();
+        let answer = LocalAnswer::logout(&cookies, Some("/static/login/"), true).unwrap();
         let set: Vec<_> = answer.head.headers.get_all("set-cookie").iter().collect();
         assert_eq!(
             set,
@@ -425,7 +435,7 @@ mod tests {
             (answer.head.status.as_u16(), &answer.head.headers["location"]),
             (307, &"/static/login/".parse().unwrap())
         );
-        let clear = Answer::logout(&cookies, None, false).unwrap();
+        let clear = LocalAnswer::logout(&cookies, None, false).unwrap();
         assert_eq!((clear.head.status.as_u16(), clear.body.len()), (200, 0));
         assert!(!clear.head.headers["set-cookie"].to_str().unwrap().contains("Secure"));
     }

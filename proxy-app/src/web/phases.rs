@@ -26,7 +26,7 @@ use route_cache::bracketed;
 use crate::app::App;
 use crate::app::snapshot::MailMode;
 use crate::http::answer_head::{self, Framing};
-use crate::http::answers::{self, Answer, Form};
+use crate::http::answers::{self, ErrorForm, LocalAnswer};
 use crate::http::repeat::may_be_repeated;
 use crate::http::{compression, headers, login, old_clients};
 use crate::locations::{Action, Files, Found};
@@ -183,7 +183,7 @@ impl ProxyHttp for Web {
         context.under_way = Some(web.facts.handle.waits_for_us());
         let request = session.req_header();
         let info = RequestInfo::read(&self.app, web, request);
-        context.form = Form::of(request);
+        context.form = ErrorForm::of(request);
         let no_host = info.host.is_none() && request.version > http::Version::HTTP_10;
         context.info = Some(info.clone());
         let sites = &context.snapshot.web.sites;
@@ -211,7 +211,7 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
         }
         if request.method == http::Method::OPTIONS && request.uri.path() == "*" {
-            answer_with(Answer::options()?, session, context).await?;
+            answer_with(LocalAnswer::options()?, session, context).await?;
             return Ok(true);
         }
         let clear = info.is_clear(web);
@@ -416,7 +416,7 @@ impl ProxyHttp for Web {
             group.answered(target.address);
         }
         let status = response.status.as_u16();
-        if matches!(status, 404 | 502..=504) && context.form == Form::Page {
+        if matches!(status, 404 | 502..=504) && context.form == ErrorForm::Page {
             // A person gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
             return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
         }
@@ -518,7 +518,7 @@ impl ProxyHttp for Web {
         }
         if code > 0 && !begun {
             session.set_keepalive(None);
-            let sent = match Answer::error(code, context.form, context.id()) {
+            let sent = match LocalAnswer::error(code, context.form, context.id()) {
                 Ok(answer) => answer_with(answer, session, context).await,
                 Err(error) => Err(error),
             };
@@ -596,7 +596,7 @@ impl Web {
         let Some(proof) = answers::proof(folder.join(token)).await else {
             return Ok(false);
         };
-        let answer = Answer::text(200, "application/octet-stream", proof)?;
+        let answer = LocalAnswer::text(200, "application/octet-stream", proof)?;
         answer_with(answer, session, context).await?;
         Ok(true)
     }
@@ -604,7 +604,7 @@ impl Web {
     /// A clear-text web port, where it does not serve: HTTP §1.5, §1.6.
     async fn clear_port(&self, session: &mut Session, context: &RequestContext, info: &RequestInfo) -> Result<bool> {
         if context.snapshot.web.mode == MailMode::Https {
-            let answer = Answer::error(403, context.form, &info.id)?;
+            let answer = LocalAnswer::error(403, context.form, &info.id)?;
             answer_with(answer, session, context).await?;
             return Ok(true);
         }
@@ -619,7 +619,7 @@ impl Web {
             .uri
             .path_and_query()
             .map_or("/", |target| target.as_str());
-        let answer = Answer::redirect(302, &format!("https://{host}{port}{target}"))?;
+        let answer = LocalAnswer::redirect(302, &format!("https://{host}{port}{target}"))?;
         answer_with(answer, session, context).await?;
         Ok(true)
     }
@@ -641,7 +641,7 @@ impl Web {
             }
             Decision::Redirect { to, status, found } => {
                 context.found = Some(found);
-                let answer = Answer::redirect(status, &to)?;
+                let answer = LocalAnswer::redirect(status, &to)?;
                 answer_with(answer, session, context).await?;
                 Ok(true)
             }
@@ -667,16 +667,18 @@ impl Web {
         let answer = match &found.entry.location.action {
             Action::Files(files) => return file(session, context, found, files, path).await,
             Action::Answer { status, body: None, .. } if *status >= 400 => {
-                Answer::error(*status, context.form, &info.id)?
+                LocalAnswer::error(*status, context.form, &info.id)?
             }
-            Action::Answer { status, kind, body } => Answer::text(*status, kind, body.clone().unwrap_or_default())?,
+            Action::Answer { status, kind, body } => {
+                LocalAnswer::text(*status, kind, body.clone().unwrap_or_default())?
+            }
             Action::Logout { to, cookies } => {
                 // Where the domain says a place, the web client goes there itself (HTTP §2.2, S3).
                 let elsewhere = context.site.as_ref().and_then(|site| to.of_site(site));
                 let to = elsewhere.is_none().then_some(to.to.as_str());
-                Answer::logout(cookies, to, secure)?
+                LocalAnswer::logout(cookies, to, secure)?
             }
-            Action::Status => Answer::text(200, "text/plain", self.status())?,
+            Action::Status => LocalAnswer::text(200, "text/plain", self.status())?,
             Action::Forward(_) | Action::Redirect { .. } => {
                 return Error::e_explain(ErrorType::InternalError, "a location that has no answer");
             }

@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use route_cache::Route;
 
 use crate::app::snapshot::Snapshot;
-use crate::http::answers::{self, Answer, Form};
+use crate::http::answers::{self, ErrorForm, LocalAnswer};
 use crate::http::compression::Packing;
 use crate::http::relocation::Relocation;
 use crate::http::{headers, login};
@@ -37,7 +37,7 @@ pub struct RequestContext {
     /// Its location, for logs and for the headers of the answer.
     pub(crate) found: Option<Found>,
     /// In which form its client is told of errors.
-    pub(crate) form: Form,
+    pub(crate) form: ErrorForm,
     pub(crate) route: Option<Route>,
     pub(crate) target: Option<Target>,
     pub(crate) tried: Vec<SocketAddr>,
@@ -71,7 +71,7 @@ impl RequestContext {
             site: None,
             proxied: None,
             found: None,
-            form: Form::Json,
+            form: ErrorForm::Json,
             route: None,
             target: None,
             tried: Vec::new(),
@@ -122,7 +122,11 @@ pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) 
 }
 
 /// Gives an answer of our own to the client, with the headers that every answer has.
-pub(crate) async fn answer_with(mut answer: Answer, session: &mut Session, context: &RequestContext) -> Result<()> {
+pub(crate) async fn answer_with(
+    mut answer: LocalAnswer,
+    session: &mut Session,
+    context: &RequestContext,
+) -> Result<()> {
     answers::hear_out(session).await;
     dress(context, &mut answer.head)?;
     answer.send(session).await

@@ -12,7 +12,7 @@ use pingora_proxy::Session;
 use route_cache::lookup::certauth::{CertLogin, CertLoginError, Token};
 use route_cache::{HostPort, bracketed};
 
-use crate::http::answers::Answer;
+use crate::http::answers::LocalAnswer;
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts};
 use crate::web::client::{WebClient, client_of};
 use crate::web::decision::RequestInfo;
@@ -83,7 +83,7 @@ impl Web {
                 }
             }
         };
-        let mut answer = Answer::redirect(302, &self.home_page(context, info, wanted))?;
+        let mut answer = LocalAnswer::redirect(302, &self.home_page(context, info, wanted))?;
         answer.head.insert_header("Cache-Control", "no-store")?;
         if let Some(token) = token {
             let (name, value) = (wanted.cookie(), token.value.expose());

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::app::App;
 use crate::app::snapshot::{MailMode, Snapshot};
-use crate::http::answers::{Answer, Form};
+use crate::http::answers::{ErrorForm, LocalAnswer};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::WebClient;
@@ -104,7 +104,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     let head = upstream_head(web, &request, &info, &proxied, &target.server);
     let name = target.server.address().to_string();
     let mut context = RequestContext::new(snapshot);
-    context.form = Form::of(&request);
+    context.form = ErrorForm::of(&request);
     context.site = Some(
         context
             .snapshot
@@ -207,7 +207,7 @@ impl Upgrade {
     /// Passes an answer on that is not 101, as the engine would. Gives its status, and the bytes that the client got.
     async fn pass_on(&mut self, client: &mut BoxStream, head: Head, body: Vec<u8>) -> (u16, u64) {
         let status = head.response.status.as_u16();
-        if matches!(status, 404 | 502..=504) && self.context.form == Form::Page {
+        if matches!(status, 404 | 502..=504) && self.context.form == ErrorForm::Page {
             return self.fail(client, status).await;
         }
         let mut response = head.response;
@@ -224,7 +224,7 @@ impl Upgrade {
 
     /// Answers with an error of our own.
     async fn fail(&mut self, client: &mut BoxStream, status: u16) -> (u16, u64) {
-        let page = Answer::error(status, self.context.form, self.context.id()).and_then(|mut page| {
+        let page = LocalAnswer::error(status, self.context.form, self.context.id()).and_then(|mut page| {
             dress(&self.context, &mut page.head)?;
             page.head.insert_header(http::header::CONTENT_LENGTH, page.body.len())?;
             page.head
