@@ -11,11 +11,11 @@ const DIGITS_MAX: u8 = 15;
 
 /// What is still to come of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Body {
+pub(crate) enum RequestBody {
     /// So many bytes.
     Sized(u64),
     /// Chunks (RFC 9112 §7.1).
-    Chunked(Chunks),
+    Chunked(ChunkPosition),
     /// Nothing. It asks for another protocol, and what the client sends before an answer may be of that.
     Last,
     /// The engine knows, or refuses it. All that comes is for the engine.
@@ -24,7 +24,7 @@ pub(crate) enum Body {
 
 /// Where in a chunked body we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Chunks {
+pub(crate) enum ChunkPosition {
     /// In the size of a chunk.
     Size { value: u64, digits: u8 },
     /// In the extension of a chunk.
@@ -45,20 +45,20 @@ pub(crate) enum Chunks {
     Over,
 }
 
-const CHUNK: Chunks = Chunks::Size { value: 0, digits: 0 };
+const CHUNK: ChunkPosition = ChunkPosition::Size { value: 0, digits: 0 };
 
-impl Body {
+impl RequestBody {
     /// The body that this head announces (RFC 9112 §6.3).
-    pub(crate) fn of(head: &[u8]) -> Body {
+    pub(crate) fn of(head: &[u8]) -> RequestBody {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let Some(end) = head.iter().position(|&b| b == b'\r') else {
-            return Body::Unclear;
+            return RequestBody::Unclear;
         };
         let (line, fields_of) = head.split_at(end);
         let fields_of = fields_of.strip_prefix(b"\r\n").unwrap_or_default();
         let fields = match httparse::parse_headers(fields_of, &mut fields) {
             Ok(httparse::Status::Complete((length, fields))) if length == fields_of.len() => fields,
-            _ => return Body::Unclear,
+            _ => return RequestBody::Unclear,
         };
         let (mut length, mut coding, mut upgrade) = (None, None, false);
         for field in fields {
@@ -71,37 +71,37 @@ impl Body {
                 }
             };
             if told.replace(field.value).is_some() {
-                return Body::Unclear;
+                return RequestBody::Unclear;
             }
         }
         match (length, coding) {
-            _ if line.starts_with(b"CONNECT ") => Body::Unclear,
-            (None, None) if upgrade => Body::Last,
-            _ if upgrade => Body::Unclear,
-            (None, None) => Body::Sized(0),
-            (Some(length), None) => digits(length).map_or(Body::Unclear, Body::Sized),
+            _ if line.starts_with(b"CONNECT ") => RequestBody::Unclear,
+            (None, None) if upgrade => RequestBody::Last,
+            _ if upgrade => RequestBody::Unclear,
+            (None, None) => RequestBody::Sized(0),
+            (Some(length), None) => digits(length).map_or(RequestBody::Unclear, RequestBody::Sized),
             // HTTP/1.0 has no chunks.
             (None, Some(coding)) if line.ends_with(b" HTTP/1.1") && coding.eq_ignore_ascii_case(b"chunked") => {
-                Body::Chunked(CHUNK)
+                RequestBody::Chunked(CHUNK)
             }
-            _ => Body::Unclear,
+            _ => RequestBody::Unclear,
         }
     }
 
     /// How many of these bytes belong to the request; they are on their way to the engine.
     pub(crate) fn pass(&mut self, bytes: &[u8]) -> usize {
         match self {
-            Body::Unclear => bytes.len(),
-            Body::Last => 0,
-            Body::Sized(left) => {
+            RequestBody::Unclear => bytes.len(),
+            RequestBody::Last => 0,
+            RequestBody::Sized(left) => {
                 let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 *left -= taken as u64;
                 taken
             }
-            Body::Chunked(chunks) => match chunks.pass(bytes) {
+            RequestBody::Chunked(chunks) => match chunks.pass(bytes) {
                 Some(taken) => taken,
                 None => {
-                    *self = Body::Unclear;
+                    *self = RequestBody::Unclear;
                     bytes.len()
                 }
             },
@@ -110,15 +110,18 @@ impl Body {
 
     /// Nothing more of the request is to come.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self, Body::Sized(0) | Body::Last | Body::Chunked(Chunks::Over))
+        matches!(
+            self,
+            RequestBody::Sized(0) | RequestBody::Last | RequestBody::Chunked(ChunkPosition::Over)
+        )
     }
 
     /// Whether another request may follow on the connection; `quiet`: nothing has come behind this one.
     pub(crate) fn may_be_followed(&self, quiet: bool) -> bool {
         match self {
-            Body::Sized(_) | Body::Chunked(_) => true,
-            Body::Last => quiet,
-            Body::Unclear => false,
+            RequestBody::Sized(_) | RequestBody::Chunked(_) => true,
+            RequestBody::Last => quiet,
+            RequestBody::Unclear => false,
         }
     }
 }
@@ -129,17 +132,17 @@ fn digits(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok().filter(|_| only_digits)?.parse().ok()
 }
 
-impl Chunks {
+impl ChunkPosition {
     /// How many of these bytes belong to the body; `None` where it is broken.
     fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
-        while at < bytes.len() && *self != Chunks::Over {
-            if let Chunks::Data(left) = self {
+        while at < bytes.len() && *self != ChunkPosition::Over {
+            if let ChunkPosition::Data(left) = self {
                 let taken = usize::try_from(*left).map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
                 *left -= taken as u64;
                 at += taken;
                 if *left == 0 {
-                    *self = Chunks::DataEnd;
+                    *self = ChunkPosition::DataEnd;
                 }
                 continue;
             }
@@ -149,24 +152,28 @@ impl Chunks {
         Some(at)
     }
 
-    fn next(self, byte: u8) -> Option<Chunks> {
+    fn next(self, byte: u8) -> Option<ChunkPosition> {
         Some(match (self, byte) {
-            (Chunks::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < DIGITS_MAX => Chunks::Size {
-                value: value << 4 | u64::from(char::from(byte).to_digit(16)?),
-                digits: digits + 1,
-            },
-            (Chunks::Size { digits: 0, .. }, _) => return None,
-            (Chunks::Size { value, .. } | Chunks::Extension { value }, b'\r') => Chunks::SizeEnd { value },
-            (Chunks::Size { value, .. }, b';' | b' ' | b'\t') => Chunks::Extension { value },
-            (Chunks::Extension { value }, _) if byte != b'\n' && byte != 0 => Chunks::Extension { value },
-            (Chunks::SizeEnd { value: 0 }, b'\n') => Chunks::Trailer { begun: false },
-            (Chunks::SizeEnd { value }, b'\n') => Chunks::Data(value),
-            (Chunks::DataEnd, b'\r') => Chunks::DataEndLf,
-            (Chunks::DataEndLf, b'\n') => CHUNK,
-            (Chunks::Trailer { begun }, b'\r') => Chunks::TrailerEnd { begun },
-            (Chunks::Trailer { .. }, _) if byte != b'\n' && byte != 0 => Chunks::Trailer { begun: true },
-            (Chunks::TrailerEnd { begun: true }, b'\n') => Chunks::Trailer { begun: false },
-            (Chunks::TrailerEnd { begun: false }, b'\n') => Chunks::Over,
+            (ChunkPosition::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < DIGITS_MAX => {
+                ChunkPosition::Size {
+                    value: value << 4 | u64::from(char::from(byte).to_digit(16)?),
+                    digits: digits + 1,
+                }
+            }
+            (ChunkPosition::Size { digits: 0, .. }, _) => return None,
+            (ChunkPosition::Size { value, .. } | ChunkPosition::Extension { value }, b'\r') => {
+                ChunkPosition::SizeEnd { value }
+            }
+            (ChunkPosition::Size { value, .. }, b';' | b' ' | b'\t') => ChunkPosition::Extension { value },
+            (ChunkPosition::Extension { value }, _) if byte != b'\n' && byte != 0 => ChunkPosition::Extension { value },
+            (ChunkPosition::SizeEnd { value: 0 }, b'\n') => ChunkPosition::Trailer { begun: false },
+            (ChunkPosition::SizeEnd { value }, b'\n') => ChunkPosition::Data(value),
+            (ChunkPosition::DataEnd, b'\r') => ChunkPosition::DataEndLf,
+            (ChunkPosition::DataEndLf, b'\n') => CHUNK,
+            (ChunkPosition::Trailer { begun }, b'\r') => ChunkPosition::TrailerEnd { begun },
+            (ChunkPosition::Trailer { .. }, _) if byte != b'\n' && byte != 0 => ChunkPosition::Trailer { begun: true },
+            (ChunkPosition::TrailerEnd { begun: true }, b'\n') => ChunkPosition::Trailer { begun: false },
+            (ChunkPosition::TrailerEnd { begun: false }, b'\n') => ChunkPosition::Over,
             _ => return None,
         })
     }
@@ -179,35 +186,41 @@ mod tests {
     #[test]
     fn heads_say_what_follows() {
         for (fields, expected) in [
-            ("", Body::Sized(0)),
-            ("Content-Length: 12\r\n", Body::Sized(12)),
-            ("Content-Length: +1\r\n", Body::Unclear),
-            ("Content-Length: 1, 1\r\n", Body::Unclear),
-            ("Content-Length:\r\n", Body::Unclear),
-            ("Content-Length: 18446744073709551616\r\n", Body::Unclear),
-            ("Content-Length: 1\r\nContent-Length: 1\r\n", Body::Unclear),
-            ("Transfer-Encoding: Chunked\r\n", Body::Chunked(CHUNK)),
-            ("Transfer-Encoding: gzip, chunked\r\n", Body::Unclear),
-            ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", Body::Unclear),
-            ("Transfer-Encoding : chunked\r\n", Body::Unclear),
-            ("no field\r\n", Body::Unclear),
-            ("Upgrade: h2c\r\n", Body::Last),
-            ("Upgrade: h2c\r\nContent-Length: 3\r\n", Body::Unclear),
+            ("", RequestBody::Sized(0)),
+            ("Content-Length: 12\r\n", RequestBody::Sized(12)),
+            ("Content-Length: +1\r\n", RequestBody::Unclear),
+            ("Content-Length: 1, 1\r\n", RequestBody::Unclear),
+            ("Content-Length:\r\n", RequestBody::Unclear),
+            ("Content-Length: 18446744073709551616\r\n", RequestBody::Unclear),
+            ("Content-Length: 1\r\nContent-Length: 1\r\n", RequestBody::Unclear),
+            ("Transfer-Encoding: Chunked\r\n", RequestBody::Chunked(CHUNK)),
+            ("Transfer-Encoding: gzip, chunked\r\n", RequestBody::Unclear),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+                RequestBody::Unclear,
+            ),
+            ("Transfer-Encoding : chunked\r\n", RequestBody::Unclear),
+            ("no field\r\n", RequestBody::Unclear),
+            ("Upgrade: h2c\r\n", RequestBody::Last),
+            ("Upgrade: h2c\r\nContent-Length: 3\r\n", RequestBody::Unclear),
         ] {
             let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
-            assert_eq!(Body::of(head.as_bytes()), expected, "{fields:?}");
+            assert_eq!(RequestBody::of(head.as_bytes()), expected, "{fields:?}");
         }
         let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(Body::of(old), Body::Unclear);
-        assert_eq!(Body::of(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"), Body::Unclear);
-        assert_eq!(Body::of(b"GET / HTTP/1.1\r\n\r\nGET"), Body::Unclear);
+        assert_eq!(RequestBody::of(old), RequestBody::Unclear);
+        assert_eq!(
+            RequestBody::of(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            RequestBody::Unclear
+        );
+        assert_eq!(RequestBody::of(b"GET / HTTP/1.1\r\n\r\nGET"), RequestBody::Unclear);
     }
 
     /// How much of this is the body, however it is cut; `None`: it is broken.
     #[track_caller]
     fn check(chunks: &str, expected: Option<&str>) {
         for cut in [1, 2, 3, 7, 1000] {
-            let mut body = Body::Chunked(CHUNK);
+            let mut body = RequestBody::Chunked(CHUNK);
             let mut taken = 0;
             for part in chunks.as_bytes().chunks(cut) {
                 let passed = body.pass(part);
@@ -221,7 +234,7 @@ mod tests {
                     assert!(body.is_over(), "{chunks:?} {cut} {body:?}");
                     assert_eq!(&chunks[..taken], whole, "{cut}");
                 }
-                None => assert_eq!((body, taken), (Body::Unclear, chunks.len()), "{chunks:?} {cut}"),
+                None => assert_eq!((body, taken), (RequestBody::Unclear, chunks.len()), "{chunks:?} {cut}"),
             }
         }
     }
@@ -252,11 +265,11 @@ mod tests {
 
     #[test]
     fn bytes_behind_a_sized_body_stay() {
-        let mut body = Body::Sized(5);
+        let mut body = RequestBody::Sized(5);
         assert_eq!((body.pass(b"abc"), body.is_over()), (3, false));
         assert_eq!((body.pass(b"deGET /"), body.is_over()), (2, true));
         assert_eq!(body.pass(b"GET /"), 0);
-        assert_eq!(Body::Last.pass(b"frame"), 0);
-        assert_eq!(Body::Unclear.pass(b"frame"), 5);
+        assert_eq!(RequestBody::Last.pass(b"frame"), 0);
+        assert_eq!(RequestBody::Unclear.pass(b"frame"), 5);
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::app::App;
 use crate::http::HEAD_MAX;
 use crate::http::answers::plain_answer;
-use crate::http::behind::Body;
+use crate::http::behind::RequestBody;
 use crate::node::refusals::Reason;
 use crate::web::client::{FAREWELL, client_in, note_refusal};
 use crate::web::phases::Web;
@@ -80,9 +80,9 @@ async fn serve_on(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebSt
         {
             return answered.finish(app, web, stream).await;
         }
-        let request = Body::of(&head);
+        let request = RequestBody::of(&head);
         let last = !request.may_be_followed(stream.ahead.is_empty());
-        if request == Body::Unclear {
+        if request == RequestBody::Unclear {
             head.unsplit(std::mem::take(&mut stream.ahead));
         }
         stream.request = Some(request);
@@ -241,7 +241,7 @@ pub fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
 
 async fn refuse(stream: &mut WebStream, status: &str) {
     // Answers to the requests before may be on their way.
-    stream.request = Some(Body::Unclear);
+    stream.request = Some(RequestBody::Unclear);
     let _ = timeout(2 * FAREWELL, async {
         stream.write_all(plain_answer(status, status).as_bytes()).await?;
         stream.flush().await?;

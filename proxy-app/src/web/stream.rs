@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_openssl::SslStream;
 
 use crate::app::App;
-use crate::http::behind::Body;
+use crate::http::behind::RequestBody;
 use crate::http::frames::Frames;
 use crate::http::streams::Streams;
 use crate::node::limits::AnswerCounter;
@@ -58,7 +58,7 @@ pub struct WebStream {
     /// Read before the engine asked, or behind the request under way.
     pub(crate) ahead: BytesMut,
     /// What is still to come of the HTTP/1 request that the engine has.
-    pub(crate) request: Option<Body>,
+    pub(crate) request: Option<RequestBody>,
     /// Until when a client that was sent away is still heard.
     pub(crate) farewell: Option<Pin<Box<Sleep>>>,
     /// The engine has a request of HTTP/1, and has written nothing yet.
@@ -294,7 +294,7 @@ impl WebStream {
         loop {
             let mut read = ReadBuf::new(&mut buffer);
             match self.poll_channel(cx, &mut read) {
-                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.request = Some(Body::Unclear),
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.request = Some(RequestBody::Unclear),
                 Poll::Pending if !self.ahead.is_empty() || self.request.is_some_and(|request| !request.is_over()) => {
                     return Poll::Pending;
                 }
@@ -306,7 +306,7 @@ impl WebStream {
     /// The request is over, and another one may follow. Where the engine has ended it elsewhere than we have, nobody
     /// knows what comes next.
     pub(crate) fn is_at_an_end(&self) -> bool {
-        let followed = |request: Body| request.is_over() && request.may_be_followed(self.ahead.is_empty());
+        let followed = |request: RequestBody| request.is_over() && request.may_be_followed(self.ahead.is_empty());
         self.request.is_some_and(followed)
     }
 }
