@@ -573,7 +573,7 @@ impl Found {
 
 impl Files {
     fn tree(&self) -> Tree {
-        let options = static_ui::Options {
+        let options = static_ui::TreeOptions {
             file: self.file.clone(),
             index: Some("index.html".to_owned()),
             cache_control: self.cache_control.clone(),

@@ -38,7 +38,7 @@ const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENI
 
 /// The account that a request names, still to be looked up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Claim {
+pub enum AccountClaim {
     /// A user as typed: `name` or `name@domain`. Bare names are qualified by the lookup.
     Login(String),
     /// An account's `zimbraId`.
@@ -48,15 +48,15 @@ pub enum Claim {
 /// The account of a request to the mail and web locations: the path's user, else the token's (HTTP §3.1).
 ///
 /// The path wins over the cookie: who opens a share of B goes to B's server with A's token.
-pub fn of(uri: &Uri, headers: &HeaderMap) -> Option<Claim> {
+pub fn of(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     by_path(uri, headers)
         .or_else(|| by_token(uri, headers))
         .or_else(|| by_jwt(uri, headers))
 }
 
 /// The account of a request to the admin locations: only the admin token says it (HTTP §3.1).
-pub fn admin(headers: &HeaderMap) -> Option<Claim> {
-    token_id(cookie(headers, ADMIN_COOKIE)?).map(Claim::Id)
+pub fn admin(headers: &HeaderMap) -> Option<AccountClaim> {
+    token_id(cookie(headers, ADMIN_COOKIE)?).map(AccountClaim::Id)
 }
 
 /// The host that a request asks for, in lower case, without port, brackets and final dot; an IPv6 address in
@@ -124,7 +124,7 @@ pub(crate) fn user(typed: &str) -> Option<String> {
 }
 
 /// Steps 1 to 4 of HTTP §3.1. They cannot meet: each begins with another segment.
-fn by_path(uri: &Uri, headers: &HeaderMap) -> Option<Claim> {
+fn by_path(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     let path = decoded(uri.path())?;
     let login = match segments(&path)?.as_slice() {
         ["home", owner, _, ..] | ["service", "home", owner, _, ..] => rest_user(owner),
@@ -136,7 +136,7 @@ fn by_path(uri: &Uri, headers: &HeaderMap) -> Option<Claim> {
         ["dav", owner, _, ..] | ["principals", "users", owner, _, ..] => dav_user(owner),
         _ => None,
     };
-    login.map(Claim::Login)
+    login.map(AccountClaim::Login)
 }
 
 /// `~` alone means "me" and is nobody's name; `~bob` is bob.
@@ -175,21 +175,21 @@ fn without_backslash(typed: &str) -> Cow<'_, str> {
 }
 
 /// Step 5 of HTTP §3.1. A broken cookie keeps the query unread.
-fn by_token(uri: &Uri, headers: &HeaderMap) -> Option<Claim> {
+fn by_token(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     let id = match cookie(headers, USER_COOKIE) {
         Some(token) => token_id(token),
         None => token_id(&argument(uri, "zauthtoken")?),
     };
-    id.map(Claim::Id)
+    id.map(AccountClaim::Id)
 }
 
 /// Step 6 of HTTP §3.1. A broken bearer token keeps the query unread.
-fn by_jwt(uri: &Uri, headers: &HeaderMap) -> Option<Claim> {
+fn by_jwt(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     let id = match authorization(headers, "bearer") {
         Some(jwt) => jwt_subject(jwt),
         None => jwt_subject(&argument(uri, "zjwt")?),
     };
-    id.map(Claim::Id)
+    id.map(AccountClaim::Id)
 }
 
 /// `<key version>_<HMAC hex>_<data hex>`, data being fields as below (HTTP §3.2). The walk ends at the first
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(target: &str, lines: &[&str], expected: Option<Claim>) {
+    fn check(target: &str, lines: &[&str], expected: Option<AccountClaim>) {
         assert_eq!(
             of(&target.parse().unwrap(), &headers(lines)),
             expected,
@@ -367,12 +367,12 @@ mod tests {
         );
     }
 
-    fn login(name: &str) -> Option<Claim> {
-        Some(Claim::Login(name.to_owned()))
+    fn login(name: &str) -> Option<AccountClaim> {
+        Some(AccountClaim::Login(name.to_owned()))
     }
 
-    fn id() -> Option<Claim> {
-        Some(Claim::Id(ID.to_owned()))
+    fn id() -> Option<AccountClaim> {
+        Some(AccountClaim::Id(ID.to_owned()))
     }
 
     fn cookie_line() -> String {
@@ -397,7 +397,7 @@ mod tests {
         check(
             eas,
             &[&bearer, &format!("cookie: ZM_AUTH_TOKEN={}", with_data("id=1:c;"))],
-            Some(Claim::Id("c".into())),
+            Some(AccountClaim::Id("c".into())),
         );
         check("/service/soap/SearchRequest", &[&basic("bob:pw")], None);
         assert_eq!(admin(&headers(&[&cookie])), None);
@@ -485,8 +485,8 @@ mod tests {
             ("bob", ""),
             ("b\rob:pw", ""),
         ] {
-            check(eas, &[&basic(plain)], user(expected).map(Claim::Login));
-            check(ews, &[&basic(plain)], user(expected).map(Claim::Login));
+            check(eas, &[&basic(plain)], user(expected).map(AccountClaim::Login));
+            check(ews, &[&basic(plain)], user(expected).map(AccountClaim::Login));
         }
         let latin1 = basic(b"bob:p\xe4ss");
         check(eas, &[&latin1], login("bob"));
@@ -516,11 +516,11 @@ mod tests {
             ("User=a%0Ab", ""),
             ("", ""),
         ] {
-            check(&format!("{eas}?{query}"), &[], user(expected).map(Claim::Login));
+            check(&format!("{eas}?{query}"), &[], user(expected).map(AccountClaim::Login));
             check(
                 &format!("/ews/Exchange.asmx?{query}"),
                 &[],
-                user(expected).map(Claim::Login),
+                user(expected).map(AccountClaim::Login),
             );
         }
     }
@@ -562,7 +562,7 @@ mod tests {
         check(
             &format!("{target}&zjwt={}", jwt(r#"{"sub":"j"}"#)),
             &["cookie: ZM_AUTH_TOKEN=junk"],
-            Some(Claim::Id("j".into())),
+            Some(AccountClaim::Id("j".into())),
         );
         check(&target, &["cookie: other=junk"], id());
         check(&format!("/x?zauthtoken={}", token().replace('_', "%5F")), &[], id());
@@ -632,7 +632,7 @@ mod tests {
             check(
                 "/x",
                 &[&format!("cookie: ZM_AUTH_TOKEN={}", with_data(data))],
-                Some(Claim::Id("a".into())),
+                Some(AccountClaim::Id("a".into())),
             );
         }
     }
@@ -664,7 +664,7 @@ mod tests {
             ("a.b.c".to_owned(), ""),
             ("..".to_owned(), ""),
         ] {
-            let expected = user(expected).map(Claim::Id);
+            let expected = user(expected).map(AccountClaim::Id);
             check("/x", &[&format!("authorization: Bearer {jwt}")], expected.clone());
             check("/x", &[&format!("authorization: bearer {jwt}")], expected.clone());
             check(&format!("/x?zjwt={jwt}"), &[&basic("bob:pw")], expected.clone());

@@ -82,12 +82,12 @@ impl Packing {
 /// Has this answer compressed if that is good, before its head is written. The value that is given must be kept until
 /// the answer ends.
 pub fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules) -> Option<Packing> {
-    let verdict = judge(session.req_header(), response, rules);
-    if verdict == Verdict::AsItIs {
+    let choice = choose(session.req_header(), response, rules);
+    if choice == CompressionChoice::AsItIs {
         return None;
     }
     vary(response);
-    let Verdict::Packed(algorithm) = verdict else {
+    let CompressionChoice::Packed(algorithm) = choice else {
         return None;
     };
     let module = session.downstream_modules_ctx.get_mut::<ResponseCompression>()?;
@@ -105,7 +105,7 @@ pub fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum CompressionChoice {
     /// Nothing of it depends on what the client accepts.
     AsItIs,
     /// It would be compressed for others.
@@ -113,20 +113,20 @@ enum Verdict {
     Packed(Algorithm),
 }
 
-fn judge(request: &RequestHeader, response: &ResponseHeader, rules: Rules) -> Verdict {
+fn choose(request: &RequestHeader, response: &ResponseHeader, rules: Rules) -> CompressionChoice {
     let kind = text(&response.headers, header::CONTENT_TYPE);
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let no_secret = NO_SECRETS.contains(&kind.as_str());
     if !rules.enabled || !(no_secret || TEXTS.contains(&kind.as_str())) || !may_be_changed(response) {
-        return Verdict::AsItIs;
+        return CompressionChoice::AsItIs;
     }
     if !no_secret && !rules.authenticated && has_secrets(request, response) {
-        return Verdict::AsItIs;
+        return CompressionChoice::AsItIs;
     }
-    let wanted = wanted(&request.headers);
-    match wanted.filter(|_| request.version >= Version::HTTP_11 && request.method != Method::HEAD) {
-        Some(algorithm) => Verdict::Packed(algorithm),
-        None => Verdict::NotForThis,
+    let preferred = preferred(&request.headers);
+    match preferred.filter(|_| request.version >= Version::HTTP_11 && request.method != Method::HEAD) {
+        Some(algorithm) => CompressionChoice::Packed(algorithm),
+        None => CompressionChoice::NotForThis,
     }
 }
 
@@ -166,7 +166,7 @@ fn has_secrets(request: &RequestHeader, response: &ResponseHeader) -> bool {
 }
 
 /// What the client likes best (RFC 9110 §12.5.3); of equals the one that packs best.
-fn wanted(headers: &HeaderMap) -> Option<Algorithm> {
+fn preferred(headers: &HeaderMap) -> Option<Algorithm> {
     let wishes: Vec<(String, f32)> = headers
         .get_all(header::ACCEPT_ENCODING)
         .iter()
@@ -175,10 +175,10 @@ fn wanted(headers: &HeaderMap) -> Option<Algorithm> {
         .map(wish)
         .collect();
     let weight = |name: &str| {
-        let named = |wanted: &str| {
+        let named = |preferred: &str| {
             wishes
                 .iter()
-                .find(|(name, _)| name == wanted)
+                .find(|(name, _)| name == preferred)
                 .map(|(_, weight)| *weight)
         };
         named(name).or_else(|| named("*")).unwrap_or(0.0)
@@ -257,54 +257,60 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(asked: &[&str], answered: &[&str], rules: Rules, expected: Verdict) {
-        let got = judge(&request(asked), &response(answered), rules);
+    fn check(asked: &[&str], answered: &[&str], rules: Rules, expected: CompressionChoice) {
+        let got = choose(&request(asked), &response(answered), rules);
         assert_eq!(got, expected, "{asked:?} {answered:?}");
     }
 
     #[test]
     fn clients_choose() {
         for (wish, expected) in [
-            ("gzip, deflate, br, zstd", Verdict::Packed(Algorithm::Brotli)),
-            ("gzip, zstd", Verdict::Packed(Algorithm::Zstd)),
-            ("gzip", Verdict::Packed(Algorithm::Gzip)),
-            ("GZIP;q=1.0, br;q=0.5", Verdict::Packed(Algorithm::Gzip)),
-            ("br;q=0, gzip", Verdict::Packed(Algorithm::Gzip)),
-            ("*", Verdict::Packed(Algorithm::Brotli)),
-            ("*;q=0.5, br;q=0", Verdict::Packed(Algorithm::Zstd)),
-            ("gzip;q=0.5, identity", Verdict::NotForThis),
-            ("gzip;q=0, br;q=0, zstd;q=0", Verdict::NotForThis),
-            ("deflate", Verdict::NotForThis),
-            ("", Verdict::NotForThis),
-            ("gzip;q=x", Verdict::Packed(Algorithm::Gzip)),
+            ("gzip, deflate, br, zstd", CompressionChoice::Packed(Algorithm::Brotli)),
+            ("gzip, zstd", CompressionChoice::Packed(Algorithm::Zstd)),
+            ("gzip", CompressionChoice::Packed(Algorithm::Gzip)),
+            ("GZIP;q=1.0, br;q=0.5", CompressionChoice::Packed(Algorithm::Gzip)),
+            ("br;q=0, gzip", CompressionChoice::Packed(Algorithm::Gzip)),
+            ("*", CompressionChoice::Packed(Algorithm::Brotli)),
+            ("*;q=0.5, br;q=0", CompressionChoice::Packed(Algorithm::Zstd)),
+            ("gzip;q=0.5, identity", CompressionChoice::NotForThis),
+            ("gzip;q=0, br;q=0, zstd;q=0", CompressionChoice::NotForThis),
+            ("deflate", CompressionChoice::NotForThis),
+            ("", CompressionChoice::NotForThis),
+            ("gzip;q=x", CompressionChoice::Packed(Algorithm::Gzip)),
         ] {
             let line = format!("Accept-Encoding: {wish}");
             check(&[&line], &["Content-Type: text/html; charset=utf-8"], RULES, expected);
         }
-        check(&[], &["Content-Type: text/html"], RULES, Verdict::NotForThis);
+        check(&[], &["Content-Type: text/html"], RULES, CompressionChoice::NotForThis);
     }
 
     #[test]
     fn only_what_may_be_changed_is() {
-        let packed = Verdict::Packed(Algorithm::Brotli);
+        let packed = CompressionChoice::Packed(Algorithm::Brotli);
         for (lines, expected) in [
             (&["Content-Type: application/json", "Content-Length: 256"][..], packed),
             (&["Content-Type: Text/HTML"], packed),
-            (&["Content-Type: text/html", "Content-Length: 255"], Verdict::AsItIs),
-            (&["Content-Type: text/html", "Content-Encoding: gzip"], Verdict::AsItIs),
+            (
+                &["Content-Type: text/html", "Content-Length: 255"],
+                CompressionChoice::AsItIs,
+            ),
+            (
+                &["Content-Type: text/html", "Content-Encoding: gzip"],
+                CompressionChoice::AsItIs,
+            ),
             (
                 &["Content-Type: text/html", "Content-Range: bytes 0-999/1000"],
-                Verdict::AsItIs,
+                CompressionChoice::AsItIs,
             ),
             (
                 &["Content-Type: text/html", "Cache-Control: private, No-Transform"],
-                Verdict::AsItIs,
+                CompressionChoice::AsItIs,
             ),
-            (&["Content-Type: text/event-stream"], Verdict::AsItIs),
-            (&["Content-Type: image/jpeg"], Verdict::AsItIs),
-            (&["Content-Type: application/zip"], Verdict::AsItIs),
-            (&["Content-Type: multipart/mixed"], Verdict::AsItIs),
-            (&[], Verdict::AsItIs),
+            (&["Content-Type: text/event-stream"], CompressionChoice::AsItIs),
+            (&["Content-Type: image/jpeg"], CompressionChoice::AsItIs),
+            (&["Content-Type: application/zip"], CompressionChoice::AsItIs),
+            (&["Content-Type: multipart/mixed"], CompressionChoice::AsItIs),
+            (&[], CompressionChoice::AsItIs),
         ] {
             check(&[BROWSER], lines, RULES, expected);
         }
@@ -312,25 +318,25 @@ mod tests {
             enabled: false,
             ..RULES
         };
-        check(&[BROWSER], &["Content-Type: text/html"], off, Verdict::AsItIs);
+        check(&[BROWSER], &["Content-Type: text/html"], off, CompressionChoice::AsItIs);
         let mut head = request(&[BROWSER]);
         head.set_method(Method::HEAD);
         assert_eq!(
-            judge(&head, &response(&["Content-Type: text/html"]), RULES),
-            Verdict::NotForThis
+            choose(&head, &response(&["Content-Type: text/html"]), RULES),
+            CompressionChoice::NotForThis
         );
         let mut old = request(&[BROWSER]);
         old.set_version(Version::HTTP_10);
         assert_eq!(
-            judge(&old, &response(&["Content-Type: text/html"]), RULES),
-            Verdict::NotForThis
+            choose(&old, &response(&["Content-Type: text/html"]), RULES),
+            CompressionChoice::NotForThis
         );
     }
 
     #[test]
     fn secrets_are_not_packed_unless_the_node_says_so() {
-        let packed = Verdict::Packed(Algorithm::Brotli);
-        let wanted = Rules {
+        let packed = CompressionChoice::Packed(Algorithm::Brotli);
+        let preferred = Rules {
             authenticated: true,
             ..RULES
         };
@@ -340,15 +346,20 @@ mod tests {
             ("X: y", "Set-Cookie: ZM_AUTH_TOKEN=0_x"),
         ] {
             let asked = [BROWSER, asked];
-            check(&asked, &["Content-Type: text/html", answered], RULES, Verdict::AsItIs);
-            check(&asked, &["Content-Type: text/html", answered], wanted, packed);
+            check(
+                &asked,
+                &["Content-Type: text/html", answered],
+                RULES,
+                CompressionChoice::AsItIs,
+            );
+            check(&asked, &["Content-Type: text/html", answered], preferred, packed);
             check(&asked, &["Content-Type: text/css", answered], RULES, packed);
         }
         let mut token = request(&[BROWSER]);
         token.set_uri("/service/x?fmt=json&zauthtoken=0_x".parse().unwrap());
         assert_eq!(
-            judge(&token, &response(&["Content-Type: text/html"]), RULES),
-            Verdict::AsItIs
+            choose(&token, &response(&["Content-Type: text/html"]), RULES),
+            CompressionChoice::AsItIs
         );
     }
 

@@ -35,17 +35,17 @@ impl HttpModuleBuilder for Unchunked {
     }
 
     fn init(&self) -> Module {
-        Box::new(Client { old: false })
+        Box::new(OldClient { old: false })
     }
 }
 
 /// One request's client.
-struct Client {
+struct OldClient {
     old: bool,
 }
 
 #[async_trait]
-impl HttpModule for Client {
+impl HttpModule for OldClient {
     async fn request_header_filter(&mut self, request: &mut RequestHeader) -> Result<()> {
         self.old = request.version < Version::HTTP_11;
         Ok(())

@@ -46,7 +46,7 @@ const ELOOP: i32 = 40;
 
 /// How a tree is served.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct TreeOptions {
     /// Always this file of the folder, whatever the path: a program that runs in the browser reads the path itself.
     pub file: Option<PathBuf>,
     /// The file that stands for a folder; `None`: a folder is not found.
@@ -61,20 +61,20 @@ pub struct Options {
 
 /// A folder whose files are served.
 pub struct Tree {
-    files: ServeDir<DefaultServeDirFallback, Inside>,
-    options: Options,
+    files: ServeDir<DefaultServeDirFallback, InsideRoot>,
+    options: TreeOptions,
     cache_control: Option<HeaderValue>,
 }
 
-type Answer = Response<ServeFileSystemResponseBody>;
+type FileResponse = Response<ServeFileSystemResponseBody>;
 
 impl Tree {
     /// The files below `root`. It need not be there yet.
-    pub fn new(root: impl Into<PathBuf>, options: Options) -> Tree {
+    pub fn new(root: impl Into<PathBuf>, options: TreeOptions) -> Tree {
         let root = root.into();
         let mut roots = vec![root.clone()];
         roots.extend(options.also.iter().cloned());
-        let files = ServeDir::with_backend(root, Inside(Arc::new(roots)))
+        let files = ServeDir::with_backend(root, InsideRoot(Arc::new(roots)))
             .append_index_html_on_directories(options.index.is_some())
             .with_buf_chunk_size(CHUNK)
             // Several ranges at once are answered with the whole file.
@@ -144,7 +144,7 @@ impl Tree {
         headers: &HeaderMap,
         path: &str,
         query: Option<&str>,
-    ) -> io::Result<Option<Answer>> {
+    ) -> io::Result<Option<FileResponse>> {
         let Some(path) = self.inside(path) else {
             return Ok(None);
         };
@@ -178,7 +178,7 @@ impl Tree {
         Ok(Some(answer))
     }
 
-    async fn ask(&self, method: &Method, headers: &HeaderMap, path: &str) -> io::Result<Option<Answer>> {
+    async fn ask(&self, method: &Method, headers: &HeaderMap, path: &str) -> io::Result<Option<FileResponse>> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.method_mut() = method.clone();
         *request.uri_mut() = path.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -259,15 +259,15 @@ fn is_nothing(error: &io::Error) -> bool {
 
 /// The disk, as far as it lies within these folders.
 #[derive(Clone)]
-struct Inside(Arc<Vec<PathBuf>>);
+struct InsideRoot(Arc<Vec<PathBuf>>);
 
-type Waiting<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+type BoxFuture<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
 
-impl Backend for Inside {
+impl Backend for InsideRoot {
     type File = TokioFile;
     type Metadata = std::fs::Metadata;
-    type OpenFuture = Waiting<TokioFile>;
-    type MetadataFuture = Waiting<std::fs::Metadata>;
+    type OpenFuture = BoxFuture<TokioFile>;
+    type MetadataFuture = BoxFuture<std::fs::Metadata>;
 
     fn open(&self, path: PathBuf) -> Self::OpenFuture {
         let roots = self.0.clone();
@@ -348,14 +348,14 @@ mod tests {
         }
 
         fn tree(&self) -> Tree {
-            self.tree_with(Options {
+            self.tree_with(TreeOptions {
                 index: Some("index.html".to_owned()),
                 cache_control: Some("no-cache".to_owned()),
-                ..Options::default()
+                ..TreeOptions::default()
             })
         }
 
-        fn tree_with(&self, options: Options) -> Tree {
+        fn tree_with(&self, options: TreeOptions) -> Tree {
             Tree::new(self.web(), options)
         }
     }
@@ -464,12 +464,12 @@ mod tests {
         let packed = [(header::ACCEPT_ENCODING, "gzip")];
         assert_eq!(get(&tree, "/secret.js", &packed).await.body, "secret");
         assert_eq!(get(&tree, "/secret.js", &packed).await.header("content-encoding"), "");
-        let plain = disk.tree_with(Options::default());
+        let plain = disk.tree_with(TreeOptions::default());
         assert_eq!(get(&plain, "/shell/abc/", &[]).await.status, 404, "no index, no list");
-        let dots = disk.tree_with(Options {
+        let dots = disk.tree_with(TreeOptions {
             dot_files: true,
             also: vec![disk.0.path().to_owned()],
-            ..Options::default()
+            ..TreeOptions::default()
         });
         assert_eq!(get(&dots, "/shell/abc/.git/config", &[]).await.status, 200);
         assert_eq!(get(&dots, "/out.txt", &[]).await.status, 200);
@@ -486,9 +486,9 @@ mod tests {
     #[tokio::test]
     async fn one_file_for_all_paths() {
         let disk = Disk::new();
-        let tree = disk.tree_with(Options {
+        let tree = disk.tree_with(TreeOptions {
             file: Some("shell/current/index.html".into()),
-            ..Options::default()
+            ..TreeOptions::default()
         });
         for path in ["", "/", "/mails/folder/2", "/../x", "/a.js", "/.x"] {
             let got = get(&tree, path, &[]).await;

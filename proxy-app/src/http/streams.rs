@@ -43,7 +43,7 @@ const NO_ERROR: [u8; 4] = [0; 4];
 
 /// What is in front of a frame.
 #[derive(Debug, Clone, Copy, Default)]
-struct Head {
+struct FrameHead {
     length: u32,
     kind: u8,
     flags: u8,
@@ -55,7 +55,7 @@ struct Head {
 struct Scan {
     prefix: [u8; PREFIX],
     have: usize,
-    frame: Head,
+    frame: FrameHead,
     /// What is still to come of the frame's payload.
     left: u32,
     /// Frames of a head must not be torn apart (RFC 9113 §4.3).
@@ -66,8 +66,8 @@ struct Scan {
 }
 
 /// What has been found.
-enum Found {
-    Frame(Head),
+enum FrameEvent {
+    Frame(FrameHead),
     /// So much more may be sent on this stream; 0: on the connection.
     Window(u32, u32),
     InitialWindow(u32),
@@ -81,7 +81,7 @@ impl Scan {
         self.have == 0 && self.left == 0 && !self.in_block
     }
 
-    fn pass(&mut self, mut bytes: &[u8], mut found: impl FnMut(Found)) {
+    fn pass(&mut self, mut bytes: &[u8], mut found: impl FnMut(FrameEvent)) {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let (payload, rest) = bytes.split_at(bytes.len().min(self.left as usize));
@@ -98,14 +98,14 @@ impl Scan {
             bytes = rest;
             if self.have == PREFIX {
                 self.begin();
-                found(Found::Frame(self.frame));
+                found(FrameEvent::Frame(self.frame));
             }
         }
     }
 
     fn begin(&mut self) {
         let [a, b, c, kind, flags, d, e, f, g] = self.prefix;
-        self.frame = Head {
+        self.frame = FrameHead {
             length: u32::from_be_bytes([0, a, b, c]),
             kind,
             flags,
@@ -118,7 +118,7 @@ impl Scan {
     }
 
     /// One more byte of a small frame; what it completes.
-    fn word(&mut self, byte: u8) -> Option<Found> {
+    fn word(&mut self, byte: u8) -> Option<FrameEvent> {
         // Behind its error a GOAWAY has words for people.
         *self.words.get_mut(self.words_have)? = byte;
         self.words_have += 1;
@@ -126,17 +126,17 @@ impl Scan {
         match (self.frame.kind, self.words_have) {
             (WINDOW_UPDATE, 4) => {
                 self.words_have = 0;
-                Some(Found::Window(
+                Some(FrameEvent::Window(
                     self.frame.stream,
                     u32::from_be_bytes([a & 0x7F, b, c, d]),
                 ))
             }
-            (RST_STREAM, 4) => Some(Found::Error(self.frame.stream, u32::from_be_bytes([a, b, c, d]))),
-            (GOAWAY, 8) => Some(Found::Error(0, u32::from_be_bytes([e, f, g, h]))),
+            (RST_STREAM, 4) => Some(FrameEvent::Error(self.frame.stream, u32::from_be_bytes([a, b, c, d]))),
+            (GOAWAY, 8) => Some(FrameEvent::Error(0, u32::from_be_bytes([e, f, g, h]))),
             (SETTINGS, 6) => {
                 self.words_have = 0;
                 let is_window = u16::from_be_bytes([a, b]) == INITIAL_WINDOW;
-                is_window.then(|| Found::InitialWindow(u32::from_be_bytes([c, d, e, f])))
+                is_window.then(|| FrameEvent::InitialWindow(u32::from_be_bytes([c, d, e, f])))
             }
             _ => None,
         }
@@ -144,16 +144,16 @@ impl Scan {
 }
 
 /// What is known of a stream.
-struct Stream {
+struct OpenStream {
     /// How much the client still takes on it.
     window: i64,
     /// The client has said all.
-    asked: bool,
-    answer: Answer,
+    request_ended: bool,
+    answer: AnswerState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Answer {
+enum AnswerState {
     Awaited,
     Begun,
     Ended,
@@ -161,7 +161,7 @@ enum Answer {
 
 /// The streams of a connection.
 pub(crate) struct Streams {
-    open: HashMap<u32, Stream>,
+    open: HashMap<u32, OpenStream>,
     /// The window of the connection, and that of a new stream.
     window: i64,
     initial: i64,
@@ -207,21 +207,21 @@ impl Streams {
         }
     }
 
-    fn heard(&mut self, found: Found) {
+    fn heard(&mut self, found: FrameEvent) {
         let frame = match found {
-            Found::Frame(frame) => frame,
-            Found::InitialWindow(size) => {
+            FrameEvent::Frame(frame) => frame,
+            FrameEvent::InitialWindow(size) => {
                 let more = i64::from(size) - self.initial;
                 self.initial += more;
                 self.open.values_mut().for_each(|stream| stream.window += more);
                 return;
             }
-            Found::Error(..) => return,
-            Found::Window(0, more) => {
+            FrameEvent::Error(..) => return,
+            FrameEvent::Window(0, more) => {
                 self.window += i64::from(more);
                 return;
             }
-            Found::Window(on, more) => {
+            FrameEvent::Window(on, more) => {
                 if let Some(stream) = self.open.get_mut(&on) {
                     stream.window += i64::from(more);
                 }
@@ -229,21 +229,21 @@ impl Streams {
             }
         };
         match frame.kind {
-            HEADERS | DATA => self.asked(frame),
+            HEADERS | DATA => self.request_frame(frame),
             RST_STREAM => drop(self.open.remove(&frame.stream)),
             _ => {}
         }
     }
 
-    fn asked(&mut self, frame: Head) {
+    fn request_frame(&mut self, frame: FrameHead) {
         let ends = frame.flags & END_STREAM != 0;
         match self.open.get_mut(&frame.stream) {
-            Some(stream) => stream.asked |= ends,
+            Some(stream) => stream.request_ended |= ends,
             None if frame.kind == HEADERS => {
-                let stream = Stream {
+                let stream = OpenStream {
                     window: self.initial,
-                    asked: ends,
-                    answer: Answer::Awaited,
+                    request_ended: ends,
+                    answer: AnswerState::Awaited,
                 };
                 self.open.insert(frame.stream, stream);
             }
@@ -254,7 +254,7 @@ impl Streams {
 
     /// Forgets a stream that both sides have ended.
     fn close(&mut self, number: u32) {
-        let over = |stream: &Stream| stream.asked && stream.answer == Answer::Ended;
+        let over = |stream: &OpenStream| stream.request_ended && stream.answer == AnswerState::Ended;
         if self.open.get(&number).is_some_and(over) {
             self.open.remove(&number);
         }
@@ -266,7 +266,7 @@ impl Streams {
         let mut refused = 0;
         outbound.pass(bytes, |found| {
             refused += usize::from(self.refuses(&found));
-            if let Found::Frame(frame) = found {
+            if let FrameEvent::Frame(frame) = found {
                 self.said(frame);
             }
         });
@@ -280,20 +280,20 @@ impl Streams {
     }
 
     /// Whether a request is refused here that nobody else has seen: the engine tells only the client.
-    fn refuses(&self, found: &Found) -> bool {
+    fn refuses(&self, found: &FrameEvent) -> bool {
         match *found {
-            Found::Error(0, code) => !matches!(code, 0 | INTERNAL_ERROR),
-            Found::Error(stream, code) => code == PROTOCOL_ERROR && !self.ended.contains(&stream),
-            Found::Frame(frame) => {
-                let awaited = |stream: &Stream| stream.answer == Answer::Awaited;
+            FrameEvent::Error(0, code) => !matches!(code, 0 | INTERNAL_ERROR),
+            FrameEvent::Error(stream, code) => code == PROTOCOL_ERROR && !self.ended.contains(&stream),
+            FrameEvent::Frame(frame) => {
+                let awaited = |stream: &OpenStream| stream.answer == AnswerState::Awaited;
                 let is_bare = frame.flags & END_STREAM != 0 && frame.length <= BARE;
                 frame.kind == HEADERS && is_bare && self.open.get(&frame.stream).is_some_and(awaited)
             }
-            Found::Window(..) | Found::InitialWindow(_) => false,
+            FrameEvent::Window(..) | FrameEvent::InitialWindow(_) => false,
         }
     }
 
-    fn said(&mut self, frame: Head) {
+    fn said(&mut self, frame: FrameHead) {
         if frame.kind == RST_STREAM {
             self.open.remove(&frame.stream);
             return;
@@ -312,10 +312,10 @@ impl Streams {
         if is_data {
             stream.window -= i64::from(frame.length);
         }
-        stream.answer = Answer::Begun;
+        stream.answer = AnswerState::Begun;
         if frame.flags & END_STREAM != 0 {
-            stream.answer = Answer::Ended;
-            if !stream.asked {
+            stream.answer = AnswerState::Ended;
+            if !stream.request_ended {
                 self.early.push_back((Instant::now() + EARLY, frame.stream));
             }
             self.close(frame.stream);
@@ -325,7 +325,7 @@ impl Streams {
     /// How many answers wait for the client; `stuck`: the connection takes nothing at all.
     pub(crate) fn waiting(&self, stuck: bool) -> usize {
         let none = stuck || self.window <= 0;
-        let waits = |stream: &&Stream| stream.answer == Answer::Begun && (none || stream.window <= 0);
+        let waits = |stream: &&OpenStream| stream.answer == AnswerState::Begun && (none || stream.window <= 0);
         self.open.values().filter(waits).count()
     }
 
@@ -348,7 +348,7 @@ impl Streams {
             if self
                 .open
                 .get(&number)
-                .is_some_and(|stream| stream.answer == Answer::Ended)
+                .is_some_and(|stream| stream.answer == AnswerState::Ended)
             {
                 self.ended.insert(number);
                 frames.extend(error_of(number));
@@ -461,11 +461,11 @@ mod tests {
         }
     }
 
-    fn ended() -> Stream {
-        Stream {
+    fn ended() -> OpenStream {
+        OpenStream {
             window: WINDOW,
-            asked: false,
-            answer: Answer::Ended,
+            request_ended: false,
+            answer: AnswerState::Ended,
         }
     }
 

@@ -8,7 +8,7 @@ use route_cache::{Lookup, Service, Subject};
 
 use crate::app::App;
 use crate::app::snapshot::Snapshot;
-use crate::http::account::{self, Claim};
+use crate::http::account::{self, AccountClaim};
 use crate::http::forwarded::Forwarded;
 use crate::http::headers;
 use crate::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
@@ -251,8 +251,8 @@ fn lookup(forward: &Forward, web: &WebClient, request: &Parts, info: &RequestInf
     };
     Some(Lookup {
         subject: match claim? {
-            Claim::Login(name) => Subject::Login(name),
-            Claim::Id(id) => Subject::Id(id),
+            AccountClaim::Login(name) => Subject::Login(name),
+            AccountClaim::Id(id) => Subject::Id(id),
         },
         service,
         client: info.client,

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Uri;
-use proxy_app::http::account::{self, Claim};
+use proxy_app::http::account::{self, AccountClaim};
 
 /// Longest user and longest host name that are looked up.
 const USER_MAX: usize = 256;
@@ -19,7 +19,7 @@ pub(crate) fn check(bytes: &[u8]) {
     let headers: HeaderMap = lines.filter_map(header).collect();
     let claim = account::of(&uri, &headers);
     for claim in claim.iter().chain(&account::admin(&headers)) {
-        let (Claim::Login(name) | Claim::Id(name)) = claim;
+        let (AccountClaim::Login(name) | AccountClaim::Id(name)) = claim;
         assert!(
             !name.is_empty() && name.len() <= USER_MAX && !name.contains(char::is_control),
             "{claim:?}"
@@ -37,7 +37,7 @@ fn header(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
     Some((name, HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?))
 }
 
-fn check_ways_to_write(uri: &Uri, headers: &HeaderMap, claim: Option<&Claim>) {
+fn check_ways_to_write(uri: &Uri, headers: &HeaderMap, claim: Option<&AccountClaim>) {
     let admin = account::admin(headers);
     let same = |uri: &Uri, headers: &HeaderMap, what: &str| {
         assert_eq!(account::of(uri, headers).as_ref(), claim, "{what}");
