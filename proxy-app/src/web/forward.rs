@@ -13,7 +13,7 @@ use crate::tls::client_certs::PresentedCert;
 use crate::upstream::connect;
 use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
-use crate::web::target::Target;
+use crate::web::target::UpstreamTarget;
 
 /// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
 pub(crate) fn proxy_headers(
@@ -62,7 +62,7 @@ pub(crate) fn proxy_headers(
 /// Most that a server may send ahead of the client in a response over HTTP/2; the engine's default is 8 MiB.
 const H2_WINDOW: u32 = 64 * 1024;
 
-pub(crate) fn peer(target: &Target, proxied: &ProxyRequest, snapshot: &Snapshot) -> HttpPeer {
+pub(crate) fn peer(target: &UpstreamTarget, proxied: &ProxyRequest, snapshot: &Snapshot) -> HttpPeer {
     let policy = &snapshot.web;
     let waits = waits(proxied, snapshot);
     let name = match &target.server.tls {

@@ -40,7 +40,7 @@ use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::forward::{peer, proxy_headers};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
-use crate::web::target::{AccountServer, Target, account_server};
+use crate::web::target::{AccountServer, UpstreamTarget, account_server};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ impl Web {
     }
 
     /// The server of the request's account, if it has one that is known.
-    async fn locate(&self, context: &mut RequestContext) -> Result<Option<Target>> {
+    async fn locate(&self, context: &mut RequestContext) -> Result<Option<UpstreamTarget>> {
         let Some(proxied) = &context.proxied else {
             return Ok(None);
         };
@@ -111,7 +111,7 @@ impl Web {
                 return Err(Error::explain(ErrorType::ConnectNoRoute, why).into_up());
             };
             context.route = Some(*route);
-            return Ok(Some(Target {
+            return Ok(Some(UpstreamTarget {
                 server,
                 address,
                 verify: context.snapshot.web.upstream_verify,
@@ -122,7 +122,7 @@ impl Web {
         Ok(None)
     }
 
-    fn any_server(&self, context: &RequestContext, web: &WebClient) -> Result<Target> {
+    fn any_server(&self, context: &RequestContext, web: &WebClient) -> Result<UpstreamTarget> {
         let name = context.proxied.as_ref().map_or("", |proxied| proxied.group());
         let group = self.app.groups.get(name);
         let known = web.owner.server(name);
@@ -142,7 +142,7 @@ impl Web {
         if web.owner.key().is_some() {
             web.owner.settle(name, member.address);
         }
-        Ok(Target {
+        Ok(UpstreamTarget {
             server: member.server.clone(),
             address: member.address,
             verify: member.verify,

@@ -20,7 +20,7 @@ use crate::tls::vhosts::Site;
 use crate::upstream::connection::ServerConnection;
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
-use crate::web::target::Target;
+use crate::web::target::UpstreamTarget;
 
 /// What is known of one request, from its first phase to its last.
 pub struct RequestContext {
@@ -39,7 +39,7 @@ pub struct RequestContext {
     /// In which form its client is told of errors.
     pub(crate) form: ErrorForm,
     pub(crate) route: Option<Route>,
-    pub(crate) target: Option<Target>,
+    pub(crate) target: Option<UpstreamTarget>,
     pub(crate) tried: Vec<SocketAddr>,
     /// What it wants of its server connection.
     pub(crate) keeping: Option<Keeping>,

@@ -26,24 +26,24 @@ const ADMIN_PORT: u16 = 6071;
 
 /// What somebody wants to be logged in to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum SignOn {
     Mail,
     Admin,
 }
 
-impl Wanted {
-    fn of(method: &Method, path: &str) -> Option<Wanted> {
+impl SignOn {
+    fn of(method: &Method, path: &str) -> Option<SignOn> {
         match (method, path) {
-            (&Method::GET | &Method::HEAD, "/certauth") => Some(Wanted::Mail),
-            (&Method::GET | &Method::HEAD, "/certauth/admin") => Some(Wanted::Admin),
+            (&Method::GET | &Method::HEAD, "/certauth") => Some(SignOn::Mail),
+            (&Method::GET | &Method::HEAD, "/certauth/admin") => Some(SignOn::Admin),
             _ => None,
         }
     }
 
     fn cookie(self) -> &'static str {
         match self {
-            Wanted::Mail => "ZM_AUTH_TOKEN",
-            Wanted::Admin => "ZM_ADMIN_AUTH_TOKEN",
+            SignOn::Mail => "ZM_AUTH_TOKEN",
+            SignOn::Admin => "ZM_ADMIN_AUTH_TOKEN",
         }
     }
 }
@@ -60,7 +60,7 @@ impl Web {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();
-        let Some(wanted) = Wanted::of(&request.method, request.uri.path()) else {
+        let Some(sign_on_to) = SignOn::of(&request.method, request.uri.path()) else {
             return refused("this door knows only /certauth");
         };
         let shown = web.shown.as_ref();
@@ -71,7 +71,7 @@ impl Web {
             (CertMode::On, None) => return refused("no certificate"),
             (CertMode::Optional, None) => None,
             (CertMode::On | CertMode::Optional, Some(certificate)) => {
-                match self.owner(web, context, info, wanted, certificate).await {
+                match self.owner(web, context, info, sign_on_to, certificate).await {
                     Ok(token) => Some(token),
                     Err(CertLoginError::NoService) => return refused("nobody can say whose certificate this is"),
                     // There are other ways to log in; the page shows them.
@@ -83,10 +83,10 @@ impl Web {
                 }
             }
         };
-        let mut answer = LocalAnswer::redirect(302, &self.home_page(context, info, wanted))?;
+        let mut answer = LocalAnswer::redirect(302, &self.home_page(context, info, sign_on_to))?;
         answer.head.insert_header("Cache-Control", "no-store")?;
         if let Some(token) = token {
-            let (name, value) = (wanted.cookie(), token.value.expose());
+            let (name, value) = (sign_on_to.cookie(), token.value.expose());
             let cookie = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax");
             answer.head.append_header("Set-Cookie", cookie)?;
         }
@@ -100,12 +100,12 @@ impl Web {
         web: &WebClient,
         context: &RequestContext,
         info: &RequestInfo,
-        wanted: Wanted,
+        sign_on_to: SignOn,
         certificate: &ClientCertificate,
     ) -> Result<Token, CertLoginError> {
         let question = CertLogin {
             subject: &certificate.subject,
-            admin: wanted == Wanted::Admin,
+            admin: sign_on_to == SignOn::Admin,
             client: info.client,
             local: web.facts.client.local.ip(),
             host: info.host.as_deref(),
@@ -160,12 +160,12 @@ impl Web {
     }
 
     /// The page for somebody who is logged in; who is not is asked for a password there.
-    fn home_page(&self, context: &RequestContext, info: &RequestInfo, wanted: Wanted) -> String {
+    fn home_page(&self, context: &RequestContext, info: &RequestInfo, sign_on_to: SignOn) -> String {
         let config = self.app.config.load();
         let host = info.host.as_deref().unwrap_or(&config.node);
-        let port = match wanted {
-            Wanted::Mail => context.snapshot.web.https_port,
-            Wanted::Admin => {
+        let port = match sign_on_to {
+            SignOn::Mail => context.snapshot.web.https_port,
+            SignOn::Admin => {
                 let node = context.snapshot.system.node(&config.node);
                 node.port(&a::CARBONIO_ADMIN_PROXY_PORT).unwrap_or(ADMIN_PORT)
             }
@@ -210,9 +210,9 @@ mod tests {
 
     #[test]
     fn two_paths_and_no_other() {
-        let of = |path| Wanted::of(&Method::GET, path);
-        assert_eq!(of("/certauth"), Some(Wanted::Mail));
-        assert_eq!(of("/certauth/admin"), Some(Wanted::Admin));
+        let of = |path| SignOn::of(&Method::GET, path);
+        assert_eq!(of("/certauth"), Some(SignOn::Mail));
+        assert_eq!(of("/certauth/admin"), Some(SignOn::Admin));
         for other in [
             "/",
             "/certauth/",
@@ -224,7 +224,7 @@ mod tests {
         ] {
             assert_eq!(of(other), None, "{other}");
         }
-        assert_eq!(Wanted::of(&Method::POST, "/certauth"), None);
+        assert_eq!(SignOn::of(&Method::POST, "/certauth"), None);
     }
 
     #[test]

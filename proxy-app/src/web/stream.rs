@@ -51,7 +51,7 @@ pub struct WebStream {
     pub(crate) fd: RawFd,
     pub(crate) h2: bool,
     /// What is seen of an HTTP/2 client's frames.
-    pub(crate) frames: Option<Box<Watch>>,
+    pub(crate) frames: Option<Box<FrameWatch>>,
     pub(crate) tls: Option<Arc<SslDigest>>,
     pub(crate) socket: Arc<SocketDigest>,
     pub(crate) carrier: Arc<ProxyDigest>,
@@ -125,7 +125,7 @@ impl WebStream {
 
     /// From here on frames are counted.
     pub(crate) fn watch_frames(&mut self, app: &Arc<App>, patience: Duration) {
-        self.frames = Some(Box::new(Watch {
+        self.frames = Some(Box::new(FrameWatch {
             app: app.clone(),
             frames: Frames::new(patience),
             streams: Streams::new(),
@@ -136,7 +136,7 @@ impl WebStream {
 }
 
 /// The frames of an HTTP/2 client, and the time by which those on their way must be here.
-pub(crate) struct Watch {
+pub(crate) struct FrameWatch {
     pub(crate) app: Arc<App>,
     pub(crate) frames: Frames,
     pub(crate) streams: Streams,
@@ -145,7 +145,7 @@ pub(crate) struct Watch {
     pub(crate) alarm: Option<Pin<Box<Sleep>>>,
 }
 
-impl Watch {
+impl FrameWatch {
     /// Takes note of what was read; fails if it is too much or too slow.
     pub(crate) fn look(&mut self, cx: &mut Context<'_>, read: Option<&[u8]>) -> io::Result<()> {
         if let Some(bytes) = read {
@@ -182,7 +182,7 @@ impl Watch {
     }
 }
 
-impl Watch {
+impl FrameWatch {
     /// Gives the engine what it is to read before what comes next.
     pub(crate) fn interject(&mut self, buf: &mut ReadBuf<'_>) {
         let count = buf.remaining().min(self.owed.len());

@@ -13,7 +13,7 @@ use crate::web::decision::ProxyRequest;
 
 /// Where a request goes.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct UpstreamTarget {
     pub(crate) server: Server,
     pub(crate) address: SocketAddr,
     /// Whether the server must prove who it is.

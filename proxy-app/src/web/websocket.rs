@@ -25,11 +25,11 @@ use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
 use crate::web::forward::{proxy_headers, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, dress, relocate};
-use crate::web::target::{AccountServer, Target, account_server};
+use crate::web::target::{AccountServer, UpstreamTarget, account_server};
 
 mod answer;
 
-use answer::{Head, Rest};
+use answer::{AnswerHead, Rest};
 
 /// How long either side may be silent while an answer that is not a web socket is passed on.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ const INTERIM_MAX: usize = 8;
 const EARLY_MAX: usize = 4096;
 
 /// An upgrade for which a server is there.
-pub(crate) struct Upgrade {
+pub(crate) struct WebSocketUpgrade {
     context: RequestContext,
     request: Parts,
     server: BoxStream,
@@ -53,15 +53,15 @@ pub(crate) struct Upgrade {
 }
 
 /// What a server said to it.
-enum Verdict {
+enum UpgradeOutcome {
     /// It agrees, and has sent this behind its answer. The client was quick and has sent this much.
     Switched {
-        head: Box<Head>,
+        head: Box<AnswerHead>,
         behind: Vec<u8>,
         early: Vec<u8>,
     },
     /// It has another answer, of whose body this much has come.
-    Refused { head: Box<Head>, body: Vec<u8> },
+    Refused { head: Box<AnswerHead>, body: Vec<u8> },
     /// It has no good answer.
     Failed { status: u16, why: &'static str },
     /// Nobody waits for an answer any more.
@@ -70,7 +70,7 @@ enum Verdict {
 
 /// Finds a server and connects to it, if this is a request for an upgrade. `None`: it is something for the engine, and
 /// no server has heard of it.
-pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<Upgrade>> {
+pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<WebSocketUpgrade>> {
     if web.sso {
         return None;
     }
@@ -118,7 +118,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     context.found = Some(proxied.found.clone());
     context.proxied = Some(proxied);
     context.target = Some(target);
-    Some(Box::new(Upgrade {
+    Some(Box::new(WebSocketUpgrade {
         context,
         request,
         server,
@@ -129,7 +129,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<U
     }))
 }
 
-impl Upgrade {
+impl WebSocketUpgrade {
     /// Asks the server; relays until one side ends it, or passes the answer on.
     pub(crate) fn finish<'a>(
         self: Box<Self>,
@@ -144,19 +144,21 @@ impl Upgrade {
     async fn run(mut self: Box<Self>, app: &App, web: &WebClient, mut client: BoxStream) {
         let show_server = self.context.snapshot.web.show_server;
         let asking = talk(&mut self.server, &mut client, &self.head, show_server);
-        let verdict = timeout(self.read, asking).await.unwrap_or(Verdict::Failed {
+        let outcome = timeout(self.read, asking).await.unwrap_or(UpgradeOutcome::Failed {
             status: 504,
             why: "no answer to an upgrade in time",
         });
-        if matches!(verdict, Verdict::Switched { .. } | Verdict::Refused { .. })
-            && let (Some(proxied), Some(target)) = (&self.context.proxied, &self.context.target)
+        if matches!(
+            outcome,
+            UpgradeOutcome::Switched { .. } | UpgradeOutcome::Refused { .. }
+        ) && let (Some(proxied), Some(target)) = (&self.context.proxied, &self.context.target)
             && let Some(group) = app.groups.get(proxied.group())
         {
             group.answered(target.address);
         }
-        self.record_login(app, web, &verdict);
-        let (status, bytes) = match verdict {
-            Verdict::Switched { head, behind, early } => {
+        self.record_login(app, web, &outcome);
+        let (status, bytes) = match outcome {
+            UpgradeOutcome::Switched { head, behind, early } => {
                 let answer = [self.agreement(*head), behind].concat();
                 let answered = answer.len() as u64;
                 let mut relay = Box::new(Relay::new(client, self.server, self.idle));
@@ -169,33 +171,33 @@ impl Upgrade {
                     .context
                     .log(app, web, &self.request, &self.name, 101, answered + bytes_out);
             }
-            Verdict::Refused { head, body } => self.pass_on(&mut client, *head, body).await,
-            Verdict::Failed { status, why } => {
+            UpgradeOutcome::Refused { head, body } => self.pass_on(&mut client, *head, body).await,
+            UpgradeOutcome::Failed { status, why } => {
                 log::warn!("request {}: {status}: {why}", self.context.id());
                 self.fail(&mut client, status).await
             }
-            Verdict::ClientLeft => (0, 0),
+            UpgradeOutcome::ClientLeft => (0, 0),
         };
         let _ = timeout(PATIENCE, client.shutdown()).await;
         self.context.log(app, web, &self.request, &self.name, status, bytes);
     }
 
     /// Records the attempt of an upgrade that logs in: who guesses passwords must not get round the audit log so.
-    fn record_login(&mut self, app: &App, web: &WebClient, verdict: &Verdict) {
+    fn record_login(&mut self, app: &App, web: &WebClient, outcome: &UpgradeOutcome) {
         let Some(seen) = self.context.seen.take() else { return };
         let answered = |status| login::outcome(status, self.context.sets_cookie, seen.form);
-        let outcome = match verdict {
-            Verdict::Switched { .. } => answered(101),
-            Verdict::Refused { head, .. } => answered(head.response.status.as_u16()),
-            Verdict::Failed { status, .. } => login::unanswered(*status, false),
-            Verdict::ClientLeft => login::unanswered(0, self.context.target.is_some()),
+        let outcome = match outcome {
+            UpgradeOutcome::Switched { .. } => answered(101),
+            UpgradeOutcome::Refused { head, .. } => answered(head.response.status.as_u16()),
+            UpgradeOutcome::Failed { status, .. } => login::unanswered(*status, false),
+            UpgradeOutcome::ClientLeft => login::unanswered(0, self.context.target.is_some()),
         };
         record_login(app, web, &self.context, seen, outcome);
     }
 
     /// The answer of a server that agrees, as the client gets it: without what is only between the server and us, and
     /// with the request's id.
-    fn agreement(&self, head: Head) -> Vec<u8> {
+    fn agreement(&self, head: AnswerHead) -> Vec<u8> {
         let mut response = head.response;
         if !self.context.snapshot.web.show_server {
             answer_head::hide_server(&mut response);
@@ -205,7 +207,7 @@ impl Upgrade {
     }
 
     /// Passes an answer on that is not 101, as the engine would. Gives its status, and the bytes that the client got.
-    async fn pass_on(&mut self, client: &mut BoxStream, head: Head, body: Vec<u8>) -> (u16, u64) {
+    async fn pass_on(&mut self, client: &mut BoxStream, head: AnswerHead, body: Vec<u8>) -> (u16, u64) {
         let status = head.response.status.as_u16();
         if matches!(status, 404 | 502..=504) && self.context.form == ErrorForm::Page {
             return self.fail(client, status).await;
@@ -260,8 +262,8 @@ impl RequestContext {
 
 /// Sends the request and reads the answer's head. Interim answers go on to the client (RFC 9110 §15.2); a client that
 /// leaves ends it.
-async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_server: bool) -> Verdict {
-    const BROKEN: Verdict = Verdict::Failed {
+async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_server: bool) -> UpgradeOutcome {
+    const BROKEN: UpgradeOutcome = UpgradeOutcome::Failed {
         status: 502,
         why: "the server breaks off instead of answering an upgrade",
     };
@@ -270,15 +272,15 @@ async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_
     }
     let (mut answer, mut early, mut interim) = (Vec::with_capacity(1024), Vec::new(), 0);
     loop {
-        let read = match Head::parse(&answer) {
-            Err(why) => return Verdict::Failed { status: 502, why },
+        let read = match AnswerHead::parse(&answer) {
+            Err(why) => return UpgradeOutcome::Failed { status: 502, why },
             Ok(read) => read,
         };
         match read {
             Some(head) if head.is_switched => {
                 let behind = answer.split_off(head.length);
                 let head = Box::new(head);
-                return Verdict::Switched { head, behind, early };
+                return UpgradeOutcome::Switched { head, behind, early };
             }
             Some(mut head) if head.response.status.is_informational() && interim < INTERIM_MAX => {
                 if !show_server {
@@ -288,14 +290,14 @@ async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_
                 answer.drain(..head.length);
                 let told = answer::interim_wire(&head.response);
                 if client.write_all(&told).await.is_err() || client.flush().await.is_err() {
-                    return Verdict::ClientLeft;
+                    return UpgradeOutcome::ClientLeft;
                 }
                 continue;
             }
             Some(head) if head.response.status.is_informational() => return BROKEN,
             Some(head) => {
                 let body = answer.split_off(head.length);
-                return Verdict::Refused {
+                return UpgradeOutcome::Refused {
                     head: Box::new(head),
                     body,
                 };
@@ -306,7 +308,7 @@ async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_
         tokio::select! {
             read = server.read_buf(&mut answer) => if !matches!(read, Ok(1..)) { return BROKEN },
             read = client.read_buf(&mut early), if early.len() < EARLY_MAX => {
-                if !matches!(read, Ok(1..)) { return Verdict::ClientLeft }
+                if !matches!(read, Ok(1..)) { return UpgradeOutcome::ClientLeft }
             }
         }
     }
@@ -377,7 +379,7 @@ fn is_upgrade(request: &Parts) -> bool {
 
 /// The account's server, or any healthy one, which is a member of a group. `None` where the engine has something to
 /// say, such as that checks find the account's server dead.
-async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &ProxyRequest) -> Option<Target> {
+async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &ProxyRequest) -> Option<UpstreamTarget> {
     match account_server(app, snapshot, proxied).await {
         AccountServer::Known(route, server) => {
             let mode = snapshot.web.ip_mode;
@@ -385,7 +387,7 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &Proxy
             let mut alive = addresses.iter().filter(|address| !app.groups.is_unreachable(**address));
             let address = *alive.next()?;
             web.note(&route);
-            Some(Target {
+            Some(UpstreamTarget {
                 server,
                 address,
                 verify: snapshot.web.upstream_verify,
@@ -396,7 +398,7 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &Proxy
         AccountServer::NotAllowed => None,
         AccountServer::Any => {
             let member = app.groups.get(proxied.group())?.pick(&[])?;
-            Some(Target {
+            Some(UpstreamTarget {
                 server: member.server.clone(),
                 address: member.address,
                 verify: member.verify,

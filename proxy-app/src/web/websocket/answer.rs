@@ -9,7 +9,7 @@ use super::{HEADERS_MAX, answer_head};
 
 /// The head of an answer.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct AnswerHead {
     /// Its bytes.
     pub(super) length: usize,
     /// Whether it is a 101 to a web socket.
@@ -20,12 +20,12 @@ pub(super) struct Head {
     pub(super) rest: Rest,
 }
 
-impl Head {
+impl AnswerHead {
     /// The head at the beginning of these bytes; `None` if it is not whole.
     ///
     /// # Errors
     /// It is none, or none that can be passed on.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Option<AnswerHead>, &'static str> {
         const BABBLE: &str = "the server's answer to an upgrade is not HTTP";
         let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parsed = httparse::Response::new(&mut fields);
@@ -49,7 +49,7 @@ impl Head {
         }
         let rest = Rest::behind(&mut response, &bytes[length..])?;
         answer_head::strip(&mut response);
-        Ok(Some(Head {
+        Ok(Some(AnswerHead {
             length,
             is_switched,
             response,
@@ -92,7 +92,7 @@ pub(super) enum Rest {
     /// So many bytes.
     Length(u64),
     /// Chunks.
-    Chunked(Chunks),
+    Chunked(ChunkedAnswer),
     /// Everything until the server ends the connection.
     UntilEnd,
 }
@@ -112,7 +112,7 @@ impl Rest {
             length(response)?.map_or(Rest::UntilEnd, Rest::Length)
         } else if matches!(&codings[..], [only] if only.as_bytes().eq_ignore_ascii_case(b"chunked")) {
             response.remove_header(&CONTENT_LENGTH);
-            Rest::Chunked(Chunks::default())
+            Rest::Chunked(ChunkedAnswer::default())
         } else {
             return Err("the server's answer to an upgrade has a transfer coding that is not known");
         };
@@ -169,7 +169,7 @@ fn length(response: &mut ResponseHeader) -> Result<Option<u64>, &'static str> {
 
 /// Where in chunks (RFC 9112 §7.1) the bytes have come to.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Chunks {
+pub(super) struct ChunkedAnswer {
     at: At,
     /// The size that is being read, or what is left of the chunk with its line end.
     left: u64,
@@ -189,7 +189,7 @@ enum At {
     End,
 }
 
-impl Chunks {
+impl ChunkedAnswer {
     fn pass(&mut self, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         while let (Some((&byte, after)), true) = (rest.split_first(), self.at != At::End) {
@@ -234,7 +234,7 @@ mod tests {
 
     #[track_caller]
     fn check(answer: &str, status: u16, body: &str, over: bool, wired: &str) {
-        let head = Head::parse(answer.as_bytes()).unwrap().unwrap();
+        let head = AnswerHead::parse(answer.as_bytes()).unwrap().unwrap();
         assert_eq!(head.response.status.as_u16(), status, "{answer:?}");
         assert_eq!(
             (&answer[head.length..], head.rest.is_over()),
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn heads_of_answers() {
-        assert!(Head::parse(b"HTTP/1.1 101 Sw").unwrap().is_none());
+        assert!(AnswerHead::parse(b"HTTP/1.1 101 Sw").unwrap().is_none());
         for babble in [
             "* OK IMAP ready\r\n",
             "HTTP/1.1 101 x\r\nUpgrade: h2c\r\n\r\n",
@@ -255,9 +255,9 @@ mod tests {
             "HTTP/1.1 200 x\r\nContent-Length: +1\r\n\r\n",
             "HTTP/1.1 200 x\r\nTransfer-Encoding: xchunked\r\n\r\n",
         ] {
-            assert!(Head::parse(babble.as_bytes()).is_err(), "{babble:?}");
+            assert!(AnswerHead::parse(babble.as_bytes()).is_err(), "{babble:?}");
         }
-        let head = Head::parse(b"HTTP/1.1 101 x\r\nUpgrade: WebSocket\r\n\r\nframe")
+        let head = AnswerHead::parse(b"HTTP/1.1 101 x\r\nUpgrade: WebSocket\r\n\r\nframe")
             .unwrap()
             .unwrap();
         assert!(head.is_switched && head.length == 38, "{head:?}");
@@ -297,12 +297,12 @@ mod tests {
         let body = b"5;x=y\r\nhello\r\n1A\r\nabcdefghijklmnopqrstuvwxyz\r\n0\r\nSum: 1\r\n\r\nHTTP/1.1 400 next";
         let end = body.len() - b"HTTP/1.1 400 next".len();
         for cut in 0..body.len() {
-            let mut rest = Rest::Chunked(Chunks::default());
+            let mut rest = Rest::Chunked(ChunkedAnswer::default());
             let (first, second) = body.split_at(cut);
             let theirs = rest.pass(first) + rest.pass(second);
             assert_eq!((theirs, rest.is_over()), (end, true), "cut at {cut}");
         }
-        let mut rest = Rest::Chunked(Chunks::default());
+        let mut rest = Rest::Chunked(ChunkedAnswer::default());
         assert_eq!((rest.pass(b"3\r\nabc\r\n0\r\n"), rest.is_over()), (11, false));
         assert_eq!((rest.pass(b"\r\n"), rest.is_over()), (2, true));
     }
