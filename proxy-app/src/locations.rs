@@ -19,7 +19,7 @@ use regex::Regex;
 
 use crate::http::account;
 use crate::http::static_ui::{self, Tree};
-use crate::tls::vhosts::Site;
+use crate::tls::vhosts::VirtualHost;
 
 mod live;
 pub mod path;
@@ -107,12 +107,12 @@ pub struct Destination {
     /// The place, if no attribute says another one. A relative one stays relative.
     pub to: String,
     /// What of the site may say another one.
-    pub site: Option<SiteUrl>,
+    pub vhost: Option<VirtualHostUrl>,
 }
 
 /// A place that a domain may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SiteUrl {
+pub enum VirtualHostUrl {
     /// `carbonioWebUILoginURL`
     Login,
     /// `carbonioWebUILogoutURL`
@@ -530,19 +530,19 @@ impl HostMatch {
 
 impl Destination {
     /// The place that the site of a request names, if it names one.
-    pub fn of_site<'a>(&self, site: &'a Site) -> Option<&'a str> {
-        let url = match self.site? {
-            SiteUrl::Login => &site.login_url,
-            SiteUrl::Logout => &site.logout_url,
-            SiteUrl::AdminLogin => &site.admin_login_url,
-            SiteUrl::AdminLogout => &site.admin_logout_url,
+    pub fn of_vhost<'a>(&self, vhost: &'a VirtualHost) -> Option<&'a str> {
+        let url = match self.vhost? {
+            VirtualHostUrl::Login => &vhost.login_url,
+            VirtualHostUrl::Logout => &vhost.logout_url,
+            VirtualHostUrl::AdminLogin => &vhost.admin_login_url,
+            VirtualHostUrl::AdminLogout => &vhost.admin_logout_url,
         };
         url.as_ref()?.to_str().ok()
     }
 
     /// The place for the site of a request.
-    pub fn at(&self, site: &Site) -> String {
-        self.of_site(site).unwrap_or(&self.to).to_owned()
+    pub fn at(&self, vhost: &VirtualHost) -> String {
+        self.of_vhost(vhost).unwrap_or(&self.to).to_owned()
     }
 }
 

@@ -22,7 +22,7 @@ use tokio_openssl::SslStream;
 
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
 use crate::tls::store::SharedCertStore;
-use crate::tls::vhosts::Sites;
+use crate::tls::vhosts::VirtualHosts;
 
 pub mod certificate;
 pub mod client_certs;
@@ -225,8 +225,8 @@ fn acceptor(
         let store = store.load();
         let name = requested(ssl);
         let local = ssl.ex_data(*HANDSHAKE_INFO).map(|info| info.local);
-        if let (InnerProtocol::Web, Some(sites)) = (inner, &store.sites) {
-            rule(ssl, alert, sites, name.as_deref(), local)?;
+        if let (InnerProtocol::Web, Some(vhosts)) = (inner, &store.vhosts) {
+            rule(ssl, alert, vhosts, name.as_deref(), local)?;
         }
         let Some(certificate) = store.find(name.as_deref(), local) else {
             return Err(SniError::ALERT_FATAL);
@@ -250,21 +250,21 @@ fn requested(ssl: &SslRef) -> Option<String> {
 fn rule(
     ssl: &mut SslRef,
     alert: &mut SslAlert,
-    sites: &Sites,
+    vhosts: &VirtualHosts,
     name: Option<&str>,
     local: Option<IpAddr>,
 ) -> Result<(), SniError> {
-    if name.is_some_and(|name| !sites.admits(name)) {
+    if name.is_some_and(|name| !vhosts.admits(name)) {
         *alert = SslAlert::UNRECOGNIZED_NAME;
         return Err(SniError::ALERT_FATAL);
     }
-    let named = name.and_then(|name| sites.by_name(name));
-    let site = match (named, local) {
-        (Some(site), _) => site,
-        (None, Some(local)) => sites.of(None, local),
+    let named = name.and_then(|name| vhosts.by_name(name));
+    let vhost = match (named, local) {
+        (Some(vhost), _) => vhost,
+        (None, Some(local)) => vhosts.of(None, local),
         (None, None) => return Err(SniError::ALERT_FATAL),
     };
-    let rules = site.client_certs.clone();
+    let rules = vhost.client_certs.clone();
     // A session that was begun for another name, and resumed here, would bring along what was shown there, or nothing
     // (as in CVE-2025-23419). TLS 1.2 binds a session to its name, and gives us that name and not the new one; a
     // TLS 1.3 ticket does not say for whom it was made, so these rules give out none, and take none.

@@ -18,7 +18,7 @@ use crate::config::{Config, Source};
 use crate::http::compression;
 use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
-use crate::tls::vhosts::{Site, Sites};
+use crate::tls::vhosts::{VirtualHost, VirtualHosts};
 use crate::tls::{Acceptors, TlsPolicy};
 use crate::upstream::connect::MailTransport;
 use crate::upstream::dns::{IpMode, Names};
@@ -62,7 +62,7 @@ pub enum MailMode {
 /// How web requests are handled.
 pub struct WebPolicy {
     /// The virtual hosts.
-    pub sites: Arc<Sites>,
+    pub vhosts: Arc<VirtualHosts>,
     /// What the clear port does.
     pub mode: MailMode,
     /// Port to send clients to (`zimbraMailSSLProxyPort`).
@@ -89,8 +89,8 @@ pub struct WebPolicy {
 
 impl WebPolicy {
     /// The site that a request belongs to: by its host (in lower case, without port), else by the local address.
-    pub fn site(&self, host: Option<&str>, local: IpAddr) -> &Arc<Site> {
-        self.sites.of(host, local)
+    pub fn vhost(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
+        self.vhosts.of(host, local)
     }
 }
 
@@ -117,12 +117,12 @@ pub fn build(
 ) -> Result<Built, Problems> {
     let mut problems = Problems::new();
     let node = system.node(&config.node);
-    let old_sites = before.map(|before| before.web.sites.as_ref());
-    let sites = Arc::new(Sites::build(&system, &config.node, old_sites, &mut problems));
+    let old_vhosts = before.map(|before| before.web.vhosts.as_ref());
+    let vhosts = Arc::new(VirtualHosts::build(&system, &config.node, old_vhosts, &mut problems));
     open_directory(config, &mut problems);
     let mut store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
-    store.sites = Some(sites.clone());
-    let policy = tls_policy(&node, &sites);
+    store.vhosts = Some(vhosts.clone());
+    let policy = tls_policy(&node, &vhosts);
     let old_acceptors = before.map(|before| before.acceptors.clone());
     let acceptors = old_acceptors.filter(|acceptors| acceptors.are_for(&policy));
     let acceptors = acceptors.or_else(|| acceptors_for(policy, certificates, &mut problems));
@@ -138,7 +138,7 @@ pub fn build(
         imap_starttls: starttls(&node, &a::REVERSE_PROXY_IMAP_START_TLS_MODE),
         pop3_starttls: starttls(&node, &a::REVERSE_PROXY_POP3_START_TLS_MODE),
         web: WebPolicy {
-            sites,
+            vhosts,
             mode: mail_mode(&node),
             https_port: node.port(&a::MAIL_SSL_PROXY_PORT).unwrap_or(443),
             connect_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT),
@@ -230,7 +230,7 @@ fn open_directory(config: &Config, problems: &mut Problems) {
     }
 }
 
-fn tls_policy(node: &View<'_>, sites: &Sites) -> TlsPolicy {
+fn tls_policy(node: &View<'_>, vhosts: &VirtualHosts) -> TlsPolicy {
     let versions: Vec<SslVersion> = node
         .list(&a::REVERSE_PROXY_SSL_PROTOCOLS)
         .iter()
@@ -257,7 +257,7 @@ fn tls_policy(node: &View<'_>, sites: &Sites) -> TlsPolicy {
             .copied()
             .unwrap_or(SslVersion::TLS1_3),
         ciphers: node.text(&a::REVERSE_PROXY_SSL_CIPHERS).map(str::to_owned),
-        rules: sites.rules(),
+        rules: vhosts.rules(),
     }
 }
 

@@ -11,8 +11,8 @@ use regex::{Regex, RegexBuilder};
 use route_cache::HostPort;
 
 use crate::locations::{
-    Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, SiteUrl,
-    Timeouts, To, Wait,
+    Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, Timeouts, To,
+    VirtualHostUrl, Wait,
 };
 use crate::upstream::groups::spec::{Check, GroupServer, GroupSpec, GroupTls};
 
@@ -420,12 +420,12 @@ impl Reader {
     fn destination(&mut self, section: &mut Mapping<'_>) -> Option<Destination> {
         let to = section.require("to", &mut self.problems);
         let urls = [
-            ("carbonioWebUILoginURL", SiteUrl::Login),
-            ("carbonioWebUILogoutURL", SiteUrl::Logout),
-            ("carbonioAdminUILoginURL", SiteUrl::AdminLogin),
-            ("carbonioAdminUILogoutURL", SiteUrl::AdminLogout),
+            ("carbonioWebUILoginURL", VirtualHostUrl::Login),
+            ("carbonioWebUILogoutURL", VirtualHostUrl::Logout),
+            ("carbonioAdminUILoginURL", VirtualHostUrl::AdminLogin),
+            ("carbonioAdminUILogoutURL", VirtualHostUrl::AdminLogout),
         ];
-        let site = section
+        let vhost = section
             .take("attribute")
             .and_then(|node| node.choice(&urls, &mut self.problems));
         let node = to?;
@@ -436,7 +436,7 @@ impl Reader {
         }
         Some(Destination {
             to: to.to_owned(),
-            site,
+            vhost,
         })
     }
 

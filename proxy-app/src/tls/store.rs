@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use mail_directory::names;
 
 use crate::tls::certificate::CertKey;
-use crate::tls::vhosts::Sites;
+use crate::tls::vhosts::VirtualHosts;
 
 /// Names and the certificates to show for them.
 #[derive(Default)]
@@ -16,7 +16,7 @@ pub struct CertStore {
     /// Shown where no name matches, and to clients that ask for none.
     pub default: Option<Arc<CertKey>>,
     /// What the names mean on web listeners; absent only before the first configuration.
-    pub sites: Option<Arc<Sites>>,
+    pub vhosts: Option<Arc<VirtualHosts>>,
     pub(crate) exact: HashMap<String, CertClaim>,
     pub(crate) wildcard: HashMap<String, CertClaim>,
     pub(crate) by_address: HashMap<IpAddr, CertClaim>,

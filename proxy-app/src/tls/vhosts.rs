@@ -15,7 +15,7 @@ use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
 
 /// A domain as its web users see it; or what counts where no domain has the requested name.
 #[derive(Debug)]
-pub struct Site {
+pub struct VirtualHost {
     /// The domain; `None` for everything that is no virtual host.
     pub domain: Option<Arc<str>>,
     /// Where users log in (`carbonioWebUILoginURL`); a path or an `http` or `https` URL. `None`: the usual page.
@@ -35,14 +35,14 @@ pub struct Site {
 
 /// All sites of the directory.
 #[derive(Debug)]
-pub struct Sites {
-    exact: HashMap<String, Arc<Site>>,
+pub struct VirtualHosts {
+    exact: HashMap<String, Arc<VirtualHost>>,
     /// By what follows the star of `*.name`.
-    wildcard: HashMap<String, Arc<Site>>,
+    wildcard: HashMap<String, Arc<VirtualHost>>,
     /// By `zimbraVirtualIPAddress`.
-    by_address: HashMap<IpAddr, Arc<Site>>,
-    by_domain: HashMap<String, Arc<Site>>,
-    other: Arc<Site>,
+    by_address: HashMap<IpAddr, Arc<VirtualHost>>,
+    by_domain: HashMap<String, Arc<VirtualHost>>,
+    other: Arc<VirtualHost>,
     /// Names that are ours though no domain has them.
     own: Vec<String>,
     strict: bool,
@@ -80,19 +80,24 @@ impl Refusal {
     }
 }
 
-impl Sites {
+impl VirtualHosts {
     /// The sites of a directory, for the node of this name. A value that cannot be used is left out with a warning;
     /// client certificate rules that cannot be used stay as they were `before`, or let nobody in.
-    pub fn build(system: &System, node_name: &str, before: Option<&Sites>, problems: &mut Problems) -> Sites {
+    pub fn build(
+        system: &System,
+        node_name: &str,
+        before: Option<&VirtualHosts>,
+        problems: &mut Problems,
+    ) -> VirtualHosts {
         let node = system.node(node_name);
         let mut policies = Policies::default();
         let other = {
-            let before = before.map(|sites| sites.other.client_certs.clone());
+            let before = before.map(|vhosts| vhosts.other.client_certs.clone());
             let client_certs = policies.of(&node, "the node", before, Severity::Error, problems);
             // Login pages and headers belong to domains; what is nobody's has those of the global config.
-            Arc::new(site(None, &system.global(), "config", client_certs, problems))
+            Arc::new(vhost(None, &system.global(), "config", client_certs, problems))
         };
-        let mut sites = Sites {
+        let mut vhosts = VirtualHosts {
             exact: HashMap::new(),
             wildcard: HashMap::new(),
             by_address: HashMap::new(),
@@ -110,40 +115,40 @@ impl Sites {
                 continue;
             }
             let key = format!("domains.{}", domain.name());
-            let old = before.and_then(|sites| sites.by_domain.get(domain.name()));
-            let old = old.map(|site| site.client_certs.clone());
+            let old = before.and_then(|vhosts| vhosts.by_domain.get(domain.name()));
+            let old = old.map(|vhost| vhost.client_certs.clone());
             let client_certs = policies.of(&domain, &key, old, Severity::Warning, problems);
-            let site = Arc::new(site(Some(domain.name()), &domain, &key, client_certs, problems));
-            sites.add(domain.name(), &names, &addresses, site);
+            let vhost = Arc::new(vhost(Some(domain.name()), &domain, &key, client_certs, problems));
+            vhosts.add(domain.name(), &names, &addresses, vhost);
         }
-        sites
+        vhosts
     }
 
     /// Where two domains claim the same, the first one has it, as in the rest of the directory.
-    fn add(&mut self, domain: &str, names: &[&str], addresses: &[IpAddr], site: Arc<Site>) {
+    fn add(&mut self, domain: &str, names: &[&str], addresses: &[IpAddr], vhost: Arc<VirtualHost>) {
         for name in names {
             let name = folded(name);
             match name.strip_prefix("*.") {
-                Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert_with(|| site.clone()),
-                None => self.exact.entry(name).or_insert_with(|| site.clone()),
+                Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert_with(|| vhost.clone()),
+                None => self.exact.entry(name).or_insert_with(|| vhost.clone()),
             };
         }
         for address in addresses {
-            self.by_address.entry(*address).or_insert_with(|| site.clone());
+            self.by_address.entry(*address).or_insert_with(|| vhost.clone());
         }
-        self.by_domain.insert(domain.to_owned(), site);
+        self.by_domain.insert(domain.to_owned(), vhost);
     }
 
     /// The site for a host (in lower case, without port and final dot) that was asked for at a local address: by
     /// name, then by the longest `*.` pattern, then by the address, else the one for all others.
-    pub fn of(&self, host: Option<&str>, local: IpAddr) -> &Arc<Site> {
+    pub fn of(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
         host.and_then(|host| self.by_name(host))
             .or_else(|| self.by_address.get(&local.to_canonical()))
             .unwrap_or(&self.other)
     }
 
     /// The site that has this name as a virtual host name.
-    pub fn by_name(&self, host: &str) -> Option<&Arc<Site>> {
+    pub fn by_name(&self, host: &str) -> Option<&Arc<VirtualHost>> {
         self.exact.get(host).or_else(|| {
             let parents = host.match_indices('.').map(|(at, _)| &host[at + 1..]);
             parents.filter_map(|parent| self.wildcard.get(parent)).next()
@@ -177,13 +182,13 @@ impl Sites {
     /// Which names have which client certificate rules, for those that have some. Where two of these are equal, a
     /// session that began under the one may be resumed under the other.
     pub fn rules(&self) -> BTreeMap<String, PolicyId> {
-        let named = |prefix: &'static str, map: &HashMap<String, Arc<Site>>| -> Vec<(String, PolicyId)> {
+        let named = |prefix: &'static str, map: &HashMap<String, Arc<VirtualHost>>| -> Vec<(String, PolicyId)> {
             map.iter()
-                .map(|(name, site)| (format!("{prefix}{name}"), site.client_certs.id()))
+                .map(|(name, vhost)| (format!("{prefix}{name}"), vhost.client_certs.id()))
                 .collect()
         };
         let addresses = self.by_address.iter();
-        let addresses = addresses.map(|(address, site)| (address.to_string(), site.client_certs.id()));
+        let addresses = addresses.map(|(address, vhost)| (address.to_string(), vhost.client_certs.id()));
         let all = named("", &self.exact).into_iter().chain(named("*.", &self.wildcard));
         let all = all
             .chain(addresses)
@@ -237,13 +242,13 @@ impl Policies {
     }
 }
 
-fn site(
+fn vhost(
     domain: Option<&str>,
     entry: &View<'_>,
     key: &str,
     client_certs: Arc<ClientCerts>,
     problems: &mut Problems,
-) -> Site {
+) -> VirtualHost {
     let mut url = |attribute: &a::Attribute| {
         let text = entry.text(attribute)?;
         let good = url(text);
@@ -261,7 +266,7 @@ fn site(
     ];
     let urls = [&login_url, &logout_url, &admin_login_url, &admin_logout_url];
     let headers = headers(entry, key, &urls, problems);
-    Site {
+    VirtualHost {
         domain: domain.map(Arc::from),
         login_url,
         logout_url,
@@ -419,10 +424,13 @@ mod tests {
         entry
     }
 
-    fn build(config: &[(&str, &str)], domains: Vec<Entry>) -> (Sites, Problems) {
+    fn build(config: &[(&str, &str)], domains: Vec<Entry>) -> (VirtualHosts, Problems) {
         let system = System::new(entry("config", config), [entry("proxy.test", &[])], domains, []);
         let mut problems = Problems::new();
-        (Sites::build(&system, "proxy.test", None, &mut problems), problems)
+        (
+            VirtualHosts::build(&system, "proxy.test", None, &mut problems),
+            problems,
+        )
     }
 
     fn two_domains() -> Vec<Entry> {
@@ -443,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_site_is_found_by_name_then_pattern_then_address() {
-        let (sites, _) = build(&[], two_domains());
+        let (vhosts, _) = build(&[], two_domains());
         let by_address = "192.0.2.7".parse().unwrap();
         for (host, local, domain) in [
             (Some("mail.a.test"), ELSEWHERE, Some("a.test")),
@@ -455,19 +463,19 @@ mod tests {
             (Some("wild.test"), ELSEWHERE, None),
             (None, ELSEWHERE, None),
         ] {
-            assert_eq!(sites.of(host, local).domain.as_deref(), domain, "{host:?} at {local}");
+            assert_eq!(vhosts.of(host, local).domain.as_deref(), domain, "{host:?} at {local}");
         }
     }
 
     #[test]
     fn strict_names_admit_ours_only() {
-        let (sites, _) = build(&[], two_domains());
-        assert!(sites.admits("unknown.test"));
+        let (vhosts, _) = build(&[], two_domains());
+        assert!(vhosts.admits("unknown.test"));
         let strict = [
             ("zimbraReverseProxyStrictServerNameEnabled", "TRUE"),
             ("zimbraPublicServiceHostname", "public.test"),
         ];
-        let (sites, _) = build(&strict, two_domains());
+        let (vhosts, _) = build(&strict, two_domains());
         for (host, admitted) in [
             ("mail.a.test", true),
             ("x.wild.test", true),
@@ -477,7 +485,7 @@ mod tests {
             ("unknown.test", false),
             ("192.0.2.8", false),
         ] {
-            assert_eq!(sites.admits(host), admitted, "{host}");
+            assert_eq!(vhosts.admits(host), admitted, "{host}");
         }
     }
 
@@ -496,8 +504,8 @@ mod tests {
         ] {
             assert_eq!(url(text).is_some(), good, "{text}");
         }
-        let (sites, problems) = build(&[("carbonioWebUILogoutURL", "javascript:x")], vec![]);
-        assert!(sites.of(None, ELSEWHERE).logout_url.is_none());
+        let (vhosts, problems) = build(&[("carbonioWebUILogoutURL", "javascript:x")], vec![]);
+        assert!(vhosts.of(None, ELSEWHERE).logout_url.is_none());
         assert!(problems.to_string().contains("carbonioWebUILogoutURL"), "{problems}");
     }
 
@@ -515,9 +523,9 @@ mod tests {
                 "default-src 'self'; Connect-Src 'self'; img-src *;",
             ),
         ];
-        let (sites, problems) = build(&config, domains);
+        let (vhosts, problems) = build(&config, domains);
         let of = |host| {
-            let headers = &sites.of(Some(host), ELSEWHERE).headers;
+            let headers = &vhosts.of(Some(host), ELSEWHERE).headers;
             let lines = headers
                 .iter()
                 .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
@@ -539,15 +547,15 @@ mod tests {
     fn rules_for_certificates_are_inherited_shared_and_closed_without_authorities() {
         let mut domains = two_domains();
         domains[0].set("zimbraReverseProxyClientCertMode", ["on"]);
-        let (sites, problems) = build(&[], domains.clone());
-        let policy = |host| sites.of(Some(host), ELSEWHERE).client_certs.clone();
+        let (vhosts, problems) = build(&[], domains.clone());
+        let policy = |host| vhosts.of(Some(host), ELSEWHERE).client_certs.clone();
         assert_eq!(
             (policy("mail.a.test").mode(), policy("mail.b.test").mode()),
             (CertMode::On, CertMode::Off)
         );
         assert!(problems.to_string().contains("no certificate is good"), "{problems}");
         assert!(!problems.has_errors());
-        let names: Vec<_> = sites.rules().into_keys().collect();
+        let names: Vec<_> = vhosts.rules().into_keys().collect();
         assert_eq!(names, ["*.wild.test", "192.0.2.7", "mail.a.test"]);
 
         let off = Some(ClientCerts::off().id());
@@ -561,7 +569,7 @@ mod tests {
             ("mail.b.test", None, Ok(())),
         ] {
             assert_eq!(
-                sites.check(Some(host), ELSEWHERE, connection),
+                vhosts.check(Some(host), ELSEWHERE, connection),
                 expected,
                 "{host} {connection:?}"
             );
@@ -578,10 +586,10 @@ mod tests {
         domains[0].set("zimbraReverseProxyClientCertMode", ["on"]);
         domains[0].set("zimbraReverseProxyClientCertCA", [AUTHORITY]);
         let mut problems = Problems::new();
-        let good = Sites::build(&system(domains.clone()), "proxy.test", None, &mut problems);
+        let good = VirtualHosts::build(&system(domains.clone()), "proxy.test", None, &mut problems);
         assert!(problems.is_empty(), "{problems}");
         domains[0].set("zimbraReverseProxyClientCertCA", ["no certificate"]);
-        let broken = Sites::build(&system(domains), "proxy.test", Some(&good), &mut problems);
+        let broken = VirtualHosts::build(&system(domains), "proxy.test", Some(&good), &mut problems);
         assert!(problems.to_string().contains("stay in use"), "{problems}");
         assert_eq!(broken.rules(), good.rules());
         assert!(!good.rules().is_empty());

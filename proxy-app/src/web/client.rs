@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::app::App;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::client_certs::PresentedCert;
-use crate::tls::vhosts::{Refusal, Sites};
+use crate::tls::vhosts::{Refusal, VirtualHosts};
 use crate::upstream::connection::Owner;
 
 /// The last user whose Basic credentials were good on a connection: a client that sends them with every request
@@ -105,9 +105,9 @@ impl WebClient {
     ///
     /// # Errors
     /// They may not, and why.
-    pub fn may_ask_for(&self, host: Option<&str>, sites: &Sites) -> Result<(), Refusal> {
+    pub fn may_ask_for(&self, host: Option<&str>, vhosts: &VirtualHosts) -> Result<(), Refusal> {
         let shown = self.shown.as_ref().map(|shown| shown.policy.id());
-        sites.check(host, self.facts.client.local.ip(), shown)
+        vhosts.check(host, self.facts.client.local.ip(), shown)
     }
 }
 

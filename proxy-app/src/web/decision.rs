@@ -207,7 +207,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
         return read_differently;
     }
     let location = &found.entry.location;
-    let site = snapshot.web.site(info.host.as_deref(), web.facts.client.local.ip());
+    let vhost = snapshot.web.vhost(info.host.as_deref(), web.facts.client.local.ip());
     if !location.allows(info.client) {
         return Decision::Refused {
             status: 403,
@@ -216,7 +216,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
     }
     let gate = location.gate.as_ref();
     if let Some(to) = gate.and_then(|gate| gate.turns_away(&path, request)) {
-        let to = to.at(site);
+        let to = to.at(vhost);
         return Decision::Redirect { to, status: 307, found };
     }
     match &location.action {
@@ -233,7 +233,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
             Decision::Forward(Box::new(ProxyRequest { found, target, lookup }))
         }
         Action::Redirect { to, status } => {
-            let (to, status) = (to.at(site), *status);
+            let (to, status) = (to.at(vhost), *status);
             Decision::Redirect { to, status, found }
         }
         _ => Decision::Local(found, path.into_owned()),

@@ -186,12 +186,12 @@ impl ProxyHttp for Web {
         context.form = ErrorForm::of(request);
         let no_host = info.host.is_none() && request.version > http::Version::HTTP_10;
         context.info = Some(info.clone());
-        let sites = &context.snapshot.web.sites;
-        context.site = Some(sites.of(info.host.as_deref(), web.facts.client.local.ip()).clone());
+        let vhosts = &context.snapshot.web.vhosts;
+        context.vhost = Some(vhosts.of(info.host.as_deref(), web.facts.client.local.ip()).clone());
         if no_host {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
-        if let Err(refusal) = web.may_ask_for(info.host.as_deref(), &context.snapshot.web.sites) {
+        if let Err(refusal) = web.may_ask_for(info.host.as_deref(), &context.snapshot.web.vhosts) {
             return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
         }
         if !has_one_length(&request.headers) {
@@ -674,7 +674,7 @@ impl Web {
             }
             Action::Logout { to, cookies } => {
                 // Where the domain says a place, the web client goes there itself (HTTP §2.2, S3).
-                let elsewhere = context.site.as_ref().and_then(|site| to.of_site(site));
+                let elsewhere = context.vhost.as_ref().and_then(|vhost| to.of_vhost(vhost));
                 let to = elsewhere.is_none().then_some(to.to.as_str());
                 LocalAnswer::logout(cookies, to, secure)?
             }

@@ -16,7 +16,7 @@ use crate::http::compression::Packing;
 use crate::http::relocation::Relocation;
 use crate::http::{headers, login};
 use crate::locations::Found;
-use crate::tls::vhosts::Site;
+use crate::tls::vhosts::VirtualHost;
 use crate::upstream::connection::ServerConnection;
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
@@ -31,7 +31,7 @@ pub struct RequestContext {
     /// What it asks for; `None` before it was read.
     pub(crate) info: Option<RequestInfo>,
     /// The virtual host that it asks for.
-    pub(crate) site: Option<Arc<Site>>,
+    pub(crate) vhost: Option<Arc<VirtualHost>>,
     /// Where it goes, if to a server.
     pub(crate) proxied: Option<Box<ProxyRequest>>,
     /// Its location, for logs and for the headers of the answer.
@@ -68,7 +68,7 @@ impl RequestContext {
             snapshot,
             begun: Instant::now(),
             info: None,
-            site: None,
+            vhost: None,
             proxied: None,
             found: None,
             form: ErrorForm::Json,
@@ -139,11 +139,11 @@ pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> 
         response.insert_header(headers::REQUEST_ID, info.id.as_str())?;
     }
     let location = context.found.as_ref().map(|found| &found.entry.location);
-    let site = context
-        .site
+    let vhost = context
+        .vhost
         .iter()
         .filter(|_| location.is_none_or(|location| location.security_headers));
-    for (name, value) in site.flat_map(|site| &site.headers) {
+    for (name, value) in vhost.flat_map(|vhost| &vhost.headers) {
         if !response.headers.contains_key(name) {
             response.insert_header(name, value)?;
         }

@@ -120,8 +120,8 @@ impl Web {
             Some(asks) => self.app.routes.cert_login(&question, asks).await,
             None => Err(CertLoginError::NoService),
         };
-        let (system, site) = (&context.snapshot.system, context.site.as_ref());
-        let here = site.and_then(|site| site.domain.as_deref());
+        let (system, vhost) = (&context.snapshot.system, context.vhost.as_ref());
+        let here = vhost.and_then(|vhost| vhost.domain.as_deref());
         let told = told.and_then(|token| {
             let is_own = is_vouched_for(system, &config.node, here, token.account.as_deref());
             is_own

@@ -82,7 +82,7 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<W
     }
     info.host.as_ref()?;
     // The engine says why not.
-    web.may_ask_for(info.host.as_deref(), &snapshot.web.sites).ok()?;
+    web.may_ask_for(info.host.as_deref(), &snapshot.web.vhosts).ok()?;
     let Decision::Forward(proxied) = decide(app, &snapshot, web, &request, &info) else {
         return None;
     };
@@ -105,11 +105,11 @@ pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<W
     let name = target.server.address().to_string();
     let mut context = RequestContext::new(snapshot);
     context.form = ErrorForm::of(&request);
-    context.site = Some(
+    context.vhost = Some(
         context
             .snapshot
             .web
-            .sites
+            .vhosts
             .of(info.host.as_deref(), web.facts.client.local.ip())
             .clone(),
     );
