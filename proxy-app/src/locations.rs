@@ -30,7 +30,7 @@ pub use reader::Locations;
 
 /// Which kind of listener a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Door {
+pub enum ListenerKind {
     /// The web client's.
     Web,
     /// The administration console's.
@@ -47,7 +47,7 @@ pub struct Location {
     /// Letters of the path are compared without regard to case.
     pub ignore_case: bool,
     /// By which listeners.
-    pub doors: Vec<Door>,
+    pub listeners: Vec<ListenerKind>,
     /// For which hosts; empty: for all.
     pub hosts: Vec<HostMatch>,
     /// For which methods; empty: for all.
@@ -313,7 +313,7 @@ pub struct Found {
 #[derive(Clone, Copy)]
 pub struct Asking<'a> {
     /// By which listener it came.
-    pub door: Door,
+    pub listener: ListenerKind,
     /// The decoded path.
     pub path: &'a str,
     /// The requested host, in lower case.
@@ -494,7 +494,7 @@ impl Location {
             let found = account::argument(&request.uri, name);
             found.is_some_and(|found| found == value.as_bytes())
         };
-        self.doors.contains(&asking.door)
+        self.listeners.contains(&asking.listener)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
             && (self.hosts.is_empty() || host())
             && self.user_agent.as_ref().is_none_or(user_agent)
@@ -633,11 +633,11 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    fn find(table: &Table, door: Door, target: &str, lines: &[&str]) -> Option<(String, Found, Parts)> {
+    fn find(table: &Table, listener: ListenerKind, target: &str, lines: &[&str]) -> Option<(String, Found, Parts)> {
         let request = request(target, lines);
         let path = path::normalized(request.uri.path())?.into_owned();
         let asking = Asking {
-            door,
+            listener,
             path: &path,
             host: Some("mail.a.example"),
             request: &request,
@@ -648,8 +648,8 @@ mod tests {
     }
 
     #[track_caller]
-    fn chosen(table: &Table, door: Door, target: &str, lines: &[&str]) -> String {
-        find(table, door, target, lines).map_or_else(|| "none".to_owned(), |(name, ..)| name)
+    fn chosen(table: &Table, listener: ListenerKind, target: &str, lines: &[&str]) -> String {
+        find(table, listener, target, lines).map_or_else(|| "none".to_owned(), |(name, ..)| name)
     }
 
     /// Where Carbonio's table sends a request, for each of its rows and each of its mends (HTTP §2.1 to §2.3, §12.2).
@@ -740,7 +740,7 @@ mod tests {
             ("/modern", "prefix /"),
             ("/x/service/y", "prefix /"),
         ] {
-            assert_eq!(chosen(&carbonio, Door::Web, target, &[]), expected, "{target}");
+            assert_eq!(chosen(&carbonio, ListenerKind::Web, target, &[]), expected, "{target}");
         }
         for (target, expected) in [
             ("/favicon.ico", "exact /favicon.ico"),
@@ -762,7 +762,11 @@ mod tests {
             ("/.well-known/x", "prefix /"),
             ("/Microsoft-Server-ActiveSync", "prefix /"),
         ] {
-            assert_eq!(chosen(&carbonio, Door::Admin, target, &[]), expected, "admin {target}");
+            assert_eq!(
+                chosen(&carbonio, ListenerKind::Admin, target, &[]),
+                expected,
+                "admin {target}"
+            );
         }
     }
 
@@ -772,7 +776,7 @@ mod tests {
         let carbonio = table(None, true);
         let outlook = ["user-agent: Microsoft ExchangeWebServices/1.0"];
         let of = |table: &Table, target: &str, lines: &[&str]| {
-            let (_, found, _) = find(table, Door::Web, target, lines).unwrap();
+            let (_, found, _) = find(table, ListenerKind::Web, target, lines).unwrap();
             found.forward().map(|forward| forward.to.clone())
         };
         let (web, ews) = (Some(To::Mailbox(Mailbox::Web)), Some(To::Mailbox(Mailbox::Ews)));
@@ -783,7 +787,7 @@ mod tests {
         assert_eq!(of(&no_ews, "/Autodiscover/x", &outlook), web);
         assert_eq!(of(&no_ews, "/ews/exchange.asmx", &[]), web);
         let logout = |target| {
-            let (_, found, _) = find(&carbonio, Door::Web, target, &[]).unwrap();
+            let (_, found, _) = find(&carbonio, ListenerKind::Web, target, &[]).unwrap();
             matches!(found.entry.location.action, Action::Logout { .. })
         };
         assert!(logout("/?x=1&loginOp=logout"));
@@ -801,7 +805,7 @@ mod tests {
         let body = |host: &str| {
             let request = request("/a", &[]);
             let found = own.find(Asking {
-                door: Door::Web,
+                listener: ListenerKind::Web,
                 path: "/a",
                 host: Some(host),
                 request: &request,
@@ -846,10 +850,10 @@ mod tests {
             ("//carbonio//x", false),
             ("/service/x/../y", false),
         ] {
-            let (_, found, request) = find(&carbonio, Door::Web, target, &[]).unwrap();
+            let (_, found, request) = find(&carbonio, ListenerKind::Web, target, &[]).unwrap();
             let path = path::normalized(request.uri.path()).unwrap();
             let asking = Asking {
-                door: Door::Web,
+                listener: ListenerKind::Web,
                 path: &path,
                 host: Some("mail.a.example"),
                 request: &request,
@@ -888,7 +892,7 @@ mod tests {
             ("/c", "8"),
             ("/A", ""),
         ] {
-            let found = find(&table, Door::Web, target, &[]);
+            let found = find(&table, ListenerKind::Web, target, &[]);
             let body = found.map(|(_, found, _)| match &found.entry.location.action {
                 Action::Answer { body, .. } => body.clone().unwrap_or_default(),
                 other => panic!("{other:?}"),
@@ -923,7 +927,7 @@ mod tests {
             let table = table(None, has_ews);
             for (target, read) in &expected {
                 let target = if *target == "/" { "/anything" } else { target };
-                let (_, found, _) = find(&table, Door::Web, target, &[]).unwrap();
+                let (_, found, _) = find(&table, ListenerKind::Web, target, &[]).unwrap();
                 let timeouts = found.entry.timeouts.unwrap();
                 assert_eq!(timeouts.read, *read, "{target}");
                 assert_eq!((timeouts.connect, timeouts.send), (seconds(25), usual), "{target}");
@@ -938,7 +942,7 @@ mod tests {
         );
         let table = Table::new(&read.locations, &system.node("proxy"), false);
         let read = |target| {
-            find(&table, Door::Web, target, &[])
+            find(&table, ListenerKind::Web, target, &[])
                 .unwrap()
                 .1
                 .entry
@@ -954,7 +958,7 @@ mod tests {
     fn gates() {
         let carbonio = table(None, false);
         let turned = |target: &str, lines: &[&str]| {
-            let (_, found, request) = find(&carbonio, Door::Web, target, lines).unwrap();
+            let (_, found, request) = find(&carbonio, ListenerKind::Web, target, lines).unwrap();
             let path = path::normalized(request.uri.path()).unwrap().into_owned();
             let gate = found.entry.location.gate.as_ref().unwrap();
             gate.turns_away(&path, &request).map(|to| to.to.clone())
@@ -988,10 +992,10 @@ mod tests {
             ("/zx/login/a%20b", "/zx/login/a%20b"),
             ("/home/./x/../y", "/home/./x/../y"),
         ] {
-            let (_, found, request) = find(&carbonio, Door::Web, target, &[]).unwrap();
+            let (_, found, request) = find(&carbonio, ListenerKind::Web, target, &[]).unwrap();
             let path = path::normalized(request.uri.path()).unwrap().into_owned();
             let asking = Asking {
-                door: Door::Web,
+                listener: ListenerKind::Web,
                 path: &path,
                 host: None,
                 request: &request,
@@ -1173,13 +1177,13 @@ mod tests {
         );
         assert_eq!(read.groups.iter().filter(|group| group.name == "files").count(), 1);
         let table = Table::new(&read.locations, &system("config: {}").node("x"), false);
-        let (_, found, _) = find(&table, Door::Web, "/robots.txt", &[]).unwrap();
+        let (_, found, _) = find(&table, ListenerKind::Web, "/robots.txt", &[]).unwrap();
         let Action::Answer { body, .. } = &found.entry.location.action else {
             panic!()
         };
         assert_eq!(body.as_deref(), Some("own"));
-        assert_eq!(chosen(&table, Door::Web, "/more/x", &[]), "prefix /more/");
-        assert_eq!(chosen(&table, Door::Web, "/zx/x", &[]), "prefix /zx/");
+        assert_eq!(chosen(&table, ListenerKind::Web, "/more/x", &[]), "prefix /more/");
+        assert_eq!(chosen(&table, ListenerKind::Web, "/zx/x", &[]), "prefix /zx/");
         let circle = write("circle.yaml", "locations:\n- include: circle.yaml\n");
         let problems = Locations::load(&[circle]).unwrap_err().to_string();
         assert!(problems.contains("deep"), "{problems}");

@@ -11,8 +11,8 @@ use regex::{Regex, RegexBuilder};
 use route_cache::HostPort;
 
 use crate::locations::{
-    Action, Destination, Door, Files, Forward, Gate, HostMatch, HostRule, Location, Mailbox, PathMatch, Timeouts, To,
-    VirtualHostUrl, Wait,
+    Action, Destination, Files, Forward, Gate, HostMatch, HostRule, ListenerKind, Location, Mailbox, PathMatch,
+    Timeouts, To, VirtualHostUrl, Wait,
 };
 use crate::upstream::groups::spec::{Check, GroupServer, GroupSpec, GroupTls};
 
@@ -280,7 +280,7 @@ impl Reader {
         let location = Location {
             name: name_of(&paths),
             ignore_case,
-            doors: self.doors(&mut entry),
+            listeners: self.listeners(&mut entry),
             hosts: self.hosts(&mut entry),
             methods: self.methods(&mut entry),
             user_agent: self.text(&mut entry, "user_agent"),
@@ -344,15 +344,15 @@ impl Reader {
             .ok()
     }
 
-    fn doors(&mut self, entry: &mut Mapping<'_>) -> Vec<Door> {
+    fn listeners(&mut self, entry: &mut Mapping<'_>) -> Vec<ListenerKind> {
         let table = [("web", 0), ("admin", 1), ("both", 2)];
         let chosen = entry
             .take("listener")
             .and_then(|node| node.choice(&table, &mut self.problems));
         match chosen.unwrap_or(0) {
-            0 => vec![Door::Web],
-            1 => vec![Door::Admin],
-            _ => vec![Door::Web, Door::Admin],
+            0 => vec![ListenerKind::Web],
+            1 => vec![ListenerKind::Admin],
+            _ => vec![ListenerKind::Web, ListenerKind::Admin],
         }
     }
 

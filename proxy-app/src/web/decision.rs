@@ -11,7 +11,7 @@ use crate::app::snapshot::Snapshot;
 use crate::http::account::{self, AccountClaim};
 use crate::http::forwarded::Forwarded;
 use crate::http::headers;
-use crate::locations::{Action, Asking, Door, Forward, Found, Mailbox, To, path};
+use crate::locations::{Action, Asking, Forward, Found, ListenerKind, Mailbox, To, path};
 use crate::web::client::WebClient;
 
 /// What forwarders leave in a request, also those that are not trusted.
@@ -191,7 +191,11 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
         };
     };
     let asking = Asking {
-        door: if web.admin { Door::Admin } else { Door::Web },
+        listener: if web.admin {
+            ListenerKind::Admin
+        } else {
+            ListenerKind::Web
+        },
         path: &path,
         host: info.host.as_deref(),
         request,
