@@ -59,7 +59,7 @@ pub struct Location {
     /// Networks whose clients are served; `None`: all. Others get 403.
     pub allow: Option<Vec<IpNet>>,
     /// Who comes without this cookie is sent to log in.
-    pub gate: Option<Gate>,
+    pub required_cookie: Option<RequiredCookie>,
     /// What becomes of its requests.
     pub action: Action,
     /// Whether answers get the headers of `zimbraReverseProxyResponseHeaders` and the CSP.
@@ -92,7 +92,7 @@ pub enum HostMatch {
 
 /// A cookie that must be there. It is not proved: that is the server's business (HTTP §2.2).
 #[derive(Debug, Clone)]
-pub struct Gate {
+pub struct RequiredCookie {
     /// Name of the cookie.
     pub cookie: String,
     /// Where to send those without it.
@@ -546,7 +546,7 @@ impl Destination {
     }
 }
 
-impl Gate {
+impl RequiredCookie {
     /// Where a request is sent that does not come in; `None`: it comes in.
     pub fn turns_away(&self, path: &str, request: &Parts) -> Option<&Destination> {
         let free = self.except.as_ref().is_some_and(|except| except.is_match(path));
@@ -960,8 +960,8 @@ mod tests {
         let turned = |target: &str, lines: &[&str]| {
             let (_, found, request) = find(&carbonio, ListenerKind::Web, target, lines).unwrap();
             let path = path::normalized(request.uri.path()).unwrap().into_owned();
-            let gate = found.entry.location.gate.as_ref().unwrap();
-            gate.turns_away(&path, &request).map(|to| to.to.clone())
+            let required_cookie = found.entry.location.required_cookie.as_ref().unwrap();
+            required_cookie.turns_away(&path, &request).map(|to| to.to.clone())
         };
         let login = Some("/static/login/".to_owned());
         assert_eq!(turned("/carbonio/", &[]), login);

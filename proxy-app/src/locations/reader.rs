@@ -11,8 +11,8 @@ use regex::{Regex, RegexBuilder};
 use route_cache::HostPort;
 
 use crate::locations::{
-    Action, Destination, Files, Forward, Gate, HostMatch, HostRule, ListenerKind, Location, Mailbox, PathMatch,
-    Timeouts, To, VirtualHostUrl, Wait,
+    Action, Destination, Files, Forward, HostMatch, HostRule, ListenerKind, Location, Mailbox, PathMatch,
+    RequiredCookie, Timeouts, To, VirtualHostUrl, Wait,
 };
 use crate::upstream::groups::spec::{Check, GroupServer, GroupSpec, GroupTls};
 
@@ -286,7 +286,7 @@ impl Reader {
             user_agent: self.text(&mut entry, "user_agent"),
             query: self.query(&mut entry),
             allow: entry.take("allow").and_then(|node| node.networks(&mut self.problems)),
-            gate: self.gate(&mut entry),
+            required_cookie: self.required_cookie(&mut entry),
             security_headers: self.flag(&mut entry, "security_headers", true),
             answer_headers: self.headers(&mut entry, "answer_headers"),
             // One that has none is left out below, after all of its mistakes have been found.
@@ -402,14 +402,14 @@ impl Reader {
         }
     }
 
-    fn gate(&mut self, entry: &mut Mapping<'_>) -> Option<Gate> {
+    fn required_cookie(&mut self, entry: &mut Mapping<'_>) -> Option<RequiredCookie> {
         let mut section = entry.take("gate")?.mapping(&mut self.problems)?;
         let cookie = section.require("cookie", &mut self.problems);
         let cookie = cookie.and_then(|node| node.str(&mut self.problems)).map(str::to_owned);
         let to = self.destination(&mut section);
         let except = section.take("except").and_then(|node| self.regex(node, true));
         section.finish(&mut self.problems);
-        Some(Gate {
+        Some(RequiredCookie {
             cookie: cookie?,
             to: to?,
             except,

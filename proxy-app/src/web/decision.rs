@@ -218,8 +218,8 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
             why: "the location does not allow this client",
         };
     }
-    let gate = location.gate.as_ref();
-    if let Some(to) = gate.and_then(|gate| gate.turns_away(&path, request)) {
+    let required_cookie = location.required_cookie.as_ref();
+    if let Some(to) = required_cookie.and_then(|required_cookie| required_cookie.turns_away(&path, request)) {
         let to = to.at(vhost);
         return Decision::Redirect { to, status: 307, found };
     }
