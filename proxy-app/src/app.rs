@@ -20,7 +20,7 @@ use crate::app::plan::{Plan, addresses};
 use crate::app::routes::Routes;
 use crate::app::snapshot::Snapshot;
 use crate::config::{AuditFormat, Config, Listener};
-use crate::locations::Live;
+use crate::locations::LiveLocations;
 use crate::node::connections::Sessions;
 use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
@@ -59,7 +59,7 @@ pub struct App {
     /// Host names of mailbox servers.
     pub names: Arc<Names>,
     /// Which web request goes where.
-    pub locations: Live,
+    pub locations: LiveLocations,
     /// Connections that are open.
     pub open: Open,
     /// How many there may be.

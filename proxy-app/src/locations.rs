@@ -1,6 +1,6 @@
 //! Locations: which request goes where, as data. The table is read from files; conf/carbonio.yaml is built in.
 //!
-//! A location says which requests are its own and what becomes of them. Nothing is done here: [`Table::find`]
+//! A location says which requests are its own and what becomes of them. Nothing is done here: [`LocationTable::find`]
 //! chooses one, and the phases of a request act on it. The form of the files is told in docs/web-locations.md.
 
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ mod live;
 pub mod path;
 mod reader;
 
-pub use live::Live;
+pub use live::LiveLocations;
 pub use reader::Locations;
 
 /// Which kind of listener a request came in by.
@@ -106,7 +106,7 @@ pub struct RequiredCookie {
 pub struct Destination {
     /// The place, if no attribute says another one. A relative one stays relative.
     pub to: String,
-    /// What of the site may say another one.
+    /// What of the virtual host may say another one.
     pub vhost: Option<VirtualHostUrl>,
 }
 
@@ -177,7 +177,7 @@ pub struct Files {
 #[derive(Debug, Clone)]
 pub struct Forward {
     /// To whom.
-    pub to: To,
+    pub to: ForwardTo,
     /// What stands in the place of the matched prefix; `None`: the path stays as it was sent.
     pub path: Option<String>,
     /// The Host header that the server gets.
@@ -204,7 +204,7 @@ pub struct Forward {
 
 /// Which server a request is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum To {
+pub enum ForwardTo {
     /// The server of the request's account, or any of them.
     Mailbox(Mailbox),
     /// Any server of a group.
@@ -291,7 +291,7 @@ impl Timeouts<Wait> {
 }
 
 /// A location in force.
-pub struct Entry {
+pub struct ActiveLocation {
     /// What is written.
     pub location: Location,
     /// Its waits on this node, if it is one that forwards.
@@ -302,16 +302,16 @@ pub struct Entry {
 
 /// The location of a request.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct MatchedLocation {
     /// It.
-    pub entry: Arc<Entry>,
+    pub entry: Arc<ActiveLocation>,
     /// How many bytes of the decoded path its prefix matched; 0 for a regex, the whole path for an exact one.
     pub matched: usize,
 }
 
 /// What of a request the conditions of a location ask for.
 #[derive(Clone, Copy)]
-pub struct Asking<'a> {
+pub struct LocationQuery<'a> {
     /// By which listener it came.
     pub listener: ListenerKind,
     /// The decoded path.
@@ -323,8 +323,8 @@ pub struct Asking<'a> {
 }
 
 /// The table in force: immutable, and fast to search.
-pub struct Table {
-    entries: Vec<Arc<Entry>>,
+pub struct LocationTable {
+    entries: Vec<Arc<ActiveLocation>>,
     /// By path in lower case.
     exact: HashMap<String, Vec<(String, usize)>>,
     regexes: Vec<(Regex, usize)>,
@@ -339,11 +339,11 @@ struct Prefix {
     entry: usize,
 }
 
-impl Table {
+impl LocationTable {
     /// The table of these locations on a node. Locations for EWS servers are left out where `has_ews` says that there
     /// are none.
-    pub fn new(locations: &[Location], node: &View<'_>, has_ews: bool) -> Table {
-        let mut table = Table {
+    pub fn new(locations: &[Location], node: &View<'_>, has_ews: bool) -> LocationTable {
+        let mut table = LocationTable {
             entries: Vec::new(),
             exact: HashMap::new(),
             regexes: Vec::new(),
@@ -362,7 +362,7 @@ impl Table {
                 Action::Files(files) => Some(files.tree()),
                 _ => None,
             };
-            table.entries.push(Arc::new(Entry {
+            table.entries.push(Arc::new(ActiveLocation {
                 location: location.clone(),
                 timeouts,
                 tree,
@@ -394,23 +394,23 @@ impl Table {
 
     /// The location of a request: among those whose conditions hold the exact one, else the first regex, else the
     /// longest prefix.
-    pub fn find(&self, asking: Asking<'_>) -> Option<Found> {
-        self.find_exact(asking)
-            .or_else(|| self.find_regex(asking))
-            .or_else(|| self.find_prefix(asking))
+    pub fn find(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
+        self.find_exact(query)
+            .or_else(|| self.find_regex(query))
+            .or_else(|| self.find_prefix(query))
     }
 
     /// Whether a server would read the path of this request as one of another location: the rules of that one would
     /// not have been asked. Where we answer ourselves, or send on what we have read, ours is the only reading but for
     /// path parameters.
-    pub fn is_passed_by(&self, found: &Found, asking: Asking<'_>) -> bool {
-        let raw = asking.request.uri.path();
+    pub fn is_passed_by(&self, found: &MatchedLocation, query: LocationQuery<'_>) -> bool {
+        let raw = query.request.uri.path();
         let as_sent = found.forward().is_some_and(|forward| forward.path.is_none());
         if !as_sent && !raw.contains(';') {
             return false;
         }
         let same = |path: &String| {
-            let other = self.find(Asking { path, ..asking });
+            let other = self.find(LocationQuery { path, ..query });
             other.is_some_and(|other| Arc::ptr_eq(&other.entry, &found.entry))
         };
         let readings = path::other_readings(raw);
@@ -418,48 +418,48 @@ impl Table {
     }
 
     /// All locations, in the order of the file.
-    pub fn entries(&self) -> &[Arc<Entry>] {
+    pub fn entries(&self) -> &[Arc<ActiveLocation>] {
         &self.entries
     }
 
-    fn find_exact(&self, asking: Asking<'_>) -> Option<Found> {
-        let path = asking.path;
+    fn find_exact(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
+        let path = query.path;
         let lower = path.to_ascii_lowercase();
         let (_, entry) = self.exact.get(&lower)?.iter().find(|(text, entry)| {
             let same = text == path || self.entries[*entry].location.ignore_case;
-            same && self.admits(*entry, asking)
+            same && self.admits(*entry, query)
         })?;
         Some(self.found(*entry, path.len()))
     }
 
-    fn find_regex(&self, asking: Asking<'_>) -> Option<Found> {
+    fn find_regex(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
         let (_, entry) = self
             .regexes
             .iter()
-            .find(|(regex, entry)| self.admits(*entry, asking) && regex.is_match(asking.path))?;
+            .find(|(regex, entry)| self.admits(*entry, query) && regex.is_match(query.path))?;
         Some(self.found(*entry, 0))
     }
 
-    fn find_prefix(&self, asking: Asking<'_>) -> Option<Found> {
+    fn find_prefix(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
         let prefix = self.prefixes.iter().find(|prefix| {
             let ignore_case = self.entries[prefix.entry].location.ignore_case;
-            prefix.matches(asking.path, ignore_case) && self.admits(prefix.entry, asking)
+            prefix.matches(query.path, ignore_case) && self.admits(prefix.entry, query)
         })?;
         Some(self.found(prefix.entry, prefix.text.len()))
     }
 
-    fn found(&self, entry: usize, matched: usize) -> Found {
-        Found {
+    fn found(&self, entry: usize, matched: usize) -> MatchedLocation {
+        MatchedLocation {
             entry: self.entries[entry].clone(),
             matched,
         }
     }
 
-    fn admits(&self, entry: usize, asking: Asking<'_>) -> bool {
+    fn admits(&self, entry: usize, query: LocationQuery<'_>) -> bool {
         let location = &self.entries[entry].location;
         let no_ews = !self.has_ews
-            && matches!(&location.action, Action::Forward(forward) if forward.to == To::Mailbox(Mailbox::Ews));
-        !no_ews && location.admits(asking)
+            && matches!(&location.action, Action::Forward(forward) if forward.to == ForwardTo::Mailbox(Mailbox::Ews));
+        !no_ews && location.admits(query)
     }
 }
 
@@ -480,25 +480,25 @@ impl Prefix {
 
 impl Location {
     /// Whether all conditions but the path hold.
-    fn admits(&self, asking: Asking<'_>) -> bool {
-        let request = asking.request;
+    fn admits(&self, query: LocationQuery<'_>) -> bool {
+        let request = query.request;
         let host = || {
             let named = |host| self.hosts.iter().any(|wanted| wanted.matches(host));
-            asking.host.is_some_and(named)
+            query.host.is_some_and(named)
         };
         let user_agent = |wanted: &String| {
             let agent = request.headers.get(http::header::USER_AGENT);
             agent.is_some_and(|agent| String::from_utf8_lossy(agent.as_bytes()).contains(wanted.as_str()))
         };
-        let query = |(name, value): &(String, String)| {
+        let argument = |(name, value): &(String, String)| {
             let found = account::argument(&request.uri, name);
             found.is_some_and(|found| found == value.as_bytes())
         };
-        self.listeners.contains(&asking.listener)
+        self.listeners.contains(&query.listener)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
             && (self.hosts.is_empty() || host())
             && self.user_agent.as_ref().is_none_or(user_agent)
-            && self.query.as_ref().is_none_or(query)
+            && self.query.as_ref().is_none_or(argument)
     }
 
     /// Whether a client at this address is served.
@@ -529,7 +529,7 @@ impl HostMatch {
 }
 
 impl Destination {
-    /// The place that the site of a request names, if it names one.
+    /// The place that the virtual host of a request names, if it names one.
     pub fn of_vhost<'a>(&self, vhost: &'a VirtualHost) -> Option<&'a str> {
         let url = match self.vhost? {
             VirtualHostUrl::Login => &vhost.login_url,
@@ -540,7 +540,7 @@ impl Destination {
         url.as_ref()?.to_str().ok()
     }
 
-    /// The place for the site of a request.
+    /// The place for the virtual host of a request.
     pub fn at(&self, vhost: &VirtualHost) -> String {
         self.of_vhost(vhost).unwrap_or(&self.to).to_owned()
     }
@@ -555,18 +555,18 @@ impl RequiredCookie {
     }
 }
 
-impl Found {
+impl MatchedLocation {
     /// The rules for sending the request on, if that is its way.
     pub fn forward(&self) -> Option<&Forward> {
         self.entry.location.forward()
     }
 
     /// Path and query as the server gets them.
-    pub fn target(&self, forward: &Forward, asking: Asking<'_>) -> String {
-        let uri = &asking.request.uri;
+    pub fn target(&self, forward: &Forward, query: LocationQuery<'_>) -> String {
+        let uri = &query.request.uri;
         match &forward.path {
             None => uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
-            Some(with) => path::replaced(uri, asking.path, self.matched, with),
+            Some(with) => path::replaced(uri, query.path, self.matched, with),
         }
     }
 }
@@ -584,13 +584,13 @@ impl Files {
     }
 }
 
-impl fmt::Debug for Entry {
+impl fmt::Debug for ActiveLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Entry({})", self.location.name)
     }
 }
 
-impl fmt::Debug for Table {
+impl fmt::Debug for LocationTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Table({} locations)", self.entries.len())
     }
@@ -614,14 +614,14 @@ mod tests {
         YamlDirectory::load(&path).unwrap().0.system()
     }
 
-    fn table(text: Option<&str>, has_ews: bool) -> Table {
+    fn table(text: Option<&str>, has_ews: bool) -> LocationTable {
         let read = match text {
             Some(text) => Locations::parse(text),
             None => Locations::load(&[]),
         };
         let (read, warnings) = read.unwrap_or_else(|problems| panic!("{problems}"));
         assert!(warnings.is_empty(), "{warnings}");
-        Table::new(&read.locations, &system("config: {}").node("proxy"), has_ews)
+        LocationTable::new(&read.locations, &system("config: {}").node("proxy"), has_ews)
     }
 
     fn request(target: &str, lines: &[&str]) -> Parts {
@@ -633,22 +633,27 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    fn find(table: &Table, listener: ListenerKind, target: &str, lines: &[&str]) -> Option<(String, Found, Parts)> {
+    fn find(
+        table: &LocationTable,
+        listener: ListenerKind,
+        target: &str,
+        lines: &[&str],
+    ) -> Option<(String, MatchedLocation, Parts)> {
         let request = request(target, lines);
         let path = path::normalized(request.uri.path())?.into_owned();
-        let asking = Asking {
+        let query = LocationQuery {
             listener,
             path: &path,
             host: Some("mail.a.example"),
             request: &request,
         };
-        let found = table.find(asking)?;
+        let found = table.find(query)?;
         let name = found.entry.location.name.clone();
         Some((name, found, request))
     }
 
     #[track_caller]
-    fn chosen(table: &Table, listener: ListenerKind, target: &str, lines: &[&str]) -> String {
+    fn chosen(table: &LocationTable, listener: ListenerKind, target: &str, lines: &[&str]) -> String {
         find(table, listener, target, lines).map_or_else(|| "none".to_owned(), |(name, ..)| name)
     }
 
@@ -775,11 +780,14 @@ mod tests {
     fn conditions() {
         let carbonio = table(None, true);
         let outlook = ["user-agent: Microsoft ExchangeWebServices/1.0"];
-        let of = |table: &Table, target: &str, lines: &[&str]| {
+        let of = |table: &LocationTable, target: &str, lines: &[&str]| {
             let (_, found, _) = find(table, ListenerKind::Web, target, lines).unwrap();
             found.forward().map(|forward| forward.to.clone())
         };
-        let (web, ews) = (Some(To::Mailbox(Mailbox::Web)), Some(To::Mailbox(Mailbox::Ews)));
+        let (web, ews) = (
+            Some(ForwardTo::Mailbox(Mailbox::Web)),
+            Some(ForwardTo::Mailbox(Mailbox::Ews)),
+        );
         assert_eq!(of(&carbonio, "/Autodiscover/x", &outlook), ews);
         assert_eq!(of(&carbonio, "/Autodiscover/x", &["user-agent: curl"]), web);
         assert_eq!(of(&carbonio, "/ews/exchange.asmx", &[]), ews);
@@ -804,7 +812,7 @@ mod tests {
         );
         let body = |host: &str| {
             let request = request("/a", &[]);
-            let found = own.find(Asking {
+            let found = own.find(LocationQuery {
                 listener: ListenerKind::Web,
                 path: "/a",
                 host: Some(host),
@@ -852,13 +860,13 @@ mod tests {
         ] {
             let (_, found, request) = find(&carbonio, ListenerKind::Web, target, &[]).unwrap();
             let path = path::normalized(request.uri.path()).unwrap();
-            let asking = Asking {
+            let query = LocationQuery {
                 listener: ListenerKind::Web,
                 path: &path,
                 host: Some("mail.a.example"),
                 request: &request,
             };
-            assert_eq!(carbonio.is_passed_by(&found, asking), expected, "{target}");
+            assert_eq!(carbonio.is_passed_by(&found, query), expected, "{target}");
         }
     }
 
@@ -940,7 +948,7 @@ mod tests {
             "config: {zimbraReverseProxyUpstreamReadTimeout: 30s}\n\
              servers: {proxy: {zimbraReverseProxyUpstreamPollingTimeout: 2h}}\n",
         );
-        let table = Table::new(&read.locations, &system.node("proxy"), false);
+        let table = LocationTable::new(&read.locations, &system.node("proxy"), false);
         let read = |target| {
             find(&table, ListenerKind::Web, target, &[])
                 .unwrap()
@@ -994,13 +1002,13 @@ mod tests {
         ] {
             let (_, found, request) = find(&carbonio, ListenerKind::Web, target, &[]).unwrap();
             let path = path::normalized(request.uri.path()).unwrap().into_owned();
-            let asking = Asking {
+            let query = LocationQuery {
                 listener: ListenerKind::Web,
                 path: &path,
                 host: None,
                 request: &request,
             };
-            assert_eq!(found.target(found.forward().unwrap(), asking), expected, "{target}");
+            assert_eq!(found.target(found.forward().unwrap(), query), expected, "{target}");
         }
     }
 
@@ -1176,7 +1184,7 @@ mod tests {
             }
         );
         assert_eq!(read.groups.iter().filter(|group| group.name == "files").count(), 1);
-        let table = Table::new(&read.locations, &system("config: {}").node("x"), false);
+        let table = LocationTable::new(&read.locations, &system("config: {}").node("x"), false);
         let (_, found, _) = find(&table, ListenerKind::Web, "/robots.txt", &[]).unwrap();
         let Action::Answer { body, .. } = &found.entry.location.action else {
             panic!()

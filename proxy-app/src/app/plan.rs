@@ -14,7 +14,7 @@ use crate::app::listeners::listeners_of_directory;
 use crate::app::routes;
 use crate::app::snapshot::{self, Built, Snapshot};
 use crate::config::{Config, Listener, ListenerTls, Source};
-use crate::locations::Live;
+use crate::locations::LiveLocations;
 use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::Names;
@@ -31,7 +31,7 @@ pub struct Plan {
     pub(crate) lookup_trust: Option<Arc<UpstreamTrust>>,
     pub(crate) names: Arc<Names>,
     pub(crate) certificates: SharedCertStore,
-    pub(crate) locations: Live,
+    pub(crate) locations: LiveLocations,
     pub(crate) snapshot: Snapshot,
 }
 
@@ -71,7 +71,7 @@ impl Plan {
         check_certificates(&listeners, &store, &mut problems);
         check_logs(&config, &mut problems);
         certificates.store(Arc::new(store));
-        let locations = match Live::load(&config.web.locations, &config.node, &system) {
+        let locations = match LiveLocations::load(&config.web.locations, &config.node, &system) {
             Ok((locations, warnings)) => {
                 problems.extend(warnings);
                 locations

@@ -13,31 +13,31 @@ use mail_directory::attributes as a;
 use mail_directory::yaml::Problems;
 use parking_lot::Mutex;
 
-use crate::locations::{Locations, Table};
+use crate::locations::{LocationTable, Locations};
 
 /// What a file was when it was read: its device, place, length and time of change; `None`: it was not there.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// The table in force.
-pub struct Live {
+pub struct LiveLocations {
     /// Name of this node's server entry.
     node: String,
     written: ArcSwap<Locations>,
-    table: ArcSwap<Table>,
+    table: ArcSwap<LocationTable>,
     /// What all files were when they were last read, good or bad.
     stamps: Mutex<Vec<(PathBuf, Stamp)>>,
 }
 
-impl Live {
+impl LiveLocations {
     /// The table of `files`, which are read, on a node of this directory. The second value holds warnings.
     ///
     /// # Errors
     /// Every problem of the files.
-    pub fn load(files: &[PathBuf], node: &str, system: &System) -> Result<(Live, Problems), Problems> {
+    pub fn load(files: &[PathBuf], node: &str, system: &System) -> Result<(LiveLocations, Problems), Problems> {
         let stamps = stamps(files);
         let (written, warnings) = Locations::load(files)?;
         let table = table(&written, node, system);
-        let mut live = Live {
+        let mut live = LiveLocations {
             node: node.to_owned(),
             written: ArcSwap::from_pointee(written),
             table: ArcSwap::from_pointee(table),
@@ -48,7 +48,7 @@ impl Live {
     }
 
     /// The table.
-    pub fn table(&self) -> Arc<Table> {
+    pub fn table(&self) -> Arc<LocationTable> {
         self.table.load_full()
     }
 
@@ -108,11 +108,11 @@ impl Live {
     }
 }
 
-fn table(written: &Locations, node: &str, system: &System) -> Table {
+fn table(written: &Locations, node: &str, system: &System) -> LocationTable {
     let node = system.node(node);
     let named = node.list(&a::REVERSE_PROXY_UPSTREAM_EWS_SERVERS);
     let has_ews = named.iter().any(|name| system.server(name).is_some());
-    Table::new(&written.locations, &node, has_ews)
+    LocationTable::new(&written.locations, &node, has_ews)
 }
 
 fn stamps(files: &[PathBuf]) -> Vec<(PathBuf, Stamp)> {
@@ -148,7 +148,7 @@ mod tests {
             "locations:\n- {exact: /a, answer: {}}\n- {include: more.yaml}\n",
         );
         write("more.yaml", "locations:\n- {exact: /b, answer: {}}\n");
-        let (live, _) = Live::load(std::slice::from_ref(&file), "node", &system()).unwrap();
+        let (live, _) = LiveLocations::load(std::slice::from_ref(&file), "node", &system()).unwrap();
         assert_eq!(live.table().entries().len(), 2);
         assert!(!live.has_changed());
         write("more.yaml", "locations:\n- {exact: /b, answr: {}}\n");

@@ -11,8 +11,8 @@ use regex::{Regex, RegexBuilder};
 use route_cache::HostPort;
 
 use crate::locations::{
-    Action, Destination, Files, Forward, HostMatch, HostRule, ListenerKind, Location, Mailbox, PathMatch,
-    RequiredCookie, Timeouts, To, VirtualHostUrl, Wait,
+    Action, Destination, Files, Forward, ForwardTo, HostMatch, HostRule, ListenerKind, Location, Mailbox, PathMatch,
+    RequiredCookie, Timeouts, VirtualHostUrl, Wait,
 };
 use crate::upstream::groups::spec::{Check, GroupServer, GroupSpec, GroupTls};
 
@@ -63,7 +63,7 @@ impl Locations {
     /// # Errors
     /// Every problem of the files, at once. Else the second value holds the warnings.
     pub fn load(files: &[PathBuf]) -> Result<(Locations, Problems), Problems> {
-        let mut reader = Reader::default();
+        let mut reader = LocationsReader::default();
         match files {
             [] => reader.carbonio(),
             files => files.iter().for_each(|file| reader.file(file, 0)),
@@ -74,7 +74,7 @@ impl Locations {
 
     #[cfg(test)]
     pub(super) fn parse(text: &str) -> Result<(Locations, Problems), Problems> {
-        let mut reader = Reader::default();
+        let mut reader = LocationsReader::default();
         reader.document(Document::parse(text, Path::new("locations.yaml")), 0);
         reader.check_groups();
         reader.problems.or(reader.found)
@@ -82,14 +82,14 @@ impl Locations {
 }
 
 #[derive(Default)]
-struct Reader {
+struct LocationsReader {
     found: Locations,
     /// Where a group is named: file, line and key, to be complained about when all files are read.
     named: Vec<(String, Problems)>,
     problems: Problems,
 }
 
-impl Reader {
+impl LocationsReader {
     fn carbonio(&mut self) {
         self.document(Document::parse(CARBONIO, Path::new(CARBONIO_NAME)), 0);
     }
@@ -471,13 +471,13 @@ impl Reader {
                     ("zx", Mailbox::Zx),
                     ("ews", Mailbox::Ews),
                 ];
-                let to = To::Mailbox(node.choice(&services, &mut self.problems)?);
+                let to = ForwardTo::Mailbox(node.choice(&services, &mut self.problems)?);
                 Some(Action::Forward(Box::new(self.forward(entry, to, paths))))
             }
             "group" => {
                 let name = node.str(&mut self.problems)?;
                 self.names_group(name, *node);
-                let to = To::Group(name.into());
+                let to = ForwardTo::Group(name.into());
                 Some(Action::Forward(Box::new(self.forward(entry, to, paths))))
             }
             "static" => self.files(*node, paths),
@@ -599,8 +599,8 @@ impl Reader {
         })
     }
 
-    fn forward(&mut self, entry: &mut Mapping<'_>, to: To, paths: &[PathMatch]) -> Forward {
-        let is_mailbox = matches!(to, To::Mailbox(_));
+    fn forward(&mut self, entry: &mut Mapping<'_>, to: ForwardTo, paths: &[PathMatch]) -> Forward {
+        let is_mailbox = matches!(to, ForwardTo::Mailbox(_));
         // Streaming is the only way here, so these say nothing new; they are known to make old tables readable.
         for key in ["request_buffering", "response_buffering"] {
             let words = [("on", ()), ("off", ())];

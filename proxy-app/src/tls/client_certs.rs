@@ -1,6 +1,6 @@
-//! Client certificates: what a site asks for, what a client has shown, and how upstreams are told of it.
+//! Client certificates: what a virtual host asks for, what a client has shown, and how upstreams are told of it.
 //!
-//! The handshake itself is in [`crate::tls`]; which site has which rules is in [`crate::tls::vhosts`]. Who a certificate
+//! The handshake itself is in [`crate::tls`]; which virtual host has which rules is in [`crate::tls::vhosts`]. Who a certificate
 //! belongs to is not decided here.
 
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ const CERTIFICATE_MAX: usize = 6 * 1024;
 /// Longest name that is passed on.
 const NAME_MAX: usize = 1024;
 
-/// Whether a site asks for certificates (`zimbraReverseProxyClientCertMode`).
+/// Whether a virtual host asks for certificates (`zimbraReverseProxyClientCertMode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertMode {
     /// No.
@@ -34,11 +34,11 @@ pub enum CertMode {
     On,
 }
 
-/// What tells the rules of two sites apart: equal rules have equal ids.
+/// What tells the rules of two virtual hosts apart: equal rules have equal ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyId([u8; 32]);
 
-/// What a site asks of clients.
+/// What a virtual host asks of clients.
 #[derive(Debug, Clone)]
 pub struct ClientCerts {
     id: PolicyId,

@@ -1,6 +1,6 @@
 //! Virtual hosts of the web: what a host name that a client asks for means, in the handshake and in each request.
 //!
-//! A site is a domain as its web users see it. Host names are looked up here and nowhere else, so that handshake and
+//! A virtual host is a domain as its web users see it. Host names are looked up here and nowhere else, so that handshake and
 //! request cannot disagree. Which certificate is shown is the business of [`crate::tls`].
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +33,7 @@ pub struct VirtualHost {
     pub client_certs: Arc<ClientCerts>,
 }
 
-/// All sites of the directory.
+/// All virtual hosts of the directory.
 #[derive(Debug)]
 pub struct VirtualHosts {
     exact: HashMap<String, Arc<VirtualHost>>,
@@ -81,7 +81,7 @@ impl Refusal {
 }
 
 impl VirtualHosts {
-    /// The sites of a directory, for the node of this name. A value that cannot be used is left out with a warning;
+    /// The virtual hosts of a directory, for the node of this name. A value that cannot be used is left out with a warning;
     /// client certificate rules that cannot be used stay as they were `before`, or let nobody in.
     pub fn build(
         system: &System,
@@ -139,7 +139,7 @@ impl VirtualHosts {
         self.by_domain.insert(domain.to_owned(), vhost);
     }
 
-    /// The site for a host (in lower case, without port and final dot) that was asked for at a local address: by
+    /// The virtual host for a host (in lower case, without port and final dot) that was asked for at a local address: by
     /// name, then by the longest `*.` pattern, then by the address, else the one for all others.
     pub fn of(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
         host.and_then(|host| self.by_name(host))
@@ -147,7 +147,7 @@ impl VirtualHosts {
             .unwrap_or(&self.other)
     }
 
-    /// The site that has this name as a virtual host name.
+    /// The virtual host that has this name as a virtual host name.
     pub fn by_name(&self, host: &str) -> Option<&Arc<VirtualHost>> {
         self.exact.get(host).or_else(|| {
             let parents = host.match_indices('.').map(|(at, _)| &host[at + 1..]);

@@ -11,7 +11,7 @@ use crate::app::snapshot::Snapshot;
 use crate::http::account::{self, AccountClaim};
 use crate::http::forwarded::Forwarded;
 use crate::http::headers;
-use crate::locations::{Action, Asking, Forward, Found, ListenerKind, Mailbox, To, path};
+use crate::locations::{Action, Forward, ForwardTo, ListenerKind, LocationQuery, Mailbox, MatchedLocation, path};
 use crate::web::client::WebClient;
 
 /// What forwarders leave in a request, also those that are not trusted.
@@ -131,7 +131,7 @@ fn new_id() -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct ProxyRequest {
     /// Its location.
-    pub(crate) found: Found,
+    pub(crate) found: MatchedLocation,
     /// Path and query as the server gets them.
     pub(crate) target: String,
     /// The question for the account's server, if it belongs to an account.
@@ -147,16 +147,16 @@ impl ProxyRequest {
     /// Whether it is one for the mailbox servers, and which of their services.
     pub(crate) fn mailbox(&self) -> Option<Mailbox> {
         match self.forward().to {
-            To::Mailbox(service) => Some(service),
-            To::Group(_) => None,
+            ForwardTo::Mailbox(service) => Some(service),
+            ForwardTo::Group(_) => None,
         }
     }
 
     /// The group that any of its servers will do from.
     pub(crate) fn group(&self) -> &str {
         match &self.forward().to {
-            To::Mailbox(service) => service.group(),
-            To::Group(name) => name,
+            ForwardTo::Mailbox(service) => service.group(),
+            ForwardTo::Group(name) => name,
         }
     }
 }
@@ -167,9 +167,13 @@ pub(crate) enum Decision {
     /// It goes to a server.
     Forward(Box<ProxyRequest>),
     /// Its location has the answer; here with the decoded path.
-    Local(Found, String),
+    Local(MatchedLocation, String),
     /// The browser is sent elsewhere.
-    Redirect { to: String, status: u16, found: Found },
+    Redirect {
+        to: String,
+        status: u16,
+        found: MatchedLocation,
+    },
     /// It is refused.
     Refused { status: u16, why: &'static str },
 }
@@ -190,7 +194,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
             false => read_differently,
         };
     };
-    let asking = Asking {
+    let query = LocationQuery {
         listener: if web.admin {
             ListenerKind::Admin
         } else {
@@ -201,13 +205,13 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
         request,
     };
     let table = app.locations.table();
-    let Some(found) = table.find(asking) else {
+    let Some(found) = table.find(query) else {
         return Decision::Refused {
             status: 404,
             why: "no location",
         };
     };
-    if table.is_passed_by(&found, asking) {
+    if table.is_passed_by(&found, query) {
         return read_differently;
     }
     let location = &found.entry.location;
@@ -226,13 +230,13 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
     match &location.action {
         Action::Forward(forward) => {
             // For mailbox servers also in the query, as ever (HTTP §2.3, P22).
-            if matches!(forward.to, To::Mailbox(_)) && request.uri.query().is_some_and(has_line_end) {
+            if matches!(forward.to, ForwardTo::Mailbox(_)) && request.uri.query().is_some_and(has_line_end) {
                 return Decision::Refused {
                     status: 403,
                     why: "a line end in the query",
                 };
             }
-            let target = found.target(forward, asking);
+            let target = found.target(forward, query);
             let lookup = lookup(forward, web, request, info);
             Decision::Forward(Box::new(ProxyRequest { found, target, lookup }))
         }
@@ -246,7 +250,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
 
 /// Whom to look for. The administration side knows only its own token (HTTP §3.1).
 fn lookup(forward: &Forward, web: &WebClient, request: &Parts, info: &RequestInfo) -> Option<Lookup> {
-    let To::Mailbox(mailbox) = forward.to else {
+    let ForwardTo::Mailbox(mailbox) = forward.to else {
         return None;
     };
     let (service, claim) = match mailbox {

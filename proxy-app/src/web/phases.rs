@@ -29,7 +29,7 @@ use crate::http::answer_head::{self, Framing};
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
 use crate::http::repeat::may_be_repeated;
 use crate::http::{compression, headers, login, old_clients};
-use crate::locations::{Action, Files, Found};
+use crate::locations::{Action, Files, MatchedLocation};
 use crate::node::redaction;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::upstream::refuse_old;
@@ -660,7 +660,7 @@ impl Web {
         session: &mut Session,
         context: &RequestContext,
         info: &RequestInfo,
-        found: &Found,
+        found: &MatchedLocation,
         path: &str,
     ) -> Result<()> {
         let secure = info.scheme == "https";
@@ -804,7 +804,13 @@ fn is_dripping(elapsed: Duration, bytes: u64, grace: Duration) -> bool {
 }
 
 /// Answers with a file of a location's folder.
-async fn file(session: &mut Session, context: &RequestContext, found: &Found, files: &Files, path: &str) -> Result<()> {
+async fn file(
+    session: &mut Session,
+    context: &RequestContext,
+    found: &MatchedLocation,
+    files: &Files,
+    path: &str,
+) -> Result<()> {
     let Some(tree) = &found.entry.tree else {
         return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
     };

@@ -15,7 +15,7 @@ use crate::http::answers::{self, ErrorForm, LocalAnswer};
 use crate::http::compression::Packing;
 use crate::http::relocation::Relocation;
 use crate::http::{headers, login};
-use crate::locations::Found;
+use crate::locations::MatchedLocation;
 use crate::tls::vhosts::VirtualHost;
 use crate::upstream::connection::ServerConnection;
 use crate::web::decision::{ProxyRequest, RequestInfo};
@@ -35,7 +35,7 @@ pub struct RequestContext {
     /// Where it goes, if to a server.
     pub(crate) proxied: Option<Box<ProxyRequest>>,
     /// Its location, for logs and for the headers of the answer.
-    pub(crate) found: Option<Found>,
+    pub(crate) found: Option<MatchedLocation>,
     /// In which form its client is told of errors.
     pub(crate) form: ErrorForm,
     pub(crate) route: Option<Route>,
@@ -132,8 +132,8 @@ pub(crate) async fn answer_with(
     answer.send(session).await
 }
 
-/// The headers that every answer has: its request's id, those of the site, those of the location. What the server
-/// says itself of a header of the site stays: it knows its page, and two of them would contradict each other.
+/// The headers that every answer has: its request's id, those of the virtual host, those of the location. What the server
+/// says itself of a header of the virtual host stays: it knows its page, and two of them would contradict each other.
 pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
     if let Some(info) = &context.info {
         response.insert_header(headers::REQUEST_ID, info.id.as_str())?;
