@@ -1,7 +1,7 @@
 //! The admin API of a running node: JSON over HTTP on a Unix socket, and where the node file says so on a TCP address.
 //!
-//! Here are its sockets and its connections, with their limits. What may be asked stands in `admin/api.rs`, who may
-//! ask in `admin/caller.rs`; the verbs of the command line (`admin/verbs.rs`) are clients of it and of nothing else.
+//! Here are its sockets and its connections, with their limits. Its paths are in `admin/api.rs`, access control in
+//! `admin/caller.rs`; the verbs of the command line (`cli/node.rs`) are clients of it and of nothing else.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -44,7 +44,7 @@ use slots::{ConnectionSlots, Reach};
 const MAX_CONNECTIONS: usize = 64;
 /// How long a request head may take, and how long a connection may wait for the next one.
 const HEAD: Duration = Duration::from_secs(10);
-/// The same for those without a seat, who are told of health only.
+/// The same for connections without a slot, which may ask for health only.
 const HEALTH_ONLY_HEAD: Duration = Duration::from_secs(3);
 /// Most of a request head.
 const HEAD_MAX: usize = 16 * 1024;
@@ -70,7 +70,7 @@ struct SocketFile {
 }
 
 impl Sockets {
-    /// Opens what the node file names. With `upgrade` the path is taken over from the process before.
+    /// Opens what the node file names. With `upgrade` the path is taken over from the previous process.
     ///
     /// # Errors
     /// The address or the path cannot be bound, or another process answers at the path.
@@ -119,17 +119,17 @@ pub enum TakeOver {
     No,
 }
 
-/// Ready when the node shuts down because another process has taken its place.
+/// Resolves when the node shuts down because another process has taken its place.
 async fn replaced(mut shutdown: ShutdownWatch, file: Option<(PathBuf, u64)>) {
     let _ = shutdown.wait_for(|down| *down).await;
-    // Without a socket file nobody can tell.
+    // Without a socket file this is not known.
     let replaced = file.is_none_or(|(path, inode)| inode_of(&path).is_some_and(|now| now != inode));
     if !replaced {
         std::future::pending::<()>().await;
     }
 }
 
-/// The socket under its name. It is made beside it and moved there: nobody finds one that does not listen yet, and
+/// The socket under its name. It is made beside it and moved there: no client finds one that does not listen yet, and
 /// an old one is replaced in one step.
 fn unix(path: &Path, upgrade: TakeOver) -> io::Result<(UnixListener, SocketFile)> {
     match std::fs::symlink_metadata(path) {
@@ -238,7 +238,7 @@ async fn pause(name: &str, error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// One connection to its end. What goes wrong on it is its client's affair.
+/// Serves one connection to its end. Its errors are only logged for debugging.
 fn connection<S>(stream: S, caller: Caller, reach: Reach, router: &Router) -> impl Future<Output = ()> + Send + 'static
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -74,7 +74,7 @@ pub enum Verb {
     },
 }
 
-/// Does what the command line says.
+/// Runs the command line.
 ///
 /// # Errors
 /// What cannot be done, in one line.
@@ -110,8 +110,7 @@ fn print(problems: &Problems) {
     }
 }
 
-/// Runs until it is told to end. What is wrong with the configuration is said before anything is started or
-/// taken over.
+/// Runs until a signal ends it. Problems of the configuration are printed before anything is started or taken over.
 fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     // In the background the working directory is another one, and the file is read again on SIGHUP.
     let conf = std::path::absolute(&cli.conf).context("the working directory is gone")?;
@@ -132,7 +131,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
         true => Some(UpgradeRequest::new(Path::new(&server_conf.upgrade_sock))?),
         false => None,
     };
-    // How the process ends is end.rs's; Pingora only waits.
+    // How the process ends is up to `process::shutdown`; Pingora only waits.
     server_conf.grace_period_seconds = Some(PINGORA_WAITS);
     let opt = Opt {
         upgrade: cli.upgrade,

@@ -14,7 +14,7 @@ pub(crate) mod values;
 pub(crate) enum ProvisionError {
     /// It was not understood; how it is written is shown.
     Usage(String),
-    /// The directory, or the judge of values, says no.
+    /// The directory, or the check of values, refuses it.
     Service {
         /// Carbonio's word for it.
         code: &'static str,
@@ -25,7 +25,7 @@ pub(crate) enum ProvisionError {
     Plain(String),
 }
 
-/// Carbonio's words for failures that callers tell apart; the one for a name of another domain is ours.
+/// Carbonio's codes of failures that callers distinguish; the one for a name of another domain is ours.
 pub(crate) const NO_SUCH_DOMAIN: &str = "account.NO_SUCH_DOMAIN";
 
 pub(crate) const NAME_TAKEN: &str = "account.VIRTUAL_HOSTNAME_EXISTS";
@@ -87,7 +87,7 @@ pub(crate) fn exists(code: &'static str, what: &str, key: &str) -> ProvisionErro
     ProvisionError::service(code, format!("{what} already exists: {key}"))
 }
 
-/// What a command answers: lines for standard output, and warnings.
+/// The output of a command: lines for standard output, and warnings.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct CommandOutput {
     pub(crate) out: String,
@@ -105,7 +105,7 @@ impl CommandOutput {
     }
 }
 
-/// What becomes of a virtual host name that another domain has, too.
+/// What to do with a virtual host name that another domain has, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SharedNames {
     /// It is stored with a warning, as in Carbonio.

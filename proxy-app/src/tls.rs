@@ -1,8 +1,8 @@
 //! TLS on both sides: one store of certificates for HTTPS, IMAPS, POP3S and STARTTLS, and the verification of
 //! mailbox servers.
 //!
-//! Certificates are chosen while a handshake runs, from the store of that moment: a changed certificate is served
-//! with the next handshake, and no listener and no session is touched.
+//! Certificates are chosen while a handshake runs, from the store of that moment: a changed certificate is used
+//! from the next handshake on, and no listener and no session is touched.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -41,7 +41,7 @@ pub enum InnerProtocol {
     Pop3,
     /// `http/1.1`
     Lookup,
-    /// Nobody knows, so nothing is agreed.
+    /// Not known, so nothing is agreed.
     Stream,
 }
 
@@ -57,18 +57,18 @@ impl InnerProtocol {
         }
     }
 
-    /// Whether clients may resume a session. In TLS 1.2 OpenSSL resumes one at any name, which RFC 6066 section 3 forbids,
-    /// and tells the name that it was begun with instead of the one that is asked for. A web request says its host
-    /// again; elsewhere a login without a domain would go to the other name's domain.
+    /// Whether clients may resume a session. In TLS 1.2 OpenSSL resumes one at any name, which RFC 6066 section 3
+    /// forbids, and returns the name that it was begun with instead of the requested one. A web request has its Host;
+    /// elsewhere a login without a domain would go to the other name's domain.
     fn resumes(self) -> bool {
         self == InnerProtocol::Web
     }
 
-    /// The answer to an offer. A client that asks for another protocol has been lured to the wrong port (ALPACA); one
-    /// that asks for nothing is welcome.
+    /// Chooses from an offer. A client that offers only other protocols has been lured to the wrong port (ALPACA); one
+    /// without an offer is accepted.
     fn agree(self, offered: &[u8]) -> Result<&[u8], AlpnError> {
         match self {
-            // We do not know what is right here, but browsers are never.
+            // Any protocol may be right here except a browser's.
             InnerProtocol::Stream => match select_next_proto(InnerProtocol::Web.alpn(), offered) {
                 Some(_) => Err(AlpnError::ALERT_FATAL),
                 None => Err(AlpnError::NOACK),
@@ -117,7 +117,7 @@ impl Acceptors {
         })
     }
 
-    /// Whether these are what this policy asks for. Acceptors that stay let clients resume their sessions.
+    /// Whether these match this policy. Acceptors that stay let clients resume their sessions.
     pub fn are_for(&self, policy: &TlsPolicy) -> bool {
         self.policy == *policy
     }
@@ -147,18 +147,18 @@ impl Acceptors {
     }
 }
 
-/// What a handshake knows of its client beside its first message.
+/// What a handshake knows of its client beside its ClientHello.
 struct HandshakeInfo {
-    /// Where it came to.
+    /// The local address of its connection.
     local: IpAddr,
-    /// What is asked of it, once its first message has been read.
+    /// The rules for its certificate, once its ClientHello has been read.
     rules: Option<Arc<ClientCerts>>,
 }
 
 static HANDSHAKE_INFO: LazyLock<Index<Ssl, HandshakeInfo>> =
     LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has thousands of them, and this is the only one"));
 
-/// What went wrong, with the reason that a client's certificate was not good.
+/// What went wrong, with the reason why a client's certificate is not valid.
 fn explained(ssl: &SslRef, error: openssl::ssl::Error) -> io::Error {
     match ssl.verify_result() {
         X509VerifyResult::OK => io::Error::other(error),
@@ -166,8 +166,8 @@ fn explained(ssl: &SslRef, error: openssl::ssl::Error) -> io::Error {
     }
 }
 
-/// OpenSSL has checked this already; but a session that is resumed has been checked elsewhere, and where a
-/// certificate is required nothing less than one may do.
+/// OpenSSL has checked this already; but a resumed session was checked under other rules, and where a certificate is
+/// required there must be one.
 fn certified(ssl: &SslRef) -> io::Result<()> {
     let required = rules_of(ssl).mode() == CertMode::On;
     let good = ssl.peer_certificate().is_some() && ssl.verify_result() == X509VerifyResult::OK;
@@ -182,7 +182,7 @@ fn rules_of(ssl: &SslRef) -> Arc<ClientCerts> {
     info.unwrap_or_else(ClientCerts::off)
 }
 
-/// What the client of a channel has shown of itself.
+/// The certificate that the client of a channel has presented.
 ///
 /// # Errors
 /// OpenSSL has no memory.
@@ -265,9 +265,9 @@ fn rule(
         (None, None) => return Err(SniError::ALERT_FATAL),
     };
     let rules = vhost.client_certs.clone();
-    // A session that was begun for another name, and resumed here, would bring along what was shown there, or nothing
-    // (as in CVE-2025-23419). TLS 1.2 binds a session to its name, and gives us that name and not the new one; a
-    // TLS 1.3 ticket does not say for whom it was made, so these rules give out none, and take none.
+    // A session that was begun for another name, and resumed here, would bring along the certificate presented there,
+    // or none (as in CVE-2025-23419). TLS 1.2 binds a session to its name, and returns that name and not the new one; a
+    // TLS 1.3 ticket does not contain its name, so with these rules none is issued, and none accepted.
     let bound = ssl.version2() == Some(SslVersion::TLS1_2) && named.is_some();
     if rules.mode() != CertMode::Off && ssl.session_reused() && !bound {
         log::info!("a session from elsewhere is not resumed where client certificates are asked for");
@@ -284,7 +284,7 @@ fn rule(
     })
 }
 
-/// What is known of a channel after its handshake.
+/// The facts of a channel after its handshake.
 pub fn facts(ssl: &SslRef) -> TlsFacts {
     let cipher = ssl.current_cipher().map_or("", |cipher| cipher.name());
     TlsFacts {
@@ -345,7 +345,7 @@ mod tests {
         })
     }
 
-    /// The story: at the address of domain b, the name of domain a, which has no certificate, was shown b's.
+    /// The story: at the address of domain b, the name of domain a, which has no certificate, got b's.
     #[test]
     fn a_name_is_never_shown_another_domains_certificate() {
         let address: IpAddr = "192.0.2.7".parse().unwrap();

@@ -1,4 +1,4 @@
-//! What somebody does to the node as a whole over the admin API, and how it is written down.
+//! Acts on the node as a whole over the admin API, and their audit records.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::admin::caller::Caller;
 use crate::admin::refusal::ApiError;
 use crate::app::App;
 
-/// Writes down what somebody did.
+/// Records the act of a caller.
 pub fn audit(app: &App, caller: Caller, act: String) {
     log::info!("{caller}: {act}");
     app.audit.record(Record {

@@ -1,4 +1,4 @@
-//! What may be asked of the admin API: its paths, and the description that is made from them.
+//! The paths of the admin API, and the description that is made from them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::app::App;
 
 /// Most of a request's body.
 pub const BODY_MAX: usize = 64 * 1024;
-/// How much of a body that is too long is heard out, so that its client hears why it was refused, and how long that may
-/// take. Nothing of it is kept: it may come from somebody who shows no token.
+/// How much of a body that is too long is still read, so that its client reads why it was refused, and how long that
+/// may take. Nothing of it is kept: it may come from a client without the token.
 const HEARD_OUT: usize = 4 * 1024 * 1024;
 const HEARING: Duration = Duration::from_secs(10);
 /// Longest refusal of the framework; it may name what was asked.
@@ -92,7 +92,7 @@ fn described() -> (Router<Arc<App>>, OpenApi) {
     (router, with_usual_refusals(description))
 }
 
-/// What is said to every request of a kind stands at each of its paths in the description.
+/// Adds the refusals of every request of a kind to each of its paths in the description.
 fn with_usual_refusals(mut description: OpenApi) -> OpenApi {
     const ASKED: [(StatusCode, &str); 1] = [(StatusCode::BAD_REQUEST, "A parameter is missing or not valid")];
     const ORDERED: [(StatusCode, &str); 4] = [
@@ -131,7 +131,7 @@ fn refusal(what: &str) -> RefOr<openapi::Response> {
     response.content("application/json", content).into()
 }
 
-/// A body that does not come, or work that does not end.
+/// Ends requests whose body does not come or whose work does not end.
 async fn patience(request: Request, next: Next) -> Response {
     match tokio::time::timeout(PATIENCE, next.run(request)).await {
         Ok(response) => in_json(response).await,
@@ -139,7 +139,7 @@ async fn patience(request: Request, next: Next) -> Response {
     }
 }
 
-/// Refuses a body that says itself that it is too long. One that does not say so ends at the limit.
+/// Refuses a body with a Content-Length that is too long. One without it ends at the limit.
 async fn bounded(request: Request, next: Next) -> Response {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length: Option<usize> = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -165,7 +165,7 @@ fn too_long() -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
-/// No browser takes an answer for something else than it says it is: names from the network stand in it.
+/// No browser may guess another type than Content-Type: answers contain names from the network.
 async fn as_it_says(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -175,7 +175,7 @@ async fn as_it_says(mut response: Response) -> Response {
     response
 }
 
-/// The framework says no in plain text where a question or a body is not what it should be; ours is JSON.
+/// The framework refuses invalid queries and bodies in plain text; ours is JSON.
 async fn in_json(response: Response) -> Response {
     let is_text = response
         .headers()

@@ -1,7 +1,7 @@
-//! Who asks the admin API, and what he may.
+//! Callers of the admin API, and what they may do.
 //!
-//! On the socket the permissions of the file decide. On TCP everybody may read who reaches the address, until a token
-//! is configured; nobody changes anything there without it.
+//! On the socket the permissions of the file decide. On TCP any client that reaches the address may read until a token
+//! is configured; without the token nothing can be changed there.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +22,7 @@ use crate::admin::slots::Reach;
 use crate::app::App;
 use crate::node::refusals::{Reason, RefusedConnection};
 
-/// Whoever sent a request.
+/// The client of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
     /// A process of this machine, with its user as the kernel says it.
@@ -63,7 +63,7 @@ pub struct Access {
 /// Returns what the caller may do here.
 #[utoipa::path(get, path = "/v1/access", responses((status = 200, body = Access)))]
 pub async fn access(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Access> {
-    // Where there is a token, whoever has come here has shown it.
+    // Where there is a token, this caller has sent it.
     let may_change = matches!(caller, Caller::Socket { .. }) || app.config.load().admin.token.is_some();
     Json(Access {
         may_change,
@@ -74,7 +74,7 @@ pub async fn access(State(app): State<Arc<App>>, Extension(caller): Extension<Ca
 /// Paths that say nothing of accounts and are asked by machines without a secret.
 pub const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 
-/// Lets through who may ask.
+/// Passes requests that are allowed.
 pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>().copied();
     let Some(caller) = caller else {
@@ -114,7 +114,7 @@ fn refused_connection(client: SocketAddr) -> RefusedConnection<'static> {
 struct Denied {
     status: StatusCode,
     why: &'static str,
-    /// What is written down of it.
+    /// The reason in its audit record.
     reason: Option<Reason>,
 }
 
@@ -133,7 +133,7 @@ impl GuardedRequest<'_> {
         matches!(*self.method, Method::GET | Method::HEAD)
     }
 
-    /// Whether everybody may ask it.
+    /// Whether it is open to all clients.
     fn is_open(&self) -> bool {
         self.reads() && OPEN.contains(&self.path)
     }
@@ -174,8 +174,8 @@ impl GuardedRequest<'_> {
         given.len() == wanted.len() && openssl::memcmp::eq(given, wanted)
     }
 
-    /// A web page of somebody else can make a browser ask us under a name that he lets point here; it would read
-    /// who is logged in.
+    /// A foreign web page can make a browser ask us under a name that its owner lets point here (DNS rebinding); it
+    /// would read the list of sessions.
     fn names_us(&self, node: &str) -> bool {
         let host = self.headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let Some(host) = host else { return true };

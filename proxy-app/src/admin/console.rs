@@ -53,7 +53,7 @@ const FILES: [(&str, &str, &str); 13] = files! {
     "certificates.js" SCRIPT,
 };
 
-/// Whether this is a path of the page, which everybody may load who may ask at all.
+/// Whether this is a path of the page, which needs no token.
 pub fn is_page(path: &str) -> bool {
     path == "/" || path.starts_with(FOLDER)
 }

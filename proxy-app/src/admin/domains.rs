@@ -1,7 +1,7 @@
 //! Domains over the admin API: their virtual host names and certificates, shown and changed.
 //!
 //! A change goes through the rules of `provision` into the directory that the node file names, and
-//! is then looked for there, so that it is in force at once. Private keys come in and are never told again.
+//! is then looked for there, so that it is in force at once. Private keys come in and are never returned.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -312,7 +312,7 @@ pub async fn set_certificate(
     change(app, turns, caller, domain, new.changes()?).await
 }
 
-/// What the framework says of a body may quote it, and a key may stand in it.
+/// The framework's error may quote the body, which may contain a key.
 fn unread(rejection: &JsonRejection) -> ApiError {
     let shape = "the body is not {\"certificate\": PEM, \"chain\": PEM, \"key\": PEM}";
     match rejection {
@@ -325,7 +325,7 @@ impl NewCertificate {
     fn changes(self) -> Result<Vec<Change>, ApiError> {
         let chain = self.chain.unwrap_or_default();
         if [&self.certificate, &chain].iter().any(|text| text.contains(PRIVATE)) {
-            // There it would be shown to everybody who may look at the domain.
+            // There it would be shown to all who may see the domain.
             let message = "a private key stands among the certificates; it goes into its own place";
             return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message));
         }
@@ -363,7 +363,7 @@ fn replace(attribute: &Attribute, value: Option<String>) -> Change {
     }
 }
 
-/// Makes a change and has it taken over. Once begun, it goes on to its end, also when nobody waits for it any more.
+/// Makes a change and waits until it is in force. Once begun, it goes on to its end, also when its client has gone.
 async fn change(
     app: Arc<App>,
     turns: Arc<Turns>,
@@ -424,7 +424,7 @@ async fn change_now(
     })
 }
 
-/// Why the directory, or its judge, says no.
+/// Why the directory, or the check of a change, refuses it.
 fn refusal(failure: provision::ProvisionError) -> ApiError {
     let (code, message) = match failure {
         provision::ProvisionError::Service { code, message } => (code, message),
@@ -439,7 +439,7 @@ fn refusal(failure: provision::ProvisionError) -> ApiError {
     ApiError::new(status, message)
 }
 
-/// What is different, without values that are nobody's business.
+/// The difference for the audit record, without certificates and keys.
 fn describe(before: &Entry, after: &Entry) -> String {
     let hosts = a::VIRTUAL_HOSTNAME.name;
     let (old, new) = (values(before, hosts), values(after, hosts));
@@ -462,7 +462,7 @@ fn describe(before: &Entry, after: &Entry) -> String {
     }
 }
 
-/// Has the node look at its directory until it sees the change there, and runs it.
+/// Has the node read its directory until it sees the change there, and has it in force.
 async fn wait_until_in_force(app: &Arc<App>, domain: &str, changes: &[Change], warnings: &mut Vec<String>) -> bool {
     let end = Instant::now() + SEEN;
     loop {
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_of_a_change_holds_no_pem() {
+    fn the_description_of_a_change_holds_no_pem() {
         let (mut before, mut after) = (Entry::new("a.test"), Entry::new("a.test"));
         assert_eq!(describe(&before, &after), "nothing changed");
         before.set("zimbraVirtualHostname", ["a", "b"]);

@@ -221,7 +221,7 @@ pub async fn certificates(State(app): State<Arc<App>>) -> Json<Certificates> {
 }
 
 impl Certificate {
-    /// What there is to say of a certificate.
+    /// The facts of a certificate.
     pub fn new(used_for: String, pair: &CertKey) -> Certificate {
         let leaf = pair.leaf();
         let names = leaf.subject_alt_names().into_iter().flatten();

@@ -1,4 +1,4 @@
-//! How the admin API says no.
+//! Errors of the admin API.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};

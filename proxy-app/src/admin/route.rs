@@ -181,7 +181,7 @@ pub async fn explain(
     let explanation = app.routes.explain(&lookup).await;
     let (Subject::Login(login) | Subject::Id(login)) = lookup.subject;
     let mut explained = Explained::new(login, suffix, explanation, generation);
-    // A mail server may be well where its web side is not.
+    // The mail side of a server may be healthy where its web side is not.
     if matches!(query.protocol, LoginProtocol::Web | LoginProtocol::Admin) {
         let health = explained.route.as_ref().and_then(|way| unwell(&app, &way.server));
         explained.in_the_way.extend(health);
@@ -189,7 +189,7 @@ pub async fn explain(
     Ok(Json(explained))
 }
 
-/// What checks of the web side say against a server.
+/// Why web checks call a server unhealthy, if they do.
 fn unwell(app: &App, server: &str) -> Option<String> {
     let groups = app.groups.all();
     let mut states = groups.iter().flat_map(|group| group.state());
@@ -217,7 +217,7 @@ impl ExplainQuery {
     }
 }
 
-/// Who is meant: a login as a mail program would send it, or an id.
+/// The subject of the lookup: a login as a mail program would send it, or an id.
 fn subject(typed: &str) -> Result<(Subject, Option<&'static str>), ApiError> {
     if is_id(typed) {
         return Ok((Subject::Id(typed.to_owned()), None));

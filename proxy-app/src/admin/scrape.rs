@@ -1,4 +1,4 @@
-//! What Prometheus is told: the counters of the node, and what is only looked at when it asks.
+//! The metrics for Prometheus: the counters of the node, and what is collected at a scrape.
 
 use mail_proxy::Proto;
 

@@ -400,7 +400,7 @@ pub async fn logins(State(app): State<Arc<App>>, Query(query): Query<LoginQuery>
         user: query.user,
         ip: query.ip,
     };
-    // First, so that nobody falls between the two; who comes in this moment is told twice at worst.
+    // First, so that no login is missed between the two; one of this moment is sent twice at worst.
     let coming = Some(()).filter(|()| query.follow).map(|()| app.logins.follow());
     let recent: String = app
         .logins

@@ -1,7 +1,8 @@
-//! Who has a connection to `admin.http`: so many in all, a share for each address, and for those who find no seat some
-//! more that are told of health and nothing else.
+//! Connections to `admin.http`: so many in all, a share for each address, and without a slot some more that may ask for
+//! health and nothing else.
 //!
-//! Whoever reaches the address may open connections, and a balancer that cannot ask `/readyz` takes the node out.
+//! Any client that reaches the address may open connections, and a balancer that cannot ask `/readyz` takes the node
+//! out.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -14,9 +15,9 @@ use tokio::task::AbortHandle;
 const SLOTS: usize = 64;
 /// Connections of one address.
 const SHARE: usize = 16;
-/// Connections without a seat, at one time.
+/// Connections without a slot, at one time.
 const HEALTH_ONLY: usize = 16;
-/// Of these from one address before its own oldest makes room.
+/// Of these from one address before its own oldest is closed.
 const HEALTH_ONLY_SHARE: usize = 4;
 
 /// What may be asked on a connection.
@@ -28,7 +29,7 @@ pub enum Reach {
     Health,
 }
 
-/// The seats of a socket.
+/// The slots of a socket.
 #[derive(Default)]
 pub struct ConnectionSlots {
     counts: Arc<Mutex<SlotCounts>>,
@@ -41,14 +42,14 @@ struct SlotCounts {
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// A seat, until it is dropped.
+/// A slot, until it is dropped.
 pub struct ConnectionSlot {
     counts: Arc<Mutex<SlotCounts>>,
     address: IpAddr,
 }
 
 impl ConnectionSlots {
-    /// A seat for a connection from this address, if there is one.
+    /// A slot for a connection from this address, if one is free.
     pub fn take(&self, address: IpAddr) -> Option<ConnectionSlot> {
         let address = address.to_canonical();
         let mut counts = self.counts.lock();
@@ -64,8 +65,8 @@ impl ConnectionSlots {
         })
     }
 
-    /// Keeps a connection without a seat. Where there are too many, an old one ends: of the same address, if it has
-    /// some already.
+    /// Keeps a connection without a slot. Where there are too many, an old one is closed: one of the same address, if
+    /// it has some already.
     pub fn keep_for_health(&mut self, address: IpAddr, task: AbortHandle) {
         let address = address.to_canonical();
         self.health_only.retain(|(_, task)| !task.is_finished());
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_share_of_the_seats() {
+    fn an_address_has_its_share_of_the_slots() {
         let slots = ConnectionSlots::default();
         let greedy: Vec<ConnectionSlot> = (0..100).filter_map(|_| slots.take(from(1))).collect();
         assert_eq!(greedy.len(), SHARE);
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_comes_last_may_stand() {
+    async fn the_latest_connections_may_ask_for_health() {
         let mut slots = ConnectionSlots::default();
         let mut keep_for_health = |last| {
             let task = tokio::spawn(std::future::pending::<()>());

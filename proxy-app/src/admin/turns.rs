@@ -1,4 +1,4 @@
-//! Whose turn it is where requests of the admin API are heavy: so many at one time, the others wait.
+//! Limits of heavy requests of the admin API: so many at one time, the others wait.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use tokio::sync::{Mutex, Semaphore};
 
 /// Those of one router.
 pub struct Turns {
-    /// Changes of the directory: each waits for those before it there. One that has begun goes on when its client
+    /// Changes of the directory: each waits for the previous ones there. One that has begun goes on when its client
     /// has gone.
     pub changes: Arc<Semaphore>,
-    /// Held from the judgement of a change until it is stored: two at once would both find a name free.
+    /// Held from the check of a change until it is stored: two at once would both find a name free.
     pub storing: Mutex<()>,
     /// Lists of domains. One that has begun is made to its end, also when its client has gone.
     pub lists: Arc<Semaphore>,

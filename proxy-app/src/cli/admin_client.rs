@@ -16,36 +16,36 @@ use tokio::net::UnixStream;
 
 use crate::admin::refusal::ApiError;
 
-/// How long the running process may take for an answer; longer than what it gives a request itself.
+/// How long the running process may take for an answer; longer than its own limit for a request.
 const PATIENCE: Duration = Duration::from_secs(70);
 /// Most of an answer: some hundred thousand sessions.
 const ANSWER_MAX: usize = 256 * 1024 * 1024;
 
-/// The way to a running process.
+/// A client of a running process.
 pub struct AdminClient {
     socket: PathBuf,
 }
 
 impl AdminClient {
-    /// Asks at this socket.
+    /// For the process at this socket.
     pub fn new(socket: &Path) -> AdminClient {
         AdminClient {
             socket: socket.to_owned(),
         }
     }
 
-    /// Asks for something.
+    /// Sends a GET.
     ///
     /// # Errors
-    /// Nobody answers, or the answer is no.
+    /// No process answers, or it refuses the request.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.ask(Method::GET, path, &()).await
     }
 
-    /// Has something done.
+    /// Sends a request with a body.
     ///
     /// # Errors
-    /// Nobody answers, or the answer is no.
+    /// No process answers, or it refuses the request.
     pub async fn send<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -66,10 +66,10 @@ impl AdminClient {
         answer.with_context(|| format!("no answer at {}", self.socket.display()))?
     }
 
-    /// The body of an answer that is yes.
+    /// The body of a successful response.
     ///
     /// # Errors
-    /// Nobody answers, or the answer is no.
+    /// No process answers, or it refuses the request.
     pub async fn open(&self, method: Method, path: &str, body: &impl Serialize) -> anyhow::Result<Incoming> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.with_context(|| format!("no Portico answers at {}", self.socket.display()))?;

@@ -1,4 +1,4 @@
-//! The verbs of the command line that ask the running process, and how they show what it says.
+//! The verbs of the command line that ask the running process, and how they print its answers.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -95,7 +95,8 @@ pub enum NodeVerb {
         #[allow(missing_docs)]
         api: ApiArgs,
     },
-    /// Take the node out of service: /readyz tells balancers that it is not ready; it still serves clients that connect.
+    /// Take the node out of service: /readyz tells balancers that it is not ready; it still serves clients that
+    /// connect.
     Drain {
         /// Also end the sessions, spread over this many seconds.
         #[arg(long, value_name = "SECONDS")]
@@ -201,7 +202,7 @@ pub struct ExplainArgs {
 /// Asks, and prints the answer.
 ///
 /// # Errors
-/// Nobody answers, or the answer is no.
+/// No process answers, or it refuses the request.
 pub fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -213,7 +214,7 @@ pub fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whoever reads may have seen enough.
+/// Prints to standard output. Its reader may have closed it.
 fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     match std::io::stdout().write_all(text.as_bytes()) {
@@ -386,7 +387,7 @@ impl Lines {
     }
 }
 
-/// Names come from whoever typed them: nothing of them may move the cursor of a terminal.
+/// Names come from the network: nothing of them may move the cursor of a terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

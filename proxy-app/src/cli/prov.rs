@@ -1,8 +1,7 @@
 //! `portico prov`: the verbs and the syntax of Carbonio's `prov`, on whichever directory this node uses (HTTP §10.1).
 //!
-//! It works beside a running Portico and without one: the directory is changed, and who follows it takes the change
-//! over. What an administrator types is judged here before anything is written; how it is written is the business of
-//! `mail_directory::edit`.
+//! It works beside a running Portico and without one: the directory is changed, and nodes that follow it take the
+//! change over. Input is checked by `provision` before anything is written; `mail_directory::edit` writes it.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -30,7 +29,7 @@ const MAX_LINE: u64 = 4 * 1024 * 1024;
 const MAX_BATCH: usize = 16 * 1024 * 1024;
 /// Bytes that are taken from a pipe at once.
 const AT_HAND: usize = 64 * 1024;
-/// What comes before each line of a person at a terminal.
+/// The prompt at a terminal.
 const PROMPT: &str = "prov> ";
 
 /// What stands before the verb.
@@ -103,7 +102,7 @@ impl ProvOptions {
         Ok((options, rest))
     }
 
-    /// As whom the directory is changed, if they say it.
+    /// The bind DN and password file for changes, if they are named.
     fn account(&self) -> anyhow::Result<Option<(&String, &PathBuf)>> {
         // A name goes with its own password: the two are not taken from different places.
         match (&self.bind_dn, &self.bind_password_file) {
@@ -114,13 +113,13 @@ impl ProvOptions {
     }
 }
 
-/// What became of a command: what it says, warnings first, and the exit code.
+/// The result of a command: its output, warnings first, and the exit code.
 #[derive(Debug, Default)]
 struct Report {
     err: Vec<String>,
     out: String,
     code: u8,
-    /// No more is done.
+    /// No more commands are done.
     is_end: bool,
 }
 
@@ -141,7 +140,7 @@ impl From<CommandOutput> for Report {
     }
 }
 
-/// It is said where Carbonio says it.
+/// On standard output or standard error, as in Carbonio.
 impl From<&ProvisionError> for Report {
     fn from(failure: &ProvisionError) -> Report {
         let mut report = Report {
@@ -160,7 +159,7 @@ impl From<&ProvisionError> for Report {
 /// Where commands come from.
 struct CommandSource {
     from: io::BufReader<File>,
-    /// Nobody waits for an answer before he says more.
+    /// It is a file: its next lines do not depend on an answer.
     is_whole: bool,
 }
 
@@ -206,7 +205,7 @@ pub(crate) struct Prov {
     flags: Flags,
 }
 
-/// Does what the words say; without a verb, what stands in the file or on standard input.
+/// Does one command; without a verb, those of the file or of standard input.
 ///
 /// # Errors
 /// There is nothing to act on: the node file is bad, or a file of commands cannot be read.
@@ -258,7 +257,7 @@ pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
 }
 
 impl Prov {
-    /// Does one command. Gives what became of it.
+    /// Does one command. Returns its result.
     async fn command(&mut self, words: &[String]) -> Report {
         let done = match verbs::parse(words, self.flags) {
             Ok(command) => self.act(command).await,
@@ -287,7 +286,7 @@ impl Prov {
         }
     }
 
-    /// One command a line; what fails does not keep the rest from being done. Gives the worst exit code.
+    /// One command a line; what fails does not keep the rest from being done. Returns the worst exit code.
     async fn commands(&mut self, mut lines: CommandSource, prompt: &str) -> anyhow::Result<u8> {
         let mut worst = 0;
         loop {
@@ -308,7 +307,7 @@ impl Prov {
         }
     }
 
-    /// Does what the lines say, and where the directory can do many changes as one, together. Gives the worst exit
+    /// Does what the lines say, and where the directory can do many changes as one, together. Returns the worst exit
     /// code, and whether this is the end.
     async fn batch(&mut self, mut lines: &[String]) -> (u8, bool) {
         let (mut worst, mut is_end) = (0, false);
@@ -373,7 +372,7 @@ fn is_apart(line: &str, flags: Flags) -> bool {
     verbs::parse(&words, flags).is_ok_and(|command| command.verb == ProvVerb::FlushCache)
 }
 
-/// On standard output. Whoever reads there may have seen enough.
+/// Prints to standard output. Its reader may have closed it.
 fn say(text: &str) {
     let _ = io::stdout()
         .write_all(printable(text).as_bytes())

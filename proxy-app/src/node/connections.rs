@@ -1,7 +1,7 @@
 //! Every connection of this node while it lives: mail sessions and web connections, to be listed and ended.
 //!
-//! A connection is entered once and leaves by itself; in between its own task writes its counters ([`mail_proxy::ConnectionHandle`]), and
-//! nobody else is waited for.
+//! A connection is entered once and leaves by itself; in between its own task writes its counters
+//! ([`mail_proxy::ConnectionHandle`]), and nobody else is waited for.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

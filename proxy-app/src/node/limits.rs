@@ -163,8 +163,8 @@ impl NodeLimits {
         }
     }
 
-    /// How long a client may take for something that may take `full` when there is room. Above half of a limit less time
-    /// is given; at the limit a sixth of it.
+    /// How long a client may take for something that may take `full` when there is room. Above half of a limit the time
+    /// is shorter; at the limit it is a sixth.
     pub fn patience(&self, full: Duration) -> Duration {
         let settings = self.settings.load();
         let filled = |now: &AtomicUsize, limit: usize| match limit {

@@ -40,8 +40,8 @@ pub struct ListenerService {
 pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
 
 impl ListenerService {
-    /// The listeners of a checked configuration. `successor` starts this program once more; `upgrade_request` is there if another
-    /// process is to hand over to this one.
+    /// The listeners of a checked configuration. `successor` starts this program once more; `upgrade_request` is there
+    /// if another process is to hand over to this one.
     pub fn new(
         plan: Plan,
         conf: Arc<ServerConf>,

@@ -6,7 +6,7 @@ use mail_directory::{Entry, attributes as a};
 use crate::provision::{CommandOutput, ProvisionError};
 use crate::tls::certificate::CertKey;
 
-/// Looks at the pair that an entry would have. What is wrong with it is an error, what is missing a warning.
+/// Checks the pair that an entry would have. An invalid part is an error, a missing one a warning.
 ///
 /// # Errors
 /// The certificate cannot be read, is not that of the key, or is not in date.

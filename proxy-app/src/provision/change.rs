@@ -1,4 +1,4 @@
-//! The directory, open for changes that are judged before they are made.
+//! The directory, open for changes that are checked before they are made.
 //!
 //! `portico prov` and the admin API change it through this and through nothing else.
 
@@ -36,7 +36,7 @@ impl DerefMut for CheckedEditor {
 
 impl CheckedEditor {
     /// Opens the directory of this node file. Where it is LDAP it is changed as `account`, a name and the file with
-    /// its password, or else as whoever the node file names for that.
+    /// its password, or else as the user that the node file names for changes.
     ///
     /// # Errors
     /// The file with the password cannot be read.
@@ -67,7 +67,7 @@ impl CheckedEditor {
         found.ok_or_else(|| ProvisionError::no_such(kind, key))
     }
 
-    /// Judges a change of an entry, named by name or id, and makes it. Gives the entry as it was before.
+    /// Checks a change of an entry, named by name or id, and makes it. Returns the previous entry.
     ///
     /// # Errors
     /// There is no such entry, the change makes no sense, or the directory does not take it: nothing was changed.
@@ -86,7 +86,7 @@ impl CheckedEditor {
         Ok(before)
     }
 
-    /// What is said where a private key goes into a file that everybody could read so far.
+    /// The warning for a private key that goes into a file that all users could read so far.
     pub(crate) fn open_file_for(&self, changes: &[Change]) -> Option<String> {
         let is_key = |change: &Change| change.attribute.eq_ignore_ascii_case(a::SSL_PRIVATE_KEY.name);
         let has_key = changes.iter().any(is_key);
@@ -151,7 +151,7 @@ fn password(file: &Path) -> anyhow::Result<Secret<String>> {
     let read = std::fs::read_to_string(file).map(Secret::new);
     let text = read.map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
     let line = text.expose().trim_end_matches(['\r', '\n']);
-    // Without a password the server would let us in as nobody (RFC 4513 §5.1.2).
+    // Without a password the bind would be unauthenticated (RFC 4513 §5.1.2).
     anyhow::ensure!(!line.is_empty(), "{} is empty", file.display());
     Ok(Secret::new(line.to_owned()))
 }

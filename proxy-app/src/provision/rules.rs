@@ -1,4 +1,4 @@
-//! Whether an entry may become what a change would make of it. Nothing is written before this says yes.
+//! Checks an entry as a change would make it. Nothing is written before this accepts it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use openssl::ssl::{SslContextBuilder, SslMethod};
 
 use crate::provision::{CommandOutput, NAME_TAKEN, ProvisionError, SharedNames, certificate, values};
 
-/// Never changed once they are there: other entries and the place in the tree go by them.
+/// Never changed once they are set: other entries and the place in the tree depend on them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];
 /// Attributes that hold one host name or address.
 const HOSTS: [&Attribute; 6] = [
@@ -43,7 +43,7 @@ pub(crate) struct ProposedEntry<'a> {
 }
 
 impl ProposedEntry<'_> {
-    /// Says no, or yes with warnings.
+    /// Refuses the change, or accepts it with warnings.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -85,7 +85,7 @@ impl ProposedEntry<'_> {
         Ok(())
     }
 
-    /// A name like one of the table is a slip; any other is somebody else's business.
+    /// A name that resembles one of the table is a typing error; any other belongs to another program.
     fn unknown(&self, name: &str) -> Result<(), ProvisionError> {
         match a::similar(name).filter(|_| self.before.values(name).is_empty()) {
             None => Ok(()),
@@ -96,7 +96,7 @@ impl ProposedEntry<'_> {
         }
     }
 
-    /// What the kind of the attribute does not say.
+    /// Rules beyond the kind of the attribute.
     fn value(&self, attribute: &Attribute, value: &str) -> Result<(), String> {
         let is = |other: &Attribute| std::ptr::eq(attribute, other);
         let system = self.system;
@@ -211,7 +211,7 @@ mod tests {
         entry
     }
 
-    /// What is said of a change that adds these attributes to an entry with a `zimbraId` and one virtual host.
+    /// The result of a change that adds these attributes to an entry with a `zimbraId` and one virtual host.
     fn checked(kind: EntryKind, attributes: &[(&str, &[&str])]) -> String {
         let system = System::new(
             entry("config", &[("zimbraImapProxyBindPort", &["1143"])]),

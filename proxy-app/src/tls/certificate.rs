@@ -1,4 +1,4 @@
-//! A certificate with its chain and its key: read, put in order, judged.
+//! A certificate with its chain and its key: read, put in order, checked.
 
 use mail_directory::names;
 use openssl::asn1::Asn1Time;
@@ -29,7 +29,7 @@ pub enum CertError {
     /// The key text does not parse.
     #[error("the private key does not parse (it must be PEM and not encrypted): {0}")]
     Key(ErrorStack),
-    /// The key is another certificate's.
+    /// The key belongs to another certificate.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
 }
@@ -49,8 +49,8 @@ impl CertKey {
         Ok(CertKey { leaf, chain, key })
     }
 
-    /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they stand
-    /// so already, or it cannot be told how they should.
+    /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they are
+    /// in order already, or the order is not clear.
     pub fn in_order(certificates: &str) -> Option<String> {
         let all = X509::stack_from_pem(certificates.as_bytes()).ok()?;
         if all.len() > MAX_SORTED {
@@ -78,7 +78,7 @@ impl CertKey {
         String::from_utf8(pem.concat()).ok()
     }
 
-    /// Looks at a certificate whose key is not at hand.
+    /// Checks a certificate without its key.
     ///
     /// # Errors
     /// It does not parse.
@@ -86,7 +86,7 @@ impl CertKey {
         certificates(certificate).map(drop)
     }
 
-    /// Looks at a key whose certificate is not at hand.
+    /// Checks a key without its certificate.
     ///
     /// # Errors
     /// It does not parse.
@@ -94,19 +94,19 @@ impl CertKey {
         private_key(key).map(drop)
     }
 
-    /// When its time was over, if it is.
+    /// When it expired, if it has.
     pub fn expired(&self) -> Option<String> {
         let now = Asn1Time::days_from_now(0).ok()?;
         (self.leaf.not_after() < now).then(|| self.leaf.not_after().to_string())
     }
 
-    /// When its time begins, if that has not come yet.
+    /// When it becomes valid, if it is not yet.
     pub fn not_yet(&self) -> Option<String> {
         let now = Asn1Time::days_from_now(0).ok()?;
         (self.leaf.not_before() > now).then(|| self.leaf.not_before().to_string())
     }
 
-    /// Those of these names that none of the certificate's own covers.
+    /// Those of these names that the certificate does not cover.
     pub fn uncovered<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
         let own: Vec<String> = self
             .leaf
@@ -127,7 +127,7 @@ impl CertKey {
         digest.map(|digest| digest.to_vec()).unwrap_or_default()
     }
 
-    /// Seconds until its time is over; negative if it is.
+    /// Seconds until it expires; negative if it has.
     pub fn seconds_left(&self) -> i64 {
         let now = Asn1Time::days_from_now(0);
         let left = now.and_then(|now| now.diff(self.leaf.not_after()));

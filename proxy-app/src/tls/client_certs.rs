@@ -1,7 +1,7 @@
-//! Client certificates: what a virtual host asks for, what a client has shown, and how upstreams are told of it.
+//! Client certificates: what a virtual host requires, what a client has presented, and how upstreams are told of it.
 //!
-//! The handshake itself is in [`crate::tls`]; which virtual host has which rules is in [`crate::tls::vhosts`]. Who a certificate
-//! belongs to is not decided here.
+//! The handshake itself is in [`crate::tls`]; which virtual host has which rules is in [`crate::tls::vhosts`]. The
+//! account of a certificate is not looked up here.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
@@ -28,17 +28,17 @@ const NAME_MAX: usize = 1024;
 pub enum CertMode {
     /// No.
     Off,
-    /// It asks; a client may have none, but not a bad one.
+    /// It asks; a client may present none, but no invalid one.
     Optional,
-    /// Without a good one there is no connection.
+    /// Without a valid one the handshake fails.
     On,
 }
 
-/// What tells the rules of two virtual hosts apart: equal rules have equal ids.
+/// Id of the rules of a virtual host: equal rules have equal ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyId([u8; 32]);
 
-/// What a virtual host asks of clients.
+/// The rules of a virtual host for certificates of clients.
 #[derive(Debug, Clone)]
 pub struct ClientCerts {
     id: PolicyId,
@@ -107,7 +107,7 @@ impl ClientCerts {
         }
     }
 
-    /// What tells these rules from others.
+    /// Id of these rules.
     pub fn id(&self) -> PolicyId {
         self.id
     }
@@ -117,7 +117,7 @@ impl ClientCerts {
         self.mode
     }
 
-    /// Makes a handshake that has not answered yet ask as these rules say.
+    /// Makes a handshake that has not answered yet ask for a certificate by these rules.
     ///
     /// # Errors
     /// OpenSSL has no memory.
@@ -140,25 +140,25 @@ impl ClientCerts {
     }
 }
 
-/// What a client has shown on a connection.
+/// What a client has presented on a connection.
 #[derive(Debug, Clone)]
 pub struct PresentedCert {
-    /// The rules that it was asked by.
+    /// The rules by which it was asked.
     pub policy: Arc<ClientCerts>,
-    /// Its certificate, which is good by these rules.
+    /// Its certificate, which is valid by these rules.
     pub certificate: Option<Arc<ClientCertificate>>,
 }
 
-/// A client's certificate, ready to be told.
+/// A client's certificate, as headers pass it on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// Whom it names, as in RFC 4514.
+    /// Subject, as in RFC 4514.
     pub subject: String,
-    /// Whether that is all of the name: a very long one is cut.
+    /// Whether the subject is complete: a very long one is cut.
     pub is_named_whole: bool,
-    /// Who vouches for it, as in RFC 4514.
+    /// Issuer, as in RFC 4514.
     pub issuer: String,
-    /// Its number, in hexadecimal.
+    /// Serial number, in hexadecimal.
     pub serial: String,
     /// SHA-256 of it, in hexadecimal.
     pub fingerprint: String,
@@ -167,7 +167,7 @@ pub struct ClientCertificate {
 }
 
 impl ClientCertificate {
-    /// What there is to tell of a certificate.
+    /// The facts of a certificate.
     ///
     /// # Errors
     /// OpenSSL has no memory.
@@ -185,7 +185,7 @@ impl ClientCertificate {
     }
 }
 
-/// Headers that tell an upstream of a certificate. A client's own never pass: see [`crate::http::headers`].
+/// Headers that pass a certificate on to an upstream. A client's own never pass: see [`crate::http::headers`].
 pub const VERIFY: HeaderName = HeaderName::from_static("x-client-verify");
 const SUBJECT: HeaderName = HeaderName::from_static("x-client-s-dn");
 const ISSUER: HeaderName = HeaderName::from_static("x-client-i-dn");
@@ -194,7 +194,7 @@ const FINGERPRINT: HeaderName = HeaderName::from_static("x-client-fingerprint");
 const CERTIFICATE: HeaderName = HeaderName::from_static("x-client-cert");
 
 impl PresentedCert {
-    /// What an upstream is told; nothing where no certificates are asked for.
+    /// The headers for an upstream; none where no certificates are asked for.
     pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         if self.policy.mode() == CertMode::Off {
             return Vec::new();
@@ -218,8 +218,8 @@ impl PresentedCert {
 }
 
 /// A name as RFC 4514 writes it: the last part first, `,` between them. Only printable ASCII is left as it is, so
-/// that nothing in it can end a header or a log line. Parts beyond the limit are left out; the second value says whether
-/// there were none.
+/// that nothing in it can end a header or a log line. Parts beyond the limit are left out; the second value says
+/// whether there were none.
 fn name(name: &X509NameRef) -> (String, bool) {
     let mut parts: Vec<String> = name
         .entries()

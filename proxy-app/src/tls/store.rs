@@ -1,4 +1,4 @@
-//! Which certificate is shown for which name.
+//! Which certificate is used for which name.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,10 +10,10 @@ use mail_directory::names;
 use crate::tls::certificate::CertKey;
 use crate::tls::vhosts::VirtualHosts;
 
-/// Names and the certificates to show for them.
+/// Names and the certificates for them.
 #[derive(Default)]
 pub struct CertStore {
-    /// Shown where no name matches, and to clients that ask for none.
+    /// Used where no name matches, and for clients that ask for none.
     pub default: Option<Arc<CertKey>>,
     /// What the names mean on web listeners; absent only before the first configuration.
     pub vhosts: Option<Arc<VirtualHosts>>,
@@ -24,7 +24,7 @@ pub struct CertStore {
     pub(crate) faults: HashMap<String, String>,
 }
 
-/// What a domain shows for something that is its own; without a certificate, the default.
+/// The certificate of a domain for a name or address of its own; `None`: the default.
 pub(crate) type CertClaim = Option<Arc<CertKey>>;
 
 impl CertStore {
@@ -46,7 +46,7 @@ impl CertStore {
         };
     }
 
-    /// Every certificate, with whose it is: `default`, or a domain.
+    /// Every certificate, with its owner: `default`, or a domain.
     pub fn all(&self) -> Vec<(String, &Arc<CertKey>)> {
         let default = self.default.iter().map(|pair| ("default".to_owned(), pair));
         let domains = self.domains.iter().map(|(name, pair)| (format!("domain {name}"), pair));
@@ -85,8 +85,8 @@ impl CertStore {
     }
 
     /// The certificate for a requested name (in lower case): that of the domain which has the name or the longest
-    /// pattern; where nobody has it, that of the local address; else the default. A name that is somebody's is never
-    /// shown another one's, whether or not its owner has a certificate.
+    /// pattern; where no domain has it, that of the local address; else the default. A name of one domain
+    /// never gets the certificate of another, whether or not its own domain has one.
     pub(crate) fn find(&self, name: Option<&str>, local: Option<IpAddr>) -> Option<&Arc<CertKey>> {
         let claim = match name.and_then(|name| self.claim(name)) {
             Some(claim) => claim.as_ref(),
@@ -95,8 +95,8 @@ impl CertStore {
         claim.or(self.default.as_ref())
     }
 
-    /// What the owner of a name shows for it, if it has one. No client takes the certificate of a pattern for what is
-    /// more than one level below.
+    /// The certificate of a name's owner for it, if the name has an owner. No client accepts the certificate of a
+    /// pattern for a name more than one level below.
     pub(crate) fn claim(&self, name: &str) -> Option<&CertClaim> {
         if let Some(claim) = self.exact.get(name) {
             return Some(claim);

@@ -1,4 +1,4 @@
-//! TLS towards servers: whom they must be to be believed.
+//! TLS towards servers: which certificates are trusted.
 
 use std::io;
 use std::path::Path;
@@ -67,12 +67,12 @@ impl UpstreamTrust {
         })
     }
 
-    /// Whether servers without a rule of their own must prove who they are.
+    /// Whether the certificates of servers without a rule of their own are verified.
     pub fn verifies(&self) -> bool {
         self.verify
     }
 
-    /// Does the client's side of a handshake with a server that must prove to be `name`.
+    /// Does the client's side of a handshake with a server whose certificate must be valid for `name`.
     ///
     /// # Errors
     /// The handshake failed; the text says why, and what the verification found.
@@ -80,7 +80,7 @@ impl UpstreamTrust {
         self.connect_as(name, stream, self.verify).await
     }
 
-    /// The same where the server has a rule of its own: whether it must prove who it is.
+    /// The same where the server has a rule of its own: whether its certificate is verified.
     ///
     /// # Errors
     /// As [`UpstreamTrust::connect`].

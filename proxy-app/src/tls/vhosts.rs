@@ -1,7 +1,7 @@
 //! Virtual hosts of the web: what a host name that a client asks for means, in the handshake and in each request.
 //!
-//! A virtual host is a domain as its web users see it. Host names are looked up here and nowhere else, so that handshake and
-//! request cannot disagree. Which certificate is shown is the business of [`crate::tls`].
+//! A virtual host is a domain as its web users see it. Host names are looked up here and nowhere else, so that
+//! handshake and request cannot disagree. Which certificate is shown is the business of [`crate::tls`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -81,8 +81,8 @@ impl Refusal {
 }
 
 impl VirtualHosts {
-    /// The virtual hosts of a directory, for the node of this name. A value that cannot be used is left out with a warning;
-    /// client certificate rules that cannot be used stay as they were `before`, or let nobody in.
+    /// The virtual hosts of a directory, for the node of this name. A value that cannot be used is left out with a
+    /// warning; client certificate rules that cannot be used stay as they were `before`, or let nobody in.
     pub fn build(
         system: &System,
         node_name: &str,
@@ -139,8 +139,8 @@ impl VirtualHosts {
         self.by_domain.insert(domain.to_owned(), vhost);
     }
 
-    /// The virtual host for a host (in lower case, without port and final dot) that was asked for at a local address: by
-    /// name, then by the longest `*.` pattern, then by the address, else the one for all others.
+    /// The virtual host for a host (in lower case, without port and final dot) that was asked for at a local address:
+    /// by name, then by the longest `*.` pattern, then by the address, else the one for all others.
     pub fn of(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
         host.and_then(|host| self.by_name(host))
             .or_else(|| self.by_address.get(&local.to_canonical()))

@@ -1,4 +1,4 @@
-//! The verbs that only look.
+//! The verbs that only read.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::provision::{CommandOutput, ProvisionError};
 /// Port and path of the lookup service of a mailbox server (MAIL §1.1).
 const EXTENSION_PORT: u16 = 7072;
 const LOOKUP_PATH: &str = "/service/extension/nginx-lookup";
-/// What anybody may know of a domain.
+/// The public attributes of a domain.
 const PUBLIC: [&str; 7] = [
     "zimbraDomainName",
     "zimbraDomainType",
@@ -153,7 +153,7 @@ impl Prov {
     }
 }
 
-/// With what it inherits, and the defaults.
+/// The entry with inherited values and defaults.
 fn as_it_counts(system: &System, kind: EntryKind, entry: Entry) -> Entry {
     let view = match kind {
         EntryKind::Servers => system.server(entry.name()),

@@ -5,9 +5,9 @@ use mail_directory::edit::{Act, Change};
 
 use crate::provision::{CommandOutput, ProvisionError, values};
 
-/// Values that others put there are easily lost: they are only replaced with `-r`.
+/// Values set by other programs are easily lost: they are only replaced with `-r`.
 const SAFEGUARDED: [&str; 2] = ["zimbraServiceEnabled", "zimbraServiceInstalled"];
-/// Attributes that are no longer used by anybody, and since when.
+/// Attributes that are no longer used, and since when.
 const DEPRECATED: [(&str, &str); 1] = [("zimbraReverseProxyUpstreamServers", "8.5.0")];
 /// Longest attribute name. The longest of Zimbra has 70 letters.
 const MAX_NAME: usize = 200;
@@ -45,7 +45,7 @@ pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
-/// Reads `name value` pairs: `+name` adds, `-name` takes away, a name that comes again gives several values, and the
+/// Reads `name value` pairs: `+name` adds, `-name` takes away, a repeated name sets several values, and the
 /// empty value unsets. Names of the table get its spelling, values the form that the directory keeps.
 ///
 /// # Errors

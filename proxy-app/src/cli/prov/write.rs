@@ -74,7 +74,7 @@ impl Prov {
         Ok(CommandOutput::default())
     }
 
-    /// Makes an entry with an id of its own, and tells the id.
+    /// Creates an entry with an id of its own, and prints the id.
     async fn make(
         &mut self,
         kind: EntryKind,
