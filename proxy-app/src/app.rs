@@ -29,7 +29,7 @@ use crate::node::metrics::Metrics;
 use crate::node::refusals::{self, Reason, Refusals, RefusedConnection};
 use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
-use crate::upstream::dns::Names;
+use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::{Basis, Groups};
 
 pub mod certificates;
@@ -57,7 +57,7 @@ pub struct App {
     /// Where lines about web requests go.
     pub access: Log,
     /// Host names of mailbox servers.
-    pub names: Arc<Names>,
+    pub dns: Arc<DnsCache>,
     /// Which web request goes where.
     pub locations: LiveLocations,
     /// Connections that are open.
@@ -109,17 +109,17 @@ impl App {
             listeners,
             directory,
             lookup_trust,
-            names,
+            dns,
             certificates,
             locations,
             snapshot,
         } = plan;
-        names.never(addresses(&listeners));
+        dns.never(addresses(&listeners));
         let Routes {
             cache: routes,
             book,
             lookup_trust,
-        } = Routes::new(&config, directory.clone(), &names, lookup_trust);
+        } = Routes::new(&config, directory.clone(), &dns, lookup_trust);
         let audit_log = open_log("audit", &config.log.audit)?;
         let audit: Arc<dyn Audit> = match config.log.audit_format {
             AuditFormat::Json => Arc::new(AuditLog(audit_log.clone())),
@@ -135,7 +135,7 @@ impl App {
         let access = open_log("access", &config.log.access)?;
         let groups = Arc::new(Groups::new(
             basis(&config, &snapshot),
-            names.clone(),
+            dns.clone(),
             &locations.written().groups,
         ));
         let app = Arc::new(App {
@@ -146,7 +146,7 @@ impl App {
             audit,
             audit_log,
             access,
-            names,
+            dns,
             locations,
             node_file: (path, config.written.clone()),
             reloading: Arc::default(),

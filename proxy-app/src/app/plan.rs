@@ -17,7 +17,7 @@ use crate::config::{Config, Listener, ListenerTls, Source};
 use crate::locations::LiveLocations;
 use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
-use crate::upstream::dns::Names;
+use crate::upstream::dns::DnsCache;
 
 /// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives
 /// the fork into the background.
@@ -29,7 +29,7 @@ pub struct Plan {
     pub listeners: Vec<Listener>,
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) lookup_trust: Option<Arc<UpstreamTrust>>,
-    pub(crate) names: Arc<Names>,
+    pub(crate) dns: Arc<DnsCache>,
     pub(crate) certificates: SharedCertStore,
     pub(crate) locations: LiveLocations,
     pub(crate) snapshot: Snapshot,
@@ -50,11 +50,11 @@ impl Plan {
             }
         };
         problems.extend(warnings);
-        let names = Arc::new(Names::default());
+        let dns = Arc::new(DnsCache::default());
         let certificates = SharedCertStore::default();
         let system = directory.system();
         check_directory(&system, &mut problems);
-        let built = snapshot::build(&config, system.clone(), names.clone(), &certificates, None);
+        let built = snapshot::build(&config, system.clone(), dns.clone(), &certificates, None);
         let Built {
             snapshot,
             certificates: store,
@@ -91,7 +91,7 @@ impl Plan {
             listeners,
             directory,
             lookup_trust,
-            names,
+            dns,
             certificates,
             locations,
             snapshot,

@@ -229,7 +229,7 @@ impl App {
         let before = self.snapshot.load_full();
         let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
         let system = system.unwrap_or(&before.system);
-        let names = self.names.clone();
+        let dns = self.dns.clone();
         let built = snapshot::build(config, system.clone(), names, &self.certificates, Some(&before))?;
         let mut problems = built.warnings;
         let listeners = listeners(config, system);
@@ -262,7 +262,7 @@ impl App {
 
     /// The doors follow this list.
     fn want(&self, listeners: Vec<Listener>) {
-        self.names.never(addresses(&listeners));
+        self.dns.never(addresses(&listeners));
         self.listeners.send_if_modified(|list| {
             let changed = list.listeners != listeners;
             if changed {

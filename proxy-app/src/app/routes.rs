@@ -16,7 +16,7 @@ use route_cache::{RouteCache, SharedCache, lookup_server, memcached};
 use crate::config::{Config, LookupConfig, MAX_HANDLERS};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::connect;
-use crate::upstream::dns::{IpMode, Names};
+use crate::upstream::dns::{DnsCache, IpMode};
 
 /// The route cache, and the addresses of the mailbox servers for those who ask by address.
 pub struct Routes {
@@ -45,7 +45,7 @@ impl Routes {
     pub fn new(
         config: &Config,
         directory: Arc<dyn Directory>,
-        names: &Arc<Names>,
+        dns: &Arc<DnsCache>,
         trust: Option<Arc<UpstreamTrust>>,
     ) -> Routes {
         let cache = &config.route_cache;
@@ -58,7 +58,7 @@ impl Routes {
         };
         let system = directory.system();
         let node = system.node(&config.node);
-        let book = AddressBook::new(Arc::new(NodeNames(names.clone())));
+        let book = AddressBook::new(Arc::new(NodeNames(dns.clone())));
         let mut routes = RouteCache::new(settings, directory.clone());
         let use_shared = node.flag(&a::REVERSE_PROXY_ZMLOOKUP_CACHING_ENABLED);
         if let Some(shared) = cache.memcached.as_ref().filter(|_| use_shared) {
@@ -79,7 +79,7 @@ impl Routes {
                 retry: node.duration(&a::REVERSE_PROXY_ROUTE_LOOKUP_TIMEOUT_CACHE),
             };
             let dial = Arc::new(Dialler {
-                names: names.clone(),
+                dns: dns.clone(),
                 trust: trust.clone(),
             });
             routes = routes.with_lookup(Services::new(settings, dial, book.clone()));
@@ -123,7 +123,7 @@ fn handlers(services: &LookupConfig, system: &System, node: &str) -> Vec<Handler
 
 /// The names that connections use, too, in all address families: an address of a server is one, whether or not we
 /// would use it.
-struct NodeNames(Arc<Names>);
+struct NodeNames(Arc<DnsCache>);
 
 #[async_trait]
 impl Resolve for NodeNames {
@@ -135,14 +135,14 @@ impl Resolve for NodeNames {
 
 /// Connects to lookup services. The caller sets the time limit.
 struct Dialler {
-    names: Arc<Names>,
+    dns: Arc<DnsCache>,
     trust: Arc<ArcSwap<UpstreamTrust>>,
 }
 
 #[async_trait]
 impl Dial for Dialler {
     async fn connect(&self, url: &HandlerUrl) -> io::Result<BoxStream> {
-        let tcp = connect::connect(&self.names, &url.host, url.port, IpMode::Both).await?;
+        let tcp = connect::connect(&self.dns, &url.host, url.port, IpMode::Both).await?;
         match url.tls {
             true => Ok(Box::new(
                 self.trust.load_full().connect(&url.host, Box::new(tcp)).await?,

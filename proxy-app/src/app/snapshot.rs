@@ -21,7 +21,7 @@ use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{VirtualHost, VirtualHosts};
 use crate::tls::{Acceptors, TlsPolicy};
 use crate::upstream::connect::MailTransport;
-use crate::upstream::dns::{IpMode, Names};
+use crate::upstream::dns::{DnsCache, IpMode};
 
 /// Name and version as this program tells them.
 pub const PRODUCT: (&str, &str) = ("Portico", env!("CARGO_PKG_VERSION"));
@@ -111,7 +111,7 @@ pub struct Built {
 pub fn build(
     config: &Config,
     system: Arc<System>,
-    names: Arc<Names>,
+    dns: Arc<DnsCache>,
     certificates: &SharedCertStore,
     before: Option<&Snapshot>,
 ) -> Result<Built, Problems> {
@@ -157,7 +157,7 @@ pub fn build(
         transport: Arc::new(MailTransport {
             acceptors: acceptors.clone(),
             trust,
-            names,
+            dns,
             ip_mode,
         }),
         acceptors,

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::{self, Acceptors};
-use crate::upstream::dns::{IpMode, Names};
+use crate::upstream::dns::{DnsCache, IpMode};
 
 /// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and the
 /// user with it; a server in the same data centre that needs more than this is down.
@@ -36,7 +36,7 @@ pub struct MailTransport {
     /// TLS towards mailbox servers.
     pub trust: Arc<UpstreamTrust>,
     /// Host names.
-    pub names: Arc<Names>,
+    pub dns: Arc<DnsCache>,
     /// Address families.
     pub ip_mode: IpMode,
 }
@@ -114,7 +114,7 @@ impl MailTransport {
     }
 
     async fn tcp(&self, server: &Server) -> io::Result<TcpStream> {
-        connect(&self.names, &server.host, server.port, self.ip_mode).await
+        connect(&self.dns, &server.host, server.port, self.ip_mode).await
     }
 }
 
@@ -123,8 +123,8 @@ impl MailTransport {
 ///
 /// # Errors
 /// The host has no address, or none of them accepts.
-pub async fn connect(names: &Names, host: &str, port: u16, ip_mode: IpMode) -> io::Result<TcpStream> {
-    let mut waiting = names.resolve(host, port, ip_mode).await?.into_iter();
+pub async fn connect(dns: &DnsCache, host: &str, port: u16, ip_mode: IpMode) -> io::Result<TcpStream> {
+    let mut waiting = dns.resolve(host, port, ip_mode).await?.into_iter();
     let mut tried = Vec::new();
     let mut running = FuturesUnordered::new();
     let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -140,9 +140,9 @@ pub async fn connect(names: &Names, host: &str, port: u16, ip_mode: IpMode) -> i
         tokio::select! {
             Some((address, connected)) = running.next() => match connected {
                 Ok(tcp) => {
-                    names.note_alive(address);
+                    dns.note_alive(address);
                     // Those before it had their time, or have failed.
-                    tried.iter().take_while(|one| **one != address).for_each(|dead| names.note_dead(*dead));
+                    tried.iter().take_while(|one| **one != address).for_each(|dead| dns.note_dead(*dead));
                     return Ok(tcp);
                 }
                 Err(error) => last = error,
@@ -196,13 +196,13 @@ mod tests {
         let alive = TcpListener::bind((second, 0)).await.unwrap();
         let port = alive.local_addr().unwrap().port();
         let _held = swallows((first, port).into()).await;
-        let names = Names::default();
+        let dns = DnsCache::default();
         // Nobody listens at the third one: that is heard at once.
-        names.pretend("store.test", &[third.into(), first.into(), second.into()]);
+        dns.pretend("store.test", &[third.into(), first.into(), second.into()]);
         let mut took = Vec::new();
         for _ in 0..3 {
             let begun = Instant::now();
-            let tcp = connect(&names, "store.test", port, IpMode::V4).await.unwrap();
+            let tcp = connect(&dns, "store.test", port, IpMode::V4).await.unwrap();
             assert_eq!(tcp.peer_addr().unwrap().ip(), second);
             took.push(begun.elapsed());
         }
@@ -210,8 +210,8 @@ mod tests {
         assert!(took[1..].iter().all(|took| *took < HEAD_START), "{took:?}");
         drop(alive);
         // It is only tried last: where no other one accepts, it is tried.
-        names.pretend("dead.test", &[first.into(), third.into()]);
-        let tried = connect(&names, "dead.test", port, IpMode::V4);
+        dns.pretend("dead.test", &[first.into(), third.into()]);
+        let tried = connect(&dns, "dead.test", port, IpMode::V4);
         assert!(
             tokio::time::timeout(HEAD_START, tried).await.is_err(),
             "it waits for the first"

@@ -32,22 +32,22 @@ pub enum IpMode {
 }
 
 #[derive(Clone)]
-struct Answer {
+struct CachedAddresses {
     addresses: Arc<[IpAddr]>,
-    asked: Instant,
+    queried: Instant,
 }
 
 /// The memory. Its keys are names of servers in the directory, so their number is bounded by it.
 #[derive(Default)]
-pub struct Names {
-    answers: ArcSwap<HashMap<String, Answer>>,
+pub struct DnsCache {
+    answers: ArcSwap<HashMap<String, CachedAddresses>>,
     /// Addresses that took no connection, and when. They are addresses of servers, so their number is bounded too.
     dead: ArcSwap<HashMap<SocketAddr, Instant>>,
     /// Listeners of this node.
     own: ArcSwap<Vec<SocketAddr>>,
 }
 
-impl Names {
+impl DnsCache {
     /// The addresses of a host (a name or an address), with this port, in the order to try them.
     ///
     /// # Errors
@@ -121,11 +121,11 @@ impl Names {
     async fn lookup(&self, host: &str) -> io::Result<Arc<[IpAddr]>> {
         let known = self.answers.load().get(host).cloned();
         if let Some(answer) = &known
-            && answer.asked.elapsed() < FRESH
+            && answer.queried.elapsed() < FRESH
         {
             return Ok(answer.addresses.clone());
         }
-        match ask(host).await {
+        match query(host).await {
             Ok(addresses) => {
                 self.keep(host, addresses.clone());
                 Ok(addresses)
@@ -144,9 +144,9 @@ impl Names {
             let mut answers = HashMap::clone(answers);
             answers.insert(
                 host.to_owned(),
-                Answer {
+                CachedAddresses {
                     addresses: addresses.clone(),
-                    asked: Instant::now(),
+                    queried: Instant::now(),
                 },
             );
             answers
@@ -191,7 +191,7 @@ fn is_local(ip: IpAddr) -> bool {
     source.is_ok_and(|source| source.ip() == ip)
 }
 
-async fn ask(host: &str) -> io::Result<Arc<[IpAddr]>> {
+async fn query(host: &str) -> io::Result<Arc<[IpAddr]>> {
     let answer = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, 0)))
         .await
         .map_err(|_| {
@@ -232,11 +232,11 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_sent_in_a_circle() {
-        let names = Names::default();
-        assert!(names.resolve("127.0.0.1", 143, IpMode::V4).await.is_ok());
-        names.never(vec!["0.0.0.0:143".parse().unwrap()]);
-        let error = names.resolve("127.0.0.1", 143, IpMode::V4).await.unwrap_err();
+        let dns = DnsCache::default();
+        assert!(dns.resolve("127.0.0.1", 143, IpMode::V4).await.is_ok());
+        dns.never(vec!["0.0.0.0:143".parse().unwrap()]);
+        let error = dns.resolve("127.0.0.1", 143, IpMode::V4).await.unwrap_err();
         assert!(error.to_string().contains("a loop"), "{error}");
-        assert!(names.resolve("127.0.0.1", 7143, IpMode::V4).await.is_ok());
+        assert!(dns.resolve("127.0.0.1", 7143, IpMode::V4).await.is_ok());
     }
 }

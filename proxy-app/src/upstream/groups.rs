@@ -20,7 +20,7 @@ use route_cache::ServerPool;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::upstream::dns::{IpMode, Names};
+use crate::upstream::dns::{DnsCache, IpMode};
 use crate::upstream::groups::spec::GroupSpec;
 
 mod check;
@@ -66,7 +66,7 @@ pub struct Basis {
 /// What all groups share.
 struct House {
     basis: ArcSwap<Basis>,
-    names: Arc<Names>,
+    dns: Arc<DnsCache>,
     /// Connections for checks, kept from one to the next: the servers see one login of ours in hours, not in seconds.
     connector: Connector<()>,
     /// Connections for checks that only connect.
@@ -84,10 +84,10 @@ pub struct Groups {
 
 impl Groups {
     /// The groups of the directory and these. No member is known before [`Groups::prepare`].
-    pub fn new(basis: Basis, names: Arc<Names>, specs: &[GroupSpec]) -> Groups {
+    pub fn new(basis: Basis, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Groups {
         let house = Arc::new(House {
             basis: ArcSwap::from_pointee(basis),
-            names,
+            dns,
             connector: Connector::new(None),
             sockets: TransportConnector::new(None),
         });

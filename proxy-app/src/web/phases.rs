@@ -93,7 +93,7 @@ impl Web {
                     );
                 }
             };
-            let addresses = self.app.names.resolve(&server.host, server.port, mode).await;
+            let addresses = self.app.dns.resolve(&server.host, server.port, mode).await;
             let addresses = addresses.map_err(|error| {
                 Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", server.host)).into_up()
             })?;

@@ -383,7 +383,7 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &Proxy
     match account_server(app, snapshot, proxied).await {
         AccountServer::Known(route, server) => {
             let mode = snapshot.web.ip_mode;
-            let addresses = app.names.resolve(&server.host, server.port, mode).await.ok()?;
+            let addresses = app.dns.resolve(&server.host, server.port, mode).await.ok()?;
             let mut alive = addresses.iter().filter(|address| !app.groups.is_unreachable(**address));
             let address = *alive.next()?;
             web.note(&route);

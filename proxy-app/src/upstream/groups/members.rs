@@ -126,9 +126,9 @@ impl Table {
         };
         let mut lookups = JoinSet::new();
         for (at, told) in told.into_iter().enumerate() {
-            let names = self.house.names.clone();
+            let dns = self.house.dns.clone();
             lookups.spawn(async move {
-                let addresses = names.resolve(&told.server.host, told.server.port, ip_mode).await;
+                let addresses = dns.resolve(&told.server.host, told.server.port, ip_mode).await;
                 (at, told, addresses)
             });
         }
