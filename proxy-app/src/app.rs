@@ -30,7 +30,7 @@ use crate::node::refusals::{self, Reason, Refusals, RefusedConnection};
 use crate::tls::store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
-use crate::upstream::groups::{Basis, Groups};
+use crate::upstream::groups::{GroupInputs, Groups};
 
 pub mod certificates;
 pub mod changes;
@@ -134,7 +134,7 @@ impl App {
         });
         let access = open_log("access", &config.log.access)?;
         let groups = Arc::new(Groups::new(
-            basis(&config, &snapshot),
+            group_inputs(&config, &snapshot),
             dns.clone(),
             &locations.written().groups,
         ));
@@ -246,8 +246,8 @@ impl App {
 }
 
 /// What the groups of servers are made from.
-pub(crate) fn basis(config: &Config, snapshot: &Snapshot) -> Basis {
-    Basis {
+pub(crate) fn group_inputs(config: &Config, snapshot: &Snapshot) -> GroupInputs {
+    GroupInputs {
         system: snapshot.system.clone(),
         node: config.node.clone(),
         ip_mode: snapshot.web.ip_mode,

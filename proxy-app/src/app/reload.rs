@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::app::plan::{addresses, check_certificates, check_logs, listeners};
 use crate::app::snapshot::{self, Snapshot};
-use crate::app::{App, basis, changes, routes};
+use crate::app::{App, changes, group_inputs, routes};
 use crate::config::{self, Config, Listener};
 use crate::node::{logs, systemd};
 use crate::tls::store::CertStore;
@@ -210,7 +210,7 @@ impl App {
         let (config, snapshot) = (self.config.load_full(), self.snapshot.load());
         let warnings = self.locations.reload(&config.web.locations, &snapshot.system)?;
         self.groups
-            .adopt(basis(&config, &snapshot), &self.locations.written().groups);
+            .adopt(group_inputs(&config, &snapshot), &self.locations.written().groups);
         warnings
             .iter()
             .for_each(|warning| log::warn!(target: "proxy_app::list", "{warning}"));
@@ -239,8 +239,8 @@ impl App {
         let changes = self.changes(config, &before, system, &built.certificates);
         self.certificates.store(Arc::new(built.certificates));
         self.locations.adopt(system);
-        let basis = basis(config, &built.snapshot);
-        self.groups.adopt(basis, &self.locations.written().groups);
+        let group_inputs = group_inputs(config, &built.snapshot);
+        self.groups.adopt(group_inputs, &self.locations.written().groups);
         self.snapshot.store(Arc::new(built.snapshot));
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
         self.limits.change(config.limits.clone());

@@ -14,7 +14,7 @@ use crate::locations::{
     Action, Destination, Files, Forward, ForwardTo, HostMatch, HostRule, ListenerKind, Location, Mailbox, PathMatch,
     RequiredCookie, Timeouts, VirtualHostUrl, Wait,
 };
-use crate::upstream::groups::spec::{Check, GroupServer, GroupSpec, GroupTls};
+use crate::upstream::groups::spec::{Check, GroupServerSpec, GroupSpec, GroupTls};
 
 /// Carbonio's whole table.
 const CARBONIO: &str = include_str!("../../../conf/carbonio.yaml");
@@ -153,7 +153,7 @@ impl LocationsReader {
         })
     }
 
-    fn servers(&mut self, node: Node<'_>) -> Vec<GroupServer> {
+    fn servers(&mut self, node: Node<'_>) -> Vec<GroupServerSpec> {
         let items = node.one_or_many(&mut self.problems).unwrap_or_default();
         if items.is_empty() || items.len() > SERVERS_MAX {
             node.error(format!("wants 1 to {SERVERS_MAX} servers"), &mut self.problems);
@@ -162,7 +162,7 @@ impl LocationsReader {
     }
 
     /// `host:port`, or `{server: host:port, weight: 2}`.
-    fn server(&mut self, item: Node<'_>) -> Option<GroupServer> {
+    fn server(&mut self, item: Node<'_>) -> Option<GroupServerSpec> {
         if !item.is_mapping() {
             return self.host_and_port(item, 1);
         }
@@ -180,7 +180,7 @@ impl LocationsReader {
         self.host_and_port(server?, number)
     }
 
-    fn host_and_port(&mut self, node: Node<'_>, weight: u32) -> Option<GroupServer> {
+    fn host_and_port(&mut self, node: Node<'_>, weight: u32) -> Option<GroupServerSpec> {
         let text = node.str(&mut self.problems)?;
         let Ok(HostPort { host, port }) = text.parse() else {
             node.error(
@@ -189,7 +189,7 @@ impl LocationsReader {
             );
             return None;
         };
-        Some(GroupServer {
+        Some(GroupServerSpec {
             host: host.to_string(),
             port,
             weight,

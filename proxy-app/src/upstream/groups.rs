@@ -50,7 +50,7 @@ pub const LOGIN: &str = "login";
 pub const OF_DIRECTORY: [&str; 5] = [MAILBOX, ADMIN, ZX, EWS, LOGIN];
 
 /// What the groups are made from, as it is now.
-pub struct Basis {
+pub struct GroupInputs {
     /// The directory's entries.
     pub system: Arc<System>,
     /// Name of this node's server entry.
@@ -64,8 +64,8 @@ pub struct Basis {
 }
 
 /// What all groups share.
-struct House {
-    basis: ArcSwap<Basis>,
+struct Shared {
+    inputs: ArcSwap<GroupInputs>,
     dns: Arc<DnsCache>,
     /// Connections for checks, kept from one to the next: the servers see one login of ours in hours, not in seconds.
     connector: Connector<()>,
@@ -75,7 +75,7 @@ struct House {
 
 /// All groups of this node.
 pub struct Groups {
-    house: Arc<House>,
+    shared: Arc<Shared>,
     groups: ArcSwap<BTreeMap<String, Arc<Group>>>,
     /// Keeps changes apart.
     changing: Mutex<()>,
@@ -84,9 +84,9 @@ pub struct Groups {
 
 impl Groups {
     /// The groups of the directory and these. No member is known before [`Groups::prepare`].
-    pub fn new(basis: Basis, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Groups {
-        let house = Arc::new(House {
-            basis: ArcSwap::from_pointee(basis),
+    pub fn new(inputs: GroupInputs, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Groups {
+        let shared = Arc::new(Shared {
+            inputs: ArcSwap::from_pointee(inputs),
             dns,
             connector: Connector::new(None),
             sockets: TransportConnector::new(None),
@@ -98,9 +98,9 @@ impl Groups {
             (EWS, members::Source::Directory(ServerPool::Ews)),
             (LOGIN, members::Source::Directory(ServerPool::Login)),
         ];
-        let groups = of_directory.map(|(name, source)| (name.to_owned(), Arc::new(Group::new(name, source, &house))));
+        let groups = of_directory.map(|(name, source)| (name.to_owned(), Arc::new(Group::new(name, source, &shared))));
         let groups = Groups {
-            house,
+            shared,
             groups: ArcSwap::from_pointee(groups.into()),
             changing: Mutex::new(()),
             changed: Notify::new(),
@@ -120,8 +120,8 @@ impl Groups {
     }
 
     /// Goes on with another directory and other groups of the files. What both have keeps what is known of it.
-    pub fn adopt(&self, basis: Basis, specs: &[GroupSpec]) {
-        self.house.basis.store(Arc::new(basis));
+    pub fn adopt(&self, inputs: GroupInputs, specs: &[GroupSpec]) {
+        self.shared.inputs.store(Arc::new(inputs));
         self.take_over(specs);
         self.changed.notify_one();
     }
@@ -137,7 +137,11 @@ impl Groups {
                     group.set_source(members::Source::File(spec.clone()));
                     group.clone()
                 }
-                None => Arc::new(Group::new(&spec.name, members::Source::File(spec.clone()), &self.house)),
+                None => Arc::new(Group::new(
+                    &spec.name,
+                    members::Source::File(spec.clone()),
+                    &self.shared,
+                )),
             };
             groups.insert(spec.name.clone(), group);
         }
@@ -192,7 +196,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::upstream::groups::spec::{Check, GroupServer};
+    use crate::upstream::groups::spec::{Check, GroupServerSpec};
 
     /// A server that answers checks with a status, and counts its connections.
     struct Peer {
@@ -241,8 +245,8 @@ mod tests {
         }
     }
 
-    fn basis(system: System) -> Basis {
-        Basis {
+    fn inputs(system: System) -> GroupInputs {
+        GroupInputs {
             system: Arc::new(system),
             node: "node.test".to_owned(),
             ip_mode: IpMode::V4,
@@ -256,7 +260,7 @@ mod tests {
     }
 
     fn spec(name: &str, servers: &[(&Peer, u32)], check: Check) -> GroupSpec {
-        let servers = servers.iter().map(|(peer, weight)| GroupServer {
+        let servers = servers.iter().map(|(peer, weight)| GroupServerSpec {
             host: peer.address.ip().to_string(),
             port: peer.address.port(),
             weight: *weight,
@@ -271,7 +275,7 @@ mod tests {
     }
 
     async fn groups(specs: &[GroupSpec]) -> Groups {
-        let groups = Groups::new(basis(empty()), Arc::default(), specs);
+        let groups = Groups::new(inputs(empty()), Arc::default(), specs);
         groups.prepare().await;
         groups
     }
@@ -402,7 +406,7 @@ mod tests {
         assert!(group.set_maintenance("localhost", true));
         assert_eq!(spread(&group, 100).get(&b.address), None);
         assert!(group.pick(&[a.address]).is_none(), "not even if nobody else is left");
-        groups.adopt(basis(empty()), &[named]);
+        groups.adopt(inputs(empty()), &[named]);
         group.look().await;
         assert_eq!(spread(&group, 100).get(&b.address), None, "a reload does not end it");
         assert!(group.set_maintenance("localhost", false));
@@ -419,7 +423,7 @@ mod tests {
         let group = groups.get("g").unwrap();
         group.eject(a.address);
         groups.adopt(
-            basis(empty()),
+            inputs(empty()),
             &[spec("g", &[(&a, 5), (&b, 1)], ready()), spec("new", &[(&b, 1)], TCP)],
         );
         groups.prepare().await;
@@ -453,7 +457,7 @@ mod tests {
             ),
             server("c.test", &[("zimbraMailSSLPort", "9444"), ("zimbraMailMode", "off")]),
         ];
-        let groups = Groups::new(basis(System::new(config, servers, [], [])), Arc::default(), &[]);
+        let groups = Groups::new(inputs(System::new(config, servers, [], [])), Arc::default(), &[]);
         groups.prepare().await;
         let members = |name: &str| -> Vec<String> {
             let state = groups.get(name).unwrap().state();
@@ -467,7 +471,7 @@ mod tests {
         assert_eq!(members(ZX), ["a.test 127.0.0.9:8743"]);
         assert_eq!(members(EWS), ["b.test 127.0.0.9:9443"]);
         assert_eq!(members(LOGIN), Vec::<String>::new());
-        groups.adopt(basis(empty()), &[]);
+        groups.adopt(inputs(empty()), &[]);
         groups.prepare().await;
         assert_eq!(groups.get(MAILBOX).unwrap().state().len(), 0);
     }

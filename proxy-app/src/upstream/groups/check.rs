@@ -17,7 +17,7 @@ use route_cache::UpstreamTls;
 use tokio::time::timeout;
 
 use crate::tls::upstream::refuse_old;
-use crate::upstream::groups::House;
+use crate::upstream::groups::Shared;
 use crate::upstream::groups::members::Table;
 use crate::upstream::groups::server::{Description, Health, Seat};
 use crate::upstream::groups::spec::Check;
@@ -83,14 +83,14 @@ enum Failure {
 impl HealthProbe {
     async fn ask(&self, seat: &Seat) -> Result<(), Failure> {
         let told = seat.told();
-        let peer = peer(&self.0.house, seat, &told);
+        let peer = peer(&self.0.shared, seat, &told);
         let Check::Http { path } = self.0.check() else {
-            let connected = self.0.house.sockets.new_stream(&peer).await;
+            let connected = self.0.shared.sockets.new_stream(&peer).await;
             return connected.map(drop).map_err(|error| unreachable(&error));
         };
-        let status = match get(&self.0.house, &peer, &told, &path).await {
+        let status = match get(&self.0.shared, &peer, &told, &path).await {
             // A connection that was kept may have ended meanwhile: that says nothing.
-            Err(Asked { kept: true, .. }) => get(&self.0.house, &peer, &told, &path).await,
+            Err(Asked { kept: true, .. }) => get(&self.0.shared, &peer, &told, &path).await,
             asked => asked,
         };
         match status.map_err(|asked| unreachable(&asked.error))? {
@@ -116,9 +116,9 @@ struct Asked {
 }
 
 /// The status of an answer.
-async fn get(house: &House, peer: &HttpPeer, told: &Description, path: &str) -> Result<u16, Asked> {
+async fn get(shared: &Shared, peer: &HttpPeer, told: &Description, path: &str) -> Result<u16, Asked> {
     let failed = |kept| move |error| Asked { error, kept };
-    let (mut session, kept) = house.connector.get_http_session(peer).await.map_err(failed(false))?;
+    let (mut session, kept) = shared.connector.get_http_session(peer).await.map_err(failed(false))?;
     refuse_old(session.digest()).map_err(failed(false))?;
     let request = request(told, path).map_err(failed(false))?;
     session.set_write_timeout(Some(PATIENCE));
@@ -138,7 +138,7 @@ async fn get(house: &House, peer: &HttpPeer, told: &Description, path: &str) -> 
             return Ok(status);
         }
     }
-    house.connector.release_http_session(session, peer, Some(KEPT)).await;
+    shared.connector.release_http_session(session, peer, Some(KEPT)).await;
     Ok(status)
 }
 
@@ -149,7 +149,7 @@ fn request(told: &Description, path: &str) -> pingora::Result<RequestHeader> {
     Ok(request)
 }
 
-fn peer(house: &House, seat: &Seat, told: &Description) -> HttpPeer {
+fn peer(shared: &Shared, seat: &Seat, told: &Description) -> HttpPeer {
     let name = match &told.server.tls {
         UpstreamTls::Clear => None,
         UpstreamTls::Implicit { name } => Some(name.to_string()),
@@ -161,6 +161,6 @@ fn peer(house: &House, seat: &Seat, told: &Description) -> HttpPeer {
     peer.options.alpn = ALPN::H1;
     peer.options.verify_cert = told.verify;
     peer.options.verify_hostname = told.verify;
-    peer.options.ca = house.basis.load().ca.clone();
+    peer.options.ca = shared.inputs.load().ca.clone();
     peer
 }

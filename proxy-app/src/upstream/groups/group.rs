@@ -11,7 +11,7 @@ use pingora_load_balancing::Backends;
 use route_cache::Server;
 use tokio::time::Instant;
 
-use crate::upstream::groups::House;
+use crate::upstream::groups::Shared;
 use crate::upstream::groups::check::HealthProbe;
 use crate::upstream::groups::members::{Discovery, Source, Table, backend};
 use crate::upstream::groups::server::{Busy, Health, Orders, Seat, State};
@@ -37,10 +37,10 @@ pub struct Group {
 }
 
 impl Group {
-    pub(super) fn new(name: &str, source: Source, house: &Arc<House>) -> Group {
+    pub(super) fn new(name: &str, source: Source, shared: &Arc<Shared>) -> Group {
         let table = Arc::new(Table {
             name: name.to_owned(),
-            house: house.clone(),
+            shared: shared.clone(),
             source: ArcSwap::from_pointee(source),
             seats: ArcSwap::default(),
             orders: Mutex::default(),

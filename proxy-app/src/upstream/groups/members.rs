@@ -16,7 +16,7 @@ use pingora_load_balancing::discovery::ServiceDiscovery;
 use route_cache::{Server, ServerPool, UpstreamTls};
 use tokio::task::JoinSet;
 
-use crate::upstream::groups::House;
+use crate::upstream::groups::Shared;
 use crate::upstream::groups::server::{Description, Limits, Orders, Seat};
 use crate::upstream::groups::spec::{Check, GroupSpec};
 
@@ -48,7 +48,7 @@ pub(crate) enum Source {
 /// What discovery, checks and requests share.
 pub(crate) struct Table {
     pub(crate) name: String,
-    pub(crate) house: Arc<House>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) source: ArcSwap<Source>,
     pub(crate) seats: ArcSwap<Vec<Arc<Seat>>>,
     pub(crate) orders: Mutex<HashMap<String, Orders>>,
@@ -81,11 +81,11 @@ impl Table {
 
     /// Who shall be a member, by the directory or the file.
     pub(crate) fn described(&self) -> Vec<Description> {
-        let basis = self.house.basis.load();
+        let inputs = self.shared.inputs.load();
         let of_directory = |pool: ServerPool| {
-            let servers = pool.servers(&basis.system, &basis.node);
+            let servers = pool.servers(&inputs.system, &inputs.node);
             servers.into_iter().map(|server| {
-                let view = basis.system.server(&server.name);
+                let view = inputs.system.server(&server.name);
                 let limits = view.map_or(LIMITS, |view| Limits {
                     max_fails: view.number(&a::MAIL_PROXY_MAX_FAILS),
                     patience: view
@@ -96,7 +96,7 @@ impl Table {
                     server,
                     weight: 1,
                     limits,
-                    verify: basis.verify,
+                    verify: inputs.verify,
                 }
             })
         };
@@ -118,7 +118,7 @@ impl Table {
 
     /// Where these are reached.
     pub(crate) async fn addresses(&self, told: Vec<Description>) -> Vec<(SocketAddr, Description)> {
-        let ip_mode = self.house.basis.load().ip_mode;
+        let ip_mode = self.shared.inputs.load().ip_mode;
         // A mailbox server is one; the host of a file may be the name of many.
         let most = match &**self.source.load() {
             Source::File(_) => ADDRESSES_MAX,
@@ -126,7 +126,7 @@ impl Table {
         };
         let mut lookups = JoinSet::new();
         for (at, told) in told.into_iter().enumerate() {
-            let dns = self.house.dns.clone();
+            let dns = self.shared.dns.clone();
             lookups.spawn(async move {
                 let addresses = dns.resolve(&told.server.host, told.server.port, ip_mode).await;
                 (at, told, addresses)

@@ -8,7 +8,7 @@ pub struct GroupSpec {
     /// Its name.
     pub name: String,
     /// Its servers, at least one.
-    pub servers: Vec<GroupServer>,
+    pub servers: Vec<GroupServerSpec>,
     /// TLS towards them; `None`: clear text.
     pub tls: Option<GroupTls>,
     /// How it is found out whether one is up.
@@ -19,7 +19,7 @@ pub struct GroupSpec {
 
 /// A server of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupServer {
+pub struct GroupServerSpec {
     /// Host name or address.
     pub host: String,
     /// TCP port.
