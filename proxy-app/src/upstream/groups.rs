@@ -31,7 +31,7 @@ pub mod spec;
 
 pub use group::{Group, Member};
 pub(crate) use members::EXTENSION_PORTS;
-pub use server::{Busy, Health, State};
+pub use server::{Busy, Health, ServerState};
 
 /// How often the members of a group are looked up, and asked whether they live.
 const LOOK: Duration = Duration::from_secs(5);

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::tls::upstream::refuse_old;
 use crate::upstream::groups::Shared;
 use crate::upstream::groups::members::Table;
-use crate::upstream::groups::server::{Description, Health, Seat};
+use crate::upstream::groups::server::{Health, Seat, ServerDescription};
 use crate::upstream::groups::spec::Check;
 
 /// How long one check may take.
@@ -65,7 +65,7 @@ impl HealthCheck for HealthProbe {
 
     fn backend_summary(&self, target: &Backend) -> String {
         let seat = target.addr.as_inet().and_then(|address| self.0.seat(*address));
-        let name = seat.map_or_else(String::new, |seat| seat.told().server.name.to_string());
+        let name = seat.map_or_else(String::new, |seat| seat.description().server.name.to_string());
         format!("{name} ({}) in group {}", target.addr, self.0.name)
     }
 
@@ -82,15 +82,15 @@ enum Failure {
 
 impl HealthProbe {
     async fn ask(&self, seat: &Seat) -> Result<(), Failure> {
-        let told = seat.told();
-        let peer = peer(&self.0.shared, seat, &told);
+        let description = seat.description();
+        let peer = peer(&self.0.shared, seat, &description);
         let Check::Http { path } = self.0.check() else {
             let connected = self.0.shared.sockets.new_stream(&peer).await;
             return connected.map(drop).map_err(|error| unreachable(&error));
         };
-        let status = match get(&self.0.shared, &peer, &told, &path).await {
+        let status = match get(&self.0.shared, &peer, &description, &path).await {
             // A connection that was kept may have ended meanwhile: that says nothing.
-            Err(Asked { kept: true, .. }) => get(&self.0.shared, &peer, &told, &path).await,
+            Err(Asked { kept: true, .. }) => get(&self.0.shared, &peer, &description, &path).await,
             asked => asked,
         };
         match status.map_err(|asked| unreachable(&asked.error))? {
@@ -116,11 +116,11 @@ struct Asked {
 }
 
 /// The status of an answer.
-async fn get(shared: &Shared, peer: &HttpPeer, told: &Description, path: &str) -> Result<u16, Asked> {
+async fn get(shared: &Shared, peer: &HttpPeer, description: &ServerDescription, path: &str) -> Result<u16, Asked> {
     let failed = |kept| move |error| Asked { error, kept };
     let (mut session, kept) = shared.connector.get_http_session(peer).await.map_err(failed(false))?;
     refuse_old(session.digest()).map_err(failed(false))?;
-    let request = request(told, path).map_err(failed(false))?;
+    let request = request(description, path).map_err(failed(false))?;
     session.set_write_timeout(Some(PATIENCE));
     session.set_read_timeout(Some(PATIENCE));
     session
@@ -142,15 +142,15 @@ async fn get(shared: &Shared, peer: &HttpPeer, told: &Description, path: &str) -
     Ok(status)
 }
 
-fn request(told: &Description, path: &str) -> pingora::Result<RequestHeader> {
+fn request(description: &ServerDescription, path: &str) -> pingora::Result<RequestHeader> {
     let mut request = RequestHeader::build("GET", path.as_bytes(), Some(2))?;
-    request.insert_header("Host", told.server.address().to_string())?;
+    request.insert_header("Host", description.server.address().to_string())?;
     request.insert_header("User-Agent", "Portico health check")?;
     Ok(request)
 }
 
-fn peer(shared: &Shared, seat: &Seat, told: &Description) -> HttpPeer {
-    let name = match &told.server.tls {
+fn peer(shared: &Shared, seat: &Seat, description: &ServerDescription) -> HttpPeer {
+    let name = match &description.server.tls {
         UpstreamTls::Clear => None,
         UpstreamTls::Implicit { name } => Some(name.to_string()),
     };
@@ -159,8 +159,8 @@ fn peer(shared: &Shared, seat: &Seat, told: &Description) -> HttpPeer {
     peer.options.total_connection_timeout = Some(PATIENCE);
     peer.options.idle_timeout = Some(KEPT);
     peer.options.alpn = ALPN::H1;
-    peer.options.verify_cert = told.verify;
-    peer.options.verify_hostname = told.verify;
+    peer.options.verify_cert = description.verify;
+    peer.options.verify_hostname = description.verify;
     peer.options.ca = shared.inputs.load().ca.clone();
     peer
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::upstream::groups::Shared;
 use crate::upstream::groups::check::HealthProbe;
 use crate::upstream::groups::members::{Discovery, Source, Table, backend};
-use crate::upstream::groups::server::{Busy, Health, Orders, Seat, State};
+use crate::upstream::groups::server::{Busy, Health, Overrides, Seat, ServerState};
 
 /// A member that was chosen for a request. While it lives, the server counts as busy with it.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Group {
             shared: shared.clone(),
             source: ArcSwap::from_pointee(source),
             seats: ArcSwap::default(),
-            orders: Mutex::default(),
+            overrides: Mutex::default(),
             unknown: Mutex::default(),
         });
         let mut backends = Backends::new(Box::new(Discovery(table.clone())));
@@ -115,11 +115,11 @@ impl Group {
     fn member(&self, seat: &Arc<Seat>, share: f64) -> Member {
         let turn = self.turn.load(Ordering::Relaxed).max(seat.turn());
         self.turn.store(turn, Ordering::Relaxed);
-        let told = seat.told();
+        let description = seat.description();
         Member {
-            server: told.server.clone(),
+            server: description.server.clone(),
             address: seat.address,
-            verify: told.verify,
+            verify: description.verify,
             _busy: Arc::new(seat.take(turn, share)),
         }
     }
@@ -148,7 +148,7 @@ impl Group {
         if let Some(seat) = self.seat(address)
             && seat.failed(Instant::now())
         {
-            let name = &seat.told().server.name;
+            let name = &seat.description().server.name;
             log::warn!("{name} ({address}) in group {} does not answer requests", self.name());
         }
     }
@@ -163,32 +163,32 @@ impl Group {
     /// Keeps a server out, or takes it back, for requests of nobody. `server` is the name of its entry, or its host
     /// in a file. It counts until the process ends. False: there is no such server here.
     pub fn set_maintenance(&self, server: &str, on: bool) -> bool {
-        self.order(server, |orders| orders.maintenance = on)
+        self.order(server, |overrides| overrides.maintenance = on)
     }
 
     /// Gives a server another weight; `None`: the configured one. False: there is no such server here.
     pub fn set_weight(&self, server: &str, weight: Option<u32>) -> bool {
-        self.order(server, |orders| orders.weight = weight)
+        self.order(server, |overrides| overrides.weight = weight)
     }
 
-    fn order(&self, server: &str, change: impl FnOnce(&mut Orders)) -> bool {
+    fn order(&self, server: &str, change: impl FnOnce(&mut Overrides)) -> bool {
         let seats = self.table.seats.load();
         let named: Vec<_> = seats
             .iter()
-            .filter(|seat| *seat.told().server.name == *server)
+            .filter(|seat| *seat.description().server.name == *server)
             .collect();
         if named.is_empty() {
             return false;
         }
-        let mut all = self.table.orders.lock();
-        let orders = all.entry(server.to_owned()).or_default();
-        change(orders);
-        named.iter().for_each(|seat| seat.obey(*orders));
+        let mut all = self.table.overrides.lock();
+        let overrides = all.entry(server.to_owned()).or_default();
+        change(overrides);
+        named.iter().for_each(|seat| seat.obey(*overrides));
         true
     }
 
     /// What is known of its members.
-    pub fn state(&self) -> Vec<State> {
+    pub fn state(&self) -> Vec<ServerState> {
         let seats = self.table.seats.load();
         let ready = |seat: &Seat| backend(seat.address).is_some_and(|backend| self.backends.ready(&backend));
         seats.iter().map(|seat| seat.state(ready(seat))).collect()

@@ -17,7 +17,7 @@ use route_cache::{Server, ServerPool, UpstreamTls};
 use tokio::task::JoinSet;
 
 use crate::upstream::groups::Shared;
-use crate::upstream::groups::server::{Description, Limits, Orders, Seat};
+use crate::upstream::groups::server::{FailureLimits, Overrides, Seat, ServerDescription};
 use crate::upstream::groups::spec::{Check, GroupSpec};
 
 /// How many addresses of one host are members.
@@ -30,7 +30,7 @@ pub(crate) const READY: &str = "/service/health/ready";
 pub(crate) const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
 /// Where a file says nothing else: nginx's `max_fails` and `fail_timeout`.
-pub(crate) const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: FailureLimits = FailureLimits {
     max_fails: 1,
     patience: Duration::from_secs(10),
 };
@@ -51,7 +51,7 @@ pub(crate) struct Table {
     pub(crate) shared: Arc<Shared>,
     pub(crate) source: ArcSwap<Source>,
     pub(crate) seats: ArcSwap<Vec<Arc<Seat>>>,
-    pub(crate) orders: Mutex<HashMap<String, Orders>>,
+    pub(crate) overrides: Mutex<HashMap<String, Overrides>>,
     /// Hosts that could not be resolved; said once.
     pub(crate) unknown: Mutex<BTreeSet<String>>,
 }
@@ -80,19 +80,19 @@ impl Table {
     }
 
     /// Who shall be a member, by the directory or the file.
-    pub(crate) fn described(&self) -> Vec<Description> {
+    pub(crate) fn described(&self) -> Vec<ServerDescription> {
         let inputs = self.shared.inputs.load();
         let of_directory = |pool: ServerPool| {
             let servers = pool.servers(&inputs.system, &inputs.node);
             servers.into_iter().map(|server| {
                 let view = inputs.system.server(&server.name);
-                let limits = view.map_or(LIMITS, |view| Limits {
+                let limits = view.map_or(LIMITS, |view| FailureLimits {
                     max_fails: view.number(&a::MAIL_PROXY_MAX_FAILS),
                     patience: view
                         .duration(&a::MAIL_PROXY_RECONNECT_TIMEOUT)
                         .max(Duration::from_secs(1)),
                 });
-                Description {
+                ServerDescription {
                     server,
                     weight: 1,
                     limits,
@@ -104,8 +104,8 @@ impl Table {
             Source::Directory(pool) => of_directory(*pool).collect(),
             Source::Extensions => {
                 let mut servers: Vec<_> = of_directory(ServerPool::Web).collect();
-                for told in &mut servers {
-                    told.server.port = match told.server.tls {
+                for description in &mut servers {
+                    description.server.port = match description.server.tls {
                         UpstreamTls::Clear => EXTENSION_PORTS.0,
                         UpstreamTls::Implicit { .. } => EXTENSION_PORTS.1,
                     };
@@ -117,7 +117,7 @@ impl Table {
     }
 
     /// Where these are reached.
-    pub(crate) async fn addresses(&self, told: Vec<Description>) -> Vec<(SocketAddr, Description)> {
+    pub(crate) async fn addresses(&self, description: Vec<ServerDescription>) -> Vec<(SocketAddr, ServerDescription)> {
         let ip_mode = self.shared.inputs.load().ip_mode;
         // A mailbox server is one; the host of a file may be the name of many.
         let most = match &**self.source.load() {
@@ -125,25 +125,32 @@ impl Table {
             _ => 1,
         };
         let mut lookups = JoinSet::new();
-        for (at, told) in told.into_iter().enumerate() {
+        for (at, description) in description.into_iter().enumerate() {
             let dns = self.shared.dns.clone();
             lookups.spawn(async move {
-                let addresses = dns.resolve(&told.server.host, told.server.port, ip_mode).await;
-                (at, told, addresses)
+                let addresses = dns
+                    .resolve(&description.server.host, description.server.port, ip_mode)
+                    .await;
+                (at, description, addresses)
             });
         }
         let mut found = lookups.join_all().await;
         found.sort_by_key(|(at, ..)| *at);
         let mut reached = Vec::new();
-        for (_, told, addresses) in found {
+        for (_, description, addresses) in found {
             match addresses {
                 Ok(addresses) => {
-                    self.unknown.lock().remove(&*told.server.host);
-                    reached.extend(addresses.into_iter().take(most).map(|address| (address, told.clone())));
+                    self.unknown.lock().remove(&*description.server.host);
+                    reached.extend(
+                        addresses
+                            .into_iter()
+                            .take(most)
+                            .map(|address| (address, description.clone())),
+                    );
                 }
                 Err(error) => {
-                    if self.unknown.lock().insert(told.server.host.to_string()) {
-                        log::warn!("server {} of group {}: {error}", told.server.host, self.name);
+                    if self.unknown.lock().insert(description.server.host.to_string()) {
+                        log::warn!("server {} of group {}: {error}", description.server.host, self.name);
                     }
                 }
             }
@@ -152,32 +159,32 @@ impl Table {
     }
 
     /// Gives everybody a seat; who has one keeps it.
-    pub(crate) fn seat_all(&self, members: Vec<(SocketAddr, Description)>) {
+    pub(crate) fn seat_all(&self, members: Vec<(SocketAddr, ServerDescription)>) {
         let before = self.seats.load_full();
-        let orders = self.orders.lock();
+        let overrides = self.overrides.lock();
         let mut seats: Vec<Arc<Seat>> = Vec::new();
-        for (address, told) in members {
+        for (address, description) in members {
             if seats.iter().any(|seat| seat.address == address) {
                 continue;
             }
-            let orders = orders.get(&*told.server.name).copied().unwrap_or_default();
+            let overrides = overrides.get(&*description.server.name).copied().unwrap_or_default();
             let known = before
                 .iter()
-                .find(|seat| seat.address == address && seat.told().server.name == told.server.name);
+                .find(|seat| seat.address == address && seat.description().server.name == description.server.name);
             seats.push(match known {
                 Some(seat) => {
-                    seat.tell(told, orders);
+                    seat.describe(description, overrides);
                     seat.clone()
                 }
-                None => Arc::new(Seat::new(address, told, orders)),
+                None => Arc::new(Seat::new(address, description, overrides)),
             });
         }
         self.seats.store(Arc::new(seats));
     }
 }
 
-pub(crate) fn of_file(spec: &GroupSpec) -> impl Iterator<Item = Description> {
-    spec.servers.iter().map(|server| Description {
+pub(crate) fn of_file(spec: &GroupSpec) -> impl Iterator<Item = ServerDescription> {
+    spec.servers.iter().map(|server| ServerDescription {
         server: Server {
             name: server.host.as_str().into(),
             host: server.host.as_str().into(),

@@ -32,7 +32,7 @@ pub enum Health {
 /// When requests leave a server alone that did not answer one: `zimbraMailProxyMaxFails` failures within
 /// `zimbraMailProxyReconnectTimeout`, for that long, and longer each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(super) struct FailureLimits {
     /// Failures before it is left alone; 0: it never is.
     pub(super) max_fails: u64,
     /// For how long at first.
@@ -41,7 +41,7 @@ pub(super) struct Limits {
 
 /// What the operator has said at run time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Orders {
+pub(super) struct Overrides {
     /// It gets no requests of nobody.
     pub(super) maintenance: bool,
     /// Another weight than the configured one.
@@ -50,10 +50,10 @@ pub(super) struct Orders {
 
 /// A member as the directory or a file describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Description {
+pub(super) struct ServerDescription {
     pub(super) server: Server,
     pub(super) weight: u32,
-    pub(super) limits: Limits,
+    pub(super) limits: FailureLimits,
     /// Whether it must prove who it is.
     pub(super) verify: bool,
 }
@@ -61,22 +61,22 @@ pub(super) struct Description {
 /// One server of a group. What is told of it changes, what is known of it stays.
 pub(super) struct Seat {
     pub(super) address: SocketAddr,
-    told: Mutex<Arc<Description>>,
+    description: Mutex<Arc<ServerDescription>>,
     weight: AtomicU32,
     maintenance: AtomicBool,
     busy: AtomicUsize,
     requests: AtomicU64,
     /// Where it stands in the order of turns.
     turn: AtomicU64,
-    trouble: Mutex<Trouble>,
-    /// Whether `trouble` holds anything; requests that went well need not look.
-    troubled: AtomicBool,
+    passive: Mutex<PassiveFailures>,
+    /// Whether `passive` holds anything; requests that went well need not look.
+    has_failures: AtomicBool,
     checked: Mutex<Checked>,
 }
 
 /// What requests found out.
 #[derive(Default)]
-struct Trouble {
+struct PassiveFailures {
     fails: u64,
     first: Option<Instant>,
     /// How often it was left alone without a good request in between.
@@ -93,7 +93,7 @@ struct Checked {
 
 /// What is known of a server, for the operator.
 #[derive(Debug, Clone)]
-pub struct State {
+pub struct ServerState {
     /// Name of its entry, or its host in a file.
     pub server: String,
     /// Where it is reached.
@@ -130,44 +130,44 @@ impl std::fmt::Debug for Busy {
 }
 
 impl Seat {
-    pub(super) fn new(address: SocketAddr, told: Description, orders: Orders) -> Seat {
+    pub(super) fn new(address: SocketAddr, description: ServerDescription, overrides: Overrides) -> Seat {
         let seat = Seat {
             address,
-            weight: AtomicU32::new(told.weight),
-            told: Mutex::new(Arc::new(told)),
+            weight: AtomicU32::new(description.weight),
+            description: Mutex::new(Arc::new(description)),
             maintenance: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             turn: AtomicU64::new(0),
-            trouble: Mutex::default(),
-            troubled: AtomicBool::new(false),
+            passive: Mutex::default(),
+            has_failures: AtomicBool::new(false),
             checked: Mutex::new(Checked {
                 health: Health::Up,
                 why: None,
                 back: None,
             }),
         };
-        seat.obey(orders);
+        seat.obey(overrides);
         seat
     }
 
     /// What it is described as.
-    pub(super) fn told(&self) -> Arc<Description> {
-        self.told.lock().clone()
+    pub(super) fn description(&self) -> Arc<ServerDescription> {
+        self.description.lock().clone()
     }
 
     /// It is described anew.
-    pub(super) fn tell(&self, told: Description, orders: Orders) {
-        if **self.told.lock() != told {
-            *self.told.lock() = Arc::new(told);
+    pub(super) fn describe(&self, description: ServerDescription, overrides: Overrides) {
+        if **self.description.lock() != description {
+            *self.description.lock() = Arc::new(description);
         }
-        self.obey(orders);
+        self.obey(overrides);
     }
 
-    pub(super) fn obey(&self, orders: Orders) {
-        let weight = orders.weight.unwrap_or(self.told.lock().weight);
+    pub(super) fn obey(&self, overrides: Overrides) {
+        let weight = overrides.weight.unwrap_or(self.description.lock().weight);
         self.weight.store(weight, Ordering::Relaxed);
-        if self.maintenance.swap(orders.maintenance, Ordering::Relaxed) && !orders.maintenance {
+        if self.maintenance.swap(overrides.maintenance, Ordering::Relaxed) && !overrides.maintenance {
             self.checked.lock().back = Some(Instant::now());
         }
     }
@@ -178,8 +178,8 @@ impl Seat {
             return 0.0;
         }
         let since = self.checked.lock().back;
-        let since = match self.troubled.load(Ordering::Relaxed) {
-            true => since.max(self.trouble.lock().until),
+        let since = match self.has_failures.load(Ordering::Relaxed) {
+            true => since.max(self.passive.lock().until),
             false => since,
         };
         let warm = since.map_or(1.0, |since| {
@@ -212,53 +212,53 @@ impl Seat {
 
     /// A request found that it does not answer. True if it is left alone from now on.
     pub(super) fn failed(&self, now: Instant) -> bool {
-        let limits = self.told.lock().limits;
-        let mut trouble = self.trouble.lock();
-        let left_alone = trouble.until.is_some_and(|until| until > now);
+        let limits = self.description.lock().limits;
+        let mut passive = self.passive.lock();
+        let left_alone = passive.until.is_some_and(|until| until > now);
         if limits.max_fails == 0 || left_alone {
             return false;
         }
-        if trouble.first.is_none_or(|first| now - first > limits.patience) {
-            trouble.first = Some(now);
-            trouble.fails = 0;
+        if passive.first.is_none_or(|first| now - first > limits.patience) {
+            passive.first = Some(now);
+            passive.fails = 0;
         }
-        trouble.fails += 1;
-        self.troubled.store(true, Ordering::Relaxed);
-        if trouble.fails < limits.max_fails {
+        passive.fails += 1;
+        self.has_failures.store(true, Ordering::Relaxed);
+        if passive.fails < limits.max_fails {
             return false;
         }
-        let wait = limits.patience.saturating_mul(1 << trouble.streak.min(16));
+        let wait = limits.patience.saturating_mul(1 << passive.streak.min(16));
         let longest = EJECTED_MAX.max(limits.patience);
-        *trouble = Trouble {
-            streak: trouble.streak.saturating_add(1),
+        *passive = PassiveFailures {
+            streak: passive.streak.saturating_add(1),
             until: Some(now + wait.min(longest)),
-            ..Trouble::default()
+            ..PassiveFailures::default()
         };
         true
     }
 
     /// It has answered a request.
     pub(super) fn answered(&self, now: Instant) {
-        if !self.troubled.load(Ordering::Relaxed) {
+        if !self.has_failures.load(Ordering::Relaxed) {
             return;
         }
-        let mut trouble = self.trouble.lock();
-        if trouble.until.is_some_and(|until| until > now) {
+        let mut passive = self.passive.lock();
+        if passive.until.is_some_and(|until| until > now) {
             // An answer to a request of before, or of an account that lives there.
             return;
         }
-        trouble.fails = 0;
-        trouble.first = None;
-        trouble.streak = 0;
-        let warm = trouble.until.is_none_or(|until| now - until > SLOW_START);
+        passive.fails = 0;
+        passive.first = None;
+        passive.streak = 0;
+        let warm = passive.until.is_none_or(|until| now - until > SLOW_START);
         if warm {
-            trouble.until = None;
-            self.troubled.store(false, Ordering::Relaxed);
+            passive.until = None;
+            self.has_failures.store(false, Ordering::Relaxed);
         }
     }
 
     pub(super) fn is_ejected(&self, now: Instant) -> bool {
-        self.troubled.load(Ordering::Relaxed) && self.trouble.lock().until.is_some_and(|until| until > now)
+        self.has_failures.load(Ordering::Relaxed) && self.passive.lock().until.is_some_and(|until| until > now)
     }
 
     pub(super) fn health(&self) -> Health {
@@ -274,22 +274,22 @@ impl Seat {
 
     /// The group takes it back.
     pub(super) fn is_back(&self) {
-        *self.trouble.lock() = Trouble::default();
-        self.troubled.store(false, Ordering::Relaxed);
+        *self.passive.lock() = PassiveFailures::default();
+        self.has_failures.store(false, Ordering::Relaxed);
         self.checked.lock().back = Some(Instant::now());
     }
 
-    pub(super) fn state(&self, ready: bool) -> State {
+    pub(super) fn state(&self, ready: bool) -> ServerState {
         let now = Instant::now();
-        let until = self.trouble.lock().until;
+        let until = self.passive.lock().until;
         let checked = self.checked.lock();
         let health = match (ready, checked.health) {
             (true, _) => Health::Up,
             (false, Health::Up) => Health::NotReady,
             (false, health) => health,
         };
-        State {
-            server: self.told.lock().server.name.to_string(),
+        ServerState {
+            server: self.description.lock().server.name.to_string(),
             address: self.address,
             weight: self.weight.load(Ordering::Relaxed),
             health,
@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     fn seat(max_fails: u64, weight: u32) -> Seat {
-        let told = Description {
+        let description = ServerDescription {
             server: Server {
                 name: "store".into(),
                 host: "127.0.0.1".into(),
@@ -319,13 +319,13 @@ mod tests {
                 tls: UpstreamTls::Clear,
             },
             weight,
-            limits: Limits {
+            limits: FailureLimits {
                 max_fails,
                 patience: Duration::from_secs(10),
             },
             verify: false,
         };
-        Seat::new(SocketAddr::from(([127, 0, 0, 1], 1)), told, Orders::default())
+        Seat::new(SocketAddr::from(([127, 0, 0, 1], 1)), description, Overrides::default())
     }
 
     #[tokio::test(start_paused = true)]
@@ -377,14 +377,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_operator_keeps_one_out_and_takes_it_back() {
         let seat = seat(1, 8);
-        let mut orders = Orders {
+        let mut overrides = Overrides {
             maintenance: true,
             weight: Some(2),
         };
-        seat.obey(orders);
+        seat.obey(overrides);
         assert_eq!(seat.share(Instant::now()), 0.0);
-        orders.maintenance = false;
-        seat.obey(orders);
+        overrides.maintenance = false;
+        seat.obey(overrides);
         assert_eq!(seat.share(Instant::now()), 0.2);
         tokio::time::advance(SLOW_START).await;
         assert_eq!(seat.share(Instant::now()), 2.0);
