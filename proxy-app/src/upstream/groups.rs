@@ -34,7 +34,7 @@ pub(crate) use members::EXTENSION_PORTS;
 pub use server::{Busy, Health, ServerState};
 
 /// How often the members of a group are looked up, and asked whether they live.
-const LOOK: Duration = Duration::from_secs(5);
+const REFRESH: Duration = Duration::from_secs(5);
 
 /// Mailbox servers' web side.
 pub const MAILBOX: &str = "mailbox";
@@ -92,11 +92,11 @@ impl Groups {
             sockets: TransportConnector::new(None),
         });
         let of_directory = [
-            (MAILBOX, members::Source::Directory(ServerPool::Web)),
-            (ADMIN, members::Source::Directory(ServerPool::Admin)),
-            (ZX, members::Source::Extensions),
-            (EWS, members::Source::Directory(ServerPool::Ews)),
-            (LOGIN, members::Source::Directory(ServerPool::Login)),
+            (MAILBOX, members::MemberSource::Directory(ServerPool::Web)),
+            (ADMIN, members::MemberSource::Directory(ServerPool::Admin)),
+            (ZX, members::MemberSource::Extensions),
+            (EWS, members::MemberSource::Directory(ServerPool::Ews)),
+            (LOGIN, members::MemberSource::Directory(ServerPool::Login)),
         ];
         let groups = of_directory.map(|(name, source)| (name.to_owned(), Arc::new(Group::new(name, source, &shared))));
         let groups = Groups {
@@ -134,12 +134,12 @@ impl Groups {
         for spec in specs.iter().filter(|spec| !OF_DIRECTORY.contains(&spec.name.as_str())) {
             let group = match before.get(&spec.name) {
                 Some(group) => {
-                    group.set_source(members::Source::File(spec.clone()));
+                    group.set_source(members::MemberSource::File(spec.clone()));
                     group.clone()
                 }
                 None => Arc::new(Group::new(
                     &spec.name,
-                    members::Source::File(spec.clone()),
+                    members::MemberSource::File(spec.clone()),
                     &self.shared,
                 )),
             };
@@ -157,11 +157,11 @@ impl Groups {
     pub async fn watch(self: Arc<Self>, mut shutdown: ShutdownWatch) {
         loop {
             tokio::select! {
-                () = self.each(|group| async move { group.look().await }) => {}
+                () = self.each(|group| async move { group.refresh().await }) => {}
                 _ = shutdown.wait_for(|down| *down) => return,
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(REFRESH) => {}
                 () = self.changed.notified() => {}
                 _ = shutdown.wait_for(|down| *down) => return,
             }
@@ -353,7 +353,7 @@ mod tests {
         let groups = groups(&[spec("g", &[(&a, 1), (&b, 1)], ready())]).await;
         let group = groups.get("g").unwrap();
         for _ in 0..5 {
-            group.look().await;
+            group.refresh().await;
         }
         assert_eq!(spread(&group, 100).len(), 2);
         assert_eq!(
@@ -362,14 +362,14 @@ mod tests {
             "the connection of a check is kept"
         );
         a.status.store(500, Ordering::SeqCst);
-        group.look().await;
+        group.refresh().await;
         assert_eq!(spread(&group, 100).len(), 2, "once is not enough");
-        group.look().await;
+        group.refresh().await;
         assert_eq!(spread(&group, 100).get(&a.address), None);
         assert!(!groups.is_unreachable(a.address));
         let address = b.stop().await;
-        group.look().await;
-        group.look().await;
+        group.refresh().await;
+        group.refresh().await;
         assert!(groups.is_unreachable(address));
         assert_eq!(
             spread(&group, 10).get(&a.address),
@@ -378,16 +378,16 @@ mod tests {
         );
         a.status.store(204, Ordering::SeqCst);
         let b = Peer::at(address).await;
-        group.look().await;
-        group.look().await;
+        group.refresh().await;
+        group.refresh().await;
         assert_eq!(spread(&group, 100).len(), 2);
         assert_eq!(
             group.state().iter().filter(|state| state.health == Health::Up).count(),
             2
         );
         b.status.store(404, Ordering::SeqCst);
-        group.look().await;
-        group.look().await;
+        group.refresh().await;
+        group.refresh().await;
         assert_eq!(
             spread(&group, 100).get(&b.address),
             None,
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(spread(&group, 100).get(&b.address), None);
         assert!(group.pick(&[a.address]).is_none(), "not even if nobody else is left");
         groups.adopt(inputs(empty()), &[named]);
-        group.look().await;
+        group.refresh().await;
         assert_eq!(spread(&group, 100).get(&b.address), None, "a reload does not end it");
         assert!(group.set_maintenance("localhost", false));
         assert!(group.set_weight("localhost", Some(0)));

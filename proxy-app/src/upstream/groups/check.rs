@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::tls::upstream::refuse_old;
 use crate::upstream::groups::Shared;
-use crate::upstream::groups::members::Table;
+use crate::upstream::groups::members::Members;
 use crate::upstream::groups::server::{Health, Seat, ServerDescription};
 use crate::upstream::groups::spec::Check;
 
@@ -34,7 +34,7 @@ const RISE: usize = 2;
 const ANSWER_MAX: usize = 64 * 1024;
 
 /// Pingora's way to ask for a check.
-pub(super) struct HealthProbe(pub(super) Arc<Table>);
+pub(super) struct HealthProbe(pub(super) Arc<Members>);
 
 #[async_trait]
 impl HealthCheck for HealthProbe {
@@ -43,11 +43,11 @@ impl HealthCheck for HealthProbe {
             return Ok(());
         };
         let found = timeout(PATIENCE, self.ask(&seat)).await;
-        let found = found.unwrap_or_else(|_| Err(Failure::Unreachable("it does not answer".to_owned())));
+        let found = found.unwrap_or_else(|_| Err(CheckFailure::Unreachable("it does not answer".to_owned())));
         let (health, why) = match found {
             Ok(()) => (Health::Up, None),
-            Err(Failure::NotReady(why)) => (Health::NotReady, Some(why)),
-            Err(Failure::Unreachable(why)) => (Health::Unreachable, Some(why)),
+            Err(CheckFailure::NotReady(why)) => (Health::NotReady, Some(why)),
+            Err(CheckFailure::Unreachable(why)) => (Health::Unreachable, Some(why)),
         };
         seat.check_found(health, why.clone());
         match why {
@@ -74,14 +74,14 @@ impl HealthCheck for HealthProbe {
     }
 }
 
-enum Failure {
+enum CheckFailure {
     /// It answers, but not well.
     NotReady(String),
     Unreachable(String),
 }
 
 impl HealthProbe {
-    async fn ask(&self, seat: &Seat) -> Result<(), Failure> {
+    async fn ask(&self, seat: &Seat) -> Result<(), CheckFailure> {
         let description = seat.description();
         let peer = peer(&self.0.shared, seat, &description);
         let Check::Http { path } = self.0.check() else {
@@ -90,34 +90,39 @@ impl HealthProbe {
         };
         let status = match get(&self.0.shared, &peer, &description, &path).await {
             // A connection that was kept may have ended meanwhile: that says nothing.
-            Err(Asked { kept: true, .. }) => get(&self.0.shared, &peer, &description, &path).await,
-            asked => asked,
+            Err(FailedCheck { kept: true, .. }) => get(&self.0.shared, &peer, &description, &path).await,
+            outcome => outcome,
         };
-        match status.map_err(|asked| unreachable(&asked.error))? {
+        match status.map_err(|failed| unreachable(&failed.error))? {
             200..400 => Ok(()),
             400..500 if self.0.tolerates_unknown_path() => Ok(()),
-            status => Err(Failure::NotReady(format!("{path} says {status}"))),
+            status => Err(CheckFailure::NotReady(format!("{path} says {status}"))),
         }
     }
 }
 
-fn unreachable(error: &Error) -> Failure {
-    Failure::Unreachable(match &error.context {
+fn unreachable(error: &Error) -> CheckFailure {
+    CheckFailure::Unreachable(match &error.context {
         Some(context) => format!("{}: {}", error.etype().as_str(), context.as_str()),
         None => error.etype().as_str().to_owned(),
     })
 }
 
 /// A question that was not answered.
-struct Asked {
+struct FailedCheck {
     error: Box<Error>,
     /// It was asked over a connection of before.
     kept: bool,
 }
 
 /// The status of an answer.
-async fn get(shared: &Shared, peer: &HttpPeer, description: &ServerDescription, path: &str) -> Result<u16, Asked> {
-    let failed = |kept| move |error| Asked { error, kept };
+async fn get(
+    shared: &Shared,
+    peer: &HttpPeer,
+    description: &ServerDescription,
+    path: &str,
+) -> Result<u16, FailedCheck> {
+    let failed = |kept| move |error| FailedCheck { error, kept };
     let (mut session, kept) = shared.connector.get_http_session(peer).await.map_err(failed(false))?;
     refuse_old(session.digest()).map_err(failed(false))?;
     let request = request(description, path).map_err(failed(false))?;

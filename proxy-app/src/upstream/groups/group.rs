@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::upstream::groups::Shared;
 use crate::upstream::groups::check::HealthProbe;
-use crate::upstream::groups::members::{Discovery, Source, Table, backend};
+use crate::upstream::groups::members::{Discovery, MemberSource, Members, backend};
 use crate::upstream::groups::server::{Busy, Health, Overrides, Seat, ServerState};
 
 /// A member that was chosen for a request. While it lives, the server counts as busy with it.
@@ -30,15 +30,15 @@ pub struct Member {
 
 /// A group.
 pub struct Group {
-    table: Arc<Table>,
+    members: Arc<Members>,
     backends: Backends,
     /// The turn of the last one that was chosen.
     turn: AtomicU64,
 }
 
 impl Group {
-    pub(super) fn new(name: &str, source: Source, shared: &Arc<Shared>) -> Group {
-        let table = Arc::new(Table {
+    pub(super) fn new(name: &str, source: MemberSource, shared: &Arc<Shared>) -> Group {
+        let members = Arc::new(Members {
             name: name.to_owned(),
             shared: shared.clone(),
             source: ArcSwap::from_pointee(source),
@@ -46,10 +46,10 @@ impl Group {
             overrides: Mutex::default(),
             unknown: Mutex::default(),
         });
-        let mut backends = Backends::new(Box::new(Discovery(table.clone())));
-        backends.set_health_check(Box::new(HealthProbe(table.clone())));
+        let mut backends = Backends::new(Box::new(Discovery(members.clone())));
+        backends.set_health_check(Box::new(HealthProbe(members.clone())));
         Group {
-            table,
+            members,
             backends,
             turn: AtomicU64::new(0),
         }
@@ -57,11 +57,11 @@ impl Group {
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.table.name
+        &self.members.name
     }
 
-    pub(super) fn set_source(&self, source: Source) {
-        self.table.source.store(Arc::new(source));
+    pub(super) fn set_source(&self, source: MemberSource) {
+        self.members.source.store(Arc::new(source));
     }
 
     /// Looks up who belongs to it.
@@ -72,7 +72,7 @@ impl Group {
     }
 
     /// Looks up who belongs to it, and asks each whether it is up.
-    pub(super) async fn look(&self) {
+    pub(super) async fn refresh(&self) {
         self.find_members().await;
         self.backends.run_health_check(true).await;
     }
@@ -83,7 +83,7 @@ impl Group {
     /// Members that requests have found silent come after all others, those that answer and say that they are not
     /// ready last: where no better one is left, they may still know better than we do.
     pub fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
-        let seats = self.table.seats.load();
+        let seats = self.members.seats.load();
         let now = Instant::now();
         let free: Vec<(&Arc<Seat>, f64)> = seats
             .iter()
@@ -126,15 +126,15 @@ impl Group {
 
     /// How long connections to its servers are kept, where a file says it.
     pub fn keepalive(&self) -> Option<Duration> {
-        match &**self.table.source.load() {
-            Source::File(spec) => spec.keepalive,
-            Source::Directory(_) | Source::Extensions => None,
+        match &**self.members.source.load() {
+            MemberSource::File(spec) => spec.keepalive,
+            MemberSource::Directory(_) | MemberSource::Extensions => None,
         }
     }
 
     /// Whether there are servers that requests shall be given to: if none of them can be had, they do not answer.
     pub fn has_members(&self) -> bool {
-        let (seats, now) = (self.table.seats.load(), Instant::now());
+        let (seats, now) = (self.members.seats.load(), Instant::now());
         seats.iter().any(|seat| seat.share(now) > 0.0)
     }
 
@@ -172,7 +172,7 @@ impl Group {
     }
 
     fn order(&self, server: &str, change: impl FnOnce(&mut Overrides)) -> bool {
-        let seats = self.table.seats.load();
+        let seats = self.members.seats.load();
         let named: Vec<_> = seats
             .iter()
             .filter(|seat| *seat.description().server.name == *server)
@@ -180,7 +180,7 @@ impl Group {
         if named.is_empty() {
             return false;
         }
-        let mut all = self.table.overrides.lock();
+        let mut all = self.members.overrides.lock();
         let overrides = all.entry(server.to_owned()).or_default();
         change(overrides);
         named.iter().for_each(|seat| seat.obey(*overrides));
@@ -189,7 +189,7 @@ impl Group {
 
     /// What is known of its members.
     pub fn state(&self) -> Vec<ServerState> {
-        let seats = self.table.seats.load();
+        let seats = self.members.seats.load();
         let ready = |seat: &Seat| backend(seat.address).is_some_and(|backend| self.backends.ready(&backend));
         seats.iter().map(|seat| seat.state(ready(seat))).collect()
     }
@@ -204,7 +204,7 @@ impl Group {
     }
 
     fn seat(&self, address: SocketAddr) -> Option<Arc<Seat>> {
-        self.table.seat(address)
+        self.members.seat(address)
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) const LIMITS: FailureLimits = FailureLimits {
 };
 
 /// Where the members of a group come from.
-pub(crate) enum Source {
+pub(crate) enum MemberSource {
     /// Mailbox servers of the directory.
     Directory(ServerPool),
     /// The extensions of mailbox servers.
@@ -46,10 +46,10 @@ pub(crate) enum Source {
 }
 
 /// What discovery, checks and requests share.
-pub(crate) struct Table {
+pub(crate) struct Members {
     pub(crate) name: String,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) source: ArcSwap<Source>,
+    pub(crate) source: ArcSwap<MemberSource>,
     pub(crate) seats: ArcSwap<Vec<Arc<Seat>>>,
     pub(crate) overrides: Mutex<HashMap<String, Overrides>>,
     /// Hosts that could not be resolved; said once.
@@ -61,7 +61,7 @@ pub(crate) fn backend(address: SocketAddr) -> Option<Backend> {
     Backend::new(&address.to_string()).ok()
 }
 
-impl Table {
+impl Members {
     pub(crate) fn seat(&self, address: SocketAddr) -> Option<Arc<Seat>> {
         self.seats.load().iter().find(|seat| seat.address == address).cloned()
     }
@@ -69,14 +69,14 @@ impl Table {
     /// How its members are checked.
     pub(crate) fn check(&self) -> Check {
         match &**self.source.load() {
-            Source::Directory(_) | Source::Extensions => Check::Http { path: READY.to_owned() },
-            Source::File(spec) => spec.check.clone(),
+            MemberSource::Directory(_) | MemberSource::Extensions => Check::Http { path: READY.to_owned() },
+            MemberSource::File(spec) => spec.check.clone(),
         }
     }
 
     /// Whether a server without the path of the check is up nevertheless: older ones do not have it.
     pub(crate) fn tolerates_unknown_path(&self) -> bool {
-        !matches!(&**self.source.load(), Source::File(_))
+        !matches!(&**self.source.load(), MemberSource::File(_))
     }
 
     /// Who shall be a member, by the directory or the file.
@@ -101,8 +101,8 @@ impl Table {
             })
         };
         match &**self.source.load() {
-            Source::Directory(pool) => of_directory(*pool).collect(),
-            Source::Extensions => {
+            MemberSource::Directory(pool) => of_directory(*pool).collect(),
+            MemberSource::Extensions => {
                 let mut servers: Vec<_> = of_directory(ServerPool::Web).collect();
                 for description in &mut servers {
                     description.server.port = match description.server.tls {
@@ -112,7 +112,7 @@ impl Table {
                 }
                 servers
             }
-            Source::File(spec) => of_file(spec).collect(),
+            MemberSource::File(spec) => of_file(spec).collect(),
         }
     }
 
@@ -121,7 +121,7 @@ impl Table {
         let ip_mode = self.shared.inputs.load().ip_mode;
         // A mailbox server is one; the host of a file may be the name of many.
         let most = match &**self.source.load() {
-            Source::File(_) => ADDRESSES_MAX,
+            MemberSource::File(_) => ADDRESSES_MAX,
             _ => 1,
         };
         let mut lookups = JoinSet::new();
@@ -202,15 +202,15 @@ pub(crate) fn of_file(spec: &GroupSpec) -> impl Iterator<Item = ServerDescriptio
     })
 }
 
-pub(crate) struct Discovery(pub(crate) Arc<Table>);
+pub(crate) struct Discovery(pub(crate) Arc<Members>);
 
 #[async_trait]
 impl ServiceDiscovery for Discovery {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        let table = &self.0;
-        let members = table.addresses(table.described()).await;
-        table.seat_all(members);
-        let seats = table.seats.load();
+        let members = &self.0;
+        let found = members.addresses(members.described()).await;
+        members.seat_all(found);
+        let seats = members.seats.load();
         let backends = seats.iter().filter_map(|seat| backend(seat.address)).collect();
         Ok((backends, HashMap::new()))
     }
