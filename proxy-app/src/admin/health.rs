@@ -99,7 +99,7 @@ pub async fn upstreams(State(app): State<Arc<App>>) -> Json<Upstreams> {
 }
 
 impl UpstreamState {
-    fn new(group: &str, state: groups::State) -> UpstreamState {
+    fn new(group: &str, state: groups::ServerState) -> UpstreamState {
         let health = match state.health {
             Health::Up => "up",
             Health::NotReady => "not_ready",

@@ -230,7 +230,7 @@ impl App {
         let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
         let system = system.unwrap_or(&before.system);
         let dns = self.dns.clone();
-        let built = snapshot::build(config, system.clone(), names, &self.certificates, Some(&before))?;
+        let built = snapshot::build(config, system.clone(), dns, &self.certificates, Some(&before))?;
         let mut problems = built.warnings;
         let listeners = listeners(config, system);
         check_certificates(&listeners, &built.certificates, &mut problems);

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::tls::upstream::refuse_old;
 use crate::upstream::groups::Shared;
 use crate::upstream::groups::members::Members;
-use crate::upstream::groups::server::{Health, Seat, ServerDescription};
+use crate::upstream::groups::server::{GroupServer, Health, ServerDescription};
 use crate::upstream::groups::spec::Check;
 
 /// How long one check may take.
@@ -39,17 +39,17 @@ pub(super) struct HealthProbe(pub(super) Arc<Members>);
 #[async_trait]
 impl HealthCheck for HealthProbe {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
-        let Some(seat) = target.addr.as_inet().and_then(|address| self.0.seat(*address)) else {
+        let Some(server) = target.addr.as_inet().and_then(|address| self.0.server(*address)) else {
             return Ok(());
         };
-        let found = timeout(PATIENCE, self.ask(&seat)).await;
+        let found = timeout(PATIENCE, self.ask(&server)).await;
         let found = found.unwrap_or_else(|_| Err(CheckFailure::Unreachable("it does not answer".to_owned())));
         let (health, why) = match found {
             Ok(()) => (Health::Up, None),
             Err(CheckFailure::NotReady(why)) => (Health::NotReady, Some(why)),
             Err(CheckFailure::Unreachable(why)) => (Health::Unreachable, Some(why)),
         };
-        seat.check_found(health, why.clone());
+        server.check_found(health, why.clone());
         match why {
             None => Ok(()),
             Some(why) => Error::e_explain(ErrorType::ConnectError, why),
@@ -57,15 +57,15 @@ impl HealthCheck for HealthProbe {
     }
 
     async fn health_status_change(&self, target: &Backend, healthy: bool) {
-        let seat = target.addr.as_inet().and_then(|address| self.0.seat(*address));
-        if let Some(seat) = seat.filter(|_| healthy) {
-            seat.is_back();
+        let server = target.addr.as_inet().and_then(|address| self.0.server(*address));
+        if let Some(server) = server.filter(|_| healthy) {
+            server.is_back();
         }
     }
 
     fn backend_summary(&self, target: &Backend) -> String {
-        let seat = target.addr.as_inet().and_then(|address| self.0.seat(*address));
-        let name = seat.map_or_else(String::new, |seat| seat.description().server.name.to_string());
+        let server = target.addr.as_inet().and_then(|address| self.0.server(*address));
+        let name = server.map_or_else(String::new, |server| server.description().server.name.to_string());
         format!("{name} ({}) in group {}", target.addr, self.0.name)
     }
 
@@ -81,9 +81,9 @@ enum CheckFailure {
 }
 
 impl HealthProbe {
-    async fn ask(&self, seat: &Seat) -> Result<(), CheckFailure> {
-        let description = seat.description();
-        let peer = peer(&self.0.shared, seat, &description);
+    async fn ask(&self, server: &GroupServer) -> Result<(), CheckFailure> {
+        let description = server.description();
+        let peer = peer(&self.0.shared, server, &description);
         let Check::Http { path } = self.0.check() else {
             let connected = self.0.shared.sockets.new_stream(&peer).await;
             return connected.map(drop).map_err(|error| unreachable(&error));
@@ -154,12 +154,12 @@ fn request(description: &ServerDescription, path: &str) -> pingora::Result<Reque
     Ok(request)
 }
 
-fn peer(shared: &Shared, seat: &Seat, description: &ServerDescription) -> HttpPeer {
+fn peer(shared: &Shared, server: &GroupServer, description: &ServerDescription) -> HttpPeer {
     let name = match &description.server.tls {
         UpstreamTls::Clear => None,
         UpstreamTls::Implicit { name } => Some(name.to_string()),
     };
-    let mut peer = HttpPeer::new(seat.address, name.is_some(), name.unwrap_or_default());
+    let mut peer = HttpPeer::new(server.address, name.is_some(), name.unwrap_or_default());
     peer.options.connection_timeout = Some(PATIENCE);
     peer.options.total_connection_timeout = Some(PATIENCE);
     peer.options.idle_timeout = Some(KEPT);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::upstream::groups::Shared;
 use crate::upstream::groups::check::HealthProbe;
 use crate::upstream::groups::members::{Discovery, MemberSource, Members, backend};
-use crate::upstream::groups::server::{Busy, Health, Overrides, Seat, ServerState};
+use crate::upstream::groups::server::{Busy, GroupServer, Health, Overrides, ServerState};
 
 /// A member that was chosen for a request. While it lives, the server counts as busy with it.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ impl Group {
             name: name.to_owned(),
             shared: shared.clone(),
             source: ArcSwap::from_pointee(source),
-            seats: ArcSwap::default(),
+            servers: ArcSwap::default(),
             overrides: Mutex::default(),
             unknown: Mutex::default(),
         });
@@ -83,44 +83,44 @@ impl Group {
     /// Members that requests have found silent come after all others, those that answer and say that they are not
     /// ready last: where no better one is left, they may still know better than we do.
     pub fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
-        let seats = self.members.seats.load();
+        let servers = self.members.servers.load();
         let now = Instant::now();
-        let free: Vec<(&Arc<Seat>, f64)> = seats
+        let free: Vec<(&Arc<GroupServer>, f64)> = servers
             .iter()
-            .filter(|seat| !tried.contains(&seat.address))
-            .map(|seat| (seat, seat.share(now)))
+            .filter(|server| !tried.contains(&server.address))
+            .map(|server| (server, server.share(now)))
             .filter(|(_, share)| *share > 0.0)
             .collect();
-        let ready = |seat: &Seat| backend(seat.address).is_some_and(|backend| self.backends.ready(&backend));
-        let classes: [&dyn Fn(&Seat) -> bool; 3] = [
-            &|seat| ready(seat) && !seat.is_ejected(now),
-            &|seat| ready(seat),
-            &|seat| seat.health() == Health::NotReady,
+        let ready = |server: &GroupServer| backend(server.address).is_some_and(|backend| self.backends.ready(&backend));
+        let classes: [&dyn Fn(&GroupServer) -> bool; 3] = [
+            &|server| ready(server) && !server.is_ejected(now),
+            &|server| ready(server),
+            &|server| server.health() == Health::NotReady,
         ];
-        let (seat, share) = classes.iter().find_map(|class| {
-            let class: Vec<_> = free.iter().copied().filter(|(seat, _)| class(seat)).collect();
+        let (server, share) = classes.iter().find_map(|class| {
+            let class: Vec<_> = free.iter().copied().filter(|(server, _)| class(server)).collect();
             better_of_two(&class)
         })?;
-        Some(self.member(seat, share))
+        Some(self.member(server, share))
     }
 
     /// The one at this address, if it gets requests.
     pub fn member_at(&self, address: SocketAddr) -> Option<Member> {
-        let (seat, now) = (self.seat(address)?, Instant::now());
-        let share = seat.share(now);
+        let (server, now) = (self.server(address)?, Instant::now());
+        let share = server.share(now);
         let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
-        (share > 0.0 && ready && !seat.is_ejected(now)).then(|| self.member(&seat, share))
+        (share > 0.0 && ready && !server.is_ejected(now)).then(|| self.member(&server, share))
     }
 
-    fn member(&self, seat: &Arc<Seat>, share: f64) -> Member {
-        let turn = self.turn.load(Ordering::Relaxed).max(seat.turn());
+    fn member(&self, server: &Arc<GroupServer>, share: f64) -> Member {
+        let turn = self.turn.load(Ordering::Relaxed).max(server.turn());
         self.turn.store(turn, Ordering::Relaxed);
-        let description = seat.description();
+        let description = server.description();
         Member {
             server: description.server.clone(),
-            address: seat.address,
+            address: server.address,
             verify: description.verify,
-            _busy: Arc::new(seat.take(turn, share)),
+            _busy: Arc::new(server.take(turn, share)),
         }
     }
 
@@ -134,96 +134,96 @@ impl Group {
 
     /// Whether there are servers that requests shall be given to: if none of them can be had, they do not answer.
     pub fn has_members(&self) -> bool {
-        let (seats, now) = (self.members.seats.load(), Instant::now());
-        seats.iter().any(|seat| seat.share(now) > 0.0)
+        let (servers, now) = (self.members.servers.load(), Instant::now());
+        servers.iter().any(|server| server.share(now) > 0.0)
     }
 
     /// Counts a request that goes to this address for another reason, while the value lives.
     pub fn busy(&self, address: SocketAddr) -> Option<Busy> {
-        self.seat(address).map(|seat| seat.enter())
+        self.server(address).map(|server| server.enter())
     }
 
     /// A request found that nobody answers there.
     pub fn eject(&self, address: SocketAddr) {
-        if let Some(seat) = self.seat(address)
-            && seat.failed(Instant::now())
+        if let Some(server) = self.server(address)
+            && server.failed(Instant::now())
         {
-            let name = &seat.description().server.name;
+            let name = &server.description().server.name;
             log::warn!("{name} ({address}) in group {} does not answer requests", self.name());
         }
     }
 
     /// A request was answered from there.
     pub fn answered(&self, address: SocketAddr) {
-        if let Some(seat) = self.seat(address) {
-            seat.answered(Instant::now());
+        if let Some(server) = self.server(address) {
+            server.answered(Instant::now());
         }
     }
 
     /// Keeps a server out, or takes it back, for requests of nobody. `server` is the name of its entry, or its host
     /// in a file. It counts until the process ends. False: there is no such server here.
     pub fn set_maintenance(&self, server: &str, on: bool) -> bool {
-        self.order(server, |overrides| overrides.maintenance = on)
+        self.override_server(server, |overrides| overrides.maintenance = on)
     }
 
     /// Gives a server another weight; `None`: the configured one. False: there is no such server here.
     pub fn set_weight(&self, server: &str, weight: Option<u32>) -> bool {
-        self.order(server, |overrides| overrides.weight = weight)
+        self.override_server(server, |overrides| overrides.weight = weight)
     }
 
-    fn order(&self, server: &str, change: impl FnOnce(&mut Overrides)) -> bool {
-        let seats = self.members.seats.load();
-        let named: Vec<_> = seats
+    fn override_server(&self, name: &str, change: impl FnOnce(&mut Overrides)) -> bool {
+        let servers = self.members.servers.load();
+        let named: Vec<_> = servers
             .iter()
-            .filter(|seat| *seat.description().server.name == *server)
+            .filter(|server| *server.description().server.name == *name)
             .collect();
         if named.is_empty() {
             return false;
         }
         let mut all = self.members.overrides.lock();
-        let overrides = all.entry(server.to_owned()).or_default();
+        let overrides = all.entry(name.to_owned()).or_default();
         change(overrides);
-        named.iter().for_each(|seat| seat.obey(*overrides));
+        named.iter().for_each(|server| server.obey(*overrides));
         true
     }
 
     /// What is known of its members.
     pub fn state(&self) -> Vec<ServerState> {
-        let seats = self.members.seats.load();
-        let ready = |seat: &Seat| backend(seat.address).is_some_and(|backend| self.backends.ready(&backend));
-        seats.iter().map(|seat| seat.state(ready(seat))).collect()
+        let servers = self.members.servers.load();
+        let ready = |server: &GroupServer| backend(server.address).is_some_and(|backend| self.backends.ready(&backend));
+        servers.iter().map(|server| server.state(ready(server))).collect()
     }
 
     /// Whether checks say that nobody answers at this address. `false` where they say nothing.
     pub fn is_unreachable(&self, address: SocketAddr) -> bool {
-        let unreachable = |seat: Arc<Seat>| {
+        let unreachable = |server: Arc<GroupServer>| {
             let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
-            !ready && seat.health() == Health::Unreachable
+            !ready && server.health() == Health::Unreachable
         };
-        self.seat(address).is_some_and(unreachable)
+        self.server(address).is_some_and(unreachable)
     }
 
-    fn seat(&self, address: SocketAddr) -> Option<Arc<Seat>> {
-        self.members.seat(address)
+    fn server(&self, address: SocketAddr) -> Option<Arc<GroupServer>> {
+        self.members.server(address)
     }
 }
 
 /// Of two that are drawn by their shares.
-fn better_of_two<'a>(seats: &[(&'a Arc<Seat>, f64)]) -> Option<(&'a Arc<Seat>, f64)> {
-    let first = draw(seats, None)?;
-    let Some(second) = draw(seats, Some(first)) else {
-        return Some(seats[first]);
+fn better_of_two<'a>(servers: &[(&'a Arc<GroupServer>, f64)]) -> Option<(&'a Arc<GroupServer>, f64)> {
+    let first = draw(servers, None)?;
+    let Some(second) = draw(servers, Some(first)) else {
+        return Some(servers[first]);
     };
-    let order = |at: usize| (seats[at].0.load(seats[at].1), seats[at].0.turn());
+    let order = |at: usize| (servers[at].0.load(servers[at].1), servers[at].0.turn());
     let (first_load, first_turn) = order(first);
     let (second_load, second_turn) = order(second);
     let first_is_better = first_load < second_load || first_load == second_load && first_turn <= second_turn;
-    Some(seats[if first_is_better { first } else { second }])
+    Some(servers[if first_is_better { first } else { second }])
 }
 
 /// One that is drawn by its share, and is not `but`.
-fn draw(seats: &[(&Arc<Seat>, f64)], but: Option<usize>) -> Option<usize> {
-    let candidates = || seats.iter().enumerate().filter(move |(at, _)| Some(*at) != but);
+fn draw(servers: &[(&Arc<GroupServer>, f64)], but: Option<usize>) -> Option<usize> {
+    let candidates = || servers.iter().enumerate().filter(move |(at, _)| Some(*at) != but);
     let all: f64 = candidates().map(|(_, (_, share))| share).sum();
     let mut left = all * rand::random::<f64>();
     for (at, (_, share)) in candidates() {

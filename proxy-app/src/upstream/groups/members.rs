@@ -17,7 +17,7 @@ use route_cache::{Server, ServerPool, UpstreamTls};
 use tokio::task::JoinSet;
 
 use crate::upstream::groups::Shared;
-use crate::upstream::groups::server::{FailureLimits, Overrides, Seat, ServerDescription};
+use crate::upstream::groups::server::{FailureLimits, GroupServer, Overrides, ServerDescription};
 use crate::upstream::groups::spec::{Check, GroupSpec};
 
 /// How many addresses of one host are members.
@@ -50,7 +50,7 @@ pub(crate) struct Members {
     pub(crate) name: String,
     pub(crate) shared: Arc<Shared>,
     pub(crate) source: ArcSwap<MemberSource>,
-    pub(crate) seats: ArcSwap<Vec<Arc<Seat>>>,
+    pub(crate) servers: ArcSwap<Vec<Arc<GroupServer>>>,
     pub(crate) overrides: Mutex<HashMap<String, Overrides>>,
     /// Hosts that could not be resolved; said once.
     pub(crate) unknown: Mutex<BTreeSet<String>>,
@@ -62,8 +62,12 @@ pub(crate) fn backend(address: SocketAddr) -> Option<Backend> {
 }
 
 impl Members {
-    pub(crate) fn seat(&self, address: SocketAddr) -> Option<Arc<Seat>> {
-        self.seats.load().iter().find(|seat| seat.address == address).cloned()
+    pub(crate) fn server(&self, address: SocketAddr) -> Option<Arc<GroupServer>> {
+        self.servers
+            .load()
+            .iter()
+            .find(|server| server.address == address)
+            .cloned()
     }
 
     /// How its members are checked.
@@ -117,7 +121,7 @@ impl Members {
     }
 
     /// Where these are reached.
-    pub(crate) async fn addresses(&self, description: Vec<ServerDescription>) -> Vec<(SocketAddr, ServerDescription)> {
+    pub(crate) async fn addresses(&self, descriptions: Vec<ServerDescription>) -> Vec<(SocketAddr, ServerDescription)> {
         let ip_mode = self.shared.inputs.load().ip_mode;
         // A mailbox server is one; the host of a file may be the name of many.
         let most = match &**self.source.load() {
@@ -125,7 +129,7 @@ impl Members {
             _ => 1,
         };
         let mut lookups = JoinSet::new();
-        for (at, description) in description.into_iter().enumerate() {
+        for (at, description) in descriptions.into_iter().enumerate() {
             let dns = self.shared.dns.clone();
             lookups.spawn(async move {
                 let addresses = dns
@@ -159,27 +163,27 @@ impl Members {
     }
 
     /// Gives everybody a seat; who has one keeps it.
-    pub(crate) fn seat_all(&self, members: Vec<(SocketAddr, ServerDescription)>) {
-        let before = self.seats.load_full();
+    pub(crate) fn set_servers(&self, members: Vec<(SocketAddr, ServerDescription)>) {
+        let before = self.servers.load_full();
         let overrides = self.overrides.lock();
-        let mut seats: Vec<Arc<Seat>> = Vec::new();
+        let mut servers: Vec<Arc<GroupServer>> = Vec::new();
         for (address, description) in members {
-            if seats.iter().any(|seat| seat.address == address) {
+            if servers.iter().any(|server| server.address == address) {
                 continue;
             }
             let overrides = overrides.get(&*description.server.name).copied().unwrap_or_default();
-            let known = before
-                .iter()
-                .find(|seat| seat.address == address && seat.description().server.name == description.server.name);
-            seats.push(match known {
-                Some(seat) => {
-                    seat.describe(description, overrides);
-                    seat.clone()
+            let known = before.iter().find(|server| {
+                server.address == address && server.description().server.name == description.server.name
+            });
+            servers.push(match known {
+                Some(server) => {
+                    server.describe(description, overrides);
+                    server.clone()
                 }
-                None => Arc::new(Seat::new(address, description, overrides)),
+                None => Arc::new(GroupServer::new(address, description, overrides)),
             });
         }
-        self.seats.store(Arc::new(seats));
+        self.servers.store(Arc::new(servers));
     }
 }
 
@@ -209,9 +213,9 @@ impl ServiceDiscovery for Discovery {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
         let members = &self.0;
         let found = members.addresses(members.described()).await;
-        members.seat_all(found);
-        let seats = members.seats.load();
-        let backends = seats.iter().filter_map(|seat| backend(seat.address)).collect();
+        members.set_servers(found);
+        let servers = members.servers.load();
+        let backends = servers.iter().filter_map(|server| backend(server.address)).collect();
         Ok((backends, HashMap::new()))
     }
 }

@@ -59,7 +59,7 @@ pub(super) struct ServerDescription {
 }
 
 /// One server of a group. What is told of it changes, what is known of it stays.
-pub(super) struct Seat {
+pub(super) struct GroupServer {
     pub(super) address: SocketAddr,
     description: Mutex<Arc<ServerDescription>>,
     weight: AtomicU32,
@@ -115,7 +115,7 @@ pub struct ServerState {
 }
 
 /// A request that a server is answering. It ends when the value is dropped.
-pub struct Busy(Arc<Seat>);
+pub struct Busy(Arc<GroupServer>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -129,9 +129,9 @@ impl std::fmt::Debug for Busy {
     }
 }
 
-impl Seat {
-    pub(super) fn new(address: SocketAddr, description: ServerDescription, overrides: Overrides) -> Seat {
-        let seat = Seat {
+impl GroupServer {
+    pub(super) fn new(address: SocketAddr, description: ServerDescription, overrides: Overrides) -> GroupServer {
+        let server = GroupServer {
             address,
             weight: AtomicU32::new(description.weight),
             description: Mutex::new(Arc::new(description)),
@@ -147,8 +147,8 @@ impl Seat {
                 back: None,
             }),
         };
-        seat.obey(overrides);
-        seat
+        server.obey(overrides);
+        server
     }
 
     /// What it is described as.
@@ -310,7 +310,7 @@ mod tests {
 
     use super::*;
 
-    fn seat(max_fails: u64, weight: u32) -> Seat {
+    fn server(max_fails: u64, weight: u32) -> GroupServer {
         let description = ServerDescription {
             server: Server {
                 name: "store".into(),
@@ -325,68 +325,68 @@ mod tests {
             },
             verify: false,
         };
-        Seat::new(SocketAddr::from(([127, 0, 0, 1], 1)), description, Overrides::default())
+        GroupServer::new(SocketAddr::from(([127, 0, 0, 1], 1)), description, Overrides::default())
     }
 
     #[tokio::test(start_paused = true)]
     async fn is_left_alone_longer_each_time() {
-        let seat = seat(1, 1);
+        let server = server(1, 1);
         for expected in [10, 20, 40, 80, 160, 300, 300] {
-            assert!(seat.failed(Instant::now()));
+            assert!(server.failed(Instant::now()));
             assert!(
-                !seat.failed(Instant::now()),
+                !server.failed(Instant::now()),
                 "failures of requests under way count once"
             );
             tokio::time::advance(Duration::from_secs(expected - 1)).await;
-            assert!(seat.is_ejected(Instant::now()), "{expected}");
+            assert!(server.is_ejected(Instant::now()), "{expected}");
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(!seat.is_ejected(Instant::now()), "{expected}");
+            assert!(!server.is_ejected(Instant::now()), "{expected}");
         }
-        seat.answered(Instant::now());
-        assert!(seat.failed(Instant::now()));
+        server.answered(Instant::now());
+        assert!(server.failed(Instant::now()));
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert!(!seat.is_ejected(Instant::now()), "an answer makes it short again");
+        assert!(!server.is_ejected(Instant::now()), "an answer makes it short again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn some_failures_may_be_allowed() {
-        let seat = seat(2, 1);
-        assert!(!seat.failed(Instant::now()));
+        let server = server(2, 1);
+        assert!(!server.failed(Instant::now()));
         tokio::time::advance(Duration::from_secs(11)).await;
-        assert!(!seat.failed(Instant::now()), "the first is long ago");
-        assert!(seat.failed(Instant::now()));
-        let never = self::seat(0, 1);
+        assert!(!server.failed(Instant::now()), "the first is long ago");
+        assert!(server.failed(Instant::now()));
+        let never = self::server(0, 1);
         assert!((0..100).all(|_| !never.failed(Instant::now())));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_comes_back_gets_less_at_first() {
-        let seat = seat(1, 8);
-        assert_eq!(seat.share(Instant::now()), 8.0);
-        seat.is_back();
-        assert_eq!(seat.share(Instant::now()), 0.8);
+        let server = server(1, 8);
+        assert_eq!(server.share(Instant::now()), 8.0);
+        server.is_back();
+        assert_eq!(server.share(Instant::now()), 0.8);
         tokio::time::advance(SLOW_START / 2).await;
-        assert_eq!(seat.share(Instant::now()), 4.0);
+        assert_eq!(server.share(Instant::now()), 4.0);
         tokio::time::advance(SLOW_START).await;
-        assert_eq!(seat.share(Instant::now()), 8.0);
-        assert!(seat.failed(Instant::now()));
+        assert_eq!(server.share(Instant::now()), 8.0);
+        assert!(server.failed(Instant::now()));
         tokio::time::advance(Duration::from_secs(15)).await;
-        assert_eq!(seat.share(Instant::now()), 4.0, "after it was left alone, too");
+        assert_eq!(server.share(Instant::now()), 4.0, "after it was left alone, too");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_operator_keeps_one_out_and_takes_it_back() {
-        let seat = seat(1, 8);
+        let server = server(1, 8);
         let mut overrides = Overrides {
             maintenance: true,
             weight: Some(2),
         };
-        seat.obey(overrides);
-        assert_eq!(seat.share(Instant::now()), 0.0);
+        server.obey(overrides);
+        assert_eq!(server.share(Instant::now()), 0.0);
         overrides.maintenance = false;
-        seat.obey(overrides);
-        assert_eq!(seat.share(Instant::now()), 0.2);
+        server.obey(overrides);
+        assert_eq!(server.share(Instant::now()), 0.2);
         tokio::time::advance(SLOW_START).await;
-        assert_eq!(seat.share(Instant::now()), 2.0);
+        assert_eq!(server.share(Instant::now()), 2.0);
     }
 }
