@@ -85,7 +85,7 @@ pub struct App {
     /// One reload after the other.
     reloading: Arc<tokio::sync::Mutex<()>>,
     listeners: watch::Sender<ListenerList>,
-    /// How far the doors have followed that list, and what they could not open.
+    /// How far the listeners have followed that list, and what they could not open.
     opened: watch::Sender<(u64, Problems)>,
     directory: Arc<dyn Directory>,
     certificates: SharedCertStore,
@@ -239,7 +239,7 @@ impl App {
         self.listeners.subscribe()
     }
 
-    /// The doors have followed the list with this number, but for these problems.
+    /// The listeners have followed the list with this number, but for these problems.
     pub fn listeners_are(&self, number: u64, problems: Problems) {
         self.opened.send_replace((number, problems));
     }

@@ -1,4 +1,4 @@
-//! Load on every door: throughput, latency, CPU and memory of Portico, beside the same load straight on the servers.
+//! Load on every listener: throughput, latency, CPU and memory of Portico, beside the same load straight on the servers.
 //!
 //! The web side is loaded by wrk and h2load and answered by nginx, the mail side by this project's own generator
 //! ([`portico_tests::load`]) and simulator. It prints a table and judges nothing: machines differ, and what else

@@ -50,7 +50,7 @@ fn a_name_is_not_shown_the_certificate_of_the_address() -> Result<()> {
     )
 }
 
-/// What `openssl s_client` prints of a visit to this door, asking for this name.
+/// What `openssl s_client` prints of a visit to this listener, asking for this name.
 fn s_client(endpoint: SocketAddrV4, name: &str, say: &str, more: &[&str]) -> Result<String> {
     let mut child = Command::new("openssl")
         .args(["s_client", "-ign_eof", "-servername", name, "-connect"])

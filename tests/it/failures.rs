@@ -13,7 +13,7 @@ use crate::scene::{play, timed};
 
 const SOON: Duration = Duration::from_secs(40);
 
-/// Portico: its sessions are gone, and it can be started again at once, with the same doors and the same logs.
+/// Portico: its sessions are gone, and it can be started again at once, with the same listeners and the same logs.
 #[test]
 fn portico_is_killed() -> Result<()> {
     play(|scene| {

@@ -18,7 +18,7 @@ use crate::scene::{Scene, greeted};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A town whose first store is at `::1`, and doors there.
+/// A town whose first store is at `::1`, and listeners there.
 struct Sixth<'a> {
     scene: Scene<'a>,
     imap: SocketAddr,

@@ -38,7 +38,7 @@ const GROUPS: [&str; 11] = [
 const HUGE: u64 = 2 * 1024 * 1024 * 1024;
 const FLAT_KIB: u64 = 32 * 1024;
 
-/// The usual town with the services beside its mailbox servers, static trees, and a door for administrators.
+/// The usual town with the services beside its mailbox servers, static trees, and a listener for administrators.
 struct Carbonio<'a> {
     scene: Scene<'a>,
     admin: SocketAddrV4,
@@ -135,7 +135,7 @@ impl Carbonio<'_> {
         self.scene.https(path, args)
     }
 
-    /// Asks the door for administrators.
+    /// Sends a request to the listener for administrators.
     fn admin(&self, path: &str, args: &[&str]) -> Result<Answer> {
         let ca = self.scene.town.ca.file();
         let always = ["--cacert", ca.to_str().context("path")?, "--max-time", "60"];
@@ -422,7 +422,7 @@ fn the_door_for_administrators() -> Result<()> {
                 .collect();
             assert_eq!(cookies.len(), 8, "{}", first.head);
             ensure!(cookies[0].contains("ZM_ADMIN_AUTH_TOKEN=; Path=/"), "{cookies:?}");
-            // And none of it is served on the other door.
+            // And none of it is served on the other listener.
             let refused = carbonio.web(soap, &["-H", &token])?;
             assert_eq!(refused.status(), "404");
             Ok(())

@@ -170,7 +170,7 @@ fn a_node_in_the_background_serves_when_the_command_ends() -> Result<()> {
         ensure!(status.success(), "{status}");
         let first = scene.portico.background_pid()?;
         made.0.push(first);
-        // Nobody waits for the doors here: they are open.
+        // Nobody waits for the listeners here: they are open.
         let mut alice = scene.login("alice")?;
         let status = scene.portico.in_background(&["-u"])?;
         ensure!(status.success(), "{status}");
@@ -396,7 +396,7 @@ fn a_reload_takes_the_node_file_and_names_what_it_cannot() -> Result<()> {
             output.contains("needs an upgrade: route_cache.capacity, work_stealing"),
             "{output}"
         );
-        // The new door is open, the old one closed, the others as they were.
+        // The new listener is open, the old one closed, the others as they were.
         let tls = scene.town.ca.connector(&[])?;
         greeted(Wire::tls(new, &tls, FRONT)?, "* OK")?;
         ensure!(TcpStream::connect(gone).is_err(), "{gone} still listens");
@@ -442,7 +442,7 @@ fn a_listener_that_cannot_be_opened_is_an_alarm() -> Result<()> {
             Ok(scene.portico.output().contains(&alarm).then_some(()))
         })?;
         scene.login("alice")?.imap_ok("a1 NOOP")?;
-        // As soon as the address is free, the door opens.
+        // As soon as the address is free, the listener opens.
         drop(held);
         until("the door to open", SOON, || {
             Ok(TcpStream::connect(address).ok().map(drop))

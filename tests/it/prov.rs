@@ -760,7 +760,7 @@ impl House {
         Ok(line.split(' ').nth(1).unwrap_or_default().to_owned())
     }
 
-    /// The common name of the certificate for a name, on every door with TLS.
+    /// The common name of the certificate for a name, on every listener with TLS.
     fn certificates(&self, name: &str) -> Result<Vec<String>> {
         let tls = self.ca.connector(&[])?;
         let mut starttls = Wire::clear(self.imap)?;

@@ -1,4 +1,4 @@
-//! The web doors with what people really use: a browser that lives in a web client, a calendar program, load
+//! The web listeners with what people really use: a browser that lives in a web client, a calendar program, load
 //! generators; and with real web servers behind.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -200,7 +200,7 @@ fn a_calendar_program_finds_and_synchronises_calendars() -> Result<()> {
     play(change, |scene, (_calendars, nginxes)| {
         let bob = scene.town.person("bob")?.clone();
         let endpoint = scene.town.endpoints.https;
-        // Bob makes a calendar with something in it, through the door.
+        // Bob makes a calendar with something in it, through Portico.
         let url = format!("https://localhost:{}/dav/{}/days/", endpoint.port(), bob.name);
         let user = format!("{}:{}", bob.name, bob.password());
         let ca = scene.town.ca.file();
@@ -372,7 +372,7 @@ impl Drop for Generator {
 /// So many bytes of its log a server writes for some hundred requests.
 const SERVED: usize = 50_000;
 
-/// The web doors under load, while a mailbox server goes and comes back and a certificate is exchanged: nobody may
+/// The web listeners under load, while a mailbox server goes and comes back and a certificate is exchanged: nobody may
 /// notice.
 #[test]
 fn load_sees_no_error_while_things_change() -> Result<()> {

@@ -157,7 +157,7 @@ impl Scene<'_> {
         wire.start_tls(&self.town.ca.connector(&[])?, FRONT)
     }
 
-    /// TLS to a door, asking for a name.
+    /// TLS to a listener, asking for a name.
     pub(crate) fn tls(&self, endpoint: SocketAddrV4, name: &str) -> Result<Wire> {
         Wire::clear(endpoint)?.start_tls_any_name(&self.town.ca.connector(&[])?, name)
     }

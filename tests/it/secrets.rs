@@ -127,7 +127,7 @@ fn head_for(kind: &str) -> String {
     )
 }
 
-/// On every door: where they belong, and where they are another protocol.
+/// On every listener: where they belong, and where they are another protocol.
 fn heads_that_nobody_can_read(scene: &Scene) -> Result<()> {
     for head in HEADS {
         let head = head.replace("TOKEN", TOKEN).replace("HOST", "mail.a.example");

@@ -16,11 +16,11 @@ use crate::scene::Scene;
 
 /// Of all that is looked at here, nothing takes longer.
 const CURL_SECONDS: &str = "60";
-/// How long the door may take to open.
+/// How long the listener may take to open.
 const SOON: Duration = Duration::from_secs(30);
 const TOKEN: &str = "0_5f2c4n4ry_69643d33363a;x=1";
 
-/// The door, who comes to it, and whom it asks.
+/// The listener, its clients, and the services that it asks.
 struct Endpoint<'a> {
     scene: &'a Scene<'a>,
     address: SocketAddrV4,
@@ -111,7 +111,7 @@ impl Endpoint<'_> {
     }
 }
 
-/// Who opens the door, and whom it asks.
+/// Where the listener is configured, and which services it asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
     /// The node file.
@@ -122,7 +122,8 @@ enum Given {
     NoService,
 }
 
-/// `a.example` wants certificates, `c.example` may have them, `d.example` has an authority of its own, `b.example` knows nothing of it.
+/// `a.example` wants certificates, `c.example` may have them, `d.example` has an authority of its own, `b.example`
+/// knows nothing of it.
 fn play(given: Given, test: impl FnOnce(&Endpoint) -> Result<()>) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;

@@ -1,4 +1,4 @@
-//! Stream doors: TLS ends at Portico, by the name that the client asks for, and the bytes go on as they are.
+//! Stream listeners: TLS ends at Portico, by the name that the client asks for, and the bytes go on as they are.
 
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
@@ -70,7 +70,7 @@ impl Slapd {
     }
 }
 
-/// Adds a stream door.
+/// Adds a stream listener.
 fn add(stage: &Stage, node: &mut Node, upstream: SocketAddrV4, tls: bool, send_proxy: bool) -> Result<SocketAddrV4> {
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
     node.listeners.push(Listener {
@@ -87,7 +87,7 @@ fn add(stage: &Stage, node: &mut Node, upstream: SocketAddrV4, tls: bool, send_p
     Ok(address)
 }
 
-/// Plays with slapd behind two doors, one that speaks clear text with it and one that speaks TLS.
+/// Plays with slapd behind two listeners, one that speaks clear text with it and one that speaks TLS.
 fn play_with_slapd(test: impl FnOnce(&mut Scene, [SocketAddrV4; 2]) -> Result<()>) -> Result<()> {
     let stage = Stage::new()?;
     let behind = RefCell::new(None);

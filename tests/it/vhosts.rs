@@ -304,7 +304,7 @@ fn a_session_is_not_resumed_where_other_rules_count() -> Result<()> {
             let printed = scene.s_client("mail.b.example", "mail.b.example", &[version, "-sess_in", file])?;
             assert!(printed.contains("Reused, TLS"), "{version}: {printed}");
             assert_eq!(status_in(&printed), Status(200), "{version}: {printed}");
-            // but it opens no other door, with and without a certificate at hand, required or not.
+            // but it opens nothing else, with and without a certificate at hand, required or not.
             for (name, host) in [
                 ("mail.a.example", "mail.a.example"),
                 ("x.c.example", "x.c.example"),

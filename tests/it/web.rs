@@ -1,4 +1,4 @@
-//! The web doors: each request goes to its user's mailbox server, unharmed, and says truthfully where it came from.
+//! The web listeners: each request goes to its user's mailbox server, unharmed, and says truthfully where it came from.
 
 use std::path::PathBuf;
 use std::process::Command;

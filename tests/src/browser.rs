@@ -1,7 +1,7 @@
-//! A headless Chromium, driven over WebDriver: what a person with a browser would see and do.
+//! A headless Chromium, driven over WebDriver: what a user with a browser would see and do.
 //!
-//! It resolves the names that it is given to loopback addresses, and believes every certificate: whether they are
-//! good is the business of tests with OpenSSL and curl.
+//! It resolves the names that it is given to loopback addresses, and accepts every certificate: whether they are
+//! valid is tested with OpenSSL and curl.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
@@ -119,7 +119,7 @@ impl Browser {
         self.develop("Emulation.setDeviceMetricsOverride", &size)
     }
 
-    /// Has pages seen light or dark, as somebody's system would say.
+    /// Sets the colour scheme that pages see, light or dark.
     pub fn prefer(&self, scheme: &str) -> Result<()> {
         let feature = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.develop("Emulation.setEmulatedMedia", &feature)

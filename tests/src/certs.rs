@@ -1,4 +1,4 @@
-//! A certificate authority for development and tests: makes certificates good, wrong and expired.
+//! A certificate authority for development and tests: makes valid, wrong and expired certificates.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -83,7 +83,7 @@ impl Authority {
         self.issue_for(names, &key, 365, ExtendedKeyUsage::new().server_auth())
     }
 
-    /// A certificate that a client can show.
+    /// A certificate that a client can present.
     pub fn client(&self, name: &str) -> Result<Pair> {
         self.issue(&[name], 365, ExtendedKeyUsage::new().client_auth())
     }
@@ -172,7 +172,7 @@ impl Pair {
         Ok(tls.build())
     }
 
-    /// The same, for a server that knows nothing newer than TLS 1.1. Today's OpenSSL has to be asked for that.
+    /// The same, for a server that knows nothing newer than TLS 1.1. Today's OpenSSL has to be configured for that.
     pub fn old_acceptor(&self) -> Result<SslAcceptor> {
         let mut tls = SslAcceptor::mozilla_intermediate(SslMethod::tls_server())?;
         tls.set_certificate_chain_file(&self.certificate_file)?;

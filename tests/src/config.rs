@@ -1,4 +1,4 @@
-//! The two files that tell Portico what to do, as values: the node file and the YAML directory.
+//! The two files of Portico's configuration, as values: the node file and the YAML directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -29,7 +29,7 @@ pub struct StreamTo {
     pub upstream: SocketAddr,
     /// Whether TLS is spoken with it.
     pub tls: bool,
-    /// Whether it is told of the client.
+    /// Whether it gets a PROXY header.
     pub send_proxy: bool,
 }
 

@@ -90,8 +90,8 @@ impl Dovecot {
         self.start_again()
     }
 
-    /// Starts it again as Dovecot is shipped: it keeps those who guess waiting, 2 seconds each time and up to 15 more
-    /// for an address that goes on.
+    /// Starts it again as Dovecot is shipped: it delays failed logins, by 2 seconds each time and up to 15 more for an
+    /// address that goes on.
     pub fn delay_guesses(&mut self) -> Result<()> {
         self.set(&[
             ("auth_failure_delay = 0\n", ""),
@@ -114,7 +114,7 @@ impl Dovecot {
         }
     }
 
-    /// Waits until its log says this.
+    /// Waits until its log contains this.
     pub fn wait_log(&self, text: &str) -> Result<()> {
         let said = until(
             &format!("the mailbox server to log {text:?}"),
@@ -249,7 +249,7 @@ service stats {{
     }
 }
 
-/// Whose the mails are. Dovecot refuses to read mail as root.
+/// The user that owns the mails. Dovecot refuses to read mail as root.
 fn mail_owner() -> Result<(u32, u32)> {
     let me = nix::unistd::getuid();
     if !me.is_root() {
@@ -259,7 +259,7 @@ fn mail_owner() -> Result<(u32, u32)> {
     Ok((nobody.uid.as_raw(), nobody.gid.as_raw()))
 }
 
-/// Without root Dovecot cannot change users: everything runs as who we are.
+/// Without root Dovecot cannot change users: everything runs as our user.
 fn run_as() -> Result<String> {
     let me = nix::unistd::getuid();
     if me.is_root() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use openssl::ssl::SslAcceptor;
 
-/// A server that plays a script on every connection and remembers what it heard. It ends when dropped.
+/// A server that plays a script on every connection and records what it received. It ends when dropped.
 pub struct Fake {
     address: SocketAddr,
     heard: Arc<Mutex<Vec<u8>>>,
@@ -60,7 +60,7 @@ impl Fake {
         Ok(fake)
     }
 
-    /// Every byte it heard, from all connections.
+    /// Every byte it received, from all connections.
     pub fn heard(&self) -> String {
         String::from_utf8_lossy(&self.heard.lock().expect("nobody panics holding it")).into_owned()
     }
@@ -120,7 +120,7 @@ impl Peer {
         Ok(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned())
     }
 
-    /// Says nothing more, and listens until the other side leaves or the server ends.
+    /// Sends nothing more, and reads until the other side closes or the server ends.
     pub fn freeze(&mut self) -> Result<()> {
         while !self.ended.load(Ordering::SeqCst) {
             match self.line() {

@@ -1,4 +1,4 @@
-//! A client of HTTP/2 that says what it likes, frame by frame (RFC 9113), also what no library would send.
+//! A client of HTTP/2 that sends any frame (RFC 9113), also what no library would send.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub const END_HEADERS: u8 = 4;
 
 /// A connection, after the preface.
 pub struct Raw {
-    /// What it says its frames on.
+    /// What it sends its frames on.
     pub wire: Wire,
     /// The stream that the next request opens.
     pub next: u32,
@@ -84,7 +84,7 @@ impl Raw {
         Ok(false)
     }
 
-    /// Asks with exactly these fields and this body, and gives the body of the answer.
+    /// Sends exactly these fields and this body, and returns the body of the answer.
     pub fn exchange(&mut self, fields: &[(&str, &str)], body: &[&[u8]]) -> Result<Vec<u8>> {
         let stream = self.next;
         self.next += 2;
@@ -123,7 +123,7 @@ impl Raw {
                 return Ok(sent);
             }
         }
-        // All of it may have been taken by the kernel.
+        // The kernel may have taken all of it.
         self.wire.patience(Duration::from_secs(5))?;
         while let Some((kind, ..)) = self.frame() {
             if kind == GOAWAY {

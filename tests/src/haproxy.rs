@@ -1,4 +1,4 @@
-//! A real HAProxy as balancer in front: passes TCP on and says in a PROXY header for whom.
+//! A real HAProxy as balancer in front: passes TCP on, with a PROXY header that names the client.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -17,7 +17,7 @@ pub enum Header {
     V2,
 }
 
-/// One way through it.
+/// One of its forwarded addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Forward {
     /// Where it listens.
@@ -48,7 +48,7 @@ impl HaProxy {
         self.child.kill();
     }
 
-    /// Starts it with these ways; it connects from the address `source`.
+    /// Starts it with these forwards; it connects from the address `source`.
     pub fn start(stage: &Stage, source: Ipv4Addr, forwards: &[Forward]) -> Result<HaProxy> {
         let listens: Vec<SocketAddrV4> = forwards.iter().map(|w| w.from).collect();
         HaProxy::start_with(stage, &config(source, forwards)?, &listens)

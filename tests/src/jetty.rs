@@ -1,4 +1,4 @@
-//! A real Jetty 9.4, the server under Carbonio's and Zimbra's mailbox, with servlets that say who was asked.
+//! A real Jetty 9.4, the server under Carbonio's and Zimbra's mailbox, with servlets that answer with their names.
 
 use std::net::SocketAddrV4;
 use std::path::Path;

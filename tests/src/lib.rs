@@ -2,9 +2,9 @@
 //!
 //! Real peers run as children on ports of their own, in a temporary directory: Dovecot as mailbox server,
 //! HAProxy as balancer, and the built `portico` between them. What cannot be had from a real peer is played
-//! here: a web mail server that says what it was asked ([`web`]), mailbox servers that lie ([`fake`]).
+//! here: a web mail server that echoes requests as JSON ([`web`]), mailbox servers that lie ([`fake`]).
 //!
-//! What is deliberately not here: any code of the program. The stage knows it from outside only.
+//! What is deliberately not here: any code of the program. The stage uses it from outside only.
 
 #![forbid(unsafe_code)]
 

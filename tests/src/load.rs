@@ -1,7 +1,7 @@
 //! A load generator for mail: many clients at a time, each of which does the same again and again, and is timed.
 //!
 //! Every answer is read and checked; a run in which one of them is not what it must be has failed. It knows nothing
-//! of the server's certificate: it measures, and does not judge.
+//! of the server's certificate: it measures, and verifies nothing.
 
 use std::net::SocketAddrV4;
 use std::pin::Pin;
@@ -162,7 +162,7 @@ impl Load {
 struct LoadSession(BufReader<Box<dyn Channel>>);
 
 impl LoadSession {
-    /// Says something and reads one line, which must begin so.
+    /// Sends a command and reads one line, which must begin so.
     async fn must(&mut self, say: &str, start: &str) -> Result<()> {
         self.0.write_all(say.as_bytes()).await?;
         let mut line = String::new();

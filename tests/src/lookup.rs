@@ -1,8 +1,8 @@
-//! A lookup service: knows on which store an account lives, and says so in Zimbra's protocol (port 7072) and in that
-//! of nginx's `auth_http`, as it is asked.
+//! A lookup service: knows the store of each account, and answers in Zimbra's protocol (port 7072) and in that of
+//! nginx's `auth_http`, whichever the request is in.
 //!
-//! Like Zimbra's servlet it qualifies names without domain by the default domain alone, and passwords do not
-//! interest it. Whom a certificate names is told to who knows the password of the proxies.
+//! Like Zimbra's servlet it qualifies names without domain by the default domain alone, and ignores
+//! passwords. The account of a certificate is returned to clients that know the password of the proxies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use crate::config::yaml_source;
 use crate::town::Town;
 
-/// As whom, and with which password, proxies ask whose a certificate is.
+/// The user and password with which proxies look up the account of a certificate.
 pub const PROXY_LOGIN: (&str, &str) = ("zmnginx", "zmnginx c4n4ry %");
 
 /// A running service. It ends when dropped.
@@ -37,7 +37,7 @@ struct Known {
     asked: AtomicUsize,
 }
 
-/// Who has a certificate.
+/// The owner of a certificate.
 #[derive(Debug, Clone)]
 pub struct Holder {
     /// Name of the account.
@@ -115,7 +115,7 @@ impl LookupService {
         lines
     }
 
-    /// From now on the certificate with this subject is somebody's.
+    /// From now on the certificate with this subject has this owner.
     pub fn give(&self, subject: &str, holder: Holder) {
         let mut certificates = self.known.certificates.lock().expect("nobody panics holding it");
         certificates.insert(subject.to_owned(), holder);
@@ -126,7 +126,7 @@ impl LookupService {
         self.known.last.lock().expect("nobody panics holding it").clone()
     }
 
-    /// How often it was asked.
+    /// How many requests it got.
     pub fn request_count(&self) -> usize {
         self.known.asked.load(Ordering::SeqCst)
     }

@@ -37,7 +37,7 @@ impl Memcached {
         self.address
     }
 
-    /// The value under a key as it is on the wire, with its length as the server says it.
+    /// The value under a key as it is on the wire, with its length as the server sends it.
     pub fn get(&self, key: &str) -> Result<Option<String>> {
         let answer = self.say(&format!("get {key}\r\n"))?;
         if answer == "END\r\n" {
@@ -58,7 +58,7 @@ impl Memcached {
         Ok(())
     }
 
-    /// Sends a command on a connection of its own; gives the whole answer.
+    /// Sends a command on a connection of its own; returns the whole answer.
     pub fn say(&self, command: &str) -> Result<String> {
         let mut tcp = TcpStream::connect(self.address).context("memcached")?;
         tcp.set_read_timeout(Some(ANSWER))?;

@@ -51,12 +51,12 @@ impl Nginx {
         Ok(Nginx { dir, addresses, child })
     }
 
-    /// Its folder, where it also logs what it was asked (`asked`).
+    /// Its folder, where it also logs its requests (`asked`).
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What it was asked so far, one line for each request.
+    /// Its requests so far, one line for each.
     pub fn request_log(&self) -> String {
         std::fs::read_to_string(self.dir.join("asked")).unwrap_or_default()
     }

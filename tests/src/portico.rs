@@ -18,7 +18,7 @@ use crate::{Stage, secrets, until};
 const RECORD: Duration = Duration::from_secs(10);
 /// How long an upgrade may take.
 const HAND_OVER: Duration = Duration::from_secs(40);
-/// What the old process says when the new one serves.
+/// What the old process logs when the new one serves.
 const TAKEN_OVER: &str = "a new process has taken over";
 
 /// A running Portico. It is killed when dropped, and its logs are searched for the secrets of the stage.
@@ -90,7 +90,7 @@ impl Portico {
             .collect()
     }
 
-    /// Waits for a record in which all these fields have these values, and gives it.
+    /// Waits for a record in which all these fields have these values, and returns it.
     pub fn record(&self, fields: &[(&str, &str)]) -> Result<Value> {
         let found = until(&format!("an audit record with {fields:?}"), RECORD, || {
             Ok(self.audit()?.into_iter().find(|r| matches(r, fields)))
@@ -138,7 +138,7 @@ impl Portico {
         self.child.signal(signal)
     }
 
-    /// What it, and everybody else with these files, printed so far.
+    /// What it, and every other process with these files, printed so far.
     pub fn output(&self) -> String {
         self.child.output()
     }
@@ -148,7 +148,7 @@ impl Portico {
         spawn_with(&self.dir, &["-u"], rust_log, &[])
     }
 
-    /// Runs the command that puts a process with these files in the background (`-d`), and gives how it ended.
+    /// Runs the command that puts a process with these files in the background (`-d`), and returns how it ended.
     pub fn in_background(&self, more: &[&str]) -> Result<std::process::ExitStatus> {
         spawn_with(&self.dir, &[&["-d"], more].concat(), "info", &[])?.wait(HAND_OVER)
     }
@@ -159,7 +159,7 @@ impl Portico {
         Ok(nix::unistd::Pid::from_raw(text.trim().parse()?))
     }
 
-    /// Lets a new process take over. From here on this is the new one; gives the old one.
+    /// Lets a new process take over. From here on this is the new one; returns the old one.
     pub fn upgrade(&mut self, rust_log: &str) -> Result<Child> {
         let before = self.successions();
         let mut successor = self.successor(rust_log)?;
@@ -170,7 +170,7 @@ impl Portico {
         Ok(std::mem::replace(&mut self.child, successor))
     }
 
-    /// How often a process has given way to a new one.
+    /// How often a new process has taken over.
     pub fn successions(&self) -> usize {
         self.output().matches(TAKEN_OVER).count()
     }

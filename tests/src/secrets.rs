@@ -1,4 +1,4 @@
-//! The secrets that the stage plants, and the look for them in the logs of every Portico at its end.
+//! The secrets that the stage plants, and the search for them in the logs of every Portico at its end.
 
 use std::path::Path;
 use std::sync::Mutex;

@@ -1,7 +1,7 @@
-//! A fast mailbox server for benchmarks: it admits everybody, and has one mail of any size that is asked for.
+//! A fast mailbox server for benchmarks: it accepts every login, and has one mail of any requested size.
 //!
-//! It speaks as much IMAP and POP3 as the load generator ([`crate::load`]) and Portico need. It judges no
-//! password; what a login is worth is shown by tests against Dovecot.
+//! It speaks as much IMAP and POP3 as the load generator ([`crate::load`]) and Portico need. It checks no
+//! password; logins are tested against Dovecot.
 
 use std::sync::Arc;
 
@@ -106,7 +106,7 @@ async fn pop3(mut stream: MailStream) -> Result<()> {
         let word = line.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
         line.clear();
         match word.as_str() {
-            // A proxy that asks is told that this server takes USER and PASS.
+            // For a proxy that asks for capabilities: this server takes USER and PASS.
             "CAPA" => say(&mut stream, "+OK\r\nUSER\r\n.").await?,
             "STAT" => say(&mut stream, "+OK 1 1024").await?,
             "QUIT" => return say(&mut stream, "+OK").await,

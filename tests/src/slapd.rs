@@ -16,7 +16,7 @@ use crate::config::Directory;
 
 /// The name and password that may do everything.
 pub const ADMIN: (&str, &str) = ("uid=zimbra,cn=admins,cn=zimbra", "admin-s3cret");
-/// The same for who may only read.
+/// The same for a user that may only read.
 pub const READER: (&str, &str) = ("uid=zmnginx,cn=appaccts,cn=zimbra", "reader-s3cret");
 
 /// How long it may take to end.
@@ -34,7 +34,7 @@ pub struct Slapd {
 /// What a server is like, beside its content.
 #[derive(Default)]
 pub struct Kind<'a> {
-    /// Without the overlay that tells how far the server has come.
+    /// Without the overlay that provides `contextCSN`.
     pub without_context_csn: bool,
     /// It speaks TLS too with this certificate: after StartTLS, and on a port of its own from the first byte.
     pub tls: Option<&'a Pair>,
@@ -190,7 +190,7 @@ impl Slapd {
         self.change(&format!("dn: {}\nchangetype: delete\n", account_dn(name)?))
     }
 
-    /// The filters of all searches for accounts that it was asked so far.
+    /// The filters of all searches for accounts so far.
     pub fn questions(&self) -> Result<Vec<String>> {
         let log = String::from_utf8_lossy(&fs::read(self.dir.join("slapd.log"))?).into_owned();
         let filters = log
@@ -212,7 +212,7 @@ impl Slapd {
         self.tls
     }
 
-    /// Ends it as an operator does.
+    /// Ends it as an administrator does.
     pub fn stop(&mut self) -> Result<()> {
         self.child.stop(END)
     }
@@ -248,7 +248,7 @@ fn spawn(dir: &Path, address: SocketAddrV4, tls: Option<SocketAddrV4>) -> Result
     let mut urls = format!("ldap://{address}");
     urls.extend(tls.map(|tls| format!(" ldaps://{tls}")));
     let conf = dir.join("slapd.conf");
-    // It writes down what it is asked.
+    // It logs its searches.
     let args = ["-d", "stats", "-h", &urls, "-f", conf.to_str().context("path")?];
     let mut child = Child::spawn("slapd", "/usr/sbin/slapd", &args, &[], &dir.join("slapd.log"))?;
     child.wait_listening(&[Some(address), tls].into_iter().flatten().collect::<Vec<_>>())?;
@@ -287,7 +287,7 @@ fn config(dir: &Path, kind: &Kind) -> String {
     )
 }
 
-/// Who may only read.
+/// The entry of the user that may only read.
 fn reader() -> String {
     let (dn, password) = READER;
     format!(

@@ -1,4 +1,4 @@
-//! One test's own place: a temporary directory, ports that nobody else has, and the logs to show when it fails.
+//! One test's own place: a temporary directory, ports of its own, and the logs to show when it fails.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -39,7 +39,7 @@ impl Stage {
         })
     }
 
-    /// Plays a test; if it fails, shows what everybody wrote into their logs.
+    /// Plays a test; if it fails, shows the logs of all programs.
     pub fn run(play: impl FnOnce(&Stage) -> Result<()>) -> Result<()> {
         let stage = Stage::new()?;
         let end = play(&stage);
@@ -72,7 +72,7 @@ impl Stage {
     }
 
     /// A port that is free on every address, and ours until the stage is dropped: other stages, in other
-    /// processes too, are given other ones.
+    /// processes too, get other ones.
     pub fn port(&self) -> Result<u16> {
         let span = PORTS.end - PORTS.start;
         let first = (RandomState::new().build_hasher().finish() % u64::from(span)) as u16;
@@ -116,7 +116,7 @@ impl Drop for Stage {
     }
 }
 
-/// Asks again and again until there is an answer; fails after the deadline, saying what was awaited.
+/// Polls until there is an answer; fails after the deadline, with what was awaited.
 pub fn until<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {

@@ -14,14 +14,14 @@ use crate::portico::Portico;
 use crate::secrets;
 use crate::web::{Account, WebBackend, auth_token};
 
-/// From here HAProxy connects, and only from here a PROXY header is believed.
+/// From here HAProxy connects, and only from here a PROXY header is trusted.
 pub const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 /// Name of the node's server entry.
 pub const NODE: &str = "proxy1.example.test";
 /// A name of Portico's default certificate.
 pub const FRONT: &str = "mail.example.test";
 
-/// Somebody with a mailbox.
+/// A user with a mailbox.
 #[derive(Debug, Clone)]
 pub struct Person {
     /// Name of the account.
@@ -37,7 +37,7 @@ pub struct Person {
 }
 
 impl Person {
-    /// Somebody without aliases. Of two with the same name one id is made.
+    /// A user without aliases. The same name always gets the same id.
     pub fn new(name: &str, store: usize, password: impl AsRef<[u8]>) -> Person {
         let hash: String = openssl::sha::sha256(name.as_bytes())[..4]
             .iter()
@@ -120,7 +120,7 @@ pub struct Endpoints {
 pub type Ports = [u16; 6];
 
 impl Endpoints {
-    /// Doors on 127.0.0.1 with these ports, or with any.
+    /// Endpoints on 127.0.0.1 with these ports, or with any.
     pub fn new(stage: &Stage, wanted: Option<Ports>) -> Result<Endpoints> {
         let endpoint = |at: usize| -> Result<SocketAddrV4> {
             let port = match wanted {
@@ -139,7 +139,7 @@ impl Endpoints {
         })
     }
 
-    /// Each door with what it serves.
+    /// Each endpoint with what it serves.
     pub fn each(&self) -> [(SocketAddrV4, Serve, Tls); 6] {
         [
             (self.http, Serve::Web, Tls::No),
@@ -152,19 +152,19 @@ impl Endpoints {
     }
 }
 
-/// Two stores, their people, certificates, and Portico's doors (Portico itself is started with [`Town::open`]).
+/// Two stores, their people, certificates, and Portico's endpoints (Portico itself is started with [`Town::open`]).
 pub struct Town {
     /// Signed everything.
     pub ca: Authority,
     /// The two stores.
     pub stores: [Store; 2],
-    /// Who lives there.
+    /// The users of the stores.
     pub people: Vec<Person>,
     /// The file of web locations.
     pub locations: PathBuf,
-    /// Portico's doors.
+    /// Portico's endpoints.
     pub endpoints: Endpoints,
-    /// Portico's doors where PROXY headers are spoken.
+    /// Portico's endpoints with the PROXY protocol.
     pub behind: Endpoints,
     /// For the admin API over TCP, where the node file opens it.
     pub admin: SocketAddrV4,
@@ -180,7 +180,7 @@ impl Town {
         Town::build_with(stage, people, [None, None])
     }
 
-    /// Starts the stores; Portico's doors, plain and behind a balancer, shall have these ports.
+    /// Starts the stores; Portico's endpoints, plain and behind a balancer, shall have these ports.
     pub fn build_with(stage: &Stage, people: Vec<Person>, ports: [Option<Ports>; 2]) -> Result<Town> {
         let ca = Authority::new(&stage.dir("ca")?)?;
         let stores = [
@@ -283,7 +283,7 @@ impl Town {
         directory
     }
 
-    /// HAProxy in front of the doors that speak PROXY. Gives it and where it listens.
+    /// Starts HAProxy in front of the endpoints with the PROXY protocol. Returns it and where it listens.
     pub fn balancer(&self, stage: &Stage, header: Header, wanted: Option<Ports>) -> Result<(HaProxy, Endpoints)> {
         let front = Endpoints::new(stage, wanted)?;
         let pairs = front.each().into_iter().zip(self.behind.each());
@@ -293,7 +293,7 @@ impl Town {
         Ok((HaProxy::start(stage, BALANCER, &forwards)?, front))
     }
 
-    /// Somebody, by the part of the name before the `@`.
+    /// A user, by the part of the name before the `@`.
     pub fn person(&self, local: &str) -> Result<&Person> {
         let found = self.people.iter().find(|p| p.name.split('@').next() == Some(local));
         found.with_context(|| format!("nobody is called {local}"))
@@ -353,7 +353,7 @@ fn build_store(stage: &Stage, ca: &Authority, number: usize, people: &[Person]) 
         id: p.id.clone(),
         password: p.password(),
     };
-    // As with real ones: any server takes anybody's web login, and knows where the mailbox is.
+    // As with real ones: any server accepts the web login of any account, and knows where the mailbox is.
     let accounts = people.iter().map(account).collect();
     let dovecot = Dovecot::start(stage, &short, ip, &pair, &logins)?;
     let mail = dovecot.mail_dir();

@@ -1,7 +1,7 @@
-//! A small web mail server: a page to log in and read mail, and for all else it says in JSON what it was asked; it
-//! takes logins, streams bodies, echoes WebSockets.
+//! A small web mail server: a page to log in and read mail, and for all else it returns the request as JSON; it takes
+//! logins, streams bodies, echoes WebSockets.
 //!
-//! It stands in for the mailbox server's HTTP side, of which the tests need the outside only. A thread for each
+//! It stands in for the mailbox server's HTTP side, of which the tests need the protocol only. A thread for each
 //! connection, in clear text and TLS.
 
 mod http;
@@ -25,7 +25,7 @@ use crate::certs::Pair;
 use http::{Body, Request, Stream, respond, websocket};
 pub use login::auth_token;
 
-/// Somebody who may log in on the web.
+/// An account for logins on the web.
 #[derive(Debug, Clone)]
 pub struct Account {
     /// Name of the account.
@@ -109,7 +109,7 @@ impl WebBackend {
         Ok(backend)
     }
 
-    /// Opens its doors again after [`WebBackend::stop`].
+    /// Listens again after [`WebBackend::stop`].
     pub fn start_again(&mut self) -> Result<()> {
         let mut open = Open {
             ended: Arc::default(),
@@ -127,7 +127,7 @@ impl WebBackend {
         Ok(())
     }
 
-    /// Closes its doors and cuts all connections.
+    /// Stops listening and cuts all connections.
     pub fn stop(&mut self) {
         let Some(open) = self.open.take() else { return };
         open.ended.store(true, Ordering::SeqCst);
@@ -147,7 +147,7 @@ impl WebBackend {
         self.state.ready.store(ready, Ordering::SeqCst);
     }
 
-    /// How many requests it was asked, health checks not counted.
+    /// How many requests it got, health checks not counted.
     pub fn request_count(&self) -> usize {
         self.state.asked.load(Ordering::SeqCst)
     }

@@ -150,7 +150,7 @@ impl Wire {
         Ok(std::mem::take(&mut self.unread))
     }
 
-    /// Whether nothing comes for so long, and the connection does not end either.
+    /// Whether nothing comes for this long, and the connection does not end either.
     pub fn is_silent(&mut self, wait: Duration) -> Result<bool> {
         self.patience(wait)?;
         let silent = self.unread.is_empty() && self.fill().is_err();
@@ -158,7 +158,7 @@ impl Wire {
         Ok(silent)
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending side.
     pub fn shut(&mut self) -> Result<()> {
         if let Link::Tls(tls) = &mut self.link {
             tls.shutdown()?;
@@ -166,7 +166,7 @@ impl Wire {
         Ok(self.tcp().shutdown(Shutdown::Write)?)
     }
 
-    /// An IMAP command: sends the line and gives all answers up to the one with its tag.
+    /// An IMAP command: sends the line and returns all answers up to the one with its tag.
     pub fn imap(&mut self, command: &str) -> Result<Vec<String>> {
         self.say(command)?;
         let tag = command.split(' ').next().unwrap_or_default();
@@ -261,7 +261,7 @@ impl Wire {
     }
 }
 
-/// A connection that was reset, or TLS that ended without goodbye, has ended all the same.
+/// A connection that was reset, or TLS that ended without close_notify, has ended all the same.
 fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(

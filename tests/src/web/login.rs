@@ -1,4 +1,4 @@
-//! The logins of the little web server: SOAP and JSON `AuthRequest`, HTTP Basic, and the token they give.
+//! The logins of the little web server: SOAP and JSON `AuthRequest`, HTTP Basic, and the token they return.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Account;
 use super::http::{Request, Stream, respond};
 
-/// A `ZM_AUTH_TOKEN` for this id: key version, signature (of nobody), data.
+/// A `ZM_AUTH_TOKEN` for this id: key version, signature (of no key), data.
 pub fn auth_token(id: &str) -> String {
     let mut clear = String::new();
     for (name, value) in [
@@ -23,7 +23,7 @@ pub fn auth_token(id: &str) -> String {
     format!("0_{}_{}", "ab".repeat(20), super::hex(clear.as_bytes()))
 }
 
-/// Answers an `AuthRequest`: a token in a cookie, or the fault that says nothing of why.
+/// Answers an `AuthRequest`: a token in a cookie, or the fault without a reason.
 pub(super) fn answer(accounts: &[Account], body: &[u8], out: &mut dyn Stream) -> Result<()> {
     let text = String::from_utf8_lossy(body);
     let json = serde_json::from_str::<Value>(&text).ok();
