@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-use crate::app::App;
+use crate::app::env::AdminEnv;
 use crate::config::AdminConfig;
 use crate::listen::sockets;
 use crate::upstream::connect;
@@ -91,8 +91,8 @@ impl Sockets {
     }
 
     /// Answers until the process ends. After an upgrade the new process answers on TCP, and only there.
-    pub async fn serve(self, app: Arc<App>, shutdown: ShutdownWatch) {
-        let router = api::router(app);
+    pub async fn serve(self, env: Arc<AdminEnv>, shutdown: ShutdownWatch) {
+        let router = api::router(env);
         let file = self.unix.as_ref().map(|(_, file)| (file.path.clone(), file.inode));
         let unix = async {
             if let Some((socket, _place)) = &self.unix {

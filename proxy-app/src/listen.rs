@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::app::App;
+use crate::app::env::ListenEnv;
 use crate::config::{Listener, Serve};
 use crate::listen::connection::ActiveListener;
 use crate::web::phases::Web;
@@ -57,7 +57,7 @@ pub(crate) fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenF
 
 /// The listeners that are open.
 pub(crate) struct ListenerSet {
-    pub(crate) app: Arc<App>,
+    pub(crate) env: Arc<ListenEnv>,
     pub(crate) web: Arc<HttpProxy<Web>>,
     pub(crate) shutdown: ShutdownWatch,
     pub(crate) fds: ListenFds,
@@ -93,11 +93,11 @@ impl ListenerSet {
             listener.serve,
             listener.tls
         );
-        let only_v6 = shares_port(&listener, &self.app.wanted().listeners);
+        let only_v6 = shares_port(&listener, &self.env.listeners.wanted().listeners);
         let active = Arc::new(ActiveListener {
             name: listener.address.to_string().into(),
             listener: listener.clone(),
-            app: self.app.clone(),
+            env: self.env.clone(),
             web: self.web.clone(),
             shutdown: self.shutdown.clone(),
         });
@@ -117,8 +117,8 @@ impl ListenerSet {
             return;
         }
         self.watches_groups = true;
-        self.app.groups.prepare().await;
-        tokio::spawn(self.app.groups.clone().watch(self.shutdown.clone()));
+        self.env.groups.prepare().await;
+        tokio::spawn(self.env.groups.clone().watch(self.shutdown.clone()));
     }
 
     /// Opens and closes listeners until they are the wanted ones. The others are not touched. Returns what cannot be
@@ -144,7 +144,7 @@ impl ListenerSet {
             .iter()
             .chain(go.iter().filter(|gone| keeps_socket(gone)))
             .map(|open| open.listener.address)
-            .chain(self.app.config.load().admin.http)
+            .chain(self.env.config.load().admin.http)
             .collect();
         for task in go {
             let backlog = if keeps_socket(&task) {
@@ -173,7 +173,7 @@ impl ListenerSet {
 
     /// Serves, and follows the list of listeners, until the process is to end.
     pub(crate) async fn run(mut self, ended: impl Future<Output = Ending>) -> (Ending, ListenerSet) {
-        let mut lists = self.app.subscribe_listeners();
+        let mut lists = self.env.listeners.subscribe();
         tokio::pin!(ended);
         let mut failing = Problems::new();
         loop {
@@ -189,7 +189,7 @@ impl ListenerSet {
                     .for_each(|problem| log::error!("{problem}; the other listeners serve"));
             }
             failing = problems.clone();
-            self.app.listeners_are(list.number, problems);
+            self.env.listeners.opened(list.number, problems);
         }
     }
 

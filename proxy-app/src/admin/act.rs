@@ -12,16 +12,16 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::admin::caller::Caller;
 use crate::admin::refusal::ApiError;
-use crate::app::App;
+use crate::app::env::AdminEnv;
 
 /// Records the act of a caller.
-pub fn audit(app: &App, caller: Caller, act: String) {
+pub fn audit(env: &AdminEnv, caller: Caller, act: String) {
     log::info!("{caller}: {act}");
-    app.audit.record(Record {
+    env.audit.record(Record {
         event: Some(Event::Admin),
         who: Some(caller.to_string()),
         act: Some(act),
-        generation: app.snapshot.load().generation,
+        generation: env.snapshot.load().generation,
         ..Record::default()
     });
 }
@@ -57,12 +57,12 @@ pub(crate) struct ReloadQuery {
     (status = 422, description = "Something cannot be used", body = ApiError),
 ))]
 pub(crate) async fn reload(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Query(how): Query<ReloadQuery>,
 ) -> Result<Json<ReloadResult>, ApiError> {
-    audit(&app, caller, "reload".to_owned());
-    let reloaded = app.reload(if how.force { Losses::All } else { Losses::Most }).await;
+    audit(&env, caller, "reload".to_owned());
+    let reloaded = env.app.reload(if how.force { Losses::All } else { Losses::Most }).await;
     let problems = reloaded.problems.iter().map(ToString::to_string).collect();
     if reloaded.problems.has_errors() {
         return Err(ApiError {
@@ -74,7 +74,7 @@ pub(crate) async fn reload(
         });
     }
     Ok(Json(ReloadResult {
-        generation: app.snapshot.load().generation,
+        generation: env.snapshot.load().generation,
         changes: reloaded.changes,
         needs_upgrade: reloaded.needs_upgrade,
         warnings: problems,

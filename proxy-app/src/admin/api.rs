@@ -20,7 +20,7 @@ use crate::admin::caller::{self, guard};
 use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
 use crate::admin::{act, console, domains, health, route, sessions};
-use crate::app::App;
+use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
 pub const BODY_MAX: usize = 64 * 1024;
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct ApiDescription;
 
 /// The API of this node.
-pub fn router(app: Arc<App>) -> Router {
+pub fn router(env: Arc<AdminEnv>) -> Router {
     let (router, description) = described();
     let description = Json(description);
     router
@@ -57,9 +57,9 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn(bounded))
         .layer(middleware::from_fn(patience))
         .layer(Extension(Arc::new(Turns::default())))
-        .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .layer(middleware::from_fn_with_state(env.clone(), guard))
         .layer(middleware::map_response(as_it_says))
-        .with_state(app)
+        .with_state(env)
 }
 
 /// The OpenAPI description.
@@ -67,7 +67,7 @@ pub fn description() -> OpenApi {
     described().1
 }
 
-fn described() -> (Router<Arc<App>>, OpenApi) {
+fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
     let (router, description) = OpenApiRouter::with_openapi(ApiDescription::openapi())
         .routes(routes!(route::explain))
         .routes(routes!(route::purge))

@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use crate::admin::console;
 use crate::admin::refusal::ApiError;
 use crate::admin::slots::Reach;
-use crate::app::App;
+use crate::app::env::AdminEnv;
 use crate::node::refusals::{Reason, RefusedConnection};
 
 /// The client of a request.
@@ -62,9 +62,9 @@ pub struct Access {
 
 /// Returns what the caller may do here.
 #[utoipa::path(get, path = "/v1/access", responses((status = 200, body = Access)))]
-pub async fn access(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Access> {
+pub async fn access(State(env): State<Arc<AdminEnv>>, Extension(caller): Extension<Caller>) -> Json<Access> {
     // Where there is a token, this caller has sent it.
-    let may_change = matches!(caller, Caller::Socket { .. }) || app.config.load().admin.token.is_some();
+    let may_change = matches!(caller, Caller::Socket { .. }) || env.config.load().admin.token.is_some();
     Json(Access {
         may_change,
         why_not: (!may_change).then(|| READ_ONLY.to_owned()),
@@ -75,7 +75,7 @@ pub async fn access(State(app): State<Arc<App>>, Extension(caller): Extension<Ca
 pub const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 
 /// Passes requests that are allowed.
-pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn guard(State(env): State<Arc<AdminEnv>>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>().copied();
     let Some(caller) = caller else {
         return ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "a request of nobody").into_response();
@@ -89,12 +89,12 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
         let why = "there are too many connections to admin.http; this one is told of health only";
         return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     }
-    let config = app.config.load_full();
+    let config = env.config.load_full();
     match guarded.admit(caller, config.admin.token.as_ref(), &config.node) {
         Ok(()) => next.run(request).await,
         Err(denied) => {
             if let (Some(reason), Caller::Http { address }) = (denied.reason, caller) {
-                app.refused(refused_connection(address), reason);
+                env.refusals.refused(refused_connection(address), reason);
             }
             ApiError::new(denied.status, denied.why).into_response()
         }

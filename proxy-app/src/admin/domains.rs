@@ -23,7 +23,7 @@ use crate::admin::caller::Caller;
 use crate::admin::health::Certificate;
 use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
-use crate::app::App;
+use crate::app::env::AdminEnv;
 use crate::config::{Config, Source};
 use crate::provision::change::CheckedEditor;
 use crate::provision::{self, CommandOutput, SharedNames, values};
@@ -95,7 +95,7 @@ pub struct DomainQuery {
 /// Lists domains with their virtual host names and the certificates in use for them.
 #[utoipa::path(get, path = "/v1/domains", params(DomainQuery), responses((status = 200, body = Domains)))]
 pub async fn list(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(turns): Extension<Arc<Turns>>,
     Query(query): Query<DomainQuery>,
 ) -> Result<Json<Domains>, ApiError> {
@@ -106,8 +106,8 @@ pub async fn list(
         .acquire_owned()
         .await
         .map_err(|error| failed(&error))?;
-    let (system, store) = (app.snapshot.load().system.clone(), app.certificates());
-    let kept_in = kept_in(&app.config.load());
+    let (system, store) = (env.snapshot.load().system.clone(), env.certificates());
+    let kept_in = kept_in(&env.config.load());
     // A hoster has tens of thousands, and each certificate is looked at.
     let matching = tokio::task::spawn_blocking(move || {
         let _turn = turn;
@@ -259,13 +259,13 @@ pub struct Changed {
     (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
 pub async fn set_virtual_hosts(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
     Json(names): Json<NewNames>,
 ) -> Result<Json<Changed>, ApiError> {
-    change(app, turns, caller, domain, names.changes()).await
+    change(env, turns, caller, domain, names.changes()).await
 }
 
 impl NewNames {
@@ -302,14 +302,14 @@ impl NewNames {
     (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
 pub async fn set_certificate(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
     body: Result<Json<NewCertificate>, JsonRejection>,
 ) -> Result<Json<Changed>, ApiError> {
     let Json(new) = body.map_err(|rejection| unread(&rejection))?;
-    change(app, turns, caller, domain, new.changes()?).await
+    change(env, turns, caller, domain, new.changes()?).await
 }
 
 /// The framework's error may quote the body, which may contain a key.
@@ -347,13 +347,13 @@ impl NewCertificate {
     (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
 pub async fn remove_certificate(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
     Path(domain): Path<String>,
 ) -> Result<Json<Changed>, ApiError> {
     let changes = [&a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY].map(|attribute| replace(attribute, None));
-    change(app, turns, caller, domain, changes.into()).await
+    change(env, turns, caller, domain, changes.into()).await
 }
 
 fn replace(attribute: &Attribute, value: Option<String>) -> Change {
@@ -365,7 +365,7 @@ fn replace(attribute: &Attribute, value: Option<String>) -> Change {
 
 /// Makes a change and waits until it is in force. Once begun, it goes on to its end, also when its client has gone.
 async fn change(
-    app: Arc<App>,
+    env: Arc<AdminEnv>,
     turns: Arc<Turns>,
     caller: Caller,
     domain: String,
@@ -383,19 +383,19 @@ async fn change(
         .map_err(|error| failed(&error))?;
     let task = tokio::spawn(async move {
         let _turn = turn;
-        change_now(&app, &turns, caller, &domain, &changes).await
+        change_now(&env, &turns, caller, &domain, &changes).await
     });
     task.await.map_err(|error| failed(&error))?.map(Json)
 }
 
 async fn change_now(
-    app: &Arc<App>,
+    env: &Arc<AdminEnv>,
     turns: &Turns,
     caller: Caller,
     key: &str,
     changes: &[Change],
 ) -> Result<Changed, ApiError> {
-    let config = app.config.load_full();
+    let config = env.config.load_full();
     let unavailable = |message: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
     let opened = tokio::task::spawn_blocking(move || CheckedEditor::open(&config, None, SharedNames::Refused)).await;
     let opened = opened.map_err(|error| unavailable(error.to_string()))?;
@@ -406,10 +406,10 @@ async fn change_now(
     drop(storing);
     let before = before.map_err(refusal)?;
     let what = describe(&before, &changed(&before, changes));
-    act::audit(app, caller, format!("domain {}: {what}", before.name()));
+    act::audit(env, caller, format!("domain {}: {what}", before.name()));
     let mut warnings: Vec<String> = output.out.lines().map(str::to_owned).chain(output.warnings).collect();
-    let in_force = wait_until_in_force(app, before.name(), changes, &mut warnings).await;
-    let (snapshot, store) = (app.snapshot.load_full(), app.certificates());
+    let in_force = wait_until_in_force(env, before.name(), changes, &mut warnings).await;
+    let (snapshot, store) = (env.snapshot.load_full(), env.certificates());
     let domain = snapshot.system.domain(before.name()).ok_or_else(|| {
         unavailable(format!(
             "{} is stored, but this node does not know the domain yet",
@@ -463,11 +463,16 @@ fn describe(before: &Entry, after: &Entry) -> String {
 }
 
 /// Has the node read its directory until it sees the change there, and has it in force.
-async fn wait_until_in_force(app: &Arc<App>, domain: &str, changes: &[Change], warnings: &mut Vec<String>) -> bool {
+async fn wait_until_in_force(
+    env: &Arc<AdminEnv>,
+    domain: &str,
+    changes: &[Change],
+    warnings: &mut Vec<String>,
+) -> bool {
     let end = Instant::now() + SEEN;
     loop {
-        let looked = app.look_at_directory().await;
-        if has(&app.snapshot.load().system, domain, changes) {
+        let looked = env.app.look_at_directory().await;
+        if has(&env.snapshot.load().system, domain, changes) {
             return true;
         }
         if Instant::now() >= end {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::admin::caller::Caller;
 use crate::admin::refusal::ApiError;
 use crate::admin::{act, scrape};
-use crate::app::App;
+use crate::app::env::AdminEnv;
 use crate::tls::certificate::CertKey;
 use crate::upstream::groups::{self, Health};
 
@@ -22,8 +22,8 @@ const MAX_WEIGHT: u32 = 1000;
 
 /// Returns the metrics of this process, in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String)))]
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    match scrape::text(&app) {
+pub async fn metrics(State(env): State<Arc<AdminEnv>>) -> Response {
+    match scrape::text(&env) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -41,8 +41,8 @@ pub async fn alive() -> &'static str {
     (status = 200, content_type = "text/plain", body = String),
     (status = 503, description = "The reasons, one per line", content_type = "text/plain", body = String),
 ))]
-pub async fn ready(State(app): State<Arc<App>>) -> Response {
-    let reasons = app.not_ready();
+pub async fn ready(State(env): State<Arc<AdminEnv>>) -> Response {
+    let reasons = env.not_ready();
     match reasons.is_empty() {
         true => "ready\n".into_response(),
         false => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response(),
@@ -84,8 +84,8 @@ pub struct UpstreamState {
 
 /// Lists the servers of all groups, with their health.
 #[utoipa::path(get, path = "/v1/upstreams", responses((status = 200, body = Upstreams)))]
-pub async fn upstreams(State(app): State<Arc<App>>) -> Json<Upstreams> {
-    let groups = app.groups.all();
+pub async fn upstreams(State(env): State<Arc<AdminEnv>>) -> Json<Upstreams> {
+    let groups = env.groups.all();
     let of_group = |group: &Arc<groups::Group>| {
         let name = group.name().to_owned();
         group
@@ -143,7 +143,7 @@ pub struct UpstreamOrder {
     (status = 404, body = ApiError),
 ))]
 pub async fn order_upstream(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Path((group, server)): Path<(String, String)>,
     Json(order): Json<UpstreamOrder>,
@@ -155,7 +155,7 @@ pub async fn order_upstream(
         return Err(ApiError::bad(format!("a weight is at most {MAX_WEIGHT}")));
     }
     let missing = || ApiError::new(StatusCode::NOT_FOUND, format!("group {group} has no server {server}"));
-    let found = app.groups.get(&group).ok_or_else(missing)?;
+    let found = env.groups.get(&group).ok_or_else(missing)?;
     let mut acts = Vec::new();
     if let Some(on) = order.maintenance {
         found.set_maintenance(&server, on).then_some(()).ok_or_else(missing)?;
@@ -171,7 +171,7 @@ pub async fn order_upstream(
         acts.push(chosen.map_or("weight as configured".to_owned(), |weight| format!("weight {weight}")));
     }
     act::audit(
-        &app,
+        &env,
         caller,
         format!("upstream {server} in {group}: {}", acts.join(", ")),
     );
@@ -209,8 +209,8 @@ pub struct Certificate {
 
 /// Lists the certificates in use on the listeners.
 #[utoipa::path(get, path = "/v1/certificates", responses((status = 200, body = Certificates)))]
-pub async fn certificates(State(app): State<Arc<App>>) -> Json<Certificates> {
-    let store = app.certificates();
+pub async fn certificates(State(env): State<Arc<AdminEnv>>) -> Json<Certificates> {
+    let store = env.certificates();
     let mut certificates: Vec<Certificate> = store
         .all()
         .into_iter()

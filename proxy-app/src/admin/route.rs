@@ -18,7 +18,7 @@ use crate::admin::act;
 use crate::admin::caller::Caller;
 use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
-use crate::app::App;
+use crate::app::env::AdminEnv;
 use crate::upstream::groups::Health;
 
 /// Most logins in one purge.
@@ -173,25 +173,25 @@ pub struct ExplainedRoute {
     (status = 400, body = ApiError),
 ))]
 pub async fn explain(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Query(query): Query<ExplainQuery>,
 ) -> Result<Json<Explained>, ApiError> {
     let (lookup, suffix) = query.lookup()?;
-    let generation = app.snapshot.load().generation;
-    let explanation = app.routes.explain(&lookup).await;
+    let generation = env.snapshot.load().generation;
+    let explanation = env.routes.explain(&lookup).await;
     let (Subject::Login(login) | Subject::Id(login)) = lookup.subject;
     let mut explained = Explained::new(login, suffix, explanation, generation);
     // The mail side of a server may be healthy where its web side is not.
     if matches!(query.protocol, LoginProtocol::Web | LoginProtocol::Admin) {
-        let health = explained.route.as_ref().and_then(|way| unwell(&app, &way.server));
+        let health = explained.route.as_ref().and_then(|way| unwell(&env, &way.server));
         explained.in_the_way.extend(health);
     }
     Ok(Json(explained))
 }
 
 /// Why web checks call a server unhealthy, if they do.
-fn unwell(app: &App, server: &str) -> Option<String> {
-    let groups = app.groups.all();
+fn unwell(env: &AdminEnv, server: &str) -> Option<String> {
+    let groups = env.groups.all();
     let mut states = groups.iter().flat_map(|group| group.state());
     let state = states.find(|state| state.server == server && (state.health != Health::Up || state.maintenance))?;
     let why = state.why.map_or(String::new(), |why| format!(": {why}"));
@@ -385,7 +385,7 @@ pub struct ForgottenName {
     (status = 400, body = ApiError),
 ))]
 pub async fn purge(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
     Json(purge): Json<Purge>,
@@ -399,9 +399,9 @@ pub async fn purge(
     });
     let lookups = lookups.collect::<Result<Vec<_>, ApiError>>()?;
     if purge.all {
-        let all = app.routes.len() as u64;
-        app.routes.clear();
-        act::audit(&app, caller, "purge all routes".to_owned());
+        let all = env.routes.len() as u64;
+        env.routes.clear();
+        act::audit(&env, caller, "purge all routes".to_owned());
         return Ok(Json(Forgotten {
             accounts: Vec::new(),
             all: Some(all),
@@ -421,17 +421,17 @@ pub async fn purge(
         .map_err(|error| failed(&error))?;
     let task = tokio::spawn(async move {
         let _turn = turn;
-        forget(&app, caller, lookups).await
+        forget(&env, caller, lookups).await
     });
     task.await.map_err(|error| failed(&error))?.map(Json)
 }
 
-async fn forget(app: &App, caller: Caller, lookups: Vec<(String, Lookup)>) -> Result<Forgotten, ApiError> {
+async fn forget(env: &AdminEnv, caller: Caller, lookups: Vec<(String, Lookup)>) -> Result<Forgotten, ApiError> {
     let mut accounts = Vec::new();
     for (login, lookup) in lookups {
-        let purged = app.routes.purge(&lookup).await;
+        let purged = env.routes.purge(&lookup).await;
         let purged = purged.map_err(|error| ApiError::bad(format!("{login}: {error}")))?;
-        act::audit(app, caller, format!("purge route of {login}"));
+        act::audit(env, caller, format!("purge route of {login}"));
         accounts.push(ForgottenAccount {
             login,
             names: purged

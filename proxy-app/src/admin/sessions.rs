@@ -20,8 +20,8 @@ use mail_proxy::Proto;
 use crate::admin::act;
 use crate::admin::caller::Caller;
 use crate::admin::refusal::ApiError;
-use crate::app::App;
 use crate::app::changes::Generation;
+use crate::app::env::AdminEnv;
 use crate::app::snapshot::PRODUCT;
 use crate::node::connections::{ConnectionFilter, Session};
 use crate::node::logins::{Attempt, LoginFilter};
@@ -72,20 +72,20 @@ pub struct Count {
 
 /// Returns the state of the node.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
-pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
-    let counts = app.sessions.counts();
+pub async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
+    let counts = env.sessions.counts();
     let count = |proto, logged_in| counts.get(&(proto, logged_in)).copied().unwrap_or(0);
-    let not_ready = app.not_ready();
+    let not_ready = env.not_ready();
     Json(Status {
-        node: app.config.load().node.clone(),
+        node: env.config.load().node.clone(),
         version: PRODUCT.1.to_owned(),
         pid: std::process::id(),
-        uptime: app.started.elapsed().as_secs(),
+        uptime: env.started.elapsed().as_secs(),
         ready: not_ready.is_empty(),
         not_ready: not_ready.into_iter().map(str::to_owned).collect(),
-        directory_refused: app.directory_refusal(),
-        generation: app.snapshot.load().generation,
-        connections: app.open.count() as u64,
+        directory_refused: env.directory_refusal(),
+        generation: env.snapshot.load().generation,
+        connections: env.open.count() as u64,
         sessions: Proto::ALL
             .map(|proto| Count {
                 proto: proto.to_string(),
@@ -93,7 +93,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Json<Status> {
                 others: count(proto, false),
             })
             .into(),
-        routes: app.routes.len() as u64,
+        routes: env.routes.len() as u64,
     })
 }
 
@@ -119,7 +119,7 @@ pub struct OneGeneration {
 
 /// Returns which configurations were in force, since when, and what changed.
 #[utoipa::path(get, path = "/v1/generations", responses((status = 200, body = Generations)))]
-pub async fn generations(State(app): State<Arc<App>>) -> Json<Generations> {
+pub async fn generations(State(env): State<Arc<AdminEnv>>) -> Json<Generations> {
     let one = |generation: Generation| OneGeneration {
         generation: generation.number,
         since: logs::utc(generation.since),
@@ -127,7 +127,7 @@ pub async fn generations(State(app): State<Arc<App>>) -> Json<Generations> {
         changes: generation.changes,
     };
     Json(Generations {
-        generations: app.history.all().into_iter().map(one).collect(),
+        generations: env.history.all().into_iter().map(one).collect(),
     })
 }
 
@@ -228,14 +228,14 @@ impl OneSession {
 
 /// Lists mail sessions and web connections.
 #[utoipa::path(get, path = "/v1/sessions", params(SessionQuery), responses((status = 200, body = SessionList)))]
-pub async fn list(State(app): State<Arc<App>>, Query(query): Query<SessionQuery>) -> Json<SessionList> {
+pub async fn list(State(env): State<Arc<AdminEnv>>, Query(query): Query<SessionQuery>) -> Json<SessionList> {
     let filter = ConnectionFilter {
         user: query.user,
         ip: query.ip,
         id: None,
         text: query.text,
     };
-    let found = app.sessions.list(&filter);
+    let found = env.sessions.list(&filter);
     let more = query.limit.map_or(0, |limit| found.len().saturating_sub(limit));
     Json(SessionList {
         sessions: found[more..].iter().map(|session| OneSession::of(session)).collect(),
@@ -266,7 +266,7 @@ pub struct Kick {
     (status = 400, body = ApiError),
 ))]
 pub async fn kick(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Json(kick): Json<Kick>,
 ) -> Result<Json<SessionList>, ApiError> {
@@ -288,14 +288,14 @@ pub async fn kick(
     {
         return Err(ApiError::bad("no user and no session can have this name"));
     }
-    let ended = app.sessions.kick(&ConnectionFilter {
+    let ended = env.sessions.kick(&ConnectionFilter {
         user: kick.user,
         ip: kick.ip,
         id: kick.session,
         text: None,
     });
     act::audit(
-        &app,
+        &env,
         caller,
         format!("kick {}: {} sessions", named.join(", "), ended.len()),
     );
@@ -330,7 +330,7 @@ pub struct Drained {
     (status = 400, body = ApiError),
 ))]
 pub async fn drain(
-    State(app): State<Arc<App>>,
+    State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Json(order): Json<DrainOrder>,
 ) -> Result<Json<Drained>, ApiError> {
@@ -341,33 +341,33 @@ pub async fn drain(
     let what = over.map_or("drain".to_owned(), |seconds| {
         format!("drain, sessions end over {seconds} s")
     });
-    act::audit(&app, caller, what);
-    app.out_of_service.send_replace(true);
+    act::audit(&env, caller, what);
+    env.out_of_service.send_replace(true);
     if let Some(seconds) = over {
-        let app = app.clone();
+        let env = env.clone();
         tokio::spawn(async move {
-            let mut state = app.out_of_service.subscribe();
+            let mut state = env.out_of_service.subscribe();
             let undone = async {
                 let _ = state.wait_for(|out| !out).await;
             };
-            app.sessions.empty(Duration::from_secs(seconds), undone).await;
+            env.sessions.empty(Duration::from_secs(seconds), undone).await;
         });
     }
-    Ok(Json(drained(&app)))
+    Ok(Json(drained(&env)))
 }
 
 /// Puts the node back in service.
 #[utoipa::path(delete, path = "/v1/drain", responses((status = 200, body = Drained)))]
-pub async fn undrain(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Drained> {
-    act::audit(&app, caller, "drain undone".to_owned());
-    app.out_of_service.send_replace(false);
-    Json(drained(&app))
+pub async fn undrain(State(env): State<Arc<AdminEnv>>, Extension(caller): Extension<Caller>) -> Json<Drained> {
+    act::audit(&env, caller, "drain undone".to_owned());
+    env.out_of_service.send_replace(false);
+    Json(drained(&env))
 }
 
-fn drained(app: &App) -> Drained {
+fn drained(env: &AdminEnv) -> Drained {
     Drained {
-        ready: app.not_ready().is_empty(),
-        sessions: app.sessions.counts().values().sum(),
+        ready: env.not_ready().is_empty(),
+        sessions: env.sessions.counts().values().sum(),
     }
 }
 
@@ -394,15 +394,15 @@ pub struct LoginQuery {
     (status = 200, content_type = "application/x-ndjson", body = String),
     (status = 503, description = "Too many clients follow already", body = ApiError),
 ))]
-pub async fn logins(State(app): State<Arc<App>>, Query(query): Query<LoginQuery>) -> Response {
+pub async fn logins(State(env): State<Arc<AdminEnv>>, Query(query): Query<LoginQuery>) -> Response {
     let filter = LoginFilter {
         failed: query.failed,
         user: query.user,
         ip: query.ip,
     };
     // First, so that no login is missed between the two; one of this moment is sent twice at worst.
-    let coming = Some(()).filter(|()| query.follow).map(|()| app.logins.follow());
-    let recent: String = app
+    let coming = Some(()).filter(|()| query.follow).map(|()| env.logins.follow());
+    let recent: String = env
         .logins
         .recent(&filter)
         .iter()

@@ -2,17 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mail_directory::yaml::{Problems, problem};
 use mail_directory::{Apply, Losses, System};
 use mail_proxy::audit::{Event, Record};
-use tokio::time::timeout;
 
 use crate::app::plan::{addresses, check_certificates, check_logs, listeners};
 use crate::app::snapshot::{self, Snapshot};
 use crate::app::{App, changes, group_inputs, routes};
-use crate::config::{self, Config, Listener};
+use crate::config::{self, Config};
 use crate::node::{logs, systemd};
 use crate::tls::store::CertStore;
 
@@ -45,7 +43,7 @@ impl App {
         reloaded.problems.extend(locations.err().unwrap_or_default());
         let logs = self.off_the_runtime(move |app| app.reopen_logs(&access, &audit)).await;
         reloaded.problems.extend(logs);
-        reloaded.problems.extend(self.listeners_settled().await);
+        reloaded.problems.extend(self.listeners.settled().await);
         let trust = self.off_the_runtime(move |app| app.renew_lookup_trust(&config)).await;
         reloaded.problems.extend(trust);
         // An account may have moved.
@@ -162,16 +160,6 @@ impl App {
         problems
     }
 
-    /// Waits until the doors are as they should be; says which cannot be opened.
-    async fn listeners_settled(&self) -> Problems {
-        let number = self.listeners.borrow().number;
-        let mut opened = self.opened.subscribe();
-        match timeout(SETTLING, opened.wait_for(|opened| opened.0 >= number)).await {
-            Ok(Ok(opened)) => opened.1.clone(),
-            _ => Problems::new(),
-        }
-    }
-
     /// Follows the directory, until it is dropped: its system, and the accounts that change. Keeps routes fresh.
     pub async fn follow_directory(self: Arc<Self>) {
         let app = self.clone();
@@ -245,7 +233,8 @@ impl App {
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
         self.limits.change(config.limits.clone());
         self.config.store(config.clone());
-        self.want(listeners);
+        self.dns.never(addresses(&listeners));
+        self.listeners.want(listeners);
         self.applied(why, changes);
         Ok(())
     }
@@ -258,19 +247,6 @@ impl App {
             .chain(changes::of_systems(&before.system, system))
             .chain(changes::of_certificates(&self.certificates.load(), certificates))
             .collect()
-    }
-
-    /// The doors follow this list.
-    fn want(&self, listeners: Vec<Listener>) {
-        self.dns.never(addresses(&listeners));
-        self.listeners.send_if_modified(|list| {
-            let changed = list.listeners != listeners;
-            if changed {
-                list.number += 1;
-                list.listeners = listeners;
-            }
-            changed
-        });
     }
 
     pub(crate) fn applied(&self, why: &str, changes: Vec<String>) {
@@ -296,9 +272,6 @@ pub(crate) async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
         Err(Err(_)) => std::future::pending().await,
     }
 }
-
-/// How long the doors may take to follow the list: opening a socket takes no time.
-pub(crate) const SETTLING: Duration = Duration::from_secs(10);
 
 /// What a reload has done.
 #[derive(Debug, Default)]

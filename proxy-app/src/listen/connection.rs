@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::app::App;
+use crate::app::env::ListenEnv;
 use crate::app::snapshot::Snapshot;
 use crate::config::{Listener, ListenerTls, Serve};
 use crate::http::answers;
@@ -54,7 +54,7 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct ActiveListener {
     pub(crate) listener: Listener,
     pub(crate) name: Arc<str>,
-    pub(crate) app: Arc<App>,
+    pub(crate) env: Arc<ListenEnv>,
     pub(crate) web: Arc<HttpProxy<Web>>,
     pub(crate) shutdown: ShutdownWatch,
 }
@@ -75,10 +75,10 @@ impl ActiveListener {
     }
 
     async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
-        let _counted = self.app.open.enter();
-        self.app.metrics.accepted(&self.name).inc();
-        let Some(mut permit) = self.app.limits.enter() else {
-            return self.app.metrics.refused(&self.name, Refused::Connections);
+        let _counted = self.env.open.enter();
+        self.env.metrics.accepted(&self.name).inc();
+        let Some(mut permit) = self.env.limits.enter() else {
+            return self.env.metrics.refused(&self.name, Refused::Connections);
         };
         let Some((client, tls_in_front)) = self.identify(&mut tcp, peer).await else {
             return;
@@ -87,13 +87,13 @@ impl ActiveListener {
             return;
         }
         if !permit.admit_address(client.addr.ip()) {
-            return self.app.metrics.refused(&self.name, Refused::PerAddress);
+            return self.env.metrics.refused(&self.name, Refused::PerAddress);
         }
         self.observe_phase(Phase::Accept, accepted);
         let pending = permit.pending();
         tokio::select! {
             () = self.serve_client(tcp, client, tls_in_front, accepted, permit) => {}
-            () = pending.evicted() => self.app.metrics.refused(&self.name, Refused::Evicted),
+            () = pending.evicted() => self.env.metrics.refused(&self.name, Refused::Evicted),
         }
     }
 
@@ -105,7 +105,7 @@ impl ActiveListener {
         accepted: Instant,
         permit: Permit,
     ) {
-        let snapshot = self.app.snapshot.load_full();
+        let snapshot = self.env.snapshot.load_full();
         match self.listener.serve {
             Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, permit).await,
             Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, permit).await,
@@ -120,7 +120,7 @@ impl ActiveListener {
     /// How long a client may take from accept to its credentials, or for its handshake.
     fn patience(&self, snapshot: &Snapshot) -> Duration {
         let own = self.listener.login_deadline;
-        self.app.limits.patience(own.unwrap_or(snapshot.login_deadline))
+        self.env.limits.patience(own.unwrap_or(snapshot.login_deadline))
     }
 
     /// Identifies the client, and whether it speaks TLS with the balancer in front. `None`: the connection is refused.
@@ -155,7 +155,7 @@ impl ActiveListener {
             }
             Ok(Header::Local) => Some((direct, false)),
             Err(error) => {
-                self.app.metrics.refused(&self.name, Refused::Proxy);
+                self.env.metrics.refused(&self.name, Refused::Proxy);
                 log::warn!(
                     "{}: no PROXY header from {peer}, which must send one: {error}",
                     self.name
@@ -199,19 +199,19 @@ impl ActiveListener {
             login_deadline,
         };
         let env = SessionEnv {
-            routes: self.app.routes.clone(),
+            routes: self.env.routes.clone(),
             transport: snapshot.transport.clone(),
-            audit: self.app.audit.clone(),
+            audit: self.env.audit.clone(),
             settings: snapshot.mail.clone(),
             generation: snapshot.generation,
-            drain: self.app.drain.subscribe(),
+            drain: self.env.drain.clone(),
         };
         let session = mail_proxy::serve(connection, env);
         // A session may live for days; of the configuration that it started with, only what it uses stays in memory.
         drop(snapshot);
         session.await;
         if seen.close_reason() == Some(CloseReason::Evict) {
-            self.app.metrics.refused(&self.name, Refused::Evicted);
+            self.env.metrics.refused(&self.name, Refused::Evicted);
         }
     }
 
@@ -234,7 +234,7 @@ impl ActiveListener {
                     Some(Some(stream)) => stream,
                     Some(None) => {
                         let refused = RefusedConnection::new("", &self.name, &client);
-                        return self.app.refused(refused, Reason::ClearText);
+                        return self.env.refusals.refused(refused, Reason::ClearText);
                     }
                     None => return,
                 };
@@ -267,7 +267,7 @@ impl ActiveListener {
             Ok(stream) => stream,
             Err(error) => return log::error!("{}: {error}", self.name),
         };
-        let serve = connection::serve(&self.app, &self.web, stream, &self.shutdown);
+        let serve = connection::serve(&self.env.web, &self.web, stream, &self.shutdown);
         tokio::pin!(serve);
         tokio::select! {
             () = &mut serve => return,
@@ -293,8 +293,8 @@ impl ActiveListener {
             ListenerTls::Off | ListenerTls::StartTls => Box::new(tcp),
         };
         drop((snapshot, queued));
-        let mut drain = self.app.drain.subscribe();
-        let serve = serve_lookup(stream, &self.app.routes, &self.app.book);
+        let mut drain = self.env.drain.clone();
+        let serve = serve_lookup(stream, &self.env.routes, &self.env.book);
         tokio::pin!(serve);
         tokio::select! {
             () = &mut serve => return,
@@ -312,7 +312,7 @@ impl ActiveListener {
         let Some((stream, tls)) = channel.await else { return };
         drop((snapshot, queued));
         let (facts, _listed) = self.enter(Proto::Stream, tls, client, accepted);
-        stream::serve(&self.app, config, stream, &facts).await;
+        stream::serve(&self.env, config, stream, &facts).await;
     }
 
     /// What is known of a connection, and its place in the list of those that live.
@@ -324,15 +324,15 @@ impl ActiveListener {
         accepted: Instant,
     ) -> (Arc<ConnectionFacts>, ConnectionGuard) {
         let facts = Arc::new(ConnectionFacts {
-            id: self.app.connection_id(),
+            id: self.env.connection_ids.next(),
             listener: self.name.clone(),
             proto,
             client,
             tls,
             accepted,
-            handle: Arc::new(ConnectionHandle::accepted(accepted, self.app.metrics.totals(proto))),
+            handle: Arc::new(ConnectionHandle::accepted(accepted, self.env.metrics.totals(proto))),
         });
-        let guard = self.app.sessions.enter(Session::new(facts.clone()));
+        let guard = self.env.sessions.enter(Session::new(facts.clone()));
         (facts, guard)
     }
 
@@ -343,7 +343,7 @@ impl ActiveListener {
         };
         let admitted = networks.iter().any(|network| network.contains(&client.addr.ip()));
         if !admitted {
-            self.app.metrics.refused(&self.name, Refused::Network);
+            self.env.metrics.refused(&self.name, Refused::Network);
             log::info!("{}: {} is in none of the networks of allow", self.name, client.addr);
         }
         admitted
@@ -358,7 +358,7 @@ impl ActiveListener {
             Serve::Stream => Proto::Stream,
             Serve::Lookup => return,
         };
-        self.app.metrics.phase(phase, proto, begun.elapsed());
+        self.env.metrics.phase(phase, proto, begun.elapsed());
     }
 
     /// The stream of a client of a mail or stream listener, and its TLS facts. `None`: the handshake failed.
@@ -389,8 +389,8 @@ impl ActiveListener {
         deadline: Instant,
         handshake: Pin<Box<impl Future<Output = std::io::Result<T>>>>,
     ) -> Option<T> {
-        let Some(_counted) = self.app.limits.handshake() else {
-            self.app.metrics.refused(&self.name, Refused::Handshakes);
+        let Some(_counted) = self.env.limits.handshake() else {
+            self.env.metrics.refused(&self.name, Refused::Handshakes);
             return None;
         };
         let done = match timeout_at(deadline, handshake).await {
@@ -401,7 +401,7 @@ impl ActiveListener {
     }
 
     fn handshake_failed(&self, client: Client, error: &std::io::Error) {
-        self.app.metrics.refused(&self.name, Refused::Tls);
+        self.env.metrics.refused(&self.name, Refused::Tls);
         // Not worth a line: scanners, health checks and browsers close connections all day.
         let level = match has_gone(error) {
             true => log::Level::Debug,

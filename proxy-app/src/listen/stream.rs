@@ -9,7 +9,7 @@ use mail_proxy::relay::{Farewell, Relay};
 use mail_proxy::{BoxStream, Client, ConnectionFacts};
 use route_cache::{HostPort, Server, UpstreamTls};
 
-use crate::app::App;
+use crate::app::env::ListenEnv;
 use crate::config::StreamConfig;
 use crate::listen::proxy_protocol;
 use crate::upstream::connect::MailTransport;
@@ -19,8 +19,8 @@ pub const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// Connects a client whose handshake is done to the first upstream that answers, and relays until one side ends it or
 /// nothing moves for too long.
-pub async fn serve(app: &App, config: &StreamConfig, client: BoxStream, facts: &ConnectionFacts) {
-    let snapshot = app.snapshot.load_full();
+pub async fn serve(env: &ListenEnv, config: &StreamConfig, client: BoxStream, facts: &ConnectionFacts) {
+    let snapshot = env.snapshot.load_full();
     let mut record = facts.record(Event::SessionEnd, snapshot.generation);
     let transport = snapshot.transport.clone();
     // The relay may live for days, and needs nothing of the configuration.
@@ -31,7 +31,7 @@ pub async fn serve(app: &App, config: &StreamConfig, client: BoxStream, facts: &
             record.route = Some(upstream.to_string());
             let mut relay = Box::new(Relay::new(client, server, config.idle));
             let ended = relay
-                .run(&mut app.drain.subscribe(), &facts.handle, Farewell::default())
+                .run(&mut env.drain.clone(), &facts.handle, Farewell::default())
                 .await;
             record.bytes_in = Some(ended.bytes_in);
             record.bytes_out = Some(ended.bytes_out);
@@ -46,7 +46,7 @@ pub async fn serve(app: &App, config: &StreamConfig, client: BoxStream, facts: &
         }
     }
     record.duration = Some(facts.handle.age().as_secs_f64());
-    app.audit.record(record);
+    env.audit.record(record);
 }
 
 /// The first upstream that answers, in their order.

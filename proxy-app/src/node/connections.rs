@@ -179,6 +179,34 @@ impl Drop for ConnectionGuard {
     }
 }
 
+/// Ids for new connections.
+pub struct ConnectionIds {
+    /// Of this process.
+    born: u32,
+    given: AtomicU64,
+}
+
+impl Default for ConnectionIds {
+    fn default() -> ConnectionIds {
+        ConnectionIds {
+            born: rand::random(),
+            given: AtomicU64::new(0),
+        }
+    }
+}
+
+impl ConnectionIds {
+    /// The next id: unique on this node, also across restarts.
+    pub fn next(&self) -> String {
+        format!("{:08x}-{:x}", self.born, self.given.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// How many connections there were since the start.
+    pub fn count(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;

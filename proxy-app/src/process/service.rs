@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, TakeOver};
 use crate::app::App;
+use crate::app::env::AdminEnv;
 use crate::app::plan::Plan;
 use crate::config::Listener;
 use crate::listen::{Backlog, Ending, ListenerSet, bind, close_others, sockets};
@@ -37,7 +38,7 @@ pub struct ListenerService {
 }
 
 /// The set of listeners, the sockets that it does not serve yet, and those of the admin API.
-pub(crate) type OpenedListeners = (ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
+pub(crate) type OpenedListeners = (Arc<App>, ListenerSet, Vec<(Listener, TcpListener)>, admin::Sockets);
 
 impl ListenerService {
     /// The listeners of a checked configuration. `successor` starts this program once more; `upgrade_request` is there
@@ -102,28 +103,31 @@ impl ListenerService {
             // Those of the previous process are taken when everything else is ready.
             Some(_) => (App::start(plan)?, admin::Sockets::default()),
         };
-        let web = engine(&app, &self.conf);
+        let env = app.listen();
+        let web = engine(&env.web, &self.conf);
         let listeners = ListenerSet {
-            app,
+            env,
             web,
             shutdown: shutdown.clone(),
             fds,
             open: Vec::new(),
             watches_groups: false,
         };
-        Ok((listeners, sockets, admin))
+        Ok((app, listeners, sockets, admin))
     }
 }
 
 /// Takes the place of the process that was asked.
-pub(crate) fn take_over(upgrade_request: UpgradeRequest, listeners: &ListenerSet) -> anyhow::Result<()> {
+pub(crate) fn take_over(
+    upgrade_request: UpgradeRequest,
+    env: Arc<AdminEnv>,
+    listeners: &ListenerSet,
+) -> anyhow::Result<()> {
     upgrade_request.is_awaited()?;
-    let config = listeners.app.config.load().admin.clone();
+    let config = env.config.load().admin.clone();
     // Last, when nothing else can go wrong: the socket file is taken from the previous process.
     match admin::Sockets::open(&config, TakeOver::Yes, &listeners.fds) {
-        Ok(admin) => drop(tokio::spawn(
-            admin.serve(listeners.app.clone(), listeners.shutdown.clone()),
-        )),
+        Ok(admin) => drop(tokio::spawn(admin.serve(env, listeners.shutdown.clone()))),
         Err(error) => log::error!("{error:#}; the other listeners serve"),
     }
     upgrade_request.serves()
@@ -145,13 +149,12 @@ impl Service for ListenerService {
         // Before the process can be seen: a signal without a handler ends it.
         let (mut signals, hangups) = (Signals::new(), SignalStream::new(SignalKind::hangup()));
         let rotations = SignalStream::new(SignalKind::user_defined1());
-        let (mut listeners, sockets, admin) = match self.open(plan, fds, &shutdown) {
+        let (app, mut listeners, sockets, admin) = match self.open(plan, fds, &shutdown) {
             Ok(opened) => opened,
             Err(error) => give_up(&error),
         };
-        let app = listeners.app.clone();
         // Not one of the tasks: it answers until the process ends.
-        tokio::spawn(admin.serve(app.clone(), shutdown.clone()));
+        tokio::spawn(admin.serve(app.admin(), shutdown.clone()));
         for (listener, socket) in sockets {
             listeners.serve(listener, socket).await;
         }
@@ -163,7 +166,7 @@ impl Service for ListenerService {
             tokio::spawn(diagnostics::report_left_out()),
         ];
         if let Some(upgrade_request) = self.upgrade_request.take() {
-            if let Err(error) = take_over(upgrade_request, &listeners) {
+            if let Err(error) = take_over(upgrade_request, app.admin(), &listeners) {
                 give_up(&error);
             }
             daemon::take_pid_file(Path::new(&self.conf.pid_file));
@@ -187,7 +190,7 @@ impl Service for ListenerService {
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
         tasks.iter().for_each(JoinHandle::abort);
-        shutdown::drain(&app, ending, signals).await;
+        shutdown::drain(&app.process(), ending, signals).await;
     }
 
     fn name(&self) -> &str {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::app::App;
+use crate::app::env::ProcessEnv;
 use crate::listen::{Ending, GOODBYE};
 use crate::node::systemd;
 use crate::process::upgrade::{self, SuccessorCommand, UpgradeSocket};
@@ -190,50 +190,50 @@ impl Signals {
 
 /// Ends open connections, and then the process. Pingora alone would wait its whole grace period without any, and then
 /// cut all off in the middle of a response.
-pub(crate) async fn drain(app: &App, ending: Ending, mut signals: Signals) {
+pub(crate) async fn drain(env: &ProcessEnv, ending: Ending, mut signals: Signals) {
     if ending == Ending::Replaced {
         log::info!(
             "a new process has taken over; {} connections go on here",
-            app.open.count()
+            env.open.count()
         );
         tokio::select! {
-            () = wait_long(app) => return leave(app).await,
+            () = wait_long(env) => return leave(env).await,
             () = signals.end.next() => {}
             () = signals.now.next() => at_once().await,
         }
     }
-    systemd_stops(ending, app);
+    systemd_stops(ending, env);
     tokio::select! {
-        () = wait_short(app) => {}
+        () = wait_short(env) => {}
         () = signals.end.next() => at_once().await,
         () = signals.now.next() => at_once().await,
     }
-    leave(app).await;
+    leave(env).await;
 }
 
 /// After an upgrade the service is the new process, and what this one says is not for systemd.
-fn systemd_stops(ending: Ending, app: &App) {
-    log::info!("ending; {} connections are open", app.open.count());
+fn systemd_stops(ending: Ending, env: &ProcessEnv) {
+    log::info!("ending; {} connections are open", env.open.count());
     if ending == Ending::Stop {
         systemd::stopping("draining");
     }
 }
 
 /// Sessions end by themselves; after `drain_max` they are ended, each at a moment of its own.
-async fn wait_long(app: &App) {
-    let ends = app.config.load().ends;
-    idle(app, ends.drain_max).await;
-    app.drain.send_replace(Drain::SpreadSessions(ends.drain_spread));
-    idle(app, ends.drain_spread + GOODBYE).await;
+async fn wait_long(env: &ProcessEnv) {
+    let ends = env.config.load().ends;
+    idle(env, ends.drain_max).await;
+    env.drain.send_replace(Drain::SpreadSessions(ends.drain_spread));
+    idle(env, ends.drain_spread + GOODBYE).await;
 }
 
 /// All connections end within `shutdown_timeout`.
-async fn wait_short(app: &App) {
-    let limit = app.config.load().ends.shutdown_timeout;
+async fn wait_short(env: &ProcessEnv) {
+    let limit = env.config.load().ends.shutdown_timeout;
     let end = Instant::now() + limit;
     let goodbye = GOODBYE.min(limit / 4);
-    idle(app, LAST_LOGINS.min(limit / 4)).await;
-    app.drain.send_if_modified(|drain| {
+    idle(env, LAST_LOGINS.min(limit / 4)).await;
+    env.drain.send_if_modified(|drain| {
         let further = *drain < Drain::EndLogins;
         if further {
             *drain = Drain::EndLogins;
@@ -241,24 +241,24 @@ async fn wait_short(app: &App) {
         further
     });
     idle(
-        app,
+        env,
         end.saturating_duration_since(Instant::now()).saturating_sub(goodbye),
     )
     .await;
-    app.drain.send_replace(Drain::EndSessions);
-    idle(app, goodbye).await;
+    env.drain.send_replace(Drain::EndSessions);
+    idle(env, goodbye).await;
 }
 
 /// Waits until no connection is open, and at most this long.
-async fn idle(app: &App, limit: Duration) {
+async fn idle(env: &ProcessEnv, limit: Duration) {
     let end = Instant::now() + limit;
-    while app.open.count() > 0 && Instant::now() < end {
+    while env.open.count() > 0 && Instant::now() < end {
         tokio::time::sleep(LOOK).await;
     }
 }
 
-async fn leave(app: &App) {
+async fn leave(env: &ProcessEnv) {
     tokio::time::sleep(LAST_LINES).await;
-    log::info!("ended; {} connections were left", app.open.count());
+    log::info!("ended; {} connections were left", env.open.count());
     std::process::exit(0);
 }

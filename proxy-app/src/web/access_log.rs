@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use route_cache::{HostPort, bracketed};
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::config::AccessFormat;
 use crate::node::logs;
 use crate::node::redaction::{escaped, redact};
@@ -153,7 +153,7 @@ pub(crate) struct AccessRecord<'a> {
 }
 
 pub(crate) fn of_request(
-    app: &App,
+    env: &WebEnv,
     web: &WebClient,
     request: &http::request::Parts,
     info: &RequestInfo,
@@ -184,7 +184,7 @@ pub(crate) fn of_request(
         local_port: web.facts.client.local.port(),
         incomplete: record.incomplete,
     };
-    match app.config.load().log.access_format {
+    match env.config.load().log.access_format {
         AccessFormat::Carbonio => line(&entry),
         AccessFormat::Json => json(
             &entry,

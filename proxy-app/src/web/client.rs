@@ -13,7 +13,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use route_cache::Route;
 use tokio::time::timeout;
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::client_certs::PresentedCert;
 use crate::tls::vhosts::{Refusal, VirtualHosts};
@@ -132,9 +132,9 @@ pub(crate) fn client_in(carrier: &ProxyDigest) -> Option<&WebClient> {
     carrier.user_data.as_ref()?.downcast_ref()
 }
 
-pub(crate) fn note_refusal(app: &App, carrier: &ProxyDigest, reason: Reason) {
+pub(crate) fn note_refusal(env: &WebEnv, carrier: &ProxyDigest, reason: Reason) {
     if let Some(web) = client_in(carrier) {
         let refused = RefusedConnection::of(&web.facts);
-        app.refused(refused, reason);
+        env.refusals.refused(refused, reason);
     }
 }

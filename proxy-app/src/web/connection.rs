@@ -20,7 +20,7 @@ use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::http::HEAD_MAX;
 use crate::http::answers::plain_answer;
 use crate::http::behind::RequestBody;
@@ -36,27 +36,27 @@ const KEEPALIVE: Duration = Duration::from_secs(75);
 const H2_PREFACE: usize = 24;
 
 /// Serves a connection to its end, or until its client is the slowest of too many.
-pub async fn serve(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
+pub async fn serve(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     let Some(web) = client_in(&stream.carrier) else {
         return;
     };
-    let reader = app.limits.answer_counter(web.facts.client.addr.ip());
+    let reader = env.limits.answer_counter(web.facts.client.addr.ip());
     let end = reader.end();
     stream.reader = Some(reader);
     tokio::select! {
-        () = serve_on(app, proxy, stream, shutdown) => {}
+        () = serve_on(env, proxy, stream, shutdown) => {}
         () = end.notified() => {}
     }
 }
 
-async fn serve_on(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
+async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     if stream.h2 {
-        let patience = app.config.load().web.client_header_timeout;
+        let patience = env.config.load().web.client_header_timeout;
         // The engine waits for the preface without a limit.
         let Ok(Ok(())) = timeout(patience, stream.read_ahead(H2_PREFACE)).await else {
             return;
         };
-        stream.watch_frames(app, patience);
+        stream.watch_frames(env, patience);
         ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
         return;
     }
@@ -64,11 +64,11 @@ async fn serve_on(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebSt
     let mut stream = Box::new(stream);
     let mut kept = None;
     loop {
-        let mut head = match read_head(&mut stream, app).await {
+        let mut head = match read_head(&mut stream, env).await {
             Ok(Some(head)) => head,
             Ok(None) | Err(HeadError::Io) => return,
             Err(HeadError::Refused(reason)) => {
-                note_refusal(app, &carrier, reason);
+                note_refusal(env, &carrier, reason);
                 return refuse(&mut stream, reason.status()).await;
             }
         };
@@ -76,9 +76,9 @@ async fn serve_on(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebSt
         // What has been sent behind the head may be meant for the server that has not agreed yet.
         if stream.ahead.is_empty()
             && let Some(web) = client_in(&carrier)
-            && let Some(answered) = Box::pin(websocket::ask(app, web, &head)).await
+            && let Some(answered) = Box::pin(websocket::ask(env, web, &head)).await
         {
-            return answered.finish(app, web, stream).await;
+            return answered.finish(env, web, stream).await;
         }
         let request = RequestBody::of(&head);
         let last = !request.may_be_followed(stream.ahead.is_empty());
@@ -103,7 +103,7 @@ async fn serve_on(app: &Arc<App>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebSt
         let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else {
             // The engine answers by itself what it cannot read, and tells nobody.
             if client_in(&carrier).is_some_and(|web| !web.is_taken()) && !*shutdown.borrow() {
-                note_refusal(app, &carrier, reason);
+                note_refusal(env, &carrier, reason);
             }
             return;
         };
@@ -143,8 +143,8 @@ pub enum HeadError {
 }
 
 /// A whole request head; what came behind it stays in front of the stream. `None` at the end of the connection.
-async fn read_head(stream: &mut WebStream, app: &App) -> Result<Option<BytesMut>, HeadError> {
-    let mut drain = app.drain.subscribe();
+async fn read_head(stream: &mut WebStream, env: &WebEnv) -> Result<Option<BytesMut>, HeadError> {
+    let mut drain = env.drain.clone();
     stream.request = None;
     let mut head = BytesMut::new();
     let until = Instant::now() + KEEPALIVE;
@@ -163,7 +163,7 @@ async fn read_head(stream: &mut WebStream, app: &App) -> Result<Option<BytesMut>
             head.advance(2);
         }
     }
-    let deadline = Instant::now() + app.config.load().web.client_header_timeout;
+    let deadline = Instant::now() + env.config.load().web.client_header_timeout;
     loop {
         if let Some(length) = complete(&head)? {
             stream.ahead = head.split_off(length);

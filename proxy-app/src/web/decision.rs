@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use http::request::Parts;
 use route_cache::{Lookup, Service, Subject};
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::app::snapshot::Snapshot;
 use crate::http::account::{self, AccountClaim};
 use crate::http::forwarded::Forwarded;
@@ -38,8 +38,8 @@ pub(crate) struct RequestInfo {
 
 impl RequestInfo {
     /// Reads a request.
-    pub(crate) fn read(app: &App, web: &WebClient, request: &Parts) -> RequestInfo {
-        let config = app.config.load();
+    pub(crate) fn read(env: &WebEnv, web: &WebClient, request: &Parts) -> RequestInfo {
+        let config = env.config.load();
         let (peer, trusted) = (web.facts.client.addr.ip(), &config.web.trusted_forwarders);
         let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
         let told = Forwarded::read(peer, &request.headers, trusted);
@@ -179,7 +179,13 @@ pub(crate) enum Decision {
 }
 
 /// Decides what becomes of a request.
-pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &Parts, info: &RequestInfo) -> Decision {
+pub(crate) fn decide(
+    env: &WebEnv,
+    snapshot: &Snapshot,
+    web: &WebClient,
+    request: &Parts,
+    info: &RequestInfo,
+) -> Decision {
     let raw = request.uri.path();
     let read_differently = Decision::Refused {
         status: 400,
@@ -204,7 +210,7 @@ pub(crate) fn decide(app: &App, snapshot: &Snapshot, web: &WebClient, request: &
         host: info.host.as_deref(),
         request,
     };
-    let table = app.locations.table();
+    let table = env.locations.table();
     let Some(found) = table.find(query) else {
         return Decision::Refused {
             status: 404,

@@ -7,7 +7,7 @@ use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::http::HEAD_MAX;
 use crate::web::phases::Web;
 
@@ -28,8 +28,8 @@ pub(crate) fn h2_options() -> H2Options {
 }
 
 /// The HTTP engine of this node.
-pub(crate) fn engine(app: &Arc<App>, conf: &Arc<ServerConf>) -> Arc<HttpProxy<Web>> {
-    let mut proxy = pingora_proxy::http_proxy(conf, Web::new(app.clone(), conf));
+pub(crate) fn engine(env: &Arc<WebEnv>, conf: &Arc<ServerConf>) -> Arc<HttpProxy<Web>> {
+    let mut proxy = pingora_proxy::http_proxy(conf, Web::new(env.clone(), conf));
     let mut options = pingora::apps::HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     // Refused by a phase of ours.

@@ -23,7 +23,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use route_cache::bracketed;
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::app::snapshot::MailMode;
 use crate::http::answer_head::{self, Framing};
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
@@ -56,16 +56,16 @@ const INTERIM_MAX: usize = 100;
 
 /// The web side of the house.
 pub struct Web {
-    pub(crate) app: Arc<App>,
+    pub(crate) env: Arc<WebEnv>,
     pub(crate) requests: AtomicU64,
     pub(crate) sources: Sources,
 }
 
 impl Web {
-    /// The web side of `app`, in an engine with this configuration.
-    pub fn new(app: Arc<App>, conf: &ServerConf) -> Web {
+    /// The web side, in an engine with this configuration.
+    pub fn new(env: Arc<WebEnv>, conf: &ServerConf) -> Web {
         Web {
-            app,
+            env,
             requests: AtomicU64::new(0),
             sources: Sources::of(conf),
         }
@@ -79,9 +79,9 @@ impl Web {
         let mode = context.snapshot.web.ip_mode;
         for last in [false, true] {
             let begun = Instant::now();
-            let found = account_server(&self.app, &context.snapshot, proxied).await;
+            let found = account_server(&self.env, &context.snapshot, proxied).await;
             if proxied.lookup.is_some() {
-                self.app.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
+                self.env.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
             }
             let (route, server) = match found {
                 AccountServer::Known(route, server) => (route, server),
@@ -93,18 +93,18 @@ impl Web {
                     );
                 }
             };
-            let addresses = self.app.dns.resolve(&server.host, server.port, mode).await;
+            let addresses = self.env.dns.resolve(&server.host, server.port, mode).await;
             let addresses = addresses.map_err(|error| {
                 Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", server.host)).into_up()
             })?;
             let mut alive = addresses
                 .iter()
-                .filter(|address| !self.app.groups.is_unreachable(**address));
+                .filter(|address| !self.env.groups.is_unreachable(**address));
             let first = alive.clone().next();
             let Some(&address) = alive.find(|address| !context.tried.contains(address)).or(first) else {
                 // Nobody waits for a server that checks find dead. But the account may have moved.
                 if let Some(lookup) = proxied.lookup.as_ref().filter(|_| !last) {
-                    self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
+                    self.env.routes.forget_older_than(lookup, ROUTE_YOUNG);
                     continue;
                 }
                 let why = format!("checks find nobody at {}", server.address());
@@ -124,7 +124,7 @@ impl Web {
 
     fn any_server(&self, context: &RequestContext, web: &WebClient) -> Result<UpstreamTarget> {
         let name = context.proxied.as_ref().map_or("", |proxied| proxied.group());
-        let group = self.app.groups.get(name);
+        let group = self.env.groups.get(name);
         let known = web.owner.server(name);
         let member = group.filter(|_| context.tried.len() < TRIES).and_then(|group| {
             let same = known.filter(|known| !context.tried.contains(known));
@@ -132,7 +132,7 @@ impl Web {
                 .or_else(|| group.pick(&context.tried))
         });
         let Some(member) = member else {
-            let has_members = self.app.groups.get(name).is_some_and(|group| group.has_members());
+            let has_members = self.env.groups.get(name).is_some_and(|group| group.has_members());
             let status = if has_members { 502 } else { 503 };
             return Error::e_explain(
                 ErrorType::HTTPStatus(status),
@@ -157,7 +157,7 @@ impl ProxyHttp for Web {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.app.snapshot.load_full())
+        RequestContext::new(self.env.snapshot.load_full())
     }
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
@@ -175,14 +175,14 @@ impl ProxyHttp for Web {
             if session.req_header().version == http::Version::HTTP_2 {
                 // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
                 let refused = RefusedConnection::of(&web.facts);
-                self.app.refused(refused, Reason::Connect);
+                self.env.refusals.refused(refused, Reason::Connect);
             }
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
         web.take();
         context.under_way = Some(web.facts.handle.waits_for_us());
         let request = session.req_header();
-        let info = RequestInfo::read(&self.app, web, request);
+        let info = RequestInfo::read(&self.env, web, request);
         context.form = ErrorForm::of(request);
         let no_host = info.host.is_none() && request.version > http::Version::HTTP_10;
         context.info = Some(info.clone());
@@ -248,7 +248,7 @@ impl ProxyHttp for Web {
         let (Some(proxied), Some(info)) = (&context.proxied, &context.info) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
-        let group = self.app.groups.get(proxied.group());
+        let group = self.env.groups.get(proxied.group());
         let keepalive = group.and_then(|group| group.keepalive());
         let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive, context.stale);
         let mut peer = peer(&target, proxied, &context.snapshot);
@@ -288,7 +288,7 @@ impl ProxyHttp for Web {
             body.push(chunk);
         }
         context.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
-        let grace = self.app.config.load().web.client_body_timeout;
+        let grace = self.env.config.load().web.client_body_timeout;
         if is_dripping(context.begun.elapsed(), context.body_bytes, grace) && !end {
             return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
         }
@@ -411,7 +411,7 @@ impl ProxyHttp for Web {
             && let Some(group) = context
                 .proxied
                 .as_ref()
-                .and_then(|proxied| self.app.groups.get(proxied.group()))
+                .and_then(|proxied| self.env.groups.get(proxied.group()))
         {
             group.answered(target.address);
         }
@@ -462,7 +462,7 @@ impl ProxyHttp for Web {
                 if let Some(group) = context
                     .proxied
                     .as_ref()
-                    .and_then(|proxied| self.app.groups.get(proxied.group()))
+                    .and_then(|proxied| self.env.groups.get(proxied.group()))
                 {
                     group.eject(address);
                 }
@@ -487,16 +487,16 @@ impl ProxyHttp for Web {
         let Some(target) = context.target.take() else {
             return error;
         };
-        self.app.metrics.connected(&target.address.to_string(), false);
+        self.env.metrics.connected(&target.address.to_string(), false);
         let proxied = context.proxied.as_ref();
-        if let Some(group) = proxied.and_then(|proxied| self.app.groups.get(proxied.group())) {
+        if let Some(group) = proxied.and_then(|proxied| self.env.groups.get(proxied.group())) {
             group.eject(target.address);
         }
         context.tried.push(target.address);
         let lookup = proxied.and_then(|proxied| proxied.lookup.as_ref());
         let again = match (target.own, lookup) {
             (true, Some(lookup)) => {
-                self.app.routes.forget_older_than(lookup, ROUTE_YOUNG);
+                self.env.routes.forget_older_than(lookup, ROUTE_YOUNG);
                 context.tried.len() == 1
             }
             _ => context.tried.len() < TRIES,
@@ -547,7 +547,7 @@ impl ProxyHttp for Web {
         web.facts.handle.add_out(session.body_bytes_sent() as u64);
         let proxied = context.proxied.as_ref().filter(|_| context.target.is_some());
         let group = proxied.map_or("none", |proxied| proxied.group());
-        self.app.metrics.web_request(group, status);
+        self.env.metrics.web_request(group, status);
         self.log_access(session, web, context, status);
         let Some(seen) = context.seen.take() else { return };
         let by_client = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
@@ -555,7 +555,7 @@ impl ProxyHttp for Web {
             true => login::outcome(status, context.sets_cookie, seen.form),
             false => login::unanswered(status, by_client && context.target.is_some()),
         };
-        record_login(&self.app, web, context, seen, outcome);
+        record_login(&self.env, web, context, seen, outcome);
     }
 
     fn suppress_proxy_warn_log(
@@ -590,7 +590,7 @@ impl Web {
         let Some(token) = answers::challenged(session.req_header().uri.path()) else {
             return Ok(false);
         };
-        let Some(folder) = self.app.config.load().web.acme_dir.clone() else {
+        let Some(folder) = self.env.config.load().web.acme_dir.clone() else {
             return Ok(false);
         };
         let Some(proof) = answers::proof(folder.join(token)).await else {
@@ -608,7 +608,7 @@ impl Web {
             answer_with(answer, session, context).await?;
             return Ok(true);
         }
-        let host = info.host.clone().unwrap_or_else(|| self.app.config.load().node.clone());
+        let host = info.host.clone().unwrap_or_else(|| self.env.config.load().node.clone());
         let host = bracketed(&host);
         let port = match context.snapshot.web.https_port {
             443 => String::new(),
@@ -630,7 +630,7 @@ impl Web {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         let request = session.req_header();
-        match decision::decide(&self.app, &context.snapshot, web, request, info) {
+        match decision::decide(&self.env, &context.snapshot, web, request, info) {
             Decision::Forward(proxied) => {
                 context.found = Some(proxied.found.clone());
                 check_length(&proxied, &request.headers)?;
@@ -688,7 +688,7 @@ impl Web {
 
     /// As nginx's stub_status writes it, for exporters that read that. Connections are those of all listeners.
     fn status(&self) -> String {
-        let (open, all) = (self.app.open.count(), self.app.connections());
+        let (open, all) = (self.env.open.count(), self.env.connection_ids.count());
         let requests = self.requests.load(Ordering::Relaxed);
         format!(
             "Active connections: {open} \nserver accepts handled requests\n {all} {all} {requests} \n\
@@ -697,7 +697,7 @@ impl Web {
     }
 
     fn log_access(&self, session: &Session, web: &WebClient, context: &RequestContext, status: u16) {
-        let Some(info) = context.info.as_ref().filter(|_| self.app.access.is_on()) else {
+        let Some(info) = context.info.as_ref().filter(|_| self.env.access.is_on()) else {
             return;
         };
         let last = context.target.iter().map(|target| &target.address);
@@ -719,8 +719,8 @@ impl Web {
             incomplete: context.incomplete,
             begun: context.begun,
         };
-        self.app.access.line(access_log::of_request(
-            &self.app,
+        self.env.access.line(access_log::of_request(
+            &self.env,
             web,
             session.req_header(),
             info,
@@ -733,7 +733,7 @@ impl Web {
 /// Basic credentials come with every request; good ones are recorded once for a connection, and after that no request
 /// that its client leaves is a guess.
 pub(crate) fn record_login(
-    app: &App,
+    env: &WebEnv,
     web: &WebClient,
     context: &RequestContext,
     seen: login::LoginAttempt,
@@ -741,7 +741,7 @@ pub(crate) fn record_login(
 ) {
     let Some(outcome) = outcome else { return };
     if outcome == Outcome::BadCredentials {
-        doubt_route(app, context);
+        doubt_route(env, context);
     }
     let is_known = match outcome {
         _ if seen.form != login::LoginForm::Basic => false,
@@ -756,7 +756,7 @@ pub(crate) fn record_login(
         .info
         .as_ref()
         .map_or(web.facts.client.addr.ip(), |info| info.client);
-    app.audit.record(Record {
+    env.audit.record(Record {
         request: context.info.as_ref().map(|info| info.id.clone()),
         user: Some(seen.user),
         account: context.route.as_ref().map(|route| route.account.to_string()),
@@ -770,11 +770,11 @@ pub(crate) fn record_login(
 
 /// The account's own server has refused a login: if its route is an old one, the source is asked again meanwhile, so
 /// that the next login finds an account that has moved.
-fn doubt_route(app: &App, context: &RequestContext) {
+fn doubt_route(env: &WebEnv, context: &RequestContext) {
     let own = context.target.as_ref().is_some_and(|target| target.own);
     let lookup = context.proxied.as_ref().and_then(|proxied| proxied.lookup.clone());
     if let Some(lookup) = lookup.filter(|_| own) {
-        let routes = app.routes.clone();
+        let routes = env.routes.clone();
         tokio::spawn(async move { routes.ask_again(&lookup, ROUTE_YOUNG).await });
     }
 }

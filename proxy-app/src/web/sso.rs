@@ -110,14 +110,14 @@ impl Web {
             local: web.facts.client.local.ip(),
             host: info.host.as_deref(),
         };
-        let config = self.app.config.load_full();
+        let config = self.env.config.load_full();
         let node_login = config.lookup.as_ref().and_then(|lookup| lookup.admin.as_ref());
         let told = match node_login {
             // Half a name may be somebody else's.
             _ if certificate.subject.is_empty() || !certificate.is_named_whole => Err(CertLoginError::Refused(
                 "the certificate names nobody, or at too great length".to_owned(),
             )),
-            Some(asks) => self.app.routes.cert_login(&question, asks).await,
+            Some(asks) => self.env.routes.cert_login(&question, asks).await,
             None => Err(CertLoginError::NoService),
         };
         let (system, vhost) = (&context.snapshot.system, context.vhost.as_ref());
@@ -148,7 +148,7 @@ impl Web {
             Err(CertLoginError::Refused(_)) => Outcome::Refused,
             Err(CertLoginError::NoService | CertLoginError::CannotTell(_)) => Outcome::DirectoryDown,
         };
-        self.app.audit.record(Record {
+        self.env.audit.record(Record {
             request: Some(info.id.clone()),
             user: Some(certificate.subject.clone()),
             account: told.as_ref().ok().and_then(|token| token.account.clone()),
@@ -161,7 +161,7 @@ impl Web {
 
     /// The page for somebody who is logged in; who is not is asked for a password there.
     fn home_page(&self, context: &RequestContext, info: &RequestInfo, sign_on_to: SignOn) -> String {
-        let config = self.app.config.load();
+        let config = self.env.config.load();
         let host = info.host.as_deref().unwrap_or(&config.node);
         let port = match sign_on_to {
             SignOn::Mail => context.snapshot.web.https_port,

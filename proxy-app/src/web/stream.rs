@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_openssl::SslStream;
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::http::behind::RequestBody;
 use crate::http::frames::Frames;
 use crate::http::streams::Streams;
@@ -124,9 +124,9 @@ impl WebStream {
     }
 
     /// From here on frames are counted.
-    pub(crate) fn watch_frames(&mut self, app: &Arc<App>, patience: Duration) {
+    pub(crate) fn watch_frames(&mut self, env: &Arc<WebEnv>, patience: Duration) {
         self.frames = Some(Box::new(FrameWatch {
-            app: app.clone(),
+            env: env.clone(),
             frames: Frames::new(patience),
             streams: Streams::new(),
             owed: BytesMut::new(),
@@ -137,7 +137,7 @@ impl WebStream {
 
 /// The frames of an HTTP/2 client, and the time by which those on their way must be here.
 pub(crate) struct FrameWatch {
-    pub(crate) app: Arc<App>,
+    pub(crate) env: Arc<WebEnv>,
     pub(crate) frames: Frames,
     pub(crate) streams: Streams,
     /// What the engine is to read before what comes next.
@@ -224,7 +224,7 @@ impl AsyncRead for WebStream {
                     io::ErrorKind::TimedOut => Reason::SlowHead,
                     _ => Reason::Flood,
                 };
-                note_refusal(&watch.app, &this.carrier, reason);
+                note_refusal(&watch.env, &this.carrier, reason);
                 return Poll::Ready(Err(error));
             }
             if polled.is_pending() && !watch.owed.is_empty() {
@@ -324,7 +324,7 @@ impl AsyncWrite for WebStream {
         let written = this.poll_gathered(cx, changed.as_deref().unwrap_or(buf));
         if let (Poll::Ready(Ok(count)), Some(watch)) = (&written, &mut this.frames) {
             for _ in 0..watch.streams.say(&buf[..*count]) {
-                note_refusal(&watch.app, &this.carrier, Reason::Unreadable);
+                note_refusal(&watch.env, &this.carrier, Reason::Unreadable);
             }
             if watch.streams.deadline().is_some() {
                 // The alarm is set by the next read.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use mail_directory::attributes as a;
 use route_cache::{Route, RouteError, Server, UpstreamTls};
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::app::snapshot::Snapshot;
 use crate::locations::Mailbox;
 use crate::upstream::groups::{EXTENSION_PORTS, Member};
@@ -35,12 +35,12 @@ pub(crate) enum AccountServer {
 }
 
 /// Asks where the account of a request lives.
-pub(crate) async fn account_server(app: &App, snapshot: &Snapshot, proxied: &ProxyRequest) -> AccountServer {
+pub(crate) async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &ProxyRequest) -> AccountServer {
     let (Some(lookup), Some(mailbox)) = (&proxied.lookup, proxied.mailbox()) else {
         return AccountServer::Any;
     };
-    match app.routes.route(lookup).await {
-        Ok(route) => match own_server(app, snapshot, mailbox, &route) {
+    match env.routes.route(lookup).await {
+        Ok(route) => match own_server(env, snapshot, mailbox, &route) {
             Some(server) => AccountServer::Known(Box::new(route), server),
             None => AccountServer::Any,
         },
@@ -54,7 +54,7 @@ pub(crate) async fn account_server(app: &App, snapshot: &Snapshot, proxied: &Pro
 }
 
 /// The account's server with the service that is asked for. A web server for Exchange is only one that is named so.
-pub(crate) fn own_server(app: &App, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -> Option<Server> {
+pub(crate) fn own_server(env: &WebEnv, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -> Option<Server> {
     let mut server = Server::of(route);
     match mailbox {
         Mailbox::Web | Mailbox::Admin => {}
@@ -65,7 +65,7 @@ pub(crate) fn own_server(app: &App, snapshot: &Snapshot, mailbox: Mailbox, route
             }
         }
         Mailbox::Ews => {
-            let node = snapshot.system.node(&app.config.load().node);
+            let node = snapshot.system.node(&env.config.load().node);
             let named = node.list(&a::REVERSE_PROXY_UPSTREAM_EWS_SERVERS);
             let mut entries = named.into_iter().filter_map(|name| snapshot.system.server(name));
             entries.find(|entry| entry.name() == &*server.name)?;

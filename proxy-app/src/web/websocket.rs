@@ -15,7 +15,7 @@ use route_cache::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::app::App;
+use crate::app::env::WebEnv;
 use crate::app::snapshot::{MailMode, Snapshot};
 use crate::http::answers::{ErrorForm, LocalAnswer};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
@@ -70,27 +70,27 @@ enum UpgradeOutcome {
 
 /// Finds a server and connects to it, if this is a request for an upgrade. `None`: it is something for the engine, and
 /// no server has heard of it.
-pub(crate) async fn ask(app: &App, web: &WebClient, head: &[u8]) -> Option<Box<WebSocketUpgrade>> {
+pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Box<WebSocketUpgrade>> {
     if web.sso {
         return None;
     }
     let request = parse(head).filter(is_upgrade)?;
-    let snapshot = app.snapshot.load_full();
-    let info = RequestInfo::read(app, web, &request);
+    let snapshot = env.snapshot.load_full();
+    let info = RequestInfo::read(env, web, &request);
     if info.is_clear(web) && snapshot.web.mode != MailMode::Both {
         return None;
     }
     info.host.as_ref()?;
     // The engine says why not.
     web.may_ask_for(info.host.as_deref(), &snapshot.web.vhosts).ok()?;
-    let Decision::Forward(proxied) = decide(app, &snapshot, web, &request, &info) else {
+    let Decision::Forward(proxied) = decide(env, &snapshot, web, &request, &info) else {
         return None;
     };
     if !proxied.forward().websocket {
         return None;
     }
     let waits = waits(&proxied, &snapshot);
-    let target = locate(app, &snapshot, web, &proxied).await?;
+    let target = locate(env, &snapshot, web, &proxied).await?;
     let stream = if target.own {
         snapshot.transport.dial(&target.server).await
     } else {
@@ -133,15 +133,15 @@ impl WebSocketUpgrade {
     /// Asks the server; relays until one side ends it, or passes the answer on.
     pub(crate) fn finish<'a>(
         self: Box<Self>,
-        app: &'a App,
+        env: &'a WebEnv,
         web: &'a WebClient,
         client: BoxStream,
     ) -> impl Future<Output = ()> + Send + 'a {
         // Most connections never become one, and shall not be as large.
-        Box::pin(self.run(app, web, client))
+        Box::pin(self.run(env, web, client))
     }
 
-    async fn run(mut self: Box<Self>, app: &App, web: &WebClient, mut client: BoxStream) {
+    async fn run(mut self: Box<Self>, env: &WebEnv, web: &WebClient, mut client: BoxStream) {
         let show_server = self.context.snapshot.web.show_server;
         let asking = talk(&mut self.server, &mut client, &self.head, show_server);
         let outcome = timeout(self.read, asking).await.unwrap_or(UpgradeOutcome::Failed {
@@ -152,11 +152,11 @@ impl WebSocketUpgrade {
             outcome,
             UpgradeOutcome::Switched { .. } | UpgradeOutcome::Refused { .. }
         ) && let (Some(proxied), Some(target)) = (&self.context.proxied, &self.context.target)
-            && let Some(group) = app.groups.get(proxied.group())
+            && let Some(group) = env.groups.get(proxied.group())
         {
             group.answered(target.address);
         }
-        self.record_login(app, web, &outcome);
+        self.record_login(env, web, &outcome);
         let (status, bytes) = match outcome {
             UpgradeOutcome::Switched { head, behind, early } => {
                 let answer = [self.agreement(*head), behind].concat();
@@ -165,11 +165,11 @@ impl WebSocketUpgrade {
                 relay.owe_client(answer);
                 relay.owe_server(early);
                 let RelayEnd { bytes_out, .. } = relay
-                    .run(&mut app.drain.subscribe(), &web.facts.handle, Farewell::default())
+                    .run(&mut env.drain.clone(), &web.facts.handle, Farewell::default())
                     .await;
                 return self
                     .context
-                    .log(app, web, &self.request, &self.name, 101, answered + bytes_out);
+                    .log(env, web, &self.request, &self.name, 101, answered + bytes_out);
             }
             UpgradeOutcome::Refused { head, body } => self.pass_on(&mut client, *head, body).await,
             UpgradeOutcome::Failed { status, why } => {
@@ -179,11 +179,11 @@ impl WebSocketUpgrade {
             UpgradeOutcome::ClientLeft => (0, 0),
         };
         let _ = timeout(PATIENCE, client.shutdown()).await;
-        self.context.log(app, web, &self.request, &self.name, status, bytes);
+        self.context.log(env, web, &self.request, &self.name, status, bytes);
     }
 
     /// Records the attempt of an upgrade that logs in: who guesses passwords must not get round the audit log so.
-    fn record_login(&mut self, app: &App, web: &WebClient, outcome: &UpgradeOutcome) {
+    fn record_login(&mut self, env: &WebEnv, web: &WebClient, outcome: &UpgradeOutcome) {
         let Some(seen) = self.context.seen.take() else { return };
         let answered = |status| login::outcome(status, self.context.sets_cookie, seen.form);
         let outcome = match outcome {
@@ -192,7 +192,7 @@ impl WebSocketUpgrade {
             UpgradeOutcome::Failed { status, .. } => login::unanswered(*status, false),
             UpgradeOutcome::ClientLeft => login::unanswered(0, self.context.target.is_some()),
         };
-        record_login(app, web, &self.context, seen, outcome);
+        record_login(env, web, &self.context, seen, outcome);
     }
 
     /// The answer of a server that agrees, as the client gets it: without what is only between the server and us, and
@@ -243,10 +243,10 @@ impl WebSocketUpgrade {
 
 impl RequestContext {
     /// Writes the access line of an upgrade.
-    fn log(&self, app: &App, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
+    fn log(&self, env: &WebEnv, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
         let Some(info) = &self.info else { return };
         let group = self.proxied.as_ref().map_or("none", |proxied| proxied.group());
-        app.metrics.web_request(group, status);
+        env.metrics.web_request(group, status);
         let record = AccessRecord {
             user: None,
             status,
@@ -256,7 +256,7 @@ impl RequestContext {
             incomplete: None,
             begun: self.begun,
         };
-        app.access.line(access_log::of_request(app, web, request, info, record));
+        env.access.line(access_log::of_request(env, web, request, info, record));
     }
 }
 
@@ -379,12 +379,12 @@ fn is_upgrade(request: &Parts) -> bool {
 
 /// The account's server, or any healthy one, which is a member of a group. `None` where the engine has something to
 /// say, such as that checks find the account's server dead.
-async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &ProxyRequest) -> Option<UpstreamTarget> {
-    match account_server(app, snapshot, proxied).await {
+async fn locate(env: &WebEnv, snapshot: &Snapshot, web: &WebClient, proxied: &ProxyRequest) -> Option<UpstreamTarget> {
+    match account_server(env, snapshot, proxied).await {
         AccountServer::Known(route, server) => {
             let mode = snapshot.web.ip_mode;
-            let addresses = app.dns.resolve(&server.host, server.port, mode).await.ok()?;
-            let mut alive = addresses.iter().filter(|address| !app.groups.is_unreachable(**address));
+            let addresses = env.dns.resolve(&server.host, server.port, mode).await.ok()?;
+            let mut alive = addresses.iter().filter(|address| !env.groups.is_unreachable(**address));
             let address = *alive.next()?;
             web.note(&route);
             Some(UpstreamTarget {
@@ -397,7 +397,7 @@ async fn locate(app: &App, snapshot: &Snapshot, web: &WebClient, proxied: &Proxy
         }
         AccountServer::NotAllowed => None,
         AccountServer::Any => {
-            let member = app.groups.get(proxied.group())?.pick(&[])?;
+            let member = env.groups.get(proxied.group())?.pick(&[])?;
             Some(UpstreamTarget {
                 server: member.server.clone(),
                 address: member.address,

@@ -1,0 +1,307 @@
+//! What each part of the process gets of the running node: the web, the listeners, the admin API, the process. Nobody
+//! of them can ask for more, and only [`App`] changes what is in force.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Guard};
+use mail_directory::Directory;
+use mail_proxy::Drain;
+use mail_proxy::audit::Audit;
+use route_cache::{AddressBook, RouteCache};
+use tokio::sync::watch;
+
+use crate::app::changes::History;
+use crate::app::snapshot::Snapshot;
+use crate::app::wanted::WantedListeners;
+use crate::app::{App, Open};
+use crate::config::Config;
+use crate::locations::LiveLocations;
+use crate::node::connections::{ConnectionIds, Sessions};
+use crate::node::limits::NodeLimits;
+use crate::node::logins::RecentLogins;
+use crate::node::logs::Log;
+use crate::node::metrics::Metrics;
+use crate::node::refusals::{self, Reason, Refusals, RefusedConnection};
+use crate::tls::store::{CertStore, SharedCertStore};
+use crate::upstream::dns::DnsCache;
+use crate::upstream::groups::Groups;
+
+/// A value that is replaced as a whole while the node runs; only the node replaces it.
+pub struct InForce<T>(Arc<ArcSwap<T>>);
+
+impl<T> InForce<T> {
+    pub(super) fn new(value: T) -> InForce<T> {
+        InForce(Arc::new(ArcSwap::from_pointee(value)))
+    }
+
+    pub(super) fn store(&self, value: Arc<T>) {
+        self.0.store(value);
+    }
+
+    /// What is in force now, for a moment.
+    pub fn load(&self) -> Guard<Arc<T>> {
+        self.0.load()
+    }
+
+    /// What is in force now, to be kept.
+    pub fn load_full(&self) -> Arc<T> {
+        self.0.load_full()
+    }
+}
+
+impl<T> Clone for InForce<T> {
+    fn clone(&self) -> InForce<T> {
+        InForce(self.0.clone())
+    }
+}
+
+/// Writes down refused requests: in a metric, and as far as an address has its share in the audit log.
+pub struct RefusalLog {
+    metrics: Arc<Metrics>,
+    audit: Arc<dyn Audit>,
+    snapshot: InForce<Snapshot>,
+    lately: Refusals,
+}
+
+impl RefusalLog {
+    pub(super) fn new(metrics: Arc<Metrics>, audit: Arc<dyn Audit>, snapshot: InForce<Snapshot>) -> RefusalLog {
+        RefusalLog {
+            metrics,
+            audit,
+            snapshot,
+            lately: Refusals::default(),
+        }
+    }
+
+    /// Writes down that a request was refused, and why.
+    pub fn refused(&self, connection: RefusedConnection<'_>, reason: Reason) {
+        self.metrics.request_refused(connection.listener, reason);
+        if let Some(count) = self.lately.share(connection.client.ip(), Instant::now()) {
+            let generation = self.snapshot.load().generation;
+            self.audit
+                .record(refusals::record(connection, reason, count, generation));
+        }
+    }
+}
+
+/// What the web side uses.
+pub struct WebEnv {
+    /// The node file, as far as it is in force.
+    pub config: InForce<Config>,
+    /// What runs now.
+    pub snapshot: InForce<Snapshot>,
+    /// Where accounts live.
+    pub routes: Arc<RouteCache>,
+    /// Groups of servers, for unauthenticated requests.
+    pub groups: Arc<Groups>,
+    /// Host names of servers.
+    pub dns: Arc<DnsCache>,
+    /// Which request goes where.
+    pub locations: Arc<LiveLocations>,
+    /// Where lines about requests go.
+    pub access: Log,
+    /// Where audit records go.
+    pub audit: Arc<dyn Audit>,
+    /// Where refused requests are written down.
+    pub refusals: Arc<RefusalLog>,
+    /// What is counted and measured.
+    pub metrics: Arc<Metrics>,
+    /// How many answers may wait for clients.
+    pub limits: Arc<NodeLimits>,
+    /// Connections that are open.
+    pub open: Open,
+    /// How many there were.
+    pub connection_ids: Arc<ConnectionIds>,
+    /// The node's shutdown.
+    pub drain: watch::Receiver<Drain>,
+}
+
+/// What the listeners use.
+pub struct ListenEnv {
+    /// The node file, as far as it is in force.
+    pub config: InForce<Config>,
+    /// What runs now.
+    pub snapshot: InForce<Snapshot>,
+    /// Which listeners there should be.
+    pub listeners: WantedListeners,
+    /// Where accounts live.
+    pub routes: Arc<RouteCache>,
+    /// Which mailbox server has which address, for old proxies.
+    pub book: Arc<AddressBook>,
+    /// Groups of web servers, to be looked after while there are web listeners.
+    pub groups: Arc<Groups>,
+    /// How many connections there may be.
+    pub limits: Arc<NodeLimits>,
+    /// Connections that are open.
+    pub open: Open,
+    /// Ids of new connections.
+    pub connection_ids: Arc<ConnectionIds>,
+    /// The list of connections.
+    pub sessions: Arc<Sessions>,
+    /// What is counted and measured.
+    pub metrics: Arc<Metrics>,
+    /// Where audit records go.
+    pub audit: Arc<dyn Audit>,
+    /// Where refused requests are written down.
+    pub refusals: Arc<RefusalLog>,
+    /// The node's shutdown.
+    pub drain: watch::Receiver<Drain>,
+    /// What web connections use.
+    pub web: Arc<WebEnv>,
+}
+
+/// What the admin API shows and changes.
+pub struct AdminEnv {
+    /// Who reads node file and directory again.
+    pub app: Arc<App>,
+    /// The node file, as far as it is in force.
+    pub config: InForce<Config>,
+    /// What runs now.
+    pub snapshot: InForce<Snapshot>,
+    /// The configurations of this process.
+    pub history: Arc<History>,
+    /// Where accounts live.
+    pub routes: Arc<RouteCache>,
+    /// Groups of web servers.
+    pub groups: Arc<Groups>,
+    /// The list of connections.
+    pub sessions: Arc<Sessions>,
+    /// Connections that are open.
+    pub open: Open,
+    /// Login attempts, for those who watch.
+    pub logins: Arc<RecentLogins>,
+    /// What is counted and measured.
+    pub metrics: Arc<Metrics>,
+    /// Where audit records go.
+    pub audit: Arc<dyn Audit>,
+    /// Where refused requests are written down.
+    pub refusals: Arc<RefusalLog>,
+    /// Whether an administrator has taken the node out of service.
+    pub out_of_service: watch::Sender<bool>,
+    /// When this process started.
+    pub started: Instant,
+    access: Log,
+    certificates: SharedCertStore,
+    directory: Arc<dyn Directory>,
+    drain: watch::Receiver<Drain>,
+}
+
+impl AdminEnv {
+    /// Why no new clients should be sent here; empty if they should.
+    pub fn not_ready(&self) -> Vec<&'static str> {
+        let shuts_down = *self.drain.borrow() != Drain::Running;
+        let reasons = [
+            (shuts_down, "the process is shutting down"),
+            (*self.out_of_service.borrow(), "an administrator has drained the node"),
+        ];
+        let holds = reasons.into_iter().filter(|(holds, _)| *holds);
+        holds.map(|(_, reason)| reason).collect()
+    }
+
+    /// The certificates that are shown.
+    pub fn certificates(&self) -> Arc<CertStore> {
+        self.certificates.load_full()
+    }
+
+    /// How many lines each log has lost.
+    pub fn lost_lines(&self) -> [(&'static str, u64); 2] {
+        [("audit", self.audit.lost()), ("access", self.access.lost())]
+    }
+
+    /// How long ago the directory was last read with success.
+    pub fn directory_age(&self) -> Option<Duration> {
+        self.directory.age()
+    }
+
+    /// Why what was read last of the directory is not in force; `None` if it is.
+    pub fn directory_refusal(&self) -> Option<String> {
+        self.directory.refusal()
+    }
+}
+
+/// What the end of the process needs.
+pub struct ProcessEnv {
+    /// The node file, as far as it is in force.
+    pub config: InForce<Config>,
+    /// Connections that are open.
+    pub open: Open,
+    /// Tells all connections of the shutdown.
+    pub drain: watch::Sender<Drain>,
+}
+
+impl App {
+    /// What the web side uses.
+    pub fn web(&self) -> Arc<WebEnv> {
+        Arc::new(WebEnv {
+            config: self.config.clone(),
+            snapshot: self.snapshot.clone(),
+            routes: self.routes.clone(),
+            groups: self.groups.clone(),
+            dns: self.dns.clone(),
+            locations: self.locations.clone(),
+            access: self.access.clone(),
+            audit: self.audit.clone(),
+            refusals: self.refusals.clone(),
+            metrics: self.metrics.clone(),
+            limits: self.limits.clone(),
+            open: self.open.clone(),
+            connection_ids: self.connection_ids.clone(),
+            drain: self.drain.subscribe(),
+        })
+    }
+
+    /// What the listeners use.
+    pub fn listen(&self) -> Arc<ListenEnv> {
+        Arc::new(ListenEnv {
+            config: self.config.clone(),
+            snapshot: self.snapshot.clone(),
+            listeners: self.listeners.clone(),
+            routes: self.routes.clone(),
+            book: self.book.clone(),
+            groups: self.groups.clone(),
+            limits: self.limits.clone(),
+            open: self.open.clone(),
+            connection_ids: self.connection_ids.clone(),
+            sessions: self.sessions.clone(),
+            metrics: self.metrics.clone(),
+            audit: self.audit.clone(),
+            refusals: self.refusals.clone(),
+            drain: self.drain.subscribe(),
+            web: self.web(),
+        })
+    }
+
+    /// What the admin API shows and changes.
+    pub fn admin(self: &Arc<Self>) -> Arc<AdminEnv> {
+        Arc::new(AdminEnv {
+            app: self.clone(),
+            config: self.config.clone(),
+            snapshot: self.snapshot.clone(),
+            history: self.history.clone(),
+            routes: self.routes.clone(),
+            groups: self.groups.clone(),
+            sessions: self.sessions.clone(),
+            open: self.open.clone(),
+            logins: self.logins.clone(),
+            metrics: self.metrics.clone(),
+            audit: self.audit.clone(),
+            refusals: self.refusals.clone(),
+            out_of_service: self.out_of_service.clone(),
+            started: self.started,
+            access: self.access.clone(),
+            certificates: self.certificates.clone(),
+            directory: self.directory.clone(),
+            drain: self.drain.subscribe(),
+        })
+    }
+
+    /// What the end of the process needs.
+    pub fn process(&self) -> ProcessEnv {
+        ProcessEnv {
+            config: self.config.clone(),
+            open: self.open.clone(),
+            drain: self.drain.clone(),
+        }
+    }
+}

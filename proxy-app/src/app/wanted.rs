@@ -1,0 +1,75 @@
+//! Which listeners there should be, and how far those that are open have followed.
+
+use std::time::Duration;
+
+use mail_directory::yaml::Problems;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::config::Listener;
+
+/// How long the listeners may take to follow: opening a socket takes no time.
+const SETTLING: Duration = Duration::from_secs(10);
+
+/// Which listeners there should be.
+#[derive(Debug, Clone)]
+pub struct ListenerList {
+    /// One more with each change.
+    pub number: u64,
+    /// The listeners.
+    pub listeners: Vec<Listener>,
+}
+
+/// The list of listeners, as the configuration in force has it.
+#[derive(Clone)]
+pub struct WantedListeners {
+    list: watch::Sender<ListenerList>,
+    /// How far it has been followed, and what could not be opened.
+    opened: watch::Sender<(u64, Problems)>,
+}
+
+impl WantedListeners {
+    pub(super) fn new(listeners: Vec<Listener>) -> WantedListeners {
+        WantedListeners {
+            list: watch::Sender::new(ListenerList { number: 0, listeners }),
+            opened: watch::Sender::new((0, Problems::new())),
+        }
+    }
+
+    /// The listeners that there should be.
+    pub fn wanted(&self) -> ListenerList {
+        self.list.borrow().clone()
+    }
+
+    /// The list, whenever it changes.
+    pub fn subscribe(&self) -> watch::Receiver<ListenerList> {
+        self.list.subscribe()
+    }
+
+    /// The listeners have followed the list with this number, but for these problems.
+    pub fn opened(&self, number: u64, problems: Problems) {
+        self.opened.send_replace((number, problems));
+    }
+
+    /// There should be these.
+    pub(super) fn want(&self, listeners: Vec<Listener>) {
+        self.list.send_if_modified(|list| {
+            let changed = list.listeners != listeners;
+            if changed {
+                list.number += 1;
+                list.listeners = listeners;
+            }
+            changed
+        });
+    }
+
+    /// Waits until the listeners are as they should be. Returns what cannot be opened.
+    pub(super) async fn settled(&self) -> Problems {
+        let number = self.list.borrow().number;
+        let mut opened = self.opened.subscribe();
+        match timeout(SETTLING, opened.wait_for(|opened| opened.0 >= number)).await {
+            Ok(Ok(opened)) => opened.1.clone(),
+            _ => Problems::new(),
+        }
+    }
+}
