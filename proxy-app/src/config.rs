@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use mail_directory::yaml::{Document, Problems};
 
 use self::pingora::PingoraConfig;
-use self::read::Reader;
+use self::read::ConfigReader;
 use crate::node::limits::LimitsConfig;
 
 pub use self::admin::AdminConfig;
@@ -71,10 +71,10 @@ pub struct Config {
 }
 
 /// A key that a reload puts in force, with all below it, and how. All other keys are read at the start only.
-type Live = (&'static str, fn(&mut Config, &Config));
+type LiveKey = (&'static str, fn(&mut Config, &Config));
 
-fn live() -> impl Iterator<Item = &'static Live> {
-    let sections: [&'static [Live]; 8] = [
+fn live() -> impl Iterator<Item = &'static LiveKey> {
+    let sections: [&'static [LiveKey]; 8] = [
         &ends::LIVE,
         &limits::LIVE,
         &listeners::LIVE,
@@ -112,7 +112,7 @@ impl Config {
     /// Every problem of the file, at once. With a good file the second value holds its warnings.
     pub fn load(path: &Path) -> Result<(Config, Problems), Problems> {
         let document = Document::load(path)?;
-        let mut reader = Reader {
+        let mut reader = ConfigReader {
             problems: Problems::new(),
         };
         match Config::read(&mut reader, &document, path) {
@@ -122,7 +122,7 @@ impl Config {
     }
 
     /// `None`: the file is not even a mapping.
-    fn read(reader: &mut Reader, document: &Document, path: &Path) -> Option<Config> {
+    fn read(reader: &mut ConfigReader, document: &Document, path: &Path) -> Option<Config> {
         let mut root = document.root().mapping(&mut reader.problems)?;
         let server = reader.server(&mut root);
         let node = reader.text(&mut root, "node").unwrap_or_else(host_name);

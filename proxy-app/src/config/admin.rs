@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mail_directory::yaml::{Mapping, Node};
 use mail_directory::{Secret, secret_file};
 
-use super::read::Reader;
+use super::read::ConfigReader;
 
 /// Shortest admin token: nobody guesses 16 letters in the life of a node.
 const MIN_TOKEN: usize = 16;
@@ -22,7 +22,7 @@ pub struct AdminConfig {
     pub token: Option<Secret<String>>,
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn admin(&mut self, root: &mut Mapping<'_>) -> AdminConfig {
         let mut config = AdminConfig::default();
         let Some(mut section) = self.section(root, "admin") else {

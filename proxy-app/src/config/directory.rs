@@ -7,7 +7,7 @@ use mail_directory::yaml::{Mapping, Node};
 use mail_directory::{Secret, ldap};
 
 use super::lookup::LookupConfig;
-use super::read::Reader;
+use super::read::ConfigReader;
 
 /// How often changes of the directory are looked for, and how often at most: a look is a question to the server.
 const POLL: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ pub enum Source {
     Ldap(Box<ldap::Settings>),
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn directory(&mut self, root: &mut Mapping<'_>, path: &Path) -> (DirectoryConfig, Option<LookupConfig>) {
         let mut config = DirectoryConfig {
             source: Source::Yaml(path.with_file_name("directory.yaml")),

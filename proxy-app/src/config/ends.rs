@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use mail_directory::yaml::Mapping;
 
-use super::Live;
+use super::LiveKey;
 use super::pingora::PingoraConfig;
-use super::read::Reader;
+use super::read::ConfigReader;
 
-pub(super) const LIVE: [Live; 3] = [
+pub(super) const LIVE: [LiveKey; 3] = [
     ("shutdown_timeout", |now, new| {
         now.ends.shutdown_timeout = new.ends.shutdown_timeout
     }),
@@ -37,7 +37,7 @@ impl Default for Ends {
     }
 }
 
-impl Reader {
+impl ConfigReader {
     /// Pingora's `grace_period_seconds` says the same as `shutdown_timeout`, which counts where both are written.
     pub(super) fn ends(&mut self, root: &mut Mapping<'_>, server: &PingoraConfig) -> Ends {
         let mut ends = Ends::default();

@@ -2,13 +2,13 @@
 
 use mail_directory::yaml::Mapping;
 
-use super::Live;
-use super::read::Reader;
+use super::LiveKey;
+use super::read::ConfigReader;
 use crate::node::limits::LimitsConfig;
 
-pub(super) const LIVE: [Live; 1] = [("limits", |now, new| now.limits.clone_from(&new.limits))];
+pub(super) const LIVE: [LiveKey; 1] = [("limits", |now, new| now.limits.clone_from(&new.limits))];
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn limits(&mut self, root: &mut Mapping<'_>) -> LimitsConfig {
         let mut config = LimitsConfig::default();
         let Some(mut section) = self.section(root, "limits") else {

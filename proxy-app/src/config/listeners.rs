@@ -8,8 +8,8 @@ use mail_directory::yaml::{Mapping, Node};
 use mail_proxy::StartTls;
 use route_cache::HostPort;
 
-use super::Live;
-use super::read::Reader;
+use super::LiveKey;
+use super::read::ConfigReader;
 
 /// Pingora hands at most this many listening sockets to the process that replaces it; above that the new process
 /// dies while the old one stops all the same.
@@ -24,7 +24,7 @@ const MAX_UPSTREAMS: usize = 8;
 /// How long a stream may be silent: XMPP clients that save power speak a few times an hour.
 const STREAM_IDLE: Duration = Duration::from_secs(3600);
 
-pub(super) const LIVE: [Live; 1] = [("listeners", |now, new| now.listeners.clone_from(&new.listeners))];
+pub(super) const LIVE: [LiveKey; 1] = [("listeners", |now, new| now.listeners.clone_from(&new.listeners))];
 
 /// What a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub struct Listener {
     pub stream: Option<StreamConfig>,
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn listeners(&mut self, root: &mut Mapping<'_>) -> Option<Vec<Listener>> {
         let node = root.take("listeners")?;
         let items = node.items(&mut self.problems)?;

@@ -2,11 +2,11 @@
 
 use mail_directory::yaml::Mapping;
 
-use super::Live;
-use super::read::Reader;
+use super::LiveKey;
+use super::read::ConfigReader;
 use crate::node::logs::LogTarget;
 
-pub(super) const LIVE: [Live; 3] = [
+pub(super) const LIVE: [LiveKey; 3] = [
     ("log.access", |now, new| now.log.access.clone_from(&new.log.access)),
     ("log.access_format", |now, new| {
         now.log.access_format = new.log.access_format
@@ -56,7 +56,7 @@ impl Default for LogConfig {
     }
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn log(&mut self, root: &mut Mapping<'_>) -> LogConfig {
         let mut config = LogConfig::default();
         let Some(mut section) = self.section(root, "log") else {

@@ -7,7 +7,7 @@ use mail_directory::yaml::{Mapping, Node};
 use route_cache::lookup::certauth::NodeLogin;
 use route_cache::lookup::{Dialect, HandlerUrl};
 
-use super::read::Reader;
+use super::read::ConfigReader;
 
 /// The same for lookup services.
 pub const MAX_HANDLERS: usize = 16;
@@ -30,7 +30,7 @@ pub struct LookupConfig {
     pub admin: Option<NodeLogin>,
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn lookup(&mut self, directory: &mut Mapping<'_>) -> Option<LookupConfig> {
         let mut section = self.section(directory, "lookup")?;
         let words = [("zimbra", Dialect::Zimbra), ("nginx", Dialect::Nginx)];

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use mail_directory::yaml::Mapping;
 
-use super::Live;
-use super::read::Reader;
+use super::LiveKey;
+use super::read::ConfigReader;
 
-pub(super) const LIVE: [Live; 1] = [("mail", |now, new| now.mail.clone_from(&new.mail))];
+pub(super) const LIVE: [LiveKey; 1] = [("mail", |now, new| now.mail.clone_from(&new.mail))];
 
 /// `mail`
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ impl Default for MailConfig {
     }
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn mail(&mut self, root: &mut Mapping<'_>) -> MailConfig {
         let mut config = MailConfig::default();
         let Some(mut section) = self.section(root, "mail") else {

@@ -3,7 +3,7 @@
 use mail_directory::yaml::Mapping;
 use pingora::server::configuration::ServerConf;
 
-use super::read::Reader;
+use super::read::ConfigReader;
 
 /// Pingora's own keys that the file has, each known to be good.
 #[derive(Debug, Clone, Default)]
@@ -16,7 +16,7 @@ impl PingoraConfig {
     }
 }
 
-impl Reader {
+impl ConfigReader {
     /// Pingora's own keys, whatever they are in the version at hand.
     pub(super) fn server(&mut self, root: &mut Mapping<'_>) -> PingoraConfig {
         let known = serde_yaml::to_value(ServerConf::default()).unwrap_or_default();

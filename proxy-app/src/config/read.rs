@@ -7,11 +7,11 @@ use mail_directory::{Secret, secret_file};
 use route_cache::HostPort;
 
 /// The problems found so far; each section has a method in its own file.
-pub(super) struct Reader {
+pub(super) struct ConfigReader {
     pub(super) problems: Problems,
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn section<'a>(&mut self, parent: &mut Mapping<'a>, key: &str) -> Option<Mapping<'a>> {
         parent
             .take(key)

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use mail_directory::yaml::Mapping;
 
-use super::Live;
-use super::read::Reader;
+use super::LiveKey;
+use super::read::ConfigReader;
 
 /// Most memcached servers: each may cost a login some waiting.
 const MAX_MEMCACHED: usize = 16;
 
-pub(super) const LIVE: [Live; 2] = [
+pub(super) const LIVE: [LiveKey; 2] = [
     ("route_cache.ttl", |now, new| now.route_cache.ttl = new.route_cache.ttl),
     ("route_cache.stale", |now, new| {
         now.route_cache.stale = new.route_cache.stale
@@ -53,7 +53,7 @@ pub struct MemcachedConfig {
     pub timeout: Duration,
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn route_cache(&mut self, root: &mut Mapping<'_>) -> RouteCacheConfig {
         let mut config = RouteCacheConfig::default();
         let Some(mut section) = self.section(root, "route_cache") else {

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use mail_directory::yaml::Mapping;
 
-use super::Live;
-use super::read::Reader;
+use super::LiveKey;
+use super::read::ConfigReader;
 
-pub(super) const LIVE: [Live; 1] = [("tls", |now, new| now.tls.clone_from(&new.tls))];
+pub(super) const LIVE: [LiveKey; 1] = [("tls", |now, new| now.tls.clone_from(&new.tls))];
 
 /// `tls`
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl Default for TlsConfig {
     }
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn tls(&mut self, root: &mut Mapping<'_>) -> TlsConfig {
         let mut config = TlsConfig::default();
         let Some(mut section) = self.section(root, "tls") else {

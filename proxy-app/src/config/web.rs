@@ -6,10 +6,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mail_directory::yaml::Mapping;
 
-use super::Live;
-use super::read::Reader;
+use super::LiveKey;
+use super::read::ConfigReader;
 
-pub(super) const LIVE: [Live; 1] = [("web", |now, new| now.web.clone_from(&new.web))];
+pub(super) const LIVE: [LiveKey; 1] = [("web", |now, new| now.web.clone_from(&new.web))];
 
 /// `web`
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ impl Default for WebConfig {
     }
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn web(&mut self, root: &mut Mapping<'_>) -> WebConfig {
         let mut config = WebConfig::default();
         let Some(mut section) = self.section(root, "web") else {
