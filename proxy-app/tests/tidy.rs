@@ -62,26 +62,81 @@ fn arrows_only_go_down() {
 
 /// The floors of a crate, from top to bottom; folders of one floor may not name each other. A file beside the folders
 /// stands on the floor of its name; `main` and `lib` are above all.
-const FLOORS: [(&str, &[&[&str]]); 1] = [(
-    "proxy-app",
-    &[
-        &["cli"],
-        &["process"],
-        &["admin"],
-        &["listen"],
-        &["web"],
-        &["app"],
-        &["locations", "provision"],
-        &["upstream", "config"],
-        &["http"],
-        &["tls"],
-        &["node"],
-    ],
-)];
+const FLOORS: [(&str, &[&[&str]]); 4] = [
+    (
+        "mail-directory",
+        &[
+            &["ldap"],
+            &["last_good"],
+            &["file"],
+            &["directory"],
+            &["check", "losses"],
+            &["system"],
+            &["edit", "view"],
+            &["entry"],
+            &["attributes"],
+            &["yaml"],
+            &["names", "secret", "secret_file"],
+        ],
+    ),
+    (
+        "route-cache",
+        &[
+            &["lookup_server"],
+            &["cache"],
+            &["source"],
+            &["lookup"],
+            &["addresses", "routing"],
+            &["placement"],
+            &["key", "protocol"],
+            &["route"],
+            &["host_port", "memcached", "percent"],
+        ],
+    ),
+    (
+        "mail-proxy",
+        &[
+            &["session"],
+            &["attempt"],
+            &["environment"],
+            &["imap", "pop3"],
+            &["login", "upstream"],
+            &["machine", "sasl"],
+            &["credentials", "relay"],
+            &["connection", "failure"],
+            &["audit"],
+            &["handle", "line", "mechanism", "proto", "refusal"],
+        ],
+    ),
+    (
+        "proxy-app",
+        &[
+            &["cli"],
+            &["process"],
+            &["admin"],
+            &["listen"],
+            &["web"],
+            &["app"],
+            &["locations", "provision"],
+            &["upstream", "config"],
+            &["http"],
+            &["tls"],
+            &["node"],
+        ],
+    ),
+];
+
+/// Most of the lines of all sources that may stand in one folder, in percent; of `proxy-app`, too. The libraries are
+/// small, and have few folders.
+const FOLDER_SHARE: usize = 20;
+
+/// Type names that may be defined in several modules of a crate: their module says of what they are.
+const COMMON_TYPES: [&str; 4] = ["Settings", "State", "Config", "Builder"];
 
 #[test]
 fn folders_name_only_those_below_them() {
     let mut wrong = Vec::new();
+    assert_eq!(FLOORS.map(|(name, _)| name), CRATES, "every crate has its floors");
     for (name, floors) in FLOORS {
         let floor = |module: &str| {
             let folder = module.split("::").next().unwrap_or_default();
@@ -104,7 +159,7 @@ fn folders_name_only_those_below_them() {
 #[test]
 fn files_do_not_name_each_other_in_a_circle() {
     let mut wrong = Vec::new();
-    for name in ["mail-directory", "mail-proxy", "proxy-app"] {
+    for name in CRATES {
         let arrows = arrows(name);
         let mut below: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for arrow in &arrows {
@@ -137,6 +192,76 @@ fn files_do_not_name_each_other_in_a_circle() {
         );
     }
     none("no file is named by those that it names", wrong);
+}
+
+#[test]
+fn no_folder_holds_too_much() {
+    let mut lines: BTreeMap<(&str, String), usize> = BTreeMap::new();
+    for name in CRATES {
+        let root = format!("{name}/src/");
+        for path in files(&root, "rs") {
+            // `web.rs` belongs to `web/`.
+            let folder = path
+                .trim_start_matches(&root)
+                .split(['/', '.'])
+                .next()
+                .unwrap_or_default();
+            *lines.entry((name, folder.to_owned())).or_default() += text(&path).lines().count();
+        }
+    }
+    let all: usize = lines.values().sum();
+    let app: usize = lines
+        .iter()
+        .filter(|((name, _), _)| *name == "proxy-app")
+        .map(|(_, count)| count)
+        .sum();
+    assert!(all > app && app > 10_000, "the count finds too little: {app} of {all}");
+    let mut wrong = Vec::new();
+    for ((name, folder), count) in &lines {
+        let whole = if *name == "proxy-app" { app } else { all };
+        if count * 100 > whole * FOLDER_SHARE {
+            wrong.push(format!("{name}/src/{folder} has {count} of {whole} lines"));
+        }
+    }
+    none("no folder has more than a fifth of the lines", wrong);
+}
+
+#[test]
+fn a_type_name_means_one_thing_in_its_crate() {
+    let mut wrong = Vec::new();
+    for name in CRATES {
+        let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for path in files(&format!("{name}/src"), "rs") {
+            for word in types_of(&code(&path)) {
+                defined.entry(word).or_default().insert(path.clone());
+            }
+        }
+        assert!(defined.len() > 40, "the scan of {name} finds too little: {defined:?}");
+        let twice = defined
+            .iter()
+            .filter(|(word, paths)| paths.len() > 1 && !COMMON_TYPES.contains(&word.as_str()));
+        wrong.extend(twice.map(|(word, paths)| format!("{word} is defined in {paths:?}")));
+    }
+    none(
+        "a type has a name of its own in its crate, see the glossary of docs/ARCHITECTURE.md",
+        wrong,
+    );
+}
+
+/// The structs, enums, traits and type aliases that a source defines outside of its tests; no associated types.
+fn types_of(source: &str) -> Vec<String> {
+    let word = |line: &str| {
+        let is_inner = line.starts_with(' ');
+        let mut words = line.split_whitespace().skip_while(|word| word.starts_with("pub"));
+        let kind = words.next()?;
+        let is_type = ["struct", "enum", "trait"].contains(&kind) || (kind == "type" && !is_inner);
+        let name = words.next().filter(|_| is_type)?;
+        let end = name
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(name.len());
+        Some(name[..end].to_owned())
+    };
+    without_tests(source).lines().filter_map(word).collect()
 }
 
 #[test]
@@ -397,6 +522,13 @@ fn code(path: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// A source up to its module of tests.
+fn without_tests(source: &str) -> &str {
+    let starts = ["#[cfg(test)]\nmod ", "#[cfg(test)]\npub(crate) mod "];
+    let end = starts.iter().filter_map(|start| source.find(start)).min();
+    &source[..end.unwrap_or(source.len())]
+}
+
 /// All files below a folder with this extension, as paths in the house. What is built or hidden is left out.
 fn files(folder: &str, extension: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -485,8 +617,9 @@ fn arrows(name: &str) -> Vec<Arrow> {
 
 /// The paths of a source that begin with `crate` or `super`, with their lines. Lists in braces are taken apart.
 fn named(source: &str) -> Vec<(usize, String)> {
-    let source = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-    let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let lines = without_tests(source)
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default());
     let source = lines.collect::<Vec<_>>().join("\n");
     let starts = ["crate::", "super::"]
         .into_iter()
