@@ -115,7 +115,7 @@ fn sources() -> Vec<Source> {
         let text = fs::read_to_string(&path).unwrap();
         let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         let text = lines.collect::<Vec<_>>().join("\n");
-        let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
+        let text = without_tests(&text).to_owned();
         Source { path, text }
     };
     found.into_iter().map(without).collect()
@@ -313,4 +313,11 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
             found.push(path);
         }
     }
+}
+
+/// A file's code before its test module, whoever may name that.
+fn without_tests(text: &str) -> &str {
+    let mut ends = ["mod ", "pub(crate) mod "].map(|module| text.find(&format!("#[cfg(test)]\n{module}")));
+    ends.sort();
+    ends.into_iter().flatten().next().map_or(text, |end| &text[..end])
 }
