@@ -20,7 +20,7 @@ pub mod node;
 pub mod pages;
 pub mod prov;
 
-/// Where the node file is looked for.
+/// The default path of the node file.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";
 
 /// Longer than any drain. Seconds.

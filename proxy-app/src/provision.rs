@@ -12,7 +12,7 @@ pub(crate) mod values;
 /// Why a command was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ProvisionError {
-    /// It was not understood; how it is written is shown.
+    /// Its syntax is wrong; the usage is printed.
     Usage(String),
     /// The directory, or the check of values, refuses it.
     Service {

@@ -78,7 +78,7 @@ mod tests {
     use crate::wire::Wire;
 
     #[test]
-    fn says_who_the_client_is() -> Result<()> {
+    fn sends_the_address_of_the_client() -> Result<()> {
         Stage::run(|stage| {
             let server = TcpListener::bind("127.0.0.1:0")?;
             let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, server.local_addr()?.port());

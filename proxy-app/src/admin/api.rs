@@ -28,7 +28,7 @@ pub const BODY_MAX: usize = 64 * 1024;
 /// may take. Nothing of it is kept: it may come from a client without the token.
 const HEARD_OUT: usize = 4 * 1024 * 1024;
 const HEARING: Duration = Duration::from_secs(10);
-/// Longest refusal of the framework; it may name what was asked.
+/// Longest refusal of the framework; it may quote the request.
 const REFUSAL_MAX: usize = 128 * 1024;
 /// How long a request may take, its body included. A reload asks the directory, which has its own limits below this.
 const PATIENCE: Duration = Duration::from_secs(60);

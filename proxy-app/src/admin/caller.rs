@@ -25,9 +25,9 @@ use crate::node::refusals::{Reason, RefusedConnection};
 /// The client of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
-    /// A process of this machine, with its user as the kernel says it.
+    /// A process of this machine, with its user by the kernel.
     Socket {
-        /// The user's number; `None` if the kernel does not say.
+        /// The user id; `None` if the kernel does not know it.
         uid: Option<u32>,
     },
     /// A client of `admin.http`.
@@ -71,7 +71,7 @@ pub async fn access(State(env): State<Arc<AdminEnv>>, Extension(caller): Extensi
     })
 }
 
-/// Paths that say nothing of accounts and are asked by machines without a secret.
+/// Paths without account data, requested by machines without a token.
 pub const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 
 /// Passes requests that are allowed.

@@ -1,6 +1,6 @@
 //! The console: the page with which an administrator's browser uses the admin API.
 //!
-//! These are only its files, which say nothing of this node: what the page shows it asks of the API, as any other
+//! These are only its files, which contain nothing of this node: the page gets its content from the API, as any other
 //! client does. No script, style or picture comes from elsewhere, and what is on the page cannot become one.
 
 use axum::extract::Path;

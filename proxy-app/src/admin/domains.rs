@@ -1,4 +1,4 @@
-//! Domains over the admin API: their virtual host names and certificates, shown and changed.
+//! Domains over the admin API: their virtual host names and certificates, listed and changed.
 //!
 //! A change goes through the rules of `provision` into the directory that the node file names, and
 //! is then looked for there, so that it is in force at once. Private keys come in and are never returned.
@@ -30,7 +30,7 @@ use crate::provision::{self, CommandOutput, SharedNames, values};
 use crate::tls::certificate::CertKey;
 use crate::tls::store::CertStore;
 
-/// How long a change is looked for where the node reads; a replica may be behind.
+/// How long to wait for a change where the node reads; a replica may be behind.
 const SEEN: Duration = Duration::from_secs(5);
 /// In the first line of a private key.
 const PRIVATE: &str = "PRIVATE KEY-----";
@@ -108,7 +108,7 @@ pub async fn list(
         .map_err(|error| failed(&error))?;
     let (system, store) = (env.snapshot.load().system.clone(), env.certificates());
     let kept_in = kept_in(&env.config.load());
-    // A hoster has tens of thousands, and each certificate is looked at.
+    // A hoster has tens of thousands, and each certificate is examined.
     let matching = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         matching(&system, &store, &query)

@@ -20,7 +20,7 @@ const HEALTH_ONLY: usize = 16;
 /// Of these from one address before its own oldest is closed.
 const HEALTH_ONLY_SHARE: usize = 4;
 
-/// What may be asked on a connection.
+/// Which paths may be requested on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     /// All.

@@ -269,7 +269,7 @@ impl Prov {
         }
     }
 
-    /// What a line says: a command, or nothing, or that this is the end.
+    /// The content of a line: a command, or nothing, or the end.
     async fn line(&mut self, line: &str) -> Report {
         match words::split(line) {
             Ok(words) if words.is_empty() => Report::default(),
@@ -307,8 +307,8 @@ impl Prov {
         }
     }
 
-    /// Does what the lines say, and where the directory can do many changes as one, together. Returns the worst exit
-    /// code, and whether this is the end.
+    /// Does the commands of these lines, and where the directory can do many changes as one, together. Returns the
+    /// worst exit code, and whether this is the end.
     async fn batch(&mut self, mut lines: &[String]) -> (u8, bool) {
         let (mut worst, mut is_end) = (0, false);
         while !lines.is_empty() && !is_end {
@@ -321,7 +321,7 @@ impl Prov {
             };
             let (taken, rest) = lines.split_at(reports.len());
             for (report, line) in reports.into_iter().zip(taken) {
-                // What was not done together is done one by one, and each says by itself what is in its way.
+                // What was not done together is done one by one, each with its own error.
                 let report = if done { report } else { self.line(line).await };
                 report.print();
                 worst = worst.max(report.code);

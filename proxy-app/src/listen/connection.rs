@@ -381,7 +381,7 @@ impl ActiveListener {
         Some((Box::new(stream), Some(facts)))
     }
 
-    /// A handshake within the limits. `None`: it came to nothing, and that has been said. Boxed: a handshake is
+    /// A handshake within the limits. `None`: it failed, and that has been logged. Boxed: a handshake is
     /// short, and its future large.
     async fn handshake<T>(
         &self,

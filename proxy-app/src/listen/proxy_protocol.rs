@@ -23,7 +23,7 @@ const PP2_TYPE_SSL: u8 = 0x20;
 const PP2_CLIENT_SSL: u8 = 1;
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
     /// The connection is relayed for this client, which had connected to this address.
@@ -210,7 +210,7 @@ fn proxied(source: IpAddr, destination: IpAddr, source_port: u16, destination_po
     }
 }
 
-/// Whether the TLVs say that the client speaks TLS. A header whose TLVs overrun it is a broken or hostile one.
+/// Whether the client speaks TLS, by the TLVs. A header whose TLVs overrun it is a broken or hostile one.
 fn speaks_tls(mut tlvs: &[u8]) -> Result<bool, ProxyError> {
     let mut tls = false;
     while !tlvs.is_empty() {
@@ -262,7 +262,7 @@ mod tests {
         bytes
     }
 
-    /// Every proper beginning of a good header is incomplete, and bytes behind it do not matter.
+    /// Every proper beginning of a valid header is incomplete, and bytes behind it do not matter.
     #[track_caller]
     fn check(header: &[u8], expected: Header) {
         for n in 1..header.len() {

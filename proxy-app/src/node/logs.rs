@@ -71,7 +71,7 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// How often a file is looked at: whether it is still the one that its path names.
+/// How often to check whether a file is still the one at its path.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// One log: lines go in, a thread writes them.
@@ -155,7 +155,7 @@ struct Writer {
     file: Option<LogFile>,
 }
 
-/// A file, as it was when it was opened and last looked at.
+/// A file, as it was when it was opened and last checked.
 struct LogFile {
     path: PathBuf,
     identity: Option<(u64, u64)>,
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_blocks_nobody_and_what_is_lost_is_counted() {
+    fn a_full_disk_blocks_no_caller_and_lost_lines_are_counted() {
         let log = Log::start("test", &LogTarget::File(PathBuf::from("/dev/full"))).unwrap();
         let (begun, mut sent) = (std::time::Instant::now(), 0);
         while log.lost() == 0 {

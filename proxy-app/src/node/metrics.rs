@@ -33,7 +33,7 @@ const PHASES: [&str; 5] = ["accept", "tls", "lookup", "connect", "login"];
 pub struct Metric {
     /// Its name.
     pub name: &'static str,
-    /// What it says.
+    /// Its help text.
     pub help: &'static str,
     /// Its labels.
     pub labels: &'static [&'static str],
@@ -352,7 +352,7 @@ impl Metrics {
     /// Everything in Prometheus' text form. `fill` sets what is collected at a scrape.
     ///
     /// # Errors
-    /// Never in practice: all names are good.
+    /// Never in practice: all names are valid.
     pub(crate) fn text(&self, fill: impl FnOnce(&ScrapeMetrics)) -> prometheus::Result<String> {
         let scraped = self.scraped.lock();
         for (proto, totals) in Proto::ALL.iter().zip(&self.bytes) {

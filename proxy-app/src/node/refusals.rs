@@ -36,7 +36,7 @@ pub enum Reason {
     Flood,
     /// It wants to be connected to somewhere.
     Connect,
-    /// Its target is a whole URL that is not good here.
+    /// Its target is an absolute URL that is not valid here.
     BadUrl,
     /// The HTTP engine cannot read it: bad characters, a length or a coding that is none.
     Unreadable,
@@ -44,7 +44,7 @@ pub enum Reason {
     ClearText,
     /// It came to the admin API with a wrong token.
     Token,
-    /// It asked the admin API under a name that is not ours.
+    /// It came to the admin API with a Host that is not ours.
     AdminHost,
 }
 
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_come_from_everywhere_have_one_share() {
+    fn all_addresses_together_have_one_share() {
         let (refusals, begun) = (Refusals::default(), Instant::now());
         let from = |number: u32| number.to_be_bytes();
         let records = |from_: std::ops::Range<u32>, now| -> usize {

@@ -68,7 +68,10 @@ impl ListenerService {
         }
     }
 
-    /// Opens everything, or says what cannot be opened.
+    /// Opens everything.
+    ///
+    /// # Errors
+    /// What cannot be opened.
     pub(crate) fn open(
         &mut self,
         plan: Plan,
@@ -117,7 +120,7 @@ impl ListenerService {
     }
 }
 
-/// Takes the place of the process that was asked.
+/// Takes over from the process that was asked.
 pub(crate) fn take_over(
     upgrade_request: UpgradeRequest,
     env: Arc<AdminEnv>,

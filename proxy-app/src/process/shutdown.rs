@@ -211,7 +211,7 @@ pub(crate) async fn drain(env: &ProcessEnv, ending: Ending, mut signals: Signals
     leave(env).await;
 }
 
-/// After an upgrade the service is the new process, and what this one says is not for systemd.
+/// After an upgrade the service is the new process, and this one notifies systemd no more.
 fn systemd_stops(ending: Ending, env: &ProcessEnv) {
     log::info!("ending; {} connections are open", env.open.count());
     if ending == Ending::Stop {

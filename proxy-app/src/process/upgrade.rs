@@ -1,9 +1,9 @@
-//! One process takes the place of another: the new one asks, is given the listening sockets, and says that it serves.
+//! One process takes over from another: the new one asks, gets the listening sockets, and confirms that it serves.
 //!
 //! The sockets themselves go by Pingora's way (`upgrade_sock`). Around it stands a second socket, `upgrade_sock` with
 //! `.ask` behind it, at which the running process always listens. The new process connects to it, and as long as
-//! that connection lives the old one knows that the new one does. Only when the new one has said that it serves does
-//! the old one stop to accept: whatever goes wrong before, the old one serves on.
+//! that connection lives the old one knows that the new one does. Only when the new one has confirmed that it serves
+//! does the old one stop accepting: whatever fails before, the old one serves on.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::inode_of;
 
-/// What the new process says first, and what it says when it serves.
+/// What the new process sends first, and what it sends when it serves.
 const ASK: &[u8; 8] = b"upgrade\n";
 const SERVES: &[u8; 7] = b"serves\n";
 
@@ -200,7 +200,7 @@ impl SuccessorCommand {
     /// directory is another one, too, so the node file is given whole.
     ///
     /// # Errors
-    /// The system does not say which file this program is.
+    /// The system does not know the file of this program.
     pub fn new(node_file: &Path) -> io::Result<SuccessorCommand> {
         Ok(SuccessorCommand {
             program: std::env::current_exe()?,

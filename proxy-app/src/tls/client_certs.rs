@@ -1,4 +1,4 @@
-//! Client certificates: what a virtual host requires, what a client has presented, and how upstreams are told of it.
+//! Client certificates: what a virtual host requires, what a client has presented, and the headers for upstreams.
 //!
 //! The handshake itself is in [`crate::tls`]; which virtual host has which rules is in [`crate::tls::vhosts`]. The
 //! account of a certificate is not looked up here.
@@ -86,7 +86,7 @@ impl ClientCerts {
     }
 
     /// Rules that no certificate fulfils.
-    pub fn nobody(mode: CertMode) -> ClientCerts {
+    pub fn refuse_all(mode: CertMode) -> ClientCerts {
         ClientCerts::of(mode, Vec::new(), 0)
     }
 
@@ -307,8 +307,8 @@ mod tests {
         ));
         assert!(ClientCerts::new(CertMode::Off, broken, 1).is_ok());
         assert_ne!(
-            ClientCerts::nobody(CertMode::On).id(),
-            ClientCerts::nobody(CertMode::Optional).id()
+            ClientCerts::refuse_all(CertMode::On).id(),
+            ClientCerts::refuse_all(CertMode::Optional).id()
         );
     }
 }

@@ -69,17 +69,17 @@ impl CertStore {
         self.domains.get(domain).cloned()
     }
 
-    /// Notes why the certificate that a domain should have is not shown.
+    /// Notes why the certificate of a domain is not used.
     pub fn note_fault(&mut self, domain: &str, why: String) {
         self.faults.insert(domain.to_owned(), why);
     }
 
-    /// Why the certificate that a domain should have is not shown; `None` if nothing is wrong.
+    /// Why the certificate of a domain is not used; `None` if nothing is wrong.
     pub fn fault_of(&self, domain: &str) -> Option<&str> {
         self.faults.get(domain).map(String::as_str)
     }
 
-    /// The certificate that is shown to clients which ask for this name; for a pattern `*.name`, for what is below.
+    /// The certificate for clients that ask for this name; for a pattern `*.name`, for names below it.
     pub fn of_name(&self, name: &str) -> Option<&Arc<CertKey>> {
         self.find(Some(&names::host(name)), None)
     }

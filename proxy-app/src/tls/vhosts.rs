@@ -235,7 +235,7 @@ impl Policies {
                 message: format!("{error}{then}"),
                 severity: if kept.is_some() { Severity::Warning } else { severity },
             });
-            kept.map_or_else(|| ClientCerts::nobody(mode), |kept| (*kept).clone())
+            kept.map_or_else(|| ClientCerts::refuse_all(mode), |kept| (*kept).clone())
         });
         let shared = self.0.entry(policy.id()).or_insert_with(|| Arc::new(policy));
         shared.clone()

@@ -1,4 +1,4 @@
-//! `flushCache`: tells the running process to forget routes, or to read the directory now.
+//! `flushCache`: has the running process purge routes, or read the directory now.
 
 use hyper::Method;
 
