@@ -462,6 +462,28 @@ fn the_map_shows_every_room() {
 }
 
 #[test]
+fn the_ways_name_what_is_there() {
+    let page = text("docs/ARCHITECTURE.md");
+    let ways = page.split("\n## Ways through the house\n").nth(1);
+    let ways = ways.expect("docs/ARCHITECTURE.md has the ways through the house");
+    let ways = ways.split("\n## ").next().unwrap_or_default();
+    let sources = CRATES.iter().flat_map(|name| files(&format!("{name}/src"), "rs"));
+    let code: String = sources.map(|path| code(&path)).collect();
+    let code: BTreeSet<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let is_path = |word: &&str| word.contains("::");
+    let paths = ways
+        .split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+        .filter(is_path);
+    let paths: BTreeSet<&str> = paths.collect();
+    assert!(paths.len() > 30, "the scan of the ways finds too little: {paths:?}");
+    let unknown = paths
+        .iter()
+        .filter(|path| !path.split("::").all(|word| code.contains(word)));
+    let wrong = unknown.map(|path| format!("there is no {path}"));
+    none("docs/ARCHITECTURE.md walks through what there is", wrong.collect());
+}
+
+#[test]
 fn decisions_are_numbered() {
     let mut seen = BTreeMap::new();
     let mut wrong = Vec::new();
