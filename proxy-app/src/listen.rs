@@ -42,7 +42,7 @@ pub(crate) fn bind(listeners: &[Listener], fds: &ListenFds) -> Vec<Bound> {
 }
 
 /// Whether there is a listener of its own for IPv4 on the same port; then the IPv6 one must leave IPv4 alone.
-pub(crate) fn shares_port(listener: &Listener, listeners: &[Listener]) -> bool {
+fn shares_port(listener: &Listener, listeners: &[Listener]) -> bool {
     listeners
         .iter()
         .any(|other| other.address.is_ipv4() && other.address.port() == listener.address.port())

@@ -51,7 +51,7 @@ pub(crate) fn cert_store(
 }
 
 /// The certificate and key of an entry, if it has them.
-pub(crate) fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
+fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
     match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
@@ -85,7 +85,7 @@ pub(crate) fn usable(
     }
 }
 
-pub(crate) fn default_certificate(
+fn default_certificate(
     config: &Config,
     node: &View<'_>,
     before: &CertStore,

@@ -101,7 +101,7 @@ impl Plan {
 }
 
 /// A node that starts with an empty directory starts for nobody; somebody should hear of it.
-pub(crate) fn check_directory(system: &System, problems: &mut Problems) {
+fn check_directory(system: &System, problems: &mut Problems) {
     for (is_empty, message) in [
         (system.servers().next().is_none(), "there is no server in the directory"),
         (system.domains().next().is_none(), "there is no domain in the directory"),
@@ -155,7 +155,7 @@ pub(crate) fn open_directory(source: &Source) -> Result<(Arc<dyn Directory>, Pro
 }
 
 /// On a runtime of its own, which is gone before the process goes into the background.
-pub(crate) fn load_ldap(settings: ldap::Settings) -> Result<(LdapDirectory, Problems), Problems> {
+fn load_ldap(settings: ldap::Settings) -> Result<(LdapDirectory, Problems), Problems> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Problems::of_file(Path::new("tokio"), None, error.to_string()))?;
     let loaded = runtime.block_on(LdapDirectory::load(settings));
@@ -165,4 +165,4 @@ pub(crate) fn load_ldap(settings: ldap::Settings) -> Result<(LdapDirectory, Prob
 }
 
 /// How long what the reading of the directory started may take to end.
-pub(crate) const RUNTIME_END: Duration = Duration::from_secs(1);
+const RUNTIME_END: Duration = Duration::from_secs(1);

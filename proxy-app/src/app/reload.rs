@@ -265,7 +265,7 @@ impl App {
 }
 
 /// What a task gives. A panic in it is one here; a task that is dropped goes with the runtime, and we with it.
-pub(crate) async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
+async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
     match task.await.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(result) => result,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
@@ -299,7 +299,7 @@ impl Reloaded {
 }
 
 /// A change is made every few seconds; what was wrong before it need not be said again.
-pub(crate) fn report_new(told: &mut BTreeSet<String>, problems: &Problems) {
+fn report_new(told: &mut BTreeSet<String>, problems: &Problems) {
     let texts: BTreeSet<String> = problems.iter().map(ToString::to_string).collect();
     texts
         .difference(told)

@@ -59,7 +59,7 @@ impl ErrorForm {
 }
 
 /// A person who goes to a page, as browsers show it: not a script that fetches something.
-pub(crate) fn is_navigation(request: &Parts) -> bool {
+fn is_navigation(request: &Parts) -> bool {
     let mode = request.headers.get("sec-fetch-mode").map(|mode| mode.as_bytes());
     matches!(request.method, Method::GET | Method::HEAD)
         && matches!(mode, None | Some(b"navigate"))

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a request may go on after the end of its answer: some clients end it in a frame of its own.
-pub(crate) const EARLY: Duration = Duration::from_secs(1);
+const EARLY: Duration = Duration::from_secs(1);
 /// Most streams that are followed: the engine serves fewer at once, and refuses more than that.
 const STREAMS_MAX: usize = 1024;
 /// Length of what stands in front of a frame (RFC 9113 §4.1).

@@ -39,13 +39,13 @@ use crate::web::phases::Web;
 use crate::web::stream::{Channel, WebStream};
 
 /// How long a balancer may take for its header. It sends it with the first segment.
-pub(crate) const PROXY_HEADER: Duration = Duration::from_secs(5);
+const PROXY_HEADER: Duration = Duration::from_secs(5);
 
 /// How long an old proxy may take for its handshake, which comes first.
-pub(crate) const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
+const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How long a web connection that is to end may still do so by itself.
-pub(crate) const KICKED: Duration = Duration::from_millis(200);
+const KICKED: Duration = Duration::from_millis(200);
 
 /// Pause after a failed accept, which usually means that the process has no file descriptor left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -412,7 +412,7 @@ impl ActiveListener {
 }
 
 /// The handshake of a web connection; `None` for a client that speaks clear text, which gets 400.
-pub(crate) async fn web_handshake(
+async fn web_handshake(
     mut tcp: TcpStream,
     local: IpAddr,
     snapshot: &Snapshot,
@@ -434,7 +434,7 @@ pub(crate) async fn web_handshake(
 }
 
 /// Whether the client has closed the connection during the handshake.
-pub(crate) fn has_gone(error: &io::Error) -> bool {
+fn has_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let inner = error
         .get_ref()

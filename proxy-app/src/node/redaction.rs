@@ -7,7 +7,7 @@ use std::ops::Range;
 use percent_encoding::percent_decode_str;
 
 /// Words that make a query argument's value unfit for a log, anywhere in its name.
-pub(crate) const SECRET_WORDS: &[&str] = &[
+const SECRET_WORDS: &[&str] = &[
     "token",
     "jwt",
     "pass",
@@ -32,20 +32,20 @@ pub(crate) const SECRET_WORDS: &[&str] = &[
 ];
 
 /// Short names that would be too common as a part of others.
-pub(crate) const SECRET_NAMES: &[&str] = &["code", "key", "sig", "sid", "pin", "pw"];
+const SECRET_NAMES: &[&str] = &["code", "key", "sig", "sid", "pin", "pw"];
 
 /// What separates names and values in URLs, queries and JSON.
-pub(crate) const BETWEEN: [char; 16] = [
+const BETWEEN: [char; 16] = [
     '&', ';', '?', '#', '/', ',', '=', ':', '{', '}', '[', ']', '"', '\'', '\\', ' ',
 ];
 
 /// What may stand between a name and its separator: the quotes of JSON, the brackets of a list.
-pub(crate) const BEHIND_NAMES: [char; 5] = ['"', '\'', '\\', '[', ']'];
+const BEHIND_NAMES: [char; 5] = ['"', '\'', '\\', '[', ']'];
 
 /// How often a URL may be encoded within others and still be read. What is encoded more often is hidden.
-pub(crate) const LAYERS: usize = 4;
+const LAYERS: usize = 4;
 
-pub(crate) const HIDDEN: &str = "***";
+const HIDDEN: &str = "***";
 
 /// A request target or other URL, fit for a log: values of tokens, passwords and the like are hidden, also in a
 /// URL within the URL, and what could break a line or a quotation is escaped.
@@ -123,7 +123,7 @@ fn hidden_in_parts(target: &str) -> Cow<'_, str> {
 
 /// Where in `a=…;b=…` the first secret begins. All behind it is hidden with it: servers differ in whether a semicolon
 /// ends a value.
-pub(crate) fn secret_at(piece: &str) -> Option<usize> {
+fn secret_at(piece: &str) -> Option<usize> {
     let mut start = 0;
     for pair in piece.split_inclusive([';', '?', '#']) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -140,7 +140,7 @@ pub(crate) fn secret_at(piece: &str) -> Option<usize> {
 
 /// Whether a text is itself a URL, a query or JSON with a secret, as in `?redirect=%2Fhome%3Fzauthtoken%3D…`, encoded
 /// once or more often (a login page that was asked to return to a login page).
-pub(crate) fn has_secret(text: &str) -> bool {
+fn has_secret(text: &str) -> bool {
     let mut layer = Cow::Borrowed(text);
     for _ in 0..LAYERS {
         if names(&layer).any(is_secret) || password_at(&layer).is_some() {

@@ -137,7 +137,7 @@ pub(crate) fn take_over(
 }
 
 /// Ends a process that cannot serve.
-pub(crate) fn give_up(error: &anyhow::Error) -> ! {
+fn give_up(error: &anyhow::Error) -> ! {
     log::error!("{error:#}");
     eprintln!("portico: {error:#}");
     std::process::exit(1)
@@ -206,7 +206,7 @@ impl Service for ListenerService {
 }
 
 /// SIGHUP reads the node file, the directory and the certificates again.
-pub(crate) async fn reload_on_hangup(app: Arc<App>, mut hangups: SignalStream) {
+async fn reload_on_hangup(app: Arc<App>, mut hangups: SignalStream) {
     loop {
         hangups.next().await;
         app.reload(Losses::Most).await;

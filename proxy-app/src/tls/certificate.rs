@@ -8,7 +8,7 @@ use openssl::ssl::SslRef;
 use openssl::x509::{X509, X509VerifyResult};
 
 /// Most certificates that are put in order. Chains have two to five.
-pub(crate) const MAX_SORTED: usize = 16;
+const MAX_SORTED: usize = 16;
 
 /// A certificate, its chain and its key, checked to belong together.
 pub struct CertKey {
@@ -160,7 +160,7 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<X509>, CertError> {
     }
 }
 
-pub(crate) fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
+fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
     PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(CertError::Key)
 }
 

@@ -13,7 +13,7 @@ use pingora::protocols::Digest;
 use tokio_openssl::SslStream;
 
 /// TLS 1.0 and 1.1 must not be used (RFC 8996).
-pub(crate) const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
+const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
 
 /// Refuses a connection to a server that has agreed to an older version: Pingora's own connector takes TLS 1.0.
 ///

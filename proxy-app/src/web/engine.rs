@@ -12,13 +12,13 @@ use crate::http::HEAD_MAX;
 use crate::web::phases::Web;
 
 /// Most answers at once on an HTTP/2 connection. Browsers wait with more; each that its client does not read costs.
-pub(crate) const STREAMS: u32 = 64;
+const STREAMS: u32 = 64;
 
 /// What the engine keeps for the socket of one HTTP/2 answer; its own default is 400 KiB.
-pub(crate) const SEND_BUFFER: usize = 32 * 1024;
+const SEND_BUFFER: usize = 32 * 1024;
 
 /// What HTTP/2 clients may have at once, and what of it the engine keeps.
-pub(crate) fn h2_options() -> H2Options {
+fn h2_options() -> H2Options {
     let mut options = default_h2_options();
     options
         .max_concurrent_streams(STREAMS)
@@ -40,4 +40,4 @@ pub(crate) fn engine(env: &Arc<WebEnv>, conf: &Arc<ServerConf>) -> Arc<HttpProxy
 }
 
 /// An HTTP/2 connection without streams is closed after this.
-pub(crate) const H2_IDLE: Duration = Duration::from_secs(180);
+const H2_IDLE: Duration = Duration::from_secs(180);

@@ -32,10 +32,10 @@ use crate::node::refusals::Reason;
 use crate::web::client::{FAREWELL, WebClient, client_in, note_refusal};
 
 /// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
-pub(crate) const GATHERED: usize = 4096;
+const GATHERED: usize = 4096;
 
 /// What is read at once where little is expected.
-pub(crate) const LITTLE: usize = 4096;
+const LITTLE: usize = 4096;
 
 /// The bytes of a web connection.
 pub enum Channel {
@@ -184,7 +184,7 @@ impl FrameWatch {
 
 impl FrameWatch {
     /// Gives the engine what it is to read before what comes next.
-    pub(crate) fn interject(&mut self, buf: &mut ReadBuf<'_>) {
+    fn interject(&mut self, buf: &mut ReadBuf<'_>) {
         let count = buf.remaining().min(self.owed.len());
         buf.put_slice(&self.owed.split_to(count));
     }
@@ -238,7 +238,7 @@ impl AsyncRead for WebStream {
 }
 
 impl WebStream {
-    pub(crate) fn poll_channel(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_channel(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.channel {
             Channel::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Channel::Tls(io) => Pin::new(io).poll_read(cx, buf),
@@ -247,7 +247,7 @@ impl WebStream {
 
     /// The engine has all of a request, and looks whether its client is still there. What comes now is of the next
     /// request. While something of it waits, nothing more is read.
-    pub(crate) fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() {
             return Poll::Pending;
         }
@@ -279,7 +279,7 @@ impl WebStream {
 
     /// Reads what a client that was sent away still says, for a moment, and throws it away. Who has said all that
     /// was expected of him, and nothing more yet, is not waited for.
-    pub(crate) fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut buffer = [0; LITTLE];
         let limit = sleep_until(Instant::now() + FAREWELL);
         if self
@@ -367,7 +367,7 @@ impl AsyncWrite for WebStream {
 }
 
 impl WebStream {
-    pub(crate) fn poll_gathered(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_gathered(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.held.len() + buf.len() <= GATHERED {
             self.held.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
@@ -385,7 +385,7 @@ impl WebStream {
     }
 
     /// Takes note of how many answers wait for the client.
-    pub(crate) fn count_waiting(&mut self) {
+    fn count_waiting(&mut self) {
         let waiting = match &self.frames {
             Some(watch) => watch.streams.waiting(self.stuck),
             None => usize::from(self.stuck),
@@ -395,7 +395,7 @@ impl WebStream {
         }
     }
 
-    pub(crate) fn poll_through(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_through(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = match &mut self.channel {
             Channel::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Channel::Tls(io) => Pin::new(io).poll_write(cx, buf),
@@ -407,7 +407,7 @@ impl WebStream {
     }
 
     /// Writes what was gathered.
-    pub(crate) fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.held.len() {
             let held = std::mem::take(&mut self.held);
             let written = self.poll_through(cx, &held[self.sent..]);
@@ -475,7 +475,7 @@ impl std::fmt::Debug for WebStream {
 }
 
 /// The head of an answer that the engine gives by itself, to what it cannot read, without its name.
-pub(crate) fn nameless(head: &[u8]) -> Vec<u8> {
+fn nameless(head: &[u8]) -> Vec<u8> {
     let names = |line: &&[u8]| line.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"server:"));
     let lines = head.split_inclusive(|&b| b == b'\n');
     lines.filter(|line| !names(line)).flatten().copied().collect()

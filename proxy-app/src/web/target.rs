@@ -54,7 +54,7 @@ pub(crate) async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &
 }
 
 /// The account's server with the service that is asked for. A web server for Exchange is only one that is named so.
-pub(crate) fn own_server(env: &WebEnv, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -> Option<Server> {
+fn own_server(env: &WebEnv, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -> Option<Server> {
     let mut server = Server::of(route);
     match mailbox {
         Mailbox::Web | Mailbox::Admin => {}

@@ -21,7 +21,7 @@ use crate::upstream::groups::server::{FailureLimits, GroupServer, Overrides, Ser
 use crate::upstream::groups::spec::{Check, GroupSpec};
 
 /// How many addresses of one host are members.
-pub(crate) const ADDRESSES_MAX: usize = 16;
+const ADDRESSES_MAX: usize = 16;
 
 /// What mailbox servers say of themselves (HTTP §4.4).
 pub(crate) const READY: &str = "/service/health/ready";
@@ -30,7 +30,7 @@ pub(crate) const READY: &str = "/service/health/ready";
 pub(crate) const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
 /// Where a file says nothing else: nginx's `max_fails` and `fail_timeout`.
-pub(crate) const LIMITS: FailureLimits = FailureLimits {
+const LIMITS: FailureLimits = FailureLimits {
     max_fails: 1,
     patience: Duration::from_secs(10),
 };
@@ -163,7 +163,7 @@ impl Members {
     }
 
     /// Gives everybody a seat; who has one keeps it.
-    pub(crate) fn set_servers(&self, members: Vec<(SocketAddr, ServerDescription)>) {
+    fn set_servers(&self, members: Vec<(SocketAddr, ServerDescription)>) {
         let before = self.servers.load_full();
         let overrides = self.overrides.lock();
         let mut servers: Vec<Arc<GroupServer>> = Vec::new();
