@@ -6,12 +6,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mail_proxy::Proto;
-use mail_proxy::audit::{Outcome, Phase, Record};
+use mail_proxy::audit::{Outcome, Record};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::modules::http::compression::ResponseCompressionBuilder;
@@ -40,17 +39,12 @@ use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::forward::{peer, proxy_headers};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
-use crate::web::target::{AccountServer, UpstreamTarget, account_server};
+use crate::web::target::{ROUTE_YOUNG, TRIES, choose, unreachable};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// After `web.client_body_timeout` a request body must have brought so many bytes a second on average: a modem does a hundred times as many.
 const BODY_LEAST: u64 = 64;
-/// A route that was found this recently is not asked for again because its server does not answer: a dead server
-/// would make every request of its users one for the directory.
-const ROUTE_YOUNG: Duration = Duration::from_secs(5);
-/// How many servers a request without an account may try.
-const TRIES: usize = 3;
 /// Most answers before the answer: enough for one that is announced for half an hour (102, RFC 2518 §10.1).
 const INTERIM_MAX: usize = 100;
 
@@ -69,86 +63,6 @@ impl Web {
             requests: AtomicU64::new(0),
             sources: Sources::of(conf),
         }
-    }
-
-    /// The server of the request's account, if it has one that is known.
-    async fn locate(&self, context: &mut RequestContext) -> Result<Option<UpstreamTarget>> {
-        let Some(proxied) = &context.proxied else {
-            return Ok(None);
-        };
-        let mode = context.snapshot.web.ip_mode;
-        for last in [false, true] {
-            let begun = Instant::now();
-            let found = account_server(&self.env, &context.snapshot, proxied).await;
-            if proxied.lookup.is_some() {
-                self.env.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
-            }
-            let (route, server) = match found {
-                AccountServer::Known(route, server) => (route, server),
-                AccountServer::Any => return Ok(None),
-                AccountServer::NotAllowed => {
-                    return Error::e_explain(
-                        ErrorType::HTTPStatus(403),
-                        "client address is not allowed on this domain",
-                    );
-                }
-            };
-            let addresses = self.env.dns.resolve(&server.host, server.port, mode).await;
-            let addresses = addresses.map_err(|error| {
-                Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", server.host)).into_up()
-            })?;
-            let mut alive = addresses
-                .iter()
-                .filter(|address| !self.env.groups.is_unreachable(**address));
-            let first = alive.clone().next();
-            let Some(&address) = alive.find(|address| !context.tried.contains(address)).or(first) else {
-                // Nobody waits for a server that checks find dead. But the account may have moved.
-                if let Some(lookup) = proxied.lookup.as_ref().filter(|_| !last) {
-                    self.env.routes.forget_older_than(lookup, ROUTE_YOUNG);
-                    continue;
-                }
-                let why = format!("checks find nobody at {}", server.address());
-                return Err(Error::explain(ErrorType::ConnectNoRoute, why).into_up());
-            };
-            context.route = Some(*route);
-            return Ok(Some(UpstreamTarget {
-                server,
-                address,
-                verify: context.snapshot.web.upstream_verify,
-                own: true,
-                _member: None,
-            }));
-        }
-        Ok(None)
-    }
-
-    fn any_server(&self, context: &RequestContext, web: &WebClient) -> Result<UpstreamTarget> {
-        let name = context.proxied.as_ref().map_or("", |proxied| proxied.group());
-        let group = self.env.groups.get(name);
-        let known = web.owner.server(name);
-        let member = group.filter(|_| context.tried.len() < TRIES).and_then(|group| {
-            let same = known.filter(|known| !context.tried.contains(known));
-            same.and_then(|known| group.member_at(known))
-                .or_else(|| group.pick(&context.tried))
-        });
-        let Some(member) = member else {
-            let has_members = self.env.groups.get(name).is_some_and(|group| group.has_members());
-            let status = if has_members { 502 } else { 503 };
-            return Error::e_explain(
-                ErrorType::HTTPStatus(status),
-                format!("no server of group {name} is up"),
-            );
-        };
-        if web.owner.key().is_some() {
-            web.owner.settle(name, member.address);
-        }
-        Ok(UpstreamTarget {
-            server: member.server.clone(),
-            address: member.address,
-            verify: member.verify,
-            own: false,
-            _member: Some(member),
-        })
     }
 }
 
@@ -236,15 +150,7 @@ impl ProxyHttp for Web {
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
-        let target = match self.locate(context).await? {
-            Some(target) => {
-                if let Some(route) = &context.route {
-                    web.note(route);
-                }
-                target
-            }
-            None => self.any_server(context, web)?,
-        };
+        let target = choose(&self.env, web, context).await?;
         let (Some(proxied), Some(info)) = (&context.proxied, &context.info) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
@@ -488,19 +394,7 @@ impl ProxyHttp for Web {
             return error;
         };
         self.env.metrics.connected(&target.address.to_string(), false);
-        let proxied = context.proxied.as_ref();
-        if let Some(group) = proxied.and_then(|proxied| self.env.groups.get(proxied.group())) {
-            group.eject(target.address);
-        }
-        context.tried.push(target.address);
-        let lookup = proxied.and_then(|proxied| proxied.lookup.as_ref());
-        let again = match (target.own, lookup) {
-            (true, Some(lookup)) => {
-                self.env.routes.forget_older_than(lookup, ROUTE_YOUNG);
-                context.tried.len() == 1
-            }
-            _ => context.tried.len() < TRIES,
-        };
+        let again = unreachable(&self.env, context, &target);
         context.target = Some(target);
         error.set_retry(again);
         error

@@ -1,15 +1,27 @@
 //! Where a request goes: the server of its account, or one of a group.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use mail_directory::attributes as a;
+use mail_proxy::Proto;
+use mail_proxy::audit::Phase;
+use pingora::{Error, ErrorType, Result};
 use route_cache::{Route, RouteError, Server, UpstreamTls};
 
 use crate::app::env::WebEnv;
 use crate::app::snapshot::Snapshot;
 use crate::locations::Mailbox;
 use crate::upstream::groups::{EXTENSION_PORTS, Member};
+use crate::web::client::WebClient;
 use crate::web::decision::ProxyRequest;
+use crate::web::request_context::RequestContext;
+
+/// A route that was found this recently is not asked for again because its server does not answer: a dead server
+/// would make every request of its users one for the directory.
+pub(crate) const ROUTE_YOUNG: Duration = Duration::from_secs(5);
+/// How many servers a request without an account may try.
+pub(crate) const TRIES: usize = 3;
 
 /// Where a request goes.
 #[derive(Clone)]
@@ -24,8 +36,118 @@ pub(crate) struct UpstreamTarget {
     pub(crate) _member: Option<Member>,
 }
 
+/// Chooses the server of a request: that of its account, or else one of the location's group.
+///
+/// # Errors
+/// There is none, or the account's domain does not admit this client; with the status of the answer.
+pub(crate) async fn choose(env: &WebEnv, web: &WebClient, context: &mut RequestContext) -> Result<UpstreamTarget> {
+    let Some(target) = own_target(env, context).await? else {
+        return group_target(env, web, context);
+    };
+    if let Some(route) = &context.route {
+        web.note(route);
+    }
+    Ok(target)
+}
+
+/// Notes that a target took no connection: its route is forgotten unless it is young, and its group leaves it alone.
+/// Returns whether another choice may help: once for an account, [`TRIES`] times for a group.
+pub(crate) fn unreachable(env: &WebEnv, context: &mut RequestContext, target: &UpstreamTarget) -> bool {
+    let proxied = context.proxied.as_ref();
+    if let Some(group) = proxied.and_then(|proxied| env.groups.get(proxied.group())) {
+        group.eject(target.address);
+    }
+    context.tried.push(target.address);
+    match proxied.and_then(|proxied| proxied.lookup.as_ref()) {
+        Some(lookup) if target.own => {
+            env.routes.forget_older_than(lookup, ROUTE_YOUNG);
+            context.tried.len() == 1
+        }
+        _ => context.tried.len() < TRIES,
+    }
+}
+
+/// The server of the request's account, if it has one that is known.
+async fn own_target(env: &WebEnv, context: &mut RequestContext) -> Result<Option<UpstreamTarget>> {
+    let Some(proxied) = &context.proxied else {
+        return Ok(None);
+    };
+    let mode = context.snapshot.web.ip_mode;
+    for last in [false, true] {
+        let begun = Instant::now();
+        let found = account_server(env, &context.snapshot, proxied).await;
+        if proxied.lookup.is_some() {
+            env.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
+        }
+        let (route, server) = match found {
+            AccountServer::Known(route, server) => (route, server),
+            AccountServer::Any => return Ok(None),
+            AccountServer::NotAllowed => {
+                return Error::e_explain(
+                    ErrorType::HTTPStatus(403),
+                    "client address is not allowed on this domain",
+                );
+            }
+        };
+        let addresses = env.dns.resolve(&server.host, server.port, mode).await;
+        let addresses = addresses.map_err(|error| {
+            Error::explain(ErrorType::ConnectNoRoute, format!("{}: {error}", server.host)).into_up()
+        })?;
+        let mut alive = addresses.iter().filter(|address| !env.groups.is_unreachable(**address));
+        let first = alive.clone().next();
+        let Some(&address) = alive.find(|address| !context.tried.contains(address)).or(first) else {
+            // No connection is tried to a server that checks find dead. But the account may have moved.
+            if let Some(lookup) = proxied.lookup.as_ref().filter(|_| !last) {
+                env.routes.forget_older_than(lookup, ROUTE_YOUNG);
+                continue;
+            }
+            let why = format!("checks find nobody at {}", server.address());
+            return Err(Error::explain(ErrorType::ConnectNoRoute, why).into_up());
+        };
+        context.route = Some(*route);
+        return Ok(Some(UpstreamTarget {
+            server,
+            address,
+            verify: context.snapshot.web.upstream_verify,
+            own: true,
+            _member: None,
+        }));
+    }
+    Ok(None)
+}
+
+/// A server of the location's group: the one that the client's connection is bound to, or any that is up.
+fn group_target(env: &WebEnv, web: &WebClient, context: &RequestContext) -> Result<UpstreamTarget> {
+    let name = context.proxied.as_ref().map_or("", |proxied| proxied.group());
+    let group = env.groups.get(name);
+    let known = web.owner.server(name);
+    let member = group.filter(|_| context.tried.len() < TRIES).and_then(|group| {
+        let same = known.filter(|known| !context.tried.contains(known));
+        same.and_then(|known| group.member_at(known))
+            .or_else(|| group.pick(&context.tried))
+    });
+    let Some(member) = member else {
+        let has_members = env.groups.get(name).is_some_and(|group| group.has_members());
+        let status = if has_members { 502 } else { 503 };
+        return Error::e_explain(
+            ErrorType::HTTPStatus(status),
+            format!("no server of group {name} is up"),
+        );
+    };
+    if web.owner.key().is_some() {
+        web.owner.settle(name, member.address);
+    }
+    Ok(UpstreamTarget {
+        server: member.server.clone(),
+        address: member.address,
+        verify: member.verify,
+        own: false,
+        _member: Some(member),
+    })
+}
+
 /// Where the account of a request lives, if it has one that is known: the server, and how it was found.
-pub(crate) enum AccountServer {
+enum AccountServer {
     /// Its own server.
     Known(Box<Route>, Server),
     /// Anybody may answer.
@@ -35,7 +157,7 @@ pub(crate) enum AccountServer {
 }
 
 /// Asks where the account of a request lives.
-pub(crate) async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &ProxyRequest) -> AccountServer {
+async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &ProxyRequest) -> AccountServer {
     let (Some(lookup), Some(mailbox)) = (&proxied.lookup, proxied.mailbox()) else {
         return AccountServer::Any;
     };

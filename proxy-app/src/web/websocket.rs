@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::app::env::WebEnv;
-use crate::app::snapshot::{MailMode, Snapshot};
+use crate::app::snapshot::MailMode;
 use crate::http::answers::{ErrorForm, LocalAnswer};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, AccessRecord};
@@ -25,7 +25,7 @@ use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
 use crate::web::forward::{proxy_headers, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, dress, relocate};
-use crate::web::target::{AccountServer, UpstreamTarget, account_server};
+use crate::web::target::{UpstreamTarget, choose, unreachable};
 
 mod answer;
 
@@ -90,19 +90,6 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
         return None;
     }
     let waits = waits(&proxied, &snapshot);
-    let target = locate(env, &snapshot, web, &proxied).await?;
-    let stream = if target.own {
-        snapshot.transport.dial(&target.server).await
-    } else {
-        // The address that was chosen, under the rules of its group; the name stays that of the server.
-        let mut chosen = target.server.clone();
-        chosen.host = target.address.ip().to_string().into();
-        chosen.port = target.address.port();
-        snapshot.transport.dial_as(&chosen, b"", target.verify).await
-    };
-    let server = stream.ok()?;
-    let head = upstream_head(web, &request, &info, &proxied, &target.server);
-    let name = target.server.address().to_string();
     let mut context = RequestContext::new(snapshot);
     context.form = ErrorForm::of(&request);
     context.vhost = Some(
@@ -114,9 +101,12 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
             .clone(),
     );
     context.seen = login::basic(&request.uri, &request.headers);
-    context.info = Some(info);
     context.found = Some(proxied.found.clone());
-    context.proxied = Some(proxied);
+    context.proxied = Some(proxied.clone());
+    let (target, server) = connect(env, web, &mut context).await?;
+    let head = upstream_head(web, &request, &info, &proxied, &target.server);
+    let name = target.server.address().to_string();
+    context.info = Some(info);
     context.target = Some(target);
     Some(Box::new(WebSocketUpgrade {
         context,
@@ -377,34 +367,28 @@ fn is_upgrade(request: &Parts) -> bool {
         && !request.headers.contains_key(http::header::TRANSFER_ENCODING)
 }
 
-/// The account's server, or any healthy one, which is a member of a group. `None` where the engine has something to
-/// say, such as that checks find the account's server dead.
-async fn locate(env: &WebEnv, snapshot: &Snapshot, web: &WebClient, proxied: &ProxyRequest) -> Option<UpstreamTarget> {
-    match account_server(env, snapshot, proxied).await {
-        AccountServer::Known(route, server) => {
-            let mode = snapshot.web.ip_mode;
-            let addresses = env.dns.resolve(&server.host, server.port, mode).await.ok()?;
-            let mut alive = addresses.iter().filter(|address| !env.groups.is_unreachable(**address));
-            let address = *alive.next()?;
-            web.note(&route);
-            Some(UpstreamTarget {
-                server,
-                address,
-                verify: snapshot.web.upstream_verify,
-                own: true,
-                _member: None,
-            })
+/// Chooses a server and connects to it. `None` where the engine has something to say, such as that checks find the
+/// account's server dead.
+async fn connect(env: &WebEnv, web: &WebClient, context: &mut RequestContext) -> Option<(UpstreamTarget, BoxStream)> {
+    loop {
+        let target = choose(env, web, context).await.ok()?;
+        if context.tried.contains(&target.address) {
+            return None;
         }
-        AccountServer::NotAllowed => None,
-        AccountServer::Any => {
-            let member = env.groups.get(proxied.group())?.pick(&[])?;
-            Some(UpstreamTarget {
-                server: member.server.clone(),
-                address: member.address,
-                verify: member.verify,
-                own: false,
-                _member: Some(member),
-            })
+        let transport = &context.snapshot.transport;
+        let stream = if target.own {
+            transport.dial(&target.server).await
+        } else {
+            // The address that was chosen, under the rules of its group; the name stays that of the server.
+            let mut chosen = target.server.clone();
+            chosen.host = target.address.ip().to_string().into();
+            chosen.port = target.address.port();
+            transport.dial_as(&chosen, b"", target.verify).await
+        };
+        match stream {
+            Ok(stream) => return Some((target, stream)),
+            Err(_) if unreachable(env, context, &target) => {}
+            Err(_) => return None,
         }
     }
 }
