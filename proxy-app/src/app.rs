@@ -87,7 +87,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts the house: opens its logs. From here on there are threads.
+    /// Starts the node: opens its logs. From here on there are threads.
     ///
     /// # Errors
     /// A log cannot be opened.

@@ -195,6 +195,29 @@ fn files_do_not_name_each_other_in_a_circle() {
 }
 
 #[test]
+fn nobody_asks_the_running_app() {
+    let app = code("proxy-app/src/app.rs");
+    let fields = app.split("pub struct App {").nth(1).expect("app.rs has the App");
+    let fields = fields.split("\n}").next().unwrap_or_default().lines();
+    let open = fields.filter(|line| line.trim_start().starts_with("pub"));
+    let mut wrong: Vec<_> = open.map(|line| format!("app.rs: {}", line.trim())).collect();
+    let names_app = |path: &String| {
+        let code = code(path);
+        let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+        words.any(|word| word == "App")
+    };
+    let others = files("proxy-app/src", "rs")
+        .into_iter()
+        .filter(|path| !path.starts_with("proxy-app/src/app"))
+        .filter(|path| path != "proxy-app/src/process/service.rs");
+    wrong.extend(others.filter(names_app).map(|path| format!("{path} names App")));
+    none(
+        "the service starts the App; all others get what they use of it, see app/env.rs",
+        wrong,
+    );
+}
+
+#[test]
 fn no_folder_holds_too_much() {
     let mut lines: BTreeMap<(&str, String), usize> = BTreeMap::new();
     for name in CRATES {
