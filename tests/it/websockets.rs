@@ -1,6 +1,7 @@
 //! WebSocket handshakes with servers that agree, refuse, babble or say nothing: what the client hears, and what the
 //! server got.
 
+use std::cell::OnceCell;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use portico_tests::config::{Directory, Node, quote};
 use portico_tests::fake::{Fake, Peer};
 use portico_tests::jetty::Jetty;
+use portico_tests::memcached::Memcached;
 use portico_tests::wire::Wire;
 use portico_tests::{Stage, until};
 
@@ -27,8 +29,9 @@ const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r
     Server: Jetty(9.4)\r\nKeep-Alive: timeout=5\r\nContent-Length: 0\r\nSec-WebSocket-Protocol: xmpp\r\n\r\nframe";
 
 /// What the server answers, by path. It ends the connection behind it only where the answer is empty.
-const ANSWERS: [(&str, &str); 16] = [
+const ANSWERS: [(&str, &str); 17] = [
     ("/ws/good", SWITCHED),
+    ("/home/ghost@a.example/ws", SWITCHED),
     (
         "/ws/hints",
         "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nServer: Jetty(9.4)\r\n\r\n@HTTP/1.1 101 Go\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n\r\n",
@@ -362,6 +365,44 @@ fn jetty_refuses_a_handshake() -> Result<()> {
                 let body = String::from_utf8(wire.rest()?)?;
                 ensure!(body == "/home /x\r\n", "{body:?}");
             }
+            Ok(())
+        },
+    )
+}
+
+/// Memcached says that an account is at a server that is gone. The upgrade forgets that and finds the account's server; no
+/// request without its `Upgrade` goes there instead.
+#[test]
+fn an_upgrade_gets_past_a_stale_route() -> Result<()> {
+    let started = OnceCell::new();
+    play_before(
+        Ipv4Addr::new(127, 0, 0, 11),
+        Server::start,
+        |stage, node, directory| {
+            with_locations(stage, node, directory)?;
+            let server = Memcached::start(stage)?;
+            let servers = format!("{{memcached: {{servers: [\"{}\"]}}}}", server.address());
+            node.more.push(("route_cache".to_owned(), servers));
+            started.set(server).ok().context("one memcached")
+        },
+        |scene, server| {
+            let memcached = started.get().context("no memcached")?;
+            let key = openssl::sha::sha256(b"route:proto=http;user=ghost@a.example");
+            let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            let dead = scene.town.stores[0].web.http.to_string();
+            scene.town.stores[0].web.stop();
+            memcached.add(&key, &dead)?;
+            let credentials = openssl::base64::encode_block(b"ghost@a.example:secret");
+            let more = format!("Authorization: Basic {credentials}\r\n");
+            let mut wire = handshake(scene, "/home/ghost@a.example/ws", &more)?;
+            let head = Head::read(&mut wire)?;
+            ensure!(head.status == "101", "{} {:?}", head.status, head.fields);
+            head.must_be_an_agreement()?;
+            let heard = server.fake.heard();
+            let requests = heard.matches("GET /home/ghost@a.example/ws ").count();
+            ensure!(requests == 1, "{heard}");
+            let stored = memcached.get(&key)?;
+            ensure!(stored.as_deref() != Some(&*dead), "the stale route is still there");
             Ok(())
         },
     )
