@@ -16,11 +16,11 @@ use crate::audit::{Event, Outcome, Phase, Record};
 use crate::connection::BoxStream;
 use crate::credentials::Credentials;
 use crate::environment::{ConnectError, Facts, READ, SessionEnv};
-use crate::failure::LoginFailure;
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
+use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
 use crate::proto::Protocol;
-use crate::refusal::Refusal;
+use crate::server_refusal::Refusal;
 use crate::{imap, pop3};
 
 /// How long a mailbox server may take from the call to its first word. One that accepts connections and says

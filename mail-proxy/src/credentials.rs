@@ -2,7 +2,7 @@
 
 use mail_directory::Secret;
 
-use crate::failure::LoginFailure;
+use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
 
 /// What a client authenticates with.

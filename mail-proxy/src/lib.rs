@@ -13,18 +13,18 @@ pub mod audit;
 mod connection;
 mod credentials;
 mod environment;
-pub mod failure;
 mod handle;
 pub mod imap;
 pub mod line;
 mod login;
+pub mod login_failure;
 mod machine;
 mod mechanism;
 pub mod pop3;
 mod proto;
-mod refusal;
 pub mod relay;
 pub mod sasl;
+mod server_refusal;
 mod session;
 mod upstream;
 
@@ -37,5 +37,5 @@ pub use machine::{
 };
 pub use mechanism::Mechanism;
 pub use proto::{Proto, Protocol};
-pub use refusal::Refusal;
+pub use server_refusal::Refusal;
 pub use session::serve;

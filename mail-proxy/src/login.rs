@@ -6,8 +6,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::credentials::{Credentials, Rejected};
-use crate::failure::LoginFailure;
 use crate::line::{self, Found, Input};
+use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, Channel, DialogueEnd, IdFields, LoginMachine, Step};
 use crate::mechanism::Mechanism;
 use crate::sasl::{Exchange, Progress};

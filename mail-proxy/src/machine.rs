@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 
 use crate::credentials::{Credentials, Rejected};
-use crate::failure::LoginFailure;
+use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
-use crate::refusal::Refusal;
+use crate::server_refusal::Refusal;
 
 /// STARTTLS policy of a clear-text listener (`zimbraReverseProxyImapStartTlsMode`, MAIL §3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use std::fmt::Debug;
 
 use mail_directory::Secret;
 
-use crate::failure::one_line;
 use crate::line::{self, Found, Input};
+use crate::login_failure::one_line;
 use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
-use crate::refusal::Refusal;
 use crate::sasl;
+use crate::server_refusal::Refusal;
 
 /// Octets of one line of a server. The list of capabilities is one in IMAP, and has no limit in any RFC; RFC 2449
 /// section 4 has 512 for POP3, but more is not refused.

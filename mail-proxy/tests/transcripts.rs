@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mail_proxy::failure::LoginFailure;
+use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::{
     Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Rejected, StartTls,
     Step, UpstreamMachine, UpstreamStep, imap, pop3,

@@ -26,11 +26,11 @@ use crate::upstream::connect;
 
 pub mod act;
 pub mod api;
+pub mod api_error;
 pub mod caller;
 pub mod console;
 pub mod domains;
 pub mod health;
-pub mod refusal;
 pub mod route;
 mod scrape;
 pub mod sessions;

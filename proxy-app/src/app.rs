@@ -28,7 +28,7 @@ use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
-use crate::tls::store::SharedCertStore;
+use crate::tls::certificate_store::SharedCertStore;
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::{GroupInputs, Groups};

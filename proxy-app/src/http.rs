@@ -6,7 +6,7 @@ pub(crate) mod answers;
 pub(crate) mod behind;
 pub(crate) mod bound_login;
 pub mod compression;
-pub(crate) mod forwarded;
+pub(crate) mod forwarders;
 pub mod frames;
 pub mod headers;
 pub mod login;

@@ -20,13 +20,13 @@ use openssl::ssl::{
 use openssl::x509::X509VerifyResult;
 use tokio_openssl::SslStream;
 
+use crate::tls::certificate_store::SharedCertStore;
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
-use crate::tls::store::SharedCertStore;
 use crate::tls::vhosts::VirtualHosts;
 
 pub mod certificate;
+pub mod certificate_store;
 pub mod client_certs;
-pub mod store;
 pub mod upstream;
 pub mod vhosts;
 
@@ -313,7 +313,7 @@ mod tests {
 
     use super::*;
     use crate::tls::certificate::CertKey;
-    use crate::tls::store::CertStore;
+    use crate::tls::certificate_store::CertStore;
 
     /// A certificate of `subject` that `issuer` vouches for.
     fn certificate(subject: &str, issuer: &str) -> String {

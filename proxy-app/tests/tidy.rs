@@ -50,8 +50,8 @@ fn arrows_only_go_down() {
             "upstream.rs",
             "mechanism.rs",
             "credentials.rs",
-            "refusal.rs",
-            "failure.rs",
+            "server_refusal.rs",
+            "login_failure.rs",
         ];
         shared.contains(&file) || file.starts_with("imap") || file.starts_with("pop3")
     };

@@ -28,6 +28,7 @@ mod fetch;
 mod follow;
 mod forget;
 mod known;
+mod life;
 mod question;
 mod shared;
 mod single_flight;
@@ -113,13 +114,6 @@ impl RouteCache {
             shared: None,
             directory,
         }
-    }
-
-    /// From now on answers live for `ttl`, and serve for `stale` longer while the directory is down. What is kept
-    /// already is judged by the new lives, too. The life of entries that other nodes share stays as it was made.
-    pub fn set_lives(&self, ttl: Duration, stale: Duration) {
-        self.ttl.store(millis(ttl), Ordering::Relaxed);
-        self.stale.store(millis(stale), Ordering::Relaxed);
     }
 
     /// With a second tier that other nodes share.
@@ -243,14 +237,6 @@ impl RouteCache {
         (self.now() < at + millis(self.settings.negative_ttl)).then(|| fetched(at, None))
     }
 
-    fn is_fresh(&self, old: &KeptPlacement) -> bool {
-        old.epoch == self.epoch.load(Ordering::Relaxed) && self.now() < old.at + self.ttl.load(Ordering::Relaxed)
-    }
-
-    fn is_young(&self, old: &KeptPlacement) -> bool {
-        self.is_fresh(old) && self.now() < self.age_of(old.at)
-    }
-
     /// The answer after others were asked: theirs, or if they are down an old one.
     fn conclude(
         &self,
@@ -274,10 +260,6 @@ impl RouteCache {
     /// What is kept of an account, however old. An alias is as old as the older of its two parts.
     fn find_key(&self, key: &Key) -> Option<KeptPlacement> {
         KeptPlacement::find(key, |key| self.known.get(key))
-    }
-
-    fn serves_stale(&self, old: &KeptPlacement) -> bool {
-        self.now() < old.at + self.ttl.load(Ordering::Relaxed) + self.stale.load(Ordering::Relaxed)
     }
 
     fn now(&self) -> Millis {

@@ -6,9 +6,9 @@
 use super::command::{Extent, Fault, Request, Tag, Verb};
 use super::{FAREWELL, Settings, quoted};
 use crate::credentials::Credentials;
-use crate::failure::{LoginFailure, one_line};
 use crate::line::{Framed, Framer};
 use crate::login::{Limits, LoginDialect, LoginDriver, State, Texts};
+use crate::login_failure::{LoginFailure, one_line};
 use crate::machine::{DialogueEnd, Step};
 use crate::mechanism::Mechanism;
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::quoted;
 use crate::line;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
-use crate::refusal::{
+use crate::server_refusal::{
     NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_trouble, wants_tls,
 };
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};

@@ -5,9 +5,9 @@
 
 use super::Settings;
 use crate::credentials::Credentials;
-use crate::failure::{LoginFailure, one_line};
 use crate::line::{self, Found};
 use crate::login::{Limits, LoginDialect, LoginDriver, State, Texts};
+use crate::login_failure::{LoginFailure, one_line};
 use crate::machine::{DialogueEnd, Step};
 use crate::mechanism::Mechanism;
 

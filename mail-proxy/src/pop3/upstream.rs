@@ -4,7 +4,9 @@
 //! likes.
 
 use crate::machine::{Accepted, Introduction, UpstreamStep};
-use crate::refusal::{NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_trouble, wants_tls};
+use crate::server_refusal::{
+    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_trouble, wants_tls,
+};
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// POP3 towards a mailbox server.

@@ -10,8 +10,8 @@ use mail_proxy::audit::{Event, Record};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::refusal::ApiError;
 use crate::app::env::AdminEnv;
 
 /// Records the act of a caller.

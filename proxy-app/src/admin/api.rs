@@ -16,8 +16,8 @@ use utoipa::{OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::admin::api_error::ApiError;
 use crate::admin::caller::{self, guard};
-use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
 use crate::admin::{act, console, domains, health, route, sessions};
 use crate::app::env::AdminEnv;

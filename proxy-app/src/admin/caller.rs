@@ -16,8 +16,8 @@ use mail_directory::Secret;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::admin::api_error::ApiError;
 use crate::admin::console;
-use crate::admin::refusal::ApiError;
 use crate::admin::slots::Reach;
 use crate::app::env::AdminEnv;
 use crate::node::refusals::{Reason, RefusedConnection};

@@ -7,7 +7,7 @@ use axum::extract::Path;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::admin::refusal::ApiError;
+use crate::admin::api_error::ApiError;
 
 /// Where the files of the page are.
 const FOLDER: &str = "/console/";

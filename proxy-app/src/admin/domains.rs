@@ -19,16 +19,16 @@ use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::admin::act;
+use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
 use crate::admin::health::Certificate;
-use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
 use crate::app::env::AdminEnv;
 use crate::config::{Config, Source};
 use crate::provision::change::CheckedEditor;
 use crate::provision::{self, CommandOutput, SharedNames, values};
 use crate::tls::certificate::CertKey;
-use crate::tls::store::CertStore;
+use crate::tls::certificate_store::CertStore;
 
 /// How long to wait for a change where the node reads; a replica may be behind.
 const SEEN: Duration = Duration::from_secs(5);

@@ -10,8 +10,8 @@ use openssl::x509::X509NameRef;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::refusal::ApiError;
 use crate::admin::{act, scrape};
 use crate::app::env::AdminEnv;
 use crate::tls::certificate::CertKey;

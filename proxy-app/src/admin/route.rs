@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::admin::act;
+use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::refusal::ApiError;
 use crate::admin::turns::Turns;
 use crate::app::env::AdminEnv;
 use crate::upstream::groups::Health;

@@ -18,8 +18,8 @@ use utoipa::{IntoParams, ToSchema};
 use mail_proxy::Proto;
 
 use crate::admin::act;
+use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::refusal::ApiError;
 use crate::app::changes::Generation;
 use crate::app::env::AdminEnv;
 use crate::app::snapshot::PRODUCT;

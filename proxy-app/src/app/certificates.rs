@@ -8,7 +8,7 @@ use mail_directory::{System, View, attributes as a, secret_file};
 
 use crate::config::Config;
 use crate::tls::certificate::CertKey;
-use crate::tls::store::CertStore;
+use crate::tls::certificate_store::CertStore;
 
 /// The default certificate, and those of the domains under all their virtual host names. A pair of the directory
 /// that cannot be used is left out, with a warning: the one before stays, and where there was none the default is

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use mail_directory::{Entry, System};
 use parking_lot::Mutex;
 
-use crate::tls::store::CertStore;
+use crate::tls::certificate_store::CertStore;
 
 /// Configurations that are remembered.
 const REMEMBERED: usize = 64;

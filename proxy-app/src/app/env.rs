@@ -23,7 +23,7 @@ use crate::node::logins::RecentLogins;
 use crate::node::logs::Log;
 use crate::node::metrics::Metrics;
 use crate::node::refusals::{self, Reason, Refusals, RefusedConnection};
-use crate::tls::store::{CertStore, SharedCertStore};
+use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::Groups;
 

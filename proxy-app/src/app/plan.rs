@@ -15,7 +15,7 @@ use crate::app::routes;
 use crate::app::snapshot::{self, Built, Snapshot};
 use crate::config::{Config, Listener, ListenerTls, Source};
 use crate::locations::LiveLocations;
-use crate::tls::store::{CertStore, SharedCertStore};
+use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 

@@ -12,7 +12,7 @@ use crate::app::snapshot::{self, Snapshot};
 use crate::app::{App, changes, group_inputs, routes};
 use crate::config::{self, Config};
 use crate::node::{logs, systemd};
-use crate::tls::store::CertStore;
+use crate::tls::certificate_store::CertStore;
 
 impl App {
     /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What cannot be used

@@ -16,7 +16,7 @@ use openssl::x509::X509;
 use crate::app::certificates::cert_store;
 use crate::config::{Config, Source};
 use crate::http::compression;
-use crate::tls::store::{CertStore, SharedCertStore};
+use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{VirtualHost, VirtualHosts};
 use crate::tls::{Acceptors, TlsPolicy};

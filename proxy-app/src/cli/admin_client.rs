@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::admin::refusal::ApiError;
+use crate::admin::api_error::ApiError;
 
 /// How long the running process may take for an answer; longer than its own limit for a request.
 const PATIENCE: Duration = Duration::from_secs(70);

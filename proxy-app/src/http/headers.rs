@@ -3,8 +3,6 @@
 //! Decisions only: the caller changes the message and writes the line. Message framing (Content-Length,
 //! Transfer-Encoding, Expect) is not touched; it belongs to who copies the body.
 
-use std::net::IpAddr;
-
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -138,35 +136,8 @@ pub fn forwarded_id(headers: &HeaderMap) -> Option<String> {
     good.then(|| id.to_owned())
 }
 
-/// The hop of a request from the client to us.
-#[derive(Debug, Clone, Copy)]
-pub struct Hop<'a> {
-    /// The client's address, after trusted forwarders.
-    pub client: IpAddr,
-    /// `http` or `https`.
-    pub scheme: &'a str,
-    /// The Host header that the client sent, port included; `None` when there was none.
-    pub host: Option<&'a str>,
-    /// The port that the client sees.
-    pub port: u16,
-}
-
 /// Header of a request's id, towards the server and in the answer.
 pub const REQUEST_ID: &str = "x-request-id";
-
-/// The request headers to set towards a server, after those of [`dropped`] are gone. One address and never a
-/// chain: mailbox servers compare the whole value (HTTP §6.2).
-pub fn added(hop: Hop<'_>) -> Vec<(&'static str, String)> {
-    let mut lines = vec![
-        ("x-forwarded-for", hop.client.to_canonical().to_string()),
-        ("x-forwarded-proto", hop.scheme.to_owned()),
-        ("x-forwarded-port", hop.port.to_string()),
-    ];
-    if let Some(host) = hop.host {
-        lines.push(("x-forwarded-host", host.to_owned()));
-    }
-    lines
-}
 
 fn is_ours(name: &str) -> bool {
     let in_family = FACT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
@@ -336,34 +307,6 @@ mod tests {
                 expected,
                 "{lines:?}"
             );
-        }
-    }
-
-    #[test]
-    fn what_is_added() {
-        let hop = Hop {
-            client: "::ffff:198.51.100.7".parse().unwrap(),
-            scheme: "https",
-            host: Some("mail.example.com:8443"),
-            port: 8443,
-        };
-        let expected = [
-            ("x-forwarded-for", "198.51.100.7"),
-            ("x-forwarded-proto", "https"),
-            ("x-forwarded-port", "8443"),
-            ("x-forwarded-host", "mail.example.com:8443"),
-        ];
-        assert_eq!(added(hop), expected.map(|(name, value)| (name, value.to_owned())));
-        let bare = Hop {
-            host: None,
-            client: "2001:db8::1".parse().unwrap(),
-            ..hop
-        };
-        assert_eq!(added(bare)[0].1, "2001:db8::1");
-        assert!(added(bare).iter().all(|(name, _)| *name != "x-forwarded-host"));
-        // What we add is what we never let through.
-        for (name, _) in added(hop) {
-            check_dropped(&[&format!("{name}: x")], &[&name.to_ascii_lowercase()]);
         }
     }
 

@@ -9,7 +9,7 @@ use route_cache::{Lookup, Service, Subject};
 use crate::app::env::WebEnv;
 use crate::app::snapshot::Snapshot;
 use crate::http::account::{self, AccountClaim};
-use crate::http::forwarded::Forwarded;
+use crate::http::forwarders::Forwarded;
 use crate::http::headers;
 use crate::locations::{Action, Forward, ForwardTo, ListenerKind, LocationQuery, Mailbox, MatchedLocation, path};
 use crate::web::client::WebClient;

@@ -1,5 +1,6 @@
 //! What a server gets with a request: headers, and how long it is waited for.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use pingora::protocols::ALPN;
@@ -15,6 +16,19 @@ use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::target::UpstreamTarget;
 
+/// The hop of a request from the client to us.
+#[derive(Debug, Clone, Copy)]
+struct Hop<'a> {
+    /// The client's address, after trusted forwarders.
+    client: IpAddr,
+    /// `http` or `https`.
+    scheme: &'a str,
+    /// The Host header that the client sent, port included; `None` when there was none.
+    host: Option<&'a str>,
+    /// The port that the client sees.
+    port: u16,
+}
+
 /// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
 pub(crate) fn proxy_headers(
     web: &WebClient,
@@ -25,13 +39,13 @@ pub(crate) fn proxy_headers(
     let forward = proxied.forward();
     let mut lines = Vec::with_capacity(8);
     if forward.forwarded {
-        let hop = headers::Hop {
+        let hop = Hop {
             client: info.client,
             scheme: info.scheme,
             host: info.host_as_sent.as_deref(),
             port: info.port,
         };
-        let told = headers::added(hop).into_iter();
+        let told = x_forwarded(hop).into_iter();
         lines.extend(told.map(|(name, value)| (http::HeaderName::from_static(name), value)));
     }
     let shown = web.shown.iter().flat_map(PresentedCert::headers);
@@ -98,4 +112,53 @@ pub(crate) fn waits(proxied: &ProxyRequest, snapshot: &Snapshot) -> Timeouts<Dur
         read: policy.read_timeout,
         idle: policy.polling_timeout,
     })
+}
+
+/// The request headers to set towards a server, after those of [`headers::dropped`] are gone. One address and never a
+/// chain: mailbox servers compare the whole value (HTTP §6.2).
+fn x_forwarded(hop: Hop<'_>) -> Vec<(&'static str, String)> {
+    let mut lines = vec![
+        ("x-forwarded-for", hop.client.to_canonical().to_string()),
+        ("x-forwarded-proto", hop.scheme.to_owned()),
+        ("x-forwarded-port", hop.port.to_string()),
+    ];
+    if let Some(host) = hop.host {
+        lines.push(("x-forwarded-host", host.to_owned()));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_added() {
+        let hop = Hop {
+            client: "::ffff:198.51.100.7".parse().unwrap(),
+            scheme: "https",
+            host: Some("mail.example.com:8443"),
+            port: 8443,
+        };
+        let expected = [
+            ("x-forwarded-for", "198.51.100.7"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-port", "8443"),
+            ("x-forwarded-host", "mail.example.com:8443"),
+        ];
+        assert_eq!(x_forwarded(hop), expected.map(|(name, value)| (name, value.to_owned())));
+        let bare = Hop {
+            host: None,
+            client: "2001:db8::1".parse().unwrap(),
+            ..hop
+        };
+        assert_eq!(x_forwarded(bare)[0].1, "2001:db8::1");
+        assert!(x_forwarded(bare).iter().all(|(name, _)| *name != "x-forwarded-host"));
+        // What we add is what we never let through.
+        for (name, _) in x_forwarded(hop) {
+            let name = http::HeaderName::from_static(name);
+            let sent = http::HeaderMap::from_iter([(name.clone(), http::HeaderValue::from_static("x"))]);
+            assert_eq!(headers::dropped(&sent), [name]);
+        }
+    }
 }

@@ -12,15 +12,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::RouteCache;
-use super::fetch::SHARED_LIFE;
-use super::known::{KeptPlacement, Millis, millis};
+use super::known::KeptPlacement;
 use super::question::{Freshness, Query};
 use crate::key::Key;
 use crate::protocol::Protocol;
 use crate::route::Lookup;
 
-/// Of the life of an answer, the part at its end in which it is asked for again.
-const LAST_PART: u64 = 10;
 /// Orders that wait. With more, answers expire as if there were no orders.
 const MAX_WAITING: usize = 1024;
 /// Orders that are worked off at one time: a small part of what the directory takes, since nobody waits for them.
@@ -86,17 +83,6 @@ impl RouteCache {
         if self.ahead.orders.try_send(order).is_err() {
             ordered.remove(&query.key);
         }
-    }
-
-    /// When an answer of this time begins to age. What the shared cache says lives shortly, and so does what is
-    /// read there again.
-    pub(super) fn age_of(&self, at: Millis) -> Millis {
-        let ttl = self.ttl.load(Ordering::Relaxed);
-        let life = match self.shared {
-            Some(_) => ttl.min(millis(SHARED_LIFE)),
-            None => ttl,
-        };
-        at + ttl - life / LAST_PART
     }
 
     async fn carry_out(&self, order: Order) {

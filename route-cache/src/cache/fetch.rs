@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::known::{Kept, KeptValue, Millis, millis};
+use super::life::SHARED_LIFE;
 use super::question::{Fetched, Freshness, Query};
 use super::single_flight::Flight;
 use super::{RouteCache, shared};
@@ -15,10 +16,6 @@ use crate::route::{RouteError, Tier};
 /// How long a failed directory is left alone by lookups that have an old answer to serve meanwhile. Short
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
 pub(super) const DOWN_PAUSE: Duration = Duration::from_secs(2);
-
-/// How long an answer of the shared cache is kept here. It may be as old as the life of an entry there already, so
-/// it is asked for again soon, which costs next to nothing.
-pub(super) const SHARED_LIFE: Duration = Duration::from_secs(60);
 
 /// How often one lookup asks again because the account was forgotten while the directory answered. Once is the
 /// rule; an account that changes faster than the directory answers gets what there is.

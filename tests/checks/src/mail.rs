@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mail_proxy::failure::LoginFailure;
 use mail_proxy::line::MAX_HELD;
+use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::{
     Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
     UpstreamMachine, UpstreamStep, imap, pop3,
