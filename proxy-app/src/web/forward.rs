@@ -14,7 +14,7 @@ use crate::tls::client_certs::PresentedCert;
 use crate::upstream::connect;
 use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
-use crate::web::target::UpstreamTarget;
+use crate::web::request_context::UpstreamTarget;
 
 /// The hop of a request from the client to us.
 #[derive(Debug, Clone, Copy)]

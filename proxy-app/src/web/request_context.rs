@@ -8,7 +8,7 @@ use mail_proxy::WaitsForUs;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
-use route_cache::Route;
+use route_cache::{Route, Server};
 
 use crate::app::snapshot::Snapshot;
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
@@ -18,9 +18,22 @@ use crate::http::{headers, login};
 use crate::locations::MatchedLocation;
 use crate::tls::vhosts::VirtualHost;
 use crate::upstream::connection::ServerConnection;
+use crate::upstream::groups::Member;
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
-use crate::web::target::UpstreamTarget;
+
+/// Where a request goes.
+#[derive(Clone)]
+pub(crate) struct UpstreamTarget {
+    pub(crate) server: Server,
+    pub(crate) address: SocketAddr,
+    /// Whether the server must prove who it is.
+    pub(crate) verify: bool,
+    /// The account's own server; nobody else will do.
+    pub(crate) own: bool,
+    /// Counts the server as busy while it lives.
+    pub(crate) _member: Option<Member>,
+}
 
 /// What is known of one request, from its first phase to its last.
 pub struct RequestContext {

@@ -1,6 +1,5 @@
 //! Where a request goes: the server of its account, or one of a group.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mail_directory::attributes as a;
@@ -12,29 +11,16 @@ use route_cache::{Route, RouteError, Server, UpstreamTls};
 use crate::app::env::WebEnv;
 use crate::app::snapshot::Snapshot;
 use crate::locations::Mailbox;
-use crate::upstream::groups::{EXTENSION_PORTS, Member};
+use crate::upstream::groups::EXTENSION_PORTS;
 use crate::web::client::WebClient;
 use crate::web::decision::ProxyRequest;
-use crate::web::request_context::RequestContext;
+use crate::web::request_context::{RequestContext, UpstreamTarget};
 
 /// A route that was found this recently is not asked for again because its server does not answer: a dead server
 /// would make every request of its users one for the directory.
 pub(crate) const ROUTE_YOUNG: Duration = Duration::from_secs(5);
 /// How many servers a request without an account may try.
 pub(crate) const TRIES: usize = 3;
-
-/// Where a request goes.
-#[derive(Clone)]
-pub(crate) struct UpstreamTarget {
-    pub(crate) server: Server,
-    pub(crate) address: SocketAddr,
-    /// Whether the server must prove who it is.
-    pub(crate) verify: bool,
-    /// The account's own server; nobody else will do.
-    pub(crate) own: bool,
-    /// Counts the server as busy while it lives.
-    pub(crate) _member: Option<Member>,
-}
 
 /// Chooses the server of a request: that of its account, or else one of the location's group.
 ///

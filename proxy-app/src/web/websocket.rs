@@ -24,8 +24,8 @@ use crate::web::client::WebClient;
 use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
 use crate::web::forward::{proxy_headers, waits};
 use crate::web::phases::record_login;
-use crate::web::request_context::{RequestContext, dress, relocate};
-use crate::web::target::{UpstreamTarget, choose, unreachable};
+use crate::web::request_context::{RequestContext, UpstreamTarget, dress, relocate};
+use crate::web::target::{choose, unreachable};
 
 mod answer;
 
