@@ -103,9 +103,9 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["login", "upstream"],
             &["machine", "sasl"],
             &["credentials", "relay"],
-            &["connection", "failure"],
+            &["connection", "login_failure"],
             &["audit"],
-            &["handle", "line", "mechanism", "proto", "refusal"],
+            &["handle", "line", "mechanism", "proto", "server_refusal"],
         ],
     ),
     (
