@@ -9,6 +9,7 @@ use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::provision::change::CheckedEditor;
@@ -27,6 +28,8 @@ use verbs::ProvVerb;
 const MAX_LINE: u64 = 4 * 1024 * 1024;
 /// Most bytes of commands, and of their answers, that wait until all of them are done.
 const MAX_BATCH: usize = 16 * 1024 * 1024;
+/// How long commands are gathered until they are written: others who change the file wait for 30 seconds.
+const MAX_GATHERING: Duration = Duration::from_secs(5);
 /// Bytes that are taken from a pipe at once.
 const AT_HAND: usize = 64 * 1024;
 /// The prompt at a terminal.
@@ -335,10 +338,11 @@ impl Prov {
     /// What became of these lines, or of the first of them, where they say much or one of them is the end.
     async fn together(&mut self, lines: &[String]) -> Vec<Report> {
         let (mut reports, mut size) = (Vec::new(), 0);
+        let begun = Instant::now();
         for line in lines {
             let report = self.line(line).await;
             size += report.out.len();
-            let is_enough = report.is_end || size > MAX_BATCH;
+            let is_enough = report.is_end || size > MAX_BATCH || begun.elapsed() > MAX_GATHERING;
             reports.push(report);
             if is_enough {
                 break;

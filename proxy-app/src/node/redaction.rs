@@ -81,20 +81,26 @@ pub(crate) fn escaped(value: &str) -> Cow<'_, str> {
 
 /// A URL without the values of tokens, passwords and the like.
 pub(crate) fn hidden(target: &str) -> Cow<'_, str> {
-    let Some(password) = password_at(target) else {
+    let passwords: Vec<Range<usize>> = passwords_in(target).collect();
+    if passwords.is_empty() {
         return hidden_in_parts(target);
-    };
-    let clean = [&target[..password.start], HIDDEN, &target[password.end..]].concat();
+    }
+    let mut clean = target.to_owned();
+    for password in passwords.into_iter().rev() {
+        clean.replace_range(password, HIDDEN);
+    }
     Cow::Owned(hidden_in_parts(&clean).into_owned())
 }
 
-/// Where in `https://user:password@host` the password is (RFC 3986 §3.2.1).
-fn password_at(url: &str) -> Option<Range<usize>> {
-    let start = url.find("://")? + 3;
-    let rest = &url[start..];
-    let authority = &rest[..rest.find(['/', '?', '#', ' ']).unwrap_or(rest.len())];
-    let user = &authority[..authority.rfind('@')?];
-    Some(start + user.find(':')? + 1..start + user.len())
+/// Where in `https://user:password@host` the passwords are (RFC 3986 §3.2.1), also those of URLs within the URL.
+fn passwords_in(url: &str) -> impl Iterator<Item = Range<usize>> {
+    url.match_indices("://").filter_map(|(at, separator)| {
+        let start = at + separator.len();
+        let rest = &url[start..];
+        let authority = &rest[..rest.find(['/', '?', '#', ' ']).unwrap_or(rest.len())];
+        let user = &authority[..authority.rfind('@')?];
+        Some(start + user.find(':')? + 1..start + user.len())
+    })
 }
 
 /// Path parameters (`;jsessionid=…`) carry secrets as well as query arguments do.
@@ -143,7 +149,7 @@ fn secret_at(piece: &str) -> Option<usize> {
 fn has_secret(text: &str) -> bool {
     let mut layer = Cow::Borrowed(text);
     for _ in 0..LAYERS {
-        if names(&layer).any(is_secret) || password_at(&layer).is_some() {
+        if names(&layer).any(is_secret) || passwords_in(&layer).next().is_some() {
             return true;
         }
         let within = percent_decode_str(&layer).decode_utf8_lossy();
@@ -216,6 +222,14 @@ mod tests {
         check_redacted("https://bob:p@w@a/b?otp=1", "https://bob:***@a/b?otp=***");
         check_redacted("/a?to=https%3A%2F%2Fbob%3Apw%40a%2Fb", "/a?to=***");
         check_redacted("/a?to=ftp://bob:pw@a", "/a?to=***");
+        check_redacted(
+            "https://a/fetch/https://bob:pw@a/x",
+            "https://a/fetch/https://bob:***@a/x",
+        );
+        check_redacted(
+            "/login?next=https%3A%2F%2Fsso%2F%3Fback%3Dhttps%3A%2F%2Fbob%3Apw%40y%2F",
+            "/login?next=***",
+        );
         check_redacted("/a?x=1;zauthtoken=y;z&w=1", "/a?x=1;zauthtoken=***&w=1");
         check_redacted(
             "/a?user=bob&password=s%26t&newPasswd=x&code=9",

@@ -437,6 +437,7 @@ impl ProxyHttp for Web {
         };
         let status = session
             .response_written()
+            .filter(|response| !response.status.is_informational())
             .map_or(0, |response| response.status.as_u16());
         web.facts.handle.add_out(session.body_bytes_sent() as u64);
         let proxied = context.proxied.as_ref().filter(|_| context.target.is_some());
