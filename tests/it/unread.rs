@@ -114,7 +114,7 @@ fn an_answer_that_nobody_reads_costs_little() -> Result<()> {
         // What docs/threat-model.md says, and a quarter for the machine.
         for (name, path, how, most) in [
             ("a file, no window", "/static/big", How::NoWindow(20), 155),
-            ("a file, nothing is taken", "/static/big", How::Stuck, 135),
+            ("a file, nothing is taken", "/static/big", How::Stuck, 155),
             ("a server's answer, no window", "/service/big", How::NoWindow(20), 690),
             ("a server's answer, nothing is taken", "/service/big", How::Stuck, 690),
             ("a server's answer over HTTP/1", "/service/big", How::Stuck1, 865),
