@@ -2,7 +2,7 @@
 //!
 //! Only attributes with a meaning in this program stand here; all others are carried but not understood. The
 //! constants are named like the attribute, without `zimbra`: [`IMAP_BIND_PORT`] is `zimbraImapBindPort`.
-//! Reading values through inheritance is the business of [`crate::directory::View`].
+//! [`crate::directory::View`] reads values through inheritance.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -128,7 +128,7 @@ pub fn similar(name: &str) -> Option<&'static str> {
     nearest(&lower, ALL.iter().map(|a| a.name))
 }
 
-/// Why an attribute that was set to protect something does not, here.
+/// Why an attribute that was set to protect something has no effect here.
 pub(crate) fn protects_in_vain(name: &str, values: &[String]) -> Option<&'static str> {
     ignored::protects_in_vain(name, values)
 }

@@ -1,4 +1,4 @@
-//! What is wrong with the entries of a directory. Says it; what to do about it is for others to decide.
+//! What is wrong with the entries of a directory. It only reports problems; callers decide what to do about them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -31,7 +31,7 @@ fn system(system: &System) -> Problems {
             entry(one, &format!("{section}.{}", one.name()), scope, &mut problems);
         }
     }
-    // As in Carbonio, this is said and taken: the first domain in the alphabet has the name.
+    // As in Carbonio, this is reported and accepted: the first domain in the alphabet has the name.
     let mut shared = Problems::new();
     unique(
         &system.domains,
@@ -65,7 +65,7 @@ fn system(system: &System) -> Problems {
     problems
 }
 
-/// The problems of one account but for what it shares with others.
+/// The problems of one account, except those that it shares with others.
 pub(crate) fn account(system: &System, one: &Entry, problems: &mut Problems) {
     let path = format!("accounts.{}", one.name());
     entry(one, &path, Scope::Account, problems);
@@ -111,7 +111,7 @@ fn known(entry: &Entry, path: &str, scope: Scope, attribute: &Attribute, values:
     for message in values.iter().filter_map(|value| attribute.check(value).err()) {
         report(entry, path, attribute.name, message, Severity::Error, problems);
     }
-    // Who sets it where all doors read it may mean mail, too.
+    // Set where all listeners read it, it may be meant for mail, too.
     if attribute.name == attributes::REVERSE_PROXY_CLIENT_CERT_MODE.name
         && values.first().is_some_and(|mode| mode.eq_ignore_ascii_case("on"))
     {

@@ -27,7 +27,7 @@ pub enum AccountBy {
     Id(String),
 }
 
-/// The directory could not be asked. Never said for "there is no such entry".
+/// The directory could not be asked. Never returned for "there is no such entry".
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct DirectoryError(pub String);
@@ -51,8 +51,8 @@ pub trait Directory: Send + Sync + 'static {
         None
     }
 
-    /// Which of these addresses, folded, are the delivery address of no account. Only for a directory whose news are
-    /// [`News::MayBeGone`]; others tell what is gone.
+    /// Which of these folded addresses are not the delivery address of any account. Only for a directory whose news
+    /// are [`News::MayBeGone`]; others tell which accounts are gone.
     async fn gone(&self, _names: &[Arc<str>]) -> Result<Vec<Arc<str>>, DirectoryError> {
         Ok(Vec::new())
     }
@@ -87,7 +87,7 @@ pub trait Directory: Send + Sync + 'static {
 /// its time: it is not called on a thread that serves.
 pub type Apply = dyn Fn(&Arc<System>) -> Result<(), Problems> + Send + Sync;
 
-/// Reading files and judging systems block.
+/// Reading files and checking systems block.
 pub(crate) async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problems> {
@@ -95,7 +95,7 @@ pub(crate) async fn off_the_runtime<T: Send + 'static>(
     task.map_err(|error| Problems::of_file(Path::new(""), None, error.to_string()))
 }
 
-/// What became of accounts.
+/// What happened to accounts.
 #[derive(Debug, Clone)]
 pub enum News {
     /// These changed, or are gone.
@@ -116,7 +116,7 @@ pub struct Touched {
 }
 
 impl Touched {
-    /// Everything by which this account may be known.
+    /// All names and ids of this account.
     pub fn of(entry: &Entry) -> Touched {
         let attributes = [
             attributes::MAIL_DELIVERY_ADDRESS.name,
@@ -139,11 +139,11 @@ impl Touched {
 /// still be kept under them.
 pub(crate) const OLD_ADDRESS: &str = "zimbraOldMailAddress";
 
-/// News that a slow listener may be behind with; who is further behind is told [`broadcast::error::RecvError::Lagged`]
-/// and has to take all accounts for changed. One comes with each look at the directory.
+/// News that a slow listener may be behind with; one further behind gets [`broadcast::error::RecvError::Lagged`] and
+/// has to take all accounts for changed. One comes with each look at the directory.
 const NEWS_KEPT: usize = 64;
 
-/// Tells who listens.
+/// Tells the listeners.
 #[derive(Debug)]
 pub(crate) struct Announcer {
     changes: watch::Sender<u64>,
@@ -172,7 +172,7 @@ impl Announcer {
         *self.refusal.lock() = None;
     }
 
-    /// Why it is not.
+    /// Why it is not in force.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.refusal.lock().clone()
     }
@@ -191,7 +191,7 @@ impl Announcer {
         self.changes.send_modify(|generation| *generation += 1);
     }
 
-    /// Nobody listening is no failure.
+    /// It is no failure if there is no listener.
     pub(crate) fn tell(&self, news: News) {
         let _ = self.news.send(news);
     }

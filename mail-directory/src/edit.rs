@@ -1,8 +1,8 @@
-//! Changing the directory: what can be asked of whatever holds it, and why it may not be done.
+//! Changing the directory: what can be asked of a directory that can be changed, and why a change is refused.
 //!
 //! Whether a change makes sense is for the caller to judge (`portico prov`); here it is only carried out, whole or
-//! not at all. Attribute names are compared without regard to case, and so are values where one is added or taken
-//! away: addresses, host names and words are what lists hold.
+//! not at all. Attribute names are compared without regard to case, and so are values that are added or removed:
+//! addresses, host names and words are what lists hold.
 
 use std::fmt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::attributes::Scope;
 use crate::entry::Entry;
 use crate::names::{self, fold};
 
-/// A kind of entry, and where those stand.
+/// A kind of entry, and the place of such entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EntryKind {
     /// The global config: one entry, called `config`.
@@ -77,11 +77,11 @@ impl EntryKind {
 pub struct Change {
     /// Name of the attribute.
     pub attribute: String,
-    /// What becomes of its values.
+    /// What to do with its values.
     pub act: Act,
 }
 
-/// What becomes of the values of an attribute.
+/// What to do with the values of an attribute.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Act {
     /// These take the place of all; none unsets the attribute.
@@ -122,7 +122,7 @@ pub enum EditError {
     /// The directory does not take the value.
     #[error("{0}")]
     Value(String),
-    /// The account that we bind as may not do this.
+    /// The account that the node binds as may not do this.
     #[error("{0}")]
     Denied(String),
     /// It could not be done: unreachable, read-only, locked, unreadable.
@@ -130,28 +130,28 @@ pub enum EditError {
     Failed(String),
 }
 
-/// What holds the directory, open for changes. Each act stands alone and is done when it returns, unless
-/// [`Editor::begin`] says that acts may wait.
+/// A directory that can be changed. Each act stands alone and is done when it returns, unless [`Editor::begin`] says
+/// that acts may wait.
 #[async_trait]
 pub trait Editor: Send {
     /// All entries of a kind, with all their attributes, by name.
     async fn entries(&mut self, kind: EntryKind) -> Result<Vec<Entry>, EditError>;
 
-    /// The entry of this name or `zimbraId`; an account also by its aliases. For [`EntryKind::Config`] the name counts
-    /// for nothing.
+    /// The entry of this name or `zimbraId`; an account also by its aliases. For [`EntryKind::Config`] the name is
+    /// ignored.
     async fn find(&mut self, kind: EntryKind, key: &str) -> Result<Option<Entry>, EditError>;
 
     /// Changes the entry of this name. Values that the changes do not name are as they are at that moment.
     async fn modify(&mut self, kind: EntryKind, name: &str, changes: &[Change]) -> Result<(), EditError>;
 
-    /// Makes an entry. The directory adds what its own form wants.
+    /// Makes an entry. The directory adds what its own form needs.
     async fn create(&mut self, kind: EntryKind, name: &str, attributes: &[Change]) -> Result<(), EditError>;
 
-    /// Takes an entry away.
+    /// Deletes an entry.
     async fn delete(&mut self, kind: EntryKind, name: &str) -> Result<(), EditError>;
 
-    /// From here on acts may wait for [`Editor::commit`], where many of them cost as much as one. What they give is
-    /// as if they were done, and later ones see them so. False: this directory does each at once.
+    /// From here on acts may wait for [`Editor::commit`], where many of them cost as much as one. They return as if
+    /// they were done, and later ones see them so. False: this directory does each at once.
     fn begin(&mut self) -> bool {
         false
     }
@@ -167,7 +167,7 @@ pub trait Editor: Send {
     /// Whether accounts have passwords in this directory.
     fn keeps_passwords(&self) -> bool;
 
-    /// The file that the directory is in, if everybody of this machine may read it.
+    /// The file that holds the directory, if every user of this machine may read it.
     fn open_file(&self) -> Option<&Path> {
         None
     }
@@ -176,7 +176,7 @@ pub trait Editor: Send {
 /// The entry as it is after the changes, one after the other.
 pub fn changed(entry: &Entry, changes: &[Change]) -> Entry {
     let mut entry = entry.clone();
-    // What many changes make of one attribute is put in place once.
+    // Consecutive changes of one attribute are put in place once.
     for of_one in changes.chunk_by(|a, b| a.attribute == b.attribute) {
         let attribute = &of_one[0].attribute;
         let mut values = entry.values(attribute).to_vec();
@@ -204,7 +204,7 @@ fn add(values: &mut Vec<String>, value: &str) {
     }
 }
 
-/// Whether two values of an attribute are one.
+/// Whether two values of an attribute are the same.
 pub(crate) fn same_value(a: &str, b: &str) -> bool {
     match a.is_ascii() && b.is_ascii() {
         true => a.eq_ignore_ascii_case(b),

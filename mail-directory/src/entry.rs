@@ -16,8 +16,7 @@ pub struct Origin {
     pub line: usize,
 }
 
-/// An entry of the directory. Attribute names are found in any case; a value that is the empty text is no
-/// value, as in LDAP.
+/// An entry of the directory. Attribute names are found in any case; an empty text is no value, as in LDAP.
 #[derive(Clone, Default)]
 pub struct Entry {
     name: String,
@@ -115,7 +114,7 @@ impl Entry {
     }
 }
 
-/// Two entries are the same if they say the same, wherever they were written.
+/// Two entries are equal if their names and values are, wherever they were written.
 impl PartialEq for Entry {
     fn eq(&self, other: &Entry) -> bool {
         self.name == other.name && self.iter().eq(other.iter())

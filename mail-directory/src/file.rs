@@ -1,7 +1,7 @@
 //! The directory in a YAML file: the same entries and attributes as in LDAP, all accounts in memory.
 //!
-//! A file that is not good is not taken: the one before stays in force. So it is with one that is still being
-//! written, and with one that has lost most of what there was. How it is written is in `edit.rs`.
+//! A file with errors is not taken: the previous one stays in force. So it is with a file that is still being
+//! written, and with one that has lost most of the entries. How it is written is in `edit.rs`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
@@ -40,7 +40,7 @@ pub struct YamlDirectory {
     announcer: Announcer,
 }
 
-/// What one reading of the file gave.
+/// The result of one reading of the file.
 #[derive(Debug)]
 struct Content {
     system: Arc<System>,
@@ -64,17 +64,18 @@ type Look = Option<(u64, u64, u64, i64, i64)>;
 /// The files of a directory, and how they look.
 type Looks = Vec<(PathBuf, Look)>;
 
-/// Time between two looks at files that have changed. Who writes in place is done by then, or writes on.
+/// Time between two looks at files that have changed. A program that writes in place is done by then, or still
+/// writes.
 const SETTLED: Duration = Duration::from_secs(1);
-/// The same where somebody waits, and how often he waits for files that go on changing.
+/// The same where a caller waits, and how often it waits for files that go on changing.
 const SETTLED_SOON: Duration = Duration::from_millis(200);
 const PATIENCE: usize = 25;
 
-/// A file that is half there is often good as it is, and has lost less than would be noticed.
+/// A half-written file is often good YAML, and has lost less than would be noticed.
 const CUT_OFF: &str = "its last line has no end, which it had before; if that is meant, portico reload";
 
 impl YamlDirectory {
-    /// Reads the file. Gives the directory with the warnings, or all problems if one of them is an error.
+    /// Reads the file. Returns the directory with the warnings, or all problems if one of them is an error.
     pub fn load(path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
         let before = look(path);
         let (content, warnings) = Content::load(path)?.1?;
@@ -102,9 +103,8 @@ impl YamlDirectory {
         directory
     }
 
-    /// Reads the file again and, if it is good, puts the new content in place of the old one, all at once.
-    /// Returns the warnings. After an error, or if `apply` does not want it or more is gone than `losses` allows,
-    /// everything is as before.
+    /// Reads the file again and, if it is good, puts the new content in place of the old one, all at once. Returns
+    /// the warnings. After an error, or if `apply` refuses it or more is gone than `losses` allows, nothing changes.
     pub fn reload(&self, apply: &Apply, losses: Losses) -> Result<Problems, Problems> {
         let mut seen = self.seen.lock();
         let read = self.read_again(&mut seen, apply, losses);
@@ -137,7 +137,7 @@ impl YamlDirectory {
         Ok(warnings)
     }
 
-    /// Good as it is, a reading may be that of a file that is only half there.
+    /// A reading without errors may still be that of a half-written file.
     fn doubt(&self, seen: &Looks, content: &Content, losses: Losses) -> Result<(), Problems> {
         let before = self.content.load();
         let systems = losses::of_systems(&before.system, &content.system);
@@ -176,8 +176,8 @@ impl YamlDirectory {
         Ok(())
     }
 
-    /// Looks whether the files have changed, and reads them if they looked the same at the last look. Gives how they
-    /// look, if they are still to be read.
+    /// Looks whether the files have changed, and reads them if they looked the same at the last look. Returns how
+    /// they look, if they are still to be read.
     fn follow(&self, last: Option<&Looks>, apply: &Apply) -> Option<Looks> {
         match self.changed() {
             None if self.announcer.refusal().is_none() => self.announcer.was_read(),
@@ -257,7 +257,7 @@ impl Directory for YamlDirectory {
     }
 
     async fn refresh(self: Arc<Self>, apply: Arc<Apply>, losses: Losses) -> Result<(), Problems> {
-        // Whoever changed it from here has put it in place whole.
+        // A change by this process replaces the whole file.
         if losses > Losses::Few {
             self.settle().await?;
         }
@@ -295,10 +295,10 @@ fn look_of(file: &std::fs::Metadata) -> (u64, u64, u64, i64, i64) {
     (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec())
 }
 
-/// What a file of this form says of everything but the accounts. Values that cannot be read are no problem here.
+/// What a file of this form says, without the accounts. Values that cannot be read are no problem here.
 ///
 /// # Errors
-/// It has not this form.
+/// The file does not have this form.
 pub(crate) fn system_of(path: &Path) -> Result<System, Problems> {
     let (_, system, problems) = Reader::whole(|each| Document::load_each(path, ACCOUNTS, each))?;
     problems.or(system).map(|(system, _)| system)
@@ -340,7 +340,7 @@ impl Accounts {
         accounts
     }
 
-    /// How many of those in `before` are still here.
+    /// How many of the accounts in `before` are still here.
     fn count(&self, before: &Accounts) -> Count {
         let own = |accounts: &Accounts| accounts.names().count();
         Count {
@@ -359,14 +359,14 @@ impl Accounts {
             .map(|(name, _)| name)
     }
 
-    /// Who is not what he was in `before`, with all names of both times.
+    /// Accounts that are not the same as in `before`, with their names in both.
     fn changes(&self, before: &Accounts) -> Vec<Touched> {
         let differs = |mine: &Accounts, other: &Accounts| {
             let changed = mine.by_name.values().filter(|entry| {
                 let same = other.by_name.get(&account_name(entry));
                 !same.is_some_and(|same| same == *entry)
             });
-            // Once for each name that it has.
+            // Once for each of its names.
             let each: HashMap<&str, &Arc<Entry>> = changed.map(|entry| (entry.name(), entry)).collect();
             each.into_values().map(|entry| Touched::of(entry)).collect::<Vec<_>>()
         };
@@ -408,8 +408,8 @@ impl Accounts {
         }
     }
 
-    /// What would belong to two, were `after` in the place of `before`. As where a file is read, it is the one that
-    /// stands behind the other who has not got it; `place` gives where.
+    /// Names and ids that would belong to two accounts if `after` replaced `before`. As where a file is read, the
+    /// account that comes later does not get it; `place` returns where each stands.
     fn conflicts<P: Ord>(
         &self,
         before: Option<&Arc<Entry>>,
@@ -471,7 +471,7 @@ struct Reader {
 
 impl Reader {
     /// Reads a document that shows its accounts one by one: together their trees would take several times what the
-    /// entries take. Gives itself, everything but the accounts, and what is wrong.
+    /// entries take. Returns itself, everything but the accounts, and what is wrong.
     fn whole(
         open: impl FnOnce(Each<'_>) -> Result<Document, Problems>,
     ) -> Result<(Reader, System, Problems), Problems> {
@@ -498,7 +498,7 @@ impl Reader {
         let servers = entries(EntryKind::Servers, problems);
         let domains = entries(EntryKind::Domains, problems);
         let cos = entries(EntryKind::Cos, problems);
-        // Those that could not be shown on the way.
+        // Accounts that could not be shown during parsing.
         let accounts = sections.take(ACCOUNTS).and_then(|node| node.mapping(problems));
         for (name, node) in accounts.iter().flat_map(|accounts| accounts.entries()) {
             self.account(name, node, problems);
@@ -746,7 +746,7 @@ accounts:
         );
     }
 
-    /// Cut off where an entry ends, a file is good YAML and says that the rest is gone.
+    /// A file that is cut off at the end of an entry is good YAML and says that the rest is gone.
     #[test]
     fn a_file_that_lost_most_is_taken_on_somebodys_word_only() {
         let whole: String = std::iter::once(GOOD.to_owned())
@@ -778,7 +778,7 @@ accounts:
         }
     }
 
-    /// A small directory loses its only account without a word, and is still guarded when it is emptied.
+    /// A small directory may lose its only account without a warning, and is still guarded when it is emptied.
     #[test]
     fn the_only_account_or_class_may_be_taken_away() {
         let small = "servers: {s.test: {}}\ndomains: {a.test: {}}\ncos:\n  default: {}\naccounts:\n  x@a.test: {}\n";
@@ -801,7 +801,7 @@ accounts:
         }
     }
 
-    /// Who writes in place is seen in the middle of it.
+    /// A file that is written in place is seen half-written.
     #[test]
     fn a_file_is_read_when_it_looks_the_same_twice() {
         let folder = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ use crate::yaml::{MAX_TEXT, Problems};
 /// Puts `system` in place of what the file holds, all at once.
 ///
 /// # Errors
-/// It cannot be written; then what was there is still there.
+/// It cannot be written; then the previous file stays.
 pub(crate) fn write(path: &Path, system: &System) -> io::Result<()> {
     let text = text_of(system);
     if text.len() > MAX_TEXT {
@@ -43,7 +43,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<System>, Problems> {
     }
 }
 
-/// A file that was there before could be somebody else's, or readable for others.
+/// An existing file could belong to another user, or be readable for others.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

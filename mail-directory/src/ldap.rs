@@ -43,14 +43,14 @@ pub use edit::LdapEditor;
 /// warning.
 const ACCOUNTS: i32 = 4;
 
-/// Where the directory is, and how to get in.
+/// Where the directory is, and how to bind.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Servers in the order in which they are tried.
     pub urls: Vec<Url>,
     /// Begin TLS on `ldap://` connections, and go no further without it.
     pub starttls: bool,
-    /// Who may vouch for the servers.
+    /// Certificate authorities for the servers.
     pub trust: Trust,
     /// Name and password to bind with; `None` binds anonymously.
     pub bind: Option<(String, Secret<String>)>,
@@ -103,7 +103,7 @@ impl fmt::Display for Url {
     }
 }
 
-/// Who may vouch for the servers' certificates. They are always verified.
+/// Certificate authorities for the servers. Certificates are always verified.
 #[derive(Clone, Default)]
 pub struct Trust(Option<TlsConnector>);
 
@@ -113,7 +113,7 @@ impl Trust {
         Trust(None)
     }
 
-    /// The authorities in this PEM text, and nobody else.
+    /// Only the authorities in this PEM text.
     ///
     /// # Errors
     /// There is no certificate in it, or it cannot be read.
@@ -152,7 +152,7 @@ pub struct LdapDirectory {
     snapshot: Option<PathBuf>,
     system: ArcSwap<System>,
     /// What the last look saw. The one lock that is held over an await: there is one look at a time, whether the
-    /// watch or somebody else asked for it.
+    /// watch or another caller asked for it.
     reading: Mutex<SyncState>,
     /// What was read but refused.
     refused: ArcSwapOption<System>,
@@ -160,7 +160,7 @@ pub struct LdapDirectory {
 }
 
 impl LdapDirectory {
-    /// Reads the directory, or if it is down the last good reading. Gives the warnings with it.
+    /// Reads the directory, or if it is down the last good reading. Returns the warnings with it.
     ///
     /// # Errors
     /// The directory cannot be read, and there is no last good reading.
@@ -181,9 +181,9 @@ impl LdapDirectory {
             announcer: Announcer::new(),
         };
         let everything: Arc<Apply> = Arc::new(|_| Ok(()));
-        // Whoever starts a node wants what there is now.
+        // At the start of a node the directory as it is now counts.
         let looked = directory.look(&everything, Losses::Most).await;
-        // They are driven by the runtime of the caller, which may not be the one that serves.
+        // The connections are driven by the runtime of the caller, which may not be the one that serves.
         directory.pool.close();
         match looked {
             Ok(warnings) => problems.extend(warnings),
@@ -199,8 +199,8 @@ impl LdapDirectory {
         Ok((directory, problems))
     }
 
-    /// Looks for changes and takes them over, if no more than `losses` is gone. Gives what is wrong with the entries
-    /// that changed.
+    /// Looks for changes and takes them over, if no more than `losses` is gone. Returns what is wrong with the
+    /// entries that changed.
     async fn look(&self, apply: &Arc<Apply>, losses: Losses) -> Result<Problems, LdapError> {
         let mut reading = self.reading.lock().await;
         let mut problems = Problems::new();
@@ -241,7 +241,7 @@ impl LdapDirectory {
             extent,
         };
         match self.pool.search(search).await {
-            // Without the root nobody could be found, so this says nothing about anybody.
+            // Without the root no account could be found, so this says nothing about any account.
             Ok(reply) if !reply.has_base => Err(DirectoryError(
                 "the root of the directory cannot be searched".to_owned(),
             )),
@@ -274,8 +274,8 @@ impl LdapDirectory {
         }
     }
 
-    /// The same, said in the log: what is wrong with entries each time that they change, and that the directory
-    /// cannot be read once.
+    /// The same with log lines: what is wrong with entries each time that they change, and once that the directory
+    /// cannot be read.
     async fn look_aloud(&self, apply: &Arc<Apply>, failing: &mut bool) {
         match self.look(apply, Losses::Few).await {
             Ok(problems) => {
@@ -395,9 +395,9 @@ fn say(problems: &Problems) {
         .for_each(|problem| log::warn!(target: "mail_directory::list", "directory: {problem}"));
 }
 
-/// Who of the found has the name: an address goes before an alias. Where several claim it in the same way the first
-/// in the alphabet has it, each time. A directory finds people by more than their names (RFC 4518 §2.6); as each such
-/// spelling would be kept, they do not count.
+/// Which of the found entries has the name: an address goes before an alias. Where several claim it in the same way
+/// the first in the alphabet has it, each time. A directory finds accounts by more than their names (RFC 4518 §2.6);
+/// as each such spelling would be kept, these do not count.
 fn owner(mut found: Vec<SearchEntry>, by: &AccountBy) -> Option<SearchEntry> {
     found.retain(|found| bears(found, by));
     found.sort_by_cached_key(|found| (!has_address(found, by), found.key()));
@@ -431,7 +431,7 @@ fn place(kind: EntryKind) -> (&'static str, Reach) {
     }
 }
 
-/// The attribute that such entries are called by.
+/// The attribute with the name of such entries.
 fn name_attribute(kind: EntryKind) -> &'static str {
     match kind {
         EntryKind::Config | EntryKind::Servers | EntryKind::Cos => "cn",
@@ -476,14 +476,14 @@ fn problem(key: String, message: String, severity: Severity) -> Problem {
     }
 }
 
-/// The one error there is.
+/// This error as the only problem.
 fn alone(message: String) -> Problems {
     let mut problems = Problems::new();
     problems.push(problem(String::new(), message, Severity::Error));
     problems
 }
 
-/// The same, but no reason to give up.
+/// The same as warnings.
 fn warnings(problems: Problems) -> Problems {
     let mut warnings = Problems::new();
     for problem in problems {

@@ -1,6 +1,6 @@
 //! Readings that have lost too much to be believed: a file that is empty or half written, a disk that is full, a
-//! right that was taken away. Whoever is gone from the directory hears that his password is wrong, so that is not
-//! taken over without somebody's word.
+//! right that was taken away. The user of an account that is gone is told that the password is wrong, so such a
+//! reading is not taken over unless an administrator says so.
 
 use crate::edit::EntryKind;
 use crate::system::{Entries, System};
@@ -8,11 +8,11 @@ use crate::system::{Entries, System};
 /// What may be lost from one reading to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Losses {
-    /// Up to half of the entries of each kind, or one account or class of service: nobody asked for this reading.
+    /// Up to half of the entries of each kind, or one account or class of service: this reading was not asked for.
     Few,
     /// More than that, but not all servers or all domains: an administrator wants this reading to count.
     Most,
-    /// Everything: he said so expressly.
+    /// Everything: the administrator said so expressly.
     All,
 }
 
@@ -87,11 +87,11 @@ mod tests {
             (EntryKind::Accounts, 0, 0, 9, [true, true, true]),
             (EntryKind::Accounts, 4, 2, 2, [true, true, true]),
             (EntryKind::Accounts, 4, 1, 1, [false, true, true]),
-            // Another file altogether.
+            // A completely different file.
             (EntryKind::Accounts, 4, 1, 90, [false, true, true]),
             (EntryKind::Accounts, 4, 0, 0, [false, true, true]),
             (EntryKind::Accounts, 2, 0, 0, [false, true, true]),
-            // One act of somebody takes one away.
+            // One act of an administrator deletes one.
             (EntryKind::Accounts, 1, 0, 0, [true, true, true]),
             (EntryKind::Accounts, 1, 0, 1, [true, true, true]),
             (EntryKind::Cos, 1, 0, 0, [true, true, true]),

@@ -1,9 +1,9 @@
-//! The one form in which names of accounts, domains and hosts are compared, kept and written, however somebody spells
-//! them. Nothing else decides this.
+//! The one form in which names of accounts, domains and hosts are compared, kept and written, however they are
+//! spelled. Nothing else decides this.
 //!
 //! Domains are A-labels in lower case (RFC 5890 §2.3.2.1, by UTS #46), as LDAP, DNS, TLS and mailbox servers have
-//! them; local parts are as RFC 8265 §3.3 maps user names: halfwidth and fullwidth letters are plain ones, lower case,
-//! NFC. Blanks around a name are none of it: LDAP does not see them (RFC 4518 §2.6.1), telephones add them.
+//! them; local parts are as RFC 8265 §3.3 maps user names: halfwidth and fullwidth letters are plain ones, lower
+//! case, NFC. Blanks around a name are not part of it: LDAP ignores them (RFC 4518 §2.6.1), telephones add them.
 
 use std::borrow::Cow;
 
@@ -21,21 +21,21 @@ pub fn account(name: &str) -> String {
     }
 }
 
-/// A domain, a host name, or a pattern of such; without the final dot. What is no name stays what it is.
+/// A domain, a host name, or a pattern of such; without the final dot. What is no name stays unchanged.
 pub fn host(name: &str) -> String {
     let name = name.trim();
     let mut name = match name.is_ascii() {
         true => name.to_ascii_lowercase(),
         false => idna::domain_to_ascii(name).unwrap_or_else(|_| fold(name)),
     };
-    // Only now: there are other dots than this one. Two are no end of a name.
+    // Only now: there are other dots than this one. Two dots do not end a name.
     if name.ends_with('.') && !name.ends_with("..") {
         name.pop();
     }
     name
 }
 
-/// A host name as it goes into DNS and TLS: its own spelling where that can, else A-labels.
+/// A host name as it goes into DNS and TLS: its own spelling where that is possible, else A-labels.
 pub fn reachable(name: &str) -> Cow<'_, str> {
     match name.is_ascii() {
         true => Cow::Borrowed(name),
@@ -133,9 +133,9 @@ mod tests {
                 "zoë@a.example",
             ),
             (&["\u{ff45}\u{ff36}e", "eve", "EVE "], "eve"),
-            // One letter is no other one for looking like it.
+            // A letter is not another one because it looks like it.
             (&["ﬁ@a.example"], "ﬁ@a.example"),
-            // A dot behind a local part is a letter of it.
+            // A dot after a local part is a letter of it.
             (&["eve."], "eve."),
             (&["eve@a.example.."], "eve@a.example.."),
             (&["@", " @ "], "@"),

@@ -4,12 +4,12 @@ use std::fmt;
 
 use zeroize::{Zeroize, Zeroizing};
 
-/// A secret, such as a password. It can be read only by saying [`Secret::expose`], which is easy to find.
+/// A secret, such as a password. It can be read only through [`Secret::expose`], which is easy to find.
 #[derive(Clone, Default)]
 pub struct Secret<T: Zeroize>(Zeroizing<T>);
 
 impl<T: Zeroize> Secret<T> {
-    /// Takes charge of `value`.
+    /// Wraps `value`.
     pub fn new(value: T) -> Self {
         Secret(Zeroizing::new(value))
     }

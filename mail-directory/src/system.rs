@@ -77,8 +77,8 @@ impl System {
         self.servers.values().map(|entry| self.server_view(entry))
     }
 
-    /// Servers that hold mailboxes: those with `mailbox` in `zimbraServiceEnabled`. An entry that does not say
-    /// so is not one, even if it says nothing.
+    /// Servers that hold mailboxes: those with `mailbox` in `zimbraServiceEnabled`. An entry without that attribute
+    /// is not one.
     pub fn mailbox_servers(&self) -> impl Iterator<Item = View<'_>> {
         self.servers().filter(|server| {
             server
@@ -88,9 +88,9 @@ impl System {
         })
     }
 
-    /// Mailbox servers that take web users who are not known yet: those with `zimbraReverseProxyLookupTarget`
-    /// TRUE. Where no server has it, all mailbox servers but those whose own entry says FALSE. And never one whose
-    /// `zimbraMailMode` is no word for serving web users (HTTP §4.1).
+    /// Mailbox servers that take web users who are not known yet: those with `zimbraReverseProxyLookupTarget` TRUE.
+    /// Where no server has it, all mailbox servers but those whose own entry says FALSE. A server whose
+    /// `zimbraMailMode` cannot serve web users is never one (HTTP §4.1).
     pub fn web_servers(&self) -> impl Iterator<Item = View<'_>> {
         let target = &attributes::REVERSE_PROXY_LOOKUP_TARGET;
         let chosen = self.mailbox_servers().any(|server| server.flag(target));
@@ -115,7 +115,7 @@ impl System {
         self.domains.values().map(|entry| self.domain_view(entry))
     }
 
-    /// The domain of an address, if it is one of ours.
+    /// The domain of an address, if the directory has it.
     pub fn domain_of(&self, address: &str) -> Option<View<'_>> {
         self.domain(domain_of(address)?)
     }

@@ -9,8 +9,8 @@ use crate::attributes::{self, Attribute, Kind, Scope};
 use crate::entry::Entry;
 use crate::yaml::network;
 
-/// An entry together with what it inherits from. Values that cannot be read count as absent, so the next
-/// level speaks; [`crate::System::check`] is where they are reported.
+/// An entry together with what it inherits from. Values that cannot be read count as absent, so the next level
+/// counts; [`crate::System::check`] reports them.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     own: Option<&'a Entry>,
@@ -21,7 +21,7 @@ pub struct View<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Inherits {
-    /// Everything that may stand in the global config, but for what a domain has alone.
+    /// Everything that may stand in the global config, except what is for domains only.
     DomainFromGlobal,
     /// Everything that may stand in the global config.
     ServerFromGlobal,
@@ -34,7 +34,7 @@ impl<'a> View<'a> {
         View { own, parent, inherits }
     }
 
-    /// The entry itself; `None` for a node that has no entry and lives by the global config.
+    /// The entry itself; `None` for a node without an entry, which has the global config only.
     pub fn entry(&self) -> Option<&'a Entry> {
         self.own
     }

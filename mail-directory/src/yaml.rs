@@ -1,6 +1,6 @@
-//! A YAML document that knows its line numbers, and readers that say what is wrong with it and where.
+//! A YAML document that knows its line numbers, and readers that report what is wrong with it and where.
 //!
-//! For files that people write: the node file and the YAML directory. All problems are collected, so that one
+//! For files that administrators write: the node file and the YAML directory. All problems are collected, so that one
 //! run of `portico check` shows them all. Not for data from the network, and not a serialiser.
 
 use std::borrow::Cow;
@@ -120,7 +120,7 @@ impl fmt::Debug for Document {
     }
 }
 
-/// Is shown the key and the value of an entry.
+/// Receives the key and the value of an entry.
 pub(crate) type Each<'a> = &'a mut dyn FnMut(&str, Node<'_>);
 
 /// A place in a [`Document`]. Copy it freely.
@@ -325,7 +325,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A path; a relative one starts from the folder of this file. Whether it exists is not asked.
+    /// A path; a relative one starts from the folder of this file. Whether it exists is not checked.
     pub fn path_buf(&self, problems: &mut Problems) -> Option<PathBuf> {
         match self.scalar("a path", problems)? {
             "" => self.expected("a path", problems),
@@ -381,8 +381,8 @@ impl<'a> Node<'a> {
         values.into_iter().collect()
     }
 
-    /// This subtree as serde_yaml sees it, for types that bring their own `Deserialize` (Pingora's settings).
-    /// Tags are left out.
+    /// This subtree as serde_yaml sees it, for types with their own `Deserialize` (Pingora's settings). Tags are left
+    /// out.
     pub fn to_value(&self) -> serde_yaml::Value {
         use serde_yaml::Value;
         match &self.raw().content {
@@ -441,7 +441,7 @@ impl<'a> Node<'a> {
         });
     }
 
-    /// Adds "expected …, found …" and gives `None`, so that readers can return it.
+    /// Adds "expected …, found …" and returns `None`, so that readers can return it.
     fn expected<T>(&self, what: &str, problems: &mut Problems) -> Option<T> {
         let found = match &self.raw().content {
             NodeContent::Scalar { .. } if self.is_null() => "nothing".to_owned(),
@@ -501,7 +501,7 @@ impl Bounded for usize {
     const MOST: u64 = usize::MAX as u64;
 }
 
-/// A mapping being read: what was not taken when [`Mapping::finish`] is called is unknown.
+/// A mapping being read: keys that were not taken when [`Mapping::finish`] is called are unknown.
 #[derive(Debug)]
 pub struct Mapping<'a> {
     node: Node<'a>,

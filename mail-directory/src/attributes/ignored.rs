@@ -1,7 +1,7 @@
 //! Attributes of Carbonio's and Zimbra's proxy that mean nothing here, and why.
 //!
-//! They may stand in any directory, and nobody is warned of them, but where one was set to protect something. An
-//! attribute that gets a meaning moves from here to the table of all attributes.
+//! They may stand in any directory without a warning, except where one was set to protect something. An attribute
+//! that gets a meaning moves from here to the table of all attributes.
 
 /// Names that are ignored for one reason.
 pub(super) struct Ignored {
@@ -15,7 +15,8 @@ pub(super) fn is_ignored(name: &str) -> bool {
     names.any(|ignored| ignored.eq_ignore_ascii_case(name))
 }
 
-/// Those that protect something where they count, and the value with which they do not: their default there.
+/// Attributes that protect something in Carbonio or Zimbra, and the value with which they do not: their default
+/// there.
 pub(super) static PROTECTING: &[(&str, &str)] = &[
     ("zimbraReverseProxyIPLoginLimit", "0"),
     ("zimbraReverseProxyIPLoginImapLimit", "0"),
@@ -25,7 +26,7 @@ pub(super) static PROTECTING: &[(&str, &str)] = &[
     ("zimbraReverseProxyPop3SaslGssapiEnabled", "FALSE"),
 ];
 
-/// Why an attribute that was set to protect something does not, here.
+/// Why an attribute that was set to protect something has no effect here.
 pub(super) fn protects_in_vain(name: &str, values: &[String]) -> Option<&'static str> {
     let (name, unset) = PROTECTING.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
     let is_set = values.iter().any(|value| !value.trim().eq_ignore_ascii_case(unset));

@@ -1,8 +1,8 @@
-//! Changes the file of a YAML directory: one writer at a time, the whole file at once, every other byte as it was.
+//! Changes the file of a YAML directory: one writer at a time, the whole file at once. Every other byte stays.
 //!
-//! What was written is read again before it takes the place of the file: only if it says exactly what was wanted,
-//! and has no error that the file did not have before, is it taken. Many changes can wait for one commit; the file is
-//! locked from the first of them on.
+//! What was written is read again before it replaces the file. It is taken only if it says exactly what was wanted,
+//! and has no error that the file did not have before. Many changes can wait for one commit; the file is locked from
+//! the first of them on.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -22,9 +22,9 @@ use crate::entry::Entry;
 use crate::secret_file::{self, OTHERS, PRIVATE_KEY};
 use crate::yaml::MAX_TEXT;
 
-/// How long another writer is waited for. It needs the time to read the file twice.
+/// How long to wait for another writer, which needs the time to read the file twice.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-/// How often it is looked whether it is done.
+/// How often to look whether it is done.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// The file of a YAML directory, open for changes.
@@ -39,7 +39,7 @@ pub struct YamlEditor {
 struct Desk {
     /// How the file looked before it was read, and what it says with all changes.
     sheet: Option<(Look, Sheet)>,
-    /// The file that nobody else may change while changes wait.
+    /// The file that no other process may change while changes wait.
     locked: Option<Locked>,
     /// Changes wait for a commit.
     waits: bool,
@@ -47,7 +47,7 @@ struct Desk {
 
 #[derive(Debug)]
 struct Locked {
-    /// Behind all links.
+    /// The path with all links resolved.
     path: PathBuf,
     file: File,
     look: Look,
@@ -55,7 +55,7 @@ struct Locked {
 }
 
 impl YamlEditor {
-    /// Will change this file. Nothing is read yet.
+    /// An editor of this file. Nothing is read yet.
     pub fn new(path: &Path) -> YamlEditor {
         YamlEditor {
             path: path.to_owned(),
@@ -136,7 +136,7 @@ impl Editor for YamlEditor {
         .await
     }
 
-    /// The mailbox servers alone know them.
+    /// Only the mailbox servers know them.
     fn keeps_passwords(&self) -> bool {
         false
     }
@@ -149,7 +149,7 @@ impl Editor for YamlEditor {
 
 impl Desk {
     /// What the file says now, with what waits to be written. A big file takes its time: it is read when it looks
-    /// different, and its accounts when somebody asks for them.
+    /// different, and its accounts when they are asked for.
     fn reading(&mut self, path: &Path, with_accounts: bool) -> Result<&Reading, EditError> {
         self.sheet(path, with_accounts).map(|sheet| &sheet.reading)
     }
@@ -178,7 +178,7 @@ impl Desk {
             return done;
         }
         let proved = done.and_then(|()| self.prove());
-        // What the lines of an entry do not show is seen in the whole.
+        // What the lines of an entry do not show is seen in the whole text.
         let done = proved.or_else(|error| match self.is_unproved() {
             true => {
                 self.locked = None;
@@ -197,7 +197,7 @@ impl Desk {
         }
     }
 
-    /// Keeps others from the file and looks what it says; a change does not trust in how it looks.
+    /// Locks the file and reads what it says; a change does not trust in how the file looks.
     fn open(&mut self, path: &Path, with_accounts: bool) -> Result<(), EditError> {
         if self.locked.is_none() {
             // A link stays a link.
@@ -242,7 +242,7 @@ impl Desk {
         }
     }
 
-    /// With what waits the file gets a mode in which not everybody reads it.
+    /// Whether the commit of what waits takes the file away from other users of this machine.
     fn is_closed_by_commit(&self) -> bool {
         let waits = self.locked.as_ref().is_some_and(|locked| locked.is_changed);
         waits && self.sheet.as_ref().is_some_and(|(_, sheet)| sheet.holds(PRIVATE_KEY))
@@ -252,7 +252,7 @@ impl Desk {
         self.sheet.as_ref().is_some_and(|(_, sheet)| !sheet.is_proved())
     }
 
-    /// Writes what waits, all of it or nothing, and lets others to the file.
+    /// Writes what waits, all of it or nothing, and unlocks the file.
     fn commit(&mut self) -> Result<(), EditError> {
         let Some(locked) = self.locked.take().filter(|locked| locked.is_changed) else {
             return Ok(());
@@ -348,7 +348,7 @@ fn read(path: &Path) -> Result<String, EditError> {
     Ok(text)
 }
 
-/// The lock is on the file itself. Whoever had it before may have put another one in its place.
+/// The lock is on the file itself. The previous owner of the lock may have put another one in its place.
 fn lock(path: &Path) -> Result<File, EditError> {
     let end = Instant::now() + LOCK_WAIT;
     loop {
@@ -371,8 +371,8 @@ fn is_in_place(file: &File, path: &Path) -> bool {
     there.is_ok_and(|there| file.metadata().map(number).is_ok_and(|open| open == there))
 }
 
-/// Puts the text in the place of the file, with its owner and mode, in one step that survives a crash.
-/// Returns how it looks then.
+/// Puts the text in the place of the file, with its owner and mode, in one step that survives a crash. Returns how
+/// the file looks then.
 fn write(path: &Path, old: &File, text: &str) -> io::Result<Look> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");
@@ -387,7 +387,7 @@ fn write(path: &Path, old: &File, text: &str) -> io::Result<Look> {
     written
 }
 
-/// The mode of the old file; but no private key lands where everybody may read it.
+/// The mode of the old file; but a file with a private key is not readable by every user of this machine.
 fn mode_for(bytes: &[u8], old: u32) -> u32 {
     let key = PRIVATE_KEY.as_bytes();
     match bytes.windows(key.len()).any(|part| part == key) {
@@ -396,7 +396,7 @@ fn mode_for(bytes: &[u8], old: u32) -> u32 {
     }
 }
 
-/// What is in it may be private: nobody else reads it before it is as the old one is.
+/// What is in it may be private: no other user can read it before it has the owner and mode of the old file.
 fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<Look> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -669,7 +669,7 @@ accounts:
                 done.unwrap_or_else(|error| panic!("{error}: {changes:?} of {text}"));
                 let after = folder.editor.find(EntryKind::Domains, "a.test").await.unwrap().unwrap();
                 assert_eq!(after, changed(&before, changes), "{changes:?} of {text}");
-                // What stands beside a line that goes, or in a list that is written again, goes with it.
+                // A comment beside a line that is removed, or in a list that is written again, is removed with it.
                 let takes_away = |change: &Change| match &change.act {
                     Act::Replace(values) => values.is_empty() || change.attribute == "list",
                     Act::Remove(_) => true,
@@ -782,7 +782,7 @@ accounts:
         assert!(folder.editor.modify(EntryKind::Config, "config", &bad).await.is_err());
         let found = folder.editor.find(EntryKind::Accounts, "C@a.test").await.unwrap();
         assert_eq!(found.as_ref().map(Entry::name), Some("b@a.test"));
-        // Nobody else sees any of it, nor comes between.
+        // No other process sees any of it, or writes in between.
         assert_eq!((folder.text().as_str(), inode(&folder)), (TEXT, before));
         assert!(File::open(&folder.editor.path).unwrap().try_lock().is_err());
         folder.editor.commit().await.unwrap();
@@ -796,7 +796,7 @@ accounts:
                 "+    zimbraMailAlias: c@a.test",
             ]
         );
-        // From here on each is written at once.
+        // From here on each change is written at once.
         folder.editor.delete(EntryKind::Accounts, "b@a.test").await.unwrap();
         assert!(!folder.text().contains("b@a.test"));
     }

@@ -1,7 +1,7 @@
 //! Changes the text of a YAML directory in one place and leaves every other byte as it is.
 //!
 //! It knows how YAML is laid out, not what is meant: that the new text says what was wanted, and nothing else, is
-//! checked by its caller, who reads it again. What is written in a form that cannot be changed safely is refused.
+//! checked by its caller, which reads it again. What is written in a form that cannot be changed safely is refused.
 
 use std::fmt::Write as _;
 
@@ -23,7 +23,7 @@ pub(super) struct Place<'a> {
 /// An attribute of an entry with its values.
 pub(super) type NamedValues<'a> = (&'a str, &'a [String]);
 
-/// Why it is not done.
+/// Why a change was refused.
 pub(super) type Refused = String;
 
 /// Something new.
@@ -32,7 +32,7 @@ enum New<'a> {
     Mapping(Vec<(&'a str, New<'a>)>),
 }
 
-/// Puts the values `after` where `before` are; none of them before means a new line, none after no line.
+/// Replaces the values `before` by `after`; an empty `before` means a new line, an empty `after` no line.
 pub(super) fn set(
     text: &str,
     place: Place<'_>,
@@ -236,7 +236,7 @@ fn raws<'t>(text: &'t str, value: &Spot, before: &'t [String]) -> Vec<(&'t str, 
         .collect()
 }
 
-/// Writes the values again.
+/// Replaces the whole value of a pair.
 fn replace(text: &str, pair: &Pair, in_flow: bool, raws: &[(&str, &str)], after: &[String]) -> Result<String, Refused> {
     let end = pair_end(pair);
     let written = |value: &String| match raws.iter().find(|(old, _)| old == value) {
@@ -262,7 +262,7 @@ fn pair_end(pair: &Pair) -> usize {
     pair.value.end.max(pair.after_colon)
 }
 
-/// Lines that hold nothing else go away.
+/// Removes lines that hold nothing else.
 fn remove_lines(text: &str, (start, end): (usize, usize)) -> Result<String, Refused> {
     indent(text, start)?;
     let (first, last) = (line_start(text, start), line_end(text, end));
@@ -273,7 +273,7 @@ fn remove_lines(text: &str, (start, end): (usize, usize)) -> Result<String, Refu
     Ok(splice(text, first, last, ""))
 }
 
-/// Takes one of the things between brackets away, and one comma.
+/// Removes one of the items between brackets, and one comma.
 fn remove_in_flow(text: &str, places: &[(usize, usize)], at: usize) -> String {
     let (start, end) = places[at];
     if let Some((next, _)) = places.get(at + 1) {
@@ -311,7 +311,7 @@ fn line_start(text: &str, at: usize) -> usize {
     text[..at].rfind(BREAKS).map_or(0, |end| end + 1)
 }
 
-/// Behind the end of the line.
+/// The place after the end of the line.
 fn line_end(text: &str, at: usize) -> usize {
     let Some(end) = text[at..].find(BREAKS) else {
         return text.len();
@@ -324,7 +324,7 @@ fn splice(text: &str, start: usize, end: usize, new: &str) -> String {
     [&text[..start], new, &text[end..]].concat()
 }
 
-/// Puts lines behind one that may lack its end.
+/// Puts lines after one that may lack its end.
 fn insert_lines(text: &str, at: usize, lines: &str) -> String {
     let open = !lines.is_empty() && at > 0 && !text[..at].ends_with(BREAKS);
     [&text[..at], if open { "\n" } else { "" }, lines, &text[at..]].concat()

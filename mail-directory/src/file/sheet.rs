@@ -50,7 +50,7 @@ impl Edit<'_> {
         (self.kind(), self.kind().key(self.name()))
     }
 
-    /// The entry as it is to be; `None`: gone.
+    /// The entry after the change; `None`: deleted.
     fn after(&self, reading: &Reading) -> Result<Option<Entry>, EditError> {
         let (kind, name) = (self.kind(), self.name());
         let before = reading.entries.get(&self.key());
@@ -65,7 +65,7 @@ impl Edit<'_> {
         }
     }
 
-    /// The text with the entry as it is to be.
+    /// The text with the changed entry.
     fn rewrite(&self, text: &str, before: Option<&Entry>, after: Option<&Entry>) -> Result<String, EditError> {
         let name = self.name();
         let place = Place {
@@ -105,19 +105,19 @@ fn refused(what: &str, why: &str) -> EditError {
 pub(super) struct Reading {
     pub(super) entries: Whole,
     system: System,
-    /// By name and id; `None`: they were passed over.
+    /// By name and id; `None`: they were not read.
     accounts: Option<Accounts>,
     /// How many there are in the text.
     account_count: usize,
     /// The lines of the keys at the root.
     tops: BTreeMap<String, usize>,
-    /// What stands beside the sections, which means nothing here. It is not ours to lose.
+    /// Keys beside the sections, which mean nothing here. They must not be lost.
     strangers: BTreeMap<String, serde_yaml::Value>,
     errors: BTreeSet<String>,
 }
 
 impl Reading {
-    /// With the accounts, or past them. Fails only where there is no tree.
+    /// With the accounts, or without them. Fails only where there is no tree.
     pub(super) fn of(text: &str, path: &Path, with_accounts: bool) -> Result<Reading, EditError> {
         let (mut reader, mut problems, mut passed) = (Reader::default(), Problems::new(), 0);
         let document = Document::parse_each(text, path, ACCOUNTS, &mut |name, node| match with_accounts {
@@ -164,7 +164,7 @@ impl Reading {
         }
         let (name, key) = (kind.key(key), fold(key));
         let by_name = self.entries.get(&(kind, name.clone()));
-        // Without errors everything has one owner.
+        // Without errors every name has one owner.
         if let Some(accounts) = self.accounts.as_ref().filter(|_| self.errors.is_empty())
             && kind == EntryKind::Accounts
         {
@@ -211,7 +211,7 @@ impl Reading {
         }
         if let Some(accounts) = self.accounts.as_mut().filter(|_| key.0 == EntryKind::Accounts) {
             before.iter().for_each(|entry| accounts.forget(entry));
-            // What stands against it was looked for before.
+            // Conflicts were looked for before.
             after
                 .iter()
                 .for_each(|entry| accounts.add(entry.clone(), &mut Problems::new()));
@@ -261,7 +261,7 @@ pub(super) struct Sheet {
     made: HashMap<Key, (usize, usize)>,
     made_count: usize,
     lines: Option<Lines>,
-    /// Nothing of the pieces waits for its proof.
+    /// No change in the pieces waits for its proof.
     is_proved: bool,
     pub(super) reading: Reading,
 }
@@ -305,7 +305,7 @@ impl Sheet {
         self.is_proved
     }
 
-    /// Reads what was passed over.
+    /// Reads the accounts that were not read before.
     pub(super) fn with_accounts(&mut self) -> Result<(), EditError> {
         if self.reading.accounts.is_none() {
             let text = self.proved()?;
@@ -314,7 +314,7 @@ impl Sheet {
         Ok(())
     }
 
-    /// Whether this is the text.
+    /// Whether the text is this one.
     pub(super) fn says(&self, text: &str) -> bool {
         let mut rest = text;
         self.parts().all(|part| match rest.strip_prefix(part) {
@@ -326,7 +326,7 @@ impl Sheet {
         }) && rest.is_empty()
     }
 
-    /// Whether these words stand in it.
+    /// Whether the text contains these words.
     pub(super) fn holds(&self, words: &str) -> bool {
         self.parts().any(|part| part.contains(words))
     }
@@ -345,7 +345,7 @@ impl Sheet {
         })
     }
 
-    /// The text, once it says in the whole what its parts say.
+    /// The text, once it is proved that the whole says what its parts say.
     pub(super) fn proved(&mut self) -> Result<String, EditError> {
         let text: String = self.parts().collect();
         if !self.is_proved {
@@ -355,8 +355,8 @@ impl Sheet {
         Ok(text)
     }
 
-    /// Accounts are compared as they come. Where they were passed over no byte of theirs was changed, and they must
-    /// be as many as before.
+    /// Accounts are compared as they come. Where they were not read, no byte of theirs was changed, and their number
+    /// must be the same as before.
     fn prove(&self, text: &str) -> Result<(), EditError> {
         let (mut reader, mut problems) = (Reader::default(), Problems::new());
         let (mut count, mut same) = (0, true);
@@ -390,7 +390,7 @@ impl Sheet {
         }
     }
 
-    /// Makes a change. Gives whether there was anything to do.
+    /// Makes a change. Returns whether there was anything to do.
     pub(super) fn apply(&mut self, edit: Edit<'_>) -> Result<bool, EditError> {
         let before = self.reading.entries.get(&edit.key()).cloned();
         let after = edit.after(&self.reading)?;
@@ -446,7 +446,7 @@ impl Sheet {
         let is_known = wanted
             .iter()
             .all(|(key, entry)| self.reading.entries.get(key) == Some(entry));
-        // Behind what is there something new stands; where all is gone, its neighbours say how.
+        // A new entry is added behind others; in a part without any, only its neighbours show how it is written.
         if !is_known || wanted.is_empty() || wanted.contains_key(&edit.key()) != before.is_some() {
             return Ok(Tried::Unclear);
         }
@@ -579,7 +579,7 @@ fn of_part(text: &str, path: &Path, kind: EntryKind) -> Option<Whole> {
     Some(entries)
 }
 
-/// The text must say what was wanted, and nothing that was good may have become bad. Gives what it says.
+/// The text must say what was wanted, and nothing that was good may have become bad. Returns what it says.
 fn prove(text: &str, wanted: &Whole, before: &Reading, path: &Path) -> Result<Reading, EditError> {
     let after = Reading::of(text, path, true)?;
     if let Some(error) = after.errors.difference(&before.errors).next() {
@@ -645,7 +645,7 @@ accounts:
         Sheet::read(text.to_owned(), Path::new("d.yaml"), true).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// In the lines of an entry or in the whole: the same text comes of it, or the same refusal.
+    /// In the lines of an entry or in the whole: both return the same text, or the same refusal.
     #[test]
     fn the_lines_of_an_entry_give_the_same_as_the_whole() {
         let texts = [
@@ -733,7 +733,7 @@ accounts:
         assert!(sheet.proved().is_ok() && sheet.is_proved());
     }
 
-    /// Where they were passed over, accounts are neither kept nor lost.
+    /// Accounts that were not read are neither kept nor lost.
     #[test]
     fn accounts_are_passed_over_where_they_do_not_count() {
         let mut sheet = Sheet::read(KINDS.to_owned(), Path::new("d.yaml"), false).unwrap();
@@ -754,7 +754,7 @@ accounts:
         assert!(error.to_string().contains("touch more than it should"), "{error}");
     }
 
-    /// A piece that says something else than was meant does not get by.
+    /// A piece that says something else than was meant is refused.
     #[test]
     fn what_the_whole_says_otherwise_is_not_proved() {
         let domains = KINDS.find("    b.test").unwrap();
@@ -778,8 +778,8 @@ accounts:
         }
     }
 
-    /// What means nothing is not ours to lose; a place that could not be found is not one that is as it should be;
-    /// and a line that moved is no new error.
+    /// Keys without a meaning here must not be lost; a place that could not be found does not count as correct; and a
+    /// line that moved is no new error.
     #[test]
     fn the_whole_is_proved_in_every_respect() {
         let text = "cos: {c: {}}\nnotes: [{a: 1}]\ndomains:\n  a.test: {}\nnotes: 2\n";

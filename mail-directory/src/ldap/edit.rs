@@ -1,8 +1,8 @@
-//! Changes an LDAP directory: entries in the places and of the classes that Carbonio and Zimbra give them (MAIL §7).
+//! Changes an LDAP directory: entries in the places and classes that Carbonio and Zimbra use (MAIL §7).
 //!
-//! A write goes to the first server of the list that takes it; a replica answers with a referral or refuses, and
-//! the next one is tried. A write whose answer does not come is not repeated: nobody knows whether it was done.
-//! Values are added, taken away and replaced one by one, so that what others change meanwhile survives.
+//! A write goes to the first server of the list that takes it; a replica answers with a referral or refuses, and the
+//! next one is tried. A write without an answer is not repeated: it is not known whether it was done. Values are
+//! added, removed and replaced one by one, so that changes of other clients survive.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::edit::{Act, Change, EditError, Editor, EntryKind, changed};
 use crate::entry::Entry;
 use crate::names::fold;
 
-/// How often a change is made again because others changed the same values between reading and writing.
+/// How often a change is tried again because another client changed the same values between reading and writing.
 const ROUNDS: usize = 4;
 
 /// Result codes of RFC 4511 §4.1.9.
@@ -66,7 +66,7 @@ enum ValueOp {
     Replace,
 }
 
-/// An entry that is to be.
+/// An entry to be created.
 #[derive(Clone)]
 struct Draft {
     dn: String,
@@ -74,7 +74,7 @@ struct Draft {
 }
 
 impl LdapEditor {
-    /// Will change this directory, as whom the settings say. Nothing is connected yet.
+    /// An editor of this directory, with the bind account of the settings. Nothing is connected yet.
     pub fn new(settings: &Settings) -> LdapEditor {
         LdapEditor {
             pool: Pool::new(settings),
@@ -102,7 +102,7 @@ impl LdapEditor {
     async fn all(&self, kind: EntryKind) -> Result<Vec<SearchEntry>, EditError> {
         let (base, scope) = place(kind);
         let mut found = self.search(base, scope, filter::every(kind)).await?;
-        // Accounts of the house itself have no address.
+        // System accounts of Carbonio and Zimbra have no address.
         found.retain(|found| kind != EntryKind::Accounts || found.first(name_attribute(kind)).is_some());
         Ok(found)
     }
@@ -110,7 +110,7 @@ impl LdapEditor {
     async fn one(&self, kind: EntryKind, key: &str) -> Result<Option<SearchEntry>, EditError> {
         let (base, scope) = place(kind);
         let mut found = self.search(base, scope, filter::entry(kind, key)).await?;
-        // Who has the name goes before who has it as an alias.
+        // The entry with the name comes before one that has it as an alias.
         found.sort_by_cached_key(|found| (kind.key(&found.name(kind)) != kind.key(key), found.key()));
         Ok(found.into_iter().next())
     }
@@ -129,7 +129,7 @@ impl LdapEditor {
         Ok(!found.is_empty())
     }
 
-    /// Puts it to one server after the other until one takes it.
+    /// Sends it to one server after the other until one takes it.
     async fn write(&self, write: Write) -> Result<(), Refusal> {
         let mut last = None;
         for url in &self.urls {
@@ -223,7 +223,7 @@ impl LdapEditor {
         self.add(draft).await
     }
 
-    /// What was only above another domain becomes one.
+    /// Turns an entry that was only above another domain into a domain.
     async fn promote(&self, draft: Draft) -> Result<(), EditError> {
         let own = ["objectClass", "dc", "o"];
         let mut mods = vec![(ValueOp::Add, "objectClass".to_owned(), vec!["zimbraDomain".to_owned()])];
@@ -271,7 +271,7 @@ impl LdapEditor {
         Ok(self.write(Write::Delete(dn)).await?)
     }
 
-    /// With the folders that every domain has, if nobody is in them.
+    /// With the folders that every domain has, if they are empty.
     async fn delete_domain(&self, name: &str, domain: SearchEntry) -> Result<(), EditError> {
         let folders = self.children(&domain.dn).await?;
         for folder in &folders {
@@ -324,7 +324,7 @@ impl Editor for LdapEditor {
                 return Ok(());
             }
             match self.write(Write::Modify(dn, mods)).await {
-                // Somebody else was faster.
+                // Another client was faster.
                 Err(Refusal::Raced(_)) if round < ROUNDS => {}
                 done => return Ok(done?),
             }
@@ -379,7 +379,7 @@ impl Draft {
             .position(|(other, _)| other.eq_ignore_ascii_case(name))
     }
 
-    /// Unless it was given.
+    /// Unless the caller set it.
     fn set_default(&mut self, name: &str, value: &str) {
         if self.position(name).is_none() {
             self.attributes.push((name.to_owned(), vec![value.to_owned()]));
@@ -398,9 +398,9 @@ impl Draft {
 enum Refusal {
     /// Another server may take it.
     Elsewhere(String),
-    /// The values are no longer as they were read.
+    /// The values have changed since they were read.
     Raced(EditError),
-    /// Nobody will take it.
+    /// No server will take it.
     Final(EditError),
 }
 
@@ -464,7 +464,7 @@ fn judge(url: &Url, result: &LdapResult) -> Result<(), Refusal> {
     Err(Refusal::Final(error))
 }
 
-/// What has to be told to the server for the changes to be made; values that are there or gone already are not told.
+/// The modifications to send to the server; values that are already there or already gone are left out.
 fn mods(before: &Entry, changes: &[Change]) -> Vec<(ValueOp, String, Vec<String>)> {
     let mut mods: Vec<(ValueOp, String, Vec<String>)> = Vec::new();
     let mut now = before.clone();

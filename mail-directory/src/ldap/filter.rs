@@ -1,4 +1,4 @@
-//! Search filters: the only place where text of others becomes part of one (RFC 4515 §3).
+//! Search filters: the only place where text from outside becomes part of one (RFC 4515 §3).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ fn any_of(attributes: &[&str], values: &[String]) -> String {
     values.iter().map(each).collect()
 }
 
-/// A value as it may stand in a filter, whoever wrote it.
+/// Any value, escaped for a filter.
 fn escape(value: &str) -> Cow<'_, str> {
     ldap3::ldap_escape(value)
 }

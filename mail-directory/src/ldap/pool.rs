@@ -1,8 +1,8 @@
 //! Connections to the LDAP servers: some to the first server that works, opened when they are needed.
 //!
-//! Every wait has a deadline. A server that fails is left at once for the next one, and taken back when it
-//! answers again. A connection that falls silent is no failed server: a firewall forgets all of them at once, and
-//! tells nobody. What is searched for is not known here.
+//! Every wait has a deadline. A server that fails is left at once for the next one, and taken back when it answers
+//! again. A connection that falls silent is no failed server: a firewall may forget all of them at once, without
+//! notice. What is searched for is not known here.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ const CONNECTIONS: usize = 4;
 const QUESTIONS: usize = CONNECTIONS * 100;
 /// Entries in a page (RFC 2696): slapd's default `sizelimit` is 500.
 const PAGE: i32 = 500;
-/// Most entries of one search. A reading takes every domain; nobody has half a million of them.
+/// Most entries of one search. A reading takes every domain; no site has half a million of them.
 const MAX_FOUND: usize = 500_000;
-/// How long a failed server is left alone at first, and at most. The first is a restart of slapd, the second what
-/// an operator takes for "at once".
+/// How long a failed server is left alone at first, and at most. The first is a restart of slapd, the second what an
+/// administrator takes for "at once".
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
-/// How often failed servers are looked at, whether their time has come.
+/// How often to look whether the time of a failed server has come.
 const RECOVER: Duration = Duration::from_millis(250);
 
 /// Part of the timeout after which a connection on which nothing came since the question is doubted. The rest is
@@ -52,7 +52,7 @@ pub(super) struct Search {
     pub(super) scope: Scope,
     /// What to find.
     pub(super) filter: String,
-    /// What to bring.
+    /// What to return.
     pub(super) attributes: Arc<[String]>,
     /// How much of it.
     pub(super) extent: Extent,
@@ -67,7 +67,7 @@ pub(super) enum Extent {
     All,
 }
 
-/// What a search brings.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
     /// The entries.
@@ -79,19 +79,19 @@ pub(super) struct Reply {
 /// Why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum LdapError {
-    /// The server cannot be reached, or does not let us in.
+    /// The server cannot be reached, or refuses the bind.
     #[error("{0}")]
     Unreachable(String),
-    /// The connection ended under the question.
+    /// The connection ended before the answer.
     #[error("the connection ended: {0}")]
     Broken(String),
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Late(Duration),
-    /// The server does not want to answer this.
+    /// The server refuses the search.
     #[error("{0}")]
     Refused(String),
-    /// There is more than we take.
+    /// There are more entries than are taken.
     #[error("more than {MAX_FOUND} entries")]
     TooMuch,
     /// No server may be tried now.
@@ -161,7 +161,7 @@ impl Pool {
         order.into_iter()
     }
 
-    /// Servers behind the one that answers are not needed; their connections end with their last question.
+    /// Servers after the one that answers are not needed; their connections end with their last question.
     fn close_others(&self, used: &Server) {
         let behind = self.servers.iter().skip_while(|server| !std::ptr::eq(*server, used));
         behind.skip(1).for_each(Server::close);
@@ -204,7 +204,7 @@ impl Connector {
             driver,
             heard: Mutex::new(Instant::now()),
         };
-        // Without a name this is the anonymous bind; it also proves that somebody answers.
+        // Without a name this is the anonymous bind; it also proves that a server answers.
         let (dn, password) = self
             .bind
             .as_ref()
@@ -267,13 +267,13 @@ struct Server {
     url: Url,
     connector: Arc<Connector>,
     slots: [Mutex<Arc<Slot>>; CONNECTIONS],
-    /// For those who doubt the connection that they asked on.
+    /// For questions whose own connection is in doubt.
     spare: Mutex<Arc<Slot>>,
     next: AtomicUsize,
     health: Mutex<ServerHealth>,
 }
 
-/// A connection, or the place where the first who needs it opens it for all who wait.
+/// A connection, or the place where the first question that needs it opens it for all that wait.
 type Slot = OnceCell<Arc<Connection>>;
 
 #[derive(Default)]
@@ -296,8 +296,8 @@ impl Server {
         }
     }
 
-    /// Puts the question on one of the connections. The server may have closed that one long ago, or a firewall may
-    /// have forgotten it; so its end and its silence are only believed of another one.
+    /// Sends the question on one of the connections. The server may have closed that one long ago, or a firewall may
+    /// have forgotten it; so an end or a silence counts only on a second connection.
     async fn ask(&self, search: &Arc<Search>, timeout: Duration) -> Result<Reply, LdapError> {
         let asked = Instant::now();
         let connection = self.connection(asked + timeout).await?;
@@ -321,8 +321,8 @@ impl Server {
         reply
     }
 
-    /// Asks where the server was heard since then. With the answer all connections go that were silent meanwhile:
-    /// what became of one has become of them.
+    /// Asks on a connection on which the server was heard since then. When the answer comes, all connections that
+    /// were silent meanwhile are dropped: they are most likely dead too.
     async fn ask_afresh(&self, search: &Arc<Search>, asked: Instant, timeout: Duration) -> Result<Reply, LdapError> {
         let rest = timeout - timeout / SILENCE;
         let deadline = (asked + timeout).max(Instant::now() + rest);
@@ -334,8 +334,8 @@ impl Server {
         reply
     }
 
-    /// A connection on which the server was heard since then; the spare one, opened for all who need it now, where
-    /// there is none.
+    /// A connection on which the server was heard since then; where there is none, the spare one, opened for all
+    /// questions that need it now.
     async fn heard_since(&self, asked: Instant, deadline: Instant) -> Result<Arc<Connection>, LdapError> {
         let places = self.slots.iter().chain([&self.spare]);
         let mut open = places.filter_map(|place| place.lock().get().cloned());
@@ -357,14 +357,14 @@ impl Server {
         spare.clone()
     }
 
-    /// Takes the spare connection in the place of one that was silent since then; the other silent ones go.
+    /// Puts the spare connection in the place of one that was silent since then; the other silent ones are dropped.
     fn drop_silent(&self, asked: Instant) {
         let mut spare = self.spare.lock();
         let mut dropped = 0;
         for slot in &self.slots {
             let mut slot = slot.lock();
             if slot.get().is_some_and(|connection| !connection.was_heard(asked)) {
-                // Whoever opens the spare one may not be done.
+                // The task that opens the spare one may not be done.
                 *slot = match spare.get() {
                     Some(_) => std::mem::take(&mut *spare),
                     None => Arc::default(),
@@ -414,7 +414,7 @@ impl Server {
         slot.clone()
     }
 
-    /// Those who waited while somebody else failed do not try again on their own.
+    /// Callers that waited while another one failed do not try again on their own.
     async fn open(&self) -> Result<Arc<Connection>, LdapError> {
         if !self.is_up() && !self.is_due() {
             return Err(LdapError::AllDown(self.last_words().unwrap_or_default()));
@@ -480,7 +480,7 @@ impl Server {
     }
 }
 
-/// The answer of whichever comes first with one; where neither does, the error of the second to end.
+/// The first answer of the two; where neither has one, the error of the second to end.
 async fn first_answer(
     one: impl Future<Output = Result<Reply, LdapError>>,
     other: impl Future<Output = Result<Reply, LdapError>>,
@@ -497,8 +497,8 @@ fn is_answer(reply: &Result<Reply, LdapError>) -> bool {
     matches!(reply, Ok(_) | Err(LdapError::Refused(_) | LdapError::TooMuch))
 }
 
-/// One question in a task of its own: whoever waits for it may go away without leaving half an answer on the
-/// connection, and an answer so malformed that the library panics is only the end of this connection.
+/// One question in a task of its own: a caller that goes away leaves no half answer on the connection, and an answer
+/// so malformed that the library panics only ends this connection.
 async fn converse(
     connection: &Arc<Connection>,
     search: &Arc<Search>,

@@ -57,8 +57,8 @@ impl SearchEntry {
         fold(&self.dn)
     }
 
-    /// What the directory calls an entry of this kind. One without a readable name is called by its place: an
-    /// account without an address could never be found by name.
+    /// What the directory calls an entry of this kind. One without a readable name is called by its place: an account
+    /// without an address can never be found by name.
     pub(super) fn name(&self, kind: EntryKind) -> String {
         match (kind, self.first(name_attribute(kind))) {
             (EntryKind::Config, _) => kind.name().to_owned(),

@@ -1,7 +1,7 @@
-//! One reading of everything but the accounts, and what changed since the one before.
+//! One reading of everything but the accounts, and what changed since the previous one.
 //!
-//! Only entries whose version changed are read again. Which value means what is not known here, but a value that
-//! cannot be read gives way to the one before it.
+//! Only entries whose version changed are read again. The meaning of values is not known here, but a value that
+//! cannot be read is replaced by the previous one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) struct SyncState {
     recent: HashMap<String, String>,
     /// Entries changed, and no system was made of them yet: what was asked for next may have failed.
     changed: bool,
-    /// Problems that have been told.
+    /// Problems that have been reported.
     told: BTreeSet<String>,
 }
 
@@ -65,7 +65,7 @@ const KINDS: [EntryKind; 4] = [
 ];
 
 impl SyncState {
-    /// The system as it is now, or `None` if it is what it was. `before` is what is in force.
+    /// The system as it is now, or `None` if it has not changed. `before` is what is in force.
     pub(super) async fn renew(
         &mut self,
         pool: &Pool,
@@ -114,13 +114,13 @@ impl SyncState {
         Ok(news)
     }
 
-    /// Whether something happened between the last two times, so that accounts may be gone.
+    /// Whether something changed between the last two looks, so that accounts may be gone.
     pub(super) fn has_moved(&self) -> bool {
         self.moved
     }
 
-    /// The first look. Nothing is news to a node that has kept nothing yet; other nodes were listening. Where our
-    /// clock must do, what changed a moment ago would be found again in the second look: it is noted.
+    /// The first look. A node that has kept nothing yet needs no news; other nodes were listening. Where our clock
+    /// must do, what changed a moment ago would be found again in the second look: it is noted.
     async fn begin_accounts(&mut self, pool: &Pool, begun: &SyncPoint) -> Result<(), LdapError> {
         if let Since::Csn(since) = begun.since(begun) {
             self.accounts_since(pool, &since).await?;
@@ -281,7 +281,8 @@ impl SyncState {
     }
 }
 
-/// A directory that suddenly has no config, no server or no domain is one that we may no longer read.
+/// If a directory suddenly has no config, no server or no domain, the node has most likely lost the right to read
+/// them.
 fn check_rights(before: &System, losses: Losses, count: impl Fn(EntryKind) -> usize) -> Result<(), LdapError> {
     if count(EntryKind::Config) == 0 {
         return Err(LdapError::Refused(
@@ -351,8 +352,8 @@ impl Record {
     }
 }
 
-/// Puts the value before in place of one that cannot be read. Where there is none before it stays: to those who
-/// read it, it is absent.
+/// Puts the previous value in place of one that cannot be read. Where there is none, it stays: readers treat it as
+/// absent.
 fn mend(entry: &mut Entry, kind: EntryKind, before: &System) -> Vec<Problem> {
     let mut problems = Vec::new();
     let Some(old) = entry_of(kind, before, entry.name()) else {
@@ -424,7 +425,7 @@ mod tests {
         let mut now = entry("nonsense", "later");
         let problems = mend(&mut now, EntryKind::Config, &before);
         assert_eq!(now.first("zimbraReverseProxyMailMode"), Some("https"));
-        // Nothing good before: it stays, and counts as absent.
+        // No good previous value: it stays, and counts as absent.
         assert_eq!(now.first("zimbraReverseProxyConnectTimeout"), Some("later"));
         let shown: Vec<String> = problems.iter().map(Problem::to_string).collect();
         let expected = "config.config.zimbraReverseProxyMailMode: warning: expected one of https, redirect, both, found \"nonsense\"; the value before stays in force";

@@ -21,7 +21,7 @@ const SKEW: Duration = Duration::from_secs(120);
 pub(super) enum SyncPoint {
     /// The last change of each server, by its number.
     Csn(BTreeMap<String, String>),
-    /// Nothing better than our time.
+    /// Nothing better than our clock.
     Clock(Timestamp),
 }
 
@@ -37,7 +37,7 @@ pub(super) enum Since {
 }
 
 impl SyncPoint {
-    /// Asks the server. `holds` says whether entries of ours stand under a naming context.
+    /// Asks the server. `holds` says whether entries of the mail system stand under a naming context.
     pub(super) async fn read(pool: &Pool, holds: impl Fn(&str) -> bool) -> Result<SyncPoint, LdapError> {
         let clock = SyncPoint::Clock(Timestamp::now());
         let root = base(pool, "").await?;
@@ -85,7 +85,7 @@ impl SyncPoint {
             match before.get(server) {
                 Some(known) if known == last => {}
                 Some(known) if known < last => oldest = Some(oldest.map_or(known, |oldest| oldest.min(known))),
-                // We came to a server that lags behind, or one that we never heard of takes changes.
+                // This server lags behind, or a new server takes changes.
                 _ => return Since::Unknown,
             }
         }

@@ -17,7 +17,7 @@ pub(crate) const BREAKS: [char; 2] = ['\n', '\r'];
 pub(crate) struct Spot {
     /// Its first byte, a tag or anchor included.
     pub(crate) start: usize,
-    /// The byte after its last one. Blank space and comments behind it are not part of it.
+    /// The byte after its last one. Blank space and comments after it are not part of it.
     pub(crate) end: usize,
     /// What it is.
     pub(crate) shape: Shape,
@@ -162,7 +162,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Behind the closing quote. Two single quotes are one, and a backslash counts in double quotes only.
+    /// The place after the closing quote. Two single quotes are one, and a backslash counts in double quotes only.
     fn quoted_end(&self, start: usize, quote: u8) -> usize {
         let bytes = self.text.as_bytes();
         let mut at = start;
@@ -245,7 +245,7 @@ impl Walk<'_> {
         written.find(bracket).map(|at| start + at + 1)
     }
 
-    /// Behind the closing bracket. The parser puts it on the comma, where one stands before it.
+    /// The place after the closing bracket. The parser puts it on the comma, where one stands before it.
     fn closed(&self, open: Option<usize>, last: usize, bracket: u8) -> usize {
         let Some(open) = open else { return last };
         let bytes = self.text.as_bytes();

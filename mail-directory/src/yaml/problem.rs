@@ -47,7 +47,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A text of others in one line: what would end the line or reach the terminal of who reads it is escaped.
+/// Text from outside in one line: characters that would end the line or act on the reader's terminal are escaped.
 #[derive(Debug, Clone, Copy)]
 struct OneLine<'a>(&'a str);
 
@@ -115,7 +115,7 @@ impl Problems {
         self.0.iter().any(|p| p.severity == Severity::Error)
     }
 
-    /// The first that is an error, as people see it.
+    /// The first that is an error, as it is displayed.
     pub fn first_error(&self) -> String {
         let error = self.0.iter().find(|p| p.severity == Severity::Error);
         error.map(Problem::to_string).unwrap_or_default()
@@ -126,7 +126,7 @@ impl Problems {
         self.0.iter()
     }
 
-    /// `value` if there is no error, with the warnings; else everything.
+    /// `value` if there is no error, with the warnings; else all problems.
     pub fn or<T>(self, value: T) -> Result<(T, Problems), Problems> {
         if self.has_errors() {
             return Err(self);

@@ -1,4 +1,4 @@
-//! From the text of a document to its tree of nodes, each with its line. What a node should be is not known here.
+//! From the text of a document to its tree of nodes, each with its line. What a node should hold is not known here.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -403,7 +403,7 @@ impl<'s> Builder<'s> {
         Ok(index)
     }
 
-    /// Tells the children of `index` who their parent is.
+    /// Sets `index` as the parent of its children.
     fn adopt(&mut self, index: usize) {
         for child in self.nodes[index].content.children().to_vec() {
             self.nodes[child].parent = index;
