@@ -1,8 +1,8 @@
-//! Which mailbox server has this address?
+//! Which mailbox server has an address.
 //!
-//! memcached and lookup services answer with an address and a port; the house thinks in servers of the directory.
-//! An [`AddressBook`] holds the addresses of all mailbox servers at one moment, so that a login waits for no
-//! resolver. An address that is not in it is nobody's.
+//! memcached and lookup services answer with an address and a port; routes name servers of the directory. An
+//! [`AddressBook`] holds the addresses of all mailbox servers at one moment, so that a login waits for no resolver.
+//! An address that is not in it belongs to no server.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,7 +31,7 @@ pub trait Resolve: Send + Sync + 'static {
     /// The addresses of a host (a name or an address).
     ///
     /// # Errors
-    /// The name is unknown, or nobody can say.
+    /// The name is unknown, or no resolver answers.
     async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>>;
 }
 
@@ -76,7 +76,7 @@ impl AddressBook {
         })
     }
 
-    /// The page for a system. A new one is written by a task of its own, so that a caller who gives up after
+    /// The page for a system. A new one is written by a task of its own, so that a caller that gives up after
     /// `patience` leaves it to the next; an old one serves until then.
     pub(crate) async fn page(self: &Arc<Self>, system: &Arc<System>, patience: Duration) -> Option<Arc<Page>> {
         if let Some(page) = self.current(system) {
@@ -97,7 +97,7 @@ impl AddressBook {
         self.page.borrow().clone().filter(|page| page.is_of(system))
     }
 
-    /// The address of any host, for those who have to name one.
+    /// The address of any host, for callers that have to name one.
     pub(crate) async fn resolve(&self, host: &str) -> Option<IpAddr> {
         let found = timeout(PATIENCE, self.resolver.resolve(host)).await.ok()?.ok()?;
         preferred(&found)
@@ -180,7 +180,7 @@ impl Page {
         self.suffice
     }
 
-    /// Whether every server's addresses are known, so that an unknown address is nobody's for certain.
+    /// Whether every server's addresses are known, so that an unknown address certainly belongs to none.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -190,8 +190,8 @@ fn host_of(server: View<'_>) -> &str {
     server.text(&attributes::SERVICE_HOSTNAME).unwrap_or(server.name())
 }
 
-/// Not where the directory has rules that need to know the account behind a name: who may come from where, and
-/// which name to log in with.
+/// Not where the directory has rules that need the account behind a name: from which addresses it may log in, and
+/// with which name.
 fn suffice(system: &System) -> bool {
     let guarded = |domain: View<'_>| !domain.list(&attributes::DOMAIN_ALLOWED_IPS).is_empty();
     !PlacementAttributes::of(system).names_logins() && !system.domains().any(guarded)

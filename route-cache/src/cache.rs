@@ -76,8 +76,8 @@ pub struct RouteCache {
     shared: Option<SharedCache>,
     /// Accounts, and where other names of them point.
     known: ClockTable<Key, Kept>,
-    /// Names that nobody has, with the time of that answer. Short-lived and few, so a general cache is at home
-    /// here; for a million accounts it would take three times the memory of the table.
+    /// Names that no account has, with the time of that answer. Short-lived and few, so a general cache fits here;
+    /// for a million accounts it would take three times the memory of the table.
     nobody: moka::sync::Cache<Key, Millis>,
     flights: Flights,
     counters: Counters,
@@ -87,7 +87,7 @@ pub struct RouteCache {
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
-    /// What was kept in an earlier one is not fresh any more.
+    /// What was kept in a previous epoch is not fresh any more.
     epoch: AtomicU32,
 }
 
@@ -128,8 +128,8 @@ impl RouteCache {
         self
     }
 
-    /// On which server does this account live, and how is it reached? Asks the directory only if nothing
-    /// fresh is known, and only once for all who ask the same at the same time.
+    /// On which server this account is, and how it is reached. Asks the directory only if nothing fresh is known, and
+    /// only once for all lookups that ask the same at the same time.
     pub async fn route(&self, lookup: &Lookup) -> Result<Route, RouteError> {
         let system = self.directory.system();
         let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
@@ -138,7 +138,7 @@ impl RouteCache {
         answer
     }
 
-    /// How often which answer was given.
+    /// How often each answer was returned.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -180,7 +180,7 @@ impl RouteCache {
         &self.settings.node
     }
 
-    /// How many answers are kept: names, ids, and names that nobody has.
+    /// How many answers are kept: names, ids, and names that no account has.
     pub fn len(&self) -> usize {
         self.nobody.run_pending_tasks();
         self.known.len() + usize::try_from(self.nobody.entry_count()).unwrap_or(usize::MAX)
@@ -282,7 +282,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A directory that counts, fails and waits as it is told. Everybody lives here, but for `nobody…`;
+    /// A directory that counts, fails and waits as it is told. Every account exists here, but for `nobody…`;
     /// `alias…@x` is an alias of `user…@x`, and so is the id `id…`.
     struct Fake {
         asked: AtomicUsize,
@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(fake.asked(), asked, "not old yet");
         tokio::time::advance(SECOND).await;
         for name in ["alias@x", "#id"] {
-            // Who asks gets the old answer, without waiting; one question is asked for all who do.
+            // Each lookup gets the old answer, without waiting; one question is asked for all of them.
             for _ in 0..3 {
                 assert_eq!(ask(&cache, name).await, "s1:7993 Memory");
             }
@@ -475,7 +475,7 @@ mod tests {
         settle().await;
         assert_eq!(fake.asked(), 2000 + 16, "at one time");
         assert!(cache.ahead.ordered.lock().len() <= 1024 + 16 + 1);
-        // Somebody knows better while it is asked for.
+        // The account is forgotten while it is asked for.
         cache.forget(&login("user0@x"));
         *fake.host.lock() = "s1".to_owned();
         fake.gate.add_permits(10_000);
@@ -514,7 +514,7 @@ mod tests {
         assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
         settle().await;
         assert_eq!(ask(&cache, "user@x").await, "s2:7993 Memory");
-        // Who is gone meanwhile is gone.
+        // An account that is deleted meanwhile stays deleted.
         task.abort();
         let _ = task.await;
         let again = tokio::spawn(cache.clone().keep_fresh());
@@ -804,7 +804,7 @@ mod tests {
         let down = cache.explain(&login("alias2@x")).await;
         assert!(matches!(down.account, AccountReport::Failed(_)));
         assert!(matches!(down.route, Err(RouteError::DirectoryDown(_))));
-        // Nobody is kept waiting because somebody was curious.
+        // No login is kept waiting because of an explanation.
         fake.down.store(false, Ordering::SeqCst);
         assert_eq!(ask(&cache, "alias2@x").await, "s2:7993 Directory");
         let nobody = cache.explain(&login("nobody@x")).await;

@@ -1,4 +1,4 @@
-//! Whom a lookup is about: names get their domain, and all spellings of one become one key (MAIL §1.7 step 1).
+//! The subject of a lookup: names get their domain, and all spellings of one become one key (MAIL §1.7 step 1).
 
 use std::sync::Arc;
 
@@ -9,21 +9,21 @@ use crate::route::{Lookup, RouteError, Service, Subject};
 /// Longest login name or id. Mail addresses end at 254; the mail proxy of nginx takes 256.
 const MAX_SUBJECT: usize = 512;
 
-/// Whom a lookup is about, in the one form under which he is cached and asked for: qualified and folded.
-/// Names and ids can never be equal.
+/// The subject of a lookup in the one form under which it is cached and asked for: qualified and folded. Names and
+/// ids can never be equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     /// `user@domain`.
     Name(Arc<str>),
     /// A `zimbraId`.
     Id(Arc<str>),
-    /// A name without domain that only a lookup service can qualify, with what it goes by:
+    /// A name without domain that only a lookup service can qualify, with the address and host that decide it:
     /// `user@[address;host]`.
     Bare(Arc<str>),
 }
 
 impl Key {
-    /// Normalises the subject of a lookup; here and nowhere else. Fails for what cannot be anybody's name.
+    /// Normalises the subject of a lookup; here and nowhere else. Fails for what cannot be the name of an account.
     pub(crate) fn of(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
         let key = match &lookup.subject {
             Subject::Login(name) => Key::Name(Arc::from(names::account(&qualify(acceptable(name)?, lookup, system)?))),
@@ -32,10 +32,10 @@ impl Key {
         Ok(key)
     }
 
-    /// The subject of a lookup as a lookup service hears it. A name without domain gets that of the virtual host or
-    /// the virtual address that the client came to, if the directory knows it: Zimbra's service looks at the host
-    /// for `http` alone (HTTP §3.5), and nginx's hears of neither. For others the service knows better, and for the
-    /// cache such a name belongs to the address and host it was typed at.
+    /// The subject of a lookup as a lookup service receives it. A name without domain gets that of the virtual host
+    /// or the virtual address that the client connected to, if the directory knows it: Zimbra's service looks at the
+    /// host for `http` only (HTTP §3.5), and nginx's receives neither. For other names the service knows better, and
+    /// for the cache such a name belongs to the address and host where it was typed.
     pub(crate) fn for_service(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
         let typed = match &lookup.subject {
             Subject::Login(name) => acceptable(name)?,
@@ -65,8 +65,8 @@ impl Key {
     }
 }
 
-/// Names with control characters are attacks on logs, filters and protocols, and empty ones are nobody's. Blanks
-/// around a name are left out before it gets its domain.
+/// Names with control characters are attacks on logs, filters and protocols, and an empty name belongs to no account.
+/// Blanks around a name are removed before it gets its domain.
 fn acceptable(name: &str) -> Result<&str, RouteError> {
     let name = name.trim_matches(' ');
     if name.is_empty() || name.len() > MAX_SUBJECT || name.contains(char::is_control) {
@@ -85,7 +85,7 @@ pub(crate) fn qualify(name: &str, lookup: &Lookup, system: &System) -> Result<St
     Ok(format!("{name}@{domain}"))
 }
 
-/// What tells the domain of a name.
+/// What the domain of a name was found by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum By {
     /// The name.
@@ -98,7 +98,7 @@ pub(crate) enum By {
     Default,
 }
 
-/// The domain of a name, and what tells it. Asked at every lookup, so it copies nothing.
+/// The domain of a name, and what it was found by. Called at every lookup, so it copies nothing.
 pub(crate) fn domain_for<'a>(name: &'a str, lookup: &Lookup, system: &'a System) -> Option<(&'a str, By)> {
     if let Some(domain) = domain_of(name) {
         return Some((domain, By::Itself));

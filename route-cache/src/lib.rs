@@ -1,4 +1,4 @@
-//! On which server does this account live?
+//! Which server holds an account?
 //!
 //! This library answers that one question for mail and web. [`RouteCache::route`] takes a [`Lookup`] (the login, the
 //! service, the addresses of the connection) and returns a [`Route`] (the server's address, and how to speak to it).

@@ -1,9 +1,9 @@
-//! Lookup services: others who know where an account is. Zimbra's on port 7072 (MAIL §1) and whatever answers
+//! Lookup services: other servers that know where an account is. Zimbra's on port 7072 (MAIL §1) and any server for
 //! nginx's `auth_http` (MAIL §1.11).
 //!
-//! [`Services`] asks them; [`crate::lookup_server`] is the other side, for proxies that ask us. No user's password is ever sent: the
-//! field that the protocols have for it holds a fixed word. Sockets and TLS come from the outside through [`Dial`].
-//! [`certauth`] asks them for a token, for somebody who has shown a certificate.
+//! [`Services`] asks them; [`crate::lookup_server`] is the other side, for proxies that ask us. No user's password is
+//! ever sent: the field that the protocols have for it holds a fixed word. Sockets and TLS come from the outside
+//! through [`Dial`]. [`certauth`] asks them for a token, for a client that has shown a certificate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -48,11 +48,11 @@ pub trait Dial: Send + Sync + 'static {
     /// A new connection. The caller has a time limit.
     ///
     /// # Errors
-    /// Refused, unreachable, or the service could not prove who it is.
+    /// Refused, unreachable, or the service could not prove its identity.
     async fn connect(&self, url: &HandlerUrl) -> std::io::Result<BoxStream>;
 }
 
-/// The words that are spoken.
+/// The lookup protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// Zimbra's nginx-lookup.
@@ -137,7 +137,7 @@ pub struct Settings {
     pub handlers: Vec<HandlerUrl>,
     /// How long one lookup may take, however many services it takes.
     pub timeout: Duration,
-    /// How long a service that failed is asked only when nobody else is left.
+    /// How long a service that failed is asked only when no other is left.
     pub retry: Duration,
 }
 
@@ -167,7 +167,7 @@ impl Services {
         }
     }
 
-    /// Where is the account?
+    /// Where the account is.
     pub(crate) async fn place(
         &self,
         lookup: &Lookup,
@@ -235,7 +235,7 @@ impl Services {
         told.unwrap_or_else(ServiceAnswer::CannotTell)
     }
 
-    /// What the first one says that can tell; or why nobody can.
+    /// The answer of the first service that can tell; or why none can.
     async fn first_to_tell<T, R: AsRef<[u8]>>(
         &self,
         request: impl Fn(&HandlerUrl) -> R,
@@ -324,8 +324,8 @@ impl Services {
     }
 }
 
-/// An address that a stranger may send us to: not this machine, not what only this network segment knows (cloud
-/// metadata), not a group.
+/// An address that an outside service may send us to: not this machine, not what only this network segment knows
+/// (cloud metadata), not a group.
 fn is_elsewhere(address: IpAddr) -> bool {
     let link_local = match address.to_canonical() {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
@@ -335,8 +335,8 @@ fn is_elsewhere(address: IpAddr) -> bool {
     !(link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
 }
 
-/// The account, and the name to log in with where that is another. The service's word counts for both, as far as it
-/// is a full name; a name without domain is only good for logging in.
+/// The account, and the name to log in with where that is another. The service's answer counts for both if it is a
+/// full name; a name without domain is only good for logging in.
 fn names(lookup: &Lookup, key: &Key, user: Option<&str>) -> Result<(Arc<str>, Option<Arc<str>>), RouteError> {
     let Some(user) = user.filter(|user| !user.is_empty()) else {
         let typed = match (&lookup.subject, key) {

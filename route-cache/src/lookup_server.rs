@@ -1,7 +1,7 @@
-//! The other side of Zimbra's lookup protocol: proxies that are not replaced yet ask this house (MAIL §1.3–1.8).
+//! The other side of Zimbra's lookup protocol: proxies that are not replaced yet ask this node (MAIL §1.3–1.8).
 //!
-//! Whoever may ask learns who has a mailbox and where, so the caller lets only chosen networks in. Nothing here
-//! checks a password: the field for it is not even looked at. Kerberos and certificates are not served.
+//! Every client that may ask learns which mailboxes exist and where, so the caller admits only chosen networks.
+//! Nothing here checks a password: the field for it is not even looked at. Kerberos and certificates are not served.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -46,14 +46,14 @@ pub struct Request {
     length: usize,
 }
 
-/// What somebody wants to know.
+/// What a proxy asks.
 struct Inquiry {
     lookup: Lookup,
     protocol: Protocol,
     zx: bool,
 }
 
-/// What he is told.
+/// The answer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpResponse {
     /// HTTP status and its text.
@@ -144,7 +144,7 @@ impl Request {
             keep_alive: false,
             length: end + 4,
         };
-        // A body would have to be told from the next request; nobody sends one.
+        // A body would have to be told from the next request; no proxy sends one.
         let has_body =
             request.field("transfer-encoding").is_some() || request.field("content-length").is_some_and(|n| n != "0");
         if has_body || !matches!(version, "HTTP/1.0" | "HTTP/1.1") {
@@ -171,7 +171,7 @@ impl Request {
         value.ok_or_else(|| HttpResponse::refusal(format!("missing header field {name}")))
     }
 
-    /// An address, or one that nobody has: without it no list of allowed addresses and no virtual address fits.
+    /// An address, or the unspecified one: without it no list of allowed addresses and no virtual address fits.
     fn address(&self, name: &str) -> IpAddr {
         let address = self.field(name).and_then(|value| value.parse().ok());
         address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
@@ -307,8 +307,8 @@ impl HttpResponse {
         }
     }
 
-    /// The text of Zimbra's servlet, but not its status: a proxy that reads "200" tells the user that his password
-    /// is wrong. With any other status it says that something is broken, which is true.
+    /// The text of Zimbra's servlet, but not its status: a proxy that reads "200" tells the user that the password is
+    /// wrong. With any other status it says that something is broken, which is true.
     fn cannot_tell(text: String) -> HttpResponse {
         HttpResponse {
             status: "503 Service Unavailable",
@@ -343,7 +343,7 @@ impl HttpResponse {
     }
 }
 
-/// A text with names in it, fit for a header field.
+/// A text with names in it, made fit for a header field.
 fn printable(text: &str) -> String {
     text.replace(char::is_control, "?")
 }

@@ -1,8 +1,7 @@
 //! A small client for memcached: `get`, `set` and `delete` on several servers, chosen as Carbonio's proxy does.
 //!
-//! Nothing here knows what a key or a value means; `shared.rs` does. Whatever a server does, the caller hears an
-//! answer or a miss within the time limit: there is no error to handle, because a cache that fails is a cache that
-//! knows nothing.
+//! Nothing here knows what a key or a value means; `shared.rs` does. Whatever a server does, the caller receives an
+//! answer or a miss within the time limit: there is no error to handle, because a cache that fails counts as empty.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +20,8 @@ const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How memcached is used.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `host:port` of each server. Their order is part of the choice, so all who share them name them alike.
+    /// `host:port` of each server. Their order is part of the choice, so all nodes that share them must list them
+    /// alike.
     pub servers: Vec<String>,
     /// How long one request may take, its connection included.
     pub timeout: Duration,
@@ -55,13 +55,13 @@ impl Memcached {
         self.timeout
     }
 
-    /// The value under `name`, or `None` if there is none or nobody can say.
+    /// The value under `name`, or `None` if there is none or no server answers.
     pub async fn get(&self, name: &str) -> Option<Vec<u8>> {
         let command = Command::Get { key: hashed(name) };
         self.order(name).find_map(|link| link.ask(&command))?.answer().await
     }
 
-    /// Stores a value, in place of what is there. Nobody waits for it.
+    /// Stores a value, in place of what is there, without waiting.
     pub fn set(&self, name: &str, value: &str, ttl: Duration) {
         let command = Command::Set {
             key: hashed(name),
@@ -71,8 +71,8 @@ impl Memcached {
         let _ = self.order(name).find_map(|link| link.ask(&command));
     }
 
-    /// Removes what is under `name`, from every server: while one was down its entries went to the next. Nobody
-    /// waits for it.
+    /// Removes what is under `name`, from every server: while one was down its entries went to the next. Does not
+    /// wait.
     pub fn delete(&self, name: &str) {
         let command = Command::Delete { key: hashed(name) };
         for link in &self.links {

@@ -1,6 +1,6 @@
 //! Names as they stand in header fields and keys of Zimbra's protocols: blanks, controls and `%` as `%XX` (MAIL §1.3).
 
-/// Longest name of a user, as everywhere in the house.
+/// Longest name of a user, as everywhere in the workspace.
 const MAX_USER: usize = 512;
 
 /// Every byte up to the blank, and `%`, as `%XX` (MAIL §1.3).

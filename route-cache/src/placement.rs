@@ -29,7 +29,7 @@ struct Special {
     external: Option<bool>,
     /// Host and port by place in [`EXTERNAL`](crate::protocol::EXTERNAL).
     servers: [(Option<Box<str>>, Option<u16>); 4],
-    /// A lookup service gave these servers, each for its own protocol; it has to be asked for the others.
+    /// A lookup service named these servers, each for its own protocol; it has to be asked for the others.
     piecemeal: bool,
 }
 
@@ -156,8 +156,8 @@ fn special(account: View<'_>, login: Option<&str>) -> Option<Box<Special>> {
 }
 
 impl Placement {
-    /// An account on a server of the directory, where somebody else than its entry said so. He had the last word
-    /// about external servers, too.
+    /// An account on a server of the directory, where another source than its entry said so. That source also had the
+    /// last word about external servers.
     pub(crate) fn on(server: &Arc<str>, account: Arc<str>, login: Option<Arc<str>>, system: &System) -> Placement {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
         let elsewhere = system.domain_of(&account).is_some_and(|domain| domain.flag(flag));
@@ -195,7 +195,7 @@ impl Placement {
         })
     }
 
-    /// Whether this says where to go for a protocol. If not, somebody has to be asked for it.
+    /// Whether this says where to go for a protocol. If not, the source has to be asked for it.
     pub(crate) fn answers(&self, protocol: Protocol) -> bool {
         self.pieces()
             .is_none_or(|own| protocol.external().is_some_and(|place| own.servers[place].1.is_some()))

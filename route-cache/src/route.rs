@@ -20,7 +20,7 @@ pub enum Service {
     Admin,
 }
 
-/// Whom to find.
+/// The subject to find.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A login name as typed, without the `/tb` `/wm` `/ni` suffix; qualified (`user@domain`) or not.
@@ -29,10 +29,10 @@ pub enum Subject {
     Id(String),
 }
 
-/// The question: who, for which service, and what is known of the connection.
+/// The question: which account, for which service, and what is known of the connection.
 #[derive(Debug, Clone)]
 pub struct Lookup {
-    /// Whom to find.
+    /// The subject to find.
     pub subject: Subject,
     /// For which service.
     pub service: Service,
@@ -99,7 +99,7 @@ pub struct Route {
     pub port: u16,
     /// TLS towards the server.
     pub tls: UpstreamTls,
-    /// The server is somebody else's: it is not in the directory.
+    /// The server is external: it is not in the directory.
     pub external: bool,
     /// Where the answer came from.
     pub tier: Tier,
@@ -142,7 +142,7 @@ impl Server {
     }
 }
 
-/// A group of mailbox servers of the directory, any of which will do for a web request of nobody in particular.
+/// A group of mailbox servers of the directory, any of which will do for an unauthenticated web request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ServerPool {
     /// Web client, SOAP, REST, DAV: all that take web users who are not known yet.
@@ -155,7 +155,7 @@ pub enum ServerPool {
     Login,
 }
 
-/// Why there is no route. "Nobody has this name" and "could not ask" are different answers.
+/// Why there is no route. "Unknown account" and "could not ask" are different answers.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RouteError {
     /// No account has this name or id.

@@ -39,7 +39,7 @@ pub(crate) fn route(
 }
 
 /// Step 3: the domain's list of client addresses, IPv4 and IPv6. It also guards accounts that exist only at an
-/// external server. A list of which nothing can be read admits nobody.
+/// external server. A list without a readable entry admits no client.
 fn allowed(domain: Option<View<'_>>, client: IpAddr) -> Result<(), RouteError> {
     let Some(domain) = domain else {
         return Ok(());
@@ -68,7 +68,7 @@ struct RoutePlan<'a> {
 }
 
 impl RoutePlan<'_> {
-    /// The account is not in the directory, but its domain has a second home for such.
+    /// The account is not in the directory, but its domain has an external server for such accounts.
     fn split_domain(&self) -> Option<Route> {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE_IF_ACCOUNT_NOT_EXIST;
         let is_name = matches!(self.lookup.subject, Subject::Login(_));
@@ -76,7 +76,7 @@ impl RoutePlan<'_> {
         self.external_server(None)
     }
 
-    /// Step 5: the account's own word, else that of its domain. An incomplete address is as good as none.
+    /// Step 5: the account's own setting, else that of its domain. An incomplete address counts as none.
     fn external(&self, placement: &Placement) -> Option<Route> {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
         let wanted = placement
@@ -430,7 +430,7 @@ accounts:
                 expected,
             );
         }
-        // Unknown accounts have no external home here, so nothing is gained by hiding the list.
+        // Unknown accounts have no external server here, so nothing is gained by hiding the list.
         check(
             &Lookup {
                 client: "192.0.2.2".parse().unwrap(),

@@ -27,7 +27,7 @@ impl Source {
         }
     }
 
-    /// Where is the account? Of the lookup only what it says of the connection counts.
+    /// Where the account is. Only the connection facts of the lookup count.
     pub(crate) async fn ask(
         &self,
         lookup: &Lookup,

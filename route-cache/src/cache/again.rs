@@ -1,7 +1,7 @@
 //! The source is asked again, past every cache, when a mailbox server has refused a login: the account may have moved,
 //! or what the nodes share may be wrong.
 //!
-//! Nothing is forgotten over it: while the source cannot be asked, what is kept may still serve.
+//! Nothing is forgotten because of this: while the source cannot be asked, what is kept may still serve.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,9 +16,9 @@ use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError};
 
 impl RouteCache {
-    /// Asks the source where the account is now, together with all who do the same, and keeps what it says, here and
-    /// in the cache that nodes share. `None` if what is kept came from the source within `age`, or if the source has
-    /// just failed: there is nothing new to learn.
+    /// Asks the source where the account is now, together with all lookups that do the same, and keeps the answer,
+    /// here and in the cache that nodes share. `None` if what is kept came from the source within `age`, or if the
+    /// source has just failed: there is nothing new to learn.
     pub async fn ask_again(&self, lookup: &Lookup, age: Duration) -> Option<Result<Route, RouteError>> {
         let system = self.directory.system();
         let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));

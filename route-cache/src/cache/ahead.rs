@@ -1,7 +1,7 @@
-//! Routes that are in use are asked for again before they expire, so that nobody waits for them.
+//! Routes that are in use are asked for again before they expire, so that no client waits for them.
 //!
-//! Who is served an answer near the end of its life orders a new one and does not wait. [`RouteCache::keep_fresh`]
-//! works the orders off; where nobody runs it they are lost, and answers simply expire.
+//! A lookup that is served an answer near the end of its life orders a new one and does not wait.
+//! [`RouteCache::keep_fresh`] works the orders off; where it does not run they are lost, and answers simply expire.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::route::Lookup;
 
 /// Orders that wait. With more, answers expire as if there were no orders.
 const MAX_WAITING: usize = 1024;
-/// Orders that are worked off at one time: a small part of what the directory takes, since nobody waits for them.
+/// Orders that are worked off at one time: a small part of what the directory takes, since no client waits for them.
 const MAX_UNDER_WAY: usize = 16;
 
 /// The orders.
@@ -52,7 +52,7 @@ impl RouteCache {
     /// Asks again for routes that are in use and about to expire, until it is dropped.
     pub async fn keep_fresh(self: Arc<Self>) {
         let mut orders = self.ahead.taken.lock().await;
-        // Of somebody who did this before and was dropped over it.
+        // Orders of a previous run that was dropped.
         self.ahead.ordered.lock().clear();
         let mut under_way = JoinSet::new();
         while let Some(order) = orders.recv().await {
@@ -65,7 +65,7 @@ impl RouteCache {
         }
     }
 
-    /// Orders an answer again if the one that is served ends soon and the directory is not known to be down.
+    /// Orders a new answer if the one that is served ends soon and the directory is not known to be down.
     pub(super) fn order_ahead(&self, query: &Query<'_>, served: &KeptPlacement) {
         let now = self.now();
         if now < self.age_of(served.at) || now < self.down_until.load(Ordering::Relaxed) {

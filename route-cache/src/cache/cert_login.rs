@@ -5,10 +5,10 @@ use crate::lookup::certauth::{CertLogin, CertLoginError, NodeLogin, Token};
 use crate::source::Source;
 
 impl RouteCache {
-    /// Asks a lookup service whose certificate this is. Nothing is kept of the answer.
+    /// Asks a lookup service which account this certificate belongs to. Nothing is kept of the answer.
     ///
     /// # Errors
-    /// Nobody's, or it cannot be known.
+    /// The certificate belongs to no account, or it cannot be known.
     pub async fn cert_login(&self, question: &CertLogin<'_>, asks: &NodeLogin) -> Result<Token, CertLoginError> {
         match &self.source {
             Source::Services(services) => services.cert_login(question, asks).await,

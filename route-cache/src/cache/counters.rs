@@ -1,4 +1,4 @@
-//! How often which answer was given. Only counted here; what it is good for is the reader's affair.
+//! How often each answer was returned. It is only counted here; the reader decides what it means.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,8 +17,8 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Answers by the tier that gave the route; `nobody` where the account does not exist, `failed` where there is no
-    /// route for another reason.
+    /// Answers by the tier that returned the route; `nobody` where the account does not exist, `failed` where there
+    /// is no route for another reason.
     pub fn answers(&self) -> [(&'static str, u64); 6] {
         [
             ("memory", &self.memory),

@@ -1,7 +1,7 @@
-//! What would be answered now and why, and what is forgotten on demand: for people who ask why somebody lands where
-//! he does.
+//! What would be answered now and why, and what is forgotten on demand: for administrators who ask why an account is
+//! sent to a server.
 //!
-//! An explanation asks every tier and changes none: nothing is kept, nothing is forgotten, nobody is marked as used.
+//! An explanation asks every tier and changes none: nothing is kept or forgotten, and nothing is marked as used.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -71,7 +71,7 @@ pub enum FoundBy {
 pub enum AccountReport {
     /// Its entry.
     Found(AccountFacts),
-    /// Nobody has this name or id.
+    /// No account has this name or id.
     Nobody,
     /// It was not asked: lookup services know the accounts, or the name cannot be one.
     NotAsked,
@@ -424,7 +424,7 @@ fn note(account: &mut Touched, key: &Key) {
     }
 }
 
-/// Where no client was named, one whom the domain admits; the list is noted.
+/// Where no client was named, a client that the domain admits; the list is noted.
 fn admitted(lookup: &Lookup, entry: Option<&Entry>, key: &Key, system: &System, blockers: &mut Vec<Blocker>) -> Lookup {
     let mut lookup = lookup.clone();
     let name = entry.map_or(&**key.text(), |entry| {

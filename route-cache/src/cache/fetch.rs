@@ -17,11 +17,11 @@ use crate::route::{RouteError, Tier};
 /// enough to notice its return at once, long enough that not every login waits for the timeout.
 pub(super) const DOWN_PAUSE: Duration = Duration::from_secs(2);
 
-/// How often one lookup asks again because the account was forgotten while the directory answered. Once is the
-/// rule; an account that changes faster than the directory answers gets what there is.
+/// How often one lookup asks again because the account was forgotten while the directory answered. Once is the rule;
+/// if an account changes faster than the directory answers, the last answer is taken.
 const MOST_FLIGHTS: usize = 3;
 
-/// Whether a question may change what others see.
+/// Whether a question may change what other lookups see.
 #[derive(PartialEq, Eq)]
 pub(super) enum Trace {
     Left,
@@ -53,7 +53,7 @@ impl FetchOutcome {
 
 impl RouteCache {
     /// Asks, and again if the account was forgotten while the answer was on its way: it may be from before the change
-    /// because of which somebody said forget.
+    /// because of which the account was forgotten.
     pub(super) async fn fetch(&self, query: &Query<'_>) -> Result<Fetched, RouteError> {
         for _ in 1..MOST_FLIGHTS {
             if let Some(fetched) = self.fetch_once(query).await?.current() {
@@ -63,8 +63,8 @@ impl RouteCache {
         self.fetch_once(query).await.map(FetchOutcome::fetched)
     }
 
-    /// Asks together with all who want the same key, and keeps the answer. An answer that was given to somebody
-    /// else and is none for this lookup (another protocol, another client) is not shared.
+    /// Asks once for all lookups of the same key, and keeps the answer. An answer for another lookup that is none for
+    /// this one (another protocol, another client) is not shared.
     pub(super) async fn fetch_once(&self, query: &Query<'_>) -> Result<FetchOutcome, RouteError> {
         let waiter = self.flights.join(&query.key);
         let Some(flight) = &waiter.flight else {
@@ -130,7 +130,7 @@ impl RouteCache {
         result
     }
 
-    /// What the nodes share. It is born old, so that it is soon asked for again.
+    /// What the nodes share. It starts old, so that it is soon asked for again.
     pub(super) async fn ask_shared(&self, query: &Query<'_>, trace: Trace) -> Option<Fetched> {
         let shared = self.shared.as_ref()?;
         let placement = match shared.find(&query.key, query.protocol, query.system).await {
@@ -181,7 +181,7 @@ impl RouteCache {
         {
             shared.keep(key, placement, *protocol, system);
         }
-        // Whom nobody gave a full name is known by what he was asked by.
+        // An account without a full name is known by the name that was asked for.
         let account = match key {
             Key::Id(text) | Key::Bare(text) if *text == placement.account => key.clone(),
             _ => Key::Name(placement.account.clone()),

@@ -8,11 +8,11 @@ use super::RouteCache;
 
 impl RouteCache {
     /// Forgets accounts as the directory says that they changed, and looks for those that are gone, until it is
-    /// dropped or the directory has no more to say. Somebody else must see to it that the directory looks
+    /// dropped or the directory has no more to say. The caller makes the directory look for changes
     /// ([`mail_directory::Directory::watch`]).
     pub async fn follow_directory(&self) {
         let moved = Notify::new();
-        // Apart from each other: what changed must not wait for a question about others.
+        // In parallel: what changed must not wait for a question about others.
         tokio::select! {
             () = self.follow_news(&moved) => {}
             () = self.sweep(&moved) => {}
@@ -21,7 +21,8 @@ impl RouteCache {
 
     async fn follow_news(&self, moved: &Notify) {
         let mut news = self.directory.news();
-        // What was said before we listened. That is at the start, and other nodes were listening.
+        // News before this moment was missed, so what this node keeps is forgotten. What nodes share stays: other
+        // nodes were listening.
         self.clear_here();
         loop {
             match news.recv().await {

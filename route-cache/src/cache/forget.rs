@@ -1,4 +1,4 @@
-//! What is forgotten, or taken for old: by a word from outside, by a change in the directory.
+//! What is forgotten, or taken for old: on request, or after a change in the directory.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use crate::source::Source;
 const FORGET_AT_ONCE: usize = 1000;
 
 impl RouteCache {
-    /// Forgets the account of this lookup, whatever name it is asked by: the next one asks the directory. So do
-    /// those who wait for an answer that is under way now.
+    /// Forgets the account of this lookup, whatever name it is asked by: the next lookup asks the directory. So do
+    /// lookups that wait for an answer that is under way now.
     pub fn forget(&self, lookup: &Lookup) {
         if let Ok(key) = self.source.key(lookup, &self.directory.system()) {
             self.forget_asked(lookup, vec![key]);
         }
     }
 
-    /// The same, unless what is kept is younger than `age`: it was asked for just now, and asking again would bring
-    /// nothing new.
+    /// The same, unless what is kept is younger than `age`: it was asked for just now, and asking again would not
+    /// help.
     pub fn forget_older_than(&self, lookup: &Lookup, age: Duration) {
         let Ok(key) = self.source.key(lookup, &self.directory.system()) else {
             return;
@@ -65,8 +65,8 @@ impl RouteCache {
         });
     }
 
-    /// Forgets what these keys stand for, here and in the shared cache, and says what that was: a key may know a name
-    /// that nobody tells any more.
+    /// Forgets what these keys stand for, here and in the shared cache, and returns what that was: a key may know a
+    /// name that no entry has any more.
     pub(super) fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
         let mut state = self.flights.0.lock();
         for at in 0..keys.len() {
@@ -79,7 +79,7 @@ impl RouteCache {
             self.known.remove(key);
             self.nobody.invalidate(key);
         }
-        // Under the lock, so that no write of an older answer comes behind the delete.
+        // Under the lock, so that no write of an older answer follows the delete.
         if let Some(shared) = &self.shared {
             shared.forget(&keys);
         }
@@ -87,8 +87,8 @@ impl RouteCache {
         keys
     }
 
-    /// Takes what this node keeps for old: the next lookup of each account asks again. Whether what other nodes share
-    /// can be believed is for the directory to say, which tells what changed; lookup services tell nothing, so with
+    /// Takes what this node keeps for old: the next lookup of each account asks again. The directory decides whether
+    /// what other nodes share can be believed, since it tells what changed; lookup services tell nothing, so with
     /// them this is [`RouteCache::expire`].
     pub fn ask_anew(&self) {
         match self.source {
@@ -103,7 +103,7 @@ impl RouteCache {
     pub fn expire(&self) {
         let mut state = self.flights.0.lock();
         self.expire_here(&mut state);
-        // Under the lock, so that no older answer that lands meanwhile is taken for a new one there.
+        // Under the lock, so that no older answer that arrives meanwhile is taken for a new one there.
         if let Some(shared) = &self.shared {
             shared.forget_all();
         }

@@ -1,6 +1,7 @@
-//! How long what is kept of an account is believed: fresh, young, or good only while the directory is down.
+//! How long a cached account is believed: fresh, young, or good only while the directory is down.
 //!
-//! The numbers come from the node file (`route_cache.ttl`, `stale`); what other nodes share lives shorter.
+//! The numbers come from the node file (`route_cache.ttl`, `stale`); entries that other nodes share have a shorter
+//! life.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use super::RouteCache;
 use super::known::{KeptPlacement, Millis, millis};
 
-/// How long an answer of the shared cache is kept here. It may be as old as the life of an entry there already, so
-/// it is asked for again soon, which costs next to nothing.
+/// How long an answer of the shared cache is kept here. It may already be as old as the life of an entry there, so it
+/// is asked for again soon, which costs next to nothing.
 pub(super) const SHARED_LIFE: Duration = Duration::from_secs(60);
 
 /// Of the life of an answer, the part at its end in which it is asked for again.
@@ -35,7 +36,7 @@ impl RouteCache {
         self.now() < old.at + self.ttl.load(Ordering::Relaxed) + self.stale.load(Ordering::Relaxed)
     }
 
-    /// When an answer of this time begins to age. What the shared cache says lives shortly, and so does what is
+    /// When an answer of this time begins to age. What the shared cache says has a short life, and so has what is
     /// read there again.
     pub(super) fn age_of(&self, at: Millis) -> Millis {
         let ttl = self.ttl.load(Ordering::Relaxed);

@@ -11,7 +11,7 @@ use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError, Tier};
 use crate::routing;
 
-/// One question, with what it goes by.
+/// One question, and the facts that its answer depends on.
 pub(super) struct Query<'a> {
     pub(super) lookup: &'a Lookup,
     pub(super) key: Key,
@@ -23,7 +23,7 @@ pub(super) struct Query<'a> {
 /// What is good enough of what is kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Freshness {
-    /// Whatever is in its life.
+    /// Everything that is in its life.
     Fresh,
     /// What is not near the end of its life.
     Young,
@@ -46,7 +46,7 @@ impl Query<'_> {
         routing::route(self.lookup, &self.key, placement, self.system, self.protocol, tier)
     }
 
-    /// Whether what somebody else was told is an answer to this question.
+    /// Whether what another lookup was told is an answer to this question.
     pub(super) fn is_answered_by(&self, result: &Result<Fetched, RouteError>) -> bool {
         match result {
             Ok(fetched) if !self.freshness.takes(fetched.at) => false,

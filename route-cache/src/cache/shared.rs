@@ -1,9 +1,9 @@
-//! The cache that nodes share: which names things have in memcached, and what of it is believed (MAIL §2, HTTP §3.4).
+//! The cache that nodes share: the names of entries in memcached, and what of them is believed (MAIL §2, HTTP §3.4).
 //!
-//! memcached has no password: whoever reaches it can write into it. So nothing is taken from it but the choice
-//! between the mailbox servers of the directory: an address and port that one of them has for the very protocol.
-//! Ports and TLS come from the directory; names of accounts are never taken from it. Nothing here fails: what
-//! cannot be read was not there.
+//! memcached has no password: every client that reaches it can write into it. So nothing is taken from it but the
+//! choice between the mailbox servers of the directory: an address and port that one of them has for the very
+//! protocol. Ports and TLS come from the directory; names of accounts are never taken from it. Nothing here fails:
+//! what cannot be read counts as absent.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -111,7 +111,7 @@ impl SharedCache {
         let _ = self.book.page(system, self.memcached.timeout()).await;
     }
 
-    /// Writes what the source said. Only under the account's own name and its id: whoever reads an entry cannot see
+    /// Writes what the source said. Only under the account's own name and its id: the reader of an entry cannot see
     /// whether its name is an alias, and would log in with it.
     pub(crate) fn keep(&self, key: &Key, placement: &Placement, protocol: Protocol, system: &Arc<System>) {
         let value = placement
@@ -153,7 +153,8 @@ impl SharedCache {
         }
     }
 
-    /// Believes nothing that stands there now, until all of it has expired. It is not ours alone, so it is not emptied.
+    /// Believes nothing that stands there now, until all of it has expired. Other nodes use it too, so it is not
+    /// emptied.
     pub(crate) fn forget_all(&self) {
         self.renewed.invalidate_all();
         let until = self.born.elapsed() + self.ttl;
@@ -187,7 +188,7 @@ fn address(value: &[u8]) -> Option<SocketAddr> {
 }
 
 /// The name of a route. Names without domain have none: Carbonio's proxy puts the client's address in the place of
-/// the domain, where two people with one name behind one address would meet.
+/// the domain, so two users with one name behind one address would share an entry.
 fn route_name(protocol: Protocol, key: &Key) -> Option<String> {
     let admin = if protocol.service() == Service::Admin {
         "admin=1;"
@@ -241,7 +242,7 @@ fn all_names(key: &Key) -> Vec<String> {
     }
 }
 
-/// The name of an alias: what somebody typed, where (MAIL §2.2, HTTP §3.4).
+/// The name of an alias: what a client typed, and where (MAIL §2.2, HTTP §3.4).
 fn alias_name(lookup: &Lookup) -> Option<String> {
     let Subject::Login(login) = &lookup.subject else {
         return None;

@@ -22,13 +22,13 @@ pub(super) struct Flights(pub(super) Mutex<InFlight>);
 #[derive(Default)]
 pub(super) struct InFlight {
     pub(super) flights: HashMap<Key, Arc<Flight>>,
-    /// Counts flights and forgets, to tell what was before what.
+    /// Counts flights and forgets, to tell their order.
     pub(super) clock: u64,
     pub(super) forgotten: Forgotten,
 }
 
-/// One question, and the place where the first who asks leaves the answer for the others. If that one is dropped
-/// before, the next one asks.
+/// One question, and the place where the first that asks leaves the answer for the others. If the first one is
+/// dropped before that, the next one asks.
 pub(super) struct Flight {
     pub(super) since: u64,
     pub(super) answer: OnceCell<Result<Fetched, RouteError>>,
@@ -42,11 +42,11 @@ pub(super) struct Forgotten {
     pub(super) hasher: RandomState,
 }
 
-/// One of those who wait for a flight. When the last one is dropped, the flight is over.
+/// A waiter of a flight. When the last one is dropped, the flight is over.
 pub(super) struct Waiter<'a> {
     pub(super) flights: &'a Flights,
     pub(super) key: &'a Key,
-    /// Given back under the lock, so that the count of waiters is right there.
+    /// Dropped under the lock, so that the count of waiters is right there.
     pub(super) flight: Option<Arc<Flight>>,
 }
 
@@ -103,7 +103,7 @@ impl InFlight {
         current
     }
 
-    /// Whether nobody has said forget after `since`, of the key or of the account that was found.
+    /// Whether nothing was forgotten after `since`, neither the key nor the account that was found.
     pub(super) fn is_wanted(&mut self, key: &Key, fetched: &Fetched, since: u64) -> bool {
         let account = fetched.placement.as_ref().map(|p| Key::Name(p.account.clone()));
         self.forgotten.all <= since
@@ -135,7 +135,7 @@ impl Drop for Waiter<'_> {
         let Some(flight) = self.flight.take() else {
             return;
         };
-        // This one and the one in the table: nobody else waits.
+        // This one and the one in the table: there is no other waiter.
         let last = Arc::strong_count(&flight) == 2;
         if last
             && state

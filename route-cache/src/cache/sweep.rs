@@ -1,5 +1,5 @@
-//! Routes of accounts that are gone. LDAP tells what changed, but not what was deleted; so when something there has
-//! moved, the directory is asked, some names at a time, whether those that are kept still exist.
+//! Routes of deleted accounts. LDAP tells what changed, but not what was deleted; so after a change there, the
+//! directory is asked, some names at a time, whether the cached accounts still exist.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::source::Source;
 const AT_ONCE: usize = 200;
 /// Time between questions, so that a large cache is no load: a hundred thousand accounts take eight minutes.
 const PAUSE: Duration = Duration::from_secs(1);
-/// With more names than this it cannot be that all of them are gone: that is a right that was lost.
+/// If more names than this are missing, they are not deleted: the node has lost a right to read them.
 const BELIEVABLE: usize = 20;
 
 impl RouteCache {
-    /// Goes once through all that is kept each time that `moved` is told, until it is dropped.
+    /// Goes once through everything in the cache each time that `moved` is notified, until it is dropped.
     pub(crate) async fn sweep(&self, moved: &Notify) {
         if matches!(self.source, Source::Services(_)) {
             // They know accounts that this directory need not know.
@@ -75,7 +75,7 @@ impl RouteCache {
     }
 }
 
-/// The address of an account that lives on a server here. Who is sent to an external server may have no entry.
+/// The address of an account on a server of the directory. An account on an external server may have no entry.
 fn name_on_a_server(key: &Key, known: &Kept) -> Option<Arc<str>> {
     match (key, &known.what) {
         (Key::Name(name), KeptValue::Here(placement)) if placement.server().is_some() => {

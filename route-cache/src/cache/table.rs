@@ -1,8 +1,8 @@
-//! A bounded table in memory that forgets what was not asked for lately. It knows no time and no accounts.
+//! A bounded table in memory that forgets what was not asked for lately. It knows neither time nor accounts.
 //!
-//! The second-chance clock: whoever was used since the hand last came by stays for another round. Written here
-//! because a route is small: general caches keep some 300 bytes of their own with each of a million accounts,
-//! this one keeps 20.
+//! The second-chance clock: an entry that was used since the hand last passed stays for another round. Written here
+//! because a route is small: general caches keep some 300 bytes of their own with each of a million accounts, this
+//! one keeps 20.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 
@@ -17,7 +17,7 @@ const MAX_SHARDS: u64 = 64;
 /// A table of at most `capacity` values and an eighth: each shard forgets on its own.
 pub(crate) struct ClockTable<K, V> {
     shards: Box<[Mutex<Shard<K, V>>]>,
-    /// Keyed at random, so that nobody can choose names that all fall into one place.
+    /// Keyed at random, so that no client can choose names that all fall into one place.
     hasher: RandomState,
 }
 
@@ -88,9 +88,9 @@ impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
         }
     }
 
-    /// At most `most` of what `pick` picks, from `cursor` on, which is moved along; none: this was all. What stays in the
-    /// table during a whole walk is shown at least once: it goes from the last slot to the first, and only what was
-    /// in the last one changes its place.
+    /// Returns at most `most` of the values that `pick` picks, from `cursor` on, which is moved along; none: this was
+    /// all. What stays in the table during a whole walk is shown at least once: it goes from the last slot to the
+    /// first, and only what was in the last one changes its place.
     pub(crate) fn walk<T>(&self, cursor: &mut Cursor, most: usize, pick: impl Fn(&K, &V) -> Option<T>) -> Vec<T> {
         let mut picked = Vec::new();
         while picked.len() < most
@@ -144,7 +144,7 @@ impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
         }
     }
 
-    /// Takes out what `stays` does not want to stay. Looks at everything, one shard after the other.
+    /// Takes out the values for which `stays` returns false. Looks at everything, one shard after the other.
     pub(crate) fn retain(&self, stays: impl Fn(&V) -> bool) {
         for shard in &self.shards {
             let mut shard = shard.lock();
@@ -200,7 +200,7 @@ impl<K: Hash + Eq, V> Shard<K, V> {
             .insert_unique(hash, place, |place| hasher.hash_one(&slots[*place as usize].key));
     }
 
-    /// Makes one place free: that of the first who was not used since the last round.
+    /// Makes one place free: that of the first entry that was not used since the last round.
     fn evict(&mut self, hasher: &RandomState) {
         loop {
             self.hand = (self.hand + 1) % self.slots.len();

@@ -1,7 +1,7 @@
-//! Logins by certificate: a lookup service maps the name in a certificate to an account, and gives a token for it
+//! Logins by certificate: a lookup service maps the name in a certificate to an account, and returns a token for it
 //! (MAIL §1.3, §1.4; HTTP §5.6).
 //!
-//! The only question that gives out somebody's rights, so whoever asks must prove who it is: with the node's own
+//! The only question whose answer carries an account's rights, so the node must prove its identity: with its own
 //! password, never with a user's. Answers are not kept.
 
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::percent::{escape, unescape};
 /// Longest token that is taken. Zimbra's have some 300 bytes; browsers keep cookies of up to 4096.
 const MAX_TOKEN: usize = 3072;
 
-/// As whom the node asks.
+/// The account that the node asks as.
 #[derive(Debug, Clone)]
 pub struct NodeLogin {
     user: String,
@@ -40,10 +40,10 @@ impl NodeLogin {
     }
 }
 
-/// The question: whose certificate is this?
+/// The question: which account does this certificate belong to?
 #[derive(Debug, Clone)]
 pub struct CertLogin<'a> {
-    /// Whom the certificate names, as in RFC 4514.
+    /// The subject of the certificate, as in RFC 4514.
     pub subject: &'a str,
     /// Whether the token is to be good for administration.
     pub admin: bool,
@@ -55,7 +55,7 @@ pub struct CertLogin<'a> {
     pub host: Option<&'a str>,
 }
 
-/// Somebody is logged in.
+/// The account is logged in.
 #[derive(Debug, Clone)]
 pub struct Token {
     /// What proves it to mailbox servers. Octets that a cookie may have (RFC 6265 §4.1.1), and no others.
@@ -64,7 +64,7 @@ pub struct Token {
     pub account: Option<String>,
 }
 
-/// Why nobody is.
+/// Why no account is logged in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertLoginError {
     /// There are no services that could be asked.

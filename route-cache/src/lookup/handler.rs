@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::wire::{self, MAX_BODY, Malformed, Response};
 use super::{BoxStream, Dial, HandlerUrl};
 
-/// Connections that wait for a question. As many as there may be questions would be kept for nothing after a rush.
+/// Connections that wait for a question. More would be kept for nothing after a rush.
 const MAX_IDLE: usize = 16;
 /// How long a connection waits. Jetty closes after 30 s.
 const IDLE: Duration = Duration::from_secs(20);
@@ -27,7 +27,7 @@ pub(super) struct Handler {
     failed_at: Mutex<Option<Instant>>,
 }
 
-/// Why it gave no answer.
+/// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     #[error("{0}")]
@@ -58,7 +58,7 @@ impl Handler {
         self.failed_at.lock().is_none_or(|at| at.elapsed() >= self.retry)
     }
 
-    /// Notes a failure, and says who failed and why.
+    /// Notes a failure, and returns which service failed and why.
     pub(super) fn failed(&self, why: &str) -> String {
         let text = format!("lookup service {}: {why}", self.url.address());
         if self.failed_at.lock().replace(Instant::now()).is_none() {

@@ -47,7 +47,7 @@ pub struct Response {
     pub fields: Vec<(String, String)>,
     /// Length of the head in bytes.
     pub head: usize,
-    /// Length of the body, if the connection can be used again behind it.
+    /// Length of the body, if the connection can be used again after it.
     pub body: Option<usize>,
 }
 
@@ -278,7 +278,8 @@ impl ServiceAnswer {
         }
     }
 
-    /// The texts of MAIL §1.8. What is not among them is an exception of the servlet, and no word about the user.
+    /// The texts of MAIL §1.8. What is not among them is an exception of the servlet, and says nothing about the
+    /// user.
     fn refused_by_zimbra(text: &str, user: &str) -> ServiceAnswer {
         let nobody = [
             "user not found:",

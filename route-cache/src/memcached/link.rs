@@ -1,9 +1,9 @@
-//! One connection to one memcached server, shared by all who ask it, and what happens when it fails.
+//! One connection to one memcached server, shared by all callers, and what happens when it fails.
 //!
-//! Requests go out as they come, and answers come back in that order. The first thing that is wrong (silence past
-//! the limit, an end, a byte that nobody asked for, an answer that does not fit) ends the connection for good, and
-//! with it all that wait. The server is then left alone for a while, and after that tried by a request that nobody
-//! waits for.
+//! Requests go out as they come, and answers come back in that order. The first thing that is wrong (silence past the
+//! limit, an end, a byte that was not asked for, an answer that does not fit) ends the connection for good, and with
+//! it all requests that wait. The server is then left alone for a while, and after that tried by a request that no
+//! caller waits for.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -142,7 +142,7 @@ enum Ended {
     Closed,
     #[error("it said what nobody had asked for")]
     Babble,
-    /// Nobody uses this client any more.
+    /// This client is not used any more.
     #[error("not needed any more")]
     Unused,
 }
@@ -170,7 +170,7 @@ impl Run {
         self.ended(&ended);
     }
 
-    /// Tries a server that had failed: it must answer before anybody is sent to it.
+    /// Tries a server that had failed: it must answer before any request is sent to it.
     async fn again(self) {
         let ended = match self.probe().await {
             Ok(stream) => {
@@ -232,7 +232,7 @@ struct Conversation {
     requests: mpsc::Receiver<QueuedCommand>,
     unsent: Vec<u8>,
     heard: Vec<u8>,
-    /// In the order in which they were sent. Whoever went away stays in it: his answer comes all the same.
+    /// In the order in which they were sent. A caller that went away stays in it: its answer comes all the same.
     waiting: VecDeque<QueuedCommand>,
 }
 
@@ -279,7 +279,7 @@ impl Conversation {
         }
     }
 
-    /// A request that nobody waits for any more is not sent at all.
+    /// A request that no caller waits for any more is not sent at all.
     fn send(&mut self, request: QueuedCommand) {
         let wanted = match request.command {
             Command::Get { .. } => !request.answer.is_closed() && Instant::now() < request.deadline,

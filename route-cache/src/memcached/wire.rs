@@ -1,9 +1,9 @@
 //! memcached's text protocol: commands out, replies in. Pure functions; no socket, no time.
 //!
-//! Strict on purpose. A reply that is not exactly what its command allows may belong to another one, and whoever
-//! went on reading would give one user the answer for another (CVE-2022-27924).
+//! Strict on purpose. A reply that is not exactly what its command allows may belong to another one, and a client
+//! that went on reading would return one user's answer to another (CVE-2022-27924).
 
-/// Longest value that is read. An address is shorter than 64 bytes; what is longer is not ours.
+/// Longest value that is read. An address is shorter than 64 bytes; a longer value is not from a proxy.
 pub const MAX_VALUE: usize = 1024;
 /// Longest line of a reply: `VALUE`, a key of 64 letters and three numbers, with room to spare.
 const MAX_LINE: usize = 256;
@@ -48,7 +48,7 @@ pub enum Reply {
 pub struct Babble;
 
 impl Command {
-    /// Writes the command behind what is in `out`. Keys are hex and values addresses: nothing needs quoting.
+    /// Appends the command to `out`. Keys are hex and values addresses: nothing needs quoting.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let text = match self {
             Command::Get { key } => format!("get {key}\r\n"),
