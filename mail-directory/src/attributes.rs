@@ -2,7 +2,7 @@
 //!
 //! Only attributes with a meaning in this program stand here; all others are carried but not understood. The
 //! constants are named like the attribute, without `zimbra`: [`IMAP_BIND_PORT`] is `zimbraImapBindPort`.
-//! [`crate::directory::View`] reads values through inheritance.
+//! [`crate::View`] reads values through inheritance.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -1,7 +1,7 @@
 //! What the mail system is: entries with attributes, in the names that Zimbra and Carbonio use (MAIL §7).
 //!
 //! A [`Directory`] holds what changes rarely (global config, servers, domains, classes of service) whole and in
-//! memory as a [`System`]; accounts are asked for one by one. It is a YAML file ([`file`]) or LDAP ([`ldap`]), and
+//! memory as a [`System`]; accounts are asked for one by one. It is a YAML file ([`mod@file`]) or LDAP ([`ldap`]), and
 //! both can be changed ([`edit`]). Inheritance and the reading of values are here ([`View`], [`attributes`]); what
 //! follows from them for a login is not.
 #![forbid(unsafe_code)]

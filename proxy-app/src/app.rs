@@ -44,7 +44,7 @@ pub mod snapshot;
 pub mod wanted;
 
 /// The running node, for those who change it: it reads its files and its directory again. All others get what they use
-/// of it when it starts ([`env`]).
+/// of it when it starts ([`mod@env`]).
 pub struct App {
     /// The node file, as far as it is in force.
     config: InForce<Config>,

@@ -27,7 +27,7 @@ struct Special {
     login: Option<Arc<str>>,
     /// `zimbraReverseProxyUseExternalRoute`.
     external: Option<bool>,
-    /// Host and port by place in [`EXTERNAL`](crate::protocol::EXTERNAL).
+    /// Host and port by place in [`EXTERNAL`].
     servers: [(Option<Box<str>>, Option<u16>); 4],
     /// A lookup service named these servers, each for its own protocol; it has to be asked for the others.
     piecemeal: bool,
@@ -239,7 +239,7 @@ impl Placement {
         self.special.as_ref()?.external
     }
 
-    /// The external server that the account names, by place in [`EXTERNAL`](crate::protocol::EXTERNAL).
+    /// The external server that the account names, by place in [`EXTERNAL`].
     pub(crate) fn external_server(&self, place: usize) -> (Option<&str>, Option<u16>) {
         self.special.as_ref().map_or((None, None), |own| {
             let (host, port) = &own.servers[place];

@@ -12,7 +12,7 @@ use crate::node::redaction::{escaped, redact};
 use crate::web::client::WebClient;
 use crate::web::decision::RequestInfo;
 
-/// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`line`].
+/// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`line()`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AccessEntry<'a> {
     /// The client's address.

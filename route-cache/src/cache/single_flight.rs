@@ -11,7 +11,7 @@ use super::question::Fetched;
 use crate::key::Key;
 use crate::route::RouteError;
 
-/// Slots for the times of [`RouteCache::forget`]. Two accounts in one slot cost at most one question more.
+/// Slots for the times of [`RouteCache::forget`](super::RouteCache::forget). Two accounts in one slot cost at most one question more.
 const FORGET_SLOTS: usize = 4096;
 
 /// The questions under way. Its lock also orders keeping against forgetting; it is held for some hash table
