@@ -1,7 +1,7 @@
 //! Locations: which request goes where, as data. The table is read from files; conf/carbonio.yaml is built in.
 //!
-//! A location says which requests are its own and what becomes of them. Nothing is done here: [`LocationTable::find`]
-//! chooses one, and the phases of a request act on it. The form of the files is told in docs/web-locations.md.
+//! A location says which requests it matches and how they are handled. Nothing is done here: [`LocationTable::find`]
+//! chooses one, and the phases of a request act on it. docs/web-locations.md describes the form of the files.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,12 +28,12 @@ mod reader;
 pub use live::LiveLocations;
 pub use reader::Locations;
 
-/// Which kind of listener a request came in by.
+/// The kind of listener that a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListenerKind {
-    /// The web client's.
+    /// The web client's listener.
     Web,
-    /// The administration console's.
+    /// The administration console's listener.
     Admin,
 }
 
@@ -46,34 +46,34 @@ pub struct Location {
     pub paths: Vec<PathMatch>,
     /// Letters of the path are compared without regard to case.
     pub ignore_case: bool,
-    /// By which listeners.
+    /// The listeners it serves.
     pub listeners: Vec<ListenerKind>,
-    /// For which hosts; empty: for all.
+    /// The hosts it serves; empty: all.
     pub hosts: Vec<HostMatch>,
-    /// For which methods; empty: for all.
+    /// The methods it serves; empty: all.
     pub methods: Vec<Method>,
-    /// A text that the User-Agent must hold.
+    /// A text that the User-Agent must contain.
     pub user_agent: Option<String>,
     /// An argument that the query must have, with its value.
     pub query: Option<(String, String)>,
-    /// Networks whose clients are served; `None`: all. Others get 403.
+    /// Networks whose clients are served; `None`: all. Other clients get 403.
     pub allow: Option<Vec<IpNet>>,
-    /// Who comes without this cookie is sent to log in.
+    /// A client without this cookie is sent to log in.
     pub required_cookie: Option<RequiredCookie>,
-    /// What becomes of its requests.
+    /// How its requests are handled.
     pub action: Action,
     /// Whether answers get the headers of `zimbraReverseProxyResponseHeaders` and the CSP.
     pub security_headers: bool,
-    /// Headers that answers have in any case.
+    /// Headers that all its answers have.
     pub answer_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Which paths belong to a location. Always the decoded path, with dots resolved and slashes merged.
 #[derive(Debug, Clone)]
 pub enum PathMatch {
-    /// This path.
+    /// Exactly this path.
     Exact(String),
-    /// Paths that begin so and go on with a slash or end there.
+    /// Paths that begin so, and end there or go on with a slash.
     Prefix(String),
     /// Paths that begin so.
     Start(String),
@@ -90,12 +90,12 @@ pub enum HostMatch {
     Below(String),
 }
 
-/// A cookie that must be there. It is not proved: that is the server's business (HTTP §2.2).
+/// A cookie that must be present. It is not verified: that is left to the server (HTTP §2.2).
 #[derive(Debug, Clone)]
 pub struct RequiredCookie {
     /// Name of the cookie.
     pub cookie: String,
-    /// Where to send those without it.
+    /// Where clients without it are sent.
     pub to: Destination,
     /// Paths that need no cookie.
     pub except: Option<Regex>,
@@ -104,9 +104,9 @@ pub struct RequiredCookie {
 /// A place to send a browser to.
 #[derive(Debug, Clone)]
 pub struct Destination {
-    /// The place, if no attribute says another one. A relative one stays relative.
+    /// The place, if no attribute names another one. A relative one stays relative.
     pub to: String,
-    /// What of the virtual host may say another one.
+    /// The attribute of the virtual host that may name another one.
     pub vhost: Option<VirtualHostUrl>,
 }
 
@@ -123,7 +123,7 @@ pub enum VirtualHostUrl {
     AdminLogout,
 }
 
-/// What becomes of a request.
+/// How a request is handled.
 #[derive(Debug, Clone)]
 pub enum Action {
     /// It goes to a server.
@@ -132,7 +132,7 @@ pub enum Action {
     Files(Files),
     /// The browser is sent elsewhere.
     Redirect {
-        /// Where.
+        /// Where to.
         to: Destination,
         /// Status.
         status: u16,
@@ -146,8 +146,8 @@ pub enum Action {
         /// The body; `None` with an error status: the error page.
         body: Option<String>,
     },
-    /// Cookies are cleared, and the browser is sent on (HTTP §2.5). With an attribute set: 200 and nothing more; the
-    /// web client goes there itself.
+    /// Cookies are cleared, and the browser is sent on (HTTP §2.5). With an attribute set the answer is 200 without a
+    /// redirect, because the web client goes there itself.
     Logout {
         /// Where to.
         to: Destination,
@@ -163,9 +163,9 @@ pub enum Action {
 pub struct Files {
     /// The folder.
     pub root: PathBuf,
-    /// Always this file of the folder, whatever the path.
+    /// This file of the folder is served for every path.
     pub file: Option<PathBuf>,
-    /// What is cut off from the path before it is looked for in the folder.
+    /// The part of the path that is cut off before it is looked for in the folder.
     pub strip: String,
     /// The Cache-Control of its answers.
     pub cache_control: Option<String>,
@@ -176,17 +176,17 @@ pub struct Files {
 /// Where a request is sent, and how.
 #[derive(Debug, Clone)]
 pub struct Forward {
-    /// To whom.
+    /// The server or group.
     pub to: ForwardTo,
-    /// What stands in the place of the matched prefix; `None`: the path stays as it was sent.
+    /// What replaces the matched prefix; `None`: the path stays as it was sent.
     pub path: Option<String>,
     /// The Host header that the server gets.
     pub host: HostRule,
-    /// Whether the server is told of the client with `X-Forwarded-*`.
+    /// Whether the server learns of the client by `X-Forwarded-*`.
     pub forwarded: bool,
     /// Request headers that are set, after all other rules.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Request headers that are taken away.
+    /// Request headers that are removed.
     pub remove_headers: Vec<HeaderName>,
     /// Longest waits.
     pub timeouts: Timeouts<Wait>,
@@ -194,15 +194,15 @@ pub struct Forward {
     pub websocket: bool,
     /// Longest body of a request, in bytes; `None`: no limit.
     pub max_body: Option<u64>,
-    /// Whether `Location` and `Refresh` of an answer are made to lead here again (HTTP §2.4).
+    /// Whether `Location` and `Refresh` of an answer are rewritten to lead here (HTTP §2.4).
     pub rewrite_location: bool,
     /// Whether HTTP/2 is spoken with servers that offer it.
     pub http2: bool,
-    /// How long connections to its servers are kept without use; zero: not at all; `None`: as its group says.
+    /// How long idle connections to its servers are kept; zero: not at all; `None`: as its group says.
     pub keepalive: Option<Duration>,
 }
 
-/// Which server a request is for.
+/// The server that a request goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForwardTo {
     /// The server of the request's account, or any of them.
@@ -247,7 +247,7 @@ pub enum HostRule {
     Text(String),
 }
 
-/// Longest waits for a server.
+/// The longest waits for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts<T> {
     /// For the connection.
@@ -279,7 +279,7 @@ impl Wait {
 }
 
 impl Timeouts<Wait> {
-    /// What they are on a node.
+    /// The waits on a node.
     pub fn of(&self, node: &View<'_>) -> Timeouts<Duration> {
         Timeouts {
             connect: self.connect.of(node),
@@ -292,27 +292,27 @@ impl Timeouts<Wait> {
 
 /// A location in force.
 pub struct ActiveLocation {
-    /// What is written.
+    /// The location as it is written.
     pub location: Location,
-    /// Its waits on this node, if it is one that forwards.
+    /// Its waits on this node, if it forwards requests.
     pub timeouts: Option<Timeouts<Duration>>,
-    /// Its folder, if it is one that answers with files.
+    /// Its folder, if it answers with files.
     pub tree: Option<Tree>,
 }
 
 /// The location of a request.
 #[derive(Debug, Clone)]
 pub struct MatchedLocation {
-    /// It.
+    /// The location.
     pub entry: Arc<ActiveLocation>,
     /// How many bytes of the decoded path its prefix matched; 0 for a regex, the whole path for an exact one.
     pub matched: usize,
 }
 
-/// What of a request the conditions of a location ask for.
+/// What the conditions of a location look at in a request.
 #[derive(Clone, Copy)]
 pub struct LocationQuery<'a> {
-    /// By which listener it came.
+    /// The listener it came in by.
     pub listener: ListenerKind,
     /// The decoded path.
     pub path: &'a str,
@@ -328,7 +328,7 @@ pub struct LocationTable {
     /// By path in lower case.
     exact: HashMap<String, Vec<(String, usize)>>,
     regexes: Vec<(Regex, usize)>,
-    /// Longest first; of two alike the one that is written first.
+    /// Longest first; of equal ones the one that is written first.
     prefixes: Vec<Prefix>,
     has_ews: bool,
 }
@@ -392,17 +392,16 @@ impl LocationTable {
         });
     }
 
-    /// The location of a request: among those whose conditions hold the exact one, else the first regex, else the
-    /// longest prefix.
+    /// The location of a request. Of those whose conditions hold: the exact one, else the first regex, else the longest
+    /// prefix.
     pub fn find(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
         self.find_exact(query)
             .or_else(|| self.find_regex(query))
             .or_else(|| self.find_prefix(query))
     }
 
-    /// Whether a server would read the path of this request as one of another location: the rules of that one would
-    /// not have been asked. Where we answer ourselves, or send on what we have read, ours is the only reading but for
-    /// path parameters.
+    /// Whether a server would read the path of this request as that of another location, whose rules were not applied.
+    /// Where we answer ourselves, or send on the path as we have read it, only path parameters can be read differently.
     pub fn is_passed_by(&self, found: &MatchedLocation, query: LocationQuery<'_>) -> bool {
         let raw = query.request.uri.path();
         let as_sent = found.forward().is_some_and(|forward| forward.path.is_none());
@@ -479,7 +478,7 @@ impl Prefix {
 }
 
 impl Location {
-    /// Whether all conditions but the path hold.
+    /// Whether all conditions hold, the path aside.
     fn admits(&self, query: LocationQuery<'_>) -> bool {
         let request = query.request;
         let host = || {
@@ -508,7 +507,7 @@ impl Location {
         networks.is_none_or(|networks| networks.iter().any(|network| network.contains(&client)))
     }
 
-    /// The rules for sending its requests on, if it does.
+    /// The rules for forwarding its requests, if it forwards.
     pub fn forward(&self) -> Option<&Forward> {
         match &self.action {
             Action::Forward(forward) => Some(forward),
@@ -547,7 +546,7 @@ impl Destination {
 }
 
 impl RequiredCookie {
-    /// Where a request is sent that does not come in; `None`: it comes in.
+    /// Where a request is sent that is not admitted; `None`: it is admitted.
     pub fn turns_away(&self, path: &str, request: &Parts) -> Option<&Destination> {
         let free = self.except.as_ref().is_some_and(|except| except.is_match(path));
         let shown = account::cookie(&request.headers, &self.cookie).is_some_and(|value| !value.is_empty());
@@ -556,7 +555,7 @@ impl RequiredCookie {
 }
 
 impl MatchedLocation {
-    /// The rules for sending the request on, if that is its way.
+    /// The rules for forwarding the request, if it is forwarded.
     pub fn forward(&self) -> Option<&Forward> {
         self.entry.location.forward()
     }
@@ -657,7 +656,8 @@ mod tests {
         find(table, listener, target, lines).map_or_else(|| "none".to_owned(), |(name, ..)| name)
     }
 
-    /// Where Carbonio's table sends a request, for each of its rows and each of its mends (HTTP §2.1 to §2.3, §12.2).
+    /// Where Carbonio's table sends a request, for each of its rows and each of its corrections (HTTP §2.1 to §2.3,
+    /// §12.2).
     #[test]
     fn rows_of_carbonio() {
         let carbonio = table(None, true);
@@ -829,8 +829,8 @@ mod tests {
         assert_eq!(body("other.example"), "other");
     }
 
-    /// Jetty takes `/service;x/admin` for `/service/admin`; here it is below `/`. It also keeps empty segments, which
-    /// dots may take back.
+    /// Jetty takes `/service;x/admin` for `/service/admin`; here it is below `/`. Jetty also keeps empty segments,
+    /// which dots may take back.
     #[test]
     fn no_reading_is_a_way_past_a_location() {
         let carbonio = table(None, false);
@@ -870,7 +870,7 @@ mod tests {
         }
     }
 
-    /// Exact, then the first regex, then the longest prefix; of two alike the first.
+    /// Exact, then the first regex, then the longest prefix; of equal ones the first.
     #[test]
     fn order() {
         let table = table(

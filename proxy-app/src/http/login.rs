@@ -1,7 +1,7 @@
-//! Web logins for the audit log: who tried, read from the request, and how it ended, read from the answer.
+//! Web logins for the audit log: the name is read from the request, and the outcome from the answer.
 //!
-//! A view, not a guard: nothing is refused or delayed here, and what cannot be read gives no name. The mailbox
-//! server decides about the password, which is never given out.
+//! It only observes: nothing is refused or delayed here, and what cannot be read has no name. The mailbox server
+//! decides about the password, which is never passed on.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,21 +21,21 @@ use crate::http::account;
 /// How much of a request body is kept: a login has under 1 KiB, and a batch of them may be somewhat longer.
 const BODY_MAX: usize = 64 * 1024;
 
-/// How many pieces a body is kept in. A login comes in one or two packets; thousands of pieces of one byte would
+/// The most pieces of a body that are kept. A login comes in one or two packets; thousands of pieces of one byte would
 /// cost fifty times their size.
 const PIECES_MAX: usize = 256;
 
 /// How deep XML may nest. A login is four deep, a long calendar request twelve.
 const DEPTH_MAX: usize = 64;
 
-/// What kind of login it is: this decides where the name stands and what the answer means.
+/// The kind of login: it decides where the name stands and what the answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoginForm {
     /// `Authorization: Basic`, on any path.
     Basic,
     /// SOAP `AuthRequest`, as XML or as JSON.
     Soap,
-    /// SOAP `AuthRequest` inside a `BatchRequest`. Never given by [`is_login_path`]: only the body tells.
+    /// SOAP `AuthRequest` inside a `BatchRequest`. Never returned by [`is_login_path`]: only the body shows it.
     Batch,
     /// JSON of the authentication service.
     Json,
@@ -48,7 +48,7 @@ pub struct LoginAttempt {
     pub mechanism: &'static str,
     /// The user as typed.
     pub user: String,
-    /// What [`outcome`] wants to know. The body's word, which may differ from the path's.
+    /// What [`outcome`] needs to know. It comes from the body, and may differ from what the path says.
     pub form: LoginForm,
 }
 
@@ -64,7 +64,7 @@ impl LoginAttempt {
 }
 
 /// The attempt in an `Authorization: Basic` header, on a path where servers ask for it. Elsewhere the header says
-/// nothing: a static file is given to everybody, and its 200 would call any password right.
+/// nothing: a static file is sent to every client, and its 200 would call any password right.
 pub fn basic(uri: &Uri, headers: &HeaderMap) -> Option<LoginAttempt> {
     if !asks_for_basic(uri.path()) {
         return None;
@@ -92,8 +92,8 @@ fn asks_for_basic(path: &str) -> bool {
 /// Whether a body posted to this path may hold a login: all of `/service/soap` and `/service/admin/soap`, and
 /// `login` anywhere below `/zx/auth/`. `path` as in the request, not decoded.
 ///
-/// The SOAP paths are taken whole since the mailbox server goes by the body alone: an `AuthRequest` works when
-/// posted to `/service/soap/NoOpRequest`, and who guesses passwords would do just that.
+/// All SOAP paths count, since the mailbox server goes by the body alone: an `AuthRequest` works when posted to
+/// `/service/soap/NoOpRequest`, and a client that guesses passwords would do just that.
 pub fn is_login_path(path: &str) -> Option<LoginForm> {
     let path = account::decoded(path)?;
     let mut segments = account::segments(&path)?;
@@ -108,10 +108,10 @@ pub fn is_login_path(path: &str) -> Option<LoginForm> {
 /// What the answer to an attempt means. `None`: it says nothing about name and password.
 ///
 /// - A wrong password is a SOAP fault, which HTTP carries with status 500.
-/// - A SOAP or JSON answer of 200 is [`Outcome::Ok`] even without a cookie: with a second factor the cookie only
-///   comes with the next request, but the password was right. Only a batch needs the cookie, as its 200 may wrap
-///   faults, and nobody but a guesser batches logins.
-/// - 403 to Basic is no verdict: right credentials get it too, at a folder that is not shared with their owner.
+/// - A SOAP or JSON answer of 200 is [`Outcome::Ok`] even without a cookie: with a second factor the cookie only comes
+///   with the next request, but the password was right. Only a batch needs the cookie, as its 200 may wrap faults, and
+///   only clients that guess passwords batch logins.
+/// - 403 to Basic says nothing of the password: right credentials get it too, at a folder that is not shared with them.
 pub fn outcome(status: u16, sets_auth_cookie: bool, form: LoginForm) -> Option<Outcome> {
     match (form, status) {
         (_, 502..=504) => Some(Outcome::UpstreamDown),
@@ -124,8 +124,8 @@ pub fn outcome(status: u16, sets_auth_cookie: bool, form: LoginForm) -> Option<O
     }
 }
 
-/// What it means that no server has answered: `status` is what we answered ourselves, 0 if nothing; `left` says that
-/// the client went away while the server had its request.
+/// The outcome when no server has answered: `status` is what we answered ourselves, 0 if nothing; `left` says that the
+/// client went away while the server had its request.
 pub fn unanswered(status: u16, left: bool) -> Option<Outcome> {
     match status {
         502..=504 => Some(Outcome::UpstreamDown),
@@ -136,7 +136,7 @@ pub fn unanswered(status: u16, left: bool) -> Option<Outcome> {
 
 /// Keeps the beginning of a request body until the name can be read from it. All of it is wiped when dropped.
 ///
-/// A body longer than 64 KiB is let go at once, and gives no name.
+/// A body longer than 64 KiB is dropped at once, and has no name.
 pub struct LoginBody {
     form: LoginForm,
     kept: Kept,
@@ -174,8 +174,8 @@ impl LoginBody {
         pieces.push(Secret::new(chunk.to_vec()));
     }
 
-    /// The attempt in the body. To be called when the request body has ended, not the answer: a long poll would
-    /// keep the copy for its whole life.
+    /// The attempt in the body. Call it when the request body has ended, not the answer: a long poll would keep the
+    /// copy for its whole life.
     pub fn user(self) -> Option<LoginAttempt> {
         let Kept::Pieces { pieces, len } = self.kept else {
             return None;
@@ -229,7 +229,7 @@ fn json_soap(text: &str) -> Option<LoginAttempt> {
         auth: First<AuthRequest>,
     }
 
-    /// The admin's request may say `name` instead.
+    /// The request of the administration side may say `name` instead.
     #[derive(Deserialize)]
     struct AuthRequest {
         account: Option<Name>,
@@ -299,8 +299,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstVisitor<T> {
     }
 }
 
-/// Where in a SOAP document we are. The `account` of the header's context is [`SoapPosition::Elsewhere`]: it names whom
-/// the request is about, not who logs in.
+/// The position in a SOAP document. The `account` of the header's context is [`SoapPosition::Elsewhere`]: it names the
+/// account that the request is about, not the one that logs in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SoapPosition {
     Document,
@@ -313,8 +313,8 @@ enum SoapPosition {
 }
 
 impl SoapPosition {
-    /// The place of a child element. Namespaces are not compared: the mailbox server would refuse a wrong one,
-    /// and the worst we could do is to note that.
+    /// The position of a child element. Namespaces are not compared: the mailbox server would refuse a wrong one, and
+    /// the worst effect here is a record of that.
     fn child(self, name: &str) -> SoapPosition {
         match (self, name) {
             (SoapPosition::Document, "Envelope") => SoapPosition::Envelope,
@@ -359,7 +359,7 @@ fn xml_soap(text: &str) -> Option<LoginAttempt> {
                 places.pop();
             }
             Event::Start(_) | Event::DocType(_) | Event::Eof => return None,
-            // All that follows is text; only a name's is read, so that the password is not even copied.
+            // All that follows is text; only that of a name is read, so that the password is not even copied.
             text if matches!(place, SoapPosition::Account(_)) => match text {
                 Event::Text(text) => typed.push_str(&text.xml10_content()),
                 Event::CData(text) => typed.push_str(&text.xml10_content()),
@@ -371,7 +371,7 @@ fn xml_soap(text: &str) -> Option<LoginAttempt> {
     }
 }
 
-/// The administrator's request may carry the name as an attribute.
+/// The request of the administration side may carry the name as an attribute.
 fn in_attribute(place: SoapPosition, start: &BytesStart<'_>) -> Option<LoginAttempt> {
     let SoapPosition::AuthRequest(form) = place else {
         return None;
@@ -413,7 +413,7 @@ mod tests {
         body.user()
     }
 
-    /// Whole, cut in two at every position, and in small pieces: always the same.
+    /// Whole, cut in two at every position, and in small pieces: always the same result.
     #[track_caller]
     fn check(form: LoginForm, text: &str, expected: Option<LoginAttempt>) {
         let bytes = text.as_bytes();

@@ -1,6 +1,6 @@
-//! The table in force, and how it changes: with the directory, which says how long waits are, and with its files.
+//! The table in force, and how it changes: with the directory, which has the lengths of the waits, and with its files.
 //!
-//! Files that cannot be used change nothing: the table that was good before stays.
+//! Files that cannot be used change nothing: the previous good table stays in force.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::locations::{LocationTable, Locations};
 
-/// What a file was when it was read: its device, place, length and time of change; `None`: it was not there.
+/// The state of a file when it was read: its device, inode, length and time of change; `None`: it did not exist.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// The table in force.
@@ -24,15 +24,15 @@ pub struct LiveLocations {
     node: String,
     written: ArcSwap<Locations>,
     table: ArcSwap<LocationTable>,
-    /// What all files were when they were last read, good or bad.
+    /// The states of all files when they were last read, good or bad.
     stamps: Mutex<Vec<(PathBuf, Stamp)>>,
 }
 
 impl LiveLocations {
-    /// The table of `files`, which are read, on a node of this directory. The second value holds warnings.
+    /// Reads `files` and makes their table on a node of this directory. The second value holds warnings.
     ///
     /// # Errors
-    /// Every problem of the files.
+    /// All problems of the files.
     pub fn load(files: &[PathBuf], node: &str, system: &System) -> Result<(LiveLocations, Problems), Problems> {
         let stamps = stamps(files);
         let (written, warnings) = Locations::load(files)?;
@@ -52,35 +52,35 @@ impl LiveLocations {
         self.table.load_full()
     }
 
-    /// What is written, groups included.
+    /// The locations and groups as they are written.
     pub fn written(&self) -> Arc<Locations> {
         self.written.load_full()
     }
 
-    /// Goes on with another directory.
+    /// Takes over another directory.
     pub fn adopt(&self, system: &System) {
         let table = table(&self.written.load(), &self.node, system);
         self.table.store(Arc::new(table));
     }
 
-    /// Whether a file is another one than when it was last read.
+    /// Whether a file has changed since it was last read.
     pub fn has_changed(&self) -> bool {
         self.stamps.lock().iter().any(|(file, before)| stamp(file) != *before)
     }
 
-    /// Reads the files that the node file names, again. Gives the warnings.
+    /// Reads the files that the node file names again. Returns the warnings.
     ///
     /// # Errors
-    /// Every problem of the files; then nothing has changed.
+    /// All problems of the files; then nothing has changed.
     pub fn reload(&self, files: &[PathBuf], system: &System) -> Result<Problems, Problems> {
-        // Taken before, so that a change during the reading is seen at the next look. A file that is bad is not read
-        // again before it changes.
+        // Taken before the reading, so that a change during it is seen at the next look. A bad file is not read again
+        // until it changes.
         let mut known: Vec<PathBuf> = self.stamps.lock().iter().map(|(file, _)| file.clone()).collect();
         let fresh: Vec<PathBuf> = files.iter().filter(|file| !known.contains(file)).cloned().collect();
         known.extend(fresh);
         *self.stamps.lock() = stamps(&known);
         let (written, warnings) = Locations::load(files)?;
-        // Those that are not read any more need no look.
+        // Files that are not read any more are not watched.
         let is_read = |file: &PathBuf| written.files.contains(file);
         self.stamps.lock().retain(|(file, _)| is_read(file));
         let included: Vec<PathBuf> = written

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use http::Uri;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// What stands in a path as it is (RFC 3986 §3.3) is not encoded; all else is. A semicolon is, because this one is part
-/// of a name: as it is, Java servers would take what stands behind it away.
+/// What may stand in a path as it is (RFC 3986 §3.3) is not encoded; everything else is. A semicolon is encoded,
+/// because here it is part of a name: Java servers would drop what follows a bare one.
 const NOT_IN_PATHS: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -27,9 +27,9 @@ const NOT_IN_PATHS: &AsciiSet = &CONTROLS
 
 /// A path as locations see it: decoded, dots resolved, slashes merged, always with a slash in front. `None` for one
 /// that no browser sends and that servers read differently: it climbs above the root, has a NUL or a line end, a
-/// percent sign that no two hexadecimal digits follow (RFC 3986 §2.1; Java servers take `%u0061` for a letter), an
-/// ASCII letter in more bytes than it needs (RFC 3629 §3), or dots with a parameter (`..;x`), which Java servers take
-/// for dots.
+/// percent sign that is not followed by two hexadecimal digits (RFC 3986 §2.1; Java servers take `%u0061` for a
+/// letter), an ASCII letter in more bytes than it needs (RFC 3629 §3), or dots with a parameter (`..;x`), which Java
+/// servers take for dots.
 pub fn normalized(raw: &str) -> Option<Cow<'_, str>> {
     if is_plain(raw) {
         return Some(Cow::Borrowed(raw));
@@ -44,8 +44,8 @@ pub fn normalized(raw: &str) -> Option<Cow<'_, str>> {
     resolved(&decoded, Empty::Merged).map(Cow::Owned)
 }
 
-/// The other ways in which servers read a path that is sent on as it is; `None` is one that they refuse. What leads
-/// to another location in one of them has passed the rules of that one by.
+/// The other ways in which servers read a path that is sent on as it is; `None` is one that they refuse. If one of them
+/// leads to another location, the request would bypass that location's rules.
 pub fn other_readings(raw: &str) -> Vec<Option<String>> {
     let mut readings = Vec::new();
     if is_plain(raw) && !raw.contains([';', '\\']) {
@@ -64,7 +64,7 @@ pub fn other_readings(raw: &str) -> Vec<Option<String>> {
         readings.push(decoded_with(raw, Empty::Kept));
     }
     if has_encoded_slash(raw) {
-        // A letter of a name, as RFC 3986 §2.2 has it.
+        // A letter of a name, as in RFC 3986 §2.2.
         let letters = raw.replace("%2f", "%252F").replace("%2F", "%252F");
         readings.push(decoded_with(&letters, Empty::Merged));
     }
@@ -74,8 +74,8 @@ pub fn other_readings(raw: &str) -> Vec<Option<String>> {
     readings
 }
 
-/// The path as servers see it that know path parameters, as Java servers do: what stands behind a `;` of a segment is
-/// not part of its name. Only one that is sent as it is counts; `%3b` is a letter to them.
+/// The path as servers with path parameters see it, such as Java servers: what follows a `;` in a segment is not part
+/// of its name. Only a `;` that is sent as it is counts; `%3b` is a letter to them.
 fn without_parameters(raw: &str) -> String {
     let names = raw
         .split('/')
@@ -83,16 +83,16 @@ fn without_parameters(raw: &str) -> String {
     names.collect::<Vec<_>>().join("/")
 }
 
-/// What becomes of segments without a name.
+/// How segments without a name are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Empty {
-    /// There are none, as in nginx.
+    /// They are dropped, as in nginx.
     Merged,
     /// They are segments, and dots may take them back, as in RFC 3986 §5.2.4 and in Jetty.
     Kept,
 }
 
-/// Dots resolved; `None` for what climbs above the root.
+/// Resolves dots; `None` for a path that climbs above the root.
 fn resolved(decoded: &str, empty: Empty) -> Option<String> {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = decoded.strip_prefix('/').unwrap_or(decoded).split('/').peekable();
@@ -114,7 +114,7 @@ fn resolved(decoded: &str, empty: Empty) -> Option<String> {
     Some(path)
 }
 
-/// The letters of a path; `None` if it has an escape that is none, or letters that are none of a path.
+/// The letters of a path; `None` if it has an invalid escape, or letters that a path may not have.
 fn decoded(raw: &str) -> Option<Cow<'_, str>> {
     let mut escapes = raw.split('%').skip(1).map(str::as_bytes);
     if !escapes.all(|rest| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())) {
@@ -143,13 +143,13 @@ fn has_encoded_slash(raw: &str) -> bool {
     raw.contains("%2f") || raw.contains("%2F")
 }
 
-/// Nothing in it to decode, resolve or merge.
+/// Whether there is nothing in it to decode, resolve or merge.
 fn is_plain(raw: &str) -> bool {
     raw.starts_with('/') && !raw.contains('%') && !raw.contains("//") && !raw.contains("/.")
 }
 
-/// Path and query with the first `matched` bytes of the decoded path replaced. The rest stays as it was sent, escapes
-/// and all; only where dots or double slashes hide what the prefix is, the decoded path is encoded anew.
+/// Path and query with the first `matched` bytes of the decoded path replaced. The rest stays as it was sent, with its
+/// escapes; only where dots or double slashes obscure the prefix, the decoded path is encoded again.
 pub fn replaced(uri: &Uri, decoded: &str, matched: usize, with: &str) -> String {
     let raw = uri.path();
     let (prefix, rest) = decoded.split_at(matched.min(decoded.len()));

@@ -1,4 +1,4 @@
-//! Files of locations: read strictly, all problems at once, each with file, line and key.
+//! Reads files of locations: strictly, and all problems at once, each with file, line and key.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,14 +21,14 @@ const CARBONIO: &str = include_str!("../../../conf/carbonio.yaml");
 /// Its name in `include`, and the name that problems show.
 const CARBONIO_NAME: &str = "carbonio";
 
-/// Most locations of a table, and most groups: far more than anybody writes; each request looks through them.
+/// Most locations of a table, and most groups: far more than a file needs; each request looks through them.
 const LOCATIONS_MAX: usize = 2000;
 const GROUPS_MAX: usize = 500;
 /// Most servers of a group.
 const SERVERS_MAX: usize = 256;
 /// Files may include files this deep.
 const INCLUDES_MAX: usize = 8;
-/// Most memory of a compiled regex, in bytes. A list of some hundred names has a tenth of it.
+/// Most memory of a compiled regex, in bytes. A list of some hundred names takes a tenth of it.
 const REGEX_SIZE: usize = 256 * 1024;
 /// Longest body of a fixed answer. It is kept in memory.
 const BODY_MAX: usize = 64 * 1024;
@@ -49,7 +49,7 @@ const COOKIES: [&str; 8] = [
 /// Locations and groups as they are written.
 #[derive(Debug, Clone, Default)]
 pub struct Locations {
-    /// In the order in which they are written, files that are included in their place.
+    /// In the order in which they are written; included files are in their place.
     pub locations: Vec<Location>,
     /// The groups that the files name. Of two with the same name the first counts.
     pub groups: Vec<GroupSpec>,
@@ -58,10 +58,10 @@ pub struct Locations {
 }
 
 impl Locations {
-    /// Reads these files, one after the other; without any, Carbonio's table.
+    /// Reads these files, one after the other; without files, Carbonio's table.
     ///
     /// # Errors
-    /// Every problem of the files, at once. Else the second value holds the warnings.
+    /// All problems of the files at once. Otherwise the second value holds the warnings.
     pub fn load(files: &[PathBuf]) -> Result<(Locations, Problems), Problems> {
         let mut reader = LocationsReader::default();
         match files {
@@ -84,7 +84,7 @@ impl Locations {
 #[derive(Default)]
 struct LocationsReader {
     found: Locations,
-    /// Where a group is named: file, line and key, to be complained about when all files are read.
+    /// Where a group is named: file, line and key, to be checked when all files are read.
     named: Vec<(String, Problems)>,
     problems: Problems,
 }
@@ -289,7 +289,7 @@ impl LocationsReader {
             required_cookie: self.required_cookie(&mut entry),
             security_headers: self.flag(&mut entry, "security_headers", true),
             answer_headers: self.headers(&mut entry, "answer_headers"),
-            // One that has none is left out below, after all of its mistakes have been found.
+            // A location without one is left out below, after all of its mistakes have been found.
             action: action.clone().unwrap_or(Action::Status),
             paths,
         };
@@ -324,7 +324,7 @@ impl LocationsReader {
         paths
     }
 
-    /// A regex that begins with `^`: one that may match anywhere in a path hijacks what it was not meant for.
+    /// A regex that begins with `^`: one that may match anywhere in a path catches paths that it was not meant for.
     fn regex(&mut self, node: Node<'_>, ignore_case: bool) -> Option<Regex> {
         let text = node.str(&mut self.problems)?;
         if !text.starts_with('^') || has_open_alternative(text) {
@@ -416,7 +416,7 @@ impl LocationsReader {
         })
     }
 
-    /// `to`, and the attribute that may say another place.
+    /// `to`, and the attribute that may name another place.
     fn destination(&mut self, section: &mut Mapping<'_>) -> Option<Destination> {
         let to = section.require("to", &mut self.problems);
         let urls = [
@@ -601,7 +601,7 @@ impl LocationsReader {
 
     fn forward(&mut self, entry: &mut Mapping<'_>, to: ForwardTo, paths: &[PathMatch]) -> Forward {
         let is_mailbox = matches!(to, ForwardTo::Mailbox(_));
-        // Streaming is the only way here, so these say nothing new; they are known to make old tables readable.
+        // Streaming is the only way here, so these change nothing; they are accepted so that old tables can be read.
         for key in ["request_buffering", "response_buffering"] {
             let words = [("on", ()), ("off", ())];
             entry.take(key).and_then(|node| node.choice(&words, &mut self.problems));
@@ -756,7 +756,7 @@ impl LocationsReader {
         named.collect()
     }
 
-    /// A header that may be changed: those that say where a message ends belong to who copies it.
+    /// A header that may be changed: those that say where a message ends are left to the code that copies the body.
     fn header_name(&mut self, name: &str, node: Node<'_>) -> Option<HeaderName> {
         const FRAMING: [&str; 6] = [
             "content-length",
@@ -784,7 +784,7 @@ impl LocationsReader {
         entry.take(key)?.str(&mut self.problems).map(str::to_owned)
     }
 
-    /// Groups may stand in a file that is read later, so what is wrong with a name is kept until then.
+    /// A group may be written in a file that is read later, so a problem with a name is kept until then.
     fn names_group(&mut self, name: &str, node: Node<'_>) {
         let mut problems = Problems::new();
         node.error(format!("there is no group {name}"), &mut problems);
@@ -811,7 +811,7 @@ fn name_of(paths: &[PathMatch]) -> String {
     }
 }
 
-/// A decoded path in the one form that is compared: no double slash, no dots to resolve.
+/// A decoded path in its one normal form: no double slash, no dots to resolve.
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && crate::locations::path::normalized(&text.replace('%', "%25")).as_deref() == Some(text)
 }
@@ -834,7 +834,7 @@ fn has_open_alternative(regex: &str) -> bool {
     false
 }
 
-/// The regex crate draws a picture over several lines; its last line says what is wrong.
+/// The regex crate draws the problem over several lines; its last line says what is wrong.
 fn one_line(error: &str) -> String {
     error.lines().last().unwrap_or_default().trim().to_owned()
 }

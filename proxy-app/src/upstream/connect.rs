@@ -19,14 +19,14 @@ use crate::tls::upstream::UpstreamTrust;
 use crate::tls::{self, Acceptors};
 use crate::upstream::dns::{DnsCache, IpMode};
 
-/// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and the
-/// user with it; a server in the same data centre that needs more than this is down.
+/// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and so does
+/// its user; a server in the same data centre that needs more than this is down.
 pub const CONNECT: Duration = Duration::from_secs(4);
 
 /// How long an address may take before the next one is tried beside it (RFC 8305 section 8: a quarter of a second).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// A peer that vanished without a word is noticed after about this time.
+/// A peer that vanished without closing is noticed after about this time.
 const KEEPALIVE: Duration = Duration::from_secs(300);
 
 /// The network and TLS of a snapshot.
@@ -66,12 +66,12 @@ impl MailTransport {
     /// Connects to a server, TLS and its verification included.
     ///
     /// # Errors
-    /// It refuses, cannot prove who it is, or does not answer within [`CONNECT`].
+    /// It refuses, cannot prove its identity, or does not answer within [`CONNECT`].
     pub async fn dial(&self, server: &Server) -> Result<BoxStream, ConnectError> {
         self.dial_after(server, b"").await
     }
 
-    /// The same, with some bytes sent in clear text before all else: a PROXY header.
+    /// The same, with some bytes sent in clear text before anything else: a PROXY header.
     ///
     /// # Errors
     /// As [`MailTransport::dial`].
@@ -79,7 +79,7 @@ impl MailTransport {
         self.dial_as(server, header, self.trust.verifies()).await
     }
 
-    /// The same for a server with a rule of its own: whether it must prove who it is.
+    /// The same for a server with a rule of its own: whether it must prove its identity.
     ///
     /// # Errors
     /// As [`MailTransport::dial`].
@@ -118,8 +118,8 @@ impl MailTransport {
     }
 }
 
-/// Connects to the first address of a host that accepts, the caller's time limit aside. One that swallows packets
-/// costs the head start, and only once: it is tried last for a while.
+/// Connects to the first address of a host that accepts; the caller sets the time limit. An address that swallows
+/// packets costs the head start, and only once: it is tried last for a while.
 ///
 /// # Errors
 /// The host has no address, or none of them accepts.
@@ -141,7 +141,7 @@ pub async fn connect(dns: &DnsCache, host: &str, port: u16, ip_mode: IpMode) -> 
             Some((address, connected)) = running.next() => match connected {
                 Ok(tcp) => {
                     dns.note_alive(address);
-                    // Those before it had their time, or have failed.
+                    // The previous ones had their time, or have failed.
                     tried.iter().take_while(|one| **one != address).for_each(|dead| dns.note_dead(*dead));
                     return Ok(tcp);
                 }
@@ -158,7 +158,7 @@ async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(tcp)
 }
 
-/// Small answers leave at once, and a peer that vanished is noticed.
+/// Sends small answers at once, and notices a peer that vanished.
 ///
 /// # Errors
 /// The socket is already gone.
@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// A listener that takes no more connections: its queue is full, and the system lets further packets fall.
+    /// A listener that takes no more connections: its queue is full, and the system drops further packets.
     async fn swallows(address: SocketAddr) -> (Socket, Vec<TcpStream>) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&address.into()).unwrap();
@@ -189,7 +189,7 @@ mod tests {
         (socket, queued)
     }
 
-    /// The story: a server's first address is dead, and each login waited two seconds for it.
+    /// The bug: a server's first address is dead, and each login waited two seconds for it.
     #[tokio::test]
     async fn a_dead_first_address_costs_little_and_only_once() {
         let [first, second, third] = [2, 3, 4].map(|last| Ipv4Addr::new(127, 0, 0, last));
@@ -197,7 +197,7 @@ mod tests {
         let port = alive.local_addr().unwrap().port();
         let _held = swallows((first, port).into()).await;
         let dns = DnsCache::default();
-        // Nobody listens at the third one: that is heard at once.
+        // Nothing listens at the third one: that is known at once.
         dns.pretend("store.test", &[third.into(), first.into(), second.into()]);
         let mut took = Vec::new();
         for _ in 0..3 {
@@ -209,7 +209,7 @@ mod tests {
         assert!(took[0] >= HEAD_START && took[0] < 4 * HEAD_START, "{took:?}");
         assert!(took[1..].iter().all(|took| *took < HEAD_START), "{took:?}");
         drop(alive);
-        // It is only tried last: where no other one accepts, it is tried.
+        // It is only tried last: where no other address accepts, it is tried.
         dns.pretend("dead.test", &[first.into(), third.into()]);
         let tried = connect(&dns, "dead.test", port, IpMode::V4);
         assert!(

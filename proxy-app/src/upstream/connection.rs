@@ -1,8 +1,8 @@
-//! A connection to a server while it lives: how long it may be kept, and whose it is.
+//! A connection to a server while it lives: how long it may be kept, and which client owns it.
 //!
-//! The HTTP engine keeps connections in a pool of its own and asks nobody before it uses one again. What is known of
-//! one rides in its digest, and is looked at before the next request goes out on it. Connections that carry a login
-//! are in a pool of their owner's alone ([`Owner`]).
+//! The HTTP engine keeps connections in a pool of its own and uses one again without asking. What is known of a
+//! connection is kept in its digest, and is checked before the next request is sent on it. Connections that carry a
+//! login are in a pool of their owner's alone ([`Owner`]).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +28,7 @@ use tokio::net::TcpStream;
 /// A request that must not be repeated goes only on a connection that was used this recently: servers count their own
 /// limits in whole seconds, so this one is not about to be closed.
 const FRESH: Duration = Duration::from_millis(500);
-/// We give up a connection so much earlier than the server says that it does, or at half of it.
+/// We stop using a connection this much earlier than the server says that it closes it, or at half of that time.
 const MARGIN: Duration = Duration::from_secs(1);
 /// A time that is never reached, in milliseconds.
 const NEVER: u64 = u64::MAX;
@@ -44,7 +44,7 @@ pub struct ServerConnection {
     used: AtomicU64,
     /// How long the server keeps it, in milliseconds, as it says itself.
     server_keeps: AtomicU64,
-    /// Nobody must use it again.
+    /// It must not be used again.
     spent: AtomicBool,
     /// The socket of a connection that is closed with its owner's.
     socket: Option<Socket>,
@@ -62,7 +62,7 @@ pub struct Demand {
 /// Whether a request may be sent a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repeatable {
-    /// Yes: twice is as good as once.
+    /// Yes: sending it twice has the same effect.
     Yes,
     /// No: it gets no connection that may be closed just then.
     No,
@@ -81,7 +81,7 @@ impl ServerConnection {
         }
     }
 
-    /// The one that this digest is of.
+    /// The one in this digest.
     pub fn of(digest: &Digest) -> Option<Arc<ServerConnection>> {
         let data = digest.proxy_digest.as_ref()?.user_data.as_ref()?;
         data.downcast_ref::<Arc<ServerConnection>>().cloned()
@@ -107,7 +107,7 @@ impl ServerConnection {
         }
     }
 
-    /// Nobody must use it again.
+    /// It must not be used again.
     pub fn spend(&self) {
         self.spent.store(true, Ordering::Relaxed);
     }
@@ -144,7 +144,7 @@ impl Sources {
     /// Those of the node file.
     pub fn of(conf: &ServerConf) -> Sources {
         let written = conf.client_bind_to_ipv4.iter().chain(&conf.client_bind_to_ipv6);
-        // The engine refuses to start with one that is no address.
+        // The engine refuses to start with an invalid address.
         Sources(written.filter_map(|address| address.parse().ok()).collect())
     }
 
@@ -165,11 +165,11 @@ impl Sources {
     }
 }
 
-/// Makes connections that know about themselves.
+/// Makes connections that keep what is known of them.
 #[derive(Debug, Default)]
 pub struct Connect {
     sources: Sources,
-    /// Whose connection it will be.
+    /// The owner of the connection.
     owner: Option<Arc<Owner>>,
 }
 
@@ -202,10 +202,9 @@ impl L4Connect for Connect {
     }
 }
 
-/// A client's connection as the owner of server connections. Servers with NTLM or Negotiate log in a connection, not
-/// a request: what goes over it afterwards is done in that name (RFC 4559 §6). So from the first sign of it the
-/// client's requests go on server connections that no other client ever gets, and that end with the client's
-/// (RFC 9110 §3.3).
+/// A client's connection as the owner of server connections. Servers with NTLM or Negotiate log in a connection, not a
+/// request: every later request on it counts as that user's (RFC 4559 §6). So from the first sign of it the client's
+/// requests go on server connections that no other client ever gets, and that end with the client's (RFC 9110 §3.3).
 #[derive(Debug, Default)]
 pub struct Owner {
     /// Set once it owns any; keeps them apart from all others in the engine's pool.
@@ -216,12 +215,12 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// From here on it has server connections of its own.
+    /// From now on it has server connections of its own.
     pub fn bind(&self) {
         self.key.get_or_init(new_key);
     }
 
-    /// What its connections have in the pool, if it has any of its own.
+    /// The key of its connections in the pool, if it has any of its own.
     pub fn key(&self) -> Option<u64> {
         self.key.get().copied()
     }
@@ -257,7 +256,7 @@ impl Drop for Owner {
     }
 }
 
-/// A key that no other connection has had. 0 is that of connections for everybody.
+/// A key that no other connection has had. 0 is that of shared connections.
 pub fn new_key() -> u64 {
     static KEYS: AtomicU64 = AtomicU64::new(1);
     KEYS.fetch_add(1, Ordering::Relaxed)

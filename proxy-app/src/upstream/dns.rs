@@ -1,7 +1,7 @@
-//! Host names of mailbox servers to addresses, with a short memory.
+//! Resolves host names of mailbox servers to addresses, with a short memory.
 //!
-//! The system's resolver blocks a thread, so the hot path must not ask it for each connection. An answer that
-//! worked goes on serving while the resolver does not answer.
+//! The system's resolver blocks a thread, so the hot path must not ask it for each connection. The last good answer
+//! stays in use while the resolver does not answer.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -37,7 +37,7 @@ struct CachedAddresses {
     queried: Instant,
 }
 
-/// The memory. Its keys are names of servers in the directory, so their number is bounded by it.
+/// The memory. Its keys are names of servers in the directory, so the directory bounds their number.
 #[derive(Default)]
 pub struct DnsCache {
     answers: ArcSwap<HashMap<String, CachedAddresses>>,
@@ -91,13 +91,13 @@ impl DnsCache {
         }
     }
 
-    /// Takes these for the addresses of a host.
+    /// Takes these as the addresses of a host.
     #[cfg(test)]
     pub fn pretend(&self, host: &str, addresses: &[IpAddr]) {
         self.keep(host, addresses.into());
     }
 
-    /// Takes these for listeners of this node, to which nobody is sent.
+    /// Takes these as listeners of this node, to which no connection is made.
     pub fn never(&self, own: Vec<SocketAddr>) {
         self.own.store(Arc::new(own));
     }
@@ -173,8 +173,8 @@ fn leads_to(address: SocketAddr, own: &[SocketAddr]) -> bool {
     })
 }
 
-/// Whether an address is this machine's: the way there begins where it ends. No packet is sent. It is asked only for
-/// ports that we listen on at all addresses.
+/// Whether an address is this machine's: a route to it starts at the same address. No packet is sent. It is asked only
+/// for ports that we listen on at all addresses.
 fn is_local(ip: IpAddr) -> bool {
     if ip.is_loopback() || ip.is_unspecified() {
         return true;
@@ -183,7 +183,7 @@ fn is_local(ip: IpAddr) -> bool {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    // Port 9 is as good as any.
+    // Any port will do.
     let source = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect((ip, 9))?;
         socket.local_addr()
@@ -223,7 +223,7 @@ mod tests {
             ("0.0.0.0:143", true),
             ("127.0.0.2:993", false),
             ("127.0.0.1:7143", false),
-            // Reserved for documentation: nobody's.
+            // Reserved for documentation: in use by no host.
             ("192.0.2.1:143", false),
         ] {
             assert_eq!(leads_to(address.parse().unwrap(), &own), looped, "{address}");

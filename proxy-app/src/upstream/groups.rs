@@ -1,8 +1,8 @@
-//! Groups of servers: for web requests of nobody in particular, any healthy one will do.
+//! Groups of servers: any healthy one can answer unauthenticated web requests.
 //!
-//! The groups of mailbox servers come from the directory, others from the files of locations. They live as long as
-//! the process: a reload changes their members, and what is known of a member's health stays. Requests of a known
-//! account do not choose here: its server is a matter of the route.
+//! The groups of mailbox servers come from the directory, others from the files of locations. They live as long as the
+//! process: a reload changes their members, and what is known of a member's health stays. Requests of a known account
+//! do not choose here: the route names their server.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,7 +33,7 @@ pub use group::{Group, Member};
 pub(crate) use members::EXTENSION_PORTS;
 pub use server::{Busy, Health, ServerState};
 
-/// How often the members of a group are looked up, and asked whether they live.
+/// How often the members of a group are looked up and checked.
 const REFRESH: Duration = Duration::from_secs(5);
 
 /// Mailbox servers' web side.
@@ -67,7 +67,7 @@ pub struct GroupInputs {
 struct Shared {
     inputs: ArcSwap<GroupInputs>,
     dns: Arc<DnsCache>,
-    /// Connections for checks, kept from one to the next: the servers see one login of ours in hours, not in seconds.
+    /// Connections for checks, kept from one to the next, so that the servers log a login every few hours, not seconds.
     connector: Connector<()>,
     /// Connections for checks that only connect.
     sockets: TransportConnector,
@@ -83,7 +83,7 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// The groups of the directory and these. No member is known before [`Groups::prepare`].
+    /// The groups of the directory and these. They have no members before [`Groups::prepare`].
     pub fn new(inputs: GroupInputs, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Groups {
         let shared = Arc::new(Shared {
             inputs: ArcSwap::from_pointee(inputs),
@@ -119,7 +119,7 @@ impl Groups {
         self.groups.load().values().cloned().collect()
     }
 
-    /// Goes on with another directory and other groups of the files. What both have keeps what is known of it.
+    /// Takes over another directory and other groups of the files. What is known of a group in both is kept.
     pub fn adopt(&self, inputs: GroupInputs, specs: &[GroupSpec]) {
         self.shared.inputs.store(Arc::new(inputs));
         self.take_over(specs);
@@ -180,7 +180,7 @@ impl Groups {
         while looks.join_next().await.is_some() {}
     }
 
-    /// Whether checks say that nobody answers at this address. `false` where they say nothing.
+    /// Whether checks say that no server answers at this address. `false` where they say nothing.
     pub fn is_unreachable(&self, address: SocketAddr) -> bool {
         self.groups.load().values().any(|group| group.is_unreachable(address))
     }

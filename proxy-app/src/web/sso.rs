@@ -1,7 +1,7 @@
-//! Single sign-on by certificate: a door that knows only `/certauth` and `/certauth/admin` (HTTP §2.9, §5.6).
+//! Single sign-on by certificate: a listener that knows only `/certauth` and `/certauth/admin` (HTTP §2.9, §5.6).
 //!
-//! The handshake has proved whose certificate it is; a lookup service says whose account that is and gives a token,
-//! which the browser gets as the cookie of a login. Nothing is kept of it here.
+//! The handshake has proved that the client holds the certificate. A lookup service finds its account and returns a
+//! token, which the browser gets as the cookie of a login. Nothing of it is stored here.
 
 use http::Method;
 use mail_directory::attributes as a;
@@ -19,12 +19,12 @@ use crate::web::decision::RequestInfo;
 use crate::web::phases::Web;
 use crate::web::request_context::{RequestContext, answer_with};
 
-/// Why an account is not given to the holder of a certificate.
+/// Why the holder of a certificate does not get an account.
 const FOREIGN: &str = "the certificate names somebody of a domain that does not trust its authority";
 /// Where the administration console is, if no attribute says so.
 const ADMIN_PORT: u16 = 6071;
 
-/// What somebody wants to be logged in to.
+/// What a client wants to log in to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SignOn {
     Mail,
@@ -49,7 +49,7 @@ impl SignOn {
 }
 
 impl Web {
-    /// Answers a request that came through the door of single sign-on.
+    /// Answers a request that came in by the listener of single sign-on.
     pub(crate) async fn sign_on(
         &self,
         session: &mut Session,
@@ -94,7 +94,7 @@ impl Web {
         Ok(true)
     }
 
-    /// Asks whose certificate it is, and records the answer.
+    /// Looks up the account of the certificate, and records the answer.
     async fn owner(
         &self,
         web: &WebClient,
@@ -113,7 +113,7 @@ impl Web {
         let config = self.env.config.load_full();
         let node_login = config.lookup.as_ref().and_then(|lookup| lookup.admin.as_ref());
         let told = match node_login {
-            // Half a name may be somebody else's.
+            // A truncated name may be that of another account.
             _ if certificate.subject.is_empty() || !certificate.is_named_whole => Err(CertLoginError::Refused(
                 "the certificate names nobody, or at too great length".to_owned(),
             )),
@@ -159,7 +159,7 @@ impl Web {
         });
     }
 
-    /// The page for somebody who is logged in; who is not is asked for a password there.
+    /// The page for a client that is logged in; other clients are asked for a password there.
     fn home_page(&self, context: &RequestContext, info: &RequestInfo, sign_on_to: SignOn) -> String {
         let config = self.env.config.load();
         let host = info.host.as_deref().unwrap_or(&config.node);
@@ -174,8 +174,8 @@ impl Web {
     }
 }
 
-/// Whether the domain of an account trusts the authorities by whose word somebody is logged in to it at this domain's
-/// host. Those of one domain may write any name into a certificate, also that of somebody of another.
+/// Whether the domain of an account trusts the authorities that vouch for a client at this domain's host. The
+/// authorities of one domain may write any name into a certificate, also that of an account of another domain.
 fn is_vouched_for(system: &System, node: &str, here: Option<&str>, account: Option<&str>) -> bool {
     let here = here.and_then(|name| system.domain(name));
     let there = account.and_then(|account| system.domain_of(account));
@@ -185,8 +185,8 @@ fn is_vouched_for(system: &System, node: &str, here: Option<&str>, account: Opti
         return true;
     }
     if there.is_none() {
-        // The service names nobody, or nobody of ours: whose the token is, is not known. That is safe where all domains
-        // trust the same authorities.
+        // The service names no account, or none of ours: the account of the token is not known. That is safe where all
+        // domains trust the same authorities.
         let of_node = system.node(node);
         let own = of_node.text(&a::REVERSE_PROXY_CLIENT_CERT_CA);
         return own.is_some()
@@ -197,7 +197,7 @@ fn is_vouched_for(system: &System, node: &str, here: Option<&str>, account: Opti
     let trusted = |domain: Option<View<'_>>| {
         let entry = domain.unwrap_or_else(|| system.node(node));
         let authorities = entry.text(&a::REVERSE_PROXY_CLIENT_CERT_CA)?.to_owned();
-        // However they are written.
+        // In any spelling.
         Some(ClientCerts::new(CertMode::On, &authorities, 0).ok()?.id())
     };
     trusted(here).is_some_and(|here| trusted(there) == Some(here))

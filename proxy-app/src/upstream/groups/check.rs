@@ -1,7 +1,7 @@
 //! Active checks: is this server up?
 //!
-//! A mailbox server is asked what it says of itself, over a connection that is kept, so that it need not log a TLS
-//! handshake every few seconds. Of others it is enough that they take a connection, unless the file names a path.
+//! A mailbox server is asked for its own state over a connection that is kept, so that it need not log a TLS handshake
+//! every few seconds. For other servers it is enough that they take a connection, unless the file names a path.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,16 +24,16 @@ use crate::upstream::groups::spec::Check;
 
 /// How long one check may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long the connection of a check is kept: to the next one, and less than Jetty keeps it.
+/// How long the connection of a check is kept: until the next check, and less than Jetty keeps it.
 const KEPT: Duration = Duration::from_secs(25);
 /// Checks that must fail before a server is left out, and succeed before it is taken back. Requests find a dead one
-/// before that.
+/// earlier.
 const FALL: usize = 2;
 const RISE: usize = 2;
 /// The most that is read of an answer to a check.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// Pingora's way to ask for a check.
+/// The check as Pingora's trait wants it.
 pub(super) struct HealthProbe(pub(super) Arc<Members>);
 
 #[async_trait]
@@ -75,7 +75,7 @@ impl HealthCheck for HealthProbe {
 }
 
 enum CheckFailure {
-    /// It answers, but not well.
+    /// It answers, but not with a good status.
     NotReady(String),
     Unreachable(String),
 }
@@ -89,7 +89,7 @@ impl HealthProbe {
             return connected.map(drop).map_err(|error| unreachable(&error));
         };
         let status = match get(&self.0.shared, &peer, &description, &path).await {
-            // A connection that was kept may have ended meanwhile: that says nothing.
+            // A kept connection may have ended in the meantime: that says nothing of the server.
             Err(FailedCheck { kept: true, .. }) => get(&self.0.shared, &peer, &description, &path).await,
             outcome => outcome,
         };
@@ -108,10 +108,10 @@ fn unreachable(error: &Error) -> CheckFailure {
     })
 }
 
-/// A question that was not answered.
+/// A check that was not answered.
 struct FailedCheck {
     error: Box<Error>,
-    /// It was asked over a connection of before.
+    /// It was sent over a kept connection.
     kept: bool,
 }
 
@@ -139,7 +139,7 @@ async fn get(
     while let Some(chunk) = session.read_response_body().await.map_err(failed(kept))? {
         length += chunk.len();
         if length > ANSWER_MAX {
-            // Not to the end; the connection cannot be kept.
+            // It is not read to the end, so the connection cannot be kept.
             return Ok(status);
         }
     }

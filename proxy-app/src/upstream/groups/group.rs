@@ -1,4 +1,4 @@
-//! One group: its members, and who of them gets a request.
+//! One group: its members, and which of them gets a request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct Member {
     pub server: Server,
     /// Its address.
     pub address: SocketAddr,
-    /// Whether it must prove who it is.
+    /// Whether it must prove its identity.
     pub verify: bool,
     _busy: Arc<Busy>,
 }
@@ -64,24 +64,24 @@ impl Group {
         self.members.source.store(Arc::new(source));
     }
 
-    /// Looks up who belongs to it.
+    /// Looks up its members.
     pub(super) async fn find_members(&self) {
         if let Err(error) = self.backends.update(|_| ()).await {
             log::warn!("group {}: {error}", self.name());
         }
     }
 
-    /// Looks up who belongs to it, and asks each whether it is up.
+    /// Looks up its members, and checks whether each is up.
     pub(super) async fn refresh(&self) {
         self.find_members().await;
         self.backends.run_health_check(true).await;
     }
 
-    /// Who gets a request of nobody that these have not answered: of two that are drawn by weight, the less busy
-    /// one, and of equals the one whose turn it is.
+    /// Picks a server for an unauthenticated request, without those in `tried`: power of two choices by weight, the
+    /// less busy one first, and of equals the one whose turn it is.
     ///
-    /// Members that requests have found silent come after all others, those that answer and say that they are not
-    /// ready last: where no better one is left, they may still know better than we do.
+    /// Members that do not answer requests come after all others, and those that answer that they are not ready come
+    /// last: they are still tried where no better one is left.
     pub fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
         let servers = self.members.servers.load();
         let now = Instant::now();
@@ -104,7 +104,7 @@ impl Group {
         Some(self.member(server, share))
     }
 
-    /// The one at this address, if it gets requests.
+    /// The server at this address, if it gets requests.
     pub fn member_at(&self, address: SocketAddr) -> Option<Member> {
         let (server, now) = (self.server(address)?, Instant::now());
         let share = server.share(now);
@@ -124,7 +124,7 @@ impl Group {
         }
     }
 
-    /// How long connections to its servers are kept, where a file says it.
+    /// How long connections to its servers are kept, where a file says so.
     pub fn keepalive(&self) -> Option<Duration> {
         match &**self.members.source.load() {
             MemberSource::File(spec) => spec.keepalive,
@@ -132,18 +132,18 @@ impl Group {
         }
     }
 
-    /// Whether there are servers that requests shall be given to: if none of them can be had, they do not answer.
+    /// Whether it has servers that may get requests: if none of them can be reached, they count as not answering.
     pub fn has_members(&self) -> bool {
         let (servers, now) = (self.members.servers.load(), Instant::now());
         servers.iter().any(|server| server.share(now) > 0.0)
     }
 
-    /// Counts a request that goes to this address for another reason, while the value lives.
+    /// Counts a request that goes to this address for another reason, until the value is dropped.
     pub fn busy(&self, address: SocketAddr) -> Option<Busy> {
         self.server(address).map(|server| server.enter())
     }
 
-    /// A request found that nobody answers there.
+    /// A request got no answer from this address.
     pub fn eject(&self, address: SocketAddr) {
         if let Some(server) = self.server(address)
             && server.failed(Instant::now())
@@ -153,20 +153,20 @@ impl Group {
         }
     }
 
-    /// A request was answered from there.
+    /// A request was answered from this address.
     pub fn answered(&self, address: SocketAddr) {
         if let Some(server) = self.server(address) {
             server.answered(Instant::now());
         }
     }
 
-    /// Keeps a server out, or takes it back, for requests of nobody. `server` is the name of its entry, or its host
-    /// in a file. It counts until the process ends. False: there is no such server here.
+    /// Takes a server out of service for unauthenticated requests, or back into it. `server` is the name of its entry,
+    /// or its host in a file. It counts until the process ends. Returns false if there is no such server here.
     pub fn set_maintenance(&self, server: &str, on: bool) -> bool {
         self.override_server(server, |overrides| overrides.maintenance = on)
     }
 
-    /// Gives a server another weight; `None`: the configured one. False: there is no such server here.
+    /// Sets another weight of a server; `None`: the configured one. Returns false if there is no such server here.
     pub fn set_weight(&self, server: &str, weight: Option<u32>) -> bool {
         self.override_server(server, |overrides| overrides.weight = weight)
     }
@@ -194,7 +194,7 @@ impl Group {
         servers.iter().map(|server| server.state(ready(server))).collect()
     }
 
-    /// Whether checks say that nobody answers at this address. `false` where they say nothing.
+    /// Whether checks say that no server answers at this address. `false` where they say nothing.
     pub fn is_unreachable(&self, address: SocketAddr) -> bool {
         let unreachable = |server: Arc<GroupServer>| {
             let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
@@ -208,7 +208,7 @@ impl Group {
     }
 }
 
-/// Of two that are drawn by their shares.
+/// The less busy of two that are drawn by their shares.
 fn better_of_two<'a>(servers: &[(&'a Arc<GroupServer>, f64)]) -> Option<(&'a Arc<GroupServer>, f64)> {
     let first = draw(servers, None)?;
     let Some(second) = draw(servers, Some(first)) else {
@@ -221,7 +221,7 @@ fn better_of_two<'a>(servers: &[(&'a Arc<GroupServer>, f64)]) -> Option<(&'a Arc
     Some(servers[if first_is_better { first } else { second }])
 }
 
-/// One that is drawn by its share, and is not `but`.
+/// Draws one by its share, other than `but`.
 fn draw(servers: &[(&Arc<GroupServer>, f64)], but: Option<usize>) -> Option<usize> {
     let candidates = || servers.iter().enumerate().filter(move |(at, _)| Some(*at) != but);
     let all: f64 = candidates().map(|(_, (_, share))| share).sum();

@@ -1,4 +1,4 @@
-//! The members of a group: who they are, by the directory or a file, and where they are reached.
+//! The members of a group: which servers they are, by the directory or a file, and where they are reached.
 //!
 //! Discovery, checks and requests share this.
 
@@ -23,13 +23,13 @@ use crate::upstream::groups::spec::{Check, GroupSpec};
 /// How many addresses of one host are members.
 const ADDRESSES_MAX: usize = 16;
 
-/// What mailbox servers say of themselves (HTTP §4.4).
+/// Where mailbox servers report their own state (HTTP §4.4).
 pub(crate) const READY: &str = "/service/health/ready";
 
 /// nginx's ports for the extensions of a mailbox server, clear and TLS (HTTP §3.5, §4.1).
 pub(crate) const EXTENSION_PORTS: (u16, u16) = (8742, 8743);
 
-/// Where a file says nothing else: nginx's `max_fails` and `fail_timeout`.
+/// Used where a file does not say: nginx's `max_fails` and `fail_timeout`.
 const LIMITS: FailureLimits = FailureLimits {
     max_fails: 1,
     patience: Duration::from_secs(10),
@@ -78,12 +78,12 @@ impl Members {
         }
     }
 
-    /// Whether a server without the path of the check is up nevertheless: older ones do not have it.
+    /// Whether a server that does not have the path of the check counts as up: older ones do not have it.
     pub(crate) fn tolerates_unknown_path(&self) -> bool {
         !matches!(&**self.source.load(), MemberSource::File(_))
     }
 
-    /// Who shall be a member, by the directory or the file.
+    /// Which servers are members, by the directory or the file.
     pub(crate) fn described(&self) -> Vec<ServerDescription> {
         let inputs = self.shared.inputs.load();
         let of_directory = |pool: ServerPool| {
@@ -120,7 +120,7 @@ impl Members {
         }
     }
 
-    /// Where these are reached.
+    /// The addresses of these servers.
     pub(crate) async fn addresses(&self, descriptions: Vec<ServerDescription>) -> Vec<(SocketAddr, ServerDescription)> {
         let ip_mode = self.shared.inputs.load().ip_mode;
         // A mailbox server is one; the host of a file may be the name of many.
@@ -162,7 +162,7 @@ impl Members {
         reached
     }
 
-    /// Gives everybody a seat; who has one keeps it.
+    /// Makes a member of each server; one that is a member already stays the same.
     fn set_servers(&self, members: Vec<(SocketAddr, ServerDescription)>) {
         let before = self.servers.load_full();
         let overrides = self.overrides.lock();

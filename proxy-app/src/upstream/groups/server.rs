@@ -1,4 +1,4 @@
-//! One server of a group as requests see it: how busy it is, what it may bear, whether it is left alone.
+//! One server of a group as requests see it: how busy it is, what its share is, whether requests skip it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 /// How long a server that comes back gets less than its share, so that its caches can warm up.
 const SLOW_START: Duration = Duration::from_secs(10);
-/// What it gets of its share at first: without any request nothing would warm up.
+/// The part of its share that it gets at first: without any request its caches would stay cold.
 const SLOW_START_LEAST: f64 = 0.1;
-/// The longest time for which requests leave a server alone.
+/// The longest time for which requests skip a server.
 const EJECTED_MAX: Duration = Duration::from_secs(300);
-/// What one request advances the turn of a server of weight 1.
+/// How far one request advances the turn of a server of weight 1.
 const TURN: f64 = 1_000_000.0;
 
 /// What active checks say of a server.
@@ -23,26 +23,26 @@ const TURN: f64 = 1_000_000.0;
 pub enum Health {
     /// It takes requests.
     Up,
-    /// It answers, and says that it is not ready.
+    /// It answers that it is not ready.
     NotReady,
-    /// Nobody answers.
+    /// It does not answer.
     Unreachable,
 }
 
-/// When requests leave a server alone that did not answer one: `zimbraMailProxyMaxFails` failures within
+/// When requests skip a server that did not answer: after `zimbraMailProxyMaxFails` failures within
 /// `zimbraMailProxyReconnectTimeout`, for that long, and longer each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FailureLimits {
-    /// Failures before it is left alone; 0: it never is.
+    /// Failures before it is skipped; 0: it never is.
     pub(super) max_fails: u64,
-    /// For how long at first.
+    /// For how long it is skipped at first.
     pub(super) patience: Duration,
 }
 
-/// What the operator has said at run time.
+/// What the administrator has set at run time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Overrides {
-    /// It gets no requests of nobody.
+    /// It gets no unauthenticated requests.
     pub(super) maintenance: bool,
     /// Another weight than the configured one.
     pub(super) weight: Option<u32>,
@@ -54,11 +54,11 @@ pub(super) struct ServerDescription {
     pub(super) server: Server,
     pub(super) weight: u32,
     pub(super) limits: FailureLimits,
-    /// Whether it must prove who it is.
+    /// Whether it must prove its identity.
     pub(super) verify: bool,
 }
 
-/// One server of a group. What is told of it changes, what is known of it stays.
+/// One server of a group. Its description changes; what is known of its health stays.
 pub(super) struct GroupServer {
     pub(super) address: SocketAddr,
     description: Mutex<Arc<ServerDescription>>,
@@ -66,10 +66,10 @@ pub(super) struct GroupServer {
     maintenance: AtomicBool,
     busy: AtomicUsize,
     requests: AtomicU64,
-    /// Where it stands in the order of turns.
+    /// Its place in the order of turns.
     turn: AtomicU64,
     passive: Mutex<PassiveFailures>,
-    /// Whether `passive` holds anything; requests that went well need not look.
+    /// Whether `passive` holds anything; successful requests need not look.
     has_failures: AtomicBool,
     checked: Mutex<Checked>,
 }
@@ -79,7 +79,7 @@ pub(super) struct GroupServer {
 struct PassiveFailures {
     fails: u64,
     first: Option<Instant>,
-    /// How often it was left alone without a good request in between.
+    /// How often it was skipped without a successful request in between.
     streak: u32,
     until: Option<Instant>,
 }
@@ -91,7 +91,7 @@ struct Checked {
     back: Option<Instant>,
 }
 
-/// What is known of a server, for the operator.
+/// What is known of a server, for the administrator.
 #[derive(Debug, Clone)]
 pub struct ServerState {
     /// Name of its entry, or its host in a file.
@@ -104,9 +104,9 @@ pub struct ServerState {
     pub health: Health,
     /// What the last check that failed found.
     pub why: Option<String>,
-    /// Whether it is kept out at run time.
+    /// Whether it is taken out of service at run time.
     pub maintenance: bool,
-    /// How long requests still leave it alone.
+    /// How long requests still skip it.
     pub ejected: Option<Duration>,
     /// Requests that it is answering now.
     pub busy: usize,
@@ -151,12 +151,12 @@ impl GroupServer {
         server
     }
 
-    /// What it is described as.
+    /// Its description.
     pub(super) fn description(&self) -> Arc<ServerDescription> {
         self.description.lock().clone()
     }
 
-    /// It is described anew.
+    /// Sets a new description.
     pub(super) fn describe(&self, description: ServerDescription, overrides: Overrides) {
         if **self.description.lock() != description {
             *self.description.lock() = Arc::new(description);
@@ -172,7 +172,7 @@ impl GroupServer {
         }
     }
 
-    /// What requests may be given to it now, compared with others; 0: none.
+    /// The share of requests that it may get now, compared with others; 0: none.
     pub(super) fn share(&self, now: Instant) -> f64 {
         if self.maintenance.load(Ordering::Relaxed) {
             return 0.0;
@@ -198,7 +198,7 @@ impl GroupServer {
         self.turn.load(Ordering::Relaxed)
     }
 
-    /// It gets a request; its next turn is the later the smaller its share.
+    /// It gets a request; the smaller its share, the later its next turn.
     pub(super) fn take(self: &Arc<Self>, turn: u64, share: f64) -> Busy {
         self.turn.store(turn + (TURN / share) as u64, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -210,7 +210,7 @@ impl GroupServer {
         Busy(self.clone())
     }
 
-    /// A request found that it does not answer. True if it is left alone from now on.
+    /// A request got no answer from it. Returns true if it is skipped from now on.
     pub(super) fn failed(&self, now: Instant) -> bool {
         let limits = self.description.lock().limits;
         let mut passive = self.passive.lock();
@@ -244,7 +244,7 @@ impl GroupServer {
         }
         let mut passive = self.passive.lock();
         if passive.until.is_some_and(|until| until > now) {
-            // An answer to a request of before, or of an account that lives there.
+            // An answer to an earlier request, or to one of an account that lives there.
             return;
         }
         passive.fails = 0;
@@ -265,7 +265,7 @@ impl GroupServer {
         self.checked.lock().health
     }
 
-    /// What a check found; counts at once, also before the group leaves the server out or takes it back.
+    /// The result of a check. It counts at once, also before the group takes the server out or back.
     pub(super) fn check_found(&self, health: Health, why: Option<String>) {
         let mut checked = self.checked.lock();
         checked.health = health;

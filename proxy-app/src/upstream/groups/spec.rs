@@ -1,4 +1,4 @@
-//! Groups of servers as the files of locations write them. What runs is made from them in `upstream/groups.rs`.
+//! Groups of servers as the files of locations write them. `upstream/groups.rs` makes the running groups from them.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ pub struct GroupSpec {
     pub servers: Vec<GroupServerSpec>,
     /// TLS towards them; `None`: clear text.
     pub tls: Option<GroupTls>,
-    /// How it is found out whether one is up.
+    /// How it is checked whether one is up.
     pub check: Check,
-    /// How long connections to them are kept without use; zero: not at all; `None`: as ever.
+    /// How long idle connections to them are kept; zero: not at all; `None`: the default.
     pub keepalive: Option<Duration>,
 }
 
@@ -24,7 +24,7 @@ pub struct GroupServerSpec {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// Its share of the requests, beside that of the others.
+    /// Its share of the requests, relative to the other servers.
     pub weight: u32,
 }
 
@@ -33,11 +33,11 @@ pub struct GroupServerSpec {
 pub struct GroupTls {
     /// Name for SNI and verification; `None`: the server's host.
     pub name: Option<String>,
-    /// Whether the server must prove who it is.
+    /// Whether the server must prove its identity.
     pub verify: bool,
 }
 
-/// How it is found out whether a server is up.
+/// How it is checked whether a server is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Check {
     /// It takes connections.
