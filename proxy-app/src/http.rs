@@ -1,4 +1,4 @@
-//! HTTP without a server: heads, bodies and answers, each taken by itself.
+//! HTTP without a server: heads, bodies and answers, each on its own.
 
 pub mod account;
 pub(crate) mod answer_head;

@@ -1,4 +1,4 @@
-//! The web side: HTTPS from a connection to the answer of a server.
+//! The web side: HTTPS, from the client's connection to the answer of a server.
 
 pub(crate) mod access_log;
 pub(crate) mod client;

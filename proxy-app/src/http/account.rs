@@ -1,7 +1,7 @@
 //! Which account a web request belongs to, and which host it asks for: read from path, headers and query.
 //!
-//! Nothing is proved here. No signature, expiry or password is checked: a forged claim only decides which
-//! mailbox server refuses the request (HTTP §3.1). Whether the account exists is the lookup's question.
+//! Nothing is verified here. No signature, expiry or password is checked: a forged claim only decides which mailbox
+//! server refuses the request (HTTP §3.1). The lookup finds out whether the account exists.
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -13,8 +13,8 @@ use http::uri::Uri;
 use mail_directory::Secret;
 use percent_encoding::percent_decode_str;
 
-/// Longest token that is looked into. A token of the mailbox server has under 1 KiB; a signed JWT with groups
-/// and an RSA signature stays under 4 KiB, and no usual server takes a header line over 16 KiB.
+/// Longest token that is read. A token of the mailbox server has under 1 KiB; a signed JWT with groups and an RSA
+/// signature stays under 4 KiB, and no usual server takes a header line over 16 KiB.
 const TOKEN_MAX: usize = 16 * 1024;
 
 /// Longest user name: a local part of 64 and a domain of 190, more than any directory entry has.
@@ -29,7 +29,7 @@ const LABEL_MAX: usize = 63;
 const USER_COOKIE: &str = "ZM_AUTH_TOKEN";
 const ADMIN_COOKIE: &str = "ZM_ADMIN_AUTH_TOKEN";
 
-/// Clients leave the padding out, or the last bits unclean; the mailbox server minds neither.
+/// Clients leave the padding out, or have extra bits at the end; the mailbox server accepts both.
 const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
     .with_decode_padding_mode(DecodePaddingMode::Indifferent)
     .with_decode_allow_trailing_bits(true);
@@ -47,7 +47,7 @@ pub enum AccountClaim {
 
 /// The account of a request to the mail and web locations: the path's user, else the token's (HTTP §3.1).
 ///
-/// The path wins over the cookie: who opens a share of B goes to B's server with A's token.
+/// The path wins over the cookie: a user who opens a share of B goes to B's server with A's token.
 pub fn of(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     by_path(uri, headers)
         .or_else(|| by_token(uri, headers))
@@ -123,15 +123,15 @@ pub(crate) fn user(typed: &str) -> Option<String> {
     good.then(|| typed.to_owned())
 }
 
-/// Steps 1 to 4 of HTTP §3.1. They cannot meet: each begins with another segment.
+/// Steps 1 to 4 of HTTP §3.1. At most one of them applies: each begins with another segment.
 fn by_path(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     let path = decoded(uri.path())?;
     let login = match segments(&path)?.as_slice() {
         ["home", owner, _, ..] | ["service", "home", owner, _, ..] => rest_user(owner),
         [first, ..] if first.starts_with("Microsoft-Server-ActiveSync") => device_user(uri, headers),
         [ews, page, ..] if ews.eq_ignore_ascii_case("ews") && is_exchange(page) => device_user(uri, headers),
-        // An address in second place is the owner, as in the old DAV URLs; a bare name there may as well be a
-        // folder of an account that is called `home`, which the mailbox server would read it as.
+        // An address in second place is the owner, as in the old DAV URLs; a bare name there may as well be a folder of
+        // an account that is called `home`, and the mailbox server would read it so.
         ["dav", "home", owner, _, ..] if owner.contains('@') => user(owner),
         ["dav", owner, _, ..] | ["principals", "users", owner, _, ..] => dav_user(owner),
         _ => None,
@@ -139,7 +139,7 @@ fn by_path(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     login.map(AccountClaim::Login)
 }
 
-/// `~` alone means "me" and is nobody's name; `~bob` is bob.
+/// `~` alone means "me" and names no account; `~bob` is bob.
 fn rest_user(owner: &str) -> Option<String> {
     user(owner.strip_prefix('~').unwrap_or(owner))
 }
@@ -174,7 +174,7 @@ fn without_backslash(typed: &str) -> Cow<'_, str> {
     }
 }
 
-/// Step 5 of HTTP §3.1. A broken cookie keeps the query unread.
+/// Step 5 of HTTP §3.1. With a broken cookie the query is not read.
 fn by_token(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     let id = match cookie(headers, USER_COOKIE) {
         Some(token) => token_id(token),
@@ -183,7 +183,7 @@ fn by_token(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     id.map(AccountClaim::Id)
 }
 
-/// Step 6 of HTTP §3.1. A broken bearer token keeps the query unread.
+/// Step 6 of HTTP §3.1. With a broken bearer token the query is not read.
 fn by_jwt(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     let id = match authorization(headers, "bearer") {
         Some(jwt) => jwt_subject(jwt),
@@ -192,8 +192,8 @@ fn by_jwt(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     id.map(AccountClaim::Id)
 }
 
-/// `<key version>_<HMAC hex>_<data hex>`, data being fields as below (HTTP §3.2). The walk ends at the first
-/// field that is none, but an id before it counts.
+/// `<key version>_<HMAC hex>_<data hex>`, where data are fields as below (HTTP §3.2). Reading stops at the first
+/// malformed field, but an id before it counts.
 fn token_id(token: &[u8]) -> Option<String> {
     if token.len() > TOKEN_MAX {
         return None;
@@ -209,7 +209,7 @@ fn token_id(token: &[u8]) -> Option<String> {
     }
 }
 
-/// `name=len:value;`, where the value may hold any byte. Gives name, value and what follows.
+/// `name=len:value;`, where the value may hold any byte. Returns name, value and what follows.
 fn field(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (name, rest) = split_at_byte(data, b'=')?;
     let (digits, rest) = split_at_byte(rest, b':')?;
@@ -236,7 +236,7 @@ fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Claim `sub` of a JWT (RFC 7519 §4.1.2), which for us is the account's id.
+/// Claim `sub` of a JWT (RFC 7519 §4.1.2), which we take as the account's id.
 fn jwt_subject(jwt: &[u8]) -> Option<String> {
     if jwt.len() > TOKEN_MAX {
         return None;

@@ -1,15 +1,15 @@
-//! The head of a server's answer before it goes on: refused where nobody can say where its body ends, and without
-//! what is only between the server and us.
+//! The head of a server's answer before it goes on: refused where it is not clear where its body ends, and without the
+//! headers that are only between the server and us.
 //!
-//! What a client of one version of HTTP overlooks is an error to another: in HTTP/2 a 204 with a length ends the
-//! stream with PROTOCOL_ERROR.
+//! What a client of one version of HTTP ignores is an error to another: in HTTP/2 a 204 with a length ends the stream
+//! with PROTOCOL_ERROR.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, SERVER, TRANSFER_ENCODING};
 use http::{StatusCode, Version};
 use pingora::http::ResponseHeader;
 
 /// Fields that end at the next hop (RFC 9110 §7.6.1); the challenge of a proxy is one between it and us (§11.7.1).
-/// `Transfer-Encoding` belongs to who copies the body. Trailers of HTTP/1 are not passed on.
+/// `Transfer-Encoding` is left to the code that copies the body. Trailers of HTTP/1 are not passed on.
 const HOP_BY_HOP: [&str; 9] = [
     "connection",
     "keep-alive",
@@ -21,25 +21,25 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
     "http2-settings",
 ];
-/// What `Connection` cannot name away: the two sides would disagree where a message ends.
+/// Headers that `Connection` cannot remove: the two sides would disagree where a message ends.
 const NEVER_NOMINATED: [&str; 2] = ["content-length", "transfer-encoding"];
 
-/// Whether what follows on the connection can be trusted to be what the server means.
+/// Whether the bytes that follow on the connection can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
     /// Yes.
     Sound,
-    /// The head is, as it was mended; of what comes behind the answer nobody knows.
+    /// The head can, as it was mended; the bytes that follow the answer cannot.
     Mended,
 }
 
 /// Mends the head of an answer.
 ///
 /// # Errors
-/// Nobody can say where its body ends, or it answers something that nobody asked for: why.
+/// Why it cannot be mended: it is not clear where its body ends, or it answers something that was not requested.
 pub(crate) fn mend(response: &mut ResponseHeader) -> Result<Framing, &'static str> {
     if response.status == StatusCode::SWITCHING_PROTOCOLS {
-        // WebSockets have a way of their own.
+        // WebSockets are handled elsewhere.
         return Err("the server switches to a protocol that nobody asked for");
     }
     if !has_known_coding(&response.headers) {
@@ -48,7 +48,7 @@ pub(crate) fn mend(response: &mut ResponseHeader) -> Result<Framing, &'static st
     Ok(mend_length(response))
 }
 
-/// Whether a message is sent as it is, or in chunks, and in nothing else (RFC 9112 §6.1, §7). What is not taken apart
+/// Whether a message is sent as it is, or in chunks, and in no other coding (RFC 9112 §6.1, §7). What is not decoded
 /// here must not go on as if it was.
 pub(crate) fn has_known_coding(headers: &HeaderMap) -> bool {
     let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
@@ -56,8 +56,8 @@ pub(crate) fn has_known_coding(headers: &HeaderMap) -> bool {
     lines.next().is_none_or(single) && lines.next().is_none()
 }
 
-/// An answer without a body says no length of one (RFC 9110 §8.6, RFC 9112 §6.1), and no answer says two. That two are
-/// equal the engine has checked.
+/// An answer without a body has no length of one (RFC 9110 §8.6, RFC 9112 §6.1), and no answer has two. The engine has
+/// checked that two are equal.
 fn mend_length(response: &mut ResponseHeader) -> Framing {
     let bodyless = response.status.is_informational() || response.status == StatusCode::NO_CONTENT;
     let lengths: Vec<&[u8]> = response
@@ -84,14 +84,14 @@ fn mend_length(response: &mut ResponseHeader) -> Framing {
         let _digits_can_stand_in_a_field = response.insert_header(CONTENT_LENGTH, one);
         return Framing::Mended;
     }
-    // It may tell what a body would have been sent in; HTTP/2 has no word for that.
+    // It may say which coding a body would have been sent in; HTTP/2 has no word for that.
     if response.status == StatusCode::NOT_MODIFIED {
         response.remove_header(&TRANSFER_ENCODING);
     }
     Framing::Sound
 }
 
-/// Takes away what is only between the server and us.
+/// Removes the headers that are only between the server and us.
 pub(crate) fn strip(response: &mut ResponseHeader) {
     let nominated: Vec<String> = values(&response.headers, &CONNECTION)
         .flat_map(|line| line.split(','))
@@ -113,7 +113,7 @@ pub(crate) fn strip(response: &mut ResponseHeader) {
     }
 }
 
-/// Takes away which program the server is.
+/// Removes the header that names the server's program.
 pub(crate) fn hide_server(response: &mut ResponseHeader) {
     response.remove_header(&SERVER);
 }

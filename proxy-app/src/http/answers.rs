@@ -1,7 +1,7 @@
-//! Answers of our own: error pages for people, short faults for programs, redirects, logouts, challenges.
+//! Answers of our own: error pages for users, short faults for programs, redirects, logouts, challenges.
 //!
 //! A browser that goes to a page gets HTML; everything else gets what a program can read: a SOAP fault where SOAP is
-//! spoken, JSON elsewhere. No answer tells more of a failure than its status and the id under which the log has it.
+//! spoken, JSON elsewhere. An answer says no more of a failure than its status and the id under which the log has it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-/// What our pages may do: show themselves.
+/// What our pages may do: display themselves.
 const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
-/// Methods that are taken in general: the servers behind us know which of them a page takes.
+/// Methods that are accepted in general: the servers behind us know which of them a page accepts.
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// Longest file of a challenge; one has some 90 bytes.
 const CHALLENGE_MAX: u64 = 16 * 1024;
@@ -27,7 +27,7 @@ const REST_PATIENCE: Duration = Duration::from_secs(1);
 /// Where challenges are asked for (RFC 8555 §8.3).
 const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
-/// In which form somebody is told of an error.
+/// The form in which a client gets an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ErrorForm {
     /// A page.
@@ -58,7 +58,7 @@ impl ErrorForm {
     }
 }
 
-/// A person who goes to a page, as browsers show it: not a script that fetches something.
+/// A user who goes to a page, as browsers report it: not a script that fetches something.
 fn is_navigation(request: &Parts) -> bool {
     let mode = request.headers.get("sec-fetch-mode").map(|mode| mode.as_bytes());
     matches!(request.method, Method::GET | Method::HEAD)
@@ -85,7 +85,7 @@ pub(crate) struct LocalAnswer {
 }
 
 impl LocalAnswer {
-    /// A text of a kind.
+    /// A text of a content type.
     pub(crate) fn text(status: u16, kind: &str, body: impl Into<Bytes>) -> Result<LocalAnswer> {
         let mut head = ResponseHeader::build(status, Some(16))?;
         head.insert_header(CONTENT_TYPE, kind)?;
@@ -93,7 +93,7 @@ impl LocalAnswer {
         Ok(LocalAnswer { head, body })
     }
 
-    /// The answer to something that went wrong.
+    /// The answer to a request that failed.
     pub(crate) fn error(status: u16, form: ErrorForm, id: &str) -> Result<LocalAnswer> {
         let (kind, body) = match form {
             ErrorForm::Page => ("text/html; charset=utf-8", error_page(status, id)),
@@ -115,7 +115,7 @@ impl LocalAnswer {
         Ok(answer)
     }
 
-    /// The answer to `OPTIONS *`, which asks for the server and not for one of its pages (RFC 9110 §9.3.7).
+    /// The answer to `OPTIONS *`, which asks about the server and not about one of its pages (RFC 9110 §9.3.7).
     pub(crate) fn options() -> Result<LocalAnswer> {
         let mut answer = LocalAnswer::text(200, "text/plain; charset=utf-8", "")?;
         answer.head.insert_header(ALLOW, METHODS)?;
@@ -162,17 +162,17 @@ impl LocalAnswer {
     }
 }
 
-/// Reads what the client still has to say, if it is little and comes soon, and lets the connection end behind the
-/// answer. For every answer of our own to a request whose body nobody reads: a client that is cut off in the middle of
+/// Reads the rest of the client's request, if it is short and comes soon, and lets the connection end behind the
+/// answer. For every answer of our own to a request whose body is not read: a client that is cut off in the middle of
 /// its request may never look at the answer.
 pub(crate) async fn hear_out(session: &mut Session) {
     let request = session.req_header();
-    // HTTP/2 needs no header to announce a body. In HTTP/1 what asks for another protocol has one without end.
+    // HTTP/2 needs no header to announce a body. In HTTP/1 a request for another protocol has one without end.
     let announced = request.version == Version::HTTP_2
         || request.headers.contains_key(CONTENT_LENGTH)
         || request.headers.contains_key(TRANSFER_ENCODING);
     let waits_for_us = request.headers.contains_key(EXPECT);
-    // What follows a CONNECT is for somebody else, and has no end.
+    // What follows a CONNECT is for another server, and has no end.
     if !announced || request.method == Method::CONNECT || session.as_mut().is_body_done() {
         return;
     }
@@ -195,12 +195,12 @@ pub(crate) async fn hear_out(session: &mut Session) {
 /// The token of a challenge of an ACME authority (RFC 8555 §8.3), if this path asks for one.
 pub(crate) fn challenged(path: &str) -> Option<&str> {
     let token = path.strip_prefix(CHALLENGES)?;
-    // RFC 8555 §8.1: base64url, and so nothing that leads out of a folder.
+    // RFC 8555 §8.1: base64url, so it cannot lead out of a folder.
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     ((1..=256).contains(&token.len()) && token.bytes().all(good)).then_some(token)
 }
 
-/// What this file answers a challenge with, if it is there.
+/// The answer to a challenge from this file, if it exists.
 pub(crate) async fn proof(file: PathBuf) -> Option<Vec<u8>> {
     let read = move || -> Option<Vec<u8>> {
         let known = std::fs::metadata(&file).ok()?;
@@ -214,7 +214,7 @@ fn reason(status: u16) -> &'static str {
     known.and_then(|status| status.canonical_reason()).unwrap_or("Error")
 }
 
-/// What a person may make of it.
+/// What a user can do about it.
 fn advice(status: u16) -> (&'static str, &'static str) {
     match status {
         400 => (
@@ -257,7 +257,7 @@ fn error_page(status: u16, id: &str) -> String {
     page(&format!("{status}: {title}"), &content)
 }
 
-/// A page that needs nothing but itself. Titles and contents are ours; ids are letters, digits and hyphens.
+/// A page that needs no other file. Titles and contents are ours; ids are letters, digits and hyphens.
 fn page(title: &str, content: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\

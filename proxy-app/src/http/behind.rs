@@ -1,28 +1,28 @@
-//! Where the body of an HTTP/1 request ends: what stands behind it belongs to the next request, and is kept for it.
+//! Finds where the body of an HTTP/1 request ends: what follows it belongs to the next request, and is kept for it.
 //!
-//! The engine reads as much as it gets, and takes a byte behind a request for a broken client. So it gets the bytes of
-//! one request, and no more. What is read here decides nothing but that: the engine reads the body itself, and where
-//! the two would differ nothing follows on the connection.
+//! The engine reads as much as it gets, and takes a byte behind a request for a sign of a broken client. So it gets the
+//! bytes of one request, and no more. What is read here decides nothing but that: the engine reads the body itself, and
+//! where the two would differ no request follows on the connection.
 
 /// Most fields of a head: the engine's own limit.
 const FIELDS_MAX: usize = 256;
-/// Most digits of the size of a chunk: 2^60 bytes are more than anybody sends.
+/// Most digits of the size of a chunk: 2^60 bytes are more than any client sends.
 const DIGITS_MAX: u8 = 15;
 
-/// What is still to come of a request.
+/// The part of a request that is still to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestBody {
-    /// So many bytes.
+    /// This many bytes.
     Sized(u64),
     /// Chunks (RFC 9112 §7.1).
     Chunked(ChunkPosition),
-    /// Nothing. It asks for another protocol, and what the client sends before an answer may be of that.
+    /// Nothing. It asks for another protocol, and what the client sends before an answer may belong to that.
     Last,
-    /// The engine knows, or refuses it. All that comes is for the engine.
+    /// Not known here: the engine knows it, or refuses the request. All bytes are for the engine.
     Unclear,
 }
 
-/// Where in a chunked body we are.
+/// The position in a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChunkPosition {
     /// In the size of a chunk.
@@ -108,7 +108,7 @@ impl RequestBody {
         }
     }
 
-    /// Nothing more of the request is to come.
+    /// The request is complete.
     pub(crate) fn is_over(&self) -> bool {
         matches!(
             self,
@@ -116,7 +116,7 @@ impl RequestBody {
         )
     }
 
-    /// Whether another request may follow on the connection; `quiet`: nothing has come behind this one.
+    /// Whether another request may follow on the connection; `quiet`: nothing has come after this one.
     pub(crate) fn may_be_followed(&self, quiet: bool) -> bool {
         match self {
             RequestBody::Sized(_) | RequestBody::Chunked(_) => true,
@@ -133,7 +133,7 @@ fn digits(text: &[u8]) -> Option<u64> {
 }
 
 impl ChunkPosition {
-    /// How many of these bytes belong to the body; `None` where it is broken.
+    /// How many of these bytes belong to the body; `None` where it is malformed.
     fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && *self != ChunkPosition::Over {
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(RequestBody::of(b"GET / HTTP/1.1\r\n\r\nGET"), RequestBody::Unclear);
     }
 
-    /// How much of this is the body, however it is cut; `None`: it is broken.
+    /// How much of this is the body, however it is cut; `None`: it is malformed.
     #[track_caller]
     fn check(chunks: &str, expected: Option<&str>) {
         for cut in [1, 2, 3, 7, 1000] {

@@ -1,12 +1,12 @@
-//! Logins that are bound to a connection: NTLM and Negotiate (RFC 4559). What a server says to such a client must
-//! never reach another, so the first sign of one gives the client server connections of its own
+//! Logins that are bound to a connection: NTLM and Negotiate (RFC 4559). A server's answers to such a client must never
+//! reach another client, so at the first sign of such a login the client gets server connections of its own
 //! ([`Owner`](crate::upstream::connection::Owner)).
 
 use http::header::{
     AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE,
 };
 
-/// Schemes that log in a connection. Kerberos alone is what Negotiate is called by some servers.
+/// Schemes that log in a connection. Some servers call Negotiate `Kerberos`.
 const SCHEMES: [&str; 4] = ["ntlm", "negotiate", "kerberos", "nego2"];
 
 /// Whether a request logs in the connection that it comes on.
@@ -24,7 +24,7 @@ pub(crate) fn is_demanded(response: &HeaderMap) -> bool {
     })
 }
 
-/// As bytes: a letter that is no ASCII, in a realm or in a message, must not hide the scheme.
+/// As bytes: a non-ASCII letter in a realm or in a message must not hide the scheme.
 fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     headers.get_all(name).iter().map(HeaderValue::as_bytes)
 }

@@ -1,8 +1,8 @@
 //! Which answers are compressed for the client, and how (HTTP §6.4). Pingora's module does it.
 //!
-//! An answer with a secret and with something of the request in it must not be compressed: from its length a
-//! listener on the wire finds the secret, guess by guess (BREACH). So answers to requests that somebody is logged in
-//! with stay as they are, unless the node file says otherwise; scripts, styles and fonts hold no secret.
+//! An answer with a secret and with some text of the request in it must not be compressed: from its length an
+//! eavesdropper finds the secret, guess by guess (BREACH). So answers to requests with a login are not compressed,
+//! unless the node file says otherwise; scripts, styles and fonts hold no secret.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,8 +15,8 @@ use pingora_proxy::Session;
 
 /// Shorter answers are not worth it: nginx's `gzip_min_length` in Carbonio's configuration.
 const LENGTH_LEAST: u64 = 256;
-/// Most answers that are compressed at one moment; others stay as they are. An encoder takes up to 2 MB, and a client
-/// that reads slowly keeps it.
+/// Most answers that are compressed at one moment; others are sent as they are. An encoder takes up to 2 MB, and a
+/// client that reads slowly keeps it in use.
 const AT_ONCE: usize = 256;
 /// Levels: gzip's is that of Carbonio's configuration, the others cost about as much time.
 const LEVELS: [(Algorithm, u32); 3] = [(Algorithm::Brotli, 4), (Algorithm::Zstd, 3), (Algorithm::Gzip, 6)];
@@ -36,7 +36,7 @@ const TEXTS: [&str; 13] = [
     "application/rdf+xml",
     "application/soap+xml",
 ];
-/// Content types that shrink and hold nothing of who asks.
+/// Content types that shrink and do not depend on the user.
 const NO_SECRETS: [&str; 9] = [
     "text/css",
     "text/javascript",
@@ -49,7 +49,7 @@ const NO_SECRETS: [&str; 9] = [
     "image/svg+xml",
 ];
 
-/// What the node wants.
+/// What the node is configured to compress.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rules {
     /// `zimbraHttpCompressionEnabled`
@@ -79,8 +79,8 @@ impl Packing {
     }
 }
 
-/// Has this answer compressed if that is good, before its head is written. The value that is given must be kept until
-/// the answer ends.
+/// Has this answer compressed if that is useful and safe, before its head is written. The returned value must be kept
+/// until the answer ends.
 pub fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules) -> Option<Packing> {
     let choice = choose(session.req_header(), response, rules);
     if choice == CompressionChoice::AsItIs {
@@ -95,7 +95,7 @@ pub fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules)
         return None;
     }
     let level = LEVELS.iter().find(|(known, _)| *known == algorithm)?.1;
-    // The module reads the client's wishes without their weights. It is told what was made of them.
+    // The module reads the client's header without its weights. It gets our choice instead.
     let mut wish = RequestHeader::build(Method::GET, b"/", Some(1)).ok()?;
     wish.insert_header(header::ACCEPT_ENCODING, algorithm.as_str()).ok()?;
     let packing = Packing::begin()?;
@@ -106,9 +106,9 @@ pub fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules)
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CompressionChoice {
-    /// Nothing of it depends on what the client accepts.
+    /// It does not depend on what the client accepts.
     AsItIs,
-    /// It would be compressed for others.
+    /// It would be compressed for other clients.
     NotForThis,
     Packed(Algorithm),
 }
@@ -154,7 +154,7 @@ fn may_be_changed(response: &ResponseHeader) -> bool {
         && !headers.get_all(header::CACHE_CONTROL).iter().any(no_transform)
 }
 
-/// Somebody is logged in, or is being logged in.
+/// The client is logged in, or is being logged in.
 fn has_secrets(request: &RequestHeader, response: &ResponseHeader) -> bool {
     let credentials = [header::COOKIE, header::AUTHORIZATION];
     let query = request.uri.query().unwrap_or_default();
@@ -165,7 +165,7 @@ fn has_secrets(request: &RequestHeader, response: &ResponseHeader) -> bool {
         || response.headers.contains_key(header::SET_COOKIE)
 }
 
-/// What the client likes best (RFC 9110 §12.5.3); of equals the one that packs best.
+/// What the client prefers (RFC 9110 §12.5.3); of equals the one that compresses best.
 fn preferred(headers: &HeaderMap) -> Option<Algorithm> {
     let wishes: Vec<(String, f32)> = headers
         .get_all(header::ACCEPT_ENCODING)
@@ -194,7 +194,7 @@ fn preferred(headers: &HeaderMap) -> Option<Algorithm> {
     best.filter(|_| best_weight >= weight_of_identity(&wishes))
 }
 
-/// Without a word, what is not compressed comes last.
+/// Where the client does not list it, no compression comes last.
 fn weight_of_identity(wishes: &[(String, f32)]) -> f32 {
     let named = wishes.iter().find(|(name, _)| name == "identity");
     named.map_or(0.0, |(_, weight)| *weight)

@@ -1,16 +1,16 @@
-//! What forwarders in front say of a request: who the client is, and which scheme, host and port it sees. Only those
-//! in `web.trusted_forwarders` are believed; what stands left of their words was written by the client itself.
+//! What forwarders in front say of a request: its client, and the scheme, host and port that the client sees. Only
+//! those in `web.trusted_forwarders` are believed; entries left of theirs were written by the client itself.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 use ipnet::IpNet;
 
-/// How many hops of an X-Forwarded-For chain are followed. A content network, a balancer and a firewall are three.
+/// How many hops of an X-Forwarded-For chain are followed. A content network, a balancer and a firewall make three.
 const HOPS_MAX: usize = 32;
 
-/// The older language of forwarders. Where one of these is there, `Forwarded` is not read: a forwarder that speaks the
-/// one lets pass what clients say in the other.
+/// The older headers of forwarders. Where one of these is present, `Forwarded` is not read: a forwarder that writes the
+/// one form passes on what clients write in the other.
 const FAMILY: [&str; 4] = [
     "x-forwarded-for",
     "x-forwarded-proto",
@@ -57,7 +57,7 @@ impl Forwarded {
         let elements = elements(headers).unwrap_or_default();
         let hops = elements.iter().rev().map(|element| element.address);
         let followed = told.follow(hops, is_trusted);
-        // The hop that met the client knows best; what it does not say, the next one does.
+        // The hop nearest to the client counts first; what it does not say is taken from the next one.
         for element in elements.iter().rev().take(followed) {
             told.scheme = element.scheme.or(told.scheme);
             told.host = element.host.clone().or(told.host.take());
@@ -70,7 +70,7 @@ impl Forwarded {
         self.scheme.is_some() || self.host.is_some() || self.port.is_some()
     }
 
-    /// Follows hops from right to left. Gives how many of them were written by forwarders of ours.
+    /// Follows hops from right to left. Returns how many of them were written by forwarders of ours.
     fn follow(&mut self, hops: impl Iterator<Item = Option<IpAddr>>, is_trusted: impl Fn(&IpAddr) -> bool) -> usize {
         let mut followed = 0;
         for hop in hops.take(HOPS_MAX) {
@@ -87,13 +87,13 @@ impl Forwarded {
     }
 }
 
-/// Of several values the last one, which the forwarder wrote itself.
+/// The last of several values, which the forwarder wrote itself.
 fn last<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let line = headers.get_all(name).iter().next_back()?.to_str().ok()?;
     Some(line.rsplit(',').next()?.trim())
 }
 
-/// WebSockets have schemes of their own, which say the same.
+/// WebSockets have schemes of their own, which mean the same.
 fn scheme(text: &str) -> Option<&'static str> {
     match text.to_ascii_lowercase().as_str() {
         "https" | "wss" => Some("https"),
@@ -110,8 +110,8 @@ struct Element {
     host: Option<String>,
 }
 
-/// The hops of `Forwarded` from left to right, over all lines of it. `None` if it is not one: what is left of a mistake
-/// and what is right of it cannot be told apart.
+/// The hops of `Forwarded` from left to right, over all its lines. `None` if it is malformed: the parts left and right
+/// of a mistake cannot be told apart.
 fn elements(headers: &HeaderMap) -> Option<Vec<Element>> {
     let mut elements = Vec::new();
     for line in headers.get_all("forwarded") {
@@ -162,7 +162,7 @@ fn unquoted_split(text: &str, separator: char) -> Option<Vec<&str>> {
     (!quoted).then_some(parts)
 }
 
-/// A token, or what stands in quotes.
+/// A token, or the text in quotes.
 fn value_of(text: &str) -> String {
     let Some(inner) = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
         return text.to_owned();
@@ -175,7 +175,7 @@ fn value_of(text: &str) -> String {
     value
 }
 
-/// The hops of X-Forwarded-For from right to left, over all lines of it. `None` for what is no address.
+/// The hops of X-Forwarded-For from right to left, over all its lines. `None` for an entry that is not an address.
 fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     let lines: Vec<&[u8]> = headers
         .get_all("x-forwarded-for")
@@ -280,7 +280,7 @@ mod tests {
                 vec!["forwarded: for=1.1.1.1, for=\"198.51.100.7"],
                 "10.0.0.1",
             ),
-            // A forwarder that speaks the one language lets pass what clients say in the other.
+            // A forwarder that writes the one form passes on what clients write in the other.
             (
                 "10.0.0.1",
                 vec!["forwarded: for=1.1.1.1", "x-forwarded-proto: https"],

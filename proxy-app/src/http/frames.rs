@@ -1,8 +1,8 @@
-//! HTTP/2 frames of a client as they pass: how many of those that cost us more than them, and how long a request head
-//! takes. Nothing is decoded here but the nine bytes in front of each frame (RFC 9113 §4.1).
+//! HTTP/2 frames of a client as they pass: counts those that cost us more than the client, and times request heads.
+//! Only the nine bytes in front of each frame are decoded here (RFC 9113 §4.1).
 //!
-//! The engine bounds streams, header lists and resets that it has not seen to their end. What it does not bound are
-//! frames that it answers or throws away at once: a client that sends nothing else keeps a core busy.
+//! The engine bounds streams, header lists and resets of streams that it has not ended. It does not bound frames that
+//! it answers or drops at once: a client that sends nothing else keeps a core busy.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ const PREFIX: usize = 9;
 const PAYLOAD_MAX: u32 = 16_384;
 /// Most frames of one request head: the engine takes lists of 64 KiB, which are four full frames.
 const BLOCK_FRAMES: u32 = 16;
-/// Of frames that ask for an answer or for nothing: so many at once, and then so many in a second. Browsers send a
-/// few in a minute.
+/// For frames that ask for an answer or for nothing: the burst, and then the rate per second. Browsers send a few in a
+/// minute.
 const IDLE_TALK: Bucket = Bucket::new(200.0, 20.0);
-/// Of streams that the client gives up: a page that is left cancels what it still waits for, a hundred streams at
+/// For streams that the client gives up: a page that is left cancels all that it still waits for, a hundred streams at
 /// most.
 const CANCELLED: Bucket = Bucket::new(300.0, 30.0);
-/// Of updates of windows: two for some KiB that are received.
+/// For updates of windows: two for some KiB that are received.
 const WINDOWS: Bucket = Bucket::new(100_000.0, 50_000.0);
-/// An update that allows less than this is idle talk.
+/// An update that allows less than this counts as a frame that carries nothing.
 const WINDOW_LEAST: u32 = 1024;
 
 const DATA: u8 = 0;
@@ -59,7 +59,7 @@ pub struct Frames {
     prefix: [u8; PREFIX],
     /// How much of the prefix is there.
     have: usize,
-    /// What is still to come of the frame's payload.
+    /// How much of the frame's payload is still to come.
     left: u32,
     /// The first bytes of a window update.
     increment: u32,
@@ -69,9 +69,9 @@ pub struct Frames {
     idle_talk: Bucket,
     cancelled: Bucket,
     windows: Bucket,
-    /// Since when a frame or a head is on its way that should be short.
+    /// When the frame or head that is under way began, if it should be short.
     since: Option<Instant>,
-    /// How long a frame may take that is not data, and a request head: as in HTTP/1.
+    /// How long a request head may take, and a frame that is not data: as in HTTP/1.
     patience: Duration,
 }
 
@@ -119,7 +119,7 @@ impl Frames {
         Ok(())
     }
 
-    /// By when the frame or head on its way must be here; `None`: none is.
+    /// The deadline of the frame or head that is under way; `None`: there is none.
     pub fn deadline(&self) -> Option<Instant> {
         self.since.map(|since| since + self.patience)
     }
@@ -151,7 +151,7 @@ impl Frames {
             }
             RST_STREAM => self.cancelled.take(now, Flood::Cancelled)?,
             WINDOW_UPDATE => self.windows.take(now, Flood::Windows)?,
-            // SETTINGS, PING, PRIORITY, GOAWAY, and what nobody knows.
+            // SETTINGS, PING, PRIORITY, GOAWAY, and unknown frames.
             _ => self.idle_talk.take(now, Flood::IdleTalk)?,
         }
         Ok(())
@@ -175,7 +175,7 @@ impl Frames {
     }
 }
 
-/// So many at once, and then so many in a second.
+/// A burst, and then a rate per second.
 #[derive(Clone, Copy)]
 struct Bucket {
     size: f32,

@@ -1,7 +1,7 @@
-//! What a mailbox server may learn from a request's headers, and what a log may learn from a request.
+//! Which headers of a request a mailbox server may get, and which a log may.
 //!
 //! Decisions only: the caller changes the message and writes the line. Message framing (Content-Length,
-//! Transfer-Encoding, Expect) is not touched; it belongs to who copies the body.
+//! Transfer-Encoding, Expect) is not touched; it is left to the code that copies the body.
 
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -20,7 +20,7 @@ const FACTS: &[&str] = &[
     "true-client-ip",
     "cf-connecting-ip",
     "x-via",
-    // What a client has proved of itself in the handshake: see `client_certs`, and the names that other proxies use.
+    // Certificate facts of a client from the handshake: see `client_certs`, and the names that other proxies use.
     "x-client-verify",
     "x-client-s-dn",
     "x-client-i-dn",
@@ -30,19 +30,19 @@ const FACTS: &[&str] = &[
     "client-cert",
     "client-cert-chain",
     "x-request-id",
-    // Some frameworks take these for the path, behind every rule that we apply to the real one.
+    // Some frameworks take these for the path, and so bypass every rule that we apply to the real one.
     "x-original-url",
     "x-rewrite-url",
     // CGI programs find it as HTTP_PROXY and send their requests there.
     "proxy",
 ];
 
-/// Families of such facts. `x-forwarded-client-cert` and `x-envoy-*` steer the mesh's sidecars, to which all that
-/// comes from us is internal and thus trusted.
+/// Families of such facts. `x-forwarded-client-cert` and `x-envoy-*` steer the mesh's sidecars, which take everything
+/// that comes from us as internal and trusted.
 const FACT_PREFIXES: &[&str] = &["x-forwarded-", "x-proxy-", "x-envoy-", "x-ssl-", "ssl-client-"];
 
-/// The language between a proxy and the lookup service (HTTP §3.5). A list and not `auth-*`: other services may
-/// have headers of that beginning.
+/// The headers between a proxy and the lookup service (HTTP §3.5). A list and not `auth-*`: other services may have
+/// headers of that beginning.
 const LOOKUP: &[&str] = &[
     "auth-method",
     "auth-user",
@@ -77,14 +77,14 @@ const HOP_BY_HOP: &[&str] = &[
     "http2-settings",
 ];
 
-/// What `Connection` cannot name away: without them the two sides would disagree where a message ends or whom it
-/// is for.
+/// Headers that `Connection` cannot remove: without them the two sides would disagree where a message ends or which
+/// host it is for.
 const NEVER_NOMINATED: &[&str] = &["host", "content-length", "transfer-encoding", "expect"];
 
-/// The request headers that must not go on to any server, whatever they say:
+/// The request headers that must not go on to any server, whatever their values:
 ///
 /// - facts about the client that only we may state (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, …);
-/// - the language of the lookup service (`Auth-User`, `Client-IP`, …);
+/// - the headers of the lookup service (`Auth-User`, `Client-IP`, …);
 /// - names with an underscore, which CGI-like servers take for the same with a hyphen (nginx drops them too);
 /// - hop-by-hop headers, and those that `Connection` names. For a WebSocket upgrade `Connection` and `Upgrade`
 ///   stay; an upgrade to anything else would be a tunnel past our rules.
@@ -129,7 +129,7 @@ pub fn is_websocket(headers: &HeaderMap) -> bool {
         && connection_options(headers).iter().any(|o| o == "upgrade")
 }
 
-/// The id that a trusted forwarder gave a request, if it is one that can stand in every log.
+/// The id that a trusted forwarder has set for a request, if it can stand in every log.
 pub fn forwarded_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let good = (8..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));

@@ -1,5 +1,5 @@
-//! Clients that speak HTTP/1.0: they know no chunks and no answers before the answer (RFC 9112 §6.1, RFC 9110 §15.2).
-//! A body whose length is not known ends with the connection, as it did in their time.
+//! Clients that speak HTTP/1.0: they know no chunks and no interim answers (RFC 9112 §6.1, RFC 9110 §15.2). A body
+//! whose length is not known ends with the connection, as HTTP/1.0 has it.
 
 use std::any::Any;
 
@@ -26,7 +26,7 @@ pub(crate) fn end_behind(session: &mut Session, response: &ResponseHeader) {
     }
 }
 
-/// Sends bodies as they are. It comes last, for the engine itself says `chunked` where a length is missing.
+/// Sends bodies as they are. It must come last, for the engine itself adds `chunked` where a length is missing.
 pub(crate) struct Unchunked;
 
 impl HttpModuleBuilder for Unchunked {

@@ -1,11 +1,11 @@
-//! Where a server sends a browser, made right for the way the browser came (HTTP §2.4): a server knows its own name,
-//! port and scheme, and the browser knows ours.
+//! Rewrites the place that a server sends a browser to, for the address that the browser used (HTTP §2.4): a server
+//! knows its own name, port and scheme, and the browser knows ours.
 
 use http::HeaderMap;
 use http::header::{LOCATION, REFRESH};
 use mail_directory::names;
 
-/// What a server may call itself, and what the client calls us.
+/// The names that a server may use for itself, and the client's names for us.
 #[derive(Debug, Clone)]
 pub(crate) struct Relocation<'a> {
     /// `http` or `https`, as the client sees it.
@@ -23,7 +23,7 @@ pub(crate) struct Relocation<'a> {
 }
 
 impl Relocation<'_> {
-    /// The headers to set anew.
+    /// The headers to replace, with their new values.
     pub(crate) fn of(&self, headers: &HeaderMap) -> Vec<(http::HeaderName, String)> {
         let mut changed = Vec::new();
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
@@ -59,7 +59,7 @@ impl Relocation<'_> {
             .then(|| format!("{}://{}{path}", self.scheme, self.host_as_sent))
     }
 
-    /// Another port of our host may be another service, and stays what it is.
+    /// Another port of our host may be another service, and is not changed.
     fn leads_here(&self, host: &str, port: u16, default_port: u16) -> bool {
         let ours = host == self.host && (port == default_port || port == self.our_port || port == self.server_port);
         let theirs = self.server.iter().any(|name| names::host(name) == host);

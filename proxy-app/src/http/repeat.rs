@@ -3,7 +3,7 @@
 use http::Method;
 
 /// Safe and idempotent methods beside those of RFC 9110, as the registry of HTTP methods has them. Calendars and
-/// address books live on PROPFIND and REPORT. LOCK, PATCH and POST are not among them.
+/// address books depend on PROPFIND and REPORT. LOCK, PATCH and POST are not among them.
 const METHODS: [&str; 28] = [
     // RFC 4918
     "PROPFIND",
@@ -39,7 +39,7 @@ const METHODS: [&str; 28] = [
     "UNLINK",
 ];
 
-/// Whether a request with this method does the same if it is done twice.
+/// Whether a request with this method has the same effect if it is sent twice.
 pub(crate) fn may_be_repeated(method: &Method) -> bool {
     method.is_idempotent() || METHODS.contains(&method.as_str())
 }

@@ -1,7 +1,7 @@
 //! Files below a folder: the pages of the web clients.
 //!
 //! tower-http finds, opens and reads them, off the threads that serve requests, and knows conditional requests and
-//! ranges. Here stands what of the disk may be seen: nothing outside the folder, no names that begin with a dot, no
+//! ranges. This file says what of the disk may be read: nothing outside the folder, no names that begin with a dot, no
 //! list of a folder. Symbolic links are followed as long as they end inside, as Carbonio's `current` does.
 
 use std::future::Future;
@@ -27,29 +27,29 @@ use crate::http::{answers, compression};
 
 mod range;
 
-/// What is read from a file at once. An answer whose client does not read holds this three times.
+/// How much of a file is read at once. An answer whose client does not read holds three times as much.
 const CHUNK: usize = 16 * 1024;
-/// What stands in a path as it is.
+/// Characters of a path that are not encoded.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// Endings whose files are bytes; with any other ending that is not known a file counts as text, as in nginx.
+/// Endings of files of bytes; a file with any other unknown ending counts as text, as in nginx.
 const BINARY: [&str; 11] = [
     "bin", "exe", "dll", "deb", "rpm", "dmg", "iso", "img", "msi", "msp", "dat",
 ];
 
-/// Linux: symbolic links lead around in a circle. The standard library has no stable name for it yet.
+/// Linux: symbolic links form a loop. The standard library has no stable name for it yet.
 const ELOOP: i32 = 40;
 
 /// How a tree is served.
 #[derive(Debug, Clone, Default)]
 pub struct TreeOptions {
-    /// Always this file of the folder, whatever the path: a program that runs in the browser reads the path itself.
+    /// This file of the folder is served for every path: a program that runs in the browser reads the path itself.
     pub file: Option<PathBuf>,
-    /// The file that stands for a folder; `None`: a folder is not found.
+    /// The file that is served for a folder; `None`: a folder is not found.
     pub index: Option<String>,
     /// The Cache-Control of its answers.
     pub cache_control: Option<String>,
@@ -69,7 +69,7 @@ pub struct Tree {
 type FileResponse = Response<ServeFileSystemResponseBody>;
 
 impl Tree {
-    /// The files below `root`. It need not be there yet.
+    /// The files below `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>, options: TreeOptions) -> Tree {
         let root = root.into();
         let mut roots = vec![root.clone()];
@@ -90,12 +90,12 @@ impl Tree {
         }
     }
 
-    /// Answers a request with the file at this path below the root. `path` is decoded; what is not packed beforehand
+    /// Answers a request with the file at this path below the root. `path` is decoded; a file without a compressed copy
     /// is compressed by `rules`; `finish` may add to the head of the answer.
     ///
     /// # Errors
     /// 404 if there is no such file, and 500 if it cannot be read, as [`ErrorType::HTTPStatus`], with nothing sent.
-    /// The connection failed.
+    /// Other errors: the connection failed.
     pub async fn serve(
         &self,
         session: &mut Session,
@@ -137,7 +137,7 @@ impl Tree {
         session.write_response_body(None, true).await
     }
 
-    /// The answer, as far as the disk is concerned; `None`: there is no such file.
+    /// The answer as read from the disk; `None`: there is no such file.
     async fn answer(
         &self,
         method: &Method,
@@ -191,7 +191,7 @@ impl Tree {
         }
     }
 
-    /// A path for tower-http: encoded, and only if it may be seen.
+    /// A path for tower-http: encoded, and only if it may be read.
     fn inside(&self, path: &str) -> Option<String> {
         if let Some(file) = &self.options.file {
             return Some(encoded(file.to_str()?.trim_start_matches('/')));
@@ -230,7 +230,7 @@ fn encoded(path: &str) -> String {
     format!("/{}", utf8_percent_encode(path, PLAIN))
 }
 
-/// Where a folder is that was asked for without its slash, seen from there: whatever the folder is called outside.
+/// The address of a folder that was requested without its slash, relative to it: it does not depend on the outer path.
 fn below(path: &str, query: Option<&str>) -> HeaderValue {
     let name = path.rsplit('/').next().unwrap_or_default();
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
@@ -250,7 +250,7 @@ fn better_kind(path: &str, kind: &HeaderValue) -> Option<HeaderValue> {
     }
 }
 
-/// Errors that mean: there is nothing that could be shown.
+/// Errors that mean that there is nothing to serve.
 fn is_nothing(error: &io::Error) -> bool {
     use io::ErrorKind::*;
     let nothing = [NotFound, PermissionDenied, NotADirectory, InvalidFilename, InvalidInput];
@@ -274,7 +274,7 @@ impl Backend for InsideRoot {
         Box::pin(async move {
             let (path, found) = real(path, roots).await?;
             if !found.is_file() {
-                // Opening a pipe would wait for somebody to write.
+                // Opening a pipe would wait for a writer.
                 return Err(io::ErrorKind::NotFound.into());
             }
             TokioBackend.open(path).await

@@ -2,9 +2,9 @@
 //! read, which uploads go on although they have been answered, and which requests the engine has refused by itself.
 //!
 //! A stream whose answer has ended is closed for us, but the engine goes on to read the request for as long as the
-//! client sends and the server takes it, and tells nobody (RFC 9113 §8.1). So a moment later the stream is ended from
-//! here: the engine gets a frame that is an error of this stream alone, and resets it; the reset is sent on with the
-//! reason that it really has.
+//! client sends and the server takes it, and does not report it (RFC 9113 §8.1). So a moment later the stream is ended
+//! from here: the engine gets a frame that is an error of this stream alone, and resets it; the reset is sent on with
+//! the real reason.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -32,13 +32,13 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// SETTINGS_INITIAL_WINDOW_SIZE
 const INITIAL_WINDOW: u16 = 4;
-/// What a request is refused with that is none (RFC 9113 §8.1.1).
+/// The error for a request that is malformed (RFC 9113 §8.1.1).
 const PROTOCOL_ERROR: u32 = 1;
 /// An error of our own (RFC 9113 §7).
 const INTERNAL_ERROR: u32 = 2;
 /// The longest head that holds a status and nothing else, behind a change of HPACK's table. Every other answer has more.
 const BARE: u32 = 5;
-/// What a stream ends with whose answer is complete.
+/// The error code of a stream whose answer is complete.
 const NO_ERROR: [u8; 4] = [0; 4];
 
 /// What is in front of a frame.
@@ -56,7 +56,7 @@ struct Scan {
     prefix: [u8; PREFIX],
     have: usize,
     frame: FrameHead,
-    /// What is still to come of the frame's payload.
+    /// How much of the frame's payload is still to come.
     left: u32,
     /// Frames of a head must not be torn apart (RFC 9113 §4.3).
     in_block: bool,
@@ -117,9 +117,9 @@ impl Scan {
         }
     }
 
-    /// One more byte of a small frame; what it completes.
+    /// Takes one more byte of a small frame; returns what it completes.
     fn word(&mut self, byte: u8) -> Option<FrameEvent> {
-        // Behind its error a GOAWAY has words for people.
+        // The text of a GOAWAY follows its error.
         *self.words.get_mut(self.words_have)? = byte;
         self.words_have += 1;
         let [a, b, c, d, e, f, g, h] = self.words;
@@ -147,7 +147,7 @@ impl Scan {
 struct OpenStream {
     /// How much the client still takes on it.
     window: i64,
-    /// The client has said all.
+    /// The client has sent its whole request.
     request_ended: bool,
     answer: AnswerState,
 }
@@ -167,13 +167,13 @@ pub(crate) struct Streams {
     initial: i64,
     inbound: Scan,
     outbound: Scan,
-    /// Streams that were answered before they had been asked, and until when they are let be.
+    /// Streams that were answered before their requests ended, and how long these may go on.
     early: VecDeque<(Instant, u32)>,
-    /// Streams that the engine is told to reset.
+    /// Streams that the engine should reset.
     ended: HashSet<u32>,
 }
 
-/// More streams than anybody needs.
+/// More streams than any client needs.
 #[derive(Debug, thiserror::Error)]
 #[error("HTTP/2 streams without number")]
 pub(crate) struct TooMany;
@@ -192,7 +192,7 @@ impl Streams {
         }
     }
 
-    /// Takes note of what the client has said.
+    /// Takes note of what the client has sent.
     ///
     /// # Errors
     /// It has opened too many streams.
@@ -260,7 +260,7 @@ impl Streams {
         }
     }
 
-    /// Takes note of what has been said to the client. How many requests the engine has refused in it.
+    /// Takes note of what has been sent to the client. Returns how many requests the engine has refused in it.
     pub(crate) fn say(&mut self, bytes: &[u8]) -> usize {
         let mut outbound = std::mem::take(&mut self.outbound);
         let mut refused = 0;
@@ -271,7 +271,7 @@ impl Streams {
             }
         });
         self.outbound = outbound;
-        // A reset that has gone out whole is done.
+        // A reset that has been sent whole is done.
         if !self.ended.is_empty() && self.outbound.left == 0 {
             let open = &self.open;
             self.ended.retain(|number| open.contains_key(number));
@@ -279,7 +279,7 @@ impl Streams {
         refused
     }
 
-    /// Whether a request is refused here that nobody else has seen: the engine tells only the client.
+    /// Whether this refuses a request and is seen only here: the engine reports it only to the client.
     fn refuses(&self, found: &FrameEvent) -> bool {
         match *found {
             FrameEvent::Error(0, code) => !matches!(code, 0 | INTERNAL_ERROR),
@@ -335,7 +335,7 @@ impl Streams {
         next.map(|(at, _)| *at)
     }
 
-    /// Frames that are to be put between those of the client, where this may be done now.
+    /// Frames to put between those of the client, where this is possible now.
     pub(crate) fn interjection(&mut self, now: Instant) -> Vec<u8> {
         let mut frames = Vec::new();
         if !self.inbound.is_between() {
@@ -362,8 +362,8 @@ impl Streams {
         !self.ended.is_empty()
     }
 
-    /// Gives the resets that were asked for in [`Streams::interjection`] their reason. These are the next bytes that go
-    /// out.
+    /// Sets the real reason in the resets that were asked for in [`Streams::interjection`]. These are the next bytes
+    /// that are sent.
     pub(crate) fn change(&self, bytes: &mut [u8]) {
         let mut outbound = self.outbound.clone();
         for byte in bytes {

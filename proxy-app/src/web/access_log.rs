@@ -12,7 +12,7 @@ use crate::node::redaction::{escaped, redact};
 use crate::web::client::WebClient;
 use crate::web::decision::RequestInfo;
 
-/// What a line of the access log tells. Absent texts are `None`; all are raw and are cleaned by [`line()`].
+/// The facts of a line of the access log. Absent texts are `None`; all are raw and are cleaned by [`line()`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AccessEntry<'a> {
     /// The client's address.
@@ -47,11 +47,11 @@ pub(crate) struct AccessEntry<'a> {
     pub local: &'a str,
     /// Our port.
     pub local_port: u16,
-    /// Who ended the answer before its end: `server` or `client`.
+    /// Which side ended the answer too early: `server` or `client`.
     pub incomplete: Option<&'a str>,
 }
 
-/// What a line in JSON tells beside an [`AccessEntry`].
+/// What a line in JSON has beside an [`AccessEntry`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AccessMore<'a> {
     /// Id of the request.
@@ -98,8 +98,8 @@ pub(crate) fn json(entry: &AccessEntry<'_>, more: AccessMore<'_>) -> String {
     line.to_string()
 }
 
-/// One line of the access log, without line end, in the format of HTTP §6.5 (two blanks after the bracket). An
-/// IPv6 address stands in brackets before its port, other than in nginx, where the two run together.
+/// One line of the access log, without line end, in the format of HTTP §6.5 (two blanks after the bracket). An IPv6
+/// address stands in brackets before its port, unlike in nginx, where the two run together.
 pub(crate) fn line(entry: &AccessEntry<'_>) -> String {
     let user = text(entry.user).replace(' ', "\\x20");
     let host = entry.host.map(bracketed);
@@ -147,7 +147,7 @@ pub(crate) struct AccessRecord<'a> {
     /// The servers that were tried.
     pub(crate) upstream: &'a str,
     pub(crate) location: Option<&'a str>,
-    /// Who ended the answer before its end.
+    /// Which side ended the answer too early.
     pub(crate) incomplete: Option<&'static str>,
     pub(crate) begun: Instant,
 }

@@ -1,4 +1,4 @@
-//! Who is at the other end of a web connection, as far as it is known.
+//! The client of a web connection, as far as it is known.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -35,14 +35,14 @@ impl SeenUser {
         true
     }
 
-    /// Whether it is that user.
+    /// Whether this is that user.
     pub fn knows(&self, user: &str) -> bool {
         self.0.lock().as_deref() == Some(user)
     }
 }
 
-/// How long a last answer may take to be written, and then what its client still sends is read and thrown away: a
-/// connection that is closed on unread bytes is reset, and the reset destroys answers that are on their way.
+/// How long a last answer may take to be written, and how long after it the rest of what its client sends is read and
+/// dropped: a connection that is closed on unread bytes is reset, and the reset destroys answers that are on their way.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What is known of a web connection; reaches the phases of a request through its digest.
@@ -52,24 +52,24 @@ pub struct WebClient {
     pub facts: Arc<ConnectionFacts>,
     /// The balancer in front has ended its TLS, and says so in the PROXY header.
     pub tls_in_front: bool,
-    /// What it has shown of itself there.
+    /// The certificate that the client has presented.
     pub shown: Option<PresentedCert>,
     /// Whether the listener is the administration console's.
     pub admin: bool,
     /// Whether the listener only logs in by certificate.
     pub sso: bool,
-    /// Who is known to have logged in on it.
+    /// The user that is known to have logged in on it.
     pub seen_user: SeenUser,
-    /// The server connections that are its own.
+    /// Its own server connections.
     pub owner: Arc<Owner>,
-    /// Its last answer has no good end, and the connection must not look as if it had.
+    /// Its last answer has no proper end, and the connection must not look as if it had.
     pub cut_short: AtomicBool,
     /// Whether the engine has taken the last request.
     pub taken: AtomicBool,
 }
 
 impl WebClient {
-    /// Notes whose request goes which way.
+    /// Notes the account and the route of a request.
     pub(crate) fn note(&self, route: &Route) {
         let login = || LoggedIn {
             user: String::new(),
@@ -79,7 +79,7 @@ impl WebClient {
         self.facts.handle.log_in(login, &route.account);
     }
 
-    /// A record of a login that a request brought, whose client is this one behind trusted forwarders.
+    /// A record of a login in a request; its client is this one as trusted forwarders name it.
     pub(super) fn login_record(&self, client: IpAddr, generation: u64) -> Record {
         Record {
             client: SocketAddr::new(client, self.facts.client.addr.port()).to_string(),
@@ -116,8 +116,8 @@ pub(crate) fn client_of(session: &pingora_proxy::Session) -> Option<&WebClient> 
     client_in(session.digest()?.proxy_digest.as_ref()?)
 }
 
-/// Delivers what came of an answer that breaks off, and ends the connection: in TLS without the farewell that would
-/// make an answer of unknown length look whole (RFC 9112 §9.8). HTTP/2 has a reset for it.
+/// Delivers the received part of an answer that breaks off, and ends the connection: in TLS without the closing message
+/// that would make an answer of unknown length look whole (RFC 9112 §9.8). HTTP/2 has a reset for it.
 pub(crate) async fn cut_short(session: &mut pingora_proxy::Session) {
     if session.req_header().version == http::Version::HTTP_2 {
         return;

@@ -1,10 +1,10 @@
-//! A web connection in front of Pingora's HTTP engine: who it is, how long it may be silent, and which request
-//! heads may come in.
+//! A web connection in front of Pingora's HTTP engine: its client, how long it may be silent, and which request heads
+//! are accepted.
 //!
-//! Pingora has no limit on the time a request head takes, takes heads of 1 MiB, tolerates bare LF, and keeps
-//! large buffers for idle connections. So HTTP/1 heads are gathered here, whole, under a deadline and a size limit, and checked for
-//! the forms that two HTTP parsers may read differently; while a connection is idle no buffer is held. The engine gets
-//! the bytes of one request at a time; what a client sends behind it waits for its turn (RFC 9112 §9.3.2). HTTP/2
+//! Pingora has no limit on the time a request head takes, takes heads of 1 MiB, tolerates bare LF, and keeps large
+//! buffers for idle connections. So HTTP/1 heads are read whole here, under a deadline and a size limit, and checked
+//! for the forms that two HTTP parsers may read differently; while a connection is idle no buffer is held. The engine
+//! gets the bytes of one request at a time; what a client sends behind it waits for its turn (RFC 9112 §9.3.2). HTTP/2
 //! goes to the engine as it comes, with its frames counted.
 
 use std::sync::Arc;
@@ -35,7 +35,7 @@ const KEEPALIVE: Duration = Duration::from_secs(75);
 /// Length of what an HTTP/2 client says first (RFC 9113 §3.4).
 const H2_PREFACE: usize = 24;
 
-/// Serves a connection to its end, or until its client is the slowest of too many.
+/// Serves a connection to its end, or until too many answers wait and its client is the slowest.
 pub async fn serve(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
     let Some(web) = client_in(&stream.carrier) else {
         return;
@@ -92,8 +92,8 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
             None => session.set_keepalive(Some(KEEPALIVE.as_secs())),
         }
-        // The client learns from the answer that this connection ends. Closing it while it waits would cross with the
-        // client's next request.
+        // The client learns from the answer that this connection ends. If it were closed while it waits, that could
+        // cross with the client's next request.
         if last || *shutdown.borrow() {
             session.set_keepalive_reuses_remaining(Some(0));
         }
@@ -101,7 +101,7 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
         session.set_pipelined_prefix(head);
         // The phases of a request are a large future, and an idle connection must not keep it.
         let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else {
-            // The engine answers by itself what it cannot read, and tells nobody.
+            // The engine answers by itself what it cannot read, and does not report it.
             if client_in(&carrier).is_some_and(|web| !web.is_taken()) && !*shutdown.borrow() {
                 note_refusal(env, &carrier, reason);
             }
@@ -122,7 +122,7 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
     }
 }
 
-/// Why the engine does not take a request with this head, if it does not.
+/// Why the engine does not take a request with this head, if it refuses it.
 fn reason_of_engine(head: &[u8]) -> Reason {
     let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
     let mut words = line.split(|&b| b == b' ');
@@ -142,13 +142,13 @@ pub enum HeadError {
     Refused(Reason),
 }
 
-/// A whole request head; what came behind it stays in front of the stream. `None` at the end of the connection.
+/// A whole request head; what follows it stays in front of the stream. `None` at the end of the connection.
 async fn read_head(stream: &mut WebStream, env: &WebEnv) -> Result<Option<BytesMut>, HeadError> {
     let mut drain = env.drain.clone();
     stream.request = None;
     let mut head = BytesMut::new();
     let until = Instant::now() + KEEPALIVE;
-    // Empty lines in front of a request are none of it: old clients send one behind a body (RFC 9112 §2.2).
+    // Empty lines in front of a request are not part of it: old clients send one behind a body (RFC 9112 §2.2).
     while matches!(&head[..], b"" | b"\r") {
         let read = tokio::select! {
             biased;
@@ -181,8 +181,8 @@ async fn read_head(stream: &mut WebStream, env: &WebEnv) -> Result<Option<BytesM
     }
 }
 
-/// Whether what is asked for is neither a path, nor a URL of ours, nor `*` (RFC 9112 §3.2). The engine takes such a word
-/// for the name of a host, and the path for `/`.
+/// Whether the request target is neither a path, nor a URL of ours, nor `*` (RFC 9112 §3.2). The engine takes such a
+/// word for the name of a host, and the path for `/`.
 fn lacks_a_target(head: &[u8]) -> bool {
     let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
     let mut words = line.split(|&b| b == b' ');
@@ -196,7 +196,7 @@ fn lacks_a_target(head: &[u8]) -> bool {
     method != b"CONNECT" && target != b"*" && !["/", "http://", "https://"].into_iter().any(begins)
 }
 
-/// A later HTTP/1 than ours is answered as ours (RFC 9110 §2.5).
+/// A later HTTP/1 version than ours is answered as ours (RFC 9110 §2.5).
 fn as_ours(head: &mut [u8]) {
     let end = head.iter().position(|&b| b == b'\r').unwrap_or_default();
     if let [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9'] = &mut head[..end] {
@@ -204,12 +204,12 @@ fn as_ours(head: &mut [u8]) {
     }
 }
 
-/// The length of the head, if it is whole. Lines end with CRLF and nothing else (RFC 9112 §2.2 lets a server refuse bare LF); a line
-/// that begins with a blank would be a continuation (obs-fold, §5.2). Parsers differ on all of these, and where
-/// they differ requests are smuggled.
+/// The length of the head, if it is whole. Lines end with CRLF and nothing else (RFC 9112 §2.2 lets a server refuse
+/// bare LF); a line that begins with a blank would be a continuation (obs-fold, §5.2). Parsers differ on all of these,
+/// and such differences allow request smuggling.
 ///
 /// # Errors
-/// It is none that may come in.
+/// The head is not valid.
 pub fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
     let mut rest = head;
     loop {
@@ -240,7 +240,7 @@ pub fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
 }
 
 async fn refuse(stream: &mut WebStream, status: &str) {
-    // Answers to the requests before may be on their way.
+    // Answers to previous requests may be on their way.
     stream.request = Some(RequestBody::Unclear);
     let _ = timeout(2 * FAREWELL, async {
         stream.write_all(plain_answer(status, status).as_bytes()).await?;

@@ -1,5 +1,5 @@
-//! Which way a request goes: what it asks for, its location, and whether it may go on. Nothing is answered or sent
-//! here; HTTP requests and WebSockets share it, so that neither is a way past the other's rules.
+//! Decides how a request is handled: what it asks for, its location, and whether it may go on. Nothing is answered or
+//! sent here; HTTP requests and WebSockets share it, so that neither can bypass the other's rules.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::http::headers;
 use crate::locations::{Action, Forward, ForwardTo, ListenerKind, LocationQuery, Mailbox, MatchedLocation, path};
 use crate::web::client::WebClient;
 
-/// What forwarders leave in a request, also those that are not trusted.
+/// Headers of forwarders in a request, also of those that are not trusted.
 const RELAYED: [&str; 3] = ["via", "forwarded", "x-forwarded-for"];
 
 /// What a request says before anything is looked up.
@@ -24,7 +24,7 @@ pub(crate) struct RequestInfo {
     pub(crate) id: String,
     /// The client, after PROXY header and trusted forwarders.
     pub(crate) client: IpAddr,
-    /// The requested host, if there is a good one.
+    /// The requested host, if there is a valid one.
     pub(crate) host: Option<String>,
     /// The same as it was sent, with its port.
     pub(crate) host_as_sent: Option<String>,
@@ -32,7 +32,8 @@ pub(crate) struct RequestInfo {
     pub(crate) scheme: &'static str,
     /// The port that the client sees.
     pub(crate) port: u16,
-    /// A forwarder has sent it on, which may send the requests of several clients over one connection (RFC 9110 §3.3).
+    /// It was sent on by a forwarder, which may send the requests of several clients over one connection (RFC 9110
+    /// §3.3).
     pub(crate) relayed: bool,
 }
 
@@ -59,7 +60,7 @@ impl RequestInfo {
                 .unwrap_or_else(new_id),
             client: told.client,
             scheme: told.scheme.unwrap_or(local),
-            // Without a word of a forwarder it is ours, whatever the client writes into Host.
+            // If no forwarder names one it is ours, whatever the client writes into Host.
             port: port.filter(|_| told.speaks()).unwrap_or(web.facts.client.local.port()),
             host_as_sent: host.as_ref().map(|host| host.as_sent.clone()),
             host: host.map(|host| host.name),
@@ -67,8 +68,8 @@ impl RequestInfo {
         }
     }
 
-    /// Whether it came in clear text, as far as the client sees: a forwarder or balancer may have ended its TLS. The door of
-    /// administrators has no clear side.
+    /// Whether it came in clear text, as far as the client sees: a forwarder or balancer may have ended its TLS. The
+    /// listener of the administration console has no clear side.
     pub(crate) fn is_clear(&self, web: &WebClient) -> bool {
         web.facts.tls.is_none() && !web.admin && self.scheme != "https"
     }
@@ -84,7 +85,8 @@ struct Host {
 }
 
 impl Host {
-    /// That which a forwarder says, or the request itself. A request with a bad one is not made good by a forwarder.
+    /// The host that a forwarder names, or that of the request itself. A forwarder does not make a request with a bad
+    /// host valid.
     fn read(request: &Parts, told: &Forwarded) -> Option<Host> {
         let own = account::host(&request.uri, &request.headers)?;
         let forwarded = told
@@ -122,7 +124,7 @@ fn port_of(authority: &str) -> Option<u16> {
     port.parse().ok()
 }
 
-/// 128 random bits, so that ids of all nodes can meet in one log.
+/// 128 random bits, so that the logs of all nodes can be merged by it.
 fn new_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
@@ -152,7 +154,7 @@ impl ProxyRequest {
         }
     }
 
-    /// The group that any of its servers will do from.
+    /// The group of servers any of which can answer it.
     pub(crate) fn group(&self) -> &str {
         match &self.forward().to {
             ForwardTo::Mailbox(service) => service.group(),
@@ -161,12 +163,12 @@ impl ProxyRequest {
     }
 }
 
-/// What becomes of a request.
+/// How a request is handled.
 #[derive(Debug)]
 pub(crate) enum Decision {
     /// It goes to a server.
     Forward(Box<ProxyRequest>),
-    /// Its location has the answer; here with the decoded path.
+    /// Its location answers it; with the decoded path.
     Local(MatchedLocation, String),
     /// The browser is sent elsewhere.
     Redirect {
@@ -178,7 +180,7 @@ pub(crate) enum Decision {
     Refused { status: u16, why: &'static str },
 }
 
-/// Decides what becomes of a request.
+/// Decides how a request is handled.
 pub(crate) fn decide(
     env: &WebEnv,
     snapshot: &Snapshot,
@@ -235,7 +237,7 @@ pub(crate) fn decide(
     }
     match &location.action {
         Action::Forward(forward) => {
-            // For mailbox servers also in the query, as ever (HTTP §2.3, P22).
+            // For mailbox servers also in the query, as always (HTTP §2.3, P22).
             if matches!(forward.to, ForwardTo::Mailbox(_)) && request.uri.query().is_some_and(has_line_end) {
                 return Decision::Refused {
                     status: 403,
@@ -254,7 +256,7 @@ pub(crate) fn decide(
     }
 }
 
-/// Whom to look for. The administration side knows only its own token (HTTP §3.1).
+/// Which account to look for. The administration side knows only its own token (HTTP §3.1).
 fn lookup(forward: &Forward, web: &WebClient, request: &Parts, info: &RequestInfo) -> Option<Lookup> {
     let ForwardTo::Mailbox(mailbox) = forward.to else {
         return None;
@@ -275,7 +277,7 @@ fn lookup(forward: &Forward, web: &WebClient, request: &Parts, info: &RequestInf
     })
 }
 
-/// An encoded line end; no client has a use for one, and what is built from the text behind us may break at it.
+/// An encoded line end; no client needs one, and what servers build from the text may break at it.
 fn has_line_end(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes

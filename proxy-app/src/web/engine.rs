@@ -1,4 +1,4 @@
-//! Pingora's HTTP engine, as this node sets it.
+//! Pingora's HTTP engine, as this node configures it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,14 @@ use crate::app::env::WebEnv;
 use crate::http::HEAD_MAX;
 use crate::web::phases::Web;
 
-/// Most answers at once on an HTTP/2 connection. Browsers wait with more; each that its client does not read costs.
+/// Most answers at once on an HTTP/2 connection. Browsers wait when there are more; each that its client does not read
+/// costs memory.
 const STREAMS: u32 = 64;
 
 /// What the engine keeps for the socket of one HTTP/2 answer; its own default is 400 KiB.
 const SEND_BUFFER: usize = 32 * 1024;
 
-/// What HTTP/2 clients may have at once, and what of it the engine keeps.
+/// How much HTTP/2 clients may have at once, and how much of it the engine keeps.
 fn h2_options() -> H2Options {
     let mut options = default_h2_options();
     options

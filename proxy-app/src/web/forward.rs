@@ -1,4 +1,4 @@
-//! What a server gets with a request: headers, and how long it is waited for.
+//! What a server gets with a request: headers, and how long it may take.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -29,7 +29,7 @@ struct Hop<'a> {
     port: u16,
 }
 
-/// The headers that a server gets from us, after those of [`headers::dropped`] are gone.
+/// The headers that a server gets from us, after those of [`headers::dropped`] are removed.
 pub(crate) fn proxy_headers(
     web: &WebClient,
     info: &RequestInfo,
@@ -83,7 +83,7 @@ pub(crate) fn peer(target: &UpstreamTarget, proxied: &ProxyRequest, snapshot: &S
         UpstreamTls::Clear => None,
         UpstreamTls::Implicit { name } => Some(name.to_string()),
     };
-    // What is in the pool was made under these rules.
+    // The connections in the pool were made under these rules.
     let is_tls = name.is_some();
     let mut peer = HttpPeer::new(target.address, is_tls, name.unwrap_or_default());
     let connect = waits.connect.min(connect::CONNECT);
@@ -114,8 +114,8 @@ pub(crate) fn waits(proxied: &ProxyRequest, snapshot: &Snapshot) -> Timeouts<Dur
     })
 }
 
-/// The request headers to set towards a server, after those of [`headers::dropped`] are gone. One address and never a
-/// chain: mailbox servers compare the whole value (HTTP §6.2).
+/// The request headers to set towards a server, after those of [`headers::dropped`] are removed. One address and never
+/// a chain: mailbox servers compare the whole value (HTTP §6.2).
 fn x_forwarded(hop: Hop<'_>) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("x-forwarded-for", hop.client.to_canonical().to_string()),
@@ -154,7 +154,7 @@ mod tests {
         };
         assert_eq!(x_forwarded(bare)[0].1, "2001:db8::1");
         assert!(x_forwarded(bare).iter().all(|(name, _)| *name != "x-forwarded-host"));
-        // What we add is what we never let through.
+        // Clients cannot send the headers that we add.
         for (name, _) in x_forwarded(hop) {
             let name = http::HeaderName::from_static(name);
             let sent = http::HeaderMap::from_iter([(name.clone(), http::HeaderValue::from_static("x"))]);

@@ -1,5 +1,5 @@
-//! Which server connection a request gets, and how long it is kept: one for everybody, one of its client's own, or
-//! one for this request alone.
+//! Which server connection a request gets, and how long it is kept: a shared one, one of its client's own, or one for
+//! this request alone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, Ser
 use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
 
-/// Connections to servers are kept this long without use, where nothing else is said: less than Jetty's 60 s.
+/// How long idle connections to servers are kept, where nothing else is set: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
-/// So many kept connections are tried that may be closed just then; then a new one is made.
+/// How many kept connections that may be closed just then are tried before a new one is made.
 const STALE_MAX: usize = 4;
 /// Most of a body that the engine keeps.
 const BODY_KEPT: u64 = 64 * 1024;
@@ -32,15 +32,15 @@ pub(crate) struct Keeping {
     pub(crate) owner: Option<Arc<Owner>>,
     /// The connection is made for this request and ends with it.
     alone: bool,
-    /// Nobody knows whether its client's connection carries one client only.
+    /// The client's connection may carry several clients.
     relayed: bool,
 }
 
 impl Keeping {
     /// For this request. `keepalive` is what its group says; `stale` counts the connections that did not suit it.
     ///
-    /// A login that is bound to a connection is good for one request where a forwarder has sent it: whose the next one
-    /// on that connection is nobody knows (RFC 9110 §3.3).
+    /// A login that is bound to a connection is valid for one request where a forwarder has sent it: the next request
+    /// on that connection may be another client's (RFC 9110 §3.3).
     pub(crate) fn of(
         web: &WebClient,
         request: &RequestHeader,
@@ -75,7 +75,7 @@ impl Keeping {
         }
     }
 
-    /// Tells the engine.
+    /// Sets the engine's options accordingly.
     pub(crate) fn shape(&self, peer: &mut HttpPeer, sources: &Sources) {
         peer.options.idle_timeout = Some(self.demand.keepalive);
         peer.options.custom_l4 = Some(Arc::new(Connect::new(sources.clone(), self.owner.clone())));
@@ -91,7 +91,7 @@ impl Keeping {
         }
     }
 
-    /// Tells the server, if it need not keep its end.
+    /// Tells the server that it need not keep the connection, where that is so.
     pub(crate) fn announce(&self, upstream: &mut RequestHeader) -> Result<()> {
         if self.alone && upstream.version == Version::HTTP_11 {
             upstream.insert_header(CONNECTION, HeaderValue::from_static("close"))?;
@@ -99,8 +99,8 @@ impl Keeping {
         Ok(())
     }
 
-    /// The connection that the engine has found. An error if it was kept and may be closed just now: nothing has been
-    /// sent, and another one will do.
+    /// Checks the connection that the engine has found. Returns an error if it was kept and may be closed just now:
+    /// nothing has been sent, and another one will be taken.
     pub(crate) fn take(&self, digest: Option<&Digest>, reused: bool) -> Result<Option<Arc<ServerConnection>>> {
         let connection = digest.and_then(ServerConnection::of);
         if reused && connection.as_ref().is_some_and(|known| !known.suits(self.demand)) {
@@ -109,7 +109,7 @@ impl Keeping {
         Ok(connection)
     }
 
-    /// What an answer says about its connection, before anything is taken from its head.
+    /// Reads what an answer says about its connection, before anything is removed from its head.
     pub(crate) fn learn(&self, web: &WebClient, connection: &ServerConnection, response: &ResponseHeader) {
         connection.touch();
         if let Some(said) = text(&response.headers, &HeaderName::from_static("keep-alive")) {

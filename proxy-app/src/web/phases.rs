@@ -1,7 +1,7 @@
-//! The web side: a Pingora [`ProxyHttp`] whose phases find out where a request goes, and say what became of it.
+//! The web side: a Pingora [`ProxyHttp`] whose phases find out where a request goes, and record what became of it.
 //!
-//! A request goes to the mailbox server of its account where one can be told, and to any healthy one otherwise:
-//! every server can answer for every account, only slower. Passwords and tokens are not checked here.
+//! A request goes to the mailbox server of its account where that is known, and to any healthy one otherwise: every
+//! server can answer for every account, only slower. Passwords and tokens are not checked here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,12 +43,13 @@ use crate::web::target::{ROUTE_YOUNG, TRIES, choose, unreachable};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
-/// After `web.client_body_timeout` a request body must have brought so many bytes a second on average: a modem does a hundred times as many.
+/// After `web.client_body_timeout` a request body must have brought this many bytes a second on average: a modem does a
+/// hundred times as many.
 const BODY_LEAST: u64 = 64;
-/// Most answers before the answer: enough for one that is announced for half an hour (102, RFC 2518 §10.1).
+/// Most interim answers before the final one: enough for a 102 at intervals for half an hour (RFC 2518 §10.1).
 const INTERIM_MAX: usize = 100;
 
-/// The web side of the house.
+/// The web side of the node.
 pub struct Web {
     pub(crate) env: Arc<WebEnv>,
     pub(crate) requests: AtomicU64,
@@ -85,9 +86,9 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         if session.req_header().method == http::Method::CONNECT {
-            // Nobody is let through. The engine would say the same, and its name.
+            // CONNECT is never allowed. The engine would refuse it too, but with its own name in the answer.
             if session.req_header().version == http::Version::HTTP_2 {
-                // What a request of HTTP/1 was refused for is known when the engine gives its connection back.
+                // The reason for refusing a request of HTTP/1 is known when the engine returns its connection.
                 let refused = RefusedConnection::of(&web.facts);
                 self.env.refusals.refused(refused, Reason::Connect);
             }
@@ -121,7 +122,7 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(400), "no path (RFC 9113 §8.3.1)");
         }
         if request.method == http::Method::TRACE {
-            // It would tell a script the cookies that it must not see.
+            // It would show a script the cookies that it must not see.
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
         }
         if request.method == http::Method::OPTIONS && request.uri.path() == "*" {
@@ -145,7 +146,7 @@ impl ProxyHttp for Web {
     }
 
     async fn upstream_peer(&self, session: &mut Session, context: &mut RequestContext) -> Result<Box<HttpPeer>> {
-        // What was tried before is not busy with it any more.
+        // The server that was tried previously is not busy with it any more.
         context.target = None;
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
@@ -230,14 +231,14 @@ impl ProxyHttp for Web {
             upstream.remove_header(&name);
         }
         for name in [http::header::UPGRADE, http::header::CONNECTION] {
-            // Web sockets do not come this way.
+            // Web sockets are not handled here.
             upstream.remove_header(&name);
         }
         let lines = proxy_headers(web, info, proxied, &target.server);
         for name in &proxied.forward().remove_headers {
             upstream.remove_header(name);
         }
-        // Without an authority in it, so that Host is what it is set to.
+        // Without an authority in it, so that Host stays as it is set.
         let target = proxied.target.parse::<http::Uri>();
         upstream.set_uri(target.map_err(|error| {
             Error::explain(
@@ -305,7 +306,7 @@ impl ProxyHttp for Web {
         context: &mut RequestContext,
     ) -> Result<()> {
         if response.status.is_informational() {
-            // It is no answer yet, and its headers are about what the server will do (RFC 9110 §15.2).
+            // It is not the final answer, and its headers are about what the server will do (RFC 9110 §15.2).
             return Ok(());
         }
         context.answered = true;
@@ -323,7 +324,7 @@ impl ProxyHttp for Web {
         }
         let status = response.status.as_u16();
         if matches!(status, 404 | 502..=504) && context.form == ErrorForm::Page {
-            // A person gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
+            // A user gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
             return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
         }
         relocate(context, response)?;
@@ -335,7 +336,7 @@ impl ProxyHttp for Web {
     }
 
     /// The request was on its way. It goes to another server of its group only if it can be repeated without harm and
-    /// nothing was answered yet; a connection that was kept may have ended before the server read anything.
+    /// nothing was answered yet; a kept connection may have ended before the server read anything.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
@@ -375,13 +376,13 @@ impl ProxyHttp for Web {
                 context.tried.push(address);
                 error.set_retry(context.tried.len() < TRIES);
             }
-            // Whatever the end of a kept connection looks like: TLS has other words for it.
+            // However a kept connection ends: TLS reports it with another error.
             _ => error.set_retry(broken && reused),
         }
         error
     }
 
-    /// Nothing has been sent yet: the route is forgotten and asked for again, once; a request of nobody goes to
+    /// Nothing has been sent yet: the route is forgotten and looked up again, once; an unauthenticated request goes to
     /// another server.
     fn fail_to_connect(
         &self,
@@ -464,8 +465,7 @@ impl ProxyHttp for Web {
     }
 
     fn suppress_error_log(&self, _session: &Session, _context: &RequestContext, _error: &Error) -> bool {
-        // Said in `fail_to_proxy`. Clients that go away are no news; what we answered ourselves stands in the access
-        // log.
+        // Logged in `fail_to_proxy`. Clients that go away are not worth a line; our own answers are in the access log.
         true
     }
 
@@ -479,8 +479,8 @@ impl ProxyHttp for Web {
 }
 
 impl Web {
-    /// Answers the challenge of an ACME authority, on every listener and in every mode. One that is not here goes on
-    /// like any other request: another program may have it.
+    /// Answers the challenge of an ACME authority, on every listener and in every mode. A challenge without a file here
+    /// is handled like any other request: another program may have it.
     async fn challenge(&self, session: &mut Session, context: &RequestContext) -> Result<bool> {
         let Some(token) = answers::challenged(session.req_header().uri.path()) else {
             return Ok(false);
@@ -496,7 +496,7 @@ impl Web {
         Ok(true)
     }
 
-    /// A clear-text web port, where it does not serve: HTTP §1.5, §1.6.
+    /// Answers on a clear-text web port that does not serve: HTTP §1.5, §1.6.
     async fn clear_port(&self, session: &mut Session, context: &RequestContext, info: &RequestInfo) -> Result<bool> {
         if context.snapshot.web.mode == MailMode::Https {
             let answer = LocalAnswer::error(403, context.form, &info.id)?;
@@ -519,7 +519,7 @@ impl Web {
         Ok(true)
     }
 
-    /// Answers, or lets the request go on to a server.
+    /// Answers the request, or lets it go on to a server.
     async fn go(&self, session: &mut Session, context: &mut RequestContext, info: &RequestInfo) -> Result<bool> {
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
@@ -549,7 +549,7 @@ impl Web {
         }
     }
 
-    /// The answer that a location has itself.
+    /// The answer of a location that has one itself.
     async fn local(
         &self,
         session: &mut Session,
@@ -568,7 +568,7 @@ impl Web {
                 LocalAnswer::text(*status, kind, body.clone().unwrap_or_default())?
             }
             Action::Logout { to, cookies } => {
-                // Where the domain says a place, the web client goes there itself (HTTP §2.2, S3).
+                // Where the domain names a place, the web client goes there itself (HTTP §2.2, S3).
                 let elsewhere = context.vhost.as_ref().and_then(|vhost| to.of_vhost(vhost));
                 let to = elsewhere.is_none().then_some(to.to.as_str());
                 LocalAnswer::logout(cookies, to, secure)?
@@ -581,7 +581,7 @@ impl Web {
         answer_with(answer, session, context).await
     }
 
-    /// As nginx's stub_status writes it, for exporters that read that. Connections are those of all listeners.
+    /// In the form of nginx's stub_status, for exporters that read that. Connections are those of all listeners.
     fn status(&self) -> String {
         let (open, all) = (self.env.open.count(), self.env.connection_ids.count());
         let requests = self.requests.load(Ordering::Relaxed);
@@ -624,9 +624,9 @@ impl Web {
     }
 }
 
-/// Records a login as the answer shows it, or the end of its client, and doubts an old route whose server refused it.
-/// Basic credentials come with every request; good ones are recorded once for a connection, and after that no request
-/// that its client leaves is a guess.
+/// Records a login with the outcome that the answer shows, or with the end of its client, and looks up an old route
+/// again whose server refused it. Basic credentials come with every request: good ones are recorded once for a
+/// connection, and after that no request that its client leaves counts as a guess.
 pub(crate) fn record_login(
     env: &WebEnv,
     web: &WebClient,
@@ -663,8 +663,8 @@ pub(crate) fn record_login(
     });
 }
 
-/// The account's own server has refused a login: if its route is an old one, the source is asked again meanwhile, so
-/// that the next login finds an account that has moved.
+/// The account's own server has refused a login: if its route is an old one, the source is asked again in the
+/// background, so that the next login finds an account that has moved.
 fn doubt_route(env: &WebEnv, context: &RequestContext) {
     let own = context.target.as_ref().is_some_and(|target| target.own);
     let lookup = context.proxied.as_ref().and_then(|proxied| proxied.lookup.clone());
@@ -674,14 +674,14 @@ fn doubt_route(env: &WebEnv, context: &RequestContext) {
     }
 }
 
-/// Two lengths, even equal ones, are a request that two servers may read differently (RFC 9112 §6.3).
+/// Two lengths, even equal ones: two servers may read such a request differently (RFC 9112 §6.3).
 fn has_one_length(headers: &http::HeaderMap) -> bool {
     let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
     let single = lengths.next().is_none_or(|length| !length.as_bytes().contains(&b','));
     single && lengths.next().is_none()
 }
 
-/// A body that says beforehand that it is too long is refused before any of it is read.
+/// A body that announces a length over the limit is refused before any of it is read.
 fn check_length(proxied: &ProxyRequest, headers: &http::HeaderMap) -> Result<()> {
     let length = headers.get(http::header::CONTENT_LENGTH);
     let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -693,7 +693,7 @@ fn check_length(proxied: &ProxyRequest, headers: &http::HeaderMap) -> Result<()>
     }
 }
 
-/// Whether a body that has brought so many bytes in this time is only there to hold a connection.
+/// Whether a body that has brought so few bytes in this time is only there to hold a connection.
 fn is_dripping(elapsed: Duration, bytes: u64, grace: Duration) -> bool {
     elapsed > grace && bytes < (elapsed - grace).as_secs() * BODY_LEAST
 }
@@ -719,7 +719,7 @@ async fn file(
     .await
 }
 
-/// The status that a failure is told with; 0 if nobody is there to be told.
+/// The status of the answer to a failure; 0 if there is no client to get one.
 fn status_of(error: &Error) -> u16 {
     match (error.etype(), error.esource()) {
         (ErrorType::HTTPStatus(code), _) => *code,

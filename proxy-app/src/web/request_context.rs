@@ -1,4 +1,4 @@
-//! What is known of one request, from its first phase to its last, and what every answer to it gets.
+//! What is known of one request, from its first phase to its last, and the headers of every answer to it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use crate::web::keeping::Keeping;
 pub(crate) struct UpstreamTarget {
     pub(crate) server: Server,
     pub(crate) address: SocketAddr,
-    /// Whether the server must prove who it is.
+    /// Whether the server must prove its identity.
     pub(crate) verify: bool,
-    /// The account's own server; nobody else will do.
+    /// It is the account's own server; no other one can answer.
     pub(crate) own: bool,
     /// Counts the server as busy while it lives.
     pub(crate) _member: Option<Member>,
@@ -37,7 +37,7 @@ pub(crate) struct UpstreamTarget {
 
 /// What is known of one request, from its first phase to its last.
 pub struct RequestContext {
-    /// While it is under way, its connection has to go for no other.
+    /// Held while it is under way, so that its connection is not ended in favor of another.
     pub(crate) under_way: Option<WaitsForUs>,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) begun: Instant,
@@ -49,12 +49,12 @@ pub struct RequestContext {
     pub(crate) proxied: Option<Box<ProxyRequest>>,
     /// Its location, for logs and for the headers of the answer.
     pub(crate) found: Option<MatchedLocation>,
-    /// In which form its client is told of errors.
+    /// The form in which its client gets errors.
     pub(crate) form: ErrorForm,
     pub(crate) route: Option<Route>,
     pub(crate) target: Option<UpstreamTarget>,
     pub(crate) tried: Vec<SocketAddr>,
-    /// What it wants of its server connection.
+    /// What it needs of its server connection.
     pub(crate) keeping: Option<Keeping>,
     /// That connection.
     pub(crate) connection: Option<Arc<ServerConnection>>,
@@ -67,9 +67,9 @@ pub struct RequestContext {
     pub(crate) sets_cookie: bool,
     /// A server has answered.
     pub(crate) answered: bool,
-    /// Answers of a server before its answer (RFC 9110 §15.2).
+    /// Interim answers of a server (RFC 9110 §15.2).
     pub(crate) interim: usize,
-    /// Who ended the answer before its end.
+    /// Which side ended the answer too early.
     pub(crate) incomplete: Option<&'static str>,
     /// The answer is being compressed.
     pub(crate) _packing: Option<Packing>,
@@ -108,7 +108,7 @@ impl RequestContext {
     }
 }
 
-/// Leads `Location` and `Refresh` of a server's answer back to us.
+/// Rewrites `Location` and `Refresh` of a server's answer to lead to us.
 pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
     let (Some(proxied), Some(info), Some(target)) = (&context.proxied, &context.info, &context.target) else {
         return Ok(());
@@ -134,7 +134,7 @@ pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) 
     Ok(())
 }
 
-/// Gives an answer of our own to the client, with the headers that every answer has.
+/// Sends an answer of our own to the client, with the headers that every answer has.
 pub(crate) async fn answer_with(
     mut answer: LocalAnswer,
     session: &mut Session,
@@ -145,8 +145,9 @@ pub(crate) async fn answer_with(
     answer.send(session).await
 }
 
-/// The headers that every answer has: its request's id, those of the virtual host, those of the location. What the server
-/// says itself of a header of the virtual host stays: it knows its page, and two of them would contradict each other.
+/// The headers that every answer has: its request's id, those of the virtual host, those of the location. Where the
+/// server sets a header of the virtual host itself, the server's stays: it knows its page, and two of them would
+/// contradict each other.
 pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
     if let Some(info) = &context.info {
         response.insert_header(headers::REQUEST_ID, info.id.as_str())?;
@@ -165,7 +166,7 @@ pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> 
         response.insert_header(name, value)?;
     }
     if context.info.as_ref().is_none_or(|info| info.scheme != "https") {
-        // In clear text anybody could have said it (RFC 6797 §7.2).
+        // In clear text any machine on the way could have added it (RFC 6797 §7.2).
         response.remove_header(&http::header::STRICT_TRANSPORT_SECURITY);
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The bytes of a web connection, as the HTTP engine reads and writes them.
 //!
-//! What is behind a request waits for its turn, small writes are gathered, the frames of HTTP/2 are watched as they pass.
+//! What follows a request waits for its turn, small writes are gathered, the frames of HTTP/2 are watched as they pass.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -45,21 +45,21 @@ pub enum Channel {
     Tls(SslStream<TcpStream>),
 }
 
-/// A web connection as Pingora wants it.
+/// A web connection with the traits that Pingora needs.
 pub struct WebStream {
     pub(crate) channel: Channel,
     pub(crate) fd: RawFd,
     pub(crate) h2: bool,
-    /// What is seen of an HTTP/2 client's frames.
+    /// What is known of an HTTP/2 client's frames.
     pub(crate) frames: Option<Box<FrameWatch>>,
     pub(crate) tls: Option<Arc<SslDigest>>,
     pub(crate) socket: Arc<SocketDigest>,
     pub(crate) carrier: Arc<ProxyDigest>,
-    /// Read before the engine asked, or behind the request under way.
+    /// Bytes that were read before the engine asked for them, or that follow the request under way.
     pub(crate) ahead: BytesMut,
     /// What is still to come of the HTTP/1 request that the engine has.
     pub(crate) request: Option<RequestBody>,
-    /// Until when a client that was sent away is still heard.
+    /// How long a client whose connection ends is still read.
     pub(crate) farewell: Option<Pin<Box<Sleep>>>,
     /// The engine has a request of HTTP/1, and has written nothing yet.
     pub(crate) unanswered: bool,
@@ -76,7 +76,7 @@ impl WebStream {
     /// Wraps a connection whose TLS handshake is done.
     ///
     /// # Errors
-    /// Never in practice: an empty response head could not be made.
+    /// Never in practice: it would be a failure to make an empty response head.
     pub fn new(channel: Channel, client: WebClient) -> pingora::Result<WebStream> {
         let (fd, h2, tls) = match &channel {
             Channel::Plain(tcp) => (tcp.as_raw_fd(), false, None),
@@ -92,7 +92,7 @@ impl WebStream {
         let socket = SocketDigest::from_raw_fd(fd);
         let _ = socket.peer_addr.set(Some(client.facts.client.addr.into()));
         let _ = socket.local_addr.set(Some(client.facts.client.local.into()));
-        // Pingora carries a value of ours only in the digest that it has for CONNECT proxies.
+        // Pingora carries a value of ours only in its digest for CONNECT proxies.
         let carrier = ProxyDigest::new(Box::new(ResponseHeader::build(200, Some(0))?), Some(Box::new(client)));
         Ok(WebStream {
             channel,
@@ -135,12 +135,12 @@ impl WebStream {
     }
 }
 
-/// The frames of an HTTP/2 client, and the time by which those on their way must be here.
+/// The frames of an HTTP/2 client, and the deadline for those on their way.
 pub(crate) struct FrameWatch {
     pub(crate) env: Arc<WebEnv>,
     pub(crate) frames: Frames,
     pub(crate) streams: Streams,
-    /// What the engine is to read before what comes next.
+    /// What the engine has to read before the next bytes.
     pub(crate) owed: BytesMut,
     pub(crate) alarm: Option<Pin<Box<Sleep>>>,
 }
@@ -183,7 +183,7 @@ impl FrameWatch {
 }
 
 impl FrameWatch {
-    /// Gives the engine what it is to read before what comes next.
+    /// Passes to the engine what it has to read before the next bytes.
     fn interject(&mut self, buf: &mut ReadBuf<'_>) {
         let count = buf.remaining().min(self.owed.len());
         buf.put_slice(&self.owed.split_to(count));
@@ -245,8 +245,8 @@ impl WebStream {
         }
     }
 
-    /// The engine has all of a request, and looks whether its client is still there. What comes now is of the next
-    /// request. While something of it waits, nothing more is read.
+    /// The engine has all of a request, and checks whether its client is still there. Bytes that come now belong to the
+    /// next request. While some of it waits, nothing more is read.
     fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() {
             return Poll::Pending;
@@ -277,8 +277,8 @@ impl WebStream {
         .await
     }
 
-    /// Reads what a client that was sent away still says, for a moment, and throws it away. Who has said all that
-    /// was expected of him, and nothing more yet, is not waited for.
+    /// Reads what a client whose connection ends still sends, for a moment, and drops it. A client that has sent all of
+    /// its request, and nothing more yet, is not waited for.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut buffer = [0; LITTLE];
         let limit = sleep_until(Instant::now() + FAREWELL);
@@ -303,8 +303,8 @@ impl WebStream {
         }
     }
 
-    /// The request is over, and another one may follow. Where the engine has ended it elsewhere than we have, nobody
-    /// knows what comes next.
+    /// The request is over, and another one may follow. If the engine and this reader disagree on where it ended, the
+    /// next bytes cannot be trusted.
     pub(crate) fn is_at_an_end(&self) -> bool {
         let followed = |request: RequestBody| request.is_over() && request.may_be_followed(self.ahead.is_empty());
         self.request.is_some_and(followed)
@@ -376,7 +376,7 @@ impl WebStream {
         self.poll_through(cx, buf)
     }
 
-    /// The first of these bytes as the client is to get them, if that may be different.
+    /// The first of these bytes as the client should get them, if they may have to be changed.
     pub(crate) fn changed(&self, buf: &[u8]) -> Option<Vec<u8>> {
         let watch = self.frames.as_ref().filter(|watch| watch.streams.changes())?;
         let mut first = buf[..buf.len().min(GATHERED)].to_vec();
@@ -406,7 +406,7 @@ impl WebStream {
         written
     }
 
-    /// Writes what was gathered.
+    /// Writes the gathered bytes.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.held.len() {
             let held = std::mem::take(&mut self.held);
@@ -474,7 +474,7 @@ impl std::fmt::Debug for WebStream {
     }
 }
 
-/// The head of an answer that the engine gives by itself, to what it cannot read, without its name.
+/// The head of the engine's own answer to a request that it cannot read, without the engine's name.
 fn nameless(head: &[u8]) -> Vec<u8> {
     let names = |line: &&[u8]| line.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"server:"));
     let lines = head.split_inclusive(|&b| b == b'\n');

@@ -16,8 +16,8 @@ use crate::web::client::WebClient;
 use crate::web::decision::ProxyRequest;
 use crate::web::request_context::{RequestContext, UpstreamTarget};
 
-/// A route that was found this recently is not asked for again because its server does not answer: a dead server
-/// would make every request of its users one for the directory.
+/// A route that was found this recently is not looked up again when its server does not answer: otherwise a dead server
+/// would turn every request of its users into a question to the directory.
 pub(crate) const ROUTE_YOUNG: Duration = Duration::from_secs(5);
 /// How many servers a request without an account may try.
 pub(crate) const TRIES: usize = 3;
@@ -36,8 +36,8 @@ pub(crate) async fn choose(env: &WebEnv, web: &WebClient, context: &mut RequestC
     Ok(target)
 }
 
-/// Notes that a target took no connection: its route is forgotten unless it is young, and its group leaves it alone.
-/// Returns whether another choice may help: once for an account, [`TRIES`] times for a group.
+/// Notes that a target took no connection: its route is forgotten unless it is young, and its group skips it. Returns
+/// whether another choice may help: once for an account, [`TRIES`] times for a group.
 pub(crate) fn unreachable(env: &WebEnv, context: &mut RequestContext, target: &UpstreamTarget) -> bool {
     let proxied = context.proxied.as_ref();
     if let Some(group) = proxied.and_then(|proxied| env.groups.get(proxied.group())) {
@@ -53,7 +53,7 @@ pub(crate) fn unreachable(env: &WebEnv, context: &mut RequestContext, target: &U
     }
 }
 
-/// The server of the request's account, if it has one that is known.
+/// The server of the request's account, if a server of it is known.
 async fn own_target(env: &WebEnv, context: &mut RequestContext) -> Result<Option<UpstreamTarget>> {
     let Some(proxied) = &context.proxied else {
         return Ok(None);
@@ -132,17 +132,17 @@ fn group_target(env: &WebEnv, web: &WebClient, context: &RequestContext) -> Resu
     })
 }
 
-/// Where the account of a request lives, if it has one that is known: the server, and how it was found.
+/// Where the account of a request lives, if that is known: the server, and how it was found.
 enum AccountServer {
     /// Its own server.
     Known(Box<Route>, Server),
-    /// Anybody may answer.
+    /// Any server may answer.
     Any,
     /// Its domain does not admit this client.
     NotAllowed,
 }
 
-/// Asks where the account of a request lives.
+/// Looks up where the account of a request lives.
 async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &ProxyRequest) -> AccountServer {
     let (Some(lookup), Some(mailbox)) = (&proxied.lookup, proxied.mailbox()) else {
         return AccountServer::Any;
@@ -153,7 +153,7 @@ async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &ProxyReques
             None => AccountServer::Any,
         },
         Err(RouteError::NotAllowed { .. }) => AccountServer::NotAllowed,
-        // Any server can answer for anybody; what it says of an unknown user is for it to say.
+        // Any server can answer for any account; how an unknown user is answered is left to it.
         Err(error) => {
             log::debug!("no route for a web request: {error}");
             AccountServer::Any
@@ -161,7 +161,7 @@ async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &ProxyReques
     }
 }
 
-/// The account's server with the service that is asked for. A web server for Exchange is only one that is named so.
+/// The account's server with the requested service. Only a server that is named as one serves Exchange.
 fn own_server(env: &WebEnv, snapshot: &Snapshot, mailbox: Mailbox, route: &Route) -> Option<Server> {
     let mut server = Server::of(route);
     match mailbox {

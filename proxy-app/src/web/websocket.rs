@@ -1,9 +1,9 @@
-//! WebSocket upgrades: asked for at the server first, and relayed once it has agreed.
+//! WebSocket upgrades: first the server is asked, and once it has agreed the bytes are relayed.
 //!
-//! The HTTP engine loses some of them: with a server that answers quickly, it takes the end of the (empty) request
-//! for the end of the web socket. So the upgrade is done here. A request that is not a plain upgrade goes to the
-//! engine like any other. Any other answer than 101 is passed on with the headers of every answer, and both
-//! connections end with it: no byte that a client sends behind its request reaches a server that has not agreed.
+//! The HTTP engine loses some of them: with a server that answers quickly, it takes the end of the (empty) request for
+//! the end of the web socket. So the upgrade is done here. A request that is not a plain upgrade goes to the engine
+//! like any other. Any other answer than 101 is passed on with the headers of every answer, and both connections end
+//! with it: no byte that a client sends behind its request reaches a server that has not agreed.
 
 use std::time::Duration;
 
@@ -33,14 +33,14 @@ use answer::{AnswerHead, Rest};
 
 /// How long either side may be silent while an answer that is not a web socket is passed on.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Most headers of a request that we take over: Pingora's own limit.
+/// Most headers of a request that we accept: Pingora's own limit.
 const HEADERS_MAX: usize = 256;
 /// Most heads of interim answers (RFC 9110 §15.2) before the answer; one is usual.
 const INTERIM_MAX: usize = 8;
-/// Most that is taken from a client before the server has agreed. What is more waits in the kernel.
+/// Most that is taken from a client before the server has agreed. The rest waits in the kernel.
 const EARLY_MAX: usize = 4096;
 
-/// An upgrade for which a server is there.
+/// An upgrade whose server is connected.
 pub(crate) struct WebSocketUpgrade {
     context: RequestContext,
     request: Parts,
@@ -52,24 +52,24 @@ pub(crate) struct WebSocketUpgrade {
     name: String,
 }
 
-/// What a server said to it.
+/// How a server answered it.
 enum UpgradeOutcome {
-    /// It agrees, and has sent this behind its answer. The client was quick and has sent this much.
+    /// It agrees, and has sent `behind` after its answer. The client has already sent `early`.
     Switched {
         head: Box<AnswerHead>,
         behind: Vec<u8>,
         early: Vec<u8>,
     },
-    /// It has another answer, of whose body this much has come.
+    /// It has another answer; `body` is the part of its body that has come.
     Refused { head: Box<AnswerHead>, body: Vec<u8> },
-    /// It has no good answer.
+    /// It has no valid answer.
     Failed { status: u16, why: &'static str },
-    /// Nobody waits for an answer any more.
+    /// The client has left.
     ClientLeft,
 }
 
-/// Finds a server and connects to it, if this is a request for an upgrade. `None`: it is something for the engine, and
-/// no server has heard of it.
+/// Finds a server and connects to it, if this is a request for an upgrade. `None`: the engine has to handle it, and
+/// nothing has been sent to a server.
 pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Box<WebSocketUpgrade>> {
     if web.sso {
         return None;
@@ -81,7 +81,7 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
         return None;
     }
     info.host.as_ref()?;
-    // The engine says why not.
+    // The engine answers with the reason.
     web.may_ask_for(info.host.as_deref(), &snapshot.web.vhosts).ok()?;
     let Decision::Forward(proxied) = decide(env, &snapshot, web, &request, &info) else {
         return None;
@@ -127,7 +127,7 @@ impl WebSocketUpgrade {
         web: &'a WebClient,
         client: BoxStream,
     ) -> impl Future<Output = ()> + Send + 'a {
-        // Most connections never become one, and shall not be as large.
+        // Most connections never become one, and should not be as large.
         Box::pin(self.run(env, web, client))
     }
 
@@ -172,7 +172,7 @@ impl WebSocketUpgrade {
         self.context.log(env, web, &self.request, &self.name, status, bytes);
     }
 
-    /// Records the attempt of an upgrade that logs in: who guesses passwords must not get round the audit log so.
+    /// Records the attempt of an upgrade that logs in: guesses of passwords must not bypass the audit log in this way.
     fn record_login(&mut self, env: &WebEnv, web: &WebClient, outcome: &UpgradeOutcome) {
         let Some(seen) = self.context.seen.take() else { return };
         let answered = |status| login::outcome(status, self.context.sets_cookie, seen.form);
@@ -196,7 +196,7 @@ impl WebSocketUpgrade {
         answer::switched_wire(&response)
     }
 
-    /// Passes an answer on that is not 101, as the engine would. Gives its status, and the bytes that the client got.
+    /// Passes an answer on that is not 101, as the engine would. Returns its status, and the bytes that the client got.
     async fn pass_on(&mut self, client: &mut BoxStream, head: AnswerHead, body: Vec<u8>) -> (u16, u64) {
         let status = head.response.status.as_u16();
         if matches!(status, 404 | 502..=504) && self.context.form == ErrorForm::Page {
@@ -304,7 +304,7 @@ async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_
     }
 }
 
-/// Copies an answer to its end. Gives the bytes that the client got.
+/// Copies an answer to its end. Returns the bytes that the client got.
 async fn copy(client: &mut BoxStream, server: &mut BoxStream, begun: Vec<u8>, mut rest: Rest) -> u64 {
     let mut bytes = 0;
     let mut chunk = begun;
@@ -331,7 +331,7 @@ async fn copy(client: &mut BoxStream, server: &mut BoxStream, begun: Vec<u8>, mu
     bytes
 }
 
-/// The request, if the head is whole, good, and nothing stands behind it.
+/// The request, if the head is whole and valid, and nothing follows it.
 fn parse(head: &[u8]) -> Option<Parts> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
@@ -354,8 +354,8 @@ fn parse(head: &[u8]) -> Option<Parts> {
     Some(parts)
 }
 
-/// RFC 6455 §4.1: a GET of HTTP/1.1 without a body, for a path of this host. Envoy says of every one that its body has
-/// a length of 0.
+/// RFC 6455 §4.1: a GET of HTTP/1.1 without a body, for a path of this host. Envoy says in every request that its body
+/// has a length of 0.
 fn is_upgrade(request: &Parts) -> bool {
     let mut lengths = request.headers.get_all(http::header::CONTENT_LENGTH).iter();
     let empty = lengths.next().is_none_or(|length| length == "0") && lengths.next().is_none();
@@ -367,8 +367,8 @@ fn is_upgrade(request: &Parts) -> bool {
         && !request.headers.contains_key(http::header::TRANSFER_ENCODING)
 }
 
-/// Chooses a server and connects to it. `None` where the engine has something to say, such as that checks find the
-/// account's server dead.
+/// Chooses a server and connects to it. `None` where the engine has to answer, such as when checks find the account's
+/// server dead.
 async fn connect(env: &WebEnv, web: &WebClient, context: &mut RequestContext) -> Option<(UpstreamTarget, BoxStream)> {
     loop {
         let target = choose(env, web, context).await.ok()?;
@@ -393,7 +393,7 @@ async fn connect(env: &WebEnv, web: &WebClient, context: &mut RequestContext) ->
     }
 }
 
-/// The request as the server gets it: the same header rules as for any other.
+/// The request as the server gets it, by the same header rules as for any other.
 fn upstream_head(
     web: &WebClient,
     request: &Parts,
@@ -406,7 +406,7 @@ fn upstream_head(
     let ours = proxy_headers(web, info, proxied, server);
     let cookies = headers::joined_cookies(&request.headers);
     let removed = &proxied.forward().remove_headers;
-    // `Connection` may have named more; there is no body.
+    // `Connection` may have named other headers; there is no body.
     let is_anew = |name: &HeaderName| {
         matches!(name, &CONNECTION | &UPGRADE | &CONTENT_LENGTH)
             || cookies.is_some() && name == COOKIE

@@ -1,11 +1,11 @@
-//! Which ranges of a file are asked for (RFC 9110 §14), in the one form that tower-http takes. It refuses with 416 what
-//! a server shall ignore, and what is only larger than the file.
+//! Which ranges of a file are requested (RFC 9110 §14), in the one form that tower-http accepts. It refuses with 416
+//! what a server should ignore, and what is only larger than the file.
 
 use http::header::{CONTENT_RANGE, HeaderMap, RANGE};
 use http::{HeaderValue, Method, StatusCode};
 
-/// Rewrites the Range of a request, or takes it away where it means nothing: only a GET has one (§14.2), its unit must
-/// be known (§14.1), and one that is written wrongly may be ignored (§14.2).
+/// Rewrites the Range of a request, or removes it where it means nothing: only a GET has one (§14.2), its unit must be
+/// known (§14.1), and a malformed one may be ignored (§14.2).
 pub(super) fn settle(method: &Method, headers: &mut HeaderMap) {
     let Some(range) = headers.get(RANGE) else { return };
     let understood = range
@@ -19,7 +19,7 @@ pub(super) fn settle(method: &Method, headers: &mut HeaderMap) {
     }
 }
 
-/// What to ask for instead of a range that was refused although it means the whole file: more of its end than there is
+/// The range to request instead of one that was refused although it means the whole file: more of its end than there is
 /// (§14.1.2). `None` where the refusal is right.
 pub(super) fn instead(headers: &HeaderMap, status: StatusCode, answer: &HeaderMap) -> Option<HeaderValue> {
     let range = headers.get(RANGE)?.as_bytes();
@@ -52,7 +52,7 @@ fn one(range: &str) -> Option<String> {
     }
 }
 
-/// Digits, or nothing. What no file is long enough for counts as the largest number.
+/// Digits, or nothing. A number that is too large for any file counts as the largest number.
 fn number(digits: &str) -> Option<Option<u64>> {
     if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;

@@ -1,5 +1,5 @@
-//! What a server answers to an upgrade: its head, and where the body of an answer ends that is no web socket. Bodies
-//! pass as they come, so their ends are looked for and nothing is decoded.
+//! A server's answer to an upgrade: its head, and where the body of an answer ends that is not a web socket. Bodies
+//! pass as they come, so only their ends are looked for and nothing is decoded.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderName, HeaderValue};
@@ -12,9 +12,9 @@ use super::{HEADERS_MAX, answer_head};
 pub(super) struct AnswerHead {
     /// Its bytes.
     pub(super) length: usize,
-    /// Whether it is a 101 to a web socket.
+    /// Whether it is a 101 that agrees to a web socket.
     pub(super) is_switched: bool,
-    /// What goes on to the client.
+    /// The head as the client gets it.
     pub(super) response: ResponseHeader,
     /// What follows it.
     pub(super) rest: Rest,
@@ -24,7 +24,7 @@ impl AnswerHead {
     /// The head at the beginning of these bytes; `None` if it is not whole.
     ///
     /// # Errors
-    /// It is none, or none that can be passed on.
+    /// It is not a head, or not one that can be passed on.
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<AnswerHead>, &'static str> {
         const BABBLE: &str = "the server's answer to an upgrade is not HTTP";
         let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -86,10 +86,10 @@ fn line_and_fields(response: &ResponseHeader) -> Vec<u8> {
     out
 }
 
-/// What is still to come of a body (RFC 9112 §6.3).
+/// The part of a body that is still to come (RFC 9112 §6.3).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Rest {
-    /// So many bytes.
+    /// This many bytes.
     Length(u64),
     /// Chunks.
     Chunked(ChunkedAnswer),
@@ -98,7 +98,7 @@ pub(super) enum Rest {
 }
 
 impl Rest {
-    /// What follows a head, of which these bytes have come. Makes the head say it once and clearly.
+    /// The body that follows a head. Makes the head say its length once and clearly.
     fn behind(response: &mut ResponseHeader, begun: &[u8]) -> Result<Rest, &'static str> {
         let status = response.status;
         let codings: Vec<_> = response.headers.get_all(TRANSFER_ENCODING).iter().cloned().collect();
@@ -129,7 +129,7 @@ impl Rest {
         }
     }
 
-    /// Takes note of bytes that have come. Gives how many of them belong to the body.
+    /// Takes note of bytes that have come. Returns how many of them belong to the body.
     pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
         match self {
             Rest::Length(left) => {
@@ -143,7 +143,7 @@ impl Rest {
     }
 }
 
-/// The one length that an answer has, said once; several that are alike are one (RFC 9110 §8.6).
+/// The one length that an answer has, said once; several equal ones count as one (RFC 9110 §8.6).
 fn length(response: &mut ResponseHeader) -> Result<Option<u64>, &'static str> {
     const UNCLEAR: &str = "the server's answer to an upgrade has no clear length";
     let mut length = None;
@@ -167,7 +167,7 @@ fn length(response: &mut ResponseHeader) -> Result<Option<u64>, &'static str> {
     Ok(length)
 }
 
-/// Where in chunks (RFC 9112 §7.1) the bytes have come to.
+/// The position in chunks (RFC 9112 §7.1).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ChunkedAnswer {
     at: At,
@@ -179,7 +179,7 @@ pub(super) struct ChunkedAnswer {
 enum At {
     #[default]
     Size,
-    /// What may stand behind a size, to the end of the line.
+    /// What may follow a size, to the end of the line.
     Extension,
     Chunk,
     /// At the beginning of a line behind the last chunk.
