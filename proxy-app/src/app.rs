@@ -1,5 +1,5 @@
-//! The running node: wired once from a plan. What changes in it stands in `app/reload.rs`, what others get of it in
-//! `app/env.rs`.
+//! The running node: made once from a plan. `app/reload.rs` changes it, and `app/env.rs` holds what other parts get of
+//! it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -43,8 +43,8 @@ pub mod routes;
 pub mod snapshot;
 pub mod wanted;
 
-/// The running node, for those who change it: it reads its files and its directory again. All others get what they use
-/// of it when it starts ([`mod@env`]).
+/// The running node, for the code that changes it: it reads its files and its directory again. All other parts get what
+/// they need of it when it starts ([`mod@env`]).
 pub struct App {
     /// The node file, as far as it is in force.
     config: InForce<Config>,
@@ -74,7 +74,7 @@ pub struct App {
     groups: Arc<Groups>,
     /// The file, and as it was when the process started.
     node_file: (PathBuf, serde_yaml::Value),
-    /// One reload after the other.
+    /// Makes reloads wait for each other.
     reloading: Arc<tokio::sync::Mutex<()>>,
     listeners: WantedListeners,
     directory: Arc<dyn Directory>,

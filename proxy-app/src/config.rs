@@ -1,7 +1,7 @@
-//! The node file: what was written, read strictly. All problems are reported at once, each with its key and line.
+//! The node file as written, read strictly. All problems are reported at once, each with its key and line.
 //!
-//! A [`Config`] only says what the file says. What runs is a snapshot, made from it and the directory. Each section
-//! has a file: its struct, its defaults, its reader, and which of its keys a reload puts in force.
+//! A [`Config`] only says what the file says. What runs is a snapshot, made from it and the directory. Each section has
+//! a file: its struct, its defaults, its reader, and which of its keys a reload puts in force.
 
 use std::path::{Path, PathBuf};
 
@@ -70,7 +70,7 @@ pub struct Config {
     pub written: serde_yaml::Value,
 }
 
-/// A key that a reload puts in force, with all below it, and how. All other keys are read at the start only.
+/// A key that a reload puts in force, with all keys below it, and how. All other keys are read at the start only.
 type LiveKey = (&'static str, fn(&mut Config, &Config));
 
 fn live() -> impl Iterator<Item = &'static LiveKey> {
@@ -109,7 +109,7 @@ impl Config {
     /// Reads a node file.
     ///
     /// # Errors
-    /// Every problem of the file, at once. With a good file the second value holds its warnings.
+    /// All problems of the file at once. With a valid file the second value holds its warnings.
     pub fn load(path: &Path) -> Result<(Config, Problems), Problems> {
         let document = Document::load(path)?;
         let mut reader = ConfigReader {

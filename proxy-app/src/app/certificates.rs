@@ -10,9 +10,8 @@ use crate::config::Config;
 use crate::tls::certificate::CertKey;
 use crate::tls::certificate_store::CertStore;
 
-/// The default certificate, and those of the domains under all their virtual host names. A pair of the directory
-/// that cannot be used is left out, with a warning: the one before stays, and where there was none the default is
-/// shown.
+/// The default certificate, and those of the domains under all their virtual host names. A pair of the directory that
+/// cannot be used is left out, with a warning: the previous one stays, and where there was none the default is shown.
 pub(crate) fn cert_store(
     config: &Config,
     system: &System,
@@ -36,7 +35,7 @@ pub(crate) fn cert_store(
                 format!("its certificate is not good for {name}"),
             ));
         }
-        // Without a certificate, too: what is this domain's is no other's.
+        // Without a certificate, too: the names of this domain must not get the certificate of another.
         for name in names {
             store.add(name, pair.clone());
         }
@@ -65,7 +64,7 @@ fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
     }
 }
 
-/// What an entry has, or if that cannot be used what it had before.
+/// The pair of an entry, or if that cannot be used its previous pair.
 pub(crate) fn usable(
     fresh: Option<Result<Arc<CertKey>, String>>,
     before: Option<Arc<CertKey>>,
@@ -117,7 +116,7 @@ fn default_certificate(
         problems.push(warning("tls.key".to_owned(), message));
     }
     if let Some(when) = pair.expired() {
-        // Users can click a warning away; they cannot read mail at a door that does not open.
+        // Users can click a warning away; they cannot read mail at a listener that is not open.
         problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));
     }
     Some(Arc::new(pair))

@@ -1,5 +1,5 @@
-//! What is different between two configurations, a sentence each, for whoever made the change, and for those who ask
-//! later.
+//! What differs between two configurations, one sentence each, for the client that made the change, and for later
+//! questions.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,19 +11,19 @@ use crate::tls::certificate_store::CertStore;
 
 /// Configurations that are remembered.
 const REMEMBERED: usize = 64;
-/// Sentences of one configuration that are remembered. A directory that was filled anew may have tens of thousands.
+/// Sentences of one configuration that are remembered. A directory that was filled again may have tens of thousands.
 const SENTENCES: usize = 100;
 
-/// A configuration that was, or is, in force.
+/// A configuration that is, or was, in force.
 #[derive(Debug, Clone)]
 pub struct Generation {
     /// Its number.
     pub number: u64,
-    /// Since when.
+    /// When it came into force.
     pub since: Timestamp,
-    /// What brought it.
+    /// The cause of it.
     pub why: String,
-    /// What was different from the one before.
+    /// The differences to the previous one.
     pub changes: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ pub struct Generation {
 pub struct History(Mutex<VecDeque<Generation>>);
 
 impl History {
-    /// From now on this one is in force.
+    /// Puts this one on record as the one in force.
     pub fn begin(&self, number: u64, why: &str, mut changes: Vec<String>) -> Generation {
         let more = changes.len().saturating_sub(SENTENCES);
         changes.truncate(SENTENCES);
@@ -49,12 +49,12 @@ impl History {
         generation
     }
 
-    /// Those that are remembered, the youngest first.
+    /// Those that are remembered, the newest first.
     pub fn all(&self) -> Vec<Generation> {
         self.0.lock().iter().cloned().collect()
     }
 
-    /// What has changed since this one, as far as it is remembered, the oldest first.
+    /// The changes since this one, as far as they are remembered, the oldest first.
     pub fn since(&self, number: u64) -> Vec<String> {
         let all = self.0.lock();
         let later = all.iter().rev().filter(|generation| generation.number > number);
@@ -62,7 +62,7 @@ impl History {
     }
 }
 
-/// Entries and attributes that are not as they were. Values are not told: keys stand among them.
+/// Entries and attributes that have changed. Values are not shown: some of them are keys.
 pub fn of_systems(before: &System, now: &System) -> Vec<String> {
     let mut changes = attributes(before.global().entry(), now.global().entry())
         .map(|what| format!("global config: {what}"))
@@ -76,7 +76,7 @@ pub fn of_systems(before: &System, now: &System) -> Vec<String> {
     changes
 }
 
-/// Certificates that are not as they were.
+/// Certificates that have changed.
 pub fn of_certificates(before: &CertStore, now: &CertStore) -> Vec<String> {
     let prints = |store: &CertStore| -> BTreeMap<String, Vec<u8>> {
         let all = store.all().into_iter();
@@ -110,7 +110,7 @@ fn entries<'a>(
     }
 }
 
-/// The attributes that differ; `None` if none does.
+/// The attributes that differ; `None` if there are none.
 fn attributes(before: Option<&Entry>, now: Option<&Entry>) -> Option<String> {
     let values = |entry: Option<&Entry>| -> BTreeMap<String, Vec<String>> {
         let all = entry.into_iter().flat_map(Entry::iter);

@@ -1,5 +1,5 @@
-//! What each part of the process gets of the running node: the web, the listeners, the admin API, the process. Nobody
-//! of them can ask for more, and only [`App`] changes what is in force.
+//! What each part of the process gets of the running node: the web, the listeners, the admin API, the process. None of
+//! them can ask for more, and only [`App`] changes what is in force.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ impl<T> InForce<T> {
         self.0.store(value);
     }
 
-    /// What is in force now, for a moment.
+    /// What is in force now, for use at once.
     pub fn load(&self) -> Guard<Arc<T>> {
         self.0.load()
     }
@@ -56,7 +56,7 @@ impl<T> Clone for InForce<T> {
     }
 }
 
-/// Writes down refused requests: in a metric, and as far as an address has its share in the audit log.
+/// Records refused requests: in a metric, and within the share of an address in the audit log.
 pub struct RefusalLog {
     metrics: Arc<Metrics>,
     audit: Arc<dyn Audit>,
@@ -74,7 +74,7 @@ impl RefusalLog {
         }
     }
 
-    /// Writes down that a request was refused, and why.
+    /// Records that a request was refused, and why.
     pub fn refused(&self, connection: RefusedConnection<'_>, reason: Reason) {
         self.metrics.request_refused(connection.listener, reason);
         if let Some(count) = self.lately.share(connection.client.ip(), Instant::now()) {
@@ -103,7 +103,7 @@ pub struct WebEnv {
     pub access: Log,
     /// Where audit records go.
     pub audit: Arc<dyn Audit>,
-    /// Where refused requests are written down.
+    /// Where refused requests are recorded.
     pub refusals: Arc<RefusalLog>,
     /// What is counted and measured.
     pub metrics: Arc<Metrics>,
@@ -111,7 +111,7 @@ pub struct WebEnv {
     pub limits: Arc<NodeLimits>,
     /// Connections that are open.
     pub open: Open,
-    /// How many there were.
+    /// How many there have been.
     pub connection_ids: Arc<ConnectionIds>,
     /// The node's shutdown.
     pub drain: watch::Receiver<Drain>,
@@ -143,7 +143,7 @@ pub struct ListenEnv {
     pub metrics: Arc<Metrics>,
     /// Where audit records go.
     pub audit: Arc<dyn Audit>,
-    /// Where refused requests are written down.
+    /// Where refused requests are recorded.
     pub refusals: Arc<RefusalLog>,
     /// The node's shutdown.
     pub drain: watch::Receiver<Drain>,
@@ -153,7 +153,7 @@ pub struct ListenEnv {
 
 /// What the admin API shows and changes.
 pub struct AdminEnv {
-    /// Who reads node file and directory again.
+    /// Reads node file and directory again.
     pub app: Arc<App>,
     /// The node file, as far as it is in force.
     pub config: InForce<Config>,
@@ -169,13 +169,13 @@ pub struct AdminEnv {
     pub sessions: Arc<Sessions>,
     /// Connections that are open.
     pub open: Open,
-    /// Login attempts, for those who watch.
+    /// Login attempts, for clients that watch them.
     pub logins: Arc<RecentLogins>,
     /// What is counted and measured.
     pub metrics: Arc<Metrics>,
     /// Where audit records go.
     pub audit: Arc<dyn Audit>,
-    /// Where refused requests are written down.
+    /// Where refused requests are recorded.
     pub refusals: Arc<RefusalLog>,
     /// Whether an administrator has taken the node out of service.
     pub out_of_service: watch::Sender<bool>,
@@ -214,7 +214,7 @@ impl AdminEnv {
         self.directory.age()
     }
 
-    /// Why what was read last of the directory is not in force; `None` if it is.
+    /// Why the last reading of the directory is not in force; `None` if it is.
     pub fn directory_refusal(&self) -> Option<String> {
         self.directory.refusal()
     }
@@ -226,7 +226,7 @@ pub struct ProcessEnv {
     pub config: InForce<Config>,
     /// Connections that are open.
     pub open: Open,
-    /// Tells all connections of the shutdown.
+    /// Notifies all connections of the shutdown.
     pub drain: watch::Sender<Drain>,
 }
 

@@ -83,7 +83,7 @@ pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener>
         .collect()
 }
 
-/// Whether certificates are asked for somewhere, and somebody can say whose they are (HTTP §5.6).
+/// Whether certificates are asked for somewhere, and a lookup service can name their accounts (HTTP §5.6).
 pub(crate) fn signs_on(config: &Config, node: &View<'_>, system: &System) -> bool {
     let asks = |entry: &View<'_>| entry.choice(&a::REVERSE_PROXY_CLIENT_CERT_MODE) != "off";
     let is_told = config.lookup.as_ref().is_some_and(|lookup| lookup.admin.is_some());

@@ -1,4 +1,4 @@
-//! A configuration that has been checked and can run, before anything of it does.
+//! A configuration that has been checked and can run, before any part of it runs.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 
-/// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives
-/// the fork into the background.
+/// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives the
+/// fork into the background.
 pub struct Plan {
     /// The node file.
     pub config: Config,
@@ -39,7 +39,7 @@ impl Plan {
     /// Reads the node file and all that it refers to.
     ///
     /// # Errors
-    /// All problems at once. With a good configuration the second value holds its warnings.
+    /// All problems at once. With a valid configuration the second value holds its warnings.
     pub fn load(path: &Path) -> Result<(Plan, Problems), Problems> {
         let (config, mut problems) = Config::load(path)?;
         let (directory, warnings) = match open_directory(&config.directory.source) {
@@ -100,7 +100,7 @@ impl Plan {
     }
 }
 
-/// A node that starts with an empty directory starts for nobody; somebody should hear of it.
+/// A node that starts with an empty directory serves no user; the administrator should see a warning.
 fn check_directory(system: &System, problems: &mut Problems) {
     for (is_empty, message) in [
         (system.servers().next().is_none(), "there is no server in the directory"),
@@ -112,7 +112,7 @@ fn check_directory(system: &System, problems: &mut Problems) {
     }
 }
 
-/// A log that cannot be written is found out before anything is taken over.
+/// A log that cannot be written is found out before a running process is replaced.
 pub(crate) fn check_logs(config: &Config, problems: &mut Problems) {
     for (key, target) in [("log.access", &config.log.access), ("log.audit", &config.log.audit)] {
         if let Err(error) = target.probe() {
@@ -154,15 +154,15 @@ pub(crate) fn open_directory(source: &Source) -> Result<(Arc<dyn Directory>, Pro
     }
 }
 
-/// On a runtime of its own, which is gone before the process goes into the background.
+/// Loads on a runtime of its own, which ends before the process goes into the background.
 fn load_ldap(settings: ldap::Settings) -> Result<(LdapDirectory, Problems), Problems> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Problems::of_file(Path::new("tokio"), None, error.to_string()))?;
     let loaded = runtime.block_on(LdapDirectory::load(settings));
-    // A name that cannot be resolved must not hold us up.
+    // A name that cannot be resolved must not delay the start.
     runtime.shutdown_timeout(RUNTIME_END);
     loaded
 }
 
-/// How long what the reading of the directory started may take to end.
+/// How long the tasks that the reading of the directory has started may take to end.
 const RUNTIME_END: Duration = Duration::from_secs(1);

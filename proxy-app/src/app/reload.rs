@@ -1,4 +1,4 @@
-//! What changes in a running node: the node file and the directory are read again, and what is good is put in force.
+//! What changes in a running node: the node file and the directory are read again, and what is valid is put in force.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::node::{logs, systemd};
 use crate::tls::certificate_store::CertStore;
 
 impl App {
-    /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What cannot be used
-    /// changes nothing, and a directory that has lost more than `losses` neither. Once begun, it goes on to its end,
-    /// also when nobody waits for it any more.
+    /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What
+    /// cannot be used changes nothing, and neither does a directory that has lost more than `losses`. Once begun, it
+    /// goes on to its end, also when its caller has gone.
     pub async fn reload(self: &Arc<Self>, losses: Losses) -> Reloaded {
         let one = self.reloading.clone().lock_owned().await;
         let app = self.clone();
@@ -60,7 +60,7 @@ impl App {
     pub async fn look_at_directory(self: &Arc<Self>) -> Result<(), Problems> {
         let app = self.clone();
         let apply: Arc<Apply> = Arc::new(move |system: &Arc<System>| {
-            // Where the change is not seen yet, it is looked for again and again, and nothing is different.
+            // Where the change is not visible yet, the look is repeated often, and finds no difference.
             match Arc::ptr_eq(system, &app.snapshot.load().system) {
                 true => Ok(()),
                 false => app.adopt(None, Some(system), "changed over the admin API"),
@@ -69,13 +69,14 @@ impl App {
         self.directory.clone().refresh(apply, Losses::Few).await
     }
 
-    /// Reads files and checks certificates beside the runtime, whose threads serve.
+    /// Reads files and checks certificates off the runtime, whose threads serve clients.
     async fn off_the_runtime<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&App) -> T + Send + 'static) -> T {
         let app = self.clone();
         result_of(tokio::task::spawn_blocking(move || work(&app))).await
     }
 
-    /// What the node file says now, as far as this process can take it over; what it said before, if it is no good.
+    /// What the node file says now, as far as this process can take it over; what it said previously, if it is not
+    /// valid.
     fn node_file_now(&self, before: &Arc<Config>) -> (Arc<Config>, Reloaded) {
         let (path, started) = &self.node_file;
         let mut reloaded = Reloaded::default();
@@ -108,8 +109,8 @@ impl App {
             return;
         };
         reloaded.problems.extend(problems);
-        // The directory cannot be read, or the node file is no good for it. The node file may be good with what the
-        // directory said last.
+        // The directory cannot be read, or the node file does not fit it. The node file may fit the last good reading
+        // of the directory.
         let adopted = {
             let config = config.clone();
             self.off_the_runtime(move |app| app.adopt(Some(&config), None, "reloaded"))
@@ -122,7 +123,7 @@ impl App {
         }
     }
 
-    /// Opens the log files anew where they are; says which cannot be.
+    /// Opens the log files again at their paths; returns those that cannot be opened.
     pub async fn reopen(self: &Arc<Self>) -> Problems {
         self.off_the_runtime(App::reopen_now).await
     }
@@ -132,7 +133,7 @@ impl App {
         self.reopen_logs(&config.log.access, &config.log.audit)
     }
 
-    /// The authorities of lookup services may be others now.
+    /// Reads the authorities of lookup services again: they may have changed.
     fn renew_lookup_trust(&self, config: &Config) -> Problems {
         let mut problems = Problems::new();
         let Some(trust) = &self.lookup_trust else {
@@ -145,7 +146,7 @@ impl App {
         problems
     }
 
-    /// Opens the log files anew: they may have been renamed, or be other ones now.
+    /// Opens the log files again: they may have been renamed or replaced.
     fn reopen_logs(&self, access: &logs::LogTarget, audit: &logs::LogTarget) -> Problems {
         let mut problems = Problems::new();
         for (log, target, key) in [
@@ -160,7 +161,7 @@ impl App {
         problems
     }
 
-    /// Follows the directory, until it is dropped: its system, and the accounts that change. Keeps routes fresh.
+    /// Follows the directory, until it is dropped: its system, and the accounts that change. Keeps routes up to date.
     pub async fn follow_directory(self: Arc<Self>) {
         let app = self.clone();
         let apply: Arc<Apply> =
@@ -193,7 +194,7 @@ impl App {
     }
 
     fn reload_locations(&self, why: &str) -> Result<(), Problems> {
-        // One change after the other.
+        // Changes are made one after the other.
         let _told = self.told.lock();
         let (config, snapshot) = (self.config.load_full(), self.snapshot.load());
         let warnings = self.locations.reload(&config.web.locations, &snapshot.system)?;
@@ -209,10 +210,10 @@ impl App {
         Ok(())
     }
 
-    /// Runs what this node file and this system say, with nothing put in place before all of it is known to be good.
-    /// `None`: the one that is in force.
+    /// Runs what this node file and this system say; nothing is replaced before all of it is known to be valid. `None`:
+    /// the one that is in force.
     fn adopt(&self, config: Option<&Arc<Config>>, system: Option<&Arc<System>>, why: &str) -> Result<(), Problems> {
-        // One after the other: each has its number, and what is in force is asked for when it is our turn.
+        // One after the other: each has its number, and must compare with what is in force when its turn comes.
         let mut told = self.told.lock();
         let before = self.snapshot.load_full();
         let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
@@ -239,7 +240,7 @@ impl App {
         Ok(())
     }
 
-    /// What is different from what is in force, once these are.
+    /// The differences from what is in force, once these are.
     fn changes(&self, config: &Config, before: &Snapshot, system: &System, certificates: &CertStore) -> Vec<String> {
         let (live, _) = config::changes(&self.config.load().written, &config.written);
         let node_file = live.iter().map(|key| format!("node file: {key} is in force"));
@@ -264,7 +265,8 @@ impl App {
     }
 }
 
-/// What a task gives. A panic in it is one here; a task that is dropped goes with the runtime, and we with it.
+/// The result of a task. A panic in it becomes a panic here; a task that is dropped ends with the runtime, and so does
+/// this.
 async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
     match task.await.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(result) => result,
@@ -273,14 +275,14 @@ async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
     }
 }
 
-/// What a reload has done.
+/// The result of a reload.
 #[derive(Debug, Default)]
 pub struct Reloaded {
-    /// What is different from before, a sentence each.
+    /// The changes, one sentence each.
     pub changes: Vec<String>,
-    /// Keys of the node file whose new values only a new process will take.
+    /// Keys of the node file whose new values need a new process.
     pub needs_upgrade: Vec<String>,
-    /// What is wrong. What has an error changes nothing.
+    /// The problems. What has an error changes nothing.
     pub problems: Problems,
 }
 
@@ -298,7 +300,7 @@ impl Reloaded {
     }
 }
 
-/// A change is made every few seconds; what was wrong before it need not be said again.
+/// Changes may come every few seconds; a problem that is known from the previous one is not logged again.
 fn report_new(told: &mut BTreeSet<String>, problems: &Problems) {
     let texts: BTreeSet<String> = problems.iter().map(ToString::to_string).collect();
     texts

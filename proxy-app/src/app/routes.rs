@@ -1,6 +1,6 @@
-//! The route cache of this node, with what stands around it: memcached, lookup services, and who reaches them.
+//! The route cache of this node and what it uses: memcached, lookup services, and the trust in them.
 //!
-//! What any of it means is in `route_cache`; here are only its sockets, its TLS and its settings.
+//! Routes are explained in `route_cache`; this file only has the sockets, the TLS and the settings.
 
 use std::io;
 use std::net::IpAddr;
@@ -18,18 +18,18 @@ use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::connect;
 use crate::upstream::dns::{DnsCache, IpMode};
 
-/// The route cache, and the addresses of the mailbox servers for those who ask by address.
+/// The route cache, and the addresses of the mailbox servers for clients that ask by address.
 pub struct Routes {
     /// Where accounts live.
     pub cache: Arc<RouteCache>,
     /// Which server has which address.
     pub book: Arc<AddressBook>,
-    /// Whom lookup services must be known by. New connections go by what is here then.
+    /// The authorities that lookup services must be known by. New connections use the current ones.
     pub lookup_trust: Option<Arc<ArcSwap<UpstreamTrust>>>,
 }
 
-/// Whom lookup services must be known by; `None` where there are none. They must always prove who they are: they
-/// decide where passwords go.
+/// The authorities that lookup services must be known by; `None` where there are no such services. They must always
+/// prove their identity: they decide where passwords go.
 ///
 /// # Errors
 /// The authorities cannot be read.
@@ -92,7 +92,7 @@ impl Routes {
     }
 }
 
-/// The services of the node file; where it names none, those that Zimbra's proxy would ask (MAIL §1.1).
+/// The services of the node file; where it names none, those that Zimbra's proxy would use (MAIL §1.1).
 fn handlers(services: &LookupConfig, system: &System, node: &str) -> Vec<HandlerUrl> {
     if !services.handlers.is_empty() {
         return services.handlers.clone();
@@ -121,8 +121,8 @@ fn handlers(services: &LookupConfig, system: &System, node: &str) -> Vec<Handler
     urls
 }
 
-/// The names that connections use, too, in all address families: an address of a server is one, whether or not we
-/// would use it.
+/// The names that connections use, too, in all address families: an address of a server belongs to it, whether or not
+/// we would use it.
 struct NodeNames(Arc<DnsCache>);
 
 #[async_trait]

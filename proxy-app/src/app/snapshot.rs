@@ -1,6 +1,6 @@
-//! What runs: made from the node file and the directory as they are at one moment, immutable, swapped whole.
+//! What runs: made from the node file and the directory as they are at one moment, immutable, replaced as a whole.
 //!
-//! A mail session keeps the snapshot it was born with; a web request takes the one of its moment.
+//! A mail session keeps the snapshot that it began with; a web request takes the current one.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -23,18 +23,18 @@ use crate::tls::{Acceptors, TlsPolicy};
 use crate::upstream::connect::MailTransport;
 use crate::upstream::dns::{DnsCache, IpMode};
 
-/// Name and version as this program tells them.
+/// Name and version of this program as it reports them.
 pub const PRODUCT: (&str, &str) = ("Portico", env!("CARGO_PKG_VERSION"));
 
 /// One running configuration.
 pub struct Snapshot {
     /// Its number: 1 at start, one more with each change.
     pub generation: u64,
-    /// The directory's entries, as they were.
+    /// The directory's entries at that moment.
     pub system: Arc<System>,
     /// How mail sessions are run.
     pub mail: Arc<Settings>,
-    /// How long a client may take from accept to its credentials, where its listener has no rule of its own.
+    /// How long a client may take from accept to its credentials, where its listener sets no other time.
     pub login_deadline: Duration,
     /// STARTTLS policy for IMAP.
     pub imap_starttls: StartTls,
@@ -53,7 +53,7 @@ pub struct Snapshot {
 pub enum MailMode {
     /// It refuses.
     Https,
-    /// It sends everybody to HTTPS.
+    /// It sends all clients to HTTPS.
     Redirect,
     /// It serves like the TLS port.
     Both,
@@ -67,23 +67,23 @@ pub struct WebPolicy {
     pub mode: MailMode,
     /// Port to send clients to (`zimbraMailSSLProxyPort`).
     pub https_port: u16,
-    /// Connecting to a server.
+    /// How long connecting to a server may take.
     pub connect_timeout: Duration,
-    /// Silence of a server that owes an answer.
+    /// How long a server that owes an answer may be silent.
     pub read_timeout: Duration,
-    /// A server that takes no bytes.
+    /// How long a server may take no bytes.
     pub send_timeout: Duration,
-    /// Silence on requests that wait for news.
+    /// How long requests that wait for news may be silent.
     pub polling_timeout: Duration,
     /// Authorities that sign the servers' certificates; `None`: the system's.
     pub upstream_ca: Option<Arc<Box<[X509]>>>,
-    /// Whether servers must prove who they are.
+    /// Whether servers must prove their identity.
     pub upstream_verify: bool,
     /// Address families towards servers.
     pub ip_mode: IpMode,
     /// Which answers are compressed for the client.
     pub compression: compression::Rules,
-    /// Whether clients see which program a server is.
+    /// Whether clients see the name of a server's program.
     pub show_server: bool,
 }
 
@@ -94,7 +94,7 @@ impl WebPolicy {
     }
 }
 
-/// A snapshot and what goes with it.
+/// A snapshot and what belongs to it.
 pub struct Built {
     /// The snapshot.
     pub snapshot: Snapshot,
@@ -104,7 +104,7 @@ pub struct Built {
     pub warnings: Problems,
 }
 
-/// Builds what runs, to follow on what ran before.
+/// Builds what runs, as the successor of what ran previously.
 ///
 /// # Errors
 /// All problems that make the configuration unusable; a bad certificate of one domain is only a warning.
@@ -172,7 +172,7 @@ pub fn build(
 
 type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>, Option<Arc<Box<[X509]>>>);
 
-/// New acceptors: sessions that were begun with the ones before are not resumed.
+/// Makes new acceptors: sessions that were begun with the previous ones are not resumed.
 fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &mut Problems) -> Option<Arc<Acceptors>> {
     let acceptors = Acceptors::new(certificates, policy.clone()).or_else(|error| {
         let message = format!("{error}; the ciphers that Portico chooses are used");
@@ -213,7 +213,7 @@ fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>>
     }
 }
 
-/// Says where a directory file holds a private key and everybody may read it.
+/// Warns where a directory file holds a private key and any user of the machine may read it.
 fn open_directory(config: &Config, problems: &mut Problems) {
     let Source::Yaml(path) = &config.directory.source else {
         return;

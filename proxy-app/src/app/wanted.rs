@@ -11,20 +11,20 @@ use crate::config::Listener;
 /// How long the listeners may take to follow: opening a socket takes no time.
 const SETTLING: Duration = Duration::from_secs(10);
 
-/// Which listeners there should be.
+/// Which listeners should be open.
 #[derive(Debug, Clone)]
 pub struct ListenerList {
-    /// One more with each change.
+    /// Grows by one with each change.
     pub number: u64,
     /// The listeners.
     pub listeners: Vec<Listener>,
 }
 
-/// The list of listeners, as the configuration in force has it.
+/// The list of listeners, according to the configuration in force.
 #[derive(Clone)]
 pub struct WantedListeners {
     list: watch::Sender<ListenerList>,
-    /// How far it has been followed, and what could not be opened.
+    /// How far it has been followed, and which listeners could not be opened.
     opened: watch::Sender<(u64, Problems)>,
 }
 
@@ -36,22 +36,22 @@ impl WantedListeners {
         }
     }
 
-    /// The listeners that there should be.
+    /// The listeners that should be open.
     pub fn wanted(&self) -> ListenerList {
         self.list.borrow().clone()
     }
 
-    /// The list, whenever it changes.
+    /// The list, to be notified whenever it changes.
     pub fn subscribe(&self) -> watch::Receiver<ListenerList> {
         self.list.subscribe()
     }
 
-    /// The listeners have followed the list with this number, but for these problems.
+    /// The listeners have followed the list with this number, except for these problems.
     pub fn opened(&self, number: u64, problems: Problems) {
         self.opened.send_replace((number, problems));
     }
 
-    /// There should be these.
+    /// Sets which listeners should be open.
     pub(super) fn want(&self, listeners: Vec<Listener>) {
         self.list.send_if_modified(|list| {
             let changed = list.listeners != listeners;

@@ -1,4 +1,4 @@
-//! `admin`: where the admin API is reached, and what it asks for on TCP.
+//! `admin`: where the admin API is reached, and what TCP clients must show.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use mail_directory::{Secret, secret_file};
 
 use super::read::ConfigReader;
 
-/// Shortest admin token: nobody guesses 16 letters in the life of a node.
+/// Shortest admin token: 16 letters cannot be guessed in the life of a node.
 const MIN_TOKEN: usize = 16;
 
 /// `admin`
@@ -18,7 +18,7 @@ pub struct AdminConfig {
     pub socket: Option<PathBuf>,
     /// Its TCP address.
     pub http: Option<SocketAddr>,
-    /// What a client on TCP must show; `None`: it may only read.
+    /// The token that a client on TCP must show; `None`: it may only read.
     pub token: Option<Secret<String>>,
 }
 

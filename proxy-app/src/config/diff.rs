@@ -12,7 +12,7 @@ pub(super) fn differences(
         return;
     }
     let mappings = [old, new].map(|value| value.and_then(serde_yaml::Value::as_mapping));
-    // A section that comes or goes as a whole is its keys that come or go; one that is empty is nothing.
+    // A section that is added or removed as a whole counts as its keys; an empty one counts as nothing.
     let is_section =
         |value: Option<&serde_yaml::Value>| value.is_none_or(|value| value.is_null() || value.is_mapping());
     if mappings.iter().all(Option::is_none) || !is_section(old) || !is_section(new) {

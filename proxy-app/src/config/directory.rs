@@ -9,13 +9,13 @@ use mail_directory::{Secret, ldap};
 use super::lookup::LookupConfig;
 use super::read::ConfigReader;
 
-/// How often changes of the directory are looked for, and how often at most: a look is a question to the server.
+/// How often changes of the directory are looked for, and how often at most: each look is a question to the server.
 const POLL: Duration = Duration::from_secs(5);
 
 const MIN_POLL: Duration = Duration::from_millis(100);
 
 /// Where the last good reading of an LDAP directory is kept. Not beside the pid file, which may lie in a folder that
-/// everybody can write or that is empty after a boot: it is for starting then.
+/// every user can write or that is empty after a boot: it is needed to start then.
 const SNAPSHOT: &str = "/var/lib/portico/directory.snapshot";
 
 /// `directory`
@@ -25,8 +25,8 @@ pub struct DirectoryConfig {
     pub source: Source,
     /// How often changes are looked for.
     pub poll: Duration,
-    /// Whom `portico prov` binds as, and the file with the password; a node that serves reads it only for a change over
-    /// its admin API.
+    /// The name that `portico prov` binds as, and the file with the password; a serving node reads it only for a change
+    /// over its admin API.
     pub admin: Option<(String, PathBuf)>,
 }
 
@@ -140,7 +140,7 @@ impl ConfigReader {
             .ok()
     }
 
-    /// A name without a password would be let in as nobody (RFC 4513 §5.1.2).
+    /// A server would accept a name without a password as an anonymous bind (RFC 4513 §5.1.2).
     fn bind(&mut self, section: &mut Mapping<'_>) -> Option<(String, Secret<String>)> {
         let dn = self.text(section, "bind_dn").filter(|dn| !dn.is_empty());
         let password = section.take("bind_password_file").and_then(|node| self.password(node));

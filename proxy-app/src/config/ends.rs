@@ -23,7 +23,7 @@ pub struct Ends {
     pub shutdown_timeout: Duration,
     /// How long sessions may go on after a new process has taken over.
     pub drain_max: Duration,
-    /// How long it then takes to end those that are left, each at a moment of its own.
+    /// The time after that over which the remaining sessions are ended, each at a moment of its own.
     pub drain_spread: Duration,
 }
 

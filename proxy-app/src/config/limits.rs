@@ -1,4 +1,4 @@
-//! `limits`: how many connections may wait. The values stand with what keeps them, in `node/limits.rs`.
+//! `limits`: how many connections may wait. The values are defined beside the code that uses them, in `node/limits.rs`.
 
 use mail_directory::yaml::Mapping;
 

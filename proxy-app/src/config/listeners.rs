@@ -11,14 +11,14 @@ use route_cache::HostPort;
 use super::LiveKey;
 use super::read::ConfigReader;
 
-/// Pingora hands at most this many listening sockets to the process that replaces it; above that the new process
-/// dies while the old one stops all the same.
+/// Pingora passes at most this many listening sockets to the process that replaces it; with more the new process dies
+/// while the old one stops all the same.
 const MAX_LISTENERS: usize = 32;
 
-/// And the names of those sockets, joined with blanks, must fit here with some room to spare.
+/// The names of those sockets, joined with blanks, must also fit here with some room to spare.
 const MAX_LISTENER_NAMES: usize = 1900;
 
-/// Most upstreams of a stream listener: each may cost a connection some waiting.
+/// Most upstreams of a stream listener: each may make a connection wait.
 const MAX_UPSTREAMS: usize = 8;
 
 /// How long a stream may be silent: XMPP clients that save power speak a few times an hour.
@@ -52,9 +52,9 @@ pub struct StreamConfig {
     pub upstreams: Vec<HostPort>,
     /// Whether TLS is spoken with them.
     pub upstream_tls: bool,
-    /// Silence on both sides.
+    /// How long both sides may be silent.
     pub idle: Duration,
-    /// Whether they are told of the client in a PROXY header (version 2).
+    /// Whether they learn the client's address by a PROXY header (version 2).
     pub send_proxy: bool,
 }
 
@@ -74,17 +74,17 @@ pub enum ListenerTls {
 pub struct Listener {
     /// Where to listen.
     pub address: SocketAddr,
-    /// What is spoken.
+    /// The protocol.
     pub serve: Serve,
     /// Whether it is inside TLS.
     pub tls: ListenerTls,
     /// What it offers of STARTTLS, and whether it takes passwords before it; `None`: what the directory says.
     pub starttls: Option<StartTls>,
-    /// Time from accept to credentials; `None`: that of all.
+    /// Time from accept to credentials; `None`: that of all listeners.
     pub login_deadline: Option<Duration>,
-    /// Networks whose connections begin with a PROXY header; `None`: nobody's do.
+    /// Networks whose connections begin with a PROXY header; `None`: no connection does.
     pub proxy_trusted: Option<Vec<IpNet>>,
-    /// Networks whose connections are taken; `None`: all.
+    /// Networks whose connections are accepted; `None`: all.
     pub allow: Option<Vec<IpNet>>,
     /// Where the bytes go, with [`Serve::Stream`].
     pub stream: Option<StreamConfig>,
@@ -227,8 +227,8 @@ impl ConfigReader {
         })
     }
 
-    /// Who may ask where accounts are learns who has one, so the networks must be named there; elsewhere they would
-    /// look like a protection of mail and web that is not there.
+    /// A client that may ask where accounts are learns which accounts exist, so a lookup listener must name its
+    /// networks; elsewhere the key would look like a protection of mail and web that it is not.
     fn allow(&mut self, entry: &mut Mapping<'_>, serve: Option<Serve>) -> Option<Vec<IpNet>> {
         if serve == Some(Serve::Lookup) {
             let node = entry.require("allow", &mut self.problems)?;

@@ -1,4 +1,4 @@
-//! `log`: where access log and audit log go, and in which form.
+//! `log`: where access log and audit log go, and their forms.
 
 use mail_directory::yaml::Mapping;
 
@@ -19,14 +19,14 @@ pub(super) const LIVE: [LiveKey; 3] = [
 pub enum AccessFormat {
     /// The line of a Carbonio proxy.
     Carbonio,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// The form of the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuditFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// The line of a Carbonio mailbox server's audit.log.
     Carbonio,

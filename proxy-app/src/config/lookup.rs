@@ -9,24 +9,24 @@ use route_cache::lookup::{Dialect, HandlerUrl};
 
 use super::read::ConfigReader;
 
-/// The same for lookup services.
+/// Most lookup services: each may make a login wait.
 pub const MAX_HANDLERS: usize = 16;
 
-/// As whom Zimbra's proxy asks for tokens.
+/// The account that Zimbra's proxy asks for tokens with.
 const ADMIN_USER: &str = "zmnginx";
 
 /// `directory.lookup`
 #[derive(Debug, Clone)]
 pub struct LookupConfig {
-    /// What the services speak.
+    /// The protocol of the services.
     pub protocol: Dialect,
     /// Where they are; empty: where the directory says.
     pub handlers: Vec<HandlerUrl>,
-    /// For one lookup.
+    /// The longest time of one lookup.
     pub timeout: Duration,
     /// Authorities that sign their certificates; `None`: those of mailbox servers.
     pub ca_file: Option<PathBuf>,
-    /// As whom they are asked for tokens; `None`: they are not.
+    /// The account that they are asked for tokens with; `None`: they are not asked.
     pub admin: Option<NodeLogin>,
 }
 
@@ -70,7 +70,7 @@ impl ConfigReader {
         })
     }
 
-    /// As whom services are asked for tokens; nginx's protocol has none.
+    /// The account that services are asked for tokens with; nginx's protocol has none.
     fn node_login(&mut self, lookup: &mut Mapping<'_>, protocol: Option<Dialect>) -> Option<NodeLogin> {
         let user = self.text(lookup, "admin_user");
         let file = lookup.take("admin_password_file");

@@ -24,8 +24,8 @@ pub struct MailConfig {
     pub max_bad_commands: u32,
 }
 
-/// Where nothing is written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's
-/// idle limit at the 10 minutes that RFC 1939 §3 asks for.
+/// Where a key is not written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's idle limit
+/// at the 10 minutes that RFC 1939 §3 asks for.
 impl Default for MailConfig {
     fn default() -> MailConfig {
         MailConfig {

@@ -5,7 +5,7 @@ use pingora::server::configuration::ServerConf;
 
 use super::read::ConfigReader;
 
-/// Pingora's own keys that the file has, each known to be good.
+/// Pingora's own keys that the file has, each known to be valid.
 #[derive(Debug, Clone, Default)]
 pub struct PingoraConfig(serde_yaml::Mapping);
 
@@ -17,7 +17,7 @@ impl PingoraConfig {
 }
 
 impl ConfigReader {
-    /// Pingora's own keys, whatever they are in the version at hand.
+    /// All of Pingora's own keys, in the version at hand.
     pub(super) fn server(&mut self, root: &mut Mapping<'_>) -> PingoraConfig {
         let known = serde_yaml::to_value(ServerConf::default()).unwrap_or_default();
         let mut chosen = serde_yaml::Mapping::new();

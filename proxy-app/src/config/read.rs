@@ -1,4 +1,5 @@
-//! Reading a node file: the problems found so far, and what several sections read alike. Each section adds its own.
+//! Reading a node file: the problems found so far, and what several sections read alike. Each section adds its own
+//! part.
 
 use std::time::Duration;
 

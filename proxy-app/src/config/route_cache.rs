@@ -7,7 +7,7 @@ use mail_directory::yaml::Mapping;
 use super::LiveKey;
 use super::read::ConfigReader;
 
-/// Most memcached servers: each may cost a login some waiting.
+/// Most memcached servers: each may make a login wait.
 const MAX_MEMCACHED: usize = 16;
 
 pub(super) const LIVE: [LiveKey; 2] = [
@@ -22,9 +22,9 @@ pub(super) const LIVE: [LiveKey; 2] = [
 pub struct RouteCacheConfig {
     /// Routes in memory.
     pub capacity: u64,
-    /// How long a route is used without asking.
+    /// How long a route is used without a new lookup.
     pub ttl: Duration,
-    /// How long it may still serve behind that while the directory is down.
+    /// How long it may still serve after that while the directory is down.
     pub stale: Duration,
     /// How long "there is no such account" is remembered.
     pub negative_ttl: Duration,
@@ -49,7 +49,7 @@ impl Default for RouteCacheConfig {
 pub struct MemcachedConfig {
     /// `host:port`; the order counts.
     pub servers: Vec<String>,
-    /// For one request.
+    /// The longest time of one request.
     pub timeout: Duration,
 }
 
@@ -106,7 +106,7 @@ mod tests {
             ["127.0.0.1:11211", "cache.test:11211"]
         );
         assert_eq!(config.listeners.unwrap()[0].allow.as_ref().unwrap().len(), 1);
-        // Zimbra's services stand in the directory, others nowhere else.
+        // The directory names Zimbra's services; it has no entry for others.
         let (config, _) = load("directory: {lookup: {protocol: zimbra}}\n").unwrap();
         assert!(config.lookup.unwrap().handlers.is_empty());
         for wrong in ["{protocol: nginx}", "{protocol: zimbra, handlers: []}"] {

@@ -16,7 +16,7 @@ pub struct TlsConfig {
     pub default: Option<(PathBuf, PathBuf)>,
     /// Authorities that sign the certificates of mailbox servers.
     pub upstream_ca_file: Option<PathBuf>,
-    /// Whether mailbox servers must prove who they are.
+    /// Whether mailbox servers must prove their identity.
     pub upstream_verify: bool,
 }
 

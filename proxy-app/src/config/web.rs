@@ -20,13 +20,13 @@ pub struct WebConfig {
     pub locations: Vec<PathBuf>,
     /// Where another program puts the answers to challenges of an ACME authority.
     pub acme_dir: Option<PathBuf>,
-    /// Whether answers to requests that somebody is logged in with may be compressed.
+    /// Whether answers to requests with a login may be compressed.
     pub compress_authenticated: bool,
     /// Whether clients see the `Server` of a server's answer.
     pub show_server: bool,
     /// How long a request head may take from its first byte to its last.
     pub client_header_timeout: Duration,
-    /// How long a request body may take, whatever it is.
+    /// How long a request body may take, whatever its length.
     pub client_body_timeout: Duration,
 }
 

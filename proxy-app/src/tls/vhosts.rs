@@ -1,7 +1,7 @@
-//! Virtual hosts of the web: what a host name that a client asks for means, in the handshake and in each request.
+//! Virtual hosts of the web: what a requested host name means, in the handshake and in each request.
 //!
 //! A virtual host is a domain as its web users see it. Host names are looked up here and nowhere else, so that
-//! handshake and request cannot disagree. Which certificate is shown is the business of [`crate::tls`].
+//! handshake and request cannot disagree. [`crate::tls`] decides which certificate is shown.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use mail_directory::{System, View, attributes as a, names};
 
 use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
 
-/// A domain as its web users see it; or what counts where no domain has the requested name.
+/// A domain as its web users see it; or the settings where no domain has the requested name.
 #[derive(Debug)]
 pub struct VirtualHost {
-    /// The domain; `None` for everything that is no virtual host.
+    /// The domain; `None` for a host name of no domain.
     pub domain: Option<Arc<str>>,
     /// Where users log in (`carbonioWebUILoginURL`); a path or an `http` or `https` URL. `None`: the usual page.
     pub login_url: Option<HeaderValue>,
@@ -29,7 +29,7 @@ pub struct VirtualHost {
     /// Headers of every answer: `zimbraReverseProxyResponseHeaders`, and `Content-Security-Policy` from
     /// `carbonioReverseProxyResponseCSPHeader` with the hosts of the four URLs in its `connect-src`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What is asked of clients about certificates.
+    /// Whether clients are asked for certificates, and which.
     pub client_certs: Arc<ClientCerts>,
 }
 
@@ -37,13 +37,13 @@ pub struct VirtualHost {
 #[derive(Debug)]
 pub struct VirtualHosts {
     exact: HashMap<String, Arc<VirtualHost>>,
-    /// By what follows the star of `*.name`.
+    /// By the part of `*.name` that follows the star.
     wildcard: HashMap<String, Arc<VirtualHost>>,
     /// By `zimbraVirtualIPAddress`.
     by_address: HashMap<IpAddr, Arc<VirtualHost>>,
     by_domain: HashMap<String, Arc<VirtualHost>>,
     other: Arc<VirtualHost>,
-    /// Names that are ours though no domain has them.
+    /// Names that are ours although no domain has them.
     own: Vec<String>,
     strict: bool,
 }
@@ -51,7 +51,7 @@ pub struct VirtualHosts {
 /// Why a request for a host is not served on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// Names are strict, and this is none of ours: 400.
+    /// Names are strict, and this is not one of ours: 400.
     UnknownHost,
     /// The host asks for other client certificates than the one the connection was made for: 421 (RFC 9110
     /// §15.5.20), upon which the client makes a connection for this host.
@@ -61,7 +61,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The status that says so.
+    /// The status of the answer.
     pub fn status(self) -> u16 {
         match self {
             Refusal::UnknownHost => 400,
@@ -82,7 +82,7 @@ impl Refusal {
 
 impl VirtualHosts {
     /// The virtual hosts of a directory, for the node of this name. A value that cannot be used is left out with a
-    /// warning; client certificate rules that cannot be used stay as they were `before`, or let nobody in.
+    /// warning; client certificate rules that cannot be used stay as they were in `before`, or admit no client.
     pub fn build(
         system: &System,
         node_name: &str,
@@ -94,7 +94,7 @@ impl VirtualHosts {
         let other = {
             let before = before.map(|vhosts| vhosts.other.client_certs.clone());
             let client_certs = policies.of(&node, "the node", before, Severity::Error, problems);
-            // Login pages and headers belong to domains; what is nobody's has those of the global config.
+            // Login pages and headers belong to domains; a host of no domain has those of the global config.
             Arc::new(vhost(None, &system.global(), "config", client_certs, problems))
         };
         let mut vhosts = VirtualHosts {
@@ -124,7 +124,7 @@ impl VirtualHosts {
         vhosts
     }
 
-    /// Where two domains claim the same, the first one has it, as in the rest of the directory.
+    /// Where two domains claim the same name, the first one has it, as in the rest of the directory.
     fn add(&mut self, domain: &str, names: &[&str], addresses: &[IpAddr], vhost: Arc<VirtualHost>) {
         for name in names {
             let name = folded(name);
@@ -139,7 +139,7 @@ impl VirtualHosts {
         self.by_domain.insert(domain.to_owned(), vhost);
     }
 
-    /// The virtual host for a host (in lower case, without port and final dot) that was asked for at a local address:
+    /// The virtual host for a host (in lower case, without port and final dot) that was requested at a local address:
     /// by name, then by the longest `*.` pattern, then by the address, else the one for all others.
     pub fn of(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
         host.and_then(|host| self.by_name(host))
@@ -161,11 +161,11 @@ impl VirtualHosts {
         !self.strict || self.by_name(host).is_some() || self.own.iter().any(|own| own == host) || self.is_address(host)
     }
 
-    /// Whether a request for `host` must not be served on a connection with this client certificate policy, which
-    /// is `None` in clear text.
+    /// Whether a request for `host` must be refused on a connection with this client certificate policy, which is
+    /// `None` in clear text.
     ///
     /// # Errors
-    /// It must not, and why.
+    /// It must be refused, and why.
     pub fn check(&self, host: Option<&str>, local: IpAddr, connection: Option<PolicyId>) -> Result<(), Refusal> {
         if host.is_some_and(|host| !self.admits(host)) {
             return Err(Refusal::UnknownHost);
@@ -180,7 +180,7 @@ impl VirtualHosts {
     }
 
     /// Which names have which client certificate rules, for those that have some. Where two of these are equal, a
-    /// session that began under the one may be resumed under the other.
+    /// session that began with one of the names may be resumed with the other.
     pub fn rules(&self) -> BTreeMap<String, PolicyId> {
         let named = |prefix: &'static str, map: &HashMap<String, Arc<VirtualHost>>| -> Vec<(String, PolicyId)> {
             map.iter()
@@ -353,7 +353,7 @@ fn origin(url: &HeaderValue) -> Option<String> {
     Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?))
 }
 
-/// Something that a browser may be sent to: it must not be able to run as a script.
+/// A URL or path that a browser may be sent to: it must not be able to run as a script.
 fn url(text: &str) -> Option<HeaderValue> {
     let uri: Uri = text.parse().ok()?;
     let good = match (uri.scheme_str(), uri.authority()) {
@@ -364,7 +364,7 @@ fn url(text: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(text).ok().filter(|_| good)
 }
 
-/// Names of the node itself, and those under which users are told to find the service.
+/// Names of the node itself, and those under which users find the service.
 fn own_names(system: &System, node: &View<'_>, node_name: &str) -> Vec<String> {
     let public = system
         .domains()
@@ -402,7 +402,7 @@ mod tests {
 
     use super::*;
 
-    /// Somebody's, only to be read.
+    /// An authority of a test, only to be read.
     const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\n\
         MIIBiDCCAS2gAwIBAgIULjBPhoHZAP0cGSXuXYjkYpshMtswCgYIKoZIzj0EAwIw\n\
         GTEXMBUGA1UEAwwObWFpbC5hLmV4YW1wbGUwHhcNMjYxMTI1MTQyMTE4WhcNMjYx\n\
@@ -574,7 +574,7 @@ mod tests {
                 "{host} {connection:?}"
             );
         }
-        // On the whole node it is a mistake that locks everybody out.
+        // On the whole node it is a mistake that locks all clients out.
         let (_, problems) = build(&[("zimbraReverseProxyClientCertMode", "optional")], vec![]);
         assert!(problems.has_errors(), "{problems}");
     }
