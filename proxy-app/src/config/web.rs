@@ -30,7 +30,7 @@ pub struct WebConfig {
     pub client_body_timeout: Duration,
 }
 
-/// nginx gives 60 s for each read of a head; this is for all of it.
+/// nginx allows 60 s for each read of a head; this is for all of it.
 impl Default for WebConfig {
     fn default() -> WebConfig {
         WebConfig {

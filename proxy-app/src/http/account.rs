@@ -29,7 +29,7 @@ const LABEL_MAX: usize = 63;
 const USER_COOKIE: &str = "ZM_AUTH_TOKEN";
 const ADMIN_COOKIE: &str = "ZM_ADMIN_AUTH_TOKEN";
 
-/// Clients leave the padding out, or have extra bits at the end; the mailbox server accepts both.
+/// Clients leave the padding out, or leave trailing bits set; the mailbox server accepts both.
 const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
     .with_decode_padding_mode(DecodePaddingMode::Indifferent)
     .with_decode_allow_trailing_bits(true);

@@ -1,8 +1,8 @@
 //! HTTP/2 frames of a client as they pass: counts those that cost us more than the client, and times request heads.
 //! Only the nine bytes in front of each frame are decoded here (RFC 9113 §4.1).
 //!
-//! The engine bounds streams, header lists and resets of streams that it has not ended. It does not bound frames that
-//! it answers or drops at once: a client that sends nothing else keeps a core busy.
+//! The engine bounds streams, header lists and pending resets. It does not bound frames that it answers or drops at
+//! once: a client that sends nothing else keeps a core busy.
 
 use std::time::Duration;
 

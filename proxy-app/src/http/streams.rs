@@ -36,7 +36,8 @@ const INITIAL_WINDOW: u16 = 4;
 const PROTOCOL_ERROR: u32 = 1;
 /// An error of our own (RFC 9113 §7).
 const INTERNAL_ERROR: u32 = 2;
-/// The longest head that holds a status and nothing else, behind a change of HPACK's table. Every other answer has more.
+/// The longest head that holds a status and nothing else, after a change of HPACK's table. Every other answer has a
+/// longer one.
 const BARE: u32 = 5;
 /// The error code of a stream whose answer is complete.
 const NO_ERROR: [u8; 4] = [0; 4];

@@ -59,7 +59,7 @@ pub struct GroupInputs {
     pub ip_mode: IpMode,
     /// Authorities that sign the servers' certificates; `None`: the system's.
     pub ca: Option<Arc<Box<[X509]>>>,
-    /// Whether mailbox servers must prove who they are.
+    /// Whether mailbox servers must prove their identity.
     pub verify: bool,
 }
 

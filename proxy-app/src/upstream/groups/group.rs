@@ -77,8 +77,8 @@ impl Group {
         self.backends.run_health_check(true).await;
     }
 
-    /// Picks a server for an unauthenticated request, without those in `tried`: power of two choices by weight, the
-    /// less busy one first, and of equals the one whose turn it is.
+    /// Picks a server for an unauthenticated request, without those in `tried`: power of two choices by weight, and
+    /// of two that are equally busy the one whose turn it is.
     ///
     /// Members that do not answer requests come after all others, and those that answer that they are not ready come
     /// last: they are still tried where no better one is left.

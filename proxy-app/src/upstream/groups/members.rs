@@ -162,7 +162,7 @@ impl Members {
         reached
     }
 
-    /// Makes a member of each server; one that is a member already stays the same.
+    /// Makes a member of each server; one that is a member already keeps what is known of it.
     fn set_servers(&self, members: Vec<(SocketAddr, ServerDescription)>) {
         let before = self.servers.load_full();
         let overrides = self.overrides.lock();
