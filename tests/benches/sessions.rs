@@ -3,9 +3,7 @@
 //! A mailbox simulator that admits everybody stands behind the release binary, in clear text, in this process.
 //! CPU and memory are read from `/proc` of Portico alone.
 
-use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use openssl::ssl::SslConnector;
@@ -96,11 +94,9 @@ impl House {
     /// KiB by which memory grows for each session that is logged in and silent.
     fn idle_session(&self, endpoint: Endpoint) -> Result<f64> {
         drop(self.sessions(endpoint, WARM_UP)?);
-        self.settle()?;
-        let before = self.portico.rss_kib()?;
+        let before = self.portico.rss_at_rest_kib()?;
         let sessions = self.sessions(endpoint, SESSIONS)?;
-        self.settle()?;
-        let grown = self.portico.rss_kib()?.saturating_sub(before);
+        let grown = self.portico.rss_at_rest_kib()?.saturating_sub(before);
         drop(sessions);
         Ok(grown as f64 / SESSIONS as f64)
     }
@@ -147,18 +143,6 @@ impl House {
         ensure!(wire.line()?.starts_with("* OK"), "no greeting");
         wire.imap_ok(&format!("a LOGIN {} secret", account(number % ACCOUNTS)))?;
         Ok(wire)
-    }
-
-    /// Waits until its memory has not moved for a second.
-    fn settle(&self) -> Result<()> {
-        let mut last = HashSet::new();
-        for _ in 0..30 {
-            std::thread::sleep(Duration::from_secs(1));
-            if !last.insert(self.portico.rss_kib()?) {
-                return Ok(());
-            }
-        }
-        Ok(())
     }
 }
 

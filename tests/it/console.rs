@@ -384,7 +384,7 @@ fn very_many_names_are_changed() -> Result<()> {
 #[test]
 fn bodies_that_nobody_wants_are_not_kept() -> Result<()> {
     play(Source::Yaml, Some(TOKEN), |scene, api| {
-        let before = scene.portico.rss_kib()?;
+        let before = scene.portico.rss_at_rest_kib()?;
         let mut streams = Vec::new();
         let body = vec![b'x'; 3 << 20];
         // One address has 16 seats.

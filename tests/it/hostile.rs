@@ -138,7 +138,7 @@ fn pop3_answers_or_closes_whatever_comes() -> Result<()> {
 
 fn survives(scene: &Scene, endpoint: SocketAddrV4, greeting: &str, attacks: &[(&str, Vec<u8>)]) -> Result<()> {
     scene.login("alice")?;
-    let before = scene.portico.rss_kib()?;
+    let before = scene.portico.rss_at_rest_kib()?;
     std::thread::scope(|scope| {
         let attackers: Vec<_> = attacks
             .iter()

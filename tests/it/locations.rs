@@ -989,7 +989,7 @@ fn huge_uploads_stream() -> Result<()> {
             std::fs::File::create(&file)?.set_len(HUGE)?;
             let cookie = carbonio.cookie("bob")?;
             carbonio.web("/service/upload", &["-H", &cookie, "-d", "warm"])?;
-            let before = carbonio.scene.portico.rss_kib()?;
+            let before = carbonio.scene.portico.rss_at_rest_kib()?;
             let begun = Instant::now();
             let file = file.to_str().context("path")?;
             let most = std::sync::atomic::AtomicU64::new(0);

@@ -696,7 +696,7 @@ fn floods_of_frames_end_their_connection() -> Result<()> {
         }),
     ];
     play_recorded(|scene, recorder| {
-        let warm = scene.portico.rss_kib()?;
+        let warm = scene.portico.rss_at_rest_kib()?;
         for (name, flood) in floods {
             let ticks = scene.portico.cpu_ticks()?;
             let mut raw = connect(scene)?;
@@ -725,7 +725,7 @@ fn floods_of_frames_end_their_connection() -> Result<()> {
 #[test]
 fn large_heads_of_http2_are_refused() -> Result<()> {
     play_recorded(|scene, recorder| {
-        let warm = scene.portico.rss_kib()?;
+        let warm = scene.portico.rss_at_rest_kib()?;
         let long = "v".repeat(1000);
         let many: Vec<(&str, &str)> = std::iter::repeat_n(("a", ""), 50_000).collect();
         let big: Vec<(&str, &str)> = std::iter::repeat_n(("x", long.as_str()), 1000).collect();

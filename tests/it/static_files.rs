@@ -133,7 +133,7 @@ fn who_still_speaks_is_heard_out_before_the_answer() -> Result<()> {
 fn large_files_take_no_memory() -> Result<()> {
     play_files(false, |scene| {
         scene.https("/tree/abc/app.js", &[])?;
-        let before = scene.portico.rss_kib()?;
+        let before = scene.portico.rss_at_rest_kib()?;
         for version in ["--http1.1", "--http2"] {
             let answer = scene.https("/tree/abc/big.bin", &[version])?;
             assert_eq!(fs::metadata(&answer.body)?.len(), BIG as u64);

@@ -158,7 +158,7 @@ fn a_line_without_end_is_unavailable() -> Result<()> {
         peer.freeze()
     };
     play_liar(in_clear, script, |scene, fake| {
-        let before = scene.portico.rss_kib()?;
+        let before = scene.portico.rss_at_rest_kib()?;
         never_heard(scene, fake)?;
         let grown = scene.portico.rss_kib()?.saturating_sub(before);
         ensure!(grown < 16 * 1024, "memory has grown by {grown} KiB");

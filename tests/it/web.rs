@@ -299,7 +299,7 @@ fn forwarded_headers_have_one_clean_value() -> Result<()> {
 fn big_bodies_stream() -> Result<()> {
     play(|scene| {
         scene.https("/warm/bytes-1000000", &[])?;
-        let before = scene.portico.rss_kib()?;
+        let before = scene.portico.rss_at_rest_kib()?;
         let upload = scene.stage.path().join("upload");
         pattern_file(&upload, BIG)?;
         let file = upload.to_str().context("path")?;

@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -16,6 +16,8 @@ use crate::{Stage, secrets, until};
 
 /// How long a record of the audit log may take to appear.
 const RECORD: Duration = Duration::from_secs(10);
+/// How long memory may take to be at rest.
+const AT_REST: Duration = Duration::from_secs(30);
 /// How long an upgrade may take.
 const HAND_OVER: Duration = Duration::from_secs(40);
 /// What the old process logs when the new one serves.
@@ -116,6 +118,19 @@ impl Portico {
             .find_map(|l| l.strip_prefix("VmRSS:"))
             .context("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+    }
+
+    /// Resident memory in KiB, once it has not grown by half a MiB for three seconds. A process that has just started is
+    /// not at rest: what it still takes would be counted against the client that a test measures.
+    pub fn rss_at_rest_kib(&self) -> Result<u64> {
+        let (mut most, mut since) = (0, Instant::now());
+        until("memory to be at rest", AT_REST, || {
+            let now = self.rss_kib()?;
+            if now > most + 512 {
+                (most, since) = (now, Instant::now());
+            }
+            Ok((since.elapsed() > Duration::from_secs(3)).then_some(now))
+        })
     }
 
     /// CPU time used so far, user and system, in clock ticks of 10 ms.
