@@ -89,8 +89,8 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["addresses", "routing"],
             &["placement"],
             &["key", "protocol"],
-            &["route"],
-            &["host_port", "memcached", "percent"],
+            &["memcached", "route"],
+            &["host_port", "percent"],
         ],
     ),
     (

@@ -14,15 +14,16 @@ pub mod wire;
 use link::Link;
 use wire::Command;
 
+use crate::host_port::HostPort;
+
 /// memcached takes a larger expiry for a date (its protocol.txt, "Expiration times").
 const MAX_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How memcached is used.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `host:port` of each server. Their order is part of the choice, so all nodes that share them must list them
-    /// alike.
-    pub servers: Vec<String>,
+    /// Their order is part of the choice, so all nodes that share them must list them alike.
+    pub servers: Vec<HostPort>,
     /// How long one request may take, its connection included.
     pub timeout: Duration,
     /// How long a server that failed is left alone.
@@ -38,7 +39,7 @@ pub struct Memcached {
 impl Memcached {
     /// A client that connects when it is first needed.
     pub fn new(settings: &Settings) -> Memcached {
-        let link = |server: &String| Arc::new(Link::new(server, settings.timeout, settings.retry));
+        let link = |server: &HostPort| Arc::new(Link::new(server, settings.timeout, settings.retry));
         Memcached {
             links: settings.servers.iter().map(link).collect(),
             timeout: settings.timeout,

@@ -68,7 +68,7 @@ impl House {
     /// One that shares its routes.
     fn sharing(directory: LdapDirectory, memcached: &Memcached) -> House {
         let settings = memcached::Settings {
-            servers: vec![memcached.address().to_string()],
+            servers: vec![memcached.address().to_string().parse().unwrap()],
             timeout: Duration::from_secs(1),
             retry: Duration::from_secs(60),
         };

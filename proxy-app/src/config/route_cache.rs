@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mail_directory::yaml::Mapping;
+use route_cache::HostPort;
 
 use super::LiveKey;
 use super::read::ConfigReader;
@@ -47,8 +48,8 @@ impl Default for RouteCacheConfig {
 /// `route_cache.memcached`
 #[derive(Debug, Clone)]
 pub struct MemcachedConfig {
-    /// `host:port`; the order counts.
-    pub servers: Vec<String>,
+    /// The order counts.
+    pub servers: Vec<HostPort>,
     /// The longest time of one request.
     pub timeout: Duration,
 }
@@ -78,8 +79,7 @@ impl ConfigReader {
         };
         if let Some(node) = section.require("servers", &mut self.problems) {
             let items = self.some_items(node, MAX_MEMCACHED);
-            let servers = items.into_iter().filter_map(|node| self.host_and_port(node));
-            config.servers = servers.map(|server| server.to_string()).collect();
+            config.servers = items.into_iter().filter_map(|node| self.host_and_port(node)).collect();
         }
         self.duration(&mut section, "timeout", &mut config.timeout);
         section.finish(&mut self.problems);
@@ -89,6 +89,8 @@ impl ConfigReader {
 
 #[cfg(test)]
 mod tests {
+    use route_cache::HostPort;
+
     use crate::config::tests::load;
 
     #[test]
@@ -103,7 +105,7 @@ mod tests {
         assert_eq!(config.lookup.unwrap().handlers[0].host, "10.0.0.11");
         assert_eq!(
             config.route_cache.memcached.unwrap().servers,
-            ["127.0.0.1:11211", "cache.test:11211"]
+            [HostPort::new("127.0.0.1", 11211), HostPort::new("cache.test", 11211)]
         );
         assert_eq!(config.listeners.unwrap()[0].allow.as_ref().unwrap().len(), 1);
         // The directory names Zimbra's services; it has no entry for others.

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::wire::{Babble, Command, Reply};
+use crate::host_port::HostPort;
 
 /// Requests on their way to the connection. More than can be answered in the time limit are worth nothing.
 const MAX_QUEUE: usize = 4096;
@@ -30,7 +31,7 @@ const PROBE: &str = "0";
 
 /// A server, connected or not.
 pub(super) struct Link {
-    server: String,
+    server: HostPort,
     timeout: Duration,
     retry: Duration,
     state: Mutex<State>,
@@ -71,9 +72,9 @@ impl Pending {
 }
 
 impl Link {
-    pub(super) fn new(server: &str, timeout: Duration, retry: Duration) -> Link {
+    pub(super) fn new(server: &HostPort, timeout: Duration, retry: Duration) -> Link {
         Link {
-            server: server.to_owned(),
+            server: server.clone(),
             timeout,
             retry,
             state: Mutex::new(State::New),
@@ -83,7 +84,7 @@ impl Link {
     /// Its name, and whether it answered when it was last needed.
     pub(super) fn is_up(&self) -> (String, bool) {
         let up = matches!(&*self.state.lock(), State::New | State::Up(_));
-        (self.server.clone(), up)
+        (self.server.to_string(), up)
     }
 
     /// Sends a command; `None` if the server is down or too much waits for it.
@@ -127,7 +128,7 @@ impl Link {
 /// What a connection's task knows. It does not hold the link, so that it ends when the link is dropped.
 struct Run {
     link: std::sync::Weak<Link>,
-    server: String,
+    server: HostPort,
     timeout: Duration,
 }
 
@@ -184,7 +185,7 @@ impl Run {
     }
 
     async fn connect(&self) -> Result<TcpStream, Ended> {
-        let connected = timeout(self.timeout, TcpStream::connect(self.server.as_str())).await;
+        let connected = timeout(self.timeout, TcpStream::connect((&*self.server.host, self.server.port))).await;
         let stream = connected.map_err(|_| Ended::Silent)??;
         stream.set_nodelay(true)?;
         Ok(stream)

@@ -394,7 +394,7 @@ async fn ten_thousand_logins_of_a_hundred_users_ask_a_hundred_times() {
     let mut node = node(Dialect::Zimbra, &[service]);
     let memcached = Memcached::start();
     let settings = route_cache::memcached::Settings {
-        servers: vec![memcached.address()],
+        servers: vec![memcached.address().parse().unwrap()],
         timeout: Duration::from_secs(2),
         retry: Duration::from_secs(60),
     };

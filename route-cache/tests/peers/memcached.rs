@@ -16,7 +16,7 @@ const TTL: Duration = Duration::from_secs(3600);
 
 fn shared(servers: &[String], retry: Duration) -> SharedCache {
     let settings = Settings {
-        servers: servers.to_vec(),
+        servers: servers.iter().map(|server| server.parse().unwrap()).collect(),
         timeout: TIMEOUT,
         retry,
     };
