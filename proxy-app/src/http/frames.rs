@@ -12,7 +12,7 @@ use tokio::time::Instant;
 const PREFIX: usize = 9;
 /// Longest frame that is accepted: the least that RFC 9113 §4.2 allows for, and what the engine announces.
 const PAYLOAD_MAX: u32 = 16_384;
-/// Most frames of one request head: the engine takes lists of 64 KiB, which are four full frames.
+/// Most frames of one request head: the engine takes lists of 32 KiB, which are two full frames.
 const BLOCK_FRAMES: u32 = 16;
 /// For frames that ask for an answer or for nothing: the burst, and then the rate per second. Browsers send a few in a
 /// minute.
