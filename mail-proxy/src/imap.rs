@@ -7,6 +7,8 @@ mod command;
 mod login;
 mod upstream;
 
+use crate::login::LoginLimits;
+
 pub use login::ImapLogin;
 pub use upstream::ImapUpstream;
 
@@ -23,16 +25,10 @@ pub struct Settings {
     pub greeting: String,
     /// The capabilities, without those that depend on the channel. Empty: a short list that is always true.
     pub capabilities: Vec<String>,
-    /// Whether SASL PLAIN is offered.
-    pub sasl_plain: bool,
-    /// Whether SASL LOGIN is offered.
-    pub sasl_login: bool,
+    /// What is offered, and when the dialogue ends.
+    pub limits: LoginLimits,
     /// What we answer to `ID`.
     pub id: Vec<(String, String)>,
-    /// The dialogue ends with this many bad commands.
-    pub max_errors: u32,
-    /// The dialogue ends with this many failed logins.
-    pub max_logins: u32,
 }
 
 /// `zimbraReverseProxyImapEnabledCapability` as it is shipped (MAIL §3.2).
@@ -49,11 +45,8 @@ impl Default for Settings {
         Settings {
             greeting: "IMAP4rev1 proxy server ready".to_owned(),
             capabilities: CAPABILITIES.split_whitespace().map(str::to_owned).collect(),
-            sasl_plain: true,
-            sasl_login: true,
+            limits: LoginLimits::default(),
             id: id.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),
-            max_errors: 5,
-            max_logins: 3,
         }
     }
 }

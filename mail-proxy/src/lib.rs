@@ -32,6 +32,7 @@ pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Rejected};
 pub use environment::{ConnectError, Connection, SessionEnv, Settings, Transport};
 pub use handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
+pub use login::LoginLimits;
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };

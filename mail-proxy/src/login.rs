@@ -35,7 +35,7 @@ pub struct Texts {
 
 /// What of its settings a dialogue needs in any protocol.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct LoginLimits {
     /// Whether SASL PLAIN is offered.
     pub sasl_plain: bool,
     /// Whether SASL LOGIN is offered.
@@ -44,6 +44,17 @@ pub struct Limits {
     pub max_errors: u32,
     /// The dialogue ends with this many failed logins.
     pub max_logins: u32,
+}
+
+impl Default for LoginLimits {
+    fn default() -> Self {
+        LoginLimits {
+            sasl_plain: true,
+            sasl_login: true,
+            max_errors: 5,
+            max_logins: 3,
+        }
+    }
 }
 
 /// The part of a login machine that knows its protocol.
@@ -61,7 +72,7 @@ pub trait LoginDialect: Debug + Sized {
     const SAYS_BYE: bool;
 
     /// The limits of a dialogue.
-    fn limits(settings: &Self::Settings) -> Limits;
+    fn limits(settings: &Self::Settings) -> LoginLimits;
 
     /// Writes the greeting.
     fn greet(settings: &Self::Settings, out: &mut Vec<u8>);

@@ -6,6 +6,8 @@
 mod login;
 mod upstream;
 
+use crate::login::LoginLimits;
+
 pub use login::Pop3Login;
 pub use upstream::Pop3Upstream;
 
@@ -16,14 +18,8 @@ pub struct Settings {
     pub greeting: String,
     /// The capabilities, one line each, without those that depend on the channel.
     pub capabilities: Vec<String>,
-    /// Whether SASL PLAIN is offered.
-    pub sasl_plain: bool,
-    /// Whether SASL LOGIN is offered.
-    pub sasl_login: bool,
-    /// The dialogue ends with this many bad commands.
-    pub max_errors: u32,
-    /// The dialogue ends with this many failed logins.
-    pub max_logins: u32,
+    /// What is offered, and when the dialogue ends.
+    pub limits: LoginLimits,
 }
 
 /// `zimbraReverseProxyPop3EnabledCapability` as it is shipped (MAIL §4).
@@ -34,10 +30,7 @@ impl Default for Settings {
         Settings {
             greeting: "POP3 ready".to_owned(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
-            sasl_plain: true,
-            sasl_login: true,
-            max_errors: 5,
-            max_logins: 3,
+            limits: LoginLimits::default(),
         }
     }
 }

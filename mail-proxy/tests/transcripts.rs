@@ -223,16 +223,16 @@ impl Script {
         match key {
             "greeting" => (imap.greeting, pop3.greeting) = (value.into(), value.into()),
             "capabilities" => (imap.capabilities, pop3.capabilities) = (words(), words()),
-            "sasl_plain" => (imap.sasl_plain, pop3.sasl_plain) = (value == "on", value == "on"),
-            "sasl_login" => (imap.sasl_login, pop3.sasl_login) = (value == "on", value == "on"),
+            "sasl_plain" => (imap.limits.sasl_plain, pop3.limits.sasl_plain) = (value == "on", value == "on"),
+            "sasl_login" => (imap.limits.sasl_login, pop3.limits.sasl_login) = (value == "on", value == "on"),
             "id" => {
                 imap.id = words()
                     .chunks(2)
                     .map(|pair| (pair[0].clone(), pair[1].clone()))
                     .collect()
             }
-            "max_errors" => (imap.max_errors, pop3.max_errors) = (number(value), number(value)),
-            "max_logins" => (imap.max_logins, pop3.max_logins) = (number(value), number(value)),
+            "max_errors" => (imap.limits.max_errors, pop3.limits.max_errors) = (number(value), number(value)),
+            "max_logins" => (imap.limits.max_logins, pop3.limits.max_logins) = (number(value), number(value)),
             _ => panic!("no setting {key}"),
         }
     }

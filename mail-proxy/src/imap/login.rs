@@ -7,7 +7,7 @@ use super::command::{Extent, Fault, Request, Tag, Verb};
 use super::{FAREWELL, Settings, quoted};
 use crate::credentials::Credentials;
 use crate::line::{Framed, Framer};
-use crate::login::{Limits, LoginDialect, LoginDriver, State, Texts};
+use crate::login::{LoginDialect, LoginDriver, LoginLimits, State, Texts};
 use crate::login_failure::{LoginFailure, one_line};
 use crate::machine::{DialogueEnd, Step};
 use crate::mechanism::Mechanism;
@@ -35,13 +35,8 @@ impl LoginDialect for ImapDialect {
     };
     const SAYS_BYE: bool = true;
 
-    fn limits(settings: &Settings) -> Limits {
-        Limits {
-            sasl_plain: settings.sasl_plain,
-            sasl_login: settings.sasl_login,
-            max_errors: settings.max_errors,
-            max_logins: settings.max_logins,
-        }
+    fn limits(settings: &Settings) -> LoginLimits {
+        settings.limits
     }
 
     fn greet(settings: &Settings, out: &mut Vec<u8>) {
@@ -194,8 +189,8 @@ impl ImapLogin {
     fn capability_line(&self) -> String {
         let takes = self.channel.takes_passwords();
         let computed = [
-            (takes && self.settings.sasl_plain, " AUTH=PLAIN"),
-            (takes && self.settings.sasl_login, " AUTH=LOGIN"),
+            (takes && self.settings.limits.sasl_plain, " AUTH=PLAIN"),
+            (takes && self.settings.limits.sasl_login, " AUTH=LOGIN"),
             (self.channel.offers_starttls(), " STARTTLS"),
             (!takes, " LOGINDISABLED"),
         ];

@@ -6,7 +6,7 @@
 use super::Settings;
 use crate::credentials::Credentials;
 use crate::line::{self, Found};
-use crate::login::{Limits, LoginDialect, LoginDriver, State, Texts};
+use crate::login::{LoginDialect, LoginDriver, LoginLimits, State, Texts};
 use crate::login_failure::{LoginFailure, one_line};
 use crate::machine::{DialogueEnd, Step};
 use crate::mechanism::Mechanism;
@@ -37,13 +37,8 @@ impl LoginDialect for Pop3Dialect {
     };
     const SAYS_BYE: bool = false;
 
-    fn limits(settings: &Settings) -> Limits {
-        Limits {
-            sasl_plain: settings.sasl_plain,
-            sasl_login: settings.sasl_login,
-            max_errors: settings.max_errors,
-            max_logins: settings.max_logins,
-        }
+    fn limits(settings: &Settings) -> LoginLimits {
+        settings.limits
     }
 
     fn greet(settings: &Settings, out: &mut Vec<u8>) {
@@ -185,7 +180,10 @@ impl Pop3Login {
 
     fn mechanisms(&self) -> Vec<&'static str> {
         let takes = self.channel.takes_passwords();
-        let offered = [(self.settings.sasl_plain, "PLAIN"), (self.settings.sasl_login, "LOGIN")];
+        let offered = [
+            (self.settings.limits.sasl_plain, "PLAIN"),
+            (self.settings.limits.sasl_login, "LOGIN"),
+        ];
         offered
             .iter()
             .filter(|(on, _)| *on && takes)

@@ -275,6 +275,12 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
     let (imap_default, pop3_default) = (imap::Settings::default(), pop3::Settings::default());
     let imap_plain = node.flag(&a::REVERSE_PROXY_IMAP_SASL_PLAIN_ENABLED);
     let pop3_plain = node.flag(&a::REVERSE_PROXY_POP3_SASL_PLAIN_ENABLED);
+    let limits = |sasl| mail_proxy::LoginLimits {
+        sasl_plain: sasl,
+        sasl_login: sasl,
+        max_errors: config.mail.max_bad_commands,
+        max_logins: config.mail.max_logins,
+    };
     let owned = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect::<Vec<_>>();
     let imap_banner = node.flag(&a::REVERSE_PROXY_IMAP_EXPOSE_VERSION_ON_BANNER);
     let pop3_banner = node.flag(&a::REVERSE_PROXY_POP3_EXPOSE_VERSION_ON_BANNER);
@@ -286,14 +292,11 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
                 imap_default.greeting.clone()
             },
             capabilities: owned(node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY)),
-            sasl_plain: imap_plain,
-            sasl_login: imap_plain,
+            limits: limits(imap_plain),
             id: vec![
                 ("NAME".to_owned(), name.to_owned()),
                 ("VERSION".to_owned(), version.to_owned()),
             ],
-            max_errors: config.mail.max_bad_commands,
-            max_logins: config.mail.max_logins,
         }),
         pop3: Arc::new(pop3::Settings {
             greeting: if pop3_banner {
@@ -302,10 +305,7 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
                 pop3_default.greeting.clone()
             },
             capabilities: owned(node.list(&a::REVERSE_PROXY_POP3_ENABLED_CAPABILITY)),
-            sasl_plain: pop3_plain,
-            sasl_login: pop3_plain,
-            max_errors: config.mail.max_bad_commands,
-            max_logins: config.mail.max_logins,
+            limits: limits(pop3_plain),
         }),
         imap_idle: config.mail.imap_idle,
         pop3_idle: config.mail.pop3_idle,
