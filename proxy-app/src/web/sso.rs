@@ -216,7 +216,29 @@ fn origin(host: &str, port: u16) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mail_directory::Entry;
+
     use super::*;
+
+    #[test]
+    fn an_account_that_is_not_named_is_vouched_for_where_all_trust_the_same() {
+        let entry = |name: &str, authorities: Option<&str>| {
+            let mut entry = Entry::new(name);
+            entry.set(a::REVERSE_PROXY_CLIENT_CERT_CA.name, authorities);
+            entry
+        };
+        let vouched = |of_all, of_b, account| {
+            let domains = [entry("a.test", None), entry("b.test", of_b)];
+            let system = System::new(entry("config", of_all), [], domains, []);
+            is_vouched_for(&system, "node.test", Some("a.test"), account)
+        };
+        for account in [None, Some("root"), Some("eve@elsewhere.test")] {
+            assert!(vouched(Some("one"), None, account));
+            assert!(!vouched(Some("one"), Some("another"), account));
+            assert!(!vouched(None, None, account));
+        }
+        assert!(vouched(Some("one"), Some("another"), Some("alice@a.test")));
+    }
 
     #[test]
     fn two_paths_and_no_other() {
