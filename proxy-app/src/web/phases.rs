@@ -155,8 +155,7 @@ impl ProxyHttp for Web {
         let (Some(proxied), Some(info)) = (&context.proxied, &context.info) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
-        let group = self.env.groups.get(proxied.group());
-        let keepalive = group.and_then(|group| group.keepalive());
+        let keepalive = context.group(&self.env.groups).and_then(|group| group.keepalive());
         let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive, context.stale);
         let mut peer = peer(&target, proxied, &context.snapshot);
         keeping.shape(&mut peer, &self.sources);
@@ -315,10 +314,7 @@ impl ProxyHttp for Web {
             matches!(name, b"ZM_AUTH_TOKEN" | b"ZM_ADMIN_AUTH_TOKEN")
         });
         if let Some(target) = &context.target
-            && let Some(group) = context
-                .proxied
-                .as_ref()
-                .and_then(|proxied| self.env.groups.get(proxied.group()))
+            && let Some(group) = context.group(&self.env.groups)
         {
             group.answered(target.address);
         }
@@ -366,11 +362,7 @@ impl ProxyHttp for Web {
             .map(|target| target.address);
         match address {
             Some(address) if broken && !reused => {
-                if let Some(group) = context
-                    .proxied
-                    .as_ref()
-                    .and_then(|proxied| self.env.groups.get(proxied.group()))
-                {
+                if let Some(group) = context.group(&self.env.groups) {
                     group.eject(address);
                 }
                 context.tried.push(address);

@@ -18,7 +18,7 @@ use crate::http::{headers, login};
 use crate::locations::MatchedLocation;
 use crate::tls::vhosts::VirtualHost;
 use crate::upstream::connection::ServerConnection;
-use crate::upstream::groups::Member;
+use crate::upstream::groups::{Group, Groups, Member};
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
 
@@ -101,6 +101,11 @@ impl RequestContext {
             incomplete: None,
             _packing: None,
         }
+    }
+
+    /// The group of servers that the request's location names.
+    pub(crate) fn group(&self, groups: &Groups) -> Option<Arc<Group>> {
+        groups.get(self.proxied.as_ref()?.group())
     }
 
     pub(crate) fn id(&self) -> &str {

@@ -39,12 +39,11 @@ pub(crate) async fn choose(env: &WebEnv, web: &WebClient, context: &mut RequestC
 /// Notes that a target took no connection: its route is forgotten unless it is young, and its group skips it. Returns
 /// whether another choice may help: once for an account, [`TRIES`] times for a group.
 pub(crate) fn unreachable(env: &WebEnv, context: &mut RequestContext, target: &UpstreamTarget) -> bool {
-    let proxied = context.proxied.as_ref();
-    if let Some(group) = proxied.and_then(|proxied| env.groups.get(proxied.group())) {
+    if let Some(group) = context.group(&env.groups) {
         group.eject(target.address);
     }
     context.tried.push(target.address);
-    match proxied.and_then(|proxied| proxied.lookup.as_ref()) {
+    match context.proxied.as_ref().and_then(|proxied| proxied.lookup.as_ref()) {
         Some(lookup) if target.own => {
             env.routes.forget_older_than(lookup, ROUTE_YOUNG);
             context.tried.len() == 1
@@ -105,15 +104,18 @@ async fn own_target(env: &WebEnv, context: &mut RequestContext) -> Result<Option
 /// A server of the location's group: the one that the client's connection is bound to, or any that is up.
 fn group_target(env: &WebEnv, web: &WebClient, context: &RequestContext) -> Result<UpstreamTarget> {
     let name = context.proxied.as_ref().map_or("", |proxied| proxied.group());
-    let group = env.groups.get(name);
+    let group = context.group(&env.groups);
     let known = web.owner.server(name);
-    let member = group.filter(|_| context.tried.len() < TRIES).and_then(|group| {
-        let same = known.filter(|known| !context.tried.contains(known));
-        same.and_then(|known| group.member_at(known))
-            .or_else(|| group.pick(&context.tried))
-    });
+    let member = group
+        .as_ref()
+        .filter(|_| context.tried.len() < TRIES)
+        .and_then(|group| {
+            let same = known.filter(|known| !context.tried.contains(known));
+            same.and_then(|known| group.member_at(known))
+                .or_else(|| group.pick(&context.tried))
+        });
     let Some(member) = member else {
-        let has_members = env.groups.get(name).is_some_and(|group| group.has_members());
+        let has_members = group.is_some_and(|group| group.has_members());
         let status = if has_members { 502 } else { 503 };
         return Error::e_explain(
             ErrorType::HTTPStatus(status),

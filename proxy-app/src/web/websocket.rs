@@ -141,8 +141,8 @@ impl WebSocketUpgrade {
         if matches!(
             outcome,
             UpgradeOutcome::Switched { .. } | UpgradeOutcome::Refused { .. }
-        ) && let (Some(proxied), Some(target)) = (&self.context.proxied, &self.context.target)
-            && let Some(group) = env.groups.get(proxied.group())
+        ) && let Some(target) = &self.context.target
+            && let Some(group) = self.context.group(&env.groups)
         {
             group.answered(target.address);
         }
