@@ -439,7 +439,8 @@ impl ProxyHttp for Web {
         self.log_access(session, web, context, status);
         let Some(seen) = context.seen.take() else { return };
         let by_client = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
-        let outcome = match context.answered {
+        // An answer whose head could not be written has no status: its client has left.
+        let outcome = match context.answered && status != 0 {
             true => login::outcome(status, context.sets_cookie, seen.form),
             false => login::unanswered(status, by_client && context.target.is_some()),
         };
