@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -26,12 +26,29 @@ impl HostPort {
             port,
         }
     }
+
+    /// As it stands in `Host`: the zone of an address means nothing to another host and stays here (RFC 6874
+    /// section 4).
+    pub fn authority(&self) -> String {
+        format!("{}:{}", bracketed(without_zone(&self.host)), self.port)
+    }
+}
+
+impl From<SocketAddr> for HostPort {
+    fn from(address: SocketAddr) -> HostPort {
+        HostPort::new(address.ip().to_string(), address.port())
+    }
 }
 
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", bracketed(&self.host), self.port)
     }
+}
+
+/// The address without `%zone`; a name has none.
+pub fn without_zone(host: &str) -> &str {
+    host.split_once('%').map_or(host, |(address, _)| address)
 }
 
 /// A host as it stands before a port and in URLs: an IPv6 address gets brackets (RFC 3986 section 3.2.2).
@@ -80,6 +97,8 @@ fn is_plain(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV6;
+
     use super::*;
 
     #[test]
@@ -96,6 +115,20 @@ mod tests {
             assert_eq!(read.to_string(), text);
         }
         assert_eq!("[::1]:143".parse(), Ok(HostPort::new("::1", 143)));
+    }
+
+    #[test]
+    fn a_zone_stays_on_this_host() {
+        for (text, authority) in [
+            ("[fe80::1%eth0]:80", "[fe80::1]:80"),
+            ("[::1]:143", "[::1]:143"),
+            ("store1.example.com:143", "store1.example.com:143"),
+        ] {
+            let read: HostPort = text.parse().expect(text);
+            assert_eq!(read.authority(), authority);
+        }
+        let link_local = SocketAddrV6::new("fe80::1".parse().expect("address"), 80, 0, 2);
+        assert_eq!(HostPort::from(SocketAddr::V6(link_local)).to_string(), "[fe80::1]:80");
     }
 
     #[test]

@@ -29,5 +29,5 @@ pub use cache::{
     AccountFacts, AccountReport, AnswerKind, Blocker, Counters, Explanation, FoundBy, NameDomain, Purged, RouteCache,
     Settings, SharedCache, TierReport,
 };
-pub use host_port::{HostPort, NoHostPort, bracketed};
+pub use host_port::{HostPort, NoHostPort, bracketed, without_zone};
 pub use route::{Lookup, Route, RouteError, Server, ServerPool, Service, Subject, Tier, UpstreamTls};

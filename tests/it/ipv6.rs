@@ -58,9 +58,11 @@ fn play(test: impl FnOnce(&mut Sixth) -> Result<()>) -> Result<()> {
         };
         listen_there(&mut node, stream, Serve::Stream(to));
         let locations = format!(
-            "groups:\n  checked: {{servers: [\"{checked_at}\"], check: /ready}}\nlocations:\n\
-             - {{prefix: /checked, group: checked}}\n- {{prefix: /own, mailbox: web, host: upstream}}\n\
-             - {{prefix: /, mailbox: web}}\n"
+            "groups:\n  checked: {{servers: [\"{checked_at}\"], check: /ready}}\n\
+             \x20 zoned: {{servers: [\"[::1%1]:{}\"], check: /zoned}}\nlocations:\n\
+             - {{prefix: /checked, group: checked}}\n- {{prefix: /zoned, group: zoned}}\n- {{prefix: /own, mailbox: web, host: upstream}}\n\
+             - {{prefix: /, mailbox: web}}\n",
+            checked_at.port()
         );
         let locations = stage.file("ipv6.yaml", locations)?;
         node.web = vec![("locations".to_owned(), portico_tests::config::quote(&locations))];
@@ -185,10 +187,14 @@ fn a_web_server_is_sent_a_host_with_brackets() -> Result<()> {
         assert_eq!(six.get("/own")?, host);
         // What the client asked for is sent on as it is.
         assert_eq!(six.get("/theirs")?, six.web.to_string());
-        let ready = format!("GET /ready HTTP/1.1\r\nHost: [::1]:{}\r\n", six.checked_at.port());
-        until("a check", SOON, || {
-            Ok(six.checked.heard().contains(&ready).then_some(()))
-        })
+        // The zone of an address is for this host alone.
+        for path in ["/ready", "/zoned"] {
+            let check = format!("GET {path} HTTP/1.1\r\nHost: [::1]:{}\r\n", six.checked_at.port());
+            until("a check", SOON, || {
+                Ok(six.checked.heard().contains(&check).then_some(()))
+            })?;
+        }
+        Ok(())
     })
 }
 

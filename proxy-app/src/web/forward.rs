@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
-use route_cache::{Server, UpstreamTls, bracketed};
+use route_cache::{HostPort, Server, UpstreamTls, bracketed};
 
 use crate::app::snapshot::Snapshot;
 use crate::http::headers;
@@ -55,9 +55,9 @@ pub(crate) fn proxy_headers(
         HostRule::Keep => info
             .host_as_sent
             .clone()
-            .unwrap_or_else(|| web.facts.client.local.to_string()),
+            .unwrap_or_else(|| HostPort::from(web.facts.client.local).to_string()),
         HostRule::Upstream if proxied.mailbox().is_none() => proxied.group().to_owned(),
-        HostRule::Upstream => server.address().to_string(),
+        HostRule::Upstream => server.address().authority(),
         HostRule::Text(text) => {
             let host = info
                 .host

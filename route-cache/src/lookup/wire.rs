@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use super::{Dialect, HandlerUrl};
-use crate::host_port::bracketed;
+use crate::host_port::{bracketed, without_zone};
 use crate::percent::{escape, unescape};
 use crate::protocol::Protocol;
 use crate::route::Service;
@@ -127,7 +127,7 @@ pub(super) struct Head(String);
 impl Head {
     /// A request for this URL.
     pub(super) fn get(url: &HandlerUrl) -> Head {
-        let host = bracketed(&url.host);
+        let host = bracketed(without_zone(&url.host));
         Head(format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", url.path))
     }
 

@@ -149,7 +149,7 @@ async fn get(
 
 fn request(description: &ServerDescription, path: &str) -> pingora::Result<RequestHeader> {
     let mut request = RequestHeader::build("GET", path.as_bytes(), Some(2))?;
-    request.insert_header("Host", description.server.address().to_string())?;
+    request.insert_header("Host", description.server.address().authority())?;
     request.insert_header("User-Agent", "Portico health check")?;
     Ok(request)
 }
