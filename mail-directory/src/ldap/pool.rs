@@ -527,9 +527,10 @@ async fn read(
         let result = timeout_at(deadline, page)
             .await
             .map_err(|_| LdapError::Late(timeout))??;
-        reply.has_base = match (result.rc, search.extent) {
-            (SUCCESS, _) | (SIZE_LIMIT_EXCEEDED, Extent::Few(_)) => true,
-            (NO_SUCH_OBJECT, _) => false,
+        reply.has_base = match result.rc {
+            SUCCESS => true,
+            SIZE_LIMIT_EXCEEDED if is_our_limit(search.extent, reply.entries.len()) => true,
+            NO_SUCH_OBJECT => false,
             _ => return Err(LdapError::Refused(result.to_string())),
         };
         cookie = next_page(&result);
@@ -538,6 +539,12 @@ async fn read(
         }
         deadline = Instant::now() + timeout;
     }
+}
+
+/// Whether this search asked for no more than it found. With fewer it is a limit of the server's own that cut the
+/// answer (RFC 4511 section 4.5.1.4), and an entry that is missing may well be there.
+fn is_our_limit(extent: Extent, found: usize) -> bool {
+    matches!(extent, Extent::Few(most) if usize::try_from(most).is_ok_and(|most| found >= most))
 }
 
 async fn page(
@@ -581,6 +588,24 @@ impl From<ldap3::LdapError> for LdapError {
                 LdapError::Refused(error.to_string())
             }
             _ => LdapError::Broken(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_the_server_cut_is_none() {
+        for (extent, found, ours) in [
+            (Extent::Few(1), 1, true),
+            (Extent::Few(4), 4, true),
+            (Extent::Few(4), 0, false),
+            (Extent::Few(4), 3, false),
+            (Extent::All, 4, false),
+        ] {
+            assert_eq!(is_our_limit(extent, found), ours, "{extent:?}, {found} found");
         }
     }
 }
