@@ -117,14 +117,14 @@ pub struct Touched {
 
 impl Touched {
     /// All names and ids of this account.
-    pub fn of(entry: &Entry) -> Touched {
+    pub fn of(entry: &Entry) -> Self {
         let attributes = [
             attributes::MAIL_DELIVERY_ADDRESS.name,
             attributes::MAIL_ALIAS.name,
             OLD_ADDRESS,
         ];
         let known = attributes.iter().flat_map(|name| entry.values(name));
-        Touched {
+        Self {
             names: known
                 .map(String::as_str)
                 .chain([entry.name()])
@@ -153,8 +153,8 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    pub(crate) fn new() -> Announcer {
-        Announcer {
+    pub(crate) fn new() -> Self {
+        Self {
             changes: watch::Sender::new(0),
             news: broadcast::Sender::new(NEWS_KEPT),
             read: Mutex::new(None),

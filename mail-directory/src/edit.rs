@@ -32,42 +32,42 @@ impl EntryKind {
     /// What one entry of it is called.
     pub fn one(self) -> &'static str {
         match self {
-            EntryKind::Config => "config",
-            EntryKind::Servers => "server",
-            EntryKind::Domains => "domain",
-            EntryKind::Cos => "cos",
-            EntryKind::Accounts => "account",
+            Self::Config => "config",
+            Self::Servers => "server",
+            Self::Domains => "domain",
+            Self::Cos => "cos",
+            Self::Accounts => "account",
         }
     }
 
     /// Its name: where it stands in a YAML directory, and in messages about its entries.
     pub fn name(self) -> &'static str {
         match self {
-            EntryKind::Config => "config",
-            EntryKind::Servers => "servers",
-            EntryKind::Domains => "domains",
-            EntryKind::Cos => "cos",
-            EntryKind::Accounts => "accounts",
+            Self::Config => "config",
+            Self::Servers => "servers",
+            Self::Domains => "domains",
+            Self::Cos => "cos",
+            Self::Accounts => "accounts",
         }
     }
 
     /// The form in which the names of its entries are compared.
     pub(crate) fn key(self, name: &str) -> String {
         match self {
-            EntryKind::Servers | EntryKind::Domains => names::host(name),
-            EntryKind::Accounts => names::account(name),
-            EntryKind::Config | EntryKind::Cos => fold(name),
+            Self::Servers | Self::Domains => names::host(name),
+            Self::Accounts => names::account(name),
+            Self::Config | Self::Cos => fold(name),
         }
     }
 
     /// Where its entries stand in the table of attributes.
     pub fn scope(self) -> Scope {
         match self {
-            EntryKind::Config => Scope::Global,
-            EntryKind::Servers => Scope::Server,
-            EntryKind::Domains => Scope::Domain,
-            EntryKind::Cos => Scope::Cos,
-            EntryKind::Accounts => Scope::Account,
+            Self::Config => Scope::Global,
+            Self::Servers => Scope::Server,
+            Self::Domains => Scope::Domain,
+            Self::Cos => Scope::Cos,
+            Self::Accounts => Scope::Account,
         }
     }
 }

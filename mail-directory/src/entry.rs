@@ -37,15 +37,15 @@ impl Entry {
     /// An entry without attributes. `name` is what the directory calls it: the host name of a server, the
     /// domain, the address of an account.
     pub fn new(name: impl Into<String>) -> Self {
-        Entry {
+        Self {
             name: name.into(),
-            ..Entry::default()
+            ..Self::default()
         }
     }
 
     /// The same, and where it was written.
     pub fn written_at(name: impl Into<String>, origin: Origin) -> Self {
-        Entry {
+        Self {
             name: name.into(),
             origin: Some(origin),
             values: Vec::new(),
@@ -116,7 +116,7 @@ impl Entry {
 
 /// Two entries are equal if their names and values are, wherever they were written.
 impl PartialEq for Entry {
-    fn eq(&self, other: &Entry) -> bool {
+    fn eq(&self, other: &Self) -> bool {
         self.name == other.name && self.iter().eq(other.iter())
     }
 }

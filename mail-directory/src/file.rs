@@ -76,23 +76,23 @@ const CUT_OFF: &str = "its last line has no end, which it had before; if that is
 
 impl YamlDirectory {
     /// Reads the file. Returns the directory with the warnings, or all problems if one of them is an error.
-    pub fn load(path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
+    pub fn load(path: &Path) -> Result<(Self, Problems), Problems> {
         let before = look(path);
         let (content, warnings) = Content::load(path)?.1?;
-        let directory = YamlDirectory::new(path, content);
+        let directory = Self::new(path, content);
         // Changed while it was read: the first look of the watch will read it again.
         directory.seen.lock()[0].1 = before;
         Ok((directory, warnings))
     }
 
     /// The same from a text, as if it stood in the file `path`.
-    pub fn parse(text: &str, path: &Path) -> Result<(YamlDirectory, Problems), Problems> {
+    pub fn parse(text: &str, path: &Path) -> Result<(Self, Problems), Problems> {
         let (content, warnings) = Content::read(|each| Document::parse_each(text, path, ACCOUNTS, each))?.1?;
-        Ok((YamlDirectory::new(path, content), warnings))
+        Ok((Self::new(path, content), warnings))
     }
 
-    fn new(path: &Path, content: Content) -> YamlDirectory {
-        let directory = YamlDirectory {
+    fn new(path: &Path, content: Content) -> Self {
+        let directory = Self {
             path: path.to_owned(),
             content: ArcSwap::from_pointee(content),
             seen: Mutex::default(),
@@ -312,14 +312,14 @@ const ACCOUNTS: &str = "accounts";
 
 impl Content {
     fn load(path: &Path) -> Result<Read, Problems> {
-        Content::read(|each| Document::load_each(path, ACCOUNTS, each))
+        Self::read(|each| Document::load_each(path, ACCOUNTS, each))
     }
 
     fn read(open: impl FnOnce(Each<'_>) -> Result<Document, Problems>) -> Result<Read, Problems> {
         let (reader, system, mut problems) = Reader::whole(open)?;
         problems.extend(system.check());
         let accounts = Accounts::index(&system, &reader.accounts, &mut problems);
-        let content = Content {
+        let content = Self {
             system: Arc::new(system),
             accounts,
             files: reader.files.clone(),
@@ -331,8 +331,8 @@ impl Content {
 }
 
 impl Accounts {
-    fn index(system: &System, entries: &[Arc<Entry>], problems: &mut Problems) -> Accounts {
-        let mut accounts = Accounts::default();
+    fn index(system: &System, entries: &[Arc<Entry>], problems: &mut Problems) -> Self {
+        let mut accounts = Self::default();
         for entry in entries {
             check::account(system, entry, problems);
             accounts.add(entry.clone(), problems);
@@ -341,8 +341,8 @@ impl Accounts {
     }
 
     /// How many of the accounts in `before` are still here.
-    fn count(&self, before: &Accounts) -> Count {
-        let own = |accounts: &Accounts| accounts.names().count();
+    fn count(&self, before: &Self) -> Count {
+        let own = |accounts: &Self| accounts.names().count();
         Count {
             kind: EntryKind::Accounts,
             had: own(before),
@@ -360,8 +360,8 @@ impl Accounts {
     }
 
     /// Accounts that are not the same as in `before`, with their names in both.
-    fn changes(&self, before: &Accounts) -> Vec<Touched> {
-        let differs = |mine: &Accounts, other: &Accounts| {
+    fn changes(&self, before: &Self) -> Vec<Touched> {
+        let differs = |mine: &Self, other: &Self| {
             let changed = mine.by_name.values().filter(|entry| {
                 let same = other.by_name.get(&account_name(entry));
                 !same.is_some_and(|same| same == *entry)
@@ -472,10 +472,8 @@ struct Reader {
 impl Reader {
     /// Reads a document that shows its accounts one by one: together their trees would take several times what the
     /// entries take. Returns itself, everything but the accounts, and what is wrong.
-    fn whole(
-        open: impl FnOnce(Each<'_>) -> Result<Document, Problems>,
-    ) -> Result<(Reader, System, Problems), Problems> {
-        let (mut reader, mut problems) = (Reader::default(), Problems::new());
+    fn whole(open: impl FnOnce(Each<'_>) -> Result<Document, Problems>) -> Result<(Self, System, Problems), Problems> {
+        let (mut reader, mut problems) = (Self::default(), Problems::new());
         let document = open(&mut |name, node| reader.account(name, node, &mut problems))?;
         let system = reader.read(document.root(), &mut problems);
         reader.lines = HashMap::new();
@@ -835,10 +833,6 @@ accounts:
         let start = std::time::Instant::now();
         let (directory, _) = parse(&text).unwrap();
         assert_eq!(directory.account_count(), 20_002);
-        assert!(
-            start.elapsed() < std::time::Duration::from_secs(60),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     }
 }

@@ -69,7 +69,7 @@ impl Url {
     ///
     /// # Errors
     /// Says what was expected.
-    pub fn parse(text: &str) -> Result<Url, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("expected ldap://host:port or ldaps://host:port, found {text:?}");
         let text = text.strip_suffix('/').unwrap_or(text);
         let (scheme, place) = text.split_once("://").ok_or_else(wrong)?;
@@ -81,7 +81,7 @@ impl Url {
         };
         let good_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
         match ["ldap", "ldaps"].contains(&scheme) && has_host && good_port {
-            true => Ok(Url(text.to_owned())),
+            true => Ok(Self(text.to_owned())),
             false => Err(wrong()),
         }
     }
@@ -109,15 +109,15 @@ pub struct Trust(Option<TlsConnector>);
 
 impl Trust {
     /// The system's authorities.
-    pub fn system() -> Trust {
-        Trust(None)
+    pub fn system() -> Self {
+        Self(None)
     }
 
     /// Only the authorities in this PEM text.
     ///
     /// # Errors
     /// There is no certificate in it, or it cannot be read.
-    pub fn only(pem: &[u8]) -> Result<Trust, String> {
+    pub fn only(pem: &[u8]) -> Result<Self, String> {
         let authorities = Certificate::stack_from_pem(pem).map_err(|error| error.to_string())?;
         if authorities.is_empty() {
             return Err("there is no certificate in it".to_owned());
@@ -131,7 +131,7 @@ impl Trust {
         }
         builder
             .build()
-            .map(|connector| Trust(Some(connector)))
+            .map(|connector| Self(Some(connector)))
             .map_err(|error| error.to_string())
     }
 }
@@ -164,7 +164,7 @@ impl LdapDirectory {
     ///
     /// # Errors
     /// The directory cannot be read, and there is no last good reading.
-    pub async fn load(settings: Settings) -> Result<(LdapDirectory, Problems), Problems> {
+    pub async fn load(settings: Settings) -> Result<(Self, Problems), Problems> {
         let kept = settings.snapshot.as_deref().map_or(Ok(None), last_good::read);
         let (kept, mut problems) = match kept {
             Ok(kept) => (kept, Problems::new()),
@@ -172,7 +172,7 @@ impl LdapDirectory {
             Err(broken) => (None, warnings(broken)),
         };
         let has_kept = kept.is_some();
-        let directory = LdapDirectory {
+        let directory = Self {
             pool: Pool::new(&settings),
             snapshot: settings.snapshot,
             system: ArcSwap::from_pointee(kept.unwrap_or_default()),

@@ -41,14 +41,14 @@ impl Losses {
         let Count { kind, had, left, has } = *count;
         let name = kind.name();
         let vital = matches!(kind, EntryKind::Servers | EntryKind::Domains);
-        if self < Losses::All && vital && had > 0 && has == 0 {
+        if self < Self::All && vital && had > 0 && has == 0 {
             return Some(format!("all {name} are gone; if that is meant, portico reload --force"));
         }
         let gone = had - left;
         // The only account or class of service was deleted or got another name: a file that lost its end, or a
         // directory that hides its entries, has lost more than that.
         let is_one_act = in_all == 1 && !vital;
-        (self < Losses::Most && gone * 2 > had && !is_one_act)
+        (self < Self::Most && gone * 2 > had && !is_one_act)
             .then(|| format!("{gone} of {had} {name} are gone; if that is meant, portico reload"))
     }
 }

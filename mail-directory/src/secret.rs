@@ -11,7 +11,7 @@ pub struct Secret<T: Zeroize>(Zeroizing<T>);
 impl<T: Zeroize> Secret<T> {
     /// Wraps `value`.
     pub fn new(value: T) -> Self {
-        Secret(Zeroizing::new(value))
+        Self(Zeroizing::new(value))
     }
 
     /// The secret itself. Only an encoder that writes it to the mailbox server has a reason to call this.

@@ -40,7 +40,7 @@ impl System {
         let servers = by_name(EntryKind::Servers, servers);
         let domains = by_name(EntryKind::Domains, domains);
         let cos = by_name(EntryKind::Cos, cos);
-        System {
+        Self {
             servers_by_host: servers_by_host(&servers),
             domains_by_host: index(&domains, &attributes::VIRTUAL_HOSTNAME, |v| Some(host_name(v))),
             domains_by_address: index(&domains, &attributes::VIRTUAL_IP_ADDRESS, address),

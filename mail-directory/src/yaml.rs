@@ -45,24 +45,24 @@ pub struct Document {
 impl Document {
     /// Parses one YAML document. `origin` is shown in problems, and relative paths start from its folder. An
     /// empty text is an empty mapping. Fails only where there is no tree: bad syntax, or a limit.
-    pub fn parse(text: &str, origin: &Path) -> Result<Document, Problems> {
-        Document::build(Builder::default(), text, origin)
+    pub fn parse(text: &str, origin: &Path) -> Result<Self, Problems> {
+        Self::build(Builder::default(), text, origin)
     }
 
     /// The same, but shows the entries of the mapping `key` at the root one by one, and does not keep them: there may
     /// be hundreds of thousands. What has an anchor, or comes by a merge, stays in the document.
-    pub(crate) fn parse_each(text: &str, origin: &Path, key: &str, each: Each<'_>) -> Result<Document, Problems> {
+    pub(crate) fn parse_each(text: &str, origin: &Path, key: &str, each: Each<'_>) -> Result<Self, Problems> {
         let passing = Passing {
             origin: Arc::from(origin),
             key,
             each,
         };
-        Document::build(Builder::passing(passing), text, origin)
+        Self::build(Builder::passing(passing), text, origin)
     }
 
-    fn build(builder: Builder<'_>, text: &str, origin: &Path) -> Result<Document, Problems> {
+    fn build(builder: Builder<'_>, text: &str, origin: &Path) -> Result<Self, Problems> {
         match builder.build(text) {
-            Ok(built) => Ok(Document {
+            Ok(built) => Ok(Self {
                 origin: Arc::from(origin),
                 nodes: built.nodes,
                 root: built.root,
@@ -74,17 +74,17 @@ impl Document {
     }
 
     /// Reads and parses the file `path`.
-    pub fn load(path: &Path) -> Result<Document, Problems> {
+    pub fn load(path: &Path) -> Result<Self, Problems> {
         match read_limited(path, MAX_TEXT as u64) {
-            Ok(text) => Document::parse(&text, path),
+            Ok(text) => Self::parse(&text, path),
             Err(message) => Err(Problems::of_file(path, None, message)),
         }
     }
 
     /// The same as [`Document::parse_each`], with the file `path`.
-    pub(crate) fn load_each(path: &Path, key: &str, each: Each<'_>) -> Result<Document, Problems> {
+    pub(crate) fn load_each(path: &Path, key: &str, each: Each<'_>) -> Result<Self, Problems> {
         match read_limited(path, MAX_TEXT as u64) {
-            Ok(text) => Document::parse_each(&text, path, key, each),
+            Ok(text) => Self::parse_each(&text, path, key, each),
             Err(message) => Err(Problems::of_file(path, None, message)),
         }
     }
@@ -217,7 +217,7 @@ impl<'a> Node<'a> {
     }
 
     /// The items of the sequence here. Nothing at all reads as an empty one.
-    pub fn items(&self, problems: &mut Problems) -> Option<Vec<Node<'a>>> {
+    pub fn items(&self, problems: &mut Problems) -> Option<Vec<Self>> {
         match &self.raw().content {
             NodeContent::Sequence(items) => {
                 self.refuse_tag(problems)?;
@@ -229,7 +229,7 @@ impl<'a> Node<'a> {
     }
 
     /// The items of the sequence here, or this node itself if it is a single value.
-    pub fn one_or_many(&self, problems: &mut Problems) -> Option<Vec<Node<'a>>> {
+    pub fn one_or_many(&self, problems: &mut Problems) -> Option<Vec<Self>> {
         match self.raw().content {
             NodeContent::Scalar { .. } if !self.is_null() => Some(vec![*self]),
             _ => self.items(problems),
@@ -368,11 +368,7 @@ impl<'a> Node<'a> {
 
     /// Reads every item with `read`; one that cannot be read makes the whole list unreadable, after the
     /// problems of all items were collected.
-    pub fn each<T>(
-        &self,
-        problems: &mut Problems,
-        read: impl Fn(&Node<'a>, &mut Problems) -> Option<T>,
-    ) -> Option<Vec<T>> {
+    pub fn each<T>(&self, problems: &mut Problems, read: impl Fn(&Self, &mut Problems) -> Option<T>) -> Option<Vec<T>> {
         let values: Vec<_> = self
             .one_or_many(problems)?
             .iter()
@@ -402,7 +398,7 @@ impl<'a> Node<'a> {
         &self.document.nodes[self.index]
     }
 
-    fn at(&self, index: usize) -> Node<'a> {
+    fn at(&self, index: usize) -> Self {
         Node {
             document: self.document,
             index,
@@ -486,19 +482,19 @@ trait Bounded {
 }
 
 impl Bounded for u16 {
-    const MOST: u64 = u16::MAX as u64;
+    const MOST: u64 = Self::MAX as u64;
 }
 
 impl Bounded for u32 {
-    const MOST: u64 = u32::MAX as u64;
+    const MOST: u64 = Self::MAX as u64;
 }
 
 impl Bounded for u64 {
-    const MOST: u64 = u64::MAX;
+    const MOST: Self = Self::MAX;
 }
 
 impl Bounded for usize {
-    const MOST: u64 = usize::MAX as u64;
+    const MOST: u64 = Self::MAX as u64;
 }
 
 /// A mapping being read: keys that were not taken when [`Mapping::finish`] is called are unknown.

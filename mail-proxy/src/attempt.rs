@@ -74,7 +74,7 @@ pub(crate) enum Waiting {
 
 impl Attempt {
     /// Begins one; it goes on while `running` or [`Attempt::finish`] is polled.
-    pub(crate) fn begin(facts: Arc<Facts>, env: SessionEnv, credentials: Credentials, id: IdFields) -> Attempt {
+    pub(crate) fn begin(facts: Arc<Facts>, env: SessionEnv, credentials: Credentials, id: IdFields) -> Self {
         let (waiting, told) = watch::channel(Waiting::Client);
         let (greets, greeted) = watch::channel(None);
         let mut tries = Tries::new(facts, env, &credentials, greets);
@@ -86,7 +86,7 @@ impl Attempt {
             let waiting = *told.borrow();
             tries.record(result, waiting)
         });
-        Attempt {
+        Self {
             running,
             greeted,
             waiting,
@@ -175,14 +175,14 @@ impl Tries {
         env: SessionEnv,
         credentials: &Credentials,
         greets: watch::Sender<Option<Instant>>,
-    ) -> Tries {
+    ) -> Self {
         let record = Record {
             mechanism: Some(credentials.mechanism.name()),
             user: Some(credentials.user.clone()),
             authcid: credentials.authenticating_as.clone(),
             ..facts.connection.record(Event::Login, env.generation)
         };
-        Tries {
+        Self {
             under_way: facts.connection.handle.begin_login(&credentials.user),
             record,
             facts,
@@ -355,9 +355,9 @@ impl Waiting {
     /// What a login was too late for.
     fn too_late(self) -> Option<&'static str> {
         match self {
-            Waiting::Client => None,
-            Waiting::Answered => Some("too late: the client had been told that it failed"),
-            Waiting::Gone | Waiting::Ended(_) => Some("too late: the client had gone"),
+            Self::Client => None,
+            Self::Answered => Some("too late: the client had been told that it failed"),
+            Self::Gone | Self::Ended(_) => Some("too late: the client had gone"),
         }
     }
 }

@@ -51,21 +51,21 @@ impl Outcome {
     /// The word in the audit log.
     pub fn name(self) -> &'static str {
         match self {
-            Outcome::Ok => "ok",
-            Outcome::BadCredentials => "bad_credentials",
-            Outcome::Refused => "refused",
-            Outcome::Limit => "limit",
-            Outcome::Busy => "busy",
-            Outcome::PasswordTooLong => "password_too_long",
-            Outcome::UnknownUser => "unknown_user",
-            Outcome::NoRoute => "no_route",
-            Outcome::UpstreamDown => "upstream_down",
-            Outcome::DirectoryDown => "directory_down",
-            Outcome::Throttled => "throttled",
-            Outcome::TlsRequired => "tls_required",
-            Outcome::ProtocolError => "protocol_error",
-            Outcome::ClientGone => "client_gone",
-            Outcome::Ended => "ended",
+            Self::Ok => "ok",
+            Self::BadCredentials => "bad_credentials",
+            Self::Refused => "refused",
+            Self::Limit => "limit",
+            Self::Busy => "busy",
+            Self::PasswordTooLong => "password_too_long",
+            Self::UnknownUser => "unknown_user",
+            Self::NoRoute => "no_route",
+            Self::UpstreamDown => "upstream_down",
+            Self::DirectoryDown => "directory_down",
+            Self::Throttled => "throttled",
+            Self::TlsRequired => "tls_required",
+            Self::ProtocolError => "protocol_error",
+            Self::ClientGone => "client_gone",
+            Self::Ended => "ended",
         }
     }
 }
@@ -196,20 +196,14 @@ pub struct Record {
 
 impl Record {
     /// A record of something that a client did, to be filled in.
-    pub fn of_client(
-        event: Event,
-        proto: Proto,
-        listener: &str,
-        client: SocketAddr,
-        via: Option<SocketAddr>,
-    ) -> Record {
-        Record {
+    pub fn of_client(event: Event, proto: Proto, listener: &str, client: SocketAddr, via: Option<SocketAddr>) -> Self {
+        Self {
             event: Some(event),
             listener: listener.to_owned(),
             proto: Some(proto),
             client: client.to_string(),
             via: via.map(|via| via.to_string()),
-            ..Record::default()
+            ..Self::default()
         }
     }
 }

@@ -47,17 +47,17 @@ impl Credentials {
     }
 
     /// Takes a name and a password as they were typed.
-    pub fn parse(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Credentials, Rejected> {
+    pub fn parse(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Self, Rejected> {
         let Some((name, suffix)) = parse_user(user) else {
-            return Credentials::reject(mechanism, user);
+            return Self::reject(mechanism, user);
         };
         if password.len() > MAX_PASSWORD {
             return Err(Rejected::new(mechanism, user, LoginFailure::PasswordTooLong));
         }
         if !is_password(password) {
-            return Credentials::reject(mechanism, user);
+            return Self::reject(mechanism, user);
         }
-        Ok(Credentials {
+        Ok(Self {
             mechanism,
             user: name.to_owned(),
             authenticating_as: None,
@@ -67,7 +67,7 @@ impl Credentials {
     }
 
     /// Credentials that no server may be asked about.
-    pub fn reject(mechanism: Mechanism, user: &[u8]) -> Result<Credentials, Rejected> {
+    pub fn reject(mechanism: Mechanism, user: &[u8]) -> Result<Self, Rejected> {
         Err(Rejected::new(mechanism, user, LoginFailure::UnknownUser))
     }
 
@@ -78,14 +78,14 @@ impl Credentials {
         authzid: &[u8],
         authcid: &[u8],
         password: &[u8],
-    ) -> Result<Credentials, Rejected> {
+    ) -> Result<Self, Rejected> {
         let by = |rejected| Rejected {
             authcid: displayable(authcid),
             ..rejected
         };
-        let mut credentials = Credentials::parse(mechanism, authzid, password).map_err(by)?;
+        let mut credentials = Self::parse(mechanism, authzid, password).map_err(by)?;
         let Some((name, suffix)) = parse_user(authcid) else {
-            return Credentials::reject(mechanism, authzid).map_err(by);
+            return Self::reject(mechanism, authzid).map_err(by);
         };
         if name == credentials.user {
             credentials.suffix = credentials.suffix.or(suffix);
@@ -136,8 +136,8 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    fn new(mechanism: Mechanism, user: &[u8], failure: LoginFailure) -> Rejected {
-        Rejected {
+    fn new(mechanism: Mechanism, user: &[u8], failure: LoginFailure) -> Self {
+        Self {
             mechanism,
             user: displayable(user),
             authcid: None,

@@ -113,13 +113,13 @@ pub enum Drain {
 
 impl ConnectionHandle {
     /// A connection that was accepted now.
-    pub fn new() -> ConnectionHandle {
-        ConnectionHandle::accepted(Instant::now(), Arc::default())
+    pub fn new() -> Self {
+        Self::accepted(Instant::now(), Arc::default())
     }
 
     /// A connection that was accepted then, and whose bytes are added up there.
-    pub fn accepted(born: Instant, totals: Arc<Totals>) -> ConnectionHandle {
-        ConnectionHandle {
+    pub fn accepted(born: Instant, totals: Arc<Totals>) -> Self {
+        Self {
             totals,
             born,
             moved: AtomicU64::new(0),
@@ -331,8 +331,8 @@ pub(crate) async fn logins_end(drain: &mut watch::Receiver<Drain>, live: &Connec
 }
 
 impl Default for ConnectionHandle {
-    fn default() -> ConnectionHandle {
-        ConnectionHandle::new()
+    fn default() -> Self {
+        Self::new()
     }
 }
 

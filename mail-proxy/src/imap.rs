@@ -42,7 +42,7 @@ const FALLBACK_CAPABILITIES: &str = "IMAP4rev1 ID LITERAL+ SASL-IR IDLE NAMESPAC
 impl Default for Settings {
     fn default() -> Self {
         let id = [("NAME", "Portico"), ("VERSION", env!("CARGO_PKG_VERSION"))];
-        Settings {
+        Self {
             greeting: "IMAP4rev1 proxy server ready".to_owned(),
             capabilities: CAPABILITIES.split_whitespace().map(str::to_owned).collect(),
             limits: LoginLimits::default(),

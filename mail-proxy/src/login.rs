@@ -48,7 +48,7 @@ pub struct LoginLimits {
 
 impl Default for LoginLimits {
     fn default() -> Self {
-        LoginLimits {
+        Self {
             sasl_plain: true,
             sasl_login: true,
             max_errors: 5,
@@ -139,7 +139,7 @@ pub(crate) enum Opening {
 impl<D: LoginDialect> LoginDriver<D> {
     /// A machine for a new connection, or for one that has just got TLS.
     pub fn new(settings: Arc<D::Settings>, channel: Channel) -> Self {
-        LoginDriver {
+        Self {
             settings,
             channel,
             input: Input::default(),

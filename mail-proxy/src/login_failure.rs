@@ -47,16 +47,16 @@ impl LoginFailure {
     /// The word in the audit log.
     pub fn outcome(&self) -> Outcome {
         match self {
-            LoginFailure::BadCredentials => Outcome::BadCredentials,
-            LoginFailure::Refused(_) => Outcome::Refused,
-            LoginFailure::Limit(_) => Outcome::Limit,
-            LoginFailure::Busy(_) => Outcome::Busy,
-            LoginFailure::PasswordTooLong | LoginFailure::PasswordNotBorne(_) => Outcome::PasswordTooLong,
-            LoginFailure::UnknownUser => Outcome::UnknownUser,
-            LoginFailure::NoRoute(_) | LoginFailure::NotAllowed(_) => Outcome::NoRoute,
-            LoginFailure::UpstreamDown(_) => Outcome::UpstreamDown,
-            LoginFailure::DirectoryDown(_) => Outcome::DirectoryDown,
-            LoginFailure::Ended(_) => Outcome::Ended,
+            Self::BadCredentials => Outcome::BadCredentials,
+            Self::Refused(_) => Outcome::Refused,
+            Self::Limit(_) => Outcome::Limit,
+            Self::Busy(_) => Outcome::Busy,
+            Self::PasswordTooLong | Self::PasswordNotBorne(_) => Outcome::PasswordTooLong,
+            Self::UnknownUser => Outcome::UnknownUser,
+            Self::NoRoute(_) | Self::NotAllowed(_) => Outcome::NoRoute,
+            Self::UpstreamDown(_) => Outcome::UpstreamDown,
+            Self::DirectoryDown(_) => Outcome::DirectoryDown,
+            Self::Ended(_) => Outcome::Ended,
         }
     }
 
@@ -64,33 +64,33 @@ impl LoginFailure {
     /// alike; failures that tell nothing about name or password need not wait.
     pub fn waits(&self) -> bool {
         match self {
-            LoginFailure::BadCredentials
-            | LoginFailure::UnknownUser
-            | LoginFailure::NotAllowed(_)
-            | LoginFailure::PasswordNotBorne(_)
-            | LoginFailure::Refused(_) => true,
-            LoginFailure::Limit(_)
-            | LoginFailure::Busy(_)
-            | LoginFailure::PasswordTooLong
-            | LoginFailure::NoRoute(_)
-            | LoginFailure::UpstreamDown(_)
-            | LoginFailure::DirectoryDown(_)
-            | LoginFailure::Ended(_) => false,
+            Self::BadCredentials
+            | Self::UnknownUser
+            | Self::NotAllowed(_)
+            | Self::PasswordNotBorne(_)
+            | Self::Refused(_) => true,
+            Self::Limit(_)
+            | Self::Busy(_)
+            | Self::PasswordTooLong
+            | Self::NoRoute(_)
+            | Self::UpstreamDown(_)
+            | Self::DirectoryDown(_)
+            | Self::Ended(_) => false,
         }
     }
 
     /// Whether it is one of the few failed logins that a connection may have. What is not the client's fault is
     /// none.
     pub fn counts(&self) -> bool {
-        self.waits() || *self == LoginFailure::PasswordTooLong
+        self.waits() || *self == Self::PasswordTooLong
     }
 
     /// The same where the mailbox server's words are not passed on (`zimbraReverseProxyPassErrors`). One whose
     /// password was right is not told that it was wrong.
-    pub fn in_our_words(self) -> LoginFailure {
+    pub fn in_our_words(self) -> Self {
         match self {
-            LoginFailure::Refused(_) => LoginFailure::BadCredentials,
-            LoginFailure::Limit(why) | LoginFailure::Busy(why) => LoginFailure::UpstreamDown(why),
+            Self::Refused(_) => Self::BadCredentials,
+            Self::Limit(why) | Self::Busy(why) => Self::UpstreamDown(why),
             other => other,
         }
     }
@@ -98,18 +98,18 @@ impl LoginFailure {
     /// The reason for operators, if there is more than the outcome. It may name hosts and never goes to a client.
     pub fn why(&self) -> Option<String> {
         match self {
-            LoginFailure::BadCredentials | LoginFailure::UnknownUser | LoginFailure::PasswordTooLong => None,
-            LoginFailure::Ended(CloseReason::Kick) => Some("kick".to_owned()),
-            LoginFailure::Ended(CloseReason::Drain) => Some("drain".to_owned()),
-            LoginFailure::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
-            LoginFailure::NotAllowed(why)
-            | LoginFailure::PasswordNotBorne(why)
-            | LoginFailure::Refused(why)
-            | LoginFailure::Limit(why)
-            | LoginFailure::Busy(why)
-            | LoginFailure::NoRoute(why)
-            | LoginFailure::UpstreamDown(why)
-            | LoginFailure::DirectoryDown(why) => Some(why.clone()),
+            Self::BadCredentials | Self::UnknownUser | Self::PasswordTooLong => None,
+            Self::Ended(CloseReason::Kick) => Some("kick".to_owned()),
+            Self::Ended(CloseReason::Drain) => Some("drain".to_owned()),
+            Self::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
+            Self::NotAllowed(why)
+            | Self::PasswordNotBorne(why)
+            | Self::Refused(why)
+            | Self::Limit(why)
+            | Self::Busy(why)
+            | Self::NoRoute(why)
+            | Self::UpstreamDown(why)
+            | Self::DirectoryDown(why) => Some(why.clone()),
         }
     }
 
@@ -117,37 +117,31 @@ impl LoginFailure {
     pub fn imap(&self, mechanism: Mechanism) -> String {
         let command = if mechanism.is_sasl() { "AUTHENTICATE" } else { "LOGIN" };
         match self {
-            LoginFailure::BadCredentials
-            | LoginFailure::UnknownUser
-            | LoginFailure::NotAllowed(_)
-            | LoginFailure::PasswordNotBorne(_) => {
+            Self::BadCredentials | Self::UnknownUser | Self::NotAllowed(_) | Self::PasswordNotBorne(_) => {
                 format!("NO [AUTHENTICATIONFAILED] {command} failed")
             }
-            LoginFailure::Refused(text) => format!("NO {}", one_line(without_status(text))),
-            LoginFailure::Limit(text) => format!("NO {}", with_code("LIMIT", text)),
-            LoginFailure::Busy(text) => format!("NO {}", with_code("UNAVAILABLE", text)),
-            LoginFailure::PasswordTooLong => "NO [TOOBIG] password is too long".to_owned(),
-            LoginFailure::NoRoute(_)
-            | LoginFailure::UpstreamDown(_)
-            | LoginFailure::DirectoryDown(_)
-            | LoginFailure::Ended(_) => format!("NO [UNAVAILABLE] {UNAVAILABLE}"),
+            Self::Refused(text) => format!("NO {}", one_line(without_status(text))),
+            Self::Limit(text) => format!("NO {}", with_code("LIMIT", text)),
+            Self::Busy(text) => format!("NO {}", with_code("UNAVAILABLE", text)),
+            Self::PasswordTooLong => "NO [TOOBIG] password is too long".to_owned(),
+            Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
+                format!("NO [UNAVAILABLE] {UNAVAILABLE}")
+            }
         }
     }
 
     /// What a POP3 client is told (response codes: RFC 2449, RFC 3206).
     pub fn pop3(&self) -> String {
         match self {
-            LoginFailure::BadCredentials
-            | LoginFailure::UnknownUser
-            | LoginFailure::NotAllowed(_)
-            | LoginFailure::PasswordNotBorne(_) => "-ERR [AUTH] LOGIN failed".to_owned(),
-            LoginFailure::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
-            LoginFailure::Limit(text) | LoginFailure::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
-            LoginFailure::PasswordTooLong => "-ERR [SYS/PERM] password is too long".to_owned(),
-            LoginFailure::NoRoute(_)
-            | LoginFailure::UpstreamDown(_)
-            | LoginFailure::DirectoryDown(_)
-            | LoginFailure::Ended(_) => format!("-ERR [SYS/TEMP] {UNAVAILABLE}"),
+            Self::BadCredentials | Self::UnknownUser | Self::NotAllowed(_) | Self::PasswordNotBorne(_) => {
+                "-ERR [AUTH] LOGIN failed".to_owned()
+            }
+            Self::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
+            Self::Limit(text) | Self::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
+            Self::PasswordTooLong => "-ERR [SYS/PERM] password is too long".to_owned(),
+            Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
+                format!("-ERR [SYS/TEMP] {UNAVAILABLE}")
+            }
         }
     }
 }

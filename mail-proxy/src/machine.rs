@@ -33,12 +33,12 @@ pub enum Channel {
 impl Channel {
     /// May a password be taken on this channel?
     pub fn takes_passwords(self) -> bool {
-        self != Channel::Clear(StartTls::Only)
+        self != Self::Clear(StartTls::Only)
     }
 
     /// Is STARTTLS / STLS offered?
     pub fn offers_starttls(self) -> bool {
-        matches!(self, Channel::Clear(StartTls::On | StartTls::Only))
+        matches!(self, Self::Clear(StartTls::On | StartTls::Only))
     }
 }
 
@@ -88,10 +88,10 @@ pub enum Step {
 }
 
 impl From<Result<Credentials, Rejected>> for Step {
-    fn from(parsed: Result<Credentials, Rejected>) -> Step {
+    fn from(parsed: Result<Credentials, Rejected>) -> Self {
         match parsed {
-            Ok(credentials) => Step::Login(credentials),
-            Err(rejected) => Step::Reject(rejected),
+            Ok(credentials) => Self::Login(credentials),
+            Err(rejected) => Self::Reject(rejected),
         }
     }
 }

@@ -17,15 +17,15 @@ impl Mechanism {
     /// The name in audit records.
     pub fn name(self) -> &'static str {
         match self {
-            Mechanism::Login => "LOGIN",
-            Mechanism::UserPass => "USER",
-            Mechanism::SaslPlain => "PLAIN",
-            Mechanism::SaslLogin => "SASL-LOGIN",
+            Self::Login => "LOGIN",
+            Self::UserPass => "USER",
+            Self::SaslPlain => "PLAIN",
+            Self::SaslLogin => "SASL-LOGIN",
         }
     }
 
     /// Whether the login came by SASL (`AUTHENTICATE` / `AUTH`).
     pub fn is_sasl(self) -> bool {
-        matches!(self, Mechanism::SaslPlain | Mechanism::SaslLogin)
+        matches!(self, Self::SaslPlain | Self::SaslLogin)
     }
 }

@@ -27,7 +27,7 @@ const CAPABILITIES: [&str; 5] = ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "XOIP"
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings {
+        Self {
             greeting: "POP3 ready".to_owned(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
             limits: LoginLimits::default(),

@@ -21,15 +21,15 @@ pub enum Proto {
 
 impl Proto {
     /// All of them.
-    pub const ALL: [Proto; 4] = [Proto::Imap, Proto::Pop3, Proto::Http, Proto::Stream];
+    pub const ALL: [Self; 4] = [Self::Imap, Self::Pop3, Self::Http, Self::Stream];
 
     /// The name in audit records, lists and metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Proto::Imap => "imap",
-            Proto::Pop3 => "pop3",
-            Proto::Http => "http",
-            Proto::Stream => "stream",
+            Self::Imap => "imap",
+            Self::Pop3 => "pop3",
+            Self::Http => "http",
+            Self::Stream => "stream",
         }
     }
 }
@@ -53,15 +53,15 @@ impl Protocol {
     /// The same among all that clients speak.
     pub fn proto(self) -> Proto {
         match self {
-            Protocol::Imap => Proto::Imap,
-            Protocol::Pop3 => Proto::Pop3,
+            Self::Imap => Proto::Imap,
+            Self::Pop3 => Proto::Pop3,
         }
     }
 
     pub(crate) fn service(self) -> Service {
         match self {
-            Protocol::Imap => Service::Imap,
-            Protocol::Pop3 => Service::Pop3,
+            Self::Imap => Service::Imap,
+            Self::Pop3 => Service::Pop3,
         }
     }
 }

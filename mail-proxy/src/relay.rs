@@ -98,7 +98,7 @@ enum Stop {
 impl Relay {
     /// A relay between these two, which ends when for `idle` no byte moved.
     pub fn new(client: BoxStream, server: BoxStream, idle: Duration) -> Self {
-        Relay {
+        Self {
             client,
             server,
             to_server: Flow::default(),

@@ -34,11 +34,11 @@ pub enum Progress {
 
 impl Exchange {
     /// Begins the mechanism of this name (any case), if there is one.
-    pub fn begin(mechanism: &[u8]) -> Option<Exchange> {
+    pub fn begin(mechanism: &[u8]) -> Option<Self> {
         if mechanism.eq_ignore_ascii_case(b"PLAIN") {
-            Some(Exchange::Plain)
+            Some(Self::Plain)
         } else if mechanism.eq_ignore_ascii_case(b"LOGIN") {
-            Some(Exchange::LoginName)
+            Some(Self::LoginName)
         } else {
             None
         }
@@ -47,17 +47,17 @@ impl Exchange {
     /// How the client logs in with this exchange.
     pub fn mechanism(&self) -> Mechanism {
         match self {
-            Exchange::Plain => Mechanism::SaslPlain,
-            Exchange::LoginName | Exchange::LoginPassword(_) => Mechanism::SaslLogin,
+            Self::Plain => Mechanism::SaslPlain,
+            Self::LoginName | Self::LoginPassword(_) => Mechanism::SaslLogin,
         }
     }
 
     /// The challenge to send, in base64: nothing, `Username:` or `Password:`.
     pub fn prompt(&self) -> &'static str {
         match self {
-            Exchange::Plain => "",
-            Exchange::LoginName => "VXNlcm5hbWU6",
-            Exchange::LoginPassword(_) => "UGFzc3dvcmQ6",
+            Self::Plain => "",
+            Self::LoginName => "VXNlcm5hbWU6",
+            Self::LoginPassword(_) => "UGFzc3dvcmQ6",
         }
     }
 
@@ -79,9 +79,9 @@ impl Exchange {
 
     fn message(self, message: &[u8]) -> Progress {
         match self {
-            Exchange::Plain => plain(message),
-            Exchange::LoginName => Progress::Prompt(Exchange::LoginPassword(message.to_vec())),
-            Exchange::LoginPassword(name) => Progress::Done(Credentials::parse(Mechanism::SaslLogin, &name, message)),
+            Self::Plain => plain(message),
+            Self::LoginName => Progress::Prompt(Self::LoginPassword(message.to_vec())),
+            Self::LoginPassword(name) => Progress::Done(Credentials::parse(Mechanism::SaslLogin, &name, message)),
         }
     }
 }

@@ -62,7 +62,7 @@ struct Established {
 
 impl Established {
     async fn end(self: Box<Self>, ended: crate::relay::RelayEnd) {
-        let Established {
+        let Self {
             mut record,
             accepted,
             audit,
@@ -135,7 +135,7 @@ impl Dialogue {
             protocol,
             starttls,
         });
-        Dialogue {
+        Self {
             stream,
             machine: facts.machine(&env.settings),
             out: Vec::new(),
@@ -351,7 +351,7 @@ impl Dialogue {
             accepted,
             record,
         } = login;
-        let Dialogue {
+        let Self {
             stream,
             machine,
             mut out,
@@ -447,59 +447,57 @@ impl EarlyEnd {
     /// Who waits for an attempt that was under way.
     fn waiting(&self) -> Waiting {
         match self {
-            EarlyEnd::Told(order) => Waiting::Ended(*order),
-            EarlyEnd::ClientGone | EarlyEnd::Deadline | EarlyEnd::TlsFailed(_) | EarlyEnd::By(_) => Waiting::Gone,
+            Self::Told(order) => Waiting::Ended(*order),
+            Self::ClientGone | Self::Deadline | Self::TlsFailed(_) | Self::By(_) => Waiting::Gone,
         }
     }
 
     /// Who ended it, the outcome and the reason for the audit log, and what the client hears.
     fn describe(&self) -> (EndedBy, Option<Outcome>, Option<String>, Option<&'static str>) {
         match self {
-            EarlyEnd::ClientGone => (EndedBy::Client, Some(Outcome::ClientGone), None, None),
-            EarlyEnd::Deadline => (
+            Self::ClientGone => (EndedBy::Client, Some(Outcome::ClientGone), None, None),
+            Self::Deadline => (
                 EndedBy::Portico,
                 None,
                 Some("login deadline".to_owned()),
                 Some("login takes too long"),
             ),
-            EarlyEnd::Told(CloseReason::Drain) => (
+            Self::Told(CloseReason::Drain) => (
                 EndedBy::Portico,
                 None,
                 Some("drain".to_owned()),
                 Some("server is going down, please try again"),
             ),
-            EarlyEnd::Told(CloseReason::Evict) => (
+            Self::Told(CloseReason::Evict) => (
                 EndedBy::Portico,
                 None,
                 Some("too many connections".to_owned()),
                 Some("too many connections, please try again"),
             ),
-            EarlyEnd::Told(CloseReason::Kick) => {
-                (EndedBy::Kick, None, None, Some("session ended by the administrator"))
-            }
-            EarlyEnd::TlsFailed(why) => (
+            Self::Told(CloseReason::Kick) => (EndedBy::Kick, None, None, Some("session ended by the administrator")),
+            Self::TlsFailed(why) => (
                 EndedBy::Client,
                 Some(Outcome::ProtocolError),
                 Some(format!("STARTTLS: {why}")),
                 None,
             ),
-            EarlyEnd::By(DialogueEnd::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
-            EarlyEnd::By(DialogueEnd::TooManyErrors) => (
+            Self::By(DialogueEnd::Logout) => (EndedBy::Client, None, Some("logout".to_owned()), None),
+            Self::By(DialogueEnd::TooManyErrors) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("too many bad commands".to_owned()),
                 None,
             ),
-            EarlyEnd::By(DialogueEnd::TooManyLogins) => {
+            Self::By(DialogueEnd::TooManyLogins) => {
                 (EndedBy::Portico, None, Some("too many failed logins".to_owned()), None)
             }
-            EarlyEnd::By(DialogueEnd::TooLong) => (
+            Self::By(DialogueEnd::TooLong) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("line or literal too long".to_owned()),
                 None,
             ),
-            EarlyEnd::By(DialogueEnd::BytesBehindStartTls) => (
+            Self::By(DialogueEnd::BytesBehindStartTls) => (
                 EndedBy::Portico,
                 Some(Outcome::ProtocolError),
                 Some("bytes behind STARTTLS".to_owned()),

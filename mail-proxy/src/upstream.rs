@@ -42,7 +42,7 @@ pub struct UpstreamDriver<D> {
 impl<D: UpstreamDialect> UpstreamDriver<D> {
     /// A machine for a new connection.
     pub(crate) fn speaking(dialect: D) -> Self {
-        UpstreamDriver {
+        Self {
             dialect,
             input: Input::default(),
             read: 0,

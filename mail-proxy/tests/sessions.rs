@@ -128,10 +128,10 @@ impl Transport for Network {
 
 impl Store {
     async fn run(self, mut pipe: DuplexStream) -> io::Result<()> {
-        if matches!(self, Store::Frozen) {
+        if matches!(self, Self::Frozen) {
             return std::future::pending().await;
         }
-        if let Store::Greets(words) = self {
+        if let Self::Greets(words) = self {
             return pipe.write_all(words.as_bytes()).await;
         }
         pipe.write_all(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n")
@@ -145,13 +145,13 @@ impl Store {
         let tag = login.split(' ').next().unwrap_or_default().to_owned();
         line(&mut pipe).await?;
         let password = line(&mut pipe).await?;
-        if let Store::Slow(seconds) = self {
+        if let Self::Slow(seconds) = self {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
         }
         match self {
-            Store::HangsUp => return Ok(()),
-            Store::Says(answer) => pipe.write_all(format!("{tag} {answer}\r\n").as_bytes()).await?,
-            Store::WrongHost => {
+            Self::HangsUp => return Ok(()),
+            Self::Says(answer) => pipe.write_all(format!("{tag} {answer}\r\n").as_bytes()).await?,
+            Self::WrongHost => {
                 pipe.write_all(format!("{tag} NO LOGIN failed (wrong host)\r\n").as_bytes())
                     .await?
             }
@@ -964,7 +964,7 @@ async fn a_spread_drain_ends_each_session_within_its_time() {
         s.say("a LOGIN alice@a.example right\r\n").await;
         s.expect("* CAPABILITY").await;
         s.expect("a OK").await;
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         s.drain.send(Drain::SpreadSessions(Duration::from_secs(1000))).unwrap();
         s.expect("* BYE").await;
         ends.push(begun.elapsed());

@@ -177,8 +177,8 @@ enum Decision {
 }
 
 impl Script {
-    fn parse(name: &str, text: &str) -> Script {
-        let mut script = Script {
+    fn parse(name: &str, text: &str) -> Self {
+        let mut script = Self {
             faces: Faces::Client(Protocol::Imap, Channel::Tls),
             ways: Ways::All,
             settings: Settings::default(),
@@ -327,8 +327,8 @@ struct Player {
 }
 
 impl Player {
-    fn new(script: &Script, decide: Decide) -> Player {
-        Player {
+    fn new(script: &Script, decide: Decide) -> Self {
+        Self {
             machine: script.machine(),
             decide,
             decisions: script.decisions.clone().into(),

@@ -74,7 +74,7 @@ impl Sockets {
     ///
     /// # Errors
     /// The address or the path cannot be bound, or another process answers at the path.
-    pub fn open(config: &AdminConfig, upgrade: TakeOver, fds: &ListenFds) -> anyhow::Result<Sockets> {
+    pub fn open(config: &AdminConfig, upgrade: TakeOver, fds: &ListenFds) -> anyhow::Result<Self> {
         use anyhow::Context;
         let unix = config.socket.as_deref().map(|path| {
             let socket = unix(path, upgrade);
@@ -84,7 +84,7 @@ impl Sockets {
             let socket = sockets::listen(address, true, fds);
             socket.with_context(|| format!("cannot listen on admin.http {address}"))
         });
-        Ok(Sockets {
+        Ok(Self {
             unix: unix.transpose()?,
             http: http.transpose()?,
         })

@@ -91,7 +91,7 @@ impl App {
     ///
     /// # Errors
     /// A log cannot be opened.
-    pub fn start(plan: Plan) -> anyhow::Result<Arc<App>> {
+    pub fn start(plan: Plan) -> anyhow::Result<Arc<Self>> {
         let Plan {
             config,
             path,
@@ -129,7 +129,7 @@ impl App {
         ));
         let snapshot = InForce::new(snapshot);
         let refusals = Arc::new(RefusalLog::new(metrics.clone(), audit.clone(), snapshot.clone()));
-        let app = Arc::new(App {
+        let app = Arc::new(Self {
             snapshot,
             routes,
             book,

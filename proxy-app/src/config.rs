@@ -110,24 +110,24 @@ impl Config {
     ///
     /// # Errors
     /// All problems of the file at once. With a valid file the second value holds its warnings.
-    pub fn load(path: &Path) -> Result<(Config, Problems), Problems> {
+    pub fn load(path: &Path) -> Result<(Self, Problems), Problems> {
         let document = Document::load(path)?;
         let mut reader = ConfigReader {
             problems: Problems::new(),
         };
-        match Config::read(&mut reader, &document, path) {
+        match Self::read(&mut reader, &document, path) {
             Some(config) => reader.problems.or(config),
             None => Err(reader.problems),
         }
     }
 
     /// `None`: the file is not even a mapping.
-    fn read(reader: &mut ConfigReader, document: &Document, path: &Path) -> Option<Config> {
+    fn read(reader: &mut ConfigReader, document: &Document, path: &Path) -> Option<Self> {
         let mut root = document.root().mapping(&mut reader.problems)?;
         let server = reader.server(&mut root);
         let node = reader.text(&mut root, "node").unwrap_or_else(host_name);
         let (directory, lookup) = reader.directory(&mut root, path);
-        let config = Config {
+        let config = Self {
             node: node.to_ascii_lowercase(),
             directory,
             lookup,
@@ -149,7 +149,7 @@ impl Config {
 
     /// This configuration, with what a reload may take from a newer one.
     #[must_use]
-    pub fn reloaded(&self, new: &Config) -> Config {
+    pub fn reloaded(&self, new: &Self) -> Self {
         let mut now = self.clone();
         live().for_each(|(_, put)| put(&mut now, new));
         now.written.clone_from(&new.written);

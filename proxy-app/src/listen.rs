@@ -172,7 +172,7 @@ impl ListenerSet {
     }
 
     /// Serves, and follows the list of listeners, until the process is to end.
-    pub(crate) async fn run(mut self, ended: impl Future<Output = Ending>) -> (Ending, ListenerSet) {
+    pub(crate) async fn run(mut self, ended: impl Future<Output = Ending>) -> (Ending, Self) {
         let mut lists = self.env.listeners.subscribe();
         tokio::pin!(ended);
         let mut failing = Problems::new();

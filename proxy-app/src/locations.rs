@@ -228,10 +228,10 @@ impl Mailbox {
     /// The group of these servers.
     pub fn group(self) -> &'static str {
         match self {
-            Mailbox::Web => "mailbox",
-            Mailbox::Admin => "admin",
-            Mailbox::Zx => "zx",
-            Mailbox::Ews => "ews",
+            Self::Web => "mailbox",
+            Self::Admin => "admin",
+            Self::Zx => "zx",
+            Self::Ews => "ews",
         }
     }
 }
@@ -272,8 +272,8 @@ pub enum Wait {
 impl Wait {
     fn of(self, node: &View<'_>) -> Duration {
         match self {
-            Wait::Fixed(wait) => wait,
-            Wait::Attribute(attribute) => node.duration(attribute),
+            Self::Fixed(wait) => wait,
+            Self::Attribute(attribute) => node.duration(attribute),
         }
     }
 }
@@ -342,8 +342,8 @@ struct Prefix {
 impl LocationTable {
     /// The table of these locations on a node. Locations for EWS servers are left out where `has_ews` says that there
     /// are none.
-    pub fn new(locations: &[Location], node: &View<'_>, has_ews: bool) -> LocationTable {
-        let mut table = LocationTable {
+    pub fn new(locations: &[Location], node: &View<'_>, has_ews: bool) -> Self {
+        let mut table = Self {
             entries: Vec::new(),
             exact: HashMap::new(),
             regexes: Vec::new(),
@@ -519,8 +519,8 @@ impl Location {
 impl HostMatch {
     fn matches(&self, host: &str) -> bool {
         match self {
-            HostMatch::Name(name) => name == host,
-            HostMatch::Below(parent) => host
+            Self::Name(name) => name == host,
+            Self::Below(parent) => host
                 .strip_suffix(parent.as_str())
                 .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
         }

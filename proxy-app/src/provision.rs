@@ -35,28 +35,28 @@ pub(crate) const DENIED: &str = "service.PERM_DENIED";
 pub(crate) const FAILED: &str = "service.FAILURE";
 
 impl ProvisionError {
-    pub(crate) fn service(code: &'static str, message: impl Into<String>) -> ProvisionError {
-        ProvisionError::Service {
+    pub(crate) fn service(code: &'static str, message: impl Into<String>) -> Self {
+        Self::Service {
             code,
             message: message.into(),
         }
     }
 
-    pub(crate) fn value(message: impl fmt::Display) -> ProvisionError {
-        ProvisionError::service("account.INVALID_ATTR_VALUE", format!("invalid attr value: {message}"))
+    pub(crate) fn value(message: impl fmt::Display) -> Self {
+        Self::service("account.INVALID_ATTR_VALUE", format!("invalid attr value: {message}"))
     }
 
-    pub(crate) fn request(message: impl fmt::Display) -> ProvisionError {
-        ProvisionError::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
+    pub(crate) fn request(message: impl fmt::Display) -> Self {
+        Self::service("service.INVALID_REQUEST", format!("invalid request: {message}"))
     }
 
-    pub(crate) fn no_such(kind: EntryKind, key: &str) -> ProvisionError {
+    pub(crate) fn no_such(kind: EntryKind, key: &str) -> Self {
         EditError::NoSuch(kind, key.to_owned()).into()
     }
 }
 
 impl From<EditError> for ProvisionError {
-    fn from(error: EditError) -> ProvisionError {
+    fn from(error: EditError) -> Self {
         match error {
             EditError::NoSuch(kind, key) => {
                 let code = match kind {
@@ -66,19 +66,19 @@ impl From<EditError> for ProvisionError {
                     EntryKind::Accounts => "account.NO_SUCH_ACCOUNT",
                     EntryKind::Config => "service.NOT_FOUND",
                 };
-                ProvisionError::service(code, format!("no such {}: {key}", kind.one()))
+                Self::service(code, format!("no such {}: {key}", kind.one()))
             }
             EditError::Exists(EntryKind::Accounts, key) => exists("account.ACCOUNT_EXISTS", "email address", &key),
             EditError::Exists(EntryKind::Domains, key) => exists("account.DOMAIN_EXISTS", "domain", &key),
             EditError::Exists(EntryKind::Servers, key) => exists("account.SERVER_EXISTS", "server", &key),
             EditError::Exists(EntryKind::Cos | EntryKind::Config, key) => exists("account.COS_EXISTS", "cos", &key),
-            EditError::InUse(message) => ProvisionError::service("account.DOMAIN_NOT_EMPTY", message),
+            EditError::InUse(message) => Self::service("account.DOMAIN_NOT_EMPTY", message),
             EditError::Name(message) => {
-                ProvisionError::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
+                Self::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
             }
-            EditError::Value(message) => ProvisionError::value(message),
-            EditError::Denied(message) => ProvisionError::service(DENIED, format!("permission denied: {message}")),
-            EditError::Failed(message) => ProvisionError::service(FAILED, format!("system failure: {message}")),
+            EditError::Value(message) => Self::value(message),
+            EditError::Denied(message) => Self::service(DENIED, format!("permission denied: {message}")),
+            EditError::Failed(message) => Self::service(FAILED, format!("system failure: {message}")),
         }
     }
 }

@@ -49,11 +49,11 @@ impl InnerProtocol {
     /// In wire format, by preference.
     fn alpn(self) -> &'static [u8] {
         match self {
-            InnerProtocol::Web => b"\x02h2\x08http/1.1\x08http/1.0",
-            InnerProtocol::Imap => b"\x04imap",
-            InnerProtocol::Pop3 => b"\x04pop3",
-            InnerProtocol::Lookup => b"\x08http/1.1",
-            InnerProtocol::Stream => b"",
+            Self::Web => b"\x02h2\x08http/1.1\x08http/1.0",
+            Self::Imap => b"\x04imap",
+            Self::Pop3 => b"\x04pop3",
+            Self::Lookup => b"\x08http/1.1",
+            Self::Stream => b"",
         }
     }
 
@@ -61,7 +61,7 @@ impl InnerProtocol {
     /// forbids, and returns the name that it was begun with instead of the requested one. A web request has its Host;
     /// elsewhere a login without a domain would go to the other name's domain.
     fn resumes(self) -> bool {
-        self == InnerProtocol::Web
+        self == Self::Web
     }
 
     /// Chooses from an offer. A client that offers only other protocols has been lured to the wrong port (ALPACA); one
@@ -69,7 +69,7 @@ impl InnerProtocol {
     fn agree(self, offered: &[u8]) -> Result<&[u8], AlpnError> {
         match self {
             // Any protocol may be right here except a browser's.
-            InnerProtocol::Stream => match select_next_proto(InnerProtocol::Web.alpn(), offered) {
+            Self::Stream => match select_next_proto(Self::Web.alpn(), offered) {
                 Some(_) => Err(AlpnError::ALERT_FATAL),
                 None => Err(AlpnError::NOACK),
             },
@@ -106,8 +106,8 @@ impl Acceptors {
     ///
     /// # Errors
     /// OpenSSL does not take the policy.
-    pub fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Acceptors, ErrorStack> {
-        Ok(Acceptors {
+    pub fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Self, ErrorStack> {
+        Ok(Self {
             web: acceptor(certificates, &policy, InnerProtocol::Web)?,
             imap: acceptor(certificates, &policy, InnerProtocol::Imap)?,
             pop3: acceptor(certificates, &policy, InnerProtocol::Pop3)?,

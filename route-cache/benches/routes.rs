@@ -151,9 +151,9 @@ fn resident_mib() -> f64 {
 struct Everybody(Arc<System>);
 
 impl Everybody {
-    fn new() -> Everybody {
+    fn new() -> Self {
         let config = Entry::new("config");
-        Everybody(Arc::new(System::new(config, [Entry::new("store1.test")], [], [])))
+        Self(Arc::new(System::new(config, [Entry::new("store1.test")], [], [])))
     }
 }
 

@@ -68,8 +68,8 @@ pub(crate) struct Page {
 
 impl AddressBook {
     /// An empty book.
-    pub fn new(resolver: Arc<dyn Resolve>) -> Arc<AddressBook> {
-        Arc::new(AddressBook {
+    pub fn new(resolver: Arc<dyn Resolve>) -> Arc<Self> {
+        Arc::new(Self {
             resolver,
             page: watch::Sender::new(None),
             turning: AtomicBool::new(false),
@@ -117,8 +117,8 @@ impl AddressBook {
 }
 
 impl Page {
-    async fn write(resolver: &dyn Resolve, system: Arc<System>) -> Page {
-        let mut page = Page {
+    async fn write(resolver: &dyn Resolve, system: Arc<System>) -> Self {
+        let mut page = Self {
             at: Instant::now(),
             servers: HashMap::new(),
             addresses: HashMap::new(),

@@ -94,7 +94,7 @@ pub struct RouteCache {
 impl RouteCache {
     /// An empty cache in front of `directory`.
     pub fn new(settings: Settings, directory: Arc<dyn Directory>) -> Self {
-        RouteCache {
+        Self {
             reading: ArcSwap::from_pointee(PlacementAttributes::of(&directory.system())),
             known: ClockTable::new(settings.capacity),
             nobody: moka::sync::Cache::builder()
@@ -294,8 +294,8 @@ mod tests {
     }
 
     impl Fake {
-        fn new() -> Arc<Fake> {
-            Arc::new(Fake {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
                 asked: AtomicUsize::new(0),
                 down: AtomicBool::new(false),
                 host: Mutex::new("s1".to_owned()),
@@ -304,7 +304,7 @@ mod tests {
             })
         }
 
-        fn shut(self: Arc<Fake>) -> Arc<Fake> {
+        fn shut(self: Arc<Self>) -> Arc<Self> {
             self.gate.forget_permits(Semaphore::MAX_PERMITS);
             self
         }

@@ -20,8 +20,8 @@ pub struct HostPort {
 
 impl HostPort {
     /// This port of this host.
-    pub fn new(host: impl Into<Arc<str>>, port: u16) -> HostPort {
-        HostPort {
+    pub fn new(host: impl Into<Arc<str>>, port: u16) -> Self {
+        Self {
             host: host.into(),
             port,
         }
@@ -35,8 +35,8 @@ impl HostPort {
 }
 
 impl From<SocketAddr> for HostPort {
-    fn from(address: SocketAddr) -> HostPort {
-        HostPort::new(address.ip().to_string(), address.port())
+    fn from(address: SocketAddr) -> Self {
+        Self::new(address.ip().to_string(), address.port())
     }
 }
 
@@ -69,7 +69,7 @@ impl FromStr for HostPort {
     /// ```text
     /// host-port = ( name / IPv4address / "[" IPv6address [ "%" zone ] "]" ) ":" port      ; port 1 to 65535
     /// ```
-    fn from_str(text: &str) -> Result<HostPort, NoHostPort> {
+    fn from_str(text: &str) -> Result<Self, NoHostPort> {
         let (host, port) = text.rsplit_once(':').ok_or(NoHostPort)?;
         let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let good = match in_brackets {
@@ -78,7 +78,7 @@ impl FromStr for HostPort {
         };
         let digits = port.bytes().all(|byte| byte.is_ascii_digit());
         match port.parse() {
-            Ok(port @ 1..) if good && digits => Ok(HostPort::new(in_brackets.unwrap_or(host), port)),
+            Ok(port @ 1..) if good && digits => Ok(Self::new(in_brackets.unwrap_or(host), port)),
             _ => Err(NoHostPort),
         }
     }

@@ -24,10 +24,10 @@ pub(crate) enum Key {
 
 impl Key {
     /// Normalises the subject of a lookup; here and nowhere else. Fails for what cannot be the name of an account.
-    pub(crate) fn of(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
+    pub(crate) fn of(lookup: &Lookup, system: &System) -> Result<Self, RouteError> {
         let key = match &lookup.subject {
-            Subject::Login(name) => Key::Name(Arc::from(names::account(&qualify(acceptable(name)?, lookup, system)?))),
-            Subject::Id(id) => Key::Id(Arc::from(fold(acceptable(id)?))),
+            Subject::Login(name) => Self::Name(Arc::from(names::account(&qualify(acceptable(name)?, lookup, system)?))),
+            Subject::Id(id) => Self::Id(Arc::from(fold(acceptable(id)?))),
         };
         Ok(key)
     }
@@ -36,15 +36,15 @@ impl Key {
     /// or the virtual address that the client connected to, if the directory knows it: Zimbra's service looks at the
     /// host for `http` only (HTTP §3.5), and nginx's receives neither. For other names the service knows better, and
     /// for the cache such a name belongs to the address and host where it was typed.
-    pub(crate) fn for_service(lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
+    pub(crate) fn for_service(lookup: &Lookup, system: &System) -> Result<Self, RouteError> {
         let typed = match &lookup.subject {
             Subject::Login(name) => acceptable(name)?,
-            Subject::Id(id) => return Ok(Key::Id(Arc::from(fold(acceptable(id)?)))),
+            Subject::Id(id) => return Ok(Self::Id(Arc::from(fold(acceptable(id)?)))),
         };
         match domain_for(typed, lookup, system) {
-            Some((_, By::Itself)) => Ok(Key::Name(Arc::from(names::account(typed)))),
+            Some((_, By::Itself)) => Ok(Self::Name(Arc::from(names::account(typed)))),
             Some((domain, By::VirtualHost | By::VirtualAddress)) => {
-                Ok(Key::Name(Arc::from(names::account(&format!("{typed}@{domain}")))))
+                Ok(Self::Name(Arc::from(names::account(&format!("{typed}@{domain}")))))
             }
             Some((_, By::Default)) | None => {
                 let host = lookup
@@ -53,14 +53,14 @@ impl Key {
                     .filter(|_| matches!(lookup.service, Service::Web | Service::Admin));
                 let local = lookup.local.to_canonical();
                 let (user, host) = (names::account(typed), names::host(host.unwrap_or_default()));
-                Ok(Key::Bare(Arc::from(format!("{user}@[{local};{host}]"))))
+                Ok(Self::Bare(Arc::from(format!("{user}@[{local};{host}]"))))
             }
         }
     }
 
     pub(crate) fn text(&self) -> &Arc<str> {
         match self {
-            Key::Name(text) | Key::Id(text) | Key::Bare(text) => text,
+            Self::Name(text) | Self::Id(text) | Self::Bare(text) => text,
         }
     }
 }

@@ -85,7 +85,7 @@ impl HandlerUrl {
     ///
     /// # Errors
     /// It is no such URL; the text says why.
-    pub fn parse(text: &str, dialect: Dialect) -> Result<HandlerUrl, String> {
+    pub fn parse(text: &str, dialect: Dialect) -> Result<Self, String> {
         let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
             (None, Some(rest)) => (false, rest),
@@ -115,7 +115,7 @@ impl HandlerUrl {
         let port = port.map_or(Ok(default), |port| {
             port.parse().map_err(|_| format!("{port} is no port"))
         })?;
-        Ok(HandlerUrl {
+        Ok(Self {
             tls,
             host: host.to_owned(),
             port,
@@ -154,9 +154,9 @@ pub struct Services {
 
 impl Services {
     /// Services that are reached through `dial`; the book says which addresses are servers of the directory.
-    pub fn new(settings: Settings, dial: Arc<dyn Dial>, book: Arc<AddressBook>) -> Services {
+    pub fn new(settings: Settings, dial: Arc<dyn Dial>, book: Arc<AddressBook>) -> Self {
         let handlers = settings.handlers.into_iter();
-        Services {
+        Self {
             dialect: settings.dialect,
             handlers: handlers.map(|url| Handler::new(url, settings.retry)).collect(),
             timeout: settings.timeout,

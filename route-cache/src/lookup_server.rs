@@ -116,7 +116,7 @@ impl Request {
     ///
     /// # Errors
     /// It is no request that is served; the response says why.
-    pub fn parse(bytes: &[u8]) -> Result<Option<Request>, HttpResponse> {
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, HttpResponse> {
         let seen = &bytes[..bytes.len().min(MAX_HEAD)];
         let Some(end) = seen.windows(4).position(|four| four == b"\r\n\r\n") else {
             return match bytes.len() >= MAX_HEAD {
@@ -138,7 +138,7 @@ impl Request {
             .map(crate::lookup::wire::field)
             .collect::<Option<Vec<_>>>()
             .ok_or_else(bad)?;
-        let mut request = Request {
+        let mut request = Self {
             line: (method.to_owned(), target.to_owned()),
             fields,
             keep_alive: false,
@@ -292,16 +292,16 @@ impl Inquiry {
 }
 
 impl HttpResponse {
-    fn status(status: &'static str) -> HttpResponse {
-        HttpResponse {
+    fn status(status: &'static str) -> Self {
+        Self {
             status,
             fields: Vec::new(),
         }
     }
 
     /// No, for good. Zimbra's protocol says it with status 200.
-    fn refusal(text: String) -> HttpResponse {
-        HttpResponse {
+    fn refusal(text: String) -> Self {
+        Self {
             status: "200 OK",
             fields: vec![("Auth-Status", printable(&text))],
         }
@@ -309,15 +309,15 @@ impl HttpResponse {
 
     /// The text of Zimbra's servlet, but not its status: a proxy that reads "200" tells the user that the password is
     /// wrong. With any other status it says that something is broken, which is true.
-    fn cannot_tell(text: String) -> HttpResponse {
-        HttpResponse {
+    fn cannot_tell(text: String) -> Self {
+        Self {
             status: "503 Service Unavailable",
-            ..HttpResponse::refusal(text)
+            ..Self::refusal(text)
         }
     }
 
     /// Refusals carry the time that a client waits for them.
-    fn with_wait(mut self, system: &System, node: &str) -> HttpResponse {
+    fn with_wait(mut self, system: &System, node: &str) -> Self {
         let refused = self
             .fields
             .first()

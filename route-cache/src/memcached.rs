@@ -38,9 +38,9 @@ pub struct Memcached {
 
 impl Memcached {
     /// A client that connects when it is first needed.
-    pub fn new(settings: &Settings) -> Memcached {
+    pub fn new(settings: &Settings) -> Self {
         let link = |server: &HostPort| Arc::new(Link::new(server, settings.timeout, settings.retry));
-        Memcached {
+        Self {
             links: settings.servers.iter().map(link).collect(),
             timeout: settings.timeout,
         }

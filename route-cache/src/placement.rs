@@ -48,13 +48,13 @@ impl PlacementAttributes {
     }
 
     /// What the global config says now.
-    pub(crate) fn of(system: &System) -> PlacementAttributes {
+    pub(crate) fn of(system: &System) -> Self {
         let global = system.global();
         let mail_host = global
             .text(&attributes::REVERSE_PROXY_MAIL_HOST_ATTRIBUTE)
             .unwrap_or_default();
         let login = global.text(&attributes::REVERSE_PROXY_USER_NAME_ATTRIBUTE);
-        PlacementAttributes {
+        Self {
             mail_host: mail_host.to_owned(),
             login: login.map(str::to_owned),
         }
@@ -158,7 +158,7 @@ fn special(account: View<'_>, login: Option<&str>) -> Option<Box<Special>> {
 impl Placement {
     /// An account on a server of the directory, where another source than its entry said so. That source also had the
     /// last word about external servers.
-    pub(crate) fn on(server: &Arc<str>, account: Arc<str>, login: Option<Arc<str>>, system: &System) -> Placement {
+    pub(crate) fn on(server: &Arc<str>, account: Arc<str>, login: Option<Arc<str>>, system: &System) -> Self {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
         let elsewhere = system.domain_of(&account).is_some_and(|domain| domain.flag(flag));
         let special = Special {
@@ -166,7 +166,7 @@ impl Placement {
             external: elsewhere.then_some(false),
             ..Special::default()
         };
-        Placement {
+        Self {
             account,
             mail_host: Some(server.clone()),
             special: (special != Special::default()).then(|| Box::new(special)),
@@ -180,7 +180,7 @@ impl Placement {
         port: u16,
         account: Arc<str>,
         login: Option<Arc<str>>,
-    ) -> Option<Placement> {
+    ) -> Option<Self> {
         let mut special = Special {
             login,
             external: Some(true),
@@ -188,7 +188,7 @@ impl Placement {
             ..Special::default()
         };
         special.servers[protocol.external()?] = (Some(Box::from(host)), Some(port));
-        Some(Placement {
+        Some(Self {
             account,
             mail_host: None,
             special: Some(Box::new(special)),
@@ -202,7 +202,7 @@ impl Placement {
     }
 
     /// Adds what an older answer said of other protocols. False if there was nothing to add.
-    pub(crate) fn join(&mut self, older: &Placement) -> bool {
+    pub(crate) fn join(&mut self, older: &Self) -> bool {
         let (Some(_), Some(theirs)) = (self.pieces(), older.pieces()) else {
             return false;
         };

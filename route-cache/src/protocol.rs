@@ -23,28 +23,28 @@ pub(crate) struct Protocol {
 
 impl Protocol {
     /// What a node speaks to mailbox servers.
-    pub(crate) fn of(service: Service, node: View<'_>) -> Protocol {
+    pub(crate) fn of(service: Service, node: View<'_>) -> Self {
         match service == Service::Admin || node.flag(&attributes::REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED) {
-            true => Protocol::tls(service),
-            false => Protocol::clear(service),
+            true => Self::tls(service),
+            false => Self::clear(service),
         }
     }
 
     /// The protocol of this name; administration is told from the web by another header.
-    pub(crate) fn named(name: &str) -> Option<Protocol> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         let services = [Service::Imap, Service::Pop3, Service::Web];
-        let mut all = services.into_iter().flat_map(Protocol::both);
+        let mut all = services.into_iter().flat_map(Self::both);
         all.find(|protocol| protocol.name == name)
     }
 
-    pub(crate) fn tls(service: Service) -> Protocol {
+    pub(crate) fn tls(service: Service) -> Self {
         let (name, port, external) = match service {
             Service::Imap => ("imapssl", &attributes::REVERSE_PROXY_IMAP_SSL_PORT_ATTRIBUTE, Some(1)),
             Service::Pop3 => ("pop3ssl", &attributes::REVERSE_PROXY_POP3_SSL_PORT_ATTRIBUTE, Some(3)),
             Service::Web => ("httpssl", &attributes::REVERSE_PROXY_HTTP_SSL_PORT_ATTRIBUTE, None),
             Service::Admin => ("httpssl", &attributes::REVERSE_PROXY_ADMIN_PORT_ATTRIBUTE, None),
         };
-        Protocol {
+        Self {
             service,
             name,
             port,
@@ -54,18 +54,18 @@ impl Protocol {
     }
 
     /// A service without and with TLS.
-    pub(crate) fn both(service: Service) -> [Protocol; 2] {
-        [Protocol::clear(service), Protocol::tls(service)]
+    pub(crate) fn both(service: Service) -> [Self; 2] {
+        [Self::clear(service), Self::tls(service)]
     }
 
-    fn clear(service: Service) -> Protocol {
+    fn clear(service: Service) -> Self {
         let (name, port, external) = match service {
             Service::Imap => ("imap", &attributes::REVERSE_PROXY_IMAP_PORT_ATTRIBUTE, Some(0)),
             Service::Pop3 => ("pop3", &attributes::REVERSE_PROXY_POP3_PORT_ATTRIBUTE, Some(2)),
             Service::Web => ("http", &attributes::REVERSE_PROXY_HTTP_PORT_ATTRIBUTE, None),
-            Service::Admin => return Protocol::tls(Service::Admin),
+            Service::Admin => return Self::tls(Service::Admin),
         };
-        Protocol {
+        Self {
             service,
             name,
             port,

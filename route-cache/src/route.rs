@@ -63,10 +63,10 @@ impl Tier {
     /// The word in audit records.
     pub fn name(self) -> &'static str {
         match self {
-            Tier::Memory => "memory",
-            Tier::Stale => "stale",
-            Tier::Memcached => "memcached",
-            Tier::Directory => "directory",
+            Self::Memory => "memory",
+            Self::Stale => "stale",
+            Self::Memcached => "memcached",
+            Self::Directory => "directory",
         }
     }
 }
@@ -127,8 +127,8 @@ pub struct Server {
 
 impl Server {
     /// The server of a route.
-    pub fn of(route: &Route) -> Server {
-        Server {
+    pub fn of(route: &Route) -> Self {
+        Self {
             name: route.server.clone(),
             host: route.host.clone(),
             port: route.port,

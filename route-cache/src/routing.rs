@@ -154,10 +154,10 @@ impl ServerPool {
     pub fn servers(self, system: &System, node: &str) -> Vec<Server> {
         let node = system.node(node);
         let (service, named) = match self {
-            ServerPool::Web => (Service::Web, None),
-            ServerPool::Admin => (Service::Admin, None),
-            ServerPool::Ews => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_EWS_SERVERS)),
-            ServerPool::Login => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_LOGIN_SERVERS)),
+            Self::Web => (Service::Web, None),
+            Self::Admin => (Service::Admin, None),
+            Self::Ews => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_EWS_SERVERS)),
+            Self::Login => (Service::Web, Some(&attributes::REVERSE_PROXY_UPSTREAM_LOGIN_SERVERS)),
         };
         let protocol = Protocol::of(service, node);
         let found: Vec<View<'_>> = match named {

@@ -22,8 +22,8 @@ impl Source {
     /// Normalises the subject of a lookup to the form in which this source is asked.
     pub(crate) fn key(&self, lookup: &Lookup, system: &System) -> Result<Key, RouteError> {
         match self {
-            Source::Directory(_) => Key::of(lookup, system),
-            Source::Services(_) => Key::for_service(lookup, system),
+            Self::Directory(_) => Key::of(lookup, system),
+            Self::Services(_) => Key::for_service(lookup, system),
         }
     }
 
@@ -36,11 +36,11 @@ impl Source {
         system: &Arc<System>,
     ) -> Result<SourceAnswer, RouteError> {
         match self {
-            Source::Directory(directory) => {
+            Self::Directory(directory) => {
                 let placement = placement::place(&**directory, system, key).await?;
                 Ok(SourceAnswer { placement, alias: true })
             }
-            Source::Services(services) => services.place(lookup, key, protocol, system).await,
+            Self::Services(services) => services.place(lookup, key, protocol, system).await,
         }
     }
 }

@@ -54,19 +54,19 @@ struct House {
 }
 
 impl House {
-    async fn open(settings: Settings) -> House {
+    async fn open(settings: Settings) -> Self {
         let (directory, _) = LdapDirectory::load(settings)
             .await
             .unwrap_or_else(|problems| panic!("{problems}"));
-        House::around(directory, Duration::from_secs(3600))
+        Self::around(directory, Duration::from_secs(3600))
     }
 
-    fn around(directory: LdapDirectory, ttl: Duration) -> House {
-        House::with(directory, ttl, |cache| cache)
+    fn around(directory: LdapDirectory, ttl: Duration) -> Self {
+        Self::with(directory, ttl, |cache| cache)
     }
 
     /// One that shares its routes.
-    fn sharing(directory: LdapDirectory, memcached: &Memcached) -> House {
+    fn sharing(directory: LdapDirectory, memcached: &Memcached) -> Self {
         let settings = memcached::Settings {
             servers: vec![memcached.address().to_string().parse().unwrap()],
             timeout: Duration::from_secs(1),
@@ -74,10 +74,10 @@ impl House {
         };
         let ttl = Duration::from_secs(3600);
         let shared = SharedCache::new(&settings, ttl, AddressBook::new(Arc::new(Literal)));
-        House::with(directory, ttl, |cache| cache.with_shared(shared))
+        Self::with(directory, ttl, |cache| cache.with_shared(shared))
     }
 
-    fn with(directory: LdapDirectory, ttl: Duration, change: impl FnOnce(RouteCache) -> RouteCache) -> House {
+    fn with(directory: LdapDirectory, ttl: Duration, change: impl FnOnce(RouteCache) -> RouteCache) -> Self {
         let directory = Arc::new(directory);
         let settings = CacheSettings {
             node: "proxy.test".to_owned(),
@@ -92,7 +92,7 @@ impl House {
             tokio::spawn((directory.clone() as Arc<dyn Directory>).watch(POLL, everything())),
             tokio::spawn(async move { follower.follow_directory().await }),
         ];
-        House {
+        Self {
             directory,
             cache,
             tasks,

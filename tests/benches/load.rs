@@ -54,8 +54,8 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn read() -> Result<Wanted> {
-        let mut wanted = Wanted {
+    fn read() -> Result<Self> {
+        let mut wanted = Self {
             scale: 1.0,
             only: String::new(),
         };
@@ -171,9 +171,9 @@ struct Addresses {
 }
 
 impl Addresses {
-    fn new(stage: &Stage, ip: Ipv4Addr) -> Result<Addresses> {
+    fn new(stage: &Stage, ip: Ipv4Addr) -> Result<Self> {
         let any = || anyhow::Ok(SocketAddrV4::new(ip, stage.port()?));
-        Ok(Addresses {
+        Ok(Self {
             http: any()?,
             https: any()?,
             mail: [[any()?, any()?], [any()?, any()?]],
@@ -203,8 +203,7 @@ impl House<'_> {
         );
         for mail in [Mail::Imap, Mail::Pop3] {
             for endpoint in [Endpoint::Plain, Endpoint::Tls] {
-                let listener =
-                    runtime.block_on(TcpListener::bind(std::net::SocketAddr::from(back.mail(mail, endpoint))))?;
+                let listener = runtime.block_on(TcpListener::bind(SocketAddr::from(back.mail(mail, endpoint))))?;
                 let tls = match endpoint {
                     Endpoint::Plain => None,
                     Endpoint::Tls => Some(pair.acceptor()?),

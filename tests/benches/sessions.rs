@@ -64,7 +64,7 @@ enum Endpoint {
 }
 
 impl House {
-    fn open(stage: &Stage, runtime: &tokio::runtime::Runtime) -> Result<House> {
+    fn open(stage: &Stage, runtime: &tokio::runtime::Runtime) -> Result<Self> {
         let ca = Authority::new(&stage.dir("ca")?)?;
         let pair = ca.server(&[FRONT])?;
         let store = SocketAddrV4::new(STORE, stage.port()?);
@@ -83,7 +83,7 @@ impl House {
             more: Vec::new(),
         };
         let portico = Portico::start(stage, &node, &directory(store), "warn")?;
-        Ok(House {
+        Ok(Self {
             portico,
             imap,
             imaps,

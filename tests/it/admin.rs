@@ -130,7 +130,7 @@ fn explain_says_all_and_leaves_nothing() -> Result<()> {
 
 #[test]
 fn explain_names_what_stands_in_the_way() -> Result<()> {
-    let change = |_: &_, _: &mut _, directory: &mut portico_tests::config::Directory| {
+    let change = |_: &_, _: &mut _, directory: &mut Directory| {
         let bob = directory.account("bob@a.example");
         bob.insert("zimbraAccountStatus".into(), "closed".into());
         bob.insert("zimbraImapEnabled".into(), "FALSE".into());

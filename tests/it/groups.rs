@@ -27,8 +27,8 @@ struct Client {
 }
 
 impl Client {
-    fn new(scene: &Scene) -> Result<Client> {
-        Ok(Client {
+    fn new(scene: &Scene) -> Result<Self> {
+        Ok(Self {
             endpoint: scene.town.endpoints.https,
             tls: scene.town.ca.connector(&["http/1.1"])?,
             wire: None,
@@ -70,8 +70,8 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn gather(scene: &Scene) -> Result<Crowd> {
-        let mut crowd = Crowd {
+    fn gather(scene: &Scene) -> Result<Self> {
+        let mut crowd = Self {
             ended: Arc::default(),
             heard: Arc::default(),
             threads: Vec::new(),

@@ -37,7 +37,7 @@ pub(crate) struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    pub(crate) fn build(stage: &'a Stage) -> Result<Cluster<'a>> {
+    pub(crate) fn build(stage: &'a Stage) -> Result<Self> {
         let town = Town::build(stage, people())?;
         let memcached = Memcached::start(stage)?;
         let endpoints = [town.behind, Endpoints::new(stage, None)?];

@@ -42,11 +42,11 @@ struct Prov {
 
 impl Prov {
     /// With a node file of its own that names this directory.
-    fn new(stage: &Stage, folder: &str, source: &[String]) -> Result<Prov> {
+    fn new(stage: &Stage, folder: &str, source: &[String]) -> Result<Self> {
         let lines: String = source.iter().map(|line| format!("  {line}\n")).collect();
         let text = format!("version: 1\nnode: {NODE}\ndirectory:\n{lines}");
         let conf = stage.file(&format!("{folder}/portico.yaml"), text)?;
-        Ok(Prov { conf })
+        Ok(Self { conf })
     }
 
     fn command(&self) -> Result<Command> {
@@ -686,7 +686,7 @@ struct House {
 }
 
 impl House {
-    fn open(stage: &Stage, in_ldap: bool) -> Result<House> {
+    fn open(stage: &Stage, in_ldap: bool) -> Result<Self> {
         let ca = Authority::new(&stage.dir("ca")?)?;
         let pair = ca.server(&[FRONT])?;
         let ip = Ipv4Addr::new(127, 0, 0, 2);
@@ -738,7 +738,7 @@ impl House {
         };
         let portico = Portico::start(stage, &node, &directory, "info")?;
         let conf = portico.dir().join("portico.yaml");
-        Ok(House {
+        Ok(Self {
             portico,
             prov: Prov { conf },
             ca,

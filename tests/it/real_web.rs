@@ -338,11 +338,11 @@ fn a_slow_answer_arrives_as_it_is_made() -> Result<()> {
 struct Generator(Process);
 
 impl Generator {
-    fn start(program: &str, args: &[&str]) -> Result<Generator> {
+    fn start(program: &str, args: &[&str]) -> Result<Self> {
         let mut command = Command::new(program);
         let command = command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
         let started = command.stderr(Stdio::piped()).spawn();
-        Ok(Generator(
+        Ok(Self(
             started.with_context(|| format!("{program}: try scripts/install"))?,
         ))
     }

@@ -102,16 +102,16 @@ impl Source {
             // Held until the test is over.
             let (mut _slapd, mut _service) = (None, None);
             match self {
-                Source::Yaml => {}
-                Source::Ldap => {
+                Self::Yaml => {}
+                Self::Ldap => {
                     let slapd = Slapd::start(stage, "slapd", &directory)?;
                     node.directory = slapd.source("200ms");
                     _slapd = Some(slapd);
                 }
-                Source::Zimbra | Source::Nginx => {
+                Self::Zimbra | Self::Nginx => {
                     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
                     let service = LookupService::start(address, &town)?;
-                    let protocol = if self == Source::Zimbra { "zimbra" } else { "nginx" };
+                    let protocol = if self == Self::Zimbra { "zimbra" } else { "nginx" };
                     node.directory = service.source(protocol);
                     // Who would read accounts from the file would find nobody.
                     directory.forget_accounts();

@@ -75,12 +75,12 @@ struct Client(Wire);
 type Open = fn(&Scene) -> Result<Client>;
 
 impl Client {
-    fn clear(scene: &Scene) -> Result<Client> {
-        Ok(Client(Wire::clear(scene.town.endpoints.http)?))
+    fn clear(scene: &Scene) -> Result<Self> {
+        Ok(Self(Wire::clear(scene.town.endpoints.http)?))
     }
 
-    fn tls(scene: &Scene) -> Result<Client> {
-        Ok(Client(scene.tls(scene.town.endpoints.https, HOST)?))
+    fn tls(scene: &Scene) -> Result<Self> {
+        Ok(Self(scene.tls(scene.town.endpoints.https, HOST)?))
     }
 
     /// Status, fields in lower case, and body.

@@ -56,9 +56,9 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    fn start(at: SocketAddrV4) -> Result<Recorder> {
+    fn start(at: SocketAddrV4) -> Result<Self> {
         let listener = TcpListener::bind(at)?;
-        let recorder = Recorder {
+        let recorder = Self {
             at,
             released: Arc::default(),
             seen: Arc::default(),

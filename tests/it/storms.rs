@@ -59,7 +59,7 @@ const STORES: [&str; 12] = [
 ];
 
 impl House {
-    fn open(stage: &Stage, users: usize, poll: &str) -> Result<House> {
+    fn open(stage: &Stage, users: usize, poll: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -105,7 +105,7 @@ impl House {
             )],
         };
         let portico = Portico::start(stage, &node, &directory, "info")?;
-        Ok(House {
+        Ok(Self {
             runtime,
             slapd,
             _portico: portico,

@@ -26,7 +26,7 @@ struct Slapd {
 }
 
 impl Slapd {
-    fn start(stage: &Stage, town: &Town, pair: &Pair) -> Result<Slapd> {
+    fn start(stage: &Stage, town: &Town, pair: &Pair) -> Result<Self> {
         let dir = stage.dir("slapd")?;
         let data = stage.dir("slapd/data")?;
         let config = format!(
@@ -62,7 +62,7 @@ impl Slapd {
         let args = ["-d", "0", "-h", &urls, "-f", config.to_str().context("path")?];
         let mut child = Child::spawn("slapd", "/usr/sbin/slapd", &args, &[], &dir.join("output.log"))?;
         child.wait_listening(&[ldap, ldaps])?;
-        Ok(Slapd {
+        Ok(Self {
             ldap,
             ldaps,
             _child: child,
@@ -167,7 +167,7 @@ fn ldap_passes_with_the_certificate_of_the_name_that_is_asked_for() -> Result<()
 #[test]
 fn the_upstream_is_told_of_the_client_and_bytes_pass_unharmed() -> Result<()> {
     let upstream = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let std::net::SocketAddr::V4(address) = upstream.local_addr()? else {
+    let SocketAddr::V4(address) = upstream.local_addr()? else {
         anyhow::bail!("not IPv4")
     };
     let endpoints = Cell::new(None);

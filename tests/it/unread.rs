@@ -44,15 +44,15 @@ enum How {
 impl How {
     fn client(self, scene: &Scene, path: &str) -> Result<Deaf> {
         let (settings, streams) = match self {
-            How::Stuck1 => {
+            Self::Stuck1 => {
                 let mut wire = Wire::clear(scene.town.endpoints.http)?;
                 wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
                 let line = wire.line()?;
                 ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
                 return Ok(Deaf::H1 { _open: wire });
             }
-            How::NoWindow(streams) => (&NO_WINDOW, streams),
-            How::Stuck => (&ALL_WINDOW, 1),
+            Self::NoWindow(streams) => (&NO_WINDOW, streams),
+            Self::Stuck => (&ALL_WINDOW, 1),
         };
         let mut raw = connect_with(scene, settings)?;
         for _ in 0..streams {
@@ -63,7 +63,7 @@ impl How {
     }
 
     fn answers(self) -> usize {
-        if let How::NoWindow(streams) = self { streams } else { 1 }
+        if let Self::NoWindow(streams) = self { streams } else { 1 }
     }
 }
 

@@ -145,13 +145,13 @@ struct Clients {
 
 impl Clients {
     /// They keep their files in this folder.
-    fn new(dir: &Path) -> Result<Clients> {
+    fn new(dir: &Path) -> Result<Self> {
         let (ours, others) = (dir.join("clients"), dir.join("somebody"));
         std::fs::create_dir(&ours)?;
         std::fs::create_dir(&others)?;
         let authority = Authority::called("Clients of A", &ours)?;
         let foreign = Authority::called("Somebody", &others)?;
-        Ok(Clients {
+        Ok(Self {
             good: authority.client("rossi")?,
             expired: authority.expired_client("verdi")?,
             foreign: foreign.client("bianchi")?,

@@ -81,7 +81,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(_: &Stage, at: SocketAddrV4) -> Result<Server> {
+    fn start(_: &Stage, at: SocketAddrV4) -> Result<Self> {
         let left = Arc::new(AtomicUsize::new(0));
         let count = left.clone();
         let guest = format!("{GUEST}:{}", at.port());
@@ -104,7 +104,7 @@ impl Server {
                 _ => return peer.freeze(),
             }
         };
-        Ok(Server {
+        Ok(Self {
             fake: Fake::start(at, None, script)?,
             left,
         })
@@ -135,14 +135,14 @@ struct Head {
 }
 
 impl Head {
-    fn read(wire: &mut Wire) -> Result<Head> {
+    fn read(wire: &mut Wire) -> Result<Self> {
         let status = wire.line()?.split(' ').nth(1).context("no status")?.to_owned();
         let mut fields = Vec::new();
         loop {
             let line = wire.line()?;
             match line.split_once(':') {
                 Some((name, value)) => fields.push((name.to_ascii_lowercase(), value.trim().to_owned())),
-                None => return Ok(Head { status, fields }),
+                None => return Ok(Self { status, fields }),
             }
         }
     }

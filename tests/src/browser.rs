@@ -28,13 +28,13 @@ pub struct Browser {
 
 impl Browser {
     /// Starts one for which each of these names is at its address.
-    pub fn start(stage: &Stage, names: &[(&str, SocketAddrV4)]) -> Result<Browser> {
+    pub fn start(stage: &Stage, names: &[(&str, SocketAddrV4)]) -> Result<Self> {
         let dir = stage.dir("browser")?;
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let port = format!("--port={}", address.port());
         let mut driver = Child::spawn("chromedriver", "chromedriver", &[&port], &[], &dir.join("driver.log"))?;
         driver.wait_listening(&[address])?;
-        let mut browser = Browser {
+        let mut browser = Self {
             address,
             session: String::new(),
             _driver: driver,

@@ -42,12 +42,12 @@ pub struct Pair {
 
 impl Authority {
     /// Makes an authority that keeps its files in `dir`.
-    pub fn new(dir: &Path) -> Result<Authority> {
-        Authority::called("Portico development CA", dir)
+    pub fn new(dir: &Path) -> Result<Self> {
+        Self::called("Portico development CA", dir)
     }
 
     /// The same, with a name of its own.
-    pub fn called(name: &str, dir: &Path) -> Result<Authority> {
+    pub fn called(name: &str, dir: &Path) -> Result<Self> {
         let key = p256()?;
         let name = common_name(name)?;
         let mut cert = builder(&name, &key, 3650)?;
@@ -57,7 +57,7 @@ impl Authority {
         let id = SubjectKeyIdentifier::new().build(&cert.x509v3_context(None, None))?;
         cert.append_extension(id)?;
         cert.sign(&key, MessageDigest::sha256())?;
-        let authority = Authority {
+        let authority = Self {
             certificate: cert.build(),
             key,
             dir: dir.to_owned(),

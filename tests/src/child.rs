@@ -25,7 +25,7 @@ pub struct Child {
 
 impl Child {
     /// Starts it; what it prints is appended to `log`. If we die, even by SIGKILL, the kernel ends it.
-    pub fn spawn(name: &str, program: &str, args: &[&str], env: &[(&str, &str)], log: &Path) -> Result<Child> {
+    pub fn spawn(name: &str, program: &str, args: &[&str], env: &[(&str, &str)], log: &Path) -> Result<Self> {
         let out = OpenOptions::new().create(true).append(true).open(log)?;
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", program])
@@ -37,7 +37,7 @@ impl Child {
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {program}: try scripts/install"))?;
-        Ok(Child {
+        Ok(Self {
             name: name.to_owned(),
             process,
             log: log.to_owned(),

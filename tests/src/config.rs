@@ -190,32 +190,32 @@ pub enum Value {
 }
 
 impl From<&str> for Value {
-    fn from(one: &str) -> Value {
-        Value::One(one.to_owned())
+    fn from(one: &str) -> Self {
+        Self::One(one.to_owned())
     }
 }
 
 impl From<String> for Value {
-    fn from(one: String) -> Value {
-        Value::One(one)
+    fn from(one: String) -> Self {
+        Self::One(one)
     }
 }
 
 impl From<u16> for Value {
-    fn from(port: u16) -> Value {
-        Value::One(port.to_string())
+    fn from(port: u16) -> Self {
+        Self::One(port.to_string())
     }
 }
 
 impl From<&Path> for Value {
-    fn from(file: &Path) -> Value {
-        Value::File(file.to_owned())
+    fn from(file: &Path) -> Self {
+        Self::File(file.to_owned())
     }
 }
 
 impl<const N: usize> From<[&str; N]> for Value {
-    fn from(list: [&str; N]) -> Value {
-        Value::List(list.map(str::to_owned).to_vec())
+    fn from(list: [&str; N]) -> Self {
+        Self::List(list.map(str::to_owned).to_vec())
     }
 }
 
@@ -233,7 +233,7 @@ pub struct Directory {
 
 impl Directory {
     /// Sets an attribute of the global configuration.
-    pub fn config(&mut self, attribute: &str, value: impl Into<Value>) -> &mut Directory {
+    pub fn config(&mut self, attribute: &str, value: impl Into<Value>) -> &mut Self {
         self.config.insert(attribute.to_owned(), value.into());
         self
     }

@@ -43,12 +43,12 @@ pub struct Login<'a> {
 
 impl Dovecot {
     /// Starts one on `ip` with these users.
-    pub fn start(stage: &Stage, name: &str, ip: Ipv4Addr, pair: &Pair, users: &[Login]) -> Result<Dovecot> {
+    pub fn start(stage: &Stage, name: &str, ip: Ipv4Addr, pair: &Pair, users: &[Login]) -> Result<Self> {
         let ports = (stage.port()?, stage.port()?, stage.port()?, stage.port()?);
         let (imap, imaps, pop3, pop3s) = ports;
         let dir = stage.dir(name)?;
         let owner = mail_owner()?;
-        let mut dovecot = Dovecot {
+        let mut dovecot = Self {
             ip,
             imap,
             imaps,

@@ -34,10 +34,10 @@ impl Fake {
         address: impl Into<SocketAddr>,
         tls: Option<SslAcceptor>,
         script: impl Fn(&mut Peer) -> Result<()> + Send + Sync + 'static,
-    ) -> Result<Fake> {
+    ) -> Result<Self> {
         let address = address.into();
         let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
-        let fake = Fake {
+        let fake = Self {
             address,
             heard: Arc::default(),
             ended: Arc::default(),
@@ -84,12 +84,12 @@ impl Peer {
         tls: Option<SslAcceptor>,
         heard: Arc<Mutex<Vec<u8>>>,
         ended: Arc<AtomicBool>,
-    ) -> Result<Peer> {
+    ) -> Result<Self> {
         let stream: Box<dyn PeerStream> = match tls {
             Some(tls) => Box::new(tls.accept(tcp)?),
             None => Box::new(tcp),
         };
-        Ok(Peer {
+        Ok(Self {
             stream: BufReader::new(stream),
             heard,
             ended,

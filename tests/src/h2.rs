@@ -44,12 +44,12 @@ pub struct Raw {
 
 impl Raw {
     /// Begins on a connection that has agreed on HTTP/2, with requests for `host`.
-    pub fn over(mut wire: Wire, host: &str, settings: &[u8]) -> Result<Raw> {
+    pub fn over(mut wire: Wire, host: &str, settings: &[u8]) -> Result<Self> {
         ensure!(wire.alpn().as_deref() == Some("h2"), "no HTTP/2");
         wire.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
         wire.send(frame(SETTINGS, 0, 0, settings))?;
         let host = host.to_owned();
-        Ok(Raw { wire, next: 1, host })
+        Ok(Self { wire, next: 1, host })
     }
 
     /// Opens a stream with these fields behind the usual ones.
@@ -116,7 +116,7 @@ impl Raw {
     }
 
     /// Sends until the connection is ended from the other side; how many were sent.
-    pub fn flood(&mut self, most: usize, mut next: impl FnMut(&mut Raw) -> Vec<u8>) -> Result<usize> {
+    pub fn flood(&mut self, most: usize, mut next: impl FnMut(&mut Self) -> Vec<u8>) -> Result<usize> {
         for sent in 0..most {
             let frames = next(self);
             if self.wire.send(frames).is_err() {

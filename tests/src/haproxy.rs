@@ -35,12 +35,12 @@ pub struct HaProxy {
 
 impl HaProxy {
     /// Starts it with this configuration, which listens on these addresses.
-    pub fn start_with(stage: &Stage, config: &str, listens: &[SocketAddrV4]) -> Result<HaProxy> {
+    pub fn start_with(stage: &Stage, config: &str, listens: &[SocketAddrV4]) -> Result<Self> {
         let config = stage.file("haproxy/haproxy.cfg", config)?;
         let args = ["-db", "-f", config.to_str().context("path")?];
         let mut child = Child::spawn("haproxy", "haproxy", &args, &[], &config.with_file_name("output.log"))?;
         child.wait_listening(listens)?;
-        Ok(HaProxy { child })
+        Ok(Self { child })
     }
 
     /// Ends it as a power cut would.
@@ -49,9 +49,9 @@ impl HaProxy {
     }
 
     /// Starts it with these forwards; it connects from the address `source`.
-    pub fn start(stage: &Stage, source: Ipv4Addr, forwards: &[Forward]) -> Result<HaProxy> {
+    pub fn start(stage: &Stage, source: Ipv4Addr, forwards: &[Forward]) -> Result<Self> {
         let listens: Vec<SocketAddrV4> = forwards.iter().map(|w| w.from).collect();
-        HaProxy::start_with(stage, &config(source, forwards)?, &listens)
+        Self::start_with(stage, &config(source, forwards)?, &listens)
     }
 }
 

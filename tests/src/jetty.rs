@@ -30,7 +30,7 @@ pub struct Jetty {
 
 impl Jetty {
     /// Starts one that listens here, in clear text.
-    pub fn start(stage: &Stage, at: SocketAddrV4) -> Result<Jetty> {
+    pub fn start(stage: &Stage, at: SocketAddrV4) -> Result<Self> {
         let source = stage.file("Mailbox.java", SOURCE)?;
         let libraries = NEEDED.map(|name| format!("{LIBRARIES}/{name}.jar")).join(":");
         let (ip, port) = (at.ip().to_string(), at.port().to_string());
@@ -46,6 +46,6 @@ impl Jetty {
         let log = Path::new(&*source).with_extension("log");
         let mut child = Child::spawn("jetty", "java", &args, &[], &log)?;
         child.wait_listening(&[at])?;
-        Ok(Jetty { _child: child })
+        Ok(Self { _child: child })
     }
 }

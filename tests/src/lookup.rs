@@ -58,7 +58,7 @@ struct Place {
 
 impl LookupService {
     /// Starts one that knows the people of this town.
-    pub fn start(address: SocketAddrV4, town: &Town) -> Result<LookupService> {
+    pub fn start(address: SocketAddrV4, town: &Town) -> Result<Self> {
         let mut places = BTreeMap::new();
         for person in &town.people {
             let store = &town.stores[person.store];
@@ -78,7 +78,7 @@ impl LookupService {
             let names = person.aliases.iter().chain([&person.name, &person.id]);
             places.extend(names.map(|name| (name.to_lowercase(), place.clone())));
         }
-        let service = LookupService {
+        let service = Self {
             address,
             known: Arc::new(Known {
                 default_domain: "a.example".to_owned(),

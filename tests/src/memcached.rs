@@ -25,11 +25,11 @@ pub struct Memcached {
 
 impl Memcached {
     /// Starts an empty one.
-    pub fn start(stage: &Stage) -> Result<Memcached> {
+    pub fn start(stage: &Stage) -> Result<Self> {
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let log = stage.dir("memcached")?.join("output.log");
         let child = spawn(address, &log)?;
-        Ok(Memcached { address, child, log })
+        Ok(Self { address, child, log })
     }
 
     /// Where it listens.

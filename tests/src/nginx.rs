@@ -30,7 +30,7 @@ impl Nginx {
         [http, https]: [SocketAddrV4; 2],
         pair: &Pair,
         locations: &str,
-    ) -> Result<Nginx> {
+    ) -> Result<Self> {
         let dir = stage.dir(&format!("nginx-{name}"))?;
         let text = format!(
             "daemon off; worker_processes 1; pid {dir}/pid; error_log stderr warn; user root;\n\
@@ -48,7 +48,7 @@ impl Nginx {
         std::fs::write(dir.join("nginx.conf"), text)?;
         let addresses = [http, https];
         let child = spawn(&dir, &addresses)?;
-        Ok(Nginx { dir, addresses, child })
+        Ok(Self { dir, addresses, child })
     }
 
     /// Its folder, where it also logs its requests (`asked`).

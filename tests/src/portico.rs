@@ -32,13 +32,13 @@ pub struct Portico {
 
 impl Portico {
     /// Writes the two files and starts it, with `RUST_LOG` as given.
-    pub fn start(stage: &Stage, node: &Node, directory: &Directory, rust_log: &str) -> Result<Portico> {
-        Portico::start_in(stage, node, directory, &[("RUST_LOG", rust_log)])
+    pub fn start(stage: &Stage, node: &Node, directory: &Directory, rust_log: &str) -> Result<Self> {
+        Self::start_in(stage, node, directory, &[("RUST_LOG", rust_log)])
     }
 
     /// The same with this environment.
-    pub fn start_in(stage: &Stage, node: &Node, directory: &Directory, env: &[(&str, &str)]) -> Result<Portico> {
-        Portico::start_at(stage, "portico", node, directory, env)
+    pub fn start_in(stage: &Stage, node: &Node, directory: &Directory, env: &[(&str, &str)]) -> Result<Self> {
+        Self::start_at(stage, "portico", node, directory, env)
     }
 
     /// The same in a directory of this name, where there are several.
@@ -48,12 +48,12 @@ impl Portico {
         node: &Node,
         directory: &Directory,
         env: &[(&str, &str)],
-    ) -> Result<Portico> {
+    ) -> Result<Self> {
         let dir = stage.dir(name)?;
         std::fs::write(dir.join("portico.yaml"), node.yaml(&dir))?;
         write_secret(&dir.join("directory.yaml"), &directory.yaml())?;
         let child = spawn(&dir, node, "info", env)?;
-        Ok(Portico {
+        Ok(Self {
             dir,
             node: node.clone(),
             child,
@@ -191,8 +191,8 @@ impl Portico {
     }
 
     /// The same files with another process, which has taken over.
-    pub fn adopt(&self, child: Child) -> Portico {
-        Portico {
+    pub fn adopt(&self, child: Child) -> Self {
+        Self {
             dir: self.dir.clone(),
             node: self.node.clone(),
             child,

@@ -44,21 +44,21 @@ pub struct Kind<'a> {
 
 impl Slapd {
     /// Starts one with this content; `name` is that of its folder.
-    pub fn start(stage: &Stage, name: &str, directory: &Directory) -> Result<Slapd> {
-        Slapd::start_as(stage, name, Some(&directory.ldif()), &Kind::default())
+    pub fn start(stage: &Stage, name: &str, directory: &Directory) -> Result<Self> {
+        Self::start_as(stage, name, Some(&directory.ldif()), &Kind::default())
     }
 
     /// Starts a copy that follows this one and takes no changes itself.
-    pub fn replica(&self, stage: &Stage, name: &str) -> Result<Slapd> {
+    pub fn replica(&self, stage: &Stage, name: &str) -> Result<Self> {
         self.copy(stage, name, "type=refreshAndPersist")
     }
 
     /// Starts a copy as this one is now, which looks again in an hour.
-    pub fn late_replica(&self, stage: &Stage, name: &str) -> Result<Slapd> {
+    pub fn late_replica(&self, stage: &Stage, name: &str) -> Result<Self> {
         self.copy(stage, name, "type=refreshOnly interval=00:01:00:00")
     }
 
-    fn copy(&self, stage: &Stage, name: &str, how: &str) -> Result<Slapd> {
+    fn copy(&self, stage: &Stage, name: &str, how: &str) -> Result<Self> {
         let (url, (dn, password)) = (self.url(), ADMIN);
         let more = format!(
             "syncrepl rid=1 provider={url} {how} retry=\"1 +\" searchbase=\"\" bindmethod=simple \
@@ -68,11 +68,11 @@ impl Slapd {
             more,
             ..Kind::default()
         };
-        Slapd::start_as(stage, name, None, &kind)
+        Self::start_as(stage, name, None, &kind)
     }
 
     /// Starts one of this kind; `ldif` is its content.
-    pub fn start_as(stage: &Stage, name: &str, ldif: Option<&str>, kind: &Kind) -> Result<Slapd> {
+    pub fn start_as(stage: &Stage, name: &str, ldif: Option<&str>, kind: &Kind) -> Result<Self> {
         let dir = stage.dir(name)?;
         fs::create_dir_all(dir.join("db"))?;
         let conf = dir.join("slapd.conf");
@@ -94,7 +94,7 @@ impl Slapd {
         for (name, (_, password)) in [("admin.password", ADMIN), ("reader.password", READER)] {
             fs::write(dir.join(name), password)?;
         }
-        Ok(Slapd {
+        Ok(Self {
             dir,
             address,
             tls,

@@ -24,7 +24,7 @@ pub struct Stage {
 
 impl Stage {
     /// Makes the temporary directory.
-    pub fn new() -> Result<Stage> {
+    pub fn new() -> Result<Self> {
         allow_open_files()?;
         let mut dir = tempfile::Builder::new()
             .prefix("portico-")
@@ -33,15 +33,15 @@ impl Stage {
         dir.disable_cleanup(std::env::var_os("STAGE_KEEP").is_some());
         // Dovecot's processes are other users, where we are root.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        Ok(Stage {
+        Ok(Self {
             dir,
             ports: Mutex::new(Vec::new()),
         })
     }
 
     /// Plays a test; if it fails, shows the logs of all programs.
-    pub fn run(play: impl FnOnce(&Stage) -> Result<()>) -> Result<()> {
-        let stage = Stage::new()?;
+    pub fn run(play: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let stage = Self::new()?;
         let end = play(&stage);
         if end.is_err() {
             stage.show_logs();

@@ -38,13 +38,13 @@ pub struct Person {
 
 impl Person {
     /// A user without aliases. The same name always gets the same id.
-    pub fn new(name: &str, store: usize, password: impl AsRef<[u8]>) -> Person {
+    pub fn new(name: &str, store: usize, password: impl AsRef<[u8]>) -> Self {
         let hash: String = openssl::sha::sha256(name.as_bytes())[..4]
             .iter()
             .map(|b| format!("{b:02x}"))
             .collect();
         let id = format!("{hash}-2222-3333-4444-555555555555");
-        Person {
+        Self {
             name: name.to_owned(),
             id,
             store,
@@ -54,7 +54,7 @@ impl Person {
     }
 
     /// The same with another name.
-    pub fn alias(mut self, alias: &str) -> Person {
+    pub fn alias(mut self, alias: &str) -> Self {
         self.aliases.push(alias.to_owned());
         self
     }
@@ -121,7 +121,7 @@ pub type Ports = [u16; 6];
 
 impl Endpoints {
     /// Endpoints on 127.0.0.1 with these ports, or with any.
-    pub fn new(stage: &Stage, wanted: Option<Ports>) -> Result<Endpoints> {
+    pub fn new(stage: &Stage, wanted: Option<Ports>) -> Result<Self> {
         let endpoint = |at: usize| -> Result<SocketAddrV4> {
             let port = match wanted {
                 Some(ports) => stage.port_near(ports[at])?,
@@ -129,7 +129,7 @@ impl Endpoints {
             };
             Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
         };
-        Ok(Endpoints {
+        Ok(Self {
             http: endpoint(0)?,
             https: endpoint(1)?,
             imap: endpoint(2)?,
@@ -176,12 +176,12 @@ pub struct Town {
 
 impl Town {
     /// Starts the stores.
-    pub fn build(stage: &Stage, people: Vec<Person>) -> Result<Town> {
-        Town::build_with(stage, people, [None, None])
+    pub fn build(stage: &Stage, people: Vec<Person>) -> Result<Self> {
+        Self::build_with(stage, people, [None, None])
     }
 
     /// Starts the stores; Portico's endpoints, plain and behind a balancer, shall have these ports.
-    pub fn build_with(stage: &Stage, people: Vec<Person>, ports: [Option<Ports>; 2]) -> Result<Town> {
+    pub fn build_with(stage: &Stage, people: Vec<Person>, ports: [Option<Ports>; 2]) -> Result<Self> {
         let ca = Authority::new(&stage.dir("ca")?)?;
         let stores = [
             build_store(stage, &ca, 0, &people)?,
@@ -194,7 +194,7 @@ impl Town {
         ];
         secrets::plant(people.iter().flat_map(Person::secrets));
         secrets::plant(people.iter().map(|person| auth_token(&person.id).into_bytes()));
-        Ok(Town {
+        Ok(Self {
             locations: write_locations(stage, &stores[0])?,
             stores,
             people,

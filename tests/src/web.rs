@@ -72,7 +72,7 @@ impl WebBackend {
         pair: &Pair,
         accounts: Vec<Account>,
         mail: PathBuf,
-    ) -> Result<WebBackend> {
+    ) -> Result<Self> {
         let state = BackendState {
             name: name.to_owned(),
             mail,
@@ -82,11 +82,11 @@ impl WebBackend {
         };
         let http = SocketAddrV4::new(ip, stage.port()?);
         let https = SocketAddrV4::new(ip, stage.port()?);
-        WebBackend::open(state, http, https, pair)
+        Self::open(state, http, https, pair)
     }
 
     /// Starts one that only echoes, at these addresses.
-    pub fn echo(name: &str, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<WebBackend> {
+    pub fn echo(name: &str, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<Self> {
         let state = BackendState {
             name: name.to_owned(),
             mail: PathBuf::new(),
@@ -94,11 +94,11 @@ impl WebBackend {
             ready: AtomicBool::new(true),
             asked: AtomicUsize::new(0),
         };
-        WebBackend::open(state, http, https, pair)
+        Self::open(state, http, https, pair)
     }
 
-    fn open(state: BackendState, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<WebBackend> {
-        let mut backend = WebBackend {
+    fn open(state: BackendState, http: SocketAddrV4, https: SocketAddrV4, pair: &Pair) -> Result<Self> {
+        let mut backend = Self {
             http,
             https,
             state: Arc::new(state),

@@ -25,33 +25,33 @@ enum Link {
 
 impl Wire {
     /// Connects in clear text.
-    pub fn clear(to: impl Into<SocketAddr>) -> Result<Wire> {
+    pub fn clear(to: impl Into<SocketAddr>) -> Result<Self> {
         let to = to.into();
-        Wire::over(TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connecting to {to}"))?)
+        Self::over(TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connecting to {to}"))?)
     }
 
     /// Connects in clear text from a given address.
-    pub fn clear_from(from: IpAddr, to: SocketAddrV4) -> Result<Wire> {
+    pub fn clear_from(from: IpAddr, to: SocketAddrV4) -> Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
         socket
             .connect(&to.into())
             .with_context(|| format!("connecting from {from} to {to}"))?;
-        Wire::over(socket.into())
+        Self::over(socket.into())
     }
 
     /// Connects and starts TLS, asking for `name`.
-    pub fn tls(to: SocketAddrV4, tls: &SslConnector, name: &str) -> Result<Wire> {
-        Wire::clear(to)?.start_tls(tls, name)
+    pub fn tls(to: SocketAddrV4, tls: &SslConnector, name: &str) -> Result<Self> {
+        Self::clear(to)?.start_tls(tls, name)
     }
 
     /// Starts TLS on a connection in clear text. Verifies the certificate against `name`.
-    pub fn start_tls(self, tls: &SslConnector, name: &str) -> Result<Wire> {
+    pub fn start_tls(self, tls: &SslConnector, name: &str) -> Result<Self> {
         self.handshake(tls, name, true)
     }
 
     /// Starts TLS, asking for `name`, with a certificate for whatever name.
-    pub fn start_tls_any_name(self, tls: &SslConnector, name: &str) -> Result<Wire> {
+    pub fn start_tls_any_name(self, tls: &SslConnector, name: &str) -> Result<Self> {
         self.handshake(tls, name, false)
     }
 
@@ -209,17 +209,17 @@ impl Wire {
         Ok(line)
     }
 
-    fn over(tcp: TcpStream) -> Result<Wire> {
+    fn over(tcp: TcpStream) -> Result<Self> {
         tcp.set_read_timeout(Some(PATIENCE))?;
         tcp.set_write_timeout(Some(PATIENCE))?;
         tcp.set_nodelay(true)?;
-        Ok(Wire {
+        Ok(Self {
             link: Link::Clear(tcp),
             unread: Vec::new(),
         })
     }
 
-    fn handshake(self, tls: &SslConnector, name: &str, verify: bool) -> Result<Wire> {
+    fn handshake(self, tls: &SslConnector, name: &str, verify: bool) -> Result<Self> {
         ensure!(
             self.unread.is_empty(),
             "bytes before TLS: {:?}",
@@ -230,7 +230,7 @@ impl Wire {
         };
         let stream = tls.configure()?.verify_hostname(verify).connect(name, tcp);
         let stream = stream.map_err(|e| anyhow::anyhow!("TLS handshake asking for {name}: {e}"))?;
-        Ok(Wire {
+        Ok(Self {
             link: Link::Tls(Box::new(stream)),
             unread: Vec::new(),
         })

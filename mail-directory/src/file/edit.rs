@@ -56,8 +56,8 @@ struct Locked {
 
 impl YamlEditor {
     /// An editor of this file. Nothing is read yet.
-    pub fn new(path: &Path) -> YamlEditor {
-        YamlEditor {
+    pub fn new(path: &Path) -> Self {
+        Self {
             path: path.to_owned(),
             desk: Arc::default(),
         }
@@ -451,12 +451,12 @@ accounts:
     }
 
     impl Folder {
-        fn new(text: &str) -> Folder {
+        fn new(text: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("d.yaml");
             fs::write(&path, text).unwrap();
             fs::write(dir.path().join("k.pem"), KEY).unwrap();
-            Folder {
+            Self {
                 editor: YamlEditor::new(&path),
                 dir,
             }

@@ -29,7 +29,7 @@ pub(super) type Refused = String;
 /// Something new.
 enum New<'a> {
     Values(&'a [String]),
-    Mapping(Vec<(&'a str, New<'a>)>),
+    Mapping(Vec<(&'a str, Self)>),
 }
 
 /// Replaces the values `before` by `after`; an empty `before` means a new line, an empty `after` no line.

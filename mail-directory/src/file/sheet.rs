@@ -118,7 +118,7 @@ pub(super) struct Reading {
 
 impl Reading {
     /// With the accounts, or without them. Fails only where there is no tree.
-    pub(super) fn of(text: &str, path: &Path, with_accounts: bool) -> Result<Reading, EditError> {
+    pub(super) fn of(text: &str, path: &Path, with_accounts: bool) -> Result<Self, EditError> {
         let (mut reader, mut problems, mut passed) = (Reader::default(), Problems::new(), 0);
         let document = Document::parse_each(text, path, ACCOUNTS, &mut |name, node| match with_accounts {
             true => reader.account(name, node, &mut problems),
@@ -139,7 +139,7 @@ impl Reading {
             }
             Accounts::index(&system, &reader.accounts, &mut problems)
         });
-        Ok(Reading {
+        Ok(Self {
             entries,
             system,
             accounts,
@@ -283,13 +283,13 @@ enum Tried {
 }
 
 impl Sheet {
-    pub(super) fn read(text: String, path: &Path, with_accounts: bool) -> Result<Sheet, EditError> {
+    pub(super) fn read(text: String, path: &Path, with_accounts: bool) -> Result<Self, EditError> {
         let reading = Reading::of(&text, path, with_accounts)?;
-        Ok(Sheet::new(text, path, reading))
+        Ok(Self::new(text, path, reading))
     }
 
-    fn new(text: String, path: &Path, reading: Reading) -> Sheet {
-        Sheet {
+    fn new(text: String, path: &Path, reading: Reading) -> Self {
+        Self {
             path: path.to_owned(),
             base: text,
             pieces: BTreeMap::new(),
@@ -309,7 +309,7 @@ impl Sheet {
     pub(super) fn with_accounts(&mut self) -> Result<(), EditError> {
         if self.reading.accounts.is_none() {
             let text = self.proved()?;
-            *self = Sheet::read(text, &self.path, true)?;
+            *self = Self::read(text, &self.path, true)?;
         }
         Ok(())
     }
@@ -407,7 +407,7 @@ impl Sheet {
     pub(super) fn in_the_whole(&mut self, edit: Edit<'_>) -> Result<bool, EditError> {
         if !self.pieces.is_empty() || self.reading.accounts.is_none() {
             let text = self.proved()?;
-            *self = Sheet::read(text, &self.path, true)?;
+            *self = Self::read(text, &self.path, true)?;
         }
         let before = self.reading.entries.get(&edit.key()).cloned();
         let after = edit.after(&self.reading)?;
@@ -419,7 +419,7 @@ impl Sheet {
         wanted.remove(&edit.key());
         wanted.extend(after.map(|after| (edit.key(), Arc::new(after))));
         let reading = prove(&new, &wanted, &self.reading, &self.path)?;
-        *self = Sheet::new(new, &self.path, reading);
+        *self = Self::new(new, &self.path, reading);
         Ok(true)
     }
 
@@ -536,7 +536,7 @@ impl Sheet {
 }
 
 impl Lines {
-    fn of(text: &str, reading: &Reading) -> Lines {
+    fn of(text: &str, reading: &Reading) -> Self {
         let mut starts = vec![0];
         let mut at = 0;
         while let Some(end) = text[at..].find(BREAKS) {
@@ -554,7 +554,7 @@ impl Lines {
             lines.sort_unstable();
             lines.dedup();
         }
-        Lines { starts, of_kind }
+        Self { starts, of_kind }
     }
 }
 

@@ -75,8 +75,8 @@ struct Draft {
 
 impl LdapEditor {
     /// An editor of this directory, with the bind account of the settings. Nothing is connected yet.
-    pub fn new(settings: &Settings) -> LdapEditor {
-        LdapEditor {
+    pub fn new(settings: &Settings) -> Self {
+        Self {
             pool: Pool::new(settings),
             connector: Arc::new(Connector::new(settings)),
             urls: settings.urls.clone(),
@@ -362,10 +362,10 @@ impl Editor for LdapEditor {
 }
 
 impl Draft {
-    fn new(dn: String, classes: &[&str], given: &Entry) -> Draft {
+    fn new(dn: String, classes: &[&str], given: &Entry) -> Self {
         let classes = classes.iter().map(|class| (*class).to_owned()).collect();
         let given = given.iter().map(|(name, values)| (name.to_owned(), values.to_vec()));
-        Draft {
+        Self {
             dn,
             attributes: std::iter::once(("objectClass".to_owned(), classes))
                 .chain(given)
@@ -405,11 +405,9 @@ enum Refusal {
 }
 
 impl From<Refusal> for EditError {
-    fn from(refusal: Refusal) -> EditError {
+    fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Elsewhere(why) => {
-                EditError::Failed(format!("no server takes the change; the last one said: {why}"))
-            }
+            Refusal::Elsewhere(why) => Self::Failed(format!("no server takes the change; the last one said: {why}")),
             Refusal::Raced(error) | Refusal::Final(error) => error,
         }
     }

@@ -107,10 +107,10 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(settings: &Settings) -> Pool {
+    pub(super) fn new(settings: &Settings) -> Self {
         let connector = Arc::new(Connector::new(settings));
         let server = |url: &Url| Server::new(url.clone(), connector.clone());
-        Pool {
+        Self {
             servers: settings.urls.iter().map(server).collect(),
             questions: Semaphore::new(QUESTIONS),
             timeout: settings.timeout,
@@ -182,12 +182,12 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(settings: &Settings) -> Connector {
+    pub(super) fn new(settings: &Settings) -> Self {
         let mut conn = LdapConnSettings::new().set_starttls(settings.starttls);
         if let Some(connector) = &settings.trust.0 {
             conn = conn.set_connector(connector.clone());
         }
-        Connector {
+        Self {
             settings: conn,
             bind: settings.bind.clone(),
         }
@@ -285,8 +285,8 @@ struct ServerHealth {
 }
 
 impl Server {
-    fn new(url: Url, connector: Arc<Connector>) -> Server {
-        Server {
+    fn new(url: Url, connector: Arc<Connector>) -> Self {
+        Self {
             url,
             connector,
             slots: std::array::from_fn(|_| Mutex::default()),
@@ -582,12 +582,10 @@ fn next_page(result: &LdapResult) -> Vec<u8> {
 }
 
 impl From<ldap3::LdapError> for LdapError {
-    fn from(error: ldap3::LdapError) -> LdapError {
+    fn from(error: ldap3::LdapError) -> Self {
         match error {
-            ldap3::LdapError::FilterParsing | ldap3::LdapError::LdapResult { .. } => {
-                LdapError::Refused(error.to_string())
-            }
-            _ => LdapError::Broken(error.to_string()),
+            ldap3::LdapError::FilterParsing | ldap3::LdapError::LdapResult { .. } => Self::Refused(error.to_string()),
+            _ => Self::Broken(error.to_string()),
         }
     }
 }

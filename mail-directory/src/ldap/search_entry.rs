@@ -20,7 +20,7 @@ pub(super) struct SearchEntry {
 impl SearchEntry {
     /// `None` for what is no entry, or none that can be read. Values that are not UTF-8 are left out: no
     /// attribute with a meaning here can have one.
-    pub(super) fn of(result: ResultEntry) -> Option<SearchEntry> {
+    pub(super) fn of(result: ResultEntry) -> Option<Self> {
         let mut parts = result
             .0
             .match_id(SEARCH_RESULT_ENTRY)?
@@ -35,7 +35,7 @@ impl SearchEntry {
             let values = values.filter_map(|value| String::from_utf8(value.expect_primitive()?).ok());
             attributes.push((name, values.collect()));
         }
-        Some(SearchEntry { dn, attributes })
+        Some(Self { dn, attributes })
     }
 
     /// All values of an attribute.

@@ -330,8 +330,8 @@ const PORT_ATTRIBUTES: [&Attribute; 7] = [
 ];
 
 impl Version {
-    fn of(found: &SearchEntry) -> Version {
-        Version {
+    fn of(found: &SearchEntry) -> Self {
+        Self {
             csn: found.first(ENTRY_CSN).map(str::to_owned),
             modified: found.first(MODIFIED).map(str::to_owned),
         }
@@ -339,11 +339,11 @@ impl Version {
 }
 
 impl Record {
-    fn of(kind: EntryKind, found: SearchEntry, before: &System) -> Record {
+    fn of(kind: EntryKind, found: SearchEntry, before: &System) -> Self {
         let version = Version::of(&found);
         let mut entry = found.into_entry(kind);
         let problems = mend(&mut entry, kind, before);
-        Record {
+        Self {
             kind,
             version,
             entry,

@@ -38,8 +38,8 @@ pub(super) enum Since {
 
 impl SyncPoint {
     /// Asks the server. `holds` says whether entries of the mail system stand under a naming context.
-    pub(super) async fn read(pool: &Pool, holds: impl Fn(&str) -> bool) -> Result<SyncPoint, LdapError> {
-        let clock = SyncPoint::Clock(Timestamp::now());
+    pub(super) async fn read(pool: &Pool, holds: impl Fn(&str) -> bool) -> Result<Self, LdapError> {
+        let clock = Self::Clock(Timestamp::now());
         let root = base(pool, "").await?;
         let mut csns = Vec::new();
         for context in root.values(NAMING_CONTEXTS).iter().filter(|context| holds(context)) {
@@ -56,11 +56,11 @@ impl SyncPoint {
         }
         match csns.is_empty() {
             true => Ok(clock),
-            false => Ok(SyncPoint::of(csns)),
+            false => Ok(Self::of(csns)),
         }
     }
 
-    fn of(csns: Vec<String>) -> SyncPoint {
+    fn of(csns: Vec<String>) -> Self {
         let mut last = BTreeMap::new();
         for csn in csns {
             let server = server_of(&csn).to_owned();
@@ -69,14 +69,14 @@ impl SyncPoint {
                 *known = csn;
             }
         }
-        SyncPoint::Csn(last)
+        Self::Csn(last)
     }
 
     /// What may have changed between `before` and these.
-    pub(super) fn since(&self, before: &SyncPoint) -> Since {
-        let (SyncPoint::Csn(before), SyncPoint::Csn(now)) = (before, self) else {
+    pub(super) fn since(&self, before: &Self) -> Since {
+        let (Self::Csn(before), Self::Csn(now)) = (before, self) else {
             return match (before, self) {
-                (SyncPoint::Clock(before), SyncPoint::Clock(_)) => Since::Csn(csn_of(*before - SKEW)),
+                (Self::Clock(before), Self::Clock(_)) => Since::Csn(csn_of(*before - SKEW)),
                 _ => Since::Unknown,
             };
         };
@@ -95,8 +95,8 @@ impl SyncPoint {
     /// Whether a change was there already when these were read.
     pub(super) fn has_seen(&self, csn: &str) -> bool {
         match self {
-            SyncPoint::Csn(last) => last.get(server_of(csn)).is_some_and(|last| csn <= last.as_str()),
-            SyncPoint::Clock(_) => false,
+            Self::Csn(last) => last.get(server_of(csn)).is_some_and(|last| csn <= last.as_str()),
+            Self::Clock(_) => false,
         }
     }
 }

@@ -63,7 +63,7 @@ pub(crate) struct Pair {
 
 impl Spot {
     /// The outermost node; `None` in a text without any, or one that cannot be understood.
-    pub(crate) fn root(text: &str) -> Option<Spot> {
+    pub(crate) fn root(text: &str) -> Option<Self> {
         Walk {
             text,
             bytes: byte_offsets(text),

@@ -76,7 +76,7 @@ impl Problems {
     /// One error about a file as a whole, or one of its lines.
     pub fn of_file(file: &Path, line: Option<usize>, message: impl Into<String>) -> Self {
         let file = Some(Arc::from(file));
-        Problems(vec![Problem {
+        Self(vec![Problem {
             file,
             line,
             key: String::new(),
@@ -91,7 +91,7 @@ impl Problems {
     }
 
     /// Adds all of `other`.
-    pub fn extend(&mut self, other: Problems) {
+    pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
@@ -127,7 +127,7 @@ impl Problems {
     }
 
     /// `value` if there is no error, with the warnings; else all problems.
-    pub fn or<T>(self, value: T) -> Result<(T, Problems), Problems> {
+    pub fn or<T>(self, value: T) -> Result<(T, Self), Self> {
         if self.has_errors() {
             return Err(self);
         }

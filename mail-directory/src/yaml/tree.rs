@@ -44,8 +44,8 @@ pub(super) enum NodeContent {
 impl NodeContent {
     pub(super) fn children(&self) -> &[usize] {
         match self {
-            NodeContent::Scalar { .. } => &[],
-            NodeContent::Sequence(children) | NodeContent::Mapping { entries: children, .. } => children,
+            Self::Scalar { .. } => &[],
+            Self::Sequence(children) | Self::Mapping { entries: children, .. } => children,
         }
     }
 }
@@ -109,7 +109,7 @@ pub(super) struct Built {
 pub(super) type Failed = (usize, String);
 
 impl<'s> Builder<'s> {
-    pub(super) fn passing(passing: Passing<'s>) -> Builder<'s> {
+    pub(super) fn passing(passing: Passing<'s>) -> Self {
         Builder {
             passing: Some(passing),
             ..Builder::default()

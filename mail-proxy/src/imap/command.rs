@@ -27,10 +27,10 @@ impl Tag {
     /// ASTRING-CHAR    = ATOM-CHAR / "]"
     /// ```
     /// Anything else is never echoed: the peer may speak HTTP, or make a browser do so.
-    pub(crate) fn parse(text: &[u8]) -> Option<Tag> {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let good = |byte: &u8| byte.is_ascii_graphic() && !b"(){%*\"\\+".contains(byte);
         let valid = (1..=MAX_TAG).contains(&text.len()) && text.iter().all(good);
-        valid.then(|| Tag(text.iter().copied().map(char::from).collect()))
+        valid.then(|| Self(text.iter().copied().map(char::from).collect()))
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -52,21 +52,21 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    const ALL: [(&'static str, Verb); 7] = [
-        ("CAPABILITY", Verb::Capability),
-        ("NOOP", Verb::Noop),
-        ("LOGOUT", Verb::Logout),
-        ("STARTTLS", Verb::StartTls),
-        ("ID", Verb::Id),
-        ("LOGIN", Verb::Login),
-        ("AUTHENTICATE", Verb::Authenticate),
+    const ALL: [(&'static str, Self); 7] = [
+        ("CAPABILITY", Self::Capability),
+        ("NOOP", Self::Noop),
+        ("LOGOUT", Self::Logout),
+        ("STARTTLS", Self::StartTls),
+        ("ID", Self::Id),
+        ("LOGIN", Self::Login),
+        ("AUTHENTICATE", Self::Authenticate),
     ];
 
-    fn parse(name: &[u8]) -> Verb {
-        let known = Verb::ALL
+    fn parse(name: &[u8]) -> Self {
+        let known = Self::ALL
             .iter()
             .find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()));
-        known.map_or(Verb::Unknown, |(_, verb)| *verb)
+        known.map_or(Self::Unknown, |(_, verb)| *verb)
     }
 }
 
@@ -103,7 +103,7 @@ impl<'a> Request<'a> {
     /// ```text
     /// command = tag SP command-any CRLF       ; RFC 9051 section 9
     /// ```
-    pub(crate) fn parse(bytes: &'a [u8], extent: Extent) -> Request<'a> {
+    pub(crate) fn parse(bytes: &'a [u8], extent: Extent) -> Self {
         let bytes = match extent {
             Extent::Whole => without_line_end(bytes),
             Extent::UpToLiteral => bytes,

@@ -75,8 +75,8 @@ struct Capabilities {
 
 impl ImapUpstream {
     /// A machine for a new connection.
-    pub fn new(intro: Introduction) -> ImapUpstream {
-        UpstreamDriver::speaking(ImapDialogue {
+    pub fn new(intro: Introduction) -> Self {
+        Self::speaking(ImapDialogue {
             intro,
             state: State::Banner,
             can: None,
@@ -411,14 +411,14 @@ enum Condition {
 }
 
 impl Condition {
-    fn parse(text: &[u8]) -> Condition {
+    fn parse(text: &[u8]) -> Self {
         match word(text).to_ascii_uppercase().as_slice() {
-            b"OK" => Condition::Ok,
-            b"NO" => Condition::No,
-            b"BAD" => Condition::Bad,
-            b"BYE" => Condition::Bye,
-            b"PREAUTH" => Condition::Preauth,
-            _ => Condition::Other,
+            b"OK" => Self::Ok,
+            b"NO" => Self::No,
+            b"BAD" => Self::Bad,
+            b"BYE" => Self::Bye,
+            b"PREAUTH" => Self::Preauth,
+            _ => Self::Other,
         }
     }
 }
@@ -427,12 +427,12 @@ impl Capabilities {
     /// ```text
     /// resp-text = ["[" resp-text-code "]" SP] text; resp-text-code =/ "CAPABILITY" *(SP capability)  ; RFC 9051 section 9
     /// ```
-    fn of_greeting(greeting: &[u8]) -> Option<Capabilities> {
-        has_code(greeting, "CAPABILITY").then(|| Capabilities::parse(code(greeting).unwrap_or_default()))
+    fn of_greeting(greeting: &[u8]) -> Option<Self> {
+        has_code(greeting, "CAPABILITY").then(|| Self::parse(code(greeting).unwrap_or_default()))
     }
 
-    fn parse(list: &str) -> Capabilities {
-        let mut can = Capabilities::default();
+    fn parse(list: &str) -> Self {
+        let mut can = Self::default();
         for word in list.split_ascii_whitespace() {
             match word.to_ascii_uppercase().as_str() {
                 "LITERAL+" => can.literal_plus = true,

@@ -38,8 +38,8 @@ enum State {
 
 impl Pop3Upstream {
     /// A machine for a new connection.
-    pub fn new(intro: Introduction) -> Pop3Upstream {
-        UpstreamDriver::speaking(Pop3Dialogue {
+    pub fn new(intro: Introduction) -> Self {
+        Self::speaking(Pop3Dialogue {
             intro,
             state: State::Banner,
         })
@@ -174,12 +174,12 @@ enum Indicator {
 }
 
 impl Indicator {
-    fn parse(line: &[u8]) -> Indicator {
+    fn parse(line: &[u8]) -> Self {
         match line.split(|&byte| byte == b' ').next().unwrap_or_default() {
-            b"+OK" => Indicator::Ok,
-            b"-ERR" => Indicator::Err,
-            b"+" => Indicator::Invitation,
-            _ => Indicator::Other,
+            b"+OK" => Self::Ok,
+            b"-ERR" => Self::Err,
+            b"+" => Self::Invitation,
+            _ => Self::Other,
         }
     }
 }

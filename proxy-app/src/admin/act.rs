@@ -8,7 +8,7 @@ use axum::{Extension, Json};
 use mail_directory::Losses;
 use mail_proxy::audit::{Event, Record};
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
@@ -41,7 +41,7 @@ pub struct ReloadResult {
 }
 
 /// How to reload.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ReloadQuery {
     /// Accept a directory that has no server or no domain any more.

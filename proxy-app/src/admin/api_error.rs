@@ -21,8 +21,8 @@ pub struct ApiError {
 
 impl ApiError {
     /// A failure with one reason.
-    pub fn new(status: StatusCode, error: impl Into<String>) -> ApiError {
-        ApiError {
+    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self {
             error: error.into(),
             problems: Vec::new(),
             status,
@@ -30,8 +30,8 @@ impl ApiError {
     }
 
     /// The request makes no sense.
-    pub fn bad(error: impl Into<String>) -> ApiError {
-        ApiError::new(StatusCode::BAD_REQUEST, error)
+    pub fn bad(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
     }
 }
 

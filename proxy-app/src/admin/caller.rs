@@ -41,9 +41,9 @@ impl fmt::Display for Caller {
     /// As the audit log has it: `uid 0`, or address and port.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Caller::Socket { uid: Some(uid) } => write!(f, "uid {uid}"),
-            Caller::Socket { uid: None } => f.write_str("socket"),
-            Caller::Http { address } => write!(f, "{address}"),
+            Self::Socket { uid: Some(uid) } => write!(f, "uid {uid}"),
+            Self::Socket { uid: None } => f.write_str("socket"),
+            Self::Http { address } => write!(f, "{address}"),
         }
     }
 }

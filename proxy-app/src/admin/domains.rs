@@ -16,7 +16,7 @@ use mail_directory::edit::{Act, Change, EntryKind, changed};
 use mail_directory::{Entry, Secret, System, View, names};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::Instant;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
@@ -80,7 +80,7 @@ pub struct VirtualHostName {
 }
 
 /// Which domains.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct DomainQuery {
     /// Only those with this text in their name or a virtual host name.
@@ -158,7 +158,7 @@ fn kept_in(config: &Config) -> String {
 }
 
 impl Domain {
-    fn new(system: &System, store: &CertStore, domain: &View<'_>) -> Domain {
+    fn new(system: &System, store: &CertStore, domain: &View<'_>) -> Self {
         let own = store.of_domain(domain.name());
         let virtual_hosts: Vec<VirtualHostName> = domain
             .list(&a::VIRTUAL_HOSTNAME)
@@ -168,7 +168,7 @@ impl Domain {
         let uncovered = virtual_hosts.iter().filter(|host| !host.covered);
         let target = domain.text(&a::DOMAIN_ALIAS_TARGET_ID);
         let alias_of = target.and_then(|id| system.domain_by_id(id));
-        Domain {
+        Self {
             name: domain.name().to_owned(),
             alias_of: alias_of.map(|target| target.name().to_owned()),
             uncovered: uncovered.map(|host| host.name.clone()).collect(),
@@ -180,17 +180,11 @@ impl Domain {
 }
 
 impl VirtualHostName {
-    fn new(
-        system: &System,
-        store: &CertStore,
-        domain: &str,
-        own: Option<&Arc<CertKey>>,
-        name: &str,
-    ) -> VirtualHostName {
+    fn new(system: &System, store: &CertStore, domain: &str, own: Option<&Arc<CertKey>>, name: &str) -> Self {
         let shown = store.of_name(name);
         let is = |other: Option<&Arc<CertKey>>| shown.zip(other).is_some_and(|(one, other)| Arc::ptr_eq(one, other));
         let owner = system.domain_by_host(name).map(|owner| owner.name().to_owned());
-        VirtualHostName {
+        Self {
             name: name.to_owned(),
             shown: match shown {
                 None => "none",
@@ -278,7 +272,7 @@ impl NewNames {
     }
 
     fn acts(self) -> Vec<Act> {
-        let NewNames { virtual_hosts, before } = self;
+        let Self { virtual_hosts, before } = self;
         let Some(before) = before else {
             return vec![Act::Replace(virtual_hosts)];
         };

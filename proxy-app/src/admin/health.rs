@@ -99,13 +99,13 @@ pub async fn upstreams(State(env): State<Arc<AdminEnv>>) -> Json<Upstreams> {
 }
 
 impl UpstreamState {
-    fn new(group: &str, state: groups::ServerState) -> UpstreamState {
+    fn new(group: &str, state: groups::ServerState) -> Self {
         let health = match state.health {
             Health::Up => "up",
             Health::NotReady => "not_ready",
             Health::Unreachable => "unreachable",
         };
-        UpstreamState {
+        Self {
             group: group.to_owned(),
             server: state.server,
             address: state.address.to_string(),
@@ -222,11 +222,11 @@ pub async fn certificates(State(env): State<Arc<AdminEnv>>) -> Json<Certificates
 
 impl Certificate {
     /// The facts of a certificate.
-    pub fn new(used_for: String, pair: &CertKey) -> Certificate {
+    pub fn new(used_for: String, pair: &CertKey) -> Self {
         let leaf = pair.leaf();
         let names = leaf.subject_alt_names().into_iter().flatten();
         let fingerprint = pair.fingerprint();
-        Certificate {
+        Self {
             used_for,
             subject: distinguished(leaf.subject_name()),
             issuer: distinguished(leaf.issuer_name()),

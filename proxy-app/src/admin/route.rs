@@ -12,7 +12,7 @@ use route_cache::{
     UpstreamTls,
 };
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
@@ -43,16 +43,16 @@ pub enum LoginProtocol {
 impl LoginProtocol {
     fn service(self) -> Service {
         match self {
-            LoginProtocol::Imap => Service::Imap,
-            LoginProtocol::Pop3 => Service::Pop3,
-            LoginProtocol::Web => Service::Web,
-            LoginProtocol::Admin => Service::Admin,
+            Self::Imap => Service::Imap,
+            Self::Pop3 => Service::Pop3,
+            Self::Web => Service::Web,
+            Self::Admin => Service::Admin,
         }
     }
 }
 
 /// The login to explain, and where it comes from.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ExplainQuery {
     /// The login as typed, or a `zimbraId`.
@@ -236,7 +236,7 @@ fn is_id(text: &str) -> bool {
 }
 
 impl Explained {
-    fn new(login: String, suffix: Option<&str>, explanation: Explanation, generation: u64) -> Explained {
+    fn new(login: String, suffix: Option<&str>, explanation: Explanation, generation: u64) -> Self {
         let tiers: Vec<TierAnswer> = explanation.tiers.into_iter().map(TierAnswer::new).collect();
         let (account, no_account) = match explanation.account {
             AccountReport::Found(found) => {
@@ -257,7 +257,7 @@ impl Explained {
             Ok(route) => (Some(ExplainedRoute::new(&route, &tiers)), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        Explained {
+        Self {
             login,
             suffix: suffix.map(str::to_owned),
             name: explanation.name,
@@ -274,7 +274,7 @@ impl Explained {
 }
 
 impl DomainOf {
-    fn new(domain: NameDomain) -> DomainOf {
+    fn new(domain: NameDomain) -> Self {
         let (found_by, because) = match domain.by {
             FoundBy::Given => ("given", "it was typed".to_owned()),
             FoundBy::VirtualHost(host) => (
@@ -288,7 +288,7 @@ impl DomainOf {
             FoundBy::Default => ("default", "it is the default (zimbraDefaultDomainName)".to_owned()),
             FoundBy::Service => ("service", "a lookup service finds it".to_owned()),
         };
-        DomainOf {
+        Self {
             name: domain.name,
             found_by: found_by.to_owned(),
             because,
@@ -299,14 +299,14 @@ impl DomainOf {
 }
 
 impl TierAnswer {
-    fn new(tier: TierReport) -> TierAnswer {
+    fn new(tier: TierReport) -> Self {
         let (says, account, server, why) = match tier.answer {
             AnswerKind::Nothing => ("nothing", None, None, None),
             AnswerKind::Account { name, server } => ("account", Some(name), server, None),
             AnswerKind::Nobody => ("nobody", None, None, None),
             AnswerKind::Failed(why) => ("failed", None, None, Some(why)),
         };
-        TierAnswer {
+        Self {
             tier: tier.tier.name().to_owned(),
             says: says.to_owned(),
             account,
@@ -318,9 +318,9 @@ impl TierAnswer {
 }
 
 impl ExplainedRoute {
-    fn new(route: &Route, tiers: &[TierAnswer]) -> ExplainedRoute {
+    fn new(route: &Route, tiers: &[TierAnswer]) -> Self {
         let tier = route.tier.name();
-        ExplainedRoute {
+        Self {
             login: route.login.to_string(),
             server: route.server.to_string(),
             host: route.host.to_string(),

@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use mail_proxy::Proto;
 
@@ -132,7 +132,7 @@ pub async fn generations(State(env): State<Arc<AdminEnv>>) -> Json<Generations> 
 }
 
 /// Which sessions.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct SessionQuery {
     /// Only those with this text in their id, protocol, client address, user, account or server; case is ignored.
@@ -197,10 +197,10 @@ pub struct OneLogin {
 }
 
 impl OneSession {
-    fn of(session: &Session) -> OneSession {
+    fn of(session: &Session) -> Self {
         let facts = &session.facts;
         let (bytes_in, bytes_out) = facts.handle.bytes();
-        OneSession {
+        Self {
             session: facts.id.clone(),
             proto: facts.proto.to_string(),
             tls: facts.tls.is_some(),
@@ -372,7 +372,7 @@ fn drained(env: &AdminEnv) -> Drained {
 }
 
 /// Which logins.
-#[derive(Debug, Default, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct LoginQuery {
     /// Only those of this user: the login as typed, or the account's name.

@@ -18,8 +18,8 @@ pub struct Turns {
 }
 
 impl Default for Turns {
-    fn default() -> Turns {
-        Turns {
+    fn default() -> Self {
+        Self {
             changes: Arc::new(Semaphore::new(4)),
             storing: Mutex::default(),
             lists: Arc::new(Semaphore::new(4)),

@@ -31,8 +31,8 @@ use crate::upstream::groups::Groups;
 pub struct InForce<T>(Arc<ArcSwap<T>>);
 
 impl<T> InForce<T> {
-    pub(super) fn new(value: T) -> InForce<T> {
-        InForce(Arc::new(ArcSwap::from_pointee(value)))
+    pub(super) fn new(value: T) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(value)))
     }
 
     pub(super) fn store(&self, value: Arc<T>) {
@@ -51,8 +51,8 @@ impl<T> InForce<T> {
 }
 
 impl<T> Clone for InForce<T> {
-    fn clone(&self) -> InForce<T> {
-        InForce(self.0.clone())
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
@@ -65,8 +65,8 @@ pub struct RefusalLog {
 }
 
 impl RefusalLog {
-    pub(super) fn new(metrics: Arc<Metrics>, audit: Arc<dyn Audit>, snapshot: InForce<Snapshot>) -> RefusalLog {
-        RefusalLog {
+    pub(super) fn new(metrics: Arc<Metrics>, audit: Arc<dyn Audit>, snapshot: InForce<Snapshot>) -> Self {
+        Self {
             metrics,
             audit,
             snapshot,

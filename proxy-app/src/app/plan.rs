@@ -40,7 +40,7 @@ impl Plan {
     ///
     /// # Errors
     /// All problems at once. With a valid configuration the second value holds its warnings.
-    pub fn load(path: &Path) -> Result<(Plan, Problems), Problems> {
+    pub fn load(path: &Path) -> Result<(Self, Problems), Problems> {
         let (config, mut problems) = Config::load(path)?;
         let (directory, warnings) = match open_directory(&config.directory.source) {
             Ok(opened) => opened,
@@ -85,7 +85,7 @@ impl Plan {
             problems.push(problem("directory.lookup.ca_file", error));
             None
         });
-        let plan = Plan {
+        let plan = Self {
             config,
             path: path.to_owned(),
             listeners,

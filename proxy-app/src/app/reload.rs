@@ -70,7 +70,7 @@ impl App {
     }
 
     /// Reads files and checks certificates off the runtime, whose threads serve clients.
-    async fn off_the_runtime<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&App) -> T + Send + 'static) -> T {
+    async fn off_the_runtime<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
         let app = self.clone();
         result_of(tokio::task::spawn_blocking(move || work(&app))).await
     }
@@ -125,7 +125,7 @@ impl App {
 
     /// Opens the log files again at their paths; returns those that cannot be opened.
     pub async fn reopen(self: &Arc<Self>) -> Problems {
-        self.off_the_runtime(App::reopen_now).await
+        self.off_the_runtime(Self::reopen_now).await
     }
 
     fn reopen_now(&self) -> Problems {
@@ -178,7 +178,7 @@ impl App {
 
     /// Takes changes of the files of locations over as they come.
     async fn follow_locations(self: &Arc<Self>) {
-        let look = |app: &App| match app.locations.has_changed() {
+        let look = |app: &Self| match app.locations.has_changed() {
             true => app.reload_locations("the locations changed"),
             false => Ok(()),
         };

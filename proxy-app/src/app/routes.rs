@@ -47,7 +47,7 @@ impl Routes {
         directory: Arc<dyn Directory>,
         dns: &Arc<DnsCache>,
         trust: Option<Arc<UpstreamTrust>>,
-    ) -> Routes {
+    ) -> Self {
         let cache = &config.route_cache;
         let settings = route_cache::Settings {
             node: config.node.clone(),
@@ -84,7 +84,7 @@ impl Routes {
             });
             routes = routes.with_lookup(Services::new(settings, dial, book.clone()));
         }
-        Routes {
+        Self {
             cache: Arc::new(routes),
             book,
             lookup_trust,

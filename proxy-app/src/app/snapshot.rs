@@ -289,7 +289,7 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
             greeting: if imap_banner {
                 format!("{name} {version} IMAP4 ready")
             } else {
-                imap_default.greeting.clone()
+                imap_default.greeting
             },
             capabilities: owned(node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY)),
             limits: limits(imap_plain),
@@ -302,7 +302,7 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
             greeting: if pop3_banner {
                 format!("{name} {version} POP3 ready")
             } else {
-                pop3_default.greeting.clone()
+                pop3_default.greeting
             },
             capabilities: owned(node.list(&a::REVERSE_PROXY_POP3_ENABLED_CAPABILITY)),
             limits: limits(pop3_plain),

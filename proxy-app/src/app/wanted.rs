@@ -29,8 +29,8 @@ pub struct WantedListeners {
 }
 
 impl WantedListeners {
-    pub(super) fn new(listeners: Vec<Listener>) -> WantedListeners {
-        WantedListeners {
+    pub(super) fn new(listeners: Vec<Listener>) -> Self {
+        Self {
             list: watch::Sender::new(ListenerList { number: 0, listeners }),
             opened: watch::Sender::new((0, Problems::new())),
         }

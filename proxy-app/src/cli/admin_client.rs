@@ -28,8 +28,8 @@ pub struct AdminClient {
 
 impl AdminClient {
     /// For the process at this socket.
-    pub fn new(socket: &Path) -> AdminClient {
-        AdminClient {
+    pub fn new(socket: &Path) -> Self {
+        Self {
             socket: socket.to_owned(),
         }
     }

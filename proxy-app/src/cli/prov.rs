@@ -78,8 +78,8 @@ impl Flags {
 
 impl ProvOptions {
     /// Takes the options off; what is left begins with the verb.
-    fn take(words: &[String]) -> Result<(ProvOptions, &[String]), String> {
-        let mut options = ProvOptions::default();
+    fn take(words: &[String]) -> Result<(Self, &[String]), String> {
+        let mut options = Self::default();
         let mut rest = words;
         while let [word, more @ ..] = rest {
             if !word.starts_with('-') || word == "-" {
@@ -134,21 +134,21 @@ impl Report {
 }
 
 impl From<CommandOutput> for Report {
-    fn from(output: CommandOutput) -> Report {
-        Report {
+    fn from(output: CommandOutput) -> Self {
+        Self {
             err: output.warnings,
             out: output.out,
-            ..Report::default()
+            ..Self::default()
         }
     }
 }
 
 /// On standard output or standard error, as in Carbonio.
 impl From<&ProvisionError> for Report {
-    fn from(failure: &ProvisionError) -> Report {
-        let mut report = Report {
+    fn from(failure: &ProvisionError) -> Self {
+        let mut report = Self {
             code: exit_code(failure),
-            ..Report::default()
+            ..Self::default()
         };
         match failure {
             ProvisionError::Usage(text) => report.out = format!("{text}\n"),
@@ -167,9 +167,9 @@ struct CommandSource {
 }
 
 impl CommandSource {
-    fn of(file: File) -> anyhow::Result<CommandSource> {
+    fn of(file: File) -> anyhow::Result<Self> {
         let is_whole = file.metadata()?.is_file();
-        Ok(CommandSource {
+        Ok(Self {
             from: io::BufReader::with_capacity(AT_HAND, file),
             is_whole,
         })

@@ -28,8 +28,8 @@ pub struct Ends {
 }
 
 impl Default for Ends {
-    fn default() -> Ends {
-        Ends {
+    fn default() -> Self {
+        Self {
             shutdown_timeout: Duration::from_secs(30),
             drain_max: Duration::from_secs(24 * 3600),
             drain_spread: Duration::from_secs(300),

@@ -46,8 +46,8 @@ pub struct LogConfig {
 }
 
 impl Default for LogConfig {
-    fn default() -> LogConfig {
-        LogConfig {
+    fn default() -> Self {
+        Self {
             access: LogTarget::Stdout,
             access_format: AccessFormat::Carbonio,
             audit: LogTarget::Stdout,

@@ -27,8 +27,8 @@ pub struct MailConfig {
 /// Where a key is not written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's idle limit
 /// at the 10 minutes that RFC 1939 §3 asks for.
 impl Default for MailConfig {
-    fn default() -> MailConfig {
-        MailConfig {
+    fn default() -> Self {
+        Self {
             login_deadline: Duration::from_secs(60),
             imap_idle: Duration::from_secs(2100),
             pop3_idle: Duration::from_secs(600),

@@ -34,8 +34,8 @@ pub struct RouteCacheConfig {
 }
 
 impl Default for RouteCacheConfig {
-    fn default() -> RouteCacheConfig {
-        RouteCacheConfig {
+    fn default() -> Self {
+        Self {
             capacity: 200_000,
             ttl: Duration::from_secs(3600),
             stale: Duration::from_secs(24 * 3600),

@@ -21,8 +21,8 @@ pub struct TlsConfig {
 }
 
 impl Default for TlsConfig {
-    fn default() -> TlsConfig {
-        TlsConfig {
+    fn default() -> Self {
+        Self {
             default: None,
             upstream_ca_file: None,
             upstream_verify: true,

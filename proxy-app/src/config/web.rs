@@ -32,8 +32,8 @@ pub struct WebConfig {
 
 /// nginx allows 60 s for each read of a head; this is for all of it.
 impl Default for WebConfig {
-    fn default() -> WebConfig {
-        WebConfig {
+    fn default() -> Self {
+        Self {
             trusted_forwarders: Vec::new(),
             locations: Vec::new(),
             acme_dir: None,

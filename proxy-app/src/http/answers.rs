@@ -42,18 +42,18 @@ pub(crate) enum ErrorForm {
 
 impl ErrorForm {
     /// The form that a request wants.
-    pub(crate) fn of(request: &Parts) -> ErrorForm {
+    pub(crate) fn of(request: &Parts) -> Self {
         if is_navigation(request) {
-            return ErrorForm::Page;
+            return Self::Page;
         }
         let path = request.uri.path();
         let soap = ["/service/soap", "/service/admin/soap", "/ews/", "/EWS/"];
         if !soap.iter().any(|start| path.starts_with(start)) {
-            return ErrorForm::Json;
+            return Self::Json;
         }
         match says(&request.headers, CONTENT_TYPE, "json") || says(&request.headers, ACCEPT, "json") {
-            true => ErrorForm::SoapJson,
-            false => ErrorForm::Soap,
+            true => Self::SoapJson,
+            false => Self::Soap,
         }
     }
 }
@@ -86,22 +86,22 @@ pub(crate) struct LocalAnswer {
 
 impl LocalAnswer {
     /// A text of a content type.
-    pub(crate) fn text(status: u16, kind: &str, body: impl Into<Bytes>) -> Result<LocalAnswer> {
+    pub(crate) fn text(status: u16, kind: &str, body: impl Into<Bytes>) -> Result<Self> {
         let mut head = ResponseHeader::build(status, Some(16))?;
         head.insert_header(CONTENT_TYPE, kind)?;
         let body = body.into();
-        Ok(LocalAnswer { head, body })
+        Ok(Self { head, body })
     }
 
     /// The answer to a request that failed.
-    pub(crate) fn error(status: u16, form: ErrorForm, id: &str) -> Result<LocalAnswer> {
+    pub(crate) fn error(status: u16, form: ErrorForm, id: &str) -> Result<Self> {
         let (kind, body) = match form {
             ErrorForm::Page => ("text/html; charset=utf-8", error_page(status, id)),
             ErrorForm::Json => ("application/json", error_json(status, id)),
             ErrorForm::Soap => ("application/soap+xml; charset=utf-8", soap_fault(status, id)),
             ErrorForm::SoapJson => ("application/json", soap_fault_json(status, id)),
         };
-        let mut answer = LocalAnswer::text(status, kind, body)?;
+        let mut answer = Self::text(status, kind, body)?;
         answer.head.insert_header("Cache-Control", "no-store")?;
         if form == ErrorForm::Page {
             answer.head.insert_header("Content-Security-Policy", PAGE_POLICY)?;
@@ -116,28 +116,28 @@ impl LocalAnswer {
     }
 
     /// The answer to `OPTIONS *`, which asks about the server and not about one of its pages (RFC 9110 §9.3.7).
-    pub(crate) fn options() -> Result<LocalAnswer> {
-        let mut answer = LocalAnswer::text(200, "text/plain; charset=utf-8", "")?;
+    pub(crate) fn options() -> Result<Self> {
+        let mut answer = Self::text(200, "text/plain; charset=utf-8", "")?;
         answer.head.insert_header(ALLOW, METHODS)?;
         Ok(answer)
     }
 
     /// Sends a browser elsewhere. The place stays as it is written: a relative one is right behind every balancer and
     /// port mapping (RFC 9110 §10.2.2).
-    pub(crate) fn redirect(status: u16, to: &str) -> Result<LocalAnswer> {
+    pub(crate) fn redirect(status: u16, to: &str) -> Result<Self> {
         let title = reason(status);
         let body = page(title, "<p>This page has moved.</p>");
-        let mut answer = LocalAnswer::text(status, "text/html; charset=utf-8", body)?;
+        let mut answer = Self::text(status, "text/html; charset=utf-8", body)?;
         answer.head.insert_header("Location", to)?;
         answer.head.insert_header("Content-Security-Policy", PAGE_POLICY)?;
         Ok(answer)
     }
 
     /// Clears cookies (HTTP §2.5) and sends the browser on; without a place it stays where it is.
-    pub(crate) fn logout(cookies: &[String], to: Option<&str>, secure: bool) -> Result<LocalAnswer> {
+    pub(crate) fn logout(cookies: &[String], to: Option<&str>, secure: bool) -> Result<Self> {
         let mut answer = match to {
-            Some(to) => LocalAnswer::redirect(307, to)?,
-            None => LocalAnswer::text(200, "text/plain; charset=utf-8", "")?,
+            Some(to) => Self::redirect(307, to)?,
+            None => Self::text(200, "text/plain; charset=utf-8", "")?,
         };
         answer.head.insert_header("Cache-Control", "no-store")?;
         let secure = if secure { " Secure;" } else { "" };

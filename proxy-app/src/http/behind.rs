@@ -49,16 +49,16 @@ const CHUNK: ChunkPosition = ChunkPosition::Size { value: 0, digits: 0 };
 
 impl RequestBody {
     /// The body that this head announces (RFC 9112 §6.3).
-    pub(crate) fn of(head: &[u8]) -> RequestBody {
+    pub(crate) fn of(head: &[u8]) -> Self {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let Some(end) = head.iter().position(|&b| b == b'\r') else {
-            return RequestBody::Unclear;
+            return Self::Unclear;
         };
         let (line, fields_of) = head.split_at(end);
         let fields_of = fields_of.strip_prefix(b"\r\n").unwrap_or_default();
         let fields = match httparse::parse_headers(fields_of, &mut fields) {
             Ok(httparse::Status::Complete((length, fields))) if length == fields_of.len() => fields,
-            _ => return RequestBody::Unclear,
+            _ => return Self::Unclear,
         };
         let (mut length, mut coding, mut upgrade) = (None, None, false);
         for field in fields {
@@ -71,37 +71,37 @@ impl RequestBody {
                 }
             };
             if told.replace(field.value).is_some() {
-                return RequestBody::Unclear;
+                return Self::Unclear;
             }
         }
         match (length, coding) {
-            _ if line.starts_with(b"CONNECT ") => RequestBody::Unclear,
-            (None, None) if upgrade => RequestBody::Last,
-            _ if upgrade => RequestBody::Unclear,
-            (None, None) => RequestBody::Sized(0),
-            (Some(length), None) => digits(length).map_or(RequestBody::Unclear, RequestBody::Sized),
+            _ if line.starts_with(b"CONNECT ") => Self::Unclear,
+            (None, None) if upgrade => Self::Last,
+            _ if upgrade => Self::Unclear,
+            (None, None) => Self::Sized(0),
+            (Some(length), None) => digits(length).map_or(Self::Unclear, RequestBody::Sized),
             // HTTP/1.0 has no chunks.
             (None, Some(coding)) if line.ends_with(b" HTTP/1.1") && coding.eq_ignore_ascii_case(b"chunked") => {
-                RequestBody::Chunked(CHUNK)
+                Self::Chunked(CHUNK)
             }
-            _ => RequestBody::Unclear,
+            _ => Self::Unclear,
         }
     }
 
     /// How many of these bytes belong to the request; they are on their way to the engine.
     pub(crate) fn pass(&mut self, bytes: &[u8]) -> usize {
         match self {
-            RequestBody::Unclear => bytes.len(),
-            RequestBody::Last => 0,
-            RequestBody::Sized(left) => {
+            Self::Unclear => bytes.len(),
+            Self::Last => 0,
+            Self::Sized(left) => {
                 let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 *left -= taken as u64;
                 taken
             }
-            RequestBody::Chunked(chunks) => match chunks.pass(bytes) {
+            Self::Chunked(chunks) => match chunks.pass(bytes) {
                 Some(taken) => taken,
                 None => {
-                    *self = RequestBody::Unclear;
+                    *self = Self::Unclear;
                     bytes.len()
                 }
             },
@@ -110,18 +110,15 @@ impl RequestBody {
 
     /// The request is complete.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(
-            self,
-            RequestBody::Sized(0) | RequestBody::Last | RequestBody::Chunked(ChunkPosition::Over)
-        )
+        matches!(self, Self::Sized(0) | Self::Last | Self::Chunked(ChunkPosition::Over))
     }
 
     /// Whether another request may follow on the connection; `quiet`: nothing has come after this one.
     pub(crate) fn may_be_followed(&self, quiet: bool) -> bool {
         match self {
-            RequestBody::Sized(_) | RequestBody::Chunked(_) => true,
-            RequestBody::Last => quiet,
-            RequestBody::Unclear => false,
+            Self::Sized(_) | Self::Chunked(_) => true,
+            Self::Last => quiet,
+            Self::Unclear => false,
         }
     }
 }
@@ -136,13 +133,13 @@ impl ChunkPosition {
     /// How many of these bytes belong to the body; `None` where it is malformed.
     fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
-        while at < bytes.len() && *self != ChunkPosition::Over {
-            if let ChunkPosition::Data(left) = self {
+        while at < bytes.len() && *self != Self::Over {
+            if let Self::Data(left) = self {
                 let taken = usize::try_from(*left).map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
                 *left -= taken as u64;
                 at += taken;
                 if *left == 0 {
-                    *self = ChunkPosition::DataEnd;
+                    *self = Self::DataEnd;
                 }
                 continue;
             }
@@ -152,28 +149,24 @@ impl ChunkPosition {
         Some(at)
     }
 
-    fn next(self, byte: u8) -> Option<ChunkPosition> {
+    fn next(self, byte: u8) -> Option<Self> {
         Some(match (self, byte) {
-            (ChunkPosition::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < DIGITS_MAX => {
-                ChunkPosition::Size {
-                    value: value << 4 | u64::from(char::from(byte).to_digit(16)?),
-                    digits: digits + 1,
-                }
-            }
-            (ChunkPosition::Size { digits: 0, .. }, _) => return None,
-            (ChunkPosition::Size { value, .. } | ChunkPosition::Extension { value }, b'\r') => {
-                ChunkPosition::SizeEnd { value }
-            }
-            (ChunkPosition::Size { value, .. }, b';' | b' ' | b'\t') => ChunkPosition::Extension { value },
-            (ChunkPosition::Extension { value }, _) if byte != b'\n' && byte != 0 => ChunkPosition::Extension { value },
-            (ChunkPosition::SizeEnd { value: 0 }, b'\n') => ChunkPosition::Trailer { begun: false },
-            (ChunkPosition::SizeEnd { value }, b'\n') => ChunkPosition::Data(value),
-            (ChunkPosition::DataEnd, b'\r') => ChunkPosition::DataEndLf,
-            (ChunkPosition::DataEndLf, b'\n') => CHUNK,
-            (ChunkPosition::Trailer { begun }, b'\r') => ChunkPosition::TrailerEnd { begun },
-            (ChunkPosition::Trailer { .. }, _) if byte != b'\n' && byte != 0 => ChunkPosition::Trailer { begun: true },
-            (ChunkPosition::TrailerEnd { begun: true }, b'\n') => ChunkPosition::Trailer { begun: false },
-            (ChunkPosition::TrailerEnd { begun: false }, b'\n') => ChunkPosition::Over,
+            (Self::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < DIGITS_MAX => Self::Size {
+                value: value << 4 | u64::from(char::from(byte).to_digit(16)?),
+                digits: digits + 1,
+            },
+            (Self::Size { digits: 0, .. }, _) => return None,
+            (Self::Size { value, .. } | Self::Extension { value }, b'\r') => Self::SizeEnd { value },
+            (Self::Size { value, .. }, b';' | b' ' | b'\t') => Self::Extension { value },
+            (Self::Extension { value }, _) if byte != b'\n' && byte != 0 => Self::Extension { value },
+            (Self::SizeEnd { value: 0 }, b'\n') => Self::Trailer { begun: false },
+            (Self::SizeEnd { value }, b'\n') => Self::Data(value),
+            (Self::DataEnd, b'\r') => Self::DataEndLf,
+            (Self::DataEndLf, b'\n') => CHUNK,
+            (Self::Trailer { begun }, b'\r') => Self::TrailerEnd { begun },
+            (Self::Trailer { .. }, _) if byte != b'\n' && byte != 0 => Self::Trailer { begun: true },
+            (Self::TrailerEnd { begun: true }, b'\n') => Self::Trailer { begun: false },
+            (Self::TrailerEnd { begun: false }, b'\n') => Self::Over,
             _ => return None,
         })
     }

@@ -72,10 +72,10 @@ impl Drop for Packing {
 }
 
 impl Packing {
-    fn begin() -> Option<Packing> {
+    fn begin() -> Option<Self> {
         let room = |count| (count < AT_ONCE).then_some(count + 1);
         let taken = AT_WORK.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
-        taken.ok().map(|_| Packing(()))
+        taken.ok().map(|_| Self(()))
     }
 }
 

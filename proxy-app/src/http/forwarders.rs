@@ -35,10 +35,10 @@ pub(crate) struct Forwarded {
 
 impl Forwarded {
     /// Reads the headers of a request.
-    pub(crate) fn read(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Forwarded {
+    pub(crate) fn read(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
         let peer = peer.to_canonical();
         let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
-        let mut told = Forwarded {
+        let mut told = Self {
             client: peer,
             scheme: None,
             host: None,
@@ -123,8 +123,8 @@ fn elements(headers: &HeaderMap) -> Option<Vec<Element>> {
 }
 
 impl Element {
-    fn parse(text: &str) -> Option<Element> {
-        let mut element = Element::default();
+    fn parse(text: &str) -> Option<Self> {
+        let mut element = Self::default();
         for pair in unquoted_split(text, ';')? {
             let pair = pair.trim();
             if pair.is_empty() {
@@ -177,12 +177,8 @@ fn value_of(text: &str) -> String {
 
 /// The hops of X-Forwarded-For from right to left, over all its lines. `None` for an entry that is not an address.
 fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-    let lines: Vec<&[u8]> = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .map(|line| line.as_bytes())
-        .collect();
-    let entries = lines.into_iter().rev().flat_map(|line| line.rsplit(|&b| b == b','));
+    let lines = headers.get_all("x-forwarded-for").into_iter().rev();
+    let entries = lines.flat_map(|line| line.as_bytes().rsplit(|&b| b == b','));
     let entries = entries
         .map(|entry| entry.trim_ascii())
         .filter(|entry| !entry.is_empty());

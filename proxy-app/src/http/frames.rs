@@ -77,8 +77,8 @@ pub struct Frames {
 
 impl Frames {
     /// A connection whose preface has been read.
-    pub fn new(patience: Duration) -> Frames {
-        Frames {
+    pub fn new(patience: Duration) -> Self {
+        Self {
             patience,
             prefix: [0; PREFIX],
             have: 0,
@@ -185,8 +185,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    const fn new(size: f32, rate: f32) -> Bucket {
-        Bucket {
+    const fn new(size: f32, rate: f32) -> Self {
+        Self {
             size,
             rate,
             used: 0.0,

@@ -53,13 +53,13 @@ pub struct LoginAttempt {
 }
 
 impl LoginAttempt {
-    fn new(form: LoginForm, typed: &str) -> Option<LoginAttempt> {
+    fn new(form: LoginForm, typed: &str) -> Option<Self> {
         let mechanism = match form {
             LoginForm::Basic => "BASIC",
             LoginForm::Soap | LoginForm::Batch => "SOAP",
             LoginForm::Json => "JSON",
         };
-        account::user(typed).map(|user| LoginAttempt { mechanism, user, form })
+        account::user(typed).map(|user| Self { mechanism, user, form })
     }
 }
 
@@ -153,12 +153,12 @@ enum Kept {
 
 impl LoginBody {
     /// An empty body of a request whose path has this form.
-    pub fn new(form: LoginForm) -> LoginBody {
+    pub fn new(form: LoginForm) -> Self {
         let kept = Kept::Pieces {
             pieces: Vec::new(),
             len: 0,
         };
-        LoginBody { form, kept }
+        Self { form, kept }
     }
 
     /// Copies the next chunk.
@@ -257,14 +257,14 @@ enum Name {
         #[serde(rename = "_content")]
         content: String,
     },
-    List(Vec<Name>),
+    List(Vec<Self>),
 }
 
 impl Name {
     fn typed(&self) -> Option<&str> {
         match self {
-            Name::Text(typed) | Name::Element { content: typed } => Some(typed),
-            Name::List(names) => names.first()?.typed(),
+            Self::Text(typed) | Self::Element { content: typed } => Some(typed),
+            Self::List(names) => names.first()?.typed(),
         }
     }
 }
@@ -315,15 +315,15 @@ enum SoapPosition {
 impl SoapPosition {
     /// The position of a child element. Namespaces are not compared: the mailbox server would refuse a wrong one, and
     /// the worst effect here is a record of that.
-    fn child(self, name: &str) -> SoapPosition {
+    fn child(self, name: &str) -> Self {
         match (self, name) {
-            (SoapPosition::Document, "Envelope") => SoapPosition::Envelope,
-            (SoapPosition::Envelope, "Body") => SoapPosition::Body,
-            (SoapPosition::Body, "BatchRequest") => SoapPosition::Batch,
-            (SoapPosition::Body, "AuthRequest") => SoapPosition::AuthRequest(LoginForm::Soap),
-            (SoapPosition::Batch, "AuthRequest") => SoapPosition::AuthRequest(LoginForm::Batch),
-            (SoapPosition::AuthRequest(form), "account" | "name") => SoapPosition::Account(form),
-            _ => SoapPosition::Elsewhere,
+            (Self::Document, "Envelope") => Self::Envelope,
+            (Self::Envelope, "Body") => Self::Body,
+            (Self::Body, "BatchRequest") => Self::Batch,
+            (Self::Body, "AuthRequest") => Self::AuthRequest(LoginForm::Soap),
+            (Self::Batch, "AuthRequest") => Self::AuthRequest(LoginForm::Batch),
+            (Self::AuthRequest(form), "account" | "name") => Self::Account(form),
+            _ => Self::Elsewhere,
         }
     }
 }

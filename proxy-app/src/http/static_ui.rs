@@ -70,7 +70,7 @@ type FileResponse = Response<ServeFileSystemResponseBody>;
 
 impl Tree {
     /// The files below `root`, which need not exist yet.
-    pub fn new(root: impl Into<PathBuf>, options: TreeOptions) -> Tree {
+    pub fn new(root: impl Into<PathBuf>, options: TreeOptions) -> Self {
         let root = root.into();
         let mut roots = vec![root.clone()];
         roots.extend(options.also.iter().cloned());
@@ -83,7 +83,7 @@ impl Tree {
             .precompressed_gzip()
             .precompressed_zstd();
         let cache_control = options.cache_control.as_deref();
-        Tree {
+        Self {
             files,
             cache_control: cache_control.and_then(|value| HeaderValue::from_str(value).ok()),
             options,
@@ -312,8 +312,8 @@ mod tests {
     struct Disk(tempfile::TempDir);
 
     impl Disk {
-        fn new() -> Disk {
-            let disk = Disk(tempfile::tempdir().unwrap());
+        fn new() -> Self {
+            let disk = Self(tempfile::tempdir().unwrap());
             let web = disk.web();
             fs::create_dir_all(web.join("shell/abc/.git")).unwrap();
             fs::create_dir(web.join("empty")).unwrap();

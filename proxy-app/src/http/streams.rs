@@ -181,8 +181,8 @@ pub(crate) struct TooMany;
 
 impl Streams {
     /// A connection whose preface has been read.
-    pub(crate) fn new() -> Streams {
-        Streams {
+    pub(crate) fn new() -> Self {
+        Self {
             open: HashMap::new(),
             window: WINDOW,
             initial: WINDOW,

@@ -387,7 +387,7 @@ impl ActiveListener {
         &self,
         client: Client,
         deadline: Instant,
-        handshake: Pin<Box<impl Future<Output = std::io::Result<T>>>>,
+        handshake: Pin<Box<impl Future<Output = io::Result<T>>>>,
     ) -> Option<T> {
         let Some(_counted) = self.env.limits.handshake() else {
             self.env.metrics.refused(&self.name, Refused::Handshakes);
@@ -400,7 +400,7 @@ impl ActiveListener {
         done.map_err(|error| self.handshake_failed(client, &error)).ok()
     }
 
-    fn handshake_failed(&self, client: Client, error: &std::io::Error) {
+    fn handshake_failed(&self, client: Client, error: &io::Error) {
         self.env.metrics.refused(&self.name, Refused::Tls);
         // Not worth a line: scanners, health checks and browsers close connections all day.
         let level = match has_gone(error) {
@@ -416,7 +416,7 @@ async fn web_handshake(
     mut tcp: TcpStream,
     local: IpAddr,
     snapshot: &Snapshot,
-) -> std::io::Result<Option<tokio_openssl::SslStream<TcpStream>>> {
+) -> io::Result<Option<tokio_openssl::SslStream<TcpStream>>> {
     let mut first = [0];
     let n = tcp.peek(&mut first).await?;
     if n == 1 && first[0].is_ascii_uppercase() {

@@ -33,11 +33,11 @@ impl LiveLocations {
     ///
     /// # Errors
     /// All problems of the files.
-    pub fn load(files: &[PathBuf], node: &str, system: &System) -> Result<(LiveLocations, Problems), Problems> {
+    pub fn load(files: &[PathBuf], node: &str, system: &System) -> Result<(Self, Problems), Problems> {
         let stamps = stamps(files);
         let (written, warnings) = Locations::load(files)?;
         let table = table(&written, node, system);
-        let mut live = LiveLocations {
+        let mut live = Self {
             node: node.to_owned(),
             written: ArcSwap::from_pointee(written),
             table: ArcSwap::from_pointee(table),

@@ -62,7 +62,7 @@ impl Locations {
     ///
     /// # Errors
     /// All problems of the files at once. Otherwise the second value holds the warnings.
-    pub fn load(files: &[PathBuf]) -> Result<(Locations, Problems), Problems> {
+    pub fn load(files: &[PathBuf]) -> Result<(Self, Problems), Problems> {
         let mut reader = LocationsReader::default();
         match files {
             [] => reader.carbonio(),
@@ -73,7 +73,7 @@ impl Locations {
     }
 
     #[cfg(test)]
-    pub(super) fn parse(text: &str) -> Result<(Locations, Problems), Problems> {
+    pub(super) fn parse(text: &str) -> Result<(Self, Problems), Problems> {
         let mut reader = LocationsReader::default();
         reader.document(Document::parse(text, Path::new("locations.yaml")), 0);
         reader.check_groups();

@@ -120,8 +120,8 @@ impl Sessions {
 
 impl Session {
     /// A connection that was accepted just now.
-    pub fn new(facts: Arc<ConnectionFacts>) -> Session {
-        Session {
+    pub fn new(facts: Arc<ConnectionFacts>) -> Self {
+        Self {
             facts,
             since: Timestamp::now(),
         }
@@ -130,9 +130,9 @@ impl Session {
 
 impl ConnectionFilter {
     /// The same in lower case, once for many sessions.
-    fn folded(&self) -> ConnectionFilter {
+    fn folded(&self) -> Self {
         let lower = |text: &Option<String>| text.as_deref().map(str::to_lowercase);
-        ConnectionFilter {
+        Self {
             user: self.user.as_deref().map(names::account),
             text: lower(&self.text),
             ..self.clone()
@@ -187,8 +187,8 @@ pub struct ConnectionIds {
 }
 
 impl Default for ConnectionIds {
-    fn default() -> ConnectionIds {
-        ConnectionIds {
+    fn default() -> Self {
+        Self {
             born: rand::random(),
             given: AtomicU64::new(0),
         }
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(live_a.close_reason(), None);
         drop(a);
         assert_eq!(ids(&sessions, None, None, None), "bc");
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         sessions.empty(Duration::from_secs(10), std::future::pending()).await;
         assert_eq!(live_c.close_reason(), Some(CloseReason::Drain));
         assert!(begun.elapsed() >= Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -297,7 +297,7 @@ mod tests {
         let all: Vec<_> = (0..5000)
             .map(|i| enter(&sessions, &i.to_string(), "192.0.2.1", ""))
             .collect();
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         sessions.empty(Duration::from_secs(1), std::future::pending()).await;
         assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
         assert!(

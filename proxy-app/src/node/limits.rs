@@ -49,8 +49,8 @@ pub struct LimitsConfig {
 /// Enough for a city that comes back after a power cut, and for an office behind one address. A handshake that waits
 /// for its client holds about 30 KiB. A client on this machine is a balancer or a tunnel, and speaks for many.
 impl Default for LimitsConfig {
-    fn default() -> LimitsConfig {
-        LimitsConfig {
+    fn default() -> Self {
+        Self {
             connections: 50_000,
             connections_per_address: 1_000,
             handshakes: 10_000,
@@ -100,18 +100,18 @@ pub(crate) enum Origin {
 
 impl Origin {
     /// Whose address this is.
-    pub(crate) fn of(address: IpAddr) -> Origin {
+    pub(crate) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
-            IpAddr::V4(address) => Origin::V4(address.to_bits()),
-            IpAddr::V6(address) => Origin::V6((address.to_bits() >> 64) as u64),
+            IpAddr::V4(address) => Self::V4(address.to_bits()),
+            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
         }
     }
 
     fn shard(self) -> usize {
         // The last bits of an address are those that differ.
         let bits = match self {
-            Origin::V4(bits) => u64::from(bits),
-            Origin::V6(bits) => bits,
+            Self::V4(bits) => u64::from(bits),
+            Self::V6(bits) => bits,
         };
         (bits % SHARDS as u64) as usize
     }
@@ -119,8 +119,8 @@ impl Origin {
 
 impl NodeLimits {
     /// Nothing counted yet.
-    pub fn new(settings: LimitsConfig) -> Arc<NodeLimits> {
-        Arc::new(NodeLimits {
+    pub fn new(settings: LimitsConfig) -> Arc<Self> {
+        Arc::new(Self {
             settings: ArcSwap::from_pointee(settings),
             open: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),

@@ -53,8 +53,8 @@ pub struct RecentLogins {
 }
 
 impl Default for RecentLogins {
-    fn default() -> RecentLogins {
-        RecentLogins {
+    fn default() -> Self {
+        Self {
             recent: Mutex::default(),
             now: broadcast::Sender::new(BEHIND),
         }

@@ -46,7 +46,7 @@ impl LogTarget {
     /// The file is there and cannot be appended to.
     pub fn probe(&self) -> io::Result<()> {
         match self {
-            LogTarget::File(path) if path.exists() => append(path).map(drop),
+            Self::File(path) if path.exists() => append(path).map(drop),
             _ => Ok(()),
         }
     }
@@ -57,9 +57,9 @@ impl LogTarget {
     /// The file cannot be made or appended to.
     pub fn open(&self) -> io::Result<Box<dyn Write + Send>> {
         match self {
-            LogTarget::Off => Ok(Box::new(io::sink())),
-            LogTarget::Stdout => Ok(Box::new(io::stdout())),
-            LogTarget::File(path) => Ok(Box::new(append(path)?)),
+            Self::Off => Ok(Box::new(io::sink())),
+            Self::Stdout => Ok(Box::new(io::stdout())),
+            Self::File(path) => Ok(Box::new(append(path)?)),
         }
     }
 }
@@ -94,18 +94,18 @@ impl Log {
     ///
     /// # Errors
     /// The target cannot be opened.
-    pub fn start(name: &'static str, target: &LogTarget) -> io::Result<Log> {
+    pub fn start(name: &'static str, target: &LogTarget) -> io::Result<Self> {
         let writer = Writer::open(target)?;
         // A log lives as long as the process.
         let dropped: &'static AtomicU64 = Box::leak(Box::default());
         if *target == LogTarget::Off {
-            return Ok(Log { queue: None, dropped });
+            return Ok(Self { queue: None, dropped });
         }
         let (queue, items) = sync_channel(QUEUE);
         std::thread::Builder::new()
             .name(format!("log {name}"))
             .spawn(move || write(name, writer, &items, dropped))?;
-        Ok(Log {
+        Ok(Self {
             queue: Some(queue),
             dropped,
         })
@@ -163,7 +163,7 @@ struct LogFile {
 }
 
 impl Writer {
-    fn open(target: &LogTarget) -> io::Result<Writer> {
+    fn open(target: &LogTarget) -> io::Result<Self> {
         let out = BufWriter::new(target.open()?);
         let file = match target {
             LogTarget::File(path) => Some(LogFile {
@@ -173,7 +173,7 @@ impl Writer {
             }),
             LogTarget::Off | LogTarget::Stdout => None,
         };
-        Ok(Writer { out, file })
+        Ok(Self { out, file })
     }
 
     /// Opens the file again if it was renamed or removed. So a process that lives on for a day after an upgrade, and
@@ -188,7 +188,7 @@ impl Writer {
             return Ok(());
         }
         let target = LogTarget::File(file.path.clone());
-        *self = Writer::open(&target)?;
+        *self = Self::open(&target)?;
         Ok(())
     }
 }
@@ -399,7 +399,7 @@ mod tests {
             outcome: Some(Outcome::UnknownUser),
             ..Record::default()
         });
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let text = loop {
             let text = std::fs::read_to_string(&path).unwrap();
             if text.ends_with('\n') || begun.elapsed() > Duration::from_secs(10) {
@@ -450,9 +450,9 @@ mod tests {
     #[test]
     fn a_full_disk_blocks_no_caller_and_lost_lines_are_counted() {
         let log = Log::start("test", &LogTarget::File(PathBuf::from("/dev/full"))).unwrap();
-        let (begun, mut sent) = (std::time::Instant::now(), 0);
+        let (begun, mut sent) = (Instant::now(), 0);
         while log.lost() == 0 {
-            let one = std::time::Instant::now();
+            let one = Instant::now();
             log.line("x".repeat(100));
             sent += 1;
             assert!(one.elapsed() < Duration::from_secs(5), "a line waited for the disk");

@@ -223,7 +223,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Never in practice: the table holds no name twice.
-    pub fn new() -> prometheus::Result<Metrics> {
+    pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let counters = |metric: &Metric| -> prometheus::Result<IntCounterVec> {
             register(
@@ -251,7 +251,7 @@ impl Metrics {
             let gauge = GaugeVec::new(Opts::new(metric.name, metric.help), metric.labels)?;
             Ok((metric.name, register(&registry, gauge)?))
         };
-        Ok(Metrics {
+        Ok(Self {
             accepted: counters(&ACCEPTED)?,
             refused: counters(&REFUSED)?,
             requests_refused: counters(&REQUESTS_REFUSED)?,

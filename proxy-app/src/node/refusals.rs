@@ -52,46 +52,44 @@ impl Reason {
     /// The label of the metric.
     pub fn name(self) -> &'static str {
         match self {
-            Reason::BadHead => "bad_head",
-            Reason::LongHead => "long_head",
-            Reason::SlowHead => "slow_head",
-            Reason::Flood => "flood",
-            Reason::Connect => "connect",
-            Reason::BadUrl => "bad_url",
-            Reason::Unreadable => "unreadable",
-            Reason::ClearText => "clear_text",
-            Reason::Token => "token",
-            Reason::AdminHost => "admin_host",
+            Self::BadHead => "bad_head",
+            Self::LongHead => "long_head",
+            Self::SlowHead => "slow_head",
+            Self::Flood => "flood",
+            Self::Connect => "connect",
+            Self::BadUrl => "bad_url",
+            Self::Unreadable => "unreadable",
+            Self::ClearText => "clear_text",
+            Self::Token => "token",
+            Self::AdminHost => "admin_host",
         }
     }
 
     /// The words of the record.
     fn why(self) -> &'static str {
         match self {
-            Reason::BadHead => "a request head with bad line ends or control characters",
-            Reason::LongHead => "a request head that is too long",
-            Reason::SlowHead => "a request head that takes too long",
-            Reason::Flood => "HTTP/2 frames without number",
-            Reason::Connect => "CONNECT",
-            Reason::BadUrl => "a request target that is a bad URL",
-            Reason::Unreadable => "a request head that cannot be read",
-            Reason::ClearText => "clear text on a port with TLS",
-            Reason::Token => "a wrong token",
-            Reason::AdminHost => "a Host that is not ours",
+            Self::BadHead => "a request head with bad line ends or control characters",
+            Self::LongHead => "a request head that is too long",
+            Self::SlowHead => "a request head that takes too long",
+            Self::Flood => "HTTP/2 frames without number",
+            Self::Connect => "CONNECT",
+            Self::BadUrl => "a request target that is a bad URL",
+            Self::Unreadable => "a request head that cannot be read",
+            Self::ClearText => "clear text on a port with TLS",
+            Self::Token => "a wrong token",
+            Self::AdminHost => "a Host that is not ours",
         }
     }
 
     /// The status that its client hears, where a request of HTTP/1 is answered before the engine sees it.
     pub fn status(self) -> &'static str {
         match self {
-            Reason::LongHead => "431 Request Header Fields Too Large",
-            Reason::SlowHead => "408 Request Timeout",
-            Reason::Connect => "405 Method Not Allowed",
-            Reason::Token => "401 Unauthorized",
-            Reason::AdminHost => "403 Forbidden",
-            Reason::BadHead | Reason::BadUrl | Reason::Unreadable | Reason::Flood | Reason::ClearText => {
-                "400 Bad Request"
-            }
+            Self::LongHead => "431 Request Header Fields Too Large",
+            Self::SlowHead => "408 Request Timeout",
+            Self::Connect => "405 Method Not Allowed",
+            Self::Token => "401 Unauthorized",
+            Self::AdminHost => "403 Forbidden",
+            Self::BadHead | Self::BadUrl | Self::Unreadable | Self::Flood | Self::ClearText => "400 Bad Request",
         }
     }
 }
@@ -111,7 +109,7 @@ pub struct RefusedConnection<'a> {
 
 impl<'a> RefusedConnection<'a> {
     /// On a connection of this client.
-    pub fn new(id: &'a str, listener: &'a str, client: &Client) -> RefusedConnection<'a> {
+    pub fn new(id: &'a str, listener: &'a str, client: &Client) -> Self {
         RefusedConnection {
             id,
             listener,
@@ -121,7 +119,7 @@ impl<'a> RefusedConnection<'a> {
     }
 
     /// On this connection.
-    pub fn of(facts: &'a ConnectionFacts) -> RefusedConnection<'a> {
+    pub fn of(facts: &'a ConnectionFacts) -> Self {
         RefusedConnection::new(&facts.id, &facts.listener, &facts.client)
     }
 }
@@ -143,8 +141,8 @@ struct RecordShare {
 }
 
 impl RecordShare {
-    fn new(now: Instant) -> RecordShare {
-        RecordShare {
+    fn new(now: Instant) -> Self {
+        Self {
             begun: now,
             records: 0,
             left_out: 0,

@@ -27,11 +27,11 @@ pub struct WaitingCommand {
 
 impl WaitingCommand {
     /// The command, if it will wait. To be called in it, before it forks the process in the background.
-    pub fn new(conf: &ServerConf) -> Option<WaitingCommand> {
+    pub fn new(conf: &ServerConf) -> Option<Self> {
         let patience = conf
             .daemon_notify_timeout_seconds
             .map_or(PATIENCE, |seconds| Duration::from_secs(seconds.get()));
-        (conf.daemon && conf.daemon_wait_for_ready).then(|| WaitingCommand {
+        (conf.daemon && conf.daemon_wait_for_ready).then(|| Self {
             pid: Pid::this(),
             patience,
         })

@@ -49,7 +49,7 @@ impl ListenerService {
         end: EndSignal,
         successor: Option<SuccessorCommand>,
         upgrade_request: Option<UpgradeRequest>,
-    ) -> ListenerService {
+    ) -> Self {
         let keys = plan
             .listeners
             .iter()
@@ -57,7 +57,7 @@ impl ListenerService {
             .chain(plan.config.admin.http)
             .map(sockets::key)
             .collect();
-        ListenerService {
+        Self {
             plan: Some(plan),
             keys,
             end,

@@ -34,8 +34,8 @@ const LAST_LINES: Duration = Duration::from_millis(100);
 pub struct EndSignal(watch::Sender<Option<Ending>>);
 
 impl Default for EndSignal {
-    fn default() -> EndSignal {
-        EndSignal(watch::Sender::new(None))
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
     }
 }
 
@@ -144,8 +144,8 @@ async fn at_once() {
 pub(crate) struct SignalStream(Option<Signal>);
 
 impl SignalStream {
-    pub(crate) fn new(kind: SignalKind) -> SignalStream {
-        SignalStream(
+    pub(crate) fn new(kind: SignalKind) -> Self {
+        Self(
             signal(kind)
                 .map_err(|error| log::error!("signal {}: {error}", kind.as_raw_value()))
                 .ok(),
@@ -178,8 +178,8 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    pub(crate) fn new() -> Signals {
-        Signals {
+    pub(crate) fn new() -> Self {
+        Self {
             end: SignalStream::new(SignalKind::terminate()),
             now: SignalStream::new(SignalKind::interrupt()),
             upgrade: SignalStream::new(SignalKind::user_defined2()),

@@ -48,7 +48,7 @@ impl UpgradeRequest {
     ///
     /// # Errors
     /// No process is running.
-    pub fn new(upgrade_sock: &Path) -> anyhow::Result<UpgradeRequest> {
+    pub fn new(upgrade_sock: &Path) -> anyhow::Result<Self> {
         let socket_path = socket_path(upgrade_sock);
         let mut stream = std::os::unix::net::UnixStream::connect(&socket_path).with_context(|| {
             format!(
@@ -57,7 +57,7 @@ impl UpgradeRequest {
             )
         })?;
         stream.write_all(ASK).context("the running process does not listen")?;
-        Ok(UpgradeRequest { socket_path, stream })
+        Ok(Self { socket_path, stream })
     }
 
     /// Checks whether the old process still waits for this one, or has gone.
@@ -108,7 +108,7 @@ impl UpgradeSocket {
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn open(upgrade_sock: &Path) -> io::Result<UpgradeSocket> {
+    pub fn open(upgrade_sock: &Path) -> io::Result<Self> {
         let path = socket_path(upgrade_sock);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -116,7 +116,7 @@ impl UpgradeSocket {
         }
         let socket = UnixListener::bind(&path)?;
         let inode = inode_of(&path);
-        Ok(UpgradeSocket { path, inode, socket })
+        Ok(Self { path, inode, socket })
     }
 
     /// Pingora's socket, as text for its functions.
@@ -201,8 +201,8 @@ impl SuccessorCommand {
     ///
     /// # Errors
     /// The system does not know the file of this program.
-    pub fn new(node_file: &Path) -> io::Result<SuccessorCommand> {
-        Ok(SuccessorCommand {
+    pub fn new(node_file: &Path) -> io::Result<Self> {
+        Ok(Self {
             program: std::env::current_exe()?,
             arguments: vec!["-u".into(), "-c".into(), node_file.into()],
         })

@@ -44,8 +44,8 @@ impl CheckedEditor {
         config: &Config,
         account: Option<(&String, &PathBuf)>,
         shared_names: SharedNames,
-    ) -> anyhow::Result<CheckedEditor> {
-        Ok(CheckedEditor {
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
             editor: editor(config, account)?,
             shared_names,
         })

@@ -39,14 +39,14 @@ impl CertKey {
     ///
     /// # Errors
     /// They do not parse, or do not belong together.
-    pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<CertKey, CertError> {
+    pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, CertError> {
         let mut chain = certificates(certificate)?;
         let leaf = chain.remove(0);
         let key = private_key(key)?;
         if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
             return Err(CertError::Mismatch);
         }
-        Ok(CertKey { leaf, chain, key })
+        Ok(Self { leaf, chain, key })
     }
 
     /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they are

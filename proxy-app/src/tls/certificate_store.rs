@@ -29,10 +29,10 @@ pub(crate) type CertClaim = Option<Arc<CertKey>>;
 
 impl CertStore {
     /// A store with a default and nothing else.
-    pub fn new(default: Option<Arc<CertKey>>) -> CertStore {
-        CertStore {
+    pub fn new(default: Option<Arc<CertKey>>) -> Self {
+        Self {
             default,
-            ..CertStore::default()
+            ..Self::default()
         }
     }
 

@@ -66,31 +66,31 @@ impl ClientCerts {
     ///
     /// # Errors
     /// The mode needs authorities, and there are none that can be used.
-    pub fn new(mode: CertMode, authorities: &str, depth: u32) -> Result<ClientCerts, RulesError> {
+    pub fn new(mode: CertMode, authorities: &str, depth: u32) -> Result<Self, RulesError> {
         if mode == CertMode::Off {
-            return Ok(ClientCerts::off().as_ref().clone());
+            return Ok(Self::off().as_ref().clone());
         }
         let authorities = X509::stack_from_pem(authorities.as_bytes()).map_err(RulesError::Authorities)?;
         match authorities.len() {
             0 => Err(RulesError::NoAuthority),
             n if n > AUTHORITIES_MAX => Err(RulesError::TooMany(n)),
-            _ => Ok(ClientCerts::of(mode, authorities, depth)),
+            _ => Ok(Self::of(mode, authorities, depth)),
         }
     }
 
     /// No certificates.
-    pub fn off() -> Arc<ClientCerts> {
+    pub fn off() -> Arc<Self> {
         static OFF: LazyLock<Arc<ClientCerts>> =
             LazyLock::new(|| Arc::new(ClientCerts::of(CertMode::Off, Vec::new(), 0)));
         OFF.clone()
     }
 
     /// Rules that no certificate fulfils.
-    pub fn refuse_all(mode: CertMode) -> ClientCerts {
-        ClientCerts::of(mode, Vec::new(), 0)
+    pub fn refuse_all(mode: CertMode) -> Self {
+        Self::of(mode, Vec::new(), 0)
     }
 
-    fn of(mode: CertMode, authorities: Vec<X509>, depth: u32) -> ClientCerts {
+    fn of(mode: CertMode, authorities: Vec<X509>, depth: u32) -> Self {
         let mut hash = Sha256::new();
         hash.update(&[mode as u8]);
         hash.update(&depth.to_be_bytes());
@@ -99,7 +99,7 @@ impl ClientCerts {
             let digest = authority.digest(MessageDigest::sha256());
             hash.update(digest.as_deref().unwrap_or_default());
         }
-        ClientCerts {
+        Self {
             id: PolicyId(hash.finish()),
             mode,
             authorities,
@@ -171,10 +171,10 @@ impl ClientCertificate {
     ///
     /// # Errors
     /// OpenSSL has no memory.
-    pub fn of(certificate: &X509Ref) -> Result<ClientCertificate, ErrorStack> {
+    pub fn of(certificate: &X509Ref) -> Result<Self, ErrorStack> {
         let (subject, is_named_whole) = name(certificate.subject_name());
         let pem = percent_encode(&certificate.to_pem()?, NON_ALPHANUMERIC).to_string();
-        Ok(ClientCertificate {
+        Ok(Self {
             subject,
             is_named_whole,
             issuer: name(certificate.issuer_name()).0,

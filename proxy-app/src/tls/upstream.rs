@@ -43,7 +43,7 @@ impl UpstreamTrust {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<UpstreamTrust, ErrorStack> {
+    pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<Self, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
         if let Some(path) = ca_file {
@@ -61,7 +61,7 @@ impl UpstreamTrust {
             SslVerifyMode::NONE
         });
         builder.set_mode(SslMode::RELEASE_BUFFERS);
-        Ok(UpstreamTrust {
+        Ok(Self {
             connector: builder.build(),
             verify,
         })

@@ -64,18 +64,18 @@ impl Refusal {
     /// The status of the answer.
     pub fn status(self) -> u16 {
         match self {
-            Refusal::UnknownHost => 400,
-            Refusal::Misdirected => 421,
-            Refusal::NeedsTls => 403,
+            Self::UnknownHost => 400,
+            Self::Misdirected => 421,
+            Self::NeedsTls => 403,
         }
     }
 
     /// The same in words, for the log.
     pub fn why(self) -> &'static str {
         match self {
-            Refusal::UnknownHost => "no virtual host has this name, and names are strict",
-            Refusal::Misdirected => "the connection was made for a host with other rules for client certificates",
-            Refusal::NeedsTls => "the host asks for client certificates, which clear text cannot carry",
+            Self::UnknownHost => "no virtual host has this name, and names are strict",
+            Self::Misdirected => "the connection was made for a host with other rules for client certificates",
+            Self::NeedsTls => "the host asks for client certificates, which clear text cannot carry",
         }
     }
 }
@@ -83,12 +83,7 @@ impl Refusal {
 impl VirtualHosts {
     /// The virtual hosts of a directory, for the node of this name. A value that cannot be used is left out with a
     /// warning; client certificate rules that cannot be used stay as they were in `before`, or admit no client.
-    pub fn build(
-        system: &System,
-        node_name: &str,
-        before: Option<&VirtualHosts>,
-        problems: &mut Problems,
-    ) -> VirtualHosts {
+    pub fn build(system: &System, node_name: &str, before: Option<&Self>, problems: &mut Problems) -> Self {
         let node = system.node(node_name);
         let mut policies = Policies::default();
         let other = {
@@ -97,7 +92,7 @@ impl VirtualHosts {
             // Login pages and headers belong to domains; a host of no domain has those of the global config.
             Arc::new(vhost(None, &system.global(), "config", client_certs, problems))
         };
-        let mut vhosts = VirtualHosts {
+        let mut vhosts = Self {
             exact: HashMap::new(),
             wildcard: HashMap::new(),
             by_address: HashMap::new(),

@@ -71,8 +71,8 @@ pub enum Repeatable {
 }
 
 impl ServerConnection {
-    fn new(socket: Option<Socket>) -> ServerConnection {
-        ServerConnection {
+    fn new(socket: Option<Socket>) -> Self {
+        Self {
             born: Instant::now(),
             used: AtomicU64::new(0),
             server_keeps: AtomicU64::new(NEVER),
@@ -82,9 +82,9 @@ impl ServerConnection {
     }
 
     /// The one in this digest.
-    pub fn of(digest: &Digest) -> Option<Arc<ServerConnection>> {
+    pub fn of(digest: &Digest) -> Option<Arc<Self>> {
         let data = digest.proxy_digest.as_ref()?.user_data.as_ref()?;
-        data.downcast_ref::<Arc<ServerConnection>>().cloned()
+        data.downcast_ref::<Arc<Self>>().cloned()
     }
 
     /// Bytes of an answer came.
@@ -142,10 +142,10 @@ pub struct Sources(Arc<[IpAddr]>);
 
 impl Sources {
     /// Those of the node file.
-    pub fn of(conf: &ServerConf) -> Sources {
+    pub fn of(conf: &ServerConf) -> Self {
         let written = conf.client_bind_to_ipv4.iter().chain(&conf.client_bind_to_ipv6);
         // The engine refuses to start with an invalid address.
-        Sources(written.filter_map(|address| address.parse().ok()).collect())
+        Self(written.filter_map(|address| address.parse().ok()).collect())
     }
 
     /// Any of those that can reach this address.
@@ -175,8 +175,8 @@ pub struct Connect {
 
 impl Connect {
     /// From one of these addresses. With an owner a connection ends with the owner's.
-    pub fn new(sources: Sources, owner: Option<Arc<Owner>>) -> Connect {
-        Connect { sources, owner }
+    pub fn new(sources: Sources, owner: Option<Arc<Owner>>) -> Self {
+        Self { sources, owner }
     }
 }
 

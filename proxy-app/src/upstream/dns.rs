@@ -157,9 +157,9 @@ impl DnsCache {
 impl IpMode {
     fn admits(self, ip: IpAddr) -> bool {
         match self {
-            IpMode::V4 => ip.is_ipv4(),
-            IpMode::V6 => ip.is_ipv6(),
-            IpMode::Both => true,
+            Self::V4 => ip.is_ipv4(),
+            Self::V6 => ip.is_ipv6(),
+            Self::Both => true,
         }
     }
 }

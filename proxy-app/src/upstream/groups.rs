@@ -84,7 +84,7 @@ pub struct Groups {
 
 impl Groups {
     /// The groups of the directory and these. They have no members before [`Groups::prepare`].
-    pub fn new(inputs: GroupInputs, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Groups {
+    pub fn new(inputs: GroupInputs, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Self {
         let shared = Arc::new(Shared {
             inputs: ArcSwap::from_pointee(inputs),
             dns,
@@ -99,7 +99,7 @@ impl Groups {
             (LOGIN, members::MemberSource::Directory(ServerPool::Login)),
         ];
         let groups = of_directory.map(|(name, source)| (name.to_owned(), Arc::new(Group::new(name, source, &shared))));
-        let groups = Groups {
+        let groups = Self {
             shared,
             groups: ArcSwap::from_pointee(groups.into()),
             changing: Mutex::new(()),
@@ -207,20 +207,20 @@ mod tests {
     }
 
     impl Peer {
-        async fn start() -> Peer {
-            Peer::at("127.0.0.1:0".parse().unwrap()).await
+        async fn start() -> Self {
+            Self::at("127.0.0.1:0".parse().unwrap()).await
         }
 
-        async fn at(address: SocketAddr) -> Peer {
+        async fn at(address: SocketAddr) -> Self {
             let listener = TcpListener::bind(address).await.unwrap();
             let (status, connections) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicUsize::new(0)));
             let (told, counted) = (status.clone(), connections.clone());
-            Peer {
+            Self {
                 address: listener.local_addr().unwrap(),
                 status,
                 connections,
                 task: tokio::spawn(async move {
-                    let mut all = tokio::task::JoinSet::new();
+                    let mut all = JoinSet::new();
                     while let Ok((mut tcp, _)) = listener.accept().await {
                         counted.fetch_add(1, Ordering::SeqCst);
                         let told = told.clone();

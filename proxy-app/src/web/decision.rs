@@ -39,7 +39,7 @@ pub(crate) struct RequestInfo {
 
 impl RequestInfo {
     /// Reads a request.
-    pub(crate) fn read(env: &WebEnv, web: &WebClient, request: &Parts) -> RequestInfo {
+    pub(crate) fn read(env: &WebEnv, web: &WebClient, request: &Parts) -> Self {
         let config = env.config.load();
         let (peer, trusted) = (web.facts.client.addr.ip(), &config.web.trusted_forwarders);
         let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
@@ -53,7 +53,7 @@ impl RequestInfo {
             .port
             .or_else(|| host.as_ref()?.port)
             .or_else(|| told.scheme.map(default_port));
-        RequestInfo {
+        Self {
             id: is_trusted
                 .then(|| headers::forwarded_id(&request.headers))
                 .flatten()
@@ -87,7 +87,7 @@ struct Host {
 impl Host {
     /// The host that a forwarder names, or that of the request itself. A forwarder does not make a request with a bad
     /// host valid.
-    fn read(request: &Parts, told: &Forwarded) -> Option<Host> {
+    fn read(request: &Parts, told: &Forwarded) -> Option<Self> {
         let own = account::host(&request.uri, &request.headers)?;
         let forwarded = told
             .host
@@ -96,7 +96,7 @@ impl Host {
         let Some((name, as_sent)) = forwarded else {
             let as_sent = account::host_as_sent(&request.uri, &request.headers)?;
             let port = port_of(&as_sent);
-            return Some(Host {
+            return Some(Self {
                 name: own,
                 as_sent,
                 port,
@@ -110,7 +110,7 @@ impl Host {
             Some(port) => format!("{as_sent}:{port}"),
             None => as_sent.to_owned(),
         };
-        Some(Host { name, as_sent, port })
+        Some(Self { name, as_sent, port })
     }
 }
 

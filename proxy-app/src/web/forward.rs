@@ -49,7 +49,7 @@ pub(crate) fn proxy_headers(
         lines.extend(told.map(|(name, value)| (http::HeaderName::from_static(name), value)));
     }
     let shown = web.shown.iter().flat_map(PresentedCert::headers);
-    lines.extend(shown.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned()))));
+    lines.extend(shown.filter_map(|(name, value)| Some((name, value.to_str().ok()?.to_owned()))));
     lines.push((http::HeaderName::from_static(headers::REQUEST_ID), info.id.clone()));
     let host = match &forward.host {
         HostRule::Keep => info

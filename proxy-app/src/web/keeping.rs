@@ -48,7 +48,7 @@ impl Keeping {
         proxied: &ProxyRequest,
         keepalive: Option<Duration>,
         stale: usize,
-    ) -> Keeping {
+    ) -> Self {
         let (offers, relayed) = (bound_login::is_offered(&request.headers), info.relayed);
         if offers && !relayed {
             web.owner.bind();
@@ -67,7 +67,7 @@ impl Keeping {
             Some(_) if keepalive.is_zero() => KEEPALIVE,
             _ => keepalive,
         };
-        Keeping {
+        Self {
             demand: Demand { keepalive, repeatable },
             alone: owner.is_none() && (offers || keepalive.is_zero() || stale > STALE_MAX),
             relayed,

@@ -58,8 +58,8 @@ pub struct Web {
 
 impl Web {
     /// The web side, in an engine with this configuration.
-    pub fn new(env: Arc<WebEnv>, conf: &ServerConf) -> Web {
-        Web {
+    pub fn new(env: Arc<WebEnv>, conf: &ServerConf) -> Self {
+        Self {
             env,
             requests: AtomicU64::new(0),
             sources: Sources::of(conf),

@@ -76,8 +76,8 @@ pub struct RequestContext {
 }
 
 impl RequestContext {
-    pub(crate) fn new(snapshot: Arc<Snapshot>) -> RequestContext {
-        RequestContext {
+    pub(crate) fn new(snapshot: Arc<Snapshot>) -> Self {
+        Self {
             snapshot,
             begun: Instant::now(),
             info: None,

@@ -32,18 +32,18 @@ enum SignOn {
 }
 
 impl SignOn {
-    fn of(method: &Method, path: &str) -> Option<SignOn> {
+    fn of(method: &Method, path: &str) -> Option<Self> {
         match (method, path) {
-            (&Method::GET | &Method::HEAD, "/certauth") => Some(SignOn::Mail),
-            (&Method::GET | &Method::HEAD, "/certauth/admin") => Some(SignOn::Admin),
+            (&Method::GET | &Method::HEAD, "/certauth") => Some(Self::Mail),
+            (&Method::GET | &Method::HEAD, "/certauth/admin") => Some(Self::Admin),
             _ => None,
         }
     }
 
     fn cookie(self) -> &'static str {
         match self {
-            SignOn::Mail => "ZM_AUTH_TOKEN",
-            SignOn::Admin => "ZM_ADMIN_AUTH_TOKEN",
+            Self::Mail => "ZM_AUTH_TOKEN",
+            Self::Admin => "ZM_ADMIN_AUTH_TOKEN",
         }
     }
 }

@@ -77,7 +77,7 @@ impl WebStream {
     ///
     /// # Errors
     /// Never in practice: it would be a failure to make an empty response head.
-    pub fn new(channel: Channel, client: WebClient) -> pingora::Result<WebStream> {
+    pub fn new(channel: Channel, client: WebClient) -> pingora::Result<Self> {
         let (fd, h2, tls) = match &channel {
             Channel::Plain(tcp) => (tcp.as_raw_fd(), false, None),
             Channel::Tls(tls) => {
@@ -94,7 +94,7 @@ impl WebStream {
         let _ = socket.local_addr.set(Some(client.facts.client.local.into()));
         // Pingora carries a value of ours only in its digest for CONNECT proxies.
         let carrier = ProxyDigest::new(Box::new(ResponseHeader::build(200, Some(0))?), Some(Box::new(client)));
-        Ok(WebStream {
+        Ok(Self {
             channel,
             fd,
             h2,

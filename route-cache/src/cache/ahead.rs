@@ -40,7 +40,7 @@ struct Order {
 impl Default for Ahead {
     fn default() -> Self {
         let (orders, taken) = mpsc::channel(MAX_WAITING);
-        Ahead {
+        Self {
             ordered: Mutex::default(),
             orders,
             taken: tokio::sync::Mutex::new(taken),

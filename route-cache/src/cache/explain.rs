@@ -376,19 +376,19 @@ impl RouteCache {
 }
 
 impl FoundBy {
-    fn of(by: By, lookup: &Lookup) -> FoundBy {
+    fn of(by: By, lookup: &Lookup) -> Self {
         match by {
-            By::Itself => FoundBy::Given,
-            By::VirtualHost => FoundBy::VirtualHost(lookup.host.clone().unwrap_or_default()),
-            By::VirtualAddress => FoundBy::VirtualAddress(lookup.local),
-            By::Default => FoundBy::Default,
+            By::Itself => Self::Given,
+            By::VirtualHost => Self::VirtualHost(lookup.host.clone().unwrap_or_default()),
+            By::VirtualAddress => Self::VirtualAddress(lookup.local),
+            By::Default => Self::Default,
         }
     }
 }
 
 impl Explanation {
-    fn of_nobody(domain: Option<NameDomain>, error: RouteError) -> Explanation {
-        Explanation {
+    fn of_nobody(domain: Option<NameDomain>, error: RouteError) -> Self {
+        Self {
             name: None,
             domain,
             account: AccountReport::NotAsked,

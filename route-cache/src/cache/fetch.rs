@@ -39,14 +39,14 @@ pub(super) enum FetchOutcome {
 impl FetchOutcome {
     pub(super) fn current(self) -> Option<Fetched> {
         match self {
-            FetchOutcome::Current(fetched) => Some(fetched),
-            FetchOutcome::Outdated(_) => None,
+            Self::Current(fetched) => Some(fetched),
+            Self::Outdated(_) => None,
         }
     }
 
     pub(super) fn fetched(self) -> Fetched {
         match self {
-            FetchOutcome::Current(fetched) | FetchOutcome::Outdated(fetched) => fetched,
+            Self::Current(fetched) | Self::Outdated(fetched) => fetched,
         }
     }
 }

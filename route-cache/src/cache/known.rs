@@ -38,14 +38,14 @@ pub(super) struct KeptPlacement {
 
 impl KeptPlacement {
     /// What is kept under a name and of its account, which may be the same: as old as the older of them.
-    pub(super) fn find(name: &Key, look: impl Fn(&Key) -> Option<Kept>) -> Option<KeptPlacement> {
+    pub(super) fn find(name: &Key, look: impl Fn(&Key) -> Option<Kept>) -> Option<Self> {
         let Kept { at, epoch, what } = look(name)?;
         let account = match what {
-            KeptValue::Here(placement) => return Some(KeptPlacement { at, epoch, placement }),
+            KeptValue::Here(placement) => return Some(Self { at, epoch, placement }),
             KeptValue::See(account) => look(&Key::Name(account))?,
         };
         match account.what {
-            KeptValue::Here(placement) => Some(KeptPlacement {
+            KeptValue::Here(placement) => Some(Self {
                 at: at.min(account.at),
                 epoch: epoch.min(account.epoch),
                 placement,

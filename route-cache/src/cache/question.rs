@@ -35,8 +35,8 @@ impl Freshness {
     /// Whether an answer of this time is good enough, if it is in its life.
     pub(super) fn takes(self, at: Millis) -> bool {
         match self {
-            Freshness::Fresh | Freshness::Young => true,
-            Freshness::Since(when) => at >= when,
+            Self::Fresh | Self::Young => true,
+            Self::Since(when) => at >= when,
         }
     }
 }

@@ -55,8 +55,8 @@ const MAX_SUSPECTS: u64 = 100_000;
 
 impl SharedCache {
     /// A tier whose entries live for `ttl`.
-    pub fn new(settings: &memcached::Settings, ttl: Duration, book: Arc<AddressBook>) -> SharedCache {
-        SharedCache {
+    pub fn new(settings: &memcached::Settings, ttl: Duration, book: Arc<AddressBook>) -> Self {
+        Self {
             memcached: Memcached::new(settings),
             book,
             ttl,

@@ -121,7 +121,7 @@ impl Forgotten {
 
 impl Default for Forgotten {
     fn default() -> Self {
-        Forgotten {
+        Self {
             slots: vec![0; FORGET_SLOTS].into_boxed_slice(),
             all: 0,
             hasher: RandomState::new(),

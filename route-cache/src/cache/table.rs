@@ -50,7 +50,7 @@ impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
         // Chance gives some shards more than their part: four standard deviations at the smallest size.
         let slack = if shards > 1 { capacity / shards / 8 } else { 0 };
         let each = (capacity.div_ceil(shards) + slack).clamp(1, u64::from(u32::MAX)) as usize;
-        ClockTable {
+        Self {
             shards: (0..shards).map(|_| Mutex::new(Shard::new(each))).collect(),
             hasher: RandomState::new(),
         }
@@ -180,7 +180,7 @@ impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
 
 impl<K: Hash + Eq, V> Shard<K, V> {
     fn new(capacity: usize) -> Self {
-        Shard {
+        Self {
             index: HashTable::new(),
             slots: Vec::new(),
             hand: 0,

@@ -28,14 +28,14 @@ impl NodeLogin {
     ///
     /// # Errors
     /// One of them cannot stand in a header field; the text says which.
-    pub fn new(user: String, password: Secret<String>) -> Result<NodeLogin, &'static str> {
+    pub fn new(user: String, password: Secret<String>) -> Result<Self, &'static str> {
         let fits = |text: &str| !text.is_empty() && text.trim() == text && !text.contains(char::is_control);
         match (fits(&user), fits(password.expose())) {
             (false, _) => Err("the user cannot be sent: it is empty, or has blanks around it or control characters"),
             (_, false) => {
                 Err("the password cannot be sent: it is empty, or has blanks around it or control characters")
             }
-            _ => Ok(NodeLogin { user, password }),
+            _ => Ok(Self { user, password }),
         }
     }
 }

@@ -44,8 +44,8 @@ pub(super) enum Fault {
 }
 
 impl Handler {
-    pub(super) fn new(url: HandlerUrl, retry: Duration) -> Handler {
-        Handler {
+    pub(super) fn new(url: HandlerUrl, retry: Duration) -> Self {
+        Self {
             url,
             retry,
             idle: Mutex::default(),

@@ -126,9 +126,14 @@ pub(super) struct Head(String);
 
 impl Head {
     /// A request for this URL.
-    pub(super) fn get(url: &HandlerUrl) -> Head {
+    pub(super) fn get(url: &HandlerUrl) -> Self {
         let host = bracketed(without_zone(&url.host));
-        Head(format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", url.path))
+        Self(format!(
+            "GET {} HTTP/1.1
+Host: {host}
+",
+            url.path
+        ))
     }
 
     /// One more field; its value is one line.
@@ -241,20 +246,18 @@ impl Response {
 
 impl ServiceAnswer {
     /// What a response with status 200 says.
-    pub(crate) fn read(response: &Response, dialect: Dialect, question: &Question<'_>) -> ServiceAnswer {
+    pub(crate) fn read(response: &Response, dialect: Dialect, question: &Question<'_>) -> Self {
         match response.field("auth-status") {
-            None => ServiceAnswer::CannotTell("there is no Auth-Status in its answer".to_owned()),
-            Some("OK") => {
-                ServiceAnswer::route(response).unwrap_or_else(|why| ServiceAnswer::CannotTell(why.to_owned()))
-            }
+            None => Self::CannotTell("there is no Auth-Status in its answer".to_owned()),
+            Some("OK") => Self::route(response).unwrap_or_else(|why| Self::CannotTell(why.to_owned())),
             Some(text) => match dialect {
-                Dialect::Zimbra => ServiceAnswer::refused_by_zimbra(text, question.user),
-                Dialect::Nginx => ServiceAnswer::refused_by_nginx(text, response),
+                Dialect::Zimbra => Self::refused_by_zimbra(text, question.user),
+                Dialect::Nginx => Self::refused_by_nginx(text, response),
             },
         }
     }
 
-    fn route(response: &Response) -> Result<ServiceAnswer, &'static str> {
+    fn route(response: &Response) -> Result<Self, &'static str> {
         let server = response.field("auth-server").filter(|server| !server.is_empty());
         let port = response
             .field("auth-port")
@@ -268,7 +271,7 @@ impl ServiceAnswer {
             .field("auth-cache-alias")
             .is_some_and(|value| value.eq_ignore_ascii_case("true"));
         match (server, port) {
-            (Some(server), Some(port)) => Ok(ServiceAnswer::Route {
+            (Some(server), Some(port)) => Ok(Self::Route {
                 server: bare(server).to_owned(),
                 port,
                 user,
@@ -280,7 +283,7 @@ impl ServiceAnswer {
 
     /// The texts of MAIL §1.8. What is not among them is an exception of the servlet, and says nothing about the
     /// user.
-    fn refused_by_zimbra(text: &str, user: &str) -> ServiceAnswer {
+    fn refused_by_zimbra(text: &str, user: &str) -> Self {
         let nobody = [
             "user not found:",
             "account not found:",
@@ -293,25 +296,25 @@ impl ServiceAnswer {
             .strip_prefix("account ")
             .and_then(|rest| rest.strip_suffix(" not found"));
         if begins(&nobody) || named.is_some_and(|name| name.eq_ignore_ascii_case(user)) {
-            return ServiceAnswer::Nobody;
+            return Self::Nobody;
         }
         if text.starts_with("Client-IP ") && text.ends_with(" is not allowed on this domain") {
-            return ServiceAnswer::NotAllowed;
+            return Self::NotAllowed;
         }
         if begins(&no_route) || text.ends_with(" is not admin or delegated admin") {
-            return ServiceAnswer::NoRoute(text.to_owned());
+            return Self::NoRoute(text.to_owned());
         }
-        ServiceAnswer::CannotTell(text.to_owned())
+        Self::CannotTell(text.to_owned())
     }
 
     /// Here the text is for the user, so any text is a no; but for `WAIT`, and for what says that it is temporary: a
     /// code of the 400s, or the word itself, as in nginx's own example.
-    fn refused_by_nginx(text: &str, response: &Response) -> ServiceAnswer {
+    fn refused_by_nginx(text: &str, response: &Response) -> Self {
         let code = response.field("auth-error-code").unwrap_or_default();
         let temporary = text.to_ascii_lowercase().contains("temporar") || code.starts_with('4');
         match text == "WAIT" || temporary {
-            true => ServiceAnswer::CannotTell(text.to_owned()),
-            false => ServiceAnswer::Nobody,
+            true => Self::CannotTell(text.to_owned()),
+            false => Self::Nobody,
         }
     }
 }

@@ -72,8 +72,8 @@ impl Pending {
 }
 
 impl Link {
-    pub(super) fn new(server: &HostPort, timeout: Duration, retry: Duration) -> Link {
-        Link {
+    pub(super) fn new(server: &HostPort, timeout: Duration, retry: Duration) -> Self {
+        Self {
             server: server.clone(),
             timeout,
             retry,
@@ -149,14 +149,14 @@ enum Ended {
 }
 
 impl From<Babble> for Ended {
-    fn from(Babble: Babble) -> Ended {
-        Ended::Babble
+    fn from(Babble: Babble) -> Self {
+        Self::Babble
     }
 }
 
 impl Run {
-    fn new(link: &Arc<Link>) -> Run {
-        Run {
+    fn new(link: &Arc<Link>) -> Self {
+        Self {
             link: Arc::downgrade(link),
             server: link.server.clone(),
             timeout: link.timeout,
@@ -238,8 +238,8 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn new(stream: TcpStream, requests: mpsc::Receiver<QueuedCommand>) -> Conversation {
-        Conversation {
+    fn new(stream: TcpStream, requests: mpsc::Receiver<QueuedCommand>) -> Self {
+        Self {
             stream,
             requests,
             unsent: Vec::new(),

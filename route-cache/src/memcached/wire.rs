@@ -51,9 +51,9 @@ impl Command {
     /// Appends the command to `out`. Keys are hex and values addresses: nothing needs quoting.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let text = match self {
-            Command::Get { key } => format!("get {key}\r\n"),
-            Command::Set { key, ttl, value } => format!("set {key} 0 {ttl} {}\r\n{value}\r\n", value.len()),
-            Command::Delete { key } => format!("delete {key}\r\n"),
+            Self::Get { key } => format!("get {key}\r\n"),
+            Self::Set { key, ttl, value } => format!("set {key} 0 {ttl} {}\r\n{value}\r\n", value.len()),
+            Self::Delete { key } => format!("delete {key}\r\n"),
         };
         out.extend_from_slice(text.as_bytes());
     }
@@ -67,10 +67,10 @@ impl Command {
         let Some(line) = line(bytes)? else { return Ok(None) };
         let length = line.len() + 2;
         let reply = match (self, line) {
-            (Command::Get { .. }, b"END") => Reply::Nothing,
-            (Command::Get { key }, line) => return value(key, line, bytes),
-            (Command::Set { .. }, b"STORED" | b"NOT_STORED") => Reply::Done,
-            (Command::Delete { .. }, b"DELETED" | b"NOT_FOUND") => Reply::Done,
+            (Self::Get { .. }, b"END") => Reply::Nothing,
+            (Self::Get { key }, line) => return value(key, line, bytes),
+            (Self::Set { .. }, b"STORED" | b"NOT_STORED") => Reply::Done,
+            (Self::Delete { .. }, b"DELETED" | b"NOT_FOUND") => Reply::Done,
             _ => return Err(Babble),
         };
         Ok(Some((reply, length)))

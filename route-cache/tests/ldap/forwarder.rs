@@ -16,10 +16,10 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     /// Listens on the loopback address and passes on to `server`.
-    pub(crate) async fn start(server: SocketAddr) -> Forwarder {
+    pub(crate) async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (forgotten, opened) = (watch::Sender::new(0), Arc::new(AtomicUsize::new(0)));
-        let forwarder = Forwarder {
+        let forwarder = Self {
             port: listener.local_addr().unwrap().port(),
             forgotten: forgotten.clone(),
             opened: opened.clone(),

@@ -19,12 +19,12 @@ pub(crate) struct Slapd {
 
 impl Slapd {
     /// Starts a server with the tree of [`tree`] and some more.
-    pub(crate) fn start(more: &str) -> Slapd {
-        Slapd::start_as(Kind::default(), more)
+    pub(crate) fn start(more: &str) -> Self {
+        Self::start_as(Kind::default(), more)
     }
 
     /// The same, with its peculiarities.
-    pub(crate) fn start_as(kind: Kind, more: &str) -> Slapd {
+    pub(crate) fn start_as(kind: Kind, more: &str) -> Self {
         let stage = Stage::new().unwrap();
         let authority = certs::Authority::new(&stage.dir("ca").unwrap()).unwrap();
         let pair = authority.server(&["localhost"]).unwrap();
@@ -33,7 +33,7 @@ impl Slapd {
             ..kind
         };
         let server = slapd::Slapd::start_as(&stage, "slapd", Some(&(tree() + more)), &kind).unwrap();
-        Slapd {
+        Self {
             server,
             authority,
             stage,

@@ -51,9 +51,9 @@ pub(crate) struct Counting {
 }
 
 impl Counting {
-    pub(crate) fn new(yaml: &str) -> Arc<Counting> {
+    pub(crate) fn new(yaml: &str) -> Arc<Self> {
         let (inner, _) = YamlDirectory::parse(yaml, Path::new("d.yaml")).unwrap_or_else(|p| panic!("{p}"));
-        Arc::new(Counting {
+        Arc::new(Self {
             inner,
             asked: AtomicUsize::new(0),
             down: AtomicBool::new(false),
@@ -138,9 +138,9 @@ pub(crate) struct Memcached {
 }
 
 impl Memcached {
-    pub(crate) fn start() -> Memcached {
+    pub(crate) fn start() -> Self {
         let stage = Stage::new().unwrap();
-        Memcached {
+        Self {
             server: memcached::Memcached::start(&stage).unwrap(),
             _stage: stage,
         }

@@ -25,7 +25,7 @@ impl Known {
     ///
     /// # Panics
     /// One of them is not there, or is empty, or cannot be understood.
-    pub fn of(target: &str) -> Known {
+    pub fn of(target: &str) -> Self {
         let dictionary = read(&folder().join(format!("dictionaries/{target}.dict")));
         let dictionary = String::from_utf8(dictionary).expect("a dictionary is text");
         let pieces: Vec<_> = dictionary.lines().filter_map(piece).collect();
@@ -36,7 +36,7 @@ impl Known {
             .collect();
         seeds.sort();
         assert!(!pieces.is_empty() && !seeds.is_empty(), "{target} has none");
-        Known {
+        Self {
             pieces,
             seeds: seeds.iter().map(|path| read(path)).collect(),
         }

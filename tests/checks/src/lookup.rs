@@ -52,7 +52,7 @@ struct Asked {
 
 impl Asked {
     /// With one server and one account.
-    fn new() -> Asked {
+    fn new() -> Self {
         let yaml = "
 config: {zimbraDefaultDomainName: a.test}
 servers: {store.test: {zimbraServiceEnabled: mailbox, zimbraServiceHostname: 127.0.0.2}}
@@ -69,7 +69,7 @@ accounts: {alice@a.test: {zimbraMailHost: store.test, zimbraId: id-alice}}
             negative_ttl: Duration::from_secs(5),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        Asked {
+        Self {
             runtime: runtime.expect("a runtime can be made"),
             routes: RouteCache::new(settings, Arc::new(directory)),
             book: AddressBook::new(Arc::new(Literal)),

@@ -59,7 +59,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// `None`: too short to say anything.
-    fn parse(data: &'a [u8]) -> Option<Plan<'a>> {
+    fn parse(data: &'a [u8]) -> Option<Self> {
         let (&[choice, high, low], bytes) = data.split_first_chunk::<3>()?;
         let channel = match choice & 3 {
             0 => Channel::Tls,

@@ -29,7 +29,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn parse(bytes: &'a [u8]) -> Option<Plan<'a>> {
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (&[entry, attribute, act, value], text) = bytes.split_first_chunk::<4>()?;
         let value = |offset: usize| VALUES[(usize::from(value) + offset) % VALUES.len()].to_owned();
         let act = match act % 5 {

@@ -209,8 +209,8 @@ struct Ends {
 }
 
 impl Ends {
-    fn new() -> Result<Ends> {
-        Ok(Ends {
+    fn new() -> Result<Self> {
+        Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })

@@ -28,7 +28,7 @@ pub(super) struct Body {
 
 impl Request {
     /// None at the end of the connection.
-    pub(super) fn read(from: &mut impl BufRead) -> Result<Option<Request>> {
+    pub(super) fn read(from: &mut impl BufRead) -> Result<Option<Self>> {
         let first = read_line(from)?;
         if first.is_empty() {
             return Ok(None);
@@ -43,7 +43,7 @@ impl Request {
             };
             headers.push((name.to_owned(), value.trim().to_owned()));
         }
-        Ok(Some(Request {
+        Ok(Some(Self {
             method,
             target,
             headers,
@@ -63,7 +63,7 @@ impl Request {
 }
 
 impl Body {
-    pub(super) fn read(request: &Request, from: &mut BufReader<Box<dyn Stream>>) -> Result<Body> {
+    pub(super) fn read(request: &Request, from: &mut BufReader<Box<dyn Stream>>) -> Result<Self> {
         if request
             .header("expect")
             .is_some_and(|e| e.eq_ignore_ascii_case("100-continue"))
@@ -84,7 +84,7 @@ impl Body {
             intake.take(from, length.parse()?)?;
         }
         let sha256 = super::hex(&intake.hash.finish());
-        Ok(Body {
+        Ok(Self {
             head: intake.head,
             bytes: intake.bytes,
             sha256,

@@ -96,9 +96,9 @@ impl QueuePlace {
         limits: &Arc<crate::node::limits::NodeLimits>,
         origin: Origin,
         pending: Arc<PendingClient>,
-    ) -> QueuePlace {
+    ) -> Self {
         limits.eviction.0.lock().add(origin, &pending, 0);
-        QueuePlace {
+        Self {
             limits: limits.clone(),
             origin,
             pending,

@@ -37,7 +37,7 @@ pub struct Group {
 }
 
 impl Group {
-    pub(super) fn new(name: &str, source: MemberSource, shared: &Arc<Shared>) -> Group {
+    pub(super) fn new(name: &str, source: MemberSource, shared: &Arc<Shared>) -> Self {
         let members = Arc::new(Members {
             name: name.to_owned(),
             shared: shared.clone(),
@@ -48,7 +48,7 @@ impl Group {
         });
         let mut backends = Backends::new(Box::new(Discovery(members.clone())));
         backends.set_health_check(Box::new(HealthProbe(members.clone())));
-        Group {
+        Self {
             members,
             backends,
             turn: AtomicU64::new(0),

@@ -130,8 +130,8 @@ impl std::fmt::Debug for Busy {
 }
 
 impl GroupServer {
-    pub(super) fn new(address: SocketAddr, description: ServerDescription, overrides: Overrides) -> GroupServer {
-        let server = GroupServer {
+    pub(super) fn new(address: SocketAddr, description: ServerDescription, overrides: Overrides) -> Self {
+        let server = Self {
             address,
             weight: AtomicU32::new(description.weight),
             description: Mutex::new(Arc::new(description)),

@@ -25,7 +25,7 @@ impl AnswerHead {
     ///
     /// # Errors
     /// It is not a head, or not one that can be passed on.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Option<AnswerHead>, &'static str> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
         const BABBLE: &str = "the server's answer to an upgrade is not HTTP";
         let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parsed = httparse::Response::new(&mut fields);
@@ -49,7 +49,7 @@ impl AnswerHead {
         }
         let rest = Rest::behind(&mut response, &bytes[length..])?;
         answer_head::strip(&mut response);
-        Ok(Some(AnswerHead {
+        Ok(Some(Self {
             length,
             is_switched,
             response,
@@ -99,7 +99,7 @@ pub(super) enum Rest {
 
 impl Rest {
     /// The body that follows a head. Makes the head say its length once and clearly.
-    fn behind(response: &mut ResponseHeader, begun: &[u8]) -> Result<Rest, &'static str> {
+    fn behind(response: &mut ResponseHeader, begun: &[u8]) -> Result<Self, &'static str> {
         let status = response.status;
         let codings: Vec<_> = response.headers.get_all(TRANSFER_ENCODING).iter().cloned().collect();
         let mut rest = if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
@@ -107,12 +107,12 @@ impl Rest {
                 response.remove_header(&CONTENT_LENGTH);
             }
             response.remove_header(&TRANSFER_ENCODING);
-            return Ok(Rest::Length(0));
+            return Ok(Self::Length(0));
         } else if codings.is_empty() {
-            length(response)?.map_or(Rest::UntilEnd, Rest::Length)
+            length(response)?.map_or(Self::UntilEnd, Rest::Length)
         } else if matches!(&codings[..], [only] if only.as_bytes().eq_ignore_ascii_case(b"chunked")) {
             response.remove_header(&CONTENT_LENGTH);
-            Rest::Chunked(ChunkedAnswer::default())
+            Self::Chunked(ChunkedAnswer::default())
         } else {
             return Err("the server's answer to an upgrade has a transfer coding that is not known");
         };
@@ -123,22 +123,22 @@ impl Rest {
     /// Whether all has come.
     pub(super) fn is_over(&self) -> bool {
         match self {
-            Rest::Length(left) => *left == 0,
-            Rest::Chunked(chunks) => chunks.at == At::End,
-            Rest::UntilEnd => false,
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunks) => chunks.at == At::End,
+            Self::UntilEnd => false,
         }
     }
 
     /// Takes note of bytes that have come. Returns how many of them belong to the body.
     pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
         match self {
-            Rest::Length(left) => {
+            Self::Length(left) => {
                 let theirs = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= theirs as u64;
                 theirs
             }
-            Rest::Chunked(chunks) => chunks.pass(bytes),
-            Rest::UntilEnd => bytes.len(),
+            Self::Chunked(chunks) => chunks.pass(bytes),
+            Self::UntilEnd => bytes.len(),
         }
     }
 }
