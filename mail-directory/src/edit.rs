@@ -205,7 +205,7 @@ fn add(values: &mut Vec<String>, value: &str) {
 }
 
 /// Whether two values of an attribute are the same.
-pub(crate) fn same_value(a: &str, b: &str) -> bool {
+fn same_value(a: &str, b: &str) -> bool {
     match a.is_ascii() && b.is_ascii() {
         true => a.eq_ignore_ascii_case(b),
         false => names::account(a) == names::account(b) || names::host(a) == names::host(b),

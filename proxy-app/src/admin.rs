@@ -24,18 +24,18 @@ use crate::config::AdminConfig;
 use crate::listen::sockets;
 use crate::upstream::connect;
 
-pub mod act;
+pub(crate) mod act;
 pub mod api;
-pub mod api_error;
-pub mod caller;
-pub mod console;
-pub mod domains;
-pub mod health;
-pub mod route;
+pub(crate) mod api_error;
+pub(crate) mod caller;
+pub(crate) mod console;
+pub(crate) mod domains;
+pub(crate) mod health;
+pub(crate) mod route;
 mod scrape;
-pub mod sessions;
-pub mod slots;
-pub mod turns;
+pub(crate) mod sessions;
+pub(crate) mod slots;
+pub(crate) mod turns;
 
 use caller::Caller;
 use slots::{ConnectionSlots, Reach};
@@ -57,7 +57,7 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// The sockets of the API, opened and not yet served.
 #[derive(Default)]
-pub struct Sockets {
+pub(crate) struct Sockets {
     unix: Option<(UnixListener, SocketFile)>,
     http: Option<TcpListener>,
 }
@@ -74,7 +74,7 @@ impl Sockets {
     ///
     /// # Errors
     /// The address or the path cannot be bound, or another process answers at the path.
-    pub fn open(config: &AdminConfig, upgrade: TakeOver, fds: &ListenFds) -> anyhow::Result<Self> {
+    pub(crate) fn open(config: &AdminConfig, upgrade: TakeOver, fds: &ListenFds) -> anyhow::Result<Self> {
         use anyhow::Context;
         let unix = config.socket.as_deref().map(|path| {
             let socket = unix(path, upgrade);
@@ -91,7 +91,7 @@ impl Sockets {
     }
 
     /// Answers until the process ends. After an upgrade the new process answers on TCP, and only there.
-    pub async fn serve(self, env: Arc<AdminEnv>, shutdown: ShutdownWatch) {
+    pub(crate) async fn serve(self, env: Arc<AdminEnv>, shutdown: ShutdownWatch) {
         let router = api::router(env);
         let file = self.unix.as_ref().map(|(_, file)| (file.path.clone(), file.inode));
         let unix = async {
@@ -112,7 +112,7 @@ impl Sockets {
 
 /// Whether this process takes over from another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TakeOver {
+pub(crate) enum TakeOver {
     /// It does.
     Yes,
     /// It starts on its own.

@@ -33,19 +33,19 @@ use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::{GroupInputs, Groups};
 
-pub mod certificates;
-pub mod changes;
-pub mod env;
-pub mod listeners;
-pub mod plan;
-pub mod reload;
-pub mod routes;
-pub mod snapshot;
-pub mod wanted;
+pub(crate) mod certificates;
+pub(crate) mod changes;
+pub(crate) mod env;
+pub(crate) mod listeners;
+pub(crate) mod plan;
+pub(crate) mod reload;
+pub(crate) mod routes;
+pub(crate) mod snapshot;
+pub(crate) mod wanted;
 
 /// The running node, for the code that changes it: it reads its files and its directory again. All other parts get what
 /// they need of it when it starts ([`mod@env`]).
-pub struct App {
+pub(crate) struct App {
     /// The node file, as far as it is in force.
     config: InForce<Config>,
     snapshot: InForce<Snapshot>,
@@ -91,7 +91,7 @@ impl App {
     ///
     /// # Errors
     /// A log cannot be opened.
-    pub fn start(plan: Plan) -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn start(plan: Plan) -> anyhow::Result<Arc<Self>> {
         let Plan {
             config,
             path,
@@ -182,23 +182,23 @@ fn open_log(name: &'static str, target: &crate::node::logs::LogTarget) -> anyhow
 
 /// A count of open connections.
 #[derive(Clone, Default)]
-pub struct Open(Arc<AtomicUsize>);
+pub(crate) struct Open(Arc<AtomicUsize>);
 
 impl Open {
     /// Counts one connection until the value is dropped.
-    pub fn enter(&self) -> Entered {
+    pub(crate) fn enter(&self) -> Entered {
         self.0.fetch_add(1, Ordering::Relaxed);
         Entered(self.0.clone())
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// One open connection.
-pub struct Entered(Arc<AtomicUsize>);
+pub(crate) struct Entered(Arc<AtomicUsize>);
 
 impl Drop for Entered {
     fn drop(&mut self) {

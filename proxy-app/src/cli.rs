@@ -15,10 +15,10 @@ use crate::process::service::ListenerService;
 use crate::process::shutdown::EndSignal;
 use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 
-pub mod admin_client;
-pub mod node;
-pub mod pages;
-pub mod prov;
+pub(crate) mod admin_client;
+pub(crate) mod node;
+pub(crate) mod pages;
+pub(crate) mod prov;
 
 /// The default path of the node file.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";
@@ -32,24 +32,24 @@ const PINGORA_WAITS: u64 = 10 * 365 * 24 * 3600;
 pub struct Cli {
     /// The node file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = NODE_FILE)]
-    pub conf: PathBuf,
+    conf: PathBuf,
     /// Run in the background.
     #[arg(short, long)]
-    pub daemon: bool,
+    daemon: bool,
     /// Take over the listening sockets of the running process, which keeps its sessions until they end.
     #[arg(short, long)]
-    pub upgrade: bool,
+    upgrade: bool,
     /// Test the configuration and exit.
     #[arg(short, long)]
-    pub test: bool,
+    test: bool,
     /// What to do instead of running.
     #[command(subcommand)]
-    pub verb: Option<Verb>,
+    verb: Option<Verb>,
 }
 
 /// What to do instead of running.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+enum Verb {
     /// Check the node file, the directory and all certificates, and print every problem.
     Check,
     /// Ask the running process.

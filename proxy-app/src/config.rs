@@ -11,16 +11,16 @@ use self::pingora::PingoraConfig;
 use self::read::ConfigReader;
 use crate::node::limits::LimitsConfig;
 
-pub use self::admin::AdminConfig;
-pub use self::directory::{DirectoryConfig, Source};
-pub use self::ends::Ends;
-pub use self::listeners::{Listener, ListenerTls, Serve, StreamConfig};
-pub use self::log::{AccessFormat, AuditFormat, LogConfig};
-pub use self::lookup::{LookupConfig, MAX_HANDLERS};
-pub use self::mail::MailConfig;
-pub use self::route_cache::{MemcachedConfig, RouteCacheConfig};
-pub use self::tls::TlsConfig;
-pub use self::web::WebConfig;
+pub(crate) use self::admin::AdminConfig;
+pub(crate) use self::directory::{DirectoryConfig, Source};
+pub(crate) use self::ends::Ends;
+pub(crate) use self::listeners::{Listener, ListenerTls, Serve, StreamConfig};
+pub(crate) use self::log::{AccessFormat, AuditFormat, LogConfig};
+pub(crate) use self::lookup::{LookupConfig, MAX_HANDLERS};
+pub(crate) use self::mail::MailConfig;
+pub(crate) use self::route_cache::RouteCacheConfig;
+pub(crate) use self::tls::TlsConfig;
+pub(crate) use self::web::WebConfig;
 
 mod admin;
 mod diff;
@@ -39,7 +39,7 @@ mod web;
 
 /// A node file.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     /// Pingora's own settings.
     pub server: PingoraConfig,
     /// Name of this node's server entry in the directory.
@@ -91,7 +91,7 @@ fn live() -> impl Iterator<Item = &'static LiveKey> {
 ///
 /// # Errors
 /// The file cannot be read, or the key is no path.
-pub fn admin_socket(path: &Path) -> Result<Option<PathBuf>, Problems> {
+pub(crate) fn admin_socket(path: &Path) -> Result<Option<PathBuf>, Problems> {
     let document = Document::load(path)?;
     let mut problems = Problems::new();
     let socket = || {
@@ -110,7 +110,7 @@ impl Config {
     ///
     /// # Errors
     /// All problems of the file at once. With a valid file the second value holds its warnings.
-    pub fn load(path: &Path) -> Result<(Self, Problems), Problems> {
+    pub(crate) fn load(path: &Path) -> Result<(Self, Problems), Problems> {
         let document = Document::load(path)?;
         let mut reader = ConfigReader {
             problems: Problems::new(),
@@ -149,7 +149,7 @@ impl Config {
 
     /// This configuration, with what a reload may take from a newer one.
     #[must_use]
-    pub fn reloaded(&self, new: &Self) -> Self {
+    pub(crate) fn reloaded(&self, new: &Self) -> Self {
         let mut now = self.clone();
         live().for_each(|(_, put)| put(&mut now, new));
         now.written.clone_from(&new.written);
@@ -158,7 +158,7 @@ impl Config {
 }
 
 /// Keys whose values differ, as they are written: `(put in force by a reload, only by a new process)`.
-pub fn changes(old: &serde_yaml::Value, new: &serde_yaml::Value) -> (Vec<String>, Vec<String>) {
+pub(crate) fn changes(old: &serde_yaml::Value, new: &serde_yaml::Value) -> (Vec<String>, Vec<String>) {
     let mut changed = Vec::new();
     diff::differences("", Some(old), Some(new), &mut changed);
     let is_live = |key: &String| {

@@ -5,15 +5,15 @@ pub(crate) mod answer_head;
 pub(crate) mod answers;
 pub(crate) mod behind;
 pub(crate) mod bound_login;
-pub mod compression;
+pub(crate) mod compression;
 pub(crate) mod forwarders;
 pub mod frames;
-pub mod headers;
-pub mod login;
+pub(crate) mod headers;
+pub(crate) mod login;
 pub(crate) mod old_clients;
 pub(crate) mod relocation;
 pub(crate) mod repeat;
-pub mod static_ui;
+pub(crate) mod static_ui;
 pub(crate) mod streams;
 
 /// Longest request head: nginx's four buffers of 8 KiB.

@@ -5,15 +5,15 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
-pub mod app;
+mod app;
 pub mod cli;
-pub mod config;
+mod config;
 pub mod http;
 pub mod listen;
 pub mod locations;
 pub mod node;
-pub mod process;
-pub mod provision;
-pub mod tls;
-pub mod upstream;
+mod process;
+mod provision;
+mod tls;
+mod upstream;
 pub mod web;

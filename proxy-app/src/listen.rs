@@ -23,8 +23,8 @@ use crate::web::phases::Web;
 
 mod connection;
 pub mod proxy_protocol;
-pub mod sockets;
-pub mod stream;
+pub(crate) mod sockets;
+pub(crate) mod stream;
 
 /// How often a listener that could not be opened is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -227,7 +227,7 @@ pub(crate) const GOODBYE: Duration = Duration::from_secs(3);
 
 /// Why a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// It is stopped.
     Stop,
     /// A new process has taken over.

@@ -25,12 +25,12 @@ mod live;
 pub mod path;
 mod reader;
 
-pub use live::LiveLocations;
-pub use reader::Locations;
+pub(crate) use live::LiveLocations;
+pub(crate) use reader::Locations;
 
 /// The kind of listener that a request came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ListenerKind {
+pub(crate) enum ListenerKind {
     /// The web client's listener.
     Web,
     /// The administration console's listener.
@@ -39,7 +39,7 @@ pub enum ListenerKind {
 
 /// A location as it is written.
 #[derive(Debug, Clone)]
-pub struct Location {
+pub(crate) struct Location {
     /// What it matches, as in the file: `prefix /services/files/`. For logs.
     pub name: String,
     /// The paths.
@@ -70,7 +70,7 @@ pub struct Location {
 
 /// Which paths belong to a location. Always the decoded path, with dots resolved and slashes merged.
 #[derive(Debug, Clone)]
-pub enum PathMatch {
+pub(crate) enum PathMatch {
     /// Exactly this path.
     Exact(String),
     /// Paths that begin so, and end there or go on with a slash.
@@ -83,7 +83,7 @@ pub enum PathMatch {
 
 /// Which hosts belong to a location.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HostMatch {
+pub(crate) enum HostMatch {
     /// This name, in lower case.
     Name(String),
     /// All names below this one: `*.example.com` without the star.
@@ -92,7 +92,7 @@ pub enum HostMatch {
 
 /// A cookie that must be present. It is not verified: that is left to the server (HTTP §2.2).
 #[derive(Debug, Clone)]
-pub struct RequiredCookie {
+pub(crate) struct RequiredCookie {
     /// Name of the cookie.
     pub cookie: String,
     /// Where clients without it are sent.
@@ -103,7 +103,7 @@ pub struct RequiredCookie {
 
 /// A place to send a browser to.
 #[derive(Debug, Clone)]
-pub struct Destination {
+pub(crate) struct Destination {
     /// The place, if no attribute names another one. A relative one stays relative.
     pub to: String,
     /// The attribute of the virtual host that may name another one.
@@ -112,7 +112,7 @@ pub struct Destination {
 
 /// A place that a domain may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VirtualHostUrl {
+pub(crate) enum VirtualHostUrl {
     /// `carbonioWebUILoginURL`
     Login,
     /// `carbonioWebUILogoutURL`
@@ -125,7 +125,7 @@ pub enum VirtualHostUrl {
 
 /// How a request is handled.
 #[derive(Debug, Clone)]
-pub enum Action {
+pub(crate) enum Action {
     /// It goes to a server.
     Forward(Box<Forward>),
     /// It is answered with a file.
@@ -160,7 +160,7 @@ pub enum Action {
 
 /// Files below a folder.
 #[derive(Debug, Clone)]
-pub struct Files {
+pub(crate) struct Files {
     /// The folder.
     pub root: PathBuf,
     /// This file of the folder is served for every path.
@@ -175,7 +175,7 @@ pub struct Files {
 
 /// Where a request is sent, and how.
 #[derive(Debug, Clone)]
-pub struct Forward {
+pub(crate) struct Forward {
     /// The server or group.
     pub to: ForwardTo,
     /// What replaces the matched prefix; `None`: the path stays as it was sent.
@@ -204,7 +204,7 @@ pub struct Forward {
 
 /// The server that a request goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ForwardTo {
+pub(crate) enum ForwardTo {
     /// The server of the request's account, or any of them.
     Mailbox(Mailbox),
     /// Any server of a group.
@@ -213,7 +213,7 @@ pub enum ForwardTo {
 
 /// A service of mailbox servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mailbox {
+pub(crate) enum Mailbox {
     /// The web client's side.
     Web,
     /// The administration side; only its own token names an account.
@@ -226,7 +226,7 @@ pub enum Mailbox {
 
 impl Mailbox {
     /// The group of these servers.
-    pub fn group(self) -> &'static str {
+    pub(crate) fn group(self) -> &'static str {
         match self {
             Self::Web => "mailbox",
             Self::Admin => "admin",
@@ -238,7 +238,7 @@ impl Mailbox {
 
 /// The Host header that a server gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HostRule {
+pub(crate) enum HostRule {
     /// As the client sent it.
     Keep,
     /// Name of the group, or host and port of the mailbox server.
@@ -249,7 +249,7 @@ pub enum HostRule {
 
 /// The longest waits for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts<T> {
+pub(crate) struct Timeouts<T> {
     /// For the connection.
     pub connect: T,
     /// For it to take bytes of the request.
@@ -262,7 +262,7 @@ pub struct Timeouts<T> {
 
 /// A wait as it is written.
 #[derive(Debug, Clone, Copy)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// This long.
     Fixed(Duration),
     /// As long as an attribute of the node says.
@@ -280,7 +280,7 @@ impl Wait {
 
 impl Timeouts<Wait> {
     /// The waits on a node.
-    pub fn of(&self, node: &View<'_>) -> Timeouts<Duration> {
+    pub(crate) fn of(&self, node: &View<'_>) -> Timeouts<Duration> {
         Timeouts {
             connect: self.connect.of(node),
             send: self.send.of(node),
@@ -291,7 +291,7 @@ impl Timeouts<Wait> {
 }
 
 /// A location in force.
-pub struct ActiveLocation {
+pub(crate) struct ActiveLocation {
     /// The location as it is written.
     pub location: Location,
     /// Its waits on this node, if it forwards requests.
@@ -302,7 +302,7 @@ pub struct ActiveLocation {
 
 /// The location of a request.
 #[derive(Debug, Clone)]
-pub struct MatchedLocation {
+pub(crate) struct MatchedLocation {
     /// The location.
     pub entry: Arc<ActiveLocation>,
     /// How many bytes of the decoded path its prefix matched; 0 for a regex, the whole path for an exact one.
@@ -311,7 +311,7 @@ pub struct MatchedLocation {
 
 /// What the conditions of a location look at in a request.
 #[derive(Clone, Copy)]
-pub struct LocationQuery<'a> {
+pub(crate) struct LocationQuery<'a> {
     /// The listener it came in by.
     pub listener: ListenerKind,
     /// The decoded path.
@@ -323,7 +323,7 @@ pub struct LocationQuery<'a> {
 }
 
 /// The table in force: immutable, and fast to search.
-pub struct LocationTable {
+pub(crate) struct LocationTable {
     entries: Vec<Arc<ActiveLocation>>,
     /// By path in lower case.
     exact: HashMap<String, Vec<(String, usize)>>,
@@ -342,7 +342,7 @@ struct Prefix {
 impl LocationTable {
     /// The table of these locations on a node. Locations for EWS servers are left out where `has_ews` says that there
     /// are none.
-    pub fn new(locations: &[Location], node: &View<'_>, has_ews: bool) -> Self {
+    pub(crate) fn new(locations: &[Location], node: &View<'_>, has_ews: bool) -> Self {
         let mut table = Self {
             entries: Vec::new(),
             exact: HashMap::new(),
@@ -394,7 +394,7 @@ impl LocationTable {
 
     /// The location of a request. Of those whose conditions hold: the exact one, else the first regex, else the longest
     /// prefix.
-    pub fn find(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
+    pub(crate) fn find(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
         self.find_exact(query)
             .or_else(|| self.find_regex(query))
             .or_else(|| self.find_prefix(query))
@@ -402,7 +402,7 @@ impl LocationTable {
 
     /// Whether a server would read the path of this request as that of another location, whose rules were not applied.
     /// Where we answer ourselves, or send on the path as we have read it, only path parameters can be read differently.
-    pub fn is_passed_by(&self, found: &MatchedLocation, query: LocationQuery<'_>) -> bool {
+    pub(crate) fn is_passed_by(&self, found: &MatchedLocation, query: LocationQuery<'_>) -> bool {
         let raw = query.request.uri.path();
         let as_sent = found.forward().is_some_and(|forward| forward.path.is_none());
         if !as_sent && !raw.contains(';') {
@@ -417,7 +417,7 @@ impl LocationTable {
     }
 
     /// All locations, in the order of the file.
-    pub fn entries(&self) -> &[Arc<ActiveLocation>] {
+    pub(crate) fn entries(&self) -> &[Arc<ActiveLocation>] {
         &self.entries
     }
 
@@ -501,14 +501,14 @@ impl Location {
     }
 
     /// Whether a client at this address is served.
-    pub fn allows(&self, client: IpAddr) -> bool {
+    pub(crate) fn allows(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
         let networks = self.allow.as_ref();
         networks.is_none_or(|networks| networks.iter().any(|network| network.contains(&client)))
     }
 
     /// The rules for forwarding its requests, if it forwards.
-    pub fn forward(&self) -> Option<&Forward> {
+    pub(crate) fn forward(&self) -> Option<&Forward> {
         match &self.action {
             Action::Forward(forward) => Some(forward),
             _ => None,
@@ -529,7 +529,7 @@ impl HostMatch {
 
 impl Destination {
     /// The place that the virtual host of a request names, if it names one.
-    pub fn of_vhost<'a>(&self, vhost: &'a VirtualHost) -> Option<&'a str> {
+    pub(crate) fn of_vhost<'a>(&self, vhost: &'a VirtualHost) -> Option<&'a str> {
         let url = match self.vhost? {
             VirtualHostUrl::Login => &vhost.login_url,
             VirtualHostUrl::Logout => &vhost.logout_url,
@@ -540,14 +540,14 @@ impl Destination {
     }
 
     /// The place for the virtual host of a request.
-    pub fn at(&self, vhost: &VirtualHost) -> String {
+    pub(crate) fn at(&self, vhost: &VirtualHost) -> String {
         self.of_vhost(vhost).unwrap_or(&self.to).to_owned()
     }
 }
 
 impl RequiredCookie {
     /// Where a request is sent that is not admitted; `None`: it is admitted.
-    pub fn turns_away(&self, path: &str, request: &Parts) -> Option<&Destination> {
+    pub(crate) fn turns_away(&self, path: &str, request: &Parts) -> Option<&Destination> {
         let free = self.except.as_ref().is_some_and(|except| except.is_match(path));
         let shown = account::cookie(&request.headers, &self.cookie).is_some_and(|value| !value.is_empty());
         (!free && !shown).then_some(&self.to)
@@ -556,12 +556,12 @@ impl RequiredCookie {
 
 impl MatchedLocation {
     /// The rules for forwarding the request, if it is forwarded.
-    pub fn forward(&self) -> Option<&Forward> {
+    pub(crate) fn forward(&self) -> Option<&Forward> {
         self.entry.location.forward()
     }
 
     /// Path and query as the server gets them.
-    pub fn target(&self, forward: &Forward, query: LocationQuery<'_>) -> String {
+    pub(crate) fn target(&self, forward: &Forward, query: LocationQuery<'_>) -> String {
         let uri = &query.request.uri;
         match &forward.path {
             None => uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),

@@ -1,11 +1,11 @@
 //! What a node has of its own, whatever it serves: logs, metrics, connections, limits, logins, systemd.
 
-pub mod connections;
+pub(crate) mod connections;
 pub mod diagnostics;
-pub mod limits;
-pub mod logins;
-pub mod logs;
+pub(crate) mod limits;
+pub(crate) mod logins;
+pub(crate) mod logs;
 pub mod metrics;
-pub mod redaction;
+pub(crate) mod redaction;
 pub mod refusals;
-pub mod systemd;
+pub(crate) mod systemd;

@@ -1,6 +1,6 @@
 //! The Unix process: its service, its signals, its replacement by a new one, its way into the background.
 
-pub mod daemon;
-pub mod service;
-pub mod shutdown;
-pub mod upgrade;
+pub(crate) mod daemon;
+pub(crate) mod service;
+pub(crate) mod shutdown;
+pub(crate) mod upgrade;

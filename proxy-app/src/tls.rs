@@ -24,15 +24,15 @@ use crate::tls::certificate_store::SharedCertStore;
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
 use crate::tls::vhosts::VirtualHosts;
 
-pub mod certificate;
-pub mod certificate_store;
-pub mod client_certs;
-pub mod upstream;
-pub mod vhosts;
+pub(crate) mod certificate;
+pub(crate) mod certificate_store;
+pub(crate) mod client_certs;
+pub(crate) mod upstream;
+pub(crate) mod vhosts;
 
 /// What a TLS listener speaks inside; its ALPN names (RFC 7301; IANA registry for `imap` and `pop3`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InnerProtocol {
+pub(crate) enum InnerProtocol {
     /// `h2`, `http/1.1`, and `http/1.0` for clients that know nothing else.
     Web,
     /// `imap`
@@ -80,7 +80,7 @@ impl InnerProtocol {
 
 /// Protocol versions and ciphers towards clients (`zimbraReverseProxySSLProtocols`, `…SSLCiphers`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsPolicy {
+pub(crate) struct TlsPolicy {
     /// Lowest version.
     pub min: SslVersion,
     /// Highest version.
@@ -92,7 +92,7 @@ pub struct TlsPolicy {
 }
 
 /// The server's side of TLS, for each kind of content.
-pub struct Acceptors {
+pub(crate) struct Acceptors {
     policy: TlsPolicy,
     web: SslAcceptor,
     imap: SslAcceptor,
@@ -106,7 +106,7 @@ impl Acceptors {
     ///
     /// # Errors
     /// OpenSSL does not take the policy.
-    pub fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Self, ErrorStack> {
+    pub(crate) fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Self, ErrorStack> {
         Ok(Self {
             web: acceptor(certificates, &policy, InnerProtocol::Web)?,
             imap: acceptor(certificates, &policy, InnerProtocol::Imap)?,
@@ -118,7 +118,7 @@ impl Acceptors {
     }
 
     /// Whether these match this policy. Acceptors that stay let clients resume their sessions.
-    pub fn are_for(&self, policy: &TlsPolicy) -> bool {
+    pub(crate) fn are_for(&self, policy: &TlsPolicy) -> bool {
         self.policy == *policy
     }
 
@@ -127,7 +127,12 @@ impl Acceptors {
     ///
     /// # Errors
     /// The handshake failed; the text says why.
-    pub async fn accept<S: Stream>(&self, inner: InnerProtocol, local: IpAddr, stream: S) -> io::Result<SslStream<S>> {
+    pub(crate) async fn accept<S: Stream>(
+        &self,
+        inner: InnerProtocol,
+        local: IpAddr,
+        stream: S,
+    ) -> io::Result<SslStream<S>> {
         let acceptor = match inner {
             InnerProtocol::Web => &self.web,
             InnerProtocol::Imap => &self.imap,
@@ -186,7 +191,7 @@ fn rules_of(ssl: &SslRef) -> Arc<ClientCerts> {
 ///
 /// # Errors
 /// OpenSSL has no memory.
-pub fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
+pub(crate) fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
     let policy = rules_of(ssl);
     let certificate = match policy.mode() {
         CertMode::Off => None,
@@ -285,7 +290,7 @@ fn rule(
 }
 
 /// The facts of a channel after its handshake.
-pub fn facts(ssl: &SslRef) -> TlsFacts {
+pub(crate) fn facts(ssl: &SslRef) -> TlsFacts {
     let cipher = ssl.current_cipher().map_or("", |cipher| cipher.name());
     TlsFacts {
         cipher: format!("{} {cipher}", ssl.version_str()),
@@ -294,7 +299,7 @@ pub fn facts(ssl: &SslRef) -> TlsFacts {
 }
 
 /// The ALPN names for a mail protocol.
-pub fn inner_protocol(protocol: Protocol) -> InnerProtocol {
+pub(crate) fn inner_protocol(protocol: Protocol) -> InnerProtocol {
     match protocol {
         Protocol::Imap => InnerProtocol::Imap,
         Protocol::Pop3 => InnerProtocol::Pop3,

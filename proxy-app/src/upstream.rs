@@ -1,6 +1,6 @@
 //! Servers behind this node: their names, connections to them, groups of them.
 
-pub mod connect;
-pub mod connection;
-pub mod dns;
-pub mod groups;
+pub(crate) mod connect;
+pub(crate) mod connection;
+pub(crate) mod dns;
+pub(crate) mod groups;

@@ -15,7 +15,7 @@ use crate::admin::caller::Caller;
 use crate::app::env::AdminEnv;
 
 /// Records the act of a caller.
-pub fn audit(env: &AdminEnv, caller: Caller, act: String) {
+pub(crate) fn audit(env: &AdminEnv, caller: Caller, act: String) {
     log::info!("{caller}: {act}");
     env.audit.record(Record {
         event: Some(Event::Admin),
@@ -29,7 +29,7 @@ pub fn audit(env: &AdminEnv, caller: Caller, act: String) {
 /// What a reload did.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[schema(as = Reloaded)]
-pub struct ReloadResult {
+pub(crate) struct ReloadResult {
     /// Number of the configuration that is in force now.
     pub generation: u64,
     /// What changed, one sentence each; empty: nothing.

@@ -23,7 +23,7 @@ use crate::admin::{act, console, domains, health, route, sessions};
 use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
-pub const BODY_MAX: usize = 64 * 1024;
+pub(crate) const BODY_MAX: usize = 64 * 1024;
 /// How much of a body that is too long is still read, so that its client reads why it was refused, and how long that
 /// may take. Nothing of it is kept: it may come from a client without the token.
 const HEARD_OUT: usize = 4 * 1024 * 1024;
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct ApiDescription;
 
 /// The API of this node.
-pub fn router(env: Arc<AdminEnv>) -> Router {
+pub(crate) fn router(env: Arc<AdminEnv>) -> Router {
     let (router, description) = described();
     let description = Json(description);
     router

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 /// Why a request was refused or failed.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = Failure)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     /// The reason, in one line.
     pub error: String,
     /// All problems, where there are several.
@@ -21,7 +21,7 @@ pub struct ApiError {
 
 impl ApiError {
     /// A failure with one reason.
-    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self {
             error: error.into(),
             problems: Vec::new(),
@@ -30,7 +30,7 @@ impl ApiError {
     }
 
     /// The request makes no sense.
-    pub fn bad(error: impl Into<String>) -> Self {
+    pub(crate) fn bad(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error)
     }
 }

@@ -24,7 +24,7 @@ use crate::node::refusals::{Reason, RefusedConnection};
 
 /// The client of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// A process of this machine, with its user by the kernel.
     Socket {
         /// The user id; `None` if the kernel does not know it.
@@ -53,7 +53,7 @@ const READ_ONLY: &str = "admin.http is read-only without admin.token_file; use t
 
 /// What the caller may do.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Access {
+pub(crate) struct Access {
     /// Whether the caller may change something.
     pub may_change: bool,
     /// Why not.
@@ -62,7 +62,7 @@ pub struct Access {
 
 /// Returns what the caller may do here.
 #[utoipa::path(get, path = "/v1/access", responses((status = 200, body = Access)))]
-pub async fn access(State(env): State<Arc<AdminEnv>>, Extension(caller): Extension<Caller>) -> Json<Access> {
+pub(crate) async fn access(State(env): State<Arc<AdminEnv>>, Extension(caller): Extension<Caller>) -> Json<Access> {
     // Where there is a token, this caller has sent it.
     let may_change = matches!(caller, Caller::Socket { .. }) || env.config.load().admin.token.is_some();
     Json(Access {
@@ -72,10 +72,10 @@ pub async fn access(State(env): State<Arc<AdminEnv>>, Extension(caller): Extensi
 }
 
 /// Paths without account data, requested by machines without a token.
-pub const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
+pub(crate) const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 
 /// Passes requests that are allowed.
-pub async fn guard(State(env): State<Arc<AdminEnv>>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(env): State<Arc<AdminEnv>>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>().copied();
     let Some(caller) = caller else {
         return ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "a request of nobody").into_response();

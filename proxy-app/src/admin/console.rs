@@ -54,17 +54,17 @@ const FILES: [(&str, &str, &str); 13] = files! {
 };
 
 /// Whether this is a path of the page, which needs no token.
-pub fn is_page(path: &str) -> bool {
+pub(crate) fn is_page(path: &str) -> bool {
     path == "/" || path.starts_with(FOLDER)
 }
 
 /// The page.
-pub async fn page() -> Response {
+pub(crate) async fn page() -> Response {
     file("index.html")
 }
 
 /// One of its files.
-pub async fn asset(Path(name): Path<String>) -> Response {
+pub(crate) async fn asset(Path(name): Path<String>) -> Response {
     file(&name)
 }
 

@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// The domains found.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Domains {
+pub(crate) struct Domains {
     /// Where the domains are stored, as a sentence.
     pub kept_in: String,
     /// By name.
@@ -50,7 +50,7 @@ pub struct Domains {
 
 /// A domain, its virtual host names and its certificate.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Domain {
+pub(crate) struct Domain {
     /// Its name.
     pub name: String,
     /// The target of this alias domain.
@@ -68,7 +68,7 @@ pub struct Domain {
 /// A virtual host name.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[schema(as = VirtualHost)]
-pub struct VirtualHostName {
+pub(crate) struct VirtualHostName {
     /// The name, or a pattern `*.name`.
     pub name: String,
     /// Which certificate clients get for it: `own`, `default`, `other` (another domain's) or `none`.
@@ -82,7 +82,7 @@ pub struct VirtualHostName {
 /// Which domains.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct DomainQuery {
+pub(crate) struct DomainQuery {
     /// Only those with this text in their name or a virtual host name.
     text: Option<String>,
     /// At most this many.
@@ -94,7 +94,7 @@ pub struct DomainQuery {
 
 /// Lists domains with their virtual host names and the certificates in use for them.
 #[utoipa::path(get, path = "/v1/domains", params(DomainQuery), responses((status = 200, body = Domains)))]
-pub async fn list(
+pub(crate) async fn list(
     State(env): State<Arc<AdminEnv>>,
     Extension(turns): Extension<Arc<Turns>>,
     Query(query): Query<DomainQuery>,
@@ -202,7 +202,7 @@ impl VirtualHostName {
 /// The virtual host names to set.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct NewNames {
+pub(crate) struct NewNames {
     /// All of them.
     pub virtual_hosts: Vec<String>,
     /// Those that the administrator saw before the change. With it, changes that others made meanwhile are kept.
@@ -213,7 +213,7 @@ pub struct NewNames {
 /// A certificate for a domain, as PEM.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct NewCertificate {
+pub(crate) struct NewCertificate {
     /// The certificate; its chain may follow.
     certificate: String,
     /// The rest of its chain.
@@ -231,7 +231,7 @@ fn secret<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Secret<String>>,
 
 /// A domain after a change.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Changed {
+pub(crate) struct Changed {
     /// As in the configuration in force.
     pub domain: Domain,
     /// Whether the change is in force on this node. It is stored either way.
@@ -252,7 +252,7 @@ pub struct Changed {
     (status = 422, description = "A name is not a valid host name", body = ApiError),
     (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
-pub async fn set_virtual_hosts(
+pub(crate) async fn set_virtual_hosts(
     State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
@@ -295,7 +295,7 @@ impl NewNames {
     (status = 422, description = "Certificate or key cannot be used", body = ApiError),
     (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
-pub async fn set_certificate(
+pub(crate) async fn set_certificate(
     State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,
@@ -340,7 +340,7 @@ impl NewCertificate {
     (status = 404, description = "There is no such domain", body = ApiError),
     (status = 503, description = "The directory cannot be changed", body = ApiError),
 ))]
-pub async fn remove_certificate(
+pub(crate) async fn remove_certificate(
     State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,

@@ -22,7 +22,7 @@ const MAX_WEIGHT: u32 = 1000;
 
 /// Returns the metrics of this process, in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String)))]
-pub async fn metrics(State(env): State<Arc<AdminEnv>>) -> Response {
+pub(crate) async fn metrics(State(env): State<Arc<AdminEnv>>) -> Response {
     match scrape::text(&env) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
@@ -31,7 +31,7 @@ pub async fn metrics(State(env): State<Arc<AdminEnv>>) -> Response {
 
 /// Returns 200 while the process runs.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, content_type = "text/plain", body = String)))]
-pub async fn alive() -> &'static str {
+pub(crate) async fn alive() -> &'static str {
     "alive\n"
 }
 
@@ -41,7 +41,7 @@ pub async fn alive() -> &'static str {
     (status = 200, content_type = "text/plain", body = String),
     (status = 503, description = "The reasons, one per line", content_type = "text/plain", body = String),
 ))]
-pub async fn ready(State(env): State<Arc<AdminEnv>>) -> Response {
+pub(crate) async fn ready(State(env): State<Arc<AdminEnv>>) -> Response {
     let reasons = env.not_ready();
     match reasons.is_empty() {
         true => "ready\n".into_response(),
@@ -51,7 +51,7 @@ pub async fn ready(State(env): State<Arc<AdminEnv>>) -> Response {
 
 /// All servers of all groups.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Upstreams {
+pub(crate) struct Upstreams {
     /// By group.
     pub upstreams: Vec<UpstreamState>,
 }
@@ -59,7 +59,7 @@ pub struct Upstreams {
 /// A server of a group.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[schema(as = Upstream)]
-pub struct UpstreamState {
+pub(crate) struct UpstreamState {
     /// The group.
     pub group: String,
     /// Name of the server's entry, or its host.
@@ -84,7 +84,7 @@ pub struct UpstreamState {
 
 /// Lists the servers of all groups, with their health.
 #[utoipa::path(get, path = "/v1/upstreams", responses((status = 200, body = Upstreams)))]
-pub async fn upstreams(State(env): State<Arc<AdminEnv>>) -> Json<Upstreams> {
+pub(crate) async fn upstreams(State(env): State<Arc<AdminEnv>>) -> Json<Upstreams> {
     let groups = env.groups.all();
     let of_group = |group: &Arc<groups::Group>| {
         let name = group.name().to_owned();
@@ -123,7 +123,7 @@ impl UpstreamState {
 /// What to change of a server. Absent fields stay as they are.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct UpstreamOrder {
+pub(crate) struct UpstreamOrder {
     /// Start or end maintenance.
     #[serde(default)]
     pub maintenance: Option<bool>,
@@ -142,7 +142,7 @@ pub struct UpstreamOrder {
     (status = 400, body = ApiError),
     (status = 404, body = ApiError),
 ))]
-pub async fn order_upstream(
+pub(crate) async fn order_upstream(
     State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Path((group, server)): Path<(String, String)>,
@@ -183,14 +183,14 @@ pub async fn order_upstream(
 
 /// All certificates in use.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     /// Those that expire first come first.
     pub certificates: Vec<Certificate>,
 }
 
 /// A certificate.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// What it is used for: `default`, or the domain.
     pub used_for: String,
     /// Subject.
@@ -209,7 +209,7 @@ pub struct Certificate {
 
 /// Lists the certificates in use on the listeners.
 #[utoipa::path(get, path = "/v1/certificates", responses((status = 200, body = Certificates)))]
-pub async fn certificates(State(env): State<Arc<AdminEnv>>) -> Json<Certificates> {
+pub(crate) async fn certificates(State(env): State<Arc<AdminEnv>>) -> Json<Certificates> {
     let store = env.certificates();
     let mut certificates: Vec<Certificate> = store
         .all()
@@ -222,7 +222,7 @@ pub async fn certificates(State(env): State<Arc<AdminEnv>>) -> Json<Certificates
 
 impl Certificate {
     /// The facts of a certificate.
-    pub fn new(used_for: String, pair: &CertKey) -> Self {
+    pub(crate) fn new(used_for: String, pair: &CertKey) -> Self {
         let leaf = pair.leaf();
         let names = leaf.subject_alt_names().into_iter().flatten();
         let fingerprint = pair.fingerprint();

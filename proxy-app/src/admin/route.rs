@@ -28,7 +28,7 @@ const MAX_PURGE: usize = 1000;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
 #[schema(as = Wanted)]
 #[serde(rename_all = "lowercase")]
-pub enum LoginProtocol {
+pub(crate) enum LoginProtocol {
     /// IMAP
     #[default]
     Imap,
@@ -54,7 +54,7 @@ impl LoginProtocol {
 /// The login to explain, and where it comes from.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct ExplainQuery {
+pub(crate) struct ExplainQuery {
     /// The login as typed, or a `zimbraId`.
     login: String,
     /// The protocol; `imap` if absent.
@@ -73,7 +73,7 @@ pub struct ExplainQuery {
 
 /// How a login would be routed now.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Explained {
+pub(crate) struct Explained {
     /// The login as typed, without suffix.
     pub login: String,
     /// The suffix that was removed: `/tb`, `/wm` or `/ni`.
@@ -100,7 +100,7 @@ pub struct Explained {
 
 /// The domain of a login, and how it was found.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct DomainOf {
+pub(crate) struct DomainOf {
     /// Its name.
     pub name: String,
     /// `given`, `virtual_host`, `virtual_address`, `default` or `service`.
@@ -115,7 +115,7 @@ pub struct DomainOf {
 
 /// An account's entry.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Account {
+pub(crate) struct Account {
     /// Canonical name.
     pub name: String,
     /// `zimbraId`
@@ -130,7 +130,7 @@ pub struct Account {
 
 /// The answer of a tier.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct TierAnswer {
+pub(crate) struct TierAnswer {
     /// `memory`, `stale`, `memcached` or `directory`.
     pub tier: String,
     /// `account`, `nobody`, `nothing` or `failed`.
@@ -148,7 +148,7 @@ pub struct TierAnswer {
 /// The route of a login.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = Way)]
-pub struct ExplainedRoute {
+pub(crate) struct ExplainedRoute {
     /// The name to log in with at the server.
     pub login: String,
     /// The server's name.
@@ -172,7 +172,7 @@ pub struct ExplainedRoute {
     (status = 200, body = Explained),
     (status = 400, body = ApiError),
 ))]
-pub async fn explain(
+pub(crate) async fn explain(
     State(env): State<Arc<AdminEnv>>,
     Query(query): Query<ExplainQuery>,
 ) -> Result<Json<Explained>, ApiError> {
@@ -342,7 +342,7 @@ impl ExplainedRoute {
 /// Which routes to purge.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Purge {
+pub(crate) struct Purge {
     /// Logins as typed, names, aliases or ids.
     #[serde(default)]
     pub logins: Vec<String>,
@@ -353,7 +353,7 @@ pub struct Purge {
 
 /// What was purged.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Forgotten {
+pub(crate) struct Forgotten {
     /// By account.
     pub accounts: Vec<ForgottenAccount>,
     /// How many answers were in memory, if all were purged.
@@ -362,7 +362,7 @@ pub struct Forgotten {
 
 /// What was purged of one account.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct ForgottenAccount {
+pub(crate) struct ForgottenAccount {
     /// The login, as in the request.
     pub login: String,
     /// Every name and id.
@@ -371,7 +371,7 @@ pub struct ForgottenAccount {
 
 /// A name that was purged.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct ForgottenName {
+pub(crate) struct ForgottenName {
     /// Name, alias or id.
     pub name: String,
     /// Whether it was in memory. In memcached it is deleted in any case.
@@ -384,7 +384,7 @@ pub struct ForgottenName {
     (status = 200, body = Forgotten),
     (status = 400, body = ApiError),
 ))]
-pub async fn purge(
+pub(crate) async fn purge(
     State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Extension(turns): Extension<Arc<Turns>>,

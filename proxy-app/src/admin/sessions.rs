@@ -34,7 +34,7 @@ const NAME_MAX: usize = 512;
 
 /// The state of the node.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Status {
+pub(crate) struct Status {
     /// Name of the node.
     pub node: String,
     /// Version of the program.
@@ -61,7 +61,7 @@ pub struct Status {
 
 /// Sessions of a protocol.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Count {
+pub(crate) struct Count {
     /// `imap`, `pop3`, `http` or `stream`.
     pub proto: String,
     /// With a known account.
@@ -72,7 +72,7 @@ pub struct Count {
 
 /// Returns the state of the node.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
-pub async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
+pub(crate) async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
     let counts = env.sessions.counts();
     let count = |proto, logged_in| counts.get(&(proto, logged_in)).copied().unwrap_or(0);
     let not_ready = env.not_ready();
@@ -99,14 +99,14 @@ pub async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
 
 /// The configurations of this process.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Generations {
+pub(crate) struct Generations {
     /// The last 64, newest first.
     pub generations: Vec<OneGeneration>,
 }
 
 /// A configuration that was, or is, in force.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct OneGeneration {
+pub(crate) struct OneGeneration {
     /// Its number.
     pub generation: u64,
     /// Since when, UTC.
@@ -119,7 +119,7 @@ pub struct OneGeneration {
 
 /// Returns which configurations were in force, since when, and what changed.
 #[utoipa::path(get, path = "/v1/generations", responses((status = 200, body = Generations)))]
-pub async fn generations(State(env): State<Arc<AdminEnv>>) -> Json<Generations> {
+pub(crate) async fn generations(State(env): State<Arc<AdminEnv>>) -> Json<Generations> {
     let one = |generation: Generation| OneGeneration {
         generation: generation.number,
         since: logs::utc(generation.since),
@@ -134,7 +134,7 @@ pub async fn generations(State(env): State<Arc<AdminEnv>>) -> Json<Generations> 
 /// Which sessions.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct SessionQuery {
+pub(crate) struct SessionQuery {
     /// Only those with this text in their id, protocol, client address, user, account or server; case is ignored.
     text: Option<String>,
     /// At most this many, the newest.
@@ -148,7 +148,7 @@ pub struct SessionQuery {
 
 /// The sessions found.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct SessionList {
+pub(crate) struct SessionList {
     /// Oldest first.
     pub sessions: Vec<OneSession>,
     /// How many more were found than `limit`.
@@ -158,7 +158,7 @@ pub struct SessionList {
 
 /// A mail session or a web connection.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct OneSession {
+pub(crate) struct OneSession {
     /// Its id, as `conn` in the audit log.
     pub session: String,
     /// `imap`, `pop3`, `http` or `stream`.
@@ -187,7 +187,7 @@ pub struct OneSession {
 
 /// A login of a session.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct OneLogin {
+pub(crate) struct OneLogin {
     /// The login as typed; empty for a token.
     pub user: String,
     /// The account.
@@ -228,7 +228,7 @@ impl OneSession {
 
 /// Lists mail sessions and web connections.
 #[utoipa::path(get, path = "/v1/sessions", params(SessionQuery), responses((status = 200, body = SessionList)))]
-pub async fn list(State(env): State<Arc<AdminEnv>>, Query(query): Query<SessionQuery>) -> Json<SessionList> {
+pub(crate) async fn list(State(env): State<Arc<AdminEnv>>, Query(query): Query<SessionQuery>) -> Json<SessionList> {
     let filter = ConnectionFilter {
         user: query.user,
         ip: query.ip,
@@ -246,7 +246,7 @@ pub async fn list(State(env): State<Arc<AdminEnv>>, Query(query): Query<SessionQ
 /// Which sessions to end: those that match all fields given.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Kick {
+pub(crate) struct Kick {
     /// The login as typed, or the account's name.
     #[serde(default)]
     pub user: Option<String>,
@@ -265,7 +265,7 @@ pub struct Kick {
     (status = 200, body = SessionList),
     (status = 400, body = ApiError),
 ))]
-pub async fn kick(
+pub(crate) async fn kick(
     State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Json(kick): Json<Kick>,
@@ -308,7 +308,7 @@ pub async fn kick(
 /// Options of a drain.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct DrainOrder {
+pub(crate) struct DrainOrder {
     /// Also end the sessions, spread over this many seconds. Absent: they go on.
     #[serde(default)]
     pub end_sessions_over: Option<u64>,
@@ -316,7 +316,7 @@ pub struct DrainOrder {
 
 /// The result of a drain.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Drained {
+pub(crate) struct Drained {
     /// Whether the node is ready for new clients.
     pub ready: bool,
     /// Open sessions.
@@ -329,7 +329,7 @@ pub struct Drained {
     (status = 200, body = Drained),
     (status = 400, body = ApiError),
 ))]
-pub async fn drain(
+pub(crate) async fn drain(
     State(env): State<Arc<AdminEnv>>,
     Extension(caller): Extension<Caller>,
     Json(order): Json<DrainOrder>,
@@ -358,7 +358,7 @@ pub async fn drain(
 
 /// Puts the node back in service.
 #[utoipa::path(delete, path = "/v1/drain", responses((status = 200, body = Drained)))]
-pub async fn undrain(State(env): State<Arc<AdminEnv>>, Extension(caller): Extension<Caller>) -> Json<Drained> {
+pub(crate) async fn undrain(State(env): State<Arc<AdminEnv>>, Extension(caller): Extension<Caller>) -> Json<Drained> {
     act::audit(&env, caller, "drain undone".to_owned());
     env.out_of_service.send_replace(false);
     Json(drained(&env))
@@ -374,7 +374,7 @@ fn drained(env: &AdminEnv) -> Drained {
 /// Which logins.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct LoginQuery {
+pub(crate) struct LoginQuery {
     /// Only those of this user: the login as typed, or the account's name.
     user: Option<String>,
     /// Those of this client address.
@@ -394,7 +394,7 @@ pub struct LoginQuery {
     (status = 200, content_type = "application/x-ndjson", body = String),
     (status = 503, description = "Too many clients follow already", body = ApiError),
 ))]
-pub async fn logins(State(env): State<Arc<AdminEnv>>, Query(query): Query<LoginQuery>) -> Response {
+pub(crate) async fn logins(State(env): State<Arc<AdminEnv>>, Query(query): Query<LoginQuery>) -> Response {
     let filter = LoginFilter {
         failed: query.failed,
         user: query.user,

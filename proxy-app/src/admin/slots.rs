@@ -22,7 +22,7 @@ const HEALTH_ONLY_SHARE: usize = 4;
 
 /// Which paths may be requested on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub(crate) enum Reach {
     /// All.
     All,
     /// What a balancer and a scraper ask.
@@ -31,7 +31,7 @@ pub enum Reach {
 
 /// The slots of a socket.
 #[derive(Default)]
-pub struct ConnectionSlots {
+pub(crate) struct ConnectionSlots {
     counts: Arc<Mutex<SlotCounts>>,
     health_only: VecDeque<(IpAddr, AbortHandle)>,
 }
@@ -43,14 +43,14 @@ struct SlotCounts {
 }
 
 /// A slot, until it is dropped.
-pub struct ConnectionSlot {
+pub(crate) struct ConnectionSlot {
     counts: Arc<Mutex<SlotCounts>>,
     address: IpAddr,
 }
 
 impl ConnectionSlots {
     /// A slot for a connection from this address, if one is free.
-    pub fn take(&self, address: IpAddr) -> Option<ConnectionSlot> {
+    pub(crate) fn take(&self, address: IpAddr) -> Option<ConnectionSlot> {
         let address = address.to_canonical();
         let mut counts = self.counts.lock();
         let own = counts.by_address.get(&address).copied().unwrap_or(0);
@@ -67,7 +67,7 @@ impl ConnectionSlots {
 
     /// Keeps a connection without a slot. Where there are too many, an old one is closed: one of the same address, if
     /// it has some already.
-    pub fn keep_for_health(&mut self, address: IpAddr, task: AbortHandle) {
+    pub(crate) fn keep_for_health(&mut self, address: IpAddr, task: AbortHandle) {
         let address = address.to_canonical();
         self.health_only.retain(|(_, task)| !task.is_finished());
         let is_own = |(other, _): &(IpAddr, AbortHandle)| *other == address;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore};
 
 /// Those of one router.
-pub struct Turns {
+pub(crate) struct Turns {
     /// Changes of the directory: each waits for the previous ones there. One that has begun goes on when its client
     /// has gone.
     pub changes: Arc<Semaphore>,

@@ -16,7 +16,7 @@ const SENTENCES: usize = 100;
 
 /// A configuration that is, or was, in force.
 #[derive(Debug, Clone)]
-pub struct Generation {
+pub(crate) struct Generation {
     /// Its number.
     pub number: u64,
     /// When it came into force.
@@ -29,11 +29,11 @@ pub struct Generation {
 
 /// The last configurations of this process.
 #[derive(Debug, Default)]
-pub struct History(Mutex<VecDeque<Generation>>);
+pub(crate) struct History(Mutex<VecDeque<Generation>>);
 
 impl History {
     /// Puts this one on record as the one in force.
-    pub fn begin(&self, number: u64, why: &str, mut changes: Vec<String>) -> Generation {
+    pub(crate) fn begin(&self, number: u64, why: &str, mut changes: Vec<String>) -> Generation {
         let more = changes.len().saturating_sub(SENTENCES);
         changes.truncate(SENTENCES);
         changes.extend((more > 0).then(|| format!("and {more} more")));
@@ -50,12 +50,12 @@ impl History {
     }
 
     /// Those that are remembered, the newest first.
-    pub fn all(&self) -> Vec<Generation> {
+    pub(crate) fn all(&self) -> Vec<Generation> {
         self.0.lock().iter().cloned().collect()
     }
 
     /// The changes since this one, as far as they are remembered, the oldest first.
-    pub fn since(&self, number: u64) -> Vec<String> {
+    pub(crate) fn since(&self, number: u64) -> Vec<String> {
         let all = self.0.lock();
         let later = all.iter().rev().filter(|generation| generation.number > number);
         later.flat_map(|generation| generation.changes.clone()).collect()
@@ -63,7 +63,7 @@ impl History {
 }
 
 /// Entries and attributes that have changed. Values are not shown: some of them are keys.
-pub fn of_systems(before: &System, now: &System) -> Vec<String> {
+pub(crate) fn of_systems(before: &System, now: &System) -> Vec<String> {
     let mut changes = attributes(before.global().entry(), now.global().entry())
         .map(|what| format!("global config: {what}"))
         .into_iter()
@@ -77,7 +77,7 @@ pub fn of_systems(before: &System, now: &System) -> Vec<String> {
 }
 
 /// Certificates that have changed.
-pub fn of_certificates(before: &CertStore, now: &CertStore) -> Vec<String> {
+pub(crate) fn of_certificates(before: &CertStore, now: &CertStore) -> Vec<String> {
     let prints = |store: &CertStore| -> BTreeMap<String, Vec<u8>> {
         let all = store.all().into_iter();
         all.map(|(owner, pair)| (owner, pair.fingerprint())).collect()

@@ -28,7 +28,7 @@ use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::Groups;
 
 /// A value that is replaced as a whole while the node runs; only the node replaces it.
-pub struct InForce<T>(Arc<ArcSwap<T>>);
+pub(crate) struct InForce<T>(Arc<ArcSwap<T>>);
 
 impl<T> InForce<T> {
     pub(super) fn new(value: T) -> Self {
@@ -40,12 +40,12 @@ impl<T> InForce<T> {
     }
 
     /// What is in force now, for use at once.
-    pub fn load(&self) -> Guard<Arc<T>> {
+    pub(crate) fn load(&self) -> Guard<Arc<T>> {
         self.0.load()
     }
 
     /// What is in force now, to be kept.
-    pub fn load_full(&self) -> Arc<T> {
+    pub(crate) fn load_full(&self) -> Arc<T> {
         self.0.load_full()
     }
 }
@@ -57,7 +57,7 @@ impl<T> Clone for InForce<T> {
 }
 
 /// Records refused requests: in a metric, and within the share of an address in the audit log.
-pub struct RefusalLog {
+pub(crate) struct RefusalLog {
     metrics: Arc<Metrics>,
     audit: Arc<dyn Audit>,
     snapshot: InForce<Snapshot>,
@@ -75,7 +75,7 @@ impl RefusalLog {
     }
 
     /// Records that a request was refused, and why.
-    pub fn refused(&self, connection: RefusedConnection<'_>, reason: Reason) {
+    pub(crate) fn refused(&self, connection: RefusedConnection<'_>, reason: Reason) {
         self.metrics.request_refused(connection.listener, reason);
         if let Some(count) = self.lately.share(connection.client.ip(), Instant::now()) {
             let generation = self.snapshot.load().generation;
@@ -86,7 +86,7 @@ impl RefusalLog {
 }
 
 /// What the web side uses.
-pub struct WebEnv {
+pub(crate) struct WebEnv {
     /// The node file, as far as it is in force.
     pub config: InForce<Config>,
     /// What runs now.
@@ -118,7 +118,7 @@ pub struct WebEnv {
 }
 
 /// What the listeners use.
-pub struct ListenEnv {
+pub(crate) struct ListenEnv {
     /// The node file, as far as it is in force.
     pub config: InForce<Config>,
     /// What runs now.
@@ -152,7 +152,7 @@ pub struct ListenEnv {
 }
 
 /// What the admin API shows and changes.
-pub struct AdminEnv {
+pub(crate) struct AdminEnv {
     /// Reads node file and directory again.
     pub app: Arc<App>,
     /// The node file, as far as it is in force.
@@ -189,7 +189,7 @@ pub struct AdminEnv {
 
 impl AdminEnv {
     /// Why no new clients should be sent here; empty if they should.
-    pub fn not_ready(&self) -> Vec<&'static str> {
+    pub(crate) fn not_ready(&self) -> Vec<&'static str> {
         let shuts_down = *self.drain.borrow() != Drain::Running;
         let reasons = [
             (shuts_down, "the process is shutting down"),
@@ -200,28 +200,28 @@ impl AdminEnv {
     }
 
     /// The certificates that are shown.
-    pub fn certificates(&self) -> Arc<CertStore> {
+    pub(crate) fn certificates(&self) -> Arc<CertStore> {
         self.certificates.load_full()
     }
 
     /// How many lines each log has lost.
-    pub fn lost_lines(&self) -> [(&'static str, u64); 2] {
+    pub(crate) fn lost_lines(&self) -> [(&'static str, u64); 2] {
         [("audit", self.audit.lost()), ("access", self.access.lost())]
     }
 
     /// How long ago the directory was last read with success.
-    pub fn directory_age(&self) -> Option<Duration> {
+    pub(crate) fn directory_age(&self) -> Option<Duration> {
         self.directory.age()
     }
 
     /// Why the last reading of the directory is not in force; `None` if it is.
-    pub fn directory_refusal(&self) -> Option<String> {
+    pub(crate) fn directory_refusal(&self) -> Option<String> {
         self.directory.refusal()
     }
 }
 
 /// What the end of the process needs.
-pub struct ProcessEnv {
+pub(crate) struct ProcessEnv {
     /// The node file, as far as it is in force.
     pub config: InForce<Config>,
     /// Connections that are open.
@@ -232,7 +232,7 @@ pub struct ProcessEnv {
 
 impl App {
     /// What the web side uses.
-    pub fn web(&self) -> Arc<WebEnv> {
+    pub(crate) fn web(&self) -> Arc<WebEnv> {
         Arc::new(WebEnv {
             config: self.config.clone(),
             snapshot: self.snapshot.clone(),
@@ -252,7 +252,7 @@ impl App {
     }
 
     /// What the listeners use.
-    pub fn listen(&self) -> Arc<ListenEnv> {
+    pub(crate) fn listen(&self) -> Arc<ListenEnv> {
         Arc::new(ListenEnv {
             config: self.config.clone(),
             snapshot: self.snapshot.clone(),
@@ -273,7 +273,7 @@ impl App {
     }
 
     /// What the admin API shows and changes.
-    pub fn admin(self: &Arc<Self>) -> Arc<AdminEnv> {
+    pub(crate) fn admin(self: &Arc<Self>) -> Arc<AdminEnv> {
         Arc::new(AdminEnv {
             app: self.clone(),
             config: self.config.clone(),
@@ -297,7 +297,7 @@ impl App {
     }
 
     /// What the end of the process needs.
-    pub fn process(&self) -> ProcessEnv {
+    pub(crate) fn process(&self) -> ProcessEnv {
         ProcessEnv {
             config: self.config.clone(),
             open: self.open.clone(),

@@ -9,7 +9,7 @@ use crate::config::{Config, Listener, ListenerTls, Serve};
 use crate::upstream::dns::IpMode;
 
 /// The listeners of a node whose file names none, from the directory's switches and ports (MAIL §6.1, HTTP §1.1).
-pub fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener> {
+pub(crate) fn listeners_of_directory(config: &Config, system: &System) -> Vec<Listener> {
     let node = system.node(&config.node);
     let web = node.flag(&a::REVERSE_PROXY_HTTP_ENABLED);
     let mail = node.flag(&a::REVERSE_PROXY_MAIL_ENABLED);

@@ -21,7 +21,7 @@ use crate::upstream::dns::DnsCache;
 
 /// A configuration that has been checked and can run. Nothing of it is a thread or a socket, so that it survives the
 /// fork into the background.
-pub struct Plan {
+pub(crate) struct Plan {
     /// The node file.
     pub config: Config,
     pub(crate) path: PathBuf,
@@ -40,7 +40,7 @@ impl Plan {
     ///
     /// # Errors
     /// All problems at once. With a valid configuration the second value holds its warnings.
-    pub fn load(path: &Path) -> Result<(Self, Problems), Problems> {
+    pub(crate) fn load(path: &Path) -> Result<(Self, Problems), Problems> {
         let (config, mut problems) = Config::load(path)?;
         let (directory, warnings) = match open_directory(&config.directory.source) {
             Ok(opened) => opened,

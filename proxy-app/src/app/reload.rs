@@ -18,7 +18,7 @@ impl App {
     /// Reads the node file, the directory, the certificates and the locations again and runs what they say now. What
     /// cannot be used changes nothing, and neither does a directory that has lost more than `losses`. Once begun, it
     /// goes on to its end, also when its caller has gone.
-    pub async fn reload(self: &Arc<Self>, losses: Losses) -> Reloaded {
+    pub(crate) async fn reload(self: &Arc<Self>, losses: Losses) -> Reloaded {
         let one = self.reloading.clone().lock_owned().await;
         let app = self.clone();
         let task = tokio::spawn(async move {
@@ -57,7 +57,7 @@ impl App {
     ///
     /// # Errors
     /// It cannot be read or used; then everything stays as it was.
-    pub async fn look_at_directory(self: &Arc<Self>) -> Result<(), Problems> {
+    pub(crate) async fn look_at_directory(self: &Arc<Self>) -> Result<(), Problems> {
         let app = self.clone();
         let apply: Arc<Apply> = Arc::new(move |system: &Arc<System>| {
             // Where the change is not visible yet, the look is repeated often, and finds no difference.
@@ -124,7 +124,7 @@ impl App {
     }
 
     /// Opens the log files again at their paths; returns those that cannot be opened.
-    pub async fn reopen(self: &Arc<Self>) -> Problems {
+    pub(crate) async fn reopen(self: &Arc<Self>) -> Problems {
         self.off_the_runtime(Self::reopen_now).await
     }
 
@@ -162,7 +162,7 @@ impl App {
     }
 
     /// Follows the directory, until it is dropped: its system, and the accounts that change. Keeps routes up to date.
-    pub async fn follow_directory(self: Arc<Self>) {
+    pub(crate) async fn follow_directory(self: Arc<Self>) {
         let app = self.clone();
         let apply: Arc<Apply> =
             Arc::new(move |system: &Arc<System>| app.adopt(None, Some(system), "the directory changed"));
@@ -277,7 +277,7 @@ async fn result_of<T>(task: tokio::task::JoinHandle<T>) -> T {
 
 /// The result of a reload.
 #[derive(Debug, Default)]
-pub struct Reloaded {
+pub(crate) struct Reloaded {
     /// The changes, one sentence each.
     pub changes: Vec<String>,
     /// Keys of the node file whose new values need a new process.

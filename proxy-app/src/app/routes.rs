@@ -19,7 +19,7 @@ use crate::upstream::connect;
 use crate::upstream::dns::{DnsCache, IpMode};
 
 /// The route cache, and the addresses of the mailbox servers for clients that ask by address.
-pub struct Routes {
+pub(crate) struct Routes {
     /// Where accounts live.
     pub cache: Arc<RouteCache>,
     /// Which server has which address.
@@ -33,7 +33,7 @@ pub struct Routes {
 ///
 /// # Errors
 /// The authorities cannot be read.
-pub fn trust(config: &Config) -> Result<Option<Arc<UpstreamTrust>>, String> {
+pub(crate) fn trust(config: &Config) -> Result<Option<Arc<UpstreamTrust>>, String> {
     let Some(lookup) = &config.lookup else { return Ok(None) };
     let ca_file = lookup.ca_file.as_deref().or(config.tls.upstream_ca_file.as_deref());
     let trust = UpstreamTrust::new(ca_file, true).map_err(|error| error.to_string())?;
@@ -42,7 +42,7 @@ pub fn trust(config: &Config) -> Result<Option<Arc<UpstreamTrust>>, String> {
 
 impl Routes {
     /// Makes the cache; nothing is connected yet. `trust` is that of [`trust`].
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
         directory: Arc<dyn Directory>,
         dns: &Arc<DnsCache>,

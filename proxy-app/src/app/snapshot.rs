@@ -24,10 +24,10 @@ use crate::upstream::connect::MailTransport;
 use crate::upstream::dns::{DnsCache, IpMode};
 
 /// Name and version of this program as it reports them.
-pub const PRODUCT: (&str, &str) = ("Portico", env!("CARGO_PKG_VERSION"));
+pub(crate) const PRODUCT: (&str, &str) = ("Portico", env!("CARGO_PKG_VERSION"));
 
 /// One running configuration.
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// Its number: 1 at start, one more with each change.
     pub generation: u64,
     /// The directory's entries at that moment.
@@ -50,7 +50,7 @@ pub struct Snapshot {
 
 /// What the clear web port does (`zimbraReverseProxyMailMode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MailMode {
+pub(crate) enum MailMode {
     /// It refuses.
     Https,
     /// It sends all clients to HTTPS.
@@ -60,7 +60,7 @@ pub enum MailMode {
 }
 
 /// How web requests are handled.
-pub struct WebPolicy {
+pub(crate) struct WebPolicy {
     /// The virtual hosts.
     pub vhosts: Arc<VirtualHosts>,
     /// What the clear port does.
@@ -89,13 +89,13 @@ pub struct WebPolicy {
 
 impl WebPolicy {
     /// The site that a request belongs to: by its host (in lower case, without port), else by the local address.
-    pub fn vhost(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
+    pub(crate) fn vhost(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
         self.vhosts.of(host, local)
     }
 }
 
 /// A snapshot and what belongs to it.
-pub struct Built {
+pub(crate) struct Built {
     /// The snapshot.
     pub snapshot: Snapshot,
     /// The certificates of the directory and the node file.
@@ -108,7 +108,7 @@ pub struct Built {
 ///
 /// # Errors
 /// All problems that make the configuration unusable; a bad certificate of one domain is only a warning.
-pub fn build(
+pub(crate) fn build(
     config: &Config,
     system: Arc<System>,
     dns: Arc<DnsCache>,

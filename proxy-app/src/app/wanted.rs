@@ -13,7 +13,7 @@ const SETTLING: Duration = Duration::from_secs(10);
 
 /// Which listeners should be open.
 #[derive(Debug, Clone)]
-pub struct ListenerList {
+pub(crate) struct ListenerList {
     /// Grows by one with each change.
     pub number: u64,
     /// The listeners.
@@ -22,7 +22,7 @@ pub struct ListenerList {
 
 /// The list of listeners, according to the configuration in force.
 #[derive(Clone)]
-pub struct WantedListeners {
+pub(crate) struct WantedListeners {
     list: watch::Sender<ListenerList>,
     /// How far it has been followed, and which listeners could not be opened.
     opened: watch::Sender<(u64, Problems)>,
@@ -37,17 +37,17 @@ impl WantedListeners {
     }
 
     /// The listeners that should be open.
-    pub fn wanted(&self) -> ListenerList {
+    pub(crate) fn wanted(&self) -> ListenerList {
         self.list.borrow().clone()
     }
 
     /// The list, to be notified whenever it changes.
-    pub fn subscribe(&self) -> watch::Receiver<ListenerList> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<ListenerList> {
         self.list.subscribe()
     }
 
     /// The listeners have followed the list with this number, except for these problems.
-    pub fn opened(&self, number: u64, problems: Problems) {
+    pub(crate) fn opened(&self, number: u64, problems: Problems) {
         self.opened.send_replace((number, problems));
     }
 

@@ -22,13 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(70);
 const ANSWER_MAX: usize = 256 * 1024 * 1024;
 
 /// A client of a running process.
-pub struct AdminClient {
+pub(crate) struct AdminClient {
     socket: PathBuf,
 }
 
 impl AdminClient {
     /// For the process at this socket.
-    pub fn new(socket: &Path) -> Self {
+    pub(crate) fn new(socket: &Path) -> Self {
         Self {
             socket: socket.to_owned(),
         }
@@ -38,7 +38,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// No process answers, or it refuses the request.
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.ask(Method::GET, path, &()).await
     }
 
@@ -46,7 +46,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// No process answers, or it refuses the request.
-    pub async fn send<T: DeserializeOwned>(
+    pub(crate) async fn send<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -70,7 +70,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// No process answers, or it refuses the request.
-    pub async fn open(&self, method: Method, path: &str, body: &impl Serialize) -> anyhow::Result<Incoming> {
+    pub(crate) async fn open(&self, method: Method, path: &str, body: &impl Serialize) -> anyhow::Result<Incoming> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.with_context(|| format!("no Portico answers at {}", self.socket.display()))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

@@ -28,7 +28,7 @@ const LABEL: usize = 11;
 
 /// How to reach the running process.
 #[derive(Debug, Args)]
-pub struct ApiArgs {
+pub(crate) struct ApiArgs {
     /// The admin socket of the running process [default: admin.socket of the node file].
     #[arg(long, value_name = "FILE")]
     pub socket: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub struct ApiArgs {
 
 /// What the running process can be asked.
 #[derive(Debug, Subcommand)]
-pub enum NodeVerb {
+pub(crate) enum NodeVerb {
     /// Explain or purge routes: which server a login goes to.
     Route {
         /// What to do.
@@ -123,7 +123,7 @@ pub enum NodeVerb {
 /// `portico upstreams`
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("change").multiple(true).args(["maintenance", "weight"]))]
-pub struct UpstreamsArgs {
+pub(crate) struct UpstreamsArgs {
     /// The server to change, with its group.
     #[arg(num_args = 2, value_names = ["GROUP", "SERVER"], requires = "change")]
     pub which: Vec<String>,
@@ -140,7 +140,7 @@ pub struct UpstreamsArgs {
 
 /// `portico logins`
 #[derive(Debug, Args)]
-pub struct LoginsArgs {
+pub(crate) struct LoginsArgs {
     /// Print new ones as they happen, until interrupted.
     #[arg(long)]
     pub follow: bool,
@@ -160,7 +160,7 @@ pub struct LoginsArgs {
 
 /// What can be done about routes.
 #[derive(Debug, Subcommand)]
-pub enum RouteVerb {
+pub(crate) enum RouteVerb {
     /// Show how this login would be routed now, and why, without side effects.
     Explain(ExplainArgs),
     /// Remove routes from memory and from memcached.
@@ -179,7 +179,7 @@ pub enum RouteVerb {
 
 /// `portico route explain`
 #[derive(Debug, Args)]
-pub struct ExplainArgs {
+pub(crate) struct ExplainArgs {
     /// The login as typed, or a zimbraId.
     pub login: String,
     /// The protocol.
@@ -203,7 +203,7 @@ pub struct ExplainArgs {
 ///
 /// # Errors
 /// No process answers, or it refuses the request.
-pub fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match verb {

@@ -11,7 +11,7 @@ use crate::cli::Cli;
 
 /// A shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Shell {
+pub(crate) enum Shell {
     /// bash
     Bash,
     /// zsh
@@ -21,7 +21,7 @@ pub enum Shell {
 }
 
 /// Prints the completions for a shell.
-pub fn completions(shell: Shell) -> ExitCode {
+pub(crate) fn completions(shell: Shell) -> ExitCode {
     print!("{}", completions_for(shell));
     ExitCode::SUCCESS
 }
@@ -41,7 +41,7 @@ fn completions_for(shell: Shell) -> String {
 ///
 /// # Errors
 /// The folder or a file cannot be written.
-pub fn man(folder: &Path) -> anyhow::Result<ExitCode> {
+pub(crate) fn man(folder: &Path) -> anyhow::Result<ExitCode> {
     write(folder).with_context(|| format!("cannot write man pages into {}", folder.display()))?;
     Ok(ExitCode::SUCCESS)
 }

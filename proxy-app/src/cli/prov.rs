@@ -212,7 +212,7 @@ pub(crate) struct Prov {
 ///
 /// # Errors
 /// There is nothing to act on: the node file is bad, or a file of commands cannot be read.
-pub fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
     let (options, rest) = match ProvOptions::take(words) {
         Ok(taken) => taken,
         Err(message) => {

@@ -13,7 +13,7 @@ const MIN_TOKEN: usize = 16;
 
 /// `admin`
 #[derive(Debug, Clone, Default)]
-pub struct AdminConfig {
+pub(crate) struct AdminConfig {
     /// The Unix socket of the admin API.
     pub socket: Option<PathBuf>,
     /// Its TCP address.

@@ -20,7 +20,7 @@ const SNAPSHOT: &str = "/var/lib/portico/directory.snapshot";
 
 /// `directory`
 #[derive(Debug, Clone)]
-pub struct DirectoryConfig {
+pub(crate) struct DirectoryConfig {
     /// Which kind, and where.
     pub source: Source,
     /// How often changes are looked for.
@@ -32,7 +32,7 @@ pub struct DirectoryConfig {
 
 /// A kind of directory.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub(crate) enum Source {
     /// A file.
     Yaml(PathBuf),
     /// LDAP servers.

@@ -18,7 +18,7 @@ pub(super) const LIVE: [LiveKey; 3] = [
 
 /// `shutdown_timeout`, `drain_max`, `drain_spread`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ends {
+pub(crate) struct Ends {
     /// From SIGTERM to the end of the process.
     pub shutdown_timeout: Duration,
     /// How long sessions may go on after a new process has taken over.

@@ -28,7 +28,7 @@ pub(super) const LIVE: [LiveKey; 1] = [("listeners", |now, new| now.listeners.cl
 
 /// What a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Serve {
+pub(crate) enum Serve {
     /// The web client and every protocol over HTTP.
     Web,
     /// IMAP
@@ -47,7 +47,7 @@ pub enum Serve {
 
 /// Where a listener with `serve: stream` sends its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamConfig {
+pub(crate) struct StreamConfig {
     /// Servers, tried in this order.
     pub upstreams: Vec<HostPort>,
     /// Whether TLS is spoken with them.
@@ -60,7 +60,7 @@ pub struct StreamConfig {
 
 /// TLS on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListenerTls {
+pub(crate) enum ListenerTls {
     /// None.
     Off,
     /// From the first byte.
@@ -71,7 +71,7 @@ pub enum ListenerTls {
 
 /// One listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// Where to listen.
     pub address: SocketAddr,
     /// The protocol.

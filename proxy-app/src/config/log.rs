@@ -16,7 +16,7 @@ pub(super) const LIVE: [LiveKey; 3] = [
 
 /// The form of the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessFormat {
+pub(crate) enum AccessFormat {
     /// The line of a Carbonio proxy.
     Carbonio,
     /// One JSON object per line.
@@ -25,7 +25,7 @@ pub enum AccessFormat {
 
 /// The form of the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuditFormat {
+pub(crate) enum AuditFormat {
     /// One JSON object per line.
     Json,
     /// The line of a Carbonio mailbox server's audit.log.
@@ -34,7 +34,7 @@ pub enum AuditFormat {
 
 /// `log`
 #[derive(Debug, Clone)]
-pub struct LogConfig {
+pub(crate) struct LogConfig {
     /// Where the access log goes.
     pub access: LogTarget,
     /// Its form.

@@ -10,14 +10,14 @@ use route_cache::lookup::{Dialect, HandlerUrl};
 use super::read::ConfigReader;
 
 /// Most lookup services: each may make a login wait.
-pub const MAX_HANDLERS: usize = 16;
+pub(crate) const MAX_HANDLERS: usize = 16;
 
 /// The account that Zimbra's proxy asks for tokens with.
 const ADMIN_USER: &str = "zmnginx";
 
 /// `directory.lookup`
 #[derive(Debug, Clone)]
-pub struct LookupConfig {
+pub(crate) struct LookupConfig {
     /// The protocol of the services.
     pub protocol: Dialect,
     /// Where they are; empty: where the directory says.

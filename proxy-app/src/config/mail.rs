@@ -11,7 +11,7 @@ pub(super) const LIVE: [LiveKey; 1] = [("mail", |now, new| now.mail.clone_from(&
 
 /// `mail`
 #[derive(Debug, Clone)]
-pub struct MailConfig {
+pub(crate) struct MailConfig {
     /// Time from accept to credentials.
     pub login_deadline: Duration,
     /// Silence of a logged-in IMAP session.

@@ -7,11 +7,11 @@ use super::read::ConfigReader;
 
 /// Pingora's own keys that the file has, each known to be valid.
 #[derive(Debug, Clone, Default)]
-pub struct PingoraConfig(serde_yaml::Mapping);
+pub(crate) struct PingoraConfig(serde_yaml::Mapping);
 
 impl PingoraConfig {
     /// Pingora's configuration, with its own default for each key that is not written.
-    pub fn to_conf(&self) -> ServerConf {
+    pub(crate) fn to_conf(&self) -> ServerConf {
         serde_yaml::from_value(self.0.clone().into()).unwrap_or_default()
     }
 }

@@ -20,7 +20,7 @@ pub(super) const LIVE: [LiveKey; 2] = [
 
 /// `route_cache`
 #[derive(Debug, Clone)]
-pub struct RouteCacheConfig {
+pub(crate) struct RouteCacheConfig {
     /// Routes in memory.
     pub capacity: u64,
     /// How long a route is used without a new lookup.
@@ -47,7 +47,7 @@ impl Default for RouteCacheConfig {
 
 /// `route_cache.memcached`
 #[derive(Debug, Clone)]
-pub struct MemcachedConfig {
+pub(crate) struct MemcachedConfig {
     /// The order counts.
     pub servers: Vec<HostPort>,
     /// The longest time of one request.

@@ -11,7 +11,7 @@ pub(super) const LIVE: [LiveKey; 1] = [("tls", |now, new| now.tls.clone_from(&ne
 
 /// `tls`
 #[derive(Debug, Clone)]
-pub struct TlsConfig {
+pub(crate) struct TlsConfig {
     /// Default certificate and key files.
     pub default: Option<(PathBuf, PathBuf)>,
     /// Authorities that sign the certificates of mailbox servers.

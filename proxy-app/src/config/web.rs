@@ -13,7 +13,7 @@ pub(super) const LIVE: [LiveKey; 1] = [("web", |now, new| now.web.clone_from(&ne
 
 /// `web`
 #[derive(Debug, Clone)]
-pub struct WebConfig {
+pub(crate) struct WebConfig {
     /// Networks whose `X-Forwarded-For` is believed.
     pub trusted_forwarders: Vec<IpNet>,
     /// The files of locations, in order; none: the built-in table.

@@ -51,7 +51,7 @@ const NO_SECRETS: [&str; 9] = [
 
 /// What the node is configured to compress.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// `zimbraHttpCompressionEnabled`
     pub enabled: bool,
     /// `web.compress_authenticated`
@@ -63,7 +63,7 @@ static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
 /// One answer that is being compressed, until the value is dropped.
 #[derive(Debug)]
-pub struct Packing(());
+pub(crate) struct Packing(());
 
 impl Drop for Packing {
     fn drop(&mut self) {
@@ -81,7 +81,7 @@ impl Packing {
 
 /// Has this answer compressed if that is useful and safe, before its head is written. The returned value must be kept
 /// until the answer ends.
-pub fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules) -> Option<Packing> {
+pub(crate) fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules) -> Option<Packing> {
     let choice = choose(session.req_header(), response, rules);
     if choice == CompressionChoice::AsItIs {
         return None;

@@ -88,7 +88,7 @@ const NEVER_NOMINATED: &[&str] = &["host", "content-length", "transfer-encoding"
 /// - names with an underscore, which CGI-like servers take for the same with a hyphen (nginx drops them too);
 /// - hop-by-hop headers, and those that `Connection` names. For a WebSocket upgrade `Connection` and `Upgrade`
 ///   stay; an upgrade to anything else would be a tunnel past our rules.
-pub fn dropped(headers: &HeaderMap) -> Vec<HeaderName> {
+pub(crate) fn dropped(headers: &HeaderMap) -> Vec<HeaderName> {
     let nominated = connection_options(headers);
     let websocket = is_websocket(headers);
     let is_dropped = |name: &&HeaderName| match name.as_str() {
@@ -101,7 +101,7 @@ pub fn dropped(headers: &HeaderMap) -> Vec<HeaderName> {
 /// The cookies of a request in one field, if they came in several. HTTP/2 clients split them so that their headers
 /// compress better; before any other protocol they are joined again (RFC 9113 §8.2.3): many servers read one field, or
 /// join several with a comma.
-pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
     let fields: Vec<&[u8]> = headers
         .get_all(header::COOKIE)
         .iter()
@@ -113,14 +113,14 @@ pub fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Whether a request without a body should have said so (RFC 9110 §8.6). HTTP/2 ends a stream instead, and servers of
 /// HTTP/1.1 answer a POST that has no length with 411.
-pub fn lacks_a_length(request: &Parts) -> bool {
+pub(crate) fn lacks_a_length(request: &Parts) -> bool {
     matches!(request.method, Method::POST | Method::PUT | Method::PATCH)
         && !request.headers.contains_key(header::CONTENT_LENGTH)
         && !request.headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 /// Whether a request asks to become a WebSocket (RFC 6455 §4.1).
-pub fn is_websocket(headers: &HeaderMap) -> bool {
+pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
     let asked = headers
         .get(header::UPGRADE)
         .is_some_and(|kind| kind.as_bytes().eq_ignore_ascii_case(b"websocket"));
@@ -130,14 +130,14 @@ pub fn is_websocket(headers: &HeaderMap) -> bool {
 }
 
 /// The id that a trusted forwarder has set for a request, if it can stand in every log.
-pub fn forwarded_id(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn forwarded_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let good = (8..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     good.then(|| id.to_owned())
 }
 
 /// Header of a request's id, towards the server and in the answer.
-pub const REQUEST_ID: &str = "x-request-id";
+pub(crate) const REQUEST_ID: &str = "x-request-id";
 
 fn is_ours(name: &str) -> bool {
     let in_family = FACT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));

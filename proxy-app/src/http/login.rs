@@ -30,7 +30,7 @@ const DEPTH_MAX: usize = 64;
 
 /// The kind of login: it decides where the name stands and what the answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LoginForm {
+pub(crate) enum LoginForm {
     /// `Authorization: Basic`, on any path.
     Basic,
     /// SOAP `AuthRequest`, as XML or as JSON.
@@ -43,7 +43,7 @@ pub enum LoginForm {
 
 /// A login attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoginAttempt {
+pub(crate) struct LoginAttempt {
     /// `BASIC`, `SOAP` (also when written as JSON) or `JSON`, for the audit record.
     pub mechanism: &'static str,
     /// The user as typed.
@@ -65,7 +65,7 @@ impl LoginAttempt {
 
 /// The attempt in an `Authorization: Basic` header, on a path where servers ask for it. Elsewhere the header says
 /// nothing: a static file is sent to every client, and its 200 would call any password right.
-pub fn basic(uri: &Uri, headers: &HeaderMap) -> Option<LoginAttempt> {
+pub(crate) fn basic(uri: &Uri, headers: &HeaderMap) -> Option<LoginAttempt> {
     if !asks_for_basic(uri.path()) {
         return None;
     }
@@ -94,7 +94,7 @@ fn asks_for_basic(path: &str) -> bool {
 ///
 /// All SOAP paths count, since the mailbox server goes by the body alone: an `AuthRequest` works when posted to
 /// `/service/soap/NoOpRequest`, and a client that guesses passwords would do just that.
-pub fn is_login_path(path: &str) -> Option<LoginForm> {
+pub(crate) fn is_login_path(path: &str) -> Option<LoginForm> {
     let path = account::decoded(path)?;
     let mut segments = account::segments(&path)?;
     segments.retain(|segment| !segment.is_empty());
@@ -112,7 +112,7 @@ pub fn is_login_path(path: &str) -> Option<LoginForm> {
 ///   with the next request, but the password was right. Only a batch needs the cookie, as its 200 may wrap faults, and
 ///   only clients that guess passwords batch logins.
 /// - 403 to Basic says nothing of the password: right credentials get it too, at a folder that is not shared with them.
-pub fn outcome(status: u16, sets_auth_cookie: bool, form: LoginForm) -> Option<Outcome> {
+pub(crate) fn outcome(status: u16, sets_auth_cookie: bool, form: LoginForm) -> Option<Outcome> {
     match (form, status) {
         (_, 502..=504) => Some(Outcome::UpstreamDown),
         (LoginForm::Batch, 200..=299) if !sets_auth_cookie => Some(Outcome::BadCredentials),
@@ -126,7 +126,7 @@ pub fn outcome(status: u16, sets_auth_cookie: bool, form: LoginForm) -> Option<O
 
 /// The outcome when no server has answered: `status` is what we answered ourselves, 0 if nothing; `left` says that the
 /// client went away while the server had its request.
-pub fn unanswered(status: u16, left: bool) -> Option<Outcome> {
+pub(crate) fn unanswered(status: u16, left: bool) -> Option<Outcome> {
     match status {
         502..=504 => Some(Outcome::UpstreamDown),
         0 if left => Some(Outcome::ClientGone),
@@ -137,7 +137,7 @@ pub fn unanswered(status: u16, left: bool) -> Option<Outcome> {
 /// Keeps the beginning of a request body until the name can be read from it. All of it is wiped when dropped.
 ///
 /// A body longer than 64 KiB is dropped at once, and has no name.
-pub struct LoginBody {
+pub(crate) struct LoginBody {
     form: LoginForm,
     kept: Kept,
 }
@@ -153,7 +153,7 @@ enum Kept {
 
 impl LoginBody {
     /// An empty body of a request whose path has this form.
-    pub fn new(form: LoginForm) -> Self {
+    pub(crate) fn new(form: LoginForm) -> Self {
         let kept = Kept::Pieces {
             pieces: Vec::new(),
             len: 0,
@@ -162,7 +162,7 @@ impl LoginBody {
     }
 
     /// Copies the next chunk.
-    pub fn push(&mut self, chunk: &[u8]) {
+    pub(crate) fn push(&mut self, chunk: &[u8]) {
         let Kept::Pieces { pieces, len } = &mut self.kept else {
             return;
         };
@@ -176,7 +176,7 @@ impl LoginBody {
 
     /// The attempt in the body. Call it when the request body has ended, not the answer: a long poll would keep the
     /// copy for its whole life.
-    pub fn user(self) -> Option<LoginAttempt> {
+    pub(crate) fn user(self) -> Option<LoginAttempt> {
         let Kept::Pieces { pieces, len } = self.kept else {
             return None;
         };

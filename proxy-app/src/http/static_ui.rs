@@ -46,7 +46,7 @@ const ELOOP: i32 = 40;
 
 /// How a tree is served.
 #[derive(Debug, Clone, Default)]
-pub struct TreeOptions {
+pub(crate) struct TreeOptions {
     /// This file of the folder is served for every path: a program that runs in the browser reads the path itself.
     pub file: Option<PathBuf>,
     /// The file that is served for a folder; `None`: a folder is not found.
@@ -60,7 +60,7 @@ pub struct TreeOptions {
 }
 
 /// A folder whose files are served.
-pub struct Tree {
+pub(crate) struct Tree {
     files: ServeDir<DefaultServeDirFallback, InsideRoot>,
     options: TreeOptions,
     cache_control: Option<HeaderValue>,
@@ -70,7 +70,7 @@ type FileResponse = Response<ServeFileSystemResponseBody>;
 
 impl Tree {
     /// The files below `root`, which need not exist yet.
-    pub fn new(root: impl Into<PathBuf>, options: TreeOptions) -> Self {
+    pub(crate) fn new(root: impl Into<PathBuf>, options: TreeOptions) -> Self {
         let root = root.into();
         let mut roots = vec![root.clone()];
         roots.extend(options.also.iter().cloned());
@@ -96,7 +96,7 @@ impl Tree {
     /// # Errors
     /// 404 if there is no such file, and 500 if it cannot be read, as [`ErrorType::HTTPStatus`], with nothing sent.
     /// Other errors: the connection failed.
-    pub async fn serve(
+    pub(crate) async fn serve(
         &self,
         session: &mut Session,
         path: &str,

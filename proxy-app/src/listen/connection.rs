@@ -189,7 +189,7 @@ impl ActiveListener {
         let seen = facts.handle.clone();
         seen.hold_until_login(Box::new(HeldUntilLogin {
             queued,
-            permit: Some(permit),
+            _permit: Some(permit),
         }));
         let connection = Connection {
             stream,
@@ -251,7 +251,7 @@ impl ActiveListener {
         drop(snapshot);
         let (facts, _listed) = self.enter(Proto::Http, tls, client, accepted);
         let live = facts.handle.clone();
-        live.hold_until_login(Box::new(HeldUntilLogin { queued, permit: None }));
+        live.hold_until_login(Box::new(HeldUntilLogin { queued, _permit: None }));
         let client = WebClient {
             facts,
             tls_in_front,
@@ -452,6 +452,6 @@ fn has_gone(error: &io::Error) -> bool {
 }
 
 /// An IPv4 client on a dual-stack listener is an IPv4 client.
-pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

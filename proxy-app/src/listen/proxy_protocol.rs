@@ -64,7 +64,7 @@ pub enum ProxyError {
 
 /// The version 2 header for a connection that is relayed for `source`, which had connected to `destination`. Where
 /// only one of them is IPv4, it is written as IPv6 (RFC 4291 §2.5.5.2).
-pub fn encode(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+pub(crate) fn encode(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let mut header = V2_SIGNATURE.to_vec();
     // Version 2, PROXY.
     header.push(0x21);
@@ -226,7 +226,7 @@ fn speaks_tls(mut tlvs: &[u8]) -> Result<bool, ProxyError> {
 }
 
 /// Reads exactly the header from a fresh connection. The caller sets the time limit.
-pub async fn read(stream: &mut TcpStream) -> io::Result<Header> {
+pub(crate) async fn read(stream: &mut TcpStream) -> io::Result<Header> {
     let mut bytes = [0; V2_FIXED + V2_MAX];
     let mut held = 0;
     loop {

@@ -24,7 +24,7 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// The address cannot be bound (in use, not ours, a port below 1024 without the right to it).
-pub fn listen(address: SocketAddr, only_v6: bool, fds: &ListenFds) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr, only_v6: bool, fds: &ListenFds) -> io::Result<TcpListener> {
     let key = key(address);
     let mut table = fds.lock();
     let listener = match table.get(&key) {
@@ -44,21 +44,16 @@ pub fn listen(address: SocketAddr, only_v6: bool, fds: &ListenFds) -> io::Result
     TcpListener::from_std(listener)
 }
 
-/// Whether the table has a socket for this address.
-pub fn holds(address: SocketAddr, fds: &ListenFds) -> bool {
-    fds.lock().get(&key(address)).is_some()
-}
-
 /// Closes what the table holds for other addresses than these, so that no client waits in a queue that is not served.
 /// Returns their addresses.
-pub fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) -> Vec<String> {
+pub(crate) fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) -> Vec<String> {
     let keep: HashSet<String> = keep.map(key).collect();
     fds.lock().close_unclaimed(&keep)
 }
 
 /// Puts the sockets that systemd has opened for us into the table, under their addresses. Returns what is wrong
 /// with those that cannot be used.
-pub fn take_activated(passed: impl Iterator<Item = RawFd>, fds: &ListenFds) -> Vec<String> {
+pub(crate) fn take_activated(passed: impl Iterator<Item = RawFd>, fds: &ListenFds) -> Vec<String> {
     let mut wrong = Vec::new();
     for fd in passed {
         // SAFETY: systemd opened this descriptor for this process, as LISTEN_PID says, and it is taken once, here.
@@ -73,7 +68,7 @@ pub fn take_activated(passed: impl Iterator<Item = RawFd>, fds: &ListenFds) -> V
 }
 
 /// The name of a listening socket in the hand-over. Pingora joins the names with blanks, so there is none in it.
-pub fn key(address: SocketAddr) -> String {
+pub(crate) fn key(address: SocketAddr) -> String {
     address.to_string()
 }
 

@@ -15,11 +15,11 @@ use crate::listen::proxy_protocol;
 use crate::upstream::connect::MailTransport;
 
 /// How long a client may take for its handshake, which comes first.
-pub const HANDSHAKE: Duration = Duration::from_secs(30);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// Connects a client whose handshake is done to the first upstream that answers, and relays until one side ends it or
 /// nothing moves for too long.
-pub async fn serve(env: &ListenEnv, config: &StreamConfig, client: BoxStream, facts: &ConnectionFacts) {
+pub(crate) async fn serve(env: &ListenEnv, config: &StreamConfig, client: BoxStream, facts: &ConnectionFacts) {
     let snapshot = env.snapshot.load_full();
     let mut record = facts.record(Event::SessionEnd, snapshot.generation);
     let transport = snapshot.transport.clone();

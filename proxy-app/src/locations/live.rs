@@ -19,7 +19,7 @@ use crate::locations::{LocationTable, Locations};
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// The table in force.
-pub struct LiveLocations {
+pub(crate) struct LiveLocations {
     /// Name of this node's server entry.
     node: String,
     written: ArcSwap<Locations>,
@@ -33,7 +33,7 @@ impl LiveLocations {
     ///
     /// # Errors
     /// All problems of the files.
-    pub fn load(files: &[PathBuf], node: &str, system: &System) -> Result<(Self, Problems), Problems> {
+    pub(crate) fn load(files: &[PathBuf], node: &str, system: &System) -> Result<(Self, Problems), Problems> {
         let stamps = stamps(files);
         let (written, warnings) = Locations::load(files)?;
         let table = table(&written, node, system);
@@ -48,23 +48,23 @@ impl LiveLocations {
     }
 
     /// The table.
-    pub fn table(&self) -> Arc<LocationTable> {
+    pub(crate) fn table(&self) -> Arc<LocationTable> {
         self.table.load_full()
     }
 
     /// The locations and groups as they are written.
-    pub fn written(&self) -> Arc<Locations> {
+    pub(crate) fn written(&self) -> Arc<Locations> {
         self.written.load_full()
     }
 
     /// Takes over another directory.
-    pub fn adopt(&self, system: &System) {
+    pub(crate) fn adopt(&self, system: &System) {
         let table = table(&self.written.load(), &self.node, system);
         self.table.store(Arc::new(table));
     }
 
     /// Whether a file has changed since it was last read.
-    pub fn has_changed(&self) -> bool {
+    pub(crate) fn has_changed(&self) -> bool {
         self.stamps.lock().iter().any(|(file, before)| stamp(file) != *before)
     }
 
@@ -72,7 +72,7 @@ impl LiveLocations {
     ///
     /// # Errors
     /// All problems of the files; then nothing has changed.
-    pub fn reload(&self, files: &[PathBuf], system: &System) -> Result<Problems, Problems> {
+    pub(crate) fn reload(&self, files: &[PathBuf], system: &System) -> Result<Problems, Problems> {
         // Taken before the reading, so that a change during it is seen at the next look. A bad file is not read again
         // until it changes.
         let mut known: Vec<PathBuf> = self.stamps.lock().iter().map(|(file, _)| file.clone()).collect();

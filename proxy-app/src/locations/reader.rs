@@ -48,7 +48,7 @@ const COOKIES: [&str; 8] = [
 
 /// Locations and groups as they are written.
 #[derive(Debug, Clone, Default)]
-pub struct Locations {
+pub(crate) struct Locations {
     /// In the order in which they are written; included files are in their place.
     pub locations: Vec<Location>,
     /// The groups that the files name. Of two with the same name the first counts.
@@ -62,7 +62,7 @@ impl Locations {
     ///
     /// # Errors
     /// All problems of the files at once. Otherwise the second value holds the warnings.
-    pub fn load(files: &[PathBuf]) -> Result<(Self, Problems), Problems> {
+    pub(crate) fn load(files: &[PathBuf]) -> Result<(Self, Problems), Problems> {
         let mut reader = LocationsReader::default();
         match files {
             [] => reader.carbonio(),

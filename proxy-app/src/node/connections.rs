@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 const SHARDS: usize = 16;
 
 /// One connection.
-pub struct Session {
+pub(crate) struct Session {
     /// What is known of it; TLS, if the client spoke it from the first byte.
     pub facts: Arc<ConnectionFacts>,
     /// When it was accepted.
@@ -27,7 +27,7 @@ pub struct Session {
 
 /// Which connections. Absent fields match all.
 #[derive(Debug, Clone, Default)]
-pub struct ConnectionFilter {
+pub(crate) struct ConnectionFilter {
     /// Those of this user: the login as typed, or the account's name, in any case.
     pub user: Option<String>,
     /// Those of this client address.
@@ -40,14 +40,14 @@ pub struct ConnectionFilter {
 
 /// All connections.
 #[derive(Default)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     shards: [Mutex<HashMap<u64, Arc<Session>>>; SHARDS],
     next: AtomicU64,
 }
 
 impl Sessions {
     /// Lists a connection until the guard is dropped.
-    pub fn enter(self: &Arc<Self>, session: Session) -> ConnectionGuard {
+    pub(crate) fn enter(self: &Arc<Self>, session: Session) -> ConnectionGuard {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         self.shard(key).lock().insert(key, Arc::new(session));
         ConnectionGuard {
@@ -57,7 +57,7 @@ impl Sessions {
     }
 
     /// The connections that match, oldest first.
-    pub fn list(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
+    pub(crate) fn list(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
@@ -70,7 +70,7 @@ impl Sessions {
     }
 
     /// How many there are, by protocol and whether a user is logged in.
-    pub fn counts(&self) -> HashMap<(Proto, bool), u64> {
+    pub(crate) fn counts(&self) -> HashMap<(Proto, bool), u64> {
         let mut counts = HashMap::new();
         for shard in &self.shards {
             for session in shard.lock().values() {
@@ -83,7 +83,7 @@ impl Sessions {
     }
 
     /// Ends those that match; returns them.
-    pub fn kick(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
+    pub(crate) fn kick(&self, filter: &ConnectionFilter) -> Vec<Arc<Session>> {
         let meant = self.list(filter);
         meant
             .iter()
@@ -93,7 +93,7 @@ impl Sessions {
 
     /// Ends all that live now, one after the other over this time, so that their clients do not come back at once.
     /// Returns when all are asked to end, or `undone` resolves.
-    pub async fn empty(&self, over: Duration, undone: impl Future<Output = ()>) {
+    pub(crate) async fn empty(&self, over: Duration, undone: impl Future<Output = ()>) {
         let all = self.list(&ConnectionFilter::default());
         // In at most one step each millisecond, which is as fine as timers are.
         let steps = usize::try_from(over.as_millis())
@@ -120,7 +120,7 @@ impl Sessions {
 
 impl Session {
     /// A connection that was accepted just now.
-    pub fn new(facts: Arc<ConnectionFacts>) -> Self {
+    pub(crate) fn new(facts: Arc<ConnectionFacts>) -> Self {
         Self {
             facts,
             since: Timestamp::now(),
@@ -168,7 +168,7 @@ fn is_of(session: &Session, user: &str) -> bool {
 }
 
 /// A connection's place in the list.
-pub struct ConnectionGuard {
+pub(crate) struct ConnectionGuard {
     sessions: Arc<Sessions>,
     key: u64,
 }
@@ -180,7 +180,7 @@ impl Drop for ConnectionGuard {
 }
 
 /// Ids for new connections.
-pub struct ConnectionIds {
+pub(crate) struct ConnectionIds {
     /// Of this process.
     born: u32,
     given: AtomicU64,
@@ -197,12 +197,12 @@ impl Default for ConnectionIds {
 
 impl ConnectionIds {
     /// The next id: unique on this node, also across restarts.
-    pub fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         format!("{:08x}-{:x}", self.born, self.given.fetch_add(1, Ordering::Relaxed))
     }
 
     /// How many connections there were since the start.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.given.load(Ordering::Relaxed)
     }
 }

@@ -79,13 +79,13 @@ pub fn start() {
 }
 
 /// How many lines were left out since the process started, by level.
-pub fn left_out() -> impl Iterator<Item = (&'static str, u64)> {
+pub(crate) fn left_out() -> impl Iterator<Item = (&'static str, u64)> {
     let counts = LEFT_OUT.iter().map(|count| count.load(Ordering::Relaxed));
     LEVELS.iter().map(|(_, name)| *name).zip(counts)
 }
 
 /// Logs from time to time how many lines were left out, for as long as the process lives.
-pub async fn report_left_out() {
+pub(crate) async fn report_left_out() {
     loop {
         tokio::time::sleep(WINDOW).await;
         for (level, count, sample) in SHARES.left_out() {

@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use eviction::EvictionQueue;
-pub use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
-pub use unread::AnswerCounter;
+pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
+pub(crate) use unread::AnswerCounter;
 use unread::Unread;
 
 mod eviction;
@@ -31,7 +31,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// `limits`; 0 is no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LimitsConfig {
+pub(crate) struct LimitsConfig {
     /// Connections in all.
     pub connections: usize,
     /// Connections from one IPv4 address, or from one IPv6 network of 64 bits.
@@ -66,7 +66,7 @@ impl Default for LimitsConfig {
 
 /// Which limit refused a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// `connections`
     Connections,
     /// `connections_per_address`
@@ -76,7 +76,7 @@ pub enum Limit {
 }
 
 /// The counts of this node.
-pub struct NodeLimits {
+pub(crate) struct NodeLimits {
     settings: ArcSwap<LimitsConfig>,
     open: AtomicUsize,
     handshakes: AtomicUsize,
@@ -119,7 +119,7 @@ impl Origin {
 
 impl NodeLimits {
     /// Nothing counted yet.
-    pub fn new(settings: LimitsConfig) -> Arc<Self> {
+    pub(crate) fn new(settings: LimitsConfig) -> Arc<Self> {
         Arc::new(Self {
             settings: ArcSwap::from_pointee(settings),
             open: AtomicUsize::new(0),
@@ -134,12 +134,12 @@ impl NodeLimits {
     }
 
     /// Applies other limits from now on; open connections stay.
-    pub fn change(&self, settings: LimitsConfig) {
+    pub(crate) fn change(&self, settings: LimitsConfig) {
         self.settings.store(Arc::new(settings));
     }
 
     /// A permit for one more connection, if need be in the place of another one; `None` if there is no room.
-    pub fn enter(self: &Arc<Self>) -> Option<Permit> {
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Permit> {
         if !taken(&self.open, self.settings.load().connections) {
             self.refuse(Limit::Connections);
             let of = self.eviction.make_room(None)?;
@@ -165,7 +165,7 @@ impl NodeLimits {
 
     /// How long a client may take for something that may take `full` when there is room. Above half of a limit the time
     /// is shorter; at the limit it is a sixth.
-    pub fn patience(&self, full: Duration) -> Duration {
+    pub(crate) fn patience(&self, full: Duration) -> Duration {
         let settings = self.settings.load();
         let filled = |now: &AtomicUsize, limit: usize| match limit {
             0 => 0.0,
@@ -176,7 +176,7 @@ impl NodeLimits {
     }
 
     /// A permit for one more handshake; `None` if there is no room.
-    pub fn handshake(self: &Arc<Self>) -> Option<HandshakePermit> {
+    pub(crate) fn handshake(self: &Arc<Self>) -> Option<HandshakePermit> {
         if !taken(&self.handshakes, self.settings.load().handshakes) {
             self.refuse(Limit::Handshakes);
             return None;
@@ -185,7 +185,7 @@ impl NodeLimits {
     }
 
     /// How many connections a limit has refused since the start.
-    pub fn refused(&self, limit: Limit) -> u64 {
+    pub(crate) fn refused(&self, limit: Limit) -> u64 {
         self.refused[limit as usize].load(Ordering::Relaxed)
     }
 
@@ -227,7 +227,7 @@ fn taken(count: &AtomicUsize, limit: usize) -> bool {
 }
 
 /// A connection that is counted until this is dropped.
-pub struct Permit {
+pub(crate) struct Permit {
     limits: Arc<NodeLimits>,
     origin: Option<Origin>,
     pending: Arc<PendingClient>,
@@ -235,19 +235,19 @@ pub struct Permit {
 
 impl Permit {
     /// The client of this connection.
-    pub fn pending(&self) -> Arc<PendingClient> {
+    pub(crate) fn pending(&self) -> Arc<PendingClient> {
         self.pending.clone()
     }
 
     /// A place in the queue of clients that can be evicted, to be given up after a login. `None` for exempt networks.
-    pub fn queue(&self) -> Option<QueuePlace> {
+    pub(crate) fn queue(&self) -> Option<QueuePlace> {
         Some(QueuePlace::new(&self.limits, self.origin?, self.pending.clone()))
     }
 
     /// Counts it for its client's address too, if need be in the place of another one from there. False: there are too
     /// many from there.
     #[must_use]
-    pub fn admit_address(&mut self, address: IpAddr) -> bool {
+    pub(crate) fn admit_address(&mut self, address: IpAddr) -> bool {
         let settings = self.limits.settings.load();
         if settings.exempt.iter().any(|network| network.contains(&address)) {
             return true;
@@ -284,7 +284,7 @@ impl Drop for Permit {
 }
 
 /// A handshake that is counted until this is dropped.
-pub struct HandshakePermit(Arc<NodeLimits>);
+pub(crate) struct HandshakePermit(Arc<NodeLimits>);
 
 impl Drop for HandshakePermit {
     fn drop(&mut self) {
@@ -394,7 +394,7 @@ mod tests {
             pending.ends_by(&live);
             live.hold_until_login(Box::new(HeldUntilLogin {
                 queued: permit.queue(),
-                permit: Some(permit),
+                _permit: Some(permit),
             }));
             live
         };

@@ -28,7 +28,7 @@ const WATCHERS: usize = 16;
 
 /// An attempt, and when it ended.
 #[derive(Debug)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     /// When.
     pub time: Timestamp,
     /// The record of the audit log.
@@ -37,7 +37,7 @@ pub struct Attempt {
 
 /// Which attempts. Absent fields match all.
 #[derive(Debug, Clone, Default)]
-pub struct LoginFilter {
+pub(crate) struct LoginFilter {
     /// Those that failed.
     pub failed: bool,
     /// Those for this user: the login as typed, or the account's name, in any case.
@@ -47,7 +47,7 @@ pub struct LoginFilter {
 }
 
 /// The attempts of this node.
-pub struct RecentLogins {
+pub(crate) struct RecentLogins {
     recent: Mutex<VecDeque<Arc<Attempt>>>,
     now: broadcast::Sender<Arc<Attempt>>,
 }
@@ -63,7 +63,7 @@ impl Default for RecentLogins {
 
 impl RecentLogins {
     /// The latest ones, oldest first.
-    pub fn recent(&self, filter: &LoginFilter) -> Vec<Arc<Attempt>> {
+    pub(crate) fn recent(&self, filter: &LoginFilter) -> Vec<Arc<Attempt>> {
         let recent = self.recent.lock();
         recent
             .iter()
@@ -73,7 +73,7 @@ impl RecentLogins {
     }
 
     /// All from now on; `None` if too many watch already.
-    pub fn follow(&self) -> Option<broadcast::Receiver<Arc<Attempt>>> {
+    pub(crate) fn follow(&self) -> Option<broadcast::Receiver<Arc<Attempt>>> {
         (self.now.receiver_count() < WATCHERS).then(|| self.now.subscribe())
     }
 
@@ -97,7 +97,7 @@ impl RecentLogins {
 
 impl LoginFilter {
     /// Whether this record matches.
-    pub fn matches(&self, record: &Record) -> bool {
+    pub(crate) fn matches(&self, record: &Record) -> bool {
         let failed = record.outcome != Some(Outcome::Ok);
         (failed || !self.failed)
             && self
@@ -118,7 +118,7 @@ fn is_of(record: &Record, user: &str) -> bool {
 }
 
 /// The audit log, with watchers and metrics in front of it.
-pub struct Watched {
+pub(crate) struct Watched {
     /// The log.
     pub log: Arc<dyn Audit>,
     /// For watchers.

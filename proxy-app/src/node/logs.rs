@@ -29,7 +29,7 @@ const FAILED: Duration = Duration::from_millis(100);
 
 /// Where a log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LogTarget {
+pub(crate) enum LogTarget {
     /// Nowhere (`off`).
     Off,
     /// Standard output (`-`).
@@ -44,7 +44,7 @@ impl LogTarget {
     ///
     /// # Errors
     /// The file is there and cannot be appended to.
-    pub fn probe(&self) -> io::Result<()> {
+    pub(crate) fn probe(&self) -> io::Result<()> {
         match self {
             Self::File(path) if path.exists() => append(path).map(drop),
             _ => Ok(()),
@@ -55,7 +55,7 @@ impl LogTarget {
     ///
     /// # Errors
     /// The file cannot be made or appended to.
-    pub fn open(&self) -> io::Result<Box<dyn Write + Send>> {
+    pub(crate) fn open(&self) -> io::Result<Box<dyn Write + Send>> {
         match self {
             Self::Off => Ok(Box::new(io::sink())),
             Self::Stdout => Ok(Box::new(io::stdout())),
@@ -76,7 +76,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// One log: lines go in, a thread writes them.
 #[derive(Clone)]
-pub struct Log {
+pub(crate) struct Log {
     /// `None` for a log that is off.
     queue: Option<SyncSender<Item>>,
     /// Lines that were lost since the process started.
@@ -94,7 +94,7 @@ impl Log {
     ///
     /// # Errors
     /// The target cannot be opened.
-    pub fn start(name: &'static str, target: &LogTarget) -> io::Result<Self> {
+    pub(crate) fn start(name: &'static str, target: &LogTarget) -> io::Result<Self> {
         let writer = Writer::open(target)?;
         // A log lives as long as the process.
         let dropped: &'static AtomicU64 = Box::leak(Box::default());
@@ -112,17 +112,17 @@ impl Log {
     }
 
     /// Whether lines go anywhere.
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.queue.is_some()
     }
 
     /// How many lines were lost since the process started.
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
     /// Takes one line, without its end.
-    pub fn line(&self, line: String) {
+    pub(crate) fn line(&self, line: String) {
         let Some(queue) = &self.queue else { return };
         if queue.try_send(Item::Line(line)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -134,7 +134,7 @@ impl Log {
     /// # Errors
     /// The target cannot be opened, the log was off when the process started, or its queue is full; then the lines go
     /// where they went.
-    pub fn reopen(&self, target: &LogTarget) -> io::Result<()> {
+    pub(crate) fn reopen(&self, target: &LogTarget) -> io::Result<()> {
         let Some(queue) = &self.queue else {
             return match target {
                 LogTarget::Off => Ok(()),
@@ -240,7 +240,7 @@ fn write(name: &str, mut writer: Writer, items: &Receiver<Item>, dropped: &Atomi
 }
 
 /// The audit log: one JSON line a record.
-pub struct AuditLog(pub Log);
+pub(crate) struct AuditLog(pub Log);
 
 #[derive(Serialize)]
 struct Timed<'a> {
@@ -260,7 +260,7 @@ impl Audit for AuditLog {
 }
 
 /// A record as the audit log has it, without the end of the line.
-pub fn json(time: Timestamp, record: &Record) -> String {
+pub(crate) fn json(time: Timestamp, record: &Record) -> String {
     let time = utc(time);
     serde_json::to_string(&Timed { time, record }).unwrap_or_else(|error| {
         // Plain texts and numbers: nothing of it can fail.
@@ -271,7 +271,7 @@ pub fn json(time: Timestamp, record: &Record) -> String {
 
 /// The audit log in the words of a Carbonio mailbox server's audit.log (MAIL §8.1), so that existing fail2ban
 /// filters match. Only logins, guessed tokens and refused requests have a line there.
-pub struct CarbonioLog(pub Log);
+pub(crate) struct CarbonioLog(pub Log);
 
 impl Audit for CarbonioLog {
     fn record(&self, record: Record) {
@@ -363,14 +363,14 @@ fn value(text: &str) -> String {
 }
 
 /// The time as audit records have it: `2026-11-23T10:00:00.123Z`.
-pub fn utc(time: Timestamp) -> String {
+pub(crate) fn utc(time: Timestamp) -> String {
     format!("{time:.3}")
 }
 
 /// The time as access logs have it: `23/Nov/2026:10:00:00 +0000`.
 ///
 /// Formatted once a second for each thread: a busy node writes thousands of lines in one.
-pub fn local_time() -> String {
+pub(crate) fn local_time() -> String {
     thread_local! {
         static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
     }

@@ -173,7 +173,7 @@ pub const ALL: &[&Metric] = &[
 ];
 
 /// The counters of this process.
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     accepted: IntCounterVec,
     refused: IntCounterVec,
@@ -201,7 +201,7 @@ pub(crate) struct ScrapeMetrics {
 
 /// Why a connection was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// It should have begun with a PROXY header.
     Proxy,
     /// The handshake failed.
@@ -223,7 +223,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Never in practice: the table holds no name twice.
-    pub fn new() -> prometheus::Result<Self> {
+    pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let counters = |metric: &Metric| -> prometheus::Result<IntCounterVec> {
             register(
@@ -274,12 +274,12 @@ impl Metrics {
     }
 
     /// The counter of a listener's connections.
-    pub fn accepted(&self, listener: &str) -> IntCounter {
+    pub(crate) fn accepted(&self, listener: &str) -> IntCounter {
         self.accepted.with_label_values(&[listener])
     }
 
     /// A connection was refused before any command or request.
-    pub fn refused(&self, listener: &str, why: Refused) {
+    pub(crate) fn refused(&self, listener: &str, why: Refused) {
         let reason = match why {
             Refused::Proxy => "proxy",
             Refused::Tls => "tls",
@@ -293,22 +293,22 @@ impl Metrics {
     }
 
     /// A request was refused before anything was known of it.
-    pub fn request_refused(&self, listener: &str, why: Reason) {
+    pub(crate) fn request_refused(&self, listener: &str, why: Reason) {
         self.requests_refused.with_label_values(&[listener, why.name()]).inc();
     }
 
     /// A part of a login took this long.
-    pub fn phase(&self, phase: Phase, proto: Proto, took: Duration) {
+    pub(crate) fn phase(&self, phase: Phase, proto: Proto, took: Duration) {
         self.phases[proto as usize][phase as usize].observe(took.as_secs_f64());
     }
 
     /// Where the bytes of a protocol are added up.
-    pub fn totals(&self, proto: Proto) -> Arc<Totals> {
+    pub(crate) fn totals(&self, proto: Proto) -> Arc<Totals> {
         self.bytes[proto as usize].clone()
     }
 
     /// A record for the audit log.
-    pub fn record(&self, record: &Record) {
+    pub(crate) fn record(&self, record: &Record) {
         if !matches!(record.event, Some(Event::Login | Event::WebLogin)) {
             return;
         }
@@ -318,13 +318,13 @@ impl Metrics {
     }
 
     /// A mailbox server was connected to, or could not be.
-    pub fn connected(&self, server: &str, ok: bool) {
+    pub(crate) fn connected(&self, server: &str, ok: bool) {
         let outcome = if ok { "ok" } else { "failed" };
         self.connects.with_label_values(&[self.known(server), outcome]).inc();
     }
 
     /// A web request was answered.
-    pub fn web_request(&self, group: &str, status: u16) {
+    pub(crate) fn web_request(&self, group: &str, status: u16) {
         let class = match status / 100 {
             1 => "1xx",
             2 => "2xx",

@@ -49,7 +49,7 @@ const HIDDEN: &str = "***";
 
 /// A request target or other URL, fit for a log: values of tokens, passwords and the like are hidden, also in a
 /// URL within the URL, and what could break a line or a quotation is escaped.
-pub fn redact(target: &str) -> Cow<'_, str> {
+pub(crate) fn redact(target: &str) -> Cow<'_, str> {
     match hidden(target) {
         Cow::Borrowed(same) => escaped(same),
         Cow::Owned(clean) => Cow::Owned(escaped(&clean).into_owned()),
@@ -57,7 +57,7 @@ pub fn redact(target: &str) -> Cow<'_, str> {
 }
 
 /// A word of a log line without the values of tokens, passwords and the like.
-pub fn without_secrets(word: &str) -> Cow<'_, str> {
+pub(crate) fn without_secrets(word: &str) -> Cow<'_, str> {
     hidden(word)
 }
 

@@ -96,7 +96,7 @@ impl Reason {
 
 /// Where a refused request came in.
 #[derive(Debug, Clone, Copy)]
-pub struct RefusedConnection<'a> {
+pub(crate) struct RefusedConnection<'a> {
     /// Number of the connection; empty where it has none.
     pub id: &'a str,
     /// Address of the listener.
@@ -109,7 +109,7 @@ pub struct RefusedConnection<'a> {
 
 impl<'a> RefusedConnection<'a> {
     /// On a connection of this client.
-    pub fn new(id: &'a str, listener: &'a str, client: &Client) -> Self {
+    pub(crate) fn new(id: &'a str, listener: &'a str, client: &Client) -> Self {
         RefusedConnection {
             id,
             listener,
@@ -119,14 +119,14 @@ impl<'a> RefusedConnection<'a> {
     }
 
     /// On this connection.
-    pub fn of(facts: &'a ConnectionFacts) -> Self {
+    pub(crate) fn of(facts: &'a ConnectionFacts) -> Self {
         RefusedConnection::new(&facts.id, &facts.listener, &facts.client)
     }
 }
 
 /// Clients that were refused lately.
 #[derive(Default)]
-pub struct Refusals(Mutex<RecentRefusals>);
+pub(crate) struct Refusals(Mutex<RecentRefusals>);
 
 #[derive(Default)]
 struct RecentRefusals {
@@ -160,7 +160,7 @@ impl RecordShare {
 
 impl Refusals {
     /// For how many refusals of this address a record would stand now; `None` if there may be none.
-    pub fn share(&self, address: IpAddr, now: Instant) -> Option<u64> {
+    pub(crate) fn share(&self, address: IpAddr, now: Instant) -> Option<u64> {
         let mut recent = self.0.lock();
         let RecentRefusals { addresses, all } = &mut *recent;
         let (origin, all) = (Origin::of(address), all.get_or_insert_with(|| RecordShare::new(now)));
@@ -182,7 +182,7 @@ impl Refusals {
 }
 
 /// The record of a refusal, which stands for so many.
-pub fn record(connection: RefusedConnection<'_>, reason: Reason, count: u64, generation: u64) -> Record {
+pub(crate) fn record(connection: RefusedConnection<'_>, reason: Reason, count: u64, generation: u64) -> Record {
     let (event, outcome) = match reason {
         // A guess, like those of passwords.
         Reason::Token => (Event::Admin, Some(Outcome::BadCredentials)),

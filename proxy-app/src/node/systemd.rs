@@ -8,7 +8,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 /// This process serves, and is the main process: after an upgrade the service is the new process.
-pub fn serves(status: &str) {
+pub(crate) fn serves(status: &str) {
     notify(&[
         NotifyState::Ready,
         NotifyState::MainPid(std::process::id()),
@@ -18,12 +18,12 @@ pub fn serves(status: &str) {
 
 /// What was being read is in force, or refused. It does not name the main process: a process that has been replaced
 /// may still reload.
-pub fn reloaded(status: &str) {
+pub(crate) fn reloaded(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The configuration is being read; [`reloaded`] ends it.
-pub fn reloading() {
+pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => log::debug!("no monotonic clock: {error}"),
@@ -31,13 +31,13 @@ pub fn reloading() {
 }
 
 /// The process ends.
-pub fn stopping(status: &str) {
+pub(crate) fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
 /// Pings the watchdog as often as systemd wants (`WatchdogSec`), from the runtime of the listeners: when that one
 /// hangs, the pings stop.
-pub async fn say_alive() {
+pub(crate) async fn say_alive() {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
     };
@@ -49,7 +49,7 @@ pub async fn say_alive() {
 }
 
 /// The sockets that systemd has opened for this process.
-pub fn activated() -> Vec<RawFd> {
+pub(crate) fn activated() -> Vec<RawFd> {
     match sd_notify::listen_fds() {
         Ok(fds) => fds.collect(),
         Err(error) => {

@@ -20,14 +20,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The command that waits until the process in the background serves.
 #[derive(Debug, Clone, Copy)]
-pub struct WaitingCommand {
+pub(crate) struct WaitingCommand {
     pid: Pid,
     patience: Duration,
 }
 
 impl WaitingCommand {
     /// The command, if it will wait. To be called in it, before it forks the process in the background.
-    pub fn new(conf: &ServerConf) -> Option<Self> {
+    pub(crate) fn new(conf: &ServerConf) -> Option<Self> {
         let patience = conf
             .daemon_notify_timeout_seconds
             .map_or(PATIENCE, |seconds| Duration::from_secs(seconds.get()));
@@ -39,7 +39,7 @@ impl WaitingCommand {
 
     /// Notifies it that this process serves: as soon as it handles the signal, which would kill it before that, and
     /// until it is gone.
-    pub async fn notify(self) {
+    pub(crate) async fn notify(self) {
         let begun = Instant::now();
         while begun.elapsed() < self.patience {
             let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
@@ -72,7 +72,7 @@ fn catches(status: &str, signal: Signal) -> bool {
 /// A process that SIGUSR2 has started takes the place of the one that started it in `pid_file`, too, if that one
 /// stands there. The file is never seen half written, and no link is followed: in a folder that all may write, any
 /// user can make one.
-pub fn take_pid_file(path: &Path) {
+pub(crate) fn take_pid_file(path: &Path) {
     let old = std::os::unix::process::parent_id().to_string();
     let stands = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == old);
     if stands && let Err(error) = replace(path) {

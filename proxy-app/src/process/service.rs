@@ -27,7 +27,7 @@ use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 use crate::web::engine::engine;
 
 /// The Pingora service that owns all listeners.
-pub struct ListenerService {
+pub(crate) struct ListenerService {
     plan: Option<Plan>,
     conf: Arc<ServerConf>,
     keys: Vec<String>,
@@ -43,7 +43,7 @@ pub(crate) type OpenedListeners = (Arc<App>, ListenerSet, Vec<(Listener, TcpList
 impl ListenerService {
     /// The listeners of a checked configuration. `successor` starts this program once more; `upgrade_request` is there
     /// if another process is to hand over to this one.
-    pub fn new(
+    pub(crate) fn new(
         plan: Plan,
         conf: Arc<ServerConf>,
         end: EndSignal,

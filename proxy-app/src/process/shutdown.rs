@@ -31,7 +31,7 @@ const LAST_LINES: Duration = Duration::from_millis(100);
 
 /// Where the listeners tell Pingora's server that the process ends.
 #[derive(Clone)]
-pub struct EndSignal(watch::Sender<Option<Ending>>);
+pub(crate) struct EndSignal(watch::Sender<Option<Ending>>);
 
 impl Default for EndSignal {
     fn default() -> Self {

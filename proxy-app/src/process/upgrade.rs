@@ -38,7 +38,7 @@ fn socket_path(upgrade_sock: &Path) -> PathBuf {
 }
 
 /// The request of a new process that the old one hands over to it.
-pub struct UpgradeRequest {
+pub(crate) struct UpgradeRequest {
     socket_path: PathBuf,
     stream: std::os::unix::net::UnixStream,
 }
@@ -48,7 +48,7 @@ impl UpgradeRequest {
     ///
     /// # Errors
     /// No process is running.
-    pub fn new(upgrade_sock: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn new(upgrade_sock: &Path) -> anyhow::Result<Self> {
         let socket_path = socket_path(upgrade_sock);
         let mut stream = std::os::unix::net::UnixStream::connect(&socket_path).with_context(|| {
             format!(
@@ -64,7 +64,7 @@ impl UpgradeRequest {
     ///
     /// # Errors
     /// It has given up, and serves on.
-    pub fn is_awaited(&self) -> anyhow::Result<()> {
+    pub(crate) fn is_awaited(&self) -> anyhow::Result<()> {
         self.stream.set_nonblocking(true)?;
         let looked = (&self.stream).read(&mut [0]);
         self.stream.set_nonblocking(false)?;
@@ -78,7 +78,7 @@ impl UpgradeRequest {
     ///
     /// # Errors
     /// It has given up waiting, and serves on.
-    pub fn serves(self) -> anyhow::Result<()> {
+    pub(crate) fn serves(self) -> anyhow::Result<()> {
         if let Err(error) = (&self.stream).write_all(SERVES) {
             self.is_left_alone()?;
             log::warn!("the process before this one cannot be told that this one serves: {error}");
@@ -95,7 +95,7 @@ impl UpgradeRequest {
 }
 
 /// The socket at which a running process is asked to hand over.
-pub struct UpgradeSocket {
+pub(crate) struct UpgradeSocket {
     path: PathBuf,
     /// Which file it was when we made it.
     inode: Option<u64>,
@@ -108,7 +108,7 @@ impl UpgradeSocket {
     ///
     /// # Errors
     /// The socket cannot be made.
-    pub fn open(upgrade_sock: &Path) -> io::Result<Self> {
+    pub(crate) fn open(upgrade_sock: &Path) -> io::Result<Self> {
         let path = socket_path(upgrade_sock);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -120,13 +120,13 @@ impl UpgradeSocket {
     }
 
     /// Pingora's socket, as text for its functions.
-    pub fn upgrade_sock(&self) -> String {
+    pub(crate) fn upgrade_sock(&self) -> String {
         let path = self.path.to_string_lossy();
         path.strip_suffix(".ask").unwrap_or(&path).to_owned()
     }
 
     /// The next process that asks.
-    pub async fn next_request(&self) -> UnixStream {
+    pub(crate) async fn next_request(&self) -> UnixStream {
         loop {
             match self.socket.accept().await {
                 Ok((stream, _)) => match timeout(QUESTION, read_request(stream)).await {
@@ -143,7 +143,7 @@ impl UpgradeSocket {
     }
 
     /// Removes the socket file. One that another process has put in its place stays.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         if self.inode.is_some() && inode_of(&self.path) == self.inode {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -168,7 +168,7 @@ fn is_ours(user: u32) -> bool {
 ///
 /// # Errors
 /// It does not. The sockets are still ours, too.
-pub async fn hand_over(mut asker: UnixStream, fds: ListenFds, upgrade_sock: String) -> anyhow::Result<()> {
+pub(crate) async fn hand_over(mut asker: UnixStream, fds: ListenFds, upgrade_sock: String) -> anyhow::Result<()> {
     let meeting = Instant::now() + MEETING;
     while std::fs::metadata(&upgrade_sock).is_err() {
         ensure!(Instant::now() < meeting, "the new process did not open {upgrade_sock}");
@@ -190,7 +190,7 @@ pub async fn hand_over(mut asker: UnixStream, fds: ListenFds, upgrade_sock: Stri
 }
 
 /// How this process was started, to start its successor the same way.
-pub struct SuccessorCommand {
+pub(crate) struct SuccessorCommand {
     program: PathBuf,
     arguments: Vec<std::ffi::OsString>,
 }
@@ -201,7 +201,7 @@ impl SuccessorCommand {
     ///
     /// # Errors
     /// The system does not know the file of this program.
-    pub fn new(node_file: &Path) -> io::Result<Self> {
+    pub(crate) fn new(node_file: &Path) -> io::Result<Self> {
         Ok(Self {
             program: std::env::current_exe()?,
             arguments: vec!["-u".into(), "-c".into(), node_file.into()],
@@ -212,7 +212,7 @@ impl SuccessorCommand {
     ///
     /// # Errors
     /// It cannot be started, or we are the first process of a container, which ends with us.
-    pub fn start(&self) -> anyhow::Result<Child> {
+    pub(crate) fn start(&self) -> anyhow::Result<Child> {
         ensure!(
             std::process::id() != 1,
             "the first process of a container cannot be replaced: start a new container"

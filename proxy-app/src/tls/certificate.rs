@@ -11,7 +11,7 @@ use openssl::x509::{X509, X509VerifyResult};
 const MAX_SORTED: usize = 16;
 
 /// A certificate, its chain and its key, checked to belong together.
-pub struct CertKey {
+pub(crate) struct CertKey {
     pub(crate) leaf: X509,
     pub(crate) chain: Vec<X509>,
     pub(crate) key: PKey<Private>,
@@ -19,7 +19,7 @@ pub struct CertKey {
 
 /// Why a certificate and key cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum CertError {
+pub(crate) enum CertError {
     /// The certificate text does not parse.
     #[error("the certificate does not parse: {0}")]
     Certificate(ErrorStack),
@@ -39,7 +39,7 @@ impl CertKey {
     ///
     /// # Errors
     /// They do not parse, or do not belong together.
-    pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, CertError> {
+    pub(crate) fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, CertError> {
         let mut chain = certificates(certificate)?;
         let leaf = chain.remove(0);
         let key = private_key(key)?;
@@ -51,7 +51,7 @@ impl CertKey {
 
     /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they are
     /// in order already, or the order is not clear.
-    pub fn in_order(certificates: &str) -> Option<String> {
+    pub(crate) fn in_order(certificates: &str) -> Option<String> {
         let all = X509::stack_from_pem(certificates.as_bytes()).ok()?;
         if all.len() > MAX_SORTED {
             return None;
@@ -82,7 +82,7 @@ impl CertKey {
     ///
     /// # Errors
     /// It does not parse.
-    pub fn check_certificate(certificate: &[u8]) -> Result<(), CertError> {
+    pub(crate) fn check_certificate(certificate: &[u8]) -> Result<(), CertError> {
         certificates(certificate).map(drop)
     }
 
@@ -90,24 +90,24 @@ impl CertKey {
     ///
     /// # Errors
     /// It does not parse.
-    pub fn check_key(key: &[u8]) -> Result<(), CertError> {
+    pub(crate) fn check_key(key: &[u8]) -> Result<(), CertError> {
         private_key(key).map(drop)
     }
 
     /// When it expired, if it has.
-    pub fn expired(&self) -> Option<String> {
+    pub(crate) fn expired(&self) -> Option<String> {
         let now = Asn1Time::days_from_now(0).ok()?;
         (self.leaf.not_after() < now).then(|| self.leaf.not_after().to_string())
     }
 
     /// When it becomes valid, if it is not yet.
-    pub fn not_yet(&self) -> Option<String> {
+    pub(crate) fn not_yet(&self) -> Option<String> {
         let now = Asn1Time::days_from_now(0).ok()?;
         (self.leaf.not_before() > now).then(|| self.leaf.not_before().to_string())
     }
 
     /// Those of these names that the certificate does not cover.
-    pub fn uncovered<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
+    pub(crate) fn uncovered<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
         let own: Vec<String> = self
             .leaf
             .subject_alt_names()
@@ -122,20 +122,20 @@ impl CertKey {
     }
 
     /// SHA-256 of the certificate: two are the same if this is.
-    pub fn fingerprint(&self) -> Vec<u8> {
+    pub(crate) fn fingerprint(&self) -> Vec<u8> {
         let digest = self.leaf.digest(openssl::hash::MessageDigest::sha256());
         digest.map(|digest| digest.to_vec()).unwrap_or_default()
     }
 
     /// Seconds until it expires; negative if it has.
-    pub fn seconds_left(&self) -> i64 {
+    pub(crate) fn seconds_left(&self) -> i64 {
         let now = Asn1Time::days_from_now(0);
         let left = now.and_then(|now| now.diff(self.leaf.not_after()));
         left.map_or(0, |left| i64::from(left.days) * 86_400 + i64::from(left.secs))
     }
 
     /// The certificate itself.
-    pub fn leaf(&self) -> &X509 {
+    pub(crate) fn leaf(&self) -> &X509 {
         &self.leaf
     }
 
@@ -165,7 +165,7 @@ fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
 }
 
 /// RFC 6125 §6.4.3: `*` stands for the whole left-most label and nothing else.
-pub(crate) fn covers(pattern: &str, name: &str) -> bool {
+fn covers(pattern: &str, name: &str) -> bool {
     let name = names::host(name);
     match pattern.strip_prefix("*.") {
         Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),

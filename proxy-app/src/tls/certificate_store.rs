@@ -12,7 +12,7 @@ use crate::tls::vhosts::VirtualHosts;
 
 /// Names and the certificates for them.
 #[derive(Default)]
-pub struct CertStore {
+pub(crate) struct CertStore {
     /// Used where no name matches, and for clients that ask for none.
     pub default: Option<Arc<CertKey>>,
     /// What the names mean on web listeners; absent only before the first configuration.
@@ -29,7 +29,7 @@ pub(crate) type CertClaim = Option<Arc<CertKey>>;
 
 impl CertStore {
     /// A store with a default and nothing else.
-    pub fn new(default: Option<Arc<CertKey>>) -> Self {
+    pub(crate) fn new(default: Option<Arc<CertKey>>) -> Self {
         Self {
             default,
             ..Self::default()
@@ -38,7 +38,7 @@ impl CertStore {
 
     /// Shows `certificate` to clients that ask for `name`, which may be `*.something`; `None`: the default. Where two
     /// domains claim a name, the first one has it, as in the rest of the directory.
-    pub fn add(&mut self, name: &str, certificate: Option<Arc<CertKey>>) {
+    pub(crate) fn add(&mut self, name: &str, certificate: Option<Arc<CertKey>>) {
         let name = names::host(name);
         match name.strip_prefix("*.") {
             Some(parent) => self.wildcard.entry(parent.to_owned()).or_insert(certificate),
@@ -47,7 +47,7 @@ impl CertStore {
     }
 
     /// Every certificate, with its owner: `default`, or a domain.
-    pub fn all(&self) -> Vec<(String, &Arc<CertKey>)> {
+    pub(crate) fn all(&self) -> Vec<(String, &Arc<CertKey>)> {
         let default = self.default.iter().map(|pair| ("default".to_owned(), pair));
         let domains = self.domains.iter().map(|(name, pair)| (format!("domain {name}"), pair));
         default.chain(domains).collect()
@@ -55,32 +55,32 @@ impl CertStore {
 
     /// Shows `certificate` to clients that come to this local address and ask for no name that is known; `None`: the
     /// default.
-    pub fn add_address(&mut self, local: IpAddr, certificate: Option<Arc<CertKey>>) {
+    pub(crate) fn add_address(&mut self, local: IpAddr, certificate: Option<Arc<CertKey>>) {
         self.by_address.entry(local).or_insert(certificate);
     }
 
     /// Notes which certificate a domain has.
-    pub fn keep(&mut self, domain: &str, certificate: Arc<CertKey>) {
+    pub(crate) fn keep(&mut self, domain: &str, certificate: Arc<CertKey>) {
         self.domains.insert(domain.to_owned(), certificate);
     }
 
     /// The certificate that was noted for a domain.
-    pub fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
+    pub(crate) fn of_domain(&self, domain: &str) -> Option<Arc<CertKey>> {
         self.domains.get(domain).cloned()
     }
 
     /// Notes why the certificate of a domain is not used.
-    pub fn note_fault(&mut self, domain: &str, why: String) {
+    pub(crate) fn note_fault(&mut self, domain: &str, why: String) {
         self.faults.insert(domain.to_owned(), why);
     }
 
     /// Why the certificate of a domain is not used; `None` if nothing is wrong.
-    pub fn fault_of(&self, domain: &str) -> Option<&str> {
+    pub(crate) fn fault_of(&self, domain: &str) -> Option<&str> {
         self.faults.get(domain).map(String::as_str)
     }
 
     /// The certificate for clients that ask for this name; for a pattern `*.name`, for names below it.
-    pub fn of_name(&self, name: &str) -> Option<&Arc<CertKey>> {
+    pub(crate) fn of_name(&self, name: &str) -> Option<&Arc<CertKey>> {
         self.find(Some(&names::host(name)), None)
     }
 
@@ -113,4 +113,4 @@ impl CertStore {
 }
 
 /// The store that all listeners share.
-pub type SharedCertStore = Arc<ArcSwap<CertStore>>;
+pub(crate) type SharedCertStore = Arc<ArcSwap<CertStore>>;

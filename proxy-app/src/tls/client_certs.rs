@@ -25,7 +25,7 @@ const NAME_MAX: usize = 1024;
 
 /// Whether a virtual host asks for certificates (`zimbraReverseProxyClientCertMode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CertMode {
+pub(crate) enum CertMode {
     /// No.
     Off,
     /// It asks; a client may present none, but no invalid one.
@@ -36,11 +36,11 @@ pub enum CertMode {
 
 /// Id of the rules of a virtual host: equal rules have equal ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PolicyId([u8; 32]);
+pub(crate) struct PolicyId([u8; 32]);
 
 /// The rules of a virtual host for certificates of clients.
 #[derive(Debug, Clone)]
-pub struct ClientCerts {
+pub(crate) struct ClientCerts {
     id: PolicyId,
     mode: CertMode,
     authorities: Vec<X509>,
@@ -49,7 +49,7 @@ pub struct ClientCerts {
 
 /// Why rules cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum RulesError {
+pub(crate) enum RulesError {
     /// A mode without authorities.
     #[error("client certificates are asked for, but no authority is named")]
     NoAuthority,
@@ -66,7 +66,7 @@ impl ClientCerts {
     ///
     /// # Errors
     /// The mode needs authorities, and there are none that can be used.
-    pub fn new(mode: CertMode, authorities: &str, depth: u32) -> Result<Self, RulesError> {
+    pub(crate) fn new(mode: CertMode, authorities: &str, depth: u32) -> Result<Self, RulesError> {
         if mode == CertMode::Off {
             return Ok(Self::off().as_ref().clone());
         }
@@ -79,14 +79,14 @@ impl ClientCerts {
     }
 
     /// No certificates.
-    pub fn off() -> Arc<Self> {
+    pub(crate) fn off() -> Arc<Self> {
         static OFF: LazyLock<Arc<ClientCerts>> =
             LazyLock::new(|| Arc::new(ClientCerts::of(CertMode::Off, Vec::new(), 0)));
         OFF.clone()
     }
 
     /// Rules that no certificate fulfils.
-    pub fn refuse_all(mode: CertMode) -> Self {
+    pub(crate) fn refuse_all(mode: CertMode) -> Self {
         Self::of(mode, Vec::new(), 0)
     }
 
@@ -108,12 +108,12 @@ impl ClientCerts {
     }
 
     /// Id of these rules.
-    pub fn id(&self) -> PolicyId {
+    pub(crate) fn id(&self) -> PolicyId {
         self.id
     }
 
     /// Whether certificates are asked for.
-    pub fn mode(&self) -> CertMode {
+    pub(crate) fn mode(&self) -> CertMode {
         self.mode
     }
 
@@ -121,7 +121,7 @@ impl ClientCerts {
     ///
     /// # Errors
     /// OpenSSL has no memory.
-    pub fn ask(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
+    pub(crate) fn ask(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
         let verify = match self.mode {
             CertMode::Off => return Ok(()),
             CertMode::Optional => SslVerifyMode::PEER,
@@ -142,7 +142,7 @@ impl ClientCerts {
 
 /// What a client has presented on a connection.
 #[derive(Debug, Clone)]
-pub struct PresentedCert {
+pub(crate) struct PresentedCert {
     /// The rules by which it was asked.
     pub policy: Arc<ClientCerts>,
     /// Its certificate, which is valid by these rules.
@@ -151,7 +151,7 @@ pub struct PresentedCert {
 
 /// A client's certificate, as headers pass it on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientCertificate {
+pub(crate) struct ClientCertificate {
     /// Subject, as in RFC 4514.
     pub subject: String,
     /// Whether the subject is complete: a very long one is cut.
@@ -171,7 +171,7 @@ impl ClientCertificate {
     ///
     /// # Errors
     /// OpenSSL has no memory.
-    pub fn of(certificate: &X509Ref) -> Result<Self, ErrorStack> {
+    pub(crate) fn of(certificate: &X509Ref) -> Result<Self, ErrorStack> {
         let (subject, is_named_whole) = name(certificate.subject_name());
         let pem = percent_encode(&certificate.to_pem()?, NON_ALPHANUMERIC).to_string();
         Ok(Self {
@@ -186,7 +186,7 @@ impl ClientCertificate {
 }
 
 /// Headers that pass a certificate on to an upstream. A client's own never pass: see [`crate::http::headers`].
-pub const VERIFY: HeaderName = HeaderName::from_static("x-client-verify");
+const VERIFY: HeaderName = HeaderName::from_static("x-client-verify");
 const SUBJECT: HeaderName = HeaderName::from_static("x-client-s-dn");
 const ISSUER: HeaderName = HeaderName::from_static("x-client-i-dn");
 const SERIAL: HeaderName = HeaderName::from_static("x-client-serial");
@@ -195,7 +195,7 @@ const CERTIFICATE: HeaderName = HeaderName::from_static("x-client-cert");
 
 impl PresentedCert {
     /// The headers for an upstream; none where no certificates are asked for.
-    pub fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+    pub(crate) fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         if self.policy.mode() == CertMode::Off {
             return Vec::new();
         }

@@ -19,7 +19,7 @@ const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
 ///
 /// # Errors
 /// It has.
-pub fn refuse_old(agreed: Option<&Digest>) -> pingora::Result<()> {
+pub(crate) fn refuse_old(agreed: Option<&Digest>) -> pingora::Result<()> {
     let Some(tls) = agreed.and_then(|agreed| agreed.ssl_digest.as_ref()) else {
         return Ok(());
     };
@@ -33,7 +33,7 @@ pub fn refuse_old(agreed: Option<&Digest>) -> pingora::Result<()> {
 }
 
 /// The client's side of TLS, towards mailbox servers.
-pub struct UpstreamTrust {
+pub(crate) struct UpstreamTrust {
     pub(crate) connector: SslConnector,
     pub(crate) verify: bool,
 }
@@ -43,7 +43,7 @@ impl UpstreamTrust {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn new(ca_file: Option<&Path>, verify: bool) -> Result<Self, ErrorStack> {
+    pub(crate) fn new(ca_file: Option<&Path>, verify: bool) -> Result<Self, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
         if let Some(path) = ca_file {
@@ -68,7 +68,7 @@ impl UpstreamTrust {
     }
 
     /// Whether the certificates of servers without a rule of their own are verified.
-    pub fn verifies(&self) -> bool {
+    pub(crate) fn verifies(&self) -> bool {
         self.verify
     }
 
@@ -76,7 +76,7 @@ impl UpstreamTrust {
     ///
     /// # Errors
     /// The handshake failed; the text says why, and what the verification found.
-    pub async fn connect(&self, name: &str, stream: BoxStream) -> io::Result<BoxStream> {
+    pub(crate) async fn connect(&self, name: &str, stream: BoxStream) -> io::Result<BoxStream> {
         self.connect_as(name, stream, self.verify).await
     }
 
@@ -84,7 +84,7 @@ impl UpstreamTrust {
     ///
     /// # Errors
     /// As [`UpstreamTrust::connect`].
-    pub async fn connect_as(&self, name: &str, stream: BoxStream, verify: bool) -> io::Result<BoxStream> {
+    pub(crate) async fn connect_as(&self, name: &str, stream: BoxStream, verify: bool) -> io::Result<BoxStream> {
         let mut rules = self.connector.configure()?;
         rules.set_verify(match verify {
             true => SslVerifyMode::PEER,

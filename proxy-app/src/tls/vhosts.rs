@@ -15,7 +15,7 @@ use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
 
 /// A domain as its web users see it; or the settings where no domain has the requested name.
 #[derive(Debug)]
-pub struct VirtualHost {
+pub(crate) struct VirtualHost {
     /// The domain; `None` for a host name of no domain.
     pub domain: Option<Arc<str>>,
     /// Where users log in (`carbonioWebUILoginURL`); a path or an `http` or `https` URL. `None`: the usual page.
@@ -35,7 +35,7 @@ pub struct VirtualHost {
 
 /// All virtual hosts of the directory.
 #[derive(Debug)]
-pub struct VirtualHosts {
+pub(crate) struct VirtualHosts {
     exact: HashMap<String, Arc<VirtualHost>>,
     /// By the part of `*.name` that follows the star.
     wildcard: HashMap<String, Arc<VirtualHost>>,
@@ -50,7 +50,7 @@ pub struct VirtualHosts {
 
 /// Why a request for a host is not served on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// Names are strict, and this is not one of ours: 400.
     UnknownHost,
     /// The host asks for other client certificates than the one the connection was made for: 421 (RFC 9110
@@ -62,7 +62,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// The status of the answer.
-    pub fn status(self) -> u16 {
+    pub(crate) fn status(self) -> u16 {
         match self {
             Self::UnknownHost => 400,
             Self::Misdirected => 421,
@@ -71,7 +71,7 @@ impl Refusal {
     }
 
     /// The same in words, for the log.
-    pub fn why(self) -> &'static str {
+    pub(crate) fn why(self) -> &'static str {
         match self {
             Self::UnknownHost => "no virtual host has this name, and names are strict",
             Self::Misdirected => "the connection was made for a host with other rules for client certificates",
@@ -83,7 +83,7 @@ impl Refusal {
 impl VirtualHosts {
     /// The virtual hosts of a directory, for the node of this name. A value that cannot be used is left out with a
     /// warning; client certificate rules that cannot be used stay as they were in `before`, or admit no client.
-    pub fn build(system: &System, node_name: &str, before: Option<&Self>, problems: &mut Problems) -> Self {
+    pub(crate) fn build(system: &System, node_name: &str, before: Option<&Self>, problems: &mut Problems) -> Self {
         let node = system.node(node_name);
         let mut policies = Policies::default();
         let other = {
@@ -136,14 +136,14 @@ impl VirtualHosts {
 
     /// The virtual host for a host (in lower case, without port and final dot) that was requested at a local address:
     /// by name, then by the longest `*.` pattern, then by the address, else the one for all others.
-    pub fn of(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
+    pub(crate) fn of(&self, host: Option<&str>, local: IpAddr) -> &Arc<VirtualHost> {
         host.and_then(|host| self.by_name(host))
             .or_else(|| self.by_address.get(&local.to_canonical()))
             .unwrap_or(&self.other)
     }
 
     /// The virtual host that has this name as a virtual host name.
-    pub fn by_name(&self, host: &str) -> Option<&Arc<VirtualHost>> {
+    pub(crate) fn by_name(&self, host: &str) -> Option<&Arc<VirtualHost>> {
         self.exact.get(host).or_else(|| {
             let parents = host.match_indices('.').map(|(at, _)| &host[at + 1..]);
             parents.filter_map(|parent| self.wildcard.get(parent)).next()
@@ -152,7 +152,7 @@ impl VirtualHosts {
 
     /// Whether a name may be asked for: always, unless `zimbraReverseProxyStrictServerNameEnabled` says that only
     /// ours may.
-    pub fn admits(&self, host: &str) -> bool {
+    pub(crate) fn admits(&self, host: &str) -> bool {
         !self.strict || self.by_name(host).is_some() || self.own.iter().any(|own| own == host) || self.is_address(host)
     }
 
@@ -161,7 +161,7 @@ impl VirtualHosts {
     ///
     /// # Errors
     /// It must be refused, and why.
-    pub fn check(&self, host: Option<&str>, local: IpAddr, connection: Option<PolicyId>) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, host: Option<&str>, local: IpAddr, connection: Option<PolicyId>) -> Result<(), Refusal> {
         if host.is_some_and(|host| !self.admits(host)) {
             return Err(Refusal::UnknownHost);
         }
@@ -176,7 +176,7 @@ impl VirtualHosts {
 
     /// Which names have which client certificate rules, for those that have some. Where two of these are equal, a
     /// session that began with one of the names may be resumed with the other.
-    pub fn rules(&self) -> BTreeMap<String, PolicyId> {
+    pub(crate) fn rules(&self) -> BTreeMap<String, PolicyId> {
         let named = |prefix: &'static str, map: &HashMap<String, Arc<VirtualHost>>| -> Vec<(String, PolicyId)> {
             map.iter()
                 .map(|(name, vhost)| (format!("{prefix}{name}"), vhost.client_certs.id()))

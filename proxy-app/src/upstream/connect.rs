@@ -21,7 +21,7 @@ use crate::upstream::dns::{DnsCache, IpMode};
 
 /// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and so does
 /// its user; a server in the same data centre that needs more than this is down.
-pub const CONNECT: Duration = Duration::from_secs(4);
+pub(crate) const CONNECT: Duration = Duration::from_secs(4);
 
 /// How long an address may take before the next one is tried beside it (RFC 8305 section 8: a quarter of a second).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -30,7 +30,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 const KEEPALIVE: Duration = Duration::from_secs(300);
 
 /// The network and TLS of a snapshot.
-pub struct MailTransport {
+pub(crate) struct MailTransport {
     /// TLS towards clients.
     pub acceptors: Arc<Acceptors>,
     /// TLS towards mailbox servers.
@@ -67,7 +67,7 @@ impl MailTransport {
     ///
     /// # Errors
     /// It refuses, cannot prove its identity, or does not answer within [`CONNECT`].
-    pub async fn dial(&self, server: &Server) -> Result<BoxStream, ConnectError> {
+    pub(crate) async fn dial(&self, server: &Server) -> Result<BoxStream, ConnectError> {
         self.dial_after(server, b"").await
     }
 
@@ -75,7 +75,7 @@ impl MailTransport {
     ///
     /// # Errors
     /// As [`MailTransport::dial`].
-    pub async fn dial_after(&self, server: &Server, header: &[u8]) -> Result<BoxStream, ConnectError> {
+    pub(crate) async fn dial_after(&self, server: &Server, header: &[u8]) -> Result<BoxStream, ConnectError> {
         self.dial_as(server, header, self.trust.verifies()).await
     }
 
@@ -83,7 +83,12 @@ impl MailTransport {
     ///
     /// # Errors
     /// As [`MailTransport::dial`].
-    pub async fn dial_as(&self, server: &Server, header: &[u8], verify: bool) -> Result<BoxStream, ConnectError> {
+    pub(crate) async fn dial_as(
+        &self,
+        server: &Server,
+        header: &[u8],
+        verify: bool,
+    ) -> Result<BoxStream, ConnectError> {
         let deadline = Instant::now() + CONNECT;
         let failed = |what: &str, error: io::Error| {
             let text = format!("{what} {}: {error}", server.address());
@@ -123,7 +128,7 @@ impl MailTransport {
 ///
 /// # Errors
 /// The host has no address, or none of them accepts.
-pub async fn connect(dns: &DnsCache, host: &str, port: u16, ip_mode: IpMode) -> io::Result<TcpStream> {
+pub(crate) async fn connect(dns: &DnsCache, host: &str, port: u16, ip_mode: IpMode) -> io::Result<TcpStream> {
     let mut waiting = dns.resolve(host, port, ip_mode).await?.into_iter();
     let mut tried = Vec::new();
     let mut running = FuturesUnordered::new();
@@ -162,7 +167,7 @@ async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
 ///
 /// # Errors
 /// The socket is already gone.
-pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     SockRef::from(tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 5))
 }

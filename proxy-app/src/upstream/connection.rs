@@ -34,11 +34,11 @@ const MARGIN: Duration = Duration::from_secs(1);
 const NEVER: u64 = u64::MAX;
 
 /// Why a kept connection was not used. Nothing of the request has been sent on it.
-pub const STALE: ErrorType = ErrorType::Custom("KeptTooLong");
+pub(crate) const STALE: ErrorType = ErrorType::Custom("KeptTooLong");
 
 /// What is known of a connection.
 #[derive(Debug)]
-pub struct ServerConnection {
+pub(crate) struct ServerConnection {
     born: Instant,
     /// When it was used last, in milliseconds from its birth.
     used: AtomicU64,
@@ -52,7 +52,7 @@ pub struct ServerConnection {
 
 /// What a request demands of a kept connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Demand {
+pub(crate) struct Demand {
     /// How long it may have been without use.
     pub keepalive: Duration,
     /// Whether the request can be sent again if the server closes just then.
@@ -61,7 +61,7 @@ pub struct Demand {
 
 /// Whether a request may be sent a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Repeatable {
+pub(crate) enum Repeatable {
     /// Yes: sending it twice has the same effect.
     Yes,
     /// No: it gets no connection that may be closed just then.
@@ -82,18 +82,18 @@ impl ServerConnection {
     }
 
     /// The one in this digest.
-    pub fn of(digest: &Digest) -> Option<Arc<Self>> {
+    pub(crate) fn of(digest: &Digest) -> Option<Arc<Self>> {
         let data = digest.proxy_digest.as_ref()?.user_data.as_ref()?;
         data.downcast_ref::<Arc<Self>>().cloned()
     }
 
     /// Bytes of an answer came.
-    pub fn touch(&self) {
+    pub(crate) fn touch(&self) {
         self.used.store(millis(self.born.elapsed()), Ordering::Relaxed);
     }
 
     /// The server says how long it keeps it: `Keep-Alive: timeout=5`.
-    pub fn heed(&self, keep_alive: &str) {
+    pub(crate) fn heed(&self, keep_alive: &str) {
         let seconds = keep_alive.split(',').find_map(|parameter| {
             let (name, value) = parameter.split_once('=')?;
             let value = value.trim().trim_matches('"');
@@ -108,12 +108,12 @@ impl ServerConnection {
     }
 
     /// It must not be used again.
-    pub fn spend(&self) {
+    pub(crate) fn spend(&self) {
         self.spent.store(true, Ordering::Relaxed);
     }
 
     /// Whether a request with this demand may go on it, after it was kept.
-    pub fn suits(&self, demand: Demand) -> bool {
+    pub(crate) fn suits(&self, demand: Demand) -> bool {
         let idle = millis(self.born.elapsed()).saturating_sub(self.used.load(Ordering::Relaxed));
         self.suits_after(Duration::from_millis(idle), demand)
     }
@@ -138,11 +138,11 @@ fn millis(time: Duration) -> u64 {
 
 /// The addresses that connections come from (`client_bind_to_ipv4`, `client_bind_to_ipv6`); none: any.
 #[derive(Debug, Clone, Default)]
-pub struct Sources(Arc<[IpAddr]>);
+pub(crate) struct Sources(Arc<[IpAddr]>);
 
 impl Sources {
     /// Those of the node file.
-    pub fn of(conf: &ServerConf) -> Self {
+    pub(crate) fn of(conf: &ServerConf) -> Self {
         let written = conf.client_bind_to_ipv4.iter().chain(&conf.client_bind_to_ipv6);
         // The engine refuses to start with an invalid address.
         Self(written.filter_map(|address| address.parse().ok()).collect())
@@ -167,7 +167,7 @@ impl Sources {
 
 /// Makes connections that keep what is known of them.
 #[derive(Debug, Default)]
-pub struct Connect {
+pub(crate) struct Connect {
     sources: Sources,
     /// The owner of the connection.
     owner: Option<Arc<Owner>>,
@@ -175,7 +175,7 @@ pub struct Connect {
 
 impl Connect {
     /// From one of these addresses. With an owner a connection ends with the owner's.
-    pub fn new(sources: Sources, owner: Option<Arc<Owner>>) -> Self {
+    pub(crate) fn new(sources: Sources, owner: Option<Arc<Owner>>) -> Self {
         Self { sources, owner }
     }
 }
@@ -206,7 +206,7 @@ impl L4Connect for Connect {
 /// request: every later request on it counts as that user's (RFC 4559 §6). So from the first sign of it the client's
 /// requests go on server connections that no other client ever gets, and that end with the client's (RFC 9110 §3.3).
 #[derive(Debug, Default)]
-pub struct Owner {
+pub(crate) struct Owner {
     /// Set once it owns any; keeps them apart from all others in the engine's pool.
     key: OnceLock<u64>,
     connections: Mutex<Vec<Weak<ServerConnection>>>,
@@ -216,22 +216,22 @@ pub struct Owner {
 
 impl Owner {
     /// From now on it has server connections of its own.
-    pub fn bind(&self) {
+    pub(crate) fn bind(&self) {
         self.key.get_or_init(new_key);
     }
 
     /// The key of its connections in the pool, if it has any of its own.
-    pub fn key(&self) -> Option<u64> {
+    pub(crate) fn key(&self) -> Option<u64> {
         self.key.get().copied()
     }
 
     /// The server of this group that it has talked to.
-    pub fn server(&self, group: &str) -> Option<SocketAddr> {
+    pub(crate) fn server(&self, group: &str) -> Option<SocketAddr> {
         self.servers.lock().get(group).copied()
     }
 
     /// Goes on with this server of the group.
-    pub fn settle(&self, group: &str, server: SocketAddr) {
+    pub(crate) fn settle(&self, group: &str, server: SocketAddr) {
         self.servers.lock().insert(group.to_owned(), server);
     }
 
@@ -257,7 +257,7 @@ impl Drop for Owner {
 }
 
 /// A key that no other connection has had. 0 is that of shared connections.
-pub fn new_key() -> u64 {
+pub(crate) fn new_key() -> u64 {
     static KEYS: AtomicU64 = AtomicU64::new(1);
     KEYS.fetch_add(1, Ordering::Relaxed)
 }

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Which addresses to use, in which order (`zimbraIPMode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IpMode {
+pub(crate) enum IpMode {
     /// Only IPv4.
     V4,
     /// Only IPv6.
@@ -39,7 +39,7 @@ struct CachedAddresses {
 
 /// The memory. Its keys are names of servers in the directory, so the directory bounds their number.
 #[derive(Default)]
-pub struct DnsCache {
+pub(crate) struct DnsCache {
     answers: ArcSwap<HashMap<String, CachedAddresses>>,
     /// Addresses that took no connection, and when. They are addresses of servers, so their number is bounded too.
     dead: ArcSwap<HashMap<SocketAddr, Instant>>,
@@ -53,7 +53,7 @@ impl DnsCache {
     /// # Errors
     /// The name is unknown, or the resolver does not answer and never did for this name. Or it leads to one of our own
     /// listeners: a connection there would come back to us, and again, until nothing is left.
-    pub async fn resolve(&self, host: &str, port: u16, mode: IpMode) -> io::Result<Vec<SocketAddr>> {
+    pub(crate) async fn resolve(&self, host: &str, port: u16, mode: IpMode) -> io::Result<Vec<SocketAddr>> {
         let mut addresses = self.addresses(host, port, mode).await?;
         let own = self.own.load();
         if let Some(looped) = addresses.iter().copied().find(|address| leads_to(*address, &own)) {
@@ -71,7 +71,7 @@ impl DnsCache {
     }
 
     /// Notes that an address has taken no connection: it is tried last for a while.
-    pub fn note_dead(&self, address: SocketAddr) {
+    pub(crate) fn note_dead(&self, address: SocketAddr) {
         self.dead.rcu(|dead| {
             let mut dead = HashMap::clone(dead);
             dead.retain(|_, since| since.elapsed() < LAST);
@@ -81,7 +81,7 @@ impl DnsCache {
     }
 
     /// Notes that an address has taken a connection.
-    pub fn note_alive(&self, address: SocketAddr) {
+    pub(crate) fn note_alive(&self, address: SocketAddr) {
         if self.dead.load().contains_key(&address) {
             self.dead.rcu(|dead| {
                 let mut dead = HashMap::clone(dead);
@@ -93,12 +93,12 @@ impl DnsCache {
 
     /// Takes these as the addresses of a host.
     #[cfg(test)]
-    pub fn pretend(&self, host: &str, addresses: &[IpAddr]) {
+    pub(crate) fn pretend(&self, host: &str, addresses: &[IpAddr]) {
         self.keep(host, addresses.into());
     }
 
     /// Takes these as listeners of this node, to which no connection is made.
-    pub fn never(&self, own: Vec<SocketAddr>) {
+    pub(crate) fn never(&self, own: Vec<SocketAddr>) {
         self.own.store(Arc::new(own));
     }
 

@@ -27,30 +27,30 @@ mod check;
 mod group;
 mod members;
 mod server;
-pub mod spec;
+pub(crate) mod spec;
 
-pub use group::{Group, Member};
+pub(crate) use group::{Group, Member};
 pub(crate) use members::EXTENSION_PORTS;
-pub use server::{Busy, Health, ServerState};
+pub(crate) use server::{Health, ServerState};
 
 /// How often the members of a group are looked up and checked.
 const REFRESH: Duration = Duration::from_secs(5);
 
 /// Mailbox servers' web side.
-pub const MAILBOX: &str = "mailbox";
+const MAILBOX: &str = "mailbox";
 /// Mailbox servers' administration side.
-pub const ADMIN: &str = "admin";
+const ADMIN: &str = "admin";
 /// Mailbox servers' extensions on ports 8742 and 8743.
-pub const ZX: &str = "zx";
+const ZX: &str = "zx";
 /// `zimbraReverseProxyUpstreamEwsServers`
-pub const EWS: &str = "ews";
+pub(crate) const EWS: &str = "ews";
 /// `zimbraReverseProxyUpstreamLoginServers`
-pub const LOGIN: &str = "login";
+pub(crate) const LOGIN: &str = "login";
 /// The groups that the directory makes.
-pub const OF_DIRECTORY: [&str; 5] = [MAILBOX, ADMIN, ZX, EWS, LOGIN];
+pub(crate) const OF_DIRECTORY: [&str; 5] = [MAILBOX, ADMIN, ZX, EWS, LOGIN];
 
 /// What the groups are made from, as it is now.
-pub struct GroupInputs {
+pub(crate) struct GroupInputs {
     /// The directory's entries.
     pub system: Arc<System>,
     /// Name of this node's server entry.
@@ -74,7 +74,7 @@ struct Shared {
 }
 
 /// All groups of this node.
-pub struct Groups {
+pub(crate) struct Groups {
     shared: Arc<Shared>,
     groups: ArcSwap<BTreeMap<String, Arc<Group>>>,
     /// Keeps changes apart.
@@ -84,7 +84,7 @@ pub struct Groups {
 
 impl Groups {
     /// The groups of the directory and these. They have no members before [`Groups::prepare`].
-    pub fn new(inputs: GroupInputs, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Self {
+    pub(crate) fn new(inputs: GroupInputs, dns: Arc<DnsCache>, specs: &[GroupSpec]) -> Self {
         let shared = Arc::new(Shared {
             inputs: ArcSwap::from_pointee(inputs),
             dns,
@@ -110,17 +110,17 @@ impl Groups {
     }
 
     /// The group of this name.
-    pub fn get(&self, name: &str) -> Option<Arc<Group>> {
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Group>> {
         self.groups.load().get(name).cloned()
     }
 
     /// All groups, by name.
-    pub fn all(&self) -> Vec<Arc<Group>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Group>> {
         self.groups.load().values().cloned().collect()
     }
 
     /// Takes over another directory and other groups of the files. What is known of a group in both is kept.
-    pub fn adopt(&self, inputs: GroupInputs, specs: &[GroupSpec]) {
+    pub(crate) fn adopt(&self, inputs: GroupInputs, specs: &[GroupSpec]) {
         self.shared.inputs.store(Arc::new(inputs));
         self.take_over(specs);
         self.changed.notify_one();
@@ -149,12 +149,12 @@ impl Groups {
     }
 
     /// Finds the members once, so that the first request finds some.
-    pub async fn prepare(&self) {
+    pub(crate) async fn prepare(&self) {
         self.each(|group| async move { group.find_members().await }).await;
     }
 
     /// Keeps the groups up to date until the node shuts down.
-    pub async fn watch(self: Arc<Self>, mut shutdown: ShutdownWatch) {
+    pub(crate) async fn watch(self: Arc<Self>, mut shutdown: ShutdownWatch) {
         loop {
             tokio::select! {
                 () = self.each(|group| async move { group.refresh().await }) => {}
@@ -181,7 +181,7 @@ impl Groups {
     }
 
     /// Whether checks say that no server answers at this address. `false` where they say nothing.
-    pub fn is_unreachable(&self, address: SocketAddr) -> bool {
+    pub(crate) fn is_unreachable(&self, address: SocketAddr) -> bool {
         self.groups.load().values().any(|group| group.is_unreachable(address))
     }
 }
@@ -325,7 +325,7 @@ mod tests {
         let (a, b) = (Peer::start().await, Peer::start().await);
         let groups = groups(&[spec("g", &[(&a, 1), (&b, 1)], TCP)]).await;
         let group = groups.get("g").unwrap();
-        let busy: Vec<_> = (0..10).map(|_| group.busy(a.address).unwrap()).collect();
+        let busy: Vec<_> = (0..10).map(|_| group.server(a.address).unwrap().enter()).collect();
         let held: Vec<_> = (0..10).map(|_| group.pick(&[]).unwrap()).collect();
         assert!(held.iter().all(|member| member.address == b.address));
         assert_eq!(group.state().iter().map(|state| state.busy).sum::<usize>(), 20);

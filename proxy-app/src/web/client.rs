@@ -22,11 +22,11 @@ use crate::upstream::connection::Owner;
 /// The last user whose Basic credentials were good on a connection: a client that sends them with every request
 /// is recorded once.
 #[derive(Debug, Default)]
-pub struct SeenUser(Mutex<Option<String>>);
+pub(crate) struct SeenUser(Mutex<Option<String>>);
 
 impl SeenUser {
     /// True the first time for a user.
-    pub fn is_new(&self, user: &str) -> bool {
+    pub(crate) fn is_new(&self, user: &str) -> bool {
         let mut last = self.0.lock();
         if last.as_deref() == Some(user) {
             return false;
@@ -36,7 +36,7 @@ impl SeenUser {
     }
 
     /// Whether this is that user.
-    pub fn knows(&self, user: &str) -> bool {
+    pub(crate) fn knows(&self, user: &str) -> bool {
         self.0.lock().as_deref() == Some(user)
     }
 }
@@ -47,7 +47,7 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What is known of a web connection; reaches the phases of a request through its digest.
 #[derive(Debug)]
-pub struct WebClient {
+pub(crate) struct WebClient {
     /// What is known of any connection.
     pub facts: Arc<ConnectionFacts>,
     /// The balancer in front has ended its TLS, and says so in the PROXY header.
@@ -97,7 +97,7 @@ impl WebClient {
     }
 
     /// True the first time for a user.
-    pub fn is_new_user(&self, user: &str) -> bool {
+    pub(crate) fn is_new_user(&self, user: &str) -> bool {
         self.seen_user.is_new(user)
     }
 
@@ -105,7 +105,7 @@ impl WebClient {
     ///
     /// # Errors
     /// They may not, and why.
-    pub fn may_ask_for(&self, host: Option<&str>, vhosts: &VirtualHosts) -> Result<(), Refusal> {
+    pub(crate) fn may_ask_for(&self, host: Option<&str>, vhosts: &VirtualHosts) -> Result<(), Refusal> {
         let shown = self.shown.as_ref().map(|shown| shown.policy.id());
         vhosts.check(host, self.facts.client.local.ip(), shown)
     }

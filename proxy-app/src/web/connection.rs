@@ -36,7 +36,12 @@ const KEEPALIVE: Duration = Duration::from_secs(75);
 const H2_PREFACE: usize = 24;
 
 /// Serves a connection to its end, or until too many answers wait and its client is the slowest.
-pub async fn serve(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
+pub(crate) async fn serve(
+    env: &Arc<WebEnv>,
+    proxy: &Arc<HttpProxy<Web>>,
+    mut stream: WebStream,
+    shutdown: &ShutdownWatch,
+) {
     let Some(web) = client_in(&stream.carrier) else {
         return;
     };

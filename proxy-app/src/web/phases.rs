@@ -50,7 +50,7 @@ const BODY_LEAST: u64 = 64;
 const INTERIM_MAX: usize = 100;
 
 /// The web side of the node.
-pub struct Web {
+pub(crate) struct Web {
     pub(crate) env: Arc<WebEnv>,
     pub(crate) requests: AtomicU64,
     pub(crate) sources: Sources,
@@ -58,7 +58,7 @@ pub struct Web {
 
 impl Web {
     /// The web side, in an engine with this configuration.
-    pub fn new(env: Arc<WebEnv>, conf: &ServerConf) -> Self {
+    pub(crate) fn new(env: Arc<WebEnv>, conf: &ServerConf) -> Self {
         Self {
             env,
             requests: AtomicU64::new(0),

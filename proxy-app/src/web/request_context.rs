@@ -36,7 +36,7 @@ pub(crate) struct UpstreamTarget {
 }
 
 /// What is known of one request, from its first phase to its last.
-pub struct RequestContext {
+pub(crate) struct RequestContext {
     /// Held while it is under way, so that its connection is not ended to make room for another.
     pub(crate) under_way: Option<WaitsForUs>,
     pub(crate) snapshot: Arc<Snapshot>,

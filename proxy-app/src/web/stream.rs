@@ -38,7 +38,7 @@ const GATHERED: usize = 4096;
 const LITTLE: usize = 4096;
 
 /// The bytes of a web connection.
-pub enum Channel {
+pub(crate) enum Channel {
     /// Clear text.
     Plain(TcpStream),
     /// TLS
@@ -46,7 +46,7 @@ pub enum Channel {
 }
 
 /// A web connection with the traits that Pingora needs.
-pub struct WebStream {
+pub(crate) struct WebStream {
     pub(crate) channel: Channel,
     pub(crate) fd: RawFd,
     pub(crate) h2: bool,
@@ -77,7 +77,7 @@ impl WebStream {
     ///
     /// # Errors
     /// Never in practice: it would be a failure to make an empty response head.
-    pub fn new(channel: Channel, client: WebClient) -> pingora::Result<Self> {
+    pub(crate) fn new(channel: Channel, client: WebClient) -> pingora::Result<Self> {
         let (fd, h2, tls) = match &channel {
             Channel::Plain(tcp) => (tcp.as_raw_fd(), false, None),
             Channel::Tls(tls) => {

@@ -65,7 +65,7 @@ impl RouteCache {
 
     /// Asks once for all lookups of the same key, and keeps the answer. An answer for another lookup that is none for
     /// this one (another protocol, another client) is not shared.
-    pub(super) async fn fetch_once(&self, query: &Query<'_>) -> Result<FetchOutcome, RouteError> {
+    async fn fetch_once(&self, query: &Query<'_>) -> Result<FetchOutcome, RouteError> {
         let waiter = self.flights.join(&query.key);
         let Some(flight) = &waiter.flight else {
             return self.ask(query).await.map(FetchOutcome::Current);
@@ -208,7 +208,7 @@ impl RouteCache {
         self.known_now(at, KeptValue::Here(placement))
     }
 
-    pub(super) fn known_now(&self, at: Millis, what: KeptValue) -> Kept {
+    fn known_now(&self, at: Millis, what: KeptValue) -> Kept {
         let epoch = self.epoch.load(Ordering::Relaxed);
         Kept { at, epoch, what }
     }

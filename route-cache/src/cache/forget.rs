@@ -67,7 +67,7 @@ impl RouteCache {
 
     /// Forgets what these keys stand for, here and in the shared cache, and returns what that was: a key may know a
     /// name that no entry has any more.
-    pub(super) fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
+    fn forget_keys(&self, mut keys: Vec<Key>) -> Vec<Key> {
         let mut state = self.flights.0.lock();
         for at in 0..keys.len() {
             if let Some(KeptValue::See(account)) = self.known.get(&keys[at]).map(|known| known.what) {
@@ -109,7 +109,7 @@ impl RouteCache {
         }
     }
 
-    pub(super) fn expire_here(&self, state: &mut InFlight) {
+    fn expire_here(&self, state: &mut InFlight) {
         state.forget_all();
         self.epoch.fetch_add(1, Ordering::Relaxed);
         self.nobody.invalidate_all();

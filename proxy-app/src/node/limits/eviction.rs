@@ -22,7 +22,7 @@ const NOT_WAITING: u64 = 0;
 
 /// A client that has not logged in.
 #[derive(Default)]
-pub struct PendingClient {
+pub(crate) struct PendingClient {
     gone: AtomicBool,
     wake: Notify,
     /// Not held: what is held until a login holds this.
@@ -37,7 +37,7 @@ pub struct PendingClient {
 
 impl PendingClient {
     /// From now on its session ends it, with a response.
-    pub fn ends_by(&self, live: &Arc<ConnectionHandle>) {
+    pub(crate) fn ends_by(&self, live: &Arc<ConnectionHandle>) {
         let _ = self.live.set(Arc::downgrade(live));
         if self.gone.load(Ordering::SeqCst) {
             live.end(CloseReason::Evict);
@@ -58,7 +58,7 @@ impl PendingClient {
     }
 
     /// Resolves when it is evicted and only the caller can end it.
-    pub async fn evicted(&self) {
+    pub(crate) async fn evicted(&self) {
         loop {
             // Made before the check, so that an eviction between the two is noticed.
             let wake = self.wake.notified();
@@ -85,7 +85,7 @@ struct QueueOrder {
 }
 
 /// A client's place in the queue, until this is dropped.
-pub struct QueuePlace {
+pub(crate) struct QueuePlace {
     limits: Arc<crate::node::limits::NodeLimits>,
     origin: Origin,
     pending: Arc<PendingClient>,
@@ -106,14 +106,14 @@ impl QueuePlace {
     }
 
     /// The client has just sent something.
-    pub fn stand_back(&self) {
+    fn stand_back(&self) {
         let mut order = self.limits.eviction.0.lock();
         order.remove(&self.pending);
         order.add(self.origin, &self.pending, SPOKEN);
     }
 
     /// At the moment the client waits for us.
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.limits.eviction.0.lock().remove(&self.pending);
     }
 }
@@ -125,11 +125,11 @@ impl Drop for QueuePlace {
 }
 
 /// What a connection gives up when its client logs in.
-pub struct HeldUntilLogin {
+pub(crate) struct HeldUntilLogin {
     /// Its place among the connections that can be evicted.
     pub queued: Option<QueuePlace>,
     /// Its count, where a login ends that.
-    pub permit: Option<Permit>,
+    pub _permit: Option<Permit>,
 }
 
 impl LoginSlot for HeldUntilLogin {

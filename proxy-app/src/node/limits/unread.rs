@@ -97,7 +97,7 @@ impl UnreadCounts {
 }
 
 /// A connection whose answers are counted. Nothing of it waits any more once it is dropped.
-pub struct AnswerCounter {
+pub(crate) struct AnswerCounter {
     limits: Arc<NodeLimits>,
     id: u64,
     origin: Option<Origin>,
@@ -107,7 +107,7 @@ pub struct AnswerCounter {
 
 impl NodeLimits {
     /// A connection of a client at this address.
-    pub fn answer_counter(self: &Arc<Self>, address: IpAddr) -> AnswerCounter {
+    pub(crate) fn answer_counter(self: &Arc<Self>, address: IpAddr) -> AnswerCounter {
         let exempt = self
             .settings
             .load()
@@ -124,16 +124,11 @@ impl NodeLimits {
             end: Arc::default(),
         }
     }
-
-    /// How many answers wait for clients that do not read.
-    pub fn unread_answers(&self) -> usize {
-        self.unread.counts.lock().answers
-    }
 }
 
 impl AnswerCounter {
     /// Sets how many of its answers wait. Ends the slowest connections if there are too many in all.
-    pub fn waits(&mut self, answers: usize) {
+    pub(crate) fn waits(&mut self, answers: usize) {
         if self.answers == answers {
             return;
         }
@@ -158,7 +153,7 @@ impl AnswerCounter {
     }
 
     /// The client has taken this many bytes.
-    pub fn took(&self, bytes: usize) {
+    pub(crate) fn took(&self, bytes: usize) {
         if self.answers > 0
             && let Some(entry) = self.limits.unread.counts.lock().entries.get_mut(&self.id)
         {
@@ -167,7 +162,7 @@ impl AnswerCounter {
     }
 
     /// Notified when this connection must end.
-    pub fn end(&self) -> Arc<Notify> {
+    pub(crate) fn end(&self) -> Arc<Notify> {
         self.end.clone()
     }
 }
@@ -219,10 +214,10 @@ mod tests {
         newest.waits(1);
         assert_eq!(readers.iter().map(is_ended).collect::<Vec<_>>(), [false, true, false]);
         assert!(!is_ended(&newest));
-        assert_eq!(limits.unread_answers(), 3);
+        assert_eq!(limits.unread.counts.lock().answers, 3);
         readers[2].waits(0);
         drop(newest);
-        assert_eq!(limits.unread_answers(), 1);
+        assert_eq!(limits.unread.counts.lock().answers, 1);
         drop(readers);
         let counts = limits.unread.counts.lock();
         assert!(counts.by_origin.is_empty() && counts.entries.is_empty() && counts.answers == 0);
@@ -245,6 +240,6 @@ mod tests {
         // More than there may be, on one connection.
         second.waits(6);
         assert!(is_ended(&second));
-        assert_eq!(limits.unread_answers(), 505);
+        assert_eq!(limits.unread.counts.lock().answers, 505);
     }
 }

@@ -18,7 +18,7 @@ use crate::upstream::groups::server::{Busy, GroupServer, Health, Overrides, Serv
 
 /// A member that was chosen for a request. While it lives, the server counts as busy with it.
 #[derive(Debug, Clone)]
-pub struct Member {
+pub(crate) struct Member {
     /// The server.
     pub server: Server,
     /// Its address.
@@ -29,7 +29,7 @@ pub struct Member {
 }
 
 /// A group.
-pub struct Group {
+pub(crate) struct Group {
     members: Arc<Members>,
     backends: Backends,
     /// The turn of the last one that was chosen.
@@ -56,7 +56,7 @@ impl Group {
     }
 
     /// Its name.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.members.name
     }
 
@@ -82,7 +82,7 @@ impl Group {
     ///
     /// Members that do not answer requests come after all others, and those that answer that they are not ready come
     /// last: they are still tried where no better one is left.
-    pub fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
+    pub(crate) fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
         let servers = self.members.servers.load();
         let now = Instant::now();
         let free: Vec<(&Arc<GroupServer>, f64)> = servers
@@ -105,7 +105,7 @@ impl Group {
     }
 
     /// The server at this address, if it gets requests.
-    pub fn member_at(&self, address: SocketAddr) -> Option<Member> {
+    pub(crate) fn member_at(&self, address: SocketAddr) -> Option<Member> {
         let (server, now) = (self.server(address)?, Instant::now());
         let share = server.share(now);
         let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
@@ -125,7 +125,7 @@ impl Group {
     }
 
     /// How long connections to its servers are kept, where a file says so.
-    pub fn keepalive(&self) -> Option<Duration> {
+    pub(crate) fn keepalive(&self) -> Option<Duration> {
         match &**self.members.source.load() {
             MemberSource::File(spec) => spec.keepalive,
             MemberSource::Directory(_) | MemberSource::Extensions => None,
@@ -133,18 +133,13 @@ impl Group {
     }
 
     /// Whether it has servers that may get requests: if none of them can be reached, they count as not answering.
-    pub fn has_members(&self) -> bool {
+    pub(crate) fn has_members(&self) -> bool {
         let (servers, now) = (self.members.servers.load(), Instant::now());
         servers.iter().any(|server| server.share(now) > 0.0)
     }
 
-    /// Counts a request that goes to this address for another reason, until the value is dropped.
-    pub fn busy(&self, address: SocketAddr) -> Option<Busy> {
-        self.server(address).map(|server| server.enter())
-    }
-
     /// A request got no answer from this address.
-    pub fn eject(&self, address: SocketAddr) {
+    pub(crate) fn eject(&self, address: SocketAddr) {
         if let Some(server) = self.server(address)
             && server.failed(Instant::now())
         {
@@ -154,7 +149,7 @@ impl Group {
     }
 
     /// A request was answered from this address.
-    pub fn answered(&self, address: SocketAddr) {
+    pub(crate) fn answered(&self, address: SocketAddr) {
         if let Some(server) = self.server(address) {
             server.answered(Instant::now());
         }
@@ -162,12 +157,12 @@ impl Group {
 
     /// Takes a server out of service for unauthenticated requests, or back into it. `server` is the name of its entry,
     /// or its host in a file. It counts until the process ends. Returns false if there is no such server here.
-    pub fn set_maintenance(&self, server: &str, on: bool) -> bool {
+    pub(crate) fn set_maintenance(&self, server: &str, on: bool) -> bool {
         self.override_server(server, |overrides| overrides.maintenance = on)
     }
 
     /// Sets another weight of a server; `None`: the configured one. Returns false if there is no such server here.
-    pub fn set_weight(&self, server: &str, weight: Option<u32>) -> bool {
+    pub(crate) fn set_weight(&self, server: &str, weight: Option<u32>) -> bool {
         self.override_server(server, |overrides| overrides.weight = weight)
     }
 
@@ -188,14 +183,14 @@ impl Group {
     }
 
     /// What is known of its members.
-    pub fn state(&self) -> Vec<ServerState> {
+    pub(crate) fn state(&self) -> Vec<ServerState> {
         let servers = self.members.servers.load();
         let ready = |server: &GroupServer| backend(server.address).is_some_and(|backend| self.backends.ready(&backend));
         servers.iter().map(|server| server.state(ready(server))).collect()
     }
 
     /// Whether checks say that no server answers at this address. `false` where they say nothing.
-    pub fn is_unreachable(&self, address: SocketAddr) -> bool {
+    pub(crate) fn is_unreachable(&self, address: SocketAddr) -> bool {
         let unreachable = |server: Arc<GroupServer>| {
             let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
             !ready && server.health() == Health::Unreachable
@@ -203,7 +198,7 @@ impl Group {
         self.server(address).is_some_and(unreachable)
     }
 
-    fn server(&self, address: SocketAddr) -> Option<Arc<GroupServer>> {
+    pub(super) fn server(&self, address: SocketAddr) -> Option<Arc<GroupServer>> {
         self.members.server(address)
     }
 }

@@ -20,7 +20,7 @@ const TURN: f64 = 1_000_000.0;
 
 /// What active checks say of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
+pub(crate) enum Health {
     /// It takes requests.
     Up,
     /// It answers that it is not ready.
@@ -93,7 +93,7 @@ struct Checked {
 
 /// What is known of a server, for the administrator.
 #[derive(Debug, Clone)]
-pub struct ServerState {
+pub(crate) struct ServerState {
     /// Name of its entry, or its host in a file.
     pub server: String,
     /// Where it is reached.
@@ -115,7 +115,7 @@ pub struct ServerState {
 }
 
 /// A request that a server is answering. It ends when the value is dropped.
-pub struct Busy(Arc<GroupServer>);
+pub(crate) struct Busy(Arc<GroupServer>);
 
 impl Drop for Busy {
     fn drop(&mut self) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupSpec {
+pub(crate) struct GroupSpec {
     /// Its name.
     pub name: String,
     /// Its servers, at least one.
@@ -19,7 +19,7 @@ pub struct GroupSpec {
 
 /// A server of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupServerSpec {
+pub(crate) struct GroupServerSpec {
     /// Host name or address.
     pub host: String,
     /// TCP port.
@@ -30,7 +30,7 @@ pub struct GroupServerSpec {
 
 /// TLS towards the servers of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupTls {
+pub(crate) struct GroupTls {
     /// Name for SNI and verification; `None`: the server's host.
     pub name: Option<String>,
     /// Whether the server must prove its identity.
@@ -39,7 +39,7 @@ pub struct GroupTls {
 
 /// How it is checked whether a server is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Check {
+pub(crate) enum Check {
     /// It takes connections.
     Tcp,
     /// It answers this path with a status below 400.
