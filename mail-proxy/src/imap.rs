@@ -9,8 +9,9 @@ mod upstream;
 
 use crate::login::LoginLimits;
 
-pub use login::ImapLogin;
-pub use upstream::ImapUpstream;
+pub use command::Tag;
+pub use login::{ImapDialect, ImapLogin};
+pub use upstream::{ImapDialogue, ImapUpstream};
 
 /// The last line of an IMAP session that we end ourselves (MAIL §3.1).
 pub const FAREWELL: &[u8] = b"* BYE IMAP server terminating connection\r\n";

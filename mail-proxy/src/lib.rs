@@ -32,7 +32,7 @@ pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Rejected};
 pub use environment::{ConnectError, Connection, SessionEnv, Settings, Transport};
 pub use handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
-pub use login::LoginLimits;
+pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };
@@ -40,3 +40,4 @@ pub use mechanism::Mechanism;
 pub use proto::{Proto, Protocol};
 pub use server_refusal::Refusal;
 pub use session::serve;
+pub use upstream::{UpstreamDialect, UpstreamDriver};

@@ -8,8 +8,8 @@ mod upstream;
 
 use crate::login::LoginLimits;
 
-pub use login::Pop3Login;
-pub use upstream::Pop3Upstream;
+pub use login::{Pop3Dialect, Pop3Login};
+pub use upstream::{Pop3Dialogue, Pop3Upstream};
 
 /// What an operator may choose for clients that are not logged in yet.
 #[derive(Debug, Clone)]
