@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
+use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use crate::attributes;
@@ -87,12 +88,17 @@ pub trait Directory: Send + Sync + 'static {
 /// its time: it is not called on a thread that serves.
 pub type Apply = dyn Fn(&Arc<System>) -> Result<(), Problems> + Send + Sync;
 
-/// Reading files and checking systems block.
+/// Reading files, waiting for their other writers and checking systems block. An error is a panic in there.
 pub(crate) async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Problems> {
-    let task = tokio::task::spawn_blocking(work).await;
-    task.map_err(|error| Problems::of_file(Path::new(""), None, error.to_string()))
+) -> Result<T, JoinError> {
+    tokio::task::spawn_blocking(work).await
+}
+
+impl From<JoinError> for Problems {
+    fn from(error: JoinError) -> Self {
+        Self::of_file(Path::new(""), None, error.to_string())
+    }
 }
 
 /// What happened to accounts.

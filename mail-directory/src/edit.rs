@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::Path;
 
 use async_trait::async_trait;
+use tokio::task::JoinError;
 
 use crate::attributes::Scope;
 use crate::entry::Entry;
@@ -128,6 +129,12 @@ pub enum EditError {
     /// It could not be done: unreachable, read-only, locked, unreadable.
     #[error("{0}")]
     Failed(String),
+}
+
+impl From<JoinError> for EditError {
+    fn from(error: JoinError) -> Self {
+        Self::Failed(error.to_string())
+    }
 }
 
 /// A directory that can be changed. Each act stands alone and is done when it returns, unless [`Editor::begin`] says

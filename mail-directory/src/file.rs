@@ -247,7 +247,8 @@ impl Directory for YamlDirectory {
             let pause = if last.is_some() { poll.min(SETTLED) } else { poll };
             tokio::time::sleep(pause).await;
             let (directory, apply, looked) = (self.clone(), apply.clone(), last.take());
-            match off_the_runtime(move || directory.follow(looked.as_ref(), &*apply)).await {
+            let followed = off_the_runtime(move || directory.follow(looked.as_ref(), &*apply)).await;
+            match followed.map_err(Problems::from) {
                 Ok(now) => last = now,
                 Err(problems) => problems
                     .iter()

@@ -255,7 +255,10 @@ impl LdapDirectory {
         let (apply, candidate) = (apply.clone(), system.clone());
         let applied = match losses.forbid(losses::of_systems(&self.system.load(), &system)) {
             Some(reason) => Err(alone(reason)),
-            None => off_the_runtime(move || apply(&candidate)).await.flatten(),
+            None => {
+                let applied = off_the_runtime(move || apply(&candidate)).await;
+                applied.map_err(Problems::from).flatten()
+            }
         };
         match applied {
             Ok(()) => {

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::sheet::{Edit, Reading, Sheet};
 use super::{Look, look, look_of};
+use crate::directory::off_the_runtime;
 use crate::edit::{Change, EditError, Editor, EntryKind};
 use crate::entry::Entry;
 use crate::secret_file::{self, OTHERS, PRIVATE_KEY};
@@ -69,7 +70,7 @@ impl YamlEditor {
         question: impl FnOnce(&Reading) -> T + Send + 'static,
     ) -> Result<T, EditError> {
         let (path, desk) = (self.path.clone(), self.desk.clone());
-        off_the_runtime(move || Ok(question(desk.lock().reading(&path, with_accounts)?))).await
+        off_the_runtime(move || Ok(question(desk.lock().reading(&path, with_accounts)?))).await?
     }
 
     async fn change(
@@ -81,7 +82,7 @@ impl YamlEditor {
     ) -> Result<(), EditError> {
         let (path, desk) = (self.path.clone(), self.desk.clone());
         let (name, changes) = (name.to_owned(), changes.to_vec());
-        off_the_runtime(move || desk.lock().change(&path, edit(kind, &name, &changes))).await
+        off_the_runtime(move || desk.lock().change(&path, edit(kind, &name, &changes))).await?
     }
 }
 
@@ -133,7 +134,7 @@ impl Editor for YamlEditor {
             desk.waits = false;
             desk.commit()
         })
-        .await
+        .await?
     }
 
     /// Only the mailbox servers know them.
@@ -271,14 +272,6 @@ impl Desk {
         self.sheet = Some((written, sheet));
         Ok(())
     }
-}
-
-/// Files block, and so does waiting for another writer.
-async fn off_the_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EditError> + Send + 'static,
-) -> Result<T, EditError> {
-    let task = tokio::task::spawn_blocking(work).await;
-    task.unwrap_or_else(|error| Err(EditError::Failed(error.to_string())))
 }
 
 /// The entries of a kind that a text of the file `path` names, by folded name.
