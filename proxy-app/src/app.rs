@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -23,7 +22,7 @@ use crate::app::snapshot::Snapshot;
 use crate::app::wanted::WantedListeners;
 use crate::config::{AuditFormat, Config};
 use crate::locations::LiveLocations;
-use crate::node::connections::{ConnectionIds, Sessions};
+use crate::node::connections::{ConnectionIds, OpenConnections, Sessions};
 use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
@@ -59,7 +58,7 @@ pub(crate) struct App {
     /// Host names of mailbox servers.
     dns: Arc<DnsCache>,
     locations: Arc<LiveLocations>,
-    open: Open,
+    open: OpenConnections,
     limits: Arc<NodeLimits>,
     refusals: Arc<RefusalLog>,
     /// Every connection, to be listed and ended.
@@ -143,7 +142,7 @@ impl App {
             reloading: Arc::default(),
             listeners: WantedListeners::new(listeners),
             groups,
-            open: Open::default(),
+            open: OpenConnections::default(),
             limits: NodeLimits::new(config.limits.clone()),
             refusals,
             sessions: Arc::default(),
@@ -178,30 +177,4 @@ pub(crate) fn group_inputs(config: &Config, snapshot: &Snapshot) -> GroupInputs 
 fn open_log(name: &'static str, target: &crate::node::logs::LogTarget) -> anyhow::Result<Log> {
     use anyhow::Context;
     Log::start(name, target).with_context(|| format!("the {name} log {target:?} cannot be opened"))
-}
-
-/// A count of open connections.
-#[derive(Clone, Default)]
-pub(crate) struct Open(Arc<AtomicUsize>);
-
-impl Open {
-    /// Counts one connection until the value is dropped.
-    pub(crate) fn enter(&self) -> Entered {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Entered(self.0.clone())
-    }
-
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// One open connection.
-pub(crate) struct Entered(Arc<AtomicUsize>);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }

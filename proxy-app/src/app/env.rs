@@ -11,13 +11,13 @@ use mail_proxy::audit::Audit;
 use route_cache::{AddressBook, RouteCache};
 use tokio::sync::watch;
 
+use crate::app::App;
 use crate::app::changes::History;
 use crate::app::snapshot::Snapshot;
 use crate::app::wanted::WantedListeners;
-use crate::app::{App, Open};
 use crate::config::Config;
 use crate::locations::LiveLocations;
-use crate::node::connections::{ConnectionIds, Sessions};
+use crate::node::connections::{ConnectionIds, OpenConnections, Sessions};
 use crate::node::limits::NodeLimits;
 use crate::node::logins::RecentLogins;
 use crate::node::logs::Log;
@@ -110,7 +110,7 @@ pub(crate) struct WebEnv {
     /// How many answers may wait for clients.
     pub limits: Arc<NodeLimits>,
     /// Connections that are open.
-    pub open: Open,
+    pub open: OpenConnections,
     /// How many there have been.
     pub connection_ids: Arc<ConnectionIds>,
     /// The node's shutdown.
@@ -134,7 +134,7 @@ pub(crate) struct ListenEnv {
     /// How many connections there may be.
     pub limits: Arc<NodeLimits>,
     /// Connections that are open.
-    pub open: Open,
+    pub open: OpenConnections,
     /// Ids of new connections.
     pub connection_ids: Arc<ConnectionIds>,
     /// The list of connections.
@@ -168,7 +168,7 @@ pub(crate) struct AdminEnv {
     /// The list of connections.
     pub sessions: Arc<Sessions>,
     /// Connections that are open.
-    pub open: Open,
+    pub open: OpenConnections,
     /// Login attempts, for clients that watch them.
     pub logins: Arc<RecentLogins>,
     /// What is counted and measured.
@@ -225,7 +225,7 @@ pub(crate) struct ProcessEnv {
     /// The node file, as far as it is in force.
     pub config: InForce<Config>,
     /// Connections that are open.
-    pub open: Open,
+    pub open: OpenConnections,
     /// Notifies all connections of the shutdown.
     pub drain: watch::Sender<Drain>,
 }

@@ -1,12 +1,13 @@
 //! Every connection of this node while it lives: mail sessions and web connections, to be listed and ended.
 //!
-//! A connection is entered once and leaves by itself; in between its own task writes its counters
+//! A connection is counted from its acceptance ([`OpenConnections`]) and listed once its protocol is known
+//! ([`Sessions`]), which may be a handshake later. Both end by themselves; in between its own task writes its counters
 //! ([`mail_proxy::ConnectionHandle`]), and nobody else is waited for.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -176,6 +177,32 @@ pub(crate) struct ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.sessions.shard(self.key).lock().remove(&self.key);
+    }
+}
+
+/// How many connections are open, of all kinds, those in a handshake included.
+#[derive(Clone, Default)]
+pub(crate) struct OpenConnections(Arc<AtomicUsize>);
+
+impl OpenConnections {
+    /// Counts one connection until the value is dropped.
+    pub(crate) fn enter(&self) -> OpenConnection {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(self.0.clone())
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One open connection.
+pub(crate) struct OpenConnection(Arc<AtomicUsize>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
