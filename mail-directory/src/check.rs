@@ -101,13 +101,20 @@ pub(crate) fn report(
 fn entry(entry: &Entry, path: &str, scope: Scope, problems: &mut Problems) {
     for (name, values) in entry.iter() {
         match attributes::find(name) {
-            Some(attribute) => known(entry, path, scope, attribute, values, problems),
-            None => unknown(entry, path, name, values, problems),
+            Some(attribute) => known_attribute(entry, path, scope, attribute, values, problems),
+            None => unknown_attribute(entry, path, name, values, problems),
         }
     }
 }
 
-fn known(entry: &Entry, path: &str, scope: Scope, attribute: &Attribute, values: &[String], problems: &mut Problems) {
+fn known_attribute(
+    entry: &Entry,
+    path: &str,
+    scope: Scope,
+    attribute: &Attribute,
+    values: &[String],
+    problems: &mut Problems,
+) {
     for message in values.iter().filter_map(|value| attribute.check(value).err()) {
         report(entry, path, attribute.name, message, Severity::Error, problems);
     }
@@ -130,7 +137,7 @@ fn known(entry: &Entry, path: &str, scope: Scope, attribute: &Attribute, values:
 }
 
 /// In LDAP the schema knows all names; only a file can have a mistyped one.
-fn unknown(entry: &Entry, path: &str, name: &str, values: &[String], problems: &mut Problems) {
+fn unknown_attribute(entry: &Entry, path: &str, name: &str, values: &[String], problems: &mut Problems) {
     if let Some(why) = attributes::protects_in_vain(name, values) {
         let message = format!("protects nothing here: {why}");
         report(entry, path, name, message, Severity::Warning, problems);

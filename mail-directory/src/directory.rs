@@ -198,13 +198,13 @@ impl Announcer {
     }
 
     /// It is no failure if there is no listener.
-    pub(crate) fn tell(&self, news: News) {
+    pub(crate) fn announce(&self, news: News) {
         let _ = self.news.send(news);
     }
 
-    pub(crate) fn tell_touched(&self, touched: Vec<Touched>) {
+    pub(crate) fn announce_touched(&self, touched: Vec<Touched>) {
         if !touched.is_empty() {
-            self.tell(News::Touched(touched.into()));
+            self.announce(News::Touched(touched.into()));
         }
     }
 

@@ -36,7 +36,7 @@ pub struct YamlDirectory {
     path: PathBuf,
     content: ArcSwap<Content>,
     /// The files as they were at the last reading, good or bad. Its lock also keeps readings apart.
-    seen: Mutex<Looks>,
+    seen: Mutex<FileStamps>,
     announcer: Announcer,
 }
 
@@ -59,10 +59,10 @@ struct Accounts {
 }
 
 /// How a file looks from outside: its device, number, size and time in nanoseconds. `None`: it is not there.
-type Look = Option<(u64, u64, u64, i64, i64)>;
+type FileStamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// The files of a directory, and how they look.
-type Looks = Vec<(PathBuf, Look)>;
+type FileStamps = Vec<(PathBuf, FileStamp)>;
 
 /// Time between two looks at files that have changed. A program that writes in place is done by then, or still
 /// writes.
@@ -77,7 +77,7 @@ const CUT_OFF: &str = "its last line has no end, which it had before; if that is
 impl YamlDirectory {
     /// Reads the file. Returns the directory with the warnings, or all problems if one of them is an error.
     pub fn load(path: &Path) -> Result<(Self, Problems), Problems> {
-        let before = look(path);
+        let before = stamp(path);
         let (content, warnings) = Content::load(path)?.1?;
         let directory = Self::new(path, content);
         // Changed while it was read: the first look of the watch will read it again.
@@ -98,7 +98,7 @@ impl YamlDirectory {
             seen: Mutex::default(),
             announcer: Announcer::new(),
         };
-        *directory.seen.lock() = looks(directory.files());
+        *directory.seen.lock() = stamps(directory.files());
         directory.announcer.was_read();
         directory
     }
@@ -118,14 +118,14 @@ impl YamlDirectory {
         read
     }
 
-    fn read_again(&self, seen: &mut Looks, apply: &Apply, losses: Losses) -> Result<Problems, Problems> {
+    fn read_again(&self, seen: &mut FileStamps, apply: &Apply, losses: Losses) -> Result<Problems, Problems> {
         // As they are before the reading: a change meanwhile is found the next time.
-        let own = (self.path.clone(), look(&self.path));
+        let own = (self.path.clone(), stamp(&self.path));
         let (files, read) = match Content::load(&self.path) {
             Ok(read) => read,
             Err(problems) => (self.content.load().files.clone(), Err(problems)),
         };
-        *seen = std::iter::once(own).chain(looks(files)).collect();
+        *seen = std::iter::once(own).chain(stamps(files)).collect();
         let (content, warnings) = read?;
         self.doubt(seen, &content, losses)?;
         apply(&content.system)?;
@@ -133,18 +133,18 @@ impl YamlDirectory {
         let now = self.content.load();
         // Comparing is not worth it: a system is built from its file in any case.
         self.announcer.changed();
-        self.announcer.tell_touched(now.accounts.changes(&before.accounts));
+        self.announcer.announce_touched(now.accounts.changes(&before.accounts));
         Ok(warnings)
     }
 
     /// A reading without errors may still be that of a half-written file.
-    fn doubt(&self, seen: &Looks, content: &Content, losses: Losses) -> Result<(), Problems> {
+    fn doubt(&self, seen: &FileStamps, content: &Content, losses: Losses) -> Result<(), Problems> {
         let before = self.content.load();
         let systems = losses::of_systems(&before.system, &content.system);
         let accounts = content.accounts.count(&before.accounts);
         let forbidden = losses.forbid(systems.into_iter().chain([accounts]));
         let cut_off = losses == Losses::Few && before.last_line_ends && !content.last_line_ends;
-        let changed = look(&self.path) != seen[0].1;
+        let changed = stamp(&self.path) != seen[0].1;
         let reason = forbidden
             .or_else(|| cut_off.then(|| CUT_OFF.to_owned()))
             .or_else(|| changed.then(|| "it changed while it was read".to_owned()));
@@ -155,9 +155,9 @@ impl YamlDirectory {
     }
 
     /// How the files look now, if that is not as they were at the last reading.
-    fn changed(&self) -> Option<Looks> {
+    fn changed(&self) -> Option<FileStamps> {
         let seen = self.seen.lock();
-        let now: Looks = seen.iter().map(|(path, _)| (path.clone(), look(path))).collect();
+        let now: FileStamps = seen.iter().map(|(path, _)| (path.clone(), stamp(path))).collect();
         (now != *seen).then_some(now)
     }
 
@@ -178,11 +178,11 @@ impl YamlDirectory {
 
     /// Looks whether the files have changed, and reads them if they looked the same at the last look. Returns how
     /// they look, if they are still to be read.
-    fn follow(&self, last: Option<&Looks>, apply: &Apply) -> Option<Looks> {
+    fn follow(&self, last: Option<&FileStamps>, apply: &Apply) -> Option<FileStamps> {
         match self.changed() {
             None if self.announcer.refusal().is_none() => self.announcer.was_read(),
             None => {}
-            Some(now) if Some(&now) == last => say(&self.path, &self.reload(apply, Losses::Few)),
+            Some(now) if Some(&now) == last => log_problems(&self.path, &self.reload(apply, Losses::Few)),
             Some(now) => return Some(now),
         }
         None
@@ -271,7 +271,7 @@ impl Directory for YamlDirectory {
 }
 
 /// In the log, once for each change of a file.
-fn say(path: &Path, read: &Result<Problems, Problems>) {
+fn log_problems(path: &Path, read: &Result<Problems, Problems>) {
     let problems = match read {
         Ok(warnings) => warnings,
         Err(problems) => {
@@ -284,15 +284,15 @@ fn say(path: &Path, read: &Result<Problems, Problems>) {
         .for_each(|problem| log::warn!(target: "mail_directory::list", "{problem}"));
 }
 
-fn looks(paths: Vec<PathBuf>) -> Looks {
-    paths.into_iter().map(|path| (path.clone(), look(&path))).collect()
+fn stamps(paths: Vec<PathBuf>) -> FileStamps {
+    paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
 }
 
-fn look(path: &Path) -> Look {
-    std::fs::metadata(path).ok().map(|file| look_of(&file))
+fn stamp(path: &Path) -> FileStamp {
+    std::fs::metadata(path).ok().map(|file| stamp_of(&file))
 }
 
-fn look_of(file: &std::fs::Metadata) -> (u64, u64, u64, i64, i64) {
+fn stamp_of(file: &std::fs::Metadata) -> (u64, u64, u64, i64, i64) {
     (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec())
 }
 

@@ -182,10 +182,10 @@ impl LdapDirectory {
         };
         let everything: Arc<Apply> = Arc::new(|_| Ok(()));
         // At the start of a node the directory as it is now counts.
-        let looked = directory.look(&everything, Losses::Most).await;
+        let taken = directory.take_changes(&everything, Losses::Most).await;
         // The connections are driven by the runtime of the caller, which may not be the one that serves.
         directory.pool.close();
-        match looked {
+        match taken {
             Ok(warnings) => problems.extend(warnings),
             Err(error) if has_kept => {
                 let message = format!("{error}; starting from the last good reading");
@@ -201,7 +201,7 @@ impl LdapDirectory {
 
     /// Looks for changes and takes them over, if no more than `losses` is gone. Returns what is wrong with the
     /// entries that changed.
-    async fn look(&self, apply: &Arc<Apply>, losses: Losses) -> Result<Problems, LdapError> {
+    async fn take_changes(&self, apply: &Arc<Apply>, losses: Losses) -> Result<Problems, LdapError> {
         let mut reading = self.reading.lock().await;
         let mut problems = Problems::new();
         let before = self.system.load_full();
@@ -216,10 +216,10 @@ impl LdapDirectory {
         }
         match reading.accounts(&self.pool).await? {
             News::Touched(touched) if touched.is_empty() => {}
-            news => self.announcer.tell(news),
+            news => self.announcer.announce(news),
         }
         if reading.has_moved() {
-            self.announcer.tell(News::MayBeGone);
+            self.announcer.announce(News::MayBeGone);
         }
         self.announcer.was_read();
         Ok(problems)
@@ -279,10 +279,10 @@ impl LdapDirectory {
 
     /// The same with log lines: what is wrong with entries each time that they change, and once that the directory
     /// cannot be read.
-    async fn look_aloud(&self, apply: &Arc<Apply>, failing: &mut bool) {
-        match self.look(apply, Losses::Few).await {
+    async fn refresh_and_log(&self, apply: &Arc<Apply>, failing: &mut bool) {
+        match self.take_changes(apply, Losses::Few).await {
             Ok(problems) => {
-                say(&problems);
+                log_problems(&problems);
                 if std::mem::take(failing) {
                     log::info!("the directory can be read again");
                 }
@@ -320,7 +320,7 @@ impl LdapDirectory {
     async fn watch_changes(&self, poll: Duration, apply: Arc<Apply>) {
         let (mut failing, mut kept) = (false, None);
         loop {
-            self.look_aloud(&apply, &mut failing).await;
+            self.refresh_and_log(&apply, &mut failing).await;
             self.keep(&mut kept, failing).await;
             tokio::time::sleep(poll).await;
         }
@@ -371,7 +371,7 @@ impl Directory for LdapDirectory {
     /// Also while the directory is down: `apply` may have something else to put in force.
     async fn refresh(self: Arc<Self>, apply: Arc<Apply>, losses: Losses) -> Result<(), Problems> {
         let before = self.system.load_full();
-        let (mut problems, error) = match self.look(&apply, losses).await {
+        let (mut problems, error) = match self.take_changes(&apply, losses).await {
             Ok(problems) => (problems, None),
             Err(error) => (Problems::new(), Some(error)),
         };
@@ -387,12 +387,12 @@ impl Directory for LdapDirectory {
             problems.push(problem(String::new(), error.to_string(), Severity::Error));
         }
         let ((), warnings) = problems.or(())?;
-        say(&warnings);
+        log_problems(&warnings);
         Ok(())
     }
 }
 
-fn say(problems: &Problems) {
+fn log_problems(problems: &Problems) {
     problems
         .iter()
         .for_each(|problem| log::warn!(target: "mail_directory::list", "directory: {problem}"));

@@ -140,15 +140,15 @@ impl Relay {
             Stop::Server => self.ended(EndedBy::Upstream, None),
             Stop::Idle if self.to_server.ended => self.ended(EndedBy::Client, None),
             Stop::Idle => {
-                self.say(farewell.usual).await;
+                self.send_farewell(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("idle"))
             }
             Stop::Told(CloseReason::Drain | CloseReason::Evict) => {
-                self.say(farewell.usual).await;
+                self.send_farewell(farewell.usual).await;
                 self.ended(EndedBy::Portico, Some("drain"))
             }
             Stop::Told(CloseReason::Kick) => {
-                self.say(farewell.kick).await;
+                self.send_farewell(farewell.kick).await;
                 self.ended(EndedBy::Kick, None)
             }
         }
@@ -218,7 +218,7 @@ impl Relay {
     }
 
     /// Last words, if they do not land in the middle of an answer.
-    async fn say(&mut self, farewell: &[u8]) {
+    async fn send_farewell(&mut self, farewell: &[u8]) {
         use tokio::io::AsyncWriteExt;
         if !self.to_client.held.is_empty() || self.to_client.last_byte != b'\n' {
             return;

@@ -79,7 +79,7 @@ pub(crate) struct App {
     directory: Arc<dyn Directory>,
     certificates: SharedCertStore,
     /// The warnings of what runs now. Its lock keeps changes apart.
-    told: Mutex<BTreeSet<String>>,
+    reported: Mutex<BTreeSet<String>>,
     /// The configurations of this process.
     history: Arc<History>,
     connection_ids: Arc<ConnectionIds>,
@@ -153,7 +153,7 @@ impl App {
             drain: watch::Sender::new(Drain::Running),
             directory,
             certificates,
-            told: Mutex::default(),
+            reported: Mutex::default(),
             history: Arc::default(),
             connection_ids: Arc::default(),
             config: InForce::new(config),

@@ -93,7 +93,7 @@ impl ListenerSet {
             listener.serve,
             listener.tls
         );
-        let only_v6 = shares_port(&listener, &self.env.listeners.wanted().listeners);
+        let only_v6 = shares_port(&listener, &self.env.listeners.current().listeners);
         let active = Arc::new(ActiveListener {
             name: listener.address.to_string().into(),
             listener: listener.clone(),

@@ -309,7 +309,7 @@ mod tests {
             self
         }
 
-        fn asked(&self) -> usize {
+        fn questions(&self) -> usize {
             self.asked.load(Ordering::SeqCst)
         }
     }
@@ -395,7 +395,7 @@ mod tests {
         tokio::time::advance(SECOND).await;
         assert_eq!(ask(&cache, "user@x").await, "s2:7993 Directory");
         assert_eq!(
-            (ask(&cache, "user@x").await.as_str(), fake.asked()),
+            (ask(&cache, "user@x").await.as_str(), fake.questions()),
             ("s2:7993 Memory", 2)
         );
     }
@@ -434,12 +434,12 @@ mod tests {
         for name in ["user@x", "alias@x", "#id", "nobody@x"] {
             ask(&cache, name).await;
         }
-        let asked = fake.asked();
+        let asked = fake.questions();
         *fake.host.lock() = "s2".to_owned();
         tokio::time::advance(53 * SECOND).await;
         assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
         settle().await;
-        assert_eq!(fake.asked(), asked, "not old yet");
+        assert_eq!(fake.questions(), asked, "not old yet");
         tokio::time::advance(SECOND).await;
         for name in ["alias@x", "#id"] {
             // Each lookup gets the old answer, without waiting; one question is asked for all of them.
@@ -448,13 +448,13 @@ mod tests {
             }
         }
         settle().await;
-        assert_eq!(fake.asked(), asked + 2);
+        assert_eq!(fake.questions(), asked + 2);
         tokio::time::advance(30 * SECOND).await;
         for name in ["user@x", "alias@x", "#id"] {
             assert_eq!(ask(&cache, name).await, "s2:7993 Memory");
         }
         settle().await;
-        assert_eq!(fake.asked(), asked + 2);
+        assert_eq!(fake.questions(), asked + 2);
         task.abort();
     }
 
@@ -473,7 +473,7 @@ mod tests {
             ask(&cache, &format!("user{i}@x")).await;
         }
         settle().await;
-        assert_eq!(fake.asked(), 2000 + 16, "at one time");
+        assert_eq!(fake.questions(), 2000 + 16, "at one time");
         assert!(cache.ahead.ordered.lock().len() <= 1024 + 16 + 1);
         // The account is forgotten while it is asked for.
         cache.forget(&login("user0@x"));
@@ -507,7 +507,7 @@ mod tests {
             assert_eq!(ask(&cache, "user@x").await, "s1:7993 Memory");
             settle().await;
         }
-        assert_eq!(fake.asked(), 2);
+        assert_eq!(fake.questions(), 2);
         tokio::time::advance(DOWN_PAUSE).await;
         fake.down.store(false, Ordering::SeqCst);
         *fake.host.lock() = "s2".to_owned();
@@ -533,7 +533,7 @@ mod tests {
         for (after, asked) in [(0, 1), (4, 1), (1, 2), (0, 2)] {
             tokio::time::advance(after * SECOND).await;
             assert_eq!(ask(&cache, "nobody@x").await, "no such account");
-            assert_eq!(fake.asked(), asked);
+            assert_eq!(fake.questions(), asked);
         }
     }
 
@@ -553,7 +553,7 @@ mod tests {
         }
         fake.system.store(Arc::new(system(1)));
         assert_eq!(ask(&cache, "user@x").await, "s1:1 Memory");
-        assert_eq!((fake.asked(), cache.len()), (1, 1));
+        assert_eq!((fake.questions(), cache.len()), (1, 1));
     }
 
     #[tokio::test(start_paused = true)]
@@ -578,14 +578,14 @@ mod tests {
         fake.down.store(true, Ordering::SeqCst);
         assert_eq!(ask(&cache, "other@x").await, "directory: down");
         assert_eq!(ask(&cache, "other@x").await, "directory: down");
-        assert_eq!(fake.asked(), 4, "errors are not kept");
+        assert_eq!(fake.questions(), 4, "errors are not kept");
         tokio::time::advance(60 * SECOND).await;
         assert_eq!(ask(&cache, "nobody@x").await, "directory: down");
         assert_eq!(ask(&cache, "user@x").await, "s1:7993 Stale");
-        assert_eq!(fake.asked(), 5, "just failed, so not asked again");
+        assert_eq!(fake.questions(), 5, "just failed, so not asked again");
         tokio::time::advance(DOWN_PAUSE).await;
         assert_eq!(ask(&cache, "user@x").await, "s1:7993 Stale");
-        assert_eq!(fake.asked(), 6);
+        assert_eq!(fake.questions(), 6);
         tokio::time::advance(599 * SECOND).await;
         assert_eq!(ask(&cache, "user@x").await, "directory: down");
         fake.down.store(false, Ordering::SeqCst);
@@ -639,7 +639,7 @@ mod tests {
         for task in tasks {
             assert!(task.await.unwrap().starts_with("s1:7993"));
         }
-        assert_eq!((fake.asked(), cache.len()), (100, 100));
+        assert_eq!((fake.questions(), cache.len()), (100, 100));
         assert!(cache.flights.0.lock().flights.is_empty());
     }
 
@@ -654,7 +654,7 @@ mod tests {
         for task in tasks {
             assert_eq!(task.await.unwrap(), "directory: down");
         }
-        assert_eq!((fake.asked(), cache.len()), (1, 0));
+        assert_eq!((fake.questions(), cache.len()), (1, 0));
         assert!(cache.flights.0.lock().flights.is_empty());
     }
 

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::sheet::{Edit, Reading, Sheet};
-use super::{Look, look, look_of};
+use super::{FileStamp, stamp, stamp_of};
 use crate::directory::off_the_runtime;
 use crate::edit::{Change, EditError, Editor, EntryKind};
 use crate::entry::Entry;
@@ -39,7 +39,7 @@ pub struct YamlEditor {
 #[derive(Debug, Default)]
 struct Desk {
     /// How the file looked before it was read, and what it says with all changes.
-    sheet: Option<(Look, Sheet)>,
+    sheet: Option<(FileStamp, Sheet)>,
     /// The file that no other process may change while changes wait.
     locked: Option<Locked>,
     /// Changes wait for a commit.
@@ -51,7 +51,7 @@ struct Locked {
     /// The path with all links resolved.
     path: PathBuf,
     file: File,
-    look: Look,
+    stamp: FileStamp,
     is_changed: bool,
 }
 
@@ -156,7 +156,7 @@ impl Desk {
     }
 
     fn sheet(&mut self, path: &Path, with_accounts: bool) -> Result<&mut Sheet, EditError> {
-        let now = look(path);
+        let now = stamp(path);
         let is_locked = self.locked.is_some();
         let known = self.sheet.take();
         let known = known.filter(|(then, _)| is_locked || (*then == now && now.is_some()));
@@ -204,19 +204,19 @@ impl Desk {
             // A link stays a link.
             let path = fs::canonicalize(path).map_err(|error| failed(path, error))?;
             let file = lock(&path)?;
-            let look = look(&path);
+            let stamped = stamp(&path);
             let text = read(&path)?;
             match &mut self.sheet {
-                Some((then, sheet)) if sheet.says(&text) => *then = look,
+                Some((then, sheet)) if sheet.says(&text) => *then = stamped,
                 _ => {
                     self.sheet = None;
-                    self.sheet = Some((look, Sheet::read(text, &path, with_accounts)?));
+                    self.sheet = Some((stamped, Sheet::read(text, &path, with_accounts)?));
                 }
             }
             self.locked = Some(Locked {
                 path,
                 file,
-                look,
+                stamp: stamped,
                 is_changed: false,
             });
         }
@@ -262,7 +262,7 @@ impl Desk {
             return Ok(());
         };
         let text = sheet.proved()?;
-        if look(&locked.path) != locked.look {
+        if stamp(&locked.path) != locked.stamp {
             return Err(failed(
                 &locked.path,
                 "somebody else changed it at the same time; try again",
@@ -366,11 +366,11 @@ fn is_in_place(file: &File, path: &Path) -> bool {
 
 /// Puts the text in the place of the file, with its owner and mode, in one step that survives a crash. Returns how
 /// the file looks then.
-fn write(path: &Path, old: &File, text: &str) -> io::Result<Look> {
+fn write(path: &Path, old: &File, text: &str) -> io::Result<FileStamp> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");
     let draft = Path::new(&draft);
-    let written = write_like(draft, old, text.as_bytes()).and_then(|look| fs::rename(draft, path).map(|()| look));
+    let written = write_like(draft, old, text.as_bytes()).and_then(|stamp| fs::rename(draft, path).map(|()| stamp));
     if written.is_err() {
         let _ = fs::remove_file(draft);
         return written;
@@ -390,7 +390,7 @@ fn mode_for(bytes: &[u8], old: u32) -> u32 {
 }
 
 /// What is in it may be private: no other user can read it before it has the owner and mode of the old file.
-fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<Look> {
+fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<FileStamp> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -407,7 +407,7 @@ fn write_like(path: &Path, old: &File, bytes: &[u8]) -> io::Result<Look> {
     }
     file.set_permissions(fs::Permissions::from_mode(mode_for(bytes, like.mode() & 0o7777)))?;
     file.sync_all()?;
-    Ok(Some(look_of(&file.metadata()?)))
+    Ok(Some(stamp_of(&file.metadata()?)))
 }
 
 #[cfg(test)]

@@ -461,7 +461,7 @@ impl Sheet {
         if of_part(&new, &self.path, kind).as_ref() != Some(&wanted) {
             return Ok(Tried::Unclear);
         }
-        let (system, errors) = self.judge(&edit.key(), before, after);
+        let (system, errors) = self.problems_after(&edit.key(), before, after);
         if let Some(error) = errors.into_iter().next() {
             return Err(EditError::Value(error));
         }
@@ -510,7 +510,7 @@ impl Sheet {
     }
 
     /// What would be wrong with the entries after a change. There was nothing before.
-    fn judge(
+    fn problems_after(
         &self,
         key: &Key,
         before: Option<&Arc<Entry>>,

@@ -155,7 +155,7 @@ impl LdapEditor {
         };
         let mut task = tokio::spawn(async move { perform(connection.ldap(), write).await });
         match timeout(self.timeout, &mut task).await {
-            Ok(Ok(Ok(result))) => judge(url, &result),
+            Ok(Ok(Ok(result))) => check_result(url, &result),
             Ok(Ok(Err(error))) => Err(unsure(error.to_string())),
             Ok(Err(panic)) => Err(unsure(panic.to_string())),
             Err(_) => {
@@ -432,7 +432,7 @@ async fn perform(mut ldap: ldap3::Ldap, write: Write) -> Result<LdapResult, ldap
     }
 }
 
-fn judge(url: &Url, result: &LdapResult) -> Result<(), Refusal> {
+fn check_result(url: &Url, result: &LdapResult) -> Result<(), Refusal> {
     let words = match result.text.is_empty() {
         true => result.to_string(),
         false => result.text.clone(),

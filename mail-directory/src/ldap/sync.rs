@@ -40,7 +40,7 @@ pub(super) struct SyncState {
     /// Entries changed, and no system was made of them yet: what was asked for next may have failed.
     changed: bool,
     /// Problems that have been reported.
-    told: BTreeSet<String>,
+    reported: BTreeSet<String>,
 }
 
 struct Record {
@@ -87,7 +87,7 @@ impl SyncState {
             return Ok(None);
         }
         let system = self.system();
-        self.tell(&system, problems);
+        self.add_new_problems(&system, problems);
         Ok(Some(system))
     }
 
@@ -267,12 +267,15 @@ impl SyncState {
     }
 
     /// Adds the problems that were not there before.
-    fn tell(&mut self, system: &System, problems: &mut Problems) {
+    fn add_new_problems(&mut self, system: &System, problems: &mut Problems) {
         let own = self.records.values().flat_map(|record| record.problems.iter().cloned());
         let all: Vec<Problem> = own.chain(system.check()).collect();
         let texts = all.iter().map(Problem::to_string).collect();
-        let told = std::mem::replace(&mut self.told, texts);
-        for problem in all.into_iter().filter(|problem| !told.contains(&problem.to_string())) {
+        let reported = std::mem::replace(&mut self.reported, texts);
+        for problem in all
+            .into_iter()
+            .filter(|problem| !reported.contains(&problem.to_string()))
+        {
             problems.push(Problem {
                 severity: Severity::Warning,
                 ..problem

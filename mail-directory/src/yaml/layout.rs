@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     /// Every node as `path=text`.
-    fn shown(text: &str) -> Vec<String> {
+    fn printed(text: &str) -> Vec<String> {
         fn walk(text: &str, spot: &Spot, path: &str, out: &mut Vec<String>) {
             out.push(format!("{path}={}", &text[spot.start..spot.end]));
             match &spot.shape {
@@ -337,7 +337,7 @@ mod tests {
             ".j=: 1",
             ".j.=1",
         ];
-        let shown = shown(text);
+        let shown = printed(text);
         let tidy: Vec<&str> = shown.iter().skip(1).map(|s| s.trim_start_matches(' ')).collect();
         let tidy: Vec<String> = tidy.iter().map(|s| s.replace("=- x", "=x")).collect();
         assert_eq!(tidy, expected);

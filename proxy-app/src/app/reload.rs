@@ -48,7 +48,7 @@ impl App {
         reloaded.problems.extend(trust);
         // An account may have moved.
         self.routes.ask_anew();
-        reloaded.say();
+        reloaded.log();
         systemd::reloaded("serving");
         reloaded
     }
@@ -195,7 +195,7 @@ impl App {
 
     fn reload_locations(&self, why: &str) -> Result<(), Problems> {
         // Changes are made one after the other.
-        let _told = self.told.lock();
+        let _guard = self.reported.lock();
         let (config, snapshot) = (self.config.load_full(), self.snapshot.load());
         let warnings = self.locations.reload(&config.web.locations, &snapshot.system)?;
         self.groups
@@ -214,7 +214,7 @@ impl App {
     /// the one that is in force.
     fn adopt(&self, config: Option<&Arc<Config>>, system: Option<&Arc<System>>, why: &str) -> Result<(), Problems> {
         // One after the other: each has its number, and must compare with what is in force when its turn comes.
-        let mut told = self.told.lock();
+        let mut reported = self.reported.lock();
         let before = self.snapshot.load_full();
         let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
         let system = system.unwrap_or(&before.system);
@@ -224,7 +224,7 @@ impl App {
         let listeners = listeners(config, system);
         check_certificates(&listeners, &built.certificates, &mut problems);
         let ((), warnings) = problems.or(())?;
-        report_new(&mut told, &warnings);
+        report_new(&mut reported, &warnings);
         let changes = self.changes(config, &before, system, &built.certificates);
         self.certificates.store(Arc::new(built.certificates));
         self.locations.adopt(system);
@@ -235,7 +235,7 @@ impl App {
         self.limits.change(config.limits.clone());
         self.config.store(config.clone());
         self.dns.never(addresses(&listeners));
-        self.listeners.want(listeners);
+        self.listeners.set(listeners);
         self.applied(why, changes);
         Ok(())
     }
@@ -287,7 +287,7 @@ pub(crate) struct Reloaded {
 }
 
 impl Reloaded {
-    pub(crate) fn say(&self) {
+    pub(crate) fn log(&self) {
         for problem in self.problems.iter() {
             log::warn!(target: "proxy_app::list", "{problem}");
         }
@@ -301,10 +301,10 @@ impl Reloaded {
 }
 
 /// Changes may come every few seconds; a problem that is known from the previous one is not logged again.
-fn report_new(told: &mut BTreeSet<String>, problems: &Problems) {
+fn report_new(reported: &mut BTreeSet<String>, problems: &Problems) {
     let texts: BTreeSet<String> = problems.iter().map(ToString::to_string).collect();
     texts
-        .difference(told)
+        .difference(reported)
         .for_each(|text| log::warn!(target: "proxy_app::list", "{text}"));
-    *told = texts;
+    *reported = texts;
 }

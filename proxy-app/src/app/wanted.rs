@@ -37,7 +37,7 @@ impl WantedListeners {
     }
 
     /// The listeners that should be open.
-    pub(crate) fn wanted(&self) -> ListenerList {
+    pub(crate) fn current(&self) -> ListenerList {
         self.list.borrow().clone()
     }
 
@@ -52,7 +52,7 @@ impl WantedListeners {
     }
 
     /// Sets which listeners should be open.
-    pub(super) fn want(&self, listeners: Vec<Listener>) {
+    pub(super) fn set(&self, listeners: Vec<Listener>) {
         self.list.send_if_modified(|list| {
             let changed = list.listeners != listeners;
             if changed {

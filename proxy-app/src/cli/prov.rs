@@ -129,7 +129,7 @@ struct Report {
 impl Report {
     fn print(&self) {
         self.err.iter().for_each(|line| eprintln!("{}", printable(line)));
-        say(&self.out);
+        print_out(&self.out);
     }
 }
 
@@ -216,13 +216,13 @@ pub(crate) fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
     let (options, rest) = match ProvOptions::take(words) {
         Ok(taken) => taken,
         Err(message) => {
-            say(&format!("{message}\n{}\n", verbs::help(None)));
+            print_out(&format!("{message}\n{}\n", verbs::help(None)));
             return Ok(ExitCode::FAILURE);
         }
     };
     // What needs no directory.
     if options.help || rest.first().is_some_and(|verb| verb == "help") {
-        say(&format!("{}\n", verbs::help(rest.get(1).map(String::as_str))));
+        print_out(&format!("{}\n", verbs::help(rest.get(1).map(String::as_str))));
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(Err(failure)) = rest.first().map(|_| verbs::parse(rest, options.flags)) {
@@ -293,7 +293,7 @@ impl Prov {
     async fn commands(&mut self, mut lines: CommandSource, prompt: &str) -> anyhow::Result<u8> {
         let mut worst = 0;
         loop {
-            say(prompt);
+            print_out(prompt);
             let (batch, more) = lines.next(prompt.is_empty());
             // What speaks to a running Portico wants the directory as it is then.
             let flags = self.flags;
@@ -377,7 +377,7 @@ fn is_apart(line: &str, flags: Flags) -> bool {
 }
 
 /// Prints to standard output. Its reader may have closed it.
-fn say(text: &str) {
+fn print_out(text: &str) {
     let _ = io::stdout()
         .write_all(printable(text).as_bytes())
         .and_then(|()| io::stdout().flush());

@@ -197,9 +197,9 @@ impl Streams {
     ///
     /// # Errors
     /// It has opened too many streams.
-    pub(crate) fn hear(&mut self, bytes: &[u8]) -> Result<(), TooMany> {
+    pub(crate) fn note_received(&mut self, bytes: &[u8]) -> Result<(), TooMany> {
         let mut inbound = std::mem::take(&mut self.inbound);
-        inbound.pass(bytes, |found| self.heard(found));
+        inbound.pass(bytes, |found| self.client_frame(found));
         self.inbound = inbound;
         if self.open.len() > STREAMS_MAX {
             Err(TooMany)
@@ -208,7 +208,7 @@ impl Streams {
         }
     }
 
-    fn heard(&mut self, found: FrameEvent) {
+    fn client_frame(&mut self, found: FrameEvent) {
         let frame = match found {
             FrameEvent::Frame(frame) => frame,
             FrameEvent::InitialWindow(size) => {
@@ -262,13 +262,13 @@ impl Streams {
     }
 
     /// Takes note of what has been sent to the client. Returns how many requests the engine has refused in it.
-    pub(crate) fn say(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn note_sent(&mut self, bytes: &[u8]) -> usize {
         let mut outbound = std::mem::take(&mut self.outbound);
         let mut refused = 0;
         outbound.pass(bytes, |found| {
             refused += usize::from(self.refuses(&found));
             if let FrameEvent::Frame(frame) = found {
-                self.said(frame);
+                self.engine_frame(frame);
             }
         });
         self.outbound = outbound;
@@ -294,7 +294,7 @@ impl Streams {
         }
     }
 
-    fn said(&mut self, frame: FrameHead) {
+    fn engine_frame(&mut self, frame: FrameHead) {
         if frame.kind == RST_STREAM {
             self.open.remove(&frame.stream);
             return;
@@ -396,13 +396,13 @@ mod tests {
 
     fn hear(streams: &mut Streams, bytes: &[u8]) {
         for part in bytes.chunks(3) {
-            streams.hear(part).unwrap();
+            streams.note_received(part).unwrap();
         }
     }
 
     fn say(streams: &mut Streams, bytes: &[u8]) {
         for part in bytes.chunks(5) {
-            streams.say(part);
+            streams.note_sent(part);
         }
     }
 
@@ -457,7 +457,7 @@ mod tests {
             // We have asked for its reset ourselves.
             streams.ended.insert(3);
             streams.open.insert(3, ended());
-            let refused: usize = said.chunks(5).map(|part| streams.say(part)).sum();
+            let refused: usize = said.chunks(5).map(|part| streams.note_sent(part)).sum();
             assert_eq!(refused, expected, "{said:?}");
         }
     }
@@ -492,7 +492,7 @@ mod tests {
         for part in out.chunks_mut(4) {
             let was = part.to_vec();
             streams.change(part);
-            streams.say(&was);
+            streams.note_sent(&was);
         }
         assert_eq!(out, resets([0; 4]));
         assert!(!streams.changes() && streams.open.is_empty());
@@ -508,7 +508,7 @@ mod tests {
         assert!(streams.open.is_empty());
         assert!(streams.interjection(Instant::now() + EARLY).is_empty());
         for stream in 0..=STREAMS_MAX as u32 {
-            let heard = streams.hear(&frame(HEADERS, END_HEADERS, 2 * stream + 3, b""));
+            let heard = streams.note_received(&frame(HEADERS, END_HEADERS, 2 * stream + 3, b""));
             assert_eq!(heard.is_ok(), stream < STREAMS_MAX as u32);
         }
     }

@@ -320,7 +320,9 @@ impl Metrics {
     /// A mailbox server was connected to, or could not be.
     pub(crate) fn connected(&self, server: &str, ok: bool) {
         let outcome = if ok { "ok" } else { "failed" };
-        self.connects.with_label_values(&[self.known(server), outcome]).inc();
+        self.connects
+            .with_label_values(&[self.server_label(server), outcome])
+            .inc();
     }
 
     /// A web request was answered.
@@ -337,7 +339,7 @@ impl Metrics {
     }
 
     /// The name of a server, or `other` where there are too many.
-    fn known<'a>(&self, server: &'a str) -> &'a str {
+    fn server_label<'a>(&self, server: &'a str) -> &'a str {
         let mut servers = self.servers.lock();
         if servers.contains(server) {
             return server;

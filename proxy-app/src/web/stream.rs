@@ -147,13 +147,15 @@ pub(crate) struct FrameWatch {
 
 impl FrameWatch {
     /// Takes note of what was read; fails if it is too much or too slow.
-    pub(crate) fn look(&mut self, cx: &mut Context<'_>, read: Option<&[u8]>) -> io::Result<()> {
+    pub(crate) fn check(&mut self, cx: &mut Context<'_>, read: Option<&[u8]>) -> io::Result<()> {
         if let Some(bytes) = read {
             let aborted = |error| io::Error::new(io::ErrorKind::ConnectionAborted, error);
             self.frames
                 .pass(bytes, Instant::now())
                 .map_err(|flood| aborted(flood.to_string()))?;
-            self.streams.hear(bytes).map_err(|flood| aborted(flood.to_string()))?;
+            self.streams
+                .note_received(bytes)
+                .map_err(|flood| aborted(flood.to_string()))?;
         }
         loop {
             let next = [self.frames.deadline(), self.streams.deadline()]
@@ -218,7 +220,7 @@ impl AsyncRead for WebStream {
         }
         if let Some(watch) = &mut this.frames {
             let read = polled.is_ready().then(|| &buf.filled()[before..]);
-            if let Err(error) = watch.look(cx, read) {
+            if let Err(error) = watch.check(cx, read) {
                 log::info!("a connection is ended: {error}");
                 let reason = match error.kind() {
                     io::ErrorKind::TimedOut => Reason::SlowHead,
@@ -323,7 +325,7 @@ impl AsyncWrite for WebStream {
         let changed = this.changed(buf);
         let written = this.poll_gathered(cx, changed.as_deref().unwrap_or(buf));
         if let (Poll::Ready(Ok(count)), Some(watch)) = (&written, &mut this.frames) {
-            for _ in 0..watch.streams.say(&buf[..*count]) {
+            for _ in 0..watch.streams.note_sent(&buf[..*count]) {
                 note_refusal(&watch.env, &this.carrier, Reason::Unreadable);
             }
             if watch.streams.deadline().is_some() {

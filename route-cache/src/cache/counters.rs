@@ -50,7 +50,7 @@ impl Counters {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn asked(&self) {
+    pub(crate) fn count_question(&self) {
         self.questions.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -120,7 +120,7 @@ impl RouteCache {
         {
             return Ok(fetched);
         }
-        self.counters.asked();
+        self.counters.count_question();
         let result = self.ask_source(query).await;
         let pause_end = match &result {
             Err(RouteError::DirectoryDown(_)) => self.now() + millis(DOWN_PAUSE),
