@@ -11,12 +11,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use mail_directory::ldap::{self, LdapDirectory, Trust, Url};
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, Secret, System};
+use portico_tests::ldap_stage::{self, ADMIN, LdapStage};
 use route_cache::{Lookup, RouteCache, Service, Settings, Subject, Tier};
-
-// The bench starts it in one way only.
-#[allow(dead_code)]
-#[path = "../tests/ldap/slapd.rs"]
-mod slapd;
 
 /// Accounts in memory.
 const MANY: usize = 1_000_000;
@@ -78,14 +74,14 @@ async fn cold_hits(cache: &RouteCache) -> f64 {
 
 async fn from_slapd() {
     let accounts: String = (0..MISSES)
-        .map(|i| slapd::account(&format!("user{i}@a.test"), "zimbraMailHost: store1.test\n"))
+        .map(|i| ldap_stage::account(&format!("user{i}@a.test"), "zimbraMailHost: store1.test\n"))
         .collect();
-    let slapd = slapd::Slapd::start(&accounts);
+    let slapd = LdapStage::start(&accounts);
     let settings = ldap::Settings {
         urls: vec![Url::parse(&slapd.url()).unwrap()],
         starttls: false,
         trust: Trust::system(),
-        bind: Some((slapd::ADMIN.0.to_owned(), Secret::new(slapd::ADMIN.1.to_owned()))),
+        bind: Some((ADMIN.0.to_owned(), Secret::new(ADMIN.1.to_owned()))),
         timeout: Duration::from_secs(10),
         snapshot: None,
     };

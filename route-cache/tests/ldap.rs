@@ -14,6 +14,7 @@ use mail_directory::yaml::Problems;
 use mail_directory::{AccountBy, Directory, Secret};
 use mail_directory::{Apply, Losses};
 use portico_tests::Stage;
+use portico_tests::ldap_stage::{ADMIN, Kind, LdapStage, account, account_dn, domain, domain_dn, set};
 use portico_tests::memcached::Memcached;
 use route_cache::addresses::Literal;
 use route_cache::memcached;
@@ -24,11 +25,8 @@ use tokio::task::JoinHandle;
 
 #[path = "ldap/forwarder.rs"]
 mod forwarder;
-#[path = "ldap/slapd.rs"]
-mod slapd;
 
 use forwarder::Forwarder;
-use slapd::{ADMIN, Kind, Slapd, account, account_dn, domain, domain_dn, set};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(200);
@@ -161,7 +159,7 @@ async fn accounts_are_found_by_name_alias_and_id() {
         "carl@a.test",
         "zimbraMailHost: store1.test\nzimbraMailAlias: bob@a.test\n",
     ) + &account("dora@a.test", "zimbraMailHost: store1.test\nzimbraCOSId: cos-away\n");
-    let slapd = Slapd::start(&more);
+    let slapd = LdapStage::start(&more);
     let house = House::open(settings(&[slapd.url()])).await;
     let alice = "alice@a.test store1.test:7990";
     for (name, expected) in [
@@ -214,7 +212,7 @@ async fn no_spelling_but_an_accounts_names_is_kept() {
         "mary@a.test",
         "zimbraMailHost: store2.test\nzimbraMailAlias: mary ann@a.test\n",
     );
-    let slapd = Slapd::start(&mary);
+    let slapd = LdapStage::start(&mary);
     let house = House::open(settings(&[slapd.url()])).await;
     let alice = "alice@a.test store1.test:7990";
     assert_eq!(house.ask("alice@a.test").await, alice);
@@ -235,7 +233,7 @@ async fn more_domains_than_a_page_has_are_all_read() {
     let more: String = (0..1200)
         .map(|i| domain(&format!("d{i}.test"), &format!("zimbraVirtualHostname: m{i}.test\n")))
         .collect();
-    let slapd = Slapd::start(&more);
+    let slapd = LdapStage::start(&more);
     let house = House::open(settings(&[slapd.url()])).await;
     let system = house.directory.system();
     assert_eq!(system.domains().count(), 1202);
@@ -244,7 +242,7 @@ async fn more_domains_than_a_page_has_are_all_read() {
 
 #[tokio::test]
 async fn a_directory_without_a_tree_or_without_the_right_to_read_it_is_refused() {
-    let slapd = Slapd::start("");
+    let slapd = LdapStage::start("");
     let wrong = Some((ADMIN.0.to_owned(), Secret::new("wrong".to_owned())));
     for bind in [None, wrong] {
         let refused = LdapDirectory::load(Settings {
@@ -263,8 +261,8 @@ async fn a_directory_without_a_tree_or_without_the_right_to_read_it_is_refused()
 
 #[tokio::test]
 async fn the_first_server_is_left_when_it_fails_and_taken_again_when_it_is_back() {
-    let mut first = Slapd::start("");
-    let second = Slapd::start(&account("second@a.test", "zimbraMailHost: store2.test\n"));
+    let mut first = LdapStage::start("");
+    let second = LdapStage::start(&account("second@a.test", "zimbraMailHost: store2.test\n"));
     let house = House::open(settings(&[first.url(), second.url()])).await;
     assert_eq!(house.ask("second@a.test").await, "unknown");
     first.stop();
@@ -298,7 +296,7 @@ async fn connections_that_fall_silent_are_no_dead_directory() {
     let many: String = (0..400)
         .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
         .collect();
-    let slapd = Slapd::start(&many);
+    let slapd = LdapStage::start(&many);
     let forwarder = Forwarder::start(slapd.address()).await;
     let (directory, _) = LdapDirectory::load(settings(&[forwarder.url()])).await.unwrap();
     let directory = Arc::new(directory);
@@ -353,7 +351,7 @@ async fn nodes_start_quietly(kind: Kind<'_>) {
     let many: String = (0..PEOPLE)
         .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
         .collect();
-    let slapd = Slapd::start_as(kind, &many);
+    let slapd = LdapStage::start_as(kind, &many);
     let mut admin = slapd.admin().await;
     for (i, server) in ["store1.test", "store2.test"].iter().enumerate() {
         let dn = format!("cn={server},cn=servers,cn=zimbra");
@@ -427,8 +425,8 @@ async fn nodes_start_quietly_where_the_server_does_not_say_how_far_it_is() {
 
 #[tokio::test]
 async fn tls_is_verified() {
-    let slapd = Slapd::start("");
-    let other = Slapd::start("");
+    let slapd = LdapStage::start("");
+    let other = LdapStage::start("");
     let right = || Trust::only(&slapd.ca()).unwrap();
     let wrong = || Trust::only(&other.ca()).unwrap();
     for (url, starttls) in [(slapd.url(), true), (slapd.tls_url(), false), (slapd.tls_url(), true)] {
@@ -457,7 +455,7 @@ async fn tls_is_verified() {
 
 #[tokio::test]
 async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
-    let mut slapd = Slapd::start("");
+    let mut slapd = LdapStage::start("");
     let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
     let house = House::around(directory, Duration::from_millis(500));
     let alice = "alice@a.test store1.test:7990";
@@ -489,7 +487,7 @@ async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
 }
 
 async fn changes_are_seen(kind: Kind<'_>) {
-    let slapd = Slapd::start_as(kind, "");
+    let slapd = LdapStage::start_as(kind, "");
     let house = House::open(settings(&[slapd.url()])).await;
     let mut generations = house.directory.changes();
     let mut admin = slapd.admin().await;
@@ -603,7 +601,7 @@ async fn deleted_accounts_are_noticed(kind: Kind<'_>) {
     let many: String = (0..450)
         .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
         .collect();
-    let slapd = Slapd::start_as(kind, &many);
+    let slapd = LdapStage::start_as(kind, &many);
     let house = House::open(settings(&[slapd.url()])).await;
     let mut admin = slapd.admin().await;
     let (alice, bob) = ("alice@a.test store1.test:7990", "bob@a.test store2.test:7991");
@@ -650,7 +648,7 @@ async fn deleted_accounts_are_noticed_where_the_server_does_not_say_how_far_it_i
 
 #[tokio::test]
 async fn a_directory_that_may_no_longer_be_read_changes_nothing() {
-    let slapd = Slapd::start("");
+    let slapd = LdapStage::start("");
     let house = House::open(settings(&[slapd.url()])).await;
     let mut admin = slapd.admin().await;
     for server in ["store1.test", "store2.test"] {
@@ -673,7 +671,7 @@ async fn a_directory_that_may_no_longer_be_read_changes_nothing() {
 #[tokio::test]
 async fn a_directory_that_lost_most_domains_waits_for_a_word() {
     let names = ["d1.test", "d2.test", "d3.test"];
-    let slapd = Slapd::start(&names.map(|name| domain(name, "")).concat());
+    let slapd = LdapStage::start(&names.map(|name| domain(name, "")).concat());
     let house = House::open(settings(&[slapd.url()])).await;
     let directory: Arc<dyn Directory> = house.directory.clone();
     assert_eq!(house.ask("alice@a.test").await, "alice@a.test store1.test:7990");
@@ -703,7 +701,7 @@ async fn a_directory_that_lost_most_domains_waits_for_a_word() {
 
 #[tokio::test]
 async fn the_last_good_reading_serves_where_the_directory_is_down_at_the_start() {
-    let mut slapd = Slapd::start("");
+    let mut slapd = LdapStage::start("");
     let snapshot: PathBuf = slapd.path("snapshot");
     let with_snapshot = || Settings {
         snapshot: Some(snapshot.clone()),
@@ -730,7 +728,7 @@ async fn the_last_good_reading_serves_where_the_directory_is_down_at_the_start()
 
 #[tokio::test]
 async fn what_cannot_be_applied_is_not_put_in_force() {
-    let mut slapd = Slapd::start("");
+    let mut slapd = LdapStage::start("");
     let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
     let directory: Arc<dyn Directory> = Arc::new(directory);
     let applied = Arc::new(AtomicUsize::new(0));
@@ -769,7 +767,7 @@ async fn what_cannot_be_applied_is_not_put_in_force() {
 async fn after_a_move_is_seen_nobody_gets_the_old_server() {
     const MOVES: usize = 200;
     const NAMES: [&str; 4] = ["alice@a.test", "al@a.test", "#id-alice@a.test", "ALICE"];
-    let slapd = Slapd::start("");
+    let slapd = LdapStage::start("");
     let mut admin = slapd.admin().await;
     set(
         &mut admin,

@@ -17,6 +17,7 @@ pub mod fake;
 pub mod h2;
 pub mod haproxy;
 pub mod jetty;
+pub mod ldap_stage;
 pub mod load;
 pub mod lookup;
 pub mod memcached;

@@ -1,4 +1,6 @@
-//! A real slapd with a Carbonio-like tree, started for one test and ended with it.
+//! A real slapd with a Carbonio-like tree, started for one test of the libraries and ended with it.
+// What cannot be done here is the end of the test.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -6,25 +8,27 @@ use std::fs;
 use std::path::PathBuf;
 
 use ldap3::{Ldap, LdapConnAsync, Mod};
-pub(crate) use portico_tests::slapd::{ADMIN, Kind};
-use portico_tests::{Stage, certs, slapd};
 
-/// One server and its files.
-pub(crate) struct Slapd {
+use crate::{Stage, certs, slapd};
+
+pub use crate::slapd::{ADMIN, Kind};
+
+/// The server, its files, and the authority of its certificate.
+pub struct LdapStage {
     server: slapd::Slapd,
     authority: certs::Authority,
     // The last to go: it is the folder of the others.
     stage: Stage,
 }
 
-impl Slapd {
-    /// Starts a server with the tree of [`tree`] and some more.
-    pub(crate) fn start(more: &str) -> Self {
-        Self::start_as(Kind::default(), more)
+impl LdapStage {
+    /// Starts a server with the tree of [`tree`] and more entries.
+    pub fn start(more: &str) -> LdapStage {
+        LdapStage::start_as(Kind::default(), more)
     }
 
     /// The same, with its peculiarities.
-    pub(crate) fn start_as(kind: Kind, more: &str) -> Self {
+    pub fn start_as(kind: Kind, more: &str) -> LdapStage {
         let stage = Stage::new().unwrap();
         let authority = certs::Authority::new(&stage.dir("ca").unwrap()).unwrap();
         let pair = authority.server(&["localhost"]).unwrap();
@@ -33,7 +37,7 @@ impl Slapd {
             ..kind
         };
         let server = slapd::Slapd::start_as(&stage, "slapd", Some(&(tree() + more)), &kind).unwrap();
-        Self {
+        LdapStage {
             server,
             authority,
             stage,
@@ -41,52 +45,52 @@ impl Slapd {
     }
 
     /// Starts the stopped server again, on the same ports and with the same content.
-    pub(crate) fn resume(&mut self) {
+    pub fn resume(&mut self) {
         self.server.start_again().unwrap();
     }
 
     /// Ends the server as an operator does.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.server.stop().unwrap();
     }
 
     /// Stops it in the middle of whatever it does.
-    pub(crate) fn freeze(&self) {
+    pub fn freeze(&self) {
         self.server.freeze().unwrap();
     }
 
     /// Lets it go on.
-    pub(crate) fn thaw(&self) {
+    pub fn thaw(&self) {
         self.server.thaw().unwrap();
     }
 
     /// `ldap://…`
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("ldap://localhost:{}", self.server.address().port())
     }
 
     /// Where it listens.
-    pub(crate) fn address(&self) -> std::net::SocketAddr {
+    pub fn address(&self) -> std::net::SocketAddr {
         self.server.address().into()
     }
 
     /// `ldaps://…`
-    pub(crate) fn tls_url(&self) -> String {
+    pub fn tls_url(&self) -> String {
         format!("ldaps://localhost:{}", self.server.tls_address().unwrap().port())
     }
 
     /// The authority that signed the server's certificate, as PEM.
-    pub(crate) fn ca(&self) -> Vec<u8> {
+    pub fn ca(&self) -> Vec<u8> {
         fs::read(self.authority.file()).unwrap()
     }
 
     /// A file beside the server's.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.stage.path().join(name)
     }
 
     /// A connection that may change everything.
-    pub(crate) async fn admin(&self) -> Ldap {
+    pub async fn admin(&self) -> Ldap {
         let (driver, mut ldap) = LdapConnAsync::new(&self.url()).await.unwrap();
         tokio::spawn(driver.drive());
         ldap.simple_bind(ADMIN.0, ADMIN.1).await.unwrap().success().unwrap();
@@ -95,7 +99,7 @@ impl Slapd {
 }
 
 /// Puts these values in place of the old ones; none takes the attribute away.
-pub(crate) async fn set(ldap: &mut Ldap, dn: &str, attribute: &str, values: &[&str]) {
+pub async fn set(ldap: &mut Ldap, dn: &str, attribute: &str, values: &[&str]) {
     let values: HashSet<&str> = values.iter().copied().collect();
     ldap.modify(dn, vec![Mod::Replace(attribute, values)])
         .await
@@ -105,18 +109,18 @@ pub(crate) async fn set(ldap: &mut Ldap, dn: &str, attribute: &str, values: &[&s
 }
 
 /// Place of an account in the tree.
-pub(crate) fn account_dn(address: &str) -> String {
+pub fn account_dn(address: &str) -> String {
     let (user, domain) = address.split_once('@').unwrap();
     format!("uid={user},ou=people,{}", domain_dn(domain))
 }
 
 /// Place of a domain in the tree.
-pub(crate) fn domain_dn(domain: &str) -> String {
+pub fn domain_dn(domain: &str) -> String {
     format!("dc={}", domain.replace('.', ",dc="))
 }
 
 /// A domain `NAME.test` with some attributes (`attribute: value` lines).
-pub(crate) fn domain(name: &str, attributes: &str) -> String {
+pub fn domain(name: &str, attributes: &str) -> String {
     let dn = domain_dn(name);
     let label = name.split('.').next().unwrap();
     format!(
@@ -127,7 +131,7 @@ pub(crate) fn domain(name: &str, attributes: &str) -> String {
 }
 
 /// An account with some attributes.
-pub(crate) fn account(address: &str, attributes: &str) -> String {
+pub fn account(address: &str, attributes: &str) -> String {
     let dn = account_dn(address);
     let user = address.split('@').next().unwrap();
     format!(
