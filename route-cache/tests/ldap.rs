@@ -1,21 +1,19 @@
-//! The LDAP directory against a real slapd with a Carbonio-like tree.
+//! Routes from a directory in a real slapd with a Carbonio-like tree: names, changes that are followed, what is kept
+//! while the directory is down. The directory by itself is tested in mail-directory.
 // What cannot be done here is the end of the test.
 #![allow(clippy::unwrap_used)]
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ldap3::Mod;
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
-use mail_directory::yaml::Problems;
-use mail_directory::{AccountBy, Directory, Secret};
-use mail_directory::{Apply, Losses};
-use portico_tests::Stage;
+use mail_directory::{Apply, Directory, Losses, Secret};
 use portico_tests::ldap_stage::{ADMIN, Kind, LdapStage, account, account_dn, domain, domain_dn, set};
 use portico_tests::memcached::Memcached;
+use portico_tests::{Stage, wait_until};
 use route_cache::addresses::Literal;
 use route_cache::memcached;
 use route_cache::{
@@ -23,15 +21,8 @@ use route_cache::{
 };
 use tokio::task::JoinHandle;
 
-#[path = "ldap/forwarder.rs"]
-mod forwarder;
-
-use forwarder::Forwarder;
-
 const TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(200);
-/// For what happens within a poll, on a machine with other things to do.
-const SOON: Duration = Duration::from_secs(10);
 
 fn settings(urls: &[String]) -> Settings {
     Settings {
@@ -103,7 +94,7 @@ impl House {
     }
 
     async fn until(&self, name: &str, expected: &str) {
-        until(&format!("{name} to be {expected}"), async || {
+        wait_until(&format!("{name} to be {expected}"), async || {
             self.ask(name).await == expected
         })
         .await;
@@ -145,20 +136,12 @@ fn login(name: &str) -> Lookup {
     }
 }
 
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + SOON;
-    while !condition().await {
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 #[tokio::test]
 async fn accounts_are_found_by_name_alias_and_id() {
     let more = account(
         "carl@a.test",
         "zimbraMailHost: store1.test\nzimbraMailAlias: bob@a.test\n",
-    ) + &account("dora@a.test", "zimbraMailHost: store1.test\nzimbraCOSId: cos-away\n");
+    );
     let slapd = LdapStage::start(&more);
     let house = House::open(settings(&[slapd.url()])).await;
     let alice = "alice@a.test store1.test:7990";
@@ -188,20 +171,6 @@ async fn accounts_are_found_by_name_alias_and_id() {
     ] {
         assert_eq!(house.ask(name).await, expected, "{name}");
     }
-    let system = house.directory.system();
-    let class = async |name: &str| {
-        let account = house
-            .directory
-            .account(&AccountBy::Name(name.to_owned()))
-            .await
-            .unwrap()
-            .unwrap();
-        system.account(&account).parent_name().to_owned()
-    };
-    assert_eq!(class("dora@a.test").await, "away");
-    assert_eq!(class("alice@a.test").await, "default");
-    assert_eq!(system.domain_by_host("mail.a.test").unwrap().name(), "a.test");
-    assert_eq!(system.servers().count(), 2);
 }
 
 /// LDAP does not see blanks around a value, nor how many there are in it (RFC 4518 §2.6.1). If each such spelling were
@@ -225,123 +194,7 @@ async fn no_spelling_but_an_accounts_names_is_kept() {
         assert_eq!(house.ask(&format!("mary {blanks}ann@a.test")).await, "unknown");
         assert_eq!(house.ask(&format!("alice{blanks}@a.test")).await, "unknown");
     }
-    until("nobodies to be forgotten", async || house.cache.len() == kept).await;
-}
-
-#[tokio::test]
-async fn more_domains_than_a_page_has_are_all_read() {
-    let more: String = (0..1200)
-        .map(|i| domain(&format!("d{i}.test"), &format!("zimbraVirtualHostname: m{i}.test\n")))
-        .collect();
-    let slapd = LdapStage::start(&more);
-    let house = House::open(settings(&[slapd.url()])).await;
-    let system = house.directory.system();
-    assert_eq!(system.domains().count(), 1202);
-    assert_eq!(system.domain_by_host("m1199.test").unwrap().name(), "d1199.test");
-}
-
-#[tokio::test]
-async fn a_directory_without_a_tree_or_without_the_right_to_read_it_is_refused() {
-    let slapd = LdapStage::start("");
-    let wrong = Some((ADMIN.0.to_owned(), Secret::new("wrong".to_owned())));
-    for bind in [None, wrong] {
-        let refused = LdapDirectory::load(Settings {
-            bind,
-            ..settings(&[slapd.url()])
-        })
-        .await;
-        let said = refused.err().unwrap().to_string();
-        assert!(
-            said.contains("insufficientAccessRights") || said.contains("invalidCredentials"),
-            "{said}"
-        );
-        assert!(!said.contains("wrong"), "{said}");
-    }
-}
-
-#[tokio::test]
-async fn the_first_server_is_left_when_it_fails_and_taken_again_when_it_is_back() {
-    let mut first = LdapStage::start("");
-    let second = LdapStage::start(&account("second@a.test", "zimbraMailHost: store2.test\n"));
-    let house = House::open(settings(&[first.url(), second.url()])).await;
-    assert_eq!(house.ask("second@a.test").await, "unknown");
-    first.stop();
-    let before = Instant::now();
-    tokio::time::sleep(Duration::from_millis(60)).await;
-    assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
-    assert!(before.elapsed() < TIMEOUT, "the next server is asked at once");
-    first.resume();
-    until("the first server to be asked again", async || {
-        house.cache.clear();
-        house.ask("second@a.test").await == "unknown"
-    })
-    .await;
-    // A server that hangs costs one timeout, and then nothing.
-    first.freeze();
-    house.cache.clear();
-    let before = Instant::now();
-    assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
-    assert!(before.elapsed() < TIMEOUT * 2, "{:?}", before.elapsed());
-    house.cache.clear();
-    let before = Instant::now();
-    assert_eq!(house.ask("second@a.test").await, "second@a.test store2.test:7991");
-    assert!(before.elapsed() < TIMEOUT / 2, "{:?}", before.elapsed());
-    first.thaw();
-}
-
-/// A firewall forgets all connections at once. Nobody is refused over it, everybody waits a part of the timeout at most
-/// once, and some new connections do for all.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_fall_silent_are_no_dead_directory() {
-    let many: String = (0..400)
-        .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
-        .collect();
-    let slapd = LdapStage::start(&many);
-    let forwarder = Forwarder::start(slapd.address()).await;
-    let (directory, _) = LdapDirectory::load(settings(&[forwarder.url()])).await.unwrap();
-    let directory = Arc::new(directory);
-    let ask = |i: usize| {
-        let directory = directory.clone();
-        tokio::spawn(async move {
-            let start = Instant::now();
-            let found = directory.account(&AccountBy::Name(format!("u{i}@a.test"))).await;
-            assert!(found.unwrap().is_some(), "u{i}");
-            start.elapsed()
-        })
-    };
-    for round in 0..3 {
-        // All connections are open and work.
-        for i in 0..8 {
-            ask(i).await.unwrap();
-        }
-        forwarder.forget();
-        let before = forwarder.opened();
-        let waited: Vec<_> = (0..400).map(ask).collect();
-        for one in waited {
-            let took = one.await.unwrap();
-            assert!(took < TIMEOUT, "round {round}: {took:?}");
-        }
-        assert!(
-            forwarder.opened() - before <= 8,
-            "{} connections",
-            forwarder.opened() - before
-        );
-        for i in 0..8 {
-            let took = ask(i).await.unwrap();
-            assert!(took < TIMEOUT / 4, "an old connection is still in use: {took:?}");
-        }
-    }
-    // A directory that is dead is said to be dead, within its time.
-    slapd.freeze();
-    let start = Instant::now();
-    assert!(
-        directory
-            .account(&AccountBy::Name("u1@a.test".to_owned()))
-            .await
-            .is_err()
-    );
-    assert!(start.elapsed() < TIMEOUT * 2, "{:?}", start.elapsed());
-    slapd.thaw();
+    wait_until("nobodies to be forgotten", async || house.cache.len() == kept).await;
 }
 
 /// Nodes that start where the server does not say how far it is: what changed just before is no news to them. They
@@ -401,7 +254,7 @@ async fn nodes_start_quietly(kind: Kind<'_>) {
     .await;
     for house in &houses {
         let ages = house.directory.age();
-        until("some looks", async || house.directory.age() < ages).await;
+        wait_until("some looks", async || house.directory.age() < ages).await;
         house.until("alice@a.test", "alice@a.test store2.test:7991").await;
         everybody(house, Tier::Memcached).await;
     }
@@ -421,36 +274,6 @@ async fn nodes_start_quietly_where_the_server_does_not_say_how_far_it_is() {
         ..Kind::default()
     })
     .await;
-}
-
-#[tokio::test]
-async fn tls_is_verified() {
-    let slapd = LdapStage::start("");
-    let other = LdapStage::start("");
-    let right = || Trust::only(&slapd.ca()).unwrap();
-    let wrong = || Trust::only(&other.ca()).unwrap();
-    for (url, starttls) in [(slapd.url(), true), (slapd.tls_url(), false), (slapd.tls_url(), true)] {
-        let with = |trust| Settings {
-            starttls,
-            trust,
-            ..settings(std::slice::from_ref(&url))
-        };
-        let house = House::open(with(right())).await;
-        assert_eq!(house.ask("al@a.test").await, "alice@a.test store1.test:7990", "{url}");
-        for (trust, url) in [
-            (wrong(), url.clone()),
-            (Trust::system(), url.clone()),
-            (right(), url.replace("localhost", "127.0.0.1")),
-        ] {
-            let refused = LdapDirectory::load(Settings {
-                urls: vec![Url::parse(&url).unwrap()],
-                ..with(trust)
-            })
-            .await;
-            let said = refused.err().unwrap().to_string();
-            assert!(said.contains("TLS") || said.contains("certificate"), "{said}");
-        }
-    }
 }
 
 #[tokio::test]
@@ -480,7 +303,7 @@ async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
     assert_eq!(house.directory.system().domains().count(), 2);
     slapd.resume();
     house.until("al", alice).await;
-    until("fresh answers", async || {
+    wait_until("fresh answers", async || {
         house.cache.route(&login("alice")).await.unwrap().tier != Tier::Stale
     })
     .await;
@@ -513,7 +336,7 @@ async fn changes_are_seen(kind: Kind<'_>) {
         &["new.a.test"],
     )
     .await;
-    until("the host name", async || {
+    wait_until("the host name", async || {
         house.directory.system().domain_by_host("new.a.test").is_some()
     })
     .await;
@@ -525,7 +348,7 @@ async fn changes_are_seen(kind: Kind<'_>) {
         .success()
         .unwrap();
     admin.delete(&domain_dn("alias.test")).await.unwrap().success().unwrap();
-    until("the domain to go", async || {
+    wait_until("the domain to go", async || {
         house.directory.system().domain("alias.test").is_none()
     })
     .await;
@@ -535,7 +358,7 @@ async fn changes_are_seen(kind: Kind<'_>) {
     set(&mut admin, config, "zimbraReverseProxyMailMode", &["nonsense"]).await;
     set(&mut admin, config, "zimbraReverseProxyConnectTimeout", &["7s"]).await;
     let timeout = &mail_directory::attributes::REVERSE_PROXY_CONNECT_TIMEOUT;
-    until("the timeout", async || {
+    wait_until("the timeout", async || {
         house.directory.system().global().duration(timeout) == Duration::from_secs(7)
     })
     .await;
@@ -606,7 +429,7 @@ async fn deleted_accounts_are_noticed(kind: Kind<'_>) {
     let mut admin = slapd.admin().await;
     let (alice, bob) = ("alice@a.test store1.test:7990", "bob@a.test store2.test:7991");
     // The first look of the watch makes the cache forget.
-    until("routes to stay in memory", async || {
+    wait_until("routes to stay in memory", async || {
         house.cache.route(&login("alice")).await.unwrap().tier == Tier::Memory
     })
     .await;
@@ -646,27 +469,6 @@ async fn deleted_accounts_are_noticed_where_the_server_does_not_say_how_far_it_i
     .await;
 }
 
-#[tokio::test]
-async fn a_directory_that_may_no_longer_be_read_changes_nothing() {
-    let slapd = LdapStage::start("");
-    let house = House::open(settings(&[slapd.url()])).await;
-    let mut admin = slapd.admin().await;
-    for server in ["store1.test", "store2.test"] {
-        admin
-            .delete(&format!("cn={server},cn=servers,cn=zimbra"))
-            .await
-            .unwrap()
-            .success()
-            .unwrap();
-    }
-    let refused = (house.directory.clone() as Arc<dyn Directory>)
-        .refresh(everything(), Losses::Most)
-        .await
-        .unwrap_err();
-    assert!(refused.to_string().contains("all servers are gone"), "{refused}");
-    assert_eq!(house.directory.system().servers().count(), 2);
-}
-
 /// A reading that lost most domains is held back; accounts are followed all the same.
 #[tokio::test]
 async fn a_directory_that_lost_most_domains_waits_for_a_word() {
@@ -682,7 +484,7 @@ async fn a_directory_that_lost_most_domains_waits_for_a_word() {
     {
         admin.delete(&dn).await.unwrap().success().unwrap();
     }
-    until("the reading to be held back", async || directory.refusal().is_some()).await;
+    wait_until("the reading to be held back", async || directory.refusal().is_some()).await;
     let reason = directory.refusal().unwrap();
     assert!(reason.contains("3 of 5 domains are gone"), "{reason}");
     set(
@@ -697,68 +499,6 @@ async fn a_directory_that_lost_most_domains_waits_for_a_word() {
     assert_eq!(directory.system().domains().count(), 5);
     directory.clone().refresh(everything(), Losses::Most).await.unwrap();
     assert_eq!((directory.system().domains().count(), directory.refusal()), (2, None));
-}
-
-#[tokio::test]
-async fn the_last_good_reading_serves_where_the_directory_is_down_at_the_start() {
-    let mut slapd = LdapStage::start("");
-    let snapshot: PathBuf = slapd.path("snapshot");
-    let with_snapshot = || Settings {
-        snapshot: Some(snapshot.clone()),
-        ..settings(&[slapd.url()])
-    };
-    let (with, again) = (with_snapshot(), with_snapshot());
-    let house = House::open(with).await;
-    until("the snapshot", async || snapshot.exists()).await;
-    drop(house);
-    slapd.stop();
-    let (directory, warnings) = LdapDirectory::load(again).await.unwrap();
-    assert!(warnings.to_string().contains("last good reading"), "{warnings}");
-    let house = House::around(directory, SOON);
-    assert_eq!(
-        house.directory.system().domain_by_host("mail.a.test").unwrap().name(),
-        "a.test"
-    );
-    assert_eq!(house.ask("alice").await, "down");
-    slapd.resume();
-    house.until("alice", "alice@a.test store1.test:7990").await;
-    let refused = LdapDirectory::load(settings(&["ldap://localhost:1".to_owned()])).await;
-    assert!(refused.is_err());
-}
-
-#[tokio::test]
-async fn what_cannot_be_applied_is_not_put_in_force() {
-    let mut slapd = LdapStage::start("");
-    let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
-    let directory: Arc<dyn Directory> = Arc::new(directory);
-    let applied = Arc::new(AtomicUsize::new(0));
-    let count = applied.clone();
-    let nobody: Arc<Apply> = Arc::new(move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        Err(Problems::of_file("x".as_ref(), None, "not now"))
-    });
-    let mut admin = slapd.admin().await;
-    set(
-        &mut admin,
-        &domain_dn("a.test"),
-        "zimbraVirtualHostname",
-        &["new.a.test"],
-    )
-    .await;
-    for times in 1..3 {
-        let refused = directory
-            .clone()
-            .refresh(nobody.clone(), Losses::Most)
-            .await
-            .unwrap_err();
-        assert!(refused.to_string().contains("x: not now"), "{refused}");
-        assert!(directory.system().domain_by_host("new.a.test").is_none());
-        assert_eq!(applied.load(Ordering::SeqCst), times);
-    }
-    // It may be called for another reason than the directory, so also while that is down.
-    slapd.stop();
-    assert!(directory.clone().refresh(everything(), Losses::Most).await.is_err());
-    assert!(directory.system().domain_by_host("new.a.test").is_some());
 }
 
 /// The account moves to and fro while many log in all the time. Each answer carries the number of the move that it
@@ -801,7 +541,7 @@ async fn after_a_move_is_seen_nobody_gets_the_old_server() {
             .refresh(everything(), Losses::Most)
             .await
             .unwrap();
-        until("the move to be seen", async || {
+        wait_until("the move to be seen", async || {
             known_move(&house.cache, "alice").await == i
         })
         .await;

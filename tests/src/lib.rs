@@ -32,4 +32,4 @@ pub mod town;
 pub mod web;
 pub mod wire;
 
-pub use stage::{Stage, until};
+pub use stage::{Stage, until, wait_until};

@@ -15,6 +15,8 @@ use tempfile::TempDir;
 const PORTS: std::ops::Range<u16> = 11000..31000;
 /// How much of each log is shown when something fails.
 const SHOWN: usize = 6000;
+/// How long a condition may take to come true, on a machine with other things to do.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A place for one test or one demo. Everything in it is gone when it is dropped, unless `STAGE_KEEP` is set.
 pub struct Stage {
@@ -127,6 +129,15 @@ pub fn until<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<
             bail!("waited {deadline:?} for {what}");
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Polls until the condition is true; panics after [`PATIENCE`], with what was awaited. For the tests of the libraries.
+pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
