@@ -23,12 +23,12 @@ pub struct LdapStage {
 
 impl LdapStage {
     /// Starts a server with the tree of [`tree`] and more entries.
-    pub fn start(more: &str) -> LdapStage {
-        LdapStage::start_as(Kind::default(), more)
+    pub fn start(more: &str) -> Self {
+        Self::start_as(Kind::default(), more)
     }
 
     /// The same, with its peculiarities.
-    pub fn start_as(kind: Kind, more: &str) -> LdapStage {
+    pub fn start_as(kind: Kind, more: &str) -> Self {
         let stage = Stage::new().unwrap();
         let authority = certs::Authority::new(&stage.dir("ca").unwrap()).unwrap();
         let pair = authority.server(&["localhost"]).unwrap();
@@ -37,7 +37,7 @@ impl LdapStage {
             ..kind
         };
         let server = slapd::Slapd::start_as(&stage, "slapd", Some(&(tree() + more)), &kind).unwrap();
-        LdapStage {
+        Self {
             server,
             authority,
             stage,

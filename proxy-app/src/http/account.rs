@@ -320,8 +320,8 @@ fn is_label(label: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::headers::tests::headers;
     use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-    use http::header::{HeaderName, HeaderValue};
 
     const ID: &str = "11111111-2222-3333-4444-555555555555";
     /// The token data of HTTP Appendix A.
@@ -346,16 +346,6 @@ mod tests {
 
     fn basic(plain: impl AsRef<[u8]>) -> String {
         format!("authorization: Basic {}", BASE64_STANDARD.encode(plain))
-    }
-
-    fn headers(lines: &[&str]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for line in lines {
-            let (name, value) = line.split_once(": ").unwrap();
-            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
-            map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
-        }
-        map
     }
 
     #[track_caller]

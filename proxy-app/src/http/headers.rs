@@ -159,10 +159,11 @@ fn connection_options(headers: &HeaderMap) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn headers(lines: &[&str]) -> HeaderMap {
+    /// A head with these lines.
+    pub(crate) fn headers(lines: &[&str]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for line in lines {
             let (name, value) = line.split_once(": ").unwrap();
