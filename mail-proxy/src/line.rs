@@ -98,7 +98,7 @@ fn wipe(bytes: Vec<u8>) {
 
 /// What [`find_line`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum LineSearch {
     /// No line end yet.
     NeedInput,
     /// A line: its text is `bytes[..text]`, and with its end it is `bytes[..end]`.
@@ -117,18 +117,18 @@ pub enum Found {
 /// Both CRLF and a bare LF end a line, on both sides of the proxy: administrators type at `openssl s_client`, and a rule
 /// that differs between the sides would let one of them smuggle. A CR elsewhere stays in the text, and no grammar
 /// here allows it.
-pub fn find_line(bytes: &[u8], limit: usize) -> Found {
+pub fn find_line(bytes: &[u8], limit: usize) -> LineSearch {
     let window = &bytes[..bytes.len().min(limit)];
     match window.iter().position(|&byte| byte == b'\n') {
         Some(lf) => {
             let cr = usize::from(window[..lf].ends_with(b"\r"));
-            Found::Line {
+            LineSearch::Line {
                 text: lf - cr,
                 end: lf + 1,
             }
         }
-        None if bytes.len() >= limit => Found::TooLong,
-        None => Found::NeedInput,
+        None if bytes.len() >= limit => LineSearch::TooLong,
+        None => LineSearch::NeedInput,
     }
 }
 
@@ -222,9 +222,9 @@ impl Framer {
             let begin = self.at + mem::take(&mut self.pending);
             self.at = begin;
             let (text, end) = match find_line(&bytes[begin..], MAX_LINE - self.text) {
-                Found::NeedInput => return Framed::NeedInput,
-                Found::TooLong => return Framed::TooLong,
-                Found::Line { text, end } => (text, end),
+                LineSearch::NeedInput => return Framed::NeedInput,
+                LineSearch::TooLong => return Framed::TooLong,
+                LineSearch::Line { text, end } => (text, end),
             };
             self.at += end;
             self.text += end;

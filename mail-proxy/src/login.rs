@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::credentials::{Credentials, Rejected};
-use crate::line::{self, Found, Input};
+use crate::line::{self, Input, LineSearch};
 use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, Channel, DialogueEnd, IdFields, LoginMachine, Step};
 use crate::mechanism::Mechanism;
@@ -218,9 +218,9 @@ impl<D: LoginDialect> LoginDriver<D> {
 
     fn sasl_line(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         let (text, end) = match line::find_line(self.input.unread(), line::MAX_LINE) {
-            Found::NeedInput => return Some(Step::NeedInput),
-            Found::TooLong => return D::too_long(self, out),
-            Found::Line { text, end } => (text, end),
+            LineSearch::NeedInput => return Some(Step::NeedInput),
+            LineSearch::TooLong => return D::too_long(self, out),
+            LineSearch::Line { text, end } => (text, end),
         };
         let State::Sasl { tag, exchange } = std::mem::replace(&mut self.state, State::Command(D::Command::default()))
         else {

@@ -56,7 +56,7 @@ pub(crate) fn says_limit(text: &str) -> bool {
 pub(crate) const TLS_WANTED: &str = "it takes no password without TLS";
 
 /// Why a server allows no login to another user's mailbox.
-pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, without which nobody logs in for another one";
+pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, which a login to another account needs";
 
 /// Whether a server refuses passwords for want of TLS, whatever code stands before it: Dovecot, Zimbra and we
 /// ourselves have these words. The text is in lower case.
@@ -72,7 +72,7 @@ pub(crate) fn wants_tls(text: &str) -> bool {
 
 /// Whether a server without codes speaks of itself, not of name or password. A locked account is another matter. The
 /// text is in lower case.
-pub(crate) fn says_own_trouble(text: &str) -> bool {
+pub(crate) fn says_own_failure(text: &str) -> bool {
     const WORDS: [&str; 6] = [
         "temporary authentication failure",
         "temporary error",

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use mail_directory::Secret;
 
-use crate::line::{self, Found, Input};
+use crate::line::{self, Input, LineSearch};
 use crate::login_failure::one_line;
 use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
 use crate::sasl;
@@ -53,9 +53,9 @@ impl<D: UpstreamDialect> UpstreamDriver<D> {
     /// Takes one line, if there is one.
     fn next_line(&mut self) -> Result<Option<Vec<u8>>, UpstreamStep> {
         let (text, end) = match line::find_line(self.input.unread(), MAX_LINE) {
-            Found::NeedInput => return Ok(None),
-            Found::TooLong => return Err(broken("a line without end")),
-            Found::Line { text, end } => (text, end),
+            LineSearch::NeedInput => return Ok(None),
+            LineSearch::TooLong => return Err(broken("a line without end")),
+            LineSearch::Line { text, end } => (text, end),
         };
         let line = self.input.unread()[..text].to_vec();
         self.input.consume(end);

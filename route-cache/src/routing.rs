@@ -477,7 +477,7 @@ accounts:
     }
 
     #[test]
-    fn split_domains_send_unknown_accounts_to_their_other_home() {
+    fn split_domains_send_unknown_accounts_to_their_other_server() {
         let known = "jo@split.test jo@split.test store1.test 127.0.0.2:1993 store1.test";
         check(&imap("jo@split.test"), known);
         let typed = "new@split.test New@SPLIT.test old.split.test old.split.test:994 old.split.test";

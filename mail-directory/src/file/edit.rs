@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::sheet::{Edit, Reading, Sheet};
+use super::sheet::{Edit, FileReading, Sheet};
 use super::{FileStamp, stamp, stamp_of};
 use crate::directory::off_the_runtime;
 use crate::edit::{Change, EditError, Editor, EntryKind};
@@ -32,12 +32,12 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct YamlEditor {
     path: PathBuf,
-    desk: Arc<Mutex<Desk>>,
+    state: Arc<Mutex<EditState>>,
 }
 
 /// What was read last, and what waits to be written.
 #[derive(Debug, Default)]
-struct Desk {
+struct EditState {
     /// How the file looked before it was read, and what it says with all changes.
     sheet: Option<(FileStamp, Sheet)>,
     /// The file that no other process may change while changes wait.
@@ -60,17 +60,17 @@ impl YamlEditor {
     pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
-            desk: Arc::default(),
+            state: Arc::default(),
         }
     }
 
     async fn ask<T: Send + 'static>(
         &self,
         with_accounts: bool,
-        question: impl FnOnce(&Reading) -> T + Send + 'static,
+        question: impl FnOnce(&FileReading) -> T + Send + 'static,
     ) -> Result<T, EditError> {
-        let (path, desk) = (self.path.clone(), self.desk.clone());
-        off_the_runtime(move || Ok(question(desk.lock().reading(&path, with_accounts)?))).await?
+        let (path, state) = (self.path.clone(), self.state.clone());
+        off_the_runtime(move || Ok(question(state.lock().reading(&path, with_accounts)?))).await?
     }
 
     async fn change(
@@ -80,9 +80,9 @@ impl YamlEditor {
         changes: &[Change],
         edit: for<'a> fn(EntryKind, &'a str, &'a [Change]) -> Edit<'a>,
     ) -> Result<(), EditError> {
-        let (path, desk) = (self.path.clone(), self.desk.clone());
+        let (path, state) = (self.path.clone(), self.state.clone());
         let (name, changes) = (name.to_owned(), changes.to_vec());
-        off_the_runtime(move || desk.lock().change(&path, edit(kind, &name, &changes))).await?
+        off_the_runtime(move || state.lock().change(&path, edit(kind, &name, &changes))).await?
     }
 }
 
@@ -123,16 +123,16 @@ impl Editor for YamlEditor {
     }
 
     fn begin(&mut self) -> bool {
-        self.desk.lock().waits = true;
+        self.state.lock().waits = true;
         true
     }
 
     async fn commit(&mut self) -> Result<(), EditError> {
-        let desk = self.desk.clone();
+        let state = self.state.clone();
         off_the_runtime(move || {
-            let mut desk = desk.lock();
-            desk.waits = false;
-            desk.commit()
+            let mut state = state.lock();
+            state.waits = false;
+            state.commit()
         })
         .await?
     }
@@ -143,15 +143,15 @@ impl Editor for YamlEditor {
     }
 
     fn open_file(&self) -> Option<&Path> {
-        let is_open = secret_file::is_open(&self.path) && !self.desk.lock().is_closed_by_commit();
+        let is_open = secret_file::is_open(&self.path) && !self.state.lock().is_closed_by_commit();
         is_open.then_some(&self.path)
     }
 }
 
-impl Desk {
+impl EditState {
     /// What the file says now, with what waits to be written. A big file takes its time: it is read when it looks
     /// different, and its accounts when they are asked for.
-    fn reading(&mut self, path: &Path, with_accounts: bool) -> Result<&Reading, EditError> {
+    fn reading(&mut self, path: &Path, with_accounts: bool) -> Result<&FileReading, EditError> {
         self.sheet(path, with_accounts).map(|sheet| &sheet.reading)
     }
 
@@ -279,7 +279,7 @@ impl Desk {
 /// # Errors
 /// It is no YAML.
 pub fn entries(text: &str, path: &Path, kind: EntryKind) -> Result<Vec<Entry>, EditError> {
-    let reading = Reading::of(text, path, true)?;
+    let reading = FileReading::of(text, path, true)?;
     Ok(reading.of_kind(kind).map(|entry| (**entry).clone()).collect())
 }
 

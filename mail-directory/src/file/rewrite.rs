@@ -13,7 +13,7 @@ const STEP: &str = "  ";
 
 /// Where an entry stands: its section, and its name in it; the global config has no name.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct EntryPlace<'a> {
     /// Key at the top of the document.
     pub(super) section: &'a str,
     /// Key in the section.
@@ -35,7 +35,7 @@ enum New<'a> {
 /// Replaces the values `before` by `after`; an empty `before` means a new line, an empty `after` no line.
 pub(super) fn set(
     text: &str,
-    place: Place<'_>,
+    place: EntryPlace<'_>,
     attribute: NamedValues<'_>,
     before: &[String],
 ) -> Result<String, Refused> {
@@ -53,13 +53,13 @@ pub(super) fn set(
 }
 
 /// Adds an entry.
-pub(super) fn create(text: &str, place: Place<'_>, attributes: &[NamedValues<'_>]) -> Result<String, Refused> {
+pub(super) fn create(text: &str, place: EntryPlace<'_>, attributes: &[NamedValues<'_>]) -> Result<String, Refused> {
     let attributes = attributes.iter().map(|(name, values)| (*name, New::Values(values)));
     insert_section_or_entry(text, Spot::root(text).as_ref(), place, attributes.collect())
 }
 
 /// Takes an entry away.
-pub(super) fn delete(text: &str, place: Place<'_>) -> Result<String, Refused> {
+pub(super) fn delete(text: &str, place: EntryPlace<'_>) -> Result<String, Refused> {
     let root = Spot::root(text).ok_or("there is nothing in it")?;
     let (section, name) = (root.pair(|key| key == place.section), place.name.unwrap_or_default());
     let section = section.ok_or_else(|| format!("there is no {}", place.section))?;
@@ -72,7 +72,7 @@ struct Owner<'s> {
     in_flow: bool,
 }
 
-fn owner<'s>(root: &'s Spot, place: Place<'_>) -> Option<Owner<'s>> {
+fn owner<'s>(root: &'s Spot, place: EntryPlace<'_>) -> Option<Owner<'s>> {
     let section = Owner {
         pair: root.pair(|key| key == place.section)?,
         in_flow: root.is_flow(),
@@ -87,7 +87,7 @@ fn owner<'s>(root: &'s Spot, place: Place<'_>) -> Option<Owner<'s>> {
 fn insert_section_or_entry(
     text: &str,
     root: Option<&Spot>,
-    place: Place<'_>,
+    place: EntryPlace<'_>,
     attributes: Vec<(&str, New<'_>)>,
 ) -> Result<String, Refused> {
     let entry = New::Mapping(attributes);
@@ -98,13 +98,13 @@ fn insert_section_or_entry(
             &pair_lines("", place.section, &in_section(place, entry)),
         ));
     };
-    match (owner(root, Place { name: None, ..place }), place.name) {
+    match (owner(root, EntryPlace { name: None, ..place }), place.name) {
         (Some(section), Some(name)) => insert(text, Some(&section), &section.pair.value, name, &entry),
         _ => insert(text, None, root, place.section, &in_section(place, entry)),
     }
 }
 
-fn in_section<'a>(place: Place<'a>, entry: New<'a>) -> New<'a> {
+fn in_section<'a>(place: EntryPlace<'a>, entry: New<'a>) -> New<'a> {
     match place.name {
         Some(name) => New::Mapping(vec![(name, entry)]),
         None => entry,
@@ -170,7 +170,7 @@ fn remove(text: &str, mapping: &Spot, is_it: impl Fn(&str) -> bool) -> Result<St
 /// Changes the values of an attribute that is there. Items of a list that stay are not touched.
 fn values(
     text: &str,
-    place: Place<'_>,
+    place: EntryPlace<'_>,
     attribute: &str,
     before: &[String],
     after: &[String],
@@ -406,13 +406,13 @@ fn scalar(value: &str) -> String {
 mod tests {
     use super::*;
 
-    const CONFIG: Place<'static> = Place {
+    const CONFIG: EntryPlace<'static> = EntryPlace {
         section: "config",
         name: None,
     };
 
-    fn domain(name: &str) -> Place<'_> {
-        Place {
+    fn domain(name: &str) -> EntryPlace<'_> {
+        EntryPlace {
             section: "domains",
             name: Some(name),
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::rewrite::{self, Place};
+use super::rewrite::{self, EntryPlace};
 use super::{ACCOUNTS, Accounts, Reader, account_name};
 use crate::attributes;
 use crate::check;
@@ -51,7 +51,7 @@ impl Edit<'_> {
     }
 
     /// The entry after the change; `None`: deleted.
-    fn after(&self, reading: &Reading) -> Result<Option<Entry>, EditError> {
+    fn after(&self, reading: &FileReading) -> Result<Option<Entry>, EditError> {
         let (kind, name) = (self.kind(), self.name());
         let before = reading.entries.get(&self.key());
         let existing = || before.ok_or_else(|| EditError::NoSuch(kind, name.to_owned()));
@@ -68,7 +68,7 @@ impl Edit<'_> {
     /// The text with the changed entry.
     fn rewrite(&self, text: &str, before: Option<&Entry>, after: Option<&Entry>) -> Result<String, EditError> {
         let name = self.name();
-        let place = Place {
+        let place = EntryPlace {
             section: self.kind().name(),
             name: Some(name).filter(|_| self.kind() != EntryKind::Config),
         };
@@ -102,7 +102,7 @@ fn refused(what: &str, why: &str) -> EditError {
 
 /// What a file says, and what is wrong with it.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct FileReading {
     pub(super) entries: Whole,
     system: System,
     /// By name and id; `None`: they were not read.
@@ -116,7 +116,7 @@ pub(super) struct Reading {
     errors: BTreeSet<String>,
 }
 
-impl Reading {
+impl FileReading {
     /// With the accounts, or without them. Fails only where there is no tree.
     pub(super) fn of(text: &str, path: &Path, with_accounts: bool) -> Result<Self, EditError> {
         let (mut reader, mut problems, mut passed) = (Reader::default(), Problems::new(), 0);
@@ -263,7 +263,7 @@ pub(super) struct Sheet {
     lines: Option<Lines>,
     /// No change in the pieces waits for its proof.
     is_proved: bool,
-    pub(super) reading: Reading,
+    pub(super) reading: FileReading,
 }
 
 /// The lines of a text.
@@ -284,11 +284,11 @@ enum Tried {
 
 impl Sheet {
     pub(super) fn read(text: String, path: &Path, with_accounts: bool) -> Result<Self, EditError> {
-        let reading = Reading::of(&text, path, with_accounts)?;
+        let reading = FileReading::of(&text, path, with_accounts)?;
         Ok(Self::new(text, path, reading))
     }
 
-    fn new(text: String, path: &Path, reading: Reading) -> Self {
+    fn new(text: String, path: &Path, reading: FileReading) -> Self {
         Self {
             path: path.to_owned(),
             base: text,
@@ -536,7 +536,7 @@ impl Sheet {
 }
 
 impl Lines {
-    fn of(text: &str, reading: &Reading) -> Self {
+    fn of(text: &str, reading: &FileReading) -> Self {
         let mut starts = vec![0];
         let mut at = 0;
         while let Some(end) = text[at..].find(BREAKS) {
@@ -580,8 +580,8 @@ fn of_part(text: &str, path: &Path, kind: EntryKind) -> Option<Whole> {
 }
 
 /// The text must say what was wanted, and nothing that was good may have become bad. Returns what it says.
-fn prove(text: &str, wanted: &Whole, before: &Reading, path: &Path) -> Result<Reading, EditError> {
-    let after = Reading::of(text, path, true)?;
+fn prove(text: &str, wanted: &Whole, before: &FileReading, path: &Path) -> Result<FileReading, EditError> {
+    let after = FileReading::of(text, path, true)?;
     if let Some(error) = after.errors.difference(&before.errors).next() {
         return Err(EditError::Value(error.clone()));
     }
@@ -784,7 +784,7 @@ accounts:
     fn the_whole_is_proved_in_every_respect() {
         let text = "cos: {c: {}}\nnotes: [{a: 1}]\ndomains:\n  a.test: {}\nnotes: 2\n";
         let path = Path::new("d.yaml");
-        let before = Reading::of(text, path, true).unwrap();
+        let before = FileReading::of(text, path, true).unwrap();
         let mut wanted = before.entries.clone();
         assert!(prove(text, &wanted, &before, path).is_ok());
         wanted.remove(&(EntryKind::Cos, "c".to_owned()));

@@ -327,7 +327,7 @@ impl<'a> Cursor<'a> {
 
     /// See [`line::literal_header`].
     fn literal(&mut self) -> Result<Vec<u8>, Fault> {
-        let line::Found::Line { text, end } = line::find_line(self.rest, line::MAX_LINE) else {
+        let line::LineSearch::Line { text, end } = line::find_line(self.rest, line::MAX_LINE) else {
             return Err(Fault::Invalid);
         };
         let header = line::literal_header(&self.rest[..text]).filter(|header| header.start == 0);

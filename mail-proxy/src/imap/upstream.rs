@@ -9,7 +9,7 @@ use super::quoted;
 use crate::line;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::server_refusal::{
-    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_trouble, wants_tls,
+    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
 };
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
@@ -482,7 +482,7 @@ fn refusal(text: &[u8]) -> Refusal {
         "LIMIT" if !says_failures(&words) => Refusal::Limit(shown),
         _ if says_limit(&words) => Refusal::Limit(shown),
         "UNAVAILABLE" | "INUSE" | "SERVERBUG" => Refusal::Temporary(shown),
-        "" if says_own_trouble(&words) => Refusal::Temporary(shown),
+        "" if says_own_failure(&words) => Refusal::Temporary(shown),
         "" if says_bad_credentials(&words) => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
     }

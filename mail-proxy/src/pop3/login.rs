@@ -5,7 +5,7 @@
 
 use super::Settings;
 use crate::credentials::Credentials;
-use crate::line::{self, Found};
+use crate::line::{self, LineSearch};
 use crate::login::{LoginDialect, LoginDriver, LoginLimits, State, Texts};
 use crate::login_failure::{LoginFailure, one_line};
 use crate::machine::{DialogueEnd, Step};
@@ -47,9 +47,9 @@ impl LoginDialect for Pop3Dialect {
 
     fn command(login: &mut Pop3Login, out: &mut Vec<u8>) -> Option<Step> {
         let (text, end) = match line::find_line(login.input.unread(), line::MAX_LINE) {
-            Found::NeedInput => return Some(Step::NeedInput),
-            Found::TooLong => return Self::too_long(login, out),
-            Found::Line { text, end } => (text, end),
+            LineSearch::NeedInput => return Some(Step::NeedInput),
+            LineSearch::TooLong => return Self::too_long(login, out),
+            LineSearch::Line { text, end } => (text, end),
         };
         match &mut login.state {
             State::Command(user) => {

@@ -5,7 +5,7 @@
 
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::server_refusal::{
-    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_trouble, wants_tls,
+    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls,
 };
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
@@ -203,7 +203,7 @@ fn refusal(line: &[u8]) -> Refusal {
         Some("login-delay") => Refusal::Limit(shown),
         _ if says_limit(&words) => Refusal::Limit(shown),
         Some("sys/temp" | "in-use") => Refusal::Temporary(shown),
-        None if says_own_trouble(&words) => Refusal::Temporary(shown),
+        None if says_own_failure(&words) => Refusal::Temporary(shown),
         None if says_bad_credentials(&words) => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
     }

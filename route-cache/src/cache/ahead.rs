@@ -27,11 +27,11 @@ const MAX_UNDER_WAY: usize = 16;
 pub(super) struct Ahead {
     /// What is ordered and not done yet.
     pub(super) ordered: Mutex<HashSet<Key>>,
-    orders: mpsc::Sender<Order>,
-    taken: tokio::sync::Mutex<mpsc::Receiver<Order>>,
+    orders: mpsc::Sender<Refresh>,
+    taken: tokio::sync::Mutex<mpsc::Receiver<Refresh>>,
 }
 
-struct Order {
+struct Refresh {
     key: Key,
     lookup: Lookup,
     protocol: Protocol,
@@ -75,7 +75,7 @@ impl RouteCache {
         if !ordered.insert(query.key.clone()) {
             return;
         }
-        let order = Order {
+        let order = Refresh {
             key: query.key.clone(),
             lookup: query.lookup.clone(),
             protocol: query.protocol,
@@ -85,7 +85,7 @@ impl RouteCache {
         }
     }
 
-    async fn carry_out(&self, order: Order) {
+    async fn carry_out(&self, order: Refresh) {
         let system = self.directory.system();
         if let Ok(query) = self.query(&order.lookup, order.protocol, &system) {
             let query = Query {

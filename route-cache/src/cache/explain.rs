@@ -266,7 +266,7 @@ impl RouteCache {
                 in_memory: self.known.peek(key).is_some() || self.nobody.contains_key(key),
             })
             .collect();
-        self.forget_asked(lookup, keys);
+        self.forget_on_demand(lookup, keys);
         Ok(purged)
     }
 

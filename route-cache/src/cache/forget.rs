@@ -23,7 +23,7 @@ impl RouteCache {
     /// lookups that wait for an answer that is under way now.
     pub fn forget(&self, lookup: &Lookup) {
         if let Ok(key) = self.source.key(lookup, &self.directory.system()) {
-            self.forget_asked(lookup, vec![key]);
+            self.forget_on_demand(lookup, vec![key]);
         }
     }
 
@@ -35,12 +35,12 @@ impl RouteCache {
         };
         let young = |old: &KeptPlacement| self.now() < old.at + millis(age);
         if !self.find_key(&key).as_ref().is_some_and(young) {
-            self.forget_asked(lookup, vec![key]);
+            self.forget_on_demand(lookup, vec![key]);
         }
     }
 
     /// Forgets what these keys stand for, and what was typed.
-    pub(super) fn forget_asked(&self, lookup: &Lookup, keys: Vec<Key>) {
+    pub(super) fn forget_on_demand(&self, lookup: &Lookup, keys: Vec<Key>) {
         self.forget_keys(keys);
         if let Some(shared) = &self.shared {
             shared.forget_alias(lookup);
