@@ -271,7 +271,7 @@ impl LdapDirectory {
                 self.refused.store(Some(system));
                 self.announcer.refuse(reasons.first_error());
                 problems.extend(reasons);
-                let message = "what was read cannot be put in force; what was before stays".to_owned();
+                let message = "what was read cannot be put in force; what was in force stays".to_owned();
                 problems.push(problem(String::new(), message, Severity::Error));
             }
         }

@@ -375,7 +375,7 @@ fn mend(entry: &mut Entry, kind: EntryKind, before: &System) -> Vec<Problem> {
         }
         entry.set(attribute.name, values.to_vec());
         let key = format!("{}.{}.{}", kind.name(), entry.name(), attribute.name);
-        let message = format!("{message}; the value before stays in force");
+        let message = format!("{message}; the previous value stays in force");
         problems.push(problem(key, message, Severity::Warning));
     }
     problems
@@ -431,7 +431,7 @@ mod tests {
         // No good previous value: it stays, and counts as absent.
         assert_eq!(now.first("zimbraReverseProxyConnectTimeout"), Some("later"));
         let shown: Vec<String> = problems.iter().map(Problem::to_string).collect();
-        let expected = "config.config.zimbraReverseProxyMailMode: warning: expected one of https, redirect, both, found \"nonsense\"; the value before stays in force";
+        let expected = "config.config.zimbraReverseProxyMailMode: warning: expected one of https, redirect, both, found \"nonsense\"; the previous value stays in force";
         assert_eq!(shown, [expected]);
     }
 }

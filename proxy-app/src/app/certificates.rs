@@ -78,7 +78,7 @@ pub(crate) fn usable(
             None
         }
         (Err(error), before) => {
-            problems.push(warning(key, format!("{error}; the certificate before stays in use")));
+            problems.push(warning(key, format!("{error}; the previous certificate stays in use")));
             before
         }
     }

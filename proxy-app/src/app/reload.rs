@@ -154,7 +154,7 @@ impl App {
             (&self.audit_log, audit, "log.audit"),
         ] {
             if let Err(error) = log.reopen(target) {
-                let message = format!("{target:?} cannot be opened: {error}; the file before is written on");
+                let message = format!("{target:?} cannot be opened: {error}; the previous file is still written");
                 problems.push(problem(key, message));
             }
         }
@@ -188,7 +188,7 @@ impl App {
                 problems
                     .iter()
                     .for_each(|problem| log::warn!(target: "proxy_app::list", "{problem}"));
-                log::error!("the locations cannot be read; those before stay in force");
+                log::error!("the locations cannot be read; the previous ones stay in force");
             }
         }
     }

@@ -694,7 +694,7 @@ impl LocationsReader {
         }
         let wait = node.duration(&mut self.problems)?;
         if wait < Duration::from_millis(1) {
-            node.error("a wait of nothing lets nobody answer", &mut self.problems);
+            node.error("a wait of zero lets no server answer", &mut self.problems);
         }
         Some(Wait::Fixed(wait))
     }

@@ -197,7 +197,7 @@ impl Service for ListenerService {
     }
 
     fn name(&self) -> &str {
-        "doors"
+        "listeners"
     }
 
     fn listen_addresses(&self) -> Option<Vec<String>> {

@@ -81,7 +81,7 @@ impl UpgradeRequest {
     pub(crate) fn serves(self) -> anyhow::Result<()> {
         if let Err(error) = (&self.stream).write_all(SERVES) {
             self.is_left_alone()?;
-            log::warn!("the process before this one cannot be told that this one serves: {error}");
+            log::warn!("the previous process cannot be told that this one serves: {error}");
         }
         Ok(())
     }
@@ -89,7 +89,7 @@ impl UpgradeRequest {
     /// Two processes that both serve would do so for ever.
     fn is_left_alone(&self) -> anyhow::Result<()> {
         let answers = std::os::unix::net::UnixStream::connect(&self.socket_path).is_ok();
-        ensure!(!answers, "the process before this one waits no longer, and serves on");
+        ensure!(!answers, "the previous process waits no longer, and serves on");
         Ok(())
     }
 }

@@ -220,7 +220,7 @@ impl Policies {
         let policy = ClientCerts::new(mode, authorities, depth).unwrap_or_else(|error| {
             let kept = before.filter(|before| before.mode() == mode);
             let then = match (&kept, severity) {
-                (Some(_), _) => "; the authorities before stay in use",
+                (Some(_), _) => "; the previous authorities stay in use",
                 (None, _) => "; no certificate is good",
             };
             problems.push(Problem {
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_is_found_by_name_then_pattern_then_address() {
+    fn a_virtual_host_is_found_by_name_then_pattern_then_address() {
         let (vhosts, _) = build(&[], two_domains());
         let by_address = "192.0.2.7".parse().unwrap();
         for (host, local, domain) in [

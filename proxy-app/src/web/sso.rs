@@ -61,7 +61,7 @@ impl Web {
         };
         let request = session.req_header();
         let Some(sign_on_to) = SignOn::of(&request.method, request.uri.path()) else {
-            return refused("this door knows only /certauth");
+            return refused("this listener serves only /certauth");
         };
         let shown = web.shown.as_ref();
         let mode = shown.map_or(CertMode::Off, |shown| shown.policy.mode());
