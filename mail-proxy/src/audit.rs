@@ -1,4 +1,4 @@
-//! The records of the audit log: what happened at the door, one record for each attempt and each ending.
+//! The records of the audit log: what clients did and what became of it, one record for each attempt and each ending.
 //!
 //! Adding a field is an API change: operators' scripts read these.
 

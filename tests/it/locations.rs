@@ -364,7 +364,7 @@ fn requests_go_where_the_table_says() -> Result<()> {
 
 /// HTTP §2.8.
 #[test]
-fn the_door_for_administrators() -> Result<()> {
+fn the_listener_for_administrators() -> Result<()> {
     play(
         |_, _| {},
         |carbonio| {

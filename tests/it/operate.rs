@@ -453,7 +453,7 @@ fn a_listener_that_cannot_be_opened_is_an_alarm() -> Result<()> {
 
 /// Listeners made from the directory, on ports of our own.
 #[test]
-fn doors_follow_the_directory() -> Result<()> {
+fn listeners_follow_the_directory() -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let mut node = town.node();

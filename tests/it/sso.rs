@@ -350,7 +350,7 @@ fn without_a_lookup_service_certificates_log_nobody_in() -> Result<()> {
 }
 
 #[test]
-fn the_directory_opens_the_door() -> Result<()> {
+fn the_directory_opens_the_listener() -> Result<()> {
     play(Given::Port, |endpoint| {
         endpoint.check("mail.a.example", "/certauth", Some(&endpoint.rossi), (302, true))?;
         endpoint

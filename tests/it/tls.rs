@@ -20,7 +20,7 @@ const NAMES: [(&str, &str); 7] = [
 type Connect = fn(&Scene, &str) -> Result<Wire>;
 
 #[test]
-fn each_name_has_its_certificate_on_every_door() -> Result<()> {
+fn each_name_has_its_certificate_on_every_listener() -> Result<()> {
     let endpoints: [(&str, Connect); 5] = [
         ("HTTPS", |s, name| s.tls(s.town.endpoints.https, name)),
         ("IMAPS", |s, name| s.tls(s.town.endpoints.imaps, name)),
