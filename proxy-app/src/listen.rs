@@ -144,7 +144,7 @@ impl ListenerSet {
             .iter()
             .chain(go.iter().filter(|gone| keeps_socket(gone)))
             .map(|open| open.listener.address)
-            .chain(self.env.config.load().admin.http)
+            .chain(self.env.admin_http)
             .collect();
         for task in go {
             let backlog = if keeps_socket(&task) {

@@ -1,6 +1,7 @@
 //! What each part of the process gets of the running node: the web, the listeners, the admin API, the process. None of
 //! them can ask for more, and only [`App`] changes what is in force.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::app::App;
 use crate::app::changes::History;
 use crate::app::snapshot::Snapshot;
 use crate::app::wanted::WantedListeners;
-use crate::config::Config;
+use crate::config::{Config, Ends};
 use crate::locations::LiveLocations;
 use crate::node::connections::{ConnectionIds, OpenConnections, Sessions};
 use crate::node::limits::NodeLimits;
@@ -53,6 +54,24 @@ impl<T> InForce<T> {
 impl<T> Clone for InForce<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
+    }
+}
+
+/// A section of the node file, as far as it is in force.
+pub(crate) struct Section<T> {
+    config: InForce<Config>,
+    of: fn(&Config) -> T,
+}
+
+impl<T> Section<T> {
+    fn new(config: &InForce<Config>, of: fn(&Config) -> T) -> Self {
+        let config = config.clone();
+        Self { config, of }
+    }
+
+    /// What is in force now.
+    pub(crate) fn load(&self) -> T {
+        (self.of)(&self.config.load())
     }
 }
 
@@ -119,8 +138,8 @@ pub(crate) struct WebEnv {
 
 /// What the listeners use.
 pub(crate) struct ListenEnv {
-    /// The node file, as far as it is in force.
-    pub config: InForce<Config>,
+    /// Where the admin API listens; only a new process changes that.
+    pub admin_http: Option<SocketAddr>,
     /// What runs now.
     pub snapshot: InForce<Snapshot>,
     /// Which listeners there should be.
@@ -222,8 +241,8 @@ impl AdminEnv {
 
 /// What the end of the process needs.
 pub(crate) struct ProcessEnv {
-    /// The node file, as far as it is in force.
-    pub config: InForce<Config>,
+    /// How long connections may still live.
+    pub ends: Section<Ends>,
     /// Connections that are open.
     pub open: OpenConnections,
     /// Notifies all connections of the shutdown.
@@ -254,7 +273,7 @@ impl App {
     /// What the listeners use.
     pub(crate) fn listen(&self) -> Arc<ListenEnv> {
         Arc::new(ListenEnv {
-            config: self.config.clone(),
+            admin_http: self.config.load().admin.http,
             snapshot: self.snapshot.clone(),
             listeners: self.listeners.clone(),
             routes: self.routes.clone(),
@@ -299,7 +318,7 @@ impl App {
     /// What the end of the process needs.
     pub(crate) fn process(&self) -> ProcessEnv {
         ProcessEnv {
-            config: self.config.clone(),
+            ends: Section::new(&self.config, |config| config.ends),
             open: self.open.clone(),
             drain: self.drain.clone(),
         }

@@ -221,7 +221,7 @@ fn systemd_stops(ending: Ending, env: &ProcessEnv) {
 
 /// Sessions end by themselves; after `drain_max` they are ended, each at a moment of its own.
 async fn wait_long(env: &ProcessEnv) {
-    let ends = env.config.load().ends;
+    let ends = env.ends.load();
     idle(env, ends.drain_max).await;
     env.drain.send_replace(Drain::SpreadSessions(ends.drain_spread));
     idle(env, ends.drain_spread + GOODBYE).await;
@@ -229,7 +229,7 @@ async fn wait_long(env: &ProcessEnv) {
 
 /// All connections end within `shutdown_timeout`.
 async fn wait_short(env: &ProcessEnv) {
-    let limit = env.config.load().ends.shutdown_timeout;
+    let limit = env.ends.load().shutdown_timeout;
     let end = Instant::now() + limit;
     let goodbye = GOODBYE.min(limit / 4);
     idle(env, LAST_LOGINS.min(limit / 4)).await;
