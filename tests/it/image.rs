@@ -92,42 +92,17 @@ fn root(stage: &Stage) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// What is mounted at /etc/portico.
+/// What is mounted at /etc/portico. Nothing can be written there.
 fn configuration(stage: &Stage, town: &Town) -> Result<PathBuf> {
     let dir = stage.dir("mounted")?;
-    let inside = Path::new("/etc/portico");
     let mut node = town.node();
-    for (from, to) in [
-        (&node.certificate.0, "front.crt"),
-        (&node.certificate.1, "front.key"),
-        (&node.upstream_ca, "ca.pem"),
-    ] {
-        std::fs::copy(from, dir.join(to))?;
-    }
-    node.certificate = (inside.join("front.crt"), inside.join("front.key"));
-    node.upstream_ca = inside.join("ca.pem");
-    // The table that is built in.
-    node.web.clear();
     node.more
         .push(("shutdown_timeout".to_owned(), format!("{}s", STATED.as_secs())));
-    let mut directory = town.directory();
-    for (domain, pair) in &town.domains {
-        let text = std::fs::read_to_string(&pair.certificate_file)?;
-        directory
-            .domain(domain)
-            .insert("zimbraSSLCertificate".into(), text.into());
-    }
-    // Only the mounted files are seen from inside, and there nothing can be written.
-    let yaml = node.yaml(Path::new("/run/portico"));
-    let yaml = yaml
-        .replace("\"/run/portico/access.log\"", "\"-\"")
-        .replace("\"/run/portico/audit.log\"", "\"-\"");
-    std::fs::write(dir.join("portico.yaml"), yaml)?;
-    std::fs::write(dir.join("directory.yaml"), directory.yaml())?;
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    for file in std::fs::read_dir(&dir)? {
-        std::fs::set_permissions(file?.path(), std::fs::Permissions::clone(&readable))?;
-    }
+    let to_output = [
+        ("\"/run/portico/access.log\"", "\"-\""),
+        ("\"/run/portico/audit.log\"", "\"-\""),
+    ];
+    town.configure(&dir, node, &to_output)?;
     Ok(dir)
 }
 

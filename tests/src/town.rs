@@ -1,7 +1,9 @@
 //! The usual set-up: two mailbox servers with a few people, and what Portico in front of them needs to know.
 
+use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -281,6 +283,42 @@ impl Town {
             }
         }
         directory
+    }
+
+    /// Writes this node file, the usual directory and all that they name into `dir`, for a Portico that sees them at
+    /// /etc/portico, and nothing else of this machine. Its sockets and logs are in /run/portico, unless they are
+    /// replaced: pairs of what stands in the node file and what shall.
+    pub fn configure(&self, dir: &Path, mut node: Node, replaced: &[(&str, &str)]) -> Result<()> {
+        let inside = Path::new("/etc/portico");
+        for (from, to) in [
+            (&node.certificate.0, "front.crt"),
+            (&node.certificate.1, "front.key"),
+            (&node.upstream_ca, "ca.pem"),
+        ] {
+            std::fs::copy(from, dir.join(to))?;
+        }
+        node.certificate = (inside.join("front.crt"), inside.join("front.key"));
+        node.upstream_ca = inside.join("ca.pem");
+        // The table that is built in.
+        node.web.clear();
+        let mut directory = self.directory();
+        for (domain, pair) in &self.domains {
+            let text = std::fs::read_to_string(&pair.certificate_file)?;
+            directory
+                .domain(domain)
+                .insert("zimbraSSLCertificate".into(), text.into());
+        }
+        let mut yaml = node.yaml(Path::new("/run/portico"));
+        for (stands, shall) in replaced {
+            anyhow::ensure!(yaml.contains(stands), "no {stands} in {yaml}");
+            yaml = yaml.replace(stands, shall);
+        }
+        std::fs::write(dir.join("portico.yaml"), yaml)?;
+        std::fs::write(dir.join("directory.yaml"), directory.yaml())?;
+        for file in std::fs::read_dir(dir)? {
+            std::fs::set_permissions(file?.path(), Permissions::from_mode(0o644))?;
+        }
+        Ok(())
     }
 
     /// Starts HAProxy in front of the endpoints with the PROXY protocol. Returns it and where it listens.
