@@ -4,11 +4,13 @@
 # make fuzz    each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-fuzz)
 # make image   the image of the Dockerfile, with docker or another ENGINE (podman, buildah)
 # make check-image   builds it without a registry and without Docker, starts and uses it
+# make deb, make rpm    a package with program, units, configuration, man pages (target/packages)
+# make check-packages   builds both, installs, uses, upgrades and removes them in a Debian folder (needs root)
 
 FUZZ_SECONDS ?= 600
 ENGINE ?= docker
 
-.PHONY: run test bench fuzz image check-image
+.PHONY: run test bench fuzz image check-image deb rpm check-packages
 
 run:
 	@scripts/install run
@@ -41,3 +43,15 @@ image:
 check-image:
 	@scripts/install image
 	@scripts/check-image
+
+deb:
+	@scripts/install deb
+	@scripts/package deb
+
+rpm:
+	@scripts/install rpm
+	@scripts/package rpm
+
+check-packages:
+	@scripts/install packages
+	@scripts/check-packages
