@@ -4,12 +4,14 @@
 //! eavesdropper finds the secret, guess by guess (BREACH). So answers to requests with a login are not compressed,
 //! unless the node file says otherwise; scripts, styles and fonts hold no secret.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::modules::http::compression::ResponseCompression;
+use pingora::modules::http::HttpModules;
+use pingora::modules::http::compression::{ResponseCompression, ResponseCompressionBuilder};
 use pingora::protocols::http::compression::Algorithm;
 use pingora_proxy::Session;
 
@@ -61,6 +63,13 @@ pub(crate) struct Rules {
 /// How many answers are being compressed in this process.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
+/// The modules of an answer that is compressed. All others have none: each costs several allocations.
+static MODULES: LazyLock<HttpModules> = LazyLock::new(|| {
+    let mut modules = HttpModules::new();
+    modules.add_module(ResponseCompressionBuilder::enable(0));
+    modules
+});
+
 /// One answer that is being compressed, until the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Packing(());
@@ -90,15 +99,14 @@ pub(crate) fn begin(session: &mut Session, response: &mut ResponseHeader, rules:
     let CompressionChoice::Packed(algorithm) = choice else {
         return None;
     };
-    let module = session.downstream_modules_ctx.get_mut::<ResponseCompression>()?;
-    if !module.is_header_phase() {
-        return None;
-    }
     let level = LEVELS.iter().find(|(known, _)| *known == algorithm)?.1;
     // The module reads the client's header without its weights. It gets our choice instead.
     let mut wish = RequestHeader::build(Method::GET, b"/", Some(1)).ok()?;
     wish.insert_header(header::ACCEPT_ENCODING, algorithm.as_str()).ok()?;
     let packing = Packing::begin()?;
+    // Clients of HTTP/1.0, which have a module of their own, get nothing compressed.
+    session.downstream_modules_ctx = MODULES.build_ctx();
+    let module = session.downstream_modules_ctx.get_mut::<ResponseCompression>()?;
     module.adjust_algorithm_level(algorithm, level);
     module.request_filter(&wish);
     Some(packing)

@@ -2,19 +2,28 @@
 //! whose length is not known ends with the connection, as HTTP/1.0 has it.
 
 use std::any::Any;
+use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use http::Version;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora::Result;
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::modules::http::{HttpModule, HttpModuleBuilder, Module};
+use pingora::http::ResponseHeader;
+use pingora::modules::http::{HttpModule, HttpModuleBuilder, HttpModules, Module};
 use pingora_proxy::Session;
+
+/// The modules of a request of an old client. Those of all others have none: each costs several allocations.
+static MODULES: LazyLock<HttpModules> = LazyLock::new(|| {
+    let mut modules = HttpModules::new();
+    modules.add_module(Box::new(Unchunked));
+    modules
+});
 
 /// Keeps from an old client what it does not know, before anything is answered.
 pub(crate) fn respect(session: &mut Session) {
     if session.req_header().version < Version::HTTP_11 {
         session.as_downstream_mut().set_ignore_info_resp(true);
+        session.downstream_modules_ctx = MODULES.build_ctx();
     }
 }
 
@@ -26,35 +35,19 @@ pub(crate) fn end_behind(session: &mut Session, response: &ResponseHeader) {
     }
 }
 
-/// Sends bodies as they are. It must come last, for the engine itself adds `chunked` where a length is missing.
-pub(crate) struct Unchunked;
+/// Sends bodies as they are: the engine adds `chunked` where a length is missing.
+struct Unchunked;
 
 impl HttpModuleBuilder for Unchunked {
-    fn order(&self) -> i16 {
-        -1000
-    }
-
     fn init(&self) -> Module {
-        Box::new(OldClient { old: false })
+        Box::new(Self)
     }
-}
-
-/// One request's client.
-struct OldClient {
-    old: bool,
 }
 
 #[async_trait]
-impl HttpModule for OldClient {
-    async fn request_header_filter(&mut self, request: &mut RequestHeader) -> Result<()> {
-        self.old = request.version < Version::HTTP_11;
-        Ok(())
-    }
-
+impl HttpModule for Unchunked {
     async fn response_header_filter(&mut self, response: &mut ResponseHeader, _end: bool) -> Result<()> {
-        if self.old {
-            response.remove_header(&TRANSFER_ENCODING);
-        }
+        response.remove_header(&TRANSFER_ENCODING);
         Ok(())
     }
 

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use mail_proxy::audit::{Outcome, Record};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::modules::http::compression::ResponseCompressionBuilder;
 use pingora::protocols::Digest;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
@@ -75,13 +74,12 @@ impl ProxyHttp for Web {
         RequestContext::new(self.env.snapshot.load_full())
     }
 
-    fn init_downstream_modules(&self, modules: &mut HttpModules) {
-        modules.add_module(ResponseCompressionBuilder::enable(0));
-        modules.add_module(Box::new(old_clients::Unchunked));
-    }
+    /// None for every request: [`old_clients`] and [`compression`] add theirs where they are needed.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, context: &mut RequestContext) -> Result<bool> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        old_clients::respect(session);
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
@@ -132,7 +130,6 @@ impl ProxyHttp for Web {
         let clear = info.is_clear(web);
         let signs_on = web.sso;
         session.set_write_timeout(Some(CLIENT_PATIENCE));
-        old_clients::respect(session);
         if signs_on {
             return self.sign_on(session, context, &info).await;
         }
