@@ -7,8 +7,11 @@
 //! gets the bytes of one request at a time; what a client sends behind it waits for its turn (RFC 9112 §9.3.2). HTTP/2
 //! goes to the engine as it comes, with its frames counted.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -18,7 +21,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 
 use crate::app::env::WebEnv;
 use crate::http::HEAD_MAX;
@@ -68,9 +71,15 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
     let carrier = stream.carrier.clone();
     let mut stream = Box::new(stream);
     let mut kept = None;
+    let mut drain = env.drain.clone();
+    // Made once for all requests: each of these costs a lock when it is made, and one when it is dropped.
+    let mut rest = BetweenRequests {
+        limit: pin!(sleep(KEEPALIVE)),
+        drained: pin!(drain.wait_for(|drain| *drain >= Drain::EndLogins)),
+    };
     loop {
-        let mut head = match read_head(&mut stream, env).await {
-            Ok(Some(head)) => head,
+        let WholeHead { mut head, is_plain } = match read_head(&mut stream, env, &mut rest).await {
+            Ok(Some(whole)) => whole,
             Ok(None) | Err(HeadError::Io) => return,
             Err(HeadError::Refused(reason)) => {
                 note_refusal(env, &carrier, reason);
@@ -79,13 +88,17 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
         };
         let _under_way = client_in(&carrier).map(|web| web.facts.handle.waits_for_us());
         // What has been sent behind the head may be meant for the server that has not agreed yet.
-        if stream.ahead.is_empty()
+        if !is_plain
+            && stream.ahead.is_empty()
             && let Some(web) = client_in(&carrier)
             && let Some(answered) = Box::pin(websocket::ask(env, web, &head)).await
         {
             return answered.finish(env, web, stream).await;
         }
-        let request = RequestBody::of(&head);
+        let request = match is_plain {
+            true => RequestBody::Sized(0),
+            false => RequestBody::of(&head),
+        };
         let last = !request.may_be_followed(stream.ahead.is_empty());
         if request == RequestBody::Unclear {
             head.unsplit(std::mem::take(&mut stream.ahead));
@@ -104,8 +117,8 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
         }
         let reason = reason_of_engine(&head);
         session.set_pipelined_prefix(head);
-        // The phases of a request are a large future, and an idle connection must not keep it.
-        let Some(reused) = Box::pin(proxy.process_new_http(session, shutdown)).await else {
+        // Its phases are a large future, in a box of its own: an idle connection does not keep it.
+        let Some(reused) = proxy.process_new_http(session, shutdown).await else {
             // The engine answers by itself what it cannot read, and does not report it.
             if client_in(&carrier).is_some_and(|web| !web.is_taken()) && !*shutdown.borrow() {
                 note_refusal(env, &carrier, reason);
@@ -147,9 +160,43 @@ pub enum HeadError {
     Refused(Reason),
 }
 
+/// A whole request head.
+struct WholeHead {
+    head: BytesMut,
+    /// Nothing in it announces a body or asks for another protocol.
+    is_plain: bool,
+}
+
+/// What ends a connection between two requests.
+struct BetweenRequests<'a, D> {
+    /// How long it may be kept: moved on when it has come, not with each request.
+    limit: Pin<&'a mut Sleep>,
+    /// The node's shutdown.
+    drained: Pin<&'a mut D>,
+}
+
+impl<D: Future> BetweenRequests<'_, D> {
+    /// Whether the connection ends: the node shuts down, or nothing has come until this moment.
+    fn poll_end(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        if self.drained.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        while self.limit.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= until {
+                return Poll::Ready(());
+            }
+            self.limit.as_mut().reset(until);
+        }
+        Poll::Pending
+    }
+}
+
 /// A whole request head; what follows it stays in front of the stream. `None` at the end of the connection.
-async fn read_head(stream: &mut WebStream, env: &WebEnv) -> Result<Option<BytesMut>, HeadError> {
-    let mut drain = env.drain.clone();
+async fn read_head(
+    stream: &mut WebStream,
+    env: &WebEnv,
+    rest: &mut BetweenRequests<'_, impl Future>,
+) -> Result<Option<WholeHead>, HeadError> {
     stream.request = None;
     let mut head = BytesMut::new();
     let until = Instant::now() + KEEPALIVE;
@@ -157,27 +204,28 @@ async fn read_head(stream: &mut WebStream, env: &WebEnv) -> Result<Option<BytesM
     while matches!(&head[..], b"" | b"\r") {
         let read = tokio::select! {
             biased;
-            read = timeout_at(until, stream.first_bytes()) => read,
-            _ = drain.wait_for(|drain| *drain >= Drain::EndLogins) => return Ok(None),
+            read = stream.first_bytes() => read,
+            () = poll_fn(|cx| rest.poll_end(cx, until)) => return Ok(None),
         };
         match read {
-            Ok(Ok(bytes)) if !bytes.is_empty() => head.unsplit(bytes),
+            Ok(bytes) if !bytes.is_empty() => head.unsplit(bytes),
             _ => return Ok(None),
         }
         while head.starts_with(b"\r\n") {
             head.advance(2);
         }
     }
-    let deadline = Instant::now() + env.config.load().web.client_header_timeout;
+    let mut deadline = None;
     loop {
-        if let Some(length) = complete(&head)? {
+        if let Some((length, is_plain)) = scanned(&head)? {
             stream.ahead = head.split_off(length);
             if lacks_a_target(&head) {
                 return Err(HeadError::Refused(Reason::BadUrl));
             }
             as_ours(&mut head);
-            return Ok(Some(head));
+            return Ok(Some(WholeHead { head, is_plain }));
         }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + env.config.load().web.client_header_timeout);
         match timeout_at(deadline, stream.read_buf(&mut head)).await {
             Ok(Ok(0) | Err(_)) => return Err(HeadError::Io),
             Ok(Ok(_)) => {}
@@ -216,31 +264,38 @@ fn as_ours(head: &mut [u8]) {
 /// # Errors
 /// The head is not valid.
 pub fn complete(head: &[u8]) -> Result<Option<usize>, HeadError> {
-    let mut rest = head;
+    scanned(head).map(|whole| whole.map(|(length, _)| length))
+}
+
+/// The same, and whether nothing in the head announces a body or asks for another protocol.
+fn scanned(head: &[u8]) -> Result<Option<(usize, bool)>, HeadError> {
+    let mut is_plain = !head.starts_with(b"CONNECT ");
+    let mut begin = 0;
     loop {
-        let Some(end) = rest.iter().position(|&b| b == b'\n') else {
-            return match rest.contains(&0) {
-                true => Err(HeadError::Refused(Reason::BadHead)),
-                false if head.len() > HEAD_MAX => Err(HeadError::Refused(Reason::LongHead)),
-                false => Ok(None),
-            };
+        let rest = &head[begin..];
+        let end = rest.iter().position(|b| matches!(b, 0 | b'\r' | b'\n'));
+        let line = match end.map(|end| (&rest[..end], &rest[end..])) {
+            None | Some((_, [b'\r'])) if head.len() > HEAD_MAX => {
+                return Err(HeadError::Refused(Reason::LongHead));
+            }
+            None | Some((_, [b'\r'])) => return Ok(None),
+            Some((line, [b'\r', b'\n', ..])) => line,
+            Some(_) => return Err(HeadError::Refused(Reason::BadHead)),
         };
-        let line = rest[..end]
-            .strip_suffix(b"\r")
-            .ok_or(HeadError::Refused(Reason::BadHead))?;
-        if line.is_empty() {
-            let length = head.len() - rest.len() + end + 1;
-            return if length > HEAD_MAX {
-                Err(HeadError::Refused(Reason::LongHead))
-            } else {
-                Ok(Some(length))
-            };
+        begin += line.len() + 2;
+        let starts = |name: &[u8]| {
+            line.get(..name.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(name))
+        };
+        match line.first() {
+            None if begin > HEAD_MAX => return Err(HeadError::Refused(Reason::LongHead)),
+            None => return Ok(Some((begin, is_plain))),
+            Some(b' ' | b'\t') => return Err(HeadError::Refused(Reason::BadHead)),
+            Some(b'c' | b'C') => is_plain &= !starts(b"content-length"),
+            Some(b't' | b'T') => is_plain &= !starts(b"transfer-encoding"),
+            Some(b'u' | b'U') => is_plain &= !starts(b"upgrade"),
+            Some(_) => {}
         }
-        let folded = matches!(line.first(), Some(b' ' | b'\t'));
-        if line.iter().any(|b| matches!(b, 0 | b'\r')) || folded {
-            return Err(HeadError::Refused(Reason::BadHead));
-        }
-        rest = &rest[end + 1..];
     }
 }
 

@@ -3,6 +3,7 @@
 //! What follows a request waits for its turn, small writes are gathered, the frames of HTTP/2 are watched as they pass.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use crate::web::client::{FAREWELL, WebClient, client_in, note_refusal};
 /// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
 const GATHERED: usize = 4096;
 
-/// What is read at once where little is expected.
+/// What is read at once where little is expected. It is read into the stack, which is not zeroed for it.
 const LITTLE: usize = 4096;
 
 /// The bytes of a web connection.
@@ -253,8 +254,8 @@ impl WebStream {
         if !self.ahead.is_empty() {
             return Poll::Pending;
         }
-        let mut buffer = [0; LITTLE];
-        let mut read = ReadBuf::new(&mut buffer);
+        let mut buffer = [MaybeUninit::uninit(); LITTLE];
+        let mut read = ReadBuf::uninit(&mut buffer);
         ready!(self.poll_channel(cx, &mut read))?;
         match read.filled() {
             [] => Poll::Ready(Ok(())),
@@ -271,8 +272,8 @@ impl WebStream {
             return Ok(std::mem::take(&mut self.ahead));
         }
         std::future::poll_fn(|cx| {
-            let mut buffer = [0; LITTLE];
-            let mut read = ReadBuf::new(&mut buffer);
+            let mut buffer = [MaybeUninit::uninit(); LITTLE];
+            let mut read = ReadBuf::uninit(&mut buffer);
             ready!(self.poll_channel(cx, &mut read))?;
             Poll::Ready(Ok(BytesMut::from(read.filled())))
         })
@@ -282,7 +283,7 @@ impl WebStream {
     /// Reads what a client whose connection ends still sends, for a moment, and drops it. A client that has sent all of
     /// its request, and nothing more yet, is not waited for.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut buffer = [0; LITTLE];
+        let mut buffer = [MaybeUninit::uninit(); LITTLE];
         let limit = sleep_until(Instant::now() + FAREWELL);
         if self
             .farewell
@@ -294,7 +295,7 @@ impl WebStream {
             return Poll::Ready(());
         }
         loop {
-            let mut read = ReadBuf::new(&mut buffer);
+            let mut read = ReadBuf::uninit(&mut buffer);
             match self.poll_channel(cx, &mut read) {
                 Poll::Ready(Ok(())) if !read.filled().is_empty() => self.request = Some(RequestBody::Unclear),
                 Poll::Pending if !self.ahead.is_empty() || self.request.is_some_and(|request| !request.is_over()) => {
