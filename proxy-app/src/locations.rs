@@ -560,13 +560,10 @@ impl MatchedLocation {
         self.entry.location.forward()
     }
 
-    /// Path and query as the server gets them.
-    pub(crate) fn target(&self, forward: &Forward, query: LocationQuery<'_>) -> String {
-        let uri = &query.request.uri;
-        match &forward.path {
-            None => uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
-            Some(with) => path::replaced(uri, query.path, self.matched, with),
-        }
+    /// Path and query as the server gets them, if they are others than the client's.
+    pub(crate) fn replaced(&self, forward: &Forward, query: LocationQuery<'_>) -> Option<String> {
+        let with = forward.path.as_ref()?;
+        Some(path::replaced(&query.request.uri, query.path, self.matched, with))
     }
 }
 
@@ -1008,7 +1005,8 @@ mod tests {
                 host: None,
                 request: &request,
             };
-            assert_eq!(found.target(found.forward().unwrap(), query), expected, "{target}");
+            let replaced = found.replaced(found.forward().unwrap(), query);
+            assert_eq!(replaced.as_deref().unwrap_or(target), expected, "{target}");
         }
     }
 

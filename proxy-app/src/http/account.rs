@@ -8,7 +8,7 @@ use std::net::Ipv6Addr;
 
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{Engine as _, alphabet};
-use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap};
+use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderValue};
 use http::uri::Uri;
 use mail_directory::Secret;
 use percent_encoding::percent_decode_str;
@@ -75,10 +75,10 @@ pub fn host(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 }
 
 /// The same host as it was sent, with its port.
-pub(crate) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<String> {
+pub(crate) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue> {
     match uri.authority() {
-        Some(authority) => Some(authority.as_str().to_owned()),
-        None => headers.get(HOST)?.to_str().ok().map(str::to_owned),
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned(),
     }
 }
 

@@ -23,6 +23,11 @@ pub(crate) struct Relocation<'a> {
 }
 
 impl Relocation<'_> {
+    /// Whether an answer sends a browser anywhere.
+    pub(crate) fn is_in(headers: &HeaderMap) -> bool {
+        headers.contains_key(LOCATION) || headers.contains_key(REFRESH)
+    }
+
     /// The headers to replace, with their new values.
     pub(crate) fn of(&self, headers: &HeaderMap) -> Vec<(http::HeaderName, String)> {
         let mut changed = Vec::new();

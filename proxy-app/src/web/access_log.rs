@@ -189,7 +189,7 @@ pub(crate) fn of_request(
         AccessFormat::Json => json(
             &entry,
             AccessMore {
-                request: &info.id,
+                request: info.id.as_str(),
                 conn: &web.facts.id,
                 location: record.location,
                 duration: record.begun.elapsed().as_secs_f64(),

@@ -1,10 +1,11 @@
 //! The client of a web connection, as far as it is known.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::HeaderValue;
 use mail_proxy::audit::{Event, Record};
 use mail_proxy::{ConnectionFacts, LoggedIn};
 use parking_lot::Mutex;
@@ -41,6 +42,35 @@ impl SeenUser {
     }
 }
 
+/// What servers are told of a client, as the values of headers: the same for nearly every request of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct ToldValues {
+    client: OnceLock<(IpAddr, HeaderValue)>,
+    port: OnceLock<(u16, HeaderValue)>,
+}
+
+impl ToldValues {
+    /// The address of a client. Behind a trusted forwarder there may be several on one connection.
+    pub(crate) fn client(&self, client: IpAddr) -> HeaderValue {
+        let text = |client: IpAddr| {
+            let text = client.to_canonical().to_string();
+            HeaderValue::from_str(&text).unwrap_or_else(|_| unreachable!("an address can stand in a field"))
+        };
+        match self.client.get_or_init(|| (client, text(client))) {
+            (known, value) if *known == client => value.clone(),
+            _ => text(client),
+        }
+    }
+
+    /// The port that it sees.
+    pub(crate) fn port(&self, port: u16) -> HeaderValue {
+        match self.port.get_or_init(|| (port, port.into())) {
+            (known, value) if *known == port => value.clone(),
+            _ => port.into(),
+        }
+    }
+}
+
 /// How long a last answer may take to be written, and how long after it the rest of what its client sends is read and
 /// dropped: a connection that is closed on unread bytes is reset, and the reset destroys answers that are on their way.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
@@ -64,6 +94,8 @@ pub(crate) struct WebClient {
     pub owner: Arc<Owner>,
     /// Its last answer has no proper end, and the connection must not look as if it had.
     pub cut_short: AtomicBool,
+    /// What servers are told of it.
+    pub told: ToldValues,
     /// Whether the engine has taken the last request.
     pub taken: AtomicBool,
 }
@@ -136,5 +168,25 @@ pub(crate) fn note_refusal(env: &WebEnv, carrier: &ProxyDigest, reason: Reason) 
     if let Some(web) = client_in(carrier) {
         let refused = RefusedConnection::of(&web.facts);
         env.refusals.refused(refused, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_may_have_several_clients() {
+        let told = ToldValues::default();
+        for (client, expected) in [
+            ("::ffff:198.51.100.7", "198.51.100.7"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("::ffff:198.51.100.7", "198.51.100.7"),
+        ] {
+            assert_eq!(told.client(client.parse().unwrap()), expected);
+        }
+        for port in [443, 8443, 443] {
+            assert_eq!(told.port(port), port.to_string());
+        }
     }
 }

@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
+use http::header::{FORWARDED, HeaderName, HeaderValue, VIA};
 use http::request::Parts;
+use http::uri::{InvalidUri, Uri};
 use route_cache::{Lookup, Service, Subject};
 
 use crate::app::env::WebEnv;
@@ -11,23 +13,24 @@ use crate::app::snapshot::Snapshot;
 use crate::http::account::{self, AccountClaim};
 use crate::http::forwarders::Forwarded;
 use crate::http::headers;
+use crate::http::request_id::RequestId;
 use crate::locations::{Action, Forward, ForwardTo, ListenerKind, LocationQuery, Mailbox, MatchedLocation, path};
 use crate::web::client::WebClient;
 
 /// Headers of forwarders in a request, also of those that are not trusted.
-const RELAYED: [&str; 3] = ["via", "forwarded", "x-forwarded-for"];
+static RELAYED: [HeaderName; 3] = [VIA, FORWARDED, headers::X_FORWARDED_FOR];
 
 /// What a request says before anything is looked up.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestInfo {
     /// Its id, for logs and for the server; from a trusted forwarder, or made here.
-    pub(crate) id: String,
+    pub(crate) id: RequestId,
     /// The client, after PROXY header and trusted forwarders.
     pub(crate) client: IpAddr,
     /// The requested host, if there is a valid one.
     pub(crate) host: Option<String>,
     /// The same as it was sent, with its port.
-    pub(crate) host_as_sent: Option<String>,
+    pub(crate) host_as_sent: Option<HeaderValue>,
     /// `http` or `https`, as the client sees it.
     pub(crate) scheme: &'static str,
     /// The port that the client sees.
@@ -55,16 +58,16 @@ impl RequestInfo {
             .or_else(|| told.scheme.map(default_port));
         Self {
             id: is_trusted
-                .then(|| headers::forwarded_id(&request.headers))
+                .then(|| RequestId::forwarded(&request.headers))
                 .flatten()
-                .unwrap_or_else(new_id),
+                .unwrap_or_else(RequestId::random),
             client: told.client,
             scheme: told.scheme.unwrap_or(local),
             // If no forwarder names one it is ours, whatever the client writes into Host.
             port: port.filter(|_| told.speaks()).unwrap_or(web.facts.client.local.port()),
+            relayed: is_trusted || RELAYED.iter().any(|name| request.headers.contains_key(name)),
             host_as_sent: host.as_ref().map(|host| host.as_sent.clone()),
             host: host.map(|host| host.name),
-            relayed: is_trusted || RELAYED.iter().any(|name| request.headers.contains_key(*name)),
         }
     }
 
@@ -80,7 +83,7 @@ struct Host {
     /// In lower case, without port.
     name: String,
     /// As the client wrote it.
-    as_sent: String,
+    as_sent: HeaderValue,
     port: Option<u16>,
 }
 
@@ -95,7 +98,7 @@ impl Host {
             .and_then(|host| Some((account::host_of(host)?, host)));
         let Some((name, as_sent)) = forwarded else {
             let as_sent = account::host_as_sent(&request.uri, &request.headers)?;
-            let port = port_of(&as_sent);
+            let port = port_of(as_sent.to_str().ok()?);
             return Some(Self {
                 name: own,
                 as_sent,
@@ -107,9 +110,10 @@ impl Host {
             .port
             .filter(|told_port| port.is_none() && Some(*told_port) != told.scheme.map(default_port));
         let as_sent = match missing {
-            Some(port) => format!("{as_sent}:{port}"),
-            None => as_sent.to_owned(),
+            Some(port) => HeaderValue::from_str(&format!("{as_sent}:{port}")),
+            None => HeaderValue::from_str(as_sent),
         };
+        let as_sent = as_sent.ok()?;
         Some(Self { name, as_sent, port })
     }
 }
@@ -124,18 +128,13 @@ fn port_of(authority: &str) -> Option<u16> {
     port.parse().ok()
 }
 
-/// 128 random bits, so that the logs of all nodes can be merged by it.
-fn new_id() -> String {
-    format!("{:032x}", rand::random::<u128>())
-}
-
 /// A request on its way to a server.
 #[derive(Debug, Clone)]
 pub(crate) struct ProxyRequest {
     /// Its location.
     pub(crate) found: MatchedLocation,
-    /// Path and query as the server gets them.
-    pub(crate) target: String,
+    /// Path and query as the server gets them, if they are others than the client's.
+    replaced: Option<String>,
     /// The question for the account's server, if it belongs to an account.
     pub(crate) lookup: Option<Lookup>,
 }
@@ -144,6 +143,25 @@ impl ProxyRequest {
     /// The rules of its location.
     pub(crate) fn forward(&self) -> &Forward {
         self.found.forward().expect("only made for locations that forward")
+    }
+
+    /// Path and query as the server gets them, of a request with this URL.
+    pub(crate) fn target<'a>(&'a self, uri: &'a Uri) -> &'a str {
+        match &self.replaced {
+            Some(replaced) => replaced,
+            None => uri.path_and_query().map_or("/", |target| target.as_str()),
+        }
+    }
+
+    /// The same as a URL, without an authority in it: `Host` stays as it is set.
+    ///
+    /// # Errors
+    /// What replaces the path makes it invalid.
+    pub(crate) fn uri(&self, uri: &Uri) -> Result<Uri, InvalidUri> {
+        match (&self.replaced, uri.path_and_query()) {
+            (None, Some(target)) => Ok(target.clone().into()),
+            _ => self.target(uri).parse(),
+        }
     }
 
     /// Whether it is one for the mailbox servers, and which of their services.
@@ -244,9 +262,13 @@ pub(crate) fn decide(
                     why: "a line end in the query",
                 };
             }
-            let target = found.target(forward, query);
+            let replaced = found.replaced(forward, query);
             let lookup = lookup(forward, web, request, info);
-            Decision::Forward(Box::new(ProxyRequest { found, target, lookup }))
+            Decision::Forward(Box::new(ProxyRequest {
+                found,
+                replaced,
+                lookup,
+            }))
         }
         Action::Redirect { to, status } => {
             let (to, status) = (to.at(vhost), *status);

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::request::Parts;
 use mail_proxy::audit::{Outcome, Record};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use route_cache::bracketed;
@@ -35,7 +36,7 @@ use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
-use crate::web::forward::{peer, proxy_headers};
+use crate::web::forward::{peer, tell};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
 use crate::web::target::{ROUTE_YOUNG, TRIES, choose, unreachable};
@@ -93,11 +94,15 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "CONNECT");
         }
         web.take();
-        context.under_way = Some(web.facts.handle.waits_for_us());
         let request = session.req_header();
+        if request.version == http::Version::HTTP_2 {
+            // That of an HTTP/1 connection is held around all of its request.
+            context.under_way = Some(web.facts.handle.waits_for_us());
+        }
         let info = RequestInfo::read(&self.env, web, request);
         context.form = ErrorForm::of(request);
         let no_host = info.host.is_none() && request.version > http::Version::HTTP_10;
+        let info = Arc::new(info);
         context.info = Some(info.clone());
         let vhosts = &context.snapshot.web.vhosts;
         context.vhost = Some(vhosts.of(info.host.as_deref(), web.facts.client.local.ip()).clone());
@@ -220,31 +225,33 @@ impl ProxyHttp for Web {
         let (Some(info), Some(target)) = (&context.info, &context.target) else {
             return Ok(());
         };
-        if let Some(cookies) = headers::joined_cookies(&upstream.headers) {
-            upstream.insert_header(http::header::COOKIE, cookies)?;
+        // The engine keeps how the client spelled the names, and so makes three allocations and two searches of every
+        // header that is set. Servers know names in any case, as HTTP/2 has them all in lower case.
+        let mut parts = Parts::from(std::mem::replace(upstream, nothing()));
+        if let Some(cookies) = headers::joined_cookies(&parts.headers) {
+            parts.headers.insert(http::header::COOKIE, cookies);
         }
         for name in headers::dropped(&session.req_header().headers) {
-            upstream.remove_header(&name);
+            parts.headers.remove(&name);
         }
         for name in [http::header::UPGRADE, http::header::CONNECTION] {
             // Web sockets are not handled here.
-            upstream.remove_header(&name);
+            parts.headers.remove(&name);
         }
-        let lines = proxy_headers(web, info, proxied, &target.server);
         for name in &proxied.forward().remove_headers {
-            upstream.remove_header(name);
+            parts.headers.remove(name);
         }
-        // Without an authority in it, so that Host stays as it is set.
-        let target = proxied.target.parse::<http::Uri>();
-        upstream.set_uri(target.map_err(|error| {
+        parts.uri = proxied.uri(&session.req_header().uri).map_err(|error| {
             Error::explain(
                 ErrorType::HTTPStatus(400),
                 format!("the path cannot be sent on: {error}"),
             )
-        })?);
-        for (name, value) in lines {
-            upstream.insert_header(name, value)?;
-        }
+        })?;
+        tell(&mut parts.headers, web, info, proxied, &target.server).or_err(
+            ErrorType::InvalidHTTPHeader,
+            "a name of the configuration that cannot stand in a header",
+        )?;
+        *upstream = parts.into();
         if let Some(keeping) = &context.keeping {
             keeping.announce(upstream)?;
         }
@@ -489,7 +496,7 @@ impl Web {
     /// Answers on a clear-text web port that does not serve: HTTP §1.5, §1.6.
     async fn clear_port(&self, session: &mut Session, context: &RequestContext, info: &RequestInfo) -> Result<bool> {
         if context.snapshot.web.mode == MailMode::Https {
-            let answer = LocalAnswer::error(403, context.form, &info.id)?;
+            let answer = LocalAnswer::error(403, context.form, info.id.as_str())?;
             answer_with(answer, session, context).await?;
             return Ok(true);
         }
@@ -552,7 +559,7 @@ impl Web {
         let answer = match &found.entry.location.action {
             Action::Files(files) => return file(session, context, found, files, path).await,
             Action::Answer { status, body: None, .. } if *status >= 400 => {
-                LocalAnswer::error(*status, context.form, &info.id)?
+                LocalAnswer::error(*status, context.form, info.id.as_str())?
             }
             Action::Answer { status, kind, body } => {
                 LocalAnswer::text(*status, kind, body.clone().unwrap_or_default())?
@@ -642,7 +649,7 @@ pub(crate) fn record_login(
         .as_ref()
         .map_or(web.facts.client.addr.ip(), |info| info.client);
     env.audit.record(Record {
-        request: context.info.as_ref().map(|info| info.id.clone()),
+        request: context.info.as_ref().map(|info| info.id.as_str().to_owned()),
         user: Some(seen.user),
         account: context.route.as_ref().map(|route| route.account.to_string()),
         route: context.target.as_ref().map(|target| target.address.to_string()),
@@ -662,6 +669,11 @@ fn doubt_route(env: &WebEnv, context: &RequestContext) {
         let routes = env.routes.clone();
         tokio::spawn(async move { routes.ask_again(&lookup, ROUTE_YOUNG).await });
     }
+}
+
+/// A head without anything in it.
+fn nothing() -> RequestHeader {
+    http::Request::new(()).into_parts().0.into()
 }
 
 /// Two lengths, even equal ones: two servers may read such a request differently (RFC 9112 §6.3).

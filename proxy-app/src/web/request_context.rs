@@ -42,7 +42,7 @@ pub(crate) struct RequestContext {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) begun: Instant,
     /// What it asks for; `None` before it was read.
-    pub(crate) info: Option<RequestInfo>,
+    pub(crate) info: Option<Arc<RequestInfo>>,
     /// The virtual host that it asks for.
     pub(crate) vhost: Option<Arc<VirtualHost>>,
     /// Where it goes, if to a server.
@@ -109,7 +109,7 @@ impl RequestContext {
     }
 
     pub(crate) fn id(&self) -> &str {
-        self.info.as_ref().map_or("-", |info| &info.id)
+        self.info.as_ref().map_or("-", |info| info.id.as_str())
     }
 }
 
@@ -124,6 +124,10 @@ pub(crate) fn relocate(context: &RequestContext, response: &mut ResponseHeader) 
     if !proxied.forward().rewrite_location {
         return Ok(());
     }
+    if !Relocation::is_in(&response.headers) {
+        return Ok(());
+    }
+    let host_as_sent = host_as_sent.to_str().unwrap_or_default();
     let address = target.address.ip().to_string();
     let relocation = Relocation {
         scheme: info.scheme,
@@ -155,7 +159,7 @@ pub(crate) async fn answer_with(
 /// contradict each other.
 pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
     if let Some(info) = &context.info {
-        response.insert_header(headers::REQUEST_ID, info.id.as_str())?;
+        response.insert_header(headers::REQUEST_ID, info.id.value().clone())?;
     }
     let location = context.found.as_ref().map(|found| &found.entry.location);
     let vhost = context

@@ -149,7 +149,7 @@ impl Web {
             Err(CertLoginError::NoService | CertLoginError::CannotTell(_)) => Outcome::DirectoryDown,
         };
         self.env.audit.record(Record {
-            request: Some(info.id.clone()),
+            request: Some(info.id.as_str().to_owned()),
             user: Some(certificate.subject.clone()),
             account: told.as_ref().ok().and_then(|token| token.account.clone()),
             mechanism: Some("certauth"),

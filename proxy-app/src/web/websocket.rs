@@ -5,10 +5,11 @@
 //! like any other. Any other answer than 101 is passed on with the headers of every answer, and both connections end
 //! with it: no byte that a client sends behind its request reaches a server that has not agreed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use mail_proxy::BoxStream;
 use mail_proxy::relay::{Farewell, Relay, RelayEnd};
 use route_cache::Server;
@@ -22,7 +23,7 @@ use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::WebClient;
 use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
-use crate::web::forward::{proxy_headers, waits};
+use crate::web::forward::{tell, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, UpstreamTarget, dress, relocate};
 use crate::web::target::{choose, unreachable};
@@ -104,9 +105,9 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     context.found = Some(proxied.found.clone());
     context.proxied = Some(proxied.clone());
     let (target, server) = connect(env, web, &mut context).await?;
-    let head = upstream_head(web, &request, &info, &proxied, &target.server);
+    let head = upstream_head(web, &request, &info, &proxied, &target.server)?;
     let name = target.server.address().to_string();
-    context.info = Some(info);
+    context.info = Some(Arc::new(info));
     context.target = Some(target);
     Some(Box::new(WebSocketUpgrade {
         context,
@@ -393,26 +394,28 @@ async fn connect(env: &WebEnv, web: &WebClient, context: &mut RequestContext) ->
     }
 }
 
-/// The request as the server gets it, by the same header rules as for any other.
+/// The request as the server gets it, by the same header rules as for any other. `None` where the engine has to answer.
 fn upstream_head(
     web: &WebClient,
     request: &Parts,
     info: &RequestInfo,
     proxied: &ProxyRequest,
     server: &Server,
-) -> Vec<u8> {
+) -> Option<Vec<u8>> {
     use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
     let dropped = headers::dropped(&request.headers);
-    let ours = proxy_headers(web, info, proxied, server);
+    let mut ours = HeaderMap::new();
+    tell(&mut ours, web, info, proxied, server).ok()?;
     let cookies = headers::joined_cookies(&request.headers);
     let removed = &proxied.forward().remove_headers;
     // `Connection` may have named other headers; there is no body.
     let is_anew = |name: &HeaderName| {
         matches!(name, &CONNECTION | &UPGRADE | &CONTENT_LENGTH)
             || cookies.is_some() && name == COOKIE
-            || ours.iter().any(|(our, _)| our == name)
+            || ours.contains_key(name)
     };
-    let mut head = format!("GET {} HTTP/1.1\r\n", proxied.target).into_bytes();
+    let target = proxied.target(&request.uri);
+    let mut head = format!("GET {target} HTTP/1.1\r\n").into_bytes();
     let mut line = |name: &str, value: &[u8]| {
         head.extend_from_slice(name.as_bytes());
         head.extend_from_slice(b": ");
@@ -433,7 +436,7 @@ fn upstream_head(
         line(name.as_str(), value.as_bytes());
     }
     head.extend_from_slice(b"\r\n");
-    head
+    Some(head)
 }
 
 #[cfg(test)]
