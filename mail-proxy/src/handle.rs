@@ -69,6 +69,14 @@ struct LoginWait {
     under_way: usize,
 }
 
+impl LoginWait {
+    fn heard(&self) {
+        if self.under_way == 0 {
+            self.place.iter().for_each(|place| place.heard());
+        }
+    }
+}
+
 impl std::fmt::Debug for LoginWait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "LoginWait({})", self.under_way)
@@ -194,10 +202,7 @@ impl ConnectionHandle {
 
     /// Notes that the client has said something.
     pub fn heard(&self) {
-        let waiting = self.waiting();
-        if waiting.under_way == 0 {
-            waiting.place.iter().for_each(|place| place.heard());
-        }
+        self.waiting().heard();
     }
 
     /// Notes that the client waits for us, not we for it, until the value is dropped.
@@ -294,8 +299,9 @@ pub struct WaitsForUs(Arc<ConnectionHandle>);
 
 impl Drop for WaitsForUs {
     fn drop(&mut self) {
-        self.0.waiting().under_way -= 1;
-        self.0.heard();
+        let mut waiting = self.0.waiting();
+        waiting.under_way -= 1;
+        waiting.heard();
     }
 }
 

@@ -3,6 +3,7 @@
 //! A location says which requests it matches and how they are handled. Nothing is done here: [`LocationTable::find`]
 //! chooses one, and the phases of a request act on it. docs/web-locations.md describes the form of the files.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -423,8 +424,11 @@ impl LocationTable {
 
     fn find_exact(&self, query: LocationQuery<'_>) -> Option<MatchedLocation> {
         let path = query.path;
-        let lower = path.to_ascii_lowercase();
-        let (_, entry) = self.exact.get(&lower)?.iter().find(|(text, entry)| {
+        let lower = match path.bytes().any(|b| b.is_ascii_uppercase()) {
+            true => Cow::Owned(path.to_ascii_lowercase()),
+            false => Cow::Borrowed(path),
+        };
+        let (_, entry) = self.exact.get(&*lower)?.iter().find(|(text, entry)| {
             let same = text == path || self.entries[*entry].location.ignore_case;
             same && self.admits(*entry, query)
         })?;

@@ -4,7 +4,7 @@
 //! What a client of one version of HTTP ignores is an error to another: in HTTP/2 a 204 with a length ends the stream
 //! with PROTOCOL_ERROR.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, SERVER, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SERVER, TRANSFER_ENCODING};
 use http::{StatusCode, Version};
 use pingora::http::ResponseHeader;
 
@@ -52,7 +52,7 @@ pub(crate) fn mend(response: &mut ResponseHeader) -> Result<Framing, &'static st
 /// here must not go on as if it was.
 pub(crate) fn has_known_coding(headers: &HeaderMap) -> bool {
     let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
-    let single = |line: &http::HeaderValue| line.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    let single = |line: &HeaderValue| line.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     lines.next().is_none_or(single) && lines.next().is_none()
 }
 
@@ -60,14 +60,9 @@ pub(crate) fn has_known_coding(headers: &HeaderMap) -> bool {
 /// checked that two are equal.
 fn mend_length(response: &mut ResponseHeader) -> Framing {
     let bodyless = response.status.is_informational() || response.status == StatusCode::NO_CONTENT;
-    let lengths: Vec<&[u8]> = response
-        .headers
-        .get_all(CONTENT_LENGTH)
-        .iter()
-        .map(|l| l.as_bytes())
-        .collect();
+    let mut lengths = response.headers.get_all(CONTENT_LENGTH).iter();
     if bodyless {
-        let promised = lengths.iter().any(|length| *length != b"0");
+        let promised = lengths.any(|length| length.as_bytes() != b"0");
         response.remove_header(&CONTENT_LENGTH);
         let coded = response.remove_header(&TRANSFER_ENCODING).is_some();
         return if promised || coded {
@@ -76,11 +71,10 @@ fn mend_length(response: &mut ResponseHeader) -> Framing {
             Framing::Sound
         };
     }
-    let first = lengths
-        .first()
-        .map(|length| length.split(|&b| b == b',').next().unwrap_or(length));
-    let one = first.map(|first| String::from_utf8_lossy(first.trim_ascii()).into_owned());
-    if let Some(one) = one.filter(|one| lengths.len() > 1 || one.len() != lengths[0].len()) {
+    let first = lengths.next().map(HeaderValue::as_bytes).unwrap_or_default();
+    let one = first.split(|&b| b == b',').next().unwrap_or(first).trim_ascii();
+    if lengths.next().is_some() || one.len() != first.len() {
+        let one = String::from_utf8_lossy(one).into_owned();
         let _digits_can_stand_in_a_field = response.insert_header(CONTENT_LENGTH, one);
         return Framing::Mended;
     }
@@ -93,13 +87,14 @@ fn mend_length(response: &mut ResponseHeader) -> Framing {
 
 /// Removes the headers that are only between the server and us.
 pub(crate) fn strip(response: &mut ResponseHeader) {
-    let nominated: Vec<String> = values(&response.headers, &CONNECTION)
+    let nominated: Vec<&str> = values(&response.headers, &CONNECTION)
         .flat_map(|line| line.split(','))
-        .map(|option| option.trim().to_ascii_lowercase())
+        .map(str::trim)
         .collect();
     let is_dropped = |name: &HeaderName| {
         let name = name.as_str();
-        let named = nominated.iter().any(|option| option == name) && !NEVER_NOMINATED.contains(&name);
+        let named =
+            nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) && !NEVER_NOMINATED.contains(&name);
         named || HOP_BY_HOP.contains(&name)
     };
     let dropped: Vec<HeaderName> = response

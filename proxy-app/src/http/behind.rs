@@ -6,6 +6,8 @@
 
 /// Most fields of a head: the engine's own limit.
 const FIELDS_MAX: usize = 256;
+/// As many as nearly every head has.
+const FIELDS_FEW: usize = 32;
 /// Most digits of the size of a chunk: 2^60 bytes are more than any client sends.
 const DIGITS_MAX: u8 = 15;
 
@@ -50,13 +52,22 @@ const CHUNK: ChunkPosition = ChunkPosition::Size { value: 0, digits: 0 };
 impl RequestBody {
     /// The body that this head announces (RFC 9112 §6.3).
     pub(crate) fn of(head: &[u8]) -> Self {
-        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let Some(end) = head.iter().position(|&b| b == b'\r') else {
             return Self::Unclear;
         };
         let (line, fields_of) = head.split_at(end);
         let fields_of = fields_of.strip_prefix(b"\r\n").unwrap_or_default();
-        let fields = match httparse::parse_headers(fields_of, &mut fields) {
+        // The usual ones are few.
+        let (mut few, mut many);
+        few = [httparse::EMPTY_HEADER; FIELDS_FEW];
+        let parsed = match httparse::parse_headers(fields_of, &mut few) {
+            Err(httparse::Error::TooManyHeaders) => {
+                many = vec![httparse::EMPTY_HEADER; FIELDS_MAX];
+                httparse::parse_headers(fields_of, &mut many)
+            }
+            parsed => parsed,
+        };
+        let fields = match parsed {
             Ok(httparse::Status::Complete((length, fields))) if length == fields_of.len() => fields,
             _ => return Self::Unclear,
         };

@@ -122,10 +122,14 @@ enum CompressionChoice {
 }
 
 fn choose(request: &RequestHeader, response: &ResponseHeader, rules: Rules) -> CompressionChoice {
+    if !rules.enabled {
+        return CompressionChoice::AsItIs;
+    }
     let kind = text(&response.headers, header::CONTENT_TYPE);
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let no_secret = NO_SECRETS.contains(&kind.as_str());
-    if !rules.enabled || !(no_secret || TEXTS.contains(&kind.as_str())) || !may_be_changed(response) {
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let is_one_of = |kinds: &[&str]| kinds.iter().any(|known| known.eq_ignore_ascii_case(kind));
+    let no_secret = is_one_of(&NO_SECRETS);
+    if !(no_secret || is_one_of(&TEXTS)) || !may_be_changed(response) {
         return CompressionChoice::AsItIs;
     }
     if !no_secret && !rules.authenticated && has_secrets(request, response) {

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Uri};
 use mail_directory::Secret;
 use mail_proxy::audit::Outcome;
@@ -66,7 +67,7 @@ impl LoginAttempt {
 /// The attempt in an `Authorization: Basic` header, on a path where servers ask for it. Elsewhere the header says
 /// nothing: a static file is sent to every client, and its 200 would call any password right.
 pub(crate) fn basic(uri: &Uri, headers: &HeaderMap) -> Option<LoginAttempt> {
-    if !asks_for_basic(uri.path()) {
+    if !headers.contains_key(AUTHORIZATION) || !asks_for_basic(uri.path()) {
         return None;
     }
     LoginAttempt::new(LoginForm::Basic, &account::basic_user(headers)?)
@@ -96,6 +97,10 @@ fn asks_for_basic(path: &str) -> bool {
 /// `/service/soap/NoOpRequest`, and a client that guesses passwords would do just that.
 pub(crate) fn is_login_path(path: &str) -> Option<LoginForm> {
     let path = account::decoded(path)?;
+    // Nearly all others are recognized by this alone.
+    if !path.contains("soap") && !path.contains("login") {
+        return None;
+    }
     let mut segments = account::segments(&path)?;
     segments.retain(|segment| !segment.is_empty());
     match segments.as_slice() {
@@ -392,7 +397,7 @@ fn resolved(reference: &BytesRef<'_>) -> Option<char> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::{AUTHORIZATION, HeaderValue};
+    use http::header::HeaderValue;
 
     const SECRET: &str = "s3cr3t";
 

@@ -5,7 +5,7 @@
 //! (sessions, health, ages) is collected at a scrape.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mail_proxy::audit::{Event, Outcome, Phase, Record};
@@ -172,6 +172,13 @@ pub const ALL: &[&Metric] = &[
     &BUSY,
 ];
 
+/// The classes of a status, as a label has them.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// The counters of the web requests of a group, by class: found once, not by their labels for each request.
+#[derive(Default)]
+pub(crate) struct WebAnswers([OnceLock<IntCounter>; CLASSES.len()]);
+
 /// The counters of this process.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -182,6 +189,7 @@ pub(crate) struct Metrics {
     logins: IntCounterVec,
     connects: IntCounterVec,
     web: IntCounterVec,
+    own_answers: WebAnswers,
     /// Servers that have a label of their own.
     servers: Mutex<HashSet<String>>,
     /// Bytes by protocol.
@@ -259,6 +267,7 @@ impl Metrics {
             logins: counters(&LOGINS)?,
             connects: counters(&CONNECTS)?,
             web: counters(&WEB)?,
+            own_answers: WebAnswers::default(),
             servers: Mutex::default(),
             bytes: Default::default(),
             scraped: Mutex::new(ScrapeMetrics {
@@ -326,16 +335,18 @@ impl Metrics {
     }
 
     /// A web request was answered.
-    pub(crate) fn web_request(&self, group: &str, status: u16) {
+    pub(crate) fn web_request(&self, group: &str, answers: &WebAnswers, status: u16) {
         let class = match status / 100 {
-            1 => "1xx",
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            5 => "5xx",
-            _ => "none",
+            class @ 1..=5 => usize::from(class),
+            _ => 0,
         };
-        self.web.with_label_values(&[group, class]).inc();
+        let counter = answers.0[class].get_or_init(|| self.web.with_label_values(&[group, CLASSES[class]]));
+        counter.inc();
+    }
+
+    /// A web request got an answer of our own, or none.
+    pub(crate) fn own_answer(&self, status: u16) {
+        self.web_request("none", &self.own_answers, status);
     }
 
     /// The name of a server, or `other` where there are too many.
@@ -400,7 +411,7 @@ mod tests {
         metrics.accepted("127.0.0.1:993").inc();
         metrics.refused("127.0.0.1:993", Refused::Tls);
         metrics.phase(Phase::Lookup, Proto::Imap, Duration::from_millis(3));
-        metrics.web_request("mailbox", 304);
+        metrics.web_request("mailbox", &WebAnswers::default(), 304);
         for i in 0..1000 {
             metrics.connected(&format!("10.0.0.{i}:7993"), false);
         }

@@ -317,10 +317,12 @@ impl ProxyHttp for Web {
             let name = cookie.as_bytes().split(|&b| b == b'=').next().unwrap_or_default();
             matches!(name, b"ZM_AUTH_TOKEN" | b"ZM_ADMIN_AUTH_TOKEN")
         });
-        if let Some(target) = &context.target
-            && let Some(group) = context.group(&self.env.groups)
-        {
-            group.answered(target.address);
+        if let Some(target) = &context.target {
+            match (&target.member, context.group(&self.env.groups)) {
+                (Some(member), _) => member.answered(),
+                (None, Some(group)) => group.answered(target.address),
+                (None, None) => {}
+            }
         }
         let status = response.status.as_u16();
         if matches!(status, 404 | 502..=504) && context.form == ErrorForm::Page {
@@ -437,9 +439,11 @@ impl ProxyHttp for Web {
             .filter(|response| !response.status.is_informational())
             .map_or(0, |response| response.status.as_u16());
         web.facts.handle.add_out(session.body_bytes_sent() as u64);
-        let proxied = context.proxied.as_ref().filter(|_| context.target.is_some());
-        let group = proxied.map_or("none", |proxied| proxied.group());
-        self.env.metrics.web_request(group, status);
+        let metrics = &self.env.metrics;
+        match context.group(&self.env.groups).filter(|_| context.target.is_some()) {
+            Some(group) => metrics.web_request(group.name(), &group.answers, status),
+            None => metrics.own_answer(status),
+        }
         self.log_access(session, web, context, status);
         let Some(seen) = context.seen.take() else { return };
         let by_client = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);

@@ -1,7 +1,7 @@
 //! What is known of one request, from its first phase to its last, and the headers of every answer to it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use mail_proxy::WaitsForUs;
@@ -32,7 +32,7 @@ pub(crate) struct UpstreamTarget {
     /// It is the account's own server; no other one can answer.
     pub(crate) own: bool,
     /// Counts the server as busy while it lives.
-    pub(crate) _member: Option<Member>,
+    pub(crate) member: Option<Member>,
 }
 
 /// What is known of one request, from its first phase to its last.
@@ -47,6 +47,7 @@ pub(crate) struct RequestContext {
     pub(crate) vhost: Option<Arc<VirtualHost>>,
     /// Where it goes, if to a server.
     pub(crate) proxied: Option<Box<ProxyRequest>>,
+    group: OnceLock<Option<Arc<Group>>>,
     /// Its location, for logs and for the headers of the answer.
     pub(crate) found: Option<MatchedLocation>,
     /// The form in which its client gets errors.
@@ -83,6 +84,7 @@ impl RequestContext {
             info: None,
             vhost: None,
             proxied: None,
+            group: OnceLock::new(),
             found: None,
             form: ErrorForm::Json,
             route: None,
@@ -104,8 +106,9 @@ impl RequestContext {
     }
 
     /// The group of servers that the request's location names.
-    pub(crate) fn group(&self, groups: &Groups) -> Option<Arc<Group>> {
-        groups.get(self.proxied.as_ref()?.group())
+    pub(crate) fn group(&self, groups: &Groups) -> Option<&Arc<Group>> {
+        let proxied = self.proxied.as_ref()?;
+        self.group.get_or_init(|| groups.get(proxied.group())).as_ref()
     }
 
     pub(crate) fn id(&self) -> &str {

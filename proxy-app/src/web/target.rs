@@ -95,7 +95,7 @@ async fn own_target(env: &WebEnv, context: &mut RequestContext) -> Result<Option
             address,
             verify: context.snapshot.web.upstream_verify,
             own: true,
-            _member: None,
+            member: None,
         }));
     }
     Ok(None)
@@ -130,7 +130,7 @@ fn group_target(env: &WebEnv, web: &WebClient, context: &RequestContext) -> Resu
         address: member.address,
         verify: member.verify,
         own: false,
-        _member: Some(member),
+        member: Some(member),
     })
 }
 

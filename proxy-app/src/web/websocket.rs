@@ -236,8 +236,10 @@ impl RequestContext {
     /// Writes the access line of an upgrade.
     fn log(&self, env: &WebEnv, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
         let Some(info) = &self.info else { return };
-        let group = self.proxied.as_ref().map_or("none", |proxied| proxied.group());
-        env.metrics.web_request(group, status);
+        match self.group(&env.groups) {
+            Some(group) => env.metrics.web_request(group.name(), &group.answers, status),
+            None => env.metrics.own_answer(status),
+        }
         let record = AccessRecord {
             user: None,
             status,

@@ -11,9 +11,10 @@ use pingora_load_balancing::Backends;
 use route_cache::Server;
 use tokio::time::Instant;
 
+use crate::node::metrics::WebAnswers;
 use crate::upstream::groups::Shared;
 use crate::upstream::groups::check::HealthProbe;
-use crate::upstream::groups::members::{Discovery, MemberSource, Members, backend};
+use crate::upstream::groups::members::{Discovery, MemberSource, Members};
 use crate::upstream::groups::server::{Busy, GroupServer, Health, Overrides, ServerState};
 
 /// A member that was chosen for a request. While it lives, the server counts as busy with it.
@@ -25,13 +26,22 @@ pub(crate) struct Member {
     pub address: SocketAddr,
     /// Whether it must prove its identity.
     pub verify: bool,
-    _busy: Arc<Busy>,
+    busy: Arc<Busy>,
+}
+
+impl Member {
+    /// It has answered.
+    pub(crate) fn answered(&self) {
+        self.busy.server().answered(Instant::now);
+    }
 }
 
 /// A group.
 pub(crate) struct Group {
     members: Arc<Members>,
     backends: Backends,
+    /// How many requests its servers have answered.
+    pub(crate) answers: WebAnswers,
     /// The turn of the last one that was chosen.
     turn: AtomicU64,
 }
@@ -51,6 +61,7 @@ impl Group {
         Self {
             members,
             backends,
+            answers: WebAnswers::default(),
             turn: AtomicU64::new(0),
         }
     }
@@ -85,22 +96,29 @@ impl Group {
     pub(crate) fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
         let servers = self.members.servers.load();
         let now = Instant::now();
-        let free: Vec<(&Arc<GroupServer>, f64)> = servers
-            .iter()
-            .filter(|server| !tried.contains(&server.address))
-            .map(|server| (server, server.share(now)))
-            .filter(|(_, share)| *share > 0.0)
-            .collect();
-        let ready = |server: &GroupServer| backend(server.address).is_some_and(|backend| self.backends.ready(&backend));
-        let classes: [&dyn Fn(&GroupServer) -> bool; 3] = [
-            &|server| ready(server) && !server.is_ejected(now),
-            &|server| ready(server),
-            &|server| server.health() == Health::NotReady,
-        ];
-        let (server, share) = classes.iter().find_map(|class| {
-            let class: Vec<_> = free.iter().copied().filter(|(server, _)| class(server)).collect();
-            better_of_two(&class)
-        })?;
+        // How good a choice it is, 0 the best; `None`: it gets nothing.
+        let class = |server: &GroupServer| match (self.is_ready(server), server.is_ejected(now)) {
+            (true, false) => Some(0),
+            (true, true) => Some(1),
+            (false, _) => (server.health() == Health::NotReady).then_some(2),
+        };
+        let choices = servers.iter().filter(|server| !tried.contains(&server.address));
+        let choices = choices.filter_map(|server| {
+            let share = server.share(now);
+            (share > 0.0).then_some((class(server)?, server, share))
+        });
+        let mut best: Vec<(&Arc<GroupServer>, f64)> = Vec::new();
+        let mut best_class = u8::MAX;
+        for (class, server, share) in choices {
+            if class < best_class {
+                best.clear();
+                best_class = class;
+            }
+            if class == best_class {
+                best.push((server, share));
+            }
+        }
+        let (server, share) = better_of_two(&best)?;
         Some(self.member(server, share))
     }
 
@@ -108,8 +126,15 @@ impl Group {
     pub(crate) fn member_at(&self, address: SocketAddr) -> Option<Member> {
         let (server, now) = (self.server(address)?, Instant::now());
         let share = server.share(now);
-        let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
-        (share > 0.0 && ready && !server.is_ejected(now)).then(|| self.member(&server, share))
+        (share > 0.0 && self.is_ready(&server) && !server.is_ejected(now)).then(|| self.member(&server, share))
+    }
+
+    /// Whether checks say that it takes requests.
+    fn is_ready(&self, server: &GroupServer) -> bool {
+        server
+            .backend
+            .as_ref()
+            .is_some_and(|backend| self.backends.ready(backend))
     }
 
     fn member(&self, server: &Arc<GroupServer>, share: f64) -> Member {
@@ -120,7 +145,7 @@ impl Group {
             server: description.server.clone(),
             address: server.address,
             verify: description.verify,
-            _busy: Arc::new(server.take(turn, share)),
+            busy: Arc::new(server.take(turn, share)),
         }
     }
 
@@ -151,7 +176,7 @@ impl Group {
     /// A request was answered from this address.
     pub(crate) fn answered(&self, address: SocketAddr) {
         if let Some(server) = self.server(address) {
-            server.answered(Instant::now());
+            server.answered(Instant::now);
         }
     }
 
@@ -185,16 +210,15 @@ impl Group {
     /// What is known of its members.
     pub(crate) fn state(&self) -> Vec<ServerState> {
         let servers = self.members.servers.load();
-        let ready = |server: &GroupServer| backend(server.address).is_some_and(|backend| self.backends.ready(&backend));
-        servers.iter().map(|server| server.state(ready(server))).collect()
+        servers
+            .iter()
+            .map(|server| server.state(self.is_ready(server)))
+            .collect()
     }
 
     /// Whether checks say that no server answers at this address. `false` where they say nothing.
     pub(crate) fn is_unreachable(&self, address: SocketAddr) -> bool {
-        let unreachable = |server: Arc<GroupServer>| {
-            let ready = backend(address).is_some_and(|backend| self.backends.ready(&backend));
-            !ready && server.health() == Health::Unreachable
-        };
+        let unreachable = |server: Arc<GroupServer>| !self.is_ready(&server) && server.health() == Health::Unreachable;
         self.server(address).is_some_and(unreachable)
     }
 
@@ -205,6 +229,9 @@ impl Group {
 
 /// The less busy of two that are drawn by their shares.
 fn better_of_two<'a>(servers: &[(&'a Arc<GroupServer>, f64)]) -> Option<(&'a Arc<GroupServer>, f64)> {
+    if let [only] = servers {
+        return Some(*only);
+    }
     let first = draw(servers, None)?;
     let Some(second) = draw(servers, Some(first)) else {
         return Some(servers[first]);

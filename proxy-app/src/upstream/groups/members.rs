@@ -56,11 +56,6 @@ pub(crate) struct Members {
     pub(crate) unknown: Mutex<BTreeSet<String>>,
 }
 
-/// The form in which Pingora knows an address.
-pub(crate) fn backend(address: SocketAddr) -> Option<Backend> {
-    Backend::new(&address.to_string()).ok()
-}
-
 impl Members {
     pub(crate) fn server(&self, address: SocketAddr) -> Option<Arc<GroupServer>> {
         self.servers
@@ -215,7 +210,7 @@ impl ServiceDiscovery for Discovery {
         let found = members.addresses(members.described()).await;
         members.set_servers(found);
         let servers = members.servers.load();
-        let backends = servers.iter().filter_map(|server| backend(server.address)).collect();
+        let backends = servers.iter().filter_map(|server| server.backend.clone()).collect();
         Ok((backends, HashMap::new()))
     }
 }

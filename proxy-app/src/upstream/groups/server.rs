@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pingora_load_balancing::Backend;
 use route_cache::Server;
 use tokio::time::Instant;
 
@@ -61,6 +62,8 @@ pub(super) struct ServerDescription {
 /// One server of a group. Its description changes; what is known of its health stays.
 pub(super) struct GroupServer {
     pub(super) address: SocketAddr,
+    /// The form in which Pingora knows it.
+    pub(super) backend: Option<Backend>,
     description: Mutex<Arc<ServerDescription>>,
     weight: AtomicU32,
     maintenance: AtomicBool,
@@ -117,6 +120,12 @@ pub(crate) struct ServerState {
 /// A request that a server is answering. It ends when the value is dropped.
 pub(crate) struct Busy(Arc<GroupServer>);
 
+impl Busy {
+    pub(super) fn server(&self) -> &GroupServer {
+        &self.0
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
@@ -133,6 +142,7 @@ impl GroupServer {
     pub(super) fn new(address: SocketAddr, description: ServerDescription, overrides: Overrides) -> Self {
         let server = Self {
             address,
+            backend: Backend::new(&address.to_string()).ok(),
             weight: AtomicU32::new(description.weight),
             description: Mutex::new(Arc::new(description)),
             maintenance: AtomicBool::new(false),
@@ -238,10 +248,11 @@ impl GroupServer {
     }
 
     /// It has answered a request.
-    pub(super) fn answered(&self, now: Instant) {
+    pub(super) fn answered(&self, now: impl FnOnce() -> Instant) {
         if !self.has_failures.load(Ordering::Relaxed) {
             return;
         }
+        let now = now();
         let mut passive = self.passive.lock();
         if passive.until.is_some_and(|until| until > now) {
             // An answer to an earlier request, or to one of an account that lives there.
@@ -342,7 +353,7 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
             assert!(!server.is_ejected(Instant::now()), "{expected}");
         }
-        server.answered(Instant::now());
+        server.answered(Instant::now);
         assert!(server.failed(Instant::now()));
         tokio::time::advance(Duration::from_secs(10)).await;
         assert!(!server.is_ejected(Instant::now()), "an answer makes it short again");
