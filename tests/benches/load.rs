@@ -19,6 +19,7 @@ use portico_tests::load::{Act, Load, Mail};
 use portico_tests::nginx::Nginx;
 use portico_tests::portico::Portico;
 use portico_tests::simulator;
+use portico_tests::town::{Person, Town};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -44,7 +45,52 @@ fn main() -> Result<()> {
             Stage::run(|stage| House::open(stage, &runtime)?.measure(&case))?;
         }
     }
-    Ok(())
+    imaptest(&wanted)
+}
+
+/// imaptest straight at a Dovecot, and at Portico in front of it, in clear text.
+fn imaptest(wanted: &Wanted) -> Result<()> {
+    const NAME: &str = "imaptest_login";
+    const PASSWORD: &str = "imaptest-c4n4ry";
+    if !NAME.contains(&wanted.only) {
+        return Ok(());
+    }
+    let Some(program) = portico_tests::imaptest::find() else {
+        println!("{NAME:22} not run: there is no imaptest on PATH, and IMAPTEST names none");
+        return Ok(());
+    };
+    // It prints mean times every ten seconds; in a shorter run they are of all of it.
+    let seconds = ((9.0 * wanted.scale) as u64).clamp(2, 9);
+    Stage::run(|stage| {
+        let people: Vec<Person> = (1..=20)
+            .map(|number| Person::new(&format!("user{number}@a.example"), 0, PASSWORD))
+            .collect();
+        let names: Vec<&str> = people.iter().map(|person| person.name.as_str()).collect();
+        let users = stage.file("imaptest.users", names.join("\n") + "\n")?;
+        let town = Town::build(stage, people)?;
+        let node = town.node();
+        let mut directory = town.directory();
+        directory.config("zimbraReverseProxyImapStartTlsMode", "on");
+        directory.config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
+        let portico = Portico::start(stage, &node, &directory, "warn")?;
+        let store = &town.stores[0].dovecot;
+        let put = |at| -> Result<Figures> {
+            let outcome = portico_tests::imaptest::run(&program, at, &users, PASSWORD, seconds)?;
+            Ok(Figures {
+                rate: outcome.logins as f64 / outcome.took.as_secs_f64(),
+                p50: outcome.login_ms,
+                p99: None,
+                units: outcome.logins as f64,
+            })
+        };
+        row(NAME, "direct", &put(SocketAddrV4::new(store.ip, store.imap))?, None);
+        let before = portico.cpu_ticks()?;
+        let through = put(town.endpoints.imap)?;
+        let ticks = portico.cpu_ticks()? - before;
+        let cpu = ticks as f64 * 10.0 / through.units;
+        row(NAME, "portico", &through, Some((cpu, portico.rss_kib()?)));
+        Ok(())
+    })
 }
 
 /// What the command line asks for.
@@ -149,7 +195,8 @@ fn cases(scale: f64) -> Vec<Case> {
 struct Figures {
     rate: f64,
     p50: f64,
-    p99: f64,
+    /// imaptest gives none.
+    p99: Option<f64>,
     units: f64,
 }
 
@@ -290,16 +337,17 @@ impl House<'_> {
         Ok(Figures {
             rate: outcome.rate(),
             p50: outcome.percentile(0.5),
-            p99: outcome.percentile(0.99),
+            p99: Some(outcome.percentile(0.99)),
             units: outcome.each.len() as f64,
         })
     }
 }
 
 fn row(name: &str, through: &str, figures: &Figures, own: Option<(f64, u64)>) {
+    let p99 = figures.p99.map_or_else(|| "-".to_owned(), |p99| format!("{p99:.2}"));
     let mut line = format!(
-        "{name:22} {through:8} {:12.0} {:10.2} {:10.2}",
-        figures.rate, figures.p50, figures.p99
+        "{name:22} {through:8} {:12.0} {:10.2} {p99:>10}",
+        figures.rate, figures.p50
     );
     if let Some((cpu, rss)) = own {
         let _fits = write!(line, " {cpu:14.4} {:10.1}", rss as f64 / 1024.0);
@@ -360,7 +408,7 @@ fn wrk(url: &str, clients: u32, seconds: u64, new: bool) -> Result<Figures> {
     Ok(Figures {
         rate: after("Requests/sec:")?.parse()?,
         p50: milliseconds(after("50%")?)?,
-        p99: milliseconds(after("99%")?)?,
+        p99: Some(milliseconds(after("99%")?)?),
         units: requests.parse()?,
     })
 }
@@ -396,7 +444,7 @@ fn h2load(url: &str, requests: usize) -> Result<Figures> {
     Ok(Figures {
         rate: rate.parse()?,
         p50: mean,
-        p99: mean + 2.33 * deviation,
+        p99: Some(mean + 2.33 * deviation),
         units: requests as f64,
     })
 }

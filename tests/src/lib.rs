@@ -16,6 +16,7 @@ pub mod dovecot;
 pub mod fake;
 pub mod h2;
 pub mod haproxy;
+pub mod imaptest;
 pub mod jetty;
 pub mod ldap_stage;
 pub mod load;
