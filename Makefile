@@ -31,6 +31,7 @@ test:
 bench:
 	@scripts/install bench
 	cargo build --release --package proxy-app
+	cargo build --release --locked --manifest-path tests/benches/bare/Cargo.toml --target-dir target/bare
 	cargo bench --package portico-tests --package route-cache
 
 fuzz:

@@ -13,6 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use portico_tests::Stage;
+use portico_tests::bare::Bare;
 use portico_tests::certs::{Authority, Pair};
 use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
 use portico_tests::load::{Act, Load, Mail};
@@ -42,10 +43,11 @@ fn main() -> Result<()> {
     for case in cases(wanted.scale) {
         if case.name.contains(&wanted.only) {
             // Each with a process of its own: one that had work before keeps memory for more.
-            Stage::run(|stage| House::open(stage, &runtime)?.measure(&case))?;
+            Stage::run(|stage| House::open(stage, &runtime, &[])?.measure(&case))?;
         }
     }
-    imaptest(&wanted)
+    imaptest(&wanted)?;
+    ratios(&wanted, &runtime)
 }
 
 /// imaptest straight at a Dovecot, and at Portico in front of it, in clear text.
@@ -91,6 +93,93 @@ fn imaptest(wanted: &Wanted) -> Result<()> {
         row(NAME, "portico", &through, Some((cpu, portico.rss_kib()?)));
         Ok(())
     })
+}
+
+/// CPU time of a small request through Portico, beside the same through a bare proxy on Pingora and through nginx: in
+/// turns, one thread each, without access log.
+fn ratios(wanted: &Wanted, runtime: &Runtime) -> Result<()> {
+    const ROUNDS: usize = 5;
+    const ALONE: [(&str, &str); 2] = [("threads", "1"), ("log", "{access: off, audit: off}")];
+    let loads = cases(0.3 * wanted.scale).into_iter().filter(|case| {
+        let is_small = ["http_small", "https_small", "h2_small"].contains(&case.name);
+        is_small && format!("{}_ratio", case.name).contains(&wanted.only)
+    });
+    for (number, case) in loads.enumerate() {
+        if number == 0 {
+            println!(
+                "\n{:22} {:>12} {:>12} {:>12} {:>14} {:>14}",
+                "CPU of a small request", "Portico µs", "bare µs", "nginx µs", "Portico/bare", "Portico/nginx"
+            );
+        }
+        Stage::run(|stage| {
+            let house = House::open(stage, runtime, &ALONE)?;
+            let rivals = Rivals::open(stage, &house)?;
+            let mut rounds = Vec::new();
+            // The first is not counted: buffers grow, connections to the server are opened.
+            for round in 0..=ROUNDS {
+                let times = rivals.round(&house, &case)?;
+                if round > 0 {
+                    rounds.push(times);
+                }
+            }
+            let of = |pick: &dyn Fn(&[f64; 3]) -> f64| median(rounds.iter().map(pick).collect());
+            println!(
+                "{:22} {:12.1} {:12.1} {:12.1} {:14.2} {:14.2}",
+                case.name,
+                of(&|times| times[0]),
+                of(&|times| times[1]),
+                of(&|times| times[2]),
+                of(&|times| times[0] / times[1]),
+                of(&|times| times[0] / times[2]),
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Other proxies in front of the same web server.
+struct Rivals {
+    bare: Bare,
+    nginx: Nginx,
+    at: [Addresses; 2],
+}
+
+impl Rivals {
+    fn open(stage: &Stage, house: &House) -> Result<Self> {
+        let at = [
+            Addresses::new(stage, Ipv4Addr::LOCALHOST)?,
+            Addresses::new(stage, Ipv4Addr::LOCALHOST)?,
+        ];
+        let server = house.back.http;
+        Ok(Self {
+            bare: Bare::start(stage, [at[0].http, at[0].https], &house.pair, server)?,
+            nginx: Nginx::proxy(stage, "front", [at[1].http, at[1].https], &house.pair, server)?,
+            at,
+        })
+    }
+
+    /// Microseconds of CPU for each request: of Portico, of the bare proxy, of nginx.
+    fn round(&self, house: &House, case: &Case) -> Result<[f64; 3]> {
+        let time = |at: &Addresses, ticks: &dyn Fn() -> Result<u64>| {
+            let before = ticks()?;
+            let figures = house.put(case, at)?;
+            Ok((ticks()? - before) as f64 * 10_000.0 / figures.units)
+        };
+        let times: Result<Vec<f64>> = [
+            time(&house.front, &|| house.portico.cpu_ticks()),
+            time(&self.at[0], &|| self.bare.cpu_ticks()),
+            time(&self.at[1], &|| self.nginx.cpu_ticks()),
+        ]
+        .into_iter()
+        .collect();
+        times?.try_into().ok().context("three times")
+    }
 }
 
 /// What the command line asks for.
@@ -206,6 +295,7 @@ struct House<'a> {
     portico: Portico,
     front: Addresses,
     back: Addresses,
+    pair: Pair,
     // Held: it ends when dropped.
     _nginx: Nginx,
 }
@@ -241,7 +331,7 @@ impl Addresses {
 }
 
 impl House<'_> {
-    fn open<'a>(stage: &Stage, runtime: &'a Runtime) -> Result<House<'a>> {
+    fn open<'a>(stage: &Stage, runtime: &'a Runtime, more: &[(&str, &str)]) -> Result<House<'a>> {
         let ca = Authority::new(&stage.dir("ca")?)?;
         let pair = ca.server(&[FRONT])?;
         let (front, back) = (
@@ -277,11 +367,14 @@ impl House<'_> {
                 listen(front.mail(Mail::Pop3, Endpoint::Plain), Serve::Pop3, Tls::StartTls),
                 listen(front.mail(Mail::Pop3, Endpoint::Tls), Serve::Pop3, Tls::Implicit),
             ],
-            certificate: (pair.certificate_file, pair.key_file),
+            certificate: (pair.certificate_file.clone(), pair.key_file.clone()),
             upstream_ca: ca.file(),
             admin: Vec::new(),
             web: Vec::new(),
-            more: Vec::new(),
+            more: more
+                .iter()
+                .map(|(key, value)| (key.to_string(), value.to_string()))
+                .collect(),
         };
         let portico = Portico::start(stage, &node, &directory(&back), "warn")?;
         Ok(House {
@@ -289,6 +382,7 @@ impl House<'_> {
             portico,
             front,
             back,
+            pair,
             _nginx: nginx,
         })
     }

@@ -66,6 +66,16 @@ impl Child {
         end.with_context(|| format!("it wrote:\n{}", self.output()))
     }
 
+    /// CPU time used so far by it and its children, user and system, in clock ticks of 10 ms.
+    pub fn cpu_ticks(&self) -> Result<u64> {
+        let own = cpu_ticks_of(self.pid())?;
+        let children = format!("/proc/{0}/task/{0}/children", self.pid());
+        let children = std::fs::read_to_string(children)?;
+        children
+            .split_whitespace()
+            .try_fold(own, |sum, child| Ok(sum + cpu_ticks_of(child.parse()?)?))
+    }
+
     /// What it printed so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -107,6 +117,13 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn cpu_ticks_of(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
+    let ticks = |at: usize| -> Result<u64> { Ok(fields.get(at).context("stat")?.parse()?) };
+    Ok(ticks(11)? + ticks(12)?)
 }
 
 fn all_listening(addresses: &[SocketAddrV4]) -> Result<bool> {

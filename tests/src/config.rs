@@ -124,12 +124,14 @@ impl Node {
             quote(&self.certificate.1)
         )?;
         writeln!(out, "  upstream_ca_file: {}", quote(&self.upstream_ca))?;
-        writeln!(
-            out,
-            "log:\n  access: {}\n  audit: {}",
-            quote(dir.join("access.log")),
-            quote(dir.join("audit.log"))
-        )?;
+        if self.more.iter().all(|(key, _)| key != "log") {
+            writeln!(
+                out,
+                "log:\n  access: {}\n  audit: {}",
+                quote(dir.join("access.log")),
+                quote(dir.join("audit.log"))
+            )?;
+        }
         if !self.web.is_empty() {
             writeln!(out, "web:")?;
         }

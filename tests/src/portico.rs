@@ -135,10 +135,7 @@ impl Portico {
 
     /// CPU time used so far, user and system, in clock ticks of 10 ms.
     pub fn cpu_ticks(&self) -> Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
-        let ticks = |at: usize| -> Result<u64> { Ok(fields.get(at).context("stat")?.parse()?) };
-        Ok(ticks(11)? + ticks(12)?)
+        self.child.cpu_ticks()
     }
 
     /// Replaces the node file.
