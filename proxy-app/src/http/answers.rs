@@ -60,20 +60,17 @@ impl ErrorForm {
 
 /// A user who goes to a page, as browsers report it: not a script that fetches something.
 fn is_navigation(request: &Parts) -> bool {
-    let mode = request.headers.get("sec-fetch-mode").map(|mode| mode.as_bytes());
+    let mode = || request.headers.get("sec-fetch-mode").map(|mode| mode.as_bytes());
     matches!(request.method, Method::GET | Method::HEAD)
-        && matches!(mode, None | Some(b"navigate"))
-        && !request.headers.contains_key("x-requested-with")
         && says(&request.headers, ACCEPT, "text/html")
+        && matches!(mode(), None | Some(b"navigate"))
+        && !request.headers.contains_key("x-requested-with")
 }
 
 fn says(headers: &HeaderMap, name: http::HeaderName, word: &str) -> bool {
+    let is_word = |part: &[u8]| part.eq_ignore_ascii_case(word.as_bytes());
     let mut lines = headers.get_all(name).iter();
-    lines.any(|line| {
-        String::from_utf8_lossy(line.as_bytes())
-            .to_ascii_lowercase()
-            .contains(word)
-    })
+    lines.any(|line| line.as_bytes().windows(word.len()).any(is_word))
 }
 
 /// An answer that is ready to be sent.

@@ -229,7 +229,7 @@ fn vary(response: &mut ResponseHeader) {
     });
     if !known {
         let value = HeaderValue::from_static("Accept-Encoding");
-        if let Err(error) = response.append_header(header::VARY, value) {
+        if let Err(error) = response.append_header("Vary", value) {
             log::debug!("no Vary: {error}");
         }
     }

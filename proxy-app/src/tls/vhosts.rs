@@ -156,16 +156,21 @@ impl VirtualHosts {
         !self.strict || self.by_name(host).is_some() || self.own.iter().any(|own| own == host) || self.is_address(host)
     }
 
-    /// Whether a request for `host` must be refused on a connection with this client certificate policy, which is
-    /// `None` in clear text.
+    /// Whether a request for `host`, which is one of `vhost`, must be refused on a connection with this client
+    /// certificate policy, which is `None` in clear text.
     ///
     /// # Errors
     /// It must be refused, and why.
-    pub(crate) fn check(&self, host: Option<&str>, local: IpAddr, connection: Option<PolicyId>) -> Result<(), Refusal> {
+    pub(crate) fn check(
+        &self,
+        host: Option<&str>,
+        vhost: &VirtualHost,
+        connection: Option<PolicyId>,
+    ) -> Result<(), Refusal> {
         if host.is_some_and(|host| !self.admits(host)) {
             return Err(Refusal::UnknownHost);
         }
-        let wanted = &self.of(host, local).client_certs;
+        let wanted = &vhost.client_certs;
         match connection {
             Some(id) if id == wanted.id() => Ok(()),
             Some(_) => Err(Refusal::Misdirected),
@@ -564,7 +569,7 @@ mod tests {
             ("mail.b.test", None, Ok(())),
         ] {
             assert_eq!(
-                vhosts.check(Some(host), ELSEWHERE, connection),
+                vhosts.check(Some(host), vhosts.of(Some(host), ELSEWHERE), connection),
                 expected,
                 "{host} {connection:?}"
             );

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::app::env::WebEnv;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::client_certs::PresentedCert;
-use crate::tls::vhosts::{Refusal, VirtualHosts};
+use crate::tls::vhosts::{Refusal, VirtualHost, VirtualHosts};
 use crate::upstream::connection::Owner;
 
 /// The last user whose Basic credentials were good on a connection: a client that sends them with every request
@@ -133,13 +133,18 @@ impl WebClient {
         self.seen_user.is_new(user)
     }
 
-    /// Whether requests for this host may be served on this connection.
+    /// Whether requests for this host, which is one of `vhost`, may be served on this connection.
     ///
     /// # Errors
     /// They may not, and why.
-    pub(crate) fn may_ask_for(&self, host: Option<&str>, vhosts: &VirtualHosts) -> Result<(), Refusal> {
+    pub(crate) fn may_ask_for(
+        &self,
+        host: Option<&str>,
+        vhost: &VirtualHost,
+        vhosts: &VirtualHosts,
+    ) -> Result<(), Refusal> {
         let shown = self.shown.as_ref().map(|shown| shown.policy.id());
-        vhosts.check(host, self.facts.client.local.ip(), shown)
+        vhosts.check(host, vhost, shown)
     }
 }
 

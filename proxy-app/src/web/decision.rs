@@ -241,7 +241,7 @@ pub(crate) fn decide(
         return read_differently;
     }
     let location = &found.entry.location;
-    let vhost = snapshot.web.vhost(info.host.as_deref(), web.facts.client.local.ip());
+    let vhost = || snapshot.web.vhost(info.host.as_deref(), web.facts.client.local.ip());
     if !location.allows(info.client) {
         return Decision::Refused {
             status: 403,
@@ -250,7 +250,7 @@ pub(crate) fn decide(
     }
     let required_cookie = location.required_cookie.as_ref();
     if let Some(to) = required_cookie.and_then(|required_cookie| required_cookie.turns_away(&path, request)) {
-        let to = to.at(vhost);
+        let to = to.at(vhost());
         return Decision::Redirect { to, status: 307, found };
     }
     match &location.action {
@@ -271,7 +271,7 @@ pub(crate) fn decide(
             }))
         }
         Action::Redirect { to, status } => {
-            let (to, status) = (to.at(vhost), *status);
+            let (to, status) = (to.at(vhost()), *status);
             Decision::Redirect { to, status, found }
         }
         _ => Decision::Local(found, path.into_owned()),

@@ -105,11 +105,12 @@ impl ProxyHttp for Web {
         let info = Arc::new(info);
         context.info = Some(info.clone());
         let vhosts = &context.snapshot.web.vhosts;
-        context.vhost = Some(vhosts.of(info.host.as_deref(), web.facts.client.local.ip()).clone());
+        let vhost = vhosts.of(info.host.as_deref(), web.facts.client.local.ip());
+        context.vhost = Some(vhost.clone());
         if no_host {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
         }
-        if let Err(refusal) = web.may_ask_for(info.host.as_deref(), &context.snapshot.web.vhosts) {
+        if let Err(refusal) = web.may_ask_for(info.host.as_deref(), vhost, vhosts) {
             return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
         }
         if !has_one_length(&request.headers) {

@@ -83,7 +83,9 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     }
     info.host.as_ref()?;
     // The engine answers with the reason.
-    web.may_ask_for(info.host.as_deref(), &snapshot.web.vhosts).ok()?;
+    let vhosts = &snapshot.web.vhosts;
+    let vhost = vhosts.of(info.host.as_deref(), web.facts.client.local.ip()).clone();
+    web.may_ask_for(info.host.as_deref(), &vhost, vhosts).ok()?;
     let Decision::Forward(proxied) = decide(env, &snapshot, web, &request, &info) else {
         return None;
     };
@@ -93,14 +95,7 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     let waits = waits(&proxied, &snapshot);
     let mut context = RequestContext::new(snapshot);
     context.form = ErrorForm::of(&request);
-    context.vhost = Some(
-        context
-            .snapshot
-            .web
-            .vhosts
-            .of(info.host.as_deref(), web.facts.client.local.ip())
-            .clone(),
-    );
+    context.vhost = Some(vhost);
     context.seen = login::basic(&request.uri, &request.headers);
     context.found = Some(proxied.found.clone());
     context.proxied = Some(proxied.clone());
