@@ -372,6 +372,9 @@ impl AsyncWrite for WebStream {
 impl WebStream {
     fn poll_gathered(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.held.len() + buf.len() <= GATHERED {
+            if self.held.is_empty() {
+                self.held.reserve(GATHERED);
+            }
             self.held.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
