@@ -1,9 +1,10 @@
 //! Lines of the access log: what became of a request, in either form.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::time::Instant;
 
-use route_cache::{HostPort, bracketed};
+use route_cache::bracketed;
 
 use crate::app::env::WebEnv;
 use crate::config::AccessFormat;
@@ -11,6 +12,9 @@ use crate::node::logs;
 use crate::node::redaction::{escaped, redact};
 use crate::web::client::WebClient;
 use crate::web::decision::RequestInfo;
+
+/// Room for a usual line.
+const USUAL: usize = 512;
 
 /// The facts of a line of the access log. Absent texts are `None`; all are raw and are cleaned by [`line()`].
 #[derive(Debug, Clone, Copy)]
@@ -101,33 +105,30 @@ pub(crate) fn json(entry: &AccessEntry<'_>, more: AccessMore<'_>) -> String {
 /// One line of the access log, without line end, in the format of HTTP §6.5 (two blanks after the bracket). An IPv6
 /// address stands in brackets before its port, unlike in nginx, where the two run together.
 pub(crate) fn line(entry: &AccessEntry<'_>) -> String {
-    let user = text(entry.user).replace(' ', "\\x20");
+    const WHOLE: &str = "a String takes everything";
+    let user = text(entry.user);
+    let user = match user.contains(' ') {
+        true => Cow::Owned(user.replace(' ', "\\x20")),
+        false => user,
+    };
     let host = entry.host.map(bracketed);
-    let request = format!(
-        "{} {}://{}{} {}",
-        escaped(entry.method),
-        entry.scheme,
-        text(host.as_deref()),
-        redact(entry.target),
-        entry.protocol
-    );
     let referer = entry
         .referer
         .filter(|referer| !referer.is_empty())
         .map_or(Cow::Borrowed("-"), redact);
-    let incomplete = entry
-        .incomplete
-        .map_or(String::new(), |who| format!(" incomplete={who}"));
-    format!(
-        "{} - {user} [{}]  \"{request}\" {:03} {} \"{referer}\" \"{}\" \"{}\" \"{}\"{incomplete}",
-        HostPort::new(entry.client, entry.client_port),
-        entry.time,
-        entry.status,
-        entry.bytes,
-        text(entry.user_agent),
-        text(entry.upstream),
-        HostPort::new(entry.local, entry.local_port),
-    )
+    let mut line = String::with_capacity(USUAL);
+    let (client, time) = (bracketed(entry.client), entry.time);
+    write!(line, "{client}:{} - {user} [{time}]  \"", entry.client_port).expect(WHOLE);
+    line.extend([&*escaped(entry.method), " ", entry.scheme, "://"]);
+    line.extend([&*text(host.as_deref()), &*redact(entry.target), " ", entry.protocol]);
+    write!(line, "\" {:03} {} \"", entry.status, entry.bytes).expect(WHOLE);
+    line.extend([&*referer, "\" \"", &*text(entry.user_agent), "\" \""]);
+    line.extend([&*text(entry.upstream), "\" \"", &*bracketed(entry.local)]);
+    write!(line, ":{}\"", entry.local_port).expect(WHOLE);
+    if let Some(who) = entry.incomplete {
+        line.extend([" incomplete=", who]);
+    }
+    line
 }
 
 /// `-` for what is absent or empty, as in every access log.

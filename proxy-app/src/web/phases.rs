@@ -3,7 +3,7 @@
 //! A request goes to the mailbox server of its account where that is known, and to any healthy one otherwise: every
 //! server can answer for every account, only slower. Passwords and tokens are not checked here.
 
-use std::net::SocketAddr;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -602,7 +602,11 @@ impl Web {
             .tried
             .iter()
             .chain(last.filter(|address| !context.tried.contains(address)));
-        let upstream: Vec<String> = addresses.map(SocketAddr::to_string).collect();
+        let mut upstream = String::new();
+        for address in addresses {
+            let before = if upstream.is_empty() { "" } else { ", " };
+            write!(upstream, "{before}{address}").expect("a String takes everything");
+        }
         let seen = context
             .seen
             .as_ref()
@@ -611,7 +615,7 @@ impl Web {
             user: seen.map(|seen| seen.user.as_str()),
             status,
             bytes: session.body_bytes_sent() as u64,
-            upstream: &upstream.join(", "),
+            upstream: &upstream,
             location: context.found.as_ref().map(|found| found.entry.location.name.as_str()),
             incomplete: context.incomplete,
             begun: context.begun,
