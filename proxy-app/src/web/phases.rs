@@ -198,7 +198,7 @@ impl ProxyHttp for Web {
         }
         context.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         let grace = self.env.config.load().web.client_body_timeout;
-        if is_dripping(context.begun.elapsed(), context.body_bytes, grace) && !end {
+        if !end && is_dripping(context.begun.elapsed(), context.body_bytes, grace) {
             return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
         }
         let most = context.proxied.as_ref().and_then(|proxied| proxied.forward().max_body);

@@ -54,16 +54,14 @@ pub(crate) fn unreachable(env: &WebEnv, context: &mut RequestContext, target: &U
 
 /// The server of the request's account, if a server of it is known.
 async fn own_target(env: &WebEnv, context: &mut RequestContext) -> Result<Option<UpstreamTarget>> {
-    let Some(proxied) = &context.proxied else {
+    let Some(proxied) = context.proxied.as_ref().filter(|proxied| proxied.lookup.is_some()) else {
         return Ok(None);
     };
     let mode = context.snapshot.web.ip_mode;
     for last in [false, true] {
         let begun = Instant::now();
         let found = account_server(env, &context.snapshot, proxied).await;
-        if proxied.lookup.is_some() {
-            env.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
-        }
+        env.metrics.phase(Phase::Lookup, Proto::Http, begun.elapsed());
         let (route, server) = match found {
             AccountServer::Known(route, server) => (route, server),
             AccountServer::Any => return Ok(None),

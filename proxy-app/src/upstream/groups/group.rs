@@ -1,5 +1,6 @@
 //! One group: its members, and which of them gets a request.
 
+use std::cell::LazyCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,16 +96,17 @@ impl Group {
     /// last: they are still tried where no better one is left.
     pub(crate) fn pick(&self, tried: &[SocketAddr]) -> Option<Member> {
         let servers = self.members.servers.load();
-        let now = Instant::now();
+        // Only a server that has failed lately needs to know it.
+        let now = LazyCell::new(Instant::now);
         // How good a choice it is, 0 the best; `None`: it gets nothing.
-        let class = |server: &GroupServer| match (self.is_ready(server), server.is_ejected(now)) {
+        let class = |server: &GroupServer| match (self.is_ready(server), server.is_ejected(|| *now)) {
             (true, false) => Some(0),
             (true, true) => Some(1),
             (false, _) => (server.health() == Health::NotReady).then_some(2),
         };
         let choices = servers.iter().filter(|server| !tried.contains(&server.address));
         let choices = choices.filter_map(|server| {
-            let share = server.share(now);
+            let share = server.share(|| *now);
             (share > 0.0).then_some((class(server)?, server, share))
         });
         let mut best: Vec<(&Arc<GroupServer>, f64)> = Vec::new();
@@ -125,8 +127,8 @@ impl Group {
     /// The server at this address, if it gets requests.
     pub(crate) fn member_at(&self, address: SocketAddr) -> Option<Member> {
         let (server, now) = (self.server(address)?, Instant::now());
-        let share = server.share(now);
-        (share > 0.0 && self.is_ready(&server) && !server.is_ejected(now)).then(|| self.member(&server, share))
+        let share = server.share(|| now);
+        (share > 0.0 && self.is_ready(&server) && !server.is_ejected(|| now)).then(|| self.member(&server, share))
     }
 
     /// Whether checks say that it takes requests.
@@ -160,7 +162,7 @@ impl Group {
     /// Whether it has servers that may get requests: if none of them can be reached, they count as not answering.
     pub(crate) fn has_members(&self) -> bool {
         let (servers, now) = (self.members.servers.load(), Instant::now());
-        servers.iter().any(|server| server.share(now) > 0.0)
+        servers.iter().any(|server| server.share(|| now) > 0.0)
     }
 
     /// A request got no answer from this address.

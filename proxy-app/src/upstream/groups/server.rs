@@ -183,7 +183,7 @@ impl GroupServer {
     }
 
     /// The share of requests that it may get now, compared with others; 0: none.
-    pub(super) fn share(&self, now: Instant) -> f64 {
+    pub(super) fn share(&self, now: impl FnOnce() -> Instant) -> f64 {
         if self.maintenance.load(Ordering::Relaxed) {
             return 0.0;
         }
@@ -193,7 +193,7 @@ impl GroupServer {
             false => since,
         };
         let warm = since.map_or(1.0, |since| {
-            let warm = now.saturating_duration_since(since).as_secs_f64() / SLOW_START.as_secs_f64();
+            let warm = now().saturating_duration_since(since).as_secs_f64() / SLOW_START.as_secs_f64();
             warm.clamp(SLOW_START_LEAST, 1.0)
         });
         f64::from(self.weight.load(Ordering::Relaxed)) * warm
@@ -268,8 +268,8 @@ impl GroupServer {
         }
     }
 
-    pub(super) fn is_ejected(&self, now: Instant) -> bool {
-        self.has_failures.load(Ordering::Relaxed) && self.passive.lock().until.is_some_and(|until| until > now)
+    pub(super) fn is_ejected(&self, now: impl FnOnce() -> Instant) -> bool {
+        self.has_failures.load(Ordering::Relaxed) && self.passive.lock().until.is_some_and(|until| until > now())
     }
 
     pub(super) fn health(&self) -> Health {
@@ -349,14 +349,14 @@ mod tests {
                 "failures of requests under way count once"
             );
             tokio::time::advance(Duration::from_secs(expected - 1)).await;
-            assert!(server.is_ejected(Instant::now()), "{expected}");
+            assert!(server.is_ejected(Instant::now), "{expected}");
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(!server.is_ejected(Instant::now()), "{expected}");
+            assert!(!server.is_ejected(Instant::now), "{expected}");
         }
         server.answered(Instant::now);
         assert!(server.failed(Instant::now()));
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert!(!server.is_ejected(Instant::now()), "an answer makes it short again");
+        assert!(!server.is_ejected(Instant::now), "an answer makes it short again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -373,16 +373,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_comes_back_gets_less_at_first() {
         let server = server(1, 8);
-        assert_eq!(server.share(Instant::now()), 8.0);
+        assert_eq!(server.share(Instant::now), 8.0);
         server.is_back();
-        assert_eq!(server.share(Instant::now()), 0.8);
+        assert_eq!(server.share(Instant::now), 0.8);
         tokio::time::advance(SLOW_START / 2).await;
-        assert_eq!(server.share(Instant::now()), 4.0);
+        assert_eq!(server.share(Instant::now), 4.0);
         tokio::time::advance(SLOW_START).await;
-        assert_eq!(server.share(Instant::now()), 8.0);
+        assert_eq!(server.share(Instant::now), 8.0);
         assert!(server.failed(Instant::now()));
         tokio::time::advance(Duration::from_secs(15)).await;
-        assert_eq!(server.share(Instant::now()), 4.0, "after it was left alone, too");
+        assert_eq!(server.share(Instant::now), 4.0, "after it was left alone, too");
     }
 
     #[tokio::test(start_paused = true)]
@@ -393,11 +393,11 @@ mod tests {
             weight: Some(2),
         };
         server.obey(overrides);
-        assert_eq!(server.share(Instant::now()), 0.0);
+        assert_eq!(server.share(Instant::now), 0.0);
         overrides.maintenance = false;
         server.obey(overrides);
-        assert_eq!(server.share(Instant::now()), 0.2);
+        assert_eq!(server.share(Instant::now), 0.2);
         tokio::time::advance(SLOW_START).await;
-        assert_eq!(server.share(Instant::now()), 2.0);
+        assert_eq!(server.share(Instant::now), 2.0);
     }
 }
