@@ -128,12 +128,7 @@ impl Head {
     /// A request for this URL.
     pub(super) fn get(url: &HandlerUrl) -> Self {
         let host = bracketed(without_zone(&url.host));
-        Self(format!(
-            "GET {} HTTP/1.1
-Host: {host}
-",
-            url.path
-        ))
+        Self(format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", url.path))
     }
 
     /// One more field; its value is one line.
