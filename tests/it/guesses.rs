@@ -17,6 +17,9 @@ const GUESSER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 78));
 /// How long a failed login waits here: shorter than the default, to save time, and shorter than Dovecot's penalty.
 const WAIT: Duration = Duration::from_secs(6);
 
+/// Attempts for each name.
+const TRIES: usize = 3;
+
 /// Dovecot as it is shipped keeps a wrong password for 2 seconds, and an address that goes on guessing for 15 more.
 /// An unknown name, which it never hears of, must not be told from that.
 #[test]
@@ -28,16 +31,9 @@ fn time_does_not_tell_who_exists_with_a_dovecot_at_its_defaults() -> Result<()> 
     play_with(people(), wait, |scene| {
         scene.town.stores[0].dovecot.delay_guesses()?;
         earn_a_penalty(scene)?;
-        let (known, unknown) = std::thread::scope(|scope| {
-            let known = scope.spawn(|| attempt(scene, "alice@a.example"));
-            let unknown = scope.spawn(|| attempt(scene, "nobody@a.example"));
-            (known.join(), unknown.join())
-        });
-        let panicked = |_| anyhow::anyhow!("a client panicked");
-        let (known, unknown) = (known.map_err(panicked)??, unknown.map_err(panicked)??);
+        let (known, unknown) = fastest_of(scene, ["alice@a.example", "nobody@a.example"])?;
         let wrong = known.0.starts_with("a1 NO [AUTHENTICATIONFAILED]");
         ensure!(known.0 == unknown.0 && wrong, "{known:?} {unknown:?}");
-        // Both ask at the same time, so a busy machine delays both.
         ensure!(
             known.1.abs_diff(unknown.1) < Duration::from_secs(1),
             "{known:?} {unknown:?}"
@@ -46,10 +42,24 @@ fn time_does_not_tell_who_exists_with_a_dovecot_at_its_defaults() -> Result<()> 
         // Dovecot has not even answered yet; when it does, the audit log hears of it.
         let of_alice = [("user", "alice@a.example"), ("outcome", "bad_credentials")];
         ensure!(scene.portico.count(&of_alice)? == 0, "Dovecot was faster than the wait");
-        portico_tests::until("Dovecot's answer", Duration::from_secs(30), || {
-            Ok((scene.portico.count(&of_alice)? == 1).then_some(()))
+        portico_tests::until("Dovecot's answers", Duration::from_secs(60), || {
+            Ok((scene.portico.count(&of_alice)? == TRIES).then_some(()))
         })
     })
+}
+
+/// Attempts for each name, all at the same time. A busy machine makes some of them wait for longer, and none for less:
+/// returns the fastest of each name.
+fn fastest_of(scene: &Scene, names: [&str; 2]) -> Result<(Attempt, Attempt)> {
+    let [known, unknown] = std::thread::scope(|scope| {
+        let tries = names.map(|name| [(); TRIES].map(|()| scope.spawn(move || attempt(scene, name))));
+        tries.map(|tries| {
+            let ends = tries.map(|one| one.join().expect("no panic"));
+            let ends: Vec<Attempt> = ends.into_iter().collect::<Result<_>>()?;
+            ends.into_iter().min_by_key(|(_, took)| *took).context("no tries")
+        })
+    });
+    Ok((known?, unknown?))
 }
 
 /// Guesses at Dovecot itself until it lets the guesser wait for longer than [`WAIT`].
@@ -68,7 +78,10 @@ fn earn_a_penalty(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn attempt(scene: &Scene, name: &str) -> Result<(String, Duration)> {
+/// The answer, and how long it took.
+type Attempt = (String, Duration);
+
+fn attempt(scene: &Scene, name: &str) -> Result<Attempt> {
     let tls = scene.town.ca.connector(&[])?;
     let wire = Wire::clear_from(GUESSER, scene.town.endpoints.imaps)?.start_tls(&tls, FRONT)?;
     let mut wire = greeted(wire, "* OK")?;
