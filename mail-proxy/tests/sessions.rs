@@ -274,6 +274,33 @@ fn settings() -> Settings {
 }
 
 fn stage(plan: Plan) -> Stage {
+    let connects = Arc::new(AtomicUsize::new(0));
+    let records = Arc::new(Records::default());
+    let drain = watch::Sender::new(Drain::Running);
+    let env = environment(&plan, &connects, &records, &drain);
+    let (client, pipe) = duplex(4096);
+    let cut = Arc::new(AtomicBool::new(false));
+    let near = Near { pipe, cut: cut.clone() };
+    let live = Arc::new(ConnectionHandle::new());
+    let connection = connection(&plan, near, &live);
+    Stage {
+        client,
+        cut,
+        records,
+        connects,
+        drain,
+        live,
+        session: tokio::spawn(serve(connection, env)),
+    }
+}
+
+/// What the process hands in: routes from the directory, and the servers of the plan behind the transport.
+fn environment(
+    plan: &Plan,
+    connects: &Arc<AtomicUsize>,
+    records: &Arc<Records>,
+    drain: &watch::Sender<Drain>,
+) -> SessionEnv {
     let (yaml, _) = YamlDirectory::parse(DIRECTORY, Path::new("test.yaml")).unwrap();
     let directory = Fake {
         yaml,
@@ -288,18 +315,12 @@ fn stage(plan: Plan) -> Stage {
         stale: Duration::from_secs(3600),
         negative_ttl: Duration::from_secs(5),
     };
-    let connects = Arc::new(AtomicUsize::new(0));
-    let stores = [
-        ("one.example", plan.one.unwrap_or(Store::Good)),
-        ("two.example", plan.two.unwrap_or(Store::Good)),
-    ];
+    let stores = [("one.example", plan.one), ("two.example", plan.two)];
     let network = Network {
-        stores: stores.into_iter().collect(),
+        stores: stores.map(|(name, store)| (name, store.unwrap_or(Store::Good))).into(),
         connects: connects.clone(),
     };
-    let records = Arc::new(Records::default());
-    let drain = watch::Sender::new(Drain::Running);
-    let env = SessionEnv {
+    SessionEnv {
         routes: Arc::new(RouteCache::new(cache, Arc::new(directory))),
         transport: Arc::new(network),
         audit: records.clone(),
@@ -310,11 +331,11 @@ fn stage(plan: Plan) -> Stage {
         }),
         generation: 7,
         drain: drain.subscribe(),
-    };
-    let (client, pipe) = duplex(4096);
-    let cut = Arc::new(AtomicBool::new(false));
-    let near = Near { pipe, cut: cut.clone() };
-    let live = Arc::new(ConnectionHandle::new());
+    }
+}
+
+/// The connection of a client, accepted just now.
+fn connection(plan: &Plan, stream: Near, handle: &Arc<ConnectionHandle>) -> Connection {
     let protocol = if plan.pop3 { Protocol::Pop3 } else { Protocol::Imap };
     let facts = ConnectionFacts {
         id: "c1".to_owned(),
@@ -327,24 +348,14 @@ fn stage(plan: Plan) -> Stage {
         },
         tls: None,
         accepted: Instant::now(),
-        handle: live.clone(),
+        handle: handle.clone(),
     };
-    let connection = Connection {
-        stream: Box::new(near),
+    Connection {
+        stream: Box::new(stream),
         facts: Arc::new(facts),
         protocol,
         starttls: if plan.starttls { StartTls::Only } else { StartTls::Off },
         login_deadline: Duration::from_secs(60),
-    };
-    let session = tokio::spawn(serve(connection, env));
-    Stage {
-        client,
-        cut,
-        records,
-        connects,
-        drain,
-        live,
-        session,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ldap3::Mod;
+use ldap3::{Ldap, Mod};
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use mail_directory::{Apply, Directory, Losses, Secret};
 use portico_tests::ldap_stage::{ADMIN, Kind, LdapStage, account, account_dn, domain, domain_dn, set};
@@ -197,40 +197,43 @@ async fn no_spelling_but_an_accounts_names_is_kept() {
     wait_until("nobodies to be forgotten", async || house.cache.len() == kept).await;
 }
 
-/// Nodes that start where the server does not say how far it is: what changed just before is no news to them. They
-/// delete nothing in memcached, and believe what they find there.
-async fn nodes_start_quietly(kind: Kind<'_>) {
-    const PEOPLE: usize = 100;
-    let many: String = (0..PEOPLE)
-        .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
-        .collect();
-    let slapd = LdapStage::start_as(kind, &many);
-    let mut admin = slapd.admin().await;
-    for (i, server) in ["store1.test", "store2.test"].iter().enumerate() {
-        let dn = format!("cn={server},cn=servers,cn=zimbra");
-        set(
-            &mut admin,
-            &dn,
-            "zimbraServiceHostname",
-            &[&format!("127.0.0.{}", i + 2)],
-        )
-        .await;
-    }
-    let stage = Stage::new().unwrap();
-    let memcached = Memcached::start(&stage).unwrap();
-    let house = async || {
-        let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
-        House::sharing(directory, &memcached)
-    };
-    let everybody = async |house: &House, tier: Tier| {
-        for i in 0..PEOPLE {
-            let route = house.cache.route(&login(&format!("u{i}@a.test"))).await.unwrap();
-            assert_eq!(route.tier, tier, "u{i}");
+const PEOPLE: usize = 100;
+
+/// Some people on the first server, whose name is an address; and a shared cache.
+struct SharedStage {
+    slapd: LdapStage,
+    memcached: Memcached,
+    // The last to go: it is the folder of memcached.
+    _stage: Stage,
+}
+
+impl SharedStage {
+    async fn start(kind: Kind<'_>) -> Self {
+        let many: String = (0..PEOPLE)
+            .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
+            .collect();
+        let slapd = LdapStage::start_as(kind, &many);
+        let mut admin = slapd.admin().await;
+        for (server, address) in [("store1.test", "127.0.0.2"), ("store2.test", "127.0.0.3")] {
+            let dn = format!("cn={server},cn=servers,cn=zimbra");
+            set(&mut admin, &dn, "zimbraServiceHostname", &[address]).await;
         }
-    };
-    everybody(&house().await, Tier::Directory).await;
-    let deletes = || -> u64 {
-        let stats = memcached.say("stats\r\n").unwrap();
+        let stage = Stage::new().unwrap();
+        Self {
+            slapd,
+            memcached: Memcached::start(&stage).unwrap(),
+            _stage: stage,
+        }
+    }
+
+    async fn house(&self) -> House {
+        let (directory, _) = LdapDirectory::load(settings(&[self.slapd.url()])).await.unwrap();
+        House::sharing(directory, &self.memcached)
+    }
+
+    /// How often an entry was deleted, or would have been.
+    fn deletes(&self) -> u64 {
+        let stats = self.memcached.say("stats\r\n").unwrap();
         let counts = ["STAT delete_hits ", "STAT delete_misses "];
         let count = |name: &str| {
             stats
@@ -238,16 +241,32 @@ async fn nodes_start_quietly(kind: Kind<'_>) {
                 .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
         };
         counts.iter().filter_map(|name| count(name)).sum()
-    };
-    let before = deletes();
+    }
+}
+
+/// Everybody's route comes from there.
+async fn everybody_is_known_by(house: &House, tier: Tier) {
+    for i in 0..PEOPLE {
+        let route = house.cache.route(&login(&format!("u{i}@a.test"))).await.unwrap();
+        assert_eq!(route.tier, tier, "u{i}");
+    }
+}
+
+/// Nodes that start where the server does not say how far it is: what changed just before is no news to them. They
+/// delete nothing in memcached, and believe what they find there.
+async fn nodes_start_quietly(kind: Kind<'_>) {
+    let stage = SharedStage::start(kind).await;
+    everybody_is_known_by(&stage.house().await, Tier::Directory).await;
+    let before = stage.deletes();
     let mut houses = Vec::new();
     for _ in 0..5 {
-        houses.push(house().await);
+        houses.push(stage.house().await);
     }
     // Each has looked when it has seen this.
+    let alice = account_dn("alice@a.test");
     set(
-        &mut admin,
-        &account_dn("alice@a.test"),
+        &mut stage.slapd.admin().await,
+        &alice,
         "zimbraMailHost",
         &["store2.test"],
     )
@@ -256,9 +275,9 @@ async fn nodes_start_quietly(kind: Kind<'_>) {
         let ages = house.directory.age();
         wait_until("some looks", async || house.directory.age() < ages).await;
         house.until("alice@a.test", "alice@a.test store2.test:7991").await;
-        everybody(house, Tier::Memcached).await;
+        everybody_is_known_by(house, Tier::Memcached).await;
     }
-    let deleted = deletes() - before;
+    let deleted = stage.deletes() - before;
     assert!(deleted < 200, "{deleted} deletes");
 }
 
@@ -309,54 +328,54 @@ async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
     .await;
 }
 
+const CONFIG: &str = "cn=config,cn=zimbra";
+
+/// The story of a directory in which one thing after the other changes.
 async fn changes_are_seen(kind: Kind<'_>) {
     let slapd = LdapStage::start_as(kind, "");
     let house = House::open(settings(&[slapd.url()])).await;
-    let mut generations = house.directory.changes();
     let mut admin = slapd.admin().await;
     let alice = "alice@a.test store1.test:7990";
     assert_eq!(house.ask("alice").await, alice);
     assert_eq!(house.ask("al").await, alice);
 
-    // A server's port, a domain's host names, a new domain, a domain less.
-    set(
-        &mut admin,
-        "cn=store1.test,cn=servers,cn=zimbra",
-        "zimbraImapSSLBindPort",
-        &["1993"],
-    )
-    .await;
+    a_servers_port_changes(&house, &mut admin).await;
+    domains_change(&house, &mut admin).await;
+    a_bad_value_is_set(&house, &mut admin).await;
+    an_account_changes(&house, &mut admin).await;
+    nothing_changes(&house).await;
+}
+
+async fn a_servers_port_changes(house: &House, admin: &mut Ldap) {
+    let generations = house.directory.changes();
+    let server = "cn=store1.test,cn=servers,cn=zimbra";
+    set(admin, server, "zimbraImapSSLBindPort", &["1993"]).await;
     house.until("alice", "alice@a.test store1.test:1993").await;
     assert!(generations.has_changed().unwrap());
-    generations.mark_unchanged();
-    set(
-        &mut admin,
-        &domain_dn("a.test"),
-        "zimbraVirtualHostname",
-        &["new.a.test"],
-    )
-    .await;
+}
+
+/// One gets another host name, one goes.
+async fn domains_change(house: &House, admin: &mut Ldap) {
+    set(admin, &domain_dn("a.test"), "zimbraVirtualHostname", &["new.a.test"]).await;
     wait_until("the host name", async || {
         house.directory.system().domain_by_host("new.a.test").is_some()
     })
     .await;
     assert!(house.directory.system().domain_by_host("mail.a.test").is_none());
-    admin
-        .delete(&format!("ou=people,{}", domain_dn("alias.test")))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
-    admin.delete(&domain_dn("alias.test")).await.unwrap().success().unwrap();
+    let gone = domain_dn("alias.test");
+    for dn in [format!("ou=people,{gone}"), gone] {
+        admin.delete(&dn).await.unwrap().success().unwrap();
+    }
     wait_until("the domain to go", async || {
         house.directory.system().domain("alias.test").is_none()
     })
     .await;
+}
 
-    // A bad value: its predecessor stays, and the rest is taken over.
-    let config = "cn=config,cn=zimbra";
-    set(&mut admin, config, "zimbraReverseProxyMailMode", &["nonsense"]).await;
-    set(&mut admin, config, "zimbraReverseProxyConnectTimeout", &["7s"]).await;
+/// Its predecessor stays, and the rest is taken over.
+async fn a_bad_value_is_set(house: &House, admin: &mut Ldap) {
+    set(admin, CONFIG, "zimbraReverseProxyMailMode", &["nonsense"]).await;
+    set(admin, CONFIG, "zimbraReverseProxyConnectTimeout", &["7s"]).await;
     let timeout = &mail_directory::attributes::REVERSE_PROXY_CONNECT_TIMEOUT;
     wait_until("the timeout", async || {
         house.directory.system().global().duration(timeout) == Duration::from_secs(7)
@@ -364,45 +383,31 @@ async fn changes_are_seen(kind: Kind<'_>) {
     .await;
     let mode = &mail_directory::attributes::REVERSE_PROXY_MAIL_MODE;
     assert_eq!(house.directory.system().global().choice(mode), "https");
+}
 
-    // Accounts: an alias goes, an account moves, an attribute is named anew.
-    set(
-        &mut admin,
-        &account_dn("alice@a.test"),
-        "zimbraMailAlias",
-        &["new@a.test"],
-    )
-    .await;
+/// It loses an alias and gets another, it moves, and another attribute names its server.
+async fn an_account_changes(house: &House, admin: &mut Ldap) {
+    let alice = account_dn("alice@a.test");
+    set(admin, &alice, "zimbraMailAlias", &["new@a.test"]).await;
     house.until("al", "unknown").await;
-    set(
-        &mut admin,
-        &account_dn("alice@a.test"),
-        "zimbraMailHost",
-        &["store2.test"],
-    )
-    .await;
+    set(admin, &alice, "zimbraMailHost", &["store2.test"]).await;
     house.until("new", "alice@a.test store2.test:7991").await;
     assert_eq!(house.ask("alice").await, "alice@a.test store2.test:7991");
-    set(&mut admin, &account_dn("alice@a.test"), "carLicense", &["store1.test"]).await;
-    set(
-        &mut admin,
-        config,
-        "zimbraReverseProxyMailHostAttribute",
-        &["carLicense"],
-    )
-    .await;
+    set(admin, &alice, "carLicense", &["store1.test"]).await;
+    let attribute = "zimbraReverseProxyMailHostAttribute";
+    set(admin, CONFIG, attribute, &["carLicense"]).await;
     house.until("alice", "alice@a.test store1.test:1993").await;
+}
 
-    // Nothing changes: nobody is told so.
+/// No look announces a change, and routes stay.
+async fn nothing_changes(house: &House) {
     tokio::time::sleep(POLL * 3).await;
-    generations.mark_unchanged();
-    let asked = house.cache.route(&login("alice")).await.unwrap();
+    let generations = house.directory.changes();
+    let before = house.cache.route(&login("alice")).await.unwrap();
     tokio::time::sleep(POLL * 4).await;
     assert!(!generations.has_changed().unwrap());
-    assert_eq!(
-        (asked.tier, house.cache.route(&login("alice")).await.unwrap().tier),
-        (Tier::Memory, Tier::Memory)
-    );
+    let after = house.cache.route(&login("alice")).await.unwrap();
+    assert_eq!((before.tier, after.tier), (Tier::Memory, Tier::Memory));
 }
 
 #[tokio::test]
@@ -557,7 +562,7 @@ async fn after_a_move_is_seen_nobody_gets_the_old_server() {
 }
 
 /// The name to log in with is the number of the move.
-async fn move_alice(admin: &mut ldap3::Ldap, number: usize) {
+async fn move_alice(admin: &mut Ldap, number: usize) {
     let one = |value: String| [value].into_iter().collect();
     let host = ["store1.test", "store2.test"][number % 2].to_owned();
     let changes = vec![

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use portico_tests::config::{Directory, Node};
 use portico_tests::portico::{Portico, binary};
+use portico_tests::table::rows;
 use portico_tests::town::{Town, people};
 use serde_json::Value;
 
@@ -470,6 +471,66 @@ fn metric(text: &str, name: &str) -> Result<f64> {
 
 #[test]
 fn metrics_move_and_name_nobody() -> Result<()> {
+    play_with(people(), open_tcp, |scene| {
+        let read = || tcp(scene.town.admin, "GET /metrics", "");
+        metrics_before_any_login(&read()?)?;
+
+        let mut alice = scene.login("alice")?;
+        alice.imap_ok("a1 NOOP")?;
+        drop(scene.login("alice")?);
+        let mut bob = scene.imaps()?;
+        bob.say("a LOGIN bob@a.example wrong")?;
+        scene
+            .portico
+            .record(&[("event", "login"), ("outcome", "bad_credentials")])?;
+        done(&scene.portico, &["route", "explain", "carol@b.example"])?;
+
+        let after = read()?;
+        let imaps = scene.town.endpoints.imaps;
+        let upstream = format!("127.0.0.2:{}", scene.town.stores[0].dovecot.imaps);
+        for [name, labels, expected] in rows(&metrics_after_logins(&imaps.to_string(), &upstream)) {
+            let expected: f64 = expected.parse()?;
+            let found = metric(&after, &format!("{name}{labels}"))?;
+            ensure!(found == expected, "{name}{labels} is {found}, not {expected}: {after}");
+        }
+        let relayed = metric(&after, "portico_relay_bytes_total{direction=\"in\",protocol=\"imap\"}")?;
+        ensure!(relayed > 0.0, "{after}");
+        ensure!(!after.contains("alice") && !after.contains("bob@"), "{after}");
+        Ok(())
+    })
+}
+
+fn metrics_before_any_login(text: &str) -> Result<()> {
+    ensure!(
+        text.starts_with("HTTP/1.1 200 ") && text.contains("text/plain"),
+        "{text}"
+    );
+    ensure!(metric(text, "portico_ready")? == 1.0, "{text}");
+    ensure!(metric(text, "portico_directory_age_seconds")? < 60.0, "{text}");
+    let days = metric(text, "portico_certificate_expiry_seconds{certificate=\"default\"}")?;
+    ensure!(days > 0.0, "{text}");
+    Ok(())
+}
+
+/// After two logins and one with a wrong password. An explanation of a route is no question to the directory.
+fn metrics_after_logins(imaps: &str, upstream: &str) -> String {
+    format!(
+        r#"
+        portico_logins_total              | {{outcome="ok",protocol="imap"}}              | 2
+        portico_logins_total              | {{outcome="bad_credentials",protocol="imap"}} | 1
+        portico_lookups_total             | {{tier="directory"}}                          | 2
+        portico_lookups_total             | {{tier="memory"}}                             | 1
+        portico_directory_questions_total |                                             | 2
+        portico_phase_seconds_count       | {{phase="login",protocol="imap"}}             | 3
+        portico_phase_seconds_count       | {{phase="tls",protocol="imap"}}               | 3
+        portico_connections_total         | {{listener="{imaps}"}}                        | 3
+        portico_upstream_connects_total   | {{outcome="ok",upstream="{upstream}"}}        | 2
+        "#
+    )
+}
+
+#[test]
+fn a_drained_node_is_alive_but_not_ready() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let change = |town: &Town, node: &mut Node, directory: &mut Directory| {
         open_tcp(town, node, directory)?;
@@ -479,70 +540,17 @@ fn metrics_move_and_name_nobody() -> Result<()> {
         Ok(())
     };
     play_with(people(), change, |scene| {
-        let (portico, address) = (&scene.portico, scene.town.admin);
-        let read = || tcp(address, "GET /metrics", "");
-        let before = read()?;
-        ensure!(
-            before.starts_with("HTTP/1.1 200 ") && before.contains("text/plain"),
-            "{before}"
-        );
-        ensure!(metric(&before, "portico_ready")? == 1.0, "{before}");
-        ensure!(metric(&before, "portico_directory_age_seconds")? < 60.0, "{before}");
-        let days = metric(&before, "portico_certificate_expiry_seconds{certificate=\"default\"}")?;
-        ensure!(days > 0.0, "{before}");
-        let mut alice = scene.login("alice")?;
-        alice.imap_ok("a1 NOOP")?;
-        drop(scene.login("alice")?);
-        let mut bob = scene.imaps()?;
-        bob.say("a LOGIN bob@a.example wrong")?;
-        portico.record(&[("event", "login"), ("outcome", "bad_credentials")])?;
-        done(portico, &["route", "explain", "carol@b.example"])?;
-        let after = read()?;
-        let imaps = scene.town.endpoints.imaps;
-        let upstream = format!("127.0.0.2:{}", scene.town.stores[0].dovecot.imaps);
-        for (name, expected) in [
-            ("portico_logins_total{outcome=\"ok\",protocol=\"imap\"}".to_owned(), 2.0),
-            (
-                "portico_logins_total{outcome=\"bad_credentials\",protocol=\"imap\"}".to_owned(),
-                1.0,
-            ),
-            ("portico_lookups_total{tier=\"directory\"}".to_owned(), 2.0),
-            ("portico_lookups_total{tier=\"memory\"}".to_owned(), 1.0),
-            // An explanation is none.
-            ("portico_directory_questions_total".to_owned(), 2.0),
-            (
-                "portico_phase_seconds_count{phase=\"login\",protocol=\"imap\"}".to_owned(),
-                3.0,
-            ),
-            (
-                "portico_phase_seconds_count{phase=\"tls\",protocol=\"imap\"}".to_owned(),
-                3.0,
-            ),
-            (format!("portico_connections_total{{listener=\"{imaps}\"}}"), 3.0),
-            (
-                format!("portico_upstream_connects_total{{outcome=\"ok\",upstream=\"{upstream}\"}}"),
-                2.0,
-            ),
-        ] {
-            ensure!(
-                metric(&after, &name)? == expected,
-                "{name} is not {expected} in {after}"
-            );
-        }
-        ensure!(
-            metric(&after, "portico_relay_bytes_total{direction=\"in\",protocol=\"imap\"}")? > 0.0,
-            "{after}"
-        );
-        ensure!(!after.contains("alice") && !after.contains("bob@"), "{after}");
+        let address = scene.town.admin;
         ensure!(tcp(address, "GET /healthz", "")?.contains("alive"), "not alive");
-        ensure!(
-            tcp(address, "GET /readyz", "")?.starts_with("HTTP/1.1 200 "),
-            "not ready"
-        );
-        let token =
-            "Authorization: Bearer 0123456789abcdef0123\r\nContent-Type: application/json\r\nContent-Length: 2\r\n";
+        let ready = tcp(address, "GET /readyz", "")?;
+        ensure!(ready.starts_with("HTTP/1.1 200 "), "{ready}");
         let unproven = tcp(address, "GET /v1/sessions", "")?;
         ensure!(unproven.starts_with("HTTP/1.1 401 "), "{unproven}");
+        let metrics = tcp(address, "GET /metrics", "")?;
+        ensure!(metrics.starts_with("HTTP/1.1 200 "), "{metrics}");
+
+        let token =
+            "Authorization: Bearer 0123456789abcdef0123\r\nContent-Type: application/json\r\nContent-Length: 2\r\n";
         let stream = std::net::TcpStream::connect(address)?;
         let drained = http(
             stream,
@@ -558,56 +566,56 @@ fn metrics_move_and_name_nobody() -> Result<()> {
     })
 }
 
+/// A server of the group of mailbox servers, as `portico upstreams` shows it.
+fn mailbox_server(portico: &Portico, server: &str) -> Result<Value> {
+    let list = json(portico, &["upstreams"])?;
+    let all = list["upstreams"].as_array().context("no list")?;
+    let found = all
+        .iter()
+        .find(|one| one["group"] == "mailbox" && one["server"] == server);
+    found.cloned().with_context(|| format!("no {server} in {list}"))
+}
+
 #[test]
-fn upstreams_and_certificates_are_shown() -> Result<()> {
+fn upstreams_are_shown_and_changed() -> Result<()> {
     play(|scene| {
         let portico = &scene.portico;
-        let list = json(portico, &["upstreams"])?;
-        let of = |list: &Value, server: &str| -> Result<Value> {
-            let all = list["upstreams"].as_array().context("no list")?;
-            let found = all
-                .iter()
-                .find(|one| one["group"] == "mailbox" && one["server"] == server);
-            found.cloned().with_context(|| format!("no {server} in {list}"))
-        };
-        ensure!(of(&list, "store1.example.test")?["maintenance"] == false, "{list}");
-        let out = done(
-            portico,
-            &["upstreams", "mailbox", "store1.example.test", "--maintenance", "on"],
-        )?;
+        let name = "store1.example.test";
+        let change = ["upstreams", "mailbox", name];
+        let shown = mailbox_server(portico, name)?;
+        ensure!(shown["maintenance"] == false, "{shown}");
+
+        let out = done(portico, &[&change[..], &["--maintenance", "on"]].concat())?;
         ensure!(out.contains("maintenance"), "{out}");
-        let list = json(portico, &["upstreams"])?;
-        ensure!(of(&list, "store1.example.test")?["maintenance"] == true, "{list}");
+        let shown = mailbox_server(portico, name)?;
+        ensure!(shown["maintenance"] == true, "{shown}");
         let explained = done(portico, &["route", "explain", "alice", "--protocol", "web"])?;
         ensure!(
             explained.contains("store1.example.test is in maintenance"),
             "{explained}"
         );
-        done(
-            portico,
-            &[
-                "upstreams",
-                "mailbox",
-                "store1.example.test",
-                "--maintenance",
-                "off",
-                "--weight",
-                "7",
-            ],
-        )?;
-        ensure!(
-            of(&json(portico, &["upstreams"])?, "store1.example.test")?["weight"] == 7,
-            "weight"
-        );
+
+        let off = ["--maintenance", "off", "--weight", "7"];
+        done(portico, &[&change[..], &off].concat())?;
+        let shown = mailbox_server(portico, name)?;
+        ensure!(shown["weight"] == 7, "{shown}");
         let act = "upstream store1.example.test in mailbox: maintenance off, weight 7";
         portico.record(&[("event", "admin"), ("act", act)])?;
+
         let missing = said(portico, &["upstreams", "mailbox", "nobody", "--weight", "1"])?;
         ensure!(
             missing.code == 1 && missing.err.contains("has no server nobody"),
             "{}",
             missing.err
         );
-        let certificates = json(portico, &["certificates"])?;
+        Ok(())
+    })
+}
+
+#[test]
+fn certificates_are_shown() -> Result<()> {
+    play(|scene| {
+        let certificates = json(&scene.portico, &["certificates"])?;
         let all = certificates["certificates"].as_array().context("no list")?;
         ensure!(all.len() == 4, "{certificates}");
         let of_a = all

@@ -4,6 +4,7 @@
 //! It prints what it counted: `cargo nextest run -p portico-tests --no-capture -E 'test(anger::)'`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,7 @@ use portico_tests::wire::Wire;
 use portico_tests::{Stage, simulator};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpSocket;
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio_openssl::SslStream;
 
@@ -55,6 +57,27 @@ impl Seen {
             .lock()
             .expect("nobody panics holding it")
             .push(format!("{what}: {error:#}"));
+    }
+
+    /// Says what was seen within this time, and checks that nothing failed although there was traffic.
+    fn nobody_noticed(&self, took: Duration) -> Result<()> {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
+        let (logins, requests, cut) = (count(&self.logins), count(&self.requests), count(&self.cut));
+        let failed = self.failed.lock().expect("nobody panics holding it");
+        println!(
+            "in {took:.1?}: {logins} logins ({:.0}/s), {requests} requests, {} failed, {cut} sessions cut",
+            logins as f64 / took.as_secs_f64(),
+            failed.len(),
+        );
+        ensure!(
+            failed.is_empty(),
+            "{} failed, such as {:#?}",
+            failed.len(),
+            &failed[..failed.len().min(10)]
+        );
+        ensure!(cut == 0, "{cut} sessions were cut");
+        ensure!(logins > 100 && requests > 100, "hardly any traffic");
+        Ok(())
     }
 }
 
@@ -220,11 +243,64 @@ async fn must(stream: &mut Stream, say: &str, start: &str) -> Result<()> {
 #[test]
 fn a_year_of_changes_under_load_is_noticed_by_nobody() -> Result<()> {
     Stage::run(|stage| {
-        let town = Town::build(stage, people())?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()?;
+        let mut node = LoadedNode::start(stage, &runtime)?;
+        let clients = node.clients()?;
+        let begun = Instant::now();
+        let idle = runtime.block_on(open_sessions(&clients))?;
+        let opened = begun.elapsed();
+        let first = node.portico.rss_kib()?;
+        let traffic: Vec<_> = (0..4)
+            .map(|n| runtime.spawn(clients.clone().requests(60 + n)))
+            .chain([runtime.spawn(clients.clone().logins())])
+            .collect();
+
+        let begun = Instant::now();
+        let (grown, mut old) = node.live_through_a_year()?;
+        // The processes in the middle had nobody but those who were passing through.
+        for process in old.iter_mut().skip(1) {
+            ensure!(process.wait(PATIENCE)?.success());
+        }
+        ensure!(old[0].is_running(), "the sessions' process has ended");
+        let took = begun.elapsed();
+        clients.stop.store(true, Ordering::SeqCst);
+        runtime.block_on(async {
+            for task in traffic.into_iter().chain(idle) {
+                task.await?;
+            }
+            anyhow::Ok(())
+        })?;
+        ensure!(old[0].wait(PATIENCE)?.success());
+        let last = node.portico.rss_kib()?;
+
+        println!(
+            "{IDLE} sessions (opened in {opened:.1?}), {ROUNDS} reloads, {ROUNDS} certificates, {} upgrades; memory of \
+             the first process {first} KiB with all sessions, {grown} KiB after half of it, {last} KiB of the last \
+             process at the end",
+            UPGRADES.len()
+        );
+        clients.seen.nobody_noticed(took)?;
+        ensure!(grown < first + MARGIN_KIB, "{first} KiB became {grown} KiB");
+        ensure!(last < first, "{last} KiB with nobody there, {first} KiB with everybody");
+        Ok(())
+    })
+}
+
+/// The node, and what is changed under it.
+struct LoadedNode {
+    town: Town,
+    /// Certificate and key that it shows.
+    files: (PathBuf, PathBuf),
+    portico: Portico,
+}
+
+impl LoadedNode {
+    /// Starts it in front of a server that takes any number of sessions.
+    fn start(stage: &Stage, runtime: &Runtime) -> Result<Self> {
+        let town = Town::build(stage, people())?;
         let sim = SocketAddrV4::new(SIM_IP, stage.port()?);
         let pair = town.ca.server(&[SIM, "127.0.0.6"])?;
         let listener = runtime.block_on(tokio::net::TcpListener::bind(sim))?;
@@ -237,99 +313,57 @@ fn a_year_of_changes_under_load_is_noticed_by_nobody() -> Result<()> {
         let mut node = town.node();
         let files = (stage.path().join("front.crt"), stage.path().join("front.key"));
         node.certificate = files.clone();
-        let certificate = |name: &str| -> Result<()> {
-            let pair = town.ca.server(&[name, FRONT])?;
-            for (from, to) in [(&pair.certificate_file, &files.0), (&pair.key_file, &files.1)] {
-                let new = to.with_extension("new");
-                std::fs::copy(from, &new)?;
-                std::fs::rename(new, to)?;
-            }
-            Ok(())
-        };
-        certificate("start.example.test")?;
-        let mut portico = Portico::start(stage, &node, &directory, "info")?;
+        change_certificate(&town, &files, "start.example.test")?;
+        let portico = Portico::start(stage, &node, &directory, "info")?;
+        Ok(Self { town, files, portico })
+    }
 
+    fn clients(&self) -> Result<Arc<Clients>> {
         let mut tls = SslContext::builder(SslMethod::tls_client())?;
         // Whose certificate it is, is looked at once a round.
         tls.set_verify(SslVerifyMode::NONE);
-        let clients = Arc::new(Clients {
+        Ok(Arc::new(Clients {
             tls: tls.build(),
-            imaps: town.endpoints.imaps,
-            https: town.endpoints.https,
+            imaps: self.town.endpoints.imaps,
+            https: self.town.endpoints.https,
             seen: Seen::default(),
             stop: AtomicBool::new(false),
-        });
-        let begun = Instant::now();
-        let idle = runtime.block_on(open_sessions(&clients))?;
-        let opened = begun.elapsed();
-        let first = portico.rss_kib()?;
-        let traffic_begun = Instant::now();
-        let traffic: Vec<_> = (0..4)
-            .map(|n| runtime.spawn(clients.clone().requests(60 + n)))
-            .chain([runtime.spawn(clients.clone().logins())])
-            .collect();
+        }))
+    }
 
-        let connector = town.ca.connector(&[])?;
+    /// Reloads, certificates and upgrades. Returns the memory of the first process at its end, and the old processes.
+    fn live_through_a_year(&mut self) -> Result<(u64, Vec<Child>)> {
+        let connector = self.town.ca.connector(&[])?;
         let mut old: Vec<Child> = Vec::new();
-        let mut grown = first;
+        let mut grown = 0;
         for round in 0..ROUNDS {
             if UPGRADES.contains(&round) {
                 if old.is_empty() {
-                    grown = portico.rss_kib()?;
+                    grown = self.portico.rss_kib()?;
                 }
-                old.push(portico.upgrade("info")?);
+                old.push(self.portico.upgrade("info")?);
             }
-            portico.reload()?;
+            self.portico.reload()?;
             let name = format!("round{round}.example.test");
-            certificate(&name)?;
-            portico.reload()?;
-            let shown = Wire::clear(town.endpoints.imaps)?.start_tls_any_name(&connector, FRONT)?;
-            ensure!(
-                shown.certificate_name()? == name,
-                "{} is shown",
-                shown.certificate_name()?
-            );
+            change_certificate(&self.town, &self.files, &name)?;
+            self.portico.reload()?;
+            let wire = Wire::clear(self.town.endpoints.imaps)?.start_tls_any_name(&connector, FRONT)?;
+            let found = wire.certificate_name()?;
+            ensure!(found == name, "{found} is shown");
         }
-        // The processes in the middle had nobody but those who were passing through.
-        for process in old.iter_mut().skip(1) {
-            ensure!(process.wait(PATIENCE)?.success());
-        }
-        ensure!(old[0].is_running(), "the sessions' process has ended");
-        let took = traffic_begun.elapsed();
-        clients.stop.store(true, Ordering::SeqCst);
-        runtime.block_on(async {
-            for task in traffic.into_iter().chain(idle) {
-                task.await?;
-            }
-            anyhow::Ok(())
-        })?;
-        ensure!(old[0].wait(PATIENCE)?.success());
-        let last = portico.rss_kib()?;
+        Ok((grown, old))
+    }
+}
 
-        let seen = &clients.seen;
-        let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
-        let (logins, requests, cut) = (count(&seen.logins), count(&seen.requests), count(&seen.cut));
-        let failed = seen.failed.lock().expect("nobody panics holding it").clone();
-        println!(
-            "{IDLE} sessions (opened in {opened:.1?}), {ROUNDS} reloads, {ROUNDS} certificates, {} upgrades in {took:.1?}: \
-             {logins} logins ({:.0}/s), {requests} requests, {} failed, {cut} sessions cut; memory of the first process \
-             {first} KiB with all sessions, {grown} KiB after half of it, {last} KiB of the last process at the end",
-            UPGRADES.len(),
-            logins as f64 / took.as_secs_f64(),
-            failed.len(),
-        );
-        ensure!(
-            failed.is_empty(),
-            "{} failed, such as {:#?}",
-            failed.len(),
-            &failed[..failed.len().min(10)]
-        );
-        ensure!(cut == 0, "{cut} sessions were cut");
-        ensure!(logins > 100 && requests > 100, "hardly any traffic");
-        ensure!(grown < first + MARGIN_KIB, "{first} KiB became {grown} KiB");
-        ensure!(last < first, "{last} KiB with nobody there, {first} KiB with everybody");
-        Ok(())
-    })
+/// Puts a certificate with this name in place of the one that is there.
+fn change_certificate(town: &Town, files: &(PathBuf, PathBuf), name: &str) -> Result<()> {
+    let pair = town.ca.server(&[name, FRONT])?;
+    for (from, to) in [(&pair.certificate_file, &files.0), (&pair.key_file, &files.1)] {
+        let new = to.with_extension("new");
+        std::fs::copy(from, &new)?;
+        std::fs::rename(new, to)?;
+    }
+    Ok(())
 }
 
 /// Opens the sessions, some at a time, and waits until all are open.

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portico_tests::browser::Browser;
+use portico_tests::certs::Pair;
 use portico_tests::portico::Portico;
 use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Town, people};
+use portico_tests::wire::Wire;
 use portico_tests::{Stage, until};
 use serde_json::{Value, json};
 
@@ -120,85 +122,94 @@ fn shown(scene: &Scene, name: &str) -> Result<[String; 2]> {
     ])
 }
 
+const NEW_NAME: &str = "new.a.example";
+const HOSTS_OF_A: &str = "/v1/domains/a.example/virtual-hosts";
+const CERTIFICATE_OF_A: &str = "/v1/domains/A.example/certificate";
+
+/// The story of a domain that gets a virtual host and a certificate, and loses them again.
 fn changes_count_at_once(source: Source) -> Result<()> {
     play(source, Some(TOKEN), |scene, api| {
-        let name = "new.a.example";
-        let before = api.domain("a.example")?;
-        assert_eq!(
-            before["certificate"]["names"],
-            json!(["mail.a.example", "imap.a.example"])
-        );
-        assert_eq!(before["uncovered"], json!([]));
-        assert_eq!(
-            before["virtual_hosts"][0],
-            json!({"name": "mail.a.example", "shown": "own", "covered": true, "taken_by": null})
-        );
-        ensure!(before["certificate"]["days_left"].as_i64() > Some(300), "{before}");
-        assert_eq!(before["certificate"]["issuer"], "CN=Portico development CA");
-        assert_eq!(before["certificate"]["fingerprint"].as_str().map(str::len), Some(64));
-        assert_eq!(api.domain("c.example")?["uncovered"], json!([]));
-        assert_eq!(shown(scene, name)?, [FRONT, FRONT]);
-
-        let names = json!({"virtual_hosts": ["mail.a.example", name], "before": ["mail.a.example"]});
-        let changed = api
-            .ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&names))?
-            .done()?;
-        ensure!(changed["in_force"] == true, "{changed}");
-        let warning = changed["warnings"][0].as_str().context("no warning")?;
-        ensure!(
-            warning.contains("is not good for") && warning.ends_with(name),
-            "{warning}"
-        );
-        // What the list did not know of has stayed.
-        let hosts = changed["domain"]["virtual_hosts"].as_array().context("no names")?;
-        ensure!(hosts.iter().any(|host| host["name"] == "imap.a.example"), "{changed}");
-        assert_eq!(changed["domain"]["uncovered"], json!([name]));
-        // It has the certificate of its domain without waiting.
-        assert_eq!(shown(scene, name)?, ["mail.a.example", "mail.a.example"]);
-
-        let pair = scene.town.ca.server(&[name, "mail.a.example", "imap.a.example"])?;
-        let (leaf, chain) = pair
-            .certificate
-            .split_at(pair.certificate.rfind("-----BEGIN").context("no chain")?);
-        // The wrong way round, and without a line end between them.
-        let mut upload = json!({"certificate": chain.trim_end(), "chain": leaf.trim_end(), "key": pair.key});
-        let path = "/v1/domains/A.example/certificate";
-        let stored = api.ask("PUT", path, Some(&upload))?;
-        ensure!(!stored.text.contains("PRIVATE"), "{stored:?}");
-        let stored = stored.done()?;
-        assert_eq!((&stored["warnings"], &stored["in_force"]), (&json!([]), &json!(true)));
-        assert_eq!(stored["domain"]["uncovered"], json!([]));
-        assert_eq!(shown(scene, name)?, [name, name]);
-        let tls = scene.tls(scene.town.endpoints.https, name)?;
-        assert_eq!(
-            tls.certificate()?,
-            openssl::x509::X509::from_pem(leaf.as_bytes())?.to_der()?
-        );
-        let act = "domain a.example: certificate stored, private key stored";
-        let record = scene.portico.record(&[("event", "admin"), ("act", act)])?;
-        ensure!(
-            record["who"].as_str().is_some_and(|who| who.starts_with("127.0.0.1:")),
-            "{record}"
-        );
-        scene
-            .portico
-            .record(&[("act", "domain a.example: virtual host names +new.a.example")])?;
-        // The same key counts for a certificate that comes alone.
-        upload.as_object_mut().context("no object")?.remove("key");
-        api.ask("PUT", path, Some(&upload))?.done()?;
-        scene.portico.record(&[("act", "domain a.example: nothing changed")])?;
-
-        let gone = api.ask("DELETE", path, None)?.done()?;
-        assert_eq!(gone["domain"]["certificate"], Value::Null);
-        assert_eq!(gone["domain"]["virtual_hosts"][0]["shown"], "default");
-        assert_eq!(shown(scene, name)?, [FRONT, FRONT]);
+        domains_are_shown(scene, api)?;
+        a_virtual_host_is_added(scene, api)?;
+        let key = a_certificate_is_stored(scene, api)?;
+        a_certificate_is_taken_away(scene, api)?;
         let none = json!({"virtual_hosts": []});
-        let none = api
-            .ask("PUT", "/v1/domains/a.example/virtual-hosts", Some(&none))?
-            .done()?;
+        let none = api.ask("PUT", HOSTS_OF_A, Some(&none))?.done()?;
         assert_eq!(none["domain"]["virtual_hosts"], json!([]));
-        no_key_in_logs(scene, &pair.key)
+        no_key_in_logs(scene, &key)
     })
+}
+
+fn domains_are_shown(scene: &Scene, api: &Api) -> Result<()> {
+    let a = api.domain("a.example")?;
+    assert_eq!(a["certificate"]["names"], json!(["mail.a.example", "imap.a.example"]));
+    assert_eq!(a["uncovered"], json!([]));
+    assert_eq!(
+        a["virtual_hosts"][0],
+        json!({"name": "mail.a.example", "shown": "own", "covered": true, "taken_by": null})
+    );
+    ensure!(a["certificate"]["days_left"].as_i64() > Some(300), "{a}");
+    assert_eq!(a["certificate"]["issuer"], "CN=Portico development CA");
+    assert_eq!(a["certificate"]["fingerprint"].as_str().map(str::len), Some(64));
+    assert_eq!(api.domain("c.example")?["uncovered"], json!([]));
+    assert_eq!(shown(scene, NEW_NAME)?, [FRONT, FRONT]);
+    Ok(())
+}
+
+fn a_virtual_host_is_added(scene: &Scene, api: &Api) -> Result<()> {
+    let names = json!({"virtual_hosts": ["mail.a.example", NEW_NAME], "before": ["mail.a.example"]});
+    let changed = api.ask("PUT", HOSTS_OF_A, Some(&names))?.done()?;
+    ensure!(changed["in_force"] == true, "{changed}");
+    let warning = changed["warnings"][0].as_str().context("no warning")?;
+    ensure!(
+        warning.contains("is not good for") && warning.ends_with(NEW_NAME),
+        "{warning}"
+    );
+    // What the list did not know of has stayed.
+    let hosts = changed["domain"]["virtual_hosts"].as_array().context("no names")?;
+    ensure!(hosts.iter().any(|host| host["name"] == "imap.a.example"), "{changed}");
+    assert_eq!(changed["domain"]["uncovered"], json!([NEW_NAME]));
+    // It has the certificate of its domain without waiting.
+    assert_eq!(shown(scene, NEW_NAME)?, ["mail.a.example", "mail.a.example"]);
+    Ok(())
+}
+
+/// Returns its private key.
+fn a_certificate_is_stored(scene: &Scene, api: &Api) -> Result<String> {
+    let pair = scene.town.ca.server(&[NEW_NAME, "mail.a.example", "imap.a.example"])?;
+    let (leaf, chain) = pair
+        .certificate
+        .split_at(pair.certificate.rfind("-----BEGIN").context("no chain")?);
+    // The wrong way round, and without a line end between them.
+    let mut upload = json!({"certificate": chain.trim_end(), "chain": leaf.trim_end(), "key": pair.key});
+    let stored = api.ask("PUT", CERTIFICATE_OF_A, Some(&upload))?;
+    ensure!(!stored.text.contains("PRIVATE"), "{stored:?}");
+    let stored = stored.done()?;
+    assert_eq!((&stored["warnings"], &stored["in_force"]), (&json!([]), &json!(true)));
+    assert_eq!(stored["domain"]["uncovered"], json!([]));
+    assert_eq!(shown(scene, NEW_NAME)?, [NEW_NAME, NEW_NAME]);
+    let tls = scene.tls(scene.town.endpoints.https, NEW_NAME)?;
+    let expected = openssl::x509::X509::from_pem(leaf.as_bytes())?.to_der()?;
+    assert_eq!(tls.certificate()?, expected);
+    let act = "domain a.example: certificate stored, private key stored";
+    let record = scene.portico.record(&[("event", "admin"), ("act", act)])?;
+    let who = record["who"].as_str();
+    ensure!(who.is_some_and(|who| who.starts_with("127.0.0.1:")), "{record}");
+    let act = "domain a.example: virtual host names +new.a.example";
+    scene.portico.record(&[("act", act)])?;
+    // The same key counts for a certificate that comes alone.
+    upload.as_object_mut().context("no object")?.remove("key");
+    api.ask("PUT", CERTIFICATE_OF_A, Some(&upload))?.done()?;
+    scene.portico.record(&[("act", "domain a.example: nothing changed")])?;
+    Ok(pair.key)
+}
+
+fn a_certificate_is_taken_away(scene: &Scene, api: &Api) -> Result<()> {
+    let gone = api.ask("DELETE", CERTIFICATE_OF_A, None)?.done()?;
+    assert_eq!(gone["domain"]["certificate"], Value::Null);
+    assert_eq!(gone["domain"]["virtual_hosts"][0]["shown"], "default");
+    assert_eq!(shown(scene, NEW_NAME)?, [FRONT, FRONT]);
+    Ok(())
 }
 
 /// A line from the middle of the key stands in no log.
@@ -221,6 +232,51 @@ fn domains_in_ldap_are_changed_at_once() -> Result<()> {
     changes_count_at_once(Source::Ldap)
 }
 
+/// What is sent to the certificate or the virtual hosts of a domain, and why it is refused.
+fn bad_changes(good: &Pair, other: &Pair, old: &Pair) -> Vec<(&'static str, Value, u16, &'static str)> {
+    let (of_a, to_a) = ("/v1/domains/a.example/certificate", HOSTS_OF_A);
+    let (of_none, to_none) = (
+        "/v1/domains/no.example/certificate",
+        "/v1/domains/no.example/virtual-hosts",
+    );
+    let upload = |certificate: &str, key: &str| json!({"certificate": certificate, "key": key});
+    let names = |names: &[&str]| json!({"virtual_hosts": names});
+    let broken = good.certificate.replacen("\nMII", "\nAAA", 1);
+    let with_key = good.certificate.clone() + &good.key;
+    let other_key = "does not belong to the certificate";
+    let not_a_name = "is not a host name with its domain";
+    // That is a file of the machine to `portico prov`, and must not be one to the network.
+    let file = format!("file:{}", good.key_file.display());
+    let huge = "x".repeat(200_000);
+    vec![
+        (of_a, upload("nonsense", &good.key), 422, "expected PEM text"),
+        (of_a, upload(&broken, &good.key), 422, "does not parse"),
+        (of_a, upload(&good.certificate, &other.key), 422, other_key),
+        (
+            of_a,
+            upload(&old.certificate, &old.key),
+            422,
+            "the certificate expired on",
+        ),
+        // The key that is there is another one's.
+        (of_a, json!({"certificate": good.certificate}), 422, other_key),
+        (of_a, upload(&with_key, &good.key), 422, "its own place"),
+        (of_a, upload(&good.certificate, &file), 422, "expected PEM text"),
+        (of_a, json!({"certificate": [good.key]}), 400, "the body is not {"),
+        (of_a, upload(&good.certificate, &huge), 413, "longer than 64 KiB"),
+        (
+            to_a,
+            names(&["mail.a.example", "mail.b.example"]),
+            409,
+            "mail.b.example (b.example)",
+        ),
+        (to_a, names(&["mail"]), 422, not_a_name),
+        (to_a, names(&["<b>.example"]), 422, not_a_name),
+        (to_none, names(&[]), 404, "no such domain: no.example"),
+        (of_none, upload(&good.certificate, &good.key), 404, "no such domain"),
+    ]
+}
+
 fn bad_changes_are_refused(source: Source) -> Result<()> {
     play(source, Some(TOKEN), |scene, api| {
         let before = api.all_domains()?;
@@ -230,68 +286,7 @@ fn bad_changes_are_refused(source: Source) -> Result<()> {
             ca.server(&["y.example"])?,
             ca.expired(&["z.example"])?,
         );
-        let upload = |certificate: &str, key: &str| json!({"certificate": certificate, "key": key});
-        let names = |names: &[&str]| json!({"virtual_hosts": names});
-        let broken = good.certificate.replacen("\nMII", "\nAAA", 1);
-        let (of_a, to_a) = (
-            "/v1/domains/a.example/certificate",
-            "/v1/domains/a.example/virtual-hosts",
-        );
-        let file = format!("file:{}", good.key_file.display());
-        let huge = "x".repeat(200_000);
-        for (path, body, status, why) in [
-            (of_a, upload("nonsense", &good.key), 422, "expected PEM text"),
-            (of_a, upload(&broken, &good.key), 422, "does not parse"),
-            (
-                of_a,
-                upload(&good.certificate, &other.key),
-                422,
-                "does not belong to the certificate",
-            ),
-            (
-                of_a,
-                upload(&old.certificate, &old.key),
-                422,
-                "the certificate expired on",
-            ),
-            // The key that is there is another one's.
-            (
-                of_a,
-                json!({"certificate": good.certificate}),
-                422,
-                "does not belong to the certificate",
-            ),
-            (
-                of_a,
-                upload(&(good.certificate.clone() + &good.key), &good.key),
-                422,
-                "its own place",
-            ),
-            // That is a file of the machine to `portico prov`, and must not be one to the network.
-            (of_a, upload(&good.certificate, &file), 422, "expected PEM text"),
-            (of_a, json!({"certificate": [good.key]}), 400, "the body is not {"),
-            (of_a, upload(&good.certificate, &huge), 413, "longer than 64 KiB"),
-            (
-                to_a,
-                names(&["mail.a.example", "mail.b.example"]),
-                409,
-                "mail.b.example (b.example)",
-            ),
-            (to_a, names(&["mail"]), 422, "is not a host name with its domain"),
-            (to_a, names(&["<b>.example"]), 422, "is not a host name with its domain"),
-            (
-                "/v1/domains/no.example/virtual-hosts",
-                names(&[]),
-                404,
-                "no such domain: no.example",
-            ),
-            (
-                "/v1/domains/no.example/certificate",
-                upload(&good.certificate, &good.key),
-                404,
-                "no such domain",
-            ),
-        ] {
+        for (path, body, status, why) in bad_changes(&good, &other, &old) {
             let answer = api.ask("PUT", path, Some(&body))?;
             ensure!(answer.status == status, "{path} {why}: {answer:?}");
             let error = answer.json()?["error"].as_str().unwrap_or_default().to_owned();
@@ -301,7 +296,7 @@ fn bad_changes_are_refused(source: Source) -> Result<()> {
             address: api.address,
             token: Some("0123456789abcdef0124"),
         };
-        let unproven = stranger.ask("PUT", to_a, Some(&names(&[])))?;
+        let unproven = stranger.ask("PUT", HOSTS_OF_A, Some(&json!({"virtual_hosts": []})))?;
         ensure!(unproven.status == 401, "{unproven:?}");
         ensure!(
             stranger.ask("GET", "/v1/domains", None)?.status == 401,
@@ -549,6 +544,7 @@ fn log_in(browser: &Browser, api: &Api) -> Result<()> {
     browser.must(&has_text("in service"))
 }
 
+/// The story of an administrator who looks at every view, and ends a session.
 #[test]
 fn a_browser_sees_who_is_there() -> Result<()> {
     play(Source::Yaml, Some(TOKEN), |scene, api| {
@@ -558,89 +554,99 @@ fn a_browser_sees_who_is_there() -> Result<()> {
         let mut harm = scene.imaps()?;
         harm.imap(&format!("h LOGIN \"{HOSTILE}\" \"x\""))?;
 
-        // The page is there for everybody, and asks for the token.
-        browser.open(&format!("http://{}/", api.address))?;
-        browser.must("document.getElementById('token').open")?;
-        ensure!(!browser.text()?.contains("in service"), "shown without a token");
-        browser.type_into("#token-value", "not-the-token-at-all")?;
-        browser.click("#token button")?;
-        browser.must("document.getElementById('token').open && !document.getElementById('token-wrong').hidden")?;
-        browser.type_into("#token-value", TOKEN)?;
-        browser.click("#token button")?;
-        browser.must(&has_text("in service"))?;
-        browser.must("document.title == 'proxy1.example.test – Portico'")?;
-        let kept = browser.run("return [localStorage.length, document.cookie, sessionStorage.length]")?;
-        assert_eq!(kept, json!([0, "", 1]));
-
-        go(&browser, "sessions", "Sessions")?;
-        browser.must(&has_text("alice@a.example"))?;
-        browser.type_into("#filter", "nobody at all")?;
-        browser.must(&has_text("No session matches."))?;
-
-        go(&browser, "logins", "Logins")?;
-        browser.must(&has_text(HOSTILE))?;
-        browser.must(&has_text("unknown user"))?;
-        ensure!(
-            browser.run("return document.querySelectorAll('main img').length")? == 0,
-            "it became a picture"
-        );
-        // They are told as they come.
-        drop(scene.login("bob")?);
-        browser.must(&has_text("bob@a.example"))?;
-        browser.click("#failed")?;
-        browser.must(&format!("{} && !{}", has_text(HOSTILE), has_text("bob@a.example")))?;
-
-        go(&browser, "routes", "Routes")?;
-        browser.type_into("#login", "al/tb")?;
-        browser.click("#explain")?;
-        browser.must(&has_text("alice@a.example is on store1.example.test"))?;
-        browser.must(&has_text("typed with /tb"))?;
-        browser.run("document.getElementById('login').value = ''")?;
-        browser.type_into("#login", HOSTILE)?;
-        browser.click("#explain")?;
-        browser.must(&format!("{} && {}", has_text(HOSTILE), has_text("no route")))?;
-
-        go(&browser, "upstreams", "Upstreams")?;
-        browser.must(&has_text("store1.example.test"))?;
-        browser.click("[aria-label='Maintenance of store1.example.test in mailbox']")?;
-        browser.must(&has_text("End maintenance"))?;
-        scene.portico.record(&[
-            ("event", "admin"),
-            ("act", "upstream store1.example.test in mailbox: maintenance on"),
-        ])?;
-
+        the_page_asks_for_the_token(&browser, api)?;
+        sessions_are_filtered(&browser)?;
+        logins_are_followed(&browser, scene)?;
+        routes_are_explained(&browser)?;
+        a_server_is_put_into_maintenance(&browser, scene)?;
         go(&browser, "certificates", "Certificates")?;
         browser.must(&format!(
             "{} && {}",
             has_text("domain a.example"),
             has_text("days left")
         ))?;
-
-        go(&browser, "sessions", "Sessions")?;
-        browser.type_into("#filter", "alice")?;
-        browser.must("document.querySelectorAll('tbody tr').length == 1")?;
-        browser.click("td.act button")?;
-        browser.must("document.getElementById('confirm').open")?;
-        browser.click("#confirm-yes")?;
-        ensure!(
-            alice.line()?.starts_with("* BYE session ended by the administrator"),
-            "alice stays"
-        );
-        browser.must(&has_text("The session of alice@a.example ends."))?;
-        ensure!(
-            browser.run("return document.title")? == "proxy1.example.test – Portico",
-            "harmed"
-        );
-        ensure!(
-            browser.run("return document.getElementById('trouble').hidden")? == true,
-            "{}",
-            browser.text()?
-        );
+        a_session_is_ended(&browser, &mut alice)?;
+        ensure!(browser.run("return document.title")? == TITLE, "harmed");
+        let trouble = browser.run("return document.getElementById('trouble').hidden")?;
+        ensure!(trouble == true, "{}", browser.text()?);
 
         // In another tab nobody has the token.
         browser.run("sessionStorage.clear(); location.reload()")?;
         browser.must("document.getElementById('token').open")
     })
+}
+
+const TITLE: &str = "proxy1.example.test – Portico";
+
+/// The page is there for everybody, and asks for the token.
+fn the_page_asks_for_the_token(browser: &Browser, api: &Api) -> Result<()> {
+    browser.open(&format!("http://{}/", api.address))?;
+    browser.must("document.getElementById('token').open")?;
+    ensure!(!browser.text()?.contains("in service"), "shown without a token");
+    browser.type_into("#token-value", "not-the-token-at-all")?;
+    browser.click("#token button")?;
+    browser.must("document.getElementById('token').open && !document.getElementById('token-wrong').hidden")?;
+    browser.type_into("#token-value", TOKEN)?;
+    browser.click("#token button")?;
+    browser.must(&has_text("in service"))?;
+    browser.must(&format!("document.title == '{TITLE}'"))?;
+    let kept = browser.run("return [localStorage.length, document.cookie, sessionStorage.length]")?;
+    assert_eq!(kept, json!([0, "", 1]));
+    Ok(())
+}
+
+fn sessions_are_filtered(browser: &Browser) -> Result<()> {
+    go(browser, "sessions", "Sessions")?;
+    browser.must(&has_text("alice@a.example"))?;
+    browser.type_into("#filter", "nobody at all")?;
+    browser.must(&has_text("No session matches."))
+}
+
+fn logins_are_followed(browser: &Browser, scene: &Scene) -> Result<()> {
+    go(browser, "logins", "Logins")?;
+    browser.must(&has_text(HOSTILE))?;
+    browser.must(&has_text("unknown user"))?;
+    let pictures = browser.run("return document.querySelectorAll('main img').length")?;
+    ensure!(pictures == 0, "it became a picture");
+    // They are told as they come.
+    drop(scene.login("bob")?);
+    browser.must(&has_text("bob@a.example"))?;
+    browser.click("#failed")?;
+    browser.must(&format!("{} && !{}", has_text(HOSTILE), has_text("bob@a.example")))
+}
+
+fn routes_are_explained(browser: &Browser) -> Result<()> {
+    go(browser, "routes", "Routes")?;
+    browser.type_into("#login", "al/tb")?;
+    browser.click("#explain")?;
+    browser.must(&has_text("alice@a.example is on store1.example.test"))?;
+    browser.must(&has_text("typed with /tb"))?;
+    browser.run("document.getElementById('login').value = ''")?;
+    browser.type_into("#login", HOSTILE)?;
+    browser.click("#explain")?;
+    browser.must(&format!("{} && {}", has_text(HOSTILE), has_text("no route")))
+}
+
+fn a_server_is_put_into_maintenance(browser: &Browser, scene: &Scene) -> Result<()> {
+    go(browser, "upstreams", "Upstreams")?;
+    browser.must(&has_text("store1.example.test"))?;
+    browser.click("[aria-label='Maintenance of store1.example.test in mailbox']")?;
+    browser.must(&has_text("End maintenance"))?;
+    let act = "upstream store1.example.test in mailbox: maintenance on";
+    scene.portico.record(&[("event", "admin"), ("act", act)])?;
+    Ok(())
+}
+
+fn a_session_is_ended(browser: &Browser, session: &mut Wire) -> Result<()> {
+    go(browser, "sessions", "Sessions")?;
+    browser.type_into("#filter", "alice")?;
+    browser.must("document.querySelectorAll('tbody tr').length == 1")?;
+    browser.click("td.act button")?;
+    browser.must("document.getElementById('confirm').open")?;
+    browser.click("#confirm-yes")?;
+    let line = session.line()?;
+    ensure!(line.starts_with("* BYE session ended by the administrator"), "{line}");
+    browser.must(&has_text("The session of alice@a.example ends."))
 }
 
 #[test]

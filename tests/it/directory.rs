@@ -180,53 +180,73 @@ fn entries_are_shared_with_nginx_in_its_own_form() -> Result<()> {
         Ok(memcached)
     };
     play(people, change, |scene, _slapd, memcached| {
-        let [one, two] = &scene.town.stores;
-        let at = |ip, port| format!("{ip}:{port}");
-        let imap = |name: &str| wire_key(&format!("route:proto=imapssl;user={name}"));
-        let pop3 = |name: &str| wire_key(&format!("route:proto=pop3ssl;user={name}"));
+        what_nginx_wrote_is_read(scene, &memcached)?;
+        what_nginx_will_read_is_written(scene, &memcached)?;
+        other_addresses_are_not_believed(scene, &memcached)
+    })
+}
 
-        // What nginx wrote is read.
-        let first = at(one.dovecot.ip, one.dovecot.imaps);
-        memcached.add(&imap("eve@a.example"), &first)?;
-        scene.login("eve")?;
-        scene.portico.record(&[
-            ("account", "eve@a.example"),
-            ("tier", "memcached"),
-            ("route", &first),
-            ("outcome", "ok"),
-        ])?;
+fn imap_key(name: &str) -> String {
+    wire_key(&format!("route:proto=imapssl;user={name}"))
+}
 
-        // What nginx will read is written: for each protocol its own entry.
-        scene.login("bob")?;
-        let written = |key: String, expected: String| {
-            until("an entry to be written", SOON, || {
-                let value = memcached.get(&key)?;
-                ensure!(
-                    value.is_none() || value == Some(expected.clone()),
-                    "{value:?}, not {expected}"
-                );
-                Ok(value)
-            })
-        };
-        written(imap("bob@a.example"), at(two.dovecot.ip, two.dovecot.imaps))?;
-        let mut wire = scene.pop3s()?;
-        wire.pop_ok("USER dave@b.example")?;
-        wire.pop_ok("PASS dave-c4n4ry-four")?;
-        written(pop3("dave@b.example"), at(two.dovecot.ip, two.dovecot.pop3s))?;
-        let id = &scene.town.person("bob")?.id;
-        let web = web_route_is_written(scene, &memcached, id)?;
-        ensure!(web == at(two.dovecot.ip, two.web.https.port()), "{web}");
+fn address(ip: std::net::Ipv4Addr, port: u16) -> String {
+    format!("{ip}:{port}")
+}
 
-        // An address that is no mailbox server's is not believed, and overwritten.
-        memcached.add(&imap("carol@b.example"), "127.0.0.66:25")?;
-        scene.login("carol")?;
-        scene
-            .portico
-            .record(&[("account", "carol@b.example"), ("tier", "directory"), ("outcome", "ok")])?;
-        until("the false entry to be gone", SOON, || {
-            let value = memcached.get(&imap("carol@b.example"))?;
-            Ok((value.as_deref() != Some("127.0.0.66:25")).then_some(()))
+fn what_nginx_wrote_is_read(scene: &Scene, memcached: &Memcached) -> Result<()> {
+    let store = &scene.town.stores[0].dovecot;
+    let route = address(store.ip, store.imaps);
+    memcached.add(&imap_key("eve@a.example"), &route)?;
+    scene.login("eve")?;
+    scene.portico.record(&[
+        ("account", "eve@a.example"),
+        ("tier", "memcached"),
+        ("route", &route),
+        ("outcome", "ok"),
+    ])?;
+    Ok(())
+}
+
+/// For each protocol its own entry.
+fn what_nginx_will_read_is_written(scene: &Scene, memcached: &Memcached) -> Result<()> {
+    let store = &scene.town.stores[1];
+    let is_written = |key: String, expected: String| {
+        until("an entry to be written", SOON, || {
+            let value = memcached.get(&key)?;
+            ensure!(
+                value.is_none() || value == Some(expected.clone()),
+                "{value:?}, not {expected}"
+            );
+            Ok(value)
         })
+    };
+    scene.login("bob")?;
+    is_written(
+        imap_key("bob@a.example"),
+        address(store.dovecot.ip, store.dovecot.imaps),
+    )?;
+    let mut wire = scene.pop3s()?;
+    wire.pop_ok("USER dave@b.example")?;
+    wire.pop_ok("PASS dave-c4n4ry-four")?;
+    let pop3 = wire_key("route:proto=pop3ssl;user=dave@b.example");
+    is_written(pop3, address(store.dovecot.ip, store.dovecot.pop3s))?;
+    let web = web_route_is_written(scene, memcached, &scene.town.person("bob")?.id)?;
+    ensure!(web == address(store.dovecot.ip, store.web.https.port()), "{web}");
+    Ok(())
+}
+
+/// An address that is no mailbox server's is overwritten.
+fn other_addresses_are_not_believed(scene: &Scene, memcached: &Memcached) -> Result<()> {
+    const FALSE: &str = "127.0.0.66:25";
+    memcached.add(&imap_key("carol@b.example"), FALSE)?;
+    scene.login("carol")?;
+    scene
+        .portico
+        .record(&[("account", "carol@b.example"), ("tier", "directory"), ("outcome", "ok")])?;
+    until("the false entry to be gone", SOON, || {
+        let value = memcached.get(&imap_key("carol@b.example"))?;
+        Ok((value.as_deref() != Some(FALSE)).then_some(()))
     })
 }
 

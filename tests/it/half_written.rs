@@ -36,15 +36,18 @@ fn upto<'a>(text: &'a str, line: &str) -> Result<&'a str> {
     Ok(&text[..=end])
 }
 
-#[test]
-fn nobody_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
+fn play(test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     let look_often = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
         node.directory = yaml_source("200ms");
         Ok(())
     };
-    play_with(people(), look_often, |scene| {
+    play_with(people(), look_often, test)
+}
+
+#[test]
+fn nobody_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
+    play(|scene| {
         let whole = scene.town.directory().yaml();
-        let (without_domains, without_accounts) = (upto(&whole, "domains:")?, upto(&whole, "accounts:")?);
         // In another order, all kinds of entries are there although the end is missing.
         let (but_classes, classes) = whole.split_at(upto(&whole, "cos:")?.len());
         let end = but_classes.find("\n  \"dave@").context("no dave")?;
@@ -53,8 +56,11 @@ fn nobody_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
         for (text, reason) in [
             ("", "all servers are gone"),
             ("# nothing\n# but comments\n", "all servers are gone"),
-            (without_domains, "all domains are gone"),
-            (without_accounts, " are gone; if that is meant, portico reload"),
+            (upto(&whole, "domains:")?, "all domains are gone"),
+            (
+                upto(&whole, "accounts:")?,
+                " are gone; if that is meant, portico reload",
+            ),
             ("accounts: [\n", ""),
             // Good, and few are gone, but it was cut off.
             (&few_gone, "its last line has no end"),
@@ -75,23 +81,26 @@ fn nobody_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
             })?;
         }
         ensure!(scene.portico.output().contains("ERROR"), "no alarm");
+        Ok(())
+    })
+}
 
-        // What an administrator asks for is done, but nobody asks for nothing at all by the way.
-        write(scene, without_accounts)?;
+/// What an administrator asks for is done, but a directory without servers or domains only with `--force`.
+#[test]
+fn a_reload_takes_entries_away_where_an_administrator_asks_for_it() -> Result<()> {
+    play(|scene| {
+        let whole = scene.town.directory().yaml();
+        write(scene, upto(&whole, "accounts:")?)?;
         let reloaded = done(&scene.portico, &["reload"])?;
         ensure!(!is_known(scene, "bob")?, "{reloaded}");
-        write(scene, "")?;
-        let refused = said(&scene.portico, &["reload"])?;
-        ensure!(
-            refused.code == 1 && refused.err.contains("all servers are gone"),
-            "{}",
-            refused.err
-        );
-        write(scene, without_domains)?;
-        ensure!(
-            said(&scene.portico, &["reload"])?.code == 1,
-            "a reload took everything away"
-        );
+        for (text, why) in [
+            ("", "all servers are gone"),
+            (upto(&whole, "domains:")?, "all domains are gone"),
+        ] {
+            write(scene, text)?;
+            let refused = said(&scene.portico, &["reload"])?;
+            ensure!(refused.code == 1 && refused.err.contains(why), "{}", refused.err);
+        }
         done(&scene.portico, &["reload", "--force"])?;
         ensure!(held_back(scene)?.is_none(), "still held back");
         write(scene, &whole)?;

@@ -11,6 +11,7 @@ use openssl::base64::encode_block;
 use portico_tests::Stage;
 use portico_tests::config::{Directory, Listener, Node, Serve, Tls, quote};
 use portico_tests::portico::Portico;
+use portico_tests::table::rows;
 use portico_tests::town::{Town, people};
 use portico_tests::until;
 use portico_tests::web::{WebBackend, auth_token};
@@ -46,6 +47,12 @@ struct Carbonio<'a> {
     _services: Vec<WebBackend>,
 }
 
+/// Plays a test with the usual configuration.
+fn play_usual(test: impl FnOnce(&mut Carbonio) -> Result<()>) -> Result<()> {
+    play(|_, _| {}, test)
+}
+
+/// Plays a test with a changed configuration.
 fn play(change: impl FnOnce(&mut Node, &mut Directory), test: impl FnOnce(&mut Carbonio) -> Result<()>) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
@@ -58,29 +65,7 @@ fn play(change: impl FnOnce(&mut Node, &mut Directory), test: impl FnOnce(&mut C
             groups.push_str(&format!("  {group}: {{servers: [\"{}\"]}}\n", service.http));
             services.push(service);
         }
-        // The extensions are at a fixed port, so this store has an address of its own.
-        let [.., a, b] = std::process::id().to_be_bytes();
-        let ip = Ipv4Addr::new(127, 83, a, b);
-        let name = "store3.example.test";
-        let pair = town.ca.server(&[name, &ip.to_string()])?;
-        let at = |port| SocketAddrV4::new(ip, port);
-        services.push(WebBackend::echo("zx", at(8742), at(8743), &pair)?);
-        services.push(WebBackend::echo("store3", at(stage.port()?), at(stage.port()?), &pair)?);
-        services.push(WebBackend::echo("admin", at(stage.port()?), at(stage.port()?), &pair)?);
-        let server = directory.server(name);
-        for (attribute, value) in [
-            ("zimbraServiceHostname", ip.to_string()),
-            ("zimbraMailPort", services[GROUPS.len() + 1].http.port().to_string()),
-            ("zimbraMailSSLPort", services[GROUPS.len() + 1].https.port().to_string()),
-            ("zimbraAdminPort", services[GROUPS.len() + 2].https.port().to_string()),
-            ("zimbraServiceEnabled", "mailbox".to_owned()),
-            ("zimbraReverseProxyLookupTarget", "FALSE".to_owned()),
-        ] {
-            server.insert(attribute.into(), value.into());
-        }
-        let account = directory.account("zoe@a.example");
-        account.insert("zimbraId".into(), ZOE.into());
-        account.insert("zimbraMailHost".into(), name.into());
+        services.extend(zoes_store(stage, &town, &mut directory)?);
 
         let home = stage.dir("opt")?;
         build_trees(&home)?;
@@ -107,6 +92,34 @@ fn play(change: impl FnOnce(&mut Node, &mut Directory), test: impl FnOnce(&mut C
         test(&mut carbonio)?;
         carbonio.scene.end()
     })
+}
+
+/// Zoe's mailbox server: its extensions, its web side and its administration side. The extensions are at a fixed port, so
+/// it has an address of its own.
+fn zoes_store(stage: &Stage, town: &Town, directory: &mut Directory) -> Result<[WebBackend; 3]> {
+    let [.., a, b] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, 83, a, b);
+    let name = "store3.example.test";
+    let pair = town.ca.server(&[name, &ip.to_string()])?;
+    let at = |port| SocketAddrV4::new(ip, port);
+    let extensions = WebBackend::echo("zx", at(8742), at(8743), &pair)?;
+    let web = WebBackend::echo("store3", at(stage.port()?), at(stage.port()?), &pair)?;
+    let admin = WebBackend::echo("admin", at(stage.port()?), at(stage.port()?), &pair)?;
+    let server = directory.server(name);
+    for (attribute, value) in [
+        ("zimbraServiceHostname", ip.to_string()),
+        ("zimbraMailPort", web.http.port().to_string()),
+        ("zimbraMailSSLPort", web.https.port().to_string()),
+        ("zimbraAdminPort", admin.https.port().to_string()),
+        ("zimbraServiceEnabled", "mailbox".to_owned()),
+        ("zimbraReverseProxyLookupTarget", "FALSE".to_owned()),
+    ] {
+        server.insert(attribute.into(), value.into());
+    }
+    let account = directory.account("zoe@a.example");
+    account.insert("zimbraId".into(), ZOE.into());
+    account.insert("zimbraMailHost".into(), name.into());
+    Ok([extensions, web, admin])
 }
 
 const ZOE: &str = "99999999-2222-3333-4444-555555555555";
@@ -159,6 +172,21 @@ impl Carbonio<'_> {
         )
     }
 
+    /// The header of a request that says whose it is, by the name that it has in the tables.
+    fn header_of(&self, whose: &str) -> Result<String> {
+        let bob = encode_block(b"bob@a.example:bob-c4n4ry-two");
+        Ok(match whose {
+            "" => "A: b".to_owned(),
+            "zoe" => zoe(),
+            "Basic bob" => format!("Authorization: Basic {bob}"),
+            "basic bob" => format!("Authorization: basic {bob}"),
+            "outlook" => "User-Agent: Microsoft ExchangeWebServices/15".to_owned(),
+            "admin" => format!("Cookie: ZM_ADMIN_AUTH_TOKEN={}", auth_token(ZOE)),
+            cookie if cookie.contains('=') => format!("Cookie: {cookie}"),
+            name => self.cookie(name)?,
+        })
+    }
+
     /// Host and port as browsers write them.
     fn host(&self) -> String {
         format!("{HOST}:{}", self.scene.town.endpoints.https.port())
@@ -169,469 +197,388 @@ fn zoe() -> String {
     format!("Cookie: ZM_AUTH_TOKEN={}", auth_token(ZOE))
 }
 
-/// HTTP §2.3 and Appendix A: who gets a request, with which path and which Host.
+/// HTTP §2.3 and Appendix A. The request's path; what says whose it is; the server that gets it; the path and the Host
+/// that it sees (`=`: those of the request).
+const WAYS: &str = "
+    /services/files/graphql?q=1                        | alice     | files                        | /graphql?q=1       | files
+    /services/files/link/x                             |           | files                        | /link/x            | files
+    /services/files/a%20b%2Fc                          | alice     | files                        | /a%20b%2Fc         | files
+    /services/chats/events                             |           | ws-collaboration             | /events            | =
+    /services/chats/rooms/1                            |           | ws-collaboration             | /rooms/1           | ws-collaboration
+    /services/messaging/ws-xmpp                        |           | message-dispatcher-http      | /ws-xmpp           | =
+    /services/docs/x                                   |           | docs-connector               | /x                 | docs-connector
+    /services/docs/logout-x/static/y                   |           | docs-connector               | /logout-x/static/y | docs-connector
+    /services/docs/editor/x                            |           | docs-editor                  | =                  | =
+    /services/tasks/x                                  |           | tasks                        | /x                 | tasks
+    /services/storages/x                               |           | carbonio-storages            | /x                 | carbonio-storages
+    /services/catalog/x                                |           | carbonio-catalog             | /x                 | carbonio-catalog
+    /services/mobile/tokens                            |           | carbonio-notification-push   | /tokens            | carbonio-notification-push
+    /services/certificate-manager/x                    |           | carbonio-certificate-manager | /x                 | carbonio-certificate-manager
+    /zx/login/v3/config?domain=x                       |           | carbonio-auth                | =                  | =
+    /zx/auth/supported                                 | alice     | carbonio-auth                | =                  | =
+    /zx/ws-x                                           | zoe       | zx                           | =                  | =
+    /zx/x/logout                                       | zoe       | zx                           | =                  | =
+    /service/extension/drive/a/b                       | bob       | store2                       | =                  | =
+    /service/soap/NoOpRequest                          | bob       | store2                       | =                  | =
+    /service/soap/WaitSetRequest                       | alice     | store1                       | =                  | =
+    /Autodiscover/Autodiscover.xml                     | bob       | store2                       | =                  | =
+    /autodiscover/x                                    | outlook   | store2                       | =                  | =
+    /EWS/exchange.asmx                                 | Basic bob | store2                       | =                  | =
+    /.well-known/caldav                                | bob       | store2                       | =                  | =
+    /.well-known/carddav                               | alice     | store1                       | =                  | =
+    /service/upload?x                                  | bob       | store2                       | =                  | =
+    /shf/x                                             | bob       | store2                       | =                  | =
+    /user/x                                            | bob       | store2                       | =                  | =
+    /modern                                            | bob       | store2                       | =                  | =
+    /service                                           | bob       | store2                       | =                  | =
+    /x/../service/%2e/y                                | bob       | store2                       | =                  | =
+    # Appendix A
+    /home/bob@a.example/calendar                       |           | store2                       | =                  | =
+    /home/~bob/inbox                                   | alice     | store2                       | =                  | =
+    /home/~/?auth=co&id=1                              | bob       | store2                       | =                  | =
+    /home/alice                                        | bob       | store2                       | =                  | =
+    /service/home/bob/x                                |           | store2                       | =                  | =
+    /dav/bob@a.example/Calendar/                       | Basic bob | store2                       | =                  | =
+    /principals/users/bob@a.example/                   | basic bob | store2                       | =                  | =
+    /Microsoft-Server-ActiveSync?User=alice&DeviceId=1 | Basic bob | store2                       | =                  | =
+";
+
 #[test]
 fn requests_go_where_the_table_says() -> Result<()> {
-    play(
-        |_, directory| {
-            directory.config("zimbraReverseProxyUpstreamEwsServers", ["store2.example.test"]);
-        },
-        |carbonio| {
-            let (alice, bob, zoe) = (carbonio.cookie("alice")?, carbonio.cookie("bob")?, zoe());
-            let basic = format!("Authorization: Basic {}", encode_block(b"bob@a.example:bob-c4n4ry-two"));
-            let domain = format!(
-                "Authorization: Basic {}",
-                encode_block(b"a.example\\bob:bob-c4n4ry-two")
-            );
-            let lower = format!("Authorization: basic {}", encode_block(b"bob@a.example:bob-c4n4ry-two"));
-            let outlook = "User-Agent: Microsoft ExchangeWebServices/15";
-            let keep = carbonio.host();
-            let keep = keep.as_str();
-            // Path, request header, who gets it, the path there, and Host there.
-            let rows: Vec<(&str, &str, &str, &str, &str)> = vec![
-                ("/services/files/graphql?q=1", &alice, "files", "/graphql?q=1", "files"),
-                ("/services/files/link/x", "", "files", "/link/x", "files"),
-                ("/services/files/a%20b%2Fc", &alice, "files", "/a%20b%2Fc", "files"),
-                ("/services/chats/events", "", "ws-collaboration", "/events", keep),
-                (
-                    "/services/chats/rooms/1",
-                    "",
-                    "ws-collaboration",
-                    "/rooms/1",
-                    "ws-collaboration",
-                ),
-                (
-                    "/services/messaging/ws-xmpp",
-                    "",
-                    "message-dispatcher-http",
-                    "/ws-xmpp",
-                    keep,
-                ),
-                ("/services/docs/x", "", "docs-connector", "/x", "docs-connector"),
-                (
-                    "/services/docs/logout-x/static/y",
-                    "",
-                    "docs-connector",
-                    "/logout-x/static/y",
-                    "docs-connector",
-                ),
-                (
-                    "/services/docs/editor/x",
-                    "",
-                    "docs-editor",
-                    "/services/docs/editor/x",
-                    keep,
-                ),
-                ("/services/tasks/x", "", "tasks", "/x", "tasks"),
-                (
-                    "/services/storages/x",
-                    "",
-                    "carbonio-storages",
-                    "/x",
-                    "carbonio-storages",
-                ),
-                ("/services/catalog/x", "", "carbonio-catalog", "/x", "carbonio-catalog"),
-                (
-                    "/services/mobile/tokens",
-                    "",
-                    "carbonio-notification-push",
-                    "/tokens",
-                    "carbonio-notification-push",
-                ),
-                (
-                    "/services/certificate-manager/x",
-                    "",
-                    "carbonio-certificate-manager",
-                    "/x",
-                    "carbonio-certificate-manager",
-                ),
-                (
-                    "/zx/login/v3/config?domain=x",
-                    "",
-                    "carbonio-auth",
-                    "/zx/login/v3/config?domain=x",
-                    keep,
-                ),
-                (
-                    "/zx/auth/supported",
-                    &alice,
-                    "carbonio-auth",
-                    "/zx/auth/supported",
-                    keep,
-                ),
-                ("/zx/ws-x", &zoe, "zx", "/zx/ws-x", keep),
-                ("/zx/x/logout", &zoe, "zx", "/zx/x/logout", keep),
-                (
-                    "/service/extension/drive/a/b",
-                    &bob,
-                    "store2",
-                    "/service/extension/drive/a/b",
-                    keep,
-                ),
-                (
-                    "/service/soap/NoOpRequest",
-                    &bob,
-                    "store2",
-                    "/service/soap/NoOpRequest",
-                    keep,
-                ),
-                (
-                    "/service/soap/WaitSetRequest",
-                    &alice,
-                    "store1",
-                    "/service/soap/WaitSetRequest",
-                    keep,
-                ),
-                (
-                    "/Autodiscover/Autodiscover.xml",
-                    &bob,
-                    "store2",
-                    "/Autodiscover/Autodiscover.xml",
-                    keep,
-                ),
-                ("/autodiscover/x", outlook, "store2", "/autodiscover/x", keep),
-                ("/EWS/exchange.asmx", &basic, "store2", "/EWS/exchange.asmx", keep),
-                ("/.well-known/caldav", &bob, "store2", "/.well-known/caldav", keep),
-                ("/.well-known/carddav", &alice, "store1", "/.well-known/carddav", keep),
-                ("/service/upload?x", &bob, "store2", "/service/upload?x", keep),
-                ("/shf/x", &bob, "store2", "/shf/x", keep),
-                ("/user/x", &bob, "store2", "/user/x", keep),
-                ("/modern", &bob, "store2", "/modern", keep),
-                ("/service", &bob, "store2", "/service", keep),
-                ("/x/../service/%2e/y", &bob, "store2", "/x/../service/%2e/y", keep),
-                // Appendix A.
-                (
-                    "/home/bob@a.example/calendar",
-                    "",
-                    "store2",
-                    "/home/bob@a.example/calendar",
-                    keep,
-                ),
-                ("/home/~bob/inbox", &alice, "store2", "/home/~bob/inbox", keep),
-                ("/home/~/?auth=co&id=1", &bob, "store2", "/home/~/?auth=co&id=1", keep),
-                ("/home/alice", &bob, "store2", "/home/alice", keep),
-                ("/service/home/bob/x", "", "store2", "/service/home/bob/x", keep),
-                (
-                    "/dav/bob@a.example/Calendar/",
-                    &basic,
-                    "store2",
-                    "/dav/bob@a.example/Calendar/",
-                    keep,
-                ),
-                (
-                    "/principals/users/bob@a.example/",
-                    &lower,
-                    "store2",
-                    "/principals/users/bob@a.example/",
-                    keep,
-                ),
-                (
-                    "/Microsoft-Server-ActiveSync?User=alice&DeviceId=1",
-                    &basic,
-                    "store2",
-                    "/Microsoft-Server-ActiveSync?User=alice&DeviceId=1",
-                    keep,
-                ),
-            ];
-            for (path, header, who, target, host) in rows {
-                let args: Vec<&str> = if header.is_empty() { vec![] } else { vec!["-H", header] };
-                for version in ["--http1.1", "--http2"] {
-                    let answer = carbonio.web(path, &[&[version], &args[..]].concat())?;
-                    let echo = answer.echo().with_context(|| format!("{path} {header}"))?;
-                    assert_eq!(echo["server"], who, "{path} {header}");
-                    assert_eq!(echo["target"], target, "{path} {header}");
-                    assert_eq!(seen(&echo, "host"), [host], "{path} {header}");
-                    assert_eq!(seen(&echo, "x-forwarded-for"), ["127.0.0.1"], "{path}");
-                    assert_eq!(seen(&echo, "x-forwarded-proto"), ["https"], "{path}");
-                    let id = seen(&echo, "x-request-id");
-                    assert_eq!(answer.header("x-request-id").map(|id| vec![id]), Some(id), "{path}");
-                }
+    play(store2_is_for_ews, |carbonio| {
+        for [path, whose, server, target, host] in rows(WAYS) {
+            let target = if target == "=" { path } else { target };
+            let own_host = carbonio.host();
+            let host = if host == "=" { &own_host } else { host };
+            let header = carbonio.header_of(whose)?;
+            for version in ["--http1.1", "--http2"] {
+                let answer = carbonio.web(path, &["-H", &header, version])?;
+                let echo = answer.echo().with_context(|| format!("{path} {header}"))?;
+                assert_eq!(echo["server"], server, "{path} {header}");
+                assert_eq!(echo["target"], target, "{path} {header}");
+                assert_eq!(seen(&echo, "host"), [host], "{path} {header}");
+                assert_eq!(seen(&echo, "x-forwarded-for"), ["127.0.0.1"], "{path}");
+                assert_eq!(seen(&echo, "x-forwarded-proto"), ["https"], "{path}");
+                let id = seen(&echo, "x-request-id");
+                assert_eq!(answer.header("x-request-id").map(|id| vec![id]), Some(id), "{path}");
             }
-            // `DOM\user` is found, though this little server does not know the form.
-            let before = carbonio.scene.town.stores[1].web.request_count();
-            carbonio.web("/Microsoft-Server-ActiveSync?User=x", &["-H", &domain])?;
-            carbonio.web("/Microsoft-Server-ActiveSync?DeviceId=1&User=bob%40a.example", &[])?;
-            assert_eq!(carbonio.scene.town.stores[1].web.request_count(), before + 2);
-            // Nobody's request goes to a server that takes nobody's requests.
-            for _ in 0..4 {
-                let echo = carbonio.web("/service/soap/SearchRequest", &[])?.echo()?;
-                ensure!(echo["server"] == "store1" || echo["server"] == "store2", "{echo}");
-            }
-            Ok(())
-        },
-    )
+        }
+        Ok(())
+    })
+}
+
+/// `DOM\user` is found, though this little server does not know the form.
+#[test]
+fn names_with_a_domain_in_front_are_found() -> Result<()> {
+    play(store2_is_for_ews, |carbonio| {
+        let domain = format!(
+            "Authorization: Basic {}",
+            encode_block(b"a.example\\bob:bob-c4n4ry-two")
+        );
+        let before = carbonio.scene.town.stores[1].web.request_count();
+        carbonio.web("/Microsoft-Server-ActiveSync?User=x", &["-H", &domain])?;
+        carbonio.web("/Microsoft-Server-ActiveSync?DeviceId=1&User=bob%40a.example", &[])?;
+        assert_eq!(carbonio.scene.town.stores[1].web.request_count(), before + 2);
+        Ok(())
+    })
+}
+
+/// A request without an account goes to no server that takes only its own accounts.
+#[test]
+fn unauthenticated_requests_go_to_lookup_targets() -> Result<()> {
+    play(store2_is_for_ews, |carbonio| {
+        for _ in 0..4 {
+            let echo = carbonio.web("/service/soap/SearchRequest", &[])?.echo()?;
+            ensure!(echo["server"] == "store1" || echo["server"] == "store2", "{echo}");
+        }
+        Ok(())
+    })
+}
+
+fn store2_is_for_ews(_: &mut Node, directory: &mut Directory) {
+    directory.config("zimbraReverseProxyUpstreamEwsServers", ["store2.example.test"]);
+}
+
+/// Path, whose request it is, status and `Location` of the answer.
+fn check_answers(ask: impl Fn(&str, &[&str]) -> Result<Answer>, carbonio: &Carbonio, table: &str) -> Result<()> {
+    for [path, whose, status, location] in rows(table) {
+        let header = carbonio.header_of(whose)?;
+        let answer = ask(path, &["-H", &header])?;
+        let got = (answer.status(), answer.header("location").unwrap_or_default());
+        assert_eq!(got, (status, location), "{path} {header}");
+    }
+    Ok(())
+}
+
+/// What the answer puts into the client's cookies.
+fn cookies(answer: &Answer) -> Vec<&str> {
+    let fields = answer.head.lines().filter_map(|line| line.split_once(": "));
+    let cookies = fields.filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie"));
+    cookies.map(|(_, value)| value).collect()
 }
 
 /// HTTP §2.8.
 #[test]
-fn the_listener_for_administrators() -> Result<()> {
-    play(
-        |_, _| {},
-        |carbonio| {
-            let token = format!("Cookie: ZM_ADMIN_AUTH_TOKEN={}", auth_token(ZOE));
-            let soap = "/service/admin/soap/GetDomainRequest";
-            let echo = carbonio.admin(soap, &["-H", &token])?.echo()?;
-            assert_eq!(
-                (echo["server"].as_str(), echo["tls"].as_bool()),
-                (Some("admin"), Some(true))
-            );
-            let admin = carbonio._services[GROUPS.len() + 2].https;
-            assert_eq!(seen(&echo, "host"), [format!("localhost:{}", admin.port())]);
-            // Its server calls itself by the port of the host that it was told.
-            let told =
-                json!({"status": 302, "headers": [["Location", format!("https://localhost:{}/x", admin.port())]]});
-            let moved = carbonio.admin(soap, &["-H", &token, "-H", &format!("X-Answer: {told}")])?;
-            let expected = format!("https://localhost:{}/x", carbonio.admin.port());
-            assert_eq!(moved.header("location"), Some(expected.as_str()));
-            // The web client's token is nobody's here, but the extensions know it.
-            let echo = carbonio.admin("/zx/x", &["-H", &zoe()])?.echo()?;
-            assert_eq!(echo["server"], "zx");
-            let echo = carbonio.admin("/services/storages/x", &[])?.echo()?;
-            assert_eq!(
-                (&echo["server"], &echo["target"]),
-                (&json!("carbonio-storages"), &json!("/x"))
-            );
-            for (path, header, status, location) in [
-                ("/", "A: b", "307", Some("/static/login/")),
-                ("/anything", "A: b", "307", Some("/static/login/")),
-                ("/anything", token.as_str(), "307", Some("/carbonioAdmin")),
-                ("/zx/powerstore/x", token.as_str(), "404", None),
-                ("/favicon.ico", "A: b", "404", None),
-                ("/logout", token.as_str(), "307", Some("/static/login/")),
-            ] {
-                let answer = carbonio.admin(path, &["-H", header])?;
-                assert_eq!(
-                    (answer.status(), answer.header("location")),
-                    (status, location),
-                    "{path}"
-                );
-            }
-            for (path, text) in [
-                ("/carbonioAdmin", "admin shell"),
-                ("/carbonioAdmin/x/y", "admin shell"),
-                ("/static/login/", "admin login page"),
-                ("/login/", "admin login page"),
-            ] {
-                assert_eq!(carbonio.admin(path, &[])?.text()?, text, "{path}");
-            }
-            let first = carbonio.admin("/logout", &[])?;
-            let cookies: Vec<&str> = first
-                .head
-                .lines()
-                .filter(|l| l.to_ascii_lowercase().starts_with("set-cookie:"))
-                .collect();
-            assert_eq!(cookies.len(), 8, "{}", first.head);
-            ensure!(cookies[0].contains("ZM_ADMIN_AUTH_TOKEN=; Path=/"), "{cookies:?}");
-            // And none of it is served on the other listener.
-            let refused = carbonio.web(soap, &["-H", &token])?;
-            assert_eq!(refused.status(), "404");
-            Ok(())
-        },
-    )
+fn administrators_reach_their_servers() -> Result<()> {
+    play_usual(|carbonio| {
+        let token = carbonio.header_of("admin")?;
+        let echo = carbonio.admin(ADMIN_SOAP, &["-H", &token])?.echo()?;
+        assert_eq!((&echo["server"], &echo["tls"]), (&json!("admin"), &json!(true)));
+        let admin = carbonio._services[GROUPS.len() + 2].https;
+        assert_eq!(seen(&echo, "host"), [format!("localhost:{}", admin.port())]);
+        // Its server names itself by the port of the Host that it got.
+        let own = format!("https://localhost:{}/x", admin.port());
+        let moved = format!("X-Answer: {}", json!({"status": 302, "headers": [["Location", own]]}));
+        let moved = carbonio.admin(ADMIN_SOAP, &["-H", &token, "-H", &moved])?;
+        let expected = format!("https://localhost:{}/x", carbonio.admin.port());
+        assert_eq!(moved.header("location"), Some(expected.as_str()));
+        // The web client's token is no administrator's, but the extensions know it.
+        let echo = carbonio.admin("/zx/x", &["-H", &zoe()])?.echo()?;
+        assert_eq!(echo["server"], "zx");
+        let echo = carbonio.admin("/services/storages/x", &[])?.echo()?;
+        assert_eq!(
+            (&echo["server"], &echo["target"]),
+            (&json!("carbonio-storages"), &json!("/x"))
+        );
+        Ok(())
+    })
+}
+
+const ADMIN_SOAP: &str = "/service/admin/soap/GetDomainRequest";
+
+/// HTTP §2.8.
+#[test]
+fn administrators_get_their_own_pages() -> Result<()> {
+    play_usual(|carbonio| {
+        check_answers(
+            |path, args| carbonio.admin(path, args),
+            carbonio,
+            "/                |       | 307 | /static/login/
+             /anything        |       | 307 | /static/login/
+             /anything        | admin | 307 | /carbonioAdmin
+             /zx/powerstore/x | admin | 404 |
+             /favicon.ico     |       | 404 |
+             /logout          | admin | 307 | /static/login/",
+        )?;
+        for (path, text) in [
+            ("/carbonioAdmin", "admin shell"),
+            ("/carbonioAdmin/x/y", "admin shell"),
+            ("/static/login/", "admin login page"),
+            ("/login/", "admin login page"),
+        ] {
+            assert_eq!(carbonio.admin(path, &[])?.text()?, text, "{path}");
+        }
+        let logout = carbonio.admin("/logout", &[])?;
+        let cookies = cookies(&logout);
+        assert_eq!(cookies.len(), 8, "{}", logout.head);
+        ensure!(cookies[0].contains("ZM_ADMIN_AUTH_TOKEN=; Path=/"), "{cookies:?}");
+        // And none of it is served on the other listener.
+        let refused = carbonio.web(ADMIN_SOAP, &["-H", &carbonio.header_of("admin")?])?;
+        assert_eq!(refused.status(), "404");
+        Ok(())
+    })
 }
 
 /// HTTP §2.2.
 #[test]
 fn answers_of_our_own() -> Result<()> {
-    play(
-        |_, _| {},
-        |carbonio| {
-            let alice = carbonio.cookie("alice")?;
-            let robots = carbonio.web("/robots.txt", &[])?;
-            assert_eq!(robots.text()?, "User-agent: *\nDisallow: /\n");
-            assert_eq!(robots.header("content-type"), Some("text/plain"));
-            for (path, header, status, location) in [
-                ("/favicon.ico", "A: b", "404", None),
-                ("/", "A: b", "307", Some("/static/login/")),
-                ("/", "Cookie: XZM_AUTH_TOKEN=1", "307", Some("/static/login/")),
-                ("/", &alice, "307", Some("/carbonio/")),
-                ("/carbonio/", "A: b", "307", Some("/static/login/")),
-                ("/carbonio", "Cookie: ZX_AUTH_TOKEN=1", "307", Some("/static/login/")),
-                ("/services/files/x", "A: b", "307", Some("/static/login/")),
-                ("/logout", &alice, "307", Some("/static/login/")),
-                ("/?loginOp=logout", &alice, "307", Some("/static/login/")),
-                ("/zx/powerstore/x", &alice, "404", None),
-                ("/zmerror_upstream_502.html", "A: b", "404", None),
-                ("/carbonio_error_404.html", "A: b", "404", None),
-                ("/static/none", "A: b", "404", None),
-                ("/service/soap/%0aX", &alice, "403", None),
-                ("/home/~/?x=%0D%0A", &alice, "403", None),
-                ("/zx/x%0ay", &alice, "403", None),
-                ("/static/../../etc/passwd", "A: b", "400", None),
-                ("/static/..%2f..%2fetc/passwd", "A: b", "400", None),
-            ] {
-                let answer = carbonio.web(path, &["-H", header])?;
-                assert_eq!(
-                    (answer.status(), answer.header("location")),
-                    (status, location),
-                    "{path} {header}"
-                );
-            }
-            for (path, header, text, cached) in [
-                ("/static/login/", "A: b", "login page", true),
-                ("/static/iris/components.json", "A: b", "{}", true),
-                ("/.well-known/some.txt", "A: b", "well known", true),
-                ("/meeting", "A: b", "meeting", true),
-                ("/meeting/room/1", "A: b", "meeting", true),
-                ("/meetingXYZ", "A: b", "meeting", true),
-                ("/files/public/link/access/assets/x.js", "A: b", "asset", false),
-                ("/files/public/link/access/abc/def", "A: b", "public folder", false),
-                ("/carbonio/focus-mode/meetings/x", "A: b", "shell", true),
-                ("/carbonio/", &alice, "shell", true),
-                ("/carbonio/mails/folder/2", &alice, "shell", true),
-            ] {
-                let answer = carbonio.web(path, &["-H", header])?;
-                assert_eq!((answer.status(), answer.text()?.as_str()), ("200", text), "{path}");
-                let cache = cached.then_some("no-cache,must-revalidate,no-transform,max-age=604800");
-                assert_eq!(answer.header("cache-control"), cache, "{path}");
-            }
-            let logout = carbonio.web("/logout", &["-H", &alice])?;
-            let cookies: Vec<&str> = logout
-                .head
-                .lines()
-                .filter_map(|l| {
-                    l.split_once(": ")
-                        .filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie"))
-                })
-                .map(|(_, value)| value.split('=').next().unwrap_or_default())
-                .collect();
-            let expected = [
-                "ZM_AUTH_TOKEN",
-                "ZX_AUTH_TOKEN",
-                "ZM_ADMIN_AUTH_TOKEN",
-                "JSESSIONID",
-                "AUTH_TOKEN_TYPE",
-                "T",
-                "Y",
-                "ADMIN_AUTH_KEY",
-            ];
-            assert_eq!(cookies, expected, "{}", logout.head);
-            let part = "Expires=Thu, 01-Jan-1970 00:00:00 GMT; Max-Age=0; HttpOnly; Secure; SameSite=Strict";
-            assert_eq!(logout.head.matches(part).count(), 8, "{}", logout.head);
-            let status = carbonio.web("/nginx_status", &[])?.text()?;
-            ensure!(status.starts_with("Active connections: "), "{status}");
-            let foreign = carbonio.web("/nginx_status", &["--interface", "127.0.0.1", "--http1.1"])?;
-            assert_eq!(foreign.status(), "200");
-            Ok(())
-        },
-    )
+    play_usual(|carbonio| {
+        check_answers(
+            |path, args| carbonio.web(path, args),
+            carbonio,
+            "/favicon.ico                 |                  | 404 |
+             /                            |                  | 307 | /static/login/
+             /                            | XZM_AUTH_TOKEN=1 | 307 | /static/login/
+             /                            | alice            | 307 | /carbonio/
+             /carbonio/                   |                  | 307 | /static/login/
+             /carbonio                    | ZX_AUTH_TOKEN=1  | 307 | /static/login/
+             /services/files/x            |                  | 307 | /static/login/
+             /logout                      | alice            | 307 | /static/login/
+             /?loginOp=logout             | alice            | 307 | /static/login/
+             /zx/powerstore/x             | alice            | 404 |
+             /zmerror_upstream_502.html   |                  | 404 |
+             /carbonio_error_404.html     |                  | 404 |
+             /static/none                 |                  | 404 |
+             /service/soap/%0aX           | alice            | 403 |
+             /home/~/?x=%0D%0A            | alice            | 403 |
+             /zx/x%0ay                    | alice            | 403 |
+             /static/../../etc/passwd     |                  | 400 |
+             /static/..%2f..%2fetc/passwd |                  | 400 |",
+        )?;
+        let robots = carbonio.web("/robots.txt", &[])?;
+        assert_eq!(robots.text()?, "User-agent: *\nDisallow: /\n");
+        assert_eq!(robots.header("content-type"), Some("text/plain"));
+        let status = carbonio.web("/nginx_status", &[])?.text()?;
+        ensure!(status.starts_with("Active connections: "), "{status}");
+        let local = carbonio.web("/nginx_status", &["--interface", "127.0.0.1", "--http1.1"])?;
+        assert_eq!(local.status(), "200");
+        Ok(())
+    })
 }
 
-/// A domain's own pages for logging in and out, and its headers, on every kind of answer (HTTP §6.3, §12.2 no. 38).
+/// Path, whose request it is, what the file holds, and whether clients may keep it (HTTP §2.2).
+const FILES: &str = "
+    /static/login/                          |       | login page    | kept
+    /static/iris/components.json            |       | {}            | kept
+    /.well-known/some.txt                   |       | well known    | kept
+    /meeting                                |       | meeting       | kept
+    /meeting/room/1                         |       | meeting       | kept
+    /meetingXYZ                             |       | meeting       | kept
+    /files/public/link/access/assets/x.js   |       | asset         |
+    /files/public/link/access/abc/def       |       | public folder |
+    /carbonio/focus-mode/meetings/x         |       | shell         | kept
+    /carbonio/                              | alice | shell         | kept
+    /carbonio/mails/folder/2                | alice | shell         | kept
+";
+
 #[test]
-fn domains_have_their_own_pages_and_headers() -> Result<()> {
-    play(
-        |_, directory| {
-            let domain = directory.domain("a.example");
-            domain.insert("carbonioWebUILoginURL".into(), "https://sso.a.example/login".into());
-            domain.insert("carbonioWebUILogoutURL".into(), "https://sso.a.example/bye".into());
-            domain.insert(
-                "zimbraReverseProxyResponseHeaders".into(),
-                [
-                    "Strict-Transport-Security: max-age=99",
-                    "X-Frame-Options: sameorigin",
-                    "X-Own: \"yes\"",
-                ]
-                .into(),
-            );
-            domain.insert(
-                "carbonioReverseProxyResponseCSPHeader".into(),
-                "default-src 'self'; connect-src 'self'".into(),
-            );
-        },
-        |carbonio| {
-            let alice = carbonio.cookie("alice")?;
-            let login = carbonio.web("/carbonio/", &[])?;
-            assert_eq!(login.header("location"), Some("https://sso.a.example/login"));
-            let logout = carbonio.web("/logout", &["-H", &alice])?;
-            assert_eq!((logout.status(), logout.header("location")), ("200", None));
-            assert_eq!(
-                (logout.text()?.as_str(), logout.head.matches("Max-Age=0").count()),
-                ("", 8)
-            );
-            // Literally this page, whatever the domain says (HTTP §2.3, P1).
-            assert_eq!(
-                carbonio.web("/services/files/x", &[])?.header("location"),
-                Some("/static/login/")
-            );
-            let policy = "default-src 'self'; connect-src 'self' https://sso.a.example";
-            let own = json!({"status": 200, "headers": [["X-Frame-Options", "DENY"], ["Content-Security-Policy", "sandbox"]]});
-            let own = format!("X-Answer: {own}");
-            for (path, header, frame, csp) in [
-                ("/carbonio/", alice.as_str(), "sameorigin", policy),
-                ("/logout", &alice, "sameorigin", policy),
-                ("/robots.txt", "A: b", "sameorigin", policy),
-                ("/zx/powerstore/", "A: b", "sameorigin", policy),
-                ("/static/none", "A: b", "sameorigin", policy),
-                ("/service/soap/x", &alice, "sameorigin", policy),
-                ("/service/soap/x", &own, "DENY", "sandbox"),
+fn files_of_the_web_client_are_served() -> Result<()> {
+    play_usual(|carbonio| {
+        for [path, whose, text, kept] in rows(FILES) {
+            let answer = carbonio.web(path, &["-H", &carbonio.header_of(whose)?])?;
+            assert_eq!((answer.status(), answer.text()?.as_str()), ("200", text), "{path}");
+            let cache = (kept == "kept").then_some("no-cache,must-revalidate,no-transform,max-age=604800");
+            assert_eq!(answer.header("cache-control"), cache, "{path}");
+        }
+        Ok(())
+    })
+}
+
+/// HTTP §2.2.
+#[test]
+fn a_logout_clears_all_cookies() -> Result<()> {
+    play_usual(|carbonio| {
+        let logout = carbonio.web("/logout", &["-H", &carbonio.cookie("alice")?])?;
+        let cookies = cookies(&logout).into_iter();
+        let names: Vec<&str> = cookies.filter_map(|cookie| cookie.split('=').next()).collect();
+        let expected = [
+            "ZM_AUTH_TOKEN",
+            "ZX_AUTH_TOKEN",
+            "ZM_ADMIN_AUTH_TOKEN",
+            "JSESSIONID",
+            "AUTH_TOKEN_TYPE",
+            "T",
+            "Y",
+            "ADMIN_AUTH_KEY",
+        ];
+        assert_eq!(names, expected, "{}", logout.head);
+        let part = "Expires=Thu, 01-Jan-1970 00:00:00 GMT; Max-Age=0; HttpOnly; Secure; SameSite=Strict";
+        assert_eq!(logout.head.matches(part).count(), 8, "{}", logout.head);
+        Ok(())
+    })
+}
+
+fn own_pages_and_headers(_: &mut Node, directory: &mut Directory) {
+    let domain = directory.domain("a.example");
+    domain.insert("carbonioWebUILoginURL".into(), "https://sso.a.example/login".into());
+    domain.insert("carbonioWebUILogoutURL".into(), "https://sso.a.example/bye".into());
+    let headers = [
+        "Strict-Transport-Security: max-age=99",
+        "X-Frame-Options: sameorigin",
+        "X-Own: \"yes\"",
+    ];
+    domain.insert("zimbraReverseProxyResponseHeaders".into(), headers.into());
+    domain.insert(
+        "carbonioReverseProxyResponseCSPHeader".into(),
+        "default-src 'self'; connect-src 'self'".into(),
+    );
+}
+
+/// A domain's own pages for logging in and out (HTTP §6.3).
+#[test]
+fn domains_have_their_own_pages() -> Result<()> {
+    play(own_pages_and_headers, |carbonio| {
+        let login = carbonio.web("/carbonio/", &[])?;
+        assert_eq!(login.header("location"), Some("https://sso.a.example/login"));
+        let logout = carbonio.web("/logout", &["-H", &carbonio.cookie("alice")?])?;
+        assert_eq!((logout.status(), logout.header("location")), ("200", None));
+        let expired = logout.head.matches("Max-Age=0").count();
+        assert_eq!((logout.text()?.as_str(), expired), ("", 8));
+        // Literally this page, whatever the domain says (HTTP §2.3, P1).
+        let refused = carbonio.web("/services/files/x", &[])?;
+        assert_eq!(refused.header("location"), Some("/static/login/"));
+        Ok(())
+    })
+}
+
+/// A domain's own headers stand once on every kind of answer (HTTP §12.2 no. 38).
+#[test]
+fn domains_have_their_own_headers() -> Result<()> {
+    play(own_pages_and_headers, |carbonio| {
+        let alice = carbonio.cookie("alice")?;
+        let policy = "default-src 'self'; connect-src 'self' https://sso.a.example";
+        let own =
+            json!({"status": 200, "headers": [["X-Frame-Options", "DENY"], ["Content-Security-Policy", "sandbox"]]});
+        let own = format!("X-Answer: {own}");
+        for (path, header, frame, csp) in [
+            ("/carbonio/", alice.as_str(), "sameorigin", policy),
+            ("/logout", &alice, "sameorigin", policy),
+            ("/robots.txt", "A: b", "sameorigin", policy),
+            ("/zx/powerstore/", "A: b", "sameorigin", policy),
+            ("/static/none", "A: b", "sameorigin", policy),
+            ("/service/soap/x", &alice, "sameorigin", policy),
+            ("/service/soap/x", &own, "DENY", "sandbox"),
+        ] {
+            let answer = carbonio.web(path, &["-H", header])?;
+            let head = answer.head.to_ascii_lowercase();
+            assert_eq!(answer.header("x-own"), Some("yes"), "{path}");
+            for (name, value) in [
+                ("strict-transport-security", "max-age=99"),
+                ("x-frame-options", frame),
+                ("content-security-policy", csp),
             ] {
-                let answer = carbonio.web(path, &["-H", header])?;
-                let head = answer.head.to_ascii_lowercase();
-                assert_eq!(answer.header("strict-transport-security"), Some("max-age=99"), "{path}");
-                assert_eq!(answer.header("x-own"), Some("yes"), "{path}");
-                assert_eq!(answer.header("x-frame-options"), Some(frame), "{path}");
-                assert_eq!(answer.header("content-security-policy"), Some(csp), "{path}");
-                for name in [
-                    "x-frame-options:",
-                    "content-security-policy:",
-                    "strict-transport-security:",
-                ] {
-                    assert_eq!(head.matches(name).count(), 1, "{path} {head}");
-                }
+                assert_eq!(answer.header(name), Some(value), "{path}");
+                assert_eq!(head.matches(&format!("{name}:")).count(), 1, "{path} {head}");
             }
-            Ok(())
-        },
-    )
+        }
+        Ok(())
+    })
 }
 
 /// Whoever goes to a page gets a page, a program gets what it can read, and a server's own words reach programs.
 #[test]
 fn errors_are_told_in_the_form_that_is_understood() -> Result<()> {
-    play(
-        |_, _| {},
-        |carbonio| {
-            let html = "Accept: text/html,application/xhtml+xml,*/*;q=0.8";
-            let alice = carbonio.cookie("alice")?;
-            let own = |status: u16| {
-                let told =
-                    json!({"status": status, "headers": [["Content-Type", "application/json"]], "body": "{\"own\":1}"});
-                format!("X-Answer: {told}")
-            };
-            for status in [404_u16, 502, 503, 504] {
-                let told = own(status);
-                let program = carbonio.web("/service/home/~/x", &["-H", &alice, "-H", &told])?;
-                assert_eq!(
-                    (program.status(), program.text()?.as_str()),
-                    (status.to_string().as_str(), "{\"own\":1}")
-                );
-                let script = ["-H", &alice, "-H", &told, "-H", html, "-H", "Sec-Fetch-Mode: cors"];
-                assert_eq!(carbonio.web("/service/home/~/x", &script)?.text()?, "{\"own\":1}");
-                for version in ["--http1.1", "--http2"] {
-                    let person = ["-H", &alice, "-H", &told, "-H", html, version];
-                    let page = carbonio.web("/service/home/~/x", &person)?;
-                    is_page(&page, status)?;
-                }
+    play_usual(|carbonio| {
+        let html = "Accept: text/html,application/xhtml+xml,*/*;q=0.8";
+        let alice = carbonio.cookie("alice")?;
+        let own = |status: u16| {
+            let told =
+                json!({"status": status, "headers": [["Content-Type", "application/json"]], "body": "{\"own\":1}"});
+            format!("X-Answer: {told}")
+        };
+        for status in [404_u16, 502, 503, 504] {
+            let told = own(status);
+            let program = carbonio.web("/service/home/~/x", &["-H", &alice, "-H", &told])?;
+            assert_eq!(
+                (program.status(), program.text()?.as_str()),
+                (status.to_string().as_str(), "{\"own\":1}")
+            );
+            let script = ["-H", &alice, "-H", &told, "-H", html, "-H", "Sec-Fetch-Mode: cors"];
+            assert_eq!(carbonio.web("/service/home/~/x", &script)?.text()?, "{\"own\":1}");
+            for version in ["--http1.1", "--http2"] {
+                let person = ["-H", &alice, "-H", &told, "-H", html, version];
+                let page = carbonio.web("/service/home/~/x", &person)?;
+                is_page(&page, status)?;
             }
-            is_page(&carbonio.web("/static/none", &["-H", html])?, 404)?;
-            let json = carbonio.web("/static/none", &[])?;
-            assert_eq!(json.header("content-type"), Some("application/json"));
-            assert_eq!(json.echo()?["error"]["status"], 404);
-            // The account's server is down: nobody else is asked, and everybody is told so in their own words.
-            carbonio.scene.town.stores[0].web.stop();
-            let page = carbonio.web("/modern", &["-H", &alice, "-H", html])?;
-            is_page(&page, 502)?;
-            let soap = carbonio.web("/service/soap/SearchRequest", &["-H", &alice, "-d", "<x/>"])?;
-            assert_eq!(soap.status(), "502");
-            ensure!(soap.text()?.contains("<soap:Fault>"), "{}", soap.text()?);
-            let kind = "Content-Type: application/json";
-            let soap = carbonio.web("/service/soap/SearchRequest", &["-H", &alice, "-H", kind, "-d", "{}"])?;
-            ensure!(soap.echo()?["Body"]["Fault"]["Code"].is_object(), "{}", soap.text()?);
-            let id = soap.header("x-request-id").context("no id")?;
-            ensure!(soap.text()?.contains(id), "{}", soap.text()?);
-            Ok(())
-        },
-    )
+        }
+        is_page(&carbonio.web("/static/none", &["-H", html])?, 404)?;
+        let json = carbonio.web("/static/none", &[])?;
+        assert_eq!(json.header("content-type"), Some("application/json"));
+        assert_eq!(json.echo()?["error"]["status"], 404);
+        // The account's server is down: nobody else is asked, and everybody is told so in their own words.
+        carbonio.scene.town.stores[0].web.stop();
+        let page = carbonio.web("/modern", &["-H", &alice, "-H", html])?;
+        is_page(&page, 502)?;
+        let soap = carbonio.web("/service/soap/SearchRequest", &["-H", &alice, "-d", "<x/>"])?;
+        assert_eq!(soap.status(), "502");
+        ensure!(soap.text()?.contains("<soap:Fault>"), "{}", soap.text()?);
+        let kind = "Content-Type: application/json";
+        let soap = carbonio.web("/service/soap/SearchRequest", &["-H", &alice, "-H", kind, "-d", "{}"])?;
+        ensure!(soap.echo()?["Body"]["Fault"]["Code"].is_object(), "{}", soap.text()?);
+        let id = soap.header("x-request-id").context("no id")?;
+        ensure!(soap.text()?.contains(id), "{}", soap.text()?);
+        Ok(())
+    })
 }
 
 fn is_page(answer: &Answer, status: u16) -> Result<()> {
@@ -650,103 +597,115 @@ fn is_page(answer: &Answer, status: u16) -> Result<()> {
 /// HTTP §2.4, and the server's own name.
 #[test]
 fn servers_send_browsers_back_to_us() -> Result<()> {
-    play(
-        |_, _| {},
-        |carbonio| {
-            let alice = carbonio.cookie("alice")?;
-            let store = carbonio.scene.town.stores[0].web.https;
-            let host = carbonio.host();
-            for (sent, expected) in [
-                (format!("http://{HOST}/x?y"), format!("https://{host}/x?y")),
-                (format!("http://{host}/x"), format!("https://{host}/x")),
-                (
-                    format!("https://{HOST}:{}/x", store.port()),
-                    format!("https://{host}/x"),
-                ),
-                (format!("https://{store}/x"), format!("https://{host}/x")),
-                (
-                    format!("https://store1.example.test:{}/x", store.port()),
-                    format!("https://{host}/x"),
-                ),
-                (
-                    "https://other.example/x".to_owned(),
-                    "https://other.example/x".to_owned(),
-                ),
-                ("/x".to_owned(), "/x".to_owned()),
-            ] {
-                let told = json!({"status": 302, "headers": [["Location", sent]]});
-                let answer = carbonio.web("/service/x", &["-H", &alice, "-H", &format!("X-Answer: {told}")])?;
-                assert_eq!(answer.header("location"), Some(expected.as_str()), "{sent}");
-            }
-            Ok(())
-        },
+    play_usual(|carbonio| {
+        let alice = carbonio.cookie("alice")?;
+        let store = carbonio.scene.town.stores[0].web.https;
+        let host = carbonio.host();
+        for (sent, expected) in [
+            (format!("http://{HOST}/x?y"), format!("https://{host}/x?y")),
+            (format!("http://{host}/x"), format!("https://{host}/x")),
+            (
+                format!("https://{HOST}:{}/x", store.port()),
+                format!("https://{host}/x"),
+            ),
+            (format!("https://{store}/x"), format!("https://{host}/x")),
+            (
+                format!("https://store1.example.test:{}/x", store.port()),
+                format!("https://{host}/x"),
+            ),
+            (
+                "https://other.example/x".to_owned(),
+                "https://other.example/x".to_owned(),
+            ),
+            ("/x".to_owned(), "/x".to_owned()),
+        ] {
+            let told = json!({"status": 302, "headers": [["Location", sent]]});
+            let answer = carbonio.web("/service/x", &["-H", &alice, "-H", &format!("X-Answer: {told}")])?;
+            assert_eq!(answer.header("location"), Some(expected.as_str()), "{sent}");
+        }
+        Ok(())
+    })
+}
+
+/// Plays a test in this mode, with a challenge to answer.
+fn play_in_mode(mode: &str, test: impl FnOnce(&mut Carbonio) -> Result<()>) -> Result<()> {
+    let change = |node: &mut Node, directory: &mut Directory| {
+        directory.config("zimbraReverseProxyMailMode", mode);
+        node.web.push(("acme_dir".to_owned(), "acme".to_owned()));
+    };
+    play(change, |carbonio| {
+        let acme = carbonio.scene.portico.dir().join("acme");
+        std::fs::create_dir(&acme)?;
+        std::fs::write(acme.join("tok-1_X"), "tok-1_X.thumb")?;
+        test(carbonio)
+    })
+}
+
+/// What holds in every mode (HTTP §1.6, §2.6): a challenge is answered on both ports, and one that is not here goes on.
+fn check_every_mode(carbonio: &Carbonio, other_in_clear: &str) -> Result<()> {
+    let path = "/.well-known/acme-challenge/tok-1_X";
+    for answer in [carbonio.clear(path, &[])?, carbonio.web(path, &[])?] {
+        assert_eq!((answer.status(), answer.text()?.as_str()), ("200", "tok-1_X.thumb"));
+    }
+    let other = carbonio.clear("/.well-known/acme-challenge/other", &[])?;
+    assert_eq!(other.status(), other_in_clear);
+    assert_eq!(carbonio.web("/.well-known/some.txt", &[])?.status(), "200");
+
+    let mut wire = Wire::clear(carbonio.scene.town.endpoints.https)?;
+    wire.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+    ensure!(wire.line()?.starts_with("HTTP/1.1 400 "), "clear text on the TLS port");
+    let rest = String::from_utf8_lossy(&wire.rest()?).into_owned();
+    ensure!(rest.contains("The plain HTTP request was sent to HTTPS port"), "{rest}");
+    Ok(())
+}
+
+/// Alice's request to the clear port.
+fn ask_in_clear(carbonio: &Carbonio) -> Result<Answer> {
+    let cookie = carbonio.cookie("alice")?;
+    carbonio.clear(
+        "/Some/pa%20th?a=1&b=%2F",
+        &["-H", &cookie, "-H", "Host: MAIL.a.example:80"],
     )
 }
 
-/// HTTP §1.5, §1.6, §2.6.
+/// HTTP §1.5.
 #[test]
-fn modes() -> Result<()> {
-    for mode in ["redirect", "both", "https"] {
-        play(
-            |node, directory| {
-                directory.config("zimbraReverseProxyMailMode", mode);
-                node.web.push(("acme_dir".to_owned(), "acme".to_owned()));
-            },
-            |carbonio| {
-                let port = carbonio.scene.town.endpoints.https.port();
-                let acme = carbonio.scene.portico.dir().join("acme");
-                std::fs::create_dir(&acme)?;
-                std::fs::write(acme.join("tok-1_X"), "tok-1_X.thumb")?;
-                // A challenge is answered on both ports in every mode, and one that is not here goes on.
-                let path = "/.well-known/acme-challenge/tok-1_X";
-                for answer in [carbonio.clear(path, &[])?, carbonio.web(path, &[])?] {
-                    assert_eq!(
-                        (answer.status(), answer.text()?.as_str()),
-                        ("200", "tok-1_X.thumb"),
-                        "{mode}"
-                    );
-                }
-                let other = carbonio.clear("/.well-known/acme-challenge/other", &[])?;
-                let expected = match mode {
-                    "redirect" => "302",
-                    "both" => "404",
-                    _ => "403",
-                };
-                assert_eq!(other.status(), expected, "{mode}");
-                assert_eq!(carbonio.web("/.well-known/some.txt", &[])?.status(), "200");
-                let cookie = carbonio.cookie("alice")?;
-                let clear = carbonio.clear(
-                    "/Some/pa%20th?a=1&b=%2F",
-                    &["-H", &cookie, "-H", "Host: MAIL.a.example:80"],
-                )?;
-                match mode {
-                    "redirect" => {
-                        assert_eq!(clear.status(), "302");
-                        let expected = format!("https://{HOST}:{port}/Some/pa%20th?a=1&b=%2F");
-                        assert_eq!(clear.header("location"), Some(expected.as_str()));
-                        ensure!(clear.header("x-frame-options").is_some(), "{}", clear.head);
-                        // A promise of TLS means nothing in clear text.
-                        ensure!(clear.header("strict-transport-security").is_none(), "{}", clear.head);
-                        assert_eq!(carbonio.clear("/logout", &["-d", "x"])?.status(), "302");
-                    }
-                    "both" => {
-                        let echo = clear.echo()?;
-                        assert_eq!(seen(&echo, "x-forwarded-proto"), ["http"]);
-                        let logout = carbonio.clear("/logout", &[])?;
-                        assert_eq!((logout.status(), logout.head.matches("Secure").count()), ("307", 0));
-                    }
-                    _ => assert_eq!(clear.status(), "403"),
-                }
-                let mut wire = Wire::clear(carbonio.scene.town.endpoints.https)?;
-                wire.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
-                ensure!(wire.line()?.starts_with("HTTP/1.1 400 "), "clear text on the TLS port");
-                let rest = String::from_utf8_lossy(&wire.rest()?).into_owned();
-                ensure!(rest.contains("The plain HTTP request was sent to HTTPS port"), "{rest}");
-                Ok(())
-            },
-        )?;
-    }
-    Ok(())
+fn the_mode_redirect_sends_clients_to_tls() -> Result<()> {
+    play_in_mode("redirect", |carbonio| {
+        check_every_mode(carbonio, "302")?;
+        let clear = ask_in_clear(carbonio)?;
+        assert_eq!(clear.status(), "302");
+        let expected = format!("https://{}/Some/pa%20th?a=1&b=%2F", carbonio.host());
+        assert_eq!(clear.header("location"), Some(expected.as_str()));
+        ensure!(clear.header("x-frame-options").is_some(), "{}", clear.head);
+        // A promise of TLS means nothing in clear text.
+        ensure!(clear.header("strict-transport-security").is_none(), "{}", clear.head);
+        assert_eq!(carbonio.clear("/logout", &["-d", "x"])?.status(), "302");
+        Ok(())
+    })
+}
+
+/// HTTP §1.5.
+#[test]
+fn the_mode_both_serves_in_clear_text() -> Result<()> {
+    play_in_mode("both", |carbonio| {
+        check_every_mode(carbonio, "404")?;
+        let echo = ask_in_clear(carbonio)?.echo()?;
+        assert_eq!(seen(&echo, "x-forwarded-proto"), ["http"]);
+        let logout = carbonio.clear("/logout", &[])?;
+        assert_eq!((logout.status(), logout.head.matches("Secure").count()), ("307", 0));
+        Ok(())
+    })
+}
+
+/// HTTP §1.5.
+#[test]
+fn the_mode_https_refuses_clear_text() -> Result<()> {
+    play_in_mode("https", |carbonio| {
+        check_every_mode(carbonio, "403")?;
+        assert_eq!(ask_in_clear(carbonio)?.status(), "403");
+        Ok(())
+    })
 }
 
 /// Files of locations are followed; one that is bad changes nothing and is named in the log.
@@ -787,37 +746,34 @@ fn locations_change_while_we_run() -> Result<()> {
 /// `portico check` refuses a bad file of locations with file, line and key.
 #[test]
 fn check_names_the_line() -> Result<()> {
-    play(
-        |_, _| {},
-        |carbonio| {
-            let dir = carbonio.scene.portico.dir().to_owned();
-            let file = dir.join("bad.yaml");
-            std::fs::write(
-                &file,
-                "locations:\n- exact: /a\n  group: nowhere\n- {prefix: b, answer: {}}\n",
-            )?;
-            let text = std::fs::read_to_string(dir.join("portico.yaml"))?;
-            let site = carbonio.scene.stage.path().join("opt/site.yaml");
-            std::fs::write(dir.join("other.yaml"), text.replace(&quote(&site), &quote(&file)))?;
-            let out = Command::new(portico_tests::portico::binary()?)
-                .args(["check", "-c"])
-                .arg(dir.join("other.yaml"))
-                .output()?;
-            let said = format!(
-                "{}{}",
-                String::from_utf8_lossy(&out.stdout),
-                String::from_utf8_lossy(&out.stderr)
-            );
-            assert_eq!(out.status.code(), Some(1), "{said}");
-            for expected in [
-                format!("{}:3: locations[0].group: there is no group nowhere", file.display()),
-                format!("{}:4: locations[1].prefix: expected a path", file.display()),
-            ] {
-                ensure!(said.contains(&expected), "{said}");
-            }
-            Ok(())
-        },
-    )
+    play_usual(|carbonio| {
+        let dir = carbonio.scene.portico.dir().to_owned();
+        let file = dir.join("bad.yaml");
+        std::fs::write(
+            &file,
+            "locations:\n- exact: /a\n  group: nowhere\n- {prefix: b, answer: {}}\n",
+        )?;
+        let text = std::fs::read_to_string(dir.join("portico.yaml"))?;
+        let site = carbonio.scene.stage.path().join("opt/site.yaml");
+        std::fs::write(dir.join("other.yaml"), text.replace(&quote(&site), &quote(&file)))?;
+        let out = Command::new(portico_tests::portico::binary()?)
+            .args(["check", "-c"])
+            .arg(dir.join("other.yaml"))
+            .output()?;
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        assert_eq!(out.status.code(), Some(1), "{said}");
+        for expected in [
+            format!("{}:3: locations[0].group: there is no group nowhere", file.display()),
+            format!("{}:4: locations[1].prefix: expected a path", file.display()),
+        ] {
+            ensure!(said.contains(&expected), "{said}");
+        }
+        Ok(())
+    })
 }
 
 /// A location's rules for what goes on: limits, headers, hosts, methods.
@@ -909,36 +865,33 @@ fn forwarders_that_are_trusted() -> Result<()> {
 /// WebSockets go where the table lets them, with their path, and nowhere else.
 #[test]
 fn web_sockets_follow_the_table() -> Result<()> {
-    play(
-        |_, _| {},
-        |carbonio| {
-            let upgrade = |path: &str, cookie: &str| -> Result<String> {
-                let tls = carbonio.scene.town.ca.connector(&["http/1.1"])?;
-                let mut wire = Wire::tls(carbonio.scene.town.endpoints.https, &tls, HOST)?;
-                wire.send(format!(
-                    "GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{cookie}Upgrade: websocket\r\nConnection: Upgrade\r\n\
+    play_usual(|carbonio| {
+        let upgrade = |path: &str, cookie: &str| -> Result<String> {
+            let tls = carbonio.scene.town.ca.connector(&["http/1.1"])?;
+            let mut wire = Wire::tls(carbonio.scene.town.endpoints.https, &tls, HOST)?;
+            wire.send(format!(
+                "GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{cookie}Upgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-                ))?;
-                wire.line()
-            };
-            let zoe = format!("{}\r\n", zoe());
-            for (path, cookie, status) in [
-                ("/services/chats/events", "", "101"),
-                ("/services/messaging/ws-xmpp", "", "101"),
-                ("/services/docs/editor/x", "", "101"),
-                ("/zx/ws-x", zoe.as_str(), "101"),
-                ("/ws/chat", "", "101"),
-                // An ordinary answer: the server is not even asked for a web socket.
-                ("/services/tasks/x", "", "200"),
-                ("/zx/x", zoe.as_str(), "200"),
-                ("/services/files/x", "", "307"),
-            ] {
-                let line = upgrade(path, cookie)?;
-                ensure!(line.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {line}");
-            }
-            Ok(())
-        },
-    )
+            ))?;
+            wire.line()
+        };
+        let zoe = format!("{}\r\n", zoe());
+        for (path, cookie, status) in [
+            ("/services/chats/events", "", "101"),
+            ("/services/messaging/ws-xmpp", "", "101"),
+            ("/services/docs/editor/x", "", "101"),
+            ("/zx/ws-x", zoe.as_str(), "101"),
+            ("/ws/chat", "", "101"),
+            // An ordinary answer: the server is not even asked for a web socket.
+            ("/services/tasks/x", "", "200"),
+            ("/zx/x", zoe.as_str(), "200"),
+            ("/services/files/x", "", "307"),
+        ] {
+            let line = upgrade(path, cookie)?;
+            ensure!(line.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {line}");
+        }
+        Ok(())
+    })
 }
 
 /// Pings pass, and a quiet web socket lives for as long as its location says and no longer.
@@ -981,40 +934,37 @@ fn quiet_web_sockets_end() -> Result<()> {
 /// Uploads reach the server as they come: two gigabytes cost neither memory nor disk here.
 #[test]
 fn huge_uploads_stream() -> Result<()> {
-    play(
-        |_, _| {},
-        |carbonio| {
-            // A file without blocks: nothing but its length is on the disk.
-            let file = carbonio.scene.stage.path().join("huge");
-            std::fs::File::create(&file)?.set_len(HUGE)?;
-            let cookie = carbonio.cookie("bob")?;
-            carbonio.web("/service/upload", &["-H", &cookie, "-d", "warm"])?;
-            let before = carbonio.scene.portico.rss_at_rest_kib()?;
-            let begun = Instant::now();
-            let file = file.to_str().context("path")?;
-            let most = std::sync::atomic::AtomicU64::new(0);
-            let done = std::sync::atomic::AtomicBool::new(false);
-            let portico = &carbonio.scene.portico;
-            let echo: Value = std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !done.load(std::sync::atomic::Ordering::SeqCst) {
-                        let now = portico.rss_kib().unwrap_or_default();
-                        most.fetch_max(now, std::sync::atomic::Ordering::SeqCst);
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                });
-                let echo = carbonio
-                    .web("/service/upload", &["-H", &cookie, "-T", file, "--http1.1"])
-                    .and_then(|a| a.echo());
-                done.store(true, std::sync::atomic::Ordering::SeqCst);
-                echo
-            })?;
-            let took = begun.elapsed();
-            assert_eq!((&echo["body_bytes"], &echo["server"]), (&json!(HUGE), &json!("store2")));
-            let grown = most.into_inner().saturating_sub(before);
-            ensure!(grown < FLAT_KIB, "memory has grown by {grown} KiB");
-            println!("2 GiB in {took:?}, {grown} KiB more memory");
-            Ok(())
-        },
-    )
+    play_usual(|carbonio| {
+        // A file without blocks: nothing but its length is on the disk.
+        let file = carbonio.scene.stage.path().join("huge");
+        std::fs::File::create(&file)?.set_len(HUGE)?;
+        let cookie = carbonio.cookie("bob")?;
+        carbonio.web("/service/upload", &["-H", &cookie, "-d", "warm"])?;
+        let before = carbonio.scene.portico.rss_at_rest_kib()?;
+        let begun = Instant::now();
+        let file = file.to_str().context("path")?;
+        let most = std::sync::atomic::AtomicU64::new(0);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let portico = &carbonio.scene.portico;
+        let echo: Value = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    let now = portico.rss_kib().unwrap_or_default();
+                    most.fetch_max(now, std::sync::atomic::Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let echo = carbonio
+                .web("/service/upload", &["-H", &cookie, "-T", file, "--http1.1"])
+                .and_then(|a| a.echo());
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            echo
+        })?;
+        let took = begun.elapsed();
+        assert_eq!((&echo["body_bytes"], &echo["server"]), (&json!(HUGE), &json!("store2")));
+        let grown = most.into_inner().saturating_sub(before);
+        ensure!(grown < FLAT_KIB, "memory has grown by {grown} KiB");
+        println!("2 GiB in {took:?}, {grown} KiB more memory");
+        Ok(())
+    })
 }

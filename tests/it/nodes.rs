@@ -63,7 +63,7 @@ impl<'a> Cluster<'a> {
         let front = Endpoints::new(stage, None)?;
         let haproxy_config = haproxy_config(&front, &endpoints, health)?;
         let haproxy = HaProxy::start_with(stage, &haproxy_config, &front.each().map(|endpoint| endpoint.0))?;
-        Ok(Cluster {
+        Ok(Self {
             stage,
             town,
             nodes,
@@ -229,76 +229,88 @@ fn a_node_dies_and_another_is_drained_and_no_new_login_fails() -> Result<()> {
     Stage::run(|stage| {
         let mut cluster = Cluster::build(stage)?;
         let mut kept = cluster.login("alice")?;
-        under_traffic(
-            &cluster,
-            |strict| {
-                strict();
-                Ok(())
-            },
-            || Ok(()),
-        )?;
-        ensure!(
-            cluster.logins(0)? > 0 && cluster.logins(1)? > 0,
-            "one node had all of them"
-        );
-        let client = cluster.nodes[1].record(&[("event", "login"), ("outcome", "ok")])?;
-        ensure!(
-            client["via"]
-                .as_str()
-                .is_some_and(|via| via.starts_with(&BALANCER.to_string())),
-            "{client}"
-        );
-
-        // The second node dies. Whoever is on the first stays.
-        let victim = nix::unistd::Pid::from_raw(cluster.nodes[1].pid() as i32);
-        under_traffic(
-            &cluster,
-            |strict| {
-                nix::sys::signal::kill(victim, nix::sys::signal::Signal::SIGKILL)?;
-                strict();
-                Ok(())
-            },
-            || Ok(()),
-        )?;
-        cluster.nodes[1].kill();
-        let kept_here = kept.imap_ok("a1 NOOP").is_ok();
-        cluster.nodes[1].start_again("info")?;
-        if !kept_here {
+        both_nodes_take_logins(&cluster)?;
+        the_second_node_dies(&mut cluster)?;
+        // Whoever is on the first stays.
+        if kept.imap_ok("a1 NOOP").is_err() {
             kept = cluster.login("alice")?;
         }
-
-        // HAProxy sees it again; then the first is drained, and stopped.
-        let before = cluster.logins(1)?;
-        under_traffic(
-            &cluster,
-            |strict| {
-                strict();
-                until("the node to be back", SOON, || {
-                    Ok((cluster.logins(1)? > before).then_some(()))
-                })?;
-                verb(&cluster.nodes[0], &["drain"])?;
-                // HAProxy has heard three noes when for a while nobody came.
-                let mut last = cluster.logins(0)?;
-                let mut quiet = std::time::Instant::now();
-                until("nobody to come any more", SOON, || {
-                    let now = cluster.logins(0)?;
-                    if now != last {
-                        (last, quiet) = (now, std::time::Instant::now());
-                    }
-                    Ok((quiet.elapsed() > Duration::from_secs(2)).then_some(()))
-                })?;
-                cluster.nodes[0].signal(nix::sys::signal::Signal::SIGTERM)
-            },
-            || {
-                let first = &cluster.nodes[0];
-                until("the drained node to end", SOON, || {
-                    Ok(first.output().contains("ended;").then_some(()))
-                })
-            },
-        )?;
+        the_first_node_is_drained_and_stopped(&cluster)?;
         drop(kept);
         Ok(())
     })
+}
+
+fn both_nodes_take_logins(cluster: &Cluster) -> Result<()> {
+    under_traffic(
+        cluster,
+        |strict| {
+            strict();
+            Ok(())
+        },
+        || Ok(()),
+    )?;
+    ensure!(
+        cluster.logins(0)? > 0 && cluster.logins(1)? > 0,
+        "one node had all of them"
+    );
+    let record = cluster.nodes[1].record(&[("event", "login"), ("outcome", "ok")])?;
+    let via = record["via"].as_str();
+    ensure!(
+        via.is_some_and(|via| via.starts_with(&BALANCER.to_string())),
+        "{record}"
+    );
+    Ok(())
+}
+
+/// It is killed under traffic, and starts again.
+fn the_second_node_dies(cluster: &mut Cluster) -> Result<()> {
+    let victim = nix::unistd::Pid::from_raw(cluster.nodes[1].pid() as i32);
+    under_traffic(
+        cluster,
+        |strict| {
+            nix::sys::signal::kill(victim, nix::sys::signal::Signal::SIGKILL)?;
+            strict();
+            Ok(())
+        },
+        || Ok(()),
+    )?;
+    cluster.nodes[1].kill();
+    cluster.nodes[1].start_again("info")?;
+    Ok(())
+}
+
+/// HAProxy sees the second node again; then the first is drained, and stopped.
+fn the_first_node_is_drained_and_stopped(cluster: &Cluster) -> Result<()> {
+    let before = cluster.logins(1)?;
+    let first = &cluster.nodes[0];
+    under_traffic(
+        cluster,
+        |strict| {
+            strict();
+            until("the node to be back", SOON, || {
+                Ok((cluster.logins(1)? > before).then_some(()))
+            })?;
+            verb(first, &["drain"])?;
+            // HAProxy has heard three noes when for a while nobody came.
+            let mut last = cluster.logins(0)?;
+            let mut quiet = std::time::Instant::now();
+            until("nobody to come any more", SOON, || {
+                let now = cluster.logins(0)?;
+                if now != last {
+                    (last, quiet) = (now, std::time::Instant::now());
+                }
+                Ok((quiet.elapsed() > Duration::from_secs(2)).then_some(()))
+            })?;
+            first.signal(nix::sys::signal::Signal::SIGTERM)
+        },
+        || {
+            until("the drained node to end", SOON, || {
+                Ok(first.output().contains("ended;").then_some(()))
+            })
+        },
+    )?;
+    Ok(())
 }
 
 /// A verb of the command line, for this node.

@@ -563,78 +563,77 @@ fn many_at_once_lose_nothing() -> Result<()> {
     })
 }
 
+/// The entries that a filter finds have these lines.
+const PLACES: [(&str, &[&str]); 4] = [
+    (
+        "(cn=store3.example.test)",
+        &[
+            "dn: cn=store3.example.test,cn=servers,cn=zimbra",
+            "zimbraServiceHostname: store3.example.test",
+        ],
+    ),
+    (
+        "(zimbraDomainName=mail.new.example)",
+        &[
+            "dn: dc=mail,dc=new,dc=example",
+            "objectClass: dcObject",
+            "objectClass: organization",
+            "zimbraDomainType: local",
+            "zimbraDomainStatus: active",
+        ],
+    ),
+    ("(dc=new)", &["dn: dc=new,dc=example", "objectClass: organization"]),
+    (
+        "(objectClass=inetOrgPerson)",
+        &[
+            "dn: uid=o'hara\\2Bx,ou=people,dc=mail,dc=new,dc=example",
+            "objectClass: zimbraAccount",
+            "mail: o'hara+x@mail.new.example",
+            "zimbraMailDeliveryAddress: o'hara+x@mail.new.example",
+            "zimbraMailTransport: lmtp:store3.example.test:7025",
+            "zimbraAccountStatus: active",
+            // {SSHA512}
+            "userPassword:: e1NTSEE1MTJ9",
+        ],
+    ),
+];
+
 #[test]
 fn entries_in_ldap_have_the_places_and_classes_of_carbonio() -> Result<()> {
+    const ACCOUNT: &str = "o'hara+x@mail.new.example";
     Stage::run(|stage| {
         let (_, prov, slapd) = both(stage)?;
         prov.must(&["cs", "store3.example.test"])?;
         prov.must(&["cd", "mail.new.example"])?;
-        let account = [
-            "ca",
-            "o'hara+x@mail.new.example",
-            "s3cret-w0rd",
-            "zimbraMailHost",
-            "store3.example.test",
-        ];
-        prov.must(&account)?;
-        for (filter, expected) in [
-            (
-                "(cn=store3.example.test)",
-                &[
-                    "dn: cn=store3.example.test,cn=servers,cn=zimbra",
-                    "zimbraServiceHostname: store3.example.test",
-                ][..],
-            ),
-            (
-                "(zimbraDomainName=mail.new.example)",
-                &[
-                    "dn: dc=mail,dc=new,dc=example",
-                    "objectClass: dcObject",
-                    "objectClass: organization",
-                    "zimbraDomainType: local",
-                    "zimbraDomainStatus: active",
-                ],
-            ),
-            ("(dc=new)", &["dn: dc=new,dc=example", "objectClass: organization"]),
-            (
-                "(objectClass=inetOrgPerson)",
-                &[
-                    "dn: uid=o'hara\\2Bx,ou=people,dc=mail,dc=new,dc=example",
-                    "objectClass: zimbraAccount",
-                    "mail: o'hara+x@mail.new.example",
-                    "zimbraMailDeliveryAddress: o'hara+x@mail.new.example",
-                    "zimbraMailTransport: lmtp:store3.example.test:7025",
-                    "zimbraAccountStatus: active",
-                    // {SSHA512}
-                    "userPassword:: e1NTSEE1MTJ9",
-                ],
-            ),
-        ] {
+        let host = ["zimbraMailHost", "store3.example.test"];
+        prov.must(&[&["ca", ACCOUNT, "s3cret-w0rd"], &host[..]].concat())?;
+        for (filter, expected) in PLACES {
             let found = slapd.search(filter, &["*"])?;
             for line in expected {
                 ensure!(found.contains(line), "no {line} in {found}");
             }
         }
-        let shown = prov.must(&["ga", "-e", "o'hara+x@mail.new.example"])?;
+        let shown = prov.must(&["ga", "-e", ACCOUNT])?;
         ensure!(shown.contains("userPassword: VALUE-BLOCKED\n"), "{shown}");
-        // Alias entries of an account go with it.
-        let id = slapd.search("(uid=o'hara+x)", &["zimbraId"])?;
-        let id = id
-            .lines()
-            .find_map(|line| line.strip_prefix("zimbraId: "))
-            .context("no id")?;
-        slapd.change(&format!(
-            "dn: uid=oh,ou=people,dc=mail,dc=new,dc=example\nchangetype: add\nobjectClass: zimbraAlias\nuid: oh\n\
-             zimbraId: alias-1\nzimbraAliasTargetId: {id}\n"
-        ))?;
-        prov.must(&["da", "o'hara+x@mail.new.example"])?;
+
+        add_alias_entry(&slapd)?;
+        prov.must(&["da", ACCOUNT])?;
         prov.must(&["dd", "mail.new.example"])?;
-        ensure!(
-            slapd.search("(|(uid=oh)(dc=mail))", &["dn"])?.is_empty(),
-            "something is left"
-        );
+        let left = slapd.search("(|(uid=oh)(dc=mail))", &["dn"])?;
+        ensure!(left.is_empty(), "{left}");
         Ok(())
     })
+}
+
+/// Alias entries of an account go with it.
+fn add_alias_entry(slapd: &Slapd) -> Result<()> {
+    let found = slapd.search("(uid=o'hara+x)", &["zimbraId"])?;
+    let id = found.lines().find_map(|line| line.strip_prefix("zimbraId: "));
+    slapd.change(&format!(
+        "dn: uid=oh,ou=people,dc=mail,dc=new,dc=example\nchangetype: add\nobjectClass: zimbraAlias\nuid: oh\n\
+         zimbraId: alias-1\nzimbraAliasTargetId: {}\n",
+        id.context("no id")?
+    ))
 }
 
 #[test]
@@ -671,6 +670,21 @@ fn a_replica_sends_changes_on_and_readers_may_not_write() -> Result<()> {
     })
 }
 
+/// The directory with an account on the played server at these ports.
+fn with_a_mailbox(imap: u16, http: u16) -> Directory {
+    let mut directory = directory();
+    directory
+        .config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE")
+        .config("zimbraReverseProxyImapStartTlsMode", "on");
+    let server = directory.server("store1.example.test");
+    server.insert("zimbraImapBindPort".into(), imap.into());
+    server.insert("zimbraMailPort".into(), http.into());
+    let mover = directory.account("mover@a.example");
+    mover.insert("zimbraId".into(), "id-mover".into());
+    mover.insert("zimbraMailHost".into(), "store1.example.test".into());
+    directory
+}
+
 /// Portico in front of one mailbox server that is played here.
 struct House {
     portico: Portico,
@@ -695,21 +709,8 @@ impl House {
         let web = WebBackend::start(stage, "store1", ip, &pair, Vec::new(), stage.dir("mail")?)?;
         let endpoint = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
         let (http, https, imap, imaps) = (endpoint()?, endpoint()?, endpoint()?, endpoint()?);
-        let mut directory = directory();
-        directory
-            .config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE")
-            .config("zimbraReverseProxyImapStartTlsMode", "on");
-        let server = directory.server("store1.example.test");
-        server.insert("zimbraImapBindPort".into(), mail.port().into());
-        server.insert("zimbraMailPort".into(), web.http.port().into());
-        let mover = directory.account("mover@a.example");
-        mover.insert("zimbraId".into(), "id-mover".into());
-        mover.insert("zimbraMailHost".into(), "store1.example.test".into());
-        let slapd = if in_ldap {
-            Some(Slapd::start(stage, "slapd", &directory)?)
-        } else {
-            None
-        };
+        let directory = with_a_mailbox(mail.port(), web.http.port());
+        let slapd = in_ldap.then(|| Slapd::start(stage, "slapd", &directory)).transpose()?;
         let listen = |(address, serve, tls)| Listener {
             address: SocketAddr::V4(address),
             serve,

@@ -15,7 +15,7 @@ use portico_tests::config::{Directory, Node};
 use portico_tests::fake::Fake;
 use portico_tests::nginx::Nginx;
 use portico_tests::portico::Portico;
-use portico_tests::town::{FRONT, Town, people};
+use portico_tests::town::{FRONT, Person, Town, people};
 use portico_tests::wire::Wire;
 use portico_tests::{Stage, until};
 
@@ -199,64 +199,70 @@ fn a_calendar_program_finds_and_synchronises_calendars() -> Result<()> {
     };
     play(change, |scene, (_calendars, nginxes)| {
         let bob = scene.town.person("bob")?.clone();
-        let endpoint = scene.town.endpoints.https;
-        // Bob makes a calendar with something in it, through Portico.
-        let url = format!("https://localhost:{}/dav/{}/days/", endpoint.port(), bob.name);
-        let user = format!("{}:{}", bob.name, bob.password());
-        let ca = scene.town.ca.file();
-        let ca = ca.to_str().context("path")?;
-        let curl = ["-sS", "--fail", "--cacert", ca, "--user", &user];
-        scene.run("curl", &[&curl[..], &["-X", "MKCALENDAR", &url]].concat())?;
-        let event = format!("{url}one.ics");
-        let put = [
-            "-X",
-            "PUT",
-            "-H",
-            "Content-Type: text/calendar",
-            "--data-binary",
-            EVENT,
-            &event,
-        ];
-        scene.run("curl", &[&curl[..], &put[..]].concat())?;
+        // Bob makes a calendar with an event in it, through Portico.
+        let port = scene.town.endpoints.https.port();
+        let calendar = format!("https://localhost:{port}/dav/{}/days/", bob.name);
+        let event = format!("{calendar}one.ics");
+        curl_as(scene, &bob, &["-X", "MKCALENDAR", &calendar])?;
+        let body = ["-H", "Content-Type: text/calendar", "--data-binary", EVENT];
+        curl_as(scene, &bob, &[&["-X", "PUT"], &body[..], &[&event]].concat())?;
 
         // A program that knows the host alone finds and fetches it.
-        let dir = scene.stage.dir("vdirsyncer")?;
-        let text = format!(
-            "[general]\nstatus_path = \"{dir}/status\"\n\
-             [pair days]\na = \"here\"\nb = \"there\"\ncollections = [\"from b\"]\n\
-             [storage here]\ntype = \"filesystem\"\npath = \"{dir}/mine\"\nfileext = \".ics\"\n\
-             [storage there]\ntype = \"caldav\"\nurl = \"https://localhost:{port}/\"\n\
-             username = \"{name}\"\npassword = \"{password}\"\nverify = \"{ca}\"\n",
-            dir = dir.display(),
-            port = endpoint.port(),
-            name = bob.name,
-            password = bob.password(),
-        );
-        let config = scene.stage.file("vdirsyncer/config", text)?;
-        let config = config.to_str().context("path")?;
+        let (config, mine) = vdirsyncer(scene, &bob)?;
         // It asks whether to make the local folder.
         let sync = format!("yes | vdirsyncer -c {config} discover && vdirsyncer -c {config} sync");
         scene.run("sh", &["-c", &sync])?;
-        let mine = dir.join("mine/days/one.ics");
         let fetched = std::fs::read_to_string(&mine).with_context(|| format!("{}", mine.display()))?;
         ensure!(fetched.contains("SUMMARY:Tea"), "{fetched}");
 
         // And what changes here, changes there.
         std::fs::write(&mine, fetched.replace("SUMMARY:Tea", "SUMMARY:Coffee"))?;
-        scene.run("vdirsyncer", &["-c", config, "sync"])?;
-        let there = scene.run("curl", &[&curl[..], &[&event]].concat())?;
+        scene.run("vdirsyncer", &["-c", &config, "sync"])?;
+        let there = curl_as(scene, &bob, &[&event])?;
         ensure!(there.contains("SUMMARY:Coffee"), "{there}");
 
         // All of it at Bob's server.
         let path = format!("/dav/{}/", bob.name);
-        ensure!(nginxes[1].request_log().contains(&path), "{}", nginxes[1].request_log());
-        ensure!(
-            !nginxes[0].request_log().contains(&path),
-            "{}",
-            nginxes[0].request_log()
-        );
+        let [of_alice, of_bob] = [0, 1].map(|at: usize| nginxes[at].request_log());
+        ensure!(of_bob.contains(&path), "{of_bob}");
+        ensure!(!of_alice.contains(&path), "{of_alice}");
         Ok(())
     })
+}
+
+/// A request that must succeed, with the person's password; returns what came.
+fn curl_as(scene: &Scene, person: &Person, args: &[&str]) -> Result<String> {
+    let ca = scene.town.ca.file();
+    let user = format!("{}:{}", person.name, person.password());
+    let always = [
+        "-sS",
+        "--fail",
+        "--cacert",
+        ca.to_str().context("path")?,
+        "--user",
+        &user,
+    ];
+    scene.run("curl", &[&always[..], args].concat())
+}
+
+/// The configuration of a program that keeps the person's calendars in a folder, and the file of the event in there.
+fn vdirsyncer(scene: &Scene, person: &Person) -> Result<(String, PathBuf)> {
+    let dir = scene.stage.dir("vdirsyncer")?;
+    let text = format!(
+        "[general]\nstatus_path = \"{dir}/status\"\n\
+         [pair days]\na = \"here\"\nb = \"there\"\ncollections = [\"from b\"]\n\
+         [storage here]\ntype = \"filesystem\"\npath = \"{dir}/mine\"\nfileext = \".ics\"\n\
+         [storage there]\ntype = \"caldav\"\nurl = \"https://localhost:{port}/\"\n\
+         username = \"{name}\"\npassword = \"{password}\"\nverify = \"{ca}\"\n",
+        dir = dir.display(),
+        port = scene.town.endpoints.https.port(),
+        name = person.name,
+        password = person.password(),
+        ca = scene.town.ca.file().display(),
+    );
+    let config = scene.stage.file("vdirsyncer/config", text)?;
+    let config = config.to_str().context("path")?.to_owned();
+    Ok((config, dir.join("mine/days/one.ics")))
 }
 
 #[test]
@@ -392,49 +398,61 @@ fn load_sees_no_error_while_things_change() -> Result<()> {
         };
         let before = shown()?;
         for down in [0, 1] {
-            nginxes[down].stop()?;
-            let other = &nginxes[1 - down];
-            let asked = other.request_log().len();
-            until("the other server to serve", Duration::from_secs(30), || {
-                Ok((other.request_log().len() > asked + SERVED).then_some(()))
-            })?;
-            let nginx = &mut nginxes[down];
-            nginx.start_again()?;
-            // It is asked again.
-            let asked = nginx.request_log().len();
-            until("the server to be asked again", Duration::from_secs(30), || {
-                Ok((nginx.request_log().len() > asked).then_some(()))
-            })?;
-            let fresh = scene.town.ca.server(&[FRONT, "localhost", "127.0.0.1"])?;
-            for (new, old) in [
-                (&fresh.certificate_file, &scene.town.default.certificate_file),
-                (&fresh.key_file, &scene.town.default.key_file),
-            ] {
-                let beside = old.with_extension("new");
-                std::fs::copy(new, &beside)?;
-                std::fs::rename(&beside, old)?;
-            }
-            kill(Pid::from_raw(scene.portico.pid().cast_signed()), Signal::SIGHUP)?;
+            a_server_goes_and_comes_back(&mut nginxes, down)?;
+            the_certificate_is_exchanged(scene)?;
         }
         until("the new certificate", Duration::from_secs(20), || {
             Ok((shown()? != before).then_some(()))
         })?;
         ensure!(wrk.is_running() && h2load.is_running(), "the load ended too early");
-        let (wrk, h2load) = (wrk.end()?, h2load.end()?);
-        ensure!(
-            !wrk.contains("Socket errors") && !wrk.contains("Non-2xx"),
-            "wrk met errors:\n{wrk}"
-        );
-        let line = h2load.lines().find(|line| line.starts_with("requests:"));
-        let line = line.with_context(|| h2load.clone())?;
-        ensure!(
-            line.contains(" 0 failed, 0 errored, 0 timeout"),
-            "h2load met errors:\n{h2load}"
-        );
-        let statuses = h2load.lines().find(|line| line.starts_with("status codes:"));
-        let statuses = statuses.with_context(|| h2load.clone())?;
-        ensure!(statuses.contains("0 3xx, 0 4xx, 0 5xx"), "h2load met errors:\n{h2load}");
-        println!("{wrk}\n{h2load}");
-        Ok(())
+        no_request_failed(&wrk.end()?, &h2load.end()?)
     })
+}
+
+/// The other one serves meanwhile, and it is asked again.
+fn a_server_goes_and_comes_back(nginxes: &mut [Nginx], down: usize) -> Result<()> {
+    nginxes[down].stop()?;
+    let other = &nginxes[1 - down];
+    let asked = other.request_log().len();
+    until("the other server to serve", Duration::from_secs(30), || {
+        Ok((other.request_log().len() > asked + SERVED).then_some(()))
+    })?;
+    let nginx = &mut nginxes[down];
+    nginx.start_again()?;
+    let asked = nginx.request_log().len();
+    until("the server to be asked again", Duration::from_secs(30), || {
+        Ok((nginx.request_log().len() > asked).then_some(()))
+    })
+}
+
+fn the_certificate_is_exchanged(scene: &Scene) -> Result<()> {
+    let fresh = scene.town.ca.server(&[FRONT, "localhost", "127.0.0.1"])?;
+    for (new, old) in [
+        (&fresh.certificate_file, &scene.town.default.certificate_file),
+        (&fresh.key_file, &scene.town.default.key_file),
+    ] {
+        let beside = old.with_extension("new");
+        std::fs::copy(new, &beside)?;
+        std::fs::rename(&beside, old)?;
+    }
+    kill(Pid::from_raw(scene.portico.pid().cast_signed()), Signal::SIGHUP)?;
+    Ok(())
+}
+
+/// By what the two programs print at their end.
+fn no_request_failed(wrk: &str, h2load: &str) -> Result<()> {
+    ensure!(
+        !wrk.contains("Socket errors") && !wrk.contains("Non-2xx"),
+        "wrk met errors:\n{wrk}"
+    );
+    for (start, good) in [
+        ("requests:", " 0 failed, 0 errored, 0 timeout"),
+        ("status codes:", "0 3xx, 0 4xx, 0 5xx"),
+    ] {
+        let line = h2load.lines().find(|line| line.starts_with(start));
+        let line = line.with_context(|| h2load.to_owned())?;
+        ensure!(line.contains(good), "h2load met errors:\n{h2load}");
+    }
+    println!("{wrk}\n{h2load}");
+    Ok(())
 }

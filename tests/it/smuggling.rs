@@ -14,14 +14,11 @@ use portico_tests::config::{Directory, Node};
 use portico_tests::h2::{
     self, CONTINUATION, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, frame,
 };
-use portico_tests::portico::Portico;
-use portico_tests::town::{Town, people};
 use portico_tests::wire::Wire;
 
-use crate::scene::{Scene, timed};
+use crate::scene::{Scene, play_before, timed};
 
 pub(crate) const HOST: &str = "mail.a.example";
-const RECORDER: &str = "recorder.example.test";
 const RECORDER_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 5);
 /// What an attack may take to be answered or cut, on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -229,27 +226,12 @@ pub(crate) fn play_recorded_with(
     change: impl FnOnce(&Stage, &mut Node, &mut Directory) -> Result<()>,
     test: impl FnOnce(&mut Scene, &Recorder) -> Result<()>,
 ) -> Result<()> {
-    Stage::run(|stage| {
-        let town = Town::build(stage, people())?;
-        let recorder = Recorder::start(SocketAddrV4::new(RECORDER_IP, stage.port()?))?;
-        let mut directory = town.directory();
-        directory
-            .config("zimbraReverseProxyMailMode", "both")
-            .config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
-        for store in &town.stores {
-            let entry = directory.server(&store.name);
-            entry.insert("zimbraReverseProxyLookupTarget".into(), "FALSE".into());
-        }
-        let entry = directory.store(RECORDER, RECORDER_IP);
-        entry.insert("zimbraReverseProxyLookupTarget".into(), "TRUE".into());
-        entry.insert("zimbraMailPort".into(), recorder.at.port().into());
-        let mut node = town.node();
-        change(stage, &mut node, &mut directory)?;
-        let portico = Portico::start(stage, &node, &directory, "debug")?;
-        let mut scene = Scene { stage, town, portico };
-        test(&mut scene, &recorder)?;
-        scene.end()
-    })
+    play_before(
+        RECORDER_IP,
+        |_, at| Recorder::start(at),
+        change,
+        |scene, recorder| test(scene, recorder),
+    )
 }
 
 /// What a client sends behind its attack, on the same connection.
@@ -262,28 +244,41 @@ fn smuggled() -> String {
     format!("GET /smuggled HTTP/1.1\r\nHost: {HOST}\r\nX: y\r\n\r\n")
 }
 
-/// Attacks: a name, and what is sent.
-fn attacks() -> Vec<(&'static str, Vec<u8>)> {
+/// An attack: its name, and what is sent.
+type Attack = (&'static str, String);
+
+fn attacks() -> Vec<Attack> {
+    [
+        attacks_by_coding(),
+        attacks_by_length(),
+        attacks_by_chunk(),
+        attacks_by_upgrade(),
+        attacks_by_head(),
+    ]
+    .concat()
+}
+
+/// The request that an attack begins with.
+fn first(method: &str, headers: &str, body: &str) -> String {
+    format!("{method} /service/first HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n\r\n{body}")
+}
+
+/// Where the body ends is said twice, or by a coding that a server may not know.
+fn attacks_by_coding() -> Vec<Attack> {
     let smuggled = smuggled();
     let inner = smuggled.len();
-    let post =
-        |headers: &str, body: &str| format!("POST /service/first HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n\r\n{body}");
-    let get =
-        |headers: &str, body: &str| format!("GET /service/first HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n\r\n{body}");
     let chunked = format!("0\r\n\r\n{smuggled}");
-    let with_both = |coding: &str| post(&format!("Content-Length: {}\r\n{coding}", chunked.len()), &chunked);
-    let with_coding = |coding: &str| post(coding, &chunked);
-    let with_length = |length: &str| post(length, &smuggled);
-    let with_chunk = |chunk: &str| post("Transfer-Encoding: chunked", &format!("{chunk}{smuggled}"));
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
-    let all = vec![
+    let with_coding = |coding: &str| first("POST", coding, &chunked);
+    let with_both = |coding: &str| with_coding(&format!("Content-Length: {}\r\n{coding}", chunked.len()));
+    vec![
         (
             "CL.TE",
-            post("Content-Length: 6\r\nTransfer-Encoding: chunked", &chunked),
+            first("POST", "Content-Length: 6\r\nTransfer-Encoding: chunked", &chunked),
         ),
         (
             "TE.CL",
-            post(
+            first(
+                "POST",
                 "Content-Length: 4\r\nTransfer-Encoding: chunked",
                 &format!("{inner:x}\r\n{smuggled}\r\n0\r\n\r\n"),
             ),
@@ -323,6 +318,15 @@ fn attacks() -> Vec<(&'static str, Vec<u8>)> {
             "chunked in HTTP/1.0",
             with_coding("Transfer-Encoding: chunked").replace("HTTP/1.1", "HTTP/1.0"),
         ),
+    ]
+}
+
+/// Lengths that are none, or that are read in two ways.
+fn attacks_by_length() -> Vec<Attack> {
+    let smuggled = smuggled();
+    let inner = smuggled.len();
+    let with_length = |length: &str| first("POST", length, &smuggled);
+    vec![
         (
             "two lengths",
             with_length(&format!("Content-Length: 0\r\nContent-Length: {inner}")),
@@ -344,8 +348,16 @@ fn attacks() -> Vec<(&'static str, Vec<u8>)> {
         ("an empty length", with_length("Content-Length: ")),
         ("a huge length", with_length("Content-Length: 18446744073709551616")),
         ("a length with a blank name", with_length("Content-Length : 0")),
-        ("0.CL", get(&format!("Content-Length: {inner}"), &smuggled)),
-        ("CL.0", post(&format!("Content-Length: {inner}"), &smuggled)),
+        ("0.CL", first("GET", &format!("Content-Length: {inner}"), &smuggled)),
+        ("CL.0", first("POST", &format!("Content-Length: {inner}"), &smuggled)),
+    ]
+}
+
+/// Chunks whose size is none, or that have no end.
+fn attacks_by_chunk() -> Vec<Attack> {
+    let smuggled = smuggled();
+    let with_chunk = |chunk: &str| first("POST", "Transfer-Encoding: chunked", &format!("{chunk}{smuggled}"));
+    vec![
         ("a chunk that is too long", with_chunk("FFFFFFFFFFFFFFFFF\r\n")),
         ("a chunk of 2^64", with_chunk("10000000000000000\r\n")),
         ("a chunk with 0x", with_chunk("0x0\r\n\r\n")),
@@ -356,31 +368,56 @@ fn attacks() -> Vec<(&'static str, Vec<u8>)> {
         ("a chunk extension with a bare CR", with_chunk("0;a\rb\r\n\r\n")),
         ("a chunk without its end", with_chunk("3\r\nabcX0\r\n\r\n")),
         ("no chunk size", with_chunk("\r\n\r\n")),
-        ("an upgrade that is not answered", get(upgrade, &smuggled)),
+    ]
+}
+
+/// Requests after which another protocol might begin, or no body might come.
+fn attacks_by_upgrade() -> Vec<Attack> {
+    let smuggled = smuggled();
+    let inner = smuggled.len();
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    vec![
+        ("an upgrade that is not answered", first("GET", upgrade, &smuggled)),
         (
             "an upgrade with a body",
-            get(&format!("{upgrade}\r\nContent-Length: {inner}"), &smuggled),
+            first("GET", &format!("{upgrade}\r\nContent-Length: {inner}"), &smuggled),
         ),
         (
             "an upgrade to h2c",
-            get(
+            first(
+                "GET",
                 "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
                 &smuggled,
             ),
         ),
         (
             "expect",
-            post(&format!("Expect: 100-continue\r\nContent-Length: {inner}"), &smuggled),
+            first(
+                "POST",
+                &format!("Expect: 100-continue\r\nContent-Length: {inner}"),
+                &smuggled,
+            ),
         ),
         (
             "an odd expectation",
-            post(&format!("Expect: nothing\r\nContent-Length: {inner}"), &smuggled),
+            first(
+                "POST",
+                &format!("Expect: nothing\r\nContent-Length: {inner}"),
+                &smuggled,
+            ),
         ),
-        ("two hosts", get("Host: evil.example", "")),
-        ("a header without colon", get("GET /smuggled HTTP/1.1", "")),
+    ]
+}
+
+/// Heads that are none, or that name another host.
+fn attacks_by_head() -> Vec<Attack> {
+    let smuggled = smuggled();
+    vec![
+        ("two hosts", first("GET", "Host: evil.example", "")),
+        ("a header without colon", first("GET", "GET /smuggled HTTP/1.1", "")),
         (
             "a blank in front of the first header",
-            get("", "").replace("\r\nHost", "\r\n Host"),
+            first("GET", "", "").replace("\r\nHost", "\r\n Host"),
         ),
         (
             "a host with a path",
@@ -428,8 +465,7 @@ fn attacks() -> Vec<(&'static str, Vec<u8>)> {
             "a preface of HTTP/2",
             format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{smuggled}"),
         ),
-    ];
-    all.into_iter().map(|(name, text)| (name, text.into_bytes())).collect()
+    ]
 }
 
 /// Sends everything and reads what comes until the connection ends or nothing comes any more.
@@ -457,15 +493,14 @@ fn no_server_sees_a_request_that_was_not_sent() -> Result<()> {
         let (http, https) = (scene.town.endpoints.http, scene.town.endpoints.https);
         let mut seen: Vec<Seen> = Vec::new();
         let mut number = 0;
-        for (name, bytes) in attacks() {
+        for (name, text) in attacks() {
             for secure in [false, true] {
                 number += 1;
                 let wire = match secure {
                     false => Wire::clear(http)?,
                     true => Wire::tls(https, &tls, HOST)?,
                 };
-                let sent = String::from_utf8([bytes.clone(), last().into_bytes()].concat())?;
-                let sent = sent.replace("/service/first", &format!("/service/first-{number}-"));
+                let sent = (text.clone() + &last()).replace("/service/first", &format!("/service/first-{number}-"));
                 let sent = sent.replace("/service/last", &format!("/service/last-{number}-"));
                 let heard = talk(wire, sent.as_bytes())?;
                 seen.extend(recorder.take());

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use portico_tests::town::{Person, people};
 
 use crate::admin::done;
-use crate::scene::{Source, greeted, sasl_plain};
+use crate::scene::{Scene, Source, greeted, sasl_plain};
 
 const EVE: &str = "eve@xn--bcher-kva.example";
 const SPELLINGS: [&str; 6] = [
@@ -38,29 +38,11 @@ fn spelled(source: Source, domain: &'static str) -> Result<()> {
         Ok(())
     };
     source.play_with(all, of_letters, |scene| {
-        let eve = scene.town.person("eve")?;
         for name in SPELLINGS
             .into_iter()
             .chain(["LADY@bücher.example", "lady@xn--bcher-kva.example"])
         {
-            let mut imap = scene.imaps()?;
-            imap.imap_ok(&format!("a1 AUTHENTICATE PLAIN {}", sasl_plain(name, &eve.password)))?;
-            let mut pop = scene.pop3s()?;
-            pop.pop_ok(&format!("AUTH PLAIN {}", sasl_plain(name, &eve.password)))?;
-            let path: String = name.trim().bytes().map(|byte| format!("%{byte:02X}")).collect();
-            let asked = scene.town.stores[1].web.request_count();
-            let answer = scene.https(&format!("/home/{path}/inbox"), &[])?.echo()?;
-            ensure!(answer["server"] == "store2", "{path}: {answer}");
-            scene.https(&format!("/Microsoft-Server-ActiveSync?User={path}&DeviceId=1"), &[])?;
-            ensure!(
-                scene.town.stores[1].web.request_count() == asked + 2,
-                "{name}: another server was asked"
-            );
-            let explained = done(&scene.portico, &["route", "explain", name])?;
-            ensure!(
-                explained.contains(&format!("{EVE} is on store2.example.test")),
-                "{explained}"
-            );
+            eve_is_found(scene, name)?;
         }
         // Dovecot takes no such names, but a mailbox server may.
         let zoe = ["zoë@a.example", "zoe\u{308}@a.example", "ZOE\u{308}"];
@@ -76,11 +58,36 @@ fn spelled(source: Source, domain: &'static str) -> Result<()> {
             scene.tls(scene.town.endpoints.imaps, "mail.xn--bcher-kva.example")?,
             "* OK ",
         )?;
+        let eve = scene.town.person("eve")?;
         imap.imap_ok(&format!("a1 LOGIN eve {}", eve.password()))?;
         let known = done(&scene.portico, &["sessions", "--user", "eve@bücher.example"])?;
         ensure!(known.contains(EVE), "{known}");
         Ok(())
     })
+}
+
+/// By IMAP, POP3, the web and `portico route explain`.
+fn eve_is_found(scene: &Scene, name: &str) -> Result<()> {
+    let eve = scene.town.person("eve")?;
+    let mut imap = scene.imaps()?;
+    imap.imap_ok(&format!("a1 AUTHENTICATE PLAIN {}", sasl_plain(name, &eve.password)))?;
+    let mut pop = scene.pop3s()?;
+    pop.pop_ok(&format!("AUTH PLAIN {}", sasl_plain(name, &eve.password)))?;
+    let path: String = name.trim().bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let asked = scene.town.stores[1].web.request_count();
+    let answer = scene.https(&format!("/home/{path}/inbox"), &[])?.echo()?;
+    ensure!(answer["server"] == "store2", "{path}: {answer}");
+    scene.https(&format!("/Microsoft-Server-ActiveSync?User={path}&DeviceId=1"), &[])?;
+    ensure!(
+        scene.town.stores[1].web.request_count() == asked + 2,
+        "{name}: another server was asked"
+    );
+    let explained = done(&scene.portico, &["route", "explain", name])?;
+    ensure!(
+        explained.contains(&format!("{EVE} is on store2.example.test")),
+        "{explained}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -131,21 +131,7 @@ fn play(given: Given, test: impl FnOnce(&Endpoint) -> Result<()>) -> Result<()> 
         let local = |stage: &Stage| anyhow::Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?));
         let authority = Authority::called("Clients", &stage.dir("clients")?)?;
         let tenant = Authority::called("Tenant", &stage.dir("tenant")?)?;
-        directory
-            .domain("d.example")
-            .insert("zimbraVirtualHostname".into(), "mail.d.example".into());
-        for (domain, mode, authority) in [
-            ("a.example", "on", &authority),
-            ("c.example", "optional", &authority),
-            ("d.example", "on", &tenant),
-        ] {
-            let entry = directory.domain(domain);
-            entry.insert("zimbraReverseProxyClientCertMode".into(), mode.into());
-            entry.insert(
-                "zimbraReverseProxyClientCertCA".into(),
-                authority.file().as_path().into(),
-            );
-        }
+        ask_for_certificates(&mut directory, &authority, &tenant);
         let address = local(stage)?;
         node.listeners.push(Listener {
             address: SocketAddr::V4(address),
@@ -156,25 +142,14 @@ fn play(given: Given, test: impl FnOnce(&Endpoint) -> Result<()>) -> Result<()> 
         });
         if given == Given::Port {
             node.listeners.clear();
-            let endpoints = &town.endpoints;
-            for (name, port) in [
-                ("zimbraMailProxyPort", endpoints.http.port()),
-                ("zimbraImapProxyBindPort", endpoints.imap.port()),
-                ("zimbraImapSSLProxyBindPort", endpoints.imaps.port()),
-                ("zimbraPop3ProxyBindPort", endpoints.pop3.port()),
-                ("zimbraPop3SSLProxyBindPort", endpoints.pop3s.port()),
-                ("carbonioAdminProxyPort", stage.port()?),
-                ("zimbraMailSSLProxyClientCertPort", address.port()),
-            ] {
-                directory.server(NODE).insert(name.to_owned(), port.into());
-            }
+            listen_by_directory(&town, stage.port()?, address.port(), &mut directory);
         }
         let service = match given {
             Given::NoService => None,
             Given::Listener | Given::Port => Some(service(stage, local(stage)?, &town, &mut node, &mut directory)?),
         };
         let portico = Portico::start(stage, &node, &directory, "debug")?;
-        until("the door", SOON, || Ok(TcpStream::connect(address).ok()))?;
+        until("the listener", SOON, || Ok(TcpStream::connect(address).ok()))?;
         let mut scene = Scene { stage, town, portico };
         test(&Endpoint {
             scene: &scene,
@@ -192,6 +167,39 @@ fn play(given: Given, test: impl FnOnce(&Endpoint) -> Result<()>) -> Result<()> 
         }
         scene.end()
     })
+}
+
+fn ask_for_certificates(directory: &mut Directory, authority: &Authority, tenant: &Authority) {
+    let names = directory.domain("d.example");
+    names.insert("zimbraVirtualHostname".into(), "mail.d.example".into());
+    for (domain, mode, authority) in [
+        ("a.example", "on", authority),
+        ("c.example", "optional", authority),
+        ("d.example", "on", tenant),
+    ] {
+        let entry = directory.domain(domain);
+        entry.insert("zimbraReverseProxyClientCertMode".into(), mode.into());
+        entry.insert(
+            "zimbraReverseProxyClientCertCA".into(),
+            authority.file().as_path().into(),
+        );
+    }
+}
+
+/// The listeners of the town, and one for certificates, as attributes of the node's server.
+fn listen_by_directory(town: &Town, admin: u16, certificates: u16, directory: &mut Directory) {
+    let endpoints = &town.endpoints;
+    for (name, port) in [
+        ("zimbraMailProxyPort", endpoints.http.port()),
+        ("zimbraImapProxyBindPort", endpoints.imap.port()),
+        ("zimbraImapSSLProxyBindPort", endpoints.imaps.port()),
+        ("zimbraPop3ProxyBindPort", endpoints.pop3.port()),
+        ("zimbraPop3SSLProxyBindPort", endpoints.pop3s.port()),
+        ("carbonioAdminProxyPort", admin),
+        ("zimbraMailSSLProxyClientCertPort", certificates),
+    ] {
+        directory.server(NODE).insert(name.to_owned(), port.into());
+    }
 }
 
 fn service(
@@ -274,15 +282,14 @@ fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
 }
 
 #[test]
-fn nobody_else_is() -> Result<()> {
+fn requests_without_a_good_certificate_are_asked_of_no_service() -> Result<()> {
     play(Given::Listener, |endpoint| {
-        let (rossi, bianchi, verdi) = (Some(&endpoint.rossi), Some(&endpoint.bianchi), Some(&endpoint.verdi));
+        let (rossi, foreign) = (Some(&endpoint.rossi), Some(&endpoint.foreign));
         let before = endpoint.request_count()?;
         // The handshake refuses them.
         endpoint.check("mail.a.example", "/certauth", None, (0, false))?;
-        for name in ["mail.a.example", "x.c.example"] {
-            endpoint.check(name, "/certauth", Some(&endpoint.foreign), (0, false))?;
-        }
+        endpoint.check("mail.a.example", "/certauth", foreign, (0, false))?;
+        endpoint.check("x.c.example", "/certauth", foreign, (0, false))?;
         // There is no certificate to ask about.
         let got = endpoint.check("x.c.example", "/certauth", None, (302, false))?;
         assert_eq!(got.location, Some(endpoint.page("x.c.example")));
@@ -298,16 +305,27 @@ fn nobody_else_is() -> Result<()> {
             endpoint.check("mail.a.example", path, rossi, (403, false))?;
             endpoint.check("x.c.example", path, None, (403, false))?;
         }
-        let upgrade = ["--http1.1", "-H", "Connection: Upgrade", "-H", "Upgrade: websocket"];
-        assert_eq!(endpoint.get("mail.a.example", "/ws", rossi, &upgrade)?.status, 403);
-        assert_eq!(
-            endpoint.get("mail.a.example", "/certauth", rossi, &["-d", "x"])?.status,
-            403
-        );
-        let host = ["-H", "Host: mail.a.example"];
-        assert_eq!(endpoint.get("x.c.example", "/certauth", rossi, &host)?.status, 421);
-        assert_eq!(endpoint.request_count()?, before, "somebody was asked about");
+        for (name, path, args, status) in [
+            (
+                "mail.a.example",
+                "/ws",
+                &["--http1.1", "-H", "Connection: Upgrade", "-H", "Upgrade: websocket"][..],
+                403,
+            ),
+            ("mail.a.example", "/certauth", &["-d", "x"], 403),
+            ("x.c.example", "/certauth", &["-H", "Host: mail.a.example"], 421),
+        ] {
+            assert_eq!(endpoint.get(name, path, rossi, args)?.status, status, "{path} {args:?}");
+        }
+        assert_eq!(endpoint.request_count()?, before, "a service was asked");
+        Ok(())
+    })
+}
 
+#[test]
+fn certificates_that_the_service_refuses_log_nobody_in() -> Result<()> {
+    play(Given::Listener, |endpoint| {
+        let (bianchi, verdi) = (Some(&endpoint.bianchi), Some(&endpoint.verdi));
         endpoint.check("mail.a.example", "/certauth", bianchi, (403, false))?;
         endpoint.check("x.c.example", "/certauth", bianchi, (302, false))?;
         endpoint.scene.portico.record(&[
@@ -319,20 +337,25 @@ fn nobody_else_is() -> Result<()> {
         // The answer is no good.
         endpoint.check("mail.a.example", "/certauth", verdi, (503, false))?;
         endpoint.check("x.c.example", "/certauth", verdi, (302, false))?;
-        // An authority has a say about its own domain, and no other.
-        endpoint.check("mail.d.example", "/certauth", Some(&endpoint.neri), (302, true))?;
-        endpoint.check("mail.a.example", "/certauth", Some(&endpoint.forged), (0, false))?;
+        // No administrator.
+        endpoint.check("mail.a.example", "/certauth/admin", verdi, (403, false))?;
+        Ok(())
+    })
+}
+
+#[test]
+fn an_authority_counts_for_its_own_domain_only() -> Result<()> {
+    play(Given::Listener, |endpoint| {
+        let (neri, forged) = (Some(&endpoint.neri), Some(&endpoint.forged));
+        endpoint.check("mail.d.example", "/certauth", neri, (302, true))?;
+        endpoint.check("mail.a.example", "/certauth", forged, (0, false))?;
         for path in ["/certauth", "/certauth/admin"] {
-            endpoint.check("mail.d.example", path, Some(&endpoint.forged), (403, false))?;
+            endpoint.check("mail.d.example", path, forged, (403, false))?;
         }
         let refused = [("event", "web_login"), ("user", "CN=rossi"), ("outcome", "refused")];
         let record = endpoint.scene.portico.record(&refused)?;
-        ensure!(
-            record["why"].as_str().is_some_and(|why| why.contains("does not trust")),
-            "{record}"
-        );
-        // No administrator.
-        endpoint.check("mail.a.example", "/certauth/admin", verdi, (403, false))?;
+        let why = record["why"].as_str();
+        ensure!(why.is_some_and(|why| why.contains("does not trust")), "{record}");
         Ok(())
     })
 }

@@ -2,7 +2,7 @@
 //! set to protect and do nothing here.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -27,20 +27,25 @@ fn open(path: &Path, mode: u32) -> Result<()> {
     Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?)
 }
 
-#[test]
-fn open_files_and_vain_attributes_are_told_of() -> Result<()> {
+/// A node whose directory has values that protect nothing, and whose files are private.
+struct Warned {
+    portico: Portico,
+    town: Town,
+    yaml: PathBuf,
+    /// All files with secrets.
+    secrets: [PathBuf; 4],
+}
+
+fn play(test: impl FnOnce(&Warned) -> Result<()>) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let (mut node, mut directory) = (town.node(), town.directory());
         let token = stage.file("admin.token", "0123456789abcdef-token")?;
         let other = town.ca.server(&["mail.d.example"])?;
         node.admin.push(format!("token_file: {}", quote(&token)));
-        directory
-            .domain("d.example")
-            .insert("zimbraSSLCertificate".into(), other.certificate_file.as_path().into());
-        directory
-            .domain("d.example")
-            .insert("zimbraSSLPrivateKey".into(), other.key_file.as_path().into());
+        let domain = directory.domain("d.example");
+        domain.insert("zimbraSSLCertificate".into(), other.certificate_file.as_path().into());
+        domain.insert("zimbraSSLPrivateKey".into(), other.key_file.as_path().into());
         directory
             .config("zimbraReverseProxyIPLoginLimit", "20")
             .config("zimbraReverseProxyUserLoginLimit", "0")
@@ -48,55 +53,73 @@ fn open_files_and_vain_attributes_are_told_of() -> Result<()> {
         open(&token, 0o600)?;
         let portico = Portico::start(stage, &node, &directory, "info")?;
         let yaml = portico.dir().join("directory.yaml");
-        let secrets = [&yaml, &token, &other.key_file, &town.default.key_file];
+        let secrets = [yaml.clone(), token, other.key_file, town.default.key_file.clone()];
+        test(&Warned {
+            portico,
+            town,
+            yaml,
+            secrets,
+        })
+    })
+}
 
-        let quiet = printed(&portico, &["check"])?;
+#[test]
+fn attributes_that_protect_nothing_are_warned_of() -> Result<()> {
+    play(|warned| {
+        let said = printed(&warned.portico, &["check"])?;
         ensure!(
-            !quiet.contains("everybody") && !quiet.contains("UserLoginLimit"),
-            "{quiet}"
+            !said.contains("everybody") && !said.contains("UserLoginLimit"),
+            "{said}"
         );
-        for vain in [
+        for warning in [
             "zimbraReverseProxyIPLoginLimit: warning: protects nothing here: Logins are not counted",
             "zimbraReverseProxyPop3SaslGssapiEnabled: warning: protects nothing here: Logins with Kerberos",
         ] {
-            ensure!(
-                quiet.contains(vain) && portico.output().contains(vain),
-                "{vain}: {quiet}"
-            );
+            let logged = warned.portico.output().contains(warning);
+            ensure!(said.contains(warning) && logged, "{warning}: {said}");
         }
-        for path in secrets {
+        Ok(())
+    })
+}
+
+#[test]
+fn secrets_that_everybody_may_read_are_warned_of() -> Result<()> {
+    play(|warned| {
+        for path in &warned.secrets {
             open(path, OPEN)?;
-            let said = printed(&portico, &["check"])?;
+            let said = printed(&warned.portico, &["check"])?;
             let warning = format!("{} can be read by everybody", path.display());
             ensure!(said.contains(&warning), "{warning}: {said}");
             open(path, 0o640)?;
         }
+        Ok(())
+    })
+}
 
-        open(&yaml, OPEN)?;
-        // The first name names its files.
-        let other = town.ca.server(&["other.d.example", "mail.d.example"])?;
-        let key = [
-            ("zimbraSSLCertificate", &other.certificate),
-            ("zimbraSSLPrivateKey", &other.key),
-        ];
-        let change =
-            |name: &str, value: &str| printed(&portico, &["prov", "-l", "modifyDomain", "d.example", name, value]);
-        let said = change("zimbraVirtualHostname", "mail.d.example")?;
+/// `prov` closes a file that everybody may read when it puts a secret into it.
+#[test]
+fn prov_closes_a_file_with_a_secret() -> Result<()> {
+    play(|warned| {
+        let prov = |args: &[&str]| printed(&warned.portico, &[&["prov", "-l"], args].concat());
+        open(&warned.yaml, OPEN)?;
+        let said = prov(&["modifyDomain", "d.example", "zimbraVirtualHostname", "mail.d.example"])?;
         ensure!(!said.contains("everybody"), "{said}");
-        open(&yaml, OPEN)?;
-        let [(certificate, pem), (secret, key)] = key;
-        let said = printed(
-            &portico,
-            &["prov", "-l", "modifyDomain", "d.example", certificate, pem, secret, key],
-        )?;
+
+        open(&warned.yaml, OPEN)?;
+        // The first name names its files.
+        let other = warned.town.ca.server(&["other.d.example", "mail.d.example"])?;
+        let pair = [
+            "zimbraSSLCertificate",
+            &other.certificate,
+            "zimbraSSLPrivateKey",
+            &other.key,
+        ];
+        let said = prov(&[&["modifyDomain", "d.example"], &pair[..]].concat())?;
         ensure!(said.contains("WARNING: everybody could read"), "{said}");
-        let mode = std::fs::metadata(&yaml)?.permissions().mode() & 0o777;
+        let mode = std::fs::metadata(&warned.yaml)?.permissions().mode() & 0o777;
         ensure!(mode == 0o640, "{mode:o}");
-        ensure!(
-            printed(&portico, &["prov", "-l", "getServer", NODE])
-                .context("it is good still")?
-                .is_empty()
-        );
+        let said = prov(&["getServer", NODE]).context("it is good still")?;
+        ensure!(said.is_empty(), "{said}");
         Ok(())
     })
 }

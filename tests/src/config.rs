@@ -324,21 +324,10 @@ impl Directory {
                 entry,
             );
         }
-        let above = |name: &str| -> Vec<String> {
-            name.match_indices('.')
-                .map(|(at, _)| name[at + 1..].to_owned())
-                .collect()
-        };
-        let parents: BTreeSet<(usize, String)> = self
-            .domains
-            .keys()
-            .flat_map(|name| above(name))
-            .map(|p| (p.len(), p))
-            .collect();
         let plain = ["dcObject".to_owned(), "organization".to_owned()];
-        for (_, parent) in parents.iter().filter(|(_, parent)| !self.domains.contains_key(parent)) {
+        for parent in self.domains_above() {
             put(
-                (domain_dn(parent), plain.to_vec()),
+                (domain_dn(&parent), plain.to_vec()),
                 &Entry::from([("o".to_owned(), parent.as_str().into())]),
             );
         }
@@ -368,6 +357,23 @@ impl Directory {
             );
         }
         out
+    }
+
+    /// Domains that only stand above others, the highest first.
+    fn domains_above(&self) -> Vec<String> {
+        let above = |name: &str| -> Vec<String> {
+            name.match_indices('.')
+                .map(|(at, _)| name[at + 1..].to_owned())
+                .collect()
+        };
+        let parents: BTreeSet<(usize, String)> = self
+            .domains
+            .keys()
+            .flat_map(|name| above(name))
+            .map(|parent| (parent.len(), parent))
+            .collect();
+        let names = parents.into_iter().map(|(_, parent)| parent);
+        names.filter(|parent| !self.domains.contains_key(parent)).collect()
     }
 }
 

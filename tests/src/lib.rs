@@ -30,6 +30,7 @@ pub mod secrets;
 pub mod simulator;
 pub mod slapd;
 mod stage;
+pub mod table;
 pub mod town;
 pub mod web;
 pub mod wire;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use portico_tests::table::rows;
 use route_cache::lookup::{BoxStream, Dial, Dialect, HandlerUrl, Services, Settings};
 use route_cache::lookup_server::serve_lookup;
 use route_cache::{RouteCache, Service};
@@ -445,131 +446,59 @@ async fn asked_by_nginx(address: SocketAddr, fields: &str) -> String {
     tell(address, &request).await
 }
 
+const HEARD: [&str; 6] = [
+    "Auth-Status",
+    "Auth-Server",
+    "Auth-Port",
+    "Auth-User",
+    "Auth-Cache-Alias",
+    "Auth-Wait",
+];
+
+/// What nginx asks: method, user, protocol and one more field. What it hears: the fields [`HEARD`].
+const LOOKUPS: &str = "
+    username | al@a.test     | imap    | X-Proxy-IP: 192.0.2.7         | OK                                                  | 127.0.0.2 | 7143 | al@a.test    | TRUE  |
+    username | alice         | pop3    | X-Proxy-IP: 192.0.2.1         | OK                                                  | 127.0.0.2 | 7110 | alice@a.test | TRUE  |
+    username | rossi         | pop3ssl | X-Proxy-IP: 192.0.2.7         | OK                                                  | 127.0.0.3 | 7995 | rossi@v.test | FALSE |
+    username | rossi         | httpssl | X-Proxy-Host: mail.v.test:443 | OK                                                  | 127.0.0.3 | 8443 | rossi@v.test | FALSE |
+    username | rossi@v.test  | http    | X-Proxy-IP: 192.0.2.7         | OK                                                  | 127.0.0.3 | 8080 | rossi@v.test | FALSE |
+    zimbraId | id-alice      | httpssl | X-Proxy-IP: 192.0.2.7         | OK                                                  | 127.0.0.2 | 8443 | id-alice     | FALSE |
+    zimbraId | id-alice      | httpssl | Auth-Zimbra-Admin: True       | OK                                                  | 127.0.0.2 | 7071 | id-alice     | FALSE |
+    zimbraId | id-alice      | httpssl | Auth-Zimbra-Zx: True          | OK                                                  | 127.0.0.2 | 8743 | id-alice     | FALSE |
+    username | nobody@a.test | imap    | X-Proxy-IP: 192.0.2.7         | user not found:nobody@a.test                        |           |      |              |       | 10
+    username | gus@g.test    | imap    | X-Proxy-IP: 192.0.2.7         | Client-IP 203.0.113.7 is not allowed on this domain |           |      |              |       | 10
+    username | lost@a.test   | imap    | X-Proxy-IP: 192.0.2.7         | mailhost not found for user: lost@a.test            |           |      |              |       | 10
+    username | a%0Ab@a.test  | imap    | X-Proxy-IP: 192.0.2.7         | user not found:a%0Ab@a.test                         |           |      |              |       | 10
+    username |               | imap    | X-Proxy-IP: 192.0.2.7         | missing header field Auth-User                      |           |      |              |       | 10
+             | alice         | imap    | X-Proxy-IP: 192.0.2.7         | missing header field Auth-Method                    |           |      |              |       | 10
+    username | alice         |         | X-Proxy-IP: 192.0.2.7         | missing header field Auth-Protocol                  |           |      |              |       | 10
+    username | alice         | smtp    | X-Proxy-IP: 192.0.2.7         | missing port for protocol smtp                      |           |      |              |       | 10
+    gssapi   | alice         | imap    | X-Proxy-IP: 192.0.2.7         | unsupported Auth-Method gssapi                      |           |      |              |       | 10
+";
+
 #[tokio::test]
 async fn an_old_proxy_may_ask_portico() {
-    let (address, directory) = portico().await;
+    let (address, _directory) = portico().await;
+    for [method, user, protocol, more, expected @ ..] in rows::<10>(LOOKUPS) {
+        let fields = format!("Auth-Method: {method}\r\nAuth-User: {user}\r\nAuth-Protocol: {protocol}\r\n{more}");
+        let answer = asked_by_nginx(address, &fields).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert_eq!(HEARD.map(|name| field(&answer, name)), expected, "{method} {user}");
+    }
+}
+
+#[tokio::test]
+async fn an_old_proxy_gets_the_whole_answer_of_its_own_service() {
+    let (address, _directory) = portico().await;
     let expected = "HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: 127.0.0.2\r\nAuth-Port: 1993\r\n\
         Auth-Cache-Alias: TRUE\r\nAuth-User: Alice@a.test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let fields = "Auth-Method: username\r\nAuth-User: Alice@a.test\r\nAuth-Protocol: imapssl\r\nX-Proxy-IP: 192.0.2.1";
     assert_eq!(asked_by_nginx(address, fields).await, expected);
-    let rest = "X-Proxy-IP: 192.0.2.7";
-    for (method, user, protocol, more, expected) in [
-        (
-            "username",
-            "al@a.test",
-            "imap",
-            rest,
-            "OK 127.0.0.2 7143 al@a.test TRUE",
-        ),
-        (
-            "username",
-            "alice",
-            "pop3",
-            "X-Proxy-IP: 192.0.2.1",
-            "OK 127.0.0.2 7110 alice@a.test TRUE",
-        ),
-        (
-            "username",
-            "rossi",
-            "pop3ssl",
-            rest,
-            "OK 127.0.0.3 7995 rossi@v.test FALSE",
-        ),
-        (
-            "username",
-            "rossi",
-            "httpssl",
-            "X-Proxy-Host: mail.v.test:443",
-            "OK 127.0.0.3 8443 rossi@v.test FALSE",
-        ),
-        (
-            "username",
-            "rossi@v.test",
-            "http",
-            rest,
-            "OK 127.0.0.3 8080 rossi@v.test FALSE",
-        ),
-        (
-            "zimbraId",
-            "id-alice",
-            "httpssl",
-            rest,
-            "OK 127.0.0.2 8443 id-alice FALSE",
-        ),
-        (
-            "zimbraId",
-            "id-alice",
-            "httpssl",
-            "Auth-Zimbra-Admin: True",
-            "OK 127.0.0.2 7071 id-alice FALSE",
-        ),
-        (
-            "zimbraId",
-            "id-alice",
-            "httpssl",
-            "Auth-Zimbra-Zx: True",
-            "OK 127.0.0.2 8743 id-alice FALSE",
-        ),
-        (
-            "username",
-            "nobody@a.test",
-            "imap",
-            rest,
-            "user not found:nobody@a.test     10",
-        ),
-        (
-            "username",
-            "gus@g.test",
-            "imap",
-            rest,
-            "Client-IP 203.0.113.7 is not allowed on this domain     10",
-        ),
-        (
-            "username",
-            "lost@a.test",
-            "imap",
-            rest,
-            "mailhost not found for user: lost@a.test     10",
-        ),
-        (
-            "username",
-            "a%0Ab@a.test",
-            "imap",
-            rest,
-            "user not found:a%0Ab@a.test     10",
-        ),
-        ("username", "", "imap", rest, "missing header field Auth-User     10"),
-        ("", "alice", "imap", rest, "missing header field Auth-Method     10"),
-        (
-            "username",
-            "alice",
-            "",
-            rest,
-            "missing header field Auth-Protocol     10",
-        ),
-        (
-            "username",
-            "alice",
-            "smtp",
-            rest,
-            "missing port for protocol smtp     10",
-        ),
-        ("gssapi", "alice", "imap", rest, "unsupported Auth-Method gssapi     10"),
-    ] {
-        let fields = format!("Auth-Method: {method}\r\nAuth-User: {user}\r\nAuth-Protocol: {protocol}\r\n{more}");
-        let answer = asked_by_nginx(address, &fields).await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        let names = [
-            "Auth-Status",
-            "Auth-Server",
-            "Auth-Port",
-            "Auth-User",
-            "Auth-Cache-Alias",
-            "Auth-Wait",
-        ];
-        let found = names.map(|name| field(&answer, name)).join(" ");
-        assert_eq!(found.trim_end(), expected, "{method} {user}");
-    }
+}
+
+#[tokio::test]
+async fn an_old_proxy_hears_that_the_directory_is_down() {
+    let (address, directory) = portico().await;
     directory.down.store(true, Ordering::SeqCst);
     let fields = "Auth-Method: username\r\nAuth-User: user1@a.test\r\nAuth-Protocol: imap";
     let answer = asked_by_nginx(address, fields).await;
