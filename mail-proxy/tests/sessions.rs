@@ -418,7 +418,7 @@ async fn a_login_and_what_is_pipelined_behind_it() {
 /// The answer to a wrong password and the answer to an unknown name are the same, byte for byte and to the moment,
 /// also where the mailbox server takes its time over a wrong one.
 #[tokio::test(start_paused = true)]
-async fn nobody_learns_who_exists() {
+async fn failed_logins_do_not_tell_which_accounts_exist() {
     let mut answers = Vec::new();
     let users = ["alice@a.example", "nobody@a.example", "\"odd\\\\name\"", "\"bell\x07\""];
     for (user, store) in users.into_iter().zip([Store::Good; 4]).chain([
@@ -458,7 +458,7 @@ async fn a_stale_route_is_mended_before_the_client_hears_anything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_server_is_told_at_once_and_tried_twice() {
+async fn a_dead_server_is_reported_at_once_and_tried_twice() {
     let mut s = stage(Plan {
         one: Some(Store::Refuses),
         ..Plan::default()
@@ -615,7 +615,7 @@ async fn a_guess_that_hangs_up_keeps_its_place_as_long_as_any_other() {
 
 /// A client may send its end right behind its commands, as `printf … | nc -N` does: it gets its answers.
 #[tokio::test(start_paused = true)]
-async fn who_sends_the_end_right_behind_a_login_gets_all_answers() {
+async fn a_client_that_sends_its_end_right_behind_a_login_gets_all_answers() {
     let right = "b LOGIN alice@a.example right\r\nc NOOP\r\n";
     for (said, answers) in [
         (right.to_owned(), vec!["* CAPABILITY", "b OK", "c NOOP"]),
@@ -643,7 +643,7 @@ async fn who_sends_the_end_right_behind_a_login_gets_all_answers() {
 
 /// Who has been answered at the wait may go on; the audit log hears how the attempt ended.
 #[tokio::test(start_paused = true)]
-async fn a_slow_server_is_not_waited_for_longer_than_for_a_name_that_nobody_has() {
+async fn a_slow_server_takes_no_longer_than_an_unknown_name() {
     let slow = |wait, seconds| Plan {
         one: Some(Store::Slow(seconds)),
         wait: Some(wait),

@@ -195,7 +195,7 @@ fn files_do_not_name_each_other_in_a_circle() {
 }
 
 #[test]
-fn nobody_asks_the_running_app() {
+fn no_module_asks_the_running_app() {
     let app = code("proxy-app/src/app.rs");
     let fields = app.split("struct App {").nth(1).expect("app.rs has the App");
     let fields = fields.split("\n}").next().unwrap_or_default().lines();

@@ -296,7 +296,7 @@ async fn nodes_start_quietly_where_the_server_does_not_say_how_far_it_is() {
 }
 
 #[tokio::test]
-async fn while_the_directory_is_down_who_was_seen_before_gets_in() {
+async fn while_the_directory_is_down_known_accounts_get_in() {
     let mut slapd = LdapStage::start("");
     let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
     let house = House::around(directory, Duration::from_millis(500));
@@ -476,7 +476,7 @@ async fn deleted_accounts_are_noticed_where_the_server_does_not_say_how_far_it_i
 
 /// A reading that lost most domains is held back; accounts are followed all the same.
 #[tokio::test]
-async fn a_directory_that_lost_most_domains_waits_for_a_word() {
+async fn a_directory_that_lost_most_domains_waits_for_confirmation() {
     let names = ["d1.test", "d2.test", "d3.test"];
     let slapd = LdapStage::start(&names.map(|name| domain(name, "")).concat());
     let house = House::open(settings(&[slapd.url()])).await;
@@ -509,7 +509,7 @@ async fn a_directory_that_lost_most_domains_waits_for_a_word() {
 /// The account moves to and fro while many log in all the time. Each answer carries the number of the move that it
 /// knows of; none may be older than the last one that had been seen when it was asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_move_is_seen_nobody_gets_the_old_server() {
+async fn after_a_move_is_seen_no_lookup_returns_the_old_server() {
     const MOVES: usize = 200;
     const NAMES: [&str; 4] = ["alice@a.test", "al@a.test", "#id-alice@a.test", "ALICE"];
     let slapd = LdapStage::start("");

@@ -277,7 +277,7 @@ fn tcp_is_read_only_without_a_token_and_bounded() -> Result<()> {
 }
 
 #[test]
-fn nobody_answers_when_nobody_runs() -> Result<()> {
+fn commands_fail_without_a_running_node() -> Result<()> {
     play(|scene: &mut Scene<'_>| {
         let said = Command::new(binary()?)
             .args(["reload", "--socket", "/nowhere/admin.sock"])
@@ -470,7 +470,7 @@ fn metric(text: &str, name: &str) -> Result<f64> {
 }
 
 #[test]
-fn metrics_move_and_name_nobody() -> Result<()> {
+fn metrics_count_and_name_no_account() -> Result<()> {
     play_with(people(), open_tcp, |scene| {
         let read = || tcp(scene.town.admin, "GET /metrics", "");
         metrics_before_any_login(&read()?)?;

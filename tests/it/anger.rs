@@ -60,7 +60,7 @@ impl Seen {
     }
 
     /// Says what was seen within this time, and checks that nothing failed although there was traffic.
-    fn nobody_noticed(&self, took: Duration) -> Result<()> {
+    fn no_client_failed(&self, took: Duration) -> Result<()> {
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
         let (logins, requests, cut) = (count(&self.logins), count(&self.requests), count(&self.cut));
         let failed = self.failed.lock().expect("nobody panics holding it");
@@ -241,7 +241,7 @@ async fn must(stream: &mut Stream, say: &str, start: &str) -> Result<()> {
 }
 
 #[test]
-fn a_year_of_changes_under_load_is_noticed_by_nobody() -> Result<()> {
+fn a_year_of_changes_under_load_fails_no_client() -> Result<()> {
     Stage::run(|stage| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -282,7 +282,7 @@ fn a_year_of_changes_under_load_is_noticed_by_nobody() -> Result<()> {
              process at the end",
             UPGRADES.len()
         );
-        clients.seen.nobody_noticed(took)?;
+        clients.seen.no_client_failed(took)?;
         ensure!(grown < first + MARGIN_KIB, "{first} KiB became {grown} KiB");
         ensure!(last < first, "{last} KiB with nobody there, {first} KiB with everybody");
         Ok(())

@@ -105,7 +105,7 @@ const OLD_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
 /// RFC 8996: TLS 1.0 and 1.1 must not be used. Nothing is said to such a server, for mail and web alike.
 #[test]
-fn a_server_of_yesterday_is_refused() -> Result<()> {
+fn a_server_with_old_tls_is_refused() -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let pair = town.ca.rsa_server(&[OLD, "127.0.0.6"])?;

@@ -377,7 +377,7 @@ fn very_many_names_are_changed() -> Result<()> {
 
 /// Whoever shows no token costs no memory with what nobody asked for, and is not waited for long.
 #[test]
-fn bodies_that_nobody_wants_are_not_kept() -> Result<()> {
+fn refused_bodies_are_not_kept() -> Result<()> {
     play(Source::Yaml, Some(TOKEN), |scene, api| {
         let before = scene.portico.rss_at_rest_kib()?;
         let mut streams = Vec::new();
@@ -546,7 +546,7 @@ fn log_in(browser: &Browser, api: &Api) -> Result<()> {
 
 /// The story of an administrator who looks at every view, and ends a session.
 #[test]
-fn a_browser_sees_who_is_there() -> Result<()> {
+fn a_browser_shows_the_state_of_the_node() -> Result<()> {
     play(Source::Yaml, Some(TOKEN), |scene, api| {
         let browser = Browser::start(scene.stage, &[])?;
         let mut alice = scene.login("alice")?;

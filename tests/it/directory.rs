@@ -39,7 +39,7 @@ fn play<T>(
 }
 
 /// Alice and Carol were here before; Bob and Dave were not.
-fn only_the_known_get_in(scene: &Scene) -> Result<()> {
+fn only_known_accounts_get_in(scene: &Scene) -> Result<()> {
     for local in ["alice", "carol"] {
         let (_, took) = timed(|| scene.login(local))?;
         ensure!(took < SOON, "{local}: {took:?}");
@@ -82,7 +82,7 @@ fn everybody_gets_in(scene: &Scene) -> Result<()> {
 }
 
 #[test]
-fn without_a_directory_the_known_get_in_and_the_others_hear_why() -> Result<()> {
+fn without_a_directory_known_accounts_get_in_and_the_others_hear_why() -> Result<()> {
     let expire_soon = |_: &_, _: &_, node: &mut Node, _: &mut _| {
         // So that what is known is past its life, and the directory would be asked.
         node.more
@@ -104,7 +104,7 @@ fn without_a_directory_the_known_get_in_and_the_others_hear_why() -> Result<()> 
         slapd.kill();
         past_its_life(scene, "alice")?;
         past_its_life(scene, "carol")?;
-        only_the_known_get_in(scene)?;
+        only_known_accounts_get_in(scene)?;
         scene
             .portico
             .record(&[("account", "alice@a.example"), ("tier", "stale"), ("outcome", "ok")])?;
@@ -264,7 +264,7 @@ fn web_route_is_written(scene: &Scene, memcached: &Memcached, id: &str) -> Resul
 }
 
 #[test]
-fn nobody_notices_a_shared_cache_that_is_dead_or_frozen() -> Result<()> {
+fn logins_do_not_depend_on_a_shared_cache_that_is_dead_or_frozen() -> Result<()> {
     let change = |stage: &Stage, _: &Town, node: &mut Node, _: &mut Directory| {
         let memcached = Memcached::start(stage)?;
         node.more.push(shared(memcached.address()));
@@ -294,7 +294,7 @@ fn nobody_notices_a_shared_cache_that_is_dead_or_frozen() -> Result<()> {
 }
 
 #[test]
-fn nobody_notices_a_shared_cache_that_babbles() -> Result<()> {
+fn logins_do_not_depend_on_a_shared_cache_that_sends_garbage() -> Result<()> {
     let change = |stage: &Stage, _: &Town, node: &mut Node, _: &mut Directory| {
         let address = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, stage.port()?);
         let babbler = Fake::start(address, None, |peer| {

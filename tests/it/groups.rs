@@ -173,7 +173,7 @@ fn a_server_that_is_not_ready_is_left_out() -> Result<()> {
 }
 
 #[test]
-fn an_accounts_own_server_that_is_down_is_told_at_once() -> Result<()> {
+fn an_accounts_own_server_that_is_down_is_reported_at_once() -> Result<()> {
     play(|scene| {
         let cookie = format!(
             "Cookie: ZM_AUTH_TOKEN={}\r\n",

@@ -92,7 +92,7 @@ fn attempt(scene: &Scene, name: &str) -> Result<Attempt> {
 
 /// Dovecot says so when the password was right: behind `[LIMIT]`, and in POP3 behind `[IN-USE]`.
 #[test]
-fn a_limit_is_told_in_the_servers_words_and_is_no_failed_login() -> Result<()> {
+fn a_limit_is_reported_in_the_servers_words_and_is_no_failed_login() -> Result<()> {
     play(|scene| {
         scene.town.stores[0]
             .dovecot

@@ -45,7 +45,7 @@ fn play(test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
 }
 
 #[test]
-fn nobody_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
+fn no_account_is_lost_with_a_file_that_is_empty_or_cut_off() -> Result<()> {
     play(|scene| {
         let whole = scene.town.directory().yaml();
         // In another order, all kinds of entries are there although the end is missing.

@@ -47,7 +47,7 @@ fn is_sent_away(mut wire: Wire) -> Result<()> {
 
 /// The story: forty silent connections at a limit of forty kept everybody else out for a minute.
 #[test]
-fn silent_connections_keep_nobody_out() -> Result<()> {
+fn silent_connections_keep_no_client_out() -> Result<()> {
     const LIMIT: usize = 40;
     let flood = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
     play_limited("{connections: 40, exempt: []}", |scene| {

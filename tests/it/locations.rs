@@ -537,7 +537,7 @@ fn domains_have_their_own_headers() -> Result<()> {
 
 /// Whoever goes to a page gets a page, a program gets what it can read, and a server's own words reach programs.
 #[test]
-fn errors_are_told_in_the_form_that_is_understood() -> Result<()> {
+fn errors_have_the_form_that_the_client_understands() -> Result<()> {
     play_usual(|carbonio| {
         let html = "Accept: text/html,application/xhtml+xml,*/*;q=0.8";
         let alice = carbonio.cookie("alice")?;
@@ -710,7 +710,7 @@ fn the_mode_https_refuses_clear_text() -> Result<()> {
 
 /// Files of locations are followed; one that is bad changes nothing and is named in the log.
 #[test]
-fn locations_change_while_we_run() -> Result<()> {
+fn locations_change_in_a_running_node() -> Result<()> {
     play(
         |_, directory| {
             directory.config("zimbraReverseProxyMailMode", "both");

@@ -84,7 +84,7 @@ fn given_way(portico: &Portico) -> Result<()> {
 }
 
 #[test]
-fn an_upgrade_cuts_nobody_off() -> Result<()> {
+fn an_upgrade_cuts_no_session() -> Result<()> {
     play(|scene| {
         let (mut alice, bob) = (scene.login("alice")?, scene.login("bob")?);
         // Somebody is about to log in, and somebody has sent half a request.
@@ -266,7 +266,7 @@ fn an_upgrade_that_fails_leaves_the_old_process() -> Result<()> {
 }
 
 #[test]
-fn nobody_to_take_over_from_is_said_at_once() -> Result<()> {
+fn an_upgrade_without_an_old_process_fails_at_once() -> Result<()> {
     play(|scene| {
         scene.portico.stop()?;
         let mut successor = scene.portico.successor("info")?;
@@ -513,7 +513,7 @@ fn listeners_follow_the_directory() -> Result<()> {
 
 /// What a service manager is told, and in which order.
 #[test]
-fn systemd_is_told() -> Result<()> {
+fn systemd_is_notified() -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let path = stage.path().join("notify");

@@ -193,7 +193,7 @@ fn play(test: impl FnOnce(&mut Client) -> Result<()>) -> Result<()> {
 }
 
 #[test]
-fn jetty_reads_every_path_as_we_do() -> Result<()> {
+fn jetty_reads_every_path_as_portico_does() -> Result<()> {
     play(|client| {
         for [path, servlet] in rows(SERVED) {
             let got = client.check(path)?;

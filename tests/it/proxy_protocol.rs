@@ -195,7 +195,7 @@ fn from_balancer(endpoint: SocketAddrV4) -> Result<Wire> {
 }
 
 #[test]
-fn nobody_else_may_say_who_the_client_is() -> Result<()> {
+fn only_trusted_proxies_may_name_the_client() -> Result<()> {
     let header = v1_spoofed();
     let v2 = v2_spoofed();
     play(|scene| {

@@ -84,7 +84,7 @@ fn no_failure_shows_a_secret() -> Result<()> {
         let portico = Portico::start_in(stage, &node, &directory, &env)?;
         let mut scene = Scene { stage, town, portico };
         servers_that_fail(&scene)?;
-        heads_that_nobody_can_read(&scene)?;
+        heads_that_do_not_parse(&scene)?;
         let output = scene.portico.output();
         ensure!(
             output.contains("the answer was broken off"),
@@ -128,7 +128,7 @@ fn head_for(kind: &str) -> String {
 }
 
 /// On every listener: where they belong, and where they are another protocol.
-fn heads_that_nobody_can_read(scene: &Scene) -> Result<()> {
+fn heads_that_do_not_parse(scene: &Scene) -> Result<()> {
     for head in HEADS {
         let head = head.replace("TOKEN", TOKEN).replace("HOST", "mail.a.example");
         for (address, ..) in scene.town.endpoints.each() {

@@ -232,7 +232,7 @@ fn service(
 }
 
 #[test]
-fn who_has_a_certificate_and_an_account_is_logged_in() -> Result<()> {
+fn a_client_with_a_certificate_and_an_account_is_logged_in() -> Result<()> {
     play(Given::Listener, |endpoint| {
         let rossi = Some(&endpoint.rossi);
         let got = endpoint.check("mail.a.example", "/certauth", rossi, (302, true))?;
@@ -323,7 +323,7 @@ fn requests_without_a_good_certificate_are_asked_of_no_service() -> Result<()> {
 }
 
 #[test]
-fn certificates_that_the_service_refuses_log_nobody_in() -> Result<()> {
+fn certificates_that_the_service_refuses_log_no_client_in() -> Result<()> {
     play(Given::Listener, |endpoint| {
         let (bianchi, verdi) = (Some(&endpoint.bianchi), Some(&endpoint.verdi));
         endpoint.check("mail.a.example", "/certauth", bianchi, (403, false))?;
@@ -361,7 +361,7 @@ fn an_authority_counts_for_its_own_domain_only() -> Result<()> {
 }
 
 #[test]
-fn without_a_lookup_service_certificates_log_nobody_in() -> Result<()> {
+fn without_a_lookup_service_certificates_log_no_client_in() -> Result<()> {
     play(Given::NoService, |endpoint| {
         endpoint.check("mail.a.example", "/certauth", Some(&endpoint.rossi), (403, false))?;
         endpoint.check("x.c.example", "/certauth", Some(&endpoint.rossi), (403, false))?;

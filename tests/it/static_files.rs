@@ -114,7 +114,7 @@ fn files_are_served_by_the_rules() -> Result<()> {
 }
 
 #[test]
-fn who_still_speaks_is_heard_out_before_the_answer() -> Result<()> {
+fn a_request_is_read_to_its_end_before_the_answer() -> Result<()> {
     play_files(false, |scene| {
         // Whether an answer crosses with the end of the request is a matter of chance.
         for _ in 0..20 {
@@ -145,7 +145,7 @@ fn large_files_take_no_memory() -> Result<()> {
 }
 
 /// What the server shall answer: a text of this type that shrinks.
-fn told(kind: &str, more: &str) -> String {
+fn shrinking_answer(kind: &str, more: &str) -> String {
     let text = "the same again and again; ".repeat(100);
     format!("X-Answer: {{\"status\": 200, \"headers\": [[\"Content-Type\", \"{kind}\"]{more}], \"body\": \"{text}\"}}")
 }
@@ -169,7 +169,7 @@ fn answers_are_compressed_but_none_with_secrets() -> Result<()> {
                 ("text/html", "", "Authorization: Basic eDp5", false),
                 ("text/css", "", &cookie, true),
             ] {
-                let told = told(kind, more);
+                let told = shrinking_answer(kind, more);
                 let args = [version, "-H", ACCEPT, "-H", &told, "-H", header];
                 let answer = scene.https("/service/x", &args)?;
                 let story = format!("{version} {kind} {more} {header}: {}", answer.head);
@@ -189,7 +189,7 @@ fn answers_are_compressed_but_none_with_secrets() -> Result<()> {
                 }
             }
             // curl unpacks what it has asked for.
-            let told = told("text/html", "");
+            let told = shrinking_answer("text/html", "");
             let answer = scene.https("/service/x", &[version, "--compressed", "-H", &told])?;
             assert_eq!(answer.text()?, "the same again and again; ".repeat(100));
             let style = scene.https("/tree/abc/style.css", &[version, "-H", ACCEPT, "-H", &cookie])?;
@@ -205,7 +205,7 @@ fn answers_are_compressed_but_none_with_secrets() -> Result<()> {
 fn the_node_may_say_that_they_are() -> Result<()> {
     play_files(true, |scene| {
         let cookie = format!("Cookie: ZM_AUTH_TOKEN={}", auth_token(&scene.town.person("bob")?.id));
-        let told = told("text/html", "");
+        let told = shrinking_answer("text/html", "");
         let answer = scene.https("/service/x", &["-H", ACCEPT, "-H", &told, "-H", &cookie])?;
         assert_eq!(answer.header("content-encoding"), Some("gzip"), "{}", answer.head);
         Ok(())

@@ -220,7 +220,7 @@ impl Step {
 }
 
 #[test]
-fn nobody_is_sent_to_the_server_that_an_account_has_left() -> Result<()> {
+fn no_login_goes_to_the_server_that_an_account_has_left() -> Result<()> {
     Stage::run(|stage| {
         let house = House::open(stage, 1, "100ms")?;
         let (stop, step) = (Arc::new(AtomicBool::new(false)), Arc::new(Step::default()));

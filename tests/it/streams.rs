@@ -165,7 +165,7 @@ fn ldap_passes_with_the_certificate_of_the_name_that_is_asked_for() -> Result<()
 }
 
 #[test]
-fn the_upstream_is_told_of_the_client_and_bytes_pass_unharmed() -> Result<()> {
+fn the_upstream_gets_the_clients_address_and_bytes_pass_unharmed() -> Result<()> {
     let upstream = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let SocketAddr::V4(address) = upstream.local_addr()? else {
         anyhow::bail!("not IPv4")

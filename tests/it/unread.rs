@@ -100,7 +100,7 @@ fn with_files(stage: &Stage, node: &mut Node, _: &mut Directory) -> Result<()> {
 }
 
 #[test]
-fn an_answer_that_nobody_reads_costs_little() -> Result<()> {
+fn an_unread_answer_costs_little() -> Result<()> {
     // What docs/threat-model.md says, and some for the machine. Each has a Portico of its own: what others have let
     // go would be used again, and hide the cost.
     for (name, path, how, most) in [
@@ -151,7 +151,7 @@ fn stalled(scene: &Scene, recorder: &Recorder) -> Result<usize> {
 }
 
 #[test]
-fn there_are_only_so_many_answers_that_nobody_reads() -> Result<()> {
+fn unread_answers_are_limited() -> Result<()> {
     for limits in [
         "{unread_answers: 45}",
         "{unread_answers: 0, unread_answers_per_address: 45, exempt: []}",

@@ -237,7 +237,7 @@ fn a_web_socket_is_no_way_around_the_rules() -> Result<()> {
 }
 
 #[test]
-fn the_upstream_is_told_what_was_shown_and_nothing_that_a_client_says() -> Result<()> {
+fn the_upstream_gets_the_certificate_that_was_presented_and_no_claim_of_a_client() -> Result<()> {
     play_with_clients(|scene, clients| {
         let lies = headers(&[
             "X-Client-Verify: SUCCESS",

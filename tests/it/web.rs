@@ -238,7 +238,7 @@ fn each_request_goes_to_its_users_server() -> Result<()> {
 }
 
 #[test]
-fn requests_of_nobody_go_to_a_healthy_server() -> Result<()> {
+fn unauthenticated_requests_go_to_a_healthy_server() -> Result<()> {
     play(|scene| {
         for n in 0..4 {
             assert_eq!(scene.https(&format!("/anything/{n}"), &[])?.status(), "200");

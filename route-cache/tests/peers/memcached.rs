@@ -153,7 +153,7 @@ async fn a_refused_login_has_the_directory_asked_past_every_cache() {
 }
 
 #[tokio::test]
-async fn asking_anew_distrusts_what_is_shared_only_where_nobody_tells_of_changes() {
+async fn asking_again_distrusts_what_is_shared_only_where_changes_are_not_announced() {
     let (memcached, directory, node) = one_node();
     memcached.add(ALICE, "127.0.0.3:7993");
     let imap = login("alice@a.test", Service::Imap);
@@ -406,7 +406,7 @@ async fn babbler(words: &'static [u8]) -> String {
 }
 
 #[tokio::test]
-async fn babble_costs_nothing_and_is_never_an_answer() {
+async fn garbage_costs_nothing_and_is_never_an_answer() {
     for words in [
         b"\0\xff\x80garbage\r\n".as_slice(),
         b"VALUE k 0 14\r\n127.0.0.3:7993\r\nEND\r\n",
