@@ -135,8 +135,8 @@ async fn the_first_server_is_left_when_it_fails_and_taken_again_when_it_is_back(
     first.thaw();
 }
 
-/// A firewall forgets all connections at once. Nobody is refused over it, everybody waits a part of the timeout at most
-/// once, and some new connections do for all.
+/// A firewall forgets all connections at once. No lookup fails over it, each waits a part of the timeout at most once,
+/// and some new connections do for all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_fall_silent_are_no_dead_directory() {
     // Longer than a busy machine may let an answer wait.

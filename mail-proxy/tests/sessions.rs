@@ -536,7 +536,7 @@ async fn a_login_under_way_is_not_forgotten() {
 }
 
 /// Thirty guesses of a quarter of a second each left no trace in the audit log. An attempt is finished and recorded
-/// with its outcome, whoever is gone; but not waited for without end.
+/// with its outcome, also when the client is gone; but not waited for without end.
 #[tokio::test(start_paused = true)]
 async fn a_guess_is_recorded_though_its_client_hangs_up() {
     for (store, password, outcome, why, after) in [

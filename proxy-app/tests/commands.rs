@@ -1,4 +1,4 @@
-//! Whoever types `portico` finds each verb and each option in the operator's guide.
+//! Each verb and each option of the command line stands in the operator's guide.
 //!
 //! Asks the program itself: the description of its command line, and the help of `portico prov`.
 #![allow(clippy::unwrap_used)]

@@ -10,7 +10,7 @@ use std::path::Path;
 /// The crates of the program.
 const CRATES: [&str; 4] = ["mail-directory", "route-cache", "mail-proxy", "proxy-app"];
 
-/// Set it to have docs/attributes.md written anew.
+/// Set it to have docs/attributes.md written again.
 const UPDATE: &str = "UPDATE_DOCS";
 
 #[test]

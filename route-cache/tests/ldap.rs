@@ -36,13 +36,13 @@ fn settings(urls: &[String]) -> Settings {
 }
 
 /// A directory, the cache in front of it, and the tasks that keep them up to date.
-struct House {
+struct Node {
     directory: Arc<LdapDirectory>,
     cache: Arc<RouteCache>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-impl House {
+impl Node {
     async fn open(settings: Settings) -> Self {
         let (directory, _) = LdapDirectory::load(settings)
             .await
@@ -101,7 +101,7 @@ impl House {
     }
 }
 
-impl Drop for House {
+impl Drop for Node {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
@@ -143,7 +143,7 @@ async fn accounts_are_found_by_name_alias_and_id() {
         "zimbraMailHost: store1.test\nzimbraMailAlias: bob@a.test\n",
     );
     let slapd = LdapStage::start(&more);
-    let house = House::open(settings(&[slapd.url()])).await;
+    let node = Node::open(settings(&[slapd.url()])).await;
     let alice = "alice@a.test store1.test:7990";
     for (name, expected) in [
         ("alice@a.test", alice),
@@ -155,7 +155,7 @@ async fn accounts_are_found_by_name_alias_and_id() {
         ("#id-ALICE@a.test", alice),
         ("alice@alias.test", alice),
         ("al@alias.test", alice),
-        // An address goes before an alias of somebody else.
+        // An address goes before the alias of another account.
         ("bob@a.test", "bob@a.test store2.test:7991"),
         ("list@a.test", "unknown"),
         ("nobody@a.test", "unknown"),
@@ -169,7 +169,7 @@ async fn accounts_are_found_by_name_alias_and_id() {
         ("älice@a.test", "unknown"),
         ("#*", "unknown"),
     ] {
-        assert_eq!(house.ask(name).await, expected, "{name}");
+        assert_eq!(node.ask(name).await, expected, "{name}");
     }
 }
 
@@ -182,19 +182,19 @@ async fn no_spelling_but_an_accounts_names_is_kept() {
         "zimbraMailHost: store2.test\nzimbraMailAlias: mary ann@a.test\n",
     );
     let slapd = LdapStage::start(&mary);
-    let house = House::open(settings(&[slapd.url()])).await;
+    let node = Node::open(settings(&[slapd.url()])).await;
     let alice = "alice@a.test store1.test:7990";
-    assert_eq!(house.ask("alice@a.test").await, alice);
-    assert_eq!(house.ask("mary ann@a.test").await, "mary@a.test store2.test:7991");
-    let kept = house.cache.len();
+    assert_eq!(node.ask("alice@a.test").await, alice);
+    assert_eq!(node.ask("mary ann@a.test").await, "mary@a.test store2.test:7991");
+    let kept = node.cache.len();
     for n in 1..40 {
         let blanks = " ".repeat(n);
-        assert_eq!(house.ask(&format!("{blanks}Alice@a.test{blanks}")).await, alice);
-        assert_eq!(house.ask(&format!("{blanks}ALICE")).await, alice);
-        assert_eq!(house.ask(&format!("mary {blanks}ann@a.test")).await, "unknown");
-        assert_eq!(house.ask(&format!("alice{blanks}@a.test")).await, "unknown");
+        assert_eq!(node.ask(&format!("{blanks}Alice@a.test{blanks}")).await, alice);
+        assert_eq!(node.ask(&format!("{blanks}ALICE")).await, alice);
+        assert_eq!(node.ask(&format!("mary {blanks}ann@a.test")).await, "unknown");
+        assert_eq!(node.ask(&format!("alice{blanks}@a.test")).await, "unknown");
     }
-    wait_until("nobodies to be forgotten", async || house.cache.len() == kept).await;
+    wait_until("nobodies to be forgotten", async || node.cache.len() == kept).await;
 }
 
 const PEOPLE: usize = 100;
@@ -226,9 +226,9 @@ impl SharedStage {
         }
     }
 
-    async fn house(&self) -> House {
+    async fn node(&self) -> Node {
         let (directory, _) = LdapDirectory::load(settings(&[self.slapd.url()])).await.unwrap();
-        House::sharing(directory, &self.memcached)
+        Node::sharing(directory, &self.memcached)
     }
 
     /// How often an entry was deleted, or would have been.
@@ -245,9 +245,9 @@ impl SharedStage {
 }
 
 /// Everybody's route comes from there.
-async fn everybody_is_known_by(house: &House, tier: Tier) {
+async fn everybody_is_known_by(node: &Node, tier: Tier) {
     for i in 0..PEOPLE {
-        let route = house.cache.route(&login(&format!("u{i}@a.test"))).await.unwrap();
+        let route = node.cache.route(&login(&format!("u{i}@a.test"))).await.unwrap();
         assert_eq!(route.tier, tier, "u{i}");
     }
 }
@@ -256,11 +256,11 @@ async fn everybody_is_known_by(house: &House, tier: Tier) {
 /// delete nothing in memcached, and believe what they find there.
 async fn nodes_start_quietly(kind: Kind<'_>) {
     let stage = SharedStage::start(kind).await;
-    everybody_is_known_by(&stage.house().await, Tier::Directory).await;
+    everybody_is_known_by(&stage.node().await, Tier::Directory).await;
     let before = stage.deletes();
-    let mut houses = Vec::new();
+    let mut nodes = Vec::new();
     for _ in 0..5 {
-        houses.push(stage.house().await);
+        nodes.push(stage.node().await);
     }
     // Each has looked when it has seen this.
     let alice = account_dn("alice@a.test");
@@ -271,11 +271,11 @@ async fn nodes_start_quietly(kind: Kind<'_>) {
         &["store2.test"],
     )
     .await;
-    for house in &houses {
-        let ages = house.directory.age();
-        wait_until("some looks", async || house.directory.age() < ages).await;
-        house.until("alice@a.test", "alice@a.test store2.test:7991").await;
-        everybody_is_known_by(house, Tier::Memcached).await;
+    for node in &nodes {
+        let ages = node.directory.age();
+        wait_until("some looks", async || node.directory.age() < ages).await;
+        node.until("alice@a.test", "alice@a.test store2.test:7991").await;
+        everybody_is_known_by(node, Tier::Memcached).await;
     }
     let deleted = stage.deletes() - before;
     assert!(deleted < 200, "{deleted} deletes");
@@ -299,31 +299,31 @@ async fn nodes_start_quietly_where_the_server_does_not_say_how_far_it_is() {
 async fn while_the_directory_is_down_known_accounts_get_in() {
     let mut slapd = LdapStage::start("");
     let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
-    let house = House::around(directory, Duration::from_millis(500));
+    let node = Node::around(directory, Duration::from_millis(500));
     let alice = "alice@a.test store1.test:7990";
-    house.until("alice", alice).await;
+    node.until("alice", alice).await;
     slapd.freeze();
     let before = Instant::now();
-    assert_eq!(house.ask("bob").await, "down");
+    assert_eq!(node.ask("bob").await, "down");
     assert!(
         before.elapsed() < TIMEOUT + Duration::from_secs(1),
         "{:?}",
         before.elapsed()
     );
-    let stale = house.cache.route(&login("alice")).await.unwrap();
+    let stale = node.cache.route(&login("alice")).await.unwrap();
     assert_eq!(stale.tier, Tier::Stale);
     slapd.thaw();
-    house.until("bob", "bob@a.test store2.test:7991").await;
+    node.until("bob", "bob@a.test store2.test:7991").await;
     slapd.stop();
-    assert_eq!(house.ask("carl@a.test").await, "down");
+    assert_eq!(node.ask("carl@a.test").await, "down");
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(house.ask("al").await, "down", "this name was not seen before");
-    assert_eq!(house.cache.route(&login("alice")).await.unwrap().tier, Tier::Stale);
-    assert_eq!(house.directory.system().domains().count(), 2);
+    assert_eq!(node.ask("al").await, "down", "this name was not seen before");
+    assert_eq!(node.cache.route(&login("alice")).await.unwrap().tier, Tier::Stale);
+    assert_eq!(node.directory.system().domains().count(), 2);
     slapd.resume();
-    house.until("al", alice).await;
+    node.until("al", alice).await;
     wait_until("fresh answers", async || {
-        house.cache.route(&login("alice")).await.unwrap().tier != Tier::Stale
+        node.cache.route(&login("alice")).await.unwrap().tier != Tier::Stale
     })
     .await;
 }
@@ -333,80 +333,80 @@ const CONFIG: &str = "cn=config,cn=zimbra";
 /// The story of a directory in which one thing after the other changes.
 async fn changes_are_seen(kind: Kind<'_>) {
     let slapd = LdapStage::start_as(kind, "");
-    let house = House::open(settings(&[slapd.url()])).await;
+    let node = Node::open(settings(&[slapd.url()])).await;
     let mut admin = slapd.admin().await;
     let alice = "alice@a.test store1.test:7990";
-    assert_eq!(house.ask("alice").await, alice);
-    assert_eq!(house.ask("al").await, alice);
+    assert_eq!(node.ask("alice").await, alice);
+    assert_eq!(node.ask("al").await, alice);
 
-    a_servers_port_changes(&house, &mut admin).await;
-    domains_change(&house, &mut admin).await;
-    a_bad_value_is_set(&house, &mut admin).await;
-    an_account_changes(&house, &mut admin).await;
-    nothing_changes(&house).await;
+    a_servers_port_changes(&node, &mut admin).await;
+    domains_change(&node, &mut admin).await;
+    a_bad_value_is_set(&node, &mut admin).await;
+    an_account_changes(&node, &mut admin).await;
+    nothing_changes(&node).await;
 }
 
-async fn a_servers_port_changes(house: &House, admin: &mut Ldap) {
-    let generations = house.directory.changes();
+async fn a_servers_port_changes(node: &Node, admin: &mut Ldap) {
+    let generations = node.directory.changes();
     let server = "cn=store1.test,cn=servers,cn=zimbra";
     set(admin, server, "zimbraImapSSLBindPort", &["1993"]).await;
-    house.until("alice", "alice@a.test store1.test:1993").await;
+    node.until("alice", "alice@a.test store1.test:1993").await;
     assert!(generations.has_changed().unwrap());
 }
 
 /// One gets another host name, one goes.
-async fn domains_change(house: &House, admin: &mut Ldap) {
+async fn domains_change(node: &Node, admin: &mut Ldap) {
     set(admin, &domain_dn("a.test"), "zimbraVirtualHostname", &["new.a.test"]).await;
     wait_until("the host name", async || {
-        house.directory.system().domain_by_host("new.a.test").is_some()
+        node.directory.system().domain_by_host("new.a.test").is_some()
     })
     .await;
-    assert!(house.directory.system().domain_by_host("mail.a.test").is_none());
+    assert!(node.directory.system().domain_by_host("mail.a.test").is_none());
     let gone = domain_dn("alias.test");
     for dn in [format!("ou=people,{gone}"), gone] {
         admin.delete(&dn).await.unwrap().success().unwrap();
     }
     wait_until("the domain to go", async || {
-        house.directory.system().domain("alias.test").is_none()
+        node.directory.system().domain("alias.test").is_none()
     })
     .await;
 }
 
 /// Its predecessor stays, and the rest is taken over.
-async fn a_bad_value_is_set(house: &House, admin: &mut Ldap) {
+async fn a_bad_value_is_set(node: &Node, admin: &mut Ldap) {
     set(admin, CONFIG, "zimbraReverseProxyMailMode", &["nonsense"]).await;
     set(admin, CONFIG, "zimbraReverseProxyConnectTimeout", &["7s"]).await;
     let timeout = &mail_directory::attributes::REVERSE_PROXY_CONNECT_TIMEOUT;
     wait_until("the timeout", async || {
-        house.directory.system().global().duration(timeout) == Duration::from_secs(7)
+        node.directory.system().global().duration(timeout) == Duration::from_secs(7)
     })
     .await;
     let mode = &mail_directory::attributes::REVERSE_PROXY_MAIL_MODE;
-    assert_eq!(house.directory.system().global().choice(mode), "https");
+    assert_eq!(node.directory.system().global().choice(mode), "https");
 }
 
 /// It loses an alias and gets another, it moves, and another attribute names its server.
-async fn an_account_changes(house: &House, admin: &mut Ldap) {
+async fn an_account_changes(node: &Node, admin: &mut Ldap) {
     let alice = account_dn("alice@a.test");
     set(admin, &alice, "zimbraMailAlias", &["new@a.test"]).await;
-    house.until("al", "unknown").await;
+    node.until("al", "unknown").await;
     set(admin, &alice, "zimbraMailHost", &["store2.test"]).await;
-    house.until("new", "alice@a.test store2.test:7991").await;
-    assert_eq!(house.ask("alice").await, "alice@a.test store2.test:7991");
+    node.until("new", "alice@a.test store2.test:7991").await;
+    assert_eq!(node.ask("alice").await, "alice@a.test store2.test:7991");
     set(admin, &alice, "carLicense", &["store1.test"]).await;
     let attribute = "zimbraReverseProxyMailHostAttribute";
     set(admin, CONFIG, attribute, &["carLicense"]).await;
-    house.until("alice", "alice@a.test store1.test:1993").await;
+    node.until("alice", "alice@a.test store1.test:1993").await;
 }
 
 /// No look announces a change, and routes stay.
-async fn nothing_changes(house: &House) {
+async fn nothing_changes(node: &Node) {
     tokio::time::sleep(POLL * 3).await;
-    let generations = house.directory.changes();
-    let before = house.cache.route(&login("alice")).await.unwrap();
+    let generations = node.directory.changes();
+    let before = node.cache.route(&login("alice")).await.unwrap();
     tokio::time::sleep(POLL * 4).await;
     assert!(!generations.has_changed().unwrap());
-    let after = house.cache.route(&login("alice")).await.unwrap();
+    let after = node.cache.route(&login("alice")).await.unwrap();
     assert_eq!((before.tier, after.tier), (Tier::Memory, Tier::Memory));
 }
 
@@ -430,30 +430,30 @@ async fn deleted_accounts_are_noticed(kind: Kind<'_>) {
         .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
         .collect();
     let slapd = LdapStage::start_as(kind, &many);
-    let house = House::open(settings(&[slapd.url()])).await;
+    let node = Node::open(settings(&[slapd.url()])).await;
     let mut admin = slapd.admin().await;
     let (alice, bob) = ("alice@a.test store1.test:7990", "bob@a.test store2.test:7991");
     // The first look of the watch makes the cache forget.
     wait_until("routes to stay in memory", async || {
-        house.cache.route(&login("alice")).await.unwrap().tier == Tier::Memory
+        node.cache.route(&login("alice")).await.unwrap().tier == Tier::Memory
     })
     .await;
     for i in 0..450 {
-        house.ask(&format!("u{i}@a.test")).await;
+        node.ask(&format!("u{i}@a.test")).await;
     }
     assert_eq!(
-        (house.ask("al").await, house.ask("bob").await),
+        (node.ask("al").await, node.ask("bob").await),
         (alice.to_owned(), bob.to_owned())
     );
     for gone in ["bob@a.test", "u7@a.test"] {
         admin.delete(&account_dn(gone)).await.unwrap().success().unwrap();
     }
-    house.until("bob", "unknown").await;
-    house.until("u7@a.test", "unknown").await;
-    // Nobody else was forgotten over it.
+    node.until("bob", "unknown").await;
+    node.until("u7@a.test", "unknown").await;
+    // No other route was forgotten over it.
     for name in ["alice@a.test", "u8@a.test", "u449@a.test"] {
         assert_eq!(
-            house.cache.route(&login(name)).await.unwrap().tier,
+            node.cache.route(&login(name)).await.unwrap().tier,
             Tier::Memory,
             "{name}"
         );
@@ -479,9 +479,9 @@ async fn deleted_accounts_are_noticed_where_the_server_does_not_say_how_far_it_i
 async fn a_directory_that_lost_most_domains_waits_for_confirmation() {
     let names = ["d1.test", "d2.test", "d3.test"];
     let slapd = LdapStage::start(&names.map(|name| domain(name, "")).concat());
-    let house = House::open(settings(&[slapd.url()])).await;
-    let directory: Arc<dyn Directory> = house.directory.clone();
-    assert_eq!(house.ask("alice@a.test").await, "alice@a.test store1.test:7990");
+    let node = Node::open(settings(&[slapd.url()])).await;
+    let directory: Arc<dyn Directory> = node.directory.clone();
+    assert_eq!(node.ask("alice@a.test").await, "alice@a.test store1.test:7990");
     let mut admin = slapd.admin().await;
     for dn in names
         .iter()
@@ -499,7 +499,7 @@ async fn a_directory_that_lost_most_domains_waits_for_confirmation() {
         &["store2.test"],
     )
     .await;
-    house.until("alice@a.test", "alice@a.test store2.test:7991").await;
+    node.until("alice@a.test", "alice@a.test store2.test:7991").await;
     assert!(directory.clone().refresh(everything(), Losses::Few).await.is_err());
     assert_eq!(directory.system().domains().count(), 5);
     directory.clone().refresh(everything(), Losses::Most).await.unwrap();
@@ -522,11 +522,11 @@ async fn after_a_move_is_seen_no_lookup_returns_the_old_server() {
     )
     .await;
     move_alice(&mut admin, 0).await;
-    let house = House::open(settings(&[slapd.url()])).await;
+    let node = Node::open(settings(&[slapd.url()])).await;
     let seen = Arc::new(AtomicUsize::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let look_up = |i: usize| {
-        let (cache, seen, done) = (house.cache.clone(), seen.clone(), done.clone());
+        let (cache, seen, done) = (node.cache.clone(), seen.clone(), done.clone());
         tokio::spawn(async move {
             let mut count = 0;
             while !done.load(Ordering::SeqCst) {
@@ -542,17 +542,17 @@ async fn after_a_move_is_seen_no_lookup_returns_the_old_server() {
     for i in 1..=MOVES {
         move_alice(&mut admin, i).await;
         // Looking at once is what a poll does; waiting for 200 of them would take too long.
-        (house.directory.clone() as Arc<dyn Directory>)
+        (node.directory.clone() as Arc<dyn Directory>)
             .refresh(everything(), Losses::Most)
             .await
             .unwrap();
         wait_until("the move to be seen", async || {
-            known_move(&house.cache, "alice").await == i
+            known_move(&node.cache, "alice").await == i
         })
         .await;
         seen.store(i, Ordering::SeqCst);
         for name in NAMES {
-            assert_eq!(known_move(&house.cache, name).await, i, "{name}");
+            assert_eq!(known_move(&node.cache, name).await, i, "{name}");
         }
     }
     done.store(true, Ordering::SeqCst);

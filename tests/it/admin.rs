@@ -346,7 +346,7 @@ fn sessions_are_listed_and_kicked() -> Result<()> {
     })
 }
 
-/// It is nobody's session yet, but will be his if the password is right.
+/// It is no session of the account yet, but will be one if the password is right.
 fn kick_a_login_under_way(scene: &mut Scene) -> Result<()> {
     scene.town.stores[1].dovecot.delay_guesses()?;
     let portico = &scene.portico;

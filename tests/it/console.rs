@@ -92,7 +92,7 @@ impl Api {
     }
 }
 
-/// Plays a test on a node with `admin.http`, where a token is needed to change something or nobody can.
+/// Plays a test on a node with `admin.http`, where a change needs a token, or is not possible.
 fn play(source: Source, token: Option<&'static str>, test: impl FnOnce(&mut Scene, &Api) -> Result<()>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let address = Cell::new(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
@@ -375,7 +375,7 @@ fn very_many_names_are_changed() -> Result<()> {
     })
 }
 
-/// Whoever shows no token costs no memory with what nobody asked for, and is not waited for long.
+/// The body of a client without a token costs no memory, and is not waited for long.
 #[test]
 fn refused_bodies_are_not_kept() -> Result<()> {
     play(Source::Yaml, Some(TOKEN), |scene, api| {
@@ -570,7 +570,7 @@ fn a_browser_shows_the_state_of_the_node() -> Result<()> {
         let trouble = browser.run("return document.getElementById('trouble').hidden")?;
         ensure!(trouble == true, "{}", browser.text()?);
 
-        // In another tab nobody has the token.
+        // Another tab does not have the token.
         browser.run("sessionStorage.clear(); location.reload()")?;
         browser.must("document.getElementById('token').open")
     })
@@ -724,7 +724,7 @@ fn a_browser_without_a_token_only_looks() -> Result<()> {
             let count = "return document.querySelectorAll('#view td button, #view .danger, #view .new-host').length";
             ensure!(browser.run(count)? == 0, "{view} offers a change");
         }
-        // A page of somebody else that has its name point here sees nothing.
+        // A foreign page whose name points here sees nothing.
         browser.open(&format!("http://evil.example:{}/", api.address.port()))?;
         browser.must(&has_text("the Host is neither an address nor localhost nor this node"))
     })

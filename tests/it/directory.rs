@@ -1,4 +1,5 @@
-//! What users notice of a directory and of a shared cache that are stopped, frozen, or babbling: as little as can be.
+//! What users notice of a directory and of a shared cache that are stopped, are frozen, or send garbage: as little as
+//! possible.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -72,7 +73,7 @@ fn past_its_life(scene: &Scene, local: &str) -> Result<()> {
     })
 }
 
-/// Everybody gets in, as soon as somebody notices.
+/// Everybody can log in, as soon as the node notices.
 fn everybody_gets_in(scene: &Scene) -> Result<()> {
     for person in &scene.town.people {
         let local = person.name.split('@').next().unwrap_or_default();

@@ -1,5 +1,5 @@
 //! The big test: thousands of sessions in silence, logins and requests without a pause, and meanwhile everything that
-//! is done to a node in a year. Nobody may notice.
+//! is done to a node in a year. No client may notice.
 //!
 //! It prints what it counted: `cargo nextest run -p portico-tests --no-capture -E 'test(anger::)'`.
 
@@ -260,7 +260,7 @@ fn a_year_of_changes_under_load_fails_no_client() -> Result<()> {
 
         let begun = Instant::now();
         let (grown, mut old) = node.live_through_a_year()?;
-        // The processes in the middle had nobody but those who were passing through.
+        // The processes in the middle had no sessions but short ones.
         for process in old.iter_mut().skip(1) {
             ensure!(process.wait(PATIENCE)?.success());
         }

@@ -51,7 +51,7 @@ fn guess(scene: &mut Scene) -> Result<()> {
     }
     imaps("a LOGIN alice@a.example wrong")?;
     imaps("a LOGIN nobody@a.example wrong")?;
-    // Somebody who wants the bans to hit others, or none.
+    // A client that wants the bans to hit others, or none.
     imaps("a LOGIN \"x] [ip=1.2.3.4;oip=1.2.3.4;cid=1;] security - cmd=Auth; account=y\" wrong")?;
     imaps("a LOGIN \"x\\\",\\\"client\\\":\\\"1.2.3.4:5\\\",\\\"outcome\\\":\\\"ok\" wrong")?;
     // These are nobody's guesses.

@@ -92,7 +92,7 @@ fn haproxy_is_killed() -> Result<()> {
     })
 }
 
-/// A full disk under the logs: nobody waits for it, and the diagnostic log says so.
+/// A full disk under the logs: no login waits for it, and the diagnostic log says so.
 #[test]
 fn the_disk_under_the_logs_is_full() -> Result<()> {
     Stage::run(|stage| {

@@ -1,4 +1,4 @@
-//! Nobody without a login can fill the logs: what strangers cause is a few lines and a count.
+//! Clients without a login cannot fill the logs: what they cause is a few lines and a count.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -143,7 +143,7 @@ fn web_sockets_too(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// In clear text a promise of TLS means nothing (RFC 6797 §7.2), whoever makes it.
+/// In clear text a promise of TLS means nothing (RFC 6797 §7.2), from the node or from a server.
 #[test]
 fn no_promise_of_tls_in_clear_text() -> Result<()> {
     play("both", |scene| {

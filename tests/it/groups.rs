@@ -1,4 +1,4 @@
-//! Requests of nobody in particular: spread evenly, and no client notices that a server dies and comes back.
+//! Unauthenticated requests: spread evenly, and no client notices that a server dies and comes back.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -190,7 +190,7 @@ fn an_accounts_own_server_that_is_down_is_reported_at_once() -> Result<()> {
             );
         }
         scene.town.stores[1].web.start_again()?;
-        until("his server to serve him again", SOON, || {
+        until("the server to serve its account again", SOON, || {
             Ok((client.ask("/service/of-bob", &cookie)?.0 == "200").then_some(()))
         })
     })

@@ -174,7 +174,7 @@ fn attack(endpoint: SocketAddrV4, greeting: &str, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Whoever sends a byte now and then does not move the deadline.
+/// A client that sends a byte now and then does not move the deadline.
 #[test]
 fn dripping_ends_at_the_deadline() -> Result<()> {
     play_fast(|scene| {

@@ -1,4 +1,4 @@
-//! A directory file that is empty, or ends too soon, takes nobody away.
+//! A directory file that is empty, or ends too soon, takes no account away.
 
 use std::time::Duration;
 

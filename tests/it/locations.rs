@@ -535,7 +535,7 @@ fn domains_have_their_own_headers() -> Result<()> {
     })
 }
 
-/// Whoever goes to a page gets a page, a program gets what it can read, and a server's own words reach programs.
+/// A browser gets a page, a program gets what it can read, and a server's own words reach programs.
 #[test]
 fn errors_have_the_form_that_the_client_understands() -> Result<()> {
     play_usual(|carbonio| {
@@ -565,7 +565,7 @@ fn errors_have_the_form_that_the_client_understands() -> Result<()> {
         let json = carbonio.web("/static/none", &[])?;
         assert_eq!(json.header("content-type"), Some("application/json"));
         assert_eq!(json.echo()?["error"]["status"], 404);
-        // The account's server is down: nobody else is asked, and everybody is told so in their own words.
+        // The account's server is down: no other is asked, and each client hears so in its own form.
         carbonio.scene.town.stores[0].web.stop();
         let page = carbonio.web("/modern", &["-H", &alice, "-H", html])?;
         is_page(&page, 502)?;
@@ -818,7 +818,7 @@ fn rules_of_a_location() -> Result<()> {
     )
 }
 
-/// Who stands in front of us may say which id a request has, and that it came by TLS; nobody else may.
+/// Who stands in front of us may say which id a request has, and that it came by TLS; no other client may.
 #[test]
 fn forwarders_that_are_trusted() -> Result<()> {
     play(

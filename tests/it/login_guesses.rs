@@ -1,5 +1,5 @@
-//! What those learn who guess, by words and by time, and what the audit log learns of them; and what those hear whose
-//! password is right but who may not come in now. The mailbox servers are real.
+//! What clients that guess passwords learn, by words and by time, and what the audit log learns of them; and what a
+//! client hears whose password is right but who may not log in now. The mailbox servers are real.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
@@ -184,7 +184,7 @@ fn long_pass(scene: &Scene, name: &str, password: &str) -> Result<String> {
     wire.pop(&format!("PASS {password}"))
 }
 
-/// Somebody has written into memcached that Alice lives on the other server, whose Dovecot has never heard of her.
+/// Another proxy has written into memcached that Alice lives on the other server, whose Dovecot has never heard of her.
 #[test]
 fn a_poisoned_route_is_cured_within_the_login() -> Result<()> {
     portico_tests::Stage::run(|stage| {

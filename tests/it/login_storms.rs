@@ -33,7 +33,7 @@ const OPENING: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Simulated stores, a slapd that writes down what it is asked, and Portico.
-struct House {
+struct RunningNode {
     runtime: Runtime,
     slapd: Slapd,
     // Held: it is killed when dropped.
@@ -58,7 +58,7 @@ const STORES: [&str; 12] = [
     "store11.example.test",
 ];
 
-impl House {
+impl RunningNode {
     fn open(stage: &Stage, users: usize, poll: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -150,16 +150,16 @@ fn raise_limit() -> Result<()> {
 fn ten_thousand_at_once_ask_once_for_each_account() -> Result<()> {
     raise_limit()?;
     Stage::run(|stage| {
-        let house = House::open(stage, USERS, "60s")?;
-        let asked_before = house.slapd.questions()?;
-        // Nobody is answered before everybody has asked.
-        house.slapd.freeze()?;
+        let running = RunningNode::open(stage, USERS, "60s")?;
+        let asked_before = running.slapd.questions()?;
+        // No login is answered before all have asked.
+        running.slapd.freeze()?;
         let said = Arc::new(AtomicUsize::new(0));
         let opening = Arc::new(Semaphore::new(OPENING));
         let logins: Vec<_> = (0..LOGINS)
             .map(|number| {
-                let (to, said, opening) = (house.imap, said.clone(), opening.clone());
-                house
+                let (to, said, opening) = (running.imap, said.clone(), opening.clone());
+                running
                     .runtime
                     .spawn(async move { timeout(PATIENCE, login(to, number % USERS, &said, &opening)).await? })
             })
@@ -167,10 +167,10 @@ fn ten_thousand_at_once_ask_once_for_each_account() -> Result<()> {
         until("everybody to have asked", PATIENCE, || {
             Ok((said.load(Ordering::SeqCst) == LOGINS).then_some(()))
         })?;
-        house.slapd.thaw()?;
+        running.slapd.thaw()?;
         let mut refused = Vec::new();
         for login in logins {
-            let answer = house.runtime.block_on(login)?.context("a login")?;
+            let answer = running.runtime.block_on(login)?.context("a login")?;
             if !answer.starts_with("a OK") {
                 refused.push(answer);
             }
@@ -181,7 +181,7 @@ fn ten_thousand_at_once_ask_once_for_each_account() -> Result<()> {
             refused.len(),
             refused[0]
         );
-        let asked: Vec<String> = house.slapd.questions()?.split_off(asked_before.len());
+        let asked: Vec<String> = running.slapd.questions()?.split_off(asked_before.len());
         let distinct: HashSet<&String> = asked.iter().collect();
         ensure!(!asked.is_empty(), "the questions cannot be seen");
         ensure!(
@@ -222,13 +222,13 @@ impl Step {
 #[test]
 fn no_login_goes_to_the_server_that_an_account_has_left() -> Result<()> {
     Stage::run(|stage| {
-        let house = House::open(stage, 1, "100ms")?;
+        let running = RunningNode::open(stage, 1, "100ms")?;
         let (stop, step) = (Arc::new(AtomicBool::new(false)), Arc::new(Step::default()));
         let checked = Arc::new(AtomicUsize::new(0));
         let clients: Vec<_> = (0..4)
             .map(|_| {
-                let (to, stop, step, checked) = (house.imap, stop.clone(), step.clone(), checked.clone());
-                house.runtime.spawn(async move {
+                let (to, stop, step, checked) = (running.imap, stop.clone(), step.clone(), checked.clone());
+                running.runtime.spawn(async move {
                     let (said, opening) = (AtomicUsize::new(0), Semaphore::new(1));
                     while !stop.load(Ordering::SeqCst) {
                         let before = step.now();
@@ -248,9 +248,9 @@ fn no_login_goes_to_the_server_that_an_account_has_left() -> Result<()> {
         for number in 1..=MOVES {
             let store = STORES[number % 2];
             step.next();
-            house.slapd.set_account("user0@a.example", "zimbraMailHost", store)?;
+            running.slapd.set_account("user0@a.example", "zimbraMailHost", store)?;
             until("the move to be seen", SEEN, || {
-                let answer = house.runtime.block_on(login(house.imap, 0, &said, &opening))?;
+                let answer = running.runtime.block_on(login(running.imap, 0, &said, &opening))?;
                 ensure!(answer.starts_with("a OK"), "{answer:?}");
                 Ok(answer.trim_end().ends_with(store).then_some(()))
             })?;
@@ -263,7 +263,7 @@ fn no_login_goes_to_the_server_that_an_account_has_left() -> Result<()> {
         }
         stop.store(true, Ordering::SeqCst);
         for client in clients {
-            house.runtime.block_on(client)??;
+            running.runtime.block_on(client)??;
         }
         println!(
             "{MOVES} moves, {} logins at the right server",

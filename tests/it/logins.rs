@@ -1,4 +1,4 @@
-//! Who gets in, by every mechanism and with every kind of name and password; and what those learn who do not.
+//! Logins by every mechanism and with every kind of name and password; and what a client whose login fails learns.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Two nodes behind HAProxy: one may die and another be drained, and nobody who logs in notices.
+//! Two nodes behind HAProxy: one may die and another be drained, and no login fails.
 //!
 //! HAProxy runs with the configuration that is shipped, on other ports.
 
@@ -84,7 +84,7 @@ impl<'a> Cluster<'a> {
         Ok(wire)
     }
 
-    /// HAProxy anew, after its end.
+    /// Starts HAProxy again, after its end.
     pub(crate) fn start_haproxy(&mut self) -> Result<()> {
         self.haproxy = HaProxy::start_with(
             self.stage,
@@ -231,7 +231,7 @@ fn a_node_dies_and_another_is_drained_and_no_new_login_fails() -> Result<()> {
         let mut kept = cluster.login("alice")?;
         both_nodes_take_logins(&cluster)?;
         the_second_node_dies(&mut cluster)?;
-        // Whoever is on the first stays.
+        // A session on the first node stays.
         if kept.imap_ok("a1 NOOP").is_err() {
             kept = cluster.login("alice")?;
         }
@@ -292,7 +292,7 @@ fn the_first_node_is_drained_and_stopped(cluster: &Cluster) -> Result<()> {
                 Ok((cluster.logins(1)? > before).then_some(()))
             })?;
             verb(first, &["drain"])?;
-            // HAProxy has heard three noes when for a while nobody came.
+            // HAProxy has heard three noes when no login came for a while.
             let mut last = cluster.logins(0)?;
             let mut quiet = std::time::Instant::now();
             until("nobody to come any more", SOON, || {

@@ -1,4 +1,4 @@
-//! Nothing is restarted in anger: upgrades, stops and reloads, seen by those who are connected.
+//! Upgrades, stops and reloads, as connected clients see them.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::unix::net::UnixDatagram;
@@ -87,7 +87,7 @@ fn given_way(portico: &Portico) -> Result<()> {
 fn an_upgrade_cuts_no_session() -> Result<()> {
     play(|scene| {
         let (mut alice, bob) = (scene.login("alice")?, scene.login("bob")?);
-        // Somebody is about to log in, and somebody has sent half a request.
+        // One client is about to log in, another has sent half a request.
         let mut carol = scene.imaps()?;
         let mut web = scene.tls(scene.town.endpoints.https, FRONT)?;
         web.send(format!(
@@ -104,7 +104,7 @@ fn an_upgrade_cuts_no_session() -> Result<()> {
         let answer = String::from_utf8_lossy(&web.rest()?).into_owned();
         ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         ensure!(scene.portico.is_running(), "the old process left its sessions alone");
-        // It leaves as soon as nobody is there any more, and the new one has been there all the time.
+        // It ends as soon as no session is left, and the new one has been there all the time.
         alice.imap_ok("a2 LOGOUT")?;
         drop((alice, bob, carol, web));
         let status = scene.portico.wait(SOON)?;
@@ -170,7 +170,7 @@ fn a_node_in_the_background_serves_when_the_command_ends() -> Result<()> {
         ensure!(status.success(), "{status}");
         let first = scene.portico.background_pid()?;
         made.0.push(first);
-        // Nobody waits for the listeners here: they are open.
+        // No wait for the listeners here: they are open.
         let mut alice = scene.login("alice")?;
         let status = scene.portico.in_background(&["-u"])?;
         ensure!(status.success(), "{status}");
@@ -194,7 +194,7 @@ fn a_node_in_the_background_serves_when_the_command_ends() -> Result<()> {
         until("all to end", SOON, || {
             Ok([first, second, third].into_iter().all(is_gone).then_some(()))
         })?;
-        // What cannot serve is told to whoever waits.
+        // The command that waits is told what cannot serve.
         let endpoint = scene.town.endpoints.imaps;
         let _taken = std::net::TcpListener::bind(endpoint)?;
         let status = scene.portico.in_background(&[])?;
@@ -302,7 +302,7 @@ fn sigterm_ends_within_the_stated_time() -> Result<()> {
             wait > Duration::from_secs(5) && wait < Duration::from_secs(9),
             "{wait:?}"
         );
-        // With nobody there it leaves at once; and a second signal does not wait for anybody.
+        // Without sessions it ends at once; and a second signal does not wait for any.
         scene.portico.start_again("info")?;
         let ((), wait) = timed(|| scene.portico.stop())?;
         ensure!(wait < Duration::from_secs(4), "{wait:?}");
@@ -444,7 +444,7 @@ fn a_listener_that_cannot_be_opened_is_an_alarm() -> Result<()> {
         scene.login("alice")?.imap_ok("a1 NOOP")?;
         // As soon as the address is free, the listener opens.
         drop(held);
-        until("the door to open", SOON, || {
+        until("the listener to open", SOON, || {
             Ok(TcpStream::connect(address).ok().map(drop))
         })?;
         greeted(Wire::clear(address)?, "* OK").map(drop)
@@ -477,7 +477,7 @@ fn listeners_follow_the_directory() -> Result<()> {
         directory.config("zimbraReverseProxyMailMode", "https");
         let mut portico = Portico::start(stage, &node, &directory, "info")?;
         let [http, https, imap, imaps, ..] = ports;
-        let opens = |port: u16| until("a door", SOON, || Ok(TcpStream::connect(at(port)).ok().map(drop)));
+        let opens = |port: u16| until("a listener", SOON, || Ok(TcpStream::connect(at(port)).ok().map(drop)));
         opens(https)?;
         opens(imap)?;
         ensure!(
@@ -501,7 +501,7 @@ fn listeners_follow_the_directory() -> Result<()> {
             .insert("zimbraImapProxyBindPort".to_owned(), moved.into());
         portico.replace_directory(&directory)?;
         opens(moved)?;
-        until("the old door to close", SOON, || {
+        until("the old listener to close", SOON, || {
             Ok(TcpStream::connect(at(imap)).is_err().then_some(()))
         })?;
         alice.imap_ok("a2 NOOP")?;
@@ -593,7 +593,7 @@ fn the_unit_reloads_or_lets_a_new_binary_take_over() -> Result<()> {
         reload_of_the_unit(scene, &binary()?)?;
         scene.portico.record(&[("event", "config"), ("why", "reloaded")])?;
         ensure!(scene.portico.successions() == 0, "the same binary took over");
-        // Somebody has put another file there. What is started is the program of this test all the same.
+        // Another file stands there now. What is started is the program of this test all the same.
         let other = scene.stage.path().join("other");
         std::fs::write(&other, "another binary")?;
         reload_of_the_unit(scene, &other)?;

@@ -686,7 +686,7 @@ fn with_a_mailbox(imap: u16, http: u16) -> Directory {
 }
 
 /// Portico in front of one mailbox server that is played here.
-struct House {
+struct RunningNode {
     portico: Portico,
     prov: Prov,
     ca: Authority,
@@ -699,7 +699,7 @@ struct House {
     _slapd: Option<Slapd>,
 }
 
-impl House {
+impl RunningNode {
     fn open(stage: &Stage, in_ldap: bool) -> Result<Self> {
         let ca = Authority::new(&stage.dir("ca")?)?;
         let pair = ca.server(&[FRONT])?;
@@ -823,20 +823,20 @@ fn idle(peer: &mut Peer) -> Result<()> {
 
 fn changes_are_taken_over(in_ldap: bool) -> Result<()> {
     Stage::run(|stage| {
-        let mut house = House::open(stage, in_ldap)?;
+        let mut running = RunningNode::open(stage, in_ldap)?;
         let mut sessions = (0..SESSIONS)
-            .map(|_| house.idle_session("alice@a.example"))
+            .map(|_| running.idle_session("alice@a.example"))
             .collect::<Result<Vec<_>>>()?;
         let (ended, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         std::thread::scope(|scope| -> Result<()> {
             let browsing = scope.spawn(|| -> Result<()> {
                 while !ended.load(Ordering::SeqCst) {
-                    house.https_request()?;
+                    running.https_request()?;
                     requests.fetch_add(1, Ordering::SeqCst);
                 }
                 Ok(())
             });
-            let changed = change_everything(&house);
+            let changed = change_everything(&running);
             ended.store(true, Ordering::SeqCst);
             match browsing.join() {
                 Ok(browsed) => browsed.context("a request of the loop failed")?,
@@ -851,25 +851,25 @@ fn changes_are_taken_over(in_ldap: bool) -> Result<()> {
             let line = wire.line()?;
             ensure!(line == "i1 OK idle done", "{line}");
         }
-        ensure!(house.portico.is_running(), "Portico has ended");
+        ensure!(running.portico.is_running(), "Portico has ended");
         Ok(())
     })
 }
 
-fn change_everything(house: &House) -> Result<()> {
-    assert_eq!(house.clear_status()?, "302");
+fn change_everything(running: &RunningNode) -> Result<()> {
+    assert_eq!(running.clear_status()?, "302");
     for (mode, status) in [("https", "403"), ("both", "200"), ("redirect", "302")] {
-        house
+        running
             .prov
             .must(&["modifyServer", NODE, "zimbraReverseProxyMailMode", mode])?;
-        house.soon(mode, || Ok(house.clear_status()? == status))?;
+        running.soon(mode, || Ok(running.clear_status()? == status))?;
     }
     let name = "new.a.example";
-    assert_eq!(house.certificates(name)?, [FRONT; 3]);
-    let pair = house.ca.server(&[name, "mail.a.example"])?;
+    assert_eq!(running.certificates(name)?, [FRONT; 3]);
+    let pair = running.ca.server(&[name, "mail.a.example"])?;
     let file = |path: &Path| format!("file:{}", path.display());
     let (certificate, key) = (file(&pair.certificate_file), file(&pair.key_file));
-    house.prov.must(&[
+    running.prov.must(&[
         "modifyDomain",
         "a.example",
         "+zimbraVirtualHostName",
@@ -879,21 +879,21 @@ fn change_everything(house: &House) -> Result<()> {
         "zimbraSSLPrivateKey",
         &key,
     ])?;
-    house.soon("the certificate on every door", || {
-        Ok(house.certificates(name)? == [name; 3])
+    running.soon("the certificate on every door", || {
+        Ok(running.certificates(name)? == [name; 3])
     })?;
     let mover = "mover@a.example";
     // A moved account: its next login goes elsewhere, here to a server that is not there.
-    house
+    running
         .prov
         .must(&["ma", mover, "zimbraMailHost", "store2.example.test"])?;
-    house.soon("the move", || Ok(house.idle_session(mover).is_err()))?;
-    house
+    running.soon("the move", || Ok(running.idle_session(mover).is_err()))?;
+    running
         .prov
         .must(&["ma", mover, "zimbraMailHost", "store1.example.test"])?;
-    house.soon("the move back", || Ok(house.idle_session(mover).is_ok()))?;
-    house.prov.must(&["flushCache", "all"])?;
-    house.prov.must(&["fc", "account", mover])?;
+    running.soon("the move back", || Ok(running.idle_session(mover).is_ok()))?;
+    running.prov.must(&["flushCache", "all"])?;
+    running.prov.must(&["fc", "account", mover])?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Behind a balancer: its PROXY header says who the client is, and nobody else's does.
+//! Behind a balancer: only its PROXY header says who the client is.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;

@@ -126,7 +126,7 @@ fn a_browser_lives_in_a_web_client() -> Result<()> {
         browser.must("document.getElementById('path').textContent == '/carbonio/mails/folder/2'")?;
         browser.must("document.getElementById('socket').textContent == 'hello'")?;
 
-        // The time itself is what is tested: nobody says a word, and nobody hangs up.
+        // The time itself is what is tested: neither side says a word or hangs up.
         std::thread::sleep(SILENCE);
         browser.run("say('still there')")?;
         browser.must("document.getElementById('socket').textContent == 'still there'")?;

@@ -113,7 +113,7 @@ impl Source {
                     let service = LookupService::start(address, &town)?;
                     let protocol = if self == Self::Zimbra { "zimbra" } else { "nginx" };
                     node.directory = service.source(protocol);
-                    // Who would read accounts from the file would find nobody.
+                    // The file has no accounts, so that reading it would show.
                     directory.forget_accounts();
                     _service = Some(service);
                 }
@@ -162,7 +162,7 @@ impl Scene<'_> {
         Wire::clear(endpoint)?.start_tls_any_name(&self.town.ca.connector(&[])?, name)
     }
 
-    /// Logs somebody in over IMAPS.
+    /// Logs a person in over IMAPS.
     pub(crate) fn login(&self, local: &str) -> Result<Wire> {
         let (mut wire, person) = (self.imaps()?, self.town.person(local)?);
         wire.imap_ok(&format!("l0 LOGIN {} {}", person.name, person.password()))

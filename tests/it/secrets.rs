@@ -1,4 +1,4 @@
-//! No log shows a secret, whatever fails: servers that break off, heads that nobody can read, clients of the wrong
+//! No log shows a secret, whatever fails: servers that break off, heads that do not parse, clients of the wrong
 //! protocol. The stage looks into the logs of every Portico at its end; here secrets stand where failures quote them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -415,7 +415,7 @@ fn a_short_answer_is_delivered_as_far_as_it_came() -> Result<()> {
     })
 }
 
-/// Nobody is told which program answers, whatever is refused by whom.
+/// No answer says which program it comes from, whatever is refused.
 #[test]
 fn no_answer_names_the_engine() -> Result<()> {
     play(|scene, _, _| {

@@ -264,7 +264,7 @@ fn its_clients_alone(scene: &Scene, path: &str, scheme: &str, open: Open, logged
     let mut bob = open(scene)?;
     log_in(&mut bob, "bob")?;
     ensure!(alice.get(path, "")?.1 == "alice" && bob.get(path, "")?.1 == "bob");
-    // A connection that was asked for a login is for nobody else either.
+    // A connection that was asked for a login is for no other client either.
     let mut asked = open(scene)?;
     let (_, fields, _) = asked.ask("GET", path, "")?;
     let (_, others, _) = open(scene)?.ask("GET", path, "")?;
@@ -418,7 +418,8 @@ fn what_may_be_repeated_is_sent_again() -> Result<()> {
     })
 }
 
-/// The server closes when the second request comes: a POST is sent once. Whoever sends it again must know what it means.
+/// The server closes when the second request comes: a POST is sent once. Only its client knows whether it may be
+/// sent again.
 #[test]
 fn what_may_not_be_repeated_is_sent_once() -> Result<()> {
     play_hasty(|hasty| {

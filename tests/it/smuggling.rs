@@ -216,7 +216,7 @@ fn read_line(stream: &mut BufReader<TcpStream>) -> Result<Option<String>> {
     }
 }
 
-/// Portico in front of the recorder, which takes all requests of nobody; the clear port serves.
+/// Portico in front of the recorder, which takes all unauthenticated requests; the clear port serves.
 pub(crate) fn play_recorded(test: impl FnOnce(&mut Scene, &Recorder) -> Result<()>) -> Result<()> {
     play_recorded_with(|_, _, _| Ok(()), test)
 }

@@ -1,4 +1,4 @@
-//! Single sign-on by certificate: who shows one, and a lookup service knows whose it is, is logged in.
+//! Single sign-on by certificate: a client is logged in whose certificate a lookup service knows.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Command;
@@ -84,7 +84,7 @@ impl Endpoint<'_> {
         Ok(got)
     }
 
-    /// The status, and whether somebody is logged in.
+    /// The status, and whether the client is logged in.
     #[track_caller]
     fn check(&self, name: &str, path: &str, show: Option<&Pair>, expected: (u16, bool)) -> Result<Got> {
         let got = self.get(name, path, show, &[])?;
@@ -270,7 +270,7 @@ fn a_client_with_a_certificate_and_an_account_is_logged_in() -> Result<()> {
         let question = endpoint.service()?.last_question();
         assert_eq!(question.get("auth-zimbra-admin").map(String::as_str), Some("True"));
 
-        // Each time anew.
+        // Each time again.
         let before = endpoint.request_count()?;
         endpoint.check("mail.a.example", "/certauth", rossi, (302, true))?;
         endpoint.check("x.c.example", "/certauth", rossi, (302, true))?;

@@ -104,7 +104,7 @@ fn play_with_slapd(test: impl FnOnce(&mut Scene, [SocketAddrV4; 2]) -> Result<()
         },
         |scene| {
             let behind = behind.borrow();
-            let (endpoints, _slapd) = behind.as_ref().context("no doors")?;
+            let (endpoints, _slapd) = behind.as_ref().context("no listeners")?;
             test(scene, *endpoints)
         },
     )
@@ -179,7 +179,7 @@ fn the_upstream_gets_the_clients_address_and_bytes_pass_unharmed() -> Result<()>
             Ok(())
         },
         |scene| {
-            let endpoint = endpoints.get().context("no door")?;
+            let endpoint = endpoints.get().context("no listener")?;
             let client = Wire::clear(endpoint)?;
             let local = client.local()?;
             let mut client = client.start_tls_any_name(&scene.town.ca.connector(&[])?, "mail.a.example")?;
@@ -225,7 +225,7 @@ fn a_server_that_is_down_ends_the_connection_with_a_record() -> Result<()> {
             Ok(())
         },
         |scene| {
-            let endpoint = endpoints.get().context("no door")?;
+            let endpoint = endpoints.get().context("no listener")?;
             let mut wire = scene.tls(endpoint, "mail.a.example")?;
             assert_eq!(wire.rest()?, b"");
             scene

@@ -12,7 +12,7 @@ use portico_tests::wire::Wire;
 use crate::scene::Scene;
 use crate::smuggling::{HOST, Recorder, connect, connect_with, play_recorded_with};
 
-/// Answers that nobody reads before the measuring begins.
+/// Unread answers before the measuring begins.
 const FIRST: usize = 100;
 /// Answers among which the growth of the memory is shared: an allocator grows by steps of MiB.
 const MEASURED: usize = 300;
@@ -67,7 +67,7 @@ impl How {
     }
 }
 
-/// What memory one answer costs that nobody reads, in KiB, of [`MEASURED`]. The clients stay: what they let go would be
+/// What memory one unread answer costs, in KiB, of [`MEASURED`]. The clients stay: what they let go would be
 /// used for others.
 fn cost(scene: &Scene, path: &str, how: How) -> Result<u64> {
     let mut clients = Vec::new();

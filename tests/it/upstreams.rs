@@ -171,7 +171,7 @@ fn closing_at_once_is_unavailable() -> Result<()> {
     play_liar(in_clear, |_| Ok(()), |scene, _| is_unavailable(scene))
 }
 
-/// Whoever is logged in before the password was told is not the one who asked.
+/// A session that is logged in before the password was sent is not the client's.
 #[test]
 fn a_session_that_is_already_logged_in_is_not_taken() -> Result<()> {
     let script = |peer: &mut Peer| {

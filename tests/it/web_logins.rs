@@ -98,7 +98,7 @@ fn has_records(scene: &Scene, mechanism: &str, outcome: &str, count: usize) -> R
     })
 }
 
-/// Somebody has written into memcached that Alice lives on a server that has never heard of her. Its 401 is the
+/// Another proxy has written into memcached that Alice lives on a server that has never heard of her. Its 401 is the
 /// answer, but the next login finds her own.
 #[test]
 fn a_wrong_route_is_cured_by_a_refused_login() -> Result<()> {

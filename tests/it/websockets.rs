@@ -1,4 +1,4 @@
-//! WebSocket handshakes with servers that agree, refuse, babble or say nothing: what the client hears, and what the
+//! WebSocket handshakes with servers that agree, refuse, send garbage or say nothing: what the client hears, and what the
 //! server got.
 
 use std::cell::OnceCell;

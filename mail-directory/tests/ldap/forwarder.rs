@@ -1,5 +1,5 @@
-//! A firewall between Portico and slapd that can forget its connections: nothing passes on them any more, and nobody
-//! is told.
+//! A firewall between Portico and slapd that can forget its connections: nothing passes on them any more, and neither
+//! side hears of it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

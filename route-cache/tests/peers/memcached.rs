@@ -92,7 +92,7 @@ async fn what_changed_in_the_directory_is_not_read_any_more() {
     for name in [by_pop3, by_id] {
         until("the old route is gone", async || memcached.value(name), Option::is_none).await;
     }
-    // Some account changed, and nobody can say which.
+    // Some account changed, and it is not known which.
     memcached.add("route:proto=imapssl;user=user0@a.test", "127.0.0.3:7993");
     node.expire();
     let other = login("user0@a.test", Service::Imap);
@@ -349,7 +349,7 @@ async fn a_frozen_server_costs_one_timeout_and_is_used_when_it_is_back() {
     let found = until(
         "it is used again",
         || {
-            // Who was asked for in vain is in memory now; somebody else is asked for next.
+            // An unknown name is in memory now; another one is looked up next.
             i += 1;
             let name = format!("user{}@a.test", i % 100);
             let node = &node;
@@ -430,7 +430,7 @@ async fn garbage_costs_nothing_and_is_never_an_answer() {
     costs_one_timeout(&node, 0).await;
 }
 
-/// It answers each question with the answer to the one before: whoever goes on reading mixes up users.
+/// It answers each question with the answer to the one before: a client that goes on reading mixes up users.
 #[tokio::test]
 async fn an_answer_to_another_question_is_never_taken() {
     let address = crate::stage::server(|mut stream| async move {

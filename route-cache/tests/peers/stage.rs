@@ -124,7 +124,7 @@ pub(crate) async fn ask(cache: &RouteCache, lookup: &Lookup) -> String {
     }
 }
 
-/// A port of the loopback address that nobody has.
+/// A port of the loopback address that no socket has.
 pub(crate) fn free_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     socket.local_addr().unwrap().port()
