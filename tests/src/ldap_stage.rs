@@ -22,7 +22,7 @@ pub struct LdapStage {
 }
 
 impl LdapStage {
-    /// Starts a server with the tree of [`tree`] and more entries.
+    /// Starts a server with the tree of `tree` and more entries.
     pub fn start(more: &str) -> Self {
         Self::start_as(Kind::default(), more)
     }

@@ -132,7 +132,7 @@ pub fn until<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<
     }
 }
 
-/// Polls until the condition is true; panics after [`PATIENCE`], with what was awaited. For the tests of the libraries.
+/// Polls until the condition is true; panics after `PATIENCE`, with what was awaited. For the tests of the libraries.
 pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition().await {
