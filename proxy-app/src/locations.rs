@@ -1,6 +1,6 @@
 //! Locations: which request goes where, as data. The table is read from files; conf/carbonio.yaml is built in.
 //!
-//! A location says which requests it matches and how they are handled. Nothing is done here: [`LocationTable::find`]
+//! A location says which requests it matches and how they are handled. Nothing is done here: `LocationTable::find`
 //! chooses one, and the phases of a request act on it. docs/web-locations.md describes the form of the files.
 
 use std::borrow::Cow;

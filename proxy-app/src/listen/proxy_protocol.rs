@@ -1,7 +1,7 @@
 //! The PROXY protocol, versions 1 and 2, as receiver: the address of the client behind the balancer. And version 2 as
 //! sender.
 //!
-//! [`parse`] is a pure function over the bytes read so far; [`read`] feeds it from a socket without taking one
+//! [`parse`] is a pure function over the bytes read so far; `read` feeds it from a socket without taking one
 //! byte more than the header. Whether a peer is trusted to send one is the listener's business.
 //! Source: the PROXY protocol specification (HAProxy, `proxy-protocol.txt`), sections 2.1 and 2.2.
 

@@ -16,7 +16,7 @@ use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::request_context::UpstreamTarget;
 
-/// Tells a server of the client: the headers that it gets from us, after those of [`headers::dropped`] are removed. One
+/// Tells a server of the client: the headers that it gets from us, after those of `headers::dropped` are removed. One
 /// address and never a chain: mailbox servers compare the whole value (HTTP §6.2).
 ///
 /// # Errors
