@@ -343,6 +343,30 @@ mod tests {
         check(&long, Err(Reason::LongHead));
     }
 
+    /// The body of a plain head is not looked for, so there must be none in any reading.
+    #[test]
+    fn a_plain_head_has_no_body() {
+        for (fields, expected) in [
+            ("", true),
+            ("Content-Type: a/b\r\nTE: trailers\r\nUser-Agent: x\r\n", true),
+            ("content-length: 0\r\n", false),
+            ("CONTENT-LENGTH : 5\r\n", false),
+            ("A: b\r\nTransfer-encoding: chunked\r\n", false),
+            ("tRANSFER-eNCODING:\r\n", false),
+            ("Upgrade: websocket\r\n", false),
+            ("uPGRADE: h2c\r\n", false),
+        ] {
+            for line in ["GET / HTTP/1.1", "POST / HTTP/1.0", "CONNECT a:1 HTTP/1.1"] {
+                let head = format!("{line}\r\nHost: a\r\n{fields}\r\n");
+                let (length, is_plain) = scanned(head.as_bytes()).unwrap().expect("it is whole");
+                assert_eq!(length, head.len());
+                assert_eq!(is_plain, expected && !line.starts_with("CONNECT"), "{head:?}");
+                let body = RequestBody::of(head.as_bytes());
+                assert!(!is_plain || body == RequestBody::Sized(0), "{head:?}: {body:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_the_engine_does_not_take() {
         for (head, expected) in [
