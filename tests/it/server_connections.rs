@@ -255,7 +255,7 @@ fn its_clients_alone(scene: &Scene, path: &str, scheme: &str, open: Open, logged
     }
     // It is still hers, without a word about it; also for what must not be repeated, and after a while.
     ensure!(alice.get(path, "")? == ("200".to_owned(), "alice".to_owned()));
-    thread::sleep(Duration::from_millis(600));
+    let_them_age();
     let (status, _, body) = alice.ask("POST", path, "")?;
     ensure!(
         (status.as_str(), body.as_str()) == ("200", "alice"),
@@ -304,6 +304,11 @@ fn forwarders_mix_clients(mut forwarder: Client, path: &str, scheme: &str) -> Re
 
 /// Long enough for a connection to count as old, in a server that closes such ones.
 const OLD: Duration = Duration::from_millis(550);
+
+/// Leaves kept connections alone until all of them are old.
+fn let_them_age() {
+    thread::sleep(OLD + Duration::from_millis(50));
+}
 
 /// A server that closes a kept connection when the next request comes: at once below `/gone`, below `/old` if it has
 /// been idle for a while; it hears of how much came, and answers nothing.
@@ -454,7 +459,7 @@ fn what_may_not_be_repeated_is_not_sent_on_an_old_connection() -> Result<()> {
                     while !other.0.line()?.is_empty() {}
                     other.0.bytes("GET none".len())?;
                 }
-                thread::sleep(OLD + Duration::from_millis(50));
+                let_them_age();
                 let mut client = Client::clear(&hasty.scene)?;
                 let (status, _, body) = client.ask(method, &format!("{prefix}/old/x"), "")?;
                 ensure!(
@@ -471,7 +476,7 @@ fn what_may_not_be_repeated_is_not_sent_on_an_old_connection() -> Result<()> {
 fn a_long_body_is_sent(scene: &Scene) -> Result<()> {
     let mut client = Client::clear(scene)?;
     ensure!(client.ask("GET", "/old/x", "")?.0 == "200");
-    thread::sleep(OLD + Duration::from_millis(50));
+    let_them_age();
     let body = format!("{}\r\n", "x".repeat(200 * 1024));
     let head = format!(
         "PUT /old/x HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {}\r\n\r\n",
