@@ -53,6 +53,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Writes the greeting of a new connection.
+    fn greet(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("* OK {}\r\n", self.greeting).as_bytes());
+    }
+
     fn capabilities(&self) -> String {
         match self.capabilities.is_empty() {
             true => FALLBACK_CAPABILITIES.to_owned(),

@@ -34,3 +34,10 @@ impl Default for Settings {
         }
     }
 }
+
+impl Settings {
+    /// Writes the greeting of a new connection.
+    fn greet(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("+OK {}\r\n", self.greeting).as_bytes());
+    }
+}

@@ -6,7 +6,6 @@ pub(crate) mod answers;
 pub(crate) mod behind;
 pub(crate) mod bound_login;
 pub(crate) mod compression;
-pub(crate) mod forwarders;
 pub mod frames;
 pub(crate) mod headers;
 pub(crate) mod login;
@@ -16,6 +15,7 @@ pub(crate) mod repeat;
 pub(crate) mod request_id;
 pub(crate) mod static_ui;
 pub(crate) mod streams;
+pub(crate) mod trusted_forwarders;
 
 /// Longest request head: nginx's four buffers of 8 KiB.
 pub const HEAD_MAX: usize = 32 * 1024;

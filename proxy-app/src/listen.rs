@@ -49,7 +49,7 @@ fn shares_port(listener: &Listener, listeners: &[Listener]) -> bool {
 }
 
 /// Closes the sockets of all other addresses.
-pub(crate) fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) {
+pub(crate) fn close_others(keep: impl IntoIterator<Item = SocketAddr>, fds: &ListenFds) {
     for address in sockets::close_others(keep, fds) {
         log::info!(target: "proxy_app::list", "not listening on {address} any more");
     }
@@ -155,7 +155,7 @@ impl ListenerSet {
             let _ = task.stop.send(backlog);
             let _ = task.task.await;
         }
-        close_others(kept.into_iter(), &self.fds);
+        close_others(kept, &self.fds);
         let missing = |listener: &&Listener| self.open.iter().all(|open| open.listener != **listener);
         let missing: Vec<Listener> = wanted.iter().filter(missing).cloned().collect();
         let mut problems = Problems::new();
@@ -203,7 +203,7 @@ impl ListenerSet {
         for task in tasks {
             let _ = task.await;
         }
-        close_others(std::iter::empty(), &self.fds);
+        close_others([], &self.fds);
     }
 }
 

@@ -879,7 +879,7 @@ fn change_everything(running: &RunningNode) -> Result<()> {
         "zimbraSSLPrivateKey",
         &key,
     ])?;
-    running.soon("the certificate on every door", || {
+    running.soon("the certificate on every listener", || {
         Ok(running.certificates(name)? == [name; 3])
     })?;
     let mover = "mover@a.example";

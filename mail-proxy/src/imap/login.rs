@@ -40,7 +40,7 @@ impl LoginDialect for ImapDialect {
     }
 
     fn greet(settings: &Settings, out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("* OK {}\r\n", settings.greeting).as_bytes());
+        settings.greet(out);
     }
 
     fn command(login: &mut ImapLogin, out: &mut Vec<u8>) -> Option<Step> {

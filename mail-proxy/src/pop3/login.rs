@@ -42,7 +42,7 @@ impl LoginDialect for Pop3Dialect {
     }
 
     fn greet(settings: &Settings, out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("+OK {}\r\n", settings.greeting).as_bytes());
+        settings.greet(out);
     }
 
     fn command(login: &mut Pop3Login, out: &mut Vec<u8>) -> Option<Step> {

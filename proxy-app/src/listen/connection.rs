@@ -33,7 +33,7 @@ use crate::node::metrics::Refused;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::{self, InnerProtocol};
 use crate::upstream::connect;
-use crate::web::client::{SeenUser, ToldValues, WebClient};
+use crate::web::client::{ForwardedValues, SeenUser, WebClient};
 use crate::web::connection;
 use crate::web::phases::Web;
 use crate::web::stream::{Channel, WebStream};
@@ -261,7 +261,7 @@ impl ActiveListener {
             owner: Arc::default(),
             cut_short: AtomicBool::new(false),
             seen_user: SeenUser::default(),
-            told: ToldValues::default(),
+            forwarded: ForwardedValues::default(),
             taken: AtomicBool::default(),
         };
         let stream = match WebStream::new(channel, client) {

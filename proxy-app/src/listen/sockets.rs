@@ -46,8 +46,8 @@ pub(crate) fn listen(address: SocketAddr, only_v6: bool, fds: &ListenFds) -> io:
 
 /// Closes what the table holds for other addresses than these, so that no client waits in a queue that is not served.
 /// Returns their addresses.
-pub(crate) fn close_others(keep: impl Iterator<Item = SocketAddr>, fds: &ListenFds) -> Vec<String> {
-    let keep: HashSet<String> = keep.map(key).collect();
+pub(crate) fn close_others(keep: impl IntoIterator<Item = SocketAddr>, fds: &ListenFds) -> Vec<String> {
+    let keep: HashSet<String> = keep.into_iter().map(key).collect();
     fds.lock().close_unclaimed(&keep)
 }
 

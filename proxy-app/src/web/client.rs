@@ -42,14 +42,15 @@ impl SeenUser {
     }
 }
 
-/// What servers are told of a client, as the values of headers: the same for nearly every request of a connection.
+/// The values of `X-Forwarded-For` and `X-Forwarded-Port` towards servers: the same for nearly every request of a
+/// connection.
 #[derive(Debug, Default)]
-pub(crate) struct ToldValues {
+pub(crate) struct ForwardedValues {
     client: OnceLock<(IpAddr, HeaderValue)>,
     port: OnceLock<(u16, HeaderValue)>,
 }
 
-impl ToldValues {
+impl ForwardedValues {
     /// The address of a client. Behind a trusted forwarder there may be several on one connection.
     pub(crate) fn client(&self, client: IpAddr) -> HeaderValue {
         let text = |client: IpAddr| {
@@ -94,8 +95,8 @@ pub(crate) struct WebClient {
     pub owner: Arc<Owner>,
     /// Its last answer has no proper end, and the connection must not look as if it had.
     pub cut_short: AtomicBool,
-    /// What servers are told of it.
-    pub told: ToldValues,
+    /// What servers hear of it.
+    pub forwarded: ForwardedValues,
     /// Whether the engine has taken the last request.
     pub taken: AtomicBool,
 }
@@ -182,16 +183,16 @@ mod tests {
 
     #[test]
     fn a_connection_may_have_several_clients() {
-        let told = ToldValues::default();
+        let forwarded = ForwardedValues::default();
         for (client, expected) in [
             ("::ffff:198.51.100.7", "198.51.100.7"),
             ("2001:db8::1", "2001:db8::1"),
             ("::ffff:198.51.100.7", "198.51.100.7"),
         ] {
-            assert_eq!(told.client(client.parse().unwrap()), expected);
+            assert_eq!(forwarded.client(client.parse().unwrap()), expected);
         }
         for port in [443, 8443, 443] {
-            assert_eq!(told.port(port), port.to_string());
+            assert_eq!(forwarded.port(port), port.to_string());
         }
     }
 }

@@ -11,9 +11,9 @@ use route_cache::{Lookup, Service, Subject};
 use crate::app::env::WebEnv;
 use crate::app::snapshot::Snapshot;
 use crate::http::account::{self, AccountClaim};
-use crate::http::forwarders::Forwarded;
 use crate::http::headers;
 use crate::http::request_id::RequestId;
+use crate::http::trusted_forwarders::Forwarded;
 use crate::locations::{Action, Forward, ForwardTo, ListenerKind, LocationQuery, Mailbox, MatchedLocation, path};
 use crate::web::client::WebClient;
 
@@ -46,25 +46,27 @@ impl RequestInfo {
         let config = env.config.load();
         let (peer, trusted) = (web.facts.client.addr.ip(), &config.web.trusted_forwarders);
         let is_trusted = trusted.iter().any(|network| network.contains(&peer.to_canonical()));
-        let told = Forwarded::read(peer, &request.headers, trusted);
+        let forwarded = Forwarded::read(peer, &request.headers, trusted);
         let local = match web.facts.tls.is_some() || web.tls_in_front {
             true => "https",
             false => "http",
         };
-        let host = Host::read(request, &told);
-        let port = told
+        let host = Host::read(request, &forwarded);
+        let port = forwarded
             .port
             .or_else(|| host.as_ref()?.port)
-            .or_else(|| told.scheme.map(default_port));
+            .or_else(|| forwarded.scheme.map(default_port));
         Self {
             id: is_trusted
                 .then(|| RequestId::forwarded(&request.headers))
                 .flatten()
                 .unwrap_or_else(RequestId::random),
-            client: told.client,
-            scheme: told.scheme.unwrap_or(local),
+            client: forwarded.client,
+            scheme: forwarded.scheme.unwrap_or(local),
             // If no forwarder names one it is ours, whatever the client writes into Host.
-            port: port.filter(|_| told.speaks()).unwrap_or(web.facts.client.local.port()),
+            port: port
+                .filter(|_| forwarded.speaks())
+                .unwrap_or(web.facts.client.local.port()),
             relayed: is_trusted || RELAYED.iter().any(|name| request.headers.contains_key(name)),
             host_as_sent: host.as_ref().map(|host| host.as_sent.clone()),
             host: host.map(|host| host.name),
@@ -90,13 +92,13 @@ struct Host {
 impl Host {
     /// The host that a forwarder names, or that of the request itself. A forwarder does not make a request with a bad
     /// host valid.
-    fn read(request: &Parts, told: &Forwarded) -> Option<Self> {
+    fn read(request: &Parts, forwarded: &Forwarded) -> Option<Self> {
         let own = account::host(&request.uri, &request.headers)?;
-        let forwarded = told
+        let outer = forwarded
             .host
             .as_deref()
             .and_then(|host| Some((account::host_of(host)?, host)));
-        let Some((name, as_sent)) = forwarded else {
+        let Some((name, as_sent)) = outer else {
             let as_sent = account::host_as_sent(&request.uri, &request.headers)?;
             let port = port_of(as_sent.to_str().ok()?);
             return Some(Self {
@@ -106,9 +108,9 @@ impl Host {
             });
         };
         let port = port_of(as_sent);
-        let missing = told
+        let missing = forwarded
             .port
-            .filter(|told_port| port.is_none() && Some(*told_port) != told.scheme.map(default_port));
+            .filter(|outer_port| port.is_none() && Some(*outer_port) != forwarded.scheme.map(default_port));
         let as_sent = match missing {
             Some(port) => HeaderValue::from_str(&format!("{as_sent}:{port}")),
             None => HeaderValue::from_str(as_sent),

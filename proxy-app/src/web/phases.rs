@@ -36,10 +36,10 @@ use crate::upstream::connection::{STALE, Sources};
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
-use crate::web::forward::{peer, tell};
 use crate::web::keeping::Keeping;
 use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
-use crate::web::target::{ROUTE_YOUNG, TRIES, choose, unreachable};
+use crate::web::server_choice::{ROUTE_YOUNG, TRIES, choose, unreachable};
+use crate::web::{upstream_headers, upstream_peer};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -160,7 +160,7 @@ impl ProxyHttp for Web {
         };
         let keepalive = context.group(&self.env.groups).and_then(|group| group.keepalive());
         let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive, context.stale);
-        let mut peer = peer(&target, proxied, &context.snapshot);
+        let mut peer = upstream_peer::new(&target, proxied, &context.snapshot);
         keeping.shape(&mut peer, &self.sources);
         context.keeping = Some(keeping);
         context.target = Some(target);
@@ -248,7 +248,7 @@ impl ProxyHttp for Web {
                 format!("the path cannot be sent on: {error}"),
             )
         })?;
-        tell(&mut parts.headers, web, info, proxied, &target.server).or_err(
+        upstream_headers::set(&mut parts.headers, web, info, proxied, &target.server).or_err(
             ErrorType::InvalidHTTPHeader,
             "a name of the configuration that cannot stand in a header",
         )?;

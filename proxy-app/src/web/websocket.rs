@@ -23,10 +23,10 @@ use crate::http::{HEAD_MAX, answer_head, headers, login};
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::WebClient;
 use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
-use crate::web::forward::{tell, waits};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, UpstreamTarget, dress, relocate};
-use crate::web::target::{choose, unreachable};
+use crate::web::server_choice::{choose, unreachable};
+use crate::web::{upstream_headers, upstream_peer};
 
 mod answer;
 
@@ -92,7 +92,7 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     if !proxied.forward().websocket {
         return None;
     }
-    let waits = waits(&proxied, &snapshot);
+    let waits = upstream_peer::waits(&proxied, &snapshot);
     let mut context = RequestContext::new(snapshot);
     context.form = ErrorForm::of(&request);
     context.vhost = Some(vhost);
@@ -402,7 +402,7 @@ fn upstream_head(
     use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, UPGRADE};
     let dropped = headers::dropped(&request.headers);
     let mut ours = HeaderMap::new();
-    tell(&mut ours, web, info, proxied, server).ok()?;
+    upstream_headers::set(&mut ours, web, info, proxied, server).ok()?;
     let cookies = headers::joined_cookies(&request.headers);
     let removed = &proxied.forward().remove_headers;
     // `Connection` may have named other headers; there is no body.

@@ -38,31 +38,31 @@ impl Forwarded {
     pub(crate) fn read(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
         let peer = peer.to_canonical();
         let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
-        let mut told = Self {
+        let mut forwarded = Self {
             client: peer,
             scheme: None,
             host: None,
             port: None,
         };
         if !is_trusted(&peer) {
-            return told;
+            return forwarded;
         }
         if FAMILY.iter().any(|name| headers.contains_key(*name)) {
-            told.follow(hops(headers), is_trusted);
-            told.scheme = last(headers, "x-forwarded-proto").and_then(scheme);
-            told.host = last(headers, "x-forwarded-host").map(str::to_owned);
-            told.port = last(headers, "x-forwarded-port").and_then(|port| port.parse().ok());
-            return told;
+            forwarded.follow(hops(headers), is_trusted);
+            forwarded.scheme = last(headers, "x-forwarded-proto").and_then(scheme);
+            forwarded.host = last(headers, "x-forwarded-host").map(str::to_owned);
+            forwarded.port = last(headers, "x-forwarded-port").and_then(|port| port.parse().ok());
+            return forwarded;
         }
         let elements = elements(headers).unwrap_or_default();
         let hops = elements.iter().rev().map(|element| element.address);
-        let followed = told.follow(hops, is_trusted);
+        let followed = forwarded.follow(hops, is_trusted);
         // The hop nearest to the client counts first; what it does not say is taken from the next one.
         for element in elements.iter().rev().take(followed) {
-            told.scheme = element.scheme.or(told.scheme);
-            told.host = element.host.clone().or(told.host.take());
+            forwarded.scheme = element.scheme.or(forwarded.scheme);
+            forwarded.host = element.host.clone().or(forwarded.host.take());
         }
-        told
+        forwarded
     }
 
     /// Whether a forwarder has said what the client sees.
@@ -111,7 +111,7 @@ struct Element {
 }
 
 /// The hops of `Forwarded` from left to right, over all its lines. `None` if it is malformed: the parts left and right
-/// of a mistake cannot be told apart.
+/// of a mistake cannot be forwarded apart.
 fn elements(headers: &HeaderMap) -> Option<Vec<Element>> {
     let mut elements = Vec::new();
     for line in headers.get_all("forwarded") {
@@ -291,14 +291,18 @@ mod tests {
     #[track_caller]
     fn check(lines: &[&str], scheme: Option<&str>, host: Option<&str>, port: Option<u16>) {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let told = Forwarded::read("10.0.0.1".parse().unwrap(), &headers(lines), &trusted);
+        let forwarded = Forwarded::read("10.0.0.1".parse().unwrap(), &headers(lines), &trusted);
         assert_eq!(
-            (told.scheme, told.host.as_deref(), told.port),
+            (forwarded.scheme, forwarded.host.as_deref(), forwarded.port),
             (scheme, host, port),
             "{lines:?}"
         );
-        let told = Forwarded::read("192.0.2.9".parse().unwrap(), &headers(lines), &trusted);
-        assert_eq!((told.scheme, told.host, told.port), (None, None, None), "{lines:?}");
+        let forwarded = Forwarded::read("192.0.2.9".parse().unwrap(), &headers(lines), &trusted);
+        assert_eq!(
+            (forwarded.scheme, forwarded.host, forwarded.port),
+            (None, None, None),
+            "{lines:?}"
+        );
     }
 
     #[test]

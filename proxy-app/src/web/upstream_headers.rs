@@ -1,27 +1,21 @@
-//! What a server gets with a request: headers, and how long it may take.
-
-use std::time::Duration;
+//! The headers that a server gets from us with a request: `X-Forwarded-For` and its family, the client certificate,
+//! the request id, `Host`, and those of the location.
 
 use http::header::{HOST, HeaderMap, HeaderValue, InvalidHeaderValue};
-use pingora::protocols::ALPN;
-use pingora::upstreams::peer::HttpPeer;
-use route_cache::{HostPort, Server, UpstreamTls, bracketed};
+use route_cache::{HostPort, Server, bracketed};
 
-use crate::app::snapshot::Snapshot;
 use crate::http::headers::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PORT, X_FORWARDED_PROTO, X_REQUEST_ID};
-use crate::locations::{HostRule, Timeouts};
+use crate::locations::HostRule;
 use crate::tls::client_certs::PresentedCert;
-use crate::upstream::connect;
 use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
-use crate::web::request_context::UpstreamTarget;
 
-/// Tells a server of the client: the headers that it gets from us, after those of `headers::dropped` are removed. One
-/// address and never a chain: mailbox servers compare the whole value (HTTP §6.2).
+/// Sets them, after those of `headers::dropped` are removed. `X-Forwarded-For` is one address and never a chain: mailbox
+/// servers compare the whole value (HTTP §6.2).
 ///
 /// # Errors
 /// A name of the configuration that cannot stand in a header.
-pub(crate) fn tell(
+pub(crate) fn set(
     headers: &mut HeaderMap,
     web: &WebClient,
     info: &RequestInfo,
@@ -31,9 +25,9 @@ pub(crate) fn tell(
     let forward = proxied.forward();
     headers.reserve(8);
     if forward.forwarded {
-        headers.insert(X_FORWARDED_FOR, web.told.client(info.client));
+        headers.insert(X_FORWARDED_FOR, web.forwarded.client(info.client));
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(info.scheme));
-        headers.insert(X_FORWARDED_PORT, web.told.port(info.port));
+        headers.insert(X_FORWARDED_PORT, web.forwarded.port(info.port));
         if let Some(host) = &info.host_as_sent {
             headers.insert(X_FORWARDED_HOST, host.clone());
         }
@@ -60,47 +54,6 @@ pub(crate) fn tell(
         headers.insert(name, value.clone());
     }
     Ok(())
-}
-
-/// Most that a server may send ahead of the client in a response over HTTP/2; the engine's default is 8 MiB.
-const H2_WINDOW: u32 = 64 * 1024;
-
-pub(crate) fn peer(target: &UpstreamTarget, proxied: &ProxyRequest, snapshot: &Snapshot) -> HttpPeer {
-    let policy = &snapshot.web;
-    let waits = waits(proxied, snapshot);
-    let name = match &target.server.tls {
-        UpstreamTls::Clear => None,
-        UpstreamTls::Implicit { name } => Some(name.to_string()),
-    };
-    // The connections in the pool were made under these rules.
-    let is_tls = name.is_some();
-    let mut peer = HttpPeer::new(target.address, is_tls, name.unwrap_or_default());
-    let connect = waits.connect.min(connect::CONNECT);
-    peer.options.connection_timeout = Some(connect);
-    peer.options.total_connection_timeout = Some(connect);
-    peer.options.write_timeout = Some(waits.send);
-    peer.options.read_timeout = Some(waits.read);
-    peer.options.alpn = if is_tls && proxied.forward().http2 {
-        ALPN::H2H1
-    } else {
-        ALPN::H1
-    };
-    peer.options.h2_stream_window_size = Some(H2_WINDOW);
-    peer.options.verify_cert = target.verify;
-    peer.options.verify_hostname = target.verify;
-    peer.options.ca = policy.upstream_ca.clone();
-    peer
-}
-
-/// The waits of a request's location on this node.
-pub(crate) fn waits(proxied: &ProxyRequest, snapshot: &Snapshot) -> Timeouts<Duration> {
-    let policy = &snapshot.web;
-    proxied.found.entry.timeouts.unwrap_or(Timeouts {
-        connect: policy.connect_timeout,
-        send: policy.send_timeout,
-        read: policy.read_timeout,
-        idle: policy.polling_timeout,
-    })
 }
 
 #[cfg(test)]
