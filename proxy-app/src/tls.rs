@@ -2,103 +2,51 @@
 //! mailbox servers.
 //!
 //! Certificates are chosen while a handshake runs, from the store of that moment: a changed certificate is used
-//! from the next handshake on, and no listener and no session is touched.
+//! from the next handshake on, and no listener and no session is touched. A handshake goes on in a context of its
+//! certificate ([`contexts`]).
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use mail_proxy::{Protocol, Stream, TlsFacts};
 use openssl::error::ErrorStack;
-use openssl::ex_data::Index;
-use openssl::ssl::{
-    AlpnError, NameType, SniError, Ssl, SslAcceptor, SslAlert, SslMethod, SslMode, SslOptions, SslRef,
-    SslSessionCacheMode, SslVersion, select_next_proto,
-};
+use openssl::ssl::{NameType, SniError, Ssl, SslAcceptorBuilder, SslAlert, SslContext, SslOptions, SslRef, SslVersion};
 use openssl::x509::X509VerifyResult;
 use tokio_openssl::SslStream;
 
-use crate::tls::certificate_store::SharedCertStore;
+use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
+use crate::tls::profile::{HANDSHAKE_INFO, HandshakeInfo, InnerProtocol, Profile};
 use crate::tls::vhosts::VirtualHosts;
 
 pub(crate) mod certificate;
 pub(crate) mod certificate_store;
 pub(crate) mod client_certs;
+mod contexts;
+pub(crate) mod profile;
 pub(crate) mod upstream;
 pub(crate) mod vhosts;
 
-/// What a TLS listener speaks inside; its ALPN names (RFC 7301; IANA registry for `imap` and `pop3`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum InnerProtocol {
-    /// `h2`, `http/1.1`, and `http/1.0` for clients that know nothing else.
-    Web,
-    /// `imap`
-    Imap,
-    /// `pop3`
-    Pop3,
-    /// `http/1.1`
-    Lookup,
-    /// Not known, so nothing is agreed.
-    Stream,
-}
-
-impl InnerProtocol {
-    /// In wire format, by preference.
-    fn alpn(self) -> &'static [u8] {
-        match self {
-            Self::Web => b"\x02h2\x08http/1.1\x08http/1.0",
-            Self::Imap => b"\x04imap",
-            Self::Pop3 => b"\x04pop3",
-            Self::Lookup => b"\x08http/1.1",
-            Self::Stream => b"",
-        }
-    }
-
-    /// Whether clients may resume a session. In TLS 1.2 OpenSSL resumes one at any name, which RFC 6066 section 3
-    /// forbids, and returns the name that it was begun with instead of the requested one. A web request has its Host;
-    /// elsewhere a login without a domain would go to the other name's domain.
-    fn resumes(self) -> bool {
-        self == Self::Web
-    }
-
-    /// Chooses from an offer. A client that offers only other protocols has been lured to the wrong port (ALPACA); one
-    /// without an offer is accepted.
-    fn agree(self, offered: &[u8]) -> Result<&[u8], AlpnError> {
-        match self {
-            // Any protocol may be right here except a browser's.
-            Self::Stream => match select_next_proto(Self::Web.alpn(), offered) {
-                Some(_) => Err(AlpnError::ALERT_FATAL),
-                None => Err(AlpnError::NOACK),
-            },
-            known => select_next_proto(known.alpn(), offered).ok_or(AlpnError::ALERT_FATAL),
-        }
-    }
-}
-
-/// Protocol versions and ciphers towards clients (`zimbraReverseProxySSLProtocols`, `…SSLCiphers`).
+/// How clients are served by TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsPolicy {
-    /// Lowest version.
-    pub min: SslVersion,
-    /// Highest version.
-    pub max: SslVersion,
-    /// OpenSSL cipher list for TLS 1.2; `None` for the library's intermediate profile.
-    pub ciphers: Option<String>,
+    /// Protocol versions and ciphers.
+    pub profile: Arc<Profile>,
     /// Which names have which client certificate rules: a session from before such a rule must not be resumed.
     pub rules: BTreeMap<String, PolicyId>,
 }
 
-/// The server's side of TLS, for each kind of content.
+/// The server's side of TLS. A handshake begins in one of these contexts, which hold the ticket keys, and goes on in
+/// the context of its certificate.
 pub(crate) struct Acceptors {
     policy: TlsPolicy,
-    web: SslAcceptor,
-    imap: SslAcceptor,
-    pop3: SslAcceptor,
-    lookup: SslAcceptor,
-    stream: SslAcceptor,
+    /// For protocols whose clients may resume a session.
+    resuming: SslContext,
+    /// For the others.
+    fresh: SslContext,
 }
 
 impl Acceptors {
@@ -107,13 +55,14 @@ impl Acceptors {
     /// # Errors
     /// OpenSSL does not take the policy.
     pub(crate) fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Self, ErrorStack> {
+        let resuming = beginning(certificates, &policy.profile)?;
+        let mut fresh = beginning(certificates, &policy.profile)?;
+        fresh.set_options(SslOptions::NO_TICKET);
+        fresh.set_num_tickets(0)?;
         Ok(Self {
-            web: acceptor(certificates, &policy, InnerProtocol::Web)?,
-            imap: acceptor(certificates, &policy, InnerProtocol::Imap)?,
-            pop3: acceptor(certificates, &policy, InnerProtocol::Pop3)?,
-            lookup: acceptor(certificates, &policy, InnerProtocol::Lookup)?,
-            stream: acceptor(certificates, &policy, InnerProtocol::Stream)?,
             policy,
+            resuming: resuming.build().into_context(),
+            fresh: fresh.build().into_context(),
         })
     }
 
@@ -133,17 +82,13 @@ impl Acceptors {
         local: IpAddr,
         stream: S,
     ) -> io::Result<SslStream<S>> {
-        let acceptor = match inner {
-            InnerProtocol::Web => &self.web,
-            InnerProtocol::Imap => &self.imap,
-            InnerProtocol::Pop3 => &self.pop3,
-            InnerProtocol::Lookup => &self.lookup,
-            InnerProtocol::Stream => &self.stream,
-        };
-        let mut ssl = Ssl::new(acceptor.context())?;
+        let mut ssl = Ssl::new(match inner.resumes() {
+            true => &self.resuming,
+            false => &self.fresh,
+        })?;
         let local = local.to_canonical();
-        let info = HandshakeInfo { local, rules: None };
-        ssl.set_ex_data(*HANDSHAKE_INFO, info);
+        let rules = None;
+        ssl.set_ex_data(*HANDSHAKE_INFO, HandshakeInfo { inner, local, rules });
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).accept().await {
             Ok(()) => certified(stream.ssl()).map(|()| stream),
@@ -151,17 +96,6 @@ impl Acceptors {
         }
     }
 }
-
-/// What a handshake knows of its client beside its ClientHello.
-struct HandshakeInfo {
-    /// The local address of its connection.
-    local: IpAddr,
-    /// The rules for its certificate, once its ClientHello has been read.
-    rules: Option<Arc<ClientCerts>>,
-}
-
-static HANDSHAKE_INFO: LazyLock<Index<Ssl, HandshakeInfo>> =
-    LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has thousands of them, and this is the only one"));
 
 /// What went wrong, with the reason why a client's certificate is not valid.
 fn explained(ssl: &SslRef, error: openssl::ssl::Error) -> io::Error {
@@ -204,45 +138,35 @@ pub(crate) fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
     })
 }
 
-fn acceptor(
-    certificates: &SharedCertStore,
-    policy: &TlsPolicy,
-    inner: InnerProtocol,
-) -> Result<SslAcceptor, ErrorStack> {
-    let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
-    builder.set_min_proto_version(Some(policy.min))?;
-    builder.set_max_proto_version(Some(policy.max))?;
-    if let Some(ciphers) = &policy.ciphers {
-        builder.set_cipher_list(ciphers)?;
+/// A context for the begin of handshakes, until the name is known that a client asks for.
+fn beginning(certificates: &SharedCertStore, profile: &Arc<Profile>) -> Result<SslAcceptorBuilder, ErrorStack> {
+    let mut builder = profile.context()?;
+    let (certificates, profile) = (certificates.clone(), profile.clone());
+    builder.set_servername_callback(move |ssl, alert| go_on(ssl, alert, &certificates.load(), &profile));
+    Ok(builder)
+}
+
+/// Lets a handshake go on in the context of the certificate and the rules for the name that its client asks for.
+fn go_on(ssl: &mut SslRef, alert: &mut SslAlert, store: &CertStore, profile: &Arc<Profile>) -> Result<(), SniError> {
+    let name = requested(ssl);
+    let info = ssl.ex_data(*HANDSHAKE_INFO).ok_or(SniError::ALERT_FATAL)?;
+    let (inner, local) = (info.inner, info.local);
+    let rules = match (inner, &store.vhosts) {
+        (InnerProtocol::Web, Some(vhosts)) => rules_for(ssl, alert, vhosts, name.as_deref(), local)?,
+        _ => ClientCerts::off(),
+    };
+    let certificate = store.find(name.as_deref(), Some(local));
+    let certificate = certificate.ok_or(SniError::ALERT_FATAL)?;
+    let context = certificate.context(profile, &rules);
+    let chosen = context.and_then(|context| ssl.set_ssl_context(&context));
+    chosen.and_then(|()| rules.ask(ssl)).map_err(|error| {
+        log::error!("a certificate cannot be used: {error}");
+        SniError::ALERT_FATAL
+    })?;
+    if let Some(info) = ssl.ex_data_mut(*HANDSHAKE_INFO) {
+        info.rules = Some(rules);
     }
-    builder
-        .set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION | SslOptions::NO_COMPRESSION);
-    if !inner.resumes() {
-        builder.set_options(SslOptions::NO_TICKET);
-        builder.set_num_tickets(0)?;
-    }
-    // Buffers of an idle session go back to the allocator; with tickets, a cache of sessions is only memory.
-    builder.set_mode(SslMode::RELEASE_BUFFERS);
-    builder.set_session_cache_mode(SslSessionCacheMode::OFF);
-    builder.set_session_id_context(b"portico")?;
-    let store = certificates.clone();
-    builder.set_servername_callback(move |ssl, alert| {
-        let store = store.load();
-        let name = requested(ssl);
-        let local = ssl.ex_data(*HANDSHAKE_INFO).map(|info| info.local);
-        if let (InnerProtocol::Web, Some(vhosts)) = (inner, &store.vhosts) {
-            rule(ssl, alert, vhosts, name.as_deref(), local)?;
-        }
-        let Some(certificate) = store.find(name.as_deref(), local) else {
-            return Err(SniError::ALERT_FATAL);
-        };
-        certificate.install(ssl).map_err(|error| {
-            log::error!("a certificate cannot be used: {error}");
-            SniError::ALERT_FATAL
-        })
-    });
-    builder.set_alpn_select_callback(move |_, offered| inner.agree(offered));
-    Ok(builder.build())
+    Ok(())
 }
 
 /// The name that a client asks for, in the form in which names are compared.
@@ -251,24 +175,20 @@ fn requested(ssl: &SslRef) -> Option<String> {
     Some(name.trim_end_matches('.').to_ascii_lowercase())
 }
 
-/// Applies the rules of the site that a web client asks for.
-fn rule(
-    ssl: &mut SslRef,
+/// The rules of the virtual host that a web client asks for.
+fn rules_for(
+    ssl: &SslRef,
     alert: &mut SslAlert,
     vhosts: &VirtualHosts,
     name: Option<&str>,
-    local: Option<IpAddr>,
-) -> Result<(), SniError> {
+    local: IpAddr,
+) -> Result<Arc<ClientCerts>, SniError> {
     if name.is_some_and(|name| !vhosts.admits(name)) {
         *alert = SslAlert::UNRECOGNIZED_NAME;
         return Err(SniError::ALERT_FATAL);
     }
     let named = name.and_then(|name| vhosts.by_name(name));
-    let vhost = match (named, local) {
-        (Some(vhost), _) => vhost,
-        (None, Some(local)) => vhosts.of(None, local),
-        (None, None) => return Err(SniError::ALERT_FATAL),
-    };
+    let vhost = named.unwrap_or_else(|| vhosts.of(None, local));
     let rules = vhost.client_certs.clone();
     // A session that was begun for another name, and resumed here, would bring along the certificate presented there,
     // or none (as in CVE-2025-23419). TLS 1.2 binds a session to its name, and returns that name and not the new one; a
@@ -279,14 +199,7 @@ fn rule(
         *alert = SslAlert::HANDSHAKE_FAILURE;
         return Err(SniError::ALERT_FATAL);
     }
-    let asking = rules.ask(ssl);
-    if let Some(info) = ssl.ex_data_mut(*HANDSHAKE_INFO) {
-        info.rules = Some(rules);
-    }
-    asking.map_err(|error| {
-        log::error!("client certificates cannot be asked for: {error}");
-        SniError::ALERT_FATAL
-    })
+    Ok(rules)
 }
 
 /// The facts of a channel after its handshake.
@@ -312,42 +225,78 @@ mod tests {
     use openssl::asn1::Asn1Time;
     use openssl::bn::BigNum;
     use openssl::hash::MessageDigest;
-    use openssl::pkey::PKey;
+    use openssl::pkey::{PKey, Private};
     use openssl::x509::X509;
     use openssl::x509::{X509Builder, X509Name};
 
     use super::*;
     use crate::tls::certificate::CertKey;
-    use crate::tls::certificate_store::CertStore;
+    use crate::tls::contexts::Contexts;
 
     /// A certificate of `subject` that `issuer` vouches for.
     fn certificate(subject: &str, issuer: &str) -> String {
+        certificate_of(&PKey::generate_ed25519().unwrap(), subject, issuer)
+    }
+
+    fn certificate_of(key: &PKey<Private>, subject: &str, issuer: &str) -> String {
         let name = |name: &str| {
             let mut builder = X509Name::builder().unwrap();
             builder.append_entry_by_text("CN", name).unwrap();
             builder.build()
         };
-        let key = PKey::generate_ed25519().unwrap();
         let mut builder = X509Builder::new().unwrap();
         let serial = Asn1Integer::from_bn(&BigNum::from_u32(1).unwrap()).unwrap();
         builder.set_serial_number(&serial).unwrap();
         builder.set_subject_name(&name(subject)).unwrap();
         builder.set_issuer_name(&name(issuer)).unwrap();
-        builder.set_pubkey(&key).unwrap();
+        builder.set_pubkey(key).unwrap();
         builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
         builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
-        builder.sign(&key, MessageDigest::null()).unwrap();
+        builder.sign(key, MessageDigest::null()).unwrap();
         String::from_utf8(builder.build().to_pem().unwrap()).unwrap()
     }
 
     fn pair(name: &str) -> Arc<CertKey> {
         let key = PKey::generate_ed25519().unwrap();
-        let leaf = X509::from_pem(certificate(name, "root").as_bytes()).unwrap();
+        let leaf = X509::from_pem(certificate_of(&key, name, "root").as_bytes()).unwrap();
         Arc::new(CertKey {
             leaf,
             chain: Vec::new(),
             key,
+            contexts: Contexts::default(),
         })
+    }
+
+    /// The story: the default certificate of a node is shown for all domains without one, and each of these may have
+    /// rules of its own.
+    #[test]
+    fn a_certificate_has_a_context_for_each_set_of_rules_within_a_limit() {
+        let profile = |ciphers: Option<&str>| {
+            Arc::new(Profile {
+                min: SslVersion::TLS1_2,
+                max: SslVersion::TLS1_3,
+                ciphers: ciphers.map(str::to_owned),
+            })
+        };
+        let (usual, other) = (profile(None), profile(Some("ECDHE-RSA-AES256-GCM-SHA384")));
+        let authority = certificate("root", "root");
+        let default = pair("default");
+        let contexts_after = |profile: &Arc<Profile>, rules: &ClientCerts| {
+            default.context(profile, rules).unwrap();
+            default.contexts.count()
+        };
+        assert_eq!(default.contexts.count(), 0, "none before the first handshake");
+        let off = ClientCerts::off();
+        for _listener in ["web", "imap", "pop3"] {
+            assert_eq!(contexts_after(&usual, &off), 1, "all share it");
+        }
+        assert_eq!(contexts_after(&profile(None), &off), 1, "an equal profile");
+        assert_eq!(contexts_after(&other, &off), 2);
+        for depth in 0..100 {
+            let rules = ClientCerts::new(CertMode::On, &authority, depth).unwrap();
+            let count = usize::try_from(depth).unwrap() + 3;
+            assert_eq!(contexts_after(&usual, &rules), count.min(64), "{depth}");
+        }
     }
 
     /// The story: at the address of domain b, the name of domain a, which has no certificate, got b's.

@@ -17,6 +17,7 @@ use crate::app::certificates::cert_store;
 use crate::config::{Config, Source};
 use crate::http::compression;
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
+use crate::tls::profile::Profile;
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{VirtualHost, VirtualHosts};
 use crate::tls::{Acceptors, TlsPolicy};
@@ -177,8 +178,13 @@ fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &m
     let acceptors = Acceptors::new(certificates, policy.clone()).or_else(|error| {
         let message = format!("{error}; the ciphers that Portico chooses are used");
         problems.push(warning("zimbraReverseProxySSLCiphers".to_owned(), message));
-        let ciphers = None;
-        Acceptors::new(certificates, TlsPolicy { ciphers, ..policy })
+        let (min, max) = (policy.profile.min, policy.profile.max);
+        let profile = Arc::new(Profile {
+            min,
+            max,
+            ciphers: None,
+        });
+        Acceptors::new(certificates, TlsPolicy { profile, ..policy })
     });
     acceptors
         .map(Arc::new)
@@ -245,7 +251,7 @@ fn tls_policy(node: &View<'_>, vhosts: &VirtualHosts) -> TlsPolicy {
         .collect();
     // OpenSSL's numbers grow with the versions.
     let by_age = |version: &&SslVersion| age(**version);
-    TlsPolicy {
+    let profile = Profile {
         min: versions
             .iter()
             .min_by_key(by_age)
@@ -257,6 +263,9 @@ fn tls_policy(node: &View<'_>, vhosts: &VirtualHosts) -> TlsPolicy {
             .copied()
             .unwrap_or(SslVersion::TLS1_3),
         ciphers: node.text(&a::REVERSE_PROXY_SSL_CIPHERS).map(str::to_owned),
+    };
+    TlsPolicy {
+        profile: Arc::new(profile),
         rules: vhosts.rules(),
     }
 }

@@ -1,11 +1,17 @@
-//! A certificate with its chain and its key: read, put in order, checked.
+//! A certificate with its chain and its key: read, put in order, checked, put into TLS contexts.
+
+use std::sync::Arc;
 
 use mail_directory::names;
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::SslRef;
+use openssl::ssl::SslContext;
 use openssl::x509::{X509, X509VerifyResult};
+
+use crate::tls::client_certs::ClientCerts;
+use crate::tls::contexts::Contexts;
+use crate::tls::profile::Profile;
 
 /// Most certificates that are put in order. Chains have two to five.
 const MAX_SORTED: usize = 16;
@@ -15,6 +21,7 @@ pub(crate) struct CertKey {
     pub(crate) leaf: X509,
     pub(crate) chain: Vec<X509>,
     pub(crate) key: PKey<Private>,
+    pub(crate) contexts: Contexts,
 }
 
 /// Why a certificate and key cannot be used.
@@ -46,7 +53,12 @@ impl CertKey {
         if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
             return Err(CertError::Mismatch);
         }
-        Ok(Self { leaf, chain, key })
+        Ok(Self {
+            leaf,
+            chain,
+            key,
+            contexts: Contexts::default(),
+        })
     }
 
     /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they are
@@ -139,15 +151,21 @@ impl CertKey {
         &self.leaf
     }
 
-    /// Costs at most a hundredth of a millisecond, of the third of one that a handshake takes; a context for each
-    /// certificate would save that, and cost some 20 KiB for each domain and protocol.
-    pub(crate) fn install(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
-        ssl.set_certificate(&self.leaf)?;
-        ssl.set_private_key(&self.key)?;
-        for certificate in &self.chain {
-            ssl.add_chain_cert(certificate.clone())?;
-        }
-        Ok(())
+    /// The context of this certificate for this profile and these rules for clients.
+    ///
+    /// # Errors
+    /// OpenSSL does not take one of them, or has no memory.
+    pub(crate) fn context(&self, profile: &Arc<Profile>, rules: &ClientCerts) -> Result<SslContext, ErrorStack> {
+        self.contexts.get(profile, rules.id(), || {
+            let mut builder = profile.context()?;
+            builder.set_certificate(&self.leaf)?;
+            builder.set_private_key(&self.key)?;
+            for certificate in &self.chain {
+                builder.add_extra_chain_cert(certificate.clone())?;
+            }
+            rules.trust(&mut builder)?;
+            Ok(builder.build().into_context())
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::sha::Sha256;
-use openssl::ssl::{SslRef, SslVerifyMode};
+use openssl::ssl::{SslContextBuilder, SslRef, SslVerifyMode};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509NameRef, X509Ref};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
@@ -117,7 +117,21 @@ impl ClientCerts {
         self.mode
     }
 
-    /// Makes a handshake that has not answered yet ask for a certificate by these rules.
+    /// Makes a context know the authorities. Whether it asks is decided for each handshake.
+    ///
+    /// # Errors
+    /// OpenSSL has no memory.
+    pub(crate) fn trust(&self, context: &mut SslContextBuilder) -> Result<(), ErrorStack> {
+        let mut store = X509StoreBuilder::new()?;
+        for authority in &self.authorities {
+            store.add_cert(authority.clone())?;
+            context.add_client_ca(authority)?;
+        }
+        context.set_verify_cert_store(store.build())
+    }
+
+    /// Makes a handshake that has not answered yet ask for a certificate by these rules. Its context knows the
+    /// authorities.
     ///
     /// # Errors
     /// OpenSSL has no memory.
@@ -127,12 +141,6 @@ impl ClientCerts {
             CertMode::Optional => SslVerifyMode::PEER,
             CertMode::On => SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
         };
-        let mut store = X509StoreBuilder::new()?;
-        for authority in &self.authorities {
-            store.add_cert(authority.clone())?;
-            ssl.add_client_ca(authority)?;
-        }
-        ssl.set_verify_cert_store(store.build())?;
         ssl.param_mut().set_depth(i32::try_from(self.depth).unwrap_or(i32::MAX));
         ssl.set_verify(verify);
         // A TLS 1.3 ticket does not say for which name it was made. Without tickets, nothing can be resumed here.

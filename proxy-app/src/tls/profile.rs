@@ -1,0 +1,116 @@
+//! What all TLS contexts towards clients have in common: versions, ciphers, options, and what is spoken inside.
+//!
+//! Which context a handshake uses is decided in [`crate::tls`].
+
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+use openssl::error::ErrorStack;
+use openssl::ex_data::Index;
+use openssl::ssl::{
+    AlpnError, Ssl, SslAcceptor, SslAcceptorBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode, SslVersion,
+    select_next_proto,
+};
+
+use crate::tls::client_certs::ClientCerts;
+
+/// What a TLS listener speaks inside; its ALPN names (RFC 7301; IANA registry for `imap` and `pop3`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InnerProtocol {
+    /// `h2`, `http/1.1`, and `http/1.0` for clients that know nothing else.
+    Web,
+    /// `imap`
+    Imap,
+    /// `pop3`
+    Pop3,
+    /// `http/1.1`
+    Lookup,
+    /// Not known, so nothing is agreed.
+    Stream,
+}
+
+impl InnerProtocol {
+    /// In wire format, by preference.
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Web => b"\x02h2\x08http/1.1\x08http/1.0",
+            Self::Imap => b"\x04imap",
+            Self::Pop3 => b"\x04pop3",
+            Self::Lookup => b"\x08http/1.1",
+            Self::Stream => b"",
+        }
+    }
+
+    /// Whether clients may resume a session. In TLS 1.2 OpenSSL resumes one at any name, which RFC 6066 section 3
+    /// forbids, and returns the name that it was begun with instead of the requested one. A web request has its Host;
+    /// elsewhere a login without a domain would go to the other name's domain.
+    pub(crate) fn resumes(self) -> bool {
+        self == Self::Web
+    }
+
+    /// Chooses from an offer. A client that offers only other protocols has been lured to the wrong port (ALPACA); one
+    /// without an offer is accepted.
+    fn agree(self, offered: &[u8]) -> Result<&[u8], AlpnError> {
+        match self {
+            // Any protocol may be right here except a browser's.
+            Self::Stream => match select_next_proto(Self::Web.alpn(), offered) {
+                Some(_) => Err(AlpnError::ALERT_FATAL),
+                None => Err(AlpnError::NOACK),
+            },
+            known => select_next_proto(known.alpn(), offered).ok_or(AlpnError::ALERT_FATAL),
+        }
+    }
+}
+
+/// Protocol versions and ciphers towards clients (`zimbraReverseProxySSLProtocols`, `…SSLCiphers`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Profile {
+    /// Lowest version.
+    pub min: SslVersion,
+    /// Highest version.
+    pub max: SslVersion,
+    /// OpenSSL cipher list for TLS 1.2; `None` for the library's intermediate profile.
+    pub ciphers: Option<String>,
+}
+
+impl Profile {
+    /// A context without a certificate. It agrees on what is spoken inside by the [`HandshakeInfo`] of each handshake,
+    /// so that all listeners can use it.
+    ///
+    /// # Errors
+    /// OpenSSL does not take the ciphers or the versions.
+    pub(crate) fn context(&self) -> Result<SslAcceptorBuilder, ErrorStack> {
+        let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
+        builder.set_min_proto_version(Some(self.min))?;
+        builder.set_max_proto_version(Some(self.max))?;
+        if let Some(ciphers) = &self.ciphers {
+            builder.set_cipher_list(ciphers)?;
+        }
+        builder.set_options(
+            SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION | SslOptions::NO_COMPRESSION,
+        );
+        // Buffers of an idle session go back to the allocator; with tickets, a cache of sessions is only memory.
+        builder.set_mode(SslMode::RELEASE_BUFFERS);
+        builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+        builder.set_session_id_context(b"portico")?;
+        builder.set_alpn_select_callback(|ssl, offered| match ssl.ex_data(*HANDSHAKE_INFO) {
+            Some(info) => info.inner.agree(offered),
+            None => Err(AlpnError::ALERT_FATAL),
+        });
+        Ok(builder)
+    }
+}
+
+/// What a handshake knows of its client beside its ClientHello.
+pub(crate) struct HandshakeInfo {
+    /// What its listener speaks inside.
+    pub inner: InnerProtocol,
+    /// The local address of its connection.
+    pub local: IpAddr,
+    /// The rules for its certificate, once its ClientHello has been read.
+    pub rules: Option<Arc<ClientCerts>>,
+}
+
+/// Where a handshake keeps its [`HandshakeInfo`].
+pub(crate) static HANDSHAKE_INFO: LazyLock<Index<Ssl, HandshakeInfo>> =
+    LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has thousands of them, and this is the only one"));
