@@ -26,6 +26,7 @@ pub mod relay;
 pub mod sasl;
 mod server_refusal;
 mod session;
+pub mod throttle;
 mod upstream;
 
 pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};

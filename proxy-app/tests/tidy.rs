@@ -105,7 +105,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["credentials", "relay"],
             &["connection", "login_failure"],
             &["audit"],
-            &["handle", "line", "mechanism", "proto", "server_refusal"],
+            &["handle", "line", "mechanism", "proto", "server_refusal", "throttle"],
         ],
     ),
     (

@@ -1,0 +1,156 @@
+//! Attempts that wait: for the delay that a rule demands, or for their turn. No server connection is held meanwhile, and
+//! there are never more than the settings allow.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::origin::ClientNetworks;
+use super::{Claim, Finding, Judgement, Throttle, Ticket};
+
+/// One of so many that wait may be of one address.
+const SHARE_OF_ADDRESS: usize = 10;
+
+/// An attempt that may ask the server.
+#[derive(Debug)]
+pub struct Admitted {
+    /// What its answer is told with.
+    pub ticket: Ticket,
+    /// How long it was held.
+    pub held: Duration,
+    /// Why it was held, or what a rule in dry run would have done.
+    pub finding: Option<Finding>,
+    /// The finding is that of a rule in dry run.
+    pub dry_run: bool,
+}
+
+/// An attempt that may not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Throttled {
+    /// Why.
+    pub finding: Finding,
+    /// What its client is told.
+    pub message: String,
+}
+
+/// How many wait, in all and of each address.
+#[derive(Default)]
+pub(super) struct WaitingRoom(Mutex<HashMap<IpAddr, usize>>);
+
+impl WaitingRoom {
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
+    /// A place to wait in, of at most `most`.
+    fn enter(&self, address: IpAddr, most: usize) -> Option<Place<'_>> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = waiting.values().sum();
+        let own = waiting.get(&address).copied().unwrap_or(0);
+        if all >= most || own >= most.div_ceil(SHARE_OF_ADDRESS) {
+            return None;
+        }
+        waiting.insert(address, own + 1);
+        Some(Place { waiting: self, address })
+    }
+}
+
+/// Counts until it is dropped.
+struct Place<'a> {
+    waiting: &'a WaitingRoom,
+    address: IpAddr,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = waiting.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Throttle {
+    /// Lets an attempt through, at once or after it has waited.
+    ///
+    /// # Errors
+    /// A rule refuses it, or too many wait already.
+    pub async fn admit(&self, claim: &Claim<'_>) -> Result<Admitted, Throttled> {
+        let begun = Instant::now();
+        let (mut place, mut held, mut waited_for) = (None, Duration::ZERO, None);
+        loop {
+            let (time, finding) = match self.ask(claim, held, self.now()) {
+                Judgement::Pass(ticket, would) => {
+                    return Ok(Admitted {
+                        ticket,
+                        held,
+                        finding: waited_for.or(would),
+                        dry_run: waited_for.is_none() && would.is_some(),
+                    });
+                }
+                Judgement::Refuse(finding) => return Err(self.throttled(finding)),
+                Judgement::Wait(time, finding) => (time, finding),
+            };
+            if place.is_none() {
+                let address = ClientNetworks::of(claim.client).address;
+                place = self.waiting.enter(address, self.settings().max_waiting);
+            }
+            if place.is_none() {
+                return Err(self.throttled(finding));
+            }
+            waited_for = Some(finding);
+            tokio::time::sleep(time).await;
+            // A clock that has not moved must not make it ask for ever.
+            held = begun.elapsed().max(held + Duration::from_millis(1));
+        }
+    }
+
+    /// The same for an attempt that cannot wait: one that would have to is refused.
+    ///
+    /// # Errors
+    /// A rule delays or refuses it.
+    pub fn admit_now(&self, claim: &Claim<'_>) -> Result<Admitted, Throttled> {
+        match self.ask(claim, Duration::ZERO, self.now()) {
+            Judgement::Pass(ticket, would) => Ok(Admitted {
+                ticket,
+                held: Duration::ZERO,
+                finding: would,
+                dry_run: would.is_some(),
+            }),
+            Judgement::Refuse(finding) | Judgement::Wait(_, finding) => Err(self.throttled(finding)),
+        }
+    }
+
+    fn throttled(&self, finding: Finding) -> Throttled {
+        Throttled {
+            finding,
+            message: self.settings().message(finding.rule).to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_has_its_share_of_those_that_wait() {
+        let waiting = WaitingRoom::default();
+        let from = |last| waiting.enter(IpAddr::from([192, 0, 2, last]), 20);
+        let of_one: Vec<_> = (0..3).map(|_| from(1)).collect();
+        assert!(of_one[1].is_some() && of_one[2].is_none());
+        let of_others: Vec<_> = (2..12).map(from).chain((2..12).map(from)).collect();
+        assert_eq!(of_others.iter().flatten().count(), 18);
+        assert_eq!(waiting.count(), 20);
+        drop((of_one, of_others));
+        assert_eq!(waiting.count(), 0);
+        assert!(waiting.0.lock().unwrap().is_empty());
+    }
+}
