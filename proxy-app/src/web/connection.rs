@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use mail_proxy::Drain;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -57,19 +57,29 @@ pub(crate) async fn serve(
     }
 }
 
-async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
-    if stream.h2 {
-        let patience = env.config.load().web.client_header_timeout;
-        // The engine waits for the preface without a limit.
-        let Ok(Ok(())) = timeout(patience, stream.read_ahead(H2_PREFACE)).await else {
-            return;
-        };
+async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, stream: WebStream, shutdown: &ShutdownWatch) {
+    match stream.h2 {
+        true => serve_http2(env, proxy, stream, shutdown).await,
+        false => serve_http1(env, proxy, Box::new(stream), shutdown).await,
+    }
+}
+
+async fn serve_http2(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: WebStream, shutdown: &ShutdownWatch) {
+    let patience = env.config.load().web.client_header_timeout;
+    // The engine waits for the preface without a limit.
+    if let Ok(Ok(())) = timeout(patience, stream.read_ahead(H2_PREFACE)).await {
         stream.watch_frames(env, patience);
         ServerApp::process_new(proxy, Box::new(stream), shutdown).await;
-        return;
     }
+}
+
+async fn serve_http1(
+    env: &Arc<WebEnv>,
+    proxy: &Arc<HttpProxy<Web>>,
+    mut stream: Box<WebStream>,
+    shutdown: &ShutdownWatch,
+) {
     let carrier = stream.carrier.clone();
-    let mut stream = Box::new(stream);
     let mut kept = None;
     let mut drain = env.drain.clone();
     // Made once for all requests: each of these costs a lock when it is made, and one when it is dropped.
@@ -95,26 +105,8 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
         {
             return answered.finish(env, web, stream).await;
         }
-        let request = match is_plain {
-            true => RequestBody::Sized(0),
-            false => RequestBody::of(&head),
-        };
-        let last = !request.may_be_followed(stream.ahead.is_empty());
-        if request == RequestBody::Unclear {
-            head.unsplit(std::mem::take(&mut stream.ahead));
-        }
-        stream.request = Some(request);
-        stream.unanswered = true;
-        let mut session = ServerSession::new_http1(stream);
-        match kept {
-            Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
-            None => session.set_keepalive(Some(KEEPALIVE.as_secs())),
-        }
-        // The client learns from the answer that this connection ends. If it were closed while it waits, that could
-        // cross with the client's next request.
-        if last || *shutdown.borrow() {
-            session.set_keepalive_reuses_remaining(Some(0));
-        }
+        let last = stream.begin_request(&mut head, is_plain) || *shutdown.borrow();
+        let mut session = session_on(stream, kept, last);
         let reason = reason_of_engine(&head);
         session.set_pipelined_prefix(head);
         // Its phases are a large future, in a box of its own: an idle connection does not keep it.
@@ -138,6 +130,20 @@ async fn serve_on(env: &Arc<WebEnv>, proxy: &Arc<HttpProxy<Web>>, mut stream: We
         }
         (stream, kept) = (ours, settings);
     }
+}
+
+/// The engine's session for the request that is read next on a connection. A `last` one tells the client that the
+/// connection ends: if it were closed while it waits, that could cross with the client's next request.
+fn session_on(stream: Box<WebStream>, kept: Option<HttpPersistentSettings>, last: bool) -> ServerSession {
+    let mut session = ServerSession::new_http1(stream);
+    match kept {
+        Some(settings) => settings.apply_to_session(&mut session),
+        None => session.set_keepalive(Some(KEEPALIVE.as_secs())),
+    }
+    if last {
+        session.set_keepalive_reuses_remaining(Some(0));
+    }
+    session
 }
 
 /// Why the engine does not take a request with this head, if it refuses it.

@@ -200,6 +200,16 @@ pub(crate) enum Decision {
     Refused { status: u16, why: &'static str },
 }
 
+impl Decision {
+    const fn refused(status: u16, why: &'static str) -> Self {
+        Self::Refused { status, why }
+    }
+
+    const fn read_differently() -> Self {
+        Self::refused(400, "a path that servers read differently")
+    }
+}
+
 /// Decides how a request is handled.
 pub(crate) fn decide(
     env: &WebEnv,
@@ -209,17 +219,10 @@ pub(crate) fn decide(
     info: &RequestInfo,
 ) -> Decision {
     let raw = request.uri.path();
-    let read_differently = Decision::Refused {
-        status: 400,
-        why: "a path that servers read differently",
-    };
     let Some(path) = path::normalized(raw) else {
         return match has_line_end(raw) {
-            true => Decision::Refused {
-                status: 403,
-                why: "a line end in the path",
-            },
-            false => read_differently,
+            true => Decision::refused(403, "a line end in the path"),
+            false => Decision::read_differently(),
         };
     };
     let query = LocationQuery {
@@ -234,21 +237,15 @@ pub(crate) fn decide(
     };
     let table = env.locations.table();
     let Some(found) = table.find(query) else {
-        return Decision::Refused {
-            status: 404,
-            why: "no location",
-        };
+        return Decision::refused(404, "no location");
     };
     if table.is_passed_by(&found, query) {
-        return read_differently;
+        return Decision::read_differently();
     }
     let location = &found.entry.location;
     let vhost = || snapshot.web.vhost(info.host.as_deref(), web.facts.client.local.ip());
     if !location.allows(info.client) {
-        return Decision::Refused {
-            status: 403,
-            why: "the location does not allow this client",
-        };
+        return Decision::refused(403, "the location does not allow this client");
     }
     let required_cookie = location.required_cookie.as_ref();
     if let Some(to) = required_cookie.and_then(|required_cookie| required_cookie.turns_away(&path, request)) {
@@ -259,10 +256,7 @@ pub(crate) fn decide(
         Action::Forward(forward) => {
             // For mailbox servers also in the query, as always (HTTP §2.3, P22).
             if matches!(forward.to, ForwardTo::Mailbox(_)) && request.uri.query().is_some_and(has_line_end) {
-                return Decision::Refused {
-                    status: 403,
-                    why: "a line end in the query",
-                };
+                return Decision::refused(403, "a line end in the query");
             }
             let replaced = found.replaced(forward, query);
             let lookup = lookup(forward, web, request, info);

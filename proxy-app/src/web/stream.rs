@@ -124,6 +124,22 @@ impl WebStream {
         Ok(())
     }
 
+    /// The next request on an HTTP/1 connection begins: what stands behind its head is its body, so much of it, or
+    /// the request behind it. Returns whether no other request can follow.
+    pub(crate) fn begin_request(&mut self, head: &mut BytesMut, is_plain: bool) -> bool {
+        let request = match is_plain {
+            true => RequestBody::Sized(0),
+            false => RequestBody::of(head),
+        };
+        let last = !request.may_be_followed(self.ahead.is_empty());
+        if request == RequestBody::Unclear {
+            head.unsplit(std::mem::take(&mut self.ahead));
+        }
+        self.request = Some(request);
+        self.unanswered = true;
+        last
+    }
+
     /// From here on frames are counted.
     pub(crate) fn watch_frames(&mut self, env: &Arc<WebEnv>, patience: Duration) {
         self.frames = Some(Box::new(FrameWatch {
