@@ -33,7 +33,6 @@ use crate::node::metrics::Refused;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls;
 use crate::tls::profile::InnerProtocol;
-use crate::upstream::connect;
 use crate::web::client::{ForwardedValues, SeenUser, WebClient};
 use crate::web::connection;
 use crate::web::phases::Web;
@@ -124,14 +123,22 @@ impl ActiveListener {
         self.env.limits.patience(own.unwrap_or(snapshot.login_deadline))
     }
 
+    /// The address that the client has connected to. A listener at one address knows it; for one at all addresses the
+    /// kernel is asked.
+    fn local_address(&self, tcp: &TcpStream) -> io::Result<SocketAddr> {
+        match self.listener.address {
+            address if address.ip().is_unspecified() || address.port() == 0 => tcp.local_addr(),
+            address => Ok(address),
+        }
+    }
+
     /// Identifies the client, and whether it speaks TLS with the balancer in front. `None`: the connection is refused.
     async fn identify(&self, tcp: &mut TcpStream, peer: SocketAddr) -> Option<(Client, bool)> {
-        connect::tune(tcp).ok()?;
         let peer = canonical(peer);
         let direct = Client {
             addr: peer,
             via: None,
-            local: canonical(tcp.local_addr().ok()?),
+            local: canonical(self.local_address(tcp).ok()?),
         };
         let trusted = self.listener.proxy_trusted.as_deref().unwrap_or_default();
         if !trusted.iter().any(|network| network.contains(&peer.ip())) {

@@ -16,6 +16,8 @@ use pingora::server::ListenFds;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
+use crate::upstream::connect;
+
 /// Connections that the kernel keeps for us while we are busy: a reconnect storm after a network fault must not
 /// be refused. The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -41,6 +43,7 @@ pub(crate) fn listen(address: SocketAddr, only_v6: bool, fds: &ListenFds) -> io:
         }
     };
     listener.set_nonblocking(true)?;
+    connect::tune(&listener)?;
     TcpListener::from_std(listener)
 }
 
@@ -81,4 +84,30 @@ fn bind(address: SocketAddr, only_v6: bool) -> io::Result<std::net::TcpListener>
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pingora::server::Fds;
+    use socket2::SockRef;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// The kernel hands down what is set at the listening socket, also at one of an earlier process.
+    #[tokio::test]
+    async fn accepted_connections_are_tuned() {
+        let fds: ListenFds = Arc::new(parking_lot::Mutex::new(Fds::new()));
+        let earlier = bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let address = earlier.local_addr().unwrap();
+        fds.lock().add(key(address), earlier.into_raw_fd());
+        let listener = listen(address, false, &fds).unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+        assert!(accepted.tcp_keepalive_time().unwrap() < std::time::Duration::from_secs(7200));
+    }
 }
