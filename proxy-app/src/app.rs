@@ -169,7 +169,7 @@ pub(crate) fn group_inputs(config: &Config, snapshot: &Snapshot) -> GroupInputs 
         system: snapshot.system.clone(),
         node: config.node.clone(),
         ip_mode: snapshot.web.ip_mode,
-        ca: snapshot.web.upstream_ca.clone(),
+        trust: snapshot.transport.trust.clone(),
         verify: snapshot.web.upstream_verify,
     }
 }

@@ -2,5 +2,10 @@
 
 pub(crate) mod connect;
 pub(crate) mod connection;
+pub(crate) mod dial;
 pub(crate) mod dns;
 pub(crate) mod groups;
+mod http2;
+mod link;
+pub(crate) mod pool;
+mod socket;

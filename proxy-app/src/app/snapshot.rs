@@ -76,8 +76,6 @@ pub(crate) struct WebPolicy {
     pub send_timeout: Duration,
     /// How long requests that wait for news may be silent.
     pub polling_timeout: Duration,
-    /// Authorities that sign the servers' certificates; `None`: the system's.
-    pub upstream_ca: Option<Arc<Box<[X509]>>>,
     /// Whether servers must prove their identity.
     pub upstream_verify: bool,
     /// Address families towards servers.
@@ -128,7 +126,7 @@ pub(crate) fn build(
     let acceptors = old_acceptors.filter(|acceptors| acceptors.are_for(&policy));
     let acceptors = acceptors.or_else(|| acceptors_for(policy, certificates, &mut problems));
     let parts = tls_parts(config, acceptors, &mut problems);
-    let Some((acceptors, trust, upstream_ca)) = parts.filter(|_| !problems.has_errors()) else {
+    let Some((acceptors, trust)) = parts.filter(|_| !problems.has_errors()) else {
         return Err(problems);
     };
     let ip_mode = ip_mode(&node);
@@ -146,7 +144,6 @@ pub(crate) fn build(
             read_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_READ_TIMEOUT),
             send_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_SEND_TIMEOUT),
             polling_timeout: node.duration(&a::REVERSE_PROXY_UPSTREAM_POLLING_TIMEOUT),
-            upstream_ca,
             upstream_verify: config.tls.upstream_verify,
             ip_mode,
             compression: compression::Rules {
@@ -171,7 +168,7 @@ pub(crate) fn build(
     })
 }
 
-type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>, Option<Arc<Box<[X509]>>>);
+type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>);
 
 /// Makes new acceptors: sessions that were begun with the previous ones are not resumed.
 fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &mut Problems) -> Option<Arc<Acceptors>> {
@@ -197,25 +194,22 @@ fn tls_parts(config: &Config, acceptors: Option<Arc<Acceptors>>, problems: &mut 
     let trust = UpstreamTrust::new(ca_file, config.tls.upstream_verify)
         .map_err(|error| problems.push(problem("tls.upstream_ca_file", error)))
         .ok();
-    let upstream_ca = ca_file.and_then(|path| authorities(path, problems));
-    Some((acceptors?, Arc::new(trust?), upstream_ca))
+    if let Some(path) = ca_file {
+        check_authorities(path, problems);
+    }
+    Some((acceptors?, Arc::new(trust?)))
 }
 
-fn authorities(path: &Path, problems: &mut Problems) -> Option<Arc<Box<[X509]>>> {
+/// The file must hold certificates: without one no server could prove its identity.
+fn check_authorities(path: &Path, problems: &mut Problems) {
     let read = std::fs::read(path).map_err(anyhow::Error::from);
     match read.and_then(|pem| Ok(X509::stack_from_pem(&pem)?)) {
-        Ok(certificates) if !certificates.is_empty() => Some(Arc::new(certificates.into())),
-        Ok(_) => {
-            problems.push(problem(
-                "tls.upstream_ca_file",
-                format!("{} holds no certificate", path.display()),
-            ));
-            None
-        }
-        Err(error) => {
-            problems.push(problem("tls.upstream_ca_file", format!("{}: {error}", path.display())));
-            None
-        }
+        Ok(certificates) if !certificates.is_empty() => {}
+        Ok(_) => problems.push(problem(
+            "tls.upstream_ca_file",
+            format!("{} holds no certificate", path.display()),
+        )),
+        Err(error) => problems.push(problem("tls.upstream_ca_file", format!("{}: {error}", path.display()))),
     }
 }
 

@@ -9,28 +9,11 @@ use openssl::error::ErrorStack;
 use openssl::ssl::{SslConnector, SslMethod, SslMode, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
-use pingora::protocols::Digest;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_openssl::SslStream;
 
 /// TLS 1.0 and 1.1 must not be used (RFC 8996).
 const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
-
-/// Refuses a connection to a server that has agreed to an older version: Pingora's own connector takes TLS 1.0.
-///
-/// # Errors
-/// It has.
-pub(crate) fn refuse_old(agreed: Option<&Digest>) -> pingora::Result<()> {
-    let Some(tls) = agreed.and_then(|agreed| agreed.ssl_digest.as_ref()) else {
-        return Ok(());
-    };
-    match &*tls.version {
-        "TLSv1.2" | "TLSv1.3" => Ok(()),
-        old => {
-            let message = format!("the server speaks {old} only, which must not be used (RFC 8996)");
-            Err(pingora::Error::explain(pingora::ErrorType::TLSHandshakeFailure, message).into_up())
-        }
-    }
-}
 
 /// The client's side of TLS, towards mailbox servers.
 pub(crate) struct UpstreamTrust {
@@ -85,18 +68,39 @@ impl UpstreamTrust {
     /// # Errors
     /// As [`UpstreamTrust::connect`].
     pub(crate) async fn connect_as(&self, name: &str, stream: BoxStream, verify: bool) -> io::Result<BoxStream> {
+        let stream = self.shake_hands(name, stream, verify, None).await?;
+        Ok(Box::new(stream))
+    }
+
+    /// The same for any stream, with the protocols that are offered (RFC 7301 §3.1), the best first.
+    ///
+    /// # Errors
+    /// As [`UpstreamTrust::connect`].
+    pub(crate) async fn shake_hands<S>(
+        &self,
+        name: &str,
+        stream: S,
+        verify: bool,
+        alpn: Option<&[u8]>,
+    ) -> io::Result<SslStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut rules = self.connector.configure()?;
         rules.set_verify(match verify {
             true => SslVerifyMode::PEER,
             false => SslVerifyMode::NONE,
         });
+        if let Some(alpn) = alpn {
+            rules.set_alpn_protos(alpn)?;
+        }
         let ssl = rules.verify_hostname(verify).into_ssl(name)?;
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).connect().await {
-            Ok(()) => Ok(Box::new(stream)),
+            Ok(()) => Ok(stream),
             Err(error) => {
                 let verified = stream.ssl().verify_result();
-                Err(match verified == openssl::x509::X509VerifyResult::OK {
+                Err(match !verify || verified == openssl::x509::X509VerifyResult::OK {
                     true => io::Error::other(error),
                     false => io::Error::other(format!("its certificate is not good for {name}: {verified}")),
                 })

@@ -11,17 +11,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mail_directory::System;
-use openssl::x509::X509;
 use parking_lot::Mutex;
-use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use route_cache::ServerPool;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::tls::upstream::UpstreamTrust;
+use crate::upstream::dial::{Dialer, Sources};
 use crate::upstream::dns::{DnsCache, IpMode};
 use crate::upstream::groups::spec::GroupSpec;
+use crate::upstream::pool::ConnectionPool;
 
 mod check;
 mod group;
@@ -35,6 +36,9 @@ pub(crate) use server::{Health, ServerState};
 
 /// How often the members of a group are looked up and checked.
 const REFRESH: Duration = Duration::from_secs(5);
+
+/// Most connections that are kept for checks.
+const CHECKED: usize = 128;
 
 /// Mailbox servers' web side.
 const MAILBOX: &str = "mailbox";
@@ -57,8 +61,8 @@ pub(crate) struct GroupInputs {
     pub node: String,
     /// Address families towards servers.
     pub ip_mode: IpMode,
-    /// Authorities that sign the servers' certificates; `None`: the system's.
-    pub ca: Option<Arc<Box<[X509]>>>,
+    /// Whose certificates are trusted.
+    pub trust: Arc<UpstreamTrust>,
     /// Whether mailbox servers must prove their identity.
     pub verify: bool,
 }
@@ -67,10 +71,9 @@ pub(crate) struct GroupInputs {
 struct Shared {
     inputs: ArcSwap<GroupInputs>,
     dns: Arc<DnsCache>,
-    /// Connections for checks, kept from one to the next, so that the servers log a login every few hours, not seconds.
     connector: Connector<()>,
-    /// Connections for checks that only connect.
-    sockets: TransportConnector,
+    /// Connections for checks, kept from one to the next, so that the servers log a login every few hours, not seconds.
+    dialer: Dialer,
 }
 
 /// All groups of this node.
@@ -89,7 +92,10 @@ impl Groups {
             inputs: ArcSwap::from_pointee(inputs),
             dns,
             connector: Connector::new(None),
-            sockets: TransportConnector::new(None),
+            dialer: Dialer {
+                sources: Sources::default(),
+                pool: ConnectionPool::new(CHECKED),
+            },
         });
         let of_directory = [
             (MAILBOX, members::MemberSource::Directory(ServerPool::Web)),
@@ -250,7 +256,7 @@ mod tests {
             system: Arc::new(system),
             node: "node.test".to_owned(),
             ip_mode: IpMode::V4,
-            ca: None,
+            trust: Arc::new(UpstreamTrust::new(None, true).unwrap()),
             verify: true,
         }
     }

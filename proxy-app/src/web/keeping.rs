@@ -6,38 +6,34 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Version};
+use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::{ALPN, Digest};
-use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result};
 
 use crate::http::bound_login;
 use crate::http::repeat::may_be_repeated;
-use crate::upstream::connection::{Connect, Demand, Owner, Repeatable, STALE, ServerConnection, Sources, new_key};
+use crate::upstream::connection::{Demand, Owner, Repeatable, ServerConnection};
 use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
 
 /// How long idle connections to servers are kept, where nothing else is set: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
-/// How many kept connections that may be closed just then are tried before a new one is made.
-const STALE_MAX: usize = 4;
 /// Most of a body that the engine keeps.
 const BODY_KEPT: u64 = 64 * 1024;
 
 /// What a request wants of its server connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Keeping {
-    demand: Demand,
+    pub(crate) demand: Demand,
     /// The client's connection, if it has server connections of its own.
     pub(crate) owner: Option<Arc<Owner>>,
     /// The connection is made for this request and ends with it.
-    alone: bool,
+    pub(crate) alone: bool,
     /// The client's connection may carry several clients.
     relayed: bool,
 }
 
 impl Keeping {
-    /// For this request. `keepalive` is what its group says; `stale` counts the connections that did not suit it.
+    /// For this request. `keepalive` is what its group says.
     ///
     /// A login that is bound to a connection is valid for one request where a forwarder has sent it: the next request
     /// on that connection may be another client's (RFC 9110 §3.3).
@@ -47,7 +43,6 @@ impl Keeping {
         info: &RequestInfo,
         proxied: &ProxyRequest,
         keepalive: Option<Duration>,
-        stale: usize,
     ) -> Self {
         let (offers, relayed) = (bound_login::is_offered(&request.headers), info.relayed);
         if offers && !relayed {
@@ -69,25 +64,9 @@ impl Keeping {
         };
         Self {
             demand: Demand { keepalive, repeatable },
-            alone: owner.is_none() && (offers || keepalive.is_zero() || stale > STALE_MAX),
+            alone: owner.is_none() && (offers || keepalive.is_zero()),
             relayed,
             owner,
-        }
-    }
-
-    /// Sets the engine's options accordingly.
-    pub(crate) fn shape(&self, peer: &mut HttpPeer, sources: &Sources) {
-        peer.options.idle_timeout = Some(self.demand.keepalive);
-        peer.options.custom_l4 = Some(Arc::new(Connect::new(sources.clone(), self.owner.clone())));
-        let key = self.owner.as_ref().and_then(|owner| owner.key());
-        match key {
-            Some(key) => {
-                peer.group_key = key;
-                // These logins know connections with one request at a time only.
-                peer.options.alpn = ALPN::H1;
-            }
-            None if self.alone => peer.group_key = new_key(),
-            None => {}
         }
     }
 
@@ -97,16 +76,6 @@ impl Keeping {
             upstream.insert_header(CONNECTION, HeaderValue::from_static("close"))?;
         }
         Ok(())
-    }
-
-    /// Checks the connection that the engine has found. Returns an error if it was kept and may be closed just now:
-    /// nothing has been sent, and another one will be taken.
-    pub(crate) fn take(&self, digest: Option<&Digest>, reused: bool) -> Result<Option<Arc<ServerConnection>>> {
-        let connection = digest.and_then(ServerConnection::of);
-        if reused && connection.as_ref().is_some_and(|known| !known.suits(self.demand)) {
-            return Error::e_explain(STALE, "a kept connection that may be closed just now");
-        }
-        Ok(connection)
     }
 
     /// Reads what an answer says about its connection, before anything is removed from its head.
@@ -120,7 +89,7 @@ impl Keeping {
                 web.owner.bind();
             }
             // One of HTTP/2 has many requests at once, and none of them logs it in.
-            if self.owner.is_none() && response.version < Version::HTTP_2 {
+            if self.owner.is_none() && !connection.is_http2() {
                 connection.spend();
             }
         }

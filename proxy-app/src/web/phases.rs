@@ -14,11 +14,10 @@ use http::request::Parts;
 use mail_proxy::audit::{Outcome, Record};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::protocols::Digest;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, OrErr, Result};
-use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use route_cache::bracketed;
 
@@ -31,8 +30,8 @@ use crate::http::{compression, headers, login, old_clients};
 use crate::locations::{Action, Files, MatchedLocation};
 use crate::node::redaction;
 use crate::node::refusals::{Reason, RefusedConnection};
-use crate::tls::upstream::refuse_old;
-use crate::upstream::connection::{STALE, Sources};
+use crate::upstream::dial::{Dialer, Sources};
+use crate::upstream::pool::ConnectionPool;
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
@@ -53,7 +52,7 @@ const INTERIM_MAX: usize = 100;
 pub(crate) struct Web {
     pub(crate) env: Arc<WebEnv>,
     pub(crate) requests: AtomicU64,
-    pub(crate) sources: Sources,
+    pub(crate) dialer: Dialer,
 }
 
 impl Web {
@@ -62,7 +61,10 @@ impl Web {
         Self {
             env,
             requests: AtomicU64::new(0),
-            sources: Sources::of(conf),
+            dialer: Dialer {
+                sources: Sources::of(conf),
+                pool: ConnectionPool::new(conf.upstream_keepalive_pool_size.saturating_mul(conf.threads.max(1))),
+            },
         }
     }
 }
@@ -159,31 +161,15 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::InternalError, "a request without a location");
         };
         let keepalive = context.group(&self.env.groups).and_then(|group| group.keepalive());
-        let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive, context.stale);
+        let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive);
         let mut peer = upstream_peer::new(&target, proxied, &context.snapshot);
-        keeping.shape(&mut peer, &self.sources);
+        let dial = upstream_peer::dial(&target, proxied, &context.snapshot, &keeping, self.dialer.clone());
+        let dial = Arc::new(dial);
+        peer.options.custom_l4 = Some(dial.clone());
+        context.dial = Some(dial);
         context.keeping = Some(keeping);
         context.target = Some(target);
         Ok(Box::new(peer))
-    }
-
-    async fn connected_to_upstream(
-        &self,
-        _session: &mut Session,
-        reused: bool,
-        _peer: &HttpPeer,
-        _fd: std::os::fd::RawFd,
-        digest: Option<&Digest>,
-        context: &mut RequestContext,
-    ) -> Result<()> {
-        refuse_old(digest)?;
-        let Some(keeping) = &context.keeping else {
-            return Ok(());
-        };
-        let taken = keeping.take(digest, reused);
-        context.stale += usize::from(taken.is_err());
-        context.connection = taken?;
-        Ok(())
     }
 
     async fn request_body_filter(
@@ -266,7 +252,7 @@ impl ProxyHttp for Web {
         context: &mut RequestContext,
     ) -> Result<()> {
         if let (Some(web), Some(keeping), Some(connection)) =
-            (client_of(session), &context.keeping, &context.connection)
+            (client_of(session), &context.keeping, context.connection())
         {
             keeping.learn(web, connection, response);
         }
@@ -277,8 +263,7 @@ impl ProxyHttp for Web {
         }
         let mended = answer_head::mend(response);
         if mended != Ok(Framing::Sound)
-            && response.version < http::Version::HTTP_2
-            && let Some(connection) = &context.connection
+            && let Some(connection) = context.connection().filter(|connection| !connection.is_http2())
         {
             connection.spend();
         }
@@ -297,7 +282,7 @@ impl ProxyHttp for Web {
         _end: bool,
         context: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let Some(connection) = &context.connection {
+        if let Some(connection) = context.connection() {
             connection.touch();
         }
         Ok(None)
@@ -346,13 +331,10 @@ impl ProxyHttp for Web {
         session: &mut Session,
         error: Box<Error>,
         context: &mut RequestContext,
-        reused: bool,
+        _new_to_the_engine: bool,
     ) -> Box<Error> {
-        let mut error = error.more_context(format!("Peer: {peer}"));
-        if *error.etype() == STALE {
-            error.set_retry(true);
-            return error;
-        }
+        let mut error = error.more_context(format!("server {}", peer._address));
+        let reused = context.reuses();
         let heard =
             context.answered || matches!(error.etype(), ErrorType::HTTPStatus(_) | ErrorType::InvalidHTTPHeader);
         let repeatable = may_be_repeated(&session.req_header().method);
@@ -454,16 +436,6 @@ impl ProxyHttp for Web {
             false => login::unanswered(status, by_client && context.target.is_some()),
         };
         record_login(&self.env, web, context, seen, outcome);
-    }
-
-    fn suppress_proxy_warn_log(
-        &self,
-        _session: &Session,
-        _context: &RequestContext,
-        error: &Error,
-        _warned: ProxyWarnLogContext,
-    ) -> bool {
-        *error.etype() == STALE
     }
 
     fn suppress_error_log(&self, _session: &Session, _context: &RequestContext, _error: &Error) -> bool {

@@ -18,6 +18,7 @@ use crate::http::{headers, login};
 use crate::locations::MatchedLocation;
 use crate::tls::vhosts::VirtualHost;
 use crate::upstream::connection::ServerConnection;
+use crate::upstream::dial::Dial;
 use crate::upstream::groups::{Group, Groups, Member};
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
@@ -57,10 +58,8 @@ pub(crate) struct RequestContext {
     pub(crate) tried: Vec<SocketAddr>,
     /// What it needs of its server connection.
     pub(crate) keeping: Option<Keeping>,
-    /// That connection.
-    pub(crate) connection: Option<Arc<ServerConnection>>,
-    /// Kept connections that did not suit it.
-    pub(crate) stale: usize,
+    /// How that is found.
+    pub(crate) dial: Option<Arc<Dial>>,
     /// Bytes of the body so far.
     pub(crate) body_bytes: u64,
     pub(crate) body: Option<login::LoginBody>,
@@ -91,8 +90,7 @@ impl RequestContext {
             target: None,
             tried: Vec::new(),
             keeping: None,
-            connection: None,
-            stale: 0,
+            dial: None,
             under_way: None,
             body_bytes: 0,
             body: None,
@@ -109,6 +107,17 @@ impl RequestContext {
     pub(crate) fn group(&self, groups: &Groups) -> Option<&Arc<Group>> {
         let proxied = self.proxied.as_ref()?;
         self.group.get_or_init(|| groups.get(proxied.group())).as_ref()
+    }
+
+    /// Its server connection, once there is one.
+    pub(crate) fn connection(&self) -> Option<&Arc<ServerConnection>> {
+        Some(&self.dial.as_ref()?.found()?.connection)
+    }
+
+    /// Whether that has carried other requests.
+    pub(crate) fn reuses(&self) -> bool {
+        let found = self.dial.as_ref().and_then(|dial| dial.found());
+        found.is_some_and(|found| found.reused)
     }
 
     pub(crate) fn id(&self) -> &str {

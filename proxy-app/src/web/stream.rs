@@ -15,7 +15,6 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
@@ -53,7 +52,6 @@ pub(crate) struct WebStream {
     pub(crate) h2: bool,
     /// What is known of an HTTP/2 client's frames.
     pub(crate) frames: Option<Box<FrameWatch>>,
-    pub(crate) tls: Option<Arc<SslDigest>>,
     pub(crate) socket: Arc<SocketDigest>,
     pub(crate) carrier: Arc<ProxyDigest>,
     /// Bytes that were read before the engine asked for them, or that follow the request under way.
@@ -79,15 +77,11 @@ impl WebStream {
     /// # Errors
     /// Never in practice: it would be a failure to make an empty response head.
     pub(crate) fn new(channel: Channel, client: WebClient) -> pingora::Result<Self> {
-        let (fd, h2, tls) = match &channel {
-            Channel::Plain(tcp) => (tcp.as_raw_fd(), false, None),
+        let (fd, h2) = match &channel {
+            Channel::Plain(tcp) => (tcp.as_raw_fd(), false),
             Channel::Tls(tls) => {
-                let digest = SslDigest::from_ssl(tls.ssl());
-                (
-                    tls.get_ref().as_raw_fd(),
-                    tls.ssl().selected_alpn_protocol() == Some(b"h2"),
-                    Some(Arc::new(digest)),
-                )
+                let h2 = tls.ssl().selected_alpn_protocol() == Some(b"h2");
+                (tls.get_ref().as_raw_fd(), h2)
             }
         };
         let socket = SocketDigest::from_raw_fd(fd);
@@ -100,7 +94,6 @@ impl WebStream {
             fd,
             h2,
             frames: None,
-            tls,
             socket: Arc::new(socket),
             carrier: Arc::new(carrier),
             ahead: BytesMut::new(),
@@ -461,12 +454,9 @@ impl UniqueID for WebStream {
 }
 
 impl Ssl for WebStream {
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.tls.clone()
-    }
-
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.tls.as_ref().map(|_| if self.h2 { ALPN::H2 } else { ALPN::H1 })
+        let alpn = if self.h2 { ALPN::H2 } else { ALPN::H1 };
+        matches!(self.channel, Channel::Tls(_)).then_some(alpn)
     }
 }
 

@@ -1,46 +1,55 @@
-//! What the engine is told of the server of a request: its address, TLS towards it, and the waits.
+//! What the engine is told of the server of a request, the connection that it gets to it, and the waits.
 
 use std::time::Duration;
 
-use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
 use route_cache::UpstreamTls;
 
 use crate::app::snapshot::Snapshot;
 use crate::locations::Timeouts;
 use crate::upstream::connect;
+use crate::upstream::dial::{Dial, Dialer};
+use crate::upstream::pool::ServerKey;
 use crate::web::decision::ProxyRequest;
+use crate::web::keeping::Keeping;
 use crate::web::request_context::UpstreamTarget;
 
-/// Most that a server may send ahead of the client in a response over HTTP/2; the engine's default is 8 MiB.
-const H2_WINDOW: u32 = 64 * 1024;
-
-/// The server as the engine's peer.
+/// The server as the engine's peer. The engine makes no connections of its own, so that it needs to know nothing of TLS
+/// and of HTTP/2.
 pub(crate) fn new(target: &UpstreamTarget, proxied: &ProxyRequest, snapshot: &Snapshot) -> HttpPeer {
-    let policy = &snapshot.web;
     let waits = waits(proxied, snapshot);
-    let name = match &target.server.tls {
-        UpstreamTls::Clear => None,
-        UpstreamTls::Implicit { name } => Some(name.to_string()),
-    };
-    // The connections in the pool were made under these rules.
-    let is_tls = name.is_some();
-    let mut peer = HttpPeer::new(target.address, is_tls, name.unwrap_or_default());
-    let connect = waits.connect.min(connect::CONNECT);
-    peer.options.connection_timeout = Some(connect);
-    peer.options.total_connection_timeout = Some(connect);
+    let mut peer = HttpPeer::new(target.address, false, String::new());
     peer.options.write_timeout = Some(waits.send);
     peer.options.read_timeout = Some(waits.read);
-    peer.options.alpn = if is_tls && proxied.forward().http2 {
-        ALPN::H2H1
-    } else {
-        ALPN::H1
-    };
-    peer.options.h2_stream_window_size = Some(H2_WINDOW);
-    peer.options.verify_cert = target.verify;
-    peer.options.verify_hostname = target.verify;
-    peer.options.ca = policy.upstream_ca.clone();
     peer
+}
+
+/// The connection that the request needs.
+pub(crate) fn dial(
+    target: &UpstreamTarget,
+    proxied: &ProxyRequest,
+    snapshot: &Snapshot,
+    keeping: &Keeping,
+    dialer: Dialer,
+) -> Dial {
+    let tls = match &target.server.tls {
+        UpstreamTls::Clear => None,
+        UpstreamTls::Implicit { name } => Some(name.clone()),
+    };
+    let server = ServerKey {
+        address: target.address,
+        // Logins of a connection know one with one request at a time only.
+        http2: tls.is_some() && proxied.forward().http2 && keeping.owner.is_none(),
+        tls,
+        verify: target.verify,
+        owner: keeping.owner.as_ref().and_then(|owner| owner.key()),
+    };
+    let patience = waits(proxied, snapshot).connect.min(connect::CONNECT);
+    let trust = snapshot.transport.trust.clone();
+    let mut dial = Dial::new(dialer, server, trust, patience, keeping.demand);
+    dial.owner = keeping.owner.clone();
+    dial.alone = keeping.alone;
+    dial
 }
 
 /// The waits of a request's location on this node.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::http::RequestHeader;
-use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend;
@@ -16,11 +15,13 @@ use pingora_load_balancing::health_check::HealthCheck;
 use route_cache::UpstreamTls;
 use tokio::time::timeout;
 
-use crate::tls::upstream::refuse_old;
+use crate::upstream::connection::{Demand, Repeatable};
+use crate::upstream::dial::Dial;
 use crate::upstream::groups::Shared;
 use crate::upstream::groups::members::Members;
 use crate::upstream::groups::server::{GroupServer, Health, ServerDescription};
 use crate::upstream::groups::spec::Check;
+use crate::upstream::pool::ServerKey;
 
 /// How long one check may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -83,14 +84,14 @@ enum CheckFailure {
 impl HealthProbe {
     async fn ask(&self, server: &GroupServer) -> Result<(), CheckFailure> {
         let description = server.description();
-        let peer = peer(&self.0.shared, server, &description);
+        let dial = || dial(&self.0.shared, server, &description);
         let Check::Http { path } = self.0.check() else {
-            let connected = self.0.shared.sockets.new_stream(&peer).await;
+            let connected = dial().open().await;
             return connected.map(drop).map_err(|error| unreachable(&error));
         };
-        let status = match get(&self.0.shared, &peer, &description, &path).await {
+        let status = match get(&self.0.shared, dial(), &description, &path).await {
             // A kept connection may have ended in the meantime: that says nothing of the server.
-            Err(FailedCheck { kept: true, .. }) => get(&self.0.shared, &peer, &description, &path).await,
+            Err(FailedCheck { kept: true, .. }) => get(&self.0.shared, dial(), &description, &path).await,
             outcome => outcome,
         };
         match status.map_err(|failed| unreachable(&failed.error))? {
@@ -118,13 +119,18 @@ struct FailedCheck {
 /// The status of an answer.
 async fn get(
     shared: &Shared,
-    peer: &HttpPeer,
+    dial: Dial,
     description: &ServerDescription,
     path: &str,
 ) -> Result<u16, FailedCheck> {
     let failed = |kept| move |error| FailedCheck { error, kept };
-    let (mut session, kept) = shared.connector.get_http_session(peer).await.map_err(failed(false))?;
-    refuse_old(session.digest()).map_err(failed(false))?;
+    let dial = Arc::new(dial);
+    let mut peer = HttpPeer::new(dial.server.address, false, String::new());
+    peer.options.custom_l4 = Some(dial.clone());
+    let session = shared.connector.get_http_session(&peer).await;
+    let (mut session, _new_to_the_engine) = session.map_err(failed(false))?;
+    let connection = dial.found();
+    let kept = connection.is_some_and(|found| found.reused);
     let request = request(description, path).map_err(failed(false))?;
     session.set_write_timeout(Some(PATIENCE));
     session.set_read_timeout(Some(PATIENCE));
@@ -143,7 +149,10 @@ async fn get(
             return Ok(status);
         }
     }
-    shared.connector.release_http_session(session, peer, Some(KEPT)).await;
+    if let Some(found) = connection {
+        found.connection.touch();
+    }
+    shared.connector.release_http_session(session, &peer, None).await;
     Ok(status)
 }
 
@@ -154,18 +163,21 @@ fn request(description: &ServerDescription, path: &str) -> pingora::Result<Reque
     Ok(request)
 }
 
-fn peer(shared: &Shared, server: &GroupServer, description: &ServerDescription) -> HttpPeer {
-    let name = match &description.server.tls {
-        UpstreamTls::Clear => None,
-        UpstreamTls::Implicit { name } => Some(name.to_string()),
+fn dial(shared: &Shared, server: &GroupServer, description: &ServerDescription) -> Dial {
+    let key = ServerKey {
+        address: server.address,
+        tls: match &description.server.tls {
+            UpstreamTls::Clear => None,
+            UpstreamTls::Implicit { name } => Some(name.clone()),
+        },
+        verify: description.verify,
+        http2: false,
+        owner: None,
     };
-    let mut peer = HttpPeer::new(server.address, name.is_some(), name.unwrap_or_default());
-    peer.options.connection_timeout = Some(PATIENCE);
-    peer.options.total_connection_timeout = Some(PATIENCE);
-    peer.options.idle_timeout = Some(KEPT);
-    peer.options.alpn = ALPN::H1;
-    peer.options.verify_cert = description.verify;
-    peer.options.verify_hostname = description.verify;
-    peer.options.ca = shared.inputs.load().ca.clone();
-    peer
+    let demand = Demand {
+        keepalive: KEPT,
+        repeatable: Repeatable::Yes,
+    };
+    let trust = shared.inputs.load().trust.clone();
+    Dial::new(shared.dialer.clone(), key, trust, PATIENCE, demand)
 }

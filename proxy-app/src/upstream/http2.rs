@@ -1,0 +1,487 @@
+//! HTTP/2 towards a server, under an engine that is told that it speaks HTTP/1.
+//!
+//! The engine's own HTTP/2 needs its own TLS. Here one request at a time goes over a connection: the request that the
+//! engine writes is read as HTTP/1 and sent as a stream, and the answer is written as the engine reads it. Trailers are
+//! not passed on, as in HTTP/1.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::response::Parts;
+use http::{Method, Request, StatusCode, Uri, Version};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What a server may send ahead of us, for a stream and for the connection, which has one stream at a time.
+const WINDOW: u32 = 64 * 1024;
+/// Most of a request body that waits for the server's window.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Most of a head, as much as the engine takes in HTTP/1.
+const HEAD_MAX: usize = 1024 * 1024;
+/// Most fields of a request; the engine takes no more from a client, and we add some.
+const FIELDS_MAX: usize = 320;
+/// Fields that HTTP/2 does not have (RFC 9113 §8.2.2).
+const HOP_BY_HOP: [&str; 7] = [
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// A connection without a stream.
+pub(crate) struct Http2Link {
+    send: SendRequest<Bytes>,
+}
+
+impl Http2Link {
+    /// Begins HTTP/2 on a connection that has agreed to it.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) async fn begin<S>(io: S) -> Result<Self, h2::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (send, connection) = h2::client::Builder::new()
+            .initial_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(HEAD_MAX as u32)
+            .enable_push(false)
+            .handshake(io)
+            .await?;
+        // It ends when the connection does, and that ends when nobody holds its link or a stream.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                log::debug!("a connection over HTTP/2 has ended: {error}");
+            }
+        });
+        Ok(Self { send })
+    }
+
+    /// Whether it takes another stream.
+    pub(crate) fn is_open(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        matches!(self.send.poll_ready(&mut cx), Poll::Ready(Ok(())))
+    }
+}
+
+/// One request and its answer.
+pub(crate) struct Exchange {
+    link: Http2Link,
+    sending: Sending,
+    answer: Answer,
+    /// What the engine has not read yet of the answer.
+    owed: BytesMut,
+    /// Bytes of the answer that count against its window until the engine has read them.
+    unreleased: usize,
+}
+
+/// How far the request is.
+enum Sending {
+    Head(BytesMut),
+    Body(SendStream<Bytes>, RequestFraming),
+    Done,
+    /// The server does not take the rest.
+    Broken,
+}
+
+/// How far the answer is.
+enum Answer {
+    /// There is no request yet.
+    None,
+    Head(ResponseFuture, Method),
+    Body { body: RecvStream, chunked: bool },
+    Over,
+}
+
+impl Exchange {
+    pub(crate) fn new(link: Http2Link) -> Self {
+        Self {
+            link,
+            sending: Sending::Head(BytesMut::new()),
+            answer: Answer::None,
+            owed: BytesMut::new(),
+            unreleased: 0,
+        }
+    }
+
+    /// The connection, if it can carry another request.
+    pub(crate) fn finish(mut self) -> Option<Http2Link> {
+        let whole = self.is_over() && self.link.is_open();
+        whole.then_some(self.link)
+    }
+
+    /// Whether request and answer have ended well.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!((&self.sending, &self.answer), (Sending::Done, Answer::Over)) && self.owed.is_empty()
+    }
+
+    /// Gathers the head, and sends it when it is whole. Returns how much of `buf` belongs to it.
+    fn write_head(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let Sending::Head(head) = &mut self.sending else {
+            return Ok(0);
+        };
+        let before = head.len();
+        head.extend_from_slice(buf);
+        let Some(end) = head.windows(4).position(|end| end == b"\r\n\r\n") else {
+            return match head.len() > HEAD_MAX {
+                true => Err(invalid("a request head above the limit")),
+                false => Ok(buf.len()),
+            };
+        };
+        let head = head.split_to(end + 4);
+        let (request, framing) = read_head(&head)?;
+        let method = request.method().clone();
+        let (response, stream) = self
+            .link
+            .send
+            .send_request(request, framing.is_over())
+            .map_err(broken)?;
+        self.answer = Answer::Head(response, method);
+        self.sending = match framing.is_over() {
+            true => Sending::Done,
+            false => Sending::Body(stream, framing),
+        };
+        Ok(head.len() - before)
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Sending::Body(stream, framing) = &mut self.sending else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        let (passed, data) = framing.next(buf)?;
+        let sent = match (passed, data) {
+            // What is read of the framing is not read again.
+            (1.., _) | (_, 0) => Ok(0),
+            _ => ready!(poll_capacity(stream, cx, data)),
+        };
+        let sent = sent.and_then(|count| {
+            framing.pass(count);
+            if count > 0 || framing.is_over() {
+                let data = Bytes::copy_from_slice(&buf[..count]);
+                stream.send_data(data, framing.is_over()).map_err(broken)?;
+            }
+            Ok(passed + count)
+        });
+        match &sent {
+            Ok(_) if framing.is_over() => self.sending = Sending::Done,
+            Ok(_) => {}
+            Err(_) => self.sending = Sending::Broken,
+        }
+        Poll::Ready(sent)
+    }
+
+    /// Waits for more of the answer, and writes it down as HTTP/1.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.answer {
+            Answer::None => Poll::Pending,
+            Answer::Over => Poll::Ready(Ok(())),
+            Answer::Head(response, method) => {
+                if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+                    let (parts, ()) = interim.map_err(broken)?.into_parts();
+                    write_answer_head(&mut self.owed, &parts, None);
+                    return Poll::Ready(Ok(()));
+                }
+                let (parts, body) = ready!(Pin::new(response).poll(cx)).map_err(broken)?.into_parts();
+                let bodyless = *method == Method::HEAD
+                    || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+                let framing = match () {
+                    () if bodyless || parts.headers.contains_key(CONTENT_LENGTH) => None,
+                    () if body.is_end_stream() => Some("content-length: 0\r\n"),
+                    () => Some("transfer-encoding: chunked\r\n"),
+                };
+                write_answer_head(&mut self.owed, &parts, framing);
+                let chunked = framing.is_some() && !body.is_end_stream();
+                self.answer = match body.is_end_stream() {
+                    true => Answer::Over,
+                    false => Answer::Body { body, chunked },
+                };
+                Poll::Ready(Ok(()))
+            }
+            Answer::Body { body, chunked } => {
+                let released = std::mem::take(&mut self.unreleased);
+                if released > 0 {
+                    body.flow_control().release_capacity(released).map_err(broken)?;
+                }
+                let chunked = *chunked;
+                match ready!(body.poll_data(cx)).transpose().map_err(broken)? {
+                    Some(data) => {
+                        self.unreleased = data.len();
+                        write_data(&mut self.owed, &data, chunked);
+                        if body.is_end_stream() {
+                            self.end_answer(chunked);
+                        }
+                    }
+                    None => self.end_answer(chunked),
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    fn end_answer(&mut self, chunked: bool) {
+        if chunked {
+            self.owed.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.answer = Answer::Over;
+    }
+}
+
+/// Waits until the server takes some of so many bytes.
+fn poll_capacity(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+    stream.reserve_capacity(wanted);
+    loop {
+        match stream.capacity() {
+            0 => {}
+            capacity => return Poll::Ready(Ok(capacity.min(wanted))),
+        }
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+}
+
+impl AsyncRead for Exchange {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // An empty frame is no end.
+        while self.owed.is_empty() && !matches!(self.answer, Answer::Over) {
+            ready!(self.poll_answer(cx))?;
+        }
+        let count = buf.remaining().min(self.owed.len());
+        buf.put_slice(&self.owed[..count]);
+        self.owed.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Exchange {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.sending {
+            Sending::Head(_) => Poll::Ready(self.write_head(buf)),
+            Sending::Body(..) | Sending::Broken => self.poll_body(cx, buf),
+            // The farewell of a body that has ended.
+            Sending::Done => Poll::Ready(Ok(buf.len())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// What is not over is reset when it is dropped.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Where the body that the engine writes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RequestFraming {
+    Sized(u64),
+    Chunked(Chunk),
+}
+
+/// Where we are in a chunked body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chunk {
+    Size(u64),
+    Data(u64),
+    Last,
+    End,
+}
+
+impl RequestFraming {
+    fn of(headers: &HeaderMap) -> io::Result<Self> {
+        if headers.contains_key(TRANSFER_ENCODING) {
+            return Ok(Self::Chunked(Chunk::Size(0)));
+        }
+        let Some(length) = headers.get(CONTENT_LENGTH) else {
+            return Ok(Self::Sized(0));
+        };
+        let length = length.to_str().ok().and_then(|length| length.trim().parse().ok());
+        length.map(Self::Sized).ok_or_else(|| invalid("a length that is none"))
+    }
+
+    fn is_over(self) -> bool {
+        matches!(self, Self::Sized(0) | Self::Chunked(Chunk::End))
+    }
+
+    /// How many bytes at the beginning are no data, and how many data follow them.
+    fn next(&mut self, buf: &[u8]) -> io::Result<(usize, usize)> {
+        let mut passed = 0;
+        loop {
+            let left = match self {
+                Self::Sized(left) | Self::Chunked(Chunk::Data(left)) if *left > 0 => *left,
+                Self::Sized(_) | Self::Chunked(Chunk::End) => return Ok((buf.len(), 0)),
+                Self::Chunked(chunk) => {
+                    let Some(&byte) = buf.get(passed) else {
+                        return Ok((passed, 0));
+                    };
+                    *chunk = chunk.after(byte).ok_or_else(|| invalid("a body that is not chunked"))?;
+                    passed += 1;
+                    continue;
+                }
+            };
+            let data = (buf.len() - passed) as u64;
+            return Ok((passed, data.min(left) as usize));
+        }
+    }
+
+    /// So many data have been sent.
+    fn pass(&mut self, data: usize) {
+        if let Self::Sized(left) | Self::Chunked(Chunk::Data(left)) = self {
+            *left -= data as u64;
+        }
+    }
+}
+
+impl Chunk {
+    fn after(self, byte: u8) -> Option<Self> {
+        match (self, byte) {
+            (Self::Size(0), b'\n') => Some(Self::Last),
+            (Self::Size(size), b'\n') => Some(Self::Data(size)),
+            (Self::Last, b'\n') => Some(Self::End),
+            (_, b'\r') => Some(self),
+            (Self::Size(size), digit) => {
+                let digit = char::from(digit).to_digit(16)?;
+                size.checked_mul(16).map(|size| Self::Size(size + u64::from(digit)))
+            }
+            // Behind the data of a chunk.
+            (Self::Data(0), b'\n') => Some(Self::Size(0)),
+            _ => None,
+        }
+    }
+}
+
+/// The request that the engine has written, and how its body will be written.
+fn read_head(head: &[u8]) -> io::Result<(Request<()>, RequestFraming)> {
+    let mut fields = vec![httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut fields);
+    parsed.parse(head).map_err(|error| invalid(&error.to_string()))?;
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    for field in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(io::Error::other)?;
+        headers.append(name, HeaderValue::from_bytes(field.value).map_err(io::Error::other)?);
+    }
+    let framing = RequestFraming::of(&headers)?;
+    let host = headers.remove(HOST).ok_or_else(|| invalid("a request without a host"))?;
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    let uri = Uri::builder()
+        .scheme("https")
+        .authority(host.as_bytes())
+        .path_and_query(parsed.path.unwrap_or("/"))
+        .build();
+    let mut request = Request::new(());
+    *request.method_mut() = parsed.method.unwrap_or("GET").parse().map_err(io::Error::other)?;
+    *request.uri_mut() = uri.map_err(io::Error::other)?;
+    *request.version_mut() = Version::HTTP_2;
+    *request.headers_mut() = headers;
+    Ok((request, framing))
+}
+
+fn write_answer_head(out: &mut BytesMut, parts: &Parts, framing: Option<&str>) {
+    let reason = parts.status.canonical_reason().unwrap_or_default();
+    out.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", parts.status.as_str()).as_bytes());
+    for (name, value) in &parts.headers {
+        if !HOP_BY_HOP.contains(&name.as_str()) {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+    }
+    out.extend_from_slice(framing.unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_data(out: &mut BytesMut, data: &[u8], chunked: bool) {
+    if data.is_empty() {
+        return;
+    }
+    if chunked {
+        out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+    }
+    out.extend_from_slice(data);
+    if chunked {
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, error)
+}
+
+fn invalid(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The data of a body that comes in pieces of this size.
+    fn data(mut framing: RequestFraming, wire: &[u8], size: usize) -> io::Result<(Vec<u8>, bool)> {
+        let mut data = Vec::new();
+        for mut piece in wire.chunks(size) {
+            while !piece.is_empty() {
+                let (passed, count) = framing.next(piece)?;
+                data.extend_from_slice(&piece[passed..passed + count]);
+                framing.pass(count);
+                piece = &piece[passed + count..];
+            }
+        }
+        Ok((data, framing.is_over()))
+    }
+
+    #[test]
+    fn bodies_are_read_as_the_engine_writes_them() {
+        let chunked = RequestFraming::Chunked(Chunk::Size(0));
+        for size in 1..40 {
+            for (framing, wire, expected) in [
+                (RequestFraming::Sized(0), "", "" ),
+                (RequestFraming::Sized(5), "hello", "hello"),
+                (chunked, "5\r\nhello\r\nC\r\n, big world!\r\n0\r\n\r\n", "hello, big world!"),
+                (chunked, "0\r\n\r\n", ""),
+            ] {
+                let (got, over) = data(framing, wire.as_bytes(), size).unwrap();
+                assert_eq!((got.as_slice(), over), (expected.as_bytes(), true), "{wire:?} by {size}");
+            }
+            let (got, over) = data(chunked, b"5\r\nhello\r\n", size).unwrap();
+            assert_eq!((got.as_slice(), over), (&b"hello"[..], false));
+        }
+        for wire in ["x\r\n", "5\r\nhellox", "fffffffffffffffff\r\n"] {
+            assert!(data(chunked, wire.as_bytes(), 100).is_err(), "{wire:?}");
+        }
+    }
+
+    #[test]
+    fn heads_are_read_as_the_engine_writes_them() {
+        let head = "POST /a?b=c HTTP/1.1\r\nHost: a.test:8443\r\nConnection: close\r\nTE: trailers\r\nX-A: 1\r\nX-A: 2\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n";
+        let (request, framing) = read_head(head.as_bytes()).unwrap();
+        assert_eq!(request.uri(), "https://a.test:8443/a?b=c");
+        assert_eq!(request.method(), Method::POST);
+        let fields: Vec<_> = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(fields, [("x-a", &b"1"[..]), ("x-a", &b"2"[..])]);
+        assert_eq!(framing, RequestFraming::Chunked(Chunk::Size(0)));
+        for (head, why) in [
+            ("GET / HTTP/1.1\r\n\r\n", "without a host"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", "a length that is none"),
+        ] {
+            let error = read_head(head.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+}
