@@ -99,7 +99,10 @@ enum Answer {
     /// There is no request yet.
     None,
     Head(ResponseFuture, Method),
-    Body { body: RecvStream, chunked: bool },
+    Body {
+        body: RecvStream,
+        chunked: bool,
+    },
     Over,
 }
 
@@ -375,7 +378,9 @@ fn read_head(head: &[u8]) -> io::Result<(Request<()>, RequestFraming)> {
         headers.append(name, HeaderValue::from_bytes(field.value).map_err(io::Error::other)?);
     }
     let framing = RequestFraming::of(&headers)?;
-    let host = headers.remove(HOST).ok_or_else(|| invalid("a request without a host"))?;
+    let host = headers
+        .remove(HOST)
+        .ok_or_else(|| invalid("a request without a host"))?;
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
@@ -450,13 +455,21 @@ mod tests {
         let chunked = RequestFraming::Chunked(Chunk::Size(0));
         for size in 1..40 {
             for (framing, wire, expected) in [
-                (RequestFraming::Sized(0), "", "" ),
+                (RequestFraming::Sized(0), "", ""),
                 (RequestFraming::Sized(5), "hello", "hello"),
-                (chunked, "5\r\nhello\r\nC\r\n, big world!\r\n0\r\n\r\n", "hello, big world!"),
+                (
+                    chunked,
+                    "5\r\nhello\r\nC\r\n, big world!\r\n0\r\n\r\n",
+                    "hello, big world!",
+                ),
                 (chunked, "0\r\n\r\n", ""),
             ] {
                 let (got, over) = data(framing, wire.as_bytes(), size).unwrap();
-                assert_eq!((got.as_slice(), over), (expected.as_bytes(), true), "{wire:?} by {size}");
+                assert_eq!(
+                    (got.as_slice(), over),
+                    (expected.as_bytes(), true),
+                    "{wire:?} by {size}"
+                );
             }
             let (got, over) = data(chunked, b"5\r\nhello\r\n", size).unwrap();
             assert_eq!((got.as_slice(), over), (&b"hello"[..], false));
@@ -473,12 +486,19 @@ mod tests {
         let (request, framing) = read_head(head.as_bytes()).unwrap();
         assert_eq!(request.uri(), "https://a.test:8443/a?b=c");
         assert_eq!(request.method(), Method::POST);
-        let fields: Vec<_> = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let fields: Vec<_> = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
         assert_eq!(fields, [("x-a", &b"1"[..]), ("x-a", &b"2"[..])]);
         assert_eq!(framing, RequestFraming::Chunked(Chunk::Size(0)));
         for (head, why) in [
             ("GET / HTTP/1.1\r\n\r\n", "without a host"),
-            ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", "a length that is none"),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+                "a length that is none",
+            ),
         ] {
             let error = read_head(head.as_bytes()).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");

@@ -102,7 +102,9 @@ impl ConnectionPool {
         keepalive: Duration,
     ) {
         let since = Instant::now();
-        let Some(until) = since.checked_add(keepalive) else { return };
+        let Some(until) = since.checked_add(keepalive) else {
+            return;
+        };
         let resting = Resting {
             link,
             connection,
@@ -228,8 +230,7 @@ mod tests {
             let connection = Arc::new(ServerConnection::new(None, false));
             connection.touch();
             let link = RestingLink::Http1(Link::Clear(ours.unwrap()));
-            self.pool
-                .put(self.server.clone(), link, connection.clone(), keepalive);
+            self.pool.put(self.server.clone(), link, connection.clone(), keepalive);
             (connection, theirs.unwrap().0)
         }
 

@@ -115,7 +115,8 @@ impl Drop for ServerSocket {
             Wire::None => None,
         };
         if let Some(link) = link {
-            home.pool.put(home.server, link, self.connection.clone(), home.keepalive);
+            home.pool
+                .put(home.server, link, self.connection.clone(), home.keepalive);
         }
     }
 }

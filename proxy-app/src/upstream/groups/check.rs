@@ -117,12 +117,7 @@ struct FailedCheck {
 }
 
 /// The status of an answer.
-async fn get(
-    shared: &Shared,
-    dial: Dial,
-    description: &ServerDescription,
-    path: &str,
-) -> Result<u16, FailedCheck> {
+async fn get(shared: &Shared, dial: Dial, description: &ServerDescription, path: &str) -> Result<u16, FailedCheck> {
     let failed = |kept| move |error| FailedCheck { error, kept };
     let dial = Arc::new(dial);
     let mut peer = HttpPeer::new(dial.server.address, false, String::new());
