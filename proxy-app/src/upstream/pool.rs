@@ -62,11 +62,11 @@ struct Resting {
 /// Connections that rest.
 pub(crate) struct ConnectionPool {
     most: usize,
-    rest: Mutex<Rest>,
+    rest: Mutex<RestingConnections>,
 }
 
 #[derive(Default)]
-struct Rest {
+struct RestingConnections {
     /// For each server, the one that was used last at the end.
     by_server: HashMap<ServerKey, Vec<Resting>>,
     count: usize,
@@ -151,7 +151,7 @@ impl ConnectionPool {
     }
 }
 
-impl Rest {
+impl RestingConnections {
     fn take(&mut self, server: &ServerKey, demand: Demand) -> Option<Resting> {
         let resting = self.by_server.get_mut(server)?;
         let last = resting.iter().rposition(|one| one.connection.suits(demand))?;
