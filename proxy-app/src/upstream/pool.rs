@@ -249,15 +249,19 @@ mod tests {
         }
     }
 
-    /// The kernel knows of the server's bytes a moment after they are sent.
-    async fn arrived(ours: &ConnectionPool, server: &ServerKey) {
+    /// Whether the kernel knows that the last one is not good any more.
+    fn is_known(pool: &ConnectionPool, server: &ServerKey) -> bool {
+        let mut rest = pool.rest.lock();
+        let last = rest.by_server.get_mut(server).and_then(|resting| resting.last_mut());
+        last.is_none_or(|last| !last.link.is_good())
+    }
+
+    /// It knows a moment after the server has said or closed something.
+    async fn arrived(scene: &Scene) {
         for _ in 0..1000 {
-            let mut rest = ours.rest.lock();
-            let last = rest.by_server.get_mut(server).and_then(|resting| resting.last_mut());
-            if last.is_none_or(|last| !last.link.is_good()) {
+            if is_known(&scene.pool, &scene.server) {
                 return;
             }
-            drop(rest);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("nothing has arrived");
@@ -269,12 +273,12 @@ mod tests {
         let (first, _a) = scene.rest(DEMAND.keepalive).await;
         let (_closed, b) = scene.rest(DEMAND.keepalive).await;
         drop(b);
-        arrived(&scene.pool, &scene.server).await;
+        arrived(&scene).await;
         scene.takes(Some(&first));
         scene.takes(None);
         let (_talks, mut c) = scene.rest(DEMAND.keepalive).await;
         c.write_all(b"x").await.unwrap();
-        arrived(&scene.pool, &scene.server).await;
+        arrived(&scene).await;
         scene.takes(None);
         let (spent, _d) = scene.rest(DEMAND.keepalive).await;
         spent.spend();
@@ -316,7 +320,7 @@ mod tests {
         let (_short, _b) = scene.rest(Duration::ZERO).await;
         let (_closed, c) = scene.rest(DEMAND.keepalive).await;
         drop(c);
-        arrived(&scene.pool, &scene.server).await;
+        arrived(&scene).await;
         tokio::time::sleep(2 * LOOK).await;
         assert_eq!(scene.count(), 1);
         assert!(scene.pool.rest.lock().watched);
