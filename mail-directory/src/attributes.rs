@@ -366,6 +366,30 @@ attributes! {
         REVERSE_PROXY_AUTH_WAIT_INTERVAL: "zimbraReverseProxyAuthWaitInterval", Kind::Duration, ["10s"], [Scope::Global, Scope::Server],
             "How long a client waits for the response to a failed login. A login for which the mailbox server takes longer than this and 5 seconds counts as failed; a longer wait hides the server's own delays.";
     }
+    "Guessing of passwords" {
+        REVERSE_PROXY_IP_LOGIN_LIMIT: "zimbraReverseProxyIPLoginLimit", Kind::Number, ["0"], [Scope::Global, Scope::Server],
+            "Failed logins of one address, in any protocol, from which further ones are refused: `throttle.address.refuse_from` of the node file, which wins. In Zimbra it counts connections. 0 means unset.";
+        REVERSE_PROXY_IP_LOGIN_LIMIT_TIME: "zimbraReverseProxyIPLoginLimitTime", Kind::Duration, ["3600"], [Scope::Global, Scope::Server],
+            "The time after which such a failure counts half.";
+        REVERSE_PROXY_IP_LOGIN_IMAP_LIMIT: "zimbraReverseProxyIPLoginImapLimit", Kind::Number, ["0"], [Scope::Global, Scope::Server],
+            "Like `zimbraReverseProxyIPLoginLimit`: all protocols count together here, and the smallest of these limits applies.";
+        REVERSE_PROXY_IP_LOGIN_IMAP_LIMIT_TIME: "zimbraReverseProxyIPLoginImapLimitTime", Kind::Duration, ["3600"], [Scope::Global, Scope::Server],
+            "Its time.";
+        REVERSE_PROXY_IP_LOGIN_POP3_LIMIT: "zimbraReverseProxyIPLoginPop3Limit", Kind::Number, ["0"], [Scope::Global, Scope::Server],
+            "Like `zimbraReverseProxyIPLoginImapLimit`.";
+        REVERSE_PROXY_IP_LOGIN_POP3_LIMIT_TIME: "zimbraReverseProxyIPLoginPop3LimitTime", Kind::Duration, ["3600"], [Scope::Global, Scope::Server],
+            "Its time.";
+        REVERSE_PROXY_USER_LOGIN_LIMIT: "zimbraReverseProxyUserLoginLimit", Kind::Number, ["0"], [Scope::Global, Scope::Server],
+            "Failed logins at one account from networks where it is not known, from which further ones from there are refused: `throttle.account.refuse_from` of the node file, which wins. In Zimbra it counts logins that succeed. 0 means unset.";
+        REVERSE_PROXY_USER_LOGIN_LIMIT_TIME: "zimbraReverseProxyUserLoginLimitTime", Kind::Duration, ["3600"], [Scope::Global, Scope::Server],
+            "The time after which such a failure counts half.";
+        REVERSE_PROXY_IP_THROTTLE_WHITELIST: "zimbraReverseProxyIPThrottleWhitelist", Kind::Networks, [], [Scope::Global, Scope::Server],
+            "Networks whose failed logins are neither counted nor refused, besides those of `throttle.allow` of the node file.";
+        REVERSE_PROXY_IP_THROTTLE_MSG: "zimbraReverseProxyIpThrottleMsg", Kind::Text, [], [Scope::Global, Scope::Server],
+            "What a client is told whose address has too many failed logins.";
+        REVERSE_PROXY_USER_THROTTLE_MSG: "zimbraReverseProxyUserThrottleMsg", Kind::Text, [], [Scope::Global, Scope::Server],
+            "What a client is told whose account has too many failed logins.";
+    }
     "Towards mailbox servers" {
         REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED: "zimbraReverseProxySSLToUpstreamEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Use TLS to mailbox servers; also selects the clear-text or the TLS port of the server.";

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::names;
 use route_cache::{Lookup, Route, RouteError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -21,6 +22,7 @@ use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
 use crate::proto::Protocol;
 use crate::server_refusal::Refusal;
+use crate::throttle::{Answered, Claim, PasswordMark, Ticket};
 use crate::{imap, pop3};
 
 /// How long a mailbox server may take from the call to its first word. One that accepts connections and says
@@ -46,6 +48,7 @@ pub(crate) struct Attempt {
     /// Gives the answer, and has recorded it.
     pub(crate) running: Pin<Box<dyn Future<Output = Result<Login, LoginFailure>> + Send>>,
     greeted: watch::Receiver<Option<Instant>>,
+    held: watch::Receiver<Duration>,
     waiting: watch::Sender<Waiting>,
 }
 
@@ -77,10 +80,12 @@ impl Attempt {
     pub(crate) fn begin(facts: Arc<Facts>, env: SessionEnv, credentials: Credentials, id: IdFields) -> Self {
         let (waiting, told) = watch::channel(Waiting::Client);
         let (greets, greeted) = watch::channel(None);
-        let mut tries = Tries::new(facts, env, &credentials, greets);
+        let (holds, held) = watch::channel(Duration::ZERO);
+        let mut tries = Tries::new(facts, env, &credentials, greets, holds);
+        let answers = told.clone();
         let running = Box::pin(async move {
             let result = tokio::select! {
-                result = tries.run(&credentials, id) => result,
+                result = tries.run(&credentials, id, answers) => result,
                 failure = given_up(told.clone()) => Err(failure),
             };
             let waiting = *told.borrow();
@@ -89,6 +94,7 @@ impl Attempt {
         Self {
             running,
             greeted,
+            held,
             waiting,
         }
     }
@@ -97,13 +103,14 @@ impl Attempt {
     /// an unknown name hears at the end of the wait ([ADR 0006](../../docs/adr/0006-same-answer-same-wait.md)).
     /// A server that has not even greeted is another matter: that is told as it is.
     pub(crate) fn overdue(&self, wait_ends: Instant) -> impl Future<Output = ()> + Send + use<> {
-        let mut greeted = self.greeted.clone();
+        let (mut greeted, held) = (self.greeted.clone(), self.held.clone());
         async move {
             loop {
                 let at = greeted.wait_for(Option::is_some).await.ok().and_then(|at| *at);
                 let Some(at) = at else {
                     return std::future::pending().await;
                 };
+                let wait_ends = wait_ends + *held.borrow();
                 tokio::select! {
                     () = tokio::time::sleep_until(wait_ends.max(at + FAIR)) => return,
                     // Another server is tried.
@@ -111,6 +118,11 @@ impl Attempt {
                 }
             }
         }
+    }
+
+    /// How long the throttle has delayed it: names without account are delayed alike, before anything is asked.
+    pub(crate) fn held(&self) -> Duration {
+        *self.held.borrow()
     }
 
     /// Lets it end although its client does not wait any more: for the audit log.
@@ -128,6 +140,14 @@ impl Attempt {
         };
         self.waiting.send_replace(Waiting::Ended(order));
         let _nobody_waits = self.running.await;
+    }
+}
+
+/// Resolves when the client has been told that its login failed: from then on it counts as such, like that of a name
+/// that nobody has.
+async fn told_failed(mut waiting: watch::Receiver<Waiting>) {
+    if waiting.wait_for(|waiting| *waiting == Waiting::Answered).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -155,6 +175,7 @@ struct Tries {
     facts: Arc<Facts>,
     env: SessionEnv,
     greets: watch::Sender<Option<Instant>>,
+    holds: watch::Sender<Duration>,
     under_way: UnderWay,
 }
 
@@ -175,6 +196,7 @@ impl Tries {
         env: SessionEnv,
         credentials: &Credentials,
         greets: watch::Sender<Option<Instant>>,
+        holds: watch::Sender<Duration>,
     ) -> Self {
         let record = Record {
             mechanism: Some(credentials.mechanism.name()),
@@ -188,26 +210,93 @@ impl Tries {
             facts,
             env,
             greets,
+            holds,
         }
     }
 
-    /// Looks up, connects, logs in. A server that refuses the connection, says that the account lives elsewhere or
-    /// refuses a login by an old route makes us ask again and try once more, before the client hears anything.
-    async fn run(&mut self, credentials: &Credentials, id: IdFields) -> Result<(BoxStream, Accepted), LoginFailure> {
+    /// Looks up, asks the throttle, and logs in at the server where there is one.
+    async fn run(
+        &mut self,
+        credentials: &Credentials,
+        id: IdFields,
+        waiting: watch::Receiver<Waiting>,
+    ) -> Result<(BoxStream, Accepted), LoginFailure> {
         let lookup = self.facts.lookup(credentials);
-        let route = self.route(&lookup).await?;
+        let routed = self.route(&lookup).await;
+        let mut ticket = match &routed {
+            // Nothing of the account is known, nor what is wrong.
+            Err(LoginFailure::DirectoryDown(_) | LoginFailure::NoRoute(_)) => None,
+            _ => Some(self.admitted(credentials, &lookup).await?),
+        };
+        let throttle = self.env.throttle.clone();
+        let result = match routed {
+            Ok(route) => {
+                let login = self.log_in(&lookup, route, credentials, id);
+                tokio::pin!(login);
+                tokio::select! {
+                    result = &mut login => result,
+                    () = told_failed(waiting) => {
+                        ticket.iter_mut().for_each(|ticket| throttle.overdue(ticket, throttle.now()));
+                        login.await
+                    }
+                }
+            }
+            Err(failure) => Err(failure),
+        };
+        if let Some(ticket) = ticket {
+            throttle.answered(ticket, answered(&result), throttle.now());
+        }
+        result
+    }
+
+    /// Waits until the throttle lets the attempt through. A name without account is treated like any other.
+    async fn admitted(&mut self, credentials: &Credentials, lookup: &Lookup) -> Result<Ticket, LoginFailure> {
+        let throttle = self.env.throttle.clone();
+        let guessed = match (&credentials.authenticating_as, &self.record.account) {
+            // It is this one's password.
+            (Some(authcid), _) => names::account(authcid),
+            (None, Some(account)) => account.clone(),
+            (None, None) => self.env.routes.key_name(lookup),
+        };
+        let claim = Claim {
+            account: &guessed,
+            client: self.facts.connection.client.addr.ip(),
+            password: Some(PasswordMark::of(credentials.password.expose())),
+        };
+        match throttle.admit(&claim).await {
+            Ok(admitted) => {
+                self.holds.send_replace(admitted.held);
+                self.record.note_admitted(&admitted);
+                Ok(admitted.ticket)
+            }
+            Err(throttled) => {
+                self.record.note(&throttled.finding, Duration::ZERO);
+                Err(LoginFailure::Throttled(throttled))
+            }
+        }
+    }
+
+    /// Connects, logs in. A server that refuses the connection, says that the account lives elsewhere or
+    /// refuses a login by an old route makes us ask again and try once more, before the client hears anything.
+    async fn log_in(
+        &mut self,
+        lookup: &Lookup,
+        route: Route,
+        credentials: &Credentials,
+        id: IdFields,
+    ) -> Result<(BoxStream, Accepted), LoginFailure> {
         let fresh = match self.try_at(&route, credentials, id.clone()).await {
             Ok(done) => return Ok(done),
             Err(TryFailure::Final(failure)) => return Err(failure),
             Err(TryFailure::Stale(_)) => {
-                self.env.routes.forget(&lookup);
-                self.route(&lookup).await?
+                self.env.routes.forget(lookup);
+                self.route(lookup).await?
             }
-            Err(TryFailure::Doubtful(failure)) => self.elsewhere(&lookup, &route).await?.ok_or(failure)?,
+            Err(TryFailure::Doubtful(failure)) => self.elsewhere(lookup, &route).await?.ok_or(failure)?,
         };
         self.try_at(&fresh, credentials, id).await.map_err(|again| match again {
             TryFailure::Stale(failure) => {
-                self.env.routes.forget(&lookup);
+                self.env.routes.forget(lookup);
                 failure
             }
             TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
@@ -359,6 +448,20 @@ impl Waiting {
             Self::Answered => Some("too late: the client had been told that it failed"),
             Self::Gone | Self::Ended(_) => Some("too late: the client had gone"),
         }
+    }
+}
+
+/// What the end of an attempt says of its password. What a client hears alike counts alike.
+fn answered(result: &Result<(BoxStream, Accepted), LoginFailure>) -> Answered {
+    match result {
+        Ok(_) => Answered::Right,
+        Err(
+            LoginFailure::BadCredentials
+            | LoginFailure::UnknownUser
+            | LoginFailure::NotAllowed(_)
+            | LoginFailure::PasswordNotBorne(_),
+        ) => Answered::Wrong,
+        Err(_) => Answered::Unknown,
     }
 }
 

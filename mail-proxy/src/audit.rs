@@ -9,6 +9,7 @@ use route_cache::Route;
 use serde::Serialize;
 
 use crate::proto::Proto;
+use crate::throttle::{Action, Admitted, Finding};
 
 /// How a login attempt ended. The words are those of the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -35,7 +36,7 @@ pub enum Outcome {
     UpstreamDown,
     /// The directory could not be asked.
     DirectoryDown,
-    /// Too many attempts.
+    /// Too many logins have failed: nobody was asked.
     Throttled,
     /// A password was offered in clear text where that is not allowed.
     TlsRequired,
@@ -154,9 +155,22 @@ pub struct Record {
     /// How the attempt ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
-    /// How often it happened, where one record stands for several times.
+    /// How often it happened, where one record stands for several times; where a rule of the throttle is named, the
+    /// failures that it counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+    /// The rule of the throttle that has delayed or refused the attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<&'static str>,
+    /// What it did: `delayed`, `refused`; in dry run what it would have done: `would_delay`, `would_refuse`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<&'static str>,
+    /// Seconds until it would do so no more, without further failures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
+    /// Milliseconds for which it was delayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ms_held: Option<u64>,
     /// A reason, to be read by administrators.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -195,6 +209,27 @@ pub struct Record {
 }
 
 impl Record {
+    /// Notes how an attempt got through the throttle.
+    pub fn note_admitted(&mut self, admitted: &Admitted) {
+        if let Some(finding) = &admitted.finding {
+            self.note(finding, admitted.held);
+            self.throttle = Some(match (admitted.dry_run, finding.action) {
+                (false, _) => "delayed",
+                (true, Action::Refuse) => "would_refuse",
+                (true, _) => "would_delay",
+            });
+        }
+    }
+
+    /// Notes why the throttle has refused an attempt.
+    pub fn note(&mut self, finding: &Finding, held: Duration) {
+        self.rule = Some(finding.rule.name());
+        self.throttle = Some("refused");
+        self.count = Some(u64::from(finding.count));
+        self.retry_after = Some(finding.retry_after());
+        self.ms_held = u64::try_from(held.as_millis()).ok().filter(|held| *held > 0);
+    }
+
     /// A record of something that a client did, to be filled in.
     pub fn of_client(event: Event, proto: Proto, listener: &str, client: SocketAddr, via: Option<SocketAddr>) -> Self {
         Self {

@@ -16,6 +16,7 @@ use crate::credentials::Credentials;
 use crate::handle::Drain;
 use crate::machine::StartTls;
 use crate::proto::Protocol;
+use crate::throttle::Throttle;
 use crate::{imap, pop3};
 
 /// What one read before login may bring.
@@ -97,6 +98,8 @@ pub struct SessionEnv {
     pub transport: Arc<dyn Transport>,
     /// Where records go.
     pub audit: Arc<dyn Audit>,
+    /// What is remembered of failed logins.
+    pub throttle: Arc<Throttle>,
     /// How sessions are run.
     pub settings: Arc<Settings>,
     /// Number of the running configuration.

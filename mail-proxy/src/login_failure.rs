@@ -5,6 +5,7 @@
 use crate::audit::Outcome;
 use crate::handle::CloseReason;
 use crate::mechanism::Mechanism;
+use crate::throttle::Throttled;
 
 /// Characters of a mailbox server's own words that are passed on: one line of readable text.
 pub const MAX_TEXT: usize = 512;
@@ -25,6 +26,8 @@ pub enum LoginFailure {
     Limit(String),
     /// The mailbox server is well, and says that it cannot take this login now; its own words.
     Busy(String),
+    /// Too many logins have failed before this one. Nobody was asked.
+    Throttled(Throttled),
     /// The password is longer than any that is taken. Nobody was asked about it.
     PasswordTooLong,
     /// The mailbox server broke off at a long password. Told in the words of bad credentials: a name without
@@ -51,6 +54,7 @@ impl LoginFailure {
             Self::Refused(_) => Outcome::Refused,
             Self::Limit(_) => Outcome::Limit,
             Self::Busy(_) => Outcome::Busy,
+            Self::Throttled(_) => Outcome::Throttled,
             Self::PasswordTooLong | Self::PasswordNotBorne(_) => Outcome::PasswordTooLong,
             Self::UnknownUser => Outcome::UnknownUser,
             Self::NoRoute(_) | Self::NotAllowed(_) => Outcome::NoRoute,
@@ -71,6 +75,7 @@ impl LoginFailure {
             | Self::Refused(_) => true,
             Self::Limit(_)
             | Self::Busy(_)
+            | Self::Throttled(_)
             | Self::PasswordTooLong
             | Self::NoRoute(_)
             | Self::UpstreamDown(_)
@@ -82,7 +87,7 @@ impl LoginFailure {
     /// Whether it is one of the few failed logins that a connection may have. What is not the client's fault is
     /// none.
     pub fn counts(&self) -> bool {
-        self.waits() || *self == Self::PasswordTooLong
+        self.waits() || matches!(self, Self::PasswordTooLong | Self::Throttled(_))
     }
 
     /// The same where the mailbox server's words are not passed on (`zimbraReverseProxyPassErrors`). One whose
@@ -98,7 +103,7 @@ impl LoginFailure {
     /// The reason for operators, if there is more than the outcome. It may name hosts and never goes to a client.
     pub fn why(&self) -> Option<String> {
         match self {
-            Self::BadCredentials | Self::UnknownUser | Self::PasswordTooLong => None,
+            Self::BadCredentials | Self::UnknownUser | Self::PasswordTooLong | Self::Throttled(_) => None,
             Self::Ended(CloseReason::Kick) => Some("kick".to_owned()),
             Self::Ended(CloseReason::Drain) => Some("drain".to_owned()),
             Self::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
@@ -123,6 +128,7 @@ impl LoginFailure {
             Self::Refused(text) => format!("NO {}", one_line(without_status(text))),
             Self::Limit(text) => format!("NO {}", with_code("LIMIT", text)),
             Self::Busy(text) => format!("NO {}", with_code("UNAVAILABLE", text)),
+            Self::Throttled(throttled) => format!("NO [LIMIT] {}", one_line(&throttled.message)),
             Self::PasswordTooLong => "NO [TOOBIG] password is too long".to_owned(),
             Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
                 format!("NO [UNAVAILABLE] {UNAVAILABLE}")
@@ -138,6 +144,11 @@ impl LoginFailure {
             }
             Self::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
             Self::Limit(text) | Self::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
+            Self::Throttled(throttled) => {
+                let of_account = throttled.finding.rule.is_of_account();
+                let code = if of_account { "LOGIN-DELAY" } else { "SYS/TEMP" };
+                format!("-ERR [{code}] {}", one_line(&throttled.message))
+            }
             Self::PasswordTooLong => "-ERR [SYS/PERM] password is too long".to_owned(),
             Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
                 format!("-ERR [SYS/TEMP] {UNAVAILABLE}")
@@ -236,6 +247,36 @@ mod tests {
             assert!(!failure.waits() && !failure.counts(), "{failure:?}");
         }
         assert!(LoginFailure::PasswordTooLong.counts() && !LoginFailure::PasswordTooLong.waits());
+    }
+
+    /// Neither may ask for another password: a client that waits gets in.
+    #[test]
+    fn who_is_throttled_is_told_to_wait() {
+        use crate::throttle::{Action, Finding, Rule};
+        let throttled = |rule| {
+            LoginFailure::Throttled(Throttled {
+                finding: Finding {
+                    rule,
+                    action: Action::Refuse,
+                    count: 12,
+                    lasts: std::time::Duration::from_secs(90),
+                },
+                message: "wait\r\na1 OK".to_owned(),
+            })
+        };
+        check(
+            throttled(Rule::Pair),
+            "NO [LIMIT] wait??a1 OK",
+            "-ERR [LOGIN-DELAY] wait??a1 OK",
+        );
+        check(
+            throttled(Rule::Spray),
+            "NO [LIMIT] wait??a1 OK",
+            "-ERR [SYS/TEMP] wait??a1 OK",
+        );
+        let failure = throttled(Rule::Many).in_our_words();
+        assert_eq!(failure.outcome(), Outcome::Throttled);
+        assert!(failure.counts() && !failure.waits());
     }
 
     #[test]

@@ -256,13 +256,15 @@ impl Dialogue {
                 return Err(left);
             }
             () = overdue => {
+                let held = attempt.held();
                 self.leave_behind(attempt, Waiting::Answered);
-                return self.refuse(LoginFailure::BadCredentials, begun).await.map(|()| None);
+                return self.refuse(LoginFailure::BadCredentials, begun, held).await.map(|()| None);
             }
         };
+        let held = attempt.held();
         // With it goes the password.
         drop(attempt);
-        self.refuse(failure, begun).await.map(|()| None)
+        self.refuse(failure, begun, held).await.map(|()| None)
     }
 
     /// The audit log still waits for its outcome, so the connection goes for no other.
@@ -299,7 +301,7 @@ impl Dialogue {
             why: (failure == LoginFailure::UnknownUser).then(|| "no account can have this name or password".to_owned()),
             ..self.facts.connection.record(Event::Login, self.env.generation)
         });
-        self.refuse(failure, begun).await
+        self.refuse(failure, begun, Duration::ZERO).await
     }
 
     /// The machine has said no to a password in clear text already.
@@ -321,14 +323,14 @@ impl Dialogue {
     }
 
     /// Tells the client, after the wait where there is one. The wait counts from the moment the credentials were
-    /// complete, so that the time a lookup or a mailbox server took tells nothing.
-    async fn refuse(&mut self, failure: LoginFailure, begun: Instant) -> Result<(), EarlyEnd> {
+    /// complete and the throttle has let them through, so that the time a lookup or a mailbox server took tells nothing.
+    async fn refuse(&mut self, failure: LoginFailure, begun: Instant, held: Duration) -> Result<(), EarlyEnd> {
         let failure = match self.env.settings.pass_errors {
             true => failure,
             false => failure.in_our_words(),
         };
         if failure.waits() {
-            self.wait_until(begun + self.env.settings.auth_wait).await?;
+            self.wait_until(begun + held + self.env.settings.auth_wait).await?;
         }
         self.due = None;
         // Our own work and waiting is not the client's time.
@@ -383,6 +385,11 @@ impl Dialogue {
             ms_lookup: None,
             ms_connect: None,
             ms_login: None,
+            rule: None,
+            count: None,
+            throttle: None,
+            retry_after: None,
+            ms_held: None,
             ..record
         };
         let SessionEnv { drain, audit, .. } = env;

@@ -117,6 +117,13 @@ pub struct Finding {
     pub lasts: Duration,
 }
 
+impl Finding {
+    /// Seconds after which another attempt makes sense.
+    pub fn retry_after(&self) -> u64 {
+        self.lasts.as_secs() + 1
+    }
+}
+
 /// What a rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
@@ -153,6 +160,8 @@ pub struct Ticket {
     begun: u32,
     known: bool,
     allowed: bool,
+    /// Its end has been taken already.
+    ended: bool,
     /// How much it counts for its address until it is answered.
     share: f32,
 }
@@ -404,16 +413,24 @@ impl Throttle {
     }
 
     /// Takes the answer to an attempt that has passed.
-    pub fn answered(&self, ticket: Ticket, answer: Answered, now: Moment) {
+    pub fn answered(&self, mut ticket: Ticket, answer: Answered, now: Moment) {
         let settings = self.settings();
-        let now = now.tick();
-        if !ticket.allowed {
-            self.end(&settings, &ticket, now);
-        }
         match answer {
-            Answered::Right => self.succeeded(&settings, &ticket, now),
-            Answered::Wrong if !ticket.allowed => self.failed(&settings, &ticket, now),
-            Answered::Wrong | Answered::Unknown => {}
+            Answered::Right => {
+                self.end(&settings, &mut ticket, now.tick());
+                self.succeeded(&settings, &ticket, now.tick());
+            }
+            Answered::Wrong => self.overdue(&mut ticket, now),
+            Answered::Unknown => drop(self.end(&settings, &mut ticket, now.tick())),
+        }
+    }
+
+    /// Counts an attempt as failed whose client has been told so, before the server's answer is there. What comes of it
+    /// later is told, too.
+    pub fn overdue(&self, ticket: &mut Ticket, now: Moment) {
+        let settings = self.settings();
+        if self.end(&settings, ticket, now.tick()) && !ticket.allowed {
+            self.failed(&settings, ticket, now.tick());
         }
     }
 
@@ -562,6 +579,7 @@ impl Throttle {
             begun: now,
             known: false,
             allowed: false,
+            ended: false,
             share: 1.0,
         }
     }
@@ -605,10 +623,13 @@ impl Throttle {
         self.add_pending(settings, ticket, 1.0, ticket.begun);
     }
 
-    /// Counts it no more.
-    fn end(&self, settings: &ThrottleSettings, ticket: &Ticket, now: u32) {
-        let left = faded(1.0_f32.to_bits(), ticket.begun, now, PENDING);
-        self.add_pending(settings, ticket, -left, now);
+    /// Counts it no more as one without an answer. Returns whether it was.
+    fn end(&self, settings: &ThrottleSettings, ticket: &mut Ticket, now: u32) -> bool {
+        if !ticket.allowed && !ticket.ended {
+            let left = faded(1.0_f32.to_bits(), ticket.begun, now, PENDING);
+            self.add_pending(settings, ticket, -left, now);
+        }
+        !std::mem::replace(&mut ticket.ended, true)
     }
 
     fn add_pending(&self, settings: &ThrottleSettings, ticket: &Ticket, by: f32, now: u32) {

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use mail_directory::file::YamlDirectory;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
+use mail_proxy::throttle::{Rule, Throttle, ThrottleSettings};
 use mail_proxy::{
     BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, LoginSlot,
     Protocol, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
@@ -256,6 +257,8 @@ struct Plan {
     wait: Option<u64>,
     /// The mailbox server's words are kept from the client.
     own_words: bool,
+    /// How failed logins are judged, if not by default.
+    throttle: Option<ThrottleSettings>,
 }
 
 fn settings() -> Settings {
@@ -329,6 +332,7 @@ fn environment(
             pass_errors: !plan.own_words,
             ..settings()
         }),
+        throttle: Arc::new(Throttle::new(plan.throttle.clone().unwrap_or_default())),
         generation: 7,
         drain: drain.subscribe(),
     }
@@ -438,6 +442,86 @@ async fn failed_logins_do_not_tell_which_accounts_exist() {
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
     assert_eq!(answers[0].0, "a NO [AUTHENTICATIONFAILED] LOGIN failed");
     assert_eq!(answers[0].1.as_secs(), 10);
+}
+
+/// Delays and refusals of the throttle tell as little, and no server is asked about what is refused.
+#[tokio::test(start_paused = true)]
+async fn throttled_logins_do_not_tell_which_accounts_exist() {
+    let mut strict = ThrottleSettings::default();
+    let pair = strict.rule_mut(Rule::Pair);
+    (pair.delay_from, pair.refuse_from) = (1, 2);
+    let mut all = Vec::new();
+    for (user, store, connects) in [
+        ("alice@a.example", Store::Good, 2),
+        ("al@a.example", Store::Slow(2), 2),
+        ("alice@a.example", Store::Slow(17), 2),
+        ("nobody@a.example", Store::Good, 0),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(store),
+            throttle: Some(strict.clone()),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        let mut answers = Vec::new();
+        for password in ["wrong", "bad", "right"] {
+            let begun = Instant::now();
+            s.say(&format!("a LOGIN {user} {password}\r\n")).await;
+            answers.push((line(&mut s.client).await.unwrap(), begun.elapsed().as_secs()));
+        }
+        assert_eq!(s.connects.load(Ordering::Relaxed), connects, "{user}");
+        let records = s.ended().await;
+        let refused = records
+            .iter()
+            .find(|record| record.outcome == Some(Outcome::Throttled))
+            .unwrap();
+        assert_eq!((refused.rule, refused.count), (Some("pair"), Some(2)));
+        assert!(
+            refused
+                .retry_after
+                .is_some_and(|seconds| (60..1_800).contains(&seconds))
+        );
+        let held = records
+            .iter()
+            .find(|record| record.throttle == Some("delayed"))
+            .unwrap();
+        assert!(
+            held.ms_held.is_some_and(|held| (1_000..1_100).contains(&held)),
+            "{held:?}"
+        );
+        all.push(answers);
+    }
+    assert!(all.iter().all(|answers| *answers == all[0]), "{all:?}");
+    let failed = "a NO [AUTHENTICATIONFAILED] LOGIN failed".to_owned();
+    let refused = "a NO [LIMIT] Too many failed logins, please try again later".to_owned();
+    assert_eq!(all[0], [(failed.clone(), 10), (failed, 11), (refused, 0)]);
+}
+
+/// A server that is down or full says nothing of the password.
+#[tokio::test(start_paused = true)]
+async fn failures_of_the_system_are_not_counted() {
+    let mut strict = ThrottleSettings::default();
+    strict.rule_mut(Rule::Pair).refuse_from = 1;
+    for store in [
+        Store::Refuses,
+        Store::Frozen,
+        Store::Says("NO [UNAVAILABLE] full"),
+        Store::Says("NO [LIMIT] 10"),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(store),
+            throttle: Some(strict.clone()),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        for _ in 0..3 {
+            s.say("a LOGIN alice@a.example right\r\n").await;
+            let answer = line(&mut s.client).await.unwrap();
+            assert!(!answer.contains("Too many failed"), "{answer}");
+        }
+        let records = s.ended().await;
+        assert!(records.iter().all(|record| record.outcome != Some(Outcome::Throttled)));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use mail_directory::Directory;
 use mail_proxy::Drain;
 use mail_proxy::audit::Audit;
+use mail_proxy::throttle::Throttle;
 use parking_lot::Mutex;
 use route_cache::{AddressBook, RouteCache};
 use tokio::sync::watch;
@@ -40,6 +41,7 @@ pub(crate) mod plan;
 pub(crate) mod reload;
 pub(crate) mod routes;
 pub(crate) mod snapshot;
+pub(crate) mod throttle;
 pub(crate) mod wanted;
 
 /// The running node, for the code that changes it: it reads its files and its directory again. All other parts get what
@@ -60,6 +62,8 @@ pub(crate) struct App {
     locations: Arc<LiveLocations>,
     open: OpenConnections,
     limits: Arc<NodeLimits>,
+    /// What is remembered of failed logins.
+    throttle: Arc<Throttle>,
     refusals: Arc<RefusalLog>,
     /// Every connection, to be listed and ended.
     sessions: Arc<Sessions>,
@@ -126,6 +130,12 @@ impl App {
             dns.clone(),
             &locations.written().groups,
         ));
+        let throttle = Arc::new(Throttle::new(snapshot.throttle.clone()));
+        config
+            .throttle
+            .file
+            .iter()
+            .for_each(|file| throttle::restore(&throttle, file));
         let snapshot = InForce::new(snapshot);
         let refusals = Arc::new(RefusalLog::new(metrics.clone(), audit.clone(), snapshot.clone()));
         let app = Arc::new(Self {
@@ -144,6 +154,7 @@ impl App {
             groups,
             open: OpenConnections::default(),
             limits: NodeLimits::new(config.limits.clone()),
+            throttle,
             refusals,
             sessions: Arc::default(),
             logins,

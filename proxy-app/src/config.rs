@@ -19,6 +19,7 @@ pub(crate) use self::log::{AccessFormat, AuditFormat, LogConfig};
 pub(crate) use self::lookup::{LookupConfig, MAX_HANDLERS};
 pub(crate) use self::mail::MailConfig;
 pub(crate) use self::route_cache::RouteCacheConfig;
+pub(crate) use self::throttle::ThrottleConfig;
 pub(crate) use self::tls::TlsConfig;
 pub(crate) use self::web::WebConfig;
 
@@ -34,6 +35,7 @@ mod mail;
 mod pingora;
 mod read;
 mod route_cache;
+mod throttle;
 mod tls;
 mod web;
 
@@ -56,6 +58,8 @@ pub(crate) struct Config {
     pub tls: TlsConfig,
     /// How many connections may wait.
     pub limits: LimitsConfig,
+    /// Guessing of passwords.
+    pub throttle: ThrottleConfig,
     /// Mail sessions.
     pub mail: MailConfig,
     /// The web side.
@@ -74,13 +78,14 @@ pub(crate) struct Config {
 type LiveKey = (&'static str, fn(&mut Config, &Config));
 
 fn live() -> impl Iterator<Item = &'static LiveKey> {
-    let sections: [&'static [LiveKey]; 8] = [
+    let sections: [&'static [LiveKey]; 9] = [
         &ends::LIVE,
         &limits::LIVE,
         &listeners::LIVE,
         &log::LIVE,
         &mail::LIVE,
         &route_cache::LIVE,
+        &throttle::LIVE,
         &tls::LIVE,
         &web::LIVE,
     ];
@@ -135,6 +140,7 @@ impl Config {
             listeners: reader.listeners(&mut root),
             tls: reader.tls(&mut root),
             limits: reader.limits(&mut root),
+            throttle: reader.throttle(&mut root),
             mail: reader.mail(&mut root),
             web: reader.web(&mut root),
             log: reader.log(&mut root),
@@ -254,6 +260,7 @@ mod tests {
             "listeners: [{address: '127.0.0.1:1143', serve: imap}]",
             "tls: {upstream_verify: false}",
             "limits: {connections: 1}",
+            "throttle: {max_delay: 1s}",
             "mail: {max_logins: 1}",
             "web: {show_server: true}",
             "log.access: off",

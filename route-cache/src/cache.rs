@@ -16,7 +16,7 @@ use crate::key::Key;
 use crate::lookup::Services;
 use crate::placement::PlacementAttributes;
 use crate::protocol::Protocol;
-use crate::route::{Lookup, Route, RouteError, Tier};
+use crate::route::{Lookup, Route, RouteError, Subject, Tier};
 use crate::source::Source;
 
 mod again;
@@ -180,6 +180,13 @@ impl RouteCache {
         &self.settings.node
     }
 
+    /// The name under which this is looked up: qualified and in its one form. An alias is not followed.
+    pub fn key_name(&self, lookup: &Lookup) -> String {
+        let key = self.source.key(lookup, &self.directory.system());
+        let (Subject::Login(typed) | Subject::Id(typed)) = &lookup.subject;
+        key.map_or_else(|_| mail_directory::names::account(typed), |key| key.text().to_string())
+    }
+
     /// How many answers are kept: names, ids, and names that no account has.
     pub fn len(&self) -> usize {
         self.nobody.run_pending_tasks();
@@ -278,7 +285,7 @@ mod tests {
 
     use super::fetch::DOWN_PAUSE;
     use super::*;
-    use crate::route::{Service, Subject};
+    use crate::route::Service;
 
     const SECOND: Duration = Duration::from_secs(1);
 

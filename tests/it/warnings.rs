@@ -72,7 +72,7 @@ fn attributes_that_protect_nothing_are_warned_of() -> Result<()> {
             "{said}"
         );
         for warning in [
-            "zimbraReverseProxyIPLoginLimit: warning: protects nothing here: Logins are not counted",
+            "zimbraReverseProxyIPLoginLimit: warning: counts failed logins of all protocols here, not connections",
             "zimbraReverseProxyPop3SaslGssapiEnabled: warning: protects nothing here: Logins with Kerberos",
         ] {
             let logged = warned.portico.output().contains(warning);

@@ -18,10 +18,6 @@ pub(super) fn is_ignored(name: &str) -> bool {
 /// Attributes that protect something in Carbonio or Zimbra, and the value with which they do not: their default
 /// there.
 pub(super) static PROTECTING: &[(&str, &str)] = &[
-    ("zimbraReverseProxyIPLoginLimit", "0"),
-    ("zimbraReverseProxyIPLoginImapLimit", "0"),
-    ("zimbraReverseProxyIPLoginPop3Limit", "0"),
-    ("zimbraReverseProxyUserLoginLimit", "0"),
     ("zimbraReverseProxyImapSaslGssapiEnabled", "FALSE"),
     ("zimbraReverseProxyPop3SaslGssapiEnabled", "FALSE"),
 ];
@@ -76,21 +72,8 @@ pub(super) static IGNORED: &[Ignored] = &[
         why: "Versions of mailbox servers are not compared.",
     },
     Ignored {
-        names: &[
-            "zimbraReverseProxyIPLoginLimit",
-            "zimbraReverseProxyIPLoginLimitTime",
-            "zimbraReverseProxyIPLoginImapLimit",
-            "zimbraReverseProxyIPLoginImapLimitTime",
-            "zimbraReverseProxyIPLoginPop3Limit",
-            "zimbraReverseProxyIPLoginPop3LimitTime",
-            "zimbraReverseProxyIPThrottleWhitelist",
-            "zimbraReverseProxyIPThrottleWhitelistTime",
-            "zimbraReverseProxyIpThrottleMsg",
-            "zimbraReverseProxyUserLoginLimit",
-            "zimbraReverseProxyUserLoginLimitTime",
-            "zimbraReverseProxyUserThrottleMsg",
-        ],
-        why: "Logins are not counted here; use fail2ban with the audit log.",
+        names: &["zimbraReverseProxyIPThrottleWhitelistTime"],
+        why: "A list of networks takes effect as soon as it is read.",
     },
     Ignored {
         names: &["zimbraReverseProxyRouteLookupTimeout"],

@@ -5,8 +5,8 @@ use mail_proxy::Proto;
 use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY, ROUTES, SESSIONS,
-    ScrapeMetrics, UPTIME, set,
+    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY, ROUTES,
+    SESSIONS, ScrapeMetrics, UPTIME, set,
 };
 use crate::upstream::groups::Health;
 
@@ -30,6 +30,10 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     for (level, count) in diagnostics::left_out() {
         set(&read.left_out, &[level], count);
     }
+    for (rule, mode, action, count) in env.throttle.counts() {
+        set(&read.throttled, &[rule.name(), mode.name(), action], count);
+    }
+    read.set(&HELD, &[], env.throttle.waiting() as f64);
     let counts = env.sessions.counts();
     for proto in Proto::ALL {
         for (state, logged_in) in [("logged_in", true), ("other", false)] {

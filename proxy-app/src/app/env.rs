@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use mail_directory::Directory;
 use mail_proxy::Drain;
 use mail_proxy::audit::Audit;
+use mail_proxy::throttle::Throttle;
 use route_cache::{AddressBook, RouteCache};
 use tokio::sync::watch;
 
@@ -150,6 +151,8 @@ pub(crate) struct ListenEnv {
     pub book: Arc<AddressBook>,
     /// Groups of web servers, to be looked after while there are web listeners.
     pub groups: Arc<Groups>,
+    /// What is remembered of failed logins.
+    pub throttle: Arc<Throttle>,
     /// How many connections there may be.
     pub limits: Arc<NodeLimits>,
     /// Connections that are open.
@@ -188,6 +191,8 @@ pub(crate) struct AdminEnv {
     pub sessions: Arc<Sessions>,
     /// Connections that are open.
     pub open: OpenConnections,
+    /// What is remembered of failed logins.
+    pub throttle: Arc<Throttle>,
     /// Login attempts, for clients that watch them.
     pub logins: Arc<RecentLogins>,
     /// What is counted and measured.
@@ -279,6 +284,7 @@ impl App {
             routes: self.routes.clone(),
             book: self.book.clone(),
             groups: self.groups.clone(),
+            throttle: self.throttle.clone(),
             limits: self.limits.clone(),
             open: self.open.clone(),
             connection_ids: self.connection_ids.clone(),
@@ -302,6 +308,7 @@ impl App {
             groups: self.groups.clone(),
             sessions: self.sessions.clone(),
             open: self.open.clone(),
+            throttle: self.throttle.clone(),
             logins: self.logins.clone(),
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),

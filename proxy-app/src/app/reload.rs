@@ -230,6 +230,7 @@ impl App {
         self.locations.adopt(system);
         let group_inputs = group_inputs(config, &built.snapshot);
         self.groups.adopt(group_inputs, &self.locations.written().groups);
+        self.throttle.change(built.snapshot.throttle.clone());
         self.snapshot.store(Arc::new(built.snapshot));
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
         self.limits.change(config.limits.clone());

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use mail_directory::yaml::{Problems, problem, warning};
 use mail_directory::{System, View, attributes as a, secret_file};
+use mail_proxy::throttle::ThrottleSettings;
 use mail_proxy::{Settings, StartTls, imap, pop3};
 use openssl::ssl::SslVersion;
 use openssl::x509::X509;
 
 use crate::app::certificates::cert_store;
+use crate::app::throttle;
 use crate::config::{Config, Source};
 use crate::http::compression;
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
@@ -41,6 +43,8 @@ pub(crate) struct Snapshot {
     pub imap_starttls: StartTls,
     /// STLS policy for POP3.
     pub pop3_starttls: StartTls,
+    /// What becomes of clients whose logins fail too often.
+    pub throttle: ThrottleSettings,
     /// How web requests are handled.
     pub web: WebPolicy,
     /// TLS towards clients.
@@ -130,7 +134,9 @@ pub(crate) fn build(
         return Err(problems);
     };
     let ip_mode = ip_mode(&node);
+    let throttle = throttle::settings(&config.throttle, &node, &mut problems);
     let snapshot = Snapshot {
+        throttle,
         generation: before.map_or(1, |before| before.generation + 1),
         mail: Arc::new(mail_settings(config, &node)),
         login_deadline: config.mail.login_deadline,

@@ -210,6 +210,7 @@ impl ActiveListener {
             routes: self.env.routes.clone(),
             transport: snapshot.transport.clone(),
             audit: self.env.audit.clone(),
+            throttle: self.env.throttle.clone(),
             settings: snapshot.mail.clone(),
             generation: snapshot.generation,
             drain: self.env.drain.clone(),

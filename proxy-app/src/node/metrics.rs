@@ -64,6 +64,16 @@ const LOGINS: Metric = metric(
     &["protocol", "outcome"],
     "Login attempts by outcome, as in the audit log.",
 );
+pub(crate) const THROTTLED: Metric = metric(
+    "portico_throttled_total",
+    &["rule", "mode", "action"],
+    "Login attempts that a rule of the throttle has delayed or refused, or would have in dry run.",
+);
+pub(crate) const HELD: Metric = metric(
+    "portico_throttle_waiting",
+    &[],
+    "Login attempts that the throttle delays now.",
+);
 const CONNECTS: Metric = metric(
     "portico_upstream_connects_total",
     &["upstream", "outcome"],
@@ -151,6 +161,8 @@ pub const ALL: &[&Metric] = &[
     &REQUESTS_REFUSED,
     &PHASE,
     &LOGINS,
+    &THROTTLED,
+    &HELD,
     &CONNECTS,
     &WEB,
     &BYTES,
@@ -203,6 +215,7 @@ pub(crate) struct ScrapeMetrics {
     pub(crate) lookups: IntCounterVec,
     pub(crate) questions: IntCounterVec,
     pub(crate) dropped: IntCounterVec,
+    pub(crate) throttled: IntCounterVec,
     pub(crate) left_out: IntCounterVec,
     gauges: Vec<(&'static str, GaugeVec)>,
 }
@@ -243,6 +256,7 @@ impl Metrics {
         let phases = register(&registry, HistogramVec::new(options, PHASE.labels)?)?;
         let gauges = [
             &SESSIONS,
+            &HELD,
             &OPEN,
             &ROUTES,
             &GENERATION,
@@ -275,6 +289,7 @@ impl Metrics {
                 lookups: counters(&LOOKUPS)?,
                 questions: counters(&QUESTIONS)?,
                 dropped: counters(&DROPPED)?,
+                throttled: counters(&THROTTLED)?,
                 left_out: counters(&LEFT_OUT)?,
                 gauges: gauges.map(gauge).into_iter().collect::<Result<_, _>>()?,
             }),

@@ -165,6 +165,7 @@ impl Service for ListenerService {
             tokio::spawn(reload_on_hangup(app.clone(), hangups)),
             tokio::spawn(reopen_logs(app.clone(), rotations)),
             tokio::spawn(app.clone().follow_directory()),
+            tokio::spawn(app.clone().keep_throttle()),
             tokio::spawn(systemd::say_alive()),
             tokio::spawn(diagnostics::report_left_out()),
         ];
@@ -193,6 +194,10 @@ impl Service for ListenerService {
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
         tasks.iter().for_each(JoinHandle::abort);
+        if ending == Ending::Stop {
+            // A new process has begun to keep it itself.
+            app.keep_throttle_now().await;
+        }
         shutdown::drain(&app.process(), ending, signals).await;
     }
 
