@@ -149,7 +149,7 @@ pub enum Answered {
 }
 
 /// An attempt that asks a server, until its answer is told.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ticket {
     lane: u64,
     pair: u64,

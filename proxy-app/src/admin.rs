@@ -35,6 +35,7 @@ pub(crate) mod route;
 mod scrape;
 pub(crate) mod sessions;
 pub(crate) mod slots;
+pub(crate) mod throttle;
 pub(crate) mod turns;
 
 use caller::Caller;

@@ -19,6 +19,7 @@ pub(crate) mod admin_client;
 pub(crate) mod node;
 pub(crate) mod pages;
 pub(crate) mod prov;
+pub(crate) mod throttle;
 
 /// The default path of the node file.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";
@@ -55,6 +56,12 @@ enum Verb {
     /// Ask the running process.
     #[command(flatten)]
     Ask(node::NodeVerb),
+    /// Show and change what becomes of clients whose logins fail too often.
+    Throttle {
+        /// What to do.
+        #[command(subcommand)]
+        verb: throttle::ThrottleVerb,
+    },
     /// Read and change the directory, like Carbonio's `prov`.
     #[command(disable_help_flag = true)]
     Prov {
@@ -82,6 +89,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         Some(Verb::Check) => Ok(check(&cli.conf)),
         Some(Verb::Ask(verb)) => node::run(verb, &cli.conf),
+        Some(Verb::Throttle { verb }) => throttle::run(verb, &cli.conf).map(|()| ExitCode::SUCCESS),
         Some(Verb::Completions { shell }) => Ok(pages::completions(shell)),
         Some(Verb::Man { folder }) => pages::man(&folder),
         Some(Verb::Prov { words }) => prov::run(&cli.conf, &words),

@@ -11,6 +11,7 @@ pub(crate) mod request_context;
 pub(crate) mod server_choice;
 pub(crate) mod sso;
 pub(crate) mod stream;
+pub(crate) mod throttle;
 pub(crate) mod upstream_headers;
 pub(crate) mod upstream_peer;
 pub(crate) mod websocket;

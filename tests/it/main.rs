@@ -45,6 +45,7 @@ mod sso;
 mod standards;
 mod static_files;
 mod streams;
+mod throttle;
 mod tls;
 mod unread_answers;
 mod upstreams;

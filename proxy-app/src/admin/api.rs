@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::{self, guard};
 use crate::admin::turns::Turns;
-use crate::admin::{act, console, domains, health, route, sessions};
+use crate::admin::{act, console, domains, health, route, sessions, throttle};
 use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
@@ -71,6 +71,10 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
     let (router, description) = OpenApiRouter::with_openapi(ApiDescription::openapi())
         .routes(routes!(route::explain))
         .routes(routes!(route::purge))
+        .routes(routes!(throttle::state))
+        .routes(routes!(throttle::explain))
+        .routes(routes!(throttle::clear))
+        .routes(routes!(throttle::allow, throttle::disallow))
         .routes(routes!(act::reload))
         .routes(routes!(caller::access))
         .routes(routes!(sessions::status))

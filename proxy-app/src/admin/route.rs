@@ -6,6 +6,8 @@ use std::sync::Arc;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
+use mail_directory::names;
+use mail_proxy::throttle::{Action, Finding};
 use mail_proxy::{Credentials, Mechanism};
 use route_cache::{
     AccountReport, AnswerKind, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierReport,
@@ -179,6 +181,8 @@ pub(crate) async fn explain(
     let (lookup, suffix) = query.lookup()?;
     let generation = env.snapshot.load().generation;
     let explanation = env.routes.explain(&lookup).await;
+    let account = counted_as(&env, &lookup, &explanation);
+    let throttled = query.ip.and_then(|client| throttled(&env, &account, client));
     let (Subject::Login(login) | Subject::Id(login)) = lookup.subject;
     let mut explained = Explained::new(login, suffix, explanation, generation);
     // The mail side of a server may be healthy where its web side is not.
@@ -186,7 +190,35 @@ pub(crate) async fn explain(
         let health = explained.route.as_ref().and_then(|way| unwell(&env, &way.server));
         explained.in_the_way.extend(health);
     }
+    explained.in_the_way.extend(throttled);
     Ok(Json(explained))
+}
+
+/// The name under which failures of a login that was explained are counted.
+pub(super) fn counted_as(env: &AdminEnv, lookup: &Lookup, explanation: &Explanation) -> String {
+    match (&explanation.route, &explanation.account) {
+        (Ok(route), _) => route.account.to_string(),
+        (Err(_), AccountReport::Found(account)) => names::account(&account.name),
+        (Err(_), _) => env.routes.key_name(lookup),
+    }
+}
+
+/// What the throttle would do to a login, if anything, as a sentence.
+fn throttled(env: &AdminEnv, account: &str, client: IpAddr) -> Option<String> {
+    let report = env.throttle.explain(account, client, env.throttle.now());
+    Some(format!("the throttle {}", sentence(&report.finding?)))
+}
+
+/// What the throttle does to a login, and why.
+pub(super) fn sentence(finding: &Finding) -> String {
+    let (rule, count) = (finding.rule.name(), finding.count);
+    let what = match finding.action {
+        Action::Pass => return "lets it through".to_owned(),
+        Action::Delay(delay) => format!("delays it for {} s", delay.as_secs()),
+        Action::Turn => "lets attempts go first that have no answer yet".to_owned(),
+        Action::Refuse => format!("refuses it for {} s", finding.retry_after()),
+    };
+    format!("{what}: rule {rule}, {count} failures")
 }
 
 /// Why web checks call a server unhealthy, if they do.
@@ -394,7 +426,7 @@ pub(crate) async fn purge(
         return Err(ApiError::bad(format!("expected all, or 1 to {MAX_PURGE} logins")));
     }
     let lookups = purge.logins.into_iter().map(|login| {
-        let lookup = of_anywhere(&login)?;
+        let lookup = lookup_of(&login, None)?;
         Ok((login, lookup))
     });
     let lookups = lookups.collect::<Result<Vec<_>, ApiError>>()?;
@@ -446,11 +478,12 @@ async fn forget(env: &AdminEnv, caller: Caller, lookups: Vec<(String, Lookup)>) 
     Ok(Forgotten { accounts, all: None })
 }
 
-fn of_anywhere(login: &str) -> Result<Lookup, ApiError> {
+/// The lookup of a login from this client, or from anywhere.
+pub(super) fn lookup_of(login: &str, ip: Option<IpAddr>) -> Result<Lookup, ApiError> {
     let query = ExplainQuery {
         login: login.to_owned(),
         protocol: LoginProtocol::Imap,
-        ip: None,
+        ip,
         host: None,
         local: None,
     };
@@ -459,7 +492,25 @@ fn of_anywhere(login: &str) -> Result<Lookup, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use mail_proxy::throttle::Rule;
+
     use super::*;
+
+    #[test]
+    fn findings_are_sentences() {
+        let finding = |action| Finding {
+            rule: Rule::Spray,
+            action,
+            count: 21,
+            lasts: Duration::from_secs(89),
+        };
+        let refused = sentence(&finding(Action::Refuse));
+        assert_eq!(refused, "refuses it for 90 s: rule spray, 21 failures");
+        let delayed = sentence(&finding(Action::Delay(Duration::from_secs(2))));
+        assert_eq!(delayed, "delays it for 2 s: rule spray, 21 failures");
+    }
 
     #[test]
     fn a_login_is_a_name_or_an_id() {

@@ -127,6 +127,8 @@ pub(crate) struct WebEnv {
     pub refusals: Arc<RefusalLog>,
     /// What is counted and measured.
     pub metrics: Arc<Metrics>,
+    /// What is remembered of failed logins.
+    pub throttle: Arc<Throttle>,
     /// How many answers may wait for clients.
     pub limits: Arc<NodeLimits>,
     /// Connections that are open.
@@ -268,6 +270,7 @@ impl App {
             audit: self.audit.clone(),
             refusals: self.refusals.clone(),
             metrics: self.metrics.clone(),
+            throttle: self.throttle.clone(),
             limits: self.limits.clone(),
             open: self.open.clone(),
             connection_ids: self.connection_ids.clone(),

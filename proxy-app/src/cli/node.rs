@@ -215,7 +215,7 @@ pub(crate) fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints to standard output. Its reader may have closed it.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
@@ -326,7 +326,7 @@ impl LoginsArgs {
 }
 
 impl ApiArgs {
-    fn client(&self, conf: &Path) -> anyhow::Result<AdminClient> {
+    pub(super) fn client(&self, conf: &Path) -> anyhow::Result<AdminClient> {
         if let Some(socket) = &self.socket {
             return Ok(AdminClient::new(socket));
         }
@@ -338,7 +338,7 @@ impl ApiArgs {
         Ok(AdminClient::new(&socket.with_context(missing)?))
     }
 
-    fn show<T: Serialize>(&self, answer: &T, text: impl Fn(&T) -> String) -> anyhow::Result<String> {
+    pub(super) fn show<T: Serialize>(&self, answer: &T, text: impl Fn(&T) -> String) -> anyhow::Result<String> {
         match self.json {
             true => Ok(serde_json::to_string_pretty(answer)? + "\n"),
             false => Ok(text(answer)),
@@ -362,7 +362,7 @@ impl ExplainArgs {
 }
 
 /// A path with the parameters that have a value.
-fn path_with<const N: usize>(path: &str, fields: [(&str, Option<String>); N]) -> String {
+pub(super) fn path_with<const N: usize>(path: &str, fields: [(&str, Option<String>); N]) -> String {
     let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let pairs: Vec<String> = fields
         .map(|(name, value)| format!("{name}={}", encoded(&value)))
@@ -379,16 +379,20 @@ fn encoded(text: &str) -> String {
 
 /// Lines of a word and a sentence.
 #[derive(Default)]
-struct Lines(String);
+pub(super) struct Lines(String);
 
 impl Lines {
-    fn line(&mut self, label: &str, sentence: impl AsRef<str>) {
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+
+    pub(super) fn line(&mut self, label: &str, sentence: impl AsRef<str>) {
         let _fits = writeln!(self.0, "{label:LABEL$} {}", printable(sentence.as_ref()));
     }
 }
 
 /// Names come from the network: nothing of them may move the cursor of a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
@@ -586,7 +590,7 @@ fn sessions(list: &[OneSession]) -> String {
 }
 
 /// Columns as wide as their widest value.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: [usize; N] =
         std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
     let mut out = String::new();

@@ -11,6 +11,7 @@ use base64::{Engine as _, alphabet};
 use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderValue};
 use http::uri::Uri;
 use mail_directory::Secret;
+use mail_proxy::throttle::PasswordMark;
 use percent_encoding::percent_decode_str;
 
 /// Longest token that is read. A token of the mailbox server has under 1 KiB; a signed JWT with groups and an RSA
@@ -82,8 +83,13 @@ pub(crate) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue
     }
 }
 
-/// The user of `Authorization: Basic`, as typed. The password is wiped unread.
+/// The user of `Authorization: Basic`, as typed.
 pub(crate) fn basic_user(headers: &HeaderMap) -> Option<String> {
+    basic_login(headers).map(|(user, _)| user)
+}
+
+/// The user of `Authorization: Basic`, as typed, and what tells the password from others. The password itself is wiped.
+pub(crate) fn basic_login(headers: &HeaderMap) -> Option<(String, PasswordMark)> {
     let encoded = authorization(headers, "basic")?;
     // Filled in place and then put under lock: an undecodable rest must be wiped too.
     let mut plain = Vec::with_capacity(encoded.len());
@@ -91,8 +97,8 @@ pub(crate) fn basic_user(headers: &HeaderMap) -> Option<String> {
     let plain = Secret::new(plain);
     decoded.ok()?;
     // Only the user has to be UTF-8: old clients send the password in Latin-1.
-    let colon = plain.expose().iter().position(|&b| b == b':')?;
-    user(std::str::from_utf8(&plain.expose()[..colon]).ok()?)
+    let (name, password) = split_at_byte(plain.expose(), b':')?;
+    Some((user(std::str::from_utf8(name).ok()?)?, PasswordMark::of(password)))
 }
 
 /// `path` with percent signs decoded; `None` when that is not UTF-8.
@@ -166,7 +172,7 @@ fn device_user(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 }
 
 /// `DOM\bob` is `bob@DOM`. A name with its own domain keeps it.
-fn without_backslash(typed: &str) -> Cow<'_, str> {
+pub(crate) fn without_backslash(typed: &str) -> Cow<'_, str> {
     match typed.split_once('\\') {
         None => Cow::Borrowed(typed),
         Some((domain, name)) if domain.is_empty() || name.is_empty() || name.contains('@') => Cow::Borrowed(name),

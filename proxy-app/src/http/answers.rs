@@ -112,6 +112,14 @@ impl LocalAnswer {
         Ok(answer)
     }
 
+    /// The same, with the seconds after which another try makes sense.
+    pub(crate) fn retry_after(mut self, seconds: Option<u64>) -> Result<Self> {
+        if let Some(seconds) = seconds {
+            self.head.insert_header("Retry-After", seconds.to_string())?;
+        }
+        Ok(self)
+    }
+
     /// The answer to `OPTIONS *`, which asks about the server and not about one of its pages (RFC 9110 §9.3.7).
     pub(crate) fn options() -> Result<Self> {
         let mut answer = Self::text(200, "text/plain; charset=utf-8", "")?;
@@ -231,6 +239,10 @@ fn advice(status: u16) -> (&'static str, &'static str) {
             "The mail server takes too long",
             "It may be busy. Please try again in a minute.",
         ),
+        429 => (
+            "Too many failed logins",
+            "Please wait a few minutes, and then try again with the right password.",
+        ),
         502 => (
             "The mail server does not answer",
             "It may be restarting. Please try again in a minute.",
@@ -243,7 +255,7 @@ fn advice(status: u16) -> (&'static str, &'static str) {
 fn error_page(status: u16, id: &str) -> String {
     let (title, text) = advice(status);
     let again = match status {
-        408 | 500..=599 => "<a href=\"\">Try again</a>",
+        408 | 429 | 500..=599 => "<a href=\"\">Try again</a>",
         _ => "<a href=\"/\">Go to the start page</a>",
     };
     let content = format!(
@@ -292,13 +304,19 @@ fn error_json(status: u16, id: &str) -> String {
 
 /// The code that Zimbra's clients know for a service that does not answer.
 const FAULT: &str = "service.PROXY_ERROR";
+/// That for one that does so again later: nothing is wrong with the password.
+const FAULT_LATER: &str = "service.TEMPORARILY_UNAVAILABLE";
+
+fn fault(status: u16) -> &'static str {
+    if status == 429 { FAULT_LATER } else { FAULT }
+}
 
 fn soap_fault(status: u16, id: &str) -> String {
-    let reason = reason(status);
+    let (reason, fault) = (reason(status), fault(status));
     format!(
         "<soap:Envelope xmlns:soap=\"http://www.w3.org/2003/05/soap-envelope\"><soap:Body><soap:Fault><soap:Code>\
          <soap:Value>soap:Receiver</soap:Value></soap:Code><soap:Reason><soap:Text xml:lang=\"en\">{status} {reason}\
-         </soap:Text></soap:Reason><soap:Detail><Error xmlns=\"urn:zimbra\"><Code>{FAULT}</Code><Trace>{id}</Trace>\
+         </soap:Text></soap:Reason><soap:Detail><Error xmlns=\"urn:zimbra\"><Code>{fault}</Code><Trace>{id}</Trace>\
          </Error></soap:Detail></soap:Fault></soap:Body></soap:Envelope>\n"
     )
 }
@@ -307,7 +325,7 @@ fn soap_fault_json(status: u16, id: &str) -> String {
     let fault = serde_json::json!({
         "Code": {"Value": "soap:Receiver"},
         "Reason": {"Text": format!("{status} {}", reason(status))},
-        "Detail": {"Error": {"Code": FAULT, "Trace": id, "_jsns": "urn:zimbra"}},
+        "Detail": {"Error": {"Code": fault(status), "Trace": id, "_jsns": "urn:zimbra"}},
     });
     format!(
         "{}\n",
@@ -389,6 +407,7 @@ mod tests {
         assert_eq!(json["error"]["request_id"], id);
         let fault: serde_json::Value = serde_json::from_str(&soap_fault_json(504, id)).unwrap();
         assert_eq!(fault["Body"]["Fault"]["Detail"]["Error"]["Code"], FAULT);
+        assert!(soap_fault_json(429, id).contains(FAULT_LATER) && soap_fault(429, id).contains(FAULT_LATER));
         let xml = soap_fault(503, id);
         let mut reader = quick_xml::Reader::from_str(&xml);
         let mut depth = 0;
@@ -406,7 +425,7 @@ mod tests {
 
     #[test]
     fn pages_need_nothing_else() {
-        for status in [400, 403, 404, 413, 500, 502, 503, 504] {
+        for status in [400, 403, 404, 413, 429, 500, 502, 503, 504] {
             let page = error_page(status, "abc-1");
             assert!(page.contains("abc-1") && page.contains("<html lang=\"en\">") && page.contains("<h1>"));
             assert!(

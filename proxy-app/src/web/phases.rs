@@ -36,15 +36,12 @@ use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
-use crate::web::request_context::{RequestContext, answer_with, dress, relocate};
+use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext, answer_with, dress, relocate};
 use crate::web::server_choice::{ROUTE_YOUNG, TRIES, choose, unreachable};
-use crate::web::{upstream_headers, upstream_peer};
+use crate::web::{throttle, upstream_headers, upstream_peer};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
-/// After `web.client_body_timeout` a request body must have brought this many bytes a second on average: a modem does a
-/// hundred times as many.
-const BODY_LEAST: u64 = 64;
 /// Most interim answers before the final one: enough for a 102 at intervals for half an hour (RFC 2518 §10.1).
 const INTERIM_MAX: usize = 100;
 
@@ -174,7 +171,7 @@ impl ProxyHttp for Web {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
         context: &mut RequestContext,
@@ -185,7 +182,7 @@ impl ProxyHttp for Web {
         context.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         let grace = self.env.config.load().web.client_body_timeout;
         if !end && is_dripping(context.begun.elapsed(), context.body_bytes, grace) {
-            return Error::e_explain(ErrorType::HTTPStatus(408), "a body that comes drop by drop");
+            return Error::e_explain(ErrorType::HTTPStatus(408), DRIPPING);
         }
         let most = context.proxied.as_ref().and_then(|proxied| proxied.forward().max_body);
         if most.is_some_and(|most| context.body_bytes > most) {
@@ -193,6 +190,10 @@ impl ProxyHttp for Web {
         }
         if end && let Some(seen) = context.body.take().and_then(login::LoginBody::user) {
             context.seen = Some(seen);
+            // The server has not got the end of it yet.
+            if let (Some(web), Some(info)) = (client_of(session), context.info.clone()) {
+                throttle::admit_now(&self.env, web, context, &info).await?;
+            }
         }
         Ok(())
     }
@@ -311,6 +312,10 @@ impl ProxyHttp for Web {
             }
         }
         let status = response.status.as_u16();
+        if let Some(seen) = &context.seen {
+            let outcome = login::outcome(status, context.sets_cookie, seen.form);
+            context.gate.tell(&self.env, outcome);
+        }
         if matches!(status, 404 | 502..=504) && context.form == ErrorForm::Page {
             // A user gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
             return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
@@ -394,7 +399,9 @@ impl ProxyHttp for Web {
         }
         if code > 0 && !begun {
             session.set_keepalive(None);
-            let sent = match LocalAnswer::error(code, context.form, context.id()) {
+            let answer = LocalAnswer::error(code, context.form, context.id());
+            let answer = answer.and_then(|answer| answer.retry_after(context.gate.retry_after()));
+            let sent = match answer {
                 Ok(answer) => answer_with(answer, session, context).await,
                 Err(error) => Err(error),
             };
@@ -432,6 +439,7 @@ impl ProxyHttp for Web {
         let by_client = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
         // An answer whose head could not be written has no status: its client has left.
         let outcome = match context.answered && status != 0 {
+            _ if context.gate.is_closed() => Some(Outcome::Throttled),
             true => login::outcome(status, context.sets_cookie, seen.form),
             false => login::unanswered(status, by_client && context.target.is_some()),
         };
@@ -506,6 +514,7 @@ impl Web {
                 context.seen = login::basic(&request.uri, &request.headers);
                 context.body = login::is_login_path(request.uri.path()).map(login::LoginBody::new);
                 context.proxied = Some(proxied);
+                throttle::admit(&self.env, session, context, info).await?;
                 Ok(false)
             }
             Decision::Redirect { to, status, found } => {
@@ -608,10 +617,11 @@ impl Web {
 pub(crate) fn record_login(
     env: &WebEnv,
     web: &WebClient,
-    context: &RequestContext,
+    context: &mut RequestContext,
     seen: login::LoginAttempt,
     outcome: Option<Outcome>,
 ) {
+    context.gate.tell(env, outcome);
     let Some(outcome) = outcome else { return };
     if outcome == Outcome::BadCredentials {
         doubt_route(env, context);
@@ -629,7 +639,7 @@ pub(crate) fn record_login(
         .info
         .as_ref()
         .map_or(web.facts.client.addr.ip(), |info| info.client);
-    env.audit.record(Record {
+    let mut record = Record {
         request: context.info.as_ref().map(|info| info.id.as_str().to_owned()),
         user: Some(seen.user),
         account: context.route.as_ref().map(|route| route.account.to_string()),
@@ -638,7 +648,9 @@ pub(crate) fn record_login(
         mechanism: Some(seen.mechanism),
         outcome: Some(outcome),
         ..web.login_record(client, context.snapshot.generation)
-    });
+    };
+    context.gate.note(&mut record);
+    env.audit.record(record);
 }
 
 /// The account's own server has refused a login: if its route is an old one, the source is asked again in the

@@ -22,6 +22,13 @@ use crate::upstream::dial::Dial;
 use crate::upstream::groups::{Group, Groups, Member};
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
+use crate::web::throttle::LoginGate;
+
+/// After `web.client_body_timeout` a request body must have brought this many bytes a second on average: a modem does a
+/// hundred times as many.
+pub(crate) const BODY_LEAST: u64 = 64;
+/// Why a body that brings fewer is not read on.
+pub(crate) const DRIPPING: &str = "a body that comes drop by drop";
 
 /// Where a request goes.
 #[derive(Clone)]
@@ -64,6 +71,8 @@ pub(crate) struct RequestContext {
     pub(crate) body_bytes: u64,
     pub(crate) body: Option<login::LoginBody>,
     pub(crate) seen: Option<login::LoginAttempt>,
+    /// What the throttle has said of its login.
+    pub(crate) gate: LoginGate,
     pub(crate) sets_cookie: bool,
     /// A server has answered.
     pub(crate) answered: bool,
@@ -95,6 +104,7 @@ impl RequestContext {
             body_bytes: 0,
             body: None,
             seen: None,
+            gate: LoginGate::default(),
             sets_cookie: false,
             answered: false,
             interim: 0,

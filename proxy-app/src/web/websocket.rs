@@ -26,7 +26,7 @@ use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
 use crate::web::phases::record_login;
 use crate::web::request_context::{RequestContext, UpstreamTarget, dress, relocate};
 use crate::web::server_choice::{choose, unreachable};
-use crate::web::{upstream_headers, upstream_peer};
+use crate::web::{throttle, upstream_headers, upstream_peer};
 
 mod answer;
 
@@ -99,6 +99,8 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     context.seen = login::basic(&request.uri, &request.headers);
     context.found = Some(proxied.found.clone());
     context.proxied = Some(proxied.clone());
+    // One that is delayed or refused is the engine's.
+    throttle::admit_now(env, web, &mut context, &info).await.ok()?;
     let (target, server) = connect(env, web, &mut context).await?;
     let head = upstream_head(web, &request, &info, &proxied, &target.server)?;
     let name = target.server.address().to_string();
@@ -178,7 +180,7 @@ impl WebSocketUpgrade {
             UpgradeOutcome::Failed { status, .. } => login::unanswered(*status, false),
             UpgradeOutcome::ClientLeft => login::unanswered(0, self.context.target.is_some()),
         };
-        record_login(env, web, &self.context, seen, outcome);
+        record_login(env, web, &mut self.context, seen, outcome);
     }
 
     /// The answer of a server that agrees, as the client gets it: without what is only between the server and us, and

@@ -1,0 +1,201 @@
+//! Web logins and the throttle: it is asked before a server gets a login, and told of the answer.
+//!
+//! A login with Basic is known by its head. One in a body is known when the body has come: bodies of logins are short,
+//! and are read before a server is chosen, so that no server connection is held while a login is delayed.
+
+use std::time::{Duration, Instant};
+
+use http::header::{CONTENT_LENGTH, EXPECT};
+use mail_proxy::audit::{Outcome, Record};
+use mail_proxy::throttle::{Admitted, Answered, Claim, Throttled};
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+use route_cache::{Lookup, Service, Subject};
+use tokio::time::timeout;
+
+use crate::app::env::WebEnv;
+use crate::http::account;
+use crate::http::login::{LoginAttempt, LoginBody, LoginForm};
+use crate::web::client::{WebClient, client_of};
+use crate::web::decision::RequestInfo;
+use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext};
+
+/// Longest body that is read before a server is chosen: what the engine keeps to send it again.
+const AHEAD_MAX: u64 = 64 * 1024;
+/// How long the canonical name of an account may take to be found. While the directory is down, spellings count apart.
+const NAME: Duration = Duration::from_millis(500);
+
+/// What the throttle has said of the login of a request.
+#[derive(Default)]
+pub(crate) struct LoginGate {
+    admitted: Option<Admitted>,
+    throttled: Option<Throttled>,
+    is_told: bool,
+}
+
+impl LoginGate {
+    /// Seconds after which the client may try again, if it was refused.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.throttled.as_ref().map(|throttled| throttled.finding.retry_after())
+    }
+
+    /// Whether the login was refused.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.throttled.is_some()
+    }
+
+    /// Notes in the record of the login what the throttle has said.
+    pub(crate) fn note(&self, record: &mut Record) {
+        self.admitted.iter().for_each(|admitted| record.note_admitted(admitted));
+        if let Some(throttled) = &self.throttled {
+            record.note(&throttled.finding, Duration::ZERO);
+        }
+    }
+
+    /// Tells the throttle how the login has ended, once.
+    pub(crate) fn tell(&mut self, env: &WebEnv, outcome: Option<Outcome>) {
+        let answer = match outcome {
+            Some(Outcome::Ok) => Answered::Right,
+            Some(Outcome::BadCredentials) => Answered::Wrong,
+            _ => Answered::Unknown,
+        };
+        if let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_told) {
+            self.is_told = true;
+            env.throttle
+                .answered(admitted.ticket.clone(), answer, env.throttle.now());
+        }
+    }
+}
+
+/// Has the throttle let the login of a request through, at once or after a delay.
+///
+/// # Errors
+/// It does not; with the status of the answer.
+pub(crate) async fn admit(
+    env: &WebEnv,
+    session: &mut Session,
+    context: &mut RequestContext,
+    info: &RequestInfo,
+) -> Result<()> {
+    read_ahead(env, session, context).await?;
+    let Some(web) = client_of(session) else { return Ok(()) };
+    let Some((seen, account)) = judged(env, web, info, context).await? else {
+        return Ok(());
+    };
+    let claim = claim(&account, &seen, info);
+    let admitted = env.throttle.admit(&claim).await;
+    settle(context, admitted)
+}
+
+/// The same for a login that cannot wait: its server has been chosen.
+///
+/// # Errors
+/// A rule delays or refuses it; with the status of the answer.
+pub(crate) async fn admit_now(
+    env: &WebEnv,
+    web: &WebClient,
+    context: &mut RequestContext,
+    info: &RequestInfo,
+) -> Result<()> {
+    let Some((seen, account)) = judged(env, web, info, context).await? else {
+        return Ok(());
+    };
+    let admitted = env.throttle.admit_now(&claim(&account, &seen, info));
+    settle(context, admitted)
+}
+
+fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo) -> Claim<'a> {
+    Claim {
+        account,
+        client: info.client,
+        password: seen.mark,
+    }
+}
+
+fn settle(context: &mut RequestContext, admitted: Result<Admitted, Throttled>) -> Result<()> {
+    match admitted {
+        Ok(admitted) => {
+            context.gate.admitted = Some(admitted);
+            Ok(())
+        }
+        Err(throttled) => {
+            context.gate.throttled = Some(throttled);
+            Error::e_explain(ErrorType::HTTPStatus(429), "too many logins have failed")
+        }
+    }
+}
+
+/// The login that is to be judged, with the name of its account. A client that sends the same good credentials with every
+/// request is judged once for a connection, unless others may share it.
+async fn judged(
+    env: &WebEnv,
+    web: &WebClient,
+    info: &RequestInfo,
+    context: &RequestContext,
+) -> Result<Option<(LoginAttempt, String)>> {
+    let is_open = context.gate.admitted.is_none() && !context.gate.is_closed();
+    let Some(seen) = context.seen.as_ref().filter(|_| is_open) else {
+        return Ok(None);
+    };
+    if seen.form == LoginForm::Basic && !info.relayed && web.seen_user.knows(&seen.user) {
+        return Ok(None);
+    }
+    if seen.form == LoginForm::Batch && seen.logins > 1 {
+        return Error::e_explain(ErrorType::HTTPStatus(403), "a batch of logins");
+    }
+    let account = account_name(env, web, info, &seen.user).await;
+    Ok(Some((seen.clone(), account)))
+}
+
+/// The canonical name of an account, or the name that no account has.
+async fn account_name(env: &WebEnv, web: &WebClient, info: &RequestInfo, typed: &str) -> String {
+    let lookup = Lookup {
+        subject: Subject::Login(account::without_backslash(typed).into_owned()),
+        service: Service::Web,
+        client: info.client,
+        local: web.facts.client.local.ip(),
+        host: info.host.clone(),
+    };
+    match timeout(NAME, env.routes.route(&lookup)).await {
+        Ok(Ok(route)) => route.account.to_string(),
+        Ok(Err(_)) | Err(_) => env.routes.key_name(&lookup),
+    }
+}
+
+/// Reads the body of what may be a login, if it is short and its length is known. The engine keeps a copy for the
+/// server. A client that waits for us to ask for its body is judged when it comes.
+async fn read_ahead(env: &WebEnv, session: &mut Session, context: &mut RequestContext) -> Result<()> {
+    let headers = &session.req_header().headers;
+    let length = headers.get(CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    let is_short = length.is_some_and(|length| (1..=AHEAD_MAX).contains(&length));
+    if !is_short || headers.contains_key(EXPECT) {
+        return Ok(());
+    }
+    let Some(mut body) = context.body.take() else {
+        return Ok(());
+    };
+    let grace = env.config.load().web.client_body_timeout;
+    session.as_mut().enable_retry_buffering();
+    read_body(session, &mut body, context.begun, grace).await?;
+    context.seen = body.user().or(context.seen.take());
+    Ok(())
+}
+
+async fn read_body(session: &mut Session, body: &mut LoginBody, begun: Instant, grace: Duration) -> Result<()> {
+    let mut bytes = 0;
+    loop {
+        // As long as any other body may take.
+        let patience = grace + Duration::from_secs(bytes / BODY_LEAST + 1);
+        let left = patience.saturating_sub(begun.elapsed());
+        match timeout(left, session.as_mut().read_request_body()).await {
+            Ok(Ok(Some(chunk))) => {
+                bytes += chunk.len() as u64;
+                body.push(&chunk);
+            }
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(error)) => return Err(error.into_down()),
+            Err(_) => return Error::e_explain(ErrorType::HTTPStatus(408), DRIPPING),
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Guessing of passwords under attack: how many guesses reach a mailbox server, what honest users see of it meanwhile,
+//! in which words each kind of client is told to wait, and how administrators see and steer it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use portico_tests::config::quote;
+use portico_tests::portico::binary;
+use portico_tests::town::{Person, people};
+use portico_tests::until;
+use portico_tests::wire::Wire;
+
+use crate::scene::{Scene, greeted, play_with, soap_login};
+
+/// Where the owners of accounts are known.
+const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// An address that nobody has seen.
+const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 9, 9));
+/// Who attacks at the same time.
+const THREADS: usize = 8;
+/// The most that an honest login may take during an attack, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Plays with these settings of the throttle; failed logins are answered at once, and passwords taken in clear text.
+fn play(people: Vec<Person>, settings: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+    let change = |_: &_, node: &mut portico_tests::config::Node, directory: &mut portico_tests::config::Directory| {
+        node.more.push(("throttle".to_owned(), settings.to_owned()));
+        directory
+            .config("zimbraReverseProxyAuthWaitInterval", "10ms")
+            .config("zimbraReverseProxyImapStartTlsMode", "on")
+            .config("zimbraReverseProxyPop3StartTlsMode", "on");
+        Ok(())
+    };
+    play_with(people, change, test)
+}
+
+/// The last line that an IMAP client hears.
+fn imap(scene: &Scene, from: IpAddr, name: &str, password: &str) -> Result<String> {
+    let mut wire = greeted(Wire::clear_from(from, scene.town.endpoints.imap)?, "* OK")?;
+    let answer = wire.imap(&format!("a1 LOGIN {name} \"{password}\""))?;
+    answer.last().cloned().context("no answer")
+}
+
+/// An honest login: it succeeds, soon.
+fn gets_in(scene: &Scene, from: IpAddr, local: &str) -> Result<()> {
+    let person = scene.town.person(local)?;
+    let begun = Instant::now();
+    let answer = imap(scene, from, &person.name, &person.password())?;
+    ensure!(answer.starts_with("a1 OK"), "{local} from {from}: {answer}");
+    ensure!(begun.elapsed() < PATIENCE, "{local} from {from}: {:?}", begun.elapsed());
+    Ok(())
+}
+
+fn address(number: usize) -> IpAddr {
+    IpAddr::from([127, 1, (number / 250) as u8, (number % 250 + 1) as u8])
+}
+
+/// An attack: who guesses at which account with the guess of this number.
+struct Attack {
+    name: &'static str,
+    guesses: usize,
+    guess: fn(usize) -> (IpAddr, String),
+    /// The most that may reach a server.
+    most: usize,
+    /// Settings of the throttle that differ from the defaults.
+    settings: &'static str,
+}
+
+fn town() -> Vec<Person> {
+    let named = |n: usize| Person::new(&format!("user{n}@a.example"), n % 2, format!("user{n}-c4n4ry"));
+    people().into_iter().chain((0..100).map(named)).collect()
+}
+
+/// Fifty connections made a hundred guesses in a quarter of a minute, and none was refused.
+const ATTACKS: [Attack; 4] = [
+    Attack {
+        name: "one address, one account",
+        guesses: 300,
+        guess: |_| (address(0), "alice@a.example".to_owned()),
+        most: 12,
+        settings: "{max_delay: 100ms}",
+    },
+    Attack {
+        name: "one address, a hundred accounts",
+        guesses: 300,
+        guess: |n| (address(0), format!("user{}@a.example", n % 100)),
+        most: 20,
+        settings: "{max_delay: 100ms}",
+    },
+    Attack {
+        name: "many addresses, one account",
+        guesses: 300,
+        guess: |n| (address(n), "alice@a.example".to_owned()),
+        most: 60,
+        settings: "{max_delay: 100ms}",
+    },
+    Attack {
+        name: "many addresses, three tries each",
+        guesses: 600,
+        guess: |n| (address(n % 200), format!("user{}@a.example", n % 97)),
+        most: 250,
+        settings: "{max_delay: 100ms, many: {refuse_from: 40}}",
+    },
+];
+
+#[test]
+fn few_guesses_reach_a_server_and_honest_users_get_in() -> Result<()> {
+    println!("{:36} {:>8} {:>8} {:>12}", "attack", "guesses", "reach", "honest ms");
+    for attack in &ATTACKS {
+        play(town(), attack.settings, |scene| {
+            gets_in(scene, HOME, "alice")?;
+            let honest = under(scene, attack)?;
+            // Each guess has been answered, so the server has been, too.
+            let reached = scene
+                .portico
+                .count(&[("event", "login"), ("outcome", "bad_credentials")])?;
+            let refused = scene.portico.count(&[("event", "login"), ("outcome", "throttled")])?;
+            let (name, guesses) = (attack.name, attack.guesses);
+            println!("{name:36} {guesses:>8} {reached:>8} {:>12}", honest.as_millis());
+            ensure!(
+                reached <= attack.most && reached + refused == guesses,
+                "{name}: {reached} {refused}"
+            );
+            gets_in(scene, HOME, "alice")?;
+            gets_in(scene, STRANGER, "bob")
+        })?;
+    }
+    Ok(())
+}
+
+/// Attacks, while honest users log in. Returns how long one of them took at most.
+fn under(scene: &Scene, attack: &Attack) -> Result<Duration> {
+    std::thread::scope(|scope| {
+        let guess = |thread: usize| -> Result<()> {
+            for n in (thread..attack.guesses).step_by(THREADS) {
+                let (from, name) = (attack.guess)(n);
+                let answer = imap(scene, from, &name, &format!("guess-{n}"))?;
+                let is_told =
+                    answer.starts_with("a1 NO [AUTHENTICATIONFAILED]") || answer.starts_with("a1 NO [LIMIT] ");
+                ensure!(is_told, "{answer}");
+            }
+            Ok(())
+        };
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || guess(thread))).collect();
+        let mut longest = Duration::ZERO;
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            let begun = Instant::now();
+            gets_in(scene, HOME, "alice")?;
+            longest = longest.max(begun.elapsed());
+        }
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("no panic"))?;
+        Ok(longest)
+    })
+}
+
+/// An office of a hundred behind one address, all of it new, with three phones that have last year's passwords.
+#[test]
+fn an_office_is_not_delayed() -> Result<()> {
+    play(town(), "{}", |scene| {
+        let office = address(0);
+        for round in 0..3 {
+            for n in 0..100 {
+                gets_in(scene, office, &format!("user{n}"))?;
+                if n < 3 {
+                    let answer = imap(scene, office, &format!("user{n}@a.example"), "last-year")?;
+                    ensure!(
+                        answer.starts_with("a1 NO [AUTHENTICATIONFAILED]"),
+                        "{round} {n}: {answer}"
+                    );
+                }
+            }
+        }
+        let held = scene
+            .portico
+            .audit()?
+            .into_iter()
+            .find(|record| record["rule"].is_string());
+        ensure!(held.is_none(), "{held:?}");
+        Ok(())
+    })
+}
+
+/// Two different wrong passwords for Alice from this address.
+fn guess_twice(scene: &Scene, from: IpAddr) -> Result<()> {
+    for n in 0..2 {
+        let answer = imap(scene, from, "alice@a.example", &format!("guess-{n}"))?;
+        ensure!(answer.starts_with("a1 NO [AUTHENTICATIONFAILED]"), "{answer}");
+    }
+    Ok(())
+}
+
+const STRICT: &str = "{pair: {delay_from: 0, refuse_from: 2}}";
+
+#[test]
+fn every_kind_of_client_is_told_to_wait() -> Result<()> {
+    play(people(), STRICT, |scene| {
+        let guesser = address(0);
+        let interface = guesser.to_string();
+        let password = scene.town.person("alice")?.password();
+        guess_twice(scene, guesser)?;
+        // Her alias is she.
+        for name in ["alice@a.example", "al@a.example", "ALICE@A.example"] {
+            let answer = imap(scene, guesser, name, &password)?;
+            ensure!(
+                answer == "a1 NO [LIMIT] Too many failed logins, please try again later",
+                "{answer}"
+            );
+        }
+        let mut pop3 = greeted(Wire::clear_from(guesser, scene.town.endpoints.pop3)?, "+OK")?;
+        pop3.pop_ok("USER alice@a.example")?;
+        let answer = pop3.pop(&format!("PASS {password}"))?;
+        ensure!(answer.starts_with("-ERR [LOGIN-DELAY] "), "{answer}");
+        let xml = soap_login("alice@a.example", &password);
+        let json = format!(
+            r#"{{"Body":{{"AuthRequest":{{"account":{{"by":"name","_content":"alice@a.example"}},"password":"{password}"}}}}}}"#
+        );
+        let basic = format!("alice@a.example:{password}");
+        let (soap, dav) = ("/service/soap/AuthRequest", "/dav/alice@a.example/Calendar/");
+        let before = asked(scene);
+        for (path, args, words) in [
+            (dav, vec!["-u", &basic], "\"status\":429"),
+            (soap, vec!["-d", &xml], "service.TEMPORARILY_UNAVAILABLE"),
+            (
+                soap,
+                vec!["-d", &xml, "-H", "Transfer-Encoding: chunked"],
+                "TEMPORARILY",
+            ),
+            (
+                soap,
+                vec!["-d", &json, "-H", "Content-Type: application/json"],
+                "\"Fault\"",
+            ),
+        ] {
+            for version in ["--http1.1", "--http2"] {
+                let args = [&["--interface", &interface, version], args.as_slice()].concat();
+                let answer = scene.https(path, &args)?;
+                ensure!(answer.status() == "429", "{path} {version}: {}", answer.head);
+                let seconds: u64 = answer.header("retry-after").context("no Retry-After")?.parse()?;
+                ensure!((2..=1_800).contains(&seconds), "{seconds}");
+                let text = answer.text()?;
+                ensure!(text.contains(words), "{path}: {text}");
+            }
+        }
+        ensure!(asked(scene) == before, "no server has got one");
+        let throttled = [("event", "web_login"), ("outcome", "throttled"), ("rule", "pair")];
+        until("eight records", PATIENCE, || {
+            Ok((scene.portico.count(&throttled)? == 8).then_some(()))
+        })?;
+        // At home she is not touched, neither by mail nor on the web.
+        gets_in(scene, HOME, "alice")?;
+        let good = scene.https(soap, &["-d", &xml])?;
+        ensure!(good.status() == "200", "{}", good.head);
+        let good = scene.https(dav, &["-u", &basic])?;
+        ensure!(good.status() == "200", "{}", good.head);
+        Ok(())
+    })
+}
+
+/// Requests that the web servers have got.
+fn asked(scene: &Scene) -> usize {
+    scene.town.stores.iter().map(|store| store.web.request_count()).sum()
+}
+
+/// Web logins are counted by what their server answers, together with those of mail.
+#[test]
+fn web_logins_count_as_those_of_mail() -> Result<()> {
+    play(people(), STRICT, |scene| {
+        let interface = address(0).to_string();
+        let wrong = |n: usize| soap_login("alice@a.example", &format!("guess-{n}"));
+        let soap = |body: &str| {
+            let answer = scene.https("/service/soap/AuthRequest", &["--interface", &interface, "-d", body])?;
+            Ok::<_, anyhow::Error>(answer.status().to_owned())
+        };
+        // The same one counts once.
+        for _ in 0..4 {
+            ensure!(soap(&wrong(1))? == "500", "a wrong password");
+        }
+        ensure!(soap(&wrong(2))? == "500", "another one");
+        ensure!(soap(&wrong(3))? == "429", "a third one");
+        let answer = imap(scene, address(0), "alice@a.example", "guess-4")?;
+        ensure!(answer.starts_with("a1 NO [LIMIT]"), "{answer}");
+        let one = "<AuthRequest xmlns=\"urn:zimbraAccount\"><account>bob@b.example</account></AuthRequest>";
+        let envelope = wrong(1);
+        let (start, rest) = envelope.split_once("<AuthRequest").context("no login")?;
+        let (_, end) = rest.split_once("</AuthRequest>").context("no login")?;
+        let batch = format!("{start}<BatchRequest>{one}{one}</BatchRequest>{end}");
+        ensure!(soap(&batch)? == "403", "two guesses in one request");
+        Ok(())
+    })
+}
+
+/// What the program prints.
+fn verb(scene: &Scene, words: &[&str]) -> Result<String> {
+    let conf = scene.portico.dir().join("portico.yaml");
+    let out = Command::new(binary()?).arg("-c").arg(conf).args(words).output()?;
+    let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(out.status.success(), "{words:?}: {errors}");
+    Ok(String::from_utf8(out.stdout)?)
+}
+
+#[test]
+fn administrators_see_and_steer_it() -> Result<()> {
+    play(people(), STRICT, |scene| {
+        let guesser = address(0);
+        let (ip, alice) = (guesser.to_string(), "alice@a.example");
+        let refused = |scene: &Scene| -> Result<bool> {
+            let password = scene.town.person("alice")?.password();
+            Ok(imap(scene, guesser, alice, &password)?.starts_with("a1 NO [LIMIT]"))
+        };
+        guess_twice(scene, guesser)?;
+        ensure!(refused(scene)?, "not refused");
+        let list = verb(scene, &["throttle", "list"])?;
+        let line = list
+            .lines()
+            .find(|line| line.contains(&ip))
+            .context("not in the list")?;
+        ensure!(line.starts_with("pair") && line.contains(alice), "{line}");
+        let explained = verb(scene, &["throttle", "explain", "al@a.example", "--ip", &ip])?;
+        ensure!(
+            explained.contains("refuses it for") && explained.contains("rule pair, 2 failures"),
+            "{explained}"
+        );
+        let route = verb(scene, &["route", "explain", "al@a.example", "--ip", &ip])?;
+        ensure!(route.contains("in the way  the throttle refuses it for"), "{route}");
+        let metrics = scene.run(
+            "curl",
+            &["-sS", "--unix-socket", &socket(scene), "http://localhost/metrics"],
+        )?;
+        let counted = "portico_throttled_total{action=\"refused\",mode=\"on\",rule=\"pair\"} 1";
+        ensure!(metrics.contains(counted), "{metrics}");
+        verb(scene, &["throttle", "allow", &ip, "--for", "1h", "--reason", "a fair"])?;
+        ensure!(
+            !refused(scene)? && verb(scene, &["throttle", "list"])?.contains("a fair"),
+            "not allowed"
+        );
+        verb(scene, &["throttle", "disallow", &format!("{ip}/32")])?;
+        // She has logged in from there.
+        let explained = verb(scene, &["throttle", "explain", alice, "--ip", &ip])?;
+        ensure!(explained.contains("known       yes"), "{explained}");
+        let other = address(1);
+        guess_twice(scene, other)?;
+        let ip = other.to_string();
+        let explained = verb(scene, &["throttle", "explain", alice, "--ip", &ip])?;
+        ensure!(explained.contains("refuses it for"), "{explained}");
+        verb(scene, &["throttle", "clear", alice, "--ip", &ip])?;
+        gets_in(scene, other, "alice")?;
+        for act in ["allow 127.1.0.1/32 for 3600 s: a fair", "disallow 127.1.0.1/32"] {
+            scene.portico.record(&[("event", "admin"), ("act", act)])?;
+        }
+        Ok(())
+    })
+}
+
+fn socket(scene: &Scene) -> String {
+    scene.portico.dir().join("admin.sock").display().to_string()
+}
+
+#[test]
+fn it_is_remembered_over_a_restart() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("throttle");
+    let settings = format!("{{pair: {{delay_from: 0, refuse_from: 2}}, file: {}}}", quote(&file));
+    play(people(), &settings, |scene| {
+        gets_in(scene, HOME, "alice")?;
+        guess_twice(scene, address(0))?;
+        scene.portico.restart("debug")?;
+        let written = std::fs::read(&file)?;
+        let is_in = |word: &str| written.windows(word.len()).any(|bytes| bytes == word.as_bytes());
+        ensure!(!is_in("alice") && !is_in("127.1"), "names are in the file");
+        let answer = imap(scene, address(0), "alice@a.example", "guess-3")?;
+        ensure!(answer.starts_with("a1 NO [LIMIT]"), "{answer}");
+        let explained = verb(scene, &["throttle", "explain", "alice@a.example", "--ip", "127.0.0.1"])?;
+        ensure!(explained.contains("known       yes"), "{explained}");
+        // A file that is damaged is none.
+        std::fs::write(&file, b"something else")?;
+        scene.portico.kill();
+        scene.portico.start_again("debug")?;
+        gets_in(scene, address(0), "alice")?;
+        ensure!(
+            scene.portico.output().contains("is not used"),
+            "{}",
+            scene.portico.output()
+        );
+        Ok(())
+    })
+}
+
+/// A rule in dry run records what it would do, and does nothing; a reload changes that.
+#[test]
+fn a_dry_run_only_records() -> Result<()> {
+    play(
+        people(),
+        "{mode: dry_run, pair: {delay_from: 0, refuse_from: 2}}",
+        |scene| {
+            guess_twice(scene, address(0))?;
+            let answer = imap(scene, address(0), "alice@a.example", "guess-3")?;
+            ensure!(answer.starts_with("a1 NO [AUTHENTICATIONFAILED]"), "{answer}");
+            let would = [
+                ("outcome", "bad_credentials"),
+                ("rule", "pair"),
+                ("throttle", "would_refuse"),
+            ];
+            scene.portico.record(&would)?;
+            let conf = scene.portico.dir().join("portico.yaml");
+            let text = std::fs::read_to_string(&conf)?;
+            std::fs::write(&conf, text.replace("mode: dry_run", "mode: on"))?;
+            scene.portico.reload()?;
+            let answer = imap(scene, address(0), "alice@a.example", "guess-4")?;
+            ensure!(answer.starts_with("a1 NO [LIMIT]"), "{answer}");
+            Ok(())
+        },
+    )
+}
