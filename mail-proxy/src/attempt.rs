@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::audit::{Event, Outcome, Phase, Record};
 use crate::connection::BoxStream;
 use crate::credentials::Credentials;
-use crate::environment::{ConnectError, Facts, READ, SessionEnv};
+use crate::environment::{ConnectError, Facts, NewSession, READ, SessionEnv};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
 use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
@@ -60,6 +60,8 @@ pub(crate) struct Login {
     pub(crate) accepted: Accepted,
     /// What the audit log has of it.
     pub(crate) record: Record,
+    /// Its place among the sessions that there may be.
+    pub(crate) place: Option<Box<dyn Send>>,
 }
 
 /// Who waits for the answer.
@@ -177,6 +179,7 @@ struct Tries {
     greets: watch::Sender<Option<Instant>>,
     holds: watch::Sender<Duration>,
     under_way: UnderWay,
+    place: Option<Box<dyn Send>>,
 }
 
 /// Why one try at one server failed.
@@ -211,6 +214,7 @@ impl Tries {
             env,
             greets,
             holds,
+            place: None,
         }
     }
 
@@ -246,7 +250,23 @@ impl Tries {
         if let Some(ticket) = ticket {
             throttle.answered(ticket, answered(&result), throttle.now());
         }
-        result
+        result.and_then(|login| self.enter(login))
+    }
+
+    /// Takes a place among the sessions that there may be. Only a client with the right password learns that there is
+    /// none.
+    fn enter(&mut self, login: (BoxStream, Accepted)) -> Result<(BoxStream, Accepted), LoginFailure> {
+        let (account, route) = (self.record.account.as_deref(), self.record.route.as_deref());
+        let session = NewSession {
+            account: account.unwrap_or_default(),
+            client: unmapped(self.facts.connection.client.addr.ip()),
+            server: route
+                .and_then(|route| Some(route.rsplit_once(':')?.0))
+                .unwrap_or_default(),
+        };
+        let place = self.env.limits.enter(&session);
+        self.place = Some(place.map_err(LoginFailure::TooManySessions)?);
+        Ok(login)
     }
 
     /// Waits until the throttle lets the attempt through. A name without account is treated like any other.
@@ -331,11 +351,12 @@ impl Tries {
         if result.is_ok() && waiting == Waiting::Client {
             self.note_login();
         }
-        let record = self.record;
+        let (record, place) = (self.record, self.place);
         result.map(|(server, accepted)| Login {
             server,
             accepted,
             record,
+            place,
         })
     }
 

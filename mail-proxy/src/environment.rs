@@ -89,6 +89,33 @@ pub trait Transport: Send + Sync {
     async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError>;
 }
 
+/// A session that is about to begin: its login was right.
+#[derive(Debug, Clone, Copy)]
+pub struct NewSession<'a> {
+    /// Canonical name of the account.
+    pub account: &'a str,
+    /// Address of the client.
+    pub client: IpAddr,
+    /// Host of the mailbox server.
+    pub server: &'a str,
+}
+
+/// How many sessions there may be at once.
+pub trait SessionLimits: Send + Sync {
+    /// Counts one more session, until the value is dropped.
+    ///
+    /// # Errors
+    /// There are as many as there may be; the limit, by its name in the node file.
+    fn enter(&self, session: &NewSession<'_>) -> Result<Box<dyn Send>, &'static str>;
+}
+
+/// No limits.
+impl SessionLimits for () {
+    fn enter(&self, _session: &NewSession<'_>) -> Result<Box<dyn Send>, &'static str> {
+        Ok(Box::new(()))
+    }
+}
+
 /// The process around a session.
 #[derive(Clone)]
 pub struct SessionEnv {
@@ -100,6 +127,8 @@ pub struct SessionEnv {
     pub audit: Arc<dyn Audit>,
     /// What is remembered of failed logins.
     pub throttle: Arc<Throttle>,
+    /// How many sessions there may be.
+    pub limits: Arc<dyn SessionLimits>,
     /// How sessions are run.
     pub settings: Arc<Settings>,
     /// Number of the running configuration.

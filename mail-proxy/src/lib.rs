@@ -31,7 +31,7 @@ mod upstream;
 
 pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Rejected};
-pub use environment::{ConnectError, Connection, SessionEnv, Settings, Transport};
+pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
 pub use handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{

@@ -24,6 +24,8 @@ pub enum LoginFailure {
     Refused(String),
     /// The password was right, but the mailbox server takes no more logins of this user now; its own words.
     Limit(String),
+    /// The password was right, but there are as many sessions as the node file allows; the limit's name there.
+    TooManySessions(&'static str),
     /// The mailbox server is well, and says that it cannot take this login now; its own words.
     Busy(String),
     /// Too many logins have failed before this one. Nobody was asked.
@@ -46,13 +48,16 @@ pub enum LoginFailure {
 /// What a failure is called while it lasts, whatever is behind it.
 const UNAVAILABLE: &str = "service temporarily unavailable, please try again later";
 
+/// What a client is told whose password was right.
+const TOO_MANY_SESSIONS: &str = "too many sessions, please close one or try again later";
+
 impl LoginFailure {
     /// The word in the audit log.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::BadCredentials => Outcome::BadCredentials,
             Self::Refused(_) => Outcome::Refused,
-            Self::Limit(_) => Outcome::Limit,
+            Self::Limit(_) | Self::TooManySessions(_) => Outcome::Limit,
             Self::Busy(_) => Outcome::Busy,
             Self::Throttled(_) => Outcome::Throttled,
             Self::PasswordTooLong | Self::PasswordNotBorne(_) => Outcome::PasswordTooLong,
@@ -74,6 +79,7 @@ impl LoginFailure {
             | Self::PasswordNotBorne(_)
             | Self::Refused(_) => true,
             Self::Limit(_)
+            | Self::TooManySessions(_)
             | Self::Busy(_)
             | Self::Throttled(_)
             | Self::PasswordTooLong
@@ -104,6 +110,7 @@ impl LoginFailure {
     pub fn why(&self) -> Option<String> {
         match self {
             Self::BadCredentials | Self::UnknownUser | Self::PasswordTooLong | Self::Throttled(_) => None,
+            Self::TooManySessions(limit) => Some((*limit).to_owned()),
             Self::Ended(CloseReason::Kick) => Some("kick".to_owned()),
             Self::Ended(CloseReason::Drain) => Some("drain".to_owned()),
             Self::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
@@ -127,6 +134,7 @@ impl LoginFailure {
             }
             Self::Refused(text) => format!("NO {}", one_line(without_status(text))),
             Self::Limit(text) => format!("NO {}", with_code("LIMIT", text)),
+            Self::TooManySessions(_) => format!("NO [LIMIT] {TOO_MANY_SESSIONS}"),
             Self::Busy(text) => format!("NO {}", with_code("UNAVAILABLE", text)),
             Self::Throttled(throttled) => format!("NO [LIMIT] {}", one_line(&throttled.message)),
             Self::PasswordTooLong => "NO [TOOBIG] password is too long".to_owned(),
@@ -144,6 +152,7 @@ impl LoginFailure {
             }
             Self::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
             Self::Limit(text) | Self::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
+            Self::TooManySessions(_) => format!("-ERR [IN-USE] {TOO_MANY_SESSIONS}"),
             Self::Throttled(throttled) => {
                 let of_account = throttled.finding.rule.is_of_account();
                 let code = if of_account { "LOGIN-DELAY" } else { "SYS/TEMP" };
@@ -243,7 +252,23 @@ mod tests {
             &format!("NO [UNAVAILABLE] {own}"),
             &format!("-ERR [SYS/TEMP] {own}"),
         );
-        for failure in [limit("NO x"), busy("NO x"), LoginFailure::Ended(CloseReason::Kick)] {
+        let sessions = LoginFailure::TooManySessions("limits.sessions_per_account");
+        let told = "too many sessions, please close one or try again later";
+        check(
+            sessions.clone(),
+            &format!("NO [LIMIT] {told}"),
+            &format!("-ERR [IN-USE] {told}"),
+        );
+        assert_eq!(
+            (sessions.outcome(), sessions.clone().in_our_words()),
+            (Outcome::Limit, sessions.clone())
+        );
+        for failure in [
+            limit("NO x"),
+            busy("NO x"),
+            sessions,
+            LoginFailure::Ended(CloseReason::Kick),
+        ] {
             assert!(!failure.waits() && !failure.counts(), "{failure:?}");
         }
         assert!(LoginFailure::PasswordTooLong.counts() && !LoginFailure::PasswordTooLong.waits());

@@ -58,6 +58,8 @@ struct Established {
     audit: Arc<dyn Audit>,
     /// Attempts before that which was good.
     behind: JoinSet<()>,
+    /// Counts it among the sessions.
+    _place: Option<Box<dyn Send>>,
 }
 
 impl Established {
@@ -352,6 +354,7 @@ impl Dialogue {
             server,
             accepted,
             record,
+            place,
         } = login;
         let Self {
             stream,
@@ -402,6 +405,7 @@ impl Dialogue {
             accepted: facts.connection.accepted,
             audit,
             behind,
+            _place: place,
         })
     }
 

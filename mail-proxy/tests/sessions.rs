@@ -333,6 +333,7 @@ fn environment(
             ..settings()
         }),
         throttle: Arc::new(Throttle::new(plan.throttle.clone().unwrap_or_default())),
+        limits: Arc::new(()),
         generation: 7,
         drain: drain.subscribe(),
     }

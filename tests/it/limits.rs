@@ -1,9 +1,9 @@
 //! Limits on connections, each of them reached: it must be nothing special. And servers that lead back to us.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use portico_tests::config::{Serve, Tls};
 use portico_tests::town::{FRONT, people};
 use portico_tests::until;
@@ -235,4 +235,43 @@ fn a_server_that_leads_back_to_us_is_refused_with_a_clear_word() -> Result<()> {
             Ok(())
         },
     )
+}
+
+/// Only a right password learns of it, at once; and the place of a session is free when it ends.
+#[test]
+fn sessions_of_an_account_are_limited() -> Result<()> {
+    play_limited("{sessions_per_account: 2}", |scene| {
+        let password = scene.town.person("alice")?.password();
+        let (first, _second) = (scene.login("alice")?, scene.login("alice")?);
+        let begun = Instant::now();
+        let mut third = scene.imaps()?;
+        // An alias is the same account, and none of these counts as failed.
+        for tag in ["a1", "a2", "a3", "a4"] {
+            let answer = third.imap(&format!("{tag} LOGIN al@a.example {password}"))?;
+            let last = answer.last().cloned().unwrap_or_default();
+            ensure!(
+                last.starts_with(&format!("{tag} NO [LIMIT] too many sessions")),
+                "{last}"
+            );
+        }
+        let mut pop3 = scene.pop3s()?;
+        pop3.pop_ok("USER alice@a.example")?;
+        let answer = pop3.pop(&format!("PASS {password}"))?;
+        ensure!(answer.starts_with("-ERR [IN-USE] too many sessions"), "{answer}");
+        ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let limit = [("outcome", "limit"), ("why", "limits.sessions_per_account")];
+        ensure!(scene.portico.count(&limit)? == 5, "one for each");
+        let wrong = scene.imaps()?.imap("a1 LOGIN alice@a.example wr0ng-c4n4ry")?;
+        let last = wrong.last().cloned().unwrap_or_default();
+        ensure!(last.contains("[AUTHENTICATIONFAILED]"), "{last}");
+        scene.login("bob")?;
+        drop(first);
+        until("her place", Duration::from_secs(10), || {
+            let answer = scene.imaps()?.imap(&format!("a1 LOGIN alice@a.example {password}"))?;
+            Ok(answer
+                .last()
+                .is_some_and(|last| last.starts_with("a1 OK"))
+                .then_some(()))
+        })
+    })
 }

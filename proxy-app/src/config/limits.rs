@@ -20,6 +20,14 @@ impl ConfigReader {
             ("handshakes", &mut config.handshakes),
             ("unread_answers", &mut config.unread_answers),
             ("unread_answers_per_address", &mut config.unread_answers_per_address),
+            ("sessions_per_account", &mut config.sessions.per_account),
+            (
+                "sessions_per_account_and_address",
+                &mut config.sessions.per_account_and_address,
+            ),
+            ("sessions_per_address", &mut config.sessions.per_address),
+            ("sessions_per_domain", &mut config.sessions.per_domain),
+            ("sessions_per_server", &mut config.sessions.per_server),
         ] {
             if let Some(count) = section.take(key).and_then(|node| node.u32(&mut self.problems)) {
                 *limit = count as usize;

@@ -141,6 +141,23 @@ pub(crate) fn outcome(status: u16, sets_auth_cookie: bool, form: LoginForm) -> O
     }
 }
 
+/// How much of a fault is read for its code: it stands in the first few hundred bytes.
+pub(crate) const FAULT_MAX: usize = 8 * 1024;
+
+/// Whether only the body of the answer tells a wrong password from a failure of the server: SOAP carries every fault
+/// with status 500.
+pub(crate) fn is_told_by_body(status: u16, answer: &HeaderMap, form: LoginForm) -> bool {
+    let is_soap = matches!(form, LoginForm::Soap | LoginForm::Batch);
+    is_soap && status == 500 && !answer.contains_key(http::header::CONTENT_ENCODING)
+}
+
+/// Whether a SOAP fault says that name or password is wrong, in XML or in JSON.
+pub(crate) fn says_wrong(fault: &[u8]) -> bool {
+    const CODES: [&[u8]; 2] = [b"AUTH_FAILED", b"NO_SUCH_ACCOUNT"];
+    let has = |code: &[u8]| fault.windows(code.len()).any(|part| part == code);
+    CODES.into_iter().any(has)
+}
+
 /// The outcome when no server has answered: `status` is what we answered ourselves, 0 if nothing; `left` says that the
 /// client went away while the server had its request.
 pub(crate) fn unanswered(status: u16, left: bool) -> Option<Outcome> {
@@ -953,6 +970,23 @@ mod tests {
                 assert_eq!(outcome(status, false, form), Some(UpstreamDown), "{form:?} {status}");
             }
             assert_eq!(outcome(429, false, form), None);
+        }
+    }
+
+    #[test]
+    fn faults_tell_a_wrong_password_from_a_broken_server() {
+        let plain = HeaderMap::new();
+        let packed = HeaderMap::from_iter([(http::header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
+        assert!(is_told_by_body(500, &plain, LoginForm::Soap) && !is_told_by_body(500, &packed, LoginForm::Soap));
+        assert!(!is_told_by_body(401, &plain, LoginForm::Soap) && !is_told_by_body(500, &plain, LoginForm::Json));
+        for (fault, wrong) in [
+            ("<Code>account.AUTH_FAILED</Code>", true),
+            (r#"{"Error":{"Code":"account.NO_SUCH_ACCOUNT"}}"#, true),
+            ("<Code>service.FAILURE</Code>", false),
+            ("<Code>account.CHANGE_PASSWORD</Code>", false),
+            ("", false),
+        ] {
+            assert_eq!(says_wrong(fault.as_bytes()), wrong, "{fault}");
         }
     }
 

@@ -211,6 +211,7 @@ impl ActiveListener {
             transport: snapshot.transport.clone(),
             audit: self.env.audit.clone(),
             throttle: self.env.throttle.clone(),
+            limits: self.env.limits.clone(),
             settings: snapshot.mail.clone(),
             generation: snapshot.generation,
             drain: self.env.drain.clone(),

@@ -13,15 +13,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use mail_proxy::{NewSession, SessionLimits};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use eviction::EvictionQueue;
 pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
+use sessions::SessionCounts;
+pub(crate) use sessions::SessionsConfig;
 pub(crate) use unread::AnswerCounter;
 use unread::Unread;
 
 mod eviction;
+mod sessions;
 mod unread;
 
 /// Locks that share the addresses among them.
@@ -42,6 +46,8 @@ pub(crate) struct LimitsConfig {
     pub unread_answers: usize,
     /// The same for one address.
     pub unread_answers_per_address: usize,
+    /// Mail sessions.
+    pub sessions: SessionsConfig,
     /// Networks without a limit for one address.
     pub exempt: Vec<IpNet>,
 }
@@ -56,6 +62,7 @@ impl Default for LimitsConfig {
             handshakes: 10_000,
             unread_answers: 500,
             unread_answers_per_address: 100,
+            sessions: SessionsConfig::default(),
             exempt: vec![
                 Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
                 Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128).into(),
@@ -86,6 +93,7 @@ pub(crate) struct NodeLimits {
     refused: [AtomicU64; 3],
     logged: Mutex<Option<Instant>>,
     unread: Unread,
+    sessions: Arc<SessionCounts>,
     logged_unread: Mutex<Option<Instant>>,
 }
 
@@ -129,6 +137,7 @@ impl NodeLimits {
             refused: Default::default(),
             logged: Mutex::new(None),
             unread: Unread::default(),
+            sessions: Arc::default(),
             logged_unread: Mutex::new(None),
         })
     }
@@ -207,6 +216,17 @@ impl NodeLimits {
         if is_due(&self.logged_unread) {
             log::warn!("web connections were ended whose clients do not read their answers; since the start {ended}");
         }
+    }
+}
+
+impl SessionLimits for NodeLimits {
+    fn enter(&self, session: &NewSession<'_>) -> Result<Box<dyn Send>, &'static str> {
+        let settings = self.settings.load();
+        let mut config = settings.sessions;
+        if settings.exempt.iter().any(|network| network.contains(&session.client)) {
+            config.per_address = 0;
+        }
+        Ok(Box::new(self.sessions.enter(session, config)?))
     }
 }
 
@@ -306,6 +326,7 @@ mod tests {
             handshakes,
             unread_answers: 0,
             unread_answers_per_address: 0,
+            sessions: SessionsConfig::default(),
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
         })
     }

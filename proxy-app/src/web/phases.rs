@@ -279,10 +279,11 @@ impl ProxyHttp for Web {
     fn upstream_response_body_filter(
         &self,
         _session: &mut Session,
-        _chunk: &mut Option<Bytes>,
-        _end: bool,
+        chunk: &mut Option<Bytes>,
+        end: bool,
         context: &mut RequestContext,
     ) -> Result<Option<Duration>> {
+        context.gate.read(&self.env, chunk.as_ref(), end);
         if let Some(connection) = context.connection() {
             connection.touch();
         }
@@ -313,8 +314,7 @@ impl ProxyHttp for Web {
         }
         let status = response.status.as_u16();
         if let Some(seen) = &context.seen {
-            let outcome = login::outcome(status, context.sets_cookie, seen.form);
-            context.gate.tell(&self.env, outcome);
+            context.gate.answered(&self.env, response, seen, context.sets_cookie);
         }
         if matches!(status, 404 | 502..=504) && context.form == ErrorForm::Page {
             // A user gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).

@@ -5,9 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT};
 use mail_proxy::audit::{Outcome, Record};
 use mail_proxy::throttle::{Admitted, Answered, Claim, Throttled};
+use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::{Lookup, Service, Subject};
@@ -15,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::app::env::WebEnv;
 use crate::http::account;
-use crate::http::login::{LoginAttempt, LoginBody, LoginForm};
+use crate::http::login::{self, FAULT_MAX, LoginAttempt, LoginBody, LoginForm};
 use crate::web::client::{WebClient, client_of};
 use crate::web::decision::RequestInfo;
 use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext};
@@ -31,6 +33,8 @@ pub(crate) struct LoginGate {
     admitted: Option<Admitted>,
     throttled: Option<Throttled>,
     is_told: bool,
+    /// The beginning of a fault whose code says what it means.
+    fault: Option<Vec<u8>>,
 }
 
 impl LoginGate {
@@ -52,11 +56,34 @@ impl LoginGate {
         }
     }
 
+    /// The head of the answer is there: tells the throttle how the login has ended, or waits for the body to say so.
+    pub(crate) fn answered(&mut self, env: &WebEnv, answer: &ResponseHeader, seen: &LoginAttempt, sets_cookie: bool) {
+        let status = answer.status.as_u16();
+        match login::is_told_by_body(status, &answer.headers, seen.form) {
+            true => self.fault = Some(Vec::new()),
+            false => self.tell(env, login::outcome(status, sets_cookie, seen.form)),
+        }
+    }
+
+    /// A part of the body of the answer is there.
+    pub(crate) fn read(&mut self, env: &WebEnv, chunk: Option<&Bytes>, end: bool) {
+        let Some(fault) = self.fault.as_mut().filter(|_| !self.is_told) else {
+            return;
+        };
+        let chunk = chunk.map_or(&[][..], |chunk| &chunk[..]);
+        let room = FAULT_MAX - fault.len();
+        fault.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if end || fault.len() == FAULT_MAX {
+            self.tell(env, Some(Outcome::BadCredentials));
+        }
+    }
+
     /// Tells the throttle how the login has ended, once.
     pub(crate) fn tell(&mut self, env: &WebEnv, outcome: Option<Outcome>) {
+        let is_fault_of_server = self.fault.as_ref().is_some_and(|fault| !login::says_wrong(fault));
         let answer = match outcome {
             Some(Outcome::Ok) => Answered::Right,
-            Some(Outcome::BadCredentials) => Answered::Wrong,
+            Some(Outcome::BadCredentials) if !is_fault_of_server => Answered::Wrong,
             _ => Answered::Unknown,
         };
         if let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_told) {
