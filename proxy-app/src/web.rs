@@ -6,6 +6,7 @@ pub mod connection;
 pub(crate) mod decision;
 pub(crate) mod engine;
 pub(crate) mod keeping;
+pub(crate) mod login_gate;
 pub(crate) mod phases;
 pub(crate) mod request_context;
 pub(crate) mod server_choice;

@@ -140,7 +140,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn state(answer: &ThrottleState) -> String {
     let mut rows = vec![
         [
-            "RULE", "MODE", "DELAY", "REFUSE", "WINDOW", "DELAYED", "REFUSED", "WOULD",
+            "RULE", "MODE", "DELAY", "REFUSE", "SECONDS", "DELAYED", "REFUSED", "WOULD",
         ]
         .map(str::to_owned),
     ];
@@ -150,7 +150,7 @@ fn state(answer: &ThrottleState) -> String {
             rule.mode.clone(),
             rule.delay_from.to_string(),
             rule.refuse_from.to_string(),
-            format!("{} s", rule.window),
+            rule.window.to_string(),
             rule.delayed.to_string(),
             rule.refused.to_string(),
             rule.would.to_string(),

@@ -37,10 +37,10 @@ impl ConfigReader {
             settings.rules.iter_mut().for_each(|rule| rule.mode = mode);
         }
         for rule in Rule::ALL {
-            if let Some(of_rule) = self.section(&mut section, rule.name()) {
-                if self.throttle_rule(of_rule, settings.rule_mut(rule)) {
-                    config.written.push(rule);
-                }
+            if let Some(of_rule) = self.section(&mut section, rule.name())
+                && self.throttle_rule(of_rule, settings.rule_mut(rule))
+            {
+                config.written.push(rule);
             }
         }
         self.duration(&mut section, "known_for", &mut settings.known_for);

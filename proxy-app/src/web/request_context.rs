@@ -22,7 +22,7 @@ use crate::upstream::dial::Dial;
 use crate::upstream::groups::{Group, Groups, Member};
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
-use crate::web::throttle::LoginGate;
+use crate::web::login_gate::LoginGate;
 
 /// After `web.client_body_timeout` a request body must have brought this many bytes a second on average: a modem does a
 /// hundred times as many.

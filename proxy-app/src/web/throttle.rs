@@ -5,11 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT};
-use mail_proxy::audit::{Outcome, Record};
-use mail_proxy::throttle::{Admitted, Answered, Claim, Throttled};
-use pingora::http::ResponseHeader;
+use mail_proxy::throttle::{Admitted, Claim, Throttled};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::{Lookup, Service, Subject};
@@ -17,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::app::env::WebEnv;
 use crate::http::account;
-use crate::http::login::{self, FAULT_MAX, LoginAttempt, LoginBody, LoginForm};
+use crate::http::login::{LoginAttempt, LoginBody, LoginForm};
 use crate::web::client::{WebClient, client_of};
 use crate::web::decision::RequestInfo;
 use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext};
@@ -26,73 +23,6 @@ use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext};
 const AHEAD_MAX: u64 = 64 * 1024;
 /// How long the canonical name of an account may take to be found. While the directory is down, spellings count apart.
 const NAME: Duration = Duration::from_millis(500);
-
-/// What the throttle has said of the login of a request.
-#[derive(Default)]
-pub(crate) struct LoginGate {
-    admitted: Option<Admitted>,
-    throttled: Option<Throttled>,
-    is_told: bool,
-    /// The beginning of a fault whose code says what it means.
-    fault: Option<Vec<u8>>,
-}
-
-impl LoginGate {
-    /// Seconds after which the client may try again, if it was refused.
-    pub(crate) fn retry_after(&self) -> Option<u64> {
-        self.throttled.as_ref().map(|throttled| throttled.finding.retry_after())
-    }
-
-    /// Whether the login was refused.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.throttled.is_some()
-    }
-
-    /// Notes in the record of the login what the throttle has said.
-    pub(crate) fn note(&self, record: &mut Record) {
-        self.admitted.iter().for_each(|admitted| record.note_admitted(admitted));
-        if let Some(throttled) = &self.throttled {
-            record.note(&throttled.finding, Duration::ZERO);
-        }
-    }
-
-    /// The head of the answer is there: tells the throttle how the login has ended, or waits for the body to say so.
-    pub(crate) fn answered(&mut self, env: &WebEnv, answer: &ResponseHeader, seen: &LoginAttempt, sets_cookie: bool) {
-        let status = answer.status.as_u16();
-        match login::is_told_by_body(status, &answer.headers, seen.form) {
-            true => self.fault = Some(Vec::new()),
-            false => self.tell(env, login::outcome(status, sets_cookie, seen.form)),
-        }
-    }
-
-    /// A part of the body of the answer is there.
-    pub(crate) fn read(&mut self, env: &WebEnv, chunk: Option<&Bytes>, end: bool) {
-        let Some(fault) = self.fault.as_mut().filter(|_| !self.is_told) else {
-            return;
-        };
-        let chunk = chunk.map_or(&[][..], |chunk| &chunk[..]);
-        let room = FAULT_MAX - fault.len();
-        fault.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if end || fault.len() == FAULT_MAX {
-            self.tell(env, Some(Outcome::BadCredentials));
-        }
-    }
-
-    /// Tells the throttle how the login has ended, once.
-    pub(crate) fn tell(&mut self, env: &WebEnv, outcome: Option<Outcome>) {
-        let is_fault_of_server = self.fault.as_ref().is_some_and(|fault| !login::says_wrong(fault));
-        let answer = match outcome {
-            Some(Outcome::Ok) => Answered::Right,
-            Some(Outcome::BadCredentials) if !is_fault_of_server => Answered::Wrong,
-            _ => Answered::Unknown,
-        };
-        if let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_told) {
-            self.is_told = true;
-            env.throttle
-                .answered(admitted.ticket.clone(), answer, env.throttle.now());
-        }
-    }
-}
 
 /// Has the throttle let the login of a request through, at once or after a delay.
 ///
@@ -142,11 +72,11 @@ fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo) -> Claim
 fn settle(context: &mut RequestContext, admitted: Result<Admitted, Throttled>) -> Result<()> {
     match admitted {
         Ok(admitted) => {
-            context.gate.admitted = Some(admitted);
+            context.gate.open(admitted);
             Ok(())
         }
         Err(throttled) => {
-            context.gate.throttled = Some(throttled);
+            context.gate.close(throttled);
             Error::e_explain(ErrorType::HTTPStatus(429), "too many logins have failed")
         }
     }
@@ -160,8 +90,7 @@ async fn judged(
     info: &RequestInfo,
     context: &RequestContext,
 ) -> Result<Option<(LoginAttempt, String)>> {
-    let is_open = context.gate.admitted.is_none() && !context.gate.is_closed();
-    let Some(seen) = context.seen.as_ref().filter(|_| is_open) else {
+    let Some(seen) = context.seen.as_ref().filter(|_| context.gate.is_undecided()) else {
         return Ok(None);
     };
     if seen.form == LoginForm::Basic && !info.relayed && web.seen_user.knows(&seen.user) {

@@ -1,0 +1,93 @@
+//! What the throttle has said of the login of a request, and what it is told of its end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mail_proxy::audit::{Outcome, Record};
+use mail_proxy::throttle::{Admitted, Answered, Throttled};
+use pingora::http::ResponseHeader;
+
+use crate::app::env::WebEnv;
+use crate::http::login::{self, FAULT_MAX, LoginAttempt};
+
+/// What the throttle has said of the login of a request.
+#[derive(Default)]
+pub(crate) struct LoginGate {
+    admitted: Option<Admitted>,
+    throttled: Option<Throttled>,
+    is_told: bool,
+    /// The beginning of a fault whose code says what it means.
+    fault: Option<Vec<u8>>,
+}
+
+impl LoginGate {
+    /// Whether the throttle has not been asked yet.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.admitted.is_none() && self.throttled.is_none()
+    }
+
+    /// It lets the login through.
+    pub(super) fn open(&mut self, admitted: Admitted) {
+        self.admitted = Some(admitted);
+    }
+
+    /// It refuses the login.
+    pub(super) fn close(&mut self, throttled: Throttled) {
+        self.throttled = Some(throttled);
+    }
+
+    /// Seconds after which the client may try again, if it was refused.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.throttled.as_ref().map(|throttled| throttled.finding.retry_after())
+    }
+
+    /// Whether the login was refused.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.throttled.is_some()
+    }
+
+    /// Notes in the record of the login what the throttle has said.
+    pub(crate) fn note(&self, record: &mut Record) {
+        self.admitted.iter().for_each(|admitted| record.note_admitted(admitted));
+        if let Some(throttled) = &self.throttled {
+            record.note(&throttled.finding, Duration::ZERO);
+        }
+    }
+
+    /// The head of the answer is there: tells the throttle how the login has ended, or waits for the body to say so.
+    pub(crate) fn answered(&mut self, env: &WebEnv, answer: &ResponseHeader, seen: &LoginAttempt, sets_cookie: bool) {
+        let status = answer.status.as_u16();
+        match login::is_told_by_body(status, &answer.headers, seen.form) {
+            true => self.fault = Some(Vec::new()),
+            false => self.tell(env, login::outcome(status, sets_cookie, seen.form)),
+        }
+    }
+
+    /// A part of the body of the answer is there.
+    pub(crate) fn read(&mut self, env: &WebEnv, chunk: Option<&Bytes>, end: bool) {
+        let Some(fault) = self.fault.as_mut().filter(|_| !self.is_told) else {
+            return;
+        };
+        let chunk = chunk.map_or(&[][..], |chunk| &chunk[..]);
+        let room = FAULT_MAX - fault.len();
+        fault.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if end || fault.len() == FAULT_MAX {
+            self.tell(env, Some(Outcome::BadCredentials));
+        }
+    }
+
+    /// Tells the throttle how the login has ended, once.
+    pub(crate) fn tell(&mut self, env: &WebEnv, outcome: Option<Outcome>) {
+        let is_fault_of_server = self.fault.as_ref().is_some_and(|fault| !login::says_wrong(fault));
+        let answer = match outcome {
+            Some(Outcome::Ok) => Answered::Right,
+            Some(Outcome::BadCredentials) if !is_fault_of_server => Answered::Wrong,
+            _ => Answered::Unknown,
+        };
+        if let Some(admitted) = self.admitted.as_ref().filter(|_| !self.is_told) {
+            self.is_told = true;
+            env.throttle
+                .answered(admitted.ticket.clone(), answer, env.throttle.now());
+        }
+    }
+}
