@@ -68,16 +68,17 @@ impl Web {
 
 #[async_trait]
 impl ProxyHttp for Web {
-    type CTX = RequestContext;
+    /// In a box: the engine moves it from one future into the next.
+    type CTX = Box<RequestContext>;
 
-    fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.env.snapshot.load_full())
+    fn new_ctx(&self) -> Box<RequestContext> {
+        Box::new(RequestContext::new(self.env.snapshot.load_full()))
     }
 
     /// None for every request: [`old_clients`] and [`compression`] add theirs where they are needed.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, context: &mut RequestContext) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, context: &mut Self::CTX) -> Result<bool> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         old_clients::respect(session);
         let Some(web) = client_of(session) else {
@@ -147,7 +148,7 @@ impl ProxyHttp for Web {
         self.go(session, context, &info).await
     }
 
-    async fn upstream_peer(&self, session: &mut Session, context: &mut RequestContext) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         // The server that was tried previously is not busy with it any more.
         context.target = None;
         let Some(web) = client_of(session) else {
@@ -174,7 +175,7 @@ impl ProxyHttp for Web {
         session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> Result<()> {
         if let (Some(body), Some(chunk)) = (&mut context.body, &chunk) {
             body.push(chunk);
@@ -202,7 +203,7 @@ impl ProxyHttp for Web {
         &self,
         session: &mut Session,
         upstream: &mut RequestHeader,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> Result<()> {
         if session.as_mut().is_body_empty() && headers::lacks_a_length(upstream) {
             upstream.insert_header(http::header::CONTENT_LENGTH, "0")?;
@@ -250,7 +251,7 @@ impl ProxyHttp for Web {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> Result<()> {
         if let (Some(web), Some(keeping), Some(connection)) =
             (client_of(session), &context.keeping, context.connection())
@@ -281,7 +282,7 @@ impl ProxyHttp for Web {
         _session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         context.gate.read(&self.env, chunk.as_ref(), end);
         if let Some(connection) = context.connection() {
@@ -294,7 +295,7 @@ impl ProxyHttp for Web {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
     ) -> Result<()> {
         if response.status.is_informational() {
             // It is not the final answer, and its headers are about what the server will do (RFC 9110 §15.2).
@@ -335,7 +336,7 @@ impl ProxyHttp for Web {
         peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
         _new_to_the_engine: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("server {}", peer._address));
@@ -374,7 +375,7 @@ impl ProxyHttp for Web {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        context: &mut RequestContext,
+        context: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
         let Some(target) = context.target.take() else {
@@ -387,7 +388,7 @@ impl ProxyHttp for Web {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut RequestContext) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Self::CTX) -> FailToProxy {
         let code = status_of(error);
         let begun = session
             .response_written()
@@ -420,7 +421,7 @@ impl ProxyHttp for Web {
         }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut RequestContext) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Self::CTX) {
         let Some(web) = client_of(session) else {
             return;
         };
@@ -446,13 +447,13 @@ impl ProxyHttp for Web {
         record_login(&self.env, web, context, seen, outcome);
     }
 
-    fn suppress_error_log(&self, _session: &Session, _context: &RequestContext, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _context: &Self::CTX, _error: &Error) -> bool {
         // Logged in `fail_to_proxy`. Clients that go away are not worth a line; our own answers are in the access log.
         true
     }
 
     /// What Pingora's own lines say of a request: as much as the access log would, and nothing else.
-    fn request_summary(&self, session: &Session, context: &RequestContext) -> String {
+    fn request_summary(&self, session: &Session, context: &Self::CTX) -> String {
         let request = session.req_header();
         let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
         let target = redaction::redact(target);
