@@ -17,7 +17,7 @@ pub struct Credentials {
     pub authenticating_as: Option<String>,
     /// `/tb`, `/wm` or `/ni` behind the user, taken off for the lookup and put back towards an IMAP server (MAIL §3.3).
     pub suffix: Option<&'static str>,
-    /// The password; any bytes but NUL, CR, LF.
+    /// The password, any bytes but NUL, CR, LF; or the token of a mechanism that has one.
     pub password: Secret<Vec<u8>>,
 }
 
@@ -26,6 +26,9 @@ const MAX_USER: usize = 256;
 
 /// Octets of a password. Webmails log in with tokens of some thousands; typed passwords are shorter by far.
 const MAX_PASSWORD: usize = 8 * 1024;
+
+/// Octets of a token. Some authorization servers put all that they know of a user into it, 10 kB and more.
+const MAX_TOKEN: usize = 12 * 1024;
 
 /// What may stand behind a user name (MAIL §3.3): mailbox servers switch on quirks for Thunderbird, Windows Mobile,
 /// and for clients that must not be offered IDLE.
@@ -48,14 +51,23 @@ impl Credentials {
 
     /// Takes a name and a password as they were typed.
     pub fn parse(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Self, Rejected> {
+        match is_password(password) || password.len() > MAX_PASSWORD {
+            true => Self::parse_up_to(MAX_PASSWORD, mechanism, user, password),
+            false => Self::reject(mechanism, user),
+        }
+    }
+
+    /// Takes a name and a token.
+    pub fn with_token(mechanism: Mechanism, user: &[u8], token: &[u8]) -> Result<Self, Rejected> {
+        Self::parse_up_to(MAX_TOKEN, mechanism, user, token)
+    }
+
+    fn parse_up_to(most: usize, mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Self, Rejected> {
         let Some((name, suffix)) = parse_user(user) else {
             return Self::reject(mechanism, user);
         };
-        if password.len() > MAX_PASSWORD {
+        if password.len() > most {
             return Err(Rejected::new(mechanism, user, LoginFailure::PasswordTooLong));
-        }
-        if !is_password(password) {
-            return Self::reject(mechanism, user);
         }
         Ok(Self {
             mechanism,

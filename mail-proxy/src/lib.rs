@@ -37,7 +37,7 @@ pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };
-pub use mechanism::Mechanism;
+pub use mechanism::{Mechanism, Mechanisms};
 pub use proto::{Proto, Protocol};
 pub use server_refusal::Refusal;
 pub use session::serve;

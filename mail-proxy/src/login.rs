@@ -9,8 +9,8 @@ use crate::credentials::{Credentials, Rejected};
 use crate::line::{self, Input, LineSearch};
 use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, Channel, DialogueEnd, IdFields, LoginMachine, Step};
-use crate::mechanism::Mechanism;
-use crate::sasl::{Exchange, Progress};
+use crate::mechanism::{Mechanism, Mechanisms};
+use crate::sasl::{Exchange, Progress, TOKEN_CHALLENGE};
 
 /// Octets of answers after which a client that never logs in is sent away. A short command can ask for a long
 /// answer; this bounds what a client that never reads can make us hold. Some hundred commands fit.
@@ -36,10 +36,8 @@ pub struct Texts {
 /// What of its settings a dialogue needs in any protocol.
 #[derive(Debug, Clone, Copy)]
 pub struct LoginLimits {
-    /// Whether SASL PLAIN is offered.
-    pub sasl_plain: bool,
-    /// Whether SASL LOGIN is offered.
-    pub sasl_login: bool,
+    /// The SASL mechanisms that are offered.
+    pub mechanisms: Mechanisms,
     /// The dialogue ends with this many bad commands.
     pub max_errors: u32,
     /// The dialogue ends with this many failed logins.
@@ -49,8 +47,7 @@ pub struct LoginLimits {
 impl Default for LoginLimits {
     fn default() -> Self {
         Self {
-            sasl_plain: true,
-            sasl_login: true,
+            mechanisms: [Mechanism::SaslPlain, Mechanism::SaslLogin].into_iter().collect(),
             max_errors: 5,
             max_logins: 3,
         }
@@ -118,6 +115,13 @@ pub(crate) enum State<D: LoginDialect> {
     Command(D::Command),
     /// A line of a SASL dialogue is awaited.
     Sasl { tag: D::Tag, exchange: Exchange },
+    /// The client has heard what is wrong with its token; its empty answer is awaited, and then it hears that the login
+    /// has failed (RFC 7628 section 3.2.3).
+    TokenRefused {
+        tag: D::Tag,
+        failed: String,
+        was_last: bool,
+    },
     /// A decision is awaited.
     Decision { tag: D::Tag, mechanism: Mechanism },
     /// TLS was promised; not one more octet may come in clear text.
@@ -165,6 +169,7 @@ impl<D: LoginDialect> LoginDriver<D> {
             State::StartTls if self.input.unread().is_empty() => Some(Step::NeedInput),
             State::StartTls => self.end(DialogueEnd::BytesBehindStartTls),
             State::Sasl { .. } => self.sasl_line(out),
+            State::TokenRefused { .. } => self.challenge_answered(out),
             State::Command(_) => D::command(self, out),
         }
     }
@@ -184,13 +189,23 @@ impl<D: LoginDialect> LoginDriver<D> {
         Some(Step::StartTls)
     }
 
+    /// The SASL mechanisms that may be used on this channel now.
+    pub(crate) fn offered(&self) -> Mechanisms {
+        match self.channel.takes_passwords() {
+            true => D::limits(&self.settings).mechanisms,
+            false => Mechanisms::default(),
+        }
+    }
+
     /// Begins a SASL exchange by the name of its mechanism, if it may begin.
     pub(crate) fn open(&self, name: &[u8], initial: Option<&[u8]>) -> Opening {
-        let Some(exchange) = Exchange::begin(name).filter(|exchange| self.offers(exchange.mechanism())) else {
+        let offered = D::limits(&self.settings).mechanisms;
+        let named = Mechanism::of_sasl(name).filter(|mechanism| offered.contains(*mechanism));
+        let Some((mechanism, exchange)) = named.and_then(|named| Some((named, Exchange::begin(named)?))) else {
             return Opening::NoMechanism;
         };
         if !self.channel.takes_passwords() {
-            return Opening::TlsRequired(exchange.mechanism());
+            return Opening::TlsRequired(mechanism);
         }
         Opening::Begun(match initial {
             Some(token) => exchange.initial(token),
@@ -207,12 +222,27 @@ impl<D: LoginDialect> LoginDriver<D> {
         }
     }
 
-    fn offers(&self, mechanism: Mechanism) -> bool {
-        let limits = D::limits(&self.settings);
-        match mechanism {
-            Mechanism::SaslPlain => limits.sasl_plain,
-            Mechanism::SaslLogin => limits.sasl_login,
-            Mechanism::Login | Mechanism::UserPass => false,
+    /// The answer to the challenge of a token; whatever it says, the login has failed.
+    fn challenge_answered(&mut self, out: &mut Vec<u8>) -> Option<Step> {
+        let end = match line::find_line(self.input.unread(), line::MAX_LINE) {
+            LineSearch::NeedInput => return Some(Step::NeedInput),
+            LineSearch::TooLong => return D::too_long(self, out),
+            LineSearch::Line { end, .. } => end,
+        };
+        self.input.consume_secret(end);
+        match std::mem::replace(&mut self.state, State::Command(D::Command::default())) {
+            State::TokenRefused { tag, failed, was_last } => self.failed(&tag, &failed, was_last, out),
+            _ => None,
+        }
+    }
+
+    /// Tells that a login has failed; after the last one that is allowed the dialogue ends.
+    fn failed(&mut self, tag: &D::Tag, failed: &str, was_last: bool, out: &mut Vec<u8>) -> Option<Step> {
+        self.answer(Some(tag), failed, out);
+        self.state = State::Command(D::Command::default());
+        match was_last {
+            true => self.send_away("too many failed logins", DialogueEnd::TooManyLogins, out),
+            false => None,
         }
     }
 
@@ -350,10 +380,13 @@ impl<D: LoginDialect> LoginMachine for LoginDriver<D> {
         let State::Decision { tag, mechanism } = &self.state else {
             return;
         };
-        self.answer(Some(tag), &D::failed(failure, *mechanism), out);
-        self.state = State::Command(D::Command::default());
-        if self.failures.was_last(failure, D::limits(&self.settings).max_logins) {
-            self.send_away("too many failed logins", DialogueEnd::TooManyLogins, out);
+        let (tag, failed) = (tag.clone(), D::failed(failure, *mechanism));
+        let was_last = self.failures.was_last(failure, D::limits(&self.settings).max_logins);
+        if mechanism.is_token() && failure.waits() {
+            out.extend_from_slice(format!("+ {TOKEN_CHALLENGE}\r\n").as_bytes());
+            self.state = State::TokenRefused { tag, failed, was_last };
+        } else {
+            self.failed(&tag, &failed, was_last, out);
         }
     }
 
@@ -379,7 +412,7 @@ impl<D: LoginDialect> LoginMachine for LoginDriver<D> {
     fn phase(&self) -> &'static str {
         match &self.state {
             State::Command(command) => D::phase(command).unwrap_or(if self.heard { "command" } else { "greeting" }),
-            State::Sasl { .. } => "sasl",
+            State::Sasl { .. } | State::TokenRefused { .. } => "sasl",
             State::Decision { .. } => "login",
             State::StartTls => "starttls",
             State::Ended(_) => "ended",

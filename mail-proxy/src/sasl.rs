@@ -1,5 +1,5 @@
-//! SASL PLAIN and LOGIN as a server sees them, and PLAIN as a client says it. The same in IMAP and POP3, which
-//! only wrap the lines differently.
+//! The messages of SASL: PLAIN, LOGIN, OAUTHBEARER and XOAUTH2 as a server sees them, and as a client says them. The
+//! same in IMAP and POP3, which only wrap the lines differently.
 //!
 //! Deliberately not here: any mechanism in which the proxy would have to know a password or hold a key.
 
@@ -19,6 +19,10 @@ pub enum Exchange {
     LoginName,
     /// The password of LOGIN; the name was given.
     LoginPassword(Vec<u8>),
+    /// The message of OAUTHBEARER.
+    OauthBearer,
+    /// The message of XOAUTH2.
+    Xoauth2,
 }
 
 /// Where a response leads.
@@ -33,29 +37,21 @@ pub enum Progress {
 }
 
 impl Exchange {
-    /// Begins the mechanism of this name (any case), if there is one.
-    pub fn begin(mechanism: &[u8]) -> Option<Self> {
-        if mechanism.eq_ignore_ascii_case(b"PLAIN") {
-            Some(Self::Plain)
-        } else if mechanism.eq_ignore_ascii_case(b"LOGIN") {
-            Some(Self::LoginName)
-        } else {
-            None
-        }
-    }
-
-    /// How the client logs in with this exchange.
-    pub fn mechanism(&self) -> Mechanism {
-        match self {
-            Self::Plain => Mechanism::SaslPlain,
-            Self::LoginName | Self::LoginPassword(_) => Mechanism::SaslLogin,
+    /// Begins a mechanism, if it is one of SASL.
+    pub fn begin(mechanism: Mechanism) -> Option<Self> {
+        match mechanism {
+            Mechanism::SaslPlain => Some(Self::Plain),
+            Mechanism::SaslLogin => Some(Self::LoginName),
+            Mechanism::OauthBearer => Some(Self::OauthBearer),
+            Mechanism::Xoauth2 => Some(Self::Xoauth2),
+            Mechanism::Login | Mechanism::UserPass => None,
         }
     }
 
     /// The challenge to send, in base64: nothing, `Username:` or `Password:`.
     pub fn prompt(&self) -> &'static str {
         match self {
-            Self::Plain => "",
+            Self::Plain | Self::OauthBearer | Self::Xoauth2 => "",
             Self::LoginName => "VXNlcm5hbWU6",
             Self::LoginPassword(_) => "UGFzc3dvcmQ6",
         }
@@ -82,8 +78,14 @@ impl Exchange {
             Self::Plain => plain(message),
             Self::LoginName => Progress::Prompt(Self::LoginPassword(message.to_vec())),
             Self::LoginPassword(name) => Progress::Done(Credentials::parse(Mechanism::SaslLogin, &name, message)),
+            Self::OauthBearer => done(oauth_bearer(message)),
+            Self::Xoauth2 => done(xoauth2(message)),
         }
     }
+}
+
+fn done(parsed: Option<Result<Credentials, Rejected>>) -> Progress {
+    parsed.map_or(Progress::Malformed, Progress::Done)
 }
 
 /// Reads the message of PLAIN.
@@ -101,6 +103,88 @@ fn plain(message: &[u8]) -> Progress {
         _ => Credentials::parse_delegated(Mechanism::SaslPlain, authzid, authcid, password),
     })
 }
+
+/// What separates the parts of a message with a token.
+const SEPARATOR: u8 = 1;
+
+/// Reads the message of OAUTHBEARER. Without an authorization identity nobody knows whose mailbox is wanted: only the
+/// token's issuer does. `host` and `port` are those of this proxy and mean nothing to the mailbox server, which is
+/// told neither.
+///
+/// ```text
+/// client-resp = gs2-header kvsep *(key "=" value kvsep) kvsep     ; RFC 7628 section 3.1
+/// gs2-header  = ("n" / "y") "," ["a=" saslname] ","               ; RFC 5801 section 4, no channel binding
+/// ```
+fn oauth_bearer(message: &[u8]) -> Option<Result<Credentials, Rejected>> {
+    let header = message.split(|&byte| byte == SEPARATOR).next()?;
+    let token = bearer_token(message.get(header.len() + 1..)?)?;
+    let mut parts = header.split(|&byte| byte == b',');
+    let (flag, identity, rest, surplus) = (parts.next()?, parts.next()?, parts.next()?, parts.next());
+    if !matches!(flag, b"n" | b"y") || !rest.is_empty() || surplus.is_some() {
+        return None;
+    }
+    let user = match identity {
+        b"" => Vec::new(),
+        named => sasl_name(named.strip_prefix(b"a=")?)?,
+    };
+    Some(Credentials::with_token(Mechanism::OauthBearer, &user, token))
+}
+
+/// Reads the message of XOAUTH2.
+///
+/// ```text
+/// message = "user=" user kvsep "auth=Bearer " token kvsep kvsep
+/// ```
+fn xoauth2(message: &[u8]) -> Option<Result<Credentials, Rejected>> {
+    let user = message.split(|&byte| byte == SEPARATOR).next()?;
+    let token = bearer_token(message.get(user.len() + 1..)?)?;
+    Some(Credentials::with_token(
+        Mechanism::Xoauth2,
+        user.strip_prefix(b"user=")?,
+        token,
+    ))
+}
+
+/// The token among the pairs of a message: `auth=Bearer …` (RFC 6750 section 2.1). The message ends behind them.
+fn bearer_token(pairs: &[u8]) -> Option<&[u8]> {
+    let pairs = pairs.strip_suffix(&[SEPARATOR, SEPARATOR])?;
+    let mut tokens = pairs
+        .split(|&byte| byte == SEPARATOR)
+        .filter_map(|pair| pair.strip_prefix(b"auth="));
+    let (auth, second) = (tokens.next()?, tokens.next());
+    let (scheme, token) = auth.split_at_checked("Bearer ".len())?;
+    let is_token = |&byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    let good = scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty() && token.iter().all(is_token);
+    (good && second.is_none()).then_some(token)
+}
+
+/// A name in which `=2C` stands for a comma and `=3D` for an equals sign (RFC 5801 section 4).
+fn sasl_name(text: &[u8]) -> Option<Vec<u8>> {
+    let mut parts = text.split(|&byte| byte == b'=');
+    let mut name = parts.next()?.to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        name.push(match code {
+            b"2C" => b',',
+            b"3D" => b'=',
+            _ => return None,
+        });
+        name.extend_from_slice(rest);
+    }
+    Some(name)
+}
+
+/// What a client answers to the challenge that says what is wrong with its token, in base64 (RFC 7628 section 3.2.3).
+pub(crate) fn challenge_answer(mechanism: Mechanism) -> &'static str {
+    match mechanism {
+        Mechanism::OauthBearer => "AQ==",
+        _ => "",
+    }
+}
+
+/// The challenge that says that a token is not good, in base64: `{"status":"invalid_token","schemes":"bearer"}`. It is
+/// ours for every account, known or not, so that it does not tell which there are.
+pub(crate) const TOKEN_CHALLENGE: &str = "eyJzdGF0dXMiOiJpbnZhbGlkX3Rva2VuIiwic2NoZW1lcyI6ImJlYXJlciJ9";
 
 /// Decodes base64 as RFC 4648 section 4 has it: with padding, and nothing else in between.
 pub fn decode(text: &[u8]) -> Option<Secret<Vec<u8>>> {
@@ -123,13 +207,31 @@ pub(crate) fn encode_plain(authzid: &str, authcid: &str, password: &[u8]) -> Sec
     Secret::new(STANDARD.encode(message.expose()).into_bytes())
 }
 
+/// The message of OAUTHBEARER or XOAUTH2 in base64, to be sent to a mailbox server.
+pub(crate) fn encode_token(mechanism: Mechanism, user: &str, token: &[u8]) -> Secret<Vec<u8>> {
+    let mut message = Vec::with_capacity(user.len() + token.len() + 32);
+    match mechanism {
+        Mechanism::OauthBearer => {
+            let user = user.replace('=', "=3D").replace(',', "=2C");
+            message.extend_from_slice(format!("n,a={user},").as_bytes());
+        }
+        _ => message.extend_from_slice(format!("user={user}").as_bytes()),
+    }
+    message.extend_from_slice(b"\x01auth=Bearer ");
+    message.extend_from_slice(token);
+    message.extend_from_slice(&[SEPARATOR, SEPARATOR]);
+    let message = Secret::new(message);
+    Secret::new(STANDARD.encode(message.expose()).into_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Sends `responses` (before base64) and tells where that leads.
     fn check(mechanism: &str, responses: &[&[u8]], expected: &str) {
-        let mut exchange = Exchange::begin(mechanism.as_bytes()).expect("a known mechanism");
+        let mechanism = Mechanism::of_sasl(mechanism.as_bytes()).expect("a known mechanism");
+        let mut exchange = Exchange::begin(mechanism).expect("one of SASL");
         let mut found = String::from("prompt");
         for response in responses {
             match exchange.response(STANDARD.encode(response).as_bytes()) {
@@ -150,7 +252,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(found, expected, "{mechanism} {responses:?}");
+        assert_eq!(found, expected, "{mechanism:?} {responses:?}");
     }
 
     #[test]
@@ -183,6 +285,74 @@ mod tests {
         check("LOGIN", &[b"alice"], "prompt");
         check("LOGIN", &[b"alice/ni", b"secret"], "alice None Some(\"/ni\") secret");
         check("LOGIN", &[b"", b"secret"], "None");
+    }
+
+    #[test]
+    fn messages_with_a_token() {
+        const GOOD: &str = "alice@a.example None None ya29.a-b_c~d+e/f==";
+        let both = |named: &str, message: &str, expected: &str| check(named, &[message.as_bytes()], expected);
+        let bearer = |message: &str, expected: &str| both("OAUTHBEARER", message, expected);
+        let older = |message: &str, expected: &str| both("XOAUTH2", message, expected);
+        older("user=alice@a.example\x01auth=Bearer ya29.a-b_c~d+e/f==\x01\x01", GOOD);
+        older("user=alice/tb\x01auth=bearer x\x01\x01", "alice None Some(\"/tb\") x");
+        older("user=\x01auth=Bearer x\x01\x01", "None");
+        older("user=al\nice\x01auth=Bearer x\x01\x01", "Some(\"al?ice\")");
+        bearer(
+            "n,a=alice@a.example,\x01host=mail.a.example\x01port=993\x01auth=Bearer ya29.a-b_c~d+e/f==\x01\x01",
+            GOOD,
+        );
+        bearer("y,a=a=2Cb=3Dc,\x01auth=Bearer x\x01\x01", "a,b=c None None x");
+        bearer("n,,\x01auth=Bearer x\x01\x01", "None");
+        for bad in [
+            "",
+            "\x01",
+            "n,a=alice,",
+            "n,a=alice,\x01\x01",
+            "n,a=alice,\x01auth=Bearer x\x01",
+            "n,a=alice,\x01auth=Bearer \x01\x01",
+            "n,a=alice,\x01auth=Bearer a b\x01\x01",
+            "n,a=alice,\x01auth=Bearer a\r\n\x01\x01",
+            "n,a=alice,\x01auth=Basic x\x01\x01",
+            "n,a=alice,\x01auth=Bearer x\x01auth=Bearer y\x01\x01",
+            "n,a=alice,x\x01auth=Bearer x\x01\x01",
+            "n,a=alice\x01auth=Bearer x\x01\x01",
+            "n,b=alice,\x01auth=Bearer x\x01\x01",
+            "n,a=al=2Fice,\x01auth=Bearer x\x01\x01",
+            "n,a=alice=,\x01auth=Bearer x\x01\x01",
+            "p=tls-unique,a=alice,\x01auth=Bearer x\x01\x01",
+        ] {
+            bearer(bad, "malformed");
+            older(bad, "malformed");
+        }
+    }
+
+    #[test]
+    fn tokens_of_ten_kilobytes() {
+        let token = "x".repeat(10 * 1024);
+        let message = format!("user=alice\x01auth=Bearer {token}\x01\x01");
+        check("XOAUTH2", &[message.as_bytes()], &format!("alice None None {token}"));
+        let message = format!("user=alice\x01auth=Bearer {token}{token}\x01\x01");
+        check("XOAUTH2", &[message.as_bytes()], "Some(\"alice\")");
+    }
+
+    #[test]
+    fn tokens_to_the_server() {
+        for (mechanism, expected) in [
+            (Mechanism::OauthBearer, "n,a=a=2Cb=3Dc,\x01auth=Bearer t\x01\x01"),
+            (Mechanism::Xoauth2, "user=a,b=c\x01auth=Bearer t\x01\x01"),
+        ] {
+            let said = encode_token(mechanism, "a,b=c", b"t");
+            assert_eq!(decode(said.expose()).expect("base64").expose(), expected.as_bytes());
+            let exchange = Exchange::begin(mechanism).expect("one of SASL");
+            assert!(
+                matches!(exchange.response(said.expose()), Progress::Done(Ok(_))),
+                "{mechanism:?}"
+            );
+        }
+        assert_eq!(
+            decode(TOKEN_CHALLENGE.as_bytes()).expect("base64").expose(),
+            br#"{"status":"invalid_token","schemes":"bearer"}"#
+        );
     }
 
     #[test]

@@ -58,6 +58,9 @@ pub(crate) const TLS_WANTED: &str = "it takes no password without TLS";
 /// Why a server allows no login to another user's mailbox.
 pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, which a login to another account needs";
 
+/// Why a server can be told no token.
+pub(crate) const NO_TOKEN: &str = "it offers neither OAUTHBEARER nor XOAUTH2, which a login with a token needs";
+
 /// Whether a server refuses passwords for want of TLS, whatever code stands before it: Dovecot, Zimbra and we
 /// ourselves have these words. The text is in lower case.
 pub(crate) fn wants_tls(text: &str) -> bool {

@@ -10,8 +10,9 @@ use mail_directory::Secret;
 use crate::line::{self, Input, LineSearch};
 use crate::login_failure::one_line;
 use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
+use crate::mechanism::{Mechanism, Mechanisms};
 use crate::sasl;
-use crate::server_refusal::Refusal;
+use crate::server_refusal::{NO_PLAIN, NO_TOKEN, Refusal};
 
 /// Octets of one line of a server. The list of capabilities is one in IMAP, and has no limit in any RFC; RFC 2449
 /// section 4 has 512 for POP3, but more is not refused.
@@ -122,13 +123,47 @@ impl Introduction {
         self.credentials.authenticating_as.is_some()
     }
 
-    /// The message of SASL PLAIN in base64, for the account under this name.
-    pub(crate) fn plain_message(&self, name: &str) -> Secret<Vec<u8>> {
-        let password = self.credentials.password.expose();
-        match &self.credentials.authenticating_as {
-            None => sasl::encode_plain("", name, password),
-            Some(other) => sasl::encode_plain(name, other, password),
+    /// Whether the client came with a token, which only SASL can carry.
+    pub(crate) fn has_token(&self) -> bool {
+        self.credentials.mechanism.is_token()
+    }
+
+    /// Whether LOGIN, USER and PASS have no words for what the client wants.
+    pub(crate) fn needs_sasl(&self) -> bool {
+        self.is_delegated() || self.has_token()
+    }
+
+    /// The mechanism by which a server with these can be told the credentials. The two for tokens carry the same.
+    pub(crate) fn mechanism(&self, has: Mechanisms) -> Option<Mechanism> {
+        let fitting = match self.has_token() {
+            true => [self.credentials.mechanism, Mechanism::OauthBearer, Mechanism::Xoauth2],
+            false => [Mechanism::SaslPlain; 3],
+        };
+        fitting.into_iter().find(|mechanism| has.contains(*mechanism))
+    }
+
+    /// What a server lacks that has no such mechanism, if it must have one.
+    pub(crate) fn lacks(&self) -> Option<&'static str> {
+        match (self.has_token(), self.is_delegated()) {
+            (true, _) => Some(NO_TOKEN),
+            (false, true) => Some(NO_PLAIN),
+            (false, false) => None,
         }
+    }
+
+    /// The message of that mechanism in base64, for the account under this name.
+    pub(crate) fn message(&self, has: Mechanisms, name: &str) -> Secret<Vec<u8>> {
+        let secret = self.credentials.password.expose();
+        match (self.mechanism(has), &self.credentials.authenticating_as) {
+            (Some(mechanism), _) if mechanism.is_token() => sasl::encode_token(mechanism, name, secret),
+            (_, None) => sasl::encode_plain("", name, secret),
+            (_, Some(other)) => sasl::encode_plain(name, other, secret),
+        }
+    }
+
+    /// What a server hears when it has said why the token is not good.
+    pub(crate) fn challenge_answer(&self, has: Mechanisms) -> &'static str {
+        self.mechanism(has).map_or("", sasl::challenge_answer)
     }
 }
 

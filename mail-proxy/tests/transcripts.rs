@@ -223,8 +223,13 @@ impl Script {
         match key {
             "greeting" => (imap.greeting, pop3.greeting) = (value.into(), value.into()),
             "capabilities" => (imap.capabilities, pop3.capabilities) = (words(), words()),
-            "sasl_plain" => (imap.limits.sasl_plain, pop3.limits.sasl_plain) = (value == "on", value == "on"),
-            "sasl_login" => (imap.limits.sasl_login, pop3.limits.sasl_login) = (value == "on", value == "on"),
+            "mechanisms" => {
+                let named = words()
+                    .iter()
+                    .filter_map(|name| Mechanism::of_sasl(name.as_bytes()))
+                    .collect();
+                (imap.limits.mechanisms, pop3.limits.mechanisms) = (named, named);
+            }
             "id" => {
                 imap.id = words()
                     .chunks(2)
@@ -553,8 +558,8 @@ fn introduce(intro: &mut Introduction, key: &str, value: &str) {
     );
     match key {
         "sasl" => {
-            intro.credentials =
-                Credentials::parse(Mechanism::SaslPlain, user.as_bytes(), &password).expect("good credentials");
+            let mechanism = Mechanism::of_sasl(value.as_bytes()).unwrap_or(Mechanism::SaslPlain);
+            intro.credentials = Credentials::parse(mechanism, user.as_bytes(), &password).expect("good credentials");
         }
         "as" => intro.credentials.authenticating_as = Some(text()),
         "typed" | "password" => {

@@ -47,6 +47,7 @@ mod static_files;
 mod streams;
 mod throttle;
 mod tls;
+mod tokens;
 mod unread_answers;
 mod upstreams;
 mod vhosts;

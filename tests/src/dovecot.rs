@@ -12,6 +12,7 @@ use nix::unistd::User;
 
 use crate::certs::Pair;
 use crate::child::Child;
+use crate::tokens::TokenService;
 use crate::{Stage, until};
 
 /// A mailbox server with a few users.
@@ -96,6 +97,27 @@ impl Dovecot {
         self.set(&[
             ("auth_failure_delay = 0\n", ""),
             ("  unix_listener anvil-auth-penalty {\n    mode = 0\n  }\n", ""),
+        ])
+    }
+
+    /// Starts it again so that it takes tokens, which it asks this service about.
+    pub fn take_tokens(&mut self, service: &TokenService) -> Result<()> {
+        let settings = self.dir.join("oauth2.conf");
+        let url = format!("http://{}/tokeninfo?access_token=", service.address());
+        std::fs::write(
+            &settings,
+            format!("tokeninfo_url = {url}\nusername_attribute = email\nuse_grant_password = no\n"),
+        )?;
+        let passdb = format!(
+            "passdb {{\n  driver = oauth2\n  mechanisms = xoauth2 oauthbearer\n  args = {}\n}}\npassdb {{\n  driver = passwd-file\n",
+            settings.display()
+        );
+        self.set(&[
+            (
+                "auth_mechanisms = plain login\n",
+                "auth_mechanisms = plain login xoauth2 oauthbearer\n",
+            ),
+            ("passdb {\n  driver = passwd-file\n", &passdb),
         ])
     }
 

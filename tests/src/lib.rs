@@ -31,6 +31,7 @@ pub mod simulator;
 pub mod slapd;
 mod stage;
 pub mod table;
+pub mod tokens;
 pub mod town;
 pub mod web;
 pub mod wire;

@@ -58,7 +58,7 @@ impl LoginDialect for ImapDialect {
 
     fn too_long(login: &mut ImapLogin, out: &mut Vec<u8>) -> Option<Step> {
         let tag = match &login.state {
-            State::Sasl { tag, .. } => Some(tag.clone()),
+            State::Sasl { tag, .. } | State::TokenRefused { tag, .. } => Some(tag.clone()),
             _ => Request::parse(login.input.unread(), Extent::UpToLiteral).tag,
         };
         login.answer(tag.as_ref(), "BAD command is too long", out);
@@ -187,14 +187,13 @@ impl ImapLogin {
 
     /// MAIL §3.2. LOGINDISABLED: RFC 9051 section 6.2.3.
     fn capability_line(&self) -> String {
-        let takes = self.channel.takes_passwords();
-        let computed = [
-            (takes && self.settings.limits.sasl_plain, " AUTH=PLAIN"),
-            (takes && self.settings.limits.sasl_login, " AUTH=LOGIN"),
+        let mut computed: String = self.offered().names().map(|name| format!(" AUTH={name}")).collect();
+        for (on, name) in [
             (self.channel.offers_starttls(), " STARTTLS"),
-            (!takes, " LOGINDISABLED"),
-        ];
-        let computed: String = computed.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+            (!self.channel.takes_passwords(), " LOGINDISABLED"),
+        ] {
+            computed += if on { name } else { "" };
+        }
         format!("* CAPABILITY {}{computed}\r\n", self.settings.capabilities())
     }
 

@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use super::quoted;
 use crate::line;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
+use crate::mechanism::{Mechanism, Mechanisms};
 use crate::server_refusal::{
-    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
+    Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
 };
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
@@ -40,6 +41,8 @@ pub struct ImapDialogue {
     untagged: Vec<u8>,
     /// The OK of the login, where it came before the answer to ID.
     answer: Vec<u8>,
+    /// The server has said what is wrong with the token.
+    challenged: bool,
 }
 
 /// Named by what is awaited.
@@ -69,7 +72,7 @@ struct Capabilities {
     literal_plus: bool,
     literal_minus: bool,
     sasl_ir: bool,
-    auth_plain: bool,
+    mechanisms: Mechanisms,
     login_disabled: bool,
 }
 
@@ -82,6 +85,7 @@ impl ImapUpstream {
             can: None,
             untagged: Vec::new(),
             answer: Vec::new(),
+            challenged: false,
         })
     }
 }
@@ -198,19 +202,20 @@ impl ImapDialogue {
 
     /// AUTHENTICATE may be said to a server only where its list has the mechanism (RFC 9051 section 6.2.2), and LOGIN
     /// only where the list does not forbid it (section 6.2.3), whichever of the two our client used. A long password
-    /// goes the way that has room for it.
-    fn uses_sasl(&self) -> bool {
+    /// goes the way that has room for it. `None`: LOGIN.
+    fn mechanism(&self) -> Option<Mechanism> {
         let can = self.can();
-        self.intro.is_delegated() || can.auth_plain && (can.login_disabled || self.intro.credentials.prefer_sasl())
+        let by = self.intro.mechanism(can.mechanisms);
+        let must = self.intro.needs_sasl();
+        by.filter(|_| must || can.login_disabled || self.intro.credentials.prefer_sasl())
     }
 
     /// Why no password may be said to this server, by its own list.
     fn forbids(&self) -> Option<&'static str> {
         let can = self.can();
-        match (can.auth_plain, self.intro.is_delegated(), can.login_disabled) {
-            (false, true, _) => Some(NO_PLAIN),
-            (false, false, true) => Some(TLS_WANTED),
-            _ => None,
+        match self.intro.mechanism(can.mechanisms) {
+            Some(_) => None,
+            None => self.intro.lacks().or(can.login_disabled.then_some(TLS_WANTED)),
         }
     }
 
@@ -235,9 +240,9 @@ impl ImapDialogue {
 
     fn can_at_once(&self) -> bool {
         let can = self.can();
-        match self.uses_sasl() {
-            true => can.sasl_ir,
-            false => [self.name().as_bytes(), self.intro.credentials.password.expose()]
+        match self.mechanism() {
+            Some(_) => can.sasl_ir,
+            None => [self.name().as_bytes(), self.intro.credentials.password.expose()]
                 .iter()
                 .all(|value| can.literal_plus || (can.literal_minus && value.len() <= MAX_SMALL_LITERAL)),
         }
@@ -247,16 +252,17 @@ impl ImapDialogue {
         if let Some(why) = self.forbids() {
             return Some(broken(why));
         }
-        match (self.uses_sasl(), self.can_at_once()) {
-            (true, true) => {
-                out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE PLAIN ").as_bytes());
+        let mechanism = self.mechanism().and_then(Mechanism::sasl_name);
+        match (mechanism, self.can_at_once()) {
+            (Some(name), true) => {
+                out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE {name} ").as_bytes());
                 self.say_message(out);
             }
-            (true, false) => {
-                out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE PLAIN\r\n").as_bytes());
+            (Some(name), false) => {
+                out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE {name}\r\n").as_bytes());
                 self.state = State::Message;
             }
-            (false, true) => {
+            (None, true) => {
                 let name = self.name();
                 out.extend_from_slice(format!("{LOGIN_TAG} LOGIN {{{}+}}\r\n{name}", name.len()).as_bytes());
                 out.extend_from_slice(
@@ -264,7 +270,7 @@ impl ImapDialogue {
                 );
                 self.say_password(out);
             }
-            (false, false) => {
+            (None, false) => {
                 out.extend_from_slice(format!("{LOGIN_TAG} LOGIN {{{}}}\r\n", self.name().len()).as_bytes());
                 self.state = State::Name;
             }
@@ -281,6 +287,11 @@ impl ImapDialogue {
             }
             State::Password => self.say_password(out),
             State::Message => self.say_message(out),
+            State::Answer | State::IdThenAnswer if self.intro.has_token() && !self.challenged => {
+                self.challenged = true;
+                out.extend_from_slice(self.intro.challenge_answer(self.can().mechanisms).as_bytes());
+                out.extend_from_slice(b"\r\n");
+            }
             _ => return Some(broken("an invitation that nobody waits for")),
         }
         None
@@ -294,7 +305,8 @@ impl ImapDialogue {
 
     /// MAIL §3.5 no. 5.
     fn say_message(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.intro.plain_message(&self.name()).expose());
+        let message = self.intro.message(self.can().mechanisms, &self.name());
+        out.extend_from_slice(message.expose());
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
     }
@@ -435,10 +447,13 @@ impl Capabilities {
         let mut can = Self::default();
         for word in list.split_ascii_whitespace() {
             match word.to_ascii_uppercase().as_str() {
+                name if name.starts_with("AUTH=") => {
+                    let known = Mechanism::of_sasl(&name.as_bytes()["AUTH=".len()..]);
+                    known.into_iter().for_each(|known| can.mechanisms.insert(known));
+                }
                 "LITERAL+" => can.literal_plus = true,
                 "LITERAL-" => can.literal_minus = true,
                 "SASL-IR" => can.sasl_ir = true,
-                "AUTH=PLAIN" => can.auth_plain = true,
                 "LOGINDISABLED" => can.login_disabled = true,
                 _ => {}
             }

@@ -178,22 +178,9 @@ impl Pop3Login {
         self.state = State::Command(user);
     }
 
-    fn mechanisms(&self) -> Vec<&'static str> {
-        let takes = self.channel.takes_passwords();
-        let offered = [
-            (self.settings.limits.sasl_plain, "PLAIN"),
-            (self.settings.limits.sasl_login, "LOGIN"),
-        ];
-        offered
-            .iter()
-            .filter(|(on, _)| *on && takes)
-            .map(|(_, name)| *name)
-            .collect()
-    }
-
     /// RFC 5034 section 4, after RFC 1734.
     fn mechanism_list(&self) -> String {
-        let lines: String = self.mechanisms().iter().map(|name| format!("{name}\r\n")).collect();
+        let lines: String = self.offered().names().map(|name| format!("{name}\r\n")).collect();
         format!("+OK Mechanism list follows\r\n{lines}.")
     }
 
@@ -209,7 +196,7 @@ impl Pop3Login {
             .filter(|name| !name.eq_ignore_ascii_case("XOIP"));
         let mut list = String::from("+OK Capability list follows\r\n");
         list.extend(configured.map(|name| format!("{name}\r\n")));
-        let mechanisms = self.mechanisms();
+        let mechanisms: Vec<&str> = self.offered().names().collect();
         if !mechanisms.is_empty() {
             list += &format!("SASL {}\r\n", mechanisms.join(" "));
         }

@@ -4,9 +4,8 @@
 //! likes.
 
 use crate::machine::{Accepted, Introduction, UpstreamStep};
-use crate::server_refusal::{
-    NO_PLAIN, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls,
-};
+use crate::mechanism::{Mechanism, Mechanisms};
+use crate::server_refusal::{Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls};
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// POP3 towards a mailbox server.
@@ -17,6 +16,10 @@ pub type Pop3Upstream = UpstreamDriver<Pop3Dialogue>;
 pub struct Pop3Dialogue {
     intro: Introduction,
     state: State,
+    /// The SASL mechanisms of the server's list.
+    mechanisms: Mechanisms,
+    /// The server has said what is wrong with the token.
+    challenged: bool,
 }
 
 /// Named by what is awaited.
@@ -27,11 +30,11 @@ enum State {
     Xoip,
     /// The answer to CAPA.
     Capa,
-    /// More of the list of capabilities, and whether PLAIN was in it so far.
-    CapaList(bool),
+    /// More of the list of capabilities.
+    CapaList,
     /// The answer to USER.
     User,
-    /// The invitation for the message of PLAIN.
+    /// The invitation for the message of SASL.
     Message,
     Answer,
 }
@@ -42,14 +45,16 @@ impl Pop3Upstream {
         Self::speaking(Pop3Dialogue {
             intro,
             state: State::Banner,
+            mechanisms: Mechanisms::default(),
+            challenged: false,
         })
     }
 }
 
 impl UpstreamDialect for Pop3Dialogue {
     fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if let State::CapaList(plain) = self.state {
-            return self.listed(line, plain, out);
+        if self.state == State::CapaList {
+            return self.listed(line, out);
         }
         match (self.state, Indicator::parse(line)) {
             (_, Indicator::Other) => Some(broken("neither +OK nor -ERR")),
@@ -58,11 +63,11 @@ impl UpstreamDialect for Pop3Dialogue {
             // Any answer will do: it is an offer, and the login decides.
             (State::Xoip, Indicator::Ok | Indicator::Err) => self.begin(out),
             (State::Capa, Indicator::Ok) => {
-                self.state = State::CapaList(false);
+                self.state = State::CapaList;
                 None
             }
             // No list at all: the password is said only where the server invites it.
-            (State::Capa, Indicator::Err) if self.intro.is_delegated() => self.authenticate(out),
+            (State::Capa, Indicator::Err) if self.intro.needs_sasl() => self.authenticate_unlisted(out),
             (State::Capa, Indicator::Err) => self.say_name(out),
             (State::User, Indicator::Ok) => self.say_password(out),
             (State::Message, Indicator::Invitation) => self.say_message(out),
@@ -74,16 +79,22 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::User | State::Message | State::Answer, Indicator::Err) => {
                 Some(UpstreamStep::Refused(refusal(line)))
             }
+            (State::Answer, Indicator::Invitation) if self.intro.has_token() && !self.challenged => {
+                self.challenged = true;
+                out.extend_from_slice(self.intro.challenge_answer(self.mechanisms).as_bytes());
+                out.extend_from_slice(b"\r\n");
+                None
+            }
             (_, Indicator::Invitation) => Some(broken("an invitation that nobody waits for")),
             (State::Message, Indicator::Ok) => Some(broken("+OK before the password was said")),
-            (State::CapaList(_), _) => Some(broken("the dialogue is over")),
+            (State::CapaList, _) => Some(broken("the dialogue is over")),
         }
     }
 
     fn phase(&self) -> &'static str {
         match self.state {
             State::Banner => "banner",
-            State::Xoip | State::Capa | State::CapaList(_) => "id",
+            State::Xoip | State::Capa | State::CapaList => "id",
             State::User | State::Message | State::Answer => "login",
         }
     }
@@ -104,10 +115,10 @@ impl Pop3Dialogue {
     }
 
     /// USER and PASS for a client that used them. AUTH for one that did, and for a long password, where the server's
-    /// own list has PLAIN (RFC 5034 section 3). Only AUTH can log in to another
-    /// user's mailbox: USER has no words for that.
+    /// own list has PLAIN (RFC 5034 section 3). Only AUTH can carry a token, or log in to another user's mailbox: USER
+    /// has no words for that.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        match self.intro.is_delegated() || self.intro.credentials.prefer_sasl() {
+        match self.intro.needs_sasl() || self.intro.credentials.prefer_sasl() {
             true => {
                 out.extend_from_slice(b"CAPA\r\n");
                 self.state = State::Capa;
@@ -120,23 +131,38 @@ impl Pop3Dialogue {
     /// ```text
     /// capa-resp = single-line [ *capability "." CRLF ]; capability = "SASL" *(SP mechanism) / …  ; RFC 2449 section 8
     /// ```
-    fn listed(&mut self, line: &[u8], plain: bool, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+    fn listed(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         if line == b"." {
-            return match plain {
-                true => self.authenticate(out),
-                false if self.intro.is_delegated() => Some(broken(NO_PLAIN)),
-                false => self.say_name(out),
+            return match self.intro.mechanism(self.mechanisms) {
+                Some(mechanism) => self.authenticate(mechanism, out),
+                None => match self.intro.lacks() {
+                    Some(lacks) => Some(broken(lacks)),
+                    None => self.say_name(out),
+                },
             };
         }
         let mut words = line.split(|&byte| byte == b' ');
-        let is_sasl = words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SASL"));
-        let has_plain = is_sasl && words.any(|word| word.eq_ignore_ascii_case(b"PLAIN"));
-        self.state = State::CapaList(plain || has_plain);
+        if words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SASL")) {
+            words
+                .filter_map(Mechanism::of_sasl)
+                .for_each(|known| self.mechanisms.insert(known));
+        }
         None
     }
 
-    fn authenticate(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        out.extend_from_slice(b"AUTH PLAIN\r\n");
+    /// Without a list it is tried: the message is said only where the server invites it.
+    fn authenticate_unlisted(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        let mechanism = match self.intro.has_token() {
+            true => self.intro.credentials.mechanism,
+            false => Mechanism::SaslPlain,
+        };
+        self.mechanisms.insert(mechanism);
+        self.authenticate(mechanism, out)
+    }
+
+    fn authenticate(&mut self, mechanism: Mechanism, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        let name = mechanism.sasl_name().unwrap_or_default();
+        out.extend_from_slice(format!("AUTH {name}\r\n").as_bytes());
         self.state = State::Message;
         None
     }
@@ -157,7 +183,7 @@ impl Pop3Dialogue {
     }
 
     fn say_message(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        out.extend_from_slice(self.intro.plain_message(&self.intro.login).expose());
+        out.extend_from_slice(self.intro.message(self.mechanisms, &self.intro.login).expose());
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
         None

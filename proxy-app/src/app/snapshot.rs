@@ -10,7 +10,7 @@ use std::time::Duration;
 use mail_directory::yaml::{Problems, problem, warning};
 use mail_directory::{System, View, attributes as a, secret_file};
 use mail_proxy::throttle::ThrottleSettings;
-use mail_proxy::{Settings, StartTls, imap, pop3};
+use mail_proxy::{Mechanism, Settings, StartTls, imap, pop3};
 use openssl::ssl::SslVersion;
 use openssl::x509::X509;
 
@@ -284,9 +284,16 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
     let (imap_default, pop3_default) = (imap::Settings::default(), pop3::Settings::default());
     let imap_plain = node.flag(&a::REVERSE_PROXY_IMAP_SASL_PLAIN_ENABLED);
     let pop3_plain = node.flag(&a::REVERSE_PROXY_POP3_SASL_PLAIN_ENABLED);
-    let limits = |sasl| mail_proxy::LoginLimits {
-        sasl_plain: sasl,
-        sasl_login: sasl,
+    let mechanisms = |plain| {
+        let mut offered = config.mail.mechanisms;
+        if plain {
+            offered.insert(Mechanism::SaslPlain);
+            offered.insert(Mechanism::SaslLogin);
+        }
+        offered
+    };
+    let limits = |plain| mail_proxy::LoginLimits {
+        mechanisms: mechanisms(plain),
         max_errors: config.mail.max_bad_commands,
         max_logins: config.mail.max_logins,
     };

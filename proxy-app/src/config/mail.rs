@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mail_directory::yaml::Mapping;
+use mail_proxy::{Mechanism, Mechanisms};
 
 use super::LiveKey;
 use super::read::ConfigReader;
@@ -22,7 +23,12 @@ pub(crate) struct MailConfig {
     pub max_logins: u32,
     /// Bad commands in one connection before login.
     pub max_bad_commands: u32,
+    /// SASL mechanisms that are offered beside PLAIN and LOGIN, which attributes of the directory switch.
+    pub mechanisms: Mechanisms,
 }
+
+/// The mechanisms that every mailbox server must have for them to be offered, so only the administrator knows.
+const MECHANISMS: [(&str, Mechanism); 2] = [("OAUTHBEARER", Mechanism::OauthBearer), ("XOAUTH2", Mechanism::Xoauth2)];
 
 /// Where a key is not written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's idle limit
 /// at the 10 minutes that RFC 1939 §3 asks for.
@@ -34,6 +40,7 @@ impl Default for MailConfig {
             pop3_idle: Duration::from_secs(600),
             max_logins: 3,
             max_bad_commands: 5,
+            mechanisms: Mechanisms::default(),
         }
     }
 }
@@ -55,6 +62,10 @@ impl ConfigReader {
             .and_then(|node| node.u32(&mut self.problems))
         {
             config.max_bad_commands = n;
+        }
+        if let Some(node) = section.take("mechanisms") {
+            let named = node.each(&mut self.problems, |item, problems| item.choice(&MECHANISMS, problems));
+            config.mechanisms = named.into_iter().flatten().collect();
         }
         section.finish(&mut self.problems);
         config

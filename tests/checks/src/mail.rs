@@ -164,7 +164,7 @@ pub(crate) fn check_credentials(credentials: &Credentials) {
         assert!(!name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control));
     }
     let password = credentials.password.expose();
-    assert!(password.len() <= 1024 && !password.iter().any(|byte| b"\0\r\n".contains(byte)));
+    assert!(password.len() <= 12 * 1024 && !password.iter().any(|byte| b"\0\r\n".contains(byte)));
 }
 
 fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {

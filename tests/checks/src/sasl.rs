@@ -3,6 +3,7 @@
 use crate::mail::check_credentials;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mail_proxy::Mechanism;
 use mail_proxy::sasl::{Exchange, Progress, decode};
 
 pub(crate) fn check(data: &[u8]) {
@@ -15,10 +16,10 @@ pub(crate) fn check(data: &[u8]) {
 /// No dialogue takes more than two responses.
 fn play(data: &[u8], encode: impl Fn(&[u8]) -> Vec<u8>) {
     let mut lines = data.split(|&byte| byte == b'\n');
-    let Some(mut exchange) = Exchange::begin(lines.next().unwrap_or_default()) else {
+    let Some(mechanism) = Mechanism::of_sasl(lines.next().unwrap_or_default()) else {
         return;
     };
-    let mechanism = exchange.mechanism();
+    let mut exchange = Exchange::begin(mechanism).expect("one of SASL");
     for (count, line) in lines.enumerate() {
         assert!(count < 2);
         let line = encode(line);
