@@ -28,6 +28,7 @@ use crate::losses::{self, Losses};
 use crate::names::{self, fold};
 use crate::secret::Secret;
 use crate::system::System;
+use crate::tls_words::reasons;
 use crate::yaml::{Problem, Problems, Severity};
 
 mod edit;
@@ -118,7 +119,7 @@ impl Trust {
     /// # Errors
     /// There is no certificate in it, or it cannot be read.
     pub fn only(pem: &[u8]) -> Result<Self, String> {
-        let authorities = Certificate::stack_from_pem(pem).map_err(|error| error.to_string())?;
+        let authorities = Certificate::stack_from_pem(pem).map_err(|error| reasons(&error.to_string()).into_owned())?;
         if authorities.is_empty() {
             return Err("there is no certificate in it".to_owned());
         }
@@ -132,7 +133,7 @@ impl Trust {
         builder
             .build()
             .map(|connector| Self(Some(connector)))
-            .map_err(|error| error.to_string())
+            .map_err(|error| reasons(&error.to_string()).into_owned())
     }
 }
 

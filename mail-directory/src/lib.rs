@@ -19,6 +19,7 @@ pub mod names;
 mod secret;
 pub mod secret_file;
 mod system;
+pub mod tls_words;
 mod view;
 pub mod yaml;
 

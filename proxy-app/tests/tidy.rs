@@ -76,7 +76,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["entry"],
             &["attributes"],
             &["yaml"],
-            &["names", "secret", "secret_file"],
+            &["names", "secret", "secret_file", "tls_words"],
         ],
     ),
     (

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::search_entry::SearchEntry;
 use super::{Settings, Url};
 use crate::secret::Secret;
+use crate::tls_words::reasons;
 
 /// Connections to a server. One carries many questions at once, but the server reads it with one thread.
 const CONNECTIONS: usize = 4;
@@ -384,7 +385,7 @@ impl Server {
         let entered = self.connector.connect(&self.url).await;
         entered
             .map(Arc::new)
-            .map_err(|error| LdapError::Unreachable(format!("{}: {error}", self.url)))
+            .map_err(|error| LdapError::Unreachable(format!("{}: {}", self.url, reasons(&error.to_string()))))
     }
 
     fn not_in_time(&self) -> LdapError {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{Level, Log, Metadata, Record};
+use mail_directory::tls_words;
 use parking_lot::Mutex;
 
 use crate::node::redaction;
@@ -200,9 +201,10 @@ fn source_line(record: &Record<'_>) -> SourceLine {
     (record.file_static(), record.line(), record.level())
 }
 
-/// A line without what must not be in it: unreadable bytes of the network, values of tokens and passwords, and
-/// what would end the line or reach the terminal of its reader.
+/// A line without what must not be in it: unreadable bytes of the network, values of tokens and passwords, places in
+/// the sources of the TLS library, and what would end the line or reach the terminal of its reader.
 fn clean(text: &str) -> String {
+    let text = &*tls_words::reasons(text);
     let fields = SECRET_FIELDS.iter().filter_map(|field| {
         let at = find_ignoring_case(text, field)?;
         Some(at + field.len())
