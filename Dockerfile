@@ -24,11 +24,10 @@
 FROM rust:1-bookworm AS build
 # The same packages as in `scripts/install build`.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends build-essential ca-certificates cmake libssl-dev pkg-config \
+ && apt-get install -y --no-install-recommends build-essential ca-certificates cmake libclang-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-# .cargo/config.toml, which is copied too, links Debian's OpenSSL (docs/adr/0003-system-openssl.md).
 RUN cargo build --release --locked --package proxy-app \
  && scripts/rootfs /rootfs target/release/portico \
  && mkdir /own \

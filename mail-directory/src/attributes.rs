@@ -169,7 +169,7 @@ pub(crate) fn word(value: &str, words: &[&'static str]) -> Option<&'static str> 
 }
 
 /// Whether `text` holds well-formed PEM blocks, at least one of them with a label that ends in `label`. What
-/// is inside is for OpenSSL to judge.
+/// is inside is for the TLS library to judge.
 fn is_pem(text: &str, label: &str) -> bool {
     let mut found = false;
     let mut open: Option<&str> = None;
@@ -439,8 +439,8 @@ attributes! {
             "Private key of the certificate, as PEM, not encrypted.";
         REVERSE_PROXY_SSL_PROTOCOLS: "zimbraReverseProxySSLProtocols", Kind::Words(&["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]), ["TLSv1.2", "TLSv1.3"], [Scope::Global, Scope::Server],
             "TLS versions to accept.";
-        REVERSE_PROXY_SSL_CIPHERS: "zimbraReverseProxySSLCiphers", Kind::Text, ["ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384"], [Scope::Global, Scope::Server],
-            "Ciphers up to TLS 1.2, with OpenSSL's names.";
+        REVERSE_PROXY_SSL_CIPHERS: "zimbraReverseProxySSLCiphers", Kind::Text, ["ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"], [Scope::Global, Scope::Server],
+            "Ciphers up to TLS 1.2, with OpenSSL's names, as far as AWS-LC has them.";
     }
     "Client certificates" {
         REVERSE_PROXY_CLIENT_CERT_MODE: "zimbraReverseProxyClientCertMode", Kind::Enum(&["off", "optional", "on"]), ["off"], [Scope::Global, Scope::Server, Scope::Domain],

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -29,7 +29,7 @@ const PINGORA_WAITS: u64 = 10 * 365 * 24 * 3600;
 
 /// The front door of a mail system: proxies HTTPS, IMAP(S) and POP3(S) to the server that holds the user's mail.
 #[derive(Debug, Parser)]
-#[command(name = "portico", version, args_conflicts_with_subcommands = false)]
+#[command(name = "portico", version = version(), args_conflicts_with_subcommands = false)]
 pub struct Cli {
     /// The node file.
     #[arg(short, long, global = true, value_name = "FILE", default_value = NODE_FILE)]
@@ -46,6 +46,13 @@ pub struct Cli {
     /// What to do instead of running.
     #[command(subcommand)]
     verb: Option<Verb>,
+}
+
+/// The version of the program, and of the TLS library in it, whose fixes come with new builds.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> =
+        LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), openssl::version::version()));
+    &VERSION
 }
 
 /// What to do instead of running.

@@ -12,23 +12,30 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use mail_proxy::{Protocol, Stream, TlsFacts};
+use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
-use openssl::ssl::{NameType, SniError, Ssl, SslAcceptorBuilder, SslAlert, SslContext, SslOptions, SslRef, SslVersion};
+use openssl::ssl::{NameType, SniError, Ssl, SslAcceptorBuilder, SslAlert, SslContext, SslOptions, SslRef};
 use openssl::x509::X509VerifyResult;
 use tokio_openssl::SslStream;
 
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
+use crate::tls::failure::explain;
 use crate::tls::profile::{HANDSHAKE_INFO, HandshakeInfo, InnerProtocol, Profile};
 use crate::tls::vhosts::VirtualHosts;
 
 pub(crate) mod certificate;
 pub(crate) mod certificate_store;
+pub(crate) mod ciphers;
 pub(crate) mod client_certs;
 mod contexts;
+mod failure;
 pub(crate) mod profile;
 pub(crate) mod upstream;
 pub(crate) mod vhosts;
+
+/// How the log says that a client's certificate is refused.
+const REFUSAL: &str = "its certificate is not good";
 
 /// How clients are served by TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +60,11 @@ impl Acceptors {
     /// Acceptors that look into `certificates` at each handshake.
     ///
     /// # Errors
-    /// OpenSSL does not take the policy.
+    /// The TLS library does not take the policy.
     pub(crate) fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Self, ErrorStack> {
         let resuming = beginning(certificates, &policy.profile)?;
         let mut fresh = beginning(certificates, &policy.profile)?;
         fresh.set_options(SslOptions::NO_TICKET);
-        fresh.set_num_tickets(0)?;
         Ok(Self {
             policy,
             resuming: resuming.build().into_context(),
@@ -92,28 +98,31 @@ impl Acceptors {
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).accept().await {
             Ok(()) => certified(stream.ssl()).map(|()| stream),
-            Err(error) => Err(explained(stream.ssl(), error)),
+            Err(error) => Err(explain(stream.ssl(), error, REFUSAL)),
         }
     }
 }
 
-/// What went wrong, with the reason why a client's certificate is not valid.
-fn explained(ssl: &SslRef, error: openssl::ssl::Error) -> io::Error {
-    match ssl.verify_result() {
-        X509VerifyResult::OK => io::Error::other(error),
-        verified => io::Error::other(format!("its certificate is not good: {verified}")),
+/// A resumed session brings along a certificate that was good when it began; where one is required there must be one,
+/// and it must not have expired since.
+fn certified(ssl: &SslRef) -> io::Result<()> {
+    let mode = rules_of(ssl).mode();
+    if mode == CertMode::Off {
+        return Ok(());
+    }
+    match ssl.peer_certificate() {
+        None if mode == CertMode::On => Err(io::Error::other("no client certificate")),
+        None => Ok(()),
+        Some(_) if ssl.verify_result() != X509VerifyResult::OK => Err(io::Error::other(REFUSAL)),
+        Some(certificate) if is_past(certificate.not_after())? => {
+            Err(io::Error::other("its certificate has expired since its session began"))
+        }
+        Some(_) => Ok(()),
     }
 }
 
-/// OpenSSL has checked this already; but a resumed session was checked under other rules, and where a certificate is
-/// required there must be one.
-fn certified(ssl: &SslRef) -> io::Result<()> {
-    let required = rules_of(ssl).mode() == CertMode::On;
-    let good = ssl.peer_certificate().is_some() && ssl.verify_result() == X509VerifyResult::OK;
-    match required && !good {
-        true => Err(io::Error::other("no client certificate")),
-        false => Ok(()),
-    }
+fn is_past(time: &Asn1TimeRef) -> Result<bool, ErrorStack> {
+    Ok(*time < *Asn1Time::days_from_now(0)?)
 }
 
 fn rules_of(ssl: &SslRef) -> Arc<ClientCerts> {
@@ -124,7 +133,7 @@ fn rules_of(ssl: &SslRef) -> Arc<ClientCerts> {
 /// The certificate that the client of a channel has presented.
 ///
 /// # Errors
-/// OpenSSL has no memory.
+/// The TLS library has no memory.
 pub(crate) fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
     let policy = rules_of(ssl);
     let certificate = match policy.mode() {
@@ -152,17 +161,18 @@ fn go_on(ssl: &mut SslRef, alert: &mut SslAlert, store: &CertStore, profile: &Ar
     let info = ssl.ex_data(*HANDSHAKE_INFO).ok_or(SniError::ALERT_FATAL)?;
     let (inner, local) = (info.inner, info.local);
     let rules = match (inner, &store.vhosts) {
-        (InnerProtocol::Web, Some(vhosts)) => rules_for(ssl, alert, vhosts, name.as_deref(), local)?,
+        (InnerProtocol::Web, Some(vhosts)) => rules_for(alert, vhosts, name.as_deref(), local)?,
         _ => ClientCerts::off(),
     };
     let certificate = store.find(name.as_deref(), Some(local));
     let certificate = certificate.ok_or(SniError::ALERT_FATAL)?;
     let context = certificate.context(profile, &rules);
     let chosen = context.and_then(|context| ssl.set_ssl_context(&context));
-    chosen.and_then(|()| rules.ask(ssl)).map_err(|error| {
+    chosen.map_err(|error| {
         log::error!("a certificate cannot be used: {error}");
         SniError::ALERT_FATAL
     })?;
+    rules.ask(ssl);
     if let Some(info) = ssl.ex_data_mut(*HANDSHAKE_INFO) {
         info.rules = Some(rules);
     }
@@ -177,7 +187,6 @@ fn requested(ssl: &SslRef) -> Option<String> {
 
 /// The rules of the virtual host that a web client asks for.
 fn rules_for(
-    ssl: &SslRef,
     alert: &mut SslAlert,
     vhosts: &VirtualHosts,
     name: Option<&str>,
@@ -189,17 +198,7 @@ fn rules_for(
     }
     let named = name.and_then(|name| vhosts.by_name(name));
     let vhost = named.unwrap_or_else(|| vhosts.of(None, local));
-    let rules = vhost.client_certs.clone();
-    // A session that was begun for another name, and resumed here, would bring along the certificate presented there,
-    // or none (as in CVE-2025-23419). TLS 1.2 binds a session to its name, and returns that name and not the new one; a
-    // TLS 1.3 ticket does not contain its name, so with these rules none is issued, and none accepted.
-    let bound = ssl.version2() == Some(SslVersion::TLS1_2) && named.is_some();
-    if rules.mode() != CertMode::Off && ssl.session_reused() && !bound {
-        log::info!("a session from elsewhere is not resumed where client certificates are asked for");
-        *alert = SslAlert::HANDSHAKE_FAILURE;
-        return Err(SniError::ALERT_FATAL);
-    }
-    Ok(rules)
+    Ok(vhost.client_certs.clone())
 }
 
 /// The facts of a channel after its handshake.
@@ -224,8 +223,11 @@ mod tests {
     use openssl::asn1::Asn1Integer;
     use openssl::asn1::Asn1Time;
     use openssl::bn::BigNum;
+    use openssl::ec::{EcGroup, EcKey};
     use openssl::hash::MessageDigest;
+    use openssl::nid::Nid;
     use openssl::pkey::{PKey, Private};
+    use openssl::ssl::SslVersion;
     use openssl::x509::X509;
     use openssl::x509::{X509Builder, X509Name};
 
@@ -233,9 +235,14 @@ mod tests {
     use crate::tls::certificate::CertKey;
     use crate::tls::contexts::Contexts;
 
+    fn p256() -> PKey<Private> {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
+    }
+
     /// A certificate of `subject` that `issuer` vouches for.
     fn certificate(subject: &str, issuer: &str) -> String {
-        certificate_of(&PKey::generate_ed25519().unwrap(), subject, issuer)
+        certificate_of(&p256(), subject, issuer)
     }
 
     fn certificate_of(key: &PKey<Private>, subject: &str, issuer: &str) -> String {
@@ -252,12 +259,12 @@ mod tests {
         builder.set_pubkey(key).unwrap();
         builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
         builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
-        builder.sign(key, MessageDigest::null()).unwrap();
+        builder.sign(key, MessageDigest::sha256()).unwrap();
         String::from_utf8(builder.build().to_pem().unwrap()).unwrap()
     }
 
     fn pair(name: &str) -> Arc<CertKey> {
-        let key = PKey::generate_ed25519().unwrap();
+        let key = p256();
         let leaf = X509::from_pem(certificate_of(&key, name, "root").as_bytes()).unwrap();
         Arc::new(CertKey {
             leaf,
@@ -297,6 +304,49 @@ mod tests {
             let count = usize::try_from(depth).unwrap() + 3;
             assert_eq!(contexts_after(&usual, &rules), count.min(64), "{depth}");
         }
+    }
+
+    /// Resident memory of this process, in KiB.
+    fn resident_kib() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4
+    }
+
+    /// 10,000 domains with a certificate each, and the issuer's behind it, as they come from a directory: at first only
+    /// what was read is in memory; each name that is asked for costs one context more, whichever protocols ask.
+    #[test]
+    fn ten_thousand_certificates_take_memory_within_bounds() {
+        const COUNT: usize = 10_000;
+        let key = p256();
+        let key_pem = key.private_key_to_pem_pkcs8().unwrap();
+        let issuer = certificate("issuer", "root");
+        let profile = Arc::new(Profile {
+            min: SslVersion::TLS1_2,
+            max: SslVersion::TLS1_3,
+            ciphers: None,
+        });
+        let at_first = resident_kib();
+        let pairs: Vec<CertKey> = (0..COUNT)
+            .map(|n| certificate_of(&key, &format!("mail{n}.test"), "issuer") + &issuer)
+            .map(|pem| CertKey::from_pem(pem.as_bytes(), &key_pem).unwrap())
+            .collect();
+        let read = resident_kib();
+        assert_eq!(pairs.iter().map(|pair| pair.contexts.count()).sum::<usize>(), 0);
+        let off = ClientCerts::off();
+        for pair in pairs.iter().chain(&pairs) {
+            pair.context(&profile, &off).unwrap();
+        }
+        let contexts = resident_kib();
+        assert_eq!(pairs.iter().map(|pair| pair.contexts.count()).sum::<usize>(), COUNT);
+        let each = |from: usize, to: usize| to.saturating_sub(from) as f64 / COUNT as f64;
+        println!(
+            "KiB for each certificate: read {:.1}, its context {:.1}",
+            each(at_first, read),
+            each(read, contexts)
+        );
+        assert!(each(at_first, read) < 16.0, "{at_first} to {read} KiB");
+        assert!(each(read, contexts) < 8.0, "{read} to {contexts} KiB");
     }
 
     /// The story: at the address of domain b, the name of domain a, which has no certificate, got b's.

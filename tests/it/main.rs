@@ -15,6 +15,7 @@ mod failures;
 mod floods;
 mod forwarders;
 mod groups;
+mod handshakes;
 mod hostile;
 mod http2;
 mod image;

@@ -66,6 +66,24 @@ impl Authority {
         Ok(authority)
     }
 
+    /// An authority that this one vouches for. What it issues comes with its own certificate.
+    pub fn intermediate(&self, name: &str, dir: &Path) -> Result<Self> {
+        fs::create_dir(dir)?;
+        let key = p256()?;
+        let mut cert = builder(&common_name(name)?, &key, 3650)?;
+        cert.set_issuer_name(self.certificate.subject_name())?;
+        cert.append_extension(BasicConstraints::new().critical().ca().build()?)?;
+        cert.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
+        let id = SubjectKeyIdentifier::new().build(&cert.x509v3_context(Some(&self.certificate), None))?;
+        cert.append_extension(id)?;
+        cert.sign(&self.key, MessageDigest::sha256())?;
+        Ok(Self {
+            certificate: cert.build(),
+            key,
+            dir: dir.to_owned(),
+        })
+    }
+
     /// PEM file with the authority's certificate.
     pub fn file(&self) -> PathBuf {
         self.dir.join("ca.pem")
@@ -172,13 +190,12 @@ impl Pair {
         Ok(tls.build())
     }
 
-    /// The same, for a server that knows nothing newer than TLS 1.1. Today's OpenSSL has to be configured for that.
+    /// The same, for a server that knows nothing newer than TLS 1.1.
     pub fn old_acceptor(&self) -> Result<SslAcceptor> {
         let mut tls = SslAcceptor::mozilla_intermediate(SslMethod::tls_server())?;
         tls.set_certificate_chain_file(&self.certificate_file)?;
         tls.set_private_key_file(&self.key_file, openssl::ssl::SslFiletype::PEM)?;
-        tls.set_security_level(0);
-        tls.set_cipher_list("AES128-SHA:@SECLEVEL=0")?;
+        tls.set_cipher_list("AES128-SHA")?;
         tls.clear_options(openssl::ssl::SslOptions::NO_TLSV1_1 | openssl::ssl::SslOptions::NO_TLSV1);
         tls.set_min_proto_version(Some(openssl::ssl::SslVersion::TLS1))?;
         tls.set_max_proto_version(Some(openssl::ssl::SslVersion::TLS1_1))?;

@@ -54,7 +54,7 @@ pub(super) static IGNORED: &[Ignored] = &[
     },
     Ignored {
         names: &["zimbraReverseProxySSLECDHCurve", "zimbraSSLDHParam"],
-        why: "OpenSSL chooses the key exchange.",
+        why: "The TLS library chooses the key exchange.",
     },
     Ignored {
         names: &[

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use mail_directory::tls_words::reasons;
 use mail_directory::{Directory, System, attributes as a};
 use route_cache::addresses::{AddressBook, Resolve};
 use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
@@ -36,7 +37,7 @@ pub(crate) struct Routes {
 pub(crate) fn trust(config: &Config) -> Result<Option<Arc<UpstreamTrust>>, String> {
     let Some(lookup) = &config.lookup else { return Ok(None) };
     let ca_file = lookup.ca_file.as_deref().or(config.tls.upstream_ca_file.as_deref());
-    let trust = UpstreamTrust::new(ca_file, true).map_err(|error| error.to_string())?;
+    let trust = UpstreamTrust::new(ca_file, true).map_err(|error| reasons(&error.to_string()).into_owned())?;
     Ok(Some(Arc::new(trust)))
 }
 

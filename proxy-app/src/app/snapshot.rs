@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::tls_words::reasons;
 use mail_directory::yaml::{Problems, problem, warning};
 use mail_directory::{System, View, attributes as a, secret_file};
 use mail_proxy::throttle::ThrottleSettings;
@@ -19,6 +20,7 @@ use crate::app::throttle;
 use crate::config::{Config, Source};
 use crate::http::compression;
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
+use crate::tls::ciphers::CipherList;
 use crate::tls::profile::Profile;
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{VirtualHost, VirtualHosts};
@@ -125,7 +127,7 @@ pub(crate) fn build(
     open_directory(config, &mut problems);
     let mut store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
     store.vhosts = Some(vhosts.clone());
-    let policy = tls_policy(&node, &vhosts);
+    let policy = tls_policy(&node, &vhosts, &mut problems);
     let old_acceptors = before.map(|before| before.acceptors.clone());
     let acceptors = old_acceptors.filter(|acceptors| acceptors.are_for(&policy));
     let acceptors = acceptors.or_else(|| acceptors_for(policy, certificates, &mut problems));
@@ -179,8 +181,12 @@ type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>);
 /// Makes new acceptors: sessions that were begun with the previous ones are not resumed.
 fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &mut Problems) -> Option<Arc<Acceptors>> {
     let acceptors = Acceptors::new(certificates, policy.clone()).or_else(|error| {
-        let message = format!("{error}; the ciphers that Portico chooses are used");
-        problems.push(warning("zimbraReverseProxySSLCiphers".to_owned(), message));
+        // Each cipher has been tried already; to be sure.
+        let message = format!(
+            "{}; the ciphers that Portico chooses are used",
+            reasons(&error.to_string())
+        );
+        problems.push(warning(a::REVERSE_PROXY_SSL_CIPHERS.name.to_owned(), message));
         let (min, max) = (policy.profile.min, policy.profile.max);
         let profile = Arc::new(Profile {
             min,
@@ -191,14 +197,14 @@ fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &m
     });
     acceptors
         .map(Arc::new)
-        .map_err(|error| problems.push(problem("zimbraReverseProxySSLProtocols", error)))
+        .map_err(|error| problems.push(problem("zimbraReverseProxySSLProtocols", reasons(&error.to_string()))))
         .ok()
 }
 
 fn tls_parts(config: &Config, acceptors: Option<Arc<Acceptors>>, problems: &mut Problems) -> Option<TlsParts> {
     let ca_file = config.tls.upstream_ca_file.as_deref();
     let trust = UpstreamTrust::new(ca_file, config.tls.upstream_verify)
-        .map_err(|error| problems.push(problem("tls.upstream_ca_file", error)))
+        .map_err(|error| problems.push(problem("tls.upstream_ca_file", reasons(&error.to_string()))))
         .ok();
     if let Some(path) = ca_file {
         check_authorities(path, problems);
@@ -215,7 +221,13 @@ fn check_authorities(path: &Path, problems: &mut Problems) {
             "tls.upstream_ca_file",
             format!("{} holds no certificate", path.display()),
         )),
-        Err(error) => problems.push(problem("tls.upstream_ca_file", format!("{}: {error}", path.display()))),
+        Err(error) => {
+            let why = error.to_string();
+            problems.push(problem(
+                "tls.upstream_ca_file",
+                format!("{}: {}", path.display(), reasons(&why)),
+            ));
+        }
     }
 }
 
@@ -236,7 +248,7 @@ fn open_directory(config: &Config, problems: &mut Problems) {
     }
 }
 
-fn tls_policy(node: &View<'_>, vhosts: &VirtualHosts) -> TlsPolicy {
+fn tls_policy(node: &View<'_>, vhosts: &VirtualHosts, problems: &mut Problems) -> TlsPolicy {
     let versions: Vec<SslVersion> = node
         .list(&a::REVERSE_PROXY_SSL_PROTOCOLS)
         .iter()
@@ -249,7 +261,6 @@ fn tls_policy(node: &View<'_>, vhosts: &VirtualHosts) -> TlsPolicy {
             _ => None,
         })
         .collect();
-    // OpenSSL's numbers grow with the versions.
     let by_age = |version: &&SslVersion| age(**version);
     let profile = Profile {
         min: versions
@@ -262,12 +273,27 @@ fn tls_policy(node: &View<'_>, vhosts: &VirtualHosts) -> TlsPolicy {
             .max_by_key(by_age)
             .copied()
             .unwrap_or(SslVersion::TLS1_3),
-        ciphers: node.text(&a::REVERSE_PROXY_SSL_CIPHERS).map(str::to_owned),
+        ciphers: ciphers(node, problems),
     };
     TlsPolicy {
         profile: Arc::new(profile),
         rules: vhosts.rules(),
     }
+}
+
+/// The ciphers of the directory, as far as they are honoured; `None` for those that Portico chooses.
+fn ciphers(node: &View<'_>, problems: &mut Problems) -> Option<String> {
+    let attribute = &a::REVERSE_PROXY_SSL_CIPHERS;
+    let list = CipherList::read(node.text(attribute)?);
+    let chosen = "the ciphers that Portico chooses are used";
+    let message = match (list.warning(), &list.honoured) {
+        (None, Some(_)) => return list.honoured,
+        (Some(why), Some(_)) => why,
+        (Some(why), None) => format!("{why}; {chosen}"),
+        (None, None) => format!("no cipher is left; {chosen}"),
+    };
+    problems.push(warning(attribute.name.to_owned(), message));
+    list.honoured
 }
 
 fn age(version: SslVersion) -> u8 {

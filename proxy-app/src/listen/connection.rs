@@ -447,18 +447,9 @@ async fn web_handshake(
 /// Whether the client has closed the connection during the handshake.
 fn has_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>());
-    let kind = inner.map_or(Some(error.kind()), |inner| match inner.io_error() {
-        Some(error) => Some(error.kind()),
-        // Without an error of its own it is the end of the stream.
-        None if inner.code() == openssl::ssl::ErrorCode::SYSCALL => Some(UnexpectedEof),
-        None => None,
-    });
     matches!(
-        kind,
-        Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
     )
 }
 

@@ -7,9 +7,9 @@ use mail_directory::attributes::{self as a, Attribute};
 use mail_directory::edit::EntryKind;
 use mail_directory::names;
 use mail_directory::{Entry, System};
-use openssl::ssl::{SslContextBuilder, SslMethod};
 
 use crate::provision::{CommandOutput, NAME_TAKEN, ProvisionError, SharedNames, certificate, values};
+use crate::tls::ciphers::CipherList;
 
 /// Never changed once they are set: other entries and the place in the tree depend on them.
 const IMMUTABLE: [&Attribute; 3] = [&a::ID, &a::DOMAIN_NAME, &a::MAIL_DELIVERY_ADDRESS];
@@ -193,10 +193,12 @@ impl ProposedEntry<'_> {
     }
 }
 
-/// OpenSSL knows which ciphers there are.
+/// The TLS library knows which ciphers there are.
 fn ciphers(value: &str) -> Result<(), String> {
-    let taken = SslContextBuilder::new(SslMethod::tls_server()).and_then(|mut builder| builder.set_cipher_list(value));
-    taken.map_err(|_| format!("{value:?} names no cipher that OpenSSL has"))
+    match CipherList::read(value).honoured {
+        Some(_) => Ok(()),
+        None => Err(format!("{value:?} names no cipher that the TLS library has")),
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mail_directory::names;
+use mail_directory::tls_words::reasons;
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::pkey::{PKey, Private};
@@ -28,13 +29,13 @@ pub(crate) struct CertKey {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertError {
     /// The certificate text does not parse.
-    #[error("the certificate does not parse: {0}")]
+    #[error("the certificate does not parse: {}", reasons(&.0.to_string()))]
     Certificate(ErrorStack),
     /// There is no certificate in it.
     #[error("there is no certificate in it")]
     Empty,
     /// The key text does not parse.
-    #[error("the private key does not parse (it must be PEM and not encrypted): {0}")]
+    #[error("the private key does not parse (it must be PEM and not encrypted): {}", reasons(&.0.to_string()))]
     Key(ErrorStack),
     /// The key belongs to another certificate.
     #[error("the private key does not belong to the certificate")]
@@ -154,7 +155,7 @@ impl CertKey {
     /// The context of this certificate for this profile and these rules for clients.
     ///
     /// # Errors
-    /// OpenSSL does not take one of them, or has no memory.
+    /// The TLS library does not take one of them, or has no memory.
     pub(crate) fn context(&self, profile: &Arc<Profile>, rules: &ClientCerts) -> Result<SslContext, ErrorStack> {
         self.contexts.get(profile, rules.id(), || {
             let mut builder = profile.context()?;
@@ -164,6 +165,7 @@ impl CertKey {
                 builder.add_extra_chain_cert(certificate.clone())?;
             }
             rules.trust(&mut builder)?;
+            builder.set_session_id_context(&rules.session_scope(&self.leaf)?)?;
             Ok(builder.build().into_context())
         })
     }

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock};
 
 use http::{HeaderName, HeaderValue};
+use mail_directory::tls_words::reasons;
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::sha::Sha256;
@@ -54,7 +55,7 @@ pub(crate) enum RulesError {
     #[error("client certificates are asked for, but no authority is named")]
     NoAuthority,
     /// The list does not parse.
-    #[error("the authorities do not parse: {0}")]
+    #[error("the authorities do not parse: {}", reasons(&.0.to_string()))]
     Authorities(ErrorStack),
     /// More than a handshake can carry.
     #[error("{0} authorities are too many: at most {AUTHORITIES_MAX} fit into a handshake")]
@@ -120,31 +121,43 @@ impl ClientCerts {
     /// Makes a context know the authorities. Whether it asks is decided for each handshake.
     ///
     /// # Errors
-    /// OpenSSL has no memory.
+    /// The TLS library has no memory.
     pub(crate) fn trust(&self, context: &mut SslContextBuilder) -> Result<(), ErrorStack> {
         let mut store = X509StoreBuilder::new()?;
         for authority in &self.authorities {
             store.add_cert(authority.clone())?;
             context.add_client_ca(authority)?;
         }
-        context.set_verify_cert_store(store.build())
+        context.set_cert_store(store.build());
+        Ok(())
+    }
+
+    /// Where a session may be resumed that began here: wherever this is the same. A session brings along the certificate
+    /// that its client presented, or none (CVE-2025-23419); so with rules it is only resumed under the same rules, and
+    /// where the same certificate is `shown`.
+    ///
+    /// # Errors
+    /// The TLS library has no memory.
+    pub(crate) fn session_scope(&self, shown: &X509Ref) -> Result<[u8; 32], ErrorStack> {
+        if self.mode == CertMode::Off {
+            return Ok(self.id.0);
+        }
+        let mut hash = Sha256::new();
+        hash.update(&self.id.0);
+        hash.update(&shown.digest(MessageDigest::sha256())?);
+        Ok(hash.finish())
     }
 
     /// Makes a handshake that has not answered yet ask for a certificate by these rules. Its context knows the
     /// authorities.
-    ///
-    /// # Errors
-    /// OpenSSL has no memory.
-    pub(crate) fn ask(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
+    pub(crate) fn ask(&self, ssl: &mut SslRef) {
         let verify = match self.mode {
-            CertMode::Off => return Ok(()),
+            CertMode::Off => return,
             CertMode::Optional => SslVerifyMode::PEER,
             CertMode::On => SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
         };
         ssl.param_mut().set_depth(i32::try_from(self.depth).unwrap_or(i32::MAX));
         ssl.set_verify(verify);
-        // A TLS 1.3 ticket does not say for which name it was made. Without tickets, nothing can be resumed here.
-        ssl.set_num_tickets(0)
     }
 }
 
@@ -178,7 +191,7 @@ impl ClientCertificate {
     /// The facts of a certificate.
     ///
     /// # Errors
-    /// OpenSSL has no memory.
+    /// The TLS library has no memory.
     pub(crate) fn of(certificate: &X509Ref) -> Result<Self, ErrorStack> {
         let (subject, is_named_whole) = name(certificate.subject_name());
         let pem = percent_encode(&certificate.to_pem()?, NON_ALPHANUMERIC).to_string();

@@ -8,11 +8,15 @@ use std::sync::{Arc, LazyLock};
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
 use openssl::ssl::{
-    AlpnError, Ssl, SslAcceptor, SslAcceptorBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode, SslVersion,
+    AlpnError, Ssl, SslAcceptor, SslAcceptorBuilder, SslMethod, SslOptions, SslSessionCacheMode, SslVersion,
     select_next_proto,
 };
 
 use crate::tls::client_certs::ClientCerts;
+
+/// How keys are agreed, the best first (RFC 8446 section 4.2.7). The first is hybrid: recorded traffic stays secret even
+/// when there are quantum computers (draft-ietf-tls-ecdhe-mlkem). A client that does not know it gets the next one.
+const GROUPS: &str = "X25519MLKEM768:X25519:P-256:P-384";
 
 /// What a TLS listener speaks inside; its ALPN names (RFC 7301; IANA registry for `imap` and `pop3`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +45,8 @@ impl InnerProtocol {
         }
     }
 
-    /// Whether clients may resume a session. In TLS 1.2 OpenSSL resumes one at any name, which RFC 6066 section 3
-    /// forbids, and returns the name that it was begun with instead of the requested one. A web request has its Host;
-    /// elsewhere a login without a domain would go to the other name's domain.
+    /// Whether clients may resume a session. The TLS library resumes one at any name, which RFC 6066 section 3 forbids. A
+    /// web request has its Host; elsewhere the name decides on the domain of a login without one.
     pub(crate) fn resumes(self) -> bool {
         self == Self::Web
     }
@@ -74,25 +77,24 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
-    /// A context without a certificate. It agrees on what is spoken inside by the [`HandshakeInfo`] of each handshake,
+    /// A context without a certificate: versions, ciphers, groups. It agrees on what is spoken inside by the [`HandshakeInfo`] of each handshake,
     /// so that all listeners can use it.
     ///
     /// # Errors
-    /// OpenSSL does not take the ciphers or the versions.
+    /// The TLS library does not take the ciphers or the versions.
     pub(crate) fn context(&self) -> Result<SslAcceptorBuilder, ErrorStack> {
         let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
+        // The profile refuses old versions by options of their own.
+        builder.clear_options(SslOptions::NO_TLSV1 | SslOptions::NO_TLSV1_1);
         builder.set_min_proto_version(Some(self.min))?;
         builder.set_max_proto_version(Some(self.max))?;
         if let Some(ciphers) = &self.ciphers {
             builder.set_cipher_list(ciphers)?;
         }
-        builder.set_options(
-            SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION | SslOptions::NO_COMPRESSION,
-        );
-        // Buffers of an idle session go back to the allocator; with tickets, a cache of sessions is only memory.
-        builder.set_mode(SslMode::RELEASE_BUFFERS);
+        builder.set_groups_list(GROUPS)?;
+        builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION);
+        // With tickets, a cache of sessions is only memory.
         builder.set_session_cache_mode(SslSessionCacheMode::OFF);
-        builder.set_session_id_context(b"portico")?;
         builder.set_alpn_select_callback(|ssl, offered| match ssl.ex_data(*HANDSHAKE_INFO) {
             Some(info) => info.inner.agree(offered),
             None => Err(AlpnError::ALERT_FATAL),
@@ -113,4 +115,4 @@ pub(crate) struct HandshakeInfo {
 
 /// Where a handshake keeps its [`HandshakeInfo`].
 pub(crate) static HANDSHAKE_INFO: LazyLock<Index<Ssl, HandshakeInfo>> =
-    LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has thousands of them, and this is the only one"));
+    LazyLock::new(|| Ssl::new_ex_index().expect("there are thousands of them, and this is the only one"));

@@ -6,11 +6,13 @@ use std::pin::Pin;
 
 use mail_proxy::BoxStream;
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslConnector, SslMethod, SslMode, SslVerifyMode, SslVersion};
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_openssl::SslStream;
+
+use crate::tls::failure::explain;
 
 /// TLS 1.0 and 1.1 must not be used (RFC 8996).
 const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
@@ -30,20 +32,22 @@ impl UpstreamTrust {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
         if let Some(path) = ca_file {
-            // These authorities and no others: the builder has loaded the system's already.
+            // These authorities and no others: the builder may know some of the system's already.
             let mut store = X509StoreBuilder::new()?;
             let pem = std::fs::read(path).unwrap_or_default();
             for authority in X509::stack_from_pem(&pem)? {
                 store.add_cert(authority)?;
             }
             builder.set_cert_store(store.build());
+        } else if let Some(bundle) = openssl_probe::probe().cert_file {
+            // The library looks where Debian has them. Each distribution has a place of its own for all in one file.
+            builder.set_ca_file(bundle)?;
         }
         builder.set_verify(if verify {
             SslVerifyMode::PEER
         } else {
             SslVerifyMode::NONE
         });
-        builder.set_mode(SslMode::RELEASE_BUFFERS);
         Ok(Self {
             connector: builder.build(),
             verify,
@@ -99,11 +103,8 @@ impl UpstreamTrust {
         match Pin::new(&mut stream).connect().await {
             Ok(()) => Ok(stream),
             Err(error) => {
-                let verified = stream.ssl().verify_result();
-                Err(match !verify || verified == openssl::x509::X509VerifyResult::OK {
-                    true => io::Error::other(error),
-                    false => io::Error::other(format!("its certificate is not good for {name}: {verified}")),
-                })
+                let refusal = format!("its certificate is not good for {name}");
+                Err(explain(stream.ssl(), error, &refusal))
             }
         }
     }
