@@ -29,7 +29,7 @@ pub use origin::{PasswordMark, PasswordMarker};
 pub use settings::{Mode, Rule, RuleSettings, ThrottleSettings};
 use table::{Table, Words};
 
-/// Slots of the tables: 56 MiB in all once they are full. Two million pairs of account and network that are known
+/// Slots of the tables: 61 MiB in all once they are full. Two million pairs of account and network that are known
 /// are those of half a million users.
 const LANES: usize = 1 << 21;
 const ADDRESSES: usize = 1 << 19;
@@ -218,6 +218,12 @@ impl Tally {
             failures: faded(failures, at, now, window),
             pending: faded(pending, at, now, PENDING),
         }
+    }
+
+    /// One more failure, which is no attempt without an answer any more.
+    fn fail(&mut self, left: f32, most: f32) {
+        self.pending = (self.pending - left).max(0.0);
+        self.failures = (self.failures + 1.0).min(most);
     }
 
     fn write(self, words: &mut Words<4>, now: u32) {
@@ -421,16 +427,18 @@ impl Throttle {
                 self.succeeded(&settings, &ticket, now.tick());
             }
             Answered::Wrong => self.overdue(&mut ticket, now),
-            Answered::Unknown => drop(self.end(&settings, &mut ticket, now.tick())),
+            Answered::Unknown => self.end(&settings, &mut ticket, now.tick()),
         }
     }
 
     /// Counts an attempt as failed whose client has been told so, before the server's answer is there. What comes of it
     /// later is told, too.
     pub fn overdue(&self, ticket: &mut Ticket, now: Moment) {
-        let settings = self.settings();
-        if self.end(&settings, ticket, now.tick()) && !ticket.allowed {
-            self.failed(&settings, ticket, now.tick());
+        let (settings, now) = (self.settings(), now.tick());
+        let Some(left) = ticket.end(now) else { return };
+        match self.was_tried(ticket, now) {
+            true => self.add_pending(&settings, ticket, -left, now),
+            false => self.failed(&settings, ticket, left, now),
         }
     }
 
@@ -623,13 +631,11 @@ impl Throttle {
         self.add_pending(settings, ticket, 1.0, ticket.begun);
     }
 
-    /// Counts it no more as one without an answer. Returns whether it was.
-    fn end(&self, settings: &ThrottleSettings, ticket: &mut Ticket, now: u32) -> bool {
-        if !ticket.allowed && !ticket.ended {
-            let left = faded(1.0_f32.to_bits(), ticket.begun, now, PENDING);
+    /// Counts it no more as one without an answer.
+    fn end(&self, settings: &ThrottleSettings, ticket: &mut Ticket, now: u32) {
+        if let Some(left) = ticket.end(now) {
             self.add_pending(settings, ticket, -left, now);
         }
-        !std::mem::replace(&mut ticket.ended, true)
     }
 
     fn add_pending(&self, settings: &ThrottleSettings, ticket: &Ticket, by: f32, now: u32) {
@@ -696,26 +702,25 @@ impl Throttle {
         }
     }
 
-    fn failed(&self, settings: &ThrottleSettings, ticket: &Ticket, now: u32) {
-        if self.was_tried(ticket, now) {
-            return;
-        }
+    /// Counts a failure in the place of an attempt without an answer, of which so much is left.
+    fn failed(&self, settings: &ThrottleSettings, ticket: &Ticket, left: f32, now: u32) {
         let mut is_first = false;
         let most = |rule| most(settings.rule(rule));
         self.change_tally(settings, ticket.pair, Rule::Pair, now, |pair| {
             is_first = pair.failures < 0.5;
-            pair.failures = (pair.failures + 1.0).min(most(Rule::Pair) * KNOWN_FACTOR as f32);
+            pair.fail(left, most(Rule::Pair) * KNOWN_FACTOR as f32);
         });
         if ticket.known {
             return;
         }
         self.change_tally(settings, ticket.account, Rule::Account, now, |account| {
-            account.failures = (account.failures + 1.0).min(most(Rule::Account));
+            account.fail(left, most(Rule::Account));
         });
         let mut is_newcomer = false;
         for (hash, rule) in ticket.networks() {
             self.change_standing(settings, hash, rule, now, |standing| {
                 is_newcomer |= rule == Rule::Address && standing.is_newcomer();
+                standing.pending = (standing.pending - left * ticket.share).max(0.0);
                 standing.failures = (standing.failures + 1.0).min(most(rule) + REMEMBERED * standing.tolerated());
                 standing.spread += f32::from(u8::from(is_first));
                 standing.failed_at = now;
@@ -724,7 +729,7 @@ impl Throttle {
         if is_newcomer {
             let mut words = lock(&self.newcomers);
             let mut all = Tally::read(*words, now, settings.rule(Rule::Many).window);
-            all.failures = (all.failures + 1.0).min(most(Rule::Many));
+            all.fail(0.0, most(Rule::Many));
             all.write(&mut words, now);
         }
     }
@@ -763,6 +768,12 @@ impl Throttle {
 }
 
 impl Ticket {
+    /// What is left of its weight as an attempt without an answer; `None` if it has none, or has ended already.
+    fn end(&mut self, now: u32) -> Option<f32> {
+        let was_ended = std::mem::replace(&mut self.ended, true);
+        (!was_ended && !self.allowed).then(|| faded(1.0_f32.to_bits(), self.begun, now, PENDING))
+    }
+
     fn networks(&self) -> impl Iterator<Item = (u64, Rule)> + use<> {
         let network = self.network.map(|hash| (hash, Rule::Network));
         [(self.address, Rule::Address)].into_iter().chain(network)

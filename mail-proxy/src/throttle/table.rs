@@ -1,7 +1,7 @@
 //! A table of fixed size in memory: what it holds stands in sets of eight, and what matters least in a set goes first.
 //!
-//! It knows only words: the first of a slot is its tag, 0 where it is free. The rest is the caller's. Memory that was
-//! never used is never touched, so a quiet node does not pay for the size.
+//! It knows only words: the first of a slot is its tag, 0 where it is free. The rest is the caller's. A set takes memory
+//! from its first use on, so a quiet node does not pay for the size.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,40 +13,43 @@ const SHARDS: usize = 16;
 /// One slot: its tag, and what the caller keeps.
 pub(super) type Words<const N: usize> = [u32; N];
 
+/// A set, if it was ever used.
+type Set<const N: usize> = Option<Box<[Words<N>; WAYS]>>;
+
 /// Slots of `N` words.
 pub(super) struct Table<const N: usize> {
-    shards: [Mutex<Box<[Words<N>]>>; SHARDS],
+    shards: [Mutex<Box<[Set<N>]>>; SHARDS],
     sets: usize,
 }
 
 impl<const N: usize> Table<N> {
     /// A table of this many slots, a power of two of at least 128.
     pub(super) fn new(slots: usize) -> Self {
-        let in_shard = slots / SHARDS;
+        let sets = slots / SHARDS / WAYS;
         Self {
-            shards: std::array::from_fn(|_| Mutex::new(vec![[0; N]; in_shard].into_boxed_slice())),
-            sets: in_shard / WAYS,
+            shards: std::array::from_fn(|_| Mutex::new((0..sets).map(|_| None).collect())),
+            sets,
         }
     }
 
-    /// Bytes of all its slots.
+    /// Bytes of all its slots, when all are used.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        SHARDS * self.sets * WAYS * size_of::<Words<N>>()
+        SHARDS * self.sets * (WAYS * size_of::<Words<N>>() + size_of::<Set<N>>())
     }
 
     /// What is kept under a hash.
     pub(super) fn peek(&self, hash: u64) -> Option<Words<N>> {
-        let (slots, first, tag) = self.set(hash);
-        slots[first..first + WAYS].iter().find(|slot| slot[0] == tag).copied()
+        let (sets, at, tag) = self.place(hash);
+        sets[at].as_ref()?.iter().find(|slot| slot[0] == tag).copied()
     }
 
     /// Changes what is kept under a hash; where nothing is, it begins with zeros, in the place of what weighs least.
     pub(super) fn change(&self, hash: u64, weight: impl Fn(&Words<N>) -> f32, change: impl FnOnce(&mut Words<N>)) {
-        let (mut slots, first, tag) = self.set(hash);
-        let set = &mut slots[first..first + WAYS];
+        let (mut sets, at, tag) = self.place(hash);
+        let set = sets[at].get_or_insert_with(|| Box::new([[0; N]; WAYS]));
         let at = set.iter().position(|slot| slot[0] == tag).unwrap_or_else(|| {
-            let at = lightest(set, weight);
+            let at = lightest(&set[..], weight);
             set[at] = [0; N];
             set[at][0] = tag;
             at
@@ -56,8 +59,10 @@ impl<const N: usize> Table<N> {
 
     /// Changes what is kept under a hash, if something is.
     pub(super) fn change_known(&self, hash: u64, change: impl FnOnce(&mut Words<N>)) -> bool {
-        let (mut slots, first, tag) = self.set(hash);
-        let slot = slots[first..first + WAYS].iter_mut().find(|slot| slot[0] == tag);
+        let (mut sets, at, tag) = self.place(hash);
+        let slot = sets[at]
+            .as_mut()
+            .and_then(|set| set.iter_mut().find(|slot| slot[0] == tag));
         slot.map(change).is_some()
     }
 
@@ -69,35 +74,44 @@ impl<const N: usize> Table<N> {
     /// Forgets everything.
     pub(super) fn clear(&self) {
         for shard in &self.shards {
-            lock(shard).fill([0; N]);
+            lock(shard).fill_with(|| None);
         }
     }
 
     /// Every slot in use, with its place.
     pub(super) fn each(&self, mut take: impl FnMut(u32, &Words<N>)) {
-        for (shard, slots) in self.shards.iter().enumerate() {
-            let slots = lock(slots);
-            let used = slots.iter().enumerate().filter(|(_, slot)| slot[0] != 0);
-            used.for_each(|(at, slot)| take((shard * self.sets * WAYS + at) as u32, slot));
+        for (shard, sets) in self.shards.iter().enumerate() {
+            let sets = lock(sets);
+            let used = sets
+                .iter()
+                .enumerate()
+                .filter_map(|(at, set)| Some((at, set.as_ref()?)));
+            for (at, set) in used {
+                let first = (shard * self.sets + at) * WAYS;
+                let slots = set.iter().enumerate().filter(|(_, slot)| slot[0] != 0);
+                slots.for_each(|(at, slot)| take((first + at) as u32, slot));
+            }
         }
     }
 
     /// Puts a slot back that [`Table::each`] gave. Returns whether there is such a place.
     pub(super) fn restore(&self, place: u32, words: Words<N>) -> bool {
-        let (shard, at) = (place as usize / (self.sets * WAYS), place as usize % (self.sets * WAYS));
-        let Some(slots) = self.shards.get(shard) else {
+        let (set, way) = (place as usize / WAYS, place as usize % WAYS);
+        let Some(sets) = self.shards.get(set / self.sets) else {
             return false;
         };
-        lock(slots)[at] = words;
+        let mut sets = lock(sets);
+        let slots = sets[set % self.sets].get_or_insert_with(|| Box::new([[0; N]; WAYS]));
+        slots[way] = words;
         true
     }
 
-    /// The set of a hash, and the tag by which it is told from others there.
-    fn set(&self, hash: u64) -> (MutexGuard<'_, Box<[Words<N>]>>, usize, u32) {
+    /// The sets of a hash's shard, that of the hash, and the tag by which it is told from others there.
+    fn place(&self, hash: u64) -> (MutexGuard<'_, Box<[Set<N>]>>, usize, u32) {
         let tag = ((hash >> 32) as u32).max(1);
         let low = hash as u32 as usize;
-        let slots = lock(&self.shards[low % SHARDS]);
-        (slots, (low / SHARDS % self.sets) * WAYS, tag)
+        let sets = lock(&self.shards[low % SHARDS]);
+        (sets, low / SHARDS % self.sets, tag)
     }
 }
 
