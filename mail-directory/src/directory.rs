@@ -58,6 +58,14 @@ pub trait Directory: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Which accounts changed after `point`, which a [`News::Reached`] told, perhaps to another process.
+    ///
+    /// # Errors
+    /// The directory could not be asked, or was not read yet.
+    async fn changed_since(&self, _point: &str) -> Result<News, DirectoryError> {
+        Ok(News::Unknown)
+    }
+
     /// A number that goes up with each change of [`Directory::system`].
     fn changes(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
@@ -110,6 +118,8 @@ pub enum News {
     MayBeGone,
     /// Some may have changed, and it cannot be told which.
     Unknown,
+    /// All changes up to this point have been told. [`Directory::changed_since`] goes on from it.
+    Reached(Arc<str>),
 }
 
 /// An account that changed or is gone: every name and id it has or had, as far as the directory knows them.
@@ -146,7 +156,7 @@ impl Touched {
 pub(crate) const OLD_ADDRESS: &str = "zimbraOldMailAddress";
 
 /// News that a slow listener may be behind with; one further behind gets [`broadcast::error::RecvError::Lagged`] and
-/// has to take all accounts for changed. One comes with each look at the directory.
+/// has to take all accounts for changed. Two or three come with each look at the directory.
 const NEWS_KEPT: usize = 64;
 
 /// Tells the listeners.

@@ -4,15 +4,14 @@
 //! Accounts are never kept.
 
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::entry::Entry;
-use crate::file;
 use crate::system::{Entries, System};
 use crate::yaml::{MAX_TEXT, Problems};
+use crate::{file, secret_file};
 
 /// Puts `system` in place of what the file holds, all at once.
 ///
@@ -23,13 +22,7 @@ pub(crate) fn write(path: &Path, system: &System) -> io::Result<()> {
     if text.len() > MAX_TEXT {
         return Err(io::Error::other("the directory is too big to be kept in a file"));
     }
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let written = write_private(Path::new(&draft), text.as_bytes()).and_then(|()| fs::rename(&draft, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&draft);
-    }
-    written
+    secret_file::replace(path, |file| file.write_all(text.as_bytes()))
 }
 
 /// What the file holds; `None` if there is no such file.
@@ -41,17 +34,6 @@ pub(crate) fn read(path: &Path) -> Result<Option<System>, Problems> {
         Ok(false) => Ok(None),
         _ => file::system_of(path).map(Some),
     }
-}
-
-/// An existing file could belong to another user, or be readable for others.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn text_of(system: &System) -> String {

@@ -222,6 +222,9 @@ impl LdapDirectory {
         if reading.has_moved() {
             self.announcer.announce(News::MayBeGone);
         }
+        if let Some(point) = reading.reached() {
+            self.announcer.announce(News::Reached(point.into()));
+        }
         self.announcer.was_read();
         Ok(problems)
     }
@@ -355,6 +358,19 @@ impl Directory for LdapDirectory {
         let addresses = found.iter().flat_map(|found| found.values(address));
         let there: HashSet<String> = addresses.map(|name| names::account(name)).collect();
         Ok(names.iter().filter(|name| !there.contains(&***name)).cloned().collect())
+    }
+
+    /// Deletions are not told by LDAP: the listeners are told to look for them.
+    async fn changed_since(&self, point: &str) -> Result<News, DirectoryError> {
+        let reading = self.reading.lock().await;
+        let changed = reading.accounts_after(&self.pool, point).await;
+        match changed.map_err(|error| DirectoryError(error.to_string()))? {
+            Some(touched) => {
+                self.announcer.announce(News::MayBeGone);
+                Ok(News::Touched(touched.into()))
+            }
+            None => Ok(News::Unknown),
+        }
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

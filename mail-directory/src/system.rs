@@ -25,6 +25,9 @@ pub struct System {
     cos_by_id: HashMap<String, Arc<str>>,
 }
 
+/// RFC 4530: the same on every replica, and another one in a directory that was made anew.
+pub(crate) const ENTRY_UUID: &str = "entryUUID";
+
 /// Entries by folded name.
 pub(crate) type Entries = BTreeMap<Arc<str>, Entry>;
 
@@ -51,6 +54,12 @@ impl System {
             domains,
             cos,
         }
+    }
+
+    /// What tells this directory from others, whatever server is asked for it: the `entryUUID` (RFC 4530) that the
+    /// global config has in LDAP. `None` where there is none, as in a file.
+    pub fn identity(&self) -> Option<&str> {
+        self.config.first(ENTRY_UUID)
     }
 
     /// The global config with the defaults of the attributes.

@@ -12,7 +12,7 @@ use mail_proxy::Drain;
 use mail_proxy::audit::Audit;
 use mail_proxy::throttle::Throttle;
 use parking_lot::Mutex;
-use route_cache::{AddressBook, RouteCache};
+use route_cache::{AddressBook, KeptRoutes, RouteCache};
 use tokio::sync::watch;
 
 use crate::app::changes::History;
@@ -51,6 +51,7 @@ pub(crate) struct App {
     config: InForce<Config>,
     snapshot: InForce<Snapshot>,
     routes: Arc<RouteCache>,
+    kept_routes: Option<Arc<KeptRoutes>>,
     /// Which mailbox server has which address.
     book: Arc<AddressBook>,
     lookup_trust: Option<Arc<ArcSwap<UpstreamTrust>>>,
@@ -109,6 +110,7 @@ impl App {
         dns.never(addresses(&listeners));
         let Routes {
             cache: routes,
+            kept: kept_routes,
             book,
             lookup_trust,
         } = Routes::new(&config, directory.clone(), &dns, lookup_trust);
@@ -141,6 +143,7 @@ impl App {
         let app = Arc::new(Self {
             snapshot,
             routes,
+            kept_routes,
             book,
             lookup_trust,
             audit,

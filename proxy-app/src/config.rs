@@ -134,9 +134,9 @@ impl Config {
         let (directory, lookup) = reader.directory(&mut root, path);
         let config = Self {
             node: node.to_ascii_lowercase(),
+            route_cache: reader.route_cache(&mut root, &directory),
             directory,
             lookup,
-            route_cache: reader.route_cache(&mut root),
             listeners: reader.listeners(&mut root),
             tls: reader.tls(&mut root),
             limits: reader.limits(&mut root),

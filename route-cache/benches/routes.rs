@@ -1,5 +1,5 @@
-//! What a route costs: a hit in memory, the memory of a million routes, and a miss that a real slapd answers. Prints
-//! numbers, judges nothing.
+//! What a route costs: a hit in memory, the memory of a million routes, the file that keeps them, and a miss that a real
+//! slapd answers. Prints numbers, judges nothing.
 // What cannot be done here is the end of the bench.
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use mail_directory::ldap::{self, LdapDirectory, Trust, Url};
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, Secret, System};
 use portico_tests::ldap_stage::{self, ADMIN, LdapStage};
-use route_cache::{Lookup, RouteCache, Service, Settings, Subject, Tier};
+use route_cache::{KeptRoutes, Lookup, RouteCache, Service, Settings, Subject, Tier};
 
 /// Accounts in memory.
 const MANY: usize = 1_000_000;
@@ -55,6 +55,34 @@ async fn in_memory() {
         nanos(begin.elapsed()) / HITS as f64
     );
     println!("a hit, each name once           {:8.0} ns", cold_hits(&cache).await);
+    in_a_file(cache).await;
+}
+
+/// The routes of this process for the next one. That one begins when this one's memory is free, so that its own can be
+/// told.
+async fn in_a_file(cache: RouteCache) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("routes.snapshot");
+    let kept = KeptRoutes::new(Arc::new(cache), path.clone());
+    let begin = Instant::now();
+    kept.write_last().await;
+    println!(
+        "{MANY} routes to a file       {:8.2} s, {:.1} MiB, {:.1} MiB resident",
+        begin.elapsed().as_secs_f64(),
+        fs::metadata(&path).unwrap().len() as f64 / 1024.0 / 1024.0,
+        resident_mib()
+    );
+    drop(kept);
+    let before = resident_mib();
+    let cache = Arc::new(self::cache(Arc::new(Everybody::new())));
+    let begin = Instant::now();
+    KeptRoutes::new(cache.clone(), path).load().await;
+    println!(
+        "{MANY} routes from a file     {:8.2} s, {:.1} MiB resident more than {before:.1}",
+        begin.elapsed().as_secs_f64(),
+        resident_mib() - before
+    );
+    assert_eq!(cache.len(), MANY);
 }
 
 /// Every account once, so that none is in the processor's cache; without the time that it takes to write its name.

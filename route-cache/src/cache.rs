@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use mail_directory::{Directory, System};
+use mail_directory::{Directory, News, System};
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::key::Key;
@@ -27,9 +29,11 @@ mod explain;
 mod fetch;
 mod follow;
 mod forget;
+mod kept_file;
 mod known;
 mod life;
 mod question;
+mod restored;
 mod shared;
 mod single_flight;
 mod sweep;
@@ -40,8 +44,10 @@ pub use counters::Counters;
 pub use explain::{
     AccountFacts, AccountReport, AnswerKind, Blocker, Explanation, FoundBy, NameDomain, Purged, TierReport,
 };
-use known::{BEFORE_BIRTH, Kept, KeptPlacement, Millis, millis};
+pub use kept_file::{KeptFileError, KeptRoutes};
+use known::{BEFORE_BIRTH, FIRST_EPOCH, Kept, KeptPlacement, Millis, millis};
 use question::{Fetched, Freshness, Query};
+use restored::{Restored, Unwritten};
 pub use shared::SharedCache;
 use single_flight::Flights;
 use table::ClockTable;
@@ -87,8 +93,16 @@ pub struct RouteCache {
     born: Instant,
     /// Until when a directory that just failed is left alone.
     down_until: AtomicU64,
-    /// What was kept in a previous epoch is not fresh any more.
+    /// The epoch in which answers are kept now.
     epoch: AtomicU32,
+    /// What was kept before this epoch is not fresh any more.
+    believed: AtomicU32,
+    /// What came from a previous process.
+    restored: Restored,
+    /// What the file that keeps routes does not say yet.
+    unwritten: Unwritten,
+    /// What changed in the directory since this cache was made, until that is followed.
+    news: Mutex<Option<broadcast::Receiver<News>>>,
 }
 
 impl RouteCache {
@@ -106,7 +120,11 @@ impl RouteCache {
             ahead: Ahead::default(),
             born: Instant::now(),
             down_until: AtomicU64::new(0),
-            epoch: AtomicU32::new(0),
+            epoch: AtomicU32::new(FIRST_EPOCH),
+            believed: AtomicU32::new(FIRST_EPOCH),
+            restored: Restored::default(),
+            unwritten: Unwritten::default(),
+            news: Mutex::new(Some(directory.news())),
             ttl: AtomicU64::new(millis(settings.ttl)),
             stale: AtomicU64::new(millis(settings.stale)),
             settings,
@@ -217,19 +235,19 @@ impl RouteCache {
     /// An answer that needs no directory: a fresh one, or an old one while the directory is known to be down.
     fn remembered(&self, query: &Query<'_>, old: Option<&KeptPlacement>) -> Option<Result<Route, RouteError>> {
         if let Some(fetched) = self.fresh(query, old) {
-            return Some(query.answer(fetched.placement.as_ref(), Tier::Memory));
+            return Some(query.answer(fetched.placement.as_ref(), fetched.tier));
         }
         let pausing = self.now() < self.down_until.load(Ordering::Relaxed);
         let old = old.filter(|old| pausing && self.serves_stale(old))?;
-        Some(query.answer(Some(&old.placement), Tier::Stale))
+        Some(query.answer(Some(&old.placement), old.tier(Tier::Stale)))
     }
 
     /// What is kept and still in its life; `old` is what [`RouteCache::find`] found.
     fn fresh(&self, query: &Query<'_>, old: Option<&KeptPlacement>) -> Option<Fetched> {
-        let fetched = |at, placement| Fetched {
+        let fetched = |at, placement, tier| Fetched {
             at,
             placement,
-            tier: Tier::Memory,
+            tier,
             alias: true,
         };
         if let Some(old) = old {
@@ -238,10 +256,10 @@ impl RouteCache {
                 Freshness::Young => self.is_young(old),
                 Freshness::Since(_) => self.is_fresh(old) && query.freshness.takes(old.at),
             };
-            return good.then(|| fetched(old.at, Some(old.placement.clone())));
+            return good.then(|| fetched(old.at, Some(old.placement.clone()), old.tier(Tier::Memory)));
         }
         let at = self.nobody.get(&query.key).filter(|at| query.freshness.takes(*at))?;
-        (self.now() < at + millis(self.settings.negative_ttl)).then(|| fetched(at, None))
+        (self.now() < at + millis(self.settings.negative_ttl)).then(|| fetched(at, None, Tier::Memory))
     }
 
     /// The answer after others were asked: theirs, or if they are down an old one.
@@ -253,7 +271,7 @@ impl RouteCache {
     ) -> Result<Route, RouteError> {
         match (asked, old.filter(|old| self.serves_stale(old))) {
             (Ok(fetched), _) => query.answer(fetched.placement.as_ref(), fetched.tier),
-            (Err(RouteError::DirectoryDown(_)), Some(old)) => query.answer(Some(&old.placement), Tier::Stale),
+            (Err(RouteError::DirectoryDown(_)), Some(old)) => query.answer(Some(&old.placement), old.tier(Tier::Stale)),
             (Err(error), _) => Err(error),
         }
     }
@@ -280,7 +298,6 @@ mod tests {
 
     use async_trait::async_trait;
     use mail_directory::{AccountBy, DirectoryError, Entry, Touched};
-    use parking_lot::Mutex;
     use tokio::sync::Semaphore;
 
     use super::fetch::DOWN_PAUSE;

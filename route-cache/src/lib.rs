@@ -26,8 +26,8 @@ mod source;
 
 pub use addresses::AddressBook;
 pub use cache::{
-    AccountFacts, AccountReport, AnswerKind, Blocker, Counters, Explanation, FoundBy, NameDomain, Purged, RouteCache,
-    Settings, SharedCache, TierReport,
+    AccountFacts, AccountReport, AnswerKind, Blocker, Counters, Explanation, FoundBy, KeptFileError, KeptRoutes,
+    NameDomain, Purged, RouteCache, Settings, SharedCache, TierReport,
 };
 pub use host_port::{HostPort, NoHostPort, bracketed, without_zone};
 pub use route::{Lookup, Route, RouteError, Server, ServerPool, Service, Subject, Tier, UpstreamTls};

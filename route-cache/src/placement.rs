@@ -10,35 +10,35 @@ use crate::key::Key;
 use crate::protocol::{EXTERNAL, Protocol};
 
 /// What the directory says of an account, as far as routes depend on it. Small: there may be a million.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placement {
     /// Canonical name: the folded delivery address.
     pub(crate) account: Arc<str>,
     /// Its server, as `zimbraMailHost` names it; shared with the system where it knows that server.
-    mail_host: Option<Arc<str>>,
+    pub(crate) mail_host: Option<Arc<str>>,
     /// What few accounts have.
-    special: Option<Box<Special>>,
+    pub(crate) special: Option<Box<Special>>,
 }
 
 /// What an account says about its login name and its external server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Special {
+pub(crate) struct Special {
     /// The name to log in with, where `zimbraReverseProxyUserNameAttribute` says so.
-    login: Option<Arc<str>>,
+    pub(crate) login: Option<Arc<str>>,
     /// `zimbraReverseProxyUseExternalRoute`.
-    external: Option<bool>,
+    pub(crate) external: Option<bool>,
     /// Host and port by place in [`EXTERNAL`].
-    servers: [(Option<Box<str>>, Option<u16>); 4],
+    pub(crate) servers: [(Option<Box<str>>, Option<u16>); 4],
     /// A lookup service named these servers, each for its own protocol; it has to be asked for the others.
-    piecemeal: bool,
+    pub(crate) piecemeal: bool,
 }
 
 /// Names of the attributes that a [`Placement`] was read from. When the global config names others, what was
 /// kept is no longer true.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlacementAttributes {
-    mail_host: String,
-    login: Option<String>,
+    pub(crate) mail_host: String,
+    pub(crate) login: Option<String>,
 }
 
 impl PlacementAttributes {

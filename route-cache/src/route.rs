@@ -53,6 +53,8 @@ pub enum Tier {
     Memory,
     /// The cache of this process, past its life, because the directory does not answer.
     Stale,
+    /// The cache of a previous process, out of the file that keeps it; not asked for again since.
+    KeptFile,
     /// The cache that nodes share.
     Memcached,
     /// The directory, or a lookup service in its place, asked now.
@@ -65,6 +67,7 @@ impl Tier {
         match self {
             Self::Memory => "memory",
             Self::Stale => "stale",
+            Self::KeptFile => "kept_file",
             Self::Memcached => "memcached",
             Self::Directory => "directory",
         }

@@ -17,7 +17,8 @@ use portico_tests::{Stage, wait_until};
 use route_cache::addresses::Literal;
 use route_cache::memcached;
 use route_cache::{
-    AddressBook, Lookup, RouteCache, RouteError, Service, Settings as CacheSettings, SharedCache, Subject, Tier,
+    AddressBook, KeptRoutes, Lookup, RouteCache, RouteError, Service, Settings as CacheSettings, SharedCache, Subject,
+    Tier,
 };
 use tokio::task::JoinHandle;
 
@@ -472,6 +473,74 @@ async fn deleted_accounts_are_noticed_where_the_server_does_not_say_how_far_it_i
         ..Kind::default()
     })
     .await;
+}
+
+/// What a node has left in a file serves in the next one, but for what changed between them.
+async fn kept_routes_have_missed_nothing(kind: Kind<'_>, tier: Tier) {
+    let mut slapd = LdapStage::start_as(kind, "");
+    let path = slapd.path("routes.snapshot");
+    let first = Node::open(settings(&[slapd.url()])).await;
+    let kept = KeptRoutes::new(first.cache.clone(), path.clone());
+    kept.load().await;
+    for name in ["alice@a.test", "al@a.test", "#id-alice@a.test", "bob@a.test"] {
+        first.ask(name).await;
+    }
+    // Until a look has told how far the directory is, a file could not be believed.
+    wait_until("a file that says how far the directory was", async || {
+        first.cache.expire();
+        first.ask("alice@a.test").await;
+        first.ask("bob@a.test").await;
+        kept.write_last().await;
+        kept.write_on();
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        ["csn ", "clock "]
+            .iter()
+            .any(|point| bytes.windows(point.len()).any(|window| window == point.as_bytes()))
+    })
+    .await;
+    drop(first);
+    let mut admin = slapd.admin().await;
+    set(
+        &mut admin,
+        &account_dn("bob@a.test"),
+        "zimbraMailHost",
+        &["store1.test"],
+    )
+    .await;
+
+    let open = async || {
+        let (directory, _) = LdapDirectory::load(settings(&[slapd.url()])).await.unwrap();
+        let node = Node::around(directory, Duration::from_secs(3600));
+        KeptRoutes::new(node.cache.clone(), path.clone()).load().await;
+        node
+    };
+    let second = open().await;
+    assert_eq!(second.cache.route(&login("alice@a.test")).await.unwrap().tier, tier);
+    assert_eq!(second.ask("bob@a.test").await, "bob@a.test store1.test:7990");
+    drop(second);
+
+    // Another directory at the same place: the global config was made anew.
+    slapd.stop();
+    let other = LdapStage::start("");
+    let (directory, _) = LdapDirectory::load(settings(&[other.url()])).await.unwrap();
+    let stranger = Node::around(directory, Duration::from_secs(3600));
+    KeptRoutes::new(stranger.cache.clone(), path.clone()).load().await;
+    assert!(stranger.cache.is_empty());
+}
+
+#[tokio::test]
+async fn kept_routes_have_missed_nothing_where_the_server_says_how_far_it_is() {
+    kept_routes_have_missed_nothing(Kind::default(), Tier::KeptFile).await;
+}
+
+#[tokio::test]
+async fn kept_routes_have_missed_nothing_where_the_server_does_not_say_how_far_it_is() {
+    let kind = Kind {
+        without_context_csn: true,
+        ..Kind::default()
+    };
+    // Clocks are not trusted to the second: what was made just before may have changed after.
+    kept_routes_have_missed_nothing(kind, Tier::Directory).await;
 }
 
 /// A reading that lost most domains is held back; accounts are followed all the same.

@@ -20,7 +20,7 @@ use crate::scene::{Scene, timed};
 const SOON: Duration = Duration::from_secs(15);
 
 /// The usual town on a slapd, with some more in the node file; `change` may start servers that `test` deals with.
-fn play<T>(
+pub(crate) fn play<T>(
     people: Vec<Person>,
     change: impl FnOnce(&Stage, &Town, &mut Node, &mut Directory) -> Result<T>,
     test: impl FnOnce(&mut Scene, &mut Slapd, T) -> Result<()>,
@@ -149,8 +149,9 @@ fn a_node_starts_from_its_last_good_reading() -> Result<()> {
             scene.login("alice")?;
             slapd.stop()?;
             scene.portico.restart("info")?;
-            // Servers and domains are known again; who lives where is not.
-            let answer = scene.imaps()?.imap("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
+            // Servers and domains are known again, and where Alice is; where others are is not.
+            scene.login("alice")?;
+            let answer = scene.imaps()?.imap("a1 LOGIN bob@a.example bob-c4n4ry-two")?;
             ensure!(
                 answer.last().is_some_and(|l| l.starts_with("a1 NO [UNAVAILABLE]")),
                 "{answer:?}"

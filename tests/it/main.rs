@@ -22,6 +22,7 @@ mod image;
 mod incomplete_directory;
 mod international_names;
 mod ipv6;
+mod kept_routes;
 mod limits;
 mod locations;
 mod login_guesses;

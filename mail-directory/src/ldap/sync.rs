@@ -18,7 +18,7 @@ use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::losses::Losses;
 use crate::names::fold;
-use crate::system::System;
+use crate::system::{ENTRY_UUID, System};
 use crate::yaml::{Problem, Problems, Severity};
 
 /// With more changed entries than this, everything is read: some pages are quicker than many single searches.
@@ -114,6 +114,30 @@ impl SyncState {
         Ok(news)
     }
 
+    /// Which accounts changed after `point`, and whether anything did. `None` for the accounts: it cannot be told.
+    /// Only after a first look: what changes later is told by [`SyncState::accounts`].
+    pub(super) async fn accounts_after(&self, pool: &Pool, point: &str) -> Result<Option<Vec<Touched>>, LdapError> {
+        if self.point.is_none() {
+            return Err(LdapError::Refused("the directory has not been read yet".to_owned()));
+        }
+        let Some(before) = SyncPoint::parse(point) else {
+            return Ok(None);
+        };
+        let now = SyncPoint::read(pool, |context| self.stands_in(context)).await?;
+        let found = match now.since(&before) {
+            Since::Now => Some(Vec::new()),
+            Since::Unknown => None,
+            Since::Csn(since) => self.changed_accounts(pool, &since).await?,
+        };
+        let touched = |found: Vec<SearchEntry>| found.into_iter().map(touched).collect();
+        Ok(found.map(touched))
+    }
+
+    /// The point up to which the accounts have been looked at.
+    pub(super) fn reached(&self) -> Option<String> {
+        self.point.as_ref().map(ToString::to_string)
+    }
+
     /// Whether something changed between the last two looks, so that accounts may be gone.
     pub(super) fn has_moved(&self) -> bool {
         self.moved
@@ -129,8 +153,31 @@ impl SyncState {
     }
 
     async fn accounts_since(&mut self, pool: &Pool, since: &str) -> Result<News, LdapError> {
-        let has_csn = self.records.values().any(|record| record.version.csn.is_some());
-        let (name, since) = stamp(since, has_csn);
+        let Some(found) = self.changed_accounts(pool, since).await? else {
+            return Ok(News::Unknown);
+        };
+        let (name, _) = stamp(since, self.has_csn());
+        let versions = found
+            .iter()
+            .filter_map(|found| Some((found.key(), found.first(name)?.to_owned())));
+        let recent: HashMap<String, String> = versions.collect();
+        let is_new = |found: &SearchEntry| match (found.first(ENTRY_CSN), &self.point) {
+            (Some(csn), Some(last @ SyncPoint::Csn(_))) => !last.has_seen(csn),
+            _ => recent.get(&found.key()) != self.recent.get(&found.key()),
+        };
+        let touched = found.into_iter().filter(is_new).map(touched).collect();
+        self.recent = recent;
+        Ok(News::Touched(touched))
+    }
+
+    /// Whether the entries of this directory tell their versions.
+    fn has_csn(&self) -> bool {
+        self.records.values().any(|record| record.version.csn.is_some())
+    }
+
+    /// The accounts that changed since then, with their names; `None` if there are too many.
+    async fn changed_accounts(&self, pool: &Pool, since: &str) -> Result<Option<Vec<SearchEntry>>, LdapError> {
+        let (name, since) = stamp(since, self.has_csn());
         let wanted = [
             attributes::ID.name,
             attributes::MAIL_DELIVERY_ADDRESS.name,
@@ -146,26 +193,11 @@ impl SyncState {
             attributes: wanted.map(str::to_owned).into(),
             extent: Extent::All,
         };
-        let found = match pool.search(search).await {
-            Ok(reply) => reply.entries,
-            Err(LdapError::TooMuch) => return Ok(News::Unknown),
-            Err(error) => return Err(error),
-        };
-        let versions = found
-            .iter()
-            .filter_map(|found| Some((found.key(), found.first(name)?.to_owned())));
-        let recent: HashMap<String, String> = versions.collect();
-        let is_new = |found: &SearchEntry| match (found.first(ENTRY_CSN), &self.point) {
-            (Some(csn), Some(last @ SyncPoint::Csn(_))) => !last.has_seen(csn),
-            _ => recent.get(&found.key()) != self.recent.get(&found.key()),
-        };
-        let touched = found
-            .into_iter()
-            .filter(is_new)
-            .map(|found| Touched::of(&found.into_entry(EntryKind::Accounts)))
-            .collect();
-        self.recent = recent;
-        Ok(News::Touched(touched))
+        match pool.search(search).await {
+            Ok(reply) => Ok(Some(reply.entries)),
+            Err(LdapError::TooMuch) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn read_all(&mut self, pool: &Pool, before: &System, losses: Losses) -> Result<(), LdapError> {
@@ -284,6 +316,10 @@ impl SyncState {
     }
 }
 
+fn touched(found: SearchEntry) -> Touched {
+    Touched::of(&found.into_entry(EntryKind::Accounts))
+}
+
 /// If a directory suddenly has no config, no server or no domain, the node has most likely lost the right to read
 /// them.
 fn check_rights(before: &System, losses: Losses, count: impl Fn(EntryKind) -> usize) -> Result<(), LdapError> {
@@ -399,7 +435,8 @@ fn kind_attributes(kind: EntryKind, ports: &[String]) -> Arc<[String]> {
     let name = [name_attribute(kind), ENTRY_CSN, MODIFIED].into_iter();
     let ports = ports.iter().map(String::as_str).filter(|_| kind == EntryKind::Servers);
     let vain: Vec<&str> = attributes::protecting().collect();
-    attribute_names(kind.scope(), name.chain(ports).chain(vain))
+    let identity = Some(ENTRY_UUID).filter(|_| kind == EntryKind::Config);
+    attribute_names(kind.scope(), name.chain(ports).chain(vain).chain(identity))
 }
 
 fn entry_of<'a>(kind: EntryKind, system: &'a System, name: &str) -> Option<&'a Entry> {

@@ -4,6 +4,7 @@
 //! one that arrived. Where it does not, the versions of entries and our clock must do.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,15 @@ impl SyncPoint {
         }
     }
 
+    /// Reads what [`SyncPoint`] writes.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text.split_once(' ')? {
+            (CSNS, csns) => Some(Self::of(csns.split(' ').map(str::to_owned).collect())),
+            (CLOCK, time) => time.parse().map(Self::Clock).ok(),
+            _ => None,
+        }
+    }
+
     fn of(csns: Vec<String>) -> Self {
         let mut last = BTreeMap::new();
         for csn in csns {
@@ -101,6 +111,21 @@ impl SyncPoint {
     }
 }
 
+/// The kind of the point, and what it consists of, with blanks between.
+impl fmt::Display for SyncPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Csn(last) => {
+                f.write_str(CSNS)?;
+                last.values().try_for_each(|csn| write!(f, " {csn}"))
+            }
+            Self::Clock(time) => write!(f, "{CLOCK} {time}"),
+        }
+    }
+}
+
+const CSNS: &str = "csn";
+const CLOCK: &str = "clock";
 const NAMING_CONTEXTS: &str = "namingContexts";
 const CONTEXT_CSN: &str = "contextCSN";
 
@@ -166,6 +191,20 @@ mod tests {
         check(&[A2], &[A1], Since::Unknown);
         assert!(point(&[A1, B2]).has_seen(A1) && point(&[A1, B2]).has_seen(B1));
         assert!(!point(&[A1, B2]).has_seen(A2) && !point(&[A1]).has_seen(B1));
+    }
+
+    #[test]
+    fn a_point_can_be_written_and_read() {
+        for point in [
+            point(&[A1]),
+            point(&[A1, B2]),
+            SyncPoint::Clock("2026-01-01T00:02:05.25Z".parse().unwrap()),
+        ] {
+            assert_eq!(SyncPoint::parse(&point.to_string()), Some(point));
+        }
+        for odd in ["", "csn", "clock soon", "uuid 1"] {
+            assert_eq!(SyncPoint::parse(odd), None, "{odd}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use mail_directory::Directory;
 use mail_proxy::Drain;
 use mail_proxy::audit::Audit;
 use mail_proxy::throttle::Throttle;
-use route_cache::{AddressBook, RouteCache};
+use route_cache::{AddressBook, KeptRoutes, RouteCache};
 use tokio::sync::watch;
 
 use crate::app::App;
@@ -195,6 +195,8 @@ pub(crate) struct AdminEnv {
     pub open: OpenConnections,
     /// What is remembered of failed logins.
     pub throttle: Arc<Throttle>,
+    /// The routes in a file.
+    pub kept_routes: Option<Arc<KeptRoutes>>,
     /// Login attempts, for clients that watch them.
     pub logins: Arc<RecentLogins>,
     /// What is counted and measured.
@@ -246,8 +248,10 @@ impl AdminEnv {
     }
 }
 
-/// What the end of the process needs.
+/// What the start and the end of the process need.
 pub(crate) struct ProcessEnv {
+    /// The routes in a file, for the next process.
+    pub kept_routes: Option<Arc<KeptRoutes>>,
     /// How long connections may still live.
     pub ends: Section<Ends>,
     /// Connections that are open.
@@ -312,6 +316,7 @@ impl App {
             sessions: self.sessions.clone(),
             open: self.open.clone(),
             throttle: self.throttle.clone(),
+            kept_routes: self.kept_routes.clone(),
             logins: self.logins.clone(),
             metrics: self.metrics.clone(),
             audit: self.audit.clone(),
@@ -325,9 +330,10 @@ impl App {
         })
     }
 
-    /// What the end of the process needs.
+    /// What the start and the end of the process need.
     pub(crate) fn process(&self) -> ProcessEnv {
         ProcessEnv {
+            kept_routes: self.kept_routes.clone(),
             ends: Section::new(&self.config, |config| config.ends),
             open: self.open.clone(),
             drain: self.drain.clone(),

@@ -12,7 +12,7 @@ use mail_directory::tls_words::reasons;
 use mail_directory::{Directory, System, attributes as a};
 use route_cache::addresses::{AddressBook, Resolve};
 use route_cache::lookup::{self, BoxStream, Dial, HandlerUrl, Services};
-use route_cache::{RouteCache, SharedCache, lookup_server, memcached};
+use route_cache::{KeptRoutes, RouteCache, SharedCache, lookup_server, memcached};
 
 use crate::config::{Config, LookupConfig, MAX_HANDLERS};
 use crate::tls::upstream::UpstreamTrust;
@@ -23,6 +23,8 @@ use crate::upstream::dns::{DnsCache, IpMode};
 pub(crate) struct Routes {
     /// Where accounts live.
     pub cache: Arc<RouteCache>,
+    /// The file that keeps them.
+    pub kept: Option<Arc<KeptRoutes>>,
     /// Which server has which address.
     pub book: Arc<AddressBook>,
     /// The authorities that lookup services must be known by. New connections use the current ones.
@@ -85,8 +87,11 @@ impl Routes {
             });
             routes = routes.with_lookup(Services::new(settings, dial, book.clone()));
         }
+        let routes = Arc::new(routes);
+        let kept = cache.snapshot.clone();
         Self {
-            cache: Arc::new(routes),
+            kept: kept.map(|path| Arc::new(KeptRoutes::new(routes.clone(), path))),
+            cache: routes,
             book,
             lookup_trust,
         }

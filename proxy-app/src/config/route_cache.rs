@@ -1,11 +1,13 @@
 //! `route_cache`: how many routes are kept, for how long, and the tier that nodes share.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mail_directory::yaml::Mapping;
 use route_cache::HostPort;
 
 use super::LiveKey;
+use super::directory::{DirectoryConfig, Source};
 use super::read::ConfigReader;
 
 /// Most memcached servers: each may make a login wait.
@@ -18,6 +20,9 @@ pub(super) const LIVE: [LiveKey; 2] = [
     }),
 ];
 
+/// The file that keeps the routes of an LDAP directory, in the folder of the file that keeps its last good reading.
+const SNAPSHOT: &str = "routes.snapshot";
+
 /// `route_cache`
 #[derive(Debug, Clone)]
 pub(crate) struct RouteCacheConfig {
@@ -29,6 +34,8 @@ pub(crate) struct RouteCacheConfig {
     pub stale: Duration,
     /// How long "there is no such account" is remembered.
     pub negative_ttl: Duration,
+    /// The file that keeps the routes of this node.
+    pub snapshot: Option<PathBuf>,
     /// The tier that nodes share.
     pub memcached: Option<MemcachedConfig>,
 }
@@ -40,6 +47,7 @@ impl Default for RouteCacheConfig {
             ttl: Duration::from_secs(3600),
             stale: Duration::from_secs(24 * 3600),
             negative_ttl: Duration::from_secs(5),
+            snapshot: None,
             memcached: None,
         }
     }
@@ -55,8 +63,11 @@ pub(crate) struct MemcachedConfig {
 }
 
 impl ConfigReader {
-    pub(super) fn route_cache(&mut self, root: &mut Mapping<'_>) -> RouteCacheConfig {
-        let mut config = RouteCacheConfig::default();
+    pub(super) fn route_cache(&mut self, root: &mut Mapping<'_>, directory: &DirectoryConfig) -> RouteCacheConfig {
+        let mut config = RouteCacheConfig {
+            snapshot: beside(directory),
+            ..RouteCacheConfig::default()
+        };
         let Some(mut section) = self.section(root, "route_cache") else {
             return config;
         };
@@ -66,9 +77,20 @@ impl ConfigReader {
         self.duration(&mut section, "ttl", &mut config.ttl);
         self.duration(&mut section, "stale", &mut config.stale);
         self.duration(&mut section, "negative_ttl", &mut config.negative_ttl);
+        self.routes_snapshot(&mut section, &mut config);
         config.memcached = self.memcached(&mut section);
         section.finish(&mut self.problems);
         config
+    }
+
+    fn routes_snapshot(&mut self, section: &mut Mapping<'_>, config: &mut RouteCacheConfig) {
+        let Some(node) = section.take("snapshot") else {
+            return;
+        };
+        config.snapshot = match node.str(&mut self.problems) {
+            None | Some("off") => None,
+            Some(_) => node.path_buf(&mut self.problems),
+        };
     }
 
     fn memcached(&mut self, cache: &mut Mapping<'_>) -> Option<MemcachedConfig> {
@@ -87,11 +109,41 @@ impl ConfigReader {
     }
 }
 
+/// A YAML directory has all its accounts in memory from the start.
+fn beside(directory: &DirectoryConfig) -> Option<PathBuf> {
+    match &directory.source {
+        Source::Ldap(settings) => Some(settings.snapshot.as_ref()?.with_file_name(SNAPSHOT)),
+        Source::Yaml(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use route_cache::HostPort;
 
     use crate::config::tests::load;
+
+    #[test]
+    fn routes_are_kept_beside_the_last_good_reading() {
+        let check = |text: &str, expected: Option<&str>| {
+            let (config, _) = load(text).unwrap();
+            assert_eq!(
+                config.route_cache.snapshot.as_deref(),
+                expected.map(Path::new),
+                "{text}"
+            );
+        };
+        let ldap = "directory: {source: ldap, snapshot: /a/b, ldap: {urls: 'ldaps://a'}}\n";
+        check("", None);
+        check("route_cache: {snapshot: /c}", Some("/c"));
+        check(ldap, Some("/a/routes.snapshot"));
+        check(&format!("{ldap}route_cache: {{snapshot: /c}}"), Some("/c"));
+        check(&format!("{ldap}route_cache: {{snapshot: off}}"), None);
+        let default = "/var/lib/portico/routes.snapshot";
+        check("directory: {source: ldap, ldap: {urls: 'ldaps://a'}}", Some(default));
+    }
 
     #[test]
     fn shared_caches_and_lookup_services() {

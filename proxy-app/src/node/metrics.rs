@@ -120,6 +120,11 @@ pub(crate) const OPEN: Metric = metric(
     "Open connections of all kinds, those in a handshake included.",
 );
 pub(crate) const ROUTES: Metric = metric("portico_routes", &[], "Names and ids in the route cache.");
+pub(crate) const KEPT_ROUTES: Metric = metric(
+    "portico_kept_routes_age_seconds",
+    &[],
+    "Time since this process wrote the file that keeps its routes.",
+);
 pub(crate) const GENERATION: Metric = metric("portico_generation", &[], "Number of the configuration in force.");
 pub(crate) const READY: Metric = metric("portico_ready", &[], "1 if the node is ready for new clients.");
 pub(crate) const UPTIME: Metric = metric("portico_uptime_seconds", &[], "Time since the process started.");
@@ -173,6 +178,7 @@ pub const ALL: &[&Metric] = &[
     &SESSIONS,
     &OPEN,
     &ROUTES,
+    &KEPT_ROUTES,
     &GENERATION,
     &READY,
     &UPTIME,
@@ -259,6 +265,7 @@ impl Metrics {
             &HELD,
             &OPEN,
             &ROUTES,
+            &KEPT_ROUTES,
             &GENERATION,
             &READY,
             &UPTIME,

@@ -156,12 +156,17 @@ impl Service for ListenerService {
             Ok(opened) => opened,
             Err(error) => give_up(&error),
         };
+        let env = Arc::new(app.process());
+        // What the previous process knew serves from the first login on.
+        if let Some(kept) = &env.kept_routes {
+            kept.load().await;
+        }
         // Not one of the tasks: it answers until the process ends.
         tokio::spawn(admin.serve(app.admin(), shutdown.clone()));
         for (listener, socket) in sockets {
             listeners.serve(listener, socket).await;
         }
-        let tasks = [
+        let mut tasks = vec![
             tokio::spawn(reload_on_hangup(app.clone(), hangups)),
             tokio::spawn(reopen_logs(app.clone(), rotations)),
             tokio::spawn(app.clone().follow_directory()),
@@ -175,6 +180,10 @@ impl Service for ListenerService {
             }
             daemon::take_pid_file(Path::new(&self.conf.pid_file));
         }
+        // Not earlier: the previous process would still write the file if this one failed.
+        if let Some(kept) = env.kept_routes.clone() {
+            tasks.push(tokio::spawn(async move { kept.follow().await }));
+        }
         systemd::serves("serving");
         if let Some(waiting) = self.waiting {
             tokio::spawn(waiting.notify());
@@ -182,7 +191,7 @@ impl Service for ListenerService {
         let socket = shutdown::upgrade_socket(&self.conf);
         let ended = self
             .end
-            .ended(&mut signals, self.successor.take(), socket, listeners.fds.clone());
+            .ended(&mut signals, self.successor.take(), socket, listeners.fds.clone(), &env);
         let (ending, mut listeners) = listeners.run(ended).await;
         listeners
             .close(match ending {
@@ -190,6 +199,9 @@ impl Service for ListenerService {
                 Ending::Replaced => Backlog::Left,
             })
             .await;
+        if ending == Ending::Stop {
+            shutdown::write_routes(&env).await;
+        }
         self.end.send(ending);
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
@@ -198,7 +210,7 @@ impl Service for ListenerService {
             // A new process has begun to keep it itself.
             app.keep_throttle_now().await;
         }
-        shutdown::drain(&app.process(), ending, signals).await;
+        shutdown::drain(&env, ending, signals).await;
     }
 
     fn name(&self) -> &str {

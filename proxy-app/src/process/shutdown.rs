@@ -5,6 +5,7 @@
 
 use std::future::pending;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::app::env::ProcessEnv;
 use crate::listen::{Ending, GOODBYE};
@@ -26,6 +27,9 @@ use crate::process::upgrade::{self, SuccessorCommand, UpgradeSocket};
 const LAST_LOGINS: Duration = Duration::from_secs(2);
 /// How often to check whether connections are still open.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long the routes may take to be written before another process takes over, which waits meanwhile, or before this
+/// one ends. A million take about a second.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 /// How long what the log writers still hold takes to go out.
 const LAST_LINES: Duration = Duration::from_millis(100);
 
@@ -63,6 +67,7 @@ impl EndSignal {
         successor: Option<SuccessorCommand>,
         socket: Option<UpgradeSocket>,
         fds: ListenFds,
+        env: &Arc<ProcessEnv>,
     ) -> Ending {
         let mut upgrade: Option<JoinHandle<anyhow::Result<()>>> = None;
         loop {
@@ -81,17 +86,34 @@ impl EndSignal {
                 asker = next_request(socket.as_ref()), if upgrade.is_none() => {
                     log::info!("a new process asks for the listening sockets");
                     let path = socket.as_ref().map(UpgradeSocket::upgrade_sock).unwrap_or_default();
-                    upgrade = Some(tokio::spawn(upgrade::hand_over(asker, fds.clone(), path)));
+                    let (env, fds) = (env.clone(), fds.clone());
+                    upgrade = Some(tokio::spawn(async move {
+                        write_routes(&env).await;
+                        upgrade::hand_over(asker, fds, path).await
+                    }));
                 }
                 result = finished(&mut upgrade) => {
                     upgrade = None;
                     match result {
                         Ok(()) => return Ending::Replaced,
-                        Err(error) => log::error!("the upgrade failed, this process serves on: {error:#}"),
+                        Err(error) => {
+                            log::error!("the upgrade failed, this process serves on: {error:#}");
+                            env.kept_routes.iter().for_each(|kept| kept.write_on());
+                        }
                     }
                 }
             }
         }
+    }
+}
+
+/// Writes the routes for the next process, and nothing after that.
+pub(crate) async fn write_routes(env: &ProcessEnv) {
+    let Some(kept) = &env.kept_routes else {
+        return;
+    };
+    if timeout(LAST_WRITE, kept.write_last()).await.is_err() {
+        log::warn!("the routes are not written within {LAST_WRITE:?}; the next process may miss the latest");
     }
 }
 

@@ -67,8 +67,7 @@ impl RouteCache {
 
     /// Orders a new answer if the one that is served ends soon and the directory is not known to be down.
     pub(super) fn order_ahead(&self, query: &Query<'_>, served: &KeptPlacement) {
-        let now = self.now();
-        if now < self.age_of(served.at) || now < self.down_until.load(Ordering::Relaxed) {
+        if self.is_young(served) || self.now() < self.down_until.load(Ordering::Relaxed) {
             return;
         }
         let mut ordered = self.ahead.ordered.lock();

@@ -9,6 +9,7 @@ use crate::route::{Route, RouteError, Tier};
 pub struct Counters {
     memory: AtomicU64,
     stale: AtomicU64,
+    kept_file: AtomicU64,
     memcached: AtomicU64,
     directory: AtomicU64,
     nobody: AtomicU64,
@@ -19,10 +20,11 @@ pub struct Counters {
 impl Counters {
     /// Answers by the tier that returned the route; `nobody` where the account does not exist, `failed` where there
     /// is no route for another reason.
-    pub fn answers(&self) -> [(&'static str, u64); 6] {
+    pub fn answers(&self) -> [(&'static str, u64); 7] {
         [
             ("memory", &self.memory),
             ("stale", &self.stale),
+            ("kept_file", &self.kept_file),
             ("memcached", &self.memcached),
             ("directory", &self.directory),
             ("nobody", &self.nobody),
@@ -41,6 +43,7 @@ impl Counters {
             Ok(route) => match route.tier {
                 Tier::Memory => &self.memory,
                 Tier::Stale => &self.stale,
+                Tier::KeptFile => &self.kept_file,
                 Tier::Memcached => &self.memcached,
                 Tier::Directory => &self.directory,
             },

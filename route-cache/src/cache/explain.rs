@@ -97,7 +97,7 @@ pub struct AccountFacts {
 /// What a tier says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TierReport {
-    /// Which one. Memory past its time is [`Tier::Stale`].
+    /// Which one. Memory past its time is [`Tier::Stale`], and what a previous process asked for [`Tier::KeptFile`].
     pub tier: Tier,
     /// What it says.
     pub answer: AnswerKind,
@@ -348,7 +348,7 @@ impl RouteCache {
     }
 
     /// Like [`RouteCache::find_key`], without counting as use.
-    fn peek(&self, key: &Key) -> Option<KeptPlacement> {
+    pub(super) fn peek(&self, key: &Key) -> Option<KeptPlacement> {
         KeptPlacement::find(key, |key| self.known.peek(key))
     }
 
@@ -359,7 +359,7 @@ impl RouteCache {
                 false => tier_report(Tier::Memory, None),
             };
         };
-        let tier = if self.is_fresh(old) { Tier::Memory } else { Tier::Stale };
+        let tier = old.tier(if self.is_fresh(old) { Tier::Memory } else { Tier::Stale });
         TierReport {
             age: Some(Duration::from_millis(self.now().saturating_sub(old.at))),
             ..tier_report(tier, Some(Some(&old.placement)))
@@ -490,7 +490,7 @@ fn moved(tiers: &[TierReport]) -> Option<Blocker> {
                 _ => None,
             })
     };
-    let kept = server(&[Tier::Memory, Tier::Stale])?;
+    let kept = server(&[Tier::Memory, Tier::Stale, Tier::KeptFile])?;
     let now = server(&[Tier::Directory])?;
     (kept != now).then_some(Blocker::Moved { kept, now })
 }

@@ -172,7 +172,9 @@ impl RouteCache {
             key, protocol, system, ..
         } = query;
         let Some(placement) = &fetched.placement else {
-            self.known.remove(key);
+            if self.known.remove(key) {
+                self.unwritten.change();
+            }
             self.nobody.insert(key.clone(), fetched.at);
             return;
         };
@@ -188,13 +190,21 @@ impl RouteCache {
         };
         if account != *key && fetched.alias {
             let see = self.known_now(fetched.at, KeptValue::See(placement.account.clone()));
-            self.known.insert(key.clone(), see);
+            self.put(key.clone(), see);
         }
         for key in [key, &account] {
             self.nobody.invalidate(key);
         }
         let known = self.joined(&account, fetched.at, placement.clone());
-        self.known.insert(account, known);
+        self.put(account, known);
+    }
+
+    fn put(&self, key: Key, known: Kept) {
+        let now = known.what.clone();
+        match self.known.insert(key, known) {
+            Some(before) if before.what == now => self.unwritten.renew(),
+            _ => self.unwritten.change(),
+        }
     }
 
     /// An answer together with what is kept of other protocols of the account; as old as its oldest part. A part

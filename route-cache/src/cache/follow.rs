@@ -20,10 +20,13 @@ impl RouteCache {
     }
 
     async fn follow_news(&self, moved: &Notify) {
-        let mut news = self.directory.news();
-        // News before this moment was missed, so what this node keeps is forgotten. What nodes share stays: other
-        // nodes were listening.
-        self.clear_here();
+        let first = self.news.lock().take();
+        let mut news = first.unwrap_or_else(|| {
+            // News before this moment was missed, so what this node keeps is forgotten. What nodes share stays: other
+            // nodes were listening.
+            self.clear_here();
+            self.directory.news()
+        });
         loop {
             match news.recv().await {
                 Ok(News::Touched(accounts)) => {
@@ -31,6 +34,7 @@ impl RouteCache {
                     self.forget_accounts(&accounts);
                 }
                 Ok(News::MayBeGone) => moved.notify_one(),
+                Ok(News::Reached(point)) => self.reached(point),
                 Ok(News::Unknown) | Err(RecvError::Lagged(_)) => self.expire(),
                 Err(RecvError::Closed) => return,
             }

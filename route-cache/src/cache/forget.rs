@@ -76,7 +76,9 @@ impl RouteCache {
         }
         for key in &keys {
             state.forget(key);
-            self.known.remove(key);
+            if self.known.remove(key) {
+                self.unwritten.change();
+            }
             self.nobody.invalidate(key);
         }
         // Under the lock, so that no write of an older answer follows the delete.
@@ -111,16 +113,16 @@ impl RouteCache {
 
     fn expire_here(&self, state: &mut InFlight) {
         state.forget_all();
-        self.epoch.fetch_add(1, Ordering::Relaxed);
+        let now = self.epoch.fetch_add(1, Ordering::Relaxed) + 1;
+        self.believed.store(now, Ordering::Relaxed);
         self.nobody.invalidate_all();
+        self.unwritten.change();
     }
 
     /// Forgets everything. What other nodes share is left to them, but not believed until it has expired.
     pub fn clear(&self) {
         let mut state = self.flights.0.lock();
-        state.forget_all();
-        self.known.clear();
-        self.nobody.invalidate_all();
+        self.forget_here(&mut state);
         if let Some(shared) = &self.shared {
             shared.forget_all();
         }
@@ -128,10 +130,14 @@ impl RouteCache {
 
     /// Forgets everything that this node keeps.
     pub(crate) fn clear_here(&self) {
-        let mut state = self.flights.0.lock();
+        self.forget_here(&mut self.flights.0.lock());
+    }
+
+    fn forget_here(&self, state: &mut InFlight) {
         state.forget_all();
         self.known.clear();
         self.nobody.invalidate_all();
+        self.unwritten.change();
     }
 
     /// Forgets everything when the global config names other attributes to read accounts by.

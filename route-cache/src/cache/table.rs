@@ -113,13 +113,12 @@ impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
         picked
     }
 
-    /// Puts `value` under `key`, in place of what was there.
-    pub(crate) fn insert(&self, key: K, value: V) {
+    /// Puts `value` under `key`, in place of what was there, which is returned.
+    pub(crate) fn insert(&self, key: K, value: V) -> Option<V> {
         let hash = self.hasher.hash_one(&key);
         let mut shard = self.shard(hash).lock();
         if let Some(place) = shard.find(hash, &key) {
-            shard.slots[place].value = value;
-            return;
+            return Some(std::mem::replace(&mut shard.slots[place].value, value));
         }
         if shard.slots.len() == shard.capacity {
             shard.evict(&self.hasher);
@@ -133,15 +132,18 @@ impl<K: Hash + Eq, V: Clone> ClockTable<K, V> {
             },
             &self.hasher,
         );
+        None
     }
 
-    /// Takes out what is under `key`.
-    pub(crate) fn remove(&self, key: &K) {
+    /// Takes out what is under `key`. False if there is nothing.
+    pub(crate) fn remove(&self, key: &K) -> bool {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).lock();
-        if let Some(place) = shard.find(hash, key) {
+        let place = shard.find(hash, key);
+        if let Some(place) = place {
             shard.remove(place, &self.hasher);
         }
+        place.is_some()
     }
 
     /// Takes out the values for which `stays` returns false. Looks at everything, one shard after the other.
