@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, TakeOver};
 use crate::app::App;
-use crate::app::env::AdminEnv;
+use crate::app::env::{AdminEnv, ProcessEnv};
 use crate::app::plan::Plan;
 use crate::config::Listener;
 use crate::listen::{Backlog, Ending, ListenerSet, bind, close_others, sockets};
@@ -157,10 +157,7 @@ impl Service for ListenerService {
             Err(error) => give_up(&error),
         };
         let env = Arc::new(app.process());
-        // What the previous process knew serves from the first login on.
-        if let Some(kept) = &env.kept_routes {
-            kept.load().await;
-        }
+        load_routes(&env).await;
         // Not one of the tasks: it answers until the process ends.
         tokio::spawn(admin.serve(app.admin(), shutdown.clone()));
         for (listener, socket) in sockets {
@@ -180,10 +177,7 @@ impl Service for ListenerService {
             }
             daemon::take_pid_file(Path::new(&self.conf.pid_file));
         }
-        // Not earlier: the previous process would still write the file if this one failed.
-        if let Some(kept) = env.kept_routes.clone() {
-            tasks.push(tokio::spawn(async move { kept.follow().await }));
-        }
+        tasks.extend(follow_routes(&env));
         systemd::serves("serving");
         if let Some(waiting) = self.waiting {
             tokio::spawn(waiting.notify());
@@ -220,6 +214,20 @@ impl Service for ListenerService {
     fn listen_addresses(&self) -> Option<Vec<String>> {
         Some(self.keys.clone())
     }
+}
+
+/// What the previous process knew serves from the first login on.
+async fn load_routes(env: &ProcessEnv) {
+    if let Some(kept) = &env.kept_routes {
+        kept.load().await;
+    }
+}
+
+/// Keeps routes for the next process. Not before this one has taken over: the previous one would still write the file
+/// if this one failed.
+fn follow_routes(env: &ProcessEnv) -> Option<JoinHandle<()>> {
+    let kept = env.kept_routes.clone()?;
+    Some(tokio::spawn(async move { kept.follow().await }))
 }
 
 /// SIGHUP reads the node file, the directory and the certificates again.
