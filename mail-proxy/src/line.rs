@@ -8,17 +8,16 @@ use std::mem;
 
 use mail_directory::Secret;
 
-/// Octets of one line with its end; of an IMAP command, of all its lines together. RFC 7162 section 4 asks for
-/// at least 8192; a password of 8 KiB as a quoted string with a backslash before each letter takes twice as much,
-/// and base64 of it less.
+/// Octets of one line with its end, where a line is all there is: in POP3 and in a SASL dialogue. A token of 12 KiB in
+/// base64 fits.
 pub const MAX_LINE: usize = 17 * 1024;
 
-/// Octets of all literals of one IMAP command. Before login only names, passwords and ID values come as literals;
-/// this is the client buffer of the proxies we replace (MAIL §3.1).
-pub const MAX_LITERALS: usize = 16 * 1024;
+/// Octets of one IMAP command with its literals. RFC 7162 section 4 asks for lines of at least 8192; the longest ID that
+/// RFC 2971 section 3.3 allows, 30 pairs of 30 and 1,024 octets, takes 31,800 as quoted strings.
+pub const MAX_COMMAND: usize = 36 * 1024;
 
-/// Unread octets at which a machine asks for no more. Larger than the longest command ([`MAX_LINE`] and
-/// [`MAX_LITERALS`] together), otherwise an unfinished command could wait for input forever.
+/// Unread octets at which a machine asks for no more. Larger than the longest command, otherwise an unfinished command
+/// could wait for input forever.
 pub const MAX_HELD: usize = 40 * 1024;
 
 /// Unread input. Passwords pass through, so memory is wiped before it is given back.
@@ -204,10 +203,8 @@ pub enum Framed {
 pub struct Framer {
     /// Up to here the command is known.
     at: usize,
-    /// Octets of lines so far.
-    text: usize,
-    /// Octets of literals so far.
-    literals: usize,
+    /// Octets of its lines and literals so far, those of a literal that is awaited included.
+    taken: usize,
     /// Octets of the literal that begins at `at`.
     pending: usize,
 }
@@ -221,22 +218,24 @@ impl Framer {
             }
             let begin = self.at + mem::take(&mut self.pending);
             self.at = begin;
-            let (text, end) = match find_line(&bytes[begin..], MAX_LINE - self.text) {
+            let (text, end) = match find_line(&bytes[begin..], MAX_COMMAND - self.taken) {
                 LineSearch::NeedInput => return Framed::NeedInput,
                 LineSearch::TooLong => return Framed::TooLong,
                 LineSearch::Line { text, end } => (text, end),
             };
             self.at += end;
-            self.text += end;
+            self.taken += end;
             let Some(header) = literal_header(&bytes[begin..begin + text]) else {
                 return Framed::Command { end: self.at };
             };
-            match (header.octets <= MAX_LITERALS - self.literals, header.waits) {
+            // Its line still wants an end.
+            let room = (MAX_COMMAND - self.taken).saturating_sub("\r\n".len());
+            match (header.octets <= room, header.waits) {
                 (false, true) => return Framed::TooBig { end: self.at },
                 (false, false) => return Framed::TooLong,
                 (true, waits) => {
                     self.pending = header.octets;
-                    self.literals += header.octets;
+                    self.taken += header.octets;
                     if waits {
                         return Framed::Waits { end: self.at };
                     }
@@ -283,26 +282,26 @@ mod tests {
             &[Framed::Waits { end: 7 }, Framed::Command { end: 9 }],
         );
         check(b"a {0+}\r\n\r\n", &[Framed::Command { end: 10 }]);
-        check(b"a {16384}\r\n", &[Framed::Waits { end: 11 }]);
-        check(b"a {16385}\r\n", &[Framed::TooBig { end: 11 }]);
-        check(b"a {16385+}\r\n", &[Framed::TooLong]);
+        check(b"a {36851}\r\n", &[Framed::Waits { end: 11 }]);
+        check(b"a {36852}\r\n", &[Framed::TooBig { end: 11 }]);
+        check(b"a {36851+}\r\n", &[Framed::TooLong]);
         check(b"a {18446744073709551616+}\r\n", &[Framed::TooLong]);
         check(b"a {18446744073709551616}\r\n", &[Framed::TooBig { end: 26 }]);
         check(
-            b"a {1}\r\nx {16384}\r\n",
+            b"a {1}\r\nx {36845}\r\n",
             &[Framed::Waits { end: 7 }, Framed::TooBig { end: 18 }],
         );
     }
 
     #[test]
     fn a_line_ends_within_the_limit() {
-        let mut line = vec![b'x'; MAX_LINE - 2];
+        let mut line = vec![b'x'; MAX_COMMAND - 2];
         line.extend_from_slice(b"\r\n");
-        check(&line, &[Framed::Command { end: MAX_LINE }]);
+        check(&line, &[Framed::Command { end: MAX_COMMAND }]);
         line.insert(0, b'x');
         check(&line, &[Framed::TooLong]);
-        check(&line[..MAX_LINE], &[Framed::TooLong]);
-        check(&line[..MAX_LINE - 1], &[Framed::NeedInput]);
+        check(&line[..MAX_COMMAND], &[Framed::TooLong]);
+        check(&line[..MAX_COMMAND - 1], &[Framed::NeedInput]);
     }
 
     #[test]

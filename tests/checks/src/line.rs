@@ -1,6 +1,6 @@
 //! Lines and literals: the same cut, whatever was read at a time, and never beyond the limits.
 
-use mail_proxy::line::{Framed, Framer, Input, MAX_LINE, MAX_LITERALS};
+use mail_proxy::line::{Framed, Framer, Input, MAX_COMMAND};
 
 pub(crate) fn check(bytes: &[u8]) {
     crate::check_ways(bytes, commands);
@@ -14,9 +14,9 @@ fn commands(pieces: &[&[u8]]) -> (Vec<Vec<u8>>, &'static str) {
         loop {
             match framer.next(input.unread()) {
                 Framed::NeedInput => break,
-                Framed::Waits { end } => assert!(end <= MAX_LINE + MAX_LITERALS),
+                Framed::Waits { end } => assert!(end <= MAX_COMMAND),
                 Framed::Command { end } | Framed::TooBig { end } => {
-                    assert!(end <= MAX_LINE + MAX_LITERALS && input.unread()[..end].ends_with(b"\n"));
+                    assert!(end <= MAX_COMMAND && input.unread()[..end].ends_with(b"\n"));
                     found.push(input.unread()[..end].to_vec());
                     input.consume(end);
                     framer = Framer::default();
