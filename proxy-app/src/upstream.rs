@@ -7,5 +7,6 @@ pub(crate) mod dns;
 pub(crate) mod groups;
 mod http2;
 mod link;
+pub(crate) mod pace;
 pub(crate) mod pool;
-mod socket;
+pub(crate) mod socket;

@@ -8,6 +8,7 @@ pub(crate) mod engine;
 pub(crate) mod keeping;
 pub(crate) mod login_gate;
 pub(crate) mod phases;
+pub(crate) mod read_ahead;
 pub(crate) mod request_context;
 pub(crate) mod server_choice;
 pub(crate) mod sso;

@@ -106,9 +106,9 @@ fn an_unread_answer_costs_little() -> Result<()> {
     for (name, path, how, most) in [
         ("a file, no window", "/static/big", How::NoWindow(20), 155),
         ("a file, nothing is taken", "/static/big", How::Stuck, 135),
-        ("a server's answer, no window", "/service/big", How::NoWindow(20), 690),
-        ("a server's answer, nothing is taken", "/service/big", How::Stuck, 650),
-        ("a server's answer over HTTP/1", "/service/big", How::Stuck1, 865),
+        ("a server's answer, no window", "/service/big", How::NoWindow(20), 140),
+        ("a server's answer, nothing is taken", "/service/big", How::Stuck, 210),
+        ("a server's answer over HTTP/1", "/service/big", How::Stuck1, 200),
     ] {
         play_recorded_with(with_files, |scene, _| {
             let cost = cost(scene, path, how)?;

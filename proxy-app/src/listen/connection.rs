@@ -273,6 +273,7 @@ impl ActiveListener {
             seen_user: SeenUser::default(),
             forwarded: ForwardedValues::default(),
             taken: AtomicBool::default(),
+            reading: Arc::default(),
         };
         let stream = match WebStream::new(channel, client) {
             Ok(stream) => stream,

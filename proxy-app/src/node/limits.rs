@@ -19,12 +19,15 @@ use tokio::time::Instant;
 
 use eviction::EvictionQueue;
 pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
+pub(crate) use lease::Lease;
+use lease::Leases;
 use sessions::SessionCounts;
 pub(crate) use sessions::SessionsConfig;
 pub(crate) use unread::AnswerCounter;
 use unread::Unread;
 
 mod eviction;
+mod lease;
 mod sessions;
 mod unread;
 
@@ -94,6 +97,7 @@ pub(crate) struct NodeLimits {
     logged: Mutex<Option<Instant>>,
     unread: Unread,
     sessions: Arc<SessionCounts>,
+    leases: Leases,
     logged_unread: Mutex<Option<Instant>>,
 }
 
@@ -138,6 +142,7 @@ impl NodeLimits {
             logged: Mutex::new(None),
             unread: Unread::default(),
             sessions: Arc::default(),
+            leases: Leases::default(),
             logged_unread: Mutex::new(None),
         })
     }

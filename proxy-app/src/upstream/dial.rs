@@ -22,7 +22,7 @@ use crate::upstream::connection::{Demand, Owner, ServerConnection};
 use crate::upstream::http2::Http2Link;
 use crate::upstream::link::Link;
 use crate::upstream::pool::{ConnectionPool, RestingLink, ServerKey};
-use crate::upstream::socket::{Home, ServerSocket};
+use crate::upstream::socket::{AnswerReading, Home, ServerSocket};
 
 /// What is offered to servers of HTTP/2, the best first (RFC 7301 §3.1).
 const H2_OR_H1: &[u8] = b"\x02h2\x08http/1.1";
@@ -77,6 +77,8 @@ pub(crate) struct Dial {
     pub(crate) owner: Option<Arc<Owner>>,
     /// It is made for this request and ends with it.
     pub(crate) alone: bool,
+    /// How its answer is read; `None`: as the engine does.
+    pub(crate) answer: Option<AnswerReading>,
     found: OnceLock<DialedConnection>,
 }
 
@@ -104,6 +106,7 @@ impl Dial {
             demand,
             owner: None,
             alone: false,
+            answer: None,
             found: OnceLock::new(),
         }
     }
@@ -183,7 +186,7 @@ impl Dial {
             connection: connection.clone(),
             reused,
         });
-        Ok(ServerSocket::new(link, connection, home))
+        Ok(ServerSocket::new(link, connection, home, self.answer.clone()))
     }
 }
 

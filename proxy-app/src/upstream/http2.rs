@@ -96,8 +96,8 @@ enum Sending {
 
 /// How far the answer is.
 enum Answer {
-    /// There is no request yet.
-    None,
+    /// There is no request yet; who waits for its answer.
+    None(Option<Waker>),
     Head(ResponseFuture, Method),
     Body {
         body: RecvStream,
@@ -111,7 +111,7 @@ impl Exchange {
         Self {
             link,
             sending: Sending::Head(BytesMut::new()),
-            answer: Answer::None,
+            answer: Answer::None(None),
             owed: BytesMut::new(),
             unreleased: 0,
         }
@@ -149,7 +149,10 @@ impl Exchange {
             .send
             .send_request(request, framing.is_over())
             .map_err(broken)?;
-        self.answer = Answer::Head(response, method);
+        let waited = std::mem::replace(&mut self.answer, Answer::Head(response, method));
+        if let Answer::None(Some(waiting)) = waited {
+            waiting.wake();
+        }
         self.sending = match framing.is_over() {
             true => Sending::Done,
             false => Sending::Body(stream, framing),
@@ -186,11 +189,15 @@ impl Exchange {
     /// Waits for more of the answer, and writes it down as HTTP/1.
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.answer {
-            Answer::None => Poll::Pending,
+            Answer::None(waiting) => {
+                *waiting = Some(cx.waker().clone());
+                Poll::Pending
+            }
             Answer::Over => Poll::Ready(Ok(())),
             Answer::Head(response, method) => {
-                if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-                    let (parts, ()) = interim.map_err(broken)?.into_parts();
+                // The answer itself may have come before the error that this would be.
+                if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                    let (parts, ()) = interim.into_parts();
                     write_answer_head(&mut self.owed, &parts, None);
                     return Poll::Ready(Ok(()));
                 }
@@ -434,6 +441,8 @@ fn invalid(why: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
     use super::*;
 
     /// The data of a body that comes in pieces of this size.
@@ -503,5 +512,104 @@ mod tests {
             let error = read_head(head.as_bytes()).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
+    }
+
+    /// A server that answers each request with its body, and says in a field how it has heard it.
+    async fn echo(io: DuplexStream) {
+        let mut connection = h2::server::handshake(io).await.unwrap();
+        while let Some(accepted) = connection.accept().await {
+            let (request, mut respond) = accepted.unwrap();
+            tokio::spawn(async move {
+                let heard = format!("{} {}", request.method(), request.uri());
+                let is_early = request.uri().path() == "/early";
+                let response = http::Response::builder().header("x-heard", heard);
+                if is_early {
+                    let response = response.status(413).header("content-length", "0").body(()).unwrap();
+                    respond.send_response(response, true).unwrap();
+                    return respond.send_reset(h2::Reason::NO_ERROR);
+                }
+                let mut body = request.into_body();
+                let mut out = respond
+                    .send_response(response.body(()).unwrap(), body.is_end_stream())
+                    .unwrap();
+                while let Some(data) = body.data().await {
+                    let data = data.unwrap();
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                    out.send_data(data, false).unwrap();
+                }
+                let _nothing_where_the_answer_has_ended = out.send_data(Bytes::new(), true);
+            });
+        }
+    }
+
+    async fn begin() -> Http2Link {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(echo(theirs));
+        Http2Link::begin(ours).await.unwrap()
+    }
+
+    /// Sends a request as the engine does, reads the answer as far as it is whole, and says what it is.
+    async fn exchange(link: Http2Link, head: &str, body: &[u8]) -> (String, Exchange) {
+        let (mut reader, mut writer) = tokio::io::split(Exchange::new(link));
+        let head = head.as_bytes().to_vec();
+        let body = body.to_vec();
+        let writing = tokio::spawn(async move {
+            writer.write_all(&head).await.unwrap();
+            let _the_server_may_not_want_it = writer.write_all(&body).await;
+            writer
+        });
+        let mut answer = Vec::new();
+        reader.read_to_end(&mut answer).await.unwrap();
+        let exchange = reader.unsplit(writing.await.unwrap());
+        (String::from_utf8(answer).unwrap(), exchange)
+    }
+
+    #[tokio::test]
+    async fn requests_go_one_after_the_other_over_a_connection() {
+        let long = "x".repeat(300_000);
+        let chunked = format!("5\r\nhello\r\n{:X}\r\n{long}\r\n0\r\n\r\n", long.len());
+        let mut link = begin().await;
+        for (head, body, expected) in [
+            ("GET /a?b=c HTTP/1.1\r\nHost: a.test\r\n\r\n", "", None),
+            (
+                "POST /a HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\n",
+                "hello",
+                Some("hello".to_owned()),
+            ),
+            (
+                "POST /a HTTP/1.1\r\nHost: a.test\r\nContent-Length: 300000\r\n\r\n",
+                &long,
+                Some(long.clone()),
+            ),
+            (
+                "PUT /a HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n",
+                &chunked,
+                Some(format!("hello{long}")),
+            ),
+        ] {
+            let (answer, exchange) = exchange(link, head, body.as_bytes()).await;
+            let (got, rest) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{got}");
+            assert!(got.contains("x-heard: ") && got.contains(" https://a.test/a"), "{got}");
+            match expected {
+                None => assert!(got.ends_with("content-length: 0") && rest.is_empty(), "{got}"),
+                Some(expected) => {
+                    assert!(got.ends_with("transfer-encoding: chunked"), "{got}");
+                    let wire = rest.as_bytes();
+                    let (data, over) = data(RequestFraming::Chunked(Chunk::Size(0)), wire, wire.len()).unwrap();
+                    assert!(over && data == expected.as_bytes(), "{} bytes", data.len());
+                }
+            }
+            link = exchange.finish().expect("the connection can be used again");
+        }
+    }
+
+    /// The answer arrives, and the connection is not used again.
+    #[tokio::test]
+    async fn a_server_may_answer_early() {
+        let head = "POST /early HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5000000\r\n\r\n";
+        let (answer, exchange) = exchange(begin().await, head, &vec![b'x'; 5_000_000]).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        assert!(exchange.finish().is_none());
     }
 }

@@ -5,6 +5,7 @@
 //! question the socket looks for itself, says that it is closed, and goes to our own pool when the engine drops it.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use std::time::Duration;
 
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::upstream::connection::ServerConnection;
 use crate::upstream::http2::Exchange;
 use crate::upstream::link::Link;
+use crate::upstream::pace::Pace;
 use crate::upstream::pool::{ConnectionPool, RestingLink, ServerKey};
 
 /// A write of a few bytes: the engine writes the length of a chunk, the chunk and its end one after the other. They
@@ -33,12 +36,45 @@ pub(crate) struct Home {
     pub(crate) keepalive: Duration,
 }
 
+/// How an answer is read.
+#[derive(Clone)]
+pub(crate) struct AnswerReading {
+    /// How far ahead of its client.
+    pub(crate) pace: Arc<Pace>,
+    /// How long its server may be silent.
+    pub(crate) patience: Duration,
+}
+
+/// The silence of a server. It counts only while the server is waited for, and not while its client is.
+struct Silence {
+    patience: Duration,
+    until: Option<Instant>,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Silence {
+    /// Waits until it was too long. The alarm is moved when it has come, not with each byte.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let until = *self.until.get_or_insert_with(|| Instant::now() + self.patience);
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        loop {
+            ready!(alarm.as_mut().poll(cx));
+            if Instant::now() >= until {
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the server is silent"));
+            }
+            alarm.as_mut().reset(until);
+        }
+    }
+}
+
 /// A connection in use.
 pub(crate) struct ServerSocket {
     wire: Wire,
     connection: Arc<ServerConnection>,
     /// `None`: it ends with the request.
     home: Option<Home>,
+    pace: Option<Arc<Pace>>,
+    silence: Option<Silence>,
     /// The engine has done with it, and it is good for another request.
     rests: bool,
     /// Written, and not yet flushed.
@@ -55,8 +91,19 @@ enum Wire {
 
 impl ServerSocket {
     /// For one request.
-    pub(crate) fn new(link: RestingLink, connection: Arc<ServerConnection>, home: Option<Home>) -> Self {
+    pub(crate) fn new(
+        link: RestingLink,
+        connection: Arc<ServerConnection>,
+        home: Option<Home>,
+        answer: Option<AnswerReading>,
+    ) -> Self {
         Self {
+            silence: answer.as_ref().map(|answer| Silence {
+                patience: answer.patience,
+                until: None,
+                alarm: None,
+            }),
+            pace: answer.map(|answer| answer.pace),
             wire: match link {
                 RestingLink::Http1(link) => Wire::Http1(link),
                 RestingLink::Http2(link) => Wire::Http2(Box::new(Exchange::new(link))),
@@ -75,6 +122,35 @@ impl ServerSocket {
             Wire::Http1(link) => self.held.is_empty() && link.has_fallen_silent(),
             Wire::Http2(exchange) => exchange.is_over(),
             Wire::None => false,
+        }
+    }
+
+    /// Reads no more than this.
+    fn poll_portion(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, portion: usize) -> Poll<io::Result<usize>> {
+        let before = buf.filled().len();
+        if buf.remaining() <= portion {
+            ready!(self.poll_link(cx, buf))?;
+            return Poll::Ready(Ok(buf.filled().len() - before));
+        }
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(portion));
+        ready!(self.poll_link(cx, &mut part))?;
+        let count = part.filled().len();
+        buf.advance(count);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_link(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.wire {
+            Wire::Http1(link) => Pin::new(link).poll_read(cx, buf),
+            Wire::Http2(exchange) => Pin::new(exchange).poll_read(cx, buf),
+            Wire::None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Something went either way, or is not expected of the server.
+    fn end_silence(&mut self) {
+        if let Some(silence) = &mut self.silence {
+            silence.until = None;
         }
     }
 
@@ -128,10 +204,27 @@ impl AsyncRead for ServerSocket {
             this.rests = this.is_good();
             return Poll::Ready(Ok(()));
         }
-        match &mut this.wire {
-            Wire::Http1(link) => Pin::new(link).poll_read(cx, buf),
-            Wire::Http2(exchange) => Pin::new(exchange).poll_read(cx, buf),
-            Wire::None => Poll::Ready(Ok(())),
+        let portion = match &this.pace {
+            None => Poll::Ready(usize::MAX),
+            Some(pace) => pace.poll_portion(cx),
+        };
+        let Poll::Ready(portion) = portion else {
+            this.end_silence();
+            return Poll::Pending;
+        };
+        match this.poll_portion(cx, buf, portion) {
+            Poll::Ready(read) => {
+                this.end_silence();
+                let count = read?;
+                if let Some(pace) = &this.pace {
+                    pace.note_read(count);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => match &mut this.silence {
+                Some(silence) => silence.poll_end(cx).map(Err),
+                None => Poll::Pending,
+            },
         }
     }
 }
@@ -139,6 +232,7 @@ impl AsyncRead for ServerSocket {
 impl AsyncWrite for ServerSocket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.end_silence();
         if buf.len() + this.held.len() <= GATHERED && (buf.len() <= SMALL || !this.held.is_empty()) {
             this.held.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));

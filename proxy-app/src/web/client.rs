@@ -19,6 +19,7 @@ use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::client_certs::PresentedCert;
 use crate::tls::vhosts::{Refusal, VirtualHost, VirtualHosts};
 use crate::upstream::connection::Owner;
+use crate::web::read_ahead::ClientReading;
 
 /// The last user whose Basic credentials were good on a connection: a client that sends them with every request
 /// is recorded once.
@@ -99,6 +100,8 @@ pub(crate) struct WebClient {
     pub forwarded: ForwardedValues,
     /// Whether the engine has taken the last request.
     pub taken: AtomicBool,
+    /// What is known of its reading.
+    pub reading: Arc<ClientReading>,
 }
 
 impl WebClient {

@@ -4,6 +4,7 @@
 //! server can answer for every account, only slower. Passwords and tokens are not checked here.
 
 use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,6 +37,7 @@ use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
+use crate::web::read_ahead::ReadAhead;
 use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext, answer_with, dress, relocate};
 use crate::web::server_choice::{ROUTE_YOUNG, TRIES, choose, unreachable};
 use crate::web::{throttle, upstream_headers, upstream_peer};
@@ -161,10 +163,13 @@ impl ProxyHttp for Web {
         let keepalive = context.group(&self.env.groups).and_then(|group| group.keepalive());
         let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive);
         let mut peer = upstream_peer::new(&target, proxied, &context.snapshot);
-        let dial = upstream_peer::dial(&target, proxied, &context.snapshot, &keeping, self.dialer.clone());
+        let ahead = ReadAhead::new(session.req_header().version);
+        let (pace, dialer) = (ahead.pace.clone(), self.dialer.clone());
+        let dial = upstream_peer::dial(&target, proxied, &context.snapshot, &keeping, pace, dialer);
         let dial = Arc::new(dial);
         peer.options.custom_l4 = Some(dial.clone());
         context.dial = Some(dial);
+        context.ahead = Some(ahead);
         context.keeping = Some(keeping);
         context.target = Some(target);
         Ok(Box::new(peer))
@@ -258,6 +263,7 @@ impl ProxyHttp for Web {
         {
             keeping.learn(web, connection, response);
         }
+        self.read_on(session, context);
         context.interim += usize::from(response.status.is_informational());
         if context.interim > INTERIM_MAX {
             let why = "the server never comes to its answer";
@@ -279,11 +285,12 @@ impl ProxyHttp for Web {
 
     fn upstream_response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
         context: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
+        self.read_on(session, context);
         context.gate.read(&self.env, chunk.as_ref(), end);
         if let Some(connection) = context.connection() {
             connection.touch();
@@ -340,6 +347,9 @@ impl ProxyHttp for Web {
         _new_to_the_engine: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("server {}", peer._address));
+        if is_late(&error) {
+            error.etype = ErrorType::ReadTimedout;
+        }
         let reused = context.reuses();
         let heard =
             context.answered || matches!(error.etype(), ErrorType::HTTPStatus(_) | ErrorType::InvalidHTTPHeader);
@@ -462,6 +472,13 @@ impl ProxyHttp for Web {
 }
 
 impl Web {
+    /// The engine has passed on what it has read of an answer.
+    fn read_on(&self, session: &Session, context: &mut RequestContext) {
+        if let (Some(web), Some(ahead)) = (client_of(session), &mut context.ahead) {
+            ahead.pass(&web.reading, &self.env.limits, web.facts.client.addr.ip());
+        }
+    }
+
     /// Answers the challenge of an ACME authority, on every listener and in every mode. A challenge without a file here
     /// is handled like any other request: another program may have it.
     async fn challenge(&self, session: &mut Session, context: &RequestContext) -> Result<bool> {
@@ -663,6 +680,12 @@ fn doubt_route(env: &WebEnv, context: &RequestContext) {
         let routes = env.routes.clone();
         tokio::spawn(async move { routes.ask_again(&lookup, ROUTE_YOUNG).await });
     }
+}
+
+/// Whether the server was silent for too long; the engine does not know why it cannot read on.
+fn is_late(error: &Error) -> bool {
+    let io: Option<&io::Error> = error.root_cause().downcast_ref();
+    *error.etype() == ErrorType::ReadError && io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut)
 }
 
 /// A head without anything in it.

@@ -23,6 +23,7 @@ use crate::upstream::groups::{Group, Groups, Member};
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
 use crate::web::login_gate::LoginGate;
+use crate::web::read_ahead::ReadAhead;
 
 /// After `web.client_body_timeout` a request body must have brought this many bytes a second on average: a modem does a
 /// hundred times as many.
@@ -67,6 +68,8 @@ pub(crate) struct RequestContext {
     pub(crate) keeping: Option<Keeping>,
     /// How that is found.
     pub(crate) dial: Option<Arc<Dial>>,
+    /// How its answer is read.
+    pub(crate) ahead: Option<ReadAhead>,
     /// Bytes of the body so far.
     pub(crate) body_bytes: u64,
     pub(crate) body: Option<login::LoginBody>,
@@ -100,6 +103,7 @@ impl RequestContext {
             tried: Vec::new(),
             keeping: None,
             dial: None,
+            ahead: None,
             under_way: None,
             body_bytes: 0,
             body: None,

@@ -18,6 +18,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
 };
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -30,6 +31,7 @@ use crate::http::streams::Streams;
 use crate::node::limits::AnswerCounter;
 use crate::node::refusals::Reason;
 use crate::web::client::{FAREWELL, WebClient, client_in, note_refusal};
+use crate::web::read_ahead::{ClientReading, UNSENT};
 
 /// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
 const GATHERED: usize = 4096;
@@ -69,6 +71,7 @@ pub(crate) struct WebStream {
     pub(crate) stuck: bool,
     /// Counts the answers that wait for it.
     pub(crate) reader: Option<AnswerCounter>,
+    pub(crate) reading: Arc<ClientReading>,
 }
 
 impl WebStream {
@@ -77,16 +80,16 @@ impl WebStream {
     /// # Errors
     /// Never in practice: it would be a failure to make an empty response head.
     pub(crate) fn new(channel: Channel, client: WebClient) -> pingora::Result<Self> {
-        let (fd, h2) = match &channel {
-            Channel::Plain(tcp) => (tcp.as_raw_fd(), false),
-            Channel::Tls(tls) => {
-                let h2 = tls.ssl().selected_alpn_protocol() == Some(b"h2");
-                (tls.get_ref().as_raw_fd(), h2)
-            }
+        let (tcp, h2) = match &channel {
+            Channel::Plain(tcp) => (tcp, false),
+            Channel::Tls(tls) => (tls.get_ref(), tls.ssl().selected_alpn_protocol() == Some(b"h2")),
         };
+        let fd = tcp.as_raw_fd();
+        let _where_the_system_can = SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
         let socket = SocketDigest::from_raw_fd(fd);
         let _ = socket.peer_addr.set(Some(client.facts.client.addr.into()));
         let _ = socket.local_addr.set(Some(client.facts.client.local.into()));
+        let reading = client.reading.clone();
         // Pingora carries a value of ours only in its digest for CONNECT proxies.
         let carrier = ProxyDigest::new(Box::new(ResponseHeader::build(200, Some(0))?), Some(Box::new(client)));
         Ok(Self {
@@ -104,6 +107,7 @@ impl WebStream {
             sent: 0,
             stuck: false,
             reader: None,
+            reading,
         })
     }
 }
@@ -415,8 +419,11 @@ impl WebStream {
             Channel::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Channel::Tls(io) => Pin::new(io).poll_write(cx, buf),
         };
-        if let (Poll::Ready(Ok(count)), Some(reader)) = (&written, &self.reader) {
-            reader.took(*count);
+        if let Poll::Ready(Ok(count)) = &written {
+            self.reading.took(*count);
+            if let Some(reader) = &self.reader {
+                reader.took(*count);
+            }
         }
         written
     }

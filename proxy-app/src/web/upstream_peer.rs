@@ -1,5 +1,6 @@
 //! What the engine is told of the server of a request, the connection that it gets to it, and the waits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::upstreams::peer::HttpPeer;
@@ -9,18 +10,19 @@ use crate::app::snapshot::Snapshot;
 use crate::locations::Timeouts;
 use crate::upstream::connect;
 use crate::upstream::dial::{Dial, Dialer};
+use crate::upstream::pace::Pace;
 use crate::upstream::pool::ServerKey;
+use crate::upstream::socket::AnswerReading;
 use crate::web::decision::ProxyRequest;
 use crate::web::keeping::Keeping;
 use crate::web::request_context::UpstreamTarget;
 
 /// The server as the engine's peer. The engine makes no connections of its own, so that it needs to know nothing of TLS
-/// and of HTTP/2.
+/// and of HTTP/2. Nor does it know how long an answer may take: it would count the time that its client takes.
 pub(crate) fn new(target: &UpstreamTarget, proxied: &ProxyRequest, snapshot: &Snapshot) -> HttpPeer {
     let waits = waits(proxied, snapshot);
     let mut peer = HttpPeer::new(target.address, false, String::new());
     peer.options.write_timeout = Some(waits.send);
-    peer.options.read_timeout = Some(waits.read);
     peer
 }
 
@@ -30,6 +32,7 @@ pub(crate) fn dial(
     proxied: &ProxyRequest,
     snapshot: &Snapshot,
     keeping: &Keeping,
+    pace: Arc<Pace>,
     dialer: Dialer,
 ) -> Dial {
     let tls = match &target.server.tls {
@@ -44,11 +47,16 @@ pub(crate) fn dial(
         verify: target.verify,
         owner: keeping.owner.as_ref().and_then(|owner| owner.key()),
     };
-    let patience = waits(proxied, snapshot).connect.min(connect::CONNECT);
+    let waits = waits(proxied, snapshot);
+    let patience = waits.connect.min(connect::CONNECT);
     let trust = snapshot.transport.trust.clone();
     let mut dial = Dial::new(dialer, server, trust, patience, keeping.demand);
     dial.owner = keeping.owner.clone();
     dial.alone = keeping.alone;
+    dial.answer = Some(AnswerReading {
+        pace,
+        patience: waits.read,
+    });
     dial
 }
 
