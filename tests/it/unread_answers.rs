@@ -108,7 +108,7 @@ fn an_unread_answer_costs_little() -> Result<()> {
         ("a file, nothing is taken", "/static/big", How::Stuck, 135),
         ("a server's answer, no window", "/service/big", How::NoWindow(20), 140),
         ("a server's answer, nothing is taken", "/service/big", How::Stuck, 210),
-        ("a server's answer over HTTP/1", "/service/big", How::Stuck1, 200),
+        ("a server's answer over HTTP/1", "/service/big", How::Stuck1, 170),
     ] {
         play_recorded_with(with_files, |scene, _| {
             let cost = cost(scene, path, how)?;
