@@ -4,12 +4,16 @@
 //! No command of the authenticated state is known here.
 
 mod command;
+mod learned;
 mod login;
 mod upstream;
+
+use std::sync::Arc;
 
 use crate::login::LoginLimits;
 
 pub use command::Tag;
+pub use learned::LearnedCapabilities;
 pub use login::{ImapDialect, ImapLogin};
 pub use upstream::{ImapDialogue, ImapUpstream};
 
@@ -26,6 +30,10 @@ pub struct Settings {
     pub greeting: String,
     /// The capabilities, without those that depend on the channel. Empty: a short list that is always true.
     pub capabilities: Vec<String>,
+    /// What the mailbox servers have said of themselves.
+    pub learned: Arc<LearnedCapabilities>,
+    /// Whether that is shown instead of `capabilities`, once it is known.
+    pub shows_learned: bool,
     /// What is offered, and when the dialogue ends.
     pub limits: LoginLimits,
     /// What we answer to `ID`.
@@ -46,6 +54,8 @@ impl Default for Settings {
         Self {
             greeting: "IMAP4rev1 proxy server ready".to_owned(),
             capabilities: CAPABILITIES.split_whitespace().map(str::to_owned).collect(),
+            learned: Arc::default(),
+            shows_learned: false,
             limits: LoginLimits::default(),
             id: id.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),
         }
@@ -59,6 +69,11 @@ impl Settings {
     }
 
     fn capabilities(&self) -> String {
+        let learned = self.shows_learned.then(|| self.learned.shared()).flatten();
+        learned.unwrap_or_else(|| self.written_capabilities())
+    }
+
+    fn written_capabilities(&self) -> String {
         match self.capabilities.is_empty() {
             true => FALLBACK_CAPABILITIES.to_owned(),
             false => self.capabilities.join(" "),

@@ -365,6 +365,10 @@ impl Dialogue {
             behind,
             ..
         } = self;
+        if let (Protocol::Imap, Some(server)) = (facts.protocol, &record.route) {
+            let now = Instant::now().into_std();
+            env.settings.imap.learned.note(server, &accepted, now);
+        }
         let pipelined = machine.accept(&accepted, &mut out);
         let (idle, farewell) = match facts.protocol {
             Protocol::Imap => {

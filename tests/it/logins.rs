@@ -319,6 +319,43 @@ fn a_second_try_on_the_same_connection_is_good(source: Source) -> Result<()> {
     })
 }
 
+/// Before anybody has logged in it is the list that every directory has; Dovecot has no QUOTA and no XLIST.
+#[test]
+fn clients_are_promised_what_their_servers_have() -> Result<()> {
+    Source::Yaml.play(|scene| {
+        let list = |scene: &Scene| Ok::<_, anyhow::Error>(scene.imaps()?.imap_ok("a1 CAPABILITY")?.join(" "));
+        let before = list(scene)?;
+        for name in [" QUOTA", " XLIST", " AUTH=PLAIN", " LITERAL+"] {
+            ensure!(before.contains(name), "{before}");
+        }
+        for local in ["alice", "bob"] {
+            scene.login(local)?;
+        }
+        let after = list(scene)?;
+        for name in [" SASL-IR", " LITERAL+", " MOVE", " IDLE", " AUTH=PLAIN"] {
+            ensure!(after.contains(name), "{after}");
+        }
+        for name in ["QUOTA", "XLIST", "LOGINDISABLED"] {
+            ensure!(!after.contains(name), "{after}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_list_of_the_directory_is_shown_as_it_is() -> Result<()> {
+    let change = |_: &_, _: &mut _, directory: &mut Directory| {
+        directory.config("zimbraReverseProxyImapEnabledCapability", ["IMAP4rev1", "ID", "XLIST"]);
+        Ok(())
+    };
+    Source::Yaml.play_with(people(), change, |scene| {
+        scene.login("alice")?;
+        let said = scene.imaps()?.imap_ok("a1 CAPABILITY")?.join(" ");
+        ensure!(said.starts_with("* CAPABILITY IMAP4rev1 ID XLIST AUTH=PLAIN"), "{said}");
+        Ok(())
+    })
+}
+
 fn imap_quoted(wire: &mut Wire, name: &str, password: &[u8]) -> Result<()> {
     wire.send(
         [

@@ -468,13 +468,13 @@ fn word(text: &[u8]) -> &[u8] {
 }
 
 /// What stands between the brackets behind the status word.
-fn code(text: &[u8]) -> Option<&str> {
+pub(super) fn code(text: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(text).ok()?;
     let (_, behind) = text.split_once(' ')?;
     Some(behind.strip_prefix('[')?.split_once(']')?.0)
 }
 
-fn has_code(text: &[u8], name: &str) -> bool {
+pub(super) fn has_code(text: &[u8], name: &str) -> bool {
     let first = code(text).and_then(|code| code.split(' ').next());
     first.is_some_and(|first| first.eq_ignore_ascii_case(name))
 }

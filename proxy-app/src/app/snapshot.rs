@@ -140,7 +140,7 @@ pub(crate) fn build(
     let snapshot = Snapshot {
         throttle,
         generation: before.map_or(1, |before| before.generation + 1),
-        mail: Arc::new(mail_settings(config, &node)),
+        mail: Arc::new(mail_settings(config, &node, before)),
         login_deadline: config.mail.login_deadline,
         imap_starttls: starttls(&node, &a::REVERSE_PROXY_IMAP_START_TLS_MODE),
         pop3_starttls: starttls(&node, &a::REVERSE_PROXY_POP3_START_TLS_MODE),
@@ -305,7 +305,12 @@ fn age(version: SslVersion) -> u8 {
     }
 }
 
-fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
+/// Whether a list of capabilities is the one that every directory is installed with: then nobody has chosen it.
+fn is_as_shipped(list: &[&str], shipped: &[String]) -> bool {
+    list.len() == shipped.len() && shipped.iter().all(|name| list.contains(&name.as_str()))
+}
+
+fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) -> Settings {
     let (name, version) = PRODUCT;
     let (imap_default, pop3_default) = (imap::Settings::default(), pop3::Settings::default());
     let imap_plain = node.flag(&a::REVERSE_PROXY_IMAP_SASL_PLAIN_ENABLED);
@@ -333,7 +338,14 @@ fn mail_settings(config: &Config, node: &View<'_>) -> Settings {
             } else {
                 imap_default.greeting
             },
+            shows_learned: is_as_shipped(
+                &node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY),
+                &imap_default.capabilities,
+            ),
             capabilities: owned(node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY)),
+            learned: before
+                .map(|before| before.mail.imap.learned.clone())
+                .unwrap_or_default(),
             limits: limits(imap_plain),
             id: vec![
                 ("NAME".to_owned(), name.to_owned()),

@@ -1,0 +1,153 @@
+//! What the mailbox servers have said that they can, so that a client is promised nothing before its login that its
+//! server lacks.
+//!
+//! A server says its capabilities with the OK of a login (RFC 9051 section 7.1). A list is kept for each server; only
+//! what is in all of them is promised, since nobody knows yet who comes.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::upstream::{code, has_code};
+use crate::machine::Accepted;
+
+/// How long a list counts after the last login at its server, as long as others go on: servers come and go.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Servers that are remembered.
+const SERVERS: usize = 1024;
+/// Octets of a list.
+const LIST: usize = 4096;
+
+/// What a client can do here before its login, whatever its server is.
+const OURS: [&str; 4] = ["IMAP4rev1", "ID", "LITERAL+", "SASL-IR"];
+/// What depends on the channel or on us, and what nobody can do through a proxy: to log in again as somebody else
+/// (RFC 8437), or to be sent to another server (RFC 2221).
+const NOT_THEIRS: [&str; 4] = ["STARTTLS", "LOGINDISABLED", "UNAUTHENTICATE", "LOGIN-REFERRALS"];
+
+/// The capabilities of the mailbox servers, as far as they have been heard.
+#[derive(Debug, Default)]
+pub struct LearnedCapabilities(Mutex<HashMap<Box<str>, Heard>>);
+
+#[derive(Debug)]
+struct Heard {
+    list: Box<str>,
+    last: Instant,
+}
+
+impl LearnedCapabilities {
+    /// Notes what a server, named by host and port, has said now with a login.
+    pub(crate) fn note(&self, server: &str, accepted: &Accepted, now: Instant) {
+        let Some(list) = list_of(accepted).filter(|list| list.len() <= LIST) else {
+            return;
+        };
+        let mut servers = self.0.lock();
+        servers.retain(|_, heard| now.saturating_duration_since(heard.last) < KEPT);
+        match servers.get_mut(server) {
+            Some(heard) if *heard.list == *list => heard.last = now,
+            known => {
+                if known.is_some() || servers.len() < SERVERS {
+                    let list = list.into();
+                    servers.insert(server.into(), Heard { list, last: now });
+                }
+            }
+        }
+    }
+
+    /// What all servers have, with what a client can do here. `None` before any of them has said it.
+    pub(crate) fn shared(&self) -> Option<String> {
+        let servers = self.0.lock();
+        let mut lists = servers.values().map(|heard| &*heard.list);
+        let first = lists.next()?;
+        let mut shared: Vec<&str> = words(first).collect();
+        for list in lists {
+            shared.retain(|name| words(list).any(|other| other.eq_ignore_ascii_case(name)));
+        }
+        let of_servers = shared.into_iter().filter(|name| !is_ours(name));
+        Some(OURS.into_iter().chain(of_servers).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Names that may stand in our list: atoms (RFC 9051 section 9) that promise something of a server.
+fn words(list: &str) -> impl Iterator<Item = &str> {
+    let is_atom = |name: &&str| {
+        name.bytes()
+            .all(|byte| byte.is_ascii_graphic() && !br#"(){%*"\]"#.contains(&byte))
+    };
+    list.split_ascii_whitespace().filter(is_atom)
+}
+
+fn is_ours(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    upper.starts_with("AUTH=")
+        || OURS
+            .iter()
+            .chain(&NOT_THEIRS)
+            .any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// The list in the OK of a login, or in an untagged line before it.
+fn list_of(accepted: &Accepted) -> Option<&str> {
+    if has_code(&accepted.answer, "CAPABILITY") {
+        return code(&accepted.answer)?.split_once(' ').map(|(_, list)| list);
+    }
+    let lines = accepted.untagged.split(|&byte| byte == b'\n');
+    lines
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .find_map(|line| line.trim_end().strip_prefix("* CAPABILITY "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(answer: &str, untagged: &str) -> Accepted {
+        Accepted {
+            answer: answer.into(),
+            untagged: untagged.into(),
+            ..Accepted::default()
+        }
+    }
+
+    #[test]
+    fn only_what_all_servers_have_is_shown() {
+        let learned = LearnedCapabilities::default();
+        assert_eq!(learned.shared(), None);
+        let note = |server: &str, said: Accepted| learned.note(server, &said, Instant::now());
+        note("one:143", said("OK Logged in", "* 3 EXISTS\r\n"));
+        assert_eq!(learned.shared(), None, "it has said nothing of itself");
+        let list = "OK [CAPABILITY IMAP4rev1 id AUTH=PLAIN STARTTLS UNAUTHENTICATE IDLE Move QUOTA X\u{1}Y ACL] in";
+        note("one:143", said(list, ""));
+        let shared = || learned.shared().unwrap();
+        assert_eq!(shared(), "IMAP4rev1 ID LITERAL+ SASL-IR IDLE Move QUOTA ACL");
+        note("two:143", said("OK in", "* CAPABILITY IMAP4rev1 MOVE IDLE XLIST\r\n"));
+        assert_eq!(shared().split(' ').count(), 6, "{}", shared());
+        note("two:143", said("OK [CAPABILITY IMAP4rev1 ACL] in", ""));
+        assert_eq!(shared(), "IMAP4rev1 ID LITERAL+ SASL-IR ACL");
+    }
+
+    #[test]
+    fn lists_and_servers_are_bounded() {
+        let learned = LearnedCapabilities::default();
+        let note = |server: &str, said: Accepted| learned.note(server, &said, Instant::now());
+        note(
+            "one:143",
+            said(&format!("OK [CAPABILITY {}] in", "X".repeat(LIST + 1)), ""),
+        );
+        assert_eq!(learned.shared(), None);
+        for n in 0..2 * SERVERS {
+            note(&format!("store{n}:143"), said("OK [CAPABILITY IDLE] in", ""));
+        }
+        assert_eq!(learned.0.lock().len(), SERVERS);
+    }
+
+    #[test]
+    fn a_server_that_nobody_logs_in_at_does_not_count_for_ever() {
+        let (learned, begun) = (LearnedCapabilities::default(), Instant::now());
+        learned.note("old:143", &said("OK [CAPABILITY IDLE] in", ""), begun);
+        learned.note("new:143", &said("OK [CAPABILITY MOVE] in", ""), begun + KEPT / 2);
+        assert_eq!(learned.shared().as_deref(), Some("IMAP4rev1 ID LITERAL+ SASL-IR"));
+        learned.note("new:143", &said("OK [CAPABILITY MOVE] in", ""), begun + KEPT);
+        assert_eq!(learned.shared().as_deref(), Some("IMAP4rev1 ID LITERAL+ SASL-IR MOVE"));
+    }
+}
