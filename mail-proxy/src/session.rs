@@ -87,7 +87,10 @@ impl Established {
 async fn login(connection: Connection, env: SessionEnv) -> Option<Box<Established>> {
     let mut dialogue = Dialogue::new(connection, env);
     match dialogue.run().await {
-        Ok(login) => Some(dialogue.into_relay(login)),
+        Ok(login) => {
+            dialogue.learn(&login);
+            Some(dialogue.into_relay(login))
+        }
         Err(left) => {
             dialogue.left(left).await;
             None
@@ -349,6 +352,14 @@ impl Dialogue {
         }
     }
 
+    /// Notes what the server of a login has said of itself.
+    fn learn(&self, login: &Login) {
+        if let (Protocol::Imap, Some(server)) = (self.facts.protocol, &login.record.route) {
+            let now = Instant::now().into_std();
+            self.env.settings.imap.learned.note(server, &login.accepted, now);
+        }
+    }
+
     fn into_relay(self, login: Login) -> Box<Established> {
         let Login {
             server,
@@ -365,10 +376,6 @@ impl Dialogue {
             behind,
             ..
         } = self;
-        if let (Protocol::Imap, Some(server)) = (facts.protocol, &record.route) {
-            let now = Instant::now().into_std();
-            env.settings.imap.learned.note(server, &accepted, now);
-        }
         let pipelined = machine.accept(&accepted, &mut out);
         let (idle, farewell) = match facts.protocol {
             Protocol::Imap => {

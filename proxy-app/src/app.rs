@@ -115,14 +115,10 @@ impl App {
             lookup_trust,
         } = Routes::new(&config, directory.clone(), &dns, lookup_trust);
         let audit_log = open_log("audit", &config.log.audit)?;
-        let audit: Arc<dyn Audit> = match config.log.audit_format {
-            AuditFormat::Json => Arc::new(AuditLog(audit_log.clone())),
-            AuditFormat::Carbonio => Arc::new(CarbonioLog(audit_log.clone())),
-        };
         let logins = Arc::new(RecentLogins::default());
         let metrics = Arc::new(Metrics::new()?);
         let audit = Arc::new(Watched {
-            log: audit,
+            log: written_as(config.log.audit_format, audit_log.clone()),
             logins: logins.clone(),
             metrics: metrics.clone(),
         });
@@ -132,12 +128,7 @@ impl App {
             dns.clone(),
             &locations.written().groups,
         ));
-        let throttle = Arc::new(Throttle::new(snapshot.throttle.clone()));
-        config
-            .throttle
-            .file
-            .iter()
-            .for_each(|file| throttle::restore(&throttle, file));
+        let throttle = remembering(&config, &snapshot);
         let snapshot = InForce::new(snapshot);
         let refusals = Arc::new(RefusalLog::new(metrics.clone(), audit.clone(), snapshot.clone()));
         let app = Arc::new(Self {
@@ -175,6 +166,22 @@ impl App {
         app.applied("started", Vec::new());
         Ok(app)
     }
+}
+
+/// The audit log in the form that the node file wants.
+fn written_as(format: AuditFormat, log: Log) -> Arc<dyn Audit> {
+    match format {
+        AuditFormat::Json => Arc::new(AuditLog(log)),
+        AuditFormat::Carbonio => Arc::new(CarbonioLog(log)),
+    }
+}
+
+/// The throttle, with what an earlier process has left of it.
+fn remembering(config: &Config, snapshot: &Snapshot) -> Arc<Throttle> {
+    let throttle = Arc::new(Throttle::new(snapshot.throttle.clone()));
+    let file = config.throttle.file.iter();
+    file.for_each(|file| throttle::restore(&throttle, file));
+    throttle
 }
 
 /// What the groups of servers are made from.

@@ -163,14 +163,7 @@ impl Service for ListenerService {
         for (listener, socket) in sockets {
             listeners.serve(listener, socket).await;
         }
-        let mut tasks = vec![
-            tokio::spawn(reload_on_hangup(app.clone(), hangups)),
-            tokio::spawn(reopen_logs(app.clone(), rotations)),
-            tokio::spawn(app.clone().follow_directory()),
-            tokio::spawn(app.clone().keep_throttle()),
-            tokio::spawn(systemd::say_alive()),
-            tokio::spawn(diagnostics::report_left_out()),
-        ];
+        let mut tasks = care_for(&app, hangups, rotations);
         if let Some(upgrade_request) = self.upgrade_request.take() {
             if let Err(error) = take_over(upgrade_request, app.admin(), &listeners) {
                 give_up(&error);
@@ -228,6 +221,18 @@ async fn load_routes(env: &ProcessEnv) {
 fn follow_routes(env: &ProcessEnv) -> Option<JoinHandle<()>> {
     let kept = env.kept_routes.clone()?;
     Some(tokio::spawn(async move { kept.follow().await }))
+}
+
+/// What goes on as long as the process serves.
+fn care_for(app: &Arc<App>, hangups: SignalStream, rotations: SignalStream) -> Vec<JoinHandle<()>> {
+    vec![
+        tokio::spawn(reload_on_hangup(app.clone(), hangups)),
+        tokio::spawn(reopen_logs(app.clone(), rotations)),
+        tokio::spawn(app.clone().follow_directory()),
+        tokio::spawn(app.clone().keep_throttle()),
+        tokio::spawn(systemd::say_alive()),
+        tokio::spawn(diagnostics::report_left_out()),
+    ]
 }
 
 /// SIGHUP reads the node file, the directory and the certificates again.
