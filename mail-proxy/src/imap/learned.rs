@@ -72,7 +72,7 @@ impl LearnedCapabilities {
 fn words(list: &str) -> impl Iterator<Item = &str> {
     let is_atom = |name: &&str| {
         name.bytes()
-            .all(|byte| byte.is_ascii_graphic() && !br#"(){%*"\]"#.contains(&byte))
+            .all(|byte| byte.is_ascii_graphic() && !b"(){%*\"\\]".contains(&byte))
     };
     list.split_ascii_whitespace().filter(is_atom)
 }
