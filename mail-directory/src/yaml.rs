@@ -557,8 +557,8 @@ impl<'a> Mapping<'a> {
     }
 }
 
-/// A duration with its unit. `None` if it is not one.
-fn duration(text: &str) -> Option<Duration> {
+/// A duration with its unit: `200ms`, `3s`, `5m`, `1h`, `1d`. `None` if it is not one.
+pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;
     let seconds = match &text[digits..] {

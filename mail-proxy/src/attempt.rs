@@ -11,7 +11,7 @@ use mail_directory::names;
 use route_cache::{Lookup, Route, RouteError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::audit::{Event, Outcome, Phase, Record};
 use crate::connection::BoxStream;
@@ -35,6 +35,9 @@ const BEHIND: Duration = Duration::from_secs(30);
 
 /// Octets of what a mailbox server is told at once, at most: a password of 8 KiB in base64, and ID before it.
 const MAX_SAID: usize = 16 * 1024;
+
+/// How often a login that is held looks whether that is over.
+const HOLD_LOOK: Duration = Duration::from_millis(250);
 
 /// What a mailbox server that has greeted is given in any case before its silence is taken for a refusal.
 const FAIR: Duration = Duration::from_secs(5);
@@ -391,8 +394,31 @@ impl Tries {
         let result = self.env.routes.route(lookup).await;
         self.record.ms_lookup = Some(self.took(Phase::Lookup, begun));
         let route = result.map_err(no_route)?;
+        let route = match self.env.routes.hold_of(&route) {
+            Some(why) => self.released(lookup, route, why).await?,
+            None => route,
+        };
         self.note(&route);
         Ok(route)
+    }
+
+    /// Waits for the end of a hold, and asks for the route again: the account may have moved meanwhile. Nobody can
+    /// end this login by the name of its account as long as it has not been told whose it is.
+    async fn released(&mut self, lookup: &Lookup, mut route: Route, mut why: String) -> Result<Route, LoginFailure> {
+        let end = Instant::now() + self.env.settings.hold_wait;
+        (self.record.account, self.record.tier) = (Some(route.account.to_string()), Some(route.tier.name()));
+        while Instant::now() < end {
+            sleep(HOLD_LOOK.min(end - Instant::now())).await;
+            if self.env.routes.holds().of(&route.account, &route.server).is_none() {
+                route = self.env.routes.route(lookup).await.map_err(no_route)?;
+            }
+            match self.env.routes.hold_of(&route) {
+                Some(still) => why = still,
+                None => return Ok(route),
+            }
+        }
+        let text = self.env.settings.hold_text.clone();
+        Err(LoginFailure::Held { text, why })
     }
 
     async fn try_at(

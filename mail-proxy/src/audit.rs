@@ -30,6 +30,8 @@ pub enum Outcome {
     PasswordTooLong,
     /// The directory has no account of this name.
     UnknownUser,
+    /// The account's logins wait, and this one waited for too long.
+    Held,
     /// The account exists, but there is no way to its server, or not from this client's address.
     NoRoute,
     /// The mailbox server could not be reached, or broke off.
@@ -59,6 +61,7 @@ impl Outcome {
             Self::Busy => "busy",
             Self::PasswordTooLong => "password_too_long",
             Self::UnknownUser => "unknown_user",
+            Self::Held => "held",
             Self::NoRoute => "no_route",
             Self::UpstreamDown => "upstream_down",
             Self::DirectoryDown => "directory_down",

@@ -49,6 +49,10 @@ pub struct Settings {
     pub pop3_idle: Duration,
     /// How long a failed login waits for its answer (`zimbraReverseProxyAuthWaitInterval`).
     pub auth_wait: Duration,
+    /// How long a login waits for the end of a hold.
+    pub hold_wait: Duration,
+    /// What its client is told when that took too long.
+    pub hold_text: String,
     /// How long the mailbox server may take for the whole login (`zimbraReverseProxyConnectTimeout`).
     pub upstream_login: Duration,
     /// Whether the mailbox server's own reasons reach the client (`zimbraReverseProxyPassErrors`).

@@ -35,6 +35,13 @@ pub enum LoginFailure {
     /// The mailbox server broke off at a long password. Told in the words of bad credentials: a name without
     /// account never has this effect.
     PasswordNotBorne(String),
+    /// The account is held, for a reason of administrators; the client is told something else.
+    Held {
+        /// What the client is told.
+        text: String,
+        /// Why it is held.
+        why: String,
+    },
     /// The directory does not say how to reach the account's server.
     NoRoute(String),
     /// The mailbox server cannot be reached, breaks off, or does not speak as it must.
@@ -62,6 +69,7 @@ impl LoginFailure {
             Self::Throttled(_) => Outcome::Throttled,
             Self::PasswordTooLong | Self::PasswordNotBorne(_) => Outcome::PasswordTooLong,
             Self::UnknownUser => Outcome::UnknownUser,
+            Self::Held { .. } => Outcome::Held,
             Self::NoRoute(_) | Self::NotAllowed(_) => Outcome::NoRoute,
             Self::UpstreamDown(_) => Outcome::UpstreamDown,
             Self::DirectoryDown(_) => Outcome::DirectoryDown,
@@ -83,6 +91,7 @@ impl LoginFailure {
             | Self::Busy(_)
             | Self::Throttled(_)
             | Self::PasswordTooLong
+            | Self::Held { .. }
             | Self::NoRoute(_)
             | Self::UpstreamDown(_)
             | Self::DirectoryDown(_)
@@ -114,7 +123,8 @@ impl LoginFailure {
             Self::Ended(CloseReason::Kick) => Some("kick".to_owned()),
             Self::Ended(CloseReason::Drain) => Some("drain".to_owned()),
             Self::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
-            Self::NotAllowed(why)
+            Self::Held { why, .. }
+            | Self::NotAllowed(why)
             | Self::PasswordNotBorne(why)
             | Self::Refused(why)
             | Self::Limit(why)
@@ -138,6 +148,7 @@ impl LoginFailure {
             Self::Busy(text) => format!("NO {}", with_code("UNAVAILABLE", text)),
             Self::Throttled(throttled) => format!("NO [LIMIT] {}", one_line(&throttled.message)),
             Self::PasswordTooLong => "NO [TOOBIG] password is too long".to_owned(),
+            Self::Held { text, .. } => format!("NO [UNAVAILABLE] {}", one_line(text)),
             Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
                 format!("NO [UNAVAILABLE] {UNAVAILABLE}")
             }
@@ -159,6 +170,7 @@ impl LoginFailure {
                 format!("-ERR [{code}] {}", one_line(&throttled.message))
             }
             Self::PasswordTooLong => "-ERR [SYS/PERM] password is too long".to_owned(),
+            Self::Held { text, .. } => format!("-ERR [SYS/TEMP] {}", one_line(text)),
             Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
                 format!("-ERR [SYS/TEMP] {UNAVAILABLE}")
             }
@@ -302,6 +314,20 @@ mod tests {
         let failure = throttled(Rule::Many).in_our_words();
         assert_eq!(failure.outcome(), Outcome::Throttled);
         assert!(failure.counts() && !failure.waits());
+    }
+
+    #[test]
+    fn who_is_held_hears_the_chosen_text_only() {
+        let held = LoginFailure::Held {
+            text: "we move your\r\nmailbox".to_owned(),
+            why: "account a@x is held: case 17".to_owned(),
+        };
+        assert!(!held.waits() && !held.counts());
+        check(
+            held,
+            "NO [UNAVAILABLE] we move your??mailbox",
+            "-ERR [SYS/TEMP] we move your??mailbox",
+        );
     }
 
     #[test]

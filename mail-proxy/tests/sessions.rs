@@ -268,6 +268,8 @@ fn settings() -> Settings {
         imap_idle: Duration::from_secs(2100),
         pop3_idle: Duration::from_secs(600),
         auth_wait: Duration::from_secs(10),
+        hold_wait: Duration::from_secs(10),
+        hold_text: "held".to_owned(),
         upstream_login: Duration::from_secs(120),
         pass_errors: true,
         send_imap_id: true,

@@ -31,6 +31,7 @@ pub(crate) mod caller;
 pub(crate) mod console;
 pub(crate) mod domains;
 pub(crate) mod health;
+pub(crate) mod holds;
 pub(crate) mod route;
 mod scrape;
 pub(crate) mod sessions;

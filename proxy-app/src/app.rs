@@ -20,6 +20,7 @@ use crate::app::env::{InForce, RefusalLog};
 use crate::app::plan::{Plan, addresses};
 use crate::app::routes::Routes;
 use crate::app::snapshot::Snapshot;
+use crate::app::state_file::{NodeState, StateFile};
 use crate::app::wanted::WantedListeners;
 use crate::config::{AuditFormat, Config};
 use crate::locations::LiveLocations;
@@ -41,6 +42,7 @@ pub(crate) mod plan;
 pub(crate) mod reload;
 pub(crate) mod routes;
 pub(crate) mod snapshot;
+pub(crate) mod state_file;
 pub(crate) mod throttle;
 pub(crate) mod wanted;
 
@@ -85,8 +87,10 @@ pub(crate) struct App {
     certificates: SharedCertStore,
     /// The warnings of what runs now. Its lock keeps changes apart.
     reported: Mutex<BTreeSet<String>>,
-    /// The configurations of this process.
+    /// The configurations of this node.
     history: Arc<History>,
+    /// What the next process is to know.
+    state_file: StateFile,
     connection_ids: Arc<ConnectionIds>,
 }
 
@@ -105,8 +109,13 @@ impl App {
             dns,
             certificates,
             locations,
-            snapshot,
+            mut snapshot,
         } = plan;
+        let state_file = StateFile::new(config.state_file.clone());
+        let state = state_file.read();
+        let history = Arc::new(History::default());
+        history.go_on(state.generations());
+        snapshot.generation += history.last();
         dns.never(addresses(&listeners));
         let Routes {
             cache: routes,
@@ -159,10 +168,12 @@ impl App {
             directory,
             certificates,
             reported: Mutex::default(),
-            history: Arc::default(),
+            history,
+            state_file,
             connection_ids: Arc::default(),
             config: InForce::new(config),
         });
+        app.take_holds(&state);
         app.applied("started", Vec::new());
         Ok(app)
     }

@@ -20,6 +20,7 @@ pub(crate) mod node;
 pub(crate) mod pages;
 pub(crate) mod prov;
 pub(crate) mod throttle;
+pub(crate) mod users;
 
 /// The default path of the node file.
 const NODE_FILE: &str = "/etc/portico/portico.yaml";

@@ -35,6 +35,7 @@ mod mail;
 mod pingora;
 mod read;
 mod route_cache;
+mod state;
 mod throttle;
 mod tls;
 mod web;
@@ -68,6 +69,8 @@ pub(crate) struct Config {
     pub log: LogConfig,
     /// The admin API.
     pub admin: AdminConfig,
+    /// Where the node keeps what it knows from process to process.
+    pub state_file: Option<PathBuf>,
     /// How the process ends.
     pub ends: Ends,
     /// The file as it was written, to see what has changed.
@@ -145,6 +148,7 @@ impl Config {
             web: reader.web(&mut root),
             log: reader.log(&mut root),
             admin: reader.admin(&mut root),
+            state_file: reader.state_file(&mut root),
             ends: reader.ends(&mut root, &server),
             server,
             written: document.root().to_value(),

@@ -89,7 +89,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["addresses", "routing"],
             &["placement"],
             &["key", "protocol"],
-            &["memcached", "route"],
+            &["hold", "memcached", "route"],
             &["host_port", "percent"],
         ],
     ),

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
+use crate::hold::Holds;
 use crate::key::Key;
 use crate::lookup::Services;
 use crate::placement::PlacementAttributes;
@@ -55,6 +56,9 @@ use table::ClockTable;
 /// Of the capacity, the part that "no such account" may take in addition. A flood of invented names pushes out
 /// other invented names, but no real account.
 const NOBODY_SHARE: u64 = 8;
+
+/// Why an account waits that no administrator holds here.
+const MAINTENANCE: &str = "zimbraAccountStatus is maintenance";
 
 /// How the cache behaves.
 #[derive(Debug, Clone)]
@@ -101,6 +105,8 @@ pub struct RouteCache {
     restored: Restored,
     /// What the file that keeps routes does not say yet.
     unwritten: Unwritten,
+    /// Whose logins wait.
+    holds: Holds,
     /// What changed in the directory since this cache was made, until that is followed.
     news: Mutex<Option<broadcast::Receiver<News>>>,
 }
@@ -124,6 +130,7 @@ impl RouteCache {
             believed: AtomicU32::new(FIRST_EPOCH),
             restored: Restored::default(),
             unwritten: Unwritten::default(),
+            holds: Holds::default(),
             news: Mutex::new(Some(directory.news())),
             ttl: AtomicU64::new(millis(settings.ttl)),
             stale: AtomicU64::new(millis(settings.stale)),
@@ -159,6 +166,20 @@ impl RouteCache {
     /// How often each answer was returned.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Whose logins wait.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
+    }
+
+    /// Why a login by this route has to wait, if it has to: an administrator holds it, or the directory says that
+    /// its account is in maintenance.
+    pub fn hold_of(&self, route: &Route) -> Option<String> {
+        match self.holds.of(&route.account, &route.server) {
+            Some(hold) => Some(format!("{} is held: {}", hold.held, hold.reason)),
+            None => route.maintenance.then(|| MAINTENANCE.to_owned()),
+        }
     }
 
     /// The servers of the shared cache, and whether they answered when they were last needed.

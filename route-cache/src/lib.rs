@@ -12,6 +12,7 @@
 
 pub mod addresses;
 mod cache;
+mod hold;
 mod host_port;
 mod key;
 pub mod lookup;
@@ -29,5 +30,6 @@ pub use cache::{
     AccountFacts, AccountReport, AnswerKind, Blocker, Counters, Explanation, FoundBy, KeptFileError, KeptRoutes,
     NameDomain, Purged, RouteCache, Settings, SharedCache, TierReport,
 };
+pub use hold::{Held, Hold, Holds, LONGEST_HOLD, MAX_HOLDS, TooManyHolds};
 pub use host_port::{HostPort, NoHostPort, bracketed, without_zone};
 pub use route::{Lookup, Route, RouteError, Server, ServerPool, Service, Subject, Tier, UpstreamTls};

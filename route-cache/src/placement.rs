@@ -31,6 +31,8 @@ pub(crate) struct Special {
     pub(crate) servers: [(Option<Box<str>>, Option<u16>); 4],
     /// A lookup service named these servers, each for its own protocol; it has to be asked for the others.
     pub(crate) piecemeal: bool,
+    /// `zimbraAccountStatus` is `maintenance`.
+    pub(crate) maintenance: bool,
 }
 
 /// Names of the attributes that a [`Placement`] was read from. When the global config names others, what was
@@ -151,6 +153,7 @@ fn special(account: View<'_>, login: Option<&str>) -> Option<Box<Special>> {
         external: account.flag_if_set(&attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE),
         servers: EXTERNAL.map(|(host, port)| (account.text(host).map(Box::from), account.port(port))),
         piecemeal: false,
+        maintenance: account.choice(&attributes::ACCOUNT_STATUS) == "maintenance",
     };
     (found != Special::default()).then(|| Box::new(found))
 }
@@ -223,6 +226,11 @@ impl Placement {
     pub(crate) fn server(&self) -> Option<&Arc<str>> {
         let inside = self.special.as_ref().is_none_or(|own| own.external != Some(true));
         self.mail_host.as_ref().filter(|_| inside)
+    }
+
+    /// Whether its mailbox is being worked on.
+    pub(crate) fn is_in_maintenance(&self) -> bool {
+        self.special.as_ref().is_some_and(|own| own.maintenance)
     }
 
     fn pieces(&self) -> Option<&Special> {

@@ -106,6 +106,8 @@ pub struct Route {
     pub external: bool,
     /// Where the answer came from.
     pub tier: Tier,
+    /// The directory says that the account is in maintenance (`zimbraAccountStatus`).
+    pub maintenance: bool,
 }
 
 impl Route {

@@ -114,6 +114,7 @@ impl RoutePlan<'_> {
             tls: self.protocol.upstream_tls(host),
             external: true,
             tier: self.tier,
+            maintenance: placement.is_some_and(Placement::is_in_maintenance),
         })
     }
 
@@ -144,6 +145,7 @@ impl RoutePlan<'_> {
             tls: server.tls,
             external: false,
             tier: self.tier,
+            maintenance: placement.is_in_maintenance(),
         })
     }
 }

@@ -16,6 +16,7 @@ mod floods;
 mod forwarders;
 mod groups;
 mod handshakes;
+mod holds;
 mod hostile;
 mod http2;
 mod image;

@@ -108,7 +108,12 @@ impl Node {
             quote(dir.join("pid")),
             quote(dir.join("upgrade.sock"))
         )?;
-        writeln!(out, "node: {}", self.name)?;
+        writeln!(
+            out,
+            "node: {}\nstate_file: {}",
+            self.name,
+            quote(dir.join("node.state"))
+        )?;
         writeln!(out, "directory:")?;
         self.directory.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
         if !self.listeners.is_empty() {

@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::{self, guard};
 use crate::admin::turns::Turns;
-use crate::admin::{act, console, domains, health, route, sessions, throttle};
+use crate::admin::{act, console, domains, health, holds, route, sessions, throttle};
 use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
@@ -83,6 +83,8 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(sessions::kick))
         .routes(routes!(sessions::drain, sessions::undrain))
         .routes(routes!(sessions::logins))
+        .routes(routes!(holds::list, holds::begin))
+        .routes(routes!(holds::release))
         .routes(routes!(health::upstreams))
         .routes(routes!(health::order_upstream))
         .routes(routes!(health::certificates))

@@ -5,8 +5,8 @@ use mail_proxy::Proto;
 use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, KEPT_ROUTES, MEMCACHED, OPEN, READY, REFUSED_DIRECTORY,
-    ROUTES, SESSIONS, ScrapeMetrics, UPTIME, set,
+    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, OPEN, READY,
+    REFUSED_DIRECTORY, ROUTES, SESSIONS, ScrapeMetrics, UPTIME, set,
 };
 use crate::upstream::groups::Health;
 
@@ -43,6 +43,7 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     }
     read.set(&OPEN, &[], env.open.count() as f64);
     read.set(&ROUTES, &[], env.routes.len() as f64);
+    read.set(&HOLDS, &[], env.routes.holds().all().len() as f64);
     if let Some(age) = env.kept_routes.as_ref().and_then(|kept| kept.age()) {
         read.set(&KEPT_ROUTES, &[], age.as_secs_f64());
     }

@@ -27,7 +27,7 @@ pub(crate) struct Generation {
     pub changes: Vec<String>,
 }
 
-/// The last configurations of this process.
+/// The last configurations of this node, previous processes included.
 #[derive(Debug, Default)]
 pub(crate) struct History(Mutex<VecDeque<Generation>>);
 
@@ -49,9 +49,20 @@ impl History {
         generation
     }
 
+    /// Puts the configurations of previous processes on record, the newest first.
+    pub(crate) fn go_on(&self, mut before: Vec<Generation>) {
+        before.truncate(REMEMBERED - 1);
+        self.0.lock().extend(before);
+    }
+
     /// Those that are remembered, the newest first.
     pub(crate) fn all(&self) -> Vec<Generation> {
         self.0.lock().iter().cloned().collect()
+    }
+
+    /// The number of the newest one; 0: there is none.
+    pub(crate) fn last(&self) -> u64 {
+        self.0.lock().front().map_or(0, |newest| newest.number)
     }
 
     /// The changes since this one, as far as they are remembered, the oldest first.

@@ -9,6 +9,7 @@ use mail_proxy::audit::{Event, Record};
 
 use crate::app::plan::{addresses, check_certificates, check_logs, listeners};
 use crate::app::snapshot::{self, Snapshot};
+use crate::app::state_file::NodeState;
 use crate::app::{App, changes, group_inputs, routes};
 use crate::config::{self, Config};
 use crate::node::{logs, systemd};
@@ -263,6 +264,27 @@ impl App {
             generation,
             ..Record::default()
         });
+        self.write_state();
+    }
+
+    fn write_state(&self) {
+        let state = NodeState::of(&self.history.all(), &self.routes.holds().all());
+        self.state_file.write(&state);
+    }
+
+    /// Keeps for the next process what has changed. Once begun, it goes on to its end.
+    pub(crate) async fn keep_state(self: &Arc<Self>) {
+        self.off_the_runtime(Self::write_state).await;
+    }
+
+    /// Takes over what the previous process has held meanwhile.
+    pub(crate) fn take_holds_again(&self) {
+        self.take_holds(&self.state_file.read());
+    }
+
+    /// Holds that a previous process has begun.
+    pub(super) fn take_holds(&self, state: &NodeState) {
+        self.routes.holds().replace(state.holds());
     }
 }
 

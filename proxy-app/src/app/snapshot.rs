@@ -364,6 +364,8 @@ fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) ->
         imap_idle: config.mail.imap_idle,
         pop3_idle: config.mail.pop3_idle,
         auth_wait: node.duration(&a::REVERSE_PROXY_AUTH_WAIT_INTERVAL),
+        hold_wait: config.mail.hold_wait,
+        hold_text: config.mail.hold_text.clone(),
         upstream_login: node.duration(&a::REVERSE_PROXY_CONNECT_TIMEOUT),
         pass_errors: node.flag(&a::REVERSE_PROXY_PASS_ERRORS),
         send_imap_id: node.flag(&a::REVERSE_PROXY_SEND_IMAP_ID),

@@ -15,9 +15,11 @@ use serde::Serialize;
 
 use crate::admin::act::ReloadResult;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
+use crate::admin::holds::OneHold;
 use crate::admin::route::{Explained, Forgotten, LoginProtocol, Purge, TierAnswer};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
 use crate::cli::admin_client::AdminClient;
+use crate::cli::users::{UsersAnswer, UsersVerb};
 use crate::config;
 
 /// Longest line of a login; names in it are bounded.
@@ -91,6 +93,15 @@ pub(crate) enum NodeVerb {
         /// The session with this id, as `portico sessions` shows it.
         #[arg(long)]
         session: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        api: ApiArgs,
+    },
+    /// Let new logins of an account, a domain or a server wait.
+    Users {
+        /// What to do.
+        #[command(subcommand)]
+        verb: UsersVerb,
         #[command(flatten)]
         #[allow(missing_docs)]
         api: ApiArgs,
@@ -261,6 +272,11 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<String> {
             let answer: SessionList = api.client(conf)?.send(Method::POST, "/v1/sessions/kick", &body).await?;
             api.show(&answer, kicked)
         }
+        NodeVerb::Users { verb, api } => match verb.ask(&api.client(conf)?).await? {
+            UsersAnswer::Held(hold) => api.show(&hold, |hold| format!("new logins wait: {}", one_hold(hold))),
+            UsersAnswer::Released(hold) => api.show(&hold, |hold| format!("released: {}", one_hold(hold))),
+            UsersAnswer::Holds(list) => api.show(&list, |list| list.holds.iter().map(one_hold).collect()),
+        },
         NodeVerb::Drain {
             end_sessions_over,
             undo,
@@ -611,6 +627,14 @@ fn kicked(answer: &SessionList) -> String {
         1 => format!("one session ends:\n{}", sessions(&answer.sessions)),
         count => format!("{count} sessions end:\n{}", sessions(&answer.sessions)),
     }
+}
+
+fn one_hold(hold: &OneHold) -> String {
+    let line = format!(
+        "{} {} from {} until {}: {}",
+        hold.kind, hold.name, hold.since, hold.until, hold.reason
+    );
+    printable(&line) + "\n"
 }
 
 fn upstreams(answer: &health::Upstreams) -> String {

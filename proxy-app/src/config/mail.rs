@@ -19,6 +19,10 @@ pub(crate) struct MailConfig {
     pub imap_idle: Duration,
     /// Silence of a logged-in POP3 session.
     pub pop3_idle: Duration,
+    /// How long a login waits for the end of a hold.
+    pub hold_wait: Duration,
+    /// What its client is told after that.
+    pub hold_text: String,
     /// Failed logins in one connection.
     pub max_logins: u32,
     /// Bad commands in one connection before login.
@@ -38,6 +42,8 @@ impl Default for MailConfig {
             login_deadline: Duration::from_secs(60),
             imap_idle: Duration::from_secs(2100),
             pop3_idle: Duration::from_secs(600),
+            hold_wait: Duration::from_secs(10),
+            hold_text: "your mailbox is being worked on, please try again later".to_owned(),
             max_logins: 3,
             max_bad_commands: 5,
             mechanisms: Mechanisms::default(),
@@ -54,6 +60,10 @@ impl ConfigReader {
         self.duration(&mut section, "login_deadline", &mut config.login_deadline);
         self.duration(&mut section, "imap_idle", &mut config.imap_idle);
         self.duration(&mut section, "pop3_idle", &mut config.pop3_idle);
+        self.duration(&mut section, "hold_wait", &mut config.hold_wait);
+        if let Some(text) = self.text(&mut section, "hold_text") {
+            config.hold_text = text;
+        }
         if let Some(n) = section.take("max_logins").and_then(|node| node.u32(&mut self.problems)) {
             config.max_logins = n;
         }

@@ -120,6 +120,11 @@ pub(crate) const OPEN: Metric = metric(
     "Open connections of all kinds, those in a handshake included.",
 );
 pub(crate) const ROUTES: Metric = metric("portico_routes", &[], "Names and ids in the route cache.");
+pub(crate) const HOLDS: Metric = metric(
+    "portico_holds",
+    &[],
+    "Holds: accounts, domains and servers whose new logins wait.",
+);
 pub(crate) const KEPT_ROUTES: Metric = metric(
     "portico_kept_routes_age_seconds",
     &[],
@@ -178,6 +183,7 @@ pub const ALL: &[&Metric] = &[
     &SESSIONS,
     &OPEN,
     &ROUTES,
+    &HOLDS,
     &KEPT_ROUTES,
     &GENERATION,
     &READY,
@@ -265,6 +271,7 @@ impl Metrics {
             &HELD,
             &OPEN,
             &ROUTES,
+            &HOLDS,
             &KEPT_ROUTES,
             &GENERATION,
             &READY,

@@ -127,6 +127,7 @@ pub(crate) fn take_over(
     listeners: &ListenerSet,
 ) -> anyhow::Result<()> {
     upgrade_request.is_awaited()?;
+    env.app.take_holds_again();
     let config = env.config.load().admin.clone();
     // Last, when nothing else can go wrong: the socket file is taken from the previous process.
     match admin::Sockets::open(&config, TakeOver::Yes, &listeners.fds) {

@@ -71,6 +71,7 @@ async fn own_target(env: &WebEnv, context: &mut RequestContext) -> Result<Option
                     "client address is not allowed on this domain",
                 );
             }
+            AccountServer::Held(why) => return Error::e_explain(ErrorType::HTTPStatus(503), why),
         };
         let addresses = env.dns.resolve(&server.host, server.port, mode).await;
         let addresses = addresses.map_err(|error| {
@@ -140,6 +141,8 @@ enum AccountServer {
     Any,
     /// Its domain does not admit this client.
     NotAllowed,
+    /// Its requests are held, for this reason.
+    Held(String),
 }
 
 /// Looks up where the account of a request lives.
@@ -148,9 +151,10 @@ async fn account_server(env: &WebEnv, snapshot: &Snapshot, proxied: &ProxyReques
         return AccountServer::Any;
     };
     match env.routes.route(lookup).await {
-        Ok(route) => match own_server(env, snapshot, mailbox, &route) {
-            Some(server) => AccountServer::Known(Box::new(route), server),
-            None => AccountServer::Any,
+        Ok(route) => match (env.routes.hold_of(&route), own_server(env, snapshot, mailbox, &route)) {
+            (Some(why), _) => AccountServer::Held(why),
+            (None, Some(server)) => AccountServer::Known(Box::new(route), server),
+            (None, None) => AccountServer::Any,
         },
         Err(RouteError::NotAllowed { .. }) => AccountServer::NotAllowed,
         // Any server can answer for any account; how an unknown user is answered is left to it.

@@ -126,6 +126,9 @@ pub enum AnswerKind {
 /// What stands in the way of a login.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Blocker {
+    /// New logins wait, and are refused if that lasts.
+    #[error("{0}: new logins wait")]
+    Held(String),
     /// The account's status forbids it.
     #[error("zimbraAccountStatus is {0}: the mailbox server refuses the login")]
     Status(String),
@@ -225,6 +228,13 @@ impl RouteCache {
             blockers.extend(account_blockers(lookup.service, entry, &system));
         }
         blockers.extend(route.as_ref().ok().and_then(|route| server_blocker(route, &system)));
+        blockers.extend(
+            route
+                .as_ref()
+                .ok()
+                .and_then(|route| self.hold_of(route))
+                .map(Blocker::Held),
+        );
         Explanation {
             name: Some(query.key.text().to_string()),
             domain,

@@ -27,6 +27,7 @@ const LOGIN: u8 = 1;
 const EXTERNAL: u8 = 2;
 const INTERNAL: u8 = 4;
 const PIECEMEAL: u8 = 8;
+const MAINTENANCE: u8 = 16;
 
 /// What is kept under one key.
 #[derive(Debug, PartialEq, Eq)]
@@ -128,7 +129,8 @@ fn special(out: &mut Vec<u8>, own: &Special) {
         bit(LOGIN, own.login.is_some())
             | bit(EXTERNAL, own.external == Some(true))
             | bit(INTERNAL, own.external == Some(false))
-            | bit(PIECEMEAL, own.piecemeal),
+            | bit(PIECEMEAL, own.piecemeal)
+            | bit(MAINTENANCE, own.maintenance),
     );
     if let Some(login) = &own.login {
         text(out, login);
@@ -249,6 +251,7 @@ fn read_special(bytes: &mut Bytes<'_>) -> Option<Special> {
             _ => return None,
         },
         piecemeal: flags & PIECEMEAL != 0,
+        maintenance: flags & MAINTENANCE != 0,
         ..Special::default()
     };
     for (host, port) in &mut own.servers {
@@ -284,6 +287,7 @@ pub(super) mod tests {
                 (None, None),
             ],
             piecemeal: external == Some(true),
+            maintenance: external == Some(false),
         };
         let name = |name: &str| Key::Name(name.into());
         let mut all = vec![

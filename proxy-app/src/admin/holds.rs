@@ -1,0 +1,226 @@
+//! Holds over the admin API: new logins of an account, a domain or a server wait.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use jiff::Timestamp;
+use mail_directory::names;
+use route_cache::{Held, Hold, LONGEST_HOLD, Lookup, RouteError, Service, Subject};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::admin::act;
+use crate::admin::api_error::ApiError;
+use crate::admin::caller::Caller;
+use crate::app::env::AdminEnv;
+use crate::node::logs;
+
+/// Longest name and longest reason, in bytes: both go into logs.
+const TEXT_MAX: usize = 512;
+
+/// Whose logins; one of the three.
+#[derive(Debug, Default, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct HoldName {
+    /// A name, an alias or the `zimbraId` of an account.
+    #[serde(default)]
+    pub account: Option<String>,
+    /// The name of a domain.
+    #[serde(default)]
+    pub domain: Option<String>,
+    /// The name of a mailbox server.
+    #[serde(default)]
+    pub server: Option<String>,
+}
+
+/// A hold to begin.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct HoldOrder {
+    /// Whose logins.
+    #[serde(flatten)]
+    pub held: HoldName,
+    /// After how many seconds it ends by itself; at most a day.
+    pub seconds: u64,
+    /// Why. It is shown to administrators only.
+    pub reason: String,
+}
+
+/// A hold.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct OneHold {
+    /// `account`, `domain` or `server`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+    /// When it began, UTC.
+    pub since: String,
+    /// When it ends by itself, UTC.
+    pub until: String,
+}
+
+/// All holds.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct HoldList {
+    /// By kind and name.
+    pub holds: Vec<OneHold>,
+}
+
+impl OneHold {
+    fn of(hold: &Hold) -> Self {
+        let (kind, name) = match &hold.held {
+            Held::Account(name) => ("account", name),
+            Held::Domain(name) => ("domain", name),
+            Held::Server(name) => ("server", name),
+        };
+        let utc = |time: SystemTime| Timestamp::try_from(time).map(logs::utc).unwrap_or_default();
+        Self {
+            kind: kind.to_owned(),
+            name: name.clone(),
+            reason: hold.reason.clone(),
+            since: utc(hold.since),
+            until: utc(hold.until),
+        }
+    }
+}
+
+/// Lists the holds of this node.
+#[utoipa::path(get, path = "/v1/holds", responses((status = 200, body = HoldList)))]
+pub(crate) async fn list(State(env): State<Arc<AdminEnv>>) -> Json<HoldList> {
+    let holds = env.routes.holds().all();
+    Json(HoldList {
+        holds: holds.iter().map(OneHold::of).collect(),
+    })
+}
+
+/// Begins a hold, or changes the one that there is: new mail logins wait for its end (`mail.hold_wait`) and then hear
+/// `mail.hold_text`; web requests get 503. Sessions go on.
+#[utoipa::path(post, path = "/v1/holds", request_body = HoldOrder, responses(
+    (status = 200, body = OneHold),
+    (status = 400, body = ApiError),
+    (status = 404, description = "There is no such account, domain or server", body = ApiError),
+    (status = 503, description = "There are too many holds", body = ApiError),
+))]
+pub(crate) async fn begin(
+    State(env): State<Arc<AdminEnv>>,
+    Extension(caller): Extension<Caller>,
+    Json(order): Json<HoldOrder>,
+) -> Result<Json<OneHold>, ApiError> {
+    if order.reason.trim().is_empty() || !is_text(&order.reason) {
+        return Err(ApiError::bad("expected a reason, in one line"));
+    }
+    let lasts = Duration::from_secs(order.seconds);
+    if lasts.is_zero() || lasts > LONGEST_HOLD {
+        return Err(ApiError::bad(format!(
+            "a hold lasts 1 to {} seconds",
+            LONGEST_HOLD.as_secs()
+        )));
+    }
+    let since = SystemTime::now();
+    let hold = Hold {
+        held: resolve(&env, &order.held, Missing::Refused).await?,
+        reason: order.reason,
+        since,
+        until: since + lasts,
+    };
+    let begun = env.routes.holds().begin(hold.clone());
+    begun.map_err(|error| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    env.app.keep_state().await;
+    let act = format!("hold {} for {} s: {}", hold.held, order.seconds, hold.reason);
+    act::audit(&env, caller, act);
+    Ok(Json(OneHold::of(&hold)))
+}
+
+/// Ends a hold: logins that wait go on, and ask for their route again.
+#[utoipa::path(post, path = "/v1/holds/release", request_body = HoldName, responses(
+    (status = 200, body = OneHold),
+    (status = 400, body = ApiError),
+    (status = 404, description = "There is no such hold", body = ApiError),
+))]
+pub(crate) async fn release(
+    State(env): State<Arc<AdminEnv>>,
+    Extension(caller): Extension<Caller>,
+    Json(name): Json<HoldName>,
+) -> Result<Json<OneHold>, ApiError> {
+    let held = resolve(&env, &name, Missing::Named).await?;
+    let Some(hold) = env.routes.holds().release(&held) else {
+        return Err(ApiError::new(StatusCode::NOT_FOUND, format!("{held} is not held")));
+    };
+    env.app.keep_state().await;
+    act::audit(&env, caller, format!("release {held}"));
+    Ok(Json(OneHold::of(&hold)))
+}
+
+/// What to do about a name that the directory does not have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// It is refused.
+    Refused,
+    /// It is taken as it is: there may be a hold of it.
+    Named,
+}
+
+async fn resolve(env: &AdminEnv, name: &HoldName, missing: Missing) -> Result<Held, ApiError> {
+    let HoldName {
+        account,
+        domain,
+        server,
+    } = name;
+    let held = match (account, domain, server) {
+        (Some(account), None, None) if is_text(account) => Held::Account(canonical(env, account, missing).await?),
+        (None, Some(domain), None) if is_text(domain) => Held::Domain(names::host(domain)),
+        (None, None, Some(server)) if is_text(server) => Held::Server(entry_of(env, server)),
+        _ => return Err(ApiError::bad("expected an account, a domain or a server")),
+    };
+    let snapshot = env.snapshot.load();
+    let known = match &held {
+        Held::Account(_) => true,
+        Held::Domain(name) => snapshot.system.domain(name).is_some(),
+        Held::Server(name) => snapshot.system.server(name).is_some(),
+    };
+    match known || missing == Missing::Named {
+        true => Ok(held),
+        false => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("the directory has no {held}"),
+        )),
+    }
+}
+
+/// The name of a server's entry: it may be called by its host name.
+fn entry_of(env: &AdminEnv, server: &str) -> String {
+    let snapshot = env.snapshot.load();
+    let entry = snapshot.system.server(server);
+    entry.map_or(server, |entry| entry.name()).to_ascii_lowercase()
+}
+
+/// The name of the account, whatever name it is called by. While the directory is down, what was typed.
+async fn canonical(env: &AdminEnv, name: &str, missing: Missing) -> Result<String, ApiError> {
+    let unspecified = std::net::Ipv4Addr::UNSPECIFIED.into();
+    let lookup = Lookup {
+        subject: match name.contains('@') {
+            true => Subject::Login(name.to_owned()),
+            false => Subject::Id(name.to_owned()),
+        },
+        service: Service::Imap,
+        client: unspecified,
+        local: unspecified,
+        host: None,
+    };
+    match env.routes.route(&lookup).await {
+        Ok(route) => Ok(route.account.to_string()),
+        Err(RouteError::UnknownUser) if missing == Missing::Refused => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("the directory has no account {name}"),
+        )),
+        Err(_) => Ok(names::account(name)),
+    }
+}
+
+/// Text that may stand in a log line.
+fn is_text(text: &str) -> bool {
+    !text.is_empty() && text.len() <= TEXT_MAX && !text.chars().any(char::is_control)
+}

@@ -1,0 +1,259 @@
+//! What a node knows from process to process, in a file: the number and the history of its configurations, and holds.
+//!
+//! Counters are not in it: a counter that comes back smaller than it was, as after a crash, would be taken for a huge
+//! increase by Prometheus, which expects it to begin at zero.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use mail_directory::secret_file;
+use parking_lot::Mutex;
+use route_cache::{Held, Hold};
+use serde::{Deserialize, Serialize};
+
+use crate::app::changes::Generation;
+
+/// Longest file: 64 configurations with 100 sentences, and all holds that there may be, are far less.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+
+/// The form of the file.
+const VERSION: u32 = 1;
+
+/// What stands in the file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct NodeState {
+    version: u32,
+    /// The newest first.
+    generations: Vec<OldGeneration>,
+    holds: Vec<OldHold>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OldGeneration {
+    number: u64,
+    since: String,
+    why: String,
+    changes: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OldHold {
+    kind: String,
+    name: String,
+    reason: String,
+    /// Seconds since 1970.
+    since: u64,
+    until: u64,
+}
+
+/// The file; its lock keeps writers apart.
+pub(crate) struct StateFile {
+    path: Option<PathBuf>,
+    writing: Mutex<Writing>,
+}
+
+#[derive(Default)]
+struct Writing {
+    /// What is there cannot be used.
+    spoilt: bool,
+    failing: bool,
+}
+
+impl StateFile {
+    /// The file at this path; none: nothing is kept.
+    pub(crate) fn new(path: Option<PathBuf>) -> Self {
+        Self {
+            path,
+            writing: Mutex::default(),
+        }
+    }
+
+    /// What is there. A file that cannot be used is left alone until the next one is written.
+    pub(crate) fn read(&self) -> NodeState {
+        let Some(path) = &self.path else {
+            return NodeState::default();
+        };
+        match read(path) {
+            Ok(state) => state,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => NodeState::default(),
+            Err(error) => {
+                self.writing.lock().spoilt = true;
+                log::warn!("{} is not used; it will be set aside: {error}", path.display());
+                NodeState::default()
+            }
+        }
+    }
+
+    /// Puts this in its place. It blocks for the time of a write.
+    pub(crate) fn write(&self, state: &NodeState) {
+        let Some(path) = &self.path else {
+            return;
+        };
+        let mut writing = self.writing.lock();
+        match writing.write(path, state) {
+            Ok(()) => writing.failing = false,
+            Err(error) if !writing.failing => {
+                writing.failing = true;
+                log::warn!("the state of the node cannot be kept in {}: {error}", path.display());
+            }
+            Err(error) => log::debug!("{}: {error}", path.display()),
+        }
+    }
+}
+
+impl Writing {
+    fn write(&mut self, path: &Path, state: &NodeState) -> io::Result<()> {
+        if std::mem::take(&mut self.spoilt) {
+            std::fs::rename(path, secret_file::beside(path, ".unusable"))?;
+        }
+        let text = serde_json::to_vec(state)?;
+        secret_file::replace(path, |file| file.write_all(&text))
+    }
+}
+
+fn read(path: &Path) -> io::Result<NodeState> {
+    if std::fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let state: NodeState = serde_json::from_slice(&std::fs::read(path)?)?;
+    match state.version {
+        VERSION => Ok(state),
+        other => Err(io::Error::other(format!("its version is {other}"))),
+    }
+}
+
+impl NodeState {
+    /// What is known now.
+    pub(crate) fn of(generations: &[Generation], holds: &[Hold]) -> Self {
+        Self {
+            version: VERSION,
+            generations: generations.iter().map(OldGeneration::of).collect(),
+            holds: holds.iter().map(OldHold::of).collect(),
+        }
+    }
+
+    /// The configurations of previous processes, the newest first.
+    pub(crate) fn generations(&self) -> Vec<Generation> {
+        self.generations.iter().filter_map(OldGeneration::again).collect()
+    }
+
+    /// The holds that are not over.
+    pub(crate) fn holds(&self) -> Vec<Hold> {
+        let holds = self.holds.iter().filter_map(OldHold::again);
+        holds.filter(|hold| hold.until > SystemTime::now()).collect()
+    }
+}
+
+impl OldGeneration {
+    fn of(generation: &Generation) -> Self {
+        Self {
+            number: generation.number,
+            since: generation.since.to_string(),
+            why: generation.why.clone(),
+            changes: generation.changes.clone(),
+        }
+    }
+
+    fn again(&self) -> Option<Generation> {
+        Some(Generation {
+            number: self.number,
+            since: self.since.parse::<Timestamp>().ok()?,
+            why: self.why.clone(),
+            changes: self.changes.clone(),
+        })
+    }
+}
+
+impl OldHold {
+    fn of(hold: &Hold) -> Self {
+        let (kind, name) = match &hold.held {
+            Held::Account(name) => ("account", name),
+            Held::Domain(name) => ("domain", name),
+            Held::Server(name) => ("server", name),
+        };
+        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self {
+            kind: kind.to_owned(),
+            name: name.clone(),
+            reason: hold.reason.clone(),
+            since: seconds(hold.since),
+            until: seconds(hold.until),
+        }
+    }
+
+    fn again(&self) -> Option<Hold> {
+        let name = self.name.clone();
+        let time = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+        Some(Hold {
+            held: match self.kind.as_str() {
+                "account" => Held::Account(name),
+                "domain" => Held::Domain(name),
+                "server" => Held::Server(name),
+                _ => return None,
+            },
+            reason: self.reason.clone(),
+            since: time(self.since)?,
+            until: time(self.until)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> NodeState {
+        let generation = Generation {
+            number: 17,
+            since: "2026-01-05T10:00:00Z".parse().unwrap(),
+            why: "reloaded".to_owned(),
+            changes: vec!["server s1: added".to_owned()],
+        };
+        let now = UNIX_EPOCH + Duration::from_secs(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs());
+        let hold = |held, lasts| Hold {
+            held,
+            reason: "because".to_owned(),
+            since: now,
+            until: now + Duration::from_secs(lasts),
+        };
+        let holds = [
+            hold(Held::Account("a@x".into()), 3600),
+            hold(Held::Domain("x".into()), 3600),
+            hold(Held::Server("s1".into()), 0),
+        ];
+        NodeState::of(&[generation], &holds)
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read_without_what_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::new(Some(dir.path().join("node.state")));
+        assert!(file.read().generations().is_empty());
+        file.write(&state());
+        let back = file.read();
+        assert_eq!(back.generations()[0].number, 17);
+        assert_eq!(back.generations()[0].changes, ["server s1: added"]);
+        assert_eq!(back.holds(), state().holds());
+        assert_eq!(back.holds().len(), 2);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_set_aside() {
+        for bad in ["", "{", "{\"version\": 9, \"generations\": [], \"holds\": []}"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("node.state");
+            std::fs::write(&path, bad).unwrap();
+            let file = StateFile::new(Some(path.clone()));
+            assert!(file.read().holds().is_empty());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), bad);
+            file.write(&state());
+            assert_eq!(file.read().generations().len(), 1);
+            assert_eq!(
+                std::fs::read_to_string(dir.path().join("node.state.unusable")).unwrap(),
+                bad
+            );
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `portico users`: whose new logins wait.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+use mail_directory::yaml;
+
+use crate::admin::holds::{HoldList, HoldName, HoldOrder, OneHold};
+use crate::cli::admin_client::AdminClient;
+
+/// What can be done about users.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UsersVerb {
+    /// Let new logins wait: they go on when the hold is released, or are told to try again later.
+    Hold {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        whose: Whose,
+        /// When the hold ends by itself, such as 90s, 10m or 2h; at most a day.
+        #[arg(long = "for", value_name = "TIME", value_parser = lasting)]
+        lasts: Duration,
+        /// Why; for administrators.
+        #[arg(long)]
+        reason: String,
+    },
+    /// End a hold.
+    Release {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        whose: Whose,
+    },
+    /// List the holds.
+    Holds,
+}
+
+/// Whose logins.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Whose {
+    /// An account: its name, an alias or its zimbraId.
+    account: Option<String>,
+    /// All accounts of this domain.
+    #[arg(long)]
+    domain: Option<String>,
+    /// All accounts on this mailbox server.
+    #[arg(long)]
+    server: Option<String>,
+}
+
+impl Whose {
+    fn name(self) -> HoldName {
+        HoldName {
+            account: self.account,
+            domain: self.domain,
+            server: self.server,
+        }
+    }
+}
+
+/// What the node said.
+pub(crate) enum UsersAnswer {
+    /// A hold that was begun.
+    Held(OneHold),
+    /// A hold that was ended.
+    Released(OneHold),
+    /// All.
+    Holds(HoldList),
+}
+
+impl UsersVerb {
+    /// Asks the node.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub(crate) async fn ask(self, client: &AdminClient) -> anyhow::Result<UsersAnswer> {
+        match self {
+            Self::Hold { whose, lasts, reason } => {
+                let order = HoldOrder {
+                    held: whose.name(),
+                    seconds: lasts.as_secs(),
+                    reason,
+                };
+                Ok(UsersAnswer::Held(client.send(Method::POST, "/v1/holds", &order).await?))
+            }
+            Self::Release { whose } => {
+                let released = client.send(Method::POST, "/v1/holds/release", &whose.name());
+                Ok(UsersAnswer::Released(released.await?))
+            }
+            Self::Holds => Ok(UsersAnswer::Holds(client.get("/v1/holds").await?)),
+        }
+    }
+}
+
+fn lasting(text: &str) -> Result<Duration, String> {
+    yaml::duration(text).ok_or_else(|| "expected a duration such as 90s, 10m or 2h".to_owned())
+}
