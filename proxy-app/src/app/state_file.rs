@@ -231,11 +231,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = StateFile::new(Some(dir.path().join("node.state")));
         assert!(file.read().generations().is_empty());
-        file.write(&state());
+        let state = state();
+        file.write(&state);
         let back = file.read();
         assert_eq!(back.generations()[0].number, 17);
         assert_eq!(back.generations()[0].changes, ["server s1: added"]);
-        assert_eq!(back.holds(), state().holds());
+        assert_eq!(back.holds(), state.holds());
         assert_eq!(back.holds().len(), 2);
     }
 

@@ -32,10 +32,10 @@ const LABEL: usize = 11;
 #[derive(Debug, Args)]
 pub(crate) struct ApiArgs {
     /// The admin socket of the running process [default: admin.socket of the node file].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub socket: Option<PathBuf>,
     /// Print the response as JSON.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub json: bool,
 }
 
