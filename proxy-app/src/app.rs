@@ -20,7 +20,7 @@ use crate::app::env::{InForce, RefusalLog};
 use crate::app::plan::{Plan, addresses};
 use crate::app::routes::Routes;
 use crate::app::snapshot::Snapshot;
-use crate::app::state_file::{NodeState, StateFile};
+use crate::app::state_file::StateFile;
 use crate::app::wanted::WantedListeners;
 use crate::config::{AuditFormat, Config};
 use crate::locations::LiveLocations;

@@ -84,8 +84,9 @@ impl UsersVerb {
                 Ok(UsersAnswer::Held(client.send(Method::POST, "/v1/holds", &order).await?))
             }
             Self::Release { whose } => {
-                let released = client.send(Method::POST, "/v1/holds/release", &whose.name());
-                Ok(UsersAnswer::Released(released.await?))
+                let name = whose.name();
+                let released = client.send(Method::POST, "/v1/holds/release", &name).await?;
+                Ok(UsersAnswer::Released(released))
             }
             Self::Holds => Ok(UsersAnswer::Holds(client.get("/v1/holds").await?)),
         }
