@@ -208,17 +208,7 @@ impl RouteCache {
             Some(said) => said,
             None => self.ask_source(&query).await,
         };
-        tiers.push(match &asked {
-            Ok(fetched) => TierReport {
-                age: Some(Duration::ZERO),
-                ..tier_report(Tier::Directory, Some(fetched.placement.as_ref()))
-            },
-            Err(error) => TierReport {
-                tier: Tier::Directory,
-                answer: AnswerKind::Failed(error.to_string()),
-                age: None,
-            },
-        });
+        tiers.push(source_report(&asked));
         blockers.extend(moved(&tiers));
         let route = match self.remembered_unseen(&query, old.as_ref()) {
             Some(route) => route,
@@ -227,14 +217,10 @@ impl RouteCache {
         if let Some(entry) = &entry {
             blockers.extend(account_blockers(lookup.service, entry, &system));
         }
-        blockers.extend(route.as_ref().ok().and_then(|route| server_blocker(route, &system)));
-        blockers.extend(
-            route
-                .as_ref()
-                .ok()
-                .and_then(|route| self.hold_of(route))
-                .map(Blocker::Held),
-        );
+        if let Ok(route) = &route {
+            blockers.extend(server_blocker(route, &system));
+            blockers.extend(self.hold_of(route).map(Blocker::Held));
+        }
         Explanation {
             name: Some(query.key.text().to_string()),
             domain,
@@ -423,6 +409,21 @@ fn tier_report(tier: Tier, placement: Option<Option<&Placement>>) -> TierReport 
         tier,
         answer,
         age: None,
+    }
+}
+
+/// What the directory says now.
+fn source_report(asked: &Result<Fetched, RouteError>) -> TierReport {
+    match asked {
+        Ok(fetched) => TierReport {
+            age: Some(Duration::ZERO),
+            ..tier_report(Tier::Directory, Some(fetched.placement.as_ref()))
+        },
+        Err(error) => TierReport {
+            tier: Tier::Directory,
+            answer: AnswerKind::Failed(error.to_string()),
+            age: None,
+        },
     }
 }
 

@@ -64,15 +64,17 @@ impl Encoder {
         number(out, record.age_secs);
         match &record.what {
             KeptValue::See(account) => text(out, account),
-            KeptValue::Here(placement) => {
-                if placement.account != *key {
-                    text(out, &placement.account);
-                }
-                self.host(out, placement.mail_host.as_ref());
-                if let Some(own) = &placement.special {
-                    special(out, own);
-                }
-            }
+            KeptValue::Here(placement) => self.placement(out, key, placement),
+        }
+    }
+
+    fn placement(&mut self, out: &mut Vec<u8>, key: &Arc<str>, placement: &Placement) {
+        if placement.account != *key {
+            text(out, &placement.account);
+        }
+        self.host(out, placement.mail_host.as_ref());
+        if let Some(own) = &placement.special {
+            special(out, own);
         }
     }
 
@@ -197,14 +199,8 @@ impl Decoder {
             0 => KeptValue::Here(self.placement(flags, &name, bytes)?),
             _ => KeptValue::See(bytes.text()?.into()),
         };
-        let key = match flags & (KEY_ID | KEY_BARE) {
-            0 => Key::Name(name),
-            KEY_ID => Key::Id(name),
-            KEY_BARE => Key::Bare(name),
-            _ => return None,
-        };
         Some(Record {
-            key,
+            key: key_of(flags, name)?,
             age_secs,
             sure: flags & UNSURE == 0,
             what,
@@ -234,6 +230,16 @@ impl Decoder {
             self.hosts.push(bytes.text()?.into());
         }
         self.hosts.get(place).cloned().map(Some)
+    }
+}
+
+/// The counterpart of [`flags`].
+fn key_of(flags: u8, name: Arc<str>) -> Option<Key> {
+    match flags & (KEY_ID | KEY_BARE) {
+        0 => Some(Key::Name(name)),
+        KEY_ID => Some(Key::Id(name)),
+        KEY_BARE => Some(Key::Bare(name)),
+        _ => None,
     }
 }
 
