@@ -391,28 +391,13 @@ impl Dialogue {
         let mut relay = Relay::new(stream, server, idle);
         relay.owe_client(out);
         relay.owe_server(pipelined);
-        let record = Record {
-            event: Some(Event::SessionEnd),
-            mechanism: None,
-            outcome: None,
-            phase: None,
-            ms_lookup: None,
-            ms_connect: None,
-            ms_login: None,
-            rule: None,
-            count: None,
-            throttle: None,
-            retry_after: None,
-            ms_held: None,
-            ..record
-        };
         let SessionEnv { drain, audit, .. } = env;
         Box::new(Established {
             relay,
             drain,
             live: facts.connection.handle.clone(),
             farewell,
-            record,
+            record: record.of_session_end(),
             accepted: facts.connection.accepted,
             audit,
             behind,

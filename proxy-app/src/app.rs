@@ -124,13 +124,12 @@ impl App {
             lookup_trust,
         } = Routes::new(&config, directory.clone(), &dns, lookup_trust);
         let audit_log = open_log("audit", &config.log.audit)?;
-        let logins = Arc::new(RecentLogins::default());
-        let metrics = Arc::new(Metrics::new()?);
         let audit = Arc::new(Watched {
             log: written_as(config.log.audit_format, audit_log.clone()),
-            logins: logins.clone(),
-            metrics: metrics.clone(),
+            logins: Arc::default(),
+            metrics: Arc::new(Metrics::new()?),
         });
+        let (logins, metrics) = (audit.logins.clone(), audit.metrics.clone());
         let access = open_log("access", &config.log.access)?;
         let groups = Arc::new(Groups::new(
             group_inputs(&config, &snapshot),
