@@ -4,6 +4,7 @@ pub(crate) mod connect;
 pub(crate) mod connection;
 pub(crate) mod dial;
 pub(crate) mod dns;
+pub(crate) mod gathered;
 pub(crate) mod groups;
 mod http2;
 mod link;

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::upstream::connection::ServerConnection;
+use crate::upstream::gathered::Gathered;
 use crate::upstream::http2::Exchange;
 use crate::upstream::link::Link;
 use crate::upstream::pace::Pace;
@@ -78,8 +79,7 @@ pub(crate) struct ServerSocket {
     /// The engine has done with it, and it is good for another request.
     rests: bool,
     /// Written, and not yet flushed.
-    held: Vec<u8>,
-    sent: usize,
+    held: Gathered,
 }
 
 enum Wire {
@@ -111,8 +111,7 @@ impl ServerSocket {
             connection,
             home,
             rests: false,
-            held: Vec::new(),
-            sent: 0,
+            held: Gathered::default(),
         }
     }
 
@@ -164,19 +163,10 @@ impl ServerSocket {
 
     /// Writes the gathered bytes.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.held.len() {
-            let held = std::mem::take(&mut self.held);
-            let written = self.poll_through(cx, &held[self.sent..]);
-            self.held = held;
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.sent += count,
-            }
-        }
-        if self.sent > 0 {
-            (self.held, self.sent) = (Vec::new(), 0);
-        }
-        Poll::Ready(Ok(()))
+        let mut held = std::mem::take(&mut self.held);
+        let sent = held.poll_out(|bytes| self.poll_through(cx, bytes));
+        self.held = held;
+        sent
     }
 }
 
@@ -234,7 +224,7 @@ impl AsyncWrite for ServerSocket {
         let this = self.get_mut();
         this.end_silence();
         if buf.len() + this.held.len() <= GATHERED && (buf.len() <= SMALL || !this.held.is_empty()) {
-            this.held.extend_from_slice(buf);
+            this.held.add(buf, 0);
             return Poll::Ready(Ok(buf.len()));
         }
         ready!(this.poll_held(cx))?;

@@ -30,6 +30,7 @@ use crate::http::frames::Frames;
 use crate::http::streams::Streams;
 use crate::node::limits::AnswerCounter;
 use crate::node::refusals::Reason;
+use crate::upstream::gathered::Gathered;
 use crate::web::client::{FAREWELL, WebClient, client_in, note_refusal};
 use crate::web::read_ahead::{ClientReading, UNSENT};
 
@@ -65,8 +66,7 @@ pub(crate) struct WebStream {
     /// The engine has a request of HTTP/1, and has written nothing yet.
     pub(crate) unanswered: bool,
     /// Written, and not yet flushed.
-    pub(crate) held: Vec<u8>,
-    pub(crate) sent: usize,
+    pub(crate) held: Gathered,
     /// The client does not take what is written.
     pub(crate) stuck: bool,
     /// Counts the answers that wait for it.
@@ -103,8 +103,7 @@ impl WebStream {
             request: None,
             farewell: None,
             unanswered: false,
-            held: Vec::new(),
-            sent: 0,
+            held: Gathered::default(),
             stuck: false,
             reader: None,
             reading,
@@ -332,7 +331,7 @@ impl WebStream {
 impl AsyncWrite for WebStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if std::mem::take(&mut self.unanswered) && client_in(&self.carrier).is_some_and(|web| !web.is_taken()) {
-            self.held.extend(nameless(buf));
+            self.held.add(&nameless(buf), 0);
             return Poll::Ready(Ok(buf.len()));
         }
         let this = &mut *self;
@@ -385,10 +384,7 @@ impl AsyncWrite for WebStream {
 impl WebStream {
     fn poll_gathered(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.held.len() + buf.len() <= GATHERED {
-            if self.held.is_empty() {
-                self.held.reserve(GATHERED);
-            }
-            self.held.extend_from_slice(buf);
+            self.held.add(buf, GATHERED);
             return Poll::Ready(Ok(buf.len()));
         }
         ready!(self.poll_held(cx))?;
@@ -430,20 +426,10 @@ impl WebStream {
 
     /// Writes the gathered bytes.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.held.len() {
-            let held = std::mem::take(&mut self.held);
-            let written = self.poll_through(cx, &held[self.sent..]);
-            self.held = held;
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.sent += n,
-            }
-        }
-        if self.sent > 0 {
-            self.held = Vec::new();
-            self.sent = 0;
-        }
-        Poll::Ready(Ok(()))
+        let mut held = std::mem::take(&mut self.held);
+        let sent = held.poll_out(|bytes| self.poll_through(cx, bytes));
+        self.held = held;
+        sent
     }
 }
 
