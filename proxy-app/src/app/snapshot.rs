@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::attributes::{self as a, Attribute};
 use mail_directory::tls_words::reasons;
 use mail_directory::yaml::{Problems, problem, warning};
-use mail_directory::{System, View, attributes as a, secret_file};
+use mail_directory::{System, View, secret_file};
 use mail_proxy::throttle::ThrottleSettings;
 use mail_proxy::{Mechanism, Settings, StartTls, imap, pop3};
 use openssl::ssl::SslVersion;
@@ -305,9 +306,10 @@ fn age(version: SslVersion) -> u8 {
     }
 }
 
-/// Whether a list of capabilities is the one that every directory is installed with: then nobody has chosen it.
-fn is_as_shipped(list: &[&str], shipped: &[String]) -> bool {
-    list.len() == shipped.len() && shipped.iter().all(|name| list.contains(&name.as_str()))
+/// Whether a list has the values that every directory is installed with, in any order: then nobody has chosen it.
+fn is_as_shipped(node: &View<'_>, attribute: &Attribute) -> bool {
+    let list = node.list(attribute);
+    list.len() == attribute.default.len() && attribute.default.iter().all(|value| list.contains(value))
 }
 
 fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) -> Settings {
@@ -338,10 +340,7 @@ fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) ->
             } else {
                 imap_default.greeting
             },
-            shows_learned: is_as_shipped(
-                &node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY),
-                &imap_default.capabilities,
-            ),
+            shows_learned: is_as_shipped(node, &a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY),
             capabilities: owned(node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY)),
             learned: before
                 .map(|before| before.mail.imap.learned.clone())
@@ -374,7 +373,7 @@ fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) ->
     }
 }
 
-fn starttls(node: &View<'_>, attribute: &a::Attribute) -> StartTls {
+fn starttls(node: &View<'_>, attribute: &Attribute) -> StartTls {
     match node.choice(attribute) {
         "off" => StartTls::Off,
         "on" => StartTls::On,

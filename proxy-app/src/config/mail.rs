@@ -32,7 +32,10 @@ pub(crate) struct MailConfig {
 }
 
 /// The mechanisms that every mailbox server must have for them to be offered, so only the administrator knows.
-const MECHANISMS: [(&str, Mechanism); 2] = [("OAUTHBEARER", Mechanism::OauthBearer), ("XOAUTH2", Mechanism::Xoauth2)];
+fn mechanisms_by_token() -> Vec<(&'static str, Mechanism)> {
+    let by_token = Mechanism::SASL.into_iter().filter(|mechanism| mechanism.is_token());
+    by_token.map(|mechanism| (mechanism.name(), mechanism)).collect()
+}
 
 /// Where a key is not written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's idle limit
 /// at the 10 minutes that RFC 1939 §3 asks for.
@@ -74,7 +77,8 @@ impl ConfigReader {
             config.max_bad_commands = n;
         }
         if let Some(node) = section.take("mechanisms") {
-            let named = node.each(&mut self.problems, |item, problems| item.choice(&MECHANISMS, problems));
+            let choices = mechanisms_by_token();
+            let named = node.each(&mut self.problems, |item, problems| item.choice(&choices, problems));
             config.mechanisms = named.into_iter().flatten().collect();
         }
         section.finish(&mut self.problems);
