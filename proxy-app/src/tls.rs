@@ -228,12 +228,10 @@ mod tests {
     use openssl::nid::Nid;
     use openssl::pkey::{PKey, Private};
     use openssl::ssl::SslVersion;
-    use openssl::x509::X509;
     use openssl::x509::{X509Builder, X509Name};
 
     use super::*;
     use crate::tls::certificate::CertKey;
-    use crate::tls::contexts::Contexts;
 
     fn p256() -> PKey<Private> {
         let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
@@ -265,13 +263,27 @@ mod tests {
 
     fn pair(name: &str) -> Arc<CertKey> {
         let key = p256();
-        let leaf = X509::from_pem(certificate_of(&key, name, "root").as_bytes()).unwrap();
-        Arc::new(CertKey {
-            leaf,
-            chain: Vec::new(),
-            key,
-            contexts: Contexts::default(),
-        })
+        let pem = certificate_of(&key, name, "root");
+        let key = key.private_key_to_pem_pkcs8().unwrap();
+        Arc::new(CertKey::from_pem(pem.as_bytes(), &key).unwrap())
+    }
+
+    /// A change of anything else in the directory neither reads certificates again nor throws their contexts away.
+    #[test]
+    fn a_pair_is_read_again_only_when_its_texts_have_changed() {
+        let key = p256();
+        let key_pem = key.private_key_to_pem_pkcs8().unwrap();
+        let texts = ["one", "two"].map(|name| certificate_of(&key, name, "root"));
+        let read = |text: usize, before| CertKey::read(texts[text].as_bytes(), &key_pem, before);
+        let first = read(0, None).unwrap();
+        assert!(Arc::ptr_eq(&first, &read(0, Some(&first)).unwrap()));
+        assert!(!Arc::ptr_eq(&first, &read(1, Some(&first)).unwrap()));
+        let other = p256().private_key_to_pem_pkcs8().unwrap();
+        assert!(
+            CertKey::read(texts[0].as_bytes(), &other, Some(&first)).is_err(),
+            "the key has changed, and is not its own"
+        );
+        assert!(CertKey::read(b"", &key_pem, Some(&first)).is_err());
     }
 
     /// The story: the default certificate of a node is shown for all domains without one, and each of these may have

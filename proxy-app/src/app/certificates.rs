@@ -22,11 +22,12 @@ pub(crate) fn cert_store(
     let mut store = CertStore::new(default_certificate(config, node, before, problems));
     for domain in system.domains() {
         let key = format!("domains.{}.zimbraSSLCertificate", domain.name());
-        let fresh = own_pair(&domain).transpose().map(|pair| pair.map(Arc::new));
+        let kept = before.of_domain(domain.name());
+        let fresh = own_pair(&domain, kept.as_ref()).transpose();
         if let Some(Err(why)) = &fresh {
             store.note_fault(domain.name(), why.clone());
         }
-        let pair = usable(fresh, before.of_domain(domain.name()), key, problems);
+        let pair = usable(fresh, kept, key, problems);
         let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
         let uncovered = pair.iter().flat_map(|pair| pair.uncovered(names.iter().copied()));
         for name in uncovered {
@@ -50,11 +51,12 @@ pub(crate) fn cert_store(
 }
 
 /// The certificate and key of an entry, if it has them.
-fn own_pair(entry: &View<'_>) -> Result<Option<CertKey>, String> {
+fn own_pair(entry: &View<'_>, before: Option<&Arc<CertKey>>) -> Result<Option<Arc<CertKey>>, String> {
     match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => {
-            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).map_err(|error| error.to_string())?;
+            let pair =
+                CertKey::read(certificate.as_bytes(), key.as_bytes(), before).map_err(|error| error.to_string())?;
             match pair.expired() {
                 Some(when) => Err(format!("the certificate expired on {when}")),
                 None => Ok(Some(pair)),
@@ -91,7 +93,7 @@ fn default_certificate(
     problems: &mut Problems,
 ) -> Option<Arc<CertKey>> {
     let Some((certificate, key)) = &config.tls.default else {
-        let fresh = own_pair(node).transpose().map(|pair| pair.map(Arc::new));
+        let fresh = own_pair(node, before.default.as_ref()).transpose();
         return usable(
             fresh,
             before.default.clone(),
@@ -101,7 +103,7 @@ fn default_certificate(
     };
     let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
     let pair = match (read(certificate), read(key)) {
-        (Ok(certificate), Ok(key)) => CertKey::from_pem(&certificate, &key),
+        (Ok(certificate), Ok(key)) => CertKey::read(&certificate, &key, before.default.as_ref()),
         (certificate, key) => {
             for error in [certificate.err(), key.err()].into_iter().flatten() {
                 problems.push(problem("tls", error));
@@ -119,5 +121,5 @@ fn default_certificate(
         // Users can click a warning away; they cannot read mail at a listener that is not open.
         problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));
     }
-    Some(Arc::new(pair))
+    Some(pair)
 }

@@ -7,6 +7,7 @@ use mail_directory::tls_words::reasons;
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::pkey::{PKey, Private};
+use openssl::sha::Sha256;
 use openssl::ssl::SslContext;
 use openssl::x509::{X509, X509VerifyResult};
 
@@ -23,6 +24,24 @@ pub(crate) struct CertKey {
     pub(crate) chain: Vec<X509>,
     pub(crate) key: PKey<Private>,
     pub(crate) contexts: Contexts,
+    source: TextDigest,
+    /// The names that the certificate is good for, in lower case.
+    names: Vec<String>,
+}
+
+/// SHA-256 of the texts that a pair was read from: the same texts need not be read again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct TextDigest([u8; 32]);
+
+impl TextDigest {
+    fn of(certificate: &[u8], key: &[u8]) -> Self {
+        let mut sha = Sha256::new();
+        // No end of the one is taken for the begin of the other.
+        sha.update(&(certificate.len() as u64).to_be_bytes());
+        sha.update(certificate);
+        sha.update(key);
+        Self(sha.finish())
+    }
 }
 
 /// Why a certificate and key cannot be used.
@@ -47,19 +66,34 @@ impl CertKey {
     ///
     /// # Errors
     /// They do not parse, or do not belong together.
-    pub(crate) fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, CertError> {
+    pub(crate) fn from_pem(certificate: &[u8], key_text: &[u8]) -> Result<Self, CertError> {
         let mut chain = certificates(certificate)?;
         let leaf = chain.remove(0);
-        let key = private_key(key)?;
+        let key = private_key(key_text)?;
         if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
             return Err(CertError::Mismatch);
         }
         Ok(Self {
+            names: names_in(&leaf),
             leaf,
             chain,
             key,
             contexts: Contexts::default(),
+            source: TextDigest::of(certificate, key_text),
         })
+    }
+
+    /// The same, or the previous pair, with its contexts, if that was read from the same texts: any change of the
+    /// directory comes here with all certificates.
+    ///
+    /// # Errors
+    /// As [`CertKey::from_pem`].
+    pub(crate) fn read(certificate: &[u8], key: &[u8], before: Option<&Arc<Self>>) -> Result<Arc<Self>, CertError> {
+        let source = TextDigest::of(certificate, key);
+        match before.filter(|before| before.source == source) {
+            Some(kept) => Ok(kept.clone()),
+            None => Self::from_pem(certificate, key).map(Arc::new),
+        }
     }
 
     /// These certificates with each one's issuer behind it, the leaf first, as clients want them. `None` if they are
@@ -121,17 +155,8 @@ impl CertKey {
 
     /// Those of these names that the certificate does not cover.
     pub(crate) fn uncovered<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
-        let own: Vec<String> = self
-            .leaf
-            .subject_alt_names()
-            .into_iter()
-            .flatten()
-            .filter_map(|name| name.dnsname().map(str::to_ascii_lowercase))
-            .collect();
-        names
-            .into_iter()
-            .filter(|name| !own.iter().any(|pattern| covers(pattern, name)))
-            .collect()
+        let is_covered = |name: &str| self.names.iter().any(|pattern| covers(pattern, name));
+        names.into_iter().filter(|name| !is_covered(name)).collect()
     }
 
     /// SHA-256 of the certificate: two are the same if this is.
@@ -169,6 +194,13 @@ impl CertKey {
             Ok(builder.build().into_context())
         })
     }
+}
+
+fn names_in(leaf: &X509) -> Vec<String> {
+    let names = leaf.subject_alt_names().into_iter().flatten();
+    names
+        .filter_map(|name| name.dnsname().map(str::to_ascii_lowercase))
+        .collect()
 }
 
 /// At least one.

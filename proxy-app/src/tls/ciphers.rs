@@ -4,14 +4,18 @@
 //! and refuses a whole list for one unknown command.
 
 use openssl::ssl::{SslContextBuilder, SslMethod};
+use parking_lot::Mutex;
 
 /// What separates the parts of a list.
 const SEPARATORS: [char; 4] = [':', ' ', ',', ';'];
 /// How the names of the suites of TLS 1.3 begin. They stand in no list: all three are always offered.
 const TLS13: &str = "TLS_";
 
+/// The list that was read last. Each of its parts costs a context, and few changes of the directory change it.
+static LAST: Mutex<Option<(String, CipherList)>> = Mutex::new(None);
+
 /// A cipher list as it is written, taken apart.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CipherList {
     /// What the library takes of it; `None` if no cipher is left.
     pub honoured: Option<String>,
@@ -22,6 +26,19 @@ pub(crate) struct CipherList {
 impl CipherList {
     /// Takes a list apart.
     pub(crate) fn read(list: &str) -> Self {
+        let mut last = LAST.lock();
+        if let Some((text, read)) = &*last
+            && text == list
+        {
+            return read.clone();
+        }
+        let read = Self::try_parts(list);
+        *last = Some((list.to_owned(), read.clone()));
+        read
+    }
+
+    /// Shows each part to the library.
+    fn try_parts(list: &str) -> Self {
         let parts = list.split(SEPARATORS).filter(|part| !part.is_empty());
         let (honoured, left_out): (Vec<&str>, Vec<&str>) = parts.partition(|part| is_honoured(part));
         let honoured = Some(honoured.join(":")).filter(|list| takes(list));
