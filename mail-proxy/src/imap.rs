@@ -70,7 +70,7 @@ impl Settings {
 
     fn capabilities(&self) -> String {
         let learned = self.shows_learned.then(|| self.learned.shared()).flatten();
-        learned.unwrap_or_else(|| self.written_capabilities())
+        learned.map_or_else(|| self.written_capabilities(), |shared| shared.to_string())
     }
 
     fn written_capabilities(&self) -> String {

@@ -5,6 +5,7 @@
 //! what is in all of them is promised, since nobody knows yet who comes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -25,9 +26,21 @@ const OURS: [&str; 4] = ["IMAP4rev1", "ID", "LITERAL+", "SASL-IR"];
 /// (RFC 8437), or to be sent to another server (RFC 2221).
 const NOT_THEIRS: [&str; 4] = ["STARTTLS", "LOGINDISABLED", "UNAUTHENTICATE", "LOGIN-REFERRALS"];
 
+/// How often servers are looked for that nobody logs in at any more: all are looked at then, and not at each login.
+const LOOK: Duration = Duration::from_secs(600);
+
 /// The capabilities of the mailbox servers, as far as they have been heard.
 #[derive(Debug, Default)]
-pub struct LearnedCapabilities(Mutex<HashMap<Box<str>, Heard>>);
+pub struct LearnedCapabilities(Mutex<Servers>);
+
+#[derive(Debug, Default)]
+struct Servers {
+    heard: HashMap<Box<str>, Heard>,
+    /// What all of them have: made when one of them says something new, and not for each client.
+    shared: Option<Arc<str>>,
+    /// When those of old were forgotten the last time.
+    looked: Option<Instant>,
+}
 
 #[derive(Debug)]
 struct Heard {
@@ -42,29 +55,58 @@ impl LearnedCapabilities {
             return;
         };
         let mut servers = self.0.lock();
-        servers.retain(|_, heard| now.saturating_duration_since(heard.last) < KEPT);
-        match servers.get_mut(server) {
-            Some(heard) if *heard.list == *list => heard.last = now,
-            known => {
-                if known.is_some() || servers.len() < SERVERS {
-                    let list = list.into();
-                    servers.insert(server.into(), Heard { list, last: now });
-                }
-            }
+        let forgot = servers.forget(now);
+        if servers.note(server, list, now) || forgot {
+            servers.shared = servers.in_all();
         }
     }
 
     /// What all servers have, with what a client can do here. `None` before any of them has said it.
-    pub(crate) fn shared(&self) -> Option<String> {
-        let servers = self.0.lock();
-        let mut lists = servers.values().map(|heard| &*heard.list);
+    pub(crate) fn shared(&self) -> Option<Arc<str>> {
+        self.0.lock().shared.clone()
+    }
+}
+
+impl Servers {
+    /// Forgets, from time to time, where nobody logs in any more. Returns whether it has looked.
+    fn forget(&mut self, now: Instant) -> bool {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        let due = self.looked.is_none_or(|looked| since(looked) >= LOOK);
+        if due {
+            self.heard.retain(|_, heard| since(heard.last) < KEPT);
+            self.looked = Some(now);
+        }
+        due
+    }
+
+    /// Returns whether that is new.
+    fn note(&mut self, server: &str, list: &str, now: Instant) -> bool {
+        let known = self.heard.get_mut(server);
+        if let Some(heard) = known {
+            heard.last = now;
+            let is_new = *heard.list != *list;
+            if is_new {
+                heard.list = list.into();
+            }
+            return is_new;
+        }
+        let has_room = self.heard.len() < SERVERS;
+        if has_room {
+            let list = list.into();
+            self.heard.insert(server.into(), Heard { list, last: now });
+        }
+        has_room
+    }
+
+    fn in_all(&self) -> Option<Arc<str>> {
+        let mut lists = self.heard.values().map(|heard| &*heard.list);
         let first = lists.next()?;
         let mut shared: Vec<&str> = words(first).collect();
         for list in lists {
             shared.retain(|name| words(list).any(|other| other.eq_ignore_ascii_case(name)));
         }
         let of_servers = shared.into_iter().filter(|name| !is_ours(name));
-        Some(OURS.into_iter().chain(of_servers).collect::<Vec<_>>().join(" "))
+        Some(OURS.into_iter().chain(of_servers).collect::<Vec<_>>().join(" ").into())
     }
 }
 
@@ -118,7 +160,7 @@ mod tests {
         assert_eq!(learned.shared(), None, "it has said nothing of itself");
         let list = "OK [CAPABILITY IMAP4rev1 id AUTH=PLAIN STARTTLS UNAUTHENTICATE IDLE Move QUOTA X\u{1}Y ACL] in";
         note("one:143", said(list, ""));
-        let shared = || learned.shared().unwrap();
+        let shared = || learned.shared().unwrap().to_string();
         assert_eq!(shared(), "IMAP4rev1 ID LITERAL+ SASL-IR IDLE Move QUOTA ACL");
         note("two:143", said("OK in", "* CAPABILITY IMAP4rev1 MOVE IDLE XLIST\r\n"));
         assert_eq!(shared().split(' ').count(), 6, "{}", shared());
@@ -138,7 +180,7 @@ mod tests {
         for n in 0..2 * SERVERS {
             note(&format!("store{n}:143"), said("OK [CAPABILITY IDLE] in", ""));
         }
-        assert_eq!(learned.0.lock().len(), SERVERS);
+        assert_eq!(learned.0.lock().heard.len(), SERVERS);
     }
 
     #[test]
