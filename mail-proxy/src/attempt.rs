@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use mail_directory::names;
 use route_cache::{Lookup, Route, RouteError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::audit::{Event, Outcome, Phase, Record};
 use crate::connection::BoxStream;
 use crate::credentials::Credentials;
-use crate::environment::{ConnectError, Facts, NewSession, READ, SessionEnv};
+use crate::environment::{ConnectError, Facts, NewSession, SessionEnv};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
 use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
 use crate::proto::Protocol;
+use crate::scratch::read_with;
 use crate::server_refusal::Refusal;
 use crate::throttle::{Answered, Claim, PasswordMark, Ticket};
 use crate::{imap, pop3};
@@ -61,8 +62,12 @@ pub(crate) struct Login {
     pub(crate) server: BoxStream,
     /// Its answer.
     pub(crate) accepted: Accepted,
-    /// What the audit log has of it.
-    pub(crate) record: Record,
+    /// `host:port` of the mailbox server.
+    pub(crate) route: String,
+    /// Who authenticated, where that is not the user.
+    pub(crate) authcid: Option<String>,
+    /// Where the route came from.
+    pub(crate) tier: Option<&'static str>,
     /// Its place among the sessions that there may be.
     pub(crate) place: Option<Box<dyn Send>>,
 }
@@ -350,29 +355,31 @@ impl Tries {
             Err(failure) => (failure.outcome(), failure.why()),
         };
         (self.record.outcome, self.record.why) = (Some(outcome), why);
-        self.env.audit.record(self.record.clone());
-        if result.is_ok() && waiting == Waiting::Client {
-            self.note_login();
-        }
-        let (record, place) = (self.record, self.place);
-        result.map(|(server, accepted)| Login {
+        let login = result.map(|(server, accepted)| Login {
             server,
             accepted,
-            record,
-            place,
-        })
+            route: self.record.route.clone().unwrap_or_default(),
+            authcid: self.record.authcid.clone(),
+            tier: self.record.tier,
+            place: self.place.take(),
+        });
+        if login.is_ok() && waiting == Waiting::Client {
+            self.note_login();
+        }
+        self.env.audit.record(self.record);
+        login
     }
 
     /// Notes whose session it is, so that administrators can list and end it.
     fn note_login(&self) {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let account = text(&self.record.account);
+        let account = self.record.account.as_deref().unwrap_or_default();
         let login = || LoggedIn {
             user: text(&self.record.user),
-            account: account.clone(),
+            account: account.to_owned(),
             route: text(&self.record.route),
         };
-        self.facts.connection.handle.log_in(login, &account);
+        self.facts.connection.handle.log_in(login, account);
     }
 
     fn note(&mut self, route: &Route) {
@@ -444,9 +451,12 @@ impl Tries {
         let mut machine = self.upstream(route, credentials, id);
         let limit = self.env.settings.upstream_login;
         let talk = async {
-            let greeting = first_words(&mut server, called + GREETING).await?;
+            // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and
+            // wiped.
+            let mut out = Vec::with_capacity(MAX_SAID);
+            let greeted = first_words(&mut server, machine.as_mut(), &mut out, called + GREETING).await?;
             self.greets.send_replace(Some(Instant::now()));
-            authenticate(&mut server, machine.as_mut(), &greeting).await
+            authenticate(&mut server, machine.as_mut(), greeted, out).await
         };
         let answer = timeout(limit, talk).await.unwrap_or(Err(Unanswered::Silent));
         self.record.ms_login = Some(self.took(Phase::Login, begun));
@@ -552,12 +562,15 @@ enum Unanswered {
     Silent,
 }
 
-/// Hears what a mailbox server says unasked.
-async fn first_words(server: &mut BoxStream, deadline: Instant) -> Result<Vec<u8>, Unanswered> {
-    let mut words = Vec::with_capacity(READ);
-    match timeout_at(deadline, server.read_buf(&mut words)).await {
-        Ok(Ok(1..)) => Ok(words),
-        Ok(_) => Err(Unanswered::Gone),
+/// Hears what a mailbox server says unasked, and what is to be said then.
+async fn first_words(
+    server: &mut BoxStream,
+    machine: &mut dyn UpstreamMachine,
+    out: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<UpstreamStep, Unanswered> {
+    match timeout_at(deadline, hear(server, machine, out)).await {
+        Ok(heard) => heard,
         Err(_) => Err(Unanswered::Silent),
     }
 }
@@ -566,14 +579,10 @@ async fn first_words(server: &mut BoxStream, deadline: Instant) -> Result<Vec<u8
 async fn authenticate(
     server: &mut BoxStream,
     machine: &mut dyn UpstreamMachine,
-    greeting: &[u8],
+    mut step: UpstreamStep,
+    mut out: Vec<u8>,
 ) -> Result<Accepted, Unanswered> {
-    // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
-    let mut out = Vec::with_capacity(MAX_SAID);
-    let mut buffer = [0; READ];
-    let mut heard = greeting;
     loop {
-        let step = machine.input(heard, &mut out);
         if !out.is_empty() {
             server.write_all(&out).await.map_err(|_| Unanswered::Gone)?;
             server.flush().await.map_err(|_| Unanswered::Gone)?;
@@ -585,11 +594,21 @@ async fn authenticate(
             UpstreamStep::Accepted(accepted) => return Ok(accepted),
             UpstreamStep::Refused(refusal) => return Err(Unanswered::Refused(refusal)),
         }
-        heard = match server.read(&mut buffer).await {
-            Ok(n @ 1..) => &buffer[..n],
-            Ok(_) | Err(_) => return Err(Unanswered::Gone),
-        };
+        step = hear(server, machine, &mut out).await?;
     }
+}
+
+/// One read, and what the machine makes of it.
+async fn hear(
+    server: &mut BoxStream,
+    machine: &mut dyn UpstreamMachine,
+    out: &mut Vec<u8>,
+) -> Result<UpstreamStep, Unanswered> {
+    let heard = read_with(server, |bytes| match bytes {
+        [] => None,
+        _ => Some(machine.input(bytes, out)),
+    });
+    heard.await.ok().flatten().ok_or(Unanswered::Gone)
 }
 
 /// An IPv4 client on a dual-stack listener is an IPv4 client.

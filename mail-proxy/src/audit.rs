@@ -233,26 +233,6 @@ impl Record {
         self.ms_held = u64::try_from(held.as_millis()).ok().filter(|held| *held > 0);
     }
 
-    /// The record of a login as that of the end of its session: whose and where, but not how the login went.
-    #[must_use]
-    pub fn of_session_end(self) -> Self {
-        Self {
-            event: Some(Event::SessionEnd),
-            mechanism: None,
-            outcome: None,
-            phase: None,
-            ms_lookup: None,
-            ms_connect: None,
-            ms_login: None,
-            rule: None,
-            count: None,
-            throttle: None,
-            retry_after: None,
-            ms_held: None,
-            ..self
-        }
-    }
-
     /// A record of something that a client did, to be filled in.
     pub fn of_client(event: Event, proto: Proto, listener: &str, client: SocketAddr, via: Option<SocketAddr>) -> Self {
         Self {

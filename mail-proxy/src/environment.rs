@@ -19,9 +19,6 @@ use crate::proto::Protocol;
 use crate::throttle::Throttle;
 use crate::{imap, pop3};
 
-/// What one read before login may bring.
-pub(crate) const READ: usize = 4096;
-
 /// One accepted connection.
 pub struct Connection {
     /// The bytes; TLS is already done where it is implicit.

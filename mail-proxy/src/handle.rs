@@ -221,6 +221,8 @@ impl ConnectionHandle {
         self.give_up_place();
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         if logins.len() < MAX_LOGINS && logins.iter().all(|known| known.account != account) {
+            // Most connections have one for all their life.
+            logins.reserve_exact(1);
             logins.push(login());
         }
     }
@@ -324,6 +326,10 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut names = self.live.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         names.retain(|(number, _)| *number != self.number);
+        if names.is_empty() {
+            // A session keeps no room for logins.
+            *names = Vec::new();
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod pop3;
 mod proto;
 pub mod relay;
 pub mod sasl;
+mod scratch;
 mod server_refusal;
 mod session;
 pub mod throttle;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -15,13 +15,14 @@ use crate::attempt::{Attempt, Login, Waiting};
 use crate::audit::{Audit, EndedBy, Event, Outcome, Phase, Record};
 use crate::connection::{BoxStream, ConnectionFacts};
 use crate::credentials::{Credentials, Rejected};
-use crate::environment::{Connection, Facts, READ, SessionEnv, Settings};
+use crate::environment::{Connection, Facts, SessionEnv, Settings};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, logins_end};
 use crate::login_failure::LoginFailure;
 use crate::machine::{Channel, DialogueEnd, LoginMachine, Step};
 use crate::mechanism::Mechanism;
 use crate::proto::Protocol;
-use crate::relay::{Farewell, Relay};
+use crate::relay::{Farewell, Relay, RelayEnd};
+use crate::scratch::read_with;
 use crate::{imap, pop3};
 
 /// How long we try to hand over the last words before a connection is closed.
@@ -37,49 +38,64 @@ pub fn serve(connection: Connection, env: SessionEnv) -> impl Future<Output = ()
         let Established {
             relay,
             drain,
-            live,
+            facts,
             farewell,
             ..
         } = &mut *session;
-        let ended = relay.run(drain, live, *farewell).await;
+        let ended = relay.run(drain, &facts.handle, *farewell).await;
         Box::pin(session.end(ended)).await;
     }
 }
 
-/// A session whose login the mailbox server has accepted.
+/// A session whose login the mailbox server has accepted. It may live for days: what is known elsewhere is not kept
+/// here once more.
 struct Established {
     relay: Relay,
     drain: watch::Receiver<Drain>,
-    live: Arc<ConnectionHandle>,
+    facts: Arc<ConnectionFacts>,
     farewell: Farewell,
-    /// What the last record of the session needs.
-    record: Record,
-    accepted: Instant,
+    authcid: Option<Box<str>>,
+    tier: Option<&'static str>,
+    generation: u64,
     audit: Arc<dyn Audit>,
     /// Attempts before that which was good.
-    behind: JoinSet<()>,
+    behind: Option<JoinSet<()>>,
     /// Counts it among the sessions.
     _place: Option<Box<dyn Send>>,
 }
 
 impl Established {
-    async fn end(self: Box<Self>, ended: crate::relay::RelayEnd) {
+    async fn end(self: Box<Self>, ended: RelayEnd) {
+        let record = self.record(ended);
         let Self {
-            mut record,
-            accepted,
-            audit,
-            relay,
-            behind,
-            ..
+            relay, audit, behind, ..
         } = *self;
         drop(relay);
-        record.bytes_in = Some(ended.bytes_in);
-        record.bytes_out = Some(ended.bytes_out);
-        record.duration = Some(seconds(accepted.elapsed()));
-        record.ended_by = Some(ended.by);
-        record.why = ended.why.map(str::to_owned);
         audit.record(record);
-        behind.join_all().await;
+        if let Some(behind) = behind {
+            behind.join_all().await;
+        }
+    }
+
+    fn record(&self, ended: RelayEnd) -> Record {
+        let login = self.facts.handle.logins().into_iter().next();
+        let (user, account, route) = match login {
+            Some(login) => (Some(login.user), Some(login.account), Some(login.route)),
+            None => (None, None, None),
+        };
+        Record {
+            user,
+            authcid: self.authcid.as_deref().map(str::to_owned),
+            account,
+            route,
+            tier: self.tier,
+            bytes_in: Some(ended.bytes_in),
+            bytes_out: Some(ended.bytes_out),
+            duration: Some(seconds(self.facts.accepted.elapsed())),
+            ended_by: Some(ended.by),
+            why: ended.why.map(str::to_owned),
+            ..self.facts.record(Event::SessionEnd, self.generation)
+        }
     }
 }
 
@@ -112,8 +128,8 @@ struct Dialogue {
     tls_required: Option<(Mechanism, u64)>,
     facts: Arc<Facts>,
     env: SessionEnv,
-    /// Attempts whose client has gone or been answered.
-    behind: JoinSet<()>,
+    /// Attempts whose client has gone or been answered, if there are any.
+    behind: Option<JoinSet<()>>,
 }
 
 /// Why a connection ended before login.
@@ -150,7 +166,7 @@ impl Dialogue {
             tls_required: None,
             facts,
             env,
-            behind: JoinSet::new(),
+            behind: None,
         }
     }
 
@@ -201,14 +217,17 @@ impl Dialogue {
     }
 
     async fn read(&mut self) -> Result<(), EarlyEnd> {
-        let mut buffer = [0; READ];
+        let machine = &mut self.machine;
+        let read = read_with(&mut self.stream, |bytes| {
+            machine.input(bytes);
+            bytes.len()
+        });
         tokio::select! {
-            read = timeout_at(self.deadline, self.stream.read(&mut buffer)) => match read {
+            read = timeout_at(self.deadline, read) => match read {
                 Ok(Ok(0) | Err(_)) => Err(EarlyEnd::ClientGone),
-                Ok(Ok(n)) => {
+                Ok(Ok(_)) => {
                     self.heard = true;
                     self.facts.connection.handle.heard();
-                    self.machine.input(&buffer[..n]);
                     Ok(())
                 }
                 Err(_) => Err(EarlyEnd::Deadline),
@@ -276,7 +295,7 @@ impl Dialogue {
     fn leave_behind(&mut self, attempt: Attempt, waiting: Waiting) {
         let (drain, live) = (self.env.drain.clone(), self.facts.connection.handle.clone());
         let waits = live.waits_for_us();
-        self.behind.spawn(async move {
+        self.behind.get_or_insert_default().spawn(async move {
             attempt.finish(waiting, drain, live).await;
             drop(waits);
         });
@@ -354,9 +373,9 @@ impl Dialogue {
 
     /// Notes what the server of a login has said of itself.
     fn learn(&self, login: &Login) {
-        if let (Protocol::Imap, Some(server)) = (self.facts.protocol, &login.record.route) {
+        if self.facts.protocol == Protocol::Imap {
             let now = Instant::now().into_std();
-            self.env.settings.imap.learned.note(server, &login.accepted, now);
+            self.env.settings.imap.learned.note(&login.route, &login.accepted, now);
         }
     }
 
@@ -364,8 +383,10 @@ impl Dialogue {
         let Login {
             server,
             accepted,
-            record,
+            authcid,
+            tier,
             place,
+            ..
         } = login;
         let Self {
             stream,
@@ -391,14 +412,20 @@ impl Dialogue {
         let mut relay = Relay::new(stream, server, idle);
         relay.owe_client(out);
         relay.owe_server(pipelined);
-        let SessionEnv { drain, audit, .. } = env;
+        let SessionEnv {
+            drain,
+            audit,
+            generation,
+            ..
+        } = env;
         Box::new(Established {
             relay,
             drain,
-            live: facts.connection.handle.clone(),
+            facts: facts.connection.clone(),
             farewell,
-            record: record.of_session_end(),
-            accepted: facts.connection.accepted,
+            authcid: authcid.map(String::into_boxed_str),
+            tier,
+            generation,
             audit,
             behind,
             _place: place,
@@ -434,7 +461,9 @@ impl Dialogue {
         let duration = self.facts.connection.accepted.elapsed();
         self.stream = Box::new(tokio::io::empty());
         self.give_up_place().await;
-        self.behind.join_all().await;
+        if let Some(behind) = self.behind {
+            behind.join_all().await;
+        }
         // A balancer's health check connects and leaves: not recorded.
         // Nor is a silent connection of a flood, whose place is needed; these are counted.
         if matches!(left, EarlyEnd::ClientGone | EarlyEnd::Told(CloseReason::Evict)) && !self.heard {
@@ -535,14 +564,17 @@ async fn abandoned(
     drain: &mut watch::Receiver<Drain>,
     live: &ConnectionHandle,
 ) -> EarlyEnd {
-    let mut buffer = [0; READ];
     let mut speaks = true;
     loop {
+        let takes = speaks && machine.wants_input();
+        let read = read_with(stream, |bytes| {
+            machine.input(bytes);
+            !bytes.is_empty()
+        });
         tokio::select! {
-            read = stream.read(&mut buffer), if speaks && machine.wants_input() => match read {
-                Ok(0) => speaks = false,
+            read = read, if takes => match read {
+                Ok(more) => speaks = more,
                 Err(_) => return EarlyEnd::ClientGone,
-                Ok(n) => machine.input(&buffer[..n]),
             },
             order = logins_end(drain, live) => return EarlyEnd::Told(order),
         }

@@ -102,7 +102,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["imap", "pop3"],
             &["login", "upstream"],
             &["machine", "sasl"],
-            &["credentials", "relay"],
+            &["credentials", "relay", "scratch"],
             &["connection", "login_failure"],
             &["audit"],
             &["handle", "line", "mechanism", "proto", "server_refusal", "throttle"],

@@ -59,6 +59,25 @@ pub(crate) struct ActiveListener {
     pub(crate) shutdown: ShutdownWatch,
 }
 
+/// A connection that may be served.
+struct Arrival {
+    tcp: TcpStream,
+    client: Client,
+    /// Whether the client speaks TLS with the balancer in front.
+    tls_in_front: bool,
+    snapshot: Arc<Snapshot>,
+    accepted: Instant,
+    /// Held while it is served, by a mail connection until its login.
+    permit: Permit,
+}
+
+/// A mail connection whose TLS is done.
+struct BegunMail<S> {
+    session: S,
+    seen: Arc<ConnectionHandle>,
+    _listed: ConnectionGuard,
+}
+
 impl ActiveListener {
     pub(crate) async fn take(self: &Arc<Self>, accepted: io::Result<(TcpStream, SocketAddr)>) {
         match accepted {
@@ -74,46 +93,53 @@ impl ActiveListener {
         }
     }
 
-    async fn serve(self: Arc<Self>, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
+    /// What is needed to begin is boxed, here and below: a mail session may live for days, and what it is awaited in is
+    /// its memory.
+    async fn serve(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr, accepted: Instant) {
         let _counted = self.env.open.enter();
         self.env.metrics.accepted(&self.name).inc();
-        let Some(mut permit) = self.env.limits.enter() else {
-            return self.env.metrics.refused(&self.name, Refused::Connections);
-        };
-        let Some((client, tls_in_front)) = self.identify(&mut tcp, peer).await else {
+        let Some(arrival) = Box::pin(self.receive(tcp, peer, accepted)).await else {
             return;
         };
-        if !self.admits(&client) {
-            return;
-        }
-        if !permit.admit_address(client.addr.ip()) {
-            return self.env.metrics.refused(&self.name, Refused::PerAddress);
-        }
-        self.observe_phase(Phase::Accept, accepted);
-        let pending = permit.pending();
+        let pending = arrival.permit.pending();
         tokio::select! {
-            () = self.serve_client(tcp, client, tls_in_front, accepted, permit) => {}
+            () = self.serve_client(arrival) => {}
             () = pending.evicted() => self.env.metrics.refused(&self.name, Refused::Evicted),
         }
     }
 
-    async fn serve_client(
-        &self,
-        tcp: TcpStream,
-        client: Client,
-        tls_in_front: bool,
-        accepted: Instant,
-        permit: Permit,
-    ) {
-        let snapshot = self.env.snapshot.load_full();
+    /// Finds out who it is, and whether there is room. `None`: it is refused.
+    async fn receive(&self, mut tcp: TcpStream, peer: SocketAddr, accepted: Instant) -> Option<Arrival> {
+        let Some(mut permit) = self.env.limits.enter() else {
+            self.env.metrics.refused(&self.name, Refused::Connections);
+            return None;
+        };
+        let (client, tls_in_front) = self.identify(&mut tcp, peer).await?;
+        if !self.admits(&client) {
+            return None;
+        }
+        if !permit.admit_address(client.addr.ip()) {
+            self.env.metrics.refused(&self.name, Refused::PerAddress);
+            return None;
+        }
+        self.observe_phase(Phase::Accept, accepted);
+        Some(Arrival {
+            tcp,
+            client,
+            tls_in_front,
+            snapshot: self.env.snapshot.load_full(),
+            accepted,
+            permit,
+        })
+    }
+
+    fn serve_client(&self, arrival: Arrival) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         match self.listener.serve {
-            Serve::Imap => self.mail(Protocol::Imap, tcp, client, snapshot, accepted, permit).await,
-            Serve::Pop3 => self.mail(Protocol::Pop3, tcp, client, snapshot, accepted, permit).await,
-            Serve::Web | Serve::AdminConsole | Serve::Sso => {
-                self.web(tcp, client, tls_in_front, snapshot, accepted, permit).await;
-            }
-            Serve::Lookup => self.lookup(tcp, client, snapshot, accepted, permit).await,
-            Serve::Stream => self.stream(tcp, client, snapshot, accepted, permit).await,
+            Serve::Imap => Box::pin(self.mail(Box::pin(self.begin_mail(Protocol::Imap, arrival)))),
+            Serve::Pop3 => Box::pin(self.mail(Box::pin(self.begin_mail(Protocol::Pop3, arrival)))),
+            Serve::Web | Serve::AdminConsole | Serve::Sso => Box::pin(self.web(arrival)),
+            Serve::Lookup => Box::pin(self.lookup(arrival)),
+            Serve::Stream => Box::pin(self.stream(arrival)),
         }
     }
 
@@ -173,26 +199,40 @@ impl ActiveListener {
         }
     }
 
-    async fn mail(
+    async fn mail(&self, begin: Pin<Box<impl Future<Output = Option<BegunMail<impl Future<Output = ()>>>>>>) {
+        let Some(BegunMail { session, seen, _listed }) = begin.await else {
+            return;
+        };
+        session.await;
+        if seen.close_reason() == Some(CloseReason::Evict) {
+            self.env.metrics.refused(&self.name, Refused::Evicted);
+        }
+    }
+
+    async fn begin_mail(
         &self,
         protocol: Protocol,
-        tcp: TcpStream,
-        client: Client,
-        snapshot: Arc<Snapshot>,
-        accepted: Instant,
-        permit: Permit,
-    ) {
+        arrival: Arrival,
+    ) -> Option<BegunMail<impl Future<Output = ()> + Send + use<>>> {
+        let Arrival {
+            tcp,
+            client,
+            snapshot,
+            accepted,
+            permit,
+            ..
+        } = arrival;
         let queued = permit.queue();
         let login_deadline = self.patience(&snapshot);
         let deadline = accepted + login_deadline;
         let channel = self.channel(tls::inner_protocol(protocol), tcp, client, &snapshot, deadline);
-        let Some((stream, tls)) = channel.await else { return };
+        let (stream, tls) = channel.await?;
         let starttls = match (self.listener.tls, protocol) {
             (ListenerTls::StartTls, Protocol::Imap) => self.listener.starttls.unwrap_or(snapshot.imap_starttls),
             (ListenerTls::StartTls, Protocol::Pop3) => self.listener.starttls.unwrap_or(snapshot.pop3_starttls),
             _ => StartTls::Off,
         };
-        let (facts, _listed) = self.enter(protocol.proto(), tls, client, accepted);
+        let (facts, listed) = self.enter(protocol.proto(), tls, client, accepted);
         permit.pending().ends_by(&facts.handle);
         let seen = facts.handle.clone();
         seen.hold_until_login(Box::new(HeldUntilLogin {
@@ -206,7 +246,17 @@ impl ActiveListener {
             starttls,
             login_deadline,
         };
-        let env = SessionEnv {
+        let session = mail_proxy::serve(connection, self.session_env(&snapshot));
+        // Of the configuration that a session started with, only what it uses stays in memory.
+        Some(BegunMail {
+            session,
+            seen,
+            _listed: listed,
+        })
+    }
+
+    fn session_env(&self, snapshot: &Snapshot) -> SessionEnv {
+        SessionEnv {
             routes: self.env.routes.clone(),
             transport: snapshot.transport.clone(),
             audit: self.env.audit.clone(),
@@ -215,25 +265,18 @@ impl ActiveListener {
             settings: snapshot.mail.clone(),
             generation: snapshot.generation,
             drain: self.env.drain.clone(),
-        };
-        let session = mail_proxy::serve(connection, env);
-        // A session may live for days; of the configuration that it started with, only what it uses stays in memory.
-        drop(snapshot);
-        session.await;
-        if seen.close_reason() == Some(CloseReason::Evict) {
-            self.env.metrics.refused(&self.name, Refused::Evicted);
         }
     }
 
-    async fn web(
-        &self,
-        tcp: TcpStream,
-        client: Client,
-        tls_in_front: bool,
-        snapshot: Arc<Snapshot>,
-        accepted: Instant,
-        permit: Permit,
-    ) {
+    async fn web(&self, arrival: Arrival) {
+        let Arrival {
+            tcp,
+            client,
+            tls_in_front,
+            snapshot,
+            accepted,
+            permit,
+        } = arrival;
         let queued = permit.queue();
         let deadline = accepted + self.patience(&snapshot);
         let begun = Instant::now();
@@ -291,7 +334,15 @@ impl ActiveListener {
     }
 
     /// A connection of an old proxy, which looks up the servers of accounts.
-    async fn lookup(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, permit: Permit) {
+    async fn lookup(&self, arrival: Arrival) {
+        let Arrival {
+            tcp,
+            client,
+            snapshot,
+            accepted,
+            permit,
+            ..
+        } = arrival;
         let queued = permit.queue();
         let stream: BoxStream = match self.listener.tls {
             ListenerTls::Implicit => {
@@ -316,7 +367,15 @@ impl ActiveListener {
         let _ = timeout(GOODBYE, serve).await;
     }
 
-    async fn stream(&self, tcp: TcpStream, client: Client, snapshot: Arc<Snapshot>, accepted: Instant, permit: Permit) {
+    async fn stream(&self, arrival: Arrival) {
+        let Arrival {
+            tcp,
+            client,
+            snapshot,
+            accepted,
+            permit,
+            ..
+        } = arrival;
         let Some(config) = &self.listener.stream else { return };
         let queued = permit.queue();
         let deadline = accepted + stream::HANDSHAKE;
@@ -457,4 +516,27 @@ fn has_gone(error: &io::Error) -> bool {
 /// An IPv4 client on a dual-stack listener is an IPv4 client.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_session<F>(_: impl Fn(&'static ActiveListener, Arrival) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// The bug: each mail session held room for all that a web connection or one with a PROXY header needs, 5.8 KiB.
+    #[test]
+    fn a_mail_session_holds_no_room_for_what_others_need() {
+        let task = size_of_future(ActiveListener::serve);
+        let session =
+            size_of_session(|active, arrival| active.mail(Box::pin(active.begin_mail(Protocol::Imap, arrival))));
+        println!("task {task}, session {session}");
+        assert!(task + session < 1024, "{task} + {session}");
+    }
 }
