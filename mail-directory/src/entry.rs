@@ -69,7 +69,11 @@ impl Entry {
             Ok(at) if values.is_empty() => drop(self.values.remove(at)),
             Ok(at) => self.values[at] = Values { name, values, line },
             Err(_) if values.is_empty() => {}
-            Err(at) => self.values.insert(at, Values { name, values, line }),
+            Err(at) => {
+                // An account has one or two, and there are very many accounts.
+                self.values.reserve_exact(1);
+                self.values.insert(at, Values { name, values, line });
+            }
         }
     }
 

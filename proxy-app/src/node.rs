@@ -5,6 +5,7 @@ pub mod diagnostics;
 pub(crate) mod limits;
 pub(crate) mod logins;
 pub(crate) mod logs;
+pub mod memory;
 pub mod metrics;
 pub(crate) mod redaction;
 pub mod refusals;

@@ -27,7 +27,8 @@ impl<const N: usize> Table<N> {
     pub(super) fn new(slots: usize) -> Self {
         let sets = slots / SHARDS / WAYS;
         Self {
-            shards: std::array::from_fn(|_| Mutex::new((0..sets).map(|_| None).collect())),
+            // Made of zeros, which the system gives when they are first touched.
+            shards: std::array::from_fn(|_| Mutex::new(vec![None; sets].into_boxed_slice())),
             sets,
         }
     }

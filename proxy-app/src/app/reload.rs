@@ -12,6 +12,7 @@ use crate::app::snapshot::{self, Snapshot};
 use crate::app::state_file::NodeState;
 use crate::app::{App, changes, group_inputs, routes};
 use crate::config::{self, Config};
+use crate::node::memory;
 use crate::node::{logs, systemd};
 use crate::tls::certificate_store::CertStore;
 
@@ -265,6 +266,8 @@ impl App {
             ..Record::default()
         });
         self.write_state();
+        // Both the reading and what was in force before took memory.
+        memory::give_back_soon();
     }
 
     fn write_state(&self) {
