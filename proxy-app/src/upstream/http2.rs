@@ -17,8 +17,8 @@ use http::response::Parts;
 use http::{Method, Request, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a server may send ahead of us, for a stream and for the connection, which has one stream at a time.
-const WINDOW: u32 = 64 * 1024;
+/// What a server may send ahead of us. A connection has one stream at a time, and its own window is larger.
+const WINDOW: u32 = 32 * 1024;
 /// Most of a request body that waits for the server's window.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Most of a head, as much as the engine takes in HTTP/1.
@@ -52,7 +52,6 @@ impl Http2Link {
     {
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEAD_MAX as u32)
             .enable_push(false)

@@ -16,7 +16,7 @@ use crate::web::phases::Web;
 const STREAMS: u32 = 64;
 
 /// What the engine keeps for the socket of one HTTP/2 answer; its own default is 400 KiB.
-const SEND_BUFFER: usize = 32 * 1024;
+const SEND_BUFFER: usize = 16 * 1024;
 
 /// How much HTTP/2 clients may have at once, and how much of it the engine keeps.
 fn h2_options() -> H2Options {

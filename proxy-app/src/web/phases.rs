@@ -163,7 +163,7 @@ impl ProxyHttp for Web {
         let keepalive = context.group(&self.env.groups).and_then(|group| group.keepalive());
         let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive);
         let mut peer = upstream_peer::new(&target, proxied, &context.snapshot);
-        let ahead = ReadAhead::new(session.req_header().version);
+        let ahead = ReadAhead::new();
         let (pace, dialer) = (ahead.pace.clone(), self.dialer.clone());
         let dial = upstream_peer::dial(&target, proxied, &context.snapshot, &keeping, pace, dialer);
         let dial = Arc::new(dial);

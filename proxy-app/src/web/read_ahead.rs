@@ -9,10 +9,8 @@ use crate::upstream::pace::Pace;
 
 /// Portion before the head has been passed on: what comes together with the head is copied, and the copy's buffer stays.
 const FIRST: usize = 4 * 1024;
-/// Portion of a client of HTTP/1, which has one answer at a time.
-const PORTION: usize = 16 * 1024;
-/// Portion of a client of HTTP/2; the engine keeps more for each of its streams.
-const PORTION_H2: usize = 8 * 1024;
+/// Portion of a client of which no more is known.
+const PORTION: usize = 8 * 1024;
 /// Portion of a client that reads.
 const LEASED: usize = 128 * 1024;
 /// A client reads once it has taken this much: more than the systems on the way take for a program that does not.
@@ -66,20 +64,14 @@ impl Drop for ConnectionLease {
 /// The reading of one answer.
 pub(crate) struct ReadAhead {
     pub(crate) pace: Arc<Pace>,
-    portion: usize,
     lease: Option<ConnectionLease>,
 }
 
 impl ReadAhead {
-    /// Of an answer to a client of this version of HTTP.
-    pub(crate) fn new(version: http::Version) -> Self {
-        let portion = match version {
-            http::Version::HTTP_2 => PORTION_H2,
-            _ => PORTION,
-        };
+    /// Of an answer of which nothing is read yet.
+    pub(crate) fn new() -> Self {
         Self {
             pace: Arc::new(Pace::new(FIRST)),
-            portion,
             lease: None,
         }
     }
@@ -91,7 +83,7 @@ impl ReadAhead {
         }
         self.pace.pass(match self.lease {
             Some(_) => LEASED,
-            None => self.portion,
+            None => PORTION,
         });
     }
 }
