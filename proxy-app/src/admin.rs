@@ -30,12 +30,15 @@ pub(crate) mod api_error;
 pub(crate) mod caller;
 pub(crate) mod console;
 pub(crate) mod domains;
+pub(crate) mod everywhere;
 pub(crate) mod health;
 pub(crate) mod holds;
+pub(crate) mod nodes;
 pub(crate) mod route;
 mod scrape;
 pub(crate) mod sessions;
 pub(crate) mod slots;
+mod standing;
 pub(crate) mod throttle;
 pub(crate) mod turns;
 

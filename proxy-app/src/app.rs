@@ -19,7 +19,7 @@ use crate::app::changes::History;
 use crate::app::env::{InForce, RefusalLog};
 use crate::app::plan::{Plan, addresses};
 use crate::app::routes::Routes;
-use crate::app::snapshot::Snapshot;
+use crate::app::snapshot::{PRODUCT, Snapshot};
 use crate::app::state_file::StateFile;
 use crate::app::wanted::WantedListeners;
 use crate::config::{AuditFormat, Config};
@@ -29,6 +29,7 @@ use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
+use crate::nodes::Nodes;
 use crate::tls::certificate_store::SharedCertStore;
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
@@ -92,6 +93,8 @@ pub(crate) struct App {
     /// What the next process is to know.
     state_file: StateFile,
     connection_ids: Arc<ConnectionIds>,
+    /// The other nodes, if there is an engine by which they are known.
+    nodes: Option<Arc<Nodes>>,
 }
 
 impl App {
@@ -136,6 +139,7 @@ impl App {
             dns.clone(),
             &locations.written().groups,
         ));
+        let nodes = other_nodes(&config, &dns)?;
         let throttle = remembering(&config, &snapshot);
         let snapshot = InForce::new(snapshot);
         let refusals = Arc::new(RefusalLog::new(metrics.clone(), audit.clone(), snapshot.clone()));
@@ -170,12 +174,20 @@ impl App {
             history,
             state_file,
             connection_ids: Arc::default(),
+            nodes,
             config: InForce::new(config),
         });
         app.take_holds(&state);
         app.applied("started", Vec::new());
         Ok(app)
     }
+}
+
+/// The others of this mail system, if the node file says how they are reached.
+fn other_nodes(config: &Config, dns: &Arc<DnsCache>) -> anyhow::Result<Option<Arc<Nodes>>> {
+    let shared = config.shared_state.clone();
+    let nodes = shared.map(|shared| Nodes::new(shared, &config.node, PRODUCT.1, dns.clone()));
+    nodes.transpose()
 }
 
 /// The audit log in the form that the node file wants.

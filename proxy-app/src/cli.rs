@@ -16,7 +16,9 @@ use crate::process::shutdown::EndSignal;
 use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 
 pub(crate) mod admin_client;
+pub(crate) mod asking;
 pub(crate) mod node;
+pub(crate) mod nodes;
 pub(crate) mod pages;
 pub(crate) mod prov;
 pub(crate) mod throttle;

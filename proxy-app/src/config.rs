@@ -19,6 +19,7 @@ pub(crate) use self::log::{AccessFormat, AuditFormat, LogConfig};
 pub(crate) use self::lookup::{LookupConfig, MAX_HANDLERS};
 pub(crate) use self::mail::MailConfig;
 pub(crate) use self::route_cache::RouteCacheConfig;
+pub(crate) use self::shared_state::{Place, SharedStateConfig};
 pub(crate) use self::throttle::ThrottleConfig;
 pub(crate) use self::tls::TlsConfig;
 pub(crate) use self::web::WebConfig;
@@ -35,6 +36,7 @@ mod mail;
 mod pingora;
 mod read;
 mod route_cache;
+mod shared_state;
 mod state;
 mod throttle;
 mod tls;
@@ -71,6 +73,8 @@ pub(crate) struct Config {
     pub admin: AdminConfig,
     /// Where the node keeps what it knows from process to process.
     pub state_file: Option<PathBuf>,
+    /// The engine by which nodes know of each other.
+    pub shared_state: Option<SharedStateConfig>,
     /// How the process ends.
     pub ends: Ends,
     /// The file as it was written, to see what has changed.
@@ -149,6 +153,7 @@ impl Config {
             log: reader.log(&mut root),
             admin: reader.admin(&mut root),
             state_file: reader.state_file(&mut root),
+            shared_state: reader.shared_state(&mut root),
             ends: reader.ends(&mut root, &server),
             server,
             written: document.root().to_value(),

@@ -12,6 +12,7 @@ pub mod http;
 pub mod listen;
 pub mod locations;
 pub mod node;
+mod nodes;
 mod process;
 mod provision;
 mod tls;

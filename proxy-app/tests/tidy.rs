@@ -117,7 +117,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["listen"],
             &["web"],
             &["app"],
-            &["locations", "provision"],
+            &["locations", "nodes", "provision"],
             &["upstream", "config"],
             &["http"],
             &["tls"],

@@ -43,6 +43,7 @@ mod secrets;
 mod server_answers;
 mod server_connections;
 mod sessions;
+mod shared_state;
 mod smuggling;
 mod sso;
 mod standards;

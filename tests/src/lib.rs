@@ -26,6 +26,7 @@ pub mod memcached;
 pub mod nginx;
 pub mod player;
 pub mod portico;
+pub mod redis;
 pub mod rustls_client;
 pub mod secrets;
 pub mod simulator;

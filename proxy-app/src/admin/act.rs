@@ -15,7 +15,7 @@ use crate::admin::caller::Caller;
 use crate::app::env::AdminEnv;
 
 /// Records the act of a caller.
-pub(crate) fn audit(env: &AdminEnv, caller: Caller, act: String) {
+pub(crate) fn audit(env: &AdminEnv, caller: impl std::fmt::Display, act: String) {
     log::info!("{caller}: {act}");
     env.audit.record(Record {
         event: Some(Event::Admin),

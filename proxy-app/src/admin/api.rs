@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use http_body_util::BodyExt as _;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::{self, Content, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -18,6 +19,7 @@ use utoipa_axum::routes;
 
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::{self, guard};
+use crate::admin::everywhere::{self, everywhere};
 use crate::admin::turns::Turns;
 use crate::admin::{act, console, domains, health, holds, route, sessions, throttle};
 use crate::app::env::AdminEnv;
@@ -54,6 +56,7 @@ pub(crate) fn router(env: Arc<AdminEnv>) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn_with_state(env.clone(), everywhere))
         .layer(middleware::from_fn(bounded))
         .layer(middleware::from_fn(patience))
         .layer(Extension(Arc::new(Turns::default())))
@@ -95,7 +98,38 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
         .split_for_parts();
-    (router, with_usual_refusals(description))
+    (router, with_usual_refusals(with_scope(description)))
+}
+
+/// Adds to the requests that nodes pass on which nodes they are for.
+fn with_scope(mut description: OpenApi) -> OpenApi {
+    let parameter = |name: &str, what: &str| {
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Query)
+            .description(Some(what))
+            .build()
+    };
+    for (path, item) in &mut description.paths.paths {
+        let operations = [
+            ("GET", &mut item.get),
+            ("POST", &mut item.post),
+            ("DELETE", &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation.as_mut().filter(|_| everywhere::is_shared(method, path)) else {
+                continue;
+            };
+            operation.parameters.get_or_insert_default().extend([
+                parameter(
+                    "local",
+                    "`true`: only this node, even where nodes know of each other (`shared_state`).",
+                ),
+                parameter("node", "Only the node with this name."),
+            ]);
+        }
+    }
+    description
 }
 
 /// Adds the refusals of every request of a kind to each of its paths in the description.

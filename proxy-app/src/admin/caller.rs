@@ -23,7 +23,7 @@ use crate::app::env::AdminEnv;
 use crate::node::refusals::{Reason, RefusedConnection};
 
 /// The client of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Caller {
     /// A process of this machine, with its user by the kernel.
     Socket {
@@ -35,15 +35,21 @@ pub(crate) enum Caller {
         /// Its address.
         address: SocketAddr,
     },
+    /// Another node, which passes on what it was asked itself.
+    Node {
+        /// Its name, as it says.
+        name: Arc<str>,
+    },
 }
 
 impl fmt::Display for Caller {
-    /// As the audit log has it: `uid 0`, or address and port.
+    /// As the audit log has it: `uid 0`, address and port, or `node proxy2.example.test`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket { uid: Some(uid) } => write!(f, "uid {uid}"),
             Self::Socket { uid: None } => f.write_str("socket"),
             Self::Http { address } => write!(f, "{address}"),
+            Self::Node { name } => write!(f, "node {name}"),
         }
     }
 }
@@ -76,7 +82,7 @@ pub(crate) const OPEN: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 
 /// Passes requests that are allowed.
 pub(crate) async fn guard(State(env): State<Arc<AdminEnv>>, request: Request, next: Next) -> Response {
-    let caller = request.extensions().get::<Caller>().copied();
+    let caller = request.extensions().get::<Caller>().cloned();
     let Some(caller) = caller else {
         return ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "a request of nobody").into_response();
     };
@@ -90,7 +96,7 @@ pub(crate) async fn guard(State(env): State<Arc<AdminEnv>>, request: Request, ne
         return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     }
     let config = env.config.load_full();
-    match guarded.admit(caller, config.admin.token.as_ref(), &config.node) {
+    match guarded.admit(&caller, config.admin.token.as_ref(), &config.node) {
         Ok(()) => next.run(request).await,
         Err(denied) => {
             if let (Some(reason), Caller::Http { address }) = (denied.reason, caller) {
@@ -138,9 +144,9 @@ impl GuardedRequest<'_> {
         self.reads() && OPEN.contains(&self.path)
     }
 
-    fn admit(&self, caller: Caller, token: Option<&Secret<String>>, node: &str) -> Result<(), Denied> {
+    fn admit(&self, caller: &Caller, token: Option<&Secret<String>>, node: &str) -> Result<(), Denied> {
         let reads = self.reads();
-        if matches!(caller, Caller::Socket { .. }) || self.is_open() {
+        if matches!(caller, Caller::Socket { .. } | Caller::Node { .. }) || self.is_open() {
             return Ok(());
         }
         match token {
@@ -192,7 +198,7 @@ impl GuardedRequest<'_> {
 mod tests {
     use super::*;
 
-    fn admit(caller: Caller, line: &str, headers: &[(&'static str, &str)], token: Option<&str>) -> u16 {
+    fn admit(caller: &Caller, line: &str, headers: &[(&'static str, &str)], token: Option<&str>) -> u16 {
         let (method, path) = line.split_once(' ').unwrap();
         let mut map = HeaderMap::new();
         for (name, value) in headers {
@@ -215,14 +221,17 @@ mod tests {
             address: "192.0.2.1:5".parse().unwrap(),
         };
         let socket = Caller::Socket { uid: Some(0) };
+        let node = &Caller::Node { name: "proxy2".into() };
         let good = [("authorization", "Bearer 0123456789abcdef")];
         let bad = [("authorization", "Bearer 0123456789abcdeX")];
         let lower = [("authorization", "bearer  0123456789abcdef")];
         let other = [("authorization", "Basic 0123456789abcdef")];
         let token = Some("0123456789abcdef");
+        let (tcp, socket) = (&tcp, &socket);
         for (caller, line, headers, token, expected) in [
             (socket, "POST /v1/reload", &[][..], None, 200),
             (socket, "POST /v1/reload", &[], token, 200),
+            (node, "POST /v1/sessions/kick", &[], token, 200),
             (tcp, "GET /v1/status", &[], None, 200),
             (tcp, "POST /v1/reload", &[], None, 403),
             (tcp, "POST /metrics", &[], None, 403),

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
+use crate::admin::standing;
 use crate::app::env::AdminEnv;
 use crate::node::logs;
 
@@ -128,6 +129,7 @@ pub(crate) async fn begin(
     };
     let begun = env.routes.holds().begin(hold.clone());
     begun.map_err(|error| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    standing::note_hold(&env, &hold);
     env.app.keep_state().await;
     let act = format!("hold {} for {} s: {}", hold.held, order.seconds, hold.reason);
     act::audit(&env, caller, act);
@@ -149,6 +151,7 @@ pub(crate) async fn release(
     let Some(hold) = env.routes.holds().release(&held) else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, format!("{held} is not held")));
     };
+    standing::note_release(&env, &hold);
     env.app.keep_state().await;
     act::audit(&env, caller, format!("release {held}"));
     Ok(Json(OneHold::of(&hold)))

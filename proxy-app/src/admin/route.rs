@@ -463,7 +463,7 @@ async fn forget(env: &AdminEnv, caller: Caller, lookups: Vec<(String, Lookup)>) 
     for (login, lookup) in lookups {
         let purged = env.routes.purge(&lookup).await;
         let purged = purged.map_err(|error| ApiError::bad(format!("{login}: {error}")))?;
-        act::audit(env, caller, format!("purge route of {login}"));
+        act::audit(env, &caller, format!("purge route of {login}"));
         accounts.push(ForgottenAccount {
             login,
             names: purged

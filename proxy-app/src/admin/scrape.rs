@@ -5,9 +5,10 @@ use mail_proxy::Proto;
 use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, OPEN, READY,
-    REFUSED_DIRECTORY, ROUTES, SESSIONS, ScrapeMetrics, UPTIME, set,
+    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
+    REFUSED_DIRECTORY, ROUTES, SESSIONS, SHARED_STATE, ScrapeMetrics, UPTIME, set,
 };
+use crate::nodes::{Nodes, Standing};
 use crate::upstream::groups::Health;
 
 /// Everything in Prometheus' text form.
@@ -64,6 +65,9 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     for (server, up) in env.routes.memcached() {
         read.set(&MEMCACHED, &[&server], if up { 1.0 } else { 0.0 });
     }
+    if let Some(nodes) = &env.nodes {
+        fill_nodes(read, nodes);
+    }
     for group in env.groups.all() {
         for state in group.state() {
             let labels = [group.name(), state.server.as_str()];
@@ -79,4 +83,17 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
             read.set(&BUSY, &labels, state.busy as f64);
         }
     }
+}
+
+/// What is known of the other nodes.
+fn fill_nodes(read: &ScrapeMetrics, nodes: &Nodes) {
+    let joined = matches!(nodes.standing(), Standing::Joined { .. });
+    read.set(&SHARED_STATE, &[], f64::from(u8::from(joined)));
+    let (failures, unfit) = nodes.counts();
+    set(&read.shared_failures, &["engine"], failures);
+    set(&read.shared_failures, &["text"], unfit);
+    let members = nodes.members();
+    let silent = members.iter().filter(|member| member.silent.is_some()).count();
+    read.set(&NODES, &["awake"], (members.len() - silent) as f64);
+    read.set(&NODES, &["silent"], silent as f64);
 }

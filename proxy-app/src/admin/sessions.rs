@@ -20,6 +20,7 @@ use mail_proxy::Proto;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
+use crate::admin::nodes::SharedState;
 use crate::app::changes::Generation;
 use crate::app::env::AdminEnv;
 use crate::app::snapshot::PRODUCT;
@@ -57,6 +58,9 @@ pub(crate) struct Status {
     pub sessions: Vec<Count>,
     /// Names and ids in the route cache.
     pub routes: u64,
+    /// How it stands with the other nodes; absent without `shared_state`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_state: Option<SharedState>,
 }
 
 /// Sessions of a protocol.
@@ -94,6 +98,7 @@ pub(crate) async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
             })
             .into(),
         routes: env.routes.len() as u64,
+        shared_state: env.nodes.as_deref().map(SharedState::of),
     })
 }
 
@@ -147,7 +152,7 @@ pub(crate) struct SessionQuery {
 }
 
 /// The sessions found.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct SessionList {
     /// Oldest first.
     pub sessions: Vec<OneSession>,
@@ -157,7 +162,7 @@ pub(crate) struct SessionList {
 }
 
 /// A mail session or a web connection.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct OneSession {
     /// Its id, as `conn` in the audit log.
     pub session: String,
@@ -186,7 +191,7 @@ pub(crate) struct OneSession {
 }
 
 /// A login of a session.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct OneLogin {
     /// The login as typed; empty for a token.
     pub user: String,

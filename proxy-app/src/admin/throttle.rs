@@ -16,6 +16,7 @@ use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
 use crate::admin::route::{counted_as, lookup_of, sentence};
+use crate::admin::standing;
 use crate::app::env::AdminEnv;
 use crate::node::logs;
 
@@ -366,7 +367,8 @@ pub(crate) async fn allow(
     );
     let until = env.throttle.now().after(Duration::from_secs(allow.seconds));
     let allowance = Allowance { network, until, reason };
-    env.throttle.allow(allowance).map_err(ApiError::bad)?;
+    env.throttle.allow(allowance.clone()).map_err(ApiError::bad)?;
+    standing::note_allowance(&env, &allowance);
     Ok(Json(described(&env)))
 }
 
@@ -389,9 +391,12 @@ pub(crate) async fn disallow(
     Json(disallow): Json<Disallow>,
 ) -> Result<Json<ThrottleState>, ApiError> {
     let network = network(&disallow.network)?;
-    if !env.throttle.disallow(network) {
+    let allowances = env.throttle.allowances();
+    let ended = allowances.into_iter().find(|allowance| allowance.network == network);
+    let Some(ended) = ended.filter(|_| env.throttle.disallow(network)) else {
         return Err(ApiError::bad(format!("{network} is not allowed for some time")));
-    }
+    };
+    standing::note_disallowed(&env, &ended);
     act::audit(&env, caller, format!("disallow {network}"));
     Ok(Json(described(&env)))
 }

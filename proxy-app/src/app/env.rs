@@ -25,6 +25,7 @@ use crate::node::logins::RecentLogins;
 use crate::node::logs::Log;
 use crate::node::metrics::Metrics;
 use crate::node::refusals::{self, Reason, Refusals, RefusedConnection};
+use crate::nodes::Nodes;
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::Groups;
@@ -207,6 +208,8 @@ pub(crate) struct AdminEnv {
     pub refusals: Arc<RefusalLog>,
     /// Whether an administrator has taken the node out of service.
     pub out_of_service: watch::Sender<bool>,
+    /// The other nodes, if there is an engine by which they are known.
+    pub nodes: Option<Arc<Nodes>>,
     /// When this process started.
     pub started: Instant,
     access: Log,
@@ -218,13 +221,17 @@ pub(crate) struct AdminEnv {
 impl AdminEnv {
     /// Why no new clients should be sent here; empty if they should.
     pub(crate) fn not_ready(&self) -> Vec<&'static str> {
-        let shuts_down = *self.drain.borrow() != Drain::Running;
         let reasons = [
-            (shuts_down, "the process is shutting down"),
+            (self.is_ending(), "the process is shutting down"),
             (*self.out_of_service.borrow(), "an administrator has drained the node"),
         ];
         let holds = reasons.into_iter().filter(|(holds, _)| *holds);
         holds.map(|(_, reason)| reason).collect()
+    }
+
+    /// Whether the process ends, at once or with its last session.
+    pub(crate) fn is_ending(&self) -> bool {
+        *self.drain.borrow() != Drain::Running
     }
 
     /// The certificates that are shown.
@@ -250,6 +257,8 @@ impl AdminEnv {
 
 /// What the start and the end of the process need.
 pub(crate) struct ProcessEnv {
+    /// The other nodes, if there is an engine by which they are known.
+    pub nodes: Option<Arc<Nodes>>,
     /// The routes in a file, for the next process.
     pub kept_routes: Option<Arc<KeptRoutes>>,
     /// How long connections may still live.
@@ -322,6 +331,7 @@ impl App {
             audit: self.audit.clone(),
             refusals: self.refusals.clone(),
             out_of_service: self.out_of_service.clone(),
+            nodes: self.nodes.clone(),
             started: self.started,
             access: self.access.clone(),
             certificates: self.certificates.clone(),
@@ -333,6 +343,7 @@ impl App {
     /// What the start and the end of the process need.
     pub(crate) fn process(&self) -> ProcessEnv {
         ProcessEnv {
+            nodes: self.nodes.clone(),
             kept_routes: self.kept_routes.clone(),
             ends: Section::new(&self.config, |config| config.ends),
             open: self.open.clone(),

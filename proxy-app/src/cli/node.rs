@@ -2,42 +2,25 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use http_body_util::BodyExt;
 use hyper::Method;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use route_cache::HostPort;
-use serde::Serialize;
 
 use crate::admin::act::ReloadResult;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
 use crate::admin::holds::OneHold;
 use crate::admin::route::{Explained, Forgotten, LoginProtocol, Purge, TierAnswer};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
-use crate::cli::admin_client::AdminClient;
+use crate::cli::asking::{ApiArgs, Lines, encoded, path_with, print, printable, table};
+use crate::cli::nodes::{self, Everywhere, Output, ScopeArgs};
 use crate::cli::users::{UsersAnswer, UsersVerb};
-use crate::config;
 
 /// Longest line of a login; names in it are bounded.
 const MAX_LINE: usize = 64 * 1024;
-
-/// Width of the words in front of the sentences.
-const LABEL: usize = 11;
-
-/// How to reach the running process.
-#[derive(Debug, Args)]
-pub(crate) struct ApiArgs {
-    /// The admin socket of the running process [default: admin.socket of the node file].
-    #[arg(long, value_name = "FILE", global = true)]
-    pub socket: Option<PathBuf>,
-    /// Print the response as JSON.
-    #[arg(long, global = true)]
-    pub json: bool,
-}
 
 /// What the running process can be asked.
 #[derive(Debug, Subcommand)]
@@ -79,6 +62,9 @@ pub(crate) enum NodeVerb {
         ip: Option<IpAddr>,
         #[command(flatten)]
         #[allow(missing_docs)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        #[allow(missing_docs)]
         api: ApiArgs,
     },
     /// End sessions and web connections now.
@@ -93,6 +79,9 @@ pub(crate) enum NodeVerb {
         /// The session with this id, as `portico sessions` shows it.
         #[arg(long)]
         session: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        scope: ScopeArgs,
         #[command(flatten)]
         #[allow(missing_docs)]
         api: ApiArgs,
@@ -115,6 +104,9 @@ pub(crate) enum NodeVerb {
         /// Put the node back in service.
         #[arg(long, conflicts_with = "end_sessions_over")]
         undo: bool,
+        /// Another node, by its name.
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
         #[command(flatten)]
         #[allow(missing_docs)]
         api: ApiArgs,
@@ -184,6 +176,9 @@ pub(crate) enum RouteVerb {
         all: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        #[allow(missing_docs)]
         api: ApiArgs,
     },
 }
@@ -219,23 +214,18 @@ pub(crate) fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         match verb {
             NodeVerb::Logins(logins) => logins.run(conf).await,
-            verb => print(&ask(verb, conf).await?),
+            verb => {
+                let output = ask(verb, conf).await?;
+                print(&output.text)?;
+                output.complete()
+            }
         }
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints to standard output. Its reader may have closed it.
-pub(super) fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-        _ => Ok(()),
-    }
-}
-
-async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<String> {
-    match verb {
+async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<Output> {
+    let text = match verb {
         NodeVerb::Route {
             verb: RouteVerb::Explain(explain),
         } => {
@@ -243,11 +233,18 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<String> {
             explain.api.show(&answer, explained)
         }
         NodeVerb::Route {
-            verb: RouteVerb::Purge { logins, all, api },
+            verb:
+                RouteVerb::Purge {
+                    logins,
+                    all,
+                    scope,
+                    api,
+                },
         } => {
             let body = Purge { logins, all };
-            let answer: Forgotten = api.client(conf)?.send(Method::POST, "/v1/routes/purge", &body).await?;
-            api.show(&answer, forgotten)
+            let path = path_with("/v1/routes/purge", scope.fields());
+            let answer: Everywhere<Forgotten> = api.client(conf)?.send(Method::POST, &path, &body).await?;
+            return answer.show(&api, forgotten);
         }
         NodeVerb::Reload { force, api } => {
             let path = if force { "/v1/reload?force=true" } else { "/v1/reload" };
@@ -262,29 +259,44 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<String> {
             let answer: Generations = api.client(conf)?.get("/v1/generations").await?;
             api.show(&answer, generations)
         }
-        NodeVerb::Sessions { user, ip, api } => {
-            let fields = [("user", user), ("ip", ip.map(|ip| ip.to_string()))];
-            let answer: SessionList = api.client(conf)?.get(&path_with("/v1/sessions", fields)).await?;
-            api.show(&answer, |list| sessions(&list.sessions))
+        NodeVerb::Sessions { user, ip, scope, api } => {
+            let [local, node] = scope.fields();
+            let fields = [("user", user), ("ip", ip.map(|ip| ip.to_string())), local, node];
+            let path = path_with("/v1/sessions", fields);
+            let answer: Everywhere<SessionList> = api.client(conf)?.get(&path).await?;
+            return answer.show_all(&api, all_sessions);
         }
-        NodeVerb::Kick { user, ip, session, api } => {
+        NodeVerb::Kick {
+            user,
+            ip,
+            session,
+            scope,
+            api,
+        } => {
             let body = Kick { user, ip, session };
-            let answer: SessionList = api.client(conf)?.send(Method::POST, "/v1/sessions/kick", &body).await?;
-            api.show(&answer, kicked)
+            let path = path_with("/v1/sessions/kick", scope.fields());
+            let answer: Everywhere<SessionList> = api.client(conf)?.send(Method::POST, &path, &body).await?;
+            return answer.show_all(&api, kicked);
         }
         NodeVerb::Users { verb, api } => match verb.ask(&api.client(conf)?).await? {
-            UsersAnswer::Held(hold) => api.show(&hold, |hold| format!("new logins wait: {}", one_hold(hold))),
-            UsersAnswer::Released(hold) => api.show(&hold, |hold| format!("released: {}", one_hold(hold))),
+            UsersAnswer::Held(hold) => {
+                return hold.show(&api, |hold| format!("new logins wait: {}", one_hold(hold)));
+            }
+            UsersAnswer::Released(hold) => return hold.show(&api, |hold| format!("released: {}", one_hold(hold))),
             UsersAnswer::Holds(list) => api.show(&list, |list| list.holds.iter().map(one_hold).collect()),
         },
         NodeVerb::Drain {
             end_sessions_over,
             undo,
+            node,
             api,
         } => {
             let method = if undo { Method::DELETE } else { Method::POST };
             let body = DrainOrder { end_sessions_over };
-            let answer: Drained = api.client(conf)?.send(method, "/v1/drain", &body).await?;
+            let answer: Drained = api
+                .client(conf)?
+                .send(method, &path_with("/v1/drain", [("node", node)]), &body)
+                .await?;
             api.show(&answer, drained)
         }
         NodeVerb::Upstreams(order) => {
@@ -308,7 +320,8 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<String> {
         }
         // It prints as it goes.
         NodeVerb::Logins(_) => Ok(String::new()),
-    }
+    };
+    text.map(Output::from)
 }
 
 impl LoginsArgs {
@@ -341,27 +354,6 @@ impl LoginsArgs {
     }
 }
 
-impl ApiArgs {
-    pub(super) fn client(&self, conf: &Path) -> anyhow::Result<AdminClient> {
-        if let Some(socket) = &self.socket {
-            return Ok(AdminClient::new(socket));
-        }
-        let socket = config::admin_socket(conf).map_err(|problems| {
-            let first = problems.iter().next().map(ToString::to_string);
-            anyhow::anyhow!("{}", first.unwrap_or_default())
-        })?;
-        let missing = || format!("{} names no admin.socket; use --socket", conf.display());
-        Ok(AdminClient::new(&socket.with_context(missing)?))
-    }
-
-    pub(super) fn show<T: Serialize>(&self, answer: &T, text: impl Fn(&T) -> String) -> anyhow::Result<String> {
-        match self.json {
-            true => Ok(serde_json::to_string_pretty(answer)? + "\n"),
-            false => Ok(text(answer)),
-        }
-    }
-}
-
 impl ExplainArgs {
     fn path(&self) -> String {
         let protocol = clap::ValueEnum::to_possible_value(&self.protocol);
@@ -375,41 +367,6 @@ impl ExplainArgs {
         ];
         path_with("/v1/routes/explain", fields)
     }
-}
-
-/// A path with the parameters that have a value.
-pub(super) fn path_with<const N: usize>(path: &str, fields: [(&str, Option<String>); N]) -> String {
-    let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let pairs: Vec<String> = fields
-        .map(|(name, value)| format!("{name}={}", encoded(&value)))
-        .collect();
-    match pairs.is_empty() {
-        true => path.to_owned(),
-        false => format!("{path}?{}", pairs.join("&")),
-    }
-}
-
-fn encoded(text: &str) -> String {
-    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
-}
-
-/// Lines of a word and a sentence.
-#[derive(Default)]
-pub(super) struct Lines(String);
-
-impl Lines {
-    pub(super) fn into_text(self) -> String {
-        self.0
-    }
-
-    pub(super) fn line(&mut self, label: &str, sentence: impl AsRef<str>) {
-        let _fits = writeln!(self.0, "{label:LABEL$} {}", printable(sentence.as_ref()));
-    }
-}
-
-/// Names come from the network: nothing of them may move the cursor of a terminal.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn explained(answer: &Explained) -> String {
@@ -479,7 +436,7 @@ fn explained(answer: &Explained) -> String {
         lines.line("in the way", "nothing");
     }
     lines.line("generation", answer.generation.to_string());
-    lines.0
+    lines.into_text()
 }
 
 fn describe_tier(tier: &TierAnswer) -> String {
@@ -559,7 +516,10 @@ fn status(answer: &Status) -> String {
         );
     }
     lines.line("routes", format!("{} in memory", answer.routes));
-    lines.0
+    if let Some(shared) = &answer.shared_state {
+        nodes::shared_state(&mut lines, shared);
+    }
+    lines.into_text()
 }
 
 fn generations(answer: &Generations) -> String {
@@ -574,14 +534,37 @@ fn generations(answer: &Generations) -> String {
     out
 }
 
-fn sessions(list: &[OneSession]) -> String {
+/// The sessions of all nodes that have answered.
+fn all_sessions(answer: &Everywhere<SessionList>) -> String {
+    let answers = answer.answers();
+    let list: Vec<(&str, &OneSession)> = answers
+        .iter()
+        .flat_map(|(node, list)| list.sessions.iter().map(move |session| (*node, session)))
+        .collect();
+    let mut out = sessions(&list);
+    for (node, more) in answers
+        .iter()
+        .map(|(node, list)| (node, list.more))
+        .filter(|(_, more)| *more > 0)
+    {
+        let _fits = writeln!(out, "{}: {more} older ones are not shown", printable(node));
+    }
+    out
+}
+
+fn sessions(list: &[(&str, &OneSession)]) -> String {
+    let node = if list.iter().any(|(node, _)| !node.is_empty()) {
+        "NODE"
+    } else {
+        ""
+    };
     let mut rows = vec![
         [
-            "SESSION", "PROTO", "AGE", "IDLE", "IN", "OUT", "CLIENT", "ACCOUNT", "SERVER",
+            "SESSION", "PROTO", "AGE", "IDLE", "IN", "OUT", "CLIENT", "ACCOUNT", "SERVER", node,
         ]
         .map(str::to_owned),
     ];
-    for session in list {
+    for (node, session) in list {
         let each = |part: fn(&crate::admin::sessions::OneLogin) -> &str| {
             let parts: Vec<&str> = session.logins.iter().map(part).collect();
             if parts.is_empty() {
@@ -600,32 +583,18 @@ fn sessions(list: &[OneSession]) -> String {
             session.client.clone(),
             each(|login| &login.account),
             each(|login| &login.route),
+            (*node).to_owned(),
         ]);
     }
     table(&rows)
 }
 
-/// Columns as wide as their widest value.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: [usize; N] =
-        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
-    let mut out = String::new();
-    for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{:width$}", printable(cell)));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        let _fits = writeln!(out, "{}", line.trim_end());
-    }
-    out
-}
-
-fn kicked(answer: &SessionList) -> String {
-    match answer.sessions.len() {
-        0 => "there is no such session\n".to_owned(),
-        1 => format!("one session ends:\n{}", sessions(&answer.sessions)),
-        count => format!("{count} sessions end:\n{}", sessions(&answer.sessions)),
+fn kicked(answer: &Everywhere<SessionList>) -> String {
+    let answers = answer.answers();
+    match answers.iter().map(|(_, list)| list.sessions.len()).sum() {
+        0_usize => "there is no such session\n".to_owned(),
+        1 => format!("one session ends:\n{}", all_sessions(answer)),
+        count => format!("{count} sessions end:\n{}", all_sessions(answer)),
     }
 }
 

@@ -9,7 +9,8 @@ use clap::Subcommand;
 use hyper::Method;
 
 use crate::admin::throttle::{Allow, Clear, ClearedFailures, Disallow, ThrottleExplained, ThrottleState};
-use crate::cli::node::{ApiArgs, Lines, path_with, print, printable, table};
+use crate::cli::asking::{ApiArgs, Lines, path_with, print, printable, table};
+use crate::cli::nodes::{Everywhere, Output, ScopeArgs};
 
 /// What can be done about the throttle.
 #[derive(Debug, Subcommand)]
@@ -45,6 +46,9 @@ pub(crate) enum ThrottleVerb {
         all: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        #[allow(missing_docs)]
         api: ApiArgs,
     },
     /// Let an address or a network through for some time: its failures are neither counted nor refused.
@@ -59,12 +63,18 @@ pub(crate) enum ThrottleVerb {
         reason: String,
         #[command(flatten)]
         #[allow(missing_docs)]
+        scope: ScopeArgs,
+        #[command(flatten)]
+        #[allow(missing_docs)]
         api: ApiArgs,
     },
     /// End the time for which a network is let through.
     Disallow {
         /// The network, as it was allowed.
         network: String,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        scope: ScopeArgs,
         #[command(flatten)]
         #[allow(missing_docs)]
         api: ApiArgs,
@@ -77,31 +87,41 @@ pub(crate) enum ThrottleVerb {
 /// No process answers, or it refuses the request.
 pub(crate) fn run(verb: ThrottleVerb, conf: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    print(&runtime.block_on(ask(verb, conf))?)
+    let output = runtime.block_on(ask(verb, conf))?;
+    print(&output.text)?;
+    output.complete()
 }
 
-async fn ask(verb: ThrottleVerb, conf: &Path) -> anyhow::Result<String> {
+async fn ask(verb: ThrottleVerb, conf: &Path) -> anyhow::Result<Output> {
     match verb {
         ThrottleVerb::List { api } => {
             let answer: ThrottleState = api.client(conf)?.get("/v1/throttle").await?;
-            api.show(&answer, state)
+            Ok(api.show(&answer, state)?.into())
         }
         ThrottleVerb::Explain { login, ip, api } => {
             let fields = [("login", Some(login)), ("ip", Some(ip.to_string()))];
             let path = path_with("/v1/throttle/explain", fields);
             let answer: ThrottleExplained = api.client(conf)?.get(&path).await?;
-            api.show(&answer, explained)
+            Ok(api.show(&answer, explained)?.into())
         }
-        ThrottleVerb::Clear { login, ip, all, api } => {
+        ThrottleVerb::Clear {
+            login,
+            ip,
+            all,
+            scope,
+            api,
+        } => {
             let body = Clear { login, ip, all };
             let client = api.client(conf)?;
-            let answer: ClearedFailures = client.send(Method::POST, "/v1/throttle/clear", &body).await?;
-            api.show(&answer, cleared)
+            let path = path_with("/v1/throttle/clear", scope.fields());
+            let answer: Everywhere<ClearedFailures> = client.send(Method::POST, &path, &body).await?;
+            answer.show(&api, cleared)
         }
         ThrottleVerb::Allow {
             network,
             time,
             reason,
+            scope,
             api,
         } => {
             let body = Allow {
@@ -110,14 +130,16 @@ async fn ask(verb: ThrottleVerb, conf: &Path) -> anyhow::Result<String> {
                 reason,
             };
             let client = api.client(conf)?;
-            let answer: ThrottleState = client.send(Method::POST, "/v1/throttle/allow", &body).await?;
-            api.show(&answer, allowed)
+            let path = path_with("/v1/throttle/allow", scope.fields());
+            let answer: Everywhere<ThrottleState> = client.send(Method::POST, &path, &body).await?;
+            answer.show(&api, allowed)
         }
-        ThrottleVerb::Disallow { network, api } => {
+        ThrottleVerb::Disallow { network, scope, api } => {
             let body = Disallow { network };
             let client = api.client(conf)?;
-            let answer: ThrottleState = client.send(Method::DELETE, "/v1/throttle/allow", &body).await?;
-            api.show(&answer, allowed)
+            let path = path_with("/v1/throttle/allow", scope.fields());
+            let answer: Everywhere<ThrottleState> = client.send(Method::DELETE, &path, &body).await?;
+            answer.show(&api, allowed)
         }
     }
 }

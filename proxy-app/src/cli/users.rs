@@ -8,6 +8,8 @@ use mail_directory::yaml;
 
 use crate::admin::holds::{HoldList, HoldName, HoldOrder, OneHold};
 use crate::cli::admin_client::AdminClient;
+use crate::cli::asking::path_with;
+use crate::cli::nodes::{Everywhere, ScopeArgs};
 
 /// What can be done about users.
 #[derive(Debug, Subcommand)]
@@ -23,12 +25,18 @@ pub(crate) enum UsersVerb {
         /// Why; for administrators.
         #[arg(long)]
         reason: String,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        scope: ScopeArgs,
     },
     /// End a hold.
     Release {
         #[command(flatten)]
         #[allow(missing_docs)]
         whose: Whose,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        scope: ScopeArgs,
     },
     /// List the holds.
     Holds,
@@ -61,9 +69,9 @@ impl Whose {
 /// What the node said.
 pub(crate) enum UsersAnswer {
     /// A hold that was begun.
-    Held(OneHold),
+    Held(Everywhere<OneHold>),
     /// A hold that was ended.
-    Released(OneHold),
+    Released(Everywhere<OneHold>),
     /// All.
     Holds(HoldList),
 }
@@ -75,17 +83,24 @@ impl UsersVerb {
     /// It does not answer, or refuses.
     pub(crate) async fn ask(self, client: &AdminClient) -> anyhow::Result<UsersAnswer> {
         match self {
-            Self::Hold { whose, lasts, reason } => {
+            Self::Hold {
+                whose,
+                lasts,
+                reason,
+                scope,
+            } => {
                 let order = HoldOrder {
                     held: whose.name(),
                     seconds: lasts.as_secs(),
                     reason,
                 };
-                Ok(UsersAnswer::Held(client.send(Method::POST, "/v1/holds", &order).await?))
+                let path = path_with("/v1/holds", scope.fields());
+                Ok(UsersAnswer::Held(client.send(Method::POST, &path, &order).await?))
             }
-            Self::Release { whose } => {
+            Self::Release { whose, scope } => {
                 let name = whose.name();
-                let released = client.send(Method::POST, "/v1/holds/release", &name).await?;
+                let path = path_with("/v1/holds/release", scope.fields());
+                let released = client.send(Method::POST, &path, &name).await?;
                 Ok(UsersAnswer::Released(released))
             }
             Self::Holds => Ok(UsersAnswer::Holds(client.get("/v1/holds").await?)),

@@ -153,6 +153,21 @@ pub(crate) const MEMCACHED: Metric = metric(
     &["upstream"],
     "1 if the server answered when it was last used.",
 );
+pub(crate) const SHARED_STATE: Metric = metric(
+    "portico_shared_state_up",
+    &[],
+    "1 if the engine of shared_state answers; 0 while this node goes on alone.",
+);
+pub(crate) const SHARED_FAILURES: Metric = metric(
+    "portico_shared_state_failures_total",
+    &["kind"],
+    "Failures of the engine of shared_state (engine), and texts in it that were not what they should be (text).",
+);
+pub(crate) const NODES: Metric = metric(
+    "portico_nodes",
+    &["state"],
+    "Nodes that this one knows of, itself included: awake, or silent.",
+);
 pub(crate) const HEALTHY: Metric = metric(
     "portico_upstream_healthy",
     &["group", "upstream"],
@@ -192,6 +207,9 @@ pub const ALL: &[&Metric] = &[
     &DIRECTORY,
     &REFUSED_DIRECTORY,
     &MEMCACHED,
+    &SHARED_STATE,
+    &SHARED_FAILURES,
+    &NODES,
     &HEALTHY,
     &BUSY,
 ];
@@ -229,6 +247,7 @@ pub(crate) struct ScrapeMetrics {
     pub(crate) dropped: IntCounterVec,
     pub(crate) throttled: IntCounterVec,
     pub(crate) left_out: IntCounterVec,
+    pub(crate) shared_failures: IntCounterVec,
     gauges: Vec<(&'static str, GaugeVec)>,
 }
 
@@ -280,6 +299,8 @@ impl Metrics {
             &DIRECTORY,
             &REFUSED_DIRECTORY,
             &MEMCACHED,
+            &SHARED_STATE,
+            &NODES,
             &HEALTHY,
             &BUSY,
         ];
@@ -305,6 +326,7 @@ impl Metrics {
                 dropped: counters(&DROPPED)?,
                 throttled: counters(&THROTTLED)?,
                 left_out: counters(&LEFT_OUT)?,
+                shared_failures: counters(&SHARED_FAILURES)?,
                 gauges: gauges.map(gauge).into_iter().collect::<Result<_, _>>()?,
             }),
             registry,

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::SignalKind;
 use tokio::task::JoinHandle;
 
+use crate::admin::everywhere::ForOthers;
 use crate::admin::{self, TakeOver};
 use crate::app::App;
 use crate::app::env::{AdminEnv, ProcessEnv};
@@ -165,6 +166,7 @@ impl Service for ListenerService {
             listeners.serve(listener, socket).await;
         }
         let mut tasks = care_for(&app, hangups, rotations);
+        follow_nodes(&env, app.admin());
         if let Some(upgrade_request) = self.upgrade_request.take() {
             if let Err(error) = take_over(upgrade_request, app.admin(), &listeners) {
                 give_up(&error);
@@ -199,6 +201,9 @@ impl Service for ListenerService {
             app.keep_throttle_now().await;
         }
         shutdown::drain(&env, ending, signals).await;
+        if let Some(nodes) = &env.nodes {
+            nodes.leave().await;
+        }
     }
 
     fn name(&self) -> &str {
@@ -222,6 +227,14 @@ async fn load_routes(env: &ProcessEnv) {
 fn follow_routes(env: &ProcessEnv) -> Option<JoinHandle<()>> {
     let kept = env.kept_routes.clone()?;
     Some(tokio::spawn(async move { kept.follow().await }))
+}
+
+/// Not one of the tasks: the others are to know of this process as long as it has sessions.
+fn follow_nodes(env: &ProcessEnv, local: Arc<AdminEnv>) {
+    if let Some(nodes) = env.nodes.clone() {
+        let router = admin::api::router(local.clone());
+        tokio::spawn(nodes.follow(Arc::new(ForOthers::new(local, router))));
+    }
 }
 
 /// What goes on as long as the process serves.

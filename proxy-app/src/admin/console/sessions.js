@@ -50,7 +50,7 @@ export function show(root, { mayChange, attempt }) {
 
   async function refresh() {
     const text = filter.input.value.trim();
-    const answer = await get("/v1/sessions", { text, limit: SHOWN });
+    const answer = await get("/v1/sessions", { text, limit: SHOWN, local: true });
     if (filter.input.value.trim() !== text) return;
     now = new Map(answer.sessions.map((one) => [one.session, one]));
     list.update(answer.sessions.toReversed());
@@ -65,7 +65,7 @@ export function show(root, { mayChange, attempt }) {
     const account = one.logins[0]?.account || one.logins[0]?.user || one.client;
     const text = `${one.proto.toUpperCase()} from ${one.client}. It ends now; the client may reconnect at once.`;
     if (!(await confirmed(`End the session of ${account}?`, text, "End it"))) return;
-    const { sessions } = await send("POST", "/v1/sessions/kick", { session: one.session });
+    const { sessions } = await send("POST", "/v1/sessions/kick?local=true", { session: one.session });
     const done = sessions.length === 0 ? "It had already ended." : `The session of ${account} ends.`;
     said.replaceChildren(note(done, "good"));
     await refresh();

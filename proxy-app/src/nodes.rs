@@ -1,0 +1,353 @@
+//! What the nodes of one mail system know of each other, and how they act together: by an engine that all reach, Valkey
+//! or Redis (docs/several-nodes.md, docs/adr/0021-nodes-share-an-engine.md).
+//!
+//! Nothing here is in the way of a login. What comes from other nodes is kept in memory when it comes; what goes to them
+//! is left in memory for the task that speaks with the engine (`link`). While the engine is away each node goes on
+//! alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep_until, timeout};
+
+use crate::config::SharedStateConfig;
+use crate::tls::upstream::UpstreamTrust;
+use crate::upstream::dns::DnsCache;
+
+mod engine;
+mod link;
+mod members;
+mod standing;
+mod wire;
+
+use engine::{Dialer, Engine, Failure};
+pub(crate) use members::Member;
+use members::Members;
+use standing::StandingOrders;
+pub(crate) use standing::{Kind, StandingOrder};
+pub(crate) use wire::NodeState;
+use wire::{Names, Order, Reply};
+
+/// How long answers of other nodes are waited for.
+pub(crate) const ANSWERS: Duration = Duration::from_secs(2);
+/// Orders of this node that wait for answers at one time.
+const MOST_ASKED: usize = 64;
+/// Orders of other nodes that are carried out at one time.
+const MOST_AT_ONCE: usize = 16;
+/// How long one may take. Its node has heard before that that there is no answer yet.
+const LONGEST_ACT: Duration = Duration::from_secs(60);
+/// At the end of the process the engine gets this long to take the node off the list.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What this node says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SelfReport {
+    /// What it does.
+    pub state: NodeState,
+    /// Number of the configuration in force.
+    pub generation: u64,
+    /// Logged-in sessions.
+    pub sessions: u64,
+}
+
+/// This node, as far as others may order it about.
+#[async_trait]
+pub(crate) trait Local: Send + Sync {
+    /// What it says of itself.
+    fn report(&self) -> SelfReport;
+
+    /// Carries out an order of another node, whose name is `from`.
+    ///
+    /// # Errors
+    /// Why it is not carried out, in words for the administrator there.
+    async fn act(&self, from: &str, verb: &str, body: Value) -> Result<Value, String>;
+
+    /// What stands on this node.
+    fn standing(&self) -> Vec<StandingOrder>;
+
+    /// Does what was ordered while this node was not there.
+    async fn adopt(&self, orders: Vec<StandingOrder>);
+}
+
+/// How this node stands with the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It has answered.
+    Joined {
+        /// Where it is.
+        engine: String,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It does not answer: this node goes on alone.
+    Alone {
+        /// Why.
+        why: String,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// What a node has said to an order, or why it has not.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Said {
+    /// The node.
+    pub node: String,
+    /// Its answer; else what went wrong.
+    pub answer: Result<Value, String>,
+}
+
+/// The engine's time, and when it said so.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    engine: u64,
+    heard: Instant,
+}
+
+impl Clock {
+    fn now(self) -> u64 {
+        let since = u64::try_from(self.heard.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.engine.saturating_add(since)
+    }
+}
+
+struct State {
+    engine: Option<Arc<Engine>>,
+    with_engine: Standing,
+    clock: Clock,
+    members: Members,
+    standing: StandingOrders,
+}
+
+/// This node among the others.
+pub(crate) struct Nodes {
+    /// The number of this process.
+    run: String,
+    node: String,
+    version: &'static str,
+    since: u64,
+    dialer: Dialer,
+    state: Mutex<State>,
+    /// Orders of this node that wait for answers.
+    asked: Mutex<HashMap<String, mpsc::Sender<Reply>>>,
+    acting: Arc<Semaphore>,
+    failures: AtomicU64,
+    /// Texts that were not what they should be.
+    unfit: AtomicU64,
+}
+
+impl Nodes {
+    /// A node that has not looked for the others yet.
+    ///
+    /// # Errors
+    /// The file of authorities cannot be used.
+    pub(crate) fn new(
+        config: SharedStateConfig,
+        node: &str,
+        version: &'static str,
+        dns: Arc<DnsCache>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let trust = UpstreamTrust::new(config.ca_file.as_deref(), true)?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let state = State {
+            engine: None,
+            with_engine: Standing::Alone {
+                why: "it has not answered yet".to_owned(),
+                since: Timestamp::now(),
+            },
+            clock: Clock {
+                engine: since,
+                heard: Instant::now(),
+            },
+            members: Members::default(),
+            standing: StandingOrders::default(),
+        };
+        Ok(Arc::new(Self {
+            run: new_id(),
+            node: node.to_owned(),
+            version,
+            since,
+            dialer: Dialer { config, trust, dns },
+            state: Mutex::new(state),
+            asked: Mutex::default(),
+            acting: Arc::new(Semaphore::new(MOST_AT_ONCE)),
+            failures: AtomicU64::new(0),
+            unfit: AtomicU64::new(0),
+        }))
+    }
+
+    /// How this node stands with the engine.
+    pub(crate) fn standing(&self) -> Standing {
+        self.state.lock().with_engine.clone()
+    }
+
+    /// All nodes as they were last seen, by name, this one included.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let state = self.state.lock();
+        state.members.list(state.clock.now())
+    }
+
+    /// The name of this node.
+    pub(crate) fn name(&self) -> &str {
+        &self.node
+    }
+
+    /// Whether this is the process that asks.
+    pub(crate) fn is_this(&self, member: &Member) -> bool {
+        member.run == self.run
+    }
+
+    /// Something stands on all nodes from now on, or has ended. This only writes it down for those that join later.
+    pub(crate) fn note(&self, order: StandingOrder) {
+        let mut state = self.state.lock();
+        let now = state.clock.now();
+        state.standing.note(order, now);
+    }
+
+    /// How often the engine has failed, and how many texts were not what they should be.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (
+            self.failures.load(Ordering::Relaxed),
+            self.unfit.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Orders all other nodes to do something, or the one with this name. Returns what each has said, or that it has
+    /// not: every node that is known is named. Empty: there is no other node.
+    pub(crate) async fn order<B: Serialize + Sync>(
+        &self,
+        to: Option<&str>,
+        verb: &str,
+        body: &B,
+        wait: Duration,
+    ) -> Vec<Said> {
+        let meant = |member: &Member| !self.is_this(member) && to.is_none_or(|to| to == member.node);
+        let (silent, awake): (Vec<Member>, Vec<Member>) = self
+            .members()
+            .into_iter()
+            .filter(meant)
+            .partition(|member| member.silent.is_some());
+        let mut said: Vec<Said> = silent.into_iter().map(Said::silent).collect();
+        if !awake.is_empty() {
+            said.extend(self.order_awake(awake, to, verb, body, wait).await);
+        }
+        said.sort_by(|one, other| one.node.cmp(&other.node));
+        said
+    }
+
+    async fn order_awake<B: Serialize + Sync>(
+        &self,
+        awake: Vec<Member>,
+        to: Option<&str>,
+        verb: &str,
+        body: &B,
+        wait: Duration,
+    ) -> Vec<Said> {
+        let all_failed = |why: &str| awake.iter().map(|member| Said::failed(member, why)).collect();
+        let (Some(engine), Ok(body)) = (self.state.lock().engine.clone(), serde_json::to_value(body)) else {
+            return all_failed("the engine of shared_state does not answer");
+        };
+        let Some((id, mut replies)) = self.expect(awake.len()) else {
+            return all_failed("too many orders wait for answers already");
+        };
+        let deadline = tokio::time::Instant::now() + wait;
+        let order = Order::new(&id.0, (&self.run, &self.node), to, verb, body);
+        if let Err(failure) = self.publish(&engine, &self.names().orders(), &order).await {
+            return all_failed(&format!("the engine of shared_state: {failure}"));
+        }
+        let mut answers: HashMap<String, Result<Value, String>> = HashMap::new();
+        while awake.iter().any(|member| !answers.contains_key(&member.run)) {
+            tokio::select! {
+                reply = replies.recv() => match reply {
+                    Some(reply) if awake.iter().any(|member| member.run == reply.from) => {
+                        answers.entry(reply.from).or_insert(reply.answer);
+                    }
+                    Some(_) => {}
+                    None => break,
+                },
+                () = sleep_until(deadline) => break,
+            }
+        }
+        let late = || Err(format!("no answer within {} ms", wait.as_millis()));
+        let said = |member: Member| Said {
+            answer: answers.remove(&member.run).unwrap_or_else(late),
+            node: member.node,
+        };
+        awake.into_iter().map(said).collect()
+    }
+
+    /// A place for the answers to an order.
+    fn expect(&self, count: usize) -> Option<(Expected<'_>, mpsc::Receiver<Reply>)> {
+        let mut asked = self.asked.lock();
+        if asked.len() >= MOST_ASKED {
+            return None;
+        }
+        let (sender, replies) = mpsc::channel(count.saturating_mul(2));
+        let id = new_id();
+        asked.insert(id.clone(), sender);
+        Some((Expected(id, self), replies))
+    }
+
+    async fn publish(&self, engine: &Engine, channel: &str, said: &impl Serialize) -> Result<(), Failure> {
+        let text = wire::text(said);
+        if text.len() > wire::MESSAGE_MAX {
+            return Err(Failure("the message is too long".to_owned()));
+        }
+        let mut commands = redis::pipe();
+        commands.cmd("PUBLISH").arg(channel).arg(text);
+        engine.run(&commands).await.map(drop)
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names(&self.dialer.config.prefix)
+    }
+
+    /// Takes the node off the list, at the end of the process.
+    pub(crate) async fn leave(&self) {
+        let engine = self.state.lock().engine.take();
+        if let Some(engine) = engine {
+            let mut commands = redis::pipe();
+            commands.cmd("HDEL").arg(self.names().nodes()).arg(&self.run);
+            let _it_goes_by_itself = timeout(FAREWELL, engine.run(&commands)).await;
+        }
+    }
+}
+
+/// A place for answers, given up when it is dropped.
+struct Expected<'a>(String, &'a Nodes);
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.1.asked.lock().remove(&self.0);
+    }
+}
+
+impl Said {
+    fn silent(member: Member) -> Self {
+        let silent = member.silent.unwrap_or_default().as_secs();
+        Self {
+            node: member.node,
+            answer: Err(format!("it has said nothing for {silent} s")),
+        }
+    }
+
+    fn failed(member: &Member, why: &str) -> Self {
+        Self {
+            node: member.node.clone(),
+            answer: Err(why.to_owned()),
+        }
+    }
+}
+
+fn new_id() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}

@@ -1,0 +1,136 @@
+//! Which nodes there are, by what each says of itself. Pure: the time is that of the engine, as all nodes see it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::wire::{self, Beat, NodeState};
+
+/// Most nodes that are looked at.
+const MOST: usize = 64;
+/// A node that has said nothing for this long is silent: it misses four of its beats.
+const SILENT: u64 = 2_000;
+/// A node that has said nothing for this long is left out of the list, by whoever sees it.
+const GONE: u64 = 600_000;
+
+/// A node, as others see it. In an upgrade two processes are one node for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Which process it is: a number of its own.
+    pub(crate) run: String,
+    /// Name of the node.
+    pub(crate) node: String,
+    /// Version of the program.
+    pub(crate) version: String,
+    /// Process id.
+    pub(crate) pid: u32,
+    /// What it does.
+    pub(crate) state: NodeState,
+    /// When it started, in milliseconds since 1970.
+    pub(crate) since: u64,
+    /// Number of its configuration in force.
+    pub(crate) generation: u64,
+    /// Its logged-in sessions.
+    pub(crate) sessions: u64,
+    /// For how long it has said nothing, if that is too long.
+    pub(crate) silent: Option<Duration>,
+}
+
+/// All nodes that are known, this one included.
+#[derive(Debug, Default)]
+pub(super) struct Members(BTreeMap<String, Beat>);
+
+impl Members {
+    /// Takes the list as it stands in the engine. Returns what does not belong there any more.
+    pub(super) fn take(&mut self, fields: Vec<(Vec<u8>, Vec<u8>)>, now: u64) -> Vec<Vec<u8>> {
+        let mut gone = Vec::new();
+        let mut known = BTreeMap::new();
+        for (run, text) in fields {
+            let name = std::str::from_utf8(&run).ok().filter(|run| is_run(run));
+            let beat = wire::read::<Beat>(&text, wire::FIELD_MAX);
+            match (name, beat) {
+                (Some(name), Some(beat)) if now.saturating_sub(beat.at) <= GONE => {
+                    if known.len() < MOST {
+                        known.insert(name.to_owned(), beat);
+                    }
+                }
+                // A newer version's text is its own affair.
+                (Some(_), None) => {}
+                _ => gone.push(run),
+            }
+        }
+        self.0 = known;
+        gone
+    }
+
+    /// The nodes, by name.
+    pub(super) fn list(&self, now: u64) -> Vec<Member> {
+        let member = |(run, beat): (&String, &Beat)| {
+            let silent = now.saturating_sub(beat.at);
+            Member {
+                run: run.clone(),
+                node: beat.node.clone(),
+                version: beat.version.clone(),
+                pid: beat.pid,
+                state: beat.state,
+                since: beat.since,
+                generation: beat.generation,
+                sessions: beat.sessions,
+                silent: (silent > SILENT).then(|| Duration::from_millis(silent)),
+            }
+        };
+        let mut all: Vec<Member> = self.0.iter().map(member).collect();
+        all.sort_by(|one, other| (&one.node, one.since).cmp(&(&other.node, other.since)));
+        all
+    }
+}
+
+/// The form of a run: sixteen hexadecimal digits.
+pub(super) fn is_run(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(run: &str, node: &str, at: u64) -> (Vec<u8>, Vec<u8>) {
+        let beat = Beat::new(node, "1", NodeState::Ready, 5, 1, 7, at);
+        (run.as_bytes().to_vec(), wire::text(&beat))
+    }
+
+    const RUNS: [&str; 3] = ["00000000000000aa", "00000000000000bb", "00000000000000cc"];
+
+    #[test]
+    fn who_says_nothing_is_silent_and_then_gone() {
+        let mut members = Members::default();
+        let now = 10_000_000;
+        let gone = members.take(
+            vec![
+                field(RUNS[1], "b", now - SILENT - 1),
+                field(RUNS[0], "c", now + 500),
+                field(RUNS[2], "a", now - GONE - 1),
+            ],
+            now,
+        );
+        assert_eq!(gone, [RUNS[2].as_bytes()]);
+        let list = members.list(now);
+        let seen: Vec<_> = list
+            .iter()
+            .map(|member| (member.node.as_str(), member.silent))
+            .collect();
+        assert_eq!(seen, [("b", Some(Duration::from_millis(SILENT + 1))), ("c", None)]);
+        assert!(members.take(Vec::new(), now).is_empty() && members.list(now).is_empty());
+    }
+
+    #[test]
+    fn a_list_that_lies_is_bounded() {
+        let mut members = Members::default();
+        let many = (0..10_000).map(|run| field(&format!("{run:016x}"), "n", 1)).collect();
+        assert!(members.take(many, 1).is_empty());
+        assert_eq!(members.list(1).len(), MOST);
+        let odd = vec![(b"../x".to_vec(), b"{}".to_vec()), (vec![0xff; 16], Vec::new())];
+        assert_eq!(members.take(odd, 1).len(), 2);
+        let newer = vec![(RUNS[0].as_bytes().to_vec(), b"{\"v\":2}".to_vec())];
+        assert!(members.take(newer, 1).is_empty() && members.list(1).is_empty());
+    }
+}

@@ -1,0 +1,515 @@
+//! Nodes that act together by an engine, a real Redis: what one is told, all do; and what becomes of it when the engine
+//! is killed, frozen, emptied, guarded, or lies.
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
+use portico_tests::portico::Portico;
+use portico_tests::redis::Redis;
+use portico_tests::town::{Endpoints, FRONT, Town, people};
+use portico_tests::wire::Wire;
+use portico_tests::{Stage, until};
+use serde_json::Value;
+
+use crate::admin::{done, json, said};
+use crate::scene::greeted;
+
+const SOON: Duration = Duration::from_secs(30);
+const NAMES: [&str; 3] = ["proxy1.example.test", "proxy2.example.test", "proxy3.example.test"];
+
+/// Some nodes of one system.
+struct Together<'a> {
+    stage: &'a Stage,
+    town: Town,
+    nodes: Vec<Portico>,
+    fronts: Vec<Endpoints>,
+}
+
+impl<'a> Together<'a> {
+    /// `section` is `shared_state` of the node files, `change` further changes.
+    fn build(stage: &'a Stage, count: usize, section: &str, change: impl Fn(&mut Node)) -> Result<Self> {
+        let town = Town::build(stage, people())?;
+        let mut directory = town.directory();
+        for name in &NAMES[..count] {
+            directory.node(name);
+        }
+        let (mut nodes, mut fronts) = (Vec::new(), Vec::new());
+        for name in &NAMES[..count] {
+            let front = Endpoints::new(stage, None)?;
+            let mut node = node(&town, name, &front);
+            node.more.push(("shared_state".to_owned(), section.to_owned()));
+            change(&mut node);
+            nodes.push(start(stage, name, &node, &directory)?);
+            fronts.push(front);
+        }
+        Ok(Self {
+            stage,
+            town,
+            nodes,
+            fronts,
+        })
+    }
+
+    /// A login at a node.
+    fn login(&self, at: usize, local: &str) -> Result<Wire> {
+        let person = self.town.person(local)?;
+        let mut wire = self.open(at)?;
+        wire.imap_ok(&format!("a LOGIN {} {}", person.name, person.password()))?;
+        Ok(wire)
+    }
+
+    fn open(&self, at: usize) -> Result<Wire> {
+        let tls = self.town.ca.connector(&[])?;
+        greeted(Wire::tls(self.fronts[at].imaps, &tls, FRONT)?, "* OK")
+    }
+
+    /// What a login hears that must not succeed.
+    fn refused(&self, at: usize, local: &str) -> Result<String> {
+        let person = self.town.person(local)?;
+        let answer = self
+            .open(at)?
+            .imap(&format!("a LOGIN {} {}", person.name, person.password()))?;
+        answer.last().cloned().context("no answer")
+    }
+
+    fn shared(&self, at: usize) -> Result<Value> {
+        Ok(json(&self.nodes[at], &["status"])?["shared_state"].clone())
+    }
+
+    /// Waits until a node sees so many others awake, itself included.
+    fn sees(&self, at: usize, awake: usize) -> Result<()> {
+        until(&format!("node {at} sees {awake}"), SOON, || {
+            let shared = self.shared(at)?;
+            let nodes = shared["nodes"].as_array().context("no nodes")?;
+            let seen = nodes.iter().filter(|node| node["silent"].is_null()).count();
+            Ok((shared["joined"] == true && seen == awake).then_some(()))
+        })
+    }
+
+    fn all_see_each_other(&self) -> Result<()> {
+        (0..self.nodes.len()).try_for_each(|at| self.sees(at, self.nodes.len()))
+    }
+
+    fn is_alone(&self, at: usize) -> Result<()> {
+        until(&format!("node {at} is alone"), SOON, || {
+            Ok((self.shared(at)?["joined"] == false).then_some(()))
+        })
+    }
+}
+
+fn node(town: &Town, name: &str, front: &Endpoints) -> Node {
+    let mut node = town.node();
+    node.name = name.to_owned();
+    let listener = |(address, serve, tls): (SocketAddrV4, Serve, Tls)| Listener {
+        address: SocketAddr::V4(address),
+        serve,
+        tls,
+        proxies: Vec::new(),
+        more: Vec::new(),
+    };
+    node.listeners = front.each().map(listener).into();
+    node.more.push(("mail".to_owned(), "{hold_wait: 100ms}".to_owned()));
+    node.more.push(("shutdown_timeout".to_owned(), "5s".to_owned()));
+    node
+}
+
+fn start(stage: &Stage, name: &str, node: &Node, directory: &Directory) -> Result<Portico> {
+    Portico::start_at(stage, name, node, directory, &[("RUST_LOG", "info")])
+}
+
+fn at(redis: &Redis) -> String {
+    format!("{{url: \"redis://{}\"}}", redis.address())
+}
+
+/// The client hears that its session ends.
+fn ends(mut wire: Wire) -> Result<()> {
+    let line = wire.line()?;
+    ensure!(line.starts_with("* BYE"), "{line}");
+    Ok(())
+}
+
+fn goes_on(wire: &mut Wire) -> Result<()> {
+    wire.imap_ok("n NOOP").map(drop)
+}
+
+#[test]
+fn what_one_node_is_told_all_do() -> Result<()> {
+    Stage::run(|stage| {
+        let redis = Redis::start(stage)?;
+        let together = Together::build(stage, 3, &at(&redis), |_| ())?;
+        together.all_see_each_other()?;
+        let [one, two, three] = &together.nodes[..] else {
+            anyhow::bail!("three nodes")
+        };
+        let (alice, mut bob) = (together.login(1, "alice")?, together.login(2, "bob")?);
+        let mut carol = together.login(0, "carol")?;
+        let list = done(one, &["sessions"])?;
+        for (account, node) in [
+            ("alice@a.example", NAMES[1]),
+            ("bob@b.example", NAMES[2]),
+            ("carol@", NAMES[0]),
+        ] {
+            let found = list.lines().find(|line| line.contains(account));
+            ensure!(found.is_some_and(|line| line.ends_with(node)), "{account}: {list}");
+        }
+        ensure!(!done(one, &["sessions", "--local"])?.contains("alice@"));
+        let there = done(one, &["sessions", "--node", NAMES[2]])?;
+        ensure!(there.contains("bob@b.example") && !there.contains("alice@"), "{there}");
+        // A kick, here only and everywhere.
+        ensure!(done(one, &["kick", "--user", "alice@a.example", "--local"])?.starts_with("there is no"));
+        let kicked = done(one, &["kick", "--user", "alice@a.example"])?;
+        ensure!(
+            kicked.starts_with("one session ends") && kicked.contains(NAMES[1]),
+            "{kicked}"
+        );
+        ends(alice)?;
+        goes_on(&mut bob)?;
+        let record = two.record(&[("event", "admin"), ("who", &format!("node {}", NAMES[0]))])?;
+        ensure!(record["act"] == "kick user alice@a.example: 1 sessions", "{record}");
+        // A hold.
+        let held = done(
+            one,
+            &["users", "hold", "bob@b.example", "--for", "10m", "--reason", "move"],
+        )?;
+        ensure!(held.contains(&format!("{}: done", NAMES[1])), "{held}");
+        for node in 0..3 {
+            ensure!(together.refused(node, "bob")?.contains("NO [UNAVAILABLE]"));
+        }
+        done(three, &["users", "release", "bob@b.example"])?;
+        (0..3).try_for_each(|node| together.login(node, "bob").map(drop))?;
+        // A purge and a drain.
+        let purged = done(two, &["route", "purge", "alice@a.example"])?;
+        ensure!(purged.contains(&format!("{}: done", NAMES[2])), "{purged}");
+        done(one, &["drain", "--node", NAMES[1]])?;
+        until("the drain is seen", SOON, || {
+            let shared = together.shared(2)?;
+            let drained = |node: &Value| node["node"] == NAMES[1] && node["state"] == "drained";
+            Ok(shared["nodes"]
+                .as_array()
+                .context("no nodes")?
+                .iter()
+                .any(drained)
+                .then_some(()))
+        })?;
+        ensure!(json(one, &["status"])?["ready"] == true);
+        done(three, &["drain", "--undo", "--node", NAMES[1]])?;
+        let unknown = said(one, &["drain", "--node", "proxy9.example.test"])?;
+        ensure!(
+            unknown.code == 1 && unknown.err.contains("no node proxy9.example.test"),
+            "{}",
+            unknown.err
+        );
+        // An allowance.
+        done(
+            one,
+            &["throttle", "allow", "192.0.2.0/24", "--for", "1h", "--reason", "school"],
+        )?;
+        ensure!(done(three, &["throttle", "list"])?.contains("192.0.2.0/24"));
+        done(two, &["throttle", "disallow", "192.0.2.0/24"])?;
+        ensure!(!done(three, &["throttle", "list"])?.contains("192.0.2.0/24"));
+        ensure!(done(one, &["throttle", "clear", "--all"])?.contains(&format!("{}: done", NAMES[2])));
+        goes_on(&mut carol)
+    })
+}
+
+#[test]
+fn a_node_that_is_frozen_is_named_and_takes_up_what_stands() -> Result<()> {
+    Stage::run(|stage| {
+        let redis = Redis::start(stage)?;
+        let mut together = Together::build(stage, 2, &at(&redis), |_| ())?;
+        together.all_see_each_other()?;
+        let mut alice = together.login(1, "alice")?;
+        together.nodes[1].signal(Signal::SIGSTOP)?;
+        // At once: it is asked in vain. Later: it is known to be silent.
+        let hold = [
+            "users",
+            "hold",
+            "--domain",
+            "a.example",
+            "--for",
+            "10m",
+            "--reason",
+            "move",
+        ];
+        let held = said(&together.nodes[0], &hold)?;
+        let expected = format!("{}: no answer within 2000 ms", NAMES[1]);
+        ensure!(held.code == 1 && held.err.contains(&expected), "{}", held.err);
+        ensure!(
+            held.out.starts_with("new logins wait: domain a.example"),
+            "{}",
+            held.out
+        );
+        let begun = Instant::now();
+        let kicked = said(&together.nodes[0], &["kick", "--user", "alice@a.example"])?;
+        let expected = format!("{}: it has said nothing for", NAMES[1]);
+        ensure!(kicked.code == 1 && kicked.err.contains(&expected), "{}", kicked.err);
+        ensure!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_secs(2));
+        together.nodes[1].signal(Signal::SIGCONT)?;
+        // The hold stands, and counts there now; the old kick is not done any more.
+        until("the hold is taken up", SOON, || {
+            Ok(done(&together.nodes[1], &["users", "holds"])?
+                .contains("domain a.example")
+                .then_some(()))
+        })?;
+        goes_on(&mut alice)?;
+        ensure!(together.refused(1, "alice")?.contains("NO [UNAVAILABLE]"));
+        // A release while a node is down: its own file says that there is a hold, what stands says that there is none.
+        together.sees(0, 2)?;
+        together.nodes[1].kill();
+        said(&together.nodes[0], &["users", "release", "--domain", "a.example"])?;
+        together.nodes[1].start_again("info")?;
+        together.sees(1, 2)?;
+        until("the release is taken up", SOON, || {
+            Ok((!done(&together.nodes[1], &["users", "holds"])?.contains("a.example")).then_some(()))
+        })
+    })
+}
+
+#[test]
+fn without_the_engine_each_node_goes_on_alone_and_joins_again() -> Result<()> {
+    Stage::run(|stage| {
+        let mut redis = Redis::start(stage)?;
+        let together = Together::build(stage, 2, &at(&redis), |_| ())?;
+        together.all_see_each_other()?;
+        let mut alice = together.login(0, "alice")?;
+        redis.kill();
+        together.is_alone(0)?;
+        together.is_alone(1)?;
+        let status = done(&together.nodes[0], &["status"])?;
+        ensure!(status.contains("this node is alone"), "{status}");
+        ensure!(json(&together.nodes[0], &["status"])?["ready"] == true);
+        // All goes on here, and the other node is named.
+        together.login(0, "bob")?;
+        let hold = ["users", "hold", "bob@b.example", "--for", "10m", "--reason", "move"];
+        let held = said(&together.nodes[0], &hold)?;
+        ensure!(held.code == 1 && held.err.contains(NAMES[1]), "{}", held.err);
+        ensure!(together.refused(0, "bob")?.contains("NO [UNAVAILABLE]"));
+        together.login(1, "bob")?;
+        // It comes back empty: what was set meanwhile stands everywhere.
+        redis.start_again()?;
+        together.all_see_each_other()?;
+        until("the hold is told", SOON, || {
+            Ok(together
+                .refused(1, "bob")
+                .is_ok_and(|answer| answer.contains("NO [UNAVAILABLE]"))
+                .then_some(()))
+        })?;
+        goes_on(&mut alice)?;
+        // Frozen is no better than dead, and no login waits for it.
+        redis.freeze()?;
+        together.is_alone(0)?;
+        let begun = Instant::now();
+        together.login(0, "carol")?;
+        ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        redis.thaw()?;
+        together.all_see_each_other()?;
+        let log = together.nodes[0].output();
+        let away = log.matches("shared_state is away").count();
+        ensure!((1..=2).contains(&away), "{away} lines");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_engine_is_guarded_by_tls_and_its_access_list() -> Result<()> {
+    Stage::run(|stage| {
+        let ca = portico_tests::certs::Authority::new(&stage.dir("redis-ca")?)?;
+        let redis = Redis::start_guarded(stage, &ca, "correct-horse-battery")?;
+        let password = stage.file("redis.password", "correct-horse-battery\n")?;
+        let section = |password: &std::path::Path| {
+            format!(
+                "{{url: \"rediss://{}\", user: portico, password_file: \"{}\", ca_file: \"{}\"}}",
+                redis.address(),
+                password.display(),
+                ca.file().display()
+            )
+        };
+        let together = Together::build(stage, 2, &section(&password), |_| ())?;
+        together.all_see_each_other()?;
+        let alice = together.login(1, "alice")?;
+        done(&together.nodes[0], &["kick", "--user", "alice@a.example"])?;
+        ends(alice)?;
+        done(
+            &together.nodes[0],
+            &["users", "hold", "bob@b.example", "--for", "10m", "--reason", "move"],
+        )?;
+        ensure!(together.refused(1, "bob")?.contains("NO [UNAVAILABLE]"));
+        for node in &together.nodes {
+            node.must_not_have_written(&[b"correct-horse-battery".to_vec()])?;
+        }
+        // A wrong password, and a certificate of somebody else.
+        let wrong = stage.file("wrong.password", "wrong\n")?;
+        let stranger = portico_tests::certs::Authority::called("Stranger", &stage.dir("stranger-ca")?)?;
+        let strange =
+            section(&password).replace(&ca.file().display().to_string(), &stranger.file().display().to_string());
+        for (section, expected) in [(section(&wrong), "WRONGPASS"), (strange, "certificate")] {
+            let front = Endpoints::new(stage, None)?;
+            let mut node = node(&together.town, NAMES[2], &front);
+            node.more.push(("shared_state".to_owned(), section));
+            let mut directory = together.town.directory();
+            directory.node(NAMES[2]);
+            let name = format!("stranger-{}", expected.to_lowercase());
+            let portico = start(stage, &name, &node, &directory)?;
+            until(expected, SOON, || {
+                let status = json(&portico, &["status"])?;
+                let why = status["shared_state"]["why"].as_str().unwrap_or_default().to_owned();
+                Ok(why.contains(expected).then_some(()))
+            })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_socket_a_sentinel_and_a_cluster_lead_to_the_engine() -> Result<()> {
+    Stage::run(|stage| {
+        let socket = stage.dir("sockets")?.join("redis.sock");
+        let redis = Redis::start_as(stage, "redis", &format!("unixsocket {}\n", socket.display()))?;
+        let sentinel = Redis::start_sentinel(stage, redis.address())?;
+        let cluster = |name: &str| Redis::start_as(stage, name, "cluster-enabled yes\n");
+        let (empty, full) = (cluster("cluster-empty")?, cluster("cluster-full")?);
+        ensure!(full.say("CLUSTER ADDSLOTSRANGE 0 16383")? == "+OK");
+        let port = full.address().port();
+        ensure!(empty.say(&format!("CLUSTER MEET 127.0.0.1 {port}"))? == "+OK");
+        until("the cluster is complete", SOON, || {
+            Ok(empty.say("GET {portico}:x")?.starts_with("-MOVED").then_some(()))
+        })?;
+        for (at, (section, place)) in [
+            (
+                format!("{{url: \"unix:{}\"}}", socket.display()),
+                format!("unix:{}", socket.display()),
+            ),
+            (
+                format!("{{url: \"redis://{}\", sentinel: {{name: main}}}}", sentinel.address()),
+                format!("redis://{}", redis.address()),
+            ),
+            (
+                format!("{{url: \"redis://{}\"}}", empty.address()),
+                format!("redis://{}", full.address()),
+            ),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let town = Town::build(stage, people())?;
+            let front = Endpoints::new(stage, None)?;
+            let mut node = node(&town, NAMES[0], &front);
+            node.more.push(("shared_state".to_owned(), section));
+            let mut directory = town.directory();
+            directory.node(NAMES[0]);
+            let portico = start(stage, &format!("way-{at}"), &node, &directory)?;
+            until(&place, SOON, || {
+                let status = json(&portico, &["status"])?;
+                Ok((status["shared_state"]["engine"] == place.as_str()).then_some(()))
+            })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn lies_of_a_peer_and_of_an_engine_harm_nobody() -> Result<()> {
+    Stage::run(|stage| {
+        let redis = Redis::start(stage)?;
+        let together = Together::build(stage, 2, &at(&redis), |_| ())?;
+        together.all_see_each_other()?;
+        let mut alice = together.login(0, "alice")?;
+        let long = "x".repeat(60_000);
+        for text in [
+            "[",
+            "{}",
+            "{\"v\":2}",
+            &"[".repeat(50_000),
+            &format!("{{\"v\":1,\"id\":\"{long}\"}}"),
+        ] {
+            redis.say(&format!("PUBLISH {{portico}}:orders '{text}'"))?;
+        }
+        let order = |verb: &str, body: &str| {
+            format!(
+                "PUBLISH {{portico}}:orders '{{\"v\":1,\"id\":\"1\",\"from\":\"00000000000000aa\",\"node\":\"liar\",\
+                 \"to\":null,\"verb\":\"{verb}\",\"body\":{body}}}'"
+            )
+        };
+        // What no node may order another to do, and what it may, with nonsense.
+        redis.say(&order("POST /v1/reload?", "null"))?;
+        redis.say(&order("PUT /v1/domains/a.example/certificate?", "{}"))?;
+        redis.say(&order("POST /v1/sessions/kick?", "{\"nobody\":1}"))?;
+        redis.say(&order("POST /v1/sessions/kick?", "{}"))?;
+        for (key, field) in [("nodes", "x"), ("nodes", "00000000000000aa"), ("standing", "y")] {
+            redis.say(&format!("HSET {{portico}}:{key} {field} '{long}'"))?;
+        }
+        redis.say("HSET {portico}:nodes 00000000000000bb '{\"v\":1,\"node\":\"\\u001b[2J\"}'")?;
+        together.all_see_each_other()?;
+        goes_on(&mut alice)?;
+        ensure!(
+            together.shared(0)?["unfit"].as_u64() > Some(3),
+            "{}",
+            together.shared(0)?
+        );
+        // Keys of another kind: the engine says so, and the node goes on alone until they are gone.
+        redis.say("DEL {portico}:standing")?;
+        redis.say("SET {portico}:standing x")?;
+        together.is_alone(0)?;
+        together.login(0, "bob")?;
+        redis.say("DEL {portico}:standing")?;
+        together.all_see_each_other()?;
+        goes_on(&mut alice)
+    })
+}
+
+#[test]
+fn an_engine_that_only_pretends_is_left_alone() -> Result<()> {
+    use std::io::{Read as _, Write as _};
+    let endless = |start: &'static str, then: &'static [u8]| -> Result<SocketAddr> {
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        std::thread::spawn(move || {
+            for tcp in listener.incoming() {
+                let Ok(mut tcp) = tcp else { return };
+                std::thread::spawn(move || {
+                    let mut heard = [0; 1024];
+                    let _what_it_wants = tcp.read(&mut heard);
+                    let _it_may_hang_up = tcp.write_all(start.as_bytes());
+                    while tcp.write_all(then).is_ok() {}
+                });
+            }
+        });
+        Ok(address)
+    };
+    let engines = [
+        endless("$2147483647\r\n", &[b'x'; 65_536])?,
+        endless("*1000000000\r\n", b"*1000000000\r\n")?,
+        endless("%9223372036854775807\r\n", b"|9223372036854775807\r\n")?,
+        endless("|-1\r\n", b"+\r\n")?,
+        endless("", b":1\r\n")?,
+        endless(">3\r\n+message\r\n+a\r\n+b\r\n", b">3\r\n+message\r\n+a\r\n+b\r\n")?,
+        endless("\0\r\n", b"\xff\r\n")?,
+    ];
+    Stage::run(|stage| {
+        for (at, engine) in engines.iter().enumerate() {
+            let town = Town::build(stage, people())?;
+            let front = Endpoints::new(stage, None)?;
+            let mut node = node(&town, NAMES[0], &front);
+            node.more
+                .push(("shared_state".to_owned(), format!("{{url: \"redis://{engine}\"}}")));
+            let mut directory = town.directory();
+            directory.node(NAMES[0]);
+            let mut portico = start(stage, &format!("pretender-{at}"), &node, &directory)?;
+            until("it has failed", SOON, || {
+                let status = json(&portico, &["status"])?;
+                Ok((status["shared_state"]["failures"].as_u64() > Some(1)).then_some(()))
+            })?;
+            ensure!(
+                portico.is_running() && portico.rss_kib()? < 600_000,
+                "{} KiB",
+                portico.rss_kib()?
+            );
+            ensure!(!portico.output().contains("panicked"), "{}", portico.output());
+        }
+        Ok(())
+    })
+}
