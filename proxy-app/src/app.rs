@@ -139,7 +139,8 @@ impl App {
             dns.clone(),
             &locations.written().groups,
         ));
-        let nodes = other_nodes(&config, &dns)?;
+        let limits = NodeLimits::new(config.limits.clone());
+        let nodes = other_nodes(&config, &dns, &limits)?;
         let throttle = remembering(&config, &snapshot);
         let snapshot = InForce::new(snapshot);
         let refusals = Arc::new(RefusalLog::new(metrics.clone(), audit.clone(), snapshot.clone()));
@@ -159,7 +160,7 @@ impl App {
             listeners: WantedListeners::new(listeners),
             groups,
             open: OpenConnections::default(),
-            limits: NodeLimits::new(config.limits.clone()),
+            limits,
             throttle,
             refusals,
             sessions: Arc::default(),
@@ -184,9 +185,9 @@ impl App {
 }
 
 /// The others of this mail system, if the node file says how they are reached.
-fn other_nodes(config: &Config, dns: &Arc<DnsCache>) -> anyhow::Result<Option<Arc<Nodes>>> {
+fn other_nodes(config: &Config, dns: &Arc<DnsCache>, limits: &Arc<NodeLimits>) -> anyhow::Result<Option<Arc<Nodes>>> {
     let shared = config.shared_state.clone();
-    let nodes = shared.map(|shared| Nodes::new(shared, &config.node, PRODUCT.1, dns.clone()));
+    let nodes = shared.map(|shared| Nodes::new(shared, &config.node, PRODUCT.1, dns.clone(), limits.clone()));
     nodes.transpose()
 }
 

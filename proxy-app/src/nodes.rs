@@ -15,22 +15,29 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{sleep_until, timeout};
 
 use crate::config::SharedStateConfig;
+use crate::node::limits::NodeLimits;
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 
+mod elsewhere;
 mod engine;
 mod link;
 mod members;
+mod replicas;
+mod sessions;
 mod standing;
 mod wire;
 
+use elsewhere::OtherSessions;
 use engine::{Dialer, Engine, Failure};
 pub(crate) use members::Member;
 use members::Members;
+use replicas::Watched;
+use sessions::OwnSessions;
 use standing::StandingOrders;
 pub(crate) use standing::{Kind, StandingOrder};
 pub(crate) use wire::NodeState;
@@ -125,6 +132,8 @@ struct State {
     clock: Clock,
     members: Members,
     standing: StandingOrders,
+    /// The mail sessions of the other nodes.
+    elsewhere: OtherSessions,
 }
 
 /// This node among the others.
@@ -139,6 +148,12 @@ pub(crate) struct Nodes {
     /// Orders of this node that wait for answers.
     asked: Mutex<HashMap<String, mpsc::Sender<Reply>>>,
     acting: Arc<Semaphore>,
+    /// The limits of this node, which count sessions of the others, too.
+    limits: Arc<NodeLimits>,
+    /// The mail sessions of this node.
+    own: Mutex<OwnSessions>,
+    /// There is something to tell of them.
+    news: Notify,
     failures: AtomicU64,
     /// Texts that were not what they should be.
     unfit: AtomicU64,
@@ -154,6 +169,7 @@ impl Nodes {
         node: &str,
         version: &'static str,
         dns: Arc<DnsCache>,
+        limits: Arc<NodeLimits>,
     ) -> anyhow::Result<Arc<Self>> {
         let trust = UpstreamTrust::new(config.ca_file.as_deref(), true)?;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -170,8 +186,9 @@ impl Nodes {
             },
             members: Members::default(),
             standing: StandingOrders::default(),
+            elsewhere: OtherSessions::default(),
         };
-        Ok(Arc::new(Self {
+        let nodes = Arc::new(Self {
             run: new_id(),
             node: node.to_owned(),
             version,
@@ -180,9 +197,14 @@ impl Nodes {
             state: Mutex::new(state),
             asked: Mutex::default(),
             acting: Arc::new(Semaphore::new(MOST_AT_ONCE)),
+            limits,
+            own: Mutex::default(),
+            news: Notify::new(),
             failures: AtomicU64::new(0),
             unfit: AtomicU64::new(0),
-        }))
+        });
+        nodes.limits.watch(Arc::new(Watched(Arc::downgrade(&nodes))));
+        Ok(nodes)
     }
 
     /// How this node stands with the engine.
@@ -317,6 +339,7 @@ impl Nodes {
         if let Some(engine) = engine {
             let mut commands = redis::pipe();
             commands.cmd("HDEL").arg(self.names().nodes()).arg(&self.run);
+            commands.cmd("DEL").arg(self.names().sessions(&self.run));
             let _it_goes_by_itself = timeout(FAREWELL, engine.run(&commands)).await;
         }
     }

@@ -412,6 +412,59 @@ fn a_socket_a_sentinel_and_a_cluster_lead_to_the_engine() -> Result<()> {
 }
 
 #[test]
+fn limits_on_sessions_count_over_all_nodes() -> Result<()> {
+    Stage::run(|stage| {
+        let mut redis = Redis::start(stage)?;
+        let limit = |node: &mut Node| {
+            let limits = "{sessions_per_account: 2}".to_owned();
+            node.more.push(("limits".to_owned(), limits));
+        };
+        let mut together = Together::build(stage, 2, &at(&redis), limit)?;
+        together.all_see_each_other()?;
+        let first = together.login(0, "alice")?;
+        let _second = together.login(1, "alice")?;
+        let is_full = |together: &Together<'_>, at: usize, local: &str| {
+            until("the limit counts both nodes", SOON, || {
+                // A login that gets in ends at once.
+                Ok(together.refused(at, local)?.contains("NO [LIMIT]").then_some(()))
+            })
+        };
+        let is_free = |together: &Together<'_>, at: usize, local: &str| {
+            until("there is room again", SOON, || {
+                Ok((!together.refused(at, local)?.contains("NO [LIMIT]")).then_some(()))
+            })
+        };
+        is_full(&together, 0, "alice")?;
+        is_full(&together, 1, "alice")?;
+        together.login(1, "bob")?;
+        drop(first);
+        is_free(&together, 0, "alice")?;
+        is_free(&together, 1, "alice")?;
+        // An engine that comes back empty is told again.
+        let _third = together.login(0, "alice")?;
+        redis.kill();
+        together.is_alone(0)?;
+        together.is_alone(1)?;
+        is_free(&together, 0, "alice")?;
+        redis.start_again()?;
+        together.all_see_each_other()?;
+        is_full(&together, 0, "alice")?;
+        redis.say("FLUSHALL")?;
+        is_full(&together, 0, "alice")?;
+        // The sessions of a node that is gone do not count.
+        together.nodes[1].kill();
+        is_free(&together, 0, "alice")?;
+        for key in ["nodes", "standing", "sessions:*"] {
+            let lua = "local n = 0 for _, k in ipairs(redis.call('KEYS', ARGV[1])) do \
+                       if redis.call('TTL', k) < 0 then n = n + 1 end end return n";
+            let lasting = redis.number(&format!("EVAL \"{lua}\" 0 {{portico}}:{key}"))?;
+            ensure!(lasting == 0, "{key}: {lasting} without an end");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn lies_of_a_peer_and_of_an_engine_harm_nobody() -> Result<()> {
     Stage::run(|stage| {
         let redis = Redis::start(stage)?;

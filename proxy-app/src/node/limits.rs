@@ -22,7 +22,7 @@ pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
 pub(crate) use lease::Lease;
 use lease::Leases;
 use sessions::SessionCounts;
-pub(crate) use sessions::SessionsConfig;
+pub(crate) use sessions::{SessionKeys, SessionWatch, SessionsConfig};
 pub(crate) use unread::AnswerCounter;
 use unread::Unread;
 
@@ -145,6 +145,21 @@ impl NodeLimits {
             leases: Leases::default(),
             logged_unread: Mutex::new(None),
         })
+    }
+
+    /// Has this one be told of every mail session that is counted; only the first is.
+    pub(crate) fn watch(&self, watch: Arc<dyn SessionWatch>) {
+        self.sessions.watch(watch);
+    }
+
+    /// What a session of another node counts for.
+    pub(crate) fn keys_elsewhere(&self, account: &str, client: IpAddr, server: &str) -> SessionKeys {
+        self.sessions.keys_elsewhere(account, client, server)
+    }
+
+    /// One more (or one less) session of another node.
+    pub(crate) fn count_elsewhere(&self, keys: SessionKeys, begun: bool) {
+        self.sessions.count_elsewhere(keys, begun);
     }
 
     /// Applies other limits from now on; open connections stay.

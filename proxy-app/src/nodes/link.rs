@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::engine::{Engine, Failure, Message, QUEUE, words};
+use super::sessions::Change;
 use super::wire::{self, Beat, Order, Reply};
 use super::{Clock, LONGEST_ACT, Local, Nodes, Standing, State};
 
@@ -19,6 +20,8 @@ const BEAT: Duration = Duration::from_millis(500);
 /// The pause before the engine is tried again, and the longest one.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Sessions that begin and end within this time are told together.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// Every so many beats it is looked for orders that were not heard.
 const CATCH_UP: u32 = 20;
 /// A process that was stopped for so long has heard orders whose nodes have given up waiting.
@@ -67,40 +70,49 @@ impl Nodes {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut last, mut beats) = (Instant::now(), 0_u32);
         loop {
-            let done = tokio::select! {
-                biased;
-                _ = ticks.tick() => {
-                    if last.elapsed() > STOPPED {
-                        return Failure(format!("this process was stopped for {} s", last.elapsed().as_secs()));
-                    }
-                    last = Instant::now();
-                    beats = beats.wrapping_add(1);
+            let woken = tokio::select! {
+                _ = ticks.tick() => Woken::Beat,
+                () = self.news.notified() => Woken::News,
+                message = messages.recv() => Woken::Message(message),
+            };
+            if last.elapsed() > STOPPED {
+                return Failure(format!("this process was stopped for {} s", last.elapsed().as_secs()));
+            }
+            beats = beats.wrapping_add(u32::from(matches!(woken, Woken::Beat)));
+            let done = match woken {
+                Woken::Beat => {
                     let catch_up = beats.is_multiple_of(CATCH_UP) || engine.lost() > 0;
                     self.tick(&engine, local, catch_up).await
                 }
-                message = messages.recv() => match message {
-                    Some((channel, text)) => {
-                        self.hear(&engine, &channel, &text, local);
-                        Ok(())
-                    }
-                    None => Err(Failure("the connection has ended".to_owned())),
-                },
+                Woken::News => {
+                    sleep(TOGETHER).await;
+                    self.tell_sessions(&engine).await
+                }
+                Woken::Message(Some((channel, text))) => {
+                    self.hear(&engine, &channel, &text, local);
+                    Ok(())
+                }
+                Woken::Message(None) => Err(Failure("the connection has ended".to_owned())),
             };
             if let Err(failure) = done {
                 return failure;
             }
+            last = Instant::now();
         }
     }
 
     async fn join(&self, engine: &Arc<Engine>, local: &Arc<dyn Local>, news: &News) -> Result<(), Failure> {
         engine.subscribe(&self.names().orders()).await?;
         engine.subscribe(&self.names().answers(&self.run)).await?;
+        engine.subscribe(&self.names().changes()).await?;
         let mut time = redis::pipe();
         time.cmd("TIME");
         let now = engine.run(&time).await?.pop().and_then(wire::time);
         self.state.lock().set_clock(now)?;
+        self.tell_all_sessions(engine).await?;
         self.beat(engine, local).await?;
         self.catch_up(engine, local).await?;
+        self.follow_sessions(engine).await?;
         let mut state = self.state.lock();
         state.engine = Some(engine.clone());
         state.with_engine = Standing::Joined {
@@ -114,6 +126,7 @@ impl Nodes {
     async fn tick(&self, engine: &Engine, local: &Arc<dyn Local>, catch_up: bool) -> Result<(), Failure> {
         self.beat(engine, local).await?;
         self.write_standing(engine).await?;
+        self.follow_sessions(engine).await?;
         match catch_up {
             true => self.catch_up(engine, local).await,
             false => Ok(()),
@@ -166,16 +179,21 @@ impl Nodes {
             report.state,
             self.since,
             report.generation,
-            report.sessions,
+            (report.sessions, self.own.lock().number()),
             now,
         );
         let nodes = self.names().nodes();
         let mut commands = redis::pipe();
         commands.cmd("HSET").arg(&nodes).arg(&self.run).arg(wire::text(&beat));
         commands.cmd("EXPIRE").arg(&nodes).arg(wire::KEPT);
+        commands
+            .cmd("EXPIRE")
+            .arg(self.names().sessions(&self.run))
+            .arg(wire::SESSIONS_KEPT);
         commands.cmd("TIME");
         commands.cmd("HGETALL").arg(&nodes);
         let mut answers = engine.run(&commands).await?.into_iter().skip(2);
+        let lost = answers.next() == Some(redis::Value::Int(0));
         let (time, list) = (answers.next().and_then(wire::time), answers.next());
         let gone = {
             let mut state = self.state.lock();
@@ -183,6 +201,9 @@ impl Nodes {
             let now = state.clock.now();
             state.members.take(wire::pairs(list.unwrap_or(redis::Value::Nil)), now)
         };
+        if lost {
+            self.tell_all_sessions(engine).await?;
+        }
         if gone.is_empty() {
             return Ok(());
         }
@@ -200,6 +221,9 @@ impl Nodes {
             }
             channel if channel == names.answers(&self.run).as_bytes() => {
                 wire::read::<Reply>(text, wire::MESSAGE_MAX).map(|reply| self.take_reply(reply))
+            }
+            channel if channel == names.changes().as_bytes() => {
+                wire::read::<Change>(text, wire::MESSAGE_MAX).map(|change| self.take_change(&change))
             }
             _ => None,
         };
@@ -245,6 +269,7 @@ impl Nodes {
     /// From here on this node is alone.
     fn alone(&self, failure: &Failure, news: &News) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+        self.forget_sessions();
         let mut state = self.state.lock();
         state.engine = None;
         let since = match &state.with_engine {
@@ -269,6 +294,16 @@ impl State {
         };
         Ok(())
     }
+}
+
+/// What there is to do.
+enum Woken {
+    /// To say that this node is there.
+    Beat,
+    /// To tell of sessions.
+    News,
+    /// To hear another node; `None`: the connection has ended.
+    Message(Option<Message>),
 }
 
 /// What the log says of the engine: that it is away, once, and that it is back.

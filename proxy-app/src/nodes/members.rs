@@ -9,6 +9,8 @@ use super::wire::{self, Beat, NodeState};
 const MOST: usize = 64;
 /// A node that has said nothing for this long is silent: it misses four of its beats.
 const SILENT: u64 = 2_000;
+/// The sessions of a node that has said nothing for this long do not count any more.
+const SESSIONS_COUNT: u64 = 10_000;
 /// A node that has said nothing for this long is left out of the list, by whoever sees it.
 const GONE: u64 = 600_000;
 
@@ -84,6 +86,17 @@ impl Members {
     }
 }
 
+impl Members {
+    /// The nodes that are awake, with the number of the latest change of their sessions.
+    pub(super) fn awake(&self, now: u64) -> Vec<(String, u64)> {
+        let awake = self
+            .0
+            .iter()
+            .filter(|(_, beat)| now.saturating_sub(beat.at) <= SESSIONS_COUNT);
+        awake.map(|(run, beat)| (run.clone(), beat.number)).collect()
+    }
+}
+
 /// The form of a run: sixteen hexadecimal digits.
 pub(super) fn is_run(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -94,7 +107,7 @@ mod tests {
     use super::*;
 
     fn field(run: &str, node: &str, at: u64) -> (Vec<u8>, Vec<u8>) {
-        let beat = Beat::new(node, "1", NodeState::Ready, 5, 1, 7, at);
+        let beat = Beat::new(node, "1", NodeState::Ready, 5, 1, (7, 0), at);
         (run.as_bytes().to_vec(), wire::text(&beat))
     }
 

@@ -14,6 +14,10 @@ pub(super) const MESSAGE_MAX: usize = 1024 * 1024;
 pub(super) const FIELD_MAX: usize = 4 * 1024;
 /// Longest name in a text, in bytes.
 pub(super) const NAME_MAX: usize = 512;
+/// How long sessions outlive the last word of their node, in seconds.
+pub(super) const SESSIONS_KEPT: u64 = 10;
+/// The field of its sessions that holds the number of the last change.
+pub(super) const NUMBER: &str = "number";
 /// How long the list of nodes outlives the last of them, in seconds.
 pub(super) const KEPT: u64 = 3600;
 
@@ -29,6 +33,16 @@ impl Names<'_> {
     /// What stands on all nodes: a hash.
     pub(super) fn standing(&self) -> String {
         format!("{{{}}}:standing", self.0)
+    }
+
+    /// The sessions of a run: a hash.
+    pub(super) fn sessions(&self, run: &str) -> String {
+        format!("{{{}}}:sessions:{run}", self.0)
+    }
+
+    /// The channel of changes of sessions.
+    pub(super) fn changes(&self) -> String {
+        format!("{{{}}}:changes", self.0)
     }
 
     /// The channel of orders to all nodes.
@@ -60,6 +74,9 @@ pub(super) struct Beat {
     pub(super) generation: u64,
     /// Its logged-in sessions.
     pub(super) sessions: u64,
+    /// The number of its latest change of sessions.
+    #[serde(default)]
+    pub(super) number: u64,
     /// When this was said, by the clock of the engine, in milliseconds since 1970.
     pub(super) at: u64,
 }
@@ -129,7 +146,7 @@ impl Beat {
         state: NodeState,
         since: u64,
         generation: u64,
-        sessions: u64,
+        (sessions, number): (u64, u64),
         at: u64,
     ) -> Self {
         Self {
@@ -141,6 +158,7 @@ impl Beat {
             since,
             generation,
             sessions,
+            number,
             at,
         }
     }
@@ -211,8 +229,13 @@ pub(super) fn read<T: DeserializeOwned + Bounded>(text: &[u8], most: usize) -> O
         return None;
     };
     let read: T = serde_json::from_slice(text).ok()?;
+    fit(&read).then_some(read)
+}
+
+/// Whether all names in it are such as names are.
+pub(super) fn fit(read: &impl Bounded) -> bool {
     let fits = |name: &str| !name.is_empty() && name.len() <= NAME_MAX && !name.chars().any(char::is_control);
-    read.names().into_iter().all(fits).then_some(read)
+    read.names().into_iter().all(fits)
 }
 
 /// The text of what is said; it cannot fail for what stands here.
@@ -259,7 +282,7 @@ mod tests {
     use super::*;
 
     fn beat() -> Beat {
-        Beat::new("proxy1.test", "1.2.3", NodeState::Ready, 1, 2, 3, 4)
+        Beat::new("proxy1.test", "1.2.3", NodeState::Ready, 1, 2, (3, 0), 4)
     }
 
     #[test]
