@@ -6,13 +6,14 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 mod admission;
 mod allowance;
+mod elsewhere;
 mod held;
 mod keep;
 mod origin;
@@ -21,6 +22,7 @@ mod table;
 
 pub use admission::{Admitted, Throttled};
 pub use allowance::Allowance;
+pub use elsewhere::{CountListener, CountedLogin};
 pub use held::HeldOff;
 use held::{HeldList, Subject};
 pub use keep::NotKept;
@@ -164,6 +166,8 @@ pub struct Ticket {
     ended: bool,
     /// How much it counts for its address until it is answered.
     share: f32,
+    /// Account and client, if other nodes are to hear of it.
+    whose: Option<Box<(String, IpAddr)>>,
 }
 
 /// What is judged of an attempt by one rule.
@@ -220,10 +224,10 @@ impl Tally {
         }
     }
 
-    /// One more failure, which is no attempt without an answer any more.
-    fn fail(&mut self, left: f32, most: f32) {
+    /// One more failure, or what is left of it, which is no attempt without an answer any more.
+    fn fail(&mut self, (by, left): (f32, f32), most: f32) {
         self.pending = (self.pending - left).max(0.0);
-        self.failures = (self.failures + 1.0).min(most);
+        self.failures = (self.failures + by).min(most);
     }
 
     fn write(self, words: &mut Words<4>, now: u32) {
@@ -339,6 +343,8 @@ pub struct Throttle {
     waiting: admission::WaitingRoom,
     counts: [[[AtomicU64; 2]; 2]; Rule::ALL.len()],
     begun: (Duration, Instant),
+    /// Who hears what counts.
+    listener: OnceLock<Arc<dyn CountListener>>,
 }
 
 impl Throttle {
@@ -358,6 +364,7 @@ impl Throttle {
             waiting: admission::WaitingRoom::default(),
             counts: Default::default(),
             begun: (now.unwrap_or_default(), Instant::now()),
+            listener: OnceLock::new(),
         }
     }
 
@@ -424,7 +431,11 @@ impl Throttle {
         match answer {
             Answered::Right => {
                 self.end(&settings, &mut ticket, now.tick());
+                let is_news = self.is_news(&ticket, now.tick());
                 self.succeeded(&settings, &ticket, now.tick());
+                if is_news {
+                    self.tell(&ticket, true);
+                }
             }
             Answered::Wrong => self.overdue(&mut ticket, now),
             Answered::Unknown => self.end(&settings, &mut ticket, now.tick()),
@@ -438,7 +449,10 @@ impl Throttle {
         let Some(left) = ticket.end(now) else { return };
         match self.was_tried(ticket, now) {
             true => self.add_pending(&settings, ticket, -left, now),
-            false => self.failed(&settings, ticket, left, now),
+            false => {
+                self.failed(&settings, ticket, (1.0, left), now);
+                self.tell(ticket, false);
+            }
         }
     }
 
@@ -589,6 +603,7 @@ impl Throttle {
             allowed: false,
             ended: false,
             share: 1.0,
+            whose: self.whose(claim),
         }
     }
 
@@ -702,34 +717,34 @@ impl Throttle {
         }
     }
 
-    /// Counts a failure in the place of an attempt without an answer, of which so much is left.
-    fn failed(&self, settings: &ThrottleSettings, ticket: &Ticket, left: f32, now: u32) {
+    /// Counts a failure by so much, in the place of an attempt without an answer, of which so much is left.
+    fn failed(&self, settings: &ThrottleSettings, ticket: &Ticket, (by, left): (f32, f32), now: u32) {
         let mut is_first = false;
         let most = |rule| most(settings.rule(rule));
         self.change_tally(settings, ticket.pair, Rule::Pair, now, |pair| {
             is_first = pair.failures < 0.5;
-            pair.fail(left, most(Rule::Pair) * KNOWN_FACTOR as f32);
+            pair.fail((by, left), most(Rule::Pair) * KNOWN_FACTOR as f32);
         });
         if ticket.known {
             return;
         }
         self.change_tally(settings, ticket.account, Rule::Account, now, |account| {
-            account.fail(left, most(Rule::Account));
+            account.fail((by, left), most(Rule::Account));
         });
         let mut is_newcomer = false;
         for (hash, rule) in ticket.networks() {
             self.change_standing(settings, hash, rule, now, |standing| {
                 is_newcomer |= rule == Rule::Address && standing.is_newcomer();
                 standing.pending = (standing.pending - left * ticket.share).max(0.0);
-                standing.failures = (standing.failures + 1.0).min(most(rule) + REMEMBERED * standing.tolerated());
-                standing.spread += f32::from(u8::from(is_first));
+                standing.failures = (standing.failures + by).min(most(rule) + REMEMBERED * standing.tolerated());
+                standing.spread += by * f32::from(u8::from(is_first));
                 standing.failed_at = now;
             });
         }
         if is_newcomer {
             let mut words = lock(&self.newcomers);
             let mut all = Tally::read(*words, now, settings.rule(Rule::Many).window);
-            all.fail(0.0, most(Rule::Many));
+            all.fail((by, 0.0), most(Rule::Many));
             all.write(&mut words, now);
         }
     }

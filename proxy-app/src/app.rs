@@ -29,7 +29,7 @@ use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
 use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
-use crate::nodes::Nodes;
+use crate::nodes::{Counting, Nodes};
 use crate::tls::certificate_store::SharedCertStore;
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
@@ -140,8 +140,8 @@ impl App {
             &locations.written().groups,
         ));
         let limits = NodeLimits::new(config.limits.clone());
-        let nodes = other_nodes(&config, &dns, &limits)?;
         let throttle = remembering(&config, &snapshot);
+        let nodes = other_nodes(&config, &dns, &limits, &throttle)?;
         let snapshot = InForce::new(snapshot);
         let refusals = Arc::new(RefusalLog::new(metrics.clone(), audit.clone(), snapshot.clone()));
         let app = Arc::new(Self {
@@ -185,10 +185,21 @@ impl App {
 }
 
 /// The others of this mail system, if the node file says how they are reached.
-fn other_nodes(config: &Config, dns: &Arc<DnsCache>, limits: &Arc<NodeLimits>) -> anyhow::Result<Option<Arc<Nodes>>> {
-    let shared = config.shared_state.clone();
-    let nodes = shared.map(|shared| Nodes::new(shared, &config.node, PRODUCT.1, dns.clone(), limits.clone()));
-    nodes.transpose()
+fn other_nodes(
+    config: &Config,
+    dns: &Arc<DnsCache>,
+    limits: &Arc<NodeLimits>,
+    throttle: &Arc<Throttle>,
+) -> anyhow::Result<Option<Arc<Nodes>>> {
+    let Some(shared) = config.shared_state.clone() else {
+        return Ok(None);
+    };
+    let counting = Counting {
+        limits: limits.clone(),
+        throttle: throttle.clone(),
+        remembered: throttle::written(config.throttle.file.as_deref()),
+    };
+    Nodes::new(shared, &config.node, PRODUCT.1, dns.clone(), counting).map(Some)
 }
 
 /// The audit log in the form that the node file wants.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use mail_proxy::throttle::Throttle;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
@@ -25,6 +26,7 @@ use crate::upstream::dns::DnsCache;
 
 mod elsewhere;
 mod engine;
+mod guesses;
 mod link;
 mod members;
 mod replicas;
@@ -34,6 +36,7 @@ mod wire;
 
 use elsewhere::OtherSessions;
 use engine::{Dialer, Engine, Failure};
+use guesses::{Guesses, Listening};
 pub(crate) use members::Member;
 use members::Members;
 use replicas::Watched;
@@ -82,6 +85,16 @@ pub(crate) trait Local: Send + Sync {
 
     /// Does what was ordered while this node was not there.
     async fn adopt(&self, orders: Vec<StandingOrder>);
+}
+
+/// What counts over all nodes.
+pub(crate) struct Counting {
+    /// Sessions.
+    pub limits: Arc<NodeLimits>,
+    /// Failed logins.
+    pub throttle: Arc<Throttle>,
+    /// Up to when it knows what has counted.
+    pub remembered: SystemTime,
 }
 
 /// How this node stands with the engine.
@@ -152,7 +165,10 @@ pub(crate) struct Nodes {
     limits: Arc<NodeLimits>,
     /// The mail sessions of this node.
     own: Mutex<OwnSessions>,
-    /// There is something to tell of them.
+    /// What failed logins count, here and elsewhere.
+    throttle: Arc<Throttle>,
+    guesses: Mutex<Guesses>,
+    /// There is something to tell.
     news: Notify,
     failures: AtomicU64,
     /// Texts that were not what they should be.
@@ -169,11 +185,10 @@ impl Nodes {
         node: &str,
         version: &'static str,
         dns: Arc<DnsCache>,
-        limits: Arc<NodeLimits>,
+        counting: Counting,
     ) -> anyhow::Result<Arc<Self>> {
         let trust = UpstreamTrust::new(config.ca_file.as_deref(), true)?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let since = millis(SystemTime::now());
         let state = State {
             engine: None,
             with_engine: Standing::Alone {
@@ -197,13 +212,16 @@ impl Nodes {
             state: Mutex::new(state),
             asked: Mutex::default(),
             acting: Arc::new(Semaphore::new(MOST_AT_ONCE)),
-            limits,
+            limits: counting.limits,
             own: Mutex::default(),
+            throttle: counting.throttle,
+            guesses: Mutex::new(Guesses::new(millis(counting.remembered))),
             news: Notify::new(),
             failures: AtomicU64::new(0),
             unfit: AtomicU64::new(0),
         });
         nodes.limits.watch(Arc::new(Watched(Arc::downgrade(&nodes))));
+        nodes.throttle.listen(Arc::new(Listening(Arc::downgrade(&nodes))));
         Ok(nodes)
     }
 
@@ -369,6 +387,11 @@ impl Said {
             answer: Err(why.to_owned()),
         }
     }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn new_id() -> String {

@@ -31,7 +31,9 @@ pub(super) fn note_disallowed(env: &AdminEnv, allowance: &Allowance) {
 
 fn note(env: &AdminEnv, order: impl FnOnce() -> StandingOrder, over: bool) {
     if let Some(nodes) = &env.nodes {
-        nodes.note(StandingOrder { over, ..order() });
+        let mut order = order();
+        order.over = over;
+        nodes.note(order);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mail_directory::View;
 use mail_directory::attributes::{self as a, Attribute};
@@ -104,6 +104,12 @@ pub(crate) fn restore(throttle: &Throttle, file: &Path) {
             file.display()
         );
     }
+}
+
+/// When the file was written; where there is none, long ago.
+pub(crate) fn written(file: Option<&Path>) -> SystemTime {
+    let known = file.and_then(|file| std::fs::metadata(file).ok()?.modified().ok());
+    known.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 impl App {

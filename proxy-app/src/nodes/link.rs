@@ -86,7 +86,7 @@ impl Nodes {
                 }
                 Woken::News => {
                     sleep(TOGETHER).await;
-                    self.tell_sessions(&engine).await
+                    self.tell(&engine).await
                 }
                 Woken::Message(Some((channel, text))) => {
                     self.hear(&engine, &channel, &text, local);
@@ -99,6 +99,12 @@ impl Nodes {
             }
             last = Instant::now();
         }
+    }
+
+    /// Tells what has happened here.
+    async fn tell(&self, engine: &Engine) -> Result<(), Failure> {
+        self.tell_sessions(engine).await?;
+        self.tell_guesses(engine).await
     }
 
     async fn join(&self, engine: &Arc<Engine>, local: &Arc<dyn Local>, news: &News) -> Result<(), Failure> {
@@ -126,6 +132,8 @@ impl Nodes {
     async fn tick(&self, engine: &Engine, local: &Arc<dyn Local>, catch_up: bool) -> Result<(), Failure> {
         self.beat(engine, local).await?;
         self.write_standing(engine).await?;
+        self.tell_guesses(engine).await?;
+        self.read_guesses(engine).await?;
         self.follow_sessions(engine).await?;
         match catch_up {
             true => self.catch_up(engine, local).await,

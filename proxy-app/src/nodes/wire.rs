@@ -35,6 +35,11 @@ impl Names<'_> {
         format!("{{{}}}:standing", self.0)
     }
 
+    /// What counts for the throttle: a stream.
+    pub(super) fn guesses(&self) -> String {
+        format!("{{{}}}:guesses", self.0)
+    }
+
     /// The sessions of a run: a hash.
     pub(super) fn sessions(&self, run: &str) -> String {
         format!("{{{}}}:sessions:{run}", self.0)
