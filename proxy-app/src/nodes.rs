@@ -35,15 +35,15 @@ mod standing;
 mod wire;
 
 use elsewhere::OtherSessions;
-use engine::{Dialer, Engine, Failure};
+use engine::{Engine, EngineDialer, Failure};
 use guesses::{Guesses, Listening};
-pub(crate) use members::Member;
-use members::Members;
-use replicas::Watched;
+use members::NodeList;
+pub(crate) use members::PeerNode;
+use replicas::SessionTeller;
 use sessions::OwnSessions;
 use standing::StandingOrders;
 pub(crate) use standing::{Kind, StandingOrder};
-pub(crate) use wire::NodeState;
+pub(crate) use wire::NodeDuty;
 use wire::{Names, Order, Reply};
 
 /// How long answers of other nodes are waited for.
@@ -61,7 +61,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SelfReport {
     /// What it does.
-    pub state: NodeState,
+    pub state: NodeDuty,
     /// Number of the configuration in force.
     pub generation: u64,
     /// Logged-in sessions.
@@ -143,7 +143,7 @@ struct State {
     engine: Option<Arc<Engine>>,
     with_engine: Standing,
     clock: Clock,
-    members: Members,
+    members: NodeList,
     standing: StandingOrders,
     /// The mail sessions of the other nodes.
     elsewhere: OtherSessions,
@@ -156,7 +156,7 @@ pub(crate) struct Nodes {
     node: String,
     version: &'static str,
     since: u64,
-    dialer: Dialer,
+    dialer: EngineDialer,
     state: Mutex<State>,
     /// Orders of this node that wait for answers.
     asked: Mutex<HashMap<String, mpsc::Sender<Reply>>>,
@@ -199,7 +199,7 @@ impl Nodes {
                 engine: since,
                 heard: Instant::now(),
             },
-            members: Members::default(),
+            members: NodeList::default(),
             standing: StandingOrders::default(),
             elsewhere: OtherSessions::default(),
         };
@@ -208,7 +208,7 @@ impl Nodes {
             node: node.to_owned(),
             version,
             since,
-            dialer: Dialer { config, trust, dns },
+            dialer: EngineDialer { config, trust, dns },
             state: Mutex::new(state),
             asked: Mutex::default(),
             acting: Arc::new(Semaphore::new(MOST_AT_ONCE)),
@@ -220,7 +220,7 @@ impl Nodes {
             failures: AtomicU64::new(0),
             unfit: AtomicU64::new(0),
         });
-        nodes.limits.watch(Arc::new(Watched(Arc::downgrade(&nodes))));
+        nodes.limits.watch(Arc::new(SessionTeller(Arc::downgrade(&nodes))));
         nodes.throttle.listen(Arc::new(Listening(Arc::downgrade(&nodes))));
         Ok(nodes)
     }
@@ -231,7 +231,7 @@ impl Nodes {
     }
 
     /// All nodes as they were last seen, by name, this one included.
-    pub(crate) fn members(&self) -> Vec<Member> {
+    pub(crate) fn members(&self) -> Vec<PeerNode> {
         let state = self.state.lock();
         state.members.list(state.clock.now())
     }
@@ -242,7 +242,7 @@ impl Nodes {
     }
 
     /// Whether this is the process that asks.
-    pub(crate) fn is_this(&self, member: &Member) -> bool {
+    pub(crate) fn is_this(&self, member: &PeerNode) -> bool {
         member.run == self.run
     }
 
@@ -270,8 +270,8 @@ impl Nodes {
         body: &B,
         wait: Duration,
     ) -> Vec<Said> {
-        let meant = |member: &Member| !self.is_this(member) && to.is_none_or(|to| to == member.node);
-        let (silent, awake): (Vec<Member>, Vec<Member>) = self
+        let meant = |member: &PeerNode| !self.is_this(member) && to.is_none_or(|to| to == member.node);
+        let (silent, awake): (Vec<PeerNode>, Vec<PeerNode>) = self
             .members()
             .into_iter()
             .filter(meant)
@@ -286,7 +286,7 @@ impl Nodes {
 
     async fn order_awake<B: Serialize + Sync>(
         &self,
-        awake: Vec<Member>,
+        awake: Vec<PeerNode>,
         to: Option<&str>,
         verb: &str,
         body: &B,
@@ -318,7 +318,7 @@ impl Nodes {
             }
         }
         let late = || Err(format!("no answer within {} ms", wait.as_millis()));
-        let said = |member: Member| Said {
+        let said = |member: PeerNode| Said {
             answer: answers.remove(&member.run).unwrap_or_else(late),
             node: member.node,
         };
@@ -373,7 +373,7 @@ impl Drop for Expected<'_> {
 }
 
 impl Said {
-    fn silent(member: Member) -> Self {
+    fn silent(member: PeerNode) -> Self {
         let silent = member.silent.unwrap_or_default().as_secs();
         Self {
             node: member.node,
@@ -381,7 +381,7 @@ impl Said {
         }
     }
 
-    fn failed(member: &Member, why: &str) -> Self {
+    fn failed(member: &PeerNode, why: &str) -> Self {
         Self {
             node: member.node.clone(),
             answer: Err(why.to_owned()),

@@ -24,7 +24,7 @@ use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
 use crate::admin::standing;
 use crate::app::env::AdminEnv;
-use crate::nodes::{ANSWERS, Local, NodeState, Nodes, Said, SelfReport, StandingOrder};
+use crate::nodes::{ANSWERS, Local, NodeDuty, Nodes, Said, SelfReport, StandingOrder};
 
 /// Longest answer of a node to another one.
 const ANSWER_MAX: usize = 768 * 1024;
@@ -36,25 +36,25 @@ const PASSED_MAX: usize = 64 * 1024;
 const QUERY_MAX: usize = 4 * 1024;
 
 /// A request that nodes pass on to each other.
-struct Shared {
+struct SharedRequest {
     method: Method,
     path: &'static str,
     /// Whether it goes to all nodes unless it says otherwise. The others go to a node that is named.
     all: bool,
 }
 
-const fn shared(method: Method, path: &'static str) -> Shared {
+const fn shared(method: Method, path: &'static str) -> SharedRequest {
     let all = true;
-    Shared { method, path, all }
+    SharedRequest { method, path, all }
 }
 
-const fn on_request(method: Method, path: &'static str) -> Shared {
+const fn on_request(method: Method, path: &'static str) -> SharedRequest {
     let all = false;
-    Shared { method, path, all }
+    SharedRequest { method, path, all }
 }
 
 /// All of them. A node takes no other request from another one.
-static SHARED: [Shared; 10] = [
+static SHARED: [SharedRequest; 10] = [
     shared(Method::GET, "/v1/sessions"),
     shared(Method::POST, "/v1/sessions/kick"),
     shared(Method::POST, "/v1/routes/purge"),
@@ -136,7 +136,7 @@ pub(crate) async fn everywhere(State(env): State<Arc<AdminEnv>>, request: Reques
     }
 }
 
-async fn pass(env: &Arc<AdminEnv>, shared: &Shared, request: Request, next: Next) -> Result<Response, ApiError> {
+async fn pass(env: &Arc<AdminEnv>, shared: &SharedRequest, request: Request, next: Next) -> Result<Response, ApiError> {
     let (scope, query) = Scope::of(request.uri().query().unwrap_or_default())?;
     let is_here = scope.node.as_ref().is_none_or(|node| *node == env.config.load().node);
     let comes_from_a_node = matches!(request.extensions().get::<Caller>(), Some(Caller::Node { .. }));
@@ -291,9 +291,9 @@ impl Local for ForOthers {
         let logged_in = counts.iter().filter(|((_, logged_in), _)| *logged_in);
         SelfReport {
             state: match (env.is_ending(), *env.out_of_service.borrow()) {
-                (true, _) => NodeState::Leaving,
-                (false, true) => NodeState::Drained,
-                (false, false) => NodeState::Ready,
+                (true, _) => NodeDuty::Leaving,
+                (false, true) => NodeDuty::Drained,
+                (false, false) => NodeDuty::Ready,
             },
             generation: env.snapshot.load().generation,
             sessions: logged_in.map(|(_, count)| count).sum(),

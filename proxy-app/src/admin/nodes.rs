@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::node::logs;
-use crate::nodes::{Member, Nodes, Standing};
+use crate::nodes::{Nodes, PeerNode, Standing};
 
 /// How the node stands with the engine by which nodes know of each other.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -71,7 +71,7 @@ impl SharedState {
 }
 
 impl OneNode {
-    fn of(nodes: &Nodes, member: Member) -> Self {
+    fn of(nodes: &Nodes, member: PeerNode) -> Self {
         let since = i64::try_from(member.since).ok();
         let since = since.and_then(|since| Timestamp::from_millisecond(since).ok());
         Self {

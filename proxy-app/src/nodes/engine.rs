@@ -64,7 +64,7 @@ pub(super) fn words(text: &str) -> String {
 }
 
 /// What a connection is made with.
-pub(super) struct Dialer {
+pub(super) struct EngineDialer {
     pub(super) config: SharedStateConfig,
     pub(super) trust: UpstreamTrust,
     pub(super) dns: Arc<DnsCache>,
@@ -124,7 +124,7 @@ impl Engine {
     }
 }
 
-impl Dialer {
+impl EngineDialer {
     /// The first place that serves. `first` says with which to begin.
     ///
     /// # Errors
@@ -200,7 +200,7 @@ impl Dialer {
         let late = || Failure(format!("no connection within {} ms", 2 * wait.as_millis()));
         let opened = timeout(2 * wait, async {
             let (read, lost) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-            let stream = Bounded {
+            let stream = BoundedStream {
                 stream: self.stream(&place).await?,
                 read: read.clone(),
             };
@@ -294,12 +294,12 @@ fn taker(
 }
 
 /// A stream that ends when too much comes without being whole.
-struct Bounded {
+struct BoundedStream {
     stream: BoxStream,
     read: Arc<AtomicUsize>,
 }
 
-impl AsyncRead for Bounded {
+impl AsyncRead for BoundedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
@@ -311,7 +311,7 @@ impl AsyncRead for Bounded {
     }
 }
 
-impl AsyncWrite for Bounded {
+impl AsyncWrite for BoundedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

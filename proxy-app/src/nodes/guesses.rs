@@ -25,6 +25,8 @@ const KEPT_ENTRIES: usize = 10_000;
 const KEPT: u64 = 3600;
 /// How long ago something may have counted that a node reads when it joins.
 const LOOK_BACK: Duration = Duration::from_secs(30 * 60);
+/// How far an entry may be ahead of the clock, in milliseconds.
+const SKEW: u64 = 5_000;
 /// Entries that are read at a time, and how often at one beat.
 const READ: usize = 100;
 const READINGS: usize = 20;
@@ -82,8 +84,15 @@ impl Guesses {
     fn from(&self, now: u64) -> String {
         let back = now.saturating_sub(u64::try_from(LOOK_BACK.as_millis()).unwrap_or(u64::MAX));
         let first = || format!("{}-0", back.max(self.remembered.min(now)));
-        self.read.clone().unwrap_or_else(first)
+        // Another engine may have taken over, whose clock is behind.
+        let is_past = |id: &&String| millis_of(id).is_some_and(|at| at <= now.saturating_add(SKEW));
+        self.read.as_ref().filter(is_past).cloned().unwrap_or_else(first)
     }
+}
+
+/// The time in the id of an entry.
+fn millis_of(id: &str) -> Option<u64> {
+    id.split('-').next()?.parse().ok()
 }
 
 /// Hears what counts here.
@@ -235,6 +244,10 @@ mod tests {
         assert_eq!(Guesses::new(0).from(now), format!("{}-0", now - back));
         assert_eq!(Guesses::new(now - 5).from(now), format!("{}-0", now - 5));
         assert_eq!(Guesses::new(now + 5).from(now), format!("{now}-0"));
+        let mut guesses = Guesses::new(0);
+        guesses.read = Some(format!("{now}-3"));
+        assert_eq!(guesses.from(now), format!("{now}-3"));
+        assert_eq!(guesses.from(now - 2 * SKEW), format!("{}-0", now - 2 * SKEW - back));
     }
 
     #[test]

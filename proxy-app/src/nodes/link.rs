@@ -316,10 +316,10 @@ enum Woken {
 
 /// What the log says of the engine: that it is away, once, and that it is back.
 #[derive(Default)]
-struct News(Mutex<Said>);
+struct News(Mutex<LogState>);
 
 #[derive(Default)]
-struct Said {
+struct LogState {
     away: bool,
     at: Option<Instant>,
 }

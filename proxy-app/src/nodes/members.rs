@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::wire::{self, Beat, NodeState};
+use super::wire::{self, Beat, NodeDuty};
 
 /// Most nodes that are looked at.
 const MOST: usize = 64;
@@ -16,7 +16,7 @@ const GONE: u64 = 600_000;
 
 /// A node, as others see it. In an upgrade two processes are one node for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Member {
+pub(crate) struct PeerNode {
     /// Which process it is: a number of its own.
     pub(crate) run: String,
     /// Name of the node.
@@ -26,7 +26,7 @@ pub(crate) struct Member {
     /// Process id.
     pub(crate) pid: u32,
     /// What it does.
-    pub(crate) state: NodeState,
+    pub(crate) state: NodeDuty,
     /// When it started, in milliseconds since 1970.
     pub(crate) since: u64,
     /// Number of its configuration in force.
@@ -39,9 +39,9 @@ pub(crate) struct Member {
 
 /// All nodes that are known, this one included.
 #[derive(Debug, Default)]
-pub(super) struct Members(BTreeMap<String, Beat>);
+pub(super) struct NodeList(BTreeMap<String, Beat>);
 
-impl Members {
+impl NodeList {
     /// Takes the list as it stands in the engine. Returns what does not belong there any more.
     pub(super) fn take(&mut self, fields: Vec<(Vec<u8>, Vec<u8>)>, now: u64) -> Vec<Vec<u8>> {
         let mut gone = Vec::new();
@@ -60,15 +60,16 @@ impl Members {
                 _ => gone.push(run),
             }
         }
+        gone.extend(replaced(&mut known, now).into_iter().map(String::into_bytes));
         self.0 = known;
         gone
     }
 
     /// The nodes, by name.
-    pub(super) fn list(&self, now: u64) -> Vec<Member> {
+    pub(super) fn list(&self, now: u64) -> Vec<PeerNode> {
         let member = |(run, beat): (&String, &Beat)| {
             let silent = now.saturating_sub(beat.at);
-            Member {
+            PeerNode {
                 run: run.clone(),
                 node: beat.node.clone(),
                 version: beat.version.clone(),
@@ -80,13 +81,26 @@ impl Members {
                 silent: (silent > SILENT).then(|| Duration::from_millis(silent)),
             }
         };
-        let mut all: Vec<Member> = self.0.iter().map(member).collect();
+        let mut all: Vec<PeerNode> = self.0.iter().map(member).collect();
         all.sort_by(|one, other| (&one.node, one.since).cmp(&(&other.node, other.since)));
         all
     }
 }
 
-impl Members {
+/// Takes out what is silent because another process of the same node has taken its place, as after a crash.
+fn replaced(known: &mut BTreeMap<String, Beat>, now: u64) -> Vec<String> {
+    let is_silent = |beat: &Beat| now.saturating_sub(beat.at) > SILENT;
+    let is_replaced = |beat: &Beat| {
+        let mut others = known.values();
+        others.any(|other| other.node == beat.node && other.since > beat.since && !is_silent(other))
+    };
+    let gone = known.iter().filter(|(_, beat)| is_silent(beat) && is_replaced(beat));
+    let gone: Vec<String> = gone.map(|(run, _)| run.clone()).collect();
+    known.retain(|run, _| !gone.contains(run));
+    gone
+}
+
+impl NodeList {
     /// The nodes that are awake, with the number of the latest change of their sessions.
     pub(super) fn awake(&self, now: u64) -> Vec<(String, u64)> {
         let awake = self
@@ -107,7 +121,7 @@ mod tests {
     use super::*;
 
     fn field(run: &str, node: &str, at: u64) -> (Vec<u8>, Vec<u8>) {
-        let beat = Beat::new(node, "1", NodeState::Ready, 5, 1, (7, 0), at);
+        let beat = Beat::new(node, "1", NodeDuty::Ready, 5, 1, (7, 0), at);
         (run.as_bytes().to_vec(), wire::text(&beat))
     }
 
@@ -115,7 +129,7 @@ mod tests {
 
     #[test]
     fn who_says_nothing_is_silent_and_then_gone() {
-        let mut members = Members::default();
+        let mut members = NodeList::default();
         let now = 10_000_000;
         let gone = members.take(
             vec![
@@ -136,8 +150,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_was_replaced_is_not_missed() {
+        let (mut members, now) = (NodeList::default(), 10_000_000);
+        let beat = |node: &str, since, at| wire::text(&Beat::new(node, "1", NodeDuty::Ready, since, 1, (0, 0), at));
+        let run = |at: usize| RUNS[at].as_bytes().to_vec();
+        let old = |other: &str| vec![(run(0), beat("a", 1, now - 5_000)), (run(1), beat(other, 2, now))];
+        assert_eq!(members.take(old("a"), now), [run(0)]);
+        assert_eq!(members.list(now).len(), 1);
+        assert!(members.take(old("b"), now).is_empty());
+        assert_eq!(members.list(now).len(), 2);
+    }
+
+    #[test]
     fn a_list_that_lies_is_bounded() {
-        let mut members = Members::default();
+        let mut members = NodeList::default();
         let many = (0..10_000).map(|run| field(&format!("{run:016x}"), "n", 1)).collect();
         assert!(members.take(many, 1).is_empty());
         assert_eq!(members.list(1).len(), MOST);

@@ -24,14 +24,14 @@ const SCANNED: usize = 1000;
 const PORTIONS: usize = 2000;
 
 /// Tells the other nodes of the mail sessions of this one.
-pub(super) struct Watched(pub(super) Weak<Nodes>);
+pub(super) struct SessionTeller(pub(super) Weak<Nodes>);
 
 struct Live {
     nodes: Weak<Nodes>,
     session: u64,
 }
 
-impl SessionWatch for Watched {
+impl SessionWatch for SessionTeller {
     fn begun(&self, session: &NewSession<'_>) -> Box<dyn Send> {
         let Some(nodes) = self.0.upgrade() else {
             return Box::new(());
@@ -195,7 +195,7 @@ impl Nodes {
 }
 
 /// The answer to `HSCAN`: where it goes on, and the fields of this portion.
-fn portion(answer: Option<Value>) -> Option<(Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>)> {
+fn portion(answer: Option<Value>) -> Option<(Vec<u8>, wire::Fields)> {
     let Value::Array(parts) = answer? else { return None };
     let mut parts = parts.into_iter();
     Some((wire::bytes(parts.next()?)?, wire::pairs(parts.next()?)))

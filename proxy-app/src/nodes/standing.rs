@@ -101,6 +101,9 @@ impl Bounded for StandingOrder {
 
 type Key = (Kind, String);
 
+/// Fields with their texts, to be written.
+type Texts = Vec<(String, Vec<u8>)>;
+
 /// All that are known, and which of them the engine does not have yet.
 #[derive(Debug, Default)]
 pub(super) struct StandingOrders {
@@ -152,7 +155,7 @@ impl StandingOrders {
     }
 
     /// What is to be written: the fields with their texts, and for how many seconds they matter.
-    pub(super) fn unwritten(&self, now: u64) -> Option<(Vec<(String, Vec<u8>)>, u64)> {
+    pub(super) fn unwritten(&self, now: u64) -> Option<(Texts, u64)> {
         let orders = self.unwritten.iter().filter_map(|key| self.known.get(key));
         let fields: Vec<_> = orders.map(|order| (order.field(), wire::text(order))).collect();
         let last = self.known.values().map(|order| order.until).max()?;

@@ -72,7 +72,7 @@ pub(super) struct Beat {
     /// Process id.
     pub(super) pid: u32,
     /// What it does.
-    pub(super) state: NodeState,
+    pub(super) state: NodeDuty,
     /// When it started, in milliseconds since 1970.
     pub(super) since: u64,
     /// Number of its configuration in force.
@@ -89,7 +89,7 @@ pub(super) struct Beat {
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum NodeState {
+pub(crate) enum NodeDuty {
     /// It takes new clients.
     Ready,
     /// An administrator has taken it out of service.
@@ -101,7 +101,7 @@ pub(crate) enum NodeState {
     Other,
 }
 
-impl NodeState {
+impl NodeDuty {
     /// As administrators read it.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -148,7 +148,7 @@ impl Beat {
     pub(super) fn new(
         node: &str,
         version: &str,
-        state: NodeState,
+        state: NodeDuty,
         since: u64,
         generation: u64,
         (sessions, number): (u64, u64),
@@ -257,8 +257,11 @@ pub(super) fn bytes(value: Value) -> Option<Vec<u8>> {
     }
 }
 
+/// Fields of a hash, with their texts.
+pub(super) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// An answer that is a hash, as pairs.
-pub(super) fn pairs(value: Value) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn pairs(value: Value) -> Fields {
     match value {
         Value::Map(pairs) => {
             let both = |(name, value)| Some((bytes(name)?, bytes(value)?));
@@ -287,7 +290,7 @@ mod tests {
     use super::*;
 
     fn beat() -> Beat {
-        Beat::new("proxy1.test", "1.2.3", NodeState::Ready, 1, 2, (3, 0), 4)
+        Beat::new("proxy1.test", "1.2.3", NodeDuty::Ready, 1, 2, (3, 0), 4)
     }
 
     #[test]
@@ -337,7 +340,7 @@ mod tests {
             .replace("\"pid\"", "\"more\":1,\"pid\"");
         assert_eq!(
             read::<Beat>(newer.as_bytes(), FIELD_MAX).unwrap().state,
-            NodeState::Other
+            NodeDuty::Other
         );
     }
 
@@ -345,7 +348,10 @@ mod tests {
     fn answers_have_several_forms() {
         let string = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let pair = (b"a".to_vec(), b"b".to_vec());
-        assert_eq!(pairs(Value::Map(vec![(string("a"), string("b"))])), [pair.clone()]);
+        assert_eq!(
+            pairs(Value::Map(vec![(string("a"), string("b"))])),
+            std::slice::from_ref(&pair)
+        );
         assert_eq!(pairs(Value::Array(vec![string("a"), string("b"), string("c")])), [pair]);
         assert!(pairs(Value::Int(1)).is_empty());
         assert_eq!(time(Value::Array(vec![string("5"), string("2000")])), Some(5002));

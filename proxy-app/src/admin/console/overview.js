@@ -21,6 +21,11 @@ function concerns(status, upstreams, certificates, domains) {
   const found = [];
   const add = (kind, view, ...text) => found.push({ kind, view, text });
   for (const reason of status.not_ready) add("bad", null, "Not ready: ", name(reason));
+  const shared = status.shared_state;
+  if (shared && !shared.joined) add("bad", null, "This node does not reach the others: ", name(shared.why ?? ""));
+  for (const one of (shared?.nodes ?? []).filter((each) => each.silent !== null)) {
+    add("bad", null, "Node ", name(one.node), ` has said nothing for ${duration(one.silent)}`);
+  }
   const groups = new Map();
   for (const one of upstreams) groups.set(one.group, [...(groups.get(one.group) ?? []), one]);
   const isOut = (one) => one.health !== "up" || one.maintenance;
@@ -55,6 +60,14 @@ export function show(root, { mayChange, attempt, state }) {
     { title: "Logged in", class: "number", cell: (one) => h("span", {}, count(one.logged_in)) },
     { title: "Not logged in", class: "number", cell: (one) => h("span", {}, count(one.others)) },
   ], (one) => one.proto);
+  const nodes = table([
+    { title: "Node", cell: (one) => h("span", {}, h("strong", {}, name(one.node)), one.this ? h("span", { class: "soft" }, " this one") : "") },
+    { title: "State", cell: (one) => (one.silent === null ? pill(one.state, one.state === "ready" ? "good" : "warn") : pill("silent", "bad")) },
+    { title: "Sessions", class: "number", cell: (one) => h("span", {}, count(one.sessions)) },
+    { title: "Configuration", class: "number", cell: (one) => h("span", {}, `${one.generation}`) },
+    { title: "Version", cell: (one) => h("span", {}, name(one.version)) },
+    { title: "Since", cell: (one) => h("span", { class: "soft" }, time(one.since)) },
+  ], (one) => `${one.node} ${one.pid} ${one.since}`);
   const list = h("div", { class: "card" });
   const changes = h("div", { class: "card" });
   const said = h("div");
@@ -76,6 +89,8 @@ export function show(root, { mayChange, attempt, state }) {
       tile("Version", status.version),
     );
     protocols.update(status.sessions);
+    nodes.update(status.shared_state?.nodes ?? []);
+    nodes.element.hidden = !status.shared_state;
     const found = concerns(status, upstreams.upstreams, certificates.certificates, domains.domains);
     const items = found.slice(0, SHOWN).map(({ kind, view, text }) =>
       h("li", {}, pill(kind === "bad" ? "error" : "warning", kind), " ", text, " ", view && h("a", { href: `#${view}` }, "show")));
@@ -118,7 +133,7 @@ export function show(root, { mayChange, attempt, state }) {
     })),
   }, "Reload");
 
-  root.append(tiles, list, protocols.element, changes);
+  root.append(tiles, list, nodes.element, protocols.element, changes);
   if (mayChange) {
     root.append(h("div", { class: "card" }, h("h2", {}, "This node"), said, h("div", { class: "row" }, reload, drain)));
   }
