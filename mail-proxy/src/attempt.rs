@@ -187,6 +187,8 @@ struct Tries {
     greets: watch::Sender<Option<Instant>>,
     holds: watch::Sender<Duration>,
     under_way: UnderWay,
+    /// Name of the server's entry.
+    server: Arc<str>,
     place: Option<Box<dyn Send>>,
 }
 
@@ -222,6 +224,7 @@ impl Tries {
             env,
             greets,
             holds,
+            server: Arc::from(""),
             place: None,
         }
     }
@@ -378,14 +381,16 @@ impl Tries {
             user: text(&self.record.user),
             account: account.to_owned(),
             route: text(&self.record.route),
+            server: self.server.to_string(),
         };
-        self.facts.connection.handle.log_in(login, account);
+        self.facts.connection.handle.log_in(login, account, &self.server);
     }
 
     fn note(&mut self, route: &Route) {
         self.record.account = Some(route.account.to_string());
         self.record.route = Some(route.address().to_string());
         self.record.tier = Some(route.tier.name());
+        self.server = route.server.clone();
         self.under_way.is_of(&route.account);
     }
 

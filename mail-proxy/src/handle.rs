@@ -13,8 +13,12 @@ use tokio::time::Instant;
 /// Accounts that are remembered of one connection. A mail session has one; a web connection can be shared by a few.
 const MAX_LOGINS: usize = 8;
 
+/// The number of [`CloseReason::Kick`].
+const KICK: u8 = 1;
 /// The number of [`CloseReason::Evict`].
 const EVICT: u8 = 3;
+/// The number of [`CloseReason::Moved`].
+const MOVED: u8 = 4;
 
 /// Bytes of many connections, added up while they live.
 #[derive(Debug, Default)]
@@ -92,6 +96,8 @@ pub struct LoggedIn {
     pub account: String,
     /// `host:port` of the mailbox server.
     pub route: String,
+    /// Name of its entry, as the directory had it; empty where it was not the directory that named it.
+    pub server: String,
 }
 
 /// Why a connection is to end.
@@ -103,6 +109,8 @@ pub enum CloseReason {
     Drain,
     /// Another connection needs its place.
     Evict,
+    /// Its account is on another server now.
+    Moved,
 }
 
 /// How far a node's shutdown has come.
@@ -143,16 +151,23 @@ impl ConnectionHandle {
         }
     }
 
-    /// Has it end soon. The first reason counts.
+    /// Has it end soon. The first reason counts, but for a kick: what has moved may end in its own time, and who is
+    /// kicked may not.
     pub fn end(&self, order: CloseReason) {
         let code = match order {
-            CloseReason::Kick => 1,
+            CloseReason::Kick => KICK,
             CloseReason::Drain => 2,
             CloseReason::Evict => EVICT,
+            CloseReason::Moved => MOVED,
         };
         let _ = self
             .order
             .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        if code == KICK {
+            let _ = self
+                .order
+                .compare_exchange(MOVED, KICK, Ordering::AcqRel, Ordering::Acquire);
+        }
         self.ordered.notify_waiters();
     }
 
@@ -160,8 +175,9 @@ impl ConnectionHandle {
     pub fn close_reason(&self) -> Option<CloseReason> {
         match self.order.load(Ordering::Acquire) {
             0 => None,
-            1 => Some(CloseReason::Kick),
+            KICK => Some(CloseReason::Kick),
             EVICT => Some(CloseReason::Evict),
+            MOVED => Some(CloseReason::Moved),
             _ => Some(CloseReason::Drain),
         }
     }
@@ -180,7 +196,18 @@ impl ConnectionHandle {
 
     /// Resolves when an administrator ends it.
     pub async fn kicked(&self) {
-        if self.ended().await != CloseReason::Kick {
+        loop {
+            let ordered = self.ordered.notified();
+            if self.close_reason() == Some(CloseReason::Kick) {
+                return;
+            }
+            ordered.await;
+        }
+    }
+
+    /// Resolves when it is to end because its account is on another server now.
+    pub async fn moved(&self) {
+        if self.ended().await != CloseReason::Moved {
             std::future::pending::<()>().await;
         }
     }
@@ -213,17 +240,23 @@ impl ConnectionHandle {
         WaitsForUs(self.clone())
     }
 
-    /// Notes who is logged in; once for each account. From then on its place is not taken from it.
-    pub fn log_in(&self, login: impl FnOnce() -> LoggedIn, account: &str) {
+    /// Notes who is logged in, and where; once for each account. From then on its place is not taken from it.
+    pub fn log_in(&self, login: impl FnOnce() -> LoggedIn, account: &str, server: &str) {
         let _ = self
             .order
             .compare_exchange(EVICT, 0, Ordering::AcqRel, Ordering::Acquire);
         self.give_up_place();
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        if logins.len() < MAX_LOGINS && logins.iter().all(|known| known.account != account) {
-            // Most connections have one for all their life.
-            logins.reserve_exact(1);
-            logins.push(login());
+        match logins.iter().position(|known| known.account == account) {
+            Some(at) if logins[at].server == server => {}
+            // A connection of the web has followed its account.
+            Some(at) => logins[at] = login(),
+            None if logins.len() < MAX_LOGINS => {
+                // Most connections have one for all their life.
+                logins.reserve_exact(1);
+                logins.push(login());
+            }
+            None => {}
         }
     }
 
@@ -235,6 +268,15 @@ impl ConnectionHandle {
     /// Whether a user is logged in.
     pub fn is_logged_in(&self) -> bool {
         !self.logins.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Whether this is true of one who is logged in.
+    pub fn has_login(&self, is: impl FnMut(&LoggedIn) -> bool) -> bool {
+        self.logins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(is)
     }
 
     /// Notes that a login with this name has begun, until the value is dropped.
@@ -370,6 +412,34 @@ mod tests {
         assert_eq!(live.ended().await, CloseReason::Kick);
     }
 
+    #[tokio::test]
+    async fn a_kick_does_not_wait_for_a_move() {
+        let live = ConnectionHandle::new();
+        live.end(CloseReason::Moved);
+        live.end(CloseReason::Drain);
+        live.moved().await;
+        live.end(CloseReason::Kick);
+        live.kicked().await;
+        live.end(CloseReason::Moved);
+        assert_eq!(live.close_reason(), Some(CloseReason::Kick));
+    }
+
+    #[test]
+    fn a_connection_follows_its_account_to_another_server() {
+        let live = ConnectionHandle::new();
+        for server in ["s1", "s1", "s2"] {
+            let login = || LoggedIn {
+                user: String::new(),
+                account: "a@x".to_owned(),
+                route: format!("{server}:1"),
+                server: server.to_owned(),
+            };
+            live.log_in(login, "a@x", server);
+        }
+        let logins = live.logins();
+        assert_eq!((logins.len(), logins[0].route.as_str()), (1, "s2:1"));
+    }
+
     #[test]
     fn bytes_of_a_relay_and_others_are_added_up() {
         let totals = Arc::new(Totals::default());
@@ -392,8 +462,9 @@ mod tests {
                     user: String::new(),
                     account: account.clone(),
                     route: String::new(),
+                    server: String::new(),
                 };
-                live.log_in(login, &account);
+                live.log_in(login, &account, "");
             }
         }
         assert_eq!(live.logins().len(), MAX_LOGINS);

@@ -23,6 +23,9 @@ pub const FAREWELL: &[u8] = b"* BYE IMAP server terminating connection\r\n";
 /// What a logged-in client hears when an administrator ends its session.
 pub const KICKED: &[u8] = b"* BYE session ended by the administrator\r\n";
 
+/// What a logged-in client hears when its account is on another server now.
+pub const MOVED: &[u8] = b"* BYE your mailbox has moved, please log in again\r\n";
+
 /// What an operator may choose for clients that are not logged in yet.
 #[derive(Debug, Clone)]
 pub struct Settings {

@@ -122,6 +122,7 @@ impl LoginFailure {
             Self::TooManySessions(limit) => Some((*limit).to_owned()),
             Self::Ended(CloseReason::Kick) => Some("kick".to_owned()),
             Self::Ended(CloseReason::Drain) => Some("drain".to_owned()),
+            Self::Ended(CloseReason::Moved) => Some("moved".to_owned()),
             Self::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
             Self::Held { why, .. }
             | Self::NotAllowed(why)

@@ -31,6 +31,12 @@ const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
 /// server stops in the middle of its last answers: until TLS 1.2 it had to (RFC 5246 section 7.2.1), and many still do.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// How long nothing has moved when a command is taken for answered.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// How long a session whose account has moved may go on with a command.
+const LAST_COMMAND: Duration = Duration::from_secs(5);
+
 /// How long the last words are offered to a client that does not read.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -58,6 +64,8 @@ pub struct Farewell {
     pub usual: &'static [u8],
     /// When an administrator ends it.
     pub kick: &'static [u8],
+    /// When its account is on another server now.
+    pub moved: &'static [u8],
 }
 
 /// One direction.
@@ -86,6 +94,8 @@ pub struct Relay {
     timer: Pin<Box<Sleep>>,
     /// Whether the server is to be told of its client's end.
     tells_server: bool,
+    /// The client has spoken, and the server has not answered yet.
+    asked: bool,
 }
 
 enum Stop {
@@ -107,12 +117,14 @@ impl Relay {
             moved: Instant::now(),
             timer: Box::pin(tokio::time::sleep(idle)),
             tells_server: false,
+            asked: false,
         }
     }
 
     /// Bytes that are already owed to the server: what the client pipelined behind its login.
     pub fn owe_server(&mut self, bytes: Vec<u8>) {
         self.to_server.bytes += bytes.len() as u64;
+        self.asked = !bytes.is_empty();
         self.to_server.held = bytes;
     }
 
@@ -135,6 +147,11 @@ impl Relay {
             () = sessions_end(drain) => Stop::Told(CloseReason::Drain),
             order = live.ended() => Stop::Told(order),
         };
+        let stop = match stop {
+            // In a box of its own: most sessions never come here, and should not be as large.
+            Stop::Told(CloseReason::Moved) => Box::pin(self.last_command(live)).await,
+            stop => stop,
+        };
         match stop {
             Stop::Client => self.ended(EndedBy::Client, None),
             Stop::Server => self.ended(EndedBy::Upstream, None),
@@ -151,12 +168,39 @@ impl Relay {
                 self.send_farewell(farewell.kick).await;
                 self.ended(EndedBy::Kick, None)
             }
+            Stop::Told(CloseReason::Moved) => {
+                self.send_farewell(farewell.moved).await;
+                self.ended(EndedBy::Portico, Some("moved"))
+            }
         }
+    }
+
+    /// Goes on until a command that is under way has been answered, as far as that can be seen from outside.
+    async fn last_command(&mut self, live: &ConnectionHandle) -> Stop {
+        let end = Instant::now() + LAST_COMMAND;
+        loop {
+            let before = self.to_server.bytes + self.to_client.bytes;
+            tokio::select! {
+                stop = poll_fn(|cx| self.poll(cx, live)) => return stop,
+                () = live.kicked() => return Stop::Told(CloseReason::Kick),
+                () = tokio::time::sleep(QUIET) => {}
+            }
+            let rests = self.to_server.bytes + self.to_client.bytes == before && self.is_answered();
+            if rests || Instant::now() >= end {
+                return Stop::Told(CloseReason::Moved);
+            }
+        }
+    }
+
+    /// The server has spoken last, with a whole line.
+    fn is_answered(&self) -> bool {
+        !self.asked && self.to_client.held.is_empty() && self.to_client.last_byte == b'\n'
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, live: &ConnectionHandle) -> Poll<Stop> {
         let before = self.to_server.bytes + self.to_client.bytes;
         let was_ended = self.to_server.ended;
+        let said = (self.to_server.bytes, self.to_client.bytes);
         // An error on either side ends the relay; whose it was is told by where it showed up.
         match self.to_server.poll(cx, &mut self.client, &mut self.server) {
             Poll::Ready(Err(Side::Read)) => return Poll::Ready(Stop::Client),
@@ -167,7 +211,10 @@ impl Relay {
         if self.to_server.ended && !was_ended {
             self.moved = Instant::now();
         }
-        match self.to_client.poll(cx, &mut self.server, &mut self.client) {
+        self.asked |= self.to_server.bytes != said.0;
+        let answer = self.to_client.poll(cx, &mut self.server, &mut self.client);
+        self.asked &= self.to_client.bytes == said.1;
+        match answer {
             Poll::Ready(Err(Side::Write)) => return Poll::Ready(Stop::Client),
             Poll::Ready(Err(Side::Read)) => return Poll::Ready(Stop::Server),
             Poll::Ready(Ok(())) => {
@@ -370,6 +417,7 @@ mod tests {
         let farewell = Farewell {
             usual: b"* BYE\r\n",
             kick: b"* BYE kicked\r\n",
+            moved: b"* BYE moved\r\n",
         };
         let relay = tokio::spawn(async move { relay.run(&mut watch, &seen, farewell).await });
         Stage {
@@ -454,6 +502,45 @@ mod tests {
         expect(&mut s.client, b"* BYE kicked\r\n").await;
         assert_eq!(s.client.read(&mut [0; 8]).await.unwrap(), 0);
         assert_eq!(s.relay.await.unwrap().by, EndedBy::Kick);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_move_waits_for_the_answer_to_a_command() {
+        let mut s = stage(64, Duration::from_secs(60));
+        expect(&mut s.client, b"a OK\r\n").await;
+        expect(&mut s.server, b"b NOOP\r\n").await;
+        s.live.end(CloseReason::Moved);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        s.server.write_all(b"* 1 FETCH (BODY[] {100}\r\nhalf").await.unwrap();
+        expect(&mut s.client, b"* 1 FETCH (BODY[] {100}\r\nhalf").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        s.server.write_all(b")\r\nb OK\r\n").await.unwrap();
+        expect(&mut s.client, b")\r\nb OK\r\n* BYE moved\r\n").await;
+        assert_eq!(s.client.read(&mut [0; 8]).await.unwrap(), 0);
+        let end = s.relay.await.unwrap();
+        assert_eq!((end.by, end.why), (EndedBy::Portico, Some("moved")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_move_waits_no_longer_than_a_command_may_take_and_a_kick_not_at_all() {
+        for kicked in [false, true] {
+            let mut s = stage(64, Duration::from_secs(60));
+            expect(&mut s.client, b"a OK\r\n").await;
+            expect(&mut s.server, b"b NOOP\r\n").await;
+            let begun = Instant::now();
+            s.live.end(CloseReason::Moved);
+            if kicked {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                s.live.end(CloseReason::Kick);
+            }
+            let end = s.relay.await.unwrap();
+            let expected = if kicked {
+                (EndedBy::Kick, 0)
+            } else {
+                (EndedBy::Portico, 5)
+            };
+            assert_eq!((end.by, begun.elapsed().as_secs()), expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -403,6 +403,7 @@ impl Dialogue {
                 let farewell = Farewell {
                     usual: imap::FAREWELL,
                     kick: imap::KICKED,
+                    moved: imap::MOVED,
                 };
                 (env.settings.imap_idle, farewell)
             }
@@ -509,6 +510,12 @@ impl EarlyEnd {
                 None,
                 Some("too many connections".to_owned()),
                 Some("too many connections, please try again"),
+            ),
+            Self::Told(CloseReason::Moved) => (
+                EndedBy::Portico,
+                None,
+                Some("moved".to_owned()),
+                Some("your mailbox has moved, please log in again"),
             ),
             Self::Told(CloseReason::Kick) => (EndedBy::Kick, None, None, Some("session ended by the administrator")),
             Self::TlsFailed(why) => (

@@ -39,6 +39,7 @@ pub(crate) mod certificates;
 pub(crate) mod changes;
 pub(crate) mod env;
 pub(crate) mod listeners;
+mod moved;
 pub(crate) mod plan;
 pub(crate) mod reload;
 pub(crate) mod routes;

@@ -57,6 +57,9 @@ use table::ClockTable;
 /// other invented names, but no real account.
 const NOBODY_SHARE: u64 = 8;
 
+/// Changes that a slow listener may be behind with; one further behind has to take all accounts for changed.
+const FOLLOWED_KEPT: usize = 64;
+
 /// Why an account waits that no administrator holds here.
 const MAINTENANCE: &str = "zimbraAccountStatus is maintenance";
 
@@ -109,6 +112,8 @@ pub struct RouteCache {
     holds: Holds,
     /// What changed in the directory since this cache was made, until that is followed.
     news: Mutex<Option<broadcast::Receiver<News>>>,
+    /// Tells that a change has been followed.
+    followed: broadcast::Sender<News>,
 }
 
 impl RouteCache {
@@ -132,6 +137,7 @@ impl RouteCache {
             unwritten: Unwritten::default(),
             holds: Holds::default(),
             news: Mutex::new(Some(directory.news())),
+            followed: broadcast::Sender::new(FOLLOWED_KEPT),
             ttl: AtomicU64::new(millis(settings.ttl)),
             stale: AtomicU64::new(millis(settings.stale)),
             settings,

@@ -29,6 +29,7 @@ mod locations;
 mod login_guesses;
 mod login_storms;
 mod logins;
+mod moves;
 mod nodes;
 mod operate;
 mod outage;

@@ -36,6 +36,8 @@ pub struct Person {
     pub password: Vec<u8>,
     /// Other names.
     pub aliases: Vec<String>,
+    /// There is a mailbox on the other store, too, as after a copy.
+    pub everywhere: bool,
 }
 
 impl Person {
@@ -52,7 +54,14 @@ impl Person {
             store,
             password: password.as_ref().to_vec(),
             aliases: Vec::new(),
+            everywhere: false,
         }
+    }
+
+    /// The same with a mailbox on both stores.
+    pub fn everywhere(mut self) -> Self {
+        self.everywhere = true;
+        self
     }
 
     /// The same with another name.
@@ -378,7 +387,7 @@ fn build_store(stage: &Stage, ca: &Authority, number: usize, people: &[Person]) 
     let name = format!("{short}.example.test");
     let ip = Ipv4Addr::new(127, 0, 0, 2 + number as u8);
     let pair = ca.server(&[&name, &ip.to_string()])?;
-    let here: Vec<&Person> = people.iter().filter(|p| p.store == number).collect();
+    let here: Vec<&Person> = people.iter().filter(|p| p.store == number || p.everywhere).collect();
     let logins: Vec<Login> = here
         .iter()
         .map(|p| Login {

@@ -174,6 +174,7 @@ impl App {
             watch,
             self.routes.follow_directory(),
             self.routes.clone().keep_fresh(),
+            self.end_moved_sessions(),
             self.follow_locations()
         );
     }

@@ -23,6 +23,8 @@ pub(crate) struct MailConfig {
     pub hold_wait: Duration,
     /// What its client is told after that.
     pub hold_text: String,
+    /// Over how long sessions are ended whose accounts have gone to another server; `None`: they go on.
+    pub end_moved: Option<Duration>,
     /// Failed logins in one connection.
     pub max_logins: u32,
     /// Bad commands in one connection before login.
@@ -47,6 +49,7 @@ impl Default for MailConfig {
             pop3_idle: Duration::from_secs(600),
             hold_wait: Duration::from_secs(10),
             hold_text: "your mailbox is being worked on, please try again later".to_owned(),
+            end_moved: Some(Duration::from_secs(30)),
             max_logins: 3,
             max_bad_commands: 5,
             mechanisms: Mechanisms::default(),
@@ -66,6 +69,12 @@ impl ConfigReader {
         self.duration(&mut section, "hold_wait", &mut config.hold_wait);
         if let Some(text) = self.text(&mut section, "hold_text") {
             config.hold_text = text;
+        }
+        if let Some(node) = section.take("end_moved") {
+            config.end_moved = match node.str(&mut self.problems) {
+                Some("off") => None,
+                _ => node.duration(&mut self.problems),
+            };
         }
         if let Some(n) = section.take("max_logins").and_then(|node| node.u32(&mut self.problems)) {
             config.max_logins = n;

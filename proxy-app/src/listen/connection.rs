@@ -18,7 +18,7 @@ use pingora_proxy::HttpProxy;
 use route_cache::lookup_server::serve_lookup;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::app::env::ListenEnv;
 use crate::app::snapshot::Snapshot;
@@ -43,6 +43,9 @@ const PROXY_HEADER: Duration = Duration::from_secs(5);
 
 /// How long an old proxy may take for its handshake, which comes first.
 const LOOKUP_HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long requests may go on whose account is on another server now.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
 
 /// How long a web connection that is to end may still do so by itself.
 const KICKED: Duration = Duration::from_millis(200);
@@ -88,7 +91,7 @@ impl ActiveListener {
             }
             Err(error) => {
                 log::warn!("accept on {}: {error}", self.name);
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -328,6 +331,13 @@ impl ActiveListener {
             () = &mut serve => return,
             // In a drain, requests are served on.
             () = live.kicked() => {}
+            () = live.moved() => {
+                tokio::select! {
+                    () = &mut serve => return,
+                    () = live.kicked() => {}
+                    () = sleep(LAST_REQUESTS) => {}
+                }
+            }
         }
         // A WebSocket ends by itself and writes its line of the access log.
         let _ = timeout(KICKED, serve).await;

@@ -4,7 +4,7 @@
 //! ([`Sessions`]), which may be a handshake later. Both end by themselves; in between its own task writes its counters
 //! ([`mail_proxy::ConnectionHandle`]), and nobody else is waited for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -112,6 +112,19 @@ impl Sessions {
             () = tell => {}
             () = undone => {}
         }
+    }
+
+    /// Those on which one of these accounts is logged in, or someone at all.
+    pub(crate) fn logged_in(&self, accounts: Option<&HashSet<String>>) -> Vec<Arc<Session>> {
+        let meant = |session: &Session| match accounts {
+            None => session.facts.handle.is_logged_in(),
+            Some(accounts) => session.facts.handle.has_login(|login| accounts.contains(&login.account)),
+        };
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            found.extend(shard.lock().values().filter(|session| meant(session)).cloned());
+        }
+        found
     }
 
     fn shard(&self, key: u64) -> &Mutex<HashMap<u64, Arc<Session>>> {
@@ -250,8 +263,9 @@ mod tests {
                 user: "typed".to_owned(),
                 account: account.to_owned(),
                 route: String::new(),
+                server: "s1".to_owned(),
             };
-            live.log_in(login, account);
+            live.log_in(login, account, "s1");
         }
         let client = Client {
             addr: SocketAddr::new(ip.parse().unwrap(), 1),

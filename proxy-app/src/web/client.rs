@@ -111,8 +111,9 @@ impl WebClient {
             user: String::new(),
             account: route.account.to_string(),
             route: route.address().to_string(),
+            server: route.server.to_string(),
         };
-        self.facts.handle.log_in(login, &route.account);
+        self.facts.handle.log_in(login, &route.account, &route.server);
     }
 
     /// A record of a login in a request; its client is this one as trusted forwarders name it.

@@ -105,7 +105,8 @@ async fn serve_http1(
         {
             return answered.finish(env, web, stream).await;
         }
-        let last = stream.begin_request(&mut head, is_plain) || *shutdown.borrow();
+        let moved = client_in(&carrier).is_some_and(|web| web.facts.handle.close_reason().is_some());
+        let last = stream.begin_request(&mut head, is_plain) || *shutdown.borrow() || moved;
         let mut session = session_on(stream, kept, last);
         let reason = reason_of_engine(&head);
         session.set_pipelined_prefix(head);

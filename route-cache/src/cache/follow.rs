@@ -1,7 +1,7 @@
 //! Keeps the cache in step with the directory: what is said to have changed there is forgotten here.
 
 use mail_directory::News;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::RouteCache;
@@ -19,6 +19,11 @@ impl RouteCache {
         }
     }
 
+    /// Which accounts changed in the directory, from now on; each is told when the cache has forgotten it.
+    pub fn followed(&self) -> broadcast::Receiver<News> {
+        self.followed.subscribe()
+    }
+
     async fn follow_news(&self, moved: &Notify) {
         let first = self.news.lock().take();
         let mut news = first.unwrap_or_else(|| {
@@ -28,16 +33,22 @@ impl RouteCache {
             self.directory.news()
         });
         loop {
-            match news.recv().await {
-                Ok(News::Touched(accounts)) => {
-                    log::debug!("{} accounts changed in the directory", accounts.len());
-                    self.forget_accounts(&accounts);
-                }
-                Ok(News::MayBeGone) => moved.notify_one(),
-                Ok(News::Reached(point)) => self.reached(point),
-                Ok(News::Unknown) | Err(RecvError::Lagged(_)) => self.expire(),
+            let told = match news.recv().await {
+                Ok(told) => told,
+                Err(RecvError::Lagged(_)) => News::Unknown,
                 Err(RecvError::Closed) => return,
+            };
+            match &told {
+                News::Touched(accounts) => {
+                    log::debug!("{} accounts changed in the directory", accounts.len());
+                    self.forget_accounts(accounts);
+                }
+                News::MayBeGone => moved.notify_one(),
+                News::Reached(point) => self.reached(point.clone()),
+                News::Unknown => self.expire(),
             }
+            // It is no failure if nobody listens.
+            let _ = self.followed.send(told);
         }
     }
 }
