@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_directory::names;
-use route_cache::{Lookup, Route, RouteError};
+use route_cache::{Lookup, ReferredRoute, Route, RouteError, Tier};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -21,6 +21,7 @@ use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, lo
 use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
 use crate::proto::Protocol;
+use crate::referral::Referral;
 use crate::scratch::read_with;
 use crate::server_refusal::Refusal;
 use crate::throttle::{Answered, Claim, PasswordMark, Ticket};
@@ -173,6 +174,9 @@ async fn given_up(mut waiting: watch::Receiver<Waiting>) -> LoginFailure {
     }
 }
 
+/// How often a login follows a mailbox server that names another one.
+const MOST_REFERRALS: usize = 2;
+
 /// Why a silent mailbox server could not help.
 const SILENT: &str = "the mailbox server does not answer";
 
@@ -189,6 +193,10 @@ struct Tries {
     under_way: UnderWay,
     /// Name of the server's entry.
     server: Arc<str>,
+    /// Where the server that has taken the login would rather have it.
+    sent_on: Option<Referral>,
+    /// The server that has named the one where the login was taken.
+    referred_by: Option<Arc<str>>,
     place: Option<Box<dyn Send>>,
 }
 
@@ -199,6 +207,8 @@ enum TryFailure {
     /// Worth another try only if the account is somewhere else by now. The route stays: it may be needed while the
     /// directory is down.
     Doubtful(LoginFailure),
+    /// The server names another one.
+    Referred(Referral),
     /// Nothing would change it.
     Final(LoginFailure),
 }
@@ -225,6 +235,8 @@ impl Tries {
             greets,
             holds,
             server: Arc::from(""),
+            sent_on: None,
+            referred_by: None,
             place: None,
         }
     }
@@ -316,22 +328,86 @@ impl Tries {
         credentials: &Credentials,
         id: IdFields,
     ) -> Result<(BoxStream, Accepted), LoginFailure> {
-        let fresh = match self.try_at(&route, credentials, id.clone()).await {
+        let fresh = match self.try_from(lookup, &route, credentials, id.clone()).await {
             Ok(done) => return Ok(done),
             Err(TryFailure::Final(failure)) => return Err(failure),
-            Err(TryFailure::Stale(_)) => {
+            Err(TryFailure::Stale(_) | TryFailure::Referred(_)) => {
                 self.env.routes.forget(lookup);
                 self.route(lookup).await?
             }
             Err(TryFailure::Doubtful(failure)) => self.elsewhere(lookup, &route).await?.ok_or(failure)?,
         };
-        self.try_at(&fresh, credentials, id).await.map_err(|again| match again {
+        let again = self.try_from(lookup, &fresh, credentials, id).await;
+        again.map_err(|again| match again {
             TryFailure::Stale(failure) => {
                 self.env.routes.forget(lookup);
                 failure
             }
+            TryFailure::Referred(referral) => LoginFailure::UpstreamDown(not_followed(&referral)),
             TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
         })
+    }
+
+    /// Tries at the server of a route, and at those that it and the next one name.
+    async fn try_from(
+        &mut self,
+        lookup: &Lookup,
+        route: &Route,
+        credentials: &Credentials,
+        id: IdFields,
+    ) -> Result<(BoxStream, Accepted), TryFailure> {
+        let mut been = vec![route.clone()];
+        let mut result = self.try_at(route, credentials, id.clone()).await;
+        while let Some(referral) = self.referral(&result) {
+            let next = match self.referred(lookup, &been, &referral) {
+                Ok(next) => next,
+                // Where it was taken, it stays.
+                Err(_) if result.is_ok() => break,
+                Err(why) => return Err(TryFailure::Stale(LoginFailure::UpstreamDown(why))),
+            };
+            let from = been[been.len() - 1].clone();
+            been.push(next.route.clone());
+            self.note(&next.route);
+            let there = self.try_at(&next.route, credentials, id.clone()).await;
+            if there.is_err() && result.is_ok() {
+                self.note(&from);
+                break;
+            }
+            if there.is_ok() {
+                self.referred_by = Some(from.server);
+                self.env.routes.learn(next);
+            }
+            result = there;
+        }
+        result
+    }
+
+    /// Where a server sends the login.
+    fn referral(&mut self, result: &Result<(BoxStream, Accepted), TryFailure>) -> Option<Referral> {
+        match result {
+            Ok(_) => self.sent_on.take(),
+            Err(TryFailure::Referred(referral)) => Some(referral.clone()),
+            Err(_) => None,
+        }
+    }
+
+    /// The route that a server names, if it may be followed: to a server of the directory that has not been asked, and
+    /// for the same account.
+    fn referred(&self, lookup: &Lookup, been: &[Route], referral: &Referral) -> Result<ReferredRoute, String> {
+        let from = &been[been.len() - 1];
+        if been.len() > MOST_REFERRALS {
+            return Err(format!("more than {MOST_REFERRALS} servers refer to each other"));
+        }
+        let account = |name: &str| names::account(name) == *from.account || name == &*from.login;
+        if from.external || referral.user.as_deref().is_some_and(|user| !account(user)) {
+            return Err(not_followed(referral));
+        }
+        let next = self.env.routes.refer(lookup, from, &referral.host);
+        let next = next.map_err(|error| error.to_string())?;
+        match been.iter().any(|route| route.server == next.route.server) {
+            true => Err(format!("the mailbox servers refer to each other: {}", referral.host)),
+            false => Ok(next),
+        }
     }
 
     /// Where the account is by now, if that is another server than that of an old route: it has moved, or memcached
@@ -354,7 +430,7 @@ impl Tries {
         waiting: Waiting,
     ) -> Result<Login, LoginFailure> {
         let (outcome, why) = match &result {
-            Ok(_) => (Outcome::Ok, waiting.too_late().map(str::to_owned)),
+            Ok(_) => (Outcome::Ok, waiting.too_late().map(str::to_owned).or_else(|| self.referral_told())),
             Err(failure) => (failure.outcome(), failure.why()),
         };
         (self.record.outcome, self.record.why) = (Some(outcome), why);
@@ -373,17 +449,26 @@ impl Tries {
         login
     }
 
+    /// What the audit log has of a referral that was followed.
+    fn referral_told(&self) -> Option<String> {
+        let from = self.referred_by.as_ref()?;
+        Some(format!("referred by {from}"))
+    }
+
     /// Notes whose session it is, so that administrators can list and end it.
     fn note_login(&self) {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let account = self.record.account.as_deref().unwrap_or_default();
+        let by_referral = self.record.tier == Some(Tier::Referral.name());
+        // The directory need not know where it is.
+        let server = if by_referral { "" } else { &*self.server };
         let login = || LoggedIn {
             user: text(&self.record.user),
             account: account.to_owned(),
             route: text(&self.record.route),
-            server: self.server.to_string(),
+            server: server.to_owned(),
         };
-        self.facts.connection.handle.log_in(login, account, &self.server);
+        self.facts.connection.handle.log_in(login, account, server);
     }
 
     fn note(&mut self, route: &Route) {
@@ -465,7 +550,12 @@ impl Tries {
         };
         let answer = timeout(limit, talk).await.unwrap_or(Err(Unanswered::Silent));
         self.record.ms_login = Some(self.took(Phase::Login, begun));
-        answer.map(|accepted| (server, accepted)).map_err(|unanswered| {
+        self.sent_on = None;
+        let taken = answer.map(|mut accepted| {
+            self.sent_on = Referral::take(&mut accepted.answer);
+            (server, accepted)
+        });
+        taken.map_err(|unanswered| {
             self.record.phase = Some(machine.phase());
             let long = credentials.has_long_password() && machine.phase() == "login";
             match unanswered {
@@ -544,9 +634,15 @@ fn failure(refusal: Refusal) -> TryFailure {
         Refusal::Text(text) => TryFailure::Doubtful(LoginFailure::Refused(text)),
         Refusal::Limit(text) => TryFailure::Final(LoginFailure::Limit(text)),
         Refusal::Temporary(text) => TryFailure::Doubtful(LoginFailure::Busy(text)),
+        Refusal::Referred(referral) => TryFailure::Referred(referral),
         Refusal::WrongHost => TryFailure::Stale(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
         Refusal::Broken(why) => TryFailure::Final(LoginFailure::UpstreamDown(why.to_owned())),
     }
+}
+
+/// Why a referral leads nowhere.
+fn not_followed(referral: &Referral) -> String {
+    format!("a referral to {} is not followed", referral.host)
 }
 
 /// A mailbox server may hang up at a password that is too long for it: Dovecot takes 8 KiB of SASL. Told at once and as

@@ -22,6 +22,7 @@ mod machine;
 mod mechanism;
 pub mod pop3;
 mod proto;
+mod referral;
 pub mod relay;
 pub mod sasl;
 mod scratch;
@@ -40,6 +41,7 @@ pub use machine::{
 };
 pub use mechanism::{Mechanism, Mechanisms};
 pub use proto::{Proto, Protocol};
+pub use referral::Referral;
 pub use server_refusal::Refusal;
 pub use session::serve;
 pub use upstream::{UpstreamDialect, UpstreamDriver};

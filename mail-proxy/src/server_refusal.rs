@@ -1,5 +1,7 @@
 //! How a mailbox server refuses a login, and what its words mean where it has no codes for it.
 
+use crate::referral::Referral;
+
 /// A mailbox server did not take the login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -14,6 +16,8 @@ pub enum Refusal {
     Temporary(String),
     /// The account lives elsewhere: the route is stale (MAIL §11.10).
     WrongHost,
+    /// The same, and the server says where.
+    Referred(Referral),
     /// The server does not speak the protocol as it must.
     Broken(&'static str),
 }

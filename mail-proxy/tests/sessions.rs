@@ -545,6 +545,81 @@ async fn a_stale_route_is_mended_before_the_client_hears_anything() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_referral_is_followed_to_a_server_of_the_directory() {
+    for one in [
+        Store::Says("NO [REFERRAL imap://two.example/] try there"),
+        Store::Says("NO [referral imap://alice%40a.example;AUTH=*@TWO.example:143/] try there"),
+        Store::Says("OK [REFERRAL imap://two.example/] it is better there"),
+        Store::Greets("* BYE [REFERRAL imap://two.example/] gone\r\n"),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(one),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.say("a LOGIN al@a.example right\r\n").await;
+        s.expect("* CAPABILITY").await;
+        s.expect("a OK [CAPABILITY IMAP4rev1 IDLE] hello").await;
+        assert_eq!(s.connects.load(Ordering::Relaxed), 2);
+        let records = s.ended().await;
+        assert_eq!(records[0].route.as_deref(), Some("two.example:7143"));
+        assert_eq!(records[0].tier, Some("referral"));
+        assert_eq!(records[0].why.as_deref(), Some("referred by one.example"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_was_taken_stays_where_a_referral_leads_nowhere() {
+    for (one, two) in [
+        ("OK [REFERRAL imap://two.example/] hello", Store::Refuses),
+        ("OK [REFERRAL imap://two.example/] hello", Store::Says("NO [ALERT] closed")),
+        ("OK [REFERRAL imap://stranger.example/] hello", Store::Good),
+        ("OK [REFERRAL imap://one.example/] hello", Store::Good),
+        ("OK [REFERRAL rubbish] hello", Store::Good),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(Store::Says(one)),
+            two: Some(two),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.say("a LOGIN alice@a.example right\r\n").await;
+        s.expect("a OK hello").await;
+        let records = s.ended().await;
+        assert_eq!(records[0].route.as_deref(), Some("one.example:7143"), "{one}");
+        assert_eq!(records[0].why, None, "{one}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_followed_is_an_outage_and_ends() {
+    const TO_ONE: Store = Store::Says("NO [REFERRAL imap://one.example/] x");
+    for (one, two, why, connects) in [
+        ("NO [REFERRAL imap://two.example/] x", TO_ONE, "refer to each other", 4),
+        ("NO [REFERRAL imap://one.example/] x", Store::Good, "refer to each other", 2),
+        ("NO [REFERRAL imap://127.0.0.1/] x", Store::Good, "does not know", 2),
+        ("NO [REFERRAL imap://stranger.example/] x", Store::Good, "does not know", 2),
+        ("NO [REFERRAL imap://bob@two.example/] x", Store::Good, "is not followed", 2),
+        ("NO [REFERRAL :::] x", Store::Good, "lives elsewhere", 2),
+        ("NO [REFERRAL imap://two.example/] x", Store::Refuses, "refused", 4),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(Store::Says(one)),
+            two: Some(two),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.say("a LOGIN alice@a.example right\r\n").await;
+        s.expect("a NO [UNAVAILABLE]").await;
+        assert_eq!(s.connects.load(Ordering::Relaxed), connects, "{one}");
+        let records = s.ended().await;
+        assert_eq!(records[0].outcome, Some(Outcome::UpstreamDown), "{one}");
+        let said = records[0].why.clone().unwrap_or_default();
+        assert!(said.contains(why), "{one}: {said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dead_server_is_reported_at_once_and_tried_twice() {
     let mut s = stage(Plan {
         one: Some(Store::Refuses),

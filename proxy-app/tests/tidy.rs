@@ -106,6 +106,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["connection", "login_failure"],
             &["audit"],
             &["handle", "line", "mechanism", "proto", "server_refusal", "throttle"],
+            &["referral"],
         ],
     ),
     (

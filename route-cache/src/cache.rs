@@ -34,6 +34,7 @@ mod kept_file;
 mod known;
 mod life;
 mod question;
+mod referral;
 mod restored;
 mod shared;
 mod single_flight;
@@ -48,6 +49,7 @@ pub use explain::{
 pub use kept_file::{KeptFileError, KeptRoutes};
 use known::{BEFORE_BIRTH, FIRST_EPOCH, Kept, KeptPlacement, Millis, millis};
 use question::{Fetched, Freshness, Query};
+pub use referral::ReferredRoute;
 use restored::{Restored, Unwritten};
 pub use shared::SharedCache;
 use single_flight::Flights;

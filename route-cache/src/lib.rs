@@ -28,7 +28,7 @@ mod source;
 pub use addresses::AddressBook;
 pub use cache::{
     AccountFacts, AccountReport, AnswerKind, Blocker, Counters, Explanation, FoundBy, KeptFileError, KeptRoutes,
-    NameDomain, Purged, RouteCache, Settings, SharedCache, TierReport,
+    NameDomain, Purged, ReferredRoute, RouteCache, Settings, SharedCache, TierReport,
 };
 pub use hold::{Held, Hold, Holds, LONGEST_HOLD, MAX_HOLDS, TooManyHolds};
 pub use host_port::{HostPort, NoHostPort, bracketed, without_zone};

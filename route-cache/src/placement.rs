@@ -33,6 +33,8 @@ pub(crate) struct Special {
     pub(crate) piecemeal: bool,
     /// `zimbraAccountStatus` is `maintenance`.
     pub(crate) maintenance: bool,
+    /// A mailbox server has named its server.
+    pub(crate) by_referral: bool,
 }
 
 /// Names of the attributes that a [`Placement`] was read from. When the global config names others, what was
@@ -154,6 +156,7 @@ fn special(account: View<'_>, login: Option<&str>) -> Option<Box<Special>> {
         servers: EXTERNAL.map(|(host, port)| (account.text(host).map(Box::from), account.port(port))),
         piecemeal: false,
         maintenance: account.choice(&attributes::ACCOUNT_STATUS) == "maintenance",
+        by_referral: false,
     };
     (found != Special::default()).then(|| Box::new(found))
 }
@@ -231,6 +234,17 @@ impl Placement {
     /// Whether its mailbox is being worked on.
     pub(crate) fn is_in_maintenance(&self) -> bool {
         self.special.as_ref().is_some_and(|own| own.maintenance)
+    }
+
+    /// The same, named by a mailbox server.
+    pub(crate) fn by_referral(mut self) -> Self {
+        self.special.get_or_insert_default().by_referral = true;
+        self
+    }
+
+    /// Whether a mailbox server has named its server.
+    pub(crate) fn is_by_referral(&self) -> bool {
+        self.special.as_ref().is_some_and(|own| own.by_referral)
     }
 
     fn pieces(&self) -> Option<&Special> {

@@ -55,6 +55,8 @@ pub enum Tier {
     Stale,
     /// The cache of a previous process, out of the file that keeps it; not asked for again since.
     KeptFile,
+    /// The cache of this process, where a mailbox server has named the server, not the directory.
+    Referral,
     /// The cache that nodes share.
     Memcached,
     /// The directory, or a lookup service in its place, asked now.
@@ -68,6 +70,7 @@ impl Tier {
             Self::Memory => "memory",
             Self::Stale => "stale",
             Self::KeptFile => "kept_file",
+            Self::Referral => "referral",
             Self::Memcached => "memcached",
             Self::Directory => "directory",
         }

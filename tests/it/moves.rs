@@ -138,6 +138,36 @@ fn a_session_that_has_followed_its_account_goes_on() -> Result<()> {
     })
 }
 
+/// Dovecot's own referrals, which its passdb orders.
+#[test]
+fn a_referral_of_a_real_server_is_followed_and_learned() -> Result<()> {
+    Source::Yaml.play_with(movers(), polling, |scene| {
+        let there = scene.town.stores[1].dovecot.ip;
+        for extra in ["nologin", ""] {
+            let field = format!("{extra} host={there}");
+            scene.town.stores[0].dovecot.add_to_user("alice@a.example", field.trim())?;
+            done(&scene.portico, &["route", "purge", "--all"])?;
+            ensure!(store_of_alice(scene)? == 1, "{extra}");
+            let first = [("account", "alice@a.example"), ("outcome", "ok"), ("tier", "referral")];
+            let record = scene.portico.record(&first)?;
+            ensure!(record["why"] == "referred by store1.example.test", "{record}");
+            let explained = done(&scene.portico, &["route", "explain", "alice@a.example"])?;
+            ensure!(explained.contains("referral"), "{explained}");
+            // It has been learned: the old server is not asked.
+            let before = scene.portico.count(&first)?;
+            ensure!(store_of_alice(scene)? == 1);
+            ensure!(scene.portico.count(&first)? == before + 1);
+        }
+        // What the directory says anew counts.
+        let mut alice = scene.login("alice")?;
+        prov(&scene.portico, &["ma", "alice@a.example", "description", "x"])?;
+        alice.imap_ok("a1 NOOP")?;
+        // A change of the account is no move of it: the directory has never said where this session is.
+        ensure!(alice.is_silent(Duration::from_secs(1))?, "her session is told something");
+        Ok(())
+    })
+}
+
 #[test]
 fn sessions_go_on_where_that_is_wanted() -> Result<()> {
     let change = |town: &Town, node: &mut Node, directory: &mut Directory| {

@@ -100,6 +100,22 @@ impl Dovecot {
         ])
     }
 
+    /// Gives a user extra fields, such as `nologin host=192.0.2.1`; Dovecot reads them at the next login.
+    pub fn add_to_user(&self, name: &str, fields: &str) -> Result<()> {
+        let path = self.dir.join("users");
+        let text = std::fs::read_to_string(&path)?;
+        let start = format!("{name}:");
+        let line = |line: &str| match line.strip_prefix(&start) {
+            Some(rest) => {
+                let password = rest.split(':').next().unwrap_or_default();
+                format!("{start}{password}::::::{fields}\n")
+            }
+            None => format!("{line}\n"),
+        };
+        std::fs::write(&path, text.lines().map(line).collect::<String>())?;
+        Ok(())
+    }
+
     /// Starts it again so that it takes tokens, which it asks this service about.
     pub fn take_tokens(&mut self, service: &TokenService) -> Result<()> {
         let settings = self.dir.join("oauth2.conf");

@@ -9,6 +9,7 @@ use super::quoted;
 use crate::line;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
+use crate::referral::Referral;
 use crate::server_refusal::{
     Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
 };
@@ -484,7 +485,7 @@ fn refusal(text: &[u8]) -> Refusal {
     let shown = printable(text);
     let words = shown.to_ascii_lowercase();
     if words.contains("(wrong host)") || has_code(text, "REFERRAL") {
-        return Refusal::WrongHost;
+        return referred(text).unwrap_or(Refusal::WrongHost);
     }
     let code = code(text)
         .and_then(|code| code.split(' ').next())
@@ -503,8 +504,14 @@ fn refusal(text: &[u8]) -> Refusal {
     }
 }
 
+/// Where a server says that the account is (RFC 2221 section 4).
+fn referred(text: &[u8]) -> Option<Refusal> {
+    Referral::of_code(code(text)?).map(Refusal::Referred)
+}
+
+/// A server that says BYE cannot say at the moment, or takes nobody at all and names another.
 fn temporary(text: &[u8]) -> UpstreamStep {
-    UpstreamStep::Refused(Refusal::Temporary(printable(text)))
+    UpstreamStep::Refused(referred(text).unwrap_or_else(|| Refusal::Temporary(printable(text))))
 }
 
 #[cfg(test)]
@@ -526,9 +533,14 @@ mod tests {
         ] {
             check(text, Refusal::BadCredentials);
         }
-        for text in ["NO LOGIN failed (wrong host)", "NO [REFERRAL imap://u@h/] LOGIN failed"] {
+        for text in ["NO LOGIN failed (wrong host)", "NO [REFERRAL rubbish] LOGIN failed"] {
             check(text, Refusal::WrongHost);
         }
+        let referral = Referral {
+            user: Some("u".to_owned()),
+            host: "h".to_owned(),
+        };
+        check("NO [REFERRAL imap://u@h/] LOGIN failed", Refusal::Referred(referral));
         for text in [
             "NO [LIMIT] x",
             "NO [UNAVAILABLE] Maximum number of connections from user+IP exceeded (mail_max_userip_connections=10)",

@@ -5,6 +5,7 @@
 
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
+use crate::referral::Referral;
 use crate::server_refusal::{Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls};
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
@@ -215,13 +216,16 @@ fn refusal(line: &[u8]) -> Refusal {
     let shown = printable(line);
     let words = shown.to_ascii_lowercase();
     if words.contains("wrong host (you want") {
-        return Refusal::WrongHost;
+        return Referral::of_words(&shown).map_or(Refusal::WrongHost, Refusal::Referred);
     }
     let text = words.strip_prefix("-err ").unwrap_or_default();
     let code = text
         .strip_prefix('[')
         .and_then(|text| text.split_once(']'))
         .map(|(code, _)| code);
+    if let Some(code) = code.filter(|code| code.starts_with("referral")) {
+        return Referral::of_code(code).map_or(Refusal::WrongHost, Refusal::Referred);
+    }
     match code {
         // Dovecot says it behind [AUTH].
         _ if wants_tls(&words) => Refusal::Broken(TLS_WANTED),
@@ -278,9 +282,16 @@ mod tests {
         for text in ["-ERR your password has expired", "-ERR [SYS/PERM] login failed"] {
             check(text, Refusal::Text(shown(text)));
         }
-        check(
+        let referral = Referral {
+            user: None,
+            host: "store2".to_owned(),
+        };
+        for text in [
             "-ERR operation sent to wrong host (you want 'store2')",
-            Refusal::WrongHost,
-        );
+            "-ERR [REFERRAL pop://store2/] try there",
+        ] {
+            check(text, Refusal::Referred(referral.clone()));
+        }
+        check("-ERR [REFERRAL rubbish] x", Refusal::WrongHost);
     }
 }

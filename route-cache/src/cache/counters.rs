@@ -10,6 +10,7 @@ pub struct Counters {
     memory: AtomicU64,
     stale: AtomicU64,
     kept_file: AtomicU64,
+    referral: AtomicU64,
     memcached: AtomicU64,
     directory: AtomicU64,
     nobody: AtomicU64,
@@ -20,11 +21,12 @@ pub struct Counters {
 impl Counters {
     /// Answers by the tier that returned the route; `nobody` where the account does not exist, `failed` where there
     /// is no route for another reason.
-    pub fn answers(&self) -> [(&'static str, u64); 7] {
+    pub fn answers(&self) -> [(&'static str, u64); 8] {
         [
             ("memory", &self.memory),
             ("stale", &self.stale),
             ("kept_file", &self.kept_file),
+            ("referral", &self.referral),
             ("memcached", &self.memcached),
             ("directory", &self.directory),
             ("nobody", &self.nobody),
@@ -44,6 +46,7 @@ impl Counters {
                 Tier::Memory => &self.memory,
                 Tier::Stale => &self.stale,
                 Tier::KeptFile => &self.kept_file,
+                Tier::Referral => &self.referral,
                 Tier::Memcached => &self.memcached,
                 Tier::Directory => &self.directory,
             },

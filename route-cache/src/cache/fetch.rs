@@ -183,6 +183,14 @@ impl RouteCache {
         {
             shared.keep(key, placement, *protocol, system);
         }
+        self.keep_here(key, fetched);
+    }
+
+    /// Keeps an account where there is one. Called with the lock of the flights held.
+    pub(super) fn keep_here(&self, key: &Key, fetched: &Fetched) {
+        let Some(placement) = &fetched.placement else {
+            return;
+        };
         // An account without a full name is known by the name that was asked for.
         let account = match key {
             Key::Id(text) | Key::Bare(text) if *text == placement.account => key.clone(),

@@ -1,8 +1,8 @@
 //! Keeps the cache in step with the directory: what is said to have changed there is forgotten here.
 
 use mail_directory::News;
-use tokio::sync::{Notify, broadcast};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, broadcast};
 
 use super::RouteCache;
 

@@ -52,7 +52,11 @@ impl KeptPlacement {
 
     /// The tier that it is an answer of, where one of this process is an answer of `own`.
     pub(super) fn tier(&self, own: Tier) -> Tier {
-        if self.is_restored() { Tier::KeptFile } else { own }
+        match own {
+            _ if self.is_restored() => Tier::KeptFile,
+            Tier::Memory if self.placement.is_by_referral() => Tier::Referral,
+            own => own,
+        }
     }
 
     /// What is kept under a name and of its account, which may be the same: as old as the older of them.

@@ -294,6 +294,7 @@ pub(super) mod tests {
             ],
             piecemeal: external == Some(true),
             maintenance: external == Some(false),
+            by_referral: false,
         };
         let name = |name: &str| Key::Name(name.into());
         let mut all = vec![
