@@ -82,6 +82,17 @@ pub struct Change {
     pub act: Act,
 }
 
+/// A value that takes the place of another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swap {
+    /// Name of the attribute.
+    pub attribute: String,
+    /// Its one value, as it stands there.
+    pub from: String,
+    /// The value after.
+    pub to: String,
+}
+
 /// What to do with the values of an attribute.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Act {
@@ -123,6 +134,9 @@ pub enum EditError {
     /// The directory does not take the value.
     #[error("{0}")]
     Value(String),
+    /// It is not as it was when the change was thought of.
+    #[error("{0}")]
+    Changed(String),
     /// The account that the node binds as may not do this.
     #[error("{0}")]
     Denied(String),
@@ -150,6 +164,13 @@ pub trait Editor: Send {
 
     /// Changes the entry of this name. Values that the changes do not name are as they are at that moment.
     async fn modify(&mut self, kind: EntryKind, name: &str, changes: &[Change]) -> Result<(), EditError>;
+
+    /// Puts values in the place of others, all or none, if each of these is the one value of its attribute at that
+    /// moment.
+    ///
+    /// # Errors
+    /// Also if one is not ([`EditError::Changed`]).
+    async fn swap(&mut self, kind: EntryKind, name: &str, swaps: &[Swap]) -> Result<(), EditError>;
 
     /// Makes an entry. The directory adds what its own form needs.
     async fn create(&mut self, kind: EntryKind, name: &str, attributes: &[Change]) -> Result<(), EditError>;

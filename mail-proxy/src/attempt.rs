@@ -430,7 +430,10 @@ impl Tries {
         waiting: Waiting,
     ) -> Result<Login, LoginFailure> {
         let (outcome, why) = match &result {
-            Ok(_) => (Outcome::Ok, waiting.too_late().map(str::to_owned).or_else(|| self.referral_told())),
+            Ok(_) => (
+                Outcome::Ok,
+                waiting.too_late().map(str::to_owned).or_else(|| self.referral_told()),
+            ),
             Err(failure) => (failure.outcome(), failure.why()),
         };
         (self.record.outcome, self.record.why) = (Some(outcome), why);
@@ -488,19 +491,25 @@ impl Tries {
 
     async fn route(&mut self, lookup: &Lookup) -> Result<Route, LoginFailure> {
         let begun = Instant::now();
+        self.under_way.asks(false);
         let result = self.env.routes.route(lookup).await;
         self.record.ms_lookup = Some(self.took(Phase::Lookup, begun));
-        let route = result.map_err(no_route)?;
-        let route = match self.env.routes.hold_of(&route) {
-            Some(why) => self.released(lookup, route, why).await?,
-            None => route,
-        };
+        let mut route = result.map_err(no_route)?;
+        loop {
+            // First noted, then looked for a hold: who begins one and looks then for logins under way misses none.
+            self.under_way.is_of(&route.account);
+            self.under_way.asks(true);
+            let Some(why) = self.env.routes.hold_of(&route) else {
+                break;
+            };
+            self.under_way.asks(false);
+            route = self.released(lookup, route, why).await?;
+        }
         self.note(&route);
         Ok(route)
     }
 
-    /// Waits for the end of a hold, and asks for the route again: the account may have moved meanwhile. Nobody can
-    /// end this login by the name of its account as long as it has not been told whose it is.
+    /// Waits for the end of a hold, and asks for the route again: the account may have moved meanwhile.
     async fn released(&mut self, lookup: &Lookup, mut route: Route, mut why: String) -> Result<Route, LoginFailure> {
         let end = Instant::now() + self.env.settings.hold_wait;
         (self.record.account, self.record.tier) = (Some(route.account.to_string()), Some(route.tier.name()));

@@ -49,13 +49,23 @@ pub struct ConnectionHandle {
     /// Bytes to the client that no relay counts.
     added_out: AtomicU64,
     logins: Mutex<Vec<LoggedIn>>,
-    /// Names under which logins are under way, each with the number of its login.
-    under_way: Mutex<Vec<(u64, String)>>,
+    /// Names under which logins are under way.
+    under_way: Mutex<Vec<LoginName>>,
     begun: AtomicU64,
     order: AtomicU8,
     ordered: Notify,
     /// Held until login.
     waiting: Mutex<LoginWait>,
+}
+
+/// One name of a login under way.
+#[derive(Debug)]
+struct LoginName {
+    /// The number of its login.
+    login: u64,
+    name: String,
+    /// A mailbox server is asked, or will be next.
+    asks: bool,
 }
 
 /// A place among the connections that are not logged in, given up when it is dropped.
@@ -292,7 +302,18 @@ impl ConnectionHandle {
     /// Whether a login is under way of which this is true: asked of the name as typed, and of the account's.
     pub fn is_logging_in(&self, is: impl Fn(&str) -> bool) -> bool {
         let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.iter().any(|(_, name)| is(name))
+        under_way.iter().any(|login| is(&login.name))
+    }
+
+    /// The same for those about which a mailbox server is asked: no hold keeps them from getting in any more.
+    pub fn is_asking(&self, is: impl Fn(&str) -> bool) -> bool {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.iter().any(|login| login.asks && is(&login.name))
+    }
+
+    /// Whether the client waits for an answer.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiting().under_way > 0
     }
 
     /// Notes how far the bytes of a relay have come by now.
@@ -360,14 +381,26 @@ impl UnderWay {
     /// Notes one more name of the account that it is for.
     pub(crate) fn is_of(&self, name: &str) {
         let mut names = self.live.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        names.push((self.number, name.to_owned()));
+        let asks = names.iter().any(|login| login.login == self.number && login.asks);
+        names.push(LoginName {
+            login: self.number,
+            name: name.to_owned(),
+            asks,
+        });
+    }
+
+    /// Notes whether a mailbox server is asked from now on.
+    pub(crate) fn asks(&self, asks: bool) {
+        let mut names = self.live.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = names.iter_mut().filter(|login| login.login == self.number);
+        own.for_each(|login| login.asks = asks);
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut names = self.live.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        names.retain(|(number, _)| *number != self.number);
+        names.retain(|login| login.login != self.number);
         if names.is_empty() {
             // A session keeps no room for logins.
             *names = Vec::new();

@@ -572,7 +572,10 @@ async fn a_referral_is_followed_to_a_server_of_the_directory() {
 async fn a_login_that_was_taken_stays_where_a_referral_leads_nowhere() {
     for (one, two) in [
         ("OK [REFERRAL imap://two.example/] hello", Store::Refuses),
-        ("OK [REFERRAL imap://two.example/] hello", Store::Says("NO [ALERT] closed")),
+        (
+            "OK [REFERRAL imap://two.example/] hello",
+            Store::Says("NO [ALERT] closed"),
+        ),
         ("OK [REFERRAL imap://stranger.example/] hello", Store::Good),
         ("OK [REFERRAL imap://one.example/] hello", Store::Good),
         ("OK [REFERRAL rubbish] hello", Store::Good),
@@ -596,10 +599,25 @@ async fn what_cannot_be_followed_is_an_outage_and_ends() {
     const TO_ONE: Store = Store::Says("NO [REFERRAL imap://one.example/] x");
     for (one, two, why, connects) in [
         ("NO [REFERRAL imap://two.example/] x", TO_ONE, "refer to each other", 4),
-        ("NO [REFERRAL imap://one.example/] x", Store::Good, "refer to each other", 2),
+        (
+            "NO [REFERRAL imap://one.example/] x",
+            Store::Good,
+            "refer to each other",
+            2,
+        ),
         ("NO [REFERRAL imap://127.0.0.1/] x", Store::Good, "does not know", 2),
-        ("NO [REFERRAL imap://stranger.example/] x", Store::Good, "does not know", 2),
-        ("NO [REFERRAL imap://bob@two.example/] x", Store::Good, "is not followed", 2),
+        (
+            "NO [REFERRAL imap://stranger.example/] x",
+            Store::Good,
+            "does not know",
+            2,
+        ),
+        (
+            "NO [REFERRAL imap://bob@two.example/] x",
+            Store::Good,
+            "is not followed",
+            2,
+        ),
         ("NO [REFERRAL :::] x", Store::Good, "lives elsewhere", 2),
         ("NO [REFERRAL imap://two.example/] x", Store::Refuses, "refused", 4),
     ] {

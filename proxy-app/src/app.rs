@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::app::changes::History;
 use crate::app::env::{InForce, RefusalLog};
+use crate::app::moves::Moves;
 use crate::app::plan::{Plan, addresses};
 use crate::app::routes::Routes;
 use crate::app::snapshot::{PRODUCT, Snapshot};
@@ -40,6 +41,7 @@ pub(crate) mod changes;
 pub(crate) mod env;
 pub(crate) mod listeners;
 mod moved;
+pub(crate) mod moves;
 pub(crate) mod plan;
 pub(crate) mod reload;
 pub(crate) mod routes;
@@ -93,6 +95,8 @@ pub(crate) struct App {
     history: Arc<History>,
     /// What the next process is to know.
     state_file: StateFile,
+    /// Accounts on their way to another server.
+    moves: Arc<Moves>,
     connection_ids: Arc<ConnectionIds>,
     /// The other nodes, if there is an engine by which they are known.
     nodes: Option<Arc<Nodes>>,
@@ -175,11 +179,13 @@ impl App {
             reported: Mutex::default(),
             history,
             state_file,
+            moves: Arc::default(),
             connection_ids: Arc::default(),
             nodes,
             config: InForce::new(config),
         });
         app.take_holds(&state);
+        app.moves.take_over(state.moves());
         app.applied("started", Vec::new());
         Ok(app)
     }

@@ -76,7 +76,7 @@ impl From<EditError> for ProvisionError {
             EditError::Name(message) => {
                 Self::service("account.INVALID_ATTR_NAME", format!("invalid attr name: {message}"))
             }
-            EditError::Value(message) => Self::value(message),
+            EditError::Value(message) | EditError::Changed(message) => Self::value(message),
             EditError::Denied(message) => Self::service(DENIED, format!("permission denied: {message}")),
             EditError::Failed(message) => Self::service(FAILED, format!("system failure: {message}")),
         }

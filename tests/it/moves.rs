@@ -1,16 +1,20 @@
 //! Accounts that go to another server: what becomes of their sessions, and of those of others.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use portico_tests::Stage;
 use portico_tests::config::{Directory, Node};
 use portico_tests::portico::{Portico, binary};
+use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Person, Store, Town};
 use portico_tests::web::auth_token;
 use portico_tests::wire::Wire;
 
-use crate::admin::json;
+use crate::admin::{Said, done, json, said};
 use crate::scene::{Scene, Source};
 
 /// Alice and Bob have a mailbox on both stores.
@@ -82,7 +86,12 @@ fn store_of_alice(scene: &Scene) -> Result<usize> {
 /// The store at this address.
 fn store_at(scene: &Scene, route: &str) -> Result<usize> {
     let is_at = |store: &Store| route.starts_with(&format!("{}:", store.dovecot.ip));
-    scene.town.stores.iter().position(is_at).with_context(|| route.to_owned())
+    scene
+        .town
+        .stores
+        .iter()
+        .position(is_at)
+        .with_context(|| route.to_owned())
 }
 
 #[test]
@@ -132,7 +141,10 @@ fn a_session_that_has_followed_its_account_goes_on() -> Result<()> {
         ensure!(store_of_alice(scene)? == 1, "she is on the old store");
         // A change of an account that has not moved since.
         prov(&scene.portico, &["ma", "alice@a.example", "description", "y"])?;
-        ensure!(alice.is_silent(Duration::from_secs(1))?, "her session is told something");
+        ensure!(
+            alice.is_silent(Duration::from_secs(1))?,
+            "her session is told something"
+        );
         alice.imap_ok("a1 NOOP")?;
         Ok(())
     })
@@ -143,27 +155,30 @@ fn a_session_that_has_followed_its_account_goes_on() -> Result<()> {
 fn a_referral_of_a_real_server_is_followed_and_learned() -> Result<()> {
     Source::Yaml.play_with(movers(), polling, |scene| {
         let there = scene.town.stores[1].dovecot.ip;
-        for extra in ["nologin", ""] {
-            let field = format!("{extra} host={there}");
-            scene.town.stores[0].dovecot.add_to_user("alice@a.example", field.trim())?;
-            done(&scene.portico, &["route", "purge", "--all"])?;
-            ensure!(store_of_alice(scene)? == 1, "{extra}");
-            let first = [("account", "alice@a.example"), ("outcome", "ok"), ("tier", "referral")];
-            let record = scene.portico.record(&first)?;
-            ensure!(record["why"] == "referred by store1.example.test", "{record}");
-            let explained = done(&scene.portico, &["route", "explain", "alice@a.example"])?;
-            ensure!(explained.contains("referral"), "{explained}");
-            // It has been learned: the old server is not asked.
-            let before = scene.portico.count(&first)?;
-            ensure!(store_of_alice(scene)? == 1);
-            ensure!(scene.portico.count(&first)? == before + 1);
-        }
+        let fields = format!("nologin host={there}");
+        scene.town.stores[0].dovecot.add_to_user("alice@a.example", &fields)?;
+        ensure!(store_of_alice(scene)? == 1);
+        let learned = [("account", "alice@a.example"), ("outcome", "ok"), ("tier", "referral")];
+        let record = scene.portico.record(&learned)?;
+        ensure!(record["why"] == "referred by store1.example.test", "{record}");
+        let explained = done(&scene.portico, &["route", "explain", "alice@a.example"])?;
+        ensure!(explained.contains("referral"), "{explained}");
+        // It has been learned: the old server is not asked.
+        ensure!(store_of_alice(scene)? == 1);
+        portico_tests::until("the second login", Duration::from_secs(10), || {
+            Ok((scene.portico.count(&learned)? == 2).then_some(()))
+        })?;
+        let asked = scene.portico.count(&[("why", "referred by store1.example.test")])?;
+        ensure!(asked == 1, "the old server was asked {asked} times");
         // What the directory says anew counts.
         let mut alice = scene.login("alice")?;
         prov(&scene.portico, &["ma", "alice@a.example", "description", "x"])?;
         alice.imap_ok("a1 NOOP")?;
         // A change of the account is no move of it: the directory has never said where this session is.
-        ensure!(alice.is_silent(Duration::from_secs(1))?, "her session is told something");
+        ensure!(
+            alice.is_silent(Duration::from_secs(1))?,
+            "her session is told something"
+        );
         Ok(())
     })
 }
@@ -183,4 +198,272 @@ fn sessions_go_on_where_that_is_wanted() -> Result<()> {
         alice.imap_ok("a1 NOOP")?;
         Ok(())
     })
+}
+
+fn move_to(scene: &Scene, who: &[&str], store: usize, more: &[&str]) -> Result<Said> {
+    let to = scene.town.stores[store].name.clone();
+    said(
+        &scene.portico,
+        &[&["users", "move"], who, &["--to", &to], more].concat(),
+    )
+}
+
+/// Alice's logins, one after the other, until they are told to stop.
+fn log_in_until(scene: &Scene, stop: &AtomicBool) -> Result<usize> {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let (mut wire, person) = (scene.imaps()?, scene.town.person("alice")?);
+        let answer = wire.imap(&format!("a1 LOGIN {} {}", person.name, person.password()))?;
+        let last = answer.last().map(String::as_str).unwrap_or_default();
+        ensure!(last.starts_with("a1 OK"), "{answer:?}");
+        // It may hear BYE instead of an answer.
+        wire.say("a2 LOGOUT")?;
+        let _ended = wire.rest();
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Reads the audit log from its beginning: which server got a login after a move had ended and before the next began.
+fn no_login_was_at_the_old_server(scene: &Scene) -> Result<usize> {
+    let (mut now, mut moves) = (None, 0);
+    for record in scene.portico.audit()? {
+        let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+        let act = text("act");
+        if act.starts_with("move alice@a.example") {
+            match act.rsplit_once(": ") {
+                Some((front, "moved")) => {
+                    moves += 1;
+                    now = front.rsplit_once(" to ").map(|(_, to)| to.to_owned());
+                    ensure!(now.is_some(), "{act}");
+                }
+                _ => now = None,
+            }
+        }
+        if record["event"] != "login" || record["account"] != "alice@a.example" {
+            continue;
+        }
+        ensure!(record["outcome"] == "ok", "{record}");
+        if let Some(server) = &now {
+            let store = &scene.town.stores[store_at(scene, &text("route"))?];
+            ensure!(store.name == *server, "{server}: {record}");
+        }
+    }
+    Ok(moves)
+}
+
+#[test]
+fn no_login_reaches_the_old_server_after_a_move() -> Result<()> {
+    const MOVES: usize = 25;
+    for source in [Source::Yaml, Source::Ldap] {
+        source.play_with(movers(), polling, |scene| {
+            let (stop, scene) = (AtomicBool::new(false), &*scene);
+            let mut bob = scene.login("bob")?;
+            let logins = std::thread::scope(|threads| -> Result<usize> {
+                let loops: Vec<_> = (0..3).map(|_| threads.spawn(|| log_in_until(scene, &stop))).collect();
+                let moved = (1..=MOVES).try_for_each(|round| {
+                    let answer = move_to(scene, &["al@a.example"], round % 2, &["--reason", "balance"])?;
+                    ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
+                    ensure!(answer.out.contains(": moved in "), "{}", answer.out);
+                    Ok(())
+                });
+                stop.store(true, Ordering::Relaxed);
+                let joined = loops.into_iter().map(|one| one.join().expect("it does not panic"));
+                let counts: Vec<usize> = joined.collect::<Result<_>>()?;
+                moved.map(|()| counts.iter().sum())
+            })?;
+            let moves = no_login_was_at_the_old_server(scene)?;
+            ensure!(moves == MOVES && logins > MOVES, "{moves} moves, {logins} logins");
+            ensure!(done(&scene.portico, &["users", "holds"])?.is_empty());
+            bob.imap_ok("b1 NOOP").map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sessions_hear_of_a_move_and_a_dry_run_changes_nothing() -> Result<()> {
+    Source::Yaml.play_with(movers(), polling, |scene| {
+        let (mut imap, mut pop) = (scene.login("alice")?, pop_session(scene, "alice")?);
+        let mut bob = scene.login("bob")?;
+        let both = ["alice@a.example", "bob@a.example"];
+        let dry = move_to(scene, &both, 1, &["--dry-run"])?;
+        ensure!(
+            dry.code == 0
+                && dry
+                    .out
+                    .contains("alice@a.example from store1.example.test: would move, 2 sessions"),
+            "{}",
+            dry.out
+        );
+        imap.imap_ok("a1 NOOP")?;
+        let answer = move_to(scene, &["alice@a.example"], 1, &["--reason", "case 17"])?;
+        ensure!(
+            answer.code == 0 && answer.out.contains("2 sessions"),
+            "{}{}",
+            answer.out,
+            answer.err
+        );
+        let bye = imap.line()?;
+        ensure!(bye == "* BYE your mailbox has moved, please log in again", "{bye}");
+        ensure!(pop.rest()?.is_empty());
+        bob.imap_ok("b1 NOOP")?;
+        ensure!(store_of_alice(scene)? == 1);
+        for (what, count) in [("held: case 17", 1), ("2 sessions ended", 1), ("moved", 1)] {
+            let act = format!("move alice@a.example from store1.example.test to store2.example.test: {what}");
+            ensure!(
+                scene.portico.count(&[("event", "admin"), ("act", &act)])? == count,
+                "{act}"
+            );
+        }
+        let again = move_to(scene, &both[..1], 1, &[])?;
+        ensure!(again.code == 0 && again.out.contains("already there"), "{}", again.out);
+        for (who, to, expected) in [
+            ("nobody@a.example", "store2.example.test", "undone"),
+            ("bob@a.example", "nowhere.example.test", "has no server"),
+            ("bob@a.example", "proxy1.example.test", "holds no mailboxes"),
+        ] {
+            let refused = said(&scene.portico, &["users", "move", who, "--to", to])?;
+            let all = format!("{}{}", refused.out, refused.err);
+            ensure!(refused.code != 0 && all.contains(expected), "{who} {to}: {all}");
+        }
+        // Those that are still there.
+        let evacuated = said(
+            &scene.portico,
+            &[
+                "server",
+                "evacuate",
+                "store1.example.test",
+                "--to",
+                "store2.example.test",
+                "--pace",
+                "50",
+            ],
+        )?;
+        ensure!(evacuated.code == 0, "{}{}", evacuated.out, evacuated.err);
+        ensure!(evacuated.out.lines().count() == 2, "{}", evacuated.out);
+        ensure!(bob.line()?.starts_with("* BYE your mailbox has moved"));
+        scene.login("bob").map(drop)?;
+        Ok(())
+    })
+}
+
+/// A program that is run for a copy.
+fn program(scene: &Scene, script: &str) -> Result<String> {
+    let path = scene.stage.file("copy/copy.sh", format!("#!/bin/sh\n{script}\n"))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(path.display().to_string())
+}
+
+#[test]
+fn a_copy_that_fails_or_takes_too_long_leaves_everything_as_it_was() -> Result<()> {
+    Source::Yaml.play_with(movers(), polling, |scene| {
+        let seen = scene.portico.dir().join("copied");
+        for (script, lasts, expected) in [
+            ("echo no space >&2; exit 3", "1m", "exit status: 3: no space"),
+            ("sleep 60", "1s", "has not ended within 1s"),
+        ] {
+            let program = program(scene, script)?;
+            let mut alice = scene.login("alice")?;
+            let answer = move_to(scene, &["alice@a.example"], 1, &["--copy", &program, "--for", lasts])?;
+            ensure!(
+                answer.code != 0 && answer.out.contains(expected),
+                "{}{}",
+                answer.out,
+                answer.err
+            );
+            ensure!(alice.line()?.starts_with("* BYE"));
+            ensure!(store_of_alice(scene)? == 0);
+            ensure!(done(&scene.portico, &["users", "holds"])?.is_empty());
+        }
+        let good = program(scene, &format!("test $# = 3 && echo \"$@\" > {}", seen.display()))?;
+        let copy = format!("{good} {{account}} '{{from}}' {{to}}");
+        let answer = move_to(scene, &["alice@a.example"], 1, &["--copy", &copy])?;
+        ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
+        let told = std::fs::read_to_string(&seen)?;
+        ensure!(
+            told == "alice@a.example store1.example.test store2.example.test\n",
+            "{told}"
+        );
+        ensure!(store_of_alice(scene)? == 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_that_is_killed_during_a_move_undoes_it() -> Result<()> {
+    Source::Yaml.play_with(movers(), polling, |scene| {
+        let program = program(scene, "sleep 60")?;
+        let conf = scene.portico.dir().join("portico.yaml");
+        let mut command = Command::new(binary()?)
+            .arg("-c")
+            .arg(&conf)
+            .args([
+                "users",
+                "move",
+                "alice@a.example",
+                "--to",
+                "store2.example.test",
+                "--copy",
+                &program,
+            ])
+            .spawn()?;
+        let copying = "move alice@a.example from store1.example.test to store2.example.test: the mail is copied";
+        scene.portico.record(&[("event", "admin"), ("act", copying)])?;
+        ensure!(done(&scene.portico, &["users", "holds"])?.contains("moves to store2"));
+        scene.portico.kill();
+        command.wait()?;
+        scene.portico.start_again("info")?;
+        let undone = "move alice@a.example from store1.example.test to store2.example.test: undone after a new start";
+        scene.portico.record(&[("event", "admin"), ("act", undone)])?;
+        ensure!(store_of_alice(scene)? == 0);
+        ensure!(done(&scene.portico, &["users", "holds"])?.is_empty());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_move_ends_as_the_directory_says_when_slapd_stops_half_way() -> Result<()> {
+    for frozen in [false, true] {
+        Stage::run(|stage| {
+            let town = Town::build(stage, movers())?;
+            let (mut node, directory) = (town.node(), town.directory());
+            let mut slapd = Slapd::start(stage, "slapd", &directory)?;
+            node.directory = slapd.source("200ms");
+            let portico = Portico::start(stage, &node, &directory, "info")?;
+            let mut scene = Scene { stage, town, portico };
+            scene.login("alice")?;
+            let go = scene.portico.dir().join("go");
+            let program = program(&scene, &format!("until test -e {}; do sleep 0.05; done", go.display()))?;
+            let moved = std::thread::scope(|threads| -> Result<Said> {
+                let scene = &scene;
+                let moving = threads.spawn(move || move_to(scene, &["alice@a.example"], 1, &["--copy", &program]));
+                let act = "move alice@a.example from store1.example.test to store2.example.test: the mail is copied";
+                scene.portico.record(&[("event", "admin"), ("act", act)])?;
+                if frozen {
+                    slapd.freeze()?
+                } else {
+                    slapd.stop()?
+                }
+                std::fs::write(&go, "")?;
+                // It does not know, so nobody gets in.
+                std::thread::sleep(Duration::from_secs(1));
+                ensure!(done(&scene.portico, &["users", "holds"])?.contains("alice@a.example"));
+                if frozen {
+                    slapd.thaw()?
+                } else {
+                    slapd.start_again()?
+                }
+                moving.join().expect("it does not panic")
+            })?;
+            let all = format!("{}{}", moved.out, moved.err);
+            // Frozen, it has the change in its socket, and makes it when it goes on. Stopped, it never got it.
+            let (expected, store) = if frozen { (": moved in", 1) } else { (": undone in", 0) };
+            ensure!(all.contains(expected), "{all}");
+            ensure!(store_of_alice(&scene)? == store);
+            ensure!(done(&scene.portico, &["users", "holds"])?.is_empty());
+            scene.end()
+        })?;
+    }
+    Ok(())
 }

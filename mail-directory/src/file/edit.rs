@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::sheet::{Edit, FileReading, Sheet};
 use super::{FileStamp, stamp, stamp_of};
 use crate::directory::off_the_runtime;
-use crate::edit::{Change, EditError, Editor, EntryKind};
+use crate::edit::{Act, Change, EditError, Editor, EntryKind, Swap};
 use crate::entry::Entry;
 use crate::secret_file::{self, OTHERS, PRIVATE_KEY};
 use crate::yaml::MAX_TEXT;
@@ -110,6 +110,12 @@ impl Editor for YamlEditor {
         .await
     }
 
+    async fn swap(&mut self, kind: EntryKind, name: &str, swaps: &[Swap]) -> Result<(), EditError> {
+        let (path, state) = (self.path.clone(), self.state.clone());
+        let (name, swaps) = (name.to_owned(), swaps.to_vec());
+        off_the_runtime(move || state.lock().swap(&path, kind, &name, &swaps)).await?
+    }
+
     async fn create(&mut self, kind: EntryKind, name: &str, attributes: &[Change]) -> Result<(), EditError> {
         self.change(kind, name, attributes, |kind, name, attributes| {
             Edit::Create(kind, name, attributes)
@@ -194,6 +200,40 @@ impl EditState {
             Err(error) => {
                 self.locked = None;
                 Err(error)
+            }
+        }
+    }
+
+    /// Changes wait for the commit, or are written at once, if what is to be replaced still stands there.
+    fn swap(&mut self, path: &Path, kind: EntryKind, name: &str, swaps: &[Swap]) -> Result<(), EditError> {
+        self.open(path, kind == EntryKind::Accounts)?;
+        let as_expected = self.is_so(path, kind, name, swaps);
+        if as_expected.is_err() && !self.waits {
+            self.locked = None;
+        }
+        as_expected?;
+        let change = |swap: &Swap| Change {
+            attribute: swap.attribute.clone(),
+            act: Act::Replace(vec![swap.to.clone()]),
+        };
+        let changes: Vec<Change> = swaps.iter().map(change).collect();
+        self.change(path, Edit::Modify(kind, name, &changes))
+    }
+
+    fn is_so(&mut self, path: &Path, kind: EntryKind, name: &str, swaps: &[Swap]) -> Result<(), EditError> {
+        let reading = self.reading(path, kind == EntryKind::Accounts)?;
+        let missing = || EditError::NoSuch(kind, name.to_owned());
+        let entry = reading.find(kind, name).ok_or_else(missing)?;
+        match swaps
+            .iter()
+            .find(|swap| entry.values(&swap.attribute) != [swap.from.as_str()])
+        {
+            None => Ok(()),
+            Some(swap) => {
+                let Swap { attribute, from, .. } = swap;
+                Err(EditError::Changed(format!(
+                    "{attribute} of {name} is not {from} any more"
+                )))
             }
         }
     }

@@ -16,7 +16,7 @@ use super::pool::{Connector, Extent, LdapError, Pool, Search};
 use super::search_entry::SearchEntry;
 use super::{Settings, Url, filter, name_attribute, place};
 use crate::attributes;
-use crate::edit::{Act, Change, EditError, Editor, EntryKind, changed};
+use crate::edit::{Act, Change, EditError, Editor, EntryKind, Swap, changed};
 use crate::entry::Entry;
 use crate::names::fold;
 
@@ -330,6 +330,19 @@ impl Editor for LdapEditor {
             }
         }
         Ok(())
+    }
+
+    /// The old value is taken away by name, so that the server refuses the change where another one stands.
+    async fn swap(&mut self, kind: EntryKind, name: &str, swaps: &[Swap]) -> Result<(), EditError> {
+        let dn = self.existing(kind, name).await?.dn;
+        let mods = swaps.iter().flat_map(|swap| {
+            let of = |way, value: &String| (way, spelled(&swap.attribute), vec![value.clone()]);
+            [of(ValueOp::Delete, &swap.from), of(ValueOp::Add, &swap.to)]
+        });
+        match self.write(Write::Modify(dn, mods.collect())).await {
+            Err(Refusal::Raced(error)) => Err(EditError::Changed(format!("{name} was changed meanwhile: {error}"))),
+            done => Ok(done?),
+        }
     }
 
     async fn create(&mut self, kind: EntryKind, name: &str, attributes: &[Change]) -> Result<(), EditError> {

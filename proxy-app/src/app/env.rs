@@ -259,6 +259,8 @@ impl AdminEnv {
 pub(crate) struct ProcessEnv {
     /// The other nodes, if there is an engine by which they are known.
     pub nodes: Option<Arc<Nodes>>,
+    /// Leaves its moves of accounts to a new process.
+    pub app: Arc<App>,
     /// The routes in a file, for the next process.
     pub kept_routes: Option<Arc<KeptRoutes>>,
     /// How long connections may still live.
@@ -341,9 +343,10 @@ impl App {
     }
 
     /// What the start and the end of the process need.
-    pub(crate) fn process(&self) -> ProcessEnv {
+    pub(crate) fn process(self: &Arc<Self>) -> ProcessEnv {
         ProcessEnv {
             nodes: self.nodes.clone(),
+            app: self.clone(),
             kept_routes: self.kept_routes.clone(),
             ends: Section::new(&self.config, |config| config.ends),
             open: self.open.clone(),

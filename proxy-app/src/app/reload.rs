@@ -272,7 +272,7 @@ impl App {
     }
 
     fn write_state(&self) {
-        let state = NodeState::of(&self.history.all(), &self.routes.holds().all());
+        let state = NodeState::of(&self.history.all(), &self.routes.holds().all(), self.moves.unfinished());
         self.state_file.write(&state);
     }
 
@@ -281,9 +281,11 @@ impl App {
         self.off_the_runtime(Self::write_state).await;
     }
 
-    /// Takes over what the previous process has held meanwhile.
+    /// Takes over what the previous process has held meanwhile, and the moves that it has left.
     pub(crate) fn take_holds_again(&self) {
-        self.take_holds(&self.state_file.read());
+        let state = self.state_file.read();
+        self.take_holds(&state);
+        self.moves.take_over(state.moves());
     }
 
     /// Holds that a previous process has begun.

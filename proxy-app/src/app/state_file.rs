@@ -14,6 +14,7 @@ use route_cache::{Held, Hold};
 use serde::{Deserialize, Serialize};
 
 use crate::app::changes::Generation;
+use crate::app::moves::Unfinished;
 
 /// Longest file: 64 configurations with 100 sentences, and all holds that there may be, are far less.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
@@ -28,6 +29,9 @@ pub(crate) struct NodeState {
     /// The newest first.
     generations: Vec<OldGeneration>,
     holds: Vec<OldHold>,
+    /// Moves that have begun and not ended.
+    #[serde(default)]
+    moves: Vec<Unfinished>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -126,17 +130,23 @@ fn read(path: &Path) -> io::Result<NodeState> {
 
 impl NodeState {
     /// What is known now.
-    pub(crate) fn of(generations: &[Generation], holds: &[Hold]) -> Self {
+    pub(crate) fn of(generations: &[Generation], holds: &[Hold], moves: Vec<Unfinished>) -> Self {
         Self {
             version: VERSION,
             generations: generations.iter().map(OldGeneration::of).collect(),
             holds: holds.iter().map(OldHold::of).collect(),
+            moves,
         }
     }
 
     /// The configurations of previous processes, the newest first.
     pub(crate) fn generations(&self) -> Vec<Generation> {
         self.generations.iter().filter_map(OldGeneration::again).collect()
+    }
+
+    /// The moves that have begun and not ended.
+    pub(crate) fn moves(&self) -> Vec<Unfinished> {
+        self.moves.clone()
     }
 
     /// The holds that are not over.
@@ -223,7 +233,13 @@ mod tests {
             hold(Held::Domain("x".into()), 3600),
             hold(Held::Server("s1".into()), 0),
         ];
-        NodeState::of(&[generation], &holds)
+        let left = Unfinished {
+            account: "a@x".to_owned(),
+            from: "s1".to_owned(),
+            to: "s2".to_owned(),
+            changing: true,
+        };
+        NodeState::of(&[generation], &holds, vec![left])
     }
 
     #[test]
@@ -238,6 +254,8 @@ mod tests {
         assert_eq!(back.generations()[0].changes, ["server s1: added"]);
         assert_eq!(back.holds(), state.holds());
         assert_eq!(back.holds().len(), 2);
+        assert_eq!(back.moves(), state.moves());
+        assert!(back.moves()[0].changing);
     }
 
     #[test]

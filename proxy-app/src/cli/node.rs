@@ -16,6 +16,7 @@ use crate::admin::holds::OneHold;
 use crate::admin::route::{Explained, Forgotten, LoginProtocol, Purge, TierAnswer};
 use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
 use crate::cli::asking::{ApiArgs, Lines, encoded, path_with, print, printable, table};
+use crate::cli::moves::ServerVerb;
 use crate::cli::nodes::{self, Everywhere, Output, ScopeArgs};
 use crate::cli::users::{UsersAnswer, UsersVerb};
 
@@ -91,6 +92,15 @@ pub(crate) enum NodeVerb {
         /// What to do.
         #[command(subcommand)]
         verb: UsersVerb,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        api: ApiArgs,
+    },
+    /// Empty a mailbox server.
+    Server {
+        /// What to do.
+        #[command(subcommand)]
+        verb: ServerVerb,
         #[command(flatten)]
         #[allow(missing_docs)]
         api: ApiArgs,
@@ -214,6 +224,17 @@ pub(crate) fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         match verb {
             NodeVerb::Logins(logins) => logins.run(conf).await,
+            NodeVerb::Users {
+                verb: UsersVerb::Move { accounts, how },
+                api,
+            } => how.run(accounts, None, &api.client(conf)?, api.json, print).await,
+            NodeVerb::Server {
+                verb: ServerVerb::Evacuate { server, how },
+                api,
+            } => {
+                how.run(Vec::new(), Some(server), &api.client(conf)?, api.json, print)
+                    .await
+            }
             verb => {
                 let output = ask(verb, conf).await?;
                 print(&output.text)?;
@@ -319,7 +340,7 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<Output> {
             api.show(&answer, certificates)
         }
         // It prints as it goes.
-        NodeVerb::Logins(_) => Ok(String::new()),
+        NodeVerb::Logins(_) | NodeVerb::Server { .. } => Ok(String::new()),
     };
     text.map(Output::from)
 }

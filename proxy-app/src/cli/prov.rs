@@ -19,7 +19,7 @@ mod dump;
 mod flush;
 mod read;
 mod verbs;
-mod words;
+pub(super) mod words;
 mod write;
 
 use verbs::ProvVerb;

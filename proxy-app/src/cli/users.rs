@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use hyper::Method;
-use mail_directory::yaml;
 
 use crate::admin::holds::{HoldList, HoldName, HoldOrder, OneHold};
 use crate::cli::admin_client::AdminClient;
 use crate::cli::asking::path_with;
+use crate::cli::moves::{MoveArgs, lasting};
 use crate::cli::nodes::{Everywhere, ScopeArgs};
 
 /// What can be done about users.
@@ -40,6 +40,15 @@ pub(crate) enum UsersVerb {
     },
     /// List the holds.
     Holds,
+    /// Move accounts to another mailbox server: their logins wait, their sessions end, the directory is changed.
+    Move {
+        /// Accounts: names, aliases or zimbraIds.
+        #[arg(required = true, value_name = "ACCOUNT")]
+        accounts: Vec<String>,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        how: MoveArgs,
+    },
 }
 
 /// Whose logins.
@@ -104,10 +113,7 @@ impl UsersVerb {
                 Ok(UsersAnswer::Released(released))
             }
             Self::Holds => Ok(UsersAnswer::Holds(client.get("/v1/holds").await?)),
+            Self::Move { .. } => anyhow::bail!("a move is watched"),
         }
     }
-}
-
-fn lasting(text: &str) -> Result<Duration, String> {
-    yaml::duration(text).ok_or_else(|| "expected a duration such as 90s, 10m or 2h".to_owned())
 }

@@ -325,6 +325,7 @@ impl ActiveListener {
             Ok(stream) => stream,
             Err(error) => return log::error!("{}: {error}", self.name),
         };
+        let is_h2 = stream.h2;
         let serve = connection::serve(&self.env.web, &self.web, stream, &self.shutdown);
         tokio::pin!(serve);
         tokio::select! {
@@ -335,7 +336,7 @@ impl ActiveListener {
                 tokio::select! {
                     () = &mut serve => return,
                     () = live.kicked() => {}
-                    () = sleep(LAST_REQUESTS) => {}
+                    () = last_requests(&live, is_h2) => {}
                 }
             }
         }
@@ -526,6 +527,14 @@ fn has_gone(error: &io::Error) -> bool {
 /// An IPv4 client on a dual-stack listener is an IPv4 client.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Resolves when no request is under way any more, or they have taken too long. HTTP/2 does not say.
+async fn last_requests(live: &ConnectionHandle, is_h2: bool) {
+    let end = Instant::now() + LAST_REQUESTS;
+    while (is_h2 || live.is_waited_for()) && Instant::now() < end {
+        sleep(ACCEPT_PAUSE).await;
+    }
 }
 
 #[cfg(test)]

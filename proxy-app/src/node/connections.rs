@@ -114,11 +114,32 @@ impl Sessions {
         }
     }
 
+    /// Those on which an account is logged in, and those on which a server is asked whether it may.
+    pub(crate) fn of_account(&self, account: &str) -> [Vec<Arc<Session>>; 2] {
+        let account = names::account(account);
+        let same = |name: &str| !name.is_empty() && names::account(name) == account;
+        let mut found = [Vec::new(), Vec::new()];
+        for shard in &self.shards {
+            for session in shard.lock().values() {
+                let handle = &session.facts.handle;
+                if handle.has_login(|login| login.account == account) {
+                    found[0].push(session.clone());
+                } else if handle.is_asking(same) {
+                    found[1].push(session.clone());
+                }
+            }
+        }
+        found
+    }
+
     /// Those on which one of these accounts is logged in, or someone at all.
     pub(crate) fn logged_in(&self, accounts: Option<&HashSet<String>>) -> Vec<Arc<Session>> {
         let meant = |session: &Session| match accounts {
             None => session.facts.handle.is_logged_in(),
-            Some(accounts) => session.facts.handle.has_login(|login| accounts.contains(&login.account)),
+            Some(accounts) => session
+                .facts
+                .handle
+                .has_login(|login| accounts.contains(&login.account)),
         };
         let mut found = Vec::new();
         for shard in &self.shards {

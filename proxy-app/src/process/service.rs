@@ -129,6 +129,7 @@ pub(crate) fn take_over(
 ) -> anyhow::Result<()> {
     upgrade_request.is_awaited()?;
     env.app.take_holds_again();
+    env.app.resume_moves();
     let config = env.config.load().admin.clone();
     // Last, when nothing else can go wrong: the socket file is taken from the previous process.
     match admin::Sockets::open(&config, TakeOver::Yes, &listeners.fds) {
@@ -172,6 +173,8 @@ impl Service for ListenerService {
                 give_up(&error);
             }
             daemon::take_pid_file(Path::new(&self.conf.pid_file));
+        } else {
+            app.resume_moves();
         }
         tasks.extend(follow_routes(&env));
         systemd::serves("serving");

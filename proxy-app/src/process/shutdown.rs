@@ -88,6 +88,7 @@ impl EndSignal {
                     let path = socket.as_ref().map(UpgradeSocket::upgrade_sock).unwrap_or_default();
                     let (env, fds) = (env.clone(), fds.clone());
                     upgrade = Some(tokio::spawn(async move {
+                        env.app.leave_moves().await;
                         write_routes(&env).await;
                         upgrade::hand_over(asker, fds, path).await
                     }));
@@ -98,6 +99,7 @@ impl EndSignal {
                         Ok(()) => return Ending::Replaced,
                         Err(error) => {
                             log::error!("the upgrade failed, this process serves on: {error:#}");
+                            env.app.resume_moves();
                             env.kept_routes.iter().for_each(|kept| kept.write_on());
                         }
                     }

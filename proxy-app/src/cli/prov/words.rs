@@ -17,7 +17,7 @@ const MAX_NAME: usize = 200;
 ///
 /// # Errors
 /// A quote is not closed.
-pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
+pub(crate) fn split(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;

@@ -1,0 +1,261 @@
+//! The move of one account: hold, end its sessions, copy, change the directory, wait until the node has it, release.
+//!
+//! Until the directory is changed every step can be undone, and is when a later one fails. From then on there is only
+//! the way forward.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_directory::edit::{EditError, EntryKind, Swap};
+use mail_directory::{Entry, attributes as a, names};
+use tokio::time::{Instant, sleep};
+
+use crate::app::App;
+use crate::app::moves::reach::imap_of;
+use crate::app::moves::{MoveJob, Step, Unfinished};
+use crate::provision::SharedNames;
+use crate::provision::change::CheckedEditor;
+
+/// How often it is looked whether something has come about.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long sessions may end by themselves: longer than their last commands may take.
+const LAST_COMMANDS: Duration = Duration::from_secs(8);
+/// The same where the directory has to answer.
+const ASK: Duration = Duration::from_secs(1);
+/// How long the hold goes on from here where the directory does not say what has become of a change.
+const UNSURE: Duration = Duration::from_secs(60);
+/// Where its mail is delivered: Zimbra changes it with the server.
+const TRANSPORT: &str = "zimbraMailTransport";
+
+impl App {
+    /// Moves an account of an order.
+    pub(super) async fn move_account(self: &Arc<Self>, job: &MoveJob, at: usize) {
+        let begun = Instant::now();
+        let ended = self.moved(job, at).await;
+        let (step, why) = match ended {
+            Ok(step) => (step, None),
+            Err(why) => (Step::Undone, Some(why)),
+        };
+        let said = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        self.say(job, at, &format!("{}{said}", step.name()));
+        job.note(at, |one| {
+            (one.step, one.why, one.took) = (step, why, Some(begun.elapsed()));
+        });
+    }
+
+    async fn moved(self: &Arc<Self>, job: &MoveJob, at: usize) -> Result<Step, String> {
+        let order = &job.order;
+        let entry = self.entry(&order.accounts[at]).await?;
+        let entry = entry.ok_or("there is no such account")?;
+        let account = names::account(entry.first(a::MAIL_DELIVERY_ADDRESS.name).unwrap_or(entry.name()));
+        let attribute = self.mail_host_attribute();
+        let from = entry
+            .first(&attribute)
+            .ok_or("the directory says no server of it")?
+            .to_owned();
+        job.note(at, |one| (one.account, one.from) = (account.clone(), from.clone()));
+        if self.is_same_server(&from, &order.to) {
+            return Ok(Step::There);
+        }
+        let route = self.routes.route(&imap_of(&account)).await;
+        if route.is_ok_and(|route| route.external) {
+            return Err("its route leads to an external server".to_owned());
+        }
+        let claim = Unfinished {
+            account: account.clone(),
+            from,
+            to: order.to.clone(),
+            changing: false,
+        };
+        if !self.moves.claim(claim.clone()) {
+            return Err("another move of it is under way".to_owned());
+        }
+        let ended = self.with_hold(job, at, &entry, &claim).await;
+        self.end_move(&account, *ended.as_ref().unwrap_or(&Step::Undone)).await;
+        ended
+    }
+
+    /// Everything while it is held.
+    async fn with_hold(
+        self: &Arc<Self>,
+        job: &MoveJob,
+        at: usize,
+        entry: &Entry,
+        claim: &Unfinished,
+    ) -> Result<Step, String> {
+        let (order, reach) = (&job.order, self.reach());
+        let reason = format!("moves to {}: {}", order.to, order.reason);
+        reach.hold(&claim.account, &reason, order.lasts)?;
+        let end = Instant::now() + order.lasts;
+        self.keep_state().await;
+        job.note(at, |one| one.step = Step::Held);
+        self.say(job, at, &format!("held: {}", order.reason));
+        self.end_sessions(job, at, &claim.account, end).await?;
+        if let Some(copy) = &order.copy {
+            job.note(at, |one| one.step = Step::Copying);
+            self.say(job, at, "the mail is copied");
+            copy.run(&claim.account, &claim.from, &claim.to).await?;
+        }
+        // Somebody may have released it, or the copy has taken too long.
+        if !reach.is_held(&claim.account) || Instant::now() >= end {
+            return Err("its hold has ended before the directory was changed".to_owned());
+        }
+        self.end_sessions(job, at, &claim.account, end).await?;
+        job.note(at, |one| one.step = Step::Changing);
+        self.moves.is_changing(&claim.account);
+        self.keep_state().await;
+        match self.change_server(entry, claim).await {
+            Ok(()) => Ok(self.confirmed(claim, order.lasts).await),
+            Err(error) => match self.settle(claim).await {
+                Step::Undone => Err(error.to_string()),
+                completed => Ok(completed),
+            },
+        }
+    }
+
+    /// Ends its sessions until there is none, nor a login under way.
+    async fn end_sessions(
+        self: &Arc<Self>,
+        job: &MoveJob,
+        at: usize,
+        account: &str,
+        end: Instant,
+    ) -> Result<(), String> {
+        let reach = self.reach();
+        let (begun, mut most) = (Instant::now(), 0);
+        loop {
+            let there = reach.kick(account, begun.elapsed() > LAST_COMMANDS);
+            most = most.max(there);
+            if there == 0 {
+                break;
+            }
+            if Instant::now() >= end {
+                return Err(format!("{there} sessions have not ended in time"));
+            }
+            sleep(LOOK).await;
+        }
+        if most > 0 {
+            job.note(at, |one| one.sessions += most);
+            self.say(job, at, &format!("{most} sessions ended"));
+        }
+        Ok(())
+    }
+
+    /// The one change: from the old server to the new one, if the old one still stands there.
+    async fn change_server(&self, entry: &Entry, claim: &Unfinished) -> Result<(), EditError> {
+        let mut editor = self.editor().await.map_err(EditError::Failed)?;
+        let mut swaps = vec![Swap {
+            attribute: self.mail_host_attribute(),
+            from: claim.from.clone(),
+            to: claim.to.clone(),
+        }];
+        let old = entry.first(TRANSPORT).unwrap_or_default();
+        let port = old
+            .strip_prefix("lmtp:")
+            .and_then(|rest| rest.rsplit_once(':'))
+            .filter(|(host, _)| host.eq_ignore_ascii_case(&claim.from));
+        if let Some((_, port)) = port {
+            swaps.push(Swap {
+                attribute: TRANSPORT.to_owned(),
+                from: old.to_owned(),
+                to: format!("lmtp:{}:{port}", claim.to),
+            });
+        }
+        editor.swap(EntryKind::Accounts, entry.name(), &swaps).await
+    }
+
+    /// Waits until the node goes to the new server. Meanwhile logins wait.
+    async fn confirmed(self: &Arc<Self>, claim: &Unfinished, lasts: Duration) -> Step {
+        let reach = self.reach();
+        let end = Instant::now() + lasts;
+        let mut pause = LOOK;
+        loop {
+            let why = match reach.goes_to(&claim.account, &claim.to).await {
+                Ok(()) => return Step::Done,
+                Err(why) => why,
+            };
+            if Instant::now() >= end {
+                log::warn!(
+                    "{} is on {}, but this node does not see it: {why}",
+                    claim.account,
+                    claim.to
+                );
+                return Step::Unconfirmed;
+            }
+            self.hold_on(claim, lasts).await;
+            sleep(pause).await;
+            pause = (2 * pause).min(ASK);
+        }
+    }
+
+    /// What has become of a change without an answer, or that another process has begun: asked until the directory says
+    /// it. Until then nobody knows where the account is, and its logins wait.
+    pub(super) async fn settle(self: &Arc<Self>, claim: &Unfinished) -> Step {
+        loop {
+            match self.entry(&claim.account).await {
+                Ok(Some(entry)) => {
+                    let now = entry.first(&self.mail_host_attribute()).unwrap_or_default().to_owned();
+                    return match self.is_same_server(&now, &claim.to) {
+                        true => self.confirmed(claim, UNSURE).await,
+                        false => Step::Undone,
+                    };
+                }
+                Ok(None) => return Step::Undone,
+                Err(why) => log::warn!("{}: whether it has moved is not known yet: {why}", claim.account),
+            }
+            self.hold_on(claim, UNSURE).await;
+            sleep(ASK).await;
+        }
+    }
+
+    async fn hold_on(self: &Arc<Self>, claim: &Unfinished, lasts: Duration) {
+        let reason = format!("moves to {}", claim.to);
+        if let Err(error) = self.reach().hold(&claim.account, &reason, lasts.max(UNSURE)) {
+            log::warn!("{}: {error}", claim.account);
+        }
+        self.keep_state().await;
+    }
+
+    /// Its logins go on, unless they would reach the old server.
+    pub(super) async fn end_move(self: &Arc<Self>, account: &str, ended: Step) {
+        if ended != Step::Unconfirmed {
+            self.reach().release(account);
+        }
+        self.moves.ended(account);
+        self.keep_state().await;
+    }
+
+    /// The entry as the directory has it now.
+    async fn entry(&self, key: &str) -> Result<Option<Entry>, String> {
+        let mut editor = self.editor().await?;
+        let found = editor.find(EntryKind::Accounts, key).await;
+        found.map_err(|error| error.to_string())
+    }
+
+    /// The directory, open for changes.
+    pub(crate) async fn editor(&self) -> Result<CheckedEditor, String> {
+        let config = self.config.load_full();
+        let open = move || CheckedEditor::open(&config, None, SharedNames::Refused);
+        let opened = tokio::task::spawn_blocking(open)
+            .await
+            .map_err(|error| error.to_string())?;
+        opened.map_err(|error| format!("the directory cannot be changed: {error}"))
+    }
+
+    /// Whether two names are of one server: its entry's, or its host's.
+    fn is_same_server(&self, one: &str, other: &str) -> bool {
+        let snapshot = self.snapshot.load();
+        let key = |name: &str| snapshot.system.server_key(name).cloned();
+        names::host(one) == names::host(other) || (key(one).is_some() && key(one) == key(other))
+    }
+
+    fn say(&self, job: &MoveJob, at: usize, what: &str) {
+        let one = job.accounts()[at].clone();
+        let from = match one.from.is_empty() {
+            true => String::new(),
+            false => format!(" from {}", one.from),
+        };
+        let act = format!("move {}{from} to {}: {what}", one.account, job.order.to);
+        self.audit_move(&job.order.who, act);
+    }
+}
