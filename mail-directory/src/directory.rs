@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -44,6 +45,11 @@ pub trait Directory: Send + Sync + 'static {
 
     /// How long ago it was last read with success; `None` if it does not say.
     fn age(&self) -> Option<Duration> {
+        None
+    }
+
+    /// By which way changes come; `None` if it does not say.
+    fn way(&self) -> Option<WayOfChanges> {
         None
     }
 
@@ -109,6 +115,19 @@ impl From<JoinError> for Problems {
     }
 }
 
+/// By which way changes come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WayOfChanges {
+    /// The server that tells them as they happen; `None`: they are looked for.
+    pub told_by: Option<String>,
+    /// Why they are not told, in words.
+    pub why: Option<String>,
+    /// Since when.
+    pub since: Duration,
+    /// Changes of entries that were told by this process's servers.
+    pub told: u64,
+}
+
 /// What happened to accounts.
 #[derive(Debug, Clone)]
 pub enum News {
@@ -166,6 +185,16 @@ pub(crate) struct Announcer {
     news: broadcast::Sender<News>,
     read: Mutex<Option<Instant>>,
     refusal: Mutex<Option<String>>,
+    way: Mutex<Way>,
+    told: AtomicU64,
+}
+
+/// The same, with its time.
+#[derive(Debug)]
+struct Way {
+    told_by: Option<String>,
+    why: Option<String>,
+    since: Instant,
 }
 
 impl Announcer {
@@ -175,6 +204,46 @@ impl Announcer {
             news: broadcast::Sender::new(NEWS_KEPT),
             read: Mutex::new(None),
             refusal: Mutex::new(None),
+            way: Mutex::new(Way {
+                told_by: None,
+                why: None,
+                since: Instant::now(),
+            }),
+            told: AtomicU64::new(0),
+        }
+    }
+
+    /// Changes are told by this server from now on.
+    pub(crate) fn told_by(&self, server: String) {
+        *self.way.lock() = Way {
+            told_by: Some(server),
+            why: None,
+            since: Instant::now(),
+        };
+    }
+
+    /// They are not told, for this reason.
+    pub(crate) fn not_told(&self, why: String) {
+        let mut way = self.way.lock();
+        if way.told_by.take().is_some() {
+            way.since = Instant::now();
+        }
+        way.why = Some(why);
+    }
+
+    /// A change was told.
+    pub(crate) fn count_told(&self) {
+        self.told.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// By which way changes come.
+    pub(crate) fn way(&self) -> WayOfChanges {
+        let way = self.way.lock();
+        WayOfChanges {
+            told_by: way.told_by.clone(),
+            why: way.why.clone(),
+            since: way.since.elapsed(),
+            told: self.told.load(Ordering::Relaxed),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Global config, servers, domains and classes of service are read whole and looked at again every `poll`;
 //! accounts are searched for one by one. How a server is reached is in `pool.rs`, what a reading consists of in
-//! `sync.rs`, how a change is noticed in `sync_point.rs`.
+//! `sync.rs`, how a change is noticed in `sync_point.rs`, how it is told by the server in `syncrepl.rs`; `follow.rs`
+//! chooses between the two.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,8 +20,9 @@ use tokio::sync::{Mutex, broadcast, watch};
 use self::pool::{Extent, LdapError, Pool, Search};
 use self::search_entry::SearchEntry;
 use self::sync::SyncState;
+use self::sync_wire::SyncConnector;
 use crate::attributes::{self, Scope};
-use crate::directory::{AccountBy, Announcer, Apply, Directory, DirectoryError, News, off_the_runtime};
+use crate::directory::{AccountBy, Announcer, Apply, Directory, DirectoryError, News, WayOfChanges, off_the_runtime};
 use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::last_good;
@@ -31,12 +33,18 @@ use crate::system::System;
 use crate::tls_words::reasons;
 use crate::yaml::{Problem, Problems, Severity};
 
+mod ber;
+mod dn;
 mod edit;
 mod filter;
+mod follow;
 mod pool;
 mod search_entry;
 mod sync;
+mod sync_message;
 mod sync_point;
+mod sync_wire;
+mod syncrepl;
 
 pub use edit::LdapEditor;
 
@@ -59,6 +67,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// File that keeps the last good reading.
     pub snapshot: Option<PathBuf>,
+    /// Changes are taken from the server as they happen (RFC 4533), where it offers that.
+    pub sync: bool,
 }
 
 /// `ldap://host[:port]` or `ldaps://host[:port]`.
@@ -90,6 +100,17 @@ impl Url {
     /// As it was written.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Where the server is; the port is that of the scheme where none is written.
+    fn host_and_port(&self) -> (&str, u16) {
+        let place = self.0.split_once("://").map_or("", |(_, place)| place);
+        let usual = if self.is_tls() { 636 } else { 389 };
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().unwrap_or(usual)),
+            _ => (place, usual),
+        };
+        (host.trim_start_matches('[').trim_end_matches(']'), port)
     }
 
     /// Whether a connection is in TLS from its first byte.
@@ -150,6 +171,8 @@ impl fmt::Debug for Trust {
 /// A directory in LDAP.
 pub struct LdapDirectory {
     pool: Pool,
+    /// How changes are asked for as they happen; `None`: they are only looked for.
+    sync: Option<SyncConnector>,
     snapshot: Option<PathBuf>,
     system: ArcSwap<System>,
     /// What the last look saw. The one lock that is held over an await: there is one look at a time, whether the
@@ -175,6 +198,7 @@ impl LdapDirectory {
         let has_kept = kept.is_some();
         let directory = Self {
             pool: Pool::new(&settings),
+            sync: settings.sync.then(|| SyncConnector::new(&settings)),
             snapshot: settings.snapshot,
             system: ArcSwap::from_pointee(kept.unwrap_or_default()),
             reading: Mutex::default(),
@@ -320,15 +344,6 @@ impl LdapDirectory {
             Err(error) => log::error!("keeping the directory: {error}"),
         }
     }
-
-    async fn watch_changes(&self, poll: Duration, apply: Arc<Apply>) {
-        let (mut failing, mut kept) = (false, None);
-        loop {
-            self.refresh_and_log(&apply, &mut failing).await;
-            self.keep(&mut kept, failing).await;
-            tokio::time::sleep(poll).await;
-        }
-    }
 }
 
 #[async_trait]
@@ -345,6 +360,10 @@ impl Directory for LdapDirectory {
 
     fn age(&self) -> Option<Duration> {
         self.announcer.age()
+    }
+
+    fn way(&self) -> Option<WayOfChanges> {
+        Some(self.announcer.way())
     }
 
     fn refusal(&self) -> Option<String> {
@@ -545,6 +564,15 @@ mod tests {
             assert!(Url::parse(bad).is_err(), "{bad}");
         }
         assert!(Url::parse("ldaps://a").unwrap().is_tls() && !Url::parse("ldap://a").unwrap().is_tls());
+        for (url, expected) in [
+            ("ldap://a", ("a", 389)),
+            ("ldaps://a.b", ("a.b", 636)),
+            ("ldap://a:1389/", ("a", 1389)),
+            ("ldaps://[::1]", ("::1", 636)),
+            ("ldap://[::1]:390", ("::1", 390)),
+        ] {
+            assert_eq!(Url::parse(url).unwrap().host_and_port(), expected, "{url}");
+        }
     }
 
     #[test]

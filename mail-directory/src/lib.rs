@@ -23,7 +23,7 @@ pub mod tls_words;
 mod view;
 pub mod yaml;
 
-pub use directory::{AccountBy, Apply, Directory, DirectoryError, News, Touched};
+pub use directory::{AccountBy, Apply, Directory, DirectoryError, News, Touched, WayOfChanges};
 pub use entry::{Entry, Origin};
 pub use losses::Losses;
 pub use names::{domain_of, fold};

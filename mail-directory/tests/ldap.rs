@@ -31,6 +31,7 @@ fn settings(urls: &[String]) -> Settings {
         bind: Some((ADMIN.0.to_owned(), Secret::new(ADMIN.1.to_owned()))),
         timeout: TIMEOUT,
         snapshot: None,
+        sync: true,
     }
 }
 

@@ -112,6 +112,7 @@ async fn from_slapd() {
         bind: Some((ADMIN.0.to_owned(), Secret::new(ADMIN.1.to_owned()))),
         timeout: Duration::from_secs(10),
         snapshot: None,
+        sync: true,
     };
     let loaded = LdapDirectory::load(settings).await;
     let (directory, _) = loaded.unwrap_or_else(|problems| panic!("{problems}"));

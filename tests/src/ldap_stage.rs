@@ -49,6 +49,16 @@ impl LdapStage {
         self.server.start_again().unwrap();
     }
 
+    /// Puts another server in the place of the stopped one, with the tree of `tree` and these entries.
+    pub fn replace(&mut self, more: &str) {
+        self.server.start_anew(&(tree() + more)).unwrap();
+    }
+
+    /// Starts a copy that has what this server has now, and looks again in an hour.
+    pub fn late_replica(&self) -> slapd::Slapd {
+        self.server.late_replica(&self.stage, "replica").unwrap()
+    }
+
     /// Ends the server as an operator does.
     pub fn stop(&mut self) {
         self.server.stop().unwrap();

@@ -78,15 +78,7 @@ impl Slapd {
         let conf = dir.join("slapd.conf");
         fs::write(&conf, config(&dir, kind))?;
         if let Some(content) = ldif {
-            let ldif = dir.join("tree.ldif");
-            fs::write(&ldif, content.to_owned() + &reader())?;
-            run(Command::new("/usr/sbin/slapadd")
-                .arg("-q")
-                .arg("-w")
-                .arg("-f")
-                .arg(&conf)
-                .arg("-l")
-                .arg(&ldif))?;
+            fill(&dir, content)?;
         }
         let free = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
         let (address, tls) = (free()?, kind.tls.map(|_| free()).transpose()?);
@@ -223,6 +215,15 @@ impl Slapd {
         Ok(())
     }
 
+    /// Puts another content in the place of its own, after it has ended, and starts it again: another server under the
+    /// same name.
+    pub fn start_anew(&mut self, ldif: &str) -> Result<()> {
+        fs::remove_dir_all(self.dir.join("db"))?;
+        fs::create_dir_all(self.dir.join("db"))?;
+        fill(&self.dir, ldif)?;
+        self.start_again()
+    }
+
     /// Kills it, as a power cut does.
     pub fn kill(&mut self) {
         self.child.kill();
@@ -242,6 +243,15 @@ impl Slapd {
     pub fn is_running(&mut self) -> bool {
         self.child.is_running()
     }
+}
+
+/// Puts this content in the empty database of the folder.
+fn fill(dir: &Path, content: &str) -> Result<()> {
+    let ldif = dir.join("tree.ldif");
+    fs::write(&ldif, content.to_owned() + &reader())?;
+    let mut command = Command::new("/usr/sbin/slapadd");
+    command.args(["-q", "-w", "-f"]).arg(dir.join("slapd.conf"));
+    run(command.arg("-l").arg(&ldif)).map(drop)
 }
 
 fn spawn(dir: &Path, address: SocketAddrV4, tls: Option<SocketAddrV4>) -> Result<Child> {

@@ -149,6 +149,11 @@ impl Pool {
         }
     }
 
+    /// The server that is asked next.
+    pub(super) fn preferred(&self) -> Option<&Url> {
+        self.candidates().next().map(|server| &server.url)
+    }
+
     /// Closes all connections.
     pub(super) fn close(&self) {
         self.servers.iter().for_each(Server::close);

@@ -38,6 +38,11 @@ impl SearchEntry {
         Some(Self { dn, attributes })
     }
 
+    /// An entry that was taken apart elsewhere.
+    pub(super) fn new(dn: String, attributes: Vec<(String, Vec<String>)>) -> Self {
+        Self { dn, attributes }
+    }
+
     /// All values of an attribute.
     pub(super) fn values(&self, attribute: &str) -> &[String] {
         let found = self

@@ -5,13 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ldap3::Scope as Reach;
+use tokio::time::sleep;
 
 use super::pool::{Extent, LdapError, Pool, Search};
 use super::search_entry::{ENTRY_CSN, MODIFIED, SearchEntry};
 use super::sync_point::{Since, SyncPoint, stamp};
-use super::{attribute_names, filter, name_attribute, place, problem};
+use super::syncrepl::{ToldEntry, Waiting};
+use super::{attribute_names, dn, filter, name_attribute, place, problem};
 use crate::attributes::{self, Attribute};
 use crate::directory::{News, OLD_ADDRESS, Touched};
 use crate::edit::EntryKind;
@@ -24,6 +27,10 @@ use crate::yaml::{Problem, Problems, Severity};
 /// With more changed entries than this, everything is read: some pages are quicker than many single searches.
 const FEW: usize = 64;
 
+/// How often an entry is read that is older than what was told of it, and how long after each other.
+const LOOKS: usize = 10;
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// What the last look saw.
 #[derive(Default)]
 pub(super) struct SyncState {
@@ -31,6 +38,8 @@ pub(super) struct SyncState {
     records: BTreeMap<String, Record>,
     /// How far the accounts have been looked at.
     point: Option<SyncPoint>,
+    /// The `entryUUID` of the global config at that time: the same on all replicas, another one in another directory.
+    identity: Option<String>,
     /// Whether something happened there between the last two looks.
     moved: bool,
     /// How far the directory was when the look under way began.
@@ -91,6 +100,45 @@ impl SyncState {
         Ok(Some(system))
     }
 
+    /// The same, where a server told which entries changed.
+    pub(super) async fn renew_told(
+        &mut self,
+        pool: &Pool,
+        before: &System,
+        losses: Losses,
+        told: &Waiting,
+        problems: &mut Problems,
+    ) -> Result<Option<System>, LdapError> {
+        match told {
+            Waiting::Some(entries) if !entries.keys().any(|dn| self.is_moved(dn, &entries[dn])) => {
+                for (dn, entry) in entries {
+                    self.read_told(pool, before, dn, entry).await?;
+                }
+                check_rights(before, losses, |kind| self.count(kind))?;
+            }
+            _ => self.read_changed(pool, before, losses).await?,
+        }
+        if !std::mem::take(&mut self.changed) {
+            return Ok(None);
+        }
+        let system = self.system();
+        self.add_new_problems(&system, problems);
+        Ok(Some(system))
+    }
+
+    /// All accounts that changed up to here were told.
+    pub(super) fn advance(&mut self, told: SyncPoint) {
+        self.point = Some(match self.point.take() {
+            Some(point) => point.and(told),
+            None => told,
+        });
+    }
+
+    /// Whether everything up to there has been seen.
+    pub(super) fn covers(&self, point: &SyncPoint) -> bool {
+        self.point.as_ref().is_some_and(|own| own.covers(point))
+    }
+
     /// Which accounts changed since the last time.
     pub(super) async fn accounts(&mut self, pool: &Pool) -> Result<News, LdapError> {
         let Some(begun) = self.begun.clone() else {
@@ -104,6 +152,13 @@ impl SyncState {
                 return Ok(News::Touched(Arc::new([])));
             }
         };
+        let identity = self
+            .config()
+            .and_then(|config| config.first(ENTRY_UUID))
+            .map(str::to_owned);
+        let is_another = self.identity.is_some() && self.identity != identity;
+        self.identity = identity;
+        let since = if is_another { Since::Unknown } else { since };
         self.moved = since != Since::Now;
         let news = match &since {
             Since::Now => News::Touched(Arc::new([])),
@@ -254,23 +309,85 @@ impl SyncState {
     }
 
     async fn read_one(&mut self, pool: &Pool, before: &System, kind: EntryKind, dn: String) -> Result<(), LdapError> {
-        let ports = self.records.values().find(|record| record.kind == EntryKind::Config);
-        let ports = ports.map(|record| ports_of(&record.entry)).unwrap_or_default();
-        let search = Search {
-            base: dn,
-            scope: Reach::Base,
-            filter: "(objectClass=*)".to_owned(),
-            attributes: kind_attributes(kind, &ports),
-            extent: Extent::Few(1),
-        };
         // Deleted since it was listed: the next look will know.
-        let Some(found) = pool.search(search).await?.entries.into_iter().next() else {
+        let Some(found) = self.search_one(pool, kind, &dn).await? else {
             return Ok(());
         };
         let (key, record) = (found.key(), Record::of(kind, found, before));
         self.changed |= self.records.get(&key).is_none_or(|old| old.entry != record.entry);
         self.records.insert(key, record);
         Ok(())
+    }
+
+    async fn search_one(&self, pool: &Pool, kind: EntryKind, dn: &str) -> Result<Option<SearchEntry>, LdapError> {
+        let search = Search {
+            base: dn.to_owned(),
+            scope: Reach::Base,
+            filter: filter::every(kind),
+            attributes: kind_attributes(kind, &self.config().map(ports_of).unwrap_or_default()),
+            extent: Extent::Few(1),
+        };
+        Ok(pool.search(search).await?.entries.into_iter().next())
+    }
+
+    /// Whether an entry has another place than before: both are to be looked at.
+    fn is_moved(&self, dn: &str, told: &ToldEntry) -> bool {
+        let same_id = |record: &Record| record.entry.first(attributes::ID.name) == told.id.as_deref();
+        let is_new = !self.records.contains_key(&fold(dn));
+        is_new && told.id.is_some() && self.records.values().any(same_id)
+    }
+
+    /// Reads an entry of which a server said that it changed. Another server of the same name may not have it yet.
+    async fn read_told(&mut self, pool: &Pool, before: &System, dn: &str, told: &ToldEntry) -> Result<(), LdapError> {
+        let key = fold(dn);
+        let known = self.records.get(&key).map(|record| record.kind);
+        let Some(kind) = told.kind.or(known).filter(|kind| is_place(*kind, dn)) else {
+            return Ok(());
+        };
+        for _ in 0..LOOKS {
+            let found = self.search_one(pool, kind, dn).await?;
+            let csn = found.as_ref().and_then(|found| found.first(ENTRY_CSN));
+            if told.csn.as_deref() <= csn {
+                return self.put(pool, before, kind, key, found).await;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+        Err(LdapError::Refused(format!(
+            "{dn} is older where it is read than where its change was told"
+        )))
+    }
+
+    /// Puts what was found in the place of what was known.
+    async fn put(
+        &mut self,
+        pool: &Pool,
+        before: &System,
+        kind: EntryKind,
+        key: String,
+        found: Option<SearchEntry>,
+    ) -> Result<(), LdapError> {
+        let Some(found) = found else {
+            self.changed |= self.records.remove(&key).is_some();
+            return Ok(());
+        };
+        let record = Record::of(kind, found, before);
+        let old = self.records.insert(key, record);
+        let now = self.config();
+        if kind == EntryKind::Config && old.as_ref().map(|old| ports_of(&old.entry)) != now.map(ports_of) {
+            // Servers have other attributes that count.
+            return self.read_all(pool, before, Losses::Few).await;
+        }
+        self.changed = true;
+        Ok(())
+    }
+
+    fn config(&self) -> Option<&Entry> {
+        let config = self.records.values().find(|record| record.kind == EntryKind::Config);
+        config.map(|record| &record.entry)
+    }
+
+    fn count(&self, kind: EntryKind) -> usize {
+        self.records.values().filter(|record| record.kind == kind).count()
     }
 
     fn stands_in(&self, context: &str) -> bool {
@@ -415,6 +532,15 @@ fn mend(entry: &mut Entry, kind: EntryKind, before: &System) -> Vec<Problem> {
         problems.push(problem(key, message, Severity::Warning));
     }
     problems
+}
+
+/// Whether entries of this kind stand there.
+fn is_place(kind: EntryKind, dn: &str) -> bool {
+    match place(kind) {
+        (base, Reach::Base) => dn::is_same(dn, base),
+        (base, Reach::OneLevel) => dn::is_child(dn, base),
+        _ => kind != EntryKind::Accounts,
+    }
 }
 
 /// Every entry of a kind.

@@ -82,6 +82,47 @@ impl SyncPoint {
         Self::Csn(last)
     }
 
+    /// What the attribute `contextCSN` says; `None` if it says nothing.
+    pub(super) fn of_context(csns: &[String]) -> Option<Self> {
+        let known: Vec<String> = csns.iter().filter(|csn| is_csn(csn)).cloned().collect();
+        (!known.is_empty()).then(|| Self::of(known))
+    }
+
+    /// What a cookie of OpenLDAP says: `rid=…,sid=…,csn=…;…`. `None`: it is another server's.
+    pub(super) fn of_cookie(cookie: &str) -> Option<Self> {
+        let csns = cookie.split(',').find_map(|part| part.strip_prefix("csn="));
+        let csns: Vec<String> = csns.unwrap_or_default().split(';').map(str::to_owned).collect();
+        csns.iter().all(|csn| is_csn(csn)).then(|| Self::of(csns))
+    }
+
+    /// The cookie of this point.
+    pub(super) fn cookie(&self) -> Option<String> {
+        match self {
+            Self::Csn(last) => {
+                let csns: Vec<&str> = last.values().map(String::as_str).collect();
+                Some(format!("rid=000,csn={}", csns.join(";")))
+            }
+            Self::Clock(_) => None,
+        }
+    }
+
+    /// The later of both, for each server.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Csn(one), Self::Csn(other)) => Self::of(one.into_values().chain(other.into_values()).collect()),
+            (one @ Self::Csn(_), Self::Clock(_)) => one,
+            (Self::Clock(_), other) => other,
+        }
+    }
+
+    /// Whether everything up to the other point has been seen. Clocks say nothing about that.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        match other {
+            Self::Csn(csns) => csns.values().all(|csn| self.has_seen(csn)),
+            Self::Clock(_) => false,
+        }
+    }
+
     /// What may have changed between `before` and these.
     pub(super) fn since(&self, before: &Self) -> Since {
         let (Self::Csn(before), Self::Csn(now)) = (before, self) else {
@@ -127,7 +168,8 @@ impl fmt::Display for SyncPoint {
 const CSNS: &str = "csn";
 const CLOCK: &str = "clock";
 const NAMING_CONTEXTS: &str = "namingContexts";
-const CONTEXT_CSN: &str = "contextCSN";
+/// The attribute in which OpenLDAP says how far it has come.
+pub(super) const CONTEXT_CSN: &str = "contextCSN";
 
 async fn base(pool: &Pool, dn: &str) -> Result<SearchEntry, LdapError> {
     let search = Search {
@@ -150,6 +192,17 @@ async fn base(pool: &Pool, dn: &str) -> Result<SearchEntry, LdapError> {
 fn server_of(csn: &str) -> &str {
     csn.split('#').nth(2).unwrap_or_default()
 }
+
+/// The form of OpenLDAP's change sequence numbers.
+fn is_csn(csn: &str) -> bool {
+    csn.len() == CSN.len()
+        && csn.chars().zip(CSN.chars()).all(|(c, form)| match form {
+            '0' => c.is_ascii_hexdigit(),
+            form => c == form,
+        })
+}
+
+const CSN: &str = "00000000000000.000000Z#000000#000#000000";
 
 fn csn_of(time: Timestamp) -> String {
     format!("{}.000000Z#000000#000#000000", time.strftime("%Y%m%d%H%M%S"))
@@ -205,6 +258,25 @@ mod tests {
         for odd in ["", "csn", "clock soon", "uuid 1"] {
             assert_eq!(SyncPoint::parse(odd), None, "{odd}");
         }
+    }
+
+    #[test]
+    fn cookies_say_how_far_a_server_has_come() {
+        let known = point(&[A1, B1]);
+        assert_eq!(known.cookie().unwrap(), format!("rid=000,csn={A1};{B1}"));
+        assert_eq!(SyncPoint::of_cookie(&known.cookie().unwrap()), Some(known.clone()));
+        assert_eq!(
+            SyncPoint::of_cookie(&format!("rid=1,sid=001,csn={A2}")),
+            Some(point(&[A2]))
+        );
+        for odd in ["", "rid=1", "csn=", "csn=soon", "#389", &format!("csn={A1};")] {
+            assert_eq!(SyncPoint::of_cookie(odd), None, "{odd}");
+        }
+        assert_eq!(SyncPoint::of_context(&[A1.to_owned()]), Some(point(&[A1])));
+        assert_eq!(SyncPoint::of_context(&["x".to_owned()]), None);
+        assert_eq!(known.clone().and(point(&[A2])), point(&[A2, B1]));
+        assert!(point(&[A2, B1]).covers(&known) && known.covers(&point(&[B1])));
+        assert!(!known.covers(&point(&[A2])) && !point(&[A2]).covers(&known));
     }
 
     #[test]

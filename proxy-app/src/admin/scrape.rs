@@ -6,7 +6,7 @@ use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
 use crate::node::metrics::{
     BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
-    REFUSED_DIRECTORY, ROUTES, SESSIONS, SHARED_STATE, ScrapeMetrics, UPTIME, set,
+    REFUSED_DIRECTORY, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, UPTIME, set,
 };
 use crate::nodes::{Nodes, Standing};
 use crate::upstream::groups::Health;
@@ -56,6 +56,10 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     }
     if let Some(age) = env.directory_age() {
         read.set(&DIRECTORY, &[], age.as_secs_f64());
+    }
+    if let Some(way) = env.directory_way() {
+        read.set(&SYNC, &[], f64::from(u8::from(way.told_by.is_some())));
+        set(&read.told, &[], way.told);
     }
     read.set(
         &REFUSED_DIRECTORY,

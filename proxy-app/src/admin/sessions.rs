@@ -50,6 +50,9 @@ pub(crate) struct Status {
     pub not_ready: Vec<String>,
     /// Why the latest reading of the directory is not in force.
     pub directory_refused: Option<String>,
+    /// By which way changes of the directory come.
+    #[serde(default)]
+    pub directory: Option<DirectoryWay>,
     /// Number of the configuration in force.
     pub generation: u64,
     /// Open connections of all kinds.
@@ -61,6 +64,37 @@ pub(crate) struct Status {
     /// How it stands with the other nodes; absent without `shared_state`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_state: Option<SharedState>,
+}
+
+/// By which way changes of the directory come, and how old this node's view of it is.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct DirectoryWay {
+    /// `sync`: a server tells them as they happen; `poll`: they are looked for.
+    pub changes_by: String,
+    /// The server that tells them.
+    pub server: Option<String>,
+    /// Why no server tells them.
+    pub why_poll: Option<String>,
+    /// Seconds since it has been so.
+    pub since: u64,
+    /// Seconds since a server last said how far the directory has come.
+    pub age: Option<f64>,
+    /// How many changes servers have told this process.
+    pub told: u64,
+}
+
+impl DirectoryWay {
+    fn of(env: &AdminEnv) -> Option<Self> {
+        let way = env.directory_way()?;
+        Some(Self {
+            changes_by: if way.told_by.is_some() { "sync" } else { "poll" }.to_owned(),
+            server: way.told_by,
+            why_poll: way.why,
+            since: way.since.as_secs(),
+            age: env.directory_age().map(|age| age.as_secs_f64()),
+            told: way.told,
+        })
+    }
 }
 
 /// Sessions of a protocol.
@@ -88,6 +122,7 @@ pub(crate) async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
         ready: not_ready.is_empty(),
         not_ready: not_ready.into_iter().map(str::to_owned).collect(),
         directory_refused: env.directory_refusal(),
+        directory: DirectoryWay::of(&env),
         generation: env.snapshot.load().generation,
         connections: env.open.count() as u64,
         sessions: Proto::ALL

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
-use mail_directory::Directory;
+use mail_directory::{Directory, WayOfChanges};
 use mail_proxy::Drain;
 use mail_proxy::audit::Audit;
 use mail_proxy::throttle::Throttle;
@@ -247,6 +247,11 @@ impl AdminEnv {
     /// How long ago the directory was last read with success.
     pub(crate) fn directory_age(&self) -> Option<Duration> {
         self.directory.age()
+    }
+
+    /// By which way its changes come.
+    pub(crate) fn directory_way(&self) -> Option<WayOfChanges> {
+        self.directory.way()
     }
 
     /// Why the last reading of the directory is not in force; `None` if it is.

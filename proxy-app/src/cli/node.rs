@@ -14,7 +14,7 @@ use crate::admin::act::ReloadResult;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
 use crate::admin::holds::OneHold;
 use crate::admin::route::{Explained, Forgotten, LoginProtocol, Purge, TierAnswer};
-use crate::admin::sessions::{DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
+use crate::admin::sessions::{DirectoryWay, DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
 use crate::cli::asking::{ApiArgs, Lines, encoded, path_with, print, printable, table};
 use crate::cli::moves::ServerVerb;
 use crate::cli::nodes::{self, Everywhere, Output, ScopeArgs};
@@ -528,6 +528,9 @@ fn status(answer: &Status) -> String {
     if let Some(reason) = &answer.directory_refused {
         lines.line("directory", format!("not in force: {reason}"));
     }
+    if let Some(way) = &answer.directory {
+        lines.line("changes", changes_by(way));
+    }
     lines.line("generation", answer.generation.to_string());
     lines.line("connections", answer.connections.to_string());
     for count in &answer.sessions {
@@ -541,6 +544,19 @@ fn status(answer: &Status) -> String {
         nodes::shared_state(&mut lines, shared);
     }
     lines.into_text()
+}
+
+/// By which way changes of the directory come, and how old the view of it is.
+fn changes_by(way: &DirectoryWay) -> String {
+    let age = way
+        .age
+        .map_or("not read yet".to_owned(), |age| format!("{age:.1} s old"));
+    let by = match (&way.server, &way.why_poll) {
+        (Some(server), _) => format!("told by {server} for {} s", way.since),
+        (None, Some(why)) => format!("looked for: {why}"),
+        (None, None) => "looked for".to_owned(),
+    };
+    format!("{by}; the view is {age}")
 }
 
 fn generations(answer: &Generations) -> String {

@@ -105,6 +105,7 @@ impl ConfigReader {
             bind: self.bind(&mut section),
             timeout: Duration::from_secs(3),
             snapshot: Some(snapshot.unwrap_or(Path::new(SNAPSHOT)).to_owned()),
+            sync: section.take("sync").and_then(|node| node.bool(&mut self.problems)) != Some(false),
         };
         self.duration(&mut section, "timeout", &mut settings.timeout);
         if settings.timeout.is_zero() {
@@ -185,7 +186,7 @@ mod tests {
         let (config, problems) = load(concat!(
             "directory:\n",
             "  source: ldap\n",
-            "  ldap: {urls: ['ldap://a:389', 'ldaps://b'], starttls: false, timeout: 1s, poll: 2s}\n",
+            "  ldap: {urls: ['ldap://a:389', 'ldaps://b'], starttls: false, timeout: 1s, poll: 2s, sync: false}\n",
         ))
         .unwrap();
         assert!(problems.is_empty(), "{problems}");
@@ -194,6 +195,7 @@ mod tests {
             panic!("no LDAP")
         };
         assert_eq!((settings.urls.len(), settings.timeout), (2, Duration::from_secs(1)));
+        assert!(!settings.sync);
         assert_eq!(settings.snapshot.as_deref(), Some(Path::new(SNAPSHOT)));
         for (text, expected) in [
             ("directory: {source: ldap}", "no section ldap"),

@@ -99,6 +99,11 @@ const QUESTIONS: Metric = metric(
     &[],
     "Account lookups sent to the directory or to the lookup services.",
 );
+const TOLD: Metric = metric(
+    "portico_directory_changes_told_total",
+    &[],
+    "Changes of entries that LDAP servers told as they happened.",
+);
 const DROPPED: Metric = metric(
     "portico_log_dropped_lines_total",
     &["log"],
@@ -148,6 +153,11 @@ pub(crate) const REFUSED_DIRECTORY: Metric = metric(
     &[],
     "1 if the latest reading of the directory was refused and is not in force.",
 );
+pub(crate) const SYNC: Metric = metric(
+    "portico_directory_sync",
+    &[],
+    "1 if an LDAP server tells changes as they happen, 0 if they are looked for.",
+);
 pub(crate) const MEMCACHED: Metric = metric(
     "portico_memcached_up",
     &["upstream"],
@@ -193,6 +203,7 @@ pub const ALL: &[&Metric] = &[
     &BYTES,
     &LOOKUPS,
     &QUESTIONS,
+    &TOLD,
     &DROPPED,
     &LEFT_OUT,
     &SESSIONS,
@@ -206,6 +217,7 @@ pub const ALL: &[&Metric] = &[
     &CERTIFICATE,
     &DIRECTORY,
     &REFUSED_DIRECTORY,
+    &SYNC,
     &MEMCACHED,
     &SHARED_STATE,
     &SHARED_FAILURES,
@@ -244,6 +256,7 @@ pub(crate) struct ScrapeMetrics {
     bytes: IntCounterVec,
     pub(crate) lookups: IntCounterVec,
     pub(crate) questions: IntCounterVec,
+    pub(crate) told: IntCounterVec,
     pub(crate) dropped: IntCounterVec,
     pub(crate) throttled: IntCounterVec,
     pub(crate) left_out: IntCounterVec,
@@ -298,6 +311,7 @@ impl Metrics {
             &CERTIFICATE,
             &DIRECTORY,
             &REFUSED_DIRECTORY,
+            &SYNC,
             &MEMCACHED,
             &SHARED_STATE,
             &NODES,
@@ -323,6 +337,7 @@ impl Metrics {
                 bytes: counters(&BYTES)?,
                 lookups: counters(&LOOKUPS)?,
                 questions: counters(&QUESTIONS)?,
+                told: counters(&TOLD)?,
                 dropped: counters(&DROPPED)?,
                 throttled: counters(&THROTTLED)?,
                 left_out: counters(&LEFT_OUT)?,

@@ -1,0 +1,234 @@
+//! A connection of our own for the synchronization: TCP, TLS, the bind, and whole messages within bounds.
+//!
+//! The library queues what a server sends without a limit, and panics at what it does not expect. Here a server that
+//! sends faster than we read has to wait, as TCP wants it. Nothing here has a time limit of its own but opening.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::ber::{Begins, SEQUENCE, head};
+use super::search_entry::SearchEntry;
+use super::sync_message::{Incoming, Said, bind, look, parse, start_tls};
+use super::{Settings, Url};
+use crate::secret::Secret;
+use crate::tls_words::reasons;
+
+/// Longest message. An entry with ten thousand aliases has half of that.
+const MAX_MESSAGE: usize = 1024 * 1024;
+/// Bytes that are read at once.
+const AT_ONCE: usize = 16 * 1024;
+
+/// Numbers of requests on a connection; probes come after them.
+const FIRST: u32 = 1;
+
+/// How such connections are opened.
+pub(super) struct SyncConnector {
+    starttls: bool,
+    tls: Option<native_tls::TlsConnector>,
+    bind: Option<(String, Secret<String>)>,
+    timeout: Duration,
+}
+
+/// Why the synchronization ended, or did not begin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum SyncEnd {
+    /// The server does not list the control.
+    #[error("the server does not offer it")]
+    NotOffered,
+    /// The directory does not say how far it has come.
+    #[error("the directory has no contextCSN")]
+    NoPoint,
+    /// It knows no way from our point to its own.
+    #[error("the server cannot go on from here: {0}")]
+    Cookie(String),
+    /// Another refusal.
+    #[error("the server refuses it: {0}")]
+    Refused(String),
+    /// The connection cannot be made, or has ended.
+    #[error("the connection failed: {0}")]
+    Broken(String),
+    /// No answer in time.
+    #[error("the server does not answer within {0:?}")]
+    Late(Duration),
+    /// Not the protocol.
+    #[error("the server speaks nonsense")]
+    Nonsense,
+    /// It would have to list too much.
+    #[error("the server would list more than {0} entries")]
+    Long(usize),
+    /// An entry cannot be read as it was told.
+    #[error("{0}")]
+    Unread(String),
+    /// Searches go to another server now.
+    #[error("another server is used now")]
+    Elsewhere,
+}
+
+impl From<io::Error> for SyncEnd {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(reasons(&error.to_string()).into_owned())
+    }
+}
+
+/// TCP or TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// An open connection.
+pub(super) struct SyncWire<S = Box<dyn Stream>> {
+    stream: S,
+    read: Vec<u8>,
+}
+
+impl SyncConnector {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            starttls: settings.starttls,
+            tls: settings.trust.0.clone(),
+            bind: settings.bind.clone(),
+            timeout: settings.timeout,
+        }
+    }
+
+    /// Longest wait for one answer.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Connects, does TLS, binds; all of it within the timeout.
+    pub(super) async fn connect(&self, url: &Url) -> Result<SyncWire, SyncEnd> {
+        let entered = timeout(self.timeout, self.enter(url)).await;
+        entered.unwrap_or(Err(SyncEnd::Late(self.timeout)))
+    }
+
+    async fn enter(&self, url: &Url) -> Result<SyncWire, SyncEnd> {
+        let (host, port) = url.host_and_port();
+        let tcp = TcpStream::connect((host, port)).await?;
+        tcp.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = match url.is_tls() {
+            true => self.secure(host, tcp).await?,
+            false if self.starttls => {
+                let mut clear = SyncWire::of(tcp);
+                clear.send(&start_tls(FIRST)).await?;
+                clear.agreed(FIRST).await?;
+                // What came with the answer was not said in TLS.
+                if !clear.read.is_empty() {
+                    return Err(SyncEnd::Nonsense);
+                }
+                self.secure(host, clear.stream).await?
+            }
+            false => Box::new(tcp),
+        };
+        let mut wire = SyncWire::of(stream);
+        let (dn, password) = self
+            .bind
+            .as_ref()
+            .map_or(("", ""), |(dn, password)| (dn, password.expose()));
+        wire.send(&bind(FIRST + 1, dn, password)).await?;
+        wire.agreed(FIRST + 1).await?;
+        Ok(wire)
+    }
+
+    async fn secure(&self, host: &str, tcp: TcpStream) -> Result<Box<dyn Stream>, SyncEnd> {
+        let connector = match &self.tls {
+            Some(connector) => connector.clone(),
+            None => native_tls::TlsConnector::new().map_err(|error| broken(&error))?,
+        };
+        let connector = tokio_native_tls::TlsConnector::from(connector);
+        let secured = connector.connect(host, tcp).await.map_err(|error| broken(&error))?;
+        Ok(Box::new(secured))
+    }
+}
+
+fn broken(error: &native_tls::Error) -> SyncEnd {
+    SyncEnd::Broken(reasons(&error.to_string()).into_owned())
+}
+
+impl<S: Stream> SyncWire<S> {
+    fn of(stream: S) -> Self {
+        let read = Vec::new();
+        Self { stream, read }
+    }
+
+    /// Sends a request.
+    pub(super) async fn send(&mut self, request: &[u8]) -> Result<(), SyncEnd> {
+        self.stream.write_all(request).await?;
+        Ok(self.stream.flush().await?)
+    }
+
+    /// The next message. Nothing is lost where this is dropped.
+    pub(super) async fn next(&mut self) -> Result<Incoming, SyncEnd> {
+        loop {
+            if let Some(end) = self.whole()? {
+                let message = self.take(end);
+                return message.ok_or(SyncEnd::Nonsense);
+            }
+            self.read.reserve(AT_ONCE);
+            if self.stream.read_buf(&mut self.read).await? == 0 {
+                return Err(SyncEnd::Broken("the server has closed it".to_owned()));
+            }
+        }
+    }
+
+    /// Whether the next message is there already.
+    pub(super) fn has_next(&self) -> bool {
+        matches!(self.whole(), Ok(Some(_)))
+    }
+
+    /// Where the first message ends, if all of it is there.
+    fn whole(&self) -> Result<Option<usize>, SyncEnd> {
+        match head(&self.read) {
+            Begins::With(head) if head.tag == SEQUENCE && head.content <= MAX_MESSAGE => {
+                let end = head.len + head.content;
+                Ok(Some(end).filter(|end| *end <= self.read.len()))
+            }
+            Begins::TooShort => Ok(None),
+            Begins::With(_) | Begins::Nonsense => Err(SyncEnd::Nonsense),
+        }
+    }
+
+    fn take(&mut self, end: usize) -> Option<Incoming> {
+        let rest = self.read.split_off(end);
+        let whole = std::mem::replace(&mut self.read, rest);
+        let Begins::With(head) = head(&whole) else {
+            return None;
+        };
+        parse(&whole[head.len..])
+    }
+
+    /// Waits for the answer to this request; the server must have done what was asked.
+    async fn agreed(&mut self, request: u32) -> Result<(), SyncEnd> {
+        match self.next().await? {
+            Incoming {
+                id,
+                what: Said::Done(outcome),
+            } if id == request => match outcome.code {
+                0 => Ok(()),
+                _ => Err(SyncEnd::Refused(outcome.to_string())),
+            },
+            _ => Err(SyncEnd::Nonsense),
+        }
+    }
+
+    /// The values of one entry. The caller sets the time limit.
+    pub(super) async fn entry(&mut self, request: u32, dn: &str, wanted: &[&str]) -> Result<SearchEntry, SyncEnd> {
+        self.send(&look(request, dn, wanted)).await?;
+        let mut found = None;
+        loop {
+            match self.next().await? {
+                Incoming { id, what } if id == request => match what {
+                    Said::Entry(entry, _) => found = Some(entry),
+                    Said::Done(outcome) if outcome.code == 0 => return Ok(found.unwrap_or_default()),
+                    Said::Done(outcome) => return Err(SyncEnd::Refused(outcome.to_string())),
+                    Said::Info(_) | Said::Nothing => {}
+                },
+                _ => return Err(SyncEnd::Nonsense),
+            }
+        }
+    }
+}

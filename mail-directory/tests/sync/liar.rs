@@ -1,0 +1,136 @@
+//! A server between Portico and slapd that lies where it is asked to tell changes; everything else goes through.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+/// The number of the control that asks for changes, as it stands in a request.
+const ASKED: &[u8] = b"1.3.6.1.4.1.4203.1.9.1.1";
+
+/// What it says to that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Answer {
+    /// These bytes, and then nothing.
+    Bytes(&'static [u8]),
+    /// Sequences in sequences, ten thousand deep.
+    Nested,
+    /// That far too many entries are still there.
+    Present,
+    /// Nothing.
+    Silence,
+    /// It closes the connection.
+    End,
+    /// What slapd says, until it is told to speak nonsense.
+    Truth,
+}
+
+impl Answer {
+    /// The end of the search with `e-syncRefreshRequired`.
+    pub(crate) const REFRESH_REQUIRED: Self = Self::Bytes(&[
+        0x30, 0x0d, 0x02, 0x01, 0x04, 0x65, 0x08, 0x0a, 0x02, 0x10, 0x00, 0x04, 0x00, 0x04, 0x00,
+    ]);
+    /// The same with `unwillingToPerform`.
+    pub(crate) const UNWILLING: Self = Self::Bytes(&[
+        0x30, 0x0c, 0x02, 0x01, 0x04, 0x65, 0x07, 0x0a, 0x01, 0x35, 0x04, 0x00, 0x04, 0x00,
+    ]);
+    /// The same with `insufficientAccessRights`.
+    pub(crate) const NO_RIGHT: Self = Self::Bytes(&[
+        0x30, 0x0c, 0x02, 0x01, 0x04, 0x65, 0x07, 0x0a, 0x01, 0x32, 0x04, 0x00, 0x04, 0x00,
+    ]);
+    /// The truth at first.
+    pub(crate) const LATER: Self = Self::Truth;
+
+    fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::Bytes(bytes) => bytes.to_vec(),
+            Self::Nested => (0..10_000).fold(vec![0x04, 0x00], |inner, _| element(0x30, &inner)),
+            Self::Present => (0..200).flat_map(|_| present()).collect(),
+            Self::Silence | Self::End | Self::Truth => Vec::new(),
+        }
+    }
+}
+
+/// A Sync Info message with a hundred numbers of entries.
+fn present() -> Vec<u8> {
+    let uuids: Vec<u8> = (0..100).flat_map(|_| element(0x04, &[7; 16])).collect();
+    let set = element(0xa3, &element(0x31, &uuids));
+    let response = [element(0x80, b"1.3.6.1.4.1.4203.1.9.1.4"), element(0x81, &set)].concat();
+    element(0x30, &[vec![0x02, 0x01, 0x04], element(0x79, &response)].concat())
+}
+
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+    [&[tag, 0x84], &length[..], content].concat()
+}
+
+pub(crate) struct Liar {
+    port: u16,
+    spoil: Arc<Notify>,
+}
+
+impl Liar {
+    /// Listens on the loopback address, before this server.
+    pub(crate) async fn start(server: SocketAddr, answer: Answer) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let spoil = Arc::new(Notify::new());
+        let liar = Self {
+            port: listener.local_addr().unwrap().port(),
+            spoil: spoil.clone(),
+        };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, server, answer, spoil.clone()));
+            }
+        });
+        liar
+    }
+
+    /// `ldap://…`
+    pub(crate) fn url(&self) -> String {
+        format!("ldap://127.0.0.1:{}", self.port)
+    }
+
+    /// Has the connection on which changes are told speak nonsense from now on.
+    pub(crate) fn spoil(&self) {
+        self.spoil.notify_waiters();
+    }
+}
+
+async fn pass(mut client: TcpStream, server: SocketAddr, answer: Answer, spoil: Arc<Notify>) {
+    let mut server = TcpStream::connect(server).await.unwrap();
+    let (mut asked, mut said) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    let mut tells = false;
+    loop {
+        tokio::select! {
+            Ok(length) = client.read(&mut asked) => {
+                let request = &asked[..length];
+                if length == 0 {
+                    return;
+                }
+                tells |= request.windows(ASKED.len()).any(|part| part == ASKED);
+                match (tells, answer) {
+                    (true, Answer::End) => return,
+                    (false, _) | (true, Answer::Truth) => server.write_all(request).await.unwrap(),
+                    (true, answer) => {
+                        let _ = client.write_all(&answer.bytes()).await;
+                        return std::future::pending().await;
+                    }
+                }
+            }
+            Ok(length) = server.read(&mut said) => {
+                if length == 0 {
+                    return;
+                }
+                let _ = client.write_all(&said[..length]).await;
+            }
+            () = spoil.notified(), if tells => {
+                let _ = client.write_all(&[0x30, 0x03, 0x02, 0x01, 0x04]).await;
+                return std::future::pending().await;
+            }
+            else => return,
+        }
+    }
+}
