@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
@@ -70,6 +70,19 @@ pub trait Directory: Send + Sync + 'static {
     /// The directory could not be asked, or was not read yet.
     async fn changed_since(&self, _point: &str) -> Result<News, DirectoryError> {
         Ok(News::Unknown)
+    }
+
+    /// Whether everything up to `point`, which [`crate::edit::Editor::point`] told, was read here and is told by
+    /// [`Directory::news`].
+    async fn has_taken(&self, _point: &str) -> bool {
+        false
+    }
+
+    /// Puts a mark behind the news of now. It is notified when a listener has come to it.
+    fn mark(&self) -> Arc<Notify> {
+        let reached = Arc::new(Notify::new());
+        reached.notify_one();
+        reached
     }
 
     /// A number that goes up with each change of [`Directory::system`].
@@ -139,6 +152,8 @@ pub enum News {
     Unknown,
     /// All changes up to this point have been told. [`Directory::changed_since`] goes on from it.
     Reached(Arc<str>),
+    /// Somebody waits until everything before this has been followed.
+    Mark(Arc<Notify>),
 }
 
 /// An account that changed or is gone: every name and id it has or had, as far as the directory knows them.
@@ -279,6 +294,16 @@ impl Announcer {
     /// It is no failure if there is no listener.
     pub(crate) fn announce(&self, news: News) {
         let _ = self.news.send(news);
+    }
+
+    /// The mark of [`Directory::mark`].
+    pub(crate) fn mark(&self) -> Arc<Notify> {
+        let reached = Arc::new(Notify::new());
+        if self.news.send(News::Mark(reached.clone())).is_err() {
+            // Nobody listens.
+            reached.notify_one();
+        }
+        reached
     }
 
     pub(crate) fn announce_touched(&self, touched: Vec<Touched>) {

@@ -192,6 +192,12 @@ pub trait Editor: Send {
         Ok(())
     }
 
+    /// How far the directory has come with what was done here, for [`crate::Directory::has_taken`]; `None` if it
+    /// cannot tell.
+    async fn point(&mut self) -> Option<String> {
+        None
+    }
+
     /// Whether accounts have passwords in this directory.
     fn keeps_passwords(&self) -> bool;
 

@@ -4,6 +4,7 @@
 //! written, and with one that has lost most of the entries. How it is written is in `edit.rs`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::attributes::{self, Attribute};
 use crate::check;
@@ -229,6 +230,19 @@ impl Directory for YamlDirectory {
         self.announcer.age()
     }
 
+    async fn has_taken(&self, point: &str) -> bool {
+        let Some(wanted) = Point::parse(point) else {
+            return false;
+        };
+        // A reading that is under way holds the lock, and has not told its news.
+        let now = self.seen.try_lock().and_then(|seen| Point::of(seen[0].1));
+        self.announcer.refusal().is_none() && now.is_some_and(|now| now >= wanted)
+    }
+
+    fn mark(&self) -> Arc<Notify> {
+        self.announcer.mark()
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.announcer.changes()
     }
@@ -286,6 +300,27 @@ fn log_problems(path: &Path, read: &Result<Problems, Problems>) {
 
 fn stamps(paths: Vec<PathBuf>) -> FileStamps {
     paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
+}
+
+/// How far a file has come: the time of its last change. Each change makes a new file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Point(i64, i64);
+
+impl Point {
+    fn of(stamp: FileStamp) -> Option<Self> {
+        stamp.map(|(_, _, _, seconds, nanos)| Self(seconds, nanos))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (seconds, nanos) = text.strip_prefix("file ")?.split_once('.')?;
+        Some(Self(seconds.parse().ok()?, nanos.parse().ok()?))
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "file {}.{:09}", self.0, self.1)
+    }
 }
 
 fn stamp(path: &Path) -> FileStamp {

@@ -15,11 +15,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use ldap3::Scope as Reach;
 use native_tls::{Certificate, Protocol, TlsConnector};
-use tokio::sync::{Mutex, broadcast, watch};
+use tokio::sync::{Mutex, Notify, broadcast, watch};
 
 use self::pool::{Extent, LdapError, Pool, Search};
 use self::search_entry::SearchEntry;
 use self::sync::SyncState;
+use self::sync_point::SyncPoint;
 use self::sync_wire::SyncConnector;
 use crate::attributes::{self, Scope};
 use crate::directory::{AccountBy, Announcer, Apply, Directory, DirectoryError, News, WayOfChanges, off_the_runtime};
@@ -390,6 +391,17 @@ impl Directory for LdapDirectory {
             }
             None => Ok(News::Unknown),
         }
+    }
+
+    async fn has_taken(&self, point: &str) -> bool {
+        match SyncPoint::parse(point) {
+            Some(point) => self.reading.lock().await.covers(&point),
+            None => false,
+        }
+    }
+
+    fn mark(&self) -> Arc<Notify> {
+        self.announcer.mark()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

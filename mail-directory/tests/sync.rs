@@ -107,7 +107,7 @@ impl Heard {
                 }
                 Ok(News::Unknown) | Err(TryRecvError::Lagged(_)) => self.unknown = true,
                 Ok(News::MayBeGone) => self.may_be_gone = true,
-                Ok(News::Reached(_)) => {}
+                Ok(News::Reached(_) | News::Mark(_)) => {}
                 Err(_) => return self.names.contains(name),
             }
         }

@@ -40,6 +40,7 @@ mod scrape;
 pub(crate) mod sessions;
 pub(crate) mod slots;
 mod standing;
+pub(crate) mod taken;
 pub(crate) mod throttle;
 pub(crate) mod turns;
 

@@ -696,11 +696,28 @@ struct RunningNode {
     imaps: SocketAddrV4,
     _store: Fake,
     _web: WebBackend,
-    _slapd: Option<Slapd>,
+    _slapd: Vec<Slapd>,
 }
 
 impl RunningNode {
     fn open(stage: &Stage, in_ldap: bool) -> Result<Self> {
+        Self::open_with(stage, in_ldap, POLL, &[])
+    }
+
+    /// With a node that looks for changes only so often; `more` are lines for the section `directory`.
+    fn open_with(stage: &Stage, in_ldap: bool, poll: &str, more: &[&str]) -> Result<Self> {
+        Self::open_from(stage, |directory| {
+            let slapd = in_ldap.then(|| Slapd::start(stage, "slapd", directory)).transpose()?;
+            let mut source = slapd
+                .as_ref()
+                .map_or_else(|| yaml_source(poll), |slapd| slapd.source(poll));
+            source.extend(more.iter().map(|line| (*line).to_owned()));
+            Ok((source, slapd.into_iter().collect()))
+        })
+    }
+
+    /// With a node whose section `directory` has these lines.
+    fn open_from(stage: &Stage, source: impl FnOnce(&Directory) -> Result<(Vec<String>, Vec<Slapd>)>) -> Result<Self> {
         let ca = Authority::new(&stage.dir("ca")?)?;
         let pair = ca.server(&[FRONT])?;
         let ip = Ipv4Addr::new(127, 0, 0, 2);
@@ -710,7 +727,7 @@ impl RunningNode {
         let endpoint = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
         let (http, https, imap, imaps) = (endpoint()?, endpoint()?, endpoint()?, endpoint()?);
         let directory = with_a_mailbox(mail.port(), web.http.port());
-        let slapd = in_ldap.then(|| Slapd::start(stage, "slapd", &directory)).transpose()?;
+        let (source, servers) = source(&directory)?;
         let listen = |(address, serve, tls)| Listener {
             address: SocketAddr::V4(address),
             serve,
@@ -720,9 +737,7 @@ impl RunningNode {
         };
         let node = Node {
             name: NODE.to_owned(),
-            directory: slapd
-                .as_ref()
-                .map_or_else(|| yaml_source(POLL), |slapd| slapd.source(POLL)),
+            directory: source,
             listeners: [
                 (http, Serve::Web, Tls::No),
                 (https, Serve::Web, Tls::Implicit),
@@ -749,8 +764,18 @@ impl RunningNode {
             imaps,
             _store: store,
             _web: web,
-            _slapd: slapd,
+            _slapd: servers,
         })
+    }
+
+    /// Changes the mode of the clear port, and asks there as soon as `prov` has returned.
+    fn change_mode(&self, options: &[&str], mode: &str, status: &str) -> Result<String> {
+        let change = ["modifyServer", NODE, "zimbraReverseProxyMailMode", mode];
+        let said = self.prov.say(&[options, &change].concat())?;
+        ensure!(said.code == 0, "{said:?}");
+        let found = self.clear_status()?;
+        ensure!(found == status, "{mode}: {found}, {said:?}");
+        Ok(said.err)
     }
 
     /// The status of a request to the clear port.
@@ -905,4 +930,67 @@ fn a_running_portico_takes_changes_of_the_file_over() -> Result<()> {
 #[test]
 fn a_running_portico_takes_changes_in_ldap_over() -> Result<()> {
     changes_are_taken_over(true)
+}
+
+/// The node looks for changes every hour: what is in force was told by slapd, or `prov` had it looked for.
+#[test]
+fn a_change_is_in_force_when_prov_returns() -> Result<()> {
+    for (in_ldap, more) in [(false, &[][..]), (true, &[]), (true, &["  sync: false"])] {
+        Stage::run(|stage| {
+            let running = RunningNode::open_with(stage, in_ldap, "1h", more)?;
+            let said = running.change_mode(&["--wait", "node"], "both", "200")?;
+            ensure!(
+                said.starts_with(&format!("in force on {NODE} (configuration ")),
+                "{said}"
+            );
+            let said = running.change_mode(&[], "https", "403")?;
+            ensure!(said.is_empty(), "{said}");
+            running.change_mode(&[], "redirect", "302")?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The node reads where the change does not arrive, or there is none. The change is stored all the same.
+#[test]
+fn prov_says_where_a_change_is_not_in_force() -> Result<()> {
+    Stage::run(|stage| {
+        let slapd = Slapd::start(stage, "slapd", &directory())?;
+        let prov = Prov::new(stage, "alone", &slapd.source(POLL))?;
+        let change = |mode| ["--wait", "node", "mcf", "zimbraReverseProxyMailMode", mode];
+        let said = prov.say(&change("both"))?;
+        ensure!(
+            said.code == 3 && said.err.contains("no node has taken it over"),
+            "{said:?}"
+        );
+        prov.must(&change("https")[2..])?;
+        let said = prov.say(&["--wait", "ever", "mcf", "zimbraReverseProxyMailMode", "both"])?;
+        ensure!(
+            said.code == 1 && said.out.contains("--wait is node or none"),
+            "{said:?}"
+        );
+
+        Ok(())
+    })?;
+    Stage::run(|stage| {
+        // It reads from a copy that looks again in an hour, and sends changes on to the provider.
+        let running = RunningNode::open_from(stage, |directory| {
+            let slapd = Slapd::start(stage, "slapd", directory)?;
+            let replica = slapd.late_replica(stage, "replica")?;
+            until("the replica to be filled", Duration::from_secs(30), || {
+                let found = replica.search("(uid=zmnginx)", &["userPassword"]);
+                Ok(found.ok().filter(|text| text.contains("userPassword")))
+            })?;
+            let urls = [replica.url(), slapd.url()];
+            let source = replica.source_of(&urls.each_ref().map(String::as_str), POLL);
+            Ok((source, vec![slapd, replica]))
+        })?;
+        let said = running
+            .prov
+            .say(&["--wait", "node", "mcf", "zimbraReverseProxyConnectTimeout", "9s"])?;
+        let words = format!("stored, but not in force on {NODE} after 5 s: this node does not see it yet");
+        ensure!(said.code == 3 && said.err.contains(&words), "{said:?}");
+        Ok(())
+    })
 }

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::sheet::{Edit, FileReading, Sheet};
-use super::{FileStamp, stamp, stamp_of};
+use super::{FileStamp, Point, stamp, stamp_of};
 use crate::directory::off_the_runtime;
 use crate::edit::{Act, Change, EditError, Editor, EntryKind, Swap};
 use crate::entry::Entry;
@@ -141,6 +141,12 @@ impl Editor for YamlEditor {
             state.commit()
         })
         .await?
+    }
+
+    async fn point(&mut self) -> Option<String> {
+        let path = self.path.clone();
+        let point = off_the_runtime(move || Point::of(stamp(&path))).await.ok()??;
+        Some(point.to_string())
     }
 
     /// Only the mailbox servers know them.

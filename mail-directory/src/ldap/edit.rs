@@ -6,14 +6,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use ldap3::{LdapResult, Mod, Scope as Reach, dn_escape};
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::pool::{Connector, Extent, LdapError, Pool, Search};
 use super::search_entry::SearchEntry;
+use super::sync_point::SyncPoint;
 use super::{Settings, Url, filter, name_attribute, place};
 use crate::attributes;
 use crate::edit::{Act, Change, EditError, Editor, EntryKind, Swap, changed};
@@ -46,8 +47,9 @@ mod code {
 pub struct LdapEditor {
     pool: Pool,
     connector: Arc<Connector>,
-    urls: Vec<Url>,
-    timeout: Duration,
+    settings: Settings,
+    /// The server that took the last write.
+    wrote: Mutex<Option<Url>>,
 }
 
 /// A write.
@@ -79,8 +81,8 @@ impl LdapEditor {
         Self {
             pool: Pool::new(settings),
             connector: Arc::new(Connector::new(settings)),
-            urls: settings.urls.clone(),
-            timeout: settings.timeout,
+            settings: settings.clone(),
+            wrote: Mutex::default(),
         }
     }
 
@@ -132,10 +134,13 @@ impl LdapEditor {
     /// Sends it to one server after the other until one takes it.
     async fn write(&self, write: Write) -> Result<(), Refusal> {
         let mut last = None;
-        for url in &self.urls {
+        for url in &self.settings.urls {
             match self.write_to(url, write.clone()).await {
                 Err(Refusal::Elsewhere(why)) => last = Some(why),
-                done => return done,
+                done => {
+                    *self.wrote.lock() = Some(url.clone());
+                    return done;
+                }
             }
         }
         let why = last.unwrap_or_else(|| "no server is configured".to_owned());
@@ -144,7 +149,7 @@ impl LdapEditor {
 
     /// In a task of its own: an answer so malformed that the library panics is no answer.
     async fn write_to(&self, url: &Url, write: Write) -> Result<(), Refusal> {
-        let connection = match timeout(self.timeout, self.connector.connect(url)).await {
+        let connection = match timeout(self.settings.timeout, self.connector.connect(url)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(Refusal::Elsewhere(format!("{url}: {error}"))),
             Err(_) => return Err(Refusal::Elsewhere(format!("{url} does not take a connection in time"))),
@@ -154,13 +159,13 @@ impl LdapEditor {
             Refusal::Final(EditError::Failed(message))
         };
         let mut task = tokio::spawn(async move { perform(connection.ldap(), write).await });
-        match timeout(self.timeout, &mut task).await {
+        match timeout(self.settings.timeout, &mut task).await {
             Ok(Ok(Ok(result))) => check_result(url, &result),
             Ok(Ok(Err(error))) => Err(unsure(error.to_string())),
             Ok(Err(panic)) => Err(unsure(panic.to_string())),
             Err(_) => {
                 task.abort();
-                Err(unsure(format!("it did not answer within {:?}", self.timeout)))
+                Err(unsure(format!("it did not answer within {:?}", self.settings.timeout)))
             }
         }
     }
@@ -366,6 +371,20 @@ impl Editor for LdapEditor {
             EntryKind::Domains => self.delete_domain(name, found).await,
             EntryKind::Accounts => self.delete_account(found).await,
             _ => self.remove(found.dn).await,
+        }
+    }
+
+    /// Asked where it was written: a replica may not know yet.
+    async fn point(&mut self) -> Option<String> {
+        let url = self.wrote.lock().clone()?;
+        let there = Pool::new(&Settings {
+            urls: vec![url],
+            ..self.settings.clone()
+        });
+        let holds = |context: &str| context.is_empty() || place(EntryKind::Config).0.ends_with(&fold(context));
+        match SyncPoint::read(&there, holds).await.ok()? {
+            SyncPoint::Clock(_) => None,
+            point => Some(point.to_string()),
         }
     }
 

@@ -21,7 +21,7 @@ use crate::admin::api_error::ApiError;
 use crate::admin::caller::{self, guard};
 use crate::admin::everywhere::{self, everywhere};
 use crate::admin::turns::Turns;
-use crate::admin::{act, console, domains, health, holds, moves, route, sessions, throttle};
+use crate::admin::{act, console, domains, health, holds, moves, route, sessions, taken, throttle};
 use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
@@ -79,6 +79,7 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(throttle::clear))
         .routes(routes!(throttle::allow, throttle::disallow))
         .routes(routes!(act::reload))
+        .routes(routes!(taken::wait))
         .routes(routes!(caller::access))
         .routes(routes!(sessions::status))
         .routes(routes!(sessions::generations))

@@ -134,7 +134,7 @@ pub(crate) async fn begin(
     Extension(caller): Extension<Caller>,
     Json(request): Json<MoveRequest>,
 ) -> Result<Json<MoveReport>, ApiError> {
-    let lasts = check(&request, caller)?;
+    let lasts = check(&request, &caller)?;
     let to = mailbox_server(&env, &request.to)?;
     let mut accounts = match &request.server {
         Some(server) => accounts_of(&env, server).await?,
@@ -208,7 +208,7 @@ fn job(env: &AdminEnv, id: u64) -> Result<Arc<MoveJob>, ApiError> {
 }
 
 /// Whether it makes sense; how long an account may be held.
-fn check(request: &MoveRequest, caller: Caller) -> Result<Duration, ApiError> {
+fn check(request: &MoveRequest, caller: &Caller) -> Result<Duration, ApiError> {
     let is_text =
         |text: &String| !text.trim().is_empty() && text.len() <= TEXT_MAX && !text.chars().any(char::is_control);
     if !is_text(&request.reason) {

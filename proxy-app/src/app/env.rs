@@ -11,7 +11,7 @@ use mail_proxy::Drain;
 use mail_proxy::audit::Audit;
 use mail_proxy::throttle::Throttle;
 use route_cache::{AddressBook, KeptRoutes, RouteCache};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::app::App;
 use crate::app::changes::History;
@@ -247,6 +247,16 @@ impl AdminEnv {
     /// How long ago the directory was last read with success.
     pub(crate) fn directory_age(&self) -> Option<Duration> {
         self.directory.age()
+    }
+
+    /// Whether everything up to this point of it was read.
+    pub(crate) async fn has_taken(&self, point: &str) -> bool {
+        self.directory.has_taken(point).await
+    }
+
+    /// Notified when the route cache has followed all that the directory has told so far.
+    pub(crate) fn directory_mark(&self) -> Arc<Notify> {
+        self.directory.mark()
     }
 
     /// By which way its changes come.

@@ -73,7 +73,7 @@ impl App {
                             Some(accounts.iter().flat_map(|account| account.names.clone()).collect())
                         }
                         Ok(News::Unknown) | Err(RecvError::Lagged(_)) => None,
-                        Ok(News::MayBeGone | News::Reached(_)) => continue,
+                        Ok(News::MayBeGone | News::Reached(_) | News::Mark(_)) => continue,
                         Err(RecvError::Closed) => return,
                     };
                     later.push(changed.clone());

@@ -19,10 +19,12 @@ mod dump;
 mod flush;
 mod read;
 mod verbs;
+mod wait;
 pub(super) mod words;
 mod write;
 
 use verbs::ProvVerb;
+use wait::Wait;
 
 /// Longest line of commands. A certificate with its chain has 20 kB.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
@@ -42,6 +44,7 @@ struct ProvOptions {
     file: Option<PathBuf>,
     bind_dn: Option<String>,
     bind_password_file: Option<PathBuf>,
+    wait: Wait,
     help: bool,
     flags: Flags,
 }
@@ -96,6 +99,7 @@ impl ProvOptions {
                 "-c" | "--conf" => options.conf = Some(argument()?.into()),
                 "--bind-dn" => options.bind_dn = Some(argument()?),
                 "--bind-password-file" => options.bind_password_file = Some(argument()?.into()),
+                "--wait" => options.wait = Wait::parse(&argument()?)?,
                 "-h" | "--help" => (options.help, with_argument) = (true, false),
                 word if options.flags.take(word) => with_argument = false,
                 word => return Err(format!("unknown option {word}")),
@@ -206,6 +210,9 @@ pub(crate) struct Prov {
     editor: CheckedEditor,
     socket: Option<PathBuf>,
     flags: Flags,
+    wait: Wait,
+    /// Something was changed that nobody has waited for.
+    changed: bool,
 }
 
 /// Does one command; without a verb, those of the file or of standard input.
@@ -236,6 +243,8 @@ pub(crate) fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
         editor: CheckedEditor::open(&config, options.account()?, SharedNames::Warned)?,
         socket: config.admin.socket,
         flags: options.flags,
+        wait: options.wait,
+        changed: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -243,7 +252,9 @@ pub(crate) fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
             (false, _) => {
                 let report = prov.command(rest).await;
                 report.print();
-                report.code
+                let waited = prov.wait().await;
+                waited.print();
+                report.code.max(waited.code)
             }
             (true, Some(path)) => {
                 let file = File::open(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
@@ -299,7 +310,9 @@ impl Prov {
             let flags = self.flags;
             for some in batch.chunk_by(|a, b| !is_apart(a, flags) && !is_apart(b, flags)) {
                 let (code, is_end) = self.batch(some).await;
-                worst = worst.max(code);
+                let waited = self.wait().await;
+                waited.print();
+                worst = worst.max(code).max(waited.code);
                 if is_end {
                     return Ok(worst);
                 }
@@ -353,7 +366,11 @@ impl Prov {
 
     async fn act(&mut self, command: verbs::Command) -> Result<CommandOutput, ProvisionError> {
         let verbs::Command { verb, flags, words } = command;
-        match verb {
+        let changes = matches!(
+            verb,
+            ProvVerb::Modify(_) | ProvVerb::Create(_) | ProvVerb::CreateAliasDomain | ProvVerb::Delete(_)
+        );
+        let done = match verb {
             ProvVerb::Get(kind) => self.get(kind, &words, flags).await,
             ProvVerb::GetAll(kind) => self.get_all(kind, &words, flags).await,
             ProvVerb::GetConfig => self.get_config(&words, flags).await,
@@ -366,7 +383,9 @@ impl Prov {
             ProvVerb::ProxyBackends => self.proxy_backends().await,
             ProvVerb::ProxyDomains => self.proxy_domains().await,
             ProvVerb::FlushCache => self.flush_cache(&words).await,
-        }
+        };
+        self.changed |= changes && done.is_ok();
+        done
     }
 }
 

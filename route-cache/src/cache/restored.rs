@@ -126,7 +126,7 @@ impl RouteCache {
                     accounts.len()
                 );
             }
-            News::MayBeGone | News::Unknown | News::Reached(_) => {
+            News::MayBeGone | News::Unknown | News::Reached(_) | News::Mark(_) => {
                 log::info!(
                     "the directory cannot tell what changed since the routes were kept: all are asked for again"
                 );
