@@ -81,7 +81,10 @@ impl NodeList {
                 silent: (silent > SILENT).then(|| Duration::from_millis(silent)),
             }
         };
-        let mut all: Vec<PeerNode> = self.0.iter().map(member).collect();
+        // One may have fallen silent since the list was taken.
+        let mut known = self.0.clone();
+        replaced(&mut known, now);
+        let mut all: Vec<PeerNode> = known.iter().map(member).collect();
         all.sort_by(|one, other| (&one.node, one.since).cmp(&(&other.node, other.since)));
         all
     }
