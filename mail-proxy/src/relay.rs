@@ -58,7 +58,7 @@ pub struct RelayEnd {
 }
 
 /// What a client hears when the session is ended by another side.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug)]
 pub struct Farewell {
     /// In most cases.
     pub usual: &'static [u8],
@@ -66,6 +66,15 @@ pub struct Farewell {
     pub kick: &'static [u8],
     /// When its account is on another server now.
     pub moved: &'static [u8],
+}
+
+impl Farewell {
+    /// Nothing is said.
+    pub const NONE: Self = Self {
+        usual: b"",
+        kick: b"",
+        moved: b"",
+    };
 }
 
 /// One direction.
@@ -140,7 +149,7 @@ impl Relay {
         &mut self,
         drain: &mut watch::Receiver<Drain>,
         live: &ConnectionHandle,
-        farewell: Farewell,
+        farewell: &Farewell,
     ) -> RelayEnd {
         let stop = tokio::select! {
             stop = poll_fn(|cx| self.poll(cx, live)) => stop,
@@ -419,7 +428,7 @@ mod tests {
             kick: b"* BYE kicked\r\n",
             moved: b"* BYE moved\r\n",
         };
-        let relay = tokio::spawn(async move { relay.run(&mut watch, &seen, farewell).await });
+        let relay = tokio::spawn(async move { relay.run(&mut watch, &seen, &farewell).await });
         Stage {
             live,
             client,

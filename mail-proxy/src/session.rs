@@ -25,6 +25,13 @@ use crate::relay::{Farewell, Relay, RelayEnd};
 use crate::scratch::read_with;
 use crate::{imap, pop3};
 
+/// What an IMAP client hears when its session is ended by another side.
+static IMAP_FAREWELL: Farewell = Farewell {
+    usual: imap::FAREWELL,
+    kick: imap::KICKED,
+    moved: imap::MOVED,
+};
+
 /// How long we try to hand over the last words before a connection is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -42,7 +49,7 @@ pub fn serve(connection: Connection, env: SessionEnv) -> impl Future<Output = ()
             farewell,
             ..
         } = &mut *session;
-        let ended = relay.run(drain, &facts.handle, *farewell).await;
+        let ended = relay.run(drain, &facts.handle, farewell).await;
         Box::pin(session.end(ended)).await;
     }
 }
@@ -53,7 +60,7 @@ struct Established {
     relay: Relay,
     drain: watch::Receiver<Drain>,
     facts: Arc<ConnectionFacts>,
-    farewell: Farewell,
+    farewell: &'static Farewell,
     authcid: Option<Box<str>>,
     tier: Option<&'static str>,
     generation: u64,
@@ -399,16 +406,9 @@ impl Dialogue {
         } = self;
         let pipelined = machine.accept(&accepted, &mut out);
         let (idle, farewell) = match facts.protocol {
-            Protocol::Imap => {
-                let farewell = Farewell {
-                    usual: imap::FAREWELL,
-                    kick: imap::KICKED,
-                    moved: imap::MOVED,
-                };
-                (env.settings.imap_idle, farewell)
-            }
+            Protocol::Imap => (env.settings.imap_idle, &IMAP_FAREWELL),
             // A POP3 server says nothing that was not asked for.
-            Protocol::Pop3 => (env.settings.pop3_idle, Farewell::default()),
+            Protocol::Pop3 => (env.settings.pop3_idle, &Farewell::NONE),
         };
         let mut relay = Relay::new(stream, server, idle);
         relay.owe_client(out);

@@ -30,9 +30,7 @@ pub(crate) async fn serve(env: &ListenEnv, config: &StreamConfig, client: BoxStr
             drop(transport);
             record.route = Some(upstream.to_string());
             let mut relay = Box::new(Relay::new(client, server, config.idle));
-            let ended = relay
-                .run(&mut env.drain.clone(), &facts.handle, Farewell::default())
-                .await;
+            let ended = relay.run(&mut env.drain.clone(), &facts.handle, &Farewell::NONE).await;
             record.bytes_in = Some(ended.bytes_in);
             record.bytes_out = Some(ended.bytes_out);
             record.ended_by = Some(ended.by);

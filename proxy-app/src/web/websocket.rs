@@ -153,7 +153,7 @@ impl WebSocketUpgrade {
                 relay.owe_client(answer);
                 relay.owe_server(early);
                 let RelayEnd { bytes_out, .. } = relay
-                    .run(&mut env.drain.clone(), &web.facts.handle, Farewell::default())
+                    .run(&mut env.drain.clone(), &web.facts.handle, &Farewell::NONE)
                     .await;
                 return self
                     .context
