@@ -24,7 +24,7 @@ pub(super) mod words;
 mod write;
 
 use verbs::ProvVerb;
-use wait::Wait;
+use wait::WaitChoice;
 
 /// Longest line of commands. A certificate with its chain has 20 kB.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
@@ -44,7 +44,7 @@ struct ProvOptions {
     file: Option<PathBuf>,
     bind_dn: Option<String>,
     bind_password_file: Option<PathBuf>,
-    wait: Wait,
+    wait: WaitChoice,
     help: bool,
     flags: Flags,
 }
@@ -99,7 +99,7 @@ impl ProvOptions {
                 "-c" | "--conf" => options.conf = Some(argument()?.into()),
                 "--bind-dn" => options.bind_dn = Some(argument()?),
                 "--bind-password-file" => options.bind_password_file = Some(argument()?.into()),
-                "--wait" => options.wait = Wait::parse(&argument()?)?,
+                "--wait" => options.wait = WaitChoice::parse(&argument()?)?,
                 "-h" | "--help" => (options.help, with_argument) = (true, false),
                 word if options.flags.take(word) => with_argument = false,
                 word => return Err(format!("unknown option {word}")),
@@ -210,7 +210,7 @@ pub(crate) struct Prov {
     editor: CheckedEditor,
     socket: Option<PathBuf>,
     flags: Flags,
-    wait: Wait,
+    wait: WaitChoice,
     /// Something was changed that nobody has waited for.
     changed: bool,
 }

@@ -26,7 +26,7 @@ pub(super) struct OtherSessions {
 }
 
 /// How counts change.
-pub(super) enum Step {
+pub(super) enum CountChange {
     /// One more.
     More(SessionKeys),
     /// One less.
@@ -45,7 +45,11 @@ impl OtherSessions {
     }
 
     /// Takes a change, if it is the next one; `false`: something is missing before it.
-    pub(super) fn follow(&mut self, change: &Change, keys: impl Fn(&SessionFacts) -> SessionKeys) -> Option<Vec<Step>> {
+    pub(super) fn follow(
+        &mut self,
+        change: &Change,
+        keys: impl Fn(&SessionFacts) -> SessionKeys,
+    ) -> Option<Vec<CountChange>> {
         let node = self.nodes.get_mut(&change.from)?;
         if change.number <= node.number {
             return Some(Vec::new());
@@ -59,16 +63,16 @@ impl OtherSessions {
             if self.count < MOST {
                 let keys = keys(facts);
                 match node.sessions.insert(*id, keys) {
-                    Some(before) => steps.push(Step::Less(before)),
+                    Some(before) => steps.push(CountChange::Less(before)),
                     None => self.count += 1,
                 }
-                steps.push(Step::More(keys));
+                steps.push(CountChange::More(keys));
             }
         }
         for id in &change.ended {
             if let Some(before) = node.sessions.remove(id) {
                 self.count -= 1;
-                steps.push(Step::Less(before));
+                steps.push(CountChange::Less(before));
             }
         }
         Some(steps)
@@ -80,20 +84,20 @@ impl OtherSessions {
         run: &str,
         number: u64,
         all: impl Iterator<Item = (u64, SessionKeys)>,
-    ) -> Vec<Step> {
+    ) -> Vec<CountChange> {
         let mut steps = self.forget(run);
         let room = MOST - self.count;
         let sessions: HashMap<u64, SessionKeys> = all.take(room).collect();
         self.count += sessions.len();
-        steps.extend(sessions.values().map(|keys| Step::More(*keys)));
+        steps.extend(sessions.values().map(|keys| CountChange::More(*keys)));
         self.nodes.insert(run.to_owned(), OfNode { number, sessions });
         steps
     }
 
     /// Forgets a node.
-    pub(super) fn forget(&mut self, run: &str) -> Vec<Step> {
+    pub(super) fn forget(&mut self, run: &str) -> Vec<CountChange> {
         let node = self.nodes.remove(run).unwrap_or_default();
         self.count -= node.sessions.len();
-        node.sessions.into_values().map(Step::Less).collect()
+        node.sessions.into_values().map(CountChange::Less).collect()
     }
 }

@@ -12,7 +12,7 @@ use mail_proxy::NewSession;
 use redis::Value;
 
 use super::Nodes;
-use super::elsewhere::Step;
+use super::elsewhere::CountChange;
 use super::engine::{Engine, Failure};
 use super::sessions::{self, Change, SessionFacts};
 use super::wire;
@@ -184,11 +184,11 @@ impl Nodes {
         self.limits.keys_elsewhere(&facts.account, facts.client, &facts.server)
     }
 
-    fn count(&self, steps: Vec<Step>) {
+    fn count(&self, steps: Vec<CountChange>) {
         for step in steps {
             match step {
-                Step::More(keys) => self.limits.count_elsewhere(keys, true),
-                Step::Less(keys) => self.limits.count_elsewhere(keys, false),
+                CountChange::More(keys) => self.limits.count_elsewhere(keys, true),
+                CountChange::Less(keys) => self.limits.count_elsewhere(keys, false),
             }
         }
     }

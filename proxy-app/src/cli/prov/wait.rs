@@ -15,7 +15,7 @@ const NOT_IN_FORCE: u8 = 3;
 
 /// Whether to wait (`--wait`).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
+pub(super) enum WaitChoice {
     /// For the node on this machine, where one runs.
     #[default]
     IfThere,
@@ -25,7 +25,7 @@ pub(super) enum Wait {
     None,
 }
 
-impl Wait {
+impl WaitChoice {
     /// # Errors
     /// There is no such word.
     pub(super) fn parse(word: &str) -> Result<Self, String> {
@@ -42,21 +42,21 @@ impl Prov {
     /// nobody asked.
     pub(super) async fn wait(&mut self) -> Report {
         let mut report = Report::default();
-        if !std::mem::take(&mut self.changed) || self.wait == Wait::None {
+        if !std::mem::take(&mut self.changed) || self.wait == WaitChoice::None {
             return report;
         }
         let (line, is_well) = match self.ask_node().await {
             Ok(taken) => (said(&taken), taken.in_force),
-            Err(_) if self.wait == Wait::IfThere => return report,
+            Err(_) if self.wait == WaitChoice::IfThere => return report,
             Err(why) => (
                 format!("WARNING: it is stored, but no node has taken it over: {why}"),
                 false,
             ),
         };
-        if !is_well || self.wait == Wait::Node {
+        if !is_well || self.wait == WaitChoice::Node {
             report.err.push(line);
         }
-        if !is_well && self.wait == Wait::Node {
+        if !is_well && self.wait == WaitChoice::Node {
             report.code = NOT_IN_FORCE;
         }
         report
