@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_millis(2);
 type MaybeMoved = Option<HashSet<String>>;
 
 /// What has been learned in one look at the sessions.
-type Asked = HashMap<(String, Service), Option<SessionPlace>>;
+type Asked = HashMap<(String, Service), Option<AccountPlace>>;
 
 /// Changes that are to be looked at once more.
 #[derive(Default)]
@@ -127,7 +127,7 @@ impl App {
                 .route(&lookup)
                 .await
                 .ok()
-                .and_then(|route| SessionPlace::of(route, login)),
+                .and_then(|route| AccountPlace::of(route, login)),
         };
         // Out of a cache, it may be an old answer, and a session that has not moved must not end.
         let known = match known {
@@ -142,7 +142,7 @@ impl App {
     }
 
     /// Where the directory itself says that the account is.
-    async fn certain_place(&self, lookup: &Lookup, login: &LoggedIn, place: SessionPlace) -> Option<SessionPlace> {
+    async fn certain_place(&self, lookup: &Lookup, login: &LoggedIn, place: AccountPlace) -> Option<AccountPlace> {
         let mut again = self.routes.ask_again(lookup, Duration::ZERO).await;
         if again.is_none() {
             // It was asked in this very millisecond, for another session. Or it is down, and then it says nothing.
@@ -150,7 +150,7 @@ impl App {
             again = self.routes.ask_again(lookup, Duration::ZERO).await;
         }
         match again {
-            Some(again) => again.ok().and_then(|route| SessionPlace::of(route, login)),
+            Some(again) => again.ok().and_then(|route| AccountPlace::of(route, login)),
             None => Some(place),
         }
     }
@@ -158,13 +158,13 @@ impl App {
 
 /// Where an account is now.
 #[derive(Clone)]
-struct SessionPlace {
+struct AccountPlace {
     server: Arc<str>,
     /// The directory has said so just now.
     certain: bool,
 }
 
-impl SessionPlace {
+impl AccountPlace {
     fn of(route: Route, login: &LoggedIn) -> Option<Self> {
         (*route.account == login.account).then_some(Self {
             server: route.server,
