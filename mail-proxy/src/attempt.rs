@@ -535,17 +535,12 @@ impl Tries {
     ) -> Result<(BoxStream, Accepted), TryFailure> {
         self.record.phase = None;
         self.greets.send_replace(None);
+        self.env.transport.turn(route).await.map_err(unreachable)?;
         let called = Instant::now();
         let connected = self.env.transport.connect(route).await;
         self.record.ms_connect = Some(self.took(Phase::Connect, called));
         self.env.audit.connected(route, connected.is_ok());
-        let mut server = connected.map_err(|error| {
-            let failure = LoginFailure::UpstreamDown(error.to_string());
-            match error {
-                ConnectError::Refused(_) => TryFailure::Stale(failure),
-                ConnectError::TimedOut(_) => TryFailure::Doubtful(failure),
-            }
-        })?;
+        let mut server = connected.map_err(unreachable)?;
         let begun = Instant::now();
         let mut machine = self.upstream(route, credentials, id);
         let limit = self.env.settings.upstream_login;
@@ -646,6 +641,16 @@ fn failure(refusal: Refusal) -> TryFailure {
         Refusal::Referred(referral) => TryFailure::Referred(referral),
         Refusal::WrongHost => TryFailure::Stale(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
         Refusal::Broken(why) => TryFailure::Final(LoginFailure::UpstreamDown(why.to_owned())),
+    }
+}
+
+/// What it means that a server was not reached.
+fn unreachable(error: ConnectError) -> TryFailure {
+    let failure = LoginFailure::UpstreamDown(error.to_string());
+    match error {
+        ConnectError::Refused(_) => TryFailure::Stale(failure),
+        ConnectError::TimedOut(_) => TryFailure::Doubtful(failure),
+        ConnectError::Crowded(why) => TryFailure::Final(LoginFailure::Busy(why)),
     }
 }
 

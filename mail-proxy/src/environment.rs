@@ -71,6 +71,9 @@ pub enum ConnectError {
     /// It did not answer in time.
     #[error("{0}")]
     TimedOut(String),
+    /// It has just come back, and too many wait for it.
+    #[error("{0}")]
+    Crowded(String),
 }
 
 /// What a session needs from the process around it.
@@ -84,6 +87,12 @@ pub trait Transport: Send + Sync {
         protocol: Protocol,
         local: IpAddr,
     ) -> io::Result<(BoxStream, TlsFacts)>;
+
+    /// Waits for the turn of a login at the mailbox server of a route, where so many want to get in that it would not
+    /// bear them all at once.
+    async fn turn(&self, _route: &Route) -> Result<(), ConnectError> {
+        Ok(())
+    }
 
     /// Connects to the mailbox server of a route, TLS and its verification included, within the transport's own
     /// time limit.

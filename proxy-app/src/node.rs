@@ -9,4 +9,5 @@ pub mod memory;
 pub mod metrics;
 pub(crate) mod redaction;
 pub mod refusals;
+pub(crate) mod returns;
 pub(crate) mod systemd;

@@ -39,6 +39,7 @@ mod prov;
 mod proxy_protocol;
 mod real_web;
 mod refusals;
+mod returns;
 mod scene;
 mod secrets;
 mod server_answers;

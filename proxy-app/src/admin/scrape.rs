@@ -6,7 +6,7 @@ use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
 use crate::node::metrics::{
     BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
-    REFUSED_DIRECTORY, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, UPTIME, set,
+    REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, UPTIME, set,
 };
 use crate::nodes::{Nodes, Standing};
 use crate::upstream::groups::Health;
@@ -44,6 +44,13 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     }
     read.set(&OPEN, &[], env.open.count() as f64);
     read.set(&ROUTES, &[], env.routes.len() as f64);
+    let transport = env.snapshot.load().transport.clone();
+    for (server, is_down) in transport.returns.now(transport.pace) {
+        read.set(&RETURNING, &[&server, if is_down { "down" } else { "back" }], 1.0);
+    }
+    let (waited, refused) = transport.returns.counts();
+    set(&read.turns, &["waited"], waited);
+    set(&read.turns, &["refused"], refused);
     read.set(&HOLDS, &[], env.routes.holds().all().len() as f64);
     if let Some(age) = env.kept_routes.as_ref().and_then(|kept| kept.age()) {
         read.set(&KEPT_ROUTES, &[], age.as_secs_f64());

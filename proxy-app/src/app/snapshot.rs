@@ -166,6 +166,10 @@ pub(crate) fn build(
             trust,
             dns,
             ip_mode,
+            returns: before
+                .map(|before| before.transport.returns.clone())
+                .unwrap_or_default(),
+            pace: config.mail.return_pace,
         }),
         acceptors,
         system,

@@ -7,6 +7,7 @@ use mail_proxy::{Mechanism, Mechanisms};
 
 use super::LiveKey;
 use super::read::ConfigReader;
+use crate::node::returns::ReturnPace;
 
 pub(super) const LIVE: [LiveKey; 1] = [("mail", |now, new| now.mail.clone_from(&new.mail))];
 
@@ -25,6 +26,8 @@ pub(crate) struct MailConfig {
     pub hold_text: String,
     /// Over how long sessions are ended whose accounts have gone to another server; `None`: they go on.
     pub end_moved: Option<Duration>,
+    /// How the clients of a mailbox server that was down get in again.
+    pub return_pace: ReturnPace,
     /// Failed logins in one connection.
     pub max_logins: u32,
     /// Bad commands in one connection before login.
@@ -50,6 +53,7 @@ impl Default for MailConfig {
             hold_wait: Duration::from_secs(10),
             hold_text: "your mailbox is being worked on, please try again later".to_owned(),
             end_moved: Some(Duration::from_secs(30)),
+            return_pace: ReturnPace::default(),
             max_logins: 3,
             max_bad_commands: 5,
             mechanisms: Mechanisms::default(),
@@ -76,6 +80,14 @@ impl ConfigReader {
                 _ => node.duration(&mut self.problems),
             };
         }
+        if let Some(n) = section
+            .take("return_rate")
+            .and_then(|node| node.u32(&mut self.problems))
+        {
+            config.return_pace.rate = n;
+        }
+        self.duration(&mut section, "return_time", &mut config.return_pace.lasts);
+        self.duration(&mut section, "return_wait", &mut config.return_pace.wait);
         if let Some(n) = section.take("max_logins").and_then(|node| node.u32(&mut self.problems)) {
             config.max_logins = n;
         }

@@ -130,6 +130,16 @@ pub(crate) const HOLDS: Metric = metric(
     &[],
     "Holds: accounts, domains and servers whose new logins wait.",
 );
+pub(crate) const RETURNING: Metric = metric(
+    "portico_servers_returning",
+    &["upstream", "state"],
+    "Mailbox servers whose logins are let in at a pace: down, or back since a short while.",
+);
+const RETURN_TURNS: Metric = metric(
+    "portico_return_turns_total",
+    &["outcome"],
+    "Logins at servers that were down which waited for their turn, or got none: waited or refused.",
+);
 pub(crate) const KEPT_ROUTES: Metric = metric(
     "portico_kept_routes_age_seconds",
     &[],
@@ -210,6 +220,8 @@ pub const ALL: &[&Metric] = &[
     &OPEN,
     &ROUTES,
     &HOLDS,
+    &RETURNING,
+    &RETURN_TURNS,
     &KEPT_ROUTES,
     &GENERATION,
     &READY,
@@ -261,6 +273,7 @@ pub(crate) struct ScrapeMetrics {
     pub(crate) throttled: IntCounterVec,
     pub(crate) left_out: IntCounterVec,
     pub(crate) shared_failures: IntCounterVec,
+    pub(crate) turns: IntCounterVec,
     gauges: Vec<(&'static str, GaugeVec)>,
 }
 
@@ -304,6 +317,7 @@ impl Metrics {
             &OPEN,
             &ROUTES,
             &HOLDS,
+            &RETURNING,
             &KEPT_ROUTES,
             &GENERATION,
             &READY,
@@ -342,6 +356,7 @@ impl Metrics {
                 throttled: counters(&THROTTLED)?,
                 left_out: counters(&LEFT_OUT)?,
                 shared_failures: counters(&SHARED_FAILURES)?,
+                turns: counters(&RETURN_TURNS)?,
                 gauges: gauges.map(gauge).into_iter().collect::<Result<_, _>>()?,
             }),
             registry,

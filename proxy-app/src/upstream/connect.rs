@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use crate::node::returns::{NoTurn, ReturnPace, Returns};
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::{self, Acceptors};
 use crate::upstream::dns::{DnsCache, IpMode};
@@ -22,6 +23,9 @@ use crate::upstream::dns::{DnsCache, IpMode};
 /// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and so does
 /// its user; a server in the same data centre that needs more than this is down.
 pub(crate) const CONNECT: Duration = Duration::from_secs(4);
+
+/// What the client of a login hears that got no turn.
+const CROWDED: &str = "too many logins at this moment, please try again";
 
 /// How long an address may take before the next one is tried beside it (RFC 8305 section 8: a quarter of a second).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -39,6 +43,10 @@ pub(crate) struct MailTransport {
     pub dns: Arc<DnsCache>,
     /// Address families.
     pub ip_mode: IpMode,
+    /// Mailbox servers that were down lately.
+    pub returns: Arc<Returns>,
+    /// How their clients get in again.
+    pub pace: ReturnPace,
 }
 
 #[async_trait]
@@ -58,7 +66,20 @@ impl Transport for MailTransport {
     }
 
     async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError> {
-        self.dial(&Server::of(route)).await
+        let dialled = self.dial(&Server::of(route)).await;
+        self.returns.connected(&route.server, dialled.is_ok());
+        dialled
+    }
+
+    async fn turn(&self, route: &Route) -> Result<(), ConnectError> {
+        let server = &route.server;
+        self.returns.turn(server, self.pace).await.map_err(|none| match none {
+            NoTurn::Down => ConnectError::Refused(format!("{server} is down, and was asked a moment ago")),
+            NoTurn::Crowded => {
+                log::debug!("{server} has just come back, and too many wait for it");
+                ConnectError::Crowded(CROWDED.to_owned())
+            }
+        })
     }
 }
 
