@@ -35,6 +35,7 @@ pub(crate) mod health;
 pub(crate) mod holds;
 pub(crate) mod moves;
 pub(crate) mod nodes;
+mod orders;
 pub(crate) mod route;
 mod scrape;
 pub(crate) mod sessions;

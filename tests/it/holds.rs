@@ -188,7 +188,7 @@ fn what_cannot_be_held_is_refused() -> Result<()> {
             ),
             (
                 &["alice@a.example", "--for", "soon", "--reason", "x"],
-                "expected a duration",
+                "expected a time",
             ),
             (&["--for", "10m", "--reason", "x"], "required"),
         ] {

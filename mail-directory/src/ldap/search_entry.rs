@@ -5,6 +5,8 @@
 use ldap3::ResultEntry;
 
 use super::name_attribute;
+use crate::attributes;
+use crate::directory::OLD_ADDRESS;
 use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::names::fold;
@@ -108,6 +110,16 @@ const SEARCH_RESULT_ENTRY: u64 = 4;
 pub(super) const ENTRY_CSN: &str = "entryCSN";
 /// The time of the last change (RFC 4512 §3.4.4); what other servers have.
 pub(super) const MODIFIED: &str = "modifyTimestamp";
+
+/// What an account that changed is known by: its names, those that it had before, and its version.
+pub(super) const NAMES_AND_VERSION: [&str; 6] = [
+    attributes::ID.name,
+    attributes::MAIL_DELIVERY_ADDRESS.name,
+    attributes::MAIL_ALIAS.name,
+    OLD_ADDRESS,
+    ENTRY_CSN,
+    MODIFIED,
+];
 
 #[cfg(test)]
 mod tests {

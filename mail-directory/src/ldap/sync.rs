@@ -11,12 +11,12 @@ use ldap3::Scope as Reach;
 use tokio::time::sleep;
 
 use super::pool::{Extent, LdapError, Pool, Search};
-use super::search_entry::{ENTRY_CSN, MODIFIED, SearchEntry};
+use super::search_entry::{ENTRY_CSN, MODIFIED, NAMES_AND_VERSION, SearchEntry};
 use super::sync_point::{Since, SyncPoint, stamp};
 use super::syncrepl::{ToldEntry, Waiting};
 use super::{attribute_names, dn, filter, name_attribute, place, problem};
 use crate::attributes::{self, Attribute};
-use crate::directory::{News, OLD_ADDRESS, Touched};
+use crate::directory::{News, Touched};
 use crate::edit::EntryKind;
 use crate::entry::Entry;
 use crate::losses::Losses;
@@ -233,19 +233,11 @@ impl SyncState {
     /// The accounts that changed since then, with their names; `None` if there are too many.
     async fn changed_accounts(&self, pool: &Pool, since: &str) -> Result<Option<Vec<SearchEntry>>, LdapError> {
         let (name, since) = stamp(since, self.has_csn());
-        let wanted = [
-            attributes::ID.name,
-            attributes::MAIL_DELIVERY_ADDRESS.name,
-            attributes::MAIL_ALIAS.name,
-            OLD_ADDRESS,
-            ENTRY_CSN,
-            MODIFIED,
-        ];
         let search = Search {
             base: String::new(),
             scope: Reach::Subtree,
             filter: filter::accounts_since(name, &since),
-            attributes: wanted.map(str::to_owned).into(),
+            attributes: NAMES_AND_VERSION.map(str::to_owned).into(),
             extent: Extent::All,
         };
         match pool.search(search).await {

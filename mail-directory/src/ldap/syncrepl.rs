@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::search_entry::{ENTRY_CSN, MODIFIED, SearchEntry};
+use super::search_entry::{ENTRY_CSN, NAMES_AND_VERSION, SearchEntry};
 use super::sync_message::{
     EntryState, Incoming, InfoKind, Outcome, SYNC_REQUEST, Said, StateOfEntry, SyncInfo, synchronize,
 };
@@ -20,7 +20,7 @@ use super::sync_point::{CONTEXT_CSN, SyncPoint};
 use super::sync_wire::{SyncConnector, SyncEnd, SyncWire};
 use super::{Url, dn};
 use crate::attributes;
-use crate::directory::{Announcer, OLD_ADDRESS, Touched};
+use crate::directory::{Announcer, Touched};
 use crate::edit::EntryKind;
 use crate::names;
 
@@ -52,17 +52,6 @@ const CLASSES: [(&str, EntryKind); 5] = [
     ("zimbraDomain", EntryKind::Domains),
     ("zimbraCOS", EntryKind::Cos),
     ("zimbraAccount", EntryKind::Accounts),
-];
-
-/// What is asked of each: its names and its version. Entries of the system are then read as ever.
-const WANTED: [&str; 7] = [
-    "objectClass",
-    attributes::ID.name,
-    attributes::MAIL_DELIVERY_ADDRESS.name,
-    attributes::MAIL_ALIAS.name,
-    OLD_ADDRESS,
-    ENTRY_CSN,
-    MODIFIED,
 ];
 
 /// What was told and not yet taken over.
@@ -183,7 +172,9 @@ async fn ask(wire: &mut SyncWire) -> Result<SyncPoint, SyncEnd> {
     let point = SyncPoint::of_context(root.values(CONTEXT_CSN)).ok_or(SyncEnd::NoPoint)?;
     let cookie = point.cookie().ok_or(SyncEnd::NoPoint)?;
     let classes = CLASSES.map(|(class, _)| class);
-    wire.send(&synchronize(SYNC, &classes, &WANTED, &cookie)).await?;
+    // Entries of the system are then read as ever.
+    let wanted = [&["objectClass"][..], &NAMES_AND_VERSION].concat();
+    wire.send(&synchronize(SYNC, &classes, &wanted, &cookie)).await?;
     Ok(point)
 }
 

@@ -25,8 +25,7 @@ use crate::admin::health::Certificate;
 use crate::admin::turns::Turns;
 use crate::app::env::AdminEnv;
 use crate::config::{Config, Source};
-use crate::provision::change::CheckedEditor;
-use crate::provision::{self, CommandOutput, SharedNames, values};
+use crate::provision::{self, CommandOutput, values};
 use crate::tls::certificate::CertKey;
 use crate::tls::certificate_store::CertStore;
 
@@ -389,11 +388,8 @@ async fn change_now(
     key: &str,
     changes: &[Change],
 ) -> Result<Changed, ApiError> {
-    let config = env.config.load_full();
     let unavailable = |message: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
-    let opened = tokio::task::spawn_blocking(move || CheckedEditor::open(&config, None, SharedNames::Refused)).await;
-    let opened = opened.map_err(|error| unavailable(error.to_string()))?;
-    let mut editor = opened.map_err(|error| unavailable(format!("the directory cannot be changed: {error}")))?;
+    let mut editor = env.app.editor().await.map_err(unavailable)?;
     let mut output = CommandOutput::default();
     let storing = turns.storing.lock().await;
     let before = editor.change(EntryKind::Domains, key, changes, &mut output).await;

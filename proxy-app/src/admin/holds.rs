@@ -1,7 +1,7 @@
 //! Holds over the admin API: new logins of an account, a domain or a server wait.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -15,12 +15,10 @@ use utoipa::ToSchema;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
+use crate::admin::orders::{self, is_text};
 use crate::admin::standing;
 use crate::app::env::AdminEnv;
 use crate::node::logs;
-
-/// Longest name and longest reason, in bytes: both go into logs.
-const TEXT_MAX: usize = 512;
 
 /// Whose logins; one of the three.
 #[derive(Debug, Default, Clone, Serialize, Deserialize, ToSchema)]
@@ -110,16 +108,8 @@ pub(crate) async fn begin(
     Extension(caller): Extension<Caller>,
     Json(order): Json<HoldOrder>,
 ) -> Result<Json<OneHold>, ApiError> {
-    if order.reason.trim().is_empty() || !is_text(&order.reason) {
-        return Err(ApiError::bad("expected a reason, in one line"));
-    }
-    let lasts = Duration::from_secs(order.seconds);
-    if lasts.is_zero() || lasts > LONGEST_HOLD {
-        return Err(ApiError::bad(format!(
-            "a hold lasts 1 to {} seconds",
-            LONGEST_HOLD.as_secs()
-        )));
-    }
+    orders::check_reason(&order.reason)?;
+    let lasts = orders::lasting("a hold", order.seconds, LONGEST_HOLD)?;
     let since = SystemTime::now();
     let hold = Hold {
         held: resolve(&env, &order.held, Missing::Refused).await?,
@@ -221,9 +211,4 @@ async fn canonical(env: &AdminEnv, name: &str, missing: Missing) -> Result<Strin
         )),
         Err(_) => Ok(names::account(name)),
     }
-}
-
-/// Text that may stand in a log line.
-fn is_text(text: &str) -> bool {
-    !text.is_empty() && text.len() <= TEXT_MAX && !text.chars().any(char::is_control)
 }

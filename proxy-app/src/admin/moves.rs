@@ -15,13 +15,12 @@ use utoipa::ToSchema;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
+use crate::admin::orders;
 use crate::app::env::AdminEnv;
 use crate::app::moves::copy::CopyProgram;
 use crate::app::moves::{AccountMove, MoveJob, MoveOrder};
 use crate::node::connections::ConnectionFilter;
 
-/// Longest name, reason and argument, in bytes: they go into logs.
-const TEXT_MAX: usize = 512;
 /// Most arguments of a program.
 const WORDS_MAX: usize = 64;
 /// Fastest pace.
@@ -209,22 +208,15 @@ fn job(env: &AdminEnv, id: u64) -> Result<Arc<MoveJob>, ApiError> {
 
 /// Whether it makes sense; how long an account may be held.
 fn check(request: &MoveRequest, caller: &Caller) -> Result<Duration, ApiError> {
-    let is_text =
-        |text: &String| !text.trim().is_empty() && text.len() <= TEXT_MAX && !text.chars().any(char::is_control);
-    if !is_text(&request.reason) {
-        return Err(ApiError::bad("expected a reason, in one line"));
-    }
+    orders::check_reason(&request.reason)?;
+    let is_text = |text: &String| orders::is_text(text);
     let names = request.accounts.iter().chain(&request.server).chain([&request.to]);
     if request.accounts.is_empty() == request.server.is_none() || !names.into_iter().all(is_text) {
         return Err(ApiError::bad(
             "expected accounts, or a server whose accounts are to be moved",
         ));
     }
-    let lasts = Duration::from_secs(request.seconds);
-    if lasts.is_zero() || lasts > LONGEST_HOLD {
-        let longest = LONGEST_HOLD.as_secs();
-        return Err(ApiError::bad(format!("a hold lasts 1 to {longest} seconds")));
-    }
+    let lasts = orders::lasting("a hold", request.seconds, LONGEST_HOLD)?;
     if request.percent.is_some_and(|percent| !(1..=100).contains(&percent)) {
         return Err(ApiError::bad("expected 1 to 100 percent"));
     }

@@ -21,6 +21,7 @@ use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
 use crate::admin::nodes::SharedState;
+use crate::admin::orders::is_text;
 use crate::app::changes::Generation;
 use crate::app::env::AdminEnv;
 use crate::app::snapshot::PRODUCT;
@@ -30,8 +31,6 @@ use crate::node::logs;
 
 /// Longest time over which sessions are ended in a drain.
 const MAX_SPREAD: u64 = 24 * 60 * 60;
-/// Longest name of a user or number of a session that is looked for, in bytes. No login is longer.
-const NAME_MAX: usize = 512;
 
 /// The state of the node.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -319,12 +318,10 @@ pub(crate) async fn kick(
     if named.is_empty() {
         return Err(ApiError::bad("expected a user, an ip or a session"));
     }
-    // It goes into the logs.
-    let is_name = |text: &&String| text.len() <= NAME_MAX && !text.chars().any(char::is_control);
     if ![&kick.user, &kick.session]
         .into_iter()
         .flatten()
-        .all(|text| is_name(&text))
+        .all(|text| is_text(text))
     {
         return Err(ApiError::bad("no user and no session can have this name"));
     }

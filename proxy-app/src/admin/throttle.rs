@@ -15,15 +15,14 @@ use utoipa::ToSchema;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
+use crate::admin::orders;
 use crate::admin::route::{counted_as, lookup_of, sentence};
 use crate::admin::standing;
 use crate::app::env::AdminEnv;
 use crate::node::logs;
 
 /// Longest time for which a network is let through: who needs longer writes it into the node file.
-const ALLOWED_MAX: u64 = 90 * 24 * 60 * 60;
-/// Longest reason, in bytes. It goes into the audit log.
-const REASON_MAX: usize = 256;
+const ALLOWED_MAX: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
 /// What the throttle does now.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -354,18 +353,14 @@ pub(crate) async fn allow(
 ) -> Result<Json<ThrottleState>, ApiError> {
     let network = network(&allow.network)?;
     let reason = allow.reason.trim().to_owned();
-    let is_reason = !reason.is_empty() && reason.len() <= REASON_MAX && !reason.contains(char::is_control);
-    if !is_reason || !(1..=ALLOWED_MAX).contains(&allow.seconds) {
-        return Err(ApiError::bad(
-            "expected a reason in one short line, and a time of up to 90 days",
-        ));
-    }
+    orders::check_reason(&reason)?;
+    let lasts = orders::lasting("an allowance", allow.seconds, ALLOWED_MAX)?;
     act::audit(
         &env,
         caller,
         format!("allow {network} for {} s: {reason}", allow.seconds),
     );
-    let until = env.throttle.now().after(Duration::from_secs(allow.seconds));
+    let until = env.throttle.now().after(lasts);
     let allowance = Allowance { network, until, reason };
     env.throttle.allow(allowance.clone()).map_err(ApiError::bad)?;
     standing::note_allowance(&env, &allowance);

@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use mail_directory::yaml;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 
@@ -72,6 +74,11 @@ pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
+/// How long something is to last: `90s`, `30m`, `1h`, `2d`.
+pub(super) fn lasting(text: &str) -> Result<Duration, String> {
+    yaml::duration(text).ok_or_else(|| "expected a time such as 90s, 30m, 1h or 2d".to_owned())
+}
+
 /// Lines of a word and a sentence.
 #[derive(Default)]
 pub(super) struct Lines(String);
@@ -105,4 +112,27 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
         let _fits = writeln!(out, "{}", line.trim_end());
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_a_unit() {
+        for (text, expected) in [
+            ("90s", Some(90)),
+            ("30m", Some(1_800)),
+            ("1h", Some(3_600)),
+            ("2d", Some(172_800)),
+            ("h", None),
+            ("", None),
+            ("-1h", None),
+            ("1w", None),
+            ("99999999999999999999d", None),
+            ("1\u{fc}", None),
+        ] {
+            assert_eq!(lasting(text).ok().map(|time| time.as_secs()), expected, "{text}");
+        }
+    }
 }

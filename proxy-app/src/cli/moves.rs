@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyper::Method;
-use mail_directory::yaml;
 
 use crate::admin::moves::{MoveReport, MoveRequest, OneMove};
 use crate::cli::admin_client::AdminClient;
+use crate::cli::asking::{lasting, printable};
 use crate::cli::prov::words;
 
 /// How often the node is asked how far it is.
@@ -60,10 +60,6 @@ struct CopyCommand(Vec<String>);
 
 fn command(text: &str) -> Result<CopyCommand, String> {
     words::split(text).map(CopyCommand)
-}
-
-pub(super) fn lasting(text: &str) -> Result<Duration, String> {
-    yaml::duration(text).ok_or_else(|| "expected a duration such as 90s, 10m or 2h".to_owned())
 }
 
 impl MoveArgs {
@@ -138,8 +134,5 @@ fn one_move(one: &OneMove) -> String {
         "{}{from}: {}{took}, {} sessions{why}",
         one.account, one.state, one.sessions
     );
-    line.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .chain(['\n'])
-        .collect()
+    printable(&line) + "\n"
 }

@@ -7,8 +7,8 @@ use hyper::Method;
 
 use crate::admin::holds::{HoldList, HoldName, HoldOrder, OneHold};
 use crate::cli::admin_client::AdminClient;
-use crate::cli::asking::path_with;
-use crate::cli::moves::{MoveArgs, lasting};
+use crate::cli::asking::{lasting, path_with};
+use crate::cli::moves::MoveArgs;
 use crate::cli::nodes::{Everywhere, ScopeArgs};
 
 /// What can be done about users.
