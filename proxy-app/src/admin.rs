@@ -33,6 +33,7 @@ pub(crate) mod domains;
 pub(crate) mod everywhere;
 pub(crate) mod health;
 pub(crate) mod holds;
+pub(crate) mod move_steps;
 pub(crate) mod moves;
 pub(crate) mod nodes;
 mod orders;

@@ -300,7 +300,8 @@ impl Nodes {
             return all_failed("too many orders wait for answers already");
         };
         let deadline = tokio::time::Instant::now() + wait;
-        let order = Order::new(&id.0, (&self.run, &self.node), to, verb, body);
+        let at = self.state.lock().clock.now();
+        let order = Order::new((&id.0, at), (&self.run, &self.node), to, verb, body);
         if let Err(failure) = self.publish(&engine, &self.names().orders(), &order).await {
             return all_failed(&format!("the engine of shared_state: {failure}"));
         }

@@ -30,6 +30,7 @@ mod login_guesses;
 mod login_storms;
 mod logins;
 mod moves;
+mod moves_together;
 mod nodes;
 mod operate;
 mod outage;

@@ -18,7 +18,7 @@ use crate::admin::{Said, done, json, said};
 use crate::scene::{Scene, Source};
 
 /// Alice and Bob have a mailbox on both stores.
-fn movers() -> Vec<Person> {
+pub(crate) fn movers() -> Vec<Person> {
     vec![
         Person::new("alice@a.example", 0, "alice-c4n4ry-one")
             .alias("al@a.example")

@@ -17,51 +17,68 @@ use serde_json::Value;
 use crate::admin::{done, json, said};
 use crate::scene::greeted;
 
-const SOON: Duration = Duration::from_secs(30);
-const NAMES: [&str; 3] = ["proxy1.example.test", "proxy2.example.test", "proxy3.example.test"];
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const NAMES: [&str; 3] = ["proxy1.example.test", "proxy2.example.test", "proxy3.example.test"];
 
 /// Some nodes of one system.
-struct Together {
-    town: Town,
-    nodes: Vec<Portico>,
-    fronts: Vec<Endpoints>,
+pub(crate) struct Together {
+    pub(crate) town: Town,
+    pub(crate) nodes: Vec<Portico>,
+    pub(crate) fronts: Vec<Endpoints>,
 }
 
 impl Together {
     /// `section` is `shared_state` of the node files, `change` further changes.
     fn build(stage: &Stage, count: usize, section: &str, change: impl Fn(&mut Node)) -> Result<Self> {
         let town = Town::build(stage, people())?;
+        let directory = Self::directory(&town, count);
+        Self::start(stage, town, (&directory, count), section, change)
+    }
+
+    /// The directory of a town with so many nodes.
+    pub(crate) fn directory(town: &Town, count: usize) -> Directory {
         let mut directory = town.directory();
         for name in &NAMES[..count] {
             directory.node(name);
         }
+        directory
+    }
+
+    /// Starts so many nodes of a town.
+    pub(crate) fn start(
+        stage: &Stage,
+        town: Town,
+        (directory, count): (&Directory, usize),
+        section: &str,
+        change: impl Fn(&mut Node),
+    ) -> Result<Self> {
         let (mut nodes, mut fronts) = (Vec::new(), Vec::new());
         for name in &NAMES[..count] {
             let front = Endpoints::new(stage, None)?;
             let mut node = node(&town, name, &front);
             node.more.push(("shared_state".to_owned(), section.to_owned()));
             change(&mut node);
-            nodes.push(start(stage, name, &node, &directory)?);
+            nodes.push(start(stage, name, &node, directory)?);
             fronts.push(front);
         }
         Ok(Self { town, nodes, fronts })
     }
 
     /// A login at a node.
-    fn login(&self, at: usize, local: &str) -> Result<Wire> {
+    pub(crate) fn login(&self, at: usize, local: &str) -> Result<Wire> {
         let person = self.town.person(local)?;
         let mut wire = self.open(at)?;
         wire.imap_ok(&format!("a LOGIN {} {}", person.name, person.password()))?;
         Ok(wire)
     }
 
-    fn open(&self, at: usize) -> Result<Wire> {
+    pub(crate) fn open(&self, at: usize) -> Result<Wire> {
         let tls = self.town.ca.connector(&[])?;
         greeted(Wire::tls(self.fronts[at].imaps, &tls, FRONT)?, "* OK")
     }
 
     /// What a login hears that must not succeed.
-    fn refused(&self, at: usize, local: &str) -> Result<String> {
+    pub(crate) fn refused(&self, at: usize, local: &str) -> Result<String> {
         let person = self.town.person(local)?;
         let answer = self
             .open(at)?
@@ -74,7 +91,7 @@ impl Together {
     }
 
     /// Waits until a node sees so many others awake, itself included.
-    fn sees(&self, at: usize, awake: usize) -> Result<()> {
+    pub(crate) fn sees(&self, at: usize, awake: usize) -> Result<()> {
         until(&format!("node {at} sees {awake}"), SOON, || {
             let shared = self.shared(at)?;
             let nodes = shared["nodes"].as_array().context("no nodes")?;
@@ -83,11 +100,11 @@ impl Together {
         })
     }
 
-    fn all_see_each_other(&self) -> Result<()> {
+    pub(crate) fn all_see_each_other(&self) -> Result<()> {
         (0..self.nodes.len()).try_for_each(|at| self.sees(at, self.nodes.len()))
     }
 
-    fn is_alone(&self, at: usize) -> Result<()> {
+    pub(crate) fn is_alone(&self, at: usize) -> Result<()> {
         until(&format!("node {at} is alone"), SOON, || {
             Ok((self.shared(at)?["joined"] == false).then_some(()))
         })
@@ -114,18 +131,18 @@ fn start(stage: &Stage, name: &str, node: &Node, directory: &Directory) -> Resul
     Portico::start_at(stage, name, node, directory, &[("RUST_LOG", "info")])
 }
 
-fn at(redis: &Redis) -> String {
+pub(crate) fn at(redis: &Redis) -> String {
     format!("{{url: \"redis://{}\"}}", redis.address())
 }
 
 /// The client hears that its session ends.
-fn ends(mut wire: Wire) -> Result<()> {
+pub(crate) fn ends(mut wire: Wire) -> Result<()> {
     let line = wire.line()?;
     ensure!(line.starts_with("* BYE"), "{line}");
     Ok(())
 }
 
-fn goes_on(wire: &mut Wire) -> Result<()> {
+pub(crate) fn goes_on(wire: &mut Wire) -> Result<()> {
     wire.imap_ok("n NOOP").map(drop)
 }
 

@@ -21,7 +21,7 @@ use crate::admin::api_error::ApiError;
 use crate::admin::caller::{self, guard};
 use crate::admin::everywhere::{self, everywhere};
 use crate::admin::turns::Turns;
-use crate::admin::{act, console, domains, health, holds, moves, route, sessions, taken, throttle};
+use crate::admin::{act, console, domains, health, holds, move_steps, moves, route, sessions, taken, throttle};
 use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
@@ -91,6 +91,8 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(holds::release))
         .routes(routes!(moves::list, moves::begin))
         .routes(routes!(moves::one, moves::cancel))
+        .routes(routes!(move_steps::end))
+        .routes(routes!(move_steps::confirm))
         .routes(routes!(health::upstreams))
         .routes(routes!(health::order_upstream))
         .routes(routes!(health::certificates))

@@ -54,10 +54,12 @@ const fn on_request(method: Method, path: &'static str) -> SharedRequest {
 }
 
 /// All of them. A node takes no other request from another one.
-static SHARED: [SharedRequest; 10] = [
+static SHARED: [SharedRequest; 12] = [
     shared(Method::GET, "/v1/sessions"),
     shared(Method::POST, "/v1/sessions/kick"),
+    shared(Method::POST, "/v1/sessions/end"),
     shared(Method::POST, "/v1/routes/purge"),
+    shared(Method::POST, "/v1/routes/confirm"),
     shared(Method::POST, "/v1/throttle/clear"),
     shared(Method::POST, "/v1/throttle/allow"),
     shared(Method::DELETE, "/v1/throttle/allow"),

@@ -32,6 +32,9 @@ pub(crate) struct HoldName {
     /// The name of a mailbox server.
     #[serde(default)]
     pub server: Option<String>,
+    /// `account` is the name of an account and nothing else: the directory is not asked.
+    #[serde(default)]
+    pub exact: bool,
 }
 
 /// A hold to begin.
@@ -161,8 +164,10 @@ async fn resolve(env: &AdminEnv, name: &HoldName, missing: Missing) -> Result<He
         account,
         domain,
         server,
+        exact,
     } = name;
     let held = match (account, domain, server) {
+        (Some(account), None, None) if *exact && is_text(account) => Held::Account(names::account(account)),
         (Some(account), None, None) if is_text(account) => Held::Account(canonical(env, account, missing).await?),
         (None, Some(domain), None) if is_text(domain) => Held::Domain(names::host(domain)),
         (None, None, Some(server)) if is_text(server) => Held::Server(entry_of(env, server)),

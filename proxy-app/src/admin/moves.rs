@@ -18,7 +18,7 @@ use crate::admin::caller::Caller;
 use crate::admin::orders;
 use crate::app::env::AdminEnv;
 use crate::app::moves::copy::CopyProgram;
-use crate::app::moves::{AccountMove, MoveJob, MoveOrder};
+use crate::app::moves::{AccountMove, MoveJob, MoveOrder, MoveScope};
 use crate::node::connections::ConnectionFilter;
 
 /// Most arguments of a program.
@@ -53,6 +53,12 @@ pub(crate) struct MoveRequest {
     /// Moves that begin each second; absent: 5.
     #[serde(default)]
     pub pace: Option<u32>,
+    /// Only this node holds the account, ends its sessions and confirms the route, even where nodes know of each other.
+    #[serde(default)]
+    pub local: bool,
+    /// Names of nodes that are not there: the move goes on without them.
+    #[serde(default)]
+    pub without: Vec<String>,
     /// Why. It is shown to administrators only.
     pub reason: String,
 }
@@ -67,7 +73,7 @@ pub(crate) struct OneMove {
     /// `waiting`, `held`, `copying`, `changing`; at the end `moved`, `already there`, `undone` or `unconfirmed`. In a
     /// dry run `would move`.
     pub state: String,
-    /// Why it was undone.
+    /// Why it was undone, or which nodes have not confirmed it.
     pub why: Option<String>,
     /// Sessions that were ended; in a dry run those that would be.
     pub sessions: usize,
@@ -120,8 +126,8 @@ impl MoveReport {
 }
 
 /// Moves accounts to another mailbox server: their logins wait, their sessions end, the mail is copied if a program is
-/// named, the directory is changed, and when this node has the new route their logins go on. What fails before the
-/// directory is changed is undone. The order is carried out by the node; ask for it by its number.
+/// named, the directory is changed, and when every node has the new route their logins go on. What fails before the
+/// directory is changed is undone; so it is where a node does not answer. The order is carried out by the node; ask for it by its number.
 #[utoipa::path(post, path = "/v1/moves", request_body = MoveRequest, responses(
     (status = 200, body = MoveReport),
     (status = 400, body = ApiError),
@@ -156,6 +162,10 @@ pub(crate) async fn begin(
         pause: Duration::from_secs(1) / request.pace.unwrap_or(5),
         reason: request.reason,
         who: caller.to_string(),
+        scope: MoveScope {
+            local: request.local,
+            without: request.without.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        },
     };
     let act = format!(
         "move {} accounts to {}: {}",

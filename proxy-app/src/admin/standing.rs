@@ -11,12 +11,12 @@ use crate::nodes::{Kind, StandingOrder};
 
 /// A hold has begun here, or was changed.
 pub(super) fn note_hold(env: &AdminEnv, hold: &Hold) {
-    note(env, || of_hold(hold), false);
+    note(env, || StandingOrder::of_hold(hold), false);
 }
 
 /// A hold was released here.
 pub(super) fn note_release(env: &AdminEnv, hold: &Hold) {
-    note(env, || of_hold(hold), true);
+    note(env, || StandingOrder::of_hold(hold), true);
 }
 
 /// A network is let through from now on.
@@ -43,7 +43,7 @@ pub(super) fn all(env: &AdminEnv) -> Vec<StandingOrder> {
     let now = env.throttle.now();
     let allowances = env.throttle.allowances();
     let allowances = allowances.iter().map(|allowance| of_allowance(allowance, now));
-    holds.iter().map(of_hold).chain(allowances).collect()
+    holds.iter().map(StandingOrder::of_hold).chain(allowances).collect()
 }
 
 /// Does what others have ordered while this node was not there.
@@ -71,6 +71,10 @@ fn adopt_hold(env: &AdminEnv, kind: Kind, order: StandingOrder) {
         Kind::Account | Kind::Allow => Held::Account(order.name),
     };
     if order.over {
+        // It may have moved while this node was not there.
+        if let Held::Account(account) = &held {
+            env.app.forget_account(account);
+        }
         env.routes.holds().release(&held);
         return;
     }
@@ -102,15 +106,6 @@ fn adopt_allowance(env: &AdminEnv, order: StandingOrder) {
     }
 }
 
-fn of_hold(hold: &Hold) -> StandingOrder {
-    let (kind, name) = match &hold.held {
-        Held::Account(name) => (Kind::Account, name),
-        Held::Domain(name) => (Kind::Domain, name),
-        Held::Server(name) => (Kind::Server, name),
-    };
-    StandingOrder::new(kind, name, &hold.reason, millis(hold.since), millis(hold.until))
-}
-
 fn of_allowance(allowance: &Allowance, now: Moment) -> StandingOrder {
     let millis = |moment: Moment| u64::try_from(moment.0.as_millis()).unwrap_or(u64::MAX);
     let network = allowance.network.to_string();
@@ -121,9 +116,4 @@ fn of_allowance(allowance: &Allowance, now: Moment) -> StandingOrder {
         millis(now),
         millis(allowance.until),
     )
-}
-
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ use crate::app::moves::copy::CopyProgram;
 
 pub(crate) mod copy;
 mod one;
-mod reach;
+pub(crate) mod reach;
 mod run;
 
 /// Orders that are remembered.
@@ -40,6 +40,17 @@ pub(crate) struct MoveOrder {
     pub pause: Duration,
     /// Who has ordered it.
     pub who: String,
+    /// Which nodes take part.
+    pub scope: MoveScope,
+}
+
+/// Which nodes take part in a move. Default: all that are known.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MoveScope {
+    /// Only this one.
+    pub local: bool,
+    /// All but these, which are known not to be there.
+    pub without: Vec<String>,
 }
 
 /// How far the move of an account has come.
@@ -53,13 +64,13 @@ pub(crate) enum Step {
     Copying,
     /// The directory is changed.
     Changing,
-    /// It is on the new server, and the node knows.
+    /// It is on the new server, and the nodes know.
     Done,
     /// It was there already.
     There,
     /// It is where it was, and so are its logins.
     Undone,
-    /// The directory says the new server, but this node does not see that.
+    /// The directory says the new server, but not every node sees that.
     Unconfirmed,
 }
 
@@ -92,7 +103,7 @@ pub(crate) struct AccountMove {
     pub from: String,
     /// How far it is.
     pub step: Step,
-    /// Why it was undone.
+    /// Why it was undone, or which node has not confirmed it.
     pub why: Option<String>,
     /// Sessions that were ended.
     pub sessions: usize,

@@ -49,6 +49,12 @@ pub(crate) struct MoveArgs {
     /// Moves that begin each second.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pace: u32,
+    /// Only this node takes part, even where nodes know of each other.
+    #[arg(long)]
+    local: bool,
+    /// This node is not there: go on without it. May be given more than once.
+    #[arg(long, value_name = "NODE", conflicts_with = "local")]
+    without: Vec<String>,
     /// Why; for administrators.
     #[arg(long, default_value = "moved by an administrator")]
     reason: String,
@@ -84,6 +90,8 @@ impl MoveArgs {
             copy: self.copy.map(|command| command.0).unwrap_or_default(),
             seconds: self.lasts.as_secs(),
             pace: Some(self.pace),
+            local: self.local,
+            without: self.without,
             reason: self.reason,
         };
         let mut report: MoveReport = client.send(Method::POST, "/v1/moves", &request).await?;
@@ -105,6 +113,10 @@ impl MoveArgs {
         let failed = report.accounts.len() - report.accounts.iter().filter(good).count();
         if failed > 0 {
             bail!("{failed} of {} accounts were not moved", report.accounts.len());
+        }
+        let unseen = report.accounts.iter().filter(|one| one.why.is_some()).count();
+        if unseen > 0 {
+            bail!("all have moved, but {unseen} were not confirmed by every node");
         }
         Ok(())
     }

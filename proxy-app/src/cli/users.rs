@@ -71,6 +71,7 @@ impl Whose {
             account: self.account,
             domain: self.domain,
             server: self.server,
+            exact: false,
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::engine::{Engine, Failure, Message, QUEUE, words};
 use super::sessions::Change;
 use super::wire::{self, Beat, Order, Reply};
-use super::{Clock, LONGEST_ACT, Local, Nodes, Standing, State};
+use super::{ANSWERS, Clock, LONGEST_ACT, Local, Nodes, Standing, State};
 
 /// How often a node says that it is there. With the wait for an answer it is less than a second.
 const BEAT: Duration = Duration::from_millis(500);
@@ -251,6 +251,16 @@ impl Nodes {
         let is_ours = order.to.as_ref().is_none_or(|to| *to == self.node);
         if order.from == self.run || !is_ours || !super::members::is_run(&order.from) {
             return;
+        }
+        // Its node has given up waiting, and may have ordered otherwise since: this process was stopped, or is slow.
+        let age = Duration::from_millis(self.state.lock().clock.now().saturating_sub(order.at));
+        if order.at != 0 && age > ANSWERS {
+            return log::debug!(
+                "an order of {} is {} ms late: {}",
+                order.node,
+                age.as_millis(),
+                order.verb
+            );
         }
         let place = self.acting.clone().try_acquire_owned();
         let (nodes, engine, local) = (self.clone(), engine.clone(), local.clone());

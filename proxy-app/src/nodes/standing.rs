@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use route_cache::{Held, Hold};
 use serde::{Deserialize, Serialize};
 
+use super::millis;
 use super::wire::{self, Bounded};
 
 /// Most that are known at one time: as many holds and allowances as there may be, and as many that have just ended.
@@ -73,6 +75,16 @@ impl StandingOrder {
             over: false,
             changed: 0,
         }
+    }
+
+    /// A hold.
+    pub(crate) fn of_hold(hold: &Hold) -> Self {
+        let (kind, name) = match &hold.held {
+            Held::Account(name) => (Kind::Account, name),
+            Held::Domain(name) => (Kind::Domain, name),
+            Held::Server(name) => (Kind::Server, name),
+        };
+        Self::new(kind, name, &hold.reason, millis(hold.since), millis(hold.until))
     }
 
     fn key(&self) -> Key {

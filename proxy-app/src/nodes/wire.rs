@@ -129,6 +129,9 @@ pub(super) struct Order {
     pub(super) verb: String,
     /// With what.
     pub(super) body: serde_json::Value,
+    /// When it was given, by the clock of the engine, in milliseconds since 1970; 0: it is not known.
+    #[serde(default)]
+    pub(super) at: u64,
 }
 
 /// The answer of a node to an order.
@@ -170,8 +173,15 @@ impl Beat {
 }
 
 impl Order {
-    pub(super) fn new(id: &str, from: (&str, &str), to: Option<&str>, verb: &str, body: serde_json::Value) -> Self {
+    pub(super) fn new(
+        (id, at): (&str, u64),
+        from: (&str, &str),
+        to: Option<&str>,
+        verb: &str,
+        body: serde_json::Value,
+    ) -> Self {
         Self {
+            at,
             v: VERSION,
             id: id.to_owned(),
             from: from.0.to_owned(),
@@ -297,7 +307,7 @@ mod tests {
     fn what_is_written_is_read_again() {
         assert_eq!(read::<Beat>(&text(&beat()), FIELD_MAX), Some(beat()));
         let order = Order::new(
-            "1",
+            ("1", 5),
             ("a", "proxy1"),
             Some("proxy2"),
             "kick",

@@ -1,4 +1,4 @@
-//! The move of one account: hold, end its sessions, copy, change the directory, wait until the node has it, release.
+//! The move of one account: hold, end its sessions, copy, change the directory, wait until the nodes have it, release.
 //!
 //! Until the directory is changed every step can be undone, and is when a later one fails. From then on there is only
 //! the way forward.
@@ -11,7 +11,7 @@ use mail_directory::{Entry, attributes as a, names};
 use tokio::time::{Instant, sleep};
 
 use crate::app::App;
-use crate::app::moves::reach::imap_of;
+use crate::app::moves::reach::{MoveReach, imap_of};
 use crate::app::moves::{MoveJob, Step, Unfinished};
 use crate::provision::SharedNames;
 use crate::provision::change::CheckedEditor;
@@ -24,26 +24,45 @@ const LAST_COMMANDS: Duration = Duration::from_secs(8);
 const ASK: Duration = Duration::from_secs(1);
 /// How long the hold goes on from here where the directory does not say what has become of a change.
 const UNSURE: Duration = Duration::from_secs(60);
+/// How long a node may leave unanswered whether it has the new route. It holds the account itself, and asks the
+/// directory before it lets it in.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
 /// Where its mail is delivered: Zimbra changes it with the server.
 const TRANSPORT: &str = "zimbraMailTransport";
+
+/// How a move has ended.
+pub(super) struct Ended {
+    pub(super) step: Step,
+    why: Option<String>,
+}
+
+impl Ended {
+    pub(super) fn as_planned(step: Step) -> Self {
+        Self { step, why: None }
+    }
+
+    /// As the log says it.
+    pub(super) fn said(&self) -> String {
+        let why = self.why.as_ref().map(|why| format!(": {why}"));
+        format!("{}{}", self.step.name(), why.unwrap_or_default())
+    }
+}
 
 impl App {
     /// Moves an account of an order.
     pub(super) async fn move_account(self: &Arc<Self>, job: &MoveJob, at: usize) {
         let begun = Instant::now();
-        let ended = self.moved(job, at).await;
-        let (step, why) = match ended {
-            Ok(step) => (step, None),
-            Err(why) => (Step::Undone, Some(why)),
-        };
-        let said = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        self.say(job, at, &format!("{}{said}", step.name()));
+        let ended = self.moved(job, at).await.unwrap_or_else(|why| Ended {
+            step: Step::Undone,
+            why: Some(why),
+        });
+        self.say(job, at, &ended.said());
         job.note(at, |one| {
-            (one.step, one.why, one.took) = (step, why, Some(begun.elapsed()));
+            (one.step, one.why, one.took) = (ended.step, ended.why, Some(begun.elapsed()));
         });
     }
 
-    async fn moved(self: &Arc<Self>, job: &MoveJob, at: usize) -> Result<Step, String> {
+    async fn moved(self: &Arc<Self>, job: &MoveJob, at: usize) -> Result<Ended, String> {
         let order = &job.order;
         let entry = self.entry(&order.accounts[at]).await?;
         let entry = entry.ok_or("there is no such account")?;
@@ -55,7 +74,7 @@ impl App {
             .to_owned();
         job.note(at, |one| (one.account, one.from) = (account.clone(), from.clone()));
         if self.is_same_server(&from, &order.to) {
-            return Ok(Step::There);
+            return Ok(Ended::as_planned(Step::There));
         }
         let route = self.routes.route(&imap_of(&account)).await;
         if route.is_ok_and(|route| route.external) {
@@ -70,8 +89,10 @@ impl App {
         if !self.moves.claim(claim.clone()) {
             return Err("another move of it is under way".to_owned());
         }
-        let ended = self.with_hold(job, at, &entry, &claim).await;
-        self.end_move(&account, *ended.as_ref().unwrap_or(&Step::Undone)).await;
+        let reach = self.reach(order.scope.clone());
+        let ended = self.with_hold(job, at, &entry, (&reach, &claim)).await;
+        let step = ended.as_ref().map_or(Step::Undone, |ended| ended.step);
+        self.end_move(&reach, &account, step).await;
         ended
     }
 
@@ -81,16 +102,16 @@ impl App {
         job: &MoveJob,
         at: usize,
         entry: &Entry,
-        claim: &Unfinished,
-    ) -> Result<Step, String> {
-        let (order, reach) = (&job.order, self.reach());
+        (reach, claim): (&MoveReach, &Unfinished),
+    ) -> Result<Ended, String> {
+        let order = &job.order;
         let reason = format!("moves to {}: {}", order.to, order.reason);
-        reach.hold(&claim.account, &reason, order.lasts)?;
+        reach.hold(&claim.account, &reason, order.lasts).await?;
         let end = Instant::now() + order.lasts;
         self.keep_state().await;
         job.note(at, |one| one.step = Step::Held);
         self.say(job, at, &format!("held: {}", order.reason));
-        self.end_sessions(job, at, &claim.account, end).await?;
+        self.end_sessions(job, at, (reach, &claim.account), end).await?;
         if let Some(copy) = &order.copy {
             job.note(at, |one| one.step = Step::Copying);
             self.say(job, at, "the mail is copied");
@@ -100,14 +121,14 @@ impl App {
         if !reach.is_held(&claim.account) || Instant::now() >= end {
             return Err("its hold has ended before the directory was changed".to_owned());
         }
-        self.end_sessions(job, at, &claim.account, end).await?;
+        self.end_sessions(job, at, (reach, &claim.account), end).await?;
         job.note(at, |one| one.step = Step::Changing);
         self.moves.is_changing(&claim.account);
         self.keep_state().await;
         match self.change_server(entry, claim).await {
-            Ok(()) => Ok(self.confirmed(claim, order.lasts).await),
-            Err(error) => match self.settle(claim).await {
-                Step::Undone => Err(error.to_string()),
+            Ok(()) => Ok(self.confirmed(reach, claim, order.lasts).await),
+            Err(error) => match self.settle(reach, claim).await {
+                undone if undone.step == Step::Undone => Err(error.to_string()),
                 completed => Ok(completed),
             },
         }
@@ -118,13 +139,12 @@ impl App {
         self: &Arc<Self>,
         job: &MoveJob,
         at: usize,
-        account: &str,
+        (reach, account): (&MoveReach, &str),
         end: Instant,
     ) -> Result<(), String> {
-        let reach = self.reach();
         let (begun, mut most) = (Instant::now(), 0);
         loop {
-            let there = reach.kick(account, begun.elapsed() > LAST_COMMANDS);
+            let there = reach.kick(account, begun.elapsed() > LAST_COMMANDS).await?;
             most = most.max(there);
             if there == 0 {
                 break;
@@ -164,25 +184,25 @@ impl App {
         editor.swap(EntryKind::Accounts, entry.name(), &swaps).await
     }
 
-    /// Waits until the node goes to the new server. Meanwhile logins wait.
-    async fn confirmed(self: &Arc<Self>, claim: &Unfinished, lasts: Duration) -> Step {
-        let reach = self.reach();
-        let end = Instant::now() + lasts;
+    /// Waits until the nodes go to the new server. Meanwhile logins wait. A node that does not answer is named.
+    async fn confirmed(self: &Arc<Self>, reach: &MoveReach, claim: &Unfinished, lasts: Duration) -> Ended {
+        let begun = Instant::now();
         let mut pause = LOOK;
         loop {
-            let why = match reach.goes_to(&claim.account, &claim.to).await {
-                Ok(()) => return Step::Done,
-                Err(why) => why,
+            let found = reach.goes_to(&claim.account, &claim.to).await;
+            let missing = (!found.missing.is_empty()).then(|| format!("not confirmed by {}", found.missing.join("; ")));
+            let is_late = missing.is_none() || begun.elapsed() >= CONFIRMED_WITHIN;
+            let why = match (found.why_not, missing) {
+                (None, why) if is_late => return Ended { step: Step::Done, why },
+                (why_not, missing) => why_not.or(missing),
             };
-            if Instant::now() >= end {
-                log::warn!(
-                    "{} is on {}, but this node does not see it: {why}",
-                    claim.account,
-                    claim.to
-                );
-                return Step::Unconfirmed;
+            if begun.elapsed() >= lasts {
+                return Ended {
+                    step: Step::Unconfirmed,
+                    why,
+                };
             }
-            self.hold_on(claim, lasts).await;
+            self.hold_on(reach, claim, lasts).await;
             sleep(pause).await;
             pause = (2 * pause).min(ASK);
         }
@@ -190,36 +210,41 @@ impl App {
 
     /// What has become of a change without an answer, or that another process has begun: asked until the directory says
     /// it. Until then nobody knows where the account is, and its logins wait.
-    pub(super) async fn settle(self: &Arc<Self>, claim: &Unfinished) -> Step {
+    pub(super) async fn settle(self: &Arc<Self>, reach: &MoveReach, claim: &Unfinished) -> Ended {
         loop {
             match self.entry(&claim.account).await {
                 Ok(Some(entry)) => {
                     let now = entry.first(&self.mail_host_attribute()).unwrap_or_default().to_owned();
                     return match self.is_same_server(&now, &claim.to) {
-                        true => self.confirmed(claim, UNSURE).await,
-                        false => Step::Undone,
+                        true => self.confirmed(reach, claim, UNSURE).await,
+                        false => Ended::as_planned(Step::Undone),
                     };
                 }
-                Ok(None) => return Step::Undone,
+                Ok(None) => return Ended::as_planned(Step::Undone),
                 Err(why) => log::warn!("{}: whether it has moved is not known yet: {why}", claim.account),
             }
-            self.hold_on(claim, UNSURE).await;
+            self.hold_on(reach, claim, UNSURE).await;
             sleep(ASK).await;
         }
     }
 
-    async fn hold_on(self: &Arc<Self>, claim: &Unfinished, lasts: Duration) {
+    /// Has its logins wait longer, where they would soon not wait any more.
+    async fn hold_on(self: &Arc<Self>, reach: &MoveReach, claim: &Unfinished, lasts: Duration) {
+        let lasts = lasts.max(UNSURE);
+        if reach.held_for(&claim.account).is_some_and(|left| left > lasts / 2) {
+            return;
+        }
         let reason = format!("moves to {}", claim.to);
-        if let Err(error) = self.reach().hold(&claim.account, &reason, lasts.max(UNSURE)) {
+        if let Err(error) = reach.hold(&claim.account, &reason, lasts).await {
             log::warn!("{}: {error}", claim.account);
         }
         self.keep_state().await;
     }
 
     /// Its logins go on, unless they would reach the old server.
-    pub(super) async fn end_move(self: &Arc<Self>, account: &str, ended: Step) {
+    pub(super) async fn end_move(self: &Arc<Self>, reach: &MoveReach, account: &str, ended: Step) {
         if ended != Step::Unconfirmed {
-            self.reach().release(account);
+            reach.release(account).await;
         }
         self.moves.ended(account);
         self.keep_state().await;

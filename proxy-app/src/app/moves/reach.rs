@@ -1,5 +1,5 @@
 //! What a move asks of the nodes: that nobody gets in, that nobody is in any more, that the new route is known. It is
-//! asked of this node; others can be asked here, too.
+//! asked of this node and, with `shared_state`, of every other one at the same time; none is passed over in silence.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -8,21 +8,61 @@ use std::time::{Duration, SystemTime};
 use mail_directory::Touched;
 use mail_proxy::CloseReason;
 use route_cache::{Held, Hold, Lookup, Service, Subject, Tier};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::app::moves::MoveScope;
+use crate::nodes::{ANSWERS, Nodes, Said, Standing, StandingOrder};
+
+/// How long a node may leave a question unanswered that was not silent before: a busy machine is no reason to undo.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is asked meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// How many sessions of an account have not ended yet.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct SessionsLeft {
+    /// Sessions, and logins under way.
+    pub left: usize,
+}
+
+/// Whether an account goes to a server.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct RouteConfirmed {
+    /// Whether it does.
+    pub goes: bool,
+    /// Why not.
+    pub why_not: Option<String>,
+}
 
 /// The nodes.
 pub(super) struct MoveReach {
     app: Arc<App>,
+    scope: MoveScope,
+}
+
+/// How far the new route is known.
+pub(super) struct Confirmation {
+    /// Why a node that has answered does not go to the new server.
+    pub why_not: Option<String>,
+    /// Nodes that have not answered, each with the reason.
+    pub missing: Vec<String>,
 }
 
 impl MoveReach {
-    pub(super) fn new(app: Arc<App>) -> Self {
-        Self { app }
+    pub(super) fn new(app: Arc<App>, scope: MoveScope) -> Self {
+        Self { app, scope }
     }
 
-    /// New logins of the account wait.
-    pub(super) fn hold(&self, account: &str, reason: &str, lasts: Duration) -> Result<(), String> {
+    /// New logins of the account wait, on every node.
+    ///
+    /// # Errors
+    /// A node does not do it, or does not answer.
+    pub(super) async fn hold(&self, account: &str, reason: &str, lasts: Duration) -> Result<(), String> {
         let since = SystemTime::now();
         let hold = Hold {
             held: Held::Account(account.to_owned()),
@@ -30,24 +70,162 @@ impl MoveReach {
             since,
             until: since + lasts,
         };
-        self.app.routes.holds().begin(hold).map_err(|error| error.to_string())
+        if let Some(gone) = self.long_silent() {
+            return Err(gone);
+        }
+        self.note(&hold, false);
+        self.app.routes.holds().begin(hold).map_err(|error| error.to_string())?;
+        let order = json!({"account": account, "exact": true, "seconds": lasts.as_secs().max(1), "reason": reason});
+        let ask = || self.ask::<serde_json::Value>("POST /v1/holds?", order.clone());
+        self.patiently(ask).await.map(drop)
     }
 
     /// Whether they still do.
     pub(super) fn is_held(&self, account: &str) -> bool {
+        self.held_for(account).is_some()
+    }
+
+    /// For how long they will, by what this node knows.
+    pub(super) fn held_for(&self, account: &str) -> Option<Duration> {
         let holds = self.app.routes.holds().all();
-        holds.iter().any(|hold| hold.held == Held::Account(account.to_owned()))
+        let hold = holds
+            .iter()
+            .find(|hold| hold.held == Held::Account(account.to_owned()))?;
+        Some(hold.until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
-    /// They go on.
-    pub(super) fn release(&self, account: &str) {
-        self.app.routes.holds().release(&Held::Account(account.to_owned()));
+    /// They go on. A node that does not hear of it now does when it joins again.
+    pub(super) async fn release(&self, account: &str) {
+        if let Some(hold) = self.app.routes.holds().release(&Held::Account(account.to_owned())) {
+            self.note(&hold, true);
+        }
+        let said = self
+            .ask_all("POST /v1/holds/release?", json!({"account": account, "exact": true}))
+            .await;
+        for said in said.unwrap_or_default() {
+            if let Err(why) = said.answer {
+                log::warn!("{account} is released, but not by {}: {why}", said.node);
+            }
+        }
     }
 
-    /// Has the sessions of an account end, and returns how many there are; logins that are past the hold count, and
-    /// end as sessions do. `now`: without waiting for their last commands.
-    pub(super) fn kick(&self, account: &str, now: bool) -> usize {
-        let [sessions, logins] = self.app.sessions.of_account(account);
+    /// Has the sessions of an account end on every node, and returns how many there are; logins that are past the hold
+    /// count, and end as sessions do. `now`: without waiting for their last commands.
+    ///
+    /// # Errors
+    /// A node does not answer.
+    pub(super) async fn kick(&self, account: &str, now: bool) -> Result<usize, String> {
+        let here = self.app.end_sessions_of(account, now);
+        let order = json!({"account": account, "now": now});
+        let ask = || self.ask::<SessionsLeft>("POST /v1/sessions/end?", order.clone());
+        let there = self.patiently(ask).await?;
+        Ok(here + there.iter().map(|(_, there)| there.left).sum::<usize>())
+    }
+
+    /// Has every node look at the directory, and says whether all send the account to this server now.
+    pub(super) async fn goes_to(&self, account: &str, server: &str) -> Confirmation {
+        let order = json!({"account": account, "server": server});
+        let (here, there) = tokio::join!(
+            self.app.goes_to(account, server),
+            self.ask_all("POST /v1/routes/confirm?", order)
+        );
+        let mut found = Confirmation {
+            why_not: here.err(),
+            missing: Vec::new(),
+        };
+        for said in there.unwrap_or_else(|why| vec![why]) {
+            let node = said.node.clone();
+            match read::<RouteConfirmed>(said) {
+                Ok((_, confirmed)) if confirmed.goes => {}
+                Ok((_, confirmed)) => {
+                    let why = confirmed.why_not.unwrap_or_default();
+                    found.why_not.get_or_insert(format!("{node}: {why}"));
+                }
+                Err(why) => found.missing.push(why),
+            }
+        }
+        found
+    }
+
+    /// The other nodes that are asked; `None`: there are none.
+    fn others(&self) -> Option<&Nodes> {
+        self.app.nodes.as_deref().filter(|_| !self.scope.local)
+    }
+
+    fn note(&self, hold: &Hold, over: bool) {
+        if let Some(nodes) = self.others() {
+            let mut order = StandingOrder::of_hold(hold);
+            order.over = over;
+            nodes.note(order);
+        }
+    }
+
+    /// A node that was asked in vain for so long already that it need not be asked.
+    fn long_silent(&self) -> Option<String> {
+        let members = self.others()?.members();
+        let gone = members.into_iter().find(|member| {
+            let silent = member.silent.is_some_and(|silent| silent > PATIENCE);
+            silent && !self.scope.without.contains(&member.node)
+        })?;
+        let silent = gone.silent.unwrap_or_default().as_secs();
+        Some(format!("{}: it has said nothing for {silent} s", gone.node))
+    }
+
+    /// Asks until every node has answered, or one has not for too long.
+    async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, String>
+    where
+        F: Future<Output = Result<T, String>>,
+    {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match ask().await {
+                Err(_) if Instant::now() < end => sleep(ASK_AGAIN).await,
+                answered => return answered,
+            }
+        }
+    }
+
+    /// What every other node has answered.
+    async fn ask<T: DeserializeOwned>(&self, verb: &str, body: serde_json::Value) -> Result<Vec<(String, T)>, String> {
+        let said = self.ask_all(verb, body).await;
+        let said = said.map_err(|away| read::<T>(away).err().unwrap_or_default())?;
+        said.into_iter().map(read).collect()
+    }
+
+    /// What every other node has said. Fails as a whole where none can be asked.
+    async fn ask_all(&self, verb: &str, body: serde_json::Value) -> Result<Vec<Said>, Said> {
+        let Some(nodes) = self.others() else {
+            return Ok(Vec::new());
+        };
+        if let Standing::Alone { why, .. } = nodes.standing() {
+            return Err(Said {
+                node: "the other nodes".to_owned(),
+                answer: Err(format!("shared_state is away: {why}")),
+            });
+        }
+        let mut said = nodes.order(None, verb, &body, ANSWERS).await;
+        said.retain(|said| !self.scope.without.contains(&said.node));
+        Ok(said)
+    }
+}
+
+/// A node with its answer; else a sentence that names it.
+fn read<T: DeserializeOwned>(said: Said) -> Result<(String, T), String> {
+    let Said { node, answer } = said;
+    let named = |why: String| format!("{node}: {why}");
+    match answer.map_err(named)? {
+        serde_json::Value::Null => Err(named("it does not know the account".to_owned())),
+        answer => {
+            let answer = serde_json::from_value(answer).map_err(|error| named(error.to_string()))?;
+            Ok((node, answer))
+        }
+    }
+}
+
+impl App {
+    /// Has the sessions of an account on this node end, and returns how many there are, with logins under way.
+    pub(crate) fn end_sessions_of(&self, account: &str, now: bool) -> usize {
+        let [sessions, logins] = self.sessions.of_account(account);
         for session in &sessions {
             session
                 .facts
@@ -62,17 +240,16 @@ impl MoveReach {
         sessions.len() + logins.len()
     }
 
-    /// Has the node look at the directory, and says whether it sends the account to this server now.
-    pub(super) async fn goes_to(&self, account: &str, server: &str) -> Result<(), String> {
-        let looked = self.app.look_at_directory().await;
-        let touched = Touched {
-            names: vec![account.to_owned()],
-            ids: Vec::new(),
-        };
-        self.app.routes.forget_accounts(&[touched]);
-        let route = match self.app.routes.ask_again(&imap_of(account), Duration::ZERO).await {
+    /// Looks at the directory, and says whether this node sends the account to this server now.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) async fn goes_to(self: &Arc<Self>, account: &str, server: &str) -> Result<(), String> {
+        let looked = self.look_at_directory().await;
+        self.forget_account(account);
+        let route = match self.routes.ask_again(&imap_of(account), Duration::ZERO).await {
             Some(route) => route,
-            None => self.app.routes.route(&imap_of(account)).await,
+            None => self.routes.route(&imap_of(account)).await,
         };
         match (route, looked) {
             (Ok(route), _) if route.tier == Tier::Directory && route.server.eq_ignore_ascii_case(server) => Ok(()),
@@ -80,6 +257,15 @@ impl MoveReach {
             (Ok(route), Ok(())) => Err(format!("the directory still says {}", route.server)),
             (Err(error), Ok(())) => Err(error.to_string()),
         }
+    }
+
+    /// The directory is asked at the next login of an account.
+    pub(crate) fn forget_account(&self, account: &str) {
+        let touched = Touched {
+            names: vec![account.to_owned()],
+            ids: Vec::new(),
+        };
+        self.routes.forget_accounts(&[touched]);
     }
 }
 

@@ -8,8 +8,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::app::App;
+use crate::app::moves::one::Ended;
 use crate::app::moves::reach::MoveReach;
-use crate::app::moves::{MoveJob, MoveOrder, Moves, Step, Unfinished};
+use crate::app::moves::{MoveJob, MoveOrder, MoveScope, Moves, Step, Unfinished};
 
 /// Accounts that are under way at one time, each with its hold.
 const AT_ONCE: usize = 8;
@@ -70,18 +71,19 @@ impl App {
     }
 
     async fn settle_left(self: Arc<Self>, left: Unfinished) {
+        let reach = self.reach(MoveScope::default());
         let ended = match left.changing {
-            true => self.settle(&left).await,
-            false => Step::Undone,
+            true => self.settle(&reach, &left).await,
+            false => Ended::as_planned(Step::Undone),
         };
         let act = format!(
             "move {} from {} to {}: {} after a new start",
             left.account,
             left.from,
             left.to,
-            ended.name()
+            ended.said()
         );
-        self.end_move(&left.account, ended).await;
+        self.end_move(&reach, &left.account, ended.step).await;
         self.audit_move("portico", act);
     }
 
@@ -96,8 +98,8 @@ impl App {
         });
     }
 
-    pub(super) fn reach(self: &Arc<Self>) -> MoveReach {
-        MoveReach::new(self.clone())
+    pub(super) fn reach(self: &Arc<Self>, scope: MoveScope) -> MoveReach {
+        MoveReach::new(self.clone(), scope)
     }
 
     /// Name of the attribute that says on which server an account is.

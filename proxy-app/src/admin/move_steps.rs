@@ -1,0 +1,84 @@
+//! What a move of an account asks of each node, as requests that nodes pass on to each other: the end of its sessions,
+//! and whether it goes to its new server. The node that moves the account records each step, so others do not.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::admin::act;
+use crate::admin::api_error::ApiError;
+use crate::admin::caller::Caller;
+use crate::app::env::AdminEnv;
+use crate::app::moves::reach::{RouteConfirmed, SessionsLeft};
+
+/// Longest name, in bytes.
+const NAME_MAX: usize = 512;
+
+/// Whose sessions end.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EndSessions {
+    /// The name of the account.
+    pub account: String,
+    /// At once, and not behind the answer to their command.
+    #[serde(default)]
+    pub now: bool,
+}
+
+/// Which route is to be confirmed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConfirmRoute {
+    /// The name of the account.
+    pub account: String,
+    /// The name of its server's entry.
+    pub server: String,
+}
+
+/// Has the sessions of an account end as in a move: IMAP clients are told BYE. Ask again until none is left.
+#[utoipa::path(post, path = "/v1/sessions/end", request_body = EndSessions, responses(
+    (status = 200, body = SessionsLeft),
+    (status = 400, body = ApiError),
+))]
+pub(crate) async fn end(
+    State(env): State<Arc<AdminEnv>>,
+    Extension(caller): Extension<Caller>,
+    Json(order): Json<EndSessions>,
+) -> Result<Json<SessionsLeft>, ApiError> {
+    check(&order.account)?;
+    let left = env.app.end_sessions_of(&order.account, order.now);
+    if !matches!(caller, Caller::Node { .. }) {
+        act::audit(
+            &env,
+            caller,
+            format!("end sessions of {}: {left} sessions", order.account),
+        );
+    }
+    Ok(Json(SessionsLeft { left }))
+}
+
+/// Looks at the directory past all caches, and says whether the account goes to this server now.
+#[utoipa::path(post, path = "/v1/routes/confirm", request_body = ConfirmRoute, responses(
+    (status = 200, body = RouteConfirmed),
+    (status = 400, body = ApiError),
+))]
+pub(crate) async fn confirm(
+    State(env): State<Arc<AdminEnv>>,
+    Json(order): Json<ConfirmRoute>,
+) -> Result<Json<RouteConfirmed>, ApiError> {
+    check(&order.account)?;
+    check(&order.server)?;
+    let why_not = env.app.goes_to(&order.account, &order.server).await.err();
+    let goes = why_not.is_none();
+    Ok(Json(RouteConfirmed { goes, why_not }))
+}
+
+fn check(name: &str) -> Result<(), ApiError> {
+    let is_name = !name.is_empty() && name.len() <= NAME_MAX && !name.chars().any(char::is_control);
+    is_name
+        .then_some(())
+        .ok_or_else(|| ApiError::bad("nothing has such a name"))
+}

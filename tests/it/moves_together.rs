@@ -1,0 +1,324 @@
+//! Moves of accounts where several nodes act together: on which node the sessions are does not matter, and a node that
+//! does not answer is named.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use portico_tests::portico::Portico;
+use portico_tests::redis::Redis;
+use portico_tests::slapd::Slapd;
+use portico_tests::town::Town;
+use portico_tests::{Stage, until};
+use serde_json::Value;
+
+use crate::admin::{Said, done, json, said};
+use crate::moves::movers;
+use crate::shared_state::{NAMES, SOON, Together, at, ends, goes_on};
+
+const STORES: [&str; 2] = ["store1.example.test", "store2.example.test"];
+
+/// Some nodes, the slapd they read, and the engine they share.
+struct Cluster<'a> {
+    stage: &'a Stage,
+    together: Together,
+    slapd: Slapd,
+    redis: Redis,
+}
+
+impl<'a> Cluster<'a> {
+    /// `told`: by which way the nodes hear of changes.
+    fn build(stage: &'a Stage, count: usize, told: bool) -> Result<Self> {
+        let town = Town::build(stage, movers())?;
+        let directory = Together::directory(&town, count);
+        let (slapd, redis) = (Slapd::start(stage, "slapd", &directory)?, Redis::start(stage)?);
+        let together = Together::start(stage, town, (&directory, count), &at(&redis), |node| {
+            node.directory = slapd.source("200ms");
+            let snapshot = format!("snapshot: {}.snapshot", node.name);
+            node.directory[1] = snapshot;
+            node.directory.insert(3, format!("  sync: {told}"));
+            node.more.retain(|(key, _)| key != "mail");
+            node.more.push(("mail".to_owned(), "{hold_wait: 30s}".to_owned()));
+        })?;
+        together.all_see_each_other()?;
+        Ok(Self {
+            stage,
+            together,
+            slapd,
+            redis,
+        })
+    }
+
+    fn node(&self, at: usize) -> &Portico {
+        &self.together.nodes[at]
+    }
+
+    fn move_to(&self, at: usize, store: usize, more: &[&str]) -> Result<Said> {
+        let order = ["users", "move", "alice@a.example", "--to", STORES[store]];
+        said(self.node(at), &[&order, more].concat())
+    }
+
+    /// A file on which a copy program waits, and the program.
+    fn gate(&self) -> Result<(PathBuf, String)> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let go = self.stage.dir("gate")?.join("go");
+        let script = format!("#!/bin/sh\nuntil test -e {}; do sleep 0.05; done\n", go.display());
+        let path = self.stage.file("gate/copy.sh", script)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        Ok((go, path.display().to_string()))
+    }
+
+    fn until_step(&self, at: usize, step: &str) -> Result<()> {
+        until(step, SOON, || {
+            let socket = self.node(at).dir().join("admin.sock");
+            let out = std::process::Command::new("curl")
+                .args(["-s", "--unix-socket"])
+                .arg(socket)
+                .arg("http://localhost/v1/moves")
+                .output()?;
+            let moves: Value = serde_json::from_slice(&out.stdout)?;
+            let all = moves["moves"].as_array().context("no moves")?;
+            let newest = all.last().map(|newest| &newest["accounts"][0]["state"]);
+            Ok(newest.is_some_and(|state| state == step).then_some(()))
+        })
+    }
+
+    /// Where a node sends alice, by a login there.
+    fn store_of_alice(&self, at: usize) -> Result<usize> {
+        let _session = self.together.login(at, "alice")?;
+        let list = json(self.node(at), &["sessions", "--user", "alice@a.example", "--local"])?;
+        let sessions = list["sessions"].as_array().context("no list")?;
+        let route = sessions.last().and_then(|last| last["logins"][0]["route"].as_str());
+        self.store_at(route.context("no session")?)
+    }
+
+    fn store_at(&self, route: &str) -> Result<usize> {
+        let is_at = |store: &portico_tests::town::Store| route.starts_with(&format!("{}:", store.dovecot.ip));
+        let mut stores = self.together.town.stores.iter();
+        stores.position(is_at).with_context(|| route.to_owned())
+    }
+
+    fn holds_nobody(&self) -> Result<()> {
+        for node in &self.together.nodes {
+            until("nobody is held", SOON, || {
+                Ok(done(node, &["users", "holds"])?.is_empty().then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Logins at a node, one after the other, until they are told to stop.
+    fn log_in_until(&self, at: usize, stop: &AtomicBool) -> Result<usize> {
+        let person = self.together.town.person("alice")?;
+        let mut count = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let mut wire = self.together.open(at)?;
+            let answer = wire.imap(&format!("a1 LOGIN {} {}", person.name, person.password()))?;
+            let last = answer.last().map(String::as_str).unwrap_or_default();
+            ensure!(last.starts_with("a1 OK"), "node {at}: {answer:?}");
+            // It may hear BYE instead of an answer.
+            wire.say("a2 LOGOUT")?;
+            let _ended = wire.rest();
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// When something was recorded, to the millisecond.
+fn time(record: &Value) -> String {
+    record["time"].as_str().unwrap_or_default().to_owned()
+}
+
+/// From when to when the account was on a server for certain: from the end of a move to the beginning of the next one.
+/// The times of a log record are those of its end.
+fn stays(records: &[Value]) -> Vec<(String, String, String)> {
+    let (mut stays, mut now) = (Vec::new(), None);
+    for record in records {
+        let act = record["act"].as_str().unwrap_or_default();
+        let Some(act) = act.strip_prefix("move alice@a.example from ") else {
+            continue;
+        };
+        match act.rsplit_once(": ") {
+            Some((front, "moved")) => now = front.rsplit_once(" to ").map(|(_, to)| (to.to_owned(), time(record))),
+            _ => stays.extend(now.take().map(|(to, since)| (to, since, time(record)))),
+        }
+    }
+    stays.extend(now.map(|(to, since)| (to, since, "9999".to_owned())));
+    stays
+}
+
+/// Reads the audit logs of all nodes: no login that began after a move had returned is at another server.
+fn no_login_was_at_the_old_server(cluster: &Cluster) -> Result<usize> {
+    let stays = stays(&cluster.node(0).audit()?);
+    for node in &cluster.together.nodes {
+        for record in node.audit()? {
+            if record["event"] != "login" || record["account"] != "alice@a.example" {
+                continue;
+            }
+            ensure!(record["outcome"] == "ok", "{record}");
+            let at = time(&record);
+            // Of the same millisecond nobody knows which was first.
+            let Some((server, ..)) = stays.iter().find(|(_, since, until)| *since < at && at < *until) else {
+                continue;
+            };
+            let store = cluster.store_at(record["route"].as_str().unwrap_or_default())?;
+            ensure!(STORES[store] == server, "{server}: {record}");
+        }
+    }
+    Ok(stays.len())
+}
+
+#[test]
+fn no_login_at_any_node_reaches_the_old_server_after_a_move() -> Result<()> {
+    const MOVES: usize = 25;
+    for told in [true, false] {
+        Stage::run(|stage| {
+            let cluster = Cluster::build(stage, 2, told)?;
+            let (stop, cluster) = (AtomicBool::new(false), &cluster);
+            let logins = std::thread::scope(|threads| -> Result<usize> {
+                let stop = &stop;
+                let login = |at: usize| threads.spawn(move || cluster.log_in_until(at % 2, stop));
+                let loops: Vec<_> = (0..4).map(login).collect();
+                let moved = (1..=MOVES).try_for_each(|round| {
+                    let answer = cluster.move_to(0, round % 2, &[])?;
+                    ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
+                    ensure!(answer.out.contains(": moved in "), "{}", answer.out);
+                    Ok(())
+                });
+                stop.store(true, Ordering::Relaxed);
+                let joined = loops.into_iter().map(|one| one.join().expect("it does not panic"));
+                let counts: Vec<usize> = joined.collect::<Result<_>>()?;
+                moved.map(|()| counts.iter().sum())
+            })?;
+            let moves = no_login_was_at_the_old_server(cluster)?;
+            ensure!(moves == MOVES && logins > MOVES, "{moves} moves, {logins} logins");
+            cluster.holds_nobody()
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sessions_on_another_node_end_before_the_move_goes_on() -> Result<()> {
+    Stage::run(|stage| {
+        let cluster = Cluster::build(stage, 2, true)?;
+        let alice = cluster.together.login(1, "alice")?;
+        let mut bob = cluster.together.login(1, "bob")?;
+        let answer = cluster.move_to(0, 1, &[])?;
+        ensure!(
+            answer.code == 0 && answer.out.contains(", 1 sessions"),
+            "{}{}",
+            answer.out,
+            answer.err
+        );
+        ends(alice)?;
+        goes_on(&mut bob)?;
+        ensure!((cluster.store_of_alice(0)?, cluster.store_of_alice(1)?) == (1, 1));
+        cluster.holds_nobody()?;
+        // Only here: a session on the other node is its own affair, and ends when that one sees the change.
+        let mut there = cluster.together.login(1, "alice")?;
+        let answer = cluster.move_to(0, 0, &["--local"])?;
+        ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
+        ensure!(there.line()?.starts_with("* BYE your mailbox has moved"));
+        let asked = [("event", "admin"), ("who", &*format!("node {}", NAMES[0]))];
+        let orders = cluster.node(1).count(&asked)?;
+        ensure!(
+            orders == 2,
+            "{orders} orders, of which a hold and a release belong to the first move"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_that_is_frozen_before_the_change_has_the_move_undone() -> Result<()> {
+    Stage::run(|stage| {
+        let cluster = Cluster::build(stage, 2, true)?;
+        let mut there = cluster.together.login(1, "alice")?;
+        cluster.node(1).signal(Signal::SIGSTOP)?;
+        let answer = cluster.move_to(0, 1, &[])?;
+        ensure!(
+            answer.code == 1 && answer.out.contains(": undone in ") && answer.out.contains(NAMES[1]),
+            "{}{}",
+            answer.out,
+            answer.err
+        );
+        ensure!(cluster.store_of_alice(0)? == 0);
+        // An administrator who knows that it is not there goes on without it.
+        let answer = cluster.move_to(0, 1, &["--without", NAMES[1]])?;
+        ensure!(answer.code == 0 && answer.out.contains(": moved in "), "{}", answer.out);
+        ensure!(cluster.store_of_alice(0)? == 1);
+        cluster.node(1).signal(Signal::SIGCONT)?;
+        // Its session ends when it hears of the change.
+        ensure!(there.line()?.starts_with("* BYE your mailbox has moved"));
+        ensure!(cluster.store_of_alice(1)? == 1);
+        cluster.holds_nobody()
+    })
+}
+
+#[test]
+fn a_node_that_is_frozen_behind_the_change_is_named_and_follows() -> Result<()> {
+    Stage::run(|stage| {
+        let cluster = Cluster::build(stage, 2, true)?;
+        // It has the old route in memory.
+        ensure!(cluster.store_of_alice(1)? == 0);
+        let (go, program) = cluster.gate()?;
+        let answer = std::thread::scope(|threads| -> Result<Said> {
+            let cluster = &cluster;
+            let moving = threads.spawn(move || cluster.move_to(0, 1, &["--copy", &program]));
+            cluster.until_step(0, "copying")?;
+            cluster.slapd.freeze()?;
+            std::fs::write(&go, "")?;
+            cluster.until_step(0, "changing")?;
+            cluster.node(1).signal(Signal::SIGSTOP)?;
+            cluster.slapd.thaw()?;
+            moving.join().expect("it does not panic")
+        })?;
+        let named = format!("not confirmed by {}", NAMES[1]);
+        ensure!(
+            answer.code == 1 && answer.out.contains(": moved in ") && answer.out.contains(&named),
+            "{}{}",
+            answer.out,
+            answer.err
+        );
+        ensure!(
+            answer.err.contains("were not confirmed by every node"),
+            "{}",
+            answer.err
+        );
+        ensure!(cluster.store_of_alice(0)? == 1);
+        cluster.node(1).signal(Signal::SIGCONT)?;
+        ensure!(
+            cluster.store_of_alice(1)? == 1,
+            "the frozen node goes to the old server"
+        );
+        cluster.holds_nobody()
+    })
+}
+
+#[test]
+fn without_the_engine_a_move_is_undone_and_a_local_one_goes_on() -> Result<()> {
+    Stage::run(|stage| {
+        let mut cluster = Cluster::build(stage, 2, true)?;
+        cluster.redis.kill();
+        cluster.together.is_alone(0)?;
+        let answer = cluster.move_to(0, 1, &[])?;
+        ensure!(
+            answer.code == 1 && answer.out.contains("the other nodes: shared_state is away"),
+            "{}{}",
+            answer.out,
+            answer.err
+        );
+        ensure!(cluster.store_of_alice(0)? == 0);
+        let answer = cluster.move_to(0, 1, &["--local"])?;
+        ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
+        cluster.redis.start_again()?;
+        cluster.together.all_see_each_other()?;
+        let answer = cluster.move_to(1, 0, &[])?;
+        ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
+        ensure!((cluster.store_of_alice(0)?, cluster.store_of_alice(1)?) == (0, 0));
+        cluster.holds_nobody()
+    })
+}
