@@ -322,3 +322,43 @@ fn without_the_engine_a_move_is_undone_and_a_local_one_goes_on() -> Result<()> {
         cluster.holds_nobody()
     })
 }
+
+#[test]
+fn prov_waits_for_every_node_and_names_the_one_that_is_late() -> Result<()> {
+    Stage::run(|stage| {
+        let cluster = Cluster::build(stage, 2, true)?;
+        let change = |wait: &str, value: &str| {
+            let words = ["ma", "alice@a.example", "description", value];
+            said(cluster.node(0), &[&["prov", "--wait", wait], &words[..]].concat())
+        };
+        let all = change("all", "one")?;
+        for name in &NAMES[..2] {
+            ensure!(
+                all.err.contains(&format!("in force on {name} (configuration ")),
+                "{}",
+                all.err
+            );
+        }
+        ensure!(all.code == 0, "{}", all.err);
+        cluster.node(1).signal(Signal::SIGSTOP)?;
+        let late = change("all", "two")?;
+        ensure!(late.code == 3, "{}: {}", late.code, late.err);
+        ensure!(
+            late.err.contains(&format!("in force on {} (configuration ", NAMES[0])),
+            "{}",
+            late.err
+        );
+        ensure!(
+            late.err.contains(&format!("not in force on {} after ", NAMES[1])),
+            "{}",
+            late.err
+        );
+        // The others are asked by nobody.
+        let here = change("node", "three")?;
+        ensure!(here.code == 0 && !here.err.contains(NAMES[1]), "{}", here.err);
+        cluster.node(1).signal(Signal::SIGCONT)?;
+        until("the node has thawed", SOON, || {
+            Ok((change("all", "four")?.code == 0).then_some(()))
+        })
+    })
+}

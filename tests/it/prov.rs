@@ -967,7 +967,7 @@ fn prov_says_where_a_change_is_not_in_force() -> Result<()> {
         prov.must(&change("https")[2..])?;
         let said = prov.say(&["--wait", "ever", "mcf", "zimbraReverseProxyMailMode", "both"])?;
         ensure!(
-            said.code == 1 && said.out.contains("--wait is node or none"),
+            said.code == 1 && said.out.contains("--wait is node, all or none"),
             "{said:?}"
         );
 

@@ -5,6 +5,7 @@
 //! records. So what is in [`SHARED`] needs nothing else to act on all nodes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -22,7 +23,7 @@ use utoipa::ToSchema;
 
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::standing;
+use crate::admin::{standing, taken};
 use crate::app::env::AdminEnv;
 use crate::nodes::{ANSWERS, Local, NodeDuty, Nodes, Said, SelfReport, StandingOrder};
 
@@ -54,12 +55,13 @@ const fn on_request(method: Method, path: &'static str) -> SharedRequest {
 }
 
 /// All of them. A node takes no other request from another one.
-static SHARED: [SharedRequest; 12] = [
+static SHARED: [SharedRequest; 13] = [
     shared(Method::GET, "/v1/sessions"),
     shared(Method::POST, "/v1/sessions/kick"),
     shared(Method::POST, "/v1/sessions/end"),
     shared(Method::POST, "/v1/routes/purge"),
     shared(Method::POST, "/v1/routes/confirm"),
+    shared(Method::POST, "/v1/directory/wait"),
     shared(Method::POST, "/v1/throttle/clear"),
     shared(Method::POST, "/v1/throttle/allow"),
     shared(Method::DELETE, "/v1/throttle/allow"),
@@ -155,8 +157,15 @@ async fn pass(env: &Arc<AdminEnv>, shared: &SharedRequest, request: Request, nex
     match (is_here, scope.node) {
         (false, Some(node)) => passed?.to_one(nodes, &node).await,
         (true, None) if shared.all => {
-            let here = next.run(Request::from_parts(parts, Body::from(body))).await;
-            passed?.to_all(nodes, here).await
+            let passed = passed?;
+            let here = next.run(Request::from_parts(parts, Body::from(body)));
+            match passed.waits() {
+                Some(within) => {
+                    let (here, said) = tokio::join!(here, passed.to_others(nodes, within));
+                    together(nodes, here, said).await
+                }
+                None => passed.to_all(nodes, here.await).await,
+            }
         }
         _ => Ok(next.run(Request::from_parts(parts, Body::from(body))).await),
     }
@@ -191,27 +200,44 @@ impl Passed {
         if !here.status().is_success() {
             return Ok(here);
         }
-        let said = nodes.order(None, &self.verb, &self.body, ANSWERS).await;
-        let (mut parts, body) = here.into_parts();
-        let unfit = |_| {
-            ApiError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the answer of this node is not what it should be",
-            )
-        };
-        let bytes = axum::body::to_bytes(body, usize::MAX)
-            .await
-            .map_err(|error| unfit(error.to_string()))?;
-        let mut answer: Value = serde_json::from_slice(&bytes).map_err(|error| unfit(error.to_string()))?;
-        if let Value::Object(fields) = &mut answer {
-            let said: Vec<NodeAnswer> = said.into_iter().map(NodeAnswer::of).collect();
-            let said = serde_json::to_value(said).map_err(|error| unfit(error.to_string()))?;
-            fields.insert("node".to_owned(), nodes.name().into());
-            fields.insert("nodes".to_owned(), said);
-        }
-        parts.headers.remove(header::CONTENT_LENGTH);
-        Ok(Response::from_parts(parts, Body::from(answer.to_string())))
+        together(nodes, here, self.to_others(nodes, ANSWERS).await).await
     }
+
+    async fn to_others(&self, nodes: &Nodes, within: Duration) -> Vec<Said> {
+        nodes.order(None, &self.verb, &self.body, within).await
+    }
+
+    /// How long others have time, if the request is to wait for something: all wait at the same time.
+    fn waits(&self) -> Option<Duration> {
+        let within = Duration::from_millis(self.body.get("within_ms")?.as_u64()?);
+        Some(within.min(taken::MOST) + ANSWERS)
+    }
+}
+
+/// The answer of this node, with what the others have said.
+async fn together(nodes: &Nodes, here: Response, said: Vec<Said>) -> Result<Response, ApiError> {
+    if !here.status().is_success() {
+        return Ok(here);
+    }
+    let (mut parts, body) = here.into_parts();
+    let unfit = |_| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the answer of this node is not what it should be",
+        )
+    };
+    let bytes = axum::body::to_bytes(body, usize::MAX)
+        .await
+        .map_err(|error| unfit(error.to_string()))?;
+    let mut answer: Value = serde_json::from_slice(&bytes).map_err(|error| unfit(error.to_string()))?;
+    if let Value::Object(fields) = &mut answer {
+        let said: Vec<NodeAnswer> = said.into_iter().map(NodeAnswer::of).collect();
+        let said = serde_json::to_value(said).map_err(|error| unfit(error.to_string()))?;
+        fields.insert("node".to_owned(), nodes.name().into());
+        fields.insert("nodes".to_owned(), said);
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Ok(Response::from_parts(parts, Body::from(answer.to_string())))
 }
 
 impl NodeAnswer {

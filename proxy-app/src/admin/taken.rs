@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::app::env::AdminEnv;
 
 /// Longest wait that may be asked for.
-const MOST: Duration = Duration::from_secs(30);
+pub(super) const MOST: Duration = Duration::from_secs(30);
 /// How often to ask the directory where it tells nothing, and how long it has time to tell a change first.
 const LOOK: Duration = Duration::from_millis(250);
 const TELL: Duration = Duration::from_millis(100);
@@ -43,7 +43,7 @@ pub(crate) struct Taken {
     pub generation: u64,
 }
 
-/// Waits until this node has taken over what the directory has at a point. Looks for it there where it is not told.
+/// Waits until this node, and every other one, has taken over what the directory has at a point. Looks for it there where it is not told.
 #[utoipa::path(post, path = "/v1/directory/wait", request_body = WaitFor, responses((status = 200, body = Taken)))]
 pub(crate) async fn wait(State(env): State<Arc<AdminEnv>>, Json(wanted): Json<WaitFor>) -> Json<Taken> {
     let end = Instant::now() + Duration::from_millis(wanted.within_ms).min(MOST);

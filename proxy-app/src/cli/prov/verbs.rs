@@ -266,7 +266,8 @@ const HEAD: &str = "portico prov [options] [command [arguments]]
   -fd                          show secret values
   --bind-dn DN, --bind-password-file FILE
                                LDAP bind DN and password
-  --wait node|none             after a change, wait until the node on this machine has taken it over, and say so; or do not
+  --wait node|all|none         after a change, wait until the node on this machine, or every node, has taken it over, and
+                               say so; or do not
   -h, --help                   print this text; also: help, help commands, help SUBJECT
 
 ";

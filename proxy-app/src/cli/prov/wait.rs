@@ -1,11 +1,14 @@
-//! After a change: waits until the node on this machine has taken it over.
+//! After a change: waits until the node on this machine, or every node, has taken it over.
 
 use std::time::Duration;
 
 use hyper::Method;
+use serde::Deserialize;
 
+use crate::admin::everywhere::NodeAnswer;
 use crate::admin::taken::{Taken, WaitFor};
 use crate::cli::admin_client::AdminClient;
+use crate::cli::asking::printable;
 use crate::cli::prov::{Prov, Report};
 
 /// How long to wait; a replica may be behind.
@@ -21,6 +24,8 @@ pub(super) enum WaitChoice {
     IfThere,
     /// The same, and it is said; it has to run.
     Node,
+    /// For every node; the one on this machine has to run.
+    All,
     /// For nobody.
     None,
 }
@@ -31,8 +36,21 @@ impl WaitChoice {
     pub(super) fn parse(word: &str) -> Result<Self, String> {
         match word {
             "node" => Ok(Self::Node),
+            "all" => Ok(Self::All),
             "none" => Ok(Self::None),
-            other => Err(format!("--wait is node or none, not {other}")),
+            other => Err(format!("--wait is node, all or none, not {other}")),
+        }
+    }
+
+    /// Whether somebody wants to read that all is well, and to fail if it is not.
+    fn is_strict(self) -> bool {
+        matches!(self, Self::Node | Self::All)
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::All => "/v1/directory/wait",
+            _ => "/v1/directory/wait?local=true",
         }
     }
 }
@@ -45,24 +63,29 @@ impl Prov {
         if !std::mem::take(&mut self.changed) || self.wait == WaitChoice::None {
             return report;
         }
-        let (line, is_well) = match self.ask_node().await {
-            Ok(taken) => (said(&taken), taken.in_force),
+        let lines = match self.ask_node().await {
+            Ok(taken) => taken.lines(),
             Err(_) if self.wait == WaitChoice::IfThere => return report,
-            Err(why) => (
-                format!("WARNING: it is stored, but no node has taken it over: {why}"),
-                false,
-            ),
+            Err(why) => vec![Err(format!(
+                "WARNING: it is stored, but no node has taken it over: {why}"
+            ))],
         };
-        if !is_well || self.wait == WaitChoice::Node {
-            report.err.push(line);
-        }
-        if !is_well && self.wait == WaitChoice::Node {
-            report.code = NOT_IN_FORCE;
+        for line in lines {
+            match line {
+                Ok(well) if self.wait.is_strict() => report.err.push(well),
+                Ok(_) => {}
+                Err(warning) => {
+                    report.err.push(warning);
+                    if self.wait.is_strict() {
+                        report.code = NOT_IN_FORCE;
+                    }
+                }
+            }
         }
         report
     }
 
-    async fn ask_node(&mut self) -> Result<Taken, String> {
+    async fn ask_node(&mut self) -> Result<TakenBy, String> {
         let socket = self.socket.clone().ok_or("the node file names no admin.socket")?;
         if !socket.exists() {
             return Err(format!("no Portico answers at {}", socket.display()));
@@ -72,18 +95,48 @@ impl Prov {
             within_ms: WITHIN.as_millis() as u64,
         };
         let node = AdminClient::new(&socket);
-        let answer = node.send(Method::POST, "/v1/directory/wait", &wanted).await;
+        let answer = node.send(Method::POST, self.wait.path(), &wanted).await;
         answer.map_err(|error| format!("{error:#}"))
     }
 }
 
-fn said(taken: &Taken) -> String {
-    match &taken.why_not {
-        None => format!("in force on {} (configuration {})", taken.node, taken.generation),
-        Some(why) => format!(
-            "WARNING: it is stored, but not in force on {} after {} s: {why}",
-            taken.node,
-            WITHIN.as_secs()
-        ),
+/// The answers of all nodes that were asked.
+#[derive(Deserialize)]
+struct TakenBy {
+    #[serde(flatten)]
+    here: Taken,
+    #[serde(default)]
+    nodes: Vec<NodeAnswer>,
+}
+
+impl TakenBy {
+    /// A line for each node; an error where the change is not in force.
+    fn lines(self) -> Vec<Result<String, String>> {
+        let others = self.nodes.into_iter().map(of_other);
+        std::iter::once(said(&self.here)).chain(others).collect()
     }
+}
+
+fn of_other(other: NodeAnswer) -> Result<String, String> {
+    let taken = other.answer.and_then(|answer| serde_json::from_value(answer).ok());
+    match (taken, other.error) {
+        (Some(taken), None) => said(&taken),
+        (_, why) => Err(not_in_force(&other.node, why.as_deref().unwrap_or("it does not say"))),
+    }
+}
+
+fn said(taken: &Taken) -> Result<String, String> {
+    match &taken.why_not {
+        None => Ok(printable(&format!(
+            "in force on {} (configuration {})",
+            taken.node, taken.generation
+        ))),
+        Some(why) => Err(not_in_force(&taken.node, why)),
+    }
+}
+
+fn not_in_force(node: &str, why: &str) -> String {
+    let seconds = WITHIN.as_secs();
+    let line = format!("WARNING: it is stored, but not in force on {node} after {seconds} s: {why}");
+    printable(&line)
 }
