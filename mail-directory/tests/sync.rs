@@ -10,7 +10,7 @@ use std::time::Duration;
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use mail_directory::{AccountBy, Apply, Directory, Entry, News, Secret, WayOfChanges};
 use portico_tests::ldap_stage::{ADMIN, LdapStage, account, account_dn, domain, domain_dn, set};
-use portico_tests::wait_until;
+use portico_tests::{amount, wait_until};
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::task::JoinHandle;
 
@@ -386,15 +386,15 @@ async fn who_falls_behind_is_told_so() {
     assert!(is_told(&directory));
 }
 
-/// Some hundred random changes, and a server that is restarted between them: a view that follows what is announced has
-/// what the tree has.
+/// Some hundred random changes (`PORTICO_CHANGES`: more), and a server that is restarted and killed between them: a view
+/// that follows what is announced has what the tree has.
 #[tokio::test]
 async fn the_view_is_that_of_the_tree_after_random_changes() {
     let mut slapd = LdapStage::start("");
     let (directory, _watching) = told_by(&[slapd.url()]).await;
     let mut model = Model::of(&directory);
     let mut random = Random(4533);
-    for round in 0..3 {
+    for round in 0..amount("PORTICO_CHANGES", 300).div_ceil(100) {
         let mut admin = slapd.admin().await;
         for _ in 0..100 {
             random.change(&mut admin, &mut model.names).await;
@@ -403,10 +403,10 @@ async fn the_view_is_that_of_the_tree_after_random_changes() {
             &mut admin,
             CONFIG,
             "zimbraReverseProxyConnectTimeout",
-            &[&format!("{}s", 40 + round)],
+            &[&format!("{}s", 40 + round % 100)],
         )
         .await;
-        if round == 1 {
+        if round % 3 == 1 {
             slapd.stop();
             slapd.resume();
         }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,11 +17,13 @@ use crate::scene::Scene;
 const SOON: Duration = Duration::from_secs(30);
 
 /// Users beside those of the town.
-const MANY: usize = 200;
+static MANY: LazyLock<usize> = LazyLock::new(|| portico_tests::amount("PORTICO_USERS", 200));
+/// How many log in at one time.
+const AT_ONCE: usize = 4;
 
 fn many() -> Vec<Person> {
     let user = |i| Person::new(&format!("u{i:03}@a.example"), i % 2, format!("u{i:03}-c4n4ry-many"));
-    people().into_iter().chain((0..MANY).map(user)).collect()
+    people().into_iter().chain((0..*MANY).map(user)).collect()
 }
 
 /// The file, beside the one with the last good reading.
@@ -35,7 +38,22 @@ fn holds(file: &Path, name: &str) -> bool {
 }
 
 fn everybody_logs_in(scene: &Scene) -> Result<()> {
-    (0..MANY).try_for_each(|i| scene.login(&format!("u{i:03}")).map(drop))
+    let some = |first: usize| {
+        let mut mine = (first..*MANY).step_by(AT_ONCE);
+        mine.try_for_each(|i| scene.login(&format!("u{i:03}")).map(drop))
+    };
+    std::thread::scope(|threads| {
+        let all: Vec<_> = (0..AT_ONCE).map(|first| threads.spawn(move || some(first))).collect();
+        all.into_iter()
+            .try_for_each(|one| one.join().expect("it does not panic"))
+    })
+}
+
+/// Whether it has everybody.
+fn holds_all(file: &Path) -> bool {
+    let bytes = fs::read(file).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    (0..*MANY).all(|i| text.contains(&format!("u{i:03}@a.example")))
 }
 
 /// So many logins were served out of the file.
@@ -64,16 +82,15 @@ fn without_a_directory_a_killed_and_an_upgraded_node_know_everybody_seen_before(
         |_, _, _, _| Ok(()),
         |scene, slapd, ()| {
             everybody_logs_in(scene)?;
-            let last = format!("u{:03}@a.example", MANY - 1);
+            let last = format!("u{:03}@a.example", *MANY - 1);
             until("the routes to be kept", SOON, || {
-                let all = (0..MANY).all(|i| holds(&file(scene), &format!("u{i:03}@a.example")));
-                Ok(all.then_some(()))
+                Ok(holds_all(&file(scene)).then_some(()))
             })?;
             slapd.stop()?;
             scene.portico.kill();
             scene.portico.start_again("info")?;
             everybody_logs_in(scene)?;
-            logins_by_file(scene, MANY)?;
+            logins_by_file(scene, *MANY)?;
             is_unavailable(scene, "alice")?;
             let explained = done(&scene.portico, &["route", "explain", &last])?;
             ensure!(explained.contains("from kept_file"), "{explained}");
@@ -83,7 +100,7 @@ fn without_a_directory_a_killed_and_an_upgraded_node_know_everybody_seen_before(
             // The new process gets the routes of the old one, which came from the file, too.
             let mut old = scene.portico.upgrade("info")?;
             everybody_logs_in(scene)?;
-            logins_by_file(scene, 2 * MANY)?;
+            logins_by_file(scene, 2 * *MANY)?;
             is_unavailable(scene, "bob")?;
             old.signal(nix::sys::signal::Signal::SIGTERM)?;
             old.wait(SOON)?;
@@ -94,7 +111,7 @@ fn without_a_directory_a_killed_and_an_upgraded_node_know_everybody_seen_before(
             })?;
             let asked = || scene.portico.count(&[("tier", "memory"), ("account", &last)]);
             until("the routes to be asked for again", SOON, || {
-                scene.login(&format!("u{:03}", MANY - 1))?;
+                scene.login(&format!("u{:03}", *MANY - 1))?;
                 Ok((asked()? > 0).then_some(()))
             })
         },

@@ -2,15 +2,18 @@
 //! does not answer is named.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use portico_tests::portico::Portico;
 use portico_tests::redis::Redis;
 use portico_tests::slapd::Slapd;
-use portico_tests::town::Town;
-use portico_tests::{Stage, until};
+use portico_tests::town::{Person, Town};
+use portico_tests::wire::Wire;
+use portico_tests::{Stage, amount, percentile, until};
 use serde_json::Value;
 
 use crate::admin::{Said, done, json, said};
@@ -30,7 +33,11 @@ struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     /// `told`: by which way the nodes hear of changes.
     fn build(stage: &'a Stage, count: usize, told: bool) -> Result<Self> {
-        let town = Town::build(stage, movers())?;
+        Self::of(stage, movers(), count, told)
+    }
+
+    fn of(stage: &'a Stage, people: Vec<Person>, count: usize, told: bool) -> Result<Self> {
+        let town = Town::build(stage, people)?;
         let directory = Together::directory(&town, count);
         let (slapd, redis) = (Slapd::start(stage, "slapd", &directory)?, Redis::start(stage)?);
         let together = Together::start(stage, town, (&directory, count), &at(&redis), |node| {
@@ -71,23 +78,19 @@ impl<'a> Cluster<'a> {
 
     fn until_step(&self, at: usize, step: &str) -> Result<()> {
         until(step, SOON, || {
-            let socket = self.node(at).dir().join("admin.sock");
-            let out = std::process::Command::new("curl")
-                .args(["-s", "--unix-socket"])
-                .arg(socket)
-                .arg("http://localhost/v1/moves")
-                .output()?;
-            let moves: Value = serde_json::from_slice(&out.stdout)?;
-            let all = moves["moves"].as_array().context("no moves")?;
-            let newest = all.last().map(|newest| &newest["accounts"][0]["state"]);
-            Ok(newest.is_some_and(|state| state == step).then_some(()))
+            Ok((moves_of(self.node(at))?[0]["state"] == step).then_some(()))
         })
     }
 
     /// Where a node sends alice, by a login there.
     fn store_of_alice(&self, at: usize) -> Result<usize> {
-        let _session = self.together.login(at, "alice")?;
-        let list = json(self.node(at), &["sessions", "--user", "alice@a.example", "--local"])?;
+        self.store_of(at, "alice")
+    }
+
+    fn store_of(&self, at: usize, local: &str) -> Result<usize> {
+        let _session = self.together.login(at, local)?;
+        let name = &self.together.town.person(local)?.name;
+        let list = json(self.node(at), &["sessions", "--user", name, "--local"])?;
         let sessions = list["sessions"].as_array().context("no list")?;
         let route = sessions.last().and_then(|last| last["logins"][0]["route"].as_str());
         self.store_at(route.context("no session")?)
@@ -124,6 +127,31 @@ impl<'a> Cluster<'a> {
         }
         Ok(count)
     }
+}
+
+/// The accounts of a node's newest order, as far as they have come.
+fn moves_of(node: &Portico) -> Result<Value> {
+    let out = std::process::Command::new("curl")
+        .args(["-s", "--unix-socket"])
+        .arg(node.dir().join("admin.sock"))
+        .arg("http://localhost/v1/moves")
+        .output()?;
+    let moves: Value = serde_json::from_slice(&out.stdout)?;
+    let newest = moves["moves"].as_array().and_then(|all| all.last());
+    Ok(newest.map(|newest| newest["accounts"].clone()).unwrap_or_default())
+}
+
+/// How long the moves of a report took, for whoever reads along.
+fn print_times(what: &str, mut times: Vec<u64>, begun: Instant) {
+    times.sort_unstable();
+    let at = |percent| percentile(&times, percent);
+    let (count, all) = (times.len(), begun.elapsed().as_secs_f64());
+    println!(
+        "{what}: {count} moves in {all:.1} s, each {} ms p50, {} ms p99, {} ms at most",
+        at(50),
+        at(99),
+        at(100)
+    );
 }
 
 /// When something was recorded, to the millisecond.
@@ -172,19 +200,23 @@ fn no_login_was_at_the_old_server(cluster: &Cluster) -> Result<usize> {
 
 #[test]
 fn no_login_at_any_node_reaches_the_old_server_after_a_move() -> Result<()> {
-    const MOVES: usize = 25;
+    const LOOPS: usize = 20;
+    let count = amount("PORTICO_MOVES", 25);
     for told in [true, false] {
         Stage::run(|stage| {
             let cluster = Cluster::build(stage, 2, told)?;
             let (stop, cluster) = (AtomicBool::new(false), &cluster);
+            let (begun, mut times) = (Instant::now(), Vec::new());
             let logins = std::thread::scope(|threads| -> Result<usize> {
                 let stop = &stop;
                 let login = |at: usize| threads.spawn(move || cluster.log_in_until(at % 2, stop));
-                let loops: Vec<_> = (0..4).map(login).collect();
-                let moved = (1..=MOVES).try_for_each(|round| {
-                    let answer = cluster.move_to(0, round % 2, &[])?;
+                let loops: Vec<_> = (0..LOOPS).map(login).collect();
+                let moved = (1..=count).try_for_each(|round| {
+                    let answer = cluster.move_to(0, round % 2, &["--json"])?;
                     ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
-                    ensure!(answer.out.contains(": moved in "), "{}", answer.out);
+                    let report: Value = serde_json::from_str(&answer.out)?;
+                    ensure!(report["accounts"][0]["state"] == "moved", "{report}");
+                    times.push(report["accounts"][0]["ms"].as_u64().context("no time")?);
                     Ok(())
                 });
                 stop.store(true, Ordering::Relaxed);
@@ -192,8 +224,10 @@ fn no_login_at_any_node_reaches_the_old_server_after_a_move() -> Result<()> {
                 let counts: Vec<usize> = joined.collect::<Result<_>>()?;
                 moved.map(|()| counts.iter().sum())
             })?;
+            print_times(if told { "told" } else { "polling" }, times, begun);
+            println!("{logins} logins meanwhile");
             let moves = no_login_was_at_the_old_server(cluster)?;
-            ensure!(moves == MOVES && logins > MOVES, "{moves} moves, {logins} logins");
+            ensure!(moves == count && logins > count, "{moves} moves, {logins} logins");
             cluster.holds_nobody()
         })?;
     }
@@ -361,4 +395,141 @@ fn prov_waits_for_every_node_and_names_the_one_that_is_late() -> Result<()> {
             Ok((change("all", "four")?.code == 0).then_some(()))
         })
     })
+}
+
+/// How many accounts are on the server that is evacuated.
+static EVACUATED: LazyLock<usize> = LazyLock::new(|| amount("PORTICO_EVACUATED", 24));
+
+/// What happens while a server is evacuated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Trouble {
+    None,
+    SlapdStops,
+    EngineDies,
+    NodeFreezes,
+}
+
+impl Trouble {
+    /// Makes it, and ends it.
+    fn happens(self, together: &Together, slapd: &mut Slapd, redis: &mut Redis) -> Result<()> {
+        let node = &together.nodes[0];
+        match self {
+            Self::None => Ok(()),
+            Self::SlapdStops => {
+                slapd.stop()?;
+                slapd.start_again()
+            }
+            Self::EngineDies => {
+                redis.kill();
+                together.is_alone(0)?;
+                redis.start_again()
+            }
+            Self::NodeFreezes => {
+                together.nodes[1].signal(Signal::SIGSTOP)?;
+                until("the first move to be undone", SOON, || {
+                    let moves = moves_of(node)?;
+                    let is_undone = |one: &Value| one["state"] == "undone";
+                    Ok(moves
+                        .as_array()
+                        .is_some_and(|all| all.iter().any(is_undone))
+                        .then_some(()))
+                })?;
+                together.nodes[1].signal(Signal::SIGCONT)
+            }
+        }
+    }
+}
+
+/// Two or three for each account, on both nodes.
+fn sessions(together: &Together) -> Result<Vec<Wire>> {
+    let wanted = *EVACUATED * 5 / 2;
+    let login = |i: usize| together.login(i / *EVACUATED % 2, &format!("m{:03}", i % *EVACUATED));
+    (0..wanted).map(login).collect()
+}
+
+fn evacuate(trouble: Trouble) -> Result<()> {
+    let mover = |i| Person::new(&format!("m{i:03}@a.example"), 0, format!("m{i:03}-c4n4ry")).everywhere();
+    Stage::run(|stage| {
+        let mut cluster = Cluster::of(stage, (0..*EVACUATED).map(mover).collect(), 2, true)?;
+        let (sessions, begun) = (sessions(&cluster.together)?, Instant::now());
+        let Cluster {
+            together, slapd, redis, ..
+        } = &mut cluster;
+        let said = std::thread::scope(|threads| -> Result<Said> {
+            let node = &together.nodes[0];
+            let order = [
+                "server", "evacuate", STORES[0], "--to", STORES[1], "--pace", "50", "--json",
+            ];
+            let moving = threads.spawn(move || said(node, &order));
+            until("a quarter to be moved", SOON, || {
+                let moves = moves_of(node)?;
+                let all = moves.as_array().into_iter().flatten();
+                let moved = all.filter(|one| one["state"] == "moved").count();
+                Ok((moved >= *EVACUATED / 4).then_some(()))
+            })?;
+            trouble.happens(together, slapd, redis)?;
+            moving.join().expect("it does not panic")
+        })?;
+        let report: Value = serde_json::from_str(&said.out).with_context(|| said.err.clone())?;
+        let accounts = report["accounts"].as_array().context("no accounts")?;
+        ensure!(accounts.len() == *EVACUATED, "{report}");
+        let times = accounts.iter().filter_map(|one| one["ms"].as_u64()).collect();
+        print_times(&format!("{trouble:?}, {} sessions", sessions.len()), times, begun);
+        cluster.together.all_see_each_other()?;
+        cluster.holds_nobody()?;
+        cluster.is_as_reported(accounts)?;
+        let moved = accounts.iter().filter(|one| one["state"] == "moved").count();
+        println!("{moved} of {} moved", accounts.len());
+        match trouble {
+            Trouble::None => {
+                ensure!(said.code == 0 && moved == *EVACUATED, "{report}");
+                sessions.into_iter().try_for_each(ends)
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+impl Cluster<'_> {
+    /// What a report says of each account is what the directory says, and where both nodes send it.
+    fn is_as_reported(&self, accounts: &[Value]) -> Result<()> {
+        for one in accounts {
+            let name = one["account"].as_str().context("no name")?;
+            let store = match one["state"].as_str() {
+                Some("moved") => 1,
+                Some("undone") => 0,
+                other => anyhow::bail!("{name} is {other:?}"),
+            };
+            let there = self
+                .slapd
+                .search(&format!("(zimbraMailDeliveryAddress={name})"), &["zimbraMailHost"])?;
+            ensure!(there.contains(STORES[store]), "{one}: {there}");
+            let local = name.split('@').next().unwrap_or_default();
+            for at in 0..2 {
+                let found = self.store_of(at, local)?;
+                ensure!(found == store, "{one}: node {at} sends it to {}", STORES[found]);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_server_is_evacuated_and_every_session_is_told() -> Result<()> {
+    evacuate(Trouble::None)
+}
+
+#[test]
+fn an_evacuation_while_slapd_stops_is_as_it_says() -> Result<()> {
+    evacuate(Trouble::SlapdStops)
+}
+
+#[test]
+fn an_evacuation_while_the_engine_dies_is_as_it_says() -> Result<()> {
+    evacuate(Trouble::EngineDies)
+}
+
+#[test]
+fn an_evacuation_while_a_node_is_frozen_is_as_it_says() -> Result<()> {
+    evacuate(Trouble::NodeFreezes)
 }

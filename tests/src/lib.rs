@@ -39,3 +39,16 @@ pub mod web;
 pub mod wire;
 
 pub use stage::{Stage, until, wait_until};
+
+/// How much of something a test does: little in the suite, and as much as this environment variable says where somebody
+/// wants to know more.
+pub fn amount(variable: &str, little: usize) -> usize {
+    let wanted = std::env::var(variable).ok();
+    wanted.and_then(|wanted| wanted.parse().ok()).unwrap_or(little)
+}
+
+/// The figure of a sorted series below which so many percent of it are; 0 of none.
+pub fn percentile(sorted: &[u64], percent: usize) -> u64 {
+    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default()
+}

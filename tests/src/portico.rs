@@ -233,16 +233,13 @@ impl Portico {
     }
 
     /// Fails if any of these secrets stands in any file that it wrote.
-    pub fn must_not_have_written(&self, secrets: &[Vec<u8>]) -> Result<()> {
+    pub fn must_not_have_written(&self, wanted: &[Vec<u8>]) -> Result<()> {
         for entry in std::fs::read_dir(&self.dir)? {
             let path = entry?.path();
             if path.is_file() {
                 let written = std::fs::read(&path)?;
-                let found = secrets
-                    .iter()
-                    .find(|s| written.windows(s.len()).any(|w| w == s.as_slice()));
-                let found = found.map(|s| String::from_utf8_lossy(s).into_owned());
-                ensure!(found.is_none(), "{} has the secret {found:?}", path.display());
+                let found = secrets::shown(&written, wanted);
+                ensure!(found.is_none(), "{} has a secret at {found:?}", path.display());
             }
         }
         Ok(())

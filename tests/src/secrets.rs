@@ -1,5 +1,6 @@
 //! The secrets that the stage plants, and the search for them in the logs of every Portico at its end.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -27,17 +28,35 @@ pub fn must_not_be_logged(dir: &Path) -> Result<()> {
         .filter(|path| path.is_file())
     {
         let written = std::fs::read(&path).unwrap_or_default();
-        let line = written
-            .split(|byte| *byte == b'\n')
-            .find(|line| planted.iter().any(|secret| shows(line, secret)));
-        let line = line.map(String::from_utf8_lossy);
+        let line = shown(&written, &planted).map(|at| {
+            let begin = written[..at]
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |end| end + 1);
+            let end = written[at..].iter().position(|byte| *byte == b'\n');
+            String::from_utf8_lossy(&written[begin..end.map_or(written.len(), |end| at + end)])
+        });
         ensure!(line.is_none(), "{} shows a secret: {line:?}", path.display());
     }
     Ok(())
 }
 
-fn shows(line: &[u8], secret: &[u8]) -> bool {
-    line.windows(secret.len()).any(|part| part == secret)
+/// Where a text shows one of these secrets. There may be many thousands of them: each place is looked at once.
+pub fn shown(text: &[u8], secrets: &[Vec<u8>]) -> Option<usize> {
+    const BEGINNING: usize = 4;
+    let mut by_beginning: HashMap<&[u8], Vec<&[u8]>> = HashMap::new();
+    for secret in secrets.iter().filter(|secret| secret.len() >= BEGINNING) {
+        by_beginning.entry(&secret[..BEGINNING]).or_default().push(secret);
+    }
+    let shows = |(_, window): &(usize, &[u8])| by_beginning.contains_key(window);
+    let mut places = text.windows(BEGINNING).enumerate().filter(shows);
+    places
+        .find(|(at, window)| {
+            by_beginning[window]
+                .iter()
+                .any(|secret| text[*at..].starts_with(secret))
+        })
+        .map(|(at, _)| at)
 }
 
 #[cfg(test)]
