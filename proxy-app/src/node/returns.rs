@@ -2,7 +2,7 @@
 //! that it does not fall over again; the others wait for a while, and then hear that they should try again.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -49,6 +49,8 @@ pub(crate) enum NoTurn {
 #[derive(Default)]
 pub(crate) struct Returns {
     servers: Mutex<HashMap<String, Returning>>,
+    /// How many these are, for the logins while there are none: they take no lock and look at no clock.
+    count: AtomicUsize,
     waited: AtomicU64,
     refused: AtomicU64,
 }
@@ -92,16 +94,17 @@ impl Returns {
 
     /// When it may go; `None`: now.
     fn next(&self, server: &str, pace: ReturnPace) -> Result<Option<Instant>, NoTurn> {
-        let mut servers = self.servers.lock();
-        let now = Instant::now();
-        if servers.is_empty() || pace.rate == 0 {
+        if self.are_well() || pace.rate == 0 {
             return Ok(None);
         }
+        let mut servers = self.servers.lock();
+        let now = Instant::now();
         let Some(one) = servers.get_mut(server) else {
             return Ok(None);
         };
         if one.is_over(pace, now) {
             servers.remove(server);
+            self.count.store(servers.len(), Ordering::Release);
             return Ok(None);
         }
         if one.back.is_none() && !one.is_down() {
@@ -119,35 +122,20 @@ impl Returns {
 
     /// Notes whether it took a connection.
     pub(crate) fn connected(&self, server: &str, taken: bool) {
-        let mut servers = self.servers.lock();
         // Most servers are well, and stand in no table.
-        if taken && !servers.contains_key(server) {
+        if taken && self.are_well() {
             return;
         }
-        let now = Instant::now();
-        if taken {
-            let is_down = servers.get(server).is_some_and(Returning::is_down);
-            match servers.get_mut(server) {
-                Some(one) if is_down => one.back = Some(now),
-                Some(one) if one.back.is_some() => one.failures = 0,
-                _ => drop(servers.remove(server)),
-            }
-            return;
+        let mut servers = self.servers.lock();
+        match taken {
+            true => took(&mut servers, server),
+            false => failed(&mut servers, server),
         }
-        if servers.len() >= MOST && !servers.contains_key(server) {
-            return;
-        }
-        let one = servers.entry(server.to_owned()).or_insert(Returning {
-            failures: 0,
-            failed: now,
-            back: None,
-            next: now,
-        });
-        one.failures = one.failures.saturating_add(1);
-        one.failed = now;
-        if one.failures >= FAILURES {
-            one.back = None;
-        }
+        self.count.store(servers.len(), Ordering::Release);
+    }
+
+    fn are_well(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
     }
 
     /// Servers that are let come back at a pace now, and whether they are still down.
@@ -165,6 +153,35 @@ impl Returns {
             self.waited.load(Ordering::Relaxed),
             self.refused.load(Ordering::Relaxed),
         )
+    }
+}
+
+/// Notes that a server has taken a connection.
+fn took(servers: &mut HashMap<String, Returning>, server: &str) {
+    let is_down = servers.get(server).is_some_and(Returning::is_down);
+    match servers.get_mut(server) {
+        Some(one) if is_down => one.back = Some(Instant::now()),
+        Some(one) if one.back.is_some() => one.failures = 0,
+        _ => drop(servers.remove(server)),
+    }
+}
+
+/// Notes that it has not.
+fn failed(servers: &mut HashMap<String, Returning>, server: &str) {
+    if servers.len() >= MOST && !servers.contains_key(server) {
+        return;
+    }
+    let now = Instant::now();
+    let one = servers.entry(server.to_owned()).or_insert(Returning {
+        failures: 0,
+        failed: now,
+        back: None,
+        next: now,
+    });
+    one.failures = one.failures.saturating_add(1);
+    one.failed = now;
+    if one.failures >= FAILURES {
+        one.back = None;
     }
 }
 
