@@ -99,6 +99,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["session"],
             &["attempt"],
             &["environment"],
+            &["pipelining"],
             &["imap", "pop3"],
             &["login", "upstream"],
             &["machine", "sasl"],
