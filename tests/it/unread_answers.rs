@@ -152,12 +152,12 @@ fn measured(scene: &mut Scene, most: u64, path: &str, how: How) -> Result<()> {
 
 #[test]
 fn files_without_a_window_cost_little() -> Result<()> {
-    is_at_most(64, "/static/big", How::NoWindow(20))
+    is_at_most(50, "/static/big", How::NoWindow(20))
 }
 
 #[test]
 fn a_file_on_a_stuck_connection_costs_little() -> Result<()> {
-    is_at_most(150, "/static/big", How::Stuck)
+    is_at_most(90, "/static/big", How::Stuck)
 }
 
 #[test]

@@ -13,23 +13,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::Empty;
+use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, OrErr, Result};
 use pingora_proxy::Session;
 use tower_http::services::ServeDir;
-use tower_http::services::fs::{Backend, DefaultServeDirFallback, ServeFileSystemResponseBody};
+use tower_http::services::fs::{Backend, DefaultServeDirFallback};
 
-use crate::http::static_ui::file::OpenFile;
+use crate::http::static_ui::file::{FileBody, OpenFile};
 use crate::http::{answers, compression};
 
 mod file;
 mod range;
 
-/// How much of a file is read at once. An answer whose client does not read holds three times as much; smaller ones cost
-/// half as much CPU again.
-const CHUNK: usize = 16 * 1024;
 /// Characters of a path that are not encoded.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
@@ -62,12 +60,15 @@ pub(crate) struct TreeOptions {
 
 /// A folder whose files are served.
 pub(crate) struct Tree {
-    files: ServeDir<DefaultServeDirFallback, InsideRoot>,
+    root: PathBuf,
+    /// It, and the folders into which its links may lead.
+    roots: Arc<Vec<PathBuf>>,
     options: TreeOptions,
     cache_control: Option<HeaderValue>,
 }
 
-type FileResponse = Response<ServeFileSystemResponseBody>;
+/// An answer, with what of a file is its body.
+type FileResponse = Response<Option<FileBody>>;
 
 impl Tree {
     /// The files below `root`, which need not exist yet.
@@ -75,24 +76,28 @@ impl Tree {
         let root = root.into();
         let mut roots = vec![root.clone()];
         roots.extend(options.also.iter().cloned());
-        let files = ServeDir::with_backend(root, InsideRoot(Arc::new(roots)))
-            .append_index_html_on_directories(options.index.is_some())
-            .with_buf_chunk_size(CHUNK)
-            // Several ranges at once are answered with the whole file.
-            .ignore_multi_range_requests(true)
-            .precompressed_br()
-            .precompressed_gzip()
-            .precompressed_zstd();
         let cache_control = options.cache_control.as_deref();
         Self {
-            files,
+            root,
+            roots: Arc::new(roots),
             cache_control: cache_control.and_then(|value| HeaderValue::from_str(value).ok()),
             options,
         }
     }
 
+    /// tower-http for one request, whose file this backend keeps.
+    fn files(&self, disk: InsideRoot) -> ServeDir<DefaultServeDirFallback, InsideRoot> {
+        ServeDir::with_backend(&self.root, disk)
+            .append_index_html_on_directories(self.options.index.is_some())
+            // Several ranges at once are answered with the whole file.
+            .ignore_multi_range_requests(true)
+            .precompressed_br()
+            .precompressed_gzip()
+            .precompressed_zstd()
+    }
+
     /// Answers a request with the file at this path below the root. `path` is decoded; a file without a compressed copy
-    /// is compressed by `rules`; `finish` may add to the head of the answer.
+    /// is compressed by `rules`; `finish` may add to the head of the answer; `portion` says how much is read next.
     ///
     /// # Errors
     /// 404 if there is no such file, and 500 if it cannot be read, as [`ErrorType::HTTPStatus`], with nothing sent.
@@ -103,11 +108,12 @@ impl Tree {
         path: &str,
         rules: compression::Rules,
         finish: impl FnOnce(&mut ResponseHeader),
+        mut portion: impl FnMut() -> usize,
     ) -> Result<()> {
         answers::hear_out(session).await;
         let request = session.req_header();
         let (method, headers, query) = (request.method.clone(), request.headers.clone(), request.uri.query());
-        let (head, mut body) = match self.answer(&method, &headers, path, query).await {
+        let (head, body) = match self.answer(&method, &headers, path, query).await {
             Ok(Some(answer)) => answer.into_parts(),
             Ok(None) => return Error::e_explain(ErrorType::HTTPStatus(404), "no such file"),
             Err(error) => {
@@ -129,9 +135,13 @@ impl Tree {
         if head_only {
             return Ok(());
         }
-        while let Some(frame) = body.frame().await {
-            let frame = frame.or_err(ErrorType::FileReadError, "a static file")?;
-            if let Ok(chunk) = frame.into_data() {
+        if let Some(mut body) = body {
+            let mut next = async || {
+                body.next(portion())
+                    .await
+                    .or_err(ErrorType::FileReadError, "a static file")
+            };
+            while let Some(chunk) = next().await? {
                 session.write_response_body(Some(chunk), false).await?;
             }
         }
@@ -184,9 +194,15 @@ impl Tree {
         *request.method_mut() = method.clone();
         *request.uri_mut() = path.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         *request.headers_mut() = headers.clone();
-        match self.files.clone().try_call(request).await {
+        let disk = InsideRoot::new(self.roots.clone());
+        match self.files(disk.clone()).try_call(request).await {
             Ok(answer) if answer.status() == StatusCode::NOT_FOUND => Ok(None),
-            Ok(answer) => Ok(Some(answer)),
+            Ok(answer) => {
+                let length = answer.headers().get(header::CONTENT_LENGTH);
+                let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+                let file = disk.opened.lock().take().filter(|_| answer.status().is_success());
+                Ok(Some(answer.map(|_| Some(file?.body(length?)))))
+            }
             Err(error) if is_nothing(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -258,9 +274,21 @@ fn is_nothing(error: &io::Error) -> bool {
     nothing.contains(&error.kind()) || error.raw_os_error() == Some(ELOOP)
 }
 
-/// The disk, as far as it lies within these folders.
+/// The disk, as far as it lies within these folders, and the file of it that was opened last.
 #[derive(Clone)]
-struct InsideRoot(Arc<Vec<PathBuf>>);
+struct InsideRoot {
+    roots: Arc<Vec<PathBuf>>,
+    opened: Arc<Mutex<Option<OpenFile>>>,
+}
+
+impl InsideRoot {
+    fn new(roots: Arc<Vec<PathBuf>>) -> Self {
+        Self {
+            roots,
+            opened: Arc::default(),
+        }
+    }
+}
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
 
@@ -271,7 +299,7 @@ impl Backend for InsideRoot {
     type MetadataFuture = BoxFuture<std::fs::Metadata>;
 
     fn open(&self, path: PathBuf) -> Self::OpenFuture {
-        let roots = self.0.clone();
+        let Self { roots, opened } = self.clone();
         Box::pin(async move {
             let (path, found) = real(path, roots).await?;
             if !found.is_file() {
@@ -280,12 +308,14 @@ impl Backend for InsideRoot {
             }
             let open = move || std::fs::File::open(path);
             let file = tokio::task::spawn_blocking(open).await.map_err(io::Error::other)??;
-            Ok(OpenFile::new(Arc::new(file)))
+            let file = OpenFile::new(file);
+            *opened.lock() = Some(file.clone());
+            Ok(file)
         })
     }
 
     fn metadata(&self, path: PathBuf) -> Self::MetadataFuture {
-        let roots = self.0.clone();
+        let roots = self.roots.clone();
         Box::pin(async move { Ok(real(path, roots).await?.1) })
     }
 }
@@ -396,11 +426,16 @@ mod tests {
             };
         };
         let (head, body) = answer.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        let mut got = Vec::new();
+        if let Some(mut body) = body {
+            while let Some(bytes) = body.next(3).await.unwrap() {
+                got.extend_from_slice(&bytes);
+            }
+        }
         Got {
             status: head.status.as_u16(),
             headers: head.headers,
-            body: String::from_utf8(body.to_vec()).unwrap(),
+            body: String::from_utf8(got).unwrap(),
         }
     }
 

@@ -37,7 +37,7 @@ use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
-use crate::web::read_ahead::ReadAhead;
+use crate::web::read_ahead::{Portions, ReadAhead};
 use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext, answer_with, dress, relocate};
 use crate::web::server_choice::{ROUTE_YOUNG, TRIES, choose, unreachable};
 use crate::web::{throttle, upstream_headers, upstream_peer};
@@ -163,7 +163,7 @@ impl ProxyHttp for Web {
         let keepalive = context.group(&self.env.groups).and_then(|group| group.keepalive());
         let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive);
         let mut peer = upstream_peer::new(&target, proxied, &context.snapshot);
-        let ahead = ReadAhead::new();
+        let ahead = ReadAhead::new(self.portions(web));
         let (pace, dialer) = (ahead.pace.clone(), self.dialer.clone());
         let dial = upstream_peer::dial(&target, proxied, &context.snapshot, &keeping, pace, dialer);
         let dial = Arc::new(dial);
@@ -263,7 +263,7 @@ impl ProxyHttp for Web {
         {
             keeping.learn(web, connection, response);
         }
-        self.read_on(session, context);
+        context.read_on();
         context.interim += usize::from(response.status.is_informational());
         if context.interim > INTERIM_MAX {
             let why = "the server never comes to its answer";
@@ -285,12 +285,12 @@ impl ProxyHttp for Web {
 
     fn upstream_response_body_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
         context: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
-        self.read_on(session, context);
+        context.read_on();
         context.gate.read(&self.env, chunk.as_ref(), end);
         if let Some(connection) = context.connection() {
             connection.touch();
@@ -472,11 +472,9 @@ impl ProxyHttp for Web {
 }
 
 impl Web {
-    /// The engine has passed on what it has read of an answer.
-    fn read_on(&self, session: &Session, context: &mut RequestContext) {
-        if let (Some(web), Some(ahead)) = (client_of(session), &mut context.ahead) {
-            ahead.pass(&web.reading, &self.env.limits, web.facts.client.addr.ip());
-        }
+    /// How much of an answer is read at once for this client.
+    fn portions(&self, web: &WebClient) -> Portions {
+        Portions::new(&web.reading, &self.env.limits, web.facts.client.addr.ip())
     }
 
     /// Answers the challenge of an ACME authority, on every listener and in every mode. A challenge without a file here
@@ -561,7 +559,7 @@ impl Web {
     ) -> Result<()> {
         let secure = info.scheme == "https";
         let answer = match &found.entry.location.action {
-            Action::Files(files) => return file(session, context, found, files, path).await,
+            Action::Files(files) => return self.file(session, context, found, files, path).await,
             Action::Answer { status, body: None, .. } if *status >= 400 => {
                 LocalAnswer::error(*status, context.form, info.id.as_str())?
             }
@@ -580,6 +578,29 @@ impl Web {
             }
         };
         answer_with(answer, session, context).await
+    }
+
+    /// Answers with a file of a location's folder.
+    async fn file(
+        &self,
+        session: &mut Session,
+        context: &RequestContext,
+        found: &MatchedLocation,
+        files: &Files,
+        path: &str,
+    ) -> Result<()> {
+        let (Some(tree), Some(web)) = (&found.entry.tree, client_of(session)) else {
+            return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
+        };
+        let below = path.strip_prefix(files.strip.as_str()).unwrap_or(path);
+        let mut portions = self.portions(web);
+        let finish = |head: &mut ResponseHeader| {
+            if let Err(error) = dress(context, head) {
+                log::warn!("request {}: {error}", context.id());
+            }
+        };
+        let rules = context.snapshot.web.compression;
+        tree.serve(session, below, rules, finish, || portions.next()).await
     }
 
     /// In the form of nginx's stub_status, for exporters that read that. Connections are those of all listeners.
@@ -715,27 +736,6 @@ fn check_length(proxied: &ProxyRequest, headers: &http::HeaderMap) -> Result<()>
 /// Whether a body that has brought so few bytes in this time is only there to hold a connection.
 fn is_dripping(elapsed: Duration, bytes: u64, grace: Duration) -> bool {
     elapsed > grace && bytes < (elapsed - grace).as_secs() * BODY_LEAST
-}
-
-/// Answers with a file of a location's folder.
-async fn file(
-    session: &mut Session,
-    context: &RequestContext,
-    found: &MatchedLocation,
-    files: &Files,
-    path: &str,
-) -> Result<()> {
-    let Some(tree) = &found.entry.tree else {
-        return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
-    };
-    let below = path.strip_prefix(files.strip.as_str()).unwrap_or(path);
-    let rules = context.snapshot.web.compression;
-    tree.serve(session, below, rules, |head| {
-        if let Err(error) = dress(context, head) {
-            log::warn!("request {}: {error}", context.id());
-        }
-    })
-    .await
 }
 
 /// The status of the answer to a failure; 0 if there is no client to get one.

@@ -61,30 +61,55 @@ impl Drop for ConnectionLease {
     }
 }
 
-/// The reading of one answer.
-pub(crate) struct ReadAhead {
-    pub(crate) pace: Arc<Pace>,
+/// How much of one answer is read at once.
+pub(crate) struct Portions {
+    client: Arc<ClientReading>,
+    limits: Arc<NodeLimits>,
+    address: IpAddr,
     lease: Option<ConnectionLease>,
 }
 
-impl ReadAhead {
-    /// Of an answer of which nothing is read yet.
-    pub(crate) fn new() -> Self {
+impl Portions {
+    /// Of an answer to this client at this address.
+    pub(crate) fn new(client: &Arc<ClientReading>, limits: &Arc<NodeLimits>, address: IpAddr) -> Self {
         Self {
-            pace: Arc::new(Pace::new(FIRST)),
+            client: client.clone(),
+            limits: limits.clone(),
+            address,
             lease: None,
         }
     }
 
-    /// The engine passes on what it has read.
-    pub(crate) fn pass(&mut self, client: &Arc<ClientReading>, limits: &Arc<NodeLimits>, address: IpAddr) {
+    /// What has been read is passed on: so much may be read next.
+    pub(crate) fn next(&mut self) -> usize {
         if self.lease.is_none() {
-            self.lease = client.lease(limits, address);
+            self.lease = self.client.lease(&self.limits, self.address);
         }
-        self.pace.pass(match self.lease {
+        match self.lease {
             Some(_) => LEASED,
             None => PORTION,
-        });
+        }
+    }
+}
+
+/// The reading of an answer of a server.
+pub(crate) struct ReadAhead {
+    pub(crate) pace: Arc<Pace>,
+    portions: Portions,
+}
+
+impl ReadAhead {
+    /// Of one of which nothing is read yet.
+    pub(crate) fn new(portions: Portions) -> Self {
+        Self {
+            pace: Arc::new(Pace::new(FIRST)),
+            portions,
+        }
+    }
+
+    /// The engine passes on what it has read.
+    pub(crate) fn pass(&mut self) {
+        self.pace.pass(self.portions.next());
     }
 }
 

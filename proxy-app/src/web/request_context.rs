@@ -128,6 +128,13 @@ impl RequestContext {
         Some(&self.dial.as_ref()?.found()?.connection)
     }
 
+    /// The engine has passed on what it has read of the answer.
+    pub(crate) fn read_on(&mut self) {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.pass();
+        }
+    }
+
     /// Whether that has carried other requests.
     pub(crate) fn reuses(&self) -> bool {
         let found = self.dial.as_ref().and_then(|dial| dial.found());

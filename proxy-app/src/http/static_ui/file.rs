@@ -1,58 +1,90 @@
-//! An open file that is read off the threads that serve, and keeps no buffer between two reads.
+//! An open file, read in pieces of the size that its client is good for.
 //!
-//! tokio's own file keeps what it has read into: 16 KiB for each answer whose client does not read.
+//! What the system has in memory is read at once; for the rest a thread waits that does not serve. Between two pieces no
+//! buffer is kept. tower-http opens the file and says what of it is asked for; its own body reads pieces of one size.
 
 use std::fs::Metadata;
-use std::future::{Future, Ready, ready};
-use std::io::{self, SeekFrom};
+use std::future::{Ready, ready};
+use std::io::{self, IoSliceMut, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
+use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
-use tokio::task::JoinHandle;
 use tower_http::services::fs::File;
 
-/// A file, and how far it is read.
+/// A file, and where tower-http wants it read.
+#[derive(Clone)]
 pub(crate) struct OpenFile {
     file: Arc<std::fs::File>,
-    at: u64,
-    read: Option<JoinHandle<io::Result<Vec<u8>>>>,
+    from: Arc<AtomicU64>,
 }
 
 impl OpenFile {
     /// From its beginning.
-    pub(crate) const fn new(file: Arc<std::fs::File>) -> Self {
+    pub(crate) fn new(file: std::fs::File) -> Self {
         Self {
-            file,
-            at: 0,
-            read: None,
+            file: Arc::new(file),
+            from: Arc::default(),
+        }
+    }
+
+    /// So many bytes of it as a body.
+    pub(crate) fn body(self, length: u64) -> FileBody {
+        FileBody {
+            at: self.from.load(Ordering::Relaxed),
+            file: self.file,
+            left: length,
         }
     }
 }
 
-impl AsyncRead for OpenFile {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let read = this.read.get_or_insert_with(|| {
-            let (file, at) = (this.file.clone(), this.at);
-            // Made by the thread that frees it, which costs the allocator less.
-            let bytes = vec![0; buf.remaining()];
-            tokio::task::spawn_blocking(move || read_at(&file, at, bytes))
-        });
-        let bytes = ready!(Pin::new(read).poll(cx));
-        this.read = None;
-        let bytes = bytes.map_err(io::Error::other)??;
-        // There may be less room now than when it was asked for: the rest is read again.
-        let count = bytes.len().min(buf.remaining());
-        buf.put_slice(&bytes[..count]);
-        this.at += count as u64;
-        Poll::Ready(Ok(()))
+/// What of a file is still to be sent.
+pub(crate) struct FileBody {
+    file: Arc<std::fs::File>,
+    at: u64,
+    left: u64,
+}
+
+impl FileBody {
+    /// The next bytes, so many at most; `None`: that was all, or the file has become shorter.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(crate) async fn next(&mut self, most: usize) -> io::Result<Option<Bytes>> {
+        let most = usize::try_from(self.left).map_or(most, |left| left.min(most));
+        if most == 0 {
+            return Ok(None);
+        }
+        let bytes = match read_cached(&self.file, self.at, most) {
+            Some(bytes) => bytes,
+            None => {
+                let (file, at) = (self.file.clone(), self.at);
+                let read = tokio::task::spawn_blocking(move || read_at(&file, at, most));
+                read.await.map_err(io::Error::other)??
+            }
+        };
+        self.at += bytes.len() as u64;
+        self.left -= bytes.len() as u64;
+        Ok((!bytes.is_empty()).then(|| bytes.into()))
     }
 }
 
-fn read_at(file: &std::fs::File, at: u64, mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+/// What the system has in memory of these bytes, from the first on; `None`: nothing, or it cannot say.
+fn read_cached(file: &std::fs::File, at: u64, most: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; most];
+    let read = preadv2(file, &mut [IoSliceMut::new(&mut bytes)], at, ReadWriteFlags::NOWAIT);
+    let count = read.ok().filter(|count| *count > 0)?;
+    bytes.truncate(count);
+    Some(bytes)
+}
+
+fn read_at(file: &std::fs::File, at: u64, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; most];
     loop {
         match file.read_at(&mut bytes, at) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -65,19 +97,23 @@ fn read_at(file: &std::fs::File, at: u64, mut bytes: Vec<u8>) -> io::Result<Vec<
 }
 
 impl AsyncSeek for OpenFile {
-    fn start_seek(mut self: Pin<&mut Self>, position: SeekFrom) -> io::Result<()> {
-        let at = match position {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-            SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
+    fn start_seek(self: Pin<&mut Self>, position: SeekFrom) -> io::Result<()> {
+        let SeekFrom::Start(at) = position else {
+            return Err(io::ErrorKind::Unsupported.into());
         };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        self.read = None;
+        self.from.store(at, Ordering::Relaxed);
         Ok(())
     }
 
     fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
-        Poll::Ready(Ok(self.at))
+        Poll::Ready(Ok(self.from.load(Ordering::Relaxed)))
+    }
+}
+
+/// It is read as a [`FileBody`].
+impl AsyncRead for OpenFile {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
 }
 
@@ -93,53 +129,48 @@ impl File for OpenFile {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncSeekExt};
+    use tokio::io::AsyncSeekExt;
 
     use super::*;
 
-    #[tokio::test]
-    async fn it_is_read_from_where_one_wants_and_to_its_end() {
+    fn file(text: &str) -> (tempfile::TempDir, OpenFile) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
-        std::fs::write(&path, "0123456789").unwrap();
-        let mut file = OpenFile::new(Arc::new(std::fs::File::open(&path).unwrap()));
-        let mut three = [0; 3];
-        file.read_exact(&mut three).await.unwrap();
-        assert_eq!(&three, b"012");
-        for (to, expected) in [
-            (SeekFrom::Current(2), "56789"),
-            (SeekFrom::Start(8), "89"),
-            (SeekFrom::End(-4), "6789"),
-            (SeekFrom::Start(20), ""),
-        ] {
-            file.seek(to).await.unwrap();
-            let mut rest = String::new();
-            file.read_to_string(&mut rest).await.unwrap();
-            assert_eq!(rest, expected, "{to:?}");
-            if to == SeekFrom::Current(2) {
-                assert_eq!(file.at, 10);
-            }
-        }
-        assert!(file.seek(SeekFrom::Current(-30)).await.is_err());
-        assert_eq!(file.metadata().await.unwrap().len(), 10);
+        std::fs::write(&path, text).unwrap();
+        let open = OpenFile::new(std::fs::File::open(&path).unwrap());
+        (folder, open)
     }
 
-    /// The reader may come back with less room than it had.
     #[tokio::test]
-    async fn no_byte_is_lost_between_two_rooms() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        std::fs::write(&path, "0123456789").unwrap();
-        let mut file = OpenFile::new(Arc::new(std::fs::File::open(&path).unwrap()));
-        let mut bytes = [0; 8];
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        assert!(
-            Pin::new(&mut file)
-                .poll_read(&mut cx, &mut ReadBuf::new(&mut bytes))
-                .is_pending()
-        );
-        file.read_exact(&mut bytes[..3]).await.unwrap();
-        file.read_exact(&mut bytes[3..]).await.unwrap();
-        assert_eq!(&bytes, b"01234567");
+    async fn it_is_read_from_where_one_wants_and_as_far() {
+        let (_folder, mut file) = file("0123456789");
+        assert_eq!(file.metadata().await.unwrap().len(), 10);
+        for (from, length, most, expected) in [
+            (0, 10, 4, &["0123", "4567", "89"][..]),
+            (3, 4, 3, &["345", "6"]),
+            // It has become shorter.
+            (8, 10, 8, &["89"]),
+            (20, 1, 8, &[]),
+            (0, 0, 8, &[]),
+        ] {
+            file.seek(SeekFrom::Start(from)).await.unwrap();
+            let mut body = file.clone().body(length);
+            let mut got = Vec::new();
+            while let Some(bytes) = body.next(most).await.unwrap() {
+                got.push(String::from_utf8(bytes.to_vec()).unwrap());
+            }
+            assert_eq!(got, expected, "{length} from {from}");
+        }
+    }
+
+    /// Both ways read the same; which one is taken depends on what the system has in memory.
+    #[test]
+    fn what_is_in_memory_is_read_as_the_rest_is() {
+        let (_folder, file) = file("0123456789");
+        for (at, most) in [(0, 10), (2, 3), (8, 5)] {
+            let waited = read_at(&file.file, at, most).unwrap();
+            assert!(read_cached(&file.file, at, most).is_none_or(|cached| cached == waited));
+        }
+        assert_eq!(read_cached(&file.file, 10, 5), None);
     }
 }
