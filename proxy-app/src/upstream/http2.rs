@@ -4,21 +4,28 @@
 //! engine writes is read as HTTP/1 and sent as a stream, and the answer is written as the engine reads it. Trailers are
 //! not passed on, as in HTTP/1.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{Method, Request, StatusCode, Uri, Version};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a server may send ahead of us. A connection has one stream at a time, and its own window is larger.
-const WINDOW: u32 = 32 * 1024;
+/// What a server may send ahead of us while it is not known that our client reads. With it a frame fits into the first
+/// buffer of the h2 library, which has 8 KiB and doubles otherwise.
+const NARROW: u32 = 7 * 1024;
+/// The same for a client that reads.
+const WIDE: u32 = 64 * 1024;
+/// The window of a connection, which has one stream at a time: never the smaller one.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Most of a request body that waits for the server's window.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Most of a head, as much as the engine takes in HTTP/1.
@@ -39,6 +46,64 @@ const HOP_BY_HOP: [&str; 7] = [
 /// A connection without a stream.
 pub(crate) struct Http2Link {
     send: SendRequest<Bytes>,
+    window: Arc<Window>,
+}
+
+/// The window of the answers on a connection. The task of the connection puts in force what its stream wants.
+struct Window(Mutex<WindowState>);
+
+struct WindowState {
+    wanted: u32,
+    in_force: u32,
+    task: Option<Waker>,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self(Mutex::new(WindowState {
+            wanted: NARROW,
+            in_force: NARROW,
+            task: None,
+        }))
+    }
+
+    fn want(&self, size: u32) {
+        let mut state = self.0.lock();
+        if state.wanted != size {
+            state.wanted = size;
+            if let Some(task) = state.task.take() {
+                task.wake();
+            }
+        }
+    }
+
+    /// Tells the server, unless it has not yet confirmed what it was told last. Returns whether there is something to
+    /// be sent.
+    fn settle<S: AsyncRead + AsyncWrite + Unpin>(&self, cx: &Context<'_>, link: &mut Connection<S, Bytes>) -> bool {
+        let mut state = self.0.lock();
+        state.task = Some(cx.waker().clone());
+        if state.wanted == state.in_force || link.set_initial_window_size(state.wanted).is_err() {
+            return false;
+        }
+        state.in_force = state.wanted;
+        true
+    }
+}
+
+/// Keeps a connection going until it ends.
+async fn keep_going<S>(mut link: Connection<S, Bytes>, window: Arc<Window>) -> Result<(), h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| {
+        loop {
+            let polled = Pin::new(&mut link).poll(cx);
+            if polled.is_ready() || !window.settle(cx, &mut link) {
+                return polled;
+            }
+        }
+    })
+    .await
 }
 
 impl Http2Link {
@@ -51,19 +116,22 @@ impl Http2Link {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (send, connection) = h2::client::Builder::new()
-            .initial_window_size(WINDOW)
+            .initial_window_size(NARROW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEAD_MAX as u32)
             .enable_push(false)
             .handshake(io)
             .await?;
         // It ends when the connection does, and that ends when nobody holds its link or a stream.
+        let window = Arc::new(Window::new());
+        let going = keep_going(connection, window.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = going.await {
                 log::debug!("a connection over HTTP/2 has ended: {error}");
             }
         });
-        Ok(Self { send })
+        Ok(Self { send, window })
     }
 
     /// Whether it takes another stream.
@@ -79,9 +147,53 @@ pub(crate) struct Exchange {
     sending: Sending,
     answer: Answer,
     /// What the engine has not read yet of the answer.
-    owed: BytesMut,
+    owed: Owed,
     /// Bytes of the answer that count against its window until the engine has read them.
     unreleased: usize,
+}
+
+/// Bytes of an answer for the engine. The data are not copied before it reads them: where they came in is the one place
+/// that they take.
+#[derive(Default)]
+struct Owed {
+    /// A head, or the size of a chunk.
+    front: BytesMut,
+    data: Bytes,
+    back: &'static [u8],
+}
+
+impl Owed {
+    fn is_empty(&self) -> bool {
+        self.front.is_empty() && self.data.is_empty() && self.back.is_empty()
+    }
+
+    /// More of the body, in a chunk if so.
+    fn put(&mut self, data: Bytes, chunked: bool, last: bool) {
+        if chunked && !data.is_empty() {
+            let size = format!("{:x}\r\n", data.len());
+            self.front.extend_from_slice(size.as_bytes());
+        }
+        self.back = match (chunked, data.is_empty(), last) {
+            (false, ..) | (true, true, false) => b"",
+            (true, true, true) => b"0\r\n\r\n",
+            (true, false, false) => b"\r\n",
+            (true, false, true) => b"\r\n0\r\n\r\n",
+        };
+        self.data = data;
+    }
+
+    fn read(&mut self, buf: &mut ReadBuf<'_>) {
+        self.front.advance(copy(&self.front, buf));
+        self.data.advance(copy(&self.data, buf));
+        self.back = &self.back[copy(self.back, buf)..];
+    }
+}
+
+/// As many of these bytes as there is room for. Returns how many.
+fn copy(bytes: &[u8], buf: &mut ReadBuf<'_>) -> usize {
+    let count = buf.remaining().min(bytes.len());
+    buf.put_slice(&bytes[..count]);
+    count
 }
 
 /// How far the request is.
@@ -111,7 +223,7 @@ impl Exchange {
             link,
             sending: Sending::Head(BytesMut::new()),
             answer: Answer::None(None),
-            owed: BytesMut::new(),
+            owed: Owed::default(),
             unreleased: 0,
         }
     }
@@ -119,7 +231,13 @@ impl Exchange {
     /// The connection, if it can carry another request.
     pub(crate) fn finish(mut self) -> Option<Http2Link> {
         let whole = self.is_over() && self.link.is_open();
+        self.link.window.want(NARROW);
         whole.then_some(self.link)
+    }
+
+    /// Its client reads: the server may send more at once.
+    pub(crate) fn hurry(&self) {
+        self.link.window.want(WIDE);
     }
 
     /// Whether request and answer have ended well.
@@ -197,7 +315,7 @@ impl Exchange {
                 // The answer itself may have come before the error that this would be.
                 if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                     let (parts, ()) = interim.into_parts();
-                    write_answer_head(&mut self.owed, &parts, None);
+                    write_answer_head(&mut self.owed.front, &parts, None);
                     return Poll::Ready(Ok(()));
                 }
                 let (parts, body) = ready!(Pin::new(response).poll(cx)).map_err(broken)?.into_parts();
@@ -208,7 +326,7 @@ impl Exchange {
                     () if body.is_end_stream() => Some("content-length: 0\r\n"),
                     () => Some("transfer-encoding: chunked\r\n"),
                 };
-                write_answer_head(&mut self.owed, &parts, framing);
+                write_answer_head(&mut self.owed.front, &parts, framing);
                 let chunked = framing.is_some() && !body.is_end_stream();
                 self.answer = match body.is_end_stream() {
                     true => Answer::Over,
@@ -222,26 +340,17 @@ impl Exchange {
                     body.flow_control().release_capacity(released).map_err(broken)?;
                 }
                 let chunked = *chunked;
-                match ready!(body.poll_data(cx)).transpose().map_err(broken)? {
-                    Some(data) => {
-                        self.unreleased = data.len();
-                        write_data(&mut self.owed, &data, chunked);
-                        if body.is_end_stream() {
-                            self.end_answer(chunked);
-                        }
-                    }
-                    None => self.end_answer(chunked),
+                let data = ready!(body.poll_data(cx)).transpose().map_err(broken)?;
+                let last = data.is_none() || body.is_end_stream();
+                let data = data.unwrap_or_default();
+                self.unreleased = data.len();
+                self.owed.put(data, chunked, last);
+                if last {
+                    self.answer = Answer::Over;
                 }
                 Poll::Ready(Ok(()))
             }
         }
-    }
-
-    fn end_answer(&mut self, chunked: bool) {
-        if chunked {
-            self.owed.extend_from_slice(b"0\r\n\r\n");
-        }
-        self.answer = Answer::Over;
     }
 }
 
@@ -267,9 +376,7 @@ impl AsyncRead for Exchange {
         while self.owed.is_empty() && !matches!(self.answer, Answer::Over) {
             ready!(self.poll_answer(cx))?;
         }
-        let count = buf.remaining().min(self.owed.len());
-        buf.put_slice(&self.owed[..count]);
-        self.owed.advance(count);
+        self.owed.read(buf);
         Poll::Ready(Ok(()))
     }
 }
@@ -417,19 +524,6 @@ fn write_answer_head(out: &mut BytesMut, parts: &Parts, framing: Option<&str>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_data(out: &mut BytesMut, data: &[u8], chunked: bool) {
-    if data.is_empty() {
-        return;
-    }
-    if chunked {
-        out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
-    }
-    out.extend_from_slice(data);
-    if chunked {
-        out.extend_from_slice(b"\r\n");
-    }
-}
-
 fn broken(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, error)
 }
@@ -440,7 +534,11 @@ fn invalid(why: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::sync::watch;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -595,5 +693,51 @@ mod tests {
             }
             link = exchange.finish().expect("the connection can be used again");
         }
+    }
+
+    /// A server that answers with bytes without end, and says how many it was allowed to send.
+    async fn pour(io: DuplexStream, sent: watch::Sender<usize>) {
+        let mut connection = h2::server::handshake(io).await.unwrap();
+        while let Some(accepted) = connection.accept().await {
+            let sent = sent.clone();
+            sent.send_replace(0);
+            tokio::spawn(async move {
+                let mut out = accepted
+                    .unwrap()
+                    .1
+                    .send_response(http::Response::new(()), false)
+                    .unwrap();
+                out.reserve_capacity(1024 * 1024);
+                while let Some(Ok(_)) = poll_fn(|cx| out.poll_capacity(cx)).await {
+                    let allowed = out.capacity();
+                    out.send_data(Bytes::from(vec![b'x'; allowed]), false).unwrap();
+                    sent.send_modify(|sent| *sent += allowed);
+                    out.reserve_capacity(1024 * 1024);
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_may_send_more_for_a_client_that_reads() {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (sent, mut was_sent) = watch::channel(0);
+        tokio::spawn(pour(theirs, sent));
+        let mut exchange = Exchange::new(Http2Link::begin(ours).await.unwrap());
+        exchange
+            .write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            .await
+            .unwrap();
+        let mut wait = async |size: u32| {
+            let all = was_sent.wait_for(|sent| *sent >= size as usize);
+            *timeout(Duration::from_secs(10), all).await.unwrap().unwrap()
+        };
+        assert_eq!(wait(NARROW).await, NARROW as usize);
+        exchange.hurry();
+        assert_eq!(wait(WIDE).await, WIDE as usize);
+        let (window, link) = (exchange.link.window.clone(), exchange.link.send.clone());
+        drop(exchange.finish());
+        assert_eq!(window.0.lock().wanted, NARROW);
+        drop(link);
     }
 }
