@@ -31,6 +31,7 @@ impl UpstreamTrust {
     pub(crate) fn new(ca_file: Option<&Path>, verify: bool) -> Result<Self, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
+        builder.set_read_ahead(true);
         if let Some(path) = ca_file {
             // These authorities and no others: the builder may know some of the system's already.
             let mut store = X509StoreBuilder::new()?;
