@@ -390,11 +390,15 @@ async fn who_falls_behind_is_told_so() {
 /// that follows what is announced has what the tree has.
 #[tokio::test]
 async fn the_view_is_that_of_the_tree_after_random_changes() {
+    let rounds = amount("PORTICO_CHANGES", 300).div_ceil(100);
     let mut slapd = LdapStage::start("");
-    let (directory, _watching) = told_by(&[slapd.url()]).await;
+    let directory = load(settings(&[slapd.url()])).await;
+    // A server that is restarted every few seconds is left alone for half a minute: then changes are looked for.
+    let _watching = watch(&directory, if rounds > 3 { Duration::from_secs(1) } else { HOUR });
+    until("changes are told", || is_told(&directory)).await;
     let mut model = Model::of(&directory);
     let mut random = Random(4533);
-    for round in 0..amount("PORTICO_CHANGES", 300).div_ceil(100) {
+    for round in 0..rounds {
         let mut admin = slapd.admin().await;
         for _ in 0..100 {
             random.change(&mut admin, &mut model.names).await;
