@@ -48,6 +48,7 @@ mod sync_wire;
 mod syncrepl;
 
 pub use edit::LdapEditor;
+pub use sync_message::said;
 
 /// Entries of one account search. Two would do to see that a name has more than one owner; the rest is for the
 /// warning.

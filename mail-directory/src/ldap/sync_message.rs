@@ -125,6 +125,11 @@ pub(super) enum InfoKind {
     },
 }
 
+/// What a message of a server says, as far as it can be read, in the words of this program.
+pub fn said(message: &[u8]) -> Option<String> {
+    parse(message).map(|incoming| format!("{incoming:?}"))
+}
+
 /// Takes a message apart: the content of its sequence.
 pub(super) fn parse(message: &[u8]) -> Option<Incoming> {
     let mut parts = Elements::of(message);

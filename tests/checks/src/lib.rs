@@ -17,6 +17,7 @@ mod path;
 mod proxy;
 mod rewrite;
 mod sasl;
+mod sync_message;
 mod yaml;
 
 /// A fuzz target: its name, and what it checks.
@@ -37,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     ("proxy", proxy::check),
     ("rewrite", rewrite::check),
     ("sasl", sasl::check),
+    ("sync_message", sync_message::check),
     ("yaml", yaml::check),
 ];
 

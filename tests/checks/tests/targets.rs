@@ -68,6 +68,7 @@ targets![
     proxy,
     rewrite,
     sasl,
+    sync_message,
     yaml,
 ];
 

@@ -1,0 +1,26 @@
+//! Messages of an LDAP server that tells changes (RFC 4533). It may be anybody, where TLS is off.
+
+use mail_directory::ldap::said;
+
+/// Most characters that a byte of a message becomes, escaped, with what stands around it.
+const FOR_A_BYTE: usize = 32;
+/// What stands around all of them.
+const AROUND: usize = 1024;
+
+/// A message is what it is, however often it is read, and nothing in it grows; what is cut off is no other message of
+/// the same length.
+pub(crate) fn check(bytes: &[u8]) {
+    let found = said(bytes);
+    assert_eq!(found, said(bytes));
+    if let Some(text) = &found {
+        assert!(
+            text.len() <= bytes.len() * FOR_A_BYTE + AROUND,
+            "{} of {}",
+            text.len(),
+            bytes.len()
+        );
+    }
+    for cut in crate::cuts(bytes.len()) {
+        let _what_is_left_may_say_less = said(&bytes[..cut]);
+    }
+}
