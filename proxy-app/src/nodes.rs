@@ -21,7 +21,6 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::config::SharedStateConfig;
 use crate::node::limits::NodeLimits;
-use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 
 mod elsewhere;
@@ -187,7 +186,7 @@ impl Nodes {
         dns: Arc<DnsCache>,
         counting: Counting,
     ) -> anyhow::Result<Arc<Self>> {
-        let trust = UpstreamTrust::new(config.ca_file.as_deref(), true)?;
+        let trust = config.trust()?;
         let since = millis(SystemTime::now());
         let state = State {
             engine: None,

@@ -330,12 +330,16 @@ fn the_engine_is_guarded_by_tls_and_its_access_list() -> Result<()> {
         let ca = portico_tests::certs::Authority::new(&stage.dir("redis-ca")?)?;
         let redis = Redis::start_guarded(stage, &ca, "correct-horse-battery")?;
         let password = stage.file("redis.password", "correct-horse-battery\n")?;
+        let own = ca.client("proxy")?;
         let section = |password: &std::path::Path| {
             format!(
-                "{{url: \"rediss://{}\", user: portico, password_file: \"{}\", ca_file: \"{}\"}}",
+                "{{url: \"rediss://{}\", user: portico, password_file: \"{}\", ca_file: \"{}\", \
+                 certificate: \"{}\", key: \"{}\"}}",
                 redis.address(),
                 password.display(),
-                ca.file().display()
+                ca.file().display(),
+                own.certificate_file.display(),
+                own.key_file.display()
             )
         };
         let together = Together::build(stage, 2, &section(&password), |_| ())?;
@@ -356,18 +360,22 @@ fn the_engine_is_guarded_by_tls_and_its_access_list() -> Result<()> {
         let stranger = portico_tests::certs::Authority::called("Stranger", &stage.dir("stranger-ca")?)?;
         let strange =
             section(&password).replace(&ca.file().display().to_string(), &stranger.file().display().to_string());
-        for (section, expected) in [(section(&wrong), "WRONGPASS"), (strange, "certificate")] {
+        let bare = section(&password).replace("certificate: ", "prefix: portico} # ");
+        let all = [(section(&wrong), "WRONGPASS"), (strange, "certificate"), (bare, "")];
+        for (at, (section, expected)) in all.into_iter().enumerate() {
             let front = Endpoints::new(stage, None)?;
             let mut node = node(&together.town, NAMES[2], &front);
             node.more.push(("shared_state".to_owned(), section));
             let mut directory = together.town.directory();
             directory.node(NAMES[2]);
-            let name = format!("stranger-{}", expected.to_lowercase());
+            let name = format!("stranger-{at}");
             let portico = start(stage, &name, &node, &directory)?;
             until(expected, SOON, || {
                 let status = json(&portico, &["status"])?;
                 let why = status["shared_state"]["why"].as_str().unwrap_or_default().to_owned();
-                Ok(why.contains(expected).then_some(()))
+                let has_tried = !why.is_empty() && !why.contains("has not answered yet");
+                ensure!(status["shared_state"]["joined"] == false, "{status}");
+                Ok((has_tried && why.contains(expected)).then_some(()))
             })?;
         }
         Ok(())

@@ -42,7 +42,7 @@ impl Redis {
     pub fn start_guarded(stage: &Stage, ca: &Authority, password: &str) -> Result<Self> {
         let port = stage.port()?;
         let pair = ca.server(&["127.0.0.1"])?;
-        let mut config = format!("port 0\ntls-port {port}\ntls-auth-clients no\n");
+        let mut config = format!("port 0\ntls-port {port}\ntls-auth-clients yes\n");
         write!(
             config,
             "tls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\n",

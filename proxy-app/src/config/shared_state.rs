@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mail_directory::Secret;
+use mail_directory::tls_words::reasons;
 use mail_directory::yaml::{Mapping, Node};
+use openssl::error::ErrorStack;
 use route_cache::HostPort;
 
 use super::read::ConfigReader;
@@ -28,6 +30,8 @@ pub(crate) struct SharedStateConfig {
     pub password: Option<Secret<String>>,
     /// Authorities that its certificate is checked with; absent: the system's.
     pub ca_file: Option<PathBuf>,
+    /// The certificate that this node shows the engine, and its key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
     /// The name of the group whose primary the Sentinels tell.
     pub sentinel: Option<Sentinel>,
     /// The longest wait for one answer.
@@ -57,6 +61,20 @@ pub(crate) enum Place {
     },
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+impl SharedStateConfig {
+    /// TLS towards the engine.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub(crate) fn trust(&self) -> Result<UpstreamTrust, ErrorStack> {
+        let own = self
+            .certificate
+            .as_ref()
+            .map(|(certificate, key)| (&**certificate, &**key));
+        UpstreamTrust::with_certificate(self.ca_file.as_deref(), true, own)
+    }
 }
 
 impl std::fmt::Display for Place {
@@ -101,6 +119,7 @@ impl ConfigReader {
             user: self.text(&mut section, "user"),
             password: section.take("password_file").and_then(|node| self.password(node)),
             ca_file: section.take("ca_file").and_then(|node| self.authorities(node)),
+            certificate: self.own_certificate(&mut section),
             sentinel: self.sentinel(&mut section),
             timeout: Duration::from_millis(400),
             prefix: self
@@ -143,6 +162,29 @@ impl ConfigReader {
             node.error(format!("{}: {error}", path.display()), &mut self.problems);
         }
         Some(path)
+    }
+
+    /// Both or none.
+    fn own_certificate(&mut self, section: &mut Mapping<'_>) -> Option<(PathBuf, PathBuf)> {
+        let node = section.node();
+        let certificate = section.take("certificate");
+        let key = section.take("key");
+        match (certificate, key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                let certificate = certificate.path_buf(&mut self.problems)?;
+                let own = (certificate, key.path_buf(&mut self.problems)?);
+                if let Err(error) = UpstreamTrust::with_certificate(None, true, Some((&own.0, &own.1))) {
+                    let why = reasons(&error.to_string()).into_owned();
+                    node.error(format!("{}: {why}", own.0.display()), &mut self.problems);
+                }
+                Some(own)
+            }
+            _ => {
+                node.error("certificate and key go together", &mut self.problems);
+                None
+            }
+        }
     }
 
     fn sentinel(&mut self, section: &mut Mapping<'_>) -> Option<Sentinel> {
@@ -232,6 +274,11 @@ mod tests {
             ("shared_state: {url: 'redis://a', timeout: 1m}", "50ms to 5s"),
             ("shared_state: {url: 'redis://a', prefix: 'a b'}", "expected letters"),
             ("shared_state: {url: 'redis://a', ca_file: none.pem}", "No such file"),
+            ("shared_state: {url: 'redis://a', certificate: a.pem}", "go together"),
+            (
+                "shared_state: {url: 'redis://a', certificate: none.pem, key: none.key}",
+                "none.pem",
+            ),
             ("shared_state: {url: 'redis://a', password_file: none}", "No such file"),
             ("shared_state: {url: 'redis://a', sentinel: {}}", "name"),
             ("shared_state: {url: 'redis://a', more: 1}", "more"),

@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use mail_proxy::BoxStream;
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode, SslVersion};
+use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,6 +29,18 @@ impl UpstreamTrust {
     /// # Errors
     /// The file cannot be read.
     pub(crate) fn new(ca_file: Option<&Path>, verify: bool) -> Result<Self, ErrorStack> {
+        Self::with_certificate(ca_file, verify, None)
+    }
+
+    /// The same with a certificate of our own: a file with it, and behind it its chain, and a file with its key.
+    ///
+    /// # Errors
+    /// As [`UpstreamTrust::new`], or the two do not go together.
+    pub(crate) fn with_certificate(
+        ca_file: Option<&Path>,
+        verify: bool,
+        own: Option<(&Path, &Path)>,
+    ) -> Result<Self, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
         builder.set_read_ahead(true);
@@ -43,6 +55,11 @@ impl UpstreamTrust {
         } else if let Some(bundle) = openssl_probe::probe().cert_file {
             // The library looks where Debian has them. Each distribution has a place of its own for all in one file.
             builder.set_ca_file(bundle)?;
+        }
+        if let Some((certificate, key)) = own {
+            builder.set_certificate_chain_file(certificate)?;
+            builder.set_private_key_file(key, SslFiletype::PEM)?;
+            builder.check_private_key()?;
         }
         builder.set_verify(if verify {
             SslVerifyMode::PEER
