@@ -4,8 +4,10 @@
 //! ([`portico_tests::load`]) and simulator. It prints a table and judges nothing: machines differ, and what else
 //! they do. Compare ratios within one run. docs/load-testing.md says more.
 //!
+//! Then the same is put on Portico, nginx, HAProxy and, for the web, the bare proxy in turns, for the ratios of their CPU.
+//!
 //! `cargo bench -p portico-tests --bench load -- --scale 0.1 --only imap` runs a tenth of it, of what has `imap` in
-//! its name.
+//! its name; `--only ratio` runs the second part alone, `--rounds 3` with three rounds.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -13,18 +15,22 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use portico_tests::Stage;
-use portico_tests::bare::Bare;
 use portico_tests::certs::{Authority, Pair};
 use portico_tests::config::{Directory, Listener, Node, Serve, Tls};
 use portico_tests::load::{Act, Load, Mail};
 use portico_tests::nginx::Nginx;
 use portico_tests::portico::Portico;
+use portico_tests::rivals::{self, Addresses, Endpoint, Rival};
 use portico_tests::simulator;
 use portico_tests::town::{Person, Town};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 const ACCOUNTS: usize = 200;
+/// Accounts of the directory. Where each is to be new, no more are used.
+const COLD_ACCOUNTS: usize = 20_000;
+/// Octets of a TCP segment on Ethernet.
+const ETHERNET: u32 = 1448;
 const STORE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const FRONT: &str = "mail.example.test";
 const SMALL: usize = 512;
@@ -43,11 +49,11 @@ fn main() -> Result<()> {
     for case in cases(wanted.scale) {
         if case.name.contains(&wanted.only) {
             // Each with a process of its own: one that had work before keeps memory for more.
-            Stage::run(|stage| House::open(stage, &runtime, &[])?.measure(&case))?;
+            Stage::run(|stage| House::open(stage, &runtime, &[], case.certificate)?.measure(&case))?;
         }
     }
     imaptest(&wanted)?;
-    ratios(&wanted, &runtime)
+    compare(&wanted, &runtime)
 }
 
 /// imaptest straight at a Dovecot, and at Portico in front of it, in clear text.
@@ -95,47 +101,73 @@ fn imaptest(wanted: &Wanted) -> Result<()> {
     })
 }
 
-/// CPU time of a small request through Portico, beside the same through a bare proxy on Pingora and through nginx: in
-/// turns, one thread each, without access log.
-fn ratios(wanted: &Wanted, runtime: &Runtime) -> Result<()> {
-    const ROUNDS: usize = 5;
+/// CPU time of a unit through Portico, beside the same through other front doors: in turns, one thread each, without
+/// access log.
+fn compare(wanted: &Wanted, runtime: &Runtime) -> Result<()> {
     const ALONE: [(&str, &str); 2] = [("threads", "1"), ("log", "{access: off, audit: off}")];
-    let loads = cases(0.3 * wanted.scale).into_iter().filter(|case| {
-        let is_small = ["http_small", "https_small", "h2_small"].contains(&case.name);
-        is_small && format!("{}_ratio", case.name).contains(&wanted.only)
+    let loads = cases(wanted.scale).into_iter().filter(|case| {
+        let name = format!("{}_ratio", case.name);
+        name.contains(&wanted.only)
     });
     for (number, case) in loads.enumerate() {
         if number == 0 {
+            let title = format!("CPU, {} rounds in turns", wanted.rounds);
+            let [time, nginx, span, bare] = ["µs/unit", "to nginx", "least-most", "to bare"];
             println!(
-                "\n{:22} {:>12} {:>12} {:>12} {:>14} {:>14}",
-                "CPU of a small request", "Portico µs", "bare µs", "nginx µs", "Portico/bare", "Portico/nginx"
+                "\n{title:24} {:8} {time:>12} {nginx:>12} {span:>16} {bare:>12}",
+                "through"
             );
         }
         Stage::run(|stage| {
-            let house = House::open(stage, runtime, &ALONE)?;
-            let rivals = Rivals::open(stage, &house)?;
-            let mut rounds = Vec::new();
+            let house = House::open(stage, runtime, &ALONE, case.certificate)?;
+            let rivals = Rivals::open(stage, &house, runtime, &case)?;
             // The first is not counted: buffers grow, connections to the server are opened.
-            for round in 0..=ROUNDS {
-                let times = rivals.round(&house, &case)?;
+            let mut rounds = Vec::new();
+            for round in 0..=wanted.rounds {
+                let times = rivals.round(&house, &case, round)?;
                 if round > 0 {
                     rounds.push(times);
                 }
             }
-            let of = |pick: &dyn Fn(&[f64; 3]) -> f64| median(rounds.iter().map(pick).collect());
-            println!(
-                "{:22} {:12.1} {:12.1} {:12.1} {:14.2} {:14.2}",
-                case.name,
-                of(&|times| times[0]),
-                of(&|times| times[1]),
-                of(&|times| times[2]),
-                of(&|times| times[0] / times[1]),
-                of(&|times| times[0] / times[2]),
-            );
+            show(&case, &rivals, &rounds);
             Ok(())
         })?;
     }
     Ok(())
+}
+
+/// One line for each front door.
+fn show(case: &Case, rivals: &Rivals, rounds: &[Vec<f64>]) {
+    let names: Vec<&str> = ["Portico"]
+        .into_iter()
+        .chain(rivals.0.iter().map(|rival| rival.name))
+        .collect();
+    let place = |name: &str| names.iter().position(|other| *other == name);
+    for (number, name) in names.iter().enumerate() {
+        let to = |base: &str| -> Option<Vec<f64>> {
+            let base = place(base)?;
+            let mut ratios: Vec<f64> = rounds.iter().map(|times| times[number] / times[base]).collect();
+            ratios.sort_by(f64::total_cmp);
+            Some(ratios)
+        };
+        let middle = |ratios: &[f64]| {
+            ratios
+                .get(ratios.len() / 2)
+                .map_or_else(String::new, |at| format!("{at:.2}"))
+        };
+        let (nginx, bare) = (to("nginx").unwrap_or_default(), to("bare").unwrap_or_default());
+        let span = match (nginx.first(), nginx.last()) {
+            (Some(least), Some(most)) => format!("{least:.2}-{most:.2}"),
+            _ => String::new(),
+        };
+        let time = median(rounds.iter().map(|times| times[number]).collect());
+        println!(
+            "{:24} {name:8} {time:12.1} {:>12} {span:>16} {:>12}",
+            case.name,
+            middle(&nginx),
+            middle(&bare)
+        );
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -143,48 +175,44 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Other proxies in front of the same web server.
-struct Rivals {
-    bare: Bare,
-    nginx: Nginx,
-    at: [Addresses; 2],
-}
+/// Other front doors before the same servers.
+struct Rivals(Vec<Rival>);
 
 impl Rivals {
-    fn open(stage: &Stage, house: &House) -> Result<Self> {
-        let at = [
-            Addresses::new(stage, Ipv4Addr::LOCALHOST)?,
-            Addresses::new(stage, Ipv4Addr::LOCALHOST)?,
+    fn open(stage: &Stage, house: &House, runtime: &Runtime, case: &Case) -> Result<Self> {
+        let asked = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+        let listener = runtime.block_on(TcpListener::bind(asked))?;
+        let servers = [Mail::Imap, Mail::Pop3].map(|mail| house.back.mail(mail, Endpoint::Plain));
+        runtime.spawn(rivals::auth(listener, servers));
+        let mut all = vec![
+            Rival::nginx(stage, &house.pair, &house.back, asked)?,
+            Rival::haproxy(stage, &house.pair, &house.back)?,
         ];
-        let server = house.back.http;
-        Ok(Self {
-            bare: Bare::start(stage, [at[0].http, at[0].https], &house.pair, server)?,
-            nginx: Nginx::proxy(stage, "front", [at[1].http, at[1].https], &house.pair, server)?,
-            at,
-        })
+        if !matches!(case.load, Kind::Mail { .. }) {
+            all.push(Rival::bare(stage, &house.pair, &house.back)?);
+        }
+        Ok(Self(all))
     }
 
-    /// Microseconds of CPU for each request: of Portico, of the bare proxy, of nginx.
-    fn round(&self, house: &House, case: &Case) -> Result<[f64; 3]> {
-        let time = |at: &Addresses, ticks: &dyn Fn() -> Result<u64>| {
+    /// Microseconds of CPU for each unit: of Portico, and of each of the others. Who begins changes with the round.
+    fn round(&self, house: &House, case: &Case, round: usize) -> Result<Vec<f64>> {
+        let mut times = vec![0.0; self.0.len() + 1];
+        for step in 0..times.len() {
+            let number = (step + round) % times.len();
+            let rival = number.checked_sub(1).and_then(|number| self.0.get(number));
+            let ticks = || rival.map_or_else(|| house.portico.cpu_ticks(), Rival::cpu_ticks);
             let before = ticks()?;
-            let figures = house.put(case, at)?;
-            Ok((ticks()? - before) as f64 * 10_000.0 / figures.units)
-        };
-        let times: Result<Vec<f64>> = [
-            time(&house.front, &|| house.portico.cpu_ticks()),
-            time(&self.at[0], &|| self.bare.cpu_ticks()),
-            time(&self.at[1], &|| self.nginx.cpu_ticks()),
-        ]
-        .into_iter()
-        .collect();
-        times?.try_into().ok().context("three times")
+            let figures = house.put(case, rival.map_or(&house.front, |rival| &rival.at), round)?;
+            times[number] = (ticks()? - before) as f64 * 10_000.0 / figures.units;
+        }
+        Ok(times)
     }
 }
 
 /// What the command line asks for.
 struct Wanted {
     scale: f64,
+    rounds: usize,
     only: String,
 }
 
@@ -192,16 +220,18 @@ impl Wanted {
     fn read() -> Result<Self> {
         let mut wanted = Self {
             scale: 1.0,
+            rounds: 5,
             only: String::new(),
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--scale" => wanted.scale = words.next().context("--scale N")?.parse()?,
+                "--rounds" => wanted.rounds = words.next().context("--rounds N")?.parse()?,
                 "--only" => wanted.only = words.next().context("--only PART")?,
                 // Cargo says it to every benchmark.
                 "--bench" => {}
-                other => bail!("{other}? There are --scale N and --only PART"),
+                other => bail!("{other}? There are --scale N, --rounds N and --only PART"),
             }
         }
         Ok(wanted)
@@ -212,6 +242,14 @@ impl Wanted {
 struct Case {
     name: &'static str,
     load: Kind,
+    certificate: Certificate,
+}
+
+/// The key of the front doors' certificate.
+#[derive(Clone, Copy)]
+enum Certificate {
+    P256,
+    Rsa2048,
 }
 
 enum Kind {
@@ -232,17 +270,33 @@ enum Kind {
         act: Act,
         clients: usize,
         units: usize,
+        /// As on Ethernet, where it is not as on loopback.
+        segment: Option<u32>,
+        /// Each account is seen for the first time.
+        cold: bool,
     },
 }
 
-#[derive(Clone, Copy)]
-enum Endpoint {
-    Plain,
-    Tls,
+fn cases(scale: f64) -> Vec<Case> {
+    [web_cases(scale), login_cases(scale), fetch_cases(scale)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
-fn cases(scale: f64) -> Vec<Case> {
-    let times = |count: usize| ((count as f64 * scale) as usize).max(64);
+fn times(count: usize, scale: f64) -> usize {
+    ((count as f64 * scale) as usize).max(64)
+}
+
+fn case(name: &'static str, load: Kind) -> Case {
+    Case {
+        name,
+        load,
+        certificate: Certificate::P256,
+    }
+}
+
+fn web_cases(scale: f64) -> Vec<Case> {
     let seconds = ((10.0 * scale) as u64).max(2);
     let wrk = |endpoint, large, clients, new| Kind::Wrk {
         endpoint,
@@ -251,32 +305,67 @@ fn cases(scale: f64) -> Vec<Case> {
         seconds,
         new,
     };
-    let mail = |endpoint, mail, act, clients, units| Kind::Mail {
-        endpoint,
-        mail,
-        act,
-        clients,
-        units: times(units),
-    };
-    let case = |name, load| Case { name, load };
     vec![
         case("http_small", wrk(Endpoint::Plain, false, 32, false)),
         case("https_small", wrk(Endpoint::Tls, false, 32, false)),
         case("https_new_connections", wrk(Endpoint::Tls, false, 32, true)),
+        Case {
+            certificate: Certificate::Rsa2048,
+            ..case("https_new_rsa", wrk(Endpoint::Tls, false, 32, true))
+        },
         case("https_1MiB", wrk(Endpoint::Tls, true, 8, false)),
         case(
             "h2_small",
             Kind::H2 {
-                requests: times(200_000),
+                requests: times(200_000, scale),
             },
         ),
-        case("imap_login", mail(Endpoint::Plain, Mail::Imap, Act::Login, 64, 20_000)),
-        case("imaps_login", mail(Endpoint::Tls, Mail::Imap, Act::Login, 64, 10_000)),
-        case("pop3s_login", mail(Endpoint::Tls, Mail::Pop3, Act::Login, 64, 10_000)),
-        case(
-            "imaps_fetch_1MiB",
-            mail(Endpoint::Tls, Mail::Imap, Act::Fetch(LARGE), 8, 2_000),
-        ),
+    ]
+}
+
+fn login_cases(scale: f64) -> Vec<Case> {
+    let login = |endpoint, mail, act, units| Kind::Mail {
+        endpoint,
+        mail,
+        act,
+        clients: 64,
+        units: times(units, scale),
+        segment: None,
+        cold: false,
+    };
+    let cold = Kind::Mail {
+        endpoint: Endpoint::Tls,
+        mail: Mail::Imap,
+        act: Act::Login,
+        clients: 64,
+        units: times(10_000, scale).min(COLD_ACCOUNTS / 8),
+        segment: None,
+        cold: true,
+    };
+    vec![
+        case("imap_login", login(Endpoint::Plain, Mail::Imap, Act::Login, 20_000)),
+        case("imaps_login", login(Endpoint::Tls, Mail::Imap, Act::Login, 10_000)),
+        case("imaps_login_cold", cold),
+        case("pop3s_login", login(Endpoint::Tls, Mail::Pop3, Act::Login, 10_000)),
+        case("imaps_mixed", login(Endpoint::Tls, Mail::Imap, Act::Mixed, 2000)),
+    ]
+}
+
+fn fetch_cases(scale: f64) -> Vec<Case> {
+    let fetch = |endpoint, segment| Kind::Mail {
+        endpoint,
+        mail: Mail::Imap,
+        act: Act::Fetch(LARGE),
+        clients: 8,
+        units: times(2000, scale),
+        segment,
+        cold: false,
+    };
+    vec![
+        case("imap_bulk", fetch(Endpoint::Plain, None)),
+        case("imaps_bulk", fetch(Endpoint::Tls, None)),
+        case("imap_bulk_1448", fetch(Endpoint::Plain, Some(ETHERNET))),
+        case("imaps_bulk_1448", fetch(Endpoint::Tls, Some(ETHERNET))),
     ]
 }
 
@@ -300,40 +389,26 @@ struct House<'a> {
     _nginx: Nginx,
 }
 
-/// Where everything is, at Portico or at the servers.
-struct Addresses {
-    http: SocketAddrV4,
-    https: SocketAddrV4,
-    mail: [[SocketAddrV4; 2]; 2],
-}
-
-impl Addresses {
-    fn new(stage: &Stage, ip: Ipv4Addr) -> Result<Self> {
-        let any = || anyhow::Ok(SocketAddrV4::new(ip, stage.port()?));
-        Ok(Self {
-            http: any()?,
-            https: any()?,
-            mail: [[any()?, any()?], [any()?, any()?]],
-        })
-    }
-
-    fn mail(&self, mail: Mail, endpoint: Endpoint) -> SocketAddrV4 {
-        self.mail[mail as usize][endpoint as usize]
-    }
-
-    fn url(&self, endpoint: Endpoint, large: bool) -> String {
-        let file = if large { "large" } else { "small" };
-        match endpoint {
-            Endpoint::Plain => format!("http://{}/service/{file}", self.http),
-            Endpoint::Tls => format!("https://{}/service/{file}", self.https),
-        }
+fn url(at: &Addresses, endpoint: Endpoint, large: bool) -> String {
+    let file = if large { "large" } else { "small" };
+    match endpoint {
+        Endpoint::Plain => format!("http://{}/service/{file}", at.http),
+        Endpoint::Tls => format!("https://{}/service/{file}", at.https),
     }
 }
 
 impl House<'_> {
-    fn open<'a>(stage: &Stage, runtime: &'a Runtime, more: &[(&str, &str)]) -> Result<House<'a>> {
+    fn open<'a>(
+        stage: &Stage,
+        runtime: &'a Runtime,
+        more: &[(&str, &str)],
+        certificate: Certificate,
+    ) -> Result<House<'a>> {
         let ca = Authority::new(&stage.dir("ca")?)?;
-        let pair = ca.server(&[FRONT])?;
+        let pair = match certificate {
+            Certificate::P256 => ca.server(&[FRONT])?,
+            Certificate::Rsa2048 => ca.rsa_server(&[FRONT])?,
+        };
         let (front, back) = (
             Addresses::new(stage, Ipv4Addr::LOCALHOST)?,
             Addresses::new(stage, STORE)?,
@@ -388,17 +463,17 @@ impl House<'_> {
     }
 
     fn measure(&self, case: &Case) -> Result<()> {
-        let direct = self.put(case, &self.back)?;
+        let direct = self.put(case, &self.back, 0)?;
         row(case.name, "direct", &direct, None);
         let before = self.portico.cpu_ticks()?;
-        let through = self.put(case, &self.front)?;
+        let through = self.put(case, &self.front, 0)?;
         let ticks = self.portico.cpu_ticks()? - before;
         let cpu = ticks as f64 * 10.0 / through.units;
         row(case.name, "portico", &through, Some((cpu, self.portico.rss_kib()?)));
         Ok(())
     }
 
-    fn put(&self, case: &Case, at: &Addresses) -> Result<Figures> {
+    fn put(&self, case: &Case, at: &Addresses, round: usize) -> Result<Figures> {
         match case.load {
             Kind::Wrk {
                 endpoint,
@@ -406,14 +481,16 @@ impl House<'_> {
                 clients,
                 seconds,
                 new,
-            } => wrk(&at.url(endpoint, large), clients, seconds, new),
-            Kind::H2 { requests } => h2load(&at.url(Endpoint::Tls, false), requests),
+            } => wrk(&url(at, endpoint, large), clients, seconds, new),
+            Kind::H2 { requests } => h2load(&url(at, Endpoint::Tls, false), requests),
             Kind::Mail {
                 endpoint,
                 mail,
                 act,
                 clients,
                 units,
+                segment,
+                cold,
             } => self.mail(Load {
                 address: at.mail(mail, endpoint),
                 mail,
@@ -421,7 +498,9 @@ impl House<'_> {
                 act,
                 clients,
                 units,
-                accounts: ACCOUNTS,
+                accounts: if cold { COLD_ACCOUNTS } else { ACCOUNTS },
+                first_account: if cold { round * units } else { 0 },
+                segment,
             }),
         }
     }
@@ -475,7 +554,7 @@ fn directory(store: &Addresses) -> Directory {
         "zimbraPop3BindPort".into(),
         store.mail(Mail::Pop3, Endpoint::Plain).port().into(),
     );
-    directory.users(ACCOUNTS, &["store1.example.test"]);
+    directory.users(COLD_ACCOUNTS, &["store1.example.test"]);
     directory
 }
 

@@ -1,4 +1,5 @@
-//! What a session costs: memory of an idle logged-in one, CPU of a login. Prints numbers, judges nothing.
+//! What a session costs: memory of an idle logged-in one, CPU of a login, also beside many open sessions. Prints numbers,
+//! judges nothing.
 //!
 //! A mailbox simulator that admits everybody stands behind the release binary, in clear text, in this process.
 //! CPU and memory are read from `/proc` of Portico alone.
@@ -22,6 +23,12 @@ const SESSIONS: usize = 2000;
 const WARM_UP: usize = 40;
 const LOGINS: usize = 4000;
 const ACCOUNTS: usize = 100;
+/// Sessions that are open while others log in. Each takes two files of this process and two of Portico.
+const OPEN: [usize; 3] = [100, 1000, 8000];
+/// Files that this takes.
+const FILES: u64 = 19_000;
+/// Logins at each of them, in turns.
+const ROUNDS: usize = 7;
 const STORE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const FRONT: &str = "mail.example.test";
 
@@ -35,6 +42,41 @@ fn main() -> Result<()> {
         println!("{what:5}  an idle logged-in session       {kib:8.2} KiB resident, of {SESSIONS}");
         let ms = in_new_house(&runtime, |house| house.login(endpoint))?;
         println!("{what:5}  connect, log in, log out         {ms:8.3} ms of CPU, of {LOGINS}");
+    }
+    beside_open_sessions(&runtime)
+}
+
+/// CPU of a login at processes with few and with many open sessions, in turns.
+fn beside_open_sessions(runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    if most < FILES {
+        println!("IMAP   the same beside open sessions   not run: {FILES} open files are not allowed");
+        return Ok(());
+    }
+    let mut houses = Vec::new();
+    for open in OPEN {
+        let stage = Stage::new()?;
+        let house = House::open(&stage, runtime)?;
+        houses.push((house.sessions(Endpoint::Imap, open)?, house, stage));
+    }
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let times: Result<Vec<f64>> = houses.iter().map(|(_, house, _)| house.login(Endpoint::Imap)).collect();
+        rounds.push(times?);
+    }
+    for (number, open) in OPEN.into_iter().enumerate() {
+        let mut ratios: Vec<f64> = rounds.iter().map(|times| times[number] / times[0]).collect();
+        let mut times: Vec<f64> = rounds.iter().map(|times| times[number]).collect();
+        ratios.sort_by(f64::total_cmp);
+        times.sort_by(f64::total_cmp);
+        println!(
+            "IMAP   the same beside {open:5} sessions   {:8.3} ms of CPU; {:.2} ({:.2} to {:.2}) of that beside {}",
+            times[ROUNDS / 2],
+            ratios[ROUNDS / 2],
+            ratios[0],
+            ratios[ROUNDS - 1],
+            OPEN[0],
+        );
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ pub mod nginx;
 pub mod player;
 pub mod portico;
 pub mod redis;
+pub mod rivals;
 pub mod rustls_client;
 pub mod secrets;
 pub mod simulator;

@@ -3,7 +3,7 @@
 //! Every answer is read and checked; a run in which one of them is not what it must be has failed. It knows nothing
 //! of the server's certificate: it measures, and verifies nothing.
 
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslVerifyMode};
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio_openssl::SslStream;
 
 /// A protocol of mail.
@@ -31,6 +32,8 @@ pub enum Act {
     Login,
     /// Log in once, then fetch mails of this many bytes; a mail is a unit.
     Fetch(usize),
+    /// Log in, fetch mails from 1 to 256 KiB, IDLE, log out; IMAP only.
+    Mixed,
 }
 
 /// Where to, and how much.
@@ -50,6 +53,10 @@ pub struct Load {
     pub units: usize,
     /// Accounts to log in as, `user0@a.example` and so on.
     pub accounts: usize,
+    /// The first of them.
+    pub first_account: usize,
+    /// Octets of a TCP segment, if it is to be smaller than on loopback.
+    pub segment: Option<u32>,
 }
 
 /// What came out.
@@ -110,11 +117,16 @@ impl Load {
             if unit >= self.units {
                 return Ok(each);
             }
-            let user = format!("user{}@a.example", unit % self.accounts);
+            let user = format!("user{}@a.example", (self.first_account + unit) % self.accounts);
             let start = Instant::now();
             match self.act {
                 Act::Login => {
                     let mut wire = self.login(&tls, &user).await?;
+                    wire.leave(self.mail).await?;
+                }
+                Act::Mixed => {
+                    let mut wire = self.login(&tls, &user).await?;
+                    wire.mixed().await?;
                     wire.leave(self.mail).await?;
                 }
                 Act::Fetch(size) => {
@@ -130,7 +142,11 @@ impl Load {
     }
 
     async fn login(&self, tls: &SslContext, user: &str) -> Result<LoadSession> {
-        let tcp = TcpStream::connect(std::net::SocketAddr::from(self.address)).await?;
+        let socket = TcpSocket::new_v4()?;
+        if let Some(segment) = self.segment {
+            SockRef::from(&socket).set_tcp_mss(segment)?;
+        }
+        let tcp = socket.connect(SocketAddr::from(self.address)).await?;
         tcp.set_nodelay(true)?;
         let stream: Box<dyn Channel> = if self.tls {
             let mut ssl = Ssl::new(tls)?;
@@ -179,6 +195,15 @@ impl LoadSession {
             }
             Mail::Pop3 => self.must("QUIT\r\n", "+OK").await,
         }
+    }
+
+    async fn mixed(&mut self) -> Result<()> {
+        for size in [1024, 16 * 1024, 256 * 1024] {
+            self.fetch(size).await?;
+        }
+        self.must("i IDLE\r\n", "+").await?;
+        self.must("DONE\r\n", "i OK").await?;
+        self.must("n NOOP\r\n", "n OK").await
     }
 
     async fn fetch(&mut self, size: usize) -> Result<()> {

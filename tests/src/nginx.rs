@@ -31,39 +31,13 @@ impl Nginx {
         pair: &Pair,
         locations: &str,
     ) -> Result<Self> {
-        Self::start_with(stage, name, [http, https], pair, "", locations)
-    }
-
-    /// Starts one in front of a web server, to which it keeps connections.
-    pub fn proxy(
-        stage: &Stage,
-        name: &str,
-        [http, https]: [SocketAddrV4; 2],
-        pair: &Pair,
-        server: SocketAddrV4,
-    ) -> Result<Self> {
-        let upstream = format!("upstream server {{ server {server}; keepalive 512; }}");
-        let locations = "location / { access_log off; proxy_pass http://server; proxy_http_version 1.1; \
-             proxy_set_header Connection ''; proxy_set_header Host $host; \
-             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }";
-        Self::start_with(stage, name, [http, https], pair, &upstream, locations)
-    }
-
-    fn start_with(
-        stage: &Stage,
-        name: &str,
-        [http, https]: [SocketAddrV4; 2],
-        pair: &Pair,
-        upstream: &str,
-        locations: &str,
-    ) -> Result<Self> {
         let dir = stage.dir(&format!("nginx-{name}"))?;
         let text = format!(
             "daemon off; worker_processes 1; pid {dir}/pid; error_log stderr warn; user root;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n  access_log {dir}/asked; sendfile on; keepalive_requests 100000000; client_max_body_size 0;\n\
                client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
-               uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi; default_type text/plain;\n{upstream}\n\
+               uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi; default_type text/plain;\n\
                server {{\n    listen {http}; listen {https} ssl http2;\n\
                  ssl_certificate {certificate}; ssl_certificate_key {key};\n\
                  location = /service/health/ready {{ access_log off; return 200 '{{}}'; }}\n{locations}\n  }}\n}}\n",
@@ -75,11 +49,6 @@ impl Nginx {
         let addresses = [http, https];
         let child = spawn(&dir, &addresses)?;
         Ok(Self { dir, addresses, child })
-    }
-
-    /// CPU time used so far by it and its worker, in clock ticks of 10 ms.
-    pub fn cpu_ticks(&self) -> Result<u64> {
-        self.child.cpu_ticks()
     }
 
     /// Its folder, where it also logs its requests (`asked`).

@@ -70,6 +70,12 @@ async fn imap(word: &str, mut stream: MailStream) -> Result<()> {
                 send(&mut stream, size).await?;
                 say(&mut stream, &format!(")\r\n{tag} OK fetched")).await?;
             }
+            "IDLE" => {
+                say(&mut stream, "+ idling").await?;
+                stream.read_line(&mut line).await?;
+                line.clear();
+                say(&mut stream, &format!("{tag} OK done")).await?;
+            }
             "LOGOUT" => {
                 say(&mut stream, &format!("* BYE\r\n{tag} OK out")).await?;
                 return Ok(());
@@ -106,8 +112,8 @@ async fn pop3(mut stream: MailStream) -> Result<()> {
         let word = line.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
         line.clear();
         match word.as_str() {
-            // For a proxy that asks for capabilities: this server takes USER and PASS.
-            "CAPA" => say(&mut stream, "+OK\r\nUSER\r\n.").await?,
+            // For a proxy that asks for capabilities: this server takes USER and PASS, also at once.
+            "CAPA" => say(&mut stream, "+OK\r\nUSER\r\nPIPELINING\r\n.").await?,
             "STAT" => say(&mut stream, "+OK 1 1024").await?,
             "QUIT" => return say(&mut stream, "+OK").await,
             _ => say(&mut stream, "+OK").await?,
