@@ -467,3 +467,77 @@ fn a_move_ends_as_the_directory_says_when_slapd_stops_half_way() -> Result<()> {
     }
     Ok(())
 }
+
+/// What is under way when a new process takes over is undone by it, or completed where the directory may have been
+/// changed.
+#[test]
+fn an_upgrade_during_a_move_ends_it_as_the_directory_says() -> Result<()> {
+    for changing in [false, true] {
+        Stage::run(|stage| {
+            let town = Town::build(stage, movers())?;
+            let (mut node, directory) = (town.node(), town.directory());
+            let slapd = Slapd::start(stage, "slapd", &directory)?;
+            node.directory = slapd.source("200ms");
+            let portico = Portico::start(stage, &node, &directory, "info")?;
+            let mut scene = Scene { stage, town, portico };
+            scene.login("alice")?;
+            let go = scene.portico.dir().join("go");
+            let program = program(&scene, &format!("until test -e {}; do sleep 0.05; done", go.display()))?;
+            let conf = scene.portico.dir().join("portico.yaml");
+            let order = [
+                "users",
+                "move",
+                "alice@a.example",
+                "--to",
+                "store2.example.test",
+                "--copy",
+            ];
+            let mut command = Command::new(binary()?)
+                .arg("-c")
+                .arg(&conf)
+                .args(order)
+                .arg(&program)
+                .spawn()?;
+            let act = "move alice@a.example from store1.example.test to store2.example.test: ";
+            scene
+                .portico
+                .record(&[("event", "admin"), ("act", &format!("{act}the mail is copied"))])?;
+            let mut old = match changing {
+                false => scene.portico.upgrade("info")?,
+                true => {
+                    // The change may wait in the socket of a slapd that is stopped, or not have got that far.
+                    slapd.freeze()?;
+                    std::fs::write(&go, "")?;
+                    let state = scene.portico.dir().join("node.state");
+                    portico_tests::until("the change to be under way", Duration::from_secs(10), || {
+                        let text = std::fs::read_to_string(&state).unwrap_or_default();
+                        let text: String = text.split_whitespace().collect();
+                        Ok(text.contains("\"changing\":true").then_some(()))
+                    })?;
+                    let old = scene.portico.upgrade("info")?;
+                    slapd.thaw()?;
+                    old
+                }
+            };
+            let store = portico_tests::until("the move to be settled", Duration::from_secs(60), || {
+                let ended = |word: &str| {
+                    let act = format!("{act}{word} after a new start");
+                    scene.portico.count(&[("event", "admin"), ("act", &act)])
+                };
+                let (undone, moved) = (ended("undone")?, ended("moved")?);
+                Ok((undone + moved == 1).then_some(moved))
+            })?;
+            ensure!(changing || store == 0, "it was moved before its mail was copied");
+            let there = slapd.search("(zimbraMailDeliveryAddress=alice@a.example)", &["zimbraMailHost"])?;
+            ensure!(there.contains(&scene.town.stores[store].name), "{there}");
+            // Nobody watches it any more.
+            ensure!(!command.wait()?.success());
+            ensure!(store_of_alice(&scene)? == store);
+            ensure!(done(&scene.portico, &["users", "holds"])?.is_empty());
+            old.signal(nix::sys::signal::Signal::SIGTERM)?;
+            old.wait(Duration::from_secs(30))?;
+            scene.end()
+        })?;
+    }
+    Ok(())
+}
