@@ -296,6 +296,7 @@ impl Tries {
             server: route
                 .and_then(|route| Some(route.rsplit_once(':')?.0))
                 .unwrap_or_default(),
+            protocol: self.facts.protocol,
         };
         let place = self.env.limits.enter(&session);
         self.place = Some(place.map_err(LoginFailure::TooManySessions)?);

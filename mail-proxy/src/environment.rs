@@ -111,6 +111,8 @@ pub struct NewSession<'a> {
     pub client: IpAddr,
     /// Host of the mailbox server.
     pub server: &'a str,
+    /// What it speaks.
+    pub protocol: Protocol,
 }
 
 /// How many sessions there may be at once.

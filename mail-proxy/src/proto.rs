@@ -3,7 +3,7 @@
 use std::fmt;
 
 use route_cache::Service;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a listener's clients speak, as logs, lists and metrics name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -41,7 +41,8 @@ impl fmt::Display for Proto {
 }
 
 /// Which mail protocol a connection speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// IMAP (RFC 9051, RFC 3501).
     Imap,

@@ -277,3 +277,28 @@ fn sessions_of_an_account_are_limited() -> Result<()> {
         })
     })
 }
+
+/// What one protocol has used up does not keep the other out.
+#[test]
+fn sessions_are_limited_over_each_protocol() -> Result<()> {
+    play_limited("{sessions_per_account: {all: 3, imap: 1}}", |scene| {
+        let password = scene.town.person("alice")?.password();
+        let _first = scene.login("alice")?;
+        let answer = scene.imaps()?.imap(&format!("a1 LOGIN alice@a.example {password}"))?;
+        let last = answer.last().cloned().unwrap_or_default();
+        ensure!(last.starts_with("a1 NO [LIMIT] too many sessions"), "{last}");
+        let record = [
+            ("proto", "imap"),
+            ("outcome", "limit"),
+            ("why", "limits.sessions_per_account.imap"),
+        ];
+        until("a record", FREE, || {
+            Ok((scene.portico.count(&record)? == 1).then_some(()))
+        })?;
+        let mut pop3 = scene.pop3s()?;
+        pop3.pop_ok("USER alice@a.example")?;
+        pop3.pop_ok(&format!("PASS {password}"))?;
+        scene.login("bob")?;
+        Ok(())
+    })
+}

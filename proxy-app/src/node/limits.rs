@@ -22,7 +22,7 @@ pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
 pub(crate) use lease::Lease;
 use lease::Leases;
 use sessions::SessionCounts;
-pub(crate) use sessions::{SessionKeys, SessionWatch, SessionsConfig};
+pub(crate) use sessions::{SessionKeys, SessionLimit, SessionWatch, SessionsConfig};
 pub(crate) use unread::AnswerCounter;
 use unread::Unread;
 
@@ -153,8 +153,8 @@ impl NodeLimits {
     }
 
     /// What a session of another node counts for.
-    pub(crate) fn keys_elsewhere(&self, account: &str, client: IpAddr, server: &str) -> SessionKeys {
-        self.sessions.keys_elsewhere(account, client, server)
+    pub(crate) fn keys_elsewhere(&self, session: &NewSession<'_>) -> SessionKeys {
+        self.sessions.keys_elsewhere(session)
     }
 
     /// One more (or one less) session of another node.
@@ -244,7 +244,7 @@ impl SessionLimits for NodeLimits {
         let settings = self.settings.load();
         let mut config = settings.sessions;
         if settings.exempt.iter().any(|network| network.contains(&session.client)) {
-            config.per_address = 0;
+            config.per_address = SessionLimit::default();
         }
         match config == SessionsConfig::default() {
             true => Ok(Box::new(())),

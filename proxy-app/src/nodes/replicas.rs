@@ -41,6 +41,7 @@ impl SessionWatch for SessionTeller {
             account: session.account.to_owned(),
             client: session.client,
             server: session.server.to_owned(),
+            protocol: session.protocol,
             since: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
         });
         nodes.news.notify_one();
@@ -181,7 +182,12 @@ impl Nodes {
     }
 
     fn keys_of(&self, facts: &SessionFacts) -> SessionKeys {
-        self.limits.keys_elsewhere(&facts.account, facts.client, &facts.server)
+        self.limits.keys_elsewhere(&NewSession {
+            account: &facts.account,
+            client: facts.client,
+            server: &facts.server,
+            protocol: facts.protocol,
+        })
     }
 
     fn count(&self, steps: Vec<CountChange>) {

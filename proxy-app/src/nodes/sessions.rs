@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use mail_proxy::Protocol;
 use serde::{Deserialize, Serialize};
 
 use super::wire::{self, Bounded};
@@ -22,6 +23,8 @@ pub(crate) struct SessionFacts {
     pub client: IpAddr,
     /// Name of the mailbox server.
     pub server: String,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Since when, in milliseconds since 1970.
     pub since: u64,
 }
@@ -169,6 +172,7 @@ mod tests {
             account: account.to_owned(),
             client: "192.0.2.1".parse().unwrap(),
             server: "store1".to_owned(),
+            protocol: Protocol::Imap,
             since: 5,
         }
     }

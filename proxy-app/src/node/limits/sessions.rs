@@ -1,15 +1,15 @@
-//! How many mail sessions may be open at once, of an account, an address, a domain, a server.
+//! How many mail sessions may be open at once, of an account, an address, a domain, a server; all together, and over
+//! each protocol.
 //!
 //! Only what has a limit is counted: a limit that a reload sets counts the sessions that begin from then on. Those of
 //! other nodes are all counted, as far as they are known.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use mail_directory::domain_of;
-use mail_proxy::NewSession;
+use mail_proxy::{NewSession, Protocol};
 use parking_lot::Mutex;
 
 use super::Origin;
@@ -18,20 +18,38 @@ use super::Origin;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct SessionsConfig {
     /// Sessions of one account.
-    pub per_account: usize,
+    pub per_account: SessionLimit,
     /// Sessions of one account from one address.
-    pub per_account_and_address: usize,
+    pub per_account_and_address: SessionLimit,
     /// Sessions from one address.
-    pub per_address: usize,
+    pub per_address: SessionLimit,
     /// Sessions of the accounts of one domain.
-    pub per_domain: usize,
+    pub per_domain: SessionLimit,
     /// Sessions at one mailbox server.
-    pub per_server: usize,
+    pub per_server: SessionLimit,
 }
 
-/// What sessions have in common that count together.
+/// How many there may be; 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SessionLimit {
+    /// Over all protocols together.
+    pub all: usize,
+    /// Over IMAP.
+    pub imap: usize,
+    /// Over POP3.
+    pub pop3: usize,
+}
+
+/// What sessions have in common that count together, and over which protocol; `None`: over all.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum SessionKey {
+struct SessionKey {
+    in_common: InCommon,
+    protocol: Option<Protocol>,
+}
+
+/// What sessions have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum InCommon {
     Account(String),
     AccountAndAddress(String, Origin),
     Address(Origin),
@@ -40,7 +58,7 @@ enum SessionKey {
 }
 
 /// What a session of another node counts for, as keyed hashes.
-pub(crate) type SessionKeys = [u64; 5];
+pub(crate) type SessionKeys = [u64; 10];
 
 /// The sessions of other nodes.
 #[derive(Default)]
@@ -96,14 +114,14 @@ impl SessionCounts {
     }
 
     /// What a session of another node counts for.
-    pub(super) fn keys_elsewhere(&self, account: &str, client: IpAddr, server: &str) -> SessionKeys {
-        let session = NewSession {
-            account,
-            client,
-            server,
-        };
-        let elsewhere = self.elsewhere.lock();
-        all_keys(&session).map(|key| elsewhere.hasher.hash_one(key))
+    pub(super) fn keys_elsewhere(&self, session: &NewSession<'_>) -> SessionKeys {
+        let hasher = &self.elsewhere.lock().hasher;
+        let in_common = in_common(session);
+        std::array::from_fn(|at| {
+            let protocol = (at >= in_common.len()).then_some(session.protocol);
+            let in_common = in_common[at % in_common.len()].clone();
+            hasher.hash_one(SessionKey { in_common, protocol })
+        })
     }
 
     /// One more or one less session of another node.
@@ -132,37 +150,68 @@ impl Elsewhere {
     }
 }
 
-/// What a session counts for.
-fn all_keys(session: &NewSession<'_>) -> [SessionKey; 5] {
+/// What a session counts for, in the order of [`SessionsConfig::limits`].
+fn in_common(session: &NewSession<'_>) -> [InCommon; 5] {
     let (account, origin) = (session.account.to_owned(), Origin::of(session.client));
     let domain = domain_of(session.account).unwrap_or_default().to_owned();
     [
-        SessionKey::Account(account.clone()),
-        SessionKey::AccountAndAddress(account, origin),
-        SessionKey::Address(origin),
-        SessionKey::Domain(domain),
-        SessionKey::Server(session.server.to_owned()),
+        InCommon::Account(account.clone()),
+        InCommon::AccountAndAddress(account, origin),
+        InCommon::Address(origin),
+        InCommon::Domain(domain),
+        InCommon::Server(session.server.to_owned()),
     ]
+}
+
+impl SessionsConfig {
+    /// Each limit with the names that it has in the node file: over all protocols, over IMAP, over POP3.
+    fn limits(&self) -> [(SessionLimit, [&'static str; 3]); 5] {
+        macro_rules! names {
+            ($key:literal) => {
+                [
+                    concat!("limits.", $key),
+                    concat!("limits.", $key, ".imap"),
+                    concat!("limits.", $key, ".pop3"),
+                ]
+            };
+        }
+        [
+            (self.per_account, names!("sessions_per_account")),
+            (self.per_account_and_address, names!("sessions_per_account_and_address")),
+            (self.per_address, names!("sessions_per_address")),
+            (self.per_domain, names!("sessions_per_domain")),
+            (self.per_server, names!("sessions_per_server")),
+        ]
+    }
+}
+
+impl SessionLimit {
+    /// What applies to a session over this protocol: the limit, and over which protocols it counts.
+    fn of(self, protocol: Protocol) -> [(usize, Option<Protocol>); 3] {
+        let only = |limit, of| (if protocol == of { limit } else { 0 }, Some(of));
+        [
+            (self.all, None),
+            only(self.imap, Protocol::Imap),
+            only(self.pop3, Protocol::Pop3),
+        ]
+    }
 }
 
 /// What a session counts for where there is a limit, the limit of each, and its name in the node file.
 fn keys(session: &NewSession<'_>, config: SessionsConfig) -> Vec<(SessionKey, usize, &'static str)> {
-    let limits = [
-        (config.per_account, "limits.sessions_per_account"),
-        (
-            config.per_account_and_address,
-            "limits.sessions_per_account_and_address",
-        ),
-        (config.per_address, "limits.sessions_per_address"),
-        (config.per_domain, "limits.sessions_per_domain"),
-        (config.per_server, "limits.sessions_per_server"),
-    ];
-    if limits.iter().all(|(limit, _)| *limit == 0) {
+    if config == SessionsConfig::default() {
         return Vec::new();
     }
-    let all = all_keys(session).into_iter().zip(limits);
-    let all = all.map(|(key, (limit, name))| (key, limit, name));
-    all.filter(|(_, limit, _)| *limit != 0).collect()
+    let mut keys = Vec::new();
+    for (in_common, (limit, names)) in in_common(session).into_iter().zip(config.limits()) {
+        let applies = limit.of(session.protocol).into_iter().zip(names);
+        let applies = applies.filter(|((limit, _), _)| *limit != 0);
+        keys.extend(applies.map(|((limit, protocol), name)| {
+            let in_common = in_common.clone();
+            (SessionKey { in_common, protocol }, limit, name)
+        }));
+    }
+    keys
 }
 
 /// A session that is counted until this is dropped.
@@ -190,83 +239,116 @@ impl Drop for SessionPlace {
 mod tests {
     use super::*;
 
+    fn session<'a>(account: &'a str, client: &str, server: &'a str, protocol: Protocol) -> NewSession<'a> {
+        NewSession {
+            account,
+            client: client.parse().unwrap(),
+            server,
+            protocol,
+        }
+    }
+
+    fn limited(set: fn(&mut SessionsConfig)) -> SessionsConfig {
+        let mut config = SessionsConfig::default();
+        set(&mut config);
+        config
+    }
+
     #[test]
     fn every_limit_counts_what_it_names() {
-        let (one, other) = (
-            ("alice@a.test", "192.0.2.1", "store1"),
-            ("bob@b.test", "192.0.2.2", "store2"),
-        );
-        let limited = |set: fn(&mut SessionsConfig)| {
-            let mut config = SessionsConfig::default();
-            set(&mut config);
-            config
+        let one = session("alice@a.test", "192.0.2.1", "store1", Protocol::Imap);
+        let other = session("bob@b.test", "192.0.2.2", "store2", Protocol::Pop3);
+        let alice = NewSession {
+            account: one.account,
+            ..other
+        };
+        let at_home = NewSession {
+            client: one.client,
+            ..other
+        };
+        let at_the_server = NewSession {
+            server: one.server,
+            ..other
+        };
+        let neighbour = NewSession {
+            account: "carol@a.test",
+            ..other
         };
         for (config, name, same) in [
+            (limited(|c| c.per_account.all = 1), "limits.sessions_per_account", alice),
             (
-                limited(|c| c.per_account = 1),
-                "limits.sessions_per_account",
-                (one.0, other.1, other.2),
-            ),
-            (
-                limited(|c| c.per_account_and_address = 1),
+                limited(|c| c.per_account_and_address.all = 1),
                 "limits.sessions_per_account_and_address",
-                (one.0, one.1, other.2),
+                NewSession {
+                    server: other.server,
+                    ..one
+                },
             ),
             (
-                limited(|c| c.per_address = 1),
+                limited(|c| c.per_address.all = 1),
                 "limits.sessions_per_address",
-                (other.0, one.1, other.2),
+                at_home,
             ),
             (
-                limited(|c| c.per_domain = 1),
+                limited(|c| c.per_domain.all = 1),
                 "limits.sessions_per_domain",
-                ("carol@a.test", other.1, other.2),
+                neighbour,
             ),
             (
-                limited(|c| c.per_server = 1),
+                limited(|c| c.per_server.all = 1),
                 "limits.sessions_per_server",
-                (other.0, other.1, one.2),
+                at_the_server,
             ),
         ] {
             let counts = Arc::new(SessionCounts::default());
-            let enter = |(account, client, server): (&str, &str, &str)| {
-                let client = client.parse().unwrap();
-                let session = NewSession {
-                    account,
-                    client,
-                    server,
-                };
-                counts.enter(&session, config)
-            };
-            let first = enter(one).ok();
-            assert!(first.is_some() && enter(same).err() == Some(name), "{name}");
-            assert!(enter(other).is_ok(), "{name}");
+            let first = counts.enter(&one, config).ok();
+            assert!(
+                first.is_some() && counts.enter(&same, config).err() == Some(name),
+                "{name}"
+            );
+            assert!(counts.enter(&other, config).is_ok(), "{name}");
             drop(first);
-            assert!(enter(same).is_ok() && counts.here.lock().is_empty(), "{name}");
+            assert!(
+                counts.enter(&same, config).is_ok() && counts.here.lock().is_empty(),
+                "{name}"
+            );
         }
+    }
+
+    #[test]
+    fn protocols_count_apart_and_together() {
+        let counts = Arc::new(SessionCounts::default());
+        let config = limited(|c| {
+            c.per_account = SessionLimit {
+                all: 3,
+                imap: 2,
+                pop3: 2,
+            };
+        });
+        let of = |protocol| session("alice@a.test", "192.0.2.1", "store1", protocol);
+        let enter = |protocol| counts.enter(&of(protocol), config);
+        let imap = [enter(Protocol::Imap), enter(Protocol::Imap)];
+        assert!(imap.iter().all(Result::is_ok));
+        assert_eq!(enter(Protocol::Imap).err(), Some("limits.sessions_per_account.imap"));
+        let pop3 = enter(Protocol::Pop3);
+        assert!(pop3.is_ok());
+        assert_eq!(enter(Protocol::Pop3).err(), Some("limits.sessions_per_account"));
+        drop(imap);
+        let there = counts.keys_elsewhere(&of(Protocol::Pop3));
+        counts.count_elsewhere(there, true);
+        assert_eq!(enter(Protocol::Pop3).err(), Some("limits.sessions_per_account.pop3"));
+        assert!(enter(Protocol::Imap).is_ok());
     }
 
     #[test]
     fn sessions_of_other_nodes_count_until_they_end() {
         let counts = Arc::new(SessionCounts::default());
-        let config = SessionsConfig {
-            per_account: 2,
-            per_domain: 3,
-            ..SessionsConfig::default()
-        };
-        let client = "192.0.2.1".parse().unwrap();
-        let enter = |account| {
-            let server = "store1";
-            counts.enter(
-                &NewSession {
-                    account,
-                    client,
-                    server,
-                },
-                config,
-            )
-        };
-        let there = counts.keys_elsewhere("alice@a.test", "192.0.2.9".parse().unwrap(), "store2");
+        let config = limited(|c| {
+            c.per_account.all = 2;
+            c.per_domain.all = 3;
+        });
+        let enter = |account| counts.enter(&session(account, "192.0.2.1", "store1", Protocol::Imap), config);
+        let there = counts.keys_elsewhere(&session("alice@a.test", "192.0.2.9", "store2", Protocol::Pop3));
         counts.count_elsewhere(there, true);
         let here = enter("alice@a.test").ok();
         assert!(here.is_some());
@@ -283,11 +365,7 @@ mod tests {
     #[test]
     fn without_limits_nothing_is_counted() {
         let counts = Arc::new(SessionCounts::default());
-        let session = NewSession {
-            account: "alice@a.test",
-            client: "192.0.2.1".parse().unwrap(),
-            server: "store1",
-        };
+        let session = session("alice@a.test", "192.0.2.1", "store1", Protocol::Imap);
         let places: Vec<_> = (0..100)
             .map(|_| counts.enter(&session, SessionsConfig::default()))
             .collect();
