@@ -224,6 +224,11 @@ impl Nodes {
         Ok(nodes)
     }
 
+    /// The throttle knows of failed logins up to then; what others have told since is asked for.
+    pub(crate) fn remembers(&self, until: SystemTime) {
+        self.guesses.lock().remembers(millis(until));
+    }
+
     /// How this node stands with the engine.
     pub(crate) fn standing(&self) -> Standing {
         self.state.lock().with_engine.clone()

@@ -121,6 +121,17 @@ impl App {
         }
     }
 
+    /// What the previous process has written for this one, last of all; returns when it was written.
+    pub(crate) async fn take_throttle_again(self: &Arc<Self>) -> SystemTime {
+        let app = self.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let file = app.config.load().throttle.file.clone();
+            file.iter().for_each(|file| restore(&app.throttle, file));
+            written(file.as_deref())
+        });
+        task.await.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
     /// Writes it now, if the node file names a file.
     pub(crate) async fn keep_throttle_now(self: &Arc<Self>) {
         let app = self.clone();

@@ -74,6 +74,11 @@ impl Guesses {
         }
     }
 
+    /// What others have told since then is not known here.
+    pub(super) fn remembers(&mut self, until: u64) {
+        self.remembered = until;
+    }
+
     fn put(&mut self, told: Told) {
         if self.untold.len() >= MOST_UNTOLD {
             self.untold.pop_front();

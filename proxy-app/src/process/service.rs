@@ -161,6 +161,9 @@ impl Service for ListenerService {
         };
         let env = Arc::new(app.process());
         load_routes(&env).await;
+        if self.upgrade_request.is_some() {
+            take_throttle(&env).await;
+        }
         // Not one of the tasks: it answers until the process ends.
         tokio::spawn(admin.serve(app.admin(), shutdown.clone()));
         for (listener, socket) in sockets {
@@ -223,6 +226,12 @@ async fn load_routes(env: &ProcessEnv) {
     if let Some(kept) = &env.kept_routes {
         kept.load().await;
     }
+}
+
+/// The guesses at the previous process count at this one.
+async fn take_throttle(env: &ProcessEnv) {
+    let written = env.app.take_throttle_again().await;
+    env.nodes.iter().for_each(|nodes| nodes.remembers(written));
 }
 
 /// Keeps routes for the next process. Not before this one has taken over: the previous one would still write the file

@@ -90,6 +90,7 @@ impl EndSignal {
                     upgrade = Some(tokio::spawn(async move {
                         env.app.leave_moves().await;
                         write_routes(&env).await;
+                        write_throttle(&env).await;
                         upgrade::hand_over(asker, fds, path).await
                     }));
                 }
@@ -116,6 +117,15 @@ pub(crate) async fn write_routes(env: &ProcessEnv) {
     };
     if timeout(LAST_WRITE, kept.write_last()).await.is_err() {
         log::warn!("the routes are not written within {LAST_WRITE:?}; the next process may miss the latest");
+    }
+}
+
+/// Writes what is known of failed logins for the next process.
+async fn write_throttle(env: &ProcessEnv) {
+    if timeout(LAST_WRITE, env.app.keep_throttle_now()).await.is_err() {
+        log::warn!(
+            "what is known of failed logins is not written within {LAST_WRITE:?}; the next process may miss the latest"
+        );
     }
 }
 
