@@ -2,6 +2,8 @@
 //!
 //! What a peer may learn is decided here and nowhere else.
 
+use std::time::Duration;
+
 use crate::audit::Outcome;
 use crate::handle::CloseReason;
 use crate::mechanism::Mechanism;
@@ -9,6 +11,9 @@ use crate::throttle::Throttled;
 
 /// Characters of a mailbox server's own words that are passed on: one line of readable text.
 pub const MAX_TEXT: usize = 512;
+
+/// How long a refusal by the throttle waits at least, from the moment the credentials were complete.
+const THROTTLED_WAIT: Duration = Duration::from_millis(250);
 
 /// Why a login failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +101,16 @@ impl LoginFailure {
             | Self::UpstreamDown(_)
             | Self::DirectoryDown(_)
             | Self::Ended(_) => false,
+        }
+    }
+
+    /// How long after the credentials were complete the client may hear of it. What is refused by the throttle waits
+    /// for a moment only, which is longer than a lookup takes: what is known of an account, and what must be asked
+    /// for, are refused after the same time.
+    pub fn wait(&self, auth_wait: Duration) -> Option<Duration> {
+        match self {
+            Self::Throttled(_) => Some(THROTTLED_WAIT.min(auth_wait)),
+            _ => self.waits().then_some(auth_wait),
         }
     }
 
@@ -297,7 +312,7 @@ mod tests {
                     rule,
                     action: Action::Refuse,
                     count: 12,
-                    lasts: std::time::Duration::from_secs(90),
+                    lasts: Duration::from_secs(90),
                 },
                 message: "wait\r\na1 OK".to_owned(),
             })
@@ -315,6 +330,11 @@ mod tests {
         let failure = throttled(Rule::Many).in_our_words();
         assert_eq!(failure.outcome(), Outcome::Throttled);
         assert!(failure.counts() && !failure.waits());
+        let wait = |auth_wait| failure.wait(Duration::from_millis(auth_wait));
+        assert_eq!(
+            (wait(10_000), wait(10)),
+            (Some(THROTTLED_WAIT), Some(Duration::from_millis(10)))
+        );
     }
 
     #[test]

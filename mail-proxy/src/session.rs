@@ -360,8 +360,8 @@ impl Dialogue {
             true => failure,
             false => failure.in_our_words(),
         };
-        if failure.waits() {
-            self.wait_until(begun + held + self.env.settings.auth_wait).await?;
+        if let Some(wait) = failure.wait(self.env.settings.auth_wait) {
+            self.wait_until(begun + held + wait).await?;
         }
         self.due = None;
         // Our own work and waiting is not the client's time.
