@@ -303,9 +303,11 @@ pub(crate) fn host_of(authority: &str) -> Option<String> {
         let address: Ipv6Addr = address.parse().ok()?;
         return is_port_suffix(port).then(|| address.to_string());
     }
-    let (name, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
+    let colon = authority.bytes().position(|b| b == b':');
+    let (name, port) = authority.split_at(colon.unwrap_or(authority.len()));
     let name = name.strip_suffix('.').unwrap_or(name);
-    let good = is_port_suffix(port) && name.len() <= HOST_MAX && name.split('.').all(is_label);
+    let mut labels = name.as_bytes().split(|&b| b == b'.');
+    let good = is_port_suffix(port) && name.len() <= HOST_MAX && labels.all(is_label);
     good.then(|| name.to_ascii_lowercase())
 }
 
@@ -318,9 +320,9 @@ fn is_port_suffix(suffix: &str) -> bool {
 }
 
 /// Underscores are no host name letters (RFC 1123 §2.1), but internal names have them.
-fn is_label(label: &str) -> bool {
-    let letter = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    (1..=LABEL_MAX).contains(&label.len()) && label.bytes().all(letter)
+fn is_label(label: &[u8]) -> bool {
+    let letter = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    (1..=LABEL_MAX).contains(&label.len()) && label.iter().all(letter)
 }
 
 #[cfg(test)]

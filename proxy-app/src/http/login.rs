@@ -110,7 +110,8 @@ fn asks_for_basic(path: &str) -> bool {
 pub(crate) fn is_login_path(path: &str) -> Option<LoginForm> {
     let path = account::decoded(path)?;
     // Nearly all others are recognized by this alone.
-    if !path.contains("soap") && !path.contains("login") {
+    let mut parts = path.as_bytes().windows(4);
+    if !parts.any(|part| matches!(part, b"soap" | b"logi")) {
         return None;
     }
     let mut segments = account::segments(&path)?;
