@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_directory::names;
-use route_cache::{HostPort, Lookup, ReferredRoute, Route, RouteError, Tier};
+use route_cache::{Lookup, ReferredRoute, Route, RouteError, Tier};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -19,8 +19,7 @@ use crate::credentials::Credentials;
 use crate::environment::{ConnectError, Facts, NewSession, SessionEnv};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
 use crate::login_failure::LoginFailure;
-use crate::machine::{Accepted, IdFields, Introduction, Pipelines, UpstreamMachine, UpstreamStep};
-use crate::pipelining::PipeliningServers;
+use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, UpstreamStep};
 use crate::proto::Protocol;
 use crate::referral::Referral;
 use crate::scratch::read_with;
@@ -31,10 +30,6 @@ use crate::{imap, pop3};
 /// How long a mailbox server may take from the call to its first word. One that accepts connections and says
 /// nothing is frozen, and its users should hear so within 5 seconds.
 const GREETING: Duration = Duration::from_millis(4500);
-
-/// How long a server may take to answer what needs no thought, where it was told more at once. One that has lost the
-/// rest never answers it.
-const PROMPT: Duration = Duration::from_millis(4500);
 
 /// How long the mailbox server's answer is waited for when the client no longer waits for it. Dovecot keeps a client that
 /// guesses for up to 17 seconds.
@@ -203,9 +198,6 @@ struct Tries {
     /// The server that has named the one where the login was taken.
     referred_by: Option<Arc<str>>,
     place: Option<Box<dyn Send>>,
-    has_long_password: bool,
-    /// A server was told the login in one flight, and has answered none of it as it must.
-    fell_out_of_step: bool,
 }
 
 /// Why one try at one server failed.
@@ -246,8 +238,6 @@ impl Tries {
             sent_on: None,
             referred_by: None,
             place: None,
-            has_long_password: credentials.has_long_password(),
-            fell_out_of_step: false,
         }
     }
 
@@ -538,31 +528,12 @@ impl Tries {
         Err(LoginFailure::Held { text, why })
     }
 
-    /// Tries at a server: in one flight, where it takes that; else, or where it has not taken it after all, one question
-    /// after the other.
     async fn try_at(
         &mut self,
         route: &Route,
         credentials: &Credentials,
         id: IdFields,
     ) -> Result<(BoxStream, Accepted), TryFailure> {
-        let pipelines = match route.external {
-            true => Pipelines::No,
-            false => self.env.settings.pipelining.of(&route.address()),
-        };
-        let machine = self.upstream(route, credentials, id.clone(), pipelines);
-        let tried = self.try_once(route, machine, pipelines).await;
-        match std::mem::take(&mut self.fell_out_of_step) {
-            true => {
-                let machine = self.upstream(route, credentials, id, Pipelines::No);
-                self.try_once(route, machine, Pipelines::No).await
-            }
-            false => tried,
-        }
-    }
-
-    /// Connects to a server, in its turn. Returns when it was called, too.
-    async fn reach(&mut self, route: &Route) -> Result<(BoxStream, Instant), TryFailure> {
         self.record.phase = None;
         self.greets.send_replace(None);
         self.env.transport.turn(route).await.map_err(unreachable)?;
@@ -570,65 +541,40 @@ impl Tries {
         let connected = self.env.transport.connect(route).await;
         self.record.ms_connect = Some(self.took(Phase::Connect, called));
         self.env.audit.connected(route, connected.is_ok());
-        match connected {
-            Ok(server) => Ok((server, called)),
-            Err(error) => {
-                self.env.settings.pipelining.forget(&route.address());
-                Err(unreachable(error))
-            }
-        }
-    }
-
-    async fn try_once(
-        &mut self,
-        route: &Route,
-        machine: Box<dyn UpstreamMachine>,
-        pipelines: Pipelines,
-    ) -> Result<(BoxStream, Accepted), TryFailure> {
-        let (mut server, called) = self.reach(route).await?;
-        let known_as = (!route.external).then(|| route.address());
-        let mut told = Told::begin(machine, known_as, self.env.settings.pipelining.clone(), pipelines);
+        let mut server = connected.map_err(unreachable)?;
         let begun = Instant::now();
+        let mut machine = self.upstream(route, credentials, id);
         let limit = self.env.settings.upstream_login;
         let talk = async {
             // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and
             // wiped.
             let mut out = Vec::with_capacity(MAX_SAID);
-            let machine = told.machine.as_mut();
-            let greeted = first_words(&mut server, machine, &mut out, called + GREETING).await?;
+            let greeted = first_words(&mut server, machine.as_mut(), &mut out, called + GREETING).await?;
             self.greets.send_replace(Some(Instant::now()));
-            authenticate(&mut server, machine, greeted, out).await
+            authenticate(&mut server, machine.as_mut(), greeted, out).await
         };
         let answer = timeout(limit, talk).await.unwrap_or(Err(Unanswered::Silent));
         self.record.ms_login = Some(self.took(Phase::Login, begun));
         self.sent_on = None;
-        self.fell_out_of_step = told.settle(answer.as_ref().err());
-        let phase = told.machine.phase();
         let taken = answer.map(|mut accepted| {
             self.sent_on = Referral::take(&mut accepted.answer);
             (server, accepted)
         });
         taken.map_err(|unanswered| {
-            self.record.phase = Some(phase);
-            let long = self.has_long_password && phase == "login";
+            self.record.phase = Some(machine.phase());
+            let long = credentials.has_long_password() && machine.phase() == "login";
             match unanswered {
                 Unanswered::Gone | Unanswered::Refused(Refusal::Broken(_) | Refusal::Temporary(_)) if long => {
                     not_borne(unanswered)
                 }
                 Unanswered::Refused(refusal) => failure(refusal),
-                Unanswered::Gone | Unanswered::Lost => TryFailure::Stale(LoginFailure::UpstreamDown(CLOSED.to_owned())),
+                Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(CLOSED.to_owned())),
                 Unanswered::Silent => TryFailure::Doubtful(LoginFailure::UpstreamDown(SILENT.to_owned())),
             }
         })
     }
 
-    fn upstream(
-        &self,
-        route: &Route,
-        credentials: &Credentials,
-        client_id: IdFields,
-        pipelines: Pipelines,
-    ) -> Box<dyn UpstreamMachine> {
+    fn upstream(&self, route: &Route, credentials: &Credentials, client_id: IdFields) -> Box<dyn UpstreamMachine> {
         let settings = &self.env.settings;
         let introduction = Introduction {
             credentials: credentials.clone(),
@@ -643,7 +589,6 @@ impl Tries {
                     Protocol::Imap => settings.send_imap_id,
                     Protocol::Pop3 => settings.send_pop3_xoip,
                 },
-            pipelines,
         };
         match self.facts.protocol {
             Protocol::Imap => Box::new(imap::ImapUpstream::new(introduction)),
@@ -731,73 +676,6 @@ enum Unanswered {
     Refused(Refusal),
     Gone,
     Silent,
-    /// It has not answered what is answered at once.
-    Lost,
-}
-
-/// A dialogue with a mailbox server, and what it says of the server for the next ones: whatever becomes of it, and be it
-/// dropped. Of a server that nothing is known of only one dialogue at a time finds it out.
-struct Told {
-    machine: Box<dyn UpstreamMachine>,
-    /// `None`: external, nothing is remembered.
-    server: Option<HostPort>,
-    pipelining: Arc<PipeliningServers>,
-    tries_out: bool,
-    settled: bool,
-}
-
-impl Told {
-    fn begin(
-        machine: Box<dyn UpstreamMachine>,
-        server: Option<HostPort>,
-        pipelining: Arc<PipeliningServers>,
-        known: Pipelines,
-    ) -> Self {
-        let tries_out = known == Pipelines::Unknown;
-        if let Some(server) = server.clone().filter(|_| tries_out) {
-            pipelining.note(server, Pipelines::No);
-        }
-        Self {
-            machine,
-            server,
-            pipelining,
-            tries_out,
-            settled: false,
-        }
-    }
-
-    /// Notes what the server has said and done. Returns whether it is to be tried once more: after a silence there is
-    /// no time for that.
-    fn settle(&mut self, failed: Option<&Unanswered>) -> bool {
-        let doubtful = match failed {
-            None => false,
-            Some(Unanswered::Refused(refusal)) => matches!(refusal, Refusal::Broken(_)),
-            Some(Unanswered::Gone | Unanswered::Silent | Unanswered::Lost) => true,
-        };
-        self.settled = !(doubtful && self.machine.is_ahead());
-        if self.settled {
-            self.note(self.machine.learned());
-        }
-        !self.settled && !matches!(failed, Some(Unanswered::Silent))
-    }
-
-    fn note(&self, said: Option<Pipelines>) {
-        match (&self.server, said) {
-            (Some(server), Some(said)) => self.pipelining.note(server.clone(), said),
-            (Some(server), None) if self.tries_out => self.pipelining.forget(server),
-            _ => {}
-        }
-    }
-}
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        match (self.settled, self.machine.is_ahead()) {
-            (true, _) => {}
-            (false, true) => self.note(Some(Pipelines::No)),
-            (false, false) => self.note(None),
-        }
-    }
 }
 
 /// Hears what a mailbox server says unasked, and what is to be said then.
@@ -832,11 +710,7 @@ async fn authenticate(
             UpstreamStep::Accepted(accepted) => return Ok(accepted),
             UpstreamStep::Refused(refusal) => return Err(Unanswered::Refused(refusal)),
         }
-        step = match machine.is_prompt() {
-            true => timeout(PROMPT, hear(server, machine, &mut out)).await,
-            false => Ok(hear(server, machine, &mut out).await),
-        }
-        .unwrap_or(Err(Unanswered::Lost))?;
+        step = hear(server, machine, &mut out).await?;
     }
 }
 

@@ -15,7 +15,6 @@ use crate::connection::{BoxStream, ConnectionFacts, TlsFacts};
 use crate::credentials::Credentials;
 use crate::handle::Drain;
 use crate::machine::StartTls;
-use crate::pipelining::PipeliningServers;
 use crate::proto::Protocol;
 use crate::throttle::Throttle;
 use crate::{imap, pop3};
@@ -59,8 +58,6 @@ pub struct Settings {
     pub send_imap_id: bool,
     /// Whether a POP3 server is told the client's address (`zimbraReverseProxySendPop3Xoip`).
     pub send_pop3_xoip: bool,
-    /// Which mailbox servers take a login in one flight.
-    pub pipelining: Arc<PipeliningServers>,
     /// Name and version of this program, for `ID`.
     pub product: (String, String),
 }

@@ -20,7 +20,6 @@ mod login;
 pub mod login_failure;
 mod machine;
 mod mechanism;
-mod pipelining;
 pub mod pop3;
 mod proto;
 mod referral;
@@ -38,11 +37,9 @@ pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionL
 pub use handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{
-    Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, Pipelines, StartTls, Step, UpstreamMachine,
-    UpstreamStep,
+    Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };
 pub use mechanism::{Mechanism, Mechanisms};
-pub use pipelining::PipeliningServers;
 pub use proto::{Proto, Protocol};
 pub use referral::Referral;
 pub use server_refusal::Refusal;

@@ -131,19 +131,6 @@ pub trait LoginMachine: Send {
     fn phase(&self) -> &'static str;
 }
 
-/// Whether a mailbox server takes a login in one flight: who the client is, its name and its password, without an
-/// answer between them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Pipelines {
-    /// It has: POP3 by PIPELINING and USER in its list, IMAP by a list that does not forbid LOGIN.
-    Yes,
-    /// It has not, or may not be trusted with it.
-    #[default]
-    No,
-    /// It has not been asked.
-    Unknown,
-}
-
 /// What a mailbox server is told about a client.
 #[derive(Debug, Clone)]
 pub struct Introduction {
@@ -162,8 +149,6 @@ pub struct Introduction {
     /// Whether to tell the client's address (IMAP `ID`, POP3 `XOIP`). Servers believe it from anyone, so it is
     /// switched off for servers that are not ours.
     pub announce: bool,
-    /// What is known of the server.
-    pub pipelines: Pipelines,
 }
 
 /// A mailbox server took the login.
@@ -192,15 +177,6 @@ pub enum UpstreamStep {
 pub trait UpstreamMachine: Send {
     /// Takes bytes from the server and goes on, appending what is to be sent to `out`.
     fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep;
-
-    /// Whether it has said more than one thing at once, on the server's word that it takes that.
-    fn is_ahead(&self) -> bool;
-
-    /// Whether the next answer comes at once, if the server has got the question: it costs no look at a password.
-    fn is_prompt(&self) -> bool;
-
-    /// Whether the server takes a login in one flight, where it has said so in this dialogue.
-    fn learned(&self) -> Option<Pipelines>;
 
     /// Where the dialogue stands, for audit records (`banner`, `id`, `login`).
     fn phase(&self) -> &'static str;

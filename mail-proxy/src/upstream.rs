@@ -9,7 +9,7 @@ use mail_directory::Secret;
 
 use crate::line::{self, Input, LineSearch};
 use crate::login_failure::one_line;
-use crate::machine::{Accepted, Introduction, Pipelines, UpstreamMachine, UpstreamStep};
+use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::sasl;
 use crate::server_refusal::{NO_PLAIN, NO_TOKEN, Refusal};
@@ -25,17 +25,6 @@ const MAX_TOTAL: usize = 128 * 1024;
 pub trait UpstreamDialect: Debug + Send {
     /// Takes one line, without its end, and appends what is to be sent. `None`: more lines.
     fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep>;
-
-    /// Whether it has said more than one thing at once, on the server's word that it takes that.
-    fn is_ahead(&self) -> bool;
-
-    /// Whether the next answer comes at once, if the server has got the question: it costs no look at a password.
-    fn is_prompt(&self) -> bool {
-        false
-    }
-
-    /// Whether the server takes a login in one flight, where it has said so in this dialogue.
-    fn learned(&self) -> Option<Pipelines>;
 
     /// Where the dialogue stands, for audit records (`banner`, `id`, `login`).
     fn phase(&self) -> &'static str;
@@ -114,18 +103,6 @@ impl<D: UpstreamDialect> UpstreamMachine for UpstreamDriver<D> {
         }
     }
 
-    fn is_ahead(&self) -> bool {
-        self.dialect.is_ahead()
-    }
-
-    fn is_prompt(&self) -> bool {
-        self.dialect.is_prompt()
-    }
-
-    fn learned(&self) -> Option<Pipelines> {
-        self.dialect.learned()
-    }
-
     fn phase(&self) -> &'static str {
         self.dialect.phase()
     }
@@ -154,18 +131,6 @@ impl Introduction {
     /// Whether LOGIN, USER and PASS have no words for what the client wants.
     pub(crate) fn needs_sasl(&self) -> bool {
         self.is_delegated() || self.has_token()
-    }
-
-    /// Whether a server that takes a login in one flight can be told this one so: with a short password, and with
-    /// LOGIN, USER and PASS, which mean the same as SASL as long as all is ASCII.
-    pub(crate) fn fits_one_flight(&self, name: &str) -> bool {
-        let plain = |text: &[u8]| {
-            text.iter()
-                .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'))
-        };
-        let credentials = &self.credentials;
-        let is_plain = plain(name.as_bytes()) && plain(credentials.password.expose());
-        is_plain && !self.needs_sasl() && !credentials.has_long_password()
     }
 
     /// The mechanism by which a server with these can be told the credentials. The two for tokens carry the same.

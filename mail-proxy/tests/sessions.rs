@@ -22,7 +22,7 @@ use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::throttle::{Rule, Throttle, ThrottleSettings};
 use mail_proxy::{
     BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, LoginSlot,
-    PipeliningServers, Protocol, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
+    Protocol, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -91,26 +91,9 @@ enum Store {
     Greets(&'static str),
     /// Answers every login with this.
     Says(&'static str),
-    /// Speaks POP3, lists PIPELINING, and takes a packet of several lines so.
-    Pop3(Taking),
-    /// Speaks IMAP, lists what it can only where it is asked, and takes a packet of several lines so.
-    Unlisted(Taking),
-}
-
-/// What a server makes of several lines that come at once, whatever its list says.
-#[derive(Clone, Copy, PartialEq)]
-enum Taking {
-    Each,
-    /// The first counts, the others are lost.
-    First,
-    /// All is one line that is not understood.
-    Garbled,
-    /// It hangs up.
-    Never,
 }
 
 struct Network {
-    packets: Arc<Mutex<Vec<String>>>,
     stores: HashMap<&'static str, Store>,
     connects: Arc<AtomicUsize>,
 }
@@ -139,11 +122,7 @@ impl Transport for Network {
             return Err(ConnectError::Refused(format!("connect to {}: refused", route.host)));
         }
         let (near, far) = duplex(4096);
-        match store {
-            Store::Pop3(taking) => drop(tokio::spawn(listing(true, taking, far, self.packets.clone()))),
-            Store::Unlisted(taking) => drop(tokio::spawn(listing(false, taking, far, self.packets.clone()))),
-            _ => drop(tokio::spawn(store.run(far))),
-        }
+        tokio::spawn(store.run(far));
         Ok(Box::new(near))
     }
 }
@@ -189,65 +168,6 @@ impl Store {
         // From here on an echo, so that a relay can be told from a dialogue.
         let (mut read, mut write) = tokio::io::split(pipe);
         tokio::io::copy(&mut read, &mut write).await.map(drop)
-    }
-}
-
-/// Plays a server that has a list, and notes each packet.
-async fn listing(
-    pop3: bool,
-    taking: Taking,
-    mut pipe: DuplexStream,
-    packets: Arc<Mutex<Vec<String>>>,
-) -> io::Result<()> {
-    let greeting = if pop3 { "+OK ready\r\n" } else { "* OK ready\r\n" };
-    pipe.write_all(greeting.as_bytes()).await?;
-    loop {
-        let mut bytes = vec![0; 4096];
-        let read = pipe.read(&mut bytes).await?;
-        let packet = String::from_utf8_lossy(&bytes[..read]).into_owned();
-        packets.lock().unwrap().push(packet.clone());
-        let mut lines: Vec<&str> = packet.lines().collect();
-        match (lines.len() > 1, taking) {
-            (false, _) | (true, Taking::Each) => {}
-            (true, Taking::First) => lines.truncate(1),
-            (true, Taking::Garbled) => lines = vec!["X X", "X X", "X X"],
-            (true, Taking::Never) => return Ok(()),
-        }
-        if read == 0 {
-            return Ok(());
-        }
-        for line in lines {
-            let answer = if pop3 {
-                pop3_answer(line).to_owned()
-            } else {
-                imap_answer(line)
-            };
-            pipe.write_all(answer.as_bytes()).await?;
-        }
-    }
-}
-
-fn pop3_answer(line: &str) -> &'static str {
-    match line.split(' ').next().unwrap_or_default() {
-        "CAPA" => "+OK\r\nUSER\r\nPIPELINING\r\n.\r\n",
-        "PASS" if line == "PASS right" => "+OK in\r\n",
-        "PASS" => "-ERR [AUTH] no\r\n",
-        "X" => "-ERR unknown command\r\n",
-        _ => "+OK\r\n",
-    }
-}
-
-fn imap_answer(line: &str) -> String {
-    let (tag, command) = line.split_once(' ').unwrap_or_default();
-    match command.split(' ').next().unwrap_or_default() {
-        "CAPABILITY" => format!("* CAPABILITY IMAP4rev1\r\n{tag} OK done\r\n"),
-        "LOGIN" if command.ends_with("\"right\"") => format!("{tag} OK in\r\n"),
-        _ if line.ends_with('}') => "+ \r\n".to_owned(),
-        "LOGIN" => format!("{tag} NO [AUTHENTICATIONFAILED] no\r\n"),
-        "ID" => format!("{tag} OK\r\n"),
-        _ if line == "right" => "P2 OK in\r\n".to_owned(),
-        _ if line == "wrong" => "P2 NO [AUTHENTICATIONFAILED] no\r\n".to_owned(),
-        _ => format!("{tag} BAD unknown command\r\n"),
     }
 }
 
@@ -339,10 +259,6 @@ struct Plan {
     own_words: bool,
     /// How failed logins are judged, if not by default.
     throttle: Option<ThrottleSettings>,
-    /// What is known of the servers.
-    pipelining: Arc<PipeliningServers>,
-    /// What servers that have a list have been told at once.
-    packets: Arc<Mutex<Vec<String>>>,
 }
 
 fn settings() -> Settings {
@@ -358,7 +274,6 @@ fn settings() -> Settings {
         pass_errors: true,
         send_imap_id: true,
         send_pop3_xoip: true,
-        pipelining: Arc::default(),
         product: ("Portico".to_owned(), "0".to_owned()),
     }
 }
@@ -409,7 +324,6 @@ fn environment(
     let network = Network {
         stores: stores.map(|(name, store)| (name, store.unwrap_or(Store::Good))).into(),
         connects: connects.clone(),
-        packets: plan.packets.clone(),
     };
     SessionEnv {
         routes: Arc::new(RouteCache::new(cache, Arc::new(directory))),
@@ -418,7 +332,6 @@ fn environment(
         settings: Arc::new(Settings {
             auth_wait: Duration::from_secs(plan.wait.unwrap_or(10)),
             pass_errors: !plan.own_words,
-            pipelining: plan.pipelining.clone(),
             ..settings()
         }),
         throttle: Arc::new(Throttle::new(plan.throttle.clone().unwrap_or_default())),
@@ -1267,114 +1180,6 @@ async fn pop3_fails_in_its_own_words() {
     s.say("USER nobody@a.example\r\nPASS right\r\n").await;
     s.expect("+OK").await;
     s.expect("-ERR [AUTH]").await;
-}
-
-/// One login after the other at a server, and the packets that it has got.
-async fn logins_at(store: Store, pipelining: &Arc<PipeliningServers>, password: &str) -> (String, Vec<String>) {
-    let pop3 = matches!(store, Store::Pop3(_));
-    let packets = Arc::default();
-    let mut s = stage(Plan {
-        pop3,
-        one: Some(store),
-        wait: Some(0),
-        pipelining: pipelining.clone(),
-        packets: Arc::clone(&packets),
-        ..Plan::default()
-    });
-    line(&mut s.client).await.unwrap();
-    match pop3 {
-        true => {
-            s.say(&format!("USER alice@a.example\r\nPASS {password}\r\n")).await;
-            s.expect("+OK").await;
-        }
-        false => s.say(&format!("a LOGIN alice@a.example {password}\r\n")).await,
-    }
-    let answer = line(&mut s.client).await.unwrap();
-    let told = packets.lock().unwrap().clone();
-    (answer, told)
-}
-
-/// Not at the price of a wrong answer: a server that lists PIPELINING and cannot do it is believed once.
-#[tokio::test(start_paused = true)]
-async fn a_server_that_takes_a_login_in_one_flight_gets_it_so_and_one_that_only_says_so_does_not() {
-    const ALL: &str = "XOIP 192.0.2.7\r\nUSER alice@a.example\r\nPASS right\r\n";
-    let pop3 = |taking| {
-        let pipelining = Arc::new(PipeliningServers::default());
-        async move {
-            let mut flights = Vec::new();
-            for _ in 0..3 {
-                let (answer, told) = logins_at(Store::Pop3(taking), &pipelining, "right").await;
-                assert_eq!(answer, "+OK in", "{told:?}");
-                flights.push(told.iter().filter(|packet| !packet.is_empty()).count());
-                assert!(
-                    taking == Taking::Each || !told.iter().any(|packet| packet == ALL),
-                    "{told:?}"
-                );
-            }
-            let (answer, told) = logins_at(Store::Pop3(taking), &pipelining, "wrong").await;
-            assert_eq!(answer, "-ERR [AUTH] LOGIN failed", "{told:?}");
-            flights
-        }
-    };
-    // XOIP, CAPA, and then both; later all.
-    assert_eq!(pop3(Taking::Each).await, [3, 1, 1]);
-    // It was tried once more, one line at a time, and never at once again.
-    assert_eq!(pop3(Taking::Garbled).await, [6, 3, 3]);
-    assert_eq!(pop3(Taking::Never).await, [6, 3, 3]);
-}
-
-/// A password that was lost cannot be told from one that is thought about: only the login that tries it out pays.
-#[tokio::test(start_paused = true)]
-async fn a_server_that_loses_a_password_costs_one_login() {
-    let (store, pipelining) = (Store::Pop3(Taking::First), Arc::new(PipeliningServers::default()));
-    let (answer, told) = logins_at(store, &pipelining, "right").await;
-    assert_eq!(answer, "-ERR [AUTH] LOGIN failed", "{told:?}");
-    for (password, expected) in [
-        ("right", "+OK in"),
-        ("wrong", "-ERR [AUTH] LOGIN failed"),
-        ("right", "+OK in"),
-    ] {
-        let (answer, told) = logins_at(store, &pipelining, password).await;
-        assert_eq!(answer, expected, "{told:?}");
-    }
-    // One that has taken names and passwords so far, and loses all behind the first line.
-    pipelining_says_yes(&pipelining).await;
-    let (answer, told) = logins_at(store, &pipelining, "right").await;
-    assert_eq!(answer, "+OK in", "{told:?}");
-}
-
-/// The servers of a node an hour later, when a good one has been logged in at.
-async fn pipelining_says_yes(pipelining: &Arc<PipeliningServers>) {
-    tokio::time::advance(Duration::from_secs(3601)).await;
-    let (answer, _) = logins_at(Store::Pop3(Taking::Each), pipelining, "right").await;
-    assert_eq!(answer, "+OK in");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_imap_server_that_lists_nothing_in_its_greeting_is_asked_once() {
-    let pipelining = Arc::new(PipeliningServers::default());
-    for (password, flights, expected) in [
-        ("right", 3, "a OK in"),
-        ("right", 1, "a OK in"),
-        ("wrong", 1, "a NO [AUTHENTICATIONFAILED]"),
-        ("right", 1, "a OK in"),
-    ] {
-        let (answer, told) = logins_at(Store::Unlisted(Taking::Each), &pipelining, password).await;
-        assert!(answer.starts_with(expected), "{answer} {told:?}");
-        let said = told.iter().filter(|packet| !packet.is_empty()).count();
-        assert_eq!(said, flights, "{told:?}");
-    }
-    // By now it is another one, which understands nothing that comes at once.
-    for (password, flights, expected) in [
-        ("right", 6, "a OK in"),
-        ("right", 5, "a OK in"),
-        ("wrong", 5, "a NO [AUTHENTICATIONFAILED]"),
-    ] {
-        let (answer, told) = logins_at(Store::Unlisted(Taking::Never), &pipelining, password).await;
-        assert!(answer.starts_with(expected), "{answer} {told:?}");
-        let said = told.iter().filter(|packet| !packet.is_empty()).count();
-        assert_eq!(said, flights, "{told:?}");
-    }
 }
 
 /// Thousands of these live for hours.

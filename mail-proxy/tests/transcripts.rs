@@ -14,8 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::{
-    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Pipelines, Rejected,
-    StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
+    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Rejected, StartTls,
+    Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read, as a session would do it.
@@ -546,7 +546,6 @@ fn introduction(mechanism: Mechanism) -> Introduction {
         client_id: IdFields::default(),
         product: ("Portico".to_owned(), "1.0".to_owned()),
         announce: true,
-        pipelines: Pipelines::default(),
     }
 }
 
@@ -577,13 +576,6 @@ fn introduce(intro: &mut Introduction, key: &str, value: &str) {
         "id_name" => intro.client_id.name = Some(text()),
         "id_version" => intro.client_id.version = Some(text()),
         "announce" => intro.announce = value == "on",
-        "pipelines" => {
-            intro.pipelines = match value {
-                "yes" => Pipelines::Yes,
-                "no" => Pipelines::No,
-                _ => Pipelines::Unknown,
-            }
-        }
         _ => panic!("no setting {key}"),
     }
 }

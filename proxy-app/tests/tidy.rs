@@ -99,7 +99,6 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["session"],
             &["attempt"],
             &["environment"],
-            &["pipelining"],
             &["imap", "pop3"],
             &["login", "upstream"],
             &["machine", "sasl"],

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::quoted;
 use crate::line;
-use crate::machine::{Accepted, Introduction, Pipelines, UpstreamStep};
+use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
 use crate::server_refusal::{
@@ -44,10 +44,6 @@ pub struct ImapDialogue {
     answer: Vec<u8>,
     /// The server has said what is wrong with the token.
     challenged: bool,
-    /// The server has said by itself what it can.
-    told: bool,
-    /// LOGIN has been said by what was known of the server before.
-    ahead: bool,
 }
 
 /// Named by what is awaited.
@@ -91,8 +87,6 @@ impl ImapUpstream {
             untagged: Vec::new(),
             answer: Vec::new(),
             challenged: false,
-            told: false,
-            ahead: false,
         })
     }
 }
@@ -109,18 +103,6 @@ impl UpstreamDialect for ImapDialogue {
             Line::Tagged(CAPABILITY_TAG, _) => self.capability_answered(out),
             Line::Tagged(_, text) => self.answered(text),
             Line::Foreign => Some(broken("a tag that is not ours")),
-        }
-    }
-
-    fn is_ahead(&self) -> bool {
-        self.ahead
-    }
-
-    fn learned(&self) -> Option<Pipelines> {
-        let asked = self.intro.pipelines == Pipelines::Unknown;
-        match self.can.filter(|_| self.told && asked)?.login_disabled {
-            true => Some(Pipelines::No),
-            false => Some(Pipelines::Yes),
         }
     }
 
@@ -160,7 +142,6 @@ impl ImapDialogue {
     fn chatter(&mut self, line: &[u8], text: &[u8]) -> Option<UpstreamStep> {
         if word(text).eq_ignore_ascii_case(b"CAPABILITY") {
             self.can = Some(Capabilities::parse(&String::from_utf8_lossy(text)));
-            self.told = true;
         }
         match has_code(text, "ALERT") {
             true => self.keep(line),
@@ -184,34 +165,23 @@ impl ImapDialogue {
             return Some(unsaid);
         }
         self.can = Capabilities::of_greeting(text);
-        self.told = self.can.is_some();
         if !self.intro.announce {
             return self.begin(out);
         }
         out.extend_from_slice(self.id_command().as_bytes());
         self.state = State::Id;
         // A list that forbids the login may be another one behind ID.
-        if self.may_log_in() && self.forbids().is_none() && self.can_at_once() {
+        if self.can.is_some() && self.forbids().is_none() && self.can_at_once() {
             self.log_in(out);
             self.state = State::IdThenAnswer;
         }
         None
     }
 
-    /// Whether the login may be said without a question before it.
-    fn may_log_in(&self) -> bool {
-        self.can.is_some() || (self.intro.pipelines == Pipelines::Yes && self.fits_one_line())
-    }
-
-    /// Whether LOGIN with quoted strings will do, which any server takes that is not known to stumble over it.
-    fn fits_one_line(&self) -> bool {
-        self.intro.pipelines != Pipelines::No && self.intro.fits_one_flight(&self.name())
-    }
-
     /// The login, or first the question for which the greeting has no answer: without a list nobody knows whether
     /// the server forbids LOGIN, and the answer saves the round trips of literals.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if self.may_log_in() {
+        if self.can.is_some() {
             return self.log_in(out);
         }
         out.extend_from_slice(format!("{CAPABILITY_TAG} CAPABILITY\r\n").as_bytes());
@@ -273,15 +243,10 @@ impl ImapDialogue {
         let can = self.can();
         match self.mechanism() {
             Some(_) => can.sasl_ir,
-            None => self.takes_literals() || self.fits_one_line(),
+            None => [self.name().as_bytes(), self.intro.credentials.password.expose()]
+                .iter()
+                .all(|value| can.literal_plus || (can.literal_minus && value.len() <= MAX_SMALL_LITERAL)),
         }
-    }
-
-    /// Whether literals need not be asked for.
-    fn takes_literals(&self) -> bool {
-        let can = self.can();
-        let values = [self.name().len(), self.intro.credentials.password.expose().len()];
-        can.literal_plus || (can.literal_minus && values.iter().all(|length| *length <= MAX_SMALL_LITERAL))
     }
 
     fn log_in(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
@@ -298,7 +263,6 @@ impl ImapDialogue {
                 out.extend_from_slice(format!("{LOGIN_TAG} AUTHENTICATE {name}\r\n").as_bytes());
                 self.state = State::Message;
             }
-            (None, true) if !self.takes_literals() => self.say_line(out),
             (None, true) => {
                 let name = self.name();
                 out.extend_from_slice(format!("{LOGIN_TAG} LOGIN {{{}+}}\r\n{name}", name.len()).as_bytes());
@@ -313,14 +277,6 @@ impl ImapDialogue {
             }
         }
         None
-    }
-
-    fn say_line(&mut self, out: &mut Vec<u8>) {
-        self.ahead = true;
-        out.extend_from_slice(format!("{LOGIN_TAG} LOGIN \"{}\" \"", self.name()).as_bytes());
-        out.extend_from_slice(self.intro.credentials.password.expose());
-        out.extend_from_slice(b"\"\r\n");
-        self.state = State::Answer;
     }
 
     fn invited(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {

@@ -1,9 +1,9 @@
 //! The POP3 machine that faces the mailbox server until a user is logged in there.
 //!
-//! One question, one answer of one line, or of a list. Only where the server's list has PIPELINING (RFC 2449 section
-//! 6.6) and USER, or had them a while ago, name and password are said without an answer between them.
+//! One question, one answer of one line, or of a list; nothing is pipelined, because a server may answer XOIP as it
+//! likes.
 
-use crate::machine::{Accepted, Introduction, Pipelines, UpstreamStep};
+use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
 use crate::server_refusal::{Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls};
@@ -17,22 +17,10 @@ pub type Pop3Upstream = UpstreamDriver<Pop3Dialogue>;
 pub struct Pop3Dialogue {
     intro: Introduction,
     state: State,
-    list: List,
-    /// USER and PASS have been said at once.
-    ahead: bool,
+    /// The SASL mechanisms of the server's list.
+    mechanisms: Mechanisms,
     /// The server has said what is wrong with the token.
     challenged: bool,
-}
-
-/// What a server's list has said so far.
-#[derive(Debug, Default, Clone, Copy)]
-struct List {
-    mechanisms: Mechanisms,
-    user: bool,
-    pipelining: bool,
-    /// It holds what is no capability, but the answer to something else.
-    out_of_step: bool,
-    complete: bool,
 }
 
 /// Named by what is awaited.
@@ -58,8 +46,7 @@ impl Pop3Upstream {
         Self::speaking(Pop3Dialogue {
             intro,
             state: State::Banner,
-            list: List::default(),
-            ahead: false,
+            mechanisms: Mechanisms::default(),
             challenged: false,
         })
     }
@@ -75,10 +62,6 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::Banner, Indicator::Ok) => self.greeted(out),
             (State::Banner, Indicator::Err) => Some(UpstreamStep::Refused(Refusal::Temporary(printable(line)))),
             // Any answer will do: it is an offer, and the login decides.
-            (State::Xoip, Indicator::Ok | Indicator::Err) if self.ahead => {
-                self.state = State::User;
-                None
-            }
             (State::Xoip, Indicator::Ok | Indicator::Err) => self.begin(out),
             (State::Capa, Indicator::Ok) => {
                 self.state = State::CapaList;
@@ -86,17 +69,8 @@ impl UpstreamDialect for Pop3Dialogue {
             }
             // No list at all: the password is said only where the server invites it.
             (State::Capa, Indicator::Err) if self.intro.needs_sasl() => self.authenticate_unlisted(out),
-            (State::Capa, Indicator::Err) => {
-                self.list.complete = true;
-                self.say_name(out)
-            }
-            (State::User, Indicator::Ok) if self.ahead => {
-                self.state = State::Answer;
-                None
-            }
+            (State::Capa, Indicator::Err) => self.say_name(out),
             (State::User, Indicator::Ok) => self.say_password(out),
-            // It may mean that the server has taken all for one line.
-            (State::User, Indicator::Err) if self.ahead && is_about_login(line) => Some(broken(NAME_REFUSED)),
             (State::Message, Indicator::Invitation) => self.say_message(out),
             (State::Answer, Indicator::Ok) => Some(UpstreamStep::Accepted(Accepted {
                 untagged: Vec::new(),
@@ -108,7 +82,7 @@ impl UpstreamDialect for Pop3Dialogue {
             }
             (State::Answer, Indicator::Invitation) if self.intro.has_token() && !self.challenged => {
                 self.challenged = true;
-                out.extend_from_slice(self.intro.challenge_answer(self.list.mechanisms).as_bytes());
+                out.extend_from_slice(self.intro.challenge_answer(self.mechanisms).as_bytes());
                 out.extend_from_slice(b"\r\n");
                 None
             }
@@ -116,22 +90,6 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::Message, Indicator::Ok) => Some(broken("+OK before the password was said")),
             (State::CapaList, _) => Some(broken("the dialogue is over")),
         }
-    }
-
-    fn is_ahead(&self) -> bool {
-        self.ahead
-    }
-
-    fn is_prompt(&self) -> bool {
-        self.ahead && matches!(self.state, State::Xoip | State::User)
-    }
-
-    fn learned(&self) -> Option<Pipelines> {
-        let asked = self.intro.pipelines == Pipelines::Unknown;
-        (asked && self.list.complete).then(|| match self.list.pipelines() {
-            true => Pipelines::Yes,
-            false => Pipelines::No,
-        })
     }
 
     fn phase(&self) -> &'static str {
@@ -148,36 +106,20 @@ impl Pop3Dialogue {
         if let Err(unsaid) = self.intro.can_be_said() {
             return Some(unsaid);
         }
-        if self.intro.announce {
-            self.say_address(out);
+        if !self.intro.announce {
+            return self.begin(out);
         }
-        match (self.knows(), self.intro.announce) {
-            (Pipelines::Yes, _) => self.say_name_and_password(out),
-            (_, true) => None,
-            (_, false) => self.begin(out),
-        }
-    }
-
-    /// What counts of that for this login.
-    fn knows(&self) -> Pipelines {
-        match self.intro.fits_one_flight(&self.intro.login) {
-            true => self.intro.pipelines,
-            false => Pipelines::No,
-        }
-    }
-
-    fn say_address(&mut self, out: &mut Vec<u8>) {
         // IPv4 addresses look like IPv4 addresses (MAIL §11 no. 2), whatever kind of socket they came through.
         out.extend_from_slice(format!("XOIP {}\r\n", self.intro.client.to_canonical()).as_bytes());
         self.state = State::Xoip;
+        None
     }
 
     /// USER and PASS for a client that used them. AUTH for one that did, and for a long password, where the server's
     /// own list has PLAIN (RFC 5034 section 3). Only AUTH can carry a token, or log in to another user's mailbox: USER
-    /// has no words for that. A server that nothing is known of is asked: if it takes both at once, that costs nothing.
+    /// has no words for that.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let asks = self.wants_sasl() || self.knows() == Pipelines::Unknown;
-        match asks {
+        match self.intro.needs_sasl() || self.intro.credentials.prefer_sasl() {
             true => {
                 out.extend_from_slice(b"CAPA\r\n");
                 self.state = State::Capa;
@@ -192,39 +134,20 @@ impl Pop3Dialogue {
     /// ```
     fn listed(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         if line == b"." {
-            self.list.complete = true;
-            return self.choose(out);
+            return match self.intro.mechanism(self.mechanisms) {
+                Some(mechanism) => self.authenticate(mechanism, out),
+                None => match self.intro.lacks() {
+                    Some(lacks) => Some(broken(lacks)),
+                    None => self.say_name(out),
+                },
+            };
         }
-        self.list.take(line);
-        None
-    }
-
-    /// How the login goes on behind the list.
-    fn choose(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if self.knows() == Pipelines::Unknown && self.list.pipelines() {
-            return self.say_name_and_password(out);
+        let mut words = line.split(|&byte| byte == b' ');
+        if words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SASL")) {
+            words
+                .filter_map(Mechanism::of_sasl)
+                .for_each(|known| self.mechanisms.insert(known));
         }
-        let by = self.intro.mechanism(self.list.mechanisms);
-        match (by.filter(|_| self.wants_sasl()), self.intro.lacks()) {
-            (Some(mechanism), _) => self.authenticate(mechanism, out),
-            (None, Some(lacks)) => Some(broken(lacks)),
-            (None, None) => self.say_name(out),
-        }
-    }
-
-    fn wants_sasl(&self) -> bool {
-        self.intro.needs_sasl() || self.intro.credentials.prefer_sasl()
-    }
-
-    /// Behind XOIP, if that has no answer yet.
-    fn say_name_and_password(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let waits_for = match self.state {
-            State::Xoip => State::Xoip,
-            _ => State::User,
-        };
-        self.say_name(out);
-        self.say_password(out);
-        (self.ahead, self.state) = (true, waits_for);
         None
     }
 
@@ -234,7 +157,7 @@ impl Pop3Dialogue {
             true => self.intro.credentials.mechanism,
             false => Mechanism::SaslPlain,
         };
-        self.list.mechanisms.insert(mechanism);
+        self.mechanisms.insert(mechanism);
         self.authenticate(mechanism, out)
     }
 
@@ -261,33 +184,10 @@ impl Pop3Dialogue {
     }
 
     fn say_message(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        out.extend_from_slice(self.intro.message(self.list.mechanisms, &self.intro.login).expose());
+        out.extend_from_slice(self.intro.message(self.mechanisms, &self.intro.login).expose());
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
         None
-    }
-}
-
-/// Why a login that was said in one flight is tried again in several.
-const NAME_REFUSED: &str = "it refuses the name before it has seen the password";
-
-impl List {
-    /// Whether name and password can be said at once: both are listed, and each answer so far was to its question.
-    fn pipelines(self) -> bool {
-        self.pipelining && self.user && !self.out_of_step
-    }
-
-    fn take(&mut self, line: &[u8]) {
-        let mut words = line.split(|&byte| byte == b' ');
-        match words.next().unwrap_or_default().to_ascii_uppercase().as_slice() {
-            b"SASL" => words
-                .filter_map(Mechanism::of_sasl)
-                .for_each(|known| self.mechanisms.insert(known)),
-            b"USER" => self.user = true,
-            b"PIPELINING" => self.pipelining = true,
-            b"+OK" | b"-ERR" => self.out_of_step = true,
-            _ => {}
-        }
     }
 }
 
@@ -309,11 +209,6 @@ impl Indicator {
             _ => Self::Other,
         }
     }
-}
-
-/// Whether -ERR says something of name or password, and not of the server.
-fn is_about_login(line: &[u8]) -> bool {
-    matches!(refusal(line), Refusal::BadCredentials | Refusal::Text(_))
 }
 
 /// What a server means by -ERR. Codes: RFC 2449 section 8, RFC 3206; texts: MAIL §4.

@@ -373,7 +373,6 @@ fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) ->
         pass_errors: node.flag(&a::REVERSE_PROXY_PASS_ERRORS),
         send_imap_id: node.flag(&a::REVERSE_PROXY_SEND_IMAP_ID),
         send_pop3_xoip: node.flag(&a::REVERSE_PROXY_SEND_POP3_XOIP),
-        pipelining: before.map(|before| before.mail.pipelining.clone()).unwrap_or_default(),
         product: (name.to_owned(), version.to_owned()),
     }
 }

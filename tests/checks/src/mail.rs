@@ -9,8 +9,8 @@ use std::sync::Arc;
 use mail_proxy::line::MAX_HELD;
 use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::{
-    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Pipelines, StartTls,
-    Step, UpstreamMachine, UpstreamStep, imap, pop3,
+    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
+    UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read.
@@ -52,8 +52,6 @@ struct Plan<'a> {
     channel: Channel,
     /// Whether an upstream machine is to use SASL.
     sasl: bool,
-    /// What an upstream machine knows of its server.
-    pipelines: Pipelines,
     /// What is read.
     bytes: &'a [u8],
     cut: usize,
@@ -73,11 +71,6 @@ impl<'a> Plan<'a> {
         Some(Plan {
             channel,
             sasl: choice & 4 != 0,
-            pipelines: match choice & 24 {
-                8 => Pipelines::Yes,
-                16 => Pipelines::Unknown,
-                _ => Pipelines::No,
-            },
             bytes,
             cut,
         })
@@ -103,7 +96,9 @@ fn check_login<M: LoginMachine>(plan: &Plan<'_>, new: impl Fn(Channel) -> M, hel
 
 /// Plays a machine that faces a server in every way.
 fn check_upstream<M: UpstreamMachine>(plan: &Plan<'_>, new: impl Fn(Introduction) -> M) {
-    let [whole, others @ ..] = plan.ways().map(|pieces| upstream(new(introduction(plan)), &pieces));
+    let [whole, others @ ..] = plan
+        .ways()
+        .map(|pieces| upstream(new(introduction(plan.sasl)), &pieces));
     for other in others {
         assert_eq!(whole, other);
     }
@@ -196,12 +191,8 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
     did + machine.phase() + &String::from_utf8_lossy(&out)
 }
 
-fn introduction(plan: &Plan<'_>) -> Introduction {
-    let mechanism = if plan.sasl {
-        Mechanism::SaslPlain
-    } else {
-        Mechanism::Login
-    };
+fn introduction(sasl: bool) -> Introduction {
+    let mechanism = if sasl { Mechanism::SaslPlain } else { Mechanism::Login };
     Introduction {
         credentials: Credentials::parse(mechanism, b"al/tb", b"secret").expect("good credentials"),
         login: "alice@a.example".to_owned(),
@@ -213,6 +204,5 @@ fn introduction(plan: &Plan<'_>) -> Introduction {
         },
         product: ("Portico".to_owned(), "1.0".to_owned()),
         announce: true,
-        pipelines: plan.pipelines,
     }
 }
