@@ -187,17 +187,17 @@ fn an_answer_of_a_tls_server_over_http1_costs_little() -> Result<()> {
 
 #[test]
 fn answers_of_an_http2_server_without_a_window_cost_little() -> Result<()> {
-    of_a_tls_server_is_at_most(120, "/h2/big", How::NoWindow(20))
+    of_a_tls_server_is_at_most(135, "/h2/big", How::NoWindow(20))
 }
 
 #[test]
 fn an_answer_of_an_http2_server_on_a_stuck_connection_costs_little() -> Result<()> {
-    of_a_tls_server_is_at_most(165, "/h2/big", How::Stuck)
+    of_a_tls_server_is_at_most(175, "/h2/big", How::Stuck)
 }
 
 #[test]
 fn an_answer_of_an_http2_server_over_http1_costs_little() -> Result<()> {
-    of_a_tls_server_is_at_most(135, "/h2/big", How::Stuck1)
+    of_a_tls_server_is_at_most(150, "/h2/big", How::Stuck1)
 }
 
 /// Twenty answers on each of five connections, and how many of the connections are still open in the end.

@@ -29,9 +29,6 @@ const SMALL: usize = 32;
 /// Most that is gathered for that; the engine's own chunks are smaller.
 const GATHERED: usize = 128 * 1024;
 
-/// A portion above this is for a client that reads.
-const MODEST: usize = 64 * 1024;
-
 /// Where a connection goes after its request.
 pub(crate) struct Home {
     pub(crate) pool: Arc<ConnectionPool>,
@@ -129,11 +126,6 @@ impl ServerSocket {
 
     /// Reads no more than this.
     fn poll_portion(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, portion: usize) -> Poll<io::Result<usize>> {
-        if portion > MODEST
-            && let Wire::Http2(exchange) = &self.wire
-        {
-            exchange.hurry();
-        }
         let before = buf.filled().len();
         if buf.remaining() <= portion {
             ready!(self.poll_link(cx, buf))?;
