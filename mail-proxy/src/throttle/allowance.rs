@@ -41,6 +41,11 @@ impl Allowances {
         Ok(())
     }
 
+    /// Ends all.
+    pub(super) fn clear(&self) {
+        self.write().clear();
+    }
+
     /// Those that have not ended.
     pub(super) fn list(&self, now: Moment) -> Vec<Allowance> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);

@@ -77,6 +77,7 @@ impl Throttle {
         fill(&self.addresses, addresses);
         fill(&self.tallies, tallies);
         *super::lock(&self.newcomers) = newcomers;
+        self.allowances.clear();
         for allowance in allowances {
             let _there_are_no_more_than_were_allowed = self.allow(allowance);
         }
@@ -202,8 +203,15 @@ mod tests {
     #[test]
     fn what_is_kept_is_remembered() {
         let (one, other) = (seen(), Throttle::new(ThrottleSettings::default()));
-        other.restore(&one.kept()).unwrap();
         let now = one.now();
+        // What was allowed here before is not added to that.
+        let taken_back = Allowance {
+            network: "198.51.100.0/24".parse().unwrap(),
+            until: now.after(Duration::from_secs(60)),
+            reason: "over".to_owned(),
+        };
+        other.allow(taken_back).unwrap();
+        other.restore(&one.kept()).unwrap();
         for n in 0..200_u32 {
             let account = format!("{n}@a.test");
             let client = std::net::IpAddr::from(n.to_be_bytes().map(|byte| byte.max(1)));
