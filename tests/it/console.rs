@@ -397,8 +397,10 @@ fn refused_bodies_are_not_kept() -> Result<()> {
             stream.write_all(&body)?;
             streams.push(stream);
         }
-        let after = scene.portico.rss_kib()?;
-        ensure!(after < before + 60 * 1024, "{before} KiB have become {after}");
+        // What passes through is given back by the allocator a moment later; what was kept would stay until the answers.
+        until("no body to be in memory", Duration::from_secs(4), || {
+            Ok((scene.portico.rss_kib()? < before + 60 * 1024).then_some(()))
+        })?;
         for mut stream in streams {
             let mut answer = [0; 12];
             stream.read_exact(&mut answer)?;
