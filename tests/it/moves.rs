@@ -327,6 +327,17 @@ fn sessions_hear_of_a_move_and_a_dry_run_changes_nothing() -> Result<()> {
             let all = format!("{}{}", refused.out, refused.err);
             ensure!(refused.code != 0 && all.contains(expected), "{who} {to}: {all}");
         }
+        // A hold of somebody else does not end with a move.
+        done(
+            &scene.portico,
+            &["users", "hold", "bob@a.example", "--for", "10m", "--reason", "case 18"],
+        )?;
+        let refused = move_to(scene, &["bob@a.example"], 0, &[])?;
+        let other = move_to(scene, &["bob@a.example"], 1, &[])?;
+        let all = format!("{}{}{}", refused.out, other.out, other.err);
+        ensure!(all.contains("it is held already"), "{all}");
+        ensure!(done(&scene.portico, &["users", "holds"])?.contains("case 18"));
+        done(&scene.portico, &["users", "release", "bob@a.example"])?;
         // Those that are still there.
         let evacuated = said(
             &scene.portico,

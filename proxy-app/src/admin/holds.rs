@@ -141,6 +141,10 @@ pub(crate) async fn release(
     Json(name): Json<HoldName>,
 ) -> Result<Json<OneHold>, ApiError> {
     let held = resolve(&env, &name, Missing::Named).await?;
+    if let Held::Account(account) = &held {
+        // It may have moved while it was held: those who wait ask for their route anew.
+        env.app.forget_account(account);
+    }
     let Some(hold) = env.routes.holds().release(&held) else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, format!("{held} is not held")));
     };

@@ -140,6 +140,11 @@ impl MoveJob {
         self.accounts.lock().clone()
     }
 
+    /// One of them.
+    fn account(&self, at: usize) -> AccountMove {
+        self.accounts.lock()[at].clone()
+    }
+
     /// Whether something is still to be done.
     pub(crate) fn is_running(&self) -> bool {
         self.accounts.lock().iter().any(|one| !one.step.is_last())

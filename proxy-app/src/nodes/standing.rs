@@ -127,7 +127,7 @@ impl StandingOrders {
     /// Takes one that was given here.
     pub(super) fn note(&mut self, mut order: StandingOrder, now: u64) {
         let key = order.key();
-        let before = self.known.get(&key).map_or(0, |known| known.changed + 1);
+        let before = self.known.get(&key).map_or(0, |known| known.changed.saturating_add(1));
         order.changed = before.max(now);
         self.put(key.clone(), order, now);
         self.unwritten.insert(key);

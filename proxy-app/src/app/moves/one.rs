@@ -90,6 +90,10 @@ impl App {
             return Err("another move of it is under way".to_owned());
         }
         let reach = self.reach(order.scope.clone());
+        if let Err(why) = reach.may_begin(&account) {
+            self.moves.ended(&account);
+            return Err(why);
+        }
         let ended = self.with_hold(job, at, &entry, (&reach, &claim)).await;
         let step = ended.as_ref().map_or(Step::Undone, |ended| ended.step);
         self.end_move(&reach, &account, step).await;
@@ -106,6 +110,8 @@ impl App {
     ) -> Result<Ended, String> {
         let order = &job.order;
         let reason = format!("moves to {}: {}", order.to, order.reason);
+        // Whoever goes on after this process knows that there may be a hold.
+        self.keep_state().await;
         reach.hold(&claim.account, &reason, order.lasts).await?;
         let end = Instant::now() + order.lasts;
         self.keep_state().await;
@@ -275,7 +281,7 @@ impl App {
     }
 
     fn say(&self, job: &MoveJob, at: usize, what: &str) {
-        let one = job.accounts()[at].clone();
+        let one = job.account(at);
         let from = match one.from.is_empty() {
             true => String::new(),
             false => format!(" from {}", one.from),

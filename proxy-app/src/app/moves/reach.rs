@@ -20,6 +20,8 @@ use crate::nodes::{ANSWERS, Nodes, Said, Standing, StandingOrder};
 
 /// How long a node may leave a question unanswered that was not silent before: a busy machine is no reason to undo.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest reason that a node takes, in bytes.
+const TEXT_MAX: usize = 512;
 /// How often it is asked meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -58,21 +60,31 @@ impl MoveReach {
         Self { app, scope }
     }
 
-    /// New logins of the account wait, on every node.
+    /// Whether its move may begin.
+    ///
+    /// # Errors
+    /// Somebody holds the account already, and that hold must not end with the move; or a node has been silent for too
+    /// long to be asked.
+    pub(super) fn may_begin(&self, account: &str) -> Result<(), String> {
+        match self.is_held(account) {
+            true => Err("it is held already: release it first".to_owned()),
+            false => self.long_silent().map_or(Ok(()), Err),
+        }
+    }
+
+    /// New logins of the account wait: here at once, and on every other node.
     ///
     /// # Errors
     /// A node does not do it, or does not answer.
     pub(super) async fn hold(&self, account: &str, reason: &str, lasts: Duration) -> Result<(), String> {
         let since = SystemTime::now();
+        let reason = shortened(reason);
         let hold = Hold {
             held: Held::Account(account.to_owned()),
-            reason: reason.to_owned(),
+            reason: reason.clone(),
             since,
             until: since + lasts,
         };
-        if let Some(gone) = self.long_silent() {
-            return Err(gone);
-        }
         self.note(&hold, false);
         self.app.routes.holds().begin(hold).map_err(|error| error.to_string())?;
         let order = json!({"account": account, "exact": true, "seconds": lasts.as_secs().max(1), "reason": reason});
@@ -119,7 +131,8 @@ impl MoveReach {
         let order = json!({"account": account, "now": now});
         let ask = || self.ask::<SessionsLeft>("POST /v1/sessions/end?", order.clone());
         let there = self.patiently(ask).await?;
-        Ok(here + there.iter().map(|(_, there)| there.left).sum::<usize>())
+        let left = there.iter().map(|(_, there)| there.left);
+        Ok(left.fold(here, usize::saturating_add))
     }
 
     /// Has every node look at the directory, and says whether all send the account to this server now.
@@ -162,10 +175,14 @@ impl MoveReach {
 
     /// A node that was asked in vain for so long already that it need not be asked.
     fn long_silent(&self) -> Option<String> {
-        let members = self.others()?.members();
-        let gone = members.into_iter().find(|member| {
+        let nodes = self.others()?;
+        if matches!(nodes.standing(), Standing::Alone { .. }) {
+            // Nobody is heard of then; who asks them is told why.
+            return None;
+        }
+        let gone = nodes.members().into_iter().find(|member| {
             let silent = member.silent.is_some_and(|silent| silent > PATIENCE);
-            silent && !self.scope.without.contains(&member.node)
+            silent && !nodes.is_this(member) && !self.scope.without.contains(&member.node)
         })?;
         let silent = gone.silent.unwrap_or_default().as_secs();
         Some(format!("{}: it has said nothing for {silent} s", gone.node))
@@ -209,6 +226,14 @@ impl MoveReach {
     }
 }
 
+/// As much of it as other nodes take.
+fn shortened(reason: &str) -> String {
+    let fits = reason
+        .char_indices()
+        .take_while(|(at, c)| at + c.len_utf8() <= TEXT_MAX);
+    fits.map(|(_, c)| c).collect()
+}
+
 /// A node with its answer; else a sentence that names it.
 fn read<T: DeserializeOwned>(said: Said) -> Result<(String, T), String> {
     let Said { node, answer } = said;
@@ -245,6 +270,8 @@ impl App {
     /// # Errors
     /// Why it does not.
     pub(crate) async fn goes_to(self: &Arc<Self>, account: &str, server: &str) -> Result<(), String> {
+        // Whatever becomes of this: nobody gets in by what was known before.
+        self.forget_account(account);
         let looked = self.look_at_directory().await;
         self.forget_account(account);
         let route = match self.routes.ask_again(&imap_of(account), Duration::ZERO).await {
