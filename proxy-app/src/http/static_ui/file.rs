@@ -51,10 +51,10 @@ pub(crate) struct FileBody {
 }
 
 impl FileBody {
-    /// The next bytes, so many at most; `None`: that was all, or the file has become shorter.
+    /// The next bytes, so many at most; `None`: that was all.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// It cannot be read, or has become shorter: what was sent must not look whole, which a compressed answer would.
     pub(crate) async fn next(&mut self, most: usize) -> io::Result<Option<Bytes>> {
         let most = usize::try_from(self.left).map_or(most, |left| left.min(most));
         if most == 0 {
@@ -68,9 +68,12 @@ impl FileBody {
                 read.await.map_err(io::Error::other)??
             }
         };
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         self.at += bytes.len() as u64;
         self.left -= bytes.len() as u64;
-        Ok((!bytes.is_empty()).then(|| bytes.into()))
+        Ok(Some(bytes.into()))
     }
 }
 
@@ -148,9 +151,7 @@ mod tests {
         for (from, length, most, expected) in [
             (0, 10, 4, &["0123", "4567", "89"][..]),
             (3, 4, 3, &["345", "6"]),
-            // It has become shorter.
-            (8, 10, 8, &["89"]),
-            (20, 1, 8, &[]),
+            (8, 2, 8, &["89"]),
             (0, 0, 8, &[]),
         ] {
             file.seek(SeekFrom::Start(from)).await.unwrap();
@@ -161,6 +162,17 @@ mod tests {
             }
             assert_eq!(got, expected, "{length} from {from}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_becomes_shorter_is_not_sent_as_if_it_were_whole() {
+        let (folder, file) = file("0123456789");
+        let mut body = file.body(10);
+        assert_eq!(body.next(4).await.unwrap().as_deref(), Some(&b"0123"[..]));
+        std::fs::write(folder.path().join("a"), "012345").unwrap();
+        assert_eq!(body.next(4).await.unwrap().as_deref(), Some(&b"45"[..]));
+        let end = body.next(4).await.map_err(|error| error.kind());
+        assert_eq!(end, Err(io::ErrorKind::UnexpectedEof));
     }
 
     /// Both ways read the same; which one is taken depends on what the system has in memory.
