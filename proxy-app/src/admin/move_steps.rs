@@ -11,11 +11,9 @@ use utoipa::ToSchema;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
+use crate::admin::orders::is_text;
 use crate::app::env::AdminEnv;
 use crate::app::moves::reach::{RouteConfirmed, SessionsLeft};
-
-/// Longest name, in bytes.
-const NAME_MAX: usize = 512;
 
 /// Whose sessions end.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -77,8 +75,7 @@ pub(crate) async fn confirm(
 }
 
 fn check(name: &str) -> Result<(), ApiError> {
-    let is_name = !name.is_empty() && name.len() <= NAME_MAX && !name.chars().any(char::is_control);
-    is_name
+    is_text(name)
         .then_some(())
         .ok_or_else(|| ApiError::bad("nothing has such a name"))
 }

@@ -7,8 +7,7 @@ const FOR_A_BYTE: usize = 32;
 /// What stands around all of them.
 const AROUND: usize = 1024;
 
-/// A message is what it is, however often it is read, and nothing in it grows; what is cut off is no other message of
-/// the same length.
+/// A message is what it is, however often it is read, and nothing in it grows; one that is cut off anywhere does no harm.
 pub(crate) fn check(bytes: &[u8]) {
     let found = said(bytes);
     assert_eq!(found, said(bytes));
