@@ -1,6 +1,6 @@
 //! Clients that ask for much and read nothing: what waits for them does not fill the memory.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -22,6 +22,10 @@ const MEASURED: usize = 300;
 const SOON: Duration = Duration::from_secs(30);
 /// A file of the web clients that is larger than every buffer on the way.
 const FILE: usize = 64 << 20;
+/// A path of the real server that is never answered.
+const SILENT: &str = "/h2/silent";
+/// The most that an answer may cost by itself, in KiB, without its request and connections.
+const OF_ITS_OWN: u64 = 64;
 /// SETTINGS_INITIAL_WINDOW_SIZE: nothing.
 const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
 /// As much as there can be; so it is the socket that takes nothing.
@@ -45,13 +49,17 @@ enum How {
 }
 
 impl How {
+    /// Of an answer that does not come it hears no beginning.
     fn client(self, scene: &Scene, path: &str) -> Result<Deaf> {
+        let comes = path != SILENT;
         let (settings, streams) = match self {
             Self::Stuck1 => {
                 let mut wire = Wire::clear(scene.town.endpoints.http)?;
                 wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
-                let line = wire.line()?;
-                ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
+                if comes {
+                    let line = wire.line()?;
+                    ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
+                }
                 return Ok(Deaf::H1 { _open: wire });
             }
             Self::NoWindow(streams) => (&NO_WINDOW, streams),
@@ -60,7 +68,7 @@ impl How {
         let mut raw = connect_with(scene, settings)?;
         for _ in 0..streams {
             let stream = raw.ask(path, &[], true)?;
-            ensure!(raw.is_answered(stream)?, "{path} is not answered");
+            ensure!(!comes || raw.is_answered(stream)?, "{path} is not answered");
         }
         Ok(Deaf::H2 { _open: raw })
     }
@@ -113,6 +121,29 @@ fn is_at_most(most: u64, path: &str, how: How) -> Result<()> {
 
 /// The same with a real nginx as server: over TLS, and below `/h2/` in HTTP/2.
 fn of_a_tls_server_is_at_most(most: u64, path: &str, how: How) -> Result<()> {
+    with_a_tls_server(|scene| measured(scene, most, path, how))
+}
+
+/// So many KiB of an answer of a server over HTTP/2 are not those of a request that waits there.
+fn of_an_http2_server_is_at_most(most: u64, how: How) -> Result<()> {
+    let mut waiting = 0;
+    with_a_tls_server(|scene| {
+        waiting = cost(scene, SILENT, how)?;
+        Ok(())
+    })?;
+    with_a_tls_server(|scene| {
+        let cost = cost(scene, "/h2/big", how)?;
+        println!("{how:?}: {cost} KiB, a request that waits {waiting}");
+        ensure!(cost <= most, "{how:?}: {cost} KiB");
+        ensure!(
+            cost <= waiting + OF_ITS_OWN,
+            "{how:?}: {cost} KiB, without an answer {waiting}"
+        );
+        Ok(())
+    })
+}
+
+fn with_a_tls_server(test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let at = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
@@ -121,8 +152,11 @@ fn of_a_tls_server_is_at_most(most: u64, path: &str, how: How) -> Result<()> {
         let root = stage.dir("web")?;
         std::fs::write(root.join("big"), vec![b'x'; FILE])?;
         let files = root.display();
+        let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let served = format!(
-            "location / {{ alias {files}/; }} location /h2/ {{ alias {files}/; }} location = /service/fine {{ return 200; }}"
+            "location / {{ alias {files}/; }} location /h2/ {{ alias {files}/; }} location = /service/fine {{ return 200; }} \
+             location = {SILENT} {{ proxy_pass http://{}; proxy_connect_timeout 600; proxy_read_timeout 600; }}",
+            silent.local_addr()?
         );
         let _nginx = Nginx::start(stage, "tls", addresses, &pair, &served)?;
         let locations = format!(
@@ -136,7 +170,7 @@ fn of_a_tls_server_is_at_most(most: u64, path: &str, how: How) -> Result<()> {
         directory.config("zimbraReverseProxyMailMode", "both");
         let portico = Portico::start(stage, &node, &directory, "debug")?;
         let mut scene = Scene { stage, town, portico };
-        measured(&mut scene, most, path, how)?;
+        test(&mut scene)?;
         scene.end()
     })
 }
@@ -187,17 +221,17 @@ fn an_answer_of_a_tls_server_over_http1_costs_little() -> Result<()> {
 
 #[test]
 fn answers_of_an_http2_server_without_a_window_cost_little() -> Result<()> {
-    of_a_tls_server_is_at_most(135, "/h2/big", How::NoWindow(20))
+    of_an_http2_server_is_at_most(120, How::NoWindow(20))
 }
 
 #[test]
 fn an_answer_of_an_http2_server_on_a_stuck_connection_costs_little() -> Result<()> {
-    of_a_tls_server_is_at_most(175, "/h2/big", How::Stuck)
+    of_an_http2_server_is_at_most(165, How::Stuck)
 }
 
 #[test]
 fn an_answer_of_an_http2_server_over_http1_costs_little() -> Result<()> {
-    of_a_tls_server_is_at_most(150, "/h2/big", How::Stuck1)
+    of_an_http2_server_is_at_most(135, How::Stuck1)
 }
 
 /// Twenty answers on each of five connections, and how many of the connections are still open in the end.

@@ -17,9 +17,10 @@ use http::response::Parts;
 use http::{Method, Request, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a server may send ahead of us: one frame. A window that grew while a client reads would have to be told by
+/// What a server may send ahead of us: one frame, with its head, fits into the 8 KiB that the library reads into at
+/// first; for a larger one it takes twice as much. A window that grew while a client reads would have to be told by
 /// SETTINGS, which some servers act on before they confirm them, and then the library takes their data for a breach.
-const WINDOW: u32 = 12 * 1024;
+const WINDOW: u32 = 8_000;
 /// The window of a connection, which has one stream at a time: never the smaller one.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Most of a request body that waits for the server's window.
