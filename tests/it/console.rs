@@ -95,10 +95,11 @@ impl Api {
 /// Plays a test on a node with `admin.http`, where a change needs a token, or is not possible.
 fn play(source: Source, token: Option<&'static str>, test: impl FnOnce(&mut Scene, &Api) -> Result<()>) -> Result<()> {
     let folder = tempfile::tempdir()?;
+    // A port that no connection on its way out can take meanwhile.
+    let ports = Stage::new()?;
     let address = Cell::new(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
     let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        address.set(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        address.set(SocketAddrV4::new(Ipv4Addr::LOCALHOST, ports.port()?));
         node.admin.push(format!("http: {}", address.get()));
         if let Some(token) = token {
             let file = folder.path().join("token");

@@ -128,8 +128,11 @@ fn share(heard: &BTreeMap<String, usize>, server: &str) -> f64 {
 fn a_server_dies_and_returns_and_no_client_notices() -> Result<()> {
     play(|scene| {
         let crowd = Crowd::gather(scene)?;
-        let heard = crowd.next(400)?;
-        ensure!((0.4..0.6).contains(&share(&heard, "store1")), "{heard:?}");
+        // On a busy machine one may be slow at first, and has fewer requests for that.
+        until("each to have its share", SOON, || {
+            let heard = crowd.next(400)?;
+            Ok((0.4..0.6).contains(&share(&heard, "store1")).then_some(()))
+        })?;
         for _ in 0..2 {
             scene.town.stores[0].web.stop();
             crowd.next(20)?;
