@@ -220,10 +220,6 @@ pub(crate) fn inner_protocol(protocol: Protocol) -> InnerProtocol {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Read, Write};
-    use std::os::unix::net::UnixStream;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use openssl::asn1::Asn1Integer;
     use openssl::asn1::Asn1Time;
     use openssl::bn::BigNum;
@@ -231,7 +227,7 @@ mod tests {
     use openssl::hash::MessageDigest;
     use openssl::nid::Nid;
     use openssl::pkey::{PKey, Private};
-    use openssl::ssl::{Ssl, SslStream, SslVersion};
+    use openssl::ssl::SslVersion;
     use openssl::x509::{X509Builder, X509Name};
 
     use super::*;
@@ -288,65 +284,6 @@ mod tests {
             "the key has changed, and is not its own"
         );
         assert!(CertKey::read(b"", &key_pem, Some(&first)).is_err());
-    }
-
-    /// A stream that counts its reads.
-    #[derive(Debug)]
-    struct Counted(UnixStream, Arc<AtomicUsize>);
-
-    impl Read for Counted {
-        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            self.1.fetch_add(1, Ordering::Relaxed);
-            self.0.read(into)
-        }
-    }
-
-    impl Write for Counted {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            self.0.flush()
-        }
-    }
-
-    /// The library alone reads the header of a record, then its body, and then looks in vain for the next header.
-    #[test]
-    fn a_record_is_one_read_on_both_sides() {
-        let (near, far) = UnixStream::pair().unwrap();
-        let profile = Arc::new(Profile {
-            min: SslVersion::TLS1_2,
-            max: SslVersion::TLS1_3,
-            ciphers: None,
-        });
-        let context = pair("mail.test").context(&profile, &ClientCerts::off()).unwrap();
-        let client = std::thread::spawn(move || {
-            let reads = Arc::default();
-            let connector = upstream::UpstreamTrust::new(None, false).unwrap().connector;
-            let rules = connector.configure().unwrap().verify_hostname(false);
-            let ssl = rules.into_ssl("mail.test").unwrap();
-            let mut stream = SslStream::new(ssl, Counted(far, Arc::clone(&reads))).unwrap();
-            stream.connect().unwrap();
-            stream.write_all(b"a NOOP\r\n").unwrap();
-            // The tickets come with the first answer.
-            stream.read_exact(&mut [0; 8]).unwrap();
-            stream.write_all(b"b NOOP\r\n").unwrap();
-            let before = reads.load(Ordering::Relaxed);
-            stream.read_exact(&mut [0; 8]).unwrap();
-            reads.load(Ordering::Relaxed) - before
-        });
-        let reads = Arc::default();
-        let ssl = Ssl::new(&context).unwrap();
-        let mut stream = SslStream::new(ssl, Counted(near, Arc::clone(&reads))).unwrap();
-        stream.accept().unwrap();
-        stream.read_exact(&mut [0; 8]).unwrap();
-        stream.write_all(b"a OK ok\n").unwrap();
-        let before = reads.load(Ordering::Relaxed);
-        stream.read_exact(&mut [0; 8]).unwrap();
-        assert_eq!(reads.load(Ordering::Relaxed) - before, 1);
-        stream.write_all(b"b OK ok\n").unwrap();
-        assert_eq!(client.join().unwrap(), 1);
     }
 
     /// The story: the default certificate of a node is shown for all domains without one, and each of these may have

@@ -92,8 +92,6 @@ impl Profile {
             builder.set_cipher_list(ciphers)?;
         }
         builder.set_groups_list(GROUPS)?;
-        // One read for a record, and not two and a third in vain. The buffer is freed when it is empty.
-        builder.set_read_ahead(true);
         builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION);
         // With tickets, a cache of sessions is only memory.
         builder.set_session_cache_mode(SslSessionCacheMode::OFF);

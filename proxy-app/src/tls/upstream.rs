@@ -43,7 +43,6 @@ impl UpstreamTrust {
     ) -> Result<Self, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
-        builder.set_read_ahead(true);
         if let Some(path) = ca_file {
             // These authorities and no others: the builder may know some of the system's already.
             let mut store = X509StoreBuilder::new()?;
