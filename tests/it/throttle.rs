@@ -493,7 +493,7 @@ fn time_does_not_tell_who_exists() -> Result<()> {
             };
         Source::Ldap.play_with(town(), change, |scene| {
             let share = later_than_the_other(scene, expected)?;
-            // Of equal times it is a half, give or take three hundredths; a search in the directory made it 0.9.
+            // Of equal times it is a half, give or take three hundredths (one standard deviation).
             ensure!((0.35..=0.65).contains(&share), "{settings}: {share}");
             Ok(())
         })?;
