@@ -14,6 +14,8 @@ use crate::attributes::Scope;
 use crate::entry::Entry;
 use crate::names::{self, fold};
 
+pub mod rehearsal;
+
 /// A kind of entry, and the place of such entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EntryKind {
@@ -190,6 +192,12 @@ pub trait Editor: Send {
     /// Nothing of what waited was done.
     async fn commit(&mut self) -> Result<(), EditError> {
         Ok(())
+    }
+
+    /// From here on nothing is written: each act is tried, judged as it would be, and kept in memory, where later ones
+    /// see it. False: this directory cannot judge without writing, and keeps nothing.
+    fn rehearse(&mut self) -> bool {
+        false
     }
 
     /// How far the directory has come with what was done here, for [`crate::Directory::has_taken`]; `None` if it

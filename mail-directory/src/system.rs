@@ -56,6 +56,31 @@ impl System {
         }
     }
 
+    /// The same with other entries: each takes the place of the one of its name, or `None` takes that away. Accounts
+    /// are not part of it.
+    pub fn with(&self, changes: impl IntoIterator<Item = (EntryKind, String, Option<Entry>)>) -> Self {
+        let mut config = self.config.clone();
+        let (mut servers, mut domains, mut cos) = (self.servers.clone(), self.domains.clone(), self.cos.clone());
+        for (kind, name, entry) in changes {
+            let entries = match kind {
+                EntryKind::Servers => &mut servers,
+                EntryKind::Domains => &mut domains,
+                EntryKind::Cos => &mut cos,
+                EntryKind::Config => {
+                    config = entry.unwrap_or_else(|| Entry::new("config"));
+                    continue;
+                }
+                EntryKind::Accounts => continue,
+            };
+            let key: Arc<str> = Arc::from(kind.key(&name));
+            match entry {
+                Some(entry) => drop(entries.insert(key, entry)),
+                None => drop(entries.remove(&key)),
+            }
+        }
+        Self::new(config, servers.into_values(), domains.into_values(), cos.into_values())
+    }
+
     /// What tells this directory from others, whatever server is asked for it: the `entryUUID` (RFC 4530) that the
     /// global config has in LDAP. `None` where there is none, as in a file.
     pub fn identity(&self) -> Option<&str> {
@@ -305,6 +330,34 @@ mod tests {
         ];
         let cos = [entry("default", &[]), entry("gold", &[("zimbraId", "id-gold")])];
         System::new(entry("config", &config), servers, domains, cos)
+    }
+
+    #[test]
+    fn another_entry_takes_the_place_of_one() {
+        let system = system();
+        let other = system.with([
+            (EntryKind::Domains, "B.test".to_owned(), None),
+            (
+                EntryKind::Servers,
+                "STORE2.test".to_owned(),
+                Some(entry("store2.test", &[])),
+            ),
+            (
+                EntryKind::Cos,
+                "new".to_owned(),
+                Some(entry("new", &[("zimbraId", "id-new")])),
+            ),
+            (EntryKind::Config, String::new(), Some(Entry::new("config"))),
+        ]);
+        let names: Vec<_> = other.domains().map(|domain| domain.name().to_owned()).collect();
+        assert_eq!(names, ["a.test", "c.test"]);
+        assert_eq!(
+            other.domain_by_host("x.x.b.test").map(|d| d.name().to_owned()),
+            Some("c.test".to_owned())
+        );
+        assert_eq!(other.server("store2.test").unwrap().text(&SERVICE_HOSTNAME), None);
+        assert!(other.class("id-new").is_some() && other.class("gold").is_some());
+        assert_eq!(other.global().text(&PUBLIC_SERVICE_HOSTNAME), None);
     }
 
     #[test]

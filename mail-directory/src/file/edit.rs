@@ -44,6 +44,15 @@ struct EditState {
     locked: Option<Locked>,
     /// Changes wait for a commit.
     waits: bool,
+    /// Nothing is written: changes are tried.
+    rehearsal: Option<Rehearsed>,
+}
+
+/// What was tried and proved.
+#[derive(Debug, Default)]
+struct Rehearsed {
+    /// The file with it; `None`: nothing yet.
+    text: Option<String>,
 }
 
 #[derive(Debug)]
@@ -143,6 +152,11 @@ impl Editor for YamlEditor {
         .await?
     }
 
+    fn rehearse(&mut self) -> bool {
+        self.state.lock().rehearsal = Some(Rehearsed::default());
+        true
+    }
+
     async fn point(&mut self) -> Option<String> {
         let path = self.path.clone();
         let point = off_the_runtime(move || Point::of(stamp(&path))).await.ok()??;
@@ -169,12 +183,16 @@ impl EditState {
 
     fn sheet(&mut self, path: &Path, with_accounts: bool) -> Result<&mut Sheet, EditError> {
         let now = stamp(path);
-        let is_locked = self.locked.is_some();
+        let stays = self.locked.is_some() || self.rehearsal.is_some();
         let known = self.sheet.take();
-        let known = known.filter(|(then, _)| is_locked || (*then == now && now.is_some()));
+        let known = known.filter(|(then, _)| stays || (*then == now && now.is_some()));
         let (_, sheet) = match known {
             Some(known) => self.sheet.insert(known),
-            None => self.sheet.insert((now, Sheet::read(read(path)?, path, with_accounts)?)),
+            None => {
+                let tried = self.rehearsal.as_ref().and_then(|rehearsed| rehearsed.text.clone());
+                let text = tried.map_or_else(|| read(path), Ok)?;
+                self.sheet.insert((now, Sheet::read(text, path, with_accounts)?))
+            }
         };
         if with_accounts {
             sheet.with_accounts()?;
@@ -184,6 +202,15 @@ impl EditState {
 
     /// Changes wait for the commit, or are written at once.
     fn change(&mut self, path: &Path, edit: Edit<'_>) -> Result<(), EditError> {
+        let done = self.change_now(path, edit);
+        if done.is_err() && !self.waits {
+            self.locked = None;
+            self.back_to_proved();
+        }
+        done
+    }
+
+    fn change_now(&mut self, path: &Path, edit: Edit<'_>) -> Result<(), EditError> {
         let with_accounts = edit.kind() == EntryKind::Accounts;
         self.open(path, with_accounts)?;
         let done = self.apply(path, edit, Sheet::apply);
@@ -201,12 +228,13 @@ impl EditState {
             }
             false => Err(error),
         });
-        match done {
-            Ok(()) => self.commit(),
-            Err(error) => {
-                self.locked = None;
-                Err(error)
-            }
+        done.and_then(|()| self.commit())
+    }
+
+    /// What was tried and cannot be proved is forgotten.
+    fn back_to_proved(&mut self) {
+        if self.rehearsal.is_some() {
+            self.sheet = None;
         }
     }
 
@@ -246,7 +274,7 @@ impl EditState {
 
     /// Locks the file and reads what it says; a change does not trust in how the file looks.
     fn open(&mut self, path: &Path, with_accounts: bool) -> Result<(), EditError> {
-        if self.locked.is_none() {
+        if self.locked.is_none() && self.rehearsal.is_none() {
             // A link stays a link.
             let path = fs::canonicalize(path).map_err(|error| failed(path, error))?;
             let file = lock(&path)?;
@@ -301,6 +329,17 @@ impl EditState {
 
     /// Writes what waits, all of it or nothing, and unlocks the file.
     fn commit(&mut self) -> Result<(), EditError> {
+        if let Some(rehearsed) = &mut self.rehearsal {
+            let proved = self.sheet.as_mut().map(|(_, sheet)| sheet.proved()).transpose();
+            match proved {
+                Ok(text) => rehearsed.text = text.or_else(|| rehearsed.text.take()),
+                Err(error) => {
+                    self.sheet = None;
+                    return Err(error);
+                }
+            }
+            return Ok(());
+        }
         let Some(locked) = self.locked.take().filter(|locked| locked.is_changed) else {
             return Ok(());
         };
