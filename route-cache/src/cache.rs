@@ -25,6 +25,7 @@ use crate::source::Source;
 mod again;
 mod ahead;
 mod cert_login;
+mod compare;
 mod counters;
 mod explain;
 mod fetch;
@@ -42,6 +43,7 @@ mod sweep;
 mod table;
 
 use ahead::Ahead;
+pub use compare::{AccountMove, Destinations, RouteComparison};
 pub use counters::Counters;
 pub use explain::{
     AccountFacts, AccountReport, AnswerKind, Blocker, Explanation, FoundBy, NameDomain, Purged, TierReport,

@@ -27,8 +27,9 @@ mod source;
 
 pub use addresses::AddressBook;
 pub use cache::{
-    AccountFacts, AccountReport, AnswerKind, Blocker, Counters, Explanation, FoundBy, KeptFileError, KeptRoutes,
-    NameDomain, Purged, ReferredRoute, RouteCache, Settings, SharedCache, TierReport,
+    AccountFacts, AccountMove, AccountReport, AnswerKind, Blocker, Counters, Destinations, Explanation, FoundBy,
+    KeptFileError, KeptRoutes, NameDomain, Purged, ReferredRoute, RouteCache, RouteComparison, Settings, SharedCache,
+    TierReport,
 };
 pub use hold::{Held, Hold, Holds, LONGEST_HOLD, MAX_HOLDS, TooManyHolds};
 pub use host_port::{HostPort, NoHostPort, bracketed, without_zone};

@@ -32,10 +32,28 @@ pub(crate) fn route(
     let Some(placement) = placement else {
         return plan.split_domain().ok_or(RouteError::UnknownUser);
     };
-    match plan.external(placement) {
-        Some(route) => Ok(route),
-        None => plan.internal(placement, system),
+    let route = plan.of(placement, system);
+    if plan.wants_external(placement) && !route.as_ref().is_ok_and(|route| route.external) {
+        log::info!("external route of {name} is incomplete for {}", protocol.name());
     }
+    route
+}
+
+/// The route of an account in one protocol for a client that its domain admits.
+pub(crate) fn of_admitted(
+    lookup: &Lookup,
+    placement: &Placement,
+    system: &System,
+    protocol: Protocol,
+) -> Result<Route, RouteError> {
+    let plan = RoutePlan {
+        lookup,
+        name: &placement.account,
+        domain: system.domain_of(&placement.account),
+        protocol,
+        tier: Tier::Memory,
+    };
+    plan.of(placement, system)
 }
 
 /// Step 3: the domain's list of client addresses, IPv4 and IPv6. It also guards accounts that exist only at an
@@ -68,6 +86,14 @@ struct RoutePlan<'a> {
 }
 
 impl RoutePlan<'_> {
+    /// Steps 4 to 6.
+    fn of(&self, placement: &Placement, system: &System) -> Result<Route, RouteError> {
+        match self.external(placement) {
+            Some(route) => Ok(route),
+            None => self.internal(placement, system),
+        }
+    }
+
     /// The account is not in the directory, but its domain has an external server for such accounts.
     fn split_domain(&self) -> Option<Route> {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE_IF_ACCOUNT_NOT_EXIST;
@@ -76,24 +102,19 @@ impl RoutePlan<'_> {
         self.external_server(None)
     }
 
-    /// Step 5: the account's own setting, else that of its domain. An incomplete address counts as none.
-    fn external(&self, placement: &Placement) -> Option<Route> {
+    /// Step 5: the account's own setting, else that of its domain.
+    fn wants_external(&self, placement: &Placement) -> bool {
         let flag = &attributes::REVERSE_PROXY_USE_EXTERNAL_ROUTE;
         let wanted = placement
             .external()
             .unwrap_or_else(|| self.domain.is_some_and(|domain| domain.flag(flag)));
-        if !wanted || self.protocol.external().is_none() {
-            return None;
-        }
-        let route = self.external_server(Some(placement));
-        if route.is_none() {
-            log::info!(
-                "external route of {} is incomplete for {}",
-                self.name,
-                self.protocol.name()
-            );
-        }
-        route
+        wanted && self.protocol.external().is_some()
+    }
+
+    /// An incomplete address counts as none.
+    fn external(&self, placement: &Placement) -> Option<Route> {
+        self.wants_external(placement)
+            .then(|| self.external_server(Some(placement)))?
     }
 
     fn external_server(&self, placement: Option<&Placement>) -> Option<Route> {
