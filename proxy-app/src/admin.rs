@@ -37,6 +37,7 @@ pub(crate) mod move_steps;
 pub(crate) mod moves;
 pub(crate) mod nodes;
 mod orders;
+pub(crate) mod preview;
 pub(crate) mod route;
 mod scrape;
 pub(crate) mod sessions;

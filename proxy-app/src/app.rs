@@ -38,11 +38,13 @@ use crate::upstream::groups::{GroupInputs, Groups};
 
 pub(crate) mod certificates;
 pub(crate) mod changes;
+pub(crate) mod doors;
 pub(crate) mod env;
 pub(crate) mod listeners;
 mod moved;
 pub(crate) mod moves;
 pub(crate) mod plan;
+pub(crate) mod preview;
 pub(crate) mod reload;
 pub(crate) mod routes;
 pub(crate) mod snapshot;

@@ -34,6 +34,23 @@ pub(crate) const DENIED: &str = "service.PERM_DENIED";
 
 pub(crate) const FAILED: &str = "service.FAILURE";
 
+/// Parts of the names of attributes whose values are secret: passwords, private keys, the keys that sign tokens, second
+/// factors. In lower case.
+const SECRETS: [&str; 6] = [
+    "password",
+    "privatekey",
+    "tokenkey",
+    "preauthkey",
+    "secret",
+    "scratchcodes",
+];
+
+/// Whether the values of an attribute are secret.
+pub(crate) fn is_secret(attribute: &str) -> bool {
+    let lower = attribute.to_ascii_lowercase();
+    SECRETS.iter().any(|part| lower.contains(part))
+}
+
 impl ProvisionError {
     pub(crate) fn service(code: &'static str, message: impl Into<String>) -> Self {
         Self::Service {
@@ -98,6 +115,12 @@ impl CommandOutput {
     pub(crate) fn line(&mut self, line: impl AsRef<str>) {
         self.out.push_str(line.as_ref());
         self.out.push('\n');
+    }
+
+    /// Everything, the output first.
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        let lines = self.out.lines().map(str::to_owned);
+        lines.chain(self.warnings).collect()
     }
 
     pub(crate) fn warn(&mut self, warning: impl Into<String>) {

@@ -25,6 +25,7 @@ use crate::tls::profile::{HANDSHAKE_INFO, HandshakeInfo, InnerProtocol, Profile}
 use crate::tls::vhosts::VirtualHosts;
 
 pub(crate) mod certificate;
+pub(crate) mod certificate_diff;
 pub(crate) mod certificate_store;
 pub(crate) mod ciphers;
 pub(crate) mod client_certs;
@@ -70,6 +71,11 @@ impl Acceptors {
             resuming: resuming.build().into_context(),
             fresh: fresh.build().into_context(),
         })
+    }
+
+    /// Protocol versions and ciphers.
+    pub(crate) fn profile(&self) -> &Profile {
+        &self.policy.profile
     }
 
     /// Whether these match this policy. Acceptors that stay let clients resume their sessions.

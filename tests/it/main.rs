@@ -36,6 +36,7 @@ mod operate;
 mod outage;
 mod paths;
 mod pipelining;
+mod previews;
 mod prov;
 mod proxy_protocol;
 mod real_web;

@@ -15,11 +15,13 @@ use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::{self, Content, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi as _, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::UtoipaMethodRouterExt as _;
 use utoipa_axum::routes;
 
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::{self, guard};
 use crate::admin::everywhere::{self, everywhere};
+use crate::admin::preview::{self, PROPOSAL_MAX};
 use crate::admin::turns::Turns;
 use crate::admin::{act, console, domains, health, holds, move_steps, moves, route, sessions, taken, throttle};
 use crate::app::env::AdminEnv;
@@ -99,6 +101,8 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(domains::list))
         .routes(routes!(domains::set_virtual_hosts))
         .routes(routes!(domains::set_certificate, domains::remove_certificate))
+        .routes(routes!(preview::preview_domain))
+        .routes(routes!(preview::preview).layer(DefaultBodyLimit::max(PROPOSAL_MAX)))
         .routes(routes!(health::metrics))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
@@ -188,11 +192,20 @@ async fn patience(request: Request, next: Next) -> Response {
 async fn bounded(request: Request, next: Next) -> Response {
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length: Option<usize> = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_none_or(|length| length <= BODY_MAX) {
+    let most = body_max(request.uri().path());
+    if length.is_none_or(|length| length <= most) {
         return next.run(request).await;
     }
     let _what_comes_later_is_not_read = tokio::time::timeout(HEARING, hear_out(request.into_body())).await;
-    too_long().into_response()
+    too_long(most).into_response()
+}
+
+/// Most of a request's body at this path.
+fn body_max(path: &str) -> usize {
+    match path {
+        "/v1/preview" => PROPOSAL_MAX,
+        _ => BODY_MAX,
+    }
 }
 
 async fn hear_out(mut body: Body) {
@@ -205,8 +218,8 @@ async fn hear_out(mut body: Body) {
 }
 
 /// A body is longer than any may be.
-fn too_long() -> ApiError {
-    let message = format!("the request is longer than {} KiB", BODY_MAX / 1024);
+fn too_long(most: usize) -> ApiError {
+    let message = format!("the request is longer than {} KiB", most / 1024);
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 

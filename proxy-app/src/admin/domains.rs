@@ -262,7 +262,7 @@ pub(crate) async fn set_virtual_hosts(
 }
 
 impl NewNames {
-    fn changes(self) -> Vec<Change> {
+    pub(super) fn changes(self) -> Vec<Change> {
         let change = |act| Change {
             attribute: a::VIRTUAL_HOSTNAME.name.to_owned(),
             act,
@@ -301,13 +301,13 @@ pub(crate) async fn set_certificate(
     Path(domain): Path<String>,
     body: Result<Json<NewCertificate>, JsonRejection>,
 ) -> Result<Json<Changed>, ApiError> {
-    let Json(new) = body.map_err(|rejection| unread(&rejection))?;
+    const SHAPE: &str = "the body is not {\"certificate\": PEM, \"chain\": PEM, \"key\": PEM}";
+    let Json(new) = body.map_err(|rejection| unread(&rejection, SHAPE))?;
     change(env, turns, caller, domain, new.changes()?).await
 }
 
 /// The framework's error may quote the body, which may contain a key.
-fn unread(rejection: &JsonRejection) -> ApiError {
-    let shape = "the body is not {\"certificate\": PEM, \"chain\": PEM, \"key\": PEM}";
+pub(super) fn unread(rejection: &JsonRejection, shape: &str) -> ApiError {
     match rejection {
         JsonRejection::JsonDataError(_) | JsonRejection::JsonSyntaxError(_) => ApiError::bad(shape),
         other => ApiError::new(other.status(), other.body_text()),
@@ -315,7 +315,7 @@ fn unread(rejection: &JsonRejection) -> ApiError {
 }
 
 impl NewCertificate {
-    fn changes(self) -> Result<Vec<Change>, ApiError> {
+    pub(super) fn changes(self) -> Result<Vec<Change>, ApiError> {
         let chain = self.chain.unwrap_or_default();
         if [&self.certificate, &chain].iter().any(|text| text.contains(PRIVATE)) {
             // There it would be shown to all who may see the domain.
@@ -349,7 +349,7 @@ pub(crate) async fn remove_certificate(
     change(env, turns, caller, domain, changes.into()).await
 }
 
-fn replace(attribute: &Attribute, value: Option<String>) -> Change {
+pub(super) fn replace(attribute: &Attribute, value: Option<String>) -> Change {
     Change {
         attribute: attribute.name.to_owned(),
         act: Act::Replace(value.into_iter().collect()),
@@ -397,7 +397,7 @@ async fn change_now(
     let before = before.map_err(refusal)?;
     let what = describe(&before, &changed(&before, changes));
     act::audit(env, caller, format!("domain {}: {what}", before.name()));
-    let mut warnings: Vec<String> = output.out.lines().map(str::to_owned).chain(output.warnings).collect();
+    let mut warnings = output.into_lines();
     let in_force = wait_until_in_force(env, before.name(), changes, &mut warnings).await;
     let (snapshot, store) = (env.snapshot.load_full(), env.certificates());
     let domain = snapshot.system.domain(before.name()).ok_or_else(|| {
@@ -415,7 +415,7 @@ async fn change_now(
 }
 
 /// Why the directory, or the check of a change, refuses it.
-fn refusal(failure: provision::ProvisionError) -> ApiError {
+pub(super) fn refusal(failure: provision::ProvisionError) -> ApiError {
     let (code, message) = match failure {
         provision::ProvisionError::Service { code, message } => (code, message),
         provision::ProvisionError::Usage(message) | provision::ProvisionError::Plain(message) => ("", message),

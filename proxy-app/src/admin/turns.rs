@@ -13,6 +13,8 @@ pub(crate) struct Turns {
     pub storing: Mutex<()>,
     /// Lists of domains. One that has begun is made to its end, also when its client has gone.
     pub lists: Arc<Semaphore>,
+    /// Previews of changes. One that has begun is made to its end, also when its client has gone.
+    pub previews: Arc<Semaphore>,
     /// Purges of routes.
     pub purges: Arc<Semaphore>,
 }
@@ -23,6 +25,7 @@ impl Default for Turns {
             changes: Arc::new(Semaphore::new(4)),
             storing: Mutex::default(),
             lists: Arc::new(Semaphore::new(4)),
+            previews: Arc::new(Semaphore::new(1)),
             purges: Arc::new(Semaphore::new(16)),
         }
     }

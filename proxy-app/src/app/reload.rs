@@ -11,7 +11,7 @@ use crate::app::plan::{addresses, check_certificates, check_logs, listeners};
 use crate::app::snapshot::{self, Snapshot};
 use crate::app::state_file::NodeState;
 use crate::app::{App, changes, group_inputs, routes};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Listener};
 use crate::node::memory;
 use crate::node::{logs, systemd};
 use crate::tls::certificate_store::CertStore;
@@ -72,7 +72,10 @@ impl App {
     }
 
     /// Reads files and checks certificates off the runtime, whose threads serve clients.
-    async fn off_the_runtime<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+    pub(super) async fn off_the_runtime<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> T {
         let app = self.clone();
         result_of(tokio::task::spawn_blocking(move || work(&app))).await
     }
@@ -221,27 +224,48 @@ impl App {
         let before = self.snapshot.load_full();
         let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
         let system = system.unwrap_or(&before.system);
-        let dns = self.dns.clone();
-        let built = snapshot::build(config, system.clone(), dns, &self.certificates, Some(&before))?;
+        let would = self.would_run(config, system, &before)?;
+        report_new(&mut reported, &would.warnings);
+        let changes = self.changes(config, &before, system, &would.certificates);
+        self.certificates.store(Arc::new(would.certificates));
+        self.locations.adopt(system);
+        let group_inputs = group_inputs(config, &would.snapshot);
+        self.groups.adopt(group_inputs, &self.locations.written().groups);
+        self.throttle.change(would.snapshot.throttle.clone());
+        self.snapshot.store(Arc::new(would.snapshot));
+        self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
+        self.limits.change(config.limits.clone());
+        self.config.store(config.clone());
+        self.dns.never(addresses(&would.listeners));
+        self.listeners.set(would.listeners);
+        self.applied(why, changes);
+        Ok(())
+    }
+
+    /// What this node file and this system say, as it would run after `before`; nothing of it runs.
+    pub(super) fn would_run(
+        &self,
+        config: &Config,
+        system: &Arc<System>,
+        before: &Snapshot,
+    ) -> Result<WouldRun, Problems> {
+        let built = snapshot::build(
+            config,
+            system.clone(),
+            self.dns.clone(),
+            &self.certificates,
+            Some(before),
+        )?;
         let mut problems = built.warnings;
         let listeners = listeners(config, system);
         check_certificates(&listeners, &built.certificates, &mut problems);
         let ((), warnings) = problems.or(())?;
-        report_new(&mut reported, &warnings);
-        let changes = self.changes(config, &before, system, &built.certificates);
-        self.certificates.store(Arc::new(built.certificates));
-        self.locations.adopt(system);
-        let group_inputs = group_inputs(config, &built.snapshot);
-        self.groups.adopt(group_inputs, &self.locations.written().groups);
-        self.throttle.change(built.snapshot.throttle.clone());
-        self.snapshot.store(Arc::new(built.snapshot));
-        self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
-        self.limits.change(config.limits.clone());
-        self.config.store(config.clone());
-        self.dns.never(addresses(&listeners));
-        self.listeners.set(listeners);
-        self.applied(why, changes);
-        Ok(())
+        Ok(WouldRun {
+            snapshot: built.snapshot,
+            certificates: built.certificates,
+            listeners,
+            warnings,
+        })
     }
 
     /// The differences from what is in force, once these are.
@@ -292,6 +316,14 @@ impl App {
     pub(super) fn take_holds(&self, state: &NodeState) {
         self.routes.holds().replace(state.holds());
     }
+}
+
+/// A configuration that has been checked as a whole and does not run yet.
+pub(super) struct WouldRun {
+    pub(super) snapshot: Snapshot,
+    pub(super) certificates: CertStore,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) warnings: Problems,
 }
 
 /// The result of a task. A panic in it becomes a panic here; a task that is dropped ends with the runtime, and so does

@@ -17,6 +17,7 @@ use crate::provision::{CommandOutput, ProvisionError, SharedNames};
 
 mod dump;
 mod flush;
+mod preview;
 mod read;
 mod verbs;
 mod wait;
@@ -45,6 +46,7 @@ struct ProvOptions {
     bind_dn: Option<String>,
     bind_password_file: Option<PathBuf>,
     wait: WaitChoice,
+    dry_run: bool,
     help: bool,
     flags: Flags,
 }
@@ -100,6 +102,7 @@ impl ProvOptions {
                 "--bind-dn" => options.bind_dn = Some(argument()?),
                 "--bind-password-file" => options.bind_password_file = Some(argument()?.into()),
                 "--wait" => options.wait = WaitChoice::parse(&argument()?)?,
+                "--dry-run" => (options.dry_run, with_argument) = (true, false),
                 "-h" | "--help" => (options.help, with_argument) = (true, false),
                 word if options.flags.take(word) => with_argument = false,
                 word => return Err(format!("unknown option {word}")),
@@ -239,8 +242,9 @@ pub(crate) fn run(conf: &Path, words: &[String]) -> anyhow::Result<ExitCode> {
     }
     let conf = options.conf.as_deref().unwrap_or(conf);
     let (config, _) = Config::load(conf)?;
+    let editor = CheckedEditor::open(&config, options.account()?, SharedNames::Warned)?;
     let mut prov = Prov {
-        editor: CheckedEditor::open(&config, options.account()?, SharedNames::Warned)?,
+        editor: if options.dry_run { editor.rehearsing() } else { editor },
         socket: config.admin.socket,
         flags: options.flags,
         wait: options.wait,

@@ -5,6 +5,7 @@
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
+use mail_directory::edit::rehearsal::{Rehearsal, TriedChanges, TriedEntry};
 use mail_directory::edit::{Change, Editor, EntryKind, changed};
 use mail_directory::file::YamlEditor;
 use mail_directory::ldap::LdapEditor;
@@ -18,6 +19,8 @@ use crate::provision::{CommandOutput, ProvisionError, SharedNames, exists};
 pub(crate) struct CheckedEditor {
     editor: Box<dyn Editor>,
     shared_names: SharedNames,
+    /// What is tried, where nothing is written.
+    tried: Option<TriedChanges>,
 }
 
 impl Deref for CheckedEditor {
@@ -48,7 +51,28 @@ impl CheckedEditor {
         Ok(Self {
             editor: editor(config, account)?,
             shared_names,
+            tried: None,
         })
+    }
+
+    /// The same, which checks changes and writes none of them.
+    pub(crate) fn rehearsing(self) -> Self {
+        let rehearsal = Rehearsal::new(self.editor);
+        Self {
+            tried: Some(rehearsal.tried()),
+            editor: Box::new(rehearsal),
+            ..self
+        }
+    }
+
+    /// Whether nothing is written.
+    pub(crate) fn rehearses(&self) -> bool {
+        self.tried.is_some()
+    }
+
+    /// The entries that would be other ones after what was tried.
+    pub(crate) fn tried(&self) -> Vec<TriedEntry> {
+        self.tried.as_ref().map(TriedChanges::all).unwrap_or_default()
     }
 
     /// Everything but the accounts.

@@ -159,6 +159,11 @@ impl CertKey {
         names.into_iter().filter(|name| !is_covered(name)).collect()
     }
 
+    /// The names that it is good for, in lower case.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
     /// SHA-256 of the certificate: two are the same if this is.
     pub(crate) fn fingerprint(&self) -> Vec<u8> {
         let digest = self.leaf.digest(openssl::hash::MessageDigest::sha256());

@@ -156,6 +156,11 @@ impl VirtualHosts {
         !self.strict || self.by_name(host).is_some() || self.own.iter().any(|own| own == host) || self.is_address(host)
     }
 
+    /// Whether only our names may be asked for.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.strict
+    }
+
     /// Whether a request for `host`, which is one of `vhost`, must be refused on a connection with this client
     /// certificate policy, which is `None` in clear text.
     ///

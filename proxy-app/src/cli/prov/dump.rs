@@ -3,21 +3,10 @@
 use mail_directory::Entry;
 
 use crate::cli::prov::Flags;
-use crate::provision::CommandOutput;
+use crate::provision::{CommandOutput, is_secret};
 
 /// What is printed in the place of a secret.
 const BLOCKED: &str = "VALUE-BLOCKED";
-/// Parts of the names of attributes whose values are only shown with `-fd`: passwords, private keys, the keys that
-/// sign tokens, second factors. In lower case.
-const SECRETS: [&str; 6] = [
-    "password",
-    "privatekey",
-    "tokenkey",
-    "preauthkey",
-    "secret",
-    "scratchcodes",
-];
-
 /// `# name …`, the attributes sorted by name with a line for each value, and an empty line.
 pub(super) fn entry(entry: &Entry, wanted: &[String], flags: Flags, output: &mut CommandOutput) {
     output.line(format!("# name {}", entry.name()));
@@ -29,10 +18,8 @@ pub(super) fn entry(entry: &Entry, wanted: &[String], flags: Flags, output: &mut
 pub(super) fn attributes(entry: &Entry, wanted: &[String], flags: Flags, output: &mut CommandOutput) {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w.eq_ignore_ascii_case(name));
     for (name, values) in entry.iter().filter(|(name, _)| is_wanted(name)) {
-        let lower = name.to_ascii_lowercase();
-        let is_secret = SECRETS.iter().any(|part| lower.contains(part));
         for value in values {
-            match is_secret && !flags.secrets {
+            match is_secret(name) && !flags.secrets {
                 true => output.line(format!("{name}: {BLOCKED}")),
                 false => output.line(format!("{name}: {}", printable(value))),
             }

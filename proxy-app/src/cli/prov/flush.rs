@@ -37,6 +37,11 @@ impl Prov {
         if let Some(word) = types.iter().find(|word| !known(word)) {
             return Err(ProvisionError::request(format!("invalid cache type {word}")));
         }
+        if self.editor.rehearses() {
+            let mut output = CommandOutput::default();
+            output.warn("WARNING: dry run: nothing was flushed");
+            return Ok(output);
+        }
         let is_any = |list: &[&str]| types.iter().any(|word| list.contains(&word.as_str()));
         if is_any(&SYSTEM) {
             self.send::<ReloadResult>("/v1/reload", &()).await?;

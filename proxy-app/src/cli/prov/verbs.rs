@@ -268,6 +268,7 @@ const HEAD: &str = "portico prov [options] [command [arguments]]
                                LDAP bind DN and password
   --wait node|all|none         after a change, wait until the node on this machine, or every node, has taken it over, and
                                say so; or do not
+  --dry-run                    write nothing; say what the change would do on the node on this machine
   -h, --help                   print this text; also: help, help commands, help SUBJECT
 
 ";

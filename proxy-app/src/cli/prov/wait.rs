@@ -7,14 +7,13 @@ use serde::Deserialize;
 
 use crate::admin::everywhere::NodeAnswer;
 use crate::admin::taken::{Taken, WaitFor};
-use crate::cli::admin_client::AdminClient;
 use crate::cli::asking::printable;
 use crate::cli::prov::{Prov, Report};
 
 /// How long to wait; a replica may be behind.
 const WITHIN: Duration = Duration::from_secs(5);
 /// The exit code where it was expressly asked to wait, and the change is stored and not in force.
-const NOT_IN_FORCE: u8 = 3;
+pub(super) const NOT_IN_FORCE: u8 = 3;
 
 /// Whether to wait (`--wait`).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +42,7 @@ impl WaitChoice {
     }
 
     /// Whether somebody wants to read that all is well, and to fail if it is not.
-    fn is_strict(self) -> bool {
+    pub(super) fn is_strict(self) -> bool {
         matches!(self, Self::Node | Self::All)
     }
 
@@ -59,6 +58,9 @@ impl Prov {
     /// What is to be said of the changes since the last time; nothing if there were none, or if all is well and
     /// nobody asked.
     pub(super) async fn wait(&mut self) -> Report {
+        if self.editor.rehearses() {
+            return self.preview().await;
+        }
         let mut report = Report::default();
         if !std::mem::take(&mut self.changed) || self.wait == WaitChoice::None {
             return report;
@@ -86,15 +88,11 @@ impl Prov {
     }
 
     async fn ask_node(&mut self) -> Result<TakenBy, String> {
-        let socket = self.socket.clone().ok_or("the node file names no admin.socket")?;
-        if !socket.exists() {
-            return Err(format!("no Portico answers at {}", socket.display()));
-        }
+        let node = self.node_client()?;
         let wanted = WaitFor {
             point: self.editor.point().await,
             within_ms: WITHIN.as_millis() as u64,
         };
-        let node = AdminClient::new(&socket);
         let answer = node.send(Method::POST, self.wait.path(), &wanted).await;
         answer.map_err(|error| format!("{error:#}"))
     }

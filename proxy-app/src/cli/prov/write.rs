@@ -115,7 +115,10 @@ impl Prov {
         let open = self.editor.open_file_for(&changes);
         self.editor.create(kind, &name, &changes).await?;
         open.into_iter().for_each(|message| output.warn(message));
-        output.line(id);
+        // An id that nothing will have is no answer.
+        if !self.editor.rehearses() {
+            output.line(id);
+        }
         Ok(output)
     }
 
