@@ -684,6 +684,14 @@ fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
         browser.click("#confirm button[value='no']")?;
         browser.must("!document.getElementById('confirm').open && location.hash == '#domains'")?;
         browser.click(&format!("{card} .save"))?;
+        // What it would do is shown first.
+        browser.must(&has_text("new.a.example is added: web and mail clients get"))?;
+        let before = with_new_name(api)?;
+        browser.click("#confirm button[value='no']")?;
+        browser.must("!document.getElementById('confirm').open")?;
+        assert_eq!(with_new_name(api)?, before);
+        browser.click(&format!("{card} .save"))?;
+        confirm(&browser)?;
         browser.must(&has_text("The virtual host names are stored and in force."))?;
         browser.must(&has_text("is not good for these virtual host names: new.a.example"))?;
         assert_eq!(shown(scene, name)?, ["mail.a.example", "mail.a.example"]);
@@ -700,6 +708,8 @@ fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
             "document.querySelector(\"{card} .chain\").value.includes('CERTIFICATE')"
         ))?;
         browser.click(&format!("{card} .store"))?;
+        browser.must(&has_text("new.a.example: web and mail clients get its own certificate"))?;
+        confirm(&browser)?;
         browser.must(&has_text("The certificate is stored. The next handshake shows it."))?;
         assert_eq!(shown(scene, name)?, [name, name]);
         browser.must(&format!("!{}", has_text("not covered")))?;
@@ -711,6 +721,18 @@ fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
         go(&browser, "overview", "Overview")?;
         no_key_in_logs(scene, &pair.key)
     })
+}
+
+/// Confirms what is asked.
+fn confirm(browser: &Browser) -> Result<()> {
+    browser.must("document.getElementById('confirm').open")?;
+    browser.click("#confirm-yes")
+}
+
+/// The domains with the new name.
+fn with_new_name(api: &Api) -> Result<Value> {
+    let domains = api.ask("GET", "/v1/domains?text=new.a.example", None)?.done()?;
+    Ok(domains["domains"].clone())
 }
 
 #[test]

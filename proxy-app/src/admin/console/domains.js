@@ -1,6 +1,6 @@
 // Domains: their virtual host names and certificates, and what an administrator makes of them.
 
-import { get, send } from "./api.js";
+import { Refusal, get, send } from "./api.js";
 import { busy, confirmed, days, empty, field, h, name, note, pill } from "./dom.js";
 
 export const title = "Domains";
@@ -9,6 +9,9 @@ export const title = "Domains";
 const SHOWN = 50;
 // What a request may hold; the rest of it is names and quotes.
 const BODY_MAX = 64 * 1024;
+
+// A preview that took too long, or failed by itself, does not keep an administrator from a change.
+const UNFORESEEN = [408, 500];
 
 // As the server judges it: two labels or more, the last one of letters; the first may be `*`.
 const HOST = /^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+([a-z]{2,63}|xn--[a-z0-9-]{1,59})$/i;
@@ -46,10 +49,24 @@ function card(domain, { mayChange, attempt }) {
   const body = h("div");
   let wanted = domain.virtual_hosts.map((one) => one.name);
 
-  // Does a change, and shows what the server says of it, in full.
-  async function change(button, method, where, order, done) {
+  // Shows what a change would do, and asks whether to make it. What the server would refuse is refused now.
+  async function foreseen(button, proposal, title, yes) {
+    let lines;
+    try {
+      const answer = await busy(button, () => send("POST", `${path}/preview`, proposal));
+      lines = [...answer.preview.summary, ...answer.warnings];
+    } catch (error) {
+      if (!(error instanceof Refusal) || !UNFORESEEN.includes(error.status)) throw error;
+      lines = [`What it would do is not known: ${error.message}`];
+    }
+    return confirmed(title, lines.join("\n"), yes);
+  }
+
+  // Does a change once its preview is confirmed, and shows what the server says of it, in full.
+  async function change(button, method, where, order, done, [proposal, title, yes]) {
     said.replaceChildren();
     try {
+      if (!(await foreseen(button, proposal, title, yes))) return false;
       const answer = await busy(button, () => send(method, path + where, order));
       domain = answer.domain;
       wanted = domain.virtual_hosts.map((one) => one.name);
@@ -72,7 +89,7 @@ function card(domain, { mayChange, attempt }) {
     const list = h("ul", { class: "chips" });
     const wrong = h("div");
     const buttons = h("div", { class: "row end", hidden: true });
-    const save = h("button", { type: "button", class: "main save", click: () => attempt(() => change(save, "PUT", "/virtual-hosts", { virtual_hosts: wanted, before }, "The virtual host names are stored and in force.")) }, "Save names");
+    const save = h("button", { type: "button", class: "main save", click: () => attempt(() => change(save, "PUT", "/virtual-hosts", { virtual_hosts: wanted, before }, "The virtual host names are stored and in force.", [{ names: { virtual_hosts: wanted, before } }, `Save the virtual host names of ${domain.name}?`, "Save them"])) }, "Save names");
     const cancel = h("button", { type: "button", click: () => { wanted = before; draw(); } }, "Cancel");
     buttons.append(cancel, save);
 
@@ -159,7 +176,7 @@ function card(domain, { mayChange, attempt }) {
           read.append(note("Certificate, chain and key together are larger than 64 KiB.", "bad"));
           return;
         }
-        attempt(() => change(store, "PUT", "/certificate", order, "The certificate is stored. The next handshake shows it."));
+        attempt(() => change(store, "PUT", "/certificate", order, "The certificate is stored. The next handshake shows it.", [{ certificate: order }, `Store this certificate for ${domain.name}?`, "Store it"]));
       },
     },
       h("p", { class: "soft" }, "Without a key, the stored one is used. A stored key is never shown."),
@@ -171,11 +188,7 @@ function card(domain, { mayChange, attempt }) {
     const remove = h("button", {
       type: "button",
       class: "small danger",
-      click: () => attempt(async () => {
-        const text = "Certificate and private key are removed from the directory. Clients get the default certificate at once.";
-        if (!(await confirmed(`Remove the certificate of ${domain.name}?`, text, "Remove it"))) return;
-        await change(remove, "DELETE", "/certificate", undefined, "The certificate has been removed.");
-      }),
+      click: () => attempt(() => change(remove, "DELETE", "/certificate", undefined, "The certificate has been removed.", [{ remove_certificate: true }, `Remove certificate and private key of ${domain.name}?`, "Remove them"])),
     }, "Remove certificate…");
     return h("div", { class: "row end" }, remove);
   }
