@@ -391,6 +391,14 @@ attributes! {
         REVERSE_PROXY_USER_THROTTLE_MSG: "zimbraReverseProxyUserThrottleMsg", Kind::Text, [], [Scope::Global, Scope::Server],
             "What a client is told whose account has too many failed logins.";
     }
+    "Sessions at once" {
+        PORTICO_ACCOUNT_MAX_SESSIONS: "porticoAccountMaxSessions", Kind::Number, [], [Scope::Global, Scope::Domain, Scope::Cos, Scope::Account],
+            "Mail sessions of one account at once, over IMAP and POP3 together, in the place of `limits.sessions_per_account` of the node file. The account's own value counts, else that of its class of service, of its domain, of the global config. 0: no limit. Portico's own: LDAP needs `conf/portico.schema`.";
+        PORTICO_DOMAIN_MAX_SESSIONS: "porticoDomainMaxSessions", Kind::Number, [], [Scope::Global, Scope::Domain],
+            "The same of all accounts of a domain together, in the place of `limits.sessions_per_domain`. 0: no limit.";
+        PORTICO_SERVER_MAX_SESSIONS: "porticoServerMaxSessions", Kind::Number, [], [Scope::Global, Scope::Server],
+            "The same at one mailbox server, in the place of `limits.sessions_per_server`. 0: no limit.";
+    }
     "Towards mailbox servers" {
         REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED: "zimbraReverseProxySSLToUpstreamEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Use TLS to mailbox servers; also selects the clear-text or the TLS port of the server.";

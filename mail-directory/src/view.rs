@@ -99,6 +99,11 @@ impl<'a> View<'a> {
         self.read(attribute, |value| value.parse().ok()).unwrap_or(0)
     }
 
+    /// What the entry or its parent says, without the default.
+    pub fn number_if_set(&self, attribute: &Attribute) -> Option<u64> {
+        self.set(attribute, |value| value.parse().ok())
+    }
+
     /// The duration; zero where nothing is set and there is no default.
     pub fn duration(&self, attribute: &Attribute) -> Duration {
         self.read(attribute, attributes::duration).unwrap_or(Duration::ZERO)

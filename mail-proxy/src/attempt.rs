@@ -193,6 +193,8 @@ struct Tries {
     under_way: UnderWay,
     /// Name of the server's entry.
     server: Arc<str>,
+    /// How many sessions the account may have, where it or its class of service says so.
+    max_sessions: Option<u32>,
     /// Where the server that has taken the login would rather have it.
     sent_on: Option<Referral>,
     /// The server that has named the one where the login was taken.
@@ -235,6 +237,7 @@ impl Tries {
             greets,
             holds,
             server: Arc::from(""),
+            max_sessions: None,
             sent_on: None,
             referred_by: None,
             place: None,
@@ -287,6 +290,10 @@ impl Tries {
                 .and_then(|route| Some(route.rsplit_once(':')?.0))
                 .unwrap_or_default(),
             protocol: self.facts.protocol,
+            max: self
+                .env
+                .routes
+                .max_sessions(account.unwrap_or_default(), self.max_sessions, &self.server),
         };
         let place = self.env.limits.enter(&session);
         self.place = Some(place.map_err(LoginFailure::TooManySessions)?);
@@ -480,6 +487,7 @@ impl Tries {
         self.record.route = Some(route.address().to_string());
         self.record.tier = Some(route.tier.name());
         self.server = route.server.clone();
+        self.max_sessions = route.max_sessions;
         self.under_way.is_of(&route.account);
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use route_cache::{Lookup, Route, RouteCache, Subject};
+use route_cache::{Lookup, MaxSessions, Route, RouteCache, Subject};
 use tokio::sync::watch;
 
 use crate::audit::Audit;
@@ -110,6 +110,8 @@ pub struct NewSession<'a> {
     pub server: &'a str,
     /// What it speaks.
     pub protocol: Protocol,
+    /// How many sessions there may be, as the directory says.
+    pub max: MaxSessions,
 }
 
 /// How many sessions there may be at once.
@@ -117,7 +119,7 @@ pub trait SessionLimits: Send + Sync {
     /// Counts one more session, until the value is dropped.
     ///
     /// # Errors
-    /// There are as many as there may be; the limit, by its name in the node file.
+    /// There are as many as there may be; the limit, by its name in the node file or the directory.
     fn enter(&self, session: &NewSession<'_>) -> Result<Box<dyn Send>, &'static str>;
 }
 

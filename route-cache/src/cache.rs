@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::hold::Holds;
 use crate::key::Key;
 use crate::lookup::Services;
+use crate::max_sessions::MaxSessions;
 use crate::placement::PlacementAttributes;
 use crate::protocol::Protocol;
 use crate::route::{Lookup, Route, RouteError, Subject, Tier};
@@ -190,6 +191,11 @@ impl RouteCache {
             Some(hold) => Some(format!("{} is held: {}", hold.held, hold.reason)),
             None => route.maintenance.then(|| MAINTENANCE.to_owned()),
         }
+    }
+
+    /// How many sessions there may be at once, as the directory says, for an account with its route.
+    pub fn max_sessions(&self, account: &str, own: Option<u32>, server: &str) -> MaxSessions {
+        MaxSessions::find(&self.directory.system(), account, own, server)
     }
 
     /// The servers of the shared cache, and whether they answered when they were last needed.

@@ -17,6 +17,7 @@ mod host_port;
 mod key;
 pub mod lookup;
 pub mod lookup_server;
+mod max_sessions;
 pub mod memcached;
 mod percent;
 mod placement;
@@ -33,4 +34,5 @@ pub use cache::{
 };
 pub use hold::{Held, Hold, Holds, LONGEST_HOLD, MAX_HOLDS, TooManyHolds};
 pub use host_port::{HostPort, NoHostPort, bracketed, without_zone};
+pub use max_sessions::MaxSessions;
 pub use route::{Lookup, Route, RouteError, Server, ServerPool, Service, Subject, Tier, UpstreamTls};

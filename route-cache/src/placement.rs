@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System, View, attributes, names};
 
 use crate::key::Key;
+use crate::max_sessions;
 use crate::protocol::{EXTERNAL, Protocol};
 
 /// What the directory says of an account, as far as routes depend on it. Small: there may be a million.
@@ -16,6 +17,8 @@ pub(crate) struct Placement {
     pub(crate) account: Arc<str>,
     /// Its server, as `zimbraMailHost` names it; shared with the system where it knows that server.
     pub(crate) mail_host: Option<Arc<str>>,
+    /// `porticoAccountMaxSessions` of the account or of its class of service.
+    pub(crate) max_sessions: Option<u32>,
     /// What few accounts have.
     pub(crate) special: Option<Box<Special>>,
 }
@@ -145,6 +148,7 @@ pub(crate) fn placement(entry: &Entry, key: &Key, system: &System) -> Placement 
             Arc::from(account)
         },
         mail_host,
+        max_sessions: max_sessions::of(system.account(entry), &attributes::PORTICO_ACCOUNT_MAX_SESSIONS),
         special: special(system.account(entry), login),
     }
 }
@@ -175,6 +179,7 @@ impl Placement {
         Self {
             account,
             mail_host: Some(server.clone()),
+            max_sessions: None,
             special: (special != Special::default()).then(|| Box::new(special)),
         }
     }
@@ -197,6 +202,7 @@ impl Placement {
         Some(Self {
             account,
             mail_host: None,
+            max_sessions: None,
             special: Some(Box::new(special)),
         })
     }

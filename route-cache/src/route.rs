@@ -111,6 +111,9 @@ pub struct Route {
     pub tier: Tier,
     /// The directory says that the account is in maintenance (`zimbraAccountStatus`).
     pub maintenance: bool,
+    /// How many sessions the account may have at once, where it or its class of service says so
+    /// (`porticoAccountMaxSessions`).
+    pub max_sessions: Option<u32>,
 }
 
 impl Route {

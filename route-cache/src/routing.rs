@@ -136,6 +136,7 @@ impl RoutePlan<'_> {
             external: true,
             tier: self.tier,
             maintenance: placement.is_some_and(Placement::is_in_maintenance),
+            max_sessions: placement.and_then(|placement| placement.max_sessions),
         })
     }
 
@@ -167,6 +168,7 @@ impl RoutePlan<'_> {
             external: false,
             tier: self.tier,
             maintenance: placement.is_in_maintenance(),
+            max_sessions: placement.max_sessions,
         })
     }
 }

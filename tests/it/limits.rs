@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use portico_tests::config::{Serve, Tls};
-use portico_tests::town::{FRONT, people};
+use portico_tests::config::{Directory, Entry, Node, Serve, Tls};
+use portico_tests::town::{FRONT, Town, people};
 use portico_tests::until;
 use portico_tests::wire::Wire;
 
-use crate::scene::{Scene, greeted, play_with};
+use crate::moves::prov;
+use crate::scene::{Scene, Source, greeted, play_with};
 
 /// How long a place that has become free may take to be noticed.
 const FREE: Duration = Duration::from_secs(20);
@@ -276,6 +277,62 @@ fn sessions_of_an_account_are_limited() -> Result<()> {
                 .then_some(()))
         })
     })
+}
+
+/// The nearest number counts, of the account, its domain, or the node file; and a change is in force at once.
+#[test]
+fn the_directory_says_how_many_sessions_there_may_be() -> Result<()> {
+    for source in [Source::Yaml, Source::Ldap] {
+        let change = |town: &Town, node: &mut Node, directory: &mut Directory| {
+            let limits = "{sessions_per_account: 1, sessions_per_server: 1}".to_owned();
+            node.more.push(("limits".to_owned(), limits));
+            let set = |entry: &mut Entry, name: &str, number: u16| entry.insert(name.into(), number.into());
+            set(directory.account("alice@a.example"), "porticoAccountMaxSessions", 2);
+            set(directory.domain("a.example"), "porticoAccountMaxSessions", 3);
+            directory.config("porticoServerMaxSessions", "5");
+            set(directory.server(&town.stores[0].name), "porticoServerMaxSessions", 0);
+            Ok(())
+        };
+        source.play_with(people(), change, |scene| {
+            let full = |scene: &Scene, local: &str, why: &str| -> Result<()> {
+                let person = scene.town.person(local)?;
+                let login = format!("a1 LOGIN {} {}", person.name, person.password());
+                let answer = scene.imaps()?.imap(&login)?;
+                let last = answer.last().cloned().unwrap_or_default();
+                ensure!(last.starts_with("a1 NO [LIMIT] too many sessions"), "{local}: {last}");
+                until("a record", FREE, || {
+                    let fields = [("outcome", "limit"), ("account", &*person.name), ("why", why)];
+                    Ok((scene.portico.count(&fields)? > 0).then_some(()))
+                })
+            };
+            let mut alice = vec![scene.login("alice")?, scene.login("alice")?];
+            full(scene, "alice", "porticoAccountMaxSessions")?;
+            prov(
+                &scene.portico,
+                &["ma", "alice@a.example", "porticoAccountMaxSessions", "3"],
+            )?;
+            alice.push(scene.login("alice")?);
+            full(scene, "alice", "porticoAccountMaxSessions")?;
+            prov(
+                &scene.portico,
+                &["ma", "alice@a.example", "porticoAccountMaxSessions", ""],
+            )?;
+            prov(&scene.portico, &["md", "a.example", "porticoAccountMaxSessions", "0"])?;
+            alice.push(scene.login("alice")?);
+            prov(&scene.portico, &["md", "a.example", "porticoAccountMaxSessions", ""])?;
+            full(scene, "alice", "limits.sessions_per_account")?;
+            prov(&scene.portico, &["mcf", "porticoAccountMaxSessions", "5"])?;
+            alice.push(scene.login("alice")?);
+            prov(&scene.portico, &["mcf", "porticoServerMaxSessions", "1"])?;
+            let _bob = scene.login("bob")?;
+            full(scene, "dave", "porticoServerMaxSessions")?;
+            prov(&scene.portico, &["md", "b.example", "porticoDomainMaxSessions", "1"])?;
+            let _carol = scene.login("carol")?;
+            full(scene, "carol", "porticoDomainMaxSessions")?;
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// What one protocol has used up does not keep the other out.

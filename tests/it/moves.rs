@@ -57,7 +57,7 @@ fn web_socket(scene: &Scene, local: &str) -> Result<Wire> {
 }
 
 /// `portico prov` with the node file of the scene.
-fn prov(portico: &Portico, words: &[&str]) -> Result<()> {
+pub(crate) fn prov(portico: &Portico, words: &[&str]) -> Result<()> {
     let conf = portico.dir().join("portico.yaml");
     let out = Command::new(binary()?)
         .args(["prov", "-c"])

@@ -273,6 +273,7 @@ fn account_dn(name: &str) -> Result<String> {
 
 fn config(dir: &Path, kind: &Kind) -> String {
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("ldap/zimbra.schema");
+    let own_schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/portico.schema");
     let ((dn, password), dir) = (ADMIN, dir.display());
     let tls = kind.tls.map_or(String::new(), |pair| {
         let (certificate, key) = (pair.certificate_file.display(), pair.key_file.display());
@@ -285,13 +286,14 @@ fn config(dir: &Path, kind: &Kind) -> String {
     };
     format!(
         "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
-         include /etc/ldap/schema/inetorgperson.schema\ninclude {schema}\n\
+         include /etc/ldap/schema/inetorgperson.schema\ninclude {schema}\ninclude {own_schema}\n\
          modulepath /usr/lib/ldap\nmoduleload back_mdb\nmoduleload syncprov\n{tls}\
          database mdb\nmaxsize 268435456\nsuffix \"\"\ndirectory {dir}/db\ndbnosync\nrootdn \"{dn}\"\nrootpw \"{password}\"\n\
          index objectClass,entryCSN,entryUUID,zimbraId,zimbraMailDeliveryAddress,zimbraMailAlias,zimbraDomainName eq\n\
          access to attrs=userPassword by anonymous auth by * none\n\
          access to * by dn.exact=\"{reader}\" read by anonymous auth by * none\n{more}{overlay}",
         schema = schema.display(),
+        own_schema = own_schema.display(),
         reader = READER.0,
         more = kind.more,
     )

@@ -52,6 +52,9 @@ pub struct LdapEditor {
     wrote: Mutex<Option<Url>>,
 }
 
+/// The class of entries with attributes of Portico's own.
+const OWN_CLASS: &str = "porticoLimits";
+
 /// A write.
 #[derive(Clone)]
 enum Write {
@@ -324,7 +327,9 @@ impl Editor for LdapEditor {
         for round in 1.. {
             let found = self.existing(kind, name).await?;
             let dn = found.dn.clone();
-            let mods = mods(&found.into_entry(kind), changes);
+            let entry = found.into_entry(kind);
+            let mut mods = mods(&entry, changes);
+            mods.extend(own_class(&entry, &mods));
             if mods.is_empty() {
                 return Ok(());
             }
@@ -395,7 +400,8 @@ impl Editor for LdapEditor {
 
 impl Draft {
     fn new(dn: String, classes: &[&str], given: &Entry) -> Self {
-        let classes = classes.iter().map(|class| (*class).to_owned()).collect();
+        let own = given.iter().any(|(name, _)| is_own(name)).then_some(&OWN_CLASS);
+        let classes = classes.iter().chain(own).map(|class| (*class).to_owned()).collect();
         let given = given.iter().map(|(name, values)| (name.to_owned(), values.to_vec()));
         Self {
             dn,
@@ -424,6 +430,24 @@ impl Draft {
             None => self.set_default(name, value),
         }
     }
+}
+
+/// Whether this attribute is Portico's own (`conf/portico.schema`).
+fn is_own(attribute: &str) -> bool {
+    attribute
+        .get(..7)
+        .is_some_and(|start| start.eq_ignore_ascii_case("portico"))
+}
+
+/// The class that an entry needs before it can hold an attribute of Portico's own, if these changes are such and it
+/// lacks that class.
+fn own_class(entry: &Entry, mods: &[(ValueOp, String, Vec<String>)]) -> Option<(ValueOp, String, Vec<String>)> {
+    let sets = |(way, name, values): &(ValueOp, String, Vec<String>)| {
+        *way != ValueOp::Delete && !values.is_empty() && is_own(name)
+    };
+    let mut classes = entry.values("objectClass").iter();
+    let lacks = mods.iter().any(sets) && !classes.any(|class| class.eq_ignore_ascii_case(OWN_CLASS));
+    lacks.then(|| (ValueOp::Add, "objectClass".to_owned(), vec![OWN_CLASS.to_owned()]))
 }
 
 /// Why a write was not taken.

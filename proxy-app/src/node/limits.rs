@@ -246,7 +246,7 @@ impl SessionLimits for NodeLimits {
         if settings.exempt.iter().any(|network| network.contains(&session.client)) {
             config.per_address = SessionLimit::default();
         }
-        match config == SessionsConfig::default() {
+        match sessions::is_unlimited(session, config) {
             true => Ok(Box::new(())),
             false => Ok(Box::new(self.sessions.enter(session, config)?)),
         }

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use mail_proxy::NewSession;
 use redis::Value;
+use route_cache::MaxSessions;
 
 use super::Nodes;
 use super::elsewhere::CountChange;
@@ -187,6 +188,7 @@ impl Nodes {
             client: facts.client,
             server: &facts.server,
             protocol: facts.protocol,
+            max: MaxSessions::default(),
         })
     }
 

@@ -36,7 +36,8 @@ impl RouteCache {
             return Err(named("which holds no mailboxes"));
         }
         let login = (from.login != from.account).then(|| from.login.clone());
-        let placement = Placement::on(server, from.account.clone(), login, &system).by_referral();
+        let mut placement = Placement::on(server, from.account.clone(), login, &system).by_referral();
+        placement.max_sessions = from.max_sessions;
         let protocol = Protocol::of(lookup.service, system.node(&self.settings.node));
         let query = self.query(lookup, protocol, &system)?;
         Ok(ReferredRoute {

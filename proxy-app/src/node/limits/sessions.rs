@@ -1,16 +1,19 @@
 //! How many mail sessions may be open at once, of an account, an address, a domain, a server; all together, and over
 //! each protocol.
 //!
-//! Only what has a limit is counted: a limit that a reload sets counts the sessions that begin from then on. Those of
+//! The numbers of the node file are replaced by those of the directory, where there are any
+//! (`portico…MaxSessions`). Only what has a limit is counted: a limit that a reload sets counts the sessions that begin from then on. Those of
 //! other nodes are all counted, as far as they are known.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, OnceLock};
 
+use mail_directory::attributes::{self as a, Attribute};
 use mail_directory::domain_of;
 use mail_proxy::{NewSession, Protocol};
 use parking_lot::Mutex;
+use route_cache::MaxSessions;
 
 use super::Origin;
 
@@ -185,6 +188,19 @@ impl SessionsConfig {
     }
 }
 
+/// What the directory says in the place of `all`, with the name that it has there, in the order of
+/// [`SessionsConfig::limits`].
+fn in_directory(max: MaxSessions) -> [Option<(usize, &'static str)>; 5] {
+    let named = |limit: Option<u32>, attribute: &Attribute| Some((limit? as usize, attribute.name));
+    [
+        named(max.account, &a::PORTICO_ACCOUNT_MAX_SESSIONS),
+        None,
+        None,
+        named(max.domain, &a::PORTICO_DOMAIN_MAX_SESSIONS),
+        named(max.server, &a::PORTICO_SERVER_MAX_SESSIONS),
+    ]
+}
+
 impl SessionLimit {
     /// What applies to a session over this protocol: the limit, and over which protocols it counts.
     fn of(self, protocol: Protocol) -> [(usize, Option<Protocol>); 3] {
@@ -197,13 +213,17 @@ impl SessionLimit {
     }
 }
 
-/// What a session counts for where there is a limit, the limit of each, and its name in the node file.
+/// What a session counts for where there is a limit, the limit of each, and its name.
 fn keys(session: &NewSession<'_>, config: SessionsConfig) -> Vec<(SessionKey, usize, &'static str)> {
-    if config == SessionsConfig::default() {
+    if is_unlimited(session, config) {
         return Vec::new();
     }
     let mut keys = Vec::new();
-    for (in_common, (limit, names)) in in_common(session).into_iter().zip(config.limits()) {
+    let limits = config.limits().into_iter().zip(in_directory(session.max));
+    for (in_common, ((mut limit, mut names), there)) in in_common(session).into_iter().zip(limits) {
+        if let Some((number, name)) = there {
+            (limit.all, names[0]) = (number, name);
+        }
         let applies = limit.of(session.protocol).into_iter().zip(names);
         let applies = applies.filter(|((limit, _), _)| *limit != 0);
         keys.extend(applies.map(|((limit, protocol), name)| {
@@ -212,6 +232,11 @@ fn keys(session: &NewSession<'_>, config: SessionsConfig) -> Vec<(SessionKey, us
         }));
     }
     keys
+}
+
+/// Whether neither the node file nor the directory limits anything that a session counts for.
+pub(super) fn is_unlimited(session: &NewSession<'_>, config: SessionsConfig) -> bool {
+    config == SessionsConfig::default() && session.max == MaxSessions::default()
 }
 
 /// A session that is counted until this is dropped.
@@ -245,6 +270,7 @@ mod tests {
             client: client.parse().unwrap(),
             server,
             protocol,
+            max: MaxSessions::default(),
         }
     }
 
@@ -313,6 +339,41 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn the_directory_replaces_numbers_of_the_node_file() {
+        let counts = Arc::new(SessionCounts::default());
+        let config = limited(|c| {
+            c.per_account = SessionLimit {
+                all: 2,
+                imap: 3,
+                pop3: 0,
+            };
+            c.per_domain.all = 1;
+        });
+        let mut session = session("alice@a.test", "192.0.2.1", "store1", Protocol::Imap);
+        session.max = MaxSessions {
+            account: Some(4),
+            domain: Some(0),
+            server: Some(5),
+        };
+        let mut places = Vec::new();
+        let mut enter =
+            |session: &NewSession<'_>, config| counts.enter(session, config).map(|place| places.push(place));
+        for _ in 0..3 {
+            assert_eq!(enter(&session, config), Ok(()));
+        }
+        assert_eq!(enter(&session, config), Err("limits.sessions_per_account.imap"));
+        session.protocol = Protocol::Pop3;
+        assert_eq!(enter(&session, config), Ok(()));
+        assert_eq!(enter(&session, config), Err("porticoAccountMaxSessions"));
+        session.account = "bob@a.test";
+        assert_eq!(enter(&session, SessionsConfig::default()), Ok(()));
+        assert_eq!(
+            enter(&session, SessionsConfig::default()),
+            Err("porticoServerMaxSessions")
+        );
     }
 
     #[test]

@@ -21,6 +21,8 @@ const UNSURE: u8 = 8;
 const SPECIAL: u8 = 16;
 /// The account has the name that is the key.
 const SAME: u8 = 32;
+/// It says how many sessions it may have.
+const SESSIONS: u8 = 64;
 
 /// Bits of the first byte of what few accounts have.
 const LOGIN: u8 = 1;
@@ -73,6 +75,10 @@ impl Encoder {
             text(out, &placement.account);
         }
         self.host(out, placement.mail_host.as_ref());
+        placement
+            .max_sessions
+            .iter()
+            .for_each(|most| number(out, u64::from(*most)));
         if let Some(own) = &placement.special {
             special(out, own);
         }
@@ -116,7 +122,9 @@ fn flags(record: &Record) -> u8 {
     let what = match &record.what {
         KeptValue::See(_) => SEE,
         KeptValue::Here(placement) => {
-            bit(SPECIAL, placement.special.is_some()) | bit(SAME, placement.account == *record.key.text())
+            bit(SPECIAL, placement.special.is_some())
+                | bit(SAME, placement.account == *record.key.text())
+                | bit(SESSIONS, placement.max_sessions.is_some())
         }
     };
     kind | what | bit(UNSURE, !record.sure)
@@ -214,6 +222,10 @@ impl Decoder {
                 _ => name.clone(),
             },
             mail_host: self.host(bytes)?,
+            max_sessions: match flags & SESSIONS {
+                0 => None,
+                _ => Some(u32::try_from(bytes.number()?).ok()?),
+            },
             special: match flags & SPECIAL {
                 0 => None,
                 _ => Some(Box::new(read_special(bytes)?)),
@@ -280,6 +292,7 @@ pub(super) mod tests {
             KeptValue::Here(Placement {
                 account: account.into(),
                 mail_host: host.map(Arc::from),
+                max_sessions: account.starts_with('b').then_some(300),
                 special: special.map(Box::new),
             })
         };
