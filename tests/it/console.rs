@@ -94,6 +94,16 @@ impl Api {
 
 /// Plays a test on a node with `admin.http`, where a change needs a token, or is not possible.
 fn play(source: Source, token: Option<&'static str>, test: impl FnOnce(&mut Scene, &Api) -> Result<()>) -> Result<()> {
+    play_with(source, token, None, test)
+}
+
+/// The same with a throttle of its own.
+fn play_with(
+    source: Source,
+    token: Option<&'static str>,
+    throttle: Option<&str>,
+    test: impl FnOnce(&mut Scene, &Api) -> Result<()>,
+) -> Result<()> {
     let folder = tempfile::tempdir()?;
     // A port that no connection on its way out can take meanwhile.
     let ports = Stage::new()?;
@@ -101,6 +111,8 @@ fn play(source: Source, token: Option<&'static str>, test: impl FnOnce(&mut Scen
     let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
         address.set(SocketAddrV4::new(Ipv4Addr::LOCALHOST, ports.port()?));
         node.admin.push(format!("http: {}", address.get()));
+        let throttle = throttle.map(|throttle| ("throttle".to_owned(), throttle.to_owned()));
+        node.more.extend(throttle);
         if let Some(token) = token {
             let file = folder.path().join("token");
             std::fs::write(&file, token)?;
@@ -630,6 +642,54 @@ fn routes_are_explained(browser: &Browser) -> Result<()> {
     browser.must(&format!("{} && {}", has_text(HOSTILE), has_text("no route")))
 }
 
+/// Eight guesses are delayed; whose they are is seen, and forgotten again.
+#[test]
+fn a_browser_steers_the_throttle() -> Result<()> {
+    play_with(Source::Yaml, Some(TOKEN), Some("{mode: on}"), |scene, api| {
+        // A name that is nobody's is held off like any other.
+        for name in ["alice@a.example", "x<b>@a.example"] {
+            for guess in 0..5 {
+                let mut wire = scene.imaps()?;
+                wire.imap(&format!("a1 LOGIN \"{name}\" guess-{guess}"))?;
+            }
+        }
+        let browser = Browser::start(scene.stage, &[])?;
+        log_in(&browser, api)?;
+        go(&browser, "throttle", "Throttle")?;
+        let row = "[aria-label='Forget the failed logins of alice@a.example from 127.0.0.1']";
+        browser.must(&format!("document.querySelector(\"{row}\")"))?;
+        browser.must(&has_text("x<b>@a.example"))?;
+        browser.type_into("#throttle-login", "al@a.example")?;
+        browser.type_into("#throttle-ip", "127.0.0.1")?;
+        browser.click("#throttle-explain")?;
+        browser.must(&has_text("The throttle delays it for"))?;
+        browser.type_into("#allow-network", "192.0.2.7")?;
+        browser.type_into("#allow-reason", "new phones")?;
+        browser.click("#allow")?;
+        browser.must(&format!("{} && {}", has_text("192.0.2.7/32"), has_text("new phones")))?;
+        browser.click("[aria-label='End the allowance of 192.0.2.7/32']")?;
+        browser.must(&has_text("192.0.2.7/32 is not let through any more."))?;
+        browser.must(&has_text("No network is let through for some time."))?;
+        browser.click(row)?;
+        browser.must("document.getElementById('confirm').open")?;
+        browser.click("#confirm-yes")?;
+        browser.must(&format!("!document.querySelector(\"{row}\")"))?;
+        browser.click("#clear-all")?;
+        browser.must("document.getElementById('confirm').open")?;
+        browser.click("#confirm-yes")?;
+        browser.must(&has_text("Nobody has been held off lately."))?;
+        for act in [
+            "allow 192.0.2.7/32 for 3600 s: new phones",
+            "disallow 192.0.2.7/32",
+            "clear failed logins of alice@a.example from 127.0.0.1",
+            "clear all failed logins",
+        ] {
+            scene.portico.record(&[("event", "admin"), ("act", act)])?;
+        }
+        Ok(())
+    })
+}
+
 fn a_server_is_put_into_maintenance(browser: &Browser, scene: &Scene) -> Result<()> {
     go(browser, "upstreams", "Upstreams")?;
     browser.must(&has_text("store1.example.test"))?;
@@ -755,10 +815,11 @@ fn a_browser_without_a_token_only_looks() -> Result<()> {
     })
 }
 
-const VIEWS: [(&str, &str); 7] = [
+const VIEWS: [(&str, &str); 8] = [
     ("overview", "Overview"),
     ("sessions", "Sessions"),
     ("logins", "Logins"),
+    ("throttle", "Throttle"),
     ("routes", "Routes"),
     ("upstreams", "Upstreams"),
     ("domains", "Domains"),

@@ -37,7 +37,7 @@ macro_rules! files {
 }
 
 /// The files, with what they are.
-const FILES: [(&str, &str, &str); 13] = files! {
+const FILES: [(&str, &str, &str); 14] = files! {
     "index.html" HTML,
     "style.css" "text/css; charset=utf-8",
     "icon.svg" "image/svg+xml",
@@ -47,6 +47,7 @@ const FILES: [(&str, &str, &str); 13] = files! {
     "overview.js" SCRIPT,
     "sessions.js" SCRIPT,
     "logins.js" SCRIPT,
+    "throttle.js" SCRIPT,
     "routes.js" SCRIPT,
     "upstreams.js" SCRIPT,
     "domains.js" SCRIPT,

@@ -5,12 +5,13 @@ import { confirmed, h, visible } from "./dom.js";
 import * as overview from "./overview.js";
 import * as sessions from "./sessions.js";
 import * as logins from "./logins.js";
+import * as throttle from "./throttle.js";
 import * as routes from "./routes.js";
 import * as upstreams from "./upstreams.js";
 import * as domains from "./domains.js";
 import * as certificates from "./certificates.js";
 
-const VIEWS = { overview, sessions, logins, routes, upstreams, domains, certificates };
+const VIEWS = { overview, sessions, logins, throttle, routes, upstreams, domains, certificates };
 // How often the state in the head of the page is asked for, in milliseconds.
 const STATE = 10_000;
 
