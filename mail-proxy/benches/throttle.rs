@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use mail_proxy::throttle::{Answered, Claim, Judgement, PasswordMark, Throttle, ThrottleSettings};
+use mail_proxy::throttle::{Answered, Claim, Judgement, LoginChannel, PasswordMark, Throttle, ThrottleSettings};
 
 const LOGINS: u32 = 1_000_000;
 
@@ -37,6 +37,7 @@ fn measure(name: &str, throttle: &Throttle, attempt: impl Fn(u32) -> (u32, u32, 
             account: &names[n as usize],
             client: IpAddr::from((0x0b00_0000 + address).to_be_bytes()),
             password: Some(PasswordMark::of(&n.to_be_bytes())),
+            channel: LoginChannel::default(),
         };
         if let Judgement::Pass(ticket, _) = black_box(throttle.ask(&claim, Duration::ZERO, throttle.now())) {
             throttle.answered(ticket, answer, throttle.now());

@@ -24,7 +24,7 @@ use crate::proto::Protocol;
 use crate::referral::Referral;
 use crate::scratch::read_with;
 use crate::server_refusal::Refusal;
-use crate::throttle::{Answered, Claim, PasswordMark, Ticket};
+use crate::throttle::{Answered, Claim, LoginChannel, PasswordMark, Ticket};
 use crate::{imap, pop3};
 
 /// How long a mailbox server may take from the call to its first word. One that accepts connections and says
@@ -256,7 +256,7 @@ impl Tries {
         let mut ticket = match &routed {
             // Nothing of the account is known, nor what is wrong.
             Err(LoginFailure::DirectoryDown(_) | LoginFailure::NoRoute(_)) => None,
-            _ => Some(self.admitted(credentials, &lookup).await?),
+            _ => Some(self.admitted(credentials, &lookup, &id).await?),
         };
         let throttle = self.env.throttle.clone();
         let result = match routed {
@@ -301,7 +301,12 @@ impl Tries {
     }
 
     /// Waits until the throttle lets the attempt through. A name without account is treated like any other.
-    async fn admitted(&mut self, credentials: &Credentials, lookup: &Lookup) -> Result<Ticket, LoginFailure> {
+    async fn admitted(
+        &mut self,
+        credentials: &Credentials,
+        lookup: &Lookup,
+        id: &IdFields,
+    ) -> Result<Ticket, LoginFailure> {
         let throttle = self.env.throttle.clone();
         let guessed = match (&credentials.authenticating_as, &self.record.account) {
             // It is this one's password.
@@ -313,6 +318,11 @@ impl Tries {
             account: &guessed,
             client: self.facts.connection.client.addr.ip(),
             password: Some(PasswordMark::of(credentials.password.expose())),
+            channel: LoginChannel {
+                protocol: self.facts.protocol.proto().name(),
+                tls: self.facts.connection.tls.is_some(),
+                device: &device(id),
+            },
         };
         match throttle.admit(&claim).await {
             Ok(admitted) => {
@@ -738,6 +748,12 @@ async fn hear(
 /// An IPv4 client on a dual-stack listener is an IPv4 client.
 fn unmapped(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
+}
+
+/// What the client has said that it is.
+fn device(id: &IdFields) -> String {
+    let said = [&id.name, &id.version].into_iter().flatten();
+    said.map(String::as_str).collect::<Vec<_>>().join("/")
 }
 
 fn millis(duration: Duration) -> u64 {

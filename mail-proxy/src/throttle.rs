@@ -17,6 +17,7 @@ mod elsewhere;
 mod held;
 mod keep;
 mod origin;
+mod policy;
 mod settings;
 mod table;
 
@@ -27,7 +28,8 @@ pub use held::HeldOff;
 use held::{HeldList, Subject};
 pub use keep::NotKept;
 use origin::{ClientNetworks, HashKey, Kind};
-pub use origin::{PasswordMark, PasswordMarker};
+pub use origin::{PasswordMark, PasswordMarker, share_marks};
+pub use policy::{LoginChannel, LoginPolicy, PolicyAnswer, PolicyEnd, PolicyLogin};
 pub use settings::{Mode, Rule, RuleSettings, ThrottleSettings};
 use table::{Table, Words};
 
@@ -93,6 +95,8 @@ pub struct Claim<'a> {
     pub client: IpAddr,
     /// What tells its password from others.
     pub password: Option<PasswordMark>,
+    /// How it came in.
+    pub channel: LoginChannel<'a>,
 }
 
 /// What is to become of an attempt.
@@ -168,6 +172,8 @@ pub struct Ticket {
     share: f32,
     /// Account and client, if other nodes are to hear of it.
     whose: Option<Box<(String, IpAddr)>>,
+    /// What another service has been asked, and is to hear the end of.
+    policy: Option<Box<PolicyLogin>>,
 }
 
 /// What is judged of an attempt by one rule.
@@ -345,6 +351,8 @@ pub struct Throttle {
     begun: (Duration, Instant),
     /// Who hears what counts.
     listener: OnceLock<Arc<dyn CountListener>>,
+    /// Another service that has a word on logins.
+    policy: RwLock<Option<Arc<dyn LoginPolicy>>>,
 }
 
 impl Throttle {
@@ -365,6 +373,7 @@ impl Throttle {
             counts: Default::default(),
             begun: (now.unwrap_or_default(), Instant::now()),
             listener: OnceLock::new(),
+            policy: RwLock::default(),
         }
     }
 
@@ -428,6 +437,7 @@ impl Throttle {
     /// Takes the answer to an attempt that has passed.
     pub fn answered(&self, mut ticket: Ticket, answer: Answered, now: Moment) {
         let settings = self.settings();
+        self.report(&ticket, answer);
         match answer {
             Answered::Right => {
                 self.end(&settings, &mut ticket, now.tick());
@@ -488,6 +498,7 @@ impl Throttle {
             account,
             client,
             password: None,
+            channel: LoginChannel::default(),
         };
         let ticket = self.ticket(&claim, now.tick());
         let view = self.view(&settings, &ticket, now.tick());
@@ -604,6 +615,7 @@ impl Throttle {
             ended: false,
             share: 1.0,
             whose: self.whose(claim),
+            policy: None,
         }
     }
 

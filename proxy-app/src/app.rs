@@ -44,6 +44,7 @@ pub(crate) mod listeners;
 mod moved;
 pub(crate) mod moves;
 pub(crate) mod plan;
+mod policy;
 pub(crate) mod preview;
 pub(crate) mod reload;
 pub(crate) mod routes;
@@ -186,6 +187,7 @@ impl App {
             nodes,
             config: InForce::new(config),
         });
+        app.set_policy(&app.config.load_full());
         app.take_holds(&state);
         app.moves.take_over(state.moves());
         app.applied("started", Vec::new());

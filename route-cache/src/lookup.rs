@@ -26,7 +26,7 @@ pub mod certauth;
 mod handler;
 pub mod wire;
 
-use handler::Handler;
+pub use handler::{HttpService, ServiceFault};
 use mail_directory::{DirectoryError, System, domain_of, fold, names};
 use wire::{Question, Response, ServiceAnswer};
 
@@ -144,7 +144,7 @@ pub struct Settings {
 /// The services, as a source of routes.
 pub struct Services {
     dialect: Dialect,
-    handlers: Vec<Handler>,
+    handlers: Vec<HttpService>,
     timeout: Duration,
     dial: Arc<dyn Dial>,
     book: Arc<AddressBook>,
@@ -158,7 +158,7 @@ impl Services {
         let handlers = settings.handlers.into_iter();
         Self {
             dialect: settings.dialect,
-            handlers: handlers.map(|url| Handler::new(url, settings.retry)).collect(),
+            handlers: handlers.map(|url| HttpService::new(url, settings.retry)).collect(),
             timeout: settings.timeout,
             dial,
             book,
@@ -264,7 +264,7 @@ impl Services {
     }
 
     /// In turn, and those that failed lately at the end.
-    fn order(&self) -> Vec<&Handler> {
+    fn order(&self) -> Vec<&HttpService> {
         let count = self.handlers.len().max(1);
         let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
         let turn = self.handlers[first.min(self.handlers.len())..]

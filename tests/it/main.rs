@@ -36,6 +36,7 @@ mod operate;
 mod outage;
 mod paths;
 mod pipelining;
+mod policy;
 mod previews;
 mod prov;
 mod proxy_protocol;

@@ -26,7 +26,7 @@ const PEOPLE: usize = 24;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Plays with these settings of the throttle; failed logins are answered at once, and passwords taken in clear text.
-fn play(people: Vec<Person>, settings: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+pub(crate) fn play(people: Vec<Person>, settings: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     let change = |_: &_, node: &mut portico_tests::config::Node, directory: &mut portico_tests::config::Directory| {
         node.more.push(("throttle".to_owned(), settings.to_owned()));
         directory
@@ -39,7 +39,7 @@ fn play(people: Vec<Person>, settings: &str, test: impl FnOnce(&mut Scene) -> Re
 }
 
 /// The last line that an IMAP client hears.
-fn imap(scene: &Scene, from: IpAddr, name: &str, password: &str) -> Result<String> {
+pub(crate) fn imap(scene: &Scene, from: IpAddr, name: &str, password: &str) -> Result<String> {
     let mut wire = greeted(Wire::clear_from(from, scene.town.endpoints.imap)?, "* OK")?;
     let answer = wire.imap(&format!("a1 LOGIN {name} \"{password}\""))?;
     answer.last().cloned().context("no answer")

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::origin::ClientNetworks;
-use super::{Claim, Finding, Judgement, Throttle, Ticket};
+use super::policy::{PolicyEnd, PolicyLogin};
+use super::{Action, Answered, Claim, Finding, Judgement, Throttle, Ticket};
 
 /// One of so many that wait may be of one address.
 const SHARE_OF_ADDRESS: usize = 10;
@@ -88,19 +89,19 @@ impl Throttle {
         loop {
             let (time, finding) = match self.ask(claim, held, self.now()) {
                 Judgement::Pass(ticket, would) => {
-                    return Ok(Admitted {
+                    let admitted = Admitted {
                         ticket,
                         held,
                         finding: waited_for.or(would),
                         dry_run: waited_for.is_none() && would.is_some(),
-                    });
+                    };
+                    return self.consult(claim, admitted, true).await;
                 }
                 Judgement::Refuse(finding) => return Err(self.throttled(finding)),
                 Judgement::Wait(time, finding) => (time, finding),
             };
             if place.is_none() {
-                let address = ClientNetworks::of(claim.client).address;
-                place = self.waiting.enter(address, self.settings().max_waiting);
+                place = self.place_of(claim.client);
             }
             if place.is_none() {
                 return Err(self.throttled(finding));
@@ -116,16 +117,58 @@ impl Throttle {
     ///
     /// # Errors
     /// A rule delays or refuses it.
-    pub fn admit_now(&self, claim: &Claim<'_>) -> Result<Admitted, Throttled> {
+    pub async fn admit_now(&self, claim: &Claim<'_>) -> Result<Admitted, Throttled> {
         match self.ask(claim, Duration::ZERO, self.now()) {
-            Judgement::Pass(ticket, would) => Ok(Admitted {
-                ticket,
-                held: Duration::ZERO,
-                finding: would,
-                dry_run: would.is_some(),
-            }),
+            Judgement::Pass(ticket, would) => {
+                let admitted = Admitted {
+                    ticket,
+                    held: Duration::ZERO,
+                    finding: would,
+                    dry_run: would.is_some(),
+                };
+                self.consult(claim, admitted, false).await
+            }
             Judgement::Refuse(finding) | Judgement::Wait(_, finding) => Err(self.throttled(finding)),
         }
+    }
+
+    /// Asks another service about an attempt that the rules let through, if there is one. Clients that are always let
+    /// through are not asked about.
+    async fn consult(&self, claim: &Claim<'_>, mut admitted: Admitted, may_wait: bool) -> Result<Admitted, Throttled> {
+        let Some(policy) = self.policy().filter(|_| !admitted.ticket.allowed) else {
+            return Ok(admitted);
+        };
+        let login = Box::new(PolicyLogin::of(claim));
+        let answer = policy.allow(&login).await;
+        admitted.ticket.policy = Some(login.clone());
+        let Some(finding) = answer.finding(self.settings().max_delay) else {
+            return Ok(admitted);
+        };
+        if policy.is_dry() {
+            admitted.dry_run |= admitted.finding.is_none();
+            admitted.finding = admitted.finding.or(Some(finding));
+            return Ok(admitted);
+        }
+        if let Action::Delay(time) = finding.action
+            && may_wait
+            && let Some(_place) = self.place_of(claim.client)
+        {
+            tokio::time::sleep(time).await;
+            admitted.held += time;
+            (admitted.finding, admitted.dry_run) = (Some(finding), false);
+            return Ok(admitted);
+        }
+        // Nobody is asked, so it says nothing of the password.
+        admitted.ticket.policy = None;
+        self.answered(admitted.ticket, Answered::Unknown, self.now());
+        policy.report(&login, PolicyEnd::Refused);
+        Err(self.throttled(finding))
+    }
+
+    /// A place to wait in, if there is one left.
+    fn place_of(&self, client: IpAddr) -> Option<Place<'_>> {
+        let address = ClientNetworks::of(client).address;
+        self.waiting.enter(address, self.settings().max_waiting)
     }
 
     fn throttled(&self, finding: Finding) -> Throttled {

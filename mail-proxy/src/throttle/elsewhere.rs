@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Claim, Moment, Rule, Throttle, Ticket};
+use super::{Claim, LoginChannel, Moment, Rule, Throttle, Ticket};
 
 /// A pair that goes on logging in is told of again after this time.
 const TOLD_AGAIN: Duration = Duration::from_secs(3600);
@@ -40,6 +40,7 @@ impl Throttle {
             account: &outcome.account,
             client: outcome.client,
             password: None,
+            channel: LoginChannel::default(),
         };
         let mut ticket = self.ticket(&claim, now.tick());
         if outcome.right {
@@ -100,6 +101,7 @@ mod tests {
             account: "alice@a.test",
             client: "192.0.2.1".parse().unwrap(),
             password: Some(PasswordMark::of(password.as_bytes())),
+            channel: LoginChannel::default(),
         };
         match throttle.ask(&claim, Duration::from_secs(3600), throttle.now()) {
             Judgement::Pass(ticket, _) => {

@@ -172,7 +172,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::throttle::{Answered, Claim, Judgement, ThrottleSettings};
+    use crate::throttle::{Answered, Claim, Judgement, LoginChannel, ThrottleSettings};
 
     fn seen() -> Throttle {
         let throttle = Throttle::new(ThrottleSettings::default());
@@ -184,6 +184,7 @@ mod tests {
                 account: &account,
                 client,
                 password: None,
+                channel: LoginChannel::default(),
             };
             let Judgement::Pass(ticket, _) = throttle.ask(&claim, Duration::ZERO, now) else {
                 panic!("a first attempt passes");

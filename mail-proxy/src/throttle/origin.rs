@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, PoisonError, RwLock};
 
 use siphasher::sip::SipHasher13;
 
@@ -86,7 +86,7 @@ impl HashKey {
         let mut hasher = SipHasher13::new_with_key(&self.0);
         hasher.write_u8(Kind::Tried as u8);
         hasher.write_u64(account);
-        hasher.write_u64(mark.0);
+        hasher.write_u64(mark.here);
         hasher.finish()
     }
 }
@@ -94,10 +94,25 @@ impl HashKey {
 /// The key of the marks of passwords. It is made at start and never leaves the process.
 static MARKS: LazyLock<HashKey> = LazyLock::new(HashKey::random);
 
+/// The key of a second mark, which is the same on all nodes that have this key; `None`: there is no such mark.
+static SHARED_MARKS: RwLock<Option<HashKey>> = RwLock::new(None);
+
+/// Has a second mark made of each password from now on, with a key that other nodes have too, or none any more.
+pub fn share_marks(key: Option<[u8; 16]>) {
+    *SHARED_MARKS.write().unwrap_or_else(PoisonError::into_inner) = key.map(HashKey);
+}
+
+fn shared_key() -> Option<HashKey> {
+    *SHARED_MARKS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tells whether two passwords are the same, and nothing else of them: a keyed hash that means nothing in any other
-/// process.
+/// process, and one that means something where there is the same key.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct PasswordMark(u64);
+pub struct PasswordMark {
+    here: u64,
+    shared: Option<u64>,
+}
 
 impl std::fmt::Debug for PasswordMark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -112,27 +127,46 @@ impl PasswordMark {
         marker.push(password);
         marker.mark()
     }
+
+    /// What may be told of the password of an account: 12 bits, so that one of 4,096 passwords has the same.
+    pub(super) fn shared_hash(self, account: &str) -> Option<u16> {
+        let mut hasher = SipHasher13::new_with_key(&shared_key()?.0);
+        hasher.write(account.as_bytes());
+        hasher.write_u8(0);
+        hasher.write_u64(self.shared?);
+        Some((hasher.finish() & 0xfff) as u16)
+    }
 }
 
 /// Makes the mark of a password that comes in pieces.
 #[derive(Clone)]
-pub struct PasswordMarker(SipHasher13);
+pub struct PasswordMarker {
+    here: SipHasher13,
+    shared: Option<SipHasher13>,
+}
 
 impl Default for PasswordMarker {
     fn default() -> Self {
-        Self(SipHasher13::new_with_key(&MARKS.0))
+        Self {
+            here: SipHasher13::new_with_key(&MARKS.0),
+            shared: shared_key().map(|key| SipHasher13::new_with_key(&key.0)),
+        }
     }
 }
 
 impl PasswordMarker {
     /// Takes the next piece.
     pub fn push(&mut self, piece: &[u8]) {
-        self.0.write(piece);
+        self.here.write(piece);
+        self.shared.iter_mut().for_each(|shared| shared.write(piece));
     }
 
     /// The mark of all pieces.
     pub fn mark(&self) -> PasswordMark {
-        PasswordMark(self.0.finish())
+        PasswordMark {
+            here: self.here.finish(),
+            shared: self.shared.as_ref().map(Hasher::finish),
+        }
     }
 }
 
@@ -170,5 +204,21 @@ mod tests {
         let of = |key: HashKey, kind| key.hash(kind, "a@a.test", None);
         assert_ne!(of(one, Kind::Account), of(one, Kind::Pair));
         assert_ne!(of(one, Kind::Account), of(other, Kind::Account));
+    }
+
+    #[test]
+    fn what_is_told_of_a_password_is_the_same_for_the_same_key() {
+        assert_eq!(PasswordMark::of(b"pw").shared_hash("a@x.test"), None);
+        share_marks(Some([7; 16]));
+        let (first, again) = (PasswordMark::of(b"pw"), PasswordMark::of(b"pw"));
+        let hash = first.shared_hash("a@x.test").unwrap();
+        assert!(hash < 1 << 12);
+        assert_eq!(again.shared_hash("a@x.test"), Some(hash));
+        let others = (0..64).filter(|n| PasswordMark::of(&[*n]).shared_hash("a@x.test") == Some(hash));
+        assert!(others.count() < 4);
+        share_marks(Some([8; 16]));
+        assert!(first.shared_hash("a@x.test") != Some(hash) || again.shared_hash("b@x.test") != Some(hash));
+        share_marks(None);
+        assert_eq!(first.shared_hash("a@x.test"), None);
     }
 }

@@ -19,10 +19,12 @@ pub enum Rule {
     Spray,
     /// All addresses together that no account has logged in from: many addresses with few tries each.
     Many,
+    /// The word of another service. It has no limits here, and is not one of [`Rule::ALL`].
+    Policy,
 }
 
 impl Rule {
-    /// All of them, in the order in which they are declared.
+    /// All that count failures, in the order in which they are declared.
     pub const ALL: [Self; 6] = [
         Self::Pair,
         Self::Address,
@@ -41,6 +43,7 @@ impl Rule {
             Self::Account => "account",
             Self::Spray => "spray",
             Self::Many => "many",
+            Self::Policy => "policy",
         }
     }
 

@@ -41,6 +41,7 @@ impl World {
             account,
             client,
             password: Some(PasswordMark::of(password)),
+            channel: LoginChannel::default(),
         };
         let mut waited = Duration::ZERO;
         loop {
@@ -112,6 +113,7 @@ fn many_attempts_at_once_are_no_more_than_one_after_the_other() {
             account: "alice@a.test",
             client: ip(1),
             password: None,
+            channel: LoginChannel::default(),
         };
         match world.throttle.ask(&claim, Duration::ZERO, world.now) {
             Judgement::Pass(ticket, _) => tickets.push(ticket),
@@ -127,6 +129,7 @@ fn many_attempts_at_once_are_no_more_than_one_after_the_other() {
         account: "alice@a.test",
         client: ip(1),
         password: None,
+        channel: LoginChannel::default(),
     };
     let late = world.throttle.ask(&claim, Duration::from_secs(1), world.now);
     assert!(matches!(late, Judgement::Refuse(_)), "{late:?}");
@@ -452,6 +455,7 @@ async fn attempts_wait_in_a_bounded_number() {
         account: "alice@a.test",
         client: ip(n),
         password: None,
+        channel: LoginChannel::default(),
     };
     for _ in 0..5 {
         let admitted = throttle.admit(&claim(1)).await.unwrap();

@@ -232,6 +232,9 @@ impl App {
         let group_inputs = group_inputs(config, &would.snapshot);
         self.groups.adopt(group_inputs, &self.locations.written().groups);
         self.throttle.change(would.snapshot.throttle.clone());
+        if !Arc::ptr_eq(config, &self.config.load_full()) {
+            self.set_policy(config);
+        }
         self.snapshot.store(Arc::new(would.snapshot));
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
         self.limits.change(config.limits.clone());

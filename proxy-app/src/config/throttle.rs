@@ -8,6 +8,7 @@ use mail_directory::yaml::Mapping;
 use mail_proxy::throttle::{Mode, Rule, RuleSettings, ThrottleSettings};
 
 use super::LiveKey;
+use super::policy::PolicyConfig;
 use super::read::ConfigReader;
 
 pub(super) const LIVE: [LiveKey; 1] = [("throttle", |now, new| now.throttle.clone_from(&new.throttle))];
@@ -24,6 +25,8 @@ pub(crate) struct ThrottleConfig {
     pub written: Vec<Rule>,
     /// Where what is remembered is kept over a restart.
     pub file: Option<PathBuf>,
+    /// Another service that has a word on logins.
+    pub policy: Option<PolicyConfig>,
 }
 
 impl ConfigReader {
@@ -54,12 +57,13 @@ impl ConfigReader {
         if let Some(networks) = section.take("allow").and_then(|node| node.networks(&mut self.problems)) {
             settings.allow = networks;
         }
+        config.policy = self.policy(&mut section);
         config.file = section.take("file").and_then(|node| node.path_buf(&mut self.problems));
         section.finish(&mut self.problems);
         config
     }
 
-    fn throttle_mode(&mut self, section: &mut Mapping<'_>) -> Option<Mode> {
+    pub(super) fn throttle_mode(&mut self, section: &mut Mapping<'_>) -> Option<Mode> {
         let modes = [Mode::Off, Mode::DryRun, Mode::On].map(|mode| (mode.name(), mode));
         section
             .take("mode")

@@ -74,6 +74,11 @@ pub(crate) const HELD: Metric = metric(
     &[],
     "Login attempts that the throttle delays now.",
 );
+const POLICY: Metric = metric(
+    "portico_policy_requests_total",
+    &["command", "result"],
+    "Questions (allow) and reports (report) for the policy service of throttle.policy: passed, delayed, refused, told; failed, or skipped while it is left alone after failures; lost where too many reports waited.",
+);
 const CONNECTS: Metric = metric(
     "portico_upstream_connects_total",
     &["upstream", "outcome"],
@@ -207,6 +212,7 @@ pub const ALL: &[&Metric] = &[
     &PHASE,
     &LOGINS,
     &THROTTLED,
+    &POLICY,
     &HELD,
     &CONNECTS,
     &WEB,
@@ -253,6 +259,7 @@ pub(crate) struct Metrics {
     requests_refused: IntCounterVec,
     phases: [[Histogram; PHASES.len()]; Proto::ALL.len()],
     logins: IntCounterVec,
+    policy: IntCounterVec,
     connects: IntCounterVec,
     web: IntCounterVec,
     own_answers: WebAnswers,
@@ -342,6 +349,7 @@ impl Metrics {
             requests_refused: counters(&REQUESTS_REFUSED)?,
             phases: Proto::ALL.map(|proto| PHASES.map(|phase| phases.with_label_values(&[proto.name(), phase]))),
             logins: counters(&LOGINS)?,
+            policy: counters(&POLICY)?,
             connects: counters(&CONNECTS)?,
             web: counters(&WEB)?,
             own_answers: WebAnswers::default(),
@@ -385,6 +393,11 @@ impl Metrics {
     /// A request was refused before anything was known of it.
     pub(crate) fn request_refused(&self, listener: &str, why: Reason) {
         self.requests_refused.with_label_values(&[listener, why.name()]).inc();
+    }
+
+    /// The counter of what the policy service is asked and told.
+    pub(crate) fn policy(&self) -> IntCounterVec {
+        self.policy.clone()
     }
 
     /// A part of a login took this long.

@@ -23,6 +23,12 @@ pub(crate) struct UpstreamTrust {
     pub(crate) verify: bool,
 }
 
+impl std::fmt::Debug for UpstreamTrust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamTrust").finish_non_exhaustive()
+    }
+}
+
 impl UpstreamTrust {
     /// Trusts the authorities in `ca_file`, or the system's.
     ///

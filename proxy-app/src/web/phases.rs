@@ -198,7 +198,8 @@ impl ProxyHttp for Web {
             context.seen = Some(seen);
             // The server has not got the end of it yet.
             if let (Some(web), Some(info)) = (client_of(session), context.info.clone()) {
-                throttle::admit_now(&self.env, web, context, &info).await?;
+                let headers = &session.req_header().headers;
+                throttle::admit_now(&self.env, web, context, &info, headers).await?;
             }
         }
         Ok(())

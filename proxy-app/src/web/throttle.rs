@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, EXPECT};
-use mail_proxy::throttle::{Admitted, Claim, Throttled};
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, EXPECT, USER_AGENT};
+use mail_proxy::throttle::{Admitted, Claim, LoginChannel, Throttled};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::{Lookup, Service, Subject};
@@ -39,7 +40,7 @@ pub(crate) async fn admit(
     let Some((seen, account)) = judged(env, web, info, context).await? else {
         return Ok(());
     };
-    let claim = claim(&account, &seen, info);
+    let claim = claim(&account, &seen, info, &session.req_header().headers);
     let admitted = env.throttle.admit(&claim).await;
     settle(context, admitted)
 }
@@ -53,19 +54,26 @@ pub(crate) async fn admit_now(
     web: &WebClient,
     context: &mut RequestContext,
     info: &RequestInfo,
+    headers: &HeaderMap,
 ) -> Result<()> {
     let Some((seen, account)) = judged(env, web, info, context).await? else {
         return Ok(());
     };
-    let admitted = env.throttle.admit_now(&claim(&account, &seen, info));
+    let admitted = env.throttle.admit_now(&claim(&account, &seen, info, headers)).await;
     settle(context, admitted)
 }
 
-fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo) -> Claim<'a> {
+fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo, headers: &'a HeaderMap) -> Claim<'a> {
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
     Claim {
         account,
         client: info.client,
         password: seen.mark,
+        channel: LoginChannel {
+            protocol: "http",
+            tls: info.scheme == "https",
+            device: agent.unwrap_or_default(),
+        },
     }
 }
 

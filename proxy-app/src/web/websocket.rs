@@ -100,7 +100,9 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     context.found = Some(proxied.found.clone());
     context.proxied = Some(proxied.clone());
     // One that is delayed or refused is the engine's.
-    throttle::admit_now(env, web, &mut context, &info).await.ok()?;
+    throttle::admit_now(env, web, &mut context, &info, &request.headers)
+        .await
+        .ok()?;
     let (target, server) = connect(env, web, &mut context).await?;
     let head = upstream_head(web, &request, &info, &proxied, &target.server)?;
     let name = target.server.address().to_string();

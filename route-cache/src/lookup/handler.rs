@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use super::wire::{self, MAX_BODY, Malformed, Response};
@@ -20,36 +20,51 @@ const IDLE: Duration = Duration::from_secs(20);
 const READ: usize = 2048;
 
 /// A service.
-pub(super) struct Handler {
+pub struct HttpService {
     pub(super) url: HandlerUrl,
     retry: Duration,
+    /// Whether the body of an answer is wanted.
+    reads: bool,
     idle: Mutex<Vec<(Instant, BoxStream)>>,
     failed_at: Mutex<Option<Instant>>,
 }
 
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub enum ServiceFault {
+    /// The connection failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// It ended before the answer did.
     #[error("it closed the connection")]
     Closed,
     /// The connection had been waiting, and nothing came back on it: it may have been closed long ago.
     #[error("it closed the connection")]
     Outdated,
+    /// The answer is no HTTP response that we read.
     #[error("{0}")]
     Malformed(#[from] Malformed),
+    /// The answer has another status than 200.
     #[error("HTTP status {0}")]
     Status(u16),
 }
 
-impl Handler {
+impl HttpService {
     pub(super) fn new(url: HandlerUrl, retry: Duration) -> Self {
         Self {
             url,
             retry,
+            reads: false,
             idle: Mutex::default(),
             failed_at: Mutex::default(),
+        }
+    }
+
+    /// A service whose answers have a body that is wanted, of at most 16 KiB. Whoever asks sees to its failures.
+    pub fn reading(url: HandlerUrl) -> Self {
+        Self {
+            reads: true,
+            ..Self::new(url, Duration::ZERO)
         }
     }
 
@@ -67,23 +82,26 @@ impl Handler {
         text
     }
 
-    /// Sends a request and reads the response, on a connection that waits or on a new one.
-    pub(super) async fn ask(&self, dial: &dyn Dial, request: &[u8]) -> Result<Response, Fault> {
+    /// Sends a request and reads the response, on a connection that waits or on a new one. The caller has a time limit.
+    ///
+    /// # Errors
+    /// It could not be reached, its answer was no HTTP, or its status was not 200.
+    pub async fn ask(&self, dial: &dyn Dial, request: &[u8]) -> Result<Response, ServiceFault> {
         while let Some(stream) = self.waiting() {
-            match self.exchange(stream, request, Fault::Outdated).await {
-                Err(Fault::Outdated) => {}
+            match self.exchange(stream, request, ServiceFault::Outdated).await {
+                Err(ServiceFault::Outdated) => {}
                 result => return self.judged(result),
             }
         }
         let stream = dial.connect(&self.url).await?;
-        let result = self.exchange(stream, request, Fault::Closed).await;
+        let result = self.exchange(stream, request, ServiceFault::Closed).await;
         self.judged(result)
     }
 
-    fn judged(&self, result: Result<Response, Fault>) -> Result<Response, Fault> {
+    fn judged(&self, result: Result<Response, ServiceFault>) -> Result<Response, ServiceFault> {
         let response = result?;
         if response.status != 200 {
-            return Err(Fault::Status(response.status));
+            return Err(ServiceFault::Status(response.status));
         }
         if self.failed_at.lock().take().is_some() {
             log::info!("lookup service {} answers again", self.url.address());
@@ -98,15 +116,20 @@ impl Handler {
     }
 
     /// `silence` is what it means if nothing at all comes back.
-    async fn exchange(&self, mut stream: BoxStream, request: &[u8], silence: Fault) -> Result<Response, Fault> {
+    async fn exchange(
+        &self,
+        mut stream: BoxStream,
+        request: &[u8],
+        silence: ServiceFault,
+    ) -> Result<Response, ServiceFault> {
         if stream.write_all(request).await.is_err() || stream.flush().await.is_err() {
             return Err(silence);
         }
         let mut heard = Vec::with_capacity(READ);
-        let response = loop {
+        let mut response = loop {
             match stream.read_buf(&mut heard).await {
                 Ok(0) | Err(_) if heard.is_empty() => return Err(silence),
-                Ok(0) => return Err(Fault::Closed),
+                Ok(0) => return Err(ServiceFault::Closed),
                 Ok(_) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -114,26 +137,38 @@ impl Handler {
                 break response;
             }
         };
-        if self.finish(&mut stream, &response, heard.len()).await {
-            self.keep(stream);
+        let reusable = response.body.is_some_and(|length| length <= MAX_BODY);
+        if reusable || self.reads {
+            let is_clean = self.finish(&mut stream, &mut response, heard).await?;
+            if is_clean && reusable {
+                self.keep(stream);
+            }
         }
         Ok(response)
     }
 
-    /// Reads the rest of the body. True if the connection is good for another question.
-    async fn finish(&self, stream: &mut BoxStream, response: &Response, mut heard: usize) -> bool {
-        let Some(length) = response.body.filter(|length| *length <= MAX_BODY) else {
-            return false;
-        };
-        let end = response.head + length;
-        let mut rest = [0; READ];
-        while heard < end {
-            match stream.read(&mut rest).await {
-                Ok(0) | Err(_) => return false,
-                Ok(n) => heard += n,
+    /// Reads the rest of the body. True if nothing came behind it.
+    async fn finish(
+        &self,
+        stream: &mut BoxStream,
+        response: &mut Response,
+        mut heard: Vec<u8>,
+    ) -> Result<bool, ServiceFault> {
+        let length = response.length().filter(|length| *length <= MAX_BODY);
+        let end = response.head + length.ok_or(wire::NO_LENGTH)?;
+        while heard.len() < end {
+            match stream.read_buf(&mut heard).await {
+                Ok(0) | Err(_) if self.reads => return Err(ServiceFault::Closed),
+                Ok(0) | Err(_) => return Ok(false),
+                Ok(_) => {}
             }
         }
-        heard == end
+        let is_clean = heard.len() == end;
+        if self.reads {
+            heard.truncate(end);
+            response.content = heard.split_off(response.head);
+        }
+        Ok(is_clean)
     }
 
     fn keep(&self, stream: BoxStream) {

@@ -38,6 +38,9 @@ pub(crate) struct Question<'a> {
 #[error("its answer is not understood: {0}")]
 pub struct Malformed(&'static str);
 
+/// Why a body is not read.
+pub(super) const NO_LENGTH: Malformed = Malformed("its body has no Content-Length, or is too long");
+
 /// The head of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
@@ -49,6 +52,8 @@ pub struct Response {
     pub head: usize,
     /// Length of the body, if the connection can be used again after it.
     pub body: Option<usize>,
+    /// The body, where it was wanted.
+    pub content: Vec<u8>,
 }
 
 /// What a service says of an account.
@@ -185,6 +190,7 @@ pub fn response(bytes: &[u8]) -> Result<Option<Response>, Malformed> {
         fields,
         head: end + 4,
         body: None,
+        content: Vec::new(),
     };
     response.body = response.reusable(version);
     Ok(Some(response))
@@ -229,13 +235,16 @@ impl Response {
             0 => connection == "keep-alive",
             _ => connection.is_empty() || connection == "keep-alive",
         };
+        self.length().filter(|_| stays)
+    }
+
+    /// The length of the body, if it is certain where it ends.
+    pub(super) fn length(&self) -> Option<usize> {
         let length = self
             .field("content-length")
             .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-        length
-            .parse()
-            .ok()
-            .filter(|_| stays && self.field("transfer-encoding").is_none())
+        let length = length.parse().ok();
+        length.filter(|_| self.field("transfer-encoding").is_none())
     }
 }
 
