@@ -322,7 +322,9 @@ fn request(
     let mut text = String::with_capacity(path.len() + authorization.len() + length + ROOM);
     let _fits = write!(text, "POST {path}{more}command={command} HTTP/1.1\r\nHost: {host}\r\n");
     let _fits = write!(text, "Content-Type: application/json\r\nContent-Length: {length}\r\n");
-    [authorization, "\r\n", &body].map(|part| text.push_str(part));
+    for part in [authorization, "\r\n", &body] {
+        text.push_str(part);
+    }
     Ok(Secret::new(text.into_bytes()))
 }
 
