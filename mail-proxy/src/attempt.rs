@@ -322,6 +322,7 @@ impl Tries {
                 protocol: self.facts.protocol.proto().name(),
                 tls: self.facts.connection.tls.is_some(),
                 device: &device(id),
+                token: credentials.mechanism.is_token(),
             },
         };
         match throttle.admit(&claim).await {

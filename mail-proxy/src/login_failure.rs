@@ -13,7 +13,7 @@ use crate::throttle::Throttled;
 pub const MAX_TEXT: usize = 512;
 
 /// How long a refusal by the throttle waits at least, from the moment the credentials were complete.
-const THROTTLED_WAIT: Duration = Duration::from_millis(250);
+pub const THROTTLED_WAIT: Duration = Duration::from_millis(250);
 
 /// Why a login failed.
 #[derive(Debug, Clone, PartialEq, Eq)]

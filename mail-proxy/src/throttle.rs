@@ -166,6 +166,8 @@ pub struct Ticket {
     begun: u32,
     known: bool,
     allowed: bool,
+    /// It is by a token: it counts for its address only.
+    token: bool,
     /// Its end has been taken already.
     ended: bool,
     /// How much it counts for its address until it is answered.
@@ -612,6 +614,7 @@ impl Throttle {
             begun: now,
             known: false,
             allowed: false,
+            token: claim.channel.token,
             ended: false,
             share: 1.0,
             whose: self.whose(claim),
@@ -645,6 +648,7 @@ impl Throttle {
         let is_fresh = |words: Words<2>| now.saturating_sub(words[1]) <= ticks(settings.known_for);
         View {
             known: self.lanes.peek(ticket.lane).is_some_and(is_fresh),
+            token: ticket.token,
             pair: tally(ticket.pair, Rule::Pair),
             account: tally(ticket.account, Rule::Account),
             address: standing(ticket.address, Rule::Address),
@@ -667,11 +671,15 @@ impl Throttle {
 
     fn add_pending(&self, settings: &ThrottleSettings, ticket: &Ticket, by: f32, now: u32) {
         let add = |tally: &mut Tally| tally.pending = (tally.pending + by).max(0.0);
-        self.change_tally(settings, ticket.pair, Rule::Pair, now, add);
+        if !ticket.token {
+            self.change_tally(settings, ticket.pair, Rule::Pair, now, add);
+        }
         if ticket.known {
             return;
         }
-        self.change_tally(settings, ticket.account, Rule::Account, now, add);
+        if !ticket.token {
+            self.change_tally(settings, ticket.account, Rule::Account, now, add);
+        }
         for (hash, rule) in ticket.networks() {
             self.change_standing(settings, hash, rule, now, |standing| {
                 standing.pending = (standing.pending + by * ticket.share).max(0.0);
@@ -733,16 +741,20 @@ impl Throttle {
     fn failed(&self, settings: &ThrottleSettings, ticket: &Ticket, (by, left): (f32, f32), now: u32) {
         let mut is_first = false;
         let most = |rule| most(settings.rule(rule));
-        self.change_tally(settings, ticket.pair, Rule::Pair, now, |pair| {
-            is_first = pair.failures < 0.5;
-            pair.fail((by, left), most(Rule::Pair) * KNOWN_FACTOR as f32);
-        });
+        if !ticket.token {
+            self.change_tally(settings, ticket.pair, Rule::Pair, now, |pair| {
+                is_first = pair.failures < 0.5;
+                pair.fail((by, left), most(Rule::Pair) * KNOWN_FACTOR as f32);
+            });
+        }
         if ticket.known {
             return;
         }
-        self.change_tally(settings, ticket.account, Rule::Account, now, |account| {
-            account.fail((by, left), most(Rule::Account));
-        });
+        if !ticket.token {
+            self.change_tally(settings, ticket.account, Rule::Account, now, |account| {
+                account.fail((by, left), most(Rule::Account));
+            });
+        }
         let mut is_newcomer = false;
         for (hash, rule) in ticket.networks() {
             self.change_standing(settings, hash, rule, now, |standing| {
@@ -810,6 +822,7 @@ impl Ticket {
 /// What is known of an attempt when it is judged.
 struct View {
     known: bool,
+    token: bool,
     pair: Tally,
     account: Tally,
     address: Standing,
@@ -824,7 +837,9 @@ impl View {
         let mut add = |level: Option<Level>| levels.extend(level.filter(|level| level.mode != Mode::Off));
         let factor = if self.known { KNOWN_FACTOR as f32 } else { 1.0 };
         let of_pair = limits(settings, Rule::Pair, |limit| limit * factor);
-        add(Some(level(settings, Rule::Pair, self.pair, &of_pair)));
+        if !self.token {
+            add(Some(level(settings, Rule::Pair, self.pair, &of_pair)));
+        }
         if self.known {
             return levels;
         }
@@ -836,7 +851,7 @@ impl View {
             };
             add(Some(level(settings, rule, tally, &of_network)));
         }
-        add(self.account_level(settings));
+        add(self.account_level(settings).filter(|_| !self.token));
         let of_spray = limits(settings, Rule::Spray, |limit| limit + self.address.tolerated());
         let spread = Tally {
             failures: self.address.spread,

@@ -359,3 +359,54 @@ fn sessions_are_limited_over_each_protocol() -> Result<()> {
         Ok(())
     })
 }
+
+/// Requests of one address beyond the limit are told to come later; those of others are not concerned, and a place is
+/// free when a request has ended.
+#[test]
+fn an_address_has_so_many_requests_under_way() -> Result<()> {
+    play_limited("{exempt: [], requests_per_address: 2}", |scene| {
+        let tls = scene.town.ca.connector(&["http/1.1"])?;
+        let ask = |from: IpAddr, head: &str| -> Result<Wire> {
+            let mut wire = Wire::clear_from(from, scene.town.endpoints.https)?.start_tls(&tls, FRONT)?;
+            wire.send(format!("{head} HTTP/1.1\r\nHost: {FRONT}\r\n"))?;
+            Ok(wire)
+        };
+        // Their bodies do not come.
+        let slow = |_| {
+            let mut wire = ask(ELSEWHERE, "POST /service/soap/AuthRequest")?;
+            wire.send("Content-Length: 10\r\n\r\n")?;
+            Ok(wire)
+        };
+        let held: Vec<Wire> = (0..2).map(slow).collect::<Result<_>>()?;
+        let status = |from: IpAddr| -> Result<String> {
+            let mut wire = ask(from, "GET /echo")?;
+            wire.send("Connection: close\r\n\r\n")?;
+            Ok(String::from_utf8_lossy(&wire.rest()?).into_owned())
+        };
+        let refused = until("a refusal", FREE, || {
+            Ok(Some(status(ELSEWHERE)?).filter(|answer| answer.starts_with("HTTP/1.1 503 ")))
+        })?;
+        ensure!(
+            refused.to_ascii_lowercase().contains("retry-after: 30\r\n"),
+            "{refused}"
+        );
+        ensure!(status(IpAddr::V4(Ipv4Addr::LOCALHOST))?.starts_with("HTTP/1.1 200 "));
+        let metrics = scene.run(
+            "curl",
+            &[
+                "-sS",
+                "--unix-socket",
+                &scene.portico.dir().join("admin.sock").display().to_string(),
+                "http://localhost/metrics",
+            ],
+        )?;
+        let counted = metrics
+            .lines()
+            .find(|line| line.contains("limit=\"requests_per_address\""));
+        ensure!(counted.is_some_and(|line| !line.ends_with(" 0")), "{counted:?}");
+        drop(held);
+        until("free places", FREE, || {
+            Ok(status(ELSEWHERE)?.starts_with("HTTP/1.1 200 ").then_some(()))
+        })
+    })
+}

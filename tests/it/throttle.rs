@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use portico_tests::config::quote;
 use portico_tests::portico::binary;
-use portico_tests::town::{Person, people};
+use portico_tests::town::{FRONT, Person, people};
 use portico_tests::until;
 use portico_tests::wire::Wire;
 
@@ -439,7 +439,9 @@ fn with_every_limit_at_one_there_are_answers() -> Result<()> {
     let change = |_: &_, node: &mut portico_tests::config::Node, directory: &mut portico_tests::config::Directory| {
         let throttle = format!("{{max_waiting: 1, max_delay: 1ms, {}}}", one.join(", "));
         node.more.push(("throttle".to_owned(), throttle));
-        let limits = format!("{{exempt: [], {}}}", sessions.join(", "));
+        let others = "unread_answers: 1, unread_answers_per_address: 1, requests_per_address: 1, \
+                      waiting_requests_per_address: 1";
+        let limits = format!("{{exempt: [], {others}, {}}}", sessions.join(", "));
         node.more.push(("limits".to_owned(), limits));
         directory
             .config("zimbraReverseProxyAuthWaitInterval", "10ms")
@@ -459,9 +461,49 @@ fn with_every_limit_at_one_there_are_answers() -> Result<()> {
             let path = format!("/dav/{}/Calendar/", person.name);
             let answer = scene.https(&path, &["-u", &credentials])?;
             ensure!(["401", "429"].contains(&answer.status()), "{}", answer.head);
+            every_door_answers(scene, local, n)?;
         }
         Ok(())
     })
+}
+
+/// Over POP3 and in SOAP, with the right password and with a wrong one, and where requests come at once; and the admin
+/// API answers as ever.
+fn every_door_answers(scene: &Scene, local: &str, n: usize) -> Result<()> {
+    let person = scene.town.person(local)?;
+    for password in [person.password(), format!("other-guess-{n}")] {
+        let mut pop3 = scene.pop3s()?;
+        pop3.pop_ok(&format!("USER {}", person.name))?;
+        let answer = pop3.pop(&format!("PASS {password}"))?;
+        let known = [
+            "+OK",
+            "-ERR [IN-USE] ",
+            "-ERR [LOGIN-DELAY] ",
+            "-ERR [SYS/TEMP] ",
+            "-ERR [AUTH] ",
+        ];
+        ensure!(known.iter().any(|start| answer.starts_with(start)), "{answer}");
+        let body = soap_login(&person.name, &password);
+        let ask = |_| -> Result<Wire> {
+            let mut wire = scene.tls(scene.town.endpoints.https, FRONT)?;
+            wire.send(format!(
+                "POST /service/soap/AuthRequest HTTP/1.1\r\nHost: {FRONT}\r\nConnection: close\r\nContent-Length: \
+                 {}\r\n\r\n{body}",
+                body.len()
+            ))?;
+            Ok(wire)
+        };
+        for mut wire in (0..4).map(ask).collect::<Result<Vec<_>>>()? {
+            let answer = String::from_utf8_lossy(&wire.rest()?).to_ascii_lowercase();
+            let status = answer.split(' ').nth(1).unwrap_or_default();
+            ensure!(["200", "429", "500", "503"].contains(&status), "{answer}");
+            let waits = answer.contains("\r\nretry-after: ");
+            ensure!(waits || !["429", "503"].contains(&status), "{answer}");
+        }
+    }
+    let list = verb(scene, &["throttle", "list"])?;
+    ensure!(list.contains("attempts wait now"), "{list}");
+    Ok(())
 }
 
 /// Attempts with each of two names.
@@ -492,9 +534,15 @@ fn time_does_not_tell_who_exists() -> Result<()> {
                 Ok(())
             };
         Source::Ldap.play_with(town(), change, |scene| {
-            let share = later_than_the_other(scene, expected)?;
+            let share = later_than_the_other(|n, name| refusal(scene, address(n), name, expected))?;
             // Of equal times it is a half, give or take three hundredths (one standard deviation).
+            println!("{settings}: {share}");
             ensure!((0.35..=0.65).contains(&share), "{settings}: {share}");
+            if expected == "NO [LIMIT]" {
+                let share = later_than_the_other(|n, name| web_refusal(scene, name, n))?;
+                println!("{settings}, on the web: {share}");
+                ensure!((0.35..=0.65).contains(&share), "{settings}, on the web: {share}");
+            }
             Ok(())
         })?;
     }
@@ -502,16 +550,17 @@ fn time_does_not_tell_who_exists() -> Result<()> {
 }
 
 /// In how many of all pairs of an attempt with a name of nobody and one with a name of somebody the former took longer.
-fn later_than_the_other(scene: &Scene, expected: &str) -> Result<f64> {
+fn later_than_the_other(attempt: impl Fn(usize, &str) -> Result<Duration> + Sync) -> Result<f64> {
     let sample = |n: usize| -> Result<[Duration; 2]> {
         // In turns, so that the noise of the machine is the same for both.
         let names = [format!("nobody{n}@a.example"), format!("user{}@a.example", n % PEOPLE)];
         let mut took = [Duration::ZERO; 2];
         for at in [n % 2, 1 - n % 2] {
-            took[at] = refusal(scene, address(n), &names[at], expected)?;
+            took[at] = attempt(n, &names[at])?;
         }
         Ok(took)
     };
+    let sample = &sample;
     let took: Vec<[Duration; 2]> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..CLIENTS)
             .map(|first| {
@@ -547,4 +596,29 @@ fn refusal(scene: &Scene, from: IpAddr, name: &str, expected: &str) -> Result<Du
     }
     ensure!(answer.contains(expected), "{name} from {from}: {answer}");
     Ok(took)
+}
+
+/// The same for a web login, from an address that is refused already; a client that stays connected, so that only the
+/// login is measured. Each name is asked for once.
+fn web_refusal(scene: &Scene, name: &str, n: usize) -> Result<Duration> {
+    let from = address(n);
+    let tls = scene.town.ca.connector(&["http/1.1"])?;
+    let mut wire = Wire::clear_from(from, scene.town.endpoints.https)?.start_tls(&tls, FRONT)?;
+    let name = name.replace("nobody", "webnobody");
+    for at in 0..2 {
+        let body = soap_login(&name, &format!("wr0ng-{from}-{at}"));
+        let begun = Instant::now();
+        wire.send(format!(
+            "POST /service/soap/AuthRequest HTTP/1.1\r\nHost: {FRONT}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))?;
+        let status = wire.line()?;
+        let took = begun.elapsed();
+        if status.contains(" 429 ") {
+            return Ok(took);
+        }
+        ensure!(status.contains(" 500 "), "{name}: {status}");
+        wire = Wire::clear_from(from, scene.town.endpoints.https)?.start_tls(&tls, FRONT)?;
+    }
+    anyhow::bail!("{name} from {from} is not refused")
 }

@@ -64,7 +64,10 @@ impl Throttle {
     pub(super) fn tell(&self, ticket: &Ticket, right: bool) {
         if let (Some(listener), Some(whose)) = (self.listener.get(), &ticket.whose) {
             let (account, client) = (**whose).clone();
-            listener.counted(CountedLogin { account, client, right });
+            // Others could not tell a token from a password.
+            if right || !ticket.token {
+                listener.counted(CountedLogin { account, client, right });
+            }
         }
     }
 

@@ -24,6 +24,8 @@ pub struct LoginChannel<'a> {
     pub tls: bool,
     /// What the client says it is.
     pub device: &'a str,
+    /// It proves who somebody is by a token, which nobody guesses: its failures say nothing of the account.
+    pub token: bool,
 }
 
 /// A login, as the service hears of it.
@@ -80,7 +82,9 @@ pub trait LoginPolicy: Send + Sync {
 
 impl PolicyLogin {
     pub(super) fn of(claim: &Claim<'_>) -> Self {
-        let LoginChannel { protocol, tls, device } = claim.channel;
+        let LoginChannel {
+            protocol, tls, device, ..
+        } = claim.channel;
         Self {
             account: claim.account.to_owned(),
             client: claim.client.to_canonical(),

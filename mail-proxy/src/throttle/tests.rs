@@ -472,3 +472,50 @@ async fn attempts_wait_in_a_bounded_number() {
     assert!(held.iter().all(|held| held.as_secs() == 2), "{held:?}");
     assert_eq!(throttle.waiting(), 0);
 }
+
+/// A phone whose token has expired locks nobody out of the account, and an address that sends many bad ones is held off.
+#[test]
+fn failures_of_tokens_count_for_the_address() {
+    let throttle = Throttle::new(ThrottleSettings::default());
+    let (mut now, channel) = (
+        throttle.now(),
+        LoginChannel {
+            token: true,
+            ..LoginChannel::default()
+        },
+    );
+    let mut send = |account: &str, n: u32, answer| {
+        let claim = Claim {
+            account,
+            client: ip(1),
+            password: Some(PasswordMark::of(&n.to_be_bytes())),
+            channel,
+        };
+        now = now.after(Duration::from_millis(250));
+        match throttle.ask(&claim, Duration::from_secs(60), now) {
+            Judgement::Pass(ticket, _) => throttle.answered(ticket, answer, now),
+            _ => return false,
+        }
+        true
+    };
+    // The same one counts once.
+    assert!((0..100).all(|_| send("alice@a.test", 0, Answered::Wrong)));
+    let passed = (1..100).filter(|n| send("alice@a.test", *n, Answered::Wrong)).count();
+    assert_eq!(
+        passed,
+        29,
+        "{:?}",
+        throttle.explain("alice@a.test", ip(1), throttle.now())
+    );
+    let report = throttle.explain("alice@a.test", ip(2), throttle.now());
+    assert!(
+        report
+            .levels
+            .iter()
+            .all(|level| level.rule == Rule::Many || level.failures < 0.5)
+    );
+    // Where the account is known, its tokens are not looked at.
+    throttle.clear(None, Some(ip(1)));
+    assert!(send("bob@a.test", 0, Answered::Right));
+    assert!((0..100).all(|n| send("bob@a.test", n, Answered::Wrong)));
+}

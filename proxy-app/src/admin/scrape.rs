@@ -4,6 +4,7 @@ use mail_proxy::Proto;
 
 use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
+use crate::node::limits::RequestKind;
 use crate::node::metrics::{
     BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
     REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, UPTIME, set,
@@ -33,6 +34,12 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     }
     for (rule, mode, action, count) in env.throttle.counts() {
         set(&read.throttled, &[rule.name(), mode.name(), action], count);
+    }
+    for (limit, kind) in [
+        ("requests_per_address", RequestKind::Plain),
+        ("waiting_requests_per_address", RequestKind::Waits),
+    ] {
+        set(&read.limited, &[limit], env.limits.refused_requests(kind));
     }
     read.set(&HELD, &[], env.throttle.waiting() as f64);
     let counts = env.sessions.counts();

@@ -194,6 +194,8 @@ pub(crate) struct AdminEnv {
     pub sessions: Arc<Sessions>,
     /// Connections that are open.
     pub open: OpenConnections,
+    /// What is limited, and what that has refused.
+    pub limits: Arc<NodeLimits>,
     /// What is remembered of failed logins.
     pub throttle: Arc<Throttle>,
     /// The routes in a file.
@@ -341,6 +343,7 @@ impl App {
             groups: self.groups.clone(),
             sessions: self.sessions.clone(),
             open: self.open.clone(),
+            limits: self.limits.clone(),
             throttle: self.throttle.clone(),
             kept_routes: self.kept_routes.clone(),
             logins: self.logins.clone(),

@@ -20,6 +20,8 @@ impl ConfigReader {
             ("handshakes", &mut config.handshakes),
             ("unread_answers", &mut config.unread_answers),
             ("unread_answers_per_address", &mut config.unread_answers_per_address),
+            ("requests_per_address", &mut config.requests.per_address),
+            ("waiting_requests_per_address", &mut config.requests.waiting_per_address),
         ] {
             if let Some(count) = section.take(key).and_then(|node| node.u32(&mut self.problems)) {
                 *limit = count as usize;

@@ -171,7 +171,7 @@ pub(crate) fn unanswered(status: u16, left: bool) -> Option<Outcome> {
 
 /// Keeps the beginning of a request body until the name can be read from it. All of it is wiped when dropped.
 ///
-/// A body longer than 64 KiB is dropped at once, and has no name.
+/// A body longer than 64 KiB is dropped at once, and has no name. What may be a login behind so much is hidden.
 pub(crate) struct LoginBody {
     form: LoginForm,
     kept: Kept,
@@ -179,11 +179,20 @@ pub(crate) struct LoginBody {
 
 enum Kept {
     /// One secret for each chunk: a growing buffer would leave unwiped copies behind.
-    Pieces {
-        pieces: Vec<Secret<Vec<u8>>>,
-        len: usize,
-    },
-    TooLong,
+    Pieces { pieces: Vec<Secret<Vec<u8>>>, len: usize },
+    /// It is too long; whether a login may be hidden in it.
+    TooLong(Hides),
+}
+
+/// Whether a login may be hidden in a body that is too long to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hides {
+    /// The first command is another one, and there is only one.
+    Nothing,
+    /// The first command is a batch of others.
+    ABatch,
+    /// It is a login, or its first command has not been seen.
+    Something,
 }
 
 impl LoginBody {
@@ -202,11 +211,25 @@ impl LoginBody {
             return;
         };
         if *len + chunk.len() > BODY_MAX || pieces.len() == PIECES_MAX {
-            self.kept = Kept::TooLong;
+            let hides = match self.form {
+                LoginForm::Basic | LoginForm::Json => Hides::Something,
+                LoginForm::Soap | LoginForm::Batch => hides(&joined(pieces, *len, chunk)),
+            };
+            self.kept = Kept::TooLong(hides);
             return;
         }
         *len += chunk.len();
         pieces.push(Secret::new(chunk.to_vec()));
+    }
+
+    /// Whether a login may be hidden in a body that is too long to be read: no program sends such a one. A client that
+    /// has a session may send a long batch of other commands.
+    pub(crate) fn hides_a_login(&self, has_session: bool) -> bool {
+        match &self.kept {
+            Kept::Pieces { .. } | Kept::TooLong(Hides::Nothing) => false,
+            Kept::TooLong(Hides::ABatch) => !has_session,
+            Kept::TooLong(Hides::Something) => true,
+        }
     }
 
     /// The attempt in the body. Call it when the request body has ended, not the answer: a long poll would keep the
@@ -215,11 +238,7 @@ impl LoginBody {
         let Kept::Pieces { pieces, len } = self.kept else {
             return None;
         };
-        let mut whole = Vec::with_capacity(len);
-        for piece in &pieces {
-            whole.extend_from_slice(piece.expose());
-        }
-        let whole = Secret::new(whole);
+        let whole = joined(&pieces, len, b"");
         let text = std::str::from_utf8(whole.expose()).ok()?;
         let text = text.trim_start_matches('\u{feff}').trim_start();
         match self.form {
@@ -229,6 +248,96 @@ impl LoginBody {
             LoginForm::Soap | LoginForm::Batch => xml_soap(text),
         }
     }
+}
+
+/// All pieces and the beginning of one more, as far as a body is kept.
+fn joined(pieces: &[Secret<Vec<u8>>], len: usize, more: &[u8]) -> Secret<Vec<u8>> {
+    let more = &more[..more.len().min(BODY_MAX.saturating_sub(len))];
+    let mut whole = Vec::with_capacity(len + more.len());
+    for piece in pieces {
+        whole.extend_from_slice(piece.expose());
+    }
+    whole.extend_from_slice(more);
+    Secret::new(whole)
+}
+
+/// What the beginning of a SOAP request shows of its first command, which is the one that the mailbox server runs.
+fn hides(beginning: &Secret<Vec<u8>>) -> Hides {
+    let beginning = beginning.expose();
+    // The last letter may not be whole.
+    let text = match std::str::from_utf8(beginning) {
+        Ok(text) => text,
+        Err(error) => std::str::from_utf8(&beginning[..error.valid_up_to()]).unwrap_or_default(),
+    };
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let command = match text.starts_with('{') {
+        true => first_command_in_json(text),
+        false => first_command_in_xml(text),
+    };
+    match command.as_deref() {
+        None | Some("AuthRequest") => Hides::Something,
+        Some("BatchRequest") => Hides::ABatch,
+        Some(_) => Hides::Nothing,
+    }
+}
+
+fn first_command_in_xml(text: &str) -> Option<String> {
+    let mut reader = Reader::from_str(text);
+    let mut places = vec![SoapPosition::Document];
+    loop {
+        let place = *places.last()?;
+        match reader.read_event().ok()? {
+            Event::Start(start) | Event::Empty(start) if place == SoapPosition::Body => {
+                return Some(start.local_name().into_inner().to_owned());
+            }
+            Event::Start(start) if places.len() < DEPTH_MAX => {
+                places.push(place.child(start.local_name().into_inner()))
+            }
+            Event::End(_) => drop(places.pop()),
+            Event::Start(_) | Event::DocType(_) | Event::Eof => return None,
+            _ => {}
+        }
+    }
+}
+
+/// The text ends somewhere, so reading it as a whole fails; what was seen until then counts.
+fn first_command_in_json(text: &str) -> Option<String> {
+    struct Seen<'a>(&'a mut Option<String>, bool);
+
+    impl<'de> serde::de::DeserializeSeed<'de> for Seen<'_> {
+        type Value = ();
+
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+            deserializer.deserialize_map(self)
+        }
+    }
+
+    impl<'de> Visitor<'de> for Seen<'_> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            while let Some(key) = map.next_key::<String>()? {
+                if self.1 {
+                    *self.0 = Some(key);
+                    return Err(serde::de::Error::custom("seen"));
+                }
+                match key.as_str() {
+                    "Body" => map.next_value_seed(Seen(&mut *self.0, true))?,
+                    _ => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(())
+        }
+    }
+
+    let mut command = None;
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let _it_ends_somewhere = serde::de::DeserializeSeed::deserialize(Seen(&mut command, false), &mut reader);
+    command
 }
 
 /// `{"auth_method":"password","user":"…","password":"…"}`. The password is marked in place, never copied.
@@ -998,5 +1107,69 @@ mod tests {
         for (status, left) in [(0, false), (403, false), (408, true), (413, false)] {
             assert_eq!(unanswered(status, left), None, "{status}");
         }
+    }
+
+    #[test]
+    fn no_login_hides_in_a_long_body() {
+        let long = "x".repeat(BODY_MAX);
+        let auth = "<AuthRequest><account by=\"name\">a</account><password>p</password></AuthRequest>";
+        let xml =
+            |header: &str, body: &str| format!("<Envelope><Header>{header}</Header><Body>{body}</Body></Envelope>");
+        for (body, in_session, without) in [
+            (xml(&long, auth), true, true),
+            (xml("", &format!("<!--{long}-->{auth}")), true, true),
+            (xml("", &auth.replace("p<", &format!("{long}<"))), true, true),
+            (
+                xml(
+                    "",
+                    &format!("<BatchRequest><NoOpRequest>{long}</NoOpRequest>{auth}</BatchRequest>"),
+                ),
+                false,
+                true,
+            ),
+            (
+                xml("<context/>", &format!("<SendMsgRequest>{long}</SendMsgRequest>")),
+                false,
+                false,
+            ),
+            (
+                format!("{{\"Header\":\"{long}\",\"Body\":{{\"AuthRequest\":{{}}}}}}"),
+                true,
+                true,
+            ),
+            (
+                format!("{{\"Header\":{{}},\"Body\":{{\"AuthRequest\":{{\"x\":\"{long}\"}}}}}}"),
+                true,
+                true,
+            ),
+            (
+                format!("{{\"Body\":{{\"\\u0041uthRequest\":{{\"x\":\"{long}\"}}}}}}"),
+                true,
+                true,
+            ),
+            (
+                format!("{{\"Body\":{{\"BatchRequest\":{{\"x\":\"{long}\"}}}}}}"),
+                false,
+                true,
+            ),
+            (
+                format!("{{\"Header\":{{}},\"Body\":{{\"SendMsgRequest\":{{\"x\":\"{long}\"}}}}}}"),
+                false,
+                false,
+            ),
+            (xml("", auth), false, false),
+        ] {
+            for size in [1_000, 1 << 20] {
+                let mut read = LoginBody::new(LoginForm::Soap);
+                body.as_bytes().chunks(size).for_each(|chunk| read.push(chunk));
+                let hides = (read.hides_a_login(true), read.hides_a_login(false));
+                assert_eq!(hides, (in_session, without), "{}", &body[..60]);
+            }
+        }
+        // Nor in very many pieces.
+        let mut read = LoginBody::new(LoginForm::Soap);
+        let slow = xml(&"y".repeat(300), auth);
+        slow.as_bytes().chunks(1).for_each(|chunk| read.push(chunk));
+        assert!(read.hides_a_login(true));
     }
 }

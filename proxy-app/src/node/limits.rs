@@ -21,6 +21,8 @@ use eviction::EvictionQueue;
 pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
 pub(crate) use lease::Lease;
 use lease::Leases;
+use requests::RequestCounts;
+pub(crate) use requests::{RequestKind, RequestPlace, RequestsConfig};
 use sessions::SessionCounts;
 pub(crate) use sessions::{SessionKeys, SessionLimit, SessionWatch, SessionsConfig};
 pub(crate) use unread::AnswerCounter;
@@ -28,6 +30,7 @@ use unread::Unread;
 
 mod eviction;
 mod lease;
+mod requests;
 mod sessions;
 mod unread;
 
@@ -49,6 +52,8 @@ pub(crate) struct LimitsConfig {
     pub unread_answers: usize,
     /// The same for one address.
     pub unread_answers_per_address: usize,
+    /// Web requests of one address.
+    pub requests: RequestsConfig,
     /// Mail sessions.
     pub sessions: SessionsConfig,
     /// Networks without a limit for one address.
@@ -65,6 +70,7 @@ impl Default for LimitsConfig {
             handshakes: 10_000,
             unread_answers: 500,
             unread_answers_per_address: 100,
+            requests: RequestsConfig::default(),
             sessions: SessionsConfig::default(),
             exempt: vec![
                 Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
@@ -96,6 +102,7 @@ pub(crate) struct NodeLimits {
     refused: [AtomicU64; 3],
     logged: Mutex<Option<Instant>>,
     unread: Unread,
+    requests: RequestCounts,
     sessions: Arc<SessionCounts>,
     leases: Leases,
     logged_unread: Mutex<Option<Instant>>,
@@ -141,6 +148,7 @@ impl NodeLimits {
             refused: Default::default(),
             logged: Mutex::new(None),
             unread: Unread::default(),
+            requests: RequestCounts::default(),
             sessions: Arc::default(),
             leases: Leases::default(),
             logged_unread: Mutex::new(None),
@@ -349,6 +357,7 @@ mod tests {
             handshakes,
             unread_answers: 0,
             unread_answers_per_address: 0,
+            requests: RequestsConfig::default(),
             sessions: SessionsConfig::default(),
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
         })

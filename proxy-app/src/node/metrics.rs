@@ -54,6 +54,11 @@ const REQUESTS_REFUSED: Metric = metric(
     &["listener", "reason"],
     "Web requests refused before they were parsed and routed, and wrong tokens of the admin API.",
 );
+const REQUESTS_LIMITED: Metric = metric(
+    "portico_requests_limited_total",
+    &["limit"],
+    "Web requests refused with 503 because their address has as many under way as it may have: requests_per_address; and WebSockets, waiting_requests_per_address.",
+);
 const PHASE: Metric = metric(
     "portico_phase_seconds",
     &["protocol", "phase"],
@@ -209,6 +214,7 @@ pub const ALL: &[&Metric] = &[
     &ACCEPTED,
     &REFUSED,
     &REQUESTS_REFUSED,
+    &REQUESTS_LIMITED,
     &PHASE,
     &LOGINS,
     &THROTTLED,
@@ -278,6 +284,7 @@ pub(crate) struct ScrapeMetrics {
     pub(crate) told: IntCounterVec,
     pub(crate) dropped: IntCounterVec,
     pub(crate) throttled: IntCounterVec,
+    pub(crate) limited: IntCounterVec,
     pub(crate) left_out: IntCounterVec,
     pub(crate) shared_failures: IntCounterVec,
     pub(crate) turns: IntCounterVec,
@@ -362,6 +369,7 @@ impl Metrics {
                 told: counters(&TOLD)?,
                 dropped: counters(&DROPPED)?,
                 throttled: counters(&THROTTLED)?,
+                limited: counters(&REQUESTS_LIMITED)?,
                 left_out: counters(&LEFT_OUT)?,
                 shared_failures: counters(&SHARED_FAILURES)?,
                 turns: counters(&RETURN_TURNS)?,

@@ -27,8 +27,9 @@ use crate::app::snapshot::MailMode;
 use crate::http::answer_head::{self, Framing};
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
 use crate::http::repeat::may_be_repeated;
-use crate::http::{compression, headers, login, old_clients};
+use crate::http::{account, compression, headers, login, old_clients};
 use crate::locations::{Action, Files, MatchedLocation};
+use crate::node::limits::RequestKind;
 use crate::node::redaction;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::upstream::dial::{Dialer, Sources};
@@ -67,6 +68,9 @@ impl Web {
         }
     }
 }
+
+/// Why a request is refused whose client has as many under way as it may have.
+const TOO_MANY: &str = "too many requests of one address";
 
 #[async_trait]
 impl ProxyHttp for Web {
@@ -111,6 +115,10 @@ impl ProxyHttp for Web {
         context.vhost = Some(vhost.clone());
         if no_host {
             return Error::e_explain(ErrorType::HTTPStatus(400), "a request without a good Host");
+        }
+        match self.env.limits.begin_request(info.client, RequestKind::Plain) {
+            Ok(place) => context.place = place,
+            Err(_) => return Error::e_explain(ErrorType::HTTPStatus(503), TOO_MANY),
         }
         if let Err(refusal) = web.may_ask_for(info.host.as_deref(), vhost, vhosts) {
             return Error::e_explain(ErrorType::HTTPStatus(refusal.status()), refusal.why());
@@ -184,6 +192,9 @@ impl ProxyHttp for Web {
     ) -> Result<()> {
         if let (Some(body), Some(chunk)) = (&mut context.body, &chunk) {
             body.push(chunk);
+            if body.hides_a_login(account::has_session(&session.req_header().headers)) {
+                return Error::e_explain(ErrorType::HTTPStatus(413), "a login of more than 64 KiB");
+            }
         }
         context.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         let grace = self.env.config.load().web.client_body_timeout;

@@ -16,6 +16,7 @@ use crate::http::compression::Packing;
 use crate::http::relocation::Relocation;
 use crate::http::{headers, login};
 use crate::locations::MatchedLocation;
+use crate::node::limits::RequestPlace;
 use crate::tls::vhosts::VirtualHost;
 use crate::upstream::connection::ServerConnection;
 use crate::upstream::dial::Dial;
@@ -48,6 +49,8 @@ pub(crate) struct UpstreamTarget {
 pub(crate) struct RequestContext {
     /// Held while it is under way, so that its connection is not ended to make room for another.
     pub(crate) under_way: Option<WaitsForUs>,
+    /// Counts it for its client's address.
+    pub(crate) place: Option<RequestPlace>,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) begun: Instant,
     /// What it asks for; `None` before it was read.
@@ -105,6 +108,7 @@ impl RequestContext {
             dial: None,
             ahead: None,
             under_way: None,
+            place: None,
             body_bytes: 0,
             body: None,
             seen: None,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, EXPECT, USER_AGENT};
+use mail_proxy::login_failure::THROTTLED_WAIT;
 use mail_proxy::throttle::{Admitted, Claim, LoginChannel, Throttled};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
@@ -37,11 +38,13 @@ pub(crate) async fn admit(
 ) -> Result<()> {
     read_ahead(env, session, context).await?;
     let Some(web) = client_of(session) else { return Ok(()) };
+    let begun = Instant::now();
     let Some((seen, account)) = judged(env, web, info, context).await? else {
         return Ok(());
     };
     let claim = claim(&account, &seen, info, &session.req_header().headers);
     let admitted = env.throttle.admit(&claim).await;
+    wait_if_refused(&admitted, begun).await;
     settle(context, admitted)
 }
 
@@ -56,11 +59,20 @@ pub(crate) async fn admit_now(
     info: &RequestInfo,
     headers: &HeaderMap,
 ) -> Result<()> {
+    let begun = Instant::now();
     let Some((seen, account)) = judged(env, web, info, context).await? else {
         return Ok(());
     };
     let admitted = env.throttle.admit_now(&claim(&account, &seen, info, headers)).await;
+    wait_if_refused(&admitted, begun).await;
     settle(context, admitted)
+}
+
+/// What is refused is answered after the same time, whether the name had to be looked for or was known.
+async fn wait_if_refused(admitted: &Result<Admitted, Throttled>, begun: Instant) {
+    if admitted.is_err() {
+        tokio::time::sleep(THROTTLED_WAIT.saturating_sub(begun.elapsed())).await;
+    }
 }
 
 fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo, headers: &'a HeaderMap) -> Claim<'a> {
@@ -73,6 +85,7 @@ fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo, headers:
             protocol: "http",
             tls: info.scheme == "https",
             device: agent.unwrap_or_default(),
+            token: false,
         },
     }
 }

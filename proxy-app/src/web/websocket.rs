@@ -20,6 +20,7 @@ use crate::app::env::WebEnv;
 use crate::app::snapshot::MailMode;
 use crate::http::answers::{ErrorForm, LocalAnswer};
 use crate::http::{HEAD_MAX, answer_head, headers, login};
+use crate::node::limits::RequestKind;
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::WebClient;
 use crate::web::decision::{Decision, ProxyRequest, RequestInfo, decide};
@@ -99,6 +100,9 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     context.seen = login::basic(&request.uri, &request.headers);
     context.found = Some(proxied.found.clone());
     context.proxied = Some(proxied.clone());
+    // One too many is the engine's, which counts it as any other request.
+    let place = env.limits.begin_request(info.client, RequestKind::Waits);
+    context.place = place.ok()?;
     // One that is delayed or refused is the engine's.
     throttle::admit_now(env, web, &mut context, &info, &request.headers)
         .await
