@@ -9,6 +9,7 @@ mod demo;
 mod dialogues;
 mod directory;
 mod early_answers;
+mod early_refusals;
 mod endurance;
 mod fail2ban;
 mod failures;

@@ -11,7 +11,7 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::{SslAcceptor, SslConnector, SslMethod};
+use openssl::ssl::{AlpnError, SslAcceptor, SslAcceptorBuilder, SslConnector, SslMethod, select_next_proto};
 use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName, SubjectKeyIdentifier,
 };
@@ -183,11 +183,22 @@ impl Authority {
 impl Pair {
     /// A server's side of TLS with this certificate.
     pub fn acceptor(&self) -> Result<SslAcceptor> {
+        Ok(self.acceptor_builder()?.build())
+    }
+
+    /// The same, for a server that speaks HTTP/2.
+    pub fn http2_acceptor(&self) -> Result<SslAcceptor> {
+        let mut tls = self.acceptor_builder()?;
+        tls.set_alpn_select_callback(|_, offered| select_next_proto(b"\x02h2", offered).ok_or(AlpnError::NOACK));
+        Ok(tls.build())
+    }
+
+    fn acceptor_builder(&self) -> Result<SslAcceptorBuilder> {
         let mut tls = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
         tls.set_certificate_chain_file(&self.certificate_file)?;
         tls.set_private_key_file(&self.key_file, openssl::ssl::SslFiletype::PEM)?;
         tls.check_private_key()?;
-        Ok(tls.build())
+        Ok(tls)
     }
 
     /// The same, for a server that knows nothing newer than TLS 1.1.

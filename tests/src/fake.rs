@@ -152,6 +152,20 @@ impl Peer {
                     return self.say(&format!("{tag} {answer}"));
                 }
                 _ => self.say(&format!("{tag} OK done"))?,
+    /// So many bytes.
+    pub fn bytes(&mut self, count: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Sends and reads nothing more until the server ends.
+    pub fn hang(&self) {
+        while !self.ended.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
             }
         }
     }

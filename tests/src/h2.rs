@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::fake::Peer;
 use crate::wire::Wire;
 
 /// What an answer may take, on a busy machine.
@@ -135,6 +136,44 @@ impl Raw {
             "it is still open"
         );
         Ok(most)
+    }
+}
+
+/// The server's side of a connection.
+pub struct Http2Peer<'a>(&'a mut Peer);
+
+impl<'a> Http2Peer<'a> {
+    /// Reads what a client says first.
+    pub fn begin(peer: &'a mut Peer) -> Result<Self> {
+        peer.bytes(24)?;
+        peer.send(frame(SETTINGS, 0, 0, &[]))?;
+        Ok(Self(peer))
+    }
+
+    /// The next frame: kind, flags, stream, payload. Settings are confirmed; no window is given for data.
+    pub fn frame(&mut self) -> Result<(u8, u8, u32, Vec<u8>)> {
+        loop {
+            let head = self.0.bytes(9)?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            let payload = self.0.bytes(length as usize)?;
+            match (head[3], head[4]) {
+                (SETTINGS, 0) => self.send(frame(SETTINGS, 1, 0, &[]))?,
+                (PING, 0) => self.send(frame(PING, 1, 0, &payload))?,
+                (kind, flags) => return Ok((kind, flags, stream, payload)),
+            }
+        }
+    }
+
+    /// Sends bytes.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<()> {
+        self.0.send(bytes)
+    }
+
+    /// Sends a whole answer.
+    pub fn answer(&mut self, stream: u32, status: &str, body: &str) -> Result<()> {
+        let head = frame(HEADERS, END_HEADERS, stream, &block(&[(":status", status)]));
+        self.send([head, frame(DATA, END_STREAM, stream, body.as_bytes())].concat())
     }
 }
 

@@ -17,6 +17,8 @@ use http::response::Parts;
 use http::{Method, Request, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::upstream::early::Answered;
+
 /// What a server may send ahead of us: one frame, with its head, fits into the 8 KiB that the library reads into at
 /// first; for a larger one it takes twice as much. A window that grew while a client reads would have to be told by
 /// SETTINGS, which some servers act on before they confirm them, and then the library takes their data for a breach.
@@ -85,6 +87,7 @@ pub(crate) struct Exchange {
     owed: Owed,
     /// Bytes of the answer that count against its window until the engine has read them.
     unreleased: usize,
+    answered: Answered,
 }
 
 /// Bytes of an answer for the engine. The data are not copied before it reads them: where they came in is the one place
@@ -160,6 +163,7 @@ impl Exchange {
             answer: Answer::None(None),
             owed: Owed::default(),
             unreleased: 0,
+            answered: Answered::No,
         }
     }
 
@@ -172,6 +176,22 @@ impl Exchange {
     /// Whether request and answer have ended well.
     pub(crate) fn is_over(&self) -> bool {
         matches!((&self.sending, &self.answer), (Sending::Done, Answer::Over)) && self.owed.is_empty()
+    }
+
+    /// How far the server has answered, while it takes nothing of the request.
+    pub(crate) fn poll_answered(&mut self, cx: &mut Context<'_>) -> Answered {
+        while matches!(self.answer, Answer::Head(..)) && self.owed.front.len() < HEAD_MAX {
+            match self.poll_answer(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(())) => {}
+                // There will be no answer. The engine hears of it when it reads.
+                Poll::Ready(Err(_)) => return Answered::Decided,
+            }
+        }
+        match self.answer {
+            Answer::Over => Answered::Decided,
+            _ => self.answered,
+        }
     }
 
     /// Gathers the head, and sends it when it is whole. Returns how much of `buf` belongs to it.
@@ -223,7 +243,15 @@ impl Exchange {
         match &sent {
             Ok(_) if framing.is_over() => self.sending = Sending::Done,
             Ok(_) => {}
-            Err(_) => self.sending = Sending::Broken,
+            Err(_) => {
+                self.sending = Sending::Broken;
+                // What the server says of the whole request says more.
+                if matches!(self.answer, Answer::Head(..))
+                    && let Poll::Ready(Err(why)) = self.poll_answer(cx)
+                {
+                    return Poll::Ready(Err(why));
+                }
+            }
         }
         Poll::Ready(sent)
     }
@@ -251,6 +279,7 @@ impl Exchange {
                     () if body.is_end_stream() => Some("content-length: 0\r\n"),
                     () => Some("transfer-encoding: chunked\r\n"),
                 };
+                self.answered = Answered::with(parts.status);
                 write_answer_head(&mut self.owed.front, &parts, framing);
                 let chunked = framing.is_some() && !body.is_end_stream();
                 self.answer = match body.is_end_stream() {
