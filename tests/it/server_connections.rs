@@ -319,6 +319,7 @@ fn hasty(peer: &mut Peer) -> Result<()> {
         let idle = last.map(|last| last.elapsed());
         let closes = match seen.path.split('/').nth(1).unwrap_or_default() {
             "gone" => idle.is_some(),
+            "ends" => idle.is_some(),
             "old" => idle.is_some_and(|idle| idle >= OLD),
             _ => false,
         };
@@ -327,6 +328,8 @@ fn hasty(peer: &mut Peer) -> Result<()> {
         }
         let says = match seen.path.as_str() {
             "/says/two" => "Keep-Alive: timeout=2\r\n",
+            "/ends/second" => "Connection: Foo\r\nConnection: close\r\n",
+            "/ends/beside" => "Connection: keep-alive, Close\r\n",
             _ => "",
         };
         let close = seen.field("connection").unwrap_or("none");
@@ -378,7 +381,7 @@ fn play_hasty(test: impl FnOnce(&Hasty) -> Result<()>) -> Result<()> {
                  frank: {{servers: [\"{}\"]}}\n\
                  locations:\n- {{prefix: /tls/, group: tls, path: /}}\n- {{prefix: /short/, group: short}}\n\
                  - {{prefix: /none/, group: short, keepalive: 0}}\n- {{prefix: /gone/, group: clear}}\n\
-                 - {{prefix: /old/, group: clear}}\n- {{prefix: /says/, group: frank}}\n- include: {}\n",
+                 - {{prefix: /old/, group: clear}}\n- {{prefix: /ends/, group: clear}}\n- {{prefix: /says/, group: frank}}\n- include: {}\n",
                 at[0],
                 at[1],
                 at[2],
@@ -437,6 +440,35 @@ fn what_may_not_be_repeated_is_sent_once() -> Result<()> {
             Ok((status, posts() - before))
         })?;
         ensure!((status.as_str(), sent) == ("502", 1), "{status}, sent {sent} times");
+        Ok(())
+    })
+}
+
+/// `Connection: close` counts wherever it stands (RFC 9110 §5.3, RFC 9112 §9.3): of a server, whose connection gets no
+/// other request, and of a client, whose connection ends.
+#[test]
+fn a_connection_ends_where_either_side_says_so() -> Result<()> {
+    play_hasty(|hasty| {
+        for prefix in ["", "/tls"] {
+            for path in ["second", "beside"] {
+                let mut client = Client::clear(&hasty.scene)?;
+                ensure!(client.ask("GET", &format!("{prefix}/ends/{path}"), "")?.0 == "200");
+                let (status, _, _) = client.ask("POST", &format!("{prefix}/ends/{path}"), "")?;
+                ensure!(status == "200", "{prefix}{path}: {status}");
+            }
+        }
+        for says in [
+            "Connection: Foo\r\nConnection: close\r\n",
+            "Connection: keep-alive, close\r\n",
+        ] {
+            let mut client = Client::clear(&hasty.scene)?;
+            let (_, fields, _) = client.ask("GET", "/gone/x", says)?;
+            ensure!(
+                fields.get("connection").is_some_and(|said| said == "close"),
+                "{fields:?}"
+            );
+            ensure!(client.0.rest()?.is_empty());
+        }
         Ok(())
     })
 }

@@ -151,6 +151,12 @@ fn is_nominated(name: &str, nominated: &[&str]) -> bool {
     nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) && !NEVER_NOMINATED.contains(&name)
 }
 
+/// Whether the connection ends behind this message (RFC 9112 §9.3): `close` counts in every line, whatever stands beside
+/// it. The engine looks at the first line only, and lets `keep-alive` win.
+pub(crate) fn closes(headers: &HeaderMap) -> bool {
+    connection_options(headers).any(|option| option.eq_ignore_ascii_case("close"))
+}
+
 /// The options of all Connection headers, as they are written.
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers
@@ -163,6 +169,21 @@ fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_ends_where_any_option_says_so() {
+        for (lines, expected) in [
+            (&[][..], false),
+            (&["connection: keep-alive"], false),
+            (&["connection: close"], true),
+            (&["connection: keep-alive, Close"], true),
+            (&["connection: close ,foo"], true),
+            (&["connection: foo", "connection: close"], true),
+            (&["connection: closed", "x: close"], false),
+        ] {
+            assert_eq!(closes(&headers(lines)), expected, "{lines:?}");
+        }
+    }
 
     /// A head with these lines.
     pub(crate) fn headers(lines: &[&str]) -> HeaderMap {

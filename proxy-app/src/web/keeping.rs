@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderValue, Version};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use crate::http::bound_login;
 use crate::http::repeat::may_be_repeated;
+use crate::http::{bound_login, headers};
 use crate::upstream::connection::{Demand, Owner, Repeatable, ServerConnection};
 use crate::web::client::WebClient;
 use crate::web::decision::{ProxyRequest, RequestInfo};
@@ -80,6 +80,9 @@ impl Keeping {
 
     /// Reads what an answer says about its connection, before anything is removed from its head.
     pub(crate) fn learn(&self, web: &WebClient, connection: &ServerConnection, response: &ResponseHeader) {
+        if headers::closes(&response.headers) && !connection.is_http2() {
+            connection.spend();
+        }
         connection.touch();
         if let Some(said) = text(&response.headers, &HeaderName::from_static("keep-alive")) {
             connection.heed(said);

@@ -88,6 +88,10 @@ impl ProxyHttp for Web {
         self.requests.fetch_add(1, Ordering::Relaxed);
         old_clients::respect(session);
         let Some(web) = client_of(session) else {
+        let request = session.req_header();
+        if request.version < http::Version::HTTP_2 && headers::closes(&request.headers) {
+            session.set_keepalive(None);
+        }
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         if session.req_header().method == http::Method::CONNECT {

@@ -15,6 +15,7 @@ use pingora_load_balancing::health_check::HealthCheck;
 use route_cache::UpstreamTls;
 use tokio::time::timeout;
 
+use crate::http::headers;
 use crate::upstream::connection::{Demand, Repeatable};
 use crate::upstream::dial::Dial;
 use crate::upstream::groups::Shared;
@@ -146,6 +147,12 @@ async fn get(shared: &Shared, dial: Dial, description: &ServerDescription, path:
     }
     if let Some(found) = connection {
         found.connection.touch();
+        if session
+            .response_header()
+            .is_some_and(|answer| headers::closes(&answer.headers))
+        {
+            found.connection.spend();
+        }
     }
     shared.connector.release_http_session(session, &peer, None).await;
     Ok(status)
