@@ -20,6 +20,7 @@ mod handshakes;
 mod holds;
 mod hostile;
 mod http2;
+mod http2_servers;
 mod image;
 mod incomplete_directory;
 mod international_names;

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{Method, Request, StatusCode, Uri, Version};
@@ -480,6 +480,17 @@ fn write_answer_head(out: &mut BytesMut, parts: &Parts, framing: Option<&str>) {
 
 fn broken(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, error)
+}
+
+/// Whether the server says that it has not processed the request: it refuses the stream, or has gone away before it
+/// (RFC 9113 §8.7).
+pub(crate) fn is_unprocessed(error: &io::Error) -> bool {
+    let error: Option<&h2::Error> = error.get_ref().and_then(|inner| inner.downcast_ref());
+    error.is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+        // The library gives this to streams that the server does not count among the last ones.
+        error.is_remote() && (refused || error.is_go_away())
+    })
 }
 
 fn invalid(why: &str) -> io::Error {

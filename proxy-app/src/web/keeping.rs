@@ -50,9 +50,8 @@ impl Keeping {
         }
         let owner = web.owner.key().filter(|_| !relayed).map(|_| web.owner.clone());
         let keepalive = proxied.forward().keepalive.or(keepalive).unwrap_or(KEEPALIVE);
-        // A server that speaks HTTP/2 says which request it has not seen when it closes.
         let again = may_be_repeated(&request.method) && is_kept(&request.headers);
-        let repeatable = match (again || proxied.forward().http2, &owner) {
+        let repeatable = match (again, &owner) {
             (true, _) => Repeatable::Yes,
             (false, Some(_)) => Repeatable::Bound,
             (false, None) => Repeatable::No,
@@ -80,10 +79,10 @@ impl Keeping {
 
     /// Reads what an answer says about its connection, before anything is removed from its head.
     pub(crate) fn learn(&self, web: &WebClient, connection: &ServerConnection, response: &ResponseHeader) {
+        connection.touch();
         if headers::closes(&response.headers) && !connection.is_http2() {
             connection.spend();
         }
-        connection.touch();
         if let Some(said) = text(&response.headers, &HeaderName::from_static("keep-alive")) {
             connection.heed(said);
         }

@@ -33,6 +33,7 @@ use crate::node::limits::RequestKind;
 use crate::node::redaction;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::upstream::dial::{Dialer, Sources};
+use crate::upstream::http2;
 use crate::upstream::pool::ConnectionPool;
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
@@ -87,11 +88,11 @@ impl ProxyHttp for Web {
     async fn request_filter(&self, session: &mut Session, context: &mut Self::CTX) -> Result<bool> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         old_clients::respect(session);
-        let Some(web) = client_of(session) else {
         let request = session.req_header();
         if request.version < http::Version::HTTP_2 && headers::closes(&request.headers) {
             session.set_keepalive(None);
         }
+        let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
         if session.req_header().method == http::Method::CONNECT {
@@ -369,7 +370,7 @@ impl ProxyHttp for Web {
         let reused = context.reuses();
         let heard =
             context.answered || matches!(error.etype(), ErrorType::HTTPStatus(_) | ErrorType::InvalidHTTPHeader);
-        let repeatable = may_be_repeated(&session.req_header().method);
+        let repeatable = may_be_repeated(&session.req_header().method) || is_unprocessed(&error);
         if heard || !repeatable || session.as_ref().retry_buffer_truncated() {
             error.set_retry(false);
             return error;
@@ -723,6 +724,12 @@ fn doubt_route(env: &WebEnv, context: &RequestContext) {
 fn is_late(error: &Error) -> bool {
     let io: Option<&io::Error> = error.root_cause().downcast_ref();
     *error.etype() == ErrorType::ReadError && io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut)
+}
+
+/// Whether the server says that it has not processed the request, so that it may be repeated whatever its method is.
+fn is_unprocessed(error: &Error) -> bool {
+    let io: Option<&io::Error> = error.root_cause().downcast_ref();
+    io.is_some_and(http2::is_unprocessed)
 }
 
 /// A head without anything in it.
