@@ -29,7 +29,7 @@ const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r
     Server: Jetty(9.4)\r\nKeep-Alive: timeout=5\r\nContent-Length: 0\r\nSec-WebSocket-Protocol: xmpp\r\n\r\nframe";
 
 /// What the server answers, by path. It ends the connection behind it only where the answer is empty.
-const ANSWERS: [(&str, &str); 17] = [
+const ANSWERS: [(&str, &str); 23] = [
     ("/ws/good", SWITCHED),
     ("/home/ghost@a.example/ws", SWITCHED),
     (
@@ -52,7 +52,22 @@ const ANSWERS: [(&str, &str); 17] = [
         "/home/ghost@a.example/Calendar",
         "HTTP/1.1 401 No\r\nContent-Length: 0\r\nWWW-Authenticate: Basic\r\n\r\n",
     ),
-    ("/ws/empty", "HTTP/1.1 204 No\r\nContent-Length: 9\r\n\r\n"),
+    ("/ws/empty", "HTTP/1.1 204 No\r\nContent-Length: 9\r\n\r\nEXTRA"),
+    (
+        "/ws/more",
+        "HTTP/1.1 403 No\r\nContent-Length: 3\r\n\r\nno!HTTP/1.1 200 OK\r\n\r\n",
+    ),
+    (
+        "/ws/more-chunks",
+        "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n3\r\nno!\r\n",
+    ),
+    (
+        "/ws/cut/chunks",
+        "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n@zz\r\n",
+    ),
+    ("/ws/cut/closes", "HTTP/1.1 403 No\r\nContent-Length: 30\r\n\r\nno!"),
+    ("/ws/silent/body", "HTTP/1.1 403 No\r\nContent-Length: 30\r\n\r\nno!"),
+    ("/ws/until-end", "HTTP/1.1 403 No\r\n\r\nno!"),
     ("/ws/unavailable", "HTTP/1.1 503 No\r\nContent-Length: 3\r\n\r\nno!"),
     ("/ws/closes", ""),
     ("/ws/babbles", "* OK IMAP4 ready\r\n"),
@@ -99,7 +114,7 @@ impl Server {
                 std::thread::sleep(Duration::from_millis(50));
             }
             match path.as_str() {
-                "/ws/closes" => return Ok(()),
+                "/ws/closes" | "/ws/cut/closes" | "/ws/until-end" => return Ok(()),
                 "/service/health/ready" => {}
                 _ => return peer.freeze(),
             }
@@ -121,11 +136,15 @@ fn with_locations(stage: &Stage, node: &mut Node, directory: &mut Directory) -> 
 /// Sends a handshake with more fields.
 fn handshake(scene: &Scene, path: &str, more: &str) -> Result<Wire> {
     let mut wire = Wire::clear(scene.town.endpoints.http)?;
-    wire.send(format!(
+    wire.send(handshake_of(path, more))?;
+    Ok(wire)
+}
+
+fn handshake_of(path: &str, more: &str) -> String {
+    format!(
         "GET {path} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
-    ))?;
-    Ok(wire)
+    )
 }
 
 /// An answer's head: its status, and its fields in lower case.
@@ -202,6 +221,7 @@ fn servers_answer_handshakes_in_many_ways() -> Result<()> {
             quick_clients_are_heard(scene, server)?;
             guesses_are_recorded(scene)?;
             refusals_are_answers(scene)?;
+            refusals_that_are_cut_do_not_look_whole(scene)?;
             for (path, status) in [
                 ("/ws/closes", "502"),
                 ("/ws/babbles", "502"),
@@ -293,6 +313,9 @@ fn refusals_are_answers(scene: &Scene) -> Result<()> {
         ),
         ("/ws/empty", "204", "", None),
         ("/ws/unavailable", "503", "no!", None),
+        ("/ws/more", "403", "no!", None),
+        ("/ws/more-chunks", "403", "3\r\nno!\r\n0\r\n\r\n", None),
+        ("/ws/until-end", "403", "no!", None),
     ] {
         let ((head, rest), took) = timed(|| {
             let mut wire = handshake(scene, path, "")?;
@@ -330,6 +353,28 @@ fn refusals_are_answers(scene: &Scene) -> Result<()> {
             .contains("/ws/unavailable HTTP/1.1\" 503")
             .then_some(()))
     })
+}
+
+/// The server breaks off, sends what is no chunk, or is silent for as long as the location allows.
+fn refusals_that_are_cut_do_not_look_whole(scene: &Scene) -> Result<()> {
+    for (path, body) in [
+        ("/ws/cut/chunks", "3\r\nno!\r\n"),
+        ("/ws/cut/closes", "no!"),
+        ("/ws/silent/body", "no!"),
+    ] {
+        let ((mut wire, rest), took) = timed(|| {
+            let mut wire = scene.tls(scene.town.endpoints.https, HOST)?;
+            wire.send(handshake_of(path, ""))?;
+            ensure!(Head::read(&mut wire)?.status == "403", "{path}");
+            let mut rest = wire.bytes(body.len())?;
+            rest.extend(wire.rest().unwrap_or_default());
+            Ok((wire, rest))
+        })?;
+        let rest = String::from_utf8_lossy(&rest).into_owned();
+        ensure!(rest == body && took < SOON, "{path}: {rest:?} after {took:?}");
+        ensure!(!wire.is_closed_properly(), "{path}: it looks whole");
+    }
+    Ok(())
 }
 
 /// The server's connection ends with the client's.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use openssl::nid::Nid;
-use openssl::ssl::{SslConnector, SslStream};
+use openssl::ssl::{ShutdownState, SslConnector, SslStream};
 use socket2::{Domain, Socket, Type};
 
 /// How long an answer may take, unless a test says otherwise.
@@ -148,6 +148,14 @@ impl Wire {
     pub fn rest(&mut self) -> Result<Vec<u8>> {
         while self.fill()? {}
         Ok(std::mem::take(&mut self.unread))
+    }
+
+    /// Whether TLS has ended with its closing message.
+    pub fn is_closed_properly(&mut self) -> bool {
+        match &mut self.link {
+            Link::Clear(_) => false,
+            Link::Tls(tls) => tls.get_shutdown().contains(ShutdownState::RECEIVED),
+        }
     }
 
     /// Whether nothing comes for this long, and the connection does not end either.

@@ -47,8 +47,6 @@ pub(crate) enum ChunkPosition {
     Over,
 }
 
-const CHUNK: ChunkPosition = ChunkPosition::Size { value: 0, digits: 0 };
-
 impl RequestBody {
     /// The body that this head announces (RFC 9112 §6.3).
     pub(crate) fn of(head: &[u8]) -> Self {
@@ -93,7 +91,7 @@ impl RequestBody {
             (Some(length), None) => digits(length).map_or(Self::Unclear, RequestBody::Sized),
             // HTTP/1.0 has no chunks.
             (None, Some(coding)) if line.ends_with(b" HTTP/1.1") && coding.eq_ignore_ascii_case(b"chunked") => {
-                Self::Chunked(CHUNK)
+                Self::Chunked(ChunkPosition::FIRST)
             }
             _ => Self::Unclear,
         }
@@ -141,8 +139,11 @@ fn digits(text: &[u8]) -> Option<u64> {
 }
 
 impl ChunkPosition {
+    /// The position in front of a chunk.
+    pub(crate) const FIRST: Self = Self::Size { value: 0, digits: 0 };
+
     /// How many of these bytes belong to the body; `None` where it is malformed.
-    fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
+    pub(crate) fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && *self != Self::Over {
             if let Self::Data(left) = self {
@@ -173,7 +174,7 @@ impl ChunkPosition {
             (Self::SizeEnd { value: 0 }, b'\n') => Self::Trailer { begun: false },
             (Self::SizeEnd { value }, b'\n') => Self::Data(value),
             (Self::DataEnd, b'\r') => Self::DataEndLf,
-            (Self::DataEndLf, b'\n') => CHUNK,
+            (Self::DataEndLf, b'\n') => Self::FIRST,
             (Self::Trailer { begun }, b'\r') => Self::TrailerEnd { begun },
             (Self::Trailer { .. }, _) if byte != b'\n' && byte != 0 => Self::Trailer { begun: true },
             (Self::TrailerEnd { begun: true }, b'\n') => Self::Trailer { begun: false },
@@ -197,7 +198,10 @@ mod tests {
             ("Content-Length:\r\n", RequestBody::Unclear),
             ("Content-Length: 18446744073709551616\r\n", RequestBody::Unclear),
             ("Content-Length: 1\r\nContent-Length: 1\r\n", RequestBody::Unclear),
-            ("Transfer-Encoding: Chunked\r\n", RequestBody::Chunked(CHUNK)),
+            (
+                "Transfer-Encoding: Chunked\r\n",
+                RequestBody::Chunked(ChunkPosition::FIRST),
+            ),
             ("Transfer-Encoding: gzip, chunked\r\n", RequestBody::Unclear),
             (
                 "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
@@ -224,7 +228,7 @@ mod tests {
     #[track_caller]
     fn check(chunks: &str, expected: Option<&str>) {
         for cut in [1, 2, 3, 7, 1000] {
-            let mut body = RequestBody::Chunked(CHUNK);
+            let mut body = RequestBody::Chunked(ChunkPosition::FIRST);
             let mut taken = 0;
             for part in chunks.as_bytes().chunks(cut) {
                 let passed = body.pass(part);

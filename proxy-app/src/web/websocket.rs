@@ -6,6 +6,7 @@
 //! with it: no byte that a client sends behind its request reaches a server that has not agreed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -33,7 +34,7 @@ mod answer;
 
 use answer::{AnswerHead, Rest};
 
-/// How long either side may be silent while an answer that is not a web socket is passed on.
+/// How long a client may take nothing of an answer that is not a web socket.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most headers of a request that we accept: Pingora's own limit.
 const HEADERS_MAX: usize = 256;
@@ -68,6 +69,25 @@ enum UpgradeOutcome {
     Failed { status: u16, why: &'static str },
     /// The client has left.
     ClientLeft,
+}
+
+/// What became of an answer.
+struct CopiedAnswer {
+    status: u16,
+    /// What the client got.
+    bytes: u64,
+    /// Which side has ended it too early.
+    incomplete: Option<&'static str>,
+}
+
+impl CopiedAnswer {
+    const fn whole(status: u16, bytes: u64) -> Self {
+        Self {
+            status,
+            bytes,
+            incomplete: None,
+        }
+    }
 }
 
 /// Finds a server and connects to it, if this is a request for an upgrade. `None`: the engine has to handle it, and
@@ -151,7 +171,7 @@ impl WebSocketUpgrade {
             group.answered(target.address);
         }
         self.record_login(env, web, &outcome);
-        let (status, bytes) = match outcome {
+        let copied = match outcome {
             UpgradeOutcome::Switched { head, behind, early } => {
                 let answer = [self.agreement(*head), behind].concat();
                 let answered = answer.len() as u64;
@@ -161,19 +181,25 @@ impl WebSocketUpgrade {
                 let RelayEnd { bytes_out, .. } = relay
                     .run(&mut env.drain.clone(), &web.facts.handle, &Farewell::NONE)
                     .await;
-                return self
-                    .context
-                    .log(env, web, &self.request, &self.name, 101, answered + bytes_out);
+                let copied = CopiedAnswer::whole(101, answered + bytes_out);
+                return self.context.log(env, web, &self.request, &self.name, copied);
             }
             UpgradeOutcome::Refused { head, body } => self.pass_on(&mut client, *head, body).await,
             UpgradeOutcome::Failed { status, why } => {
                 log::warn!("request {}: {status}: {why}", self.context.id());
                 self.fail(&mut client, status).await
             }
-            UpgradeOutcome::ClientLeft => (0, 0),
+            UpgradeOutcome::ClientLeft => CopiedAnswer::whole(0, 0),
         };
+        if copied.incomplete == Some("server") {
+            log::warn!(
+                "request {}: the answer was broken off: that of a server that refuses an upgrade",
+                self.context.id()
+            );
+            web.cut_short.store(true, Ordering::Relaxed);
+        }
         let _ = timeout(PATIENCE, client.shutdown()).await;
-        self.context.log(env, web, &self.request, &self.name, status, bytes);
+        self.context.log(env, web, &self.request, &self.name, copied);
     }
 
     /// Records the attempt of an upgrade that logs in: guesses of passwords must not bypass the audit log in this way.
@@ -200,8 +226,8 @@ impl WebSocketUpgrade {
         answer::switched_wire(&response)
     }
 
-    /// Passes an answer on that is not 101, as the engine would. Returns its status, and the bytes that the client got.
-    async fn pass_on(&mut self, client: &mut BoxStream, head: AnswerHead, body: Vec<u8>) -> (u16, u64) {
+    /// Passes an answer on that is not 101, as the engine would.
+    async fn pass_on(&mut self, client: &mut BoxStream, head: AnswerHead, body: Vec<u8>) -> CopiedAnswer {
         let status = head.response.status.as_u16();
         if matches!(status, 404 | 502..=504) && self.context.form == ErrorForm::Page {
             return self.fail(client, status).await;
@@ -215,11 +241,16 @@ impl WebSocketUpgrade {
             return self.fail(client, 502).await;
         }
         let begun = [answer::wire(&response), body].concat();
-        (status, copy(client, &mut self.server, begun, head.rest).await)
+        let (bytes, incomplete) = copy(client, &mut self.server, begun, head.rest, self.read).await;
+        CopiedAnswer {
+            status,
+            bytes,
+            incomplete,
+        }
     }
 
     /// Answers with an error of our own.
-    async fn fail(&mut self, client: &mut BoxStream, status: u16) -> (u16, u64) {
+    async fn fail(&mut self, client: &mut BoxStream, status: u16) -> CopiedAnswer {
         let page = LocalAnswer::error(status, self.context.form, self.context.id()).and_then(|mut page| {
             dress(&self.context, &mut page.head)?;
             page.head.insert_header(http::header::CONTENT_LENGTH, page.body.len())?;
@@ -227,18 +258,25 @@ impl WebSocketUpgrade {
                 .insert_header(http::header::DATE, pingora::protocols::http::date::get_cached_date())?;
             Ok([answer::wire(&page.head), page.body.to_vec()].concat())
         });
-        let Ok(page) = page else { return (status, 0) };
+        let Ok(page) = page else {
+            return CopiedAnswer::whole(status, 0);
+        };
         match timeout(PATIENCE, client.write_all(&page)).await {
-            Ok(Ok(())) => (status, page.len() as u64),
-            _ => (status, 0),
+            Ok(Ok(())) => CopiedAnswer::whole(status, page.len() as u64),
+            _ => CopiedAnswer::whole(status, 0),
         }
     }
 }
 
 impl RequestContext {
     /// Writes the access line of an upgrade.
-    fn log(&self, env: &WebEnv, web: &WebClient, request: &Parts, upstream: &str, status: u16, bytes: u64) {
+    fn log(&self, env: &WebEnv, web: &WebClient, request: &Parts, upstream: &str, copied: CopiedAnswer) {
         let Some(info) = &self.info else { return };
+        let CopiedAnswer {
+            status,
+            bytes,
+            incomplete,
+        } = copied;
         match self.group(&env.groups) {
             Some(group) => env.metrics.web_request(group.name(), &group.answers, status),
             None => env.metrics.own_answer(status),
@@ -249,7 +287,7 @@ impl RequestContext {
             bytes,
             upstream,
             location: self.found.as_ref().map(|found| found.entry.location.name.as_str()),
-            incomplete: None,
+            incomplete,
             begun: self.begun,
         };
         env.access.line(access_log::of_request(env, web, request, info, record));
@@ -292,7 +330,8 @@ async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_
             }
             Some(head) if head.response.status.is_informational() => return BROKEN,
             Some(head) => {
-                let body = answer.split_off(head.length);
+                let mut body = answer.split_off(head.length);
+                body.truncate(head.begun);
                 return UpgradeOutcome::Refused {
                     head: Box::new(head),
                     body,
@@ -310,8 +349,15 @@ async fn talk(server: &mut BoxStream, client: &mut BoxStream, head: &[u8], show_
     }
 }
 
-/// Copies an answer to its end. Returns the bytes that the client got.
-async fn copy(client: &mut BoxStream, server: &mut BoxStream, begun: Vec<u8>, mut rest: Rest) -> u64 {
+/// Copies an answer to its end; its server may be silent for `patience`. Returns the bytes that the client got, and
+/// which side has ended it too early.
+async fn copy(
+    client: &mut BoxStream,
+    server: &mut BoxStream,
+    begun: Vec<u8>,
+    mut rest: Rest,
+    patience: Duration,
+) -> (u64, Option<&'static str>) {
     let mut bytes = 0;
     let mut chunk = begun;
     loop {
@@ -321,20 +367,22 @@ async fn copy(client: &mut BoxStream, server: &mut BoxStream, begun: Vec<u8>, mu
         };
         match timeout(PATIENCE, sent).await {
             Ok(Ok(())) => bytes += chunk.len() as u64,
-            _ => return bytes,
+            _ => return (bytes, Some("client")),
         }
         if rest.is_over() {
-            break;
+            return (bytes, None);
         }
         chunk = vec![0; 16 * 1024];
-        match timeout(PATIENCE, server.read(&mut chunk)).await {
+        match timeout(patience, server.read(&mut chunk)).await {
+            Ok(Ok(0)) if rest == Rest::UntilEnd => return (bytes, None),
             Ok(Ok(n)) if n > 0 => chunk.truncate(n),
-            _ => break,
+            _ => return (bytes, Some("server")),
         }
-        let theirs = rest.pass(&chunk);
+        let Some(theirs) = rest.pass(&chunk) else {
+            return (bytes, Some("server"));
+        };
         chunk.truncate(theirs);
     }
-    bytes
 }
 
 /// The request, if the head is whole and valid, and nothing follows it.

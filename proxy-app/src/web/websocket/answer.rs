@@ -1,11 +1,13 @@
 //! A server's answer to an upgrade: its head, and where the body of an answer ends that is not a web socket. Bodies
-//! pass as they come, so only their ends are looked for and nothing is decoded.
+//! pass as they come, so only their ends are looked for and nothing is decoded. What follows an end does not pass, nor
+//! does what is malformed.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 
 use super::{HEADERS_MAX, answer_head};
+use crate::http::behind::ChunkPosition;
 
 /// The head of an answer.
 #[derive(Debug)]
@@ -16,7 +18,9 @@ pub(super) struct AnswerHead {
     pub(super) is_switched: bool,
     /// The head as the client gets it.
     pub(super) response: ResponseHeader,
-    /// What follows it.
+    /// How many of the bytes behind it are of its body.
+    pub(super) begun: usize,
+    /// What follows them.
     pub(super) rest: Rest,
 }
 
@@ -47,12 +51,15 @@ impl AnswerHead {
         if status == 101 && !is_switched {
             return Err("the server switches to a protocol that nobody asked for");
         }
-        let rest = Rest::behind(&mut response, &bytes[length..])?;
+        let mut rest = Rest::behind(&mut response)?;
+        let begun = rest.pass(&bytes[length..]);
+        let begun = begun.ok_or("the server's answer to an upgrade has malformed chunks")?;
         answer_head::strip(&mut response);
         Ok(Some(Self {
             length,
             is_switched,
             response,
+            begun,
             rest,
         }))
     }
@@ -92,53 +99,51 @@ pub(super) enum Rest {
     /// This many bytes.
     Length(u64),
     /// Chunks.
-    Chunked(ChunkedAnswer),
+    Chunked(ChunkPosition),
     /// Everything until the server ends the connection.
     UntilEnd,
 }
 
 impl Rest {
     /// The body that follows a head. Makes the head say its length once and clearly.
-    fn behind(response: &mut ResponseHeader, begun: &[u8]) -> Result<Self, &'static str> {
+    fn behind(response: &mut ResponseHeader) -> Result<Self, &'static str> {
         let status = response.status;
         let codings: Vec<_> = response.headers.get_all(TRANSFER_ENCODING).iter().cloned().collect();
-        let mut rest = if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
+        if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
             if status != 304 {
                 response.remove_header(&CONTENT_LENGTH);
             }
             response.remove_header(&TRANSFER_ENCODING);
-            return Ok(Self::Length(0));
+            Ok(Self::Length(0))
         } else if codings.is_empty() {
-            length(response)?.map_or(Self::UntilEnd, Rest::Length)
+            Ok(length(response)?.map_or(Self::UntilEnd, Rest::Length))
         } else if matches!(&codings[..], [only] if only.as_bytes().eq_ignore_ascii_case(b"chunked")) {
             response.remove_header(&CONTENT_LENGTH);
-            Self::Chunked(ChunkedAnswer::default())
+            Ok(Self::Chunked(ChunkPosition::FIRST))
         } else {
-            return Err("the server's answer to an upgrade has a transfer coding that is not known");
-        };
-        rest.pass(begun);
-        Ok(rest)
+            Err("the server's answer to an upgrade has a transfer coding that is not known")
+        }
     }
 
     /// Whether all has come.
     pub(super) fn is_over(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
-            Self::Chunked(chunks) => chunks.at == At::End,
+            Self::Chunked(chunks) => *chunks == ChunkPosition::Over,
             Self::UntilEnd => false,
         }
     }
 
-    /// Takes note of bytes that have come. Returns how many of them belong to the body.
-    pub(super) fn pass(&mut self, bytes: &[u8]) -> usize {
+    /// Takes note of bytes that have come. Returns how many of them belong to the body; `None` if they are malformed.
+    pub(super) fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Length(left) => {
                 let theirs = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= theirs as u64;
-                theirs
+                Some(theirs)
             }
             Self::Chunked(chunks) => chunks.pass(bytes),
-            Self::UntilEnd => bytes.len(),
+            Self::UntilEnd => Some(bytes.len()),
         }
     }
 }
@@ -167,67 +172,6 @@ fn length(response: &mut ResponseHeader) -> Result<Option<u64>, &'static str> {
     Ok(length)
 }
 
-/// The position in chunks (RFC 9112 §7.1).
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ChunkedAnswer {
-    at: At,
-    /// The size that is being read, or what is left of the chunk with its line end.
-    left: u64,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum At {
-    #[default]
-    Size,
-    /// What may follow a size, to the end of the line.
-    Extension,
-    Chunk,
-    /// At the beginning of a line behind the last chunk.
-    Trailer,
-    /// Within one.
-    TrailerLine,
-    End,
-}
-
-impl ChunkedAnswer {
-    fn pass(&mut self, bytes: &[u8]) -> usize {
-        let mut rest = bytes;
-        while let (Some((&byte, after)), true) = (rest.split_first(), self.at != At::End) {
-            if self.at == At::Chunk {
-                let theirs = usize::try_from(self.left).unwrap_or(usize::MAX).min(rest.len());
-                self.left -= theirs as u64;
-                rest = &rest[theirs..];
-                if self.left == 0 {
-                    self.at = At::Size;
-                }
-                continue;
-            }
-            self.at = self.step(byte);
-            rest = after;
-        }
-        bytes.len() - rest.len()
-    }
-
-    fn step(&mut self, byte: u8) -> At {
-        match (self.at, byte, char::from(byte).to_digit(16)) {
-            (At::Size, _, Some(digit)) => {
-                self.left = self.left.saturating_mul(16).saturating_add(u64::from(digit));
-                At::Size
-            }
-            (At::Size | At::Extension, b'\n', _) if self.left == 0 => At::Trailer,
-            (At::Size | At::Extension, b'\n', _) => {
-                self.left = self.left.saturating_add(2);
-                At::Chunk
-            }
-            (At::Size | At::Extension, ..) => At::Extension,
-            (At::Trailer, b'\n', _) => At::End,
-            (At::TrailerLine, b'\n', _) => At::Trailer,
-            (At::Trailer, b'\r', _) => At::Trailer,
-            _ => At::TrailerLine,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,7 +181,7 @@ mod tests {
         let head = AnswerHead::parse(answer.as_bytes()).unwrap().unwrap();
         assert_eq!(head.response.status.as_u16(), status, "{answer:?}");
         assert_eq!(
-            (&answer[head.length..], head.rest.is_over()),
+            (&answer[head.length..head.length + head.begun], head.rest.is_over()),
             (body, over),
             "{answer:?}"
         );
@@ -254,6 +198,8 @@ mod tests {
             "HTTP/1.1 200 x\r\nContent-Length: 1, 2\r\n\r\n",
             "HTTP/1.1 200 x\r\nContent-Length: +1\r\n\r\n",
             "HTTP/1.1 200 x\r\nTransfer-Encoding: xchunked\r\n\r\n",
+            "HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n",
         ] {
             assert!(AnswerHead::parse(babble.as_bytes()).is_err(), "{babble:?}");
         }
@@ -262,7 +208,7 @@ mod tests {
             .unwrap();
         assert!(head.is_switched && head.length == 38, "{head:?}");
         check(
-            "HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: keep-alive, X-Hop\r\nUpgrade: websocket\r\nX-Hop: 1\r\n\r\nno!",
+            "HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: keep-alive, X-Hop\r\nUpgrade: websocket\r\nX-Hop: 1\r\n\r\nno!EXTRA",
             403,
             "no!",
             true,
@@ -276,7 +222,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\nx: y\r\nConnection: close\r\n\r\n",
         );
         check(
-            "HTTP/1.1 204 x\r\nContent-Length: 7\r\n\r\n",
+            "HTTP/1.1 204 x\r\nContent-Length: 7\r\n\r\nEXTRA",
             204,
             "",
             true,
@@ -289,21 +235,5 @@ mod tests {
             false,
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n",
         );
-    }
-
-    /// The end of chunks is found however they are cut.
-    #[test]
-    fn chunks_end_where_they_end() {
-        let body = b"5;x=y\r\nhello\r\n1A\r\nabcdefghijklmnopqrstuvwxyz\r\n0\r\nSum: 1\r\n\r\nHTTP/1.1 400 next";
-        let end = body.len() - b"HTTP/1.1 400 next".len();
-        for cut in 0..body.len() {
-            let mut rest = Rest::Chunked(ChunkedAnswer::default());
-            let (first, second) = body.split_at(cut);
-            let theirs = rest.pass(first) + rest.pass(second);
-            assert_eq!((theirs, rest.is_over()), (end, true), "cut at {cut}");
-        }
-        let mut rest = Rest::Chunked(ChunkedAnswer::default());
-        assert_eq!((rest.pass(b"3\r\nabc\r\n0\r\n"), rest.is_over()), (11, false));
-        assert_eq!((rest.pass(b"\r\n"), rest.is_over()), (2, true));
     }
 }
