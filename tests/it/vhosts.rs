@@ -326,6 +326,30 @@ fn a_session_is_not_resumed_where_other_rules_count() -> Result<()> {
     })
 }
 
+/// The story: a session that was begun at one domain was resumed at another, with the first one's certificate (RFC 6066
+/// §3, RFC 8446 §4.6.1).
+#[test]
+fn a_session_is_not_resumed_where_another_certificate_is_shown() -> Result<()> {
+    play(|scene| {
+        for version in ["-tls1_3", "-tls1_2"] {
+            let file = scene.stage.path().join(format!("session{version}"));
+            let file = file.to_str().context("path")?;
+            let printed = scene.s_client("mail.a.example", "mail.a.example", &[version, "-sess_out", file])?;
+            assert_eq!(status_in(&printed), Status(200), "{version}: {printed}");
+            for (name, kind) in [
+                ("mail.a.example", "Reused, TLS"),
+                ("x.c.example", "New, TLS"),
+                ("mail.b.example", "New, TLS"),
+            ] {
+                let printed = scene.s_client(name, name, &[version, "-sess_in", file])?;
+                assert!(printed.contains(kind), "{version} {name}: {printed}");
+                assert_eq!(status_in(&printed), Status(200), "{version} {name}: {printed}");
+            }
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn rules_follow_the_directory_and_sessions_outlive_other_changes() -> Result<()> {
     play(|scene| {

@@ -133,15 +133,13 @@ impl ClientCerts {
     }
 
     /// Where a session may be resumed that began here: wherever this is the same. A session brings along the certificate
-    /// that its client presented, or none (CVE-2025-23419); so with rules it is only resumed under the same rules, and
-    /// where the same certificate is `shown`.
+    /// that its client presented, or none (CVE-2025-23419), and the one that was `shown` to it, whatever name the client
+    /// asks for later (RFC 6066 §3, RFC 8446 §4.6.1); so it is only resumed under the same rules, and where the same
+    /// certificate is shown.
     ///
     /// # Errors
     /// The TLS library has no memory.
     pub(crate) fn session_scope(&self, shown: &X509Ref) -> Result<[u8; 32], ErrorStack> {
-        if self.mode == CertMode::Off {
-            return Ok(self.id.0);
-        }
         let mut hash = Sha256::new();
         hash.update(&self.id.0);
         hash.update(&shown.digest(MessageDigest::sha256())?);

@@ -45,8 +45,9 @@ impl InnerProtocol {
         }
     }
 
-    /// Whether clients may resume a session. The TLS library resumes one at any name, which RFC 6066 section 3 forbids. A
-    /// web request has its Host; elsewhere the name decides on the domain of a login without one.
+    /// Whether clients may resume a session. The TLS library resumes one at any name of the same certificate, which RFC
+    /// 6066 section 3 forbids. A web request has its Host; elsewhere the name decides on the domain of a login without
+    /// one.
     pub(crate) fn resumes(self) -> bool {
         self == Self::Web
     }
