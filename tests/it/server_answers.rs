@@ -229,14 +229,25 @@ fn serve(peer: &mut Peer) -> Result<()> {
     }
 }
 
+/// A server with TLS whose answers end with the connection; those below `/tls/cut` without the closing message.
+fn serve_until_end(peer: &mut Peer) -> Result<()> {
+    let path = request(peer)?;
+    peer.send("HTTP/1.1 200 OK\r\n\r\nhello")?;
+    match path.as_str() {
+        "/tls/cut" => Ok(()),
+        _ => peer.end(),
+    }
+}
+
 /// Portico in front of a server that says odd things below `/odd/`, and a real one with HTTP/2 below `/h2`.
 fn play(test: impl FnOnce(&mut Scene, &Node, &Fake) -> Result<()>) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let at = || -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?)) };
-        let (odd, real) = (at()?, [at()?, at()?]);
+        let (odd, tls, real) = (at()?, at()?, [at()?, at()?]);
         let fake = Fake::start(odd, None, serve)?;
         let pair: Pair = town.ca.server(&["real.example.test", "127.0.0.1"])?;
+        let _until_end = Fake::start(tls, Some(pair.acceptor()?), serve_until_end)?;
         let _nginx = Nginx::start(
             stage,
             "h2",
@@ -248,8 +259,9 @@ fn play(test: impl FnOnce(&mut Scene, &Node, &Fake) -> Result<()>) -> Result<()>
             "site.yaml",
             format!(
                 "groups:\n  odd: {{servers: [\"{odd}\"]}}\n  \
+                 tls: {{servers: [\"{tls}\"], tls: {{name: real.example.test}}}}\n  \
                  real: {{servers: [\"{}\"], tls: {{name: real.example.test}}}}\n\
-                 locations:\n- {{prefix: /odd/, group: odd}}\n- {{prefix: /h2, group: real, http2: true}}\n\
+                 locations:\n- {{prefix: /odd/, group: odd}}\n- {{prefix: /tls/, group: tls}}\n- {{prefix: /h2, group: real, http2: true}}\n\
                  - include: {}\n",
                 real[1],
                 quote(&town.locations)
@@ -395,6 +407,8 @@ fn a_short_answer_is_delivered_as_far_as_it_came() -> Result<()> {
             farewell(scene, "/odd/chunked")?,
             "a whole answer ends without a farewell"
         );
+        ensure!(farewell(scene, "/tls/whole")?, "a whole answer in TLS");
+        ensure!(!farewell(scene, "/tls/cut")?, "an answer in TLS that was cut off");
         ensure!(
             !farewell(scene, "/odd/short-chunk")?,
             "the end of half an answer looks like a good one"
@@ -402,7 +416,7 @@ fn a_short_answer_is_delivered_as_far_as_it_came() -> Result<()> {
         let whole = scene.https("/odd/short", &["--http2"]);
         ensure!(whole.is_err(), "half an answer is taken for a whole one");
         until("the access log", Duration::from_secs(10), || {
-            Ok((lines("server") == 2 * TIMES + 3).then_some(()))
+            Ok((lines("server") == 2 * TIMES + 4).then_some(()))
         })?;
         ensure!(lines("client") == 0, "{}", scene.portico.access_log());
         let mut wire = Wire::clear(scene.town.endpoints.http)?;

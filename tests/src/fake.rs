@@ -1,14 +1,14 @@
 //! Mailbox servers that lie, stall or break: what a real one does only on its worst day.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use openssl::ssl::SslAcceptor;
+use openssl::ssl::{SslAcceptor, SslStream};
 
 /// A server that plays a script on every connection and records what it received. It ends when dropped.
 pub struct Fake {
@@ -25,8 +25,23 @@ pub struct Peer {
     ended: Arc<AtomicBool>,
 }
 
-trait PeerStream: Read + Write + Send {}
-impl<T: Read + Write + Send> PeerStream for T {}
+trait PeerStream: Read + Write + Send {
+    /// Ends what is sent: in TLS with its closing message.
+    fn end(&mut self) -> Result<()>;
+}
+
+impl PeerStream for TcpStream {
+    fn end(&mut self) -> Result<()> {
+        Ok(self.shutdown(Shutdown::Write)?)
+    }
+}
+
+impl PeerStream for SslStream<TcpStream> {
+    fn end(&mut self) -> Result<()> {
+        self.shutdown()?;
+        self.get_mut().end()
+    }
+}
 
 impl Fake {
     /// Starts one in clear text, or in TLS.
@@ -102,6 +117,11 @@ impl Peer {
         Ok(self.stream.get_mut().flush()?)
     }
 
+    /// Ends what is sent: in TLS with its closing message, which is not sent otherwise.
+    pub fn end(&mut self) -> Result<()> {
+        self.stream.get_mut().end()
+    }
+
     /// Sends a line.
     pub fn say(&mut self, line: &str) -> Result<()> {
         self.send(format!("{line}\r\n"))
@@ -132,6 +152,20 @@ impl Peer {
         Ok(())
     }
 
+    /// So many bytes.
+    pub fn bytes(&mut self, count: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Sends and reads nothing more until the server ends.
+    pub fn hang(&self) {
+        while !self.ended.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// An IMAP dialogue from greeting to login, which is answered with `answer` behind its tag.
     pub fn imap_login(&mut self, answer: &str) -> Result<()> {
         self.say("* OK ready")?;
@@ -152,20 +186,6 @@ impl Peer {
                     return self.say(&format!("{tag} {answer}"));
                 }
                 _ => self.say(&format!("{tag} OK done"))?,
-    /// So many bytes.
-    pub fn bytes(&mut self, count: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; count];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Sends and reads nothing more until the server ends.
-    pub fn hang(&self) {
-        while !self.ended.load(Ordering::SeqCst) {
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
             }
         }
     }

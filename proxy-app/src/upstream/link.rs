@@ -3,8 +3,9 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use openssl::ssl::ErrorCode;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -47,9 +48,28 @@ impl AsyncRead for Link {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Clear(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Tls(tls) => {
+                let before = buf.filled().len();
+                ready!(Pin::new(&mut **tls).poll_read(cx, buf))?;
+                match buf.filled().len() == before && buf.remaining() > 0 {
+                    true => poll_ended(tls, cx),
+                    false => Poll::Ready(Ok(())),
+                }
+            }
         }
     }
+}
+
+/// The end of TLS. Without its closing message it may come from anyone on the way, and an answer that ends with the
+/// connection is not known to be whole (RFC 9112 §9.8).
+fn poll_ended(tls: &mut SslStream<TcpStream>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    Poll::Ready(match ready!(Pin::new(tls).poll_peek(cx, &mut [0])) {
+        Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "TLS has ended without its closing message",
+        )),
+    })
 }
 
 impl AsyncWrite for Link {
