@@ -167,8 +167,7 @@ impl Tree {
         let Some(mut answer) = self.ask(method, &headers, &path).await? else {
             return Ok(None);
         };
-        if let Some(whole) = range::instead(&headers, answer.status(), answer.headers()) {
-            headers.insert(header::RANGE, whole);
+        if range::instead(&mut headers, answer.status(), answer.headers()) {
             match self.ask(method, &headers, &path).await? {
                 Some(now) => answer = now,
                 None => return Ok(None),
@@ -181,6 +180,11 @@ impl Tree {
         if answer.headers().contains_key(header::LOCATION) {
             *answer.status_mut() = StatusCode::MOVED_PERMANENTLY;
             answer.headers_mut().insert(header::LOCATION, below(&path, query));
+        }
+        if answer.status() == StatusCode::NOT_MODIFIED {
+            // What the 200 would have had (RFC 9110 §15.4.5): tower-http has copies in several codings in view.
+            let coding = HeaderValue::from_static("accept-encoding");
+            answer.headers_mut().insert(header::VARY, coding);
         }
         let good = answer.status().is_success() || answer.status() == StatusCode::NOT_MODIFIED;
         if let Some(value) = self.cache_control.clone().filter(|_| good) {
@@ -358,6 +362,7 @@ mod tests {
                 ("shell/abc/app.js.zst", "(zstandard)"),
                 ("shell/abc/mod.mjs", "export {};"),
                 ("shell/abc/LICENSE", "free"),
+                ("shell/abc/empty.txt", ""),
                 ("shell/abc/a.unheard-of", "text"),
                 ("shell/abc/a.bin", "\u{1}"),
                 ("shell/abc/a b%?.txt", "odd"),
@@ -595,8 +600,17 @@ mod tests {
             assert_eq!((got.status, &*got.body), (status, body), "{headers:?}");
             if status == 304 {
                 assert_eq!(got.header("etag"), tag, "{headers:?}");
+                assert_eq!(got.header("vary"), first.header("vary"), "{headers:?}");
                 assert_eq!(got.header("cache-control"), "no-cache");
             }
+        }
+        for wanted in ["bytes=0-", "bytes=0-4", "bytes=5-", "bytes=-5"] {
+            let got = get(&tree, "/shell/abc/empty.txt", &[(header::RANGE, wanted)]).await;
+            assert_eq!(
+                (got.status, got.header("content-range"), &*got.body),
+                (200, "", ""),
+                "{wanted}"
+            );
         }
         let head = ask(&tree, Method::HEAD, path, std::slice::from_ref(&range)).await;
         assert_eq!((head.status, head.header("content-length")), (200, "10"));

@@ -19,14 +19,23 @@ pub(super) fn settle(method: &Method, headers: &mut HeaderMap) {
     }
 }
 
-/// The range to request instead of one that was refused although it means the whole file: more of its end than there is
-/// (§14.1.2). `None` where the refusal is right.
-pub(super) fn instead(headers: &HeaderMap, status: StatusCode, answer: &HeaderMap) -> Option<HeaderValue> {
-    let range = headers.get(RANGE)?.as_bytes();
-    let is_suffix = range.starts_with(b"bytes=-") && range != b"bytes=-0";
-    let size = answer.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes */")?;
-    let refused = is_suffix && status == StatusCode::RANGE_NOT_SATISFIABLE && size != "0";
-    refused.then_some(HeaderValue::from_static("bytes=0-"))
+/// Changes a range that was not answered as it should be. False where the answer is right.
+///
+/// More of a file's end than there is means the whole file (§14.1.2). An empty file has no ranges: it is answered as if
+/// none had been requested (§14.2), as by Carbonio's proxy.
+pub(super) fn instead(headers: &mut HeaderMap, status: StatusCode, answer: &HeaderMap) -> bool {
+    let (Some(range), Some(answered)) = (headers.get(RANGE), answer.get(CONTENT_RANGE)) else {
+        return false;
+    };
+    let is_suffix = range.as_bytes().starts_with(b"bytes=-") && range != "bytes=-0";
+    if answered.as_bytes().ends_with(b"/0") {
+        headers.remove(RANGE);
+    } else if is_suffix && status == StatusCode::RANGE_NOT_SATISFIABLE {
+        headers.insert(RANGE, HeaderValue::from_static("bytes=0-"));
+    } else {
+        return false;
+    }
+    true
 }
 
 /// `bytes=` and ranges without blanks and leading zeros.
