@@ -13,6 +13,7 @@ pub(crate) mod old_clients;
 pub(crate) mod relocation;
 pub(crate) mod repeat;
 pub(crate) mod request_id;
+pub(crate) mod request_line;
 pub(crate) mod static_ui;
 pub(crate) mod streams;
 pub(crate) mod trusted_forwarders;

@@ -29,8 +29,39 @@ fn options_of_the_server_are_ours() -> Result<()> {
         let answer = talk(scene, "OPTIONS *")?;
         let good = answer.starts_with("HTTP/1.1 200 ") && answer.to_ascii_lowercase().contains("\r\nallow: get, head");
         ensure!(good && !answer.contains("\r\nLocation:"), "{answer}");
+        // RFC 9112 §3.2.4: a URL without a path is the server, too; §3.2.2: whatever its name is spelled like.
+        for url in ["http://mail.a.example", "http://MAIL.a.example:80"] {
+            let answer = talk(scene, &format!("OPTIONS {url}"))?;
+            ensure!(answer.starts_with("HTTP/1.1 200 "), "{url}: {answer}");
+            let page = talk(scene, &format!("GET {url}/x"))?;
+            ensure!(
+                page.starts_with("HTTP/1.1 302 ") && page.contains("/x\r\n"),
+                "{url}: {page}"
+            );
+        }
+        let other = talk(scene, "GET http://mail.b.example/x")?;
+        ensure!(other.starts_with("HTTP/1.1 400 "), "{other}");
         let page = talk(scene, "OPTIONS /x")?;
         ensure!(page.starts_with("HTTP/1.1 302 ") && page.contains("/x\r\n"), "{page}");
+        Ok(())
+    })
+}
+
+/// RFC 9112 §3: what is no request line is not mended.
+#[test]
+fn a_target_is_one_word_of_visible_characters() -> Result<()> {
+    play(|scene| {
+        for line in [
+            "GET /x y",
+            "GET  /x",
+            "GET /x ",
+            "GET /x\ty",
+            "GET /\x01x",
+            "GET /x\x7f",
+        ] {
+            let answer = talk(scene, line)?;
+            ensure!(answer.starts_with("HTTP/1.1 400 "), "{line:?}: {answer}");
+        }
         Ok(())
     })
 }

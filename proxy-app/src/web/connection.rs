@@ -27,6 +27,7 @@ use crate::app::env::WebEnv;
 use crate::http::HEAD_MAX;
 use crate::http::answers::plain_answer;
 use crate::http::behind::RequestBody;
+use crate::http::request_line;
 use crate::node::refusals::Reason;
 use crate::web::client::{FAREWELL, client_in, note_refusal};
 use crate::web::phases::Web;
@@ -226,10 +227,11 @@ async fn read_head(
     loop {
         if let Some((length, is_plain)) = scanned(&head)? {
             stream.ahead = head.split_off(length);
-            if lacks_a_target(&head) {
+            if request_line::lacks_a_target(&head) {
                 return Err(HeadError::Refused(Reason::BadUrl));
             }
-            as_ours(&mut head);
+            request_line::as_ours(&mut head);
+            request_line::as_path(&mut head);
             return Ok(Some(WholeHead { head, is_plain }));
         }
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + env.config.load().web.client_header_timeout);
@@ -238,29 +240,6 @@ async fn read_head(
             Ok(Ok(_)) => {}
             Err(_) => return Err(HeadError::Refused(Reason::SlowHead)),
         }
-    }
-}
-
-/// Whether the request target is neither a path, nor a URL of ours, nor `*` (RFC 9112 §3.2). The engine takes such a
-/// word for the name of a host, and the path for `/`.
-fn lacks_a_target(head: &[u8]) -> bool {
-    let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
-    let mut words = line.split(|&b| b == b' ');
-    let (Some(method), Some(target)) = (words.next(), words.next()) else {
-        return false;
-    };
-    let begins = |scheme: &str| {
-        let begin = target.get(..scheme.len());
-        begin.is_some_and(|begin| begin.eq_ignore_ascii_case(scheme.as_bytes()))
-    };
-    method != b"CONNECT" && target != b"*" && !["/", "http://", "https://"].into_iter().any(begins)
-}
-
-/// A later HTTP/1 version than ours is answered as ours (RFC 9110 §2.5).
-fn as_ours(head: &mut [u8]) {
-    let end = head.iter().position(|&b| b == b'\r').unwrap_or_default();
-    if let [.., b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'2'..=b'9'] = &mut head[..end] {
-        *minor = b'1';
     }
 }
 
@@ -383,43 +362,6 @@ mod tests {
             ("\x16\x03\x01", Reason::Unreadable),
         ] {
             assert_eq!(reason_of_engine(head.as_bytes()), expected, "{head:?}");
-        }
-    }
-
-    #[test]
-    fn targets_are_paths_or_urls() {
-        for (line, expected) in [
-            ("GET / HTTP/1.1", false),
-            ("OPTIONS * HTTP/1.1", false),
-            ("GET HTTP://a/ HTTP/1.1", false),
-            ("CONNECT a:443 HTTP/1.1", false),
-            ("nothing", false),
-            ("GET ftp://a/b HTTP/1.1", true),
-            ("GET a HTTP/1.1", true),
-            ("POST a:80 HTTP/1.1", true),
-            ("GET *x HTTP/1.1", true),
-            ("GET ?a HTTP/1.1", true),
-            ("GET ..\\a HTTP/1.1", true),
-        ] {
-            assert_eq!(lacks_a_target(format!("{line}\r\n").as_bytes()), expected, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_later_version_is_ours() {
-        for (line, expected) in [
-            ("GET / HTTP/1.2\r\n", "GET / HTTP/1.1\r\n"),
-            ("GET / HTTP/1.0\r\n", "GET / HTTP/1.0\r\n"),
-            ("GET / HTTP/2.0\r\n", "GET / HTTP/2.0\r\n"),
-            ("GET /HTTP/1.2\r\n", "GET /HTTP/1.2\r\n"),
-            (
-                "GET / HTTP/1.1\r\nX:  HTTP/1.2\r\n",
-                "GET / HTTP/1.1\r\nX:  HTTP/1.2\r\n",
-            ),
-        ] {
-            let mut head = line.as_bytes().to_vec();
-            as_ours(&mut head);
-            assert_eq!(head, expected.as_bytes());
         }
     }
 }
