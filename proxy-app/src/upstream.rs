@@ -9,6 +9,7 @@ pub(crate) mod gathered;
 pub(crate) mod groups;
 pub(crate) mod http2;
 mod link;
+mod outgoing;
 pub(crate) mod pace;
 pub(crate) mod pool;
 pub(crate) mod socket;

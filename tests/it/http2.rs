@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portico_tests::Stage;
@@ -12,7 +14,7 @@ use portico_tests::web::auth_token;
 use serde_json::Value;
 
 use crate::scene::{GUEST, Scene, play_before};
-use crate::smuggling::connect;
+use crate::smuggling::{connect, play_recorded};
 
 const HOST: &str = "mail.a.example";
 
@@ -154,6 +156,92 @@ fn a_server_of_http1_sees_the_whole_body() -> Result<()> {
         let found = [("body", "<x/>"), ("REQUEST_METHOD", "PROPFIND")];
         check(scene, "PROPFIND", &[("depth", "1")], &[b"<x/>"], &found)?;
         trailers_end_a_body(scene)
+    })
+}
+
+/// The story: a body that ended with an empty frame was ended twice, the second end was the beginning of another request
+/// to the server, and the next clients on that connection got each other's answers.
+#[test]
+fn a_body_ends_once_however_it_is_cut() -> Result<()> {
+    const GAP: Duration = Duration::from_millis(50);
+    let bodies: [&[&[u8]]; 8] = [
+        &[b""],
+        &[b"", b""],
+        &[b"abc"],
+        &[b"abc", b""],
+        &[b"", b"abc"],
+        &[b"abc", b"", b"def"],
+        &[b"abc", b"", b""],
+        &[b"", b"abc", b"", b"def", b""],
+    ];
+    play_recorded(|scene, recorder| {
+        for sends_trailers in [false, true] {
+            for body in bodies {
+                let mut raw = connect(scene)?;
+                let stream = raw.next;
+                let post = [("content-type", "text/plain")];
+                let fields = [
+                    (":method", "POST"),
+                    (":scheme", "https"),
+                    (":path", "/service/tell-post"),
+                    (":authority", HOST),
+                ];
+                let head = block(&[&fields[..], &post].concat());
+                raw.wire.send(frame(HEADERS, END_HEADERS, stream, &head))?;
+                for (at, part) in body.iter().enumerate() {
+                    thread::sleep(GAP);
+                    let last = at + 1 == body.len() && !sends_trailers;
+                    raw.wire
+                        .send(frame(DATA, if last { END_STREAM } else { 0 }, stream, part))?;
+                }
+                if sends_trailers {
+                    thread::sleep(GAP);
+                    let trailers = block(&[("x-sum", "6")]);
+                    raw.wire
+                        .send(frame(HEADERS, END_HEADERS | END_STREAM, stream, &trailers))?;
+                }
+                ensure!(raw.body(stream)? == b"/service/tell-post", "{body:?}");
+                for path in ["/service/tell-1", "/service/tell-2", "/service/tell-3"] {
+                    let told = scene.https(path, &[])?.text()?;
+                    ensure!(told == path, "{body:?}: {path} got {told:?}");
+                }
+                let seen = recorder.take();
+                let lines: Vec<&str> = seen.iter().map(|seen| seen.line.as_str()).collect();
+                ensure!(
+                    lines.len() == 4 && lines.iter().all(|line| line.contains(" /service/tell-")),
+                    "{body:?}: {lines:?}"
+                );
+                ensure!(seen[0].body == body.concat(), "{body:?}: {:?}", seen[0].body);
+            }
+        }
+        ensure!(recorder.garbage().is_empty(), "{:?}", recorder.garbage());
+        Ok(())
+    })
+}
+
+/// What the library of HTTP/2 does not look at (RFC 9113 §8.2.1, §8.3.1).
+#[test]
+fn malformed_requests_are_refused() -> Result<()> {
+    play_recorded(|scene, recorder| {
+        for (path, scheme, value) in [
+            ("?q=1", "https", "a"),
+            ("/service/x", "ftp", "a"),
+            ("/service/x", "https", " a"),
+            ("/service/x", "https", "a\t"),
+        ] {
+            let mut raw = connect(scene)?;
+            let fields = [
+                (":method", "GET"),
+                (":scheme", scheme),
+                (":path", path),
+                (":authority", HOST),
+                ("x-value", value),
+            ];
+            // An answer of our own, or a reset.
+            let _refused = raw.exchange(&fields, &[]);
+            ensure!(recorder.take().is_empty(), "{path} {scheme} {value:?}");
+        }
+        Ok(())
     })
 }
 

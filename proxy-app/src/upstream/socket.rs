@@ -25,6 +25,7 @@ use crate::upstream::early::{AnswerBeginning, Answered};
 use crate::upstream::gathered::Gathered;
 use crate::upstream::http2::Exchange;
 use crate::upstream::link::Link;
+use crate::upstream::outgoing::OutgoingRequest;
 use crate::upstream::pace::Pace;
 use crate::upstream::pool::{ConnectionPool, RestingLink, ServerKey};
 
@@ -98,6 +99,8 @@ pub(crate) struct ServerSocket {
     rests: bool,
     /// Written, and not yet flushed.
     held: Gathered,
+    /// What is written of a request of HTTP/1.
+    request: Option<OutgoingRequest>,
     beginning: AnswerBeginning,
     /// The answer, as far as it was read while its request was written.
     early: BytesMut,
@@ -133,6 +136,7 @@ impl ServerSocket {
             home,
             rests: false,
             held: Gathered::default(),
+            request: None,
             beginning: AnswerBeginning::new(),
             early: BytesMut::new(),
             stalled: None,
@@ -180,6 +184,24 @@ impl ServerSocket {
             }
             Wire::Http2(exchange) => Pin::new(exchange).poll_read(cx, buf),
             Wire::None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether these bytes belong to the request. The engine writes its head at once.
+    fn check(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &self.wire {
+            Wire::Http1(_) => self
+                .request
+                .get_or_insert_with(|| OutgoingRequest::begin(bytes))
+                .check(bytes),
+            Wire::Http2(_) | Wire::None => Ok(()),
+        }
+    }
+
+    /// They have been written.
+    fn note(&mut self, bytes: &[u8]) {
+        if let Some(request) = &mut self.request {
+            request.pass(bytes);
         }
     }
 
@@ -322,13 +344,22 @@ impl AsyncWrite for ServerSocket {
         if this.dropping {
             return Poll::Ready(Ok(buf.len()));
         }
+        if let Err(error) = this.check(buf) {
+            this.connection.spend();
+            return Poll::Ready(Err(error));
+        }
         if buf.len() + this.held.len() <= GATHERED && (buf.len() <= SMALL || !this.held.is_empty()) {
             this.held.add(buf, 0);
+            this.note(buf);
             return Poll::Ready(Ok(buf.len()));
         }
         match this.poll_out(cx, buf) {
             Poll::Pending => this.poll_answered(cx).map(|()| Ok(buf.len())),
-            sent => sent,
+            Poll::Ready(Ok(count)) => {
+                this.note(&buf[..count]);
+                Poll::Ready(Ok(count))
+            }
+            failed => failed,
         }
     }
 

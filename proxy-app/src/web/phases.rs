@@ -137,6 +137,9 @@ impl ProxyHttp for Web {
         if !answer_head::has_known_coding(&request.headers) {
             return Error::e_explain(ErrorType::HTTPStatus(501), "a transfer coding that is not known");
         }
+        if request.version == http::Version::HTTP_2 && is_malformed(request) {
+            return Error::e_explain(ErrorType::HTTPStatus(400), "a malformed request (RFC 9113 §8.1.1)");
+        }
         if request.uri.path() == "*" && request.method != http::Method::OPTIONS {
             return Error::e_explain(ErrorType::HTTPStatus(400), "no path (RFC 9113 §8.3.1)");
         }
@@ -195,6 +198,10 @@ impl ProxyHttp for Web {
         end: bool,
         context: &mut Self::CTX,
     ) -> Result<()> {
+        if end && chunk.as_ref().is_some_and(Bytes::is_empty) {
+            // The engine would write it as the last chunk, and then the last chunk.
+            *chunk = None;
+        }
         if let (Some(body), Some(chunk)) = (&mut context.body, &chunk) {
             body.push(chunk);
             if body.hides_a_login(account::has_session(&session.req_header().headers)) {
@@ -730,6 +737,20 @@ fn is_late(error: &Error) -> bool {
 fn is_unprocessed(error: &Error) -> bool {
     let io: Option<&io::Error> = error.root_cause().downcast_ref();
     io.is_some_and(http2::is_unprocessed)
+}
+
+/// Whether the library of HTTP/2 has let through what is malformed: a path that does not begin with a slash, another
+/// scheme than ours (RFC 9113 §8.3.1), or a value with blanks around it (§8.2.1).
+fn is_malformed(request: &RequestHeader) -> bool {
+    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+    let scheme = request.uri.scheme_str().unwrap_or("https");
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    !(target.starts_with('/') || target == "*")
+        || !matches!(scheme, "http" | "https")
+        || request.headers.values().any(|value| {
+            let value = value.as_bytes();
+            is_blank(value.first()) || is_blank(value.last())
+        })
 }
 
 /// A head without anything in it.
