@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use mail_directory::Secret;
 use mail_directory::yaml::{Mapping, Node};
-use mail_directory::{Secret, secret_file};
 
 use super::read::ConfigReader;
 
@@ -48,9 +48,7 @@ impl ConfigReader {
                 return None;
             }
         };
-        if let Some(message) = secret_file::warning(&path) {
-            node.warning(message, &mut self.problems);
-        }
+        self.warn_if_open(node, &path);
         let good = token.expose().len() >= MIN_TOKEN && token.expose().bytes().all(|byte| byte.is_ascii_graphic());
         if !good {
             let message = format!("a token has at least {MIN_TOKEN} printable letters and no blank");

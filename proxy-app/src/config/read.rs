@@ -1,6 +1,7 @@
 //! Reading a node file: the problems found so far, and what several sections read alike. Each section adds its own
 //! part.
 
+use std::path::Path;
 use std::time::Duration;
 
 use mail_directory::yaml::{Mapping, Node, Problems};
@@ -52,6 +53,13 @@ impl ConfigReader {
         read
     }
 
+    /// Warns of a secret that every user of the machine may read.
+    pub(super) fn warn_if_open(&mut self, node: Node<'_>, path: &Path) {
+        if let Some(message) = secret_file::warning(path) {
+            node.warning(message, &mut self.problems);
+        }
+    }
+
     pub(super) fn password(&mut self, node: Node<'_>) -> Option<Secret<String>> {
         let path = node.path_buf(&mut self.problems)?;
         let text = match std::fs::read_to_string(&path) {
@@ -61,9 +69,7 @@ impl ConfigReader {
                 return None;
             }
         };
-        if let Some(message) = secret_file::warning(&path) {
-            node.warning(message, &mut self.problems);
-        }
+        self.warn_if_open(node, &path);
         let line = text.expose().trim_end_matches(['\r', '\n']);
         if line.is_empty() {
             node.error(format!("{} is empty", path.display()), &mut self.problems);

@@ -174,6 +174,7 @@ impl ConfigReader {
             (Some(certificate), Some(key)) => {
                 let certificate = certificate.path_buf(&mut self.problems)?;
                 let own = (certificate, key.path_buf(&mut self.problems)?);
+                self.warn_if_open(key, &own.1);
                 if let Err(error) = UpstreamTrust::with_certificate(None, true, Some((&own.0, &own.1))) {
                     let why = reasons(&error.to_string()).into_owned();
                     node.error(format!("{}: {why}", own.0.display()), &mut self.problems);
@@ -224,6 +225,8 @@ impl ConfigReader {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::config::tests::load;
 
@@ -289,5 +292,19 @@ mod tests {
                 "{text}: {problems:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_key_that_everybody_can_read_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key.pem");
+        std::fs::write(&key, "no key").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let section = format!("{{url: 'redis://a', certificate: none.pem, key: {}}}", key.display());
+        let problems = load(&format!("shared_state: {section}")).unwrap_err();
+        let told = problems
+            .iter()
+            .any(|problem| problem.contains("can be read by everybody"));
+        assert!(told, "{problems:?}");
     }
 }

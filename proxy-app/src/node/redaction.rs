@@ -20,6 +20,8 @@ const SECRET_WORDS: &[&str] = &[
     "ticket",
     "csrf",
     "credential",
+    "psw",
+    "nonce",
     "signature",
     "authorization",
     "bearer",
@@ -32,7 +34,7 @@ const SECRET_WORDS: &[&str] = &[
 ];
 
 /// Short names that would be too common as a part of others.
-const SECRET_NAMES: &[&str] = &["code", "key", "sig", "sid", "pin", "pw"];
+const SECRET_NAMES: &[&str] = &["code", "key", "sig", "sid", "pin", "pw", "cred", "creds", "refresh"];
 
 /// What separates names and values in URLs, queries and JSON.
 const BETWEEN: [char; 16] = [
@@ -215,6 +217,10 @@ mod tests {
         check_redacted("/a?x=1&zauthtoken=0_1_2&y=2", "/a?x=1&zauthtoken=***&y=2");
         check_redacted("/a?zjwt=a.b.c&zjwt=d.e.f", "/a?zjwt=***&zjwt=***");
         check_redacted("/a?code=9", "/a?code=***");
+        check_redacted(
+            "/a?psw=9&cred=9&nonce=9&refresh=9",
+            "/a?psw=***&cred=***&nonce=***&refresh=***",
+        );
         check_redacted("/a?ZAuthToken=x", "/a?ZAuthToken=***");
         check_redacted("/a?%7aauthtoken=x", "/a?%7aauthtoken=***");
         check_redacted("/a?zauthtoken=", "/a?zauthtoken=***");
