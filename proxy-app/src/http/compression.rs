@@ -17,11 +17,16 @@ use pingora_proxy::Session;
 
 /// Shorter answers are not worth it: nginx's `gzip_min_length` in Carbonio's configuration.
 const LENGTH_LEAST: u64 = 256;
-/// Most answers that are compressed at one moment; others are sent as they are. An encoder takes up to 2 MB, and a
-/// client that reads slowly keeps it in use.
-const AT_ONCE: usize = 256;
-/// Levels: gzip's is that of Carbonio's configuration, the others cost about as much time.
-const LEVELS: [(Algorithm, u32); 3] = [(Algorithm::Brotli, 4), (Algorithm::Zstd, 3), (Algorithm::Gzip, 6)];
+/// Most KiB of all encoders at one moment; other answers are sent as they are. A client that reads slowly keeps its
+/// encoder in use.
+const MEMORY_MAX: usize = 512 * 1024;
+/// Levels: gzip's is that of Carbonio's configuration, the others cost about as much time. And the KiB that an encoder
+/// takes of an answer whose client stops after 4 MB; one of zlib has no window that grows.
+const LEVELS: [(Algorithm, u32, usize); 3] = [
+    (Algorithm::Brotli, 4, 3400),
+    (Algorithm::Zstd, 3, 3800),
+    (Algorithm::Gzip, 6, 400),
+];
 /// Content types that shrink, beside those of [`NO_SECRETS`].
 const TEXTS: [&str; 13] = [
     "text/html",
@@ -60,7 +65,7 @@ pub(crate) struct Rules {
     pub authenticated: bool,
 }
 
-/// How many answers are being compressed in this process.
+/// KiB of the encoders in this process.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
 /// The modules of an answer that is compressed. All others have none: each costs several allocations.
@@ -70,21 +75,21 @@ static MODULES: LazyLock<HttpModules> = LazyLock::new(|| {
     modules
 });
 
-/// One answer that is being compressed, until the value is dropped.
+/// One answer that is being compressed, until the value is dropped; the KiB of its encoder.
 #[derive(Debug)]
-pub(crate) struct Packing(());
+pub(crate) struct Packing(usize);
 
 impl Drop for Packing {
     fn drop(&mut self) {
-        AT_WORK.fetch_sub(1, Ordering::Relaxed);
+        AT_WORK.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 
 impl Packing {
-    fn begin() -> Option<Self> {
-        let room = |count| (count < AT_ONCE).then_some(count + 1);
+    fn begin(memory: usize) -> Option<Self> {
+        let room = |taken: usize| Some(taken + memory).filter(|taken| *taken <= MEMORY_MAX);
         let taken = AT_WORK.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
-        taken.ok().map(|_| Self(()))
+        taken.ok().map(|_| Self(memory))
     }
 }
 
@@ -99,11 +104,11 @@ pub(crate) fn begin(session: &mut Session, response: &mut ResponseHeader, rules:
     let CompressionChoice::Packed(algorithm) = choice else {
         return None;
     };
-    let level = LEVELS.iter().find(|(known, _)| *known == algorithm)?.1;
+    let (_, level, memory) = *LEVELS.iter().find(|(known, ..)| *known == algorithm)?;
     // The module reads the client's header without its weights. It gets our choice instead.
     let mut wish = RequestHeader::build(Method::GET, b"/", Some(1)).ok()?;
     wish.insert_header(header::ACCEPT_ENCODING, algorithm.as_str()).ok()?;
-    let packing = Packing::begin()?;
+    let packing = Packing::begin(memory)?;
     // Clients of HTTP/1.0, which have a module of their own, get nothing compressed.
     session.downstream_modules_ctx = MODULES.build_ctx();
     let module = session.downstream_modules_ctx.get_mut::<ResponseCompression>()?;
@@ -197,7 +202,7 @@ fn preferred(headers: &HeaderMap) -> Option<Algorithm> {
     };
     let mut best = None;
     let mut best_weight = 0.0;
-    for (algorithm, _) in LEVELS {
+    for (algorithm, ..) in LEVELS {
         let weight = weight(algorithm.as_str());
         if weight > best_weight {
             (best, best_weight) = (Some(algorithm), weight);
@@ -377,9 +382,12 @@ mod tests {
 
     #[test]
     fn there_are_so_many_at_once() {
-        let mut all: Vec<_> = (0..AT_ONCE).map(|_| Packing::begin().expect("there is room")).collect();
-        assert!(Packing::begin().is_none());
+        let mut all: Vec<_> = (0..4)
+            .map(|_| Packing::begin(MEMORY_MAX / 4).expect("there is room"))
+            .collect();
+        assert!(Packing::begin(1).is_none());
         all.pop();
-        assert!(Packing::begin().is_some());
+        assert!(Packing::begin(MEMORY_MAX / 4).is_some());
+        assert!(Packing::begin(MEMORY_MAX / 4 + 1).is_none());
     }
 }
