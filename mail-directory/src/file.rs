@@ -23,7 +23,7 @@ use crate::entry::{Entry, Origin};
 use crate::losses::{self, Count, Losses};
 use crate::names::{self, fold};
 use crate::system::System;
-use crate::yaml::{Document, Each, Node, Problems, Severity};
+use crate::yaml::{Document, Each, Node, Outline, Problems, Severity};
 
 mod edit;
 mod rewrite;
@@ -49,6 +49,7 @@ struct Content {
     files: Vec<PathBuf>,
     /// Whether the last line of the file has an end.
     last_line_ends: bool,
+    outline: Outline,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +75,9 @@ const PATIENCE: usize = 25;
 
 /// A half-written file is often good YAML, and has lost less than would be noticed.
 const CUT_OFF: &str = "its last line has no end, which it had before; if that is meant, portico reload";
+
+/// A file that is written in place may end at the end of a line, too.
+const SHORTENED: &str = "it is what it was, without its end; if that is meant, portico reload";
 
 impl YamlDirectory {
     /// Reads the file. Returns the directory with the warnings, or all problems if one of them is an error.
@@ -122,13 +126,16 @@ impl YamlDirectory {
     fn read_again(&self, seen: &mut FileStamps, apply: &Apply, losses: Losses) -> Result<Problems, Problems> {
         // As they are before the reading: a change meanwhile is found the next time.
         let own = (self.path.clone(), stamp(&self.path));
+        let number = |stamp: FileStamp| stamp.map(|(device, number, ..)| (device, number));
+        // One that was written elsewhere and renamed was written to its end.
+        let in_place = number(own.1) == number(seen[0].1);
         let (files, read) = match Content::load(&self.path) {
             Ok(read) => read,
             Err(problems) => (self.content.load().files.clone(), Err(problems)),
         };
         *seen = std::iter::once(own).chain(stamps(files)).collect();
         let (content, warnings) = read?;
-        self.doubt(seen, &content, losses)?;
+        self.doubt(seen, &content, losses, in_place)?;
         apply(&content.system)?;
         let before = self.content.swap(Arc::new(content));
         let now = self.content.load();
@@ -139,15 +146,17 @@ impl YamlDirectory {
     }
 
     /// A reading without errors may still be that of a half-written file.
-    fn doubt(&self, seen: &FileStamps, content: &Content, losses: Losses) -> Result<(), Problems> {
+    fn doubt(&self, seen: &FileStamps, content: &Content, losses: Losses, in_place: bool) -> Result<(), Problems> {
         let before = self.content.load();
         let systems = losses::of_systems(&before.system, &content.system);
         let accounts = content.accounts.count(&before.accounts);
         let forbidden = losses.forbid(systems.into_iter().chain([accounts]));
         let cut_off = losses == Losses::Few && before.last_line_ends && !content.last_line_ends;
+        let shortened = losses == Losses::Few && in_place && content.outline.is_beginning_of(&before.outline);
         let changed = stamp(&self.path) != seen[0].1;
         let reason = forbidden
             .or_else(|| cut_off.then(|| CUT_OFF.to_owned()))
+            .or_else(|| shortened.then(|| SHORTENED.to_owned()))
             .or_else(|| changed.then(|| "it changed while it was read".to_owned()));
         match reason {
             Some(reason) => Err(Problems::of_file(&self.path, None, reason)),
@@ -360,6 +369,7 @@ impl Content {
             accounts,
             files: reader.files.clone(),
             last_line_ends: reader.last_line_ends,
+            outline: reader.outline,
         };
         problems.sort();
         Ok((reader.files, problems.or(content)))
@@ -503,6 +513,7 @@ struct Reader {
     strangers: BTreeMap<String, serde_yaml::Value>,
     /// Whether the last line of the text has an end.
     last_line_ends: bool,
+    outline: Outline,
 }
 
 impl Reader {
@@ -514,6 +525,7 @@ impl Reader {
         let system = reader.read(document.root(), &mut problems);
         reader.lines = HashMap::new();
         reader.last_line_ends = document.last_line_ends();
+        reader.outline = document.outline().clone();
         Ok((reader, system, problems))
     }
 
@@ -780,6 +792,51 @@ accounts:
         );
     }
 
+    /// Puts another file in the place of one, as most programs do.
+    fn replace(path: &Path, text: &str) {
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    /// A file that is being written in place, and ends with a line, has not lost what is still to come.
+    #[test]
+    fn a_beginning_that_is_written_in_place_is_not_believed() {
+        let whole: String = std::iter::once(GOOD.to_owned())
+            .chain((0..6).map(|i| format!("  user{i}@a.example: {{zimbraMailHost: store1.example.test}}\n")))
+            .collect();
+        let cut = whole[..whole.find("  user4").unwrap()].to_owned();
+        let changed = cut.replace("user1@", "other@");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.yaml");
+        let yes: &Apply = &|_| Ok(());
+        for (text, renamed, losses, taken) in [
+            (&cut, false, Losses::Few, false),
+            (&cut, false, Losses::Most, true),
+            (&cut, true, Losses::Few, true),
+            (&changed, false, Losses::Few, true),
+            (&whole, false, Losses::Few, true),
+        ] {
+            std::fs::write(&path, &whole).unwrap();
+            let (directory, _) = YamlDirectory::load(&path).unwrap();
+            match renamed {
+                true => replace(&path, text),
+                false => std::fs::write(&path, text).unwrap(),
+            }
+            assert_eq!(
+                directory.reload(yes, losses).is_ok(),
+                taken,
+                "{renamed} {losses:?}: {text}"
+            );
+            // Half of it is there when it is looked at again.
+            assert_eq!(
+                directory.reload(yes, losses).is_ok(),
+                taken,
+                "{renamed} {losses:?}: {text}"
+            );
+        }
+    }
+
     /// A file that is cut off at the end of an entry is good YAML and says that the rest is gone.
     #[test]
     fn a_file_that_lost_most_is_taken_on_somebodys_word_only() {
@@ -803,7 +860,7 @@ accounts:
                 let path = folder.path().join("d.yaml");
                 std::fs::write(&path, &whole).unwrap();
                 let (directory, _) = YamlDirectory::load(&path).unwrap();
-                std::fs::write(&path, &text).unwrap();
+                replace(&path, &text);
                 let taken = directory.reload(yes, losses).is_ok();
                 assert_eq!(taken, losses >= least, "{losses:?}: {text}");
                 assert_eq!(directory.refusal().is_none(), taken);
@@ -830,7 +887,7 @@ accounts:
             let path = folder.path().join("d.yaml");
             std::fs::write(&path, small).unwrap();
             let (directory, _) = YamlDirectory::load(&path).unwrap();
-            std::fs::write(&path, &text).unwrap();
+            replace(&path, &text);
             assert_eq!(directory.reload(&|_| Ok(()), Losses::Few).is_ok(), taken, "{text}");
         }
     }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,27 @@ pub struct Document {
     root: usize,
     has_anchors: bool,
     last_line_ends: bool,
+    outline: Outline,
+}
+
+/// What tells whether another text is this one without its last lines: a checksum of everything up to each line's end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outline(Vec<u32>);
+
+impl Outline {
+    fn of(text: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        let lines = text.split_inclusive('\n').map(|line| {
+            hasher.write(line.as_bytes());
+            hasher.finish() as u32
+        });
+        Self(lines.collect())
+    }
+
+    /// Whether a text with this outline is that of `whole` without its last lines.
+    pub fn is_beginning_of(&self, whole: &Self) -> bool {
+        self.0.len() < whole.0.len() && !self.0.is_empty() && whole.0.starts_with(&self.0)
+    }
 }
 
 impl Document {
@@ -68,6 +90,7 @@ impl Document {
                 root: built.root,
                 has_anchors: built.has_anchors,
                 last_line_ends: text.ends_with(layout::BREAKS),
+                outline: Outline::of(text),
             }),
             Err((line, message)) => Err(Problems::of_file(origin, Some(line), message)),
         }
@@ -92,6 +115,11 @@ impl Document {
     /// Whether something in it can be referred to from elsewhere.
     pub(crate) fn has_anchors(&self) -> bool {
         self.has_anchors
+    }
+
+    /// What tells whether another text is the beginning of this one.
+    pub fn outline(&self) -> &Outline {
+        &self.outline
     }
 
     /// Whether the last line of the text has an end. That of a file that was cut off mostly has none.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
-use super::{Document, Each, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node};
+use super::{Document, Each, MAX_DEPTH, MAX_NODES, MAX_TEXT, Node, Outline};
 
 /// A node of the tree as stored. `parent` and `step` together give its path.
 #[derive(Debug)]
@@ -342,6 +342,7 @@ impl<'s> Builder<'s> {
             // It is no text of its own.
             has_anchors: false,
             last_line_ends: true,
+            outline: Outline::default(),
         };
         let node = Node {
             document: &document,
