@@ -183,18 +183,18 @@ fn every_limit_is_one() -> Result<()> {
 }
 
 #[test]
-fn handshakes_are_limited_and_their_places_come_back() -> Result<()> {
-    play_limited("{handshakes: 1}", |scene| {
-        let connect = |scene: &Scene| scene.imaps().ok();
-        let silent = until("a silent one to be in its handshake", FREE, || {
-            // It says nothing, and so its handshake does not end; if it got the place.
-            let silent = Wire::clear(scene.town.endpoints.imaps)?;
-            Ok(connect(scene).is_none().then_some(silent))
-        })?;
-        greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ")?;
-        drop(silent);
-        until("a free place", FREE, || Ok(connect(scene)))?;
-        Ok(())
+fn handshakes_are_limited_and_the_oldest_gives_up_its_place() -> Result<()> {
+    play_limited("{handshakes: 4}", |scene| {
+        // They say nothing, and so their handshakes do not end.
+        let mut silent: Vec<Wire> = (0..8)
+            .map(|_| Wire::clear(scene.town.endpoints.imaps))
+            .collect::<Result<_>>()?;
+        until("a place", FREE, || Ok(scene.imaps().ok()))?;
+        for _ in 0..8 {
+            drop(scene.imaps()?);
+        }
+        ensure!(silent[0].line_or_end()?.is_none(), "the oldest one is still there");
+        greeted(Wire::clear(scene.town.endpoints.imap)?, "* OK ").map(drop)
     })
 }
 

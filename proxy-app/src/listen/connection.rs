@@ -471,13 +471,16 @@ impl ActiveListener {
         deadline: Instant,
         handshake: Pin<Box<impl Future<Output = io::Result<T>>>>,
     ) -> Option<T> {
-        let Some(_counted) = self.env.limits.handshake() else {
+        let Some(counted) = self.env.limits.handshake(client.addr.ip()) else {
             self.env.metrics.refused(&self.name, Refused::Handshakes);
             return None;
         };
-        let done = match timeout_at(deadline, handshake).await {
-            Ok(done) => done,
-            Err(late) => Err(late.into()),
+        let done = tokio::select! {
+            done = timeout_at(deadline, handshake) => done.unwrap_or_else(|late| Err(late.into())),
+            () = counted.evicted() => {
+                self.env.metrics.refused(&self.name, Refused::Handshakes);
+                return None;
+            }
         };
         done.map_err(|error| self.handshake_failed(client, &error)).ok()
     }

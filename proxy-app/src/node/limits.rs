@@ -97,6 +97,8 @@ pub(crate) struct NodeLimits {
     open: AtomicUsize,
     handshakes: AtomicUsize,
     eviction: EvictionQueue,
+    /// Clients in a handshake.
+    handshaking: EvictionQueue,
     /// Only addresses that have connections now.
     by_address: [Mutex<HashMap<Origin, usize>>; SHARDS],
     refused: [AtomicU64; 3],
@@ -144,6 +146,7 @@ impl NodeLimits {
             open: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
             eviction: EvictionQueue::default(),
+            handshaking: EvictionQueue::default(),
             by_address: Default::default(),
             refused: Default::default(),
             logged: Mutex::new(None),
@@ -212,13 +215,21 @@ impl NodeLimits {
         full.mul_f64(1.0 - (2.0 * most - 1.0).clamp(0.0, 1.0) * 5.0 / 6.0)
     }
 
-    /// A permit for one more handshake; `None` if there is no room.
-    pub(crate) fn handshake(self: &Arc<Self>) -> Option<HandshakePermit> {
+    /// A permit for one more handshake of a client at this address. Where there is no room, the one of the busiest
+    /// address that has taken longest gives up its own; `None` if there is none.
+    pub(crate) fn handshake(self: &Arc<Self>, address: IpAddr) -> Option<HandshakePermit> {
         if !taken(&self.handshakes, self.settings.load().handshakes) {
             self.refuse(Limit::Handshakes);
-            return None;
+            self.handshaking.make_room(None)?;
+            // The evicted one counts until it has ended, at once.
+            self.handshakes.fetch_add(1, Ordering::Relaxed);
         }
-        Some(HandshakePermit(self.clone()))
+        let pending = Arc::new(PendingClient::default());
+        self.handshaking.enter(Origin::of(address), &pending);
+        Some(HandshakePermit {
+            limits: self.clone(),
+            pending,
+        })
     }
 
     /// How many connections a limit has refused since the start.
@@ -335,17 +346,29 @@ impl Drop for Permit {
 }
 
 /// A handshake that is counted until this is dropped.
-pub(crate) struct HandshakePermit(Arc<NodeLimits>);
+pub(crate) struct HandshakePermit {
+    limits: Arc<NodeLimits>,
+    pending: Arc<PendingClient>,
+}
+
+impl HandshakePermit {
+    /// Resolves when another handshake needs the place.
+    pub(crate) async fn evicted(&self) {
+        self.pending.evicted().await;
+    }
+}
 
 impl Drop for HandshakePermit {
     fn drop(&mut self) {
-        self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
+        self.limits.handshaking.forget(&self.pending);
+        self.limits.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use mail_proxy::LoginSlot as _;
     use mail_proxy::{CloseReason, ConnectionHandle};
 
     use super::*;
@@ -493,6 +516,29 @@ mod tests {
         assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
     }
 
+    /// Clients that have said something and wait must not keep a place from those that come one after the other.
+    #[test]
+    fn newcomers_do_not_push_each_other_out() {
+        let limits = limits(4, 0, 0);
+        let enter = |last: u8| {
+            let permit = from(&limits, &format!("192.0.2.{last}")).unwrap();
+            let pending = permit.pending.clone();
+            (
+                HeldUntilLogin {
+                    queued: permit.queue(),
+                    _permit: Some(permit),
+                },
+                pending,
+            )
+        };
+        let gone = |one: &(HeldUntilLogin, Arc<PendingClient>)| one.1.is_replaced();
+        let talkers: Vec<_> = (1..=4).map(enter).collect();
+        talkers.iter().for_each(|one| one.0.heard());
+        let newcomers: Vec<_> = (11..=14).map(enter).collect();
+        assert!(talkers.iter().all(gone), "the oldest of them goes first");
+        assert!(!newcomers.iter().any(gone));
+    }
+
     #[test]
     fn time_runs_faster_above_half() {
         let limits = limits(12, 0, 0);
@@ -521,10 +567,14 @@ mod tests {
         let limits = limits(1, 0, 1);
         let first = from(&limits, "192.0.2.1");
         assert!(first.is_some() && from(&limits, "192.0.2.2").is_none());
-        let handshake = limits.handshake();
-        assert!(handshake.is_some() && limits.handshake().is_none());
-        drop((first, handshake));
-        assert!(from(&limits, "192.0.2.2").is_some() && limits.handshake().is_some());
+        let handshake = |last| limits.handshake(IpAddr::from([192, 0, 2, last]));
+        let silent = handshake(1).unwrap();
+        assert!(silent.evicted().now_or_never().is_none());
+        let next = handshake(2).unwrap();
+        assert!(silent.evicted().now_or_never().is_some() && next.evicted().now_or_never().is_none());
+        drop((first, silent, next));
+        assert_eq!(limits.handshakes.load(Ordering::Relaxed), 0);
+        assert!(from(&limits, "192.0.2.2").is_some() && limits.handshaking.is_empty());
         assert_eq!(
             (limits.refused(Limit::Connections), limits.refused(Limit::Handshakes)),
             (1, 1)

@@ -1,13 +1,14 @@
 //! Clients that have not logged in, by address and age: which of them is ended when there is no room for one more.
 //!
-//! It is the client of the busiest address that has been silent longest; clients that have never sent anything go
-//! first. So a client that floods the listeners pushes out its own connections, and one that connects once has the
-//! time to log in. A client is not in the queue while a login or a request of it is under way.
+//! It is the client of the busiest address that has been silent longest; clients that have not sent anything for two
+//! seconds go first. So a client that floods the listeners pushes out its own connections, and one that connects once
+//! has the time to log in. A client is not in the queue while a login or a request of it is under way.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
 
 use mail_proxy::{CloseReason, ConnectionHandle, LoginSlot};
 use parking_lot::Mutex;
@@ -17,6 +18,9 @@ use crate::node::limits::{Origin, Permit};
 
 /// Added to the keys of clients that have sent something: they are queued behind those that have not.
 const SPOKEN: u64 = 1 << 63;
+/// How long a client may have sent nothing and is not worth less than one that has: longer than a round trip, so that
+/// clients that come one after the other do not push each other out before they could speak.
+const NEWCOMER: Duration = Duration::from_secs(2);
 /// The key of a client that is not in the queue.
 const NOT_WAITING: u64 = 0;
 
@@ -77,11 +81,17 @@ pub(super) struct EvictionQueue(Mutex<QueueOrder>);
 #[derive(Default)]
 struct QueueOrder {
     next: u64,
-    all: HashMap<u64, (Origin, Arc<PendingClient>)>,
+    all: HashMap<u64, QueuedClient>,
     /// By rank, and in that by the time since they were heard: numbers grow.
     by_origin: HashMap<Origin, BTreeSet<u64>>,
     /// How many there are of an origin, and its oldest: the last of these is the next to be evicted.
     by_size: BTreeSet<(usize, Reverse<u64>, Origin)>,
+}
+
+struct QueuedClient {
+    origin: Origin,
+    pending: Arc<PendingClient>,
+    since: Instant,
 }
 
 /// A client's place in the queue, until this is dropped.
@@ -148,15 +158,21 @@ impl EvictionQueue {
         let mut order = self.0.lock();
         let key = match of {
             Some(origin) => *order.by_origin.get(&origin)?.first()?,
-            None => order.by_size.last()?.1.0,
+            None => order.last()?,
         };
-        let (origin, pending) = order.all.get(&key)?.clone();
+        let queued = order.all.get(&key)?;
+        let (origin, pending) = (queued.origin, queued.pending.clone());
         order.end(&pending);
         // Before the lock is released: a client that ends by itself at this moment must be counted once.
         pending.replaced.store(true, Ordering::SeqCst);
         drop(order);
         pending.evict();
         Some(origin)
+    }
+
+    /// A client whose handshake begins.
+    pub(super) fn enter(&self, origin: Origin, pending: &Arc<PendingClient>) {
+        self.0.lock().add(origin, pending, 0);
     }
 
     /// Forgets a client that has ended, even if its [`QueuePlace`] is still held.
@@ -172,6 +188,25 @@ impl EvictionQueue {
 }
 
 impl QueueOrder {
+    /// The key of the next client to be evicted.
+    fn last(&self) -> Option<u64> {
+        let &(size, Reverse(first), origin) = self.by_size.last()?;
+        if size > 1 || !self.is_newcomer(first) {
+            return Some(first);
+        }
+        // Every address has one client, and those that have not spoken are newcomers all.
+        let spoken = self.by_size.range(..(size, Reverse(SPOKEN), origin)).next_back();
+        Some(spoken.map_or(first, |&(_, Reverse(key), _)| key))
+    }
+
+    fn is_newcomer(&self, key: u64) -> bool {
+        key < SPOKEN
+            && self
+                .all
+                .get(&key)
+                .is_some_and(|queued| queued.since.elapsed() < NEWCOMER)
+    }
+
     fn add(&mut self, origin: Origin, pending: &Arc<PendingClient>, rank: u64) {
         if pending.over.load(Ordering::Relaxed) {
             return;
@@ -179,13 +214,18 @@ impl QueueOrder {
         self.next += 1;
         let key = self.next | rank;
         pending.key.store(key, Ordering::Relaxed);
-        self.all.insert(key, (origin, pending.clone()));
+        let queued = QueuedClient {
+            origin,
+            pending: pending.clone(),
+            since: Instant::now(),
+        };
+        self.all.insert(key, queued);
         self.change(origin, |ages| ages.insert(key));
     }
 
     fn remove(&mut self, pending: &PendingClient) {
         let key = pending.key.swap(NOT_WAITING, Ordering::Relaxed);
-        if let Some((origin, _)) = self.all.remove(&key) {
+        if let Some(QueuedClient { origin, .. }) = self.all.remove(&key) {
             self.change(origin, |ages| ages.remove(&key));
         }
     }
