@@ -17,11 +17,11 @@ use ldap3::Scope as Reach;
 use native_tls::{Certificate, Protocol, TlsConnector};
 use tokio::sync::{Mutex, Notify, broadcast, watch};
 
+use self::open::Opener;
 use self::pool::{Extent, LdapError, Pool, Search};
 use self::search_entry::SearchEntry;
 use self::sync::SyncState;
 use self::sync_point::SyncPoint;
-use self::sync_wire::SyncConnector;
 use crate::attributes::{self, Scope};
 use crate::directory::{AccountBy, Announcer, Apply, Directory, DirectoryError, News, WayOfChanges, off_the_runtime};
 use crate::edit::EntryKind;
@@ -39,6 +39,8 @@ mod dn;
 mod edit;
 mod filter;
 mod follow;
+mod guard;
+mod open;
 mod pool;
 mod search_entry;
 mod sync;
@@ -174,7 +176,7 @@ impl fmt::Debug for Trust {
 pub struct LdapDirectory {
     pool: Pool,
     /// How changes are asked for as they happen; `None`: they are only looked for.
-    sync: Option<SyncConnector>,
+    sync: Option<Opener>,
     snapshot: Option<PathBuf>,
     system: ArcSwap<System>,
     /// What the last look saw. The one lock that is held over an await: there is one look at a time, whether the
@@ -200,7 +202,7 @@ impl LdapDirectory {
         let has_kept = kept.is_some();
         let directory = Self {
             pool: Pool::new(&settings),
-            sync: settings.sync.then(|| SyncConnector::new(&settings)),
+            sync: settings.sync.then(|| Opener::new(&settings)),
             snapshot: settings.snapshot,
             system: ArcSwap::from_pointee(kept.unwrap_or_default()),
             reading: Mutex::default(),

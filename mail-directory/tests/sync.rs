@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use mail_directory::{AccountBy, Apply, Directory, Entry, News, Secret, WayOfChanges};
@@ -354,6 +354,35 @@ async fn servers_that_lie_only_cost_the_telling() {
     }
 }
 
+/// What the liar says to the search for one account. That search fails, the process lives on, and the server is asked
+/// again after a while.
+#[tokio::test]
+async fn lies_about_an_account_only_cost_their_connection() {
+    let accounts = ["liar", "honest"].map(|name| account(&format!("{name}@a.test"), "zimbraMailHost: store1.test\n"));
+    let slapd = LdapStage::start(&accounts.concat());
+    for answer in [
+        Answer::Nested,
+        Answer::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        Answer::Bytes(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]),
+        Answer::Bytes(&[0x30, 0x00]),
+        Answer::Bytes(&[0x30, 0x05, 0x02, 0x01, 0x03, 0x65, 0x00]),
+        Answer::End,
+    ] {
+        let liar = Liar::about(b"liar@a.test", slapd.address(), answer).await;
+        let directory = load(settings(&[liar.url()])).await;
+        let find = async |name: &str| directory.account(&AccountBy::Name(format!("{name}@a.test"))).await;
+        assert!(find("liar").await.is_err(), "{answer:?}");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !matches!(find("honest").await, Ok(Some(_))) {
+            assert!(
+                Instant::now() < deadline,
+                "the server is not asked again after {answer:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
 /// A server that once told changes, and then speaks nonsense, is looked at at once: what it told last may be lost.
 #[tokio::test]
 async fn nonsense_in_the_middle_has_the_directory_looked_at() {
@@ -473,7 +502,7 @@ impl Model {
             let found = truth.account(&AccountBy::Name(name.clone())).await.unwrap();
             wanted.insert(name.clone(), found);
         }
-        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(20);
         loop {
             self.step().await;
             let same_system = shown(&self.directory) == shown(truth);
@@ -484,7 +513,7 @@ impl Model {
                 .iter()
                 .filter(|(name, found)| self.kept.get(*name) != Some(found));
             assert!(
-                std::time::Instant::now() < end,
+                Instant::now() < end,
                 "{same_system}, {:?}",
                 differs.collect::<Vec<_>>()
             );

@@ -12,7 +12,8 @@ use ldap3::{LdapResult, Mod, Scope as Reach, dn_escape};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::pool::{Connector, Extent, LdapError, Pool, Search};
+use super::open::Opener;
+use super::pool::{Connection, Extent, LdapError, Pool, Search};
 use super::search_entry::SearchEntry;
 use super::sync_point::SyncPoint;
 use super::{Settings, Url, filter, name_attribute, place};
@@ -46,7 +47,7 @@ mod code {
 /// An LDAP directory, open for changes.
 pub struct LdapEditor {
     pool: Pool,
-    connector: Arc<Connector>,
+    opener: Opener,
     settings: Settings,
     /// The server that took the last write.
     wrote: Mutex<Option<Url>>,
@@ -83,7 +84,7 @@ impl LdapEditor {
     pub fn new(settings: &Settings) -> Self {
         Self {
             pool: Pool::new(settings),
-            connector: Arc::new(Connector::new(settings)),
+            opener: Opener::new(settings),
             settings: settings.clone(),
             wrote: Mutex::default(),
         }
@@ -152,7 +153,7 @@ impl LdapEditor {
 
     /// In a task of its own: an answer so malformed that the library panics is no answer.
     async fn write_to(&self, url: &Url, write: Write) -> Result<(), Refusal> {
-        let connection = match timeout(self.settings.timeout, self.connector.connect(url)).await {
+        let connection = match timeout(self.settings.timeout, Connection::open(&self.opener, url)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(Refusal::Elsewhere(format!("{url}: {error}"))),
             Err(_) => return Err(Refusal::Elsewhere(format!("{url} does not take a connection in time"))),

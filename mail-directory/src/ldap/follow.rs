@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::sync_wire::{SyncConnector, SyncEnd};
+use super::open::Opener;
+use super::sync_wire::SyncEnd;
 use super::syncrepl::{Inbox, Told, Waiting, consume};
 use super::{LdapDirectory, Url, log_problems};
 use crate::directory::{Apply, News};
@@ -65,8 +66,8 @@ impl LdapDirectory {
             let next_try = self.sync.as_ref().map(|_| watch.try_at);
             sleep_until(next_try.map_or(next_look, |next_try| next_try.min(next_look))).await;
             let now = Instant::now();
-            if let (Some(connector), true) = (&self.sync, next_try.is_some_and(|next_try| next_try <= now)) {
-                self.be_told(connector, &mut watch).await;
+            if let (Some(opener), true) = (&self.sync, next_try.is_some_and(|next_try| next_try <= now)) {
+                self.be_told(opener, &mut watch).await;
             } else {
                 self.look(&mut watch).await;
             }
@@ -80,7 +81,7 @@ impl LdapDirectory {
     }
 
     /// Takes over what the server tells, until that ends.
-    async fn be_told(&self, connector: &SyncConnector, watch: &mut Watch) {
+    async fn be_told(&self, opener: &Opener, watch: &mut Watch) {
         if watch.failing {
             self.look(watch).await;
         }
@@ -90,7 +91,7 @@ impl LdapDirectory {
         };
         let (inbox, mut began) = (Inbox::default(), None);
         let end = tokio::select! {
-            end = consume(connector, &url, &self.announcer, &inbox) => end,
+            end = consume(opener, &url, &self.announcer, &inbox) => end,
             end = self.take_told(&url, &inbox, watch, &mut began) => end,
         };
         watch.ended(&url, &end, began);

@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ldap3::controls::{ControlType, PagedResults};
-use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapResult, Scope, SearchOptions};
+use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapResult, Scope, SearchOptions, StdStream};
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::guard::guarded;
+use super::open::Opener;
 use super::search_entry::SearchEntry;
 use super::{Settings, Url};
-use crate::secret::Secret;
 use crate::tls_words::reasons;
 
 /// Connections to a server. One carries many questions at once, but the server reads it with one thread.
@@ -38,6 +39,9 @@ const RECOVER: Duration = Duration::from_millis(250);
 /// Part of the timeout after which a connection on which nothing came since the question is doubted. The rest is
 /// for a new one: connecting, TLS, the bind, and the answer.
 const SILENCE: u32 = 3;
+
+/// What the library calls a socket that it is given.
+const INSIDE: &str = "ldapi://guard";
 
 /// Result codes of RFC 4511 §4.1.9 that are answers.
 const SUCCESS: u32 = 0;
@@ -109,8 +113,8 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(settings: &Settings) -> Self {
-        let connector = Arc::new(Connector::new(settings));
-        let server = |url: &Url| Server::new(url.clone(), connector.clone());
+        let opener = Arc::new(Opener::new(settings));
+        let server = |url: &Url| Server::new(url.clone(), opener.clone());
         Self {
             servers: settings.urls.iter().map(server).collect(),
             questions: Semaphore::new(QUESTIONS),
@@ -181,55 +185,43 @@ impl Pool {
     }
 }
 
-/// How connections are opened: TLS, and the name and password to bind with.
-pub(super) struct Connector {
-    settings: LdapConnSettings,
-    bind: Option<(String, Secret<String>)>,
-}
-
-impl Connector {
-    pub(super) fn new(settings: &Settings) -> Self {
-        let mut conn = LdapConnSettings::new().set_starttls(settings.starttls);
-        if let Some(connector) = &settings.trust.0 {
-            conn = conn.set_connector(connector.clone());
-        }
-        Self {
-            settings: conn,
-            bind: settings.bind.clone(),
-        }
-    }
-
-    /// Connects, does TLS, binds.
-    pub(super) async fn connect(&self, url: &Url) -> Result<Connection, ldap3::LdapError> {
-        let (driver, mut ldap) = LdapConnAsync::with_settings(self.settings.clone(), url.as_str()).await?;
-        let driver = tokio::spawn(async move {
-            let _ = driver.drive().await;
-        });
-        let connection = Connection {
-            ldap: ldap.clone(),
-            driver,
-            heard: Mutex::new(Instant::now()),
-        };
-        // Without a name this is the anonymous bind; it also proves that a server answers.
-        let (dn, password) = self
-            .bind
-            .as_ref()
-            .map_or(("", ""), |(dn, password)| (dn, password.expose()));
-        ldap.simple_bind(dn, password).await?.success()?;
-        connection.hear();
-        Ok(connection)
-    }
-}
-
-/// An open connection, and the task that reads and writes it.
+/// An open connection, and the tasks that read and write it.
 pub(super) struct Connection {
     ldap: Ldap,
     driver: JoinHandle<()>,
+    guard: JoinHandle<()>,
     /// When the server said something last.
     heard: Mutex<Instant>,
 }
 
 impl Connection {
+    /// Connects, does TLS, binds. The caller sets the time limit.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no connection, in words without the server's name.
+    pub(super) async fn open(opener: &Opener, url: &Url) -> Result<Self, String> {
+        let stream = opener.open(url).await.map_err(|end| end.to_string())?;
+        let (library, guard) = guarded(stream, url.to_string()).map_err(|error| error.to_string())?;
+        let settings = LdapConnSettings::new().set_std_stream(StdStream::Unix(library));
+        let words = |error: ldap3::LdapError| error.to_string();
+        let (driver, ldap) = LdapConnAsync::with_settings(settings, INSIDE).await.map_err(words)?;
+        let driver = tokio::spawn(async move {
+            let _ = driver.drive().await;
+        });
+        let connection = Self {
+            ldap,
+            driver,
+            guard,
+            heard: Mutex::new(Instant::now()),
+        };
+        let (dn, password) = opener.login();
+        let bound = connection.ldap().simple_bind(dn, password).await.map_err(words)?;
+        bound.success().map_err(words)?;
+        connection.hear();
+        Ok(connection)
+    }
+
     /// For one question of another kind.
     pub(super) fn ldap(&self) -> Ldap {
         self.ldap.clone()
@@ -261,17 +253,18 @@ impl Connection {
     }
 }
 
-/// The task may hang in a write to a server that reads no more.
+/// The tasks may hang in a write to a server that reads no more.
 impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
+        self.guard.abort();
     }
 }
 
 /// One server of the list.
 struct Server {
     url: Url,
-    connector: Arc<Connector>,
+    opener: Arc<Opener>,
     slots: [Mutex<Arc<Slot>>; CONNECTIONS],
     /// For questions whose own connection is in doubt.
     spare: Mutex<Arc<Slot>>,
@@ -291,10 +284,10 @@ struct ServerHealth {
 }
 
 impl Server {
-    fn new(url: Url, connector: Arc<Connector>) -> Self {
+    fn new(url: Url, opener: Arc<Opener>) -> Self {
         Self {
             url,
-            connector,
+            opener,
             slots: std::array::from_fn(|_| Mutex::default()),
             spare: Mutex::default(),
             next: AtomicUsize::new(0),
@@ -387,10 +380,10 @@ impl Server {
     }
 
     async fn enter(&self) -> Result<Arc<Connection>, LdapError> {
-        let entered = self.connector.connect(&self.url).await;
+        let entered = Connection::open(&self.opener, &self.url).await;
         entered
             .map(Arc::new)
-            .map_err(|error| LdapError::Unreachable(format!("{}: {}", self.url, reasons(&error.to_string()))))
+            .map_err(|why| LdapError::Unreachable(format!("{}: {}", self.url, reasons(&why))))
     }
 
     fn not_in_time(&self) -> LdapError {

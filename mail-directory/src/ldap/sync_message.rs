@@ -21,17 +21,17 @@ const MAX_COOKIE: usize = 16 * 1024;
 const UUID: usize = 16;
 
 /// Tags of operations (RFC 4511 §4.2 to §4.13).
-mod op {
+pub(super) mod op {
     pub(super) const BIND: u8 = 0x60;
-    pub(super) const BOUND: u8 = 0x61;
+    pub(in super::super) const BOUND: u8 = 0x61;
     pub(super) const SEARCH: u8 = 0x63;
-    pub(super) const ENTRY: u8 = 0x64;
-    pub(super) const DONE: u8 = 0x65;
-    pub(super) const REFERENCE: u8 = 0x73;
+    pub(in super::super) const ENTRY: u8 = 0x64;
+    pub(in super::super) const DONE: u8 = 0x65;
+    pub(in super::super) const REFERENCE: u8 = 0x73;
     pub(super) const EXTENDED: u8 = 0x77;
-    pub(super) const EXTENDED_DONE: u8 = 0x78;
-    pub(super) const INTERMEDIATE: u8 = 0x79;
-    pub(super) const CONTROLS: u8 = 0xa0;
+    pub(in super::super) const EXTENDED_DONE: u8 = 0x78;
+    pub(in super::super) const INTERMEDIATE: u8 = 0x79;
+    pub(in super::super) const CONTROLS: u8 = 0xa0;
 }
 
 /// A message of the server.

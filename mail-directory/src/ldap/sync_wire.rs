@@ -1,4 +1,4 @@
-//! A connection of our own for the synchronization: TCP, TLS, the bind, and whole messages within bounds.
+//! A connection of our own for the synchronization: the bind, and whole messages within bounds.
 //!
 //! The library queues what a server sends without a limit, and panics at what it does not expect. Here a server that
 //! sends faster than we read has to wait, as TCP wants it. Nothing here has a time limit of its own but opening.
@@ -6,32 +6,23 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::Url;
 use super::ber::{Begins, SEQUENCE, head};
+use super::open::{Opener, Stream};
 use super::search_entry::SearchEntry;
-use super::sync_message::{Incoming, Said, bind, look, parse, start_tls};
-use super::{Settings, Url};
-use crate::secret::Secret;
+use super::sync_message::{Incoming, Said, bind, look, parse};
 use crate::tls_words::reasons;
 
-/// Longest message. An entry with ten thousand aliases has half of that.
-const MAX_MESSAGE: usize = 1024 * 1024;
+/// Longest message. An entry with fifty thousand aliases has half of that.
+pub(super) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Bytes that are read at once.
 const AT_ONCE: usize = 16 * 1024;
 
-/// Numbers of requests on a connection; probes come after them.
-const FIRST: u32 = 1;
-
-/// How such connections are opened.
-pub(super) struct SyncConnector {
-    starttls: bool,
-    tls: Option<native_tls::TlsConnector>,
-    bind: Option<(String, Secret<String>)>,
-    timeout: Duration,
-}
+/// Number of the bind on a connection; one that asked for TLS had the number before it, and probes come after it.
+const BIND: u32 = 2;
 
 /// Why the synchronization ended, or did not begin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,85 +65,37 @@ impl From<io::Error> for SyncEnd {
     }
 }
 
-/// TCP or TLS.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
 /// An open connection.
 pub(super) struct SyncWire<S = Box<dyn Stream>> {
     stream: S,
     read: Vec<u8>,
 }
 
-impl SyncConnector {
-    pub(super) fn new(settings: &Settings) -> Self {
-        Self {
-            starttls: settings.starttls,
-            tls: settings.trust.0.clone(),
-            bind: settings.bind.clone(),
-            timeout: settings.timeout,
-        }
+impl SyncWire {
+    /// Opens a connection and binds, within the timeout.
+    pub(super) async fn connect(opener: &Opener, url: &Url) -> Result<Self, SyncEnd> {
+        let entered = timeout(opener.timeout(), Self::enter(opener, url)).await;
+        entered.unwrap_or(Err(SyncEnd::Late(opener.timeout())))
     }
 
-    /// Longest wait for one answer.
-    pub(super) fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
-    /// Connects, does TLS, binds; all of it within the timeout.
-    pub(super) async fn connect(&self, url: &Url) -> Result<SyncWire, SyncEnd> {
-        let entered = timeout(self.timeout, self.enter(url)).await;
-        entered.unwrap_or(Err(SyncEnd::Late(self.timeout)))
-    }
-
-    async fn enter(&self, url: &Url) -> Result<SyncWire, SyncEnd> {
-        let (host, port) = url.host_and_port();
-        let tcp = TcpStream::connect((host, port)).await?;
-        tcp.set_nodelay(true)?;
-        let stream: Box<dyn Stream> = match url.is_tls() {
-            true => self.secure(host, tcp).await?,
-            false if self.starttls => {
-                let mut clear = SyncWire::of(tcp);
-                clear.send(&start_tls(FIRST)).await?;
-                clear.agreed(FIRST).await?;
-                // What came with the answer was not said in TLS.
-                if !clear.read.is_empty() {
-                    return Err(SyncEnd::Nonsense);
-                }
-                self.secure(host, clear.stream).await?
-            }
-            false => Box::new(tcp),
-        };
-        let mut wire = SyncWire::of(stream);
-        let (dn, password) = self
-            .bind
-            .as_ref()
-            .map_or(("", ""), |(dn, password)| (dn, password.expose()));
-        wire.send(&bind(FIRST + 1, dn, password)).await?;
-        wire.agreed(FIRST + 1).await?;
+    async fn enter(opener: &Opener, url: &Url) -> Result<Self, SyncEnd> {
+        let mut wire = Self::of(opener.open(url).await?);
+        let (dn, password) = opener.login();
+        wire.send(&bind(BIND, dn, password)).await?;
+        wire.agreed(BIND).await?;
         Ok(wire)
     }
-
-    async fn secure(&self, host: &str, tcp: TcpStream) -> Result<Box<dyn Stream>, SyncEnd> {
-        let connector = match &self.tls {
-            Some(connector) => connector.clone(),
-            None => native_tls::TlsConnector::new().map_err(|error| broken(&error))?,
-        };
-        let connector = tokio_native_tls::TlsConnector::from(connector);
-        let secured = connector.connect(host, tcp).await.map_err(|error| broken(&error))?;
-        Ok(Box::new(secured))
-    }
-}
-
-fn broken(error: &native_tls::Error) -> SyncEnd {
-    SyncEnd::Broken(reasons(&error.to_string()).into_owned())
 }
 
 impl<S: Stream> SyncWire<S> {
-    fn of(stream: S) -> Self {
+    pub(super) fn of(stream: S) -> Self {
         let read = Vec::new();
         Self { stream, read }
+    }
+
+    /// The stream again, if nothing was read that nobody has asked for.
+    pub(super) fn into_unread(self) -> Option<S> {
+        self.read.is_empty().then_some(self.stream)
     }
 
     /// Sends a request.
@@ -202,7 +145,7 @@ impl<S: Stream> SyncWire<S> {
     }
 
     /// Waits for the answer to this request; the server must have done what was asked.
-    async fn agreed(&mut self, request: u32) -> Result<(), SyncEnd> {
+    pub(super) async fn agreed(&mut self, request: u32) -> Result<(), SyncEnd> {
         match self.next().await? {
             Incoming {
                 id,

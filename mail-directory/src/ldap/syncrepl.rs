@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::open::Opener;
 use super::search_entry::{ENTRY_CSN, NAMES_AND_VERSION, SearchEntry};
 use super::sync_message::{
     EntryState, Incoming, InfoKind, Outcome, SYNC_REQUEST, Said, StateOfEntry, SyncInfo, synchronize,
 };
 use super::sync_point::{CONTEXT_CSN, SyncPoint};
-use super::sync_wire::{SyncConnector, SyncEnd, SyncWire};
+use super::sync_wire::{SyncEnd, SyncWire};
 use super::{Url, dn};
 use crate::attributes;
 use crate::directory::{Announcer, Touched};
@@ -126,10 +127,10 @@ impl Inbox {
 }
 
 /// Follows this server until that ends. Accounts are announced at once, the rest goes into the inbox.
-pub(super) async fn consume(connector: &SyncConnector, url: &Url, announcer: &Announcer, inbox: &Inbox) -> SyncEnd {
+pub(super) async fn consume(opener: &Opener, url: &Url, announcer: &Announcer, inbox: &Inbox) -> SyncEnd {
     let begun = async {
-        let mut wire = connector.connect(url).await?;
-        let limit = connector.timeout();
+        let mut wire = SyncWire::connect(opener, url).await?;
+        let limit = opener.timeout();
         let asked = timeout(limit, ask(&mut wire)).await;
         let point = asked.unwrap_or(Err(SyncEnd::Late(limit)))?;
         Ok((wire, point))
@@ -143,7 +144,7 @@ pub(super) async fn consume(connector: &SyncConnector, url: &Url, announcer: &An
         wire,
         announcer,
         inbox,
-        limit: connector.timeout(),
+        limit: opener.timeout(),
         stage: Stage::Refresh { since: now, listed: 0 },
         touched: Vec::new(),
         told: Told {

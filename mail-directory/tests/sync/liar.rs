@@ -1,4 +1,5 @@
-//! A server between Portico and slapd that lies where it is asked to tell changes; everything else goes through.
+//! A server between Portico and slapd that lies where it is asked one thing: to tell changes, or for a name. Everything
+//! else goes through.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,8 +73,13 @@ pub(crate) struct Liar {
 }
 
 impl Liar {
-    /// Listens on the loopback address, before this server.
+    /// Listens on the loopback address, before this server; lies where changes are asked for.
     pub(crate) async fn start(server: SocketAddr, answer: Answer) -> Self {
+        Self::about(ASKED, server, answer).await
+    }
+
+    /// The same; lies where a request has these bytes in it.
+    pub(crate) async fn about(asked: &'static [u8], server: SocketAddr, answer: Answer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let spoil = Arc::new(Notify::new());
         let liar = Self {
@@ -82,7 +88,7 @@ impl Liar {
         };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, server, answer, spoil.clone()));
+                tokio::spawn(pass(client, server, asked, answer, spoil.clone()));
             }
         });
         liar
@@ -99,7 +105,7 @@ impl Liar {
     }
 }
 
-async fn pass(mut client: TcpStream, server: SocketAddr, answer: Answer, spoil: Arc<Notify>) {
+async fn pass(mut client: TcpStream, server: SocketAddr, about: &[u8], answer: Answer, spoil: Arc<Notify>) {
     let mut server = TcpStream::connect(server).await.unwrap();
     let (mut asked, mut said) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut tells = false;
@@ -110,7 +116,7 @@ async fn pass(mut client: TcpStream, server: SocketAddr, answer: Answer, spoil: 
                 if length == 0 {
                     return;
                 }
-                tells |= request.windows(ASKED.len()).any(|part| part == ASKED);
+                tells |= request.windows(about.len()).any(|part| part == about);
                 match (tells, answer) {
                     (true, Answer::End) => return,
                     (false, _) | (true, Answer::Truth) => server.write_all(request).await.unwrap(),
