@@ -50,6 +50,7 @@ mod sync_wire;
 mod syncrepl;
 
 pub use edit::LdapEditor;
+pub use guard::good as good_messages;
 pub use sync_message::said;
 
 /// Entries of one account search. Two would do to see that a name has more than one owner; the rest is for the

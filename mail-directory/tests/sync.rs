@@ -512,11 +512,7 @@ impl Model {
             let differs = wanted
                 .iter()
                 .filter(|(name, found)| self.kept.get(*name) != Some(found));
-            assert!(
-                Instant::now() < end,
-                "{same_system}, {:?}",
-                differs.collect::<Vec<_>>()
-            );
+            assert!(Instant::now() < end, "{same_system}, {:?}", differs.collect::<Vec<_>>());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -65,9 +65,9 @@ async fn pass(server: Box<dyn Stream>, library: UnixStream) -> Result<(), GuardE
 async fn judge(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Result<(), GuardEnd> {
     let mut read = Vec::new();
     loop {
-        let good = good(&read).ok_or(GuardEnd::Nonsense)?;
-        to.write_all(&read[..good]).await?;
-        read.drain(..good);
+        let whole = good(&read).ok_or(GuardEnd::Nonsense)?;
+        to.write_all(&read[..whole]).await?;
+        read.drain(..whole);
         read.reserve(AT_ONCE);
         if from.read_buf(&mut read).await? == 0 {
             return Ok(());
@@ -75,9 +75,9 @@ async fn judge(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + 
     }
 }
 
-/// How many bytes at the beginning are whole messages that the library can read. `None` if the first one that it
-/// cannot read has begun.
-fn good(bytes: &[u8]) -> Option<usize> {
+/// How many bytes at the beginning are whole messages that the library can read. `None` if one that it cannot read is
+/// among them.
+pub fn good(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
         let head = match head(&bytes[at..]) {
