@@ -366,6 +366,9 @@ async fn lies_about_an_account_only_cost_their_connection() {
         Answer::Bytes(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]),
         Answer::Bytes(&[0x30, 0x00]),
         Answer::Bytes(&[0x30, 0x05, 0x02, 0x01, 0x03, 0x65, 0x00]),
+        Answer::NoTree,
+        Answer::Reference,
+        Answer::TooMany,
         Answer::End,
     ] {
         let liar = Liar::about(b"liar@a.test", slapd.address(), answer).await;
@@ -380,6 +383,43 @@ async fn lies_about_an_account_only_cost_their_connection() {
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// An account is not looked for in pages, and an answer that leads from page to page for ever is none.
+#[tokio::test]
+async fn an_answer_without_end_comes_to_one() {
+    let slapd = LdapStage::start("");
+    let liar = Liar::about(b"liar@a.test", slapd.address(), Answer::Pages).await;
+    let directory = load(settings(&[liar.url()])).await;
+    let found = directory.account(&AccountBy::Name("liar@a.test".to_owned())).await;
+    assert!(matches!(found, Ok(None)));
+    let liar = Liar::about(b"zimbraDomain", slapd.address(), Answer::Pages).await;
+    let problems = LdapDirectory::load(settings(&[liar.url()])).await.err();
+    let problems = problems.map(|problems| problems.to_string()).unwrap_or_default();
+    assert!(problems.contains("more than was asked for"), "{problems}");
+}
+
+/// A server that takes connections and answers no search, and one without a tree, cost time once, not at every login.
+#[tokio::test]
+async fn a_server_that_is_half_dead_or_empty_is_no_server() {
+    let slapd = LdapStage::start(&account("a@a.test", "zimbraMailHost: store1.test\n"));
+    for answer in [Answer::Silence, Answer::NoTree] {
+        let liar = Liar::about(b"objectClass", slapd.address(), answer).await;
+        let directory = load(settings(&[slapd.url(), liar.url()])).await;
+        let turned = load(settings(&[liar.url(), slapd.url()])).await;
+        let _recovering = [watch(&directory, HOUR), watch(&turned, HOUR)];
+        let mut late = 0;
+        for _ in 0..25 {
+            for directory in [&directory, &turned] {
+                let begun = Instant::now();
+                let found = directory.account(&AccountBy::Name("a@a.test".to_owned())).await;
+                assert!(matches!(found, Ok(Some(_))), "{answer:?}");
+                late += usize::from(begun.elapsed() >= TIMEOUT / 3);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(late <= 2, "{late} of 50 questions waited for {answer:?}");
     }
 }
 

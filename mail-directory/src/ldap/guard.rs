@@ -12,9 +12,8 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use super::ber::{BOOLEAN, Begins, ENUMERATED, Elements, INTEGER, OCTETS, SEQUENCE, head};
-use super::open::Stream;
 use super::sync_message::op;
-use super::sync_wire::MAX_MESSAGE;
+use super::sync_wire::{MAX_MESSAGE, Stream};
 
 /// Bytes that are read at once.
 const AT_ONCE: usize = 16 * 1024;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ldap3::controls::{ControlType, PagedResults};
-use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapResult, Scope, SearchOptions, StdStream};
+use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapResult, ResultEntry, Scope, SearchOptions, StdStream};
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinHandle;
@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::guard::guarded;
 use super::open::Opener;
 use super::search_entry::SearchEntry;
-use super::{Settings, Url};
+use super::{Settings, Url, place};
+use crate::edit::EntryKind;
 use crate::tls_words::reasons;
 
 /// Connections to a server. One carries many questions at once, but the server reads it with one thread.
@@ -30,6 +31,10 @@ const QUESTIONS: usize = CONNECTIONS * 100;
 const PAGE: i32 = 500;
 /// Most entries of one search. A reading takes every domain; no site has half a million of them.
 const MAX_FOUND: usize = 500_000;
+/// Most pages: each may be half empty, and a server that never says that it was the last one comes to an end.
+const MAX_PAGES: usize = 2 * MAX_FOUND / PAGE as usize;
+/// Most bytes of one answer: 500 for each of the most entries.
+const MAX_BYTES: usize = 256 * 1024 * 1024;
 /// How long a failed server is left alone at first, and at most. The first is a restart of slapd, the second what an
 /// administrator takes for "at once".
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
@@ -72,6 +77,26 @@ pub(super) enum Extent {
     All,
 }
 
+impl Search {
+    /// Whether it begins where every tree has something. A server that has nothing there says nothing about what is
+    /// looked for.
+    fn begins_at_a_root(&self) -> bool {
+        self.scope != Scope::Base || self.base == place(EntryKind::Config).0
+    }
+
+    /// The smallest one that only a server with its tree at hand can answer: a bind or the root entry would be
+    /// answered by one whose database hangs.
+    fn probe() -> Self {
+        Self {
+            base: String::new(),
+            scope: Scope::Subtree,
+            filter: "(objectClass=zimbraGlobalConfig)".to_owned(),
+            attributes: Arc::new(["1.1".to_owned()]),
+            extent: Extent::Few(2),
+        }
+    }
+}
+
 /// The result of a search.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
@@ -96,9 +121,12 @@ pub(super) enum LdapError {
     /// The server refuses the search.
     #[error("{0}")]
     Refused(String),
-    /// There are more entries than are taken.
-    #[error("more than {MAX_FOUND} entries")]
+    /// There is more than is taken, or was asked for.
+    #[error("more than was asked for, or than {MAX_FOUND} entries, {MAX_PAGES} pages or {MAX_BYTES} bytes")]
     TooMuch,
+    /// A part of the tree is at another server (RFC 4511 §4.5.3), and what was looked for may be there.
+    #[error("the answer leads to another server")]
+    Elsewhere,
     /// No server may be tried now.
     #[error("no server answers; the last one said: {0}")]
     AllDown(String),
@@ -130,9 +158,10 @@ impl Pool {
             return Err(LdapError::Late(self.timeout));
         };
         let search = Arc::new(search);
-        let mut last = None;
+        let (mut bare, mut last) = (None, None);
         for server in self.candidates() {
             match server.ask(&search, self.timeout).await {
+                Ok(reply) if search.begins_at_a_root() && !reply.has_base => bare = Some(reply),
                 Ok(reply) => {
                     self.close_others(server);
                     return Ok(reply);
@@ -140,7 +169,7 @@ impl Pool {
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or_else(|| LdapError::AllDown(self.last_words())))
+        bare.ok_or_else(|| last.unwrap_or_else(|| LdapError::AllDown(self.last_words())))
     }
 
     /// Tries failed servers again when their time has come, until it is dropped.
@@ -148,7 +177,7 @@ impl Pool {
         loop {
             tokio::time::sleep(RECOVER).await;
             for server in self.servers.iter().filter(|server| server.is_due()) {
-                let _ = server.connection(Instant::now() + self.timeout).await;
+                server.probe(self.timeout).await;
             }
         }
     }
@@ -298,6 +327,26 @@ impl Server {
     /// Sends the question on one of the connections. The server may have closed that one long ago, or a firewall may
     /// have forgotten it; so an end or a silence counts only on a second connection.
     async fn ask(&self, search: &Arc<Search>, timeout: Duration) -> Result<Reply, LdapError> {
+        let reply = self.ask_twice(search, timeout).await;
+        match &reply {
+            Err(error @ (LdapError::Broken(_) | LdapError::Late(_))) => self.failed(error),
+            reply if is_answer(reply) => self.works(),
+            _ => {}
+        }
+        reply
+    }
+
+    /// Asks a server that failed whether it answers again.
+    async fn probe(&self, timeout: Duration) {
+        match self.ask_twice(&Arc::new(Search::probe()), timeout).await {
+            Ok(_) => self.returns(),
+            // Counted where the connection was not opened.
+            Err(LdapError::Unreachable(_) | LdapError::AllDown(_)) => {}
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    async fn ask_twice(&self, search: &Arc<Search>, timeout: Duration) -> Result<Reply, LdapError> {
         let asked = Instant::now();
         let connection = self.connection(asked + timeout).await?;
         let mut first = pin!(converse(&connection, search, asked + timeout, timeout));
@@ -306,18 +355,14 @@ impl Server {
             () = connection.silent(asked, timeout / SILENCE) => None,
         };
         let again = || self.ask_afresh(search, asked, timeout);
-        let reply = match answered {
+        match answered {
             Some(Err(LdapError::Broken(_))) => {
                 self.discard(&connection);
                 again().await
             }
             Some(reply) => reply,
             None => first_answer(first, again()).await,
-        };
-        if let Err(error @ (LdapError::Broken(_) | LdapError::Late(_))) = &reply {
-            self.failed(error);
         }
-        reply
     }
 
     /// Asks on a connection on which the server was heard since then. When the answer comes, all connections that
@@ -419,9 +464,8 @@ impl Server {
             return Err(LdapError::AllDown(self.last_words().unwrap_or_default()));
         }
         let entered = self.enter().await;
-        match &entered {
-            Ok(_) => self.works(),
-            Err(error) => self.failed(error),
+        if let Err(error) = &entered {
+            self.failed(error);
         }
         entered
     }
@@ -441,11 +485,20 @@ impl Server {
             .is_some_and(|until| until <= Instant::now())
     }
 
+    /// It has answered a question.
     fn works(&self) {
-        let was = std::mem::take(&mut *self.health.lock());
-        if was.down_until.is_some() {
+        self.returns();
+        self.health.lock().failures = 0;
+    }
+
+    /// It is asked again. The next failure has it left alone for longer than the last one, until it answers a question:
+    /// some servers take connections, or answer a probe, and no more.
+    fn returns(&self) {
+        let mut health = self.health.lock();
+        if health.down_until.take().is_some() {
             log::info!("directory server {} is back", self.url);
         }
+        health.said = None;
     }
 
     fn failed(&self, error: &LdapError) {
@@ -493,7 +546,10 @@ async fn first_answer(
 
 /// Whether the server said something to the question.
 fn is_answer(reply: &Result<Reply, LdapError>) -> bool {
-    matches!(reply, Ok(_) | Err(LdapError::Refused(_) | LdapError::TooMuch))
+    matches!(
+        reply,
+        Ok(_) | Err(LdapError::Refused(_) | LdapError::TooMuch | LdapError::Elsewhere)
+    )
 }
 
 /// One question in a task of its own: a caller that goes away leaves no half answer on the connection, and an answer
@@ -519,24 +575,60 @@ async fn read(
     mut deadline: Instant,
     timeout: Duration,
 ) -> Result<Reply, LdapError> {
-    let mut reply = Reply::default();
-    let mut cookie = Vec::new();
-    loop {
-        let page = page(connection, search, cookie, &mut reply.entries);
+    let (mut found, mut cookie) = (Found::default(), Vec::new());
+    for _page in 0..MAX_PAGES {
+        let page = page(connection, search, cookie, &mut found);
         let result = timeout_at(deadline, page)
             .await
             .map_err(|_| LdapError::Late(timeout))??;
-        reply.has_base = match result.rc {
+        let has_base = match result.rc {
             SUCCESS => true,
-            SIZE_LIMIT_EXCEEDED if is_our_limit(search.extent, reply.entries.len()) => true,
+            SIZE_LIMIT_EXCEEDED if is_our_limit(search.extent, found.entries.len()) => true,
             NO_SUCH_OBJECT => false,
             _ => return Err(LdapError::Refused(result.to_string())),
         };
-        cookie = next_page(&result);
+        cookie = match search.extent {
+            Extent::Few(_) => Vec::new(),
+            Extent::All => next_page(&result),
+        };
         if cookie.is_empty() {
-            return Ok(reply);
+            return found.into_reply(has_base);
         }
         deadline = Instant::now() + timeout;
+    }
+    Err(LdapError::TooMuch)
+}
+
+/// What a search has found so far.
+#[derive(Default)]
+struct Found {
+    entries: Vec<SearchEntry>,
+    bytes: usize,
+    /// The server has named another one for a part of the tree.
+    leads_on: bool,
+}
+
+impl Found {
+    fn add(&mut self, item: ResultEntry, extent: Extent) -> Result<(), LdapError> {
+        self.leads_on |= item.is_ref();
+        if let Some(entry) = SearchEntry::of(item) {
+            self.bytes += entry.size();
+            self.entries.push(entry);
+        }
+        let most = match extent {
+            Extent::Few(most) => usize::try_from(most).unwrap_or_default(),
+            Extent::All => MAX_FOUND,
+        };
+        let fits = self.entries.len() <= most && self.bytes <= MAX_BYTES;
+        fits.then_some(()).ok_or(LdapError::TooMuch)
+    }
+
+    fn into_reply(self, has_base: bool) -> Result<Reply, LdapError> {
+        if self.entries.is_empty() && self.leads_on {
+            return Err(LdapError::Elsewhere);
+        }
+        let entries = self.entries;
+        Ok(Reply { entries, has_base })
     }
 }
 
@@ -550,7 +642,7 @@ async fn page(
     connection: &Connection,
     search: &Search,
     cookie: Vec<u8>,
-    found: &mut Vec<SearchEntry>,
+    found: &mut Found,
 ) -> Result<LdapResult, LdapError> {
     let mut ldap = connection.ldap();
     match search.extent {
@@ -563,10 +655,7 @@ async fn page(
         .await?;
     while let Some(item) = stream.next().await? {
         connection.hear();
-        found.extend(SearchEntry::of(item));
-        if found.len() > MAX_FOUND {
-            return Err(LdapError::TooMuch);
-        }
+        found.add(item, search.extent)?;
     }
     connection.hear();
     Ok(stream.finish().await)

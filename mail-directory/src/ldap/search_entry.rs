@@ -45,6 +45,13 @@ impl SearchEntry {
         Self { dn, attributes }
     }
 
+    /// Bytes of its names and values.
+    pub(super) fn size(&self) -> usize {
+        let attributes = self.attributes.iter();
+        let values = attributes.map(|(name, values)| name.len() + values.iter().map(String::len).sum::<usize>());
+        self.dn.len() + values.sum::<usize>()
+    }
+
     /// All values of an attribute.
     pub(super) fn values(&self, attribute: &str) -> &[String] {
         let found = self

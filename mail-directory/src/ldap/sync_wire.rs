@@ -1,28 +1,22 @@
-//! A connection of our own for the synchronization: the bind, and whole messages within bounds.
+//! A connection of our own for the synchronization: whole messages within bounds.
 //!
 //! The library queues what a server sends without a limit, and panics at what it does not expect. Here a server that
-//! sends faster than we read has to wait, as TCP wants it. Nothing here has a time limit of its own but opening.
+//! sends faster than we read has to wait, as TCP wants it. Nothing here has a time limit of its own.
 
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::Url;
 use super::ber::{Begins, SEQUENCE, head};
-use super::open::{Opener, Stream};
 use super::search_entry::SearchEntry;
-use super::sync_message::{Incoming, Said, bind, look, parse};
+use super::sync_message::{Incoming, Said, look, parse};
 use crate::tls_words::reasons;
 
 /// Longest message. An entry with fifty thousand aliases has half of that.
 pub(super) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Bytes that are read at once.
 const AT_ONCE: usize = 16 * 1024;
-
-/// Number of the bind on a connection; one that asked for TLS had the number before it, and probes come after it.
-const BIND: u32 = 2;
 
 /// Why the synchronization ended, or did not begin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,26 +59,15 @@ impl From<io::Error> for SyncEnd {
     }
 }
 
+/// TCP or TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
 /// An open connection.
 pub(super) struct SyncWire<S = Box<dyn Stream>> {
     stream: S,
     read: Vec<u8>,
-}
-
-impl SyncWire {
-    /// Opens a connection and binds, within the timeout.
-    pub(super) async fn connect(opener: &Opener, url: &Url) -> Result<Self, SyncEnd> {
-        let entered = timeout(opener.timeout(), Self::enter(opener, url)).await;
-        entered.unwrap_or(Err(SyncEnd::Late(opener.timeout())))
-    }
-
-    async fn enter(opener: &Opener, url: &Url) -> Result<Self, SyncEnd> {
-        let mut wire = Self::of(opener.open(url).await?);
-        let (dn, password) = opener.login();
-        wire.send(&bind(BIND, dn, password)).await?;
-        wire.agreed(BIND).await?;
-        Ok(wire)
-    }
 }
 
 impl<S: Stream> SyncWire<S> {

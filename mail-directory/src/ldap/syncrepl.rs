@@ -129,7 +129,7 @@ impl Inbox {
 /// Follows this server until that ends. Accounts are announced at once, the rest goes into the inbox.
 pub(super) async fn consume(opener: &Opener, url: &Url, announcer: &Announcer, inbox: &Inbox) -> SyncEnd {
     let begun = async {
-        let mut wire = SyncWire::connect(opener, url).await?;
+        let mut wire = opener.connect(url).await?;
         let limit = opener.timeout();
         let asked = timeout(limit, ask(&mut wire)).await;
         let point = asked.unwrap_or(Err(SyncEnd::Late(limit)))?;

@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 /// The number of the control that asks for changes, as it stands in a request.
 const ASKED: &[u8] = b"1.3.6.1.4.1.4203.1.9.1.1";
 
+/// The control that says that there are more pages (RFC 2696).
+const PAGED: &[u8] = b"1.2.840.113556.1.4.319";
+
 /// What it says to that.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Answer {
@@ -22,6 +25,14 @@ pub(crate) enum Answer {
     Present,
     /// Nothing.
     Silence,
+    /// The end of the search, with the word that there are more pages; whatever is asked.
+    Pages,
+    /// That there is no such place in the tree.
+    NoTree,
+    /// That another server knows more, and no entry.
+    Reference,
+    /// More entries than anybody asked for.
+    TooMany,
     /// It closes the connection.
     End,
     /// What slapd says, until it is told to speak nonsense.
@@ -44,8 +55,30 @@ impl Answer {
     /// The truth at first.
     pub(crate) const LATER: Self = Self::Truth;
 
-    fn bytes(self) -> Vec<u8> {
+    /// To the request with this number.
+    fn bytes(self, id: &[u8]) -> Vec<u8> {
+        let message = |parts: &[Vec<u8>]| element(0x30, &[id.to_vec(), parts.concat()].concat());
+        let done = |code: u8| element(0x65, &[0x0a, 1, code, 0x04, 0, 0x04, 0]);
+        let cookie = element(0x30, &[0x02, 1, 0, 0x04, 1, b'c']);
+        let paged = element(0x30, &[element(0x04, PAGED), element(0x04, &cookie)].concat());
+        let entry = |i: u32| {
+            element(
+                0x64,
+                &[element(0x04, format!("uid={i}").as_bytes()), element(0x30, &[])].concat(),
+            )
+        };
         match self {
+            Self::Pages => message(&[done(0), element(0xa0, &paged)]),
+            Self::NoTree => message(&[done(32)]),
+            Self::Reference => [
+                message(&[element(0x73, &element(0x04, b"ldap://other.test"))]),
+                message(&[done(0)]),
+            ]
+            .concat(),
+            Self::TooMany => (0..100)
+                .flat_map(|i| message(&[entry(i)]))
+                .chain(message(&[done(0)]))
+                .collect(),
             Self::Bytes(bytes) => bytes.to_vec(),
             Self::Nested => (0..10_000).fold(vec![0x04, 0x00], |inner, _| element(0x30, &inner)),
             Self::Present => (0..200).flat_map(|_| present()).collect(),
@@ -60,6 +93,15 @@ fn present() -> Vec<u8> {
     let set = element(0xa3, &element(0x31, &uuids));
     let response = [element(0x80, b"1.3.6.1.4.1.4203.1.9.1.4"), element(0x81, &set)].concat();
     element(0x30, &[vec![0x02, 0x01, 0x04], element(0x79, &response)].concat())
+}
+
+/// The number of a request, as it stands there.
+fn number(request: &[u8]) -> &[u8] {
+    let is_number = |part: &[u8]| part[0] == 0x02 && (1..=4).contains(&part[1]);
+    let Some(at) = request.windows(2).position(is_number) else {
+        return &[];
+    };
+    &request[at..at + 2 + usize::from(request[at + 1])]
 }
 
 fn element(tag: u8, content: &[u8]) -> Vec<u8> {
@@ -121,8 +163,11 @@ async fn pass(mut client: TcpStream, server: SocketAddr, about: &[u8], answer: A
                     (true, Answer::End) => return,
                     (false, _) | (true, Answer::Truth) => server.write_all(request).await.unwrap(),
                     (true, answer) => {
-                        let _ = client.write_all(&answer.bytes()).await;
-                        return std::future::pending().await;
+                        let id = number(request);
+                        let _ = client.write_all(&answer.bytes(id)).await;
+                        if !matches!(answer, Answer::Pages | Answer::NoTree) {
+                            return std::future::pending().await;
+                        }
                     }
                 }
             }
