@@ -575,7 +575,7 @@ async fn read(
     mut deadline: Instant,
     timeout: Duration,
 ) -> Result<Reply, LdapError> {
-    let (mut found, mut cookie) = (Found::default(), Vec::new());
+    let (mut found, mut cookie) = (Findings::default(), Vec::new());
     for _page in 0..MAX_PAGES {
         let page = page(connection, search, cookie, &mut found);
         let result = timeout_at(deadline, page)
@@ -601,14 +601,14 @@ async fn read(
 
 /// What a search has found so far.
 #[derive(Default)]
-struct Found {
+struct Findings {
     entries: Vec<SearchEntry>,
     bytes: usize,
     /// The server has named another one for a part of the tree.
     leads_on: bool,
 }
 
-impl Found {
+impl Findings {
     fn add(&mut self, item: ResultEntry, extent: Extent) -> Result<(), LdapError> {
         self.leads_on |= item.is_ref();
         if let Some(entry) = SearchEntry::of(item) {
@@ -642,7 +642,7 @@ async fn page(
     connection: &Connection,
     search: &Search,
     cookie: Vec<u8>,
-    found: &mut Found,
+    found: &mut Findings,
 ) -> Result<LdapResult, LdapError> {
     let mut ldap = connection.ldap();
     match search.extent {
