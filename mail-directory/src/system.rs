@@ -144,6 +144,12 @@ impl System {
             .map(|entry| self.domain_view(entry))
     }
 
+    /// The domain that this one is an alias of: the accounts with addresses in this one are there.
+    pub fn target_of_alias(&self, domain: &View<'_>) -> Option<View<'_>> {
+        let is_alias = domain.choice(&attributes::DOMAIN_TYPE) == "alias";
+        self.domain_by_id(domain.text(&attributes::DOMAIN_ALIAS_TARGET_ID).filter(|_| is_alias)?)
+    }
+
     /// All domains, by name.
     pub fn domains(&self) -> impl Iterator<Item = View<'_>> {
         self.domains.values().map(|entry| self.domain_view(entry))

@@ -23,7 +23,7 @@ use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, Upstream
 use crate::proto::Protocol;
 use crate::referral::Referral;
 use crate::scratch::read_with;
-use crate::server_refusal::Refusal;
+use crate::server_refusal::{NOT_UNDERSTOOD, Refusal, says_too_long};
 use crate::throttle::{Answered, Claim, LoginChannel, PasswordMark, Ticket};
 use crate::{imap, pop3};
 
@@ -583,9 +583,8 @@ impl Tries {
             self.record.phase = Some(machine.phase());
             let long = credentials.has_long_password() && machine.phase() == "login";
             match unanswered {
-                Unanswered::Gone | Unanswered::Refused(Refusal::Broken(_) | Refusal::Temporary(_)) if long => {
-                    not_borne(unanswered)
-                }
+                Unanswered::Gone if long => TryFailure::Stale(LoginFailure::PasswordNotBorne(CLOSED.to_owned())),
+                Unanswered::Refused(refusal) if long => not_borne(refusal),
                 Unanswered::Refused(refusal) => failure(refusal),
                 Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(CLOSED.to_owned())),
                 Unanswered::Silent => TryFailure::Doubtful(LoginFailure::UpstreamDown(SILENT.to_owned())),
@@ -679,13 +678,14 @@ fn not_followed(referral: &Referral) -> String {
     format!("a referral to {} is not followed", referral.host)
 }
 
-/// A mailbox server may hang up at a password that is too long for it: Dovecot takes 8 KiB of SASL. Told at once and as
-/// an outage, that would reveal which accounts exist.
-fn not_borne(unanswered: Unanswered) -> TryFailure {
-    let why = match unanswered {
-        Unanswered::Refused(Refusal::Broken(why)) => why.to_owned(),
-        Unanswered::Refused(Refusal::Temporary(text)) => text,
-        _ => CLOSED.to_owned(),
+/// A mailbox server may be at its end with a password that is too long for it, and says so in many ways: Dovecot takes
+/// 8 KiB of SASL. Told at once and as an outage, that would reveal which accounts exist. A server that says anything
+/// else has understood it.
+fn not_borne(refusal: Refusal) -> TryFailure {
+    let why = match refusal {
+        Refusal::Broken(why @ NOT_UNDERSTOOD) => why.to_owned(),
+        Refusal::Temporary(text) if says_too_long(&text) => text,
+        other => return failure(other),
     };
     TryFailure::Doubtful(LoginFailure::PasswordNotBorne(why))
 }

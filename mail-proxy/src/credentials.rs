@@ -1,6 +1,6 @@
 //! What a client authenticates with, and what of it no server is asked about.
 
-use mail_directory::Secret;
+use mail_directory::{Secret, names};
 
 use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
@@ -38,6 +38,9 @@ const SUFFIXES: [&str; 3] = ["/tb", "/wm", "/ni"];
 /// login, but SASL messages of 8 KiB and more.
 const LONG_PASSWORD: usize = 512;
 
+/// The same of a token, which goes by SASL everywhere: 8 KiB in base64.
+const LONG_TOKEN: usize = 6 * 1024;
+
 impl Credentials {
     /// Whether a mailbox server that knows SASL should be told them by it, whichever way the client took.
     pub(crate) fn prefer_sasl(&self) -> bool {
@@ -46,7 +49,11 @@ impl Credentials {
 
     /// Whether a mailbox server that breaks off may have done so because of the password's length.
     pub(crate) fn has_long_password(&self) -> bool {
-        self.password.expose().len() > LONG_PASSWORD
+        let long = match self.mechanism.is_token() {
+            true => LONG_TOKEN,
+            false => LONG_PASSWORD,
+        };
+        self.password.expose().len() > long
     }
 
     /// Takes a name and a password as they were typed.
@@ -66,6 +73,10 @@ impl Credentials {
         let Some((name, suffix)) = parse_user(user) else {
             return Self::reject(mechanism, user);
         };
+        // Some directories take a bind without a password for a success (RFC 4513 section 5.1.2); RFC 4616 has none.
+        if password.is_empty() {
+            return Self::reject(mechanism, user);
+        }
         if password.len() > most {
             return Err(Rejected::new(mechanism, user, LoginFailure::PasswordTooLong));
         }
@@ -99,7 +110,7 @@ impl Credentials {
         let Some((name, suffix)) = parse_user(authcid) else {
             return Self::reject(mechanism, authzid).map_err(by);
         };
-        if name == credentials.user {
+        if names::account(name) == names::account(&credentials.user) {
             credentials.suffix = credentials.suffix.or(suffix);
         } else {
             credentials.authenticating_as = Some(format!("{name}{}", suffix.unwrap_or_default()));

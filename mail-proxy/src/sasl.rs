@@ -270,7 +270,7 @@ mod tests {
             &[b"alice/wm\0admin/tb\0s"],
             "alice Some(\"admin/tb\") Some(\"/wm\") s",
         );
-        check("PLAIN", &[b"\0alice\0"], "alice None None ");
+        check("PLAIN", &[b"\0alice\0"], "Some(\"alice\")");
         check("PLAIN", &[b"\0alice"], "malformed");
         check("PLAIN", &[b""], "malformed");
         check("PLAIN", &[b"\0alice\0sec\0ret"], "Some(\"alice\")");

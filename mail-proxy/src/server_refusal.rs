@@ -24,7 +24,7 @@ pub enum Refusal {
 
 /// Servers older than RFC 5530 only have words. The text is in lower case.
 pub(crate) fn says_bad_credentials(text: &str) -> bool {
-    const WORDS: [&str; 16] = [
+    const WORDS: [&str; 17] = [
         "login failed",
         "login incorrect",
         "login rejected",
@@ -32,6 +32,7 @@ pub(crate) fn says_bad_credentials(text: &str) -> bool {
         "authenticate failed",
         "authentication failed",
         "authentication failure",
+        "authorization failed",
         "bad password",
         "invalid credentials",
         "invalid login",
@@ -58,6 +59,17 @@ pub(crate) fn says_limit(text: &str) -> bool {
 
 /// Why a server's list or answer forbids to say a password to it. Its user cannot mend that, only the administrator of the link.
 pub(crate) const TLS_WANTED: &str = "it takes no password without TLS";
+
+/// A server has no answer to a login but that it is none. Some say so of one that is too long for them.
+pub(crate) const NOT_UNDERSTOOD: &str = "it does not understand the login";
+
+/// Whether a server speaks of how long something is.
+pub(crate) fn says_too_long(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["too long", "too big", "too large", "buffer", "length"]
+        .iter()
+        .any(|word| text.contains(word))
+}
 
 /// Why a server allows no login to another user's mailbox.
 pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, which a login to another account needs";

@@ -977,6 +977,64 @@ async fn what_a_record_says_of_credentials() {
     assert_eq!(records[1].user.as_deref(), Some("alice@a.example"));
 }
 
+/// A server that is at its end with a long password blames the password, whoever has it; one that says anything else
+/// has understood it, and one that hangs up once may have been restarted.
+#[tokio::test(start_paused = true)]
+async fn a_long_password_is_blamed_for_nothing_else() {
+    let long = format!("right{}", "x".repeat(700));
+    for (store, outcome, asked) in [
+        (
+            Store::Says("NO [UNAVAILABLE] Temporary authentication failure."),
+            Outcome::Busy,
+            1,
+        ),
+        (Store::Says("NO temporary failure"), Outcome::Busy, 1),
+        (Store::Says("NO [AUTHENTICATIONFAILED] no"), Outcome::BadCredentials, 1),
+        (Store::Says("BAD what?"), Outcome::PasswordTooLong, 1),
+        (Store::HangsUp, Outcome::PasswordTooLong, 2),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(store),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.say(&format!("a LOGIN alice@a.example {long}\r\n")).await;
+        s.expect("a NO").await;
+        assert_eq!(s.connects.load(Ordering::Relaxed), asked, "{outcome:?}");
+        let records = s.ended().await;
+        assert_eq!(records[0].outcome, Some(outcome));
+    }
+}
+
+/// Nobody is asked about a password of no octets, whichever way it comes; and a name in another spelling is no other
+/// account.
+#[tokio::test(start_paused = true)]
+async fn empty_passwords_and_spellings() {
+    for login in [
+        "a LOGIN alice@a.example \"\"",
+        "a LOGIN alice@a.example {0+}\r\n",
+        // NUL alice@a.example NUL
+        "a AUTHENTICATE PLAIN AGFsaWNlQGEuZXhhbXBsZQA=",
+    ] {
+        let mut s = stage(Plan::default());
+        s.expect("* OK").await;
+        s.say(&format!("{login}\r\n")).await;
+        s.expect("a NO [AUTHENTICATIONFAILED]").await;
+        assert_eq!(s.connects.load(Ordering::Relaxed), 0, "{login}");
+    }
+    let mut s = stage(Plan::default());
+    s.expect("* OK").await;
+    // alice@a.example NUL Alice@A.example NUL right
+    s.say("a AUTHENTICATE PLAIN YWxpY2VAYS5leGFtcGxlAEFsaWNlQEEuZXhhbXBsZQByaWdodA==\r\n")
+        .await;
+    s.expect("* CAPABILITY").await;
+    let records = s.ended().await;
+    assert_eq!(
+        (records[0].authcid.as_deref(), records[0].outcome),
+        (None, Some(Outcome::Ok))
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_known_is_not_called_wrong() {
     let mut s = stage(Plan {

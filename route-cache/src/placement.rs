@@ -118,10 +118,7 @@ fn in_target_domain(key: &Key, system: &System) -> Option<String> {
         return None;
     };
     let (user, domain) = name.rsplit_once('@')?;
-    let domain = system
-        .domain(domain)
-        .filter(|d| d.choice(&attributes::DOMAIN_TYPE) == "alias")?;
-    let target = system.domain_by_id(domain.text(&attributes::DOMAIN_ALIAS_TARGET_ID)?)?;
+    let target = system.target_of_alias(&system.domain(domain)?)?;
     Some(format!("{user}@{}", names::host(target.name())))
 }
 

@@ -11,7 +11,7 @@ use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
 use crate::server_refusal::{
-    Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
+    NOT_UNDERSTOOD, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
 };
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
@@ -44,6 +44,8 @@ pub struct ImapDialogue {
     answer: Vec<u8>,
     /// The server has said what is wrong with the token.
     challenged: bool,
+    /// Octets to come of a literal in an untagged line, which is for nobody.
+    literal: Option<usize>,
 }
 
 /// Named by what is awaited.
@@ -87,20 +89,31 @@ impl ImapUpstream {
             untagged: Vec::new(),
             answer: Vec::new(),
             challenged: false,
+            literal: None,
         })
     }
 }
 
 impl UpstreamDialect for ImapDialogue {
     fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        if line::literal_header(line).is_some() {
-            return Some(broken("a literal before login"));
+        if let Some(left) = self.literal.take() {
+            return self.within_literal(line, left);
         }
         match Line::parse(line) {
+            Line::Untagged(text) if Condition::parse(text) == Condition::Other => match line::literal_header(line) {
+                Some(literal) => self.await_literal(literal.octets),
+                None => self.untagged(line, text, out),
+            },
             Line::Untagged(text) => self.untagged(line, text, out),
             Line::Invitation => self.invited(out),
-            Line::Tagged(ID_TAG, _) => self.id_answered(out),
-            Line::Tagged(CAPABILITY_TAG, _) => self.capability_answered(out),
+            Line::Tagged(ID_TAG, text) => {
+                self.learn(text);
+                self.id_answered(out)
+            }
+            Line::Tagged(CAPABILITY_TAG, text) => {
+                self.learn(text);
+                self.capability_answered(out)
+            }
             Line::Tagged(_, text) => self.answered(text),
             Line::Foreign => Some(broken("a tag that is not ours")),
         }
@@ -124,7 +137,7 @@ impl ImapDialogue {
     fn untagged(&mut self, line: &[u8], text: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         let status = Condition::parse(text);
         match (self.state, status) {
-            (_, Condition::Bye) => Some(temporary(text)),
+            (_, Condition::Bye) => Some(self.farewell(text)),
             (State::Banner, Condition::Ok) => self.greeted(text, out),
             (State::Banner, Condition::Preauth) => Some(broken("PREAUTH: it would be somebody else's session")),
             (State::Banner, _) => Some(broken("no greeting")),
@@ -137,9 +150,37 @@ impl ImapDialogue {
         }
     }
 
+    /// An answer to ID may have its values in literals (RFC 2971 section 3.2). The line with them is left out.
+    fn await_literal(&mut self, len: usize) -> Option<UpstreamStep> {
+        if len > MAX_UNTAGGED {
+            return Some(broken("too many untagged lines"));
+        }
+        self.literal = Some(len);
+        None
+    }
+
+    /// Lines of which `left` octets belong to a literal, and the rest to the line that it stands in.
+    fn within_literal(&mut self, line: &[u8], left: usize) -> Option<UpstreamStep> {
+        match line.get(left..) {
+            Some(rest) => line::literal_header(rest).and_then(|next| self.await_literal(next.octets)),
+            None => {
+                self.literal = Some(left.saturating_sub(line.len() + b"\r\n".len()));
+                None
+            }
+        }
+    }
+
+    /// A list in the code of an OK before the login (RFC 9051 section 7.1) counts like any other.
+    fn learn(&mut self, text: &[u8]) {
+        if let Some(can) = Capabilities::of_code(text) {
+            self.can = Some(can);
+        }
+    }
+
     /// An alert is for the user (RFC 9051 section 7.1), a list of capabilities for us; other chatter before the login
     /// is for nobody.
     fn chatter(&mut self, line: &[u8], text: &[u8]) -> Option<UpstreamStep> {
+        self.learn(text);
         if word(text).eq_ignore_ascii_case(b"CAPABILITY") {
             self.can = Some(Capabilities::parse(&String::from_utf8_lossy(text)));
         }
@@ -147,6 +188,19 @@ impl ImapDialogue {
             true => self.keep(line),
             false => None,
         }
+    }
+
+    /// A server that says BYE cannot say at the moment, or takes nobody at all and names another; behind a password it
+    /// may have had enough of wrong ones.
+    fn farewell(&self, text: &[u8]) -> UpstreamStep {
+        let shown = printable(text);
+        let words = shown.to_ascii_lowercase();
+        let refused = words.contains("too many") && says_failures(&words);
+        UpstreamStep::Refused(match referred(text) {
+            Some(elsewhere) => elsewhere,
+            None if refused && self.state == State::Answer => Refusal::BadCredentials,
+            None => Refusal::Temporary(shown),
+        })
     }
 
     fn keep(&mut self, line: &[u8]) -> Option<UpstreamStep> {
@@ -164,7 +218,7 @@ impl ImapDialogue {
         if let Err(unsaid) = self.intro.can_be_said() {
             return Some(unsaid);
         }
-        self.can = Capabilities::of_greeting(text);
+        self.can = Capabilities::of_code(text);
         if !self.intro.announce {
             return self.begin(out);
         }
@@ -340,7 +394,7 @@ impl ImapDialogue {
             }
             Condition::Ok => broken("OK before the password was said"),
             Condition::No => UpstreamStep::Refused(refusal(text)),
-            _ => broken("it does not understand the login"),
+            _ => broken(NOT_UNDERSTOOD),
         })
     }
 
@@ -440,8 +494,8 @@ impl Capabilities {
     /// ```text
     /// resp-text = ["[" resp-text-code "]" SP] text; resp-text-code =/ "CAPABILITY" *(SP capability)  ; RFC 9051 section 9
     /// ```
-    fn of_greeting(greeting: &[u8]) -> Option<Self> {
-        has_code(greeting, "CAPABILITY").then(|| Self::parse(code(greeting).unwrap_or_default()))
+    fn of_code(status: &[u8]) -> Option<Self> {
+        has_code(status, "CAPABILITY").then(|| Self::parse(code(status).unwrap_or_default()))
     }
 
     fn parse(list: &str) -> Self {
@@ -499,7 +553,9 @@ fn refusal(text: &[u8]) -> Refusal {
         _ if says_limit(&words) => Refusal::Limit(shown),
         "UNAVAILABLE" | "INUSE" | "SERVERBUG" => Refusal::Temporary(shown),
         "" if says_own_failure(&words) => Refusal::Temporary(shown),
-        "" if says_bad_credentials(&words) => Refusal::BadCredentials,
+        "" | "CAPABILITY" if says_bad_credentials(&words) => Refusal::BadCredentials,
+        // Gmail. What others say behind this code is for the user.
+        "ALERT" if words.contains("invalid credentials") => Refusal::BadCredentials,
         _ => Refusal::Text(shown),
     }
 }
@@ -507,11 +563,6 @@ fn refusal(text: &[u8]) -> Refusal {
 /// Where a server says that the account is (RFC 2221 section 4).
 fn referred(text: &[u8]) -> Option<Refusal> {
     Referral::of_code(code(text)?).map(Refusal::Referred)
-}
-
-/// A server that says BYE cannot say at the moment, or takes nobody at all and names another.
-fn temporary(text: &[u8]) -> UpstreamStep {
-    UpstreamStep::Refused(referred(text).unwrap_or_else(|| Refusal::Temporary(printable(text))))
 }
 
 #[cfg(test)]
@@ -530,6 +581,8 @@ mod tests {
             "no",
             "NO [AUTHENTICATIONFAILED] x",
             "NO [authorizationfailed] x",
+            "NO [ALERT] Invalid credentials (Failure)",
+            "NO [CAPABILITY IMAP4rev1 AUTH=PLAIN] Login failed.",
         ] {
             check(text, Refusal::BadCredentials);
         }
@@ -582,7 +635,7 @@ mod tests {
     #[test]
     fn greetings() {
         let can = |text: &str| {
-            let can = Capabilities::of_greeting(text.as_bytes())?;
+            let can = Capabilities::of_code(text.as_bytes())?;
             Some((can.literal_plus, can.literal_minus, can.sasl_ir))
         };
         assert_eq!(

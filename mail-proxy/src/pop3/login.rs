@@ -127,8 +127,7 @@ impl Pop3Login {
         self.reply("+OK", out)
     }
 
-    /// The password is the rest of the line, blanks included (RFC 1939 section 7). An empty one is refused here:
-    /// some directories take a bind without password for a success.
+    /// The password is the rest of the line, blanks included (RFC 1939 section 7).
     fn pass(&mut self, user: User, text: usize, end: usize, out: &mut Vec<u8>) -> Option<Step> {
         if !self.channel.takes_passwords() {
             self.next_wiping(end, user);
@@ -139,10 +138,7 @@ impl Pop3Login {
             return self.invalid(None, out);
         };
         let password = self.input.unread()[..text].get("PASS ".len()..).unwrap_or_default();
-        let parsed = match password {
-            b"" => Credentials::reject(Mechanism::UserPass, &user),
-            _ => Credentials::parse(Mechanism::UserPass, &user, password),
-        };
+        let parsed = Credentials::parse(Mechanism::UserPass, &user, password);
         self.input.consume_secret(end);
         self.decide((), parsed)
     }

@@ -173,7 +173,7 @@ async fn resolve(env: &AdminEnv, name: &HoldName, missing: Missing) -> Result<He
     let held = match (account, domain, server) {
         (Some(account), None, None) if *exact && is_text(account) => Held::Account(names::account(account)),
         (Some(account), None, None) if is_text(account) => Held::Account(canonical(env, account, missing).await?),
-        (None, Some(domain), None) if is_text(domain) => Held::Domain(names::host(domain)),
+        (None, Some(domain), None) if is_text(domain) => Held::Domain(target_of(env, domain)),
         (None, None, Some(server)) if is_text(server) => Held::Server(entry_of(env, server)),
         _ => return Err(ApiError::bad("expected an account, a domain or a server")),
     };
@@ -220,4 +220,12 @@ async fn canonical(env: &AdminEnv, name: &str, missing: Missing) -> Result<Strin
         )),
         Err(_) => Ok(names::account(name)),
     }
+}
+
+/// The domain whose accounts have addresses in this one: itself, or the target of an alias domain.
+fn target_of(env: &AdminEnv, domain: &str) -> String {
+    let snapshot = env.snapshot.load();
+    let alias = snapshot.system.domain(domain);
+    let target = alias.and_then(|alias| snapshot.system.target_of_alias(&alias));
+    names::host(target.map_or(domain, |target| target.name()))
 }
