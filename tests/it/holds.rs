@@ -165,6 +165,27 @@ fn an_account_in_maintenance_waits_as_if_it_were_held() -> Result<()> {
     })
 }
 
+/// A hold of an alias domain is one of the domain whose accounts have addresses in it.
+#[test]
+fn an_alias_domain_is_held_by_its_target() -> Result<()> {
+    let change = |town: &Town, node: &mut Node, directory: &mut Directory| {
+        waiting("300ms")(town, node, directory)?;
+        directory.domain("a.example").insert("zimbraId".into(), "a".into());
+        let alias = directory.domain("alias.example");
+        alias.insert("zimbraDomainType".into(), "alias".into());
+        alias.insert("zimbraDomainAliasTargetId".into(), "a".into());
+        Ok(())
+    };
+    play_with(people(), change, |scene| {
+        let out = hold(scene, &["--domain", "Alias.example."])?;
+        ensure!(out.starts_with("new logins wait: domain a.example "), "{out}");
+        is_held(scene, "alice")?;
+        scene.login("bob")?;
+        release(scene, &["--domain", "alias.example"])?;
+        scene.login("alice").map(drop)
+    })
+}
+
 #[test]
 fn what_cannot_be_held_is_refused() -> Result<()> {
     play_with(people(), waiting("300ms"), |scene| {
