@@ -11,8 +11,10 @@ const MOST: usize = 64;
 const SILENT: u64 = 2_000;
 /// The sessions of a node that has said nothing for this long do not count any more.
 const SESSIONS_COUNT: u64 = 10_000;
-/// A node that has said nothing for this long is left out of the list, by whoever sees it.
-const GONE: u64 = 600_000;
+/// A node that has said nothing for this long is left out of the list, by whoever sees it. Until then it may serve
+/// clients although it is cut off, so that who asks all nodes hears that it is missing: a day, as long as the longest
+/// hold.
+const GONE: u64 = 86_400_000;
 
 /// A node, as others see it. In an upgrade two processes are one node for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,9 +53,7 @@ impl NodeList {
             let beat = wire::read::<Beat>(&text, wire::FIELD_MAX);
             match (name, beat) {
                 (Some(name), Some(beat)) if now.saturating_sub(beat.at) <= GONE => {
-                    if known.len() < MOST {
-                        known.insert(name.to_owned(), beat);
-                    }
+                    known.insert(name.to_owned(), beat);
                 }
                 // A newer version's text is its own affair.
                 (Some(_), None) => {}
@@ -61,7 +61,7 @@ impl NodeList {
             }
         }
         gone.extend(replaced(&mut known, now).into_iter().map(String::into_bytes));
-        self.0 = known;
+        self.0 = latest(known);
         gone
     }
 
@@ -88,6 +88,15 @@ impl NodeList {
         all.sort_by(|one, other| (&one.node, one.since).cmp(&(&other.node, other.since)));
         all
     }
+}
+
+/// As many as are looked at: those that have spoken last. Nodes that come and go under new names must not push out those
+/// that are there.
+fn latest(known: BTreeMap<String, Beat>) -> BTreeMap<String, Beat> {
+    let mut all: Vec<(String, Beat)> = known.into_iter().collect();
+    all.sort_by_key(|(_, beat)| std::cmp::Reverse(beat.at));
+    all.truncate(MOST);
+    all.into_iter().collect()
 }
 
 /// Takes out what is silent because another process of the same node has taken its place, as after a crash.
@@ -133,7 +142,7 @@ mod tests {
     #[test]
     fn who_says_nothing_is_silent_and_then_gone() {
         let mut members = NodeList::default();
-        let now = 10_000_000;
+        let now = 100_000_000;
         let gone = members.take(
             vec![
                 field(RUNS[1], "b", now - SILENT - 1),
@@ -162,6 +171,17 @@ mod tests {
         assert_eq!(members.list(now).len(), 1);
         assert!(members.take(old("b"), now).is_empty());
         assert_eq!(members.list(now).len(), 2);
+    }
+
+    #[test]
+    fn nodes_that_are_gone_do_not_push_out_those_that_are_there() {
+        let (mut members, now) = (NodeList::default(), GONE);
+        let gone = (0..100).map(|run| field(&format!("{run:016x}"), &format!("pod{run}"), now / 2));
+        let here = field("ffffffffffffffff", "here", now);
+        members.take(gone.chain([here]).collect(), now);
+        let list = members.list(now);
+        assert_eq!(list.len(), MOST);
+        assert!(list.iter().any(|member| member.node == "here" && member.silent.is_none()));
     }
 
     #[test]
