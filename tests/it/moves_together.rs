@@ -280,6 +280,19 @@ fn a_node_that_is_frozen_before_the_change_has_the_move_undone() -> Result<()> {
             answer.err
         );
         ensure!(cluster.store_of_alice(0)? == 0);
+        // A name that no node has is no node that is not there.
+        for (name, why) in [
+            ("proxy9.example.test", "no other node proxy9"),
+            (NAMES[0], "is this node"),
+        ] {
+            let answer = cluster.move_to(0, 1, &["--without", NAMES[1], "--without", name])?;
+            ensure!(
+                answer.code == 1 && answer.err.contains(why),
+                "{}{}",
+                answer.out,
+                answer.err
+            );
+        }
         // An administrator who knows that it is not there goes on without it.
         let answer = cluster.move_to(0, 1, &["--without", NAMES[1]])?;
         ensure!(answer.code == 0 && answer.out.contains(": moved in "), "{}", answer.out);

@@ -140,6 +140,7 @@ pub(crate) async fn begin(
     Json(request): Json<MoveRequest>,
 ) -> Result<Json<MoveReport>, ApiError> {
     let lasts = check(&request, &caller)?;
+    check_without(&env, &request.without)?;
     let to = mailbox_server(&env, &request.to)?;
     let mut accounts = match &request.server {
         Some(server) => accounts_of(&env, server).await?,
@@ -244,6 +245,32 @@ fn check(request: &MoveRequest, caller: &Caller) -> Result<Duration, ApiError> {
         ));
     }
     Ok(lasts)
+}
+
+/// A name that no node has would be passed over in silence, and the node that is meant would have the move undone.
+fn check_without(env: &AdminEnv, without: &[String]) -> Result<(), ApiError> {
+    let Some(name) = without.first() else {
+        return Ok(());
+    };
+    let Some(nodes) = &env.nodes else {
+        return Err(ApiError::bad(format!(
+            "there is no shared_state: this node knows no other one, nor {name}"
+        )));
+    };
+    let known = nodes.members();
+    let is_other = |name: &String| {
+        let mut named = known.iter().filter(|member| member.node.eq_ignore_ascii_case(name));
+        named.any(|member| !nodes.is_this(member))
+    };
+    match without.iter().find(|name| !is_other(name)) {
+        None => Ok(()),
+        Some(name) if name.eq_ignore_ascii_case(nodes.name()) => Err(ApiError::bad(format!(
+            "{name} is this node, which carries the move out"
+        ))),
+        Some(name) => Err(ApiError::bad(format!(
+            "without: no other node {name} is known, nor was one in the last day: portico status lists them"
+        ))),
+    }
 }
 
 /// The name of a server's entry that holds mailboxes.

@@ -181,7 +181,10 @@ mod tests {
         members.take(gone.chain([here]).collect(), now);
         let list = members.list(now);
         assert_eq!(list.len(), MOST);
-        assert!(list.iter().any(|member| member.node == "here" && member.silent.is_none()));
+        assert!(
+            list.iter()
+                .any(|member| member.node == "here" && member.silent.is_none())
+        );
     }
 
     #[test]
