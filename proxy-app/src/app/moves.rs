@@ -45,11 +45,13 @@ pub(crate) struct MoveOrder {
 }
 
 /// Which nodes take part in a move. Default: all that are known.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MoveScope {
     /// Only this one.
+    #[serde(default)]
     pub local: bool,
     /// All but these, which are known not to be there.
+    #[serde(default)]
     pub without: Vec<String>,
 }
 
@@ -186,6 +188,9 @@ pub(crate) struct Unfinished {
     pub to: String,
     /// The directory may have been changed already.
     pub changing: bool,
+    /// Which nodes take part: also in what the next process does about it.
+    #[serde(default)]
+    pub scope: MoveScope,
 }
 
 /// The moves of this node.

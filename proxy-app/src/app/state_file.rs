@@ -213,6 +213,7 @@ impl OldHold {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::moves::MoveScope;
 
     fn state() -> NodeState {
         let generation = Generation {
@@ -238,6 +239,10 @@ mod tests {
             from: "s1".to_owned(),
             to: "s2".to_owned(),
             changing: true,
+            scope: MoveScope {
+                local: false,
+                without: vec!["proxy3".to_owned()],
+            },
         };
         NodeState::of(&[generation], &holds, vec![left])
     }
@@ -256,6 +261,14 @@ mod tests {
         assert_eq!(back.holds().len(), 2);
         assert_eq!(back.moves(), state.moves());
         assert!(back.moves()[0].changing);
+    }
+
+    /// As an earlier version wrote it.
+    #[test]
+    fn a_move_without_a_scope_is_one_of_all_nodes() {
+        let left = r#"{"account": "a@x", "from": "s1", "to": "s2", "changing": true}"#;
+        let left: Unfinished = serde_json::from_str(left).unwrap();
+        assert_eq!(left.scope, MoveScope::default());
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl App {
             from,
             to: order.to.clone(),
             changing: false,
+            scope: order.scope.clone(),
         };
         if !self.moves.claim(claim.clone()) {
             return Err("another move of it is under way".to_owned());

@@ -71,7 +71,7 @@ impl App {
     }
 
     async fn settle_left(self: Arc<Self>, left: Unfinished) {
-        let reach = self.reach(MoveScope::default());
+        let reach = self.reach(left.scope.clone());
         let ended = match left.changing {
             true => self.settle(&reach, &left).await,
             false => Ended::as_planned(Step::Undone),
