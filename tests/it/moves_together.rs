@@ -240,6 +240,14 @@ fn sessions_on_another_node_end_before_the_move_goes_on() -> Result<()> {
         let cluster = Cluster::build(stage, 2, true)?;
         let alice = cluster.together.login(1, "alice")?;
         let mut bob = cluster.together.login(1, "bob")?;
+        let answer = cluster.move_to(0, 1, &["--dry-run"])?;
+        let planned = "alice@a.example from store1.example.test: would move, 1 sessions";
+        ensure!(
+            answer.code == 0 && answer.out.contains(planned),
+            "{}{}",
+            answer.out,
+            answer.err
+        );
         let answer = cluster.move_to(0, 1, &[])?;
         ensure!(
             answer.code == 0 && answer.out.contains(", 1 sessions"),
@@ -280,6 +288,14 @@ fn a_node_that_is_frozen_before_the_change_has_the_move_undone() -> Result<()> {
             answer.err
         );
         ensure!(cluster.store_of_alice(0)? == 0);
+        let answer = cluster.move_to(0, 1, &["--dry-run"])?;
+        let missing = format!("not counted: the sessions of {}: ", NAMES[1]);
+        ensure!(
+            answer.code == 1 && answer.err.contains(&missing),
+            "{}{}",
+            answer.out,
+            answer.err
+        );
         // A name that no node has is no node that is not there.
         for (name, why) in [
             ("proxy9.example.test", "no other node proxy9"),

@@ -94,6 +94,7 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(moves::list, moves::begin))
         .routes(routes!(moves::one, moves::cancel))
         .routes(routes!(move_steps::end))
+        .routes(routes!(move_steps::count))
         .routes(routes!(move_steps::confirm))
         .routes(routes!(health::upstreams))
         .routes(routes!(health::order_upstream))

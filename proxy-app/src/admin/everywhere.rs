@@ -55,10 +55,11 @@ const fn on_request(method: Method, path: &'static str) -> SharedRequest {
 }
 
 /// All of them. A node takes no other request from another one.
-static SHARED: [SharedRequest; 13] = [
+static SHARED: [SharedRequest; 14] = [
     shared(Method::GET, "/v1/sessions"),
     shared(Method::POST, "/v1/sessions/kick"),
     shared(Method::POST, "/v1/sessions/end"),
+    shared(Method::POST, "/v1/sessions/count"),
     shared(Method::POST, "/v1/routes/purge"),
     shared(Method::POST, "/v1/routes/confirm"),
     shared(Method::POST, "/v1/directory/wait"),

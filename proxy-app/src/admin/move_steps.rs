@@ -1,6 +1,7 @@
 //! What a move of an account asks of each node, as requests that nodes pass on to each other: the end of its sessions,
 //! and whether it goes to its new server. The node that moves the account records each step, so others do not.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -13,7 +14,7 @@ use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
 use crate::admin::orders::is_text;
 use crate::app::env::AdminEnv;
-use crate::app::moves::reach::{RouteConfirmed, SessionsLeft};
+use crate::app::moves::reach::{RouteConfirmed, SessionsLeft, SessionsThere};
 
 /// Whose sessions end.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -24,6 +25,14 @@ pub(crate) struct EndSessions {
     /// At once, and not behind the answer to their command.
     #[serde(default)]
     pub now: bool,
+}
+
+/// Whose sessions are counted.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CountSessions {
+    /// The names of the accounts.
+    pub accounts: HashSet<String>,
 }
 
 /// Which route is to be confirmed.
@@ -56,6 +65,15 @@ pub(crate) async fn end(
         );
     }
     Ok(Json(SessionsLeft { left }))
+}
+
+/// Counts the sessions of accounts, as a dry run of a move does.
+#[utoipa::path(post, path = "/v1/sessions/count", request_body = CountSessions, responses(
+    (status = 200, body = SessionsThere),
+))]
+pub(crate) async fn count(State(env): State<Arc<AdminEnv>>, Json(order): Json<CountSessions>) -> Json<SessionsThere> {
+    let sessions = env.sessions.counts_of(&order.accounts);
+    Json(SessionsThere { sessions })
 }
 
 /// Looks at the directory past all caches, and says whether the account goes to this server now.

@@ -19,7 +19,6 @@ use crate::admin::orders;
 use crate::app::env::AdminEnv;
 use crate::app::moves::copy::CopyProgram;
 use crate::app::moves::{AccountMove, MoveJob, MoveOrder, MoveScope};
-use crate::node::connections::ConnectionFilter;
 
 /// Most arguments of a program.
 const WORDS_MAX: usize = 64;
@@ -92,6 +91,9 @@ pub(crate) struct MoveReport {
     pub running: bool,
     /// The accounts, in the order in which they begin.
     pub accounts: Vec<OneMove>,
+    /// In a dry run the nodes whose sessions are not counted, each with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_counted: Vec<String>,
 }
 
 /// The orders that this process remembers.
@@ -121,6 +123,7 @@ impl MoveReport {
             to: job.order.to.clone(),
             running: job.is_running(),
             accounts: job.accounts().into_iter().map(OneMove::of).collect(),
+            not_counted: Vec::new(),
         }
     }
 }
@@ -149,8 +152,12 @@ pub(crate) async fn begin(
     if let Some(percent) = request.percent {
         accounts.retain(|account| is_among(account, percent));
     }
+    let scope = MoveScope {
+        local: request.local,
+        without: request.without.iter().map(|name| name.to_ascii_lowercase()).collect(),
+    };
     if request.dry_run {
-        return Ok(Json(dry_run(&env, accounts, to).await?));
+        return Ok(Json(dry_run(&env, accounts, to, scope).await?));
     }
     let order = MoveOrder {
         accounts,
@@ -163,10 +170,7 @@ pub(crate) async fn begin(
         pause: Duration::from_secs(1) / request.pace.unwrap_or(5),
         reason: request.reason,
         who: caller.to_string(),
-        scope: MoveScope {
-            local: request.local,
-            without: request.without.iter().map(|name| name.to_ascii_lowercase()).collect(),
-        },
+        scope,
     };
     let act = format!(
         "move {} accounts to {}: {}",
@@ -316,7 +320,7 @@ fn is_among(account: &str, percent: u8) -> bool {
 }
 
 /// Who would be moved, and what that would cut.
-async fn dry_run(env: &AdminEnv, accounts: Vec<String>, to: String) -> Result<MoveReport, ApiError> {
+async fn dry_run(env: &AdminEnv, accounts: Vec<String>, to: String, scope: MoveScope) -> Result<MoveReport, ApiError> {
     let unavailable = |why: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why);
     let mut editor = env.app.editor().await.map_err(unavailable)?;
     let attribute = env.app.mail_host_attribute();
@@ -338,24 +342,28 @@ async fn dry_run(env: &AdminEnv, accounts: Vec<String>, to: String) -> Result<Mo
             Some(_) if from.eq_ignore_ascii_case(&to) => "already there",
             Some(_) => "would move",
         };
-        let sessions = env.sessions.list(&ConnectionFilter {
-            user: Some(account.clone()),
-            ..ConnectionFilter::default()
-        });
         plan.push(OneMove {
             from: from.to_owned(),
             state: state.to_owned(),
             why: None,
-            sessions: if state == "would move" { sessions.len() } else { 0 },
+            sessions: 0,
             ms: None,
             account,
         });
+    }
+    let meant = plan.iter_mut().filter(|one| one.state == "would move");
+    let mut meant: Vec<&mut OneMove> = meant.collect();
+    let names: Vec<String> = meant.iter().map(|one| one.account.clone()).collect();
+    let (counts, not_counted) = env.app.sessions_on_all_nodes(&names, scope).await;
+    for one in &mut meant {
+        one.sessions = counts.get(&one.account).copied().unwrap_or(0);
     }
     Ok(MoveReport {
         id: None,
         to,
         running: false,
         accounts: plan,
+        not_counted,
     })
 }
 

@@ -114,6 +114,9 @@ impl MoveArgs {
         if failed > 0 {
             bail!("{failed} of {} accounts were not moved", report.accounts.len());
         }
+        if !report.not_counted.is_empty() {
+            bail!("not counted: the sessions of {}", report.not_counted.join("; "));
+        }
         let unseen = report.accounts.iter().filter(|one| one.why.is_some()).count();
         if unseen > 0 {
             bail!("all have moved, but {unseen} were not confirmed by every node");

@@ -132,6 +132,19 @@ impl Sessions {
         found
     }
 
+    /// How many sessions each of these accounts has; one without any is left out.
+    pub(crate) fn counts_of(&self, accounts: &HashSet<String>) -> HashMap<String, usize> {
+        let mut counts = HashMap::new();
+        for session in self.logged_in(Some(accounts)) {
+            let logins = session.facts.handle.logins().into_iter();
+            let of_session: HashSet<String> = logins.map(|login| login.account).collect();
+            for account in of_session.into_iter().filter(|account| accounts.contains(account)) {
+                *counts.entry(account).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// Those on which one of these accounts is logged in, or someone at all.
     pub(crate) fn logged_in(&self, accounts: Option<&HashSet<String>>) -> Vec<Arc<Session>> {
         let meant = |session: &Session| match accounts {

@@ -1,6 +1,7 @@
 //! What a move asks of the nodes: that nobody gets in, that nobody is in any more, that the new route is known. It is
 //! asked of this node and, with `shared_state`, of every other one at the same time; none is passed over in silence.
 
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,8 @@ use crate::nodes::{ANSWERS, Nodes, Said, Standing, StandingOrder};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest reason that a node takes, in bytes.
 const TEXT_MAX: usize = 512;
+/// Bytes of names in one question to a node: with its form around them they fit into a request.
+const NAMES_MAX: usize = 32 * 1024;
 /// How often it is asked meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -30,6 +33,13 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 pub(crate) struct SessionsLeft {
     /// Sessions, and logins under way.
     pub left: usize,
+}
+
+/// How many sessions accounts have on a node.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct SessionsThere {
+    /// By account; one without any is left out.
+    pub sessions: HashMap<String, usize>,
 }
 
 /// Whether an account goes to a server.
@@ -226,6 +236,26 @@ impl MoveReach {
     }
 }
 
+/// The accounts in portions that fit into a request each.
+fn portions(accounts: &[String]) -> Vec<Vec<&String>> {
+    let (mut portions, mut size) = (vec![Vec::new()], 0);
+    for account in accounts {
+        // A name in JSON takes at most six bytes for one.
+        let bytes = 6 * account.len() + 3;
+        if size + bytes > NAMES_MAX {
+            portions.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        portions
+            .iter_mut()
+            .last()
+            .into_iter()
+            .for_each(|last| last.push(account));
+    }
+    portions
+}
+
 /// As much of it as other nodes take.
 fn shortened(reason: &str) -> String {
     let fits = reason
@@ -248,6 +278,38 @@ fn read<T: DeserializeOwned>(said: Said) -> Result<(String, T), String> {
 }
 
 impl App {
+    /// How many sessions these accounts have on all nodes of a scope, and which nodes do not say it, with the reason.
+    pub(crate) async fn sessions_on_all_nodes(
+        self: &Arc<Self>,
+        accounts: &[String],
+        scope: MoveScope,
+    ) -> (HashMap<String, usize>, Vec<String>) {
+        let reach = self.reach(scope);
+        let mut counts = self
+            .sessions
+            .counts_of(&accounts.iter().cloned().collect::<HashSet<_>>());
+        let mut missing = Vec::new();
+        for portion in portions(accounts) {
+            let said = reach
+                .ask_all("POST /v1/sessions/count?", json!({ "accounts": portion }))
+                .await;
+            for said in said.unwrap_or_else(|away| vec![away]) {
+                match read::<SessionsThere>(said) {
+                    Ok((_, there)) => {
+                        let sessions = there.sessions.into_iter();
+                        sessions.for_each(|(account, count)| *counts.entry(account).or_default() += count);
+                    }
+                    Err(why) => missing.push(why),
+                }
+            }
+            if !missing.is_empty() {
+                // Asked again for the next portion it would be waited for again.
+                break;
+            }
+        }
+        (counts, missing)
+    }
+
     /// Has the sessions of an account on this node end, and returns how many there are, with logins under way.
     pub(crate) fn end_sessions_of(&self, account: &str, now: bool) -> usize {
         let [sessions, logins] = self.sessions.of_account(account);
