@@ -35,6 +35,9 @@ pub(crate) struct HoldName {
     /// `account` is the name of an account and nothing else: the directory is not asked.
     #[serde(default)]
     pub exact: bool,
+    /// Who has ordered it at the node that asks.
+    #[serde(default)]
+    pub by: Option<String>,
 }
 
 /// A hold to begin.
@@ -125,7 +128,7 @@ pub(crate) async fn begin(
     standing::note_hold(&env, &hold);
     env.app.keep_state().await;
     let act = format!("hold {} for {} s: {}", hold.held, order.seconds, hold.reason);
-    act::audit(&env, caller, act);
+    act::audit(&env, orders::given_by(&caller, order.held.by.as_deref()), act);
     Ok(Json(OneHold::of(&hold)))
 }
 
@@ -150,7 +153,8 @@ pub(crate) async fn release(
     };
     standing::note_release(&env, &hold);
     env.app.keep_state().await;
-    act::audit(&env, caller, format!("release {held}"));
+    let who = orders::given_by(&caller, name.by.as_deref());
+    act::audit(&env, who, format!("release {held}"));
     Ok(Json(OneHold::of(&hold)))
 }
 
@@ -169,6 +173,7 @@ async fn resolve(env: &AdminEnv, name: &HoldName, missing: Missing) -> Result<He
         domain,
         server,
         exact,
+        ..
     } = name;
     let held = match (account, domain, server) {
         (Some(account), None, None) if *exact && is_text(account) => Held::Account(names::account(account)),

@@ -1,5 +1,5 @@
 //! What a move of an account asks of each node, as requests that nodes pass on to each other: the end of its sessions,
-//! and whether it goes to its new server. The node that moves the account records each step, so others do not.
+//! and whether it goes to its new server. What is asked again and again is recorded once.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::orders::is_text;
+use crate::admin::orders::{self, is_text};
 use crate::app::env::AdminEnv;
 use crate::app::moves::reach::{RouteConfirmed, SessionsLeft, SessionsThere};
 
@@ -25,6 +25,12 @@ pub(crate) struct EndSessions {
     /// At once, and not behind the answer to their command.
     #[serde(default)]
     pub now: bool,
+    /// It was asked before, and is not recorded again.
+    #[serde(default)]
+    pub again: bool,
+    /// Who has ordered it at the node that asks.
+    #[serde(default)]
+    pub by: Option<String>,
 }
 
 /// Whose sessions are counted.
@@ -43,6 +49,12 @@ pub(crate) struct ConfirmRoute {
     pub account: String,
     /// The name of its server's entry.
     pub server: String,
+    /// It was asked before, and is not recorded again.
+    #[serde(default)]
+    pub again: bool,
+    /// Who has ordered it at the node that asks.
+    #[serde(default)]
+    pub by: Option<String>,
 }
 
 /// Has the sessions of an account end as in a move: IMAP clients are told BYE. Ask again until none is left.
@@ -57,12 +69,9 @@ pub(crate) async fn end(
 ) -> Result<Json<SessionsLeft>, ApiError> {
     check(&order.account)?;
     let left = env.app.end_sessions_of(&order.account, order.now);
-    if !matches!(caller, Caller::Node { .. }) {
-        act::audit(
-            &env,
-            caller,
-            format!("end sessions of {}: {left} sessions", order.account),
-        );
+    if !order.again {
+        let who = orders::given_by(&caller, order.by.as_deref());
+        act::audit(&env, who, format!("end sessions of {}: {left} sessions", order.account));
     }
     Ok(Json(SessionsLeft { left }))
 }
@@ -83,12 +92,24 @@ pub(crate) async fn count(State(env): State<Arc<AdminEnv>>, Json(order): Json<Co
 ))]
 pub(crate) async fn confirm(
     State(env): State<Arc<AdminEnv>>,
+    Extension(caller): Extension<Caller>,
     Json(order): Json<ConfirmRoute>,
 ) -> Result<Json<RouteConfirmed>, ApiError> {
     check(&order.account)?;
     check(&order.server)?;
     let why_not = env.app.goes_to(&order.account, &order.server).await.err();
     let goes = why_not.is_none();
+    if !order.again {
+        let who = orders::given_by(&caller, order.by.as_deref());
+        let found = why_not
+            .as_ref()
+            .map_or_else(|| "it goes there".to_owned(), |why| format!("not yet: {why}"));
+        act::audit(
+            &env,
+            who,
+            format!("confirm {} on {}: {found}", order.account, order.server),
+        );
+    }
     Ok(Json(RouteConfirmed { goes, why_not }))
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::admin::api_error::ApiError;
+use crate::admin::caller::Caller;
 
 /// Longest name and longest reason, in bytes.
 const TEXT_MAX: usize = 512;
@@ -10,6 +11,14 @@ const TEXT_MAX: usize = 512;
 /// Text that may stand in a log line.
 pub(crate) fn is_text(text: &str) -> bool {
     !text.trim().is_empty() && text.len() <= TEXT_MAX && !text.contains(char::is_control)
+}
+
+/// Who has given an order, for the audit log: the caller, and if that is a node, for whom it passes it on.
+pub(crate) fn given_by(caller: &Caller, behind: Option<&str>) -> String {
+    match (caller, behind.filter(|behind| is_text(behind))) {
+        (Caller::Node { .. }, Some(behind)) => format!("{caller} for {behind}"),
+        _ => caller.to_string(),
+    }
 }
 
 /// # Errors
@@ -47,6 +56,16 @@ mod tests {
         for bad in ["", "  ", "a\nb", "\u{1b}[2J", "\u{9b}2J", &"x".repeat(TEXT_MAX + 1)] {
             assert!(!is_text(bad), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn who_is_behind_a_node_is_named() {
+        let node = Caller::Node { name: "proxy2".into() };
+        let uid = Caller::Socket { uid: Some(0) };
+        assert_eq!(given_by(&node, Some("uid 7")), "node proxy2 for uid 7");
+        assert_eq!(given_by(&node, Some("uid 7\n")), "node proxy2");
+        assert_eq!(given_by(&node, None), "node proxy2");
+        assert_eq!(given_by(&uid, Some("uid 7")), "uid 0");
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl Whose {
             domain: self.domain,
             server: self.server,
             exact: false,
+            ..HoldName::default()
         }
     }
 }

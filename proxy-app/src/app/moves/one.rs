@@ -11,7 +11,7 @@ use mail_directory::{Entry, attributes as a, names};
 use tokio::time::{Instant, sleep};
 
 use crate::app::App;
-use crate::app::moves::reach::{MoveReach, imap_of};
+use crate::app::moves::reach::{MoveReach, Urge, imap_of};
 use crate::app::moves::{MoveJob, Step, Unfinished};
 use crate::provision::SharedNames;
 use crate::provision::change::CheckedEditor;
@@ -90,7 +90,7 @@ impl App {
         if !self.moves.claim(claim.clone()) {
             return Err("another move of it is under way".to_owned());
         }
-        let reach = self.reach(order.scope.clone());
+        let reach = self.reach(order.scope.clone(), &order.who);
         if let Err(why) = reach.may_begin(&account) {
             self.moves.ended(&account);
             return Err(why);
@@ -149,9 +149,9 @@ impl App {
         (reach, account): (&MoveReach, &str),
         end: Instant,
     ) -> Result<(), String> {
-        let (begun, mut most) = (Instant::now(), 0);
+        let (begun, mut most, mut urge) = (Instant::now(), 0, Urge::First);
         loop {
-            let there = reach.kick(account, begun.elapsed() > LAST_COMMANDS).await?;
+            let there = reach.kick(account, urge).await?;
             most = most.max(there);
             if there == 0 {
                 break;
@@ -160,6 +160,10 @@ impl App {
                 return Err(format!("{there} sessions have not ended in time"));
             }
             sleep(LOOK).await;
+            urge = match begun.elapsed() > LAST_COMMANDS {
+                true => Urge::Now,
+                false => Urge::Again,
+            };
         }
         if most > 0 {
             job.note(at, |one| one.sessions += most);
@@ -194,9 +198,9 @@ impl App {
     /// Waits until the nodes go to the new server. Meanwhile logins wait. A node that does not answer is named.
     async fn confirmed(self: &Arc<Self>, reach: &MoveReach, claim: &Unfinished, lasts: Duration) -> Ended {
         let begun = Instant::now();
-        let mut pause = LOOK;
+        let (mut pause, mut round) = (LOOK, 0);
         loop {
-            let found = reach.goes_to(&claim.account, &claim.to).await;
+            let found = reach.goes_to(&claim.account, &claim.to, round).await;
             let missing = (!found.missing.is_empty()).then(|| format!("not confirmed by {}", found.missing.join("; ")));
             let is_late = missing.is_none() || begun.elapsed() >= CONFIRMED_WITHIN;
             let why = match (found.why_not, missing) {
@@ -211,7 +215,7 @@ impl App {
             }
             self.hold_on(reach, claim, lasts).await;
             sleep(pause).await;
-            pause = (2 * pause).min(ASK);
+            (pause, round) = ((2 * pause).min(ASK), round + 1);
         }
     }
 

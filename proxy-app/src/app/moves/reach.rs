@@ -55,6 +55,19 @@ pub(crate) struct RouteConfirmed {
 pub(super) struct MoveReach {
     app: Arc<App>,
     scope: MoveScope,
+    /// Who has ordered it; the other nodes record it.
+    by: String,
+}
+
+/// How the nodes are asked for the end of sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urge {
+    /// For the first time.
+    First,
+    /// Until none is left.
+    Again,
+    /// Without waiting for their last commands.
+    Now,
 }
 
 /// How far the new route is known.
@@ -66,8 +79,8 @@ pub(super) struct Confirmation {
 }
 
 impl MoveReach {
-    pub(super) fn new(app: Arc<App>, scope: MoveScope) -> Self {
-        Self { app, scope }
+    pub(super) fn new(app: Arc<App>, scope: MoveScope, by: String) -> Self {
+        Self { app, scope, by }
     }
 
     /// Whether its move may begin.
@@ -97,7 +110,7 @@ impl MoveReach {
         };
         self.note(&hold, false);
         self.app.routes.holds().begin(hold).map_err(|error| error.to_string())?;
-        let order = json!({"account": account, "exact": true, "seconds": lasts.as_secs().max(1), "reason": reason});
+        let order = json!({"account": account, "exact": true, "seconds": lasts.as_secs().max(1), "reason": reason, "by": self.by});
         let ask = || self.ask::<serde_json::Value>("POST /v1/holds?", order.clone());
         self.patiently(ask).await.map(drop)
     }
@@ -122,7 +135,10 @@ impl MoveReach {
             self.note(&hold, true);
         }
         let said = self
-            .ask_all("POST /v1/holds/release?", json!({"account": account, "exact": true}))
+            .ask_all(
+                "POST /v1/holds/release?",
+                json!({"account": account, "exact": true, "by": self.by}),
+            )
             .await;
         for said in said.unwrap_or_default() {
             if let Err(why) = said.answer {
@@ -132,22 +148,24 @@ impl MoveReach {
     }
 
     /// Has the sessions of an account end on every node, and returns how many there are; logins that are past the hold
-    /// count, and end as sessions do. `now`: without waiting for their last commands.
+    /// count, and end as sessions do.
     ///
     /// # Errors
     /// A node does not answer.
-    pub(super) async fn kick(&self, account: &str, now: bool) -> Result<usize, String> {
+    pub(super) async fn kick(&self, account: &str, urge: Urge) -> Result<usize, String> {
+        let now = urge == Urge::Now;
         let here = self.app.end_sessions_of(account, now);
-        let order = json!({"account": account, "now": now});
+        let order = json!({"account": account, "now": now, "again": urge != Urge::First, "by": self.by});
         let ask = || self.ask::<SessionsLeft>("POST /v1/sessions/end?", order.clone());
         let there = self.patiently(ask).await?;
         let left = there.iter().map(|(_, there)| there.left);
         Ok(left.fold(here, usize::saturating_add))
     }
 
-    /// Has every node look at the directory, and says whether all send the account to this server now.
-    pub(super) async fn goes_to(&self, account: &str, server: &str) -> Confirmation {
-        let order = json!({"account": account, "server": server});
+    /// Has every node look at the directory, and says whether all send the account to this server now. `round`: how
+    /// often that was asked before.
+    pub(super) async fn goes_to(&self, account: &str, server: &str, round: usize) -> Confirmation {
+        let order = json!({"account": account, "server": server, "again": round > 0, "by": self.by});
         let (here, there) = tokio::join!(
             self.app.goes_to(account, server),
             self.ask_all("POST /v1/routes/confirm?", order)
@@ -284,7 +302,7 @@ impl App {
         accounts: &[String],
         scope: MoveScope,
     ) -> (HashMap<String, usize>, Vec<String>) {
-        let reach = self.reach(scope);
+        let reach = self.reach(scope, "a dry run");
         let mut counts = self
             .sessions
             .counts_of(&accounts.iter().cloned().collect::<HashSet<_>>());

@@ -71,7 +71,7 @@ impl App {
     }
 
     async fn settle_left(self: Arc<Self>, left: Unfinished) {
-        let reach = self.reach(left.scope.clone());
+        let reach = self.reach(left.scope.clone(), "portico");
         let ended = match left.changing {
             true => self.settle(&reach, &left).await,
             false => Ended::as_planned(Step::Undone),
@@ -98,8 +98,9 @@ impl App {
         });
     }
 
-    pub(super) fn reach(self: &Arc<Self>, scope: MoveScope) -> MoveReach {
-        MoveReach::new(self.clone(), scope)
+    /// The nodes of a scope, asked for this administrator.
+    pub(super) fn reach(self: &Arc<Self>, scope: MoveScope, by: &str) -> MoveReach {
+        MoveReach::new(self.clone(), scope, by.to_owned())
     }
 
     /// Name of the attribute that says on which server an account is.
