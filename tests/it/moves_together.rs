@@ -286,6 +286,63 @@ fn sessions_on_another_node_end_before_the_move_goes_on() -> Result<()> {
     })
 }
 
+/// Two administrators at two nodes: one move goes on, the other one hears why it does not.
+#[test]
+fn of_two_moves_of_one_account_at_once_one_goes_on() -> Result<()> {
+    Stage::run(|stage| {
+        let cluster = Cluster::build(stage, 3, true)?;
+        let mut store = 0;
+        for _ in 0..amount("PORTICO_RIVALS", 10) {
+            let to = 1 - store;
+            let (one, other) = std::thread::scope(|scope| {
+                let one = scope.spawn(|| cluster.move_to(0, to, &[]));
+                let other = cluster.move_to(1, to, &[]);
+                (one.join(), other)
+            });
+            let answers = [one.ok().context("it panicked")??, other?];
+            let moved = answers
+                .iter()
+                .filter(|answer| answer.out.contains(": moved in "))
+                .count();
+            let is_told = |answer: &Said| {
+                let reasons = [" moves it already", "it is held already", "already there"];
+                reasons.iter().any(|why| answer.out.contains(why))
+            };
+            let told = answers.iter().filter(|answer| is_told(answer)).count();
+            let said: Vec<&str> = answers.iter().map(|answer| answer.out.as_str()).collect();
+            ensure!((moved, told) == (1, 1), "{said:?}");
+            ensure!(
+                (0..3).all(|at| cluster.store_of_alice(at).is_ok_and(|found| found == to)),
+                "{said:?}"
+            );
+            cluster.holds_nobody()?;
+            store = to;
+        }
+        Ok(())
+    })
+}
+
+/// The one that began later is undone at once, and does not release the account.
+#[test]
+fn a_move_that_another_node_carries_out_is_not_begun_again() -> Result<()> {
+    Stage::run(|stage| {
+        let cluster = Cluster::build(stage, 2, true)?;
+        let (go, program) = cluster.gate()?;
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| cluster.move_to(0, 1, &["--copy", &program]));
+            cluster.until_step(0, "copying")?;
+            let second = cluster.move_to(1, 1, &[])?;
+            let why = format!(": {} moves it already", NAMES[0]);
+            ensure!(second.code == 1 && second.out.contains(&why), "{}", second.out);
+            ensure!(!done(cluster.node(1), &["users", "holds"])?.is_empty(), "released");
+            std::fs::write(&go, "")?;
+            let first = first.join().ok().context("it panicked")??;
+            ensure!(first.out.contains(": moved in "), "{}{}", first.out, first.err);
+            cluster.holds_nobody()
+        })
+    })
+}
+
 #[test]
 fn a_node_that_is_frozen_before_the_change_has_the_move_undone() -> Result<()> {
     Stage::run(|stage| {

@@ -18,6 +18,7 @@ use crate::admin::caller::Caller;
 use crate::admin::orders::{self, is_text};
 use crate::admin::standing;
 use crate::app::env::AdminEnv;
+use crate::app::moves::rivals::MoveClaim;
 use crate::node::logs;
 
 /// Whose logins; one of the three.
@@ -38,6 +39,20 @@ pub(crate) struct HoldName {
     /// Who has ordered it at the node that asks.
     #[serde(default)]
     pub by: Option<String>,
+    /// That node moves the account, since then, in milliseconds since 1970.
+    #[serde(default)]
+    pub move_since: Option<u64>,
+}
+
+impl HoldName {
+    /// The move of another node that this is a step of.
+    fn claim(&self, caller: &Caller) -> Option<MoveClaim> {
+        let Caller::Node { name } = caller else { return None };
+        self.move_since.map(|since| MoveClaim {
+            since,
+            node: name.to_string(),
+        })
+    }
 }
 
 /// A hold to begin.
@@ -107,6 +122,7 @@ pub(crate) async fn list(State(env): State<Arc<AdminEnv>>) -> Json<HoldList> {
     (status = 200, body = OneHold),
     (status = 400, body = ApiError),
     (status = 404, description = "There is no such account, domain or server", body = ApiError),
+    (status = 409, description = "This node moves the account, and the node that asks began later", body = ApiError),
     (status = 503, description = "There are too many holds", body = ApiError),
 ))]
 pub(crate) async fn begin(
@@ -123,6 +139,11 @@ pub(crate) async fn begin(
         since,
         until: since + lasts,
     };
+    if let (Held::Account(account), Some(claim)) = (&hold.held, order.held.claim(&caller)) {
+        let here = env.config.load().node.clone();
+        let gives_way = env.app.moves().give_way(account, claim, hold.until, &here);
+        gives_way.map_err(|why| ApiError::new(StatusCode::CONFLICT, why))?;
+    }
     let begun = env.routes.holds().begin(hold.clone());
     begun.map_err(|error| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
     standing::note_hold(&env, &hold);
@@ -145,6 +166,7 @@ pub(crate) async fn release(
 ) -> Result<Json<OneHold>, ApiError> {
     let held = resolve(&env, &name, Missing::Named).await?;
     if let Held::Account(account) = &held {
+        end_of_move(&env, account, name.claim(&caller).as_ref())?;
         // It may have moved while it was held: those who wait ask for their route anew.
         env.app.forget_account(account);
     }
@@ -156,6 +178,23 @@ pub(crate) async fn release(
     let who = orders::given_by(&caller, name.by.as_deref());
     act::audit(&env, who, format!("release {held}"));
     Ok(Json(OneHold::of(&hold)))
+}
+
+/// Notes that what held an account does not any more.
+///
+/// # Errors
+/// It is held by a move that goes on, and the one that was told of is another.
+fn end_of_move(env: &AdminEnv, account: &str, claim: Option<&MoveClaim>) -> Result<(), ApiError> {
+    let (moves, here) = (env.app.moves(), env.config.load().node.clone());
+    match claim {
+        None => moves.released(account),
+        Some(claim) if moves.ended_elsewhere(account, claim, &here) => {}
+        Some(_) => {
+            let why = format!("another move holds {account}");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, why));
+        }
+    }
+    Ok(())
 }
 
 /// What to do about a name that the directory does not have.

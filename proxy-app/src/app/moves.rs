@@ -7,17 +7,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::app::moves::copy::CopyProgram;
+use crate::app::moves::rivals::{MoveClaim, MovesElsewhere};
 
 pub(crate) mod copy;
 mod one;
 pub(crate) mod reach;
+pub(crate) mod rivals;
 mod run;
 
 /// Orders that are remembered.
@@ -191,6 +193,13 @@ pub(crate) struct Unfinished {
     /// Which nodes take part: also in what the next process does about it.
     #[serde(default)]
     pub scope: MoveScope,
+    /// When it began, in milliseconds since 1970.
+    #[serde(default)]
+    pub since: u64,
+}
+
+fn already(claim: &MoveClaim) -> String {
+    format!("{} moves it already", claim.node)
 }
 
 /// The moves of this node.
@@ -199,6 +208,10 @@ pub(crate) struct Moves {
     jobs: Mutex<BTreeMap<u64, Arc<MoveJob>>>,
     ordered: AtomicU64,
     unfinished: Mutex<BTreeMap<String, Unfinished>>,
+    /// They are left to another process.
+    left: AtomicBool,
+    /// Those of other nodes.
+    elsewhere: Mutex<MovesElsewhere>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -258,6 +271,55 @@ impl Moves {
             unfinished.insert(claimed.account.clone(), claimed);
         }
         free
+    }
+
+    /// The move of an account that this node carries out.
+    fn own(&self, account: &str, here: &str) -> Option<MoveClaim> {
+        if self.left.load(Ordering::Relaxed) {
+            return None;
+        }
+        let unfinished = self.unfinished.lock();
+        unfinished.get(account).map(|own| MoveClaim {
+            since: own.since,
+            node: here.to_owned(),
+        })
+    }
+
+    /// A move of another node holds the account until then.
+    ///
+    /// # Errors
+    /// That of this node goes on.
+    pub(crate) fn give_way(
+        &self,
+        account: &str,
+        theirs: MoveClaim,
+        until: SystemTime,
+        here: &str,
+    ) -> Result<(), String> {
+        match self.own(account, here).filter(|own| *own < theirs) {
+            Some(own) => Err(already(&own)),
+            None => {
+                self.elsewhere.lock().note(account, theirs, until);
+                Ok(())
+            }
+        }
+    }
+
+    /// A move of another node has ended. False: another one holds the account.
+    pub(crate) fn ended_elsewhere(&self, account: &str, theirs: &MoveClaim, here: &str) -> bool {
+        let is_ours = self.own(account, here).is_some_and(|own| own != *theirs);
+        !is_ours && self.elsewhere.lock().ended(account, theirs)
+    }
+
+    /// An administrator has released the account.
+    pub(crate) fn released(&self, account: &str) {
+        self.elsewhere.lock().forget(account);
+    }
+
+    /// Why the move of an account by this node does not go on, if another one does.
+    fn rival(&self, account: &str, own: &MoveClaim) -> Option<String> {
+        let elsewhere = self.elsewhere.lock();
+        elsewhere.of(account).filter(|theirs| *theirs < own).map(already)
     }
 
     fn is_changing(&self, account: &str) {

@@ -243,6 +243,7 @@ mod tests {
                 local: false,
                 without: vec!["proxy3".to_owned()],
             },
+            since: 7,
         };
         NodeState::of(&[generation], &holds, vec![left])
     }

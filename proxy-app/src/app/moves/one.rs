@@ -4,7 +4,7 @@
 //! the way forward.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mail_directory::edit::{EditError, EntryKind, Swap};
 use mail_directory::{Entry, attributes as a, names};
@@ -86,18 +86,19 @@ impl App {
             to: order.to.clone(),
             changing: false,
             scope: order.scope.clone(),
+            since: now(),
         };
         if !self.moves.claim(claim.clone()) {
             return Err("another move of it is under way".to_owned());
         }
         let reach = self.reach(order.scope.clone(), &order.who);
-        if let Err(why) = reach.may_begin(&account) {
+        if let Err(why) = reach.may_begin(&claim) {
             self.moves.ended(&account);
             return Err(why);
         }
         let ended = self.with_hold(job, at, &entry, (&reach, &claim)).await;
         let step = ended.as_ref().map_or(Step::Undone, |ended| ended.step);
-        self.end_move(&reach, &account, step).await;
+        self.end_move(&reach, &claim, step).await;
         ended
     }
 
@@ -113,12 +114,12 @@ impl App {
         let reason = format!("moves to {}: {}", order.to, order.reason);
         // Whoever goes on after this process knows that there may be a hold.
         self.keep_state().await;
-        reach.hold(&claim.account, &reason, order.lasts).await?;
+        reach.hold(claim, &reason, order.lasts).await?;
         let end = Instant::now() + order.lasts;
         self.keep_state().await;
         job.note(at, |one| one.step = Step::Held);
         self.say(job, at, &format!("held: {}", order.reason));
-        self.end_sessions(job, at, (reach, &claim.account), end).await?;
+        self.end_sessions(job, at, (reach, claim), end).await?;
         if let Some(copy) = &order.copy {
             job.note(at, |one| one.step = Step::Copying);
             self.say(job, at, "the mail is copied");
@@ -128,7 +129,7 @@ impl App {
         if !reach.is_held(&claim.account) || Instant::now() >= end {
             return Err("its hold has ended before the directory was changed".to_owned());
         }
-        self.end_sessions(job, at, (reach, &claim.account), end).await?;
+        self.end_sessions(job, at, (reach, claim), end).await?;
         job.note(at, |one| one.step = Step::Changing);
         self.moves.is_changing(&claim.account);
         self.keep_state().await;
@@ -146,12 +147,12 @@ impl App {
         self: &Arc<Self>,
         job: &MoveJob,
         at: usize,
-        (reach, account): (&MoveReach, &str),
+        (reach, claim): (&MoveReach, &Unfinished),
         end: Instant,
     ) -> Result<(), String> {
         let (begun, mut most, mut urge) = (Instant::now(), 0, Urge::First);
         loop {
-            let there = reach.kick(account, urge).await?;
+            let there = reach.kick(claim, urge).await?;
             most = most.max(there);
             if there == 0 {
                 break;
@@ -246,18 +247,18 @@ impl App {
             return;
         }
         let reason = format!("moves to {}", claim.to);
-        if let Err(error) = reach.hold(&claim.account, &reason, lasts).await {
+        if let Err(error) = reach.hold(claim, &reason, lasts).await {
             log::warn!("{}: {error}", claim.account);
         }
         self.keep_state().await;
     }
 
     /// Its logins go on, unless they would reach the old server.
-    pub(super) async fn end_move(self: &Arc<Self>, reach: &MoveReach, account: &str, ended: Step) {
+    pub(super) async fn end_move(self: &Arc<Self>, reach: &MoveReach, claim: &Unfinished, ended: Step) {
         if ended != Step::Unconfirmed {
-            reach.release(account).await;
+            reach.release(claim).await;
         }
-        self.moves.ended(account);
+        self.moves.ended(&claim.account);
         self.keep_state().await;
     }
 
@@ -294,4 +295,10 @@ impl App {
         let act = format!("move {}{from} to {}: {what}", one.account, job.order.to);
         self.audit_move(&job.order.who, act);
     }
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

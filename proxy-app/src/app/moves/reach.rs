@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::app::moves::MoveScope;
+use crate::app::moves::rivals::MoveClaim;
+use crate::app::moves::{MoveScope, Unfinished};
 use crate::nodes::{ANSWERS, Nodes, Said, Standing, StandingOrder};
 
 /// How long a node may leave a question unanswered that was not silent before: a busy machine is no reason to undo.
@@ -86,10 +87,13 @@ impl MoveReach {
     /// Whether its move may begin.
     ///
     /// # Errors
-    /// Somebody holds the account already, and that hold must not end with the move; or a node has been silent for too
-    /// long to be asked.
-    pub(super) fn may_begin(&self, account: &str) -> Result<(), String> {
-        match self.is_held(account) {
+    /// Another node moves the account; somebody holds it already, and that hold must not end with the move; or a node
+    /// has been silent for too long to be asked.
+    pub(super) fn may_begin(&self, claim: &Unfinished) -> Result<(), String> {
+        if let Some(why) = self.rival(claim) {
+            return Err(why);
+        }
+        match self.is_held(&claim.account) {
             true => Err("it is held already: release it first".to_owned()),
             false => self.long_silent().map_or(Ok(()), Err),
         }
@@ -98,8 +102,12 @@ impl MoveReach {
     /// New logins of the account wait: here at once, and on every other node.
     ///
     /// # Errors
-    /// A node does not do it, or does not answer.
-    pub(super) async fn hold(&self, account: &str, reason: &str, lasts: Duration) -> Result<(), String> {
+    /// A node does not do it, or does not answer; or it moves the account itself, and began before.
+    pub(super) async fn hold(&self, claim: &Unfinished, reason: &str, lasts: Duration) -> Result<(), String> {
+        if let Some(why) = self.rival(claim) {
+            return Err(why);
+        }
+        let account = claim.account.as_str();
         let since = SystemTime::now();
         let reason = shortened(reason);
         let hold = Hold {
@@ -110,9 +118,10 @@ impl MoveReach {
         };
         self.note(&hold, false);
         self.app.routes.holds().begin(hold).map_err(|error| error.to_string())?;
-        let order = json!({"account": account, "exact": true, "seconds": lasts.as_secs().max(1), "reason": reason, "by": self.by});
+        let order = json!({"account": account, "exact": true, "seconds": lasts.as_secs().max(1), "reason": reason,
+            "by": self.by, "move_since": claim.since});
         let ask = || self.ask::<serde_json::Value>("POST /v1/holds?", order.clone());
-        self.patiently(ask).await.map(drop)
+        self.patiently(claim, ask).await.map(drop)
     }
 
     /// Whether they still do.
@@ -129,17 +138,18 @@ impl MoveReach {
         Some(hold.until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
-    /// They go on. A node that does not hear of it now does when it joins again.
-    pub(super) async fn release(&self, account: &str) {
+    /// They go on, unless a move of another node holds them. A node that does not hear of it now does when it joins
+    /// again.
+    pub(super) async fn release(&self, claim: &Unfinished) {
+        if self.rival(claim).is_some() {
+            return;
+        }
+        let account = claim.account.as_str();
         if let Some(hold) = self.app.routes.holds().release(&Held::Account(account.to_owned())) {
             self.note(&hold, true);
         }
-        let said = self
-            .ask_all(
-                "POST /v1/holds/release?",
-                json!({"account": account, "exact": true, "by": self.by}),
-            )
-            .await;
+        let order = json!({"account": account, "exact": true, "by": self.by, "move_since": claim.since});
+        let said = self.ask_all("POST /v1/holds/release?", order).await;
         for said in said.unwrap_or_default() {
             if let Err(why) = said.answer {
                 log::warn!("{account} is released, but not by {}: {why}", said.node);
@@ -152,12 +162,13 @@ impl MoveReach {
     ///
     /// # Errors
     /// A node does not answer.
-    pub(super) async fn kick(&self, account: &str, urge: Urge) -> Result<usize, String> {
+    pub(super) async fn kick(&self, claim: &Unfinished, urge: Urge) -> Result<usize, String> {
+        let account = claim.account.as_str();
         let now = urge == Urge::Now;
         let here = self.app.end_sessions_of(account, now);
         let order = json!({"account": account, "now": now, "again": urge != Urge::First, "by": self.by});
         let ask = || self.ask::<SessionsLeft>("POST /v1/sessions/end?", order.clone());
-        let there = self.patiently(ask).await?;
+        let there = self.patiently(claim, ask).await?;
         let left = there.iter().map(|(_, there)| there.left);
         Ok(left.fold(here, usize::saturating_add))
     }
@@ -216,15 +227,27 @@ impl MoveReach {
         Some(format!("{}: it has said nothing for {silent} s", gone.node))
     }
 
-    /// Asks until every node has answered, or one has not for too long.
-    async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, String>
+    /// Why this move does not go on, if another node's does.
+    fn rival(&self, claim: &Unfinished) -> Option<String> {
+        let own = MoveClaim {
+            since: claim.since,
+            node: self.app.config.load().node.clone(),
+        };
+        self.app.moves.rival(&claim.account, &own)
+    }
+
+    /// Asks until every node has answered, or one has not for too long, or another move of the account goes on.
+    async fn patiently<T, F>(&self, claim: &Unfinished, ask: impl Fn() -> F) -> Result<T, String>
     where
         F: Future<Output = Result<T, String>>,
     {
         let end = Instant::now() + PATIENCE;
         loop {
             match ask().await {
-                Err(_) if Instant::now() < end => sleep(ASK_AGAIN).await,
+                Err(_) if Instant::now() < end => match self.rival(claim) {
+                    Some(why) => return Err(why),
+                    None => sleep(ASK_AGAIN).await,
+                },
                 answered => return answered,
             }
         }

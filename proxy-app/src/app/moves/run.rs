@@ -1,6 +1,7 @@
 //! Orders, carried out: so many accounts at one time, at a pace; and what a previous process has left half done.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mail_directory::attributes as a;
 use mail_proxy::audit::{Event, Record};
@@ -59,12 +60,14 @@ impl App {
             let _aborted = task.await;
         }
         self.moves.jobs().iter().for_each(|job| job.leave());
+        self.moves.left.store(true, Ordering::Relaxed);
         self.keep_state().await;
     }
 
     /// Ends what a previous process has left half done: undone where the directory was not changed, completed where it
     /// was.
     pub(crate) fn resume_moves(self: &Arc<Self>) {
+        self.moves.left.store(false, Ordering::Relaxed);
         for left in self.moves.unfinished() {
             self.moves.spawn(self.clone().settle_left(left));
         }
@@ -83,7 +86,7 @@ impl App {
             left.to,
             ended.said()
         );
-        self.end_move(&reach, &left.account, ended.step).await;
+        self.end_move(&reach, &left, ended.step).await;
         self.audit_move("portico", act);
     }
 
