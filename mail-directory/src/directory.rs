@@ -95,6 +95,10 @@ pub trait Directory: Send + Sync + 'static {
         broadcast::channel(1).1
     }
 
+    /// Whether another process keeps the last good reading for the next start; then this one goes on to follow the
+    /// directory, and does not write.
+    fn leave_keeping(&self, _to_another: bool) {}
+
     /// Looks for changes every `poll`, until it is dropped; what `apply` refuses is not put in force, and neither is
     /// what has lost most of a kind of entry. Without it a directory stays as it was read, but for the accounts that
     /// are asked for.

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -179,6 +180,8 @@ pub struct LdapDirectory {
     /// How changes are asked for as they happen; `None`: they are only looked for.
     sync: Option<Opener>,
     snapshot: Option<PathBuf>,
+    /// Another process keeps it.
+    kept_by_another: AtomicBool,
     system: ArcSwap<System>,
     /// What the last look saw. The one lock that is held over an await: there is one look at a time, whether the
     /// watch or another caller asked for it.
@@ -205,6 +208,7 @@ impl LdapDirectory {
             pool: Pool::new(&settings),
             sync: settings.sync.then(|| Opener::new(&settings)),
             snapshot: settings.snapshot,
+            kept_by_another: AtomicBool::new(false),
             system: ArcSwap::from_pointee(kept.unwrap_or_default()),
             reading: Mutex::default(),
             refused: ArcSwapOption::empty(),
@@ -334,7 +338,8 @@ impl LdapDirectory {
         let (Some(path), false) = (self.snapshot.clone(), failing) else {
             return;
         };
-        if kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, &system)) {
+        let is_kept = kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, &system));
+        if is_kept || self.kept_by_another.load(Ordering::Relaxed) {
             return;
         }
         *kept = Some(system.clone());
@@ -353,6 +358,10 @@ impl LdapDirectory {
 
 #[async_trait]
 impl Directory for LdapDirectory {
+    fn leave_keeping(&self, to_another: bool) {
+        self.kept_by_another.store(to_another, Ordering::Relaxed);
+    }
+
     fn system(&self) -> Arc<System> {
         self.system.load_full()
     }

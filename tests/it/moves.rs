@@ -130,6 +130,42 @@ fn sessions_of_an_account_that_has_moved_end_and_no_others() -> Result<()> {
     Ok(())
 }
 
+/// The previous process of an upgrade follows the directory for the sessions that it has left, and writes nothing that
+/// the new one reads.
+#[test]
+fn a_session_of_an_old_process_ends_when_its_account_moves() -> Result<()> {
+    for source in [Source::Yaml, Source::Ldap] {
+        source.play_with(movers(), polling, |scene| {
+            let (mut alice, mut bob) = (scene.login("alice")?, scene.login("bob")?);
+            let old = scene.portico.upgrade("info")?;
+            prov(&scene.portico, &["mcf", "zimbraReverseProxyConnectTimeout", "9s"])?;
+            move_by_prov(scene, "alice@a.example", 1)?;
+            let bye = alice.line()?;
+            ensure!(
+                bye == "* BYE your mailbox has moved, please log in again",
+                "{source:?}: {bye}"
+            );
+            bob.imap_ok("b1 NOOP")?;
+            // Both have seen the change of the global config, and only the new one has written.
+            let generations = json(&scene.portico, &["generations"])?;
+            let text = std::fs::read_to_string(scene.portico.dir().join("node.state"))?;
+            let state: serde_json::Value = serde_json::from_str(&text)?;
+            assert_eq!(
+                state["generations"][0]["number"],
+                generations["generations"][0]["generation"]
+            );
+            let changes = |number: &serde_json::Value| {
+                let all = state["generations"].as_array().into_iter().flatten();
+                all.filter(|one| one["number"] == *number).count()
+            };
+            assert_eq!(changes(&state["generations"][0]["number"]), 1);
+            old.signal(nix::sys::signal::Signal::SIGTERM)?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_session_that_has_followed_its_account_goes_on() -> Result<()> {
     Source::Yaml.play_with(movers(), polling, |scene| {

@@ -308,6 +308,13 @@ impl App {
         self.off_the_runtime(Self::write_state).await;
     }
 
+    /// Whether another process keeps what the next one is to know, and the last good reading of the directory. This one
+    /// goes on to follow the directory for the sessions that it has.
+    pub(crate) fn leave_files(&self, to_another: bool) {
+        self.state_file.leave(to_another);
+        self.directory.leave_keeping(to_another);
+    }
+
     /// Takes over what the previous process has held meanwhile, and the moves that it has left.
     pub(crate) fn take_holds_again(&self) {
         let state = self.state_file.read();

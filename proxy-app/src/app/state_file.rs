@@ -62,6 +62,8 @@ pub(crate) struct StateFile {
 struct Writing {
     /// What is there cannot be used.
     spoilt: bool,
+    /// Another process writes it.
+    left: bool,
     failing: bool,
 }
 
@@ -90,12 +92,20 @@ impl StateFile {
         }
     }
 
+    /// Whether another process writes it from now on, and this one does not.
+    pub(crate) fn leave(&self, to_another: bool) {
+        self.writing.lock().left = to_another;
+    }
+
     /// Puts this in its place. It blocks for the time of a write.
     pub(crate) fn write(&self, state: &NodeState) {
         let Some(path) = &self.path else {
             return;
         };
         let mut writing = self.writing.lock();
+        if writing.left {
+            return;
+        }
         match writing.write(path, state) {
             Ok(()) => writing.failing = false,
             Err(error) if !writing.failing => {
@@ -262,6 +272,18 @@ mod tests {
         assert_eq!(back.holds().len(), 2);
         assert_eq!(back.moves(), state.moves());
         assert!(back.moves()[0].changing);
+    }
+
+    #[test]
+    fn a_file_that_another_process_writes_is_left_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::new(Some(dir.path().join("node.state")));
+        file.leave(true);
+        file.write(&state());
+        assert!(file.read().generations().is_empty());
+        file.leave(false);
+        file.write(&state());
+        assert_eq!(file.read().generations().len(), 1);
     }
 
     /// As an earlier version wrote it.

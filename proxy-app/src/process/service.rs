@@ -170,6 +170,7 @@ impl Service for ListenerService {
             listeners.serve(listener, socket).await;
         }
         let mut tasks = care_for(&app, hangups, rotations);
+        let following = tokio::spawn(app.clone().follow_directory());
         follow_nodes(&env, app.admin());
         if let Some(upgrade_request) = self.upgrade_request.take() {
             if let Err(error) = take_over(upgrade_request, app.admin(), &listeners) {
@@ -202,7 +203,9 @@ impl Service for ListenerService {
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
         tasks.iter().for_each(JoinHandle::abort);
+        // Sessions that an upgrade has left here follow the directory as long as they live.
         if ending == Ending::Stop {
+            following.abort();
             // A new process has begun to keep it itself.
             app.keep_throttle_now().await;
         }
@@ -254,7 +257,6 @@ fn care_for(app: &Arc<App>, hangups: SignalStream, rotations: SignalStream) -> V
     vec![
         tokio::spawn(reload_on_hangup(app.clone(), hangups)),
         tokio::spawn(reopen_logs(app.clone(), rotations)),
-        tokio::spawn(app.clone().follow_directory()),
         tokio::spawn(app.clone().keep_throttle()),
         tokio::spawn(systemd::say_alive()),
         tokio::spawn(diagnostics::report_left_out()),

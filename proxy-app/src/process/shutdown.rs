@@ -89,6 +89,7 @@ impl EndSignal {
                     let (env, fds) = (env.clone(), fds.clone());
                     upgrade = Some(tokio::spawn(async move {
                         env.app.leave_moves().await;
+                        env.app.leave_files(true);
                         write_routes(&env).await;
                         write_throttle(&env).await;
                         upgrade::hand_over(asker, fds, path).await
@@ -100,6 +101,7 @@ impl EndSignal {
                         Ok(()) => return Ending::Replaced,
                         Err(error) => {
                             log::error!("the upgrade failed, this process serves on: {error:#}");
+                            env.app.leave_files(false);
                             env.app.resume_moves();
                             env.kept_routes.iter().for_each(|kept| kept.write_on());
                         }
