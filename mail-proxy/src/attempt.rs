@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_directory::names;
-use route_cache::{Lookup, ReferredRoute, Route, RouteError, Tier};
+use route_cache::{Lookup, ReferredRoute, Route, RouteError, Subject, Tier};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::audit::{Event, Outcome, Phase, Record};
 use crate::connection::BoxStream;
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, without_suffix};
 use crate::environment::{ConnectError, Facts, NewSession, SessionEnv};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
 use crate::login_failure::LoginFailure;
@@ -47,6 +47,10 @@ const FAIR: Duration = Duration::from_secs(5);
 /// The age from which a route is asked for again before a refusal is believed. Younger ones bring nothing new, and
 /// a client that guesses passwords must not make us ask the directory each time.
 const OLD_ROUTE: Duration = Duration::from_secs(5);
+
+/// How long the account of the name that authenticates may be looked for. While the directory is down, spellings count
+/// apart.
+const NAME: Duration = Duration::from_millis(500);
 
 /// A login under way. It ends by itself, within limits, and is recorded whatever comes of it.
 pub(crate) struct Attempt {
@@ -191,6 +195,8 @@ struct Tries {
     greets: watch::Sender<Option<Instant>>,
     holds: watch::Sender<Duration>,
     under_way: UnderWay,
+    /// When its credentials were complete.
+    begun: Instant,
     /// Name of the server's entry.
     server: Arc<str>,
     /// How many sessions the account may have, where it or its class of service says so.
@@ -236,6 +242,7 @@ impl Tries {
             env,
             greets,
             holds,
+            begun: Instant::now(),
             server: Arc::from(""),
             max_sessions: None,
             sent_on: None,
@@ -266,7 +273,9 @@ impl Tries {
                 tokio::select! {
                     result = &mut login => result,
                     () = told_failed(waiting) => {
-                        ticket.iter_mut().for_each(|ticket| throttle.overdue(ticket, throttle.now()));
+                        if let Some(ticket) = &mut ticket {
+                            throttle.overdue(ticket, throttle.now());
+                        }
                         login.await
                     }
                 }
@@ -274,9 +283,32 @@ impl Tries {
             Err(failure) => Err(failure),
         };
         if let Some(ticket) = ticket {
-            throttle.answered(ticket, answered(&result), throttle.now());
+            self.count(ticket, answered(&result));
         }
         result.and_then(|login| self.enter(login))
+    }
+
+    /// Tells the throttle. A failure counts from the moment at which its client hears of it: what counted sooner would
+    /// show which names a mailbox server was asked about, and which have no account.
+    fn count(&self, ticket: Ticket, answer: Answered) {
+        let throttle = self.env.throttle.clone();
+        if answer != Answered::Wrong {
+            throttle.answered(ticket, answer, throttle.now());
+            return;
+        }
+        let told = self.begun + *self.holds.borrow() + self.env.settings.auth_wait;
+        tokio::spawn(async move {
+            tokio::time::sleep_until(told).await;
+            throttle.answered(ticket, answer, throttle.now())
+        });
+    }
+
+    /// The account of a name, or the name that no account has.
+    async fn account_of(&mut self, lookup: &Lookup) -> String {
+        match timeout(NAME, self.env.routes.route(lookup)).await {
+            Ok(Ok(route)) => route.account.to_string(),
+            Ok(Err(_)) | Err(_) => self.env.routes.key_name(lookup),
+        }
     }
 
     /// Takes a place among the sessions that there may be. Only a client with the right password learns that there is
@@ -309,8 +341,15 @@ impl Tries {
     ) -> Result<Ticket, LoginFailure> {
         let throttle = self.env.throttle.clone();
         let guessed = match (&credentials.authenticating_as, &self.record.account) {
-            // It is this one's password.
-            (Some(authcid), _) => names::account(authcid),
+            // It is this one's password, however the name is written.
+            (Some(authcid), _) => {
+                let subject = Subject::Login(without_suffix(authcid).to_owned());
+                let lookup = Lookup {
+                    subject,
+                    ..lookup.clone()
+                };
+                self.account_of(&lookup).await
+            }
             (None, Some(account)) => account.clone(),
             (None, None) => self.env.routes.key_name(lookup),
         };
@@ -429,11 +468,11 @@ impl Tries {
         }
     }
 
-    /// Where the account is by now, if that is another server than that of an old route: it has moved, or memcached
-    /// is wrong.
+    /// Where the account is by now, if an old route leads elsewhere: it has moved, its alias belongs to another one, or
+    /// memcached is wrong.
     async fn elsewhere(&mut self, lookup: &Lookup, old: &Route) -> Result<Option<Route>, LoginFailure> {
         match self.env.routes.ask_again(lookup, OLD_ROUTE).await {
-            Some(Ok(fresh)) if (&fresh.host, fresh.port) != (&old.host, old.port) => {
+            Some(Ok(fresh)) if is_elsewhere(&fresh, old) => {
                 self.note(&fresh);
                 Ok(Some(fresh))
             }
@@ -624,6 +663,19 @@ impl Waiting {
             Self::Gone | Self::Ended(_) => Some("too late: the client had gone"),
         }
     }
+}
+
+/// Whether a login by the one route says nothing of one by the other.
+fn is_elsewhere(fresh: &Route, old: &Route) -> bool {
+    let target = |route: &Route| {
+        (
+            route.host.clone(),
+            route.port,
+            route.account.clone(),
+            route.login.clone(),
+        )
+    };
+    target(fresh) != target(old)
 }
 
 /// What the end of an attempt says of its password. What a client hears alike counts alike.

@@ -17,6 +17,8 @@ use crate::throttle::{Action, Admitted, Finding};
 pub enum Outcome {
     /// Logged in.
     Ok,
+    /// A web server has answered otherwise than by a refusal of name and password, as it also answers without a login.
+    NotRefused,
     /// The mailbox server refused name or password.
     BadCredentials,
     /// The mailbox server had another reason to refuse, which stands in `why`: maintenance, a limit, a password
@@ -55,6 +57,7 @@ impl Outcome {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::NotRefused => "not_refused",
             Self::BadCredentials => "bad_credentials",
             Self::Refused => "refused",
             Self::Limit => "limit",

@@ -119,6 +119,11 @@ impl Credentials {
     }
 }
 
+/// The name in front of a suffix.
+pub(crate) fn without_suffix(name: &str) -> &str {
+    parse_user(name.as_bytes()).map_or(name, |(name, _)| name)
+}
+
 /// A name, and the suffix that stood behind it. Control characters are refused before any lookup: they are meant
 /// for a cache, a log or the next server (CVE-2022-27924 was a line end in a user name).
 fn parse_user(typed: &[u8]) -> Option<(&str, Option<&'static str>)> {

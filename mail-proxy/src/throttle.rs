@@ -41,8 +41,9 @@ const TALLIES: usize = 1 << 20;
 const TRIED: usize = 1 << 20;
 
 /// The time after which an attempt without an answer counts half: it stands for a failure until then, so that many
-/// attempts at once are not more than one after the other.
-const PENDING: Duration = Duration::from_secs(5);
+/// attempts at once are not more than one after the other. Longer than clients wait to hear of a failure, which counts
+/// from then on.
+const PENDING: Duration = Duration::from_secs(20);
 /// How much an attempt without an answer counts for its address, at least. Of honest ones most succeed, and an office
 /// starts its day with all of them at once.
 const PENDING_SHARE: f32 = 0.25;
@@ -148,10 +149,23 @@ pub enum Action {
 pub enum Answered {
     /// The password was right.
     Right,
+    /// It was accepted by a server that may accept other ones, too.
+    Accepted,
     /// Name or password was wrong.
     Wrong,
     /// It says nothing of the password: a failure of ours, of the server, or of the network.
     Unknown,
+}
+
+/// As what an attempt has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// As no failure.
+    Not,
+    /// As a failure of a pair that is known.
+    Known,
+    /// As a failure of one that is not.
+    Stranger,
 }
 
 /// An attempt that asks a server, until its answer is told.
@@ -437,11 +451,17 @@ impl Throttle {
     }
 
     /// Takes the answer to an attempt that has passed.
-    pub fn answered(&self, mut ticket: Ticket, answer: Answered, now: Moment) {
+    pub fn answered(&self, mut ticket: Ticket, answer: Answered, now: Moment) -> Counted {
         let settings = self.settings();
         self.report(&ticket, answer);
         match answer {
-            Answered::Right => {
+            Answered::Wrong => return self.overdue(&mut ticket, now),
+            Answered::Unknown => self.end(&settings, &mut ticket, now.tick()),
+            Answered::Accepted if self.has_failed(&settings, &ticket, now.tick()) => {
+                self.end(&settings, &mut ticket, now.tick());
+                self.make_known(&settings, &ticket, now.tick());
+            }
+            Answered::Right | Answered::Accepted => {
                 self.end(&settings, &mut ticket, now.tick());
                 let is_news = self.is_news(&ticket, now.tick());
                 self.succeeded(&settings, &ticket, now.tick());
@@ -449,22 +469,27 @@ impl Throttle {
                     self.tell(&ticket, true);
                 }
             }
-            Answered::Wrong => self.overdue(&mut ticket, now),
-            Answered::Unknown => self.end(&settings, &mut ticket, now.tick()),
         }
+        Counted::Not
     }
 
     /// Counts an attempt as failed whose client has been told so, before the server's answer is there. What comes of it
     /// later is told, too.
-    pub fn overdue(&self, ticket: &mut Ticket, now: Moment) {
+    pub fn overdue(&self, ticket: &mut Ticket, now: Moment) -> Counted {
         let (settings, now) = (self.settings(), now.tick());
-        let Some(left) = ticket.end(now) else { return };
-        match self.was_tried(ticket, now) {
-            true => self.add_pending(&settings, ticket, -left, now),
-            false => {
-                self.failed(&settings, ticket, (1.0, left), now);
-                self.tell(ticket, false);
-            }
+        let Some(left) = ticket.end(now) else {
+            return Counted::Not;
+        };
+        if self.was_tried(ticket, now) {
+            self.add_pending(&settings, ticket, -left, now);
+            return Counted::Not;
+        }
+        self.failed(&settings, ticket, (1.0, left), now);
+        self.tell(ticket, false);
+        if ticket.known {
+            Counted::Known
+        } else {
+            Counted::Stranger
         }
     }
 
@@ -718,12 +743,22 @@ impl Throttle {
         });
     }
 
+    /// Whether the pair has failures that a login would forgive.
+    fn has_failed(&self, settings: &ThrottleSettings, ticket: &Ticket, now: u32) -> bool {
+        let words = self.tallies.peek(ticket.pair).unwrap_or_default();
+        Tally::read(words, now, settings.rule(Rule::Pair).window).failures >= 0.5
+    }
+
     fn succeeded(&self, settings: &ThrottleSettings, ticket: &Ticket, now: u32) {
+        self.make_known(settings, ticket, now);
+        // Its own failures are forgiven.
+        self.tallies.remove(ticket.pair);
+    }
+
+    fn make_known(&self, settings: &ThrottleSettings, ticket: &Ticket, now: u32) {
         let last = self.lanes.peek(ticket.lane).map(|words| words[1]);
         let since = last.map(|last| now.saturating_sub(last));
         self.lanes.change(ticket.lane, age_weight, |words| words[1] = now);
-        // Its own failures are forgiven.
-        self.tallies.remove(ticket.pair);
         let is_new = since.is_none_or(|since| since > ticks(settings.known_for));
         for (hash, rule) in ticket.networks() {
             let is_first = since.is_none_or(|since| since > ticks(settings.rule(rule).window));

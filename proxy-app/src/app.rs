@@ -139,6 +139,7 @@ impl App {
             log: written_as(config.log.audit_format, audit_log.clone()),
             logins: Arc::default(),
             metrics: Arc::new(Metrics::new()?),
+            left: Arc::default(),
         });
         let (logins, metrics) = (audit.logins.clone(), audit.metrics.clone());
         let access = open_log("access", &config.log.access)?;

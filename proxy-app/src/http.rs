@@ -9,6 +9,7 @@ pub(crate) mod compression;
 pub mod frames;
 pub(crate) mod headers;
 pub(crate) mod login;
+pub(crate) mod login_words;
 pub(crate) mod old_clients;
 pub(crate) mod relocation;
 pub(crate) mod repeat;

@@ -49,6 +49,29 @@ fn strangers_cause_few_lines() -> Result<()> {
     })
 }
 
+/// The story: one byte on a mail port was a line of 243 bytes in the audit log, without limit.
+#[test]
+fn clients_that_leave_without_a_login_cause_few_records() -> Result<()> {
+    play(|scene| {
+        for _ in 0..60 {
+            let mut wire = Wire::clear(scene.town.endpoints.imap)?;
+            wire.line()?;
+            wire.send("x")?;
+        }
+        let ended = [("event", "session_end"), ("outcome", "client_gone")];
+        let records = || scene.portico.count(&ended);
+        until("a record", Duration::from_secs(30), || {
+            Ok((records()? > 0).then_some(()))
+        })?;
+        // All have ended before this one has.
+        std::thread::sleep(Duration::from_secs(1));
+        drop(scene.login("bob")?);
+        let records = records()?;
+        ensure!(records <= 20, "{records} records");
+        Ok(())
+    })
+}
+
 /// How a line of this kind begins.
 fn endpoint(scene: &Scene, kind: &str) -> String {
     let endpoint = match kind {

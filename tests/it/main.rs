@@ -64,5 +64,6 @@ mod upstreams;
 mod vhosts;
 mod warnings;
 mod web;
+mod web_guesses;
 mod web_logins;
 mod websockets;

@@ -549,6 +549,86 @@ fn time_does_not_tell_who_exists() -> Result<()> {
     Ok(())
 }
 
+/// The story: a name that nobody has counted at once, and one that a mailbox server was asked about when that had
+/// refused it, so a third guess was answered sooner for the former.
+#[test]
+fn when_a_failure_counts_does_not_tell_who_exists() -> Result<()> {
+    let change = |_: &_, node: &mut portico_tests::config::Node, directory: &mut portico_tests::config::Directory| {
+        let settings = "{max_delay: 8s, pair: {delay_from: 1, refuse_from: 0}}";
+        node.more.push(("throttle".to_owned(), settings.to_owned()));
+        directory
+            .config("zimbraReverseProxyAuthWaitInterval", "3s")
+            .config("zimbraReverseProxyImapStartTlsMode", "on");
+        Ok(())
+    };
+    play_with(people(), change, |scene| {
+        // Dovecot takes two seconds for each.
+        scene.town.stores[0].dovecot.delay_guesses()?;
+        let guess = |from: IpAddr, name: &str, password: &str| -> Result<Duration> {
+            let mut wire = greeted(Wire::clear_from(from, scene.town.endpoints.imap)?, "* OK")?;
+            wire.patience(Duration::from_secs(30))?;
+            let begun = Instant::now();
+            let answer = wire.imap(&format!("a1 LOGIN {name} {password}"))?;
+            let is_told = answer
+                .last()
+                .is_some_and(|last| last.starts_with("a1 NO [AUTHENTICATIONFAILED]"));
+            ensure!(is_told, "{answer:?}");
+            Ok(begun.elapsed())
+        };
+        let guess = &guess;
+        // The second one comes before the first has been answered.
+        let second = |number: usize, name: &'static str| {
+            std::thread::scope(|scope| {
+                let first = scope.spawn(move || guess(address(number), name, "wr0ng-1"));
+                std::thread::sleep(Duration::from_millis(500));
+                let second = guess(address(number), name, "wr0ng-2");
+                first.join().expect("no panic")?;
+                second
+            })
+        };
+        let (known, unknown) = std::thread::scope(|scope| {
+            let known = scope.spawn(move || second(0, "alice@a.example"));
+            let unknown = scope.spawn(move || second(1, "nobody@a.example"));
+            (known.join().expect("no panic"), unknown.join().expect("no panic"))
+        });
+        let (known, unknown) = (known?, unknown?);
+        let apart = known.abs_diff(unknown);
+        ensure!(apart < Duration::from_millis(700), "{known:?} {unknown:?}");
+        Ok(())
+    })
+}
+
+/// Whoever authenticates for another account's mailbox is one person, however the name is written.
+#[test]
+fn spellings_of_who_authenticates_count_together() -> Result<()> {
+    play(people(), STRICT, |scene| {
+        let guess = |name: &str, password: &str| -> Result<String> {
+            let mut wire = greeted(Wire::clear_from(address(0), scene.town.endpoints.imap)?, "* OK")?;
+            let message = [b"bob@b.example\0", name.as_bytes(), b"\0", password.as_bytes()].concat();
+            let message = openssl::base64::encode_block(&message);
+            let answer = wire.imap(&format!("a1 AUTHENTICATE PLAIN {message}"))?;
+            answer.last().cloned().context("no answer")
+        };
+        for (n, name) in ["alice@a.example", "al@a.example"].into_iter().enumerate() {
+            let answer = guess(name, &format!("guess-{n}"))?;
+            ensure!(answer.starts_with("a1 NO [AUTHENTICATIONFAILED]"), "{name}: {answer}");
+        }
+        for name in [
+            "alice@a.example/tb",
+            "ALICE@a.example",
+            "al@a.example/wm",
+            "alice@a.example",
+        ] {
+            until("the count", PATIENCE, || {
+                Ok(guess(name, "guess")?.contains("[LIMIT]").then_some(()))
+            })?;
+            let answer = guess(name, "guess")?;
+            ensure!(answer.starts_with("a1 NO [LIMIT]"), "{name}: {answer}");
+        }
+        Ok(())
+    })
+}
+
 /// In how many of all pairs of an attempt with a name of nobody and one with a name of somebody the former took longer.
 fn later_than_the_other(attempt: impl Fn(usize, &str) -> Result<Duration> + Sync) -> Result<f64> {
     let sample = |n: usize| -> Result<[Duration; 2]> {

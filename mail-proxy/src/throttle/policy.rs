@@ -126,7 +126,7 @@ impl Throttle {
     /// Tells the service that has let an attempt through how it ended.
     pub(super) fn report(&self, ticket: &Ticket, answer: Answered) {
         let end = match answer {
-            Answered::Right => PolicyEnd::Right,
+            Answered::Right | Answered::Accepted => PolicyEnd::Right,
             Answered::Wrong => PolicyEnd::Wrong,
             Answered::Unknown => return,
         };

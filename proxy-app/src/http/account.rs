@@ -91,20 +91,39 @@ pub(crate) fn host_as_sent(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue
 
 /// The user of `Authorization: Basic`, as typed.
 pub(crate) fn basic_user(headers: &HeaderMap) -> Option<String> {
-    basic_login(headers).map(|(user, _)| user)
+    user(&basic_login(headers)?.0).filter(|name| !name.contains('\u{fffd}'))
 }
 
-/// The user of `Authorization: Basic`, as typed, and what tells the password from others. The password itself is wiped.
+/// The name of `Authorization: Basic` as typed, and what tells the password from others. `None`: there is no name in it.
+/// The password itself is wiped.
+///
+/// Read as leniently as by servers, which skip what is no letter of base64: a login that only they can read would not
+/// be judged.
 pub(crate) fn basic_login(headers: &HeaderMap) -> Option<(String, PasswordMark)> {
     let encoded = authorization(headers, "basic")?;
+    let letters = encoded.iter().take_while(|&&byte| byte != b'=');
+    let letters = letters.filter_map(|&byte| match byte {
+        b'-' => Some(b'+'),
+        b'_' => Some(b'/'),
+        b'+' | b'/' => Some(byte),
+        _ => byte.is_ascii_alphanumeric().then_some(byte),
+    });
+    let mut kept = Vec::with_capacity(encoded.len());
+    kept.extend(letters);
+    let mut letters = Secret::new(kept);
+    if letters.expose().len() % 4 == 1 {
+        // It stands for nothing.
+        letters = Secret::new(letters.expose()[..letters.expose().len() - 1].to_vec());
+    }
     // Filled in place and then put under lock: an undecodable rest must be wiped too.
     let mut plain = Vec::with_capacity(encoded.len());
-    let decoded = BASE64.decode_vec(encoded, &mut plain);
+    let decoded = BASE64.decode_vec(letters.expose(), &mut plain);
     let plain = Secret::new(plain);
     decoded.ok()?;
-    // Only the user has to be UTF-8: old clients send the password in Latin-1.
+    // Old clients send both in Latin-1.
     let (name, password) = split_at_byte(plain.expose(), b':')?;
-    Some((user(std::str::from_utf8(name).ok()?)?, PasswordMark::of(password)))
+    let name = String::from_utf8_lossy(name).trim().to_owned();
+    (!name.is_empty()).then(|| (name, PasswordMark::of(password)))
 }
 
 /// `path` with percent signs decoded; `None` when that is not UTF-8.
@@ -264,7 +283,7 @@ fn jwt_subject(jwt: &[u8]) -> Option<String> {
 /// What follows the scheme in the first Authorization header, when it is of that scheme. `scheme` in lower case.
 fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a [u8]> {
     let value = headers.get(AUTHORIZATION)?.as_bytes();
-    let (offered, rest) = split_at_byte(value, b' ')?;
+    let (offered, rest) = value.split_at_checked(value.iter().position(u8::is_ascii_whitespace)?)?;
     let right = offered.eq_ignore_ascii_case(scheme.as_bytes()) && rest.len() <= TOKEN_MAX;
     right.then(|| rest.trim_ascii())
 }

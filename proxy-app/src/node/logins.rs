@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mail_directory::names;
@@ -17,6 +17,7 @@ use route_cache::Route;
 use tokio::sync::broadcast;
 
 use crate::node::metrics::Metrics;
+use crate::node::refusals::Refusals;
 
 /// Attempts that are remembered.
 const RECENT: usize = 256;
@@ -98,7 +99,7 @@ impl RecentLogins {
 impl LoginFilter {
     /// Whether this record matches.
     pub(crate) fn matches(&self, record: &Record) -> bool {
-        let failed = record.outcome != Some(Outcome::Ok);
+        let failed = !matches!(record.outcome, Some(Outcome::Ok | Outcome::NotRefused));
         (failed || !self.failed)
             && self
                 .ip
@@ -125,12 +126,32 @@ pub(crate) struct Watched {
     pub logins: Arc<RecentLogins>,
     /// Counts attempts.
     pub metrics: Arc<Metrics>,
+    /// Clients that left without a login.
+    pub left: Arc<Refusals>,
+}
+
+impl Watched {
+    /// For how many ends of sessions a record stands; `None` if it is left out. A client that leaves without a login
+    /// costs its sender a few bytes, and may not fill the disk.
+    fn share(&self, record: &Record) -> Option<u64> {
+        let is_idle = record.event == Some(Event::SessionEnd)
+            && record.outcome == Some(Outcome::ClientGone)
+            && record.user.is_none();
+        match address_of(&record.client) {
+            Some(address) if is_idle => self.left.share(address, Instant::now()),
+            _ => Some(1),
+        }
+    }
 }
 
 impl Audit for Watched {
-    fn record(&self, record: Record) {
+    fn record(&self, mut record: Record) {
         self.logins.take(&record);
         self.metrics.record(&record);
+        let Some(share) = self.share(&record) else { return };
+        if share > 1 {
+            record.count = Some(share);
+        }
         self.log.record(record);
     }
 

@@ -304,9 +304,10 @@ fn carbonio_line(record: &Record, now: &ZonedDateTime) -> Option<String> {
         _ => "",
     });
     let error = match outcome {
-        Outcome::Ok => None,
+        Outcome::Ok | Outcome::NotRefused => None,
         Outcome::BadCredentials => Some(format!("authentication failed for [{user}], invalid password")),
         Outcome::UnknownUser => Some(format!("authentication failed for [{user}], account not found")),
+        Outcome::ClientGone if record.why.is_some() => Some("client_gone, counted".to_owned()),
         // Not the user's fault: in words that no filter takes for a guessed password.
         other => Some(other.name().to_owned()),
     };

@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::HeaderValue;
-use mail_proxy::audit::{Event, Record};
+use mail_proxy::audit::{Event, Outcome, Record};
+use mail_proxy::throttle::PasswordMark;
 use mail_proxy::{ConnectionFacts, LoggedIn};
 use parking_lot::Mutex;
 use pingora::Result;
@@ -15,32 +16,51 @@ use route_cache::Route;
 use tokio::time::timeout;
 
 use crate::app::env::WebEnv;
+use crate::http::login::LoginAttempt;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::client_certs::PresentedCert;
 use crate::tls::vhosts::{Refusal, VirtualHost, VirtualHosts};
 use crate::upstream::connection::Owner;
 use crate::web::read_ahead::ClientReading;
 
-/// The last user whose Basic credentials were good on a connection: a client that sends them with every request
-/// is recorded once.
+/// Name and password.
+type Credentials = (String, Option<PasswordMark>);
+
+/// The last Basic credentials that were good on a connection, and the last that were not refused: a client that sends
+/// them with every request is recorded once.
 #[derive(Debug, Default)]
-pub(crate) struct SeenUser(Mutex<Option<String>>);
+pub(crate) struct SeenUser {
+    good: Mutex<Option<Credentials>>,
+    not_refused: Mutex<Option<Credentials>>,
+}
 
 impl SeenUser {
-    /// True the first time for a user.
-    pub(crate) fn is_new(&self, user: &str) -> bool {
-        let mut last = self.0.lock();
-        if last.as_deref() == Some(user) {
-            return false;
-        }
-        *last = Some(user.to_owned());
-        true
+    /// True the first time for good credentials.
+    fn is_new(&self, login: &LoginAttempt) -> bool {
+        is_other(&mut self.good.lock(), login)
     }
 
-    /// Whether this is that user.
-    pub(crate) fn knows(&self, user: &str) -> bool {
-        self.0.lock().as_deref() == Some(user)
+    /// True the first time for credentials that were not refused.
+    fn is_new_unproved(&self, login: &LoginAttempt) -> bool {
+        !self.knows(login) && is_other(&mut self.not_refused.lock(), login)
     }
+
+    /// Whether these are the credentials that were good: the name alone says nothing.
+    pub(crate) fn knows(&self, login: &LoginAttempt) -> bool {
+        is_same(self.good.lock().as_ref(), login)
+    }
+}
+
+fn is_same(last: Option<&Credentials>, login: &LoginAttempt) -> bool {
+    last.is_some_and(|(user, mark)| *user == login.user && mark.is_some() && *mark == login.mark)
+}
+
+fn is_other(last: &mut Option<Credentials>, login: &LoginAttempt) -> bool {
+    if is_same(last.as_ref(), login) {
+        return false;
+    }
+    *last = Some((login.user.clone(), login.mark));
+    true
 }
 
 /// The values of `X-Forwarded-For` and `X-Forwarded-Port` towards servers: the same for nearly every request of a
@@ -90,7 +110,7 @@ pub(crate) struct WebClient {
     pub admin: bool,
     /// Whether the listener only logs in by certificate.
     pub sso: bool,
-    /// The user that is known to have logged in on it.
+    /// Who is known to have logged in on it.
     pub seen_user: SeenUser,
     /// Its own server connections.
     pub owner: Arc<Owner>,
@@ -133,9 +153,14 @@ impl WebClient {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// True the first time for a user.
-    pub(crate) fn is_new_user(&self, user: &str) -> bool {
-        self.seen_user.is_new(user)
+    /// Whether a login with Basic that has ended so has been recorded on this connection.
+    pub(crate) fn has_recorded(&self, login: &LoginAttempt, outcome: Outcome) -> bool {
+        match outcome {
+            Outcome::Ok => !self.seen_user.is_new(login),
+            Outcome::NotRefused => !self.seen_user.is_new_unproved(login),
+            Outcome::ClientGone => self.seen_user.knows(login),
+            _ => false,
+        }
     }
 
     /// Whether requests for this host, which is one of `vhost`, may be served on this connection.
@@ -184,6 +209,27 @@ pub(crate) fn note_refusal(env: &WebEnv, carrier: &ProxyDigest, reason: Reason) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::login;
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+
+    #[test]
+    fn credentials_are_known_by_their_password() {
+        let login = |user: &str, password: &str| {
+            let plain = format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")));
+            let headers = [(http::header::AUTHORIZATION, HeaderValue::from_str(&plain).unwrap())];
+            let uri = http::Uri::from_static("/dav/a/");
+            login::basic(&http::Method::POST, &uri, &headers.into_iter().collect())
+                .unwrap()
+                .unwrap()
+        };
+        let seen = SeenUser::default();
+        let good = login("bob", "right");
+        assert!(seen.is_new_unproved(&good) && !seen.is_new_unproved(&good) && !seen.knows(&good));
+        assert!(seen.is_new(&good) && !seen.is_new(&good) && seen.knows(&good));
+        assert!(!seen.knows(&login("bob", "guess")) && !seen.knows(&login("eve", "right")));
+        assert!(!seen.is_new_unproved(&good) && seen.is_new_unproved(&login("bob", "guess")));
+    }
 
     #[test]
     fn a_connection_may_have_several_clients() {

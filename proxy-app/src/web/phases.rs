@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::request::Parts;
 use mail_proxy::audit::{Outcome, Record};
+use mail_proxy::throttle::Counted;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::server::configuration::ServerConf;
@@ -46,6 +47,8 @@ use crate::web::{throttle, upstream_headers, upstream_peer};
 
 /// How long a client may take nothing of an answer: nginx's `send_timeout`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// Why a client that leaves counts: it stands in the audit record, and fail2ban's filter looks for it.
+const LEFT_EARLY: &str = "counted as a failed login";
 /// Most interim answers before the final one: enough for a 102 at intervals for half an hour (RFC 2518 §10.1).
 const INTERIM_MAX: usize = 100;
 
@@ -204,9 +207,6 @@ impl ProxyHttp for Web {
         }
         if let (Some(body), Some(chunk)) = (&mut context.body, &chunk) {
             body.push(chunk);
-            if body.hides_a_login(account::has_session(&session.req_header().headers)) {
-                return Error::e_explain(ErrorType::HTTPStatus(413), "a login of more than 64 KiB");
-            }
         }
         context.body_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         let grace = self.env.config.load().web.client_body_timeout;
@@ -217,7 +217,10 @@ impl ProxyHttp for Web {
         if most.is_some_and(|most| context.body_bytes > most) {
             return Error::e_explain(ErrorType::HTTPStatus(413), "a body above the limit of its location");
         }
-        if end && let Some(seen) = context.body.take().and_then(login::LoginBody::user) {
+        if end
+            && let Some(body) = context.body.take()
+            && let Some(seen) = context.readable(body.read())?
+        {
             context.seen = Some(seen);
             // The server has not got the end of it yet.
             if let (Some(web), Some(info)) = (client_of(session), context.info.clone()) {
@@ -315,7 +318,9 @@ impl ProxyHttp for Web {
         context: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         context.read_on();
-        context.gate.read(&self.env, chunk.as_ref(), end);
+        if let Some(seen) = &context.seen {
+            context.gate.read(&self.env, seen, chunk.as_ref(), end);
+        }
         if let Some(connection) = context.connection() {
             connection.touch();
         }
@@ -345,6 +350,7 @@ impl ProxyHttp for Web {
             }
         }
         let status = response.status.as_u16();
+        context.status = status;
         if let Some(seen) = &context.seen {
             context.gate.answered(&self.env, response, seen, context.sets_cookie);
         }
@@ -470,12 +476,15 @@ impl ProxyHttp for Web {
             None => metrics.own_answer(status),
         }
         self.log_access(session, web, context, status);
+        if let Some(unreadable) = context.unreadable.take() {
+            return record_unreadable(&self.env, web, context, unreadable);
+        }
         let Some(seen) = context.seen.take() else { return };
         let by_client = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
-        // An answer whose head could not be written has no status: its client has left.
-        let outcome = match context.answered && status != 0 {
+        let outcome = match context.answered {
             _ if context.gate.is_closed() => Some(Outcome::Throttled),
-            true => login::outcome(status, context.sets_cookie, seen.form),
+            // Whether its client has got it or not.
+            true => seen.outcome(context.status, context.sets_cookie),
             false => login::unanswered(status, by_client && context.target.is_some()),
         };
         record_login(&self.env, web, context, seen, outcome);
@@ -551,9 +560,13 @@ impl Web {
             Decision::Forward(proxied) => {
                 context.found = Some(proxied.found.clone());
                 check_length(&proxied, &request.headers)?;
-                context.seen = login::basic(&request.uri, &request.headers);
-                context.body = login::is_login_path(request.uri.path()).map(login::LoginBody::new);
                 context.proxied = Some(proxied);
+                let seen = login::basic(&request.method, &request.uri, &request.headers);
+                context.seen = context.readable(seen)?;
+                if let Some(form) = login::is_login_path(request.uri.path()) {
+                    context.readable(login::check_coding(form, &request.headers))?;
+                    context.body = Some(login::LoginBody::new(form));
+                }
                 throttle::admit(&self.env, session, context, info).await?;
                 Ok(false)
             }
@@ -684,36 +697,49 @@ pub(crate) fn record_login(
     seen: login::LoginAttempt,
     outcome: Option<Outcome>,
 ) {
-    context.gate.tell(env, outcome);
+    let counts = context.gate.tell(env, &seen, outcome);
     let Some(outcome) = outcome else { return };
     if outcome == Outcome::BadCredentials {
         doubt_route(env, context);
     }
-    let is_known = match outcome {
-        _ if seen.form != login::LoginForm::Basic => false,
-        Outcome::Ok => !web.is_new_user(&seen.user),
-        Outcome::ClientGone => web.seen_user.knows(&seen.user),
-        _ => false,
-    };
-    if is_known {
+    if seen.form == login::LoginForm::Basic && web.has_recorded(&seen, outcome) {
         return;
     }
+    let is_counted = outcome == Outcome::ClientGone && counts == Counted::Stranger;
+    let mut record = Record {
+        user: Some(seen.user),
+        mechanism: Some(seen.mechanism),
+        outcome: Some(outcome),
+        why: is_counted.then(|| LEFT_EARLY.to_owned()),
+        ..record_of(web, context)
+    };
+    context.gate.note(&mut record);
+    env.audit.record(record);
+}
+
+/// Records a login that cannot be read; its client has been told so.
+fn record_unreadable(env: &WebEnv, web: &WebClient, context: &RequestContext, login: login::UnreadableLogin) {
+    env.audit.record(Record {
+        mechanism: Some(login.mechanism),
+        outcome: Some(Outcome::ProtocolError),
+        why: Some(login.why.to_owned()),
+        ..record_of(web, context)
+    });
+}
+
+/// The record of a login in a request, to be filled in.
+fn record_of(web: &WebClient, context: &RequestContext) -> Record {
     let client = context
         .info
         .as_ref()
         .map_or(web.facts.client.addr.ip(), |info| info.client);
-    let mut record = Record {
+    Record {
         request: context.info.as_ref().map(|info| info.id.as_str().to_owned()),
-        user: Some(seen.user),
         account: context.route.as_ref().map(|route| route.account.to_string()),
         route: context.target.as_ref().map(|target| target.address.to_string()),
         tier: context.route.as_ref().map(|route| route.tier.name()),
-        mechanism: Some(seen.mechanism),
-        outcome: Some(outcome),
         ..web.login_record(client, context.snapshot.generation)
-    };
-    context.gate.note(&mut record);
-    env.audit.record(record);
+    }
 }
 
 /// The account's own server has refused a login: if its route is an old one, the source is asked again in the

@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use mail_proxy::WaitsForUs;
-use pingora::Result;
 use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::{Route, Server};
 
@@ -77,11 +77,15 @@ pub(crate) struct RequestContext {
     pub(crate) body_bytes: u64,
     pub(crate) body: Option<login::LoginBody>,
     pub(crate) seen: Option<login::LoginAttempt>,
+    /// Its login cannot be read.
+    pub(crate) unreadable: Option<login::UnreadableLogin>,
     /// What the throttle has said of its login.
     pub(crate) gate: LoginGate,
     pub(crate) sets_cookie: bool,
     /// A server has answered.
     pub(crate) answered: bool,
+    /// So; it may not reach the client.
+    pub(crate) status: u16,
     /// Interim answers of a server (RFC 9110 §15.2).
     pub(crate) interim: usize,
     /// Which side ended the answer too early.
@@ -112,9 +116,11 @@ impl RequestContext {
             body_bytes: 0,
             body: None,
             seen: None,
+            unreadable: None,
             gate: LoginGate::default(),
             sets_cookie: false,
             answered: false,
+            status: 0,
             interim: 0,
             incomplete: None,
             _packing: None,
@@ -143,6 +149,17 @@ impl RequestContext {
     pub(crate) fn reuses(&self) -> bool {
         let found = self.dial.as_ref().and_then(|dial| dial.found());
         found.is_some_and(|found| found.reused)
+    }
+
+    /// The login of a request, if it can be read.
+    ///
+    /// # Errors
+    /// It cannot; with the status of the answer.
+    pub(crate) fn readable<T>(&mut self, read: std::result::Result<T, login::UnreadableLogin>) -> Result<T> {
+        read.or_else(|unreadable| {
+            self.unreadable = Some(unreadable);
+            Error::e_explain(ErrorType::HTTPStatus(unreadable.status), unreadable.why)
+        })
     }
 
     pub(crate) fn id(&self) -> &str {

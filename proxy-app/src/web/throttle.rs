@@ -3,6 +3,8 @@
 //! A login with Basic is known by its head. One in a body is known when the body has come: bodies of logins are short,
 //! and are read before a server is chosen, so that no server connection is held while a login is delayed.
 
+use std::future::pending;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
@@ -12,6 +14,7 @@ use mail_proxy::throttle::{Admitted, Claim, LoginChannel, Throttled};
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use route_cache::{Lookup, Service, Subject};
+use tokio::select;
 use tokio::time::timeout;
 
 use crate::app::env::WebEnv;
@@ -42,10 +45,41 @@ pub(crate) async fn admit(
     let Some((seen, account)) = judged(env, web, info, context).await? else {
         return Ok(());
     };
-    let claim = claim(&account, &seen, info, &session.req_header().headers);
-    let admitted = env.throttle.admit(&claim).await;
+    let device = device(&session.req_header().headers).to_owned();
+    let claim = claim(&account, &seen, info, &device);
+    let admitting = pin!(env.throttle.admit(&claim));
+    let admitted = select! {
+        // Most need not wait, and their connection is not looked at.
+        biased;
+        admitted = admitting => admitted,
+        left = client_left(session) => {
+            context.gate.leave();
+            return Err(left);
+        }
+    };
     wait_if_refused(&admitted, begun).await;
     settle(context, admitted)
+}
+
+/// Completes when the client has left, with the error that the engine makes of it. The delay of a login is no use to
+/// one that does not wait for it, and its guess must not reach a server.
+///
+/// A client behind a long body that has not come cannot be heard.
+async fn client_left(session: &mut Session) -> Box<Error> {
+    let session = session.as_mut();
+    if !session.is_http2() && !session.is_body_done() {
+        if !is_short(&session.req_header().headers) {
+            return pending().await;
+        }
+        session.enable_retry_buffering();
+    }
+    loop {
+        let ended = session.is_body_done();
+        match session.read_body_or_idle(ended || session.is_http2()).await {
+            Ok(_) => {}
+            Err(error) => return error.into_down(),
+        }
+    }
 }
 
 /// The same for a login that cannot wait: its server has been chosen.
@@ -63,7 +97,10 @@ pub(crate) async fn admit_now(
     let Some((seen, account)) = judged(env, web, info, context).await? else {
         return Ok(());
     };
-    let admitted = env.throttle.admit_now(&claim(&account, &seen, info, headers)).await;
+    let admitted = env
+        .throttle
+        .admit_now(&claim(&account, &seen, info, device(headers)))
+        .await;
     wait_if_refused(&admitted, begun).await;
     settle(context, admitted)
 }
@@ -75,8 +112,7 @@ async fn wait_if_refused(admitted: &Result<Admitted, Throttled>, begun: Instant)
     }
 }
 
-fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo, headers: &'a HeaderMap) -> Claim<'a> {
-    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo, device: &'a str) -> Claim<'a> {
     Claim {
         account,
         client: info.client,
@@ -84,10 +120,16 @@ fn claim<'a>(account: &'a str, seen: &LoginAttempt, info: &RequestInfo, headers:
         channel: LoginChannel {
             protocol: "http",
             tls: info.scheme == "https",
-            device: agent.unwrap_or_default(),
+            device,
             token: false,
         },
     }
+}
+
+/// What the client calls itself.
+fn device(headers: &HeaderMap) -> &str {
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+    agent.unwrap_or_default()
 }
 
 fn settle(context: &mut RequestContext, admitted: Result<Admitted, Throttled>) -> Result<()> {
@@ -114,7 +156,7 @@ async fn judged(
     let Some(seen) = context.seen.as_ref().filter(|_| context.gate.is_undecided()) else {
         return Ok(None);
     };
-    if seen.form == LoginForm::Basic && !info.relayed && web.seen_user.knows(&seen.user) {
+    if seen.form == LoginForm::Basic && !info.relayed && web.seen_user.knows(seen) {
         return Ok(None);
     }
     if seen.form == LoginForm::Batch && seen.logins > 1 {
@@ -142,11 +184,7 @@ async fn account_name(env: &WebEnv, web: &WebClient, info: &RequestInfo, typed: 
 /// Reads the body of what may be a login, if it is short and its length is known. The engine keeps a copy for the
 /// server. A client that waits for us to ask for its body is judged when it comes.
 async fn read_ahead(env: &WebEnv, session: &mut Session, context: &mut RequestContext) -> Result<()> {
-    let headers = &session.req_header().headers;
-    let length = headers.get(CONTENT_LENGTH);
-    let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    let is_short = length.is_some_and(|length| (1..=AHEAD_MAX).contains(&length));
-    if !is_short || headers.contains_key(EXPECT) {
+    if !is_short(&session.req_header().headers) {
         return Ok(());
     }
     let Some(mut body) = context.body.take() else {
@@ -155,8 +193,16 @@ async fn read_ahead(env: &WebEnv, session: &mut Session, context: &mut RequestCo
     let grace = env.config.load().web.client_body_timeout;
     session.as_mut().enable_retry_buffering();
     read_body(session, &mut body, context.begun, grace).await?;
-    context.seen = body.user().or(context.seen.take());
+    let seen = context.readable(body.read())?;
+    context.seen = seen.or(context.seen.take());
     Ok(())
+}
+
+/// Whether a body comes that may be read ahead.
+fn is_short(headers: &HeaderMap) -> bool {
+    let length = headers.get(CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    length.is_some_and(|length| (1..=AHEAD_MAX).contains(&length)) && !headers.contains_key(EXPECT)
 }
 
 async fn read_body(session: &mut Session, body: &mut LoginBody, begun: Instant, grace: Duration) -> Result<()> {

@@ -117,7 +117,8 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     let mut context = RequestContext::new(snapshot);
     context.form = ErrorForm::of(&request);
     context.vhost = Some(vhost);
-    context.seen = login::basic(&request.uri, &request.headers);
+    // One that cannot be read is the engine's.
+    context.seen = login::basic(&request.method, &request.uri, &request.headers).ok()?;
     context.found = Some(proxied.found.clone());
     context.proxied = Some(proxied.clone());
     // One too many is the engine's, which counts it as any other request.
@@ -205,7 +206,7 @@ impl WebSocketUpgrade {
     /// Records the attempt of an upgrade that logs in: guesses of passwords must not bypass the audit log in this way.
     fn record_login(&mut self, env: &WebEnv, web: &WebClient, outcome: &UpgradeOutcome) {
         let Some(seen) = self.context.seen.take() else { return };
-        let answered = |status| login::outcome(status, self.context.sets_cookie, seen.form);
+        let answered = |status| seen.outcome(status, self.context.sets_cookie);
         let outcome = match outcome {
             UpgradeOutcome::Switched { .. } => answered(101),
             UpgradeOutcome::Refused { head, .. } => answered(head.response.status.as_u16()),
