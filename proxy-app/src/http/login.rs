@@ -249,6 +249,7 @@ enum Found {
     Unread(u16, &'static str),
 }
 
+const NO_UTF_8: (u16, &str) = (415, "a body that is not UTF-8");
 const NO_NAME: Found = Found::Unread(400, "no name that can be logged in with");
 const AMBIGUOUS: Found = Found::Unread(400, "more than one name or request");
 
@@ -292,14 +293,15 @@ impl LoginBody {
     /// # Errors
     /// It may hold a login, and cannot be read.
     pub(crate) fn read(self) -> Result<Option<LoginAttempt>, UnreadableLogin> {
-        let (form, logins) = (self.form, self.words.found());
-        let may_hold_one = logins > 0 || self.words.is_foreign();
+        let (form, logins, is_foreign) = (self.form, self.words.found(), self.words.is_foreign());
+        let may_hold_one = logins > 0 || is_foreign;
         match self.found() {
             Found::Login(attempt) if attempt.form == LoginForm::Batch => Ok(Some(LoginAttempt {
                 logins: attempt.logins.max(logins),
                 ..attempt
             })),
             Found::Login(attempt) => Ok(Some(attempt)),
+            Found::Unread(..) if is_foreign => Err(form.unreadable(NO_UTF_8)),
             Found::Unread(status, why) if may_hold_one => Err(form.unreadable((status, why))),
             Found::Unread(..) | Found::NoLogin => Ok(None),
         }
@@ -315,7 +317,7 @@ impl LoginBody {
         }
         let whole = Secret::new(whole);
         let Ok(text) = std::str::from_utf8(whole.expose()) else {
-            return Found::Unread(415, "a body that is not UTF-8");
+            return Found::Unread(NO_UTF_8.0, NO_UTF_8.1);
         };
         let text = text.trim_start_matches('\u{feff}').trim_start();
         match self.form {
@@ -549,6 +551,30 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
     }
 }
 
+/// An element of such a list: no list, whose nesting would fill the stack.
+struct Element<T>(First<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Element<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ElementVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ElementVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ElementVisitor<T> {
+    type Value = First<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<First<T>, A::Error> {
+        let first = T::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(First { first, count: 1 })
+    }
+}
+
 struct FirstVisitor<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstVisitor<T> {
@@ -564,8 +590,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstVisitor<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<First<T>, A::Error> {
-        let first = list.next_element::<First<T>>()?;
-        let mut first = first.ok_or_else(|| serde::de::Error::invalid_length(0, &self))?;
+        let first = list.next_element::<Element<T>>()?;
+        let Element(mut first) = first.ok_or_else(|| serde::de::Error::invalid_length(0, &self))?;
         while list.next_element::<IgnoredAny>()?.is_some() {
             first.count += 1;
         }
