@@ -557,7 +557,8 @@ fn when_a_failure_counts_does_not_tell_who_exists() -> Result<()> {
         let settings = "{max_delay: 8s, pair: {delay_from: 1, refuse_from: 0}}";
         node.more.push(("throttle".to_owned(), settings.to_owned()));
         directory
-            .config("zimbraReverseProxyAuthWaitInterval", "3s")
+            // Longer than Dovecot takes, and than it is given in any case.
+            .config("zimbraReverseProxyAuthWaitInterval", "6s")
             .config("zimbraReverseProxyImapStartTlsMode", "on");
         Ok(())
     };
