@@ -60,12 +60,6 @@ pub fn admin(headers: &HeaderMap) -> Option<AccountClaim> {
     token_id(cookie(headers, ADMIN_COOKIE)?).map(AccountClaim::Id)
 }
 
-/// Whether a request comes with the cookie of a session.
-pub(crate) fn has_session(headers: &HeaderMap) -> bool {
-    let is_token = |name| cookie(headers, name).is_some_and(|token| token_id(token).is_some());
-    [USER_COOKIE, ADMIN_COOKIE].into_iter().any(is_token)
-}
-
 /// The host that a request asks for, in lower case, without port, brackets and final dot; an IPv6 address in
 /// its canonical form. `None` when there is none, more than one, or one that cannot be a host.
 ///

@@ -28,7 +28,7 @@ use crate::app::snapshot::MailMode;
 use crate::http::answer_head::{self, Framing};
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
 use crate::http::repeat::may_be_repeated;
-use crate::http::{account, compression, headers, login, old_clients};
+use crate::http::{compression, headers, login, old_clients};
 use crate::locations::{Action, Files, MatchedLocation};
 use crate::node::limits::RequestKind;
 use crate::node::redaction;
