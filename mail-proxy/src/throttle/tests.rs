@@ -493,7 +493,9 @@ fn failures_of_tokens_count_for_the_address() {
         };
         now = now.after(Duration::from_millis(250));
         match throttle.ask(&claim, Duration::from_secs(60), now) {
-            Judgement::Pass(ticket, _) => throttle.answered(ticket, answer, now),
+            Judgement::Pass(ticket, _) => {
+                throttle.answered(ticket, answer, now);
+            }
             _ => return false,
         }
         true
