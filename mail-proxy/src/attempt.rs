@@ -48,6 +48,9 @@ const FAIR: Duration = Duration::from_secs(5);
 /// a client that guesses passwords must not make us ask the directory each time.
 const OLD_ROUTE: Duration = Duration::from_secs(5);
 
+/// How long before its client is told a failure counts: the next attempt must find it counted.
+const COUNTED_AHEAD: Duration = Duration::from_millis(100);
+
 /// How long the account of the name that authenticates may be looked for. While the directory is down, spellings count
 /// apart.
 const NAME: Duration = Duration::from_millis(500);
@@ -212,6 +215,9 @@ struct Tries {
 enum TryFailure {
     /// The route is stale, or the server has gone: forget it, ask again, and try once more wherever that leads.
     Stale(LoginFailure),
+    /// The server has gone at what may be its own end: try once more at the same one. The route stays, because a client
+    /// that has a server hang up must not make us ask the directory each time.
+    Again(LoginFailure),
     /// Worth another try only if the account is somewhere else by now. The route stays: it may be needed while the
     /// directory is down.
     Doubtful(LoginFailure),
@@ -288,17 +294,18 @@ impl Tries {
         result.and_then(|login| self.enter(login))
     }
 
-    /// Tells the throttle. A failure counts from the moment at which its client hears of it: what counted sooner would
-    /// show which names a mailbox server was asked about, and which have no account.
+    /// Tells the throttle. A failure counts from just before its client hears of it: what counted sooner would show which
+    /// names a mailbox server was asked about, and which have no account.
     fn count(&self, ticket: Ticket, answer: Answered) {
         let throttle = self.env.throttle.clone();
         if answer != Answered::Wrong {
             throttle.answered(ticket, answer, throttle.now());
             return;
         }
-        let told = self.begun + *self.holds.borrow() + self.env.settings.auth_wait;
+        let wait = self.env.settings.auth_wait.saturating_sub(COUNTED_AHEAD);
+        let counts = self.begun + *self.holds.borrow() + wait;
         tokio::spawn(async move {
-            tokio::time::sleep_until(told).await;
+            tokio::time::sleep_until(counts).await;
             throttle.answered(ticket, answer, throttle.now())
         });
     }
@@ -389,6 +396,7 @@ impl Tries {
         let fresh = match self.try_from(lookup, &route, credentials, id.clone()).await {
             Ok(done) => return Ok(done),
             Err(TryFailure::Final(failure)) => return Err(failure),
+            Err(TryFailure::Again(_)) => route,
             Err(TryFailure::Stale(_) | TryFailure::Referred(_)) => {
                 self.env.routes.forget(lookup);
                 self.route(lookup).await?
@@ -402,7 +410,7 @@ impl Tries {
                 failure
             }
             TryFailure::Referred(referral) => LoginFailure::UpstreamDown(not_followed(&referral)),
-            TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
+            TryFailure::Again(failure) | TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
         })
     }
 
@@ -622,7 +630,7 @@ impl Tries {
             self.record.phase = Some(machine.phase());
             let long = credentials.has_long_password() && machine.phase() == "login";
             match unanswered {
-                Unanswered::Gone if long => TryFailure::Stale(LoginFailure::PasswordNotBorne(CLOSED.to_owned())),
+                Unanswered::Gone if long => TryFailure::Again(LoginFailure::PasswordNotBorne(CLOSED.to_owned())),
                 Unanswered::Refused(refusal) if long => not_borne(refusal),
                 Unanswered::Refused(refusal) => failure(refusal),
                 Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(CLOSED.to_owned())),

@@ -119,6 +119,12 @@ impl Credentials {
     }
 }
 
+/// A login name as a mail program sends it: the name to look up, and the suffix behind it. `None`: no account can have
+/// it.
+pub fn login_name(typed: &str) -> Option<(&str, Option<&'static str>)> {
+    parse_user(typed.as_bytes())
+}
+
 /// The name in front of a suffix.
 pub(crate) fn without_suffix(name: &str) -> &str {
     parse_user(name.as_bytes()).map_or(name, |(name, _)| name)

@@ -32,7 +32,7 @@ pub mod throttle;
 mod upstream;
 
 pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
-pub use credentials::{Credentials, Rejected};
+pub use credentials::{Credentials, Rejected, login_name};
 pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
 pub use handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};

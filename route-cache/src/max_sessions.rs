@@ -58,7 +58,7 @@ mod tests {
             entry("b.test", &[("porticoDomainMaxSessions", "99999999999")]),
         ];
         let servers = [entry("s1", &[("porticoServerMaxSessions", "5")]), entry("s2", &[])];
-        let system = System::new(config, servers, [], domains);
+        let system = System::new(config, servers, domains, []);
         let find = |account, own, server| {
             let max = MaxSessions::find(&system, account, own, server);
             (max.account, max.domain, max.server)

@@ -7,8 +7,8 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mail_directory::names;
+use mail_proxy::login_name;
 use mail_proxy::throttle::{Action, Finding};
-use mail_proxy::{Credentials, Mechanism};
 use route_cache::{
     AccountReport, AnswerKind, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierReport,
     UpstreamTls,
@@ -254,10 +254,10 @@ fn subject(typed: &str) -> Result<(Subject, Option<&'static str>), ApiError> {
     if is_id(typed) {
         return Ok((Subject::Id(typed.to_owned()), None));
     }
-    let Ok(credentials) = Credentials::parse(Mechanism::Login, typed.as_bytes(), b"") else {
+    let Some((name, suffix)) = login_name(typed) else {
         return Err(ApiError::bad("no account can have this name"));
     };
-    Ok((Subject::Login(credentials.user), credentials.suffix))
+    Ok((Subject::Login(name.to_owned()), suffix))
 }
 
 /// The form of a `zimbraId`: 8-4-4-4-12 hexadecimal digits.

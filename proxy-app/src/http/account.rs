@@ -125,6 +125,23 @@ pub(crate) fn decoded(path: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(path).decode_utf8().ok()
 }
 
+/// The same without the parameters of its segments, as mailbox servers read it.
+pub(crate) fn without_parameters(path: &str) -> Option<Cow<'_, str>> {
+    match path.contains(';') {
+        true => decoded(&stripped(path)).map(|path| path.into_owned().into()),
+        false => decoded(path),
+    }
+}
+
+/// A path without the parameters of its segments (RFC 3986 §3.3), which mailbox servers take away before they decode it:
+/// `/home;x/alice` is `/home/alice` there, and `/home%3bx/alice` is not.
+fn stripped(path: &str) -> String {
+    let segments = path
+        .split('/')
+        .map(|segment| segment.split(';').next().unwrap_or_default());
+    segments.collect::<Vec<_>>().join("/")
+}
+
 /// The segments of a decoded path, with empty ones and dots resolved (RFC 3986 §5.2.4). A final slash leaves
 /// an empty last segment. `None` for a path that climbs above the root.
 pub(crate) fn segments(path: &str) -> Option<Vec<&str>> {
@@ -150,7 +167,7 @@ pub(crate) fn user(typed: &str) -> Option<String> {
 
 /// Steps 1 to 4 of HTTP §3.1. At most one of them applies: each begins with another segment.
 fn by_path(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
-    let path = decoded(uri.path())?;
+    let path = without_parameters(uri.path())?;
     let login = match segments(&path)?.as_slice() {
         ["home", owner, _, ..] | ["service", "home", owner, _, ..] => rest_user(owner),
         [first, ..] if first.starts_with("Microsoft-Server-ActiveSync") => device_user(uri, headers),
@@ -382,6 +399,13 @@ mod tests {
             expected,
             "{target} {lines:?}"
         );
+    }
+
+    #[test]
+    fn parameters_of_segments_are_no_part_of_a_name() {
+        check("/home;x/alice@a.example;y=1/inbox", &[], login("alice@a.example"));
+        check("/service/home;x/alice@a.example/inbox", &[], login("alice@a.example"));
+        check("/home/alice%3bx@a.example/", &[], login("alice;x@a.example"));
     }
 
     fn login(name: &str) -> Option<AccountClaim> {

@@ -147,7 +147,7 @@ pub(crate) fn basic(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<O
 
 /// ActiveSync, EWS, autodiscover, DAV and REST (HTTP §2.3, P16 to P22).
 fn asks_for_basic(path: &str) -> bool {
-    let Some(path) = account::decoded(path) else {
+    let Some(path) = account::without_parameters(path) else {
         return false;
     };
     let Some(mut segments) = account::segments(&path) else {
@@ -168,7 +168,7 @@ fn asks_for_basic(path: &str) -> bool {
 /// All SOAP paths count, since the mailbox server goes by the body alone: an `AuthRequest` works when posted to
 /// `/service/soap/NoOpRequest`, and a client that guesses passwords would do just that.
 pub(crate) fn is_login_path(path: &str) -> Option<LoginForm> {
-    let path = account::decoded(path)?;
+    let path = account::without_parameters(path)?;
     // Nearly all others are recognized by this alone.
     let mut parts = path.as_bytes().windows(4);
     if !parts.any(|part| matches!(part, b"soap" | b"logi")) {
@@ -1112,6 +1112,8 @@ mod tests {
             ("/service/soap/BatchRequest", Some(LoginForm::Soap)),
             ("/service/soap/NoOpRequest", Some(LoginForm::Soap)),
             ("//service/./s%6fap/AuthRequest", Some(LoginForm::Soap)),
+            ("/service;x/soap;y=1/AuthRequest", Some(LoginForm::Soap)),
+            ("/service/soap%3bx/AuthRequest", None),
             ("/service/admin/soap", Some(LoginForm::Soap)),
             ("/service/admin/soap/AuthRequest", Some(LoginForm::Soap)),
             ("/zx/auth/login", Some(LoginForm::Json)),
