@@ -298,12 +298,13 @@ impl Tries {
     /// names a mailbox server was asked about, and which have no account.
     fn count(&self, ticket: Ticket, answer: Answered) {
         let throttle = self.env.throttle.clone();
-        if answer != Answered::Wrong {
+        let wait = self.env.settings.auth_wait.saturating_sub(COUNTED_AHEAD);
+        let counts = self.begun + *self.holds.borrow() + wait;
+        // Where the client waits for nothing else, it must not be told before this has counted.
+        if answer != Answered::Wrong || counts <= Instant::now() {
             throttle.answered(ticket, answer, throttle.now());
             return;
         }
-        let wait = self.env.settings.auth_wait.saturating_sub(COUNTED_AHEAD);
-        let counts = self.begun + *self.holds.borrow() + wait;
         tokio::spawn(async move {
             tokio::time::sleep_until(counts).await;
             throttle.answered(ticket, answer, throttle.now())

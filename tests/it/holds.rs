@@ -180,7 +180,7 @@ fn an_alias_domain_is_held_by_its_target() -> Result<()> {
         let out = hold(scene, &["--domain", "Alias.example."])?;
         ensure!(out.starts_with("new logins wait: domain a.example "), "{out}");
         is_held(scene, "alice")?;
-        scene.login("bob")?;
+        scene.login("dave")?;
         release(scene, &["--domain", "alias.example"])?;
         scene.login("alice").map(drop)
     })
