@@ -552,9 +552,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
 }
 
 /// An element of such a list: no list, whose nesting would fill the stack.
-struct Element<T>(First<T>);
+struct FirstElement<T>(First<T>);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Element<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for FirstElement<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(ElementVisitor(PhantomData)).map(Self)
     }
@@ -590,8 +590,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstVisitor<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<First<T>, A::Error> {
-        let first = list.next_element::<Element<T>>()?;
-        let Element(mut first) = first.ok_or_else(|| serde::de::Error::invalid_length(0, &self))?;
+        let first = list.next_element::<FirstElement<T>>()?;
+        let FirstElement(mut first) = first.ok_or_else(|| serde::de::Error::invalid_length(0, &self))?;
         while list.next_element::<IgnoredAny>()?.is_some() {
             first.count += 1;
         }
