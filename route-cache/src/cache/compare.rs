@@ -23,7 +23,7 @@ const AT_ONCE: usize = 512;
 /// The services whose routes are compared.
 const SERVICES: [Service; 3] = [Service::Imap, Service::Pop3, Service::Web];
 
-/// Where the clients of an account are sent, by place in [`SERVICES`]; `None`: not known.
+/// Where the clients of an account are sent, by place in `SERVICES`; `None`: not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destinations([Option<Destination>; 3]);
 
