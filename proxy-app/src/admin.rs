@@ -39,7 +39,7 @@ pub(crate) mod nodes;
 mod orders;
 pub(crate) mod preview;
 pub(crate) mod route;
-mod scrape;
+pub(crate) mod scrape;
 pub(crate) mod sessions;
 pub(crate) mod slots;
 mod standing;

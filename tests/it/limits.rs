@@ -391,15 +391,7 @@ fn an_address_has_so_many_requests_under_way() -> Result<()> {
             "{refused}"
         );
         ensure!(status(IpAddr::V4(Ipv4Addr::LOCALHOST))?.starts_with("HTTP/1.1 200 "));
-        let metrics = scene.run(
-            "curl",
-            &[
-                "-sS",
-                "--unix-socket",
-                &scene.portico.dir().join("admin.sock").display().to_string(),
-                "http://localhost/metrics",
-            ],
-        )?;
+        let metrics = scene.metrics()?;
         let counted = metrics
             .lines()
             .find(|line| line.contains("limit=\"requests_per_address\""));

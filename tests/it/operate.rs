@@ -1,5 +1,6 @@
 //! Upgrades, stops and reloads, as connected clients see them.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -114,6 +115,87 @@ fn an_upgrade_cuts_no_session() -> Result<()> {
         scene.portico = scene.portico.adopt(successor);
         Ok(())
     })
+}
+
+/// Every counter, and every count of times, by its name and labels.
+fn counters(metrics: &str) -> BTreeMap<String, f64> {
+    let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+    let counts = lines.filter(|(series, _)| {
+        let name = series.split('{').next().unwrap_or_default();
+        ["_total", "_count", "_bucket", "_sum"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    });
+    counts
+        .filter_map(|(series, value)| Some((series.to_owned(), value.parse().ok()?)))
+        .collect()
+}
+
+const LOGINS: &str = r#"portico_logins_total{outcome="ok",protocol="imap"}"#;
+const LOGIN_TIMES: &str = r#"portico_phase_seconds_count{phase="login",protocol="imap"}"#;
+const FAST: &str = r#"portico_phase_seconds_bucket{phase="login",protocol="imap",le="+Inf"}"#;
+const BYTES: &str = r#"portico_relay_bytes_total{direction="in",protocol="imap"}"#;
+
+/// A scrape at any time finds no counter that has gone back, over two upgrades; sessions of the first process count
+/// on, through the second one to the third.
+#[test]
+fn counters_go_on_over_upgrades() -> Result<()> {
+    play(|scene| {
+        let mut alice = scene.login("alice")?;
+        // The others stay, too: the process of each goes on.
+        let (mut others, mut processes) = (Vec::new(), Vec::new());
+        for (round, local) in [(1.0, "bob"), (2.0, "carol")] {
+            let before = counters(&scene.metrics()?);
+            ensure!(
+                (before[LOGINS], before[LOGIN_TIMES], before[FAST]) == (round, round, round),
+                "{before:?}"
+            );
+            let new = upgraded_without_going_back(scene, before)?;
+            processes.push(std::mem::replace(&mut scene.portico, new));
+            let now = counters(&scene.metrics()?);
+            ensure!(
+                (now[LOGINS], now[LOGIN_TIMES], now[FAST]) == (round, round, round),
+                "{now:?}"
+            );
+            let bytes = now[BYTES];
+            alice.imap_ok("a1 NOOP")?;
+            until("the bytes of the first process", SOON, || {
+                Ok((counters(&scene.metrics()?)[BYTES] > bytes).then_some(()))
+            })?;
+            others.push(scene.login(local)?);
+        }
+        alice.imap_ok("a2 LOGOUT")?;
+        drop((alice, others));
+        processes
+            .iter_mut()
+            .try_for_each(|process| process.wait(SOON).map(drop))?;
+        // Without a process that tells, they begin anew.
+        scene.portico.restart("info")?;
+        ensure!(!counters(&scene.metrics()?).contains_key(LOGINS));
+        Ok(())
+    })
+}
+
+/// Lets a new process take over, under scrapes.
+fn upgraded_without_going_back(scene: &Scene, mut last: BTreeMap<String, f64>) -> Result<Portico> {
+    let before = scene.portico.successions();
+    let mut successor = scene.portico.successor("info")?;
+    let mut look = || -> Result<()> {
+        let now = counters(&scene.metrics()?);
+        for (series, was) in &last {
+            let is = now.get(series).copied();
+            ensure!(is >= Some(*was), "{series} was {was} and is {is:?}");
+        }
+        last = now;
+        Ok(())
+    };
+    until("the new process to take over", SOON, || {
+        ensure!(successor.is_running(), "it ended");
+        look()?;
+        Ok((scene.portico.successions() > before).then_some(()))
+    })?;
+    look()?;
+    Ok(scene.portico.adopt(successor))
 }
 
 #[test]

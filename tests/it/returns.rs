@@ -41,7 +41,7 @@ fn a_server_that_comes_back_is_not_stormed() -> Result<()> {
             ensure!(storm(scene, 20)? == (20, 0), "it has not been down");
             scene.town.stores[0].dovecot.stop()?;
             ensure!(storm(scene, 20)? == (0, 20));
-            let metrics = metrics(scene)?;
+            let metrics = scene.metrics()?;
             ensure!(
                 metrics.contains("portico_servers_returning{state=\"down\",upstream=\"store1.example.test\"} 1"),
                 "{metrics}"
@@ -68,9 +68,4 @@ fn a_server_that_comes_back_is_not_stormed() -> Result<()> {
             Ok(())
         },
     )
-}
-
-fn metrics(scene: &Scene) -> Result<String> {
-    let socket = scene.portico.dir().join("admin.sock").display().to_string();
-    scene.run("curl", &["-sS", "--unix-socket", &socket, "http://portico/metrics"])
 }

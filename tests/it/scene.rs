@@ -133,6 +133,12 @@ impl Scene<'_> {
         self.portico.must_not_have_written(&self.town.secrets())
     }
 
+    /// What the node counts and measures.
+    pub(crate) fn metrics(&self) -> Result<String> {
+        let socket = self.portico.dir().join("admin.sock").display().to_string();
+        self.run("curl", &["-sS", "--unix-socket", &socket, "http://portico/metrics"])
+    }
+
     /// IMAP in TLS, greeting read.
     pub(crate) fn imaps(&self) -> Result<Wire> {
         greeted(self.tls(self.town.endpoints.imaps, FRONT)?, "* OK ")

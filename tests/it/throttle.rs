@@ -333,10 +333,7 @@ fn administrators_see_and_steer_it() -> Result<()> {
         );
         let route = verb(scene, &["route", "explain", "al@a.example", "--ip", &ip])?;
         ensure!(route.contains("in the way  the throttle refuses it for"), "{route}");
-        let metrics = scene.run(
-            "curl",
-            &["-sS", "--unix-socket", &socket(scene), "http://localhost/metrics"],
-        )?;
+        let metrics = scene.metrics()?;
         let counted = "portico_throttled_total{action=\"refused\",mode=\"on\",rule=\"pair\"} 1";
         ensure!(metrics.contains(counted), "{metrics}");
         verb(scene, &["throttle", "allow", &ip, "--for", "1h", "--reason", "a fair"])?;
@@ -360,10 +357,6 @@ fn administrators_see_and_steer_it() -> Result<()> {
         }
         Ok(())
     })
-}
-
-fn socket(scene: &Scene) -> String {
-    scene.portico.dir().join("admin.sock").display().to_string()
 }
 
 #[test]

@@ -20,9 +20,10 @@ use crate::upstream::groups::{self, Health};
 /// Heaviest share of requests.
 const MAX_WEIGHT: u32 = 1000;
 
-/// Returns the metrics of this process, in the text format of Prometheus.
+/// Returns the metrics of this node, in the text format of Prometheus.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String)))]
 pub(crate) async fn metrics(State(env): State<Arc<AdminEnv>>) -> Response {
+    env.metrics.settled().await;
     match scrape::text(&env) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

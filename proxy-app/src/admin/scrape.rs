@@ -20,6 +20,11 @@ pub(super) fn text(env: &AdminEnv) -> prometheus::Result<String> {
     env.metrics.text(|read| fill(read, env))
 }
 
+/// What has been counted, as a line for the next process.
+pub(crate) fn counts(env: &AdminEnv) -> Vec<u8> {
+    env.metrics.counts(|read| fill(read, env)).line()
+}
+
 fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     let counters = env.routes.counters();
     for (tier, count) in counters.answers() {

@@ -2,7 +2,7 @@
 //!
 //! Every metric stands in one table with its labels; docs/metrics.md explains each. No metric names an account, and
 //! labels that come from configurations are bounded. Counting holds no lock for long; what other modules know already
-//! (sessions, health, ages) is collected at a scrape.
+//! (sessions, health, ages) is collected at a scrape, and what previous processes have counted is added.
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -12,11 +12,20 @@ use mail_proxy::audit::{Event, Outcome, Phase, Record};
 use mail_proxy::{Proto, Totals};
 use parking_lot::Mutex;
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
 };
+use tokio::sync::watch;
+use tokio::time::timeout;
 
+use crate::node::metrics::previous::{Counts, PreviousCounts};
 use crate::node::refusals::Reason;
+
+pub(crate) mod previous;
+
+/// How long a scrape waits for what a previous process has counted. It tells at once, or not at all.
+const PREVIOUS: Duration = Duration::from_secs(2);
 
 /// Most values of a label that names servers; what is beyond is `other`.
 const MAX_SERVERS: usize = 256;
@@ -274,6 +283,9 @@ pub(crate) struct Metrics {
     /// Bytes by protocol.
     pub bytes: [Arc<Totals>; Proto::ALL.len()],
     scraped: Mutex<ScrapeMetrics>,
+    previous: Mutex<PreviousCounts>,
+    /// Whether a previous process has not told yet what it has counted.
+    awaits_previous: watch::Sender<bool>,
 }
 
 /// What is filled in at a scrape.
@@ -375,6 +387,8 @@ impl Metrics {
                 turns: counters(&RETURN_TURNS)?,
                 gauges: gauges.map(gauge).into_iter().collect::<Result<_, _>>()?,
             }),
+            previous: Mutex::default(),
+            awaits_previous: watch::Sender::new(false),
             registry,
         })
     }
@@ -469,6 +483,15 @@ impl Metrics {
     /// # Errors
     /// Never in practice: all names are valid.
     pub(crate) fn text(&self, fill: impl FnOnce(&ScrapeMetrics)) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.gather(fill))
+    }
+
+    /// What has been counted here and in previous processes, for the next one.
+    pub(crate) fn counts(&self, fill: impl FnOnce(&ScrapeMetrics)) -> Counts {
+        Counts::of(&self.gather(fill))
+    }
+
+    fn gather(&self, fill: impl FnOnce(&ScrapeMetrics)) -> Vec<MetricFamily> {
         let scraped = self.scraped.lock();
         for (proto, totals) in Proto::ALL.iter().zip(&self.bytes) {
             let (bytes_in, bytes_out) = totals.bytes();
@@ -478,7 +501,33 @@ impl Metrics {
         // Values of servers that are gone must not stay.
         scraped.gauges.iter().for_each(|(_, gauge)| gauge.reset());
         fill(&scraped);
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        self.previous.lock().add_to(self.registry.gather())
+    }
+
+    /// What the previous process has counted is yet to come, and scrapes wait for it: a counter that begins at zero and
+    /// then jumps would look like that many events.
+    pub(crate) fn await_previous(&self) {
+        self.awaits_previous.send_replace(true);
+    }
+
+    /// What the previous process has counted; `None`: it tells nothing more.
+    pub(crate) fn take_previous(&self, counts: Option<Counts>) {
+        if let Some(counts) = counts {
+            let mut previous = self.previous.lock();
+            previous.take(counts);
+            // Servers that had a label keep it.
+            let mut servers = self.servers.lock();
+            let left = MAX_SERVERS.saturating_sub(servers.len());
+            servers.extend(previous.values(CONNECTS.name, "upstream").take(left).cloned());
+        }
+        self.awaits_previous.send_replace(false);
+    }
+
+    /// Resolves when the counters are those of the node and not of this process alone.
+    pub(crate) async fn settled(&self) {
+        let mut awaits = self.awaits_previous.subscribe();
+        // Without an answer they begin at zero, as after a start.
+        let _late = timeout(PREVIOUS, awaits.wait_for(|awaits| !awaits)).await;
     }
 }
 

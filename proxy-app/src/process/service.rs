@@ -22,6 +22,7 @@ use crate::app::plan::Plan;
 use crate::config::Listener;
 use crate::listen::{Backlog, Ending, ListenerSet, bind, close_others, sockets};
 use crate::node::{diagnostics, systemd};
+use crate::process::counts::{self, ToldCounts};
 use crate::process::daemon::{self, WaitingCommand};
 use crate::process::shutdown::{self, EndSignal, SignalStream, Signals};
 use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
@@ -130,13 +131,16 @@ pub(crate) fn take_over(
     upgrade_request.is_awaited()?;
     env.app.take_holds_again();
     env.app.resume_moves();
-    let config = env.config.load().admin.clone();
+    let (config, metrics) = (env.config.load().admin.clone(), env.metrics.clone());
+    metrics.await_previous();
     // Last, when nothing else can go wrong: the socket file is taken from the previous process.
     match admin::Sockets::open(&config, TakeOver::Yes, &listeners.fds) {
         Ok(admin) => drop(tokio::spawn(admin.serve(env, listeners.shutdown.clone()))),
         Err(error) => log::error!("{error:#}; the other listeners serve"),
     }
-    upgrade_request.serves()
+    let previous = upgrade_request.serves()?;
+    tokio::spawn(counts::take(previous, metrics));
+    Ok(())
 }
 
 /// Ends a process that cannot serve.
@@ -186,10 +190,10 @@ impl Service for ListenerService {
             tokio::spawn(waiting.notify());
         }
         let socket = shutdown::upgrade_socket(&self.conf);
-        let ended = self
-            .end
-            .ended(&mut signals, self.successor.take(), socket, listeners.fds.clone(), &env);
+        let (successor, fds, mut heir) = (self.successor.take(), listeners.fds.clone(), None);
+        let ended = self.end.ended(&mut signals, successor, socket, fds, &env, &mut heir);
         let (ending, mut listeners) = listeners.run(ended).await;
+        let told = heir.map(|heir| ToldCounts::begin(heir, app.admin()));
         listeners
             .close(match ending {
                 Ending::Stop => Backlog::Served,
@@ -209,7 +213,7 @@ impl Service for ListenerService {
             // A new process has begun to keep it itself.
             app.keep_throttle_now().await;
         }
-        shutdown::drain(&env, ending, signals).await;
+        shutdown::drain(&env, ending, signals, told).await;
         if let Some(nodes) = &env.nodes {
             nodes.leave().await;
         }

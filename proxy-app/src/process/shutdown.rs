@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use mail_proxy::Drain;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, timeout};
 use crate::app::env::ProcessEnv;
 use crate::listen::{Ending, GOODBYE};
 use crate::node::systemd;
+use crate::process::counts::ToldCounts;
 use crate::process::upgrade::{self, SuccessorCommand, UpgradeSocket};
 
 /// How long clients may go on to log in when the node is stopped: one that connected just before the listeners closed
@@ -60,7 +62,7 @@ impl EndSignal {
         self.0.send_replace(Some(ending));
     }
 
-    /// Waits until a signal or a new process ends this one.
+    /// Waits until a signal or a new process ends this one. `heir` becomes the connection to that process.
     pub(crate) async fn ended(
         &self,
         signals: &mut Signals,
@@ -68,8 +70,9 @@ impl EndSignal {
         socket: Option<UpgradeSocket>,
         fds: ListenFds,
         env: &Arc<ProcessEnv>,
+        heir: &mut Option<UnixStream>,
     ) -> Ending {
-        let mut upgrade: Option<JoinHandle<anyhow::Result<()>>> = None;
+        let mut upgrade: Option<JoinHandle<anyhow::Result<UnixStream>>> = None;
         loop {
             tokio::select! {
                 () = signals.end.next() => {
@@ -98,7 +101,10 @@ impl EndSignal {
                 result = finished(&mut upgrade) => {
                     upgrade = None;
                     match result {
-                        Ok(()) => return Ending::Replaced,
+                        Ok(connection) => {
+                            *heir = Some(connection);
+                            return Ending::Replaced;
+                        }
                         Err(error) => {
                             log::error!("the upgrade failed, this process serves on: {error:#}");
                             env.app.leave_files(false);
@@ -138,14 +144,14 @@ pub(crate) fn upgrade_socket(conf: &ServerConf) -> Option<UpgradeSocket> {
         .ok()
 }
 
-async fn next_request(socket: Option<&UpgradeSocket>) -> tokio::net::UnixStream {
+async fn next_request(socket: Option<&UpgradeSocket>) -> UnixStream {
     match socket {
         Some(socket) => socket.next_request().await,
         None => pending().await,
     }
 }
 
-async fn finished(upgrade: &mut Option<JoinHandle<anyhow::Result<()>>>) -> anyhow::Result<()> {
+async fn finished(upgrade: &mut Option<JoinHandle<anyhow::Result<UnixStream>>>) -> anyhow::Result<UnixStream> {
     match upgrade {
         Some(task) => task.await?,
         None => pending().await,
@@ -226,14 +232,14 @@ impl Signals {
 
 /// Ends open connections, and then the process. Pingora alone would wait its whole grace period without any, and then
 /// cut all off in the middle of a response.
-pub(crate) async fn drain(env: &ProcessEnv, ending: Ending, mut signals: Signals) {
+pub(crate) async fn drain(env: &ProcessEnv, ending: Ending, mut signals: Signals, told: Option<ToldCounts>) {
     if ending == Ending::Replaced {
         log::info!(
             "a new process has taken over; {} connections go on here",
             env.open.count()
         );
         tokio::select! {
-            () = wait_long(env) => return leave(env).await,
+            () = wait_long(env) => return leave(env, told).await,
             () = signals.end.next() => {}
             () = signals.now.next() => at_once().await,
         }
@@ -244,7 +250,7 @@ pub(crate) async fn drain(env: &ProcessEnv, ending: Ending, mut signals: Signals
         () = signals.end.next() => at_once().await,
         () = signals.now.next() => at_once().await,
     }
-    leave(env).await;
+    leave(env, told).await;
 }
 
 /// After an upgrade the service is the new process, and this one notifies systemd no more.
@@ -293,7 +299,10 @@ async fn idle(env: &ProcessEnv, limit: Duration) {
     }
 }
 
-async fn leave(env: &ProcessEnv) {
+async fn leave(env: &ProcessEnv, told: Option<ToldCounts>) {
+    if let Some(told) = told {
+        told.finish().await;
+    }
     tokio::time::sleep(LAST_LINES).await;
     log::info!("ended; {} connections were left", env.open.count());
     std::process::exit(0);

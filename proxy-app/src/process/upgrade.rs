@@ -74,16 +74,16 @@ impl UpgradeRequest {
         }
     }
 
-    /// Notifies the old process that this one serves. It may have gone.
+    /// Notifies the old process that this one serves. It may have gone. Returns the connection to it.
     ///
     /// # Errors
     /// It has given up waiting, and serves on.
-    pub(crate) fn serves(self) -> anyhow::Result<()> {
+    pub(crate) fn serves(self) -> anyhow::Result<std::os::unix::net::UnixStream> {
         if let Err(error) = (&self.stream).write_all(SERVES) {
             self.is_left_alone()?;
             log::warn!("the previous process cannot be told that this one serves: {error}");
         }
-        Ok(())
+        Ok(self.stream)
     }
 
     /// Two processes that both serve would do so for ever.
@@ -164,11 +164,15 @@ fn is_ours(user: u32) -> bool {
     user == 0 || std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == user)
 }
 
-/// Hands the listening sockets to the process that asked, and waits until it serves.
+/// Hands the listening sockets to the process that asked, and waits until it serves. Returns the connection to it.
 ///
 /// # Errors
 /// It does not. The sockets are still ours, too.
-pub(crate) async fn hand_over(mut asker: UnixStream, fds: ListenFds, upgrade_sock: String) -> anyhow::Result<()> {
+pub(crate) async fn hand_over(
+    mut asker: UnixStream,
+    fds: ListenFds,
+    upgrade_sock: String,
+) -> anyhow::Result<UnixStream> {
     let meeting = Instant::now() + MEETING;
     while std::fs::metadata(&upgrade_sock).is_err() {
         ensure!(Instant::now() < meeting, "the new process did not open {upgrade_sock}");
@@ -183,7 +187,7 @@ pub(crate) async fn hand_over(mut asker: UnixStream, fds: ListenFds, upgrade_soc
     }
     let mut word = [0; SERVES.len()];
     match timeout(START, asker.read_exact(&mut word)).await {
-        Ok(Ok(_)) if word == *SERVES => Ok(()),
+        Ok(Ok(_)) if word == *SERVES => Ok(asker),
         Ok(_) => bail!("the new process ended before it served"),
         Err(_) => bail!("the new process did not serve within {START:?}"),
     }
