@@ -33,6 +33,12 @@ export function note(text, kind) {
   return h("p", { class: `note ${kind}`, role: kind === "bad" ? "alert" : "status" }, lines);
 }
 
+// What the other nodes have said that have not done it.
+export function others(answer) {
+  const silent = (answer.nodes ?? []).filter((node) => node.error);
+  return silent.map((node) => note(`${node.node}: ${node.error}`, "bad"));
+}
+
 export function empty(text) {
   return h("p", { class: "card empty" }, text);
 }

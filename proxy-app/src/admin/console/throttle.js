@@ -1,7 +1,7 @@
 // Whom the throttle holds off, and why; failures forgotten and networks let through, on all nodes.
 
 import { get, send } from "./api.js";
-import { busy, confirmed, count, duration, empty, field, h, name, note, pill, table, time } from "./dom.js";
+import { busy, confirmed, count, duration, empty, field, h, name, note, others, pill, table, time } from "./dom.js";
 
 export const title = "Throttle";
 
@@ -16,12 +16,6 @@ function mode(one) {
 
 function limit(number) {
   return number === 0 ? "never" : count(number);
-}
-
-// What the other nodes have said that have not done it.
-function others(answer) {
-  const silent = (answer.nodes ?? []).filter((node) => node.error);
-  return silent.map((node) => note(`${node.node}: ${node.error}`, "bad"));
 }
 
 function everywhere(answer) {
