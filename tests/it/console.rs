@@ -7,9 +7,11 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use portico_tests::browser::Browser;
 use portico_tests::certs::Pair;
 use portico_tests::portico::Portico;
+use portico_tests::redis::Redis;
 use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Town, people};
 use portico_tests::wire::Wire;
@@ -17,6 +19,7 @@ use portico_tests::{Stage, until};
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, Source};
+use crate::shared_state::{NAMES, SOON, Together, at};
 
 const TOKEN: &str = "0123456789abcdef0123";
 
@@ -588,6 +591,57 @@ fn a_browser_shows_the_state_of_the_node() -> Result<()> {
         // Another tab does not have the token.
         browser.run("sessionStorage.clear(); location.reload()")?;
         browser.must("document.getElementById('token').open")
+    })
+}
+
+/// Where nodes act together, one page shows the sessions of all of them, ends each on its node, and names the node that
+/// does not answer.
+#[test]
+fn a_browser_shows_the_sessions_of_all_nodes() -> Result<()> {
+    Stage::run(|stage| {
+        let (redis, port) = (Redis::start(stage)?, stage.port()?);
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let token = stage.file("console.token", TOKEN)?;
+        let together = Together::build(stage, 2, &at(&redis), |node| {
+            if node.name == NAMES[0] {
+                node.admin.push(format!("http: {address}"));
+                node.admin.push(format!("token_file: {}", token.display()));
+            }
+        })?;
+        together.all_see_each_other()?;
+        let (mut alice, mut bob) = (together.login(0, "alice")?, together.login(1, "bob")?);
+        let browser = Browser::start(stage, &[])?;
+        let token = Some(TOKEN);
+        log_in(&browser, &Api { address, token })?;
+        go(&browser, "sessions", "Sessions")?;
+        for text in [
+            "alice@a.example",
+            "bob@a.example",
+            NAMES[0],
+            NAMES[1],
+            "2 sessions on 2 nodes",
+        ] {
+            browser.must(&has_text(text))?;
+        }
+        if let Some(folder) = std::env::var_os("PORTICO_SCREENSHOTS") {
+            browser.screenshot(&std::path::Path::new(&folder).join("sessions.png"))?;
+        }
+        browser.type_into("#filter", "bob")?;
+        browser.must("document.querySelectorAll('tbody tr').length == 1")?;
+        browser.click("td.act button")?;
+        browser.must("document.getElementById('confirm').open")?;
+        browser.must(&has_text(&format!("on {}", NAMES[1])))?;
+        browser.click("#confirm-yes")?;
+        browser.must(&has_text("The session of bob@a.example ends."))?;
+        let bye = bob.line()?;
+        ensure!(bye.starts_with("* BYE session ended by the administrator"), "{bye}");
+        browser.run("document.getElementById('filter').value = ''")?;
+        browser.type_into("#filter", "alice")?;
+        together.nodes[1].signal(Signal::SIGSTOP)?;
+        browser.must_within(SOON, &has_text(&format!("{}: ", NAMES[1])))?;
+        browser.must(&has_text("alice@a.example"))?;
+        together.nodes[1].signal(Signal::SIGCONT)?;
+        alice.imap_ok("a1 NOOP").map(drop)
     })
 }
 

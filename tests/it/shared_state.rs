@@ -29,7 +29,7 @@ pub(crate) struct Together {
 
 impl Together {
     /// `section` is `shared_state` of the node files, `change` further changes.
-    fn build(stage: &Stage, count: usize, section: &str, change: impl Fn(&mut Node)) -> Result<Self> {
+    pub(crate) fn build(stage: &Stage, count: usize, section: &str, change: impl Fn(&mut Node)) -> Result<Self> {
         let town = Town::build(stage, people())?;
         let directory = Self::directory(&town, count);
         Self::start(stage, town, (&directory, count), section, change)

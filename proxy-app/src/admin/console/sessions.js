@@ -41,9 +41,8 @@ export function show(root, { mayChange, attempt }) {
   const none = h("div");
   const columns = [
     { title: "Account", class: "account", sees: (one) => one.logins, cell: who },
-    { title: "Node", class: "node", sees: (one) => one.node, cell: (one) => (one.node === "" ? null : name(one.node)) },
     { title: "Protocol", sees: (one) => [one.proto, one.tls], cell: (one) => [pill(one.proto.toUpperCase()), one.tls ? null : h("span", { class: "sub" }, "clear text or STARTTLS")] },
-    { title: "Client", class: "address", sees: (one) => one.client, cell: (one) => [name(one.client), one.via ? h("span", { class: "sub" }, "via ", name(one.via)) : null] },
+    { title: "Client", class: "address", sees: (one) => [one.client, one.node], cell: (one) => [name(one.client), one.via ? h("span", { class: "sub" }, "via ", name(one.via)) : null, one.node === "" ? null : h("span", { class: "sub" }, "at ", name(one.node))] },
     { title: "Server", class: "address", sees: (one) => one.logins, cell: (one) => [...new Set(one.logins.map((login) => login.route))].filter((route) => route !== "").map((route) => h("div", {}, name(route))) },
     { title: "Age", class: "number", sees: (one) => duration(one.age), cell: (one) => h("span", { title: one.since }, duration(one.age)) },
     { title: "Idle", class: "number", sees: (one) => duration(one.idle), cell: (one) => h("span", {}, duration(one.idle)) },
@@ -69,7 +68,6 @@ export function show(root, { mayChange, attempt }) {
     const nodes = (answer.nodes ?? []).length;
     now = new Map(all.map((one) => [key(one), one]));
     list.update(all);
-    list.element.classList.toggle("one-node", nodes === 0);
     list.element.hidden = all.length === 0;
     silent.replaceChildren(...others(answer));
     none.replaceChildren(...(all.length > 0 ? [] : [empty(text === "" ? "No sessions." : "No session matches.")]));
