@@ -117,6 +117,22 @@ fn an_upgrade_cuts_no_session() -> Result<()> {
     })
 }
 
+/// An old process that is left with its sessions opens its logs again when it is told, as the new one does.
+#[test]
+fn an_old_process_opens_its_logs_again() -> Result<()> {
+    play(|scene| {
+        let mut alice = scene.login("alice")?;
+        let old = scene.portico.upgrade("info")?;
+        alice.imap_ok("a1 NOOP")?;
+        let log = scene.portico.dir().join("audit.log");
+        std::fs::rename(&log, log.with_extension("old"))?;
+        // Nobody writes a line: a file is there because it was opened.
+        old.signal(Signal::SIGUSR1)?;
+        until("a new audit log", SOON, || Ok(log.exists().then_some(())))?;
+        alice.imap_ok("a2 LOGOUT").map(drop)
+    })
+}
+
 /// Every counter, and every count of times, by its name and labels.
 fn counters(metrics: &str) -> BTreeMap<String, f64> {
     let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));

@@ -173,7 +173,9 @@ impl Service for ListenerService {
         for (listener, socket) in sockets {
             listeners.serve(listener, socket).await;
         }
-        let mut tasks = care_for(&app, hangups, rotations);
+        let mut tasks = care_for(&app, hangups);
+        // Not one of the tasks: an old process writes its logs as long as it has sessions.
+        tokio::spawn(reopen_logs(app.clone(), rotations));
         let following = tokio::spawn(app.clone().follow_directory());
         follow_nodes(&env, app.admin());
         if let Some(upgrade_request) = self.upgrade_request.take() {
@@ -257,10 +259,9 @@ fn follow_nodes(env: &ProcessEnv, local: Arc<AdminEnv>) {
 }
 
 /// What goes on as long as the process serves.
-fn care_for(app: &Arc<App>, hangups: SignalStream, rotations: SignalStream) -> Vec<JoinHandle<()>> {
+fn care_for(app: &Arc<App>, hangups: SignalStream) -> Vec<JoinHandle<()>> {
     vec![
         tokio::spawn(reload_on_hangup(app.clone(), hangups)),
-        tokio::spawn(reopen_logs(app.clone(), rotations)),
         tokio::spawn(app.clone().keep_throttle()),
         tokio::spawn(systemd::say_alive()),
         tokio::spawn(diagnostics::report_left_out()),
