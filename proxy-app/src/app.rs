@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -98,6 +99,8 @@ pub(crate) struct App {
     history: Arc<History>,
     /// What the next process is to know.
     state_file: StateFile,
+    /// Whether it runs already.
+    replaced: AtomicBool,
     /// Accounts on their way to another server.
     moves: Arc<Moves>,
     connection_ids: Arc<ConnectionIds>,
@@ -183,6 +186,7 @@ impl App {
             reported: Mutex::default(),
             history,
             state_file,
+            replaced: AtomicBool::new(false),
             moves: Arc::default(),
             connection_ids: Arc::default(),
             nodes,

@@ -162,6 +162,14 @@ fn a_session_of_an_old_process_ends_when_its_account_moves() -> Result<()> {
             old.signal(nix::sys::signal::Signal::SIGTERM)?;
             Ok(())
         })?;
+            // In the audit log, too, each number stands once.
+            let records = scene.portico.audit()?;
+            let configs = records.iter().filter(|record| record["event"] == "config");
+            let mut numbers: Vec<_> = configs.filter_map(|record| record["generation"].as_u64()).collect();
+            let all = numbers.len();
+            numbers.sort_unstable();
+            numbers.dedup();
+            ensure!(all >= 3 && numbers.len() == all, "{all} configurations, {numbers:?}");
     }
     Ok(())
 }

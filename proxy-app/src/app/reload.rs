@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mail_directory::yaml::{Problems, problem};
 use mail_directory::{Apply, Losses, System};
@@ -224,7 +225,10 @@ impl App {
         let before = self.snapshot.load_full();
         let config = &config.map_or_else(|| self.config.load_full(), Arc::clone);
         let system = system.unwrap_or(&before.system);
-        let would = self.would_run(config, system, &before)?;
+        let mut would = self.would_run(config, system, &before)?;
+        if self.replaced.load(Ordering::Relaxed) {
+            would.snapshot.generation = before.generation;
+        }
         report_new(&mut reported, &would.warnings);
         let changes = self.changes(config, &before, system, &would.certificates);
         self.certificates.store(Arc::new(would.certificates));
@@ -283,6 +287,10 @@ impl App {
 
     pub(crate) fn applied(&self, why: &str, changes: Vec<String>) {
         let generation = self.snapshot.load().generation;
+        if self.replaced.load(Ordering::Relaxed) {
+            // The numbers go on in the new process, and the audit log has one of each.
+            return log::info!("the sessions that are left here follow the configuration ({why})");
+        }
         log::info!("configuration {generation} is in force ({why})");
         for change in self.history.begin(generation, why, changes).changes {
             log::info!(target: "proxy_app::list", "{change}");
@@ -313,6 +321,11 @@ impl App {
     pub(crate) fn leave_files(&self, to_another: bool) {
         self.state_file.leave(to_another);
         self.directory.leave_keeping(to_another);
+    }
+
+    /// Another process has taken over, and counts the configurations from now on.
+    pub(crate) fn is_replaced(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
     }
 
     /// Takes over what the previous process has held meanwhile, and the moves that it has left.

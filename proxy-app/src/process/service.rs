@@ -195,6 +195,9 @@ impl Service for ListenerService {
         let (successor, fds, mut heir) = (self.successor.take(), listeners.fds.clone(), None);
         let ended = self.end.ended(&mut signals, successor, socket, fds, &env, &mut heir);
         let (ending, mut listeners) = listeners.run(ended).await;
+        if ending == Ending::Replaced {
+            app.is_replaced();
+        }
         let told = heir.map(|heir| ToldCounts::begin(heir, app.admin()));
         listeners
             .close(match ending {
