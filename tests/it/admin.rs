@@ -319,6 +319,11 @@ fn sessions_are_listed_and_kicked() -> Result<()> {
         let end = portico.record(&[("event", "session_end"), ("account", "alice@a.example")])?;
         ensure!(end["ended_by"] == "kick", "{end}");
         portico.record(&[("event", "admin"), ("act", "kick user alice@a.example: 1 sessions")])?;
+        // By an alias, as everywhere else.
+        let mut alice = scene.login("alice")?;
+        done(portico, &["kick", "--user", "al@a.example"])?;
+        let bye = alice.line()?;
+        ensure!(bye == "* BYE session ended by the administrator", "{bye}");
         bob.imap_ok("b1 NOOP")?;
         let number = json(portico, &["sessions"])?["sessions"][0]["session"]
             .as_str()

@@ -199,7 +199,7 @@ fn end_of_move(env: &AdminEnv, account: &str, claim: Option<&MoveClaim>) -> Resu
 
 /// What to do about a name that the directory does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Missing {
+pub(super) enum Missing {
     /// It is refused.
     Refused,
     /// It is taken as it is: there may be a hold of it.
@@ -244,7 +244,7 @@ fn entry_of(env: &AdminEnv, server: &str) -> String {
 }
 
 /// The name of the account, whatever name it is called by. While the directory is down, what was typed.
-async fn canonical(env: &AdminEnv, name: &str, missing: Missing) -> Result<String, ApiError> {
+pub(super) async fn canonical(env: &AdminEnv, name: &str, missing: Missing) -> Result<String, ApiError> {
     let unspecified = std::net::Ipv4Addr::UNSPECIFIED.into();
     let lookup = Lookup {
         subject: match name.contains('@') {

@@ -13,6 +13,7 @@ use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use mail_proxy::Proto;
@@ -20,6 +21,7 @@ use mail_proxy::Proto;
 use crate::admin::act;
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
+use crate::admin::holds::{self, Missing};
 use crate::admin::nodes::SharedState;
 use crate::admin::orders::is_text;
 use crate::app::changes::Generation;
@@ -29,6 +31,8 @@ use crate::node::connections::{ConnectionFilter, Session};
 use crate::node::logins::{Attempt, LoginFilter};
 use crate::node::logs;
 
+/// How long the directory may take to say whose alias a name is: a session ends without it, too.
+const ALIAS_WITHIN: Duration = Duration::from_millis(500);
 /// Longest time over which sessions are ended in a drain.
 const MAX_SPREAD: u64 = 24 * 60 * 60;
 
@@ -178,7 +182,7 @@ pub(crate) struct SessionQuery {
     text: Option<String>,
     /// At most this many, the newest.
     limit: Option<usize>,
-    /// Only those of this user: the login as typed, or the account's name.
+    /// Only those of this user: the login as typed, or any name of the account, or its id.
     user: Option<String>,
     /// Only those of this client address.
     #[param(value_type = Option<String>)]
@@ -268,8 +272,10 @@ impl OneSession {
 /// Lists mail sessions and web connections.
 #[utoipa::path(get, path = "/v1/sessions", params(SessionQuery), responses((status = 200, body = SessionList)))]
 pub(crate) async fn list(State(env): State<Arc<AdminEnv>>, Query(query): Query<SessionQuery>) -> Json<SessionList> {
+    let account = account_of(&env, query.user.as_deref()).await;
     let filter = ConnectionFilter {
         user: query.user,
+        account,
         ip: query.ip,
         id: None,
         text: query.text,
@@ -282,11 +288,18 @@ pub(crate) async fn list(State(env): State<Arc<AdminEnv>>, Query(query): Query<S
     })
 }
 
+/// The account that has this name as an alias, or this id. While the directory is down, only as far as memory knows.
+async fn account_of(env: &AdminEnv, user: Option<&str>) -> Option<String> {
+    let user = user.filter(|user| is_text(user))?;
+    let named = timeout(ALIAS_WITHIN, holds::canonical(env, user, Missing::Named));
+    named.await.ok()?.ok()
+}
+
 /// Which sessions to end: those that match all fields given.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Kick {
-    /// The login as typed, or the account's name.
+    /// The login as typed, or any name of the account, or its id.
     #[serde(default)]
     pub user: Option<String>,
     /// A client address.
@@ -325,8 +338,10 @@ pub(crate) async fn kick(
     {
         return Err(ApiError::bad("no user and no session can have this name"));
     }
+    let account = account_of(&env, kick.user.as_deref()).await;
     let ended = env.sessions.kick(&ConnectionFilter {
         user: kick.user,
+        account,
         ip: kick.ip,
         id: kick.session,
         text: None,

@@ -55,7 +55,7 @@ pub(crate) enum NodeVerb {
     },
     /// List mail sessions and web connections.
     Sessions {
-        /// Only those of this user: the login as typed, or the account's name.
+        /// Only those of this user: the login as typed, or any name of the account.
         #[arg(long)]
         user: Option<String>,
         /// Only those of this client address.
@@ -71,7 +71,7 @@ pub(crate) enum NodeVerb {
     /// End sessions and web connections now.
     #[command(group = clap::ArgGroup::new("whose").required(true).multiple(true).args(["user", "ip", "session"]))]
     Kick {
-        /// Only those of this user: the login as typed, or the account's name.
+        /// Only those of this user: the login as typed, or any name of the account.
         #[arg(long)]
         user: Option<String>,
         /// Only those of this client address.

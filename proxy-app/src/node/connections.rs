@@ -31,6 +31,8 @@ pub(crate) struct Session {
 pub(crate) struct ConnectionFilter {
     /// Those of this user: the login as typed, or the account's name, in any case.
     pub user: Option<String>,
+    /// Beside `user`: those of the account that it is a name of, too.
+    pub account: Option<String>,
     /// Those of this client address.
     pub ip: Option<IpAddr>,
     /// The one with this id.
@@ -182,6 +184,7 @@ impl ConnectionFilter {
         let lower = |text: &Option<String>| text.as_deref().map(str::to_lowercase);
         Self {
             user: self.user.as_deref().map(names::account),
+            account: self.account.as_deref().map(names::account),
             text: lower(&self.text),
             ..self.clone()
         }
@@ -193,7 +196,10 @@ impl ConnectionFilter {
             && self
                 .ip
                 .is_none_or(|ip| ip.to_canonical() == session.facts.client.addr.ip())
-            && self.user.as_ref().is_none_or(|user| is_of(session, user))
+            && self.user.as_ref().is_none_or(|user| {
+                let mut names = std::iter::once(user).chain(&self.account);
+                names.any(|name| is_of(session, name))
+            })
             && self.text.as_ref().is_none_or(|text| is_in(session, text))
     }
 }
@@ -321,6 +327,7 @@ mod tests {
     fn ids(sessions: &Sessions, user: Option<&str>, ip: Option<&str>, id: Option<&str>) -> String {
         let filter = ConnectionFilter {
             user: user.map(str::to_owned),
+            account: None,
             ip: ip.map(|ip| ip.parse().unwrap()),
             id: id.map(str::to_owned),
             text: None,
@@ -336,6 +343,12 @@ mod tests {
         let (_b, live_b) = enter(&sessions, "b", "192.0.2.1", "bob@a.test");
         let (_c, live_c) = enter(&sessions, "c", "192.0.2.2", "");
         assert_eq!(ids(&sessions, None, None, None), "abc");
+        let alias = ConnectionFilter {
+            user: Some("al@a.test".to_owned()),
+            account: Some("Alice@a.test".to_owned()),
+            ..ConnectionFilter::default()
+        };
+        assert_eq!(sessions.list(&alias).len(), 1);
         assert_eq!(ids(&sessions, Some("Alice@a.test"), None, None), "a");
         assert_eq!(ids(&sessions, Some("typed"), None, None), "ab");
         assert_eq!(ids(&sessions, None, Some("::ffff:192.0.2.1"), None), "ab");
