@@ -51,6 +51,8 @@ pub(crate) const ANSWERS: Duration = Duration::from_secs(2);
 const MOST_ASKED: usize = 64;
 /// Orders of other nodes that are carried out at one time.
 const MOST_AT_ONCE: usize = 16;
+/// The same of those that only wait for something: they must not take the places of those that act.
+const MOST_WAITING: usize = 64;
 /// How long one may take. Its node has heard before that that there is no answer yet.
 const LONGEST_ACT: Duration = Duration::from_secs(60);
 /// At the end of the process the engine gets this long to take the node off the list.
@@ -78,6 +80,9 @@ pub(crate) trait Local: Send + Sync {
     /// # Errors
     /// Why it is not carried out, in words for the administrator there.
     async fn act(&self, from: &str, verb: &str, body: Value) -> Result<Value, String>;
+
+    /// Whether such an order waits for something, and does nothing meanwhile.
+    fn waits(&self, verb: &str) -> bool;
 
     /// What stands on this node.
     fn standing(&self) -> Vec<StandingOrder>;
@@ -181,6 +186,7 @@ impl Nodes {
     /// The file of authorities cannot be used.
     pub(crate) fn new(
         config: SharedStateConfig,
+    waiting: Arc<Semaphore>,
         node: &str,
         version: &'static str,
         dns: Arc<DnsCache>,
@@ -233,6 +239,7 @@ impl Nodes {
     pub(crate) fn standing(&self) -> Standing {
         self.state.lock().with_engine.clone()
     }
+            waiting: Arc::new(Semaphore::new(MOST_WAITING)),
 
     /// All nodes as they were last seen, by name, this one included.
     pub(crate) fn members(&self) -> Vec<PeerNode> {

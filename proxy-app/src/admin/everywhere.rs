@@ -42,16 +42,38 @@ struct SharedRequest {
     path: &'static str,
     /// Whether it goes to all nodes unless it says otherwise. The others go to a node that is named.
     all: bool,
+    /// Whether it waits for something, and does nothing meanwhile.
+    waits: bool,
 }
 
 const fn shared(method: Method, path: &'static str) -> SharedRequest {
-    let all = true;
-    SharedRequest { method, path, all }
+    let (all, waits) = (true, false);
+    SharedRequest {
+        method,
+        path,
+        all,
+        waits,
+    }
+}
+
+const fn waiting(method: Method, path: &'static str) -> SharedRequest {
+    let (all, waits) = (true, true);
+    SharedRequest {
+        method,
+        path,
+        all,
+        waits,
+    }
 }
 
 const fn on_request(method: Method, path: &'static str) -> SharedRequest {
-    let all = false;
-    SharedRequest { method, path, all }
+    let (all, waits) = (false, false);
+    SharedRequest {
+        method,
+        path,
+        all,
+        waits,
+    }
 }
 
 /// All of them. A node takes no other request from another one.
@@ -61,8 +83,8 @@ static SHARED: [SharedRequest; 14] = [
     shared(Method::POST, "/v1/sessions/end"),
     shared(Method::POST, "/v1/sessions/count"),
     shared(Method::POST, "/v1/routes/purge"),
-    shared(Method::POST, "/v1/routes/confirm"),
-    shared(Method::POST, "/v1/directory/wait"),
+    waiting(Method::POST, "/v1/routes/confirm"),
+    waiting(Method::POST, "/v1/directory/wait"),
     shared(Method::POST, "/v1/throttle/clear"),
     shared(Method::POST, "/v1/throttle/allow"),
     shared(Method::DELETE, "/v1/throttle/allow"),
@@ -286,17 +308,22 @@ impl ForOthers {
     }
 }
 
-/// The request that an order stands for; `None` if it is none that nodes pass on.
-fn request_of(from: &str, verb: &str, body: &Value) -> Option<Request> {
+/// The one of [`SHARED`] that an order means, and its query.
+fn meant(verb: &str) -> Option<(&'static SharedRequest, &str)> {
     let (method, target) = verb.split_once(' ')?;
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let shared = SHARED
-        .iter()
-        .find(|shared| shared.method.as_str() == method && shared.path == path)?;
+    let mut known = SHARED.iter();
+    let shared = known.find(|shared| shared.method.as_str() == method && shared.path == path)?;
+    Some((shared, query))
+}
+
+/// The request that an order stands for; `None` if it is none that nodes pass on.
+fn request_of(from: &str, verb: &str, body: &Value) -> Option<Request> {
+    let (shared, query) = meant(verb)?;
     if query.len() > QUERY_MAX {
         return None;
     }
-    let limit = match path {
+    let limit = match shared.path {
         "/v1/sessions" if !query.contains("limit=") => format!("&limit={SESSIONS}"),
         _ => String::new(),
     };
@@ -306,7 +333,7 @@ fn request_of(from: &str, verb: &str, body: &Value) -> Option<Request> {
     };
     let request = Request::builder()
         .method(shared.method.clone())
-        .uri(format!("{path}?{query}{limit}"))
+        .uri(format!("{}?{query}{limit}", shared.path))
         .header(header::CONTENT_TYPE, "application/json")
         .extension(Caller::Node { name: from.into() });
     request.body(body).ok()
@@ -333,6 +360,10 @@ impl Local for ForOthers {
         let request = request_of(from, verb, &body);
         let request = request.ok_or_else(|| "it takes no such order from another node".to_owned())?;
         self.carry_out(from, request).await
+    }
+
+    fn waits(&self, verb: &str) -> bool {
+        meant(verb).is_some_and(|(shared, _)| shared.waits)
     }
 
     fn standing(&self) -> Vec<StandingOrder> {
@@ -384,6 +415,9 @@ mod tests {
             assert!(!accepted(verb), "{verb}");
         }
         assert!(!accepted(&format!("GET /v1/sessions?{}", "a".repeat(QUERY_MAX + 1))));
+        let waits = |verb: &str| meant(verb).is_some_and(|(shared, _)| shared.waits);
+        assert!(waits("POST /v1/directory/wait?") && waits("POST /v1/routes/confirm"));
+        assert!(!waits("POST /v1/sessions/kick?") && !waits("POST /v1/drain"));
         let request = request_of("proxy2", "GET /v1/sessions?user=a", &Value::Null).unwrap();
         assert_eq!(request.uri(), "/v1/sessions?user=a&limit=500");
         assert!(matches!(request.extensions().get(), Some(Caller::Node { .. })));

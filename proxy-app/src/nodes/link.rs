@@ -262,7 +262,11 @@ impl Nodes {
                 order.verb
             );
         }
-        let place = self.acting.clone().try_acquire_owned();
+        let places = match local.waits(&order.verb) {
+            true => &self.waiting,
+            false => &self.acting,
+        };
+        let place = places.clone().try_acquire_owned();
         let (nodes, engine, local) = (self.clone(), engine.clone(), local.clone());
         tokio::spawn(async move {
             let answer = match place {
