@@ -120,6 +120,20 @@ pub(crate) enum Standing {
     },
 }
 
+/// Why a node is not taken off the list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ForgetError {
+    /// It is not on it.
+    #[error("no node {0} is known")]
+    Unknown(String),
+    /// It is there.
+    #[error("{0} is there: only a node that is silent can be forgotten")]
+    Awake(String),
+    /// The list cannot be changed.
+    #[error("the engine of shared_state: {0}")]
+    Engine(String),
+}
+
 /// What a node has said to an order, or why it has not.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Said {
@@ -377,6 +391,33 @@ impl Nodes {
 
 /// A place for answers, given up when it is dropped.
 struct Expected<'a>(String, &'a Nodes);
+
+    /// Takes a node that is gone for good off the list: nobody waits for it or names it any more. One that comes back is
+    /// on the list again with its next word.
+    ///
+    /// # Errors
+    /// It is not known, not silent, or the engine does not answer.
+    pub(crate) async fn forget(&self, node: &str) -> Result<(), ForgetError> {
+        let (engine, mut meant) = {
+            let state = self.state.lock();
+            (state.engine.clone(), state.members.list(state.clock.now()))
+        };
+        meant.retain(|member| member.node == node);
+        if meant.is_empty() {
+            return Err(ForgetError::Unknown(node.to_owned()));
+        }
+        if meant.iter().any(|member| member.silent.is_none()) {
+            return Err(ForgetError::Awake(node.to_owned()));
+        }
+        let engine = engine.ok_or_else(|| ForgetError::Engine("it does not answer".to_owned()))?;
+        let runs: Vec<&str> = meant.iter().map(|member| member.run.as_str()).collect();
+        let mut commands = redis::pipe();
+        commands.cmd("HDEL").arg(self.names().nodes()).arg(&runs);
+        let forgotten = engine.run(&commands).await;
+        forgotten.map_err(|failure| ForgetError::Engine(failure.to_string()))?;
+        self.state.lock().members.forget(&runs);
+        Ok(())
+    }
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {

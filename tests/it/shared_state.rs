@@ -279,6 +279,62 @@ fn a_node_that_is_frozen_is_named_and_takes_up_what_stands() -> Result<()> {
     })
 }
 
+/// A node that will not come back is named by every order, until it is forgotten; one that is there cannot be.
+#[test]
+fn a_node_that_is_gone_for_good_is_forgotten() -> Result<()> {
+    Stage::run(|stage| {
+        let redis = Redis::start(stage)?;
+        let mut together = Together::build(stage, 3, &at(&redis), |_| ())?;
+        together.all_see_each_other()?;
+        let forget = |together: &Together, name| said(&together.nodes[0], &["nodes", "forget", name]);
+        let awake = forget(&together, NAMES[1])?;
+        ensure!(awake.code == 1 && awake.err.contains("is there"), "{}", awake.err);
+        let unknown = forget(&together, "proxy9.example.test")?;
+        ensure!(unknown.code == 1 && unknown.err.contains("no node"), "{}", unknown.err);
+        together.nodes[2].kill();
+        together.sees(0, 2)?;
+        let kicked = said(&together.nodes[0], &["kick", "--user", "alice@a.example"])?;
+        ensure!(kicked.code == 1 && kicked.err.contains(NAMES[2]), "{}", kicked.err);
+        let left = done(&together.nodes[0], &["nodes", "forget", NAMES[2]])?;
+        ensure!(left.contains(NAMES[1]) && !left.contains(NAMES[2]), "{left}");
+        done(&together.nodes[0], &["kick", "--user", "alice@a.example"])?;
+        until("the other node to forget it, too", SOON, || {
+            Ok((said(&together.nodes[1], &["kick", "--user", "alice@a.example"])?.code == 0).then_some(()))
+        })?;
+        together.nodes[0].record(&[("event", "admin"), ("act", &format!("forget node {}", NAMES[2]))])?;
+        // It was not gone for good.
+        together.nodes[2].start_again("info")?;
+        together.all_see_each_other()
+    })
+}
+
+/// Orders that only wait for something leave room for those that act.
+#[test]
+fn a_kick_gets_through_where_many_orders_wait() -> Result<()> {
+    const WAITS: usize = 20;
+    Stage::run(|stage| {
+        let redis = Redis::start(stage)?;
+        let together = Together::build(stage, 2, &at(&redis), |_| ())?;
+        together.all_see_each_other()?;
+        let alice = together.login(1, "alice")?;
+        let socket = together.nodes[0].dir().join("admin.sock");
+        let wait = || {
+            let body = r#"{"point": "a point that never comes", "within_ms": 20000}"#;
+            let mut curl = std::process::Command::new("curl");
+            curl.args(["-s", "--unix-socket"]).arg(&socket);
+            curl.args(["-H", "Content-Type: application/json", "-d", body]);
+            curl.arg("http://localhost/v1/directory/wait?node=proxy2.example.test");
+            curl.stdout(std::process::Stdio::null()).spawn()
+        };
+        let mut waiting = (0..WAITS).map(|_| wait()).collect::<std::io::Result<Vec<_>>>()?;
+        // This node has given up waiting for an answer; the other one goes on.
+        waiting.iter_mut().try_for_each(|one| one.wait().map(drop))?;
+        let kicked = done(&together.nodes[0], &["kick", "--user", "alice@a.example"])?;
+        ensure!(kicked.starts_with("one session ends"), "{kicked}");
+        ends(alice)
+    })
+}
+
 #[test]
 fn without_the_engine_each_node_goes_on_alone_and_joins_again() -> Result<()> {
     Stage::run(|stage| {

@@ -23,7 +23,7 @@ use crate::admin::caller::{self, guard};
 use crate::admin::everywhere::{self, everywhere};
 use crate::admin::preview::{self, PROPOSAL_MAX};
 use crate::admin::turns::Turns;
-use crate::admin::{act, console, domains, health, holds, move_steps, moves, route, sessions, taken, throttle};
+use crate::admin::{act, console, domains, health, holds, move_steps, moves, nodes, route, sessions, taken, throttle};
 use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
@@ -89,6 +89,7 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(sessions::kick))
         .routes(routes!(sessions::drain, sessions::undrain))
         .routes(routes!(sessions::logins))
+        .routes(routes!(nodes::forget))
         .routes(routes!(holds::list, holds::begin))
         .routes(routes!(holds::release))
         .routes(routes!(moves::list, moves::begin))

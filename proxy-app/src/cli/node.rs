@@ -13,11 +13,12 @@ use route_cache::HostPort;
 use crate::admin::act::ReloadResult;
 use crate::admin::health::{self, Certificates, UpstreamOrder};
 use crate::admin::holds::OneHold;
+use crate::admin::nodes::{ForgetNode, NodesLeft};
 use crate::admin::route::{Explained, Forgotten, LoginProtocol, Purge, TierAnswer};
 use crate::admin::sessions::{DirectoryWay, DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
 use crate::cli::asking::{ApiArgs, Lines, encoded, path_with, print, printable, table};
 use crate::cli::moves::ServerVerb;
-use crate::cli::nodes::{self, Everywhere, Output, ScopeArgs};
+use crate::cli::nodes::{self, Everywhere, NodesVerb, Output, ScopeArgs};
 use crate::cli::users::{UsersAnswer, UsersVerb};
 
 /// Longest line of a login; names in it are bounded.
@@ -101,6 +102,15 @@ pub(crate) enum NodeVerb {
         /// What to do.
         #[command(subcommand)]
         verb: ServerVerb,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        api: ApiArgs,
+    },
+    /// The nodes that act together.
+    Nodes {
+        /// What to do.
+        #[command(subcommand)]
+        verb: NodesVerb,
         #[command(flatten)]
         #[allow(missing_docs)]
         api: ApiArgs,
@@ -306,6 +316,14 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<Output> {
             UsersAnswer::Released(hold) => return hold.show(&api, |hold| format!("released: {}", one_hold(hold))),
             UsersAnswer::Holds(list) => api.show(&list, |list| list.holds.iter().map(one_hold).collect()),
         },
+        NodeVerb::Nodes {
+            verb: NodesVerb::Forget { node },
+            api,
+        } => {
+            let body = ForgetNode { node };
+            let left: NodesLeft = api.client(conf)?.send(Method::POST, "/v1/nodes/forget", &body).await?;
+            api.show(&left, nodes::left)
+        }
         NodeVerb::Drain {
             end_sessions_over,
             undo,

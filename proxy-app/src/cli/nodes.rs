@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::everywhere::NodeAnswer;
-use crate::admin::nodes::{OneNode, SharedState};
+use crate::admin::nodes::{NodesLeft, OneNode, SharedState};
 use crate::cli::asking::{ApiArgs, Lines, printable};
 
 /// Which nodes a verb is for.
@@ -132,3 +132,8 @@ fn one_node(node: &OneNode) -> String {
         node.node, node.sessions, node.generation, node.version, node.pid, node.since
     )
 }
+/// The nodes that are left when one was forgotten.
+pub(super) fn left(left: &NodesLeft) -> String {
+    left.nodes.iter().map(|node| one_node(node) + "\n").collect()
+}
+

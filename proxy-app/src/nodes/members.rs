@@ -113,6 +113,11 @@ fn replaced(known: &mut BTreeMap<String, Beat>, now: u64) -> Vec<String> {
 }
 
 impl NodeList {
+    /// Takes these off, before the list is taken again.
+    pub(super) fn forget(&mut self, runs: &[&str]) {
+        self.0.retain(|run, _| !runs.contains(&run.as_str()));
+    }
+
     /// The nodes that are awake, with the number of the latest change of their sessions.
     pub(super) fn awake(&self, now: u64) -> Vec<(String, u64)> {
         let awake = self
