@@ -155,12 +155,19 @@ impl Clock {
         let since = u64::try_from(self.heard.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.engine.saturating_add(since)
     }
+
+    /// How many milliseconds the clock of this machine is ahead of it.
+    fn ahead(self) -> i64 {
+        millis(SystemTime::now()).wrapping_sub(self.now()).cast_signed()
+    }
 }
 
 struct State {
     engine: Option<Arc<Engine>>,
     with_engine: Standing,
     clock: Clock,
+    /// The log has said that the clock of this machine is wrong, or the engine's.
+    skewed: bool,
     members: NodeList,
     standing: StandingOrders,
     /// The mail sessions of the other nodes.
@@ -179,6 +186,7 @@ pub(crate) struct Nodes {
     /// Orders of this node that wait for answers.
     asked: Mutex<HashMap<String, mpsc::Sender<Reply>>>,
     acting: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     /// The limits of this node, which count sessions of the others, too.
     limits: Arc<NodeLimits>,
     /// The mail sessions of this node.
@@ -200,7 +208,6 @@ impl Nodes {
     /// The file of authorities cannot be used.
     pub(crate) fn new(
         config: SharedStateConfig,
-    waiting: Arc<Semaphore>,
         node: &str,
         version: &'static str,
         dns: Arc<DnsCache>,
@@ -218,6 +225,7 @@ impl Nodes {
                 engine: since,
                 heard: Instant::now(),
             },
+            skewed: false,
             members: NodeList::default(),
             standing: StandingOrders::default(),
             elsewhere: OtherSessions::default(),
@@ -231,6 +239,7 @@ impl Nodes {
             state: Mutex::new(state),
             asked: Mutex::default(),
             acting: Arc::new(Semaphore::new(MOST_AT_ONCE)),
+            waiting: Arc::new(Semaphore::new(MOST_WAITING)),
             limits: counting.limits,
             own: Mutex::default(),
             throttle: counting.throttle,
@@ -253,12 +262,22 @@ impl Nodes {
     pub(crate) fn standing(&self) -> Standing {
         self.state.lock().with_engine.clone()
     }
-            waiting: Arc::new(Semaphore::new(MOST_WAITING)),
 
     /// All nodes as they were last seen, by name, this one included.
     pub(crate) fn members(&self) -> Vec<PeerNode> {
         let state = self.state.lock();
         state.members.list(state.clock.now())
+    }
+
+    /// The time of the engine, by which all nodes go, in milliseconds since 1970.
+    pub(crate) fn time(&self) -> u64 {
+        self.state.lock().clock.now()
+    }
+
+    /// How many milliseconds the clock of this machine is ahead of the engine's; `None` while it does not answer.
+    pub(crate) fn clock_ahead(&self) -> Option<i64> {
+        let state = self.state.lock();
+        matches!(state.with_engine, Standing::Joined { .. }).then(|| state.clock.ahead())
     }
 
     /// The name of this node.
@@ -274,8 +293,8 @@ impl Nodes {
     /// Something stands on all nodes from now on, or has ended. This only writes it down for those that join later.
     pub(crate) fn note(&self, order: StandingOrder) {
         let mut state = self.state.lock();
-        let now = state.clock.now();
-        state.standing.note(order, now);
+        let (now, ahead) = (state.clock.now(), state.clock.ahead());
+        state.standing.note(order.shifted(ahead.saturating_neg()), now);
     }
 
     /// How often the engine has failed, and how many texts were not what they should be.
@@ -373,25 +392,6 @@ impl Nodes {
         engine.run(&commands).await.map(drop)
     }
 
-    fn names(&self) -> Names<'_> {
-        Names(&self.dialer.config.prefix)
-    }
-
-    /// Takes the node off the list, at the end of the process.
-    pub(crate) async fn leave(&self) {
-        let engine = self.state.lock().engine.take();
-        if let Some(engine) = engine {
-            let mut commands = redis::pipe();
-            commands.cmd("HDEL").arg(self.names().nodes()).arg(&self.run);
-            commands.cmd("DEL").arg(self.names().sessions(&self.run));
-            let _it_goes_by_itself = timeout(FAREWELL, engine.run(&commands)).await;
-        }
-    }
-}
-
-/// A place for answers, given up when it is dropped.
-struct Expected<'a>(String, &'a Nodes);
-
     /// Takes a node that is gone for good off the list: nobody waits for it or names it any more. One that comes back is
     /// on the list again with its next word.
     ///
@@ -418,6 +418,25 @@ struct Expected<'a>(String, &'a Nodes);
         self.state.lock().members.forget(&runs);
         Ok(())
     }
+
+    fn names(&self) -> Names<'_> {
+        Names(&self.dialer.config.prefix)
+    }
+
+    /// Takes the node off the list, at the end of the process.
+    pub(crate) async fn leave(&self) {
+        let engine = self.state.lock().engine.take();
+        if let Some(engine) = engine {
+            let mut commands = redis::pipe();
+            commands.cmd("HDEL").arg(self.names().nodes()).arg(&self.run);
+            commands.cmd("DEL").arg(self.names().sessions(&self.run));
+            let _it_goes_by_itself = timeout(FAREWELL, engine.run(&commands)).await;
+        }
+    }
+}
+
+/// A place for answers, given up when it is dropped.
+struct Expected<'a>(String, &'a Nodes);
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {

@@ -28,6 +28,9 @@ pub(crate) struct SharedState {
     pub engine: Option<String>,
     /// Why it does not answer.
     pub why: Option<String>,
+    /// How many milliseconds the clock of this machine is ahead of the engine's.
+    #[serde(default)]
+    pub clock_ahead_ms: Option<i64>,
     /// How often it has failed since the start.
     pub failures: u64,
     /// How many texts in it were not what they should be.
@@ -59,9 +62,6 @@ pub(crate) struct OneNode {
     pub silent: Option<u64>,
 }
 
-impl SharedState {
-    /// As it is now.
-    pub(super) fn of(nodes: &Nodes) -> Self {
 /// Which node is gone for good.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +108,9 @@ pub(crate) async fn forget(
     }))
 }
 
+impl SharedState {
+    /// As it is now.
+    pub(super) fn of(nodes: &Nodes) -> Self {
         let (joined, since, engine, why) = match nodes.standing() {
             Standing::Joined { engine, since } => (true, since, Some(engine), None),
             Standing::Alone { why, since } => (false, since, None, Some(why)),
@@ -118,6 +121,7 @@ pub(crate) async fn forget(
             since: logs::utc(since),
             engine,
             why,
+            clock_ahead_ms: nodes.clock_ahead(),
             failures,
             unfit,
             nodes: OneNode::all(nodes),
@@ -126,15 +130,15 @@ pub(crate) async fn forget(
 }
 
 impl OneNode {
-    fn of(nodes: &Nodes, member: PeerNode) -> Self {
-        let since = i64::try_from(member.since).ok();
-        let since = since.and_then(|since| Timestamp::from_millisecond(since).ok());
-        Self {
     fn all(nodes: &Nodes) -> Vec<Self> {
         let all = nodes.members().into_iter();
         all.map(|member| Self::of(nodes, member)).collect()
     }
 
+    fn of(nodes: &Nodes, member: PeerNode) -> Self {
+        let since = i64::try_from(member.since).ok();
+        let since = since.and_then(|since| Timestamp::from_millisecond(since).ok());
+        Self {
             this: nodes.is_this(&member),
             node: member.node,
             version: member.version,

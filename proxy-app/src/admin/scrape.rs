@@ -6,7 +6,7 @@ use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
 use crate::node::limits::RequestKind;
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
+    BUSY, CERTIFICATE, CLOCK, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
     REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, UPTIME, set,
 };
 use crate::nodes::{Nodes, Standing};
@@ -112,6 +112,9 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
 fn fill_nodes(read: &ScrapeMetrics, nodes: &Nodes) {
     let joined = matches!(nodes.standing(), Standing::Joined { .. });
     read.set(&SHARED_STATE, &[], f64::from(u8::from(joined)));
+    if let Some(ahead) = nodes.clock_ahead() {
+        read.set(&CLOCK, &[], ahead as f64 / 1000.0);
+    }
     let (failures, unfit) = nodes.counts();
     set(&read.shared_failures, &["engine"], failures);
     set(&read.shared_failures, &["text"], unfit);

@@ -10,6 +10,19 @@ use crate::admin::everywhere::NodeAnswer;
 use crate::admin::nodes::{NodesLeft, OneNode, SharedState};
 use crate::cli::asking::{ApiArgs, Lines, printable};
 
+/// So many milliseconds by which clocks differ are worth a line.
+const SKEW: u64 = 1_000;
+
+/// What can be done about nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodesVerb {
+    /// Take a node that is gone for good off the list, so that no order waits for it or names it.
+    Forget {
+        /// Its name.
+        node: String,
+    },
+}
+
 /// Which nodes a verb is for.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ScopeArgs {
@@ -116,9 +129,20 @@ pub(super) fn shared_state(lines: &mut Lines, shared: &SharedState) {
             );
         }
     }
+    if let Some(ahead) = shared.clock_ahead_ms.filter(|ahead| ahead.unsigned_abs() > SKEW) {
+        lines.line(
+            "",
+            format!("the clock of this machine is {ahead} ms ahead of the engine's"),
+        );
+    }
     for node in &shared.nodes {
         lines.line("", one_node(node));
     }
+}
+
+/// The nodes that are left when one was forgotten.
+pub(super) fn left(left: &NodesLeft) -> String {
+    left.nodes.iter().map(|node| one_node(node) + "\n").collect()
 }
 
 fn one_node(node: &OneNode) -> String {
@@ -132,8 +156,3 @@ fn one_node(node: &OneNode) -> String {
         node.node, node.sessions, node.generation, node.version, node.pid, node.since
     )
 }
-/// The nodes that are left when one was forgotten.
-pub(super) fn left(left: &NodesLeft) -> String {
-    left.nodes.iter().map(|node| one_node(node) + "\n").collect()
-}
-

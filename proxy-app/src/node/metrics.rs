@@ -202,6 +202,11 @@ pub(crate) const SHARED_FAILURES: Metric = metric(
     &["kind"],
     "Failures of the engine of shared_state (engine), and texts in it that were not what they should be (text).",
 );
+pub(crate) const CLOCK: Metric = metric(
+    "portico_shared_state_clock_ahead_seconds",
+    &[],
+    "How far the clock of this machine is ahead of that of the engine of shared_state.",
+);
 pub(crate) const NODES: Metric = metric(
     "portico_nodes",
     &["state"],
@@ -254,6 +259,7 @@ pub const ALL: &[&Metric] = &[
     &MEMCACHED,
     &SHARED_STATE,
     &SHARED_FAILURES,
+    &CLOCK,
     &NODES,
     &HEALTHY,
     &BUSY,
@@ -354,6 +360,7 @@ impl Metrics {
             &SYNC,
             &MEMCACHED,
             &SHARED_STATE,
+            &CLOCK,
             &NODES,
             &HEALTHY,
             &BUSY,

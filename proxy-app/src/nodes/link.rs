@@ -26,6 +26,8 @@ const TOGETHER: Duration = Duration::from_millis(20);
 const CATCH_UP: u32 = 20;
 /// A process that was stopped for so long has heard orders whose nodes have given up waiting.
 const STOPPED: Duration = Duration::from_secs(3);
+/// So many milliseconds, and the clocks of the machines differ: answers are not that late.
+const SKEW: u64 = 2_000;
 /// How often the log says that the engine is away.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -148,11 +150,12 @@ impl Nodes {
         let answer = engine.run(&commands).await?.pop().unwrap_or(redis::Value::Nil);
         let adopted = {
             let mut state = self.state.lock();
-            let now = state.clock.now();
+            let (now, ahead) = (state.clock.now(), state.clock.ahead());
             for order in local.standing() {
-                state.standing.remember(order, now);
+                state.standing.remember(order.shifted(ahead.saturating_neg()), now);
             }
-            state.standing.take(wire::pairs(answer), now)
+            let adopted = state.standing.take(wire::pairs(answer), now).into_iter();
+            adopted.map(|order| order.shifted(ahead)).collect::<Vec<_>>()
         };
         if !adopted.is_empty() {
             local.adopt(adopted).await;
@@ -314,7 +317,18 @@ impl State {
             engine,
             heard: Instant::now(),
         };
+        self.look_at_clock();
         Ok(())
+    }
+
+    /// Says once that the clocks differ.
+    fn look_at_clock(&mut self) {
+        let ahead = self.clock.ahead();
+        let is_skewed = ahead.unsigned_abs() > if self.skewed { SKEW / 2 } else { SKEW };
+        if is_skewed && !self.skewed {
+            log::warn!("the clock of this machine is {ahead} ms ahead of that of shared_state");
+        }
+        self.skewed = is_skewed;
     }
 }
 

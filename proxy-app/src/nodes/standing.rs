@@ -1,7 +1,8 @@
 //! Standing orders: what an administrator has set for some time on all nodes, holds and networks that are let through.
 //!
 //! Each node has them all. A change reaches the others at once as a request; what stands here is for those that were not
-//! there: they read it when they join, and the later change wins, by the clock of the engine. Pure.
+//! there: they read it when they join, and the later change wins. All times here are those of the engine's clock: those
+//! of the machines may differ. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,6 +86,13 @@ impl StandingOrder {
             Held::Server(name) => (Kind::Server, name),
         };
         Self::new(kind, name, &hold.reason, millis(hold.since), millis(hold.until))
+    }
+
+    /// The same by a clock that is so many milliseconds ahead.
+    pub(super) fn shifted(mut self, ahead: i64) -> Self {
+        self.since = self.since.saturating_add_signed(ahead);
+        self.until = self.until.saturating_add_signed(ahead);
+        self
     }
 
     fn key(&self) -> Key {
@@ -280,6 +288,26 @@ mod tests {
         assert_eq!(read(&engine, &mut other, NOW), [("192.0.2.0/24".to_owned(), true)]);
         write(&mut engine, &mut other, NOW);
         assert_eq!(read(&engine, &mut one, NOW), [("a@x".to_owned(), false)]);
+    }
+
+    /// The clock of one machine is an hour ahead, that of the other one ten minutes behind: both end it at one moment.
+    #[test]
+    fn clocks_that_differ_do_not_make_a_hold_longer() {
+        const AHEAD: i64 = 3_600_000;
+        const BEHIND: i64 = -600_000;
+        let by_one = StandingOrder::new(Kind::Account, "a@x", "why", NOW, NOW + 60_000).shifted(AHEAD);
+        let (mut one, mut other) = (StandingOrders::default(), StandingOrders::default());
+        let mut engine = BTreeMap::new();
+        one.note(by_one.shifted(-AHEAD), NOW);
+        write(&mut engine, &mut one, NOW);
+        let all = engine.into_iter().collect();
+        let adopted: Vec<_> = other
+            .take(all, NOW)
+            .into_iter()
+            .map(|order| order.shifted(BEHIND))
+            .collect();
+        assert_eq!((adopted[0].since, adopted[0].until), (NOW - 600_000, NOW - 540_000));
+        assert!(other.unwritten(NOW + 59_999).is_none());
     }
 
     #[test]

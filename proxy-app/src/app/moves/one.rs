@@ -86,7 +86,7 @@ impl App {
             to: order.to.clone(),
             changing: false,
             scope: order.scope.clone(),
-            since: now(),
+            since: self.nodes.as_ref().map_or_else(now, |nodes| nodes.time()),
         };
         if !self.moves.claim(claim.clone()) {
             return Err("another move of it is under way".to_owned());
