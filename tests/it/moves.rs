@@ -1,8 +1,11 @@
 //! Accounts that go to another server: what becomes of their sessions, and of those of others.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -159,9 +162,6 @@ fn a_session_of_an_old_process_ends_when_its_account_moves() -> Result<()> {
                 all.filter(|one| one["number"] == *number).count()
             };
             assert_eq!(changes(&state["generations"][0]["number"]), 1);
-            old.signal(nix::sys::signal::Signal::SIGTERM)?;
-            Ok(())
-        })?;
             // In the audit log, too, each number stands once.
             let records = scene.portico.audit()?;
             let configs = records.iter().filter(|record| record["event"] == "config");
@@ -170,6 +170,9 @@ fn a_session_of_an_old_process_ends_when_its_account_moves() -> Result<()> {
             numbers.sort_unstable();
             numbers.dedup();
             ensure!(all >= 3 && numbers.len() == all, "{all} configurations, {numbers:?}");
+            old.signal(nix::sys::signal::Signal::SIGTERM)?;
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -521,6 +524,81 @@ fn a_move_ends_as_the_directory_says_when_slapd_stops_half_way() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// A change lies in the queue of a slow server, which answers all else at once: that the account is at its old server is
+/// no answer yet.
+#[test]
+fn a_change_that_lies_in_a_queue_is_waited_for() -> Result<()> {
+    Stage::run(|stage| {
+        let town = Town::build(stage, movers())?;
+        let (mut node, directory) = (town.node(), town.directory());
+        let slapd = Slapd::start(stage, "slapd", &directory)?;
+        let slow = SlowChanges::start(slapd.address())?;
+        node.directory = slapd.source_of(&[&format!("ldap://{}", slow.address)], "200ms");
+        node.directory.push("  timeout: 1s".to_owned());
+        let portico = Portico::start(stage, &node, &directory, "info")?;
+        let mut scene = Scene { stage, town, portico };
+        let moved = move_to(&scene, &["alice@a.example"], 1, &[])?;
+        ensure!(slow.delayed.load(Ordering::Relaxed) > 0, "no change was delayed");
+        ensure!(moved.out.contains(": moved in"), "{}{}", moved.out, moved.err);
+        ensure!(store_of_alice(&scene)? == 1);
+        scene.end()
+    })
+}
+
+/// Passes on to slapd, changes after the client has given up.
+struct SlowChanges {
+    address: SocketAddr,
+    delayed: Arc<AtomicUsize>,
+}
+
+impl SlowChanges {
+    /// Longer than the node waits for an answer, and than it takes to look at the directory again.
+    const LATE: Duration = Duration::from_millis(2_500);
+
+    fn start(slapd: SocketAddrV4) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let (address, delayed) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
+        let counter = delayed.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let counter = counter.clone();
+                std::thread::spawn(move || pass(client, slapd, &counter));
+            }
+        });
+        Ok(Self { address, delayed })
+    }
+}
+
+fn pass(mut client: TcpStream, slapd: SocketAddrV4, delayed: &AtomicUsize) -> std::io::Result<()> {
+    let mut server = TcpStream::connect(slapd)?;
+    let (mut back, mut to) = (server.try_clone()?, client.try_clone()?);
+    std::thread::spawn(move || std::io::copy(&mut back, &mut to));
+    let mut bytes = [0; 16 * 1024];
+    loop {
+        let count = client.read(&mut bytes)?;
+        if count == 0 {
+            return server.shutdown(std::net::Shutdown::Write);
+        }
+        if is_modify(&bytes[..count]) {
+            delayed.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(SlowChanges::LATE);
+        }
+        server.write_all(&bytes[..count])?;
+    }
+}
+
+/// Whether these bytes begin with an LDAP message that is a ModifyRequest (RFC 4511, section 4.6).
+fn is_modify(bytes: &[u8]) -> bool {
+    let length = |at: usize| bytes.get(at).copied().unwrap_or_default();
+    let message = if length(1) < 0x80 {
+        2
+    } else {
+        2 + usize::from(length(1) & 0x7f)
+    };
+    let operation = message + 2 + usize::from(length(message + 1));
+    bytes.get(operation) == Some(&0x66)
 }
 
 /// What is under way when a new process takes over is undone by it, or completed where the directory may have been

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::app::App;
 use crate::app::moves::reach::{MoveReach, Urge, imap_of};
 use crate::app::moves::{MoveJob, Step, Unfinished};
+use crate::config::Source;
 use crate::provision::SharedNames;
 use crate::provision::change::CheckedEditor;
 
@@ -24,6 +25,9 @@ const LAST_COMMANDS: Duration = Duration::from_secs(8);
 const ASK: Duration = Duration::from_secs(1);
 /// How long the hold goes on from here where the directory does not say what has become of a change.
 const UNSURE: Duration = Duration::from_secs(60);
+/// How long the directory must say the old server before a change without an answer counts as not made: it may still
+/// lie in the queue of a server that was slow, whose next answer comes before it.
+const QUEUED: Duration = Duration::from_secs(5);
 /// How long a node may leave unanswered whether it has the new route. It holds the account itself, and asks the
 /// directory before it lets it in.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
@@ -135,7 +139,7 @@ impl App {
         self.keep_state().await;
         match self.change_server(entry, claim).await {
             Ok(()) => Ok(self.confirmed(reach, claim, order.lasts).await),
-            Err(error) => match self.settle(reach, claim).await {
+            Err(error) => match self.settle(reach, claim, self.may_follow(&error)).await {
                 undone if undone.step == Step::Undone => Err(error.to_string()),
                 completed => Ok(completed),
             },
@@ -221,23 +225,45 @@ impl App {
     }
 
     /// What has become of a change without an answer, or that another process has begun: asked until the directory says
-    /// it. Until then nobody knows where the account is, and its logins wait.
-    pub(super) async fn settle(self: &Arc<Self>, reach: &MoveReach, claim: &Unfinished) -> Ended {
+    /// it, and for the old server says so for some time. Until then nobody knows where the account is, and its logins
+    /// wait.
+    pub(super) async fn settle(self: &Arc<Self>, reach: &MoveReach, claim: &Unfinished, old_for: Duration) -> Ended {
+        let mut old_since = None;
         loop {
             match self.entry(&claim.account).await {
                 Ok(Some(entry)) => {
                     let now = entry.first(&self.mail_host_attribute()).unwrap_or_default().to_owned();
-                    return match self.is_same_server(&now, &claim.to) {
-                        true => self.confirmed(reach, claim, UNSURE).await,
-                        false => Ended::as_planned(Step::Undone),
-                    };
+                    if self.is_same_server(&now, &claim.to) {
+                        return self.confirmed(reach, claim, UNSURE).await;
+                    }
+                    if old_since.get_or_insert_with(Instant::now).elapsed() >= old_for {
+                        return Ended::as_planned(Step::Undone);
+                    }
                 }
                 Ok(None) => return Ended::as_planned(Step::Undone),
-                Err(why) => log::warn!("{}: whether it has moved is not known yet: {why}", claim.account),
+                Err(why) => {
+                    old_since = None;
+                    log::warn!("{}: whether it has moved is not known yet: {why}", claim.account);
+                }
             }
             self.hold_on(reach, claim, UNSURE).await;
             sleep(ASK).await;
         }
+    }
+
+    /// How long a change that has failed so may still be made.
+    fn may_follow(&self, error: &EditError) -> Duration {
+        let has_queue = matches!(self.config.load().directory.source, Source::Ldap(_));
+        // Another server may say that it is not as it was because the first one has made the change.
+        match (has_queue, error) {
+            (true, EditError::Failed(_) | EditError::Changed(_)) => QUEUED,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// How long one may still be made that a previous process has begun.
+    pub(super) fn may_follow_unanswered(&self) -> Duration {
+        self.may_follow(&EditError::Failed(String::new()))
     }
 
     /// Has its logins wait longer, where they would soon not wait any more.

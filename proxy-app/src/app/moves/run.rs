@@ -76,7 +76,7 @@ impl App {
     async fn settle_left(self: Arc<Self>, left: Unfinished) {
         let reach = self.reach(left.scope.clone(), "portico");
         let ended = match left.changing {
-            true => self.settle(&reach, &left).await,
+            true => self.settle(&reach, &left, self.may_follow_unanswered()).await,
             false => Ended::as_planned(Step::Undone),
         };
         let act = format!(
