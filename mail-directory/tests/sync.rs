@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use mail_directory::{AccountBy, Apply, Directory, Entry, News, Secret, WayOfChanges};
-use portico_tests::ldap_stage::{ADMIN, LdapStage, account, account_dn, domain, domain_dn, set};
+use portico_tests::ldap_stage::{ADMIN, Kind, LdapStage, account, account_dn, domain, domain_dn, set};
 use portico_tests::{amount, wait_until};
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::task::JoinHandle;
@@ -205,7 +205,7 @@ async fn changes_are_told_in_tls() {
 #[tokio::test]
 async fn a_server_without_it_is_looked_at() {
     let slapd = LdapStage::start_as(
-        portico_tests::ldap_stage::Kind {
+        Kind {
             without_context_csn: true,
             ..Default::default()
         },
@@ -455,8 +455,8 @@ async fn who_falls_behind_is_told_so() {
     assert!(is_told(&directory));
 }
 
-/// Some hundred random changes (`PORTICO_CHANGES`: more), and a server that is restarted and killed between them: a view
-/// that follows what is announced has what the tree has.
+/// Some hundred random changes (`PORTICO_CHANGES`: more), and a server that is restarted between them, loses its log of
+/// changes, or is replaced by another one: a view that follows what is announced has what the tree has.
 #[tokio::test]
 async fn the_view_is_that_of_the_tree_after_random_changes() {
     let rounds = amount("PORTICO_CHANGES", 300).div_ceil(100);
@@ -464,18 +464,23 @@ async fn the_view_is_that_of_the_tree_after_random_changes() {
     let staying: String = (0..8)
         .map(|i| domain(&format!("staying{i}.test"), "zimbraDomainStatus: active\n") + "\n")
         .collect();
-    let mut slapd = LdapStage::start(&staying);
+    let mut slapd = LdapStage::start_as(
+        Kind {
+            accesslog: true,
+            ..Kind::default()
+        },
+        &staying,
+    );
     let directory = load(settings(&[slapd.url()])).await;
+    let is_long = rounds > 3;
     // A server that is restarted every few seconds is left alone for half a minute: then changes are looked for.
-    let _watching = watch(&directory, if rounds > 3 { Duration::from_secs(1) } else { HOUR });
+    let _watching = watch(&directory, if is_long { Duration::from_secs(1) } else { HOUR });
     until("changes are told", || is_told(&directory)).await;
     let mut model = Model::of(&directory);
     let mut random = Random(4533);
     for round in 0..rounds {
         let mut admin = slapd.admin().await;
-        for _ in 0..100 {
-            random.change(&mut admin, &mut model.names).await;
-        }
+        random.changes(100, &mut admin, &mut model.names).await;
         set(
             &mut admin,
             CONFIG,
@@ -483,10 +488,24 @@ async fn the_view_is_that_of_the_tree_after_random_changes() {
             &[&format!("{}s", 40 + round % 100)],
         )
         .await;
-        if round % 3 == 1 {
-            slapd.stop();
-            slapd.resume();
+        match round % 6 {
+            1 => {
+                slapd.stop();
+                slapd.resume();
+            }
+            2 if is_long => {
+                slapd.stop();
+                slapd.replace(&staying);
+            }
+            4 => {
+                slapd.stop();
+                slapd.lose_accesslog();
+                slapd.resume();
+            }
+            _ => {}
         }
+        // What happens before the directory has come back.
+        random.changes(10, &mut slapd.admin().await, &mut model.names).await;
         let truth = load(settings(&[slapd.url()])).await;
         model.wait_for(&truth).await;
     }
@@ -584,6 +603,13 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 % limit as u64) as usize
+    }
+
+    /// So many changes of the tree.
+    async fn changes(&mut self, count: usize, admin: &mut ldap3::Ldap, names: &mut BTreeSet<String>) {
+        for _ in 0..count {
+            self.change(admin, names).await;
+        }
     }
 
     /// One change of the tree; `names` are all that were ever in it.

@@ -1,6 +1,8 @@
 //! Moves of accounts where several nodes act together: on which node the sessions are does not matter, and a node that
 //! does not answer is named.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -630,4 +632,122 @@ fn an_evacuation_while_the_engine_dies_is_as_it_says() -> Result<()> {
 #[test]
 fn an_evacuation_while_a_node_is_frozen_is_as_it_says() -> Result<()> {
     evacuate(Trouble::NodeFreezes)
+}
+
+/// An admin socket that is asked again and again, without a new connection.
+struct Asking(BufReader<UnixStream>);
+
+impl Asking {
+    fn open(node: &Portico) -> Result<Self> {
+        let stream = UnixStream::connect(node.dir().join("admin.sock"))?;
+        stream.set_read_timeout(Some(SOON))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    fn get(&mut self, path: &str) -> Result<Value> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.0.get_mut().write_all(request.as_bytes())?;
+        let (mut line, mut length) = (String::new(), 0);
+        while line != "\r\n" {
+            line.clear();
+            ensure!(self.0.read_line(&mut line)? > 0, "the node has hung up");
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// The configuration that is in force.
+    fn generation(&mut self) -> Result<u64> {
+        self.get("/v1/status")?["generation"].as_u64().context("no generation")
+    }
+
+    /// Where memory says that alice is; `None`: it does not know, and the directory is asked.
+    fn remembers_alice(&mut self) -> Result<Option<String>> {
+        let explained = self.get("/v1/routes/explain?login=alice@a.example")?;
+        let tiers = explained["tiers"].as_array().into_iter().flatten();
+        let mut memory = tiers.filter(|tier| tier["tier"] == "memory");
+        let server = memory.next().and_then(|tier| tier["server"].as_str());
+        Ok(server.map(str::to_owned))
+    }
+}
+
+/// The time from a change in slapd, the change itself included, until it is in force on both nodes, which are processes
+/// of their own: of the global config, of a server, and of an account that both have in memory. The times are printed for
+/// whoever reads along (`PORTICO_CHANGES`).
+#[test]
+fn every_change_is_in_force_on_both_nodes() -> Result<()> {
+    let count = amount("PORTICO_CHANGES", 12);
+    Stage::run(|stage| {
+        let cluster = Cluster::build(stage, 2, true)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let mut slapd = runtime.block_on(cluster.slapd.administrator())?;
+        let mut nodes = [Asking::open(cluster.node(0))?, Asking::open(cluster.node(1))?];
+        let mut times = Vec::new();
+        for change in 0..count {
+            let is_move = change % 3 == 2;
+            let store = STORES[usize::from(change % 6 == 2)];
+            if is_move {
+                // Both have her in memory before she moves.
+                (0..2).try_for_each(|at| cluster.together.login(at, "alice").map(drop))?;
+            }
+            let (dn, attribute, value) = match change % 3 {
+                0 => (
+                    "cn=config,cn=zimbra".to_owned(),
+                    "zimbraReverseProxyConnectTimeout",
+                    format!("{}s", 40 + change),
+                ),
+                1 => (
+                    format!("cn={},cn=servers,cn=zimbra", STORES[0]),
+                    "zimbraImapProxyBindPort",
+                    format!("{}", 2000 + change),
+                ),
+                _ => (
+                    "uid=alice,ou=people,dc=a,dc=example".to_owned(),
+                    "zimbraMailHost",
+                    store.to_owned(),
+                ),
+            };
+            let mut before = Vec::new();
+            for node in &mut nodes {
+                before.push((node.generation()?, node.remembers_alice()?));
+            }
+            if is_move {
+                ensure!(
+                    before
+                        .iter()
+                        .all(|(_, server)| server.as_deref().is_some_and(|old| old != store)),
+                    "{before:?}"
+                );
+            }
+            let begun = Instant::now();
+            let modify = vec![ldap3::Mod::Replace(attribute, [value.as_str()].into())];
+            runtime.block_on(slapd.modify(&dn, modify))?.success()?;
+            for (node, (generation, server)) in nodes.iter_mut().zip(&before) {
+                until("the change to be in force", SOON, || {
+                    let is_so = match is_move {
+                        true => node.remembers_alice()? != *server,
+                        false => node.generation()? > *generation,
+                    };
+                    Ok(is_so.then_some(()))
+                })?;
+            }
+            times.push(u64::try_from(begun.elapsed().as_micros())?);
+        }
+        times.sort_unstable();
+        let at = |percent| percentile(&times, percent) as f64 / 1000.0;
+        println!(
+            "{count} changes: in force on both nodes after {:.1} ms p50, {:.1} ms p99, {:.1} ms at most",
+            at(50),
+            at(99),
+            at(100)
+        );
+        Ok(())
+    })
 }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use ldap3::{Ldap, LdapConnAsync, Mod};
+use ldap3::{Ldap, Mod};
 
 use crate::{Stage, certs, slapd};
 
@@ -52,6 +52,11 @@ impl LdapStage {
     /// Puts another server in the place of the stopped one, with the tree of `tree` and these entries.
     pub fn replace(&mut self, more: &str) {
         self.server.start_anew(&(tree() + more)).unwrap();
+    }
+
+    /// Loses the stopped server's log of changes.
+    pub fn lose_accesslog(&self) {
+        self.server.lose_accesslog().unwrap();
     }
 
     /// Starts a copy that has what this server has now, and looks again in an hour.
@@ -101,10 +106,7 @@ impl LdapStage {
 
     /// A connection that may change everything.
     pub async fn admin(&self) -> Ldap {
-        let (driver, mut ldap) = LdapConnAsync::new(&self.url()).await.unwrap();
-        tokio::spawn(driver.drive());
-        ldap.simple_bind(ADMIN.0, ADMIN.1).await.unwrap().success().unwrap();
-        ldap
+        self.server.administrator().await.unwrap()
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Kind<'a> {
     pub without_context_csn: bool,
     /// It speaks TLS too with this certificate: after StartTLS, and on a port of its own from the first byte.
     pub tls: Option<&'a Pair>,
+    /// It knows from a log of all changes what a consumer that comes back has missed.
+    pub accesslog: bool,
     /// More lines of its configuration.
     pub more: String,
 }
@@ -75,6 +77,9 @@ impl Slapd {
     pub fn start_as(stage: &Stage, name: &str, ldif: Option<&str>, kind: &Kind) -> Result<Self> {
         let dir = stage.dir(name)?;
         fs::create_dir_all(dir.join("db"))?;
+        if kind.accesslog {
+            fs::create_dir_all(dir.join("log"))?;
+        }
         let conf = dir.join("slapd.conf");
         fs::write(&conf, config(&dir, kind))?;
         if let Some(content) = ldif {
@@ -92,6 +97,14 @@ impl Slapd {
             tls,
             child,
         })
+    }
+
+    /// A connection that may change everything.
+    pub async fn administrator(&self) -> Result<ldap3::Ldap> {
+        let (driver, mut ldap) = ldap3::LdapConnAsync::new(&self.url()).await?;
+        tokio::spawn(driver.drive());
+        ldap.simple_bind(ADMIN.0, ADMIN.1).await?.success()?;
+        Ok(ldap)
     }
 
     /// `ldap://…`
@@ -224,6 +237,13 @@ impl Slapd {
         self.start_again()
     }
 
+    /// Loses its log of changes, after it has ended.
+    pub fn lose_accesslog(&self) -> Result<()> {
+        let log = self.dir.join("log");
+        fs::remove_dir_all(&log)?;
+        Ok(fs::create_dir_all(&log)?)
+    }
+
     /// Kills it, as a power cut does.
     pub fn kill(&mut self) {
         self.child.kill();
@@ -250,7 +270,11 @@ fn fill(dir: &Path, content: &str) -> Result<()> {
     let ldif = dir.join("tree.ldif");
     fs::write(&ldif, content.to_owned() + &reader())?;
     let mut command = Command::new("/usr/sbin/slapadd");
-    command.args(["-q", "-w", "-f"]).arg(dir.join("slapd.conf"));
+    // The log is the first database.
+    let database = if dir.join("log").exists() { "2" } else { "1" };
+    command
+        .args(["-q", "-w", "-n", database, "-f"])
+        .arg(dir.join("slapd.conf"));
     run(command.arg("-l").arg(&ldif)).map(drop)
 }
 
@@ -279,15 +303,26 @@ fn config(dir: &Path, kind: &Kind) -> String {
         let (certificate, key) = (pair.certificate_file.display(), pair.key_file.display());
         format!("TLSCertificateFile {certificate}\nTLSCertificateKeyFile {key}\n")
     });
-    let overlay = if kind.without_context_csn {
-        ""
-    } else {
-        "overlay syncprov\n"
+    let overlay = match (kind.without_context_csn, kind.accesslog) {
+        (true, _) => "",
+        (false, false) => "overlay syncprov\n",
+        (false, true) => {
+            "overlay syncprov\nsyncprov-sessionlog-source cn=accesslog\n\
+             overlay accesslog\nlogdb cn=accesslog\nlogops writes\nlogsuccess TRUE\n"
+        }
+    };
+    let log = match kind.accesslog {
+        false => String::new(),
+        true => format!(
+            "moduleload accesslog\ndatabase mdb\nmaxsize 268435456\nsuffix cn=accesslog\ndirectory {dir}/log\ndbnosync\n\
+             rootdn \"{dn}\"\nindex objectClass,entryCSN,reqStart,reqEnd,reqResult,reqDN eq\n\
+             overlay syncprov\nsyncprov-nopresent TRUE\nsyncprov-reloadhint TRUE\n"
+        ),
     };
     format!(
         "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
          include /etc/ldap/schema/inetorgperson.schema\ninclude {schema}\ninclude {own_schema}\n\
-         modulepath /usr/lib/ldap\nmoduleload back_mdb\nmoduleload syncprov\n{tls}\
+         modulepath /usr/lib/ldap\nmoduleload back_mdb\nmoduleload syncprov\n{tls}{log}\
          database mdb\nmaxsize 268435456\nsuffix \"\"\ndirectory {dir}/db\ndbnosync\nrootdn \"{dn}\"\nrootpw \"{password}\"\n\
          index objectClass,entryCSN,entryUUID,zimbraId,zimbraMailDeliveryAddress,zimbraMailAlias,zimbraDomainName eq\n\
          access to attrs=userPassword by anonymous auth by * none\n\
