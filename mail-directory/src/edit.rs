@@ -13,8 +13,10 @@ use tokio::task::JoinError;
 use crate::attributes::Scope;
 use crate::entry::Entry;
 use crate::names::{self, fold};
+use value_list::ValueList;
 
 pub mod rehearsal;
+mod value_list;
 
 /// A kind of entry, and the place of such entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -221,37 +223,23 @@ pub fn changed(entry: &Entry, changes: &[Change]) -> Entry {
     // Consecutive changes of one attribute are put in place once.
     for of_one in changes.chunk_by(|a, b| a.attribute == b.attribute) {
         let attribute = &of_one[0].attribute;
-        let mut values = entry.values(attribute).to_vec();
+        let mut values = ValueList::of(entry.values(attribute));
         for change in of_one {
             match &change.act {
                 Act::Replace(new) => {
-                    values.clear();
-                    new.iter().for_each(|value| add(&mut values, value));
+                    values = ValueList::of(&[]);
+                    new.iter().for_each(|value| values.add(value));
                 }
-                Act::Add(value) => add(&mut values, value),
-                Act::Remove(value) => values.retain(|other| !same_value(other, value)),
+                Act::Add(value) => values.add(value),
+                Act::Remove(value) => values.remove(value),
             }
         }
         // Known names are spelled as in the table; others keep the spelling that they have.
         let written = entry.iter().find(|(name, _)| name.eq_ignore_ascii_case(attribute));
         let name = written.map_or(attribute.clone(), |(name, _)| name.to_owned());
-        entry.set(&name, values);
+        entry.set(&name, values.into_vec());
     }
     entry
-}
-
-fn add(values: &mut Vec<String>, value: &str) {
-    if !values.iter().any(|other| same_value(other, value)) {
-        values.push(value.to_owned());
-    }
-}
-
-/// Whether two values of an attribute are the same.
-fn same_value(a: &str, b: &str) -> bool {
-    match a.is_ascii() && b.is_ascii() {
-        true => a.eq_ignore_ascii_case(b),
-        false => names::account(a) == names::account(b) || names::host(a) == names::host(b),
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! It knows how YAML is laid out, not what is meant: that the new text says what was wanted, and nothing else, is
 //! checked by its caller, which reads it again. What is written in a form that cannot be changed safely is refused.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use crate::names::fold;
@@ -183,41 +184,67 @@ fn values(
     let Shape::Sequence { open, items } = &pair.value.shape else {
         return replace(text, pair, in_flow, &raws(text, &pair.value, before), after);
     };
-    let places: Vec<(usize, usize)> = items.iter().map(|item| (item.start, item.end)).collect();
-    let stays: Vec<bool> = before.iter().map(|value| after.contains(value)).collect();
-    let kept: Vec<&String> = before.iter().filter(|value| after.contains(value)).collect();
+    let kept: HashSet<&String> = after.iter().collect();
+    let stays: Vec<bool> = before.iter().map(|value| kept.contains(value)).collect();
+    let kept: Vec<&String> = before.iter().filter(|value| kept.contains(value)).collect();
     let is_appended = after.iter().zip(&kept).all(|(a, b)| a == *b) && kept.len() <= after.len();
-    if kept.is_empty() || !is_appended || items.len() != before.len() {
+    let last = stays.iter().rposition(|stays| *stays);
+    let Some(last) = last.filter(|_| is_appended && items.len() == before.len()) else {
         return replace(text, pair, in_flow, &raws(text, &pair.value, before), after);
-    }
-    if let Some(gone) = stays.iter().position(|stays| !stays) {
-        let without = match open {
-            Some(_) => remove_in_flow(text, &places, gone),
-            None => remove_lines(text, (dash(text, places[gone].0)?, places[gone].1))?,
-        };
-        let before: Vec<String> = without_index(before, gone);
-        return values(&without, place, attribute, &before, after);
-    }
-    let (new, last) = (&after[kept.len()..], places[places.len() - 1]);
-    match open {
-        Some(_) => {
-            let more: String = new.iter().map(|value| format!(", {}", scalar(value))).collect();
-            Ok(splice(text, last.1, last.1, &more))
-        }
-        None => {
-            let indent = indent(text, dash(text, last.0)?)?;
-            let more: String = new
-                .iter()
-                .map(|value| format!("{indent}- {}\n", scalar(value)))
-                .collect();
-            Ok(insert_lines(text, line_end(text, last.1), &more))
-        }
-    }
+    };
+    let new = &after[kept.len()..];
+    let edits = match open {
+        Some(_) => edits_in_flow(items, &stays, last, new),
+        None => edits_of_lines(text, items, &stays, last, new)?,
+    };
+    Ok(edited(text, &edits))
 }
 
-fn without_index(values: &[String], index: usize) -> Vec<String> {
-    let rest = values.iter().enumerate().filter(|(at, _)| *at != index);
-    rest.map(|(_, value)| value.clone()).collect()
+/// What stands between two places becomes something else.
+type TextEdit = (usize, usize, String);
+
+/// Items between brackets go with what leads to the next one; new ones follow the last that stays.
+fn edits_in_flow(items: &[Spot], stays: &[bool], last: usize, new: &[String]) -> Vec<TextEdit> {
+    let gone = (0..last).filter(|at| !stays[*at]);
+    let cuts = gone.map(|at| (items[at].start, items[at + 1].start, String::new()));
+    let more = new.iter().map(|value| format!(", {}", scalar(value))).collect();
+    let end = items.last().map_or(items[last].end, |item| item.end);
+    cuts.chain([(items[last].end, end, more)]).collect()
+}
+
+/// The same of items with a line for each.
+fn edits_of_lines(
+    text: &str,
+    items: &[Spot],
+    stays: &[bool],
+    last: usize,
+    new: &[String],
+) -> Result<Vec<TextEdit>, Refused> {
+    let mut edits = Vec::new();
+    for (at, item) in items.iter().enumerate() {
+        if !stays[at] {
+            let (start, end) = whole_lines(text, (dash(text, item.start)?, item.end))?;
+            edits.push((start, end, String::new()));
+        } else if at == last && !new.is_empty() {
+            let indent = indent(text, dash(text, item.start)?)?;
+            let end = line_end(text, item.end);
+            let line = |value: &String| format!("{indent}- {}\n", scalar(value));
+            let more: String = new.iter().map(line).collect();
+            edits.push((end, end, format!("{}{more}", missing_break(text, end))));
+        }
+    }
+    Ok(edits)
+}
+
+/// The text after edits that are in order.
+fn edited(text: &str, edits: &[TextEdit]) -> String {
+    let (mut all, mut at) = (String::with_capacity(text.len()), 0);
+    for (start, end, new) in edits {
+        all.push_str(&text[at..*start]);
+        all.push_str(new);
+        at = *end;
+    }
+    all + &text[at..]
 }
 
 /// What was written for each value with a tag (`!file`), so that it can be written again.
@@ -263,14 +290,20 @@ fn pair_end(pair: &Pair) -> usize {
 }
 
 /// Removes lines that hold nothing else.
-fn remove_lines(text: &str, (start, end): (usize, usize)) -> Result<String, Refused> {
+fn remove_lines(text: &str, part: (usize, usize)) -> Result<String, Refused> {
+    let (first, last) = whole_lines(text, part)?;
+    Ok(splice(text, first, last, ""))
+}
+
+/// Where the lines begin and end that hold this and nothing else.
+fn whole_lines(text: &str, (start, end): (usize, usize)) -> Result<(usize, usize), Refused> {
     indent(text, start)?;
     let (first, last) = (line_start(text, start), line_end(text, end));
     let rest = text[end..last].trim();
     if !rest.is_empty() && !rest.starts_with('#') {
         return Err("something else stands in its line".to_owned());
     }
-    Ok(splice(text, first, last, ""))
+    Ok((first, last))
 }
 
 /// Removes one of the items between brackets, and one comma.
@@ -326,8 +359,16 @@ fn splice(text: &str, start: usize, end: usize, new: &str) -> String {
 
 /// Puts lines after one that may lack its end.
 fn insert_lines(text: &str, at: usize, lines: &str) -> String {
-    let open = !lines.is_empty() && at > 0 && !text[..at].ends_with(BREAKS);
-    [&text[..at], if open { "\n" } else { "" }, lines, &text[at..]].concat()
+    let end = if lines.is_empty() { "" } else { missing_break(text, at) };
+    [&text[..at], end, lines, &text[at..]].concat()
+}
+
+/// What the line that ends there lacks.
+fn missing_break(text: &str, at: usize) -> &'static str {
+    match at > 0 && !text[..at].ends_with(BREAKS) {
+        true => "\n",
+        false => "",
+    }
 }
 
 fn pair_lines(indent: &str, key: &str, new: &New<'_>) -> String {
@@ -539,6 +580,35 @@ mod tests {
             &["KEY", "y"],
             "domains:\n  d:\n    a: [!file k, y]",
         );
+    }
+
+    #[test]
+    fn lists_lose_many_at_once() {
+        check(
+            "domains:\n  d:\n    a:\n    - 1\n    - 2 # two\n    # between\n    - 3\n    - 4 # four\n    - 5\n    b: 1\n",
+            &["1", "2", "3", "4", "5"],
+            &["2", "4"],
+            "domains:\n  d:\n    a:\n    - 2 # two\n    # between\n    - 4 # four\n    b: 1\n",
+        );
+        check(
+            "domains:\n  d:\n    a:\n    - 1\n    - 2\n    - 3",
+            &["1", "2", "3"],
+            &["2", "4", "5"],
+            "domains:\n  d:\n    a:\n    - 2\n    - 4\n    - 5\n",
+        );
+        for (after, expected) in [
+            (&["2", "4"][..], "[ 2, 4 ]"),
+            (&["5"], "[ 5 ]"),
+            (&["1"], "[ 1 ]"),
+            (&["2", "6", "7"], "[ 2, 6, 7 ]"),
+        ] {
+            check(
+                "domains: {d: {a: [ 1, 2, 3,\n 4 , 5 ], b: 1}}",
+                &["1", "2", "3", "4", "5"],
+                after,
+                &format!("domains: {{d: {{a: {expected}, b: 1}}}}"),
+            );
+        }
     }
 
     #[test]
