@@ -256,10 +256,10 @@ fn move_to(scene: &Scene, who: &[&str], store: usize, more: &[&str]) -> Result<S
 }
 
 /// Alice's logins, one after the other, until they are told to stop.
-fn log_in_until(scene: &Scene, stop: &AtomicBool) -> Result<usize> {
-    let mut count = 0;
+pub(crate) fn log_in_until(town: &Town, stop: &AtomicBool, open: impl Fn() -> Result<Wire>) -> Result<usize> {
+    let (person, mut count) = (town.person("alice")?, 0);
     while !stop.load(Ordering::Relaxed) {
-        let (mut wire, person) = (scene.imaps()?, scene.town.person("alice")?);
+        let mut wire = open()?;
         let answer = wire.imap(&format!("a1 LOGIN {} {}", person.name, person.password()))?;
         let last = answer.last().map(String::as_str).unwrap_or_default();
         ensure!(last.starts_with("a1 OK"), "{answer:?}");
@@ -307,7 +307,9 @@ fn no_login_reaches_the_old_server_after_a_move() -> Result<()> {
             let (stop, scene) = (AtomicBool::new(false), &*scene);
             let mut bob = scene.login("bob")?;
             let logins = std::thread::scope(|threads| -> Result<usize> {
-                let loops: Vec<_> = (0..3).map(|_| threads.spawn(|| log_in_until(scene, &stop))).collect();
+                let loops: Vec<_> = (0..3)
+                    .map(|_| threads.spawn(|| log_in_until(&scene.town, &stop, || scene.imaps())))
+                    .collect();
                 let moved = (1..=MOVES).try_for_each(|round| {
                     let answer = move_to(scene, &["al@a.example"], round % 2, &["--reason", "balance"])?;
                     ensure!(answer.code == 0, "{}{}", answer.out, answer.err);
@@ -480,16 +482,24 @@ fn a_node_that_is_killed_during_a_move_undoes_it() -> Result<()> {
     })
 }
 
+/// The town with slapd, which the node reaches by the lines that `source` says.
+fn scene_with_slapd<'a>(
+    stage: &'a Stage,
+    source: impl FnOnce(&Slapd) -> Result<Vec<String>>,
+) -> Result<(Scene<'a>, Slapd)> {
+    let town = Town::build(stage, movers())?;
+    let (mut node, directory) = (town.node(), town.directory());
+    let slapd = Slapd::start(stage, "slapd", &directory)?;
+    node.directory = source(&slapd)?;
+    let portico = Portico::start(stage, &node, &directory, "info")?;
+    Ok((Scene { stage, town, portico }, slapd))
+}
+
 #[test]
 fn a_move_ends_as_the_directory_says_when_slapd_stops_half_way() -> Result<()> {
     for frozen in [false, true] {
         Stage::run(|stage| {
-            let town = Town::build(stage, movers())?;
-            let (mut node, directory) = (town.node(), town.directory());
-            let mut slapd = Slapd::start(stage, "slapd", &directory)?;
-            node.directory = slapd.source("200ms");
-            let portico = Portico::start(stage, &node, &directory, "info")?;
-            let mut scene = Scene { stage, town, portico };
+            let (mut scene, mut slapd) = scene_with_slapd(stage, |slapd| Ok(slapd.source("200ms")))?;
             scene.login("alice")?;
             let go = scene.portico.dir().join("go");
             let program = program(&scene, &format!("until test -e {}; do sleep 0.05; done", go.display()))?;
@@ -531,44 +541,35 @@ fn a_move_ends_as_the_directory_says_when_slapd_stops_half_way() -> Result<()> {
 #[test]
 fn a_change_that_lies_in_a_queue_is_waited_for() -> Result<()> {
     Stage::run(|stage| {
-        let town = Town::build(stage, movers())?;
-        let (mut node, directory) = (town.node(), town.directory());
-        let slapd = Slapd::start(stage, "slapd", &directory)?;
-        let slow = SlowChanges::start(slapd.address())?;
-        node.directory = slapd.source_of(&[&format!("ldap://{}", slow.address)], "200ms");
-        node.directory.push("  timeout: 1s".to_owned());
-        let portico = Portico::start(stage, &node, &directory, "info")?;
-        let mut scene = Scene { stage, town, portico };
+        let delayed = Arc::new(AtomicUsize::new(0));
+        let (mut scene, _slapd) = scene_with_slapd(stage, |slapd| {
+            let slow = pass_changes_late(slapd.address(), delayed.clone())?;
+            let mut source = slapd.source_of(&[&format!("ldap://{slow}")], "200ms");
+            source.push("  timeout: 1s".to_owned());
+            Ok(source)
+        })?;
         let moved = move_to(&scene, &["alice@a.example"], 1, &[])?;
-        ensure!(slow.delayed.load(Ordering::Relaxed) > 0, "no change was delayed");
+        ensure!(delayed.load(Ordering::Relaxed) > 0, "no change was delayed");
         ensure!(moved.out.contains(": moved in"), "{}{}", moved.out, moved.err);
         ensure!(store_of_alice(&scene)? == 1);
         scene.end()
     })
 }
 
-/// Passes on to slapd, changes after the client has given up.
-struct SlowChanges {
-    address: SocketAddr,
-    delayed: Arc<AtomicUsize>,
-}
+/// Longer than the node waits for an answer, and than it takes to look at the directory again.
+const LATE: Duration = Duration::from_millis(2_500);
 
-impl SlowChanges {
-    /// Longer than the node waits for an answer, and than it takes to look at the directory again.
-    const LATE: Duration = Duration::from_millis(2_500);
-
-    fn start(slapd: SocketAddrV4) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let (address, delayed) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
-        let counter = delayed.clone();
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let counter = counter.clone();
-                std::thread::spawn(move || pass(client, slapd, &counter));
-            }
-        });
-        Ok(Self { address, delayed })
-    }
+/// Passes on to slapd, changes after the client has given up, and counts these. Returns where.
+fn pass_changes_late(slapd: SocketAddrV4, delayed: Arc<AtomicUsize>) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let delayed = delayed.clone();
+            std::thread::spawn(move || pass(client, slapd, &delayed));
+        }
+    });
+    Ok(address)
 }
 
 fn pass(mut client: TcpStream, slapd: SocketAddrV4, delayed: &AtomicUsize) -> std::io::Result<()> {
@@ -583,7 +584,7 @@ fn pass(mut client: TcpStream, slapd: SocketAddrV4, delayed: &AtomicUsize) -> st
         }
         if is_modify(&bytes[..count]) {
             delayed.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(SlowChanges::LATE);
+            std::thread::sleep(LATE);
         }
         server.write_all(&bytes[..count])?;
     }
@@ -607,12 +608,7 @@ fn is_modify(bytes: &[u8]) -> bool {
 fn an_upgrade_during_a_move_ends_it_as_the_directory_says() -> Result<()> {
     for changing in [false, true] {
         Stage::run(|stage| {
-            let town = Town::build(stage, movers())?;
-            let (mut node, directory) = (town.node(), town.directory());
-            let slapd = Slapd::start(stage, "slapd", &directory)?;
-            node.directory = slapd.source("200ms");
-            let portico = Portico::start(stage, &node, &directory, "info")?;
-            let mut scene = Scene { stage, town, portico };
+            let (mut scene, slapd) = scene_with_slapd(stage, |slapd| Ok(slapd.source("200ms")))?;
             scene.login("alice")?;
             let go = scene.portico.dir().join("go");
             let program = program(&scene, &format!("until test -e {}; do sleep 0.05; done", go.display()))?;
