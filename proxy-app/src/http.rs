@@ -6,6 +6,7 @@ pub(crate) mod answers;
 pub(crate) mod behind;
 pub(crate) mod bound_login;
 pub(crate) mod compression;
+pub(crate) mod encoder;
 pub mod frames;
 pub(crate) mod headers;
 pub(crate) mod login;

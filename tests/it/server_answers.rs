@@ -20,6 +20,11 @@ use portico_tests::{Stage, until};
 use crate::scene::Scene;
 use crate::web::HOST;
 
+/// A text of which more may come.
+const TEXT_BEGUN: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/css\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n";
+const TEXT_WITH_TRAILERS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/css\r\nTransfer-Encoding: chunked\r\n\r\n\
+                                  a\r\n0123456789\r\n0\r\nDigest: x\r\n\r\n";
 /// A gap between two segments of a server.
 const GAP: Duration = Duration::from_millis(30);
 
@@ -215,6 +220,12 @@ fn serve(peer: &mut Peer) -> Result<()> {
             "/odd/short-chunk" => {
                 return peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n5\r\n12");
             }
+            "/odd/short-text" => return peer.send(TEXT_BEGUN),
+            "/odd/slow-text" => {
+                peer.send(TEXT_BEGUN)?;
+                return peer.freeze();
+            }
+            "/odd/text-with-trailers" => peer.send(TEXT_WITH_TRAILERS)?,
             "/odd/hints" => {
                 let mut hints = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(500);
                 hints.push_str(MEASURED);
@@ -426,6 +437,55 @@ fn a_short_answer_is_delivered_as_far_as_it_came() -> Result<()> {
         until("the access log", Duration::from_secs(10), || {
             Ok((lines("client") == 1).then_some(()))
         })
+    })
+}
+
+/// A compressed answer is not kept back while its server is silent, and it has an end only if the server's has.
+#[test]
+fn compressed_answers_come_as_their_servers_do() -> Result<()> {
+    play(|scene, _, _| {
+        for coding in ["gzip", "zstd", "br"] {
+            let ask = |path: &str| -> Result<Wire> {
+                let mut wire = Wire::clear(scene.town.endpoints.http)?;
+                wire.send(format!(
+                    "GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAccept-Encoding: {coding}\r\n\r\n"
+                ))?;
+                Ok(wire)
+            };
+            // What the encoder says at its end is longer than what it says in between.
+            let mut wire = ask("/odd/slow-text")?;
+            wire.patience(Duration::from_secs(20))?;
+            while !wire.line()?.is_empty() {}
+            let length = usize::from_str_radix(&wire.line()?, 16)?;
+            let begun = wire.bytes(length)?;
+            ensure!(length >= 12, "{coding}: {begun:?}");
+            let (head, body) = {
+                let mut wire = ask("/odd/short-text")?;
+                let mut head = String::new();
+                loop {
+                    let line = wire.line()?.to_ascii_lowercase();
+                    if line.is_empty() {
+                        break;
+                    }
+                    head.push_str(&line);
+                }
+                (head, wire.rest()?)
+            };
+            ensure!(head.contains(&format!("content-encoding: {coding}")), "{head}");
+            ensure!(
+                !body.ends_with(b"0\r\n\r\n"),
+                "half an answer ends as a whole one: {body:?}"
+            );
+            for version in ["--http1.1", "--http2"] {
+                let accepts = format!("Accept-Encoding: {coding}");
+                let told = [version, "--compressed", "-H", &accepts];
+                ensure!(scene.https("/odd/short-text", &told).is_err(), "{version} {coding}");
+                let whole = scene.https("/odd/text-with-trailers", &told)?;
+                ensure!(whole.text()? == "0123456789", "{version} {coding}: {}", whole.head);
+                ensure!(whole.header("content-encoding") == Some(coding), "{}", whole.head);
+            }
+        }
+        Ok(())
     })
 }
 

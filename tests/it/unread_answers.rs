@@ -1,6 +1,7 @@
 //! Clients that ask for much and read nothing: what waits for them does not fill the memory.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -19,6 +20,11 @@ use crate::smuggling::{HOST, Recorder, connect, connect_with, play_recorded_with
 const FIRST: usize = 100;
 /// Answers among which the growth of the memory is shared: an allocator grows by steps of MiB.
 const MEASURED: usize = 300;
+/// The same of answers that are compressed, of which there may be 240.
+const FIRST_PACKED: usize = 20;
+const MEASURED_PACKED: usize = 200;
+/// Compressed answers that an address may have at once.
+const PACKED_PER_ADDRESS: usize = 16;
 const SOON: Duration = Duration::from_secs(30);
 /// A file of the web clients that is larger than every buffer on the way.
 const FILE: usize = 64 << 20;
@@ -52,13 +58,17 @@ impl How {
     /// Of an answer that does not come it hears no beginning.
     fn client(self, scene: &Scene, path: &str) -> Result<Deaf> {
         let comes = path != SILENT;
+        let coding = coding(path);
+        let accepts = [("accept-encoding", coding.unwrap_or("identity"))];
         let (settings, streams) = match self {
             Self::Stuck1 => {
                 let mut wire = Wire::clear(scene.town.endpoints.http)?;
-                wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+                ask(&mut wire, path)?;
                 if comes {
-                    let line = wire.line()?;
-                    ensure!(line.starts_with("HTTP/1.1 200"), "{line}");
+                    let got = head(&mut wire)?;
+                    ensure!(got.starts_with("http/1.1 200"), "{got}");
+                    let packed = coding.is_none_or(|coding| got.contains(&format!("content-encoding: {coding}")));
+                    ensure!(packed, "{path} is not compressed: {got}");
                 }
                 return Ok(Deaf::H1 { _open: wire });
             }
@@ -67,7 +77,7 @@ impl How {
         };
         let mut raw = connect_with(scene, settings)?;
         for _ in 0..streams {
-            let stream = raw.ask(path, &[], true)?;
+            let stream = raw.ask(path, &accepts, true)?;
             ensure!(!comes || raw.is_answered(stream)?, "{path} is not answered");
         }
         Ok(Deaf::H2 { _open: raw })
@@ -78,23 +88,52 @@ impl How {
     }
 }
 
+/// In which coding an answer is asked for: the query of its path says it.
+fn coding(path: &str) -> Option<&str> {
+    path.split_once('?').map(|(_, coding)| coding)
+}
+
+fn ask(wire: &mut Wire, path: &str) -> Result<()> {
+    let coding = coding(path).unwrap_or("identity");
+    wire.send(format!(
+        "GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAccept-Encoding: {coding}\r\n\r\n"
+    ))
+}
+
+/// The head of an answer of HTTP/1, in small letters.
+fn head(wire: &mut Wire) -> Result<String> {
+    let mut head = String::new();
+    loop {
+        let line = wire.line()?;
+        if line.is_empty() {
+            return Ok(head);
+        }
+        head.push_str(&line.to_ascii_lowercase());
+        head.push('\n');
+    }
+}
+
 /// What memory one unread answer costs, in KiB, of [`MEASURED`]: with its request, and its share of the connection. The
 /// clients stay: what they let go would be used for others.
 fn cost(scene: &Scene, path: &str, how: How) -> Result<u64> {
     let mut clients = Vec::new();
+    let (first, measured) = match coding(path) {
+        None => (FIRST, MEASURED),
+        Some(_) => (FIRST_PACKED, MEASURED_PACKED),
+    };
     // What the first have brought in is there already.
-    for _ in 0..FIRST / how.answers() {
+    for _ in 0..first / how.answers() {
         clients.push(how.client(scene, path)?);
     }
     let before = scene.portico.rss_at_rest_kib()?;
-    for _ in 0..MEASURED / how.answers() {
+    for _ in 0..measured / how.answers() {
         clients.push(how.client(scene, path)?);
     }
     let grown = scene.portico.rss_at_rest_kib()?.saturating_sub(before);
     let mut honest = connect(scene)?;
     let stream = honest.ask("/service/fine", &[], true)?;
     ensure!(honest.is_answered(stream)?, "an honest request is not answered");
-    Ok(grown / MEASURED as u64)
+    Ok(grown / measured as u64)
 }
 
 /// A node with the locations of the file, and no limit but that of each connection.
@@ -110,6 +149,7 @@ fn is_at_most(most: u64, path: &str, how: How) -> Result<()> {
     let change = |stage: &Stage, node: &mut Node, _: &mut Directory| {
         let root = stage.dir("web")?;
         std::fs::write(root.join("big"), vec![b'x'; FILE])?;
+        write_script(&root)?;
         let locations = format!(
             "locations:\n  - prefix: /static/\n    static: {{root: {}}}\n  - include: carbonio\n",
             root.display()
@@ -117,6 +157,21 @@ fn is_at_most(most: u64, path: &str, how: How) -> Result<()> {
         with_locations(stage, node, &locations)
     };
     play_recorded_with(change, |scene, _| measured(scene, most, path, how))
+}
+
+/// A script that shrinks, but not to what the buffers on the way take.
+fn write_script(root: &Path) -> Result<()> {
+    let mut state = 1_u64;
+    let mut digit = || {
+        // Knuth's MMIX: what follows cannot be guessed from what came.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        b"0123456789abcdef"[(state >> 60) as usize]
+    };
+    let script: Vec<u8> = (0..FILE / 4).map(|_| digit()).collect();
+    std::fs::write(root.join("script.js"), script)?;
+    Ok(())
 }
 
 /// The same with a real nginx as server: over TLS, and below `/h2/` in HTTP/2.
@@ -232,6 +287,55 @@ fn an_answer_of_an_http2_server_on_a_stuck_connection_costs_little() -> Result<(
 #[test]
 fn an_answer_of_an_http2_server_over_http1_costs_little() -> Result<()> {
     of_an_http2_server_is_at_most(135, How::Stuck1)
+}
+
+#[test]
+fn compressed_answers_without_a_window_cost_little() -> Result<()> {
+    for (coding, most) in [("gzip", 420), ("zstd", 350), ("br", 500)] {
+        is_at_most(most, &format!("/static/script.js?{coding}"), How::NoWindow(20))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_compressed_answer_over_http1_costs_little() -> Result<()> {
+    for (coding, most) in [("gzip", 450), ("zstd", 380), ("br", 530)] {
+        is_at_most(most, &format!("/static/script.js?{coding}"), How::Stuck1)?;
+    }
+    Ok(())
+}
+
+/// Further ones are sent as they are; and when one ends, there is room for another.
+#[test]
+fn an_address_has_so_many_compressed_answers() -> Result<()> {
+    let change = |stage: &Stage, node: &mut Node, _: &mut Directory| {
+        let root = stage.dir("web")?;
+        write_script(&root)?;
+        node.more.push(("limits".to_owned(), "{exempt: []}".to_owned()));
+        let locations = format!(
+            "locations:\n  - prefix: /static/\n    static: {{root: {}}}\n  - include: carbonio\n",
+            root.display()
+        );
+        with_locations(stage, node, &locations)
+    };
+    play_recorded_with(change, |scene, _| {
+        let stalled = || -> Result<(Wire, bool)> {
+            let mut wire = Wire::clear(scene.town.endpoints.http)?;
+            ask(&mut wire, "/static/script.js?zstd")?;
+            let got = head(&mut wire)?;
+            ensure!(got.contains("vary: accept-encoding"), "{got}");
+            Ok((wire, got.contains("content-encoding: zstd")))
+        };
+        let mut all: Vec<_> = (0..2 * PACKED_PER_ADDRESS).map(|_| stalled()).collect::<Result<_>>()?;
+        let packed: Vec<bool> = all.iter().map(|(_, packed)| *packed).collect();
+        ensure!(
+            packed.iter().filter(|&&packed| packed).count() == PACKED_PER_ADDRESS,
+            "{packed:?}"
+        );
+        ensure!(packed.starts_with(&[true; PACKED_PER_ADDRESS]), "{packed:?}");
+        drop(all.remove(0));
+        until("an encoder to be let go", SOON, || Ok(stalled()?.1.then_some(())))
+    })
 }
 
 /// Twenty answers on each of five connections, and how many of the connections are still open in the end.

@@ -1,32 +1,30 @@
-//! Which answers are compressed for the client, and how (HTTP §6.4). Pingora's module does it.
+//! Which answers are compressed for the client (HTTP §6.4), and how they pass the encoder.
 //!
 //! An answer with a secret and with some text of the request in it must not be compressed: from its length an
 //! eavesdropper finds the secret, guess by guess (BREACH). So answers to requests with a login are not compressed,
 //! unless the node file says otherwise; scripts, styles and fonts hold no secret.
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::any::Any;
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{HeaderValue, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::modules::http::HttpModules;
-use pingora::modules::http::compression::{ResponseCompression, ResponseCompressionBuilder};
-use pingora::protocols::http::compression::Algorithm;
+use pingora::modules::http::{HttpModule, HttpModuleBuilder, HttpModules, Module};
+use pingora::{ErrorType, OrErr, Result};
 use pingora_proxy::Session;
+
+use crate::http::encoder::{Coding, Encoder};
+use crate::node::limits::{Lease, LeaseKind, NodeLimits};
 
 /// Shorter answers are not worth it: nginx's `gzip_min_length` in Carbonio's configuration.
 const LENGTH_LEAST: u64 = 256;
-/// Most KiB of all encoders at one moment; other answers are sent as they are. A client that reads slowly keeps its
-/// encoder in use.
-const MEMORY_MAX: usize = 512 * 1024;
-/// Levels: gzip's is that of Carbonio's configuration, the others cost about as much time. And the KiB that an encoder
-/// takes of an answer whose client stops after 4 MB; one of zlib has no window that grows.
-const LEVELS: [(Algorithm, u32, usize); 3] = [
-    (Algorithm::Brotli, 4, 3400),
-    (Algorithm::Zstd, 3, 3800),
-    (Algorithm::Gzip, 6, 400),
-];
+/// After a silence of this length the next bytes of an answer are not kept: the server sends them one by one.
+const SILENCE: Duration = Duration::from_millis(200);
 /// Content types that shrink, beside those of [`NO_SECRETS`].
 const TEXTS: [&str; 13] = [
     "text/html",
@@ -65,56 +63,169 @@ pub(crate) struct Rules {
     pub authenticated: bool,
 }
 
-/// KiB of the encoders in this process.
-static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+/// Whose answer it is, and by which rules it is compressed.
+pub(crate) struct Compressing<'a> {
+    pub rules: Rules,
+    pub limits: &'a Arc<NodeLimits>,
+    pub client: IpAddr,
+}
 
 /// The modules of an answer that is compressed. All others have none: each costs several allocations.
 static MODULES: LazyLock<HttpModules> = LazyLock::new(|| {
     let mut modules = HttpModules::new();
-    modules.add_module(ResponseCompressionBuilder::enable(0));
+    modules.add_module(Box::new(PackingBuilder));
     modules
 });
 
-/// One answer that is being compressed, until the value is dropped; the KiB of its encoder.
-#[derive(Debug)]
-pub(crate) struct Packing(usize);
+struct PackingBuilder;
 
-impl Drop for Packing {
-    fn drop(&mut self) {
-        AT_WORK.fetch_sub(self.0, Ordering::Relaxed);
+impl HttpModuleBuilder for PackingBuilder {
+    fn init(&self) -> Module {
+        Box::new(Packing::default())
+    }
+}
+
+/// The engine's module that compresses one answer.
+#[derive(Default)]
+struct Packing {
+    open: Option<OpenPacking>,
+    /// The server has nothing more to say at the moment.
+    pause: bool,
+}
+
+/// An answer whose end has not come yet.
+struct OpenPacking {
+    encoder: Encoder,
+    coding: Coding,
+    /// When its last bytes came.
+    last: Instant,
+    _lease: Lease,
+}
+
+#[async_trait]
+impl HttpModule for Packing {
+    async fn response_header_filter(&mut self, response: &mut ResponseHeader, end: bool) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        if end {
+            self.open = None;
+        }
+        match &self.open {
+            Some(open) => dress(response, open.coding),
+            None => Ok(()),
+        }
+    }
+
+    fn response_body_filter(&mut self, body: &mut Option<Bytes>, end: bool) -> Result<()> {
+        let bytes = body.take().unwrap_or_default();
+        if end {
+            *body = self.finish(&bytes)?.or(Some(bytes));
+            return Ok(());
+        }
+        let pause = std::mem::take(&mut self.pause);
+        let Some(open) = &mut self.open else {
+            *body = Some(bytes);
+            return Ok(());
+        };
+        let slow = std::mem::replace(&mut open.last, Instant::now()).elapsed() > SILENCE;
+        let packed = match pause || slow {
+            true => open.encoder.push_and_flush(&bytes),
+            false => open.encoder.push(&bytes),
+        };
+        let packed = packed.or_err(ErrorType::InternalError, "an answer cannot be compressed")?;
+        *body = Some(packed).filter(|packed| !packed.is_empty());
+        Ok(())
+    }
+
+    /// What is kept goes out in place of the trailers: they would end the answer before it.
+    fn response_trailer_filter(&mut self, _trailers: &mut Option<Box<HeaderMap>>) -> Result<Option<Bytes>> {
+        self.finish(&[])
+    }
+
+    fn response_done_filter(&mut self) -> Result<Option<Bytes>> {
+        self.finish(&[])
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
     }
 }
 
 impl Packing {
-    fn begin(memory: usize) -> Option<Self> {
-        let room = |taken: usize| Some(taken + memory).filter(|taken| *taken <= MEMORY_MAX);
-        let taken = AT_WORK.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
-        taken.ok().map(|_| Self(memory))
+    /// The end of the answer, once; its encoder is no more.
+    fn finish(&mut self, bytes: &[u8]) -> Result<Option<Bytes>> {
+        let Some(open) = self.open.take() else {
+            return Ok(None);
+        };
+        let end = open.encoder.finish(bytes);
+        Ok(Some(
+            end.or_err(ErrorType::InternalError, "an answer cannot be compressed")?,
+        ))
     }
 }
 
-/// Has this answer compressed if that is useful and safe, before its head is written. The returned value must be kept
-/// until the answer ends.
-pub(crate) fn begin(session: &mut Session, response: &mut ResponseHeader, rules: Rules) -> Option<Packing> {
-    let choice = choose(session.req_header(), response, rules);
+/// Has this answer compressed if that is useful and safe, before its head is written. Where there are as many encoders
+/// as there may be, it is sent as it is.
+pub(crate) fn begin(session: &mut Session, response: &mut ResponseHeader, how: &Compressing<'_>) {
+    let choice = choose(session.req_header(), response, how.rules);
     if choice == CompressionChoice::AsItIs {
-        return None;
+        return;
     }
     vary(response);
-    let CompressionChoice::Packed(algorithm) = choice else {
-        return None;
+    let CompressionChoice::Packed(coding) = choice else {
+        return;
     };
-    let (_, level, memory) = *LEVELS.iter().find(|(known, ..)| *known == algorithm)?;
-    // The module reads the client's header without its weights. It gets our choice instead.
-    let mut wish = RequestHeader::build(Method::GET, b"/", Some(1)).ok()?;
-    wish.insert_header(header::ACCEPT_ENCODING, algorithm.as_str()).ok()?;
-    let packing = Packing::begin(memory)?;
+    let Some(lease) = how.limits.lease(LeaseKind::Encoder, how.client) else {
+        return;
+    };
+    let encoder = match Encoder::new(coding) {
+        Ok(encoder) => encoder,
+        Err(error) => return log::debug!("an answer is not compressed: {error}"),
+    };
     // Clients of HTTP/1.0, which have a module of their own, get nothing compressed.
     session.downstream_modules_ctx = MODULES.build_ctx();
-    let module = session.downstream_modules_ctx.get_mut::<ResponseCompression>()?;
-    module.adjust_algorithm_level(algorithm, level);
-    module.request_filter(&wish);
-    Some(packing)
+    if let Some(packing) = session.downstream_modules_ctx.get_mut::<Packing>() {
+        packing.open = Some(OpenPacking {
+            encoder,
+            coding,
+            last: Instant::now(),
+            _lease: lease,
+        });
+    }
+}
+
+/// What the server has sent of this answer is sent on with nothing kept back: nothing more has come behind it.
+pub(crate) fn pause(session: &mut Session) {
+    if let Some(packing) = session.downstream_modules_ctx.get_mut::<Packing>() {
+        packing.pause = true;
+    }
+}
+
+/// The head of an answer that is compressed on its way.
+fn dress(response: &mut ResponseHeader, coding: Coding) -> Result<()> {
+    response.insert_header(header::CONTENT_ENCODING, coding.name())?;
+    response.remove_header(&header::CONTENT_LENGTH);
+    // A range would be one of the compressed bytes, which nobody keeps.
+    response.remove_header(&header::ACCEPT_RANGES);
+    // The engine has no need of it for HTTP/2, and removes it there.
+    response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    // Other bytes, the same content: a weak tag (RFC 9110 §8.8.1). What is no tag cannot become one.
+    let Some(tag) = response.headers.get(header::ETAG).map(HeaderValue::as_bytes) else {
+        return Ok(());
+    };
+    if tag.starts_with(b"\"") {
+        let weak = HeaderValue::from_bytes(&[b"W/", tag].concat());
+        let weak = weak.or_err(ErrorType::InvalidHTTPHeader, "an ETag")?;
+        response.insert_header(header::ETAG, weak)?;
+    } else if !tag.starts_with(b"W/") {
+        response.remove_header(&header::ETAG);
+    }
+    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +234,7 @@ enum CompressionChoice {
     AsItIs,
     /// It would be compressed for other clients.
     NotForThis,
-    Packed(Algorithm),
+    Packed(Coding),
 }
 
 fn choose(request: &RequestHeader, response: &ResponseHeader, rules: Rules) -> CompressionChoice {
@@ -142,7 +253,7 @@ fn choose(request: &RequestHeader, response: &ResponseHeader, rules: Rules) -> C
     }
     let preferred = preferred(&request.headers);
     match preferred.filter(|_| request.version >= Version::HTTP_11 && request.method != Method::HEAD) {
-        Some(algorithm) => CompressionChoice::Packed(algorithm),
+        Some(coding) => CompressionChoice::Packed(coding),
         None => CompressionChoice::NotForThis,
     }
 }
@@ -158,6 +269,9 @@ fn may_be_changed(response: &ResponseHeader) -> bool {
         header::CONTENT_ENCODING,
         header::CONTENT_RANGE,
         HeaderName::from_static("digest"),
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+        HeaderName::from_static("content-md5"),
     ];
     let no_transform = |value: &HeaderValue| {
         let value = value.to_str().unwrap_or_default();
@@ -182,8 +296,8 @@ fn has_secrets(request: &RequestHeader, response: &ResponseHeader) -> bool {
         || response.headers.contains_key(header::SET_COOKIE)
 }
 
-/// What the client prefers (RFC 9110 §12.5.3); of equals the one that compresses best.
-fn preferred(headers: &HeaderMap) -> Option<Algorithm> {
+/// What the client prefers (RFC 9110 §12.5.3); of equals the one that costs least.
+fn preferred(headers: &HeaderMap) -> Option<Coding> {
     let wishes: Vec<(String, f32)> = headers
         .get_all(header::ACCEPT_ENCODING)
         .iter()
@@ -202,10 +316,10 @@ fn preferred(headers: &HeaderMap) -> Option<Algorithm> {
     };
     let mut best = None;
     let mut best_weight = 0.0;
-    for (algorithm, ..) in LEVELS {
-        let weight = weight(algorithm.as_str());
+    for coding in Coding::ALL {
+        let weight = weight(coding.name());
         if weight > best_weight {
-            (best, best_weight) = (Some(algorithm), weight);
+            (best, best_weight) = (Some(coding), weight);
         }
     }
     best.filter(|_| best_weight >= weight_of_identity(&wishes))
@@ -282,18 +396,21 @@ mod tests {
     #[test]
     fn clients_choose() {
         for (wish, expected) in [
-            ("gzip, deflate, br, zstd", CompressionChoice::Packed(Algorithm::Brotli)),
-            ("gzip, zstd", CompressionChoice::Packed(Algorithm::Zstd)),
-            ("gzip", CompressionChoice::Packed(Algorithm::Gzip)),
-            ("GZIP;q=1.0, br;q=0.5", CompressionChoice::Packed(Algorithm::Gzip)),
-            ("br;q=0, gzip", CompressionChoice::Packed(Algorithm::Gzip)),
-            ("*", CompressionChoice::Packed(Algorithm::Brotli)),
-            ("*;q=0.5, br;q=0", CompressionChoice::Packed(Algorithm::Zstd)),
+            ("gzip, deflate, br, zstd", CompressionChoice::Packed(Coding::Zstd)),
+            ("gzip, deflate, br", CompressionChoice::Packed(Coding::Gzip)),
+            ("br", CompressionChoice::Packed(Coding::Brotli)),
+            ("br;q=1.0, gzip;q=0.9", CompressionChoice::Packed(Coding::Brotli)),
+            ("gzip, zstd", CompressionChoice::Packed(Coding::Zstd)),
+            ("gzip", CompressionChoice::Packed(Coding::Gzip)),
+            ("GZIP;q=1.0, br;q=0.5", CompressionChoice::Packed(Coding::Gzip)),
+            ("br;q=0, gzip", CompressionChoice::Packed(Coding::Gzip)),
+            ("*", CompressionChoice::Packed(Coding::Zstd)),
+            ("*;q=0.5, zstd;q=0", CompressionChoice::Packed(Coding::Gzip)),
             ("gzip;q=0.5, identity", CompressionChoice::NotForThis),
             ("gzip;q=0, br;q=0, zstd;q=0", CompressionChoice::NotForThis),
             ("deflate", CompressionChoice::NotForThis),
             ("", CompressionChoice::NotForThis),
-            ("gzip;q=x", CompressionChoice::Packed(Algorithm::Gzip)),
+            ("gzip;q=x", CompressionChoice::Packed(Coding::Gzip)),
         ] {
             let line = format!("Accept-Encoding: {wish}");
             check(&[&line], &["Content-Type: text/html; charset=utf-8"], RULES, expected);
@@ -303,7 +420,7 @@ mod tests {
 
     #[test]
     fn only_what_may_be_changed_is() {
-        let packed = CompressionChoice::Packed(Algorithm::Brotli);
+        let packed = CompressionChoice::Packed(Coding::Zstd);
         for (lines, expected) in [
             (&["Content-Type: application/json", "Content-Length: 256"][..], packed),
             (&["Content-Type: Text/HTML"], packed),
@@ -352,7 +469,7 @@ mod tests {
 
     #[test]
     fn secrets_are_not_packed_unless_the_node_says_so() {
-        let packed = CompressionChoice::Packed(Algorithm::Brotli);
+        let packed = CompressionChoice::Packed(Coding::Zstd);
         let preferred = Rules {
             authenticated: true,
             ..RULES
@@ -380,14 +497,32 @@ mod tests {
         );
     }
 
-    #[test]
-    fn there_are_so_many_at_once() {
-        let mut all: Vec<_> = (0..4)
-            .map(|_| Packing::begin(MEMORY_MAX / 4).expect("there is room"))
-            .collect();
-        assert!(Packing::begin(1).is_none());
-        all.pop();
-        assert!(Packing::begin(MEMORY_MAX / 4).is_some());
-        assert!(Packing::begin(MEMORY_MAX / 4 + 1).is_none());
+    #[tokio::test]
+    async fn the_head_says_what_the_body_is() {
+        for (tag, expected) in [("\"a\"", Some("W/\"a\"")), ("W/\"a\"", Some("W/\"a\"")), ("a", None)] {
+            let tag = format!("ETag: {tag}");
+            let mut head = response(&["Content-Length: 1000", "Accept-Ranges: bytes", &tag]);
+            let limits = NodeLimits::new(crate::node::limits::LimitsConfig::default());
+            let mut packing = Packing::default();
+            packing.open = Some(OpenPacking {
+                encoder: Encoder::new(Coding::Zstd).unwrap(),
+                coding: Coding::Zstd,
+                last: Instant::now(),
+                _lease: limits.lease(LeaseKind::Encoder, [192, 0, 2, 1].into()).unwrap(),
+            });
+            let mut hint = ResponseHeader::build(103, None).unwrap();
+            packing.response_header_filter(&mut hint, false).await.unwrap();
+            assert!(hint.headers.is_empty());
+            packing.response_header_filter(&mut head, false).await.unwrap();
+            assert_eq!(text(&head.headers, header::CONTENT_ENCODING), "zstd");
+            assert_eq!(text(&head.headers, header::CONTENT_LENGTH), "");
+            assert_eq!(text(&head.headers, header::ACCEPT_RANGES), "");
+            let tag = head.headers.get(header::ETAG).map(|tag| tag.to_str().unwrap());
+            assert_eq!(tag, expected);
+            let mut whole = response(&["Content-Length: 0"]);
+            packing.response_header_filter(&mut whole, true).await.unwrap();
+            assert!(!whole.headers.contains_key(header::CONTENT_ENCODING));
+            assert!(packing.response_done_filter().unwrap().is_none());
+        }
     }
 }

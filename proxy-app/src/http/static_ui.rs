@@ -22,6 +22,7 @@ use pingora_proxy::Session;
 use tower_http::services::ServeDir;
 use tower_http::services::fs::{Backend, DefaultServeDirFallback};
 
+use crate::http::compression::Compressing;
 use crate::http::static_ui::file::{FileBody, OpenFile};
 use crate::http::{answers, compression};
 
@@ -97,7 +98,7 @@ impl Tree {
     }
 
     /// Answers a request with the file at this path below the root. `path` is decoded; a file without a compressed copy
-    /// is compressed by `rules`; `finish` may add to the head of the answer; `portion` says how much is read next.
+    /// is compressed as `compressing` says; `finish` may add to the head of the answer; `portion` says how much is read next.
     ///
     /// # Errors
     /// 404 if there is no such file, and 500 if it cannot be read, as [`ErrorType::HTTPStatus`], with nothing sent.
@@ -106,7 +107,7 @@ impl Tree {
         &self,
         session: &mut Session,
         path: &str,
-        rules: compression::Rules,
+        compressing: &Compressing<'_>,
         finish: impl FnOnce(&mut ResponseHeader),
         mut portion: impl FnMut() -> usize,
     ) -> Result<()> {
@@ -129,7 +130,7 @@ impl Tree {
             response.insert_header(header::CONTENT_LENGTH, "0")?;
         }
         finish(&mut response);
-        let _until_it_is_sent = compression::begin(session, &mut response, rules);
+        compression::begin(session, &mut response, compressing);
         let head_only = method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
         session.write_response_header(Box::new(response), head_only).await?;
         if head_only {

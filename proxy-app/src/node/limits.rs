@@ -19,8 +19,8 @@ use tokio::time::Instant;
 
 use eviction::EvictionQueue;
 pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
-pub(crate) use lease::Lease;
 use lease::Leases;
+pub(crate) use lease::{Lease, LeaseKind};
 use requests::RequestCounts;
 pub(crate) use requests::{RequestKind, RequestPlace, RequestsConfig};
 use sessions::SessionCounts;

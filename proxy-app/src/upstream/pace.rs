@@ -23,6 +23,8 @@ struct State {
     first: usize,
     /// They have.
     heard: bool,
+    /// The last reading took all that the server had sent.
+    drained: bool,
     turns: u8,
     waker: Option<Waker>,
 }
@@ -34,6 +36,7 @@ impl Pace {
             left: first,
             first,
             heard: false,
+            drained: false,
             turns: 0,
             waker: None,
         }))
@@ -70,10 +73,16 @@ impl Pace {
         Poll::Ready(state.left)
     }
 
-    /// So many bytes have been read.
-    pub(crate) fn note_read(&self, count: usize) {
+    /// So many bytes have been read, and there was room for so many.
+    pub(crate) fn note_read(&self, count: usize, room: usize) {
         let mut state = self.0.lock();
+        state.drained = count < room;
         state.left = state.left.saturating_sub(count);
+    }
+
+    /// Whether the last reading brought less than it might have: the server had sent no more.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.0.lock().drained
     }
 }
 
@@ -92,11 +101,13 @@ mod tests {
     fn a_portion_and_then_the_next() {
         let pace = Pace::new(10);
         assert_eq!(portion(&pace), Some(10));
-        pace.note_read(4);
+        pace.note_read(4, 10);
         assert_eq!(portion(&pace), Some(6));
         pace.pass(20);
         assert_eq!(portion(&pace), Some(20));
-        pace.note_read(20);
+        assert!(pace.is_drained());
+        pace.note_read(20, 20);
+        assert!(!pace.is_drained());
         assert_eq!([portion(&pace), portion(&pace), portion(&pace)], [None, None, None]);
         pace.pass(10);
         assert_eq!(portion(&pace), Some(10));
@@ -107,7 +118,7 @@ mod tests {
     fn a_long_head_is_read_on() {
         let pace = Pace::new(10);
         for _ in 0..3 {
-            pace.note_read(10);
+            pace.note_read(10, 10);
             assert_eq!([portion(&pace), portion(&pace), portion(&pace)], [None, None, Some(10)]);
         }
     }

@@ -323,12 +323,13 @@ impl AsyncRead for ServerSocket {
             this.end_silence();
             return Poll::Pending;
         };
+        let room = portion.min(buf.remaining());
         match this.poll_portion(cx, buf, portion) {
             Poll::Ready(read) => {
                 this.end_silence();
                 let count = read?;
                 if let Some(pace) = &this.pace {
-                    pace.note_read(count);
+                    pace.note_read(count, room);
                 }
                 Poll::Ready(Ok(()))
             }

@@ -27,6 +27,7 @@ use crate::app::env::WebEnv;
 use crate::app::snapshot::MailMode;
 use crate::http::answer_head::{self, Framing};
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
+use crate::http::compression::Compressing;
 use crate::http::repeat::may_be_repeated;
 use crate::http::{compression, headers, login, old_clients};
 use crate::locations::{Action, Files, MatchedLocation};
@@ -312,11 +313,14 @@ impl ProxyHttp for Web {
 
     fn upstream_response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         chunk: &mut Option<Bytes>,
         end: bool,
         context: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
+        if context.ahead.as_ref().is_some_and(|ahead| ahead.pace.is_drained()) {
+            compression::pause(session);
+        }
         context.read_on();
         if let Some(seen) = &context.seen {
             context.gate.read(&self.env, seen, chunk.as_ref(), end);
@@ -362,7 +366,9 @@ impl ProxyHttp for Web {
         answer_head::speak_our_version(response);
         old_clients::end_behind(session, response);
         dress(context, response)?;
-        context._packing = compression::begin(session, response, context.snapshot.web.compression);
+        if let Some(info) = &context.info {
+            compression::begin(session, response, &self.compressing(context, info));
+        }
         Ok(())
     }
 
@@ -506,6 +512,14 @@ impl ProxyHttp for Web {
 
 impl Web {
     /// How much of an answer is read at once for this client.
+    fn compressing(&self, context: &RequestContext, info: &RequestInfo) -> Compressing<'_> {
+        Compressing {
+            rules: context.snapshot.web.compression,
+            limits: &self.env.limits,
+            client: info.client,
+        }
+    }
+
     fn portions(&self, web: &WebClient) -> Portions {
         Portions::new(&web.reading, &self.env.limits, web.facts.client.addr.ip())
     }
@@ -626,7 +640,7 @@ impl Web {
         files: &Files,
         path: &str,
     ) -> Result<()> {
-        let (Some(tree), Some(web)) = (&found.entry.tree, client_of(session)) else {
+        let (Some(tree), Some(web), Some(info)) = (&found.entry.tree, client_of(session), &context.info) else {
             return Error::e_explain(ErrorType::InternalError, "a location for files without a folder");
         };
         let below = path.strip_prefix(files.strip.as_str()).unwrap_or(path);
@@ -636,8 +650,9 @@ impl Web {
                 log::warn!("request {}: {error}", context.id());
             }
         };
-        let rules = context.snapshot.web.compression;
-        tree.serve(session, below, rules, finish, || portions.next()).await
+        let compressing = self.compressing(context, info);
+        tree.serve(session, below, &compressing, finish, || portions.next())
+            .await
     }
 
     /// In the form of nginx's stub_status, for exporters that read that. Connections are those of all listeners.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::node::limits::{Lease, NodeLimits};
+use crate::node::limits::{Lease, LeaseKind, NodeLimits};
 use crate::upstream::pace::Pace;
 
 /// Portion before the head has been passed on: what comes together with the head is copied, and the copy's buffer stays.
@@ -38,7 +38,7 @@ impl ClientReading {
         if self.taken.load(Ordering::Relaxed) < READS || self.leased.swap(true, Ordering::Relaxed) {
             return None;
         }
-        let lease = limits.lease(address);
+        let lease = limits.lease(LeaseKind::Portion, address);
         if lease.is_none() {
             self.leased.store(false, Ordering::Relaxed);
         }

@@ -12,7 +12,6 @@ use route_cache::{Route, Server};
 
 use crate::app::snapshot::Snapshot;
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
-use crate::http::compression::Packing;
 use crate::http::relocation::Relocation;
 use crate::http::{headers, login};
 use crate::locations::MatchedLocation;
@@ -90,8 +89,6 @@ pub(crate) struct RequestContext {
     pub(crate) interim: usize,
     /// Which side ended the answer too early.
     pub(crate) incomplete: Option<&'static str>,
-    /// The answer is being compressed.
-    pub(crate) _packing: Option<Packing>,
 }
 
 impl RequestContext {
@@ -123,7 +120,6 @@ impl RequestContext {
             status: 0,
             interim: 0,
             incomplete: None,
-            _packing: None,
         }
     }
 

@@ -1,6 +1,8 @@
-//! Large portions of answers for clients that read: how many there may be.
+//! What answers may take that not all can have: large portions for clients that read, encoders. How many there may be,
+//! for one address and for the process.
 //!
-//! A large portion saves turns of the engine, and is memory that waits if its client stops reading after all.
+//! A large portion saves turns of the engine, an encoder saves bytes; both are memory that waits if the client stops
+//! reading. No answer is refused: without a lease it goes in small portions, or as it is.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,14 +12,36 @@ use parking_lot::Mutex;
 
 use crate::node::limits::{NodeLimits, Origin};
 
-/// Most in the whole process.
-const ALL: usize = 128;
-/// Most for one address.
-const PER_ADDRESS: usize = 8;
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeaseKind {
+    /// An answer is read in large portions.
+    Portion,
+    /// An answer is compressed.
+    Encoder,
+}
+
+impl LeaseKind {
+    /// Most in the whole process: 32 MiB of portions, at most 125 MiB of encoders (docs/static-files.md).
+    const fn most(self) -> usize {
+        match self {
+            Self::Portion => 128,
+            Self::Encoder => 240,
+        }
+    }
+
+    /// Most for one address. A browser that loads a page has some six answers at once.
+    const fn most_of_address(self) -> usize {
+        match self {
+            Self::Portion => 8,
+            Self::Encoder => 16,
+        }
+    }
+}
 
 /// The leases of this node.
 #[derive(Default)]
-pub(super) struct Leases(Mutex<LeaseCounts>);
+pub(super) struct Leases([Mutex<LeaseCounts>; 2]);
 
 #[derive(Default)]
 struct LeaseCounts {
@@ -25,25 +49,26 @@ struct LeaseCounts {
     by_origin: HashMap<Origin, usize>,
 }
 
-/// An answer that is read in large portions while this lives.
+/// An answer has what this was given for while this lives.
 pub(crate) struct Lease {
     limits: Arc<NodeLimits>,
+    kind: LeaseKind,
     origin: Option<Origin>,
 }
 
 impl NodeLimits {
     /// A lease for a client at this address, if there is one left.
-    pub(crate) fn lease(self: &Arc<Self>, address: IpAddr) -> Option<Lease> {
+    pub(crate) fn lease(self: &Arc<Self>, kind: LeaseKind, address: IpAddr) -> Option<Lease> {
         let settings = self.settings.load();
         let exempt = settings.exempt.iter().any(|network| network.contains(&address));
         let origin = (!exempt).then(|| Origin::of(address));
-        let mut counts = self.leases.0.lock();
-        if counts.all >= ALL {
+        let mut counts = self.leases.0[kind as usize].lock();
+        if counts.all >= kind.most() {
             return None;
         }
         if let Some(origin) = origin {
             let count = counts.by_origin.entry(origin).or_default();
-            if *count >= PER_ADDRESS {
+            if *count >= kind.most_of_address() {
                 return None;
             }
             *count += 1;
@@ -51,6 +76,7 @@ impl NodeLimits {
         counts.all += 1;
         Some(Lease {
             limits: self.clone(),
+            kind,
             origin,
         })
     }
@@ -58,7 +84,7 @@ impl NodeLimits {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut counts = self.limits.leases.0.lock();
+        let mut counts = self.limits.leases.0[self.kind as usize].lock();
         counts.all -= 1;
         if let Some(origin) = self.origin
             && let Some(count) = counts.by_origin.get_mut(&origin)
@@ -78,17 +104,30 @@ mod tests {
 
     #[test]
     fn each_address_and_the_process_have_so_many() {
-        let limits = NodeLimits::new(LimitsConfig::default());
-        let lease = |last: u8| limits.lease([192, 0, 2, last].into());
-        let mut held: Vec<_> = (0..PER_ADDRESS).map(|_| lease(1).expect("there is one left")).collect();
-        assert!(lease(1).is_none() && lease(2).is_some());
-        held.pop();
-        held.push(lease(1).expect("one was given back"));
-        // A balancer speaks for many.
-        held.extend((PER_ADDRESS..ALL).map(|_| limits.lease([127, 0, 0, 1].into()).expect("there is one left")));
-        assert!(limits.lease([127, 0, 0, 1].into()).is_none() && lease(2).is_none());
-        drop(held);
-        assert!(lease(2).is_some());
-        assert!(limits.leases.0.lock().by_origin.is_empty());
+        for (kind, other) in [
+            (LeaseKind::Portion, LeaseKind::Encoder),
+            (LeaseKind::Encoder, LeaseKind::Portion),
+        ] {
+            let (most, most_of_address) = (kind.most(), kind.most_of_address());
+            let limits = NodeLimits::new(LimitsConfig::default());
+            let lease = |last: u8| limits.lease(kind, [192, 0, 2, last].into());
+            let mut held: Vec<_> = (0..most_of_address)
+                .map(|_| lease(1).expect("there is one left"))
+                .collect();
+            assert!(lease(1).is_none() && lease(2).is_some());
+            held.pop();
+            held.push(lease(1).expect("one was given back"));
+            // A balancer speaks for many.
+            let balancer = || limits.lease(kind, [127, 0, 0, 1].into());
+            held.extend((most_of_address..most).map(|_| balancer().expect("there is one left")));
+            assert!(balancer().is_none() && lease(2).is_none());
+            assert!(
+                limits.lease(other, [192, 0, 2, 1].into()).is_some(),
+                "each kind by itself"
+            );
+            drop(held);
+            assert!(lease(2).is_some());
+            assert!(limits.leases.0.iter().all(|counts| counts.lock().by_origin.is_empty()));
+        }
     }
 }
