@@ -79,13 +79,13 @@ pub trait LoginSlot: Send {
 #[derive(Default)]
 struct LoginWait {
     place: Option<Box<dyn LoginSlot>>,
-    /// Logins and requests that are under way.
-    under_way: usize,
+    /// Logins and requests that are under way, without those whose clients are waited for. They are ended in any order.
+    under_way: isize,
 }
 
 impl LoginWait {
     fn heard(&self) {
-        if self.under_way == 0 {
+        if self.under_way <= 0 {
             self.place.iter().for_each(|place| place.heard());
         }
     }
@@ -250,6 +250,15 @@ impl ConnectionHandle {
         WaitsForUs(self.clone())
     }
 
+    /// Notes that we wait for the client again, in the middle of its request, until the value is dropped. It is
+    /// [heard](Self::heard) with each part of that.
+    pub fn awaits_client(self: &Arc<Self>) -> AwaitsClient {
+        let mut waiting = self.waiting();
+        waiting.under_way -= 1;
+        waiting.heard();
+        AwaitsClient(self.clone())
+    }
+
     /// Notes who is logged in, and where; once for each account. From then on its place is not taken from it.
     pub fn log_in(&self, login: impl FnOnce() -> LoggedIn, account: &str, server: &str) {
         let _ = self
@@ -367,6 +376,20 @@ impl Drop for WaitsForUs {
         let mut waiting = self.0.waiting();
         waiting.under_way -= 1;
         waiting.heard();
+    }
+}
+
+/// A client that is in the middle of its request.
+#[derive(Debug)]
+pub struct AwaitsClient(Arc<ConnectionHandle>);
+
+impl Drop for AwaitsClient {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting();
+        waiting.under_way += 1;
+        if waiting.under_way > 0 {
+            waiting.place.iter().for_each(|place| place.under_way());
+        }
     }
 }
 

@@ -34,7 +34,7 @@ mod upstream;
 pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Rejected, login_name};
 pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
-pub use handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
+pub use handle::{AwaitsClient, CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,

@@ -1,5 +1,6 @@
 //! Servers behind this node: their names, connections to them, groups of them.
 
+pub(crate) mod body_clock;
 pub(crate) mod connect;
 pub(crate) mod connection;
 pub(crate) mod dial;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use portico_tests::config::{Directory, Entry, Node, Serve, Tls};
+use portico_tests::h2::{DATA, END_HEADERS, HEADERS, Raw, block, frame, usual};
 use portico_tests::town::{FRONT, Town, people};
 use portico_tests::until;
 use portico_tests::wire::Wire;
@@ -91,6 +92,44 @@ fn silent_connections_keep_no_client_out() -> Result<()> {
             .portico
             .count(&[("event", "session_end"), ("why", "too many connections")])?;
         assert_eq!(ends, 0, "a flood leaves no records");
+        Ok(())
+    })
+}
+
+/// The story: requests whose bodies did not come counted as under way, and kept everybody else out at the limit.
+#[test]
+fn bodies_that_do_not_come_keep_no_client_out() -> Result<()> {
+    const LIMIT: usize = 40;
+    let flood = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
+    play_limited("{connections: 40, exempt: []}", |scene| {
+        let endpoint = scene.town.endpoints.https;
+        let (tls, tls_http2) = (scene.town.ca.connector(&[])?, scene.town.ca.connector(&["h2"])?);
+        // A short body is read before a server is chosen; an upload goes on to one.
+        let begun = |path: &str, length: usize| -> Result<Wire> {
+            let mut wire = Wire::clear_from(flood, endpoint)?.start_tls(&tls, FRONT)?;
+            wire.send(format!(
+                "POST {path} HTTP/1.1\r\nHost: {FRONT}\r\nContent-Length: {length}\r\n\r\nbegun"
+            ))?;
+            Ok(wire)
+        };
+        let begun_http2 = || -> Result<Raw> {
+            let wire = Wire::clear_from(flood, endpoint)?.start_tls(&tls_http2, FRONT)?;
+            let mut raw = Raw::over(wire, FRONT, &[])?;
+            let mut fields = usual(FRONT, "/service/upload");
+            fields[0].1 = "POST";
+            raw.wire.send(frame(HEADERS, END_HEADERS, 1, &block(&fields)))?;
+            raw.wire.send(frame(DATA, 0, 1, b"begun"))?;
+            Ok(raw)
+        };
+        let (mut flood, mut flood_http2) = (Vec::new(), Vec::new());
+        for _ in 0..LIMIT / 2 {
+            flood.push(begun("/service/soap", 1000)?);
+            flood.push(begun("/service/upload", 1_000_000)?);
+            flood_http2.push(begun_http2()?);
+        }
+        for person in ["alice", "bob", "carol"] {
+            scene.login(person)?.imap_ok("n1 NOOP")?;
+        }
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use portico_tests::config::{Directory, Node, quote};
-use portico_tests::h2::Raw;
+use portico_tests::h2::{DATA, END_HEADERS, HEADERS, Raw, block, frame, usual};
 use portico_tests::nginx::Nginx;
 use portico_tests::portico::Portico;
 use portico_tests::town::{Town, people};
@@ -287,6 +287,56 @@ fn an_answer_of_an_http2_server_on_a_stuck_connection_costs_little() -> Result<(
 #[test]
 fn an_answer_of_an_http2_server_over_http1_costs_little() -> Result<()> {
     of_an_http2_server_is_at_most(135, How::Stuck1)
+}
+
+/// The most that a request whose body has stopped may cost, in KiB, with its share of the connections.
+#[test]
+fn a_body_that_stops_costs_little() -> Result<()> {
+    const BEGUN: usize = 256 * 1024;
+    for (http2, most) in [(false, 160), (true, 210)] {
+        play_recorded_with(
+            |_, _, _| Ok(()),
+            |scene, _| {
+                let mut clients = Vec::new();
+                let mut begin = |count: usize| -> Result<()> {
+                    for _ in 0..count {
+                        clients.push(upload(scene, http2, BEGUN)?);
+                    }
+                    Ok(())
+                };
+                begin(FIRST)?;
+                let before = scene.portico.rss_at_rest_kib()?;
+                begin(MEASURED)?;
+                let cost = scene.portico.rss_at_rest_kib()?.saturating_sub(before) / MEASURED as u64;
+                println!("a body that stops, HTTP/2 {http2}: {cost} KiB");
+                ensure!(cost <= most, "HTTP/2 {http2}: {cost} KiB");
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Begins a long body, and stops.
+fn upload(scene: &Scene, http2: bool, begun: usize) -> Result<Deaf> {
+    let body = vec![b'x'; begun];
+    if http2 {
+        let mut raw = connect(scene)?;
+        let mut fields = usual(HOST, "/service/upload");
+        fields[0].1 = "POST";
+        raw.wire.send(frame(HEADERS, END_HEADERS, 1, &block(&fields)))?;
+        // As much as the window takes before it is opened.
+        for part in body[..60 * 1024].chunks(15 * 1024) {
+            raw.wire.send(frame(DATA, 0, 1, part))?;
+        }
+        return Ok(Deaf::H2 { _open: raw });
+    }
+    let mut wire = Wire::clear(scene.town.endpoints.http)?;
+    wire.send(format!(
+        "POST /service/upload HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000000\r\n\r\n"
+    ))?;
+    wire.send(&body)?;
+    Ok(Deaf::H1 { _open: wire })
 }
 
 #[test]

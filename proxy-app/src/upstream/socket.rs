@@ -20,6 +20,7 @@ use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::upstream::body_clock::{BodyAlarm, BodyClock};
 use crate::upstream::connection::ServerConnection;
 use crate::upstream::early::{AnswerBeginning, Answered};
 use crate::upstream::gathered::Gathered;
@@ -55,6 +56,8 @@ pub(crate) struct AnswerReading {
     pub(crate) pace: Arc<Pace>,
     /// How long its server may be silent.
     pub(crate) patience: Duration,
+    /// How long its client may, in the middle of the request.
+    pub(crate) body: Arc<BodyClock>,
 }
 
 /// A server that gives or takes nothing. It counts only while the server is waited for, and not while its client is.
@@ -95,6 +98,7 @@ pub(crate) struct ServerSocket {
     home: Option<Home>,
     pace: Option<Arc<Pace>>,
     silence: Option<Silence>,
+    body: Option<(Arc<BodyClock>, BodyAlarm)>,
     /// The engine has done with it, and it is good for another request.
     rests: bool,
     /// Written, and not yet flushed.
@@ -127,6 +131,9 @@ impl ServerSocket {
     ) -> Self {
         Self {
             silence: answer.as_ref().map(|answer| Silence::of(answer.patience)),
+            body: answer
+                .as_ref()
+                .map(|answer| (answer.body.clone(), BodyAlarm::default())),
             pace: answer.map(|answer| answer.pace),
             wire: match link {
                 RestingLink::Http1(link) => Wire::Http1(link),
@@ -219,6 +226,14 @@ impl ServerSocket {
                 ready!(silence.poll_end(cx));
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the server is silent")))
             }
+            None => Poll::Pending,
+        }
+    }
+
+    /// Waits until the client has been silent for too long in the middle of its request.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.body {
+            Some((clock, alarm)) => alarm.poll_late(clock, cx).map(Err),
             None => Poll::Pending,
         }
     }
@@ -321,7 +336,7 @@ impl AsyncRead for ServerSocket {
         };
         let Poll::Ready(portion) = portion else {
             this.end_silence();
-            return Poll::Pending;
+            return this.poll_late(cx);
         };
         let room = portion.min(buf.remaining());
         match this.poll_portion(cx, buf, portion) {
@@ -333,7 +348,10 @@ impl AsyncRead for ServerSocket {
                 }
                 Poll::Ready(Ok(()))
             }
-            Poll::Pending => this.poll_silence(cx),
+            Poll::Pending => match this.poll_late(cx) {
+                Poll::Pending => this.poll_silence(cx),
+                late => late,
+            },
         }
     }
 }

@@ -35,8 +35,8 @@ use crate::node::limits::RequestKind;
 use crate::node::redaction;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::upstream::dial::{Dialer, Sources};
-use crate::upstream::http2;
 use crate::upstream::pool::ConnectionPool;
+use crate::upstream::{body_clock, http2};
 use crate::web::access_log::{self, AccessRecord};
 use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
@@ -96,6 +96,7 @@ impl ProxyHttp for Web {
         if request.version < http::Version::HTTP_2 && headers::closes(&request.headers) {
             session.set_keepalive(None);
         }
+        let has_come = session.as_mut().is_body_done();
         let Some(web) = client_of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a request without a connection");
         };
@@ -114,6 +115,7 @@ impl ProxyHttp for Web {
             // That of an HTTP/1 connection is held around all of its request.
             context.under_way = Some(web.facts.handle.waits_for_us());
         }
+        context.awaits_client = (!has_come).then(|| web.facts.handle.awaits_client());
         let info = RequestInfo::read(&self.env, web, request);
         context.form = ErrorForm::of(request);
         let no_host = info.host.is_none() && request.version > http::Version::HTTP_10;
@@ -184,8 +186,13 @@ impl ProxyHttp for Web {
         let keeping = Keeping::of(web, session.req_header(), info, proxied, keepalive);
         let mut peer = upstream_peer::new(&target, proxied, &context.snapshot);
         let ahead = ReadAhead::new(self.portions(web));
+        if !session.as_mut().is_body_done() {
+            let grace = self.env.config.load().web.client_body_timeout;
+            context.expect_body(grace);
+        }
         let (pace, dialer) = (ahead.pace.clone(), self.dialer.clone());
-        let dial = upstream_peer::dial(&target, proxied, &context.snapshot, &keeping, pace, dialer);
+        let body = context.body_clock.clone();
+        let dial = upstream_peer::dial(&target, proxied, &context.snapshot, &keeping, pace, body, dialer);
         let dial = Arc::new(dial);
         peer.options.custom_l4 = Some(dial.clone());
         context.dial = Some(dial);
@@ -213,6 +220,13 @@ impl ProxyHttp for Web {
         let grace = self.env.config.load().web.client_body_timeout;
         if !end && is_dripping(context.begun.elapsed(), context.body_bytes, grace) {
             return Error::e_explain(ErrorType::HTTPStatus(408), DRIPPING);
+        }
+        if end {
+            context.body_clock.stop();
+            context.awaits_client = None;
+        } else {
+            context.expect_body(grace);
+            client_of(session).iter().for_each(|web| web.facts.handle.heard());
         }
         let most = context.proxied.as_ref().and_then(|proxied| proxied.forward().max_body);
         if most.is_some_and(|most| context.body_bytes > most) {
@@ -383,6 +397,10 @@ impl ProxyHttp for Web {
         _new_to_the_engine: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("server {}", peer._address));
+        if is_body_late(&error) {
+            error.etype = ErrorType::HTTPStatus(408);
+            error.as_down();
+        }
         if is_late(&error) {
             error.etype = ErrorType::ReadTimedout;
         }
@@ -772,6 +790,12 @@ fn doubt_route(env: &WebEnv, context: &RequestContext) {
 fn is_late(error: &Error) -> bool {
     let io: Option<&io::Error> = error.root_cause().downcast_ref();
     *error.etype() == ErrorType::ReadError && io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut)
+}
+
+/// Whether the client of a request was silent in the middle of its body.
+fn is_body_late(error: &Error) -> bool {
+    let io: Option<&io::Error> = error.root_cause().downcast_ref();
+    io.is_some_and(body_clock::is_late_body)
 }
 
 /// Whether the server says that it has not processed the request, so that it may be repeated whatever its method is.

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mail_proxy::WaitsForUs;
+use mail_proxy::{AwaitsClient, WaitsForUs};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
@@ -17,6 +17,7 @@ use crate::http::{headers, login};
 use crate::locations::MatchedLocation;
 use crate::node::limits::RequestPlace;
 use crate::tls::vhosts::VirtualHost;
+use crate::upstream::body_clock::BodyClock;
 use crate::upstream::connection::ServerConnection;
 use crate::upstream::dial::Dial;
 use crate::upstream::groups::{Group, Groups, Member};
@@ -30,6 +31,11 @@ use crate::web::read_ahead::ReadAhead;
 pub(crate) const BODY_LEAST: u64 = 64;
 /// Why a body that brings fewer is not read on.
 pub(crate) const DRIPPING: &str = "a body that comes drop by drop";
+
+/// How long it may take until more comes of a body that has brought so many bytes.
+pub(crate) fn body_time(bytes: u64, grace: Duration) -> Duration {
+    grace + Duration::from_secs(bytes / BODY_LEAST + 1)
+}
 
 /// Where a request goes.
 #[derive(Clone)]
@@ -48,6 +54,8 @@ pub(crate) struct UpstreamTarget {
 pub(crate) struct RequestContext {
     /// Held while it is under way, so that its connection is not ended to make room for another.
     pub(crate) under_way: Option<WaitsForUs>,
+    /// Held while its body is to come: its connection may be ended for another then.
+    pub(crate) awaits_client: Option<AwaitsClient>,
     /// Counts it for its client's address.
     pub(crate) place: Option<RequestPlace>,
     pub(crate) snapshot: Arc<Snapshot>,
@@ -74,6 +82,8 @@ pub(crate) struct RequestContext {
     pub(crate) ahead: Option<ReadAhead>,
     /// Bytes of the body so far.
     pub(crate) body_bytes: u64,
+    /// When more must have come.
+    pub(crate) body_clock: Arc<BodyClock>,
     pub(crate) body: Option<login::LoginBody>,
     pub(crate) seen: Option<login::LoginAttempt>,
     /// Its login cannot be read.
@@ -109,8 +119,10 @@ impl RequestContext {
             dial: None,
             ahead: None,
             under_way: None,
+            awaits_client: None,
             place: None,
             body_bytes: 0,
+            body_clock: Arc::default(),
             body: None,
             seen: None,
             unreadable: None,
@@ -127,6 +139,12 @@ impl RequestContext {
     pub(crate) fn group(&self, groups: &Groups) -> Option<&Arc<Group>> {
         let proxied = self.proxied.as_ref()?;
         self.group.get_or_init(|| groups.get(proxied.group())).as_ref()
+    }
+
+    /// More of the body must come; `grace` is `web.client_body_timeout`.
+    pub(crate) fn expect_body(&self, grace: Duration) {
+        self.body_clock
+            .expect_by(self.begun + body_time(self.body_bytes, grace));
     }
 
     /// Its server connection, once there is one.

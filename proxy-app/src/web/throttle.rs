@@ -22,7 +22,7 @@ use crate::http::account;
 use crate::http::login::{LoginAttempt, LoginBody, LoginForm};
 use crate::web::client::{WebClient, client_of};
 use crate::web::decision::RequestInfo;
-use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext};
+use crate::web::request_context::{DRIPPING, RequestContext, body_time};
 
 /// Longest body that is read before a server is chosen: what the engine keeps to send it again.
 const AHEAD_MAX: u64 = 64 * 1024;
@@ -154,10 +154,10 @@ async fn judged(
     context: &RequestContext,
 ) -> Result<Option<(LoginAttempt, String)>> {
     let Some(seen) = context.seen.as_ref().filter(|_| context.gate.is_undecided()) else {
-        return Ok(None);
+        return Ok(());
     };
     if seen.form == LoginForm::Basic && !info.relayed && web.seen_user.knows(seen) {
-        return Ok(None);
+        return Ok(());
     }
     if seen.form == LoginForm::Batch && seen.logins > 1 {
         return Error::e_explain(ErrorType::HTTPStatus(403), "a batch of logins");
@@ -185,14 +185,15 @@ async fn account_name(env: &WebEnv, web: &WebClient, info: &RequestInfo, typed: 
 /// server. A client that waits for us to ask for its body is judged when it comes.
 async fn read_ahead(env: &WebEnv, session: &mut Session, context: &mut RequestContext) -> Result<()> {
     if !is_short(&session.req_header().headers) {
-        return Ok(());
+        return Ok(None);
     }
     let Some(mut body) = context.body.take() else {
-        return Ok(());
+        return Ok(None);
     };
     let grace = env.config.load().web.client_body_timeout;
     session.as_mut().enable_retry_buffering();
     read_body(session, &mut body, context.begun, grace).await?;
+    context.awaits_client = None;
     let seen = context.readable(body.read())?;
     context.seen = seen.or(context.seen.take());
     Ok(())
@@ -209,8 +210,7 @@ async fn read_body(session: &mut Session, body: &mut LoginBody, begun: Instant, 
     let mut bytes = 0;
     loop {
         // As long as any other body may take.
-        let patience = grace + Duration::from_secs(bytes / BODY_LEAST + 1);
-        let left = patience.saturating_sub(begun.elapsed());
+        let left = body_time(bytes, grace).saturating_sub(begun.elapsed());
         match timeout(left, session.as_mut().read_request_body()).await {
             Ok(Ok(Some(chunk))) => {
                 bytes += chunk.len() as u64;

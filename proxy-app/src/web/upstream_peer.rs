@@ -8,6 +8,7 @@ use route_cache::UpstreamTls;
 
 use crate::app::snapshot::Snapshot;
 use crate::locations::Timeouts;
+use crate::upstream::body_clock::BodyClock;
 use crate::upstream::connect;
 use crate::upstream::dial::{Dial, Dialer};
 use crate::upstream::pace::Pace;
@@ -33,6 +34,7 @@ pub(crate) fn dial(
     snapshot: &Snapshot,
     keeping: &Keeping,
     pace: Arc<Pace>,
+    body: Arc<BodyClock>,
     dialer: Dialer,
 ) -> Dial {
     let tls = match &target.server.tls {
@@ -56,6 +58,7 @@ pub(crate) fn dial(
     dial.answer = Some(AnswerReading {
         pace,
         patience: waits.read,
+        body,
     });
     dial
 }
