@@ -4,7 +4,7 @@ use mail_proxy::Proto;
 
 use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
-use crate::node::limits::RequestKind;
+use crate::node::limits::{LeaseKind, RequestKind};
 use crate::node::metrics::{
     BUSY, CERTIFICATE, CLOCK, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
     REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, UPTIME, set,
@@ -46,6 +46,11 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     ] {
         set(&read.limited, &[limit], env.limits.refused_requests(kind));
     }
+    set(
+        &read.limited,
+        &["held_bodies"],
+        env.limits.refused_leases(LeaseKind::Body),
+    );
     read.set(&HELD, &[], env.throttle.waiting() as f64);
     let counts = env.sessions.counts();
     for proto in Proto::ALL {

@@ -66,7 +66,7 @@ const REQUESTS_REFUSED: Metric = metric(
 const REQUESTS_LIMITED: Metric = metric(
     "portico_requests_limited_total",
     &["limit"],
-    "Web requests refused with 503 because their address has as many under way as it may have: requests_per_address; and WebSockets, waiting_requests_per_address.",
+    "Web requests refused with 503 because their address has as many under way as it may have: requests_per_address; WebSockets, waiting_requests_per_address; and logins whose body cannot be held, held_bodies.",
 );
 const PHASE: Metric = metric(
     "portico_phase_seconds",

@@ -4,6 +4,7 @@
 //! and are read before a server is chosen, so that no server connection is held while a login is delayed.
 
 use std::future::pending;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use crate::app::env::WebEnv;
 use crate::http::account;
 use crate::http::login::{LoginAttempt, LoginBody, LoginForm};
+use crate::node::limits::{Lease, LeaseKind};
 use crate::web::client::{WebClient, client_of};
 use crate::web::decision::RequestInfo;
 use crate::web::request_context::{DRIPPING, RequestContext, body_time};
@@ -39,7 +41,7 @@ pub(crate) async fn admit(
     context: &mut RequestContext,
     info: &RequestInfo,
 ) -> Result<()> {
-    read_ahead(env, session, context).await?;
+    let _held = read_ahead(env, session, context, info.client).await?;
     let Some(web) = client_of(session) else { return Ok(()) };
     let begun = Instant::now();
     let Some((seen, account)) = judged(env, web, info, context).await? else {
@@ -154,10 +156,10 @@ async fn judged(
     context: &RequestContext,
 ) -> Result<Option<(LoginAttempt, String)>> {
     let Some(seen) = context.seen.as_ref().filter(|_| context.gate.is_undecided()) else {
-        return Ok(());
+        return Ok(None);
     };
     if seen.form == LoginForm::Basic && !info.relayed && web.seen_user.knows(seen) {
-        return Ok(());
+        return Ok(None);
     }
     if seen.form == LoginForm::Batch && seen.logins > 1 {
         return Error::e_explain(ErrorType::HTTPStatus(403), "a batch of logins");
@@ -183,12 +185,23 @@ async fn account_name(env: &WebEnv, web: &WebClient, info: &RequestInfo, typed: 
 
 /// Reads the body of what may be a login, if it is short and its length is known. The engine keeps a copy for the
 /// server. A client that waits for us to ask for its body is judged when it comes.
-async fn read_ahead(env: &WebEnv, session: &mut Session, context: &mut RequestContext) -> Result<()> {
+///
+/// # Errors
+/// It does not come, cannot be read, or as many are held as may be; with the status of the answer.
+async fn read_ahead(
+    env: &WebEnv,
+    session: &mut Session,
+    context: &mut RequestContext,
+    client: IpAddr,
+) -> Result<Option<Lease>> {
     if !is_short(&session.req_header().headers) {
         return Ok(None);
     }
     let Some(mut body) = context.body.take() else {
         return Ok(None);
+    };
+    let Some(held) = env.limits.lease(LeaseKind::Body, client) else {
+        return Error::e_explain(ErrorType::HTTPStatus(503), "too many logins wait");
     };
     let grace = env.config.load().web.client_body_timeout;
     session.as_mut().enable_retry_buffering();
@@ -196,7 +209,7 @@ async fn read_ahead(env: &WebEnv, session: &mut Session, context: &mut RequestCo
     context.awaits_client = None;
     let seen = context.readable(body.read())?;
     context.seen = seen.or(context.seen.take());
-    Ok(())
+    Ok(Some(held))
 }
 
 /// Whether a body comes that may be read ahead.

@@ -1,8 +1,9 @@
-//! What answers may take that not all can have: large portions for clients that read, encoders. How many there may be,
-//! for one address and for the process.
+//! What requests may take that not all can have: large portions of answers for clients that read, encoders, bodies that
+//! are held. How many there may be, for one address and for the process.
 //!
 //! A large portion saves turns of the engine, an encoder saves bytes; both are memory that waits if the client stops
-//! reading. No answer is refused: without a lease it goes in small portions, or as it is.
+//! reading. No answer is refused: without a lease it goes in small portions, or as it is. A body is held until it is
+//! known whether its login may go on; without a lease it is refused.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,33 +20,40 @@ pub(crate) enum LeaseKind {
     Portion,
     /// An answer is compressed.
     Encoder,
+    /// The body of what may be a login is held.
+    Body,
 }
 
 impl LeaseKind {
-    /// Most in the whole process: 32 MiB of portions, at most 125 MiB of encoders (docs/static-files.md).
+    /// Most in the whole process: 32 MiB of portions, at most 125 MiB of encoders (docs/static-files.md),
+    /// 125 MiB of bodies.
     const fn most(self) -> usize {
         match self {
             Self::Portion => 128,
             Self::Encoder => 240,
+            Self::Body => 1_000,
         }
     }
 
-    /// Most for one address. A browser that loads a page has some six answers at once.
+    /// Most for one address. A browser that loads a page has some six answers at once; a house full of users logs in
+    /// within some seconds.
     const fn most_of_address(self) -> usize {
         match self {
             Self::Portion => 8,
             Self::Encoder => 16,
+            Self::Body => 200,
         }
     }
 }
 
 /// The leases of this node.
 #[derive(Default)]
-pub(super) struct Leases([Mutex<LeaseCounts>; 2]);
+pub(super) struct Leases([Mutex<LeaseCounts>; 3]);
 
 #[derive(Default)]
 struct LeaseCounts {
     all: usize,
+    refused: u64,
     by_origin: HashMap<Origin, usize>,
 }
 
@@ -64,11 +72,13 @@ impl NodeLimits {
         let origin = (!exempt).then(|| Origin::of(address));
         let mut counts = self.leases.0[kind as usize].lock();
         if counts.all >= kind.most() {
+            counts.refused += 1;
             return None;
         }
         if let Some(origin) = origin {
             let count = counts.by_origin.entry(origin).or_default();
             if *count >= kind.most_of_address() {
+                counts.refused += 1;
                 return None;
             }
             *count += 1;
@@ -79,6 +89,11 @@ impl NodeLimits {
             kind,
             origin,
         })
+    }
+
+    /// How often there was none left since the start.
+    pub(crate) fn refused_leases(&self, kind: LeaseKind) -> u64 {
+        self.leases.0[kind as usize].lock().refused
     }
 }
 
@@ -107,6 +122,7 @@ mod tests {
         for (kind, other) in [
             (LeaseKind::Portion, LeaseKind::Encoder),
             (LeaseKind::Encoder, LeaseKind::Portion),
+            (LeaseKind::Body, LeaseKind::Portion),
         ] {
             let (most, most_of_address) = (kind.most(), kind.most_of_address());
             let limits = NodeLimits::new(LimitsConfig::default());
@@ -125,6 +141,7 @@ mod tests {
                 limits.lease(other, [192, 0, 2, 1].into()).is_some(),
                 "each kind by itself"
             );
+            assert_eq!((limits.refused_leases(kind), limits.refused_leases(other)), (3, 0));
             drop(held);
             assert!(lease(2).is_some());
             assert!(limits.leases.0.iter().all(|counts| counts.lock().by_origin.is_empty()));
