@@ -503,13 +503,16 @@ mod tests {
             let tag = format!("ETag: {tag}");
             let mut head = response(&["Content-Length: 1000", "Accept-Ranges: bytes", &tag]);
             let limits = NodeLimits::new(crate::node::limits::LimitsConfig::default());
-            let mut packing = Packing::default();
-            packing.open = Some(OpenPacking {
+            let open = OpenPacking {
                 encoder: Encoder::new(Coding::Zstd).unwrap(),
                 coding: Coding::Zstd,
                 last: Instant::now(),
                 _lease: limits.lease(LeaseKind::Encoder, [192, 0, 2, 1].into()).unwrap(),
-            });
+            };
+            let mut packing = Packing {
+                open: Some(open),
+                pause: false,
+            };
             let mut hint = ResponseHeader::build(103, None).unwrap();
             packing.response_header_filter(&mut hint, false).await.unwrap();
             assert!(hint.headers.is_empty());
