@@ -676,15 +676,8 @@ impl Waiting {
 
 /// Whether a login by the one route says nothing of one by the other.
 fn is_elsewhere(fresh: &Route, old: &Route) -> bool {
-    let target = |route: &Route| {
-        (
-            route.host.clone(),
-            route.port,
-            route.account.clone(),
-            route.login.clone(),
-        )
-    };
-    target(fresh) != target(old)
+    let same = fresh.host == old.host && fresh.port == old.port;
+    !(same && fresh.account == old.account && fresh.login == old.login)
 }
 
 /// What the end of an attempt says of its password. What a client hears alike counts alike.

@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split}
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::ber::{BOOLEAN, Begins, ENUMERATED, Elements, INTEGER, OCTETS, SEQUENCE, head};
+use super::ber::{BOOLEAN, ENUMERATED, Elements, INTEGER, OCTETS, SEQUENCE};
 use super::sync_message::op;
-use super::sync_wire::{MAX_MESSAGE, Stream};
+use super::sync_wire::{MAX_MESSAGE, Stream, first_message};
 
 /// Bytes that are read at once.
 const AT_ONCE: usize = 16 * 1024;
@@ -25,14 +25,10 @@ const CONSTRUCTED: u8 = 0x20;
 /// Where Active Directory puts the name of a notice, which stands in the result by RFC 4511 §4.4.1.
 const MISPLACED_NAME: u8 = 0x8a;
 
-/// Why a connection is given up.
+/// Why a connection is given up that has not ended.
 #[derive(Debug, thiserror::Error)]
-enum GuardEnd {
-    #[error("it ended: {0}")]
-    Ended(#[from] io::Error),
-    #[error("a message is no LDAP, longer than {MAX_MESSAGE} bytes, or nested deeper than {DEPTH}")]
-    Nonsense,
-}
+#[error("a message is no LDAP, longer than {MAX_MESSAGE} bytes, or nested deeper than {DEPTH}")]
+struct NotToBePassed;
 
 /// The library's end of a connection to this server, and the task that passes messages until one side ends it.
 ///
@@ -44,31 +40,31 @@ pub(super) fn guarded(server: Box<dyn Stream>, url: String) -> io::Result<(StdUn
     inner.set_nonblocking(true)?;
     let inner = UnixStream::from_std(inner)?;
     let task = tokio::spawn(async move {
-        if let Err(end @ GuardEnd::Nonsense) = pass(server, inner).await {
-            log::warn!("a connection to directory server {url} is given up: {end}");
+        if let Err(why) = pass(server, inner).await {
+            log::warn!("a connection to directory server {url} is given up: {why}");
         }
     });
     Ok((library, task))
 }
 
-async fn pass(server: Box<dyn Stream>, library: UnixStream) -> Result<(), GuardEnd> {
+async fn pass(server: Box<dyn Stream>, library: UnixStream) -> Result<(), NotToBePassed> {
     let (mut from_server, mut to_server) = split(server);
     let (mut from_library, mut to_library) = library.into_split();
     tokio::select! {
         end = judge(&mut from_server, &mut to_library) => end,
-        end = copy(&mut from_library, &mut to_server) => end.map(drop).map_err(GuardEnd::Ended),
+        _end = copy(&mut from_library, &mut to_server) => Ok(()),
     }
 }
 
-/// Passes whole messages on, until there are no more or one is refused.
-async fn judge(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Result<(), GuardEnd> {
+/// Passes whole messages on, until one side ends or one of them is refused.
+async fn judge(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Result<(), NotToBePassed> {
     let mut read = Vec::new();
     loop {
-        let whole = good(&read).ok_or(GuardEnd::Nonsense)?;
-        to.write_all(&read[..whole]).await?;
+        let whole = good(&read).ok_or(NotToBePassed)?;
+        let written = to.write_all(&read[..whole]).await;
         read.drain(..whole);
         read.reserve(AT_ONCE);
-        if from.read_buf(&mut read).await? == 0 {
+        if written.is_err() || !matches!(from.read_buf(&mut read).await, Ok(1..)) {
             return Ok(());
         }
     }
@@ -78,19 +74,11 @@ async fn judge(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + 
 /// among them.
 pub fn good(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
-    loop {
-        let head = match head(&bytes[at..]) {
-            Begins::With(head) if head.tag == SEQUENCE && head.content <= MAX_MESSAGE => head,
-            Begins::TooShort => return Some(at),
-            Begins::With(_) | Begins::Nonsense => return None,
-        };
-        let begin = at + head.len;
-        let Some(content) = bytes.get(begin..begin + head.content) else {
-            return Some(at);
-        };
-        message(content)?;
-        at = begin + head.content;
+    while let Some(first) = first_message(&bytes[at..]).ok()? {
+        message(&bytes[at..][first.clone()])?;
+        at += first.end;
     }
+    Some(at)
 }
 
 /// `LDAPMessage` (RFC 4511 §4.1.1).

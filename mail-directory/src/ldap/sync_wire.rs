@@ -4,6 +4,7 @@
 //! sends faster than we read has to wait, as TCP wants it. Nothing here has a time limit of its own.
 
 use std::io;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -59,6 +60,22 @@ impl From<io::Error> for SyncEnd {
     }
 }
 
+/// The content of the first message, if all of it is there.
+///
+/// # Errors
+///
+/// It is no message, or too long.
+pub(super) fn first_message(bytes: &[u8]) -> Result<Option<Range<usize>>, SyncEnd> {
+    match head(bytes) {
+        Begins::With(head) if head.tag == SEQUENCE && head.content <= MAX_MESSAGE => {
+            let content = head.len..head.len + head.content;
+            Ok(Some(content).filter(|content| content.end <= bytes.len()))
+        }
+        Begins::TooShort => Ok(None),
+        Begins::With(_) | Begins::Nonsense => Err(SyncEnd::Nonsense),
+    }
+}
+
 /// TCP or TLS.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -90,8 +107,8 @@ impl<S: Stream> SyncWire<S> {
     /// The next message. Nothing is lost where this is dropped.
     pub(super) async fn next(&mut self) -> Result<Incoming, SyncEnd> {
         loop {
-            if let Some(end) = self.whole()? {
-                let message = self.take(end);
+            if let Some(first) = first_message(&self.read)? {
+                let message = self.take(first);
                 return message.ok_or(SyncEnd::Nonsense);
             }
             self.read.reserve(AT_ONCE);
@@ -103,28 +120,13 @@ impl<S: Stream> SyncWire<S> {
 
     /// Whether the next message is there already.
     pub(super) fn has_next(&self) -> bool {
-        matches!(self.whole(), Ok(Some(_)))
+        matches!(first_message(&self.read), Ok(Some(_)))
     }
 
-    /// Where the first message ends, if all of it is there.
-    fn whole(&self) -> Result<Option<usize>, SyncEnd> {
-        match head(&self.read) {
-            Begins::With(head) if head.tag == SEQUENCE && head.content <= MAX_MESSAGE => {
-                let end = head.len + head.content;
-                Ok(Some(end).filter(|end| *end <= self.read.len()))
-            }
-            Begins::TooShort => Ok(None),
-            Begins::With(_) | Begins::Nonsense => Err(SyncEnd::Nonsense),
-        }
-    }
-
-    fn take(&mut self, end: usize) -> Option<Incoming> {
-        let rest = self.read.split_off(end);
+    fn take(&mut self, first: Range<usize>) -> Option<Incoming> {
+        let rest = self.read.split_off(first.end);
         let whole = std::mem::replace(&mut self.read, rest);
-        let Begins::With(head) = head(&whole) else {
-            return None;
-        };
-        parse(&whole[head.len..])
+        parse(&whole[first])
     }
 
     /// Waits for the answer to this request; the server must have done what was asked.
