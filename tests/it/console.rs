@@ -424,8 +424,9 @@ fn refused_bodies_are_not_kept() -> Result<()> {
             stream.write_all(&body)?;
             streams.push(stream);
         }
-        // What passes through is given back by the allocator a moment later; what was kept would stay until the answers.
-        until("no body to be in memory", Duration::from_secs(4), || {
+        // What passes through is given back by the allocator a moment later; what was kept would stay until the answers,
+        // which come after ten seconds.
+        until("no body to be in memory", Duration::from_secs(9), || {
             Ok((scene.portico.rss_kib()? < before + 60 * 1024).then_some(()))
         })?;
         for mut stream in streams {
