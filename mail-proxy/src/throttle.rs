@@ -542,6 +542,15 @@ impl Throttle {
         }
     }
 
+    /// How many different accounts are known to log in from a client's address.
+    pub fn accounts_of(&self, client: IpAddr) -> usize {
+        let [address, _] = self.network_hashes(ClientNetworks::of(client));
+        let known = address.and_then(|hash| self.addresses.peek(hash));
+        let words = known.unwrap_or_default();
+        let standing = Standing::read(words, self.now().tick(), &self.settings(), Rule::Address);
+        standing.good.round() as usize
+    }
+
     /// Forgets the failures of an account, of an address, or of both together; known pairs stay known. Returns how many
     /// things were forgotten.
     pub fn clear(&self, account: Option<&str>, client: Option<IpAddr>) -> usize {

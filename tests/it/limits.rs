@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use portico_tests::config::{Directory, Entry, Node, Serve, Tls};
 use portico_tests::h2::{DATA, END_HEADERS, HEADERS, Raw, block, frame, usual};
-use portico_tests::town::{FRONT, Town, people};
+use portico_tests::town::{BALANCER, FRONT, Town, people};
 use portico_tests::until;
 use portico_tests::wire::Wire;
 
@@ -195,9 +195,77 @@ fn an_address_has_so_many_connections_before_login_and_more_behind_it() -> Resul
 }
 
 #[test]
+fn an_address_has_fewer_mail_connections_and_one_more_for_each_account() -> Result<()> {
+    let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    play_limited("{mail_connections_per_address: 2, exempt: []}", |scene| {
+        let endpoints = scene.town.endpoints;
+        let first = until_greeted(endpoints.imap, here)?;
+        let second = until_greeted(endpoints.pop3, here)?;
+        // Those of the web are others.
+        let _web: Vec<Wire> = (0..4).map(|_| Wire::clear(endpoints.https)).collect::<Result<_>>()?;
+        let third = until_greeted(endpoints.imap, here)?;
+        is_sent_away(first)?;
+        let log = std::fs::read_to_string(scene.portico.dir().join("output.log"))?;
+        ensure!(log.contains("limits.mail_connections_per_address 1,"), "{log}");
+        drop((second, third));
+        // Once Alice is known there, there may be three.
+        until("a login", FREE, || Ok(scene.login("alice").ok()))?;
+        until("three places", FREE, || {
+            let held: Vec<Wire> = (0..3)
+                .map(|_| until_greeted(endpoints.imap, here))
+                .collect::<Result<_>>()?;
+            let all_stay = held.into_iter().all(|mut wire| wire.imap_ok("n1 NOOP").is_ok());
+            Ok(all_stay.then_some(()))
+        })?;
+        let mut held: Vec<Wire> = (0..4)
+            .map(|_| until_greeted(endpoints.imap, here))
+            .collect::<Result<_>>()?;
+        is_sent_away(held.remove(0))
+    })
+}
+
+/// A balancer says whose connections these are; they say nothing after it.
+#[test]
+fn a_botnet_holds_its_share_and_keeps_nobody_out() -> Result<()> {
+    const BOTS: usize = 40;
+    const TRIES: usize = 10;
+    const EACH: usize = 4;
+    let limits = format!("{{connections: 300, mail_connections_per_address: {EACH}}}");
+    play_limited(&limits, |scene| {
+        let behind = scene.town.behind.imap;
+        let connect = |n: usize| -> Result<Wire> {
+            let mut wire = Wire::clear_from(IpAddr::V4(BALANCER), behind)?;
+            wire.send(format!("PROXY TCP4 198.51.100.{} 192.0.2.1 1024 143\r\n", n % BOTS))?;
+            Ok(wire)
+        };
+        let _botnet: Vec<Wire> = (0..BOTS * TRIES).map(connect).collect::<Result<_>>()?;
+        let held = until("all have come", FREE, || {
+            let metrics = scene.metrics()?;
+            let accepted = format!("portico_connections_total{{listener=\"{behind}\"}} {}\n", BOTS * TRIES);
+            let open = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("portico_connections_open "));
+            let open: Option<usize> = open.and_then(|open| open.parse().ok());
+            let most = open.filter(|open| *open <= BOTS * EACH && metrics.contains(&accepted));
+            Ok(most)
+        })?;
+        println!(
+            "{BOTS} addresses hold {held} of 300 connections after {} tries",
+            BOTS * TRIES
+        );
+        ensure!(held == BOTS * EACH, "{held}");
+        for person in ["alice", "bob", "carol"] {
+            scene.login(person)?.imap_ok("n1 NOOP")?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn every_limit_is_one() -> Result<()> {
     let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let limits = "{connections: 1, connections_per_address: 1, handshakes: 1, exempt: []}";
+    let limits = "{connections: 1, connections_per_address: 1, mail_connections_per_address: 1, handshakes: 1, \
+                  exempt: []}";
     play_limited(limits, |scene| {
         let endpoint = scene.town.endpoints.imap;
         for _ in 0..3 {

@@ -17,6 +17,7 @@ impl ConfigReader {
         for (key, limit) in [
             ("connections", &mut config.connections),
             ("connections_per_address", &mut config.connections_per_address),
+            ("mail_connections_per_address", &mut config.mail_connections_per_address),
             ("handshakes", &mut config.handshakes),
             ("unread_answers", &mut config.unread_answers),
             ("unread_answers_per_address", &mut config.unread_answers_per_address),

@@ -28,7 +28,7 @@ use crate::listen::GOODBYE;
 use crate::listen::proxy_protocol::{self, Header};
 use crate::listen::stream;
 use crate::node::connections::{ConnectionGuard, Session};
-use crate::node::limits::{HeldUntilLogin, Permit};
+use crate::node::limits::{ConnectionKind, HeldUntilLogin, Limit, Permit};
 use crate::node::metrics::Refused;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls;
@@ -121,8 +121,8 @@ impl ActiveListener {
         if !self.admits(&client) {
             return None;
         }
-        if !permit.admit_address(client.addr.ip()) {
-            self.env.metrics.refused(&self.name, Refused::PerAddress);
+        if let Err(limit) = permit.admit_address(client.addr.ip(), self.kind_of(&client)) {
+            self.env.metrics.refused(&self.name, reason_of(limit));
             return None;
         }
         self.observe_phase(Phase::Accept, accepted);
@@ -143,6 +143,16 @@ impl ActiveListener {
             Serve::Web | Serve::AdminConsole | Serve::Sso => Box::pin(self.web(arrival)),
             Serve::Lookup => Box::pin(self.lookup(arrival)),
             Serve::Stream => Box::pin(self.stream(arrival)),
+        }
+    }
+
+    /// What a connection of this client counts as for its address.
+    fn kind_of(&self, client: &Client) -> ConnectionKind {
+        match self.listener.serve {
+            Serve::Imap | Serve::Pop3 => ConnectionKind::Mail {
+                known_accounts: self.env.throttle.accounts_of(client.addr.ip()),
+            },
+            _ => ConnectionKind::Other,
         }
     }
 
@@ -497,6 +507,14 @@ impl ActiveListener {
 }
 
 /// The handshake of a web connection; `None` for a client that speaks clear text, which gets 400.
+/// What the metrics call the limit on an address that has refused a connection.
+fn reason_of(limit: Limit) -> Refused {
+    match limit {
+        Limit::MailPerAddress => Refused::MailPerAddress,
+        Limit::Connections | Limit::PerAddress | Limit::Handshakes => Refused::PerAddress,
+    }
+}
+
 async fn web_handshake(
     mut tcp: TcpStream,
     local: IpAddr,

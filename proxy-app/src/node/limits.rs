@@ -1,9 +1,9 @@
 //! How many connections may be open without a login: in all, from one address, and in the middle of a handshake.
 //!
 //! Only connections without a login are counted, because a password tells a user from a flood; web and stream
-//! connections, whose logins are not known, are counted while they are open. For one too many, another one is ended
-//! (`eviction`); where none can be, the new one is closed before a byte of it is read, except for the PROXY header that
-//! names its client.
+//! connections, whose logins are not known, are counted while they are open. So an address needs fewer places for mail
+//! than for the rest, and may have fewer. For one too many, another one is ended (`eviction`); where none can be, the
+//! new one is closed before a byte of it is read, except for the PROXY header that names its client.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +17,7 @@ use mail_proxy::{NewSession, SessionLimits};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use eviction::EvictionQueue;
+use eviction::{Candidates, EvictionQueue};
 pub(crate) use eviction::{HeldUntilLogin, PendingClient, QueuePlace};
 use lease::Leases;
 pub(crate) use lease::{Lease, LeaseKind};
@@ -46,6 +46,8 @@ pub(crate) struct LimitsConfig {
     pub connections: usize,
     /// Connections from one IPv4 address, or from one IPv6 network of 64 bits.
     pub connections_per_address: usize,
+    /// Of these, mail connections. Each account that is known to log in from there adds one.
+    pub mail_connections_per_address: usize,
     /// TLS handshakes at once.
     pub handshakes: usize,
     /// Answers that wait for clients that do not read.
@@ -62,11 +64,15 @@ pub(crate) struct LimitsConfig {
 
 /// Enough for a city that comes back after a power cut, and for an office behind one address. A handshake that waits
 /// for its client holds about 30 KiB. A client on this machine is a balancer or a tunnel, and speaks for many.
+///
+/// A mail connection is counted for less than a second, so 200 of them are an office whose 2,000 programs connect within
+/// ten seconds. Dovecot has 100 login processes for all clients together.
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             connections: 50_000,
             connections_per_address: 1_000,
+            mail_connections_per_address: 200,
             handshakes: 10_000,
             unread_answers: 500,
             unread_answers_per_address: 100,
@@ -87,8 +93,63 @@ pub(crate) enum Limit {
     Connections,
     /// `connections_per_address`
     PerAddress,
+    /// `mail_connections_per_address`
+    MailPerAddress,
     /// `handshakes`
     Handshakes,
+}
+
+/// What a connection counts as for its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectionKind {
+    /// IMAP or POP3, from an address from which so many accounts are known to log in.
+    Mail {
+        /// They need room to come back at once.
+        known_accounts: usize,
+    },
+    /// Anything else.
+    Other,
+}
+
+impl ConnectionKind {
+    fn is_mail(self) -> bool {
+        self != Self::Other
+    }
+}
+
+/// The connections of an address.
+#[derive(Debug, Clone, Copy, Default)]
+struct AddressCounts {
+    all: usize,
+    mail: usize,
+}
+
+impl AddressCounts {
+    fn add(&mut self, kind: ConnectionKind) {
+        self.all += 1;
+        self.mail += usize::from(kind.is_mail());
+    }
+
+    fn remove(&mut self, kind: ConnectionKind) {
+        self.all -= 1;
+        self.mail -= usize::from(kind.is_mail());
+    }
+
+    /// The limit that has no room for one more, and those that could make room for it.
+    fn full(self, kind: ConnectionKind, origin: Origin, settings: &LimitsConfig) -> Option<(Limit, Candidates)> {
+        let is_full = |count: usize, limit: usize, more: usize| limit != 0 && count >= limit.saturating_add(more);
+        match kind {
+            ConnectionKind::Mail { known_accounts }
+                if is_full(self.mail, settings.mail_connections_per_address, known_accounts) =>
+            {
+                Some((Limit::MailPerAddress, Candidates::MailOf(origin)))
+            }
+            _ if is_full(self.all, settings.connections_per_address, 0) => {
+                Some((Limit::PerAddress, Candidates::Of(origin)))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The counts of this node.
@@ -100,8 +161,8 @@ pub(crate) struct NodeLimits {
     /// Clients in a handshake.
     handshaking: EvictionQueue,
     /// Only addresses that have connections now.
-    by_address: [Mutex<HashMap<Origin, usize>>; SHARDS],
-    refused: [AtomicU64; 3],
+    by_address: [Mutex<HashMap<Origin, AddressCounts>>; SHARDS],
+    refused: [AtomicU64; 4],
     logged: Mutex<Option<Instant>>,
     unread: Unread,
     requests: RequestCounts,
@@ -182,22 +243,22 @@ impl NodeLimits {
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Permit> {
         if !taken(&self.open, self.settings.load().connections) {
             self.refuse(Limit::Connections);
-            let of = self.eviction.make_room(None)?;
-            self.release_address(of);
+            let (origin, kind) = self.eviction.make_room(Candidates::All)?;
+            self.release_address(origin, kind);
         }
         Some(Permit {
             limits: self.clone(),
-            origin: None,
+            counted: None,
             pending: Arc::default(),
         })
     }
 
     /// Counts one connection less for this origin.
-    fn release_address(&self, origin: Origin) {
+    fn release_address(&self, origin: Origin, kind: ConnectionKind) {
         let mut counts = self.by_address[origin.shard()].lock();
         if let Some(count) = counts.get_mut(&origin) {
-            *count -= 1;
-            if *count == 0 {
+            count.remove(kind);
+            if count.all == 0 {
                 counts.remove(&origin);
             }
         }
@@ -220,12 +281,13 @@ impl NodeLimits {
     pub(crate) fn handshake(self: &Arc<Self>, address: IpAddr) -> Option<HandshakePermit> {
         if !taken(&self.handshakes, self.settings.load().handshakes) {
             self.refuse(Limit::Handshakes);
-            self.handshaking.make_room(None)?;
+            self.handshaking.make_room(Candidates::All)?;
             // The evicted one counts until it has ended, at once.
             self.handshakes.fetch_add(1, Ordering::Relaxed);
         }
         let pending = Arc::new(PendingClient::default());
-        self.handshaking.enter(Origin::of(address), &pending);
+        self.handshaking
+            .enter(Origin::of(address), ConnectionKind::Other, &pending);
         Some(HandshakePermit {
             limits: self.clone(),
             pending,
@@ -244,9 +306,10 @@ impl NodeLimits {
         }
         log::warn!(
             "connections were refused; since the start, limits.connections has refused {}, \
-             limits.connections_per_address {}, limits.handshakes {}",
+             limits.connections_per_address {}, limits.mail_connections_per_address {}, limits.handshakes {}",
             self.refused(Limit::Connections),
             self.refused(Limit::PerAddress),
+            self.refused(Limit::MailPerAddress),
             self.refused(Limit::Handshakes)
         );
     }
@@ -291,7 +354,8 @@ fn taken(count: &AtomicUsize, limit: usize) -> bool {
 /// A connection that is counted until this is dropped.
 pub(crate) struct Permit {
     limits: Arc<NodeLimits>,
-    origin: Option<Origin>,
+    /// As what it counts for which address.
+    counted: Option<(Origin, ConnectionKind)>,
     pending: Arc<PendingClient>,
 }
 
@@ -303,32 +367,42 @@ impl Permit {
 
     /// A place in the queue of clients that can be evicted, to be given up after a login. `None` for exempt networks.
     pub(crate) fn queue(&self) -> Option<QueuePlace> {
-        Some(QueuePlace::new(&self.limits, self.origin?, self.pending.clone()))
+        let (origin, kind) = self.counted?;
+        Some(QueuePlace::new(&self.limits, origin, kind, self.pending.clone()))
     }
 
-    /// Counts it for its client's address too, if need be in the place of another one from there. False: there are too
-    /// many from there.
-    #[must_use]
-    pub(crate) fn admit_address(&mut self, address: IpAddr) -> bool {
+    /// Counts it for its client's address too, if need be in the place of another one from there.
+    ///
+    /// # Errors
+    /// The limit that has no room for it.
+    pub(crate) fn admit_address(&mut self, address: IpAddr, kind: ConnectionKind) -> Result<(), Limit> {
         let settings = self.limits.settings.load();
         if settings.exempt.iter().any(|network| network.contains(&address)) {
-            return true;
+            return Ok(());
         }
         let origin = Origin::of(address);
         let mut counts = self.limits.by_address[origin.shard()].lock();
         let count = counts.entry(origin).or_default();
-        if settings.connections_per_address != 0 && *count >= settings.connections_per_address {
+        if let Some((limit, candidates)) = count.full(kind, origin, &settings) {
             drop(counts);
-            self.limits.refuse(Limit::PerAddress);
-            self.origin = self.limits.eviction.make_room(Some(origin));
-            if self.origin.is_some() {
-                self.limits.open.fetch_sub(1, Ordering::Relaxed);
-            }
-            return self.origin.is_some();
+            self.limits.refuse(limit);
+            return self.take_place(candidates, kind).ok_or(limit);
         }
-        *count += 1;
-        self.origin = Some(origin);
-        true
+        count.add(kind);
+        self.counted = Some((origin, kind));
+        Ok(())
+    }
+
+    /// Counts it in the place of another one of its address; `None` if none can be ended.
+    fn take_place(&mut self, candidates: Candidates, kind: ConnectionKind) -> Option<()> {
+        let (origin, evicted) = self.limits.eviction.make_room(candidates)?;
+        if let Some(count) = self.limits.by_address[origin.shard()].lock().get_mut(&origin) {
+            count.remove(evicted);
+            count.add(kind);
+        }
+        self.limits.open.fetch_sub(1, Ordering::Relaxed);
+        self.counted = Some((origin, kind));
+        Some(())
     }
 }
 
@@ -339,9 +413,9 @@ impl Drop for Permit {
             return;
         }
         self.limits.open.fetch_sub(1, Ordering::Relaxed);
-        self.origin
-            .iter()
-            .for_each(|origin| self.limits.release_address(*origin));
+        if let Some((origin, kind)) = self.counted {
+            self.limits.release_address(origin, kind);
+        }
     }
 }
 
@@ -377,6 +451,7 @@ mod tests {
         NodeLimits::new(LimitsConfig {
             connections,
             connections_per_address: per_address,
+            mail_connections_per_address: 0,
             handshakes,
             unread_answers: 0,
             unread_answers_per_address: 0,
@@ -387,8 +462,13 @@ mod tests {
     }
 
     fn from(limits: &Arc<NodeLimits>, address: &str) -> Option<Permit> {
+        enter(limits, address, ConnectionKind::Other)
+    }
+
+    fn enter(limits: &Arc<NodeLimits>, address: &str, kind: ConnectionKind) -> Option<Permit> {
         let mut permit = limits.enter()?;
-        permit.admit_address(address.parse().unwrap()).then_some(permit)
+        permit.admit_address(address.parse().unwrap(), kind).ok()?;
+        Some(permit)
     }
 
     #[test]
@@ -457,6 +537,84 @@ mod tests {
         assert!(gone(&two));
         drop((two, three));
         assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    fn mail(known_accounts: usize) -> ConnectionKind {
+        ConnectionKind::Mail { known_accounts }
+    }
+
+    #[test]
+    fn mail_has_fewer_places_and_accounts_that_are_known_bring_more() {
+        let limits = limits(0, 6, 0);
+        limits.change(LimitsConfig {
+            mail_connections_per_address: 2,
+            ..LimitsConfig::clone(&limits.settings.load())
+        });
+        let enter = |kind| enter(&limits, "192.0.2.1", kind).map(|permit| (permit.queue(), permit));
+        let gone = |one: &(Option<QueuePlace>, Permit)| one.1.pending.is_replaced();
+        // The web has places of its own, and is not evicted for mail.
+        let web = [enter(ConnectionKind::Other), enter(ConnectionKind::Other)].map(Option::unwrap);
+        let strangers = [enter(mail(0)), enter(mail(0)), enter(mail(0))].map(Option::unwrap);
+        assert_eq!([0, 1, 2].map(|at| gone(&strangers[at])), [true, false, false]);
+        let office = [enter(mail(2)), enter(mail(2)), enter(mail(9))].map(Option::unwrap);
+        // The last one was one too many for all, of which the first has been silent for longest.
+        assert_eq!(web.each_ref().map(gone), [true, false]);
+        assert!(!strangers[1..].iter().chain(&office).any(gone));
+        assert_eq!(
+            [limits.refused(Limit::MailPerAddress), limits.refused(Limit::PerAddress)],
+            [1, 1]
+        );
+        // Those that wait for us do not go, so one more is refused.
+        let all = [&web[..], &strangers, &office];
+        all.iter()
+            .for_each(|kind| kind.iter().for_each(|one| one.0.iter().for_each(QueuePlace::leave)));
+        assert!(enter(mail(0)).is_none() && enter(ConnectionKind::Other).is_none());
+        drop((web, strangers, office));
+        assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
+        assert_eq!(limits.open.load(Ordering::Relaxed), 0);
+    }
+
+    /// What a botnet holds that connects as often as it can and says nothing, with the defaults and with the limit on
+    /// all connections alone: printed for docs/throttle.md. Whatever it holds, an honest client gets a place, which is
+    /// taken from the botnet.
+    #[test]
+    fn a_botnet_has_a_share_and_keeps_nobody_out() {
+        println!("{:>9} {:>9} {:>8}", "addresses", "for each", "held");
+        let for_each = LimitsConfig::default().mail_connections_per_address;
+        for (addresses, for_each, most) in [
+            (50, 0, 49_900),
+            (50, for_each, 10_000),
+            (100, for_each, 20_000),
+            (250, for_each, 49_900),
+        ] {
+            let limits = NodeLimits::new(LimitsConfig {
+                mail_connections_per_address: for_each,
+                ..LimitsConfig::default()
+            });
+            let enter = |address: IpAddr| {
+                let mut permit = limits.enter()?;
+                permit.admit_address(address, mail(0)).ok()?;
+                Some((permit.queue(), permit))
+            };
+            let hundred = |network: [u8; 3]| -> Vec<_> {
+                let [a, b, c] = network;
+                (1..=100).filter_map(|d| enter(IpAddr::from([a, b, c, d]))).collect()
+            };
+            let is_there = |one: &(Option<QueuePlace>, Permit)| !one.1.pending.is_replaced();
+            let honest = hundred([192, 0, 2]);
+            let of = |n: u32| IpAddr::from((0x0b00_0000 + n % addresses).to_be_bytes());
+            let flood: Vec<_> = (0..60_000).filter_map(|n| enter(of(n))).collect();
+            let held = flood.iter().filter(|one| is_there(one)).count();
+            println!("{addresses:>9} {for_each:>9} {held:>8}");
+            assert_eq!(held, most, "{addresses}, {for_each}");
+            let newcomers = hundred([198, 51, 100]);
+            for clients in [honest, newcomers] {
+                assert!(
+                    clients.len() == 100 && clients.iter().all(is_there),
+                    "{addresses}, {for_each}"
+                );
+            }
+        }
     }
 
     /// Clients that pause for a second between commands go after those that never send anything; and a client that
@@ -556,7 +714,7 @@ mod tests {
         for number in 0..1000_u32 {
             let address = IpAddr::from((number + 0x0b00_0000).to_be_bytes());
             let mut permit = limits.enter().unwrap();
-            assert!(permit.admit_address(address));
+            assert!(permit.admit_address(address, ConnectionKind::Other).is_ok());
         }
         assert!(limits.by_address.iter().all(|shard| shard.lock().is_empty()));
         assert_eq!(limits.open.load(Ordering::Relaxed), 0);

@@ -56,7 +56,7 @@ const ACCEPTED: Metric = metric("portico_connections_total", &["listener"], "Acc
 const REFUSED: Metric = metric(
     "portico_connections_refused_total",
     &["listener", "reason"],
-    "Connections refused before any command or request: no PROXY header (proxy), no TLS (tls), a network that is not allowed (network), or a limit (connections, per_address, handshakes).",
+    "Connections refused before any command or request: no PROXY header (proxy), no TLS (tls), a network that is not allowed (network), or a limit (connections, per_address, mail_per_address, handshakes).",
 );
 const REQUESTS_REFUSED: Metric = metric(
     "portico_requests_refused_total",
@@ -324,6 +324,8 @@ pub(crate) enum Refused {
     Evicted,
     /// There are too many from its address.
     PerAddress,
+    /// There are too many mail connections from its address.
+    MailPerAddress,
     /// There are too many in a handshake.
     Handshakes,
 }
@@ -414,6 +416,7 @@ impl Metrics {
             Refused::Connections => "connections",
             Refused::Evicted => "evicted",
             Refused::PerAddress => "per_address",
+            Refused::MailPerAddress => "mail_per_address",
             Refused::Handshakes => "handshakes",
         };
         self.refused.with_label_values(&[listener, reason]).inc();

@@ -14,7 +14,7 @@ use mail_proxy::{CloseReason, ConnectionHandle, LoginSlot};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::node::limits::{Origin, Permit};
+use crate::node::limits::{ConnectionKind, Origin, Permit};
 
 /// Added to the keys of clients that have sent something: they are queued behind those that have not.
 const SPOKEN: u64 = 1 << 63;
@@ -82,14 +82,33 @@ pub(super) struct EvictionQueue(Mutex<QueueOrder>);
 struct QueueOrder {
     next: u64,
     all: HashMap<u64, QueuedClient>,
-    /// By rank, and in that by the time since they were heard: numbers grow.
-    by_origin: HashMap<Origin, BTreeSet<u64>>,
+    by_origin: HashMap<Origin, OriginQueue>,
     /// How many there are of an origin, and its oldest: the last of these is the next to be evicted.
     by_size: BTreeSet<(usize, Reverse<u64>, Origin)>,
 }
 
+/// The clients of an origin, by rank, and in that by the time since they were heard: numbers grow.
+#[derive(Default)]
+struct OriginQueue {
+    all: BTreeSet<u64>,
+    /// Those of them that are mail connections.
+    mail: BTreeSet<u64>,
+}
+
+/// Among which clients one is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Candidates {
+    /// All.
+    All,
+    /// Those of an origin.
+    Of(Origin),
+    /// Its mail connections.
+    MailOf(Origin),
+}
+
 struct QueuedClient {
     origin: Origin,
+    kind: ConnectionKind,
     pending: Arc<PendingClient>,
     since: Instant,
 }
@@ -98,6 +117,7 @@ struct QueuedClient {
 pub(crate) struct QueuePlace {
     limits: Arc<crate::node::limits::NodeLimits>,
     origin: Origin,
+    kind: ConnectionKind,
     pending: Arc<PendingClient>,
 }
 
@@ -105,12 +125,14 @@ impl QueuePlace {
     pub(super) fn new(
         limits: &Arc<crate::node::limits::NodeLimits>,
         origin: Origin,
+        kind: ConnectionKind,
         pending: Arc<PendingClient>,
     ) -> Self {
-        limits.eviction.0.lock().add(origin, &pending, 0);
+        limits.eviction.enter(origin, kind, &pending);
         Self {
             limits: limits.clone(),
             origin,
+            kind,
             pending,
         }
     }
@@ -119,7 +141,7 @@ impl QueuePlace {
     fn stand_back(&self) {
         let mut order = self.limits.eviction.0.lock();
         order.remove(&self.pending);
-        order.add(self.origin, &self.pending, SPOKEN);
+        order.add((self.origin, self.kind), &self.pending, SPOKEN);
     }
 
     /// At the moment the client waits for us.
@@ -153,26 +175,27 @@ impl LoginSlot for HeldUntilLogin {
 }
 
 impl EvictionQueue {
-    /// Evicts the next client, of all or of one origin, and returns its origin; `None` if no client is in the queue.
-    pub(super) fn make_room(&self, of: Option<Origin>) -> Option<Origin> {
+    /// Evicts the next of these clients, and returns as what it was counted; `None` if none is in the queue.
+    pub(super) fn make_room(&self, of: Candidates) -> Option<(Origin, ConnectionKind)> {
         let mut order = self.0.lock();
         let key = match of {
-            Some(origin) => *order.by_origin.get(&origin)?.first()?,
-            None => order.last()?,
+            Candidates::All => order.last()?,
+            Candidates::Of(origin) => *order.by_origin.get(&origin)?.all.first()?,
+            Candidates::MailOf(origin) => *order.by_origin.get(&origin)?.mail.first()?,
         };
         let queued = order.all.get(&key)?;
-        let (origin, pending) = (queued.origin, queued.pending.clone());
+        let (origin, kind, pending) = (queued.origin, queued.kind, queued.pending.clone());
         order.end(&pending);
         // Before the lock is released: a client that ends by itself at this moment must be counted once.
         pending.replaced.store(true, Ordering::SeqCst);
         drop(order);
         pending.evict();
-        Some(origin)
+        Some((origin, kind))
     }
 
-    /// A client whose handshake begins.
-    pub(super) fn enter(&self, origin: Origin, pending: &Arc<PendingClient>) {
-        self.0.lock().add(origin, pending, 0);
+    /// A client that has not sent anything yet.
+    pub(super) fn enter(&self, origin: Origin, kind: ConnectionKind, pending: &Arc<PendingClient>) {
+        self.0.lock().add((origin, kind), pending, 0);
     }
 
     /// Forgets a client that has ended, even if its [`QueuePlace`] is still held.
@@ -207,7 +230,7 @@ impl QueueOrder {
                 .is_some_and(|queued| queued.since.elapsed() < NEWCOMER)
     }
 
-    fn add(&mut self, origin: Origin, pending: &Arc<PendingClient>, rank: u64) {
+    fn add(&mut self, (origin, kind): (Origin, ConnectionKind), pending: &Arc<PendingClient>, rank: u64) {
         if pending.over.load(Ordering::Relaxed) {
             return;
         }
@@ -216,17 +239,26 @@ impl QueueOrder {
         pending.key.store(key, Ordering::Relaxed);
         let queued = QueuedClient {
             origin,
+            kind,
             pending: pending.clone(),
             since: Instant::now(),
         };
         self.all.insert(key, queued);
-        self.change(origin, |ages| ages.insert(key));
+        self.change(origin, |ages| {
+            ages.all.insert(key);
+            if kind.is_mail() {
+                ages.mail.insert(key);
+            }
+        });
     }
 
     fn remove(&mut self, pending: &PendingClient) {
         let key = pending.key.swap(NOT_WAITING, Ordering::Relaxed);
         if let Some(QueuedClient { origin, .. }) = self.all.remove(&key) {
-            self.change(origin, |ages| ages.remove(&key));
+            self.change(origin, |ages| {
+                ages.all.remove(&key);
+                ages.mail.remove(&key);
+            });
         }
     }
 
@@ -235,9 +267,9 @@ impl QueueOrder {
         self.remove(pending);
     }
 
-    fn change(&mut self, origin: Origin, change: impl FnOnce(&mut BTreeSet<u64>) -> bool) {
+    fn change(&mut self, origin: Origin, change: impl FnOnce(&mut OriginQueue)) {
         let ages = self.by_origin.entry(origin).or_default();
-        let rank = |ages: &BTreeSet<u64>| Some((ages.len(), Reverse(*ages.first()?), origin));
+        let rank = |ages: &OriginQueue| Some((ages.all.len(), Reverse(*ages.all.first()?), origin));
         if let Some(before) = rank(ages) {
             self.by_size.remove(&before);
         }
