@@ -30,6 +30,8 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 9, 9);
 enum Does {
     /// Says this status.
     Says(i64),
+    /// The same, in chunks.
+    SaysInChunks(i64),
     /// Sends these bytes.
     Sends(&'static str),
     /// Says yes after so much time.
@@ -139,6 +141,7 @@ fn serve(
         let out = stream.get_mut();
         match now {
             Does::Says(status) => say(out, status)?,
+            Does::SaysInChunks(status) => say_in_chunks(out, status)?,
             Does::Sends(bytes) => out.write_all(bytes.as_bytes())?,
             Does::Slow(time) => {
                 std::thread::sleep(time);
@@ -164,6 +167,21 @@ fn say(out: &mut TcpStream, status: i64) -> Result<()> {
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     )?;
     Ok(out.flush()?)
+}
+
+/// Each octet comes alone, as a chunk and on the wire.
+fn say_in_chunks(out: &mut TcpStream, status: i64) -> Result<()> {
+    let body = json!({"status": status, "msg": "", "r_attrs": {}}).to_string();
+    write!(
+        out,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )?;
+    out.set_nodelay(true)?;
+    for octet in body.chars() {
+        write!(out, "1;an=extension\r\n{octet}\r\n")?;
+        out.flush()?;
+    }
+    Ok(write!(out, "0\r\nand: a field\r\n\r\n")?)
 }
 
 /// Plays with such a service, or with its place where there is none.
@@ -322,8 +340,71 @@ fn it_refuses_and_delays() -> Result<()> {
     })
 }
 
+/// The story: an answer in chunks was a failure, and let everybody in.
+#[test]
+fn its_answers_may_come_in_chunks() -> Result<()> {
+    let stub = Stub::start()?;
+    play_with_policy(&stub, "", |scene| {
+        let good = scene.town.person("alice")?.password();
+        for (status, start) in [
+            (0, "a1 OK"),
+            (-1, "a1 NO [LIMIT] "),
+            (0, "a1 OK"),
+            (-1, "a1 NO [LIMIT] "),
+        ] {
+            stub.now(Does::SaysInChunks(status));
+            let answer = login(scene, "alice@a.example", &good)?.0;
+            ensure!(answer.starts_with(start), "{status}: {answer}");
+            stub.report()?;
+        }
+        let connections = stub.connections.load(Ordering::SeqCst);
+        ensure!(connections <= 4, "eight requests over {connections} connections");
+        Ok(())
+    })
+}
+
+/// The story: an upgrade that was refused, delayed or whose server was down was asked about twice.
+#[test]
+fn an_upgrade_is_asked_about_once() -> Result<()> {
+    let stub = Stub::start()?;
+    play_with_policy(&stub, "", |scene| {
+        let person = scene.town.person("alice")?;
+        let basic = openssl::base64::encode_block(format!("{}:{}", person.name, person.password()).as_bytes());
+        let upgrade = || -> Result<String> {
+            let mut wire = scene.tls(scene.town.endpoints.https, FRONT)?;
+            wire.send(format!(
+                "GET /ws/chat HTTP/1.1\r\nHost: {FRONT}\r\nAuthorization: Basic {basic}\r\nUpgrade: websocket\r\n\
+                 Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            ))?;
+            wire.line()
+        };
+        for (status, start) in [(0, "HTTP/1.1 101 "), (1, "HTTP/1.1 101 "), (-1, "HTTP/1.1 429 ")] {
+            stub.now(Does::Says(status));
+            let answer = upgrade()?;
+            ensure!(answer.starts_with(start), "{status}: {answer}");
+            let asked = stub.heard("allow").len();
+            ensure!(asked == 1, "{status}: {asked} questions");
+        }
+        let rejected = until("a report", SOON, || {
+            let reports = stub.heard("report");
+            Ok((!reports.is_empty()).then_some(reports))
+        })?;
+        ensure!(
+            rejected.len() == 1 && rejected[0].1["policy_reject"] == true,
+            "{rejected:?}"
+        );
+        scene.town.stores.iter_mut().for_each(|store| store.web.stop());
+        stub.now(Does::Says(0));
+        let answer = upgrade()?;
+        ensure!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+        let asked = stub.heard("allow").len();
+        ensure!(asked == 1, "without a server: {asked} questions");
+        Ok(())
+    })
+}
+
 /// What can go wrong with it.
-const FAILURES: [Does; 9] = [
+const FAILURES: [Does; 10] = [
     Does::Freezes,
     Does::Slow(Duration::from_secs(3)),
     Does::Drips,
@@ -332,6 +413,7 @@ const FAILURES: [Does; 9] = [
     Does::Sends("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n<html>\n"),
     Does::Sends("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"status\": \"-1\"}"),
     Does::Sends("HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n{\"status\": -1}"),
+    Does::Sends("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n000e\r\n{\"status\": -1}?!0\r\n\r\n"),
     Does::Sends("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n"),
 ];
 

@@ -138,7 +138,12 @@ impl HttpService {
             }
         };
         let reusable = response.body.is_some_and(|length| length <= MAX_BODY);
-        if reusable || self.reads {
+        if self.reads && response.is_chunked() {
+            let is_clean = finish_chunked(&mut stream, &mut response, heard).await?;
+            if is_clean && response.keeps_chunked {
+                self.keep(stream);
+            }
+        } else if reusable || self.reads {
             let is_clean = self.finish(&mut stream, &mut response, heard).await?;
             if is_clean && reusable {
                 self.keep(stream);
@@ -175,6 +180,23 @@ impl HttpService {
         let mut idle = self.idle.lock();
         if idle.len() < MAX_IDLE {
             idle.push((Instant::now(), stream));
+        }
+    }
+}
+
+/// Reads the rest of a body in chunks. True if nothing came behind it.
+async fn finish_chunked(
+    stream: &mut BoxStream,
+    response: &mut Response,
+    mut heard: Vec<u8>,
+) -> Result<bool, ServiceFault> {
+    loop {
+        if let Some((content, end)) = wire::unchunked(&heard[response.head..])? {
+            response.content = content;
+            return Ok(heard.len() == response.head + end);
+        }
+        if stream.read_buf(&mut heard).await? == 0 {
+            return Err(ServiceFault::Closed);
         }
     }
 }

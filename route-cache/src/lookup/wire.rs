@@ -39,7 +39,15 @@ pub(crate) struct Question<'a> {
 pub struct Malformed(&'static str);
 
 /// Why a body is not read.
-pub(super) const NO_LENGTH: Malformed = Malformed("its body has no Content-Length, or is too long");
+pub(super) const NO_LENGTH: Malformed = Malformed("its body has no length that is certain, or is too long");
+/// The same of one in chunks.
+const BAD_CHUNKS: Malformed = Malformed("its body is in chunks that are not understood, or is too long");
+
+/// Bytes of a body in chunks, with what is between them: four times that of the longest body. Chunks of a few bytes are
+/// no answer.
+const MAX_CHUNKED: usize = 4 * MAX_BODY;
+/// Bytes of a line between chunks: a number, and an extension that nobody uses.
+const MAX_CHUNK_LINE: usize = 256;
 
 /// The head of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +60,8 @@ pub struct Response {
     pub head: usize,
     /// Length of the body, if the connection can be used again after it.
     pub body: Option<usize>,
+    /// Whether the connection can be used again after a body in chunks.
+    pub(super) keeps_chunked: bool,
     /// The body, where it was wanted.
     pub content: Vec<u8>,
 }
@@ -190,9 +200,12 @@ pub fn response(bytes: &[u8]) -> Result<Option<Response>, Malformed> {
         fields,
         head: end + 4,
         body: None,
+        keeps_chunked: false,
         content: Vec::new(),
     };
-    response.body = response.reusable(version);
+    let stays = response.stays_open(version);
+    response.body = response.length().filter(|_| stays);
+    response.keeps_chunked = response.is_chunked() && stays;
     Ok(Some(response))
 }
 
@@ -228,14 +241,22 @@ impl Response {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The length of the body, if it is certain where it ends and the server wants another request.
-    fn reusable(&self, minor: u8) -> Option<usize> {
+    /// Whether the server wants another request.
+    fn stays_open(&self, minor: u8) -> bool {
         let connection = self.field("connection").unwrap_or_default().to_ascii_lowercase();
-        let stays = match minor {
+        match minor {
             0 => connection == "keep-alive",
             _ => connection.is_empty() || connection == "keep-alive",
-        };
-        self.length().filter(|_| stays)
+        }
+    }
+
+    /// Whether the body is in chunks, and nothing else says where it ends.
+    pub(super) fn is_chunked(&self) -> bool {
+        let mut codings = self.fields.iter().filter(|(name, _)| name == "transfer-encoding");
+        let is_one = codings
+            .next()
+            .is_some_and(|(_, coding)| coding.eq_ignore_ascii_case("chunked"));
+        is_one && codings.next().is_none() && self.field("content-length").is_none()
     }
 
     /// The length of the body, if it is certain where it ends.
@@ -246,6 +267,68 @@ impl Response {
         let length = length.parse().ok();
         length.filter(|_| self.field("transfer-encoding").is_none())
     }
+}
+
+/// The content of a body in chunks (RFC 9112 §7.1), and where it ends in `bytes`; `None` if it is not complete.
+///
+/// # Errors
+/// It is too long, or cannot be read without a doubt.
+pub(super) fn unchunked(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Malformed> {
+    let (mut content, mut at) = (Vec::new(), 0);
+    loop {
+        let Some(line) = chunk_line(bytes, &mut at)? else {
+            return Ok(None);
+        };
+        let size = chunk_size(line)
+            .filter(|size| content.len() + size <= MAX_BODY)
+            .ok_or(BAD_CHUNKS)?;
+        if size == 0 {
+            break;
+        }
+        let Some(chunk) = bytes.get(at..at + size + 2) else {
+            return whole_enough(bytes);
+        };
+        let chunk = chunk.strip_suffix(b"\r\n").ok_or(BAD_CHUNKS)?;
+        content.extend_from_slice(chunk);
+        at += size + 2;
+    }
+    // Fields may follow, and mean nothing to us.
+    while let Some(line) = chunk_line(bytes, &mut at)? {
+        if line.is_empty() {
+            return Ok(Some((content, at)));
+        }
+    }
+    Ok(None)
+}
+
+/// The next line of a body in chunks; `None` if its end has not come yet.
+fn chunk_line<'a>(bytes: &'a [u8], at: &mut usize) -> Result<Option<&'a [u8]>, Malformed> {
+    let rest = &bytes[*at..];
+    let seen = &rest[..rest.len().min(MAX_CHUNK_LINE)];
+    let Some(end) = seen.windows(2).position(|two| two == b"\r\n") else {
+        return match rest.len() >= MAX_CHUNK_LINE {
+            true => Err(BAD_CHUNKS),
+            false => whole_enough(bytes),
+        };
+    };
+    *at += end + 2;
+    Ok(Some(&rest[..end]))
+}
+
+/// More may come, as long as it is not too much.
+fn whole_enough<T>(bytes: &[u8]) -> Result<Option<T>, Malformed> {
+    match bytes.len() >= MAX_CHUNKED {
+        true => Err(BAD_CHUNKS),
+        false => Ok(None),
+    }
+}
+
+/// The number at the beginning of a chunk; what follows a semicolon is an extension.
+fn chunk_size(line: &[u8]) -> Option<usize> {
+    let number = line.split(|byte| *byte == b';').next()?;
+    let number = std::str::from_utf8(number).ok()?.trim_end_matches([' ', '\t']);
+    let digits = (1..=8).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_hexdigit());
+    usize::from_str_radix(number, 16).ok().filter(|_| digits)
 }
 
 impl ServiceAnswer {
@@ -438,6 +521,63 @@ mod tests {
         ] {
             let read = response(format!("{head}\r\n\r\n").as_bytes()).unwrap().unwrap();
             assert_eq!(read.body, body, "{head}");
+        }
+    }
+
+    #[test]
+    fn bodies_in_chunks_are_read_at_every_cut() {
+        let check = |body: &str, content: &str| {
+            for cut in 0..body.len() {
+                assert_eq!(unchunked(&body.as_bytes()[..cut]), Ok(None), "{body:?} {cut}");
+            }
+            let more = format!("{body}HTTP/1.1");
+            let expected = Some((content.as_bytes().to_vec(), body.len()));
+            assert_eq!(unchunked(more.as_bytes()), Ok(expected), "{body:?}");
+        };
+        check("0\r\n\r\n", "");
+        check("5\r\nhello\r\n0\r\n\r\n", "hello");
+        check(
+            "005;a=b\r\nhello\r\nA \r\n, world!!!\r\n0\r\nSum: x\r\n\r\n",
+            "hello, world!!!",
+        );
+        let largest = format!("{MAX_BODY:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(MAX_BODY));
+        assert!(unchunked(largest.as_bytes()).unwrap().is_some());
+        let long = format!("{:x}\r\n", MAX_BODY + 1);
+        let drops = "1\r\nx\r\n".repeat(MAX_BODY);
+        let line = "0".repeat(MAX_CHUNK_LINE);
+        let fields = format!("0\r\n{}", "a: b\r\n".repeat(MAX_BODY));
+        for bad in [
+            "\r\n",
+            "x\r\n",
+            "-1\r\n",
+            "+5\r\nhello\r\n",
+            " 5\r\n",
+            "0x5\r\n",
+            "000000005\r\n",
+            "5\r\nhello!\r\n",
+            "5\r\nhello\n0\r\n",
+            &long,
+            &drops,
+            &line,
+            &fields,
+        ] {
+            assert!(unchunked(bad.as_bytes()).is_err(), "{:?}", &bad[..bad.len().min(40)]);
+        }
+    }
+
+    #[test]
+    fn where_chunks_end_is_certain_only_if_nothing_else_is_said() {
+        for (fields, chunked, keeps) in [
+            ("Transfer-Encoding: chunked", true, true),
+            ("Transfer-Encoding: Chunked\r\nConnection: close", true, false),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 7", false, false),
+            ("Transfer-Encoding: gzip, chunked", false, false),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", false, false),
+            ("Content-Length: 7", false, false),
+        ] {
+            let read = response(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n").as_bytes());
+            let read = read.unwrap().unwrap();
+            assert_eq!((read.is_chunked(), read.keeps_chunked), (chunked, keeps), "{fields}");
         }
     }
 
