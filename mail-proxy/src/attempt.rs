@@ -305,10 +305,7 @@ impl Tries {
             throttle.answered(ticket, answer, throttle.now());
             return;
         }
-        tokio::spawn(async move {
-            tokio::time::sleep_until(counts).await;
-            throttle.answered(ticket, answer, throttle.now())
-        });
+        throttle.fails_at(ticket, counts);
     }
 
     /// The account of a name, or the name that no account has.

@@ -16,6 +16,7 @@ mod allowance;
 mod elsewhere;
 mod held;
 mod keep;
+mod later;
 mod origin;
 mod policy;
 mod settings;
@@ -363,6 +364,8 @@ pub struct Throttle {
     held: HeldList,
     allowances: allowance::Allowances,
     waiting: admission::WaitingRoom,
+    /// Failures whose clients have not heard of them yet.
+    later: later::Later,
     counts: [[[AtomicU64; 2]; 2]; Rule::ALL.len()],
     begun: (Duration, Instant),
     /// Who hears what counts.
@@ -386,6 +389,7 @@ impl Throttle {
             held: HeldList::default(),
             allowances: allowance::Allowances::default(),
             waiting: admission::WaitingRoom::default(),
+            later: later::Later::default(),
             counts: Default::default(),
             begun: (now.unwrap_or_default(), Instant::now()),
             listener: OnceLock::new(),
