@@ -11,14 +11,10 @@ use std::time::{Duration, Instant};
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use mail_directory::yaml::Problems;
 use mail_directory::{AccountBy, Apply, Directory, Losses, Secret};
+use portico_tests::forwarder::Forwarder;
 use portico_tests::ldap_stage::{ADMIN, LdapStage, account, domain, domain_dn, set};
 use portico_tests::wait_until;
 use tokio::task::JoinHandle;
-
-#[path = "ldap/forwarder.rs"]
-mod forwarder;
-
-use forwarder::Forwarder;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(200);
@@ -146,7 +142,7 @@ async fn connections_that_fall_silent_are_no_dead_directory() {
         .map(|i| account(&format!("u{i}@a.test"), "zimbraMailHost: store1.test\n"))
         .collect();
     let slapd = LdapStage::start(&many);
-    let forwarder = Forwarder::start(slapd.address()).await;
+    let forwarder = Forwarder::start(slapd.address()).await.unwrap();
     let directory = load(Settings {
         timeout: TIMEOUT,
         ..settings(&[forwarder.url()])

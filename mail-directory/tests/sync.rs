@@ -9,17 +9,15 @@ use std::time::{Duration, Instant};
 
 use mail_directory::ldap::{LdapDirectory, Settings, Trust, Url};
 use mail_directory::{AccountBy, Apply, Directory, Entry, News, Secret, WayOfChanges};
+use portico_tests::forwarder::Forwarder;
 use portico_tests::ldap_stage::{ADMIN, Kind, LdapStage, account, account_dn, domain, domain_dn, set};
 use portico_tests::{amount, wait_until};
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::task::JoinHandle;
 
-#[path = "ldap/forwarder.rs"]
-mod forwarder;
 #[path = "sync/liar.rs"]
 mod liar;
 
-use forwarder::Forwarder;
 use liar::{Answer, Liar};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -240,7 +238,7 @@ async fn it_can_be_switched_off() {
 #[tokio::test]
 async fn a_dead_connection_is_noticed() {
     let slapd = LdapStage::start("");
-    let firewall = Forwarder::start(slapd.address()).await;
+    let firewall = Forwarder::start(slapd.address()).await.unwrap();
     let (directory, _watching) = told_by(&[firewall.url()]).await;
     let mut heard = Heard::of(&directory);
     firewall.forget();

@@ -8,11 +8,13 @@ use anyhow::{Context, Result, ensure};
 use openssl::base64::encode_block;
 use portico_tests::Stage;
 use portico_tests::config::{Directory, Node};
+use portico_tests::forwarder::Forwarder;
 use portico_tests::lookup::LookupService;
 use portico_tests::portico::Portico;
 use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Person, Town, people};
 use portico_tests::wire::Wire;
+use tokio::runtime::{Builder, Runtime};
 
 /// Everybody is in place.
 pub(crate) struct Scene<'a> {
@@ -76,6 +78,8 @@ pub(crate) enum Source {
     Yaml,
     /// A real slapd.
     Ldap,
+    /// The same far away: each question takes so much longer.
+    SlowLdap(Duration),
     /// A lookup service that speaks Zimbra's protocol.
     Zimbra,
     /// A lookup service that speaks that of nginx's `auth_http`.
@@ -100,12 +104,19 @@ impl Source {
             let (mut node, mut directory) = (town.node(), town.directory());
             change(&town, &mut node, &mut directory)?;
             // Held until the test is over.
-            let (mut _slapd, mut _service) = (None, None);
+            let (mut _slapd, mut _service, mut _way) = (None, None, None);
             match self {
                 Self::Yaml => {}
                 Self::Ldap => {
                     let slapd = Slapd::start(stage, "slapd", &directory)?;
                     node.directory = slapd.source("200ms");
+                    _slapd = Some(slapd);
+                }
+                Self::SlowLdap(late) => {
+                    let slapd = Slapd::start(stage, "slapd", &directory)?;
+                    let (runtime, forwarder) = long_way(slapd.address(), late)?;
+                    node.directory = slapd.source_of(&[&forwarder.url()], "200ms");
+                    _way = Some(runtime);
                     _slapd = Some(slapd);
                 }
                 Self::Zimbra | Self::Nginx => {
@@ -124,6 +135,13 @@ impl Source {
             scene.end()
         })
     }
+}
+
+/// A forwarder that makes each question so much later, and what it runs on.
+fn long_way(to: SocketAddrV4, late: Duration) -> Result<(Runtime, Forwarder)> {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let forwarder = runtime.block_on(Forwarder::slow(to.into(), late))?;
+    Ok((runtime, forwarder))
 }
 
 impl Scene<'_> {

@@ -15,6 +15,7 @@ pub mod child;
 pub mod config;
 pub mod dovecot;
 pub mod fake;
+pub mod forwarder;
 pub mod h2;
 pub mod haproxy;
 pub mod imaptest;
