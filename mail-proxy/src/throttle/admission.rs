@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::origin::ClientNetworks;
-use super::policy::{PolicyEnd, PolicyLogin};
-use super::{Action, Answered, Claim, Finding, Judgement, Throttle, Ticket};
+use super::policy::{PolicyAnswer, PolicyEnd, PolicyLogin};
+use super::{Action, Answered, Claim, Finding, Judgement, Rule, Throttle, Ticket};
 
 /// One of so many that wait may be of one address.
 const SHARE_OF_ADDRESS: usize = 10;
@@ -84,6 +84,14 @@ impl Throttle {
     /// # Errors
     /// A rule refuses it, or too many wait already.
     pub async fn admit(&self, claim: &Claim<'_>) -> Result<Admitted, Throttled> {
+        self.admit_told(claim, None).await
+    }
+
+    /// The same where another service has been asked about the attempt already.
+    ///
+    /// # Errors
+    /// A rule refuses it, or too many wait already.
+    pub async fn admit_told(&self, claim: &Claim<'_>, said: Option<PolicyAnswer>) -> Result<Admitted, Throttled> {
         let begun = Instant::now();
         let (mut place, mut held, mut waited_for) = (None, Duration::ZERO, None);
         loop {
@@ -95,7 +103,7 @@ impl Throttle {
                         finding: waited_for.or(would),
                         dry_run: waited_for.is_none() && would.is_some(),
                     };
-                    return self.consult(claim, admitted, true).await;
+                    return self.consult(claim, admitted, true, said).await;
                 }
                 Judgement::Refuse(finding) => return Err(self.throttled(finding)),
                 Judgement::Wait(time, finding) => (time, finding),
@@ -126,20 +134,80 @@ impl Throttle {
                     finding: would,
                     dry_run: would.is_some(),
                 };
-                self.consult(claim, admitted, false).await
+                self.consult(claim, admitted, false, None).await
             }
             Judgement::Refuse(finding) | Judgement::Wait(_, finding) => Err(self.throttled(finding)),
         }
     }
 
-    /// Asks another service about an attempt that the rules let through, if there is one. Clients that are always let
-    /// through are not asked about.
-    async fn consult(&self, claim: &Claim<'_>, mut admitted: Admitted, may_wait: bool) -> Result<Admitted, Throttled> {
+    /// Lets an attempt through that nothing holds up. Any other leaves no trace: it is to be
+    /// [admitted](Throttle::admit_told) elsewhere.
+    ///
+    /// # Errors
+    /// Something would hold it up; with what another service has said, if it was asked.
+    pub async fn admit_early(&self, claim: &Claim<'_>) -> Result<Admitted, Option<PolicyAnswer>> {
+        let now = self.now();
+        if self.explain(claim.account, claim.client, now).finding.is_some() {
+            return Err(None);
+        }
+        let Judgement::Pass(ticket, would) = self.ask(claim, Duration::ZERO, now) else {
+            return Err(None);
+        };
+        let mut admitted = Admitted {
+            ticket,
+            held: Duration::ZERO,
+            finding: would,
+            dry_run: would.is_some(),
+        };
         let Some(policy) = self.policy().filter(|_| !admitted.ticket.allowed) else {
             return Ok(admitted);
         };
         let login = Box::new(PolicyLogin::of(claim));
         let answer = policy.allow(&login).await;
+        let finding = answer.finding(self.settings().max_delay);
+        if finding.is_some() && !policy.is_dry() {
+            self.answered(admitted.ticket, Answered::Unknown, self.now());
+            return Err(Some(answer));
+        }
+        admitted.dry_run |= finding.is_some();
+        admitted.finding = admitted.finding.or(finding);
+        admitted.ticket.policy = Some(login);
+        Ok(admitted)
+    }
+
+    /// Takes back that an attempt has passed: no server was asked, and it will be admitted again. Returns what another
+    /// service has said of it, if it was asked.
+    pub fn withdraw(&self, mut admitted: Admitted) -> Option<PolicyAnswer> {
+        let was_asked = admitted.ticket.policy.take().is_some();
+        self.answered(admitted.ticket, Answered::Unknown, self.now());
+        was_asked.then(
+            || match admitted.finding.filter(|finding| finding.rule == Rule::Policy) {
+                None => PolicyAnswer::Pass,
+                Some(finding) => match finding.action {
+                    Action::Delay(time) => PolicyAnswer::Delay(time),
+                    _ => PolicyAnswer::Refuse,
+                },
+            },
+        )
+    }
+
+    /// Asks another service about an attempt that the rules let through, if there is one. Clients that are always let
+    /// through are not asked about.
+    async fn consult(
+        &self,
+        claim: &Claim<'_>,
+        mut admitted: Admitted,
+        may_wait: bool,
+        said: Option<PolicyAnswer>,
+    ) -> Result<Admitted, Throttled> {
+        let Some(policy) = self.policy().filter(|_| !admitted.ticket.allowed) else {
+            return Ok(admitted);
+        };
+        let login = Box::new(PolicyLogin::of(claim));
+        let answer = match said {
+            Some(answer) => answer,
+            None => policy.allow(&login).await,
+        };
         admitted.ticket.policy = Some(login.clone());
         let Some(finding) = answer.finding(self.settings().max_delay) else {
             return Ok(admitted);

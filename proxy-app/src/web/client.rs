@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use mail_proxy::audit::{Event, Outcome, Record};
-use mail_proxy::throttle::PasswordMark;
+use mail_proxy::throttle::{PasswordMark, PolicyAnswer};
 use mail_proxy::{ConnectionFacts, LoggedIn};
 use parking_lot::Mutex;
 use pingora::Result;
@@ -32,6 +32,8 @@ type Credentials = (String, Option<PasswordMark>);
 pub(crate) struct SeenUser {
     good: Mutex<Option<Credentials>>,
     not_refused: Mutex<Option<Credentials>>,
+    /// What the policy service has said of a login that is to be judged once more.
+    said: Mutex<Option<(Credentials, PolicyAnswer)>>,
 }
 
 impl SeenUser {
@@ -43,6 +45,17 @@ impl SeenUser {
     /// True the first time for credentials that were not refused.
     fn is_new_unproved(&self, login: &LoginAttempt) -> bool {
         !self.knows(login) && is_other(&mut self.not_refused.lock(), login)
+    }
+
+    /// Keeps what the policy service has said of a login until it is judged again.
+    pub(crate) fn note_policy(&self, login: &LoginAttempt, said: Option<PolicyAnswer>) {
+        *self.said.lock() = said.map(|said| ((login.user.clone(), login.mark), said));
+    }
+
+    /// What the policy service has said of this login, once.
+    pub(crate) fn policy_said(&self, login: &LoginAttempt) -> Option<PolicyAnswer> {
+        let (credentials, said) = self.said.lock().take()?;
+        is_same(Some(&credentials), login).then_some(said)
     }
 
     /// Whether these are the credentials that were good: the name alone says nothing.

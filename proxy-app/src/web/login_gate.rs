@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mail_proxy::audit::{Outcome, Record};
-use mail_proxy::throttle::{Admitted, Answered, Counted, Throttled};
+use mail_proxy::throttle::{Admitted, Answered, Counted, PolicyAnswer, Throttled};
 use pingora::http::ResponseHeader;
 
 use crate::app::env::WebEnv;
@@ -40,6 +40,12 @@ impl LoginGate {
     /// It refuses the login.
     pub(super) fn close(&mut self, throttled: Throttled) {
         self.throttled = Some(throttled);
+    }
+
+    /// No server was asked, and the login will be judged again. Returns what the policy service has said of it.
+    pub(super) fn withdraw(&mut self, env: &WebEnv) -> Option<PolicyAnswer> {
+        let (admitted, _) = self.admitted.take()?;
+        env.throttle.withdraw(admitted)
     }
 
     /// Seconds after which the client may try again, if it was refused.

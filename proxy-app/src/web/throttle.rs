@@ -49,7 +49,8 @@ pub(crate) async fn admit(
     };
     let device = device(&session.req_header().headers).to_owned();
     let claim = claim(&account, &seen, info, &device);
-    let admitting = pin!(env.throttle.admit(&claim));
+    let said = web.seen_user.policy_said(&seen);
+    let admitting = pin!(env.throttle.admit_told(&claim, said));
     let admitted = select! {
         // Most need not wait, and their connection is not looked at.
         biased;
@@ -105,6 +106,36 @@ pub(crate) async fn admit_now(
         .await;
     wait_if_refused(&admitted, begun).await;
     settle(context, admitted)
+}
+
+/// The same for an upgrade, which is not held up here: one that cannot pass at once is the engine's. `None`: this one is.
+pub(crate) async fn admit_early(
+    env: &WebEnv,
+    web: &WebClient,
+    context: &mut RequestContext,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+) -> Option<()> {
+    let Some((seen, account)) = judged(env, web, info, context).await.ok()? else {
+        return Some(());
+    };
+    let claim = claim(&account, &seen, info, device(headers));
+    match env.throttle.admit_early(&claim).await {
+        Ok(admitted) => context.gate.open(admitted),
+        Err(said) => {
+            web.seen_user.note_policy(&seen, said);
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// An upgrade that has passed is the engine's after all: the policy service is not asked again.
+pub(crate) fn withdraw(env: &WebEnv, web: &WebClient, context: &mut RequestContext) {
+    let said = context.gate.withdraw(env);
+    if let Some(seen) = &context.seen {
+        web.seen_user.note_policy(seen, said);
+    }
 }
 
 /// What is refused is answered after the same time, whether the name had to be looked for or was known.

@@ -124,12 +124,15 @@ pub(crate) async fn ask(env: &WebEnv, web: &WebClient, head: &[u8]) -> Option<Bo
     // One too many is the engine's, which counts it as any other request.
     let place = env.limits.begin_request(info.client, RequestKind::Waits);
     context.place = place.ok()?;
-    // One that is delayed or refused is the engine's.
-    throttle::admit_now(env, web, &mut context, &info, &request.headers)
-        .await
-        .ok()?;
-    let (target, server) = connect(env, web, &mut context).await?;
-    let head = upstream_head(web, &request, &info, &proxied, &target.server)?;
+    throttle::admit_early(env, web, &mut context, &info, &request.headers).await?;
+    let Some((target, server)) = connect(env, web, &mut context).await else {
+        throttle::withdraw(env, web, &mut context);
+        return None;
+    };
+    let Some(head) = upstream_head(web, &request, &info, &proxied, &target.server) else {
+        throttle::withdraw(env, web, &mut context);
+        return None;
+    };
     let name = target.server.address().to_string();
     context.info = Some(Arc::new(info));
     context.target = Some(target);
