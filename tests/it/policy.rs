@@ -373,12 +373,12 @@ fn an_upgrade_is_asked_about_once() -> Result<()> {
         let upgrade = |scene: &Scene| -> Result<String> {
             let mut wire = scene.tls(scene.town.endpoints.https, FRONT)?;
             wire.send(format!(
-                "GET /ws/chat HTTP/1.1\r\nHost: {FRONT}\r\nAuthorization: Basic {basic}\r\nUpgrade: websocket\r\n\
+                "GET /home/alice@a.example/Calendar HTTP/1.1\r\nHost: {FRONT}\r\nAuthorization: Basic {basic}\r\nUpgrade: websocket\r\n\
                  Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             ))?;
             wire.line()
         };
-        for (status, start) in [(0, "HTTP/1.1 101 "), (1, "HTTP/1.1 101 "), (-1, "HTTP/1.1 429 ")] {
+        for (status, start) in [(0, "HTTP/1.1 200 "), (1, "HTTP/1.1 200 "), (-1, "HTTP/1.1 429 ")] {
             stub.now(Does::Says(status));
             let answer = upgrade(scene)?;
             ensure!(answer.starts_with(start), "{status}: {answer}");

@@ -139,7 +139,9 @@ impl Node {
         }
         if self.more.iter().all(|(key, _)| key != "throttle") {
             // One address logs in, and fails to, for all tests.
-            writeln!(out, "throttle: {{mode: dry_run}}")?;
+            let throttle = std::env::var("PORTICO_THROTTLE");
+            let throttle = throttle.as_deref().unwrap_or("{mode: dry_run}");
+            writeln!(out, "throttle: {throttle}")?;
         }
         if !self.web.is_empty() {
             writeln!(out, "web:")?;

@@ -214,6 +214,84 @@ fn many_addresses_try_three_times_each() {
     }
 }
 
+/// What reaches a mailbox server of attacks by so many addresses in their first minute and in all, with the defaults and
+/// a clock of the test's own: printed for docs/throttle.md.
+#[test]
+fn guesses_a_minute_that_reach_a_server() {
+    struct Attack {
+        name: &'static str,
+        addresses: usize,
+        accounts: usize,
+        a_second: usize,
+        guesses: usize,
+        most_at_first: u32,
+        most: u32,
+    }
+    let one_hour = Attack {
+        name: "one address, one account, for an hour",
+        addresses: 1,
+        accounts: 1,
+        a_second: 10,
+        guesses: 36_000,
+        most_at_first: 13,
+        most: 12 + 17,
+    };
+    let attacks = [
+        Attack {
+            name: "one address, 100 accounts, for an hour",
+            accounts: 100,
+            most_at_first: 20,
+            most: 72,
+            ..one_hour
+        },
+        Attack {
+            name: "1,000 addresses, one account, for an hour",
+            addresses: 1_000,
+            most_at_first: 61,
+            most: 60 + 84,
+            ..one_hour
+        },
+        Attack {
+            name: "10,000 addresses, three tries each in a minute",
+            addresses: 10_000,
+            accounts: 30_000,
+            a_second: 500,
+            guesses: 30_000,
+            most_at_first: 10_000 + 1_000,
+            most: 10_000 + 1_000,
+        },
+        one_hour,
+    ];
+    println!(
+        "{:48} {:>8} {:>12} {:>8}",
+        "attack", "guesses", "first minute", "in all"
+    );
+    for attack in attacks {
+        let (mut world, mut at_first) = (World::new(), 0);
+        world.login("alice@a.test", ip(0x20_0000));
+        world.reached = 0;
+        for n in 0..attack.guesses {
+            world.guess(&user(n % attack.accounts), ip((n % attack.addresses) as u32));
+            if n % attack.a_second == attack.a_second - 1 {
+                world.pass(Duration::from_secs(1));
+            }
+            if n + 1 == 60 * attack.a_second {
+                at_first = world.reached;
+            }
+        }
+        let (name, reached) = (attack.name, world.reached);
+        println!("{name:48} {:>8} {at_first:>12} {reached:>8}", attack.guesses);
+        assert!(
+            at_first <= attack.most_at_first && reached <= attack.most,
+            "{name}: {at_first}, {reached}"
+        );
+        // Whoever is known, and whoever comes for the first time and is not attacked, waits for nothing.
+        for (account, from) in [("alice@a.test", ip(0x20_0000)), ("bob@a.test", ip(0x20_0001))] {
+            assert_eq!(world.login(account, from), Some(Duration::ZERO), "{name}: {account}");
+        }
+    }
+}
+
 /// Monday morning in an office of 200 behind one address, with three phones that have old passwords, and no one known
 /// yet.
 #[test]
