@@ -31,6 +31,7 @@ mod locations;
 mod login_guesses;
 mod login_storms;
 mod logins;
+mod many_addresses;
 mod moves;
 mod moves_together;
 mod nodes;
