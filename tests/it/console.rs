@@ -319,8 +319,10 @@ fn bad_changes_are_refused(source: Source) -> Result<()> {
             "domains without a token"
         );
         assert_eq!(api.all_domains()?, before);
+        // The wrong tokens may have been recorded by now.
+        let is_change = |record: &Value| record["event"] == "admin" && record["why"] != "a wrong token";
         let changes = scene.portico.audit()?;
-        ensure!(changes.iter().all(|record| record["event"] != "admin"), "{changes:?}");
+        ensure!(!changes.iter().any(is_change), "{changes:?}");
         for pair in [&good, &other, &old] {
             no_key_in_logs(scene, &pair.key)?;
         }
