@@ -45,7 +45,7 @@ const BAD_CHUNKS: Malformed = Malformed("its body is in chunks that are not unde
 
 /// Bytes of a body in chunks, with what is between them: four times that of the longest body. Chunks of a few bytes are
 /// no answer.
-const MAX_CHUNKED: usize = 4 * MAX_BODY;
+pub const MAX_CHUNKED: usize = 4 * MAX_BODY;
 /// Bytes of a line between chunks: a number, and an extension that nobody uses.
 const MAX_CHUNK_LINE: usize = 256;
 
@@ -273,7 +273,7 @@ impl Response {
 ///
 /// # Errors
 /// It is too long, or cannot be read without a doubt.
-pub(super) fn unchunked(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Malformed> {
+pub fn unchunked(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Malformed> {
     let (mut content, mut at) = (Vec::new(), 0);
     loop {
         let Some(line) = chunk_line(bytes, &mut at)? else {
@@ -295,7 +295,10 @@ pub(super) fn unchunked(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Malfor
     // Fields may follow, and mean nothing to us.
     while let Some(line) = chunk_line(bytes, &mut at)? {
         if line.is_empty() {
-            return Ok(Some((content, at)));
+            return match at > MAX_CHUNKED {
+                true => Err(BAD_CHUNKS),
+                false => Ok(Some((content, at))),
+            };
         }
     }
     Ok(None)
@@ -560,6 +563,7 @@ mod tests {
             &drops,
             &line,
             &fields,
+            &format!("{fields}\r\n"),
         ] {
             assert!(unchunked(bad.as_bytes()).is_err(), "{:?}", &bad[..bad.len().min(40)]);
         }

@@ -25,8 +25,10 @@ pub(crate) fn request(bytes: &[u8]) {
 
 /// A response is what it is however its bytes arrive, and nothing unbounded is waited for.
 pub(crate) fn response(bytes: &[u8]) {
+    chunks(bytes);
     match wire::response(bytes) {
         Ok(Some(response)) => {
+            chunks(&bytes[response.head..]);
             assert!(response.head <= bytes.len() && response.head <= wire::MAX_HEAD);
             assert_eq!(wire::response(&bytes[..response.head]), Ok(Some(response.clone())));
             for cut in cuts(response.head) {
@@ -40,6 +42,21 @@ pub(crate) fn response(bytes: &[u8]) {
         }
         Ok(None) => assert!(bytes.len() < wire::MAX_HEAD),
         Err(error) => assert_eq!(wire::response(&[bytes, b"\r\n\r\n"].concat()), Err(error)),
+    }
+}
+
+/// A body in chunks is what it is however its bytes arrive, and has an end.
+fn chunks(bytes: &[u8]) {
+    match wire::unchunked(bytes) {
+        Ok(Some((content, end))) => {
+            assert!(content.len() <= wire::MAX_BODY && end <= bytes.len().min(wire::MAX_CHUNKED));
+            assert_eq!(wire::unchunked(&bytes[..end]), Ok(Some((content, end))));
+            for cut in cuts(end) {
+                assert_eq!(wire::unchunked(&bytes[..cut]), Ok(None));
+            }
+        }
+        Ok(None) => assert!(bytes.len() < wire::MAX_CHUNKED),
+        Err(error) => assert_eq!(wire::unchunked(&[bytes, b"0\r\n\r\n"].concat()), Err(error)),
     }
 }
 
