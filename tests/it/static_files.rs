@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portico_tests::config::quote;
-use portico_tests::town::people;
+use portico_tests::town::{FRONT, people};
+use portico_tests::until;
 use portico_tests::web::auth_token;
+use portico_tests::wire::Wire;
 
 use crate::scene::{Scene, play_with};
 
@@ -140,6 +143,28 @@ fn large_files_take_no_memory() -> Result<()> {
         }
         let grown = scene.portico.rss_kib()?.saturating_sub(before);
         ensure!(grown < FLAT_KIB, "memory has grown by {grown} KiB");
+        Ok(())
+    })
+}
+
+/// Anybody can do that as often as he likes: it is no failure of the node, and no line of its log.
+#[test]
+fn clients_that_go_are_no_failure() -> Result<()> {
+    const CLIENTS: usize = 20;
+    play_files(false, |scene| {
+        let tls = scene.town.ca.connector(&[])?;
+        for _ in 0..CLIENTS {
+            let mut wire = Wire::tls(scene.town.endpoints.https, &tls, FRONT)?;
+            wire.send(format!("GET /tree/abc/big.bin HTTP/1.1\r\nHost: {FRONT}\r\n\r\n"))?;
+            ensure!(wire.line()?.ends_with("200 OK"));
+            // What it has not read makes this a reset.
+        }
+        until("all of them to have left", Duration::from_secs(20), || {
+            let gone = scene.portico.access_log().matches("/tree/abc/big.bin HTTP").count();
+            Ok((gone == CLIENTS).then_some(()))
+        })?;
+        let output = scene.portico.output();
+        ensure!(!output.contains("request "), "{output}");
         Ok(())
     })
 }

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, Version};
-use pingora::Result;
 use pingora::http::ResponseHeader;
+use pingora::{Error, Result};
 use pingora_proxy::Session;
 
 /// What our pages may do: display themselves.
@@ -159,12 +159,24 @@ impl LocalAnswer {
     pub(crate) async fn send(mut self, session: &mut Session) -> Result<()> {
         self.head.insert_header("Content-Length", self.body.len().to_string())?;
         let head_only = session.req_header().method == Method::HEAD || self.body.is_empty();
-        session.write_response_header(Box::new(self.head), head_only).await?;
+        write_head(session, self.head, head_only).await?;
         if !head_only {
-            session.write_response_body(Some(self.body), true).await?;
+            write_body(session, Some(self.body), true).await?;
         }
         Ok(())
     }
+}
+
+/// Sends the head of an answer of our own. If that fails, it is the client that has gone: the engine does not say so.
+pub(crate) async fn write_head(session: &mut Session, head: ResponseHeader, end: bool) -> Result<()> {
+    let written = session.write_response_header(Box::new(head), end).await;
+    written.map_err(Error::into_down)
+}
+
+/// The same of a part of its body.
+pub(crate) async fn write_body(session: &mut Session, part: Option<Bytes>, end: bool) -> Result<()> {
+    let written = session.write_response_body(part, end).await;
+    written.map_err(Error::into_down)
 }
 
 /// Reads the rest of the client's request, if it is short and comes soon, and lets the connection end behind the

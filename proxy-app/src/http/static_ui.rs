@@ -132,7 +132,7 @@ impl Tree {
         finish(&mut response);
         compression::begin(session, &mut response, compressing);
         let head_only = method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
-        session.write_response_header(Box::new(response), head_only).await?;
+        answers::write_head(session, response, head_only).await?;
         if head_only {
             return Ok(());
         }
@@ -143,10 +143,10 @@ impl Tree {
                     .or_err(ErrorType::FileReadError, "a static file")
             };
             while let Some(chunk) = next().await? {
-                session.write_response_body(Some(chunk), false).await?;
+                answers::write_body(session, Some(chunk), false).await?;
             }
         }
-        session.write_response_body(None, true).await
+        answers::write_body(session, None, true).await
     }
 
     /// The answer as read from the disk; `None`: there is no such file.
