@@ -529,7 +529,7 @@ impl ProxyHttp for Web {
 }
 
 impl Web {
-    /// How much of an answer is read at once for this client.
+    /// How an answer for this client may be compressed.
     fn compressing(&self, context: &RequestContext, info: &RequestInfo) -> Compressing<'_> {
         Compressing {
             rules: context.snapshot.web.compression,
@@ -538,6 +538,7 @@ impl Web {
         }
     }
 
+    /// How much of an answer is read at once for this client.
     fn portions(&self, web: &WebClient) -> Portions {
         Portions::new(&web.reading, &self.env.limits, web.facts.client.addr.ip())
     }
