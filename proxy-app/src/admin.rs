@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -253,10 +255,14 @@ fn connection<S>(stream: S, caller: Caller, reach: Reach, router: &Router) -> im
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = router
-        .clone()
-        .layer(axum::Extension(caller))
-        .layer(axum::Extension(reach));
+    let routes = TowerToHyperService::new(router.clone());
+    // Not as layers of the router: it would be built anew for each connection, with all that its routes hold.
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        let known = request.extensions_mut();
+        known.insert(caller.clone());
+        known.insert(reach);
+        routes.call(request)
+    });
     let head = match reach {
         Reach::All => HEAD,
         Reach::Health => HEALTH_ONLY_HEAD,
@@ -266,7 +272,7 @@ where
         .header_read_timeout(head)
         .keep_alive(reach == Reach::All)
         .max_buf_size(HEAD_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(stream), service);
     async move {
         if let Err(error) = served.await {
             log::debug!("admin connection: {error}");

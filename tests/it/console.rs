@@ -426,10 +426,10 @@ fn refused_bodies_are_not_kept() -> Result<()> {
             stream.write_all(&body)?;
             streams.push(stream);
         }
-        // What passes through is given back by the allocator a moment later; what was kept would stay until the answers,
-        // which come after ten seconds.
+        // What passes through is given back by the allocator a moment later; what was kept of a body, or with each
+        // connection, would stay until the answers, which come after ten seconds.
         until("no body to be in memory", Duration::from_secs(9), || {
-            Ok((scene.portico.rss_kib()? < before + 60 * 1024).then_some(()))
+            Ok((scene.portico.rss_kib()? < before + 20 * 1024).then_some(()))
         })?;
         for mut stream in streams {
             let mut answer = [0; 12];
