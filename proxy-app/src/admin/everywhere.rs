@@ -47,32 +47,23 @@ struct SharedRequest {
 }
 
 const fn shared(method: Method, path: &'static str) -> SharedRequest {
-    let (all, waits) = (true, false);
     SharedRequest {
         method,
         path,
-        all,
-        waits,
+        all: true,
+        waits: false,
     }
 }
 
-const fn waiting(method: Method, path: &'static str) -> SharedRequest {
-    let (all, waits) = (true, true);
-    SharedRequest {
-        method,
-        path,
-        all,
-        waits,
+impl SharedRequest {
+    const fn waiting(mut self) -> Self {
+        self.waits = true;
+        self
     }
-}
 
-const fn on_request(method: Method, path: &'static str) -> SharedRequest {
-    let (all, waits) = (false, false);
-    SharedRequest {
-        method,
-        path,
-        all,
-        waits,
+    const fn on_request(mut self) -> Self {
+        self.all = false;
+        self
     }
 }
 
@@ -83,15 +74,15 @@ static SHARED: [SharedRequest; 14] = [
     shared(Method::POST, "/v1/sessions/end"),
     shared(Method::POST, "/v1/sessions/count"),
     shared(Method::POST, "/v1/routes/purge"),
-    waiting(Method::POST, "/v1/routes/confirm"),
-    waiting(Method::POST, "/v1/directory/wait"),
+    shared(Method::POST, "/v1/routes/confirm").waiting(),
+    shared(Method::POST, "/v1/directory/wait").waiting(),
     shared(Method::POST, "/v1/throttle/clear"),
     shared(Method::POST, "/v1/throttle/allow"),
     shared(Method::DELETE, "/v1/throttle/allow"),
     shared(Method::POST, "/v1/holds"),
     shared(Method::POST, "/v1/holds/release"),
-    on_request(Method::POST, "/v1/drain"),
-    on_request(Method::DELETE, "/v1/drain"),
+    shared(Method::POST, "/v1/drain").on_request(),
+    shared(Method::DELETE, "/v1/drain").on_request(),
 ];
 
 /// Whether a request is passed on, for the description of the API.
