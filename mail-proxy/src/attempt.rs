@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_directory::names;
-use route_cache::{Lookup, ReferredRoute, Route, RouteError, Subject, Tier};
+use route_cache::{HoldMoment, Lookup, ReferredRoute, Route, RouteError, Subject, Tier};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -557,6 +557,7 @@ impl Tries {
     async fn route(&mut self, lookup: &Lookup) -> Result<Route, LoginFailure> {
         let begun = Instant::now();
         self.under_way.asks(false);
+        let mut moment = self.env.routes.holds().moment();
         let result = self.env.routes.route(lookup).await;
         self.record.ms_lookup = Some(self.took(Phase::Lookup, begun));
         let mut route = result.map_err(no_route)?;
@@ -564,28 +565,42 @@ impl Tries {
             // First noted, then looked for a hold: who begins one and looks then for logins under way misses none.
             self.under_way.is_of(&route.account);
             self.under_way.asks(true);
-            let Some(why) = self.env.routes.hold_of(&route) else {
-                break;
-            };
-            self.under_way.asks(false);
-            route = self.released(lookup, route, why).await?;
+            match self.env.routes.hold_of(&route) {
+                Some(why) => {
+                    self.under_way.asks(false);
+                    (route, moment) = self.released(lookup, route, why).await?;
+                }
+                None if self.env.routes.holds().none_since(moment) => break,
+                // A whole move may have passed since the answer.
+                None => {
+                    moment = self.env.routes.holds().moment();
+                    route = self.env.routes.route(lookup).await.map_err(no_route)?;
+                }
+            }
         }
         self.note(&route);
         Ok(route)
     }
 
-    /// Waits for the end of a hold, and asks for the route again: the account may have moved meanwhile.
-    async fn released(&mut self, lookup: &Lookup, mut route: Route, mut why: String) -> Result<Route, LoginFailure> {
+    /// Waits for the end of a hold, and asks for the route again: the account may have moved meanwhile. Returns it with
+    /// the moment before that.
+    async fn released(
+        &mut self,
+        lookup: &Lookup,
+        mut route: Route,
+        mut why: String,
+    ) -> Result<(Route, HoldMoment), LoginFailure> {
         let end = Instant::now() + self.env.settings.hold_wait;
         (self.record.account, self.record.tier) = (Some(route.account.to_string()), Some(route.tier.name()));
         while Instant::now() < end {
             sleep(HOLD_LOOK.min(end - Instant::now())).await;
+            let moment = self.env.routes.holds().moment();
             if self.env.routes.holds().of(&route.account, &route.server).is_none() {
                 route = self.env.routes.route(lookup).await.map_err(no_route)?;
             }
             match self.env.routes.hold_of(&route) {
                 Some(still) => why = still,
-                None => return Ok(route),
+                None => return Ok((route, moment)),
             }
         }
         let text = self.env.settings.hold_text.clone();

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use mail_directory::domain_of;
@@ -49,7 +49,13 @@ pub struct Holds {
     table: RwLock<HashMap<Held, Hold>>,
     /// How many there are, so that a login asks for no lock where there are none.
     count: AtomicUsize,
+    /// How many have begun since this process did.
+    begun: AtomicU64,
 }
+
+/// A moment in the order of holds and lookups. What is looked up later has heard of every hold that was over then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldMoment(u64);
 
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,7 +85,7 @@ impl Holds {
             return Err(TooManyHolds);
         }
         table.insert(hold.held.clone(), hold);
-        self.count.store(table.len(), Ordering::Relaxed);
+        self.changed(&table);
         Ok(())
     }
 
@@ -88,7 +94,23 @@ impl Holds {
         let holds = holds.into_iter().take(MAX_HOLDS);
         let mut table = self.table.write();
         *table = holds.map(|hold| (hold.held.clone(), hold)).collect();
+        self.changed(&table);
+    }
+
+    fn changed(&self, table: &HashMap<Held, Hold>) {
         self.count.store(table.len(), Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Release);
+    }
+
+    /// Taken before a lookup: by it [`Holds::none_since`] tells whether a whole hold has passed since.
+    pub fn moment(&self) -> HoldMoment {
+        HoldMoment(self.begun.load(Ordering::Acquire))
+    }
+
+    /// Whether no hold has begun since then. Otherwise the account may have been held, moved and released between an
+    /// answer and the look for a hold, and the answer is an old one.
+    pub fn none_since(&self, moment: HoldMoment) -> bool {
+        self.moment() == moment
     }
 
     /// Ends a hold; `None` if there is none.
@@ -162,6 +184,22 @@ mod tests {
         assert!(holds.release(&Held::Account("a@x".into())).is_none(), "it is over");
         assert!(holds.release(&Held::Domain("x".into())).is_some());
         assert_eq!(reason("a@x", "s1").as_deref(), Some("server"));
+    }
+
+    #[test]
+    fn a_hold_that_came_and_went_is_noticed() {
+        let holds = Holds::default();
+        let account = || Held::Account("a@x".into());
+        let before = holds.moment();
+        assert!(holds.none_since(before));
+        holds.begin(hold(account(), "moves", HOUR)).unwrap();
+        holds.release(&account()).unwrap();
+        assert!(holds.of("a@x", "s1").is_none() && !holds.none_since(before));
+        let behind = holds.moment();
+        assert!(holds.release(&account()).is_none());
+        assert!(holds.none_since(behind), "an end alone makes no answer old");
+        holds.replace(vec![]);
+        assert!(!holds.none_since(behind));
     }
 
     #[test]

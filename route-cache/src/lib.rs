@@ -32,7 +32,7 @@ pub use cache::{
     KeptFileError, KeptRoutes, NameDomain, Purged, ReferredRoute, RouteCache, RouteComparison, Settings, SharedCache,
     TierReport,
 };
-pub use hold::{Held, Hold, Holds, LONGEST_HOLD, MAX_HOLDS, TooManyHolds};
+pub use hold::{Held, Hold, HoldMoment, Holds, LONGEST_HOLD, MAX_HOLDS, TooManyHolds};
 pub use host_port::{HostPort, NoHostPort, bracketed, without_zone};
 pub use max_sessions::MaxSessions;
 pub use route::{Lookup, Route, RouteError, Server, ServerPool, Service, Subject, Tier, UpstreamTls};

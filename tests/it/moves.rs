@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use portico_tests::Stage;
 use portico_tests::config::{Directory, Node};
 use portico_tests::portico::{Portico, binary};
 use portico_tests::slapd::Slapd;
 use portico_tests::town::{FRONT, Person, Store, Town};
 use portico_tests::web::auth_token;
 use portico_tests::wire::Wire;
+use portico_tests::{Stage, until};
 
 use crate::admin::{Said, done, json, said};
 use crate::scene::{Scene, Source};
@@ -212,7 +212,7 @@ fn a_referral_of_a_real_server_is_followed_and_learned() -> Result<()> {
         ensure!(explained.contains("referral"), "{explained}");
         // It has been learned: the old server is not asked.
         ensure!(store_of_alice(scene)? == 1);
-        portico_tests::until("the second login", Duration::from_secs(10), || {
+        until("the second login", Duration::from_secs(10), || {
             Ok((scene.portico.count(&learned)? == 2).then_some(()))
         })?;
         let asked = scene.portico.count(&[("why", "referred by store1.example.test")])?;
@@ -239,7 +239,7 @@ fn sessions_go_on_where_that_is_wanted() -> Result<()> {
     Source::Yaml.play_with(movers(), change, |scene| {
         let mut alice = scene.login("alice")?;
         move_by_prov(scene, "alice@a.example", 1)?;
-        portico_tests::until("the change", Duration::from_secs(10), || {
+        until("the change", Duration::from_secs(10), || {
             Ok((store_of_alice(scene)? == 1).then_some(()))
         })?;
         alice.imap_ok("a1 NOOP")?;
@@ -495,6 +495,16 @@ fn scene_with_slapd<'a>(
     Ok((Scene { stage, town, portico }, slapd))
 }
 
+/// Waits until the change of a move is noted as under way in the state file.
+fn until_changing(portico: &Portico) -> Result<()> {
+    let state = portico.dir().join("node.state");
+    until("the change to be under way", Duration::from_secs(10), || {
+        let text = std::fs::read_to_string(&state).unwrap_or_default();
+        let text: String = text.split_whitespace().collect();
+        Ok(text.contains("\"changing\":true").then_some(()))
+    })
+}
+
 #[test]
 fn a_move_ends_as_the_directory_says_when_slapd_stops_half_way() -> Result<()> {
     for frozen in [false, true] {
@@ -515,7 +525,14 @@ fn a_move_ends_as_the_directory_says_when_slapd_stops_half_way() -> Result<()> {
                 }
                 std::fs::write(&go, "")?;
                 // It does not know, so nobody gets in.
-                std::thread::sleep(Duration::from_secs(1));
+                if frozen {
+                    until_changing(&scene.portico)?;
+                } else {
+                    let asked = "alice@a.example: whether it has moved is not known yet";
+                    until("it asks", Duration::from_secs(30), || {
+                        Ok(scene.portico.output().contains(asked).then_some(()))
+                    })?;
+                }
                 ensure!(done(&scene.portico, &["users", "holds"])?.contains("alice@a.example"));
                 if frozen {
                     slapd.thaw()?
@@ -637,18 +654,13 @@ fn an_upgrade_during_a_move_ends_it_as_the_directory_says() -> Result<()> {
                     // The change may wait in the socket of a slapd that is stopped, or not have got that far.
                     slapd.freeze()?;
                     std::fs::write(&go, "")?;
-                    let state = scene.portico.dir().join("node.state");
-                    portico_tests::until("the change to be under way", Duration::from_secs(10), || {
-                        let text = std::fs::read_to_string(&state).unwrap_or_default();
-                        let text: String = text.split_whitespace().collect();
-                        Ok(text.contains("\"changing\":true").then_some(()))
-                    })?;
+                    until_changing(&scene.portico)?;
                     let old = scene.portico.upgrade("info")?;
                     slapd.thaw()?;
                     old
                 }
             };
-            let store = portico_tests::until("the move to be settled", Duration::from_secs(60), || {
+            let store = until("the move to be settled", Duration::from_secs(60), || {
                 let ended = |word: &str| {
                     let act = format!("{act}{word} after a new start");
                     scene.portico.count(&[("event", "admin"), ("act", &act)])

@@ -162,6 +162,16 @@ fn stays(records: &[Value]) -> Vec<(String, String, String)> {
     stays
 }
 
+/// What a node did in the second of this time, with the time of each act.
+fn acts_near(node: &Portico, time: &str) -> Result<Vec<String>> {
+    let second = time.split('.').next().unwrap_or_default();
+    let near = node.audit()?.into_iter().filter(|record| {
+        let at = record["time"].as_str().unwrap_or_default();
+        record["act"].is_string() && at.starts_with(second)
+    });
+    Ok(near.map(|act| format!("{} {}", act["time"], act["act"])).collect())
+}
+
 /// Reads the audit logs of all nodes: no login that began after a move had returned is at another server.
 fn no_login_was_at_the_old_server(cluster: &Cluster) -> Result<usize> {
     let stays = stays(&cluster.node(0).audit()?);
@@ -173,11 +183,16 @@ fn no_login_was_at_the_old_server(cluster: &Cluster) -> Result<usize> {
             ensure!(record["outcome"] == "ok", "{record}");
             let at = time(&record);
             // Of the same millisecond nobody knows which was first.
-            let Some((server, ..)) = stays.iter().find(|(_, since, until)| *since < at && at < *until) else {
+            let Some((server, since, until)) = stays.iter().find(|(_, since, until)| *since < at && at < *until) else {
                 continue;
             };
             let store = cluster.store_at(record["route"].as_str().unwrap_or_default())?;
-            ensure!(STORES[store] == server, "{server}: {record}");
+            ensure!(
+                STORES[store] == server,
+                "on {server} from {since} to {until}, but at {}: {record}; acts there meanwhile: {}",
+                node.dir().display(),
+                acts_near(node, since)?.join("; ")
+            );
         }
     }
     Ok(stays.len())

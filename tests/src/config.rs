@@ -143,6 +143,12 @@ impl Node {
             let throttle = throttle.as_deref().unwrap_or("{mode: dry_run}");
             writeln!(out, "throttle: {throttle}")?;
         }
+        // The whole suite with all limits at one: every client still gets an answer.
+        if self.more.iter().all(|(key, _)| key != "limits")
+            && let Ok(limits) = std::env::var("PORTICO_LIMITS")
+        {
+            writeln!(out, "limits: {limits}")?;
+        }
         if !self.web.is_empty() {
             writeln!(out, "web:")?;
         }

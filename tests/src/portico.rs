@@ -23,7 +23,7 @@ const HAND_OVER: Duration = Duration::from_secs(40);
 /// What the old process logs when the new one serves.
 const TAKEN_OVER: &str = "a new process has taken over";
 
-/// A running Portico. It is killed when dropped, and its logs are searched for the secrets of the stage.
+/// A running Portico. It is killed when dropped, and its logs are searched for the secrets of the stage and for panics.
 pub struct Portico {
     dir: PathBuf,
     node: Node,
@@ -254,12 +254,22 @@ fn write_secret(path: &Path, text: &str) -> Result<()> {
 
 impl Drop for Portico {
     fn drop(&mut self) {
-        if let Err(error) = secrets::must_not_be_logged(&self.dir)
+        let checked = secrets::must_not_be_logged(&self.dir).and_then(|()| must_not_have_panicked(&self.dir));
+        if let Err(error) = checked
             && !std::thread::panicking()
         {
             panic!("{error:#}");
         }
     }
+}
+
+/// Fails if a task of the program has panicked, although it went on.
+fn must_not_have_panicked(dir: &Path) -> Result<()> {
+    let said = std::fs::read(dir.join("output.log")).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().find(|line| line.contains("panicked at"));
+    ensure!(line.is_none(), "{line:?}");
+    Ok(())
 }
 
 /// The built program: `PORTICO_BIN`, or `portico` in the build directory of the running executable.
