@@ -544,6 +544,23 @@ fn links_lead_somewhere() {
     none("a link leads to a file of the house", wrong);
 }
 
+#[test]
+fn what_is_promised_beside_others_has_a_test() {
+    let page = text("docs/comparison.md");
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let cells = rows.filter_map(|row| Some((row, row.split('|').nth(2)?.trim())));
+    let has_test = |cell: &str| {
+        let (name, path) = cell.split_once('[')?.1.split_once("](../")?;
+        let source = text(path.split(')').next()?);
+        source.contains(&format!("#[test]\nfn {name}(")).then_some(())
+    };
+    let (promises, rest): (Vec<_>, Vec<_>) = cells.partition(|(_, cell)| cell.starts_with("yes"));
+    let lacks = promises.iter().filter(|(_, cell)| has_test(cell).is_none());
+    let wrong = lacks.map(|(row, _)| (*row).to_owned()).collect();
+    none("a yes names a test that there is", wrong);
+    assert!(promises.len() > rest.len(), "{} promises", promises.len());
+}
+
 /// Fails with all that is wrong, and the rule.
 #[track_caller]
 fn none(rule: &str, wrong: Vec<String>) {
