@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::audit::{Event, Outcome, Phase, Record};
-use crate::connection::BoxStream;
+use crate::connection::{BoxStream, ConnectionFacts};
 use crate::credentials::{Credentials, without_suffix};
 use crate::environment::{ConnectError, Facts, NewSession, SessionEnv};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
@@ -24,6 +24,7 @@ use crate::proto::Protocol;
 use crate::referral::Referral;
 use crate::scratch::read_with;
 use crate::server_refusal::{NOT_UNDERSTOOD, Refusal, says_too_long};
+use crate::server_rules::{Announcement, Tell};
 use crate::throttle::{Answered, Claim, LoginChannel, PasswordMark, Ticket};
 use crate::{imap, pop3};
 
@@ -181,6 +182,12 @@ async fn given_up(mut waiting: watch::Receiver<Waiting>) -> LoginFailure {
     }
 }
 
+/// How many proxies a login may pass: Dovecot's number.
+const MOST_PROXIES: u32 = 5;
+
+/// Why a login is refused that has passed as many.
+const LOOP: &str = "proxies send the login in a circle: x-proxy-ttl is used up";
+
 /// How often a login follows a mailbox server that names another one.
 const MOST_REFERRALS: usize = 2;
 
@@ -264,6 +271,9 @@ impl Tries {
         id: IdFields,
         waiting: watch::Receiver<Waiting>,
     ) -> Result<(BoxStream, Accepted), LoginFailure> {
+        if proxies_left(&id) == 0 {
+            return Err(LoginFailure::UpstreamDown(LOOP.to_owned()));
+        }
         let lookup = self.facts.lookup(credentials);
         let routed = self.route(&lookup).await;
         let mut ticket = match &routed {
@@ -617,12 +627,14 @@ impl Tries {
         self.greets.send_replace(None);
         self.env.transport.turn(route).await.map_err(unreachable)?;
         let called = Instant::now();
-        let connected = self.env.transport.connect(route).await;
+        let tell = self.tell(route);
+        let header = tell.header.map(|version| (version, &*self.facts.connection));
+        let connected = self.env.transport.connect(route, header).await;
         self.record.ms_connect = Some(self.took(Phase::Connect, called));
         self.env.audit.connected(route, connected.is_ok());
         let mut server = connected.map_err(unreachable)?;
         let begun = Instant::now();
-        let mut machine = self.upstream(route, credentials, id);
+        let mut machine = self.upstream(route, credentials, id, tell.announcement);
         let limit = self.env.settings.upstream_login;
         let talk = async {
             // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and
@@ -652,21 +664,37 @@ impl Tries {
         })
     }
 
-    fn upstream(&self, route: &Route, credentials: &Credentials, client_id: IdFields) -> Box<dyn UpstreamMachine> {
+    /// What a server is told of the client: as the rules say, else as Zimbra's proxy does it.
+    fn tell(&self, route: &Route) -> Tell {
         let settings = &self.env.settings;
+        settings.servers.tell(route).unwrap_or_else(|| {
+            let announces = match self.facts.protocol {
+                Protocol::Imap => settings.send_imap_id,
+                Protocol::Pop3 => settings.send_pop3_xoip,
+            };
+            if announces { Tell::default() } else { Tell::NOTHING }
+        })
+    }
+
+    fn upstream(
+        &self,
+        route: &Route,
+        credentials: &Credentials,
+        client_id: IdFields,
+        announcement: Announcement,
+    ) -> Box<dyn UpstreamMachine> {
+        let settings = &self.env.settings;
+        let ConnectionFacts { client, id, .. } = &*self.facts.connection;
         let introduction = Introduction {
             credentials: credentials.clone(),
             login: route.login.to_string(),
-            client: unmapped(self.facts.connection.client.addr.ip()),
-            local: unmapped(self.facts.connection.client.local.ip()),
+            client: client.addr,
+            local: client.local,
+            session: id.clone(),
+            ttl: proxies_left(&client_id),
             client_id,
             product: settings.product.clone(),
-            // An external server does not learn where a client is, nor what stands in front of it.
-            announce: !route.external
-                && match self.facts.protocol {
-                    Protocol::Imap => settings.send_imap_id,
-                    Protocol::Pop3 => settings.send_pop3_xoip,
-                },
+            announcement,
         };
         match self.facts.protocol {
             Protocol::Imap => Box::new(imap::ImapUpstream::new(introduction)),
@@ -815,6 +843,14 @@ async fn hear(
 /// An IPv4 client on a dual-stack listener is an IPv4 client.
 fn unmapped(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
+}
+
+/// How many proxies may follow behind us: one less than a proxy in front of us says. Any client may say that there are
+/// fewer, and none that there are more.
+fn proxies_left(id: &IdFields) -> u32 {
+    id.ttl
+        .map_or(MOST_PROXIES, |said| said.min(MOST_PROXIES))
+        .saturating_sub(1)
 }
 
 /// What the client has said that it is.

@@ -28,6 +28,10 @@ pub struct TlsFacts {
     pub cipher: String,
     /// Name that the client asked for.
     pub sni: Option<String>,
+    /// Protocol inside that was agreed on (ALPN, RFC 7301).
+    pub alpn: Option<String>,
+    /// Common name of the subject of the client's certificate, if it has shown one that is good.
+    pub client_name: Option<String>,
 }
 
 /// What logs, lists and limits know of a connection. It does not change while the connection lives, except by STARTTLS.

@@ -16,6 +16,7 @@ use crate::credentials::Credentials;
 use crate::handle::Drain;
 use crate::machine::StartTls;
 use crate::proto::Protocol;
+use crate::server_rules::{ProxyVersion, ServerRules};
 use crate::throttle::Throttle;
 use crate::{imap, pop3};
 
@@ -58,6 +59,8 @@ pub struct Settings {
     pub send_imap_id: bool,
     /// Whether a POP3 server is told the client's address (`zimbraReverseProxySendPop3Xoip`).
     pub send_pop3_xoip: bool,
+    /// What each mailbox server is told of a client; where they are silent, the two above count.
+    pub servers: Arc<ServerRules>,
     /// Name and version of this program, for `ID`.
     pub product: (String, String),
 }
@@ -95,8 +98,12 @@ pub trait Transport: Send + Sync {
     }
 
     /// Connects to the mailbox server of a route, TLS and its verification included, within the transport's own
-    /// time limit.
-    async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError>;
+    /// time limit. Before anything else it sends a PROXY header of this version for this client.
+    async fn connect(
+        &self,
+        route: &Route,
+        header: Option<(ProxyVersion, &ConnectionFacts)>,
+    ) -> Result<BoxStream, ConnectError>;
 }
 
 /// A session that is about to begin: its login was right.

@@ -3,12 +3,13 @@
 //! A machine is fed bytes and asked for steps. It owns no socket and no clock, so the same bytes give the same
 //! answers however they are cut.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use crate::credentials::{Credentials, Rejected};
 use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
 use crate::server_refusal::Refusal;
+use crate::server_rules::Announcement;
 
 /// STARTTLS policy of a clear-text listener (`zimbraReverseProxyImapStartTlsMode`, MAIL §3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +43,15 @@ impl Channel {
     }
 }
 
-/// What the client said about itself with IMAP `ID` before login; passed on inside X-VIA only.
+/// What the client said about itself with IMAP `ID` before login: passed on inside X-VIA only, but for the last.
 #[derive(Debug, Clone, Default)]
 pub struct IdFields {
     /// `name` of the client program.
     pub name: Option<String>,
     /// `version` of the client program.
     pub version: Option<String>,
+    /// How many proxies may still follow, from a client that is itself one: `x-proxy-ttl`, or `TTL` of POP3 `XCLIENT`.
+    pub ttl: Option<u32>,
 }
 
 /// Why a login dialogue was ended by its machine.
@@ -139,16 +142,20 @@ pub struct Introduction {
     /// The name of the account at the server, without suffix.
     pub login: String,
     /// Address of the client.
-    pub client: IpAddr,
+    pub client: SocketAddr,
     /// Our address on the client's connection.
-    pub local: IpAddr,
+    pub local: SocketAddr,
+    /// Id of the client's connection.
+    pub session: String,
+    /// How many proxies may follow behind us.
+    pub ttl: u32,
     /// What the client said with `ID`.
     pub client_id: IdFields,
     /// Name and version of this proxy.
     pub product: (String, String),
-    /// Whether to tell the client's address (IMAP `ID`, POP3 `XOIP`). Servers believe it from anyone, so it is
-    /// switched off for servers that are not ours.
-    pub announce: bool,
+    /// In whose words the server is told who the client is. Servers believe it from anyone, so those that are not ours
+    /// are told nothing.
+    pub announcement: Announcement,
 }
 
 /// A mailbox server took the login.

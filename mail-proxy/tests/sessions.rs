@@ -22,7 +22,7 @@ use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::throttle::{Rule, Throttle, ThrottleSettings};
 use mail_proxy::{
     BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, LoginSlot,
-    Protocol, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
+    Protocol, ProxyVersion, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -111,11 +111,17 @@ impl Transport for Network {
             TlsFacts {
                 cipher: "TLSv1.3 TEST".to_owned(),
                 sni: None,
+                alpn: None,
+                client_name: None,
             },
         ))
     }
 
-    async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError> {
+    async fn connect(
+        &self,
+        route: &Route,
+        _header: Option<(ProxyVersion, &ConnectionFacts)>,
+    ) -> Result<BoxStream, ConnectError> {
         self.connects.fetch_add(1, Ordering::Relaxed);
         let store = self.stores[&*route.host];
         if matches!(store, Store::Refuses) {
@@ -274,6 +280,7 @@ fn settings() -> Settings {
         pass_errors: true,
         send_imap_id: true,
         send_pop3_xoip: true,
+        servers: Arc::default(),
         product: ("Portico".to_owned(), "0".to_owned()),
     }
 }
@@ -653,6 +660,32 @@ async fn a_dead_server_is_reported_at_once_and_tried_twice() {
     let records = s.ended().await;
     assert_eq!(records[0].outcome, Some(Outcome::UpstreamDown));
     assert_eq!(records.len(), 2);
+}
+
+/// Proxies that send a login to each other are stopped, by what they tell each other. A client that is none cannot have
+/// more of them follow.
+#[tokio::test(start_paused = true)]
+async fn a_login_does_not_go_round_in_circles() {
+    for (ttl, goes_on) in [
+        ("0", false),
+        ("1", false),
+        ("2", true),
+        ("4294967295", true),
+        ("x", true),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(Store::Good),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.say(&format!("i ID (\"x-proxy-ttl\" \"{ttl}\")\r\n")).await;
+        s.expect("* ID").await;
+        s.expect("i OK").await;
+        s.say("a LOGIN alice@a.example right\r\n").await;
+        s.expect(if goes_on { "* CAPABILITY" } else { "a NO [UNAVAILABLE]" })
+            .await;
+        assert_eq!(s.connects.load(Ordering::Relaxed), usize::from(goes_on), "{ttl}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

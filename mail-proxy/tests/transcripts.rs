@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::{
-    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Rejected, StartTls,
-    Step, UpstreamMachine, UpstreamStep, imap, pop3,
+    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism,
+    Rejected, StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read, as a session would do it.
@@ -442,9 +442,12 @@ impl Player {
     fn end(&mut self) {
         match &self.machine {
             Machine::Login(machine) => {
-                let IdFields { name, version } = machine.id();
+                let IdFields { name, version, ttl } = machine.id();
                 if name.is_some() || version.is_some() {
                     self.trace.did(format!("id {name:?} {version:?}"));
+                }
+                if let Some(ttl) = ttl {
+                    self.trace.did(format!("ttl {ttl}"));
                 }
                 let phase = machine.phase();
                 self.trace.did(format!("waits {phase}"));
@@ -541,11 +544,13 @@ fn introduction(mechanism: Mechanism) -> Introduction {
     Introduction {
         credentials: Credentials::parse(mechanism, b"al", b"secret").expect("a good name"),
         login: "alice@a.example".to_owned(),
-        client: IpAddr::from([203, 0, 113, 7]),
-        local: IpAddr::from([192, 0, 2, 10]),
+        client: SocketAddr::from(([203, 0, 113, 7], 50123)),
+        local: SocketAddr::from(([192, 0, 2, 10], 993)),
+        session: "p1-42".to_owned(),
+        ttl: 4,
         client_id: IdFields::default(),
         product: ("Portico".to_owned(), "1.0".to_owned()),
-        announce: true,
+        announcement: Announcement::Zimbra,
     }
 }
 
@@ -572,10 +577,18 @@ fn introduce(intro: &mut Introduction, key: &str, value: &str) {
                 Credentials::parse(intro.credentials.mechanism, &user, &password).expect("good credentials");
         }
         "login" => intro.login = text(),
-        "client" => intro.client = value.parse().expect("an address"),
+        "client" => intro.client.set_ip(value.parse().expect("an address")),
+        "session" => intro.session = text(),
         "id_name" => intro.client_id.name = Some(text()),
         "id_version" => intro.client_id.version = Some(text()),
-        "announce" => intro.announce = value == "on",
+        "announce" => {
+            intro.announcement = match value {
+                "off" => Announcement::None,
+                "zimbra" => Announcement::Zimbra,
+                "dovecot" => Announcement::Dovecot,
+                _ => panic!("nobody announces as {value}"),
+            }
+        }
         _ => panic!("no setting {key}"),
     }
 }

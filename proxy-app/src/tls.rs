@@ -14,6 +14,7 @@ use std::sync::Arc;
 use mail_proxy::{Protocol, Stream, TlsFacts};
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
+use openssl::nid::Nid;
 use openssl::ssl::{NameType, SniError, Ssl, SslAcceptorBuilder, SslAlert, SslContext, SslOptions, SslRef};
 use openssl::x509::X509VerifyResult;
 use tokio_openssl::SslStream;
@@ -213,7 +214,20 @@ pub(crate) fn facts(ssl: &SslRef) -> TlsFacts {
     TlsFacts {
         cipher: format!("{} {cipher}", ssl.version_str()),
         sni: ssl.servername(NameType::HOST_NAME).map(str::to_ascii_lowercase),
+        alpn: ssl
+            .selected_alpn_protocol()
+            .map(|name| String::from_utf8_lossy(name).into_owned()),
+        client_name: client_name(ssl),
     }
+}
+
+/// Whom the client's certificate names, if it has shown one that is good.
+fn client_name(ssl: &SslRef) -> Option<String> {
+    let certificate = ssl
+        .peer_certificate()
+        .filter(|_| ssl.verify_result() == X509VerifyResult::OK)?;
+    let mut names = certificate.subject_name().entries_by_nid(Nid::COMMONNAME);
+    names.next()?.data().to_string().ok()
 }
 
 /// The ALPN names for a mail protocol.

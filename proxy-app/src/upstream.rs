@@ -13,4 +13,5 @@ mod link;
 mod outgoing;
 pub(crate) mod pace;
 pub(crate) mod pool;
+pub(crate) mod proxy_header;
 pub(crate) mod socket;

@@ -190,9 +190,15 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Only name and version are of interest. A client's own `x-originating-ip` and the like end here.
+/// Only name and version are of interest, and of a proxy how many may follow. A client's own `x-originating-ip` and the
+/// like end here.
 fn remember(fields: &mut IdFields, key: &[u8], value: Option<Vec<u8>>) {
     let field = match key {
+        _ if key.eq_ignore_ascii_case(b"x-proxy-ttl") => {
+            let digits = value.as_deref().and_then(|digits| std::str::from_utf8(digits).ok());
+            fields.ttl = digits.and_then(|digits| digits.parse().ok());
+            return;
+        }
         _ if key.eq_ignore_ascii_case(b"name") => &mut fields.name,
         _ if key.eq_ignore_ascii_case(b"version") => &mut fields.version,
         _ => return,

@@ -13,6 +13,7 @@ use crate::referral::Referral;
 use crate::server_refusal::{
     NOT_UNDERSTOOD, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
 };
+use crate::server_rules::Announcement;
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// Octets of untagged lines that are kept for the client.
@@ -219,10 +220,10 @@ impl ImapDialogue {
             return Some(unsaid);
         }
         self.can = Capabilities::of_code(text);
-        if !self.intro.announce {
+        let Some(id) = self.id_command() else {
             return self.begin(out);
-        }
-        out.extend_from_slice(self.id_command().as_bytes());
+        };
+        out.extend_from_slice(id.as_bytes());
         self.state = State::Id;
         // A list that forbids the login may be another one behind ID.
         if self.can.is_some() && self.forbids().is_none() && self.can_at_once() {
@@ -406,22 +407,44 @@ impl ImapDialogue {
         })
     }
 
+    /// Who the client is, in the words that the server knows; `None`: it is not told.
+    ///
     /// ```text
     /// ID ("X-ORIGINATING-IP" "<client>" "name" "<name>" "version" "<version>" "X-VIA" "[<client id>,]<us>")  ; MAIL §3.5
+    /// ID ("x-session-id" "<id>" "x-originating-ip" "<client>" …)  ; Dovecot, "Forwarding parameters in IMAP/POP3 proxying"
     /// ```
-    fn id_command(&self) -> String {
+    fn id_command(&self) -> Option<String> {
+        let Introduction {
+            client, local, session, ..
+        } = &self.intro;
         let (name, version) = &self.intro.product;
-        format!(
-            "{ID_TAG} ID (\"X-ORIGINATING-IP\" {} \"name\" {} \"version\" {} \"X-VIA\" {})\r\n",
-            quoted(&plain(self.intro.client)),
-            quoted(name),
-            quoted(version),
-            quoted(&self.via()),
-        )
+        let fields = match self.intro.announcement {
+            Announcement::None => return None,
+            Announcement::Zimbra => vec![
+                ("X-ORIGINATING-IP", plain(client.ip())),
+                ("name", name.clone()),
+                ("version", version.clone()),
+                ("X-VIA", self.via()),
+            ],
+            Announcement::Dovecot => vec![
+                ("x-session-id", session.clone()),
+                ("x-session-ext-id", session.clone()),
+                ("x-originating-ip", plain(client.ip())),
+                ("x-originating-port", client.port().to_string()),
+                ("x-connected-ip", plain(local.ip())),
+                ("x-connected-port", local.port().to_string()),
+                ("x-proxy-ttl", self.intro.ttl.to_string()),
+            ],
+        };
+        let fields: Vec<String> = fields
+            .into_iter()
+            .map(|(key, value)| format!("\"{key}\" {}", quoted(&value)))
+            .collect();
+        Some(format!("{ID_TAG} ID ({})\r\n", fields.join(" ")))
     }
 
     fn via(&self) -> String {
-        let us = format!("{}(portico/{})", plain(self.intro.local), self.intro.product.1);
+        let us = format!("{}(portico/{})", plain(self.intro.local.ip()), self.intro.product.1);
         let id = &self.intro.client_id;
         match (&id.name, &id.version) {
             (None, _) => us,

@@ -100,6 +100,11 @@ impl Pop3Login {
             }
             (b"PASS", _) => return self.pass(user, text, end, out),
             (b"AUTH", false) => return self.auth(user, text, end, out),
+            (b"XCLIENT", false) => {
+                self.id.ttl = ttl_of(words);
+                self.next(end, user);
+                return self.reply("+OK", out);
+            }
             (b"QUIT", true) => {
                 self.reply("+OK", out);
                 return self.end(DialogueEnd::Logout);
@@ -201,6 +206,14 @@ impl Pop3Login {
         }
         list + "."
     }
+}
+
+/// How many proxies may follow, from the XCLIENT of one in front of us. All else that it says is not believed: its rule
+/// is the PROXY protocol.
+fn ttl_of(words: &[u8]) -> Option<u32> {
+    let mut words = words.split(|&byte| byte == b' ');
+    let digits = words.find_map(|word| word.to_ascii_uppercase().strip_prefix(b"TTL=").map(<[u8]>::to_vec))?;
+    std::str::from_utf8(&digits).ok()?.parse().ok()
 }
 
 fn without_blanks(mut text: &[u8]) -> &[u8] {

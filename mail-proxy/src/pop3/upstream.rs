@@ -1,12 +1,15 @@
 //! The POP3 machine that faces the mailbox server until a user is logged in there.
 //!
-//! One question, one answer of one line, or of a list; nothing is pipelined, because a server may answer XOIP as it
-//! likes.
+//! One question, one answer of one line, or of a list; nothing is pipelined, because a server may answer XOIP and
+//! XCLIENT as it likes.
+
+use std::net::SocketAddr;
 
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
 use crate::server_refusal::{Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls};
+use crate::server_rules::Announcement;
 use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// POP3 towards a mailbox server.
@@ -27,7 +30,7 @@ pub struct Pop3Dialogue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Banner,
-    /// The answer to XOIP.
+    /// The answer to XOIP or XCLIENT.
     Xoip,
     /// The answer to CAPA.
     Capa,
@@ -106,13 +109,36 @@ impl Pop3Dialogue {
         if let Err(unsaid) = self.intro.can_be_said() {
             return Some(unsaid);
         }
-        if !self.intro.announce {
+        let Some(announcement) = self.announcement() else {
             return self.begin(out);
-        }
-        // IPv4 addresses look like IPv4 addresses (MAIL §11 no. 2), whatever kind of socket they came through.
-        out.extend_from_slice(format!("XOIP {}\r\n", self.intro.client.to_canonical()).as_bytes());
+        };
+        out.extend_from_slice(announcement.as_bytes());
         self.state = State::Xoip;
         None
+    }
+
+    /// Who the client is, in the words that the server knows; `None`: it is not told. IPv4 addresses look like IPv4
+    /// addresses (MAIL §11 no. 2), whatever kind of socket they came through.
+    ///
+    /// ```text
+    /// XCLIENT *(SP key "=" xtext)                     ; as SMTP's of Postfix, with the keys of Dovecot's proxy
+    /// ```
+    fn announcement(&self) -> Option<String> {
+        let Introduction { client, local, .. } = &self.intro;
+        let ip = |address: &SocketAddr| address.ip().to_canonical();
+        match self.intro.announcement {
+            Announcement::None => None,
+            Announcement::Zimbra => Some(format!("XOIP {}\r\n", ip(client))),
+            Announcement::Dovecot => Some(format!(
+                "XCLIENT ADDR={} PORT={} SESSION={} TTL={} DESTADDR={} DESTPORT={}\r\n",
+                ip(client),
+                client.port(),
+                xtext(&self.intro.session),
+                self.intro.ttl,
+                ip(local),
+                local.port(),
+            )),
+        }
     }
 
     /// USER and PASS for a client that used them. AUTH for one that did, and for a long password, where the server's
@@ -191,6 +217,17 @@ impl Pop3Dialogue {
     }
 }
 
+/// ```text
+/// xtext = *( xchar / "+" 2HEXDIG ); xchar: "!" to "~" but "+" and "="      ; RFC 3461 section 4
+/// ```
+fn xtext(value: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'!'..=b'~' if !matches!(byte, b'+' | b'=') => char::from(byte).to_string(),
+        _ => format!("+{byte:02X}"),
+    };
+    value.bytes().map(encode).collect()
+}
+
 /// How a line begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Indicator {
@@ -245,6 +282,12 @@ mod tests {
 
     fn check(text: &str, expected: Refusal) {
         assert_eq!(refusal(text.as_bytes()), expected, "{text:?}");
+    }
+
+    #[test]
+    fn values_of_xclient_end_nothing() {
+        assert_eq!(xtext("p1-42.a"), "p1-42.a");
+        assert_eq!(xtext("a b\r\n=+\u{e9}"), "a+20b+0D+0A+3D+2B+C3+A9");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A mail session keeps the snapshot that it began with; a web request takes the current one.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use mail_directory::tls_words::reasons;
 use mail_directory::yaml::{Problems, problem, warning};
 use mail_directory::{System, View, secret_file};
 use mail_proxy::throttle::ThrottleSettings;
-use mail_proxy::{Mechanism, Settings, StartTls, imap, pop3};
+use mail_proxy::{Mechanism, ServerRules, Settings, StartTls, Tell, imap, pop3};
 use openssl::ssl::SslVersion;
 use openssl::x509::X509;
 
@@ -138,10 +139,11 @@ pub(crate) fn build(
     };
     let ip_mode = ip_mode(&node);
     let throttle = throttle::settings(&config.throttle, &node, &mut problems);
+    let mail = mail_settings(config, &system, &node, before, &mut problems);
     let snapshot = Snapshot {
         throttle,
         generation: before.map_or(1, |before| before.generation + 1),
-        mail: Arc::new(mail_settings(config, &node, before)),
+        mail: Arc::new(mail),
         login_deadline: config.mail.login_deadline,
         imap_starttls: starttls(&node, &a::REVERSE_PROXY_IMAP_START_TLS_MODE),
         pop3_starttls: starttls(&node, &a::REVERSE_PROXY_POP3_START_TLS_MODE),
@@ -316,7 +318,34 @@ fn is_as_shipped(node: &View<'_>, attribute: &Attribute) -> bool {
     list.len() == attribute.default.len() && attribute.default.iter().all(|value| list.contains(value))
 }
 
-fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) -> Settings {
+/// What the directory says that its servers are told of clients.
+fn told_servers(system: &System, problems: &mut Problems) -> HashMap<Arc<str>, Tell> {
+    let mut told = HashMap::new();
+    for server in system.servers() {
+        let words = server.list(&a::PORTICO_SERVER_TELL);
+        if words.is_empty() {
+            continue;
+        }
+        match Tell::of_words(words) {
+            Ok(tell) => {
+                told.insert(server.name().to_ascii_lowercase().into(), tell);
+            }
+            Err(why) => {
+                let key = format!("{} of {}", a::PORTICO_SERVER_TELL.name, server.name());
+                problems.push(warning(key, format!("{why}; it has no effect")));
+            }
+        }
+    }
+    told
+}
+
+fn mail_settings(
+    config: &Config,
+    system: &System,
+    node: &View<'_>,
+    before: Option<&Snapshot>,
+    problems: &mut Problems,
+) -> Settings {
     let (name, version) = PRODUCT;
     let (imap_default, pop3_default) = (imap::Settings::default(), pop3::Settings::default());
     let imap_plain = node.flag(&a::REVERSE_PROXY_IMAP_SASL_PLAIN_ENABLED);
@@ -373,6 +402,10 @@ fn mail_settings(config: &Config, node: &View<'_>, before: Option<&Snapshot>) ->
         pass_errors: node.flag(&a::REVERSE_PROXY_PASS_ERRORS),
         send_imap_id: node.flag(&a::REVERSE_PROXY_SEND_IMAP_ID),
         send_pop3_xoip: node.flag(&a::REVERSE_PROXY_SEND_POP3_XOIP),
+        servers: Arc::new(ServerRules {
+            rules: config.mail.servers.clone(),
+            directory: told_servers(system, problems),
+        }),
         product: (name.to_owned(), version.to_owned()),
     }
 }

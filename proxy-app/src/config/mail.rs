@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use mail_directory::yaml::Mapping;
-use mail_proxy::{Mechanism, Mechanisms};
+use mail_directory::yaml::{Mapping, Node};
+use mail_proxy::{Mechanism, Mechanisms, ServerRule, Tell};
 
 use super::LiveKey;
 use super::read::ConfigReader;
@@ -34,7 +34,12 @@ pub(crate) struct MailConfig {
     pub max_bad_commands: u32,
     /// SASL mechanisms that are offered beside PLAIN and LOGIN, which attributes of the directory switch.
     pub mechanisms: Mechanisms,
+    /// What mailbox servers are told of clients, by their names; the first rule that fits counts.
+    pub servers: Vec<ServerRule>,
 }
+
+/// Rules for servers, at most: each login looks through them.
+const MAX_RULES: usize = 256;
 
 /// The mechanisms that every mailbox server must have for them to be offered, so only the administrator knows.
 fn mechanisms_by_token() -> Vec<(&'static str, Mechanism)> {
@@ -57,6 +62,7 @@ impl Default for MailConfig {
             max_logins: 3,
             max_bad_commands: 5,
             mechanisms: Mechanisms::default(),
+            servers: Vec::new(),
         }
     }
 }
@@ -102,7 +108,68 @@ impl ConfigReader {
             let named = node.each(&mut self.problems, |item, problems| item.choice(&choices, problems));
             config.mechanisms = named.into_iter().flatten().collect();
         }
+        if let Some(node) = section.take("servers") {
+            let items = self.some_items(node, MAX_RULES);
+            config.servers = items.into_iter().filter_map(|item| self.server_rule(item)).collect();
+        }
         section.finish(&mut self.problems);
         config
+    }
+
+    fn server_rule(&mut self, item: Node<'_>) -> Option<ServerRule> {
+        let mut entry = item.mapping(&mut self.problems)?;
+        let name = entry.require("name", &mut self.problems);
+        let name = name.and_then(|node| node.text(&mut self.problems));
+        let tell = entry.take("tell").and_then(|node| {
+            let choices = Tell::WORDS.map(|word| (word, word));
+            let nodes = node.one_or_many(&mut self.problems)?;
+            let words = nodes
+                .iter()
+                .filter_map(|word| word.choice(&choices, &mut self.problems));
+            let tell = Tell::of_words(words.collect::<Vec<_>>());
+            tell.map_err(|why| node.error(why, &mut self.problems)).ok()
+        });
+        entry.finish(&mut self.problems);
+        Some(ServerRule {
+            name: name?.to_ascii_lowercase(),
+            tell,
+            starttls: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mail_proxy::{Announcement, ProxyVersion};
+
+    use crate::config::tests::load;
+
+    #[test]
+    fn rules_for_servers() {
+        let servers = |text: &str| load(&format!("mail: {{servers: [{text}]}}\n"));
+        let (config, _) = servers("{name: 'Store*.test', tell: [dovecot, proxy_v2]}, {name: '*', tell: none}").unwrap();
+        let [first, second] = &config.mail.servers[..] else {
+            panic!("{:?}", config.mail.servers)
+        };
+        let tell = first.tell.unwrap();
+        assert_eq!(
+            (first.name.as_str(), tell.announcement, tell.header),
+            ("store*.test", Announcement::Dovecot, Some(ProxyVersion::V2))
+        );
+        assert_eq!(second.tell.unwrap().announcement, Announcement::None);
+        for (wrong, text) in [
+            ("{tell: zimbra}", "name is missing"),
+            ("{name: a, tell: nginx}", "mail.servers[0].tell"),
+            ("{name: a, tell: [dovecot, zimbra]}", "exclude each other"),
+            ("{name: a, tell: [proxy_v1, none]}", "none stands alone"),
+            ("{name: a, says: x}", "mail.servers[0].says"),
+            ("", "wants 1 to 256 items"),
+        ] {
+            let problems = servers(wrong).unwrap_err();
+            assert!(
+                problems.iter().any(|problem| problem.contains(text)),
+                "{wrong}: {problems:?}"
+            );
+        }
     }
 }

@@ -1,5 +1,4 @@
-//! The PROXY protocol, versions 1 and 2, as receiver: the address of the client behind the balancer. And version 2 as
-//! sender.
+//! The PROXY protocol, versions 1 and 2, as receiver: the address of the client behind the balancer.
 //!
 //! [`parse`] is a pure function over the bytes read so far; `read` feeds it from a socket without taking one
 //! byte more than the header. Whether a peer is trusted to send one is the listener's business.
@@ -11,6 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use crate::upstream::proxy_header::{PP2_CLIENT_SSL, PP2_TYPE_SSL, V2_SIGNATURE};
+
 /// Longest version 1 header, line end included (section 2.1).
 const V1_MAX: usize = 107;
 /// Fixed part of a version 2 header.
@@ -18,10 +19,6 @@ const V2_FIXED: usize = 16;
 /// Longest variable part of a version 2 header that we take: addresses and TLVs. HAProxy with all its TLS
 /// information stays below 1 KiB; the field itself could say 65535.
 const V2_MAX: usize = 2048;
-/// What is known of the client's TLS, and the bit that says that there is any (section 2.2.6).
-const PP2_TYPE_SSL: u8 = 0x20;
-const PP2_CLIENT_SSL: u8 = 1;
-const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// The content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,36 +57,6 @@ pub enum ProxyError {
     /// The header says that it is longer than we take.
     #[error("PROXY header is too long")]
     TooLong,
-}
-
-/// The version 2 header for a connection that is relayed for `source`, which had connected to `destination`. Where
-/// only one of them is IPv4, it is written as IPv6 (RFC 4291 §2.5.5.2).
-pub(crate) fn encode(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
-    let mut header = V2_SIGNATURE.to_vec();
-    // Version 2, PROXY.
-    header.push(0x21);
-    match (source.ip().to_canonical(), destination.ip().to_canonical()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            header.extend([0x11, 0, 12]);
-            header.extend(from.octets());
-            header.extend(to.octets());
-        }
-        (from, to) => {
-            header.extend([0x21, 0, 36]);
-            header.extend(as_v6(from).octets());
-            header.extend(as_v6(to).octets());
-        }
-    }
-    header.extend(source.port().to_be_bytes());
-    header.extend(destination.port().to_be_bytes());
-    header
-}
-
-fn as_v6(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    }
 }
 
 /// Looks at the bytes read so far.
@@ -253,6 +220,7 @@ pub(crate) async fn read(stream: &mut TcpStream) -> io::Result<Header> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::proxy_header::v2 as v2_header;
 
     fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let mut bytes = V2_SIGNATURE.to_vec();
@@ -394,7 +362,7 @@ mod tests {
         ] {
             let (source, destination): (SocketAddr, SocketAddr) =
                 (source.parse().unwrap(), destination.parse().unwrap());
-            let bytes = encode(source, destination);
+            let bytes = v2_header(source, destination, b"");
             let Ok(Progress::Complete(
                 Header::Proxied {
                     source: from,

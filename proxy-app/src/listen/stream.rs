@@ -11,8 +11,8 @@ use route_cache::{HostPort, Server, UpstreamTls};
 
 use crate::app::env::ListenEnv;
 use crate::config::StreamConfig;
-use crate::listen::proxy_protocol;
 use crate::upstream::connect::MailTransport;
+use crate::upstream::proxy_header;
 
 /// How long a client may take for its handshake, which comes first.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ async fn connect<'a>(
     client: &Client,
 ) -> Result<(BoxStream, &'a HostPort), String> {
     let header = match config.send_proxy {
-        true => proxy_protocol::encode(client.addr, client.local),
+        true => proxy_header::v2(client.addr, client.local, b""),
         false => Vec::new(),
     };
     let mut why = String::from("none is named");

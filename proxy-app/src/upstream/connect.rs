@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use mail_proxy::{BoxStream, ConnectError, Protocol, TlsFacts, Transport};
+use mail_proxy::{BoxStream, ConnectError, ConnectionFacts, Protocol, ProxyVersion, TlsFacts, Transport};
 use route_cache::{Route, Server, UpstreamTls};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
@@ -19,6 +19,7 @@ use crate::node::returns::{NoTurn, ReturnPace, Returns};
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::{self, Acceptors};
 use crate::upstream::dns::{DnsCache, IpMode};
+use crate::upstream::proxy_header;
 
 /// How long a mailbox server may take to accept a connection and finish TLS. Carbonio waits two minutes, and so does
 /// its user; a server in the same data centre that needs more than this is down.
@@ -65,8 +66,13 @@ impl Transport for MailTransport {
         Ok((Box::new(stream), facts))
     }
 
-    async fn connect(&self, route: &Route) -> Result<BoxStream, ConnectError> {
-        let dialled = self.dial(&Server::of(route)).await;
+    async fn connect(
+        &self,
+        route: &Route,
+        header: Option<(ProxyVersion, &ConnectionFacts)>,
+    ) -> Result<BoxStream, ConnectError> {
+        let header = header.map(|(version, facts)| proxy_header::encode(version, facts));
+        let dialled = self.dial_after(&Server::of(route), &header.unwrap_or_default()).await;
         self.returns.connected(&route.server, dialled.is_ok());
         dialled
     }

@@ -3,14 +3,14 @@
 //! The invariants of every machine: no panic, bounded memory, bounded output, and the same words and deeds however
 //! the input was cut.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mail_proxy::line::MAX_HELD;
 use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::{
-    Accepted, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, StartTls, Step,
-    UpstreamMachine, UpstreamStep, imap, pop3,
+    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism,
+    StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read.
@@ -196,13 +196,20 @@ fn introduction(sasl: bool) -> Introduction {
     Introduction {
         credentials: Credentials::parse(mechanism, b"al/tb", b"secret").expect("good credentials"),
         login: "alice@a.example".to_owned(),
-        client: IpAddr::from([203, 0, 113, 7]),
-        local: IpAddr::from([192, 0, 2, 10]),
+        client: SocketAddr::from(([203, 0, 113, 7], 50123)),
+        local: SocketAddr::from(([192, 0, 2, 10], 993)),
+        session: "p1\r\n 42".to_owned(),
+        ttl: 4,
         client_id: IdFields {
             name: Some("x\"\r\n".to_owned()),
             version: Some("1,2".to_owned()),
+            ttl: None,
         },
         product: ("Portico".to_owned(), "1.0".to_owned()),
-        announce: true,
+        announcement: if sasl {
+            Announcement::Dovecot
+        } else {
+            Announcement::Zimbra
+        },
     }
 }
