@@ -7,15 +7,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mail_directory::names;
+use mail_directory::{Secret, names};
 use route_cache::{HoldMoment, Lookup, ReferredRoute, Route, RouteError, Subject, Tier};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::audit::{Event, Outcome, Phase, Record};
 use crate::connection::{BoxStream, ConnectionFacts};
-use crate::credentials::{Credentials, without_suffix};
+use crate::conversation::{CHALLENGE_WAIT, Challenge, Conversation};
+use crate::credentials::{Credentials, Proof, without_suffix};
 use crate::environment::{ConnectError, Facts, NewSession, SessionEnv};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, LoggedIn, UnderWay, logins_end};
 use crate::login_failure::LoginFailure;
@@ -63,6 +64,8 @@ pub(crate) struct Attempt {
     greeted: watch::Receiver<Option<Instant>>,
     held: watch::Receiver<Duration>,
     waiting: watch::Sender<Waiting>,
+    /// Messages of the mailbox server that the client is to answer.
+    pub(crate) challenges: mpsc::Receiver<Challenge>,
 }
 
 /// A mailbox server that has taken a login, and what it said.
@@ -100,7 +103,8 @@ impl Attempt {
         let (waiting, told) = watch::channel(Waiting::Client);
         let (greets, greeted) = watch::channel(None);
         let (holds, held) = watch::channel(Duration::ZERO);
-        let mut tries = Tries::new(facts, env, &credentials, greets, holds);
+        let (conversation, challenges) = Conversation::new();
+        let mut tries = Tries::new(facts, env, &credentials, greets, holds, conversation);
         let answers = told.clone();
         let running = Box::pin(async move {
             let result = tokio::select! {
@@ -115,6 +119,7 @@ impl Attempt {
             greeted,
             held,
             waiting,
+            challenges,
         }
     }
 
@@ -152,6 +157,7 @@ impl Attempt {
         live: Arc<ConnectionHandle>,
     ) {
         self.waiting.send_replace(waiting);
+        self.challenges.close();
         let order = tokio::select! {
             biased;
             _ = &mut self.running => return,
@@ -194,6 +200,9 @@ const MOST_REFERRALS: usize = 2;
 /// Why a silent mailbox server could not help.
 const SILENT: &str = "the mailbox server does not answer";
 
+/// Why a login by an exchange cannot go on elsewhere.
+const MOVED: &str = "the account has moved, and the client's proof is good for one server only";
+
 /// What a mailbox server did that hung up.
 const CLOSED: &str = "the mailbox server closed the connection";
 
@@ -204,6 +213,7 @@ struct Tries {
     env: SessionEnv,
     greets: watch::Sender<Option<Instant>>,
     holds: watch::Sender<Duration>,
+    conversation: Conversation,
     under_way: UnderWay,
     /// When its credentials were complete.
     begun: Instant,
@@ -241,6 +251,7 @@ impl Tries {
         credentials: &Credentials,
         greets: watch::Sender<Option<Instant>>,
         holds: watch::Sender<Duration>,
+        conversation: Conversation,
     ) -> Self {
         let record = Record {
             mechanism: Some(credentials.mechanism.name()),
@@ -255,6 +266,7 @@ impl Tries {
             env,
             greets,
             holds,
+            conversation,
             begun: Instant::now(),
             server: Arc::from(""),
             max_sessions: None,
@@ -282,6 +294,7 @@ impl Tries {
             _ => Some(self.admitted(credentials, &lookup, &id).await?),
         };
         let throttle = self.env.throttle.clone();
+        let told = waiting.clone();
         let result = match routed {
             Ok(route) => {
                 let login = self.log_in(&lookup, route, credentials, id);
@@ -298,10 +311,46 @@ impl Tries {
             }
             Err(failure) => Err(failure),
         };
+        let result = match result {
+            Err(LoginFailure::Withdrawn) if *told.borrow() == Waiting::Answered => {
+                Err(LoginFailure::UpstreamDown(SILENT.to_owned()))
+            }
+            Err(failure) if *told.borrow() == Waiting::Client => Err(self.told_late(failure, credentials).await),
+            done => done,
+        };
         if let Some(ticket) = ticket {
             self.count(ticket, answered(&result));
         }
         result.and_then(|login| self.enter(login))
+    }
+
+    /// A login by an exchange that fails before the client has proved anything goes on as if it had not failed: which
+    /// names a mailbox server knows is not told by when it says no.
+    async fn told_late(&mut self, failure: LoginFailure, credentials: &Credentials) -> LoginFailure {
+        let Proof::Exchange(first) = &credentials.proof else {
+            return failure;
+        };
+        if self.conversation.begun || !failure.waits() {
+            return failure;
+        }
+        let decoy = self
+            .env
+            .settings
+            .decoys
+            .first(&names::account(&credentials.user), first);
+        match self.ask(decoy).await {
+            Ok(_proof) => failure,
+            Err(withdrawn) => withdrawn,
+        }
+    }
+
+    /// Has the client answer a message. From its answer on the time of the attempt counts, and of that which comes of it.
+    async fn ask(&mut self, message: Vec<u8>) -> Result<Secret<Vec<u8>>, LoginFailure> {
+        let from = self.begun + *self.holds.borrow() + CHALLENGE_WAIT;
+        let response = self.conversation.ask(message, from).await?;
+        self.begun = Instant::now();
+        self.holds.send_replace(Duration::ZERO);
+        Ok(response)
     }
 
     /// Tells the throttle. A failure counts from just before its client hears of it: what counted sooner would show which
@@ -371,7 +420,7 @@ impl Tries {
         let claim = Claim {
             account: &guessed,
             client: self.facts.connection.client.addr.ip(),
-            password: Some(PasswordMark::of(credentials.password.expose())),
+            password: credentials.proof.secret().map(PasswordMark::of),
             channel: LoginChannel {
                 protocol: self.facts.protocol.proto().name(),
                 tls: self.facts.connection.tls.is_some(),
@@ -403,6 +452,7 @@ impl Tries {
     ) -> Result<(BoxStream, Accepted), LoginFailure> {
         let fresh = match self.try_from(lookup, &route, credentials, id.clone()).await {
             Ok(done) => return Ok(done),
+            Err(failure) if self.conversation.begun => return Err(self.cannot_repeat(lookup, &route, failure).await),
             Err(TryFailure::Final(failure)) => return Err(failure),
             Err(TryFailure::Again(_)) => route,
             Err(TryFailure::Stale(_) | TryFailure::Referred(_)) => {
@@ -420,6 +470,27 @@ impl Tries {
             TryFailure::Referred(referral) => LoginFailure::UpstreamDown(not_followed(&referral)),
             TryFailure::Again(failure) | TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
         })
+    }
+
+    /// What becomes of a login by an exchange that has begun: the client's proof is good for one server. The next login
+    /// goes where this one should have gone.
+    async fn cannot_repeat(&mut self, lookup: &Lookup, route: &Route, failure: TryFailure) -> LoginFailure {
+        match failure {
+            TryFailure::Stale(failure) => {
+                self.env.routes.forget(lookup);
+                failure
+            }
+            TryFailure::Referred(referral) => {
+                self.env.routes.forget(lookup);
+                LoginFailure::UpstreamDown(not_followed(&referral))
+            }
+            TryFailure::Doubtful(failure) => match self.elsewhere(lookup, route).await {
+                Ok(Some(_)) => LoginFailure::UpstreamDown(MOVED.to_owned()),
+                Ok(None) => failure,
+                Err(unknown) => unknown,
+            },
+            TryFailure::Again(failure) | TryFailure::Final(failure) => failure,
+        }
     }
 
     /// Tries at the server of a route, and at those that it and the next one name.
@@ -459,6 +530,8 @@ impl Tries {
     /// Where a server sends the login.
     fn referral(&mut self, result: &Result<(BoxStream, Accepted), TryFailure>) -> Option<Referral> {
         match result {
+            // Where it was proved, it stays.
+            _ if self.conversation.begun => None,
             Ok(_) => self.sent_on.take(),
             Err(TryFailure::Referred(referral)) => Some(referral.clone()),
             Err(_) => None,
@@ -636,14 +709,7 @@ impl Tries {
         let begun = Instant::now();
         let mut machine = self.upstream(route, credentials, id, tell.announcement);
         let limit = self.env.settings.upstream_login;
-        let talk = async {
-            // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and
-            // wiped.
-            let mut out = Vec::with_capacity(MAX_SAID);
-            let greeted = first_words(&mut server, machine.as_mut(), &mut out, called + GREETING).await?;
-            self.greets.send_replace(Some(Instant::now()));
-            authenticate(&mut server, machine.as_mut(), greeted, out).await
-        };
+        let talk = self.talk(&mut server, machine.as_mut(), called + GREETING, credentials);
         let answer = timeout(limit, talk).await.unwrap_or(Err(Unanswered::Silent));
         self.record.ms_login = Some(self.took(Phase::Login, begun));
         self.sent_on = None;
@@ -659,9 +725,50 @@ impl Tries {
                 Unanswered::Refused(refusal) if long => not_borne(refusal),
                 Unanswered::Refused(refusal) => failure(refusal),
                 Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(CLOSED.to_owned())),
+                Unanswered::Withdrawn => TryFailure::Final(LoginFailure::Withdrawn),
                 Unanswered::Silent => TryFailure::Doubtful(LoginFailure::UpstreamDown(SILENT.to_owned())),
             }
         })
+    }
+
+    /// Speaks to a mailbox server until it has answered the login.
+    async fn talk(
+        &mut self,
+        server: &mut BoxStream,
+        machine: &mut dyn UpstreamMachine,
+        greeting: Instant,
+        credentials: &Credentials,
+    ) -> Result<Accepted, Unanswered> {
+        // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
+        let mut out = Vec::with_capacity(MAX_SAID);
+        let mut step = first_words(server, machine, &mut out, greeting).await?;
+        self.greets.send_replace(Some(Instant::now()));
+        loop {
+            if !out.is_empty() {
+                server.write_all(&out).await.map_err(|_| Unanswered::Gone)?;
+                server.flush().await.map_err(|_| Unanswered::Gone)?;
+                out.fill(0);
+                out.clear();
+            }
+            step = match step {
+                UpstreamStep::NeedInput => hear(server, machine, &mut out).await?,
+                UpstreamStep::Challenge(message) => {
+                    self.note_challenge(credentials, &message);
+                    let response = self.ask(message).await.map_err(|_| Unanswered::Withdrawn)?;
+                    machine.respond(response.expose(), &mut out)
+                }
+                UpstreamStep::Accepted(accepted) => return Ok(accepted),
+                UpstreamStep::Refused(refusal) => return Err(Unanswered::Refused(refusal)),
+            };
+        }
+    }
+
+    /// Learns how the messages of mailbox servers look.
+    fn note_challenge(&self, credentials: &Credentials, message: &[u8]) {
+        if let Proof::Exchange(first) = &credentials.proof {
+            let user = names::account(&credentials.user);
+            self.env.settings.decoys.note(&user, first, message);
+        }
     }
 
     /// What a server is told of the client: as the rules say, else as Zimbra's proxy does it.
@@ -787,6 +894,8 @@ fn not_borne(refusal: Refusal) -> TryFailure {
 /// Why a mailbox server did not take a login.
 enum Unanswered {
     Refused(Refusal),
+    /// The client has given up.
+    Withdrawn,
     Gone,
     Silent,
 }
@@ -801,29 +910,6 @@ async fn first_words(
     match timeout_at(deadline, hear(server, machine, out)).await {
         Ok(heard) => heard,
         Err(_) => Err(Unanswered::Silent),
-    }
-}
-
-/// Speaks to a mailbox server that has greeted until it has answered the login.
-async fn authenticate(
-    server: &mut BoxStream,
-    machine: &mut dyn UpstreamMachine,
-    mut step: UpstreamStep,
-    mut out: Vec<u8>,
-) -> Result<Accepted, Unanswered> {
-    loop {
-        if !out.is_empty() {
-            server.write_all(&out).await.map_err(|_| Unanswered::Gone)?;
-            server.flush().await.map_err(|_| Unanswered::Gone)?;
-            out.fill(0);
-            out.clear();
-        }
-        match step {
-            UpstreamStep::NeedInput => {}
-            UpstreamStep::Accepted(accepted) => return Ok(accepted),
-            UpstreamStep::Refused(refusal) => return Err(Unanswered::Refused(refusal)),
-        }
-        step = hear(server, machine, &mut out).await?;
     }
 }
 

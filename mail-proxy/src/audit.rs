@@ -155,7 +155,7 @@ pub struct Record {
     /// Where the route came from: `memory`, `stale`, `directory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<&'static str>,
-    /// How the client logged in: `LOGIN`, `USER`, `PLAIN`, `SASL-LOGIN`, `BASIC`, `SOAP`, `JSON`, `certauth`.
+    /// How the client logged in: a name of `mechanism.rs`, or on the web `BASIC`, `SOAP`, `JSON`, `certauth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mechanism: Option<&'static str>,
     /// How the attempt ended.

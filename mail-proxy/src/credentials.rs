@@ -4,6 +4,28 @@ use mail_directory::{Secret, names};
 
 use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
+use crate::scram::ClientFirst;
+
+/// What a client proves itself with, as far as it is known here.
+#[derive(Debug, Clone)]
+pub enum Proof {
+    /// A password, any bytes but NUL, CR, LF.
+    Password(Secret<Vec<u8>>),
+    /// A token of an authorization server.
+    Token(Secret<Vec<u8>>),
+    /// The first of the messages that client and mailbox server hold with each other. The password is not known here.
+    Exchange(ClientFirst),
+}
+
+impl Proof {
+    /// The password or the token.
+    pub fn secret(&self) -> Option<&[u8]> {
+        match self {
+            Self::Password(secret) | Self::Token(secret) => Some(secret.expose()),
+            Self::Exchange(_) => None,
+        }
+    }
+}
 
 /// What a client authenticates with.
 #[derive(Debug, Clone)]
@@ -17,8 +39,8 @@ pub struct Credentials {
     pub authenticating_as: Option<String>,
     /// `/tb`, `/wm` or `/ni` behind the user, taken off for the lookup and put back towards an IMAP server (MAIL §3.3).
     pub suffix: Option<&'static str>,
-    /// The password, any bytes but NUL, CR, LF; or the token of a mechanism that has one.
-    pub password: Secret<Vec<u8>>,
+    /// What proves it.
+    pub proof: Proof,
 }
 
 /// Octets of a user name (MAIL §3.1).
@@ -49,43 +71,54 @@ impl Credentials {
 
     /// Whether a mailbox server that breaks off may have done so because of the password's length.
     pub(crate) fn has_long_password(&self) -> bool {
-        let long = match self.mechanism.is_token() {
-            true => LONG_TOKEN,
-            false => LONG_PASSWORD,
-        };
-        self.password.expose().len() > long
+        match &self.proof {
+            Proof::Password(password) => password.expose().len() > LONG_PASSWORD,
+            Proof::Token(token) => token.expose().len() > LONG_TOKEN,
+            Proof::Exchange(_) => false,
+        }
     }
 
     /// Takes a name and a password as they were typed.
     pub fn parse(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Self, Rejected> {
         match is_password(password) || password.len() > MAX_PASSWORD {
-            true => Self::parse_up_to(MAX_PASSWORD, mechanism, user, password),
+            true => Self::by_secret(MAX_PASSWORD, mechanism, user, password, Proof::Password),
             false => Self::reject(mechanism, user),
         }
     }
 
     /// Takes a name and a token.
     pub fn with_token(mechanism: Mechanism, user: &[u8], token: &[u8]) -> Result<Self, Rejected> {
-        Self::parse_up_to(MAX_TOKEN, mechanism, user, token)
+        Self::by_secret(MAX_TOKEN, mechanism, user, token, Proof::Token)
     }
 
-    fn parse_up_to(most: usize, mechanism: Mechanism, user: &[u8], password: &[u8]) -> Result<Self, Rejected> {
-        let Some((name, suffix)) = parse_user(user) else {
-            return Self::reject(mechanism, user);
-        };
+    fn by_secret(
+        most: usize,
+        mechanism: Mechanism,
+        user: &[u8],
+        password: &[u8],
+        proof: fn(Secret<Vec<u8>>) -> Proof,
+    ) -> Result<Self, Rejected> {
         // Some directories take a bind without a password for a success (RFC 4513 section 5.1.2); RFC 4616 has none.
         if password.is_empty() {
             return Self::reject(mechanism, user);
         }
-        if password.len() > most {
+        if password.len() > most && parse_user(user).is_some() {
             return Err(Rejected::new(mechanism, user, LoginFailure::PasswordTooLong));
         }
+        Self::by(mechanism, user, proof(Secret::new(password.to_vec())))
+    }
+
+    /// Takes a name as it was typed, and what proves it.
+    pub(crate) fn by(mechanism: Mechanism, user: &[u8], proof: Proof) -> Result<Self, Rejected> {
+        let Some((name, suffix)) = parse_user(user) else {
+            return Self::reject(mechanism, user);
+        };
         Ok(Self {
             mechanism,
             user: name.to_owned(),
             authenticating_as: None,
             suffix,
-            password: Secret::new(password.to_vec()),
+            proof,
         })
     }
 
@@ -94,21 +127,36 @@ impl Credentials {
         Err(Rejected::new(mechanism, user, LoginFailure::UnknownUser))
     }
 
-    /// Takes the two identities of a SASL message. Both naming the same account is a plain login; otherwise the
-    /// authentication identity goes to the server as it was typed, because nothing is looked up for it.
+    /// Takes the two identities of a SASL message, and a password as it was typed.
     pub fn parse_delegated(
         mechanism: Mechanism,
         authzid: &[u8],
         authcid: &[u8],
         password: &[u8],
     ) -> Result<Self, Rejected> {
+        Self::delegate(Self::parse(mechanism, authzid, password), authzid, authcid)
+    }
+
+    /// The same with what proves the authentication identity.
+    pub(crate) fn by_delegate(
+        mechanism: Mechanism,
+        authzid: &[u8],
+        authcid: &[u8],
+        proof: Proof,
+    ) -> Result<Self, Rejected> {
+        Self::delegate(Self::by(mechanism, authzid, proof), authzid, authcid)
+    }
+
+    /// Both identities naming the same account is a plain login; otherwise the authentication identity goes to the
+    /// server as it was typed, because nothing is looked up for it.
+    fn delegate(parsed: Result<Self, Rejected>, authzid: &[u8], authcid: &[u8]) -> Result<Self, Rejected> {
         let by = |rejected| Rejected {
             authcid: displayable(authcid),
             ..rejected
         };
-        let mut credentials = Self::parse(mechanism, authzid, password).map_err(by)?;
+        let mut credentials = parsed.map_err(by)?;
         let Some((name, suffix)) = parse_user(authcid) else {
-            return Self::reject(mechanism, authzid).map_err(by);
+            return Self::reject(credentials.mechanism, authzid).map_err(by);
         };
         if names::account(name) == names::account(&credentials.user) {
             credentials.suffix = credentials.suffix.or(suffix);

@@ -16,6 +16,7 @@ use crate::credentials::Credentials;
 use crate::handle::Drain;
 use crate::machine::StartTls;
 use crate::proto::Protocol;
+use crate::scram::Decoys;
 use crate::server_rules::{ProxyVersion, ServerRules};
 use crate::throttle::Throttle;
 use crate::{imap, pop3};
@@ -61,6 +62,8 @@ pub struct Settings {
     pub send_pop3_xoip: bool,
     /// What each mailbox server is told of a client; where they are silent, the two above count.
     pub servers: Arc<ServerRules>,
+    /// What stands in for the messages of a mailbox server where none is asked.
+    pub decoys: Arc<Decoys>,
     /// Name and version of this program, for `ID`.
     pub product: (String, String),
 }

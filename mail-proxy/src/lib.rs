@@ -11,8 +11,10 @@
 mod attempt;
 pub mod audit;
 mod connection;
+mod conversation;
 mod credentials;
 mod environment;
+mod gs2;
 mod handle;
 pub mod imap;
 pub mod line;
@@ -25,6 +27,7 @@ mod proto;
 mod referral;
 pub mod relay;
 pub mod sasl;
+mod scram;
 mod scratch;
 mod server_refusal;
 mod server_rules;
@@ -33,16 +36,17 @@ pub mod throttle;
 mod upstream;
 
 pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
-pub use credentials::{Credentials, Rejected, login_name};
+pub use credentials::{Credentials, Proof, Rejected, login_name};
 pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
 pub use handle::{AwaitsClient, CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,
 };
-pub use mechanism::{Mechanism, Mechanisms};
+pub use mechanism::{Mechanism, Mechanisms, ProofKind};
 pub use proto::{Proto, Protocol};
 pub use referral::Referral;
+pub use scram::{ClientFirst, Decoys};
 pub use server_refusal::Refusal;
 pub use server_rules::{Announcement, ProxyVersion, ServerRule, ServerRules, Tell};
 pub use session::serve;

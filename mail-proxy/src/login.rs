@@ -3,6 +3,7 @@
 //! A protocol adds its grammar and its words ([`LoginDialect`]).
 
 use std::fmt::Debug;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::credentials::{Credentials, Rejected};
@@ -10,7 +11,8 @@ use crate::line::{self, Input, LineSearch};
 use crate::login_failure::LoginFailure;
 use crate::machine::{Accepted, Channel, DialogueEnd, IdFields, LoginMachine, Step};
 use crate::mechanism::{Mechanism, Mechanisms};
-use crate::sasl::{Exchange, Progress, TOKEN_CHALLENGE};
+use crate::sasl::{Exchange, Progress, TOKEN_CHALLENGE, decode, encode};
+use crate::scram::is_response;
 
 /// Octets of answers after which a client that never logs in is sent away. A short command can ask for a long
 /// answer; this bounds what a client that never reads can make us hold. Some hundred commands fit.
@@ -124,6 +126,12 @@ pub(crate) enum State<D: LoginDialect> {
     },
     /// A decision is awaited.
     Decision { tag: D::Tag, mechanism: Mechanism },
+    /// The client's answer to this message of the mailbox server is awaited.
+    Challenged {
+        tag: D::Tag,
+        mechanism: Mechanism,
+        message: Vec<u8>,
+    },
     /// TLS was promised; not one more octet may come in clear text.
     StartTls,
     /// It is over.
@@ -169,6 +177,7 @@ impl<D: LoginDialect> LoginDriver<D> {
             State::StartTls if self.input.unread().is_empty() => Some(Step::NeedInput),
             State::StartTls => self.end(DialogueEnd::BytesBehindStartTls),
             State::Sasl { .. } => self.sasl_line(out),
+            State::Challenged { .. } => self.challenged_line(out),
             State::TokenRefused { .. } => self.challenge_answered(out),
             State::Command(_) => D::command(self, out),
         }
@@ -224,10 +233,9 @@ impl<D: LoginDialect> LoginDriver<D> {
 
     /// The answer to the challenge of a token; whatever it says, the login has failed.
     fn challenge_answered(&mut self, out: &mut Vec<u8>) -> Option<Step> {
-        let end = match line::find_line(self.input.unread(), line::MAX_LINE) {
-            LineSearch::NeedInput => return Some(Step::NeedInput),
-            LineSearch::TooLong => return D::too_long(self, out),
-            LineSearch::Line { end, .. } => end,
+        let end = match self.line(out) {
+            ControlFlow::Continue((_, end)) => end,
+            ControlFlow::Break(step) => return step,
         };
         self.input.consume_secret(end);
         match std::mem::replace(&mut self.state, State::Command(D::Command::default())) {
@@ -246,11 +254,51 @@ impl<D: LoginDialect> LoginDriver<D> {
         }
     }
 
+    /// The next line of a SASL dialogue, where it is there: the length of its text, and its own.
+    fn line(&mut self, out: &mut Vec<u8>) -> ControlFlow<Option<Step>, (usize, usize)> {
+        match line::find_line(self.input.unread(), line::MAX_LINE) {
+            LineSearch::NeedInput => ControlFlow::Break(Some(Step::NeedInput)),
+            LineSearch::TooLong => ControlFlow::Break(D::too_long(self, out)),
+            LineSearch::Line { text, end } => ControlFlow::Continue((text, end)),
+        }
+    }
+
+    /// The client's answer to a message of the mailbox server. One that gives up here has had a server asked: that is
+    /// a bad command, so that it cannot go on for ever.
+    fn challenged_line(&mut self, out: &mut Vec<u8>) -> Option<Step> {
+        let (text, end) = match self.line(out) {
+            ControlFlow::Continue(line) => line,
+            ControlFlow::Break(step) => return step,
+        };
+        let state = std::mem::replace(&mut self.state, State::Command(D::Command::default()));
+        let State::Challenged {
+            tag,
+            mechanism,
+            message,
+        } = state
+        else {
+            return None;
+        };
+        let line = &self.input.unread()[..text];
+        let refused = if line == b"*" {
+            D::TEXTS.aborted
+        } else {
+            D::TEXTS.malformed
+        };
+        let response = decode(line).filter(|response| is_response(&message, response.expose()));
+        self.input.consume_secret(end);
+        let Some(response) = response else {
+            self.error(Some(&tag), refused, out);
+            return Some(Step::Withdrawn);
+        };
+        self.state = State::Decision { tag, mechanism };
+        Some(Step::Respond(response))
+    }
+
     fn sasl_line(&mut self, out: &mut Vec<u8>) -> Option<Step> {
-        let (text, end) = match line::find_line(self.input.unread(), line::MAX_LINE) {
-            LineSearch::NeedInput => return Some(Step::NeedInput),
-            LineSearch::TooLong => return D::too_long(self, out),
-            LineSearch::Line { text, end } => (text, end),
+        let (text, end) = match self.line(out) {
+            ControlFlow::Continue(line) => line,
+            ControlFlow::Break(step) => return step,
         };
         let State::Sasl { tag, exchange } = std::mem::replace(&mut self.state, State::Command(D::Command::default()))
         else {
@@ -376,6 +424,22 @@ impl<D: LoginDialect> LoginMachine for LoginDriver<D> {
         }
     }
 
+    fn challenge(&mut self, message: &[u8], out: &mut Vec<u8>) {
+        let State::Decision { tag, mechanism } = &self.state else {
+            return;
+        };
+        let (tag, mechanism) = (tag.clone(), *mechanism);
+        out.extend_from_slice(b"+ ");
+        out.extend_from_slice(encode(message).expose());
+        out.extend_from_slice(b"\r\n");
+        let message = message.to_vec();
+        self.state = State::Challenged {
+            tag,
+            mechanism,
+            message,
+        };
+    }
+
     fn refuse(&mut self, failure: &LoginFailure, out: &mut Vec<u8>) {
         let State::Decision { tag, mechanism } = &self.state else {
             return;
@@ -412,7 +476,7 @@ impl<D: LoginDialect> LoginMachine for LoginDriver<D> {
     fn phase(&self) -> &'static str {
         match &self.state {
             State::Command(command) => D::phase(command).unwrap_or(if self.heard { "command" } else { "greeting" }),
-            State::Sasl { .. } | State::TokenRefused { .. } => "sasl",
+            State::Sasl { .. } | State::Challenged { .. } | State::TokenRefused { .. } => "sasl",
             State::Decision { .. } => "login",
             State::StartTls => "starttls",
             State::Ended(_) => "ended",

@@ -55,6 +55,8 @@ pub enum LoginFailure {
     DirectoryDown(String),
     /// The connection was to end, and the client did not wait for the answer.
     Ended(CloseReason),
+    /// The client has given up in the middle of its login, and was told so.
+    Withdrawn,
 }
 
 /// What a failure is called while it lasts, whatever is behind it.
@@ -79,6 +81,7 @@ impl LoginFailure {
             Self::UpstreamDown(_) => Outcome::UpstreamDown,
             Self::DirectoryDown(_) => Outcome::DirectoryDown,
             Self::Ended(_) => Outcome::Ended,
+            Self::Withdrawn => Outcome::ClientGone,
         }
     }
 
@@ -100,7 +103,8 @@ impl LoginFailure {
             | Self::NoRoute(_)
             | Self::UpstreamDown(_)
             | Self::DirectoryDown(_)
-            | Self::Ended(_) => false,
+            | Self::Ended(_)
+            | Self::Withdrawn => false,
         }
     }
 
@@ -135,6 +139,7 @@ impl LoginFailure {
         match self {
             Self::BadCredentials | Self::UnknownUser | Self::PasswordTooLong | Self::Throttled(_) => None,
             Self::TooManySessions(limit) => Some((*limit).to_owned()),
+            Self::Withdrawn => Some("it has given up the exchange".to_owned()),
             Self::Ended(CloseReason::Kick) => Some("kick".to_owned()),
             Self::Ended(CloseReason::Drain) => Some("drain".to_owned()),
             Self::Ended(CloseReason::Moved) => Some("moved".to_owned()),
@@ -165,7 +170,7 @@ impl LoginFailure {
             Self::Throttled(throttled) => format!("NO [LIMIT] {}", one_line(&throttled.message)),
             Self::PasswordTooLong => "NO [TOOBIG] password is too long".to_owned(),
             Self::Held { text, .. } => format!("NO [UNAVAILABLE] {}", one_line(text)),
-            Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
+            Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) | Self::Withdrawn => {
                 format!("NO [UNAVAILABLE] {UNAVAILABLE}")
             }
         }
@@ -187,7 +192,7 @@ impl LoginFailure {
             }
             Self::PasswordTooLong => "-ERR [SYS/PERM] password is too long".to_owned(),
             Self::Held { text, .. } => format!("-ERR [SYS/TEMP] {}", one_line(text)),
-            Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) => {
+            Self::NoRoute(_) | Self::UpstreamDown(_) | Self::DirectoryDown(_) | Self::Ended(_) | Self::Withdrawn => {
                 format!("-ERR [SYS/TEMP] {UNAVAILABLE}")
             }
         }

@@ -5,6 +5,8 @@
 
 use std::net::SocketAddr;
 
+use mail_directory::Secret;
+
 use crate::credentials::{Credentials, Rejected};
 use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
@@ -77,9 +79,14 @@ pub enum Step {
     /// Send the output, then start TLS and make a new machine. This machine is spent; it holds no unread byte
     /// (otherwise it says [`DialogueEnd::BytesBehindStartTls`]).
     StartTls,
-    /// A decision about these credentials: [`LoginMachine::accept`] or [`LoginMachine::refuse`]. Until then the
-    /// machine takes input but makes no step.
+    /// A decision about these credentials: [`LoginMachine::accept`] or [`LoginMachine::refuse`], or first
+    /// [`LoginMachine::challenge`]. Until then the machine takes input but makes no step.
     Login(Credentials),
+    /// The client's answer to [`LoginMachine::challenge`]; the decision is still awaited.
+    Respond(Secret<Vec<u8>>),
+    /// The client gives no answer to it, or none that may be sent on. It has been told so: there is nothing left to
+    /// decide.
+    Withdrawn,
     /// The machine has refused a password on a clear-text channel that takes none (the answer is in the output);
     /// said so that the audit log hears of it. The next step follows at once.
     TlsRequired(Mechanism),
@@ -114,6 +121,9 @@ pub trait LoginMachine: Send {
 
     /// Goes on as far as the input reaches, appending what is to be sent to `out`.
     fn step(&mut self, out: &mut Vec<u8>) -> Step;
+
+    /// Answers [`Step::Login`] or [`Step::Respond`] with a message of the mailbox server, for the client to answer.
+    fn challenge(&mut self, message: &[u8], out: &mut Vec<u8>);
 
     /// Answers [`Step::Login`] with a failure. The dialogue goes on unless the next step says otherwise.
     fn refuse(&mut self, failure: &LoginFailure, out: &mut Vec<u8>);
@@ -174,6 +184,8 @@ pub struct Accepted {
 pub enum UpstreamStep {
     /// More bytes.
     NeedInput,
+    /// The client's answer to this message of the server: [`UpstreamMachine::respond`].
+    Challenge(Vec<u8>),
     /// The login is done.
     Accepted(Accepted),
     /// The login failed; close the connection.
@@ -184,6 +196,9 @@ pub enum UpstreamStep {
 pub trait UpstreamMachine: Send {
     /// Takes bytes from the server and goes on, appending what is to be sent to `out`.
     fn input(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> UpstreamStep;
+
+    /// Takes the client's answer to [`UpstreamStep::Challenge`] and goes on.
+    fn respond(&mut self, response: &[u8], out: &mut Vec<u8>) -> UpstreamStep;
 
     /// Where the dialogue stands, for audit records (`banner`, `id`, `login`).
     fn phase(&self) -> &'static str;

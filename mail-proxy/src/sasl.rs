@@ -1,5 +1,5 @@
-//! The messages of SASL: PLAIN, LOGIN, OAUTHBEARER and XOAUTH2 as a server sees them, and as a client says them. The
-//! same in IMAP and POP3, which only wrap the lines differently.
+//! The messages of SASL as a server sees them, up to the one that names the user, and as a client says them. The same in
+//! IMAP and POP3, which only wrap the lines differently.
 //!
 //! Deliberately not here: any mechanism in which the proxy would have to know a password or hold a key.
 
@@ -7,8 +7,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_directory::Secret;
 
-use crate::credentials::{Credentials, Rejected};
+use crate::credentials::{Credentials, Proof, Rejected};
+use crate::gs2::{Gs2Header, as_sasl_name};
 use crate::mechanism::Mechanism;
+use crate::scram::ClientFirst;
 
 /// A SASL dialogue, named by what it waits for.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub enum Exchange {
     OauthBearer,
     /// The message of XOAUTH2.
     Xoauth2,
+    /// The first message of SCRAM. Those behind it are the mailbox server's and the client's.
+    Scram(Mechanism),
 }
 
 /// Where a response leads.
@@ -44,6 +48,7 @@ impl Exchange {
             Mechanism::SaslLogin => Some(Self::LoginName),
             Mechanism::OauthBearer => Some(Self::OauthBearer),
             Mechanism::Xoauth2 => Some(Self::Xoauth2),
+            Mechanism::ScramSha256 | Mechanism::ScramSha1 => Some(Self::Scram(mechanism)),
             Mechanism::Login | Mechanism::UserPass => None,
         }
     }
@@ -51,7 +56,7 @@ impl Exchange {
     /// The challenge to send, in base64: nothing, `Username:` or `Password:`.
     pub fn prompt(&self) -> &'static str {
         match self {
-            Self::Plain | Self::OauthBearer | Self::Xoauth2 => "",
+            Self::Plain | Self::OauthBearer | Self::Xoauth2 | Self::Scram(_) => "",
             Self::LoginName => "VXNlcm5hbWU6",
             Self::LoginPassword(_) => "UGFzc3dvcmQ6",
         }
@@ -80,6 +85,7 @@ impl Exchange {
             Self::LoginPassword(name) => Progress::Done(Credentials::parse(Mechanism::SaslLogin, &name, message)),
             Self::OauthBearer => done(oauth_bearer(message)),
             Self::Xoauth2 => done(xoauth2(message)),
+            Self::Scram(mechanism) => done(scram(mechanism, message)),
         }
     }
 }
@@ -113,20 +119,11 @@ const SEPARATOR: u8 = 1;
 ///
 /// ```text
 /// client-resp = gs2-header kvsep *(key "=" value kvsep) kvsep     ; RFC 7628 section 3.1
-/// gs2-header  = ("n" / "y") "," ["a=" saslname] ","               ; RFC 5801 section 4, no channel binding
 /// ```
 fn oauth_bearer(message: &[u8]) -> Option<Result<Credentials, Rejected>> {
-    let header = message.split(|&byte| byte == SEPARATOR).next()?;
-    let token = bearer_token(message.get(header.len() + 1..)?)?;
-    let mut parts = header.split(|&byte| byte == b',');
-    let (flag, identity, rest, surplus) = (parts.next()?, parts.next()?, parts.next()?, parts.next());
-    if !matches!(flag, b"n" | b"y") || !rest.is_empty() || surplus.is_some() {
-        return None;
-    }
-    let user = match identity {
-        b"" => Vec::new(),
-        named => sasl_name(named.strip_prefix(b"a=")?)?,
-    };
+    let (header, rest) = Gs2Header::parse(message)?;
+    let token = bearer_token(rest.strip_prefix(&[SEPARATOR])?)?;
+    let user = header.authzid.unwrap_or_default();
     Some(Credentials::with_token(Mechanism::OauthBearer, &user, token))
 }
 
@@ -158,20 +155,14 @@ fn bearer_token(pairs: &[u8]) -> Option<&[u8]> {
     (good && second.is_none()).then_some(token)
 }
 
-/// A name in which `=2C` stands for a comma and `=3D` for an equals sign (RFC 5801 section 4).
-fn sasl_name(text: &[u8]) -> Option<Vec<u8>> {
-    let mut parts = text.split(|&byte| byte == b'=');
-    let mut name = parts.next()?.to_vec();
-    for part in parts {
-        let (code, rest) = part.split_at_checked(2)?;
-        name.push(match code {
-            b"2C" => b',',
-            b"3D" => b'=',
-            _ => return None,
-        });
-        name.extend_from_slice(rest);
-    }
-    Some(name)
+/// Reads the first message of SCRAM.
+fn scram(mechanism: Mechanism, message: &[u8]) -> Option<Result<Credentials, Rejected>> {
+    let (first, user, authzid) = ClientFirst::parse(message)?;
+    let exchange = Proof::Exchange(first);
+    Some(match authzid {
+        None => Credentials::by(mechanism, &user, exchange),
+        Some(authzid) => Credentials::by_delegate(mechanism, &authzid, &user, exchange),
+    })
 }
 
 /// What a client answers to the challenge that says what is wrong with its token, in base64 (RFC 7628 section 3.2.3).
@@ -195,6 +186,11 @@ pub fn decode(text: &[u8]) -> Option<Secret<Vec<u8>>> {
     result.is_ok().then_some(decoded)
 }
 
+/// A message in base64.
+pub(crate) fn encode(message: &[u8]) -> Secret<Vec<u8>> {
+    Secret::new(STANDARD.encode(message).into_bytes())
+}
+
 /// The message of PLAIN in base64, to be sent to a mailbox server. None of the parts may hold NUL.
 pub(crate) fn encode_plain(authzid: &str, authcid: &str, password: &[u8]) -> Secret<Vec<u8>> {
     let mut message = Vec::with_capacity(authzid.len() + authcid.len() + password.len() + 2);
@@ -203,8 +199,7 @@ pub(crate) fn encode_plain(authzid: &str, authcid: &str, password: &[u8]) -> Sec
     message.extend_from_slice(authcid.as_bytes());
     message.push(0);
     message.extend_from_slice(password);
-    let message = Secret::new(message);
-    Secret::new(STANDARD.encode(message.expose()).into_bytes())
+    encode(Secret::new(message).expose())
 }
 
 /// The message of OAUTHBEARER or XOAUTH2 in base64, to be sent to a mailbox server.
@@ -212,16 +207,14 @@ pub(crate) fn encode_token(mechanism: Mechanism, user: &str, token: &[u8]) -> Se
     let mut message = Vec::with_capacity(user.len() + token.len() + 32);
     match mechanism {
         Mechanism::OauthBearer => {
-            let user = user.replace('=', "=3D").replace(',', "=2C");
-            message.extend_from_slice(format!("n,a={user},").as_bytes());
+            message.extend_from_slice(format!("n,a={},", as_sasl_name(user)).as_bytes());
         }
         _ => message.extend_from_slice(format!("user={user}").as_bytes()),
     }
     message.extend_from_slice(b"\x01auth=Bearer ");
     message.extend_from_slice(token);
     message.extend_from_slice(&[SEPARATOR, SEPARATOR]);
-    let message = Secret::new(message);
-    Secret::new(STANDARD.encode(message.expose()).into_bytes())
+    encode(Secret::new(message).expose())
 }
 
 #[cfg(test)]
@@ -243,10 +236,10 @@ mod tests {
                         user,
                         authenticating_as,
                         suffix,
-                        password,
+                        proof,
                         ..
                     } = credentials;
-                    let password = String::from_utf8_lossy(password.expose()).into_owned();
+                    let password = String::from_utf8_lossy(proof.secret().unwrap_or_default()).into_owned();
                     found = format!("{user} {authenticating_as:?} {suffix:?} {password}");
                     break;
                 }
@@ -324,6 +317,26 @@ mod tests {
             bearer(bad, "malformed");
             older(bad, "malformed");
         }
+    }
+
+    #[test]
+    fn first_messages_of_scram() {
+        let both = |message: &str, expected: &str| {
+            check("SCRAM-SHA-256", &[message.as_bytes()], expected);
+            check("scram-sha-1", &[message.as_bytes()], expected);
+        };
+        both("n,,n=alice,r=abc", "alice None None ");
+        both("y,,n=al=2Cice=3D/tb,r=abc,x=1", "al,ice= None Some(\"/tb\") ");
+        both(
+            "n,a=alice@a.example,n=Alice@A.example,r=abc",
+            "alice@a.example None None ",
+        );
+        both("n,a=alice,n=admin/tb,r=abc", "alice Some(\"admin/tb\") None ");
+        both("n,,n=al\x07ice,r=abc", "Some(\"al?ice\")");
+        both("n,,n=,r=abc", "None");
+        both("n,a=,n=alice,r=abc", "None");
+        both("p=tls-exporter,,n=alice,r=abc", "malformed");
+        both("n,,m=1,n=alice,r=abc", "malformed");
     }
 
     #[test]

@@ -77,6 +77,12 @@ pub(crate) const NO_PLAIN: &str = "it does not offer PLAIN, which a login to ano
 /// Why a server can be told no token.
 pub(crate) const NO_TOKEN: &str = "it offers neither OAUTHBEARER nor XOAUTH2, which a login with a token needs";
 
+/// Why a server cannot be told what a client says in a dialogue with it.
+pub(crate) const NO_EXCHANGE: &str = "it does not offer the SCRAM mechanism that the client has chosen";
+
+/// Why a server must not be told it: it would take it for an attack.
+pub(crate) const BINDS: &str = "it offers SCRAM with channel binding, and the client says that it could do that too";
+
 /// Whether a server refuses passwords for want of TLS, whatever code stands before it: Dovecot, Zimbra and we
 /// ourselves have these words. The text is in lower case.
 pub(crate) fn wants_tls(text: &str) -> bool {

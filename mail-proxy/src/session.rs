@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::attempt::{Attempt, Login, Waiting};
 use crate::audit::{Audit, EndedBy, Event, Outcome, Phase, Record};
 use crate::connection::{BoxStream, ConnectionFacts};
+use crate::conversation::Challenge;
 use crate::credentials::{Credentials, Rejected};
 use crate::environment::{Connection, Facts, SessionEnv, Settings};
 use crate::handle::{CloseReason, ConnectionHandle, Drain, logins_end};
@@ -186,7 +187,6 @@ impl Dialogue {
                 Step::NeedInput => self.read().await?,
                 Step::StartTls => self.start_tls().await?,
                 Step::Login(credentials) => {
-                    let _waits = self.facts.connection.handle.waits_for_us();
                     if let Some(login) = self.attempt(credentials).await? {
                         return Ok(login);
                     }
@@ -196,6 +196,8 @@ impl Dialogue {
                     self.reject(rejected).await?;
                 }
                 Step::TlsRequired(mechanism) => self.note_tls_required(mechanism),
+                // Both belong to an attempt, which hears of them itself.
+                Step::Respond(_) | Step::Withdrawn => {}
                 Step::Close(ended) => return Err(EarlyEnd::By(ended)),
             }
         }
@@ -272,30 +274,64 @@ impl Dialogue {
     /// One login attempt, recorded whatever comes of it, when it ends. `None`: it failed, the client has been told,
     /// and the dialogue goes on.
     async fn attempt(&mut self, credentials: Credentials) -> Result<Option<Login>, EarlyEnd> {
-        let begun = self.credentials_complete();
+        let mut begun = self.credentials_complete();
         let mut attempt = Attempt::begin(self.facts.clone(), self.env.clone(), credentials, self.machine.id());
-        let overdue = attempt.overdue(begun + self.env.settings.auth_wait);
-        let live = &self.facts.connection.handle;
-        let failure = tokio::select! {
-            biased;
-            result = &mut attempt.running => match result {
-                Ok(login) => return Ok(Some(login)),
-                Err(failure) => failure,
-            },
-            left = abandoned(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, live) => {
+        let failure = loop {
+            let waits = self.facts.connection.handle.waits_for_us();
+            let overdue = attempt.overdue(begun + self.env.settings.auth_wait);
+            let live = &self.facts.connection.handle;
+            let challenge = tokio::select! {
+                biased;
+                result = &mut attempt.running => match result {
+                    Ok(login) => return Ok(Some(login)),
+                    // The client has had its answer.
+                    Err(LoginFailure::Withdrawn) => return Ok(None),
+                    Err(failure) => break failure,
+                },
+                Some(challenge) = attempt.challenges.recv() => challenge,
+                left = abandoned(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, live) => {
+                    self.leave_behind(attempt, left.waiting());
+                    return Err(left);
+                }
+                () = overdue => {
+                    let held = attempt.held();
+                    self.leave_behind(attempt, Waiting::Answered);
+                    return self.refuse(LoginFailure::BadCredentials, begun, held).await.map(|()| None);
+                }
+            };
+            drop(waits);
+            if let Err(left) = self.relay(challenge, begun).await {
                 self.leave_behind(attempt, left.waiting());
                 return Err(left);
             }
-            () = overdue => {
-                let held = attempt.held();
-                self.leave_behind(attempt, Waiting::Answered);
-                return self.refuse(LoginFailure::BadCredentials, begun, held).await.map(|()| None);
-            }
+            begun = self.credentials_complete();
         };
         let held = attempt.held();
         // With it goes the password.
         drop(attempt);
         self.refuse(failure, begun, held).await.map(|()| None)
+    }
+
+    /// Says a message of the mailbox server to the client, and hands its answer back. While the client thinks, the time
+    /// is its own; our work before that was not.
+    async fn relay(&mut self, challenge: Challenge, begun: Instant) -> Result<(), EarlyEnd> {
+        let Challenge { message, answer } = challenge;
+        self.deadline += begun.elapsed();
+        self.machine.challenge(&message, &mut self.out);
+        loop {
+            self.flush().await?;
+            match self.machine.step(&mut self.out) {
+                Step::NeedInput => self.read().await?,
+                Step::Respond(response) => {
+                    // One that does not wait for it any more says so itself.
+                    let _heard = answer.send(response);
+                    return Ok(());
+                }
+                Step::Close(ended) => return Err(EarlyEnd::By(ended)),
+                // With the sender goes the attempt.
+                _ => return self.flush().await,
+            }
+        }
     }
 
     /// The audit log still waits for its outcome, so the connection goes for no other.

@@ -7,12 +7,14 @@ use std::fmt::Debug;
 
 use mail_directory::Secret;
 
+use crate::credentials::Proof;
 use crate::line::{self, Input, LineSearch};
 use crate::login_failure::one_line;
 use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::sasl;
-use crate::server_refusal::{NO_PLAIN, NO_TOKEN, Refusal};
+use crate::scram::{MAX_MESSAGE, ServerMessage};
+use crate::server_refusal::{BINDS, NO_EXCHANGE, NO_PLAIN, NO_TOKEN, Refusal};
 
 /// Octets of one line of a server. The list of capabilities is one in IMAP, and has no limit in any RFC; RFC 2449
 /// section 4 has 512 for POP3, but more is not refused.
@@ -25,6 +27,12 @@ const MAX_TOTAL: usize = 128 * 1024;
 pub trait UpstreamDialect: Debug + Send {
     /// Takes one line, without its end, and appends what is to be sent. `None`: more lines.
     fn take(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep>;
+
+    /// Appends the client's answer to a message of the server.
+    fn respond(&mut self, response: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(sasl::encode(response).expose());
+        out.extend_from_slice(b"\r\n");
+    }
 
     /// Where the dialogue stands, for audit records (`banner`, `id`, `login`).
     fn phase(&self) -> &'static str;
@@ -91,22 +99,80 @@ impl<D: UpstreamDialect> UpstreamMachine for UpstreamDriver<D> {
             return broken("the dialogue is over");
         }
         self.input.push(bytes);
-        loop {
-            let step = match self.next_line() {
-                Ok(None) => return UpstreamStep::NeedInput,
-                Ok(Some(line)) => self.dialect.take(&line, out),
-                Err(step) => Some(step),
-            };
-            if let Some(step) = step {
-                return self.decided(step);
-            }
-        }
+        self.go_on(out)
+    }
+
+    fn respond(&mut self, response: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
+        self.dialect.respond(response, out);
+        self.go_on(out)
     }
 
     fn phase(&self) -> &'static str {
         self.dialect.phase()
     }
 }
+
+impl<D: UpstreamDialect> UpstreamDriver<D> {
+    /// Takes the lines that are there.
+    fn go_on(&mut self, out: &mut Vec<u8>) -> UpstreamStep {
+        loop {
+            let step = match self.next_line() {
+                Ok(None) => return UpstreamStep::NeedInput,
+                Ok(Some(line)) => self.dialect.take(&line, out),
+                Err(step) => Some(step),
+            };
+            match step {
+                Some(challenge @ UpstreamStep::Challenge(_)) => return challenge,
+                Some(step) => return self.decided(step),
+                None => {}
+            }
+        }
+    }
+}
+
+/// What a server asks while it has the message of a login: a token has one challenge, which says why it is not good;
+/// an exchange has two, the salt and the signature.
+#[derive(Debug, Default)]
+pub(crate) struct Challenges(u8);
+
+impl Challenges {
+    /// Takes the next one, in base64.
+    pub(crate) fn take(
+        &mut self,
+        intro: &Introduction,
+        has: Mechanisms,
+        text: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Option<UpstreamStep> {
+        self.0 += 1;
+        match (&intro.credentials.proof, self.0) {
+            (Proof::Token(_), 1) => {
+                out.extend_from_slice(intro.challenge_answer(has).as_bytes());
+                out.extend_from_slice(b"\r\n");
+                None
+            }
+            (Proof::Exchange(_), count @ 1..=2) => Some(relayed(count, text)),
+            _ => Some(broken("an invitation that nobody waits for")),
+        }
+    }
+}
+
+/// A server that says in its own message why it does not go on tells no more than one that says no at once.
+fn relayed(count: u8, text: &[u8]) -> UpstreamStep {
+    let message = sasl::decode(text).filter(|message| message.expose().len() <= MAX_MESSAGE);
+    let Some(message) = message.map(|message| message.expose().clone()) else {
+        return broken(NO_SCRAM);
+    };
+    match (ServerMessage::parse(&message), count) {
+        (Some(ServerMessage::First), 1) | (Some(ServerMessage::Final), 2) => UpstreamStep::Challenge(message),
+        (Some(ServerMessage::Error(why)), _) if why == "no-resources" => UpstreamStep::Refused(Refusal::Temporary(why)),
+        (Some(ServerMessage::Error(_)), _) => UpstreamStep::Refused(Refusal::BadCredentials),
+        _ => broken(NO_SCRAM),
+    }
+}
+
+/// What a server says that must not reach a client.
+const NO_SCRAM: &str = "its message is none of SCRAM";
 
 impl Introduction {
     /// Whether the account's name can be sent to a server. If not, the server is not to blame: the directory has a name
@@ -123,41 +189,58 @@ impl Introduction {
         self.credentials.authenticating_as.is_some()
     }
 
-    /// Whether the client came with a token, which only SASL can carry.
-    pub(crate) fn has_token(&self) -> bool {
-        self.credentials.mechanism.is_token()
+    /// Whether LOGIN, USER and PASS have no words for what the client wants: they carry one name and a password.
+    pub(crate) fn needs_sasl(&self) -> bool {
+        self.is_delegated() || !matches!(self.credentials.proof, Proof::Password(_))
     }
 
-    /// Whether LOGIN, USER and PASS have no words for what the client wants.
-    pub(crate) fn needs_sasl(&self) -> bool {
-        self.is_delegated() || self.has_token()
+    /// The password, where it is one; whatever is no password is said by SASL alone.
+    pub(crate) fn password(&self) -> &[u8] {
+        match &self.credentials.proof {
+            Proof::Password(password) => password.expose(),
+            Proof::Token(_) | Proof::Exchange(_) => b"",
+        }
+    }
+
+    /// The mechanism that carries the credentials, whatever a server has.
+    pub(crate) fn first_mechanism(&self) -> Mechanism {
+        match self.credentials.proof {
+            Proof::Password(_) => Mechanism::SaslPlain,
+            Proof::Token(_) | Proof::Exchange(_) => self.credentials.mechanism,
+        }
     }
 
     /// The mechanism by which a server with these can be told the credentials. The two for tokens carry the same.
     pub(crate) fn mechanism(&self, has: Mechanisms) -> Option<Mechanism> {
-        let fitting = match self.has_token() {
-            true => [self.credentials.mechanism, Mechanism::OauthBearer, Mechanism::Xoauth2],
-            false => [Mechanism::SaslPlain; 3],
+        let own = self.first_mechanism();
+        let fitting = match &self.credentials.proof {
+            Proof::Token(_) => [own, Mechanism::OauthBearer, Mechanism::Xoauth2],
+            Proof::Exchange(first) if first.could_bind() && has.binds() => return None,
+            Proof::Password(_) | Proof::Exchange(_) => [own; 3],
         };
         fitting.into_iter().find(|mechanism| has.contains(*mechanism))
     }
 
-    /// What a server lacks that has no such mechanism, if it must have one.
-    pub(crate) fn lacks(&self) -> Option<&'static str> {
-        match (self.has_token(), self.is_delegated()) {
-            (true, _) => Some(NO_TOKEN),
-            (false, true) => Some(NO_PLAIN),
-            (false, false) => None,
+    /// What a server with these lacks that has no such mechanism, if it must have one.
+    pub(crate) fn lacks(&self, has: Mechanisms) -> Option<&'static str> {
+        match &self.credentials.proof {
+            Proof::Token(_) => Some(NO_TOKEN),
+            Proof::Exchange(first) if first.could_bind() && has.binds() => Some(BINDS),
+            Proof::Exchange(_) => Some(NO_EXCHANGE),
+            Proof::Password(_) => self.is_delegated().then_some(NO_PLAIN),
         }
     }
 
     /// The message of that mechanism in base64, for the account under this name.
     pub(crate) fn message(&self, has: Mechanisms, name: &str) -> Secret<Vec<u8>> {
-        let secret = self.credentials.password.expose();
-        match (self.mechanism(has), &self.credentials.authenticating_as) {
-            (Some(mechanism), _) if mechanism.is_token() => sasl::encode_token(mechanism, name, secret),
-            (_, None) => sasl::encode_plain("", name, secret),
-            (_, Some(other)) => sasl::encode_plain(name, other, secret),
+        match (&self.credentials.proof, &self.credentials.authenticating_as) {
+            (Proof::Token(token), _) => {
+                let mechanism = self.mechanism(has).unwrap_or(self.credentials.mechanism);
+                sasl::encode_token(mechanism, name, token.expose())
+            }
+            (Proof::Exchange(first), _) => sasl::encode(first.message()),
+            (Proof::Password(password), None) => sasl::encode_plain("", name, password.expose()),
+            (Proof::Password(password), Some(other)) => sasl::encode_plain(name, other, password.expose()),
         }
     }
 

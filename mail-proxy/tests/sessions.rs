@@ -16,13 +16,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use mail_directory::file::YamlDirectory;
 use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::throttle::{Rule, Throttle, ThrottleSettings};
 use mail_proxy::{
-    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Drain, LoginSlot,
-    Protocol, ProxyVersion, SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
+    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Decoys, Drain,
+    LoginLimits, LoginSlot, Mechanism, Protocol, ProxyVersion, SessionEnv, Settings, StartTls, TlsFacts, Transport,
+    imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -91,6 +94,10 @@ enum Store {
     Greets(&'static str),
     /// Answers every login with this.
     Says(&'static str),
+    /// Takes logins by SCRAM, whose proof is `right`, and thinks for so many milliseconds before its first message.
+    Scram(u64),
+    /// Answers the first message of SCRAM with this.
+    ScramSays(&'static str),
 }
 
 struct Network {
@@ -141,7 +148,13 @@ impl Store {
         if let Self::Greets(words) = self {
             return pipe.write_all(words.as_bytes()).await;
         }
-        pipe.write_all(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] ready\r\n")
+        let scram = matches!(self, Self::Scram(_) | Self::ScramSays(_));
+        let can = if scram {
+            "SASL-IR AUTH=SCRAM-SHA-256"
+        } else {
+            "LITERAL+"
+        };
+        pipe.write_all(format!("* OK [CAPABILITY IMAP4rev1 {can}] ready\r\n").as_bytes())
             .await?;
         let id = line(&mut pipe).await?;
         let tag = id.split(' ').next().unwrap_or_default().to_owned();
@@ -150,6 +163,9 @@ impl Store {
         // LOGIN {n+} CRLF user {m+} CRLF password CRLF
         let login = line(&mut pipe).await?;
         let tag = login.split(' ').next().unwrap_or_default().to_owned();
+        if scram {
+            return self.scram(&tag, pipe).await;
+        }
         line(&mut pipe).await?;
         let password = line(&mut pipe).await?;
         if let Self::Slow(seconds) = self {
@@ -176,6 +192,32 @@ impl Store {
         tokio::io::copy(&mut read, &mut write).await.map(drop)
     }
 }
+
+impl Store {
+    async fn scram(self, tag: &str, mut pipe: DuplexStream) -> io::Result<()> {
+        let say = |text: &str| format!("+ {}\r\n", STANDARD.encode(text));
+        if let Self::ScramSays(answer) = self {
+            return pipe.write_all(format!("{tag} {answer}\r\n").as_bytes()).await;
+        }
+        if let Self::Scram(thinks) = self {
+            tokio::time::sleep(Duration::from_millis(thinks)).await;
+        }
+        let first = format!("r=fyko{},s=QSXCR+Q6sek8bf92QSXCRA==,i=4096", "x".repeat(64));
+        pipe.write_all(say(&first).as_bytes()).await?;
+        let proof = line(&mut pipe).await?;
+        if proof != STANDARD.encode(RIGHT_PROOF) {
+            let no = format!("{tag} NO [AUTHENTICATIONFAILED] you are not alice\r\n");
+            return pipe.write_all(no.as_bytes()).await;
+        }
+        pipe.write_all(say("v=QQ==").as_bytes()).await?;
+        line(&mut pipe).await?;
+        pipe.write_all(format!("{tag} OK hello\r\n").as_bytes()).await?;
+        let (mut read, mut write) = tokio::io::split(pipe);
+        tokio::io::copy(&mut read, &mut write).await.map(drop)
+    }
+}
+
+const RIGHT_PROOF: &str = "c=biws,r=fykox,p=cmlnaHQ=";
 
 async fn line(pipe: &mut DuplexStream) -> io::Result<String> {
     let mut line = Vec::new();
@@ -269,7 +311,13 @@ struct Plan {
 
 fn settings() -> Settings {
     Settings {
-        imap: Arc::new(imap::Settings::default()),
+        imap: Arc::new(imap::Settings {
+            limits: LoginLimits {
+                mechanisms: Mechanism::of_all_sasl().collect(),
+                ..LoginLimits::default()
+            },
+            ..imap::Settings::default()
+        }),
         pop3: Arc::new(pop3::Settings::default()),
         imap_idle: Duration::from_secs(2100),
         pop3_idle: Duration::from_secs(600),
@@ -281,6 +329,7 @@ fn settings() -> Settings {
         send_imap_id: true,
         send_pop3_xoip: true,
         servers: Arc::default(),
+        decoys: Arc::new(Decoys::default()),
         product: ("Portico".to_owned(), "0".to_owned()),
     }
 }
@@ -387,6 +436,19 @@ impl Stage {
                 .unwrap_or_else(|error| panic!("{caller}: {error}, not {wanted:?}"));
             assert!(got.starts_with(wanted), "{caller}: {got:?}, not {wanted:?}");
         }
+    }
+
+    /// Begins a login by SCRAM, and returns what the server says.
+    async fn scram(&mut self, user: &str) -> String {
+        let first = STANDARD.encode(format!("n,,n={user},r=fyko"));
+        self.say(&format!("a AUTHENTICATE SCRAM-SHA-256 {first}\r\n")).await;
+        let said = line(&mut self.client).await.unwrap();
+        let message = said.strip_prefix("+ ").unwrap_or_else(|| panic!("{said:?}"));
+        String::from_utf8(STANDARD.decode(message).unwrap()).unwrap()
+    }
+
+    async fn prove(&mut self, proof: &str) {
+        self.say(&format!("{}\r\n", STANDARD.encode(proof))).await;
     }
 
     /// The records after the client has gone without an end (RST).
@@ -1281,4 +1343,187 @@ fn the_future_of_a_session_is_small() {
     }
     let size = future_size(serve);
     assert!(size <= 464, "{size} octets");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exchange_is_relayed() {
+    let mut s = stage(Plan {
+        one: Some(Store::Scram(0)),
+        ..Plan::default()
+    });
+    s.expect("* OK").await;
+    let first = s.scram("al").await;
+    assert_eq!(
+        first,
+        format!("r=fyko{},s=QSXCR+Q6sek8bf92QSXCRA==,i=4096", "x".repeat(64))
+    );
+    s.prove(RIGHT_PROOF).await;
+    s.expect("+ dj1RUT09").await;
+    s.say("\r\nb NOOP\r\n").await;
+    s.expect("a OK hello").await;
+    s.expect("b NOOP").await;
+    let records = s.ended().await;
+    let login = &records[0];
+    assert_eq!(
+        (login.mechanism, login.outcome),
+        (Some("SCRAM-SHA-256"), Some(Outcome::Ok))
+    );
+    assert_eq!(
+        (login.user.as_deref(), login.account.as_deref()),
+        (Some("al"), Some("alice@a.example"))
+    );
+}
+
+/// Neither the first message nor the end tells whether a server was asked, by its form or by its time.
+#[tokio::test(start_paused = true)]
+async fn a_failed_exchange_does_not_tell_which_accounts_exist() {
+    let mut seen = Vec::new();
+    for (user, store) in [
+        ("alice@a.example", Store::Scram(0)),
+        ("alice@a.example", Store::Scram(200)),
+        ("alice@a.example", Store::ScramSays("NO [AUTHENTICATIONFAILED] no such")),
+        ("alice@a.example", Store::ScramSays("NO LOGIN failed")),
+        ("nobody@a.example", Store::Scram(0)),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(store),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        let begun = Instant::now();
+        let first = s.scram(user).await;
+        let form: Vec<(usize, &str)> = first.split(',').map(|part| (part.len(), &part[..2])).collect();
+        let at = begun.elapsed();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let proved = Instant::now();
+        s.prove("c=biws,r=fykox,p=d3Jvbmc=").await;
+        let end = line(&mut s.client).await.unwrap();
+        seen.push((format!("{form:?}"), at, end, proved.elapsed()));
+        let records = s.ended().await;
+        assert_eq!(records[0].mechanism, Some("SCRAM-SHA-256"));
+        let expected = if user.starts_with("nobody") {
+            Outcome::UnknownUser
+        } else {
+            Outcome::BadCredentials
+        };
+        assert_eq!(records[0].outcome, Some(expected));
+    }
+    assert!(seen.iter().all(|one| *one == seen[0]), "{seen:#?}");
+    let (_, at, end, after) = &seen[0];
+    assert_eq!(end, "a NO [AUTHENTICATIONFAILED] AUTHENTICATE failed");
+    assert_eq!((at.as_millis(), after.as_secs()), (250, 10));
+}
+
+/// A failure counts for the account, and each as one: nobody here knows whether it was the same password.
+#[tokio::test(start_paused = true)]
+async fn failed_exchanges_are_counted() {
+    let mut strict = ThrottleSettings::default();
+    let pair = strict.rule_mut(Rule::Pair);
+    (pair.delay_from, pair.refuse_from) = (2, 2);
+    for user in ["alice@a.example", "nobody@a.example"] {
+        let mut s = stage(Plan {
+            one: Some(Store::Scram(0)),
+            throttle: Some(strict.clone()),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        for _ in 0..2 {
+            s.scram(user).await;
+            s.prove("c=biws,r=fykox,p=d3Jvbmc=").await;
+            s.expect("a NO [AUTHENTICATIONFAILED]").await;
+        }
+        s.say(&format!(
+            "a AUTHENTICATE SCRAM-SHA-256 {}\r\n",
+            STANDARD.encode(format!("n,,n={user},r=fyko"))
+        ))
+        .await;
+        s.expect("a NO [LIMIT]").await;
+        let records = s.ended().await;
+        assert_eq!(records[2].outcome, Some(Outcome::Throttled), "{user}");
+    }
+}
+
+/// Who gives up in the middle has failed in nothing, and is told at once.
+#[tokio::test(start_paused = true)]
+async fn an_exchange_that_is_given_up() {
+    for user in ["alice@a.example", "nobody@a.example"] {
+        let plan = || Plan {
+            one: Some(Store::Scram(0)),
+            ..Plan::default()
+        };
+        let mut s = stage(plan());
+        s.expect("* OK").await;
+        s.scram(user).await;
+        let begun = Instant::now();
+        s.say("*\r\n").await;
+        s.expect("a BAD AUTHENTICATE aborted").await;
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        s.say("b LOGOUT\r\n").await;
+        s.expect("* BYE").await;
+        let mut records = s.ended().await;
+        let mut s = stage(plan());
+        s.expect("* OK").await;
+        s.scram(user).await;
+        records.extend(s.reset().await);
+        for login in [&records[0], &records[2]] {
+            assert_eq!(
+                (login.outcome, login.why.as_deref()),
+                (Some(Outcome::ClientGone), Some("it has given up the exchange")),
+                "{records:#?}"
+            );
+        }
+    }
+}
+
+/// Before the client has heard anything another server can be asked. Afterwards its proof is good for one only.
+#[tokio::test(start_paused = true)]
+async fn an_exchange_goes_on_elsewhere_only_before_it_has_begun() {
+    let moved = |one| Plan {
+        one: Some(one),
+        two: Some(Store::Scram(0)),
+        moves: true,
+        ..Plan::default()
+    };
+    let mut s = stage(moved(Store::ScramSays("NO AUTHENTICATE failed (wrong host)")));
+    s.expect("* OK").await;
+    s.scram("alice@a.example").await;
+    s.prove(RIGHT_PROOF).await;
+    s.expect("+ dj1RUT09").await;
+    s.say("\r\n").await;
+    s.expect("a OK hello").await;
+    let records = s.ended().await;
+    assert_eq!(records[0].route.as_deref(), Some("two.example:7143"));
+
+    let mut s = stage(moved(Store::Scram(0)));
+    s.expect("* OK").await;
+    s.scram("alice@a.example").await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    s.prove("c=biws,r=fykox,p=d3Jvbmc=").await;
+    s.expect("a NO [UNAVAILABLE]").await;
+    s.scram("alice@a.example").await;
+    s.prove(RIGHT_PROOF).await;
+    s.expect("+ dj1RUT09").await;
+    s.say("\r\n").await;
+    s.expect("a OK hello").await;
+    let records = s.ended().await;
+    assert_eq!(records[0].outcome, Some(Outcome::UpstreamDown), "{:?}", records[0]);
+    assert_eq!(records[1].route.as_deref(), Some("two.example:7143"));
+}
+
+/// The time that the client takes for its proof is not the server's, and has an end.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_proves_anything_is_sent_away() {
+    for user in ["alice@a.example", "nobody@a.example"] {
+        let mut s = stage(Plan {
+            one: Some(Store::Scram(0)),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.scram(user).await;
+        let begun = Instant::now();
+        s.expect("* BYE login takes too long").await;
+        assert_eq!(begun.elapsed().as_secs(), 60);
+        let records = s.ended().await;
+        assert_eq!(records[0].outcome, Some(Outcome::ClientGone), "{records:#?}");
+    }
 }

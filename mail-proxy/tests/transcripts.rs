@@ -13,13 +13,17 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_proxy::login_failure::LoginFailure;
+use mail_proxy::sasl::{Exchange, Progress};
 use mail_proxy::{
     Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism,
-    Rejected, StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
+    ProofKind, Rejected, StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read, as a session would do it.
 const READ: usize = 16 * 1024;
+
+/// The first message of a client that logs in by an exchange.
+const FIRST_MESSAGE: &[u8] = b"n,,n=al,r=fyko";
 
 /// Above this, not every position is cut.
 const CUT_EVERYWHERE: usize = 2_000;
@@ -174,6 +178,10 @@ enum Turn {
 enum Decision {
     Accept(Accepted),
     Refuse(LoginFailure),
+    /// The mailbox server has this for the client to answer.
+    Challenge(Vec<u8>),
+    /// The client answers this.
+    Respond(Vec<u8>),
 }
 
 impl Script {
@@ -206,6 +214,8 @@ impl Script {
                     accepted.answer = value.into();
                     script.decisions.push(Decision::Accept(std::mem::take(&mut accepted)));
                 }
+                ">challenge" => script.decisions.push(Decision::Challenge(unescape(value))),
+                ">respond" => script.decisions.push(Decision::Respond(unescape(value))),
                 ">refuse" => script.decisions.push(Decision::Refuse(failure(value))),
                 _ => panic!("{name}: what is {line:?}?"),
             }
@@ -385,17 +395,20 @@ impl Player {
                 }
                 Step::Login(credentials) => {
                     self.trace.did(show(&credentials));
-                    match self.decision(machine.as_mut()) {
-                        Decision::Refuse(failure) => machine.refuse(&failure, &mut out),
-                        Decision::Accept(accepted) => {
-                            let unread = machine.accept(&accepted, &mut out);
-                            self.trace.said(&mut out);
-                            self.machine = Machine::Relay(unread);
-                            return;
-                        }
+                    match self.decide(machine) {
+                        Some(goes_on) => machine = goes_on,
+                        None => return,
                     }
-                    self.trace.said(&mut out);
                 }
+                Step::Respond(response) => {
+                    self.trace
+                        .did(format!("respond {}", response.expose().escape_ascii()).trim_end());
+                    match self.decide(machine) {
+                        Some(goes_on) => machine = goes_on,
+                        None => return,
+                    }
+                }
+                Step::Withdrawn => self.trace.did("withdrawn"),
                 Step::Reject(rejected) => {
                     self.trace.did(show_rejected(&rejected));
                     machine.refuse(&rejected.failure, &mut out);
@@ -404,6 +417,24 @@ impl Player {
             }
         }
         self.machine = Machine::Login(machine);
+    }
+
+    /// Tells a machine what comes of a login. `None`: from now on it is a relay.
+    fn decide(&mut self, mut machine: Box<dyn LoginMachine>) -> Option<Box<dyn LoginMachine>> {
+        let mut out = Vec::new();
+        match self.decision(machine.as_mut()) {
+            Decision::Refuse(failure) => machine.refuse(&failure, &mut out),
+            Decision::Challenge(message) => machine.challenge(&message, &mut out),
+            Decision::Respond(_) => panic!("only a mailbox server is answered"),
+            Decision::Accept(accepted) => {
+                let unread = machine.accept(&accepted, &mut out);
+                self.trace.said(&mut out);
+                self.machine = Machine::Relay(unread);
+                return None;
+            }
+        }
+        self.trace.said(&mut out);
+        Some(machine)
     }
 
     fn decision(&mut self, machine: &mut dyn LoginMachine) -> Decision {
@@ -421,10 +452,18 @@ impl Player {
 
     fn answer(&mut self, mut machine: Box<dyn UpstreamMachine>, read: &[u8]) {
         let mut out = Vec::new();
-        let step = machine.input(read, &mut out);
+        let mut step = machine.input(read, &mut out);
         self.trace.said(&mut out);
+        while let UpstreamStep::Challenge(message) = &step {
+            self.trace.did(format!("challenge {}", message.escape_ascii()));
+            let Some(Decision::Respond(response)) = self.decisions.pop_front() else {
+                panic!("no answer to a challenge");
+            };
+            step = machine.respond(&response, &mut out);
+            self.trace.said(&mut out);
+        }
         self.machine = match step {
-            UpstreamStep::NeedInput => Machine::Upstream(machine),
+            UpstreamStep::NeedInput | UpstreamStep::Challenge(_) => Machine::Upstream(machine),
             UpstreamStep::Refused(refusal) => {
                 self.trace.did(format!("refused {refusal:?}"));
                 Machine::Ended
@@ -472,13 +511,12 @@ fn show(credentials: &Credentials) -> String {
         user,
         authenticating_as,
         suffix,
-        password,
+        proof,
     } = credentials;
-    let mut text = format!(
-        "login {} user={user:?} password=\"{}\"",
-        mechanism.name(),
-        password.expose().escape_ascii()
-    );
+    let mut text = format!("login {} user={user:?}", mechanism.name());
+    if let Some(secret) = proof.secret() {
+        text += &format!(" password=\"{}\"", secret.escape_ascii());
+    }
     if let Some(other) = authenticating_as {
         text += &format!(" as={other:?}");
     }
@@ -557,14 +595,12 @@ fn introduction(mechanism: Mechanism) -> Introduction {
 fn introduce(intro: &mut Introduction, key: &str, value: &str) {
     let bytes = || unescape(value);
     let text = || String::from_utf8_lossy(&unescape(value)).into_owned();
-    let (password, user) = (
-        intro.credentials.password.expose().clone(),
-        intro.credentials.user.clone(),
-    );
+    let password = intro.credentials.proof.secret().unwrap_or_default().to_vec();
+    let user = intro.credentials.user.clone();
     match key {
         "sasl" => {
             let mechanism = Mechanism::of_sasl(value.as_bytes()).unwrap_or(Mechanism::SaslPlain);
-            intro.credentials = Credentials::parse(mechanism, user.as_bytes(), &password).expect("good credentials");
+            intro.credentials = credentials(mechanism, user.as_bytes(), &password);
         }
         "as" => intro.credentials.authenticating_as = Some(text()),
         "typed" | "password" => {
@@ -573,8 +609,7 @@ fn introduce(intro: &mut Introduction, key: &str, value: &str) {
             } else {
                 (user.into_bytes(), bytes())
             };
-            intro.credentials =
-                Credentials::parse(intro.credentials.mechanism, &user, &password).expect("good credentials");
+            intro.credentials = credentials(intro.credentials.mechanism, &user, &password);
         }
         "login" => intro.login = text(),
         "client" => intro.client.set_ip(value.parse().expect("an address")),
@@ -591,6 +626,23 @@ fn introduce(intro: &mut Introduction, key: &str, value: &str) {
         }
         _ => panic!("no setting {key}"),
     }
+}
+
+/// What a client has come with. The password of an exchange is its first message: [`FIRST_MESSAGE`], if no other.
+fn credentials(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Credentials {
+    let parsed = match mechanism.proof() {
+        ProofKind::Password => Credentials::parse(mechanism, user, password),
+        ProofKind::Token => Credentials::with_token(mechanism, user, password),
+        ProofKind::Exchange => {
+            let exchange = Exchange::begin(mechanism).expect("one of SASL");
+            let first = if password == b"secret" { FIRST_MESSAGE } else { password };
+            match exchange.response(STANDARD.encode(first).as_bytes()) {
+                Progress::Done(parsed) => parsed,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    parsed.expect("good credentials")
 }
 
 fn failure(words: &str) -> LoginFailure {

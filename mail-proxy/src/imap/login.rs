@@ -58,7 +58,9 @@ impl LoginDialect for ImapDialect {
 
     fn too_long(login: &mut ImapLogin, out: &mut Vec<u8>) -> Option<Step> {
         let tag = match &login.state {
-            State::Sasl { tag, .. } | State::TokenRefused { tag, .. } => Some(tag.clone()),
+            State::Sasl { tag, .. } | State::Challenged { tag, .. } | State::TokenRefused { tag, .. } => {
+                Some(tag.clone())
+            }
             _ => Request::parse(login.input.unread(), Extent::UpToLiteral).tag,
         };
         login.answer(tag.as_ref(), "BAD command is too long", out);

@@ -14,7 +14,7 @@ use crate::server_refusal::{
     NOT_UNDERSTOOD, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
 };
 use crate::server_rules::Announcement;
-use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
+use crate::upstream::{Challenges, UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// Octets of untagged lines that are kept for the client.
 const MAX_UNTAGGED: usize = 64 * 1024;
@@ -43,8 +43,7 @@ pub struct ImapDialogue {
     untagged: Vec<u8>,
     /// The OK of the login, where it came before the answer to ID.
     answer: Vec<u8>,
-    /// The server has said what is wrong with the token.
-    challenged: bool,
+    challenges: Challenges,
     /// Octets to come of a literal in an untagged line, which is for nobody.
     literal: Option<usize>,
 }
@@ -89,7 +88,7 @@ impl ImapUpstream {
             can: None,
             untagged: Vec::new(),
             answer: Vec::new(),
-            challenged: false,
+            challenges: Challenges::default(),
             literal: None,
         })
     }
@@ -106,7 +105,7 @@ impl UpstreamDialect for ImapDialogue {
                 None => self.untagged(line, text, out),
             },
             Line::Untagged(text) => self.untagged(line, text, out),
-            Line::Invitation => self.invited(out),
+            Line::Invitation(text) => self.invited(text, out),
             Line::Tagged(ID_TAG, text) => {
                 self.learn(text);
                 self.id_answered(out)
@@ -271,7 +270,10 @@ impl ImapDialogue {
         let can = self.can();
         match self.intro.mechanism(can.mechanisms) {
             Some(_) => None,
-            None => self.intro.lacks().or(can.login_disabled.then_some(TLS_WANTED)),
+            None => self
+                .intro
+                .lacks(can.mechanisms)
+                .or(can.login_disabled.then_some(TLS_WANTED)),
         }
     }
 
@@ -298,7 +300,7 @@ impl ImapDialogue {
         let can = self.can();
         match self.mechanism() {
             Some(_) => can.sasl_ir,
-            None => [self.name().as_bytes(), self.intro.credentials.password.expose()]
+            None => [self.name().as_bytes(), self.intro.password()]
                 .iter()
                 .all(|value| can.literal_plus || (can.literal_minus && value.len() <= MAX_SMALL_LITERAL)),
         }
@@ -321,9 +323,7 @@ impl ImapDialogue {
             (None, true) => {
                 let name = self.name();
                 out.extend_from_slice(format!("{LOGIN_TAG} LOGIN {{{}+}}\r\n{name}", name.len()).as_bytes());
-                out.extend_from_slice(
-                    format!(" {{{}+}}\r\n", self.intro.credentials.password.expose().len()).as_bytes(),
-                );
+                out.extend_from_slice(format!(" {{{}+}}\r\n", self.intro.password().len()).as_bytes());
                 self.say_password(out);
             }
             (None, false) => {
@@ -334,19 +334,18 @@ impl ImapDialogue {
         None
     }
 
-    fn invited(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+    fn invited(&mut self, text: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         match self.state {
             State::Name => {
-                let password = self.intro.credentials.password.expose().len();
+                let password = self.intro.password().len();
                 out.extend_from_slice(format!("{} {{{password}}}\r\n", self.name()).as_bytes());
                 self.state = State::Password;
             }
             State::Password => self.say_password(out),
             State::Message => self.say_message(out),
-            State::Answer | State::IdThenAnswer if self.intro.has_token() && !self.challenged => {
-                self.challenged = true;
-                out.extend_from_slice(self.intro.challenge_answer(self.can().mechanisms).as_bytes());
-                out.extend_from_slice(b"\r\n");
+            State::Answer | State::IdThenAnswer => {
+                let has = self.can().mechanisms;
+                return self.challenges.take(&self.intro, has, text, out);
             }
             _ => return Some(broken("an invitation that nobody waits for")),
         }
@@ -354,7 +353,7 @@ impl ImapDialogue {
     }
 
     fn say_password(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.intro.credentials.password.expose());
+        out.extend_from_slice(self.intro.password());
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
     }
@@ -471,7 +470,7 @@ fn plain(address: IpAddr) -> String {
 /// A line from a server.
 enum Line<'a> {
     Untagged(&'a [u8]),
-    Invitation,
+    Invitation(&'a [u8]),
     Tagged(&'static str, &'a [u8]),
     Foreign,
 }
@@ -480,7 +479,8 @@ impl Line<'_> {
     fn parse(line: &[u8]) -> Line<'_> {
         match line {
             [b'*', b' ', text @ ..] => Line::Untagged(text),
-            [b'+'] | [b'+', b' ', ..] => Line::Invitation,
+            [b'+'] => Line::Invitation(b""),
+            [b'+', b' ', text @ ..] => Line::Invitation(text),
             [b'P', b'1', b' ', text @ ..] => Line::Tagged(ID_TAG, text),
             [b'P', b'2', b' ', text @ ..] => Line::Tagged(LOGIN_TAG, text),
             [b'P', b'3', b' ', text @ ..] => Line::Tagged(CAPABILITY_TAG, text),
@@ -526,8 +526,7 @@ impl Capabilities {
         for word in list.split_ascii_whitespace() {
             match word.to_ascii_uppercase().as_str() {
                 name if name.starts_with("AUTH=") => {
-                    let known = Mechanism::of_sasl(&name.as_bytes()["AUTH=".len()..]);
-                    known.into_iter().for_each(|known| can.mechanisms.insert(known));
+                    can.mechanisms.insert_named(&name.as_bytes()["AUTH=".len()..]);
                 }
                 "LITERAL+" => can.literal_plus = true,
                 "LITERAL-" => can.literal_minus = true,

@@ -10,7 +10,7 @@ use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
 use crate::server_refusal::{Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls};
 use crate::server_rules::Announcement;
-use crate::upstream::{UpstreamDialect, UpstreamDriver, broken, printable};
+use crate::upstream::{Challenges, UpstreamDialect, UpstreamDriver, broken, printable};
 
 /// POP3 towards a mailbox server.
 pub type Pop3Upstream = UpstreamDriver<Pop3Dialogue>;
@@ -22,8 +22,7 @@ pub struct Pop3Dialogue {
     state: State,
     /// The SASL mechanisms of the server's list.
     mechanisms: Mechanisms,
-    /// The server has said what is wrong with the token.
-    challenged: bool,
+    challenges: Challenges,
 }
 
 /// Named by what is awaited.
@@ -50,7 +49,7 @@ impl Pop3Upstream {
             intro,
             state: State::Banner,
             mechanisms: Mechanisms::default(),
-            challenged: false,
+            challenges: Challenges::default(),
         })
     }
 }
@@ -83,11 +82,9 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::User | State::Message | State::Answer, Indicator::Err) => {
                 Some(UpstreamStep::Refused(refusal(line)))
             }
-            (State::Answer, Indicator::Invitation) if self.intro.has_token() && !self.challenged => {
-                self.challenged = true;
-                out.extend_from_slice(self.intro.challenge_answer(self.mechanisms).as_bytes());
-                out.extend_from_slice(b"\r\n");
-                None
+            (State::Answer, Indicator::Invitation) => {
+                let text = line.get("+ ".len()..).unwrap_or_default();
+                self.challenges.take(&self.intro, self.mechanisms, text, out)
             }
             (_, Indicator::Invitation) => Some(broken("an invitation that nobody waits for")),
             (State::Message, Indicator::Ok) => Some(broken("+OK before the password was said")),
@@ -162,7 +159,7 @@ impl Pop3Dialogue {
         if line == b"." {
             return match self.intro.mechanism(self.mechanisms) {
                 Some(mechanism) => self.authenticate(mechanism, out),
-                None => match self.intro.lacks() {
+                None => match self.intro.lacks(self.mechanisms) {
                     Some(lacks) => Some(broken(lacks)),
                     None => self.say_name(out),
                 },
@@ -170,19 +167,14 @@ impl Pop3Dialogue {
         }
         let mut words = line.split(|&byte| byte == b' ');
         if words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SASL")) {
-            words
-                .filter_map(Mechanism::of_sasl)
-                .for_each(|known| self.mechanisms.insert(known));
+            words.for_each(|name| self.mechanisms.insert_named(name));
         }
         None
     }
 
     /// Without a list it is tried: the message is said only where the server invites it.
     fn authenticate_unlisted(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let mechanism = match self.intro.has_token() {
-            true => self.intro.credentials.mechanism,
-            false => Mechanism::SaslPlain,
-        };
+        let mechanism = self.intro.first_mechanism();
         self.mechanisms.insert(mechanism);
         self.authenticate(mechanism, out)
     }
@@ -203,7 +195,7 @@ impl Pop3Dialogue {
 
     fn say_password(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
         out.extend_from_slice(b"PASS ");
-        out.extend_from_slice(self.intro.credentials.password.expose());
+        out.extend_from_slice(self.intro.password());
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
         None

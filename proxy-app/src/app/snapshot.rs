@@ -406,6 +406,7 @@ fn mail_settings(
             rules: config.mail.servers.clone(),
             directory: told_servers(system, problems),
         }),
+        decoys: before.map(|before| before.mail.decoys.clone()).unwrap_or_default(),
         product: (name.to_owned(), version.to_owned()),
     }
 }

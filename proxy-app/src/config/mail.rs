@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mail_directory::yaml::{Mapping, Node};
-use mail_proxy::{Mechanism, Mechanisms, ServerRule, Tell};
+use mail_proxy::{Mechanism, Mechanisms, ProofKind, ServerRule, Tell};
 
 use super::LiveKey;
 use super::read::ConfigReader;
@@ -42,9 +42,9 @@ pub(crate) struct MailConfig {
 const MAX_RULES: usize = 256;
 
 /// The mechanisms that every mailbox server must have for them to be offered, so only the administrator knows.
-fn mechanisms_by_token() -> Vec<(&'static str, Mechanism)> {
-    let by_token = Mechanism::SASL.into_iter().filter(|mechanism| mechanism.is_token());
-    by_token.map(|mechanism| (mechanism.name(), mechanism)).collect()
+fn mechanisms_of_servers() -> Vec<(&'static str, Mechanism)> {
+    let of_servers = Mechanism::of_all_sasl().filter(|mechanism| mechanism.proof() != ProofKind::Password);
+    of_servers.map(|mechanism| (mechanism.name(), mechanism)).collect()
 }
 
 /// Where a key is not written, the values of a Carbonio proxy's local configuration (MAIL §6.1), with POP3's idle limit
@@ -104,7 +104,7 @@ impl ConfigReader {
             config.max_bad_commands = n;
         }
         if let Some(node) = section.take("mechanisms") {
-            let choices = mechanisms_by_token();
+            let choices = mechanisms_of_servers();
             let named = node.each(&mut self.problems, |item, problems| item.choice(&choices, problems));
             config.mechanisms = named.into_iter().flatten().collect();
         }

@@ -119,7 +119,7 @@ fn login<M: LoginMachine>(mut machine: M, pieces: &[&[u8]], held: impl Fn(&M) ->
                 Step::NeedInput => break,
                 Step::Login(credentials) => {
                     check_credentials(&credentials);
-                    did += &format!("{credentials:?} {:?}\n", credentials.password.expose());
+                    did += &format!("{credentials:?} {:?}\n", credentials.proof.secret());
                     logins += 1;
                     if logins == 2 {
                         let rest = accept(machine, &mut out);
@@ -163,7 +163,7 @@ pub(crate) fn check_credentials(credentials: &Credentials) {
     {
         assert!(!name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control));
     }
-    let password = credentials.password.expose();
+    let password = credentials.proof.secret().unwrap_or_default();
     assert!(password.len() <= 12 * 1024 && !password.iter().any(|byte| b"\0\r\n".contains(byte)));
 }
 
@@ -174,6 +174,7 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
     while let Some(read) = reads.next() {
         match machine.input(read, &mut out) {
             UpstreamStep::NeedInput => {}
+            UpstreamStep::Challenge(_) => unreachable!("a password is no exchange"),
             UpstreamStep::Accepted(Accepted { untagged, answer, rest }) => {
                 assert!(untagged.len() <= SERVER_LINE && answer.len() <= SERVER_LINE && rest.len() <= read.len());
                 let rest = [rest, reads.flatten().copied().collect()].concat();
