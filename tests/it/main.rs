@@ -48,6 +48,7 @@ mod real_web;
 mod refusals;
 mod returns;
 mod scene;
+mod scram;
 mod secrets;
 mod server_answers;
 mod server_connections;

@@ -137,6 +137,24 @@ impl Dovecot {
         ])
     }
 
+    /// Starts it again so that it takes SCRAM from these users: it keeps their passwords as they are.
+    pub fn take_scram(&mut self, users: &[Login]) -> Result<()> {
+        let path = self.dir.join("users");
+        let kept = std::fs::read_to_string(&path)?;
+        let line = |line: &str| {
+            let user = users.iter().find(|user| line.starts_with(&format!("{}:", user.name)));
+            match user {
+                Some(user) => format!("{}:{{PLAIN}}{}\n", user.name, String::from_utf8_lossy(user.password)),
+                None => format!("{line}\n"),
+            }
+        };
+        std::fs::write(&path, kept.lines().map(line).collect::<String>())?;
+        self.set(&[(
+            "auth_mechanisms = plain login\n",
+            "auth_mechanisms = plain login scram-sha-1 scram-sha-256\n",
+        )])
+    }
+
     /// Stops it with all its sessions.
     pub fn stop(&mut self) -> Result<()> {
         match self.child.take() {
