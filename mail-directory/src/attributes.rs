@@ -408,6 +408,8 @@ attributes! {
             "Send the client's address to the IMAP server with ID.";
         REVERSE_PROXY_SEND_POP3_XOIP: "zimbraReverseProxySendPop3Xoip", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Send the client's address to the POP3 server with XOIP.";
+        PORTICO_SERVER_START_TLS: "porticoServerStartTls", Kind::Flag, ["FALSE"], [Scope::Global, Scope::Server],
+            "Use the clear-text IMAP and POP3 ports of the mailbox server, and begin TLS there with STARTTLS and STLS. No password is said without it.";
         PORTICO_SERVER_TELL: "porticoServerTell", Kind::Words(&["zimbra", "dovecot", "proxy_v1", "proxy_v2", "none"]), [], [Scope::Global, Scope::Server],
             "What the mailbox server is told of mail clients, in the place of the two flags above. `zimbra`: IMAP ID with X-ORIGINATING-IP and X-VIA, POP3 XOIP; `dovecot`: IMAP ID with x-originating-ip and the like, POP3 XCLIENT; `proxy_v1` or `proxy_v2`: a PROXY header; `none`: nothing. `mail.servers` of the node file wins.";
         REVERSE_PROXY_UPSTREAM_CONNECT_TIMEOUT: "zimbraReverseProxyUpstreamConnectTimeout", Kind::Duration, ["25"], [Scope::Global, Scope::Server],

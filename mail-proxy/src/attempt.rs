@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_directory::{Secret, names};
-use route_cache::{HoldMoment, Lookup, ReferredRoute, Route, RouteError, Subject, Tier};
+use route_cache::{HoldMoment, Lookup, ReferredRoute, Route, RouteError, Subject, Tier, UpstreamTls};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -45,6 +45,19 @@ const HOLD_LOOK: Duration = Duration::from_millis(250);
 
 /// What a mailbox server that has greeted is given in any case before its silence is taken for a refusal.
 const FAIR: Duration = Duration::from_secs(5);
+
+/// How long a server may take for answers that need no thought, where more was said behind the question.
+const OVERLAP: Duration = Duration::from_secs(2);
+
+/// How long a server that takes nobody at the moment is left alone before it is tried again.
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_millis(1000),
+];
+
+/// How long after its beginning a login may be tried again so. Its client hears of an outage within seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The age from which a route is asked for again before a refusal is believed. Younger ones bring nothing new, and
 /// a client that guesses passwords must not make us ask the directory each time.
@@ -235,6 +248,10 @@ enum TryFailure {
     /// The server has gone at what may be its own end: try once more at the same one. The route stays, because a client
     /// that has a server hang up must not make us ask the directory each time.
     Again(LoginFailure),
+    /// It was said at once, and the server has answered as if that was the reason.
+    Hurried(LoginFailure),
+    /// The server has gone before its greeting, as one that is being started again.
+    Restarts(LoginFailure),
     /// Worth another try only if the account is somewhere else by now. The route stays: it may be needed while the
     /// directory is down.
     Doubtful(LoginFailure),
@@ -454,8 +471,8 @@ impl Tries {
             Ok(done) => return Ok(done),
             Err(failure) if self.conversation.begun => return Err(self.cannot_repeat(lookup, &route, failure).await),
             Err(TryFailure::Final(failure)) => return Err(failure),
-            Err(TryFailure::Again(_)) => route,
-            Err(TryFailure::Stale(_) | TryFailure::Referred(_)) => {
+            Err(TryFailure::Again(_) | TryFailure::Hurried(_)) => route,
+            Err(TryFailure::Stale(_) | TryFailure::Restarts(_) | TryFailure::Referred(_)) => {
                 self.env.routes.forget(lookup);
                 self.route(lookup).await?
             }
@@ -463,12 +480,15 @@ impl Tries {
         };
         let again = self.try_from(lookup, &fresh, credentials, id).await;
         again.map_err(|again| match again {
-            TryFailure::Stale(failure) => {
+            TryFailure::Stale(failure) | TryFailure::Restarts(failure) => {
                 self.env.routes.forget(lookup);
                 failure
             }
             TryFailure::Referred(referral) => LoginFailure::UpstreamDown(not_followed(&referral)),
-            TryFailure::Again(failure) | TryFailure::Doubtful(failure) | TryFailure::Final(failure) => failure,
+            TryFailure::Again(failure)
+            | TryFailure::Hurried(failure)
+            | TryFailure::Doubtful(failure)
+            | TryFailure::Final(failure) => failure,
         })
     }
 
@@ -476,7 +496,7 @@ impl Tries {
     /// goes where this one should have gone.
     async fn cannot_repeat(&mut self, lookup: &Lookup, route: &Route, failure: TryFailure) -> LoginFailure {
         match failure {
-            TryFailure::Stale(failure) => {
+            TryFailure::Stale(failure) | TryFailure::Restarts(failure) => {
                 self.env.routes.forget(lookup);
                 failure
             }
@@ -489,7 +509,7 @@ impl Tries {
                 Ok(None) => failure,
                 Err(unknown) => unknown,
             },
-            TryFailure::Again(failure) | TryFailure::Final(failure) => failure,
+            TryFailure::Again(failure) | TryFailure::Hurried(failure) | TryFailure::Final(failure) => failure,
         }
     }
 
@@ -502,7 +522,7 @@ impl Tries {
         id: IdFields,
     ) -> Result<(BoxStream, Accepted), TryFailure> {
         let mut been = vec![route.clone()];
-        let mut result = self.try_at(route, credentials, id.clone()).await;
+        let mut result = self.try_patiently(route, credentials, id.clone()).await;
         while let Some(referral) = self.referral(&result) {
             let next = match self.referred(lookup, &been, &referral) {
                 Ok(next) => next,
@@ -513,7 +533,7 @@ impl Tries {
             let from = been[been.len() - 1].clone();
             been.push(next.route.clone());
             self.note(&next.route);
-            let there = self.try_at(&next.route, credentials, id.clone()).await;
+            let there = self.try_patiently(&next.route, credentials, id.clone()).await;
             if there.is_err() && result.is_ok() {
                 self.note(&from);
                 break;
@@ -690,11 +710,45 @@ impl Tries {
         Err(LoginFailure::Held { text, why })
     }
 
+    /// Tries at one server, and again after a pause where it is only for a moment that it takes nobody. Its answer says
+    /// nothing of the password then, so this is no second guess.
+    async fn try_patiently(
+        &mut self,
+        route: &Route,
+        credentials: &Credentials,
+        id: IdFields,
+    ) -> Result<(BoxStream, Accepted), TryFailure> {
+        for pause in PAUSES {
+            match self.try_twice(route, credentials, id.clone()).await {
+                Err(TryFailure::Restarts(_) | TryFailure::Doubtful(LoginFailure::Busy(_)))
+                    if !self.conversation.begun && self.begun.elapsed() + pause < PATIENCE => {}
+                other => return other,
+            }
+            sleep(pause).await;
+        }
+        self.try_twice(route, credentials, id).await
+    }
+
+    /// Tries at one server, and once more with one command after the other where all were said at once and the answer may
+    /// come from that.
+    async fn try_twice(
+        &mut self,
+        route: &Route,
+        credentials: &Credentials,
+        id: IdFields,
+    ) -> Result<(BoxStream, Accepted), TryFailure> {
+        match self.try_at(route, credentials, id.clone(), false).await {
+            Err(TryFailure::Hurried(_)) if !self.conversation.begun => self.try_at(route, credentials, id, true).await,
+            other => other,
+        }
+    }
+
     async fn try_at(
         &mut self,
         route: &Route,
         credentials: &Credentials,
         id: IdFields,
+        slowly: bool,
     ) -> Result<(BoxStream, Accepted), TryFailure> {
         self.record.phase = None;
         self.greets.send_replace(None);
@@ -707,11 +761,24 @@ impl Tries {
         self.env.audit.connected(route, connected.is_ok());
         let mut server = connected.map_err(unreachable)?;
         let begun = Instant::now();
-        let mut machine = self.upstream(route, credentials, id, tell.announcement);
+        let mut introduction = self.introduction(route, credentials, id, tell.announcement);
+        // What a server says may depend on how it is spoken to.
+        let at = format!(
+            "{} {} {}",
+            self.facts.protocol.proto().name(),
+            route.address(),
+            introduction.starttls
+        );
+        introduction.known = self.env.settings.known.of(&at);
+        introduction.slowly = slowly;
+        let mut machine = self.machine(introduction);
         let limit = self.env.settings.upstream_login;
-        let talk = self.talk(&mut server, machine.as_mut(), called + GREETING, credentials);
+        let talk = self.talk(&mut server, machine.as_mut(), called + GREETING, credentials, route);
         let answer = timeout(limit, talk).await.unwrap_or(Err(Unanswered::Silent));
         self.record.ms_login = Some(self.took(Phase::Login, begun));
+        if let Some(heard) = machine.heard() {
+            self.env.settings.known.note(&at, heard);
+        }
         self.sent_on = None;
         let taken = answer.map(|mut accepted| {
             self.sent_on = Referral::take(&mut accepted.answer);
@@ -719,14 +786,27 @@ impl Tries {
         });
         taken.map_err(|unanswered| {
             self.record.phase = Some(machine.phase());
+            if machine.hurried() && unanswered.is_odd(self.facts.protocol) {
+                // What is only for a moment may be no answer to that.
+                if !matches!(unanswered, Unanswered::Refused(Refusal::Temporary(_))) {
+                    self.env.settings.known.distrust(&at);
+                }
+                return TryFailure::Hurried(LoginFailure::UpstreamDown(SILENT.to_owned()));
+            }
             let long = credentials.has_long_password() && machine.phase() == "login";
             match unanswered {
                 Unanswered::Gone if long => TryFailure::Again(LoginFailure::PasswordNotBorne(CLOSED.to_owned())),
                 Unanswered::Refused(refusal) if long => not_borne(refusal),
                 Unanswered::Refused(refusal) => failure(refusal),
+                Unanswered::Unsafe(error) => unreachable(error),
+                Unanswered::Gone if machine.phase() == "banner" => {
+                    TryFailure::Restarts(LoginFailure::UpstreamDown(CLOSED.to_owned()))
+                }
                 Unanswered::Gone => TryFailure::Stale(LoginFailure::UpstreamDown(CLOSED.to_owned())),
                 Unanswered::Withdrawn => TryFailure::Final(LoginFailure::Withdrawn),
-                Unanswered::Silent => TryFailure::Doubtful(LoginFailure::UpstreamDown(SILENT.to_owned())),
+                Unanswered::Silent | Unanswered::Dropped => {
+                    TryFailure::Doubtful(LoginFailure::UpstreamDown(SILENT.to_owned()))
+                }
             }
         })
     }
@@ -738,6 +818,7 @@ impl Tries {
         machine: &mut dyn UpstreamMachine,
         greeting: Instant,
         credentials: &Credentials,
+        route: &Route,
     ) -> Result<Accepted, Unanswered> {
         // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
         let mut out = Vec::with_capacity(MAX_SAID);
@@ -751,7 +832,17 @@ impl Tries {
                 out.clear();
             }
             step = match step {
+                UpstreamStep::NeedInput if machine.is_overlapping() => {
+                    let heard = timeout(OVERLAP, hear(server, machine, &mut out)).await;
+                    heard.unwrap_or(Err(Unanswered::Dropped))?
+                }
                 UpstreamStep::NeedInput => hear(server, machine, &mut out).await?,
+                UpstreamStep::StartTls => {
+                    let clear = std::mem::replace(server, Box::new(tokio::io::empty()));
+                    let secured = self.env.transport.secure(clear, route).await;
+                    *server = secured.map_err(Unanswered::Unsafe)?;
+                    machine.secured(&mut out)
+                }
                 UpstreamStep::Challenge(message) => {
                     self.note_challenge(credentials, &message);
                     let response = self.ask(message).await.map_err(|_| Unanswered::Withdrawn)?;
@@ -783,16 +874,23 @@ impl Tries {
         })
     }
 
-    fn upstream(
+    fn machine(&self, introduction: Introduction) -> Box<dyn UpstreamMachine> {
+        match self.facts.protocol {
+            Protocol::Imap => Box::new(imap::ImapUpstream::new(introduction)),
+            Protocol::Pop3 => Box::new(pop3::Pop3Upstream::new(introduction)),
+        }
+    }
+
+    fn introduction(
         &self,
         route: &Route,
         credentials: &Credentials,
         client_id: IdFields,
         announcement: Announcement,
-    ) -> Box<dyn UpstreamMachine> {
+    ) -> Introduction {
         let settings = &self.env.settings;
         let ConnectionFacts { client, id, .. } = &*self.facts.connection;
-        let introduction = Introduction {
+        Introduction {
             credentials: credentials.clone(),
             login: route.login.to_string(),
             client: client.addr,
@@ -802,10 +900,13 @@ impl Tries {
             client_id,
             product: settings.product.clone(),
             announcement,
-        };
-        match self.facts.protocol {
-            Protocol::Imap => Box::new(imap::ImapUpstream::new(introduction)),
-            Protocol::Pop3 => Box::new(pop3::Pop3Upstream::new(introduction)),
+            starttls: match route.tls {
+                UpstreamTls::StartTls { .. } => true,
+                UpstreamTls::Clear => settings.servers.starttls(route),
+                UpstreamTls::Implicit { .. } => false,
+            },
+            known: None,
+            slowly: false,
         }
     }
 }
@@ -896,8 +997,25 @@ enum Unanswered {
     Refused(Refusal),
     /// The client has given up.
     Withdrawn,
+    /// TLS was to begin, and has not.
+    Unsafe(ConnectError),
     Gone,
+    /// It has not said what needs no thought.
+    Dropped,
     Silent,
+}
+
+impl Unanswered {
+    /// Whether it may come from a login that was said at once with what stands before it. What speaks of the password, of
+    /// a limit or of another server is an answer, and is not asked for twice.
+    fn is_odd(&self, protocol: Protocol) -> bool {
+        match self {
+            Self::Refused(Refusal::Broken(_) | Refusal::Temporary(_)) | Self::Gone | Self::Dropped => true,
+            // POP3 has no other word for what it does not understand.
+            Self::Refused(Refusal::Text(_)) => protocol == Protocol::Pop3,
+            Self::Refused(_) | Self::Unsafe(_) | Self::Withdrawn | Self::Silent => false,
+        }
+    }
 }
 
 /// Hears what a mailbox server says unasked, and what is to be said then.

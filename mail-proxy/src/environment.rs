@@ -14,6 +14,7 @@ use crate::audit::Audit;
 use crate::connection::{BoxStream, ConnectionFacts, TlsFacts};
 use crate::credentials::Credentials;
 use crate::handle::Drain;
+use crate::known_servers::KnownServers;
 use crate::machine::StartTls;
 use crate::proto::Protocol;
 use crate::scram::Decoys;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub servers: Arc<ServerRules>,
     /// What stands in for the messages of a mailbox server where none is asked.
     pub decoys: Arc<Decoys>,
+    /// What mailbox servers have said of themselves before logins.
+    pub known: Arc<KnownServers>,
     /// Name and version of this program, for `ID`.
     pub product: (String, String),
 }
@@ -107,6 +110,10 @@ pub trait Transport: Send + Sync {
         route: &Route,
         header: Option<(ProxyVersion, &ConnectionFacts)>,
     ) -> Result<BoxStream, ConnectError>;
+
+    /// Does the client's side of a TLS handshake on a clear-text stream to the mailbox server of a route (STARTTLS), its
+    /// verification included, within the transport's own time limit.
+    async fn secure(&self, stream: BoxStream, route: &Route) -> Result<BoxStream, ConnectError>;
 }
 
 /// A session that is about to begin: its login was right.

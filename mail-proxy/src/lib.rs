@@ -17,6 +17,7 @@ mod environment;
 mod gs2;
 mod handle;
 pub mod imap;
+mod known_servers;
 pub mod line;
 mod login;
 pub mod login_failure;
@@ -39,6 +40,7 @@ pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
 pub use credentials::{Credentials, Proof, Rejected, login_name};
 pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
 pub use handle::{AwaitsClient, CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
+pub use known_servers::{KnownServer, KnownServers};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use mail_directory::Secret;
 
 use crate::credentials::{Credentials, Rejected};
+use crate::known_servers::KnownServer;
 use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
 use crate::server_refusal::Refusal;
@@ -166,6 +167,12 @@ pub struct Introduction {
     /// In whose words the server is told who the client is. Servers believe it from anyone, so those that are not ours
     /// are told nothing.
     pub announcement: Announcement,
+    /// Whether TLS must begin before anything is said, with STARTTLS or STLS.
+    pub starttls: bool,
+    /// What the server has said of itself at earlier logins.
+    pub known: Option<KnownServer>,
+    /// Whether one command is said after the other, whatever is known: the server has answered oddly.
+    pub slowly: bool,
 }
 
 /// A mailbox server took the login.
@@ -188,6 +195,8 @@ pub enum UpstreamStep {
     Challenge(Vec<u8>),
     /// The login is done.
     Accepted(Accepted),
+    /// Send the output, then begin TLS: nothing that came in clear text is left, and nothing of it counts.
+    StartTls,
     /// The login failed; close the connection.
     Refused(Refusal),
 }
@@ -200,6 +209,20 @@ pub trait UpstreamMachine: Send {
     /// Takes the client's answer to [`UpstreamStep::Challenge`] and goes on.
     fn respond(&mut self, response: &[u8], out: &mut Vec<u8>) -> UpstreamStep;
 
-    /// Where the dialogue stands, for audit records (`banner`, `id`, `login`).
+    /// TLS has begun, as [`UpstreamStep::StartTls`] wanted: goes on, appending what is to be sent to `out`.
+    fn secured(&mut self, out: &mut Vec<u8>) -> UpstreamStep;
+
+    /// What the server has said of itself, if that is worth to be known at the next login.
+    fn heard(&self) -> Option<KnownServer>;
+
+    /// Whether the login went out together with what stands before it because of what was known, so that an odd answer
+    /// may come from that.
+    fn hurried(&self) -> bool;
+
+    /// Whether an answer is awaited that needs no thought, and behind which more has been said already: a server that is
+    /// silent here has dropped the rest.
+    fn is_overlapping(&self) -> bool;
+
+    /// Where the dialogue stands, for audit records (`banner`, `starttls`, `id`, `login`).
     fn phase(&self) -> &'static str;
 }

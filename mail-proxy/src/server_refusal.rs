@@ -60,6 +60,9 @@ pub(crate) fn says_limit(text: &str) -> bool {
 /// Why a server's list or answer forbids to say a password to it. Its user cannot mend that, only the administrator of the link.
 pub(crate) const TLS_WANTED: &str = "it takes no password without TLS";
 
+/// A server was to begin TLS, and did not agree.
+pub(crate) const NO_STARTTLS: &str = "it does not begin TLS, which its rule demands";
+
 /// A server has no answer to a login but that it is none. Some say so of one that is too long for them.
 pub(crate) const NOT_UNDERSTOOD: &str = "it does not understand the login";
 

@@ -8,6 +8,7 @@ use std::fmt::Debug;
 use mail_directory::Secret;
 
 use crate::credentials::Proof;
+use crate::known_servers::KnownServer;
 use crate::line::{self, Input, LineSearch};
 use crate::login_failure::one_line;
 use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
@@ -34,7 +35,19 @@ pub trait UpstreamDialect: Debug + Send {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// Where the dialogue stands, for audit records (`banner`, `id`, `login`).
+    /// TLS has begun: what was learned before counts no more.
+    fn secured(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep>;
+
+    /// As [`UpstreamMachine::heard`].
+    fn heard(&self) -> Option<KnownServer>;
+
+    /// As [`UpstreamMachine::hurried`].
+    fn hurried(&self) -> bool;
+
+    /// As [`UpstreamMachine::is_overlapping`].
+    fn is_overlapping(&self) -> bool;
+
+    /// Where the dialogue stands, for audit records (`banner`, `starttls`, `id`, `login`).
     fn phase(&self) -> &'static str;
 }
 
@@ -78,9 +91,12 @@ impl<D: UpstreamDialect> UpstreamDriver<D> {
         }
     }
 
-    /// The decision. What the server has sent behind its answer is the client's.
+    /// The decision. What the server has sent behind its answer is the client's. In front of TLS there must be nothing:
+    /// whoever sits in between would have said it in the server's name (CVE-2011-0411 and kin).
     fn decided(&mut self, step: UpstreamStep) -> UpstreamStep {
         let step = match step {
+            UpstreamStep::StartTls if self.input.unread().is_empty() => return UpstreamStep::StartTls,
+            UpstreamStep::StartTls => broken("bytes in clear text behind its answer to STARTTLS"),
             UpstreamStep::Accepted(accepted) => UpstreamStep::Accepted(Accepted {
                 rest: self.input.unread().to_vec(),
                 ..accepted
@@ -105,6 +121,25 @@ impl<D: UpstreamDialect> UpstreamMachine for UpstreamDriver<D> {
     fn respond(&mut self, response: &[u8], out: &mut Vec<u8>) -> UpstreamStep {
         self.dialect.respond(response, out);
         self.go_on(out)
+    }
+
+    fn secured(&mut self, out: &mut Vec<u8>) -> UpstreamStep {
+        match self.dialect.secured(out) {
+            None => UpstreamStep::NeedInput,
+            Some(step) => self.decided(step),
+        }
+    }
+
+    fn heard(&self) -> Option<KnownServer> {
+        self.dialect.heard()
+    }
+
+    fn hurried(&self) -> bool {
+        self.dialect.hurried()
+    }
+
+    fn is_overlapping(&self) -> bool {
+        self.dialect.is_overlapping()
     }
 
     fn phase(&self) -> &'static str {
@@ -219,6 +254,12 @@ impl Introduction {
             Proof::Password(_) | Proof::Exchange(_) => [own; 3],
         };
         fitting.into_iter().find(|mechanism| has.contains(*mechanism))
+    }
+
+    /// The capabilities that a server with this greeting is known for; `None`: it is not known.
+    pub(crate) fn known_for(&self, greeting: &str) -> Option<&str> {
+        let known = self.known.as_ref().filter(|known| known.greeting == greeting)?;
+        Some(&known.capabilities)
     }
 
     /// What a server with these lacks that has no such mechanism, if it must have one.

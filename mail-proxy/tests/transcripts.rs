@@ -15,8 +15,8 @@ use base64::engine::general_purpose::STANDARD;
 use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::sasl::{Exchange, Progress};
 use mail_proxy::{
-    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism,
-    ProofKind, Rejected, StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
+    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, KnownServer, LoginMachine,
+    Mechanism, ProofKind, Rejected, StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read, as a session would do it.
@@ -462,7 +462,13 @@ impl Player {
             step = machine.respond(&response, &mut out);
             self.trace.said(&mut out);
         }
+        while matches!(step, UpstreamStep::StartTls) {
+            self.trace.did("starttls");
+            step = machine.secured(&mut out);
+            self.trace.said(&mut out);
+        }
         self.machine = match step {
+            UpstreamStep::StartTls => unreachable!("it was followed"),
             UpstreamStep::NeedInput | UpstreamStep::Challenge(_) => Machine::Upstream(machine),
             UpstreamStep::Refused(refusal) => {
                 self.trace.did(format!("refused {refusal:?}"));
@@ -589,6 +595,10 @@ fn introduction(mechanism: Mechanism) -> Introduction {
         client_id: IdFields::default(),
         product: ("Portico".to_owned(), "1.0".to_owned()),
         announcement: Announcement::Zimbra,
+        starttls: false,
+        known: None,
+        // Dialogues are as they are without a memory, if they do not say otherwise.
+        slowly: true,
     }
 }
 
@@ -613,6 +623,16 @@ fn introduce(intro: &mut Introduction, key: &str, value: &str) {
         }
         "login" => intro.login = text(),
         "client" => intro.client.set_ip(value.parse().expect("an address")),
+        "known" => {
+            intro.slowly = false;
+            let (greeting, capabilities) = value.split_once(" | ").expect("greeting | capabilities");
+            intro.known = Some(KnownServer {
+                greeting: greeting.to_owned(),
+                capabilities: capabilities.to_owned(),
+            });
+        }
+        "slowly" => intro.slowly = value == "on",
+        "starttls" => intro.starttls = value == "on",
         "session" => intro.session = text(),
         "id_name" => intro.client_id.name = Some(text()),
         "id_version" => intro.client_id.version = Some(text()),

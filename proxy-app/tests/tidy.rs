@@ -109,6 +109,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["audit"],
             &[
                 "handle",
+                "known_servers",
                 "line",
                 "mechanism",
                 "proto",

@@ -1,12 +1,11 @@
 //! A service with or without TLS: its name in Zimbra's protocols, and how a server is reached in it (MAIL §1.7 step 6).
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use mail_directory::attributes::{self, Attribute};
 use mail_directory::{System, View, names};
 
-use crate::route::{Server, Service, UpstreamTls};
+use crate::route::{Server, Service, UpstreamTls, certified_name};
 
 /// A service together with whether it is spoken in TLS: what Zimbra calls the protocol.
 #[derive(Debug, Clone, Copy)]
@@ -96,11 +95,14 @@ impl Protocol {
 
     /// Step 6: how a server is reached. The error says what is missing.
     pub(crate) fn at(self, server: View<'_>, system: &System) -> Result<Server, String> {
-        let port = system.global().text(self.port).and_then(|name| server.port_named(name));
+        // Such a server is spoken to at its clear-text port, and in TLS all the same.
+        let starttls = self.is_mail() && server.flag(&attributes::PORTICO_SERVER_START_TLS);
+        let by = if starttls { Self::clear(self.service) } else { self };
+        let port = system.global().text(by.port).and_then(|name| server.port_named(name));
         let Some(port) = port else {
             return Err(format!(
                 "missing port for protocol {} on server {}",
-                self.name,
+                by.name,
                 server.name()
             ));
         };
@@ -110,7 +112,10 @@ impl Protocol {
             name: Arc::from(server.name()),
             host: Arc::from(host),
             port,
-            tls: self.upstream_tls(certified_name(host, &names::reachable(server.name()))),
+            tls: match certified_name(host, &names::reachable(server.name())) {
+                name if starttls => UpstreamTls::StartTls { name: name.into() },
+                name => self.upstream_tls(name),
+            },
         })
     }
 
@@ -136,16 +141,3 @@ pub(crate) const EXTERNAL: [(&Attribute, &Attribute); 4] = [
         &attributes::EXTERNAL_POP3_SSL_PORT,
     ),
 ];
-
-/// The name that the server's certificate should have: its host name, or where that is an address the name of
-/// its entry, or where that is no host name either the address.
-fn certified_name<'a>(host: &'a str, entry: &'a str) -> &'a str {
-    let is_address = host.parse::<IpAddr>().is_ok();
-    if is_address && is_host_name(entry) { entry } else { host }
-}
-
-/// Letters, digits, hyphens and at least one dot; no address.
-fn is_host_name(name: &str) -> bool {
-    let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    name.contains('.') && name.split('.').all(label) && name.parse::<IpAddr>().is_err()
-}

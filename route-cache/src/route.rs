@@ -87,6 +87,22 @@ pub enum UpstreamTls {
         /// Name for SNI and verification.
         name: Arc<str>,
     },
+    /// TLS after STARTTLS (IMAP) or STLS (POP3), before anything else is said; the certificate must be good for this
+    /// name.
+    StartTls {
+        /// Name for SNI and verification.
+        name: Arc<str>,
+    },
+}
+
+impl UpstreamTls {
+    /// The name that the server's certificate must be good for, where TLS is spoken.
+    pub fn name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Clear => None,
+            Self::Implicit { name } | Self::StartTls { name } => Some(name),
+        }
+    }
 }
 
 /// The answer: the server that holds the account, and how to reach it.
@@ -121,6 +137,27 @@ impl Route {
     pub fn address(&self) -> HostPort {
         HostPort::new(self.host.clone(), self.port)
     }
+
+    /// The name that the server's certificate must be good for, if TLS is spoken with it.
+    pub fn certified_name(&self) -> &str {
+        match self.tls.name() {
+            Some(name) => name,
+            None => certified_name(&self.host, &self.server),
+        }
+    }
+}
+
+/// The name that the server's certificate should have: its host name, or where that is an address the name of
+/// its entry, or where that is no host name either the address.
+pub(crate) fn certified_name<'a>(host: &'a str, entry: &'a str) -> &'a str {
+    let is_address = host.parse::<IpAddr>().is_ok();
+    if is_address && is_host_name(entry) { entry } else { host }
+}
+
+/// Letters, digits, hyphens and at least one dot; no address.
+fn is_host_name(name: &str) -> bool {
+    let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    name.contains('.') && name.split('.').all(label) && name.parse::<IpAddr>().is_err()
 }
 
 /// A mailbox server, and how to reach one of its services.

@@ -288,6 +288,7 @@ accounts:
                 let tls = match r.tls {
                     UpstreamTls::Clear => "clear".to_owned(),
                     UpstreamTls::Implicit { name } => name.to_string(),
+                    UpstreamTls::StartTls { name } => format!("starttls {name}"),
                 };
                 format!("{} {} {} {}:{} {tls}", r.account, r.login, r.server, r.host, r.port)
             }

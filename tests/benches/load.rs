@@ -444,6 +444,7 @@ impl House<'_> {
             ],
             certificate: (pair.certificate_file.clone(), pair.key_file.clone()),
             upstream_ca: ca.file(),
+            tls: Vec::new(),
             admin: Vec::new(),
             web: Vec::new(),
             more: more

@@ -120,6 +120,7 @@ impl House {
             listeners: vec![listen(imap, Tls::StartTls), listen(imaps, Tls::Implicit)],
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),
+            tls: Vec::new(),
             admin: Vec::new(),
             web: Vec::new(),
             more: Vec::new(),

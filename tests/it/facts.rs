@@ -1,4 +1,5 @@
-//! What mailbox servers are told of a client: real Dovecots take it in each form, and have it in their logs.
+//! What mailbox servers are told of a client, and how TLS begins there: real Dovecots take it in each form, and have it in
+//! their logs.
 
 use std::net::IpAddr;
 
@@ -188,6 +189,91 @@ fn as_the_directory_says() -> Result<()> {
             for seen in log_in(scene)? {
                 let line = logged(&scene.town.stores[0].dovecot, &seen)?;
                 ensure!(line.contains("sni=<mail.a.example>"), "{line}");
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Only STARTTLS and STLS lead in at these servers, which want to know Portico by its certificate.
+#[test]
+fn tls_begins_with_starttls() -> Result<()> {
+    play_with(
+        people(),
+        |town, node, directory| {
+            let own = town.ca.client("proxy1.example.test")?;
+            let (certificate, key) = (own.certificate_file.display(), own.key_file.display());
+            // The section `tls` is written by the node file; these lines go into it.
+            node.tls.push(format!("upstream_certificate: {certificate}"));
+            node.tls.push(format!("upstream_key: {key}"));
+            node.tls.push("upstream_min_version: TLSv1.3".to_owned());
+            for store in &town.stores {
+                let entry = directory.server(&store.name);
+                entry.insert("porticoServerStartTls".into(), "TRUE".into());
+                entry.insert("porticoServerTell".into(), "dovecot".into());
+            }
+            Ok(())
+        },
+        |scene| {
+            let ca = scene.town.ca.file();
+            for store in &mut scene.town.stores {
+                let secured = format!(
+                    "disable_plaintext_auth = yes\nssl = required\nssl_ca = <{}\nssl_verify_client_cert = yes\n\
+                     auth_ssl_require_client_cert = yes\nssl_require_crl = no\n",
+                    ca.display()
+                );
+                store.dovecot.set(&[
+                    ("disable_plaintext_auth = no\n", &secured),
+                    ("ssl = yes\n", ""),
+                    // Addresses of these networks need no TLS.
+                    ("login_trusted_networks = 127.0.0.0/8\n", ""),
+                ])?;
+                show_more(&mut store.dovecot, false)?;
+            }
+            log_in(scene)?;
+            let log = scene.town.stores[0].dovecot.log();
+            let logins: Vec<&str> = log.lines().filter(|line| line.contains("Login: ")).collect();
+            ensure!(
+                logins.len() == 2 && logins.iter().all(|line| line.contains(", TLS,")),
+                "{log}"
+            );
+            ensure!(
+                log.contains(&format!("lport={}", scene.town.stores[0].dovecot.imap)),
+                "{log}"
+            );
+            Ok(())
+        },
+    )
+}
+
+/// A server whose certificate is not good hears no password. Transcripts have those that do not begin TLS.
+#[test]
+fn after_starttls_the_certificate_must_be_good() -> Result<()> {
+    play_with(
+        people(),
+        |town, _, directory| {
+            for store in &town.stores {
+                let entry = directory.server(&store.name);
+                entry.insert("porticoServerStartTls".into(), "TRUE".into());
+            }
+            Ok(())
+        },
+        |scene| {
+            let other = scene.town.ca.server(&["other.example.test"])?;
+            let store = &mut scene.town.stores[1];
+            store.dovecot.show_certificate(&other)?;
+            for _ in 0..2 {
+                let person = scene.town.person("bob")?.clone();
+                let mut imap = scene.imaps()?;
+                let answer = imap.imap(&format!("l LOGIN {} {}", person.name, person.password()))?;
+                ensure!(
+                    answer.last().is_some_and(|line| line.starts_with("l NO [UNAVAILABLE]")),
+                    "{answer:?}"
+                );
+                let mut pop = scene.pop3s()?;
+                pop.pop_ok(&format!("USER {}", person.name))?;
+                let said = pop.pop(&format!("PASS {}", person.password()))?;
+                ensure!(said.starts_with("-ERR [SYS/TEMP]"), "{said}");
             }
             Ok(())
         },

@@ -97,6 +97,7 @@ impl RunningNode {
             }],
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),
+            tls: Vec::new(),
             admin: Vec::new(),
             web: Vec::new(),
             more: vec![(

@@ -748,6 +748,7 @@ impl RunningNode {
             .to_vec(),
             certificate: (pair.certificate_file, pair.key_file),
             upstream_ca: ca.file(),
+            tls: Vec::new(),
             admin: Vec::new(),
             web: Vec::new(),
             more: Vec::new(),

@@ -72,6 +72,8 @@ pub struct Node {
     pub certificate: (PathBuf, PathBuf),
     /// Verifies mailbox servers.
     pub upstream_ca: PathBuf,
+    /// Further lines of the section `tls`: `upstream_min_version: TLSv1.3`.
+    pub tls: Vec<String>,
     /// Further lines of the section `admin`: `http: 127.0.0.1:7180`.
     pub admin: Vec<String>,
     /// The section `web`: `("acme_dir", "acme")`.
@@ -129,6 +131,7 @@ impl Node {
             quote(&self.certificate.1)
         )?;
         writeln!(out, "  upstream_ca_file: {}", quote(&self.upstream_ca))?;
+        self.tls.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
         if self.more.iter().all(|(key, _)| key != "log") {
             writeln!(
                 out,

@@ -155,6 +155,23 @@ impl Dovecot {
         )])
     }
 
+    /// Starts it again with another certificate.
+    pub fn show_certificate(&mut self, pair: &Pair) -> Result<()> {
+        let config = std::fs::read_to_string(self.dir.join("dovecot.conf"))?;
+        let line = |start: &str| {
+            let found = config.lines().find(|line| line.starts_with(start));
+            found.map(str::to_owned).context("a line of its certificate")
+        };
+        let (certificate, key) = (line("ssl_cert = ")?, line("ssl_key = ")?);
+        self.set(&[
+            (
+                &certificate,
+                &format!("ssl_cert = <{}", pair.certificate_file.display()),
+            ),
+            (&key, &format!("ssl_key = <{}", pair.key_file.display())),
+        ])
+    }
+
     /// Stops it with all its sessions.
     pub fn stop(&mut self) -> Result<()> {
         match self.child.take() {

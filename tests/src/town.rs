@@ -251,6 +251,7 @@ impl Town {
                 .collect(),
             certificate: (self.default.certificate_file.clone(), self.default.key_file.clone()),
             upstream_ca: self.ca.file(),
+            tls: Vec::new(),
             admin: Vec::new(),
             web: vec![("locations".to_owned(), crate::config::quote(&self.locations))],
             more: Vec::new(),

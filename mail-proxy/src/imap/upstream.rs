@@ -6,12 +6,14 @@
 use std::net::IpAddr;
 
 use super::quoted;
+use crate::known_servers::KnownServer;
 use crate::line;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
 use crate::server_refusal::{
-    NOT_UNDERSTOOD, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit, says_own_failure, wants_tls,
+    NO_STARTTLS, NOT_UNDERSTOOD, Refusal, TLS_WANTED, says_bad_credentials, says_failures, says_limit,
+    says_own_failure, wants_tls,
 };
 use crate::server_rules::Announcement;
 use crate::upstream::{Challenges, UpstreamDialect, UpstreamDriver, broken, printable};
@@ -26,6 +28,7 @@ const MAX_SMALL_LITERAL: usize = 4096;
 /// of an ID value (RFC 2971 section 3.3).
 const MAX_VIA: usize = 256;
 
+const TLS_TAG: &str = "P0";
 const ID_TAG: &str = "P1";
 const LOGIN_TAG: &str = "P2";
 const CAPABILITY_TAG: &str = "P3";
@@ -46,12 +49,20 @@ pub struct ImapDialogue {
     challenges: Challenges,
     /// Octets to come of a literal in an untagged line, which is for nobody.
     literal: Option<usize>,
+    /// The words of the greeting.
+    greeting: String,
+    /// The list of capabilities that came behind it.
+    list: Option<String>,
+    /// The login went out with ID because of what was known.
+    hurried: bool,
 }
 
 /// Named by what is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Banner,
+    /// The answer to STARTTLS, and nothing else.
+    StartTls,
     /// The answer to ID; the login follows.
     Id,
     /// The answer to ID; the login was sent with it.
@@ -77,6 +88,7 @@ struct Capabilities {
     sasl_ir: bool,
     mechanisms: Mechanisms,
     login_disabled: bool,
+    starttls: bool,
 }
 
 impl ImapUpstream {
@@ -90,6 +102,9 @@ impl ImapUpstream {
             answer: Vec::new(),
             challenges: Challenges::default(),
             literal: None,
+            greeting: String::new(),
+            list: None,
+            hurried: false,
         })
     }
 }
@@ -100,6 +115,10 @@ impl UpstreamDialect for ImapDialogue {
             return self.within_literal(line, left);
         }
         match Line::parse(line) {
+            Line::Tagged(TLS_TAG, text) if self.state == State::StartTls && Condition::parse(text) == Condition::Ok => {
+                Some(UpstreamStep::StartTls)
+            }
+            _ if self.state == State::StartTls => Some(broken(NO_STARTTLS)),
             Line::Untagged(text) if Condition::parse(text) == Condition::Other => match line::literal_header(line) {
                 Some(literal) => self.await_literal(literal.octets),
                 None => self.untagged(line, text, out),
@@ -114,14 +133,37 @@ impl UpstreamDialect for ImapDialogue {
                 self.learn(text);
                 self.capability_answered(out)
             }
+            Line::Tagged(TLS_TAG, _) => Some(broken("an answer before the question")),
             Line::Tagged(_, text) => self.answered(text),
             Line::Foreign => Some(broken("a tag that is not ours")),
         }
     }
 
+    fn secured(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        self.can = None;
+        self.untagged.clear();
+        self.introduce(out)
+    }
+
+    fn heard(&self) -> Option<KnownServer> {
+        Some(KnownServer {
+            greeting: self.greeting.clone(),
+            capabilities: self.list.clone()?,
+        })
+    }
+
+    fn hurried(&self) -> bool {
+        self.hurried
+    }
+
+    fn is_overlapping(&self) -> bool {
+        self.hurried && self.state == State::IdThenAnswer
+    }
+
     fn phase(&self) -> &'static str {
         match self.state {
             State::Banner => "banner",
+            State::StartTls => "starttls",
             State::Id | State::Capability => "id",
             State::IdThenAnswer
             | State::IdBehindAnswer
@@ -174,6 +216,7 @@ impl ImapDialogue {
     fn learn(&mut self, text: &[u8]) {
         if let Some(can) = Capabilities::of_code(text) {
             self.can = Some(can);
+            self.list = code(text).and_then(|code| Some(code.split_once(' ')?.1.to_owned()));
         }
     }
 
@@ -182,7 +225,9 @@ impl ImapDialogue {
     fn chatter(&mut self, line: &[u8], text: &[u8]) -> Option<UpstreamStep> {
         self.learn(text);
         if word(text).eq_ignore_ascii_case(b"CAPABILITY") {
-            self.can = Some(Capabilities::parse(&String::from_utf8_lossy(text)));
+            let list = String::from_utf8_lossy(text);
+            self.can = Some(Capabilities::parse(&list));
+            self.list = Some(list.into_owned());
         }
         match has_code(text, "ALERT") {
             true => self.keep(line),
@@ -196,7 +241,9 @@ impl ImapDialogue {
         let shown = printable(text);
         let words = shown.to_ascii_lowercase();
         let refused = words.contains("too many") && says_failures(&words);
-        UpstreamStep::Refused(match referred(text) {
+        // Whoever sits in between could have said it.
+        let referral = referred(text).filter(|_| !self.intro.starttls || self.state != State::Banner);
+        UpstreamStep::Refused(match referral {
             Some(elsewhere) => elsewhere,
             None if refused && self.state == State::Answer => Refusal::BadCredentials,
             None => Refusal::Temporary(shown),
@@ -219,6 +266,24 @@ impl ImapDialogue {
             return Some(unsaid);
         }
         self.can = Capabilities::of_code(text);
+        self.greeting = printable(text);
+        if self.intro.starttls {
+            if self.can.is_some_and(|can| !can.starttls) {
+                return Some(broken(NO_STARTTLS));
+            }
+            out.extend_from_slice(format!("{TLS_TAG} STARTTLS\r\n").as_bytes());
+            self.state = State::StartTls;
+            return None;
+        }
+        self.introduce(out)
+    }
+
+    fn introduce(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        if self.can.is_none() && !self.intro.slowly {
+            let known = self.intro.known_for(&self.greeting).filter(|list| !list.is_empty());
+            self.can = known.map(Capabilities::parse);
+            self.hurried = self.can.is_some();
+        }
         let Some(id) = self.id_command() else {
             return self.begin(out);
         };
@@ -378,7 +443,7 @@ impl ImapDialogue {
     fn answered(&mut self, text: &[u8]) -> Option<UpstreamStep> {
         let sent = !matches!(
             self.state,
-            State::Banner | State::Id | State::Capability | State::IdBehindAnswer
+            State::Banner | State::StartTls | State::Id | State::Capability | State::IdBehindAnswer
         );
         Some(match Condition::parse(text) {
             _ if !sent => broken("an answer before the question"),
@@ -481,6 +546,7 @@ impl Line<'_> {
             [b'*', b' ', text @ ..] => Line::Untagged(text),
             [b'+'] => Line::Invitation(b""),
             [b'+', b' ', text @ ..] => Line::Invitation(text),
+            [b'P', b'0', b' ', text @ ..] => Line::Tagged(TLS_TAG, text),
             [b'P', b'1', b' ', text @ ..] => Line::Tagged(ID_TAG, text),
             [b'P', b'2', b' ', text @ ..] => Line::Tagged(LOGIN_TAG, text),
             [b'P', b'3', b' ', text @ ..] => Line::Tagged(CAPABILITY_TAG, text),
@@ -532,6 +598,7 @@ impl Capabilities {
                 "LITERAL-" => can.literal_minus = true,
                 "SASL-IR" => can.sasl_ir = true,
                 "LOGINDISABLED" => can.login_disabled = true,
+                "STARTTLS" => can.starttls = true,
                 _ => {}
             }
         }

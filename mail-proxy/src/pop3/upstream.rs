@@ -1,16 +1,23 @@
 //! The POP3 machine that faces the mailbox server until a user is logged in there.
 //!
-//! One question, one answer of one line, or of a list; nothing is pipelined, because a server may answer XOIP and
-//! XCLIENT as it likes.
+//! One question, one answer of one line, or of a list. A server that is known to list PIPELINING is told who the client
+//! is, its name and its password at once (RFC 2449 section 6.6); all others hear the password only where they have taken
+//! the name.
 
 use std::net::SocketAddr;
 
+use crate::known_servers::KnownServer;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
-use crate::server_refusal::{Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls};
+use crate::server_refusal::{
+    NO_STARTTLS, Refusal, TLS_WANTED, says_bad_credentials, says_limit, says_own_failure, wants_tls,
+};
 use crate::server_rules::Announcement;
 use crate::upstream::{Challenges, UpstreamDialect, UpstreamDriver, broken, printable};
+
+/// Octets of a list that are remembered.
+const MAX_LIST: usize = 2048;
 
 /// POP3 towards a mailbox server.
 pub type Pop3Upstream = UpstreamDriver<Pop3Dialogue>;
@@ -23,12 +30,22 @@ pub struct Pop3Dialogue {
     /// The SASL mechanisms of the server's list.
     mechanisms: Mechanisms,
     challenges: Challenges,
+    /// The words of the greeting, without the timestamp of APOP.
+    greeting: String,
+    /// The lines of the list, in the words of RFC 2449; empty: it has none. `None`: it was not heard.
+    list: Option<String>,
+    /// Everything was said at once because of what was known.
+    hurried: bool,
+    /// Why the name was refused to which the password belongs that was said with it.
+    refused: Option<Vec<u8>>,
 }
 
 /// Named by what is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Banner,
+    /// The answer to STLS, and nothing else.
+    Stls,
     /// The answer to XOIP or XCLIENT.
     Xoip,
     /// The answer to CAPA.
@@ -50,6 +67,10 @@ impl Pop3Upstream {
             state: State::Banner,
             mechanisms: Mechanisms::default(),
             challenges: Challenges::default(),
+            greeting: String::new(),
+            list: None,
+            hurried: false,
+            refused: None,
         })
     }
 }
@@ -60,10 +81,16 @@ impl UpstreamDialect for Pop3Dialogue {
             return self.listed(line, out);
         }
         match (self.state, Indicator::parse(line)) {
+            (State::Stls, Indicator::Ok) => Some(UpstreamStep::StartTls),
+            (State::Stls, _) => Some(broken(NO_STARTTLS)),
             (_, Indicator::Other) => Some(broken("neither +OK nor -ERR")),
-            (State::Banner, Indicator::Ok) => self.greeted(out),
+            (State::Banner, Indicator::Ok) => self.greeted(line, out),
             (State::Banner, Indicator::Err) => Some(UpstreamStep::Refused(Refusal::Temporary(printable(line)))),
             // Any answer will do: it is an offer, and the login decides.
+            (State::Xoip, Indicator::Ok | Indicator::Err) if self.hurried => {
+                self.state = State::User;
+                None
+            }
             (State::Xoip, Indicator::Ok | Indicator::Err) => self.begin(out),
             (State::Capa, Indicator::Ok) => {
                 self.state = State::CapaList;
@@ -71,7 +98,23 @@ impl UpstreamDialect for Pop3Dialogue {
             }
             // No list at all: the password is said only where the server invites it.
             (State::Capa, Indicator::Err) if self.intro.needs_sasl() => self.authenticate_unlisted(out),
-            (State::Capa, Indicator::Err) => self.say_name(out),
+            (State::Capa, Indicator::Err) => {
+                self.list = Some(String::new());
+                self.say_name(out)
+            }
+            (State::User, Indicator::Ok) if self.hurried => {
+                self.state = State::Answer;
+                None
+            }
+            // The password was said with the name, and has an answer, too.
+            (State::User, Indicator::Err) if self.hurried => {
+                self.refused = Some(line.to_vec());
+                self.state = State::Answer;
+                None
+            }
+            (State::Answer, Indicator::Ok) if self.refused.is_some() => {
+                Some(broken("it takes a password without a name"))
+            }
             (State::User, Indicator::Ok) => self.say_password(out),
             (State::Message, Indicator::Invitation) => self.say_message(out),
             (State::Answer, Indicator::Ok) => Some(UpstreamStep::Accepted(Accepted {
@@ -80,7 +123,7 @@ impl UpstreamDialect for Pop3Dialogue {
                 rest: Vec::new(),
             })),
             (State::User | State::Message | State::Answer, Indicator::Err) => {
-                Some(UpstreamStep::Refused(refusal(line)))
+                Some(UpstreamStep::Refused(refusal(self.refused.as_deref().unwrap_or(line))))
             }
             (State::Answer, Indicator::Invitation) => {
                 let text = line.get("+ ".len()..).unwrap_or_default();
@@ -92,9 +135,29 @@ impl UpstreamDialect for Pop3Dialogue {
         }
     }
 
+    fn secured(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        self.introduce(out)
+    }
+
+    fn heard(&self) -> Option<KnownServer> {
+        Some(KnownServer {
+            greeting: self.greeting.clone(),
+            capabilities: self.list.clone()?,
+        })
+    }
+
+    fn hurried(&self) -> bool {
+        self.hurried
+    }
+
+    fn is_overlapping(&self) -> bool {
+        self.hurried && matches!(self.state, State::Xoip | State::User)
+    }
+
     fn phase(&self) -> &'static str {
         match self.state {
             State::Banner => "banner",
+            State::Stls => "starttls",
             State::Xoip | State::Capa | State::CapaList => "id",
             State::User | State::Message | State::Answer => "login",
         }
@@ -102,16 +165,43 @@ impl UpstreamDialect for Pop3Dialogue {
 }
 
 impl Pop3Dialogue {
-    fn greeted(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+    fn greeted(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         if let Err(unsaid) = self.intro.can_be_said() {
             return Some(unsaid);
         }
+        self.greeting = without_timestamp(&printable(line));
+        if self.intro.starttls {
+            out.extend_from_slice(b"STLS\r\n");
+            self.state = State::Stls;
+            return None;
+        }
+        self.introduce(out)
+    }
+
+    fn introduce(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
+        let mut known = self.intro.known_for(&self.greeting).unwrap_or_default().split(' ');
+        let overlaps = known.any(|name| name.eq_ignore_ascii_case("PIPELINING"));
+        self.hurried = overlaps && !self.intro.slowly && !self.asks_for_list();
         let Some(announcement) = self.announcement() else {
             return self.begin(out);
         };
         out.extend_from_slice(announcement.as_bytes());
+        if self.hurried {
+            self.say_all(out);
+        }
         self.state = State::Xoip;
         None
+    }
+
+    /// Whether the login needs the server's list of mechanisms.
+    fn asks_for_list(&self) -> bool {
+        self.intro.needs_sasl() || self.intro.credentials.prefer_sasl()
+    }
+
+    fn say_all(&mut self, out: &mut Vec<u8>) {
+        self.say_name(out);
+        self.say_password(out);
+        self.state = State::User;
     }
 
     /// Who the client is, in the words that the server knows; `None`: it is not told. IPv4 addresses look like IPv4
@@ -142,14 +232,17 @@ impl Pop3Dialogue {
     /// own list has PLAIN (RFC 5034 section 3). Only AUTH can carry a token, or log in to another user's mailbox: USER
     /// has no words for that.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        match self.intro.needs_sasl() || self.intro.credentials.prefer_sasl() {
-            true => {
-                out.extend_from_slice(b"CAPA\r\n");
-                self.state = State::Capa;
-                None
-            }
-            false => self.say_name(out),
+        let is_known = self.intro.slowly || self.intro.known_for(&self.greeting).is_some();
+        if self.hurried {
+            self.say_all(out);
+            return None;
         }
+        if self.asks_for_list() || !is_known {
+            out.extend_from_slice(b"CAPA\r\n");
+            self.state = State::Capa;
+            return None;
+        }
+        self.say_name(out)
     }
 
     /// ```text
@@ -157,6 +250,10 @@ impl Pop3Dialogue {
     /// ```
     fn listed(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         if line == b"." {
+            self.list.get_or_insert_default();
+            if !self.asks_for_list() {
+                return self.say_name(out);
+            }
             return match self.intro.mechanism(self.mechanisms) {
                 Some(mechanism) => self.authenticate(mechanism, out),
                 None => match self.intro.lacks(self.mechanisms) {
@@ -164,6 +261,11 @@ impl Pop3Dialogue {
                     None => self.say_name(out),
                 },
             };
+        }
+        let list = self.list.get_or_insert_default();
+        if list.len() + line.len() < MAX_LIST {
+            list.push_str(&printable(line));
+            list.push(' ');
         }
         let mut words = line.split(|&byte| byte == b' ');
         if words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SASL")) {
@@ -206,6 +308,17 @@ impl Pop3Dialogue {
         out.extend_from_slice(b"\r\n");
         self.state = State::Answer;
         None
+    }
+}
+
+/// A greeting without the timestamp of APOP (RFC 1939 section 7), which is another one each time.
+fn without_timestamp(greeting: &str) -> String {
+    match greeting
+        .split_once('<')
+        .and_then(|(before, rest)| Some((before, rest.split_once('>')?.1)))
+    {
+        Some((before, behind)) => format!("{before}{behind}"),
+        None => greeting.to_owned(),
     }
 }
 
@@ -274,6 +387,17 @@ mod tests {
 
     fn check(text: &str, expected: Refusal) {
         assert_eq!(refusal(text.as_bytes()), expected, "{text:?}");
+    }
+
+    #[test]
+    fn greetings_without_timestamps() {
+        for (greeting, without) in [
+            ("+OK ready <1.2@a.test>", "+OK ready "),
+            ("+OK <1@a> go", "+OK  go"),
+            ("+OK <", "+OK <"),
+        ] {
+            assert_eq!(without_timestamp(greeting), without);
+        }
     }
 
     #[test]

@@ -11,7 +11,6 @@ use mail_proxy::login_name;
 use mail_proxy::throttle::{Action, Finding};
 use route_cache::{
     AccountReport, AnswerKind, Explanation, FoundBy, Lookup, NameDomain, Route, Service, Subject, TierReport,
-    UpstreamTls,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -357,10 +356,7 @@ impl ExplainedRoute {
             server: route.server.to_string(),
             host: route.host.to_string(),
             port: route.port,
-            tls: match &route.tls {
-                UpstreamTls::Clear => None,
-                UpstreamTls::Implicit { name } => Some(name.to_string()),
-            },
+            tls: route.tls.name().map(ToString::to_string),
             external: route.external,
             age: tiers
                 .iter()

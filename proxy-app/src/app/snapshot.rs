@@ -210,8 +210,17 @@ fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &m
 
 fn tls_parts(config: &Config, acceptors: Option<Arc<Acceptors>>, problems: &mut Problems) -> Option<TlsParts> {
     let ca_file = config.tls.upstream_ca_file.as_deref();
-    let trust = UpstreamTrust::new(ca_file, config.tls.upstream_verify)
-        .map_err(|error| problems.push(problem("tls.upstream_ca_file", reasons(&error.to_string()))))
+    let own = config.tls.upstream_own.as_ref();
+    let own = own.map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+    // Most often it is the certificate: the file of authorities is looked at by itself.
+    let key = if own.is_some() {
+        "tls.upstream_certificate"
+    } else {
+        "tls.upstream_ca_file"
+    };
+    let (verify, oldest) = (config.tls.upstream_verify, config.tls.upstream_min_version);
+    let trust = UpstreamTrust::with_version(ca_file, verify, own, oldest)
+        .map_err(|error| problems.push(problem(key, reasons(&error.to_string()))))
         .ok();
     if let Some(path) = ca_file {
         check_authorities(path, problems);
@@ -402,6 +411,7 @@ fn mail_settings(
         pass_errors: node.flag(&a::REVERSE_PROXY_PASS_ERRORS),
         send_imap_id: node.flag(&a::REVERSE_PROXY_SEND_IMAP_ID),
         send_pop3_xoip: node.flag(&a::REVERSE_PROXY_SEND_POP3_XOIP),
+        known: before.map(|before| before.mail.known.clone()).unwrap_or_default(),
         servers: Arc::new(ServerRules {
             rules: config.mail.servers.clone(),
             directory: told_servers(system, problems),

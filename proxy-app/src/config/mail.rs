@@ -129,11 +129,12 @@ impl ConfigReader {
             let tell = Tell::of_words(words.collect::<Vec<_>>());
             tell.map_err(|why| node.error(why, &mut self.problems)).ok()
         });
+        let starttls = entry.take("starttls").and_then(|node| node.bool(&mut self.problems));
         entry.finish(&mut self.problems);
         Some(ServerRule {
             name: name?.to_ascii_lowercase(),
             tell,
-            starttls: None,
+            starttls,
         })
     }
 }
@@ -147,7 +148,9 @@ mod tests {
     #[test]
     fn rules_for_servers() {
         let servers = |text: &str| load(&format!("mail: {{servers: [{text}]}}\n"));
-        let (config, _) = servers("{name: 'Store*.test', tell: [dovecot, proxy_v2]}, {name: '*', tell: none}").unwrap();
+        let (config, _) =
+            servers("{name: 'Store*.test', tell: [dovecot, proxy_v2]}, {name: '*', tell: none, starttls: true}")
+                .unwrap();
         let [first, second] = &config.mail.servers[..] else {
             panic!("{:?}", config.mail.servers)
         };
@@ -157,6 +160,7 @@ mod tests {
             ("store*.test", Announcement::Dovecot, Some(ProxyVersion::V2))
         );
         assert_eq!(second.tell.unwrap().announcement, Announcement::None);
+        assert_eq!((first.starttls, second.starttls), (None, Some(true)));
         for (wrong, text) in [
             ("{tell: zimbra}", "name is missing"),
             ("{name: a, tell: nginx}", "mail.servers[0].tell"),

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use mail_directory::yaml::Mapping;
+use mail_directory::yaml::{Mapping, Node};
+
+use openssl::ssl::SslVersion;
 
 use super::LiveKey;
 use super::read::ConfigReader;
+use crate::tls::upstream::OLDEST_UPSTREAM;
 
 pub(super) const LIVE: [LiveKey; 1] = [("tls", |now, new| now.tls.clone_from(&new.tls))];
 
@@ -18,6 +21,10 @@ pub(crate) struct TlsConfig {
     pub upstream_ca_file: Option<PathBuf>,
     /// Whether mailbox servers must prove their identity.
     pub upstream_verify: bool,
+    /// Certificate and key files by which servers may know this node.
+    pub upstream_own: Option<(PathBuf, PathBuf)>,
+    /// Oldest version of TLS that is spoken with servers.
+    pub upstream_min_version: SslVersion,
 }
 
 impl Default for TlsConfig {
@@ -26,6 +33,8 @@ impl Default for TlsConfig {
             default: None,
             upstream_ca_file: None,
             upstream_verify: true,
+            upstream_own: None,
+            upstream_min_version: OLDEST_UPSTREAM,
         }
     }
 }
@@ -37,14 +46,16 @@ impl ConfigReader {
             return config;
         };
         let node = section.node();
-        let certificate = section
-            .take("certificate")
-            .and_then(|node| node.path_buf(&mut self.problems));
-        let key = section.take("key").and_then(|node| node.path_buf(&mut self.problems));
-        match (certificate, key) {
-            (Some(certificate), Some(key)) => config.default = Some((certificate, key)),
-            (None, None) => {}
-            _ => node.error("certificate and key go together", &mut self.problems),
+        let (certificate, key) = (section.take("certificate"), section.take("key"));
+        config.default = self.pair(&node, certificate, key);
+        let (certificate, key) = (section.take("upstream_certificate"), section.take("upstream_key"));
+        config.upstream_own = self.pair(&node, certificate, key);
+        let versions = [("TLSv1.2", SslVersion::TLS1_2), ("TLSv1.3", SslVersion::TLS1_3)];
+        if let Some(version) = section
+            .take("upstream_min_version")
+            .and_then(|node| node.choice(&versions, &mut self.problems))
+        {
+            config.upstream_min_version = version;
         }
         config.upstream_ca_file = section
             .take("upstream_ca_file")
@@ -57,5 +68,19 @@ impl ConfigReader {
         }
         section.finish(&mut self.problems);
         config
+    }
+
+    /// The files of a certificate and its key.
+    fn pair(
+        &mut self,
+        section: &Node<'_>,
+        certificate: Option<Node<'_>>,
+        key: Option<Node<'_>>,
+    ) -> Option<(PathBuf, PathBuf)> {
+        if certificate.is_some() != key.is_some() {
+            section.error("certificate and key go together", &mut self.problems);
+        }
+        let certificate = certificate?.path_buf(&mut self.problems);
+        Some((certificate?, key?.path_buf(&mut self.problems)?))
     }
 }

@@ -15,7 +15,7 @@ use tokio_openssl::SslStream;
 use crate::tls::failure::explain;
 
 /// TLS 1.0 and 1.1 must not be used (RFC 8996).
-const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
+pub(crate) const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
 
 /// The client's side of TLS, towards mailbox servers.
 pub(crate) struct UpstreamTrust {
@@ -47,8 +47,21 @@ impl UpstreamTrust {
         verify: bool,
         own: Option<(&Path, &Path)>,
     ) -> Result<Self, ErrorStack> {
+        Self::with_version(ca_file, verify, own, OLDEST_UPSTREAM)
+    }
+
+    /// The same with the oldest version of TLS that is spoken.
+    ///
+    /// # Errors
+    /// As [`UpstreamTrust::with_certificate`].
+    pub(crate) fn with_version(
+        ca_file: Option<&Path>,
+        verify: bool,
+        own: Option<(&Path, &Path)>,
+        oldest: SslVersion,
+    ) -> Result<Self, ErrorStack> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
-        builder.set_min_proto_version(Some(OLDEST_UPSTREAM))?;
+        builder.set_min_proto_version(Some(oldest))?;
         if let Some(path) = ca_file {
             // These authorities and no others: the builder may know some of the system's already.
             let mut store = X509StoreBuilder::new()?;

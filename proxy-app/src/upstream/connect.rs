@@ -1,5 +1,6 @@
 //! Sockets and TLS for mail sessions: the [`Transport`] that `mail_proxy` asks for.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use route_cache::{Route, Server, UpstreamTls};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::node::returns::{NoTurn, ReturnPace, Returns};
 use crate::tls::upstream::UpstreamTrust;
@@ -77,6 +78,15 @@ impl Transport for MailTransport {
         dialled
     }
 
+    async fn secure(&self, stream: BoxStream, route: &Route) -> Result<BoxStream, ConnectError> {
+        let shaken = self.trust.connect(route.certified_name(), stream);
+        let failed = |why: &dyn fmt::Display| format!("TLS with {}: {why}", route.address());
+        match timeout(CONNECT, shaken).await {
+            Ok(secured) => secured.map_err(|error| ConnectError::Refused(failed(&error))),
+            Err(_) => Err(ConnectError::TimedOut(failed(&"no answer in time"))),
+        }
+    }
+
     async fn turn(&self, route: &Route) -> Result<(), ConnectError> {
         let server = &route.server;
         self.returns.turn(server, self.pace).await.map_err(|none| match none {
@@ -134,7 +144,8 @@ impl MailTransport {
             Err(_) => return Err(late("connect to")),
         };
         match &server.tls {
-            UpstreamTls::Clear => Ok(Box::new(tcp)),
+            // Where TLS begins later, the dialogue asks for it.
+            UpstreamTls::Clear | UpstreamTls::StartTls { .. } => Ok(Box::new(tcp)),
             UpstreamTls::Implicit { name } => {
                 let shaken = self.trust.connect_as(name, Box::new(tcp), verify);
                 match timeout_at(deadline, shaken).await {
@@ -216,7 +227,7 @@ mod tests {
         socket.bind(&address.into()).unwrap();
         socket.listen(0).unwrap();
         let mut queued = Vec::new();
-        while let Ok(Ok(one)) = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+        while let Ok(Ok(one)) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
             queued.push(one);
             assert!(queued.len() < 100, "a queue without end");
         }
@@ -246,9 +257,6 @@ mod tests {
         // It is only tried last: where no other address accepts, it is tried.
         dns.pretend("dead.test", &[first.into(), third.into()]);
         let tried = connect(&dns, "dead.test", port, IpMode::V4);
-        assert!(
-            tokio::time::timeout(HEAD_START, tried).await.is_err(),
-            "it waits for the first"
-        );
+        assert!(timeout(HEAD_START, tried).await.is_err(), "it waits for the first");
     }
 }

@@ -173,7 +173,7 @@ fn own_server(env: &WebEnv, snapshot: &Snapshot, mailbox: Mailbox, route: &Route
         Mailbox::Zx => {
             server.port = match server.tls {
                 UpstreamTls::Clear => EXTENSION_PORTS.0,
-                UpstreamTls::Implicit { .. } => EXTENSION_PORTS.1,
+                UpstreamTls::Implicit { .. } | UpstreamTls::StartTls { .. } => EXTENSION_PORTS.1,
             }
         }
         Mailbox::Ews => {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::upstreams::peer::HttpPeer;
-use route_cache::UpstreamTls;
 
 use crate::app::snapshot::Snapshot;
 use crate::locations::Timeouts;
@@ -37,10 +36,7 @@ pub(crate) fn dial(
     body: Arc<BodyClock>,
     dialer: Dialer,
 ) -> Dial {
-    let tls = match &target.server.tls {
-        UpstreamTls::Clear => None,
-        UpstreamTls::Implicit { name } => Some(name.clone()),
-    };
+    let tls = target.server.tls.name().cloned();
     let server = ServerKey {
         address: target.address,
         // Logins of a connection know one with one request at a time only.

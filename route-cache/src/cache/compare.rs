@@ -166,6 +166,7 @@ impl Destination {
                 let tls = match one.tls {
                     UpstreamTls::Clear => "in clear text".to_owned(),
                     UpstreamTls::Implicit { ref name } => format!("with TLS as {name}"),
+                    UpstreamTls::StartTls { ref name } => format!("with STARTTLS as {name}"),
                 };
                 format!("{} at {} {tls}", one.name, one.address())
             }

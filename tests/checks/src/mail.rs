@@ -181,6 +181,7 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
                 did = format!("{untagged:?} {answer:?} {rest:?}");
                 break;
             }
+            UpstreamStep::StartTls => unreachable!("nobody has asked for it"),
             UpstreamStep::Refused(refusal) => {
                 did = format!("{refusal:?}");
                 break;
@@ -207,6 +208,9 @@ fn introduction(sasl: bool) -> Introduction {
             ttl: None,
         },
         product: ("Portico".to_owned(), "1.0".to_owned()),
+        starttls: false,
+        known: None,
+        slowly: false,
         announcement: if sasl {
             Announcement::Dovecot
         } else {

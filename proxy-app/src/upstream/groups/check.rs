@@ -12,7 +12,6 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
-use route_cache::UpstreamTls;
 use tokio::time::timeout;
 
 use crate::http::headers;
@@ -168,10 +167,7 @@ fn request(description: &ServerDescription, path: &str) -> pingora::Result<Reque
 fn dial(shared: &Shared, server: &GroupServer, description: &ServerDescription) -> Dial {
     let key = ServerKey {
         address: server.address,
-        tls: match &description.server.tls {
-            UpstreamTls::Clear => None,
-            UpstreamTls::Implicit { name } => Some(name.clone()),
-        },
+        tls: description.server.tls.name().cloned(),
         verify: description.verify,
         http2: false,
         owner: None,

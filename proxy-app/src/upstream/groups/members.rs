@@ -106,7 +106,7 @@ impl Members {
                 for description in &mut servers {
                     description.server.port = match description.server.tls {
                         UpstreamTls::Clear => EXTENSION_PORTS.0,
-                        UpstreamTls::Implicit { .. } => EXTENSION_PORTS.1,
+                        UpstreamTls::Implicit { .. } | UpstreamTls::StartTls { .. } => EXTENSION_PORTS.1,
                     };
                 }
                 servers
