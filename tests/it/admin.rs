@@ -572,7 +572,7 @@ fn a_drained_node_is_alive_but_not_ready() -> Result<()> {
 }
 
 /// A server of the group of mailbox servers, as `portico upstreams` shows it.
-fn mailbox_server(portico: &Portico, server: &str) -> Result<Value> {
+pub(crate) fn mailbox_server(portico: &Portico, server: &str) -> Result<Value> {
     let list = json(portico, &["upstreams"])?;
     let all = list["upstreams"].as_array().context("no list")?;
     let found = all

@@ -1,15 +1,17 @@
 //! Small things that the standard says of answers (RFC 9110): which status, and which headers.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use portico_tests::Stage;
 use portico_tests::certs::Authority;
 use portico_tests::config::{Directory, Node};
 use portico_tests::fake::{Fake, Peer};
 use portico_tests::wire::Wire;
+use portico_tests::{Stage, until};
 
-use crate::scene::{Scene, play, play_before};
+use crate::admin::mailbox_server;
+use crate::scene::{GUEST, Scene, play, play_before};
 
 const HOST: &str = "mail.a.example";
 
@@ -119,6 +121,38 @@ fn interim_answers_pass_as_they_are() -> Result<()> {
     )
 }
 
+/// The same for checks of servers.
+#[test]
+fn interim_answers_are_none_to_a_check() -> Result<()> {
+    let ip = Ipv4Addr::new(127, 0, 0, 14);
+    let fine = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
+    let hint = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
+    for (answer, expected) in [
+        (format!("{hint}{hint}{fine}"), "up"),
+        (hint.repeat(20), "unreachable"),
+        (
+            format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n{fine}"),
+            "unreachable",
+        ),
+    ] {
+        let script = move |peer: &mut Peer| answer_all(peer, &answer);
+        play_before(
+            ip,
+            |_, at| Fake::start(at, None, script),
+            |_, _, _| Ok(()),
+            |scene, fake| {
+                until("checks", Duration::from_secs(30), || {
+                    // The first one is over when the second is asked.
+                    let asked = fake.heard().matches("GET ").count() > 1;
+                    let shown = mailbox_server(&scene.portico, GUEST)?;
+                    Ok((asked && shown["health"] == expected).then_some(()))
+                })
+            },
+        )?;
+    }
+    Ok(())
+}
+
 /// §15.6.3: a server that cannot be reached, or that cannot prove who it is, is a bad gateway; 503 would be us.
 #[test]
 fn a_server_that_is_not_there_is_a_bad_gateway() -> Result<()> {
@@ -140,7 +174,7 @@ fn a_server_that_is_not_there_is_a_bad_gateway() -> Result<()> {
         },
         |_, _, directory| {
             directory.config("zimbraReverseProxySSLToUpstreamEnabled", "TRUE");
-            let entry = directory.server(crate::scene::GUEST);
+            let entry = directory.server(GUEST);
             let port = entry["zimbraMailPort"].clone();
             entry.insert("zimbraMailSSLPort".into(), port);
             Ok(())

@@ -268,7 +268,7 @@ fn must_not_have_panicked(dir: &Path) -> Result<()> {
     let said = std::fs::read(dir.join("output.log")).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().find(|line| line.contains("panicked at"));
-    ensure!(line.is_none(), "{line:?}");
+    ensure!(line.is_none(), "it has panicked: {line:?}");
     Ok(())
 }
 

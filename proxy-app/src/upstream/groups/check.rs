@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend;
@@ -31,6 +32,8 @@ const KEPT: Duration = Duration::from_secs(25);
 /// earlier.
 const FALL: usize = 2;
 const RISE: usize = 2;
+/// Most interim answers (RFC 9110 §15.2) before the one to a check.
+const INTERIM_MAX: usize = 8;
 /// The most that is read of an answer to a check.
 const ANSWER_MAX: usize = 64 * 1024;
 
@@ -134,8 +137,7 @@ async fn get(shared: &Shared, dial: Dial, description: &ServerDescription, path:
         .await
         .map_err(failed(kept))?;
     session.finish_request_body().await.map_err(failed(kept))?;
-    session.read_response_header().await.map_err(failed(kept))?;
-    let status = session.response_header().map_or(0, |answer| answer.status.as_u16());
+    let status = final_status(&mut session).await.map_err(failed(kept))?;
     let mut length = 0;
     while let Some(chunk) = session.read_response_body().await.map_err(failed(kept))? {
         length += chunk.len();
@@ -155,6 +157,20 @@ async fn get(shared: &Shared, dial: Dial, description: &ServerDescription, path:
     }
     shared.connector.release_http_session(session, &peer, None).await;
     Ok(status)
+}
+
+/// The status of the answer behind interim ones, which have no body: asked for it, the engine panics.
+async fn final_status(session: &mut HttpSession) -> pingora::Result<u16> {
+    for _ in 0..=INTERIM_MAX {
+        session.read_response_header().await?;
+        let status = session.response_header().map_or(0, |answer| answer.status.as_u16());
+        match status {
+            101 => return Error::e_explain(ErrorType::InvalidHTTPHeader, "it says 101, and nobody asked for it"),
+            100..200 => {}
+            last => return Ok(last),
+        }
+    }
+    Error::e_explain(ErrorType::InvalidHTTPHeader, "it never comes to its answer")
 }
 
 fn request(description: &ServerDescription, path: &str) -> pingora::Result<RequestHeader> {
