@@ -359,7 +359,7 @@ attributes! {
             "Show name and version in the POP3 greeting.";
         REVERSE_PROXY_IMAP_ENABLED_CAPABILITY: "zimbraReverseProxyImapEnabledCapability", Kind::List, ["ACL", "BINARY", "CATENATE", "CHILDREN", "CONDSTORE", "ENABLE", "ESEARCH", "ESORT", "I18NLEVEL=1", "ID", "IDLE", "IMAP4rev1", "LIST-EXTENDED", "LIST-STATUS", "LITERAL+", "MULTIAPPEND", "NAMESPACE", "QRESYNC", "QUOTA", "RIGHTS=ektx", "SASL-IR", "SEARCHRES", "SORT", "THREAD=ORDEREDSUBJECT", "UIDPLUS", "UNSELECT", "WITHIN", "XLIST"], [Scope::Global, Scope::Server],
             "IMAP capabilities shown before login. A list other than the default is shown as it is; with the default, \
-             clients see what all mailbox servers have, as soon as each has said it with a login.";
+             clients see what all mailbox servers have, as soon as each has said it with a login; of these, those that logins under the name have met for which the client asks in TLS.";
         REVERSE_PROXY_POP3_ENABLED_CAPABILITY: "zimbraReverseProxyPop3EnabledCapability", Kind::List, ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "XOIP"], [Scope::Global, Scope::Server],
             "POP3 capabilities shown before login. `XOIP` is left out: it is for proxies, and not accepted from clients.";
         REVERSE_PROXY_PASS_ERRORS: "zimbraReverseProxyPassErrors", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::login::LoginLimits;
 
 pub use command::Tag;
-pub use learned::LearnedCapabilities;
+pub use learned::{LearnedCapabilities, LearnedServer};
 pub use login::{ImapDialect, ImapLogin};
 pub use upstream::{ImapDialogue, ImapUpstream};
 
@@ -71,8 +71,9 @@ impl Settings {
         out.extend_from_slice(format!("* OK {}\r\n", self.greeting).as_bytes());
     }
 
-    fn capabilities(&self) -> String {
-        let learned = self.shows_learned.then(|| self.learned.shared()).flatten();
+    /// For a client that has asked for this name in TLS.
+    fn capabilities(&self, name: Option<&str>) -> String {
+        let learned = self.shows_learned.then(|| self.learned.shared(name)).flatten();
         learned.map_or_else(|| self.written_capabilities(), |shared| shared.to_string())
     }
 

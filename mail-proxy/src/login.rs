@@ -105,6 +105,8 @@ pub struct LoginDriver<D: LoginDialect> {
     pub(crate) input: Input,
     pub(crate) state: State<D>,
     pub(crate) id: IdFields,
+    /// The name that the client has asked for in TLS.
+    pub(crate) name: Option<String>,
     heard: bool,
     errors: u32,
     failures: Failures,
@@ -157,11 +159,18 @@ impl<D: LoginDialect> LoginDriver<D> {
             input: Input::default(),
             state: State::Command(D::Command::default()),
             id: IdFields::default(),
+            name: None,
             heard: false,
             errors: 0,
             failures: Failures::default(),
             answered: 0,
         }
+    }
+
+    /// The same for a client that has asked for this name in TLS.
+    #[must_use]
+    pub fn named(self, name: Option<String>) -> Self {
+        Self { name, ..self }
     }
 
     /// Octets of input that are held.

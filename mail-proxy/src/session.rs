@@ -418,7 +418,9 @@ impl Dialogue {
     fn learn(&self, login: &Login) {
         if self.facts.protocol == Protocol::Imap {
             let now = Instant::now().into_std();
-            self.env.settings.imap.learned.note(&login.route, &login.accepted, now);
+            let name = self.facts.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref());
+            let learned = &self.env.settings.imap.learned;
+            learned.note(&login.route, name, &login.accepted, now);
         }
     }
 
@@ -593,7 +595,10 @@ impl Facts {
             None => Channel::Clear(self.starttls),
         };
         match self.protocol {
-            Protocol::Imap => Box::new(imap::ImapLogin::new(settings.imap.clone(), channel)),
+            Protocol::Imap => {
+                let name = self.connection.tls.as_ref().and_then(|tls| tls.sni.clone());
+                Box::new(imap::ImapLogin::new(settings.imap.clone(), channel).named(name))
+            }
             Protocol::Pop3 => Box::new(pop3::Pop3Login::new(settings.pop3.clone(), channel)),
         }
     }

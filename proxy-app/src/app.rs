@@ -130,6 +130,8 @@ impl App {
         let history = Arc::new(History::default());
         history.go_on(state.generations());
         snapshot.generation += history.last();
+        let learned = &snapshot.mail.imap.learned;
+        learned.take_over(&state.servers(), Instant::now());
         dns.never(addresses(&listeners));
         let Routes {
             cache: routes,

@@ -338,6 +338,11 @@ fn clients_are_promised_what_their_servers_have() -> Result<()> {
         for name in ["QUOTA", "XLIST", "LOGINDISABLED"] {
             ensure!(!after.contains(name), "{after}");
         }
+        // The next process knows it, too, whether it comes after the old one or takes over from it.
+        scene.portico.restart("info")?;
+        ensure!(list(scene)? == after, "after a restart: {}", list(scene)?);
+        let _old = scene.portico.upgrade("info")?;
+        ensure!(list(scene)? == after, "after an upgrade: {}", list(scene)?);
         Ok(())
     })
 }

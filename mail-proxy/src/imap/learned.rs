@@ -2,9 +2,10 @@
 //! server lacks.
 //!
 //! A server says its capabilities with the OK of a login (RFC 9051 section 7.1). A list is kept for each server; only
-//! what is in all of them is promised, since nobody knows yet who comes.
+//! what is in all of them is promised, since nobody knows yet who comes. A client that has asked for a name in TLS is
+//! promised what those servers share that logins under this name have met: mostly those of one domain.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use crate::machine::Accepted;
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Servers that are remembered.
 const SERVERS: usize = 1024;
+/// Names that clients ask for in TLS that are remembered.
+const NAMES: usize = 1024;
 /// Octets of a list.
 const LIST: usize = 4096;
 
@@ -38,6 +41,8 @@ struct Servers {
     heard: HashMap<Box<str>, Heard>,
     /// What all of them have: made when one of them says something new, and not for each client.
     shared: Option<Arc<str>>,
+    /// The servers that logins under a name have met, and what these have.
+    names: HashMap<Box<str>, Met>,
     /// When those of old were forgotten the last time.
     looked: Option<Instant>,
 }
@@ -48,26 +53,106 @@ struct Heard {
     last: Instant,
 }
 
+#[derive(Debug, Default)]
+struct Met {
+    servers: BTreeSet<Box<str>>,
+    shared: Option<Arc<str>>,
+}
+
+/// What is known of one server, for the next process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LearnedServer {
+    /// Host and port.
+    pub server: String,
+    /// Its capabilities, with blanks between.
+    pub list: String,
+    /// Names in TLS under which logins have met it.
+    pub names: Vec<String>,
+}
+
 impl LearnedCapabilities {
-    /// Notes what a server, named by host and port, has said now with a login.
-    pub(crate) fn note(&self, server: &str, accepted: &Accepted, now: Instant) {
-        let Some(list) = list_of(accepted).filter(|list| list.len() <= LIST) else {
-            return;
-        };
-        let mut servers = self.0.lock();
-        let forgot = servers.forget(now);
-        if servers.note(server, list, now) || forgot {
-            servers.shared = servers.in_all();
+    /// Notes what a server, named by host and port, has said now with a login of a client that has asked for this name in
+    /// TLS.
+    pub(crate) fn note(&self, server: &str, name: Option<&str>, accepted: &Accepted, now: Instant) {
+        if let Some(list) = list_of(accepted) {
+            self.0.lock().heard(server, name, list, now);
         }
     }
 
-    /// What all servers have, with what a client can do here. `None` before any of them has said it.
-    pub(crate) fn shared(&self) -> Option<Arc<str>> {
-        self.0.lock().shared.clone()
+    /// What all servers have that logins under this name have met, or where there were none, all servers, with what a
+    /// client can do here. `None` before any of them has said it.
+    pub(crate) fn shared(&self, name: Option<&str>) -> Option<Arc<str>> {
+        let servers = self.0.lock();
+        let met = name.and_then(|name| servers.names.get(name));
+        let shared = met.and_then(|met| met.shared.as_ref());
+        shared.or(servers.shared.as_ref()).cloned()
+    }
+
+    /// All that is known, for the next process.
+    pub fn kept(&self) -> Vec<LearnedServer> {
+        let servers = self.0.lock();
+        let names = |server: &str| {
+            let met = servers.names.iter().filter(|(_, met)| met.servers.contains(server));
+            met.map(|(name, _)| name.to_string()).collect()
+        };
+        let kept = servers.heard.iter().map(|(server, heard)| LearnedServer {
+            server: server.to_string(),
+            list: heard.list.to_string(),
+            names: names(server),
+        });
+        kept.collect()
+    }
+
+    /// Takes over what a previous process knew. It counts as heard now.
+    pub fn take_over(&self, kept: &[LearnedServer], now: Instant) {
+        let mut servers = self.0.lock();
+        for LearnedServer { server, list, names } in kept {
+            servers.heard(server, None, list, now);
+            for name in names {
+                servers.heard(server, Some(name), list, now);
+            }
+        }
     }
 }
 
 impl Servers {
+    fn heard(&mut self, server: &str, name: Option<&str>, list: &str, now: Instant) {
+        if list.len() > LIST {
+            return;
+        }
+        let forgot = self.forget(now);
+        let is_new = self.note(server, list, now) || forgot;
+        let has_met = name.is_some_and(|name| self.meet(server, name));
+        if is_new {
+            self.shared = self.in_all();
+        }
+        if is_new || has_met {
+            self.share();
+        }
+    }
+
+    /// Returns whether logins under this name have not met the server before.
+    fn meet(&mut self, server: &str, name: &str) -> bool {
+        if let Some(met) = self.names.get_mut(name) {
+            return !met.servers.contains(server) && met.servers.insert(server.into());
+        }
+        let has_room = self.names.len() < NAMES && self.heard.contains_key(server);
+        if has_room {
+            self.names.entry(name.into()).or_default().servers.insert(server.into());
+        }
+        has_room
+    }
+
+    /// Puts together what the servers of each name have. Those that are forgotten have no word any more.
+    fn share(&mut self) {
+        let heard = &self.heard;
+        self.names.retain(|_, met| {
+            met.servers.retain(|server| heard.contains_key(server));
+            met.shared = in_all(met.servers.iter().filter_map(|server| Some(&*heard.get(server)?.list)));
+            met.shared.is_some()
+        });
+    }
+
     /// Forgets, from time to time, where nobody logs in any more. Returns whether it has looked.
     fn forget(&mut self, now: Instant) -> bool {
         let since = |then: Instant| now.saturating_duration_since(then);
@@ -99,15 +184,19 @@ impl Servers {
     }
 
     fn in_all(&self) -> Option<Arc<str>> {
-        let mut lists = self.heard.values().map(|heard| &*heard.list);
-        let first = lists.next()?;
-        let mut shared: Vec<&str> = words(first).collect();
-        for list in lists {
-            shared.retain(|name| words(list).any(|other| other.eq_ignore_ascii_case(name)));
-        }
-        let of_servers = shared.into_iter().filter(|name| !is_ours(name));
-        Some(OURS.into_iter().chain(of_servers).collect::<Vec<_>>().join(" ").into())
+        in_all(self.heard.values().map(|heard| &*heard.list))
     }
+}
+
+/// What all of these lists have, with what a client can do here.
+fn in_all<'a>(mut lists: impl Iterator<Item = &'a str>) -> Option<Arc<str>> {
+    let first = lists.next()?;
+    let mut shared: Vec<&str> = words(first).collect();
+    for list in lists {
+        shared.retain(|name| words(list).any(|other| other.eq_ignore_ascii_case(name)));
+    }
+    let of_servers = shared.into_iter().filter(|name| !is_ours(name));
+    Some(OURS.into_iter().chain(of_servers).collect::<Vec<_>>().join(" ").into())
 }
 
 /// Names that may stand in our list: atoms (RFC 9051 section 9) that promise something of a server.
@@ -154,13 +243,13 @@ mod tests {
     #[test]
     fn only_what_all_servers_have_is_shown() {
         let learned = LearnedCapabilities::default();
-        assert_eq!(learned.shared(), None);
-        let note = |server: &str, said: Accepted| learned.note(server, &said, Instant::now());
+        assert_eq!(learned.shared(None), None);
+        let note = |server: &str, said: Accepted| learned.note(server, None, &said, Instant::now());
         note("one:143", said("OK Logged in", "* 3 EXISTS\r\n"));
-        assert_eq!(learned.shared(), None, "it has said nothing of itself");
+        assert_eq!(learned.shared(None), None, "it has said nothing of itself");
         let list = "OK [CAPABILITY IMAP4rev1 id AUTH=PLAIN STARTTLS UNAUTHENTICATE IDLE Move QUOTA X\u{1}Y ACL] in";
         note("one:143", said(list, ""));
-        let shared = || learned.shared().unwrap().to_string();
+        let shared = || learned.shared(None).unwrap().to_string();
         assert_eq!(shared(), "IMAP4rev1 ID LITERAL+ SASL-IR IDLE Move QUOTA ACL");
         note("two:143", said("OK in", "* CAPABILITY IMAP4rev1 MOVE IDLE XLIST\r\n"));
         assert_eq!(shared().split(' ').count(), 6, "{}", shared());
@@ -168,15 +257,53 @@ mod tests {
         assert_eq!(shared(), "IMAP4rev1 ID LITERAL+ SASL-IR ACL");
     }
 
+    /// A name is promised what its own servers have, also by the next process.
+    #[test]
+    fn each_name_has_its_servers() {
+        let (learned, now) = (LearnedCapabilities::default(), Instant::now());
+        let note = |server: &str, name: Option<&str>, list: &str| {
+            learned.note(server, name, &said(&format!("OK [CAPABILITY {list}] in"), ""), now);
+        };
+        note("one:143", Some("a.test"), "IDLE MOVE");
+        note("two:143", Some("b.test"), "IDLE ACL");
+        let check = |learned: &LearnedCapabilities, name: Option<&str>, expected: &str| {
+            let shared = learned.shared(name).unwrap();
+            assert_eq!(
+                *shared,
+                *format!("IMAP4rev1 ID LITERAL+ SASL-IR {expected}"),
+                "{name:?}"
+            );
+        };
+        check(&learned, Some("a.test"), "IDLE MOVE");
+        check(&learned, Some("b.test"), "IDLE ACL");
+        check(&learned, Some("c.test"), "IDLE");
+        check(&learned, None, "IDLE");
+        note("two:143", Some("a.test"), "IDLE ACL");
+        check(&learned, Some("a.test"), "IDLE");
+        // What a server says newly counts for every name.
+        note("two:143", None, "IDLE MOVE ACL");
+        check(&learned, Some("a.test"), "IDLE MOVE");
+        let next = LearnedCapabilities::default();
+        next.take_over(&learned.kept(), now);
+        check(&next, Some("a.test"), "IDLE MOVE");
+        check(&next, Some("b.test"), "IDLE MOVE ACL");
+        check(&next, None, "IDLE MOVE");
+        // Names are bounded.
+        for n in 0..2 * NAMES {
+            note("two:143", Some(&format!("n{n}.test")), "IDLE");
+        }
+        assert_eq!(learned.0.lock().names.len(), NAMES);
+    }
+
     #[test]
     fn lists_and_servers_are_bounded() {
         let learned = LearnedCapabilities::default();
-        let note = |server: &str, said: Accepted| learned.note(server, &said, Instant::now());
+        let note = |server: &str, said: Accepted| learned.note(server, None, &said, Instant::now());
         note(
             "one:143",
             said(&format!("OK [CAPABILITY {}] in", "X".repeat(LIST + 1)), ""),
         );
-        assert_eq!(learned.shared(), None);
+        assert_eq!(learned.shared(None), None);
         for n in 0..2 * SERVERS {
             note(&format!("store{n}:143"), said("OK [CAPABILITY IDLE] in", ""));
         }
@@ -186,10 +313,13 @@ mod tests {
     #[test]
     fn a_server_that_nobody_logs_in_at_does_not_count_for_ever() {
         let (learned, begun) = (LearnedCapabilities::default(), Instant::now());
-        learned.note("old:143", &said("OK [CAPABILITY IDLE] in", ""), begun);
-        learned.note("new:143", &said("OK [CAPABILITY MOVE] in", ""), begun + KEPT / 2);
-        assert_eq!(learned.shared().as_deref(), Some("IMAP4rev1 ID LITERAL+ SASL-IR"));
-        learned.note("new:143", &said("OK [CAPABILITY MOVE] in", ""), begun + KEPT);
-        assert_eq!(learned.shared().as_deref(), Some("IMAP4rev1 ID LITERAL+ SASL-IR MOVE"));
+        learned.note("old:143", None, &said("OK [CAPABILITY IDLE] in", ""), begun);
+        learned.note("new:143", None, &said("OK [CAPABILITY MOVE] in", ""), begun + KEPT / 2);
+        assert_eq!(learned.shared(None).as_deref(), Some("IMAP4rev1 ID LITERAL+ SASL-IR"));
+        learned.note("new:143", None, &said("OK [CAPABILITY MOVE] in", ""), begun + KEPT);
+        assert_eq!(
+            learned.shared(None).as_deref(),
+            Some("IMAP4rev1 ID LITERAL+ SASL-IR MOVE")
+        );
     }
 }

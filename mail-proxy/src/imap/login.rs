@@ -196,7 +196,10 @@ impl ImapLogin {
         ] {
             computed += if on { name } else { "" };
         }
-        format!("* CAPABILITY {}{computed}\r\n", self.settings.capabilities())
+        format!(
+            "* CAPABILITY {}{computed}\r\n",
+            self.settings.capabilities(self.name.as_deref())
+        )
     }
 
     fn id_line(&self) -> String {

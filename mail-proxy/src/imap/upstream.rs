@@ -465,8 +465,8 @@ impl ImapDialogue {
 
     fn accepted(&mut self) -> UpstreamStep {
         UpstreamStep::Accepted(Accepted {
-            untagged: std::mem::take(&mut self.untagged),
-            answer: std::mem::take(&mut self.answer),
+            untagged: passable(&std::mem::take(&mut self.untagged)),
+            answer: passable(&std::mem::take(&mut self.answer)),
             rest: Vec::new(),
         })
     }
@@ -606,6 +606,27 @@ impl Capabilities {
     }
 }
 
+/// What a server says it can and nobody can do through us: a client that begins anew there would be somebody else's
+/// (RFC 8437).
+const NOT_PASSED: &str = "UNAUTHENTICATE";
+
+/// The lines with lists of capabilities without what cannot be done through us; all others as they are.
+fn passable(lines: &[u8]) -> Vec<u8> {
+    let line = |line: &[u8]| match std::str::from_utf8(line) {
+        Ok(text) if lists_capabilities(text) => text
+            .replace(&format!(" {NOT_PASSED} "), " ")
+            .replace(&format!(" {NOT_PASSED}]"), "]")
+            .replace(&format!(" {NOT_PASSED}\r\n"), "\r\n")
+            .into_bytes(),
+        _ => line.to_vec(),
+    };
+    lines.split_inclusive(|&byte| byte == b'\n').flat_map(line).collect()
+}
+
+fn lists_capabilities(line: &str) -> bool {
+    line.starts_with("* CAPABILITY ") || has_code(line.strip_prefix("* ").unwrap_or(line).as_bytes(), "CAPABILITY")
+}
+
 /// What a line begins with.
 fn word(text: &[u8]) -> &[u8] {
     text.split(|&byte| byte == b' ').next().unwrap_or_default()
@@ -719,6 +740,28 @@ mod tests {
             check(text, Refusal::Text(shown(text)));
         }
         check("NO \u{1b}[2J", Refusal::Text(shown("NO ?[2J")));
+    }
+
+    #[test]
+    fn what_cannot_be_passed_is_not_shown() {
+        for (said, shown) in [
+            (
+                "OK [CAPABILITY IMAP4rev1 UNAUTHENTICATE MOVE] in",
+                "OK [CAPABILITY IMAP4rev1 MOVE] in",
+            ),
+            (
+                "OK [CAPABILITY IMAP4rev1 UNAUTHENTICATE] in",
+                "OK [CAPABILITY IMAP4rev1] in",
+            ),
+            ("OK in UNAUTHENTICATE please", "OK in UNAUTHENTICATE please"),
+            (
+                "* CAPABILITY A UNAUTHENTICATE\r\n* 3 EXISTS\r\n* OK [CAPABILITY UNAUTHENTICATE B] x\r\n",
+                "* CAPABILITY A\r\n* 3 EXISTS\r\n* OK [CAPABILITY B] x\r\n",
+            ),
+        ] {
+            assert_eq!(passable(said.as_bytes()), shown.as_bytes(), "{said}");
+        }
+        assert_eq!(passable(b"\xff\r\n"), b"\xff\r\n");
     }
 
     #[test]

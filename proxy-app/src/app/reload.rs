@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use mail_directory::yaml::{Problems, problem};
 use mail_directory::{Apply, Losses, System};
@@ -307,7 +308,9 @@ impl App {
     }
 
     fn write_state(&self) {
-        let state = NodeState::of(&self.history.all(), &self.routes.holds().all(), self.moves.unfinished());
+        let servers = self.snapshot.load().mail.imap.learned.kept();
+        let (generations, holds) = (self.history.all(), self.routes.holds().all());
+        let state = NodeState::of(&generations, &holds, self.moves.unfinished(), servers);
         self.state_file.write(&state);
     }
 
@@ -332,7 +335,14 @@ impl App {
     pub(crate) fn take_holds_again(&self) {
         let state = self.state_file.read();
         self.take_holds(&state);
+        self.take_servers(&state);
         self.moves.take_over(state.moves());
+    }
+
+    /// What mailbox servers have said to a previous process.
+    fn take_servers(&self, state: &NodeState) {
+        let snapshot = self.snapshot.load();
+        snapshot.mail.imap.learned.take_over(&state.servers(), Instant::now());
     }
 
     /// Holds that a previous process has begun.

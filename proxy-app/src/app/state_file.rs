@@ -1,4 +1,5 @@
-//! What a node knows from process to process, in a file: the number and the history of its configurations, and holds.
+//! What a node knows from process to process, in a file: the number and the history of its configurations, holds, and
+//! what mailbox servers can.
 //!
 //! Counters are not in it: a counter that comes back smaller than it was, as after a crash, would be taken for a huge
 //! increase by Prometheus, which expects it to begin at zero.
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use mail_directory::secret_file;
+use mail_proxy::imap::LearnedServer;
 use parking_lot::Mutex;
 use route_cache::{Held, Hold};
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,16 @@ pub(crate) struct NodeState {
     /// Moves that have begun and not ended.
     #[serde(default)]
     moves: Vec<Unfinished>,
+    /// What mailbox servers have said of themselves.
+    #[serde(default)]
+    servers: Vec<OldServer>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OldServer {
+    server: String,
+    capabilities: String,
+    names: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -140,13 +152,34 @@ fn read(path: &Path) -> io::Result<NodeState> {
 
 impl NodeState {
     /// What is known now.
-    pub(crate) fn of(generations: &[Generation], holds: &[Hold], moves: Vec<Unfinished>) -> Self {
+    pub(crate) fn of(
+        generations: &[Generation],
+        holds: &[Hold],
+        moves: Vec<Unfinished>,
+        servers: Vec<LearnedServer>,
+    ) -> Self {
+        let old = |server: LearnedServer| OldServer {
+            server: server.server,
+            capabilities: server.list,
+            names: server.names,
+        };
         Self {
             version: VERSION,
             generations: generations.iter().map(OldGeneration::of).collect(),
             holds: holds.iter().map(OldHold::of).collect(),
             moves,
+            servers: servers.into_iter().map(old).collect(),
         }
+    }
+
+    /// What mailbox servers have said of themselves.
+    pub(crate) fn servers(&self) -> Vec<LearnedServer> {
+        let servers = self.servers.iter().map(|old| LearnedServer {
+            server: old.server.clone(),
+            list: old.capabilities.clone(),
+            names: old.names.clone(),
+        });
+        servers.collect()
     }
 
     /// The configurations of previous processes, the newest first.
@@ -255,7 +288,12 @@ mod tests {
             },
             since: 7,
         };
-        NodeState::of(&[generation], &holds, vec![left])
+        let server = LearnedServer {
+            server: "store1:143".to_owned(),
+            list: "IMAP4rev1 MOVE".to_owned(),
+            names: vec!["mail.a.test".to_owned()],
+        };
+        NodeState::of(&[generation], &holds, vec![left], vec![server])
     }
 
     #[test]
@@ -272,6 +310,8 @@ mod tests {
         assert_eq!(back.holds().len(), 2);
         assert_eq!(back.moves(), state.moves());
         assert!(back.moves()[0].changing);
+        assert_eq!(back.servers(), state.servers());
+        assert_eq!(back.servers()[0].names, ["mail.a.test"]);
     }
 
     #[test]

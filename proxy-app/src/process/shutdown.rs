@@ -92,6 +92,7 @@ impl EndSignal {
                     let (env, fds) = (env.clone(), fds.clone());
                     upgrade = Some(tokio::spawn(async move {
                         env.app.leave_moves().await;
+                        env.app.keep_state().await;
                         env.app.leave_files(true);
                         write_routes(&env).await;
                         write_throttle(&env).await;
@@ -118,8 +119,11 @@ impl EndSignal {
     }
 }
 
-/// Writes the routes for the next process, and nothing after that.
+/// Writes the routes for the next process, and nothing after that; before them what mailbox servers can.
 pub(crate) async fn write_routes(env: &ProcessEnv) {
+    if timeout(LAST_WRITE, env.app.keep_state()).await.is_err() {
+        log::warn!("the state of the node is not written within {LAST_WRITE:?}; the next process may miss the latest");
+    }
     let Some(kept) = &env.kept_routes else {
         return;
     };
