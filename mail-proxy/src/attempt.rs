@@ -216,6 +216,15 @@ const SILENT: &str = "the mailbox server does not answer";
 /// Why a login by an exchange cannot go on elsewhere.
 const MOVED: &str = "the account has moved, and the client's proof is good for one server only";
 
+/// Why a good certificate is no login.
+const NO_ACCOUNT: &str = "no name in the certificate is that of an account";
+
+/// Why a client with a certificate is not logged in at an external server.
+const FOREIGN: &str = "an external server has no master user of ours";
+
+/// Why a client with a certificate is not logged in.
+const NO_MASTER: &str = "it does not take the login of mail.master";
+
 /// What a mailbox server did that hung up.
 const CLOSED: &str = "the mailbox server closed the connection";
 
@@ -303,6 +312,14 @@ impl Tries {
         if proxies_left(&id) == 0 {
             return Err(LoginFailure::UpstreamDown(LOOP.to_owned()));
         }
+        let named;
+        let credentials = match credentials.proof {
+            Proof::Certificate => {
+                named = self.named(credentials).await?;
+                &named
+            }
+            _ => credentials,
+        };
         let lookup = self.facts.lookup(credentials);
         let routed = self.route(&lookup).await;
         let mut ticket = match &routed {
@@ -336,7 +353,12 @@ impl Tries {
             done => done,
         };
         if let Some(ticket) = ticket {
-            self.count(ticket, answered(&result));
+            let answer = match (&credentials.proof, answered(&result)) {
+                // There is nothing to guess.
+                (Proof::Certificate, Answered::Wrong) => Answered::Unknown,
+                (_, answer) => answer,
+            };
+            self.count(ticket, answer);
         }
         result.and_then(|login| self.enter(login))
     }
@@ -368,6 +390,49 @@ impl Tries {
         self.begun = Instant::now();
         self.holds.send_replace(Duration::ZERO);
         Ok(response)
+    }
+
+    /// The credentials of a client with a certificate, under the name of the account: the first of the certificate's names
+    /// that the directory knows. A name that the client gives must be that of the same account.
+    async fn named(&mut self, credentials: &Credentials) -> Result<Credentials, LoginFailure> {
+        let certificate = self
+            .facts
+            .connection
+            .tls
+            .as_ref()
+            .and_then(|tls| tls.certificate.clone());
+        let certificate = certificate.ok_or(LoginFailure::BadCredentials)?;
+        self.record.authcid = Some(certificate.subject.clone());
+        let mut own = None;
+        for name in &certificate.accounts {
+            let named = Credentials::by(credentials.mechanism, name.as_bytes(), Proof::Certificate);
+            let Ok(named) = named else { continue };
+            match self.env.routes.route(&self.facts.lookup(&named)).await {
+                Ok(route) => {
+                    own = Some((named, route.account));
+                    break;
+                }
+                Err(RouteError::UnknownUser) => {}
+                Err(error) => {
+                    self.record.user = Some(named.user);
+                    return Err(no_route(error));
+                }
+            }
+        }
+        let Some((own, account)) = own else {
+            return Err(LoginFailure::NotOfCertificate(NO_ACCOUNT.to_owned()));
+        };
+        if credentials.user.is_empty() {
+            self.record.user = Some(own.user.clone());
+            return Ok(own);
+        }
+        match self.env.routes.route(&self.facts.lookup(credentials)).await {
+            Ok(route) if route.account == account => Ok(credentials.clone()),
+            Ok(_) | Err(RouteError::UnknownUser) => Err(LoginFailure::NotOfCertificate(format!(
+                "the certificate is that of {account}"
+            ))),
+            Err(error) => Err(no_route(error)),
+        }
     }
 
     /// Tells the throttle. A failure counts from just before its client hears of it: what counted sooner would show which
@@ -752,6 +817,10 @@ impl Tries {
     ) -> Result<(BoxStream, Accepted), TryFailure> {
         self.record.phase = None;
         self.greets.send_replace(None);
+        let by_master = match &credentials.proof {
+            Proof::Certificate => Some(self.by_master(route, credentials).map_err(TryFailure::Final)?),
+            _ => None,
+        };
         self.env.transport.turn(route).await.map_err(unreachable)?;
         let called = Instant::now();
         let tell = self.tell(route);
@@ -761,7 +830,8 @@ impl Tries {
         self.env.audit.connected(route, connected.is_ok());
         let mut server = connected.map_err(unreachable)?;
         let begun = Instant::now();
-        let mut introduction = self.introduction(route, credentials, id, tell.announcement);
+        let told = by_master.as_ref().unwrap_or(credentials);
+        let mut introduction = self.introduction(route, told, id, tell.announcement);
         // What a server says may depend on how it is spoken to.
         let at = format!(
             "{} {} {}",
@@ -797,6 +867,10 @@ impl Tries {
             match unanswered {
                 Unanswered::Gone if long => TryFailure::Again(LoginFailure::PasswordNotBorne(CLOSED.to_owned())),
                 Unanswered::Refused(refusal) if long => not_borne(refusal),
+                // It is not the client that it does not know.
+                Unanswered::Refused(Refusal::BadCredentials) if by_master.is_some() => {
+                    TryFailure::Doubtful(LoginFailure::UpstreamDown(NO_MASTER.to_owned()))
+                }
                 Unanswered::Refused(refusal) => failure(refusal),
                 Unanswered::Unsafe(error) => unreachable(error),
                 Unanswered::Gone if machine.phase() == "banner" => {
@@ -809,6 +883,14 @@ impl Tries {
                 }
             }
         })
+    }
+
+    /// What a mailbox server is told of a client that has shown a certificate. No server of others learns the master's
+    /// password.
+    fn by_master(&self, route: &Route, credentials: &Credentials) -> Result<Credentials, LoginFailure> {
+        let master = self.env.settings.master.as_ref().filter(|_| !route.external);
+        let master = master.ok_or_else(|| LoginFailure::NoRoute(FOREIGN.to_owned()))?;
+        Ok(credentials.by_master(master))
     }
 
     /// Speaks to a mailbox server until it has answered the login.

@@ -32,6 +32,17 @@ pub struct TlsFacts {
     pub alpn: Option<String>,
     /// Common name of the subject of the client's certificate, if it has shown one that is good.
     pub client_name: Option<String>,
+    /// Whose login that certificate may stand for, where certificates stand for logins.
+    pub certificate: Option<Arc<CertificateNames>>,
+}
+
+/// Whom a client's certificate names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CertificateNames {
+    /// The subject, as in RFC 4514.
+    pub subject: String,
+    /// The names that may be those of an account, the one that counts first in front.
+    pub accounts: Vec<String>,
 }
 
 /// What logs, lists and limits know of a connection. It does not change while the connection lives, except by STARTTLS.

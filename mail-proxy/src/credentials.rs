@@ -15,6 +15,8 @@ pub enum Proof {
     Token(Secret<Vec<u8>>),
     /// The first of the messages that client and mailbox server hold with each other. The password is not known here.
     Exchange(ClientFirst),
+    /// The certificate of the client's TLS channel, which has been verified.
+    Certificate,
 }
 
 impl Proof {
@@ -22,9 +24,18 @@ impl Proof {
     pub fn secret(&self) -> Option<&[u8]> {
         match self {
             Self::Password(secret) | Self::Token(secret) => Some(secret.expose()),
-            Self::Exchange(_) => None,
+            Self::Exchange(_) | Self::Certificate => None,
         }
     }
+}
+
+/// A user whom mailbox servers let into every mailbox.
+#[derive(Debug)]
+pub struct Master {
+    /// Its name there.
+    pub user: String,
+    /// Its password there.
+    pub password: Secret<String>,
 }
 
 /// What a client authenticates with.
@@ -33,7 +44,8 @@ pub struct Credentials {
     /// How it was offered.
     pub mechanism: Mechanism,
     /// Whose mailbox is wanted, as typed and without suffix: the authorization identity if one was given,
-    /// otherwise the authentication identity. The route is looked up for this name.
+    /// otherwise the authentication identity. The route is looked up for this name. Empty where the client leaves it
+    /// to its certificate.
     pub user: String,
     /// The authentication identity, where it is another user (SASL PLAIN with a differing authorization identity).
     pub authenticating_as: Option<String>,
@@ -74,7 +86,7 @@ impl Credentials {
         match &self.proof {
             Proof::Password(password) => password.expose().len() > LONG_PASSWORD,
             Proof::Token(token) => token.expose().len() > LONG_TOKEN,
-            Proof::Exchange(_) => false,
+            Proof::Exchange(_) | Proof::Certificate => false,
         }
     }
 
@@ -120,6 +132,30 @@ impl Credentials {
             suffix,
             proof,
         })
+    }
+
+    /// Takes the authorization identity of a client that has shown a certificate. Empty: the certificate says it.
+    pub(crate) fn by_certificate(mechanism: Mechanism, authzid: &[u8]) -> Result<Self, Rejected> {
+        match authzid {
+            b"" => Ok(Self {
+                mechanism,
+                user: String::new(),
+                authenticating_as: None,
+                suffix: None,
+                proof: Proof::Certificate,
+            }),
+            _ => Self::by(mechanism, authzid, Proof::Certificate),
+        }
+    }
+
+    /// The login of a user by a master user, as it goes on to a mailbox server.
+    pub(crate) fn by_master(&self, master: &Master) -> Self {
+        Self {
+            mechanism: Mechanism::SaslPlain,
+            authenticating_as: Some(master.user.clone()),
+            proof: Proof::Password(Secret::new(master.password.expose().as_bytes().to_vec())),
+            ..self.clone()
+        }
     }
 
     /// Credentials that no server may be asked about.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::audit::Audit;
 use crate::connection::{BoxStream, ConnectionFacts, TlsFacts};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Master};
 use crate::handle::Drain;
 use crate::known_servers::KnownServers;
 use crate::machine::StartTls;
@@ -63,6 +63,8 @@ pub struct Settings {
     pub send_pop3_xoip: bool,
     /// What each mailbox server is told of a client; where they are silent, the two above count.
     pub servers: Arc<ServerRules>,
+    /// As whom clients with a certificate are logged in at the mailbox servers. `None`: no certificate stands for a login.
+    pub master: Option<Arc<Master>>,
     /// What stands in for the messages of a mailbox server where none is asked.
     pub decoys: Arc<Decoys>,
     /// What mailbox servers have said of themselves before logins.

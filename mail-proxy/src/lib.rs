@@ -36,8 +36,8 @@ mod session;
 pub mod throttle;
 mod upstream;
 
-pub use connection::{BoxStream, Client, ConnectionFacts, Stream, TlsFacts};
-pub use credentials::{Credentials, Proof, Rejected, login_name};
+pub use connection::{BoxStream, CertificateNames, Client, ConnectionFacts, Stream, TlsFacts};
+pub use credentials::{Credentials, Master, Proof, Rejected, login_name};
 pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
 pub use handle::{AwaitsClient, CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
 pub use known_servers::{KnownServer, KnownServers};

@@ -210,14 +210,24 @@ impl<D: LoginDialect> LoginDriver<D> {
     /// The SASL mechanisms that may be used on this channel now.
     pub(crate) fn offered(&self) -> Mechanisms {
         match self.channel.takes_passwords() {
-            true => D::limits(&self.settings).mechanisms,
+            true => self.mechanisms(),
             false => Mechanisms::default(),
         }
     }
 
+    /// Those that the administrator has chosen, and EXTERNAL for a client with a certificate.
+    fn mechanisms(&self) -> Mechanisms {
+        let mut chosen = D::limits(&self.settings).mechanisms;
+        match self.channel {
+            Channel::TlsWithCertificate => chosen.insert(Mechanism::External),
+            Channel::Tls | Channel::Clear(_) => chosen.remove(Mechanism::External),
+        }
+        chosen
+    }
+
     /// Begins a SASL exchange by the name of its mechanism, if it may begin.
     pub(crate) fn open(&self, name: &[u8], initial: Option<&[u8]>) -> Opening {
-        let offered = D::limits(&self.settings).mechanisms;
+        let offered = self.mechanisms();
         let named = Mechanism::of_sasl(name).filter(|mechanism| offered.contains(*mechanism));
         let Some((mechanism, exchange)) = named.and_then(|named| Some((named, Exchange::begin(named)?))) else {
             return Opening::NoMechanism;

@@ -55,6 +55,8 @@ pub enum LoginFailure {
     DirectoryDown(String),
     /// The connection was to end, and the client did not wait for the answer.
     Ended(CloseReason),
+    /// The client's certificate is good, and not for this mailbox. Told in the words of bad credentials.
+    NotOfCertificate(String),
     /// The client has given up in the middle of its login, and was told so.
     Withdrawn,
 }
@@ -69,7 +71,7 @@ impl LoginFailure {
     /// The word in the audit log.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::BadCredentials => Outcome::BadCredentials,
+            Self::BadCredentials | Self::NotOfCertificate(_) => Outcome::BadCredentials,
             Self::Refused(_) => Outcome::Refused,
             Self::Limit(_) | Self::TooManySessions(_) => Outcome::Limit,
             Self::Busy(_) => Outcome::Busy,
@@ -92,6 +94,7 @@ impl LoginFailure {
             Self::BadCredentials
             | Self::UnknownUser
             | Self::NotAllowed(_)
+            | Self::NotOfCertificate(_)
             | Self::PasswordNotBorne(_)
             | Self::Refused(_) => true,
             Self::Limit(_)
@@ -146,6 +149,7 @@ impl LoginFailure {
             Self::Ended(CloseReason::Evict) => Some("too many connections".to_owned()),
             Self::Held { why, .. }
             | Self::NotAllowed(why)
+            | Self::NotOfCertificate(why)
             | Self::PasswordNotBorne(why)
             | Self::Refused(why)
             | Self::Limit(why)
@@ -160,9 +164,11 @@ impl LoginFailure {
     pub fn imap(&self, mechanism: Mechanism) -> String {
         let command = if mechanism.is_sasl() { "AUTHENTICATE" } else { "LOGIN" };
         match self {
-            Self::BadCredentials | Self::UnknownUser | Self::NotAllowed(_) | Self::PasswordNotBorne(_) => {
-                format!("NO [AUTHENTICATIONFAILED] {command} failed")
-            }
+            Self::BadCredentials
+            | Self::UnknownUser
+            | Self::NotAllowed(_)
+            | Self::NotOfCertificate(_)
+            | Self::PasswordNotBorne(_) => format!("NO [AUTHENTICATIONFAILED] {command} failed"),
             Self::Refused(text) => format!("NO {}", one_line(without_status(text))),
             Self::Limit(text) => format!("NO {}", with_code("LIMIT", text)),
             Self::TooManySessions(_) => format!("NO [LIMIT] {TOO_MANY_SESSIONS}"),
@@ -179,9 +185,11 @@ impl LoginFailure {
     /// What a POP3 client is told (response codes: RFC 2449, RFC 3206).
     pub fn pop3(&self) -> String {
         match self {
-            Self::BadCredentials | Self::UnknownUser | Self::NotAllowed(_) | Self::PasswordNotBorne(_) => {
-                "-ERR [AUTH] LOGIN failed".to_owned()
-            }
+            Self::BadCredentials
+            | Self::UnknownUser
+            | Self::NotAllowed(_)
+            | Self::NotOfCertificate(_)
+            | Self::PasswordNotBorne(_) => "-ERR [AUTH] LOGIN failed".to_owned(),
             Self::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
             Self::Limit(text) | Self::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
             Self::TooManySessions(_) => format!("-ERR [IN-USE] {TOO_MANY_SESSIONS}"),

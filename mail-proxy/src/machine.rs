@@ -30,6 +30,8 @@ pub enum StartTls {
 pub enum Channel {
     /// TLS: implicit, or after STARTTLS.
     Tls,
+    /// TLS, and the client has shown a certificate that may stand for a login.
+    TlsWithCertificate,
     /// Clear text, under this policy.
     Clear(StartTls),
 }

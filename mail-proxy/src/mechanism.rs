@@ -20,6 +20,8 @@ pub enum Mechanism {
     ScramSha256,
     /// SASL SCRAM-SHA-1 (RFC 5802).
     ScramSha1,
+    /// SASL EXTERNAL (RFC 4422 appendix A): the certificate of the TLS channel.
+    External,
 }
 
 /// What a client proves itself with. It decides where the user's name is found, and how the login goes on to the
@@ -33,6 +35,9 @@ pub enum ProofKind {
     /// Messages that prove that both sides know the password, and do not show it. The first names the user; all are
     /// passed on unchanged, because each is signed by the last.
     Exchange,
+    /// The certificate that the client has shown on its TLS channel. It names the user, and stays here: the login goes
+    /// on as that of a master user.
+    Certificate,
 }
 
 /// One way to log in.
@@ -47,7 +52,7 @@ struct MechanismEntry {
 }
 
 /// All of them; those of SASL in the order in which they are offered.
-const TABLE: [MechanismEntry; 8] = [
+const TABLE: [MechanismEntry; 9] = [
     MechanismEntry {
         mechanism: Mechanism::Login,
         name: "LOGIN",
@@ -95,6 +100,12 @@ const TABLE: [MechanismEntry; 8] = [
         name: "SCRAM-SHA-1",
         sasl: Some("SCRAM-SHA-1"),
         proof: ProofKind::Exchange,
+    },
+    MechanismEntry {
+        mechanism: Mechanism::External,
+        name: "EXTERNAL",
+        sasl: Some("EXTERNAL"),
+        proof: ProofKind::Certificate,
     },
 ];
 

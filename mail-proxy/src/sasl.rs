@@ -27,6 +27,8 @@ pub enum Exchange {
     Xoauth2,
     /// The first message of SCRAM. Those behind it are the mailbox server's and the client's.
     Scram(Mechanism),
+    /// The authorization identity of EXTERNAL.
+    External,
 }
 
 /// Where a response leads.
@@ -49,6 +51,7 @@ impl Exchange {
             Mechanism::OauthBearer => Some(Self::OauthBearer),
             Mechanism::Xoauth2 => Some(Self::Xoauth2),
             Mechanism::ScramSha256 | Mechanism::ScramSha1 => Some(Self::Scram(mechanism)),
+            Mechanism::External => Some(Self::External),
             Mechanism::Login | Mechanism::UserPass => None,
         }
     }
@@ -56,7 +59,7 @@ impl Exchange {
     /// The challenge to send, in base64: nothing, `Username:` or `Password:`.
     pub fn prompt(&self) -> &'static str {
         match self {
-            Self::Plain | Self::OauthBearer | Self::Xoauth2 | Self::Scram(_) => "",
+            Self::Plain | Self::OauthBearer | Self::Xoauth2 | Self::Scram(_) | Self::External => "",
             Self::LoginName => "VXNlcm5hbWU6",
             Self::LoginPassword(_) => "UGFzc3dvcmQ6",
         }
@@ -86,6 +89,7 @@ impl Exchange {
             Self::OauthBearer => done(oauth_bearer(message)),
             Self::Xoauth2 => done(xoauth2(message)),
             Self::Scram(mechanism) => done(scram(mechanism, message)),
+            Self::External => Progress::Done(Credentials::by_certificate(Mechanism::External, message)),
         }
     }
 }
@@ -337,6 +341,17 @@ mod tests {
         both("n,a=,n=alice,r=abc", "None");
         both("p=tls-exporter,,n=alice,r=abc", "malformed");
         both("n,,m=1,n=alice,r=abc", "malformed");
+    }
+
+    #[test]
+    fn identities_of_external() {
+        check("EXTERNAL", &[b""], " None None ");
+        check("external", &[b"alice/tb"], "alice None Some(\"/tb\") ");
+        check("EXTERNAL", &[b"al\0ice"], "Some(\"al?ice\")");
+        let begun = || Exchange::begin(Mechanism::External).expect("one of SASL");
+        for empty in [begun().initial(b"="), begun().response(b"")] {
+            assert!(matches!(empty, Progress::Done(Ok(_))), "{empty:?}");
+        }
     }
 
     #[test]

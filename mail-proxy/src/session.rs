@@ -590,7 +590,8 @@ impl EarlyEnd {
 
 impl Facts {
     fn machine(&self, settings: &Settings) -> Box<dyn LoginMachine> {
-        let channel = match self.connection.tls {
+        let channel = match &self.connection.tls {
+            Some(tls) if settings.master.is_some() && tls.certificate.is_some() => Channel::TlsWithCertificate,
             Some(_) => Channel::Tls,
             None => Channel::Clear(self.starttls),
         };

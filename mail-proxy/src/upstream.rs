@@ -233,7 +233,7 @@ impl Introduction {
     pub(crate) fn password(&self) -> &[u8] {
         match &self.credentials.proof {
             Proof::Password(password) => password.expose(),
-            Proof::Token(_) | Proof::Exchange(_) => b"",
+            Proof::Token(_) | Proof::Exchange(_) | Proof::Certificate => b"",
         }
     }
 
@@ -241,7 +241,7 @@ impl Introduction {
     pub(crate) fn first_mechanism(&self) -> Mechanism {
         match self.credentials.proof {
             Proof::Password(_) => Mechanism::SaslPlain,
-            Proof::Token(_) | Proof::Exchange(_) => self.credentials.mechanism,
+            Proof::Token(_) | Proof::Exchange(_) | Proof::Certificate => self.credentials.mechanism,
         }
     }
 
@@ -251,6 +251,8 @@ impl Introduction {
         let fitting = match &self.credentials.proof {
             Proof::Token(_) => [own, Mechanism::OauthBearer, Mechanism::Xoauth2],
             Proof::Exchange(first) if first.could_bind() && has.binds() => return None,
+            // The server has not seen it.
+            Proof::Certificate => return None,
             Proof::Password(_) | Proof::Exchange(_) => [own; 3],
         };
         fitting.into_iter().find(|mechanism| has.contains(*mechanism))
@@ -268,6 +270,7 @@ impl Introduction {
             Proof::Token(_) => Some(NO_TOKEN),
             Proof::Exchange(first) if first.could_bind() && has.binds() => Some(BINDS),
             Proof::Exchange(_) => Some(NO_EXCHANGE),
+            Proof::Certificate => Some(NO_PLAIN),
             Proof::Password(_) => self.is_delegated().then_some(NO_PLAIN),
         }
     }
@@ -280,6 +283,7 @@ impl Introduction {
                 sasl::encode_token(mechanism, name, token.expose())
             }
             (Proof::Exchange(first), _) => sasl::encode(first.message()),
+            (Proof::Certificate, _) => sasl::encode(b""),
             (Proof::Password(password), None) => sasl::encode_plain("", name, password.expose()),
             (Proof::Password(password), Some(other)) => sasl::encode_plain(name, other, password.expose()),
         }

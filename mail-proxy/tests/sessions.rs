@@ -191,6 +191,7 @@ impl Transport for Network {
                 sni: None,
                 alpn: None,
                 client_name: None,
+                certificate: None,
             },
         ))
     }
@@ -418,6 +419,7 @@ fn settings() -> Settings {
         send_imap_id: true,
         send_pop3_xoip: true,
         servers: Arc::default(),
+        master: None,
         decoys: Arc::new(Decoys::default()),
         known: Arc::default(),
         product: ("Portico".to_owned(), "0".to_owned()),

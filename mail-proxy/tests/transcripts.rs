@@ -574,6 +574,7 @@ fn faces(words: &str) -> Faces {
                 protocol,
                 match channel {
                     "tls" => Channel::Tls,
+                    "certificate" => Channel::TlsWithCertificate,
                     "off" => Channel::Clear(StartTls::Off),
                     "on" => Channel::Clear(StartTls::On),
                     "only" => Channel::Clear(StartTls::Only),
@@ -653,7 +654,7 @@ fn credentials(mechanism: Mechanism, user: &[u8], password: &[u8]) -> Credential
     let parsed = match mechanism.proof() {
         ProofKind::Password => Credentials::parse(mechanism, user, password),
         ProofKind::Token => Credentials::with_token(mechanism, user, password),
-        ProofKind::Exchange => {
+        ProofKind::Exchange | ProofKind::Certificate => {
             let exchange = Exchange::begin(mechanism).expect("one of SASL");
             let first = if password == b"secret" { FIRST_MESSAGE } else { password };
             match exchange.response(STANDARD.encode(first).as_bytes()) {

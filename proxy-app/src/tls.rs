@@ -16,7 +16,7 @@ use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
 use openssl::ssl::{NameType, SniError, Ssl, SslAcceptorBuilder, SslAlert, SslContext, SslOptions, SslRef};
-use openssl::x509::X509VerifyResult;
+use openssl::x509::{X509Ref, X509VerifyResult};
 use tokio_openssl::SslStream;
 
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
@@ -169,6 +169,7 @@ fn go_on(ssl: &mut SslRef, alert: &mut SslAlert, store: &CertStore, profile: &Ar
     let (inner, local) = (info.inner, info.local);
     let rules = match (inner, &store.vhosts) {
         (InnerProtocol::Web, Some(vhosts)) => rules_for(alert, vhosts, name.as_deref(), local)?,
+        (InnerProtocol::Imap | InnerProtocol::Pop3, _) => store.mail_certs.clone().unwrap_or_else(ClientCerts::off),
         _ => ClientCerts::off(),
     };
     let certificate = store.find(name.as_deref(), Some(local));
@@ -211,21 +212,24 @@ fn rules_for(
 /// The facts of a channel after its handshake.
 pub(crate) fn facts(ssl: &SslRef) -> TlsFacts {
     let cipher = ssl.current_cipher().map_or("", |cipher| cipher.name());
+    let shown = ssl
+        .peer_certificate()
+        .filter(|_| ssl.verify_result() == X509VerifyResult::OK);
     TlsFacts {
         cipher: format!("{} {cipher}", ssl.version_str()),
         sni: ssl.servername(NameType::HOST_NAME).map(str::to_ascii_lowercase),
         alpn: ssl
             .selected_alpn_protocol()
             .map(|name| String::from_utf8_lossy(name).into_owned()),
-        client_name: client_name(ssl),
+        client_name: shown.as_deref().and_then(common_name),
+        certificate: shown
+            .and_then(|certificate| rules_of(ssl).account_names(&certificate))
+            .map(Arc::new),
     }
 }
 
-/// Whom the client's certificate names, if it has shown one that is good.
-fn client_name(ssl: &SslRef) -> Option<String> {
-    let certificate = ssl
-        .peer_certificate()
-        .filter(|_| ssl.verify_result() == X509VerifyResult::OK)?;
+/// Whom a certificate names.
+fn common_name(certificate: &X509Ref) -> Option<String> {
     let mut names = certificate.subject_name().entries_by_nid(Nid::COMMONNAME);
     names.next()?.data().to_string().ok()
 }

@@ -129,6 +129,7 @@ pub(crate) fn build(
     open_directory(config, &mut problems);
     let mut store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
     store.vhosts = Some(vhosts.clone());
+    store.mail_certs = config.mail.external.clone().filter(|_| config.mail.master.is_some());
     let policy = tls_policy(&node, &vhosts, &mut problems);
     let old_acceptors = before.map(|before| before.acceptors.clone());
     let acceptors = old_acceptors.filter(|acceptors| acceptors.are_for(&policy));
@@ -416,6 +417,7 @@ fn mail_settings(
             rules: config.mail.servers.clone(),
             directory: told_servers(system, problems),
         }),
+        master: config.mail.master.clone().filter(|_| config.mail.external.is_some()),
         decoys: before.map(|before| before.mail.decoys.clone()).unwrap_or_default(),
         product: (name.to_owned(), version.to_owned()),
     }

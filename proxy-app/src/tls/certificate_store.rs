@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use mail_directory::names;
 
 use crate::tls::certificate::CertKey;
+use crate::tls::client_certs::ClientCerts;
 use crate::tls::vhosts::VirtualHosts;
 
 /// Names and the certificates for them.
@@ -15,6 +16,8 @@ use crate::tls::vhosts::VirtualHosts;
 pub(crate) struct CertStore {
     /// Used where no name matches, and for clients that ask for none.
     pub default: Option<Arc<CertKey>>,
+    /// The rules of mail listeners for certificates of clients; `None`: they ask for none.
+    pub mail_certs: Option<Arc<ClientCerts>>,
     /// What the names mean on web listeners; absent only before the first configuration.
     pub vhosts: Option<Arc<VirtualHosts>>,
     pub(crate) exact: HashMap<String, CertClaim>,

@@ -8,8 +8,10 @@ use std::sync::{Arc, LazyLock};
 
 use http::{HeaderName, HeaderValue};
 use mail_directory::tls_words::reasons;
+use mail_proxy::CertificateNames;
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
 use openssl::sha::Sha256;
 use openssl::ssl::{SslContextBuilder, SslRef, SslVerifyMode};
 use openssl::x509::store::X509StoreBuilder;
@@ -18,6 +20,8 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
 /// Most authorities in one list: their names are all sent in the handshake, which has 16 KiB for them.
 const AUTHORITIES_MAX: usize = 64;
+/// Certificates between an authority of mail listeners and a client's, at most, as Zimbra has it for the web.
+const MAIL_DEPTH: u32 = 10;
 /// Longest certificate that is passed on, encoded: Jetty takes 8 KiB for all headers of a request together, and some
 /// room must be left for the others.
 const CERTIFICATE_MAX: usize = 6 * 1024;
@@ -46,7 +50,20 @@ pub(crate) struct ClientCerts {
     mode: CertMode,
     authorities: Vec<X509>,
     depth: u32,
+    names: Vec<NameSource>,
 }
+
+/// Where in a certificate the address of its account is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NameSource {
+    /// An address of the subject's alternative names, or the subject's `emailAddress`.
+    Email,
+    /// The subject's common name.
+    CommonName,
+}
+
+/// Names that are looked for in one certificate, at most: each is asked for in the directory.
+const NAMES: usize = 8;
 
 /// Why rules cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +122,29 @@ impl ClientCerts {
             mode,
             authorities,
             depth,
+            names: Vec::new(),
         }
+    }
+
+    /// The rules of mail listeners: a client may show a certificate, which then names its account.
+    ///
+    /// # Errors
+    /// There are no authorities that can be used.
+    pub(crate) fn of_mail(authorities: &str, names: Vec<NameSource>) -> Result<Self, RulesError> {
+        let rules = Self::new(CertMode::Optional, authorities, MAIL_DEPTH)?;
+        Ok(Self { names, ..rules })
+    }
+
+    /// The addresses in a certificate that may be those of accounts. A name without domain is none: the domain would be
+    /// that of the host name that the client asks for.
+    pub(crate) fn account_names(&self, certificate: &X509Ref) -> Option<CertificateNames> {
+        let mut accounts: Vec<String> = Vec::new();
+        for source in &self.names {
+            accounts.extend(source.names(certificate).into_iter().filter(|name| name.contains('@')));
+        }
+        accounts.truncate(NAMES);
+        let subject = name(certificate.subject_name()).0;
+        (!self.names.is_empty()).then_some(CertificateNames { subject, accounts })
     }
 
     /// Id of these rules.
@@ -156,6 +195,25 @@ impl ClientCerts {
         };
         ssl.param_mut().set_depth(i32::try_from(self.depth).unwrap_or(i32::MAX));
         ssl.set_verify(verify);
+    }
+}
+
+impl NameSource {
+    fn names(self, certificate: &X509Ref) -> Vec<String> {
+        let of_subject = |nid| {
+            let entries = certificate.subject_name().entries_by_nid(nid);
+            let texts = entries.filter_map(|entry| entry.data().to_string().ok());
+            texts.collect::<Vec<String>>()
+        };
+        match self {
+            Self::CommonName => of_subject(Nid::COMMONNAME),
+            Self::Email => {
+                let alternative = certificate.subject_alt_names().into_iter().flatten();
+                let mut names: Vec<String> = alternative.filter_map(|name| name.email().map(str::to_owned)).collect();
+                names.extend(of_subject(Nid::PKCS9_EMAILADDRESS));
+                names
+            }
+        }
     }
 }
 
@@ -293,10 +351,66 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use openssl::nid::Nid;
+    use openssl::asn1::Asn1Time;
+    use openssl::ec::{EcGroup, EcKey};
+    use openssl::pkey::PKey;
     use openssl::x509::X509Name;
+    use openssl::x509::extension::SubjectAlternativeName;
+
+    /// A certificate with this common name and these addresses, signed by itself.
+    pub(crate) fn certificate(name: &str, addresses: &[&str]) -> X509 {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let mut subject = X509Name::builder().unwrap();
+        subject.append_entry_by_nid(Nid::COMMONNAME, name).unwrap();
+        subject
+            .append_entry_by_nid(Nid::PKCS9_EMAILADDRESS, "old@a.test")
+            .unwrap();
+        let subject = subject.build();
+        let mut builder = X509::builder().unwrap();
+        builder.set_version(2).unwrap();
+        builder.set_subject_name(&subject).unwrap();
+        builder.set_issuer_name(&subject).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        let mut alternative = SubjectAlternativeName::new();
+        alternative.dns("a.test");
+        addresses.iter().for_each(|address| {
+            alternative.email(address);
+        });
+        let alternative = alternative.build(&builder.x509v3_context(None, None)).unwrap();
+        builder.append_extension(alternative).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        builder.build()
+    }
+
+    #[test]
+    fn accounts_of_a_certificate() {
+        let authority = String::from_utf8(certificate("root", &[]).to_pem().unwrap()).unwrap();
+        let names = |sources: &[NameSource], certificate: &X509| {
+            let rules = ClientCerts::of_mail(&authority, sources.to_vec()).unwrap();
+            let names = rules.account_names(certificate);
+            names.map(|names| names.accounts.join(" "))
+        };
+        let (email, cn) = (NameSource::Email, NameSource::CommonName);
+        let rossi = certificate("rossi@a.test", &["r@a.test", "no-domain", "s@b.test"]);
+        assert_eq!(names(&[], &rossi), None, "as on the web");
+        assert_eq!(names(&[email], &rossi).unwrap(), "r@a.test s@b.test old@a.test");
+        assert_eq!(
+            names(&[cn, email], &rossi).unwrap(),
+            "rossi@a.test r@a.test s@b.test old@a.test"
+        );
+        assert_eq!(names(&[cn], &certificate("rossi", &["r@a.test"])).unwrap(), "");
+        let many = certificate("x", &["a@a.test"; 100]);
+        assert_eq!(names(&[email], &many).unwrap().split(' ').count(), NAMES);
+        assert!(matches!(
+            ClientCerts::of_mail("", vec![email]),
+            Err(RulesError::NoAuthority)
+        ));
+    }
 
     #[test]
     fn names_cannot_leave_their_place() {

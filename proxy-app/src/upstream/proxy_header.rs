@@ -170,6 +170,7 @@ mod tests {
             sni: Some("m.test".to_owned()),
             alpn: Some("imap".to_owned()),
             client_name: Some("Alice".to_owned()),
+            certificate: None,
         };
         let header = encode(
             ProxyVersion::V2,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mail_proxy::line::MAX_HELD;
 use mail_proxy::login_failure::LoginFailure;
 use mail_proxy::{
-    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism,
+    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Proof,
     StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
@@ -161,7 +161,9 @@ pub(crate) fn check_credentials(credentials: &Credentials) {
         .into_iter()
         .flatten()
     {
-        assert!(!name.is_empty() && name.len() <= 256 && !name.chars().any(char::is_control));
+        let left_to_certificate = matches!(credentials.proof, Proof::Certificate);
+        assert!(left_to_certificate || !name.is_empty());
+        assert!(name.len() <= 256 && !name.chars().any(char::is_control));
     }
     let password = credentials.proof.secret().unwrap_or_default();
     assert!(password.len() <= 12 * 1024 && !password.iter().any(|byte| b"\0\r\n".contains(byte)));
