@@ -11,6 +11,7 @@ mod directory;
 mod early_answers;
 mod early_refusals;
 mod endurance;
+mod external;
 mod facts;
 mod fail2ban;
 mod failures;

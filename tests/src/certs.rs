@@ -11,7 +11,9 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::{AlpnError, SslAcceptor, SslAcceptorBuilder, SslConnector, SslMethod, select_next_proto};
+use openssl::ssl::{
+    AlpnError, SslAcceptor, SslAcceptorBuilder, SslConnector, SslConnectorBuilder, SslMethod, select_next_proto,
+};
 use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName, SubjectKeyIdentifier,
 };
@@ -106,6 +108,30 @@ impl Authority {
         self.issue(&[name], 365, ExtendedKeyUsage::new().client_auth())
     }
 
+    /// The same of a person with a mail address.
+    pub fn client_of(&self, name: &str, address: &str) -> Result<Pair> {
+        self.issue_of(name, address, 365)
+    }
+
+    /// The same, but its time was over yesterday.
+    pub fn expired_client_of(&self, name: &str, address: &str) -> Result<Pair> {
+        self.issue_of(name, address, -1)
+    }
+
+    fn issue_of(&self, name: &str, address: &str, days: i64) -> Result<Pair> {
+        let mut alternative = SubjectAlternativeName::new();
+        alternative.email(address);
+        let stem = format!("{name}{days}");
+        self.issue_named(
+            &stem,
+            name,
+            &alternative,
+            &p256()?,
+            days,
+            ExtendedKeyUsage::new().client_auth(),
+        )
+    }
+
     /// The same, but its time was over yesterday.
     pub fn expired_client(&self, name: &str) -> Result<Pair> {
         self.issue(&[name], -1, ExtendedKeyUsage::new().client_auth())
@@ -116,12 +142,25 @@ impl Authority {
         self.issue(names, -1, ExtendedKeyUsage::new().server_auth())
     }
 
-    /// A client's side of TLS that trusts this authority alone, and offers these protocols.
-    pub fn connector(&self, alpn: &[&str]) -> Result<SslConnector> {
+    /// A client's side of TLS that trusts this authority alone, and shows a certificate.
+    pub fn connector_showing(&self, shown: &Pair) -> Result<SslConnector> {
+        let mut tls = self.connector_builder()?;
+        tls.set_certificate_chain_file(&shown.certificate_file)?;
+        tls.set_private_key_file(&shown.key_file, openssl::ssl::SslFiletype::PEM)?;
+        Ok(tls.build())
+    }
+
+    fn connector_builder(&self) -> Result<SslConnectorBuilder> {
         let mut tls = SslConnector::builder(SslMethod::tls_client())?;
         let mut store = X509StoreBuilder::new()?;
         store.add_cert(self.certificate.clone())?;
         tls.set_cert_store(store.build());
+        Ok(tls)
+    }
+
+    /// A client's side of TLS that trusts this authority alone, and offers these protocols.
+    pub fn connector(&self, alpn: &[&str]) -> Result<SslConnector> {
+        let mut tls = self.connector_builder()?;
         if !alpn.is_empty() {
             let list: Vec<u8> = alpn
                 .iter()
@@ -138,8 +177,6 @@ impl Authority {
 
     fn issue_for(&self, names: &[&str], key: &PKey<Private>, days: i64, usage: &ExtendedKeyUsage) -> Result<Pair> {
         let first = names.first().context("a certificate needs a name")?;
-        let mut cert = builder(&common_name(first)?, key, days)?;
-        cert.set_issuer_name(self.certificate.subject_name())?;
         let mut alternative = SubjectAlternativeName::new();
         for name in names {
             match name.parse::<std::net::IpAddr>() {
@@ -147,6 +184,20 @@ impl Authority {
                 Err(_) => alternative.dns(name),
             };
         }
+        self.issue_named(&first.replace('*', "_"), first, &alternative, key, days, usage)
+    }
+
+    fn issue_named(
+        &self,
+        stem: &str,
+        name: &str,
+        alternative: &SubjectAlternativeName,
+        key: &PKey<Private>,
+        days: i64,
+        usage: &ExtendedKeyUsage,
+    ) -> Result<Pair> {
+        let mut cert = builder(&common_name(name)?, key, days)?;
+        cert.set_issuer_name(self.certificate.subject_name())?;
         let context = cert.x509v3_context(Some(&self.certificate), None);
         let alternative = alternative.build(&context)?;
         let issuer = AuthorityKeyIdentifier::new().keyid(true).build(&context)?;
@@ -155,7 +206,7 @@ impl Authority {
         cert.append_extension(BasicConstraints::new().critical().build()?)?;
         cert.append_extension(usage.build()?)?;
         cert.sign(&self.key, MessageDigest::sha256())?;
-        self.write(&first.replace('*', "_"), &cert.build(), key)
+        self.write(stem, &cert.build(), key)
     }
 
     fn write(&self, stem: &str, cert: &X509, key: &PKey<Private>) -> Result<Pair> {

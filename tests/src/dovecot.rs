@@ -137,6 +137,23 @@ impl Dovecot {
         ])
     }
 
+    /// Starts it again so that it lets a master user into every mailbox.
+    pub fn take_master(&mut self, master: &Login) -> Result<()> {
+        self.change_master(master)?;
+        let passdb = format!(
+            "passdb {{\n  driver = passwd-file\n  master = yes\n  args = {}\n}}\npassdb {{\n  driver = passwd-file\n",
+            self.dir.join("masters").display()
+        );
+        self.set(&[("passdb {\n  driver = passwd-file\n", &passdb)])
+    }
+
+    /// Gives the master user another name or password; Dovecot reads them at the next login.
+    pub fn change_master(&self, master: &Login) -> Result<()> {
+        let password = hex(&openssl::sha::sha256(master.password));
+        let line = format!("{}:{{SHA256.HEX}}{password}\n", master.name);
+        Ok(std::fs::write(self.dir.join("masters"), line)?)
+    }
+
     /// Starts it again so that it takes SCRAM from these users: it keeps their passwords as they are.
     pub fn take_scram(&mut self, users: &[Login]) -> Result<()> {
         let path = self.dir.join("users");

@@ -1,0 +1,223 @@
+//! Logins by a certificate of the client: Portico knows whose it is, and logs in as master user at a real Dovecot.
+
+use std::cell::OnceCell;
+
+use anyhow::{Context, Result, ensure};
+use portico_tests::certs::{Authority, Pair};
+use portico_tests::dovecot::Login;
+use portico_tests::town::{FRONT, people};
+use portico_tests::wire::Wire;
+
+use crate::scene::{Scene, play_with};
+
+const MASTER: Login<'_> = Login {
+    name: "portico",
+    password: b"m4ster c4n4ry",
+};
+
+/// The certificates of clients.
+struct Shown {
+    alice: Pair,
+    expired: Pair,
+    /// Of somebody who has no account.
+    nobody: Pair,
+    /// Alice's, of an authority that nobody knows.
+    foreign: Pair,
+    /// Whose common name is Bob's address, and whose mail address is not known.
+    bob: Pair,
+    /// Whose only name has no domain.
+    short: Pair,
+}
+
+fn play_external(test: impl FnOnce(&mut Scene, &Shown) -> Result<()>) -> Result<()> {
+    let shown = OnceCell::new();
+    play_with(
+        people(),
+        |town, node, _| {
+            let dir = town.ca.file().with_file_name("clients");
+            let strangers = dir.join("strangers");
+            std::fs::create_dir_all(&strangers)?;
+            let ca = Authority::called("clients", &dir)?;
+            let made = Shown {
+                alice: ca.client_of("Alice", "alice@a.example")?,
+                expired: ca.expired_client_of("Alice", "alice@a.example")?,
+                nobody: ca.client_of("Nobody", "nobody@a.example")?,
+                foreign: Authority::called("clients", &strangers)?.client_of("Alice", "alice@a.example")?,
+                bob: ca.client_of("bob@a.example", "robert@elsewhere.example")?,
+                short: ca.client("alice")?,
+            };
+            let _first = shown.set(made);
+            let password = dir.join("master.password");
+            std::fs::write(&password, MASTER.password)?;
+            std::fs::set_permissions(&password, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+            let mail = format!(
+                "{{external: {{authorities: {}, account: [email, cn]}}, master: {{user: {}, password_file: {}}}, max_logins: 20}}",
+                ca.file().display(),
+                MASTER.name,
+                password.display()
+            );
+            node.more.push(("mail".to_owned(), mail));
+            Ok(())
+        },
+        |scene| {
+            for store in &mut scene.town.stores {
+                store.dovecot.take_master(&MASTER)?;
+            }
+            test(scene, shown.get().context("no certificates")?)
+        },
+    )
+}
+
+fn imaps(scene: &Scene, shown: &Pair) -> Result<Wire> {
+    let tls = scene.town.ca.connector_showing(shown)?;
+    let mut wire = Wire::tls(scene.town.endpoints.imaps, &tls, FRONT)?;
+    wire.line()?;
+    Ok(wire)
+}
+
+#[test]
+fn a_certificate_is_a_login() -> Result<()> {
+    play_external(|scene, shown| {
+        scene.deliver_marks()?;
+        for (pair, local) in [(&shown.alice, "alice"), (&shown.bob, "bob")] {
+            let mut imap = imaps(scene, pair)?;
+            let said = imap.imap_ok("q0 CAPABILITY")?.join(" ");
+            ensure!(said.contains("AUTH=EXTERNAL"), "{said}");
+            imap.imap_ok("q1 AUTHENTICATE EXTERNAL =")?;
+            scene.is_inbox_of(&mut imap, local)?;
+
+            let tls = scene.town.ca.connector_showing(pair)?;
+            let mut pop = Wire::clear(scene.town.endpoints.pop3)?;
+            pop.line()?;
+            pop.pop_ok("STLS")?;
+            let mut pop = pop.start_tls(&tls, FRONT)?;
+            pop.say("AUTH EXTERNAL")?;
+            ensure!(pop.line()? == "+ ", "no invitation");
+            pop.pop_ok("")?;
+            pop.pop_ok("STAT")?;
+        }
+        for (proto, user) in [("imap", "alice@a.example"), ("pop3", "bob@a.example")] {
+            let fields = [
+                ("event", "login"),
+                ("proto", proto),
+                ("mechanism", "EXTERNAL"),
+                ("outcome", "ok"),
+                ("user", user),
+            ];
+            scene.portico.record(&fields)?;
+        }
+        // A certificate forbids no password, and so does none.
+        let mut imap = imaps(scene, &shown.nobody)?;
+        let bob = scene.town.person("bob")?;
+        imap.imap_ok(&format!("q1 LOGIN {} {}", bob.name, bob.password()))?;
+        let mut imap = scene.imaps()?;
+        let said = imap.imap("q1 AUTHENTICATE EXTERNAL =")?.join(" ");
+        ensure!(said.contains("q1 NO [CANNOT]"), "{said}");
+        let said = imap.imap_ok("q2 CAPABILITY")?.join(" ");
+        ensure!(!said.contains("EXTERNAL"), "{said}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_certificate_is_that_of_one_account() -> Result<()> {
+    play_external(|scene, shown| {
+        scene.deliver_marks()?;
+        // Each name of her own is hers.
+        for name in ["YWxpY2VAYS5leGFtcGxl", "YWxAYS5leGFtcGxl"] {
+            let mut imap = imaps(scene, &shown.alice)?;
+            imap.imap_ok(&format!("q1 AUTHENTICATE EXTERNAL {name}"))?;
+            scene.is_inbox_of(&mut imap, "alice")?;
+        }
+        let refused = |pair: &Pair, name: &str, why: &str| -> Result<()> {
+            let mut imap = imaps(scene, pair)?;
+            let said = imap.imap(&format!("q1 AUTHENTICATE EXTERNAL {name}"))?.join(" ");
+            ensure!(said == "q1 NO [AUTHENTICATIONFAILED] AUTHENTICATE failed", "{said}");
+            let fields = [("mechanism", "EXTERNAL"), ("outcome", "bad_credentials"), ("why", why)];
+            scene.portico.record(&fields)?;
+            Ok(())
+        };
+        refused(
+            &shown.alice,
+            "Ym9iQGEuZXhhbXBsZQ==",
+            "the certificate is that of alice@a.example",
+        )?;
+        refused(
+            &shown.alice,
+            "bm9ib2R5QGEuZXhhbXBsZQ==",
+            "the certificate is that of alice@a.example",
+        )?;
+        refused(&shown.nobody, "=", "no name in the certificate is that of an account")?;
+        refused(&shown.short, "=", "no name in the certificate is that of an account")?;
+        refused(
+            &shown.short,
+            "YWxpY2VAYS5leGFtcGxl",
+            "no name in the certificate is that of an account",
+        )?;
+        // One that is not good is no login, and no connection either.
+        for pair in [&shown.expired, &shown.foreign] {
+            ensure!(imaps(scene, pair).is_err(), "{:?}", pair.certificate_file);
+        }
+        Ok(())
+    })
+}
+
+/// What is wrong with the master is not the client's fault.
+#[test]
+fn a_server_without_the_master_is_an_outage() -> Result<()> {
+    play_external(|scene, shown| {
+        let store = &mut scene.town.stores[0].dovecot;
+        let wrong = Login {
+            name: MASTER.name,
+            password: b"another",
+        };
+        store.change_master(&wrong)?;
+        let mut imap = imaps(scene, &shown.alice)?;
+        let said = imap.imap("q1 AUTHENTICATE EXTERNAL =")?.join(" ");
+        ensure!(said.contains("q1 NO [UNAVAILABLE]"), "{said}");
+        let fields = [
+            ("outcome", "upstream_down"),
+            ("why", "it does not take the login of mail.master"),
+        ];
+        scene.portico.record(&fields)?;
+        Ok(())
+    })
+}
+
+const IMAPLIB: &str = r#"
+import imaplib, ssl, sys
+host, port, ca, certificate, key = sys.argv[1:6]
+tls = ssl.create_default_context(cafile=ca)
+tls.load_cert_chain(certificate, key)
+m = imaplib.IMAP4_SSL(host, int(port), ssl_context=tls)
+assert "AUTH=EXTERNAL" in m.capabilities, m.capabilities
+m.authenticate("EXTERNAL", lambda _: b"")
+assert m.select("INBOX")[0] == "OK"
+m.logout()
+"#;
+
+#[test]
+fn real_clients() -> Result<()> {
+    play_external(|scene, shown| {
+        scene.deliver_marks()?;
+        let path = |path: &std::path::Path| path.display().to_string();
+        let (ca, pair) = (path(&scene.town.ca.file()), &shown.alice);
+        let (certificate, key) = (path(&pair.certificate_file), path(&pair.key_file));
+        let port = scene.town.endpoints.imaps.port().to_string();
+        scene.run("python3", &["-c", IMAPLIB, "127.0.0.1", &port, &ca, &certificate, &key])?;
+        let said = scene.run(
+            "sh",
+            &[
+                "-c",
+                &format!(
+                    "printf '%s\\n' 'a AUTHENTICATE EXTERNAL =' 'b STATUS INBOX (MESSAGES)' 'c LOGOUT' | \
+                     openssl s_client -quiet -crlf -verify_return_error -CAfile {ca} -cert {certificate} -key {key} \
+                     -starttls imap -connect {}",
+                    scene.town.endpoints.imap
+                ),
+            ],
+        )?;
+        ensure!(said.contains("(MESSAGES 1)"), "{said:?}");
+        Ok(())
+    })
+}
