@@ -6,15 +6,25 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use mail_proxy::line::MAX_HELD;
 use mail_proxy::login_failure::LoginFailure;
+use mail_proxy::sasl::{Exchange, Progress};
 use mail_proxy::{
-    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginMachine, Mechanism, Proof,
-    StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
+    Accepted, Announcement, Channel, Credentials, DialogueEnd, IdFields, Introduction, LoginLimits, LoginMachine,
+    Mechanism, Proof, StartTls, Step, UpstreamMachine, UpstreamStep, imap, pop3,
 };
 
 /// Octets of one read.
 const READ: usize = 4096;
+
+/// Octets of a message of SCRAM.
+const MAX_MESSAGE: usize = 2048;
+
+/// What a mailbox server says in an exchange.
+const SALT: &[u8] = b"r=ab,s=QQ==,i=1";
+const SIGNATURE: &[u8] = b"v=QQ==";
 
 /// Octets of one line of a mailbox server.
 const SERVER_LINE: usize = 64 * 1024;
@@ -25,7 +35,10 @@ const MAX_SAID: usize = 80 * 1024;
 /// Both IMAP machines.
 pub(crate) fn imap(bytes: &[u8]) {
     let Some(plan) = Plan::parse(bytes) else { return };
-    let settings = Arc::new(imap::Settings::default());
+    let settings = Arc::new(imap::Settings {
+        limits: limits(),
+        ..imap::Settings::default()
+    });
     check_login(
         &plan,
         |channel| imap::ImapLogin::new(settings.clone(), channel),
@@ -37,7 +50,10 @@ pub(crate) fn imap(bytes: &[u8]) {
 /// Both POP3 machines.
 pub(crate) fn pop3(bytes: &[u8]) {
     let Some(plan) = Plan::parse(bytes) else { return };
-    let settings = Arc::new(pop3::Settings::default());
+    let settings = Arc::new(pop3::Settings {
+        limits: limits(),
+        ..pop3::Settings::default()
+    });
     check_login(
         &plan,
         |channel| pop3::Pop3Login::new(settings.clone(), channel),
@@ -46,12 +62,21 @@ pub(crate) fn pop3(bytes: &[u8]) {
     check_upstream(&plan, pop3::Pop3Upstream::new);
 }
 
+fn limits() -> LoginLimits {
+    LoginLimits {
+        mechanisms: Mechanism::of_all_sasl().collect(),
+        ..LoginLimits::default()
+    }
+}
+
 /// The first octets of an input choose the channel and the cut, the rest is what is read.
 struct Plan<'a> {
     /// The channel of the client.
     channel: Channel,
     /// Whether an upstream machine is to use SASL.
     sasl: bool,
+    /// Whether it is to relay the client's messages.
+    relays: bool,
     /// What is read.
     bytes: &'a [u8],
     cut: usize,
@@ -71,6 +96,7 @@ impl<'a> Plan<'a> {
         Some(Plan {
             channel,
             sasl: choice & 4 != 0,
+            relays: choice & 8 != 0,
             bytes,
             cut,
         })
@@ -96,9 +122,7 @@ fn check_login<M: LoginMachine>(plan: &Plan<'_>, new: impl Fn(Channel) -> M, hel
 
 /// Plays a machine that faces a server in every way.
 fn check_upstream<M: UpstreamMachine>(plan: &Plan<'_>, new: impl Fn(Introduction) -> M) {
-    let [whole, others @ ..] = plan
-        .ways()
-        .map(|pieces| upstream(new(introduction(plan.sasl)), &pieces));
+    let [whole, others @ ..] = plan.ways().map(|pieces| upstream(new(introduction(plan)), &pieces));
     for other in others {
         assert_eq!(whole, other);
     }
@@ -120,6 +144,10 @@ fn login<M: LoginMachine>(mut machine: M, pieces: &[&[u8]], held: impl Fn(&M) ->
                 Step::Login(credentials) => {
                     check_credentials(&credentials);
                     did += &format!("{credentials:?} {:?}\n", credentials.proof.secret());
+                    if matches!(credentials.proof, Proof::Exchange(_)) {
+                        machine.challenge(SALT, &mut out);
+                        continue;
+                    }
                     logins += 1;
                     if logins == 2 {
                         let rest = accept(machine, &mut out);
@@ -128,6 +156,15 @@ fn login<M: LoginMachine>(mut machine: M, pieces: &[&[u8]], held: impl Fn(&M) ->
                         return did + &String::from_utf8_lossy(&out);
                     }
                     machine.refuse(&LoginFailure::Refused("NO \r\nx".to_owned()), &mut out);
+                }
+                Step::Respond(response) => {
+                    let response = response.expose();
+                    assert!(response.len() <= MAX_MESSAGE && !response.contains(&b'\n'));
+                    did += &format!("{response:?}\n");
+                    match response.is_empty() {
+                        true => machine.refuse(&LoginFailure::BadCredentials, &mut out),
+                        false => machine.challenge(SIGNATURE, &mut out),
+                    }
                 }
                 Step::Close(ended) => {
                     did += &format!("{ended:?}\n");
@@ -173,10 +210,16 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
     let mut out = Vec::new();
     let mut reads = pieces.iter().flat_map(|piece| piece.chunks(READ));
     let mut did = String::new();
+    let mut challenges = 0;
     while let Some(read) = reads.next() {
-        match machine.input(read, &mut out) {
-            UpstreamStep::NeedInput => {}
-            UpstreamStep::Challenge(_) => unreachable!("a password is no exchange"),
+        let mut step = machine.input(read, &mut out);
+        while let UpstreamStep::Challenge(message) = &step {
+            challenges += 1;
+            assert!(challenges <= 2 && message.len() <= MAX_MESSAGE);
+            step = machine.respond(b"c=biws,r=ab,p=QQ==", &mut out);
+        }
+        match step {
+            UpstreamStep::NeedInput | UpstreamStep::Challenge(_) => {}
             UpstreamStep::Accepted(Accepted { untagged, answer, rest }) => {
                 assert!(untagged.len() <= SERVER_LINE && answer.len() <= SERVER_LINE && rest.len() <= read.len());
                 let rest = [rest, reads.flatten().copied().collect()].concat();
@@ -190,15 +233,26 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
             }
         }
     }
-    // At most: ID or XOIP, CAPABILITY or CAPA, a login, a name, a password, each on its line.
-    assert!(out.len() <= 4096 && out.iter().filter(|&&byte| byte == b'\n').count() <= 5);
+    // At most: ID or XOIP, CAPABILITY or CAPA, a login, a name, a password, or a message and two more, each on its line.
+    assert!(out.len() <= 4096 && out.iter().filter(|&&byte| byte == b'\n').count() <= 6);
     did + machine.phase() + &String::from_utf8_lossy(&out)
 }
 
-fn introduction(sasl: bool) -> Introduction {
+fn introduction(plan: &Plan<'_>) -> Introduction {
+    let sasl = plan.sasl;
     let mechanism = if sasl { Mechanism::SaslPlain } else { Mechanism::Login };
+    let credentials = match plan.relays {
+        false => Credentials::parse(mechanism, b"al/tb", b"secret"),
+        true => {
+            let exchange = Exchange::begin(Mechanism::ScramSha1).expect("one of SASL");
+            match exchange.response(STANDARD.encode("n,,n=al,r=ab").as_bytes()) {
+                Progress::Done(parsed) => parsed,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
     Introduction {
-        credentials: Credentials::parse(mechanism, b"al/tb", b"secret").expect("good credentials"),
+        credentials: credentials.expect("good credentials"),
         login: "alice@a.example".to_owned(),
         client: SocketAddr::from(([203, 0, 113, 7], 50123)),
         local: SocketAddr::from(([192, 0, 2, 10], 993)),
