@@ -450,6 +450,10 @@ attributes! {
             "Certificate, leaf then chain, as PEM. A domain's is used for its virtual host names.";
         SSL_PRIVATE_KEY: "zimbraSSLPrivateKey", Kind::Pem("PRIVATE KEY"), [], [Scope::Global, Scope::Server, Scope::DomainAlone],
             "Private key of the certificate, as PEM, not encrypted.";
+        PORTICO_ACME: "porticoAcme", Kind::Enum(&["off", "on"]), [], [Scope::Global, Scope::Domain],
+            "Whether Portico gets the certificate of the domain's virtual host names from the ACME authority of the node file and renews it: [certificates.md](certificates.md). Absent: as `acme.domains` of the node file says. A certificate that was uploaded is left alone as long as it is valid. Portico's own: LDAP needs `conf/portico.schema`.";
+        PORTICO_ACME_FINGERPRINT: "porticoAcmeFingerprint", Kind::Text, [], [Scope::DomainAlone],
+            "SHA-256, in hexadecimal, of the certificate that Portico has got for the domain and put into `zimbraSSLCertificate`. Written by Portico: as long as the two fit, it renews the certificate.";
         REVERSE_PROXY_SSL_PROTOCOLS: "zimbraReverseProxySSLProtocols", Kind::Words(&["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]), ["TLSv1.2", "TLSv1.3"], [Scope::Global, Scope::Server],
             "TLS versions to accept.";
         REVERSE_PROXY_SSL_CIPHERS: "zimbraReverseProxySSLCiphers", Kind::Text, ["ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"], [Scope::Global, Scope::Server],

@@ -404,8 +404,12 @@ fn domain_dn(name: &str) -> String {
 /// One record; the attribute of its own name comes from its place.
 fn record(out: &mut String, dn: &str, classes: &[String], entry: &Entry) {
     let _fits = writeln!(out, "dn: {dn}");
-    let own = entry.keys().any(|attribute| attribute.starts_with("portico"));
-    for class in classes.iter().map(String::as_str).chain(own.then_some("porticoLimits")) {
+    let own = entry.keys().filter_map(|attribute| {
+        let certificates = attribute.starts_with("porticoAcme").then_some("porticoCertificates");
+        certificates.or(attribute.starts_with("portico").then_some("porticoLimits"))
+    });
+    let own: BTreeSet<&str> = own.collect();
+    for class in classes.iter().map(String::as_str).chain(own) {
         let _fits = writeln!(out, "objectClass: {class}");
     }
     if let Some((attribute, value)) = dn.split(',').next().and_then(|first| first.split_once('=')) {

@@ -4,7 +4,7 @@
 //! next one is tried. A write without an answer is not repeated: it is not known whether it was done. Values are
 //! added, removed and replaced one by one, so that changes of other clients survive.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -53,8 +53,9 @@ pub struct LdapEditor {
     wrote: Mutex<Option<Url>>,
 }
 
-/// The class of entries with attributes of Portico's own.
-const OWN_CLASS: &str = "porticoLimits";
+/// The classes of entries with attributes of Portico's own, each with the beginning of their names
+/// (`conf/portico.schema`). The first one that fits counts.
+const OWN_CLASSES: [(&str, &str); 2] = [("porticoacme", "porticoCertificates"), ("portico", "porticoLimits")];
 
 /// A write.
 #[derive(Clone)]
@@ -330,7 +331,7 @@ impl Editor for LdapEditor {
             let dn = found.dn.clone();
             let entry = found.into_entry(kind);
             let mut mods = mods(&entry, changes);
-            mods.extend(own_class(&entry, &mods));
+            mods.extend(lacking_classes(&entry, &mods));
             if mods.is_empty() {
                 return Ok(());
             }
@@ -401,8 +402,8 @@ impl Editor for LdapEditor {
 
 impl Draft {
     fn new(dn: String, classes: &[&str], given: &Entry) -> Self {
-        let own = given.iter().any(|(name, _)| is_own(name)).then_some(&OWN_CLASS);
-        let classes = classes.iter().chain(own).map(|class| (*class).to_owned()).collect();
+        let own = own_classes(given.iter().map(|(name, _)| name));
+        let classes = classes.iter().copied().chain(own).map(str::to_owned).collect();
         let given = given.iter().map(|(name, values)| (name.to_owned(), values.to_vec()));
         Self {
             dn,
@@ -433,22 +434,30 @@ impl Draft {
     }
 }
 
-/// Whether this attribute is Portico's own (`conf/portico.schema`).
-fn is_own(attribute: &str) -> bool {
-    attribute
-        .get(..7)
-        .is_some_and(|start| start.eq_ignore_ascii_case("portico"))
+/// The classes that an entry needs before it can hold these attributes.
+fn own_classes<'n>(attributes: impl IntoIterator<Item = &'n str>) -> BTreeSet<&'static str> {
+    let class = |attribute: &str| {
+        let name = attribute.to_ascii_lowercase();
+        let found = OWN_CLASSES.iter().find(|(start, _)| name.starts_with(start));
+        found.map(|(_, class)| *class)
+    };
+    attributes.into_iter().filter_map(class).collect()
 }
 
-/// The class that an entry needs before it can hold an attribute of Portico's own, if these changes are such and it
-/// lacks that class.
-fn own_class(entry: &Entry, mods: &[(ValueOp, String, Vec<String>)]) -> Option<(ValueOp, String, Vec<String>)> {
-    let sets = |(way, name, values): &(ValueOp, String, Vec<String>)| {
-        *way != ValueOp::Delete && !values.is_empty() && is_own(name)
-    };
-    let mut classes = entry.values("objectClass").iter();
-    let lacks = mods.iter().any(sets) && !classes.any(|class| class.eq_ignore_ascii_case(OWN_CLASS));
-    lacks.then(|| (ValueOp::Add, "objectClass".to_owned(), vec![OWN_CLASS.to_owned()]))
+/// The classes that an entry lacks, and needs for what these changes set.
+fn lacking_classes(entry: &Entry, mods: &[(ValueOp, String, Vec<String>)]) -> Option<(ValueOp, String, Vec<String>)> {
+    let sets = mods
+        .iter()
+        .filter(|(way, _, values)| *way != ValueOp::Delete && !values.is_empty());
+    let classes = entry.values("objectClass");
+    let has = |class: &&str| classes.iter().any(|known| known.eq_ignore_ascii_case(class));
+    let needed = own_classes(sets.map(|(_, name, _)| name.as_str()));
+    let lacks: Vec<String> = needed
+        .into_iter()
+        .filter(|class| !has(class))
+        .map(str::to_owned)
+        .collect();
+    (!lacks.is_empty()).then(|| (ValueOp::Add, "objectClass".to_owned(), lacks))
 }
 
 /// Why a write was not taken.
