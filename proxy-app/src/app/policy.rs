@@ -22,8 +22,8 @@ use tokio::time::{Instant, timeout};
 use crate::app::App;
 use crate::config::{Config, PolicyConfig};
 use crate::tls::upstream::UpstreamTrust;
-use crate::upstream::connect;
-use crate::upstream::dns::{DnsCache, IpMode};
+use crate::upstream::connect::connect_to_service;
+use crate::upstream::dns::DnsCache;
 
 /// Questions under way at one time.
 const MAX_ASKING: usize = 64;
@@ -337,11 +337,8 @@ struct PolicyDial {
 #[async_trait]
 impl Dial for PolicyDial {
     async fn connect(&self, url: &HandlerUrl) -> io::Result<BoxStream> {
-        let tcp = connect::connect(&self.dns, &url.host, url.port, IpMode::Both).await?;
-        match &self.trust {
-            Some(trust) => Ok(Box::new(trust.connect(&url.host, Box::new(tcp)).await?)),
-            None => Ok(Box::new(tcp)),
-        }
+        let stream = connect_to_service(&self.dns, &url.host, url.port, self.trust.as_deref()).await?;
+        Ok(Box::new(stream))
     }
 }
 

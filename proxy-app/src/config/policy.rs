@@ -6,10 +6,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mail_directory::Secret;
-use mail_directory::tls_words::reasons;
 use mail_directory::yaml::{Mapping, Node};
 use mail_proxy::throttle::Mode;
-use openssl::error::ErrorStack;
 use route_cache::lookup::{Dialect, HandlerUrl};
 
 use super::read::ConfigReader;
@@ -75,7 +73,9 @@ impl ConfigReader {
         let on_failure = on_failure.and_then(|node| node.choice(&failures, &mut self.problems));
         let asks = section.take("allow").and_then(|node| node.bool(&mut self.problems));
         let reports = section.take("report").and_then(|node| node.bool(&mut self.problems));
-        let trust = self.policy_trust(&mut section, url.as_ref());
+        // It must always prove its identity: it learns who logs in from where.
+        let trust = self.service_trust(&mut section);
+        let trust = trust.filter(|_| url.as_ref().is_some_and(|url| url.tls));
         let hash_key = section.take("hash_key_file").and_then(|node| self.password(node));
         section.finish(&mut self.problems);
         Some(PolicyConfig {
@@ -90,27 +90,6 @@ impl ConfigReader {
             hash_key: hash_key.map(Arc::new),
             trust,
         })
-    }
-
-    /// It must always prove its identity: it learns who logs in from where.
-    fn policy_trust(&mut self, section: &mut Mapping<'_>, url: Option<&HandlerUrl>) -> Option<Arc<UpstreamTrust>> {
-        let node = section.take("ca_file");
-        let file = node.as_ref().and_then(|node| node.path_buf(&mut self.problems));
-        if !url?.tls {
-            return None;
-        }
-        if let (Some(node), Some(file)) = (&node, &file)
-            && let Err(error) = std::fs::metadata(file)
-        {
-            node.error(format!("{}: {error}", file.display()), &mut self.problems);
-            return None;
-        }
-        let made = UpstreamTrust::new(file.as_deref(), true);
-        let failed = |error: ErrorStack| reasons(&error.to_string()).into_owned();
-        let node = node.unwrap_or_else(|| section.node());
-        made.map_err(|error| node.error(failed(error), &mut self.problems))
-            .ok()
-            .map(Arc::new)
     }
 
     fn policy_url(&mut self, node: &Node<'_>) -> Option<HandlerUrl> {

@@ -2,11 +2,16 @@
 //! part.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use mail_directory::tls_words::reasons;
 use mail_directory::yaml::{Mapping, Node, Problems};
 use mail_directory::{Secret, secret_file};
+use openssl::error::ErrorStack;
 use route_cache::HostPort;
+
+use crate::tls::upstream::UpstreamTrust;
 
 /// The problems found so far; each section has a method in its own file.
 pub(super) struct ConfigReader {
@@ -58,6 +63,24 @@ impl ConfigReader {
         if let Some(message) = secret_file::warning(path) {
             node.warning(message, &mut self.problems);
         }
+    }
+
+    /// `ca_file`: by whom the certificate of a service must be signed; absent: the system's authorities.
+    pub(super) fn service_trust(&mut self, section: &mut Mapping<'_>) -> Option<Arc<UpstreamTrust>> {
+        let node = section.take("ca_file");
+        let file = node.as_ref().and_then(|node| node.path_buf(&mut self.problems));
+        if let (Some(node), Some(file)) = (&node, &file)
+            && let Err(error) = std::fs::metadata(file)
+        {
+            node.error(format!("{}: {error}", file.display()), &mut self.problems);
+            return None;
+        }
+        let made = UpstreamTrust::new(file.as_deref(), true);
+        let failed = |error: ErrorStack| reasons(&error.to_string()).into_owned();
+        let node = node.unwrap_or_else(|| section.node());
+        made.map_err(|error| node.error(failed(error), &mut self.problems))
+            .ok()
+            .map(Arc::new)
     }
 
     pub(super) fn password(&mut self, node: Node<'_>) -> Option<Secret<String>> {

@@ -195,6 +195,23 @@ pub(crate) async fn connect(dns: &DnsCache, host: &str, port: u16, ip_mode: IpMo
     }
 }
 
+/// Connects to a service, by TLS where its certificate must be known; the caller sets the time limit.
+///
+/// # Errors
+/// As [`connect`], or its certificate is not known by `trust`, or not good for its name.
+pub(crate) async fn connect_to_service(
+    dns: &DnsCache,
+    host: &str,
+    port: u16,
+    trust: Option<&UpstreamTrust>,
+) -> io::Result<BoxStream> {
+    let tcp = Box::new(connect(dns, host, port, IpMode::Both).await?);
+    match trust {
+        Some(trust) => trust.connect(host, tcp).await,
+        None => Ok(tcp),
+    }
+}
+
 async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect(address).await?;
     tune(&tcp)?;
