@@ -14,8 +14,10 @@ use mail_proxy::audit::Audit;
 use mail_proxy::throttle::Throttle;
 use parking_lot::Mutex;
 use route_cache::{AddressBook, KeptRoutes, RouteCache};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use crate::acme::care::CertificateCare;
+use crate::acme::challenges::Challenges;
 use crate::app::changes::History;
 use crate::app::env::{InForce, RefusalLog};
 use crate::app::moves::Moves;
@@ -37,6 +39,7 @@ use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::{GroupInputs, Groups};
 
+pub(crate) mod acme_orders;
 pub(crate) mod certificates;
 pub(crate) mod changes;
 pub(crate) mod doors;
@@ -51,6 +54,7 @@ pub(crate) mod reload;
 pub(crate) mod routes;
 pub(crate) mod snapshot;
 pub(crate) mod state_file;
+pub(crate) mod stored;
 pub(crate) mod throttle;
 pub(crate) mod wanted;
 
@@ -106,6 +110,14 @@ pub(crate) struct App {
     connection_ids: Arc<ConnectionIds>,
     /// The other nodes, if there is an engine by which they are known.
     nodes: Option<Arc<Nodes>>,
+    /// Held from the check of a change of a domain until it is stored.
+    storing: tokio::sync::Mutex<()>,
+    /// What is remembered of certificates that an authority is asked for.
+    care: Arc<CertificateCare>,
+    /// Challenges of the authority that are open.
+    challenges: Arc<Challenges>,
+    /// Notified when another configuration is in force.
+    configured: Notify,
 }
 
 impl App {
@@ -192,6 +204,10 @@ impl App {
             moves: Arc::default(),
             connection_ids: Arc::default(),
             nodes,
+            storing: tokio::sync::Mutex::default(),
+            care: Arc::default(),
+            challenges: Arc::default(),
+            configured: Notify::new(),
             config: InForce::new(config),
         });
         app.set_policy(&app.config.load_full());

@@ -11,6 +11,7 @@ use self::pingora::PingoraConfig;
 use self::read::ConfigReader;
 use crate::node::limits::LimitsConfig;
 
+pub(crate) use self::acme::{AcmeConfig, AcmeDomains, CertificateKeyKind};
 pub(crate) use self::admin::AdminConfig;
 pub(crate) use self::directory::{DirectoryConfig, Source};
 pub(crate) use self::ends::Ends;
@@ -25,6 +26,7 @@ pub(crate) use self::throttle::ThrottleConfig;
 pub(crate) use self::tls::TlsConfig;
 pub(crate) use self::web::WebConfig;
 
+mod acme;
 mod admin;
 mod diff;
 mod directory;
@@ -77,6 +79,8 @@ pub(crate) struct Config {
     pub state_file: Option<PathBuf>,
     /// The engine by which nodes know of each other.
     pub shared_state: Option<SharedStateConfig>,
+    /// Where certificates of domains are got from.
+    pub acme: Option<AcmeConfig>,
     /// How the process ends.
     pub ends: Ends,
     /// The file as it was written, to see what has changed.
@@ -87,7 +91,8 @@ pub(crate) struct Config {
 type LiveKey = (&'static str, fn(&mut Config, &Config));
 
 fn live() -> impl Iterator<Item = &'static LiveKey> {
-    let sections: [&'static [LiveKey]; 9] = [
+    let sections: [&'static [LiveKey]; 10] = [
+        &acme::LIVE,
         &ends::LIVE,
         &limits::LIVE,
         &listeners::LIVE,
@@ -156,6 +161,7 @@ impl Config {
             admin: reader.admin(&mut root),
             state_file: reader.state_file(&mut root),
             shared_state: reader.shared_state(&mut root),
+            acme: reader.acme(&mut root),
             ends: reader.ends(&mut root, &server),
             server,
             written: document.root().to_value(),
@@ -268,6 +274,7 @@ mod tests {
     fn a_reload_puts_in_force_what_is_called_live() {
         let old = load("").unwrap().0;
         let every = [
+            "acme: {directory_url: 'https://ca.test/dir'}",
             "listeners: [{address: '127.0.0.1:1143', serve: imap}]",
             "tls: {upstream_verify: false}",
             "limits: {connections: 1}",

@@ -4,6 +4,7 @@
 // Not `forbid`: taking over a listening socket is unsafe by nature, and stands alone in sockets.rs.
 #![deny(unsafe_code)]
 
+mod acme;
 pub mod admin;
 mod app;
 pub mod cli;

@@ -130,7 +130,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["listen"],
             &["web"],
             &["app"],
-            &["locations", "nodes", "provision"],
+            &["acme", "locations", "nodes", "provision"],
             &["upstream", "config"],
             &["http"],
             &["tls"],

@@ -3,19 +3,17 @@
 //! A change goes through the rules of `provision` into the directory that the node file names, and
 //! is then looked for there, so that it is in force at once. Private keys come in and are never returned.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mail_directory::attributes::{self as a, Attribute};
-use mail_directory::edit::{Act, Change, EntryKind, changed};
+use mail_directory::edit::{Act, Change, changed};
 use mail_directory::{Entry, Secret, System, View, names};
 use serde::{Deserialize, Deserializer, Serialize};
-use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::admin::act;
@@ -23,18 +21,16 @@ use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
 use crate::admin::health::Certificate;
 use crate::admin::turns::Turns;
+use crate::app::certificates;
 use crate::app::env::AdminEnv;
+use crate::app::stored::{replace, values as values_of};
 use crate::config::{Config, Source};
 use crate::provision::{self, CommandOutput, values};
 use crate::tls::certificate::CertKey;
 use crate::tls::certificate_store::CertStore;
 
-/// How long to wait for a change where the node reads; a replica may be behind.
-const SEEN: Duration = Duration::from_secs(5);
 /// In the first line of a private key.
 const PRIVATE: &str = "PRIVATE KEY-----";
-/// How often.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// The domains found.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -171,7 +167,10 @@ impl Domain {
             name: domain.name().to_owned(),
             alias_of: alias_of.map(|target| target.name().to_owned()),
             uncovered: uncovered.map(|host| host.name.clone()).collect(),
-            certificate: own.map(|pair| Certificate::new(format!("domain {}", domain.name()), &pair)),
+            certificate: own.map(|pair| {
+                let source = certificates::source(domain, &pair);
+                Certificate::new(format!("domain {}", domain.name()), &pair, source)
+            }),
             problem: store.fault_of(domain.name()).map(str::to_owned),
             virtual_hosts,
         }
@@ -349,13 +348,6 @@ pub(crate) async fn remove_certificate(
     change(env, turns, caller, domain, changes.into()).await
 }
 
-pub(super) fn replace(attribute: &Attribute, value: Option<String>) -> Change {
-    Change {
-        attribute: attribute.name.to_owned(),
-        act: Act::Replace(value.into_iter().collect()),
-    }
-}
-
 /// Makes a change and waits until it is in force. Once begun, it goes on to its end, also when its client has gone.
 async fn change(
     env: Arc<AdminEnv>,
@@ -376,29 +368,27 @@ async fn change(
         .map_err(|error| failed(&error))?;
     let task = tokio::spawn(async move {
         let _turn = turn;
-        change_now(&env, &turns, caller, &domain, &changes).await
+        change_now(&env, caller, &domain, &changes).await
     });
     task.await.map_err(|error| failed(&error))?.map(Json)
 }
 
-async fn change_now(
-    env: &Arc<AdminEnv>,
-    turns: &Turns,
-    caller: Caller,
-    key: &str,
-    changes: &[Change],
-) -> Result<Changed, ApiError> {
+async fn change_now(env: &Arc<AdminEnv>, caller: Caller, key: &str, changes: &[Change]) -> Result<Changed, ApiError> {
     let unavailable = |message: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message);
-    let mut editor = env.app.editor().await.map_err(unavailable)?;
     let mut output = CommandOutput::default();
-    let storing = turns.storing.lock().await;
-    let before = editor.change(EntryKind::Domains, key, changes, &mut output).await;
-    drop(storing);
-    let before = before.map_err(refusal)?;
+    let before = env
+        .app
+        .change_domain(key, changes, &mut output)
+        .await
+        .map_err(refusal)?;
     let what = describe(&before, &changed(&before, changes));
     act::audit(env, caller, format!("domain {}: {what}", before.name()));
     let mut warnings = output.into_lines();
-    let in_force = wait_until_in_force(env, before.name(), changes, &mut warnings).await;
+    let in_force = env.app.domain_in_force(before.name(), changes).await;
+    let in_force = in_force.map_err(|problems| {
+        warnings.push("WARNING: it is stored, but this node does not see it yet where it reads".to_owned());
+        warnings.extend(problems.iter().map(ToString::to_string));
+    });
     let (snapshot, store) = (env.snapshot.load_full(), env.certificates());
     let domain = snapshot.system.domain(before.name()).ok_or_else(|| {
         unavailable(format!(
@@ -408,7 +398,7 @@ async fn change_now(
     })?;
     Ok(Changed {
         domain: Domain::new(&snapshot.system, &store, &domain),
-        in_force,
+        in_force: in_force.is_ok(),
         warnings,
         generation: snapshot.generation,
     })
@@ -432,7 +422,7 @@ pub(super) fn refusal(failure: provision::ProvisionError) -> ApiError {
 /// The difference for the audit record, without certificates and keys.
 fn describe(before: &Entry, after: &Entry) -> String {
     let hosts = a::VIRTUAL_HOSTNAME.name;
-    let (old, new) = (values(before, hosts), values(after, hosts));
+    let (old, new) = (values_of(before, hosts), values_of(after, hosts));
     let added = after.values(hosts).iter().filter(|name| !old.contains(name.as_str()));
     let gone = before.values(hosts).iter().filter(|name| !new.contains(name.as_str()));
     let added = added.map(|name| format!("+{name}"));
@@ -450,45 +440,6 @@ fn describe(before: &Entry, after: &Entry) -> String {
         true => "nothing changed".to_owned(),
         false => parts.join(", "),
     }
-}
-
-/// Has the node read its directory until it sees the change there, and has it in force.
-async fn wait_until_in_force(
-    env: &Arc<AdminEnv>,
-    domain: &str,
-    changes: &[Change],
-    warnings: &mut Vec<String>,
-) -> bool {
-    let end = Instant::now() + SEEN;
-    loop {
-        let looked = env.app.look_at_directory().await;
-        if has(&env.snapshot.load().system, domain, changes) {
-            return true;
-        }
-        if Instant::now() >= end {
-            warnings.push("WARNING: it is stored, but this node does not see it yet where it reads".to_owned());
-            let problems = looked.err().into_iter().flatten();
-            warnings.extend(problems.map(|problem| problem.to_string()));
-            return false;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Whether the domain is so that these changes would change nothing. What was read before them may have come from
-/// a replica that is behind, and does not count.
-fn has(system: &System, domain: &str, changes: &[Change]) -> bool {
-    let live = system.domain(domain).and_then(|domain| domain.entry());
-    live.is_some_and(|live| {
-        let after = changed(live, changes);
-        let attributes: BTreeSet<&str> = changes.iter().map(|change| change.attribute.as_str()).collect();
-        let same = |name: &str| values(live, name) == values(&after, name);
-        attributes.into_iter().all(same)
-    })
-}
-
-fn values<'e>(entry: &'e Entry, attribute: &str) -> HashSet<&'e str> {
-    entry.values(attribute).iter().map(String::as_str).collect()
 }
 
 #[cfg(test)]

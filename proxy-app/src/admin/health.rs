@@ -10,9 +10,12 @@ use openssl::x509::X509NameRef;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::acme::care::{DomainCare, Setback};
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
 use crate::admin::{act, scrape};
+use crate::app::acme_orders::at;
+use crate::app::certificates as in_use;
 use crate::app::env::AdminEnv;
 use crate::tls::certificate::CertKey;
 use crate::upstream::groups::{self, Health};
@@ -187,6 +190,43 @@ pub(crate) async fn order_upstream(
 pub(crate) struct Certificates {
     /// Those that expire first come first.
     pub certificates: Vec<Certificate>,
+    /// Domains for which the ACME authority is asked, by name.
+    pub orders: Vec<CertificateOrders>,
+    /// Why the ACME authority cannot be used, if it cannot.
+    pub authority: Option<FailedOrder>,
+}
+
+/// A domain for which the ACME authority is asked.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct CertificateOrders {
+    /// Its name.
+    pub domain: String,
+    /// When its certificate is renewed, if it has one from the authority.
+    pub renews: Option<String>,
+    /// Why its last order has failed, if it has.
+    pub failed: Option<FailedOrder>,
+    /// Its names that get no certificate.
+    pub names: Vec<FailedName>,
+}
+
+/// Why an order has failed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct FailedOrder {
+    /// The reason.
+    pub why: String,
+    /// When there is another one.
+    pub again: String,
+}
+
+/// A name that gets no certificate.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct FailedName {
+    /// The name.
+    pub name: String,
+    /// The reason.
+    pub why: String,
+    /// When it is tried again; absent: not before something is changed.
+    pub again: Option<String>,
 }
 
 /// A certificate.
@@ -194,6 +234,8 @@ pub(crate) struct Certificates {
 pub(crate) struct Certificate {
     /// What it is used for: `default`, or the domain.
     pub used_for: String,
+    /// Where it comes from: `acme` (the authority of the node file), `directory` or `files`.
+    pub source: String,
     /// Subject.
     pub subject: String,
     /// Issuer.
@@ -211,27 +253,72 @@ pub(crate) struct Certificate {
 /// Lists the certificates in use on the listeners.
 #[utoipa::path(get, path = "/v1/certificates", responses((status = 200, body = Certificates)))]
 pub(crate) async fn certificates(State(env): State<Arc<AdminEnv>>) -> Json<Certificates> {
-    let store = env.certificates();
+    let (store, system) = (env.certificates(), env.snapshot.load().system.clone());
+    let source = |owner: &str, pair: &CertKey| {
+        let domain = owner.strip_prefix("domain ").and_then(|name| system.domain(name));
+        match domain {
+            Some(domain) => in_use::source(&domain, pair),
+            None if env.config.load().tls.default.is_some() => "files",
+            None => "directory",
+        }
+    };
     let mut certificates: Vec<Certificate> = store
         .all()
         .into_iter()
-        .map(|(owner, pair)| Certificate::new(owner, pair))
+        .map(|(owner, pair)| {
+            let source = source(&owner, pair);
+            Certificate::new(owner, pair, source)
+        })
         .collect();
     certificates.sort_by(|one, other| (one.days_left, &one.used_for).cmp(&(other.days_left, &other.used_for)));
-    Json(Certificates { certificates })
+    let (authority, cared_for) = env.care.all();
+    Json(Certificates {
+        certificates,
+        orders: cared_for.into_iter().map(CertificateOrders::new).collect(),
+        authority: authority.map(FailedOrder::new),
+    })
+}
+
+impl CertificateOrders {
+    fn new((domain, care): (String, DomainCare)) -> Self {
+        let barred = care
+            .barred
+            .into_iter()
+            .map(|(name, why)| FailedName { name, why, again: None });
+        let refused = care.names.into_iter().map(|(name, setback)| FailedName {
+            name,
+            why: setback.why,
+            again: Some(at(setback.until)),
+        });
+        Self {
+            domain,
+            renews: care.renews.map(at),
+            failed: care.order.map(FailedOrder::new),
+            names: barred.chain(refused).collect(),
+        }
+    }
+}
+
+impl FailedOrder {
+    fn new(setback: Setback) -> Self {
+        Self {
+            why: setback.why,
+            again: at(setback.until),
+        }
+    }
 }
 
 impl Certificate {
     /// The facts of a certificate.
-    pub(crate) fn new(used_for: String, pair: &CertKey) -> Self {
+    pub(crate) fn new(used_for: String, pair: &CertKey, source: &str) -> Self {
         let leaf = pair.leaf();
         let names = leaf.subject_alt_names().into_iter().flatten();
-        let fingerprint = pair.fingerprint();
         Self {
             used_for,
+            source: source.to_owned(),
             subject: distinguished(leaf.subject_name()),
             issuer: distinguished(leaf.issuer_name()),
-            fingerprint: fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
+            fingerprint: pair.fingerprint_text(),
             names: names.filter_map(|name| name.dnsname().map(str::to_owned)).collect(),
             not_after: leaf.not_after().to_string(),
             days_left: pair.seconds_left().div_euclid(86_400),

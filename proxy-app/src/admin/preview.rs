@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::admin::api_error::ApiError;
-use crate::admin::domains::{NewCertificate, NewNames, refusal, replace, unread};
+use crate::admin::domains::{NewCertificate, NewNames, refusal, unread};
 use crate::admin::turns::Turns;
 use crate::app::env::AdminEnv;
 use crate::app::preview::{EntryProposal, Preview};
+use crate::app::stored::replace;
 use crate::provision::CommandOutput;
 
 /// Names of each kind, where the client does not say how many.

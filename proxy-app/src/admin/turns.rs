@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 
 /// Those of one router.
 pub(crate) struct Turns {
     /// Changes of the directory: each waits for the previous ones there. One that has begun goes on when its client
     /// has gone.
     pub changes: Arc<Semaphore>,
-    /// Held from the check of a change until it is stored: two at once would both find a name free.
-    pub storing: Mutex<()>,
     /// Lists of domains. One that has begun is made to its end, also when its client has gone.
     pub lists: Arc<Semaphore>,
     /// Previews of changes. One that has begun is made to its end, also when its client has gone.
@@ -23,7 +21,6 @@ impl Default for Turns {
     fn default() -> Self {
         Self {
             changes: Arc::new(Semaphore::new(4)),
-            storing: Mutex::default(),
             lists: Arc::new(Semaphore::new(4)),
             previews: Arc::new(Semaphore::new(1)),
             purges: Arc::new(Semaphore::new(16)),

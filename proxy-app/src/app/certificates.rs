@@ -50,6 +50,21 @@ pub(crate) fn cert_store(
     store
 }
 
+/// Whether this certificate of a domain is the one that Portico has got from an authority, and nobody has replaced
+/// since.
+pub(crate) fn is_from_authority(domain: &View<'_>, pair: &CertKey) -> bool {
+    let noted = domain.text(&a::PORTICO_ACME_FINGERPRINT);
+    noted.is_some_and(|noted| noted.eq_ignore_ascii_case(&pair.fingerprint_text()))
+}
+
+/// Where the certificate of a domain comes from.
+pub(crate) fn source(domain: &View<'_>, pair: &CertKey) -> &'static str {
+    match is_from_authority(domain, pair) {
+        true => "acme",
+        false => "directory",
+    }
+}
+
 /// The certificate and key of an entry, if it has them.
 fn own_pair(entry: &View<'_>, before: Option<&Arc<CertKey>>) -> Result<Option<Arc<CertKey>>, String> {
     match (entry.text(&a::SSL_CERTIFICATE), entry.text(&a::SSL_PRIVATE_KEY)) {

@@ -13,6 +13,8 @@ use mail_proxy::throttle::Throttle;
 use route_cache::{AddressBook, KeptRoutes, RouteCache};
 use tokio::sync::{Notify, watch};
 
+use crate::acme::care::CertificateCare;
+use crate::acme::challenges::Challenges;
 use crate::app::App;
 use crate::app::changes::History;
 use crate::app::snapshot::Snapshot;
@@ -128,6 +130,8 @@ pub(crate) struct WebEnv {
     pub refusals: Arc<RefusalLog>,
     /// What is counted and measured.
     pub metrics: Arc<Metrics>,
+    /// Challenges of an ACME authority that are open.
+    pub challenges: Arc<Challenges>,
     /// What is remembered of failed logins.
     pub throttle: Arc<Throttle>,
     /// How many answers may wait for clients.
@@ -212,6 +216,8 @@ pub(crate) struct AdminEnv {
     pub out_of_service: watch::Sender<bool>,
     /// The other nodes, if there is an engine by which they are known.
     pub nodes: Option<Arc<Nodes>>,
+    /// What is remembered of certificates that an authority is asked for.
+    pub care: Arc<CertificateCare>,
     /// When this process started.
     pub started: Instant,
     access: Log,
@@ -302,6 +308,7 @@ impl App {
             audit: self.audit.clone(),
             refusals: self.refusals.clone(),
             metrics: self.metrics.clone(),
+            challenges: self.challenges.clone(),
             throttle: self.throttle.clone(),
             limits: self.limits.clone(),
             open: self.open.clone(),
@@ -352,6 +359,7 @@ impl App {
             refusals: self.refusals.clone(),
             out_of_service: self.out_of_service.clone(),
             nodes: self.nodes.clone(),
+            care: self.care.clone(),
             started: self.started,
             access: self.access.clone(),
             certificates: self.certificates.clone(),

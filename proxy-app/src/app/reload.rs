@@ -52,6 +52,9 @@ impl App {
         reloaded.problems.extend(trust);
         // An account may have moved.
         self.routes.ask_anew();
+        // And what an authority has refused may have been mended.
+        self.care.forget_failures();
+        self.configured.notify_one();
         reloaded.log();
         systemd::reloaded("serving");
         reloaded
@@ -288,6 +291,7 @@ impl App {
 
     pub(crate) fn applied(&self, why: &str, changes: Vec<String>) {
         let generation = self.snapshot.load().generation;
+        self.configured.notify_one();
         if self.replaced.load(Ordering::Relaxed) {
             // The numbers go on in the new process, and the audit log has one of each.
             return log::info!("the sessions that are left here follow the configuration ({why})");

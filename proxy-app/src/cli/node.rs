@@ -684,17 +684,54 @@ fn upstreams(answer: &health::Upstreams) -> String {
 }
 
 fn certificates(answer: &Certificates) -> String {
-    let mut rows = vec![["USED FOR", "DAYS LEFT", "NOT AFTER", "SUBJECT", "NAMES"].map(str::to_owned)];
+    let heads = [
+        "USED FOR",
+        "DAYS LEFT",
+        "NOT AFTER",
+        "SOURCE",
+        "RENEWS",
+        "SUBJECT",
+        "NAMES",
+    ];
+    let mut rows = vec![heads.map(str::to_owned)];
     for one in &answer.certificates {
+        let orders = answer
+            .orders
+            .iter()
+            .find(|orders| one.used_for.strip_prefix("domain ") == Some(&orders.domain));
+        let renews = orders.and_then(|orders| orders.renews.clone());
         rows.push([
             one.used_for.clone(),
             one.days_left.to_string(),
             one.not_after.clone(),
+            one.source.clone(),
+            renews.unwrap_or_else(|| "-".to_owned()),
             one.subject.clone(),
             one.names.join(","),
         ]);
     }
-    table(&rows)
+    let mut out = table(&rows);
+    let mut line = |what: &str, why: &str, again: Option<&str>| {
+        let again = again.map_or(String::new(), |again| format!("; again at {again}"));
+        let _fits = writeln!(out, "{}", printable(&format!("{what}: {why}{again}")));
+    };
+    if let Some(failed) = &answer.authority {
+        line("ACME authority", &failed.why, Some(&failed.again));
+    }
+    for orders in &answer.orders {
+        let domain = &orders.domain;
+        if let Some(failed) = &orders.failed {
+            line(&format!("domain {domain}"), &failed.why, Some(&failed.again));
+        }
+        for name in &orders.names {
+            line(
+                &format!("domain {domain}, {}", name.name),
+                &name.why,
+                name.again.as_deref(),
+            );
+        }
+    }
+    out
 }
 
 fn drained(answer: &Drained) -> String {

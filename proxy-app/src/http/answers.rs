@@ -212,9 +212,13 @@ pub(crate) async fn hear_out(session: &mut Session) {
 /// The token of a challenge of an ACME authority (RFC 8555 §8.3), if this path asks for one.
 pub(crate) fn challenged(path: &str) -> Option<&str> {
     let token = path.strip_prefix(CHALLENGES)?;
-    // RFC 8555 §8.1: base64url, so it cannot lead out of a folder.
+    is_token(token).then_some(token)
+}
+
+/// Whether this is the token of a challenge (RFC 8555 §8.1): base64url, so it cannot lead out of a folder.
+pub(crate) fn is_token(token: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    ((1..=256).contains(&token.len()) && token.bytes().all(good)).then_some(token)
+    (1..=256).contains(&token.len()) && token.bytes().all(good)
 }
 
 /// The answer to a challenge from this file, if it exists.

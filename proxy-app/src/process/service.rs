@@ -187,6 +187,7 @@ impl Service for ListenerService {
             app.resume_moves();
         }
         tasks.extend(follow_routes(&env));
+        tasks.push(tokio::spawn(app.clone().follow_certificates()));
         systemd::serves("serving");
         if let Some(waiting) = self.waiting {
             tokio::spawn(waiting.notify());

@@ -17,6 +17,8 @@ use crate::tls::profile::Profile;
 
 /// Most certificates that are put in order. Chains have two to five.
 const MAX_SORTED: usize = 16;
+/// Seconds of a day.
+const DAY: i64 = 86_400;
 
 /// A certificate, its chain and its key, checked to belong together.
 pub(crate) struct CertKey {
@@ -170,11 +172,22 @@ impl CertKey {
         digest.map(|digest| digest.to_vec()).unwrap_or_default()
     }
 
+    /// The same, in hexadecimal.
+    pub(crate) fn fingerprint_text(&self) -> String {
+        self.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Seconds until it expires; negative if it has.
     pub(crate) fn seconds_left(&self) -> i64 {
         let now = Asn1Time::days_from_now(0);
         let left = now.and_then(|now| now.diff(self.leaf.not_after()));
-        left.map_or(0, |left| i64::from(left.days) * 86_400 + i64::from(left.secs))
+        left.map_or(0, |left| i64::from(left.days) * DAY + i64::from(left.secs))
+    }
+
+    /// Seconds from the begin of its time to its end.
+    pub(crate) fn lifetime(&self) -> i64 {
+        let life = self.leaf.not_before().diff(self.leaf.not_after());
+        life.map_or(0, |life| i64::from(life.days) * DAY + i64::from(life.secs))
     }
 
     /// The certificate itself.

@@ -543,16 +543,20 @@ impl Web {
         Portions::new(&web.reading, &self.env.limits, web.facts.client.addr.ip())
     }
 
-    /// Answers the challenge of an ACME authority, on every listener and in every mode. A challenge without a file here
-    /// is handled like any other request: another program may have it.
+    /// Answers the challenge of an ACME authority, on every listener and in every mode. A challenge that is not ours and has
+    /// no file here is handled like any other request: another program may have it.
     async fn challenge(&self, session: &mut Session, context: &RequestContext) -> Result<bool> {
         let Some(token) = answers::challenged(session.req_header().uri.path()) else {
             return Ok(false);
         };
-        let Some(folder) = self.env.config.load().web.acme_dir.clone() else {
-            return Ok(false);
+        let own = self.env.challenges.answer(token).map(String::into_bytes);
+        let folder = self.env.config.load().web.acme_dir.clone();
+        let proof = match (own, folder) {
+            (Some(own), _) => Some(own),
+            (None, Some(folder)) => answers::proof(folder.join(token)).await,
+            (None, None) => None,
         };
-        let Some(proof) = answers::proof(folder.join(token)).await else {
+        let Some(proof) = proof else {
             return Ok(false);
         };
         let answer = LocalAnswer::text(200, "application/octet-stream", proof)?;

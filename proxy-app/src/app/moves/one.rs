@@ -319,7 +319,7 @@ impl App {
             false => format!(" from {}", one.from),
         };
         let act = format!("move {}{from} to {}: {what}", one.account, job.order.to);
-        self.audit_move(&job.order.who, act);
+        self.audit_act(&job.order.who, act);
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mail_directory::attributes as a;
-use mail_proxy::audit::{Event, Record};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
@@ -87,18 +86,7 @@ impl App {
             ended.said()
         );
         self.end_move(&reach, &left, ended.step).await;
-        self.audit_move("portico", act);
-    }
-
-    pub(super) fn audit_move(&self, who: &str, act: String) {
-        log::info!("{who}: {act}");
-        self.audit.record(Record {
-            event: Some(Event::Admin),
-            who: Some(who.to_owned()),
-            act: Some(act),
-            generation: self.snapshot.load().generation,
-            ..Record::default()
-        });
+        self.audit_act("portico", act);
     }
 
     /// The nodes of a scope, asked for this administrator.

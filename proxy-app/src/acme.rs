@@ -1,0 +1,11 @@
+//! The client of an ACME authority (RFC 8555): account, orders, answers to challenges, and when a certificate is due.
+//!
+//! What is wanted and where it is stored is the matter of `app/acme_orders.rs`; nothing here knows the directory.
+
+pub(crate) mod account_key;
+pub(crate) mod care;
+pub(crate) mod challenges;
+pub(crate) mod client;
+pub(crate) mod exchange;
+pub(crate) mod messages;
+pub(crate) mod request;

@@ -1,0 +1,387 @@
+//! When a certificate is due, and what is remembered of failures: names fail alone, and each waits longer with each
+//! failure.
+//!
+//! Pure: times are seconds since 1970 that the caller brings, and nothing is asked or stored here.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+/// The first pause after a refused name, and the longest one. Let's Encrypt allows five failures of a name in an hour.
+const NAME_PAUSE: [i64; 2] = [15 * 60, 24 * 60 * 60];
+/// The same of an order that failed for another reason.
+const ORDER_PAUSE: [i64; 2] = [5 * 60, 12 * 60 * 60];
+/// The same of an authority that does not work.
+const AUTHORITY_PAUSE: [i64; 2] = [5, 60 * 60];
+/// Renewal begins when this part of a certificate's life is left.
+const RENEWED: i64 = 3;
+/// Until this part of its life is left, a renewal does not leave out a name that the certificate has.
+const NAMES_KEPT: i64 = 6;
+
+/// What failed, and when it is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Setback {
+    /// How often in a row.
+    pub count: u32,
+    /// When it is tried again.
+    pub until: i64,
+    /// Why it failed.
+    pub why: String,
+}
+
+/// What is remembered of a domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct DomainCare {
+    /// Its last order has failed.
+    pub order: Option<Setback>,
+    /// Its names that were refused.
+    pub names: BTreeMap<String, Setback>,
+    /// Its names that are not asked for, each with the reason.
+    pub barred: BTreeMap<String, String>,
+    /// When its certificate is renewed.
+    pub renews: Option<i64>,
+}
+
+/// A certificate in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CurrentCertificate {
+    /// Whether this client has got it.
+    pub is_ours: bool,
+    /// When it expires.
+    pub expires: i64,
+    /// How long it is good for in all, in seconds.
+    pub lifetime: i64,
+    /// Those of the wanted names that it is good for.
+    pub covers: HashSet<String>,
+    /// Any number that stays with it: nodes and restarts agree when it is renewed, and not all are at once.
+    pub spread: u8,
+}
+
+/// A domain that is to have certificates of this client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct WantedDomain {
+    /// Its name.
+    pub name: String,
+    /// The names to ask for.
+    pub hosts: Vec<String>,
+    /// Those that cannot be asked for, each with the reason.
+    pub barred: BTreeMap<String, String>,
+    /// The certificate that it has.
+    pub current: Option<CurrentCertificate>,
+}
+
+/// An order to make now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DueOrder {
+    /// The domain.
+    pub domain: String,
+    /// The names to ask for.
+    pub names: Vec<String>,
+    /// Names that must be in it: the certificate in use is good for them, and for long enough.
+    pub kept: HashSet<String>,
+}
+
+/// What is remembered of all domains.
+#[derive(Default)]
+pub(crate) struct CertificateCare(Mutex<CareState>);
+
+#[derive(Default)]
+struct CareState {
+    authority: Option<Setback>,
+    domains: HashMap<String, DomainCare>,
+}
+
+impl CurrentCertificate {
+    /// A third of its life before the end, and up to a fifteenth of its life later or earlier.
+    pub(crate) fn renews(&self) -> i64 {
+        let jitter = self.lifetime * (i64::from(self.spread) - 128) / (128 * 15);
+        self.expires - self.lifetime / RENEWED + jitter
+    }
+
+    /// Names that a renewal at this time may not leave out.
+    fn kept(&self, now: i64) -> HashSet<String> {
+        match now < self.expires - self.lifetime / NAMES_KEPT {
+            true => self.covers.clone(),
+            false => HashSet::new(),
+        }
+    }
+}
+
+impl Setback {
+    /// One failure more, with the pause that the authority asks for, or else one of its own: twice as long each time, up
+    /// to the longest, and by up to a quarter shorter or longer.
+    fn after(previous: Option<&Self>, pause: [i64; 2], asked: Option<Duration>, now: i64, why: String) -> Self {
+        let count = previous.map_or(0, |previous| previous.count).saturating_add(1);
+        let [first, longest] = pause;
+        let own = first.saturating_mul(1 << count.saturating_sub(1).min(20)).min(longest);
+        let own = (own as f64 * (0.75 + rand::random::<f64>() / 2.0)).ceil() as i64;
+        let asked = asked.map_or(0, |asked| i64::try_from(asked.as_secs()).unwrap_or(i64::MAX));
+        Self {
+            count,
+            until: now.saturating_add(own.max(asked)),
+            why,
+        }
+    }
+}
+
+impl DomainCare {
+    /// The order that is due for this domain now, if one is; else when there will be one.
+    fn due(&self, domain: &WantedDomain, now: i64) -> Result<DueOrder, i64> {
+        let current = domain
+            .current
+            .as_ref()
+            .filter(|current| current.is_ours || current.expires > now);
+        let renews = match current {
+            // It is good, and was put there by someone else.
+            Some(current) if !current.is_ours => return Err(current.expires),
+            Some(current) => current.renews(),
+            None => now,
+        };
+        let is_open = |name: &&String| self.names.get(*name).is_none_or(|setback| setback.until <= now);
+        let names: Vec<String> = domain.hosts.iter().filter(is_open).cloned().collect();
+        let covers = |name: &String| current.is_some_and(|current| current.covers.contains(name));
+        let kept = current.map(|current| current.kept(now)).unwrap_or_default();
+        let lacks_kept = kept.iter().any(|name| !names.contains(name));
+        let is_due = (renews <= now || names.iter().any(|name| !covers(name))) && !names.is_empty() && !lacks_kept;
+        match self.order.as_ref().filter(|setback| setback.until > now) {
+            Some(setback) if is_due => return Err(setback.until),
+            None if is_due => {
+                let domain = domain.name.clone();
+                return Ok(DueOrder { domain, names, kept });
+            }
+            _ => {}
+        }
+        let waits = self.names.values().map(|setback| setback.until);
+        let later = waits.chain(Some(renews)).filter(|later| *later > now).min();
+        Err(later.unwrap_or(i64::MAX))
+    }
+}
+
+impl CertificateCare {
+    /// The orders to make now, and when to look again.
+    pub(crate) fn due(&self, wanted: &[WantedDomain], now: i64) -> (Vec<DueOrder>, i64) {
+        let mut state = self.0.lock();
+        let mut previous = std::mem::take(&mut state.domains);
+        let (mut orders, mut next) = (Vec::new(), i64::MAX);
+        for domain in wanted {
+            let mut care = previous.remove(&domain.name).unwrap_or_default();
+            care.names.retain(|name, _| domain.hosts.contains(name));
+            care.barred.clone_from(&domain.barred);
+            let ours = domain.current.as_ref().filter(|current| current.is_ours);
+            care.renews = ours.map(CurrentCertificate::renews);
+            match care.due(domain, now) {
+                Ok(order) => orders.push(order),
+                Err(later) => next = next.min(later),
+            }
+            state.domains.insert(domain.name.clone(), care);
+        }
+        match state.authority.as_ref().filter(|setback| setback.until > now) {
+            Some(setback) => (Vec::new(), setback.until),
+            None => (orders, next),
+        }
+    }
+
+    /// The authority has failed. Returns when it is asked again, unless that was known: orders are under way beside each
+    /// other, and fail together.
+    pub(crate) fn authority_failed(&self, why: &str, asked: Option<Duration>, now: i64) -> Option<i64> {
+        let mut state = self.0.lock();
+        if state.authority.as_ref().is_some_and(|setback| setback.until > now) {
+            return None;
+        }
+        let setback = Setback::after(state.authority.as_ref(), AUTHORITY_PAUSE, asked, now, why.to_owned());
+        Some(state.authority.insert(setback).until)
+    }
+
+    /// Whether the authority is not asked now.
+    pub(crate) fn authority_rests(&self, now: i64) -> bool {
+        let state = self.0.lock();
+        state.authority.as_ref().is_some_and(|setback| setback.until > now)
+    }
+
+    /// The authority answers.
+    pub(crate) fn authority_answers(&self) {
+        self.0.lock().authority = None;
+    }
+
+    /// A name was refused. Returns when it is tried again.
+    pub(crate) fn name_failed(&self, domain: &str, name: &str, why: &str, now: i64) -> i64 {
+        let mut state = self.0.lock();
+        let names = &mut state.domains.entry(domain.to_owned()).or_default().names;
+        let setback = Setback::after(names.get(name), NAME_PAUSE, None, now, why.to_owned());
+        let until = setback.until;
+        names.insert(name.to_owned(), setback);
+        until
+    }
+
+    /// The order of a domain has failed. Returns when there is another one.
+    pub(crate) fn order_failed(&self, domain: &str, why: &str, asked: Option<Duration>, now: i64) -> i64 {
+        let mut state = self.0.lock();
+        let order = &mut state.domains.entry(domain.to_owned()).or_default().order;
+        let setback = Setback::after(order.as_ref(), ORDER_PAUSE, asked, now, why.to_owned());
+        order.insert(setback).until
+    }
+
+    /// A domain has got a certificate for these names.
+    pub(crate) fn succeeded(&self, domain: &str, names: &[String]) {
+        if let Some(care) = self.0.lock().domains.get_mut(domain) {
+            care.order = None;
+            care.names.retain(|name, _| !names.contains(name));
+        }
+    }
+
+    /// Everything may be tried at once: an administrator has changed something.
+    pub(crate) fn forget_failures(&self) {
+        let mut state = self.0.lock();
+        state.authority = None;
+        for care in state.domains.values_mut() {
+            care.order = None;
+            care.names.clear();
+        }
+    }
+
+    /// Why the authority cannot be used; all domains that are looked after.
+    pub(crate) fn all(&self) -> (Option<Setback>, Vec<(String, DomainCare)>) {
+        let state = self.0.lock();
+        let domains = state.domains.iter().map(|(name, care)| (name.clone(), care.clone()));
+        let mut domains: Vec<(String, DomainCare)> = domains.collect();
+        domains.sort_by(|(one, _), (other, _)| one.cmp(other));
+        (state.authority.clone(), domains)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_000_000_000;
+    const DAY: i64 = 24 * 60 * 60;
+
+    fn domain(hosts: &[&str], current: Option<CurrentCertificate>) -> WantedDomain {
+        WantedDomain {
+            name: "a.test".to_owned(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            barred: BTreeMap::new(),
+            current,
+        }
+    }
+
+    /// A certificate of 90 days that has so many left.
+    fn current(is_ours: bool, left: i64, covers: &[&str]) -> CurrentCertificate {
+        CurrentCertificate {
+            is_ours,
+            expires: NOW + left * DAY,
+            lifetime: 90 * DAY,
+            covers: covers.iter().map(|host| (*host).to_owned()).collect(),
+            spread: 128,
+        }
+    }
+
+    fn names(care: &CertificateCare, domain: &WantedDomain, now: i64) -> Vec<String> {
+        let (orders, _) = care.due(std::slice::from_ref(domain), now);
+        orders.into_iter().flat_map(|order| order.names).collect()
+    }
+
+    #[test]
+    fn what_is_due() {
+        let none: [&str; 0] = [];
+        for (hosts, current, due) in [
+            (&["a", "b"][..], None, &["a", "b"][..]),
+            (&[], None, &none),
+            (&["a"], Some(current(true, 31, &["a"])), &none),
+            (&["a"], Some(current(true, 29, &["a"])), &["a"]),
+            (&["a"], Some(current(true, -1, &["a"])), &["a"]),
+            // A new name.
+            (&["a", "b"], Some(current(true, 80, &["a"])), &["a", "b"]),
+            // What others have put there is theirs, as long as it is good.
+            (&["a", "b"], Some(current(false, 1, &["a"])), &none),
+            (&["a"], Some(current(false, -1, &["a"])), &["a"]),
+        ] {
+            let domain = domain(hosts, current.clone());
+            assert_eq!(
+                names(&CertificateCare::default(), &domain, NOW),
+                due,
+                "{hosts:?} {current:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_next_look_is_at_the_renewal() {
+        let mut certificate = current(true, 90, &["a"]);
+        for (spread, days) in [(128, 60), (0, 54), (255, 65)] {
+            certificate.spread = spread;
+            let (orders, next) = CertificateCare::default().due(&[domain(&["a"], Some(certificate.clone()))], NOW);
+            assert_eq!((orders.len(), (next - NOW) / DAY), (0, days), "{spread}");
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_left_out_and_tried_again() {
+        let care = CertificateCare::default();
+        let new = domain(&["bad", "good"], None);
+        assert_eq!(names(&care, &new, NOW), ["bad", "good"]);
+        let until = care.name_failed("a.test", "bad", "no address", NOW);
+        assert_eq!(names(&care, &new, NOW), ["good"]);
+        care.succeeded("a.test", &["good".to_owned()]);
+        let served = domain(&["bad", "good"], Some(current(true, 80, &["good"])));
+        assert_eq!(care.due(std::slice::from_ref(&served), NOW), (Vec::new(), until));
+        assert_eq!(names(&care, &served, until), ["bad", "good"]);
+        let mut pauses = vec![until - NOW];
+        for _ in 0..10 {
+            pauses.push(care.name_failed("a.test", "bad", "no address", NOW) - NOW);
+        }
+        assert!(
+            (675..=1125).contains(&pauses[0]) && (1350..=2250).contains(&pauses[1]),
+            "{pauses:?}"
+        );
+        assert!(pauses.iter().all(|pause| *pause <= DAY * 5 / 4), "{pauses:?}");
+        assert!(pauses[10] >= DAY * 3 / 4, "{pauses:?}");
+        // A name that is no longer wanted is forgotten.
+        let _ = care.due(&[domain(&["good"], served.current)], NOW);
+        assert!(care.all().1[0].1.names.is_empty());
+    }
+
+    #[test]
+    fn a_renewal_does_not_take_a_name_away_while_there_is_time() {
+        for (left, due) in [(29, &[][..]), (14, &["good"])] {
+            let care = CertificateCare::default();
+            let domain = domain(&["bad", "good"], Some(current(true, left, &["bad", "good"])));
+            let (orders, _) = care.due(std::slice::from_ref(&domain), NOW);
+            assert_eq!(orders[0].kept.len(), if left == 29 { 2 } else { 0 });
+            care.name_failed("a.test", "bad", "no address", NOW);
+            assert_eq!(names(&care, &domain, NOW), due, "{left}");
+        }
+    }
+
+    #[test]
+    fn failures_wait_as_long_as_the_authority_says() {
+        let care = CertificateCare::default();
+        let new = [domain(&["a"], None)];
+        let _ = care.due(&new, NOW);
+        let until = care.order_failed("a.test", "rateLimited", Some(Duration::from_secs(100_000)), NOW);
+        assert_eq!((until, care.due(&new, NOW)), (NOW + 100_000, (Vec::new(), until)));
+        care.forget_failures();
+        assert_eq!(care.due(&new, NOW).0.len(), 1);
+        let until = care.authority_failed("down", None, NOW).unwrap();
+        assert_eq!(
+            (care.authority_failed("down", None, NOW), care.authority_rests(NOW)),
+            (None, true)
+        );
+        assert!((4..=7).contains(&(until - NOW)), "{until}");
+        assert_eq!(care.due(&new, NOW), (Vec::new(), until));
+        assert_eq!(care.all().0.map(|setback| setback.why).as_deref(), Some("down"));
+        assert_eq!(care.due(&new, until).0.len(), 1);
+        care.authority_answers();
+        assert_eq!(care.due(&new, NOW).0.len(), 1);
+    }
+
+    #[test]
+    fn a_domain_that_is_gone_is_forgotten() {
+        let care = CertificateCare::default();
+        let _ = care.due(&[domain(&["a"], None)], NOW);
+        care.order_failed("a.test", "no", None, NOW);
+        assert_eq!(care.due(&[], NOW), (Vec::new(), i64::MAX));
+        assert_eq!(care.all(), (None, Vec::new()));
+    }
+}

@@ -1,0 +1,376 @@
+//! An account at an authority, and a certificate by an order from its begin to its end (RFC 8555 §7).
+//!
+//! Who controls a name is shown by HTTP-01. When to order, and again after a failure, is the matter of `care.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, header};
+use mail_directory::Secret;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::acme::account_key::{AccountKey, SignedBy, encode};
+use crate::acme::challenges::{Challenges, OpenChallenge};
+use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
+use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState};
+use crate::acme::request::CertificateRequest;
+use crate::config::{AcmeConfig, CertificateKeyKind};
+use crate::http::answers;
+use crate::tls::certificate::CertKey;
+
+/// The challenge that is answered (RFC 8555 §8.3).
+const HTTP_01: &str = "http-01";
+/// How often a request is sent whose nonce is refused.
+const NONCE_TRIES: usize = 8;
+/// Most nonces that are kept for further requests.
+const NONCES_MAX: usize = 16;
+/// How long an authority may take to look at all names of an order, or to issue.
+const DECISION_WAIT: Duration = Duration::from_secs(120);
+/// The first pause between two looks, and the longest one, unless the authority says otherwise.
+const LOOK_FIRST: Duration = Duration::from_millis(250);
+const LOOK_LAST: Duration = Duration::from_secs(10);
+
+/// An account at an authority.
+pub(crate) struct AcmeClient {
+    web: AuthorityWeb,
+    key: AccountKey,
+    directory: AcmeDirectory,
+    /// Its URL.
+    account: String,
+    nonces: Mutex<Vec<String>>,
+    challenges: Arc<Challenges>,
+}
+
+/// A certificate that was issued, checked to be what was asked for.
+pub(crate) struct IssuedCertificate {
+    /// The certificate and its chain, as PEM.
+    pub certificate: String,
+    /// Its private key, as PEM.
+    pub key: Secret<String>,
+    /// SHA-256, in hexadecimal.
+    pub fingerprint: String,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum AcmeFailure {
+    /// The authority cannot be used; `wait` is what it asks for.
+    Authority { why: String, wait: Option<Duration> },
+    /// This order cannot be completed.
+    Order { why: String, wait: Option<Duration> },
+    /// These names are refused, each with its reason; the others could have been served.
+    Names(Vec<(String, String)>),
+}
+
+impl AcmeFailure {
+    fn authority(why: impl Into<String>) -> Self {
+        Self::Authority {
+            why: why.into(),
+            wait: None,
+        }
+    }
+
+    fn order(why: impl Into<String>) -> Self {
+        Self::Order {
+            why: why.into(),
+            wait: None,
+        }
+    }
+}
+
+/// A request that was not done.
+enum RequestFailure {
+    /// The authority does not work.
+    Away { why: String, wait: Option<Duration> },
+    /// It refuses.
+    Problem {
+        problem: AcmeProblem,
+        wait: Option<Duration>,
+    },
+}
+
+impl RequestFailure {
+    fn away(why: impl Into<String>) -> Self {
+        Self::Away {
+            why: why.into(),
+            wait: None,
+        }
+    }
+
+    fn of_account(self) -> AcmeFailure {
+        let (why, wait) = match self {
+            Self::Away { why, wait } => (why, wait),
+            Self::Problem { problem, wait } => (problem.reason(), wait),
+        };
+        AcmeFailure::Authority { why, wait }
+    }
+
+    fn of_order(self) -> AcmeFailure {
+        match self {
+            Self::Away { why, wait } => AcmeFailure::Authority { why, wait },
+            Self::Problem { problem, wait } => match problem.names() {
+                names if names.is_empty() => AcmeFailure::Order {
+                    why: problem.reason(),
+                    wait,
+                },
+                names => AcmeFailure::Names(names),
+            },
+        }
+    }
+}
+
+impl AcmeClient {
+    /// Finds the account of this key at the authority of the node file, or opens it.
+    ///
+    /// # Errors
+    /// The authority cannot be used, or does not want this client.
+    pub(crate) async fn open(
+        config: &AcmeConfig,
+        key: AccountKey,
+        web: AuthorityWeb,
+        challenges: Arc<Challenges>,
+    ) -> Result<Self, AcmeFailure> {
+        let answer = web.ask(Method::GET, &config.directory_url, Vec::new()).await;
+        let answer = done(answer.map_err(AcmeFailure::authority)?).map_err(RequestFailure::of_account)?;
+        let directory: AcmeDirectory = read(&answer).map_err(AcmeFailure::authority)?;
+        if let Some(terms) = directory
+            .meta
+            .terms_of_service
+            .as_ref()
+            .filter(|_| !config.accepts_terms)
+        {
+            let why = format!("acme.accept_terms_of_service is not true; the authority's terms are {terms:?}");
+            return Err(AcmeFailure::authority(why));
+        }
+        if directory.meta.external_account_required {
+            let why = "the authority wants an account that is bound to one of its own, which Portico cannot do";
+            return Err(AcmeFailure::authority(why));
+        }
+        let mut client = Self {
+            web,
+            key,
+            directory,
+            account: String::new(),
+            nonces: Mutex::default(),
+            challenges,
+        };
+        let new = json!({"termsOfServiceAgreed": config.accepts_terms, "contact": config.contact});
+        let url = client.directory.new_account.clone();
+        let answer = client
+            .post(SignedBy::Key, &url, Some(&new))
+            .await
+            .map_err(RequestFailure::of_account)?;
+        client.account = location(&answer).map_err(AcmeFailure::authority)?;
+        Ok(client)
+    }
+
+    /// Orders a certificate for these names.
+    ///
+    /// # Errors
+    /// There is none; [`AcmeFailure`] says of what that is a fault.
+    pub(crate) async fn obtain(
+        &self,
+        names: &[String],
+        kind: CertificateKeyKind,
+    ) -> Result<IssuedCertificate, AcmeFailure> {
+        let identifiers: Vec<Value> = names.iter().map(|name| json!({"type": "dns", "value": name})).collect();
+        let wanted = json!({"identifiers": identifiers});
+        let answer = self.send(&self.directory.new_order, Some(&wanted)).await?;
+        let url = location(&answer).map_err(AcmeFailure::order)?;
+        let order: AcmeOrder = read(&answer).map_err(AcmeFailure::order)?;
+        if order.authorizations.len() > names.len() {
+            return Err(AcmeFailure::order(
+                "the authority wants more proofs than there are names",
+            ));
+        }
+        self.authorize(&order.authorizations).await?;
+        let is_ready = |order: &AcmeOrder| order.status != AcmeState::Pending;
+        let order = self.settled(&url, is_ready).await?;
+        let request = CertificateRequest::new(names, kind).map_err(|error| AcmeFailure::order(error.to_string()))?;
+        let order = match order.status {
+            AcmeState::Ready => {
+                let finalize = json!({"csr": encode(&request.der)});
+                self.send(&order.finalize, Some(&finalize)).await?;
+                let is_decided = |order: &AcmeOrder| matches!(order.status, AcmeState::Valid | AcmeState::Invalid);
+                self.settled(&url, is_decided).await?
+            }
+            _ => order,
+        };
+        let (AcmeState::Valid, Some(certificate)) = (order.status, &order.certificate) else {
+            let why = order.error.unwrap_or_default();
+            return Err(AcmeFailure::order(format!("the order has failed: {}", why.reason())));
+        };
+        let answer = self.send(certificate, None).await?;
+        issued(names, &answer.body, request.key).map_err(AcmeFailure::order)
+    }
+
+    /// Shows that all names are controlled from here. All of them are tried, so that the reasons come together.
+    async fn authorize(&self, authorizations: &[String]) -> Result<(), AcmeFailure> {
+        let (mut asked, mut refused) = (Vec::new(), Vec::new());
+        for url in authorizations {
+            let answer = self.send(url, None).await?;
+            let authorization: AcmeAuthorization = read(&answer).map_err(AcmeFailure::order)?;
+            if authorization.status == AcmeState::Valid {
+                continue;
+            }
+            match self.challenged(&authorization).await {
+                Ok(open) => asked.push((url, open)),
+                Err(AcmeFailure::Order { why, .. }) => refused.push((name_of(&authorization), why)),
+                Err(failure) => return Err(failure),
+            }
+        }
+        for (url, _open) in &asked {
+            let is_decided = |one: &AcmeAuthorization| one.status != AcmeState::Pending;
+            let authorization = self.settled(url, is_decided).await?;
+            if authorization.status != AcmeState::Valid {
+                refused.push((name_of(&authorization), why_not(&authorization)));
+            }
+        }
+        match refused.is_empty() {
+            true => Ok(()),
+            false => Err(AcmeFailure::Names(refused)),
+        }
+    }
+
+    /// Answers the challenge of a name from now on, and says so. An [`AcmeFailure::Order`] is about this name.
+    async fn challenged(&self, authorization: &AcmeAuthorization) -> Result<OpenChallenge, AcmeFailure> {
+        let challenge = authorization.challenges.iter().find(|one| one.kind == HTTP_01);
+        let challenge = challenge.ok_or_else(|| AcmeFailure::order("the authority does not offer HTTP-01 for it"))?;
+        if !answers::is_token(&challenge.token) {
+            return Err(AcmeFailure::order("the authority's token is not one"));
+        }
+        let answer = self.key.key_authorization(&challenge.token);
+        let answer = answer.map_err(|error| AcmeFailure::order(error.to_string()))?;
+        let open = self.challenges.open(&challenge.token, answer);
+        self.send(&challenge.url, Some(&json!({}))).await?;
+        Ok(open)
+    }
+
+    /// Looks at something until the authority has decided.
+    async fn settled<T: DeserializeOwned>(&self, url: &str, is_settled: impl Fn(&T) -> bool) -> Result<T, AcmeFailure> {
+        let (end, mut pause) = (Instant::now() + DECISION_WAIT, LOOK_FIRST);
+        loop {
+            let answer = self.send(url, None).await?;
+            let state: T = read(&answer).map_err(AcmeFailure::order)?;
+            if is_settled(&state) {
+                return Ok(state);
+            }
+            let asked = answer.retry_after();
+            let wait = asked.unwrap_or_default().max(pause);
+            if Instant::now() + wait > end {
+                let why = "the authority has not decided in time".to_owned();
+                return Err(AcmeFailure::Order { why, wait: asked });
+            }
+            sleep(wait).await;
+            pause = (pause * 2).min(LOOK_LAST);
+        }
+    }
+
+    async fn send(&self, url: &str, payload: Option<&Value>) -> Result<AuthorityAnswer, AcmeFailure> {
+        let by = SignedBy::Account(&self.account);
+        self.post(by, url, payload).await.map_err(RequestFailure::of_order)
+    }
+
+    /// Sends a signed request, again where the authority no longer knows the nonce (RFC 8555 §6.5).
+    async fn post(
+        &self,
+        by: SignedBy<'_>,
+        url: &str,
+        payload: Option<&Value>,
+    ) -> Result<AuthorityAnswer, RequestFailure> {
+        for _ in 0..NONCE_TRIES {
+            let nonce = self.nonce().await?;
+            let body = self.key.sign(by, &nonce, url, payload);
+            let body = body.map_err(|error| RequestFailure::away(error.to_string()))?;
+            let answer = self
+                .web
+                .ask(Method::POST, url, body)
+                .await
+                .map_err(RequestFailure::away)?;
+            self.keep_nonce(&answer);
+            match done(answer) {
+                Err(RequestFailure::Problem { problem, .. }) if problem.is("badNonce") => {}
+                other => return other,
+            }
+        }
+        Err(RequestFailure::away("the authority refuses all of its nonces"))
+    }
+
+    async fn nonce(&self) -> Result<String, RequestFailure> {
+        if let Some(nonce) = self.nonces.lock().pop() {
+            return Ok(nonce);
+        }
+        let answer = self.web.ask(Method::HEAD, &self.directory.new_nonce, Vec::new()).await;
+        let answer = done(answer.map_err(RequestFailure::away)?)?;
+        answer
+            .nonce()
+            .ok_or_else(|| RequestFailure::away("the authority gives no nonce"))
+    }
+
+    fn keep_nonce(&self, answer: &AuthorityAnswer) {
+        let mut nonces = self.nonces.lock();
+        if let Some(nonce) = answer.nonce().filter(|_| nonces.len() < NONCES_MAX) {
+            nonces.push(nonce);
+        }
+    }
+}
+
+/// The answer to a request that was done.
+fn done(answer: AuthorityAnswer) -> Result<AuthorityAnswer, RequestFailure> {
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    let wait = answer.retry_after();
+    let problem: Option<AcmeProblem> = serde_json::from_slice(&answer.body).ok();
+    match problem {
+        Some(problem) if answer.status.is_client_error() => Err(RequestFailure::Problem { problem, wait }),
+        problem => {
+            let reason = problem.map(|problem| problem.reason()).unwrap_or_default();
+            let why = format!("the authority answered {} {reason}", answer.status.as_u16());
+            let why = why.trim_end().to_owned();
+            Err(RequestFailure::Away { why, wait })
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(answer: &AuthorityAnswer) -> Result<T, String> {
+    let read = serde_json::from_slice(&answer.body);
+    read.map_err(|error| format!("the authority's answer is not what it should be: {error}"))
+}
+
+fn location(answer: &AuthorityAnswer) -> Result<String, String> {
+    let location = answer.field(header::LOCATION).map(str::to_owned);
+    location.ok_or_else(|| "the authority's answer has no Location".to_owned())
+}
+
+fn name_of(authorization: &AcmeAuthorization) -> String {
+    authorization.identifier.value.to_ascii_lowercase()
+}
+
+fn why_not(authorization: &AcmeAuthorization) -> String {
+    let mut errors = authorization.challenges.iter().filter_map(|one| one.error.as_ref());
+    let reason = errors.next().map(AcmeProblem::reason);
+    reason.unwrap_or_else(|| "the authority does not say why".to_owned())
+}
+
+/// A certificate that is not for these names and this key would take the place of one that is.
+fn issued(names: &[String], body: &[u8], key: Secret<String>) -> Result<IssuedCertificate, String> {
+    let wrong = |why: String| format!("the authority has issued something else: {why}");
+    let certificate = str::from_utf8(body).map_err(|_| wrong("it is not PEM".to_owned()))?;
+    let pair = CertKey::from_pem(body, key.expose().as_bytes()).map_err(|error| wrong(error.to_string()))?;
+    let uncovered = pair.uncovered(names.iter().map(String::as_str));
+    if !uncovered.is_empty() {
+        return Err(wrong(format!("it is not good for {}", uncovered.join(", "))));
+    }
+    if let Some(when) = pair.expired() {
+        return Err(wrong(format!("it expired on {when}")));
+    }
+    Ok(IssuedCertificate {
+        certificate: certificate.trim().to_owned() + "\n",
+        fingerprint: pair.fingerprint_text(),
+        key,
+    })
+}

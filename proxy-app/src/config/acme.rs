@@ -1,0 +1,160 @@
+//! `acme`: the authority that certificates of domains are got from, and the account there.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mail_directory::yaml::Mapping;
+use route_cache::lookup::{Dialect, HandlerUrl};
+
+use super::LiveKey;
+use super::read::ConfigReader;
+use crate::tls::upstream::UpstreamTrust;
+
+pub(super) const LIVE: [LiveKey; 1] = [("acme", |now, new| now.acme.clone_from(&new.acme))];
+
+/// Beside the other files that a node keeps; see `state_file`.
+const ACCOUNT_KEY_FILE: &str = "/var/lib/portico/acme.key";
+/// Most addresses of administrators.
+const CONTACTS: usize = 16;
+
+/// `acme`
+#[derive(Debug, Clone)]
+pub(crate) struct AcmeConfig {
+    /// Where the authority says which request goes where.
+    pub directory_url: String,
+    /// Administrators, as `mailto:` URLs.
+    pub contact: Vec<String>,
+    /// Whether the authority's terms of service are accepted.
+    pub accepts_terms: bool,
+    /// The key of the account.
+    pub account_key_file: PathBuf,
+    /// By whom the authority's own certificate is signed.
+    pub trust: Arc<UpstreamTrust>,
+    /// The kind of new keys.
+    pub key: CertificateKeyKind,
+    /// Which domains get certificates.
+    pub domains: AcmeDomains,
+}
+
+/// The kind of a certificate's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CertificateKeyKind {
+    /// `ecdsa-p256`
+    EcdsaP256,
+    /// `rsa-2048`
+    Rsa2048,
+}
+
+/// Which domains get certificates, where the directory does not say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AcmeDomains {
+    /// None.
+    Marked,
+    /// Those with a virtual host name.
+    All,
+}
+
+impl ConfigReader {
+    pub(super) fn acme(&mut self, root: &mut Mapping<'_>) -> Option<AcmeConfig> {
+        let mut section = self.section(root, "acme")?;
+        let url = section.require("directory_url", &mut self.problems);
+        let directory_url = url.and_then(|node| {
+            let text = node.text(&mut self.problems)?;
+            match HandlerUrl::parse(&text, Dialect::Nginx) {
+                Ok(url) if !url.tls => node.error("an authority is asked by https only", &mut self.problems),
+                Ok(_) => return Some(text.into_owned()),
+                Err(why) => node.error(why, &mut self.problems),
+            }
+            None
+        });
+        let mut contact = Vec::new();
+        if let Some(node) = section.take("contact") {
+            for item in self.some_items(node, CONTACTS) {
+                let text = item.text(&mut self.problems).unwrap_or_default();
+                let address = text.strip_prefix("mailto:").unwrap_or(&text);
+                match address.contains('@') && !address.contains(|c: char| c.is_whitespace() || c.is_control()) {
+                    true => contact.push(format!("mailto:{address}")),
+                    false => item.error("expected the address of an administrator", &mut self.problems),
+                }
+            }
+        }
+        let accepts_terms = section
+            .take("accept_terms_of_service")
+            .and_then(|node| node.bool(&mut self.problems));
+        let file = section.take("account_key_file");
+        let path = file.as_ref().and_then(|node| node.path_buf(&mut self.problems));
+        if let (Some(node), Some(path)) = (file, &path) {
+            self.warn_if_open(node, path);
+        }
+        let trust = self.service_trust(&mut section);
+        let kinds = [
+            ("ecdsa-p256", CertificateKeyKind::EcdsaP256),
+            ("rsa-2048", CertificateKeyKind::Rsa2048),
+        ];
+        let key = section
+            .take("key")
+            .and_then(|node| node.choice(&kinds, &mut self.problems));
+        let which = [("marked", AcmeDomains::Marked), ("all", AcmeDomains::All)];
+        let domains = section
+            .take("domains")
+            .and_then(|node| node.choice(&which, &mut self.problems));
+        section.finish(&mut self.problems);
+        Some(AcmeConfig {
+            directory_url: directory_url?,
+            contact,
+            accepts_terms: accepts_terms.unwrap_or(false),
+            account_key_file: path.unwrap_or_else(|| Path::new(ACCOUNT_KEY_FILE).to_owned()),
+            trust: trust?,
+            key: key.unwrap_or(CertificateKeyKind::EcdsaP256),
+            domains: domains.unwrap_or(AcmeDomains::Marked),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::load;
+
+    #[test]
+    fn an_authority_needs_no_more_than_its_url() {
+        let (config, problems) = load("acme: {directory_url: 'https://ca.test/dir'}\n").unwrap();
+        let acme = config.acme.unwrap();
+        assert!(problems.is_empty() && !acme.accepts_terms && acme.contact.is_empty());
+        assert_eq!(acme.account_key_file, Path::new(ACCOUNT_KEY_FILE));
+        assert_eq!(
+            (acme.key, acme.domains),
+            (CertificateKeyKind::EcdsaP256, AcmeDomains::Marked)
+        );
+        assert!(load("").unwrap().0.acme.is_none());
+        let all = "acme: {directory_url: 'https://ca.test:14000/dir', contact: [a@b.test, 'mailto:c@d.test'], \
+                   accept_terms_of_service: true, account_key_file: a.key, key: rsa-2048, domains: all}\n";
+        let acme = load(all).unwrap().0.acme.unwrap();
+        assert_eq!(acme.contact, ["mailto:a@b.test", "mailto:c@d.test"]);
+        assert!(acme.accepts_terms && acme.account_key_file.ends_with("a.key"));
+        assert_eq!(
+            (acme.key, acme.domains),
+            (CertificateKeyKind::Rsa2048, AcmeDomains::All)
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_authority_is_said() {
+        for (wrong, key) in [
+            ("{}", "acme"),
+            ("{directory_url: 'http://ca.test/dir'}", "acme.directory_url"),
+            ("{directory_url: ca.test}", "acme.directory_url"),
+            (
+                "{directory_url: 'https://ca.test/', contact: [nobody]}",
+                "acme.contact[0]",
+            ),
+            ("{directory_url: 'https://ca.test/', ca_file: none.pem}", "acme.ca_file"),
+            ("{directory_url: 'https://ca.test/', key: dsa}", "acme.key"),
+            ("{directory_url: 'https://ca.test/', domains: some}", "acme.domains"),
+            ("{directory_url: 'https://ca.test/', dns: x}", "acme.dns"),
+        ] {
+            let problems = load(&format!("acme: {wrong}\n")).unwrap_err();
+            assert!(problems[0].contains(&format!("{key}: ")), "{wrong}: {problems:?}");
+        }
+    }
+}
