@@ -1,5 +1,6 @@
 //! The built program between real peers, from outside: what "Done" means.
 
+mod acme;
 mod admin;
 mod channels;
 mod clients;

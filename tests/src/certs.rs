@@ -103,6 +103,11 @@ impl Authority {
         self.issue_for(names, &key, 365, ExtendedKeyUsage::new().server_auth())
     }
 
+    /// A server certificate that began 30 days ago and ends in 10.
+    pub fn ending(&self, names: &[&str]) -> Result<Pair> {
+        self.issue(names, 10, ExtendedKeyUsage::new().server_auth())
+    }
+
     /// A certificate that a client can present.
     pub fn client(&self, name: &str) -> Result<Pair> {
         self.issue(&[name], 365, ExtendedKeyUsage::new().client_auth())

@@ -25,6 +25,7 @@ pub mod load;
 pub mod lookup;
 pub mod memcached;
 pub mod nginx;
+pub mod pebble;
 pub mod player;
 pub mod portico;
 pub mod redis;
